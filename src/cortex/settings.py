@@ -1,0 +1,316 @@
+"""
+Settings of this installation and where its files lie. Built once per process, at the edge, and passed in.
+
+`SETTINGS` declares each setting once: flag, environment variable, default and help come from the same row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from cortex.errors import CortexError
+
+MAX_SOCKET_PATH_BYTES = 97
+"""HAProxy's limit for the path of a unix socket it binds. Source: docs of HAProxy 2.8, `bind`, and our own runs."""
+LONGEST_SOCKET_NAME = "l-0123456789ab.sock.tmp"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Every setting of a local environment, with its default and the reason for it."""
+
+    home: Path
+    """State, artifacts, logs, sockets, token; mode 0700. `CORTEX_HOME`."""
+    host: str = "127.0.0.1"
+    """Bind address of the ingress. Loopback by default, since there are no keys yet. `CORTEX_HOST`."""
+    port: int = 8880
+    """Ingress port. `CORTEX_PORT`."""
+    port_given: bool = False
+    """A port that was set and is taken is an error; the default one moves to the next free one."""
+    operator_port: int = 8881
+    """Control plane's port, always on loopback. `CORTEX_OPERATOR_PORT`."""
+    operator_port_given: bool = False
+    environment: str = "local"
+    """`CORTEX_ENV`."""
+    hold_timeout_s: float = 5.0
+    """How long requests wait in a dead replica's socket for its replacement: a replacement takes well under a
+    second, and a caller that waits longer is better told."""
+    start_timeout_s: float = 300.0
+    """A replica that makes no progress for this long while starting is given up. `CORTEX_START_TIMEOUT`."""
+    drain_timeout_s: float = 60.0
+    """How long a replica that leaves may finish what it holds."""
+    health_interval_s: float = 2.0
+    """How often the agent asks each replica how it is."""
+    hung_after_s: float = 5.0
+    """No answer for this long, or an event loop that stood still this long with no request running: hung."""
+
+
+@dataclass(frozen=True)
+class HomeLayout:
+    """Where each file of an installation lies. Knows names only; creates nothing but through `prepare`."""
+
+    home: Path
+
+    @property
+    def state_file(self) -> Path:
+        return self.home / "state.db"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.home / "artifacts"
+
+    @property
+    def logs(self) -> Path:
+        """`controlplane.log`, `agent.log`, `launcher-….log`, `ingress.log`, and `replicas/<id>.log`."""
+        return self.home / "logs"
+
+    @property
+    def replica_logs(self) -> Path:
+        return self.logs / "replicas"
+
+    @property
+    def stats(self) -> Path:
+        """Counters that replicas write; merged and deleted by the control plane."""
+        return self.home / "stats"
+
+    @property
+    def node(self) -> Path:
+        """What the agent needs to find its replicas, launchers and ingress again."""
+        return self.home / "node"
+
+    @property
+    def reports(self) -> Path:
+        """Reports of our own faults."""
+        return self.home / "reports"
+
+    @property
+    def token_file(self) -> Path:
+        """Bearer token of the control plane's API, mode 0600."""
+        return self.home / "token"
+
+    @property
+    def down_mark(self) -> Path:
+        """Present after `cortex down`: nothing starts by itself."""
+        return self.home / "down"
+
+    @property
+    def controlplane_file(self) -> Path:
+        """Pid, start ticks, boot id and port of the running control plane, as JSON."""
+        return self.home / "controlplane.json"
+
+    @property
+    def agent_file(self) -> Path:
+        return self.home / "agent.json"
+
+    @property
+    def ports_file(self) -> Path:
+        """Ports chosen because the default ones were taken, remembered."""
+        return self.home / "ports.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held while starting or stopping, so that two commands do not both do it."""
+        return self.home / "lock"
+
+    @property
+    def sockets(self) -> Path:
+        """Folder of the unix sockets: under the home if its path is short enough, else in the runtime folder."""
+        inside = self.home / "run"
+        if len(os.fsencode(inside / LONGEST_SOCKET_NAME)) <= MAX_SOCKET_PATH_BYTES:
+            return inside
+        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:12]
+        # Not from XDG_RUNTIME_DIR: two shells with different environments must find the same sockets.
+        runtime = Path(f"/run/user/{os.getuid()}")
+        base = runtime if runtime.is_dir() else Path("/tmp")  # owner and mode are checked in `prepare`
+        return base / f"cortex-{os.getuid()}-{digest}"
+
+    @property
+    def agent_socket(self) -> Path:
+        return self.sockets / "agent.sock"
+
+    @property
+    def ingress_socket(self) -> Path:
+        return self.sockets / "haproxy.sock"
+
+    def launcher_socket(self, key: str) -> Path:
+        return self.sockets / f"l-{key[:12]}.sock"
+
+    def slot_socket(self, stem: str) -> Path:
+        return self.sockets / f"r-{stem}.sock"
+
+    def control_socket(self, stem: str) -> Path:
+        return self.sockets / f"c-{stem}.sock"
+
+    def prepare(self) -> None:
+        """
+        Create every folder with mode 0700.
+
+        Raises:
+            UnusableHome: a folder cannot be made or written, or belongs to someone else.
+        """
+        for folder in (
+            self.home,
+            self.artifacts,
+            self.logs,
+            self.replica_logs,
+            self.stats,
+            self.node,
+            self.sockets,
+        ):
+            _private_folder(folder)
+
+
+class UnusableHome(CortexError):
+    """A folder of ours cannot be used; names it and says why."""
+
+    reference = "unusable-home"
+
+    def __init__(self, folder: Path, reason: str, hint: str) -> None:
+        self.folder = folder
+        self.hint = hint
+        super().__init__(f"{folder}: {reason}")
+
+
+def _private_folder(folder: Path) -> None:
+    advice = "set CORTEX_HOME to a folder that you own and can write"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except FileExistsError as error:
+        raise UnusableHome(folder, "is in the way: a folder is needed here, not a file", advice) from error
+    except OSError as error:
+        raise UnusableHome(folder, f"cannot be created ({error.strerror})", advice) from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise UnusableHome(folder, "is a link or a file, not a folder", advice)
+    if found.st_uid != os.getuid():
+        raise UnusableHome(folder, f"belongs to user {found.st_uid}, not to you ({os.getuid()})", advice)
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UnusableHome(folder, "cannot be written", advice)
+
+
+class WrongSetting(CortexError):
+    """A flag or environment variable has a value that cannot be meant."""
+
+    reference = "wrong-setting"
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the settings table."""
+
+    field: str
+    flag: str
+    variable: str
+    default: str
+    help: str
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        field="home",
+        flag="--home",
+        variable="CORTEX_HOME",
+        default="~/.cortex",
+        help="Folder of state, artifacts, logs, sockets and token.",
+    ),
+    Setting(
+        field="port", flag="--port", variable="CORTEX_PORT", default="8880", help="Port of the prediction APIs."
+    ),
+    Setting(
+        field="operator_port",
+        flag="--operator-port",
+        variable="CORTEX_OPERATOR_PORT",
+        default="8881",
+        help="Port of the control plane, always on loopback.",
+    ),
+    Setting(
+        field="host",
+        flag="--host",
+        variable="CORTEX_HOST",
+        default="127.0.0.1",
+        help="Address that the prediction APIs bind.",
+    ),
+    Setting(
+        field="environment",
+        flag="--env",
+        variable="CORTEX_ENV",
+        default="local",
+        help="Environment to talk to; see `cortex configure`.",
+    ),
+    Setting(
+        field="start_timeout_s",
+        flag="--start-timeout",
+        variable="CORTEX_START_TIMEOUT",
+        default="300",
+        help="Seconds without progress after which a starting replica is given up.",
+    ),
+)
+
+
+def load_settings(environ: Mapping[str, str], **flags: str | None) -> Settings:
+    """
+    Settings from flags, then environment variables, then defaults. Empty values count as absent.
+
+    Args:
+        environ: the environment of the process.
+        flags: values of flags by field name; None when a flag was not given.
+
+    Raises:
+        WrongSetting: a port is no number from 1 to 65535, or a time is no positive number; names the variable.
+    """
+    values: dict[str, str] = {}
+    given: set[str] = set()
+    for setting in SETTINGS:
+        value = flags.get(setting.field) or environ.get(setting.variable)
+        if value:
+            given.add(setting.field)
+        values[setting.field] = value or setting.default
+    return Settings(
+        home=Path(os.path.abspath(os.path.expanduser(values["home"]))),
+        host=values["host"],
+        port=_port("port", values["port"]),
+        port_given="port" in given,
+        operator_port=_port("operator_port", values["operator_port"]),
+        operator_port_given="operator_port" in given,
+        environment=values["environment"],
+        start_timeout_s=_seconds("start_timeout_s", values["start_timeout_s"]),
+    )
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The environment variables that give a child process the same settings."""
+    return {
+        "CORTEX_HOME": str(settings.home),
+        "CORTEX_HOST": settings.host,
+        "CORTEX_PORT": str(settings.port),
+        "CORTEX_OPERATOR_PORT": str(settings.operator_port),
+        "CORTEX_ENV": settings.environment,
+        "CORTEX_START_TIMEOUT": str(settings.start_timeout_s),
+    }
+
+
+def _variable(field: str) -> str:
+    return next(s.variable for s in SETTINGS if s.field == field)
+
+
+def _port(field: str, value: str) -> int:
+    if value.isascii() and value.isdigit() and 1 <= int(value) <= 65535:
+        return int(value)
+    raise WrongSetting(f"{_variable(field)} must be a port from 1 to 65535, not {value!r}")
+
+
+def _seconds(field: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if 0 < seconds < 1e9:
+        return seconds
+    raise WrongSetting(f"{_variable(field)} must be a number of seconds above 0, not {value!r}")

@@ -1,0 +1,1 @@
+"""The wanted state and its history, durable. One transaction a deploy; readers never see half of one."""

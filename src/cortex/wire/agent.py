@@ -1,0 +1,103 @@
+"""
+What the control plane asks an agent, over the agent's unix socket: one request frame, one reply frame.
+
+A connection carries any number of requests, one after the other; long ones (`Observe`, `InspectBuild`) get a
+connection of their own.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cortex.ids import ApiKey, ReplicaId
+from cortex.wire.build import BuildSpec
+from cortex.wire.launch import InspectReport
+from cortex.wire.orders import Orders
+from cortex.wire.reports import AgentReport
+
+
+class Observe(msgspec.Struct, frozen=True, kw_only=True, tag="observe"):
+    """Answer with the report as soon as it differs from (`agent`, `serial`), or when the time is up."""
+
+    agent: str = ""
+    serial: int = -1
+    timeout_s: float = 0.0
+
+
+class GiveOrders(msgspec.Struct, frozen=True, kw_only=True, tag="give_orders"):
+    """Carry these out; answered with the report after they were accepted, not after they were finished."""
+
+    orders: Orders
+
+
+class InspectBuild(msgspec.Struct, frozen=True, kw_only=True, tag="inspect_build"):
+    """Load model and handler in a short-lived child and say what they are."""
+
+    build: BuildSpec
+    timeout_s: float
+
+
+class ReadLogs(msgspec.Struct, frozen=True, kw_only=True, tag="read_logs"):
+    """Log lines of an api's replicas on this node, in time order."""
+
+    api: ApiKey
+    since_wall_s: float | None = None
+    replica: ReplicaId | None = None
+    request: str | None = None
+    """Only lines of this request id."""
+    tail: int | None = 100
+    """At most this many of the last lines; None: all that are kept."""
+    cursor: str = ""
+    """From an earlier answer: only lines after it."""
+    wait_s: float = 0.0
+    """With a cursor: how long to wait for a first new line."""
+
+
+class StopAgent(msgspec.Struct, frozen=True, kw_only=True, tag="stop_agent"):
+    """Drain and end every replica, the ingress and the launchers, then exit."""
+
+    drain_timeout_s: float
+
+
+AgentRequest = Observe | GiveOrders | InspectBuild | ReadLogs | StopAgent
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line that a replica wrote."""
+
+    wall_s: float
+    replica: ReplicaId
+    text: str
+    stream: str = "out"
+    """`out`, `err`, or `log` for lines of ours and of Python's logging."""
+    level: str = ""
+    request: str = ""
+    """Id of the request that caused it, if one did."""
+
+
+class LogLines(msgspec.Struct, frozen=True, kw_only=True, tag="log_lines"):
+    lines: tuple[LogLine, ...]
+    cursor: str
+    """Pass back to read on; opaque."""
+
+
+class Observed(msgspec.Struct, frozen=True, kw_only=True, tag="observed"):
+    report: AgentReport
+
+
+class InspectedBuild(msgspec.Struct, frozen=True, kw_only=True, tag="inspected_build"):
+    report: InspectReport
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """The request was not carried out: a stale epoch, an unknown request, or a fault of ours."""
+
+    reason: str
+    stale_epoch: bool = False
+
+
+class Stopping(msgspec.Struct, frozen=True, kw_only=True, tag="stopping"):
+    pass
+
+
+AgentReply = Observed | InspectedBuild | LogLines | Refused | Stopping

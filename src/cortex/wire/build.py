@@ -1,0 +1,74 @@
+"""What a replica executes and with which resources: everything by digest, nothing by path."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from cortex.ids import ApiKey, Revision, Version
+
+ModelFormat = Literal["onnx", "tensorflow"]
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """Room that one replica asks for."""
+
+    cpu_millis: int = 200
+    mem_bytes: int | None = None
+    """None: no request; counts as the most that this version was seen to use."""
+    gpus: int = 0
+
+
+class ModelArtifact(msgspec.Struct, frozen=True, kw_only=True):
+    """A model in the artifact store."""
+
+    format: ModelFormat
+    tree: str
+    """Digest of the stored folder that holds the model's files under their own names."""
+    entry: str
+    """Path inside that folder: `model.onnx`, or `.` for a SavedModel folder."""
+    signature_key: str | None = None
+    source: str = ""
+    """Where it came from, for people; never used to load it, secrets masked."""
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """A request body that should work."""
+
+    body: bytes
+    content_type: str = "application/json"
+    gate: bool = False
+    """True: a replica that does not answer it with 2xx never becomes ready. False: a failure only warns."""
+
+
+class TrackerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What is counted of each prediction."""
+
+    model_type: Literal["classification", "regression"]
+    key: str | None = None
+
+
+class BuildSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One immutable build of an api plus what else rolls its replicas.
+
+    `version` covers model, project, handler, signature key, tracker, batching, env and the refresh counter;
+    `revision` covers `version` and resources and concurrency. The sample is in neither: it only guards the start.
+    """
+
+    api: ApiKey
+    version: Version
+    revision: Revision
+    model: ModelArtifact
+    project: str | None = None
+    """Digest of the project's stored folder; None when the api has no handler."""
+    handler: str | None = None
+    """Path of the handler's file inside the project."""
+    tracker: TrackerConfig | None = None
+    env: dict[str, str] = {}
+    batching: bool = True
+    concurrency: int | None = None
+    """Requests inside handler code at once; None: 1 for sync handlers, 64 for async."""
+    resources: Resources = Resources()
+    sample: Sample | None = None

@@ -1,0 +1,184 @@
+"""What an agent tells a launcher, and what a replica's control socket answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cortex.errors import Problem
+from cortex.ids import ApiKey, ReplicaId, Revision, Version
+from cortex.wire.build import ModelFormat, Resources, Sample, TrackerConfig
+from cortex.wire.reports import Phase
+from cortex.wire.signature import Signature
+
+
+class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A build with its digests resolved to paths on this node: all that a replica process needs to know."""
+
+    replica: ReplicaId
+    attempt: int
+    api: ApiKey
+    version: Version
+    revision: Revision
+    home: str
+    """Only for the process title."""
+    model_format: ModelFormat
+    model_path: str
+    signature_key: str | None = None
+    project_dir: str | None = None
+    handler: str | None = None
+    tracker: TrackerConfig | None = None
+    env: dict[str, str] = {}
+    batching: bool = True
+    concurrency: int | None = None
+    resources: Resources = Resources()
+    threads: int = 1
+    """Threads for the backend and for numeric libraries, from the cpu request."""
+    sample: Sample | None = None
+    log_path: str = ""
+    stats_path: str = ""
+    start_timeout_s: float = 300.0
+
+
+class Fork(msgspec.Struct, frozen=True, kw_only=True, tag="fork"):
+    """Fork a replica. Sent with two descriptors: the slot's listening socket and the control listening socket."""
+
+    spec: ReplicaSpec
+
+
+class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag="inspect"):
+    """Fork a short-lived child that loads model and handler and reports what they are. No descriptors."""
+
+    request: str
+    """Answered with the same mark."""
+    spec: ReplicaSpec
+    model: bool = True
+    """Load and describe the model."""
+    handler: bool = True
+    """Import and check the handler."""
+    run_sample: bool = False
+    """Also try the sample through the model alone."""
+
+
+class Hold(msgspec.Struct, frozen=True, kw_only=True, tag="hold"):
+    """Keep a copy of this slot's listening socket (one descriptor), so that it outlives agent and replica."""
+
+    replica: ReplicaId
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True, tag="release"):
+    """Close the kept copy of this slot's listening socket."""
+
+    replica: ReplicaId
+
+
+class Slots(msgspec.Struct, frozen=True, kw_only=True, tag="slots"):
+    """Hand back a copy of each kept listening socket: answered by `SlotHeld` messages, then `SlotsEnd`."""
+
+
+LauncherRequest = Fork | Inspect | Hold | Release | Slots
+
+
+class Forked(msgspec.Struct, frozen=True, kw_only=True, tag="forked"):
+    replica: ReplicaId
+    attempt: int
+    pid: int
+
+
+class ForkFailed(msgspec.Struct, frozen=True, kw_only=True, tag="fork_failed"):
+    replica: ReplicaId
+    attempt: int
+    reason: str
+
+
+class ChildExited(msgspec.Struct, frozen=True, kw_only=True, tag="child_exited"):
+    """A replica the launcher forked has ended. Kept and repeated to a new agent until it disconnects."""
+
+    pid: int
+    replica: ReplicaId
+    attempt: int
+    code: int | None
+    signal: int | None
+
+
+class Inspected(msgspec.Struct, frozen=True, kw_only=True, tag="inspected"):
+    request: str
+    report: InspectReport
+
+
+class SlotHeld(msgspec.Struct, frozen=True, kw_only=True, tag="slot_held"):
+    """Comes with one descriptor."""
+
+    replica: ReplicaId
+
+
+class SlotsEnd(msgspec.Struct, frozen=True, kw_only=True, tag="slots_end"):
+    pass
+
+
+class InspectReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model and a handler turned out to be; `problems` is empty when both are usable."""
+
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    signature: Signature | None = None
+    signature_keys: tuple[str, ...] = ()
+    has_pre: bool = False
+    has_post: bool = False
+    is_async: bool = False
+    batchable: bool = False
+    notes: tuple[str, ...] = ()
+
+
+LauncherReply = Forked | ForkFailed | ChildExited | Inspected | SlotHeld | SlotsEnd
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True, tag="ask"):
+    """To a replica's control socket: answer with your status now."""
+
+
+class AskListener(msgspec.Struct, frozen=True, kw_only=True, tag="ask_listener"):
+    """To a replica's control socket: answer with your status and a copy of your listening socket."""
+
+
+class Drain(msgspec.Struct, frozen=True, kw_only=True, tag="drain"):
+    """To a replica's control socket: finish what you hold for at most `timeout_s`, then exit 0."""
+
+    timeout_s: float
+
+
+ReplicaRequest = Ask | AskListener | Drain
+
+
+class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Sent by a replica on its control socket: on connect, on each change of phase, and as the answer to `Ask`.
+
+    Answered by the health thread, so that it tells of a hung event loop instead of hanging with it.
+    """
+
+    replica: ReplicaId
+    attempt: int
+    pid: int
+    start_ticks: int
+    """Field 22 of /proc/<pid>/stat: with the boot id it makes the pid unmistakable."""
+    spec: ReplicaSpec
+    phase: Phase
+    phase_wall_s: float
+    started_wall_s: float
+    was_ready: bool = False
+    heartbeat_age_s: float = 0.0
+    """Since the event loop last came round."""
+    oldest_request_age_s: float = 0.0
+    """Age of the oldest request in flight; 0 when there is none."""
+    overdue: bool = False
+    """A request has outlived its timeout inside code that cannot be stopped: replace me."""
+    in_flight: int = 0
+    progress: str = ""
+    """What it is doing while it loads, e.g. `importing handler.py`."""
+    progress_wall_s: float = 0.0
+    problem: Problem | None = None
+    """Why it is about to exit."""
+    warnings: tuple[Problem, ...] = ()
+    facts: dict[str, Any] = {}

@@ -1,0 +1,274 @@
+"""
+The control plane's HTTP API, as data: what `client` sends and `controlplane/api.py` answers, JSON both ways.
+
+| call | body | answer |
+|---|---|---|
+| GET /v1/info | | `Info` |
+| POST /v1/blobs/missing | `Digests` | `Digests` |
+| PUT /v1/blobs/{sha256} | the bytes | 204 |
+| POST /v1/deployments/{name} | `DeployRequest` | lines of JSON, each a `DeployEvent`; the last is a `DeployResult` |
+| GET /v1/deployments | | list of `DeploymentStatus` |
+| DELETE /v1/deployments/{name}[/apis/{api}] | | `Removed` |
+| GET /v1/apis[?deployment=] | | list of `ApiStatus` |
+| GET /v1/apis/{deployment}/{api} | | `ApiStatus` with `spec` and `signature` |
+| GET /v1/watch?token=&timeout_s=[&deployment=] | | `Watched`, as soon as it differs from `token` |
+| GET /v1/apis/{deployment}/{api}/logs?… | parameters of `ReadLogs` | `LogLines` |
+| GET /v1/apis/{deployment}/{api}/history | | list of `HistoryLine` |
+| POST /v1/stop | `StopRequest` | `Info` |
+
+Errors: status 4xx or 5xx with `Failure`. Each request carries `authorization: Bearer <token>`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from cortex.errors import Problem
+from cortex.wire.signature import Signature
+
+
+class Status(StrEnum):
+    """What is true of an api now."""
+
+    LIVE = "live"
+    """At least `min_replicas` of the current version are ready."""
+    CREATING = "creating"
+    """The first version is on its way."""
+    UPDATING = "updating"
+    """A new version is replacing the old one, which goes on serving."""
+    UPDATE_FAILED = "update failed"
+    """The new version could not start; the old one serves at full size."""
+    ERROR = "error"
+    """Nothing serves."""
+    OUT_OF_MEMORY = "error (out of memory)"
+    """Replicas were killed for memory."""
+    COMPUTE_UNAVAILABLE = "compute unavailable"
+    """Fewer than `min_replicas` can be placed."""
+    STOPPING = "stopping"
+    """Removed from the configuration, draining."""
+
+
+class ReplicaCounts(msgspec.Struct, frozen=True, kw_only=True):
+    requested: int = 0
+    ready: int = 0
+    """All that are ready, of any revision."""
+    up_to_date: int = 0
+    """Ready and of the wanted revision."""
+    stale: int = 0
+    """Ready, but of an older revision."""
+    failed: int = 0
+    """Of the wanted revision, exited and not up again."""
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """Milliseconds; None before the first request."""
+
+    mean: float | None = None
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+
+
+class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
+    ok: int = msgspec.field(name="2xx", default=0)
+    client_error: int = msgspec.field(name="4xx", default=0)
+    server_error: int = msgspec.field(name="5xx", default=0)
+    latency_ms: Latency = Latency()
+
+
+class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """An api as `cortex get API -o json` shows it; in lists without `tracker`, `spec`, `signature`."""
+
+    deployment: str
+    name: str
+    status: Status
+    endpoint: str
+    version: str
+    """8 hex digits of the wanted version."""
+    last_updated: str | None
+    """RFC 3339, UTC: when it was last deployed with a change."""
+    replicas: ReplicaCounts = ReplicaCounts()
+    requests: RequestCounts = RequestCounts()
+    tracker: dict[str, Any] | None = None
+    reason: str | None = None
+    """Why the status is what it is, when that is not obvious; one or a few lines."""
+    problem: Problem | None = None
+    """The failure behind the reason, with the user's traceback."""
+    crashes: int = 0
+    """Replicas of the current version that ended on their own since it was deployed."""
+    progress: str = ""
+    """While starting: what the replicas are doing."""
+    serving: str = ""
+    """8 digits of the version that answers now, when another is wanted."""
+    notes: tuple[str, ...] = ()
+    spec: dict[str, Any] = {}
+    signature: Signature | None = None
+
+
+class DeploymentStatus(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    status: str
+    """`live`, `updating`, `error`, or `empty`."""
+    apis: int
+    last_updated: str | None
+    source: str = ""
+
+
+class Info(msgspec.Struct, frozen=True, kw_only=True):
+    """The environment as `cortex info` describes it."""
+
+    version: str
+    environment: str
+    home: str
+    operator: str
+    """URL of this API."""
+    ingress: str
+    """URL of the prediction APIs."""
+    pid: int
+    started: str
+    agent_pid: int | None = None
+    ingress_pid: int | None = None
+    ingress_up: bool = False
+    cpu_millis: int = 0
+    mem_bytes: int = 0
+    gpus: int = 0
+    used_cpu_millis: int = 0
+    used_mem_bytes: int = 0
+    used_gpus: int = 0
+    apis: int = 0
+    replicas: int = 0
+    notes: tuple[str, ...] = ()
+
+
+class Digests(msgspec.Struct, frozen=True, kw_only=True):
+    """SHA-256 digests, 64 hex digits each."""
+
+    digests: tuple[str, ...]
+
+
+class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of a project or a model: its bytes are uploaded as a blob."""
+
+    path: str
+    """Relative, with forward slashes, no `..`."""
+    sha256: str
+    executable: bool = False
+
+
+class ModelUpload(msgspec.Struct, frozen=True, kw_only=True):
+    """A local model whose files the CLI uploaded."""
+
+    files: tuple[StoredFile, ...]
+    entry: str
+    format: str
+    note: str = ""
+    """E.g. which version folder was taken."""
+
+
+class SampleUpload(msgspec.Struct, frozen=True, kw_only=True):
+    body: bytes
+    content_type: str
+    gate: bool
+
+
+class ApiUpload(msgspec.Struct, frozen=True, kw_only=True):
+    """One api of a deploy."""
+
+    spec: dict[str, Any]
+    """`spec.models.ApiSpec` as JSON; validated again on arrival."""
+    model: ModelUpload | None = None
+    """None: the control plane's side fetches it from `spec["model"]`."""
+    sample: SampleUpload | None = None
+
+
+class DeployRequest(msgspec.Struct, frozen=True, kw_only=True):
+    deployment: str
+    source: str
+    """Folder of the cortex.yaml, for people and to guard `default`."""
+    apis: tuple[ApiUpload, ...] = ()
+    project: tuple[StoredFile, ...] = ()
+    """Empty when no api has a handler."""
+    dry_run: bool = False
+    force: bool = False
+    prune: bool = False
+    refresh: bool = False
+    """Make new versions even when nothing changed."""
+
+
+class ChangeKind(StrEnum):
+    ADDED = "added"
+    NEW_VERSION = "new version"
+    ROLLED = "rolled"
+    """Same version, new replicas: resources or concurrency changed."""
+    SETTINGS = "settings"
+    """Changed in place: replicas, timeout, max_body, retry, sample."""
+    REMOVED = "removed"
+    UNCHANGED = "unchanged"
+
+
+class ApiChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What a deploy does to one api, and why."""
+
+    api: str
+    kind: ChangeKind
+    causes: tuple[str, ...] = ()
+    """In words: `model changed (sklearn.onnx)`, `handlers/sklearn.py changed`, `cpu 200m -> 500m`."""
+    version: str = ""
+    previous: str = ""
+    endpoint: str = ""
+    breaking: tuple[str, ...] = ()
+    """Signature changes that break callers, in words."""
+    notes: tuple[str, ...] = ()
+    """E.g. which signature or version folder was chosen; fields not in effect yet."""
+
+
+class DeployProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
+    message: str
+    api: str = ""
+    done: int = 0
+    total: int = 0
+
+
+class DeployResult(msgspec.Struct, frozen=True, kw_only=True, tag="result"):
+    """`problems` not empty: nothing was changed."""
+
+    changes: tuple[ApiChange, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    committed: bool = False
+
+
+DeployEvent = DeployProgress | DeployResult
+
+
+class Watched(msgspec.Struct, frozen=True, kw_only=True):
+    token: str
+    apis: tuple[ApiStatus, ...]
+
+
+class Removed(msgspec.Struct, frozen=True, kw_only=True):
+    apis: tuple[str, ...]
+    """`deployment/api` of each that is on its way out."""
+
+
+class HistoryLine(msgspec.Struct, frozen=True, kw_only=True):
+    version: str
+    deployed: str
+    cause: str
+    outcome: str
+
+
+class StopRequest(msgspec.Struct, frozen=True, kw_only=True):
+    drain_timeout_s: float = 30.0
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of every error of this API."""
+
+    error: str
+    """Kebab-case code."""
+    message: str
+    problems: tuple[Problem, ...] = ()

@@ -1,0 +1,71 @@
+"""What the control plane tells an agent to do. Each order is safe to repeat."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cortex.ids import ApiKey, ReplicaId, Version
+from cortex.wire.build import BuildSpec
+
+
+class StartReplica(msgspec.Struct, frozen=True, kw_only=True, tag="start_replica"):
+    """
+    Run this build as this replica, on this replica's own slot.
+
+    A replica that already runs an attempt as high or higher is left alone. A higher attempt than the one that
+    exited starts a new process on the same listening socket, so that waiting requests reach it.
+    """
+
+    replica: ReplicaId
+    attempt: int
+    build: BuildSpec
+
+
+class DrainReplica(msgspec.Struct, frozen=True, kw_only=True, tag="drain_replica"):
+    """Take the replica out of rotation, let it finish what it holds for at most `timeout_s`, then end it."""
+
+    replica: ReplicaId
+    timeout_s: float
+
+
+class ForgetReplica(msgspec.Struct, frozen=True, kw_only=True, tag="forget_replica"):
+    """End the replica now if it still runs, close its slot and stop reporting it."""
+
+    replica: ReplicaId
+
+
+class SetRoute(msgspec.Struct, frozen=True, kw_only=True, tag="set_route"):
+    """
+    Send requests for `path` to these replicas.
+
+    `targets` are all replicas that may serve: the agent keeps those in rotation that are ready, and while none
+    is, holds requests for those whose replacement is on its way.
+    """
+
+    api: ApiKey
+    path: str
+    targets: tuple[ReplicaId, ...]
+    version: Version
+    """The version that answers for the ingress's own errors."""
+    timeout_s: float = 600.0
+    max_body_bytes: int = 100 * 2**20
+    retry: bool = True
+    hold: bool = True
+    """False once nobody will replace the targets that are down: answer 503 at once."""
+
+
+class RemoveRoute(msgspec.Struct, frozen=True, kw_only=True, tag="remove_route"):
+    """Answer 404 for this api from now on."""
+
+    api: ApiKey
+
+
+Order = StartReplica | DrainReplica | ForgetReplica | SetRoute | RemoveRoute
+
+
+class Orders(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch of orders, carried out in this sequence."""
+
+    epoch: int
+    """Who is in charge; an agent refuses a batch with a lower epoch than it has seen."""
+    orders: tuple[Order, ...]

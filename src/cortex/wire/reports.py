@@ -1,0 +1,110 @@
+"""What an agent reports: everything that is true on its node now."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from cortex.errors import Problem
+from cortex.ids import ApiKey, NodeId, ReplicaId, Revision, Version
+from cortex.wire.build import Resources
+from cortex.wire.orders import SetRoute
+
+
+class Phase(StrEnum):
+    """Where a replica is in its life; it only moves down this list."""
+
+    STARTING = "starting"
+    """Ordered; its process is being forked."""
+    LOADING = "loading"
+    """The process imports the handler and loads the model."""
+    WARMING = "warming"
+    """The model is loaded; the sample or a synthetic input is on its way through."""
+    READY = "ready"
+    """Answers requests."""
+    DRAINING = "draining"
+    """Out of rotation; finishes what it holds."""
+    EXITED = "exited"
+    """The process is gone; `exit` says how. Its slot stays open until it is forgotten or started again."""
+
+
+class ExitReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How a replica's process ended."""
+
+    wall_s: float
+    """Seconds since the Unix epoch, for people; never compared."""
+    code: int | None = None
+    """Exit code; None when killed by a signal or unknown."""
+    signal: int | None = None
+    oom: bool = False
+    """Killed by the kernel for memory."""
+    drained: bool = False
+    """Ended because we asked it to."""
+    problem: Problem | None = None
+    """What the replica itself said was wrong, with the user's traceback."""
+    permanent: bool = False
+    """The same build would fail again the same way: handler import, model load, sample gate."""
+
+
+class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica as its agent sees it."""
+
+    replica: ReplicaId
+    api: ApiKey
+    version: Version
+    revision: Revision
+    attempt: int
+    phase: Phase
+    resources: Resources
+    was_ready: bool = False
+    """This attempt has been ready at some time."""
+    started_wall_s: float = 0.0
+    """For people; never compared."""
+    phase_age_s: float = 0.0
+    """How long it has been in `phase`, on the node's monotonic clock, when the report was made."""
+    pid: int | None = None
+    in_flight: int = 0
+    rss_bytes: int = 0
+    peak_rss_bytes: int = 0
+    cpu_s: float = 0.0
+    """CPU time used since it started."""
+    warnings: tuple[Problem, ...] = ()
+    exit: ExitReport | None = None
+
+
+class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine and what a process may really use of it."""
+
+    node: NodeId
+    cpu_millis: int
+    mem_bytes: int
+    gpus: int = 0
+
+
+class IngressReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The HTTP door of the node."""
+
+    up: bool
+    host: str
+    port: int
+    pid: int | None = None
+    restarts: int = 0
+    problem: Problem | None = None
+
+
+class AgentReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything observed on one node."""
+
+    node: NodeReport
+    serial: int
+    """Grows with each change; starts anew with each agent process."""
+    agent: str
+    """Identifies the agent process, so that a serial is never compared across a restart."""
+    epoch: int
+    """Highest epoch this agent has taken orders from."""
+    pid: int
+    started_wall_s: float
+    replicas: tuple[ReplicaReport, ...] = ()
+    routes: tuple[SetRoute, ...] = ()
+    ingress: IngressReport | None = None
