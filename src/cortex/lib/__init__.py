@@ -1,0 +1,1 @@
+"""What handlers import. Light: the standard library only, nothing else of the package."""

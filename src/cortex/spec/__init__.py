@@ -1,0 +1,16 @@
+"""
+What a user may write in cortex.yaml, and how it is said when something is wrong with it. Pure: no I/O here.
+
+Nothing reads a file, the environment or a clock; `loading` parses text that is given to it. Imports `errors` and `ids`
+of the package, and otherwise only pydantic, ruamel.yaml and the standard library. Import from the modules: nothing is
+imported here, so that `quantities` and `problems` stay free of pydantic and ruamel.yaml.
+
+quantities    `200m`, `512Mi`, `1h30m` as exact numbers that remember their spelling
+models        one frozen model per block of cortex.yaml: fields, defaults, rules
+effects       what changing a field does, and which fields have no effect yet
+document      YAML text as a tree with positions, bounded in size and depth
+loading       text of a cortex.yaml to a `ProjectSpec`, or all problems of the file at once
+explanation   what pydantic found, as problems
+problems      the words: quoting, near misses, subjects, rendering, the index of references
+schema        JSON Schema of cortex.yaml for editors
+"""

@@ -11,6 +11,7 @@ from cortex.errors import Problem
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version
 from cortex.planning.model import Desired, WantedApi
 from cortex.wire.launch import InspectReport
+from cortex.wire.operator import StoredFile
 from cortex.wire.reports import ExitReport
 
 
@@ -24,6 +25,9 @@ class ApiRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Signature and handler facts of `wanted.build`."""
     refresh: int = 0
     """Counts `cortex refresh`; part of the version."""
+    project: tuple[StoredFile, ...] = ()
+    """What the project's folder held, so that the next deploy can name the files that changed."""
+    model_files: tuple[StoredFile, ...] = ()
 
 
 class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -163,7 +163,6 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     start_ticks: int
     """Field 22 of /proc/<pid>/stat: with the boot id it makes the pid unmistakable."""
-    spec: ReplicaSpec
     phase: Phase
     phase_wall_s: float
     started_wall_s: float
@@ -181,4 +180,6 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
     """Why it is about to exit."""
     warnings: tuple[Problem, ...] = ()
+    spec: ReplicaSpec | None = None
+    """Only in the answer to `AskListener`."""
     facts: dict[str, Any] = {}

@@ -69,8 +69,11 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     peak_rss_bytes: int = 0
     cpu_s: float = 0.0
     """CPU time used since it started."""
+    progress: str = ""
+    """What it is doing while it starts."""
     warnings: tuple[Problem, ...] = ()
     exit: ExitReport | None = None
+    """Always there when `phase` is `exited`."""
 
 
 class NodeReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,84 @@
+# One command for each thing a developer does. Needs Linux, make, Python 3.11 or later and a package registry.
+# Everything is installed into .venv, again only when pyproject.toml has changed.
+
+VENV := .venv
+BIN := $(VENV)/bin
+CHAOS_SECONDS ?= 60
+ARGS ?=
+
+# uv installs in seconds what takes pip minutes. Without one on PATH it is put into .venv first.
+UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
+INSTALL := $(UV) pip install --python $(BIN)/python
+
+# Files that say what is in .venv.
+CORE := $(VENV)/.installed-core
+DEV := $(VENV)/.installed-dev
+ALL := $(VENV)/.installed-all
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check chaos bench clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(ALL) ## set up .venv with every extra that runs anywhere (TensorFlow, Ray, developer tools)
+
+demo: $(CORE) ## deploy examples/iris on this machine and ask it something
+	@examples/demo.sh
+
+test: $(DEV) ## run the tests; choose with ARGS, e.g. make test ARGS="-k rollout"
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(DEV) ## formatting, lint, types, import direction
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+chaos: $(DEV) ## kill processes under load for CHAOS_SECONDS (60) and count failed requests
+	$(BIN)/python bench/chaos.py --seconds $(CHAOS_SECONDS)
+
+bench: $(DEV) ## measure throughput and latency
+	$(BIN)/python bench/run.py
+
+clean: ## remove .venv, caches and build results (first stop what runs from .venv: .venv/bin/cortex down)
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(CORE): pyproject.toml | $(BIN)/python $(UV)
+	$(INSTALL) --quiet --editable .
+	@touch $@
+
+$(DEV): pyproject.toml | $(BIN)/python $(UV)
+	$(INSTALL) --quiet --editable '.[dev]'
+	@touch $(CORE) $@
+
+$(ALL): pyproject.toml | $(BIN)/python $(UV)
+	$(INSTALL) --editable '.[dev,tensorflow,ray]'
+	@touch $(CORE) $(DEV) $@
+
+# Names on PATH are tried by running them: a version manager's shim may stand for nothing.
+# `make PYTHON=/path/to/python3` tries that one first.
+$(BIN)/python:
+	@test "$$(uname -s)" = Linux || { echo "error: Cortex runs on Linux (on Windows: in WSL2)" >&2; exit 1; }
+	@for python in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
+		found=$$($$python -c 'import sys; sys.version_info >= (3, 11) and print(sys.executable)' 2>/dev/null) || true; \
+		if [ -n "$$found" ]; then break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "error: no Python 3.11 or later on PATH; install one, or name it: make PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	fi; \
+	rm -rf $(VENV); \
+	if [ "$(UV)" != $(BIN)/uv ]; then \
+		$(UV) venv --quiet --python "$$found" $(VENV); \
+	elif "$$found" -c 'import ensurepip, venv' 2>/dev/null; then \
+		"$$found" -m venv $(VENV); \
+	else \
+		echo "error: $$found cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
+		exit 1; \
+	fi
+
+$(BIN)/uv: | $(BIN)/python
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

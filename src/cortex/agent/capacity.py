@@ -1,0 +1,118 @@
+"""
+What a process may really use of this machine: cgroup quota and CPU affinity, memory limit.
+
+Containers see the host's cores in /proc/cpuinfo; sizing by that is how thread pools throttle their neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from cortex.ids import NodeId
+from cortex.wire.reports import NodeReport
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+_UNLIMITED_BYTES = 2**60
+"""cgroup v1 writes a number near 2**63 for "no limit"."""
+
+
+def node_report(node: NodeId, *, root: Path = CGROUP_ROOT, proc: Path = Path("/proc")) -> NodeReport:
+    """Capacity of this machine for us."""
+    return NodeReport(
+        node=node,
+        cpu_millis=usable_cpu_millis(root=root, proc=proc),
+        mem_bytes=usable_memory_bytes(root=root, proc=proc),
+    )
+
+
+def usable_cpu_millis(*, root: Path = CGROUP_ROOT, proc: Path = Path("/proc")) -> int:
+    """
+    Thousandths of a core: the least of affinity and of each cgroup quota from ours up to the root.
+
+    Source: kernel docs, admin-guide/cgroup-v2 (cpu.max) and scheduler/sched-bwc (cpu.cfs_quota_us).
+    """
+    millis = len(os.sched_getaffinity(0)) * 1000
+    for folder in _cgroup_folders(root, proc, controller="cpu"):
+        quota = _quota_millis(folder)
+        if quota is not None:
+            millis = min(millis, max(1, quota))
+    return millis
+
+
+def usable_memory_bytes(*, root: Path = CGROUP_ROOT, proc: Path = Path("/proc")) -> int:
+    """
+    The least of physical memory and of each cgroup limit from ours up to the root.
+
+    Source: kernel docs, cgroup-v2 (memory.max) and cgroup-v1/memory (memory.limit_in_bytes).
+    """
+    memory = _physical_memory_bytes(proc)
+    for folder in _cgroup_folders(root, proc, controller="memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _number(folder / name)
+            if limit is not None and 0 < limit < _UNLIMITED_BYTES:
+                memory = min(memory, limit)
+    return memory
+
+
+def oom_kills(proc: Path = Path("/proc")) -> int:
+    """How many processes the kernel has killed for memory since boot. Source: proc(5), vmstat `oom_kill`."""
+    try:
+        for line in (proc / "vmstat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def _quota_millis(folder: Path) -> int | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()[:2]
+        if quota != "max":
+            return math.floor(int(quota) * 1000 / int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        pass
+    quota_us, period_us = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+    if quota_us is not None and quota_us > 0 and period_us:
+        return math.floor(quota_us * 1000 / period_us)
+    return None
+
+
+def _cgroup_folders(root: Path, proc: Path, *, controller: str) -> Iterator[Path]:
+    """Our cgroup's folder and each above it, for v2 (line `0::/path`) and v1 (line `n:controllers:/path`)."""
+    try:
+        lines = (proc / "self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:
+            mount = root
+        elif controller in controllers.split(","):
+            mount = root / controller
+        else:
+            continue
+        folder = mount / path.lstrip("/")
+        while True:
+            yield folder
+            if folder == mount or mount not in folder.parents:
+                break
+            folder = folder.parent
+
+
+def _physical_memory_bytes(proc: Path) -> int:
+    for line in (proc / "meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("no MemTotal in /proc/meminfo")
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,757 @@
+"""
+The lives of the node's replicas: from an order to a process, its health, its end, and its slot throughout.
+
+A slot is the listening socket of one replica id. We bind it once and hand it to each attempt, so that requests wait
+in its backlog while an attempt is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from cortex import processes
+from cortex.agent import capacity, channel
+from cortex.agent.launchers import ForkRefused, Launcher, LauncherLost, Launchers
+from cortex.clock import Clock
+from cortex.errors import CortexError, Problem
+from cortex.ids import ReplicaId, socket_stem
+from cortex.processes import ProcessIdentity
+from cortex.settings import HomeLayout, Settings
+from cortex.wire.build import BuildSpec
+from cortex.wire.launch import Ask, AskListener, ChildExited, Drain, ReplicaSpec, ReplicaStatus
+from cortex.wire.orders import StartReplica
+from cortex.wire.reports import ExitReport, Phase, ReplicaReport
+
+log = logging.getLogger(__name__)
+
+SLOT_BACKLOG = 4096
+"""Requests that can wait in a slot; the kernel caps it at net.core.somaxconn."""
+EXIT_STATUS_WAIT_S = 0.3
+"""After a process ended, how long the launcher may take to tell how; a dead launcher never does."""
+KILL_AFTER_S = 2.0
+"""A replica that was told to end and is not serving gets this long before SIGKILL."""
+LAUNCH_TRIES = 3
+
+
+class Resolver(Protocol):
+    """Turns digests into paths on this node."""
+
+    def __call__(self, build: BuildSpec) -> tuple[Path, Path | None]:
+        """The model's path and the project's folder. Raises CortexError: missing or corrupt."""
+        ...
+
+
+class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What is written down to find a replica again after our own restart."""
+
+    order: StartReplica
+    identity: ProcessIdentity | None = None
+    was_ready: bool = False
+    started_wall_s: float = 0.0
+
+
+@dataclass(eq=False)
+class Replica:
+    """One replica as this agent knows it."""
+
+    order: StartReplica
+    slot: socket.socket
+    phase: Phase = Phase.STARTING
+    phase_since_s: float = 0.0
+    started_wall_s: float = 0.0
+    identity: ProcessIdentity | None = None
+    pidfd: int | None = None
+    control: channel.Channel | None = None
+    connecting: bool = False
+    status: ReplicaStatus | None = None
+    answered_s: float = 0.0
+    progress: str = ""
+    progress_since_s: float = 0.0
+    was_ready: bool = False
+    exit: ExitReport | None = None
+    ended_by_us: Problem | None = None
+    """Why we killed it, when that was not asked for."""
+    gone: bool = False
+    """The process has ended; how is still being found out, so `phase` does not say so yet."""
+    unready_since_s: float | None = None
+    """Since when the slot, once ready, has had nobody to serve it; None while it has, or never had."""
+    hold_expired: bool = False
+    """Nobody will come soon: requests are not held for this slot any more."""
+    stopping: bool = False
+    oom_kills_before: int = 0
+    rss_bytes: int = 0
+    peak_rss_bytes: int = 0
+    cpu_s: float = 0.0
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def id(self) -> ReplicaId:
+        return self.order.replica
+
+    @property
+    def stem(self) -> str:
+        return socket_stem(self.order.replica)
+
+    @property
+    def label(self) -> str:
+        return f"{self.id} (attempt {self.order.attempt})"
+
+
+class Replicas:
+    """
+    Every replica of the node.
+
+    Args:
+        resolve: finds the bytes of a build in the artifact store.
+        quiesced: returns once the ingress sends nothing more to a slot's socket (by stem).
+        on_change: called after anything that a report shows has changed.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        layout: HomeLayout,
+        clock: Clock,
+        resolve: Resolver,
+        quiesced: Callable[[str], Awaitable[None]],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._clock = clock
+        self._resolve = resolve
+        self._quiesced = quiesced
+        self._on_change = on_change
+        self._replicas: dict[ReplicaId, Replica] = {}
+        self._exit_statuses: dict[int, ChildExited] = {}
+        self._exit_waiters: dict[int, asyncio.Event] = {}
+        self.launchers = Launchers(
+            settings=settings,
+            layout=layout,
+            clock=clock,
+            on_child_exited=self._child_exited,
+            slots_of=self._slots_of,
+        )
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(tuple(self._replicas.values()))
+
+    def get(self, replica: ReplicaId) -> Replica | None:
+        return self._replicas.get(replica)
+
+    # ---- orders -------------------------------------------------------------------------------------------------
+
+    def start(self, order: StartReplica) -> None:
+        """Carry out a start order; see `StartReplica` for what repeats do."""
+        known = self._replicas.get(order.replica)
+        if known is not None and (known.order.attempt >= order.attempt or known.phase is not Phase.EXITED):
+            return
+        if known is None:
+            replica = Replica(order=order, slot=self._bind_slot(socket_stem(order.replica)))
+        else:
+            replica = Replica(
+                order=order,
+                slot=known.slot,
+                unready_since_s=known.unready_since_s,
+                hold_expired=known.hold_expired,
+            )
+        replica.started_wall_s = self._clock.wall_s()
+        replica.oom_kills_before = capacity.oom_kills()
+        self._replicas[order.replica] = replica
+        self._set_phase(replica, Phase.STARTING)
+        self._remember(replica)
+        self._spawn(replica, self._launch(replica))
+
+    def drain(self, replica_id: ReplicaId, timeout_s: float) -> None:
+        """Take it out of rotation, let it finish, end it."""
+        replica = self._replicas.get(replica_id)
+        if replica is None or replica.stopping or replica.phase is Phase.EXITED:
+            return
+        replica.stopping = True
+        self._set_phase(replica, Phase.DRAINING)
+        self._spawn(replica, self._drain(replica, timeout_s))
+
+    def forget(self, replica_id: ReplicaId) -> None:
+        """End it now if it still runs, and drop its slot."""
+        replica = self._replicas.pop(replica_id, None)
+        if replica is None:
+            return
+        self._kill(replica, signal.SIGKILL)
+        for task in replica.tasks:
+            task.cancel()
+        self._unwatch(replica)
+        self._launcher_of(replica.order.build).release(replica.id)
+        self._layout.slot_socket(replica.stem).unlink(missing_ok=True)
+        self._layout.control_socket(replica.stem).unlink(missing_ok=True)
+        self._record_file(replica.stem).unlink(missing_ok=True)
+        self._turn_away_waiting(replica)
+        replica.slot.close()
+        self._on_change()
+
+    # ---- reports ------------------------------------------------------------------------------------------------
+
+    def reports(self) -> tuple[ReplicaReport, ...]:
+        now_s = self._clock.monotonic_s()
+        return tuple(self._report(replica, now_s) for replica in self._replicas.values())
+
+    def _report(self, replica: Replica, now_s: float) -> ReplicaReport:
+        status = replica.status
+        build = replica.order.build
+        return ReplicaReport(
+            replica=replica.id,
+            api=build.api,
+            version=build.version,
+            revision=build.revision,
+            attempt=replica.order.attempt,
+            phase=replica.phase,
+            resources=build.resources,
+            was_ready=replica.was_ready,
+            started_wall_s=replica.started_wall_s,
+            phase_age_s=max(0.0, now_s - replica.phase_since_s),
+            pid=replica.identity.pid if replica.identity and replica.phase is not Phase.EXITED else None,
+            in_flight=status.in_flight if status else 0,
+            rss_bytes=replica.rss_bytes,
+            peak_rss_bytes=replica.peak_rss_bytes,
+            cpu_s=replica.cpu_s,
+            progress=replica.progress,
+            warnings=status.warnings if status else (),
+            exit=replica.exit,
+        )
+
+    # ---- after our own restart ----------------------------------------------------------------------------------
+
+    async def adopt(self) -> None:
+        """Find the replicas that a former agent left behind, with their sockets."""
+        await self.launchers.adopt()
+        held: dict[ReplicaId, socket.socket] = {}
+        for launcher in self.launchers:
+            with contextlib.suppress(LauncherLost):
+                held |= await launcher.recover_slots(timeout_s=5.0)
+        folder = self._layout.node / "replicas"
+        records = []
+        for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+            try:
+                records.append(msgspec.json.decode(file.read_bytes(), type=ReplicaRecord))
+            except (OSError, msgspec.MsgspecError) as error:
+                log.warning("a replica's record cannot be read: %s: %s", file, error)
+        await asyncio.gather(*(self._adopt(record, held) for record in records))
+        for replica, sock in held.items():
+            log.info("a slot is of no use any more: %s", replica)
+            sock.close()
+        self._on_change()
+
+    async def _adopt(self, record: ReplicaRecord, held: dict[ReplicaId, socket.socket]) -> None:
+        order = record.order
+        stem = socket_stem(order.replica)
+        status, listener = await self._ask_for_listener(stem)
+        if status is not None and (status.replica, status.attempt) != (order.replica, order.attempt):
+            status = None
+        slot = held.pop(order.replica, None) or listener
+        if slot is listener:
+            listener = None
+        if listener is not None:
+            listener.close()
+        if slot is None:
+            slot = self._bind_slot(stem)
+        replica = Replica(
+            order=order, slot=slot, was_ready=record.was_ready, started_wall_s=record.started_wall_s
+        )
+        replica.oom_kills_before = capacity.oom_kills()
+        replica.phase_since_s = self._clock.monotonic_s()
+        self._replicas[order.replica] = replica
+        if status is not None:
+            replica.identity = ProcessIdentity(
+                pid=status.pid, start_ticks=status.start_ticks, boot_id=processes.boot_id()
+            )
+            log.info("adopted %s, pid %s", replica.label, status.pid)
+            if self._watch(replica):
+                self._status_received(replica, status)
+                await self._connect_control(replica)
+                return
+        if record.identity is not None and processes.send_signal(record.identity, signal.SIGKILL):
+            log.warning("%s did not answer and was ended", replica.label)
+        if record.was_ready:
+            self._hold(replica)
+        said = self._said_at_exit(replica)
+        self._finish(replica, ExitReport(wall_s=self._clock.wall_s(), **said))  # type: ignore[arg-type]
+
+    async def _ask_for_listener(self, stem: str) -> tuple[ReplicaStatus | None, socket.socket | None]:
+        """What answers on a replica's control socket, if anything does, and its listening socket."""
+        answer: asyncio.Future[tuple[ReplicaStatus, socket.socket]] = (
+            asyncio.get_running_loop().create_future()
+        )
+
+        def received(payload: bytes, fds: list[int]) -> None:
+            if fds and not answer.done():
+                answer.set_result((_STATUS.decode(payload), socket.socket(fileno=fds.pop(0))))
+            for fd in fds:
+                os.close(fd)
+
+        def closed() -> None:
+            if not answer.done():
+                answer.set_exception(ConnectionResetError())
+
+        try:
+            conn = await channel.connect(
+                self._layout.control_socket(stem), on_frame=received, on_close=closed, timeout_s=2.0
+            )
+        except OSError:
+            return None, None
+        conn.send(msgspec.json.encode(AskListener()))
+        try:
+            async with asyncio.timeout(self._settings.hung_after_s):
+                return await answer
+        except (OSError, msgspec.MsgspecError):
+            return None, None
+        finally:
+            conn.close()
+
+    # ---- starting -----------------------------------------------------------------------------------------------
+
+    async def _launch(self, replica: Replica) -> None:
+        build = replica.order.build
+        try:
+            model, project = await asyncio.to_thread(self._resolve, build)
+            spec = self.replica_spec(replica.order, model, project)
+            launcher = self._launcher_of(build)
+            for tries_left in reversed(range(LAUNCH_TRIES)):
+                try:
+                    pid = await self._fork(launcher, spec, replica)
+                    break
+                except LauncherLost:
+                    # It may have forked before it died: then the child answers on the control socket.
+                    status, listener = await self._ask_for_listener(replica.stem)
+                    if listener is not None:
+                        listener.close()
+                    if status is not None and status.attempt == replica.order.attempt:
+                        pid = status.pid
+                        break
+                    if not tries_left:
+                        raise
+        except (CortexError, OSError) as error:
+            problem = error.problem() if isinstance(error, CortexError) else _os_problem(error)
+            log.error("%s could not be started: %s", replica.label, problem.message)
+            self._finish(replica, ExitReport(wall_s=self._clock.wall_s(), problem=problem))
+            return
+        replica.identity = processes.identify(pid)
+        if replica.identity is None:
+            pid_only = ProcessIdentity(pid=pid, start_ticks=-1, boot_id=processes.boot_id())
+            replica.identity = pid_only
+            await self._ended(replica)
+            return
+        self._remember(replica)
+        if not self._watch(replica):
+            await self._ended(replica)
+            return
+        if replica.phase is Phase.STARTING:
+            self._set_phase(replica, Phase.LOADING)
+        if replica.stopping:
+            self._kill(replica, signal.SIGTERM)
+        await self._connect_control(replica)
+
+    async def _fork(self, launcher: Launcher, spec: ReplicaSpec, replica: Replica) -> int:
+        path = self._layout.control_socket(replica.stem)
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+            control.bind(str(path))
+            control.listen(16)
+            return await launcher.fork(spec, replica.slot, control)
+
+    def replica_spec(self, order: StartReplica, model: Path, project: Path | None) -> ReplicaSpec:
+        """A build with its digests resolved to paths of this node."""
+        build = order.build
+        return ReplicaSpec(
+            replica=order.replica,
+            attempt=order.attempt,
+            api=build.api,
+            version=build.version,
+            revision=build.revision,
+            home=str(self._settings.home),
+            model_format=build.model.format,
+            model_path=str(model),
+            signature_key=build.model.signature_key,
+            project_dir=str(project) if project else None,
+            handler=build.handler,
+            tracker=build.tracker,
+            env=build.env,
+            batching=build.batching,
+            concurrency=build.concurrency,
+            resources=build.resources,
+            threads=threads_for(build.resources.cpu_millis),
+            sample=build.sample,
+            log_path=str(self._layout.replica_logs / f"{order.replica}.log"),
+            stats_path=str(self._layout.stats / f"{order.replica}.{order.attempt}.json"),
+            start_timeout_s=self._settings.start_timeout_s,
+        )
+
+    def _bind_slot(self, stem: str) -> socket.socket:
+        path = self._layout.slot_socket(stem)
+        path.unlink(missing_ok=True)
+        slot = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        slot.setblocking(False)
+        slot.bind(str(path))
+        slot.listen(SLOT_BACKLOG)
+        return slot
+
+    def _launcher_of(self, build: BuildSpec) -> Launcher:
+        return self.launchers.get(build.model.format, build.env)
+
+    def _slots_of(self, key: str) -> dict[ReplicaId, socket.socket]:
+        return {r.id: r.slot for r in self if self._launcher_of(r.order.build).key == key}
+
+    def launcher_keys(self) -> set[str]:
+        """Keys of the launchers that replicas here need."""
+        return {self._launcher_of(r.order.build).key for r in self}
+
+    # ---- living -------------------------------------------------------------------------------------------------
+
+    async def _connect_control(self, replica: Replica) -> None:
+        if replica.connecting or (replica.control is not None and not replica.control.closed):
+            return
+        replica.connecting = True
+        replica.answered_s = self._clock.monotonic_s()
+
+        def received(payload: bytes, fds: list[int]) -> None:
+            for fd in fds:
+                os.close(fd)
+            if self._replicas.get(replica.id) is replica:
+                self._status_received(replica, _STATUS.decode(payload))
+
+        def closed() -> None:
+            replica.control = None
+
+        try:
+            replica.control = await channel.connect(
+                self._layout.control_socket(replica.stem), on_frame=received, on_close=closed, timeout_s=5.0
+            )
+        except OSError as error:
+            log.warning("%s: its control socket does not answer: %s", replica.label, error)
+        finally:
+            replica.connecting = False
+
+    def _status_received(self, replica: Replica, status: ReplicaStatus) -> None:
+        if status.attempt != replica.order.attempt or replica.phase is Phase.EXITED:
+            return
+        replica.status = status
+        replica.answered_s = self._clock.monotonic_s()
+        changed = False
+        if status.progress != replica.progress:
+            replica.progress = status.progress
+            replica.progress_since_s = self._clock.monotonic_s()
+            changed = True
+        if status.phase is Phase.READY and not replica.was_ready:
+            replica.was_ready = True
+            self._remember(replica)
+        if _order(status.phase) > _order(replica.phase):
+            self._set_phase(replica, status.phase)
+        elif changed:
+            self._on_change()
+
+    async def check_health(self) -> None:
+        """Ask each replica how it is; end those that hang, are overdue or do not get on with starting."""
+        now_s = self._clock.monotonic_s()
+        for replica in self:
+            if replica.phase is Phase.EXITED or replica.identity is None:
+                continue
+            self._sample_usage(replica)
+            problem = self._complaint(replica, now_s)
+            if problem is not None and replica.ended_by_us is None:
+                log.error("%s is ended: %s", replica.label, problem.message)
+                replica.ended_by_us = problem
+                self._kill(replica, signal.SIGKILL)
+            elif replica.control is None:
+                self._spawn(replica, self._connect_control(replica))
+            else:
+                replica.control.send(_ASK)
+
+    def _complaint(self, replica: Replica, now_s: float) -> Problem | None:
+        """Why a replica has to be replaced, if it has to."""
+        status, limit_s = replica.status, self._settings.hung_after_s
+        starting = replica.phase in (Phase.STARTING, Phase.LOADING, Phase.WARMING)
+        if starting:
+            stalled_s = now_s - max(replica.phase_since_s, replica.progress_since_s)
+            if stalled_s > self._settings.start_timeout_s:
+                return Problem(
+                    reference="start-timeout",
+                    message=f"no progress for {stalled_s:.0f} s while {replica.progress or 'starting'}",
+                    hint="if it needs longer, set CORTEX_START_TIMEOUT to more seconds and run `cortex down`, "
+                    "`cortex up`",
+                )
+            return None
+        if now_s - replica.answered_s > limit_s + self._settings.health_interval_s:
+            return Problem(reference="hung", message=f"it did not answer its health check for {limit_s:.0f} s")
+        if status is not None and status.overdue and replica.phase is Phase.READY:
+            return Problem(
+                reference="overdue",
+                message="a request outlived its timeout inside code that cannot be stopped",
+            )
+        if status is not None and status.heartbeat_age_s > limit_s and status.oldest_request_age_s == 0.0:
+            return Problem(
+                reference="hung",
+                message=f"its event loop stood still for {status.heartbeat_age_s:.0f} s with no request running",
+            )
+        return None
+
+    def _sample_usage(self, replica: Replica) -> None:
+        assert replica.identity is not None
+        try:
+            fields = Path(f"/proc/{replica.identity.pid}/stat").read_bytes().rsplit(b")", 1)[1].split()
+        except (OSError, IndexError):
+            return
+        replica.cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+        replica.rss_bytes = int(fields[21]) * _PAGE_BYTES
+        replica.peak_rss_bytes = max(replica.peak_rss_bytes, replica.rss_bytes)
+
+    # ---- ending -------------------------------------------------------------------------------------------------
+
+    async def _drain(self, replica: Replica, timeout_s: float) -> None:
+        if not replica.was_ready:
+            self._kill(replica, signal.SIGTERM)
+            await asyncio.sleep(KILL_AFTER_S)
+            self._kill(replica, signal.SIGKILL)
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._quiesced(replica.stem)
+        except TimeoutError:
+            log.warning("%s: the ingress still had requests for it after %s s", replica.label, timeout_s)
+        if replica.control is None:
+            await self._connect_control(replica)
+        if replica.control is not None:
+            replica.control.send(msgspec.json.encode(Drain(timeout_s=timeout_s)))
+        else:
+            self._kill(replica, signal.SIGTERM)
+        await asyncio.sleep(timeout_s + KILL_AFTER_S)
+        log.warning("%s did not end in %s s and is killed", replica.label, timeout_s + KILL_AFTER_S)
+        self._kill(replica, signal.SIGKILL)
+
+    def _kill(self, replica: Replica, number: signal.Signals) -> None:
+        if replica.pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(replica.pidfd, number)
+
+    def _watch(self, replica: Replica) -> bool:
+        """Notice the process's end. False: it has ended already."""
+        assert replica.identity is not None
+        replica.pidfd = processes.open_pidfd(replica.identity)
+        if replica.pidfd is None:
+            return False
+
+        def readable() -> None:
+            self._unwatch(replica)
+            self._spawn(replica, self._ended(replica))
+
+        asyncio.get_running_loop().add_reader(replica.pidfd, readable)
+        return True
+
+    def _unwatch(self, replica: Replica) -> None:
+        if replica.pidfd is not None:
+            asyncio.get_running_loop().remove_reader(replica.pidfd)
+            os.close(replica.pidfd)
+            replica.pidfd = None
+        if replica.control is not None:
+            replica.control.close()
+
+    def _child_exited(self, message: ChildExited) -> None:
+        self._exit_statuses[message.pid] = message
+        waiter = self._exit_waiters.get(message.pid)
+        if waiter is not None:
+            waiter.set()
+        while len(self._exit_statuses) > 1000:
+            self._exit_statuses.pop(next(iter(self._exit_statuses)))
+
+    async def _ended(self, replica: Replica) -> None:
+        """The process is gone: find out how, and say so."""
+        assert replica.identity is not None
+        pid = replica.identity.pid
+        replica.gone = True
+        if replica.was_ready and not replica.stopping:
+            # Out of rotation before anything else; how it ended can wait.
+            self._hold(replica)
+            self._on_change()
+        status = self._exit_statuses.get(pid)
+        if status is None:
+            waiter = self._exit_waiters.setdefault(pid, asyncio.Event())
+            try:
+                async with asyncio.timeout(EXIT_STATUS_WAIT_S):
+                    await waiter.wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._exit_waiters.pop(pid, None)
+            status = self._exit_statuses.get(pid) or _reap(pid)
+        self._exit_statuses.pop(pid, None)
+        said = self._said_at_exit(replica)
+        if replica.ended_by_us is not None:
+            said = {"problem": replica.ended_by_us, "permanent": replica.ended_by_us.reference == "start-timeout"}
+        killed = status.signal if status else None
+        exit_report = ExitReport(
+            wall_s=self._clock.wall_s(),
+            code=status.code if status else None,
+            signal=killed,
+            oom=killed == signal.SIGKILL
+            and replica.ended_by_us is None
+            and not replica.stopping
+            and capacity.oom_kills() > replica.oom_kills_before,
+            drained=replica.stopping,
+            **said,  # type: ignore[arg-type]
+        )
+        self._finish(replica, exit_report)
+
+    def _finish(self, replica: Replica, exit_report: ExitReport) -> None:
+        if self._replicas.get(replica.id) is not replica:
+            return
+        replica.exit = exit_report
+        replica.gone = True
+        self._set_phase(replica, Phase.EXITED)
+        log.info("%s ended: %s", replica.label, describe_exit(exit_report))
+
+    def _said_at_exit(self, replica: Replica) -> dict[str, object]:
+        """What the replica left in writing about its end: it outlives a moment without an agent."""
+        file = self._layout.stats / f"{replica.id}.{replica.order.attempt}.json.exit.json"
+        try:
+            said = msgspec.json.decode(file.read_bytes(), type=LastWords)
+        except (OSError, msgspec.MsgspecError):
+            return {}
+        file.unlink(missing_ok=True)
+        return {"problem": said.problem, "permanent": said.permanent}
+
+    # ---- holding requests ---------------------------------------------------------------------------------------
+
+    def _hold(self, replica: Replica) -> None:
+        """Requests wait for a replacement for a while, then are told that there is none."""
+        if replica.unready_since_s is None:
+            replica.unready_since_s = self._clock.monotonic_s()
+        hold_s = self._settings.hold_timeout_s
+
+        def expire() -> None:
+            current = self._replicas.get(replica.id)
+            if current is None or current.unready_since_s is None or current.hold_expired:
+                return
+            if self._clock.monotonic_s() - current.unready_since_s >= hold_s:
+                current.hold_expired = True
+                self._on_change()
+                self._turn_away_waiting(current)
+
+        asyncio.get_running_loop().call_later(hold_s + 0.01, expire)
+
+    def _turn_away_waiting(self, replica: Replica) -> None:
+        """Close the connections that wait in a slot's backlog: the ingress then tries elsewhere or answers 503."""
+        try:
+            while True:
+                waiting, _ = replica.slot.accept()
+                waiting.close()
+        except OSError:
+            return
+
+    # ---- small things -------------------------------------------------------------------------------------------
+
+    def _set_phase(self, replica: Replica, phase: Phase) -> None:
+        replica.phase = phase
+        replica.phase_since_s = replica.progress_since_s = self._clock.monotonic_s()
+        if phase is Phase.READY:
+            replica.unready_since_s = None
+            replica.hold_expired = False
+        self._on_change()
+
+    def _record_file(self, stem: str) -> Path:
+        return self._layout.node / "replicas" / f"{stem}.json"
+
+    def _remember(self, replica: Replica) -> None:
+        file = self._record_file(replica.stem)
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        record = ReplicaRecord(
+            order=replica.order,
+            identity=replica.identity,
+            was_ready=replica.was_ready,
+            started_wall_s=replica.started_wall_s,
+        )
+        processes.write_identity(file, record)
+
+    def _spawn(self, replica: Replica, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(_logged(work, replica.label))
+        replica.tasks.add(task)
+        task.add_done_callback(replica.tasks.discard)
+
+
+class LastWords(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica writes before it ends for a reason that it can name."""
+
+    problem: Problem
+    permanent: bool = False
+
+
+_STATUS = msgspec.json.Decoder(ReplicaStatus)
+_ASK = msgspec.json.encode(Ask())
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def threads_for(cpu_millis: int) -> int:
+    """Threads for numeric libraries: whole cores of the request, at least one."""
+    return max(1, cpu_millis // 1000)
+
+
+def describe_exit(report: ExitReport) -> str:
+    """How a process ended, in words."""
+    if report.drained:
+        return "drained"
+    if report.oom:
+        return "killed by the kernel for memory"
+    if report.problem is not None:
+        return report.problem.message
+    if report.signal is not None:
+        return f"killed by signal {report.signal} ({signal.strsignal(report.signal) or 'unknown'})"
+    if report.code is not None:
+        return f"exit code {report.code}"
+    return "ended while nobody watched"
+
+
+def _order(phase: Phase) -> int:
+    return list(Phase).index(phase)
+
+
+def _reap(pid: int) -> ChildExited | None:
+    """The status of an orphan that became our child when its launcher died."""
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    if found == 0:
+        return None
+    code = os.waitstatus_to_exitcode(status)
+    return ChildExited(
+        pid=pid,
+        replica=ReplicaId(""),
+        attempt=0,
+        code=code if code >= 0 else None,
+        signal=-code if code < 0 else None,
+    )
+
+
+def _os_problem(error: OSError) -> Problem:
+    return Problem(reference="node-fault", message=f"the node could not start it: {error}")
+
+
+async def _logged(work: Awaitable[None], label: str) -> None:
+    try:
+        await work
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        log.exception("%s: a fault of ours", label)
+
+
+__all__ = ["ForkRefused", "LastWords", "Replica", "Replicas", "describe_exit", "threads_for"]

@@ -1,0 +1,144 @@
+"""What a deploy changes, and why, in words. Pure: old records and new ones in, changes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from cortex.ids import short, split_api_key
+from cortex.state.base import ApiRecord
+from cortex.wire.operator import ApiChange, ChangeKind, StoredFile
+from cortex.wire.signature import Signature, TensorSpec
+
+MOST_FILES_NAMED = 5
+
+
+def describe(old: ApiRecord | None, new: ApiRecord, *, endpoint: str) -> ApiChange:
+    """What becomes of one api that the new configuration holds."""
+    build = new.wanted.build
+    name = split_api_key(new.wanted.api)[1]
+    version = short(build.version)
+    if old is None:
+        return ApiChange(api=name, kind=ChangeKind.ADDED, version=version, endpoint=endpoint)
+    before = old.wanted.build
+    causes = list(_version_causes(old, new))
+    settings = list(_setting_causes(old, new))
+    rolls = [cause for cause in settings if cause.split(" ", 1)[0] in ("cpu", "mem", "gpu", "concurrency")]
+    if before.version != build.version:
+        kind, told = ChangeKind.NEW_VERSION, causes + settings
+    elif before.revision != build.revision:
+        kind, told = ChangeKind.ROLLED, rolls + [cause for cause in settings if cause not in rolls]
+    elif settings or before.sample != build.sample:
+        kind, told = ChangeKind.SETTINGS, settings or ["sample changed"]
+    elif old.wanted.failed is not None:
+        kind, told = ChangeKind.UNCHANGED, ["it failed before and is tried again"]
+    else:
+        kind, told = ChangeKind.UNCHANGED, []
+    return ApiChange(
+        api=name,
+        kind=kind,
+        causes=tuple(told),
+        version=version,
+        previous=short(before.version),
+        endpoint=endpoint,
+        breaking=tuple(breaking_changes(old.inspection.signature, new.inspection.signature)),
+    )
+
+
+def removed(old: ApiRecord) -> ApiChange:
+    """What becomes of an api that the new configuration no longer holds."""
+    return ApiChange(
+        api=split_api_key(old.wanted.api)[1],
+        kind=ChangeKind.REMOVED,
+        previous=short(old.wanted.build.version),
+    )
+
+
+def file_changes(old: Iterable[StoredFile], new: Iterable[StoredFile]) -> list[str]:
+    """Files that differ, in words, the most telling few by name."""
+    before = {file.path: (file.sha256, file.executable) for file in old}
+    after = {file.path: (file.sha256, file.executable) for file in new}
+    words = [f"{path} changed" for path in sorted(after) if path in before and before[path] != after[path]]
+    words += [f"{path} added" for path in sorted(after.keys() - before.keys())]
+    words += [f"{path} removed" for path in sorted(before.keys() - after.keys())]
+    if len(words) > MOST_FILES_NAMED:
+        words[MOST_FILES_NAMED - 1 :] = [f"and {len(words) - MOST_FILES_NAMED + 1} more files"]
+    return words
+
+
+def breaking_changes(old: Signature | None, new: Signature | None) -> Iterator[str]:
+    """Differences of two signatures that make a caller's working request fail."""
+    if old is None or new is None:
+        return
+    before = {tensor.name: tensor for tensor in old.inputs}
+    for tensor in new.inputs:
+        known = before.pop(tensor.name, None)
+        if known is None:
+            if not tensor.optional:
+                yield f'input "{tensor.name}" is new and required'
+        elif _described(known) != _described(tensor):
+            yield f'input "{tensor.name}" was {_described(known)}, is {_described(tensor)}'
+    for name in before:
+        yield f'input "{name}" is gone'
+    outputs = {tensor.name for tensor in new.outputs}
+    for tensor in old.outputs:
+        if tensor.name not in outputs:
+            yield f'output "{tensor.name}" is gone'
+
+
+def _described(tensor: TensorSpec) -> str:
+    """`float32[N,4]`: every free dimension is written as N, so that renaming one breaks nobody."""
+    if tensor.shape is None:
+        return tensor.dtype
+    return f"{tensor.dtype}[{','.join(str(d) if isinstance(d, int) and d >= 0 else 'N' for d in tensor.shape)}]"
+
+
+def _version_causes(old: ApiRecord, new: ApiRecord) -> Iterator[str]:
+    before, after = old.wanted.build, new.wanted.build
+    if before.model.tree != after.model.tree or before.model.entry != after.model.entry:
+        files = file_changes(old.model_files, new.model_files)
+        yield f"model changed ({', '.join(files)})" if files else "model changed"
+    if before.model.format != after.model.format:
+        yield f"model_format {before.model.format} -> {after.model.format}"
+    if before.model.signature_key != after.model.signature_key:
+        yield f"tf_signature_key {before.model.signature_key} -> {after.model.signature_key}"
+    if before.handler != after.handler:
+        yield f"request_handler {before.handler or 'none'} -> {after.handler or 'none'}"
+    if after.project is not None and before.project is not None and before.project != after.project:
+        yield from file_changes(old.project, new.project)
+    if before.tracker != after.tracker:
+        yield "tracker changed"
+    if before.env != after.env:
+        names = sorted({n for n in {*before.env, *after.env} if before.env.get(n) != after.env.get(n)})
+        yield f"env changed ({', '.join(names)})"
+    if before.batching != after.batching:
+        yield f"batching {'auto' if after.batching else 'off'}"
+    if old.refresh != new.refresh:
+        yield "refreshed"
+
+
+_SETTINGS = ("timeout", "max_body", "retry")
+_COMPUTE = (
+    "cpu",
+    "mem",
+    "gpu",
+    "concurrency",
+    "min_replicas",
+    "max_replicas",
+    "init_replicas",
+    "target_cpu_utilization",
+)
+
+
+def _setting_causes(old: ApiRecord, new: ApiRecord) -> Iterator[str]:
+    def differing(names: Iterable[str], before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+        for name in names:
+            if before.get(name) != after.get(name):
+                yield f"{name} {_shown(before.get(name))} -> {_shown(after.get(name))}"
+
+    yield from differing(_COMPUTE, old.spec.get("compute") or {}, new.spec.get("compute") or {})
+    yield from differing(_SETTINGS, old.spec, new.spec)
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)

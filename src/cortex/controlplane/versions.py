@@ -1,0 +1,58 @@
+"""What makes a version, and what makes new replicas of the same version. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import msgspec
+
+from cortex.ids import Revision, Version
+from cortex.wire.build import ModelArtifact, Resources, TrackerConfig
+
+
+def version_of(
+    *,
+    model: ModelArtifact,
+    project: str | None,
+    handler: str | None,
+    tracker: TrackerConfig | None,
+    env: Mapping[str, str],
+    batching: bool,
+    refresh: int,
+) -> Version:
+    """
+    The digest of everything that makes one immutable build of an api.
+
+    Where the model came from is not part of it: the same bytes are the same version.
+    """
+    return Version(
+        _digest(
+            {
+                "model": [model.format, model.tree, model.entry, model.signature_key],
+                "project": project,
+                "handler": handler,
+                "tracker": None if tracker is None else [tracker.model_type, tracker.key],
+                "env": sorted(env.items()),
+                "batching": batching,
+                "refresh": refresh,
+            }
+        )
+    )
+
+
+def revision_of(version: Version, resources: Resources, concurrency: int | None) -> Revision:
+    """The digest of a version and of what else needs new processes."""
+    return Revision(
+        _digest(
+            {
+                "version": version,
+                "resources": [resources.cpu_millis, resources.mem_bytes, resources.gpus],
+                "concurrency": concurrency,
+            }
+        )
+    )
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()

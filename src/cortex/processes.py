@@ -1,0 +1,117 @@
+"""
+Which process is which: a pid alone may be recycled, so a process is known by pid, start time and boot.
+
+Reads /proc; signals only through a pidfd that was checked after it was opened, so that a recycled pid is never hit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+
+class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """Unmistakable for one process of one boot."""
+
+    pid: int
+    start_ticks: int
+    """Clock ticks between boot and the process's start: field 22 of /proc/<pid>/stat."""
+    boot_id: str
+
+
+class ControlPlaneRecord(ProcessIdentity, frozen=True, kw_only=True):
+    """`controlplane.json`: the running control plane and where it answers. One flat JSON object."""
+
+    operator_port: int
+    host: str
+    port: int
+    """The ingress's port."""
+    version: str = ""
+    environment: str = "local"
+
+
+@cache
+def boot_id() -> str:
+    """The kernel's id of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_ticks(pid: int) -> int | None:
+    """
+    When a process started, in clock ticks since boot; None when there is no such process, or it is a zombie.
+
+    Source: proc(5), /proc/pid/stat: fields after the last `)` start with number 3 (state); 22 is starttime.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[19])
+
+
+def identify(pid: int) -> ProcessIdentity | None:
+    """The identity of a running process; None when there is none with this pid."""
+    ticks = start_ticks(pid)
+    return None if ticks is None else ProcessIdentity(pid=pid, start_ticks=ticks, boot_id=boot_id())
+
+
+def own_identity() -> ProcessIdentity:
+    identity = identify(os.getpid())
+    assert identity is not None
+    return identity
+
+
+def is_alive(identity: ProcessIdentity) -> bool:
+    return identity.boot_id == boot_id() and start_ticks(identity.pid) == identity.start_ticks
+
+
+def open_pidfd(identity: ProcessIdentity) -> int | None:
+    """A descriptor of exactly this process, readable once it ends; None when it is gone. The caller closes it."""
+    if identity.boot_id != boot_id():
+        return None
+    try:
+        pidfd = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return None
+    if start_ticks(identity.pid) != identity.start_ticks:
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def send_signal(identity: ProcessIdentity, number: signal.Signals) -> bool:
+    """Signal exactly this process. False when it is gone."""
+    pidfd = open_pidfd(identity)
+    if pidfd is None:
+        return False
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True
+
+
+def write_identity(file: Path, record: msgspec.Struct) -> None:
+    """Write a record for whoever comes after us: whole or not at all, mode 0600."""
+    write_whole(file, msgspec.json.encode(record))
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Replace a file atomically, mode 0600. A crash leaves the old content or the new, never half."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+        temporary.rename(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

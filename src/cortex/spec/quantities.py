@@ -1,0 +1,259 @@
+"""
+Quantities and durations as users write them: `200m`, `512Mi`, `1h30m`. Exact, never through a rounded float.
+
+Source:
+    Kubernetes, "Resource units" and `apimachinery/pkg/api/resource`: the grammar of a Quantity. Wider in one point:
+    `K` is taken as `k`, as Cortex's own reference has always listed it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Self
+
+from cortex.errors import CortexError
+from cortex.spec.problems import found, quoted
+
+QUANTITY_PATTERN = r"([0-9]+\.?[0-9]*|\.[0-9]+)([numkKMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?"
+"""An unsigned quantity, for JSON Schema (ECMA 262) as well as for `re`."""
+DURATION_PATTERN = r"([0-9]+\.?[0-9]*|\.[0-9]+)|(([0-9]+\.?[0-9]*|\.[0-9]+)(ms|[smh]))+"
+"""An unsigned duration, for JSON Schema as well as for `re`."""
+
+MAX_DURATION_S = 576 * 3600
+"""24 days: HAProxy counts timeouts in milliseconds, in 31 bits."""
+MAX_NUMBER = 2**63 - 1
+"""The most millis or bytes; Kubernetes has the same bound."""
+
+_SUFFIXES = {
+    **{suffix: Fraction(1000) ** power for power, suffix in enumerate(["n", "u", "m", "", "k", "M", "G", "T", "P", "E"], -3)},
+    **{f"{suffix}i": Fraction(1024) ** power for power, suffix in enumerate("KMGTPE", 1)},
+    "K": Fraction(1000),
+}
+_MAX_CHARACTERS = 64
+_MAX_EXPONENT = 100
+"""Nothing that is in range needs more, and `1e999999999` must not be computed."""
+_QUANTITY = re.compile(
+    r"(?P<number>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))"
+    r"(?:(?P<suffix>[numkKMGTPE]|[KMGTPE]i)|[eE](?P<exponent>[+-]?[0-9]+))?"
+)
+_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+_NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
+_SECONDS = re.compile(_NUMBER)
+_STEP = re.compile(rf"(?P<number>{_NUMBER})(?P<unit>ms|[smh])")
+
+_QUANTITY_EXAMPLES = "a quantity is a number with or without a suffix, such as 200m, 0.5, 2, 512Mi or 1e9"
+_DURATION_EXAMPLES = "a duration is such as 500ms, 30s, 10m or 1h30m; a plain number is seconds"
+
+_MEANT_SUFFIX = {"b": "", "kb": "k", "kib": "Ki", "ki": "Ki"} | {
+    spelling: suffix
+    for letter in "mgtpe"
+    for spelling, suffix in (
+        (letter, letter.upper()),
+        (f"{letter}b", letter.upper()),
+        (f"{letter}i", f"{letter.upper()}i"),
+        (f"{letter}ib", f"{letter.upper()}i"),
+    )
+}
+_MEANT_UNIT = {
+    **dict.fromkeys(["ms", "msec", "msecs", "millis", "millisecond", "milliseconds"], "ms"),
+    **dict.fromkeys(["s", "sec", "secs", "second", "seconds"], "s"),
+    **dict.fromkeys(["m", "min", "mins", "minute", "minutes"], "m"),
+    **dict.fromkeys(["h", "hr", "hrs", "hour", "hours"], "h"),
+}
+
+
+class QuantityError(CortexError):
+    """A quantity cannot be read or is out of range. `value` is what was found."""
+
+    reference = "bad-quantity"
+
+    def __init__(self, value: object, message: str, *, hint: str = "") -> None:
+        self.value = value
+        self.hint = hint
+        super().__init__(message)
+
+
+class DurationError(QuantityError):
+    """A duration cannot be read or is out of range. `value` is what was found."""
+
+    reference = "bad-duration"
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """Processor time in thousandths of a cpu, above 0. Equal if the amount is, however it is spelled."""
+
+    millis: int
+    text: str = field(compare=False)
+    """The user's own spelling."""
+
+    @classmethod
+    def parse(cls, value: str | int | float) -> Self:
+        """Raises QuantityError, also for 0 and less."""
+        millis = parse_cpu_millis(value)
+        if millis <= 0:
+            raise QuantityError(value, f"cpu has to be above 0, found {_spelling(value)}", hint="200m is a fifth of a cpu")
+        return cls(millis, _spelling(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A number of bytes, at least 1. Equal if the number is, however it is spelled."""
+
+    bytes: int
+    text: str = field(compare=False)
+    """The user's own spelling."""
+
+    @classmethod
+    def parse(cls, value: str | int | float) -> Self:
+        """
+        Raises QuantityError, also for 0 and less, and for less than one byte: `512m` is half a byte in Kubernetes, and
+        whoever writes it means `512M`.
+        """
+        exact = parse_quantity(value)
+        text = _spelling(value)
+        if exact <= 0:
+            raise QuantityError(value, f"a size has to be above 0, found {text}", hint="512Mi is 512 mebibytes")
+        if exact < 1:
+            meant = re.sub("[num]$", "M", text)
+            hint = f'did you mean "{meant}" or "{meant}i"?' if meant != text else "write a number of bytes, or 512Mi"
+            raise QuantityError(value, f"{text} is less than one byte: the suffix m stands for thousandths", hint=hint)
+        return cls(parse_bytes(value), text)
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """A length of time in seconds, from 1 ms to 24 days. Equal if the length is, however it is spelled."""
+
+    seconds: float
+    text: str = field(compare=False)
+    """The user's own spelling."""
+
+    @classmethod
+    def parse(cls, value: str | int | float) -> Self:
+        """Raises DurationError, also out of range."""
+        seconds = parse_duration(value)
+        if not 0.001 <= seconds <= MAX_DURATION_S:
+            raise DurationError(
+                value, f"expected a duration from 1ms to 576h, found {_spelling(value)}", hint=_DURATION_EXAMPLES
+            )
+        return cls(seconds, _spelling(value))
+
+
+def parse_quantity(value: str | int | float) -> Fraction:
+    """
+    Return the exact number that a Kubernetes quantity stands for; it may be 0 or negative.
+
+    Raises:
+        QuantityError: not a quantity, not finite, or absurdly long; names what was found and what is accepted.
+    """
+    text = _text(value, QuantityError, _QUANTITY_EXAMPLES)
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise QuantityError(value, f"{quoted(text)} is not a quantity", hint=_quantity_hint(text))
+    if match["exponent"] is None:
+        return Fraction(match["number"]) * _SUFFIXES[match["suffix"] or ""]
+    exponent = int(match["exponent"])
+    if abs(exponent) > _MAX_EXPONENT:
+        raise QuantityError(value, f"{quoted(text)} is out of range", hint=_QUANTITY_EXAMPLES)
+    return Fraction(match["number"]) * Fraction(10) ** exponent
+
+
+def parse_cpu_millis(value: str | int | float) -> int:
+    """Return thousandths of a cpu, rounded up. Raises QuantityError as `parse_quantity`, and beyond 63 bits."""
+    return _whole(value, parse_quantity(value) * 1000)
+
+
+def parse_bytes(value: str | int | float) -> int:
+    """Return bytes, rounded up. Raises QuantityError as `parse_quantity`, and beyond 63 bits."""
+    return _whole(value, parse_quantity(value))
+
+
+def format_cpu(millis: int) -> str:
+    """Return `2` or `1500m`; `parse_cpu_millis` of it is `millis` again."""
+    return f"{millis}m" if millis % 1000 else str(millis // 1000)
+
+
+def format_bytes(size_bytes: int) -> str:
+    """Return the exact number with the largest suffix that divides it: `123Mi`, `129M`, `1025`."""
+    if size_bytes == 0:
+        return "0"
+    for base, ending in ((1024, "i"), (1000, "")):
+        for power, letter in reversed(list(enumerate("KMGTPE" if ending else "kMGTPE", 1))):
+            if size_bytes % base**power == 0:
+                return f"{size_bytes // base**power}{letter}{ending}"
+    return str(size_bytes)
+
+
+def parse_duration(value: str | int | float) -> float:
+    """
+    Return seconds; 0 is allowed. Units run from large to small, each at most once.
+
+    Raises:
+        DurationError: not a duration, not finite, or absurdly long; names what was found and what is accepted.
+    """
+    text = _text(value, DurationError, _DURATION_EXAMPLES)
+    exact = _seconds(text) if isinstance(value, str) else Fraction(text)
+    if exact is None or exact < 0:
+        raise DurationError(value, f"{quoted(text)} is not a duration", hint=_duration_hint(text))
+    return float(exact)
+
+
+def _seconds(text: str) -> Fraction | None:
+    if _SECONDS.fullmatch(text):
+        return Fraction(text)
+    total_ms, end, last_ms = Fraction(0), 0, math.inf
+    while match := _STEP.match(text, end):
+        unit_ms = _UNITS_MS[match["unit"]]
+        if unit_ms >= last_ms:
+            return None
+        total_ms += Fraction(match["number"]) * unit_ms
+        end, last_ms = match.end(), unit_ms
+    return total_ms / 1000 if 0 < end == len(text) else None
+
+
+def _text(value: object, error: type[QuantityError], examples: str) -> str:
+    """Return the spelling of a string or finite number; raises `error` for everything else."""
+    if isinstance(value, str):
+        if len(value) > _MAX_CHARACTERS:
+            raise error(value, f"expected at most {_MAX_CHARACTERS} characters, found {len(value)}", hint=examples)
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        kind = "a duration" if error is DurationError else "a quantity"
+        raise error(value, f"expected {kind}, found {found(value)}", hint=examples)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise error(value, f"expected a finite number, found {value}", hint=examples)
+    if isinstance(value, int) and value.bit_length() > 4 * _MAX_CHARACTERS:
+        raise error(value, "the number is out of range", hint=examples)
+    return _spelling(value)
+
+
+def _spelling(value: str | int | float) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def _whole(value: str | int | float, exact: Fraction) -> int:
+    rounded = math.ceil(exact)
+    if abs(rounded) > MAX_NUMBER:
+        raise QuantityError(value, f"{quoted(_spelling(value))} is out of range", hint=_QUANTITY_EXAMPLES)
+    return rounded
+
+
+def _quantity_hint(text: str) -> str:
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", text)
+    if match is not None:
+        suffix = match[2] if match[2] in _SUFFIXES else _MEANT_SUFFIX.get(match[2].lower())
+        if suffix is not None and _QUANTITY.fullmatch(match[1] + suffix):
+            return f'did you mean "{match[1]}{suffix}"?'
+    return _QUANTITY_EXAMPLES
+
+
+def _duration_hint(text: str) -> str:
+    steps = re.findall(r"\s*([0-9.]+)\s*([a-zA-Z]+)\s*", text)
+    meant = "".join(number + _MEANT_UNIT.get(unit.lower(), "?") for number, unit in steps)
+    if len(steps) == 1 and steps[0][1].lower() in ("d", "day", "days") and steps[0][0].isdecimal():
+        meant = f"{24 * int(steps[0][0])}h"
+    return f'did you mean "{meant}"?' if meant != text and _seconds(meant) is not None else _DURATION_EXAMPLES
