@@ -220,9 +220,7 @@ SETTINGS: tuple[Setting, ...] = (
         default="~/.cortex",
         help="Folder of state, artifacts, logs, sockets and token.",
     ),
-    Setting(
-        field="port", flag="--port", variable="CORTEX_PORT", default="8880", help="Port of the prediction APIs."
-    ),
+    Setting(field="port", flag="--port", variable="CORTEX_PORT", default="8880", help="Port of the prediction APIs."),
     Setting(
         field="operator_port",
         flag="--operator-port",

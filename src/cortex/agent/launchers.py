@@ -162,9 +162,7 @@ class Launcher:
         finally:
             self._forks.pop((spec.replica, spec.attempt), None)
 
-    async def inspect(
-        self, spec: ReplicaSpec, *, model: bool, handler: bool, run_sample: bool
-    ) -> InspectReport:
+    async def inspect(self, spec: ReplicaSpec, *, model: bool, handler: bool, run_sample: bool) -> InspectReport:
         """Have a short-lived child look at model and handler. Raises LauncherLost."""
         conn = await self.connection()
         request = f"{os.getpid()}-{next(self._inspection_numbers)}"
@@ -378,7 +376,7 @@ class Launchers:
         return self._launchers[key]
 
 
-_REPLIES = msgspec.json.Decoder(LauncherReply)
+_REPLIES: msgspec.json.Decoder[LauncherReply] = msgspec.json.Decoder(LauncherReply)
 
 
 def _settle(future: asyncio.Future[Any] | None, outcome: Any) -> None:

@@ -21,9 +21,10 @@ from typing import Protocol
 import msgspec
 
 from cortex import processes
-from cortex.agent import capacity, channel
+from cortex.agent import channel
 from cortex.agent.launchers import ForkRefused, Launcher, LauncherLost, Launchers
 from cortex.clock import Clock
+from cortex.engines import machine
 from cortex.errors import CortexError, Problem
 from cortex.ids import ReplicaId, socket_stem
 from cortex.processes import ProcessIdentity
@@ -32,6 +33,7 @@ from cortex.wire.build import BuildSpec
 from cortex.wire.launch import Ask, AskListener, ChildExited, Drain, ReplicaSpec, ReplicaStatus
 from cortex.wire.orders import StartReplica
 from cortex.wire.reports import ExitReport, Phase, ReplicaReport
+from cortex.wire.stats import EXIT_FILE_SUFFIX, LastWords
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +170,7 @@ class Replicas:
                 hold_expired=known.hold_expired,
             )
         replica.started_wall_s = self._clock.wall_s()
-        replica.oom_kills_before = capacity.oom_kills()
+        replica.oom_kills_before = machine.oom_kills()
         self._replicas[order.replica] = replica
         self._set_phase(replica, Phase.STARTING)
         self._remember(replica)
@@ -265,10 +267,8 @@ class Replicas:
             listener.close()
         if slot is None:
             slot = self._bind_slot(stem)
-        replica = Replica(
-            order=order, slot=slot, was_ready=record.was_ready, started_wall_s=record.started_wall_s
-        )
-        replica.oom_kills_before = capacity.oom_kills()
+        replica = Replica(order=order, slot=slot, was_ready=record.was_ready, started_wall_s=record.started_wall_s)
+        replica.oom_kills_before = machine.oom_kills()
         replica.phase_since_s = self._clock.monotonic_s()
         self._replicas[order.replica] = replica
         if status is not None:
@@ -289,9 +289,7 @@ class Replicas:
 
     async def _ask_for_listener(self, stem: str) -> tuple[ReplicaStatus | None, socket.socket | None]:
         """What answers on a replica's control socket, if anything does, and its listening socket."""
-        answer: asyncio.Future[tuple[ReplicaStatus, socket.socket]] = (
-            asyncio.get_running_loop().create_future()
-        )
+        answer: asyncio.Future[tuple[ReplicaStatus, socket.socket]] = asyncio.get_running_loop().create_future()
 
         def received(payload: bytes, fds: list[int]) -> None:
             if fds and not answer.done():
@@ -392,7 +390,7 @@ class Replicas:
             threads=threads_for(build.resources.cpu_millis),
             sample=build.sample,
             log_path=str(self._layout.replica_logs / f"{order.replica}.log"),
-            stats_path=str(self._layout.stats / f"{order.replica}.{order.attempt}.json"),
+            stats_path=str(self._stats_file(order)),
             start_timeout_s=self._settings.start_timeout_s,
         )
 
@@ -604,7 +602,7 @@ class Replicas:
             oom=killed == signal.SIGKILL
             and replica.ended_by_us is None
             and not replica.stopping
-            and capacity.oom_kills() > replica.oom_kills_before,
+            and machine.oom_kills() > replica.oom_kills_before,
             drained=replica.stopping,
             **said,  # type: ignore[arg-type]
         )
@@ -620,7 +618,7 @@ class Replicas:
 
     def _said_at_exit(self, replica: Replica) -> dict[str, object]:
         """What the replica left in writing about its end: it outlives a moment without an agent."""
-        file = self._layout.stats / f"{replica.id}.{replica.order.attempt}.json.exit.json"
+        file = self._stats_file(replica.order).with_name(self._stats_file(replica.order).name + EXIT_FILE_SUFFIX)
         try:
             said = msgspec.json.decode(file.read_bytes(), type=LastWords)
         except (OSError, msgspec.MsgspecError):
@@ -666,6 +664,9 @@ class Replicas:
             replica.hold_expired = False
         self._on_change()
 
+    def _stats_file(self, order: StartReplica) -> Path:
+        return self._layout.stats / f"{order.replica}.{order.attempt}.json"
+
     def _record_file(self, stem: str) -> Path:
         return self._layout.node / "replicas" / f"{stem}.json"
 
@@ -684,13 +685,6 @@ class Replicas:
         task = asyncio.ensure_future(_logged(work, replica.label))
         replica.tasks.add(task)
         task.add_done_callback(replica.tasks.discard)
-
-
-class LastWords(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replica writes before it ends for a reason that it can name."""
-
-    problem: Problem
-    permanent: bool = False
 
 
 _STATUS = msgspec.json.Decoder(ReplicaStatus)
@@ -754,4 +748,4 @@ async def _logged(work: Awaitable[None], label: str) -> None:
         log.exception("%s: a fault of ours", label)
 
 
-__all__ = ["ForkRefused", "LastWords", "Replica", "Replicas", "describe_exit", "threads_for"]
+__all__ = ["ForkRefused", "Replica", "Replicas", "describe_exit", "threads_for"]

@@ -1,0 +1,33 @@
+"""
+HTTP client of the control plane, for the CLI and for Python users. No terminal here: nothing prints, nothing asks.
+
+Only `http.client`, msgspec and the standard library, so that `cortex get` answers at once; what is heavier (psutil,
+pydantic, ruamel.yaml) is imported inside the one function that needs it.
+
+errors        what can go wrong between a command and the control plane
+operator      one typed call for each line of `wire/operator.py`
+local         the environment on this machine: find it, start it, stop it, remove its files
+ports         which ports it gets
+project       a folder with a cortex.yaml → a deploy request and the files to upload
+follow        from a committed deploy to live or failed
+addressing    `NAME` and `DEPLOYMENT/NAME` → one api
+prediction    one sample to one endpoint
+facade        `Client`, for Python users
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cortex.client.facade import Client
+
+__all__ = ["Client"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Client":  # imported on use: the CLI imports this package and needs no facade
+        from cortex.client.facade import Client
+
+        return Client
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -73,9 +73,7 @@ class LocalAgent:
         on_report: called from our own thread after each new report.
     """
 
-    def __init__(
-        self, *, settings: Settings, layout: HomeLayout, clock: Clock, on_report: Callable[[], None]
-    ) -> None:
+    def __init__(self, *, settings: Settings, layout: HomeLayout, clock: Clock, on_report: Callable[[], None]) -> None:
         self._settings = settings
         self._layout = layout
         self._clock = clock
@@ -258,7 +256,7 @@ class _Line:
             self._sock = None
 
 
-_REPLIES = msgspec.json.Decoder(AgentReply)
+_REPLIES: msgspec.json.Decoder[AgentReply] = msgspec.json.Decoder(AgentReply)
 
 
 def _wait_readable(fd: int, timeout_s: float) -> bool:

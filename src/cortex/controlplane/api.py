@@ -252,7 +252,7 @@ OUR_FAULT = Problem(
 
 async def _store_blob(store: ArtifactStore, sha256: str, request: Request) -> None:
     """Stream a body into the store without holding it: a thread writes what the loop receives."""
-    chunks: queue.Queue[bytes | None | Exception] = queue.Queue(maxsize=16)
+    chunks: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=16)
 
     def received() -> Iterator[bytes]:
         while True:
@@ -267,7 +267,7 @@ async def _store_blob(store: ArtifactStore, sha256: str, request: Request) -> No
         None, lambda: store.put(sha256, received(), size_limit=MAX_BLOB_BYTES)
     )
 
-    async def pass_on(item: bytes | None | Exception) -> bool:
+    async def pass_on(item: bytes | Exception | None) -> bool:
         while not writing.done():
             try:
                 chunks.put_nowait(item)
@@ -369,9 +369,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         from fastapi.openapi.utils import get_openapi
 
-        document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
-        )
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         _fill_in_types(document)
         app.openapi_schema = document
     return app.openapi_schema

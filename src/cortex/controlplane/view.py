@@ -38,9 +38,7 @@ class View:
         """All apis, or one deployment's, sorted by deployment and name."""
         with self._lock:
             found = self._statuses
-        return tuple(
-            found[key] for key in sorted(found) if deployment is None or found[key].deployment == deployment
-        )
+        return tuple(found[key] for key in sorted(found) if deployment is None or found[key].deployment == deployment)
 
     def status(self, deployment: str, name: str) -> ApiStatus | None:
         with self._lock:

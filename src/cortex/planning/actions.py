@@ -5,27 +5,42 @@ from __future__ import annotations
 import msgspec
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, NodeId, ReplicaId, Revision
+from cortex.ids import ApiKey, NodeId, ReplicaId, Revision, short
 from cortex.wire.build import Resources
-from cortex.wire.orders import Order
+from cortex.wire.orders import DrainReplica, ForgetReplica, Order, RemoveRoute, SetRoute, StartReplica
 from cortex.wire.reports import ExitReport
 
 
 class AcquireLease(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for room. For a lease that is held already: whether it is a surge any more."""
+
     replica: ReplicaId
     api: ApiKey
     resources: Resources
     surge: bool = False
 
 
-class ReleaseLease(msgspec.Struct, frozen=True, kw_only=True):
+class RecoverLease(msgspec.Struct, frozen=True, kw_only=True):
+    """Take back the room of a replica that runs on `node` and that the engine does not know of."""
+
     replica: ReplicaId
+    api: ApiKey
+    resources: Resources
+    node: NodeId
+
+
+class ReleaseLease(msgspec.Struct, frozen=True, kw_only=True):
+    """Give room back, after its replica has been forgotten."""
+
+    replica: ReplicaId
+    api: ApiKey
 
 
 class OrderNode(msgspec.Struct, frozen=True, kw_only=True):
     """Give an order to a node's agent."""
 
     node: NodeId
+    api: ApiKey
     order: Order
 
 
@@ -41,7 +56,19 @@ class RecordExit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecordReady(msgspec.Struct, frozen=True, kw_only=True):
-    """A replica of this revision has been ready: failed starts count from zero again."""
+    """This replica became ready after failed starts: they count from zero again."""
+
+    api: ApiKey
+    revision: Revision
+    replica: ReplicaId
+
+
+class MarkServing(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The wanted build carries the api alone, with at least one ready replica, but not yet at full size.
+
+    From now on it is what a failing later version goes back to.
+    """
 
     api: ApiKey
     revision: Revision
@@ -62,12 +89,110 @@ class MarkFailed(msgspec.Struct, frozen=True, kw_only=True):
     problem: Problem
 
 
-Action = AcquireLease | ReleaseLease | OrderNode | RecordExit | RecordReady | MarkLive | MarkFailed
+Action = (
+    AcquireLease
+    | RecoverLease
+    | ReleaseLease
+    | OrderNode
+    | RecordExit
+    | RecordReady
+    | MarkServing
+    | MarkLive
+    | MarkFailed
+)
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """Why nothing more happens to an api now, in words with numbers."""
+
+    api: ApiKey
+    text: str
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to do now, and when to look again even if nothing happens."""
 
     actions: tuple[Action, ...] = ()
+    """In the sequence in which they are safe: an api's drains come after its routes, its releases last."""
     wake_after_s: float | None = None
     """Seconds until time alone changes the plan (a back-off ends); None: only events do."""
+    notes: tuple[Note, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do; an empty plan means settled."""
+        return bool(self.actions)
+
+    def describe(self) -> str:
+        """One line for each action and note; for logs and dry runs."""
+        lines = [describe(action) for action in self.actions]
+        lines += [f"{note.api}: waits: {note.text}" for note in self.notes]
+        if self.wake_after_s is not None:
+            lines.append(f"look again in {self.wake_after_s:.3g} s")
+        return "\n".join(lines) or "settled"
+
+
+def describe(action: Action) -> str:
+    """An action in words."""
+    match action:
+        case AcquireLease(replica=replica, resources=resources, surge=surge):
+            return f"{action.api}: ask for {room_text(resources)} for {replica}{' (surge)' if surge else ''}"
+        case RecoverLease(replica=replica, resources=resources, node=node):
+            return f"{action.api}: take back {room_text(resources)} on {node} for {replica}, which runs there"
+        case ReleaseLease(replica=replica):
+            return f"{action.api}: release the room of {replica}"
+        case OrderNode(node=node, order=order):
+            return f"{action.api}: on {node}: {_describe_order(order)}"
+        case RecordExit(replica=replica, attempt=attempt, exit=report):
+            return f"{action.api}: {replica} (attempt {attempt}) ended: {exit_text(report)}"
+        case RecordReady(replica=replica):
+            return f"{action.api}: {replica} is ready after failed starts"
+        case MarkServing(revision=revision):
+            return f"{action.api}: revision {short(revision)} carries the api"
+        case MarkLive(revision=revision):
+            return f"{action.api}: revision {short(revision)} is live"
+        case MarkFailed(revision=revision, problem=problem):
+            return f"{action.api}: revision {short(revision)} is given up: {problem.message}"
+
+
+def _describe_order(order: Order) -> str:
+    match order:
+        case StartReplica(replica=replica, attempt=attempt):
+            return f"start {replica} (attempt {attempt})"
+        case DrainReplica(replica=replica, timeout_s=timeout_s):
+            return f"drain {replica} (at most {timeout_s:g} s)"
+        case ForgetReplica(replica=replica):
+            return f"forget {replica}"
+        case SetRoute(path=path, targets=targets, hold=hold):
+            return f"route {path} to {', '.join(targets) or 'nobody'}{'' if hold else ', holding nothing'}"
+        case RemoveRoute():
+            return "remove the route"
+
+
+def room_text(resources: Resources) -> str:
+    """`200m cpu, 512Mi mem, 1 gpu`."""
+    words = [f"{resources.cpu_millis}m cpu"]
+    if resources.mem_bytes is not None:
+        words.append(f"{mem_text(resources.mem_bytes)} mem")
+    if resources.gpus:
+        words.append(f"{resources.gpus} gpu")
+    return ", ".join(words)
+
+
+def mem_text(mem_bytes: int) -> str:
+    """`512Mi`; rounded up, so that what is asked never looks smaller than it is."""
+    return f"{-(-mem_bytes // 2**20)}Mi"
+
+
+def exit_text(report: ExitReport) -> str:
+    """How a process ended, in words."""
+    if report.drained:
+        return "drained"
+    if report.oom:
+        return "killed by the kernel for memory"
+    if report.problem is not None:
+        return report.problem.message
+    if report.signal is not None:
+        return f"killed by signal {report.signal}"
+    if report.code is not None:
+        return f"exit code {report.code}"
+    return "ended while nobody watched"

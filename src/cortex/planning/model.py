@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 from cortex.errors import Problem
@@ -18,7 +20,12 @@ class WantedApi(msgspec.Struct, frozen=True, kw_only=True):
     build: BuildSpec
     """What should serve."""
     serving: BuildSpec | None = None
-    """The last build that was live: kept at full size until `build` is, or for good when `build` fails."""
+    """
+    What a failing `build` goes back to: the last build that was live, kept at full size until `build` is, or for
+    good when `build` fails. Of a first version it is the build itself from its first ready replica on.
+    """
+    serving_was_live: bool = False
+    """`serving` has been live at full size: it is never given up, only tried again for ever."""
     replicas: int = 1
     """How many replicas now; between `min_replicas` and `max_replicas`."""
     min_replicas: int = 1
@@ -36,6 +43,23 @@ class WantedApi(msgspec.Struct, frozen=True, kw_only=True):
     """When `build` became live; None while it has not."""
 
 
+class SlotRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What is remembered of the runs of one replica id; see `planning.backoff` for what it is used for.
+
+    Kept for each slot, not for the revision: a storm of kills over ten replicas is one crash each, not ten.
+    """
+
+    attempt: int = 0
+    """The highest attempt whose exit has been recorded."""
+    failed_starts: int = 0
+    """Exits in a row before it was ready."""
+    crash_pressure: float = 0.0
+    """How much it has crashed lately, after having been ready, as of the last exit."""
+    last_exit: ExitReport | None = None
+    last_exit_age_s: float = 0.0
+
+
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """
     What is remembered of the runs of one revision, so that back-off survives our own restart.
@@ -45,15 +69,11 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     api: ApiKey
     revision: Revision
-    failed_starts: int = 0
-    """Exits in a row before any replica of it was ready."""
-    crash_ages_s: tuple[float, ...] = ()
-    """Exits after having been ready that nobody asked for, newest first, at most the last 20."""
+    slots: dict[ReplicaId, SlotRecord] = {}
     crashes: int = 0
-    """All such exits so far; shown to users."""
-    attempts: dict[ReplicaId, int] = {}
-    """The highest attempt of each replica whose exit has been recorded."""
+    """All exits so far that nobody asked for, after having been ready; shown to users."""
     last_exit: ExitReport | None = None
+    """The newest of all slots."""
     last_exit_age_s: float = 0.0
 
 
@@ -62,6 +82,22 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True):
 
     apis: tuple[WantedApi, ...] = ()
     records: tuple[RunRecord, ...] = ()
+    as_of_s: float | None = None
+    """
+    Monotonic seconds, as `Snapshot.now_s`, at which the ages in `records` were true, so that a wanted state that has
+    not changed need not be loaded again. None: they are true now.
+    """
+
+
+class LeaseState(StrEnum):
+    """What became of a lease that was asked for."""
+
+    PENDING = "pending"
+    """No room now; the engine keeps trying, and on a cluster this is the demand that adds nodes."""
+    GRANTED = "granted"
+    """Room is held on `node`."""
+    LOST = "lost"
+    """The node or its lease is gone; whatever ran there has ended or soon will."""
 
 
 class SeenNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,14 +110,16 @@ class SeenNode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SeenLease(msgspec.Struct, frozen=True, kw_only=True):
+    """One lease as the engine has it."""
+
     replica: ReplicaId
     api: ApiKey
     resources: Resources
-    state: str
-    """`pending`, `granted` or `lost`, as in `engines.base.LeaseState`."""
+    state: LeaseState
     node: NodeId | None = None
     surge: bool = False
     reason: str = ""
+    """Why it is pending or lost, in words with numbers."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,3 +132,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     leases: tuple[SeenLease, ...] = ()
     settled: bool = True
     """False right after our own start, until every known agent has reported: nothing may be started or released."""
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures that planning obeys; a process builds them from its settings."""
+
+    drain_timeout_s: float = 60.0
+    """How long a replica that leaves may finish what it holds."""
+    hold_timeout_s: float = 5.0
+    """How long requests are held for a replacement; one that is further away is not worth holding for."""

@@ -1,5 +1,5 @@
 """
-YAML text as a tree that knows where everything stands. Bounded in size, depth and alias expansion; never recurses deeper.
+YAML text as a tree that knows where everything stands, bounded in size, depth and alias expansion.
 
 Built from ruamel.yaml's events rather than by its constructors: these allow duplicate keys or stop at the first, and
 aliases that expand without end. Plain scalars are read by the core schema of YAML 1.2: `no`, `on` and `1_000` are
@@ -36,6 +36,8 @@ MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 64
 MAX_VALUES = 50_000
 """Values after expanding aliases: about two seconds of parsing. Larger samples belong into a file of their own."""
+CHARACTERS_PER_VALUE = 100
+"""A long text counts as several values, so that aliases cannot repeat it into gigabytes."""
 MAX_NUMBER_CHARACTERS = 100
 
 Path = tuple[str | int, ...]
@@ -52,13 +54,15 @@ _TAG = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """One thing that is wrong with the text itself; `index` counts characters, `path` is known if the tree got there."""
+    """One thing that is wrong with the text itself."""
 
     index: int
+    """Of a character, counted from 0."""
     reference: str
     message: str
     hint: str = ""
     path: Path = ()
+    """Where in the tree, as far as that was known."""
 
 
 class UnreadableError(Exception):
@@ -76,8 +80,11 @@ class ScalarNode:
     """As written, without quotes."""
     plain: bool
     """Written without quotes: a string then only because it looks like nothing else."""
-    size: int = 1
     depth: int = 0
+
+    @property
+    def size(self) -> int:
+        return 1 + len(self.text) // CHARACTERS_PER_VALUE
 
 
 @dataclass(slots=True, eq=False)
@@ -121,15 +128,15 @@ class Document:
 
     def written(self, path: Sequence[str | int]) -> str | None:
         """Return the spelling of the plain scalar at `path`; None if there is something else or nothing."""
-        index, node, complete = self._find(path)
+        _, node, complete = self._find(path)
         return node.text if complete and isinstance(node, ScalarNode) and node.plain else None
 
-    def value(self, as_written: Callable[[Path], bool] = lambda path: False) -> Any:
+    def value(self, as_written: Callable[[Path, object], bool] = lambda path, value: False) -> Any:
         """
         Return the tree as dicts, lists and scalars, aliases expanded.
 
         Args:
-            as_written: tells for which paths a plain number or boolean is wanted as the string that was written.
+            as_written: tells at which paths which numbers and booleans are wanted as the string that was written.
         """
         return None if self.root is None else _plain(self.root, (), as_written)
 
@@ -155,8 +162,8 @@ def parse(text: str | bytes) -> Document:
     Return the tree of a YAML text.
 
     Raises:
-        UnreadableError: it is no YAML, not UTF-8, or beyond a limit. What is wrong but leaves a tree, such as a duplicate
-            key, is in `Document.flaws`.
+        UnreadableError: it is no YAML, not UTF-8, or beyond a limit. What is wrong but leaves a tree, such as a
+            duplicate key, is in `Document.flaws`.
     """
     if isinstance(text, bytes):
         text = _decoded(text)
@@ -243,7 +250,9 @@ class _Tree:
             if isinstance(event, DocumentStartEvent):
                 self._documents += 1
                 if self._documents > 1:
-                    self._flaw(index, "several-documents", "a second YAML document begins here", "keep one file to one list")
+                    self._flaw(
+                        index, "several-documents", "a second YAML document begins here", "keep one file to one list"
+                    )
                     return
             elif isinstance(event, ScalarEvent):
                 self._value(index, self._scalar(event), event.anchor)
@@ -286,7 +295,9 @@ class _Tree:
         if tag == "float" and isinstance(value, int) and kind == "int":
             value, kind = float(value), "float"
         if tag is not None and tag != kind:
-            self._flaw(event.start_mark.index, "unsupported-tag", f"{quoted(text)} is not of type !!{tag}", "remove the tag")
+            self._flaw(
+                event.start_mark.index, "unsupported-tag", f"{quoted(text)} is not of type !!{tag}", "remove the tag"
+            )
         return ScalarNode(value, text, plain)
 
     def _resolved(self, event: Any, text: str) -> str | int | float | bool | None:
@@ -322,7 +333,9 @@ class _Tree:
         if str(tag).startswith(_TAG) and name in fits:
             return name
         shown = f"!!{name}" if str(tag).startswith(_TAG) else str(tag)
-        self._flaw(event.start_mark.index, "unsupported-tag", f"the tag {quoted(shown)} has no meaning here", "remove the tag")
+        self._flaw(
+            event.start_mark.index, "unsupported-tag", f"the tag {quoted(shown)} has no meaning here", "remove the tag"
+        )
         return None
 
     def _alias(self, event: Any) -> Node:
@@ -334,7 +347,9 @@ class _Tree:
             self._flaw(index, "unknown-alias", f"no anchor {quoted('&' + name)} stands above this alias", hint)
             return ScalarNode("*" + name, "*" + name, plain=False)
         if node.size == 0:
-            raise self._stop(index, "alias-loop", f"the alias {quoted('*' + name)} stands inside the value that it repeats")
+            raise self._stop(
+                index, "alias-loop", f"the alias {quoted('*' + name)} stands inside the value that it repeats"
+            )
         return node
 
     def _open(self, event: Any) -> None:
@@ -397,7 +412,11 @@ class _Tree:
     def _key(self, parent: _Open, index: int, node: Node) -> str | None:
         """Return the key to keep the next value under, None to drop it."""
         if not isinstance(node, ScalarNode) or not isinstance(node.value, str):
-            what = found(node.value, node.text) if isinstance(node, ScalarNode) else found([] if isinstance(node, ListNode) else {})
+            what = (
+                found(node.value, node.text)
+                if isinstance(node, ScalarNode)
+                else found([] if isinstance(node, ListNode) else {})
+            )
             hint = f'quote it: "{node.text}":' if isinstance(node, ScalarNode) and node.text else ""
             self._flaw(index, "key-not-text", f"expected a string as key, found {what}", hint)
             return None
@@ -414,18 +433,23 @@ class _Tree:
         sources = [item for _, item in node.items] if isinstance(node, ListNode) else [node]
         for source in sources:
             if not isinstance(source, MapNode):
-                self._flaw(index, "bad-merge", '"<<" takes a mapping or a list of mappings', "write, for example, <<: *defaults")
+                self._flaw(
+                    index,
+                    "bad-merge",
+                    '"<<" takes a mapping or a list of mappings',
+                    "write, for example, <<: *defaults",
+                )
                 return
             for key, entry in source.entries.items():
                 into.entries.setdefault(key, entry)
 
 
-def _plain(node: Node, path: Path, as_written: Callable[[Path], bool]) -> Any:
+def _plain(node: Node, path: Path, as_written: Callable[[Path, object], bool]) -> Any:
     if isinstance(node, ListNode):
         return [_plain(item, (*path, number), as_written) for number, (_, item) in enumerate(node.items)]
     if isinstance(node, MapNode):
         return {key: _plain(value, (*path, key), as_written) for key, (_, value) in node.entries.items()}
-    if isinstance(node.value, bool | int | float) and as_written(path):
+    if isinstance(node.value, bool | int | float) and as_written(path, node.value):
         return node.text
     return node.value
 
@@ -494,7 +518,9 @@ _RULES = (
         "add the closing quote",
         at_start=True,
     ),
-    _Rule(r"unknown escape character '(.+?)'", 'a backslash before "{0}" has no meaning in double quotes', _ESCAPE_HINT),
+    _Rule(
+        r"unknown escape character '(.+?)'", 'a backslash before "{0}" has no meaning in double quotes', _ESCAPE_HINT
+    ),
     _Rule(r"expected escape sequence of (\d+)", "this escape needs {0} hexadecimal digits", _ESCAPE_HINT),
     _Rule(
         r"expected ',' or '(.)', but got '<stream end>'",
@@ -532,10 +558,19 @@ _RULES = (
         "quote the value if it is not a block of text",
         at_start=True,
     ),
-    _Rule(r"sequence entries are not allowed", 'a "- " cannot begin here', "put each item of a list on a line of its own"),
+    _Rule(
+        r"sequence entries are not allowed", 'a "- " cannot begin here', "put each item of a list on a line of its own"
+    ),
     _Rule(r"mapping keys are not allowed", 'a "?" cannot begin here', "quote the value if it is text"),
-    _Rule(r"\btag\b", "a tag has no meaning here", 'remove it, or quote the value if it begins with "!"', "unsupported-tag"),
-    _Rule(r"directive|incompatible YAML", "YAML directives have no meaning here", 'delete the line that begins with "%"'),
+    _Rule(
+        r"\btag\b",
+        "a tag has no meaning here",
+        'remove it, or quote the value if it begins with "!"',
+        "unsupported-tag",
+    ),
+    _Rule(
+        r"directive|incompatible YAML", "YAML directives have no meaning here", 'delete the line that begins with "%"'
+    ),
 )
 
 

@@ -1,24 +1,18 @@
 """
-The blocks of a cortex.yaml as frozen models: every field, default and rule that one file can be checked against.
+The blocks of a cortex.yaml as frozen models: every field with its default and its rule.
 
-The models are what travels: `model_dump(mode="json")` of a `ProjectSpec` is validated again by the control plane. Fields
-keep the user's own spelling, which is what `cortex get -v` shows; properties ending in a unit are what code computes with.
-Explicit `null` means the default everywhere. Whether models, handlers and secrets exist is not looked at here.
-
-`_refusal` is how a rule says no; `explanation` turns it into a `Problem`.
+The models are what travels: `model_dump(mode="json")` of a `ProjectSpec` is validated again by the control plane.
+Fields keep the user's own spelling, which is what `cortex get -v` shows; properties that end in a unit are what code
+computes with. Explicit `null` means the default everywhere. Whether models, handlers and secrets exist is not looked
+at here.
 """
 
 from __future__ import annotations
 
-import math
-import posixpath
-import re
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, LiteralString, Self, TypeVar, cast
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -34,187 +28,295 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails
 
 from cortex.ids import DEFAULT_DEPLOYMENT, DeploymentName
-from cortex.spec.problems import nearest, quoted
-from cortex.spec.quantities import DURATION_PATTERN, QUANTITY_PATTERN, Cpu, Duration, QuantityError, Size
+from cortex.spec import rules
+from cortex.spec.locations import ModelFormat, infer_format, masked_model, sample_path
+from cortex.spec.problems import quoted
+from cortex.spec.quantities import DURATION_PATTERN, QUANTITY_PATTERN, Cpu, Duration, Size
 
-ModelFormat = Literal["onnx", "tensorflow"]
 ModelType = Literal["classification", "regression"]
 
-NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
-MAX_NAME_CHARACTERS = 42
-ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
-RESERVED_ENV_PREFIX = "CORTEX_"
-SECRET_NAME_PATTERN = r"^[A-Za-z0-9_][-._A-Za-z0-9]*$"
-MODEL_SCHEMES = ("file", "s3", "gs", "az", "https")
-SAMPLE_SUFFIXES = frozenset(
-    [".json", ".npy", ".txt", ".bin", ".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"]
-    + [".wav", ".mp3", ".flac", ".ogg", ".m4a"]
-)
-"""A `sample` that is a string with one of these endings is the path of a file."""
-
-MAX_COUNT = 1_000_000
-"""Upper bound of every integer field: far above any cluster, and a slipped finger is noticed."""
-MAX_TEXT_CHARACTERS = 4096
-"""Linux's PATH_MAX; object keys are shorter still."""
-MAX_ENV_BYTES = 128 * 1024 - 1
-"""`NAME=value`: Linux's MAX_ARG_STRLEN less the final NUL; beyond it a replica could not be started."""
-MAX_SAMPLE_DEPTH = 64
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_SCHEME_TYPO = re.compile(rf"({'|'.join(MODEL_SCHEMES)}|https?):/?(?!/)", re.IGNORECASE)
-_MEANT_SCHEMES = {"http": "https", "gcs": "gs", "azure": "az", "abfs": "az", "abfss": "az", "wasbs": "az", "s3a": "s3", "s3n": "s3"}
-_ON_WORDS = ("on", "yes", "true")
-_OFF_WORDS = ("off", "no", "false")
-
-T = TypeVar("T")
-
-
-def infer_format(model: str) -> ModelFormat | None:
-    """
-    Return the format that a model's name tells, without looking at it.
-
-    None is a folder or a file of another name: what is in it decides. A name that ends in `.zip` says `tensorflow`, and
-    what is inside has the last word there too.
-    """
-    path = urlsplit(model).path if _SCHEME.match(model) else model
-    if path.lower().endswith(".onnx"):
-        return "onnx"
-    return "tensorflow" if path.lower().endswith(".zip") else None
-
-
-def masked_model(model: str) -> str:
-    """Return a model's location as it may be shown: without the query, user and password of an https URL."""
-    scheme = _SCHEME.match(model)
-    if scheme is None or scheme[1].lower() not in ("https", "http"):
-        return model
-    location, query, _ = model.partition("?")
-    location = location.partition("#")[0]
-    rest = location[scheme.end() :]
-    host, slash, path = rest.partition("/")
-    return f"{scheme[0]}{host.rpartition('@')[2]}{slash}{path}" + ("?***" if query else "")
-
-
-def is_remote(model: str) -> bool:
-    """Whether a model has to be fetched: `s3://`, `gs://`, `az://`, `https://`."""
-    scheme = _SCHEME.match(model)
-    return scheme is not None and scheme[1].lower() != "file"
-
-
-def sample_path(sample: object) -> str | None:
-    """Return `sample` if it is the path of a file rather than a value."""
-    if not isinstance(sample, str) or "\n" in sample:
-        return None
-    return sample if posixpath.splitext(sample)[1].lower() in SAMPLE_SUFFIXES else None
-
-
-def suggest_name(text: str) -> str | None:
-    """Return the nearest valid name, e.g. `iris-v2` for `Iris_V2`; None if nothing of it can be kept."""
-    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    if name[:1].isdigit():
-        name = f"api-{name}"
-    name = name[:MAX_NAME_CHARACTERS].rstrip("-")
-    return name or None
-
-
-def _refusal(reference: LiteralString, message: str, *, hint: str = "", **facts: Any) -> PydanticCustomError:
-    """
-    Return the error by which a rule refuses a value.
-
-    Args:
-        facts: `blame` and `by_default` (field, message) replace place and message when the refused field is not in the
-            file at all, but at its default.
-    """
-    return PydanticCustomError(reference, "{message}", {"message": message, "hint": hint, **facts})
-
-
-def _wrong_type(expected: str) -> PydanticCustomError:
-    return PydanticCustomError("wrong-type", "expected {expected}", {"expected": expected})
-
-
-def _string(value: object) -> str:
-    if not isinstance(value, str):
-        raise _wrong_type("a string")
-    return value
-
-
-def _text(value: object) -> str:
-    """A string that names something: not empty, on one line."""
-    text = _string(value)
-    if not text.strip():
-        raise _refusal("bad-text", "expected a string, found an empty one", hint="delete the line to use the default")
-    if len(text) > MAX_TEXT_CHARACTERS:
-        raise _refusal("bad-text", f"expected at most {MAX_TEXT_CHARACTERS} characters, found {len(text)}")
-    control = _CONTROL.search(text)
-    if control is not None:
-        raise _refusal("bad-text", f"{quoted(text)} has a control character at position {control.start() + 1}")
-    return text
-
-
-def _integer(minimum: int) -> Any:
-    """The type of an integer field. Strict: neither `2.0`, `"2"` nor `true` is an integer."""
-
-    def check(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise _wrong_type("an integer")
-        if value < minimum:
-            raise PydanticCustomError("out-of-range", "expected at least {bound}", {"bound": minimum, "side": "least"})
-        if value > MAX_COUNT:
-            raise PydanticCustomError("out-of-range", "expected at most {bound}", {"bound": MAX_COUNT, "side": "most"})
-        return value
-
-    return PlainValidator(check), WithJsonSchema({"type": "integer", "minimum": minimum, "maximum": MAX_COUNT})
-
-
-def _word(*words: str) -> tuple[PlainValidator, WithJsonSchema]:
-    """The type of a field that takes one of a few words."""
-
-    def check(value: object) -> str:
-        text = _string(value)
-        if text not in words:
-            raise PydanticCustomError("unknown-value", "expected one of {words}", {"words": words})
-        return text
-
-    return PlainValidator(check), WithJsonSchema({"type": "string", "enum": list(words)})
-
-
-def _quantity(kind: type[T]) -> Any:
-    """The type of a field that is spelled as a quantity or duration; dumped as the user spelled it."""
-    parse = cast(Callable[[Any], T], getattr(kind, "parse"))  # noqa: B009
-
-    def check(value: Any) -> T:
-        if isinstance(value, kind):
-            return value
-        try:
-            return parse(value)
-        except QuantityError as error:
-            if not isinstance(value, str | int | float) or isinstance(value, bool):
-                expected = "a duration" if kind is Duration else "a quantity"
-                raise PydanticCustomError("wrong-type", "{hint}", {"expected": expected, "hint": error.hint}) from None
-            if kind is Duration:
-                raise _refusal("bad-duration", str(error), hint=error.hint) from None
-            raise _refusal("bad-quantity", str(error), hint=error.hint) from None
-
-    return PlainValidator(check)
-
-
-def _spelled(value: Cpu | Size | Duration) -> str:
-    return value.text
-
-
-_ABOVE_ZERO = r"(?=[0-9.]*[1-9])"
-_QUANTITY_SCHEMA = {"type": ["string", "number"], "pattern": rf"^\+?{_ABOVE_ZERO}{QUANTITY_PATTERN}$", "exclusiveMinimum": 0}
-_DURATION_SCHEMA = {
+_COUNT = {"type": "integer", "minimum": 1, "maximum": rules.MAX_COUNT}
+_TEXT = {"type": "string", "minLength": 1, "maxLength": rules.MAX_TEXT_CHARACTERS}
+_NAME = {"type": "string", "pattern": rules.NAME_PATTERN, "maxLength": rules.MAX_NAME_CHARACTERS}
+_QUANTITY = {
+    "type": ["string", "number"],
+    "pattern": rf"^\+?(?=[0-9.]*[1-9])({QUANTITY_PATTERN})$",
+    "exclusiveMinimum": 0,
+}
+_DURATION = {
     "type": ["string", "number"],
     "pattern": rf"^(?=.*[1-9])({DURATION_PATTERN})$",
     "exclusiveMinimum": 0,
 }
+_MODEL = {
+    **_TEXT,
+    "pattern": r"^((s3|gs|az|https)://[^/]+/+[^/].*|file://(localhost)?/.+|(?!~)(?![A-Za-z][A-Za-z0-9+.\-]*:/).+)$",
+}
+_HANDLER = {**_TEXT, "pattern": r"^(?!/)(?!~)(?!(\./)*\.\./)[^\\]*[^/\\]\.py$"}
+_ENV = {
+    "type": "object",
+    "propertyNames": {"pattern": rf"^(?!{rules.RESERVED_ENV_PREFIX})[A-Za-z_][A-Za-z0-9_]*$"},
+    "additionalProperties": {
+        "anyOf": [
+            {"type": ["string", "number", "boolean", "null"]},
+            {
+                "type": "object",
+                "required": ["secret"],
+                "properties": {"secret": {"type": "string", "pattern": rules.SECRET_NAME_PATTERN}},
+                "additionalProperties": False,
+            },
+        ]
+    },
+}
+_SWITCH_OFF = [case(word) for word in rules.OFF_WORDS for case in (str, str.title, str.upper)] + [False]
+_SWITCH_ON = [case(word) for word in rules.ON_WORDS for case in (str, str.title, str.upper)] + [True]
 
-CpuField = Annotated[Cpu, _quantity(Cpu), PlainSerializer(_spelled, return_type=str), WithJsonSchema(_QUANTITY_SCHEMA)]
-SizeField = Annotated[Size, _quantity(Size), PlainSerializer(_spelled, return_type=str), WithJsonSchema(_QUANTITY_SCHEMA)]
+
+def _spelling(value: Cpu | Size | Duration) -> str:
+    return value.text
+
+
+_as_spelled = PlainSerializer(_spelling, return_type=str)
+
+Name = Annotated[str, PlainValidator(rules.check_name), WithJsonSchema(_NAME)]
+Text = Annotated[str, PlainValidator(rules.check_text), WithJsonSchema(_TEXT)]
+Count = Annotated[int, PlainValidator(rules.check_at_least(1)), WithJsonSchema(_COUNT)]
+CountOrZero = Annotated[int, PlainValidator(rules.check_at_least(0)), WithJsonSchema({**_COUNT, "minimum": 0})]
+CpuField = Annotated[Cpu, PlainValidator(rules.check_parsed(Cpu)), _as_spelled, WithJsonSchema(_QUANTITY)]
+SizeField = Annotated[Size, PlainValidator(rules.check_parsed(Size)), _as_spelled, WithJsonSchema(_QUANTITY)]
 DurationField = Annotated[
-    Duration, _quantity(Duration), PlainSerializer(_spelled, return_type=str), WithJsonSchema(_DURATION_SCHEMA)
+    Duration, PlainValidator(rules.check_parsed(Duration)), _as_spelled, WithJsonSchema(_DURATION)
 ]
+ModelField = Annotated[str, PlainValidator(rules.check_model), WithJsonSchema(_MODEL)]
+HandlerField = Annotated[str, PlainValidator(rules.check_handler), WithJsonSchema(_HANDLER)]
+ModelFormatField = Annotated[
+    ModelFormat,
+    PlainValidator(rules.check_one_of("onnx", "tensorflow")),
+    WithJsonSchema({"type": "string", "enum": ["onnx", "tensorflow"]}),
+]
+ModelTypeField = Annotated[
+    ModelType,
+    PlainValidator(rules.check_one_of("classification", "regression")),
+    WithJsonSchema({"type": "string", "enum": ["classification", "regression"]}),
+]
+RetryField = Annotated[
+    Literal["on", "off"],
+    PlainValidator(rules.check_switch("on", "off")),
+    WithJsonSchema({"enum": [*_SWITCH_ON, *_SWITCH_OFF]}),
+]
+BatchingField = Annotated[
+    Literal["auto", "off"],
+    PlainValidator(rules.check_switch("auto", "off")),
+    WithJsonSchema({"enum": ["auto", "Auto", "AUTO", *_SWITCH_OFF]}),
+]
+SampleField = Annotated[JsonValue, PlainValidator(rules.check_json), WithJsonSchema({})]
+
+
+class _Block(BaseModel):
+    """One mapping of a cortex.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nulls_are_defaults(cls, data: Any) -> Any:
+        return rules.drop_nulls(data)
+
+
+class SecretRef(_Block):
+    """The value of an environment variable that is kept by `cortex secret set`."""
+
+    secret: Annotated[str, PlainValidator(rules.check_secret_name)] = Field(description="Name of a secret.")
+
+
+IS_SECRET, IS_TEXT = "|secret", "|text"
+"""How pydantic marks the two kinds of env values in the places of errors; `explanation` drops the marks."""
+
+
+def _env_kind(value: object) -> str:
+    return IS_SECRET if isinstance(value, Mapping | SecretRef) else IS_TEXT
+
+
+EnvName = Annotated[str, PlainValidator(rules.check_env_name)]
+EnvValue = Annotated[
+    Annotated[str, PlainValidator(rules.check_env_value), Tag(IS_TEXT)] | Annotated[SecretRef, Tag(IS_SECRET)],
+    Discriminator(_env_kind),
+]
+EnvField = Annotated[Mapping[EnvName, EnvValue], BeforeValidator(rules.drop_nulls), WithJsonSchema(_ENV)]
+
+
+class TrackerSpec(_Block):
+    """What is counted of the predictions."""
+
+    key: Text | None = Field(default=None, description="Key of the response to track; required if it is a JSON object.")
+    model_type: ModelTypeField = Field(
+        description="classification counts classes; regression keeps minimum, maximum and mean."
+    )
+
+
+class ComputeSpec(_Block):
+    """What each replica gets, and how many there are: min_replicas ≤ init_replicas ≤ max_replicas."""
+
+    min_replicas: Count = Field(default=1, description="Fewest replicas.")
+    max_replicas: Count = Field(default=100, validate_default=True, description="Most replicas.")
+    init_replicas: Count = Field(
+        default_factory=lambda data: data.get("min_replicas", 1),
+        description="Replicas when the api is first created; min_replicas unless given.",
+    )
+    target_cpu_utilization: Count = Field(default=80, description="Per cent of the cpu request that triggers scaling.")
+    cpu: CpuField = Field(default=Cpu.parse("200m"), description="CPU request of a replica, such as 200m, 0.5 or 2.")
+    gpu: CountOrZero = Field(default=0, description="GPU request of a replica.")
+    mem: SizeField | None = Field(default=None, description="Memory request of a replica, such as 512Mi.")
+    concurrency: Count | None = Field(
+        default=None, description="Requests inside the handler at once, per replica: 1 for sync handlers, 64 for async."
+    )
+
+    @property
+    def cpu_millis(self) -> int:
+        return self.cpu.millis
+
+    @property
+    def mem_bytes(self) -> int | None:
+        return None if self.mem is None else self.mem.bytes
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _max_is_not_below_min(cls, high: int, info: ValidationInfo) -> int:
+        low = info.data.get("min_replicas", 1)
+        if low > high:
+            raise rules.refusal(
+                "replica-bounds",
+                f"max_replicas {high} is less than min_replicas {low}",
+                hint=f"raise max_replicas to {low} or more",
+                blame="min_replicas",
+                message_by_default=f"min_replicas {low} is more than max_replicas, which is {high} unless given",
+                hint_by_default=f"add max_replicas: {low}",
+            )
+        return high
+
+    @field_validator("init_replicas")
+    @classmethod
+    def _init_is_between(cls, init: int, info: ValidationInfo) -> int:
+        low, high = info.data.get("min_replicas", 1), info.data.get("max_replicas", rules.MAX_COUNT)
+        if init < low:
+            message = f"init_replicas {init} is less than min_replicas {low}"
+            raise rules.refusal("replica-bounds", message, hint="leave init_replicas out to begin with min_replicas")
+        if init > high:
+            message = f"init_replicas {init} is more than max_replicas {high}"
+            raise rules.refusal("replica-bounds", message, hint=f"raise max_replicas to {init} or more")
+        return init
+
+
+class ApiSpec(_Block):
+    """One `kind: api`."""
+
+    name: Name = Field(description="Name of the api: lower-case letters, digits and dashes, at most 42 characters.")
+    model: ModelField = Field(
+        description="The model: a path relative to this file, or file://, s3://, gs://, az://, https://."
+    )
+    model_format: ModelFormatField | None = Field(
+        default=None, description="Format of the model; told by its name, or by what is in it, unless given."
+    )
+    request_handler: HandlerField | None = Field(
+        default=None,
+        description="Python file with pre_inference and post_inference, relative to the folder of this file.",
+    )
+    tf_signature_key: Text | None = Field(
+        default=None, description="Signature of a TensorFlow model to use, if it has several."
+    )
+    tracker: TrackerSpec | None = Field(default=None, description="What is counted of the predictions.")
+    compute: ComputeSpec = Field(default=ComputeSpec(), description="What each replica gets, and how many there are.")
+    sample: SampleField = Field(
+        default=None,
+        description="A request body that works, or the path of a file with one: new versions have to answer it.",
+    )
+    retry: RetryField = Field(default="on", description="off: a request is never delivered twice.")
+    env: EnvField = Field(
+        default={}, description="Environment of the handler: NAME: value, or NAME: {secret: <secret name>}."
+    )
+    timeout: DurationField = Field(
+        default=Duration.parse("10m"), description="Longest time for a request, such as 30s or 10m."
+    )
+    max_body: SizeField = Field(default=Size.parse("100Mi"), description="Largest request body, such as 100Mi.")
+    batching: BatchingField = Field(
+        default="auto", description="auto: what queued up meanwhile goes through the model together."
+    )
+
+    @property
+    def known_format(self) -> ModelFormat | None:
+        """The format that the file gives or the model's name tells; None if only the model's content can tell."""
+        return self.model_format or infer_format(self.model)
+
+    @property
+    def masked_model(self) -> str:
+        """`model` as it may be shown."""
+        return masked_model(self.model)
+
+    @property
+    def sample_path(self) -> str | None:
+        """The path of the file that holds the sample, if `sample` is a path."""
+        return sample_path(self.sample)
+
+    @property
+    def timeout_s(self) -> float:
+        return self.timeout.seconds
+
+    @property
+    def max_body_bytes(self) -> int:
+        return self.max_body.bytes
+
+    @field_validator("tf_signature_key")
+    @classmethod
+    def _signature_key_is_for_tensorflow(cls, key: str | None, info: ValidationInfo) -> str | None:
+        given, model = info.data.get("model_format"), info.data.get("model", "")
+        if key is not None and (given or infer_format(model)) == "onnx":
+            because = "model_format says so" if given else "the name of the model ends in .onnx"
+            message = f"tf_signature_key is for TensorFlow models, and this one is ONNX: {because}"
+            raise rules.refusal("signature-key-with-onnx", message, hint="delete tf_signature_key")
+        return key
+
+
+class DeploymentSpec(_Block):
+    """One `kind: deployment`: the name of a group of apis."""
+
+    name: Annotated[DeploymentName, PlainValidator(rules.check_name), WithJsonSchema(_NAME)] = Field(
+        description="Name of the group of apis: lower-case letters, digits and dashes, at most 42 characters."
+    )
+
+
+class ProjectSpec(_Block):
+    """A whole cortex.yaml."""
+
+    deployment: Annotated[DeploymentName, PlainValidator(rules.check_name)] = Field(
+        default=DEFAULT_DEPLOYMENT, description="Name of the deployment."
+    )
+    apis: tuple[ApiSpec, ...] = Field(default=(), description="Its apis, in the order of the file.")
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [api.name for api in self.apis]
+        errors = [
+            InitErrorDetails(
+                type=rules.refusal("duplicate-name", f"two apis are named {quoted(name)}", hint="rename one of them"),
+                loc=("apis", number, "name"),
+                input=name,
+            )
+            for number, name in enumerate(names)
+            if name in names[:number]
+        ]
+        if errors:
+            raise ValidationError.from_exception_data("ProjectSpec", errors)
+        return self
+
+
+RESOURCES: Mapping[str, type[BaseModel]] = {"api": ApiSpec, "deployment": DeploymentSpec}
+"""The model of each `kind`."""
+BLOCKS: Mapping[str, type[BaseModel]] = {"compute": ComputeSpec, "tracker": TrackerSpec}
+"""The model of each block inside an api, by its field."""
+KEPT_AS_WRITTEN = frozenset([("compute", "cpu"), ("compute", "mem"), ("timeout",), ("max_body",)])
+"""
+Fields whose value is wanted as it is spelled: `129e6`, not 129000000.0. So are the values of `env`.
+"""

@@ -28,7 +28,10 @@ MAX_NUMBER = 2**63 - 1
 """The most millis or bytes; Kubernetes has the same bound."""
 
 _SUFFIXES = {
-    **{suffix: Fraction(1000) ** power for power, suffix in enumerate(["n", "u", "m", "", "k", "M", "G", "T", "P", "E"], -3)},
+    **{
+        suffix: Fraction(1000) ** power
+        for power, suffix in enumerate(["n", "u", "m", "", "k", "M", "G", "T", "P", "E"], -3)
+    },
     **{f"{suffix}i": Fraction(1024) ** power for power, suffix in enumerate("KMGTPE", 1)},
     "K": Fraction(1000),
 }
@@ -95,7 +98,9 @@ class Cpu:
         """Raises QuantityError, also for 0 and less."""
         millis = parse_cpu_millis(value)
         if millis <= 0:
-            raise QuantityError(value, f"cpu has to be above 0, found {_spelling(value)}", hint="200m is a fifth of a cpu")
+            raise QuantityError(
+                value, f"cpu has to be above 0, found {_spelling(value)}", hint="200m is a fifth of a cpu"
+            )
         return cls(millis, _spelling(value))
 
 

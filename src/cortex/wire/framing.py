@@ -62,9 +62,7 @@ def _receive_head(sock: socket.socket) -> tuple[bytes, list[int]]:
     head = b""
     while len(head) < LENGTH.size:
         space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
-        data, ancillary, _flags, _address = sock.recvmsg(
-            LENGTH.size - len(head), space, socket.MSG_CMSG_CLOEXEC
-        )
+        data, ancillary, _flags, _address = sock.recvmsg(LENGTH.size - len(head), space, socket.MSG_CMSG_CLOEXEC)
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 received = array.array("i")

@@ -11,6 +11,7 @@ Source:
 
 from __future__ import annotations
 
+import codecs
 import os
 import posixpath
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from cortex.wire.signature import Dim
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
-_WINDOW_BYTES = 1 << 20
+_WINDOW_BYTES = 1 << 16  # skipping over a large weight wastes at most one window
 _MAX_TAG_AND_VALUE_BYTES = 20  # two varints of at most 10 bytes each
 _MAX_FIELDS = 50_000_000
 _MAX_NESTED_GRAPHS = 100
@@ -123,7 +124,7 @@ def external_files(path: str | os.PathLike[str]) -> list[str]:
 
 class _Source:
     """
-    Reads protobuf fields out of a file through a window, so that a model of many gigabytes costs a megabyte.
+    Reads protobuf fields out of a file through a window, so that a model of many gigabytes costs 64 KiB.
 
     A window rather than mmap: an exporter that rewrites the file meanwhile must not end this process with SIGBUS.
     """
@@ -158,6 +159,9 @@ class _Source:
     def text(self, start: int, end: int) -> str:
         if end - start > _MAX_TEXT_BYTES:
             raise ValueError(f"it has a name of {end - start} bytes at byte {start}, so it is not an ONNX model")
+        offset = start - self._base
+        if offset >= 0 and end - self._base <= len(self._window):
+            return self._window[offset : end - self._base].decode("utf-8", "replace")
         return self.read(start, end - start).decode("utf-8", "replace")
 
     def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int | None]]:
@@ -419,7 +423,7 @@ def _refuse_other_formats(source: _Source) -> None:
     if head[4:8] == b"TFL3":
         raise ValueError("it is a TensorFlow Lite file: convert the model with tf2onnx")
     try:
-        text = head.decode("utf-8", "strict" if len(head) < 512 else "ignore")
+        text = codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < 512)
     except UnicodeDecodeError:
         return
     if all(char.isprintable() or char in "\r\n\t" for char in text):

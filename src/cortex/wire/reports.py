@@ -110,4 +110,7 @@ class AgentReport(msgspec.Struct, frozen=True, kw_only=True):
     started_wall_s: float
     replicas: tuple[ReplicaReport, ...] = ()
     routes: tuple[SetRoute, ...] = ()
+    """Routes as ordered."""
+    pending_routes: tuple[ApiKey, ...] = ()
+    """Apis whose route is ordered but not in the ingress yet: requests may still go where they went before."""
     ingress: IngressReport | None = None

@@ -1,0 +1,446 @@
+"""
+The agent's process: everything is built here and passed in by keyword.
+
+What must survive our own death is on disk (`node/`): replicas, launchers, routes, the highest epoch. After a restart
+it is all found again before the first order is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import logging
+import logging.handlers
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import setproctitle
+
+from cortex import processes
+from cortex.agent import rotation, server
+from cortex.agent.logs import LogReader
+from cortex.agent.replicas import Replicas
+from cortex.artifacts.store import ArtifactStore
+from cortex.clock import Clock, SystemClock
+from cortex.engines import machine
+from cortex.errors import CortexError, Problem
+from cortex.ids import NodeId, ReplicaId
+from cortex.ingress.supervisor import Ingress
+from cortex.processes import ControlPlaneRecord
+from cortex.settings import HomeLayout, Settings, environment_of, load_settings
+from cortex.wire.agent import InspectBuild, LogLines, ReadLogs
+from cortex.wire.build import BuildSpec
+from cortex.wire.launch import InspectReport
+from cortex.wire.orders import (
+    DrainReplica,
+    ForgetReplica,
+    Order,
+    Orders,
+    RemoveRoute,
+    SetRoute,
+    StartReplica,
+)
+from cortex.wire.reports import AgentReport, IngressReport, Phase
+
+log = logging.getLogger(__name__)
+
+LOCAL_NODE = NodeId("local")
+HOUSEKEEPING_S = 0.5
+CONTROL_PLANE_RESTARTS_A_MINUTE = 5
+LOG_POLL_S = 0.2
+PR_SET_CHILD_SUBREAPER = 36
+"""Source: prctl(2). Replicas whose launcher died become our children, so that we learn how they end."""
+
+
+class Remembered(msgspec.Struct, kw_only=True):
+    """`node/agent-state.json`: what no replica can tell us after a restart."""
+
+    epoch: int = 0
+    routes: list[SetRoute] = []
+
+
+class Agent:
+    """Orders in, reports out. Implements `server.Service`."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        layout: HomeLayout,
+        clock: Clock,
+        store: ArtifactStore,
+        ingress: Ingress,
+    ) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._clock = clock
+        self._store = store
+        self._ingress = ingress
+        self._node = machine.node_report(LOCAL_NODE)
+        self._agent_id = secrets.token_hex(8)
+        self._started_wall_s = clock.wall_s()
+        self._serial = 0
+        self._changed = asyncio.Event()
+        self._routes_changed = asyncio.Event()
+        self._remembered = Remembered()
+        self._logs = LogReader(layout.replica_logs)
+        self._stop_asked: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._control_plane_starts_s: deque[float] = deque(maxlen=CONTROL_PLANE_RESTARTS_A_MINUTE)
+        self._control_plane: subprocess.Popen[bytes] | None = None
+        self._ingress_problem: Problem | None = None
+        self.replicas = Replicas(
+            settings=settings,
+            layout=layout,
+            clock=clock,
+            resolve=self._resolve,
+            quiesced=self._quiesced,
+            on_change=self._note_change,
+        )
+
+    async def run(self) -> None:
+        """Take over what runs, then serve until told to stop."""
+        self._recall()
+        await self.replicas.adopt()
+        await self._start_ingress()
+        background = [
+            asyncio.create_task(self._keep(self._sync_ingress_once, wait=self._routes_changed)),
+            asyncio.create_task(self._every(self._settings.health_interval_s, self.replicas.check_health)),
+            asyncio.create_task(self._every(HOUSEKEEPING_S, self._keep_house)),
+        ]
+        self._routes_changed.set()
+        listening = await server.serve(self._layout.agent_socket, self)
+        prestart = asyncio.create_task(self._prestart())
+        log.info("agent %s ready, %s replicas adopted", self._agent_id, len(self.replicas.reports()))
+        drain_timeout_s = await self._stop_asked
+        if drain_timeout_s < 0:
+            log.info("the agent ends; what it looks after goes on")
+        else:
+            await self._stop_everything(drain_timeout_s)
+        listening.close()
+        for task in (*background, prestart):
+            task.cancel()
+        await asyncio.gather(*background, prestart, return_exceptions=True)
+
+    # ---- server.Service -----------------------------------------------------------------------------------------
+
+    def take_orders(self, orders: Orders) -> AgentReport:
+        if orders.epoch < self._remembered.epoch:
+            raise server.StaleEpoch(f"orders of epoch {orders.epoch}, but epoch {self._remembered.epoch} is in charge")
+        self._remembered.epoch = orders.epoch
+        for order in orders.orders:
+            self._take(order)
+        self._remember()
+        return self.report()
+
+    def _take(self, order: Order) -> None:
+        match order:
+            case StartReplica():
+                self.replicas.start(order)
+            case DrainReplica(replica=replica, timeout_s=timeout_s):
+                self.replicas.drain(replica, timeout_s)
+            case ForgetReplica(replica=replica):
+                self.replicas.forget(replica)
+            case SetRoute():
+                routes = [route for route in self._remembered.routes if route.api != order.api]
+                self._remembered.routes = [*routes, order]
+                self._note_change()
+            case RemoveRoute(api=api):
+                self._remembered.routes = [route for route in self._remembered.routes if route.api != api]
+                self._note_change()
+
+    async def observe(self, agent: str, serial: int, timeout_s: float) -> AgentReport:
+        if (agent, serial) == (self._agent_id, self._serial):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    while (agent, serial) == (self._agent_id, self._serial):
+                        self._changed.clear()
+                        await self._changed.wait()
+        return self.report()
+
+    async def inspect(self, request: InspectBuild) -> InspectReport:
+        order = StartReplica(replica=ReplicaId(f"inspect.{request.build.version[:12]}"), attempt=0, build=request.build)
+        try:
+            model, project = await asyncio.to_thread(self._resolve, request.build)
+            spec = msgspec.structs.replace(
+                self.replicas.replica_spec(order, model, project),
+                start_timeout_s=request.timeout_s,
+                log_path="",
+                stats_path="",
+            )
+            launcher = self.replicas.launchers.get(request.build.model.format, request.build.env)
+            async with asyncio.timeout(request.timeout_s + 10.0):
+                return await launcher.inspect(
+                    spec, model=True, handler=request.build.handler is not None, run_sample=False
+                )
+        except CortexError as error:
+            return InspectReport(problems=(error.problem(),))
+        except TimeoutError:
+            return InspectReport(
+                problems=(
+                    Problem(
+                        reference="inspection-timeout",
+                        message=f"model and handler could not be checked within {request.timeout_s:.0f} s",
+                    ),
+                )
+            )
+
+    async def read_logs(self, request: ReadLogs) -> LogLines:
+        deadline_s = self._clock.monotonic_s() + request.wait_s
+        while True:
+            lines = await asyncio.to_thread(self._logs.read, request)
+            if lines.lines or not request.cursor or self._clock.monotonic_s() >= deadline_s:
+                return lines
+            await asyncio.sleep(LOG_POLL_S)
+
+    def stop(self, drain_timeout_s: float) -> None:
+        """Negative: end ourselves only and leave everything running."""
+        if not self._stop_asked.done():
+            self._stop_asked.set_result(drain_timeout_s)
+
+    # ---- reports ------------------------------------------------------------------------------------------------
+
+    def report(self) -> AgentReport:
+        return AgentReport(
+            node=self._node,
+            serial=self._serial,
+            agent=self._agent_id,
+            epoch=self._remembered.epoch,
+            pid=os.getpid(),
+            started_wall_s=self._started_wall_s,
+            replicas=self.replicas.reports(),
+            routes=tuple(self._remembered.routes),
+            ingress=self._ingress_report(),
+        )
+
+    def _ingress_report(self) -> IngressReport:
+        status = self._ingress.status()
+        return IngressReport(
+            up=status.up,
+            host=self._settings.host,
+            port=self._settings.port,
+            pid=status.pid,
+            restarts=status.restarts,
+            problem=self._ingress_problem,
+        )
+
+    def _note_change(self) -> None:
+        self._serial += 1
+        self._changed.set()
+        self._routes_changed.set()
+
+    # ---- what survives us ---------------------------------------------------------------------------------------
+
+    @property
+    def _state_file(self) -> Path:
+        return self._layout.node / "agent-state.json"
+
+    def _recall(self) -> None:
+        try:
+            self._remembered = msgspec.json.decode(self._state_file.read_bytes(), type=Remembered)
+        except FileNotFoundError:
+            pass
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("%s cannot be read, the control plane will give the routes again: %s", self._state_file, error)
+
+    def _remember(self) -> None:
+        processes.write_whole(self._state_file, msgspec.json.encode(self._remembered))
+
+    # ---- artifacts ----------------------------------------------------------------------------------------------
+
+    def _resolve(self, build: BuildSpec) -> tuple[Path, Path | None]:
+        self._store.verify(build.model.tree)
+        model = self._store.tree_path(build.model.tree) / build.model.entry
+        if build.project is None:
+            return model, None
+        self._store.verify(build.project)
+        return model, self._store.tree_path(build.project)
+
+    # ---- ingress ------------------------------------------------------------------------------------------------
+
+    async def _start_ingress(self) -> None:
+        try:
+            await self._ingress.start()
+            self._ingress_problem = None
+        except (CortexError, OSError) as error:
+            self._ingress_problem = (
+                error.problem()
+                if isinstance(error, CortexError)
+                else Problem(reference="ingress-failed", message=str(error))
+            )
+            log.error("the ingress could not be started: %s", error)
+
+    async def _sync_ingress_once(self) -> None:
+        """Bring the ingress to what routes and readiness say now."""
+        routes = rotation.ingress_routes(self._remembered.routes, self.replicas, self._layout)
+        await self._ingress.apply(routes)
+
+    async def _quiesced(self, stem: str) -> None:
+        await self._ingress.quiesced(stem)
+
+    # ---- background ---------------------------------------------------------------------------------------------
+
+    async def _keep(self, work: Callable[[], Awaitable[None]], *, wait: asyncio.Event) -> None:
+        """Do the work whenever the event is set; again after a while if it fails."""
+        while True:
+            await wait.wait()
+            wait.clear()
+            try:
+                await work()
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                log.exception("will be tried again")
+                await asyncio.sleep(0.2)
+                wait.set()
+
+    async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await work()
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                log.exception("a fault of ours")
+
+    async def _keep_house(self) -> None:
+        self._keep_control_plane()
+        self._reap_strangers()
+        if self._ingress_problem is not None:
+            await self._start_ingress()
+            self._note_change()
+        await self.replicas.launchers.keep(self.replicas.launcher_keys())
+
+    async def _prestart(self) -> None:
+        """Have a launcher ready before the first deploy asks for one."""
+        with contextlib.suppress(CortexError):
+            await self.replicas.launchers.get("onnx", {}).connection()
+
+    def _keep_control_plane(self) -> None:
+        """Start the control plane again when it has died, unless the environment is meant to be down."""
+        if self._control_plane is not None and self._control_plane.poll() is None:
+            return
+        self._control_plane = None
+        if self._layout.down_mark.exists() or self._stop_asked.done():
+            return
+        try:
+            record = msgspec.json.decode(self._layout.controlplane_file.read_bytes(), type=ControlPlaneRecord)
+        except (OSError, msgspec.MsgspecError):
+            return  # it ended in order, or never ran: whoever wants it starts it
+        if processes.is_alive(record):
+            return
+        now_s = self._clock.monotonic_s()
+        starts = self._control_plane_starts_s
+        if len(starts) == CONTROL_PLANE_RESTARTS_A_MINUTE and now_s - starts[0] < 60.0:
+            return
+        starts.append(now_s)
+        env = {**os.environ, **environment_of(self._settings), "CORTEX_OPERATOR_PORT": str(record.operator_port)}
+        with (self._layout.logs / "controlplane.out").open("ab") as output:
+            self._control_plane = subprocess.Popen(
+                [sys.executable, "-m", "cortex.controlplane"],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                env=env,
+                start_new_session=True,
+            )
+        log.warning("the control plane had died; started it again, pid %s", self._control_plane.pid)
+
+    def _reap_strangers(self) -> None:
+        """Orphans that became our children and that nobody waits for would stay zombies."""
+        known = {replica.identity.pid for replica in self.replicas if replica.identity is not None}
+        known |= {launcher.pid for launcher in self.replicas.launchers if launcher.pid is not None}
+        known |= {self._control_plane.pid} if self._control_plane is not None else set()
+        known |= self._ingress.pids()
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None or found.si_pid in known:
+                return
+            os.waitpid(found.si_pid, os.WNOHANG)
+
+    # ---- stopping -----------------------------------------------------------------------------------------------
+
+    async def _stop_everything(self, drain_timeout_s: float) -> None:
+        """
+        Stop the node: 1. ingress takes no new connections and finishes what it has; 2. replicas drain;
+        3. launchers end; 4. sockets and records go.
+        """
+        log.info("stopping everything")
+        await self._ingress.stop(drain_timeout_s)
+        for replica in self.replicas:
+            self.replicas.drain(replica.id, drain_timeout_s)
+        deadline_s = self._clock.monotonic_s() + drain_timeout_s + 5.0
+        while any(r.phase is not Phase.EXITED for r in self.replicas) and self._clock.monotonic_s() < deadline_s:
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await self._changed.wait()
+        for replica in self.replicas:
+            self.replicas.forget(replica.id)
+        await self.replicas.launchers.stop()
+        self._remembered.routes = []
+        self._remember()
+        self._layout.agent_socket.unlink(missing_ok=True)
+        self._layout.agent_file.unlink(missing_ok=True)
+
+
+def main() -> int:
+    """Run the agent until it is told to end. Returns an exit code."""
+    settings = load_settings(os.environ)
+    layout = HomeLayout(settings.home)
+    try:
+        layout.prepare()
+        lock = _sole_agent(layout)
+        if lock is None:
+            sys.stderr.write("an agent already runs on this home\n")
+            return 0
+        _log_to_file(layout)
+        setproctitle.setproctitle(f"cortex-agent {settings.home}")
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        processes.write_identity(layout.agent_file, processes.own_identity())
+        asyncio.run(_run(settings, layout))
+    except (CortexError, OSError) as error:
+        log.exception("the agent could not start")
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+async def _run(settings: Settings, layout: HomeLayout) -> None:
+    clock = SystemClock()
+    agent: Agent
+    ingress = Ingress(settings=settings, layout=layout, clock=clock, on_change=lambda: agent._note_change())
+    agent = Agent(settings=settings, layout=layout, clock=clock, store=ArtifactStore(layout.artifacts), ingress=ingress)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, agent.stop, -1.0)
+    await agent.run()
+
+
+def _sole_agent(layout: HomeLayout) -> int | None:
+    """Hold the node's lock for life. None: another agent has it."""
+    descriptor = os.open(layout.home / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _log_to_file(layout: HomeLayout) -> None:
+    handler = logging.handlers.RotatingFileHandler(layout.logs / "agent.log", maxBytes=10 * 2**20, backupCount=3)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -1,0 +1,116 @@
+"""Reading what the replicas of an api wrote, in time order, across attempts, versions and rotated files."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from cortex.ids import ReplicaId, split_api_key
+from cortex.wire.agent import LogLine, LogLines, ReadLogs
+from cortex.wire.logline import LoggedLine, parse_line
+
+MAX_LINES = 10_000
+"""Most lines in one answer; the cursor leads on."""
+MAX_TAIL_BYTES = 4 * 2**20
+"""How far back a tail looks in one file."""
+_ROTATED = re.compile(r"(?P<replica>.+)\.log(\.(?P<age>\d+))?")
+
+
+class Cursor(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a reader stands: bytes read of each file, by inode, since files are renamed when they rotate."""
+
+    offsets: dict[str, int] = {}
+
+
+class LogReader:
+    """Reads the log files of one folder; keeps nothing between calls but what the cursor says."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, request: ReadLogs) -> LogLines:
+        """Lines as asked for, oldest first, and the cursor to go on from."""
+        files = self._files(request)
+        cursor = _decode_cursor(request.cursor)
+        offsets: dict[str, int] = {}
+        streams: list[list[LogLine]] = []
+        for file, replica in files:
+            try:
+                inode = str(file.stat().st_ino)
+                lines, offsets[inode] = self._read_file(
+                    file, replica, request, cursor.offsets.get(inode), bool(request.cursor)
+                )
+            except FileNotFoundError:
+                continue  # rotated away while we looked
+            streams.append(lines)
+        merged = list(heapq.merge(*streams, key=lambda line: line.wall_s))
+        if not request.cursor and request.tail is not None:
+            merged = merged[len(merged) - request.tail :] if request.tail else []
+        return LogLines(lines=tuple(merged), cursor=msgspec.json.encode(Cursor(offsets=offsets)).decode())
+
+    def _files(self, request: ReadLogs) -> list[tuple[Path, ReplicaId]]:
+        """The api's files with the replica each belongs to; a replica's rotated files oldest first."""
+        deployment, api = split_api_key(request.api)
+        prefix = f"{deployment}.{api}."
+        found: list[tuple[str, int, Path]] = []
+        for file in self._folder.iterdir() if self._folder.is_dir() else ():
+            match = _ROTATED.fullmatch(file.name)
+            if match is None or not file.name.startswith(prefix):
+                continue
+            if request.replica is None or _is_meant(request.replica, match["replica"]):
+                found.append((match["replica"], -int(match["age"] or 0), file))
+        return [(file, ReplicaId(replica)) for replica, _age, file in sorted(found)]
+
+    def _read_file(
+        self, file: Path, replica: ReplicaId, request: ReadLogs, offset: int | None, following: bool
+    ) -> tuple[list[LogLine], int]:
+        """The wanted lines of one file, and how far it has been read: always to the end of a line."""
+        with file.open("rb") as stream:
+            size = stream.seek(0, 2)
+            first = offset if following and offset is not None else 0
+            if not following and request.tail is not None:
+                first = max(0, size - MAX_TAIL_BYTES)
+            if first > size:
+                first = 0  # cut short by someone else: begin again
+            stream.seek(first)
+            content = stream.read(size - first)
+        complete = content.rfind(b"\n") + 1
+        lines = list(_wanted(content[:complete], replica, request, started_midway=first > 0 and not following))
+        return lines[-MAX_LINES:], first + complete
+
+
+def _wanted(content: bytes, replica: ReplicaId, request: ReadLogs, *, started_midway: bool) -> Iterator[LogLine]:
+    raw_lines = content.split(b"\n")[:-1]
+    if started_midway:
+        raw_lines = raw_lines[1:]
+    last_s = 0.0
+    for raw in raw_lines:
+        line = parse_line(raw)
+        last_s = line.wall_s or last_s  # output that went past us carries no time: it follows what was before it
+        if request.since_wall_s is not None and last_s < request.since_wall_s:
+            continue
+        if request.request is not None and line.request != request.request:
+            continue
+        yield _shown(line, replica, last_s)
+
+
+def _shown(line: LoggedLine, replica: ReplicaId, wall_s: float) -> LogLine:
+    return LogLine(
+        wall_s=wall_s, replica=replica, text=line.text, stream=line.stream, level=line.level, request=line.request
+    )
+
+
+def _is_meant(asked: str, replica: str) -> bool:
+    """A replica may be named in full or by its last parts, as `cortex logs` shows it: `3fa1c09d.0`."""
+    return replica == asked or replica.endswith(f".{asked}")
+
+
+def _decode_cursor(text: str) -> Cursor:
+    try:
+        return msgspec.json.decode(text, type=Cursor) if text else Cursor()
+    except msgspec.MsgspecError:
+        return Cursor()

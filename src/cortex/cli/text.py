@@ -1,0 +1,190 @@
+"""Words for people: tables, durations, sizes, bars. Pure: text in, text out."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+GAP = "   "
+BAR_WIDTH = 24
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal a text takes: wide characters two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    width = 0
+    for character in text:
+        if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Mn", "Me"):
+            continue
+        width += 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
+    return width
+
+
+def cut(text: str, width: int) -> str:
+    """Text in at most so many columns; what does not fit becomes `…`."""
+    if columns_of(text) <= width:
+        return text
+    kept, used = "", 0
+    for character in text:
+        used += columns_of(character)
+        if used > width - 1:
+            break
+        kept += character
+    return kept + "…"
+
+
+def padded(text: str, width: int, *, right: bool = False) -> str:
+    fill = " " * max(width - columns_of(text), 0)
+    return fill + text if right else text + fill
+
+
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), widest: int | None = None
+) -> list[str]:
+    """
+    Return aligned lines, the header first, without trailing blanks.
+
+    Args:
+        right: columns that are aligned to the right.
+        widest: columns of the terminal, or None in a pipe, where nothing is cut. The first column is cut first.
+    """
+    widths = [max(columns_of(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    if widest is not None:
+        over = sum(widths) + len(GAP) * (len(widths) - 1) - widest
+        for index in sorted(range(len(widths)), key=lambda i: -widths[i]):
+            give = min(max(over, 0), max(widths[index] - max(columns_of(header[index]), 8), 0))
+            widths[index] -= give
+            over -= give
+    return [
+        GAP.join(
+            padded(cut(cell, width), width, right=number in right)
+            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+        for cells in (header, *rows)
+    ]
+
+
+def pairs(rows: Sequence[tuple[str, str]], *, indent: str = "") -> list[str]:
+    """`name   value` lines, aligned; further lines of a value stand under its first."""
+    width = max((columns_of(name) for name, _ in rows), default=0)
+    lines = []
+    for name, value in rows:
+        first, *rest = value.splitlines() or [""]
+        lines.append(f"{indent}{padded(name, width)}{GAP}{first}".rstrip())
+        lines += [f"{indent}{' ' * width}{GAP}{line}".rstrip() for line in rest]
+    return lines
+
+
+def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
+    """Text in lines of at most `width` columns, broken between words; its own line ends are kept."""
+    lines: list[str] = []
+    for paragraph in text.splitlines() or [""]:
+        line = ""
+        for word in paragraph.split():
+            joined = f"{line} {word}" if line else word
+            if line and columns_of(indent + joined) > width:
+                lines.append(indent + line)
+                line = word
+            else:
+                line = joined
+        lines.append((indent + line).rstrip())
+    return lines
+
+
+def age(seconds: float) -> str:
+    """`45s`, `8m` below an hour, `5h` below two days, `3d`."""
+    seconds = max(seconds, 0.0)
+    if seconds < 60:
+        return f"{int(seconds)}s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)}m"
+    if seconds < 48 * 3600:
+        return f"{int(seconds // 3600)}h"
+    return f"{int(seconds // 86400)}d"
+
+
+def ago(rfc3339: str | None, now_wall_s: float) -> str:
+    """`8m ago`; `-` when unknown."""
+    wall_s = instant(rfc3339)
+    return "-" if wall_s is None else f"{age(now_wall_s - wall_s)} ago"
+
+
+def instant(rfc3339: str | None) -> float | None:
+    """Seconds since the Unix epoch; None for none, or for text that is no instant."""
+    if not rfc3339:
+        return None
+    try:
+        parsed = datetime.fromisoformat(rfc3339)
+    except ValueError:
+        return None
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+
+
+def took(seconds: float) -> str:
+    """How long something took: `0.4 s`, `12 s`, `2m 05s`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m {rest:02d}s"
+
+
+def milliseconds(value: float | None) -> str:
+    """Three digits: `1.23 ms`, `45.6 ms`, `1.20 s`; `-` for none."""
+    if value is None:
+        return "-"
+    number, unit = (value, "ms") if value < 1000 else (value / 1000, "s")
+    decimals = 2 if number < 10 else 1 if number < 100 else 0
+    return f"{number:.{decimals}f} {unit}"
+
+
+def size(size_bytes: float) -> str:
+    """`512 B`, `1.5 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" or size_bytes >= 100 else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} TiB"
+
+
+def cpus(millis: int) -> str:
+    """`2`, `0.2`."""
+    return f"{millis / 1000:g}"
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """`1 api`, `2 apis`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def bar(share: float, width: int = BAR_WIDTH, *, unicode: bool = True) -> str:
+    """A bar for a share from 0 to 1; never empty for a share above 0."""
+    if not unicode:
+        return "#" * max(round(share * width), 1 if share > 0 else 0)
+    eighths = max(round(share * width * 8), 1 if share > 0 else 0)
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def shown_path(path: Path, cwd: Path) -> str:
+    """A path as it is shortest to type from `cwd`."""
+    try:
+        relative = path.relative_to(cwd)
+    except ValueError:
+        return str(path)
+    return str(relative)
+
+
+def quoted_for_shell(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)

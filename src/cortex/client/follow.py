@@ -1,0 +1,174 @@
+"""From a committed deploy to live or failed: pure judgement of what was seen, and the loop that waits for more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from cortex.client.operator import WATCH_S
+from cortex.clock import Clock
+from cortex.errors import Problem
+from cortex.wire.operator import ApiChange, ApiStatus, ChangeKind, Status, Watched
+
+NO_ROOM_PATIENCE_S = 30.0
+"""How long "compute unavailable" may last before it counts as failed: replicas of other apis may be about to leave."""
+
+_FAILED = frozenset({Status.UPDATE_FAILED, Status.ERROR, Status.OUT_OF_MEMORY})
+
+
+class Outcome(StrEnum):
+    """How far one api has come."""
+
+    WAITING = "waiting"
+    LIVE = "live"
+    """The version that was deployed serves."""
+    FAILED = "failed"
+    """It will not serve without a change by the user."""
+    STALLED = "stalled"
+    """Nothing moved for as long as the caller was ready to wait."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """One api of the deploy, as it stands."""
+
+    name: str
+    outcome: Outcome
+    since_s: float
+    """Monotonic: when it began to be followed."""
+    until_s: float | None
+    """When its outcome was known; None while it is waited for."""
+    status: ApiStatus | None
+    """As last seen; None before that, and after somebody removed the api."""
+    had_to_wait: bool
+    """False when it was live at first sight."""
+
+    @property
+    def is_done(self) -> bool:
+        return self.outcome is not Outcome.WAITING
+
+    def elapsed_s(self, now_s: float) -> float:
+        return (now_s if self.until_s is None else self.until_s) - self.since_s
+
+    def problem(self) -> Problem:
+        """Why it failed: the control plane's own words where there are any."""
+        if self.status is None:
+            return Problem(
+                reference="removed-meanwhile",
+                subject=f'api "{self.name}"',
+                message="it was removed while its new version was on the way",
+            )
+        return problem_of(self.status)
+
+
+def problem_of(status: ApiStatus) -> Problem:
+    """What is wrong with an api, with the api named and a next step."""
+    found = status.problem
+    hint = f"`cortex logs {status.deployment}/{status.name}` shows what its replicas wrote"
+    subject = f'api "{status.name}"'
+    if found is None:
+        reference = str(status.status).replace(" (", "-").replace(")", "").replace(" ", "-")
+        return Problem(
+            reference=reference, subject=subject, message=status.reason or f"it is in status {status.status}", hint=hint
+        )
+    return Problem(
+        reference=found.reference,
+        message=found.message,
+        subject=found.subject or subject,
+        where=found.where,
+        path=found.path,
+        hint=found.hint or hint,
+        traceback=found.traceback,
+    )
+
+
+def judge(status: ApiStatus, version: str) -> Outcome:
+    """
+    How far an api has come, from one look.
+
+    Args:
+        version: what was deployed, 8 digits or more; a status of another version is from before or after it.
+    """
+    if version and status.version and not _same(version, status.version):
+        return Outcome.WAITING
+    if status.status is Status.LIVE:
+        return Outcome.LIVE
+    return Outcome.FAILED if status.status in _FAILED else Outcome.WAITING
+
+
+def follow(
+    watch: Callable[[str, float], Watched],
+    changes: Iterable[ApiChange],
+    *,
+    deployment: str,
+    patience_s: float,
+    clock: Clock,
+) -> Iterator[tuple[Followed, ...]]:
+    """
+    Yield every api that a deploy keeps, each time something was seen, until all are done.
+
+    Args:
+        watch: (token, timeout in seconds) → what differs from the token, as `OperatorClient.watch`.
+        changes: of the deploy's result; removed apis are not waited for.
+        patience_s: when nothing has moved for this long, those that still wait are `STALLED`.
+    """
+    begin_s = clock.monotonic_s()
+    versions = {change.api: change.version for change in changes if change.kind is not ChangeKind.REMOVED}
+    rows = {name: _unseen(name, begin_s) for name in versions}
+    no_room_since: dict[str, float] = {}
+    token, moved_s, before, first = "", begin_s, None, True
+    while not all(row.is_done for row in rows.values()):
+        now_s = clock.monotonic_s()
+        deadlines = [moved_s + patience_s, *(since_s + NO_ROOM_PATIENCE_S for since_s in no_room_since.values())]
+        watched = watch(token, max(min(WATCH_S, min(deadlines) - now_s), 0.0))
+        now_s, token = clock.monotonic_s(), watched.token
+        statuses = {api.name: api for api in watched.apis if api.deployment == deployment}
+        moves = {name: _movement(status) for name, status in statuses.items()}
+        if moves != before:
+            moved_s, before = now_s, moves
+        for name, row in rows.items():
+            if row.is_done:
+                continue
+            status = statuses.get(name)
+            outcome = _outcome(row, status, versions[name])
+            if outcome is Outcome.WAITING and status is not None and status.status is Status.COMPUTE_UNAVAILABLE:
+                if now_s - no_room_since.setdefault(name, now_s) >= NO_ROOM_PATIENCE_S:
+                    outcome = Outcome.FAILED
+            else:
+                no_room_since.pop(name, None)
+            if outcome is Outcome.WAITING and now_s - moved_s >= patience_s:
+                outcome = Outcome.STALLED
+            rows[name] = replace(
+                row,
+                status=status,
+                outcome=outcome,
+                until_s=None if outcome is Outcome.WAITING else now_s,
+                had_to_wait=row.had_to_wait or not (first and outcome is Outcome.LIVE),
+            )
+            if outcome is not Outcome.WAITING:
+                no_room_since.pop(name, None)
+        first = False
+        yield tuple(rows.values())
+
+
+def _unseen(name: str, now_s: float) -> Followed:
+    return Followed(
+        name=name, outcome=Outcome.WAITING, since_s=now_s, until_s=None, status=None, had_to_wait=False
+    )
+
+
+def _outcome(row: Followed, status: ApiStatus | None, version: str) -> Outcome:
+    if status is None:
+        return Outcome.WAITING if row.status is None else Outcome.FAILED
+    return judge(status, version)
+
+
+def _movement(status: ApiStatus) -> tuple[object, ...]:
+    """What counts as progress: neither traffic nor failed attempts do."""
+    replicas = status.replicas
+    return status.status, status.version, status.serving, status.progress, replicas.ready, replicas.up_to_date
+
+
+def _same(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one)

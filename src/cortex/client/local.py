@@ -1,0 +1,472 @@
+"""
+The environment on this machine: find it, start what is missing, stop it, remove its files.
+
+A control plane is known by what it wrote about itself in the home: pid, start time and boot. A recycled pid is never
+taken for ours. Starting and stopping hold a lock, so that two commands at once make one control plane.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from cortex.client import ports
+from cortex.client.errors import (
+    OperatorDown,
+    OperatorFailed,
+    OperatorUnreachable,
+    StartFailed,
+    StopFailed,
+    UnknownEnvironment,
+)
+from cortex.client.operator import OperatorClient
+from cortex.clock import Clock, SystemClock
+from cortex.errors import CortexError
+from cortex.processes import ControlPlaneRecord, ProcessIdentity, identify, is_alive, open_pidfd, send_signal
+from cortex.settings import HomeLayout, Settings, environment_of
+
+START_TIMEOUT_S = 15.0
+STOP_GRACE_S = 15.0
+"""On top of the drain timeout: for processes to end after their replicas have."""
+KILL_GRACE_S = 5.0
+"""Between SIGTERM and SIGKILL."""
+PROBE_TIMEOUT_S = 5.0
+"""A control plane that does not say who it is within this time is taken for hung."""
+POLL_S = 0.02
+"""How often a starting control plane is looked for."""
+OUTPUT_LINES = 15
+"""How much of a failed start's output is shown."""
+
+CONTROLPLANE_COMMAND = (sys.executable, "-P", "-m", "cortex.controlplane")
+"""`-P`: the working directory is `/`, and nothing there is ours to import."""
+
+
+Record = TypeVar("Record", bound=ProcessIdentity)
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What `stop` found and did."""
+
+    was_running: bool
+    killed: tuple[int, ...] = ()
+    """Pids of processes that did not end by themselves."""
+
+
+class NotOursAlone(CortexError):
+    """Removing our files would be a risk: the home is a folder that holds other things by its nature."""
+
+    reference = "not-ours-alone"
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.hint = "remove what you do not need by hand"
+        super().__init__(f"{home} is not a folder of Cortex alone: nothing in it was removed")
+
+
+class LocalEnvironment:
+    """
+    Cortex in one home on this machine.
+
+    Args:
+        environ: what a started control plane inherits.
+        say: told in a sentence whatever a user may want to know, e.g. that a port had to move.
+        command: starts a control plane.
+
+    Raises:
+        UnknownEnvironment: the settings name another environment than `local`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        environ: Mapping[str, str],
+        say: Callable[[str], None] = lambda _sentence: None,
+        clock: Clock | None = None,
+        command: Sequence[str] = CONTROLPLANE_COMMAND,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if settings.environment != "local":
+            raise UnknownEnvironment(settings.environment)
+        self.settings = settings
+        self.layout = HomeLayout(settings.home)
+        self._environ = environ
+        self._say = say
+        self._clock = clock or SystemClock()
+        self._command = tuple(command)
+        self._sleep = sleep
+
+    def control_plane(self) -> ControlPlaneRecord | None:
+        """The control plane that runs; None when none does."""
+        return _running(self.layout.controlplane_file, ControlPlaneRecord)
+
+    def agent(self) -> ProcessIdentity | None:
+        return _running(self.layout.agent_file, ProcessIdentity)
+
+    @property
+    def is_marked_down(self) -> bool:
+        """Whether `cortex down` was the last word."""
+        return self.layout.down_mark.exists()
+
+    @property
+    def was_ever_up(self) -> bool:
+        """False in a home that nothing was ever started in."""
+        return self.layout.state_file.exists() or self.layout.controlplane_file.exists()
+
+    def connect(self) -> OperatorClient:
+        """
+        A client of the control plane that runs; starts nothing.
+
+        Raises:
+            OperatorDown: after `cortex down`.
+            OperatorUnreachable: it does not run, or its token cannot be read.
+        """
+        record = self.control_plane()
+        if record is not None:
+            return self._client(record)
+        if self.is_marked_down:
+            raise OperatorDown(self.settings.home)
+        raise OperatorUnreachable("", f"it does not run (home {self.settings.home})")
+
+    def ensure(self, *, even_if_down: bool = False) -> OperatorClient:
+        """
+        A client of the control plane, which is started when it does not run.
+
+        Args:
+            even_if_down: start also after `cortex down`, and take its mark away.
+
+        Raises:
+            OperatorDown: after `cortex down`.
+            PortTaken: a port that was set is in use.
+            StartFailed: it ended, or did not answer in time; carries its last words.
+            UnusableHome: the home cannot be used.
+        """
+        marked = self.is_marked_down
+        record = self.control_plane()
+        if record is not None and not marked:
+            return self._client(record)
+        if marked and not even_if_down:
+            if record is not None:  # it is on its way down, or `down` was interrupted: it can still be asked
+                return self._client(record)
+            raise OperatorDown(self.settings.home)
+        self.layout.prepare()
+        with self._locked():
+            record = self.control_plane()
+            if record is not None and self.is_marked_down:
+                record = self._still_up(record)
+            if record is None:
+                record = self._start()
+            self.layout.down_mark.unlink(missing_ok=True)
+        return self._client(record)
+
+    def stop(self, *, drain_timeout_s: float = 30.0) -> Stopped:
+        """
+        End everything of this home: replicas finish what they hold, then all processes end.
+
+        The mark comes first: an interrupted stop is not undone by the next command, and nothing restarts what ends.
+
+        Raises:
+            StopFailed: something runs on even though it was killed.
+        """
+        if not self.settings.home.is_dir():
+            return Stopped(was_running=False)
+        with self._locked():
+            self._mark_down()
+            running = self._processes()
+            if running and self._asked_to_stop(drain_timeout_s):
+                self._wait_for_end(running, drain_timeout_s + STOP_GRACE_S)
+            killed = self._end(drain_timeout_s) if self._processes() else []
+            killed += self._kill(self._left_behind())
+            left = tuple(process.pid for process in (*self._processes(), *self._left_behind()))
+            if left:
+                raise StopFailed(left)
+            return Stopped(was_running=bool(running or killed), killed=tuple(killed))
+
+    def purge(self) -> tuple[str, ...]:
+        """
+        Remove our own files from the home, and the home if nothing else is in it.
+
+        Returns:
+            Names in the home that are not ours and were left alone.
+
+        Raises:
+            NotOursAlone: the home is `/`, the user's home folder or one above it.
+        """
+        home = self.settings.home
+        if home == Path("/") or Path(os.path.expanduser("~")).is_relative_to(home):
+            raise NotOursAlone(home)
+        if not home.is_dir():
+            return ()
+        for entry in sorted(home.iterdir()):
+            if self._is_ours(entry.name):
+                _remove(entry)
+        if not self.layout.sockets.is_relative_to(home):
+            _remove(self.layout.sockets)
+        left = tuple(sorted(entry.name for entry in home.iterdir()))
+        if not left:
+            home.rmdir()
+        return left
+
+    def _client(self, record: ControlPlaneRecord) -> OperatorClient:
+        url = f"http://{ports.OPERATOR_HOST}:{record.operator_port}"
+        try:
+            token = self.layout.token_file.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise OperatorUnreachable(url, f"its token cannot be read ({error})") from error
+        return OperatorClient(host=ports.OPERATOR_HOST, port=record.operator_port, token=token)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        file = self.layout.lock_file
+        while True:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    self._say("another command is starting or stopping cortex: waiting for it")
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                try:
+                    same = os.path.samestat(os.fstat(descriptor), os.stat(file))
+                except FileNotFoundError:  # it was purged while we waited: lock the new one
+                    same = False
+                if same:
+                    yield
+                    return
+            finally:
+                os.close(descriptor)
+
+    def _still_up(self, record: ControlPlaneRecord) -> ControlPlaneRecord | None:
+        """A control plane that runs in spite of the mark: is it on its way down? None once it is."""
+        try:
+            self._client(record).info(timeout_s=PROBE_TIMEOUT_S)
+        except (OperatorUnreachable, OperatorFailed):
+            self._say("the last `cortex down` is still at work: waiting for it")
+            left = self._wait_for_end([record], self.settings.drain_timeout_s + STOP_GRACE_S)
+            if left:
+                self._end(0.0)
+            return None
+        return record
+
+    def _start(self) -> ControlPlaneRecord:
+        chosen = ports.choose(
+            self.settings,
+            ports.read_remembered(self.layout.ports_file),
+            is_free=ports.is_free,
+            holder=ports.holder,
+            is_ours=lambda holder: ports.belongs_to(self.settings.home, holder),
+            say=self._say,
+        )
+        ports.remember(self.layout.ports_file, self.settings, chosen)
+        settings = msgspec.structs.replace(self.settings, port=chosen.port, operator_port=chosen.operator_port)
+        log = self.layout.logs / "controlplane.out"
+        with open(log, "ab", opener=_private) as output:
+            begin = output.seek(0, os.SEEK_END)
+            process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd="/",
+                env=_inherited(self._environ) | environment_of(settings),
+                start_new_session=True,
+            )
+        try:
+            return self._await_answer(process, log, begin)
+        finally:
+            if process.returncode is None:
+                process.returncode = 0  # it outlives us: keeps Popen from warning about it
+
+    def _await_answer(self, process: subprocess.Popen[bytes], log: Path, begin: int) -> ControlPlaneRecord:
+        deadline_s = self._clock.monotonic_s() + START_TIMEOUT_S
+        while True:
+            record = self.control_plane()
+            if record is not None:
+                try:
+                    self._client(record).info(timeout_s=PROBE_TIMEOUT_S)
+                    return record
+                except OperatorUnreachable:
+                    pass
+            if self._clock.monotonic_s() > deadline_s:
+                reason = f"no answer within {START_TIMEOUT_S:.0f} s (pid {process.pid})"
+                raise StartFailed(reason, output=_last_lines(log, begin), log=log)
+            if process.returncode is not None:
+                self._sleep(POLL_S)
+                continue
+            try:
+                code = process.wait(POLL_S)
+            except subprocess.TimeoutExpired:
+                continue
+            if code:  # 0: the agent was faster and started one, which is about to say where it is
+                raise StartFailed(_how_it_ended(code), output=_last_lines(log, begin), log=log)
+
+    def _mark_down(self) -> None:
+        descriptor = os.open(self.layout.down_mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.close(descriptor)
+
+    def _processes(self) -> list[ProcessIdentity]:
+        return [process for process in (self.control_plane(), self.agent()) if process is not None]
+
+    def _asked_to_stop(self, drain_timeout_s: float) -> bool:
+        """Ask the control plane to end everything. False when it cannot be asked."""
+        record = self.control_plane()
+        if record is None:
+            return False
+        try:
+            operator = self._client(record)
+            operator.info(timeout_s=PROBE_TIMEOUT_S)
+        except CortexError:
+            return False
+        try:
+            operator.stop(drain_timeout_s=drain_timeout_s)
+        except OperatorUnreachable:
+            pass  # it may end faster than it answers; whether it ends is what counts
+        except CortexError:
+            return False
+        return True
+
+    def _end(self, drain_timeout_s: float) -> list[int]:
+        """End what does not end when asked nicely, each by the identity that it wrote down. Returns what was hit."""
+        hit: list[int] = []
+        record = self.control_plane()
+        if record is not None:
+            self._say(f"the control plane does not answer: ending it (pid {record.pid})")
+            hit += self._kill([record])
+        agent = self.agent()
+        if agent is not None and self._agent_asked_to_stop(drain_timeout_s):
+            self._wait_for_end([agent], drain_timeout_s + KILL_GRACE_S)
+        return hit + self._kill(self._processes())
+
+    def _agent_asked_to_stop(self, drain_timeout_s: float) -> bool:
+        from cortex.wire.agent import StopAgent
+        from cortex.wire.framing import ConnectionLost, receive_frame, send_frame
+
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+            channel.settimeout(PROBE_TIMEOUT_S)
+            try:
+                channel.connect(os.fspath(self.layout.agent_socket))
+                send_frame(channel, msgspec.json.encode(StopAgent(drain_timeout_s=drain_timeout_s)))
+                receive_frame(channel)
+            except ConnectionLost:
+                return True
+            except OSError:
+                return False
+        return True
+
+    def _kill(self, processes: Iterable[ProcessIdentity]) -> list[int]:
+        processes = [process for process in processes if send_signal(process, signal.SIGTERM)]
+        for process in self._wait_for_end(processes, KILL_GRACE_S):
+            send_signal(process, signal.SIGKILL)
+        self._wait_for_end(processes, KILL_GRACE_S)
+        return [process.pid for process in processes]
+
+    def _left_behind(self) -> list[ProcessIdentity]:
+        """Processes of this home that lost whoever would have ended them: ours by user, title and home."""
+        import psutil
+
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline", "uids"]):
+            facts: dict[str, Any] = process.info
+            command = " ".join(facts["cmdline"] or ())
+            if facts["uids"] is None or facts["uids"].real != os.getuid():
+                continue
+            named = command.startswith("cortex-") or "haproxy" in command.partition(" ")[0]
+            holder = ports.Holder(pid=facts["pid"], name="", command=command)
+            identity = identify(facts["pid"])
+            if named and identity is not None and ports.belongs_to(self.settings.home, holder):
+                found.append(identity)
+        return found
+
+    def _wait_for_end(self, processes: Sequence[ProcessIdentity], timeout_s: float) -> list[ProcessIdentity]:
+        """Wait until all have ended or the time is up; returns those that still run."""
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        left = []
+        for process in processes:
+            descriptor = open_pidfd(process)
+            if descriptor is None:
+                continue
+            try:
+                remaining_s = max(deadline_s - self._clock.monotonic_s(), 0.0)
+                if not select.select([descriptor], [], [], remaining_s)[0]:
+                    left.append(process)
+            finally:
+                os.close(descriptor)
+        return left
+
+    def _is_ours(self, name: str) -> bool:
+        ours = {path.name for path in layout_entries(self.layout)}
+        database = self.layout.state_file.name
+        if name in ours or name in {f"{database}{ending}" for ending in ("-wal", "-shm", "-journal")}:
+            return True
+        return name.startswith(".") and name.endswith(".tmp") and any(name.startswith(f".{own}.") for own in ours)
+
+
+def layout_entries(layout: HomeLayout) -> tuple[Path, ...]:
+    """Every file and folder that the layout names directly in the home."""
+    properties = (name for name, value in vars(HomeLayout).items() if isinstance(value, property))
+    paths = {getattr(layout, name) for name in properties}
+    return tuple(sorted(path for path in paths if path.parent == layout.home))
+
+
+def _running(file: Path, kind: type[Record]) -> Record | None:
+    """What a process wrote about itself, if exactly that process still runs."""
+    try:
+        record = msgspec.json.decode(file.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return record if is_alive(record) else None
+
+
+def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    """The user's environment for a process that runs in `/`: relative entries of PYTHONPATH would be lost."""
+    inherited = dict(environ)
+    if inherited.get("PYTHONPATH"):
+        entries = inherited["PYTHONPATH"].split(os.pathsep)
+        inherited["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in entries if entry)
+    return inherited
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _last_lines(log: Path, begin: int) -> str:
+    try:
+        with log.open("rb") as stream:
+            stream.seek(begin)
+            text = stream.read().decode("utf-8", "backslashreplace")
+    except OSError:
+        return ""
+    return "\n".join(text.rstrip().splitlines()[-OUTPUT_LINES:])
+
+
+def _how_it_ended(code: int) -> str:
+    return f"it ended with exit code {code}" if code >= 0 else f"it was ended by signal {-code}"
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder of ours, read-only ones too; of a link only the link."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for folder, _folders, _files in os.walk(path):  # the artifact store's folders are read-only
+        mode = os.stat(folder).st_mode
+        if mode & stat.S_IRWXU != stat.S_IRWXU:
+            os.chmod(folder, mode | stat.S_IRWXU)
+    shutil.rmtree(path)

@@ -1,0 +1,75 @@
+"""Reading on across restarts of the control plane."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from cortex.client.errors import OperatorFailed, OperatorUnreachable, WrongToken
+from cortex.client.local import LocalEnvironment
+from cortex.client.operator import OperatorClient
+from cortex.clock import Clock
+
+T = TypeVar("T")
+
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 1.0
+LEFT_TO_OTHERS_S = 3.0
+"""How long a restart is left to the agent before we start what is missing ourselves."""
+GIVE_UP_AFTER_S = 60.0
+
+
+class Reconnecting:
+    """
+    Repeats calls that only read until the control plane answers again, wherever it comes back.
+
+    Args:
+        sleep: waits; passed in by tests.
+    """
+
+    def __init__(
+        self,
+        environment: LocalEnvironment,
+        operator: OperatorClient,
+        *,
+        clock: Clock,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._environment = environment
+        self._operator = operator
+        self._clock = clock
+        self._sleep = sleep
+
+    def call(self, ask: Callable[[OperatorClient], T]) -> T:
+        """
+        Return what `ask` returns.
+
+        Raises:
+            OperatorDown: `cortex down` was run meanwhile.
+            OperatorUnreachable: nothing came back for a minute.
+        """
+        since_s = self._clock.monotonic_s()
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                return ask(self._operator)
+            except (OperatorUnreachable, WrongToken, OperatorFailed) as error:
+                if isinstance(error, OperatorFailed) and error.status != 503:  # it is there, but its agent is not
+                    raise
+                away_s = self._clock.monotonic_s() - since_s
+                if away_s > GIVE_UP_AFTER_S:
+                    raise
+                self._find(away_s)
+            self._sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _find(self, away_s: float) -> None:
+        """Look for where the control plane is now. Its token may be new, or not written yet."""
+        try:
+            if away_s < LEFT_TO_OTHERS_S:
+                self._operator = self._environment.connect()
+            else:
+                self._operator = self._environment.ensure()
+        except OperatorUnreachable:
+            pass

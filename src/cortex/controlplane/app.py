@@ -1,0 +1,349 @@
+"""
+The control plane's process: everything is built here and passed in by keyword.
+
+The loop is a handful of lines: wait for something to happen or for time to matter, then one `tick`. The API runs on
+uvicorn's loop, deploys in threads; both only change the stored state and wake the loop.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import logging.handlers
+import os
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+import setproctitle
+import uvicorn
+
+from cortex import processes
+from cortex.artifacts.store import ArtifactStore
+from cortex.clock import Clock, SystemClock
+from cortex.controlplane import statuses
+from cortex.controlplane.agents import LocalAgent, StaleEpoch
+from cortex.controlplane.api import build_app
+from cortex.controlplane.deploy import Deployer
+from cortex.controlplane.tick import World, tick
+from cortex.controlplane.view import View
+from cortex.engines import machine
+from cortex.engines.base import Engine
+from cortex.engines.local import LocalEngine
+from cortex.errors import CortexError
+from cortex.ids import ApiKey, DeploymentName, NodeId, short
+from cortex.processes import ControlPlaneRecord
+from cortex.settings import HomeLayout, Settings, load_settings
+from cortex.state.base import StateStore
+from cortex.state.sqlite import SqliteStateStore
+from cortex.version import __version__
+from cortex.wire.agent import LogLines, ReadLogs
+from cortex.wire.build import BuildSpec
+from cortex.wire.launch import InspectReport
+from cortex.wire.operator import (
+    ApiStatus,
+    DeploymentStatus,
+    DeployProgress,
+    DeployRequest,
+    DeployResult,
+    HistoryLine,
+    Info,
+    Removed,
+    StopRequest,
+    Watched,
+)
+
+log = logging.getLogger(__name__)
+
+LOCAL_NODE = NodeId("local")
+LONGEST_WAIT_S = 5.0
+"""Even if nothing happens, the world is looked at this often."""
+FAULT_PAUSE_S = 1.0
+"""After a tick that failed through a fault of ours, before the next."""
+
+
+class ControlPlane:
+    """What the API calls, and the loop that keeps the world as it is wanted. Implements `api.Operator`."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        layout: HomeLayout,
+        clock: Clock,
+        state: StateStore,
+        store: ArtifactStore,
+        engine: Engine,
+        shut_down: Callable[[], None],
+    ) -> None:
+        self.store = store
+        self._settings = settings
+        self._layout = layout
+        self._clock = clock
+        self._state = state
+        self._engine = engine
+        self._shut_down = shut_down
+        self._view = View()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._started_wall_s = clock.wall_s()
+        self._agent = LocalAgent(settings=settings, layout=layout, clock=clock, on_report=self._wake.set)
+        self._world = World(state=state, engine=engine, agents=self._agent, clock=clock, epoch=state.take_epoch())
+        self._deployer = Deployer(
+            settings=settings,
+            state=state,
+            store=store,
+            engine=engine,
+            clock=clock,
+            inspect=self._inspect,
+            committed=self._wake.set,
+            ingress_url=self._ingress_url,
+        )
+        self._loop = threading.Thread(target=self._run, name="control-loop", daemon=True)
+
+    def start(self) -> None:
+        self._agent.start()
+        self._loop.start()
+
+    def close(self) -> None:
+        """Stop looking after the world. What runs goes on running."""
+        self._stopping.set()
+        self._wake.set()
+        self._agent.close()
+        self._loop.join(timeout=5.0)
+
+    # ---- the loop -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        wait_s = 0.0
+        while not self._stopping.is_set():
+            self._wake.wait(wait_s)
+            self._wake.clear()
+            if self._stopping.is_set():
+                return
+            try:
+                plan = tick(self._world)
+                self._view.publish(self._statuses())
+                wait_s = LONGEST_WAIT_S if plan.wake_after_s is None else min(LONGEST_WAIT_S, plan.wake_after_s)
+            except StaleEpoch as error:
+                log.error("another control plane is in charge, this one ends: %s", error)
+                self._shut_down()
+                return
+            except Exception:
+                log.exception("a tick failed through a fault of ours")
+                wait_s = FAULT_PAUSE_S
+
+    def _statuses(self) -> tuple[ApiStatus, ...]:
+        return statuses.current(self._world, self._ingress_url())
+
+    def _inspect(self, build: BuildSpec) -> InspectReport:
+        return self._agent.inspect(build, self._settings.start_timeout_s)
+
+    def _ingress_url(self) -> str:
+        for report in self._agent.reports():
+            if report.ingress is not None:
+                host = report.ingress.host
+                shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+                return f"http://{f'[{shown}]' if ':' in shown else shown}:{report.ingress.port}"
+        return f"http://{self._settings.host}:{self._settings.port}"
+
+    # ---- api.Operator -------------------------------------------------------------------------------------------
+
+    def info(self) -> Info:
+        report = next(iter(self._agent.reports()), None)
+        node = next(iter(self._engine.nodes()), None)
+        ingress = report.ingress if report else None
+        problem = ingress.problem.message if ingress and ingress.problem else None
+        return Info(
+            version=__version__,
+            environment=self._settings.environment,
+            home=str(self._settings.home),
+            operator=f"http://127.0.0.1:{self._settings.operator_port}",
+            ingress=self._ingress_url(),
+            pid=os.getpid(),
+            started=_rfc3339(self._started_wall_s),
+            agent_pid=report.pid if report else None,
+            ingress_pid=ingress.pid if ingress else None,
+            ingress_up=bool(ingress and ingress.up),
+            cpu_millis=node.cpu_millis if node else 0,
+            mem_bytes=node.mem_bytes if node else 0,
+            gpus=node.gpus if node else 0,
+            used_cpu_millis=node.used_cpu_millis if node else 0,
+            used_mem_bytes=node.used_mem_bytes if node else 0,
+            used_gpus=node.used_gpus if node else 0,
+            apis=len(self._state.apis()),
+            replicas=len(report.replicas) if report else 0,
+            notes=(problem,) if problem else (),
+        )
+
+    def deploy(self, name: str, request: DeployRequest, emit: Callable[[DeployProgress], None]) -> DeployResult:
+        result = self._deployer.deploy(name, request, emit)
+        if result.committed:
+            # Readers must see the deploy from now on, even before the next tick.
+            self._view.publish(self._statuses())
+        return result
+
+    def delete(self, deployment: DeploymentName, api: ApiKey | None) -> Removed | None:
+        gone = [r.wanted.api for r in self._state.apis(deployment) if api is None or r.wanted.api == api]
+        if not self._state.delete(deployment, api):
+            return None
+        self._wake.set()
+        return Removed(apis=tuple(gone))
+
+    def deployments(self) -> tuple[DeploymentStatus, ...]:
+        return statuses.deployments(self._state.deployments(), self._view.statuses())
+
+    def apis(self, deployment: str | None) -> tuple[ApiStatus, ...]:
+        return self._view.statuses(deployment)
+
+    def api(self, deployment: str, name: str) -> ApiStatus | None:
+        status = self._view.status(deployment, name)
+        record = self._state.api(ApiKey(f"{deployment}/{name}"))
+        if status is None or record is None:
+            return status
+        return msgspec.structs.replace(status, spec=record.spec, signature=record.inspection.signature)
+
+    async def watch(self, token: str, timeout_s: float, deployment: str | None) -> Watched:
+        return await self._view.changed(token, timeout_s, deployment)
+
+    def logs(self, request: ReadLogs) -> LogLines:
+        return self._agent.read_logs(request)
+
+    def history(self, api: ApiKey) -> tuple[HistoryLine, ...]:
+        return tuple(
+            HistoryLine(
+                version=short(line.version),
+                deployed=_rfc3339(line.deployed_wall_s),
+                cause=line.cause,
+                outcome=line.outcome,
+            )
+            for line in self._state.history(api)
+        )
+
+    def stop(self, request: StopRequest) -> Info:
+        """
+        Stop everything, in this order: no new decisions; replicas drained, ingress and launchers ended, agent gone;
+        then this process, after it has answered.
+        """
+        info = self.info()
+        self._stopping.set()
+        self._wake.set()
+        self._loop.join(timeout=10.0)
+        self._agent.stop_agent(request.drain_timeout_s)
+        self._shut_down()
+        return info
+
+
+def main() -> int:
+    """Run the control plane until it is told to end. Returns an exit code."""
+    settings = load_settings(os.environ)
+    layout = HomeLayout(settings.home)
+    clock = SystemClock()
+    try:
+        layout.prepare()
+        lock = _sole_control_plane(layout)
+        if lock is None:
+            sys.stderr.write("a control plane already runs on this home\n")
+            return 0
+        _log_to_file(layout)
+        setproctitle.setproctitle(f"cortex-controlplane {settings.home}")
+        sock = _bind(settings)
+        return _serve(settings, layout, clock, sock)
+    except (CortexError, OSError) as error:
+        log.exception("the control plane could not start")
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.socket) -> int:
+    state = SqliteStateStore(layout.state_file)
+    store = ArtifactStore(layout.artifacts)
+    node = machine.node_report(LOCAL_NODE)
+    server: uvicorn.Server
+    plane = ControlPlane(
+        settings=settings,
+        layout=layout,
+        clock=clock,
+        state=state,
+        store=store,
+        engine=LocalEngine(node),
+        shut_down=lambda: setattr(server, "should_exit", True),
+    )
+    app = build_app(plane, _token(layout))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
+    )
+    _write_record(settings, layout)
+    plane.start()
+    log.info("control plane %s on port %s", __version__, settings.operator_port)
+    try:
+        server.run(sockets=[sock])
+    finally:
+        plane.close()
+        state.close()
+        layout.controlplane_file.unlink(missing_ok=True)
+    log.info("the control plane has ended")
+    return 0
+
+
+def _sole_control_plane(layout: HomeLayout) -> int | None:
+    """Hold the home's lock for life, so that two control planes never act on one home. None: someone else has it."""
+    descriptor = os.open(layout.home / "controlplane.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _bind(settings: Settings) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", settings.operator_port))
+    sock.listen(128)
+    return sock
+
+
+def _token(layout: HomeLayout) -> str:
+    """The home's token; made once, mode 0600."""
+    try:
+        token = layout.token_file.read_text().strip()
+        if token:
+            return token
+    except FileNotFoundError:
+        pass
+    token = secrets.token_urlsafe(32)
+    processes.write_whole(layout.token_file, token.encode())
+    return token
+
+
+def _write_record(settings: Settings, layout: HomeLayout) -> None:
+    identity = processes.own_identity()
+    processes.write_identity(
+        layout.controlplane_file,
+        ControlPlaneRecord(
+            pid=identity.pid,
+            start_ticks=identity.start_ticks,
+            boot_id=identity.boot_id,
+            operator_port=settings.operator_port,
+            host=settings.host,
+            port=settings.port,
+            version=__version__,
+            environment=settings.environment,
+        ),
+    )
+
+
+def _log_to_file(layout: HomeLayout) -> None:
+    handler = logging.handlers.RotatingFileHandler(layout.logs / "controlplane.log", maxBytes=10 * 2**20, backupCount=3)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _rfc3339(wall_s: float) -> str:
+    return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,416 @@
+"""
+Taking a deploy in: check everything, say what changes, write the wanted state in one transaction.
+
+Anything wrong, and nothing is changed. Models and handlers are looked at in children of the node's launcher, through
+the agent: users' code never runs here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import msgspec
+from pydantic import ValidationError
+
+from cortex.artifacts.store import ArtifactStore
+from cortex.clock import Clock
+from cortex.controlplane import changes
+from cortex.controlplane.versions import revision_of, version_of
+from cortex.engines.base import Engine, Node
+from cortex.errors import CortexError, Problem, Problems
+from cortex.ids import DEFAULT_DEPLOYMENT, ApiKey, DeploymentName, Version, api_key, route_path, split_api_key
+from cortex.planning.model import WantedApi
+from cortex.settings import Settings
+from cortex.spec.effects import not_in_effect
+from cortex.spec.models import ApiSpec, is_remote, masked_model
+from cortex.state.base import ApiRecord, DeployChange, DeploymentRecord, StateStore, VersionRecord
+from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample, TrackerConfig
+from cortex.wire.launch import InspectReport
+from cortex.wire.operator import (
+    ApiChange,
+    ApiUpload,
+    ChangeKind,
+    DeployProgress,
+    DeployRequest,
+    DeployResult,
+    StoredFile,
+)
+
+INSPECTIONS_AT_ONCE = 4
+"""Each is a process that loads a model; more at once only compete for the same cores."""
+
+Emit = Callable[[DeployProgress], None]
+Inspector = Callable[[BuildSpec], InspectReport]
+
+
+class Deployer:
+    """
+    Takes deploys in, one at a time.
+
+    Args:
+        inspect: looks at a build in a child of the node; raises CortexError when the node cannot be asked.
+        committed: called after the wanted state has changed.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        state: StateStore,
+        store: ArtifactStore,
+        engine: Engine,
+        clock: Clock,
+        inspect: Inspector,
+        committed: Callable[[], None],
+        ingress_url: Callable[[], str],
+    ) -> None:
+        self._settings = settings
+        self._state = state
+        self._store = store
+        self._engine = engine
+        self._clock = clock
+        self._inspect = inspect
+        self._committed = committed
+        self._ingress_url = ingress_url
+        self._one_at_a_time = threading.Lock()
+
+    def deploy(self, name: str, request: DeployRequest, emit: Emit) -> DeployResult:
+        """
+        Check a deploy and, unless it is a dry run, write it.
+
+        Raises:
+            Problems: something is wrong with it; nothing was changed.
+        """
+        if not self._one_at_a_time.acquire(blocking=False):
+            emit(DeployProgress(message="waiting for another deploy"))
+            self._one_at_a_time.acquire()
+        try:
+            return self._deploy(DeploymentName(name), request, emit)
+        finally:
+            self._one_at_a_time.release()
+
+    def _deploy(self, deployment: DeploymentName, request: DeployRequest, emit: Emit) -> DeployResult:
+        specs = _validated(request.apis)
+        known = {record.wanted.api: record for record in self._state.apis(deployment)}
+        self._guard_default(deployment, request, known)
+        project = self._store_project(request)
+        records: list[ApiRecord] = []
+        for spec, upload in zip(specs, request.apis, strict=True):
+            key = api_key(deployment, spec.name)
+            records.append(self._record(key, spec, upload, request, project, known.get(key)))
+        self._check_room(records)
+        inspected, warnings = self._inspect_new(records, known, emit)
+        wall_s = self._clock.wall_s()
+        told = [
+            self._change(record, known.get(record.wanted.api), spec)
+            for record, spec in zip(inspected, specs, strict=True)
+        ]
+        gone = [changes.removed(known[key]) for key in sorted(known.keys() - {r.wanted.api for r in inspected})]
+        result = DeployResult(changes=(*told, *gone), warnings=tuple(warnings), committed=not request.dry_run)
+        if request.dry_run:
+            return result
+        self._state.commit_deploy(
+            DeployChange(
+                deployment=DeploymentRecord(name=deployment, source=request.source, updated_wall_s=wall_s),
+                apis=tuple(_dated(r, c, known.get(r.wanted.api), wall_s) for r, c in zip(inspected, told, strict=True)),
+                versions=tuple(_history(inspected, told, wall_s)),
+            )
+        )
+        self._committed()
+        return result
+
+    # ---- from a request to records ------------------------------------------------------------------------------
+
+    def _record(
+        self,
+        key: ApiKey,
+        spec: ApiSpec,
+        upload: ApiUpload,
+        request: DeployRequest,
+        project: str | None,
+        old: ApiRecord | None,
+    ) -> ApiRecord:
+        model = self._store_model(spec, upload)
+        tracker = None
+        if spec.tracker is not None:
+            tracker = TrackerConfig(model_type=spec.tracker.model_type, key=spec.tracker.key)
+        env = {name: value for name, value in spec.env.items() if isinstance(value, str)}
+        refresh = (old.refresh if old else 0) + (1 if request.refresh else 0)
+        handler = spec.request_handler
+        version = version_of(
+            model=model,
+            project=project if handler else None,
+            handler=handler,
+            tracker=tracker,
+            env=env,
+            batching=spec.batching == "auto",
+            refresh=refresh,
+        )
+        resources = Resources(
+            cpu_millis=spec.compute.cpu_millis, mem_bytes=spec.compute.mem_bytes, gpus=spec.compute.gpu
+        )
+        sample = upload.sample
+        build = BuildSpec(
+            api=key,
+            version=version,
+            revision=revision_of(version, resources, spec.compute.concurrency),
+            model=model,
+            project=project if handler else None,
+            handler=handler,
+            tracker=tracker,
+            env=env,
+            batching=spec.batching == "auto",
+            concurrency=spec.compute.concurrency,
+            resources=resources,
+            sample=None
+            if sample is None
+            else Sample(body=sample.body, content_type=sample.content_type, gate=sample.gate),
+        )
+        wanted = WantedApi(
+            api=key,
+            build=build,
+            replicas=_replicas(spec, old),
+            min_replicas=spec.compute.min_replicas,
+            max_replicas=spec.compute.max_replicas,
+            path=route_path(key),
+            timeout_s=spec.timeout_s,
+            max_body_bytes=spec.max_body_bytes,
+            retry=spec.retry == "on",
+            force=request.force,
+        )
+        shown = spec.model_dump(mode="json")
+        shown["model"] = masked_model(spec.model)
+        return ApiRecord(
+            wanted=wanted,
+            spec=shown,
+            inspection=InspectReport(),
+            refresh=refresh,
+            project=request.project if handler else (),
+            model_files=upload.model.files if upload.model else (),
+        )
+
+    def _store_project(self, request: DeployRequest) -> str | None:
+        if not request.project:
+            return None
+        return self._store_tree(request.project, "project")
+
+    def _store_model(self, spec: ApiSpec, upload: ApiUpload) -> ModelArtifact:
+        if upload.model is None:
+            kind = "is remote" if is_remote(spec.model) else "was not uploaded"
+            raise _problem(
+                spec,
+                "model",
+                "model-not-available",
+                f"{masked_model(spec.model)} {kind}",
+                hint="use a model on this machine: fetching models is not in effect yet",
+            )
+        if upload.model.format == "tensorflow":
+            raise _problem(
+                spec,
+                "model",
+                "not-in-effect-yet",
+                "TensorFlow models are not in effect yet",
+                hint="export the model to ONNX with tf2onnx",
+            )
+        tree = self._store_tree(upload.model.files, f'model of api "{spec.name}"')
+        return ModelArtifact(
+            format="onnx",
+            tree=tree,
+            entry=upload.model.entry,
+            signature_key=spec.tf_signature_key,
+            source=masked_model(spec.model),
+        )
+
+    def _store_tree(self, files: Sequence[StoredFile], what: str) -> str:
+        missing = set(self._store.missing([file.sha256 for file in files]))
+        if missing:
+            names = ", ".join(sorted(file.path for file in files if file.sha256 in missing)[:5])
+            raise Problems(
+                [
+                    Problem(
+                        reference="blobs-missing",
+                        message=f"the {what} was not uploaded completely: {names}",
+                        hint="deploy again",
+                    )
+                ]
+            )
+        return self._store.put_tree(files)
+
+    # ---- checks -------------------------------------------------------------------------------------------------
+
+    def _guard_default(
+        self, deployment: DeploymentName, request: DeployRequest, known: Mapping[ApiKey, ApiRecord]
+    ) -> None:
+        """`default` belongs to the folder it came from: another folder must not remove its apis unasked."""
+        if deployment != DEFAULT_DEPLOYMENT or request.prune:
+            return
+        before = next((d for d in self._state.deployments() if d.name == deployment), None)
+        if before is None or before.source == request.source:
+            return
+        lost = known.keys() - {api_key(deployment, str(upload.spec.get("name"))) for upload in request.apis}
+        if lost:
+            names = ", ".join(sorted(split_api_key(key)[1] for key in lost))
+            raise Problems(
+                [
+                    Problem(
+                        reference="default-from-another-folder",
+                        message=f"deployment `default` came from {before.source}; deploying {request.source} "
+                        f"would remove {names}",
+                        hint="name this group of apis: add\n      - kind: deployment\n        name: <name>\n"
+                        "    to this cortex.yaml, or pass --prune to remove them",
+                    )
+                ]
+            )
+
+    def _check_room(self, records: Sequence[ApiRecord]) -> None:
+        """A request larger than any node can ever be is refused at once."""
+        nodes = self._engine.nodes()
+        if not nodes or self._engine.capabilities.adds_nodes:
+            return
+        problems = []
+        for index, record in enumerate(records):
+            reason = _never_fits(record.wanted.build.resources, nodes)
+            if reason is not None:
+                name = split_api_key(record.wanted.api)[1]
+                problems.append(
+                    Problem(
+                        reference="compute-unavailable",
+                        message=reason,
+                        subject=f'api "{name}": compute',
+                        path=("apis", index, "compute"),
+                        hint="ask for less, or use a larger machine",
+                    )
+                )
+        if problems:
+            raise Problems(problems)
+
+    def _inspect_new(
+        self, records: Sequence[ApiRecord], known: Mapping[ApiKey, ApiRecord], emit: Emit
+    ) -> tuple[list[ApiRecord], list[Problem]]:
+        """Have each version looked at that has not been before. Raises Problems with all that is wrong."""
+        reports: dict[Version, InspectReport] = {}
+        todo: dict[Version, ApiRecord] = {}
+        for record in records:
+            old = known.get(record.wanted.api)
+            version = record.wanted.build.version
+            if old is not None and old.wanted.build.version == version and old.inspection.signature is not None:
+                reports[version] = old.inspection
+            elif version not in reports:
+                todo.setdefault(version, record)
+        for version in reports:
+            todo.pop(version, None)
+        problems: list[Problem] = []
+        warnings: list[Problem] = []
+        with ThreadPoolExecutor(INSPECTIONS_AT_ONCE, thread_name_prefix="inspect") as pool:
+            futures = {pool.submit(self._inspect, record.wanted.build): version for version, record in todo.items()}
+            for done, future in enumerate(as_completed(futures)):
+                version = futures[future]
+                key = todo[version].wanted.api
+                emit(
+                    DeployProgress(
+                        message="checked model and handler", api=split_api_key(key)[1], done=done + 1, total=len(todo)
+                    )
+                )
+                try:
+                    report = future.result()
+                except CortexError as error:
+                    report = InspectReport(problems=(error.problem(),))
+                reports[version] = report
+        for index, record in enumerate(records):
+            report = reports[record.wanted.build.version]
+            subject = f'api "{split_api_key(record.wanted.api)[1]}"'
+            place = {"subject": subject, "path": ("apis", index)}
+            problems += [_placed(problem, **place) for problem in report.problems]
+            if record.wanted.build.version in todo:
+                warnings += [_placed(problem, **place) for problem in report.warnings]
+        if problems:
+            raise Problems(problems)
+        inspected = [msgspec.structs.replace(r, inspection=reports[r.wanted.build.version]) for r in records]
+        return inspected, warnings
+
+    def _change(self, record: ApiRecord, old: ApiRecord | None, spec: ApiSpec) -> ApiChange:
+        endpoint = self._ingress_url() + route_path(record.wanted.api)
+        change = changes.describe(old, record, endpoint=endpoint)
+        notes = (*record.inspection.notes, *(note.message for note in not_in_effect(spec)))
+        return msgspec.structs.replace(change, notes=notes)
+
+
+def _validated(uploads: Sequence[ApiUpload]) -> list[ApiSpec]:
+    """The specs of a request, checked again: a client is not trusted to have done it."""
+    specs, problems = [], []
+    names: set[str] = set()
+    for index, upload in enumerate(uploads):
+        try:
+            spec = ApiSpec.model_validate(upload.spec)
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                place = ": ".join(str(part) for part in detail["loc"])
+                problems.append(
+                    Problem(
+                        reference="invalid-spec", message=f"{place}: {detail['msg']}", subject=f"api at index {index}"
+                    )
+                )
+            continue
+        if spec.name in names:
+            problems.append(
+                Problem(reference="duplicate-name", message=f'two apis are named "{spec.name}"', path=("apis", index))
+            )
+        names.add(spec.name)
+        specs.append(spec)
+    if problems:
+        raise Problems(problems)
+    return specs
+
+
+def _replicas(spec: ApiSpec, old: ApiRecord | None) -> int:
+    """`init_replicas` matters only when an api is first created; a redeploy keeps the count, within the bounds."""
+    compute = spec.compute
+    wanted = compute.init_replicas or compute.min_replicas
+    if old is not None:
+        wanted = old.wanted.replicas
+    return max(compute.min_replicas, min(compute.max_replicas, wanted))
+
+
+def _never_fits(resources: Resources, nodes: Sequence[Node]) -> str | None:
+    largest_cpu = max(node.cpu_millis for node in nodes)
+    largest_mem = max(node.mem_bytes for node in nodes)
+    most_gpus = max(node.gpus for node in nodes)
+    if resources.cpu_millis > largest_cpu:
+        return f"a replica asks for {resources.cpu_millis}m cpu, but the largest node has {largest_cpu}m"
+    if resources.mem_bytes is not None and resources.mem_bytes > largest_mem:
+        asked, there = resources.mem_bytes // 2**20, largest_mem // 2**20
+        return f"a replica asks for {asked}Mi mem, but the largest node has {there}Mi"
+    if resources.gpus > most_gpus:
+        return f"a replica asks for {resources.gpus} gpu, but the largest node has {most_gpus}"
+    return None
+
+
+def _dated(record: ApiRecord, change: ApiChange, old: ApiRecord | None, wall_s: float) -> ApiRecord:
+    """`last_updated` is when something changed, not when the same was deployed again."""
+    deployed = wall_s if old is None or change.kind is not ChangeKind.UNCHANGED else old.wanted.deployed_wall_s
+    return msgspec.structs.replace(record, wanted=msgspec.structs.replace(record.wanted, deployed_wall_s=deployed))
+
+
+def _history(records: Sequence[ApiRecord], told: Sequence[ApiChange], wall_s: float) -> Iterator[VersionRecord]:
+    for record, change in zip(records, told, strict=True):
+        if change.kind in (ChangeKind.ADDED, ChangeKind.NEW_VERSION):
+            yield VersionRecord(
+                api=record.wanted.api,
+                version=record.wanted.build.version,
+                deployed_wall_s=wall_s,
+                cause=", ".join(change.causes) or "first deploy",
+            )
+
+
+def _placed(problem: Problem, *, subject: str, path: tuple[str | int, ...]) -> Problem:
+    return msgspec.structs.replace(
+        problem,
+        subject=f"{subject}: {problem.subject}" if problem.subject else subject,
+        path=(*path, *problem.path),
+    )
+
+
+def _problem(spec: ApiSpec, field: str, reference: str, message: str, *, hint: str = "") -> Problems:
+    return Problems([Problem(reference=reference, message=message, subject=f'api "{spec.name}": {field}', hint=hint)])

@@ -1,0 +1,397 @@
+"""
+The user's code: loading it, checking it, and calling it.
+
+Loading raises `HandlerError`s that a user can act on. What a hook raises while it answers a request comes out as
+`HookFailed` or as the user's own `RequestError`, whatever it was: SystemExit, RecursionError, anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.machinery
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import types
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import CoroutineType, ModuleType
+from typing import Any, Literal
+
+from cortex.errors import CortexError, Problem, RequestError
+from cortex.replica.http import Exchange
+from cortex.replica.tracebacks import format_user_traceback, one_line, user_location
+
+HookName = Literal["pre_inference", "post_inference"]
+HOOKS: tuple[HookName, HookName] = ("pre_inference", "post_inference")
+_VALUE = {"pre_inference": "sample", "post_inference": "prediction"}
+
+REQUIREMENTS: Mapping[str, str] = {
+    "PIL": "pillow",
+    "attr": "attrs",
+    "bs4": "beautifulsoup4",
+    "Crypto": "pycryptodome",
+    "cv2": "opencv-python-headless",
+    "dateutil": "python-dateutil",
+    "dotenv": "python-dotenv",
+    "fitz": "pymupdf",
+    "google.protobuf": "protobuf",
+    "jose": "python-jose",
+    "jwt": "pyjwt",
+    "Levenshtein": "levenshtein",
+    "magic": "python-magic",
+    "nacl": "pynacl",
+    "OpenSSL": "pyopenssl",
+    "psycopg2": "psycopg2-binary",
+    "sentence_transformers": "sentence-transformers",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "slugify": "python-slugify",
+    "yaml": "pyyaml",
+    "zmq": "pyzmq",
+}
+"""Packages whose name on PyPI is not the name they are imported by. Source: their own pages on pypi.org."""
+
+
+class HandlerError(CortexError):
+    """
+    The handler cannot be used; the same project will fail again.
+
+    Args:
+        reference: what is wrong, as a stable name.
+        message: in one or a few lines.
+        where: `file:line` when known.
+        trace: the user's traceback, when their code failed.
+    """
+
+    def __init__(
+        self, reference: str, message: str, *, where: str = "", hint: str = "", trace: str = ""
+    ) -> None:
+        self.problem_reference = reference
+        self.where = where
+        self.hint = hint
+        self.trace = trace
+        super().__init__(message)
+
+    def problem(self) -> Problem:
+        return Problem(
+            reference=self.problem_reference,
+            message=str(self),
+            where=self.where,
+            hint=self.hint,
+            traceback=self.trace,
+        )
+
+
+class HookFailed(Exception):
+    """A hook raised something that is no `RequestError`, or returned what cannot be used."""
+
+    def __init__(self, hook: str, cause: BaseException | None, message: str = "") -> None:
+        self.hook = hook
+        self.cause = cause
+        super().__init__(message or (f"{hook} raised {one_line(cause)}" if cause is not None else hook))
+
+
+class Hook:
+    """`pre_inference` or `post_inference`, and how it wants to be called."""
+
+    __slots__ = ("function", "is_async", "name", "takes_request", "takes_request_by_name")
+
+    def __init__(self, name: HookName, function: Callable[..., Any]) -> None:
+        self.name = name
+        self.function = function
+        self.takes_request, self.takes_request_by_name = _check_parameters(name, function)
+        self.is_async = _is_async(function)
+
+    def call(self, value: Any, metadata: Any, exchange: Exchange) -> Any:
+        """
+        Call a sync hook.
+
+        Raises:
+            RequestError: the handler's answer to the caller.
+            HookFailed: it raised anything else at all.
+        """
+        try:
+            if self.takes_request:
+                result = self.function(value, metadata, _view(exchange))
+            elif self.takes_request_by_name:
+                result = self.function(value, metadata, request=_view(exchange))
+            else:
+                result = self.function(value, metadata)
+        except RequestError:
+            raise
+        except BaseException as error:
+            raise HookFailed(self.name, error) from error
+        if type(result) is CoroutineType:
+            result.close()
+            raise HookFailed(
+                self.name, None, f"{self.name} returned a coroutine: declare it with `async def`, or await it"
+            )
+        return result
+
+    async def call_async(self, value: Any, metadata: Any, exchange: Exchange) -> Any:
+        """
+        Await an async hook; raises as `call` does. A cancellation of ours passes through.
+
+        Nothing but `CancelledError` may leave a task as BaseException: asyncio would stop the event loop with it.
+        """
+        try:
+            if self.takes_request:
+                result = self.function(value, metadata, _view(exchange))
+            elif self.takes_request_by_name:
+                result = self.function(value, metadata, request=_view(exchange))
+            else:
+                result = self.function(value, metadata)
+            # A decorator may have awaited already.
+            return await result if inspect.isawaitable(result) else result
+        except RequestError:
+            raise
+        except BaseException as error:
+            if exchange.answered:  # cancelled by us: out of time, or the replica ends
+                raise
+            raise HookFailed(self.name, error) from error
+
+
+@dataclass(frozen=True)
+class Handler:
+    """A loaded handler. Both hooks may be missing: an empty file is a handler."""
+
+    pre: Hook | None = None
+    post: Hook | None = None
+
+    @property
+    def is_async(self) -> bool:
+        return any(hook is not None and hook.is_async for hook in (self.pre, self.post))
+
+
+class RequestView:
+    """
+    What a hook sees of its request: `.id .headers .query .content_type .body .warmup .state`.
+
+    `state` is a dict that pre and post of one request share.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.state: dict[Any, Any] = {}
+
+    @property
+    def id(self) -> str:
+        return self._exchange.id
+
+    @functools.cached_property
+    def headers(self) -> Mapping[str, str]:
+        """Case-insensitive."""
+        raw = self._exchange.headers
+        return Headers({k.decode("latin-1"): v.decode("latin-1") for k, v in raw.items()})
+
+    @functools.cached_property
+    def query(self) -> dict[str, str]:
+        """Parameters of the URL; of a repeated one the last value."""
+        text = self._exchange.query.decode("latin-1")
+        try:
+            return dict(urllib.parse.parse_qsl(text, keep_blank_values=True))
+        except ValueError:  # more parameters than Python wants to separate
+            return {}
+
+    @property
+    def content_type(self) -> str:
+        """The media type without parameters, in lower case; empty when none was sent."""
+        raw = self._exchange.headers.get(b"content-type", b"")
+        return raw.partition(b";")[0].strip().lower().decode("latin-1")
+
+    @property
+    def body(self) -> bytes:
+        """As it was sent, unpacked if it was compressed."""
+        return self._exchange.body
+
+    @property
+    def warmup(self) -> bool:
+        """True for the request that tries a replica before it gets any traffic."""
+        return self._exchange.warmup
+
+
+class Headers(Mapping[str, str]):
+    """Request headers, found whatever the case of their name."""
+
+    def __init__(self, by_lower_name: dict[str, str]) -> None:
+        self._items = by_lower_name
+
+    def __getitem__(self, name: str) -> str:
+        return self._items[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+def load_handler(project_dir: str, handler: str, api: str) -> Handler:
+    """
+    Import a handler's file and check its hooks.
+
+    Args:
+        project_dir: the project's folder, which `sys.path` must already have.
+        handler: path of the file in it.
+        api: name of the api; the module gets a name of its own from it.
+
+    Raises:
+        HandlerError: with the user's own traceback where their code failed.
+    """
+    path = os.path.join(os.path.abspath(project_dir), handler)
+    module = _import_file(path, handler, project_dir, api)
+    return Handler(pre=_find_hook(module, "pre_inference", handler), post=_find_hook(module, "post_inference", handler))
+
+
+def _import_file(path: str, shown: str, project_dir: str, api: str) -> ModuleType:
+    # A name that nothing else has: `handlers/sklearn.py` must not be in the way of `import sklearn`.
+    name = "cortex_handler_" + re.sub(r"\W", "_", api)
+    loader = importlib.machinery.SourceFileLoader(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pickle and dataclasses look it up
+    try:
+        loader.exec_module(module)
+    except BaseException as error:
+        sys.modules.pop(name, None)
+        raise _import_failure(error, shown, path, project_dir) from error
+    return module
+
+
+def _import_failure(error: BaseException, shown: str, path: str, project_dir: str) -> HandlerError:
+    where = user_location(error, project_dir) or shown
+    trace = format_user_traceback(error, project_dir)
+    if isinstance(error, FileNotFoundError) and error.filename == path:
+        return HandlerError("handler-not-found", f"{shown} is not in the project", where=shown)
+    if isinstance(error, SyntaxError):
+        return HandlerError(
+            "handler-syntax-error", f"{where}: {one_line(error)}", where=where, trace=trace
+        )
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return HandlerError(
+            "handler-missing-module",
+            f"importing {shown} failed: No module named {error.name!r}",
+            where=where,
+            hint=_requirement_hint(error.name),
+            trace=trace,
+        )
+    if isinstance(error, SystemExit):
+        return HandlerError(
+            "handler-exited",
+            f"importing {shown} ended the process: sys.exit({error.code!r})",
+            where=where,
+            hint="a handler is imported, not run: move that call below `if __name__ == \"__main__\":`",
+            trace=trace,
+        )
+    return HandlerError(
+        "handler-import-failed", f"importing {shown} failed: {one_line(error)}", where=where, trace=trace
+    )
+
+
+def _requirement_hint(module: str) -> str:
+    top = module.partition(".")[0]
+    requirement = REQUIREMENTS.get(module) or REQUIREMENTS.get(top) or top
+    return f"add {requirement} to requirements.txt beside cortex.yaml"
+
+
+def _find_hook(module: ModuleType, name: HookName, shown: str) -> Hook | None:
+    if not hasattr(module, name):
+        return None
+    function = getattr(module, name)
+    if function is None:
+        return None
+    where = _where(function, shown)
+    if not callable(function):
+        raise HandlerError(
+            "handler-not-callable",
+            f"{name} is {_article(type(function).__name__)}, not a function",
+            where=where,
+            hint=f"define `def {name}({_VALUE[name]}, metadata):`, or leave it out",
+        )
+    try:
+        return Hook(name, function)
+    except WrongParameters as error:
+        raise HandlerError("handler-wrong-parameters", str(error), where=where, hint=error.hint) from error
+
+
+class WrongParameters(Exception):
+    """A hook cannot be called as hooks are."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        self.hint = hint
+        super().__init__(message)
+
+
+def _check_parameters(name: HookName, function: Callable[..., Any]) -> tuple[bool, bool]:
+    """
+    How a hook takes the request: as third parameter, and by name.
+
+    A third positional parameter gets it if it has no default or is called `request`: one with a default and another
+    name is the handler's own business.
+
+    Raises:
+        WrongParameters: it cannot be called with value and metadata; says what was found and what is expected.
+    """
+    usual = f"{name}({_VALUE[name]}, metadata)"
+    hint = f"write `def {usual}:`, with `request` as a third parameter if you need it"
+    unwrapped = inspect.unwrap(function)
+    if inspect.isgeneratorfunction(unwrapped) or inspect.isasyncgenfunction(unwrapped):
+        raise WrongParameters(f"{name} is a generator: it has `yield` where `return` is expected", hint)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C do not say
+        return False, False
+    found = f"{name}{signature.replace(return_annotation=inspect.Signature.empty)}"
+    positional = [
+        p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+    by_name = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    required = [p for p in positional if p.default is p.empty]
+    nameless = [p.name for p in by_name if p.default is p.empty and p.name != "request"]
+    if nameless:
+        raise WrongParameters(
+            f"found {found}, expected {usual}: nothing is passed as {', '.join(nameless)}", hint
+        )
+    if (len(positional) < 2 and not any_number) or len(required) > 3:
+        raise WrongParameters(
+            f"found {found}, which takes {len(positional)}; "
+            f"expected two or three parameters: {usual} or {usual[:-1]}, request)",
+            hint,
+        )
+    third = positional[2] if len(positional) > 2 else None
+    takes = third is not None and (third.default is third.empty or third.name == "request")
+    return takes, not takes and any(p.name == "request" for p in by_name)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    candidates = [function, inspect.unwrap(function)]
+    if not isinstance(function, types.FunctionType | types.MethodType):
+        candidates.append(getattr(type(function), "__call__", function))
+    return any(inspect.iscoroutinefunction(candidate) for candidate in candidates)
+
+
+def _where(function: Any, shown: str) -> str:
+    code = getattr(inspect.unwrap(function) if callable(function) else function, "__code__", None)
+    return f"{shown}:{code.co_firstlineno}" if code is not None else shown
+
+
+def _article(word: str) -> str:
+    return f"an {word}" if word[:1].lower() in "aeiou" else f"a {word}"
+
+
+def _view(exchange: Exchange) -> RequestView:
+    view: RequestView | None = exchange.view
+    if view is None:
+        view = exchange.view = RequestView(exchange)
+    return view

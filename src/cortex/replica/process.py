@@ -1,0 +1,173 @@
+"""
+What makes a forked child a process of its own: session, descriptors, environment, random state, limits, title.
+
+Every function here is called once, right after the fork, before any thread exists.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import setproctitle
+
+from cortex.ids import short, split_api_key
+from cortex.wire.launch import ReplicaSpec
+
+OOM_SCORE_ADJUSTMENT = 500
+"""When memory runs out the kernel should take a replica, which is replaced, and not the control plane or the agent."""
+
+_INHERITED_NAMES = frozenset(
+    {
+        *("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LANGUAGE"),
+        *("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"),
+        *("GCLOUD_PROJECT", "IDENTITY_ENDPOINT", "IDENTITY_HEADER", "MSI_ENDPOINT", "MSI_SECRET"),
+    }
+)
+_INHERITED_PREFIXES = ("LC_", "AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_")
+"""Locale, and what the credential chains of the three clouds read."""
+
+THREAD_VARIABLES = (
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"),
+    *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"),
+)
+"""Numeric libraries otherwise size their pools to the host's cores, not to the cpu request."""
+
+SINGLE_THREADED: Mapping[str, str] = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    **dict.fromkeys(THREAD_VARIABLES, "1"),
+    "TF_NUM_INTEROP_THREADS": "1",
+}
+"""
+Set in the launcher before numpy, onnxruntime or tensorflow is imported: a thread at fork time hangs children.
+
+`import onnxruntime` starts a telemetry thread and numpy's OpenBLAS a pool (measured with onnxruntime 1.31).
+"""
+
+
+def replica_environment(spec: ReplicaSpec, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of a replica: users' `env` wins over what is inherited, our names over users'."""
+    deployment, api = split_api_key(spec.api)
+    return {
+        **{
+            name: value
+            for name, value in inherited.items()
+            if name in _INHERITED_NAMES or name.startswith(_INHERITED_PREFIXES)
+        },
+        **dict.fromkeys(THREAD_VARIABLES, str(spec.threads)),
+        **spec.env,
+        "ORT_DISABLE_TELEMETRY": "1",
+        "CORTEX_DEPLOYMENT": deployment,
+        "CORTEX_API": api,
+        "CORTEX_VERSION": short(spec.version),
+        "CORTEX_REPLICA": spec.replica,
+    }
+
+
+def apply_environment(environment: Mapping[str, str]) -> None:
+    """Replace the process's environment, for C code too."""
+    os.environ.clear()
+    os.environ.update(environment)
+    time.tzset()
+
+
+def detach() -> None:
+    """A session of our own, so that a terminal's Ctrl-C or hang-up never reaches us; no input; default signals."""
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+
+def close_descriptors_except(kept: Collection[int]) -> None:
+    """Close every descriptor above 2 but these: the launcher's sockets and its copies of other replicas' slots."""
+    for fd in _open_descriptors():
+        if fd > 2 and fd not in kept:
+            try:
+                os.close(fd)
+            except OSError:  # the listing's own
+                pass
+
+
+def reseed() -> None:
+    """Random state is copied by a fork: without this every replica draws the same numbers."""
+    seed = int.from_bytes(os.urandom(16), "big")
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+def raise_oom_score() -> None:
+    """Best effort: in some containers even a rise is refused."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJUSTMENT))
+    except OSError:
+        pass
+
+
+def limit_inspection(cpu_s: float) -> None:
+    """
+    Bounds for a short-lived child that loads unknown code and models.
+
+    Address space is bounded by the machine's memory on top of what is mapped already: a runaway allocation then
+    raises MemoryError in the child, instead of waking the kernel's OOM killer.
+    """
+    cpu_limit_s = max(1, int(cpu_s) + 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_limit_s, cpu_limit_s + 5))
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    mapped_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit_bytes = (mapped_pages + os.sysconf("SC_PHYS_PAGES")) * page_bytes
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY:
+        limit_bytes = min(limit_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def enter_project(spec: ReplicaSpec) -> None:
+    """Working directory and first `sys.path` entry are the project's folder; the handler's own is second."""
+    sys.dont_write_bytecode = True  # the project lies in the artifact store
+    if spec.project_dir is None:
+        os.chdir("/")
+        return
+    project = os.path.abspath(spec.project_dir)
+    os.chdir(project)
+    folders = [project]
+    if spec.handler is not None:
+        beside = os.path.dirname(os.path.join(project, spec.handler))
+        if beside != project:
+            folders.append(beside)
+    sys.path[:] = [*folders, *(entry for entry in sys.path if entry not in ("", *folders))]
+
+
+def set_title(process: str, *words: str) -> None:
+    """`cortex-replica <home> …`, in `ps` and `top`."""
+    setproctitle.setproctitle(" ".join((process, *words)))
+
+
+def single_thread_offenders() -> list[str]:
+    """Names of this process's threads besides the main one, as the kernel knows them."""
+    own = str(os.getpid())
+    names = []
+    for task in os.listdir("/proc/self/task"):
+        if task != own:
+            try:
+                names.append(Path(f"/proc/self/task/{task}/comm").read_text().strip())
+            except OSError:  # it ended meanwhile
+                pass
+    return names
+
+
+def _open_descriptors() -> Iterator[int]:
+    return iter([int(name) for name in os.listdir("/proc/self/fd")])

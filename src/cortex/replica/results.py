@@ -1,0 +1,304 @@
+"""
+Results to JSON bytes.
+
+orjson writes almost everything by itself; what it hands back comes through `_default`, at C speed around it. Only a
+result that it refuses altogether (an integer of more than 64 bits, a tuple as a key, something that is no JSON) is
+walked in Python, and that walk either finds a way or says where the trouble is.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime
+import decimal
+import enum
+import json
+import math
+import uuid
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from cortex.errors import CortexError
+
+_Array: TypeAlias = NDArray[Any]
+
+_OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS
+_MAX_DEPTH: Final = 250  # orjson's own limit is 254, and its hook adds levels
+_INT64_MIN, _UINT64_MAX = -(1 << 63), (1 << 64) - 1
+_OPENS: Final = object()
+
+
+class Unserialisable(CortexError):
+    """
+    A result that has no JSON form.
+
+    Args:
+        path: where it stands, e.g. `result["a"][3]`.
+        found: what stands there, in words.
+    """
+
+    reference = "result-not-serialisable"
+    hint = "return text, numbers, lists, dicts, numpy arrays or a cortex.Response"
+
+    def __init__(self, path: str, found: str) -> None:
+        self.path = path
+        self.found = found
+        super().__init__(f"{path}: {found} cannot be written as JSON")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Keys of the JSON error body, in order."""
+        return {"path": self.path, "found": self.found}
+
+
+def encode(result: object) -> bytes:
+    """
+    Return a result as JSON, UTF-8.
+
+    Args:
+        result: what a handler returned, or a raw prediction: any nesting of text, numbers, booleans, None, lists,
+            tuples, mappings, sets, numpy arrays and scalars, Decimal, dates, UUID, Enum, dataclasses; bytes become
+            `{"b64": "…"}`, NaN and infinities null. Keys that are not text become text. Key order is kept.
+
+    Raises:
+        Unserialisable: names the type and where it stands.
+    """
+    try:
+        return orjson.dumps(result, _default, _OPTIONS)
+    except (TypeError, RecursionError):
+        pass
+    walk = _Walk()
+    try:
+        return orjson.dumps(walk.value(result), None, _OPTIONS)
+    except RecursionError as error:
+        raise Unserialisable(walk.where(), "a value nested too deep") from error
+
+
+def _default(value: Any) -> Any:
+    """orjson's hook: return something that it can write for what it cannot."""
+    if isinstance(value, np.ndarray):
+        return _array(value)
+    for types, convert in _CONVERSIONS:
+        if isinstance(value, types):
+            return convert(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if hasattr(value, "__array__") and not isinstance(value, type):
+        return _array(np.asarray(value))
+    raise TypeError(type(value).__name__)
+
+
+def _array(array: _Array) -> Any:
+    """
+    Return an array in a form that orjson writes.
+
+    Args:
+        array: any shape; orjson refused it: strings, objects, no dimensions, strides, foreign byte order.
+
+    Returns:
+        A contiguous native array where orjson writes its type, else nested lists or a scalar.
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        return array.tolist()  # masked elements become None
+    kind = array.dtype.kind
+    if array.ndim == 0:
+        return array.item() if kind != "M" else _moment(array[()])
+    if kind in "biuf":
+        native = array.dtype.newbyteorder("=")
+        if native.itemsize > 8:  # long double
+            native = np.dtype(np.float64)
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(array, dtype=native)
+    if kind == "M":
+        moments = [_moment(moment) for moment in array.ravel()]
+        return np.array(moments, dtype=object).reshape(array.shape).tolist()
+    if kind == "V" and "float" in array.dtype.name:  # ml_dtypes' bfloat16 and float8
+        return array.astype(np.float32)
+    return array.tolist()
+
+
+def _moment(moment: Any) -> str | None:
+    """A numpy date or time as text, None for NaT."""
+    return None if np.isnat(moment) else str(moment)
+
+
+def _scalar(value: np.generic) -> Any:
+    if isinstance(value, np.datetime64):
+        return _moment(value)
+    if isinstance(value, np.floating):  # long double, whose item() is itself
+        return float(value)
+    if isinstance(value, np.timedelta64):
+        raise TypeError(type(value).__name__)
+    return value.item()
+
+
+def _decimal(value: decimal.Decimal) -> orjson.Fragment | None:
+    """Digits as they are: a Decimal was chosen because they matter."""
+    return orjson.Fragment(str(value)) if value.is_finite() else None
+
+
+def _complex(value: complex) -> list[float]:
+    return [value.real, value.imag]
+
+
+def _b64(value: bytes | bytearray | memoryview) -> dict[str, str]:
+    return {"b64": base64.b64encode(value).decode("ascii")}
+
+
+_CONVERSIONS: Final[tuple[tuple[Any, Callable[[Any], Any]], ...]] = (
+    ((bytes, bytearray, memoryview), _b64),
+    (Mapping, dict),
+    (np.generic, _scalar),
+    (Set, list),
+    (Sequence, list),
+    (decimal.Decimal, _decimal),
+    (float, float.__float__),
+    (complex, _complex),
+)
+"""Order matters: `np.bytes_` is bytes and a numpy scalar."""
+
+
+class _Walk:
+    """Rebuilds a result from what orjson is sure to write, and knows where it is while it does."""
+
+    def __init__(self) -> None:
+        self._path: list[object] = []
+        self._open: set[int] = set()
+
+    def where(self) -> str:
+        steps = [f"[{_shown_key(key)}]" for key in self._path]
+        if len(steps) > 20:
+            steps = [*steps[:10], "…", *steps[-10:]]
+        return "result" + "".join(steps)
+
+    def value(self, value: Any) -> Any:
+        """
+        Return `value` in a form that orjson writes.
+
+        Raises:
+            Unserialisable: something in it has no JSON form, holds itself, or is nested too deep.
+        """
+        simple = self._simple(value)
+        if simple is not _OPENS:
+            return simple
+        if id(value) in self._open:
+            raise Unserialisable(self.where(), "a value that contains itself")
+        if len(self._open) >= _MAX_DEPTH:
+            raise Unserialisable(self.where(), f"a value nested more than {_MAX_DEPTH} levels deep")
+        self._open.add(id(value))
+        inner = self._inner(value)
+        result: Any
+        if isinstance(inner, dict):
+            result = {}
+            for key, item in inner.items():
+                self._path.append(key)
+                result[self._key(key)] = self.value(item)
+                self._path.pop()
+        elif isinstance(inner, list):
+            result = []
+            for index, item in enumerate(inner):
+                self._path.append(index)
+                result.append(self.value(item))
+                self._path.pop()
+        else:
+            result = self.value(inner)
+        self._open.discard(id(value))
+        return result
+
+    def _simple(self, value: Any) -> Any:
+        """Return what needs no opening; `_OPENS` for everything else."""
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, enum.Enum):
+            return _OPENS
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else None
+        if isinstance(value, str):
+            return _text(value)
+        if isinstance(value, int):
+            return _integer(value)
+        if isinstance(value, datetime.datetime | datetime.date | uuid.UUID):
+            return value
+        if isinstance(value, datetime.time):
+            return value.isoformat()
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+            return _array(value)
+        if isinstance(value, decimal.Decimal):
+            return _decimal(value)
+        return _OPENS
+
+    def _inner(self, value: Any) -> Any:
+        """Return a container as a dict or a list of its items, anything else as something simpler."""
+        if isinstance(value, dict | list):
+            return value
+        if isinstance(value, tuple | Set):
+            return list(value)
+        if isinstance(value, enum.Enum):
+            return value.value
+        try:
+            return _default(value)
+        except Exception as error:
+            found = f"object of type {type(value).__name__}"
+            if not isinstance(error, TypeError):
+                found += f" ({type(error).__name__}: {error})"
+            raise Unserialisable(self.where(), found) from error
+
+    def _key(self, key: Any) -> str:
+        """Text for a key, as orjson writes those that it takes."""
+        if isinstance(key, enum.Enum):
+            return self._key(key.value)
+        if isinstance(key, np.generic) and not isinstance(key, np.datetime64 | np.longdouble):
+            key = key.item()
+        if isinstance(key, str):
+            return key.encode("utf-8", "replace").decode("utf-8")
+        if isinstance(key, bytes):
+            return key.decode("utf-8", "replace")
+        if key is None or isinstance(key, bool):
+            return {None: "null", True: "true", False: "false"}[key]
+        if isinstance(key, float | np.longdouble):
+            return orjson.dumps(float(key)).decode("ascii")
+        if isinstance(key, int):
+            return _digits(key)
+        if isinstance(key, datetime.datetime | datetime.date | uuid.UUID):
+            return str(orjson.loads(orjson.dumps(key)))
+        if isinstance(key, tuple | frozenset | datetime.time | decimal.Decimal | np.datetime64 | complex):
+            return str(key)
+        self._path.pop()
+        raise Unserialisable(self.where(), f"a key of type {type(key).__name__}")
+
+
+def _text(value: str) -> Any:
+    if value.isascii():
+        return value
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return orjson.Fragment(json.dumps(value))  # half characters, escaped
+    return value
+
+
+def _integer(value: int) -> Any:
+    if _INT64_MIN <= value <= _UINT64_MAX:
+        return value
+    return orjson.Fragment(_digits(value))
+
+
+def _digits(value: int) -> str:
+    """An integer in decimal; `str` refuses more than 4,300 digits, and `Decimal` does not."""
+    return str(value) if value.bit_length() < 10_000 else format(decimal.Decimal(value), "f")
+
+
+def _shown_key(key: object) -> str:
+    """A key or index for a path. Never calls code of the key's own class."""
+    if isinstance(key, enum.Enum | np.generic):
+        return type(key).__name__
+    if isinstance(key, str):
+        return json.dumps(str(key) if len(key) <= 40 else key[:39] + "…", ensure_ascii=False)
+    if isinstance(key, int):
+        return str(int(key)) if key.bit_length() < 256 else "…"
+    return repr(key)[:40] if isinstance(key, float | bytes | None) else type(key).__name__

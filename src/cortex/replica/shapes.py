@@ -1,0 +1,124 @@
+"""Which shapes a model's input takes, and what to say about one that it does not. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from cortex.wire.signature import Dim, shape_text
+
+Shape: TypeAlias = tuple[int, ...]
+
+_CHANNEL_COUNTS = (1, 2, 3, 4)
+
+
+class ShapeRules:
+    """
+    The shape rules of the API for one input, worked out once.
+
+    Args:
+        dims: the model's shape; None takes any.
+    """
+
+    __slots__ = ("dims", "filled", "filled_count", "takes_row")
+
+    def __init__(self, dims: tuple[Dim, ...] | None) -> None:
+        self.dims = dims
+        self.filled: Shape = tuple(d if isinstance(d, int) else 1 for d in dims or ())
+        """`dims` with free dimensions taken as 1."""
+        self.filled_count = -1 if dims is None else math.prod(self.filled)
+        """Product of `filled`; -1 for any shape."""
+        self.takes_row = dims is not None and len(dims) == 2 and takes_one_row(dims)
+        """Whether `[[…]]` with `filled_count` values inside fits as it is, or would but for their number."""
+
+    def fit(self, found: Shape) -> Shape | None:
+        """
+        Return the shape that a value of shape `found` gets; None: it does not fit.
+
+        Source:
+            design of the prediction API, "Values to tensors", rules 1 to 4.
+        """
+        dims = self.dims
+        if dims is None or fits(found, dims):
+            return found
+        if len(found) == len(dims) - 1 and takes_one_row(dims) and fits(found, dims[1:]):
+            return (1, *found)
+        if len(found) <= 1 and math.prod(found) == self.filled_count:
+            return self.filled
+        return None
+
+
+def fits(found: Shape, dims: Sequence[Dim]) -> bool:
+    """Whether every fixed dimension agrees."""
+    if len(found) != len(dims):
+        return False
+    return all(size == dim or not isinstance(dim, int) for size, dim in zip(found, dims, strict=True))
+
+
+def takes_one_row(dims: Sequence[Dim]) -> bool:
+    """Whether dimension 0 is free or 1, so that a single row may be sent without it."""
+    return bool(dims) and (dims[0] == 1 or not isinstance(dims[0], int))
+
+
+def shape_advice(dims: tuple[Dim, ...], found: Shape, filled_count: int) -> tuple[str, str]:
+    """
+    Reason and hint for a shape that does not fit.
+
+    Args:
+        dims: the model's shape.
+        found: the value's shape, which `ShapeRules.fit` refused.
+        filled_count: product of `dims` with free dimensions taken as 1.
+    """
+    rank = len(dims)
+    order = _channel_order(dims, found)
+    if order:
+        return f"channels {order}", f"the model takes {shape_text(dims)}: transpose the image"
+    if len(found) == rank - 1 and isinstance(dims[0], int) and dims[0] != 1 and fits(found, dims[1:]):
+        return (
+            "the batch dimension is missing",
+            f"the model takes exactly {dims[0]} rows at once: send a list of {dims[0]} such values",
+        )
+    if len(found) == rank + 1 and found[0] == 1 and fits(found[1:], dims):
+        return "one dimension too many", "take away the outermost brackets"
+    if len(found) == 1 and filled_count >= 0:
+        count = found[0]
+        if rank >= 2 and not isinstance(dims[0], int) and 0 < filled_count < count and count % filled_count == 0:
+            rows, each = count // filled_count, f"{filled_count} value{'s' * (filled_count != 1)}"
+            inner = f"{'[' * (rank - 1)}…{']' * (rank - 1)}"
+            return f"{count} values in one list", f"for {rows} rows of {each}, nest them: [{inner}, {inner}, …]"
+        return f"{filled_count} value{'s' * (filled_count != 1)} expected, {count} found", _nesting_hint(dims)
+    if len(found) == rank:
+        wrong = [i for i in range(rank) if isinstance(dims[i], int) and dims[i] != found[i]]
+        named = ", ".join(f"dimension {i} is {found[i]} instead of {dims[i]}" for i in wrong)
+        return named, ""
+    if len(found) == rank - 1 and takes_one_row(dims):
+        return f"with the batch dimension added it would be {shape_text((1, *found))}", ""
+    return f"{rank} dimension{'s' * (rank != 1)} expected, {len(found)} found", _nesting_hint(dims)
+
+
+def _nesting_hint(dims: tuple[Dim, ...]) -> str:
+    rank = len(dims)
+    if rank == 0:
+        return "send the value itself"
+    if rank == 1:
+        return "send a flat list"
+    return f"nest lists {rank} deep"
+
+
+def _channel_order(dims: tuple[Dim, ...], found: Shape) -> str:
+    """Say so when an image's channels come last where the model wants them first, or the other way round."""
+    lead = len(found) - 3
+    if lead not in (0, 1) or len(dims) < 3:
+        return ""
+    if len(dims) == len(found):
+        if not fits(found[:lead], dims[:lead]):
+            return ""
+    elif len(dims) != len(found) + 1 or not takes_one_row(dims):
+        return ""
+    wanted, (first, second, third) = dims[-3:], found[-3:]
+    if wanted[0] in _CHANNEL_COUNTS and fits((third, first, second), wanted):
+        return "come last, and the model wants them first"
+    if wanted[2] in _CHANNEL_COUNTS and fits((second, third, first), wanted):
+        return "come first, and the model wants them last"
+    return ""

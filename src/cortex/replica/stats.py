@@ -1,0 +1,98 @@
+"""Counters of this replica, and the file they are written to."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from cortex.processes import write_whole
+from cortex.replica.tracker import Tracker
+from cortex.wire.launch import ReplicaSpec
+from cortex.wire.stats import BUCKETS_PER_E, EXIT_FILE_SUFFIX, SMALLEST_MS, LastWords, StatsFile
+
+
+class Counters:
+    """
+    What this attempt has answered. Counted on the event loop only; read by the control thread at any time.
+    """
+
+    __slots__ = ("abandoned", "by_class", "dropped", "latency_buckets", "latency_sum_ms")
+
+    def __init__(self) -> None:
+        self.by_class = [0] * 6
+        """Responses by the first digit of their status."""
+        self.abandoned = 0
+        self.dropped = 0
+        self.latency_sum_ms = 0.0
+        self.latency_buckets: dict[int, int] = {}
+
+    def answered(self, status: int, duration_s: float) -> None:
+        """Count one answer; 0.4 µs."""
+        self.by_class[status // 100] += 1
+        milliseconds = duration_s * 1000.0
+        self.latency_sum_ms += milliseconds
+        if milliseconds < SMALLEST_MS:
+            milliseconds = SMALLEST_MS
+        bucket = math.ceil(math.log(milliseconds) * BUCKETS_PER_E)  # `bucket_of`, without the calls
+        buckets = self.latency_buckets
+        buckets[bucket] = buckets.get(bucket, 0) + 1
+
+
+class StatsWriter:
+    """Writes counters to their file: when they changed, and last of all."""
+
+    def __init__(self, spec: ReplicaSpec, counters: Counters, tracker: Tracker | None) -> None:
+        self._spec = spec
+        self._counters = counters
+        self._tracker = tracker
+        self._written: StatsFile | None = None
+        self._lock = threading.Lock()  # the temporary file's name is the process's
+
+    def snapshot(self, *, last: bool = False) -> StatsFile:
+        """The counters as they are now. From another thread than the loop's: at most one request out of step."""
+        spec, counters = self._spec, self._counters
+        by_class = tuple(counters.by_class)
+        return StatsFile(
+            replica=spec.replica,
+            attempt=spec.attempt,
+            api=spec.api,
+            version=spec.version,
+            last=last,
+            ok=by_class[1] + by_class[2] + by_class[3],
+            client_error=by_class[4],
+            server_error=by_class[5],
+            abandoned=counters.abandoned,
+            dropped=counters.dropped,
+            latency_sum_ms=counters.latency_sum_ms,
+            latency_buckets=counters.latency_buckets.copy(),
+            tracker=self._tracker.snapshot() if self._tracker is not None else None,
+        )
+
+    def write(self, *, last: bool = False) -> None:
+        """Replace the file if anything changed since the last time. A full disk is no reason to stop serving."""
+        if not self._spec.stats_path:
+            return
+        with self._lock:
+            now = self.snapshot(last=last)
+            if now == self._written:
+                return
+            content = msgspec.json.encode(msgspec.structs.replace(now, wall_s=time.time()))
+            try:
+                write_whole(Path(self._spec.stats_path), content)
+            except OSError:
+                return
+            self._written = now
+
+
+def write_last_words(spec: ReplicaSpec, words: LastWords) -> None:
+    """Leave the reason for our end in a file, in case no agent is listening."""
+    if not spec.stats_path:
+        return
+    try:
+        write_whole(Path(spec.stats_path + EXIT_FILE_SUFFIX), msgspec.json.encode(words))
+    except OSError:
+        pass

@@ -1,0 +1,88 @@
+"""Users' tracebacks: their frames first, ours folded away, files named as in their project."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from types import TracebackType
+
+import cortex
+
+MAX_CHARS = 20_000
+_OURS = (os.path.dirname(os.path.abspath(cortex.__file__)) + os.sep, "<frozen ")
+
+
+def format_user_traceback(error: BaseException, project_dir: str | None) -> str:
+    """
+    The traceback as users should read it.
+
+    Frames of this package and of the import machinery are left out, in chained exceptions too; paths inside the
+    project are relative to it. Never raises: exceptions whose `__str__` fails are shown as such.
+    """
+    try:
+        summary = traceback.TracebackException.from_exception(error)
+        _clean(summary, project_dir, set())
+        text = "".join(summary.format()).rstrip()
+    except Exception as broken:  # e.g. a RecursionError while formatting one
+        text = f"{type(error).__name__} (its traceback cannot be shown: {type(broken).__name__})"
+    if len(text) > MAX_CHARS:
+        half = MAX_CHARS // 2
+        text = f"{text[:half]}\n… {len(text) - MAX_CHARS} characters left out …\n{text[-half:]}"
+    return text
+
+
+def user_location(error: BaseException, project_dir: str | None) -> str:
+    """`file:line` of the innermost frame inside the project; the innermost that is not ours otherwise; or empty."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{_shown_path(error.filename, project_dir)}:{error.lineno or 1}"
+    inside = outside = ""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith(_OURS):
+            shown = _shown_path(file, project_dir)
+            if shown != file or project_dir is None:
+                inside = f"{shown}:{trace.tb_lineno}"
+            outside = f"{shown}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return inside or outside
+
+
+def one_line(error: BaseException, max_chars: int = 300) -> str:
+    """`KeyError: 'sepal_length'`: type and first line of the message, shortened. Never raises."""
+    try:
+        message = str(error).strip()
+    except Exception:
+        message = "<its message cannot be shown>"
+    message = message.split("\n", 1)[0]
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+
+
+def _clean(summary: traceback.TracebackException, project_dir: str | None, seen: set[int]) -> None:
+    if id(summary) in seen:
+        return
+    seen.add(id(summary))
+    frames = []
+    for frame in summary.stack:
+        if frame.filename.startswith(_OURS):
+            continue
+        _ = frame.line  # looked up by the real path, before it is shortened
+        frame.filename = _shown_path(frame.filename, project_dir)
+        frames.append(frame)
+    summary.stack = traceback.StackSummary.from_list(frames)
+    shown = getattr(summary, "filename", None)
+    if isinstance(shown, str):  # a SyntaxError's own file
+        summary.filename = _shown_path(shown, project_dir)
+    for chained in (summary.__cause__, summary.__context__, *(getattr(summary, "exceptions", None) or ())):
+        if chained is not None:
+            _clean(chained, project_dir, seen)
+
+
+def _shown_path(path: str, project_dir: str | None) -> str:
+    if project_dir is not None:
+        inside = os.path.join(os.path.abspath(project_dir), "")
+        if path.startswith(inside):
+            return path[len(inside) :]
+    return path

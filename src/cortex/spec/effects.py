@@ -1,0 +1,113 @@
+"""What it takes to apply a changed field, and which fields are checked but not yet in effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import BaseModel
+
+from cortex.errors import Problem
+from cortex.spec.locations import is_remote
+from cortex.spec.models import ApiSpec, ComputeSpec, ProjectSpec, SecretRef
+
+
+class Effect(StrEnum):
+    """What a changed field does to what runs."""
+
+    NEW_VERSION = "new version"
+    """Another build of the api: replicas are replaced and statistics begin anew."""
+    ROLLS_REPLICAS = "rolls replicas"
+    """Replicas are replaced; the version and its statistics stay."""
+    IN_PLACE = "in place"
+    """Nothing is replaced."""
+
+
+EFFECTS: Mapping[str, Effect] = {
+    "model": Effect.NEW_VERSION,
+    "model_format": Effect.NEW_VERSION,
+    "request_handler": Effect.NEW_VERSION,
+    "tf_signature_key": Effect.NEW_VERSION,
+    "tracker": Effect.NEW_VERSION,
+    "env": Effect.NEW_VERSION,
+    "batching": Effect.NEW_VERSION,
+    "compute.cpu": Effect.ROLLS_REPLICAS,
+    "compute.gpu": Effect.ROLLS_REPLICAS,
+    "compute.mem": Effect.ROLLS_REPLICAS,
+    "compute.concurrency": Effect.ROLLS_REPLICAS,
+    "compute.min_replicas": Effect.IN_PLACE,
+    "compute.max_replicas": Effect.IN_PLACE,
+    "compute.init_replicas": Effect.IN_PLACE,
+    "compute.target_cpu_utilization": Effect.IN_PLACE,
+    "sample": Effect.IN_PLACE,
+    "retry": Effect.IN_PLACE,
+    "timeout": Effect.IN_PLACE,
+    "max_body": Effect.IN_PLACE,
+}
+"""Every field of an api but `name`: another name is another api."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A field that is accepted and checked, but does not do yet what it is for."""
+
+    reason: str
+    """What happens instead, in words for the user."""
+    applies: Callable[[ApiSpec], bool]
+    """Whether the user asked for what is not there yet."""
+
+
+_DEFAULTS = ComputeSpec()
+
+NOT_IN_EFFECT_YET: Mapping[str, Pending] = {
+    "compute.max_replicas": Pending(
+        "replicas are not scaled yet: min_replicas of them run",
+        lambda api: api.compute.max_replicas not in (_DEFAULTS.max_replicas, api.compute.min_replicas),
+    ),
+    "compute.init_replicas": Pending(
+        "replicas are not scaled yet: min_replicas of them run",
+        lambda api: api.compute.init_replicas != api.compute.min_replicas,
+    ),
+    "compute.target_cpu_utilization": Pending(
+        "replicas are not scaled yet: min_replicas of them run",
+        lambda api: api.compute.target_cpu_utilization != _DEFAULTS.target_cpu_utilization,
+    ),
+    "compute.gpu": Pending("models do not run on GPUs yet", lambda api: api.compute.gpu > 0),
+    "model": Pending("models are not fetched yet: use a local path", lambda api: is_remote(api.model)),
+    "model_format": Pending("TensorFlow models are not served yet", lambda api: api.known_format == "tensorflow"),
+    "tf_signature_key": Pending("TensorFlow models are not served yet", lambda api: api.tf_signature_key is not None),
+    "env": Pending(
+        "secrets are not handed to handlers yet",
+        lambda api: any(isinstance(value, SecretRef) for value in api.env.values()),
+    ),
+    "batching": Pending("requests are never batched yet", lambda api: api.batching != "auto"),
+}
+"""Fields by path. Whoever makes one work deletes its row."""
+
+
+def changed_fields(old: ApiSpec, new: ApiSpec) -> dict[str, Effect]:
+    """Return the fields that differ with what that takes, in the order of `EFFECTS`; `1` and `1000m` do not differ."""
+    return {path: effect for path, effect in EFFECTS.items() if _field(old, path) != _field(new, path)}
+
+
+def not_in_effect(project: ProjectSpec) -> tuple[Problem, ...]:
+    """Return a note for every field that the user set and that does nothing yet. Paths lead into the `ProjectSpec`."""
+    return tuple(
+        Problem(
+            reference="not-in-effect",
+            message=pending.reason,
+            subject=f'api "{api.name}": {path.replace(".", ": ")}',
+            path=("apis", number, *path.split(".")),
+        )
+        for number, api in enumerate(project.apis)
+        for path, pending in NOT_IN_EFFECT_YET.items()
+        if pending.applies(api)
+    )
+
+
+def _field(spec: BaseModel, path: str) -> object:
+    value: object = spec
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value

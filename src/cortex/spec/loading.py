@@ -1,0 +1,222 @@
+"""From the text of a cortex.yaml to a `ProjectSpec` with places, or to all problems of the file at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from cortex.errors import Problem, Problems
+from cortex.ids import DEFAULT_DEPLOYMENT, DeploymentName
+from cortex.spec.document import Document, Flaw, UnreadableError, parse
+from cortex.spec.explanation import explain
+from cortex.spec.models import BLOCKS, KEPT_AS_WRITTEN, RESOURCES, ApiSpec, DeploymentSpec, ProjectSpec
+from cortex.spec.problems import found, nearest, quoted, subject
+
+Path = tuple[str | int, ...]
+
+SMALLEST_FILE = """\
+- kind: api
+  name: iris
+  model: model.onnx"""
+
+_FLAT_FIELDS = frozenset(ApiSpec.model_fields).union(*(model.model_fields for model in BLOCKS.values()))
+_API_FIELDS = _FLAT_FIELDS - frozenset(DeploymentSpec.model_fields)
+"""A resource without a kind that has one of these is meant as an api."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A cortex.yaml without problems."""
+
+    spec: ProjectSpec
+    file: str
+    """The name of the file, as it appears in places."""
+    _document: Document = field(repr=False, compare=False)
+    _api_resources: tuple[int, ...] = field(repr=False, compare=False)
+    """For each api of `spec`, which resource of the file it is."""
+    _deployment_resource: int | None = field(repr=False, compare=False)
+
+    def locate(self, path: Sequence[str | int]) -> tuple[int, int]:
+        """
+        Return (line, column), both from 1, of the key or list item at a path.
+
+        Args:
+            path: into the file (resource index, keys) or into `spec` (`apis`, api index, keys). What does not exist is
+                where the nearest existing thing above it is.
+        """
+        return self._document.locate(self._file_path(tuple(path)))
+
+    def place(self, problem: Problem) -> Problem:
+        """Return a problem that was found later, e.g. by the control plane, with its place in this file."""
+        return _with_place(problem, f"{self.file}:{_colon(self.locate(problem.path))}")
+
+    def _file_path(self, path: Path) -> Path:
+        if path[:1] == ("apis",) and len(path) > 1:
+            number = path[1]
+            known = isinstance(number, int) and 0 <= number < len(self._api_resources)
+            return (self._api_resources[int(number)], *path[2:]) if known else ()
+        if path[:1] == ("deployment",):
+            return () if self._deployment_resource is None else (self._deployment_resource, "name")
+        return path
+
+
+def load(text: str | bytes, *, file: str) -> Loaded:
+    """
+    Return the spec of a cortex.yaml.
+
+    Args:
+        file: its name for messages; nothing is read from it.
+
+    Raises:
+        Problems: everything that is wrong, sorted by place.
+    """
+    try:
+        document = parse(text)
+    except UnreadableError as error:
+        found_ = [(line, column, _problem(flaw, None)) for line, column, flaw in error.flaws]
+        raise _sorted(found_, file) from None
+    return _Reading(document, file).load()
+
+
+class _Reading:
+    """One pass over a document that collects what is wrong with it."""
+
+    def __init__(self, document: Document, file: str) -> None:
+        self._document = document
+        self._file = file
+        self._data: Any = None
+        self._found: list[tuple[int, int, Problem]] = []
+
+    def load(self) -> Loaded:
+        resources = self._resources()
+        for flaw in self._document.flaws:
+            self._found.append((*self._document.position(flaw.index), _problem(flaw, self._data)))
+        kinds = [self._kind(number, resource) for number, resource in enumerate(resources)]
+        specs = [self._spec(number, kind) for number, kind in enumerate(kinds)]
+        self._check_deployments([number for number, kind in enumerate(kinds) if kind == "deployment"])
+        self._check_names([number for number, kind in enumerate(kinds) if kind == "api"])
+        if self._found:
+            raise _sorted(self._found, self._file)
+        apis = {number: spec for number, spec in enumerate(specs) if isinstance(spec, ApiSpec)}
+        named = [(number, spec.name) for number, spec in enumerate(specs) if isinstance(spec, DeploymentSpec)]
+        deployment: DeploymentName = named[0][1] if named else DEFAULT_DEPLOYMENT
+        return Loaded(
+            spec=ProjectSpec(deployment=deployment, apis=tuple(apis.values())),
+            file=self._file,
+            _document=self._document,
+            _api_resources=tuple(apis),
+            _deployment_resource=named[0][0] if named else None,
+        )
+
+    def _add(self, reference: str, message: str, path: Path = (), hint: str = "") -> None:
+        words = subject(path, self._data)
+        problem = Problem(reference=reference, message=message, hint=hint, path=path, subject=words)
+        self._found.append((*self._document.locate(path), problem))
+
+    def _resources(self) -> list[Any]:
+        """Return the resources as plain data; what is not a list of them is a problem, and read as far as possible."""
+        self._data = self._document.value(_is_kept_as_written)
+        if self._data is None or self._data == []:
+            self._add("empty-file", "the file has no resources", hint=f"the smallest cortex.yaml is\n{SMALLEST_FILE}")
+            return []
+        if isinstance(self._data, list):
+            return self._data
+        hint = f"a cortex.yaml is a list, the smallest is\n{SMALLEST_FILE}"
+        if isinstance(self._data, Mapping):
+            hint = f'put "- " in front of the first line and indent the others, such as\n{SMALLEST_FILE}'
+        self._add("not-a-list", f"expected a list of resources, found {found(self._data)}", hint=hint)
+        if not (isinstance(self._data, Mapping) and "kind" in self._data):
+            return []
+        self._document = self._document.wrapped()
+        self._data = self._document.value(_is_kept_as_written)
+        return list(self._data)
+
+    def _kind(self, number: int, resource: object) -> str | None:
+        """Return the kind that a resource has or was probably meant to have; None if it cannot be told."""
+        if not isinstance(resource, Mapping):
+            is_pair = isinstance(resource, str) and ":" in resource
+            hint = "put a space after the colon" if is_pair else f"a resource is such as\n{SMALLEST_FILE}"
+            self._add("wrong-type", f"expected a mapping, found {found(resource)}", (number,), hint)
+            return None
+        kind = resource.get("kind")
+        if isinstance(kind, str) and kind in RESOURCES:
+            return kind
+        meant = nearest(kind, RESOURCES) if isinstance(kind, str) else None
+        if kind is None:
+            guess = "api" if _API_FIELDS.intersection(resource) or "name" not in resource else None
+            hint = f"add kind: {guess}" if guess else "add kind: api or kind: deployment"
+            self._add("missing-field", '"kind" is missing', (number, "kind"), hint)
+            return "api" if guess and len(resource) > 1 else None
+        shown = found(kind, self._document.written((number, "kind")))
+        hint = f'did you mean "{meant}"?' if meant else "write kind: api"
+        self._add("unknown-kind", f'expected "api" or "deployment", found {shown}', (number, "kind"), hint)
+        return meant
+
+    def _spec(self, number: int, kind: str | None) -> object:
+        """Return the model of a resource, None if it has none or something is wrong with it."""
+        if kind is None:
+            return None
+        data = {key: value for key, value in self._data[number].items() if key != "kind"}
+        try:
+            return RESOURCES[kind].model_validate(data)
+        except ValidationError as error:
+            problems = explain(error, self._data, prefix=(number,), written=self._document.written)
+            self._found += [(*self._document.locate(problem.path), problem) for problem in problems]
+            return None
+
+    def _check_deployments(self, numbers: list[int]) -> None:
+        for number in numbers[1:]:
+            line, _ = self._document.locate((numbers[0],))
+            message = f"a file has at most one deployment; the first is at line {line}"
+            self._add("several-deployments", message, (number,), "keep one file to one deployment")
+
+    def _check_names(self, numbers: list[int]) -> None:
+        first: dict[str, int] = {}
+        for number in numbers:
+            name = self._data[number].get("name")
+            if isinstance(name, str) and first.setdefault(name, number) != number:
+                line, _ = self._document.locate((first[name], "name"))
+                here, _ = self._document.locate((number, "name"))
+                message = f"two apis are named {quoted(name)}: at line {line} and at line {here}"
+                self._add("duplicate-name", message, (number, "name"), "rename one of them")
+
+
+def _is_kept_as_written(path: Path, value: object) -> bool:
+    below = path[1:]
+    if len(below) == 2 and below[0] == "env":
+        return True
+    return below in KEPT_AS_WRITTEN and not isinstance(value, bool)
+
+
+def _problem(flaw: Flaw, data: object) -> Problem:
+    return Problem(
+        reference=flaw.reference,
+        message=flaw.message,
+        hint=flaw.hint,
+        path=flaw.path,
+        subject=subject(flaw.path, data),
+    )
+
+
+def _sorted(found_: Iterable[tuple[int, int, Problem]], file: str) -> Problems:
+    in_order = sorted(found_, key=lambda item: item[:2])
+    return Problems(_with_place(problem, f"{file}:{line}:{column}") for line, column, problem in in_order)
+
+
+def _with_place(problem: Problem, where: str) -> Problem:
+    return Problem(
+        reference=problem.reference,
+        message=problem.message,
+        subject=problem.subject,
+        where=where,
+        path=problem.path,
+        hint=problem.hint,
+        traceback=problem.traceback,
+    )
+
+
+def _colon(position: tuple[int, int]) -> str:
+    return f"{position[0]}:{position[1]}"

@@ -1,0 +1,71 @@
+"""Tests of `cortex.agent.channel`."""
+
+import asyncio
+import os
+import socket
+
+from cortex.agent.channel import Channel
+from cortex.wire.framing import receive_frame, send_frame
+
+
+async def until(condition, deadline_s=5.0):
+    async with asyncio.timeout(deadline_s):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def connected():
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(5)
+    frames, closed = [], []
+    channel = Channel(ours, on_frame=lambda p, f: frames.append((p, f)), on_close=lambda: closed.append(True))
+    return channel, theirs, frames, closed
+
+
+async def _frames_and_descriptors_stay_together():
+    channel, theirs, frames, _closed = connected()
+    read_end, write_end = os.pipe()
+    send_frame(theirs, b"one")
+    send_frame(theirs, b"two", [write_end])
+    send_frame(theirs, b"")
+    os.close(write_end)
+    await until(lambda: len(frames) == 3)
+    assert [payload for payload, _ in frames] == [b"one", b"two", b""]
+    assert [len(fds) for _, fds in frames] == [0, 1, 0]
+    os.close(frames[1][1][0])
+    os.close(read_end)
+    channel.close()
+    theirs.close()
+
+
+def test_frames_and_their_descriptors_stay_together():
+    asyncio.run(_frames_and_descriptors_stay_together())
+
+
+async def _large_frame_does_not_block_the_loop():
+    channel, theirs, _frames, _closed = connected()
+    payload = os.urandom(4_000_000)
+    channel.send(payload)
+    channel.send(b"after")
+    received = await asyncio.to_thread(receive_frame, theirs)
+    assert received[0] == payload
+    assert (await asyncio.to_thread(receive_frame, theirs))[0] == b"after"
+    channel.close()
+    theirs.close()
+
+
+def test_a_large_frame_is_sent_without_blocking_the_loop():
+    asyncio.run(_large_frame_does_not_block_the_loop())
+
+
+async def _end_of_the_peer_is_told_once():
+    channel, theirs, _frames, closed = connected()
+    theirs.close()
+    await until(lambda: closed)
+    channel.close()
+    channel.send(b"into the void")
+    assert closed == [True]
+
+
+def test_the_end_of_the_peer_is_told_once():
+    asyncio.run(_end_of_the_peer_is_told_once())

@@ -1,0 +1,55 @@
+"""Tests of `cortex.processes`."""
+
+import os
+import signal
+import subprocess
+import sys
+
+from cortex import processes
+from cortex.processes import ProcessIdentity
+
+
+def test_this_process_is_alive_by_its_own_identity():
+    assert processes.is_alive(processes.own_identity())
+
+
+def test_a_recycled_pid_is_not_taken_for_the_old_process():
+    own = processes.own_identity()
+    before_us = ProcessIdentity(pid=own.pid, start_ticks=own.start_ticks - 1, boot_id=own.boot_id)
+    assert not processes.is_alive(before_us)
+    assert processes.open_pidfd(before_us) is None
+    assert not processes.send_signal(before_us, signal.SIGKILL)
+
+
+def test_a_process_of_another_boot_is_not_alive():
+    own = processes.own_identity()
+    assert not processes.is_alive(ProcessIdentity(pid=own.pid, start_ticks=own.start_ticks, boot_id="another"))
+
+
+def test_a_signal_reaches_exactly_the_identified_process():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    identity = processes.identify(child.pid)
+    assert identity is not None
+    assert processes.send_signal(identity, signal.SIGKILL)
+    assert child.wait(timeout=10) == -signal.SIGKILL
+    assert not processes.is_alive(identity)
+
+
+def test_a_zombie_does_not_count_as_alive():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    identity = processes.identify(pid)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert processes.identify(pid) is None
+    assert identity is None or not processes.is_alive(identity)
+    os.waitpid(pid, 0)
+
+
+def test_a_file_is_replaced_whole_and_private(tmp_path):
+    file = tmp_path / "record.json"
+    processes.write_whole(file, b"old")
+    processes.write_whole(file, b"new")
+    assert file.read_bytes() == b"new"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [file]

@@ -1,0 +1,77 @@
+"""Tests of `cortex.settings`."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cortex.settings import SETTINGS, HomeLayout, Settings, UnusableHome, WrongSetting, environment_of, load_settings
+
+
+def test_without_anything_set_the_defaults_hold():
+    settings = load_settings({"HOME": "/nowhere"})
+    assert (settings.port, settings.operator_port, settings.host) == (8880, 8881, "127.0.0.1")
+    assert not settings.port_given
+
+
+def test_a_flag_beats_the_environment_and_the_environment_the_default():
+    settings = load_settings({"CORTEX_PORT": "9000", "CORTEX_HOST": "0.0.0.0"}, port="9001")
+    assert (settings.port, settings.port_given, settings.host) == (9001, True, "0.0.0.0")
+
+
+def test_an_empty_variable_counts_as_absent():
+    assert load_settings({"CORTEX_PORT": ""}).port == 8880
+
+
+@pytest.mark.parametrize("value", ["0", "65536", "http", "-1", "8 0", "８０"])
+def test_a_port_that_is_none_is_refused_by_the_name_of_its_variable(value):
+    with pytest.raises(WrongSetting, match="CORTEX_PORT must be a port from 1 to 65535"):
+        load_settings({"CORTEX_PORT": value})
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "soon", "nan", "inf"])
+def test_a_start_timeout_that_is_no_time_is_refused(value):
+    with pytest.raises(WrongSetting, match="CORTEX_START_TIMEOUT"):
+        load_settings({"CORTEX_START_TIMEOUT": value})
+
+
+def test_a_child_process_gets_the_same_settings(tmp_path):
+    settings = load_settings({"CORTEX_HOME": str(tmp_path), "CORTEX_PORT": "9000", "CORTEX_OPERATOR_PORT": "9001"})
+    assert load_settings(environment_of(settings)) == settings
+
+
+def test_every_setting_has_a_field_a_flag_a_variable_and_help():
+    for setting in SETTINGS:
+        assert setting.field in Settings.__struct_fields__
+        assert setting.flag.startswith("--")
+        assert setting.variable.startswith("CORTEX_")
+        assert setting.help.endswith(".")
+
+
+def test_a_home_is_made_private(tmp_path):
+    layout = HomeLayout(tmp_path / "home")
+    layout.prepare()
+    for folder in (layout.home, layout.sockets, layout.artifacts, layout.logs):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_home_on_a_long_path_puts_its_sockets_elsewhere():
+    layout = HomeLayout(Path("/" + "x" * 200))
+    assert len(os.fsencode(layout.slot_socket("0123456789ab"))) <= 97
+    assert layout.sockets != HomeLayout(Path("/" + "y" * 200)).sockets
+
+
+def test_a_file_in_the_place_of_the_home_is_named(tmp_path):
+    (tmp_path / "home").write_text("")
+    with pytest.raises(UnusableHome, match="in the way"):
+        HomeLayout(tmp_path / "home").prepare()
+
+
+def test_a_link_in_the_place_of_the_sockets_is_refused(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    (tmp_path / "elsewhere").mkdir()
+    layout = HomeLayout(home)
+    layout.sockets.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnusableHome, match="link"):
+        layout.prepare()
