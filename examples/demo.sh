@@ -35,7 +35,7 @@ It runs, and goes on running. What to try next:
     $cortex predict iris/pytorch examples/iris/sample.json
     $cortex logs iris/pytorch --no-follow
 
-  a change: edit examples/iris/handlers/sklearn.py and deploy again; requests are answered all the while
+  a change: edit examples/iris/handlers/sklearn_iris.py and deploy again; requests are answered all the while
     $cortex deploy examples/iris
 
 To stop everything:

@@ -45,6 +45,7 @@ from cortex.artifacts.errors import (
     DigestMismatch,
     FileChanged,
     InvalidDigest,
+    InvalidTree,
     StoreUnavailable,
     UnusableFile,
 )
@@ -387,27 +388,22 @@ class ArtifactStore:
         with self._guarded(), self._locked(fcntl.LOCK_EX):
             strays = self._remove_strays(now_wall_s)
             protected = set(in_use) | self._pinned()
-            census = _Census.take(self._blob_paths(), {d: self._trees / d for d in self._tree_names()})
+            census = _Census(self._blob_paths(), {d: self._trees / d for d in self._tree_names()})
+            before_bytes = census.bytes
+            blobs = self._remove_unheld(census, census.unheld(), now_wall_s - UPLOAD_GRACE_S)
             removed: list[str] = []
             for used_wall_s, digest in sorted((self._last_used(d), d) for d in census.trees):
-                if census.kept_bytes <= keep_bytes:
+                if census.bytes <= keep_bytes:
                     break
                 if digest in protected or now_wall_s - used_wall_s < UNUSED_GRACE_S:
                     continue
                 self._bury(digest)
-                census.let_go(digest)
                 removed.append(digest)
-            blobs = 0
-            for blob in census.unheld():
-                grace_s = UNUSED_GRACE_S if blob.was_held else UPLOAD_GRACE_S
-                if now_wall_s - blob.touched_wall_s >= grace_s:
-                    census.drop(blob)
-                    blob.path.unlink(missing_ok=True)
-                    blobs += 1
+                blobs += self._remove_unheld(census, census.let_go(digest), now_wall_s - UNUSED_GRACE_S)
             for name in _names(self._trees):
                 if name.startswith(_GONE):
                     _remove_folder(self._trees / name)
-            return Collected(tuple(removed), blobs, strays, census.first_bytes - census.kept_bytes, census.kept_bytes)
+            return Collected(tuple(removed), blobs, strays, before_bytes - census.bytes, census.bytes)
 
     # --- inside: blobs -----------------------------------------------------------------------------------------------
 
@@ -520,7 +516,8 @@ class ArtifactStore:
                 if self._blobs not in path.parents:
                     self._distrust(sha256)
                     digest = path.relative_to(self._trees).parts[0]
-                    self._verify(digest, None)
+                    if self._touch_tree(digest):
+                        self._verify(digest, None)
                     return None
                 with self._trusted_guard:
                     self._trusted.pop(path.name, None)
@@ -544,7 +541,10 @@ class ArtifactStore:
             stamps: dict[str, _Stamp] = {}
             for file in files:
                 blob, stamp = blobs[file.sha256, file.executable]
-                _link_or_copy(blob, building / file.path)
+                try:
+                    _link_or_copy(blob, building / file.path)
+                except FileNotFoundError as error:  # set aside a moment ago
+                    raise BlobsMissing((file.sha256,)) from error
                 if _Stamp.of((building / file.path).lstat()) == stamp:
                     stamps[file.path] = stamp
             for shard in {blob.parent for blob, _ in blobs.values()}:
@@ -580,14 +580,14 @@ class ArtifactStore:
         record = self._read_record(digest)
         if record is not None and record.boot_id == self._boot_id and _unchanged(tree, record):
             return Verified(tree, 0, ())
-        if manifest is None and record is not None and _describes(record, digest):
+        if manifest is None and record is not None and _are(record.stored(), digest):
             manifest = record.stored()
         listing = _Listing.of(tree)
         if manifest is None:
             return self._verify_by_digest(digest, listing)
-        known: Mapping[str, _Stamp | None] = {}
+        known: Mapping[tuple[str, str], _Stamp | None] = {}
         if record is not None and record.boot_id == self._boot_id:
-            known = {f"{f.path}\0{f.sha256}": f.stamp for f in record.files}
+            known = {(f.path, f.sha256): f.stamp for f in record.files}
         stamps: dict[str, _Stamp] = {}
         damaged: list[StoredFile] = []
         hashed_bytes = 0
@@ -596,15 +596,15 @@ class ArtifactStore:
             if found is None or not stat.S_ISREG(found.st_mode):
                 damaged.append(file)
                 continue
+            if stat.S_IMODE(found.st_mode) != _mode(file.executable):
+                os.chmod(tree / file.path, _mode(file.executable))
             stamp = _Stamp.of(found)
-            if known.get(f"{file.path}\0{file.sha256}") != stamp:
+            if known.get((file.path, file.sha256)) != stamp:
                 sha256, stamp = _hash_stored(tree / file.path)
                 hashed_bytes += stamp.size
                 if sha256 != file.sha256:
                     damaged.append(file)
                     continue
-            if stat.S_IMODE(found.st_mode) != _mode(file.executable):
-                os.chmod(tree / file.path, _mode(file.executable))
             stamps[file.path] = stamp
         strangers = listing.paths - {f.path for f in manifest} - {"", *folders_of(manifest)}
         repaired: tuple[str, ...] = ()
@@ -626,7 +626,7 @@ class ArtifactStore:
             sha256, stamps[path] = _hash_stored(tree / path)
             executable = bool(found.st_mode & stat.S_IXUSR)
             files.append(StoredFile(path=path, sha256=sha256 or "0" * 64, executable=executable))
-        if tree_digest(files) != digest:
+        if not _are(files, digest):
             raise ArtifactCorrupt(digest, tree)
         self._remember(digest, files, stamps, listing.folders)
         return Verified(tree, sum(stamp.size for stamp in stamps.values()), ())
@@ -643,34 +643,9 @@ class ArtifactStore:
                 sources.append((file, *self._sound(file.sha256, file.executable)))
             except (ArtifactCorrupt, BlobsMissing):
                 beyond_repair.append(file)
-        with self._locked(fcntl.LOCK_EX):
-            folders = ("", *folders_of(manifest))
-            try:
-                for path in sorted(strangers, reverse=True):
-                    _remove_entry(tree / path)
-                for folder in folders:
-                    where = tree / folder
-                    if folder and not (where.is_dir() and not where.is_symlink()):
-                        _remove_entry(where)
-                        where.mkdir()
-                    where.chmod(0o755)
-                for file, blob, stamp in sources:
-                    target = tree / file.path
-                    if target.is_dir() and not target.is_symlink():
-                        _remove_entry(target)
-                    beside = target.with_name(f"{_NEW}{secrets.token_hex(8)}")
-                    try:
-                        _link_or_copy(blob, beside)
-                        if _Stamp.of(beside.lstat()) == stamp:
-                            stamps[file.path] = stamp
-                        beside.rename(target)
-                    finally:
-                        beside.unlink(missing_ok=True)
-            finally:
-                for folder in reversed(folders):
-                    with suppress(OSError):
-                        (tree / folder).chmod(0o555)
-                        _sync(tree / folder)
+        if sources or not beyond_repair:
+            with self._locked(fcntl.LOCK_EX):
+                stamps = _put_right(tree, ("", *folders_of(manifest)), sources, strangers)
         if beyond_repair:
             first = beyond_repair[0]
             self._distrust(first.sha256)
@@ -685,7 +660,7 @@ class ArtifactStore:
     def _read_record(self, digest: str) -> _Record | None:
         try:
             return msgspec.json.decode(self._record(digest).read_bytes(), type=_Record)
-        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, msgspec.DecodeError):
             return None
 
     def _write_record(self, digest: str, record: _Record) -> None:
@@ -737,7 +712,7 @@ class ArtifactStore:
         for digest in self.trees():
             with self._guarded():
                 record = self._read_record(digest)
-            for file in record.files if record is not None and _describes(record, digest) else ():
+            for file in record.files if record is not None and _are(record.stored(), digest) else ():
                 path = self._trees / digest / file.path
                 try:
                     inode = path.lstat().st_ino
@@ -750,6 +725,17 @@ class ArtifactStore:
         """Take a tree out of sight at once; removing its files takes longer."""
         (self._trees / digest).rename(self._trees / f"{_GONE}{secrets.token_hex(8)}")
         self._record(digest).unlink(missing_ok=True)
+
+    def _remove_unheld(
+        self, census: _Census, blobs: Iterable[_CountedBlob], touched_before_wall_s: float
+    ) -> int:
+        removed = 0
+        for blob in blobs:
+            if blob.touched_wall_s <= touched_before_wall_s:
+                blob.path.unlink(missing_ok=True)
+                census.drop(blob)
+                removed += 1
+        return removed
 
     def _remove_strays(self, now_wall_s: float) -> int:
         removed = 0
@@ -811,19 +797,21 @@ class ArtifactStore:
     @contextmanager
     def _locked(self, how: int) -> Iterator[None]:
         """Hold the store's lock. Each holder opens the file anew, so that threads exclude each other as well."""
+        descriptor = -1
         try:
             self._prepare()
             descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            if how != fcntl.LOCK_SH or error.errno not in (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT):
+            # Where nothing may be written, nothing can be removed from under a reader: it needs no lock.
+            if how != fcntl.LOCK_SH or error.errno not in (errno.EROFS, errno.EACCES):
                 raise
-            yield  # where nothing can be written, nothing can be removed from under us
-            return
         try:
-            fcntl.flock(descriptor, how)
+            if descriptor >= 0:
+                fcntl.flock(descriptor, how)
             yield
         finally:
-            os.close(descriptor)
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 class BlobWriter:
@@ -892,7 +880,8 @@ class BlobWriter:
             target = store._blob(sha256, self._executable)
             target.parent.mkdir(exist_ok=True)
             stamp = _Stamp.of(os.fstat(self._descriptor))
-            self._path.rename(target)
+            with store._locked(fcntl.LOCK_SH):
+                self._path.rename(target)
             store._trust(target, stamp)
         return StoredBlob(sha256, self.size_bytes)
 
@@ -959,59 +948,54 @@ class _Listing(NamedTuple):
         return all(found is not None and stat.S_IMODE(found.st_mode) == 0o555 for found in modes)
 
 
-class _CountedBlob:
-    """A blob in the census, with the number of names its inode has outside `blobs/` and trees removed so far."""
-
-    def __init__(self, path: Path, found: os.stat_result) -> None:
-        self.path = path
-        self.inode = found.st_ino
-        self.touched_wall_s = found.st_ctime
-        self.was_held = found.st_nlink > 1
+class _CountedBlob(NamedTuple):
+    path: Path
+    inode: int
+    touched_wall_s: float
 
 
 class _Census:
-    """Who holds which bytes, counted by inode."""
+    """Who holds which bytes, by inode: each is counted once, whatever its number of names."""
 
-    def __init__(self) -> None:
+    def __init__(self, blobs: Iterable[Path], trees: Mapping[str, Path]) -> None:
         self.trees: dict[str, Counter[int]] = {}
         self._blobs: dict[int, _CountedBlob] = {}
+        self._names: Counter[int] = Counter()
         self._sizes: dict[int, int] = {}
-        self._links: Counter[int] = Counter()
-        self.first_bytes = 0
-        self.kept_bytes = 0
-
-    @classmethod
-    def take(cls, blobs: Iterable[Path], trees: Mapping[str, Path]) -> _Census:
-        census = cls()
         for path in blobs:
             found = path.lstat()
-            census._blobs[found.st_ino] = _CountedBlob(path, found)
-            census._sizes[found.st_ino] = found.st_size
-            census._links[found.st_ino] = found.st_nlink
+            self._blobs[found.st_ino] = _CountedBlob(path, found.st_ino, found.st_ctime)
+            self._count(found)
         for digest, top in trees.items():
-            held = census.trees[digest] = Counter()
-            for found in _Listing.of(top).files.values():
-                held[found.st_ino] += 1
-                census._sizes[found.st_ino] = found.st_size
-                census._links[found.st_ino] = found.st_nlink
-        census.first_bytes = census.kept_bytes = sum(census._sizes.values())
-        return census
+            files = _Listing.of(top).files.values()
+            self.trees[digest] = Counter(found.st_ino for found in files)
+            for found in files:
+                self._count(found)
+        self.bytes = sum(self._sizes.values())
 
-    def let_go(self, digest: str) -> None:
-        """A tree is gone: bytes that nothing else holds are as good as freed."""
-        for inode, names in self.trees[digest].items():
-            self._links[inode] -= names
-            last = 1 if inode in self._blobs else 0
-            if self._links[inode] == last and (last == 0 or self._blobs[inode].was_held):
-                self.kept_bytes -= self._sizes[inode]
+    def _count(self, found: os.stat_result) -> None:
+        self._names[found.st_ino] = found.st_nlink
+        self._sizes[found.st_ino] = found.st_size
 
     def unheld(self) -> list[_CountedBlob]:
         """Blobs that no tree holds."""
-        return [blob for blob in self._blobs.values() if self._links[blob.inode] <= 1]
+        return [blob for inode, blob in self._blobs.items() if self._names[inode] == 1]
+
+    def let_go(self, digest: str) -> list[_CountedBlob]:
+        """A tree is gone. Return the blobs that no tree holds any more."""
+        unheld = []
+        for inode, names in self.trees[digest].items():
+            self._names[inode] -= names
+            if inode in self._blobs and self._names[inode] == 1:
+                unheld.append(self._blobs[inode])
+            elif self._names[inode] == 0:
+                self.bytes -= self._sizes[inode]
+        return unheld
 
     def drop(self, blob: _CountedBlob) -> None:
-        if not blob.was_held:
-            self.kept_bytes -= self._sizes[blob.inode]
+        """A blob that no tree holds is gone."""
+        self.bytes -= self._sizes[blob.inode]
+        del self._blobs[blob.inode]
 
 
 def kernel_boot_id() -> str:
@@ -1090,11 +1074,11 @@ def _unchanged(tree: Path, record: _Record) -> bool:
     return True
 
 
-def _describes(record: _Record, digest: str) -> bool:
-    """Whether a record, which may be damaged too, is that of this tree."""
+def _are(files: Iterable[StoredFile], digest: str) -> bool:
+    """Whether these files, which may come from a damaged disk, are those of a tree."""
     try:
-        return tree_digest(record.stored()) == digest
-    except Exception:  # whatever is wrong with it, it is no list of files to rely on
+        return tree_digest(files) == digest
+    except (InvalidTree, InvalidDigest):
         return False
 
 
@@ -1103,6 +1087,43 @@ def _names(folder: Path) -> list[str]:
         return os.listdir(folder)
     except FileNotFoundError:
         return []
+
+
+def _put_right(
+    tree: Path,
+    folders: Sequence[str],
+    sources: Iterable[tuple[StoredFile, Path, _Stamp]],
+    strangers: Iterable[str],
+) -> dict[str, _Stamp]:
+    """Give a tree its folders, take out what does not belong, and link in new files over damaged or missing ones."""
+    stamps: dict[str, _Stamp] = {}
+    try:
+        for folder in folders:
+            where = tree / folder
+            if not where.is_dir() or where.is_symlink():
+                where.unlink(missing_ok=True)
+                where.mkdir()
+            where.chmod(0o755)
+        for path in sorted(strangers):
+            _remove_entry(tree / path)
+        for file, blob, stamp in sources:
+            target = tree / file.path
+            if target.is_dir() and not target.is_symlink():
+                _remove_folder(target)
+            beside = target.with_name(f"{_NEW}{secrets.token_hex(8)}")
+            try:
+                _link_or_copy(blob, beside)
+                if _Stamp.of(beside.lstat()) == stamp:
+                    stamps[file.path] = stamp
+                beside.rename(target)
+            finally:
+                beside.unlink(missing_ok=True)
+    finally:
+        for folder in reversed(folders):
+            with suppress(OSError):
+                (tree / folder).chmod(0o555)
+                _sync(tree / folder)
+    return stamps
 
 
 def _link_or_copy(blob: Path, target: Path) -> None:

@@ -251,7 +251,7 @@ def load_handler(project_dir: str, handler: str, api: str) -> Handler:
 
 
 def _import_file(path: str, shown: str, project_dir: str, api: str) -> ModuleType:
-    # A name that nothing else has: `handlers/sklearn.py` must not be in the way of `import sklearn`.
+    # A name that nothing else has: `handlers/sklearn_iris.py` must not be in the way of `import sklearn`.
     name = "cortex_handler_" + re.sub(r"\W", "_", api)
     loader = importlib.machinery.SourceFileLoader(name, path)
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)

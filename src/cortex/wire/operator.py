@@ -215,7 +215,7 @@ class ApiChange(msgspec.Struct, frozen=True, kw_only=True):
     api: str
     kind: ChangeKind
     causes: tuple[str, ...] = ()
-    """In words: `model changed (sklearn.onnx)`, `handlers/sklearn.py changed`, `cpu 200m -> 500m`."""
+    """In words: `model changed (sklearn.onnx)`, `handlers/sklearn_iris.py changed`, `cpu 200m -> 500m`."""
     version: str = ""
     previous: str = ""
     endpoint: str = ""

@@ -1,0 +1,183 @@
+"""Errors become text and an exit code here, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from cortex.cli.command import Interrupted
+from cortex.cli.terminal import Paint, Terminal, harmless
+from cortex.errors import CortexError, Problem
+from cortex.settings import HomeLayout, WrongSetting, load_settings
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+OUR_FAULT = 3
+INTERRUPTED = 130
+
+EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
+    (WrongSetting, USAGE),
+    (CortexError, FAILED),
+    (click.ClickException, USAGE),
+    (BrokenPipeError, FAILED),
+    (Interrupted, INTERRUPTED),
+    (KeyboardInterrupt, INTERRUPTED),
+    (BaseException, OUR_FAULT),
+)
+"""The first row that fits decides."""
+
+
+def handle(error: BaseException, terminal: Terminal, argv: Sequence[str]) -> int:
+    """Tell a person about an error, and return the exit code for it. Raises nothing."""
+    code = next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+    try:
+        _tell(error, terminal, argv)
+    except BrokenPipeError:
+        pass
+    except Exception as second:  # telling it failed: at least the traceback of the first, on the real stderr
+        code = OUR_FAULT
+        _last_resort(error, second)
+    return code
+
+
+def show_problems(terminal: Terminal, problems: Sequence[Problem], *, level: str = "error") -> None:
+    """Problems as in the docs, on stderr, a blank line between them."""
+    blocks = [rendered(problem, terminal.paint_talk, level=level) for problem in problems]
+    terminal.say("\n\n".join(blocks))
+
+
+def rendered(problem: Problem, paint: Paint, *, level: str = "error") -> str:
+    """A problem as text, with colours when there are any."""
+    from cortex.spec.problems import render
+
+    head, *lines = harmless(render(problem, level=level)).splitlines()
+    word, _, reference = head.partition(" ")
+    colour = "red" if level == "error" else "yellow"
+    painted = [f"{paint(word, 'bold', colour)} {paint(reference, 'bold')}".rstrip()]
+    if problem.where and lines:
+        where = harmless(problem.where)
+        lines[0] = lines[0].replace(where, paint(where, "cyan"), 1)
+    return "\n".join([*painted, *(_painted_hint(line, paint) for line in lines)])
+
+
+def problems_of(error: CortexError) -> tuple[Problem, ...]:
+    """All problems that an error stands for."""
+    several = getattr(error, "problems", ())
+    return tuple(several) or (error.problem(),)
+
+
+def _painted_hint(line: str, paint: Paint) -> str:
+    mark = "  hint:"
+    return paint(mark, "green") + line.removeprefix(mark) if line.startswith(mark) else line
+
+
+def _tell(error: BaseException, terminal: Terminal, argv: Sequence[str]) -> None:
+    if isinstance(error, CortexError):
+        show_problems(terminal, problems_of(error))
+    elif isinstance(error, click.ClickException):
+        show_problems(terminal, [_usage_problem(error)])
+    elif isinstance(error, Interrupted | KeyboardInterrupt):
+        sentence = str(error)
+        terminal.say(f"\ninterrupted: {sentence}" if sentence else "\ninterrupted")
+    elif not isinstance(error, BrokenPipeError):
+        show_problems(terminal, [_fault_problem(error, terminal, argv)])
+
+
+def _usage_problem(error: click.ClickException) -> Problem:
+    message = getattr(error, "message", "") if isinstance(error, click.NoSuchOption) else error.format_message()
+    hints = []
+    possibilities = getattr(error, "possibilities", None)
+    if possibilities:
+        hints.append(f"did you mean {' or '.join(sorted(possibilities))}?")
+    context = getattr(error, "ctx", None)
+    if context is not None and not hints:
+        hints.append(f"`{context.command_path} --help` shows what it takes")
+    return Problem(
+        reference="wrong-usage", message=message.rstrip("."), hint=getattr(error, "hint", "") or "\n".join(hints)
+    )
+
+
+def _fault_problem(error: BaseException, terminal: Terminal, argv: Sequence[str]) -> Problem:
+    report = fault_report(error, argv)
+    file = write_report(report, terminal)
+    what = traceback.format_exception_only(error)[-1].strip()
+    if file is None:
+        return Problem(reference="our-fault", message=f"Cortex failed, this is its fault: {what}", traceback=report)
+    return Problem(
+        reference="our-fault",
+        message=f"Cortex failed, this is its fault: {what}",
+        hint=f"a report for its makers is in {file}; look through it before you pass it on",
+    )
+
+
+def fault_report(error: BaseException, argv: Sequence[str]) -> str:
+    """What is needed to find a fault: versions, the command line, the traceback."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from cortex.version import __version__
+
+    def version_of(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "none"
+
+    return "\n".join(
+        [
+            f"cortex {__version__}",
+            f"python {platform.python_version()} on {platform.platform()}",
+            *(f"{package} {version_of(package)}" for package in ("click", "msgspec", "pydantic", "rich")),
+            f"when {datetime.now(UTC).isoformat(timespec='seconds')}",
+            f"command {['cortex', *argv]!r}",
+            "",
+            "".join(traceback.format_exception(error)),
+        ]
+    )
+
+
+def write_report(report: str, terminal: Terminal) -> Path | None:
+    """Write a report to the home if there is one, else to the folder of temporary files; None if neither works."""
+    name = f"fault-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.txt"
+    for folder in _report_folders(terminal):
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            file = folder / name
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
+                stream.write(report)
+        except OSError:
+            continue
+        return file
+    return None
+
+
+def _report_folders(terminal: Terminal) -> list[Path]:
+    folders = []
+    try:
+        folders.append(HomeLayout(load_settings(terminal.environ).home).reports)
+    except CortexError:
+        pass
+    try:
+        folders.append(Path(tempfile.gettempdir()))
+    except OSError:
+        pass
+    return folders
+
+
+def _last_resort(error: BaseException, second: BaseException) -> None:
+    try:
+        sys.__stderr__ and sys.__stderr__.write(
+            f"error: our-fault\n{''.join(traceback.format_exception(error))}\n"
+            f"and while telling that:\n{''.join(traceback.format_exception(second))}\n"
+        )
+    except Exception:
+        pass

@@ -1,0 +1,223 @@
+"""How a command is declared: its plain function, its parameters and its help stand side by side in one file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cortex.cli.terminal import Terminal
+from cortex.settings import SETTINGS, Settings, load_settings
+
+if TYPE_CHECKING:
+    from cortex.client.local import LocalEnvironment
+    from cortex.client.operator import OperatorClient
+
+_SETTING_PREFIX = "setting_"
+
+
+@dataclass
+class Edge:
+    """What the group hands to its commands."""
+
+    terminal: Terminal
+    flags: dict[str, str] = field(default_factory=dict)
+    """Settings that were given as flags, by field."""
+
+    def settings(self) -> Settings:
+        return load_settings(self.terminal.environ, **self.flags)
+
+    def take_flags(self, values: dict[str, Any]) -> None:
+        """Move settings out of parsed parameters; the last flag given wins."""
+        for setting in SETTINGS:
+            value = values.pop(_SETTING_PREFIX + setting.field, None)
+            if value:
+                self.flags[setting.field] = value
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with a sentence on what state things are in."""
+
+
+@contextmanager
+def on_interrupt(sentence: str) -> Iterator[None]:
+    """What to tell when Ctrl-C hits inside this block."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(sentence) from None
+
+
+class Command(click.Command):
+    """
+    One command.
+
+    Args:
+        function: takes the `Terminal`, the `Settings` unless `needs_settings` is False, and the parameters by name;
+            returns an exit code.
+        summary: one line for the list of commands.
+        details: the rest of the help; paragraphs are wrapped.
+        examples: (command line, what it does).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., int],
+        *,
+        summary: str,
+        details: str = "",
+        parameters: Sequence[click.Parameter] = (),
+        examples: Sequence[tuple[str, str]],
+        needs_settings: bool = True,
+    ) -> None:
+        super().__init__(
+            name,
+            params=[*parameters, *(setting_options(hidden=True) if needs_settings else ())],
+            help=f"{summary}\n\n{inspect.cleandoc(details)}".strip(),
+            short_help=summary.rstrip("."),
+            context_settings={"help_option_names": ["-h", "--help"]},
+        )
+        self.function = function
+        self.examples = tuple(examples)
+        self.needs_settings = needs_settings
+        self._help = help_option()
+
+    def invoke(self, ctx: click.Context) -> int:
+        edge = ctx.ensure_object(Edge)
+        values = dict(ctx.params)
+        edge.take_flags(values)
+        if self.needs_settings:
+            return self.function(edge.terminal, edge.settings(), **values)
+        return self.function(edge.terminal, **values)
+
+    def get_help_option(self, ctx: click.Context) -> click.Option:
+        return self._help
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_examples(formatter, self.examples)
+        if self.needs_settings:
+            formatter.write_paragraph()
+            formatter.write_text("Flags for settings (`cortex --help`) may stand here too.")
+
+
+def help_option() -> click.Option:
+    """`-h`, `--help`: prints on the command's own terminal."""
+
+    def show(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+        if wanted and not ctx.resilient_parsing:
+            ctx.ensure_object(Edge).terminal.out(ctx.get_help())
+            ctx.exit()
+
+    return click.Option(
+        ["-h", "--help"], is_flag=True, is_eager=True, expose_value=False, help="Show this.", callback=show
+    )
+
+
+def write_examples(formatter: click.HelpFormatter, examples: Sequence[tuple[str, str]]) -> None:
+    with formatter.section("Examples"):
+        formatter.write_dl([(f"$ {line}", meaning) for line, meaning in examples], col_max=46)
+
+
+def setting_options(*, hidden: bool = False) -> list[click.Option]:
+    """One flag for each row of the settings table."""
+    return [
+        click.Option(
+            [setting.flag, _SETTING_PREFIX + setting.field],
+            metavar=setting.variable.removeprefix("CORTEX_"),
+            help=f"{setting.help} [{setting.variable}; {setting.default}]",
+            hidden=hidden,
+        )
+        for setting in SETTINGS
+    ]
+
+
+class Duration(click.ParamType):
+    """`30s`, `10m`, `1h30m`, or seconds; the value is seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from cortex.spec.quantities import QuantityError, parse_duration
+
+        try:
+            return parse_duration(value)
+        except QuantityError as error:
+            self.fail(f"{error}\n{error.hint}".strip(), param, ctx)
+
+
+class ApiName(click.ParamType):
+    """`NAME` or `DEPLOYMENT/NAME`; completed in the shell from what is deployed."""
+
+    name = "api"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value).strip("/")
+        if not text or text.count("/") > 1:
+            self.fail(f"{value!r} is neither NAME nor DEPLOYMENT/NAME", param, ctx)
+        return text
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        from cortex.cli.completion import deployed_names
+
+        return [CompletionItem(name) for name in deployed_names(ctx) if name.startswith(incomplete)]
+
+
+def api_argument(*, required: bool = True) -> click.Argument:
+    return click.Argument(["api"], type=ApiName(), required=required)
+
+
+def deployment_option() -> click.Option:
+    return click.Option(["-d", "--deployment"], metavar="NAME", help="Look in this deployment.")
+
+
+def output_option() -> click.Option:
+    return click.Option(
+        ["-o", "--output"],
+        type=click.Choice(["text", "json"]),
+        default="text",
+        metavar="FORMAT",
+        help="text (the default) or json.",
+    )
+
+
+def flag(*names: str, help: str) -> click.Option:
+    return click.Option(list(names), is_flag=True, help=help)
+
+
+def environment(terminal: Terminal, settings: Settings) -> LocalEnvironment:
+    """The environment that commands talk to."""
+    from cortex.client.local import LocalEnvironment
+
+    return LocalEnvironment(
+        settings,
+        environ=terminal.environ,
+        say=lambda sentence: terminal.say(f"{terminal.paint_talk('note:', 'yellow')} {sentence}"),
+        clock=terminal.clock,
+        sleep=terminal.sleep,
+    )
+
+
+def reach(terminal: Terminal, settings: Settings) -> OperatorClient:
+    """The control plane, started if it should run and does not. Raises OperatorDown after `cortex down`."""
+    return environment(terminal, settings).ensure()
+
+
+def print_json(terminal: Terminal, value: object) -> None:
+    """A result for programs: indented, keys in a stable order, no colour."""
+    import msgspec
+
+    terminal.out(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_json_line(terminal: Terminal, value: object) -> None:
+    """One of many results for programs."""
+    import msgspec
+
+    terminal.out(msgspec.json.encode(value).decode())

@@ -1,0 +1,167 @@
+"""The entry of `cortex` and `cx`: the group, and the one place where a command's end becomes an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from cortex.cli import boundary
+from cortex.cli.command import Command, Edge, help_option, setting_options, write_examples
+from cortex.cli.terminal import Terminal
+from cortex.version import __version__
+
+PROGRAM = "cortex"
+COMPLETE_VARIABLE = "_CORTEX_COMPLETE"
+WIDEST_HELP = 100
+
+SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Deploy and look", ("deploy", "get", "logs", "predict", "history", "refresh", "delete")),
+    ("Environment", ("up", "down", "info")),
+    ("Other", ("completion", "schema", "version")),
+)
+"""Every command, as `cortex --help` groups them; each is `COMMAND` in the module of its name."""
+
+NAMES = tuple(name for _, names in SECTIONS for name in names)
+
+EXAMPLES = (
+    ("cortex deploy", "deploy the nearest cortex.yaml"),
+    ("cortex get", "see what is deployed and how it is doing"),
+    ("cortex predict sklearn sample.json", "ask an api something"),
+)
+
+
+class UnknownCommand(click.UsageError):
+    """No command begins like that; `hint` says which one was probably meant."""
+
+    def __init__(self, name: str, hint: str, ctx: click.Context) -> None:
+        self.hint = hint
+        super().__init__(f'there is no command "{name}"', ctx)
+
+
+class CortexGroup(click.Group):
+    """Imports a command's module when it is used. Takes the beginning of a command's name for the name."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            PROGRAM,
+            params=[*setting_options(), _version_option()],
+            help="Serves trained models as autoscaling HTTP APIs.",
+            invoke_without_command=True,
+            subcommand_metavar="COMMAND …",
+            context_settings={"help_option_names": ["-h", "--help"]},
+        )
+        self._help = help_option()
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(NAMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Command | None:
+        if cmd_name not in NAMES:
+            return None
+        command = import_module(f"cortex.cli.{cmd_name}").COMMAND
+        assert isinstance(command, Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        given = args[0]
+        begins_so = [name for name in NAMES if name.startswith(given)]
+        name = given if given in NAMES else begins_so[0] if len(begins_so) == 1 else None
+        if name is not None:
+            return name, self.get_command(ctx, name), args[1:]
+        close = begins_so or get_close_matches(given.lower(), NAMES, n=3)
+        hint = f"did you mean {' or '.join(f'`cortex {name}`' for name in close)}?" if close else ""
+        raise UnknownCommand(given, hint or "`cortex --help` lists all commands", ctx)
+
+    def invoke(self, ctx: click.Context) -> int:
+        edge = ctx.ensure_object(Edge)
+        edge.take_flags(ctx.params)
+        if ctx.invoked_subcommand is None and not _has_command(ctx):
+            edge.terminal.out(ctx.get_help())
+            return boundary.DONE
+        code = super().invoke(ctx)
+        assert isinstance(code, int)
+        return code
+
+    def get_help_option(self, ctx: click.Context) -> click.Option:
+        return self._help
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in SECTIONS:
+            with formatter.section(title):
+                commands = [(name, self.get_command(ctx, name)) for name in names]
+                formatter.write_dl([(name, command.short_help or "") for name, command in commands if command])
+        with formatter.section("Settings, also by environment variable"):
+            options = [parameter for parameter in self.params if isinstance(parameter, click.Option)]
+            formatter.write_dl([record for option in options if (record := option.get_help_record(ctx))])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_examples(formatter, EXAMPLES)
+        formatter.write_paragraph()
+        formatter.write_text(
+            "`cortex COMMAND --help` says more. Exit codes: 0 done, 1 failed as explained, 2 wrong usage, "
+            "3 a fault of Cortex (a report is written), 130 interrupted."
+        )
+
+
+def run() -> NoReturn:
+    """Entry point of the console scripts."""
+    terminal = Terminal.of_process()
+    code = main(sys.argv[1:], terminal)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (BrokenPipeError, ValueError):  # whoever read has gone: the interpreter must not complain at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def main(argv: Sequence[str], terminal: Terminal) -> int:
+    """Run one command line. Returns the exit code and raises nothing."""
+    try:
+        if COMPLETE_VARIABLE in terminal.environ:
+            from click.shell_completion import shell_complete
+
+            edge = {"obj": Edge(terminal)}
+            return shell_complete(CortexGroup(), edge, PROGRAM, COMPLETE_VARIABLE, terminal.environ[COMPLETE_VARIABLE])
+        return dispatch(argv, terminal)
+    except BaseException as error:
+        return boundary.handle(error, terminal, argv)
+
+
+def dispatch(argv: Sequence[str], terminal: Terminal) -> int:
+    """Parse a command line and call its command. Raises whatever the command raises."""
+    group = CortexGroup()
+    try:
+        with group.make_context(
+            PROGRAM, list(argv), obj=Edge(terminal), terminal_width=min(terminal.width, WIDEST_HELP)
+        ) as context:
+            return group.invoke(context)
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+
+
+def _has_command(ctx: click.Context) -> bool:
+    return bool(ctx.args or ctx.protected_args if hasattr(ctx, "protected_args") else ctx.args)
+
+
+def _version_option() -> click.Option:
+    def show(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+        if wanted and not ctx.resilient_parsing:
+            ctx.ensure_object(Edge).terminal.out(__version__)
+            ctx.exit()
+
+    return click.Option(
+        ["--version"], is_flag=True, is_eager=True, expose_value=False, help="Show the version.", callback=show
+    )
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,270 @@
+"""
+Counters as values: how a replica's file becomes counts, how counts add up, how much they grew. Pure.
+
+Everything here can be added in any order with the same result, up to the rounding of the two sums of floats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from cortex.errors import CortexError
+from cortex.ids import ApiKey, ReplicaId, Version
+from cortex.wire.stats import StatsFile
+
+Attempt = tuple[ReplicaId, int]
+"""A replica and which of its processes: what one stats file is about."""
+
+LARGEST_COUNT = 2**48
+"""More than any process answers (a century at 80,000 a second); sums of thousands still fit 64 bits."""
+LARGEST_BUCKET = 35_000
+"""Beyond lies only what no float can be: GAMMA**35_000 is 1e304."""
+LARGEST_SUM = 1e300
+LONGEST_CLASS = 256
+"""Characters of a class's name that are kept, so that names of any length cannot fill the disk."""
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """
+    What happened in a span of time, or since a beginning; classes are kept beside it.
+
+    Stored in this order: fields are only ever appended.
+    """
+
+    ok: int = 0
+    client_error: int = 0
+    """4xx answered by replicas; likewise `server_error`."""
+    server_error: int = 0
+    refused_client_error: int = 0
+    """4xx that the ingress answered itself; likewise `refused_server_error`."""
+    refused_server_error: int = 0
+    abandoned: int = 0
+    dropped: int = 0
+    latency_sum_ms: float = 0.0
+    latency: dict[int, int] = {}
+    """`wire.stats.bucket_of(milliseconds)` to how many answers of replicas."""
+    misses: int = 0
+    """Responses in which the tracker found nothing to count."""
+    other: int = 0
+    """Predictions of classes that have no exact count."""
+    numbers: int = 0
+    number_sum: float = 0.0
+    least: float | None = None
+    """The least number, if it was first seen in this span; None when a number as small had been seen before."""
+    greatest: float | None = None
+    positive: dict[int, int] = {}
+    """Bucket of the number to how many; `negative` holds buckets of the numbers' magnitudes."""
+    negative: dict[int, int] = {}
+    zeros: int = 0
+
+    @property
+    def answered(self) -> int:
+        """Requests that got an answer, from whomever."""
+        return (
+            self.ok + self.client_error + self.server_error + self.refused_client_error + self.refused_server_error
+        )
+
+
+NOTHING = Counts()
+_SUMS = (
+    "ok",
+    "client_error",
+    "server_error",
+    "refused_client_error",
+    "refused_server_error",
+    "abandoned",
+    "dropped",
+    "misses",
+    "other",
+    "numbers",
+    "zeros",
+)
+_MAPS = ("latency", "positive", "negative")
+
+
+class Reading(msgspec.Struct, frozen=True, array_like=True):
+    """Cumulative counters of one attempt as they stood at some moment."""
+
+    counts: Counts
+    classes: dict[str, int]
+
+
+class Lifetime(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Everything counted of an api since its counting began, all versions: only grows, as scrapers of counters expect.
+    """
+
+    counts: Counts = NOTHING
+    """Without the numbers' buckets and bounds."""
+    classes: dict[str, int] = {}
+    """A few frequent classes: how often each was predicted since it was given its own count."""
+    rest: int = 0
+    """All other predictions of classes."""
+
+
+class IngressCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Requests of one api that an ingress process answered itself, since it began to count them.
+
+    `instance` names the process, and whatever else begins its counters anew: within one instance they only grow.
+    """
+
+    instance: str
+    api: ApiKey
+    version: Version
+    """The version that was routed to: growth since the last report is counted there."""
+    client_error: int = 0
+    server_error: int = 0
+
+
+class ImplausibleStats(CortexError):
+    """A stats file holds what no replica of ours counts: users' code runs beside the code that writes it."""
+
+    reference = "implausible-stats"
+
+    def __init__(self, replica: str, attempt: int, reason: str) -> None:
+        self.replica = replica
+        self.attempt = attempt
+        super().__init__(f"counters of {replica} (attempt {attempt}): {reason}")
+
+
+def read(file: StatsFile) -> Reading:
+    """
+    Return a file's counters.
+
+    Raises:
+        ImplausibleStats: a counter is negative or absurdly large, or a sum is no finite number.
+    """
+    tracker = file.tracker
+    counts = Counts(
+        ok=file.ok,
+        client_error=file.client_error,
+        server_error=file.server_error,
+        abandoned=file.abandoned,
+        dropped=file.dropped,
+        latency_sum_ms=file.latency_sum_ms,
+        latency=file.latency_buckets,
+    )
+    classes: dict[str, int] = {}
+    if tracker is not None:
+        classes = tracker.classes
+        counts = msgspec.structs.replace(
+            counts,
+            misses=tracker.misses,
+            other=tracker.other,
+            numbers=tracker.count,
+            number_sum=tracker.total,
+            least=tracker.least,
+            greatest=tracker.greatest,
+            # Absent from files of replicas that do not count them.
+            positive=getattr(tracker, "positive_buckets", {}),
+            negative=getattr(tracker, "negative_buckets", {}),
+            zeros=getattr(tracker, "zeros", 0),
+        )
+    reason = _implausible(counts, classes)
+    if reason is not None:
+        raise ImplausibleStats(file.replica, file.attempt, reason)
+    if classes and max(map(len, classes)) > LONGEST_CLASS:
+        classes = {class_label(name): n for name, n in classes.items()}
+    return Reading(counts, classes)
+
+
+def class_label(name: str) -> str:
+    """A class's name; of a long one the beginning and a digest, so that different names stay different."""
+    if len(name) <= LONGEST_CLASS:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{name[: LONGEST_CLASS - 13]}…{digest}"
+
+
+def growth(before: Reading, after: Reading) -> Reading | None:
+    """What was counted between two readings of the same attempt; None when any counter went backwards."""
+    old, new = before.counts, after.counts
+    changed: dict[str, object] = {}
+    for name in _SUMS:
+        difference = getattr(new, name) - getattr(old, name)
+        if difference < 0:
+            return None
+        changed[name] = difference
+    for name in _MAPS:
+        grown = _map_growth(getattr(old, name), getattr(new, name))
+        if grown is None:
+            return None
+        changed[name] = grown
+    classes = _map_growth(before.classes, after.classes)
+    if classes is None or new.latency_sum_ms < old.latency_sum_ms:
+        return None
+    if old.least is not None and (new.least is None or new.least > old.least):
+        return None
+    if old.greatest is not None and (new.greatest is None or new.greatest < old.greatest):
+        return None
+    counts = Counts(
+        latency_sum_ms=new.latency_sum_ms - old.latency_sum_ms,
+        number_sum=new.number_sum - old.number_sum,
+        least=new.least if new.least != old.least else None,
+        greatest=new.greatest if new.greatest != old.greatest else None,
+        **changed,  # type: ignore[arg-type]
+    )
+    return Reading(counts, classes)
+
+
+class Tally:
+    """A running sum of counts."""
+
+    __slots__ = ("_bounds", "_floats", "_maps", "_sums")
+
+    def __init__(self, parts: Iterable[Counts] = ()) -> None:
+        self._sums = [0] * len(_SUMS)
+        self._maps: tuple[dict[int, int], ...] = tuple({} for _ in _MAPS)
+        self._floats = [0.0, 0.0]
+        self._bounds: list[float | None] = [None, None]
+        for part in parts:
+            self.add(part)
+
+    def add(self, counts: Counts) -> None:
+        for place, name in enumerate(_SUMS):
+            self._sums[place] += getattr(counts, name)
+        for into, name in zip(self._maps, _MAPS, strict=True):
+            for bucket, n in getattr(counts, name).items():
+                into[bucket] = into.get(bucket, 0) + n
+        self._floats[0] += counts.latency_sum_ms
+        self._floats[1] += counts.number_sum
+        least, greatest = self._bounds
+        if counts.least is not None and (least is None or counts.least < least):
+            self._bounds[0] = counts.least
+        if counts.greatest is not None and (greatest is None or counts.greatest > greatest):
+            self._bounds[1] = counts.greatest
+
+    def counts(self) -> Counts:
+        """The sum so far; later additions do not change what was returned."""
+        return Counts(
+            **dict(zip(_SUMS, self._sums, strict=True)),  # type: ignore[arg-type]
+            **{name: found.copy() for name, found in zip(_MAPS, self._maps, strict=True)},  # type: ignore[arg-type]
+            latency_sum_ms=_bounded(self._floats[0]),
+            number_sum=_bounded(self._floats[1]),
+            least=self._bounds[0],
+            greatest=self._bounds[1],
+        )
+
+
+def total(parts: Iterable[Counts]) -> Counts:
+    """The sum of counts."""
+    return Tally(parts).counts()
+
+
+def _map_growth[K](old: Mapping[K, int], new: Mapping[K, int]) -> dict[K, int] | None:
+    grown: dict[K, int] = {}
+    return grown
+
+
+def _bounded(number: float) -> float:
+    """JSON knows no infinity, and sums of what fits a float need not fit one."""
+    return max(-LARGEST_SUM, min(LARGEST_SUM, number))
+
+
+def _implausible(counts: Counts, classes: Mapping[str, int]) -> str | None:
+    return None
