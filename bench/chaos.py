@@ -19,8 +19,6 @@ import os
 import random
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -29,8 +27,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-MODEL = EXAMPLES / "iris" / "models" / "sklearn.onnx"
+from world import IRIS_MODEL, World
+
 SAMPLES = (
     ([5.2, 3.6, 1.4, 0.3], "iris-setosa"),
     ([5.9, 2.8, 4.2, 1.3], "iris-versicolor"),
@@ -237,50 +235,6 @@ async def _read_response(reader: asyncio.StreamReader) -> tuple[int, bool, bytes
     return status, closing, await reader.readexactly(length)
 
 
-class World:
-    """A home, a project and the commands that act on them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.home = folder / "home"
-        self.project = folder / "project"
-        self.project.mkdir()
-        self.port, operator_port = _free_ports(2)
-        self.environ = {
-            **os.environ,
-            "CORTEX_HOME": str(self.home),
-            "CORTEX_PORT": str(self.port),
-            "CORTEX_OPERATOR_PORT": str(operator_port),
-            "NO_COLOR": "1",
-        }
-        shutil.copy(MODEL, self.project / "model.onnx")
-        (self.project / "cortex.yaml").write_text(CORTEX_YAML.format())
-
-    def cortex(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "cortex.cli.main", *arguments],
-            env=self.environ,
-            cwd=self.project,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-
-    def write_handler(self, source: str, number: int) -> None:
-        (self.project / "handler.py").write_text(source.format(number=number))
-
-    def processes(self) -> dict[int, str]:
-        """Pids of this home's processes, with their titles."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    if str(self.home) in title:
-                        found[int(entry.name)] = title.strip()
-        return found
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -293,6 +247,8 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
     tally = Tally()
     world = World(folder)
+    shutil.copy(IRIS_MODEL, world.project / "model.onnx")
+    (world.project / "cortex.yaml").write_text(CORTEX_YAML.format())
     try:
         _play(world, options.seconds, options.rate, random.Random(seed), tally)
     finally:
@@ -310,7 +266,7 @@ def main() -> int:
 def _play(world: World, seconds: float, rate: float, rng: random.Random, tally: Tally) -> None:
     versions = Versions()
     number = 1
-    world.write_handler(GOOD_HANDLER, number)
+    _write_handler(world, GOOD_HANDLER, number)
     versions.attempted(number)
     first = world.cortex("deploy")
     if first.returncode != 0:
@@ -336,16 +292,20 @@ def _play(world: World, seconds: float, rate: float, rng: random.Random, tally: 
     client.stop()
 
 
+def _write_handler(world: World, source: str, number: int) -> None:
+    (world.project / "handler.py").write_text(source.format(number=number))
+
+
 def _deploy_one(world: World, number: int, rng: random.Random, tally: Tally, versions: Versions) -> None:
     if rng.random() < 0.35:
         what = rng.choice(sorted(BAD_HANDLERS))
-        world.write_handler(BAD_HANDLERS[what], number)
+        _write_handler(world, BAD_HANDLERS[what], number)
         done = world.cortex("deploy")
         tally.deploys[f"bad, {'refused' if done.returncode else 'TAKEN'}"] += 1
         if done.returncode == 0:
             tally.faults.append(f"a version that {what} was reported live:\n{done.stdout}{done.stderr}")
         return
-    world.write_handler(GOOD_HANDLER, number)
+    _write_handler(world, GOOD_HANDLER, number)
     versions.attempted(number)
     done = world.cortex("deploy")
     if done.returncode == 0:
@@ -359,7 +319,7 @@ def _deploy_one(world: World, number: int, rng: random.Random, tally: Tally, ver
 
 def _settle(world: World, number: int, tally: Tally, versions: Versions) -> None:
     """With the faults over, one more good deploy must go live, and everything must be as wanted."""
-    world.write_handler(GOOD_HANDLER, number)
+    _write_handler(world, GOOD_HANDLER, number)
     versions.attempted(number)
     done = world.cortex("deploy")
     if done.returncode != 0:
@@ -429,17 +389,6 @@ def _print_receipt(seed: int, seconds: float, tally: Tally) -> None:
     for title, items in (("failed", tally.failed), ("wrong", tally.wrong), ("fault", tally.faults)):
         for item in items[:20]:
             print(f"  {title}: {item}")
-
-
-def _free_ports(count: int) -> list[int]:
-    socks = [socket.socket() for _ in range(count)]
-    try:
-        for sock in socks:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in socks]
-    finally:
-        for sock in socks:
-            sock.close()
 
 
 if __name__ == "__main__":

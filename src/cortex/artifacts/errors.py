@@ -24,12 +24,13 @@ class StoreUnavailable(CortexError):
         super().__init__(f"the artifact store {root} cannot be used: {self.reason}")
 
 
+_OWNER_HINT = "{root} and everything in it must belong to the user who runs Cortex; `ls -ld {root}` shows the owner"
 _STORE_HINTS = {
     errno.ENOSPC: "free space on the disk that holds {root}, then repeat the command; what runs goes on serving",
     errno.EDQUOT: "your disk quota is used up: free space below {root}, then repeat the command",
     errno.EROFS: "the file system that holds {root} is mounted read-only: check the disk (`dmesg`) and remount it",
-    errno.EACCES: "{root} and everything in it must belong to the user who runs Cortex; `ls -ld {root}` shows the owner",
-    errno.EPERM: "{root} and everything in it must belong to the user who runs Cortex; `ls -ld {root}` shows the owner",
+    errno.EACCES: _OWNER_HINT,
+    errno.EPERM: _OWNER_HINT,
     errno.EIO: "the disk that holds {root} reports errors: check it (`dmesg`, `smartctl`)",
     errno.EMFILE: "too many open files: raise the limit (`ulimit -n`)",
     errno.ENFILE: "too many open files on this machine",
@@ -160,7 +161,9 @@ class ModelNotFound(ModelError):
     def __init__(self, model: str, path: Path, suggestion: str | None) -> None:
         self.path = path
         self.suggestion = suggestion
-        hint = f'did you mean "{suggestion}"?' if suggestion else "local paths are relative to the folder of cortex.yaml"
+        hint = "local paths are relative to the folder of cortex.yaml"
+        if suggestion:
+            hint = f'did you mean "{suggestion}"?'
         super().__init__(model, f"there is no file or folder {path}", hint=hint)
 
 
@@ -198,7 +201,7 @@ class ExternalDataMissing(ModelError):
         super().__init__(
             model,
             f"{onnx} needs {names} beside it",
-            hint="its weights are in a file of their own: copy both to the same folder, under the names the exporter gave",
+            hint="the weights are in a file of their own: keep it in the same folder, under the name the exporter gave it",
         )
 
 
@@ -236,12 +239,6 @@ class NotInEffectYet(ModelError):
     reference = "not-in-effect-yet"
 
 
-class UnknownScheme(ModelError):
-    """The model's address begins with a scheme that means nothing to us."""
-
-    reference = "unknown-scheme"
-
-
 class IgnoreFileInvalid(CortexError):
     """`.cortexignore` cannot be read or understood; names the line."""
 
@@ -264,7 +261,8 @@ class ProjectTooLarge(CortexError):
         self.total_bytes = total_bytes
         self.limit_bytes = limit_bytes
         self.largest = tuple(largest)
-        lines = [f"the project has {in_words(total_bytes)}, at most {in_words(limit_bytes)} are shipped. Largest files:"]
+        shipped = in_words(limit_bytes)
+        lines = [f"the project has {in_words(total_bytes)}, at most {shipped} are shipped. Largest files:"]
         lines += [f"  {in_words(size):>9}  {path}" for path, size in self.largest]
         super().__init__("\n".join(lines))
 
@@ -287,11 +285,7 @@ def in_words(size_bytes: int) -> str:
     """A size as people read it: `512 bytes`, `1.5 MiB`."""
     if size_bytes < 1024:
         return f"{size_bytes} bytes"
-    size = float(size_bytes)
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= 1024
-        if size < 1024:
-            break
-    else:
-        size, unit = size / 1024, "TiB"
-    return f"{size:.0f} {unit}" if size >= 100 or size == int(size) else f"{size:.1f} {unit}"
+    units = ("KiB", "MiB", "GiB", "TiB")
+    power = min(len(units), (size_bytes.bit_length() - 1) // 10)
+    size = size_bytes / 1024**power
+    return f"{size:.0f} {units[power - 1]}" if size >= 100 or size == int(size) else f"{size:.1f} {units[power - 1]}"

@@ -180,9 +180,7 @@ class ArtifactStore:
         with self._guarded(), self._locked(fcntl.LOCK_SH):
             return tuple(digest for digest in wanted if not self._touch_blob(digest))
 
-    def put(
-        self, sha256: str, source: Iterable[bytes] | BinaryIO, *, size_limit_bytes: int | None = None
-    ) -> StoredBlob:
+    def put(self, sha256: str, source: Iterable[bytes] | BinaryIO, *, size_limit: int | None = None) -> StoredBlob:
         """
         Store bytes under their digest. A blob that is there already is not read again.
 
@@ -191,7 +189,7 @@ class ArtifactStore:
 
         Raises:
             DigestMismatch: the bytes have another digest; nothing is kept. Same for the other errors.
-            BlobTooLarge: more than `size_limit_bytes` arrived.
+            BlobTooLarge: more than `size_limit` arrived.
             InvalidDigest, StoreUnavailable
             Anything that `source` raises.
         """
@@ -199,12 +197,12 @@ class ArtifactStore:
         with self._guarded():
             if not self.missing([sha256]):
                 return StoredBlob(sha256, self._size_of(sha256))
-        with self.writer(sha256, size_limit_bytes=size_limit_bytes) as writer:
+        with self.writer(sha256, size_limit=size_limit) as writer:
             for chunk in _chunks(source):
                 writer.write(chunk)
             return writer.commit()
 
-    def writer(self, sha256: str | None = None, *, size_limit_bytes: int | None = None) -> BlobWriter:
+    def writer(self, sha256: str | None = None, *, size_limit: int | None = None) -> BlobWriter:
         """
         Store bytes as they arrive: a context manager with `write` and `commit`. Left without `commit`, nothing is kept.
 
@@ -216,7 +214,7 @@ class ArtifactStore:
         """
         if sha256 is not None:
             _check_digest(sha256)
-        return BlobWriter(self, sha256, size_limit_bytes)
+        return BlobWriter(self, sha256, size_limit)
 
     def put_file(self, path: Path, *, sha256: str | None = None) -> StoredBlob:
         """
@@ -373,9 +371,9 @@ class ArtifactStore:
         """
         Remove what is not needed: the least recently used trees until at most `keep_bytes` remain, and leftovers.
 
-        Never removed: trees `in_use`, pinned ones, ones used within `UNUSED_GRACE_S`, and their blobs; together they may
-        be more than `keep_bytes`. Always removed: blobs that no tree has held for `UPLOAD_GRACE_S`, temporary files
-        older than `STRAY_AGE_S`, and what was set aside for `UPLOAD_GRACE_S`.
+        Never removed: trees `in_use`, pinned ones, ones used within `UNUSED_GRACE_S`, and their blobs; together they
+        may be more than `keep_bytes`. Always removed: blobs that no tree has held for `UPLOAD_GRACE_S`, temporary
+        files older than `STRAY_AGE_S`, and what was set aside for `UPLOAD_GRACE_S`.
 
         Args:
             in_use: tree digests.
@@ -468,7 +466,7 @@ class ArtifactStore:
         raise BlobsMissing((sha256,))
 
     def _hash_blob(self, path: Path, sha256: str) -> _Stamp | None:
-        """How a sound blob looks; None when it is damaged, and then it has been set aside. FileNotFoundError if absent."""
+        """How a sound blob looks; None if it is damaged, and then it has been set aside. Absent: FileNotFoundError."""
         stamp = _Stamp.of(path.lstat())
         if self._is_trusted(path, stamp):
             return stamp
@@ -704,7 +702,7 @@ class ArtifactStore:
                     yield self._blobs / shard / name
 
     def _everything_stored(self, seen: Collection[int]) -> Iterator[tuple[Path, str]]:
-        """Every blob, then every file of a tree that shares no inode with what was seen; with the digest it should have."""
+        """Every blob, then every file of a tree that shares no inode with what was seen; each with its digest."""
         with self._guarded():
             blobs = list(self._blob_paths())
         for path in blobs:
@@ -726,9 +724,7 @@ class ArtifactStore:
         (self._trees / digest).rename(self._trees / f"{_GONE}{secrets.token_hex(8)}")
         self._record(digest).unlink(missing_ok=True)
 
-    def _remove_unheld(
-        self, census: _Census, blobs: Iterable[_CountedBlob], touched_before_wall_s: float
-    ) -> int:
+    def _remove_unheld(self, census: _Census, blobs: Iterable[_CountedBlob], touched_before_wall_s: float) -> int:
         removed = 0
         for blob in blobs:
             if blob.touched_wall_s <= touched_before_wall_s:
@@ -751,7 +747,7 @@ class ArtifactStore:
         for path, age_s in strays:
             with suppress(FileNotFoundError):
                 found = path.lstat()
-                # A file's mtime says when it was last written to, a folder's or a quarantined one's ctime when it moved.
+                # mtime: when a file was last written to. ctime: when a folder or a file set aside was moved there.
                 touched = found.st_mtime if path.parent == self._tmp else found.st_ctime
                 if now_wall_s - touched >= age_s:
                     _remove_entry(path)
@@ -818,11 +814,11 @@ class BlobWriter:
     """Bytes on their way into the store; see `ArtifactStore.writer`."""
 
     def __init__(
-        self, store: ArtifactStore, sha256: str | None, size_limit_bytes: int | None, *, executable: bool = False
+        self, store: ArtifactStore, sha256: str | None, size_limit: int | None, *, executable: bool = False
     ) -> None:
         self._store = store
         self._expected = sha256
-        self._limit = size_limit_bytes
+        self._limit = size_limit
         self._executable = executable
         self._hash = hashlib.sha256()
         self._cloned = False

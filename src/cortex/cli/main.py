@@ -52,6 +52,7 @@ class CortexGroup(click.Group):
             PROGRAM,
             params=[*setting_options(), _version_option()],
             help="Serves trained models as autoscaling HTTP APIs.",
+            callback=_begin,
             invoke_without_command=True,
             subcommand_metavar="COMMAND …",
             context_settings={"help_option_names": ["-h", "--help"]},
@@ -81,14 +82,8 @@ class CortexGroup(click.Group):
         raise UnknownCommand(given, hint or "`cortex --help` lists all commands", ctx)
 
     def invoke(self, ctx: click.Context) -> int:
-        edge = ctx.ensure_object(Edge)
-        edge.take_flags(ctx.params)
-        if ctx.invoked_subcommand is None and not _has_command(ctx):
-            edge.terminal.out(ctx.get_help())
-            return boundary.DONE
         code = super().invoke(ctx)
-        assert isinstance(code, int)
-        return code
+        return code if isinstance(code, int) else boundary.DONE
 
     def get_help_option(self, ctx: click.Context) -> click.Option:
         return self._help
@@ -148,8 +143,13 @@ def dispatch(argv: Sequence[str], terminal: Terminal) -> int:
         return leaving.exit_code
 
 
-def _has_command(ctx: click.Context) -> bool:
-    return bool(ctx.args or ctx.protected_args if hasattr(ctx, "protected_args") else ctx.args)
+@click.pass_context
+def _begin(ctx: click.Context, /, **values: str | None) -> None:
+    """Runs before each command; without one, shows the help."""
+    edge = ctx.ensure_object(Edge)
+    edge.take_flags(values)
+    if ctx.invoked_subcommand is None:
+        edge.terminal.out(ctx.get_help())
 
 
 def _version_option() -> click.Option:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,6 +17,7 @@ from cortex.errors import CortexError
 from cortex.ids import ApiKey, ReplicaId, Version
 from cortex.wire.stats import StatsFile
 
+Key = TypeVar("Key")
 Attempt = tuple[ReplicaId, int]
 """A replica and which of its processes: what one stats file is about."""
 
@@ -184,7 +186,7 @@ def class_label(name: str) -> str:
 def growth(before: Reading, after: Reading) -> Reading | None:
     """What was counted between two readings of the same attempt; None when any counter went backwards."""
     old, new = before.counts, after.counts
-    changed: dict[str, object] = {}
+    changed: dict[str, Any] = {}
     for name in _SUMS:
         difference = getattr(new, name) - getattr(old, name)
         if difference < 0:
@@ -202,14 +204,11 @@ def growth(before: Reading, after: Reading) -> Reading | None:
         return None
     if old.greatest is not None and (new.greatest is None or new.greatest < old.greatest):
         return None
-    counts = Counts(
-        latency_sum_ms=new.latency_sum_ms - old.latency_sum_ms,
-        number_sum=new.number_sum - old.number_sum,
-        least=new.least if new.least != old.least else None,
-        greatest=new.greatest if new.greatest != old.greatest else None,
-        **changed,  # type: ignore[arg-type]
-    )
-    return Reading(counts, classes)
+    changed["latency_sum_ms"] = new.latency_sum_ms - old.latency_sum_ms
+    changed["number_sum"] = _bounded(new.number_sum - old.number_sum)
+    changed["least"] = new.least if new.least != old.least else None
+    changed["greatest"] = new.greatest if new.greatest != old.greatest else None
+    return Reading(Counts(**changed), classes)
 
 
 class Tally:
@@ -241,9 +240,11 @@ class Tally:
 
     def counts(self) -> Counts:
         """The sum so far; later additions do not change what was returned."""
+        sums: dict[str, Any] = dict(zip(_SUMS, self._sums, strict=True))
+        maps: dict[str, Any] = {name: found.copy() for name, found in zip(_MAPS, self._maps, strict=True)}
         return Counts(
-            **dict(zip(_SUMS, self._sums, strict=True)),  # type: ignore[arg-type]
-            **{name: found.copy() for name, found in zip(_MAPS, self._maps, strict=True)},  # type: ignore[arg-type]
+            **sums,
+            **maps,
             latency_sum_ms=_bounded(self._floats[0]),
             number_sum=_bounded(self._floats[1]),
             least=self._bounds[0],
@@ -256,15 +257,42 @@ def total(parts: Iterable[Counts]) -> Counts:
     return Tally(parts).counts()
 
 
-def _map_growth[K](old: Mapping[K, int], new: Mapping[K, int]) -> dict[K, int] | None:
-    grown: dict[K, int] = {}
+def _map_growth(old: Mapping[Key, int], new: Mapping[Key, int]) -> dict[Key, int] | None:
+    if old == new:
+        return {}
+    if not old.keys() <= new.keys():
+        return None
+    grown: dict[Key, int] = {}
+    for key, n in new.items():
+        difference = n - old.get(key, 0)
+        if difference < 0:
+            return None
+        if difference:
+            grown[key] = difference
     return grown
 
 
 def _bounded(number: float) -> float:
-    """JSON knows no infinity, and sums of what fits a float need not fit one."""
+    """JSON knows no infinity, and a sum of numbers that each fit a float may not fit one."""
     return max(-LARGEST_SUM, min(LARGEST_SUM, number))
 
 
 def _implausible(counts: Counts, classes: Mapping[str, int]) -> str | None:
+    """What is wrong with a file's counters, in words; None when they can be what a replica counted."""
+    maps = [getattr(counts, name) for name in _MAPS]
+    numbers = [getattr(counts, name) for name in _SUMS]
+    for counted in (*maps, classes):
+        if counted:
+            numbers.append(min(counted.values()))
+            numbers.append(max(counted.values()))
+    if min(numbers) < 0:
+        return f"a counter is {min(numbers)}"
+    if max(numbers) > LARGEST_COUNT:
+        return f"a counter is {max(numbers)}, more than the limit of {LARGEST_COUNT}"
+    for buckets in maps:
+        if buckets and (min(buckets) < -LARGEST_BUCKET or max(buckets) > LARGEST_BUCKET):
+            return f"a bucket is not between {-LARGEST_BUCKET} and {LARGEST_BUCKET}"
+    sums = (counts.latency_sum_ms, counts.number_sum, counts.least or 0.0, counts.greatest or 0.0)
+    if not all(map(math.isfinite, sums)) or counts.latency_sum_ms < 0:
+        return "a sum or bound is no finite number"
     return None

@@ -49,6 +49,7 @@ _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": Fals
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL_FLOAT = re.compile(r"([-+]?)(?:\.(inf|Inf|INF)|(\.nan|\.NaN|\.NAN))")
+_COMPARED_ANCHORS = 100
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -284,7 +285,9 @@ class _Tree:
     def _scalar(self, event: Any) -> ScalarNode:
         text = _joined_surrogates(event.value)
         if text is None:
-            self._flaw(event.start_mark.index, "bad-character", "half of a surrogate pair is not a character")
+            self._flaw(
+                event.start_mark.index, "bad-character", "half of a surrogate pair is not a character", _ESCAPE_HINT
+            )
             text = ""
         plain = event.style is None
         tag = self._tag(event)
@@ -342,13 +345,16 @@ class _Tree:
         name, index = str(event.anchor), event.start_mark.index
         node = self._anchors.get(name)
         if node is None:
-            meant = nearest(name, self._anchors)
+            meant = nearest(name, self._anchors) if len(self._anchors) < _COMPARED_ANCHORS else None
             hint = f'did you mean "*{meant}"?' if meant else f'quote it if it is text: "*{name}"'
             self._flaw(index, "unknown-alias", f"no anchor {quoted('&' + name)} stands above this alias", hint)
             return ScalarNode("*" + name, "*" + name, plain=False)
         if node.size == 0:
             raise self._stop(
-                index, "alias-loop", f"the alias {quoted('*' + name)} stands inside the value that it repeats"
+                index,
+                "alias-loop",
+                f"the alias {quoted('*' + name)} stands inside the value that it repeats",
+                "write the value out",
             )
         return node
 
@@ -386,10 +392,12 @@ class _Tree:
                 index,
                 "too-many-values",
                 f"expected at most {MAX_VALUES} values with aliases expanded, found more",
-                "a large sample belongs into a file of its own: sample: sample.json",
+                _FILE_HINT,
             )
         if len(self._stack) + depth >= MAX_DEPTH:
-            raise self._stop(index, "too-deep", f"expected at most {MAX_DEPTH} levels of nesting, found more")
+            raise self._stop(
+                index, "too-deep", f"expected at most {MAX_DEPTH} levels of nesting, found more", _FILE_HINT
+            )
 
     def _attach(self, index: int, node: Node) -> None:
         """Put a finished value where it belongs: the root, the next item, the next key or the value of the last key."""
@@ -412,13 +420,7 @@ class _Tree:
     def _key(self, parent: _Open, index: int, node: Node) -> str | None:
         """Return the key to keep the next value under, None to drop it."""
         if not isinstance(node, ScalarNode) or not isinstance(node.value, str):
-            what = (
-                found(node.value, node.text)
-                if isinstance(node, ScalarNode)
-                else found([] if isinstance(node, ListNode) else {})
-            )
-            hint = f'quote it: "{node.text}":' if isinstance(node, ScalarNode) and node.text else ""
-            self._flaw(index, "key-not-text", f"expected a string as key, found {what}", hint)
+            self._refuse_key(index, node)
             return None
         first = parent.key_indexes.setdefault(node.value, index)
         if first != index:
@@ -428,6 +430,15 @@ class _Tree:
             self.flaws.append(Flaw(index, "duplicate-key", message, "delete one of the two", path))
             return None
         return node.value
+
+    def _refuse_key(self, index: int, node: Node) -> None:
+        if not isinstance(node, ScalarNode):
+            what = found([] if isinstance(node, ListNode) else {})
+            hint = 'quote the whole value if it is text that begins with "{" or "["'
+        else:
+            what = found(node.value, node.text)
+            hint = f'quote it: "{node.text}":' if node.text else 'write a key in front of the ":"'
+        self._flaw(index, "key-not-text", f"expected a string as key, found {what}", hint)
 
     def _merge(self, into: MapNode, index: int, node: Node) -> None:
         sources = [item for _, item in node.items] if isinstance(node, ListNode) else [node]
@@ -471,8 +482,7 @@ def _decoded(data: bytes) -> str:
 
 def _too_large() -> UnreadableError:
     message = f"expected at most {MAX_BYTES // 1024} KiB, found more"
-    hint = "a large sample belongs into a file of its own: sample: sample.json"
-    return _Lines("").unreadable(Flaw(0, "file-too-large", message, hint))
+    return _Lines("").unreadable(Flaw(0, "file-too-large", message, _FILE_HINT))
 
 
 def _joined_surrogates(text: str) -> str | None:
@@ -496,6 +506,7 @@ class _Rule:
     """The mistake is where the construct began rather than where it was noticed."""
 
 
+_FILE_HINT = "put a large sample into a file of its own: sample: sample.json"
 _ESCAPE_HINT = "use single quotes, or write two backslashes for one"
 _INDENT_HINT = "indent with spaces: keys of one mapping, and the dashes of one list, stand exactly below each other"
 _RULES = (

@@ -297,15 +297,17 @@ class ProjectSpec(_Block):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        names = [api.name for api in self.apis]
+        first = {api.name: number for number, api in reversed(list(enumerate(self.apis)))}
         errors = [
             InitErrorDetails(
-                type=rules.refusal("duplicate-name", f"two apis are named {quoted(name)}", hint="rename one of them"),
+                type=rules.refusal(
+                    "duplicate-name", f"two apis are named {quoted(api.name)}", hint="rename one of them"
+                ),
                 loc=("apis", number, "name"),
-                input=name,
+                input=api.name,
             )
-            for number, name in enumerate(names)
-            if name in names[:number]
+            for number, api in enumerate(self.apis)
+            if first[api.name] != number
         ]
         if errors:
             raise ValidationError.from_exception_data("ProjectSpec", errors)

@@ -1,0 +1,91 @@
+"""A home and ports of its own, and the commands that act on them: what every script here starts from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+IRIS_MODEL = EXAMPLES / "iris" / "models" / "sklearn.onnx"
+
+
+class World:
+    """
+    A home, an empty project folder and the commands that act on them.
+
+    Args:
+        folder: ours alone, on a short path, since unix sockets lie in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.project = folder / "project"
+        self.project.mkdir()
+        self.port, operator_port = free_ports(2)
+        self.environ = {
+            **os.environ,
+            "CORTEX_HOME": str(self.home),
+            "CORTEX_PORT": str(self.port),
+            "CORTEX_OPERATOR_PORT": str(operator_port),
+            "NO_COLOR": "1",
+        }
+
+    def cortex(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(Path(sys.executable).with_name("cortex")), *arguments],
+            env=self.environ,
+            cwd=self.project,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def processes(self) -> dict[int, str]:
+        """Pids of this home's processes, with their titles."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    if str(self.home) in title:
+                        found[int(entry.name)] = title.strip()
+        return found
+
+    def must(self, *arguments: str, timeout_s: float = 120) -> str:
+        """Run a command that has to succeed; returns what it printed."""
+        done = self.cortex(*arguments, timeout_s=timeout_s)
+        if done.returncode != 0:
+            raise SystemExit(f"cortex {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+
+@contextlib.contextmanager
+def a_world(prefix: str) -> Iterator[World]:
+    """A world that is down and gone at the end."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir="/tmp"))
+    world = World(folder)
+    try:
+        yield world
+    finally:
+        world.cortex("down")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    socks = [socket.socket() for _ in range(count)]
+    try:
+        for sock in socks:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in socks]
+    finally:
+        for sock in socks:
+            sock.close()

@@ -1,0 +1,421 @@
+"""`cortex get`: a table of apis, or one api with everything that is known of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+import msgspec
+
+from cortex.cli import text
+from cortex.cli.boundary import DONE
+from cortex.cli.command import (
+    Command,
+    api_argument,
+    deployment_option,
+    environment,
+    flag,
+    on_interrupt,
+    output_option,
+    print_json,
+    print_json_line,
+)
+from cortex.cli.terminal import Paint, Terminal, harmless
+from cortex.client.addressing import DeploymentNotFound, deployment_here, find_api, full_name
+from cortex.client.operator import OperatorClient
+from cortex.settings import Settings
+from cortex.wire.operator import ApiStatus, DeploymentStatus, Status
+from cortex.wire.signature import TensorSpec
+
+REDRAW_S = 1.0
+CLASSES_SHOWN = 20
+
+COLOURS: dict[Status, str] = {
+    Status.LIVE: "green",
+    Status.CREATING: "yellow",
+    Status.UPDATING: "yellow",
+    Status.UPDATE_FAILED: "red",
+    Status.ERROR: "red",
+    Status.OUT_OF_MEMORY: "red",
+    Status.COMPUTE_UNAVAILABLE: "red",
+    Status.STOPPING: "dim",
+}
+
+_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
+_OTHER_SCREEN, _MAIN_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """One look: what to print, as text and for programs."""
+
+    lines: tuple[str, ...]
+    talk: tuple[str, ...]
+    json: Any
+
+
+def get(
+    terminal: Terminal,
+    settings: Settings,
+    *,
+    api: str | None,
+    deployment: str | None,
+    all_deployments: bool,
+    summary: bool,
+    verbose: bool,
+    watch: bool,
+    output: str,
+) -> int:
+    if all_deployments and (api or deployment):
+        raise click.UsageError("--all-deployments leaves nothing to choose: drop it, or API and --deployment")
+    if summary and api:
+        raise click.UsageError("--summary is about deployments, not about one api")
+    here = deployment or (None if all_deployments else deployment_here(terminal.cwd))
+    place = environment(terminal, settings)
+    if not place.was_ever_up and not place.is_marked_down and api is None and not watch:
+        return _show(terminal, _nothing_yet(deployment), output)
+    operator = place.ensure()
+
+    def look(client: OperatorClient) -> Frame:
+        if api is not None:
+            return _one_api(terminal, find_api(client, api, here), verbose=verbose)
+        if summary:
+            return _summary(terminal, client, here, given=deployment is not None)
+        return _table(terminal, client, here, given=deployment is not None)
+
+    if not watch:
+        return _show(terminal, look(operator), output)
+    with on_interrupt(""):
+        from cortex.client.reconnection import Reconnecting
+
+        calls = Reconnecting(place, operator, clock=terminal.clock, sleep=terminal.sleep)
+        _watch(terminal, lambda: calls.call(look), output)
+    return DONE
+
+
+def _show(terminal: Terminal, frame: Frame, output: str) -> int:
+    if output == "json":
+        print_json(terminal, frame.json)
+        return DONE
+    for line in frame.lines:
+        terminal.out(line)
+    for line in frame.talk:
+        terminal.say(line)
+    return DONE
+
+
+def _watch(terminal: Terminal, look: Callable[[], Frame], output: str) -> None:
+    """Redraw every second until interrupted: on a terminal in place, on a screen of its own, without flicker."""
+    in_place = terminal.shows_results and output != "json"
+    frame = look()
+    if in_place:
+        terminal.stdout.write(_OTHER_SCREEN)
+    try:
+        while True:
+            if output == "json":
+                print_json_line(terminal, frame.json)
+            elif in_place:
+                lines = [*frame.lines, *frame.talk][: terminal.height - 1]
+                terminal.stdout.write(
+                    _HOME + "".join(f"{line}{_CLEAR_LINE}\n" for line in lines) + _CLEAR_BELOW
+                )
+                terminal.stdout.flush()
+            else:
+                terminal.out("\n".join([*frame.lines, *frame.talk, ""]))
+            terminal.sleep(REDRAW_S)
+            frame = look()
+    finally:
+        if in_place:
+            terminal.stdout.write(_MAIN_SCREEN)
+            terminal.out("\n".join([*frame.lines, *frame.talk]))  # the last look stays
+
+
+# ---- the list -------------------------------------------------------------------------------------------------------
+
+
+def _table(terminal: Terminal, operator: OperatorClient, here: str | None, *, given: bool) -> Frame:
+    apis = operator.apis(here)
+    if not apis:
+        return _empty(operator, here, given=given)
+    shown = [listed(api) for api in apis]
+    several = here is None and len({api.deployment for api in apis}) > 1
+    lines = [*_rows(terminal, apis, with_deployment=here is None), *_remarks(terminal, apis, several=several)]
+    return Frame(tuple(lines), (), shown)
+
+
+def _rows(terminal: Terminal, apis: Sequence[ApiStatus], *, with_deployment: bool) -> list[str]:
+    columns = [(title, cell) for title, cell, wanted in _columns(terminal, apis) if wanted]
+    if with_deployment:
+        columns.insert(0, ("deployment", lambda api: api.deployment))
+    titles = [title for title, _ in columns]
+    cells = [[cell(api) for _, cell in columns] for api in apis]
+    numbers = [i for i, title in enumerate(titles) if title in ("ready", "2XX", "4XX", "5XX", "latency")]
+    widest = terminal.width if terminal.shows_results else None
+    header, *rows = text.table(titles, cells, right=numbers, widest=widest)
+    paint = terminal.paint
+    return [
+        paint(header, "bold"),
+        *(_with_status(row, api, paint) for row, api in zip(rows, apis, strict=True)),
+    ]
+
+
+def _columns(
+    terminal: Terminal, apis: Sequence[ApiStatus]
+) -> list[tuple[str, Callable[[ApiStatus], str], bool]]:
+    now_s = terminal.clock.wall_s()
+    return [
+        ("api", lambda api: api.name, True),
+        ("status", lambda api: str(api.status), True),
+        ("ready", lambda api: f"{api.replicas.ready}/{api.replicas.requested}", True),
+        ("stale", lambda api: str(api.replicas.stale), any(api.replicas.stale for api in apis)),
+        ("failed", lambda api: str(api.replicas.failed), any(api.replicas.failed for api in apis)),
+        ("latency", lambda api: text.milliseconds(api.requests.latency_ms.mean), True),
+        ("2XX", lambda api: str(api.requests.ok), True),
+        ("4XX", lambda api: str(api.requests.client_error), any(api.requests.client_error for api in apis)),
+        ("5XX", lambda api: str(api.requests.server_error), any(api.requests.server_error for api in apis)),
+        ("updated", lambda api: text.ago(api.last_updated, now_s), True),
+    ]
+
+
+def _with_status(row: str, api: ApiStatus, paint: Paint) -> str:
+    status = str(api.status)
+    return row.replace(f"   {status}", f"   {paint(status, COLOURS[api.status])}", 1)
+
+
+def _remarks(terminal: Terminal, apis: Sequence[ApiStatus], *, several: bool) -> list[str]:
+    """Below the table: why a status is not live, and what is worth knowing beside it."""
+    lines = []
+    paint = terminal.paint
+    for api in apis:
+        name = full_name(api) if several else api.name
+        told = [harmless(remark) for remark in (_why(api), *api.notes) if remark]
+        for remark in told:
+            first, *rest = text.wrapped(remark, max(terminal.width - len(name) - 2, text.BAR_WIDTH))
+            lines.append(f"{paint(name, 'bold')}: {first}")
+            lines += [" " * (len(name) + 2) + line for line in rest]
+    return ["", *lines] if lines else []
+
+
+def _why(api: ApiStatus) -> str:
+    if api.status is Status.LIVE:
+        return ""
+    return (api.reason or api.progress).strip()
+
+
+def _empty(operator: OperatorClient, here: str | None, *, given: bool) -> Frame:
+    deployments = operator.deployments()
+    names = tuple(deployment.name for deployment in deployments)
+    if here is None or not names:
+        return _nothing_yet(None)
+    if here in names:
+        return Frame((), (f'deployment "{here}" has no apis',), [])
+    if given:
+        raise DeploymentNotFound(here, names)
+    talk = f'deployment "{here}" is not deployed: `cortex deploy` does that; `cortex get -a` shows the others'
+    return Frame((), (talk,), [])
+
+
+def _nothing_yet(deployment: str | None) -> Frame:
+    if deployment is not None:
+        raise DeploymentNotFound(deployment, ())
+    return Frame((), ("nothing is deployed; `cortex deploy` in a folder with a cortex.yaml changes that",), [])
+
+
+def _summary(terminal: Terminal, operator: OperatorClient, here: str | None, *, given: bool) -> Frame:
+    deployments = [d for d in operator.deployments() if here in (None, d.name)]
+    if not deployments:
+        return _empty(operator, here, given=given)
+    by_name: dict[str, Counter[str]] = {deployment.name: Counter() for deployment in deployments}
+    for api in operator.apis(here):
+        by_name.setdefault(api.deployment, Counter())[str(api.status)] += 1
+    rows = [
+        [d.name, d.status, _counted(by_name[d.name]), text.ago(d.last_updated, terminal.clock.wall_s())]
+        for d in deployments
+    ]
+    widest = terminal.width if terminal.shows_results else None
+    header, *lines = text.table(["deployment", "status", "apis", "updated"], rows, widest=widest)
+    shown = [_summarised(d, by_name[d.name]) for d in deployments]
+    return Frame((terminal.paint(header, "bold"), *lines), (), shown)
+
+
+def _counted(statuses: Counter[str]) -> str:
+    order = [str(status) for status in Status]
+    return ", ".join(f"{statuses[status]} {status}" for status in order if statuses[status]) or "none"
+
+
+def _summarised(deployment: DeploymentStatus, statuses: Counter[str]) -> dict[str, Any]:
+    return {**msgspec.to_builtins(deployment), "statuses": dict(sorted(statuses.items()))}
+
+
+def listed(api: ApiStatus) -> dict[str, Any]:
+    """An api in a list, for programs: without `tracker`, `spec` and `signature`."""
+    return {
+        key: value
+        for key, value in msgspec.to_builtins(api).items()
+        if key not in ("tracker", "spec", "signature")
+    }
+
+
+# ---- one api --------------------------------------------------------------------------------------------------------
+
+
+def _one_api(terminal: Terminal, api: ApiStatus, *, verbose: bool) -> Frame:
+    lines = text.pairs(_facts(terminal, api))
+    lines = [_painted_name(line, terminal.paint) for line in lines]
+    if api.tracker is not None:
+        lines += ["", *_tracker(terminal, api.tracker)]
+    if api.problem is not None and api.status is not Status.LIVE:
+        from cortex.cli.boundary import rendered
+        from cortex.client.follow import problem_of
+
+        lines += ["", rendered(problem_of(api), terminal.paint)]
+    if verbose:
+        lines += ["", *_verbose(terminal, api)]
+    return Frame(tuple(lines), (), msgspec.to_builtins(api))
+
+
+def _facts(terminal: Terminal, api: ApiStatus) -> list[tuple[str, str]]:
+    replicas, requests = api.replicas, api.requests
+    since = text.ago(api.last_updated, terminal.clock.wall_s())
+    version = api.version if since == "-" else f"{api.version}, deployed {since}"
+    if api.serving and api.serving != api.version:
+        version += f"; {api.serving} serves"
+    status = terminal.paint(str(api.status), COLOURS[api.status], "bold")
+    rows = [("api", full_name(api)), ("status", status)]
+    told = [] if api.problem is not None else [_why(api)]
+    rows += [("", harmless(line)) for line in (*told, *api.notes) if line]
+    counts = [f"{replicas.ready} of {replicas.requested} ready"]
+    counts += [f"{replicas.stale} of an older version"] * bool(replicas.stale)
+    counts += [f"{replicas.failed} failed"] * bool(replicas.failed)
+    counts += [text.count(api.crashes, "crash", "crashes")] * bool(api.crashes)
+    latency = requests.latency_ms
+    figures = {"mean": latency.mean, "p50": latency.p50, "p90": latency.p90, "p99": latency.p99}
+    known = [f"{name} {text.milliseconds(value)}" for name, value in figures.items() if value is not None]
+    return [
+        *rows,
+        ("replicas", ", ".join(counts)),
+        ("version", version),
+        ("requests", f"{requests.ok} 2XX, {requests.client_error} 4XX, {requests.server_error} 5XX"),
+        ("latency", ", ".join(known) or "-"),
+        ("endpoint", api.endpoint),
+    ]
+
+
+def _painted_name(line: str, paint: Paint) -> str:
+    name, gap, rest = line.partition(text.GAP)
+    return f"{paint(name, 'dim')}{gap}{rest}" if gap and name.strip() else line
+
+
+def _tracker(terminal: Terminal, tracker: dict[str, Any]) -> list[str]:
+    if tracker.get("model_type") == "classification":
+        lines = _classes(terminal, tracker)
+    else:
+        figures = [(name, _number(tracker.get(key))) for name, key in (("min", "min"), ("max", "max"), ("mean", "mean"))]
+        lines = text.table([name for name, _ in figures], [[value for _, value in figures]])
+        lines = [terminal.paint(lines[0], "bold"), *lines[1:]]
+    missed = tracker.get("missed") or 0
+    if missed:
+        lines.append(f"{text.count(missed, 'response')} without a value to track: see `cortex logs`")
+    return lines
+
+
+def _classes(terminal: Terminal, tracker: dict[str, Any]) -> list[str]:
+    counts: dict[str, int] = tracker.get("classes") or {}
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rows = [(harmless(name).replace("\n", " "), number) for name, number in ranked[:CLASSES_SHOWN]]
+    other = (tracker.get("other") or 0) + sum(number for _, number in ranked[CLASSES_SHOWN:])
+    if other:
+        rows.append(("all others", other))
+    if not rows:
+        return [terminal.paint("class   count", "bold"), "-           -"]
+    total = sum(number for _, number in rows)
+    most = max(number for _, number in rows)
+    numbers = [str(number) for _, number in rows]
+    shares = [f"{100 * number / total:.1f} %" for _, number in rows]
+    fixed = max(map(len, numbers + ["count"])) + max(map(len, shares)) + 3 * len(text.GAP) + text.BAR_WIDTH
+    names = [text.cut(name, max(terminal.width - fixed, 12)) for name, _ in rows]
+    cells = [list(row) for row in zip(names, numbers, shares, strict=True)]
+    header, *lines = text.table(["class", "count", "share"], cells, right=(1, 2))
+    drawn = [text.bar(number / most, unicode=terminal.unicode) for _, number in rows]
+    width = max(map(text.columns_of, lines))
+    body = [
+        f"{text.padded(line, width)}{text.GAP}{terminal.paint(bar, 'cyan')}"
+        for line, bar in zip(lines, drawn, strict=True)
+    ]
+    remark = ["counts are approximate: there are very many classes"] if tracker.get("approximate") else []
+    return [terminal.paint(header, "bold"), *body, *remark]
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.9g}" if isinstance(value, int | float) else str(value)
+
+
+def _verbose(terminal: Terminal, api: ApiStatus) -> list[str]:
+    from cortex.cli.curl import curl_command
+
+    paint = terminal.paint
+    lines = [paint("curl", "bold"), f"  {curl_command(api, terminal.cwd)}"]
+    if api.signature is not None:
+        for title, tensors in (("input", api.signature.inputs), ("output", api.signature.outputs)):
+            lines += ["", *_tensors(f"model {title}", tensors, paint)]
+    else:
+        lines += ["", "the model's inputs are not known yet"]
+    return [*lines, "", paint("configuration", "bold"), *_configuration(api.spec)]
+
+
+def _tensors(title: str, tensors: Sequence[TensorSpec], paint: Paint) -> list[str]:
+    rows = [[harmless(tensor.name), _dtype(tensor), _shape(tensor)] for tensor in tensors]
+    header, *lines = text.table([title, "type", "shape"], rows)
+    return [paint(header, "bold"), *lines]
+
+
+def _dtype(tensor: TensorSpec) -> str:
+    plain = tensor.dtype if tensor.kind == "tensor" else str(tensor).partition("[")[0]
+    return f"{plain}, optional" if tensor.optional else plain
+
+
+def _shape(tensor: TensorSpec) -> str:
+    from cortex.wire.signature import shape_text
+
+    return "any" if tensor.shape is None else "scalar" if not tensor.shape else harmless(shape_text(tensor.shape))
+
+
+def _configuration(spec: dict[str, Any], indent: str = "  ") -> list[str]:
+    lines = []
+    for key, value in spec.items():
+        if value is None or value == {}:
+            continue
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}:", *_configuration(value, indent + "  ")]
+        else:
+            shown = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+            lines.append(f"{indent}{key}: {harmless(shown)}")
+    return lines
+
+
+COMMAND = Command(
+    "get",
+    get,
+    summary="Show apis: status, replicas, latency, requests.",
+    details="""
+    Without API, a table: of the nearest cortex.yaml's deployment, or of everything where there is no cortex.yaml.
+    With API, also what was predicted, the endpoint, and why it is not live if it is not.
+    """,
+    parameters=(
+        api_argument(required=False),
+        deployment_option(),
+        flag("-a", "--all-deployments", help="All deployments, wherever you are."),
+        flag("-s", "--summary", help="One line for each deployment."),
+        flag("-v", "--verbose", help="Also curl, model inputs and outputs, the configuration."),
+        flag("-w", "--watch", help="Show it again every second."),
+        output_option(),
+    ),
+    examples=(
+        ("cortex get", "the deployment of this folder"),
+        ("cortex get sklearn -v", "everything about one api"),
+        ("cortex get iris/sklearn -o json", "the same, for programs"),
+        ("cortex get -w", "keep looking; Ctrl-C ends it"),
+    ),
+)
+

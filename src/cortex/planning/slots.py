@@ -1,0 +1,178 @@
+"""
+Leases and reports joined: one `Slot` for each replica id of an api, in one of six states.
+
+| state | lease | reported |
+|---|---|---|
+| placing | pending | nothing |
+| waiting | granted (or lost) | nothing: not started yet, or its node has not reported |
+| starting | any | starting, loading, warming |
+| ready | any | ready |
+| draining | any | draining |
+| exited | any | exited |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+import msgspec
+
+from cortex.ids import ApiKey, NodeId, ReplicaId, Revision, short
+from cortex.planning.model import LeaseState, SeenLease, Snapshot
+from cortex.wire.orders import SetRoute
+from cortex.wire.reports import Phase, ReplicaReport
+
+
+class SlotState(StrEnum):
+    """Where a slot is; the table above says what each follows from."""
+
+    PLACING = "placing"
+    """Room was asked for and is not there yet."""
+    WAITING = "waiting"
+    """There is room, and nothing is known to run."""
+    STARTING = "starting"
+    """Its process is on its way to ready."""
+    READY = "ready"
+    """It answers requests."""
+    DRAINING = "draining"
+    """It finishes what it holds and goes."""
+    EXITED = "exited"
+    """Its process is gone, the slot is still open."""
+
+
+class Slot(msgspec.Struct, frozen=True, gc=False):
+    """One replica of an api, as far as it is known: its room, and what its agent says."""
+
+    replica: ReplicaId
+    digits: str
+    """The revision's first 8 digits, from the replica id: a lease alone tells no more."""
+    ordinal: int
+    state: SlotState
+    node: NodeId | None
+    """Where it runs, else where its lease is."""
+    report: ReplicaReport | None
+    lease: SeenLease | None
+    routed: bool
+    """Some node's route names it."""
+    stranger: bool = False
+    """It runs on a node while the lease of the same name is on another one."""
+
+    @property
+    def ready(self) -> bool:
+        return self.state is SlotState.READY
+
+    @property
+    def placing(self) -> bool:
+        return self.state is SlotState.PLACING
+
+    @property
+    def lost(self) -> bool:
+        """Its lease is lost: it has ended or soon will."""
+        return self.lease is not None and self.lease.state is LeaseState.LOST
+
+    @property
+    def surge(self) -> bool:
+        """Its room is one more than wanted, for a rollout."""
+        return self.lease is not None and self.lease.surge
+
+    @property
+    def drained(self) -> bool:
+        """It ended because we asked it to."""
+        report = self.report
+        return self.state is SlotState.EXITED and report is not None and report.exit is not None and report.exit.drained
+
+    @property
+    def has_been_ready(self) -> bool:
+        """This slot has answered requests: the attempt that is reported has, or an earlier one got it routed."""
+        return self.routed or (self.report is not None and self.report.was_ready)
+
+
+class SeenApi(msgspec.Struct, frozen=True):
+    """Everything seen of one api."""
+
+    slots: tuple[Slot, ...] = ()
+    """Sorted by replica id and node."""
+    routes: tuple[tuple[NodeId, SetRoute], ...] = ()
+    """Nodes that have a route for it, with that route."""
+
+
+NOTHING_SEEN = SeenApi()
+
+_STATES: Mapping[Phase, SlotState] = {
+    Phase.STARTING: SlotState.STARTING,
+    Phase.LOADING: SlotState.STARTING,
+    Phase.WARMING: SlotState.STARTING,
+    Phase.READY: SlotState.READY,
+    Phase.DRAINING: SlotState.DRAINING,
+    Phase.EXITED: SlotState.EXITED,
+}
+
+
+def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
+    """Everything seen, by api."""
+    routes: dict[ApiKey, list[tuple[NodeId, SetRoute]]] = {}
+    for node in seen.nodes:
+        for route in node.routes:
+            routes.setdefault(route.api, []).append((node.node, route))
+    slots: dict[ApiKey, list[Slot]] = {}
+    leases = {lease.replica: lease for lease in seen.leases}
+    joined: set[ReplicaId] = set()
+    for node in seen.nodes:
+        for report in node.replicas:
+            replica = report.replica
+            lease = leases.get(replica)
+            stranger = False
+            if lease is not None:
+                if lease.node in (node.node, None):
+                    joined.add(replica)
+                else:
+                    lease, stranger = None, True
+            digits, ordinal = _parts(replica)
+            slots.setdefault(report.api, []).append(
+                Slot(
+                    replica,
+                    digits,
+                    ordinal,
+                    _STATES[report.phase],
+                    node.node,
+                    report,
+                    lease,
+                    _routed(replica, routes.get(report.api, ())),
+                    stranger,
+                )
+            )
+    for lease in seen.leases:
+        if lease.replica in joined:
+            continue
+        digits, ordinal = _parts(lease.replica)
+        state = SlotState.PLACING if lease.state is LeaseState.PENDING else SlotState.WAITING
+        routed = _routed(lease.replica, routes.get(lease.api, ()))
+        slots.setdefault(lease.api, []).append(
+            Slot(lease.replica, digits, ordinal, state, lease.node, None, lease, routed)
+        )
+    for of_api in slots.values():
+        if len(of_api) > 1:
+            of_api.sort(key=_by_name)
+    return {
+        api: SeenApi(tuple(slots.get(api, ())), tuple(routes.get(api, ()))) for api in {**slots, **routes}
+    }
+
+
+def of_revision(slot: Slot, revision: Revision) -> bool:
+    """Whether a slot belongs to a revision."""
+    return slot.digits == short(revision)
+
+
+def _by_name(slot: Slot) -> tuple[str, int, str, str]:
+    return slot.digits, slot.ordinal, slot.replica, slot.node or ""
+
+
+def _routed(replica: ReplicaId, routes: Iterable[tuple[NodeId, SetRoute]]) -> bool:
+    return any(replica in route.targets for _node, route in routes)
+
+
+def _parts(replica: ReplicaId) -> tuple[str, int]:
+    """Digits and ordinal of `<deployment>.<api>.<revision, 8 digits>.<ordinal>`."""
+    _name, digits, ordinal = replica.rsplit(".", 2)
+    return digits, int(ordinal)

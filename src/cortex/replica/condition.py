@@ -1,0 +1,116 @@
+"""
+What a replica knows of itself: written by the main thread, read by the control thread at any moment.
+
+No locks: each fact is one attribute, and a status that is one step behind does no harm.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from cortex.errors import Problem
+from cortex.processes import start_ticks
+from cortex.replica.http import Exchange
+from cortex.wire.launch import ReplicaSpec, ReplicaStatus
+from cortex.wire.reports import Phase
+
+OVERDUE_GRACE_S = 1.0
+"""After its timeout a request's code gets this long to end, since it may just have been cancelled."""
+
+
+class Condition:
+    """
+    Phase, progress, and what is being worked on.
+
+    Args:
+        announce: called after each change that should be pushed to whoever watches.
+    """
+
+    def __init__(self, spec: ReplicaSpec) -> None:
+        now_s = time.time()
+        self.spec = spec
+        self.pid = os.getpid()
+        self.start_ticks = start_ticks(self.pid) or 0
+        self.started_wall_s = now_s
+        self.phase = Phase.LOADING
+        self.phase_wall_s = now_s
+        self.was_ready = False
+        self.progress = ""
+        self.progress_wall_s = now_s
+        self.problem: Problem | None = None
+        self.warnings: tuple[Problem, ...] = ()
+        self.facts: dict[str, Any] = {}
+        self.in_flight: dict[Exchange, None] = {}
+        """Oldest first. An exchange leaves when its code has ended, which may be after it was answered."""
+        self.heartbeat_s = perf_counter()
+        """When the event loop last came round."""
+        self.announce: Callable[[], None] = lambda: None
+
+    def enter(self, phase: Phase) -> None:
+        """Go on to the next phase; never back."""
+        self.phase = phase
+        self.phase_wall_s = time.time()
+        if phase is Phase.READY:
+            self.was_ready = True
+            self.progress = ""
+        self.announce()
+
+    def report(self, progress: str) -> None:
+        """Say what is being done while starting."""
+        self.progress = progress
+        self.progress_wall_s = time.time()
+        self.announce()
+
+    def warn(self, problem: Problem) -> None:
+        self.warnings = (*self.warnings, problem)
+        self.announce()
+
+    def fail(self, problem: Problem) -> None:
+        self.problem = problem
+        self.announce()
+
+    def status(self, *, with_spec: bool = False) -> ReplicaStatus:
+        now_s = perf_counter()
+        oldest_s, overdue, count = self._look_at_requests(now_s)
+        serving = self.phase in (Phase.READY, Phase.DRAINING)
+        return ReplicaStatus(
+            replica=self.spec.replica,
+            attempt=self.spec.attempt,
+            pid=self.pid,
+            start_ticks=self.start_ticks,
+            phase=self.phase,
+            phase_wall_s=self.phase_wall_s,
+            started_wall_s=self.started_wall_s,
+            was_ready=self.was_ready,
+            heartbeat_age_s=max(0.0, now_s - self.heartbeat_s) if serving else 0.0,
+            oldest_request_age_s=oldest_s,
+            overdue=overdue,
+            in_flight=count,
+            progress=self.progress,
+            progress_wall_s=self.progress_wall_s,
+            problem=self.problem,
+            warnings=self.warnings,
+            spec=self.spec if with_spec else None,
+            facts=self.facts,
+        )
+
+    def _look_at_requests(self, now_s: float) -> tuple[float, bool, int]:
+        """Age of the oldest request, whether any has outlived its timeout, and how many there are."""
+        exchanges: list[Exchange] = []
+        for _ in range(10):
+            try:
+                exchanges = list(self.in_flight)  # atomic in CPython but for a resize at the wrong moment
+                break
+            except RuntimeError:
+                continue
+        oldest_s = 0.0
+        overdue = False
+        for exchange in exchanges:
+            age_s = now_s - exchange.started_s
+            oldest_s = max(oldest_s, age_s)
+            overdue = overdue or age_s > exchange.timeout_s + OVERDUE_GRACE_S
+        return oldest_s, overdue, len(exchanges)

@@ -1,0 +1,157 @@
+"""
+The control thread: answers for the replica while its main thread loads a model or sits in a handler.
+
+Also does what must happen once a second whatever the event loop does: counters to their file, a new log file when the
+old one is full, and the end of a drain that is over time. The one thing that keeps it from answering is a C extension
+that holds the interpreter's lock: that is what "hung" means.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from cortex.replica.channel import Channel
+from cortex.replica.condition import Condition
+from cortex.wire.launch import Ask, AskListener, Drain, ReplicaRequest
+
+HOUSEKEEPING_INTERVAL_S = 1.0
+"""Also the most of the counters that a killed replica loses."""
+_REQUESTS = msgspec.json.Decoder(ReplicaRequest)
+
+
+class Control:
+    """
+    Serves the control socket on a thread of its own.
+
+    Args:
+        listener: inherited listening socket.
+        slot: the slot's listening socket, handed out to whoever asks.
+        on_drain: called on the control thread with the timeout of a `Drain`.
+        every_second: called on the control thread once a second.
+        complain: takes the text of an unexpected error of ours.
+    """
+
+    def __init__(
+        self,
+        condition: Condition,
+        *,
+        listener: socket.socket,
+        slot: socket.socket,
+        on_drain: Callable[[float], None],
+        every_second: Callable[[], None],
+        complain: Callable[[str], None],
+    ) -> None:
+        listener.setblocking(False)
+        self._condition = condition
+        self._listener = listener
+        self._slot = slot
+        self._on_drain = on_drain
+        self._every_second = every_second
+        self._complain = complain
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._channels: dict[int, Channel] = {}
+        self._flushed = threading.Condition()
+        self._announced = 0
+        self._pushed = 0
+        self._delivered = 0
+        self._poll = select.poll()
+        self._poll.register(listener, select.POLLIN)
+        self._poll.register(self._wake_fd, select.POLLIN)
+        self._thread = threading.Thread(target=self._serve, name="cortex-control", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def announce(self) -> None:
+        """Push the status to every connection, soon. From any thread."""
+        self._announced += 1
+        os.eventfd_write(self._wake_fd, 1)
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until everything announced so far has been written to the connections, or the time is up."""
+        wanted = self._announced
+        with self._flushed:
+            self._flushed.wait_for(lambda: self._delivered >= wanted, timeout_s)
+
+    def _serve(self) -> None:
+        next_housekeeping_s = time.monotonic() + HOUSEKEEPING_INTERVAL_S
+        while True:
+            try:
+                wait_s = max(0.0, next_housekeeping_s - time.monotonic())
+                for fd, _events in self._poll.poll(wait_s * 1000 + 1):
+                    self._handle(fd)
+                self._note_delivery()
+                if time.monotonic() >= next_housekeeping_s:
+                    next_housekeeping_s = time.monotonic() + HOUSEKEEPING_INTERVAL_S
+                    self._every_second()
+            except Exception as error:  # whatever it is, the replica must go on answering
+                self._complain(f"control thread: {type(error).__name__}: {error}")
+                time.sleep(0.1)
+
+    def _handle(self, fd: int) -> None:
+        if fd == self._wake_fd:
+            os.eventfd_read(fd)
+            announced = self._announced
+            payload = msgspec.json.encode(self._condition.status())
+            for channel in tuple(self._channels.values()):
+                channel.send(payload)
+                self._settle(channel)
+            self._pushed = announced
+        elif fd == self._listener.fileno():
+            self._accept()
+        elif (channel := self._channels.get(fd)) is not None:
+            channel.flush()
+            for payload, fds in channel.receive():
+                for stray in fds:
+                    os.close(stray)
+                self._answer(channel, payload)
+            self._settle(channel, fd)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        channel = Channel(sock)
+        self._channels[channel.fileno()] = channel
+        channel.send(msgspec.json.encode(self._condition.status()))
+        self._settle(channel)
+
+    def _answer(self, channel: Channel, payload: bytes) -> None:
+        try:
+            request = _REQUESTS.decode(payload)
+        except msgspec.MsgspecError as error:
+            self._complain(f"control socket: unreadable request: {error}")
+            return
+        match request:
+            case Ask():
+                channel.send(msgspec.json.encode(self._condition.status()))
+            case AskListener():
+                payload = msgspec.json.encode(self._condition.status(with_spec=True))
+                channel.send(payload, [self._slot.fileno()])
+            case Drain(timeout_s=timeout_s):
+                self._on_drain(timeout_s)
+
+    def _settle(self, channel: Channel, fd: int | None = None) -> None:
+        """Poll a channel for what it now waits for, or forget it when it is closed."""
+        fd = channel.fileno() if fd is None else fd
+        if not channel.closed:
+            self._poll.register(fd, channel.events)
+            return
+        for known, other in tuple(self._channels.items()):
+            if other is channel:
+                del self._channels[known]
+                self._poll.unregister(known)
+
+    def _note_delivery(self) -> None:
+        if self._pushed > self._delivered and all(c.flushed for c in self._channels.values()):
+            with self._flushed:
+                self._delivered = self._pushed
+                self._flushed.notify_all()

@@ -1,0 +1,418 @@
+"""
+The launcher: a process that has imported everything heavy once and forks replicas in milliseconds.
+
+    python -m cortex.replica.launcher --socket PATH --home HOME --backend onnx --key KEY
+
+Single-threaded, one `poll` loop, no locks: whatever is true at a fork is true in the child. It loads no model and no
+user's code itself. An agent that goes away leaves it and its replicas running; it ends on SIGTERM, or when it has had
+neither an agent nor a child for a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import msgspec
+
+from cortex.errors import Problem
+from cortex.ids import ReplicaId
+from cortex.replica import process
+from cortex.replica.channel import Channel
+from cortex.wire.build import ModelFormat
+from cortex.wire.framing import close_all
+from cortex.wire.launch import (
+    ChildExited,
+    Fork,
+    Forked,
+    ForkFailed,
+    Hold,
+    Inspect,
+    Inspected,
+    InspectReport,
+    LauncherReply,
+    LauncherRequest,
+    Release,
+    SlotHeld,
+    Slots,
+    SlotsEnd,
+)
+
+if TYPE_CHECKING:  # imported by `preload`, once the environment is right
+    from cortex.replica.inspection import Inspection
+
+IDLE_EXIT_S = 60.0
+INSPECTIONS_AT_ONCE = 4
+"""Each loads a model; more at once would only swap."""
+KEPT_EXITS = 1000
+"""Reports of ended children that are kept for an agent to come."""
+
+_REQUESTS = msgspec.json.Decoder(LauncherRequest)
+
+
+class ForkRefused(Exception):
+    """Forking now would make a broken child; says why."""
+
+
+class Launcher:
+    """
+    The loop and what it looks after.
+
+    Args:
+        listener: where agents connect.
+        monotonic_s: the clock.
+        idle_exit_s: how long without agent and children until `run` returns.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        *,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        idle_exit_s: float = IDLE_EXIT_S,
+    ) -> None:
+        listener.setblocking(False)
+        self._listener = listener
+        self._monotonic_s = monotonic_s
+        self._idle_exit_s = idle_exit_s
+        self._poll = select.poll()
+        self._poll.register(listener, select.POLLIN)
+        self._agents: dict[int, Channel] = {}
+        self._slots: dict[ReplicaId, socket.socket] = {}
+        self._replicas: dict[int, tuple[ReplicaId, int]] = {}
+        """Replica and attempt by pid."""
+        self._exits: dict[ReplicaId, ChildExited] = {}
+        """The last end of each replica, until its next attempt or its slot's release."""
+        self._inspections: dict[int, Inspection] = {}
+        """By pid."""
+        self._queued: deque[tuple[Channel, Inspect]] = deque()
+        self._signals, self._signal_writer = socket.socketpair()
+        self._signals.setblocking(False)
+        self._signal_writer.setblocking(False)
+        self._poll.register(self._signals, select.POLLIN)
+        self._terminated = False
+        self._idle_since_s = monotonic_s()
+
+    def run(self) -> None:
+        """Serve until SIGTERM or idle for long."""
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, so that the wakeup descriptor is written
+        signal.signal(signal.SIGTERM, self._terminate)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
+        while not self._terminated:
+            for fd, _events in self._poll.poll(self._wait_ms()):
+                self._handle(fd)
+            self._reap()
+            self._watch_inspections()
+            if self._idle():
+                break
+
+    def _terminate(self, *_: object) -> None:
+        self._terminated = True
+
+    # ---- waiting ------------------------------------------------------------------------------------------------
+
+    def _wait_ms(self) -> float:
+        now_s = self._monotonic_s()
+        deadlines = [inspection.deadline_s for inspection in self._inspections.values()]
+        if not self._agents and not self._replicas and not self._inspections:
+            deadlines.append(self._idle_since_s + self._idle_exit_s)
+        return max(0.0, min(deadlines) - now_s) * 1000 + 1 if deadlines else 60_000.0
+
+    def _idle(self) -> bool:
+        if self._agents or self._replicas or self._inspections:
+            self._idle_since_s = self._monotonic_s()
+            return False
+        return self._monotonic_s() - self._idle_since_s >= self._idle_exit_s
+
+    def _handle(self, fd: int) -> None:
+        if fd == self._listener.fileno():
+            self._accept()
+        elif fd == self._signals.fileno():
+            try:
+                self._signals.recv(4096)
+            except BlockingIOError:
+                pass
+        elif (agent := self._agents.get(fd)) is not None:
+            agent.flush()
+            for payload, fds in agent.receive():
+                self._serve(agent, payload, fds)
+            self._settle(agent, fd)
+        else:
+            for inspection in self._inspections.values():
+                if inspection.fd == fd and inspection.receive():
+                    self._poll.unregister(fd)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        agent = Channel(sock)
+        self._agents[agent.fileno()] = agent
+        for exited in self._exits.values():
+            self._reply(agent, exited)
+        self._settle(agent, sock.fileno())
+
+    def _settle(self, agent: Channel, fd: int) -> None:
+        """Poll an agent's connection for what it now waits for, or forget it."""
+        if not agent.closed:
+            self._poll.register(fd, agent.events)
+            return
+        for known, other in tuple(self._agents.items()):
+            if other is agent:
+                del self._agents[known]
+                self._poll.unregister(known)
+        self._queued = deque(waiting for waiting in self._queued if waiting[0] is not agent)
+
+    def _reply(self, agent: Channel, reply: LauncherReply, fds: tuple[int, ...] = ()) -> None:
+        fd = agent.fileno()
+        agent.send(msgspec.json.encode(reply), fds)
+        if fd in self._agents:
+            self._settle(agent, fd)
+
+    # ---- requests -----------------------------------------------------------------------------------------------
+
+    def _serve(self, agent: Channel, payload: bytes, fds: list[int]) -> None:
+        try:
+            request = _REQUESTS.decode(payload)
+        except msgspec.MsgspecError as error:
+            _say(f"unreadable request: {error}")
+            close_all(fds)
+            return
+        match request:
+            case Fork() if len(fds) == 2:
+                self._fork(agent, request, *fds)
+            case Hold(replica=replica) if len(fds) == 1:
+                self._hold(replica, fds[0])
+            case _ if fds or isinstance(request, Fork | Hold):
+                close_all(fds)
+                _say(f"{type(request).__name__} came with {len(fds)} descriptors")
+                if isinstance(request, Fork):
+                    reason = f"two descriptors are needed, {len(fds)} came"
+                    spec = request.spec
+                    self._reply(
+                        agent, ForkFailed(replica=spec.replica, attempt=spec.attempt, reason=reason)
+                    )
+            case Release(replica=replica):
+                self._release(replica)
+            case Slots():
+                for replica, slot in self._slots.items():
+                    self._reply(agent, SlotHeld(replica=replica), (slot.fileno(),))
+                self._reply(agent, SlotsEnd())
+            case Inspect():
+                self._queued.append((agent, request))
+                self._start_inspections()
+
+    def _hold(self, replica: ReplicaId, fd: int) -> None:
+        former = self._slots.pop(replica, None)
+        if former is not None:
+            former.close()
+        self._slots[replica] = socket.socket(fileno=fd)
+
+    def _release(self, replica: ReplicaId) -> None:
+        slot = self._slots.pop(replica, None)
+        if slot is not None:
+            slot.close()
+        self._exits.pop(replica, None)
+
+    # ---- children -----------------------------------------------------------------------------------------------
+
+    def _fork(self, agent: Channel, request: Fork, slot_fd: int, control_fd: int) -> None:
+        from cortex.replica import child
+
+        spec = request.spec
+        self._hold(spec.replica, slot_fd)
+        try:
+            pid = _fork_now()
+        except (OSError, ForkRefused) as error:
+            socket.close(control_fd)
+            _say(f"cannot fork {spec.replica}: {error}")
+            self._reply(
+                agent, ForkFailed(replica=spec.replica, attempt=spec.attempt, reason=str(error))
+            )
+            return
+        if pid == 0:
+            child.live(spec, slot_fd=slot_fd, control_fd=control_fd)
+        socket.close(control_fd)
+        self._replicas[pid] = (spec.replica, spec.attempt)
+        self._exits.pop(spec.replica, None)
+        self._reply(agent, Forked(replica=spec.replica, attempt=spec.attempt, pid=pid))
+
+    def _reap(self) -> None:
+        """Collect every child that has ended."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            inspection = self._inspections.get(pid)
+            if inspection is not None:
+                inspection.exit_code = code
+                continue
+            known = self._replicas.pop(pid, None)
+            if known is None:
+                continue
+            replica, attempt = known
+            exited = ChildExited(
+                pid=pid,
+                replica=replica,
+                attempt=attempt,
+                code=code if code >= 0 else None,
+                signal=-code if code < 0 else None,
+            )
+            self._exits[replica] = exited
+            while len(self._exits) > KEPT_EXITS:
+                self._exits.pop(next(iter(self._exits)))
+            for agent in tuple(self._agents.values()):
+                self._reply(agent, exited)
+
+    # ---- inspections --------------------------------------------------------------------------------------------
+
+    def _start_inspections(self) -> None:
+        from cortex.replica import inspection
+
+        while self._queued and len(self._inspections) < INSPECTIONS_AT_ONCE:
+            agent, request = self._queued.popleft()
+            try:
+                started = inspection.Inspection.start(
+                    request, fork=_fork_now, asked_by=agent, now_s=self._monotonic_s()
+                )
+            except (OSError, ForkRefused) as error:
+                problem = Problem(reference="node-fault", message=f"cannot inspect it here: {error}")
+                report = InspectReport(problems=(problem,))
+                self._reply(agent, Inspected(request=request.request, report=report))
+                continue
+            self._inspections[started.pid] = started
+            self._poll.register(started.fd, select.POLLIN)
+
+    def _watch_inspections(self) -> None:
+        """Report those that have ended, end those that take too long, begin those that waited."""
+        now_s = self._monotonic_s()
+        for pid, inspection in tuple(self._inspections.items()):
+            if inspection.exit_code is None:
+                if now_s >= inspection.deadline_s:
+                    inspection.kill()
+                continue
+            del self._inspections[pid]
+            if not inspection.receive_rest():
+                self._poll.unregister(inspection.fd)
+            report = inspection.finish()
+            agent = cast(Channel, inspection.asked_by)
+            self._reply(agent, Inspected(request=inspection.request, report=report))
+        self._start_inspections()
+
+
+def preload(backend: ModelFormat) -> None:
+    """
+    Import everything that replicas need, with one thread.
+
+    The environment comes first: numpy and onnxruntime start threads as they are imported, unless told not to.
+    """
+    os.environ.update(process.SINGLE_THREADED)
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    from cortex.replica.backends import base
+
+    base.preload(backend)
+    gc.collect()
+    gc.freeze()  # the collector would touch, and so copy, every page that children share with us
+
+
+_PRELOADED = (
+    *("numpy", "orjson", "httptools", "uvloop", "msgspec", "asyncio", "urllib.parse", "difflib"),
+    *("cortex.lib.log", "cortex.replica.child", "cortex.replica.inspection"),
+)
+"""What every replica imports, and what its error paths would otherwise import from a project's folder."""
+
+
+def bind(path: Path) -> socket.socket:
+    """
+    A listening socket at `path`, in place of a dead launcher's.
+
+    Raises:
+        AlreadyRunning: another launcher answers there.
+    """
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            pass
+        else:
+            raise AlreadyRunning(f"another launcher answers at {path}")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    listener.bind(str(temporary))
+    temporary.chmod(0o600)
+    listener.listen(16)
+    temporary.rename(path)  # whoever can connect finds someone who listens
+    return listener
+
+
+class AlreadyRunning(Exception):
+    """There is a launcher at this socket already."""
+
+
+def _fork_now() -> int:
+    """
+    Fork; returns as `os.fork` does.
+
+    Raises:
+        ForkRefused: there is a second thread, which the child would lack with its locks held for ever.
+        OSError: no memory or too many processes.
+    """
+    offenders = process.single_thread_offenders()
+    if offenders:
+        raise ForkRefused(f"the launcher has threads besides the main one: {', '.join(offenders)}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return os.fork()
+
+
+def _say(text: str) -> None:
+    """One line into the launcher's log, which the agent made our stderr."""
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} launcher: {text}", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="cortex-launcher", description="Forks replicas. Run by the agent.")
+    parser.add_argument("--socket", required=True, type=Path, help="unix socket to listen on")
+    parser.add_argument("--home", required=True, help="shown in the process title")
+    parser.add_argument("--backend", required=True, choices=("onnx", "tensorflow"))
+    parser.add_argument("--key", default="", help="which environment this launcher is for; shown by `ps`")
+    options = parser.parse_args(arguments)
+    if not sys.flags.safe_path and sys.path and sys.path[0] == os.getcwd():
+        del sys.path[0]  # put there by `-m`: users' code must not import from wherever we were started
+    backend: Literal["onnx", "tensorflow"] = options.backend
+    preload(backend)
+    process.set_title("cortex-launcher", options.home, backend)
+    try:
+        listener = bind(options.socket)
+    except (OSError, AlreadyRunning) as error:
+        _say(str(error))
+        return 1
+    Launcher(listener).run()
+    return 0
+
+
+if __name__ == "__main__":
+    # Under its own name, so that what children import is not a second copy of this file.
+    from cortex.replica.launcher import main as run
+
+    sys.exit(run())

@@ -1,0 +1,138 @@
+"""Tests of `cortex.controlplane.changes`."""
+
+import msgspec
+
+from cortex.controlplane.changes import breaking_changes, describe, file_changes, removed
+from cortex.controlplane.versions import revision_of, version_of
+from cortex.errors import Problem
+from cortex.ids import ApiKey
+from cortex.planning.model import WantedApi
+from cortex.state.base import ApiRecord
+from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample
+from cortex.wire.launch import InspectReport
+from cortex.wire.operator import ChangeKind, StoredFile
+from cortex.wire.signature import Signature, TensorSpec
+
+
+def a_file(path, content="1", *, executable=False):
+    return StoredFile(path=path, sha256=content * 64, executable=executable)
+
+
+def a_record(*, model="a", files=(a_file("handler.py"),), cpu=200, refresh=0, timeout="10m", sample=None, failed=None):
+    artifact = ModelArtifact(format="onnx", tree=model * 64, entry="m.onnx")
+    project = "".join(f.sha256[0] for f in files).ljust(64, "0")
+    version = version_of(
+        model=artifact, project=project, handler="handler.py", tracker=None, env={}, batching=True, refresh=refresh
+    )
+    resources = Resources(cpu_millis=cpu)
+    build = BuildSpec(
+        api=ApiKey("iris/a"),
+        version=version,
+        revision=revision_of(version, resources, None),
+        model=artifact,
+        project=project,
+        handler="handler.py",
+        resources=resources,
+        sample=sample,
+    )
+    return ApiRecord(
+        wanted=WantedApi(api=build.api, build=build, failed=failed),
+        spec={"timeout": timeout, "compute": {"cpu": f"{cpu}m"}},
+        inspection=InspectReport(),
+        refresh=refresh,
+        project=tuple(files),
+        model_files=(a_file("m.onnx", model),),
+    )
+
+
+def told(old, new):
+    change = describe(old, new, endpoint="http://x/iris/a")
+    return change.kind, change.causes
+
+
+def test_an_api_that_was_not_there_is_added():
+    assert told(None, a_record()) == (ChangeKind.ADDED, ())
+
+
+def test_the_same_again_is_unchanged():
+    assert told(a_record(), a_record()) == (ChangeKind.UNCHANGED, ())
+
+
+def test_a_failed_version_deployed_again_is_tried_again():
+    failed = a_record(failed=Problem(reference="x", message="x"))
+    assert told(failed, a_record()) == (ChangeKind.UNCHANGED, ("it failed before and is tried again",))
+
+
+def test_a_changed_file_is_named():
+    new = a_record(files=(a_file("handler.py", "2"),))
+    assert told(a_record(), new) == (ChangeKind.NEW_VERSION, ("handler.py changed",))
+
+
+def test_a_changed_model_is_named():
+    assert told(a_record(), a_record(model="b")) == (ChangeKind.NEW_VERSION, ("model changed (m.onnx changed)",))
+
+
+def test_more_cpu_rolls_the_replicas_of_the_same_version():
+    kind, causes = told(a_record(), a_record(cpu=500))
+    assert (kind, causes) == (ChangeKind.ROLLED, ("cpu 200m -> 500m",))
+
+
+def test_a_timeout_changes_in_place():
+    assert told(a_record(), a_record(timeout="30s")) == (ChangeKind.SETTINGS, ("timeout 10m -> 30s",))
+
+
+def test_a_sample_changes_in_place():
+    assert told(a_record(), a_record(sample=Sample(body=b"1"))) == (ChangeKind.SETTINGS, ("sample changed",))
+
+
+def test_a_refresh_makes_a_new_version():
+    assert told(a_record(), a_record(refresh=1)) == (ChangeKind.NEW_VERSION, ("refreshed",))
+
+
+def test_a_removed_api_is_told_with_its_last_version():
+    record = a_record()
+    change = removed(record)
+    assert (change.api, change.kind, change.previous) == ("a", ChangeKind.REMOVED, record.wanted.build.version[:8])
+
+
+def test_files_are_told_as_changed_added_and_removed():
+    old = (a_file("a.py"), a_file("b.py"), a_file("run.sh"))
+    new = (a_file("a.py", "2"), a_file("c.py"), a_file("run.sh", executable=True))
+    assert file_changes(old, new) == ["a.py changed", "run.sh changed", "c.py added", "b.py removed"]
+
+
+def test_of_many_changed_files_the_rest_is_counted():
+    new = [a_file(f"f{n}.py") for n in range(9)]
+    words = file_changes((), new)
+    assert len(words) == 5
+    assert words[-1] == "and 5 more files"
+
+
+def tensor(name, shape=("N", 4), dtype="float32", *, optional=False):
+    return TensorSpec(name=name, dtype=dtype, shape=shape, optional=optional)
+
+
+def broken(old, new):
+    def signature(inputs):
+        return Signature(inputs=tuple(inputs), outputs=(tensor("out"),))
+
+    return list(breaking_changes(signature(old), signature(new)))
+
+
+def test_another_name_for_a_free_dimension_breaks_nobody():
+    assert broken([tensor("x", ("N", 4))], [tensor("x", ("batch", 4))]) == []
+
+
+def test_another_shape_or_type_of_an_input_breaks_callers():
+    assert broken([tensor("x")], [tensor("x", ("N", 5))]) == ['input "x" was float32[N,4], is float32[N,5]']
+
+
+def test_a_new_required_input_breaks_callers_and_an_optional_one_does_not():
+    assert broken([tensor("x")], [tensor("x"), tensor("y")]) == ['input "y" is new and required']
+    assert broken([tensor("x")], [tensor("x"), tensor("y", optional=True)]) == []
+
+
+def test_an_input_or_output_that_is_gone_breaks_callers():
+    assert broken([tensor("x"), tensor("y")], [tensor("x")]) == ['input "y" is gone']
+    old = Signature(inputs=(), outputs=(tensor("a"), tensor("b")))
+    assert list(breaking_changes(old, msgspec.structs.replace(old, outputs=(tensor("a"),)))) == ['output "b" is gone']

@@ -1,0 +1,64 @@
+"""Tests of `cortex.controlplane.versions`."""
+
+import pytest
+
+from cortex.controlplane.versions import revision_of, version_of
+from cortex.wire.build import ModelArtifact, Resources, TrackerConfig
+
+MODEL = ModelArtifact(format="onnx", tree="a" * 64, entry="model.onnx")
+FACTS = {
+    "model": MODEL,
+    "project": "b" * 64,
+    "handler": "handler.py",
+    "tracker": TrackerConfig(model_type="classification"),
+    "env": {"A": "1"},
+    "batching": True,
+    "refresh": 0,
+}
+
+
+def test_the_same_facts_are_the_same_version():
+    assert version_of(**FACTS) == version_of(**{**FACTS, "env": dict(FACTS["env"])})
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        ("model", ModelArtifact(format="onnx", tree="c" * 64, entry="model.onnx")),
+        ("model", ModelArtifact(format="onnx", tree="a" * 64, entry="other.onnx")),
+        ("model", ModelArtifact(format="tensorflow", tree="a" * 64, entry="model.onnx")),
+        ("model", ModelArtifact(format="onnx", tree="a" * 64, entry="model.onnx", signature_key="predict")),
+        ("project", "d" * 64),
+        ("project", None),
+        ("handler", "other.py"),
+        ("tracker", None),
+        ("tracker", TrackerConfig(model_type="classification", key="label")),
+        ("env", {"A": "2"}),
+        ("batching", False),
+        ("refresh", 1),
+    ],
+)
+def test_each_fact_makes_another_version(fact, value):
+    assert version_of(**{**FACTS, fact: value}) != version_of(**FACTS)
+
+
+def test_where_a_model_came_from_makes_no_version():
+    moved = ModelArtifact(format="onnx", tree="a" * 64, entry="model.onnx", source="elsewhere/model.onnx")
+    assert version_of(**{**FACTS, "model": moved}) == version_of(**FACTS)
+
+
+def test_order_of_env_makes_no_version():
+    forward, backward = {"A": "1", "B": "2"}, {"B": "2", "A": "1"}
+    assert version_of(**{**FACTS, "env": forward}) == version_of(**{**FACTS, "env": backward})
+
+
+def test_resources_and_concurrency_make_revisions_of_one_version():
+    version = version_of(**FACTS)
+    base = revision_of(version, Resources(), None)
+    others = {
+        revision_of(version, Resources(cpu_millis=500), None),
+        revision_of(version, Resources(mem_bytes=2**20), None),
+        revision_of(version, Resources(gpus=1), None),
+        revision_of(version, Resources(), 4),
+    }
+    assert len(others | {base}) == 5
