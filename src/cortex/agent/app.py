@@ -33,7 +33,7 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock, SystemClock
 from cortex.engines import machine
 from cortex.errors import CortexError, Problem
-from cortex.ids import NodeId, ReplicaId
+from cortex.ids import ApiKey, NodeId, ReplicaId
 from cortex.ingress.supervisor import Ingress
 from cortex.processes import ControlPlaneRecord
 from cortex.settings import HomeLayout, Settings, environment_of, load_settings
@@ -97,6 +97,7 @@ class Agent:
         self._control_plane_starts_s: deque[float] = deque(maxlen=CONTROL_PLANE_RESTARTS_A_MINUTE)
         self._control_plane: subprocess.Popen[bytes] | None = None
         self._ingress_problem: Problem | None = None
+        self._applied_routes: tuple[SetRoute, ...] = ()
         self.replicas = Replicas(
             settings=settings,
             layout=layout,
@@ -218,8 +219,14 @@ class Agent:
             started_wall_s=self._started_wall_s,
             replicas=self.replicas.reports(),
             routes=tuple(self._remembered.routes),
+            pending_routes=self._pending_routes(),
             ingress=self._ingress_report(),
         )
+
+    def _pending_routes(self) -> tuple[ApiKey, ...]:
+        ordered = set(self._remembered.routes)
+        applied = set(self._applied_routes)
+        return tuple(sorted({route.api for route in ordered ^ applied}))
 
     def _ingress_report(self) -> IngressReport:
         status = self._ingress.status()
@@ -280,8 +287,12 @@ class Agent:
 
     async def _sync_ingress_once(self) -> None:
         """Bring the ingress to what routes and readiness say now."""
-        routes = rotation.ingress_routes(self._remembered.routes, self.replicas, self._layout)
-        await self._ingress.apply(routes)
+        routes = tuple(self._remembered.routes)
+        await self._ingress.apply(rotation.ingress_routes(routes, self.replicas.by_id(), self._layout))
+        if self._applied_routes != routes:
+            self._applied_routes = routes
+            self._serial += 1
+            self._changed.set()
 
     async def _quiesced(self, stem: str) -> None:
         await self._ingress.quiesced(stem)

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -147,8 +147,11 @@ class Replicas:
             slots_of=self._slots_of,
         )
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Replica]:
         return iter(tuple(self._replicas.values()))
+
+    def by_id(self) -> Mapping[ReplicaId, Replica]:
+        return self._replicas
 
     def get(self, replica: ReplicaId) -> Replica | None:
         return self._replicas.get(replica)

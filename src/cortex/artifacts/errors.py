@@ -201,7 +201,7 @@ class ExternalDataMissing(ModelError):
         super().__init__(
             model,
             f"{onnx} needs {names} beside it",
-            hint="the weights are in a file of their own: keep it in the same folder, under the name the exporter gave it",
+            hint="the weights are in a file of their own: keep it in the same folder, under the exporter's name",
         )
 
 

@@ -309,7 +309,12 @@ class ArtifactStore:
         with self._guarded():
             if not self._touch_tree(digest):
                 raise ArtifactMissing(digest)
-            return self._verify(digest, None)
+            try:
+                return self._verify(digest, None)
+            except FileNotFoundError as error:
+                if (self._trees / digest).is_dir():
+                    raise
+                raise ArtifactMissing(digest) from error  # collected meanwhile
 
     # --- upkeep ------------------------------------------------------------------------------------------------------
 
@@ -434,6 +439,11 @@ class ArtifactStore:
                 self._trusted.clear()
             self._trusted[path.name] = stamp
 
+    def _forget(self, sha256: str) -> None:
+        with self._trusted_guard:
+            for executable in (False, True):
+                self._trusted.pop(self._blob(sha256, executable).name, None)
+
     def _is_trusted(self, path: Path, stamp: _Stamp) -> bool:
         with self._trusted_guard:
             return self._trusted.get(path.name) == stamp
@@ -493,14 +503,15 @@ class ArtifactStore:
 
     def _set_aside(self, path: Path, sha256: str, stamp: _Stamp) -> None:
         """Move a damaged blob out of the way, unless another thread did or has put a new one there meanwhile."""
+        self._distrust(sha256)
         with suppress(OSError), self._locked(fcntl.LOCK_EX):
             if _Stamp.of(path.lstat()) == stamp:
-                self._quarantine.mkdir(exist_ok=True)
+                self._quarantine.mkdir(mode=0o755, exist_ok=True)
                 path.rename(self._quarantine / f"{path.name}.{secrets.token_hex(4)}")
-        self._distrust(sha256)
 
     def _distrust(self, sha256: str) -> None:
-        """See to it that every tree with these bytes is hashed again before it is used."""
+        """See to it that these bytes are hashed again wherever they are, before they are used."""
+        self._forget(sha256)
         for name in _names(self._records):
             digest = name.removesuffix(".json")
             record = self._read_record(digest)
@@ -517,8 +528,6 @@ class ArtifactStore:
                     if self._touch_tree(digest):
                         self._verify(digest, None)
                     return None
-                with self._trusted_guard:
-                    self._trusted.pop(path.name, None)
                 self._set_aside(path, sha256, stamp)
                 self._sound(sha256, path.name.endswith(_EXECUTABLE))
                 return None
@@ -605,12 +614,15 @@ class ArtifactStore:
                     continue
             stamps[file.path] = stamp
         strangers = listing.paths - {f.path for f in manifest} - {"", *folders_of(manifest)}
+        lost: list[StoredFile] = []
         repaired: tuple[str, ...] = ()
         if damaged or strangers or not listing.folders_intact(folders_of(manifest)):
-            stamps |= self._repair(tree, manifest, damaged, strangers)
+            lost = self._repair(tree, manifest, damaged, strangers, stamps)
             repaired = tuple(sorted({f.path for f in damaged} | strangers))
             listing = _Listing.of(tree)
-        self._remember(digest, manifest, stamps, listing.folders)
+        self._remember(digest, manifest, stamps, listing.folders)  # what is lost has no stamp: it is hashed next time
+        if lost:
+            raise ArtifactCorrupt(lost[0].sha256, tree / lost[0].path)
         return Verified(tree, hashed_bytes, repaired)
 
     def _verify_by_digest(self, digest: str, listing: _Listing) -> Verified:
@@ -630,25 +642,31 @@ class ArtifactStore:
         return Verified(tree, sum(stamp.size for stamp in stamps.values()), ())
 
     def _repair(
-        self, tree: Path, manifest: Sequence[StoredFile], damaged: Sequence[StoredFile], strangers: Collection[str]
-    ) -> dict[str, _Stamp]:
-        """Put a tree right in place, each file by an atomic rename, so that what runs from it never misses one."""
-        stamps: dict[str, _Stamp] = {}
-        beyond_repair: list[StoredFile] = []
+        self,
+        tree: Path,
+        manifest: Sequence[StoredFile],
+        damaged: Sequence[StoredFile],
+        strangers: Collection[str],
+        stamps: dict[str, _Stamp],
+    ) -> list[StoredFile]:
+        """
+        Put a tree right in place, each file by an atomic rename, so that what runs from it never misses one.
+
+        Adds how the new files look to `stamps`. Returns the files that no sound blob is there for; they stay.
+        """
+        lost: list[StoredFile] = []
         sources: list[tuple[StoredFile, Path, _Stamp]] = []
         for file in damaged:
+            self._forget(file.sha256)
             try:
                 sources.append((file, *self._sound(file.sha256, file.executable)))
             except (ArtifactCorrupt, BlobsMissing):
-                beyond_repair.append(file)
-        if sources or not beyond_repair:
+                self._distrust(file.sha256)
+                lost.append(file)
+        if sources or strangers or not lost:
             with self._locked(fcntl.LOCK_EX):
-                stamps = _put_right(tree, ("", *folders_of(manifest)), sources, strangers)
-        if beyond_repair:
-            first = beyond_repair[0]
-            self._distrust(first.sha256)
-            raise ArtifactCorrupt(first.sha256, tree / first.path)
-        return stamps
+                stamps |= _put_right(tree, ("", *folders_of(manifest)), sources, strangers)
+        return lost
 
     # --- inside: records ---------------------------------------------------------------------------------------------
 
@@ -776,7 +794,7 @@ class ArtifactStore:
     def _prepare(self) -> None:
         for folder in (self.root, self._blobs, self._trees, self._records, self._tmp):
             if not folder.is_dir():
-                folder.mkdir(parents=folder is self.root, exist_ok=True)
+                folder.mkdir(mode=0o755, parents=folder is self.root, exist_ok=True)
 
     def _new_file(self, prefix: str) -> tuple[Path, int]:
         self._prepare()
@@ -874,7 +892,7 @@ class BlobWriter:
             os.fchmod(self._descriptor, _mode(self._executable))
             os.fsync(self._descriptor)
             target = store._blob(sha256, self._executable)
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(mode=0o755, exist_ok=True)
             stamp = _Stamp.of(os.fstat(self._descriptor))
             with store._locked(fcntl.LOCK_SH):
                 self._path.rename(target)
@@ -891,7 +909,7 @@ class Pin:
         self._descriptor = -1
 
     def take(self) -> None:
-        self._path.parent.mkdir(exist_ok=True)
+        self._path.parent.mkdir(mode=0o755, exist_ok=True)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
 

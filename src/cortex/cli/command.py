@@ -136,7 +136,7 @@ def setting_options(*, hidden: bool = False) -> list[click.Option]:
     ]
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
     """`30s`, `10m`, `1h30m`, or seconds; the value is seconds."""
 
     name = "duration"
@@ -150,7 +150,7 @@ class Duration(click.ParamType):
             self.fail(f"{error}\n{error.hint}".strip(), param, ctx)
 
 
-class ApiName(click.ParamType):
+class ApiName(click.ParamType):  # type: ignore[type-arg]
     """`NAME` or `DEPLOYMENT/NAME`; completed in the shell from what is deployed."""
 
     name = "api"

@@ -6,55 +6,51 @@ from pathlib import Path
 
 from cortex.cli.text import quoted_for_shell, shown_path
 from cortex.client.prediction import content_type_of
+from cortex.spec.locations import sample_path
 from cortex.wire.operator import ApiStatus
 
 LONGEST_INLINE_BYTES = 200
 SAMPLE_FILE = "sample.json"
 
 
-def curl_command(api: ApiStatus, cwd: Path, *, folder: Path | None = None) -> str:
+def curl_command(api: ApiStatus, cwd: Path) -> str:
+    """The command for an api that is deployed; sample files are looked for beside the nearest cortex.yaml."""
+    from cortex.client.addressing import find_file
+
+    file = find_file(cwd)
+    return curl_line(api.endpoint, api.spec.get("sample"), folder=file.parent if file else None, cwd=cwd)
+
+
+def curl_line(endpoint: str, sample: object, *, folder: Path | None, cwd: Path) -> str:
     """
-    Return the command.
+    Return the command; without a known sample, the one that asks for a description of the api.
 
     Args:
-        folder: where the cortex.yaml lies that samples are relative to; None looks for the nearest.
+        sample: as cortex.yaml has it: None, the path of a file, or a value.
+        folder: what a sample's path is relative to; None when that is not known.
     """
-    endpoint = quoted_for_shell(api.endpoint)
-    sample = api.spec.get("sample")
-    file = _sample_file(sample, cwd, folder)
+    url = quoted_for_shell(endpoint)
+    file = _sample_file(sample, folder)
     if file is not None:
         content_type = content_type_of(file.name)
         option = "-d" if content_type == "application/json" else "--data-binary"
         path = quoted_for_shell(f"@{shown_path(file, cwd)}")
-        return f"curl {endpoint} -H 'content-type: {content_type}' {option} {path}"
+        return f"curl {url} -H 'content-type: {content_type}' {option} {path}"
     inline = _inline(sample)
     if inline is not None:
-        return f"curl {endpoint} -H 'content-type: application/json' -d {quoted_for_shell(inline)}"
-    return f"curl {endpoint}"
+        return f"curl {url} -H 'content-type: application/json' -d {quoted_for_shell(inline)}"
+    return f"curl {url}"
 
 
-def _sample_file(sample: object, cwd: Path, folder: Path | None) -> Path | None:
+def _sample_file(sample: object, folder: Path | None) -> Path | None:
     if folder is None:
-        from cortex.client.addressing import find_file
-
-        found = find_file(cwd)
-        if found is None:
-            return None
-        folder = found.parent
-    if sample is None:
-        file = folder / SAMPLE_FILE
-    elif isinstance(sample, str):
-        file = folder / sample
-    else:
         return None
-    try:
-        return file if file.is_file() else None
-    except (OSError, ValueError):  # a text that can be no path
-        return None
+    name = SAMPLE_FILE if sample is None else sample_path(sample)
+    return folder / name if name is not None and (folder / name).is_file() else None
 
 
 def _inline(sample: object) -> str | None:
-    if sample is None:
+    if sample is None or sample_path(sample) is not None:
         return None
     import msgspec
 

@@ -117,9 +117,7 @@ def _watch(terminal: Terminal, look: Callable[[], Frame], output: str) -> None:
                 print_json_line(terminal, frame.json)
             elif in_place:
                 lines = [*frame.lines, *frame.talk][: terminal.height - 1]
-                terminal.stdout.write(
-                    _HOME + "".join(f"{line}{_CLEAR_LINE}\n" for line in lines) + _CLEAR_BELOW
-                )
+                terminal.stdout.write(_HOME + "".join(f"{line}{_CLEAR_LINE}\n" for line in lines) + _CLEAR_BELOW)
                 terminal.stdout.flush()
             else:
                 terminal.out("\n".join([*frame.lines, *frame.talk, ""]))
@@ -160,9 +158,7 @@ def _rows(terminal: Terminal, apis: Sequence[ApiStatus], *, with_deployment: boo
     ]
 
 
-def _columns(
-    terminal: Terminal, apis: Sequence[ApiStatus]
-) -> list[tuple[str, Callable[[ApiStatus], str], bool]]:
+def _columns(terminal: Terminal, apis: Sequence[ApiStatus]) -> list[tuple[str, Callable[[ApiStatus], str], bool]]:
     now_s = terminal.clock.wall_s()
     return [
         ("api", lambda api: api.name, True),
@@ -251,9 +247,7 @@ def _summarised(deployment: DeploymentStatus, statuses: Counter[str]) -> dict[st
 def listed(api: ApiStatus) -> dict[str, Any]:
     """An api in a list, for programs: without `tracker`, `spec` and `signature`."""
     return {
-        key: value
-        for key, value in msgspec.to_builtins(api).items()
-        if key not in ("tracker", "spec", "signature")
+        key: value for key, value in msgspec.to_builtins(api).items() if key not in ("tracker", "spec", "signature")
     }
 
 
@@ -311,8 +305,8 @@ def _tracker(terminal: Terminal, tracker: dict[str, Any]) -> list[str]:
     if tracker.get("model_type") == "classification":
         lines = _classes(terminal, tracker)
     else:
-        figures = [(name, _number(tracker.get(key))) for name, key in (("min", "min"), ("max", "max"), ("mean", "mean"))]
-        lines = text.table([name for name, _ in figures], [[value for _, value in figures]])
+        names = ("min", "max", "mean")
+        lines = text.table(names, [[_number(tracker.get(name)) for name in names]])
         lines = [terminal.paint(lines[0], "bold"), *lines[1:]]
     missed = tracker.get("missed") or 0
     if missed:
@@ -333,7 +327,7 @@ def _classes(terminal: Terminal, tracker: dict[str, Any]) -> list[str]:
     most = max(number for _, number in rows)
     numbers = [str(number) for _, number in rows]
     shares = [f"{100 * number / total:.1f} %" for _, number in rows]
-    fixed = max(map(len, numbers + ["count"])) + max(map(len, shares)) + 3 * len(text.GAP) + text.BAR_WIDTH
+    fixed = max(map(len, [*numbers, "count"])) + max(map(len, shares)) + 3 * len(text.GAP) + text.BAR_WIDTH
     names = [text.cut(name, max(terminal.width - fixed, 12)) for name, _ in rows]
     cells = [list(row) for row in zip(names, numbers, shares, strict=True)]
     header, *lines = text.table(["class", "count", "share"], cells, right=(1, 2))
@@ -418,4 +412,3 @@ COMMAND = Command(
         ("cortex get -w", "keep looking; Ctrl-C ends it"),
     ),
 )
-

@@ -71,9 +71,7 @@ class Terminal:
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
                 reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
-        return cls(
-            stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr, environ=os.environ, cwd=_working_folder()
-        )
+        return cls(stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr, environ=os.environ, cwd=_working_folder())
 
     @property
     def width(self) -> int:
@@ -152,7 +150,7 @@ class Terminal:
 
 
 def harmless(text: str) -> str:
-    """Text of others without what would move the cursor or recolour the terminal: colours go, control characters too."""
+    """Text of others without what would move the cursor or recolour the terminal."""
     return _CONTROL.sub("", _ESCAPE.sub("", text.replace("\r\n", "\n").replace("\t", "    ")))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -50,7 +51,7 @@ def table(
 
     Args:
         right: columns that are aligned to the right.
-        widest: columns of the terminal, or None in a pipe, where nothing is cut. The first column is cut first.
+        widest: columns of the terminal, or None in a pipe, where nothing is cut. The widest columns are cut first.
     """
     widths = [max(columns_of(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     if widest is not None:
@@ -177,11 +178,8 @@ def bar(share: float, width: int = BAR_WIDTH, *, unicode: bool = True) -> str:
 
 def shown_path(path: Path, cwd: Path) -> str:
     """A path as it is shortest to type from `cwd`."""
-    try:
-        relative = path.relative_to(cwd)
-    except ValueError:
-        return str(path)
-    return str(relative)
+    relative = os.path.relpath(path, cwd)
+    return min(relative, str(path), key=len)
 
 
 def quoted_for_shell(text: str) -> str:

@@ -94,9 +94,7 @@ class StartFailed(CortexError):
         super().__init__(f"the control plane did not start: {reason}")
 
     def problem(self) -> Problem:
-        return Problem(
-            reference=self.reference, message=str(self), hint=self.hint, traceback=self.output
-        )
+        return Problem(reference=self.reference, message=str(self), hint=self.hint, traceback=self.output)
 
 
 class StopFailed(CortexError):

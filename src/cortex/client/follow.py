@@ -153,9 +153,7 @@ def follow(
 
 
 def _unseen(name: str, now_s: float) -> Followed:
-    return Followed(
-        name=name, outcome=Outcome.WAITING, since_s=now_s, until_s=None, status=None, had_to_wait=False
-    )
+    return Followed(name=name, outcome=Outcome.WAITING, since_s=now_s, until_s=None, status=None, had_to_wait=False)
 
 
 def _outcome(row: Followed, status: ApiStatus | None, version: str) -> Outcome:

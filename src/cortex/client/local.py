@@ -52,6 +52,10 @@ POLL_S = 0.02
 OUTPUT_LINES = 15
 """How much of a failed start's output is shown."""
 
+ALSO_OURS = frozenset({"controlplane.lock", "hashes.json"})
+"""Files in the home that the layout does not name."""
+DATABASE_ENDINGS = ("-wal", "-shm", "-journal")
+
 CONTROLPLANE_COMMAND = (sys.executable, "-P", "-m", "cortex.controlplane")
 """`-P`: the working directory is `/`, and nothing there is ours to import."""
 
@@ -378,7 +382,7 @@ class LocalEnvironment:
 
     def _left_behind(self) -> list[ProcessIdentity]:
         """Processes of this home that lost whoever would have ended them: ours by user, title and home."""
-        import psutil
+        import psutil  # type: ignore[import-untyped]
 
         found = []
         for process in psutil.process_iter(["pid", "cmdline", "uids"]):
@@ -412,7 +416,7 @@ class LocalEnvironment:
     def _is_ours(self, name: str) -> bool:
         ours = {path.name for path in layout_entries(self.layout)}
         database = self.layout.state_file.name
-        if name in ours or name in {f"{database}{ending}" for ending in ("-wal", "-shm", "-journal")}:
+        if name in ours or name in ALSO_OURS or name in {f"{database}{end}" for end in DATABASE_ENDINGS}:
             return True
         return name.startswith(".") and name.endswith(".tmp") and any(name.startswith(f".{own}.") for own in ours)
 

@@ -100,7 +100,7 @@ class OperatorClient:
             OperatorUnreachable: also when the stream ends before the result.
         """
         path = f"/v1/deployments/{_segment(request.deployment)}"
-        decoder = msgspec.json.Decoder[DeployEvent](DeployEvent)  # type: ignore[arg-type]  # a union is no type
+        decoder = msgspec.json.Decoder[DeployEvent](DeployEvent)
         with self._exchange(
             "POST", path, body=msgspec.json.encode(request), timeout_s=DEPLOY_SILENCE_TIMEOUT_S
         ) as response:
@@ -127,9 +127,7 @@ class OperatorClient:
 
     def apis(self, deployment: str | None = None, *, timeout_s: float = CALL_TIMEOUT_S) -> tuple[ApiStatus, ...]:
         """All apis, or those of one deployment."""
-        return self._get(
-            "/v1/apis" + _query(deployment=deployment), tuple[ApiStatus, ...], timeout_s=timeout_s
-        )
+        return self._get("/v1/apis" + _query(deployment=deployment), tuple[ApiStatus, ...], timeout_s=timeout_s)
 
     def api(self, deployment: str, name: str) -> ApiStatus:
         """One api with everything that is known of it."""
@@ -177,9 +175,7 @@ class OperatorClient:
     def stop(self, *, drain_timeout_s: float) -> Info:
         """Ask the control plane to end everything on this machine, itself included."""
         message = StopRequest(drain_timeout_s=drain_timeout_s)
-        return self._call(
-            "POST", "/v1/stop", Info, message=message, timeout_s=drain_timeout_s + STOP_TIMEOUT_S
-        )
+        return self._call("POST", "/v1/stop", Info, message=message, timeout_s=drain_timeout_s + STOP_TIMEOUT_S)
 
     def _get(self, path: str, kind: type[T], *, timeout_s: float = CALL_TIMEOUT_S) -> T:
         return self._call("GET", path, kind, timeout_s=timeout_s)

@@ -11,7 +11,7 @@ import msgspec
 
 from cortex.errors import CortexError
 from cortex.processes import write_whole
-from cortex.settings import SETTINGS, Settings
+from cortex.settings import SETTINGS, Settings, WrongSetting
 
 OPERATOR_HOST = "127.0.0.1"
 PORTS_TRIED = 200
@@ -101,6 +101,7 @@ def choose(
         say: told in a sentence when a default port had to move.
 
     Raises:
+        WrongSetting: both ports were set, to the same number.
         PortTaken: a port that was set is in use by someone else; names who.
         NoFreePort: there is none above the default.
     """
@@ -111,7 +112,7 @@ def choose(
         found = holder(port)
         return found is not None and is_ours(found)
 
-    def chosen(field: str, host: str, wanted: int, given: bool, last: int | None, avoid: Collection[int]) -> int:
+    def chosen(field: str, host: str, wanted: int, given: bool, last: int | None, avoid: Collection[int | None]) -> int:
         if given:
             if usable(host, wanted):
                 return wanted
@@ -124,11 +125,13 @@ def choose(
             if port not in avoid and is_free(host, port):
                 by = holder(wanted)
                 reason = f" by {by}" if by else ""
-                what = "prediction APIs" if field == "port" else "control plane"
-                say(f"port {wanted} is taken{reason}: the {what} use{'' if field == 'port' else 's'} {port} from now on")
+                who = "the prediction APIs use" if field == "port" else "the control plane uses"
+                say(f"port {wanted} is taken{reason}: {who} {port} from now on")
                 return port
         raise NoFreePort(wanted, min(wanted + PORTS_TRIED, 65536) - 1)
 
+    if settings.port_given and settings.operator_port_given and settings.port == settings.operator_port:
+        raise WrongSetting(f"CORTEX_PORT and CORTEX_OPERATOR_PORT are both {settings.port}; each needs its own")
     operator_wish = {settings.operator_port, remembered.operator_port}
     port = chosen("port", settings.host, settings.port, settings.port_given, remembered.port, operator_wish)
     operator_port = chosen(
@@ -169,7 +172,7 @@ def is_free(host: str, port: int) -> bool:
 
 def holder(port: int) -> Holder | None:
     """The process that listens on a port; None when that cannot be seen."""
-    import psutil  # 30 ms, needed only when something is in the way
+    import psutil  # type: ignore[import-untyped]  # 30 ms, needed only when something is in the way
 
     try:
         connections = psutil.net_connections(kind="tcp")

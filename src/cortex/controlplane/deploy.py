@@ -18,13 +18,15 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane import changes
 from cortex.controlplane.versions import revision_of, version_of
-from cortex.engines.base import Engine, Node
+from cortex.engines.base import Engine
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import DEFAULT_DEPLOYMENT, ApiKey, DeploymentName, Version, api_key, route_path, split_api_key
 from cortex.planning.model import WantedApi
 from cortex.settings import Settings
 from cortex.spec.effects import not_in_effect
-from cortex.spec.models import ApiSpec, is_remote, masked_model
+from cortex.spec.locations import is_remote, masked_model
+from cortex.spec.models import ApiSpec, ProjectSpec
+from cortex.spec.problems import nearest
 from cortex.state.base import ApiRecord, DeployChange, DeploymentRecord, StateStore, VersionRecord
 from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample, TrackerConfig
 from cortex.wire.launch import InspectReport
@@ -104,10 +106,10 @@ class Deployer:
         inspected, warnings = self._inspect_new(records, known, emit)
         wall_s = self._clock.wall_s()
         told = [
-            self._change(record, known.get(record.wanted.api), spec)
-            for record, spec in zip(inspected, specs, strict=True)
+            self._change(record, known.get(record.wanted.api)) for record, spec in zip(inspected, specs, strict=True)
         ]
         gone = [changes.removed(known[key]) for key in sorted(known.keys() - {r.wanted.api for r in inspected})]
+        warnings += not_in_effect(ProjectSpec(deployment=deployment, apis=tuple(specs)))
         result = DeployResult(changes=(*told, *gone), warnings=tuple(warnings), committed=not request.dry_run)
         if request.dry_run:
             return result
@@ -139,6 +141,8 @@ class Deployer:
         env = {name: value for name, value in spec.env.items() if isinstance(value, str)}
         refresh = (old.refresh if old else 0) + (1 if request.refresh else 0)
         handler = spec.request_handler
+        if handler is not None:
+            _check_handler_is_there(spec, handler, request)
         version = version_of(
             model=model,
             project=project if handler else None,
@@ -266,12 +270,9 @@ class Deployer:
 
     def _check_room(self, records: Sequence[ApiRecord]) -> None:
         """A request larger than any node can ever be is refused at once."""
-        nodes = self._engine.nodes()
-        if not nodes or self._engine.capabilities.adds_nodes:
-            return
         problems = []
         for index, record in enumerate(records):
-            reason = _never_fits(record.wanted.build.resources, nodes)
+            reason = self._engine.impossible(record.wanted.build.resources)
             if reason is not None:
                 name = split_api_key(record.wanted.api)[1]
                 problems.append(
@@ -321,20 +322,19 @@ class Deployer:
         for index, record in enumerate(records):
             report = reports[record.wanted.build.version]
             subject = f'api "{split_api_key(record.wanted.api)[1]}"'
-            place = {"subject": subject, "path": ("apis", index)}
-            problems += [_placed(problem, **place) for problem in report.problems]
+            path = ("apis", index)
+            problems += [_placed(problem, subject=subject, path=path) for problem in report.problems]
             if record.wanted.build.version in todo:
-                warnings += [_placed(problem, **place) for problem in report.warnings]
+                warnings += [_placed(problem, subject=subject, path=path) for problem in report.warnings]
         if problems:
             raise Problems(problems)
         inspected = [msgspec.structs.replace(r, inspection=reports[r.wanted.build.version]) for r in records]
         return inspected, warnings
 
-    def _change(self, record: ApiRecord, old: ApiRecord | None, spec: ApiSpec) -> ApiChange:
+    def _change(self, record: ApiRecord, old: ApiRecord | None) -> ApiChange:
         endpoint = self._ingress_url() + route_path(record.wanted.api)
         change = changes.describe(old, record, endpoint=endpoint)
-        notes = (*record.inspection.notes, *(note.message for note in not_in_effect(spec)))
-        return msgspec.structs.replace(change, notes=notes)
+        return msgspec.structs.replace(change, notes=record.inspection.notes)
 
 
 def _validated(uploads: Sequence[ApiUpload]) -> list[ApiSpec]:
@@ -365,26 +365,32 @@ def _validated(uploads: Sequence[ApiUpload]) -> list[ApiSpec]:
 
 
 def _replicas(spec: ApiSpec, old: ApiRecord | None) -> int:
-    """`init_replicas` matters only when an api is first created; a redeploy keeps the count, within the bounds."""
+    """
+    `init_replicas` matters only when an api is first created; a redeploy keeps the count, within the bounds.
+
+    A count that stood at the old minimum follows the minimum, down as well as up.
+    """
     compute = spec.compute
-    wanted = compute.init_replicas or compute.min_replicas
-    if old is not None:
+    if old is None:
+        wanted = compute.init_replicas or compute.min_replicas
+    elif old.wanted.replicas == old.wanted.min_replicas:
+        wanted = compute.min_replicas
+    else:
         wanted = old.wanted.replicas
     return max(compute.min_replicas, min(compute.max_replicas, wanted))
 
 
-def _never_fits(resources: Resources, nodes: Sequence[Node]) -> str | None:
-    largest_cpu = max(node.cpu_millis for node in nodes)
-    largest_mem = max(node.mem_bytes for node in nodes)
-    most_gpus = max(node.gpus for node in nodes)
-    if resources.cpu_millis > largest_cpu:
-        return f"a replica asks for {resources.cpu_millis}m cpu, but the largest node has {largest_cpu}m"
-    if resources.mem_bytes is not None and resources.mem_bytes > largest_mem:
-        asked, there = resources.mem_bytes // 2**20, largest_mem // 2**20
-        return f"a replica asks for {asked}Mi mem, but the largest node has {there}Mi"
-    if resources.gpus > most_gpus:
-        return f"a replica asks for {resources.gpus} gpu, but the largest node has {most_gpus}"
-    return None
+def _check_handler_is_there(spec: ApiSpec, handler: str, request: DeployRequest) -> None:
+    paths = [file.path for file in request.project]
+    if handler not in paths:
+        near = nearest(handler, [path for path in paths if path.endswith(".py")])
+        raise _problem(
+            spec,
+            "request_handler",
+            "handler-not-found",
+            f"{handler} is not in {request.source}, or is left out by .cortexignore",
+            hint=f"did you mean {near}?" if near else "",
+        )
 
 
 def _dated(record: ApiRecord, change: ApiChange, old: ApiRecord | None, wall_s: float) -> ApiRecord:

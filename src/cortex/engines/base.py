@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from enum import StrEnum
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import msgspec
 
 from cortex.ids import ApiKey, NodeId, ReplicaId
+from cortex.planning.model import LeaseState
 from cortex.wire.build import Resources
 
-
-class LeaseState(StrEnum):
-    """What became of a lease that was asked for."""
-
-    PENDING = "pending"
-    """No room now; the engine keeps trying, and on a cluster this is the demand that adds nodes."""
-    GRANTED = "granted"
-    """Room is held on `node`."""
-    LOST = "lost"
-    """The node or its lease is gone; whatever ran there has ended or soon will."""
+__all__ = ["Capabilities", "Engine", "Lease", "LeaseRequest", "LeaseState", "Node"]
 
 
 class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +25,8 @@ class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a request."""
+
     request: LeaseRequest
     state: LeaseState
     node: NodeId | None = None
@@ -58,20 +51,32 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
     adds_nodes: bool = False
     survives_control_plane: bool = True
+    """Leases outlive the control plane; where they do not, `recover` gives them back."""
 
 
 class Engine(Protocol):
     """
     Grants leases. Every method is quick, may be repeated, and never blocks on a node.
 
-    The contract suite `tests/contract/test_engines.py` holds every implementation to this.
+    Calls that reach for something outside this process may raise RetryLater. The contract suite
+    `tests/contract/test_engines.py` holds every implementation to this.
     """
 
     @property
     def capabilities(self) -> Capabilities: ...
 
-    def recover(self, running: Iterable[LeaseRequest]) -> None:
-        """After our own restart: take back the leases of replicas that still run, even over capacity."""
+    @property
+    def revision(self) -> int:
+        """Another number whenever `nodes()` or `leases()` may answer differently than before; saves asking."""
+        ...
+
+    def recover(self, running: Iterable[Lease]) -> None:
+        """
+        Take back the room of replicas that run, even over capacity; after our own restart, all of them.
+
+        Args:
+            running: granted, each with the node it runs on. A lease that is held there already stays as it is.
+        """
         ...
 
     def nodes(self) -> tuple[Node, ...]:
@@ -79,13 +84,25 @@ class Engine(Protocol):
         ...
 
     def leases(self) -> tuple[Lease, ...]:
-        """Every lease asked for and not released, as it stands now."""
+        """Every lease asked for and not released, as it stands now, in the order of asking."""
         ...
 
     def acquire(self, request: LeaseRequest) -> None:
-        """Ask for room. The answer shows up in `leases()`. A second request of the same name updates `surge`."""
+        """
+        Ask for room. The answer shows up in `leases()`. A second request of the same name updates `surge`.
+
+        Who asked first is served first; one that fits may pass one that does not.
+        """
         ...
 
     def release(self, replica: ReplicaId) -> None:
         """Give room back; unknown names are ignored."""
+        ...
+
+    def note_usage(self, peak_bytes: Mapping[ReplicaId, int]) -> None:
+        """Tell what replicas were seen to use at most: it counts where a lease states no memory."""
+        ...
+
+    def impossible(self, resources: Resources) -> str | None:
+        """Why no node can ever hold such a replica, in words with numbers; None when one can, or may come to."""
         ...

@@ -66,9 +66,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     @property
     def answered(self) -> int:
         """Requests that got an answer, from whomever."""
-        return (
-            self.ok + self.client_error + self.server_error + self.refused_client_error + self.refused_server_error
-        )
+        return self.ok + self.client_error + self.server_error + self.refused_client_error + self.refused_server_error
 
 
 NOTHING = Counts()
@@ -105,7 +103,7 @@ class Lifetime(msgspec.Struct, frozen=True, kw_only=True):
     classes: dict[str, int] = {}
     """A few frequent classes: how often each was predicted since it was given its own count."""
     rest: int = 0
-    """All other predictions of classes."""
+    """All other predictions of classes, `counts.other` among them."""
 
 
 class IngressCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,8 +226,7 @@ class Tally:
         for place, name in enumerate(_SUMS):
             self._sums[place] += getattr(counts, name)
         for into, name in zip(self._maps, _MAPS, strict=True):
-            for bucket, n in getattr(counts, name).items():
-                into[bucket] = into.get(bucket, 0) + n
+            add_all(into, getattr(counts, name))
         self._floats[0] += counts.latency_sum_ms
         self._floats[1] += counts.number_sum
         least, greatest = self._bounds
@@ -255,6 +252,15 @@ class Tally:
 def total(parts: Iterable[Counts]) -> Counts:
     """The sum of counts."""
     return Tally(parts).counts()
+
+
+def add_all(into: dict[Key, int], more: Mapping[Key, int]) -> None:
+    """Add to each key's count in place."""
+    if not into:
+        into.update(more)
+        return
+    for key, n in more.items():
+        into[key] = into.get(key, 0) + n
 
 
 def _map_growth(old: Mapping[Key, int], new: Mapping[Key, int]) -> dict[Key, int] | None:

@@ -93,6 +93,4 @@ def histogram(numbers: Numbers, *, least: float, greatest: float, bins: int) -> 
         place = math.floor((value / bins - least / bins) / width * bins)
         heights[max(0, min(bins - 1, place))] += n
     edges = [least + place * width for place in range(bins)] + [greatest]
-    return tuple(
-        Bin(low=edges[place], high=edges[place + 1], count=height) for place, height in enumerate(heights)
-    )
+    return tuple(Bin(low=edges[place], high=edges[place + 1], count=height) for place, height in enumerate(heights))

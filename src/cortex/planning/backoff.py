@@ -75,6 +75,13 @@ def after_deploy(slot: SlotRecord) -> SlotRecord:
     return SlotRecord(attempt=slot.attempt)
 
 
+def aged(slot: SlotRecord, older_s: float) -> SlotRecord:
+    """The same record `older_s` seconds later."""
+    if not older_s or slot.last_exit is None:
+        return slot
+    return msgspec.structs.replace(slot, last_exit_age_s=slot.last_exit_age_s + older_s)
+
+
 def restart_delay_s(slot: SlotRecord) -> float:
     """Seconds between the last exit and the next start."""
     delay_s = 0.0
@@ -142,7 +149,9 @@ def _given_up(replica: ReplicaId, exit_report: ExitReport, what: str) -> Problem
             message=message,
             hint="raise compute: mem, or use a smaller model",
         )
-    return Problem(reference="replica-failed", message=message, hint="see cortex logs for what it wrote before it ended")
+    return Problem(
+        reference="replica-failed", message=message, hint="see cortex logs for what it wrote before it ended"
+    )
 
 
 def _doubling(step: int) -> float:

@@ -92,9 +92,7 @@ def decide(
     goal, fallback = goal_and_fallback(wanted)
     if goal is None:
         draining = tuple(slot for slot in slots if slot.state is SlotState.DRAINING)
-        return Decision(
-            goal=None, draining=draining, leave=tuple(slot for slot in slots if slot not in draining)
-        )
+        return Decision(goal=None, draining=draining, leave=tuple(slot for slot in slots if slot not in draining))
     n = wanted.replicas
 
     # Sort the slots. Strangers and other builds matter only while they answer requests.
@@ -112,9 +110,9 @@ def decide(
             lost.append(slot)
         elif of_revision(slot, goal.revision) and not slot.stranger:
             news.append(slot)
-        elif (
-            fallback is not None and of_revision(slot, fallback.revision) and not slot.stranger
-        ) or (slot.ready and slot.routed):
+        elif (fallback is not None and of_revision(slot, fallback.revision) and not slot.stranger) or (
+            slot.ready and slot.routed
+        ):
             olds.append(slot)
         else:
             leave.append(slot)

@@ -154,9 +154,7 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
     for of_api in slots.values():
         if len(of_api) > 1:
             of_api.sort(key=_by_name)
-    return {
-        api: SeenApi(tuple(slots.get(api, ())), tuple(routes.get(api, ()))) for api in {**slots, **routes}
-    }
+    return {api: SeenApi(tuple(slots.get(api, ())), tuple(routes.get(api, ()))) for api in {**slots, **routes}}
 
 
 def of_revision(slot: Slot, revision: Revision) -> bool:

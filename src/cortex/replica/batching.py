@@ -7,7 +7,7 @@ A request that fails, is cancelled or fits nobody else reaches only itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,12 @@ most, a transformer is at its limit by 8; and nobody waits for more than 31 othe
 this many requests at once.
 """
 
+
 Outputs = Sequence[Any]
-Run = Callable[[Feeds], Outputs]
+"""What a model gives, in its order: arrays, or lists with an item a row."""
+Run = Callable[[Mapping[str, Any]], Outputs]
+Deliver = Callable[[Any, BaseException | None], None]
+"""Takes outputs, or None and what went wrong."""
 
 
 class NotRowwise(Exception):
@@ -42,15 +46,19 @@ class Job:
 
     __slots__ = ("cancelled", "deliver", "feeds", "key", "rows")
 
-    def __init__(self, feeds: Feeds, deliver: Callable[[Outputs | None, BaseException | None], None]) -> None:
+    def __init__(self, feeds: Feeds, deliver: Deliver) -> None:
         self.feeds = feeds
         self.deliver = deliver
         self.cancelled = False
         """Nobody waits for it: it is not run if it has not begun."""
         self.rows, self.key = _rows_and_key(feeds)
 
+    def cancel(self) -> None:
+        self.cancelled = True
 
-Outcome = tuple[Job, Outputs | None, BaseException | None]
+
+Outcome = tuple[Job, Any, BaseException | None]
+"""A job with its outputs, or with what went wrong."""
 
 
 def take_batch(queue: deque[Job], max_rows: int) -> list[Job]:
@@ -104,8 +112,7 @@ def run_batch(jobs: Sequence[Job], run: Run, on_not_rowwise: Callable[[], None])
     if not live:
         return
     try:
-        outputs = run(merge([job.feeds for job in live]))
-        parts = split(outputs, [job.rows for job in live])
+        parts = split(run(merge([job.feeds for job in live])), [job.rows for job in live])
     except NotRowwise:
         on_not_rowwise()
         for job in live:
@@ -134,13 +141,16 @@ def merge(feeds: Sequence[Feeds]) -> Feeds:
     return {name: np.concatenate([one[name] for one in feeds]) for name in feeds[0]}
 
 
-def split(outputs: Outputs, rows: Sequence[int]) -> list[list[Any]]:
+def split(outputs: Outputs, rows: Sequence[int]) -> list[Outputs]:
     """
-    Undo `merge` on the outputs.
+    Undo `merge` on what came out.
 
     Args:
         outputs: arrays of shape (Σ rows, …), or lists with an item a row.
         rows: of each request.
+
+    Returns:
+        Outputs of each request; arrays are views.
 
     Raises:
         NotRowwise: an output has no rows, or not as many as went in.
@@ -152,12 +162,17 @@ def split(outputs: Outputs, rows: Sequence[int]) -> list[list[Any]]:
                 raise NotRowwise(f"{total} rows went in, an array of shape {output.shape} came out")
         elif not isinstance(output, list) or len(output) != total:
             raise NotRowwise(f"{total} rows went in, a {type(output).__name__} came out")
-    parts = []
+    parts: list[Outputs] = []
     start = 0
     for count in rows:
         parts.append([output[start : start + count] for output in outputs])
         start += count
     return parts
+
+
+def count_rows(feeds: Feeds) -> int:
+    """How many rows a request has; 1 when that cannot be told."""
+    return _rows_and_key(feeds)[0]
 
 
 def _run_alone(job: Job, run: Run) -> Outcome:

@@ -9,6 +9,7 @@ unpickled or evaluated.
 from __future__ import annotations
 
 import binascii
+import codecs
 import math
 import re
 import urllib.parse
@@ -38,6 +39,8 @@ MAX_PARTS: Final = 1000
 _MAX_PART_HEADER_BYTES: Final = 8192
 _MAX_BOUNDARY_CHARS: Final = 70  # RFC 2046, section 5.1.1
 _MAX_NPY_HEADER_BYTES: Final = 10_000  # numpy.lib.format's own bound
+_MAX_RANK: Final = 32  # numpy 1.x holds no more dimensions
+_MAX_SIZE_DIGITS: Final = 19  # 2**63
 _MAX_GZIP_MEMBERS: Final = 10_000
 _UNPACK_CHUNK_BYTES: Final = 1 << 16
 _SHOWN_CHARS: Final = 60
@@ -138,15 +141,15 @@ class UnsupportedContentType(BadBody):
     A content type that this api has no use for.
 
     Args:
-        content_type: as sent; None if none was.
+        content_type: as sent, shortened; None if none was.
         message: what is wrong with it; by default that it is not accepted.
     """
 
     reference = "unsupported-content-type"
 
     def __init__(self, content_type: str | None, message: str = "", *, hint: str = "") -> None:
-        self.content_type = content_type
         shown = (content_type or "")[:_SHOWN_CHARS]
+        self.content_type = None if content_type is None else shown
         default = f'content type "{shown}" is not accepted; accepted are {", ".join(ACCEPTED)}'
         super().__init__(message or default, hint=hint)
 
@@ -161,13 +164,26 @@ class UnsupportedEncoding(BadBody):
     reference = "unsupported-content-encoding"
 
     def __init__(self, encoding: str) -> None:
-        self.encoding = encoding
-        shown = encoding[:_SHOWN_CHARS]
-        super().__init__(f'content encoding "{shown}" is not accepted', hint="send gzip, or no content-encoding")
+        self.encoding = encoding[:_SHOWN_CHARS]
+        hint = "send gzip, or no content-encoding"
+        super().__init__(f'content encoding "{self.encoding}" is not accepted', hint=hint)
 
     @property
     def facts(self) -> dict[str, Any]:
         return {"content_encoding": self.encoding, "accepted": ["gzip"], **super().facts}
+
+
+_PLAIN_JSON: Final = frozenset(
+    {
+        "application/json",
+        "application/json; charset=utf-8",
+        "application/json; charset=UTF-8",
+        "application/json;charset=utf-8",
+        "application/json;charset=UTF-8",
+        "application/x-www-form-urlencoded",
+    }
+)
+"""What almost every request says, compared before anything is parsed."""
 
 
 class Decoder:
@@ -199,7 +215,7 @@ class Decoder:
         Raises:
             BadBody: the subclass says what is wrong.
         """
-        if content_type is None or content_type == "application/json":
+        if content_type is None or content_type in _PLAIN_JSON:
             try:
                 return orjson.loads(body)
             except orjson.JSONDecodeError as error:
@@ -254,19 +270,15 @@ def _gunzip(body: bytes, limit: int) -> bytes:
         RFC 1952, section 2.2: a gzip file is a series of members.
     """
     parts: list[bytes] = []
-    size = members = position = 0
+    size = position = 0
     view = memoryview(body)
-    while position < len(view):
-        members += 1
-        if members > _MAX_GZIP_MEMBERS:
-            raise BadCompression(f"the body has more than {_MAX_GZIP_MEMBERS} gzip members")
+    for _ in range(_MAX_GZIP_MEMBERS):
         unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         while not unpacker.eof:
-            chunk = unpacker.unconsumed_tail or view[position : position + _UNPACK_CHUNK_BYTES]
-            if not unpacker.unconsumed_tail:
-                if not chunk:
-                    raise BadCompression("the body ends in the middle of its gzip data", hint="was it sent whole?")
-                position += len(chunk)
+            chunk = view[position : position + _UNPACK_CHUNK_BYTES]
+            if not chunk:
+                raise BadCompression("the body ends in the middle of its gzip data", hint="was it sent whole?")
+            position += len(chunk)
             try:
                 part = unpacker.decompress(chunk, limit + 1 - size)
             except zlib.error as error:
@@ -276,11 +288,9 @@ def _gunzip(body: bytes, limit: int) -> bytes:
                 raise BodyTooLarge(limit)
             parts.append(part)
         position -= len(unpacker.unused_data)
-        if not any(view[position : position + 1]) and not any(view[position:]):
-            break  # the end, or padding with zeros
-    if not members:
-        raise BadCompression("the body is empty, which is not gzip")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        if position == len(body) or (body[position] == 0 and not body[position:].strip(b"\0")):
+            return b"".join(parts)  # what follows the last member may be padding
+    raise BadCompression(f"the body has more than {_MAX_GZIP_MEMBERS} gzip members")
 
 
 _Reader: TypeAlias = Callable[[bytes, str, dict[str, str]], Any]
@@ -295,7 +305,7 @@ def _media_type(content_type: str) -> tuple[str, dict[str, str]]:
     """
     media_type, semicolon, rest = content_type.partition(";")
     media_type = media_type.strip().lower()
-    parameters = {}
+    parameters: dict[str, str] = {}
     if semicolon:
         for match in _PARAMETER.finditer(rest):
             name, token, quoted = match.groups()
@@ -312,35 +322,40 @@ def _unquote(quoted: str) -> str:
 
 def _read_json(body: bytes, content_type: str, parameters: dict[str, str]) -> Any:
     charset = parameters.get("charset", "utf-8").lower()
+    if charset not in ("utf-8", "utf8"):
+        body = _decode_text(body, content_type, charset).encode("utf-8")
     try:
-        return orjson.loads(body if charset in ("utf-8", "utf8") else _decode_text(body, content_type, charset))
+        return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         return _retry_json(body, content_type, error)
 
 
 def _retry_json(body: bytes, content_type: str | None, error: orjson.JSONDecodeError) -> Any:
     """
-    Read what orjson is too strict for; explain everything else.
+    Read JSON that begins with a byte order mark, which orjson refuses; explain everything else.
 
     Raises:
         BadJson: with line and column, and a hint.
         UnsupportedContentType: no content type said JSON, and the body is an image or a sound.
     """
-    if body.startswith(b"\xef\xbb\xbf"):
-        return _read_json(body[3:], content_type or "", {})
+    if body.startswith(codecs.BOM_UTF8):
+        body = body[len(codecs.BOM_UTF8) :]
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError as again:
+            error = again
     hint = _header_hint(body)
-    if hint and (content_type is None or not content_type.lower().strip().startswith("application/json")):
-        raise UnsupportedContentType(
-            content_type, "the body is no JSON, and no content type says what it is", hint=hint
-        )
+    if hint and (content_type is None or _media_type(content_type)[0] in _TAKEN_FOR_JSON):
+        message = "the body is no JSON, and no content type says what it is"
+        raise UnsupportedContentType(content_type, message, hint=hint)
     if not body.strip():
-        raise BadJson("it is empty", hint="send a JSON value, e.g. -d '[1, 2, 3]'") from None
+        raise BadJson("it is empty", hint="send a JSON value, e.g. -d '[1, 2, 3]'")
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as bad:
-        before = body[: bad.start]
-        line = before.count(b"\n") + 1
-        column = len(before) - (before.rfind(b"\n") + 1) + 1
+        line_start = body.rfind(b"\n", 0, bad.start) + 1
+        line = body.count(b"\n", 0, bad.start) + 1
+        column = bad.start - line_start + 1
         raise BadJson("it is not UTF-8", line=line, column=column, position=bad.start, hint=hint) from None
     reason, advice = _json_advice(text, error)
     raise BadJson(reason, line=error.lineno, column=error.colno, position=error.pos, hint=hint or advice) from None
@@ -348,24 +363,28 @@ def _retry_json(body: bytes, content_type: str | None, error: orjson.JSONDecodeE
 
 def _json_advice(text: str, error: orjson.JSONDecodeError) -> tuple[str, str]:
     """Return what is wrong, and what to do about it."""
-    rest = text[error.pos :]
+    before = max(error.pos - 1, 0)  # at "-Infinity" orjson stops behind the sign
     for word, advice in _NOT_JSON:
-        if rest.startswith(word) or (error.pos and text[error.pos - 1 :].startswith(word)):
+        if text.startswith(word, before if word.startswith("-") else error.pos):
             return f"{word} is not JSON", advice
-    if rest.startswith("'"):
+    if text.startswith("'", error.pos):
         return error.msg, 'JSON takes double quotes: "text"'
     if "infinity" in error.msg:
         return "a number is too large for 64-bit floats", ""
     return error.msg, ""
 
 
+_TAKEN_FOR_JSON: Final = ("", "application/x-www-form-urlencoded")
+"""Content types that say nothing; the second is what `curl -d` sends unless told otherwise."""
+
 _NOT_JSON: Final = (
+    ("-Infinity", "send null"),
+    ("-inf", "send null"),
+    ("-NaN", "send null"),
     ("NaN", "send null"),
     ("nan", "send null"),
     ("Infinity", "send null"),
-    ("-Infinity", "send null"),
     ("inf", "send null"),
-    ("-inf", "send null"),
     ("None", "send null"),
     ("True", "send true"),
     ("False", "send false"),
@@ -434,13 +453,11 @@ def _read_npy(body: bytes, content_type: str, parameters: dict[str, str]) -> NDA
     if major not in (1, 2, 3):
         raise BadArray(f"the body is a .npy file of version {major}; 1 to 3 are known")
     prefix = 10 if major == 1 else 12
-    header_bytes = int.from_bytes(body[8:prefix], "little")
-    start = prefix + header_bytes
-    if header_bytes > _MAX_NPY_HEADER_BYTES or start > len(body):
+    start = prefix + int.from_bytes(body[8:prefix], "little")
+    if start > min(len(body), _MAX_NPY_HEADER_BYTES):
         raise BadArray("the .npy header is longer than it may be, or cut off")
-    dtype, fortran_order, shape = _npy_header(
-        body[prefix:start].decode("utf-8" if major == 3 else "latin-1", "replace")
-    )
+    header = body[prefix:start].decode("utf-8" if major == 3 else "latin-1", "replace")
+    dtype, fortran_order, shape = _npy_header(header)
     expected = math.prod(shape) * dtype.itemsize
     found = len(body) - start
     if expected != found:
@@ -454,7 +471,7 @@ def _read_npy(body: bytes, content_type: str, parameters: dict[str, str]) -> NDA
 
 _NPY_HEADER: Final = re.compile(
     r"""\{(?:\s*(?:
-        'descr':\s*'(?P<descr>[^']{1,40})'
+        'descr':\s*'(?P<descr>[<>|=]?[bBiufcSUOVmM?][0-9]{0,9}(?:\[[0-9a-zA-Z]{1,9}\])?)'
         |'fortran_order':\s*(?P<fortran>True|False)
         |'shape':\s*\((?P<shape>[0-9L,\s]*)\)
     )\s*,?){3}\s*\}\s*""",
@@ -478,6 +495,8 @@ def _npy_header(header: str) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
             hint="convert it to numbers or text first: objects would have to be unpickled",
         )
     sizes = [size.strip().rstrip("L") for size in match["shape"].split(",")]
+    if len(sizes) > _MAX_RANK + 1 or any(len(size) > _MAX_SIZE_DIGITS for size in sizes):
+        raise BadArray("the .npy header has a shape that no array can have")
     try:
         shape = tuple(int(size) for size in sizes if size)
     except ValueError:
@@ -536,7 +555,7 @@ def _part(body: bytes, start: int, end: int) -> tuple[str, bytes | str]:
     blank = body.find(b"\r\n\r\n", start, min(end, start + _MAX_PART_HEADER_BYTES))
     if blank < 0:
         raise BadMultipart(f"the headers of the part at byte {start} do not end")
-    headers = {}
+    headers: dict[str, str] = {}
     for line in body[start:blank].decode("utf-8", "replace").split("\r\n"):
         key, colon, value = line.partition(":")
         if not colon:
@@ -574,7 +593,7 @@ _READERS: Final[dict[str, _Reader]] = {
     "": _read_json,
     "application/json": _read_json,
     "text/json": _read_json,
-    "application/x-www-form-urlencoded": _read_json,  # what curl -d says unless told otherwise
+    "application/x-www-form-urlencoded": _read_json,
     "application/x-npy": _read_npy,
     "text/plain": _read_text,
     "multipart/form-data": _read_multipart,

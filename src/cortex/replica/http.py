@@ -21,6 +21,8 @@ from typing import Any, Protocol, cast
 
 import httptools
 
+from cortex.replica.codec import BodyTooLarge
+
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers: HAProxy's own buffer for them is smaller."""
 MAX_ID_CHARS = 128
@@ -60,7 +62,9 @@ class Exchange:
     """`perf_counter` when the whole request was there; 0 before."""
     timer: asyncio.TimerHandle | None = None
     cancel: Callable[[], None] | None = None
-    """Gives up work that has not begun, as long as it has not."""
+    """Gives up work that has not begun, or waits for the model; None while that is not so."""
+    stop: Callable[[], None] | None = None
+    """Ends the work wherever it is; None if its code cannot be ended."""
     view: Any = None
     """What handlers see of the request; made on demand."""
     trace: Any = None
@@ -165,14 +169,6 @@ class Service(Protocol):
     def never_started(self, count: int) -> None:
         """So many complete requests were dropped with their connection."""
         ...
-
-
-class BodyTooLarge(Exception):
-    """A body is over the api's `max_body`, as sent or once unpacked."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        super().__init__(f"the body is larger than {limit_bytes} bytes")
 
 
 class MalformedRequest(Exception):

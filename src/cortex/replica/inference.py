@@ -14,7 +14,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from time import perf_counter
 
-from cortex.replica.batching import MAX_BATCH_ROWS, Job, Outcome, Outputs, Run, run_batch, take_batch
+from cortex.replica.batching import MAX_BATCH_ROWS, Deliver, Job, Outcome, Outputs, Run, run_batch, take_batch
 from cortex.replica.tensors import Feeds
 
 INLINE_BELOW_S = 0.001
@@ -31,7 +31,7 @@ class Inference:
     The model of this replica.
 
     Args:
-        run: thread-safe; feeds to outputs in model order.
+        run: thread-safe; feeds to outputs.
         batchable: whether the rows of different requests may be run together.
         loop: outcomes of `submit` are delivered on it.
         warn: takes the text of a warning.
@@ -62,7 +62,7 @@ class Inference:
         self._learn(perf_counter() - started_s)
         return outputs
 
-    def submit(self, feeds: Feeds, deliver: Callable[[Outputs | None, BaseException | None], None]) -> Job:
+    def submit(self, feeds: Feeds, deliver: Deliver) -> Job:
         """
         Have the model run on its own thread, together with what else is waiting by then.
 

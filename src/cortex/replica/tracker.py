@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,23 +15,32 @@ from cortex.wire.stats import EXACT_CLASSES, TrackerStats
 
 WARN_INTERVAL_S = 60.0
 """A tracker that misses, misses often: one line a minute says so."""
+MAX_NAME_CHARS = 200
+"""Longer names are counted under their beginning and a digest: ten thousand of them are kept in memory."""
 _LARGEST = 1.7976931348623157e308
 _MISSING: Any = object()
 
 
 class Tracker:
     """
-    Counts predictions of one api. `track` is called on the event loop or in one handler thread at a time each.
+    Counts predictions of one api. Called on the event loop only; `snapshot` from any thread.
 
     Args:
         config: what to count.
+        output_names: of the model, in its order.
         warn: takes the text of a warning.
         monotonic_s: the clock that spaces warnings.
     """
 
     def __init__(
-        self, config: TrackerConfig, *, warn: Callable[[str], None], monotonic_s: Callable[[], float]
+        self,
+        config: TrackerConfig,
+        *,
+        output_names: Sequence[str],
+        warn: Callable[[str], None],
+        monotonic_s: Callable[[], float],
     ) -> None:
+        self._output_names = tuple(output_names)
         self._key = config.key
         self._classifies = config.model_type == "classification"
         self._warn = warn
@@ -70,25 +80,36 @@ class Tracker:
                 return
         self._count_one(_only_element(value))
 
-    def track_prediction(self, outputs: Mapping[str, Any]) -> None:
+    def track_prediction(self, prediction: Any, rows: int) -> None:
         """
         Count a model's raw prediction: each row is one.
 
         Args:
-            outputs: value by output name.
+            prediction: outputs in the order of `output_names`, or by name.
+            rows: how many rows went in. With one row, outputs may have lost that dimension.
         """
         if self._key is not None:
-            value = outputs.get(self._key, _MISSING)
+            value = self._output(prediction, self._key)
             if value is _MISSING:
                 self._miss(f'the model has no output "{self._key}"')
                 return
-        elif len(outputs) == 1:
-            value = next(iter(outputs.values()))
+        elif len(prediction) == 1:
+            value = next(iter(prediction.values())) if isinstance(prediction, Mapping) else prediction[0]
         else:
-            self._miss(f"the model has {len(outputs)} outputs, and `tracker: key:` names none")
+            self._miss(f"the model has {len(prediction)} outputs, and `tracker: key:` names none")
             return
-        for row in _rows(value):
-            self._count_one(_only_element(row))
+        if rows > 1 and isinstance(value, np.ndarray | list) and _length(value) == rows:
+            for row in value:
+                self._count_one(_only_element(row))
+        else:
+            self._count_one(_only_element(value))
+
+    def _output(self, prediction: Any, name: str) -> Any:
+        if isinstance(prediction, Mapping):
+            return prediction.get(name, _MISSING)
+        if name in self._output_names:
+            return prediction[self._output_names.index(name)]
+        return _MISSING
 
     def _count_one(self, value: Any) -> None:
         if self._classifies:
@@ -96,6 +117,9 @@ class Tracker:
             if name is None:
                 self._miss(f"expected text or an integer, found {_kind(value)}")
                 return
+            if len(name) > MAX_NAME_CHARS:
+                digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+                name = f"{name[:MAX_NAME_CHARS]}… ({digest})"
             classes = self._classes
             if name in classes:
                 classes[name] += 1
@@ -152,11 +176,9 @@ def _only_element(value: Any) -> Any:
     return value
 
 
-def _rows(value: Any) -> list[Any] | Any:
-    """The rows of an output: along the first dimension; a scalar is one row."""
-    if isinstance(value, np.ndarray):
-        return value.reshape(1) if value.ndim == 0 else value
-    return value if isinstance(value, list | tuple) else [value]
+def _length(value: Any) -> int:
+    """Size along the first dimension; -1 if there is none."""
+    return -1 if isinstance(value, np.ndarray) and value.ndim == 0 else len(value)
 
 
 def _lookup(response: Any, key: str) -> Any:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -28,6 +28,7 @@ from ruamel.yaml.events import (
     SequenceEndEvent,
     SequenceStartEvent,
 )
+from ruamel.yaml.scanner import Scanner, ScannerError
 
 from cortex.spec.problems import found, nearest, quoted
 
@@ -50,6 +51,8 @@ _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL_FLOAT = re.compile(r"([-+]?)(?:\.(inf|Inf|INF)|(\.nan|\.NaN|\.NAN))")
 _COMPARED_ANCHORS = 100
+_MAX_TAG_CHARACTERS = 100
+_TAG_ENDS = frozenset("\0 \t\r\n\x85\u2028\u2029")
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -106,6 +109,8 @@ class MapNode:
 
 
 Node = ScalarNode | ListNode | MapNode
+_MISSING = ScalarNode(None, "", plain=False)
+"""Stands for what an unknown alias was to repeat: nothing more is said about it."""
 
 
 class Document:
@@ -144,7 +149,8 @@ class Document:
     def wrapped(self) -> Document:
         """Return this document as the only item of a list."""
         root = ListNode([(self._start, self.root)] if self.root is not None else [])
-        return Document(root, self.flaws, self._lines, start=self._start)
+        flaws = [replace(flaw, path=(0, *flaw.path)) for flaw in self.flaws]
+        return Document(root, flaws, self._lines, start=self._start)
 
     def _find(self, path: Sequence[str | int]) -> tuple[int, Node | None, bool]:
         index, node = self._start, self.root
@@ -207,6 +213,15 @@ class _Lines:
         return UnreadableError([(*self.position(flaw.index), flaw) for flaw in flaws])
 
 
+class _Scanner(Scanner):
+    """Refuses endless tags: ruamel.yaml decodes them in quadratic time, half a minute for one of a megabyte."""
+
+    def scan_tag(self) -> Any:
+        if all(self.reader.peek(ahead) not in _TAG_ENDS for ahead in range(_MAX_TAG_CHARACTERS)):
+            raise ScannerError("while scanning a tag", self.reader.get_mark(), "too long", self.reader.get_mark())
+        return super().scan_tag()
+
+
 class _Stop(Exception):
     """Reading ends here."""
 
@@ -246,7 +261,9 @@ class _Tree:
         self._documents = 0
 
     def read(self, text: str) -> None:
-        for event in YAML(typ="safe", pure=True).parse(text):
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Scanner = _Scanner
+        for event in yaml.parse(text):
             self.last_index = index = event.start_mark.index
             if isinstance(event, DocumentStartEvent):
                 self._documents += 1
@@ -348,7 +365,7 @@ class _Tree:
             meant = nearest(name, self._anchors) if len(self._anchors) < _COMPARED_ANCHORS else None
             hint = f'did you mean "*{meant}"?' if meant else f'quote it if it is text: "*{name}"'
             self._flaw(index, "unknown-alias", f"no anchor {quoted('&' + name)} stands above this alias", hint)
-            return ScalarNode("*" + name, "*" + name, plain=False)
+            return _MISSING
         if node.size == 0:
             raise self._stop(
                 index,
@@ -420,7 +437,8 @@ class _Tree:
     def _key(self, parent: _Open, index: int, node: Node) -> str | None:
         """Return the key to keep the next value under, None to drop it."""
         if not isinstance(node, ScalarNode) or not isinstance(node.value, str):
-            self._refuse_key(index, node)
+            if node is not _MISSING:
+                self._refuse_key(index, node)
             return None
         first = parent.key_indexes.setdefault(node.value, index)
         if first != index:
@@ -437,12 +455,14 @@ class _Tree:
             hint = 'quote the whole value if it is text that begins with "{" or "["'
         else:
             what = found(node.value, node.text)
-            hint = f'quote it: "{node.text}":' if node.text else 'write a key in front of the ":"'
+            hint = f'quote it: "{node.text}"' if node.text else 'write a key in front of the ":"'
         self._flaw(index, "key-not-text", f"expected a string as key, found {what}", hint)
 
     def _merge(self, into: MapNode, index: int, node: Node) -> None:
         sources = [item for _, item in node.items] if isinstance(node, ListNode) else [node]
         for source in sources:
+            if source is _MISSING:
+                continue
             if not isinstance(source, MapNode):
                 self._flaw(
                     index,
@@ -530,7 +550,9 @@ _RULES = (
         at_start=True,
     ),
     _Rule(
-        r"unknown escape character '(.+?)'", 'a backslash before "{0}" has no meaning in double quotes', _ESCAPE_HINT
+        r"unknown escape character ['\"](.+?)['\"]$",
+        'a backslash before "{0}" has no meaning in double quotes',
+        _ESCAPE_HINT,
     ),
     _Rule(r"expected escape sequence of (\d+)", "this escape needs {0} hexadecimal digits", _ESCAPE_HINT),
     _Rule(

@@ -51,6 +51,8 @@ EXAMPLES = {
 }
 """One line, or a few, for every field."""
 _READABLE_DIGITS = 10
+_COMPARED_KEYS = 100
+"""More keys than this in one block are no misspellings, and comparing all of them would take seconds."""
 _GONE = {"tags": "tags never had an effect and are gone: delete them"}
 _TYPES = {"model_type": "a mapping", "mapping_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list"}
 """pydantic's own types of errors that say what had to be there."""
@@ -77,8 +79,7 @@ def explain(
         problem = _Finding(details["type"], path, document, details.get("ctx", {}), written).problem(details["msg"])
         if problem is not None:
             problems.append(problem)
-    meant = {(*problem.path[:-1], _meant_field(problem.path, document)) for problem in problems if _is_unknown(problem)}
-    return tuple(p for p in problems if not (p.reference == "missing-field" and p.path in meant))
+    return tuple(problems)
 
 
 class _Finding:
@@ -100,7 +101,7 @@ class _Finding:
             case "default_factory_not_called":
                 return None
             case "missing":
-                return self._missing()
+                return None if self._is_misspelled() else self._missing()
             case "extra_forbidden":
                 return self._unknown()
             case "wrong-type":
@@ -116,7 +117,9 @@ class _Finding:
                 self._path = (*self._path[:-1], self._facts["blame"])
                 return self._said(self._kind, self._facts["message_by_default"], self._facts["hint_by_default"])
             case _:
-                return self._said(self._kind, self._facts.get("message", message), self._facts.get("hint", ""))
+                return self._said(
+                    self._kind, self._facts.get("message", message), self._facts.get("hint") or self._example()
+                )
 
     def _said(self, reference: str, message: str, hint: str = "") -> Problem:
         return Problem(
@@ -132,16 +135,31 @@ class _Finding:
         return found(self._value, self._written)
 
     @property
+    def _beside(self) -> Mapping[str, Any]:
+        """The block in which the field stands, or should."""
+        block = lookup(self._document, self._path[:-1])
+        return block if isinstance(block, Mapping) else {}
+
+    @property
     def _field(self) -> str:
         return str(self._path[-1]) if self._path else ""
 
     def _example(self) -> str:
-        """Return a hint with an example of the field, also for what a user named (a variable in `env`)."""
-        example = EXAMPLES.get(self._field, f"{self._field}: value")
+        """Return a hint with an example of the field; a variable in `env` has the user's name and just some value."""
+        in_env = self._path[-2:-1] == ("env",)
+        example = f"{self._field}: value" if in_env else EXAMPLES.get(self._field, "")
+        if not example:
+            return ""
         return f"for example\n{example}" if "\n" in example else f"for example, {example}"
 
     def _missing(self) -> Problem:
         return self._said("missing-field", f"{quoted(self._field)} is missing", self._example())
+
+    def _is_misspelled(self) -> bool:
+        """Whether an unknown key beside a missing field was meant to be it: one mistake, told once."""
+        block = block_of(self._path, self._document)
+        unknown = [key for key in self._beside if key not in _FIELDS[block]]
+        return any(nearest(key, _FIELDS[block]) == self._field for key in unknown[:_COMPARED_KEYS])
 
     def _unknown(self) -> Problem:
         block = block_of(self._path, self._document)
@@ -151,10 +169,11 @@ class _Finding:
             return self._said("misplaced-field", message, home)
         if self._field in _GONE:
             return self._said("unknown-field", message, _GONE[self._field])
-        meant = nearest(self._field, _FIELDS[block])
+        compares = len(self._beside) <= _COMPARED_KEYS
+        meant = nearest(self._field, _FIELDS[block]) if compares else None
         if meant is not None:
             return self._said("unknown-field", message, f'did you mean "{meant}"?')
-        elsewhere = _meant_elsewhere(self._field, block)
+        elsewhere = _meant_elsewhere(self._field, block) if compares else None
         if elsewhere is not None:
             hint = f'did you mean "{elsewhere}"? {_home(elsewhere, block)}'
             return self._said("unknown-field", message, hint)
@@ -202,14 +221,6 @@ def _cleaned(place: tuple[str | int, ...]) -> Path:
     """Return pydantic's place without its marks for members of unions and for keys."""
     parts = [part for part in place if part not in (IS_SECRET, IS_TEXT)]
     return tuple(parts[:-1] if parts[-1:] == ["[key]"] else parts)
-
-
-def _is_unknown(problem: Problem) -> bool:
-    return problem.reference == "unknown-field"
-
-
-def _meant_field(path: Path, document: object) -> str:
-    return nearest(str(path[-1]), _FIELDS[block_of(path, document)]) or ""
 
 
 def _home(field: str, block: str) -> str:

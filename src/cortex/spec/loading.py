@@ -89,11 +89,14 @@ class _Reading:
         self._file = file
         self._data: Any = None
         self._found: list[tuple[int, int, Problem]] = []
+        self._told: frozenset[Path] = frozenset()
+        """Where the text itself has a flaw, so that the value there says nothing."""
 
     def load(self) -> Loaded:
         resources = self._resources()
         for flaw in self._document.flaws:
             self._found.append((*self._document.position(flaw.index), _problem(flaw, self._data)))
+        self._told = frozenset(flaw.path for flaw in self._document.flaws if flaw.reference != "duplicate-key")
         kinds = [self._kind(number, resource) for number, resource in enumerate(resources)]
         specs = [self._spec(number, kind) for number, kind in enumerate(kinds)]
         self._check_deployments([number for number, kind in enumerate(kinds) if kind == "deployment"])
@@ -146,10 +149,10 @@ class _Reading:
             return kind
         meant = nearest(kind, RESOURCES) if isinstance(kind, str) else None
         if kind is None:
-            guess = "api" if _API_FIELDS.intersection(resource) or "name" not in resource else None
+            guess = "api" if _API_FIELDS.intersection(resource) else None
             hint = f"add kind: {guess}" if guess else "add kind: api or kind: deployment"
             self._add("missing-field", '"kind" is missing', (number, "kind"), hint)
-            return "api" if guess and len(resource) > 1 else None
+            return guess
         shown = found(kind, self._document.written((number, "kind")))
         hint = f'did you mean "{meant}"?' if meant else "write kind: api"
         self._add("unknown-kind", f'expected "api" or "deployment", found {shown}', (number, "kind"), hint)
@@ -164,7 +167,7 @@ class _Reading:
             return RESOURCES[kind].model_validate(data)
         except ValidationError as error:
             problems = explain(error, self._data, prefix=(number,), written=self._document.written)
-            self._found += [(*self._document.locate(problem.path), problem) for problem in problems]
+            self._found += [(*self._document.locate(p.path), p) for p in problems if p.path not in self._told]
             return None
 
     def _check_deployments(self, numbers: list[int]) -> None:

@@ -53,7 +53,7 @@ _DURATION = {
 }
 _MODEL = {
     **_TEXT,
-    "pattern": r"^((s3|gs|az|https)://[^/]+/+[^/].*|file://(localhost)?/.+|(?!~)(?![A-Za-z][A-Za-z0-9+.\-]*:/).+)$",
+    "pattern": r"^((s3|gs|az|https)://[^/]+/+[^/].*|file://(localhost)?/.+|(?!~)(?![A-Za-z][A-Za-z0-9+.\-]*://).+)$",
 }
 _HANDLER = {**_TEXT, "pattern": r"^(?!/)(?!~)(?!(\./)*\.\./)[^\\]*[^/\\]\.py$"}
 _ENV = {
@@ -71,8 +71,6 @@ _ENV = {
         ]
     },
 }
-_SWITCH_OFF = [case(word) for word in rules.OFF_WORDS for case in (str, str.title, str.upper)] + [False]
-_SWITCH_ON = [case(word) for word in rules.ON_WORDS for case in (str, str.title, str.upper)] + [True]
 
 
 def _spelling(value: Cpu | Size | Duration) -> str:
@@ -105,12 +103,12 @@ ModelTypeField = Annotated[
 RetryField = Annotated[
     Literal["on", "off"],
     PlainValidator(rules.check_switch("on", "off")),
-    WithJsonSchema({"enum": [*_SWITCH_ON, *_SWITCH_OFF]}),
+    WithJsonSchema({"enum": [*rules.ON_SPELLINGS, *rules.OFF_SPELLINGS]}),
 ]
 BatchingField = Annotated[
     Literal["auto", "off"],
     PlainValidator(rules.check_switch("auto", "off")),
-    WithJsonSchema({"enum": ["auto", "Auto", "AUTO", *_SWITCH_OFF]}),
+    WithJsonSchema({"enum": ["auto", *rules.OFF_SPELLINGS]}),
 ]
 SampleField = Annotated[JsonValue, PlainValidator(rules.check_json), WithJsonSchema({})]
 

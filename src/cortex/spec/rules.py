@@ -34,9 +34,9 @@ MAX_TEXT_CHARACTERS = 4096
 """Linux's PATH_MAX; object keys are shorter still."""
 MAX_SAMPLE_DEPTH = 64
 
-ON_WORDS = ("on", "yes", "true")
-OFF_WORDS = ("off", "no", "false")
-"""In any case, and so are the booleans: YAML 1.1 read all of these as one."""
+ON_SPELLINGS = (True, *(case(word) for word in ("on", "yes", "true") for case in (str, str.title, str.upper)))
+OFF_SPELLINGS = (False, *(case(word) for word in ("off", "no", "false") for case in (str, str.title, str.upper)))
+"""As YAML 1.1 had it; by YAML 1.2 all but true and false are strings."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SCHEME_TYPO = re.compile(rf"({'|'.join(SCHEMES)}|http):/?(?!/)", re.IGNORECASE)
@@ -79,7 +79,7 @@ def check_text(value: object) -> str:
     """A string that names something: not empty, one line, not longer than a path can be."""
     text = check_string(value)
     if not text.strip():
-        raise refusal("bad-text", "expected a string that is not empty", hint="leave the line out to get the default")
+        raise refusal("bad-text", "expected a string that is not empty")
     if len(text) > MAX_TEXT_CHARACTERS:
         raise refusal("bad-text", f"expected at most {MAX_TEXT_CHARACTERS} characters, found {len(text)}")
     if _CONTROL.search(text):
@@ -118,11 +118,11 @@ def check_switch(*words: str) -> Callable[[object], str]:
     """As `check_one_of`, for words of which some are `on` or `off`: these may also be yes, no, true and false."""
 
     def check(value: object) -> str:
-        text = str(value).lower() if isinstance(value, bool | str) else ""
-        text = "on" if text in ON_WORDS else "off" if text in OFF_WORDS else text
-        if text not in words:
-            raise PydanticCustomError("unknown-value", "expected one of {words}", {"words": words})
-        return text
+        if isinstance(value, bool | str):
+            text = "on" if value in ON_SPELLINGS else "off" if value in OFF_SPELLINGS else value
+            if text in words:
+                return str(text)
+        raise PydanticCustomError("unknown-value", "expected one of {words}", {"words": words})
 
     return check
 
@@ -222,7 +222,7 @@ def check_handler(value: object) -> str:
         message = f"{quoted(written)} is outside the project, which is the folder of cortex.yaml"
         raise refusal("bad-handler", message, hint="move the file into the project")
     stem, ending = posixpath.splitext(path)
-    if ending != ".py":
+    if ending != ".py" or posixpath.basename(written) != posixpath.basename(path):
         is_module = re.fullmatch(r"\w+(\.\w+)+", path) and ending not in (".ipynb", ".pyc")
         meant = f"{path.replace('.', '/') if is_module else stem}.py"
         hint = "such as handler.py" if stem.startswith(".") else f"did you mean {quoted(meant)}?"

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from cortex.spec.models import RESOURCES
+from pydantic import BaseModel
+
+from cortex.spec.models import BLOCKS, RESOURCES
+from cortex.spec.quantities import Cpu, Duration, Size
 
 
 def json_schema() -> dict[str, Any]:
     """Return the schema (draft 2020-12) of a whole file. Everything that `loading.load` accepts is valid by it."""
-    definitions: dict[str, Any] = {}
-    for kind, model in RESOURCES.items():
-        schema = model.model_json_schema(ref_template="#/$defs/{model}")
-        for name, block in schema.pop("$defs", {}).items():
-            definitions[name] = _block(block)
-        definitions[kind] = _resource(kind, _block(schema))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "cortex.yaml",
@@ -25,38 +22,46 @@ def json_schema() -> dict[str, Any]:
         "contains": {"properties": {"kind": {"const": "deployment"}}, "required": ["kind"]},
         "minContains": 0,
         "maxContains": 1,
-        "$defs": definitions,
+        "$defs": {
+            **{kind: _resource(kind, model) for kind, model in RESOURCES.items()},
+            **{model.__name__: _block(model) for model in BLOCKS.values()},
+        },
     }
 
 
-def _resource(kind: str, block: dict[str, Any]) -> dict[str, Any]:
+def _resource(kind: str, model: type[BaseModel]) -> dict[str, Any]:
+    block = _block(model)
     stated = {"kind": {"const": kind, "description": "What this resource is."}}
-    return {
-        **block,
-        "properties": stated | block["properties"],
-        "required": ["kind", *block["required"]],
-    }
+    return {**block, "properties": stated | block["properties"], "required": ["kind", *block["required"]]}
 
 
-def _block(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return pydantic's schema of a block without its titles, and with null wherever a default stands in for it."""
+def _block(model: type[BaseModel]) -> dict[str, Any]:
+    """Return pydantic's schema of a block without titles, and with null wherever a default stands in for it."""
+    schema = model.model_json_schema(ref_template="#/$defs/{model}")
     required = schema.get("required", [])
     properties = {
-        name: field if name in required else _or_null(field)
-        for name, field in ((name, _untitled(field)) for name, field in schema["properties"].items())
+        name: _field(field, model.model_fields[name].default, is_required=name in required)
+        for name, field in schema["properties"].items()
     }
-    return {**_untitled(schema), "properties": properties}
+    return {
+        "type": "object",
+        "description": schema["description"],
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
 
 
-def _or_null(field: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an optional field, which may be null."""
-    about = {key: value for key, value in field.items() if key in ("description", "default")}
-    rule = {key: value for key, value in field.items() if key not in about}
+def _field(schema: dict[str, Any], default: object, *, is_required: bool) -> dict[str, Any]:
+    about = {"description": schema["description"]}
+    rule = {key: value for key, value in schema.items() if key not in ("title", "description", "default")}
+    if is_required:
+        return {**about, **rule}
+    if isinstance(default, Cpu | Size | Duration):
+        default = default.text
+    if isinstance(default, str | int):
+        about["default"] = default
     choices = rule.pop("anyOf", [rule] if rule else [])
     if not choices:
         return about
     return {**about, "anyOf": [*(choice for choice in choices if choice != {"type": "null"}), {"type": "null"}]}
-
-
-def _untitled(schema: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in schema.items() if key != "title"}

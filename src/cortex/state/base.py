@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from cortex.errors import Problem
+from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version
 from cortex.planning.model import Desired, WantedApi
 from cortex.wire.launch import InspectReport
@@ -59,18 +59,78 @@ class DeployChange(msgspec.Struct, frozen=True, kw_only=True):
     """New lines of history."""
 
 
+class StateError(CortexError):
+    """The stored state cannot be used. What runs goes on running."""
+
+    reference = "state-unusable"
+
+    def __init__(self, place: str, reason: str, *, hint: str = "") -> None:
+        self.place = place
+        self.reason = reason
+        self.hint = hint
+        super().__init__(f"{place}: {reason}")
+
+
+class StateCorrupt(StateError):
+    """What is stored cannot be read back; names the file and what is wrong with it."""
+
+    reference = "state-corrupt"
+
+
+class StateFull(StateError):
+    """There is no room to write; nothing of the change was written."""
+
+    reference = "disk-full"
+
+
+class StateBusy(StateError):
+    """Someone else holds the state for longer than we wait; nothing of the change was written."""
+
+    reference = "state-busy"
+
+
+class StateTooNew(StateError):
+    """A newer Cortex wrote this state: this one would misread it."""
+
+    reference = "state-too-new"
+
+    def __init__(self, place: str, *, found: int, known: int) -> None:
+        self.found = found
+        self.known = known
+        super().__init__(
+            place,
+            f"its schema is version {found}, this Cortex knows up to {known}",
+            hint="install the Cortex that wrote it, or a newer one",
+        )
+
+
 class StateStore(Protocol):
     """
-    Durable state. Thread-safe; every method is one transaction.
+    Durable state. Thread-safe; every method is one transaction, and raises StateError when it cannot be made.
 
     The contract suite `tests/contract/test_state.py` holds every implementation to this.
     """
+
+    @property
+    def revision(self) -> int:
+        """Another number after each change of what `desired` answers; saves loading it again."""
+        ...
 
     def desired(self, *, now_wall_s: float) -> Desired:
         """The wanted state; stored instants become ages against `now_wall_s`, never below 0."""
         ...
 
-    def deployments(self) -> tuple[DeploymentRecord, ...]: ...
+    def rebase(self, *, now_wall_s: float) -> None:
+        """
+        Let stored instants that lie in the future be now: the wall clock was set back while nobody looked.
+
+        Called once at our start, so that ages count from there instead of staying 0 until the clock has caught up.
+        """
+        ...
+
+    def deployments(self) -> tuple[DeploymentRecord, ...]:
+        """Sorted by name."""
+        ...
 
     def apis(self, deployment: DeploymentName | None = None) -> tuple[ApiRecord, ...]:
         """All apis, or one deployment's, sorted by name."""
@@ -80,19 +140,32 @@ class StateStore(Protocol):
 
     def commit_deploy(self, change: DeployChange) -> None:
         """
-        Write a whole deploy.
+        Write a whole deploy; it survives a power failure once this returns.
 
         An api that exists keeps `serving`, `live_wall_s` when its revision is unchanged, and its run records;
-        its `failed` mark is cleared, so that deploying the same thing again tries it again.
+        its `failed` mark is cleared and its revision's failed starts are forgotten, so that deploying the same thing
+        again tries it again.
         """
         ...
 
     def delete(self, deployment: DeploymentName, api: ApiKey | None = None) -> bool:
-        """Remove a deployment or one api of it. False when there was none."""
+        """Remove a deployment or one api of it, with what is remembered of it. False when there was none."""
+        ...
+
+    def set_replicas(self, api: ApiKey, replicas: int) -> None:
+        """How many replicas from now on, within the api's bounds. Ignored when the api is gone."""
+        ...
+
+    def mark_serving(self, api: ApiKey, revision: Revision) -> None:
+        """
+        `revision` carries the api alone, not yet at full size: a failing later version goes back to it.
+
+        Ignored when `revision` is no longer the wanted one. Same for `mark_live` and `mark_failed`.
+        """
         ...
 
     def mark_live(self, api: ApiKey, revision: Revision, *, wall_s: float) -> None:
-        """Ignored when `revision` is no longer the wanted one. Same for `mark_failed`."""
+        """`revision` serves at full size: it becomes `serving`, and a failure that was noted is over."""
         ...
 
     def mark_failed(self, api: ApiKey, revision: Revision, problem: Problem, *, wall_s: float) -> None: ...
@@ -108,10 +181,12 @@ class StateStore(Protocol):
         was_ready: bool,
         wall_s: float,
     ) -> None:
-        """Once for each (replica, attempt); repeats are ignored."""
+        """Once for each (replica, attempt); repeats, and exits of apis that are gone, are ignored."""
         ...
 
-    def record_ready(self, api: ApiKey, revision: Revision) -> None: ...
+    def record_ready(self, api: ApiKey, revision: Revision, replica: ReplicaId) -> None:
+        """This replica's failed starts count from zero again."""
+        ...
 
     def history(self, api: ApiKey) -> Sequence[VersionRecord]:
         """Newest first."""

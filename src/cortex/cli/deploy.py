@@ -1,0 +1,317 @@
+"""`cortex deploy`: bring what runs to what a cortex.yaml says, and tell how that goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from cortex.cli import text
+from cortex.cli.boundary import DONE, FAILED, show_problems
+from cortex.cli.command import (
+    Command,
+    Duration,
+    environment,
+    flag,
+    on_interrupt,
+    output_option,
+    print_json,
+)
+from cortex.cli.curl import curl_line
+from cortex.cli.get import listed
+from cortex.cli.live import display
+from cortex.cli.terminal import Paint, Terminal, harmless
+from cortex.client.errors import OperatorFailed
+from cortex.client.follow import Followed, Outcome, follow
+from cortex.client.local import LocalEnvironment
+from cortex.client.operator import OperatorClient
+from cortex.client.project import Package, locate, prepare, upload
+from cortex.client.reconnection import Reconnecting
+from cortex.errors import Problem, Problems
+from cortex.settings import Settings
+from cortex.wire.operator import ApiChange, ChangeKind, DeployProgress, DeployResult
+
+if TYPE_CHECKING:
+    from cortex.spec.loading import Loaded
+
+PATIENCE_S = 600.0
+
+SIGNS: dict[ChangeKind, tuple[str, str]] = {
+    ChangeKind.ADDED: ("+", "green"),
+    ChangeKind.NEW_VERSION: ("~", "yellow"),
+    ChangeKind.ROLLED: ("~", "yellow"),
+    ChangeKind.SETTINGS: ("~", "cyan"),
+    ChangeKind.REMOVED: ("-", "red"),
+    ChangeKind.UNCHANGED: ("=", "dim"),
+}
+
+NOTHING_CHANGED = "nothing was changed"
+GOES_ON = "the deploy goes on; `cortex get` shows it"
+
+
+def deploy(
+    terminal: Terminal,
+    settings: Settings,
+    *,
+    path: str | None,
+    dry_run: bool,
+    force: bool,
+    prune: bool,
+    no_wait: bool,
+    timeout: float,
+    output: str,
+) -> int:
+    return run(
+        terminal,
+        settings,
+        path=path,
+        dry_run=dry_run,
+        force=force,
+        prune=prune,
+        refresh=False,
+        wait=not no_wait,
+        patience_s=timeout,
+        output=output,
+    )
+
+
+def run(
+    terminal: Terminal,
+    settings: Settings,
+    *,
+    path: str | None,
+    dry_run: bool,
+    force: bool,
+    prune: bool,
+    refresh: bool,
+    wait: bool,
+    patience_s: float,
+    output: str,
+) -> int:
+    """Deploy, follow, tell. Returns 0 only when every api is live, or for a dry run without problems."""
+    with on_interrupt(NOTHING_CHANGED):
+        file = locate(path, terminal.cwd)
+        place = environment(terminal, settings)
+        shown_file = text.shown_path(file, terminal.cwd)
+        try:
+            with prepare(
+                file,
+                shown_file=shown_file,
+                home=settings.home,
+                now_wall_s=terminal.clock.wall_s(),
+                dry_run=dry_run,
+                force=force,
+                prune=prune,
+                refresh=refresh,
+            ) as package:
+                operator = place.ensure(even_if_down=not dry_run)
+                result = _send(terminal, operator, package)
+        except Problems as error:
+            if output == "json":
+                print_json(terminal, _for_programs("", DeployResult(problems=error.problems), (), "refused"))
+            raise
+    loaded, deployment = package.loaded, package.request.deployment
+    if output == "text":
+        for line in changes_text(deployment, result.changes, terminal.paint, dry_run=dry_run):
+            terminal.out(line)
+    if result.warnings:
+        show_problems(terminal, [_placed(loaded, warning) for warning in result.warnings], level="warning")
+    if dry_run or not wait:
+        if output == "json":
+            outcome = "dry run" if dry_run else "not waited for"
+            print_json(terminal, _for_programs(deployment, result, (), outcome))
+        else:
+            terminal.say("dry run: nothing was changed" if dry_run else "not waiting: `cortex get` shows how it goes")
+        return DONE
+    with on_interrupt(GOES_ON):
+        rows = _follow(terminal, place, operator, result, deployment, patience_s)
+    return _conclude(terminal, loaded, file, deployment, result, rows, output=output, patience_s=patience_s)
+
+
+def _send(terminal: Terminal, operator: OperatorClient, package: Package) -> DeployResult:
+    """Upload what is missing, then deploy. Raises Problems when the control plane refuses; then nothing changed."""
+    with display(terminal) as shown:
+        upload(operator, package, lambda done, total: shown.step("uploading", done, total, in_bytes=True))
+        shown.step("checking models and handlers")
+        with on_interrupt("the control plane had the deploy already and goes on with it; `cortex get` shows it"):
+            try:
+                for event in operator.deploy(package.request):
+                    if isinstance(event, DeployProgress):
+                        subject = f"{event.api}: " if event.api else ""
+                        shown.step(f"{subject}{event.message}", event.done, event.total)
+                    else:
+                        result = event
+            except OperatorFailed as error:
+                if not error.problems:
+                    raise
+                raise Problems(_placed(package.loaded, problem) for problem in error.problems) from error
+    if result.problems:
+        raise Problems(_placed(package.loaded, problem) for problem in result.problems)
+    return result
+
+
+def _placed(loaded: Loaded, problem: Problem) -> Problem:
+    """A problem of the control plane with its place in the file."""
+    return loaded.place(problem) if problem.path and not problem.where else problem
+
+
+def _follow(
+    terminal: Terminal,
+    place: LocalEnvironment,
+    operator: OperatorClient,
+    result: DeployResult,
+    deployment: str,
+    patience_s: float,
+) -> tuple[Followed, ...]:
+    calls = Reconnecting(place, operator, clock=terminal.clock, sleep=terminal.sleep)
+    rows: tuple[Followed, ...] = ()
+    with display(terminal) as shown:
+        for rows in follow(
+            lambda token, timeout_s: calls.call(
+                lambda client: client.watch(token, timeout_s=timeout_s, deployment=deployment)
+            ),
+            result.changes,
+            deployment=deployment,
+            patience_s=patience_s,
+            clock=terminal.clock,
+        ):
+            shown.follow(rows)
+    return rows
+
+
+def _conclude(
+    terminal: Terminal,
+    loaded: Loaded,
+    file: Path,
+    deployment: str,
+    result: DeployResult,
+    rows: Sequence[Followed],
+    *,
+    output: str,
+    patience_s: float,
+) -> int:
+    failed = [row for row in rows if row.outcome is Outcome.FAILED]
+    stalled = [row for row in rows if row.outcome is Outcome.STALLED]
+    if failed:
+        terminal.say()
+        show_problems(terminal, [_of_row(loaded, row) for row in failed])
+        for row in failed:
+            serving = row.status.serving if row.status is not None else ""
+            if serving:
+                terminal.say(f"\napi {row.name}: version {serving} goes on serving")
+    if stalled:
+        names = text.listed([row.name for row in stalled])
+        terminal.say(f"\nno progress for {text.age(patience_s)}: {names}. {GOES_ON[0].upper()}{GOES_ON[1:]}")
+    if output == "json":
+        outcome = "failed" if failed else "no progress" if stalled else "live"
+        print_json(terminal, _for_programs(deployment, result, rows, outcome))
+        return FAILED if failed or stalled else DONE
+    samples = {api.name: api.sample for api in loaded.spec.apis}
+    endpoints = {change.api: change.endpoint for change in result.changes}
+    for row in rows:
+        if row.outcome is Outcome.LIVE and row.status is not None:
+            endpoint = row.status.endpoint or endpoints.get(row.name, "")
+            line = curl_line(endpoint, samples.get(row.name), folder=file.parent, cwd=terminal.cwd)
+            terminal.out(f"\n{terminal.paint(row.name, 'bold')}  {terminal.paint(endpoint, 'cyan')}\n  {line}")
+    live = sum(row.outcome is Outcome.LIVE for row in rows)
+    if live < len(rows):
+        terminal.say(f"\n{live} of {text.count(len(rows), 'api')} {'is' if live == 1 else 'are'} live")
+    return DONE if live == len(rows) else FAILED
+
+
+def _of_row(loaded: Loaded, row: Followed) -> Problem:
+    return _placed(loaded, row.problem())
+
+
+def changes_text(deployment: str, changes: Sequence[ApiChange], paint: Paint, *, dry_run: bool = False) -> list[str]:
+    """What a deploy changes and why, as lines."""
+    quiet = [c for c in changes if c.kind is ChangeKind.UNCHANGED and not c.causes and not c.breaking]
+    told = [change for change in changes if change not in quiet]
+    heading = f"deployment {paint(deployment, 'bold')}"
+    if not changes:
+        return [f"{heading}: no apis"]
+    if not told:
+        return [f"{heading}: nothing changed ({text.count(len(quiet), 'api')})", *_notes(changes, paint)]
+    lines = [f"{heading}{': would change' if dry_run else ''}"]
+    name_width = max(len(change.api) for change in told)
+    kind_width = max(len(change.kind) for change in told)
+    for change in told:
+        sign, colour = SIGNS[change.kind]
+        kind = paint(f"{change.kind:<{kind_width}}", colour)
+        head = f"  {paint(sign, colour)} {change.api:<{name_width}}  {kind}  {_versions(change)}"
+        lines.append(head.rstrip())
+        lines += [f"      {harmless(cause)}" for cause in change.causes]
+        lines += [f"      {paint('breaks callers:', 'red', 'bold')} {harmless(words)}" for words in change.breaking]
+    if quiet:
+        lines.append(f"  {paint('=', 'dim')} unchanged: {', '.join(change.api for change in quiet)}")
+    return [*lines, *_notes(changes, paint)]
+
+
+def _versions(change: ApiChange) -> str:
+    new, old = change.version[:8], change.previous[:8]
+    if change.kind is ChangeKind.NEW_VERSION and old:
+        return f"{old} -> {new}"
+    return old if change.kind is ChangeKind.REMOVED else new
+
+
+def _notes(changes: Sequence[ApiChange], paint: Paint) -> list[str]:
+    """Each note once, with the apis that it is about."""
+    about: dict[str, list[str]] = {}
+    for change in changes:
+        for note in change.notes:
+            about.setdefault(harmless(note), []).append(change.api)
+    return [f"  {paint('note:', 'yellow')} {note} ({', '.join(apis)})" for note, apis in about.items()]
+
+
+def _for_programs(deployment: str, result: DeployResult, rows: Sequence[Followed], outcome: str) -> dict[str, Any]:
+    return {
+        "deployment": deployment,
+        "outcome": outcome,
+        "committed": result.committed,
+        "changes": msgspec.to_builtins(result.changes),
+        "warnings": msgspec.to_builtins(result.warnings),
+        "problems": msgspec.to_builtins(result.problems),
+        "apis": [listed(row.status) for row in rows if row.status is not None],
+    }
+
+
+def options() -> tuple[click.Option, ...]:
+    """What `deploy` and `refresh` have in common."""
+    return (
+        flag("--force", help="Accept a gap when there is no room for a new replica beside the old one."),
+        flag("--no-wait", help="Return as soon as the deploy is accepted."),
+        click.Option(
+            ["--timeout"],
+            type=Duration(),
+            default=PATIENCE_S,
+            metavar="TIME",
+            help="Stop following after this long without progress: 10m unless given.",
+        ),
+        output_option(),
+    )
+
+
+COMMAND = Command(
+    "deploy",
+    deploy,
+    summary="Deploy a cortex.yaml and follow until its apis are live.",
+    details="""
+    PATH is a folder or a yaml file; without it, the nearest cortex.yaml at or above here. Says what changes and why.
+    Starts Cortex if it does not run. Anything wrong with the file, a model or a handler: nothing is changed.
+    Exit code 0 only when every api is live; an api that fails undoes no other, and its old version goes on serving.
+    """,
+    parameters=(
+        click.Argument(["path"], required=False, type=click.Path()),
+        flag("--dry-run", help="Check everything and say what would change; change nothing."),
+        flag("--prune", help="Let a deploy from another folder remove the apis of `default`."),
+        *options(),
+    ),
+    examples=(
+        ("cortex deploy", "the nearest cortex.yaml"),
+        ("cortex deploy examples/iris --dry-run", "what would change?"),
+        ("cortex deploy -o json", "for programs; talk is on stderr"),
+    ),
+)

@@ -1,0 +1,48 @@
+"""`cortex history`: the versions of an api."""
+
+from __future__ import annotations
+
+from cortex.cli import text
+from cortex.cli.boundary import DONE
+from cortex.cli.command import Command, api_argument, deployment_option, output_option, print_json, reach
+from cortex.cli.terminal import Terminal, harmless
+from cortex.client.addressing import deployment_here, find_api
+from cortex.settings import Settings
+
+
+def history(terminal: Terminal, settings: Settings, *, api: str, deployment: str | None, output: str) -> int:
+    operator = reach(terminal, settings)
+    found = find_api(operator, api, deployment or deployment_here(terminal.cwd))
+    lines = operator.history(found.deployment, found.name)
+    if output == "json":
+        print_json(terminal, lines)
+        return DONE
+    now_s = terminal.clock.wall_s()
+    rows = [
+        [
+            line.version[:8],
+            text.ago(line.deployed, now_s),
+            _one_line(line.outcome) or "under way",
+            _one_line(line.cause),
+        ]
+        for line in lines
+    ]
+    widest = terminal.width if terminal.shows_results else None
+    header, *shown = text.table(["version", "deployed", "outcome", "cause"], rows, widest=widest)
+    terminal.out(terminal.paint(header, "bold"))
+    for line in shown:
+        terminal.out(line)
+    return DONE
+
+
+def _one_line(words: str) -> str:
+    return " ".join(harmless(words).split())
+
+
+COMMAND = Command(
+    "history",
+    history,
+    summary="Show the versions of an api, what made them and how they ended.",
+    parameters=(api_argument(), deployment_option(), output_option()),
+    examples=(("cortex history sklearn", "newest first"),),
+)

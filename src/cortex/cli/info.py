@@ -1,0 +1,55 @@
+"""`cortex info`: describe the environment."""
+
+from __future__ import annotations
+
+from cortex.cli import text
+from cortex.cli.boundary import DONE
+from cortex.cli.command import Command, output_option, print_json, reach
+from cortex.cli.terminal import Terminal
+from cortex.cli.up import remarks
+from cortex.settings import Settings
+from cortex.wire.operator import Info
+
+
+def info(terminal: Terminal, settings: Settings, *, output: str) -> int:
+    found = reach(terminal, settings).info()
+    if output == "json":
+        print_json(terminal, found)
+        return DONE
+    paint = terminal.paint
+    for line in text.pairs(_facts(found, terminal.clock.wall_s())):
+        name, gap, rest = line.partition(text.GAP)
+        terminal.out(f"{paint(name, 'dim')}{gap}{rest}" if name.strip() else line)
+    for remark in remarks(settings, found):
+        terminal.say(f"{terminal.paint_talk('note:', 'yellow')} {remark}")
+    return DONE
+
+
+def _facts(found: Info, now_s: float) -> list[tuple[str, str]]:
+    running = text.instant(found.started)
+    age = f", up {text.age(now_s - running)}" if running is not None else ""
+    ingress = found.ingress if found.ingress_up else f"{found.ingress} (does not answer)"
+    if found.ingress_pid is not None:
+        ingress += f" (pid {found.ingress_pid})"
+    rows = [
+        ("environment", found.environment),
+        ("home", found.home),
+        ("predictions", ingress),
+        ("control plane", f"{found.operator} (pid {found.pid}, version {found.version}{age})"),
+        ("agent", f"pid {found.agent_pid}" if found.agent_pid is not None else "not running"),
+        ("serving", f"{text.count(found.apis, 'api')}, {text.count(found.replicas, 'replica')}"),
+        ("cpu", f"{text.cpus(found.used_cpu_millis)} of {text.cpus(found.cpu_millis)} requested"),
+        ("memory", f"{text.size(found.used_mem_bytes)} of {text.size(found.mem_bytes)} requested"),
+    ]
+    if found.gpus:
+        rows.append(("gpu", f"{found.used_gpus} of {found.gpus} requested"))
+    return rows
+
+
+COMMAND = Command(
+    "info",
+    info,
+    summary="Describe the environment: where it listens, what it has, what is used.",
+    parameters=(output_option(),),
+    examples=(("cortex info", "ports, processes, capacity"), ("cortex info -o json", "the same, for programs")),
+)

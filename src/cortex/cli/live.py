@@ -1,0 +1,229 @@
+"""
+The moving part of a deploy: what is being done, and how far each api is.
+
+On a terminal lines are redrawn in place, finished ones stay above; elsewhere a line is printed whenever something
+changed. Only stderr is written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from cortex.cli import text
+from cortex.cli.terminal import Terminal, harmless
+from cortex.client.follow import Followed, Outcome
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.text import Text
+
+SHOWN_AFTER_S = 1.0
+"""Steps that are over sooner are not worth a line."""
+FRAMES_A_SECOND = 10
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+PLAIN_SPINNER = "|/-\\"
+
+MARKS = {Outcome.LIVE: ("✓", "green"), Outcome.FAILED: ("✗", "red"), Outcome.STALLED: ("!", "yellow")}
+PLAIN_MARKS = {Outcome.LIVE: "+", Outcome.FAILED: "x", Outcome.STALLED: "!"}
+
+
+class Display(Protocol):
+    """Where a deploy shows how far it is."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def step(self, message: str, done: int = 0, total: int = 0, *, in_bytes: bool = False) -> None:
+        """What is being done now, and how much of it."""
+        ...
+
+    def follow(self, rows: Sequence[Followed]) -> None:
+        """How far each api is."""
+        ...
+
+
+def display(terminal: Terminal) -> Display:
+    return MovingDisplay(terminal) if terminal.shows_talk else PlainDisplay(terminal)
+
+
+class PlainDisplay:
+    """For pipes, files and CI: a line whenever something changed."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._message = ""
+        self._told: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def step(self, message: str, done: int = 0, total: int = 0, *, in_bytes: bool = False) -> None:
+        if message and message != self._message:
+            amount = f" ({text.size(total)})" if in_bytes and total else ""
+            self._terminal.say(f"{harmless(message)}{amount}")
+        self._message = message
+
+    def follow(self, rows: Sequence[Followed]) -> None:
+        for row in rows:
+            line = _plain_line(row, self._terminal.clock.monotonic_s())
+            if line and self._told.get(row.name) != line:
+                self._told[row.name] = line
+                self._terminal.say(f"{row.name}: {line}")
+
+
+def _plain_line(row: Followed, now_s: float) -> str:
+    """What is told of an api: nothing new, nothing said."""
+    if row.is_done:
+        if not row.had_to_wait:
+            return ""
+        words = "live" if row.outcome is Outcome.LIVE else _status_words(row)
+        if row.outcome is Outcome.STALLED:
+            return f"{words}, no progress any more after {text.took(row.elapsed_s(now_s))}"
+        return f"{words} after {text.took(row.elapsed_s(now_s))}"
+    if row.status is None:
+        return ""
+    return f"{row.status.status}{': ' if _progress(row) else ''}{_progress(row)}"
+
+
+class MovingDisplay:
+    """For a terminal."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._step: tuple[str, int, int, bool] | None = None
+        self._step_since_s = 0.0
+        self._rows: tuple[Followed, ...] = ()
+        self._above: set[str] = set()
+        self._live = self._build()
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def step(self, message: str, done: int = 0, total: int = 0, *, in_bytes: bool = False) -> None:
+        if self._step is None or self._step[0] != message:
+            self._step_since_s = self._terminal.clock.monotonic_s()
+        self._step = (message, done, total, in_bytes) if message else None
+
+    def follow(self, rows: Sequence[Followed]) -> None:
+        self._step = None
+        finished = [row for row in rows if row.is_done and row.name not in self._above]
+        self._rows = tuple(row for row in rows if not row.is_done)
+        width = max((len(row.name) for row in rows), default=0)
+        for row in finished:
+            self._above.add(row.name)
+            if row.had_to_wait:
+                self._live.console.print(self._finished(row, width), soft_wrap=False, no_wrap=True)
+        self._live.refresh()
+
+    def _build(self) -> Live:
+        from rich.console import Console
+        from rich.live import Live
+
+        terminal = self._terminal
+        console = Console(
+            file=terminal.stderr,
+            force_terminal=True,
+            color_system="standard" if terminal.paint_talk.enabled else None,
+            no_color=not terminal.paint_talk.enabled,
+            width=terminal.width,
+            height=terminal.height,
+            highlight=False,
+            markup=False,
+            legacy_windows=False,
+        )
+        return Live(
+            console=console,
+            get_renderable=self.picture,
+            refresh_per_second=FRAMES_A_SECOND,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def picture(self) -> Text:
+        """What the moving part shows now."""
+        from rich.text import Text
+
+        now_s = self._terminal.clock.monotonic_s()
+        lines = []
+        if self._step is not None and now_s - self._step_since_s >= SHOWN_AFTER_S:
+            lines.append(self._step_line(*self._step, now_s=now_s))
+        most = max(self._terminal.height - 3, 1)
+        width = max((len(row.name) for row in self._rows), default=0)
+        lines += [self._moving(row, width, now_s) for row in self._rows[:most]]
+        if len(self._rows) > most:
+            lines.append(Text(f"  … and {len(self._rows) - most} more", style="dim"))
+        return Text("\n", no_wrap=True, overflow="ellipsis").join(lines)
+
+    def _step_line(self, message: str, done: int, total: int, in_bytes: bool, *, now_s: float) -> Text:
+        from rich.text import Text
+
+        line = Text(f"{self._spinner(now_s)} {harmless(message)}", no_wrap=True)
+        if total:
+            share = min(done / total, 1.0)
+            amount = f"{text.size(done)} of {text.size(total)}" if in_bytes else f"{done} of {total}"
+            line.append("  ")
+            bar = text.bar(share, unicode=self._terminal.unicode)
+            line.append(text.padded(bar, text.BAR_WIDTH), style="cyan")
+            line.append(f" {100 * share:3.0f} %  {amount}")
+        return line
+
+    def _moving(self, row: Followed, width: int, now_s: float) -> Text:
+        from rich.text import Text
+
+        status = str(row.status.status) if row.status is not None else "waiting"
+        elapsed = text.age(row.elapsed_s(now_s))
+        fixed = 2 + width + 2 + 10 + 2 + len(elapsed) + 2
+        progress = text.cut(_progress(row), max(self._terminal.width - fixed - 1, 0))
+        line = Text(no_wrap=True)
+        line.append(f"{self._spinner(now_s)} ", style="cyan")
+        line.append(f"{row.name:<{width}}  ")
+        line.append(f"{status:<10}  ", style="yellow")
+        line.append(f"{elapsed:>4}")
+        line.append(f"  {progress}" if progress else "", style="dim")
+        return line
+
+    def _finished(self, row: Followed, width: int) -> Text:
+        from rich.text import Text
+
+        mark, colour = MARKS[row.outcome]
+        if not self._terminal.unicode:
+            mark = PLAIN_MARKS[row.outcome]
+        words = _status_words(row) if row.outcome is not Outcome.STALLED else f"{_status_words(row)}, no progress"
+        line = Text(no_wrap=True)
+        line.append(f"{mark} ", style=colour)
+        line.append(f"{row.name:<{width}}  ")
+        line.append(f"{words}", style=colour)
+        line.append(f"  {text.took(row.elapsed_s(self._terminal.clock.monotonic_s()))}", style="dim")
+        return line
+
+    def _spinner(self, now_s: float) -> str:
+        frames = SPINNER if self._terminal.unicode else PLAIN_SPINNER
+        return frames[int(now_s * FRAMES_A_SECOND) % len(frames)]
+
+
+def _status_words(row: Followed) -> str:
+    return "removed" if row.status is None else str(row.status.status)
+
+
+def _progress(row: Followed) -> str:
+    """What an api's replicas are doing, on one line."""
+    if row.status is None:
+        return ""
+    return " ".join(harmless(row.status.progress or row.status.reason or "").split())

@@ -1,0 +1,68 @@
+"""`cortex up`: start the environment, with everything that was deployed."""
+
+from __future__ import annotations
+
+from cortex.cli import text
+from cortex.cli.boundary import DONE
+from cortex.cli.command import Command, environment, on_interrupt, output_option, print_json
+from cortex.cli.terminal import Terminal
+from cortex.settings import Settings
+from cortex.version import __version__
+from cortex.wire.operator import Info
+
+
+def up(terminal: Terminal, settings: Settings, *, output: str) -> int:
+    place = environment(terminal, settings)
+    before = place.control_plane()
+    with on_interrupt("starting goes on; `cortex get` shows how far it is"):
+        operator = place.ensure(even_if_down=True)
+        info = operator.info()
+    if output == "json":
+        print_json(terminal, info)
+        return DONE
+    ran = before is not None and before.pid == info.pid
+    terminal.out(f"cortex {'was already' if ran else 'is'} up: predictions at {info.ingress}")
+    if info.apis:
+        terminal.say(f"{text.count(info.apis, 'api')} deployed; `cortex get -a` shows how they are doing")
+    else:
+        terminal.say("nothing is deployed; `cortex deploy` in a folder with a cortex.yaml changes that")
+    for remark in remarks(settings, info):
+        terminal.say(f"{terminal.paint_talk('note:', 'yellow')} {remark}")
+    return DONE
+
+
+def remarks(settings: Settings, info: Info) -> list[str]:
+    """What differs between what runs and what this command line would start."""
+    told = list(info.notes)
+    if info.version != __version__:
+        told.append(
+            f"the control plane that runs is version {info.version}, this is {__version__}: "
+            "`cortex down`, then `cortex up` changes to it"
+        )
+    if settings.port_given and not info.ingress.endswith(f":{settings.port}"):
+        told.append(
+            f"predictions are at {info.ingress}, not at port {settings.port}: "
+            "`cortex down`, then `cortex up` moves them"
+        )
+    if settings.operator_port_given and not info.operator.endswith(f":{settings.operator_port}"):
+        told.append(
+            f"the control plane is at {info.operator}, not at port {settings.operator_port}: "
+            "`cortex down`, then `cortex up` moves it"
+        )
+    return told
+
+
+COMMAND = Command(
+    "up",
+    up,
+    summary="Start Cortex here, with everything that was deployed.",
+    details="""
+    `cortex deploy` does this by itself. After a reboot, or after `cortex down`, this restores what was deployed.
+    """,
+    parameters=(output_option(),),
+    examples=(
+        ("cortex up", "start, and serve what was deployed"),
+        ("cortex up --port 9000", "predictions at port 9000"),
+        ("CORTEX_HOME=/srv/cortex cortex up", "a second one, with a home of its own"),
+    ),
+)

@@ -1,0 +1,346 @@
+"""
+A folder with a cortex.yaml → a deploy request, and the files to upload with it.
+
+Nothing of a user's code or model is run here: files are found, hashed and read. All problems of all apis are told at
+once, each with its place in the file.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cortex.client.addressing import FILE_NAME, find_file
+from cortex.client.errors import OperatorFailed
+from cortex.client.operator import OperatorClient
+from cortex.client.prediction import content_type_of
+from cortex.errors import CortexError, Problem, Problems
+from cortex.wire.operator import ApiUpload, DeployRequest, ModelUpload, SampleUpload, StoredFile
+
+if TYPE_CHECKING:
+    from cortex.artifacts.hashing import HashCache
+    from cortex.spec.loading import Loaded
+    from cortex.spec.models import ApiSpec
+
+SAMPLE_FILE = "sample.json"
+HASHES_FILE = "hashes.json"
+"""In the home: digests of files that were hashed before."""
+
+
+class NoCortexYaml(CortexError):
+    """There is no cortex.yaml where one was looked for. `folder` is where the search began."""
+
+    reference = "no-cortex-yaml"
+
+    def __init__(self, folder: Path, *, given: str | None) -> None:
+        self.folder = folder
+        misspelt = next((name for name in ("cortex.yml", "Cortex.yaml") if (folder / name).is_file()), None)
+        if misspelt is not None:
+            self.hint = f"rename {misspelt} to {FILE_NAME}"
+        elif given is None:
+            self.hint = "go to its folder, or name it: cortex deploy PATH"
+        where = f"in {folder} or above it" if given is None else f"in {folder}"
+        super().__init__(f"there is no {FILE_NAME} {where}")
+
+
+class NoSuchPath(CortexError):
+    """The path given to deploy does not exist, or is neither a folder nor a yaml file."""
+
+    reference = "no-such-path"
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path = path
+        self.hint = "PATH is a folder with a cortex.yaml, or a yaml file"
+        super().__init__(f"{path} {reason}")
+
+
+class FileUnreadable(CortexError):
+    """A file that was found cannot be read."""
+
+    reference = "unreadable-file"
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path = path
+        super().__init__(f"{path} cannot be read: {reason}")
+
+
+@dataclass(frozen=True)
+class Package:
+    """All that a deploy needs. Valid inside the `with` that made it: unpacked models go afterwards."""
+
+    loaded: Loaded
+    request: DeployRequest
+    sources: Mapping[str, Path] = field(repr=False)
+    """A file with the bytes, for each SHA-256 that the request names."""
+    warnings: tuple[Problem, ...] = ()
+
+
+def locate(path: str | None, cwd: Path) -> Path:
+    """
+    The yaml file that is meant.
+
+    Args:
+        path: a folder or a yaml file; None means the nearest cortex.yaml at or above `cwd`.
+
+    Raises:
+        NoCortexYaml, NoSuchPath.
+    """
+    if path is None:
+        found = find_file(cwd)
+        if found is None:
+            raise NoCortexYaml(cwd, given=None)
+        return found
+    place = cwd / Path(path).expanduser()
+    if place.is_dir():
+        if (place / FILE_NAME).is_file():
+            return place / FILE_NAME
+        raise NoCortexYaml(place, given=path)
+    if not place.exists():
+        raise NoSuchPath(place, "does not exist")
+    if place.suffix.lower() not in (".yaml", ".yml"):
+        raise NoSuchPath(place, "is not a yaml file")
+    return place
+
+
+def load(file: Path, *, shown_file: str) -> Loaded:
+    """Read and check a yaml file. Raises Problems with all that is wrong with it, FileUnreadable."""
+    from cortex.spec import loading
+
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise FileUnreadable(file, error.strerror or str(error)) from error
+    return loading.load(text, file=shown_file)
+
+
+@contextmanager
+def prepare(
+    file: Path,
+    *,
+    shown_file: str,
+    home: Path,
+    now_wall_s: float,
+    dry_run: bool = False,
+    force: bool = False,
+    prune: bool = False,
+    refresh: bool = False,
+) -> Iterator[Package]:
+    """
+    Check a cortex.yaml, find and hash what it names.
+
+    Args:
+        shown_file: the file's name in messages.
+        home: keeps digests between deploys, if it exists.
+
+    Raises:
+        Problems: everything that is wrong, with places.
+    """
+    from cortex.artifacts.hashing import HashCache
+
+    loaded = load(file, shown_file=shown_file)
+    cache = HashCache(home / HASHES_FILE if home.is_dir() else None, now_wall_s=now_wall_s)
+    scratch = Path(tempfile.mkdtemp(prefix="cortex-deploy-"))
+    try:
+        gathering = _Gathering(loaded, file, cache, scratch)
+        uploads, project = gathering.everything()
+        if gathering.problems:
+            raise Problems(gathering.problems)
+        cache.save()
+        yield Package(
+            loaded=loaded,
+            request=DeployRequest(
+                deployment=loaded.spec.deployment,
+                source=str(file.parent.resolve()),
+                apis=uploads,
+                project=project,
+                dry_run=dry_run,
+                force=force,
+                prune=prune,
+                refresh=refresh,
+            ),
+            sources=gathering.sources,
+            warnings=tuple(gathering.warnings),
+        )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def upload(operator: OperatorClient, package: Package, on_bytes: Callable[[int, int], None] | None = None) -> None:
+    """
+    Upload what the control plane lacks.
+
+    Args:
+        on_bytes: told (bytes done, bytes in all), first with 0 done.
+
+    Raises:
+        OperatorFailed: a file changed since it was hashed, or there is no room for it.
+        FileUnreadable: a file is gone.
+    """
+    missing = operator.missing_blobs(sorted(package.sources))
+    sizes = {digest: _size(package.sources[digest]) for digest in missing}
+    total, done = sum(sizes.values()), 0
+    if on_bytes is not None and missing:
+        on_bytes(0, total)
+
+    def told(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_bytes is not None:
+            on_bytes(done, total)
+
+    for digest, size_bytes in sizes.items():
+        source = package.sources[digest]
+        try:
+            with source.open("rb") as stream:
+                operator.upload_blob(digest, stream, size_bytes, told)
+        except OperatorFailed as error:
+            if error.failure.error != "artifact-mismatch":
+                raise
+            raise FileUnreadable(source, "it changed while it was uploaded; deploy again") from error
+        except OSError as error:
+            raise FileUnreadable(source, error.strerror or str(error)) from error
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise FileUnreadable(path, error.strerror or str(error)) from error
+
+
+class _Gathering:
+    """One pass over the apis of a file, collecting files and problems."""
+
+    def __init__(self, loaded: Loaded, file: Path, cache: HashCache, scratch: Path) -> None:
+        self._loaded = loaded
+        self._file = file
+        self._folder = file.parent
+        self._cache = cache
+        self._scratch = scratch
+        self._models: dict[tuple[str, str | None], ModelUpload] = {}
+        self._model_paths: set[Path] = set()
+        self.sources: dict[str, Path] = {}
+        self.problems: list[Problem] = []
+        self.warnings: list[Problem] = []
+
+    def everything(self) -> tuple[tuple[ApiUpload, ...], tuple[StoredFile, ...]]:
+        apis = self._loaded.spec.apis
+        uploads = tuple(self._api(number, api) for number, api in enumerate(apis))
+        handlers = {number: api.request_handler for number, api in enumerate(apis) if api.request_handler}
+        project = self._project(handlers) if handlers else ()
+        return uploads, project
+
+    def _api(self, number: int, api: ApiSpec) -> ApiUpload:
+        return ApiUpload(
+            spec=api.model_dump(mode="json"), model=self._model(number, api), sample=self._sample(number, api)
+        )
+
+    def _model(self, number: int, api: ApiSpec) -> ModelUpload | None:
+        """The files of a local model; None for one that the control plane fetches, and for one with a problem."""
+        from cortex.artifacts.models import as_upload, resolve
+        from cortex.spec.locations import is_remote
+
+        if is_remote(api.model):
+            return None
+        key = (api.model, api.model_format)
+        if key in self._models:
+            return self._models[key]
+        try:
+            resolved = resolve(
+                api.model,
+                folder=self._folder,
+                scratch=self._scratch / f"model-{number}",
+                model_format=api.model_format,
+            )
+            found = as_upload(resolved, self._cache)
+        except CortexError as error:
+            self._add(error.problem(), number, "model")
+            return None
+        except FileNotFoundError as error:
+            self._add(Problem(reference="file-changed", message=f"{error.filename} went away"), number, "model")
+            return None
+        paths = dict(resolved.files)
+        self._models[key] = found
+        self._model_paths |= {self._folder / api.model.removeprefix("file://"), *paths.values()}
+        self.sources.update({file.sha256: paths[file.path] for file in found.files})
+        return found
+
+    def _sample(self, number: int, api: ApiSpec) -> SampleUpload | None:
+        from cortex.spec.locations import sample_path
+
+        if api.sample is None:
+            file = self._folder / SAMPLE_FILE
+            if not file.is_file():
+                return None
+            return SampleUpload(body=_read(file), content_type=content_type_of(SAMPLE_FILE), gate=False)
+        name = sample_path(api.sample)
+        if name is None:
+            body = msgspec.json.encode(api.sample)
+            return SampleUpload(body=body, content_type="application/json", gate=True)
+        try:
+            body = _read(self._folder / name)
+            if content_type_of(name) == "application/json":
+                msgspec.json.decode(body)
+        except FileUnreadable as error:
+            hint = "the path is relative to the folder of cortex.yaml"
+            self._add(Problem(reference="sample-not-found", message=str(error), hint=hint), number, "sample")
+            return None
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            message = f"{name} is not JSON: {error}"
+            self._add(Problem(reference="bad-sample", message=message), number, "sample")
+            return None
+        return SampleUpload(body=body, content_type=content_type_of(name), gate=True)
+
+    def _project(self, handlers: Mapping[int, str]) -> tuple[StoredFile, ...]:
+        from cortex.artifacts.project import collect_project
+
+        leave_out = [self._file, *sorted(self._model_paths)]
+        try:
+            project = collect_project(self._folder, leave_out=leave_out, cache=self._cache)
+        except CortexError as error:
+            self.problems += getattr(error, "problems", ()) or [error.problem()]
+            return ()
+        self.warnings += project.warnings
+        self.sources.update({file.sha256: self._folder / file.path for file in project.files})
+        shipped = {file.path for file in project.files}
+        for number, handler in handlers.items():
+            if posixpath.normpath(handler) not in shipped:
+                self._add(self._missing_handler(handler, sorted(shipped), leave_out), number, "request_handler")
+        return project.stored
+
+    def _missing_handler(self, handler: str, shipped: Sequence[str], leave_out: Sequence[Path]) -> Problem:
+        from cortex.artifacts.project import why_left_out
+        from cortex.spec.problems import nearest
+
+        reason = why_left_out(self._folder, posixpath.normpath(handler), leave_out=leave_out)
+        if reason is not None and (self._folder / handler).exists():
+            return Problem(reference="handler-left-out", message=f"{handler} is not shipped: {reason}")
+        meant = nearest(handler, [path for path in shipped if path.endswith(".py")])
+        return Problem(
+            reference="handler-not-found",
+            message=f"there is no file {os.path.normpath(self._folder / handler)}",
+            hint=f'did you mean "{meant}"?' if meant else "the path is relative to the folder of cortex.yaml",
+        )
+
+    def _add(self, problem: Problem, number: int, name: str) -> None:
+        api = self._loaded.spec.apis[number]
+        placed = msgspec.structs.replace(
+            problem, subject=f'api "{api.name}": {name}', path=("apis", number, name), where=""
+        )
+        self.problems.append(self._loaded.place(placed))
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise FileUnreadable(file, (error.strerror or str(error)).lower()) from error

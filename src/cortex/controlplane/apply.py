@@ -1,0 +1,139 @@
+"""
+Carrying out a plan.
+
+What adds (records, marks, room, starts, routes) is tried for every api, whatever else went wrong. What takes away
+(drains, forgetting, releases) is done only for an api all of whose other actions of this plan worked: so a full disk,
+an unreachable node or a broken engine never costs a replica. What was left out is planned again at the next tick.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from cortex.controlplane.world import World
+from cortex.engines.base import Lease, LeaseRequest
+from cortex.errors import CortexError, RetryLater
+from cortex.ids import ApiKey, NodeId
+from cortex.planning.actions import (
+    AcquireLease,
+    Action,
+    MarkFailed,
+    MarkLive,
+    MarkServing,
+    OrderNode,
+    Plan,
+    RecordExit,
+    RecordReady,
+    RecoverLease,
+    ReleaseLease,
+    describe,
+)
+from cortex.planning.model import LeaseState
+from cortex.wire.orders import DrainReplica, ForgetReplica, Orders
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 0.5
+"""When an error does not say itself when to try again."""
+
+
+class Failures:
+    """Apis with an action that failed, and when to try again."""
+
+    def __init__(self) -> None:
+        self.apis: set[ApiKey] = set()
+        self.retry_after_s: float | None = None
+
+    def note(self, actions: Iterable[Action], error: CortexError) -> None:
+        after_s = error.after_s if isinstance(error, RetryLater) else RETRY_AFTER_S
+        self.retry_after_s = after_s if self.retry_after_s is None else min(self.retry_after_s, after_s)
+        for action in actions:
+            self.apis.add(action.api)
+            log.warning("failed, will be tried again: %s: %s", describe(action), error)
+
+
+def apply(plan: Plan, world: World) -> Failures:
+    """
+    Carry out a plan, each action in its turn.
+
+    Raises:
+        CortexError: an agent refuses us for good, as with `StaleEpoch`; nothing more was done.
+    """
+    failures = Failures()
+    for action in plan.actions:
+        if not isinstance(action, OrderNode | ReleaseLease):
+            try:
+                _carry_out(action, world)
+            except CortexError as error:
+                failures.note([action], error)
+    orders = [action for action in plan.actions if isinstance(action, OrderNode)]
+    if len({action.node for action in orders}) <= 1:
+        # One message is taken as a whole, so what takes away may ride along behind what it depends on.
+        _give_orders([a for a in orders if not _takes_away(a) or a.api not in failures.apis], world, failures)
+    else:
+        _give_orders([a for a in orders if not _takes_away(a)], world, failures)
+        _give_orders([a for a in orders if _takes_away(a) and a.api not in failures.apis], world, failures)
+    for action in plan.actions:
+        if isinstance(action, ReleaseLease) and action.api not in failures.apis:
+            try:
+                world.engine.release(action.replica)
+            except CortexError as error:
+                failures.note([action], error)
+    return failures
+
+
+def _carry_out(action: Action, world: World) -> None:
+    state, engine = world.state, world.engine
+    match action:
+        case RecordExit():
+            state.record_exit(
+                action.api,
+                action.revision,
+                action.replica,
+                action.attempt,
+                action.exit,
+                was_ready=action.was_ready,
+                wall_s=world.steady_wall_s(),
+            )
+        case RecordReady():
+            state.record_ready(action.api, action.revision, action.replica)
+        case MarkServing():
+            state.mark_serving(action.api, action.revision)
+        case MarkLive():
+            state.mark_live(action.api, action.revision, wall_s=world.clock.wall_s())
+        case MarkFailed():
+            state.mark_failed(action.api, action.revision, action.problem, wall_s=world.clock.wall_s())
+        case AcquireLease():
+            engine.acquire(_request(action))
+        case RecoverLease():
+            lease = Lease(request=_request(action), state=LeaseState.GRANTED, node=action.node)
+            engine.recover([lease])
+        case OrderNode() | ReleaseLease():
+            raise AssertionError(f"carried out elsewhere: {action}")
+
+
+def _request(action: AcquireLease | RecoverLease) -> LeaseRequest:
+    return LeaseRequest(
+        replica=action.replica,
+        api=action.api,
+        resources=action.resources,
+        surge=isinstance(action, AcquireLease) and action.surge,
+    )
+
+
+def _takes_away(action: OrderNode) -> bool:
+    return isinstance(action.order, DrainReplica | ForgetReplica)
+
+
+def _give_orders(actions: Sequence[OrderNode], world: World, failures: Failures) -> None:
+    """One message a node, in the plan's sequence."""
+    by_node: dict[NodeId, list[OrderNode]] = {}
+    for action in actions:
+        by_node.setdefault(action.node, []).append(action)
+    for node, of_node in by_node.items():
+        orders = Orders(epoch=world.epoch, orders=tuple(action.order for action in of_node))
+        try:
+            world.agents.order(node, orders)
+        except RetryLater as error:
+            failures.note(of_node, error)

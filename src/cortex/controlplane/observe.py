@@ -1,0 +1,94 @@
+"""From reports, leases and stored state to what planning is told. Asks nobody: everything is at hand already."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cortex.controlplane.world import World
+from cortex.engines.base import Lease, LeaseRequest
+from cortex.planning.model import Desired, LeaseState, SeenLease, SeenNode, Snapshot
+
+SETTLE_LIMIT_S = 30.0
+"""After our start, how long a silent node may keep us from acting on the others. Leases on it stay untouched."""
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wanted and what is there, at one moment."""
+
+    desired: Desired
+    seen: Snapshot
+
+
+def observe(world: World) -> Observation:
+    """Everything planning needs, with what has not changed since the last call taken from memory."""
+    memory = world.memory
+    now_s = world.clock.monotonic_s()
+    state_revision = world.state.revision
+    if memory.desired_revision != state_revision:
+        desired = world.state.desired(now_wall_s=world.steady_wall_s())
+        memory.desired = msgspec.structs.replace(desired, as_of_s=now_s)
+        memory.desired_revision = state_revision
+    _pass_on_usage(world)
+    engine_revision = world.engine.revision
+    if memory.leases_revision != engine_revision:
+        memory.leases = tuple(_seen_lease(lease) for lease in world.engine.leases())
+        memory.leases_revision = engine_revision
+    seen = Snapshot(
+        now_s=now_s,
+        nodes=tuple(
+            SeenNode(
+                node=report.node.node,
+                replicas=report.replicas,
+                routes=report.routes,
+                ingress=report.ingress,
+            )
+            for report in world.agents.reports()
+        ),
+        leases=memory.leases,
+        settled=world.agents.settled or now_s - memory.started_s >= SETTLE_LIMIT_S,
+    )
+    memory.seen = seen
+    return Observation(desired=memory.desired, seen=seen)
+
+
+def running_leases(world: World) -> tuple[Lease, ...]:
+    """The room that everything reported holds, for an engine that has to be told again after our restart."""
+    return tuple(
+        Lease(
+            request=LeaseRequest(replica=replica.replica, api=replica.api, resources=replica.resources),
+            state=LeaseState.GRANTED,
+            node=report.node.node,
+        )
+        for report in world.agents.reports()
+        for replica in report.replicas
+    )
+
+
+def _pass_on_usage(world: World) -> None:
+    """Tell the engine what replicas without a memory request use, once for each report."""
+    reports = world.agents.reports()
+    now_seen = tuple((report.node.node, report.agent, report.serial) for report in reports)
+    if now_seen == world.memory.reports_seen:
+        return
+    world.memory.reports_seen = now_seen
+    peaks = {
+        replica.replica: replica.peak_rss_bytes
+        for report in reports
+        for replica in report.replicas
+        if replica.resources.mem_bytes is None and replica.peak_rss_bytes
+    }
+    if peaks:
+        world.engine.note_usage(peaks)
+
+
+def _seen_lease(lease: Lease) -> SeenLease:
+    request = lease.request
+    return SeenLease(
+        replica=request.replica,
+        api=request.api,
+        resources=request.resources,
+        state=lease.state,
+        node=lease.node,
+        surge=request.surge,
+        reason=lease.reason,
+    )

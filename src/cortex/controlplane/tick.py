@@ -1,0 +1,73 @@
+"""One turn of the control plane: observe, plan, apply. The loop around it only waits and calls it."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from cortex.controlplane.apply import apply
+from cortex.controlplane.observe import observe, running_leases
+from cortex.controlplane.world import Agents, StaleEpoch, World
+from cortex.errors import RetryLater
+from cortex.planning.actions import Plan
+
+__all__ = ["Agents", "StaleEpoch", "World", "tick"]
+
+log = logging.getLogger(__name__)
+
+REPEAT_PAUSE_S = 0.2
+"""Before the same actions are tried again: whatever keeps them from having an effect needs a moment."""
+
+
+def tick(world: World) -> Plan:
+    """
+    Bring the world one step nearer to what is wanted.
+
+    Returns:
+        The plan that was applied. Call again when a report, the wanted state or the engine changes, and at the latest
+        after its `wake_after_s`: 0 after a step that makes the next one possible.
+
+    Raises:
+        StaleEpoch: another control plane is in charge.
+    """
+    memory = world.memory
+    if not memory.recovered:
+        _recover(world)
+    observation = observe(world)
+    seen = observation.seen
+    situation = (memory.desired_revision, memory.leases_revision, memory.reports_seen, seen.settled)
+    left_s = memory.plan.wake_after_s
+    if left_s is not None:
+        left_s = max(0.0, left_s - (seen.now_s - memory.planned_s))
+    if not memory.plan.actions and memory.planned_for == situation and (left_s is None or left_s > 0):
+        return msgspec.structs.replace(memory.plan, wake_after_s=left_s)
+    plan = world.planner(observation.desired, seen, world.rules)
+    memory.plan, memory.planned_for, memory.planned_s = plan, situation, seen.now_s
+    if not plan.actions:
+        return plan
+    if log.isEnabledFor(logging.INFO):
+        log.info("%s", plan.describe())
+    failures = apply(plan, world)
+    again_after_s = 0.0
+    if failures.retry_after_s is not None:
+        again_after_s = failures.retry_after_s
+    elif plan.actions == memory.applied:
+        again_after_s = REPEAT_PAUSE_S
+    memory.applied = plan.actions
+    if plan.wake_after_s is not None:
+        again_after_s = min(again_after_s, plan.wake_after_s)
+    return msgspec.structs.replace(plan, wake_after_s=again_after_s)
+
+
+def _recover(world: World) -> None:
+    """Once all nodes have reported after our start: tell the engine what runs, before anything is planned."""
+    if not observe(world).seen.settled:
+        return
+    world.state.rebase(now_wall_s=world.clock.wall_s())
+    try:
+        world.engine.recover(running_leases(world))
+    except RetryLater as error:
+        log.warning("the engine cannot be told yet what runs: %s", error)
+        return
+    world.memory.recovered = True

@@ -1,0 +1,111 @@
+"""What the control plane works on, and the little it remembers between two ticks to save work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cortex.clock import Clock
+from cortex.engines.base import Engine
+from cortex.errors import CortexError
+from cortex.ids import NodeId
+from cortex.planning.actions import Action, Plan
+from cortex.planning.model import Desired, Rules, SeenLease, Snapshot
+from cortex.planning.plan import plan
+from cortex.state.base import StateStore
+from cortex.wire.orders import Orders
+from cortex.wire.reports import AgentReport
+
+Planner = Callable[[Desired, Snapshot, Rules], Plan]
+
+
+class StaleEpoch(CortexError):
+    """An agent has taken orders from a control plane newer than us: we are not in charge any more."""
+
+    reference = "stale-epoch"
+
+
+class Agents(Protocol):
+    """
+    The agents of all nodes, as the control plane sees them.
+
+    What `reports` says must never go back in time for an agent, and after `order` has returned it must show what the
+    orders changed. Orders given to one node must not overtake each other, not even those for which `order` raised.
+    """
+
+    def reports(self) -> tuple[AgentReport, ...]:
+        """The last known report of each node that has an agent. Quick: asks nobody."""
+        ...
+
+    @property
+    def settled(self) -> bool:
+        """Whether every node that is known has reported since we started."""
+        ...
+
+    def order(self, node: NodeId, orders: Orders) -> None:
+        """
+        Have a batch of orders carried out, in sequence.
+
+        Raises:
+            RetryLater: the node cannot be reached; the orders may have been carried out or not, or will be yet.
+            StaleEpoch: someone newer is in charge.
+        """
+        ...
+
+
+@dataclass(kw_only=True)
+class World:
+    """
+    Everything a tick works on.
+
+    Nothing here needs to survive: a new World over the same state, engine and agents plans the same after one tick.
+
+    Args:
+        epoch: from `StateStore.take_epoch`; every order carries it.
+    """
+
+    state: StateStore
+    engine: Engine
+    agents: Agents
+    clock: Clock
+    epoch: int
+    rules: Rules = Rules()
+    planner: Planner = plan
+    memory: Memory = field(default_factory=lambda: Memory())
+
+    def __post_init__(self) -> None:
+        self.memory.started_s = self.clock.monotonic_s()
+        self.memory.started_wall_s = self.clock.wall_s()
+
+    def steady_wall_s(self) -> float:
+        """
+        The wall clock as read when we started, carried on by the monotonic one.
+
+        Ages are counted on this, so that a wall clock that is set meanwhile neither ends nor prolongs a back-off.
+        """
+        return self.memory.started_wall_s + self.clock.monotonic_s() - self.memory.started_s
+
+
+@dataclass
+class Memory:
+    """What the last tick saw, so that the next need not look again at what has not changed."""
+
+    started_s: float = 0.0
+    started_wall_s: float = 0.0
+    recovered: bool = False
+    """The engine knows what runs, and stored instants lie in the past."""
+    desired: Desired = Desired()
+    desired_revision: int | None = None
+    leases: tuple[SeenLease, ...] = ()
+    leases_revision: int | None = None
+    reports_seen: tuple[tuple[NodeId, str, int], ...] | None = None
+    """(node, agent, serial) of each report whose usage was passed on."""
+    seen: Snapshot | None = None
+    """The last snapshot; for showing statuses between ticks."""
+    planned_for: object = None
+    """What the last plan was made for; while it is the same and no time is up, so is the plan."""
+    planned_s: float = 0.0
+    plan: Plan = Plan()
+    applied: tuple[Action, ...] = ()
+    """The actions of the last plan that had any."""

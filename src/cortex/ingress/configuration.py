@@ -1,0 +1,482 @@
+"""
+HAProxy's configuration and map file, as text. Pure: no I/O here.
+
+One HAProxy process is a *worker*, of one of two tiers:
+
+* The **door** listens on the public addresses. Its buffers are small, because HAProxy copies the whole buffer of
+  every request that it may have to deliver a second time.
+* **bulk** listens on a unix socket behind the door and has buffers in which `replay_bytes` of body fit. The door
+  passes it the requests that are too large for its own buffers and yet small enough to be delivered twice.
+
+Both have the same pool of empty backends and the same routes, and both talk to replicas directly.
+
+Everything HAProxy knows about an api is one map entry, so that an api changes as a whole:
+
+    /iris/sklearn pool-0001|600000,104857600|600500|104857600|on|64|iris/sklearn|0a1b2c3d
+                  slot      limits           wait   max body  retry queue api      version
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from cortex.ids import ApiKey
+from cortex.ingress.routes import IngressRoute, IngressServer
+from cortex.ingress.slots import NOWHERE, slot_name, slot_number
+
+LAYOUT = 1
+"""Changes when the names or the fields that admin commands rely on change: then an older worker takes no commands."""
+FRONTEND = "ingress"
+TABLE = "refusals"
+BULK_BACKEND = "bulk"
+
+DOOR_BUFFER_BYTES = 32768
+"""Buffer of the door. CPU of HAProxy a request, one core, retries on: 17 µs at 16 KiB, 20 at 32, 31 at 64, 65 at 256."""
+DOOR_BODY_BYTES = 16384
+"""Largest body that the door itself can deliver twice; the rest of its buffer is for the headers."""
+HEADER_ROOM_BYTES = 32768
+"""Added to `replay_bytes` for the buffer of bulk: headers and HAProxy's own bookkeeping share it with the body."""
+REPLICA_GRACE_MS = 500
+"""HAProxy waits this much longer than an api's timeout, so that the replica's own, better 504 comes first."""
+KEPT_CONNECTIONS = 3
+"""Idle connections to replicas that one client connection may keep, for `max-session-srv-conns`."""
+FD_RESERVE = 128
+"""File descriptors for everything that is no client: admin connections, listeners, log."""
+MAX_CLIENTS = 8192
+"""Client connections at most, however high the fd limit: each may hold buffers."""
+MIN_CLIENTS = 32
+
+
+class Tier(enum.Enum):
+    """What a worker is for."""
+
+    DOOR = "door"
+    """Takes the public connections."""
+    BULK = "bulk"
+    """Takes from the door the bodies that fit only into large buffers."""
+
+
+class Refusal(enum.Enum):
+    """Why the ingress answered itself; the value is the `error` of the body and the name of the counter."""
+
+    BAD_REQUEST = "bad-request"
+    """400: what came is not valid HTTP, or its body broke off."""
+    METHOD_NOT_ALLOWED = "method-not-allowed"
+    """405."""
+    REQUEST_TIMEOUT = "request-timeout"
+    """408: the request did not arrive in time."""
+    BODY_TOO_LARGE = "body-too-large"
+    """413: the content-length is over the limit of the api."""
+    REPLICA_LOST = "replica-lost"
+    """502: the replica died with the request, and it could not be delivered again."""
+    NO_READY_REPLICA = "no-ready-replica"
+    """503: the route has no server in rotation."""
+    OVERLOADED = "overloaded"
+    """503: every server is full and so is the queue, or the wait in it was too long."""
+    TIMEOUT = "timeout"
+    """504: no answer within the api's timeout."""
+    INGRESS_FAULT = "ingress-fault"
+    """500: HAProxy ran out of something."""
+
+
+class IngressLimits(msgspec.Struct, frozen=True):
+    """How HAProxy is dimensioned."""
+
+    threads: int = 1
+    """HAProxy threads. Default 1: one core carries about 40,000 requests/s, more than replicas on few cores answer."""
+    replay_bytes: int = 262144
+    """Largest body that is delivered again when a replica dies with it. At most 16 KiB leaves out the bulk worker."""
+    queue_timeout_s: float = 5.0
+    """Longest wait in the queue of a route, then 503. Default: as long as a dead replica's requests are held."""
+    header_timeout_s: float = 15.0
+    """Time for the headers of a request to arrive, then 408."""
+    body_timeout_s: float = 60.0
+    """Time for a body to arrive that is to be delivered twice if need be, then 408."""
+    client_timeout_s: float = 60.0
+    """Longest silence of a client that is sending or receiving."""
+    keep_alive_s: float = 75.0
+    """How long an idle client connection stays open; above the usual 60 s of load balancers in front."""
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """In the order in which workers are started and routes are added."""
+        return (Tier.BULK, Tier.DOOR) if self.replay_bytes > DOOR_BODY_BYTES else (Tier.DOOR,)
+
+
+class WorkerConfiguration(msgspec.Struct, frozen=True):
+    """One worker's configuration, apart from routes and servers."""
+
+    tier: Tier
+    generation: int
+    digest: str
+    """Of everything that is not routes, servers or names of this generation; see `configuration_digest`."""
+    binds: tuple[str, ...]
+    """Arguments of `bind`; the sockets themselves are handed over (`handover`)."""
+    admin_socket: Path
+    map_file: str
+    """Relative to HAProxy's working folder (`-C`); admin commands name the map by it."""
+    bulk_socket: Path
+    pool_size: int
+    max_clients: int
+    limits: IngressLimits
+
+
+class WorkerLabel(msgspec.Struct, frozen=True):
+    """What a worker says about itself in `show info`, so that a restarted agent knows what it found."""
+
+    layout: int
+    tier: Tier
+    generation: int
+    pool_size: int
+    digest: str
+
+    def __str__(self) -> str:
+        return (
+            f"cortex-ingress layout={self.layout} tier={self.tier.value} generation={self.generation} "
+            f"pool={self.pool_size} digest={self.digest}"
+        )
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """What of a map entry is read back."""
+
+    slot: int
+    api: ApiKey
+
+
+def parse_label(description: str) -> WorkerLabel | None:
+    """The reverse of `str(WorkerLabel)`; None for an HAProxy that is not ours or too different."""
+    words = description.split()
+    if words[:1] != ["cortex-ingress"]:
+        return None
+    facts = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+    try:
+        return WorkerLabel(
+            layout=int(facts["layout"]),
+            tier=Tier(facts["tier"]),
+            generation=int(facts["generation"]),
+            pool_size=int(facts["pool"]),
+            digest=facts["digest"],
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def max_clients(fd_limit: int) -> int:
+    """
+    Client connections that fit the fd limit, with the connections to replicas that each of them may keep.
+
+    Raises:
+        ValueError: not even 32 fit.
+    """
+    clients = min(MAX_CLIENTS, (fd_limit - FD_RESERVE) // (2 + KEPT_CONNECTIONS))
+    if clients < MIN_CLIENTS:
+        needed = MIN_CLIENTS * (2 + KEPT_CONNECTIONS) + FD_RESERVE
+        raise ValueError(f"the limit of open files is {fd_limit}; the ingress needs at least {needed} (ulimit -n)")
+    return clients
+
+
+def server_key(server: IngressServer) -> str:
+    """
+    The server's name inside HAProxy: its own, and a digest of its socket, which HAProxy does not tell.
+
+    So a server that got another socket is another server, also after we forgot everything.
+    """
+    return f"{server.name}.{hashlib.sha256(server.socket.encode()).hexdigest()[:8]}"
+
+
+def server_name(key: str) -> str:
+    """The `IngressServer.name` in a `server_key`."""
+    return key.rpartition(".")[0] or key
+
+
+def render_entry(route: IngressRoute, slot: int) -> str:
+    """The map entry's value for a route; see the module's docstring."""
+    timeout_ms = max(1, round(route.timeout_s * 1000))
+    queue = sum(server.max_queued for server in route.servers)
+    fields = (
+        slot_name(slot),
+        f"{timeout_ms},{route.max_body_bytes}",
+        str(timeout_ms + REPLICA_GRACE_MS),
+        str(route.max_body_bytes),
+        "on" if route.retry else "off",
+        str(max(1, queue)),
+        route.api,
+        route.version,
+    )
+    return "|".join(fields)
+
+
+def parse_entry(value: str) -> Entry | None:
+    """Slot and api of a map entry; None if it is not one of this layout."""
+    fields = value.split("|")
+    if len(fields) != 8:
+        return None
+    slot = slot_number(fields[0])
+    return None if slot is None else Entry(slot=slot, api=ApiKey(fields[6]))
+
+
+def render_map(entries: Mapping[str, str]) -> str:
+    """The map file with which a worker starts."""
+    return "".join(f"{path} {value}\n" for path, value in sorted(entries.items()))
+
+
+def configuration_digest(
+    binds: Mapping[Tier, Sequence[str]], directory: Path, clients: int, limits: IngressLimits, haproxy: str
+) -> str:
+    """
+    Name everything a running worker cannot be told by commands: a worker with another digest is replaced.
+
+    Args:
+        haproxy: version of the binary.
+    """
+    text = haproxy
+    for tier in limits.tiers:
+        text += render_configuration(
+            WorkerConfiguration(
+                tier=tier,
+                generation=0,
+                digest="",
+                binds=tuple(binds[tier]),
+                admin_socket=directory / "admin",
+                map_file="map",
+                bulk_socket=directory / "bulk",
+                pool_size=0,
+                max_clients=clients,
+                limits=limits,
+            ),
+            {},
+        )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def render_configuration(
+    configuration: WorkerConfiguration, servers: Mapping[int, Sequence[IngressServer]]
+) -> str:
+    """
+    The whole haproxy.cfg.
+
+    Args:
+        servers: by slot, those that the worker starts with.
+    """
+    blocks = [
+        _global(configuration),
+        _table(),
+        _base(configuration.limits),
+        _frontend(configuration),
+        _pool_defaults(configuration),
+    ]
+    if configuration.tier is Tier.DOOR and Tier.BULK in configuration.limits.tiers:
+        blocks.append(_bulk_backend(configuration))
+    blocks += [_slot(slot, servers.get(slot, ())) for slot in range(NOWHERE, configuration.pool_size + 1)]
+    return "".join(blocks)
+
+
+def _global(configuration: WorkerConfiguration) -> str:
+    limits = configuration.limits
+    label = WorkerLabel(
+        layout=LAYOUT,
+        tier=configuration.tier,
+        generation=configuration.generation,
+        pool_size=configuration.pool_size,
+        digest=configuration.digest,
+    )
+    buffer = (
+        DOOR_BUFFER_BYTES if configuration.tier is Tier.DOOR else limits.replay_bytes + HEADER_ROOM_BYTES
+    )
+    # HAProxy sizes its fd table as twice the global maxconn; the frontend's own, lower one leaves room for the
+    # connections to replicas that idle clients keep.
+    maxconn = configuration.max_clients * (2 + KEPT_CONNECTIONS) // 2
+    return f"""\
+# Written by Cortex at every start of HAProxy; changes are lost.
+global
+    description {label}
+    stats socket {quoted(str(configuration.admin_socket))} mode 600 level admin expose-fd listeners
+    stats timeout 1h
+    stats maxconn 64
+    nbthread {limits.threads}
+    maxconn {maxconn}
+    tune.bufsize {buffer}
+    hard-stop-after 15m
+
+"""
+
+
+def _table() -> str:
+    return f"""\
+# What the ingress answered itself, by api: gpc<n> counts the n-th reason (configuration.Refusal).
+backend {TABLE}
+    stick-table type string len 128 size 20k store gpc({len(Refusal)})
+
+"""
+
+
+def _base(limits: IngressLimits) -> str:
+    retry_after = " hdr retry-after 1"
+    # iif tells a full api from one without replicas; HAProxy has one 503 for both.
+    unavailable = "%[be_name,nbsrv,bool,iif(overloaded,no-ready-replica)]"
+    why = "%[be_name,nbsrv,bool,iif(every replica is busy and the queue is full,no replica is ready)]"
+    errors = [
+        _error(400, Refusal.BAD_REQUEST.value, "the request is not valid HTTP or its body broke off"),
+        _error(408, Refusal.REQUEST_TIMEOUT.value, "the request did not arrive in time"),
+        _error(500, Refusal.INGRESS_FAULT.value, "the ingress could not handle this request"),
+        _error(502, Refusal.REPLICA_LOST.value, "the replica died with this request or broke off its answer"),
+        _error(503, unavailable, why) + retry_after,
+        _error(504, Refusal.TIMEOUT.value, "no answer within the timeout of this api"),
+    ]
+    lines = "".join(f"    http-error {error}\n" for error in errors)
+    return f"""\
+defaults base
+    mode http
+    timeout connect 5s
+    timeout http-request {_ms(limits.header_timeout_s)}
+    timeout http-keep-alive {_ms(limits.keep_alive_s)}
+    timeout client {_ms(limits.client_timeout_s)}
+    timeout queue {_ms(limits.queue_timeout_s)}
+    timeout server 1h
+    option idle-close-on-response
+    http-reuse never
+    max-session-srv-conns {KEPT_CONNECTIONS}
+    balance leastconn
+    retries 1
+    retry-on conn-failure empty-response
+    option redispatch 1
+{lines}
+"""
+
+
+def _frontend(configuration: WorkerConfiguration) -> str:
+    binds = "".join(f"    bind {bind} proto h1\n" for bind in configuration.binds)
+    map_file = quoted(configuration.map_file)
+    bulk = ""
+    if configuration.tier is Tier.DOOR and Tier.BULK in configuration.limits.tiers:
+        # A chunked body has no length to judge by: bulk reads until it ends or its buffer is full.
+        retried = "{ var(txn.route),field(5,|) on }"
+        medium = (
+            f"{{ req.hdr_val(content-length) gt {DOOR_BODY_BYTES} }} "
+            f"{{ req.hdr_val(content-length) le {configuration.limits.replay_bytes} }}"
+        )
+        chunked = "{ req.hdr(transfer-encoding) -m found }"
+        bulk = f"""\
+    use_backend {BULK_BACKEND} if {retried} {medium}
+    use_backend {BULK_BACKEND} if {retried} {chunked}
+"""
+    return f"""\
+frontend {FRONTEND} from base
+{binds}\
+    maxconn {configuration.max_clients}
+    http-request del-header x-cortex- -m beg
+    http-request set-var(txn.id) req.fhdr(x-request-id) if {{ req.fhdr(x-request-id) -m reg ^[A-Za-z0-9._-]{{1,128}}$ }}
+    http-request set-var(txn.id) uuid() if !{{ var(txn.id) -m found }}
+    http-request set-header x-request-id %[var(txn.id)]
+    http-request set-var(txn.route) path,map({map_file})
+    http-request set-var(txn.route) path,regsub(/$,),map({map_file}) if !{{ var(txn.route) -m found }} {{ path_end / }}
+    http-request return {_error(404, "not-found", "nothing is deployed at this path")} if !{{ var(txn.route) -m found }}
+{bulk}\
+    use_backend %[var(txn.route),field(1,|)]
+    http-after-response set-header x-request-id %[var(txn.id)]
+
+"""
+
+
+def _pool_defaults(configuration: WorkerConfiguration) -> str:
+    limits = configuration.limits
+    largest = DOOR_BODY_BYTES if configuration.tier is Tier.DOOR else limits.replay_bytes
+    too_large = _error(
+        413,
+        Refusal.BODY_TOO_LARGE.value,
+        "the body is over the max_body of this api (%[var(txn.max_body)] bytes)",
+        '"max_body_bytes":%[var(txn.max_body)],',
+    )
+    full = _error(503, Refusal.OVERLOADED.value, "every replica is busy and the queue is full")
+    wrong_method = _error(
+        405, Refusal.METHOD_NOT_ALLOWED.value, "this endpoint takes GET, HEAD, POST and OPTIONS"
+    )
+    # Without wait-for-body, a request whose body arrives in a later packet than its headers (as most clients send
+    # it) goes to the replica in pieces, and HAProxy can then not deliver it again. A body that is too large for
+    # that anyway, or must not be delivered again, is not waited for.
+    return f"""\
+defaults pool from base
+{_track()}\
+    http-request return {wrong_method} hdr allow 'GET, HEAD, POST, OPTIONS' if !{{ method GET HEAD POST OPTIONS }}
+    http-request set-var(txn.max_body) var(txn.route),field(4,|)
+    http-request return {too_large} if {{ req.hdr_val(content-length),sub(txn.max_body) gt 0 }}
+    http-request set-header x-cortex-limits %[var(txn.route),field(2,|)]
+    http-request set-timeout server var(txn.route),field(3,|)
+    http-request disable-l7-retry if {{ var(txn.route),field(5,|) off }}
+    http-request wait-for-body time {_ms(limits.body_timeout_s)} if {{ var(txn.route),field(5,|) on }} \
+!{{ req.hdr_val(content-length) gt {largest} }}
+    http-request set-var(txn.max_queued) var(txn.route),field(6,|)
+    http-request return {full} hdr retry-after 1 if {{ queue,sub(txn.max_queued) ge 0 }}
+{_account()}
+"""
+
+
+def _bulk_backend(configuration: WorkerConfiguration) -> str:
+    limits = configuration.limits
+    extra_ms = round((limits.body_timeout_s + limits.queue_timeout_s) * 1000) + REPLICA_GRACE_MS
+    return f"""\
+# The bulk worker, which does everything that a pool backend does, and the waiting.
+backend {BULK_BACKEND} from base
+{_track()}\
+    http-request set-timeout server var(txn.route),field(3,|),add({extra_ms})
+    http-request disable-l7-retry
+{_account()}\
+    server bulk {quoted("unix@" + str(configuration.bulk_socket))}
+
+"""
+
+
+def _track() -> str:
+    return f"    http-request track-sc0 var(txn.route),field(7,|) table {TABLE}\n"
+
+
+def _account() -> str:
+    """Rules that leave a replica's answers alone, and complete and count those that HAProxy makes itself."""
+    statuses = {
+        Refusal.BAD_REQUEST: "{ status 400 }",
+        Refusal.METHOD_NOT_ALLOWED: "{ status 405 }",
+        Refusal.REQUEST_TIMEOUT: "{ status 408 }",
+        Refusal.BODY_TOO_LARGE: "{ status 413 }",
+        Refusal.REPLICA_LOST: "{ status 502 }",
+        Refusal.NO_READY_REPLICA: "{ status 503 } { be_name,nbsrv eq 0 }",
+        Refusal.OVERLOADED: "{ status 503 } { be_name,nbsrv gt 0 }",
+        Refusal.TIMEOUT: "{ status 504 }",
+        Refusal.INGRESS_FAULT: "{ status 500 }",
+    }
+    counts = "".join(
+        f"    http-after-response sc-inc-gpc({index},0) if {statuses[refusal]}\n"
+        for index, refusal in enumerate(Refusal)
+    )
+    return f"""\
+    http-response set-var(txn.answered) bool(true)
+    http-after-response allow if {{ var(txn.answered) -m found }}
+    http-after-response set-header x-cortex-version %[var(txn.route),field(8,|)]
+{counts}"""
+
+
+def _slot(slot: int, servers: Iterable[IngressServer]) -> str:
+    lines = "".join(
+        f"    server {server_key(server)} {quoted('unix@' + server.socket)} maxconn {server.max_connections}\n"
+        for server in servers
+    )
+    return f"backend {slot_name(slot)} from pool\n{lines}"
+
+
+def _error(status: int, code: str, message: str, facts: str = "") -> str:
+    body = f'{{"error":"{code}","message":"{message}",{facts}"request_id":"%[var(txn.id)]"}}'
+    return f"status {status} content-type application/json lf-string '{body}'"
+
+
+def _ms(seconds: float) -> str:
+    return f"{max(1, round(seconds * 1000))}ms"
+
+
+def quoted(text: str) -> str:
+    """`text` as one word of HAProxy's configuration language, whatever is in it."""
+    return "'" + text.replace("'", "'\"'\"'") + "'"

@@ -1,0 +1,273 @@
+"""
+Client of HAProxy's admin socket: commands in batches, answers as typed rows.
+
+Source: HAProxy 2.8 management guide, 9.1 "CSV format" and 9.3 "Unix Socket commands"; error answers and the form of
+the prompt as 2.8.25 was seen to give them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from cortex.ingress.configuration import FRONTEND, TABLE, Refusal, WorkerLabel, parse_label
+from cortex.ingress.convergence import Holdings, ServerAddress, ServerState, escaped
+from cortex.ingress.errors import AdminUnreachable, CommandsRefused
+from cortex.ingress.slots import slot_name, slot_number
+
+_PROMPT = b"\n> "
+_SEVERITY = re.compile(r"\[(\d)\]: ")
+_WORST_ACCEPTABLE = 5
+"""Syslog severities: 0 to 4 are warnings and errors, 5 and 6 notices and information."""
+_FRONTENDS, _BACKENDS, _SERVERS = 1, 2, 4
+
+
+class WorkerInfo(msgspec.Struct, frozen=True):
+    """Who answers at an admin socket."""
+
+    pid: int
+    label: WorkerLabel | None
+    """None for a configuration that is not ours."""
+    version: str
+
+
+class FrontendRow(msgspec.Struct, frozen=True):
+    """The public side of a worker."""
+
+    connections: int
+    """Client connections, idle ones too."""
+    listening: bool
+    requests_total: int
+
+
+class SlotRow(msgspec.Struct, frozen=True):
+    """One pool backend since its worker started. Counts include what the ingress answered itself."""
+
+    slot: int
+    requests: int
+    """In it now: waiting for their body, queued, or at a server."""
+    queued: int
+    requests_total: int
+    responses_1xx: int
+    responses_2xx: int
+    responses_3xx: int
+    responses_4xx: int
+    responses_5xx: int
+    retries_total: int
+    redispatches_total: int
+
+
+class ServerRow(msgspec.Struct, frozen=True):
+    """One server."""
+
+    address: ServerAddress
+    requests: int
+    """At it or queued for it now; idle connections do not count."""
+    requests_total: int
+    max_connections: int
+    in_rotation: bool
+
+
+class RefusalRow(msgspec.Struct, frozen=True):
+    """What the ingress answered itself for one api since the worker started."""
+
+    api: str
+    counts: dict[Refusal, int]
+
+
+class AdminSocket:
+    """One worker's admin socket. Keeps nothing open between calls."""
+
+    def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
+        self.path = path
+        self._timeout_s = timeout_s
+
+    async def run(self, commands: Iterable[str]) -> list[str]:
+        """
+        Carry out commands in order and return their answers, without the trailing newlines.
+
+        All are sent at once; HAProxy works through them and stops at none.
+
+        Raises:
+            AdminUnreachable: no connection, or not everything answered in time; names the socket.
+            CommandsRefused: some were refused; names each with the answer. The others were carried out.
+        """
+        batch = list(commands)
+        if not batch:
+            return []
+        answers, _ = await self._exchange(batch)
+        refused = [(c, message) for c, a in zip(batch, answers, strict=True) if (message := _refusal(a))]
+        if refused:
+            raise CommandsRefused(refused)
+        return answers
+
+    async def info(self) -> WorkerInfo:
+        """
+        Who answers, with the pid that the kernel knows the listener by.
+
+        Raises:
+            AdminUnreachable: also when the answering process says it is another than the one that listens.
+        """
+        (answer,), listener_pid = await self._exchange(["show info"])
+        facts = dict(line.split(": ", 1) for line in answer.splitlines() if ": " in line)
+        pid = int(facts.get("Pid", 0))
+        if pid != listener_pid:
+            raise AdminUnreachable(self.path, f"process {pid} answers for listener {listener_pid}")
+        return WorkerInfo(
+            pid=pid, label=parse_label(facts.get("description", "")), version=facts.get("Version", "")
+        )
+
+    async def entries(self, map_file: str) -> dict[str, str]:
+        """The map: value by path."""
+        (answer,) = await self.run([f"show map {escaped(map_file)}"])
+        entries: dict[str, str] = {}
+        for line in answer.splitlines():
+            _, path, value = line.split(" ", 2)
+            entries.setdefault(path, value)
+        return entries
+
+    async def holdings(self, map_file: str) -> Holdings:
+        """Everything that `convergence` compares."""
+        servers = await self.servers()
+        return Holdings(
+            entries=await self.entries(map_file),
+            servers={
+                row.address: ServerState(max_connections=row.max_connections, in_rotation=row.in_rotation)
+                for row in servers
+            },
+        )
+
+    async def servers(self, slots: Sequence[int] | None = None) -> list[ServerRow]:
+        """Servers of some slots, by default of the whole pool."""
+        rows: list[ServerRow] = []
+        for row in await self._rows(_SERVERS, ["-1"] if slots is None else [slot_name(s) for s in slots]):
+            slot = slot_number(row["pxname"])
+            if slot is None:
+                continue
+            rows.append(
+                ServerRow(
+                    address=ServerAddress(slot=slot, key=row["svname"]),
+                    requests=_number(row, "scur") + _number(row, "qcur"),
+                    requests_total=_number(row, "stot"),
+                    max_connections=_number(row, "slim"),
+                    in_rotation=not row["status"].startswith(("MAINT", "DRAIN")),
+                )
+            )
+        return rows
+
+    async def slots(self, slots: Sequence[int] | None = None) -> list[SlotRow]:
+        """Backends of some slots, by default of the whole pool."""
+        rows: list[SlotRow] = []
+        for row in await self._rows(_BACKENDS, ["-1"] if slots is None else [slot_name(s) for s in slots]):
+            slot = slot_number(row["pxname"])
+            if slot is None:
+                continue
+            rows.append(
+                SlotRow(
+                    slot=slot,
+                    requests=_number(row, "scur"),
+                    queued=_number(row, "qcur"),
+                    requests_total=_number(row, "stot"),
+                    responses_1xx=_number(row, "hrsp_1xx"),
+                    responses_2xx=_number(row, "hrsp_2xx"),
+                    responses_3xx=_number(row, "hrsp_3xx"),
+                    responses_4xx=_number(row, "hrsp_4xx"),
+                    responses_5xx=_number(row, "hrsp_5xx"),
+                    retries_total=_number(row, "wretr"),
+                    redispatches_total=_number(row, "wredis"),
+                )
+            )
+        return rows
+
+    async def frontend(self) -> FrontendRow:
+        """The public side."""
+        (row,) = await self._rows(_FRONTENDS, [FRONTEND])
+        return FrontendRow(
+            connections=_number(row, "scur"),
+            listening=row["status"] != "STOP",
+            requests_total=_number(row, "req_tot"),
+        )
+
+    async def refusals(self) -> list[RefusalRow]:
+        """What the worker answered itself, by api."""
+        (answer,) = await self.run([f"show table {TABLE}"])
+        rows: list[RefusalRow] = []
+        for line in answer.splitlines():
+            facts = dict(word.split("=", 1) for word in line.split() if "=" in word)
+            if "key" in facts:
+                counts = {refusal: int(facts.get(f"gpc{n}", 0)) for n, refusal in enumerate(Refusal)}
+                rows.append(RefusalRow(api=facts["key"], counts=counts))
+        return rows
+
+    async def delete(self, servers: Sequence[ServerAddress]) -> list[ServerAddress]:
+        """Delete servers that are out of rotation; return those that were, the others still have connections."""
+        if not servers:
+            return []
+        answers, _ = await self._exchange([f"del server {address}" for address in servers])
+        # "No such server" counts as deleted: what we want is that it is not there.
+        gone = ("Server deleted.", "No such server.")
+        return [a for a, answer in zip(servers, answers, strict=True) if answer.endswith(gone)]
+
+    async def _rows(self, kind: int, proxies: Sequence[str]) -> list[dict[str, str]]:
+        answers = await self.run([f"show stat {proxy} {kind} -1" for proxy in proxies])
+        return [row for answer in answers for row in parse_csv(answer)]
+
+    async def _exchange(self, commands: Sequence[str]) -> tuple[list[str], int]:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._converse(commands)
+        except TimeoutError:
+            raise AdminUnreachable(self.path, f"no answer within {self._timeout_s:g} s") from None
+        except OSError as error:
+            raise AdminUnreachable(self.path, error.strerror or str(error)) from error
+
+    async def _converse(self, commands: Sequence[str]) -> tuple[list[str], int]:
+        reader, writer = await asyncio.open_unix_connection(str(self.path), limit=1 << 20)
+        try:
+            credentials = writer.get_extra_info("socket").getsockopt(
+                socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+            )
+            (pid, _, _) = struct.unpack("3i", credentials)
+            # In prompt mode every answer ends with "\n> ", also that of "prompt" itself; the severity in front of
+            # an answer is the only sign of an error.
+            preamble = ("prompt", "set severity-output number")
+            writer.write(("\n".join((*preamble, *commands)) + "\n").encode())
+            answers: list[str] = []
+            received = bytearray()
+            while len(answers) < len(preamble) + len(commands):
+                chunk = await reader.read(1 << 18)
+                if not chunk:
+                    raise ConnectionError("it closed the connection in the middle of an answer")
+                received += chunk
+                if _PROMPT in received:
+                    *complete, rest = bytes(received).split(_PROMPT)
+                    answers += [answer.decode(errors="replace").strip("\n") for answer in complete]
+                    received = bytearray(rest)
+            return answers[len(preamble) :], int(pid)
+        finally:
+            writer.close()
+
+
+def parse_csv(answer: str) -> list[dict[str, str]]:
+    """Rows of `show stat`, by column name."""
+    head, _, body = answer.partition("\n")
+    columns = head.removeprefix("# ").split(",")
+    return [dict(zip(columns, line.split(","), strict=False)) for line in body.splitlines() if line]
+
+
+def _number(row: dict[str, str], column: str) -> int:
+    return int(row.get(column) or 0)
+
+
+def _refusal(answer: str) -> str | None:
+    if match := _SEVERITY.match(answer):
+        message = answer[match.end() :]
+        if int(match.group(1)) < _WORST_ACCEPTABLE or message.startswith("Unknown command"):
+            return message.splitlines()[0]
+    return None

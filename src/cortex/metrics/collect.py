@@ -1,0 +1,244 @@
+"""
+From the folder of stats files into the store, and files of replicas that are gone out of the way.
+
+Order of a file's end, so that a crash between any two steps neither loses nor doubles a count: merged and on disk →
+file deleted → after a while, last seen forgotten. Until then a file that comes back counts only what is new in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import stat
+from collections.abc import Collection
+from pathlib import Path
+
+import msgspec
+
+from cortex.clock import Clock
+from cortex.ids import ReplicaId
+from cortex.metrics.counts import Attempt
+from cortex.metrics.slices import HOUR_S
+from cortex.metrics.store import StatsStore
+from cortex.wire.stats import StatsFile
+
+log = logging.getLogger(__name__)
+
+LARGEST_FILE_BYTES = 16 * 2**20
+"""A full file of 10,000 classes with names of 256 characters is a third of this; more is no stats file of ours."""
+FILES_AT_ONCE = 64
+"""Files merged in one transaction: bounds the memory when many are full."""
+FORGET_AFTER_S = 60.0
+"""
+How long the last seen counters of a replica outlive its file. A replica that was thought gone and is not writes a
+new file within a second of its next request; the rest is for stalls.
+"""
+_NAME = re.compile(r"([^./]+\.[^./]+\.[^./]+\.\d+)\.(\d+)\.json")
+"""A replica's id and the attempt."""
+_TEMPORARY_NAME = re.compile(r"\.(.+)\.\d+\.tmp")
+"""What `processes.write_whole` leaves of a file when it is killed."""
+_decode = msgspec.json.Decoder(StatsFile).decode
+
+
+class Collected(msgspec.Struct, frozen=True, kw_only=True):
+    """What one pass did."""
+
+    read: int = 0
+    """Files that had changed."""
+    merged: int = 0
+    """Of those, the ones that held new counts."""
+    deleted: int = 0
+
+
+class Collector:
+    """
+    Merges stats files into the store. Used by one thread.
+
+    Args:
+        folder: where replicas write `<replica id>.<attempt>.json`. Files with other names are left alone.
+    """
+
+    def __init__(self, folder: Path, store: StatsStore, clock: Clock) -> None:
+        self._folder = os.fspath(folder)
+        self._store = store
+        self._clock = clock
+        self._files: dict[str, _File | None] = {}
+        """By name; None for a name that is not ours."""
+        self._seen: set[Attempt] | None = None
+        """Attempts that the store has seen; None before the first pass."""
+        self._missing_since_s: dict[Attempt, float] = {}
+        self._maintained_hour: int | None = None
+
+    def collect(self, live: Collection[Attempt] | None) -> Collected:
+        """
+        Merge what changed since the last pass, and delete the files of attempts that are gone.
+
+        Args:
+            live: attempts whose process may still run, as known before this call; None while that is not known:
+                then only files that say they are the last of their attempt are deleted.
+
+        Raises:
+            StatsStoreUnusable: nothing is lost; a later pass does what this one could not.
+            OSError: the folder cannot be read.
+        """
+        if self._seen is None:
+            self._seen = set(self._store.known())
+        files, temporary = self._scan()
+        gone = [file for file in files if live is not None and file.attempt not in live]
+        for file in gone:
+            file.read = None  # read once more before it is deleted, whatever its times say: they have a grain
+        changed = [file for file in files if file.found != file.read]
+        merged = self._merge(changed)
+        deleted = self._delete([file for file in files if file.last] + [file for file in gone if file.read])
+        if live is not None:
+            for file in temporary:
+                if file.attempt not in live:
+                    self._unlink(file)
+            self._forget(self._seen.difference(live, (file.attempt for file in files)))
+        self._maintain()
+        return Collected(read=len(changed), merged=merged, deleted=deleted)
+
+    def _scan(self) -> tuple[list[_File], list[_File]]:
+        """Every stats file in the folder, its times and size as they are now; then what killed writers left."""
+        known = self._files
+        present: dict[str, _File | None] = {}
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                name = entry.name
+                file = known[name] if name in known else _named(name)
+                if file is not None:
+                    try:
+                        file.found = _signature(entry.stat(follow_symlinks=False))
+                    except FileNotFoundError:
+                        continue
+                present[name] = file
+        self._files = present
+        ours = [file for file in present.values() if file is not None]
+        return [file for file in ours if not file.temporary], [file for file in ours if file.temporary]
+
+    def _merge(self, changed: list[_File]) -> int:
+        assert self._seen is not None
+        merged = 0
+        for first in range(0, len(changed), FILES_AT_ONCE):
+            contents: list[StatsFile] = []
+            read: list[tuple[_File, _Signature, bool]] = []
+            for file in changed[first : first + FILES_AT_ONCE]:
+                try:
+                    signature, content = self._read(file)
+                except OSError as error:
+                    if error.errno != errno.ENOENT:
+                        file.warn(f"cannot be read ({error.strerror})")
+                    continue
+                except _NotStats as error:
+                    file.warn(f"holds no counters: {error}")
+                    read.append((file, error.signature, False))
+                    continue
+                contents.append(content)
+                read.append((file, signature, content.last))
+            merged += self._store.merge(contents, self._clock.wall_s())
+            self._seen.update((content.replica, content.attempt) for content in contents)
+            for file, signature, last in read:  # only now: had the merge failed, they would be read again
+                file.read, file.last = signature, last
+        return merged
+
+    def _read(self, file: _File) -> tuple[_Signature, StatsFile]:
+        """
+        Raises:
+            OSError: it cannot be read now.
+            _NotStats: it can, and is not what a replica writes.
+        """
+        # Neither a link nor a pipe that someone put there is followed or waited for.
+        descriptor = os.open(f"{self._folder}/{file.name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as stream:
+            status = os.fstat(descriptor)
+            signature = _signature(status)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_FILE_BYTES:
+                raise _NotStats(signature, "no regular file, or too large")
+            content = stream.read()
+        try:
+            stats = _decode(content)
+        except msgspec.MsgspecError as error:
+            raise _NotStats(signature, str(error)) from error
+        if (stats.replica, stats.attempt) != file.attempt:
+            raise _NotStats(signature, f"it is about {stats.replica}, attempt {stats.attempt}")
+        return signature, stats
+
+    def _delete(self, ended: list[_File]) -> int:
+        if not ended or not self._store.sync():
+            return 0
+        return sum(self._unlink(file) for file in ended if file.name in self._files)
+
+    def _unlink(self, file: _File) -> bool:
+        try:
+            os.unlink(f"{self._folder}/{file.name}")
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            file.warn(f"cannot be deleted ({error.strerror})")
+            return False
+        del self._files[file.name]
+        return True
+
+    def _forget(self, missing: set[Attempt]) -> None:
+        """Forget attempts that have neither a process nor a file, once that has been so for a while."""
+        assert self._seen is not None
+        now_s = self._clock.monotonic_s()
+        self._missing_since_s = {attempt: self._missing_since_s.get(attempt, now_s) for attempt in missing}
+        due = [attempt for attempt, since_s in self._missing_since_s.items() if now_s - since_s >= FORGET_AFTER_S]
+        if due:
+            self._store.forget(due)
+            self._seen.difference_update(due)
+
+    def _maintain(self) -> None:
+        now_s = self._clock.wall_s()
+        hour = int(now_s // HOUR_S)
+        if hour != self._maintained_hour:
+            self._store.maintain(now_s)
+            self._maintained_hour = hour
+
+
+_Signature = tuple[int, int, int]
+"""Time of the last change in nanoseconds, size, inode. Each write makes a new inode and takes a second."""
+
+
+class _File:
+    """A name in the folder, and what was last found and read under it."""
+
+    __slots__ = ("attempt", "found", "last", "name", "read", "temporary", "warned")
+
+    def __init__(self, name: str, attempt: Attempt, *, temporary: bool) -> None:
+        self.name = name
+        self.attempt = attempt
+        self.temporary = temporary
+        self.found: _Signature | None = None
+        self.read: _Signature | None = None
+        """Of the content that was merged."""
+        self.last = False
+        """That content said that nothing more will come."""
+        self.warned = False
+
+    def warn(self, reason: str) -> None:
+        if not self.warned:
+            self.warned = True
+            log.warning("stats file %s %s", self.name, reason)
+
+
+class _NotStats(Exception):
+    def __init__(self, signature: _Signature, reason: str) -> None:
+        self.signature = signature
+        super().__init__(reason)
+
+
+def _named(name: str) -> _File | None:
+    """What a file of this name is about; None when it is none of ours."""
+    temporary = _TEMPORARY_NAME.fullmatch(name)
+    match = _NAME.fullmatch(temporary[1] if temporary else name)
+    if match is None:
+        return None
+    return _File(name, (ReplicaId(match[1]), int(match[2])), temporary=temporary is not None)
+
+
+def _signature(status: os.stat_result) -> _Signature:
+    return status.st_mtime_ns, status.st_size, status.st_ino

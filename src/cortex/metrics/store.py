@@ -1,0 +1,619 @@
+"""
+Statistics on disk: one SQLite file of sums by time, and of what was last seen of each source.
+
+A source's counters only grow. What they grew by and the new "last seen" are written in one transaction, so that
+reading a source twice counts once, and what it counted while nobody read is there at the next reading.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from cortex.errors import CortexError
+from cortex.ids import ApiKey, ReplicaId, Version
+from cortex.metrics.counts import (
+    NOTHING,
+    Attempt,
+    Counts,
+    ImplausibleStats,
+    IngressCounts,
+    Lifetime,
+    Reading,
+    Tally,
+    add_all,
+    growth,
+    read,
+    total,
+)
+from cortex.metrics.slices import HOUR_S, MINUTE_S, Slice, day_of, minutes_start, rollup, slice_of, window_start
+from cortex.wire.stats import EXACT_CLASSES, StatsFile
+
+log = logging.getLogger(__name__)
+
+BUSY_TIMEOUT_S = 5.0
+"""How long a writer waits for another process, e.g. a control plane that is just ending."""
+NAMED_CLASSES = 20
+"""Classes of an api that have a lifetime count of their own: scrapers keep one series for each."""
+CACHED_WINDOWS = 256
+"""Sums of windows kept in memory: two for each api and version that was asked for."""
+
+MIGRATIONS = (
+    """
+    CREATE TABLE series (
+        id INTEGER PRIMARY KEY,
+        api TEXT NOT NULL,
+        version TEXT NOT NULL,
+        UNIQUE (api, version)
+    );
+    CREATE TABLE slice (  -- what was counted in a minute or an hour
+        series INTEGER NOT NULL,
+        length_s INTEGER NOT NULL,
+        start_s INTEGER NOT NULL,
+        counts BLOB NOT NULL,  -- Counts, MessagePack
+        PRIMARY KEY (series, length_s, start_s)
+    ) WITHOUT ROWID;
+    CREATE TABLE class (  -- at most EXACT_CLASSES of a series
+        id INTEGER PRIMARY KEY,
+        series INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        UNIQUE (series, name)
+    );
+    CREATE TABLE class_count (  -- by day: 10,000 classes by minute would be a gigabyte
+        class INTEGER NOT NULL,
+        day_s INTEGER NOT NULL,
+        count INTEGER NOT NULL,
+        PRIMARY KEY (class, day_s)
+    ) WITHOUT ROWID;
+    CREATE TABLE seen (  -- what was last read of an attempt
+        replica TEXT NOT NULL,
+        attempt INTEGER NOT NULL,
+        reading BLOB NOT NULL,  -- Reading, MessagePack
+        PRIMARY KEY (replica, attempt)
+    );
+    CREATE TABLE ingress_seen (
+        instance TEXT NOT NULL,
+        api TEXT NOT NULL,
+        client_error INTEGER NOT NULL,
+        server_error INTEGER NOT NULL,
+        PRIMARY KEY (instance, api)
+    );
+    CREATE TABLE lifetime (  -- never smaller than before, for scrapers
+        api TEXT PRIMARY KEY,
+        touched_s INTEGER NOT NULL,
+        counts BLOB NOT NULL,  -- Counts, MessagePack
+        rest INTEGER NOT NULL  -- predictions of classes that are not in named_class
+    );
+    CREATE TABLE named_class (  -- at most NAMED_CLASSES of an api
+        api TEXT NOT NULL,
+        name TEXT NOT NULL,
+        count INTEGER NOT NULL,
+        PRIMARY KEY (api, name)
+    );
+    """,
+)
+"""Script n brings a file from schema version n to n + 1. Scripts are never changed, only appended."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_counts = msgspec.msgpack.Decoder(Counts).decode
+_reading = msgspec.msgpack.Decoder(Reading).decode
+
+
+class StatsStoreUnusable(CortexError):
+    """The statistics cannot be read or written; serving does not depend on them."""
+
+    reference = "stats-store-unusable"
+
+    def __init__(self, file: Path, reason: str, hint: str = "") -> None:
+        self.file = file
+        self.hint = hint or f"free space or move {file} away; what replicas count meanwhile is merged later"
+        super().__init__(f"statistics in {file}: {reason}")
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything counted of a version, or of all versions of an api, from `window_start` on."""
+
+    counts: Counts = NOTHING
+    classes: Mapping[str, int] = {}
+    """Every class with an exact count, in no order; empty unless asked for."""
+
+
+class StatsStore:
+    """
+    Statistics in one SQLite file. Thread-safe; every method is one transaction.
+
+    Args:
+        file: created when absent. A damaged one is moved aside, and counting begins anew with what the replicas'
+            files hold.
+
+    Raises:
+        StatsStoreUnusable: by every method, when the file cannot be read or written. Nothing was changed then, and
+            the same call may succeed later.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._lock = threading.RLock()
+        self._windows: dict[tuple[ApiKey, Version | None], _CachedWindow] = {}
+        self._windows_version = 0
+        self._warned: set[tuple[str, int]] = set()
+        self._db = _open(file)
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    # ---- what is counted ----------------------------------------------------------------------------------------
+
+    def merge(self, files: Iterable[StatsFile], now_wall_s: float) -> int:
+        """
+        Add what these files hold beyond what was seen of them before.
+
+        Growth is counted in the minute in which the file was written. A file whose counters went backwards, or
+        that is implausible, is left out with one warning.
+
+        Returns:
+            How many of the files held anything new.
+        """
+        new: dict[tuple[ApiKey, Version], _New] = {}
+        grown_files = 0
+        with self._changing() as db:
+            for file in files:
+                grown = self._see(db, file)
+                if grown is None:
+                    continue
+                grown_files += 1
+                written_s = file.wall_s if 0.0 < file.wall_s <= now_wall_s else now_wall_s
+                new.setdefault((file.api, file.version), _New()).add(grown, written_s, now_wall_s)
+            for (api, version), part in new.items():
+                self._count(db, api, version, part, now_wall_s)
+        return grown_files
+
+    def merge_ingress(self, counts: Iterable[IngressCounts], *, live: Collection[str], now_wall_s: float) -> None:
+        """
+        Add what ingress processes answered themselves, beyond what was seen of them before.
+
+        Args:
+            counts: cumulative for each instance and api.
+            live: every instance that may still report; all others are forgotten.
+        """
+        new: dict[tuple[ApiKey, Version], _New] = {}
+        with self._changing() as db:
+            for counted in counts:
+                grown = self._see_ingress(db, counted)
+                if grown is not None:
+                    part = new.setdefault((counted.api, counted.version), _New())
+                    part.add(Reading(grown, {}), now_wall_s, now_wall_s)
+            for (instance,) in db.execute("SELECT DISTINCT instance FROM ingress_seen").fetchall():
+                if instance not in live:
+                    db.execute("DELETE FROM ingress_seen WHERE instance = ?", (instance,))
+            for (api, version), part in new.items():
+                self._count(db, api, version, part, now_wall_s)
+
+    def known(self) -> frozenset[Attempt]:
+        """Attempts whose counters were seen and that were not forgotten."""
+        with self._reading() as db:
+            return frozenset((ReplicaId(r), a) for r, a in db.execute("SELECT replica, attempt FROM seen"))
+
+    def forget(self, attempts: Iterable[Attempt]) -> None:
+        """Forget what was seen of attempts whose files are gone for good: a file seen later would count in full."""
+        keys = list(attempts)
+        with self._changing() as db:
+            db.executemany("DELETE FROM seen WHERE replica = ? AND attempt = ?", keys)
+            self._warned.difference_update(keys)
+
+    def sync(self) -> bool:
+        """
+        Make everything merged so far survive a loss of power; merging alone survives only the end of processes.
+
+        Returns:
+            False when another process is in the way just now.
+        """
+        with self._reading() as db:
+            # With synchronous = NORMAL the log is flushed to disk before it is copied, and only then.
+            busy, in_log, copied = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            return not busy and in_log == copied
+
+    def maintain(self, now_wall_s: float) -> None:
+        """Turn old minutes into hours, drop what is older than the window, choose anew which classes are named."""
+        since_s = window_start(now_wall_s)
+        with self._changing() as db:
+            self._windows.clear()
+            for (series,) in db.execute("SELECT id FROM series").fetchall():
+                _roll_up(db, series, now_wall_s)
+            db.execute("DELETE FROM slice WHERE start_s < ?", (since_s,))
+            db.execute("DELETE FROM class_count WHERE day_s < ?", (since_s,))
+            db.execute("DELETE FROM class WHERE NOT EXISTS (SELECT 1 FROM class_count WHERE class = class.id)")
+            db.execute(
+                "DELETE FROM series WHERE NOT EXISTS (SELECT 1 FROM slice WHERE series = series.id)"
+                " AND NOT EXISTS (SELECT 1 FROM class WHERE series = series.id)"
+            )
+            db.execute("DELETE FROM lifetime WHERE touched_s < ?", (since_s,))
+            db.execute("DELETE FROM named_class WHERE api NOT IN (SELECT api FROM lifetime)")
+            for (api,) in db.execute("SELECT DISTINCT api FROM named_class").fetchall():
+                _rename_classes(db, api)
+
+    # ---- what is shown ------------------------------------------------------------------------------------------
+
+    def window(
+        self, api: ApiKey, version: Version | None = None, *, now_wall_s: float, classes: bool = False
+    ) -> Window:
+        """
+        Everything counted from `window_start` on, of one version or (None) of all together.
+
+        Asked again, it costs microseconds; with `classes`, a copy of up to 10,000 counts.
+        """
+        with self._reading() as db:
+            (changes,) = db.execute("PRAGMA data_version").fetchone()  # of other processes
+            if changes != self._windows_version:
+                self._windows.clear()
+                self._windows_version = changes
+            since_s = window_start(now_wall_s)
+            cached = self._windows.get((api, version))
+            if cached is None or cached.since_s != since_s:
+                if len(self._windows) >= CACHED_WINDOWS:
+                    self._windows.clear()
+                cached = _CachedWindow(since_s, Tally(s.counts for s in _slices(db, api, version, since_s)))
+                self._windows[api, version] = cached
+            if classes and cached.classes is None:
+                cached.classes = _class_counts(db, api, version, since_s)
+            return Window(counts=cached.tally.counts(), classes=dict(cached.classes or {}) if classes else {})
+
+    def recent(
+        self, api: ApiKey, version: Version | None = None, *, now_wall_s: float, minutes: int = 60
+    ) -> tuple[Slice, ...]:
+        """The last minutes in which anything was counted, oldest first; the newest is usually not over yet."""
+        start_s = int(now_wall_s // MINUTE_S) * MINUTE_S - (minutes - 1) * MINUTE_S
+        with self._reading() as db:
+            return rollup(_slices(db, api, version, start_s, MINUTE_S), now_wall_s)
+
+    def versions(self, api: ApiKey) -> tuple[Version, ...]:
+        """Versions of which anything was counted in the window, the one counted first first."""
+        with self._reading() as db:
+            rows = db.execute("SELECT version FROM series WHERE api = ? ORDER BY id", (api,))
+            return tuple(Version(version) for (version,) in rows)
+
+    def lifetimes(self) -> dict[ApiKey, Lifetime]:
+        """What each api counted since its counting began; an api without any request for 14 days begins anew."""
+        with self._reading() as db:
+            named: dict[str, dict[str, int]] = {}
+            for api, name, count in db.execute("SELECT api, name, count FROM named_class ORDER BY api, name"):
+                named.setdefault(api, {})[name] = count
+            return {
+                ApiKey(api): Lifetime(counts=_counts(counts), classes=named.get(api, {}), rest=rest)
+                for api, counts, rest in db.execute("SELECT api, counts, rest FROM lifetime ORDER BY api")
+            }
+
+    # ---- one step each, inside a transaction --------------------------------------------------------------------
+
+    def _see(self, db: sqlite3.Connection, file: StatsFile) -> Reading | None:
+        """Store what a file holds as last seen and return what is new; None when nothing is."""
+        key = (file.replica, file.attempt)
+        try:
+            now = read(file)
+        except ImplausibleStats as error:
+            self._warn_once(key, str(error))
+            return None
+        row = db.execute("SELECT reading FROM seen WHERE replica = ? AND attempt = ?", key).fetchone()
+        before = Reading(NOTHING, {}) if row is None else _reading(row[0])
+        if before == now:
+            return None
+        grown = growth(before, now)
+        if grown is None:
+            self._warn_once(key, f"counters of {file.replica} (attempt {file.attempt}) went backwards; left out")
+            return None
+        db.execute("INSERT OR REPLACE INTO seen (replica, attempt, reading) VALUES (?, ?, ?)", (*key, _encode(now)))
+        return grown
+
+    def _see_ingress(self, db: sqlite3.Connection, counted: IngressCounts) -> Counts | None:
+        key = (counted.instance, counted.api)
+        row = db.execute(
+            "SELECT client_error, server_error FROM ingress_seen WHERE instance = ? AND api = ?", key
+        ).fetchone()
+        before_client, before_server = row or (0, 0)
+        client, server = counted.client_error - before_client, counted.server_error - before_server
+        if client < 0 or server < 0:
+            log.warning("ingress %s: counters of %s went backwards; left out", *key)
+            return None
+        if not client and not server:
+            return None
+        db.execute(
+            "INSERT OR REPLACE INTO ingress_seen (instance, api, client_error, server_error) VALUES (?, ?, ?, ?)",
+            (*key, counted.client_error, counted.server_error),
+        )
+        return Counts(refused_client_error=client, refused_server_error=server)
+
+    def _count(self, db: sqlite3.Connection, api: ApiKey, version: Version, new: _New, now_wall_s: float) -> None:
+        """Write what is new of a version, and keep the sums in memory up with it."""
+        _count_lifetime(db, api, new, now_wall_s)
+        for place, (tally, classes) in new.places.items():
+            if place is None:
+                continue
+            start_s, length_s = place
+            series = _series(db, api, version)
+            counted, other = _count_classes(db, series, day_of(start_s), classes)
+            if other:
+                tally.add(Counts(other=other))
+            counts = tally.counts()
+            _add_to_slice(db, series, start_s, length_s, counts)
+            for key in ((api, version), (api, None)):
+                if key in self._windows:
+                    self._windows[key].add(counts, counted)
+
+    def _warn_once(self, key: tuple[str, int], message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            log.warning("%s", message)
+
+    # ---- transactions -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                yield self._db
+            except sqlite3.Error as error:
+                raise StatsStoreUnusable(self._file, str(error)) from error
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        with self._reading() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                self._windows.clear()  # they may hold what was not written
+                if db.in_transaction:  # a full disk has rolled back already
+                    db.execute("ROLLBACK")
+                raise
+
+
+class _New:
+    """What one merge adds to a version, by slice; under None what is older than the window."""
+
+    def __init__(self) -> None:
+        self.places: dict[tuple[int, int] | None, tuple[Tally, dict[str, int]]] = {}
+
+    def add(self, grown: Reading, written_s: float, now_s: float) -> None:
+        tally, classes = self.places.setdefault(slice_of(written_s, now_s), (Tally(), {}))
+        tally.add(grown.counts)
+        add_all(classes, grown.classes)
+
+
+class _CachedWindow:
+    """The sum of a window in memory; `classes` is None until someone asks."""
+
+    def __init__(self, since_s: int, tally: Tally) -> None:
+        self.since_s = since_s
+        self.tally = tally
+        self.classes: dict[str, int] | None = None
+
+    def add(self, counts: Counts, classes: Mapping[str, int]) -> None:
+        self.tally.add(counts)
+        if self.classes is not None:
+            add_all(self.classes, classes)
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+def _series(db: sqlite3.Connection, api: ApiKey, version: Version) -> int:
+    """The id of a version's series, made when there is none."""
+    row = db.execute("SELECT id FROM series WHERE api = ? AND version = ?", (api, version)).fetchone()
+    if row is None:
+        row = (db.execute("INSERT INTO series (api, version) VALUES (?, ?)", (api, version)).lastrowid,)
+    found: int = row[0]
+    return found
+
+
+def _add_to_slice(db: sqlite3.Connection, series: int, start_s: int, length_s: int, counts: Counts) -> None:
+    key = (series, length_s, start_s)
+    row = db.execute("SELECT counts FROM slice WHERE series = ? AND length_s = ? AND start_s = ?", key).fetchone()
+    if row is not None:
+        counts = total((_counts(row[0]), counts))
+    db.execute(
+        "INSERT OR REPLACE INTO slice (series, length_s, start_s, counts) VALUES (?, ?, ?, ?)",
+        (*key, _encode(counts)),
+    )
+
+
+def _count_classes(
+    db: sqlite3.Connection, series: int, day_s: int, classes: Mapping[str, int]
+) -> tuple[dict[str, int], int]:
+    """
+    Add to a day's classes. A version has room for `EXACT_CLASSES` classes.
+
+    Returns:
+        What was counted by class, and how many predictions of classes that found no room.
+    """
+    counted: dict[str, int] = {}
+    new: list[tuple[str, int]] = []
+    for name, n in classes.items():
+        row = db.execute("SELECT id FROM class WHERE series = ? AND name = ?", (series, name)).fetchone()
+        if row is None:
+            new.append((name, n))
+        else:
+            counted[name] = n
+            _add_to_class(db, row[0], day_s, n)
+    if not new:
+        return counted, 0
+    (taken,) = db.execute("SELECT COUNT(*) FROM class WHERE series = ?", (series,)).fetchone()
+    new.sort(key=lambda found: -found[1])  # the frequent ones first, should there be too little room
+    room = max(0, EXACT_CLASSES - taken)
+    for name, n in new[:room]:
+        row_id = db.execute("INSERT INTO class (series, name) VALUES (?, ?)", (series, name)).lastrowid
+        assert row_id is not None
+        counted[name] = n
+        _add_to_class(db, row_id, day_s, n)
+    return counted, sum(n for _, n in new[room:])
+
+
+def _add_to_class(db: sqlite3.Connection, row_id: int, day_s: int, n: int) -> None:
+    db.execute(
+        "INSERT INTO class_count (class, day_s, count) VALUES (?, ?, ?)"
+        " ON CONFLICT (class, day_s) DO UPDATE SET count = count + excluded.count",
+        (row_id, day_s, n),
+    )
+
+
+def _count_lifetime(db: sqlite3.Connection, api: ApiKey, new: _New, now_wall_s: float) -> None:
+    row = db.execute("SELECT counts, rest FROM lifetime WHERE api = ?", (api,)).fetchone()
+    tally, rest = (Tally(), 0) if row is None else (Tally((_counts(row[0]),)), row[1])
+    for found, classes in new.places.values():
+        counts = found.counts()
+        tally.add(counts)
+        rest += counts.other
+        if classes:
+            rest += _count_named(db, api, classes)
+    counts = msgspec.structs.replace(tally.counts(), positive={}, negative={}, zeros=0, least=None, greatest=None)
+    db.execute(
+        "INSERT OR REPLACE INTO lifetime (api, touched_s, counts, rest) VALUES (?, ?, ?, ?)",
+        (api, int(now_wall_s), _encode(counts), rest),
+    )
+
+
+def _count_named(db: sqlite3.Connection, api: ApiKey, classes: Mapping[str, int]) -> int:
+    """Add to an api's named classes, naming new ones while there is room; returns the predictions of all others."""
+    named = {name for (name,) in db.execute("SELECT name FROM named_class WHERE api = ?", (api,))}
+    rest = 0
+    for name, n in sorted(classes.items(), key=lambda found: -found[1]):
+        if name not in named and len(named) >= NAMED_CLASSES:
+            rest += n
+            continue
+        named.add(name)
+        db.execute(
+            "INSERT INTO named_class (api, name, count) VALUES (?, ?, ?)"
+            " ON CONFLICT (api, name) DO UPDATE SET count = count + excluded.count",
+            (api, name, n),
+        )
+    return rest
+
+
+def _rename_classes(db: sqlite3.Connection, api: str) -> None:
+    """
+    Name the classes that were most frequent in the window.
+
+    A class that is named anew counts from 0 and what it counted as one of the rest stays there, so that no counter
+    ever goes down; the count of one that is no longer named ends.
+    """
+    frequent = {
+        name
+        for (name,) in db.execute(
+            "SELECT class.name FROM class_count JOIN class ON class.id = class_count.class"
+            " JOIN series ON series.id = class.series WHERE series.api = ?"
+            " GROUP BY class.name ORDER BY SUM(class_count.count) DESC, class.name LIMIT ?",
+            (api, NAMED_CLASSES),
+        )
+    }
+    named = {name for (name,) in db.execute("SELECT name FROM named_class WHERE api = ?", (api,))}
+    db.executemany("DELETE FROM named_class WHERE api = ? AND name = ?", ((api, n) for n in named - frequent))
+    db.executemany("INSERT INTO named_class (api, name, count) VALUES (?, ?, 0)", ((api, n) for n in frequent - named))
+
+
+def _roll_up(db: sqlite3.Connection, series: int, now_wall_s: float) -> None:
+    """Replace a series' minutes that are too old by hours."""
+    old = list(
+        db.execute(
+            "SELECT length_s, start_s, counts FROM slice WHERE series = ? AND length_s = ? AND start_s < ?",
+            (series, MINUTE_S, minutes_start(now_wall_s)),
+        )
+    )
+    if not old:
+        return
+    for start_s in {start_s // HOUR_S * HOUR_S for _, start_s, _ in old}:
+        old += db.execute(
+            "SELECT length_s, start_s, counts FROM slice WHERE series = ? AND length_s = ? AND start_s = ?",
+            (series, HOUR_S, start_s),
+        )
+    new = rollup((Slice(start_s=start, length_s=length, counts=_counts(c)) for length, start, c in old), now_wall_s)
+    db.executemany(
+        "DELETE FROM slice WHERE series = ? AND length_s = ? AND start_s = ?",
+        ((series, length_s, start_s) for length_s, start_s, _ in old),
+    )
+    db.executemany(
+        "INSERT INTO slice (series, length_s, start_s, counts) VALUES (?, ?, ?, ?)",
+        ((series, found.length_s, found.start_s, _encode(found.counts)) for found in new),
+    )
+
+
+def _slices(
+    db: sqlite3.Connection, api: ApiKey, version: Version | None, since_s: int, length_s: int | None = None
+) -> Iterator[Slice]:
+    """Slices of a version, or of all of an api, from an instant on; with `length_s`, only those."""
+    rows = db.execute(
+        "SELECT slice.length_s, slice.start_s, slice.counts FROM series JOIN slice ON slice.series = series.id"
+        " WHERE series.api = ? AND (? IS NULL OR series.version = ?)"
+        " AND slice.length_s IN (?, ?) AND slice.start_s >= ?",
+        (api, version, version, length_s or MINUTE_S, length_s or HOUR_S, since_s),
+    )
+    for found_length_s, start_s, counts in rows:
+        yield Slice(start_s=start_s, length_s=found_length_s, counts=_counts(counts))
+
+
+def _class_counts(db: sqlite3.Connection, api: ApiKey, version: Version | None, since_s: int) -> dict[str, int]:
+    return dict(
+        db.execute(
+            "SELECT class.name, SUM(class_count.count) FROM series JOIN class ON class.series = series.id"
+            " JOIN class_count ON class_count.class = class.id"
+            " WHERE series.api = ? AND (? IS NULL OR series.version = ?) AND class_count.day_s >= ?"
+            " GROUP BY class.name",
+            (api, version, version, since_s),
+        )
+    )
+
+
+# ---- the file -------------------------------------------------------------------------------------------------------
+
+
+def _open(file: Path) -> sqlite3.Connection:
+    try:
+        return _connect(file)
+    except sqlite3.OperationalError as error:
+        raise StatsStoreUnusable(file, str(error)) from error
+    except sqlite3.DatabaseError as error:
+        log.error("statistics in %s are damaged (%s): moved aside, counting begins anew", file, error)
+    try:
+        for ending in ("", "-wal", "-shm"):
+            part = file.with_name(file.name + ending)
+            if part.exists():
+                os.replace(part, file.with_name(f"{file.name}.damaged{ending}"))
+        return _connect(file)
+    except (OSError, sqlite3.Error) as error:
+        raise StatsStoreUnusable(file, str(error)) from error
+
+
+def _connect(file: Path) -> sqlite3.Connection:
+    """
+    Open the file and bring it to the newest schema version.
+
+    Raises:
+        StatsStoreUnusable: it was written by a newer Cortex.
+        sqlite3.Error: it cannot be opened, or is no database.
+    """
+    db = sqlite3.connect(file, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA journal_size_limit = 16777216")
+        db.execute("BEGIN IMMEDIATE")
+        (found,) = db.execute("PRAGMA user_version").fetchone()
+        if found > len(MIGRATIONS):
+            reason = f"written by a newer Cortex (schema version {found}, known are up to {len(MIGRATIONS)})"
+            raise StatsStoreUnusable(file, reason, hint="install that version of Cortex again, or move the file away")
+        for script in MIGRATIONS[found:]:
+            for statement in script.split(";"):
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        db.execute("COMMIT")
+    except BaseException:
+        db.close()
+        raise
+    return db

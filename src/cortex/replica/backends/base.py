@@ -1,0 +1,284 @@
+"""What executes a model, as the rest of a replica sees it; and what can be wrong with a model."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, cast
+
+from cortex.errors import CortexError
+from cortex.wire.build import ModelFormat
+from cortex.wire.signature import Signature
+
+
+class Backend(Protocol):
+    """
+    One loaded model. `run` may be called from several threads at once; nothing else may.
+
+    Implementations pass the suite in `tests/contract/test_backends.py`.
+    """
+
+    takes_bytes: ClassVar[bool]
+    """Whether text inputs may hold bytes that are not UTF-8; for `tensors.build_converter`."""
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs, in model order."""
+        ...
+
+    @property
+    def metadata_inputs(self) -> Any:
+        """What `pre_inference` gets as `metadata`."""
+        ...
+
+    @property
+    def metadata_outputs(self) -> Any:
+        """What `post_inference` gets as `metadata`."""
+        ...
+
+    @property
+    def batchable(self) -> bool:
+        """Whether rows of several requests may be run together. False until `probe_batchable` has shown it."""
+        ...
+
+    def run(self, feeds: Mapping[str, Any]) -> Sequence[Any]:
+        """
+        Execute the model.
+
+        Args:
+            feeds: value by input name, as `tensors.Converter.convert` makes them; of several requests at once if
+                `batchable`, stacked along dimension 0.
+
+        Returns:
+            Outputs in model order.
+
+        Raises:
+            InferenceFailed: the model refused the values or failed on them.
+        """
+        ...
+
+    def present(self, outputs: Sequence[Any], feeds: Mapping[str, Any]) -> Any:
+        """
+        Return the prediction as handlers see it.
+
+        Args:
+            outputs: of one request: what `run` returned, or that request's rows of it.
+            feeds: of that request.
+        """
+        ...
+
+    def plain(self, prediction: Any) -> Any:
+        """Return what is answered when there is no `post_inference`: a prediction that `results.encode` takes."""
+        ...
+
+    def probe_batchable(self, feeds: Mapping[str, Any] | None = None) -> bool:
+        """
+        Find out whether rows may be run together, remember it in `batchable`, and return it.
+
+        Args:
+            feeds: of one row, known to be accepted; None makes them up. Never raises: a model that fails on them
+                is not batched.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the model. Idempotent; `run` raises `InferenceFailed` afterwards."""
+        ...
+
+
+def preload(model_format: ModelFormat) -> None:
+    """
+    Import what runs models of a format, so that forked processes need not.
+
+    Raises:
+        BackendMissing: its library is not installed.
+    """
+    importlib.import_module(f"{__package__}.{model_format}")
+
+
+def load(
+    model_format: ModelFormat, path: str, *, threads: int = 1, gpu: bool = False, signature_key: str | None = None
+) -> Backend:
+    """
+    Load a model.
+
+    Args:
+        model_format: which backend.
+        path: of the model file or folder.
+        threads: for one run.
+        gpu: whether to run on a GPU.
+        signature_key: which signature, for formats that have several.
+
+    Raises:
+        ModelError: the subclass says what is wrong with the model, and how to mend it.
+    """
+    adapter = importlib.import_module(f"{__package__}.{model_format}")
+    return cast("Backend", adapter.load(path, threads=threads, gpu=gpu, signature_key=signature_key))
+
+
+class ModelError(CortexError):
+    """A model that cannot be served as it is. Found when it is loaded, so a deploy fails with it."""
+
+    reference = "model-error"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        self.hint = hint
+        super().__init__(message)
+
+
+class ModelUnreadable(ModelError):
+    """
+    The file is no model, or not a whole one.
+
+    Args:
+        path: of the model, as the user knows it.
+        reason: what is wrong with it, in words that follow "cannot be read:".
+        hint: what to do about it.
+    """
+
+    reference = "model-unreadable"
+
+    def __init__(self, path: str, reason: str, *, hint: str = "") -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path} cannot be read: {reason}", hint=hint)
+
+
+class ExternalDataMissing(ModelError):
+    """
+    A file of weights that the model names is not beside it.
+
+    Args:
+        model: file name of the model.
+        file: name of the missing file, relative to the model's folder.
+    """
+
+    reference = "external-data-missing"
+
+    def __init__(self, model: str, file: str) -> None:
+        self.model = model
+        self.file = file
+        super().__init__(
+            f"{model} needs {file} beside it",
+            hint=f"copy {file} into the folder of {model}, or export with all weights inside the .onnx file",
+        )
+
+
+class UnsupportedOpset(ModelError):
+    """
+    The model was exported for a newer operator set than this runtime knows.
+
+    Args:
+        domain: of the operators; `ai.onnx` is the standard.
+        found: the model's opset.
+        supported: the newest one that can be run.
+    """
+
+    reference = "unsupported-opset"
+
+    def __init__(self, domain: str, found: int, supported: int) -> None:
+        self.domain, self.found, self.supported = domain, found, supported
+        export = (
+            f"export with opset {supported} or lower: torch.onnx.export(…, opset_version={supported}), "
+            f"tf2onnx --opset {supported}, or onnx.version_converter.convert_version(model, {supported})"
+            if domain == "ai.onnx"
+            else f'export with {domain} {supported} or lower, e.g. skl2onnx target_opset={{"{domain}": {supported}}}'
+        )
+        super().__init__(
+            f"the model uses opset {found} of {domain}, and this onnxruntime runs up to {supported}", hint=export
+        )
+
+
+class UnsupportedIrVersion(ModelError):
+    """
+    The file format is newer than this runtime reads.
+
+    Args:
+        found: the model's IR version.
+        supported: the newest one that can be read.
+    """
+
+    reference = "unsupported-ir-version"
+
+    def __init__(self, found: int, supported: int) -> None:
+        self.found, self.supported = found, supported
+        super().__init__(
+            f"the model has ONNX IR version {found}, and this onnxruntime reads up to {supported}",
+            hint=f"m = onnx.load(path); m.ir_version = {supported}; onnx.save(m, path), or export with an older onnx",
+        )
+
+
+class UnsupportedOperator(ModelError):
+    """
+    The model uses an operator that this runtime does not have, or not for the types it is used with.
+
+    Args:
+        operator: its name.
+        domain: where it comes from; empty for the standard one.
+        reason: the runtime's own words.
+    """
+
+    reference = "unsupported-operator"
+
+    def __init__(self, operator: str, domain: str, reason: str) -> None:
+        self.operator, self.domain, self.reason = operator, domain, reason
+        name = f"{domain}:{operator}" if domain else operator
+        super().__init__(
+            f"the model uses the operator {name}, which this onnxruntime does not run: {reason}",
+            hint="custom operator libraries are not loaded: export with standard ONNX operators only"
+            if domain and domain != "ai.onnx.ml"
+            else "export with another opset_version, or replace the operator in the model before exporting",
+        )
+
+
+class UnsupportedType(ModelError):
+    """
+    An input or output has a type that cannot be fed or read.
+
+    Args:
+        name: of the input or output.
+        type: as the model declares it, e.g. `tensor(float8e4m3fn)`.
+        is_input: which of the two.
+    """
+
+    reference = "unsupported-type"
+
+    def __init__(self, name: str, type: str, *, is_input: bool) -> None:
+        self.name, self.type, self.is_input = name, type, is_input
+        where, fix = ("input", "begin") if is_input else ("output", "end")
+        super().__init__(
+            f'the {where} "{name}" is of type {type}, which has no form outside the model',
+            hint=f"let the model {fix} with a Cast: float32 for the outside world, {type} inside",
+        )
+
+
+class BackendMissing(ModelError):
+    """
+    The library that runs this kind of model is not installed, or lacks what was asked of it.
+
+    Args:
+        package: that is missing.
+        extra: of our distribution that brings it; empty for what it always brings.
+    """
+
+    reference = "backend-missing"
+
+    def __init__(self, package: str, extra: str = "") -> None:
+        self.package, self.extra = package, extra
+        wanted = f'"cortex-serving[{extra}]"' if extra else package
+        super().__init__(f"{package} is not available", hint=f"pip install {wanted}")
+
+
+class InferenceFailed(CortexError):
+    """
+    The model failed on an input that matches its signature.
+
+    Args:
+        reason: the runtime's words, in one line.
+    """
+
+    reference = "inference-failed"
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the model failed: {reason}")

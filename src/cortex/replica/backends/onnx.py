@@ -1,0 +1,414 @@
+"""The ONNX backend: onnxruntime, the only place that imports it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cortex.replica.backends.base import (
+    BackendMissing,
+    ExternalDataMissing,
+    InferenceFailed,
+    ModelError,
+    ModelUnreadable,
+    UnsupportedIrVersion,
+    UnsupportedOperator,
+    UnsupportedOpset,
+    UnsupportedType,
+)
+from cortex.replica.backends.probe import rows_are_independent
+from cortex.wire.onnx_proto import ModelHeader, ValueInfo, external_files, read_header
+from cortex.wire.signature import Dim, Kind, Signature, TensorSpec
+
+# Its import starts a thread that reports usage to its vendor, unless this is set before.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+try:
+    import onnxruntime as ort
+except ImportError as missing:
+    raise BackendMissing("onnxruntime") from missing
+
+__all__ = ["OnnxBackend", "Prediction", "external_files", "load"]
+
+_SEVERITY_ERROR: Final = 3
+_SEVERITY_FATAL: Final = 4
+_BFLOAT16_ELEMENT_TYPE: Final = 16  # onnx.TensorProto.BFLOAT16
+_CPU: Final = "CPUExecutionProvider"
+_CUDA: Final = "CUDAExecutionProvider"
+
+# It looks for devices as it is imported, and warns about what it does not find.
+ort.set_default_logger_severity(_SEVERITY_ERROR)
+
+
+class Prediction(list[Any]):
+    """Outputs in model order, as numpy arrays (lists of dicts for maps); also indexed by output name."""
+
+    __slots__ = ("_positions",)
+    _positions: Mapping[str, int]
+
+    def __init__(self, outputs: Iterable[Any] = (), positions: Mapping[str, int] | None = None) -> None:
+        super().__init__(outputs)
+        self._positions = {} if positions is None else positions
+
+    def __getitem__(self, key: Any) -> Any:
+        if type(key) is not str:
+            return super().__getitem__(key)
+        try:
+            return super().__getitem__(self._positions[key])
+        except KeyError:
+            names = ", ".join(self._positions)
+            raise KeyError(f'the model has no output "{key}"; it has {names}') from None
+
+
+class OnnxBackend:
+    """
+    One ONNX model in one onnxruntime session. Prefer `load`.
+
+    Args:
+        session: an `onnxruntime.InferenceSession`.
+        header: what the file declares; None if it could not be read apart from onnxruntime.
+    """
+
+    takes_bytes: ClassVar[bool] = False
+
+    def __init__(self, session: Any, header: ModelHeader | None = None) -> None:
+        self._session = session
+        self._inputs: list[Any] = session.get_inputs()
+        self._outputs: list[Any] = session.get_outputs()
+        self._signature = _signature(self._inputs, self._outputs, header)
+        self._names = [output.name for output in self._outputs]
+        self._positions = {name: index for index, name in enumerate(self._names)}
+        self._batchable = False
+        self._optional = [spec.name for spec in self._signature.inputs if spec.optional]
+        # What a run reports it also raises, and then our log has it once, with the request's id.
+        self._options = ort.RunOptions()
+        self._options.log_severity_level = _SEVERITY_FATAL
+        self._run = self._runner()
+
+    @property
+    def signature(self) -> Signature:
+        return self._signature
+
+    @property
+    def metadata_inputs(self) -> list[Any]:
+        """onnxruntime's `NodeArg`s: `.name`, `.type`, `.shape`."""
+        return self._inputs
+
+    @property
+    def metadata_outputs(self) -> list[Any]:
+        """As `metadata_inputs`."""
+        return self._outputs
+
+    @property
+    def batchable(self) -> bool:
+        return self._batchable
+
+    def run(self, feeds: Mapping[str, Any]) -> Sequence[Any]:
+        """
+        Execute the model. See `Backend.run`.
+
+        Returns:
+            Outputs in model order: arrays (float32 for bfloat16, object arrays of str for text), lists of arrays for
+            sequences, lists of dicts for sequences of maps.
+        """
+        try:
+            return self._run(self._names, feeds, self._options)
+        except Exception as error:
+            raise InferenceFailed(_reason(error)) from error
+
+    def present(self, outputs: Sequence[Any], feeds: Mapping[str, Any]) -> Prediction:
+        return Prediction(outputs, self._positions)
+
+    def plain(self, prediction: Prediction) -> Prediction:
+        return prediction
+
+    def probe_batchable(self, feeds: Mapping[str, Any] | None = None) -> bool:
+        self._batchable = rows_are_independent(self.run, self._signature, feeds)
+        return self._batchable
+
+    def close(self) -> None:
+        self._session = None
+        self._run = _closed
+
+    def _runner(self) -> Callable[[list[str], Mapping[str, Any], Any], Sequence[Any]]:
+        """
+        Return what executes the session: names, feeds, options to outputs.
+
+        `InferenceSession.run` checks names that we made ourselves, which is a fifth of a small model's time
+        (bench/codec.py), so the object below it is called where it exists.
+        """
+        direct: Callable[[list[str], Any, Any], Sequence[Any]] = getattr(self._session, "_sess", self._session).run
+        specs = (*self._signature.inputs, *self._signature.outputs)
+        if any(spec.dtype == "bfloat16" for spec in specs):
+            return self._run_bfloat16
+        if self._optional:
+            absent = dict.fromkeys(self._optional)
+            return lambda names, feeds, options: direct(names, {**absent, **feeds}, options)
+        return direct
+
+    def _run_bfloat16(self, names: list[str], feeds: Mapping[str, Any], options: Any) -> list[Any]:
+        """Run through `OrtValue`s, which hold what numpy has no type for. Tensors only."""
+        types = {spec.name: spec.dtype for spec in self._signature.inputs}
+        values = {name: _ort_value(feed, types[name]) for name, feed in feeds.items()}
+        return [_from_ort_value(value) for value in self._session.run_with_ort_values(names, values, options)]
+
+
+def load(path: str, *, threads: int = 1, gpu: bool = False, signature_key: str | None = None) -> OnnxBackend:
+    """
+    Load a model from a file; weights in other files are looked for beside it.
+
+    Args:
+        path: of the `.onnx` file.
+        threads: for one run.
+        gpu: whether to run on CUDA.
+        signature_key: must be None: ONNX models have one signature.
+
+    Raises:
+        ModelUnreadable: missing, empty, cut off, or not ONNX at all.
+        ExternalDataMissing: a file of weights is not there.
+        UnsupportedOpset, UnsupportedIrVersion: too new for this onnxruntime; names both numbers.
+        UnsupportedOperator: names an operator that onnxruntime does not have.
+        UnsupportedType: an input or output that cannot be fed or read.
+        BackendMissing: `gpu`, and this onnxruntime has no CUDA.
+    """
+    if signature_key is not None:
+        raise ModelError("an ONNX model has no signature keys", hint="remove tf_signature_key")
+    header, problem = _header(path)
+    try:
+        session = ort.InferenceSession(path, _options(header, threads), providers=_providers(gpu))
+    except BackendMissing:
+        raise
+    except Exception as error:
+        raise problem or _load_error(path, error) from error
+    if gpu and session.get_providers()[0] != _CUDA:
+        raise BackendMissing("CUDA for onnxruntime", "gpu")
+    return OnnxBackend(session, header)
+
+
+def _header(path: str) -> tuple[ModelHeader | None, ModelError | None]:
+    """Return what the file declares, or what is wrong with it. onnxruntime has the last word on the latter."""
+    try:
+        return read_header(path), None
+    except FileNotFoundError:
+        raise ModelUnreadable(path, "there is no such file") from None
+    except OSError as error:
+        raise ModelUnreadable(path, error.strerror or str(error)) from error
+    except ValueError as error:
+        return None, ModelUnreadable(path, str(error), hint=_reexport_hint(str(error)))
+
+
+def _reexport_hint(reason: str) -> str:
+    return "" if ":" in reason else "export the model again and deploy that file"
+
+
+def _options(header: ModelHeader | None, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning burns the cpu that neighbours on the machine were promised.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = _SEVERITY_ERROR
+    # onnxruntime keeps a memory plan for every combination of input shapes it has seen, and never lets one go.
+    options.enable_mem_pattern = header is not None and all(
+        value.shape is not None and all(isinstance(dim, int) for dim in value.shape) for value in header.inputs
+    )
+    return options
+
+
+def _providers(gpu: bool) -> list[str]:
+    if not gpu:
+        return [_CPU]
+    if _CUDA not in ort.get_available_providers():
+        raise BackendMissing("onnxruntime-gpu", "gpu")
+    return [_CUDA, _CPU]
+
+
+def _load_error(path: str, error: Exception) -> ModelError:
+    """Return what a user can do something about, out of what onnxruntime said."""
+    text = str(error)
+    name = os.path.basename(path)
+    problem = _missing_weights(path, name)
+    if problem is not None:
+        return problem
+    opset = re.search(r"Opset (\d+) is under development.*?support for domain (\S+) is till opset (\d+)", text, re.S)
+    if opset:
+        return UnsupportedOpset(opset[2], int(opset[1]), int(opset[3]))
+    ir_version = re.search(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)", text)
+    if ir_version:
+        return UnsupportedIrVersion(int(ir_version[1]), int(ir_version[2]))
+    for pattern in _UNKNOWN_OPERATOR:
+        found = pattern.search(text)
+        if found:
+            groups = found.groupdict()
+            return UnsupportedOperator(groups["operator"], groups.get("domain") or "", groups["reason"].strip())
+    short = re.search(r"External initializer: (\S+) .*out of bounds", text)
+    if short:
+        reason = f"the weights of {short[1]} reach beyond the end of their file"
+        return ModelUnreadable(path, reason, hint=f"copy {name} and the files of its weights again, from one export")
+    unsupported = re.search(r"MLDataType for: (\S+) is not currently registered", text)
+    if unsupported:
+        return ModelUnreadable(path, f"it uses {unsupported[1]}, which onnxruntime has no support for")
+    return ModelUnreadable(path, _reason(error), hint="check it with onnx.checker.check_model(path)")
+
+
+_UNKNOWN_OPERATOR: Final = tuple(
+    re.compile(pattern, re.S)
+    for pattern in (
+        r"Fatal error: (?P<domain>[^:\s]*):(?P<operator>\w+)\(.*is (?P<reason>not a registered function/op)",
+        r'In Node, \("[^"]*", (?P<operator>\w+), "(?P<domain>[^"]*)".*(?P<reason>No (?:Op registered|opset import).*)',
+        r"(?P<reason>Could not find an implementation for (?P<operator>\w+)\(.*)",
+        r"(?P<reason>Type '[^']*' of input parameter \(.*\) of operator \((?P<operator>\w+)\).* is invalid)",
+    )
+)
+"""What onnxruntime says of operators that it does not have, and of those that it has, but not for these types."""
+
+
+def _missing_weights(path: str, name: str) -> ModelError | None:
+    try:
+        files = external_files(path)
+    except ValueError as error:
+        return ModelUnreadable(path, str(error))
+    for file in files:
+        if not Path(path).parent.joinpath(file).is_file():
+            return ExternalDataMissing(name, file)
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """onnxruntime's message in one line, without its prefix, source files and C++ signatures."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
+    text = re.sub(r"Load model from \S+ failed: ?", "", text)
+    text = re.sub(r"/\S*onnxruntime\S*:\d+ (?:[\w:~<> ,&*\[\]=]+\([^)]*\)(?: const)?(?: \[with [^\]]*\])? )?", "", text)
+    text = re.sub(
+        r"Non-zero status code returned while running (\w+) node\. Name:'([^']*)' Status Message: ", _node, text
+    )
+    text = " ".join(text.split())
+    return text if len(text) <= 500 else text[:499] + "…"
+
+
+def _node(match: re.Match[str]) -> str:
+    operator, name = match.groups()
+    return f'{operator} node "{name}": ' if name else f"{operator} node: "
+
+
+def _closed(names: list[str], feeds: Mapping[str, Any], options: Any) -> Sequence[Any]:
+    raise RuntimeError("it was closed")
+
+
+class _Type(NamedTuple):
+    """A type such as `optional(seq(tensor(float)))`, taken apart."""
+
+    kind: Kind
+    dtype: str
+    optional: bool = False
+    key_dtype: str | None = None
+
+
+_DTYPES: Final = {
+    "float": "float32", "double": "float64", "float16": "float16", "bfloat16": "bfloat16",
+    "int8": "int8", "int16": "int16", "int32": "int32", "int64": "int64",
+    "uint8": "uint8", "uint16": "uint16", "uint32": "uint32", "uint64": "uint64",
+    "bool": "bool", "string": "string",
+}  # fmt: skip
+_TENSOR: Final = re.compile(r"tensor\((\w+)\)")
+_SEQUENCE: Final = re.compile(r"seq\((.*)\)")
+_OPTIONAL: Final = re.compile(r"optional\((.*)\)")
+_MAP: Final = re.compile(r"map\((int64|string),tensor\((\w+)\)\)")
+_FEEDABLE_MAP_VALUES: Final = ("float",)  # onnxruntime's Python API makes float maps only
+
+
+def _parse_type(text: str, *, is_input: bool) -> _Type | None:
+    """Return what an onnxruntime type name says; None if it has no form outside the model."""
+    optional = _OPTIONAL.fullmatch(text)
+    if optional:
+        inner = _parse_type(optional[1], is_input=is_input)
+        return inner and inner._replace(optional=True)
+    tensor = _TENSOR.fullmatch(text)
+    if tensor:
+        return _Type("tensor", _DTYPES[tensor[1]]) if tensor[1] in _DTYPES else None
+    mapping = _MAP.fullmatch(text)
+    if mapping:
+        if mapping[2] not in _DTYPES or (is_input and mapping[2] not in _FEEDABLE_MAP_VALUES):
+            return None
+        return _Type("map", _DTYPES[mapping[2]], key_dtype=mapping[1])
+    sequence = _SEQUENCE.fullmatch(text)
+    inner = _parse_type(sequence[1], is_input=is_input) if sequence else None
+    if inner is None or inner.optional or inner.kind.startswith("sequence"):
+        return None
+    kind: Literal["sequence", "sequence_of_maps"] = "sequence" if inner.kind == "tensor" else "sequence_of_maps"
+    if kind == "sequence_of_maps" and is_input:
+        return None
+    return inner._replace(kind=kind)
+
+
+def _signature(inputs: Sequence[Any], outputs: Sequence[Any], header: ModelHeader | None) -> Signature:
+    """
+    Describe a session.
+
+    Args:
+        inputs, outputs: `NodeArg`s.
+        header: what the file declares. onnxruntime shows an undeclared shape as `[]`, like a scalar's, and no shape at
+            all for what is inside sequences.
+
+    Raises:
+        UnsupportedType: an input or output cannot be fed or read; names it.
+    """
+
+    def specs(args: Sequence[Any], declared: Iterable[ValueInfo], is_input: bool) -> Iterator[TensorSpec]:
+        shapes = {info.name: info.shape for info in declared}
+        for arg in args:
+            found = _parse_type(arg.type, is_input=is_input)
+            if found is None:
+                raise UnsupportedType(arg.name, arg.type, is_input=is_input)
+            shape: tuple[Dim, ...] | None = tuple(arg.shape)
+            if found.kind == "sequence":
+                shape = shapes.get(arg.name)
+            elif found.kind == "tensor" and not shape:
+                shape = shapes.get(arg.name, ())
+            yield TensorSpec(arg.name, found.dtype, shape, found.optional, found.kind, found.key_dtype)
+
+    signature = Signature(
+        inputs=tuple(specs(inputs, () if header is None else header.inputs, True)),
+        outputs=tuple(specs(outputs, () if header is None else header.outputs, False)),
+    )
+    _refuse_mixed_bfloat16(signature)
+    return signature
+
+
+def _refuse_mixed_bfloat16(signature: Signature) -> None:
+    """
+    bfloat16 goes through `OrtValue`s, and those cannot be made of text, sequences or maps.
+
+    Raises:
+        UnsupportedType: the model has both; names the bfloat16 one, since a Cast there helps.
+    """
+    specs = [*signature.inputs, *signature.outputs]
+    half = next((spec for spec in specs if spec.dtype == "bfloat16"), None)
+    if half is None:
+        return
+    text = any(spec.dtype == "string" for spec in signature.inputs)
+    if text or any(spec.kind != "tensor" or spec.optional for spec in specs):
+        raise UnsupportedType(half.name, "tensor(bfloat16)", is_input=half in signature.inputs)
+
+
+def _ort_value(array: NDArray[Any], dtype: str) -> Any:
+    if dtype != "bfloat16":
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    upper = (np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(upper, _BFLOAT16_ELEMENT_TYPE)
+
+
+def _from_ort_value(value: Any) -> Any:
+    if value.data_type() != "tensor(bfloat16)":
+        return value.numpy()
+    shape = tuple(value.shape())
+    count = int(np.prod(shape, dtype=np.int64))
+    raw = ctypes.string_at(value.data_ptr(), 2 * count)  # a copy: the OrtValue's memory goes with it
+    return (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)

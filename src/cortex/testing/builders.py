@@ -1,0 +1,208 @@
+"""Wanted state, reports and snapshots with sane defaults: a test states only what it is about."""
+
+from __future__ import annotations
+
+import hashlib
+
+from cortex.ids import (
+    ApiKey,
+    DeploymentName,
+    NodeId,
+    ReplicaId,
+    Revision,
+    Version,
+    replica_id,
+    route_path,
+    split_api_key,
+)
+from cortex.planning.model import LeaseState, SeenLease, SeenNode, Snapshot, WantedApi
+from cortex.state.base import ApiRecord, DeployChange, DeploymentRecord, VersionRecord
+from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample
+from cortex.wire.launch import InspectReport
+from cortex.wire.orders import SetRoute
+from cortex.wire.reports import ExitReport, NodeReport, Phase, ReplicaReport
+
+API = ApiKey("iris/sklearn")
+NODE = NodeId("local")
+
+
+def a_digest(label: str) -> str:
+    """64 hex digits, the same for the same label."""
+    return hashlib.sha256(label.encode()).hexdigest()
+
+
+def a_build(
+    label: str = "v1",
+    *,
+    api: ApiKey = API,
+    resources: Resources | None = None,
+    sample: Sample | None = None,
+) -> BuildSpec:
+    """A build; another label or other resources make another revision, another label another version."""
+    resources = resources or Resources()
+    room = f"{resources.cpu_millis} {resources.mem_bytes} {resources.gpus}"
+    return BuildSpec(
+        api=api,
+        version=Version(a_digest(f"{api} {label}")),
+        revision=Revision(a_digest(f"{api} {label} {room}")),
+        model=ModelArtifact(format="onnx", tree=a_digest(f"model {label}"), entry="model.onnx"),
+        resources=resources,
+        sample=sample,
+    )
+
+
+def a_wanted_api(
+    build: BuildSpec | None = None,
+    *,
+    serving: BuildSpec | None = None,
+    replicas: int = 1,
+    live: bool | None = None,
+    min_replicas: int = 1,
+    force: bool = False,
+) -> WantedApi:
+    """
+    An api as the store has it.
+
+    Args:
+        serving: the build that was live; by default none, i.e. a first deploy.
+        live: whether `build` is live; by default whether it is what serves.
+    """
+    build = build or a_build()
+    if live is None:
+        live = serving is not None and serving.revision == build.revision
+    if live and serving is None:
+        serving = build
+    return WantedApi(
+        api=build.api,
+        build=build,
+        serving=serving,
+        serving_was_live=serving is not None,
+        replicas=replicas,
+        min_replicas=min_replicas,
+        path=route_path(build.api),
+        force=force,
+        live_wall_s=0.0 if live else None,
+    )
+
+
+def a_replica(
+    build: BuildSpec | None = None,
+    ordinal: int = 0,
+    phase: Phase = Phase.READY,
+    *,
+    attempt: int = 1,
+    was_ready: bool | None = None,
+    in_flight: int = 0,
+    exit: ExitReport | None = None,
+) -> ReplicaReport:
+    """A replica as its agent reports it."""
+    build = build or a_build()
+    if phase is Phase.EXITED and exit is None:
+        exit = an_exit()
+    return ReplicaReport(
+        replica=replica_id(build.api, build.revision, ordinal),
+        api=build.api,
+        version=build.version,
+        revision=build.revision,
+        attempt=attempt,
+        phase=phase,
+        resources=build.resources,
+        was_ready=phase in (Phase.READY, Phase.DRAINING) if was_ready is None else was_ready,
+        in_flight=in_flight,
+        exit=exit,
+    )
+
+
+def an_exit(
+    *,
+    code: int | None = 1,
+    signal: int | None = None,
+    drained: bool = False,
+    oom: bool = False,
+    permanent: bool = False,
+) -> ExitReport:
+    """How a replica ended; by default with exit code 1."""
+    if signal is not None or drained:
+        code = 0 if drained else None
+    return ExitReport(wall_s=0.0, code=code, signal=signal, drained=drained, oom=oom, permanent=permanent)
+
+
+def a_lease(
+    build: BuildSpec | None = None,
+    ordinal: int = 0,
+    state: LeaseState = LeaseState.GRANTED,
+    *,
+    node: NodeId | None = NODE,
+    surge: bool = False,
+    reason: str = "",
+) -> SeenLease:
+    """A lease as the engine has it."""
+    build = build or a_build()
+    return SeenLease(
+        replica=replica_id(build.api, build.revision, ordinal),
+        api=build.api,
+        resources=build.resources,
+        state=state,
+        node=None if state is LeaseState.PENDING else node,
+        surge=surge,
+        reason=reason,
+    )
+
+
+def a_route(
+    wanted: WantedApi, *targets: ReplicaReport | ReplicaId, build: BuildSpec | None = None, hold: bool = True
+) -> SetRoute:
+    """The route of an api to these replicas."""
+    return SetRoute(
+        api=wanted.api,
+        path=wanted.path or route_path(wanted.api),
+        targets=tuple(sorted(t if isinstance(t, str) else t.replica for t in targets)),
+        version=(build or wanted.build).version,
+        timeout_s=wanted.timeout_s,
+        max_body_bytes=wanted.max_body_bytes,
+        retry=wanted.retry,
+        hold=hold,
+    )
+
+
+def a_snapshot(
+    *replicas: ReplicaReport,
+    routes: tuple[SetRoute, ...] = (),
+    leases: tuple[SeenLease, ...] | None = None,
+    node: NodeId = NODE,
+    now_s: float = 1000.0,
+    settled: bool = True,
+) -> Snapshot:
+    """One node with these replicas; unless given, each has a granted lease there."""
+    if leases is None:
+        leases = tuple(
+            SeenLease(
+                replica=report.replica,
+                api=report.api,
+                resources=report.resources,
+                state=LeaseState.GRANTED,
+                node=node,
+            )
+            for report in replicas
+        )
+    seen = SeenNode(node=node, replicas=replicas, routes=routes)
+    return Snapshot(now_s=now_s, nodes=(seen,), leases=leases, settled=settled)
+
+
+def a_node(node: NodeId = NODE, *, cpu_millis: int = 8000, mem_bytes: int = 16 * 2**30, gpus: int = 0) -> NodeReport:
+    """A machine with plenty of room."""
+    return NodeReport(node=node, cpu_millis=cpu_millis, mem_bytes=mem_bytes, gpus=gpus)
+
+
+def a_deploy(
+    *wanted: WantedApi, deployment: str | None = None, wall_s: float = 0.0, cause: str = "first deploy"
+) -> DeployChange:
+    """A deploy of these apis, all of one deployment."""
+    name = DeploymentName(deployment) if deployment is not None else split_api_key(wanted[0].api)[0]
+    return DeployChange(
+        deployment=DeploymentRecord(name=name, source="/home/ann/iris", updated_wall_s=wall_s),
+        apis=tuple(ApiRecord(wanted=one, spec={}, inspection=InspectReport()) for one in wanted),
+        versions=tuple(
+            VersionRecord(api=one.api, version=one.build.version, deployed_wall_s=wall_s, cause=cause) for one in wanted
+        ),
+    )
