@@ -85,6 +85,11 @@ class HomeLayout:
         return self.home / "node"
 
     @property
+    def ingress(self) -> Path:
+        """Configuration, maps and log of HAProxy."""
+        return self.home / "ingress"
+
+    @property
     def reports(self) -> Path:
         """Reports of our own faults."""
         return self.home / "reports"

@@ -34,6 +34,7 @@ from cortex.clock import Clock, SystemClock
 from cortex.engines import machine
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, NodeId, ReplicaId
+from cortex.ingress.handover import ListenAddress
 from cortex.ingress.supervisor import Ingress
 from cortex.processes import ControlPlaneRecord
 from cortex.settings import HomeLayout, Settings, environment_of, load_settings
@@ -104,7 +105,8 @@ class Agent:
             clock=clock,
             resolve=self._resolve,
             quiesced=self._quiesced,
-            on_change=self._note_change,
+            abandon=self._abandon,
+            on_change=self.note_change,
         )
 
     async def run(self) -> None:
@@ -124,6 +126,9 @@ class Agent:
         drain_timeout_s = await self._stop_asked
         if drain_timeout_s < 0:
             log.info("the agent ends; what it looks after goes on")
+            for task in background:
+                task.cancel()
+            await self._ingress.detach()
         else:
             await self._stop_everything(drain_timeout_s)
         listening.close()
@@ -153,10 +158,10 @@ class Agent:
             case SetRoute():
                 routes = [route for route in self._remembered.routes if route.api != order.api]
                 self._remembered.routes = [*routes, order]
-                self._note_change()
+                self.note_change()
             case RemoveRoute(api=api):
                 self._remembered.routes = [route for route in self._remembered.routes if route.api != api]
-                self._note_change()
+                self.note_change()
 
     async def observe(self, agent: str, serial: int, timeout_s: float) -> AgentReport:
         if (agent, serial) == (self._agent_id, self._serial):
@@ -239,7 +244,7 @@ class Agent:
             problem=self._ingress_problem,
         )
 
-    def _note_change(self) -> None:
+    def note_change(self) -> None:
         self._serial += 1
         self._changed.set()
         self._routes_changed.set()
@@ -295,7 +300,20 @@ class Agent:
             self._changed.set()
 
     async def _quiesced(self, stem: str) -> None:
-        await self._ingress.quiesced(stem)
+        """Take a replica that drains out of the ingress, and wait until no request is there any more."""
+        try:
+            await self._sync_ingress_once()
+            await self._ingress.quiesced(stem)
+        except CortexError as error:
+            log.warning("the ingress could not be asked whether %s is quiet: %s", stem, error)
+
+    async def _abandon(self, stem: str) -> None:
+        """Tell the requests that wait for a replica that nobody will come."""
+        try:
+            await self._sync_ingress_once()
+            await self._ingress.abandon(stem)
+        except CortexError as error:
+            log.warning("requests at %s could not be turned away: %s", stem, error)
 
     # ---- background ---------------------------------------------------------------------------------------------
 
@@ -328,7 +346,7 @@ class Agent:
         self._reap_strangers()
         if self._ingress_problem is not None:
             await self._start_ingress()
-            self._note_change()
+            self.note_change()
         await self.replicas.launchers.keep(self.replicas.launcher_keys())
 
     async def _prestart(self) -> None:
@@ -433,7 +451,13 @@ def main() -> int:
 async def _run(settings: Settings, layout: HomeLayout) -> None:
     clock = SystemClock()
     agent: Agent
-    ingress = Ingress(settings=settings, layout=layout, clock=clock, on_change=lambda: agent._note_change())
+    ingress = Ingress(
+        directory=layout.ingress,
+        sockets=layout.sockets,
+        listen=[ListenAddress(host=settings.host, port=settings.port)],
+        clock=clock,
+        on_change=lambda: agent.note_change(),
+    )
     agent = Agent(settings=settings, layout=layout, clock=clock, store=ArtifactStore(layout.artifacts), ingress=ingress)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, agent.stop, -1.0)

@@ -117,6 +117,7 @@ class Replicas:
     Args:
         resolve: finds the bytes of a build in the artifact store.
         quiesced: returns once the ingress sends nothing more to a slot's socket (by stem).
+        abandon: turns away the requests that wait at a slot (by stem).
         on_change: called after anything that a report shows has changed.
     """
 
@@ -128,6 +129,7 @@ class Replicas:
         clock: Clock,
         resolve: Resolver,
         quiesced: Callable[[str], Awaitable[None]],
+        abandon: Callable[[str], Awaitable[None]],
         on_change: Callable[[], None],
     ) -> None:
         self._settings = settings
@@ -135,6 +137,7 @@ class Replicas:
         self._clock = clock
         self._resolve = resolve
         self._quiesced = quiesced
+        self._abandon = abandon
         self._on_change = on_change
         self._replicas: dict[ReplicaId, Replica] = {}
         self._exit_statuses: dict[int, ChildExited] = {}
@@ -644,9 +647,14 @@ class Replicas:
             if self._clock.monotonic_s() - current.unready_since_s >= hold_s:
                 current.hold_expired = True
                 self._on_change()
-                self._turn_away_waiting(current)
+                self._spawn(current, self._turn_away(current))
 
         asyncio.get_running_loop().call_later(hold_s + 0.01, expire)
+
+    async def _turn_away(self, replica: Replica) -> None:
+        await self._abandon(replica.stem)
+        if replica.hold_expired:
+            self._turn_away_waiting(replica)
 
     def _turn_away_waiting(self, replica: Replica) -> None:
         """Close the connections that wait in a slot's backlog: the ingress then tries elsewhere or answers 503."""

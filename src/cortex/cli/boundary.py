@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from cortex.cli import text
 from cortex.cli.command import Interrupted
 from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.errors import CortexError, Problem
@@ -50,12 +49,18 @@ def handle(error: BaseException, terminal: Terminal, argv: Sequence[str]) -> int
 
 def show_problems(terminal: Terminal, problems: Sequence[Problem], *, level: str = "error") -> None:
     """Problems as in the docs, on stderr, a blank line between them."""
-    blocks = [rendered(problem, terminal.paint_talk, level=level) for problem in problems]
+    width = terminal.width if terminal.shows_talk else None
+    blocks = [rendered(problem, terminal.paint_talk, level=level, width=width) for problem in problems]
     terminal.say("\n\n".join(blocks))
 
 
-def rendered(problem: Problem, paint: Paint, *, level: str = "error") -> str:
-    """A problem as text, with colours when there are any."""
+def rendered(problem: Problem, paint: Paint, *, level: str = "error", width: int | None = None) -> str:
+    """
+    A problem as text, with colours when there are any.
+
+    Args:
+        width: sentences are broken between words to fit; None leaves lines whole.
+    """
     from cortex.spec.problems import render
 
     head, *lines = harmless(render(problem, level=level)).splitlines()
@@ -65,6 +70,8 @@ def rendered(problem: Problem, paint: Paint, *, level: str = "error") -> str:
     if problem.where and lines:
         where = harmless(problem.where)
         lines[0] = lines[0].replace(where, paint(where, "cyan"), 1)
+    if width is not None:
+        lines = [part for line in lines for part in _broken(line, width)]
     return "\n".join([*painted, *(_painted_hint(line, paint) for line in lines)])
 
 
@@ -72,6 +79,16 @@ def problems_of(error: CortexError) -> tuple[Problem, ...]:
     """All problems that an error stands for."""
     several = getattr(error, "problems", ())
     return tuple(several) or (error.problem(),)
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """A line of a message or hint in as many lines as it takes; what is indented further is meant as it stands."""
+    sentence = line[2:]
+    if text.columns_of(line) <= width or not line.startswith("  ") or sentence[:1] in ("", " "):
+        return [line]
+    further = " " * (len("  hint: ") if sentence.startswith("hint: ") else 2)
+    first, *rest = text.wrapped(sentence, width - len(further))
+    return [f"  {first}", *(further + part for part in rest)]
 
 
 def _painted_hint(line: str, paint: Paint) -> str:
@@ -106,8 +123,11 @@ def _usage_problem(error: click.ClickException) -> Problem:
 
 
 def _fault_problem(error: BaseException, terminal: Terminal, argv: Sequence[str]) -> Problem:
-    report = fault_report(error, argv)
-    file = write_report(report, terminal)
+    import traceback
+
+    now = datetime.fromtimestamp(terminal.clock.wall_s(), UTC)
+    report = fault_report(error, argv, now)
+    file = write_report(report, now, terminal)
     what = traceback.format_exception_only(error)[-1].strip()
     if file is None:
         return Problem(reference="our-fault", message=f"Cortex failed, this is its fault: {what}", traceback=report)
@@ -118,9 +138,10 @@ def _fault_problem(error: BaseException, terminal: Terminal, argv: Sequence[str]
     )
 
 
-def fault_report(error: BaseException, argv: Sequence[str]) -> str:
+def fault_report(error: BaseException, argv: Sequence[str], now: datetime) -> str:
     """What is needed to find a fault: versions, the command line, the traceback."""
     import platform
+    import traceback
     from importlib.metadata import PackageNotFoundError, version
 
     from cortex.version import __version__
@@ -136,7 +157,7 @@ def fault_report(error: BaseException, argv: Sequence[str]) -> str:
             f"cortex {__version__}",
             f"python {platform.python_version()} on {platform.platform()}",
             *(f"{package} {version_of(package)}" for package in ("click", "msgspec", "pydantic", "rich")),
-            f"when {datetime.now(UTC).isoformat(timespec='seconds')}",
+            f"when {now.isoformat(timespec='seconds')}",
             f"command {['cortex', *argv]!r}",
             "",
             "".join(traceback.format_exception(error)),
@@ -144,9 +165,9 @@ def fault_report(error: BaseException, argv: Sequence[str]) -> str:
     )
 
 
-def write_report(report: str, terminal: Terminal) -> Path | None:
+def write_report(report: str, now: datetime, terminal: Terminal) -> Path | None:
     """Write a report to the home if there is one, else to the folder of temporary files; None if neither works."""
-    name = f"fault-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.txt"
+    name = f"fault-{now:%Y%m%dT%H%M%S}-{os.getpid()}.txt"
     for folder in _report_folders(terminal):
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -161,6 +182,8 @@ def write_report(report: str, terminal: Terminal) -> Path | None:
 
 
 def _report_folders(terminal: Terminal) -> list[Path]:
+    import tempfile
+
     folders = []
     try:
         folders.append(HomeLayout(load_settings(terminal.environ).home).reports)
@@ -174,6 +197,8 @@ def _report_folders(terminal: Terminal) -> list[Path]:
 
 
 def _last_resort(error: BaseException, second: BaseException) -> None:
+    import traceback
+
     try:
         sys.__stderr__ and sys.__stderr__.write(
             f"error: our-fault\n{''.join(traceback.format_exception(error))}\n"

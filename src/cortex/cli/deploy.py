@@ -118,6 +118,7 @@ def run(
         for line in changes_text(deployment, result.changes, terminal.paint, dry_run=dry_run):
             terminal.out(line)
     if result.warnings:
+        terminal.say()
         show_problems(terminal, [_placed(loaded, warning) for warning in result.warnings], level="warning")
     if dry_run or not wait:
         if output == "json":

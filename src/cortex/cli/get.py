@@ -143,40 +143,35 @@ def _table(terminal: Terminal, operator: OperatorClient, here: str | None, *, gi
 
 
 def _rows(terminal: Terminal, apis: Sequence[ApiStatus], *, with_deployment: bool) -> list[str]:
-    columns = [(title, cell) for title, cell, wanted in _columns(terminal, apis) if wanted]
-    if with_deployment:
-        columns.insert(0, ("deployment", lambda api: api.deployment))
-    titles = [title for title, _ in columns]
-    cells = [[cell(api) for _, cell in columns] for api in apis]
-    numbers = [i for i, title in enumerate(titles) if title in ("ready", "2XX", "4XX", "5XX", "latency")]
-    widest = terminal.width if terminal.shows_results else None
-    header, *rows = text.table(titles, cells, right=numbers, widest=widest)
-    paint = terminal.paint
-    return [
-        paint(header, "bold"),
-        *(_with_status(row, api, paint) for row, api in zip(rows, apis, strict=True)),
-    ]
-
-
-def _columns(terminal: Terminal, apis: Sequence[ApiStatus]) -> list[tuple[str, Callable[[ApiStatus], str], bool]]:
     now_s = terminal.clock.wall_s()
-    return [
-        ("api", lambda api: api.name, True),
-        ("status", lambda api: str(api.status), True),
-        ("ready", lambda api: f"{api.replicas.ready}/{api.replicas.requested}", True),
-        ("stale", lambda api: str(api.replicas.stale), any(api.replicas.stale for api in apis)),
-        ("failed", lambda api: str(api.replicas.failed), any(api.replicas.failed for api in apis)),
-        ("latency", lambda api: text.milliseconds(api.requests.latency_ms.mean), True),
-        ("2XX", lambda api: str(api.requests.ok), True),
-        ("4XX", lambda api: str(api.requests.client_error), any(api.requests.client_error for api in apis)),
-        ("5XX", lambda api: str(api.requests.server_error), any(api.requests.server_error for api in apis)),
-        ("updated", lambda api: text.ago(api.last_updated, now_s), True),
-    ]
+    columns: dict[str, Callable[[ApiStatus], str]] = {
+        "api": lambda api: api.name,
+        "deployment": lambda api: api.deployment,
+        "status": lambda api: str(api.status),
+        "ready": lambda api: f"{api.replicas.ready}/{api.replicas.requested}",
+        "latency": lambda api: text.milliseconds(api.requests.latency_ms.mean),
+        "2XX": lambda api: str(api.requests.ok),
+        "4XX": lambda api: str(api.requests.client_error),
+        "5XX": lambda api: str(api.requests.server_error),
+        "updated": lambda api: text.ago(api.last_updated, now_s),
+    }
+    if not with_deployment:
+        del columns["deployment"]
+    header, *rows = text.table(
+        list(columns),
+        [[cell(api) for cell in columns.values()] for api in apis],
+        right=("ready", "latency", "2XX", "4XX", "5XX"),
+        widest=terminal.width if terminal.shows_results else None,
+        droppable=("updated", "latency"),
+    )
+    paint = terminal.paint
+    painted = [_with_status(row, api, paint) for row, api in zip(rows, apis, strict=True)]
+    return [paint(header, "bold"), *painted]
 
 
 def _with_status(row: str, api: ApiStatus, paint: Paint) -> str:
     status = str(api.status)
-    return row.replace(f"   {status}", f"   {paint(status, COLOURS[api.status])}", 1)
+    return row.replace(f"  {status}", f"  {paint(status, COLOURS[api.status])}", 1)
 
 
 def _remarks(terminal: Terminal, apis: Sequence[ApiStatus], *, several: bool) -> list[str]:
@@ -185,12 +180,20 @@ def _remarks(terminal: Terminal, apis: Sequence[ApiStatus], *, several: bool) ->
     paint = terminal.paint
     for api in apis:
         name = full_name(api) if several else api.name
-        told = [harmless(remark) for remark in (_why(api), *api.notes) if remark]
+        told = [harmless(remark) for remark in (_why(api), *_replica_remarks(api), *api.notes) if remark]
         for remark in told:
             first, *rest = text.wrapped(remark, max(terminal.width - len(name) - 2, text.BAR_WIDTH))
             lines.append(f"{paint(name, 'bold')}: {first}")
             lines += [" " * (len(name) + 2) + line for line in rest]
     return ["", *lines] if lines else []
+
+
+def _replica_remarks(api: ApiStatus) -> list[str]:
+    replicas = api.replicas
+    told = [f"{text.count(replicas.failed, 'replica')} failed"] if replicas.failed else []
+    if replicas.stale and api.status is not Status.UPDATING:
+        told.append(f"{text.count(replicas.stale, 'replica')} of an older version")
+    return [", ".join(told)] if told else []
 
 
 def _why(api: ApiStatus) -> str:
@@ -330,7 +333,7 @@ def _classes(terminal: Terminal, tracker: dict[str, Any]) -> list[str]:
     fixed = max(map(len, [*numbers, "count"])) + max(map(len, shares)) + 3 * len(text.GAP) + text.BAR_WIDTH
     names = [text.cut(name, max(terminal.width - fixed, 12)) for name, _ in rows]
     cells = [list(row) for row in zip(names, numbers, shares, strict=True)]
-    header, *lines = text.table(["class", "count", "share"], cells, right=(1, 2))
+    header, *lines = text.table(["class", "count", "share"], cells, right=("count", "share"))
     drawn = [text.bar(number / most, unicode=terminal.unicode) for _, number in rows]
     width = max(map(text.columns_of, lines))
     body = [

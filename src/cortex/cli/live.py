@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 SHOWN_AFTER_S = 1.0
-"""Steps that are over sooner are not worth a line."""
+"""What is over sooner is not worth a line."""
 FRAMES_A_SECOND = 10
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 PLAIN_SPINNER = "|/-\\"
@@ -101,7 +101,8 @@ class MovingDisplay:
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
         self._step: tuple[str, int, int, bool] | None = None
-        self._step_since_s = 0.0
+        self._begin_s = terminal.clock.monotonic_s()
+        self._has_rows = False
         self._rows: tuple[Followed, ...] = ()
         self._above: set[str] = set()
         self._live = self._build()
@@ -116,13 +117,14 @@ class MovingDisplay:
         self._live.stop()
 
     def step(self, message: str, done: int = 0, total: int = 0, *, in_bytes: bool = False) -> None:
-        if self._step is None or self._step[0] != message:
-            self._step_since_s = self._terminal.clock.monotonic_s()
         self._step = (message, done, total, in_bytes) if message else None
 
     def follow(self, rows: Sequence[Followed]) -> None:
         self._step = None
         finished = [row for row in rows if row.is_done and row.name not in self._above]
+        if not self._has_rows and any(row.had_to_wait for row in rows):
+            self._has_rows = True
+            self._live.console.print()
         self._rows = tuple(row for row in rows if not row.is_done)
         width = max((len(row.name) for row in rows), default=0)
         for row in finished:
@@ -162,7 +164,7 @@ class MovingDisplay:
 
         now_s = self._terminal.clock.monotonic_s()
         lines = []
-        if self._step is not None and now_s - self._step_since_s >= SHOWN_AFTER_S:
+        if self._step is not None and now_s - self._begin_s >= SHOWN_AFTER_S:
             lines.append(self._step_line(*self._step, now_s=now_s))
         most = max(self._terminal.height - 3, 1)
         width = max((len(row.name) for row in self._rows), default=0)

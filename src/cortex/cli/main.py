@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
 
@@ -77,6 +76,8 @@ class CortexGroup(click.Group):
         name = given if given in NAMES else begins_so[0] if len(begins_so) == 1 else None
         if name is not None:
             return name, self.get_command(ctx, name), args[1:]
+        from difflib import get_close_matches
+
         close = begins_so or get_close_matches(given.lower(), NAMES, n=3)
         hint = f"did you mean {' or '.join(f'`cortex {name}`' for name in close)}?" if close else ""
         raise UnknownCommand(given, hint or "`cortex --help` lists all commands", ctx)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 GAP = "   "
+NARROW_GAP = "  "
+NARROWEST_NAME = 12
 BAR_WIDTH = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
@@ -44,27 +46,39 @@ def padded(text: str, width: int, *, right: bool = False) -> str:
 
 
 def table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), widest: int | None = None
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Collection[str] = (),
+    widest: int | None = None,
+    droppable: Sequence[str] = (),
 ) -> list[str]:
     """
     Return aligned lines, the header first, without trailing blanks.
 
     Args:
-        right: columns that are aligned to the right.
-        widest: columns of the terminal, or None in a pipe, where nothing is cut. The widest columns are cut first.
+        right: columns that are aligned to the right, by header.
+        widest: columns of the terminal; None in a pipe, where everything is shown whatever its width. What is too wide
+            gets narrower gaps, then a cut first column, then loses columns.
+        droppable: columns that may go, the first one first.
     """
+    shown = list(range(len(header)))
     widths = [max(columns_of(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    gap = GAP
     if widest is not None:
-        over = sum(widths) + len(GAP) * (len(widths) - 1) - widest
-        for index in sorted(range(len(widths)), key=lambda i: -widths[i]):
-            give = min(max(over, 0), max(widths[index] - max(columns_of(header[index]), 8), 0))
-            widths[index] -= give
-            over -= give
+
+        def over() -> int:
+            return sum(widths[i] for i in shown) + len(gap) * (len(shown) - 1) - widest
+
+        if over() > 0:
+            gap = NARROW_GAP
+        widths[0] -= min(max(over(), 0), max(widths[0] - NARROWEST_NAME, 0))
+        for name in droppable:
+            if over() > 0 and name in header:
+                shown.remove(header.index(name))
+        widths[shown[-1]] -= min(max(over(), 0), max(widths[shown[-1]] - NARROWEST_NAME, 0))
     return [
-        GAP.join(
-            padded(cut(cell, width), width, right=number in right)
-            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ).rstrip()
+        gap.join(padded(cut(cells[i], widths[i]), widths[i], right=header[i] in right) for i in shown).rstrip()
         for cells in (header, *rows)
     ]
 

@@ -144,7 +144,7 @@ def follow(
                 status=status,
                 outcome=outcome,
                 until_s=None if outcome is Outcome.WAITING else now_s,
-                had_to_wait=row.had_to_wait or not (first and outcome is Outcome.LIVE),
+                had_to_wait=not (first and outcome is Outcome.LIVE),
             )
             if outcome is not Outcome.WAITING:
                 no_room_since.pop(name, None)

@@ -10,18 +10,16 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import shutil
 import signal
 import socket
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -39,6 +37,9 @@ from cortex.clock import Clock, SystemClock
 from cortex.errors import CortexError
 from cortex.processes import ControlPlaneRecord, ProcessIdentity, identify, is_alive, open_pidfd, send_signal
 from cortex.settings import HomeLayout, Settings, environment_of
+
+if TYPE_CHECKING:
+    import subprocess
 
 START_TIMEOUT_S = 15.0
 STOP_GRACE_S = 15.0
@@ -279,6 +280,8 @@ class LocalEnvironment:
         )
         ports.remember(self.layout.ports_file, self.settings, chosen)
         settings = msgspec.structs.replace(self.settings, port=chosen.port, operator_port=chosen.operator_port)
+        import subprocess
+
         log = self.layout.logs / "controlplane.out"
         with open(log, "ab", opener=_private) as output:
             begin = output.seek(0, os.SEEK_END)
@@ -298,6 +301,8 @@ class LocalEnvironment:
                 process.returncode = 0  # it outlives us: keeps Popen from warning about it
 
     def _await_answer(self, process: subprocess.Popen[bytes], log: Path, begin: int) -> ControlPlaneRecord:
+        import subprocess
+
         deadline_s = self._clock.monotonic_s() + START_TIMEOUT_S
         while True:
             record = self.control_plane()
@@ -469,6 +474,8 @@ def _remove(path: Path) -> None:
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
+    import shutil
+
     for folder, _folders, _files in os.walk(path):  # the artifact store's folders are read-only
         mode = os.stat(folder).st_mode
         if mode & stat.S_IRWXU != stat.S_IRWXU:

@@ -153,7 +153,7 @@ def prepare(
         gathering = _Gathering(loaded, file, cache, scratch)
         uploads, project = gathering.everything()
         if gathering.problems:
-            raise Problems(gathering.problems)
+            raise Problems(sorted(gathering.problems, key=lambda problem: loaded.locate(problem.path)))
         cache.save()
         yield Package(
             loaded=loaded,

@@ -18,7 +18,8 @@ import msgspec
 
 from cortex import processes
 from cortex.clock import Clock
-from cortex.errors import CortexError, RetryLater
+from cortex.controlplane.world import StaleEpoch
+from cortex.errors import RetryLater
 from cortex.ids import NodeId
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout, Settings, environment_of
@@ -55,12 +56,6 @@ class AgentUnreachable(RetryLater):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the agent of this node does not answer: {reason}", after_s=0.2)
-
-
-class StaleEpoch(CortexError):
-    """The agent has taken orders from a control plane newer than us."""
-
-    reference = "stale-epoch"
 
 
 class LocalAgent:

@@ -16,7 +16,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 import msgspec
 import setproctitle
@@ -26,10 +25,10 @@ from cortex import processes
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock, SystemClock
 from cortex.controlplane import statuses
-from cortex.controlplane.agents import LocalAgent, StaleEpoch
+from cortex.controlplane.agents import LocalAgent
 from cortex.controlplane.api import build_app
 from cortex.controlplane.deploy import Deployer
-from cortex.controlplane.tick import World, tick
+from cortex.controlplane.tick import StaleEpoch, World, tick
 from cortex.controlplane.view import View
 from cortex.engines import machine
 from cortex.engines.base import Engine
@@ -88,11 +87,13 @@ class ControlPlane:
         self._engine = engine
         self._shut_down = shut_down
         self._view = View()
+        self._publishing = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._started_wall_s = clock.wall_s()
         self._agent = LocalAgent(settings=settings, layout=layout, clock=clock, on_report=self._wake.set)
-        self._world = World(state=state, engine=engine, agents=self._agent, clock=clock, epoch=state.take_epoch())
+        self._epoch = state.take_epoch()
+        self._world = self._new_world()
         self._deployer = Deployer(
             settings=settings,
             state=state,
@@ -127,7 +128,7 @@ class ControlPlane:
                 return
             try:
                 plan = tick(self._world)
-                self._view.publish(self._statuses())
+                self._publish(self._world)
                 wait_s = LONGEST_WAIT_S if plan.wake_after_s is None else min(LONGEST_WAIT_S, plan.wake_after_s)
             except StaleEpoch as error:
                 log.error("another control plane is in charge, this one ends: %s", error)
@@ -137,8 +138,16 @@ class ControlPlane:
                 log.exception("a tick failed through a fault of ours")
                 wait_s = FAULT_PAUSE_S
 
-    def _statuses(self) -> tuple[ApiStatus, ...]:
-        return statuses.current(self._world, self._ingress_url())
+    def _publish(self, world: World) -> None:
+        """Look and show as one step, so that an older look never replaces a newer one."""
+        with self._publishing:
+            self._view.publish(statuses.current(world, self._ingress_url()))
+
+    def _new_world(self) -> World:
+        """What one thread works on; the loop keeps one, others make one for a single look."""
+        return World(
+            state=self._state, engine=self._engine, agents=self._agent, clock=self._clock, epoch=self._epoch
+        )
 
     def _inspect(self, build: BuildSpec) -> InspectReport:
         return self._agent.inspect(build, self._settings.start_timeout_s)
@@ -165,7 +174,7 @@ class ControlPlane:
             operator=f"http://127.0.0.1:{self._settings.operator_port}",
             ingress=self._ingress_url(),
             pid=os.getpid(),
-            started=_rfc3339(self._started_wall_s),
+            started=statuses.rfc3339(self._started_wall_s),
             agent_pid=report.pid if report else None,
             ingress_pid=ingress.pid if ingress else None,
             ingress_up=bool(ingress and ingress.up),
@@ -184,7 +193,7 @@ class ControlPlane:
         result = self._deployer.deploy(name, request, emit)
         if result.committed:
             # Readers must see the deploy from now on, even before the next tick.
-            self._view.publish(self._statuses())
+            self._publish(self._new_world())
         return result
 
     def delete(self, deployment: DeploymentName, api: ApiKey | None) -> Removed | None:
@@ -217,7 +226,7 @@ class ControlPlane:
         return tuple(
             HistoryLine(
                 version=short(line.version),
-                deployed=_rfc3339(line.deployed_wall_s),
+                deployed=statuses.rfc3339(line.deployed_wall_s),
                 cause=line.cause,
                 outcome=line.outcome,
             )
@@ -343,7 +352,3 @@ def _log_to_file(layout: HomeLayout) -> None:
     handler = logging.handlers.RotatingFileHandler(layout.logs / "controlplane.log", maxBytes=10 * 2**20, backupCount=3)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-def _rfc3339(wall_s: float) -> str:
-    return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -33,22 +33,15 @@ def observe(world: World) -> Observation:
     if memory.leases_revision != engine_revision:
         memory.leases = tuple(_seen_lease(lease) for lease in world.engine.leases())
         memory.leases_revision = engine_revision
-    seen = Snapshot(
-        now_s=now_s,
-        nodes=tuple(
-            SeenNode(
-                node=report.node.node,
-                replicas=report.replicas,
-                routes=report.routes,
-                ingress=report.ingress,
-            )
-            for report in world.agents.reports()
-        ),
-        leases=memory.leases,
-        settled=world.agents.settled or now_s - memory.started_s >= SETTLE_LIMIT_S,
-    )
-    memory.seen = seen
-    return Observation(desired=memory.desired, seen=seen)
+    return Observation(desired=memory.desired, seen=_snapshot(world, now_s, memory.leases))
+
+
+def look(world: World) -> Observation:
+    """The same, read afresh and without touching what the loop remembers: for any thread, to show statuses."""
+    now_s = world.clock.monotonic_s()
+    desired = world.state.desired(now_wall_s=world.steady_wall_s())
+    leases = tuple(_seen_lease(lease) for lease in world.engine.leases())
+    return Observation(desired=desired, seen=_snapshot(world, now_s, leases))
 
 
 def running_leases(world: World) -> tuple[Lease, ...]:
@@ -62,6 +55,15 @@ def running_leases(world: World) -> tuple[Lease, ...]:
         for report in world.agents.reports()
         for replica in report.replicas
     )
+
+
+def _snapshot(world: World, now_s: float, leases: tuple[SeenLease, ...]) -> Snapshot:
+    nodes = tuple(
+        SeenNode(node=report.node.node, replicas=report.replicas, routes=report.routes, ingress=report.ingress)
+        for report in world.agents.reports()
+    )
+    settled = world.agents.settled or now_s - world.memory.started_s >= SETTLE_LIMIT_S
+    return Snapshot(now_s=now_s, nodes=nodes, leases=leases, settled=settled)
 
 
 def _pass_on_usage(world: World) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from cortex.controlplane.apply import apply
 from cortex.controlplane.observe import observe, running_leases
 from cortex.controlplane.world import Agents, StaleEpoch, World
-from cortex.errors import RetryLater
+from cortex.errors import CortexError
 from cortex.planning.actions import Plan
 
 __all__ = ["Agents", "StaleEpoch", "World", "tick"]
@@ -64,10 +64,10 @@ def _recover(world: World) -> None:
     """Once all nodes have reported after our start: tell the engine what runs, before anything is planned."""
     if not observe(world).seen.settled:
         return
-    world.state.rebase(now_wall_s=world.clock.wall_s())
     try:
+        world.state.rebase(now_wall_s=world.clock.wall_s())
         world.engine.recover(running_leases(world))
-    except RetryLater as error:
-        log.warning("the engine cannot be told yet what runs: %s", error)
+    except CortexError as error:
+        log.warning("will be tried again: %s", error)
         return
     world.memory.recovered = True

@@ -70,7 +70,7 @@ class World:
     agents: Agents
     clock: Clock
     epoch: int
-    rules: Rules = Rules()
+    rules: Rules = field(default_factory=Rules)
     planner: Planner = plan
     memory: Memory = field(default_factory=lambda: Memory())
 
@@ -95,17 +95,15 @@ class Memory:
     started_wall_s: float = 0.0
     recovered: bool = False
     """The engine knows what runs, and stored instants lie in the past."""
-    desired: Desired = Desired()
+    desired: Desired = field(default_factory=Desired)
     desired_revision: int | None = None
     leases: tuple[SeenLease, ...] = ()
     leases_revision: int | None = None
     reports_seen: tuple[tuple[NodeId, str, int], ...] | None = None
     """(node, agent, serial) of each report whose usage was passed on."""
-    seen: Snapshot | None = None
-    """The last snapshot; for showing statuses between ticks."""
     planned_for: object = None
     """What the last plan was made for; while it is the same and no time is up, so is the plan."""
     planned_s: float = 0.0
-    plan: Plan = Plan()
+    plan: Plan = field(default_factory=Plan)
     applied: tuple[Action, ...] = ()
     """The actions of the last plan that had any."""

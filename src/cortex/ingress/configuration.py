@@ -26,6 +26,7 @@ from pathlib import Path
 import msgspec
 
 from cortex.ids import ApiKey
+from cortex.ingress.errors import TooFewFiles
 from cortex.ingress.routes import IngressRoute, IngressServer
 from cortex.ingress.slots import NOWHERE, slot_name, slot_number
 
@@ -43,6 +44,8 @@ HEADER_ROOM_BYTES = 32768
 """Added to `replay_bytes` for the buffer of bulk: headers and HAProxy's own bookkeeping share it with the body."""
 REPLICA_GRACE_MS = 500
 """HAProxy waits this much longer than an api's timeout, so that the replica's own, better 504 comes first."""
+LONGEST_TIMEOUT_MS = 2_000_000_000
+"""23 days: HAProxy's timers are 31 bits of milliseconds."""
 KEPT_CONNECTIONS = 3
 """Idle connections to replicas that one client connection may keep, for `max-session-srv-conns`."""
 FD_RESERVE = 128
@@ -172,12 +175,11 @@ def max_clients(fd_limit: int) -> int:
     Client connections that fit the fd limit, with the connections to replicas that each of them may keep.
 
     Raises:
-        ValueError: not even 32 fit.
+        TooFewFiles: not even 32 fit; names the limit and what is needed.
     """
     clients = min(MAX_CLIENTS, (fd_limit - FD_RESERVE) // (2 + KEPT_CONNECTIONS))
     if clients < MIN_CLIENTS:
-        needed = MIN_CLIENTS * (2 + KEPT_CONNECTIONS) + FD_RESERVE
-        raise ValueError(f"the limit of open files is {fd_limit}; the ingress needs at least {needed} (ulimit -n)")
+        raise TooFewFiles(fd_limit, MIN_CLIENTS * (2 + KEPT_CONNECTIONS) + FD_RESERVE)
     return clients
 
 
@@ -197,7 +199,7 @@ def server_name(key: str) -> str:
 
 def render_entry(route: IngressRoute, slot: int) -> str:
     """The map entry's value for a route; see the module's docstring."""
-    timeout_ms = max(1, round(route.timeout_s * 1000))
+    timeout_ms = min(LONGEST_TIMEOUT_MS, max(1, round(route.timeout_s * 1000)))
     queue = sum(server.max_queued for server in route.servers)
     fields = (
         slot_name(slot),
@@ -227,7 +229,7 @@ def render_map(entries: Mapping[str, str]) -> str:
 
 
 def configuration_digest(
-    binds: Mapping[Tier, Sequence[str]], directory: Path, clients: int, limits: IngressLimits, haproxy: str
+    binds: Mapping[Tier, Sequence[str]], sockets: Path, clients: int, limits: IngressLimits, haproxy: str
 ) -> str:
     """
     Name everything a running worker cannot be told by commands: a worker with another digest is replaced.
@@ -243,9 +245,9 @@ def configuration_digest(
                 generation=0,
                 digest="",
                 binds=tuple(binds[tier]),
-                admin_socket=directory / "admin",
+                admin_socket=sockets / "admin",
                 map_file="map",
-                bulk_socket=directory / "bulk",
+                bulk_socket=sockets / "bulk",
                 pool_size=0,
                 max_clients=clients,
                 limits=limits,

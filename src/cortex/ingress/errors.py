@@ -61,6 +61,18 @@ class PathTooLong(IngressError):
         super().__init__(f"socket path of {len(path.encode())} bytes, HAProxy takes at most {limit}: {path}")
 
 
+class TooFewFiles(IngressError):
+    """The limit of open files leaves no room for clients."""
+
+    reference = "ingress-too-few-files"
+    hint = "raise the limit, for example `ulimit -n 4096` before the start, or LimitNOFILE= in the systemd unit"
+
+    def __init__(self, limit: int, needed: int) -> None:
+        self.limit = limit
+        self.needed = needed
+        super().__init__(f"at most {limit} files may be open, the ingress needs at least {needed}")
+
+
 class IngressStartFailed(IngressError):
     """HAProxy ended, or did not answer, when it was started; `output` is what it said."""
 

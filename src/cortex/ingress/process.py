@@ -14,7 +14,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,6 +165,3 @@ def last_words(log: Path, *, limit: int = 2000) -> str:
     return "\n".join(alarming or text.splitlines())[-limit:].strip()
 
 
-def running_since_s(identity: ProcessIdentity) -> float:
-    """How long ago a process started, in seconds."""
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - identity.start_ticks / os.sysconf("SC_CLK_TCK"))

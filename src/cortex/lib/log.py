@@ -26,7 +26,7 @@ class SteadyLogger(logging.Logger):
     """
 
     @property
-    def disabled(self) -> bool:  # type: ignore[override]
+    def disabled(self) -> bool:
         return False
 
     @disabled.setter

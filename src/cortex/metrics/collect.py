@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import msgspec
@@ -71,7 +71,7 @@ class Collector:
         self._missing_since_s: dict[Attempt, float] = {}
         self._maintained_hour: int | None = None
 
-    def collect(self, live: Collection[Attempt] | None) -> Collected:
+    def collect(self, live: AbstractSet[Attempt] | None) -> Collected:
         """
         Merge what changed since the last pass, and delete the files of attempts that are gone.
 
@@ -96,7 +96,8 @@ class Collector:
             for file in temporary:
                 if file.attempt not in live:
                     self._unlink(file)
-            self._forget(self._seen.difference(live, (file.attempt for file in files)))
+            present = (file.attempt for file in self._files.values() if file is not None)
+            self._forget(self._seen.difference(live, present))
         self._maintain()
         return Collected(read=len(changed), merged=merged, deleted=deleted)
 

@@ -365,8 +365,8 @@ class StatsStore:
     @contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
         with self._reading() as db:
-            db.execute("BEGIN IMMEDIATE")
             try:
+                db.execute("BEGIN IMMEDIATE")
                 yield db
                 db.execute("COMMIT")
             except BaseException:
@@ -608,10 +608,10 @@ def _connect(file: Path) -> sqlite3.Connection:
         if found > len(MIGRATIONS):
             reason = f"written by a newer Cortex (schema version {found}, known are up to {len(MIGRATIONS)})"
             raise StatsStoreUnusable(file, reason, hint="install that version of Cortex again, or move the file away")
-        for script in MIGRATIONS[found:]:
+        for version, script in enumerate(MIGRATIONS[found:], start=found + 1):
             for statement in script.split(";"):
                 db.execute(statement)
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+            db.execute(f"PRAGMA user_version = {version}")
         db.execute("COMMIT")
     except BaseException:
         db.close()

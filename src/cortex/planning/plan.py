@@ -68,7 +68,7 @@ def plan(desired: Desired, seen: Snapshot, rules: Rules = DEFAULT_RULES) -> Plan
         if planned.wake_after_s is not None:
             wakes.append(planned.wake_after_s)
     for api in sorted(by_api.keys() - wanted_keys):
-        actions += _remove_api(api, by_api[api], rules)
+        actions += _remove_api(api, by_api[api], seen, rules)
     return Plan(actions=tuple(actions), notes=tuple(notes), wake_after_s=min(wakes, default=None))
 
 
@@ -149,27 +149,24 @@ def _plan_api(
     )
     route, route_changes_after_s = wanted_route(wanted, decision, wait_left_s, rules)
     starts = _starts(decision, record_of, wait_left_s, seen)
-    farewell = tuple(_farewell(decision.leave, rules))
-    # A drain comes after the route in the same plan, even if the route looks right: what is seen may be out of date.
-    drains = any(slot.ready and not slot.routed for slot in decision.leave)
     actions: tuple[Action, ...] = (
         *exits,
         *readies,
         *_marks(wanted, decision),
         *_room(decision, of_api),
         *starts.orders,
-        *set_route(seen.nodes, of_api, route, anyway=drains),
-        *farewell,
+        *set_route(seen.nodes, of_api, route, anyway=_drains(decision.leave)),
+        *_farewell(decision.leave, rules),
     )
     wakes = [*starts.waits_s, *(() if route_changes_after_s is None else (route_changes_after_s,))]
     notes = tuple(Note(api=wanted.api, text=text) for text in (*decision.notes, *starts.notes))
     return Plan(actions=actions, notes=notes, wake_after_s=min(wakes, default=None))
 
 
-def _remove_api(api: ApiKey, of_api: SeenApi, rules: Rules) -> Iterator[Action]:
+def _remove_api(api: ApiKey, of_api: SeenApi, seen: Snapshot, rules: Rules) -> Iterator[Action]:
     """An api that nobody wants: its route goes, then its replicas."""
-    yield from remove_route(of_api)
     leave = tuple(slot for slot in of_api.slots if slot.state is not SlotState.DRAINING or slot.lost)
+    yield from remove_route(seen.nodes, api, of_api, anyway=_drains(leave))
     yield from _farewell(leave, rules)
 
 
@@ -368,3 +365,12 @@ def _farewell(leave: tuple[Slot, ...], rules: Rules) -> Iterator[Action]:
             releases.append(ReleaseLease(replica=slot.replica, api=slot.lease.api))
     yield from orders
     yield from releases
+
+
+def _drains(leave: tuple[Slot, ...]) -> bool:
+    """
+    Whether something is drained now.
+
+    Then the route is ordered in the same plan even where it looks right: what is seen may be out of date.
+    """
+    return any(slot.ready and not slot.routed for slot in leave)

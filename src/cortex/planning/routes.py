@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from cortex.ids import route_path
+from cortex.ids import ApiKey, route_path
 from cortex.planning.actions import OrderNode
 from cortex.planning.model import Rules, SeenNode, WantedApi
 from cortex.planning.rollout import Decision
@@ -73,7 +73,9 @@ def set_route(
             yield OrderNode(node=node.node, api=route.api, order=route)
 
 
-def remove_route(seen: SeenApi) -> Iterator[OrderNode]:
-    """Orders for the nodes that still have a route."""
-    for node, route in seen.routes:
-        yield OrderNode(node=node, api=route.api, order=RemoveRoute(api=route.api))
+def remove_route(nodes: tuple[SeenNode, ...], api: ApiKey, seen: SeenApi, *, anyway: bool) -> Iterator[OrderNode]:
+    """Orders for the nodes that still have a route; with `anyway`, for all."""
+    have = {node for node, _route in seen.routes}
+    for node in nodes:
+        if anyway or node.node in have:
+            yield OrderNode(node=node.node, api=api, order=RemoveRoute(api=api))

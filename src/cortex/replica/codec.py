@@ -464,6 +464,8 @@ def _read_npy(body: bytes, content_type: str, parameters: dict[str, str]) -> NDA
         raise BadArray(f"the .npy header promises {expected} bytes of {dtype}{list(shape)}, {found} follow")
     try:
         flat: NDArray[Any] = np.frombuffer(body, dtype, offset=start) if found else np.empty(0, dtype)
+        if dtype.kind == "U" and (flat.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder)) > 0x10FFFF).any():
+            raise BadArray("the .npy file holds characters that Unicode does not have")
         return flat.reshape(shape, order="F" if fortran_order else "C")
     except ValueError as error:
         raise BadArray(f"the .npy header is wrong: {error}") from None

@@ -19,6 +19,7 @@ import msgspec
 
 from cortex.replica.channel import Channel
 from cortex.replica.condition import Condition
+from cortex.wire.framing import close_all
 from cortex.wire.launch import Ask, AskListener, Drain, ReplicaRequest
 
 HOUSEKEEPING_INTERVAL_S = 1.0
@@ -106,13 +107,15 @@ class Control:
             self._pushed = announced
         elif fd == self._listener.fileno():
             self._accept()
-        elif (channel := self._channels.get(fd)) is not None:
-            channel.flush()
-            for payload, fds in channel.receive():
-                for stray in fds:
-                    os.close(stray)
-                self._answer(channel, payload)
-            self._settle(channel, fd)
+        elif fd in self._channels:
+            self._read(self._channels[fd], fd)
+
+    def _read(self, channel: Channel, fd: int) -> None:
+        channel.flush()
+        for payload, fds in channel.receive():
+            close_all(fds)
+            self._answer(channel, payload)
+        self._settle(channel, fd)
 
     def _accept(self) -> None:
         try:

@@ -67,9 +67,7 @@ class HandlerError(CortexError):
         trace: the user's traceback, when their code failed.
     """
 
-    def __init__(
-        self, reference: str, message: str, *, where: str = "", hint: str = "", trace: str = ""
-    ) -> None:
+    def __init__(self, reference: str, message: str, *, where: str = "", hint: str = "", trace: str = "") -> None:
         self.problem_reference = reference
         self.where = where
         self.hint = hint
@@ -272,9 +270,7 @@ def _import_failure(error: BaseException, shown: str, path: str, project_dir: st
     if isinstance(error, FileNotFoundError) and error.filename == path:
         return HandlerError("handler-not-found", f"{shown} is not in the project", where=shown)
     if isinstance(error, SyntaxError):
-        return HandlerError(
-            "handler-syntax-error", f"{where}: {one_line(error)}", where=where, trace=trace
-        )
+        return HandlerError("handler-syntax-error", f"{where}: {one_line(error)}", where=where, trace=trace)
     if isinstance(error, ModuleNotFoundError) and error.name:
         return HandlerError(
             "handler-missing-module",
@@ -288,7 +284,7 @@ def _import_failure(error: BaseException, shown: str, path: str, project_dir: st
             "handler-exited",
             f"importing {shown} ended the process: sys.exit({error.code!r})",
             where=where,
-            hint="a handler is imported, not run: move that call below `if __name__ == \"__main__\":`",
+            hint='a handler is imported, not run: move that call below `if __name__ == "__main__":`',
             trace=trace,
         )
     return HandlerError(
@@ -350,17 +346,13 @@ def _check_parameters(name: HookName, function: Callable[..., Any]) -> tuple[boo
     except (TypeError, ValueError):  # some functions written in C do not say
         return False, False
     found = f"{name}{signature.replace(return_annotation=inspect.Signature.empty)}"
-    positional = [
-        p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
+    positional = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     any_number = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
     by_name = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
     required = [p for p in positional if p.default is p.empty]
     nameless = [p.name for p in by_name if p.default is p.empty and p.name != "request"]
     if nameless:
-        raise WrongParameters(
-            f"found {found}, expected {usual}: nothing is passed as {', '.join(nameless)}", hint
-        )
+        raise WrongParameters(f"found {found}, expected {usual}: nothing is passed as {', '.join(nameless)}", hint)
     if (len(positional) < 2 and not any_number) or len(required) > 3:
         raise WrongParameters(
             f"found {found}, which takes {len(positional)}; "
@@ -377,7 +369,7 @@ def _is_async(function: Callable[..., Any]) -> bool:
         function = function.func
     candidates = [function, inspect.unwrap(function)]
     if not isinstance(function, types.FunctionType | types.MethodType):
-        candidates.append(getattr(type(function), "__call__", function))
+        candidates += [vars(kind)["__call__"] for kind in type(function).__mro__ if "__call__" in vars(kind)][:1]
     return any(inspect.iscoroutinefunction(candidate) for candidate in candidates)
 
 

@@ -56,6 +56,8 @@ class Exchange:
     """The connection ends after this answer."""
     refusal: Exception | None = None
     """Why the request is answered without being looked at further."""
+    failure: BaseException | None = None
+    """What was answered with an error."""
     warmup = False
     answered = False
     started_s = 0.0
@@ -84,9 +86,7 @@ class Exchange:
 class Sink(Protocol):
     """Where an answer goes: a connection, or whoever plays one."""
 
-    def respond(
-        self, exchange: Exchange, status: int, content_type: bytes, body: bytes, extra: bytes = b""
-    ) -> bool:
+    def respond(self, exchange: Exchange, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> bool:
         """Answer; False when nobody is there any more. `extra`: rendered header lines."""
         ...
 
@@ -235,14 +235,10 @@ class Connection(asyncio.Protocol):
             return True
         return self._current is not None and not self._ended
 
-    def close_idle(self) -> None:
-        """End the connection if nothing is going on."""
-        if self._transport is not None and not self.busy:
-            self._transport.close()
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 when it is closed."""
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        return -1 if sock is None else cast(int, sock.fileno())
 
     # ---- asyncio.Protocol ---------------------------------------------------------------------------------------
 
@@ -378,9 +374,7 @@ class Connection(asyncio.Protocol):
 
     # ---- answers ------------------------------------------------------------------------------------------------
 
-    def respond(
-        self, exchange: Exchange, status: int, content_type: bytes, body: bytes, extra: bytes = b""
-    ) -> bool:
+    def respond(self, exchange: Exchange, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> bool:
         """Write the answer of the active exchange, then turn to the next."""
         transport = self._transport
         if transport is None or self._active is not exchange:
@@ -409,9 +403,7 @@ class Connection(asyncio.Protocol):
                     body,
                 )
             else:
-                transport.write(
-                    b"%b%d\r\nx-request-id: %b\r\n%b\r\n" % (head, len(body), exchange.id_bytes, extra)
-                )
+                transport.write(b"%b%d\r\nx-request-id: %b\r\n%b\r\n" % (head, len(body), exchange.id_bytes, extra))
                 data = body
         transport.write(data)
         if close:
@@ -498,11 +490,11 @@ class Connection(asyncio.Protocol):
 
     def _peer_is_gone(self) -> bool:
         """Whether the peer closed altogether: a unix socket tells that from half a close by POLLHUP."""
-        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
-        if sock is None:
+        fd = self.fileno()
+        if fd < 0:
             return True
         poll = select.poll()
-        poll.register(sock.fileno(), 0)
+        poll.register(fd, 0)
         return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from time import perf_counter
+from typing import Any
 
 from cortex.replica.batching import MAX_BATCH_ROWS, Deliver, Job, Outcome, Outputs, Run, run_batch, take_batch
 from cortex.replica.tensors import Feeds
@@ -80,6 +82,22 @@ class Inference:
         """Start the mean with a first measurement, of warm-up."""
         self._mean_s = duration_s
         self.inline = duration_s < INLINE_BELOW_S
+
+    @contextmanager
+    def watched(self) -> Iterator[list[Feeds]]:
+        """While warming up: the feeds of every run, as they come."""
+        seen: list[Feeds] = []
+        run = self._run
+
+        def watching(feeds: Mapping[str, Any]) -> Outputs:
+            seen.append(dict(feeds))
+            return run(feeds)
+
+        self._run = watching
+        try:
+            yield seen
+        finally:
+            self._run = run
 
     def _learn(self, duration_s: float) -> None:
         mean_s = self._mean_s = self._mean_s + _WEIGHT * (duration_s - self._mean_s)

@@ -151,7 +151,7 @@ class Launcher:
             self._settle(agent, fd)
         else:
             for inspection in self._inspections.values():
-                if inspection.fd == fd and inspection.receive():
+                if inspection.fd == fd and not inspection.ended and inspection.receive():
                     self._poll.unregister(fd)
 
     def _accept(self) -> None:
@@ -202,9 +202,7 @@ class Launcher:
                 if isinstance(request, Fork):
                     reason = f"two descriptors are needed, {len(fds)} came"
                     spec = request.spec
-                    self._reply(
-                        agent, ForkFailed(replica=spec.replica, attempt=spec.attempt, reason=reason)
-                    )
+                    self._reply(agent, ForkFailed(replica=spec.replica, attempt=spec.attempt, reason=reason))
             case Release(replica=replica):
                 self._release(replica)
             case Slots():
@@ -239,9 +237,7 @@ class Launcher:
         except (OSError, ForkRefused) as error:
             socket.close(control_fd)
             _say(f"cannot fork {spec.replica}: {error}")
-            self._reply(
-                agent, ForkFailed(replica=spec.replica, attempt=spec.attempt, reason=str(error))
-            )
+            self._reply(agent, ForkFailed(replica=spec.replica, attempt=spec.attempt, reason=str(error)))
             return
         if pid == 0:
             child.live(spec, slot_fd=slot_fd, control_fd=control_fd)
@@ -309,7 +305,7 @@ class Launcher:
                     inspection.kill()
                 continue
             del self._inspections[pid]
-            if not inspection.receive_rest():
+            if not inspection.receive():
                 self._poll.unregister(inspection.fd)
             report = inspection.finish()
             agent = cast(Channel, inspection.asked_by)

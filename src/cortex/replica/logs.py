@@ -279,10 +279,10 @@ def install(log: LogFile) -> Streams:
     its records over whole, instead of writing lines.
     """
     out, err = LineWriter(log, "out", 1), LineWriter(log, "err", 2)
-    sys.stdout = sys.__stdout__ = out  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = err  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = out  # type: ignore[misc,assignment]
+    sys.stderr = sys.__stderr__ = err  # type: ignore[misc,assignment]
     handler = RecordHandler(log)
-    logging.lastResort = handler  # type: ignore[assignment]
+    logging.lastResort = handler
     root = logging.getLogger()
     for stale in tuple(root.handlers):
         root.removeHandler(stale)
@@ -292,7 +292,7 @@ def install(log: LogFile) -> Streams:
         ours.removeHandler(stale)
     ours.addHandler(handler)
     logging.captureWarnings(False)
-    logging.StreamHandler.emit = _emit_to_stream  # type: ignore[method-assign]
+    logging.StreamHandler.emit = _emit_to_stream  # type: ignore[method-assign,assignment]
     sys.excepthook = _ExceptHook(log)
     threading.excepthook = _thread_excepthook(log)
     return Streams(out, err)
@@ -319,9 +319,7 @@ class _ExceptHook:
     def __init__(self, log: LogFile) -> None:
         self._log = log
 
-    def __call__(
-        self, kind: type[BaseException], value: BaseException, trace: TracebackType | None, /
-    ) -> None:
+    def __call__(self, kind: type[BaseException], value: BaseException, trace: TracebackType | None, /) -> None:
         self._log.record("log", "ERROR", "".join(traceback.format_exception(kind, value, trace)).rstrip())
 
 

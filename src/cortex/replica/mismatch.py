@@ -15,7 +15,7 @@ from cortex.wire.signature import Dim, TensorSpec, shape_text
 
 LISTS: Final = frozenset({list, tuple})
 MAX_RANK: Final = 32  # numpy 1.x holds no more dimensions
-_MANY: Final = 1 << 22  # elements that are looked at one by one for the sake of a message
+_MANY: Final = 1 << 18  # elements that are looked at one by one for the sake of a message
 _SHOWN_CHARS: Final = 40
 _ENVELOPES: Final = ("instances", "inputs", "data", "dataframe_split", "ndarray")
 

@@ -88,7 +88,8 @@ class Predictor(Protocol):
 class Steps:
     """What is done for a prediction, wherever it is done. Safe to use from several threads."""
 
-    def __init__(self, backend: Backend, handler: Handler | None) -> None:
+    def __init__(self, backend: Backend, handler: Handler | None, *, tracks: bool) -> None:
+        self._tracks = tracks
         self.pre: Hook | None = handler.pre if handler is not None else None
         self.post: Hook | None = handler.post if handler is not None else None
         self._decode = Decoder(has_pre_inference=self.pre is not None).decode
@@ -103,7 +104,9 @@ class Steps:
         Everything before the model.
 
         Raises:
-            BadBody, RequestError, HookFailed, InputMismatch.
+            BadBody, InputMismatch: the caller's doing; the latter may also be `pre_inference`'s.
+            RequestError: the handler's answer to the caller.
+            HookFailed: `pre_inference` failed.
         """
         sample = self.sample(exchange)
         pre = self.pre
@@ -129,14 +132,16 @@ class Steps:
         Everything after the model.
 
         Raises:
-            RequestError, HookFailed, Unserialisable.
+            RequestError: the handler's answer to the caller.
+            HookFailed: `post_inference` failed, or made a `Response` that cannot be sent.
+            Unserialisable: its result has no JSON form.
         """
         prediction = self._present(outputs, feeds)
         if exchange.trace is not None:
             exchange.trace.note("inference", prediction)
         post = self.post
         if post is None:
-            return 200, JSON, encode(self._plain(prediction)), b"", prediction, count_rows(feeds)
+            return 200, JSON, encode(self._plain(prediction)), b"", prediction, self._rows(feeds)
         return self.replied(exchange, post.call(prediction, self._outputs, exchange))
 
     async def reply_async(self, exchange: Exchange, outputs: Outputs, feeds: Feeds) -> Reply:
@@ -146,13 +151,16 @@ class Steps:
             exchange.trace.note("inference", prediction)
         post = self.post
         if post is None:
-            return 200, JSON, encode(self._plain(prediction)), b"", prediction, count_rows(feeds)
+            return 200, JSON, encode(self._plain(prediction)), b"", prediction, self._rows(feeds)
         if post.is_async:
             result = await post.call_async(prediction, self._outputs, exchange)
         else:
             with hidden_loop():
                 result = post.call(prediction, self._outputs, exchange)
         return self.replied(exchange, result)
+
+    def _rows(self, feeds: Feeds) -> int:
+        return count_rows(feeds) if self._tracks else 1
 
     def sample(self, exchange: Exchange) -> Any:
         """Body to sample. Raises BadBody."""
@@ -183,9 +191,9 @@ class InlinePredictor:
     """
     Handler code in the main thread, between two turns of the event loop.
 
-    The running loop is hidden while we serve (`Predictor.hides_loop`), so that a handler may call `asyncio.run`: asyncio refuses
-    only when it finds a running loop, and uvloop does not mind a second loop on top of it. A thread for the handler
-    would cost every request two hops.
+    The running loop is hidden while we serve (`Predictor.hides_loop`), so that a handler may call `asyncio.run`:
+    asyncio refuses only when it finds a running loop, and uvloop does not mind a second loop on top of it. A thread
+    for the handler would cost every request two hops.
     """
 
     hides_loop: ClassVar[bool] = True
@@ -223,9 +231,7 @@ class InlinePredictor:
                 REQUEST_ID.set("")
         desk.release(exchange)
 
-    def _modelled(
-        self, exchange: Exchange, feeds: Feeds, outputs: Outputs, failure: BaseException | None
-    ) -> None:
+    def _modelled(self, exchange: Exchange, feeds: Feeds, outputs: Outputs, failure: BaseException | None) -> None:
         desk = self._desk
         exchange.cancel = None
         REQUEST_ID.set(exchange.id)
@@ -307,9 +313,7 @@ class PooledPredictor:
         job = self._inference.submit(feeds, partial(self._modelled, exchange, feeds))
         exchange.cancel = job.cancel
 
-    def _modelled(
-        self, exchange: Exchange, feeds: Feeds, outputs: Outputs, failure: BaseException | None
-    ) -> None:
+    def _modelled(self, exchange: Exchange, feeds: Feeds, outputs: Outputs, failure: BaseException | None) -> None:
         if failure is not None:
             self._failed(exchange, ModelFailed(failure))
             return
@@ -358,7 +362,7 @@ class AsyncPredictor:
     def start(self, exchange: Exchange) -> None:
         task = self._loop.create_task(self._predict(exchange))
         self._tasks.add(task)
-        exchange.cancel = exchange.stop = task.cancel
+        exchange.cancel = exchange.stop = partial(_cancel, task)
         task.add_done_callback(partial(self._ended, exchange))
         self._desk.expect(exchange)
 
@@ -412,6 +416,10 @@ class AsyncPredictor:
         """Also called for a task that was cancelled before its first step."""
         self._tasks.discard(task)
         self._desk.release(exchange)
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
 
 
 class _Turn:
@@ -496,7 +504,8 @@ def _encoded(result: Any) -> bytes:
     except Unserialisable:
         raise
     except BaseException as error:
-        raise Unserialisable("result", f"{type(result).__name__}, whose conversion raised {one_line(error)},") from error
+        found = f"{type(result).__name__}, whose conversion raised {one_line(error)},"
+        raise Unserialisable("result", found) from error
 
 
 def _custom_reply(response: Response) -> Reply:

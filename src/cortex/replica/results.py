@@ -30,6 +30,8 @@ _Array: TypeAlias = NDArray[Any]
 _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS
 _MAX_DEPTH: Final = 250  # orjson's own limit is 254, and its hook adds levels
 _INT64_MIN, _UINT64_MAX = -(1 << 63), (1 << 64) - 1
+_WRITTEN_DATES: Final = (datetime.datetime, datetime.date)
+"""Of these orjson writes no subclasses, and times only without a zone."""
 _OPENS: Final = object()
 
 
@@ -77,6 +79,8 @@ def encode(result: object) -> bytes:
         return orjson.dumps(walk.value(result), None, _OPTIONS)
     except RecursionError as error:
         raise Unserialisable(walk.where(), "a value nested too deep") from error
+    except TypeError as error:
+        raise Unserialisable("result", str(error)) from error
 
 
 def _default(value: Any) -> Any:
@@ -122,9 +126,15 @@ def _array(array: _Array) -> Any:
     return array.tolist()
 
 
-def _moment(moment: Any) -> str | None:
-    """A numpy date or time as text, None for NaT."""
-    return None if np.isnat(moment) else str(moment)
+def _moment(moment: np.datetime64) -> np.datetime64 | str | None:
+    """A numpy date or time that orjson writes, else its text; None for NaT."""
+    if np.isnat(moment):
+        return None
+    try:
+        orjson.dumps(moment, None, _OPTIONS)
+    except TypeError:  # a year beyond 9999
+        return str(moment)
+    return moment
 
 
 def _scalar(value: np.generic) -> Any:
@@ -222,10 +232,14 @@ class _Walk:
             return _text(value)
         if isinstance(value, int):
             return _integer(value)
-        if isinstance(value, datetime.datetime | datetime.date | uuid.UUID):
+        if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+            return value if type(value) in _WRITTEN_DATES else value.isoformat()
+        if isinstance(value, uuid.UUID):
+            return str(value)
+        if isinstance(value, np.integer | np.float32 | np.float16 | np.bool_):
             return value
-        if isinstance(value, datetime.time):
-            return value.isoformat()
+        if isinstance(value, np.datetime64):
+            return _moment(value)
         if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
             return _array(value)
         if isinstance(value, decimal.Decimal):

@@ -45,10 +45,10 @@ class Counters:
 class StatsWriter:
     """Writes counters to their file: when they changed, and last of all."""
 
-    def __init__(self, spec: ReplicaSpec, counters: Counters, tracker: Tracker | None) -> None:
+    def __init__(self, spec: ReplicaSpec, counters: Counters) -> None:
         self._spec = spec
         self._counters = counters
-        self._tracker = tracker
+        self.tracker: Tracker | None = None
         self._written: StatsFile | None = None
         self._lock = threading.Lock()  # the temporary file's name is the process's
 
@@ -69,7 +69,7 @@ class StatsWriter:
             dropped=counters.dropped,
             latency_sum_ms=counters.latency_sum_ms,
             latency_buckets=counters.latency_buckets.copy(),
-            tracker=self._tracker.snapshot() if self._tracker is not None else None,
+            tracker=self.tracker.snapshot() if self.tracker is not None else None,
         )
 
     def write(self, *, last: bool = False) -> None:

@@ -38,7 +38,7 @@ _PACK_CODES: Final = {
     "uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q",
 }  # fmt: skip
 _PACK_REFUSES: Final = (struct.error, TypeError, ValueError, OverflowError)
-_MAX_SUBLISTS: Final = 1 << 24  # a list that holds itself twice would double for ever
+_MAX_SUBLISTS: Final = 1 << 20  # where the rank does not bound it: a list that holds itself twice doubles for ever
 _LARGEST_BFLOAT16: Final = 3.3895313892515355e38
 _PLAIN_NUMBERS: Final = frozenset({float, int, bool})
 
@@ -219,7 +219,7 @@ class _Tensor:
         shape = [len(value)]
         level = cast("list[Any]", value)
         while level and type(level[0]) in LISTS:
-            if len(shape) >= self.max_rank or len(level) > _MAX_SUBLISTS:
+            if len(shape) >= self.max_rank or (self.spec.shape is None and len(level) > _MAX_SUBLISTS):
                 raise self.mismatch(value, *self._too_deep())
             size = len(level[0])
             if len(level) > 1 and (set(map(type, level)) - LISTS or set(map(len, level)) != {size}):
@@ -566,7 +566,7 @@ class _TextTensor(_Tensor):
             raise self.mismatch(array, f"an array of {array.dtype} is no array of text")
         try:
             flat = array.ravel().tolist()
-        except ValueError:  # four bytes a character, and some are none
+        except (ValueError, SystemError):  # four bytes a character, and some are none
             raise self.mismatch(array, "its characters are not Unicode") from None
         return self._of(array.shape, flat, array)
 

@@ -192,8 +192,9 @@ def parse(text: str | bytes) -> Document:
         raise lines.unreadable(*tree.flaws, stop.flaw) from None
     except MarkedYAMLError as error:
         raise lines.unreadable(*tree.flaws, _syntax_flaw(error, text)) from None
-    except (YAMLError, ValueError, OverflowError) as error:  # ruamel.yaml lets chr() and int() of escapes through
-        flaw = Flaw(tree.last_index, "yaml-syntax", f"the YAML after this cannot be read: {error}", _ESCAPE_HINT)
+    except (YAMLError, ValueError, OverflowError):  # ruamel.yaml lets those of chr() and int() through
+        message = "what follows has an escape or a number that is out of range"
+        flaw = Flaw(tree.last_index, "yaml-syntax", message, _ESCAPE_HINT)
         raise lines.unreadable(*tree.flaws, flaw) from None
     return Document(tree.root, tree.flaws, lines, start=tree.start)
 

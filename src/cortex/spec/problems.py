@@ -136,8 +136,8 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     """
     Return the choice that was probably meant, None if no choice is near.
 
-    Case, dashes and underscores do not count (`minReplicas`), then spelling (`max_replica`), then the only choice that
-    starts or ends alike (`memory` for `mem`, `handler` for `request_handler`).
+    Case, dashes and underscores do not count (`minReplicas`), then spelling (`max_replica`), then the choice that
+    alone starts or ends alike for longest (`memory` for `mem`, `handler` for `request_handler`).
     """
     if len(word) > _COMPARED_CHARACTERS:
         return None
@@ -148,8 +148,9 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     close = difflib.get_close_matches(wanted, plain, n=1, cutoff=_NEAR)
     if close:
         return plain[close[0]]
-    alike = [choice for letters, choice in plain.items() if _starts_or_ends_alike(wanted, letters)]
-    return alike[0] if len(alike) == 1 else None
+    alike = {letters: min(len(letters), len(wanted)) for letters in plain if _starts_or_ends_alike(wanted, letters)}
+    longest = [letters for letters, length in alike.items() if length == max(alike.values())]
+    return plain[longest[0]] if len(longest) == 1 else None
 
 
 def _letters(word: str) -> str:
@@ -162,8 +163,8 @@ def _starts_or_ends_alike(one: str, other: str) -> bool:
 
 
 def _visible(character: str) -> str:
-    if character in '"\\':
-        return "\\" + character
+    if character == '"':
+        return '\\"'
     if character.isprintable():
         return character
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")

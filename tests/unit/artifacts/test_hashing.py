@@ -78,12 +78,12 @@ def test_an_unreadable_file_is_named(tmp_path: Path, unprivileged) -> None:
 def test_an_unchanged_file_is_not_read_again(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"content")
-    HashCacheFile = tmp_path / "cache" / "hashes.json"
-    cache = HashCache(HashCacheFile, now_wall_s=LATER)
+    kept_in = tmp_path / "cache" / "hashes.json"
+    cache = HashCache(kept_in, now_wall_s=LATER)
     first = hash_file(path, cache)
     cache.save()
     monkeypatch.setattr(hashing, "hash_descriptor", lambda descriptor: pytest.fail("read again"))
-    assert hash_file(path, HashCache(HashCacheFile, now_wall_s=LATER)) == first
+    assert hash_file(path, HashCache(kept_in, now_wall_s=LATER)) == first
 
 
 def test_a_file_changed_to_the_same_size_and_mtime_is_read_again(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def file(path: str, sha256: str = SHA, executable: bool = False) -> StoredFile:
 
 
 def test_the_digest_is_that_of_the_documented_text() -> None:
-    text = f"cortex-tree-1\n100755 {OTHER} a\0100644 {SHA} b/c\0"
+    text = f"cortex-tree-1\n100755 {OTHER} a\x00100644 {SHA} b/c\x00"
     assert tree_digest([file("b/c"), file("a", OTHER, True)]) == hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,0 +1,261 @@
+"""
+What is true of an api now, in words a user can read. Pure, from the same facts that planning sees.
+
+| status | when (the first that holds) |
+|---|---|
+| stopping | nobody wants it any more |
+| live | at least `min_replicas` of the wanted build answer, or will again in a moment |
+| update failed | the wanted build was given up, and another one answers |
+| error (out of memory) | nothing of the above, and its replicas were killed for memory |
+| error | the wanted build was given up, or its replicas end again and again |
+| updating | another build serves while the wanted one is on its way |
+| compute unavailable | there is no room for `min_replicas` |
+| creating | it is on its way |
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from cortex.errors import Problem
+from cortex.ids import ApiKey, Revision, short
+from cortex.planning import backoff
+from cortex.planning.actions import exit_text, mem_text, room_text
+from cortex.planning.model import Desired, Rules, RunRecord, SlotRecord, Snapshot, WantedApi
+from cortex.planning.rollout import decide, goal_and_fallback
+from cortex.planning.slots import NOTHING_SEEN, SeenApi, Slot, SlotState, join, of_revision
+from cortex.wire.operator import ReplicaCounts, Status
+
+_PROGRESS_WORDS = {
+    SlotState.READY: "ready",
+    SlotState.STARTING: "starting",
+    SlotState.WAITING: "about to start",
+    SlotState.PLACING: "waiting for room",
+    SlotState.EXITED: "ended",
+}
+_DEFAULT_RULES = Rules()
+
+
+class StatusView(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about an api that follows from what is wanted and seen."""
+
+    status: Status
+    counts: ReplicaCounts = ReplicaCounts()
+    reason: str | None = None
+    """Why the status is what it is, when that is not obvious; one or a few lines."""
+    problem: Problem | None = None
+    """The failure behind the reason, with the user's traceback."""
+    progress: str = ""
+    """While starting: what the replicas are doing."""
+    notes: tuple[str, ...] = ()
+    crashes: int = 0
+    serving: str = ""
+    """8 digits of the version that answers now, when another is wanted."""
+
+
+def statuses(desired: Desired, seen: Snapshot, rules: Rules = _DEFAULT_RULES) -> dict[ApiKey, StatusView]:
+    """The status of every api that is wanted or still there."""
+    by_api = join(seen)
+    older_s = 0.0 if desired.as_of_s is None else max(0.0, seen.now_s - desired.as_of_s)
+    records: dict[ApiKey, dict[Revision, RunRecord]] = {}
+    for record in desired.records:
+        records.setdefault(record.api, {})[record.revision] = record
+    views = {
+        wanted.api: api_status(
+            wanted,
+            by_api.get(wanted.api, NOTHING_SEEN),
+            records.get(wanted.api, {}),
+            older_s=older_s,
+            rules=rules,
+        )
+        for wanted in desired.apis
+    }
+    for api in by_api.keys() - views.keys():
+        views[api] = stopping_status(by_api[api])
+    return dict(sorted(views.items()))
+
+
+def stopping_status(of_api: SeenApi) -> StatusView:
+    """The status of an api that is not wanted any more but still there."""
+    draining = sum(slot.state is SlotState.DRAINING for slot in of_api.slots)
+    ready = sum(slot.ready for slot in of_api.slots)
+    return StatusView(
+        status=Status.STOPPING,
+        counts=ReplicaCounts(ready=ready, stale=ready),
+        progress=f"{draining} draining" if draining else "",
+    )
+
+
+def api_status(
+    wanted: WantedApi,
+    of_api: SeenApi,
+    records: Mapping[Revision, RunRecord],
+    *,
+    older_s: float = 0.0,
+    rules: Rules = _DEFAULT_RULES,
+) -> StatusView:
+    """
+    The status of a wanted api.
+
+    Args:
+        records: what is remembered of the runs of its revisions.
+        older_s: how long ago the ages in `records` were true.
+    """
+    revision = wanted.build.revision
+    record = records.get(revision)
+
+    def record_of(slot: Slot) -> SlotRecord | None:
+        found = next((r for r in records.values() if of_revision(slot, r.revision)), None)
+        return found.slots.get(slot.replica) if found is not None else None
+
+    def wait_left_s(slot: Slot) -> float:
+        return backoff.wait_left_s(record_of(slot), older_s=older_s)
+
+    own = [slot for slot in of_api.slots if of_revision(slot, revision) and not slot.lost]
+    ready = sum(slot.ready for slot in of_api.slots)
+    up_to_date = sum(slot.ready for slot in own)
+    failed = [slot for slot in own if slot.state is SlotState.EXITED and not slot.drained]
+    counts = ReplicaCounts(
+        requested=wanted.replicas,
+        ready=ready,
+        up_to_date=up_to_date,
+        stale=ready - up_to_date,
+        failed=len(failed),
+    )
+    returning = sum(_returns(slot, wait_left_s, rules) for slot in own)
+    # A replica answers once it is routed; until a moment ago nobody could reach it.
+    answering = sum(slot.ready and slot.routed for slot in own) + returning
+    placing = [slot for slot in own if slot.placing]
+    decision = decide(wanted, of_api.slots, wait_left_s)
+    serving = ""
+    if wanted.serving is not None and wanted.serving.revision != revision and ready > up_to_date:
+        serving = short(wanted.serving.version)
+        serving = serving if serving != short(wanted.build.version) else ""
+    ends = _ends(failed, record, wait_left_s)
+
+    def view(status: Status, reason: str | None = None, problem: Problem | None = None) -> StatusView:
+        notes = decision.notes
+        if status is Status.LIVE and placing:
+            notes = (f"capped: {len(own) - len(placing)} of {wanted.replicas} replicas, {_room_reason(placing)}",)
+        return StatusView(
+            status=status,
+            counts=counts,
+            reason=reason,
+            problem=problem,
+            progress="" if status is Status.LIVE and up_to_date >= wanted.replicas else _progress(own),
+            notes=tuple(note for note in notes if note != reason),
+            crashes=record.crashes if record is not None else 0,
+            serving=serving,
+        )
+
+    if answering >= wanted.min_replicas:
+        if returning:
+            return view(Status.LIVE, f"{_count(returning, 'replica')} of {wanted.replicas} {_restarts(returning)}")
+        if wanted.failed is not None:
+            return view(Status.LIVE, wanted.failed.message, wanted.failed)
+        return view(Status.LIVE, ends)
+    if wanted.failed is not None:
+        if wanted.serving is not None and wanted.serving.revision != revision and ready:
+            return view(Status.UPDATE_FAILED, wanted.failed.message, wanted.failed)
+        status = Status.OUT_OF_MEMORY if wanted.failed.reference == "out-of-memory" else Status.ERROR
+        return view(status, wanted.failed.message, wanted.failed)
+    last_exit = record.last_exit if record is not None else None
+    fallback = goal_and_fallback(wanted)[1]
+    if fallback is not None:
+        if ready:
+            return view(Status.UPDATING, ends or next(iter(decision.notes), None), _problem(failed, last_exit))
+        if ends:
+            return view(Status.ERROR, f"nothing serves now; {ends}", _problem(failed, last_exit))
+        return view(Status.UPDATING, "nothing serves now, both versions are on their way")
+    if len(own) - len(placing) < wanted.min_replicas and placing:
+        asked = room_text(wanted.build.resources)
+        return view(
+            Status.COMPUTE_UNAVAILABLE,
+            f"{len(own) - len(placing)} of at least {wanted.min_replicas} replicas have room; each asks for {asked}: "
+            f"{_room_reason(placing)}",
+        )
+    if wanted.live_wall_s is None:
+        return view(Status.CREATING, ends, _problem(failed, last_exit))
+    if ends is not None:
+        if last_exit is not None and last_exit.oom:
+            return view(Status.OUT_OF_MEMORY, _memory_text(wanted, failed, record), _problem(failed, last_exit))
+        return view(Status.ERROR, ends, _problem(failed, last_exit))
+    return view(Status.CREATING, f"{up_to_date} of at least {wanted.min_replicas} replicas are ready")
+
+
+def _returns(slot: Slot, wait_left_s: Callable[[Slot], float], rules: Rules) -> bool:
+    """It ended, and will answer again before a request that waits for it gives up."""
+    if slot.ready or slot.drained or not slot.routed or slot.report is None or wait_left_s(slot):
+        return False
+    if slot.state is SlotState.DRAINING:
+        return False
+    return slot.report.phase_age_s <= rules.hold_timeout_s
+
+
+def _restarts(count: int) -> str:
+    return "restarts" if count == 1 else "restart"
+
+
+def _ends(failed: list[Slot], record: RunRecord | None, wait_left_s: Callable[[Slot], float]) -> str | None:
+    """That replicas end again and again, with the numbers; None while they do not."""
+    if record is None:
+        return None
+    lines = []
+    for slot in failed:
+        known = record.slots.get(slot.replica)
+        if known is None or known.last_exit is None:
+            continue
+        left_s = wait_left_s(slot)
+        if not known.failed_starts and not left_s:
+            continue
+        how = exit_text(known.last_exit)
+        what = f"failed {_count(known.failed_starts, 'start')} in a row" if known.failed_starts else "keeps crashing"
+        again = f", tried again in {left_s:.0f} s" if left_s >= 1 else ""
+        lines.append(f"{slot.replica} {what} ({how}){again}")
+    return "\n".join(lines) or None
+
+
+def _problem(failed: list[Slot], last_exit: object) -> Problem | None:
+    """The newest failure that says something itself."""
+    for slot in failed:
+        if slot.report is not None and slot.report.exit is not None and slot.report.exit.problem is not None:
+            return slot.report.exit.problem
+    problem = getattr(last_exit, "problem", None)
+    return problem if failed and isinstance(problem, Problem) else None
+
+
+def _memory_text(wanted: WantedApi, failed: list[Slot], record: RunRecord | None) -> str:
+    peak = max((slot.report.peak_rss_bytes for slot in failed if slot.report is not None), default=0)
+    asked = wanted.build.resources.mem_bytes
+    words = [f"{_count(len(failed), 'replica')} killed by the kernel for memory"]
+    if peak:
+        words.append(f"peak {mem_text(peak)}")
+    words.append(f"request {mem_text(asked)}" if asked is not None else "no memory request")
+    if record is not None and record.crashes:
+        words.append(f"{_count(record.crashes, 'crash', 'crashes')} so far")
+    return ", ".join(words)
+
+
+def _progress(own: list[Slot]) -> str:
+    """`1 ready, 2 starting (loading model.onnx)`."""
+    counts = Counter(slot.state for slot in own if slot.state in _PROGRESS_WORDS and not slot.drained)
+    parts = []
+    for state, words in _PROGRESS_WORDS.items():
+        if counts[state]:
+            doing = sorted(
+                {slot.report.progress for slot in own if slot.state is state and slot.report and slot.report.progress}
+            )
+            detail = f" ({', '.join(doing)})" if doing and state is SlotState.STARTING else ""
+            parts.append(f"{counts[state]} {words}{detail}")
+    return ", ".join(parts)
+
+
+def _room_reason(placing: list[Slot]) -> str:
+    return next((slot.lease.reason for slot in placing if slot.lease and slot.lease.reason), "waiting for room")
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"

@@ -1,0 +1,265 @@
+"""
+A replica's process, from the fork to its end.
+
+Everything is built here, once, and passed in. Whatever happens, it ends in `os._exit`: the frames below ours are the
+launcher's, and its clean-up is not for us to do.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+import signal
+import socket
+import threading
+import time
+import traceback
+from time import perf_counter
+from types import FrameType
+from typing import NoReturn
+
+import uvloop
+
+from cortex.errors import Problem
+from cortex.ids import short, split_api_key
+from cortex.replica import logs, process
+from cortex.replica.backends import base
+from cortex.replica.batching import MAX_BATCH_ROWS
+from cortex.replica.condition import Condition
+from cortex.replica.control import Control
+from cortex.replica.handler import Handler, HandlerError, load_handler
+from cortex.replica.inference import Inference
+from cortex.replica.prediction import Steps, build_predictor, hide_loop
+from cortex.replica.server import Server, Service
+from cortex.replica.stats import Counters, StatsWriter, write_last_words
+from cortex.replica.tracebacks import one_line
+from cortex.replica.tracker import Tracker
+from cortex.replica.warmup import SampleRefused, WarmUp
+from cortex.wire.launch import ReplicaSpec
+from cortex.wire.reports import Phase
+from cortex.wire.stats import LastWords
+
+EXIT_EXPLAINED = 3
+"""The build cannot be served as it is; the problem says why, and the same build would fail again."""
+EXIT_MEMORY = 4
+EXIT_BUG = 1
+DEFAULT_DRAIN_S = 30.0
+"""After a SIGTERM, which carries no timeout."""
+STUCK_GRACE_S = 1.0
+"""A main thread that sits in a handler when a drain is out of time is not waited for any longer than this."""
+SAY_GOODBYE_S = 1.0
+"""How long the last status may take to reach those who listen."""
+
+
+def live(spec: ReplicaSpec, *, slot_fd: int, control_fd: int) -> NoReturn:
+    """Be this replica. Called in the forked child; does not return."""
+    code = EXIT_BUG
+    try:
+        code = _Replica(spec, slot_fd=slot_fd, control_fd=control_fd).run()
+    except BaseException:
+        try:
+            os.write(2, traceback.format_exc().encode("utf-8", "backslashreplace"))
+        except BaseException:  # nothing may reach the launcher's frames
+            pass
+    finally:
+        os._exit(code)
+
+
+class _Replica:
+    def __init__(self, spec: ReplicaSpec, *, slot_fd: int, control_fd: int) -> None:
+        process.detach()
+        process.close_descriptors_except((slot_fd, control_fd))
+        self._log = logs.LogFile(spec.log_path, spec.attempt)
+        faulthandler.enable(2)
+        process.reseed()
+        process.raise_oom_score()
+        process.apply_environment(process.replica_environment(spec, os.environ))
+        process.set_title("cortex-replica", spec.home, spec.api, short(spec.version), spec.replica)
+        self._spec = spec
+        self._streams = logs.install(self._log)
+        self._slot = socket.socket(fileno=slot_fd)
+        self._condition = Condition(spec)
+        self._counters = Counters()
+        self._stats = StatsWriter(spec, self._counters)
+        self._lock = threading.RLock()  # a signal may come while the main thread holds it
+        self._leaving = threading.Lock()
+        self._ending = False
+        self._server: Server | None = None
+        self._drain_deadline_s: float | None = None
+        self._loop = uvloop.new_event_loop()
+        self._control = Control(
+            self._condition,
+            listener=socket.socket(fileno=control_fd),
+            slot=self._slot,
+            on_drain=self._drain,
+            every_second=self._every_second,
+            complain=lambda text: self._say("ERROR", text),
+        )
+        self._condition.announce = self._control.announce
+
+    def run(self) -> int:
+        """Load, warm up, serve. Returns the exit code when that failed; otherwise does not return."""
+        self._control.start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+        try:
+            self._serve()
+        except (HandlerError, base.ModelError, SampleRefused) as error:
+            return self._fail(error.problem(), permanent=True, code=EXIT_EXPLAINED)
+        except MemoryError as error:
+            message = f"out of memory while {self._condition.progress}: {one_line(error)}"
+            return self._fail(Problem(reference="out-of-memory", message=message), permanent=False, code=EXIT_MEMORY)
+        except BaseException as error:
+            trace = traceback.format_exc()
+            problem = Problem(
+                reference="replica-failed",
+                message=f"while {self._condition.progress or 'starting'}: {one_line(error)}",
+                traceback=trace,
+            )
+            return self._fail(problem, permanent=False, code=EXIT_BUG)
+        return EXIT_BUG
+
+    # ---- life ---------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        spec, condition, loop = self._spec, self._condition, self._loop
+        started_s = perf_counter()
+        handler = self._load_handler()
+        condition.report("loading the model")
+        backend = base.load(
+            spec.model_format,
+            spec.model_path,
+            threads=spec.threads,
+            gpu=spec.resources.gpus > 0,
+            signature_key=spec.signature_key,
+        )
+        tracker = None
+        if spec.tracker is not None:
+            tracker = Tracker(
+                spec.tracker,
+                output_names=[output.name for output in backend.signature.outputs],
+                warn=lambda text: self._say("WARNING", text),
+                monotonic_s=time.monotonic,
+            )
+            self._stats.tracker = tracker
+        inference = Inference(backend.run, batchable=False, loop=loop, warn=lambda text: self._say("WARNING", text))
+        service = Service(
+            condition=condition,
+            counters=self._counters,
+            tracker=tracker,
+            log=self._log,
+            loop=loop,
+            project_dir=spec.project_dir,
+        )
+        predictor = build_predictor(
+            Steps(backend, handler, tracks=tracker is not None),
+            inference,
+            is_async=handler is not None and handler.is_async,
+            concurrency=spec.concurrency,
+            desk=service,
+            loop=loop,
+            streams=self._streams,
+        )
+        service.predictor = predictor
+        condition.report("warming up")
+        condition.enter(Phase.WARMING)
+        warm_up = WarmUp(
+            spec,
+            backend=backend,
+            handler=handler,
+            inference=inference,
+            service=service,
+            predictor=predictor,
+            loop=loop,
+        )
+        warm_up.run()
+        for warning in warm_up.warnings:
+            condition.warn(warning)
+            self._say("WARNING", warning.message)
+        server = Server(
+            service,
+            condition=condition,
+            slot=self._slot,
+            loop=loop,
+            log=self._log,
+            stopped=lambda: self._leave(0),
+        )
+        gc.collect()
+        gc.freeze()  # what is loaded stays: the collector need not look at it again
+        with self._lock:
+            self._server = server
+        condition.facts = {
+            "load_ms": round((perf_counter() - started_s) * 1000, 1),
+            "model_us": round(inference.mean_s * 1e6, 1),
+            "inline": inference.inline,
+            "batching": inference.batching,
+            "largest_batch": MAX_BATCH_ROWS if inference.batching else 1,
+        }
+        server.open()
+        if predictor.hides_loop:
+            loop.call_soon(hide_loop)
+        loop.call_soon(condition.enter, Phase.READY)
+        loop.run_forever()
+
+    def _load_handler(self) -> Handler | None:
+        spec = self._spec
+        process.enter_project(spec)
+        if spec.handler is None or spec.project_dir is None:
+            return None
+        self._condition.report(f"importing {spec.handler}")
+        return load_handler(spec.project_dir, spec.handler, split_api_key(spec.api)[1])
+
+    # ---- ends ---------------------------------------------------------------------------------------------------
+
+    def _fail(self, problem: Problem, *, permanent: bool, code: int) -> int:
+        """Say why, to those who listen, to the log, and in writing."""
+        self._ending = True
+        write_last_words(self._spec, LastWords(problem=problem, permanent=permanent))
+        text = f"{problem.reference}: {problem.message}"
+        self._say("ERROR", "\n".join(filter(None, (text, problem.traceback, problem.hint))))
+        self._condition.fail(problem)
+        self._control.flush(SAY_GOODBYE_S)
+        self._leave(code)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        if not self._ending:
+            self._drain(DEFAULT_DRAIN_S)
+
+    def _drain(self, timeout_s: float) -> None:
+        """From the control thread, or the main thread between two bytecodes."""
+        with self._lock:
+            server = self._server
+        if server is None:
+            self._condition.enter(Phase.DRAINING)
+            self._leave(0)
+        deadline_s = time.monotonic() + timeout_s
+        if self._drain_deadline_s is None or deadline_s < self._drain_deadline_s:
+            self._drain_deadline_s = deadline_s
+        if self._condition.phase is not Phase.DRAINING:
+            self._condition.enter(Phase.DRAINING)
+        self._loop.call_soon_threadsafe(server.drain, timeout_s)
+
+    def _every_second(self) -> None:
+        self._stats.write()
+        self._log.rotate_if_full()
+        deadline_s = self._drain_deadline_s
+        if deadline_s is not None and time.monotonic() > deadline_s + STUCK_GRACE_S:
+            stuck = len(self._condition.in_flight)
+            self._say("WARNING", f"drain: out of time; {stuck} requests are in code that cannot be ended")
+            self._leave(0)
+
+    def _leave(self, code: int) -> NoReturn:
+        """Write counters last of all, and end. From any thread; whoever comes second waits for the end."""
+        self._ending = True
+        self._leaving.acquire()
+        try:
+            self._streams.finish()
+            self._stats.write(last=True)
+            if os.getpgrp() == os.getpid():
+                os.killpg(0, signal.SIGTERM)  # processes that a handler started
+        finally:
+            os._exit(code)
+
+    def _say(self, level: str, text: str) -> None:
+        self._log.record("log", level, text, "")

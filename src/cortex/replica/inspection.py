@@ -1,0 +1,369 @@
+"""
+What a model and a handler are, found out in a short-lived child: they may crash, hang, or eat all memory.
+
+`Inspection` is the launcher's side and never waits; `inspect` is the child's. Between them is a pipe with lines of
+JSON: what the child is about to do, and last of all its report.
+"""
+
+from __future__ import annotations
+
+import difflib
+import faulthandler
+import importlib.machinery
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from cortex.errors import Problem
+from cortex.ids import split_api_key
+from cortex.replica import logs, process
+from cortex.replica.backends import base
+from cortex.replica.codec import BadBody, Decoder
+from cortex.replica.handler import Handler, HandlerError, load_handler
+from cortex.replica.mismatch import InputMismatch
+from cortex.replica.tensors import build_converter
+from cortex.replica.tracebacks import one_line
+from cortex.wire.build import Sample, TrackerConfig
+from cortex.wire.launch import Inspect, InspectReport, ReplicaSpec
+from cortex.wire.logline import parse_line
+from cortex.wire.signature import Signature, TensorSpec
+
+_MAX_REPORT_BYTES = 64 * 2**20
+_TAIL_BYTES = 4000
+"""Of what a dead child wrote, to be shown with its end."""
+
+
+class _Line(msgspec.Struct, omit_defaults=True):
+    """One line of the pipe: a step that begins, or the report."""
+
+    step: str = ""
+    report: InspectReport | None = None
+
+
+class Inspection:
+    """A running inspection, as the launcher sees it. Use `start`."""
+
+    def __init__(
+        self, request: Inspect, *, pid: int, fd: int, output_fd: int, asked_by: Any, deadline_s: float
+    ) -> None:
+        self.request = request.request
+        self.pid = pid
+        self.fd = fd
+        """Readable when the child has said something, or has ended."""
+        self.asked_by = asked_by
+        self.deadline_s = deadline_s
+        self.exit_code: int | None = None
+        """As from `os.waitstatus_to_exitcode`; the launcher sets it."""
+        self._spec = request.spec
+        self._output_fd = output_fd
+        self._received = bytearray()
+        self.ended = False
+        """There is nothing more to read."""
+        self._out_of_time = False
+
+    @classmethod
+    def start(cls, request: Inspect, *, fork: Callable[[], int], asked_by: Any, now_s: float) -> Inspection:
+        """Fork the child. Raises what `fork` raises."""
+        read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        output_fd = os.memfd_create("cortex-inspection")
+        try:
+            pid = fork()
+        except BaseException:
+            for fd in (read_fd, write_fd, output_fd):
+                os.close(fd)
+            raise
+        if pid == 0:
+            _live(request, pipe_fd=write_fd, output_fd=output_fd)
+        os.close(write_fd)
+        os.set_blocking(read_fd, False)
+        return cls(
+            request,
+            pid=pid,
+            fd=read_fd,
+            output_fd=output_fd,
+            asked_by=asked_by,
+            deadline_s=now_s + request.spec.start_timeout_s,
+        )
+
+    def receive(self) -> bool:
+        """Take what the child has written; True once there will be no more. Does not wait."""
+        try:
+            while not self.ended:
+                data = os.read(self.fd, 65536)
+                self._received += data
+                if not data or len(self._received) > _MAX_REPORT_BYTES:
+                    self.ended = True
+        except BlockingIOError:
+            pass
+        return self.ended
+
+    def kill(self) -> None:
+        """End a child that takes too long, with whatever it has started."""
+        self._out_of_time = True
+        for kill in (os.killpg, os.kill):  # it may not have its own group yet
+            try:
+                kill(self.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+
+    def finish(self) -> InspectReport:
+        """The child has ended: its report, or what there is to say without one."""
+        self.receive()
+        step = "starting"
+        report: InspectReport | None = None
+        for data in bytes(self._received).splitlines():
+            try:
+                line = _LINES.decode(data)
+            except msgspec.MsgspecError:
+                continue
+            step = line.step or step
+            report = line.report or report
+        try:
+            if report is not None:
+                return report
+            return InspectReport(problems=(self._death(step),))
+        finally:
+            os.close(self.fd)
+            os.close(self._output_fd)
+
+    def _death(self, step: str) -> Problem:
+        code = self.exit_code or 0
+        output = self._output()
+        if self._out_of_time:
+            return Problem(
+                reference="inspection-timeout",
+                message=f"{step} took more than {self._spec.start_timeout_s:g} s",
+                hint="if it needs longer, set CORTEX_START_TIMEOUT to more seconds",
+                traceback=output,
+            )
+        if code == -signal.SIGXCPU:
+            message = f"{step} used more processor time than a start may take"
+        elif code == -signal.SIGKILL:
+            message = f"the process was killed while {step}, most likely for memory"
+        elif code < 0:
+            message = f"the process crashed while {step}: {signal.strsignal(-code) or 'unknown'} (signal {-code})"
+        else:
+            message = f"the process ended while {step}, with exit code {code}"
+        return Problem(reference="inspection-died", message=message, traceback=output)
+
+    def _output(self) -> str:
+        """The end of what the child wrote, as text."""
+        size = os.fstat(self._output_fd).st_size
+        data = os.pread(self._output_fd, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+        return "\n".join(parse_line(line).text for line in data.splitlines())
+
+
+_LINES = msgspec.json.Decoder(_Line)
+
+
+def _live(request: Inspect, *, pipe_fd: int, output_fd: int) -> NoReturn:
+    """Be the child. Does not return."""
+    code = 1
+    try:
+        spec = request.spec
+        process.detach()
+        os.dup2(output_fd, 1)
+        os.dup2(output_fd, 2)
+        process.close_descriptors_except((pipe_fd,))
+        faulthandler.enable(2)
+        process.reseed()
+        process.raise_oom_score()
+        process.apply_environment(process.replica_environment(spec, os.environ))
+        process.set_title("cortex-inspect", spec.home, spec.api)
+        process.limit_inspection(spec.start_timeout_s * max(2, spec.threads))
+        logs.install(logs.LogFile("", 0))
+        report = inspect(request, announce=lambda step: _write_line(pipe_fd, _Line(step=step)))
+        _write_line(pipe_fd, _Line(report=report))
+        code = 0
+    except BaseException:
+        os.write(2, traceback.format_exc().encode("utf-8", "backslashreplace"))
+    finally:
+        os._exit(code)
+
+
+def _write_line(fd: int, line: _Line) -> None:
+    data = memoryview(msgspec.json.encode(line) + b"\n")
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def inspect(request: Inspect, *, announce: Callable[[str], None]) -> InspectReport:
+    """
+    Load what is asked for and describe it. What is wrong with it is in the report; other errors pass through.
+
+    Args:
+        announce: told what comes next, in case it never ends.
+    """
+    spec = request.spec
+    problems: list[Problem] = []
+    warnings: list[Problem] = []
+    handler: Handler | None = None
+    backend: base.Backend | None = None
+    batchable = False
+    if request.handler and spec.handler is not None and spec.project_dir is not None:
+        announce(f"importing {spec.handler}")
+        process.enter_project(spec)
+        warnings += shadowed_packages(spec.project_dir, spec.handler)
+        try:
+            handler = load_handler(spec.project_dir, spec.handler, split_api_key(spec.api)[1])
+        except HandlerError as error:
+            problems.append(error.problem())
+    if request.model:
+        announce("loading the model")
+        try:
+            backend = _load(spec)
+        except base.ModelError as error:
+            problems.append(error.problem())
+    if backend is not None:
+        announce("trying the model")
+        batchable = spec.batching and backend.probe_batchable()
+        if spec.tracker is not None and (spec.handler is None or (handler is not None and handler.post is None)):
+            problems += tracker_problems(spec.tracker, backend.signature)
+        if request.run_sample and spec.sample is not None and (handler is None or handler.pre is None):
+            refused = _try_sample(backend, spec.sample)
+            if refused is not None:
+                (problems if spec.sample.gate else warnings).append(refused)
+    return InspectReport(
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+        signature=backend.signature if backend is not None else None,
+        signature_keys=tuple(getattr(backend, "signature_keys", ())),
+        has_pre=handler is not None and handler.pre is not None,
+        has_post=handler is not None and handler.post is not None,
+        is_async=handler is not None and handler.is_async,
+        batchable=batchable,
+        notes=tuple(getattr(backend, "notes", ())),
+    )
+
+
+def tracker_problems(tracker: TrackerConfig, signature: Signature) -> list[Problem]:
+    """
+    Why a tracker can never match a model's raw predictions. Empty unless that is certain.
+
+    Only for apis without `post_inference`: what a handler returns nobody can foresee.
+    """
+    outputs = {output.name: output for output in signature.outputs}
+    names = ", ".join(f'"{name}"' for name in outputs)
+    if tracker.key is None and len(outputs) != 1:
+        return [
+            _tracker_problem(
+                f"the model has {len(outputs)} outputs ({names}), and nothing says which is counted",
+                f"add `key:` below `tracker:`, with one of {names}",
+            )
+        ]
+    if tracker.key is not None and tracker.key not in outputs:
+        close = difflib.get_close_matches(tracker.key, outputs, n=1)
+        hint = f'did you mean "{close[0]}"?' if close else f"the model's outputs are {names}"
+        return [_tracker_problem(f'the model has no output "{tracker.key}"', hint)]
+    output = outputs[tracker.key] if tracker.key is not None else signature.outputs[0]
+    reason = _never_counts(tracker, output)
+    return [_tracker_problem(f'the output "{output.name}" is {output}: {reason}', _TRACKER_HINT)] if reason else []
+
+
+_TRACKER_HINT = "track another output with `key:`, or return a single value from a post_inference"
+
+
+def _never_counts(tracker: TrackerConfig, output: TensorSpec) -> str:
+    if output.kind != "tensor":
+        return "it is no single value"
+    sizes = [dim for dim in (output.shape or ())[1:] if isinstance(dim, int)]
+    if any(size > 1 for size in sizes):
+        return "each row has several values"
+    if tracker.model_type == "classification" and "float" in output.dtype:
+        return "a class is text or an integer"
+    if tracker.model_type == "regression" and output.dtype in ("string", "bool"):
+        return "a regression's result is a number"
+    return ""
+
+
+def _tracker_problem(message: str, hint: str) -> Problem:
+    return Problem(reference="tracker-never-matches", message=f"the tracker can never match: {message}", hint=hint)
+
+
+def shadowed_packages(project_dir: str, handler: str) -> list[Problem]:
+    """Project files that `import` will find in place of a module of Python's or an installed package."""
+    folders = [project_dir]
+    beside = os.path.dirname(os.path.join(project_dir, handler))
+    if beside != project_dir:
+        folders.append(beside)
+    elsewhere = [entry for entry in sys.path if entry and os.path.abspath(entry) not in folders]
+    warnings = []
+    for folder in folders:
+        for name, file in _modules_in(folder):
+            shown = os.path.relpath(file, project_dir)
+            if name in sys.stdlib_module_names:
+                what = "a module of Python's standard library"
+            elif _is_installed(name, elsewhere):
+                what = "an installed package"
+            else:
+                continue
+            warnings.append(
+                Problem(
+                    reference="shadowed-package",
+                    message=f"`import {name}` in this project finds {shown}, not {what}",
+                    where=shown,
+                    hint=f"rename {shown}",
+                )
+            )
+    return warnings
+
+
+def _modules_in(folder: str) -> Iterator[tuple[str, str]]:
+    """Name and path of what can be imported from a folder."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        name = entry.name.removesuffix(".py")
+        is_module = entry.name.endswith(".py") and name.isidentifier()
+        if is_module or (entry.name.isidentifier() and os.path.isfile(os.path.join(entry.path, "__init__.py"))):
+            yield name, entry.path
+
+
+def _is_installed(name: str, path: list[str]) -> bool:
+    try:
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None  # without: just a folder of that name
+
+
+def _load(spec: ReplicaSpec) -> base.Backend:
+    """Raises ModelError, whatever the library behind the backend raised."""
+    try:
+        return base.load(
+            spec.model_format,
+            spec.model_path,
+            threads=spec.threads,
+            gpu=spec.resources.gpus > 0,
+            signature_key=spec.signature_key,
+        )
+    except base.ModelError:
+        raise
+    except MemoryError as error:
+        raise base.ModelError(f"there is not enough memory to load {Path(spec.model_path).name}") from error
+    except Exception as error:
+        raise base.ModelError(f"{Path(spec.model_path).name} cannot be loaded: {one_line(error)}") from error
+
+
+def _try_sample(backend: base.Backend, sample: Sample) -> Problem | None:
+    """What is wrong with the sample as the model's input."""
+    converter = build_converter(backend.signature, takes_bytes=backend.takes_bytes)
+    try:
+        value = Decoder(has_pre_inference=False).decode(sample.body, sample.content_type)
+        backend.run(converter.convert(value))
+    except (BadBody, InputMismatch, base.InferenceFailed) as error:
+        problem = error.problem()
+        return Problem(
+            reference="sample-failed",
+            message=f"the model does not take the sample: {problem.message}",
+            hint=problem.hint,
+        )
+    return None

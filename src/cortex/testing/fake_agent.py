@@ -1,0 +1,447 @@
+"""
+Agents for tests: pretended nodes with replicas that live on a clock you move, and whose misfortunes are settings.
+
+How a replica of a build behaves is its `Life`; what becomes of orders on their way is a `Fate`.
+
+| to see what happens when … | use |
+|---|---|
+| a build starts slowly, never, or fails to start | `Life.ready_after_s`, `never_ready`, `start_error`, `permanent` |
+| a replica dies by itself some time after it was ready | `Life.crash_after_s`, `exit_code`, `exit_signal`, `oom` |
+| a replica takes long to drain, or ignores being asked to end | `Life.drain_s`, `ignores_sigterm` |
+| somebody kills a replica | `FakeAgents.kill` |
+| an agent is restarted: it adopts what runs, orders on their way are lost | `restart_agent` |
+| a node is lost, or comes (back) | `lose_node`, `add_node` |
+| a node cannot be reached for a while; its replicas go on serving | `cut_off`, `reconnect` |
+| orders are lost, late, carried out twice, or carried out without an answer | `FakeAgents.fate` |
+| reports arrive late | `report_delay_s` |
+
+Orders to one node never overtake each other, as on the real thing's one connection.
+"""
+
+from __future__ import annotations
+
+import signal as signals
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import msgspec
+
+from cortex.clock import Clock
+from cortex.controlplane.world import StaleEpoch
+from cortex.errors import Problem, RetryLater
+from cortex.ids import ApiKey, NodeId, ReplicaId, Version
+from cortex.testing.builders import a_node
+from cortex.wire.orders import (
+    DrainReplica,
+    ForgetReplica,
+    Order,
+    Orders,
+    RemoveRoute,
+    SetRoute,
+    StartReplica,
+)
+from cortex.wire.reports import AgentReport, ExitReport, IngressReport, NodeReport, Phase, ReplicaReport
+
+RETRY_AFTER_S = 0.2
+KILL_AFTER_S = 2.0
+"""What an agent adds to a drain's time before it kills. As in `agent/replicas.py`."""
+_NEVER_S = float("inf")
+
+
+class Life(msgspec.Struct, frozen=True, kw_only=True):
+    """How the replicas of a build fare."""
+
+    ready_after_s: float = 0.05
+    """From the order to ready, or to the failure if there is one."""
+    never_ready: bool = False
+    """It hangs while it loads, until the agent gives it up after `start_timeout_s`."""
+    start_error: Problem | None = None
+    """Why it ends instead of becoming ready."""
+    permanent: bool = False
+    """It says so itself that it would fail again."""
+    crash_after_s: float | None = None
+    """How long after it was ready it ends by itself."""
+    exit_code: int | None = 1
+    exit_signal: int | None = None
+    oom: bool = False
+    drain_s: float = 0.0
+    """How long it takes to finish what it holds."""
+    ignores_sigterm: bool = False
+    """It does not end when it is drained; the agent kills it when the drain's time is up."""
+    peak_rss_bytes: int = 0
+
+
+class Fate(StrEnum):
+    """What becomes of a batch of orders on its way to a node."""
+
+    DONE = "done"
+    """Carried out and answered."""
+    LOST = "lost"
+    """Never arrives; the caller is told that the node cannot be reached."""
+    UNANSWERED = "unanswered"
+    """Carried out, but the caller is told that the node cannot be reached."""
+    LATE = "late"
+    """The caller is told that the node cannot be reached; carried out `late_by_s` later, or before the next orders."""
+    TWICE = "twice"
+    """Carried out twice, and answered."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client gets from a node's ingress now."""
+
+    outcome: str
+    """`answered`, `held` (a replacement is on its way), `unavailable` (503) or `unknown` (404)."""
+    replica: ReplicaId | None = None
+    version: Version | None = None
+
+
+@dataclass(eq=False)
+class _Replica:
+    order: StartReplica
+    life: Life
+    phase: Phase
+    since_s: float
+    due_s: float = _NEVER_S
+    """When it changes by itself."""
+    was_ready: bool = False
+    in_flight: int = 0
+    exit: ExitReport | None = None
+    stopping: bool = False
+    seen: ReplicaReport | None = None
+    """The last report made of it; reports are compared by identity, so an unchanged one is reused."""
+
+
+@dataclass(eq=False)
+class _Node:
+    node: NodeReport
+    agent: str
+    serial: int = 1
+    epoch: int = 0
+    replicas: dict[ReplicaId, _Replica] = field(default_factory=dict)
+    routes: dict[ApiKey, SetRoute] = field(default_factory=dict)
+    inbox: deque[tuple[float, Orders]] = field(default_factory=deque)
+    """Late orders, oldest first, with the time they arrive."""
+    down_until_s: float = -_NEVER_S
+    cut_off: bool = False
+    changed: bool = True
+    made: deque[tuple[float, AgentReport]] = field(default_factory=deque)
+    """Reports by the time they were made, newest last; the first one is what the control plane sees."""
+
+
+class FakeAgents:
+    """
+    Implements `controlplane.world.Agents` on pretended nodes.
+
+    Args:
+        nodes: the machines there are at first.
+        start_timeout_s: after which a replica that hangs while it loads is given up.
+    """
+
+    def __init__(
+        self, clock: Clock, nodes: Iterable[NodeReport] = (a_node(),), *, start_timeout_s: float = 300.0
+    ) -> None:
+        self.lives: Callable[[StartReplica], Life] = lambda _order: Life()
+        """How the replica of a start order will fare."""
+        self.fate: Callable[[NodeId, Orders], Fate] = lambda _node, _orders: Fate.DONE
+        """What becomes of a batch of orders."""
+        self.late_by_s = 1.0
+        self.report_delay_s = 0.0
+        """How old the reports are that the control plane sees, unless an order was just answered."""
+        self.before_order: Callable[[NodeId, Order, Orders], None] = lambda _node, _order, _orders: None
+        """Called before each order is carried out, with the batch it is part of."""
+        self.on_exit: Callable[[NodeId, ReplicaReport], None] = lambda _node, _report: None
+        """Called when a replica has ended that was not asked to."""
+        self._clock = clock
+        self._start_timeout_s = start_timeout_s
+        self._agents = 0
+        self._nodes: dict[NodeId, _Node] = {}
+        for node in nodes:
+            self.add_node(node)
+
+    # ---- Agents -------------------------------------------------------------------------------------------------
+
+    def reports(self) -> tuple[AgentReport, ...]:
+        self._advance()
+        seen = []
+        for node in self._nodes.values():
+            if self._reachable(node):
+                self._note_report(node)
+                while len(node.made) > 1 and node.made[1][0] <= self._clock.monotonic_s() - self.report_delay_s:
+                    node.made.popleft()
+            if node.made:
+                seen.append(node.made[0][1])
+        return tuple(seen)
+
+    @property
+    def settled(self) -> bool:
+        return all(node.made or self._reachable(node) for node in self._nodes.values())
+
+    def order(self, node: NodeId, orders: Orders) -> None:
+        self._advance()
+        found = self._nodes.get(node)
+        if found is None or not self._reachable(found):
+            raise RetryLater(f"the agent of node {node} does not answer", after_s=RETRY_AFTER_S)
+        fate = self.fate(node, orders)
+        if fate is Fate.LOST:
+            raise RetryLater(f"orders to node {node} were lost", after_s=RETRY_AFTER_S)
+        if fate is Fate.LATE:
+            found.inbox.append((self._clock.monotonic_s() + self.late_by_s, orders))
+            raise RetryLater(f"node {node} did not answer in time", after_s=RETRY_AFTER_S)
+        while found.inbox:
+            self._carry_out(found, found.inbox.popleft()[1])
+        if not self._carry_out(found, orders):
+            raise StaleEpoch(f"orders of epoch {orders.epoch}, but epoch {found.epoch} is in charge")
+        if fate is Fate.TWICE:
+            self._carry_out(found, orders)
+        if fate is Fate.UNANSWERED:
+            raise RetryLater(f"node {node} did not answer in time", after_s=RETRY_AFTER_S)
+        found.made.clear()
+        self._note_report(found)
+
+    # ---- misfortunes --------------------------------------------------------------------------------------------
+
+    def kill(self, replica: ReplicaId, *, signal: int = signals.SIGKILL) -> bool:
+        """Somebody kills a replica's process. False when there is none."""
+        self._advance()
+        for node in self._nodes.values():
+            found = node.replicas.get(replica)
+            if found is not None and found.phase is not Phase.EXITED:
+                self._end(node, found, ExitReport(wall_s=self._clock.wall_s(), signal=signal, drained=found.stopping))
+                return True
+        return False
+
+    def restart_agent(self, node: NodeId, *, down_s: float = 0.0) -> None:
+        """The agent dies and is back after `down_s`; replicas and routes go on, orders on their way are lost."""
+        self._advance()
+        found = self._nodes[node]
+        found.agent = self._new_agent()
+        found.serial = 1
+        found.inbox.clear()
+        found.down_until_s = self._clock.monotonic_s() + down_s
+        found.changed = True
+
+    def cut_off(self, node: NodeId) -> None:
+        """The node can neither be ordered nor heard; its replicas and its ingress go on."""
+        self._nodes[node].cut_off = True
+
+    def reconnect(self, node: NodeId) -> None:
+        self._nodes[node].cut_off = False
+
+    def lose_node(self, node: NodeId) -> None:
+        """The machine is gone with everything on it."""
+        self._advance()
+        found = self._nodes.pop(node)
+        for replica in found.replicas.values():
+            if replica.phase is not Phase.EXITED:
+                self.on_exit(node, self._report(replica))
+
+    def add_node(self, node: NodeReport) -> None:
+        """A machine with a new agent, on which nothing runs."""
+        self._nodes[node.node] = _Node(node=node, agent=self._new_agent())
+
+    # ---- what is true now ---------------------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> tuple[NodeId, ...]:
+        return tuple(self._nodes)
+
+    def replicas(self) -> tuple[tuple[NodeId, ReplicaReport], ...]:
+        """Every replica as it is now, whatever the control plane has been told."""
+        self._advance()
+        return tuple(
+            (node.node.node, self._report(replica))
+            for node in self._nodes.values()
+            for replica in node.replicas.values()
+        )
+
+    def routes(self) -> tuple[tuple[NodeId, SetRoute], ...]:
+        """Every route as it is now."""
+        return tuple((node.node.node, route) for node in self._nodes.values() for route in node.routes.values())
+
+    def set_in_flight(self, replica: ReplicaId, in_flight: int) -> None:
+        """Pretend that a replica holds so many requests."""
+        for node in self._nodes.values():
+            if replica in node.replicas:
+                node.replicas[replica].in_flight = in_flight
+                self._touch(node, node.replicas[replica])
+
+    def ask(self, api: ApiKey, node: NodeId | None = None) -> Answer:
+        """What a client's request gets now, at the door of a node (by default the first)."""
+        self._advance()
+        if node is None:
+            node = next(iter(self._nodes), None)
+        route = self._nodes[node].routes.get(api) if node in self._nodes else None
+        if route is None:
+            return Answer(outcome="unknown")
+        held = False
+        for target in route.targets:
+            for of_node in self._nodes.values():
+                replica = of_node.replicas.get(target)
+                if replica is None or replica.stopping:
+                    continue
+                if replica.phase is Phase.READY:
+                    return Answer(outcome="answered", replica=target, version=replica.order.build.version)
+                held = route.hold
+        return Answer(outcome="held" if held else "unavailable")
+
+    def next_change_s(self) -> float | None:
+        """Monotonic time of the next thing that happens by itself; None: nothing will."""
+        due = [replica.due_s for node in self._nodes.values() for replica in node.replicas.values()]
+        due += [node.inbox[0][0] for node in self._nodes.values() if node.inbox]
+        now_s = self._clock.monotonic_s()
+        due += [node.down_until_s for node in self._nodes.values() if node.down_until_s > now_s]
+        due += [node.made[1][0] + self.report_delay_s for node in self._nodes.values() if len(node.made) > 1]
+        soonest_s = min(due, default=_NEVER_S)
+        return None if soonest_s == _NEVER_S else soonest_s
+
+    # ---- orders -------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, node: _Node, orders: Orders) -> bool:
+        """False when the orders are stale and were refused."""
+        if orders.epoch < node.epoch:
+            return False
+        node.epoch = orders.epoch
+        for order in orders.orders:
+            self.before_order(node.node.node, order, orders)
+            match order:
+                case StartReplica():
+                    self._start(node, order)
+                case DrainReplica(replica=replica, timeout_s=timeout_s):
+                    self._drain(node, replica, timeout_s)
+                case ForgetReplica(replica=replica):
+                    if node.replicas.pop(replica, None) is not None:
+                        self._touch(node)
+                case SetRoute(api=api):
+                    node.routes[api] = order
+                    self._touch(node)
+                case RemoveRoute(api=api):
+                    if node.routes.pop(api, None) is not None:
+                        self._touch(node)
+        return True
+
+    def _start(self, node: _Node, order: StartReplica) -> None:
+        known = node.replicas.get(order.replica)
+        if known is not None and (known.order.attempt >= order.attempt or known.phase is not Phase.EXITED):
+            return
+        life = self.lives(order)
+        now_s = self._clock.monotonic_s()
+        replica = _Replica(order=order, life=life, phase=Phase.STARTING, since_s=now_s)
+        replica.due_s = now_s + (self._start_timeout_s if life.never_ready else life.ready_after_s)
+        node.replicas[order.replica] = replica
+        self._touch(node)
+
+    def _drain(self, node: _Node, replica_id: ReplicaId, timeout_s: float) -> None:
+        replica = node.replicas.get(replica_id)
+        if replica is None or replica.stopping or replica.phase is Phase.EXITED:
+            return
+        now_s = self._clock.monotonic_s()
+        replica.stopping = True
+        replica.phase, replica.since_s = Phase.DRAINING, now_s
+        takes_s = timeout_s + KILL_AFTER_S if replica.life.ignores_sigterm else min(timeout_s, replica.life.drain_s)
+        replica.due_s = now_s + takes_s
+        self._touch(node, replica)
+
+    # ---- lives --------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Let everything happen whose time has come, in the order of time."""
+        now_s = self._clock.monotonic_s()
+        for node in self._nodes.values():
+            while node.inbox and node.inbox[0][0] <= now_s:
+                self._carry_out(node, node.inbox.popleft()[1])
+            for replica in tuple(node.replicas.values()):
+                while replica.due_s <= now_s:
+                    self._live_on(node, replica)
+
+    def _live_on(self, node: _Node, replica: _Replica) -> None:
+        life, due_s = replica.life, replica.due_s
+        wall_s = self._clock.wall_s()
+        if replica.phase is Phase.DRAINING:
+            signal = signals.SIGKILL if life.ignores_sigterm else None
+            code = None if life.ignores_sigterm else 0
+            self._end(node, replica, ExitReport(wall_s=wall_s, code=code, signal=signal, drained=True))
+        elif replica.phase is Phase.READY:
+            self._end(node, replica, self._own_end(life, None))
+        elif life.never_ready:
+            problem = Problem(reference="start-timeout", message="no progress for 300 s while loading")
+            self._end(
+                node,
+                replica,
+                ExitReport(wall_s=wall_s, signal=signals.SIGKILL, problem=problem, permanent=True),
+            )
+        elif life.start_error is not None:
+            self._end(node, replica, self._own_end(life, life.start_error))
+        else:
+            replica.phase, replica.since_s, replica.was_ready = Phase.READY, due_s, True
+            replica.due_s = _NEVER_S if life.crash_after_s is None else due_s + life.crash_after_s
+            self._touch(node, replica)
+
+    def _own_end(self, life: Life, problem: Problem | None) -> ExitReport:
+        return ExitReport(
+            wall_s=self._clock.wall_s(),
+            code=None if life.exit_signal else life.exit_code,
+            signal=life.exit_signal,
+            oom=life.oom,
+            problem=problem,
+            permanent=life.permanent and problem is not None,
+        )
+
+    def _end(self, node: _Node, replica: _Replica, exit_report: ExitReport) -> None:
+        if not exit_report.drained:
+            self.on_exit(node.node.node, self._report(replica))
+        replica.phase, replica.since_s = Phase.EXITED, self._clock.monotonic_s()
+        replica.due_s = _NEVER_S
+        replica.exit = exit_report
+        self._touch(node, replica)
+
+    # ---- reports ------------------------------------------------------------------------------------------------
+
+    def _touch(self, node: _Node, replica: _Replica | None = None) -> None:
+        node.serial += 1
+        node.changed = True
+        if replica is not None:
+            replica.seen = None
+
+    def _reachable(self, node: _Node) -> bool:
+        return not node.cut_off and self._clock.monotonic_s() >= node.down_until_s
+
+    def _note_report(self, node: _Node) -> None:
+        if not node.changed:
+            return
+        node.changed = False
+        report = AgentReport(
+            node=node.node,
+            serial=node.serial,
+            agent=node.agent,
+            epoch=node.epoch,
+            pid=1,
+            started_wall_s=0.0,
+            replicas=tuple(self._report(replica) for replica in node.replicas.values()),
+            routes=tuple(node.routes.values()),
+            ingress=IngressReport(up=True, host="127.0.0.1", port=8880),
+        )
+        node.made.append((self._clock.monotonic_s(), report))
+
+    def _report(self, replica: _Replica) -> ReplicaReport:
+        if replica.seen is None:
+            build = replica.order.build
+            replica.seen = ReplicaReport(
+                replica=replica.order.replica,
+                api=build.api,
+                version=build.version,
+                revision=build.revision,
+                attempt=replica.order.attempt,
+                phase=replica.phase,
+                resources=build.resources,
+                was_ready=replica.was_ready,
+                in_flight=replica.in_flight,
+                peak_rss_bytes=replica.life.peak_rss_bytes,
+                exit=replica.exit,
+            )
+        return replica.seen
+
+    def _new_agent(self) -> str:
+        self._agents += 1
+        return f"agent-{self._agents}"

@@ -1,0 +1,109 @@
+"""Tests of `cortex.replica.shapes`."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cortex.replica.shapes import ShapeRules, shape_advice
+
+DIMS = st.lists(st.one_of(st.none(), st.sampled_from(["N", "rows"]), st.integers(0, 5)), max_size=4).map(tuple)
+FOUND = st.lists(st.integers(0, 5), max_size=4).map(tuple)
+
+
+@pytest.mark.parametrize(
+    ("found", "dims", "expected"),
+    [
+        ((2, 4), ("N", 4), (2, 4)),
+        ((0, 4), ("N", 4), (0, 4)),
+        ((7,), ("N",), (7,)),
+        ((), (), ()),
+        ((3, 1, 2), None, (3, 1, 2)),
+        ((4,), ("N", 4), (1, 4)),
+        ((4,), (1, 4), (1, 4)),
+        ((3, 8, 8), (None, 3, None, None), (1, 3, 8, 8)),
+        ((), ("N",), (1,)),
+        ((7,), (1, None), (1, 7)),
+        ((), ("N", 1), (1, 1)),
+        ((), ("N", 1, 1), (1, 1, 1)),
+        ((1,), (), ()),
+        ((6,), (2, 3), (2, 3)),
+        ((12,), ("N", 3, 4), (1, 3, 4)),
+        ((0,), (0, 4), (0, 4)),
+    ],
+)
+def test_a_shape_that_fits_by_one_of_the_rules(found, dims, expected):
+    assert ShapeRules(dims).fit(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "dims"),
+    [
+        ((3,), ("N", 4)),
+        ((8,), ("N", 4)),
+        ((0,), ("N", 4)),
+        ((4,), (2, 4)),
+        ((2, 2), ("N", 4)),
+        ((2, 6), (3, 4)),
+        ((1, 1, 4), ("N", 4)),
+        ((), (3,)),
+        ((2,), ()),
+        ((1, 1), ()),
+        ((2,), ("N", 1)),
+    ],
+)
+def test_a_shape_that_fits_by_no_rule(found, dims):
+    assert ShapeRules(dims).fit(found) is None
+
+
+@given(FOUND, DIMS)
+def test_a_result_has_as_many_elements_and_the_models_fixed_dimensions(found, dims):
+    fitted = ShapeRules(dims).fit(found)
+    if fitted is not None:
+        assert math.prod(fitted) == math.prod(found)
+        assert len(fitted) == len(dims)
+        assert all(size == dim for size, dim in zip(fitted, dims, strict=True) if isinstance(dim, int))
+
+
+@given(FOUND, DIMS)
+def test_only_values_of_one_dimension_or_none_are_reshaped(found, dims):
+    fitted = ShapeRules(dims).fit(found)
+    if fitted is not None and len(found) > 1:
+        assert fitted in (found, (1, *found))
+
+
+@given(FOUND, DIMS)
+@settings(max_examples=300)
+def test_whatever_does_not_fit_gets_a_reason(found, dims):
+    rules = ShapeRules(dims)
+    if rules.fit(found) is None:
+        reason, hint = shape_advice(dims, found, rules.filled_count)
+        assert reason
+        assert isinstance(hint, str)
+
+
+@pytest.mark.parametrize(
+    ("found", "dims", "words"),
+    [
+        ((1, 224, 224, 3), ("N", 3, 224, 224), "channels come last, and the model wants them first"),
+        ((224, 224, 3), ("N", 3, 224, 224), "channels come last, and the model wants them first"),
+        ((1, 3, 8, 8), (None, None, None, 3), "channels come first, and the model wants them last"),
+        ((3, 8, 8), (8, 8, 3), "channels come first, and the model wants them last"),
+        ((2, 4), (3, 2, 4), "the batch dimension is missing"),
+        ((1, 2, 4), (2, 4), "one dimension too many"),
+        ((3,), ("N", 4), "4 values expected, 3 found"),
+        ((8,), ("N", 4), "8 values in one list"),
+        ((2, 5), ("N", 4), "dimension 1 is 5 instead of 4"),
+        ((), ("N", 4), "2 dimensions expected, 0 found"),
+        ((8, 8), ("N", 3, 8), "with the batch dimension added it would be [1, 8, 8]"),
+    ],
+)
+def test_the_reason_names_what_is_wrong(found, dims, words):
+    reason, _ = shape_advice(dims, found, ShapeRules(dims).filled_count)
+    assert words in reason
+
+
+def test_rows_in_one_flat_list_are_told_how_to_nest():
+    _, hint = shape_advice(("N", 4), (8,), 4)
+    assert hint == "for 2 rows of 4 values, nest them: [[…], […], …]"
