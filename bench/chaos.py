@@ -88,6 +88,7 @@ class Tally:
     kills: Counter[str] = field(default_factory=Counter)
     deploys: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    story: list[str] = field(default_factory=list)
 
 
 class Versions:
@@ -171,13 +172,14 @@ class Client:
             async with asyncio.timeout(30):
                 status, body = await self._ask(api, {"tag": tag, "features": features}, tag, keep_alive)
         except (OSError, asyncio.IncompleteReadError, ValueError) as error:
-            self._tally.failed.append(f"{tag} to {api} ({'kept' if keep_alive else 'new'}): {error!r}")
+            how = "kept" if keep_alive else "new"
+            self._tally.failed.append(f"{_clock()} {tag} to {api} ({how}): {error!r}")
             return
         took_s = time.monotonic() - begun_s
         self._tally.latencies_s.append(took_s)
         self._tally.slowest_s = max(self._tally.slowest_s, took_s)
         if status != 200:
-            self._tally.failed.append(f"{tag} to {api}: {status} {body[:200]!r}")
+            self._tally.failed.append(f"{_clock()} {tag} to {api} after {took_s:.2f} s: {status} {body[:200]!r}")
             return
         answer = json.loads(body)
         complaint = None
@@ -259,6 +261,7 @@ def main() -> int:
     if good and not options.keep:
         shutil.rmtree(folder)
     else:
+        (folder / "story.txt").write_text("\n".join([*tally.story, *tally.failed, *tally.wrong, *tally.faults]))
         print(f"home and logs: {folder}")
     return 0 if good else 1
 
@@ -347,8 +350,10 @@ def _kill_things(world: World, rng: random.Random, tally: Tally, stop: threading
         pids = [pid for pid, title in sorted(world.processes().items()) if title.startswith(f"cortex-{kind} ")]
         if pids:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(rng.choice(pids), signal.SIGKILL)
+                pid = rng.choice(pids)
+                os.kill(pid, signal.SIGKILL)
                 tally.kills[kind] += 1
+                tally.story.append(f"{_clock()} killed {kind} {pid}")
 
 
 def _end(world: World) -> list[str]:
@@ -366,6 +371,10 @@ def _end(world: World) -> list[str]:
         if path.is_socket() or path.suffix == ".tmp":
             faults.append(f"a file was left: {path.relative_to(world.home)}")
     return faults
+
+
+def _clock() -> str:
+    return time.strftime("%H:%M:%S", time.gmtime()) + f".{int(time.time() * 1000) % 1000:03d}"
 
 
 def _print_receipt(seed: int, seconds: float, tally: Tally) -> None:

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from cortex.client.operator import OperatorClient
 
 _SETTING_PREFIX = "setting_"
+_METAVARS = {
+    "home": "FOLDER",
+    "port": "PORT",
+    "operator_port": "PORT",
+    "host": "ADDRESS",
+    "environment": "NAME",
+    "start_timeout_s": "SECONDS",
+}
 
 
 @dataclass
@@ -128,7 +136,7 @@ def setting_options(*, hidden: bool = False) -> list[click.Option]:
     return [
         click.Option(
             [setting.flag, _SETTING_PREFIX + setting.field],
-            metavar=setting.variable.removeprefix("CORTEX_"),
+            metavar=_METAVARS.get(setting.field, "VALUE"),
             help=f"{setting.help} [{setting.variable}; {setting.default}]",
             hidden=hidden,
         )

@@ -19,8 +19,10 @@ COMMAND = Command(
     schema,
     summary="Print the JSON Schema of cortex.yaml, for editors.",
     details="""
-    With it, editors complete and check a cortex.yaml while it is written. In VS Code with the YAML extension, put
-    `# yaml-language-server: $schema=cortex.schema.json` in the first line.
+    With it, editors complete and check a cortex.yaml while it is written. For VS Code and its YAML extension, the
+    first line of cortex.yaml is:
+
+    # yaml-language-server: $schema=cortex.schema.json
     """,
     examples=(("cortex schema > cortex.schema.json", "a file for the editor"),),
     needs_settings=False,

@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 OBSERVE_TIMEOUT_S = 5.0
 """A long poll this long keeps usage figures fresh without costing anything."""
 RESTARTS_A_MINUTE = 5
+AGENT_PATIENCE_S = 20.0
+"""How long a deploy waits for an agent that does not answer; starting one takes under a second."""
 
 
 class AgentUnreachable(RetryLater):
@@ -115,9 +117,20 @@ class LocalAgent:
     # ---- questions ----------------------------------------------------------------------------------------------
 
     def inspect(self, build: BuildSpec, timeout_s: float) -> InspectReport:
-        """Have model and handler looked at in a child of the node. Raises AgentUnreachable."""
-        with contextlib.closing(_Line(self._layout)) as line:
-            reply = line.ask(InspectBuild(build=build, timeout_s=timeout_s), timeout_s=timeout_s + 30.0)
+        """
+        Have model and handler looked at in a child of the node.
+
+        An agent that is just being started, or started again, is waited for. Raises AgentUnreachable.
+        """
+        patient_until_s = self._clock.monotonic_s() + AGENT_PATIENCE_S
+        while True:
+            try:
+                with contextlib.closing(_Line(self._layout)) as line:
+                    reply = line.ask(InspectBuild(build=build, timeout_s=timeout_s), timeout_s=timeout_s + 30.0)
+                break
+            except AgentUnreachable:
+                if self._clock.monotonic_s() > patient_until_s or self._stopping.wait(0.05):
+                    raise
         if isinstance(reply, InspectedBuild):
             return reply.report
         raise AgentUnreachable(getattr(reply, "reason", "an unexpected answer"))
@@ -147,6 +160,8 @@ class LocalAgent:
         finally:
             os.close(pidfd)
         processes.send_signal(identity, signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
 
     # ---- watching -----------------------------------------------------------------------------------------------
 

@@ -91,7 +91,8 @@ class Engine(Protocol):
         """
         Ask for room. The answer shows up in `leases()`. A second request of the same name updates `surge`.
 
-        Who asked first is served first; one that fits may pass one that does not.
+        A surge is served before the rest, and who asked first before who asked later; one that fits may pass one
+        that does not.
         """
         ...
 

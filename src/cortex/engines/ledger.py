@@ -123,10 +123,14 @@ class Ledger:
         )
 
     def place_pending(self) -> None:
-        """Grant what fits now, oldest first; say of the rest why it does not."""
-        for lease in self.leases():
-            if lease.state is not LeaseState.PENDING:
-                continue
+        """
+        Grant what fits now, rollouts first, then oldest first; say of the rest why it does not fit.
+
+        A surge goes first since it gives as much room back as it takes. And what a forced rollout has made room for
+        must not fall to somebody else.
+        """
+        pending = [lease for lease in self.leases() if lease.state is LeaseState.PENDING]
+        for lease in sorted(pending, key=lambda lease: not lease.request.surge):
             refusal = self._refuse(lease.request)
             placed = self._placed(lease) if refusal is None else msgspec.structs.replace(lease, reason=refusal)
             if placed != lease:

@@ -195,13 +195,13 @@ class AdminSocket:
         )
 
     async def refusals(self) -> list[RefusalRow]:
-        """What the worker answered itself, by api."""
+        """What the worker answered itself, by api; an api that it never refused has no row."""
         (answer,) = await self.run([f"show table {TABLE}"])
         rows: list[RefusalRow] = []
         for line in answer.splitlines():
             facts = dict(word.split("=", 1) for word in line.split() if "=" in word)
-            if "key" in facts:
-                counts = {refusal: int(facts.get(f"gpc{n}", 0)) for n, refusal in enumerate(Refusal)}
+            counts = {refusal: int(facts.get(f"gpc{n}", 0)) for n, refusal in enumerate(Refusal)}
+            if any(counts.values()):
                 rows.append(RefusalRow(api=facts["key"], counts=counts))
         return rows
 

@@ -1,8 +1,12 @@
 """
 From the folder of stats files into the store, and files of replicas that are gone out of the way.
 
-Order of a file's end, so that a crash between any two steps neither loses nor doubles a count: merged and on disk →
-file deleted → after a while, last seen forgotten. Until then a file that comes back counts only what is new in it.
+A file's end is a sequence that a crash may cut anywhere without losing or doubling a count:
+
+1. renamed, so that a writer that was thought gone cannot slip in a newer file that would be deleted unread;
+2. read and merged, and the store on disk;
+3. deleted;
+4. after a while, what was last seen of it forgotten. Until then a file that comes back counts only what is new in it.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import os
 import re
 import stat
 from collections.abc import Set as AbstractSet
+from enum import Enum
 from pathlib import Path
 
 import msgspec
@@ -35,9 +40,13 @@ FORGET_AFTER_S = 60.0
 How long the last seen counters of a replica outlive its file. A replica that was thought gone and is not writes a
 new file within a second of its next request; the rest is for stalls.
 """
+ENDED_SUFFIX = ".ended"
+"""Of a renamed file."""
 _NAME = re.compile(r"([^./]+\.[^./]+\.[^./]+\.\d+)\.(\d+)\.json")
 """A replica's id and the attempt."""
-_TEMPORARY_NAME = re.compile(r"\.(.+)\.\d+\.tmp")
+_TEMPORARYENDED_SUFFIX = ".ended"
+"""Of a renamed file."""
+_NAME = re.compile(r"\.(.+)\.\d+\.tmp")
 """What `processes.write_whole` leaves of a file when it is killed."""
 _decode = msgspec.json.Decoder(StatsFile).decode
 
@@ -85,24 +94,22 @@ class Collector:
         """
         if self._seen is None:
             self._seen = set(self._store.known())
-        files, temporary = self._scan()
-        gone = [file for file in files if live is not None and file.attempt not in live]
-        for file in gone:
-            file.read = None  # read once more before it is deleted, whatever its times say: they have a grain
-        changed = [file for file in files if file.found != file.read]
-        merged = self._merge(changed)
-        deleted = self._delete([file for file in files if file.last] + [file for file in gone if file.read])
+        files = self._scan()
         if live is not None:
-            for file in temporary:
-                if file.attempt not in live:
-                    self._unlink(file)
+            files = [self._end(file) if file.attempt not in live else file for file in files]
+        changed = [file for file in files if file.kind is not _Kind.TEMPORARY and file.found != file.read]
+        changed.sort(key=lambda file: file.kind is not _Kind.ENDED)  # an ended file is older than one of its name
+        merged = self._merge(changed)
+        deleted = self._delete([file for file in files if file.last or (file.kind is _Kind.ENDED and file.read)])
+        if live is not None:
+            self._clean_up([file for file in files if file.kind is _Kind.TEMPORARY and file.attempt not in live])
             present = (file.attempt for file in self._files.values() if file is not None)
             self._forget(self._seen.difference(live, present))
         self._maintain()
         return Collected(read=len(changed), merged=merged, deleted=deleted)
 
-    def _scan(self) -> tuple[list[_File], list[_File]]:
-        """Every stats file in the folder, its times and size as they are now; then what killed writers left."""
+    def _scan(self) -> list[_File]:
+        """Every file of ours in the folder, its times and size as they are now."""
         known = self._files
         present: dict[str, _File | None] = {}
         with os.scandir(self._folder) as entries:
@@ -110,14 +117,31 @@ class Collector:
                 name = entry.name
                 file = known[name] if name in known else _named(name)
                 if file is not None:
+                    if not entry.is_file(follow_symlinks=False):
+                        continue
                     try:
                         file.found = _signature(entry.stat(follow_symlinks=False))
                     except FileNotFoundError:
                         continue
                 present[name] = file
         self._files = present
-        ours = [file for file in present.values() if file is not None]
-        return [file for file in ours if not file.temporary], [file for file in ours if file.temporary]
+        return [file for file in present.values() if file is not None]
+
+    def _end(self, file: _File) -> _File:
+        """Take a file away from its writer, if it still has one."""
+        if file.kind is not _Kind.COUNTERS:
+            return file
+        # An ended file from before, still there after a crash, holds less of the same counters.
+        ended = _File(file.name + ENDED_SUFFIX, file.attempt, _Kind.ENDED)
+        try:
+            os.rename(f"{self._folder}/{file.name}", f"{self._folder}/{ended.name}")
+        except OSError as error:
+            file.warn(f"cannot be renamed ({error.strerror})")
+            return file
+        del self._files[file.name]
+        self._files[ended.name] = ended
+        ended.found = file.found
+        return ended
 
     def _merge(self, changed: list[_File]) -> int:
         assert self._seen is not None
@@ -182,6 +206,13 @@ class Collector:
         del self._files[file.name]
         return True
 
+    def _clean_up(self, temporary: list[_File]) -> None:
+        """Delete what killed writers left; not while it is fresh, as who was thought gone may be about to rename it."""
+        old_ns = (self._clock.wall_s() - FORGET_AFTER_S) * 1e9
+        for file in temporary:
+            if file.found is not None and file.found[0] < old_ns:
+                self._unlink(file)
+
     def _forget(self, missing: set[Attempt]) -> None:
         """Forget attempts that have neither a process nor a file, once that has been so for a while."""
         assert self._seen is not None
@@ -204,15 +235,24 @@ _Signature = tuple[int, int, int]
 """Time of the last change in nanoseconds, size, inode. Each write makes a new inode and takes a second."""
 
 
+class _Kind(Enum):
+    COUNTERS = "counters"
+    """As a replica writes it."""
+    ENDED = "ended"
+    """Taken away from a replica that is gone; to be merged and deleted."""
+    TEMPORARY = "temporary"
+    """A file in the making, or what is left of one."""
+
+
 class _File:
     """A name in the folder, and what was last found and read under it."""
 
-    __slots__ = ("attempt", "found", "last", "name", "read", "temporary", "warned")
+    __slots__ = ("attempt", "found", "kind", "last", "name", "read", "warned")
 
-    def __init__(self, name: str, attempt: Attempt, *, temporary: bool) -> None:
+    def __init__(self, name: str, attempt: Attempt, kind: _Kind) -> None:
         self.name = name
         self.attempt = attempt
-        self.temporary = temporary
+        self.kind = kind
         self.found: _Signature | None = None
         self.read: _Signature | None = None
         """Of the content that was merged."""
@@ -234,11 +274,14 @@ class _NotStats(Exception):
 
 def _named(name: str) -> _File | None:
     """What a file of this name is about; None when it is none of ours."""
+    kind, stem = _Kind.COUNTERS, name
     temporary = _TEMPORARY_NAME.fullmatch(name)
-    match = _NAME.fullmatch(temporary[1] if temporary else name)
-    if match is None:
-        return None
-    return _File(name, (ReplicaId(match[1]), int(match[2])), temporary=temporary is not None)
+    if temporary is not None:
+        kind, stem = _Kind.TEMPORARY, temporary[1]
+    elif name.endswith(ENDED_SUFFIX):
+        kind, stem = _Kind.ENDED, name.removesuffix(ENDED_SUFFIX)
+    match = _NAME.fullmatch(stem)
+    return None if match is None else _File(name, (ReplicaId(match[1]), int(match[2])), kind)
 
 
 def _signature(status: os.stat_result) -> _Signature:

@@ -82,7 +82,15 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "cortex_predictions_missed_total", "counter", "", _API, "Responses in which the tracker found nothing to count."
     ),
-    Metric("cortex_predicted_value", "summary", "", _API, "Numbers that a regression model predicted."),
+    Metric("cortex_predicted_values_total", "counter", "", _API, "Numbers that a regression model predicted."),
+    # Not the _sum of a summary: numbers may be negative, and a summary's sum must not go down.
+    Metric(
+        "cortex_predicted_values_added_up",
+        "gauge",
+        "",
+        _API,
+        "Sum of all predicted numbers; its delta over their increase is the mean.",
+    ),
     Metric("cortex_replicas", "gauge", "", (*_API, "state"), "Replicas in this phase of their life."),
     Metric("cortex_replicas_requested", "gauge", "", _API, "Replicas that the api should have."),
     Metric("cortex_replicas_up_to_date", "gauge", "", _API, "Replicas that are ready and of the wanted revision."),
@@ -211,8 +219,8 @@ def _lifetime(page: _Page, status: ApiStatus, lifetime: Lifetime) -> None:
         rest = lifetime.rest + lifetime.classes.get(REST, 0)
         page.add("cortex_predictions_total", (*api, REST), rest)
     if counts.numbers:
-        page.add("cortex_predicted_value_sum", api, counts.number_sum)
-        page.add("cortex_predicted_value_count", api, counts.numbers)
+        page.add("cortex_predicted_values_total", api, counts.numbers)
+        page.add("cortex_predicted_values_added_up", api, counts.number_sum)
     if lifetime.classes or lifetime.rest or counts.numbers or counts.misses:
         page.add("cortex_predictions_missed_total", api, counts.misses)
 

@@ -581,7 +581,7 @@ def _open(file: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         log.error("statistics in %s are damaged (%s): moved aside, counting begins anew", file, error)
     try:
-        for ending in ("", "-wal", "-shm"):
+        for ending in ("-shm", "-wal", ""):  # the file last: a new one would take over the old one's log
             part = file.with_name(file.name + ending)
             if part.exists():
                 os.replace(part, file.with_name(f"{file.name}.damaged{ending}"))

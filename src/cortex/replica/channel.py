@@ -35,6 +35,7 @@ class Channel:
         self._fds: list[int] = []
         self._unsent: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._unsent_bytes = 0
+        self._unheard = False
         self.closed = False
 
     def fileno(self) -> int:
@@ -51,7 +52,7 @@ class Channel:
 
     def send(self, payload: bytes, fds: Sequence[int] = ()) -> None:
         """Queue a frame and write what fits. Descriptors are copied. Silently lost when the peer is gone."""
-        if self.closed:
+        if self.closed or self._unheard:
             return
         data = memoryview(LENGTH.pack(len(payload)) + payload)
         self._unsent.append((data, tuple(socket.dup(fd) for fd in fds)))
@@ -62,7 +63,7 @@ class Channel:
         self.flush()
 
     def flush(self) -> None:
-        """Write what the kernel takes; closes the channel when the peer is gone."""
+        """Write what the kernel takes."""
         try:
             while self._unsent:
                 data, fds = self._unsent[0]
@@ -77,7 +78,9 @@ class Channel:
         except BlockingIOError:
             pass
         except OSError:
-            self.close()
+            # The peer has closed, but what it said before that is still to be read: `receive` finds the end.
+            self._unheard = True
+            self._drop_unsent()
 
     def receive(self) -> list[tuple[bytes, list[int]]]:
         """
@@ -103,6 +106,9 @@ class Channel:
         self.closed = True
         self._sock.close()
         close_all(self._fds)
+        self._drop_unsent()
+
+    def _drop_unsent(self) -> None:
         for _data, fds in self._unsent:
             close_all(fds)
         self._unsent.clear()

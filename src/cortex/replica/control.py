@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
@@ -151,7 +152,8 @@ class Control:
         for known, other in tuple(self._channels.items()):
             if other is channel:
                 del self._channels[known]
-                self._poll.unregister(known)
+                with suppress(KeyError):  # closed before it was ever polled
+                    self._poll.unregister(known)
 
     def _note_delivery(self) -> None:
         if self._pushed > self._delivered and all(c.flushed for c in self._channels.values()):

@@ -21,6 +21,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -173,7 +174,8 @@ class Launcher:
         for known, other in tuple(self._agents.items()):
             if other is agent:
                 del self._agents[known]
-                self._poll.unregister(known)
+                with suppress(KeyError):  # closed before it was ever polled
+                    self._poll.unregister(known)
         self._queued = deque(waiting for waiting in self._queued if waiting[0] is not agent)
 
     def _reply(self, agent: Channel, reply: LauncherReply, fds: tuple[int, ...] = ()) -> None:

@@ -65,7 +65,8 @@ def encode(result: object) -> bytes:
     Args:
         result: what a handler returned, or a raw prediction: any nesting of text, numbers, booleans, None, lists,
             tuples, mappings, sets, numpy arrays and scalars, Decimal, dates, UUID, Enum, dataclasses; bytes become
-            `{"b64": "…"}`, NaN and infinities null. Keys that are not text become text. Key order is kept.
+            `{"b64": "…"}`, NaN and infinities null. Keys that are not text become text. Key order is kept. NaT becomes
+            null in units of seconds to microseconds only: in others orjson takes it for a date of 1970 or 1677.
 
     Raises:
         Unserialisable: names the type and where it stands.
@@ -111,7 +112,7 @@ def _array(array: _Array) -> Any:
         return array.tolist()  # masked elements become None
     kind = array.dtype.kind
     if array.ndim == 0:
-        return array.item() if kind != "M" else _moment(array[()])
+        return array.item() if kind != "M" else _moment(array.reshape(1)[0])
     if kind in "biuf":
         native = array.dtype.newbyteorder("=")
         if native.itemsize > 8:  # long double
@@ -236,6 +237,8 @@ class _Walk:
             return value if type(value) in _WRITTEN_DATES else value.isoformat()
         if isinstance(value, uuid.UUID):
             return str(value)
+        if isinstance(value, np.timedelta64):  # an integer to numpy
+            return _OPENS
         if isinstance(value, np.integer | np.float32 | np.float16 | np.bool_):
             return value
         if isinstance(value, np.datetime64):

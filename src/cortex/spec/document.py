@@ -582,6 +582,12 @@ _RULES = (
         "the indentation of this line fits nothing in the block that began in line {line}",
         _INDENT_HINT,
     ),
+    _Rule(
+        r"expected the node content, but found '<stream end>'",
+        "the file ends where a value has to follow",
+        "write the value, or close the bracket that is open",
+    ),
+    _Rule(r"expected the node content, but found '<", "a value has to stand here", "write the value, or quote it"),
     _Rule(r"expected the node content, but found '(.+)'", 'expected a value, found "{0}"', "quote it if it is text"),
     _Rule(r"expected '<document start>'", "expected the end of the file, found more text", _INDENT_HINT),
     _Rule(r"document end marker", 'text follows after "..." has ended the document', "delete what follows"),

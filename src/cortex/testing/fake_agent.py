@@ -197,8 +197,9 @@ class FakeAgents:
             self._carry_out(found, orders)
         if fate is Fate.UNANSWERED:
             raise RetryLater(f"node {node} did not answer in time", after_s=RETRY_AFTER_S)
-        found.made.clear()
         self._note_report(found)
+        while len(found.made) > 1:
+            found.made.popleft()
 
     # ---- misfortunes --------------------------------------------------------------------------------------------
 

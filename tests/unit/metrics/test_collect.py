@@ -194,9 +194,12 @@ def test_nothing_is_deleted_before_it_is_on_disk(folder, collector, store, clock
     assert served(store, clock, build) == 1
 
 
-def test_what_a_killed_writer_left_goes_with_its_replica(folder, collector, build):
+def test_what_a_killed_writer_left_is_deleted_once_it_is_old(folder, collector, clock, build):
     left = folder / f".{build.replica}.1.json.4711.tmp"
     left.write_bytes(b"{")
+    os.utime(left, (clock.wall_s(), clock.wall_s()))
+    collector.collect(set())
+    clock.advance(FORGET_AFTER_S + 1)
     collector.collect({(build.replica, 1)})
     assert left.exists()
     collector.collect(set())

@@ -477,6 +477,24 @@ def test_a_file_of_a_newer_cortex_is_refused_and_left_alone(tmp_path):
     assert not (tmp_path / "stats.db.damaged").exists()
 
 
+def test_an_older_file_is_brought_to_the_newest_schema_and_keeps_its_counts(tmp_path, build, monkeypatch):
+    file = tmp_path / "stats.db"
+    old = StatsStore(file)
+    old.merge([build.file(ok=1)], NOW_S)
+    old.close()
+    broken = ("CREATE TABLE extra (x)", "CREATE TABLE slice (x)")
+    monkeypatch.setattr("cortex.metrics.store.MIGRATIONS", (*MIGRATIONS, *broken))
+    with pytest.raises(StatsStoreUnusable, match="already exists"):
+        StatsStore(file)
+    monkeypatch.setattr(
+        "cortex.metrics.store.MIGRATIONS", (*MIGRATIONS, "CREATE TABLE extra (x); CREATE TABLE more (x)")
+    )
+    for _ in range(2):
+        new = StatsStore(file)
+        assert counted(new).ok == 1
+        new.close()
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(StatsStoreUnusable, match=r"nowhere/stats\.db"):
         StatsStore(tmp_path / "nowhere" / "stats.db")

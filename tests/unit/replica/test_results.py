@@ -150,7 +150,7 @@ def test_python_values(result, expected):
         (np.asfortranarray([[1, 2], [3, 4]]), "[[1,2],[3,4]]"),
         (np.array([True, False]), "[true,false]"),
         (np.zeros((2, 0, 3)), "[[],[]]"),
-        (np.array(["NaT", "2020-01-02"], "M8[D]"), '[null,"2020-01-02T00:00:00"]'),
+        (np.array(["NaT", "2020-01-02"], "M8[s]"), '[null,"2020-01-02T00:00:00"]'),
         (np.datetime64("20000", "Y"), '"20000"'),
         (np.ma.array([1, 2], mask=[False, True]), "[1,null]"),
         (np.array([1 + 2j]), "[[1.0,2.0]]"),

@@ -258,7 +258,7 @@ def test_long_text_among_numbers_allocates_nothing_for_the_others():
     assert one("string", ("N",), ["y"] * 10_000 + ["x" * 1_000_000]).dtype == object
 
 
-# ---- any JSON, any input ---------------------------------------------------------------------------------------------
+# ---- any JSON, any input --------------------------------------------------------------------------------------------
 
 SPECS = st.builds(
     TensorSpec,
@@ -311,7 +311,7 @@ def test_any_json_becomes_matching_tensors_or_a_mismatch(specs, sample):
             assert_matches(spec, feeds[spec.name])
 
 
-# ---- what handlers return --------------------------------------------------------------------------------------------
+# ---- what handlers return -------------------------------------------------------------------------------------------
 
 
 @given(
@@ -434,7 +434,7 @@ def test_what_is_no_tensor_at_all_is_refused(value, dtype):
     mismatch(TensorSpec("x", dtype, ("N", 4)), sample=value)
 
 
-# ---- names, optional inputs, other kinds -----------------------------------------------------------------------------
+# ---- names, optional inputs, other kinds ----------------------------------------------------------------------------
 
 X = TensorSpec("x", "float32", ("N", 4))
 
@@ -528,7 +528,7 @@ def test_a_map_takes_an_object_of_numbers():
         mismatch(ids, sample=sample)
 
 
-# ---- what the caller reads -------------------------------------------------------------------------------------------
+# ---- what the caller reads ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

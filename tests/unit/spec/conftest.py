@@ -2,8 +2,8 @@
 
 import jsonschema
 import pytest
-from ruamel.yaml import YAML
 
+from cortex.spec.document import parse
 from cortex.spec.loading import Loaded, load
 from cortex.spec.schema import json_schema
 
@@ -22,7 +22,7 @@ def accepted(validator):
 
     def check(text: str | bytes) -> Loaded:
         loaded = load(text, file="cortex.yaml")
-        validator.validate(YAML(typ="safe", pure=True).load(text))
+        validator.validate(parse(text).value())
         return loaded
 
     return check

@@ -242,7 +242,8 @@ JSON = st.recursive(
     | st.text()
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.integers(-(2**63), 2**64 - 1),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
 )
 
 

@@ -1,0 +1,815 @@
+"""
+Schedules of faults, generated from a seed, against the real control plane on pretended nodes.
+
+One run deploys, scales, deletes and breaks things at random for a while, then lets everything heal. State, engine and
+agents are in memory and time is pretended, so a schedule of minutes takes milliseconds. What is promised (the table
+"Faults" and the invariants in the architecture) is checked at every step:
+
+* no order of ours takes the ready replicas in rotation below what the rollout allows, or takes one that is routed;
+* never more replicas of an api are started than are wanted, plus one;
+* a client of a live api is answered; when its replicas were just killed it is held, and answered in time;
+* only versions that were deployed answer, and under their own name;
+* the control plane may end between any two actions, and orders may be lost, late, doubled or unanswered;
+* once the faults stop, everything comes to rest with exactly what is wanted: each deploy live, or failed with a
+  reason while what served before serves at full size; no replica, lease or route is left over.
+
+A violation carries the seed and what happened last. `CORTEX_SIM_SEED` repeats one run, `CORTEX_SIM_RUNS` sets how
+many the tests make; `bench/simulate.py` runs a hundred thousand.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NoReturn
+
+import msgspec
+
+from cortex.controlplane.tick import World, tick
+from cortex.controlplane.world import Planner
+from cortex.engines.fake import FakeEngine
+from cortex.errors import Problem, RetryLater
+from cortex.ids import ApiKey, DeploymentName, NodeId, ReplicaId, Version, replica_ordinal, split_api_key
+from cortex.planning import backoff
+from cortex.planning.actions import Plan
+from cortex.planning.model import LeaseState, Rules, WantedApi
+from cortex.planning.plan import plan as real_plan
+from cortex.state.memory import MemoryStateStore
+from cortex.testing.builders import a_build, a_deploy, a_node, a_wanted_api
+from cortex.testing.clock import FakeClock
+from cortex.testing.fake_agent import Answer, FakeAgents, Fate, Life
+from cortex.wire.build import BuildSpec, Resources
+from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, SetRoute, StartReplica
+from cortex.wire.reports import NodeReport, Phase, ReplicaReport
+
+LONGEST_WAIT_S = 5.0
+"""The loop around `tick` looks at the world this often even if nothing wakes it."""
+START_TIMEOUT_S = 20.0
+SLOWEST_START_S = 3.0
+PATIENCE_S = 900.0
+"""Time in which everything must have come to rest after the last fault; back-off alone takes up to a minute."""
+TICKS_IN_A_ROW = 100
+"""More ticks than this without time passing, and the control plane chases its own tail."""
+REPLICA_MEM_BYTES = 2**30
+TRACE_LINES = 80
+
+
+class Kind(StrEnum):
+    """How the replicas of a build fare."""
+
+    GOOD = "good"
+    SLOW = "slow"
+    """Takes seconds to start."""
+    STUBBORN = "stubborn"
+    """Does not end when drained, only when killed."""
+    BROKEN = "broken"
+    """Cannot start, and says that trying again is useless."""
+    FAILING = "failing"
+    """Ends while starting, every time."""
+    HANGING = "hanging"
+    """Never becomes ready."""
+    FLAKY = "flaky"
+    """Fails its first start in each slot."""
+    HALF_BAD = "half bad"
+    """Starts in the first slot only."""
+    CRASHING = "crashing"
+    """Becomes ready, and ends by itself soon after."""
+
+
+HOPELESS = frozenset({Kind.BROKEN, Kind.FAILING, Kind.HANGING})
+SOUND = frozenset({Kind.GOOD, Kind.SLOW, Kind.STUBBORN})
+
+
+class Mood(StrEnum):
+    """Which faults a schedule has."""
+
+    CALM = "calm"
+    """Only what users do: not one request may fail."""
+    KILLS = "kills"
+    """Replicas are killed as well: requests are held, and answered as soon as the replacement is ready."""
+    TIGHT = "tight"
+    """Calm, but without room for a surge."""
+    ROUGH = "rough"
+    """Everything at once."""
+
+
+class Violation(AssertionError):
+    """A promise was broken. The message says which, with the seed and what happened before."""
+
+
+class Crashed(BaseException):
+    """The control plane's process ends here. Not an Exception: nothing may catch it."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a schedule amounted to."""
+
+    seed: int
+    mood: Mood
+    ticks: int
+    answers: Counter[str]
+    events: Counter[str]
+
+
+@dataclass(eq=False)
+class _Api:
+    """What the simulation remembers of an api."""
+
+    versions: set[Version] = field(default_factory=set)
+    kinds: dict[Version, Kind] = field(default_factory=dict)
+    fault: int = 0
+    """Number of the last fault that took one of its replicas."""
+    fault_s: float = float("-inf")
+    down_since_s: float | None = None
+    killed: bool = False
+
+
+@dataclass(frozen=True)
+class _Issue:
+    """What was true when a batch of orders was given."""
+
+    fault: int
+    seen_s: float
+    wanted: dict[ApiKey, WantedApi]
+    unplaced: Counter[ApiKey]
+    punctual: bool
+    """The orders are carried out at once, and on fresh reports."""
+
+
+class Simulation:
+    """
+    One schedule.
+
+    Args:
+        seed: same seed, same schedule.
+        planner: planning under test; a broken one must be noticed.
+    """
+
+    def __init__(self, seed: int, *, planner: Planner = real_plan, steps: int = 40, mood: Mood | None = None) -> None:
+        self.seed = seed
+        self._planner = planner
+        self._steps = steps
+        self._random = random.Random(seed)
+        roll = self._random
+        self.mood = mood or roll.choice([Mood.CALM, Mood.KILLS, Mood.TIGHT, Mood.ROUGH, Mood.ROUGH])
+        self._clock = FakeClock()
+        self._state = MemoryStateStore()
+        self._rules = Rules(drain_timeout_s=2.0)
+        count = 1 if self.mood is Mood.TIGHT or roll.random() < 0.6 else roll.randint(2, 3)
+        self._machines = [self._machine(index, count) for index in range(count)]
+        self._engine = FakeEngine(self._machines, clock=self._clock)
+        self._engine.forgets = count == 1 or roll.random() < 0.3
+        self._agents = FakeAgents(self._clock, self._machines, start_timeout_s=START_TIMEOUT_S)
+        self._agents.lives = self._life
+        self._agents.before_order = self._check_order
+        self._agents.on_exit = self._note_exit
+        self._agents.fate = self._fate
+        self._agents.late_by_s = roll.uniform(0.1, 3.0)
+        self._apis: dict[ApiKey, _Api] = {}
+        self._builds = 0
+        self._faults = 0
+        self._issues: dict[int, tuple[Orders, _Issue]] = {}
+        self._issue: _Issue | None = None
+        self._world: World | None = None
+        self._back_s: float | None = None
+        """When a control plane that is down is started again."""
+        self._wake_s: float | None = None
+        self._crash_in: int | None = None
+        """After so many more actions the control plane ends."""
+        self._order_trouble = 0.0
+        """Chance that orders do not simply arrive."""
+        self._trouble_until_s = float("-inf")
+        """Until then nobody is promised an answer."""
+        self._healed = False
+        self._ticks = 0
+        self._answers: Counter[str] = Counter()
+        self._events: Counter[str] = Counter()
+        self._trace: deque[tuple[float, Any]] = deque(maxlen=TRACE_LINES)
+        self._start_control_plane()
+
+    def run(self) -> Outcome:
+        """Run the schedule. Raises Violation when a promise is broken."""
+        self._deploy()
+        self._let_pass(1.0)
+        for _ in range(self._steps):
+            name, event = self._pick_event()
+            self._events[name] += 1
+            self._note(f"--- {name}")
+            event()
+            self._settle()
+            self._let_pass(self._random.choice([0.0, 0.01, 0.05, 0.3, 1.0, 4.0]))
+        self._heal()
+        self._come_to_rest()
+        self._check_rest()
+        return Outcome(
+            seed=self.seed, mood=self.mood, ticks=self._ticks, answers=self._answers, events=self._events
+        )
+
+    # ---- what happens -------------------------------------------------------------------------------------------
+
+    def _pick_event(self) -> tuple[str, Callable[[], None]]:
+        users: list[tuple[float, str, Callable[[], None]]] = [
+            (5, "deploy", self._deploy),
+            (2, "scale", self._scale),
+            (1, "delete", self._delete),
+            (1, "wall clock jumps", self._jump_wall),
+            (1, "control plane restarts", self._restart_between_ticks),
+        ]
+        kills: list[tuple[float, str, Callable[[], None]]] = [(6, "kill", self._kill)]
+        rough: list[tuple[float, str, Callable[[], None]]] = [
+            (3, "control plane ends midway", self._crash_soon),
+            (1, "control plane is away", self._control_plane_away),
+            (2, "agent restarts", self._restart_agent),
+            (2, "orders get lost", self._trouble_orders),
+            (1, "reports are late", self._delay_reports),
+            (1, "leases are refused", self._refuse_leases),
+            (1, "the engine is away", self._engine_away),
+            (1, "a lease is lost", self._lose_lease),
+            (1, "a node is lost", self._lose_node),
+            (1, "a node is cut off", self._cut_off),
+            (3, "better times", self._mend),
+        ]
+        table = {
+            Mood.CALM: users,
+            Mood.TIGHT: users,
+            Mood.KILLS: users + kills,
+            Mood.ROUGH: users + kills + rough,
+        }[self.mood]
+        (chosen,) = self._random.choices(table, weights=[weight for weight, _name, _event in table])
+        return chosen[1], chosen[2]
+
+    def _deploy(self) -> None:
+        """One deployment gets new content: versions, sizes, settings; now and then an old version again."""
+        roll = self._random
+        deployment = roll.choice(["iris", "default"])
+        known = {record.wanted.api: record.wanted for record in self._state.apis(DeploymentName(deployment))}
+        keys = [ApiKey(f"{deployment}/{name}") for name in ("a", "b")]
+        wanted: list[WantedApi] = []
+        for key in keys:
+            was = known.get(key)
+            if was is None and roll.random() < 0.4:
+                continue
+            if was is not None and roll.random() < 0.1 and len(keys) > 1:
+                continue  # left out of the file: removed
+            if was is not None and roll.random() < 0.3:
+                wanted.append(self._as_deployed(was, was.build))
+                continue
+            if was is not None and was.serving is not None and roll.random() < 0.2:
+                wanted.append(self._as_deployed(was, was.serving))  # a rollback
+                continue
+            wanted.append(self._as_deployed(was, self._new_build(key)))
+        for key in known.keys() - {one.api for one in wanted}:
+            self._forget(key)
+        if not wanted and not known:
+            return
+        for one in wanted:
+            self._apis.setdefault(one.api, _Api()).versions.add(one.build.version)
+            self._note(
+                f"{one.api}: build {one.build.revision[:8]} ({self._kind(one.build)}), {one.replicas} replicas"
+                f"{', force' if one.force else ''}"
+            )
+        self._state.commit_deploy(a_deploy(*wanted, deployment=deployment, wall_s=self._clock.wall_s()))
+
+    def _as_deployed(self, was: WantedApi | None, build: BuildSpec) -> WantedApi:
+        roll = self._random
+        replicas = was.replicas if was is not None else roll.choice([1, 1, 2, 3])
+        force = self.mood is Mood.TIGHT and roll.random() < 0.3
+        wanted = a_wanted_api(build, replicas=replicas, live=False, force=force)
+        return msgspec.structs.replace(
+            wanted,
+            serving=None,
+            serving_was_live=False,
+            timeout_s=roll.choice([600.0, 30.0]),
+            max_replicas=5,
+        )
+
+    def _new_build(self, key: ApiKey) -> BuildSpec:
+        roll = self._random
+        self._builds += 1
+        kind = Kind.GOOD if roll.random() < 0.4 else roll.choice(list(Kind))
+        if self.mood in (Mood.CALM, Mood.KILLS) and kind is Kind.CRASHING:
+            kind = Kind.GOOD  # nobody can promise answers from a build that crashes by itself
+        mem_bytes = REPLICA_MEM_BYTES if self.mood is Mood.TIGHT else None
+        build = a_build(
+            f"v{self._builds}", api=key, resources=Resources(cpu_millis=200, mem_bytes=mem_bytes)
+        )
+        self._apis.setdefault(key, _Api()).kinds[build.version] = kind
+        return build
+
+    def _scale(self) -> None:
+        records = self._state.apis()
+        if records:
+            wanted = self._random.choice(records).wanted
+            replicas = self._random.randint(1, 4)
+            self._note(f"{wanted.api}: {replicas} replicas")
+            self._state.set_replicas(wanted.api, replicas)
+
+    def _delete(self) -> None:
+        records = self._state.apis()
+        if records and self._random.random() < 0.5:
+            key = self._random.choice(records).wanted.api
+            self._forget(key)
+            self._state.delete(split_api_key(key)[0], key)
+
+    def _forget(self, key: ApiKey) -> None:
+        self._apis[key].down_since_s = None
+
+    def _jump_wall(self) -> None:
+        self._clock.jump_wall(self._random.choice([-86400.0, -3600.0, -1.0, 1.0, 3600.0, 86400.0]))
+
+    def _kill(self) -> None:
+        running = [
+            report
+            for _node, report in self._agents.replicas()
+            if report.phase not in (Phase.EXITED, Phase.DRAINING)
+        ]
+        if not running:
+            return
+        victims = running if self._random.random() < 0.1 else [self._random.choice(running)]
+        for victim in victims:
+            self._note(f"kill {victim.replica}")
+            self._apis[victim.api].killed = True
+            self._agents.kill(victim.replica)
+        if self.mood is Mood.KILLS:
+            self._ask_clients()  # before the control plane has even noticed
+
+    # ---- faults of ours, of nodes and of lines between them -----------------------------------------------------
+
+    def _restart_between_ticks(self) -> None:
+        self._stop_control_plane()
+        self._start_control_plane()
+
+    def _crash_soon(self) -> None:
+        self._crash_in = self._random.randint(1, 6)
+        self._deploy()
+
+    def _control_plane_away(self) -> None:
+        self._stop_control_plane()
+        self._back_s = self._clock.monotonic_s() + self._random.uniform(0.1, 10.0)
+
+    def _restart_agent(self) -> None:
+        if self._agents.nodes:
+            down_s = self._random.choice([0.0, 0.1, 2.0])
+            self._agents.restart_agent(self._random.choice(self._agents.nodes), down_s=down_s)
+            self._trouble(down_s)
+
+    def _trouble_orders(self) -> None:
+        self._order_trouble = self._random.choice([0.2, 0.5, 0.9])
+
+    def _delay_reports(self) -> None:
+        self._agents.report_delay_s = self._random.choice([0.05, 0.5, 2.0])
+
+    def _refuse_leases(self) -> None:
+        share = self._random.random()
+        self._engine.deny = lambda request: (
+            "nobody gets room today" if hash_share(request.replica) < share else None
+        )
+        self._engine.grant_delay_s = self._random.choice([0.0, 0.5, 5.0])
+
+    def _engine_away(self) -> None:
+        self._engine.unreachable = True
+
+    def _lose_lease(self) -> None:
+        leases = self._engine.leases()
+        if leases:
+            lease = self._random.choice(leases)
+            self._note(f"lease of {lease.request.replica} is lost")
+            self._fault(lease.request.api)
+            self._engine.lose_lease(lease.request.replica)
+            self._agents.kill(lease.request.replica)
+
+    def _lose_node(self) -> None:
+        if len(self._agents.nodes) > 1:
+            node = self._random.choice(self._agents.nodes)
+            self._note(f"node {node} is lost")
+            for api in self._apis:
+                self._fault(api)
+            self._engine.lose_node(node)
+            self._agents.lose_node(node)
+
+    def _cut_off(self) -> None:
+        if self._agents.nodes:
+            self._agents.cut_off(self._random.choice(self._agents.nodes))
+
+    def _mend(self) -> None:
+        """All standing faults are over; lost nodes come back empty."""
+        self._trouble(0.0)
+        self._order_trouble = 0.0
+        self._agents.report_delay_s = 0.0
+        self._engine.deny = lambda _request: None
+        self._engine.grant_delay_s = 0.0
+        self._engine.unreachable = False
+        for node in self._agents.nodes:
+            self._agents.reconnect(node)
+        for machine in self._machines:
+            if machine.node not in self._agents.nodes:
+                self._engine.add_node(machine)
+                self._agents.add_node(machine)
+        if self._world is None:
+            self._start_control_plane()
+
+    def _heal(self) -> None:
+        self._note("--- the faults stop")
+        self._mend()
+        self._crash_in = None
+        self._healed = True
+        for machine in self._machines:
+            roomy = msgspec.structs.replace(machine, mem_bytes=64 * REPLICA_MEM_BYTES, cpu_millis=64_000)
+            self._engine.add_node(roomy)
+
+    def _standing_faults(self) -> bool:
+        return (
+            self._world is None
+            or self._order_trouble > 0
+            or self._agents.report_delay_s > 0
+            or self._engine.unreachable
+            or self._engine.grant_delay_s > 0
+            or not self._agents.settled
+            or any(self._engine.deny(lease.request) for lease in self._engine.leases())
+        )
+
+    def _trouble(self, lasts_s: float) -> None:
+        """Nobody is promised an answer while it lasts, nor until a restart after it has had its time."""
+        until_s = self._clock.monotonic_s() + lasts_s + SLOWEST_START_S + 2 * LONGEST_WAIT_S
+        self._trouble_until_s = max(self._trouble_until_s, until_s)
+
+    # ---- the control plane --------------------------------------------------------------------------------------
+
+    def _start_control_plane(self) -> None:
+        self._back_s = None
+        self._engine.restart()
+        self._world = World(
+            state=_Breakable(self._state, self, STATE_ACTIONS),  # type: ignore[arg-type]
+            engine=_Breakable(self._engine, self, ENGINE_ACTIONS),  # type: ignore[arg-type]
+            agents=_Breakable(self._agents, self, AGENT_ACTIONS),  # type: ignore[arg-type]
+            clock=self._clock,
+            epoch=self._state.take_epoch(),
+            rules=self._rules,
+            planner=self._planner,
+        )
+
+    def _stop_control_plane(self) -> None:
+        self._world = None
+        self._crash_in = None
+
+    def before_action(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """Called before each action of the control plane; may end it."""
+        if name == "order":
+            self._issue = self._issue_now()
+            orders = arguments[1]
+            self._issues[id(orders)] = (orders, self._issue)
+        if self._crash_in is not None and self._crash_in <= 0:
+            raise Crashed
+        if self._crash_in is not None:
+            self._crash_in -= 1
+
+    def _settle(self) -> None:
+        """Call tick as the loop does, until it has nothing to do at once."""
+        for _ in range(TICKS_IN_A_ROW):
+            world = self._world
+            if world is None:
+                return
+            try:
+                plan = tick(world)
+            except Crashed:
+                self._note("the control plane ends between two actions")
+                self._events["crash"] += 1
+                self._stop_control_plane()
+                self._start_control_plane()
+                continue
+            self._ticks += 1
+            if plan.actions:
+                self._trace.append((self._clock.monotonic_s(), plan))
+            self._issues.clear() if not self._inbox_may_be_full() else None
+            wake_s = plan.wake_after_s
+            if not plan.actions or wake_s is None or wake_s > 0:
+                now_s = self._clock.monotonic_s()
+                self._wake_s = now_s + min(LONGEST_WAIT_S, LONGEST_WAIT_S if wake_s is None else wake_s)
+                return
+        self._violated(f"{TICKS_IN_A_ROW} ticks in a row had something to do, and no time has passed")
+
+    def _inbox_may_be_full(self) -> bool:
+        return self.mood is Mood.ROUGH
+
+    def _let_pass(self, seconds: float) -> None:
+        """Let time pass, from one thing that happens to the next."""
+        end_s = self._clock.monotonic_s() + seconds
+        while True:
+            if self._world is None and self._back_s is not None and self._clock.monotonic_s() >= self._back_s:
+                self._start_control_plane()
+            self._settle()
+            self._ask_clients()
+            now_s = self._clock.monotonic_s()
+            if now_s >= end_s:
+                return
+            next_s = min(
+                end_s,
+                *(
+                    at_s
+                    for at_s in (self._agents.next_change_s(), self._wake_s, self._back_s)
+                    if at_s is not None and at_s > now_s
+                ),
+                now_s + LONGEST_WAIT_S,
+            )
+            self._clock.advance(next_s - now_s)
+
+    def _come_to_rest(self) -> None:
+        deadline_s = self._clock.monotonic_s() + PATIENCE_S
+        while self._clock.monotonic_s() < deadline_s:
+            self._let_pass(LONGEST_WAIT_S)
+            if self._at_rest():
+                return
+        self._violated(f"not at rest {PATIENCE_S:g} s after the last fault")
+
+    def _at_rest(self) -> bool:
+        memory = self._world.memory if self._world is not None else None
+        return (
+            memory is not None
+            and not memory.plan.actions
+            and memory.plan.wake_after_s is None
+            and self._agents.next_change_s() is None
+        )
+
+    # ---- what replicas and orders do ----------------------------------------------------------------------------
+
+    def _machine(self, index: int, count: int) -> NodeReport:
+        name = NodeId("local" if count == 1 else f"node-{index}")
+        if self.mood is Mood.TIGHT:
+            return a_node(name, mem_bytes=REPLICA_MEM_BYTES * self._random.randint(2, 6), cpu_millis=64_000)
+        return a_node(name, cpu_millis=self._random.choice([1000, 3000, 64_000]))
+
+    def _kind(self, build: BuildSpec) -> Kind:
+        return self._apis[build.api].kinds[build.version]
+
+    def _life(self, order: StartReplica) -> Life:
+        kind = self._kind(order.build)
+        roll = self._random
+        boom = Problem(reference="model-broken", message="the model cannot be read", traceback="ValueError: bad")
+        good = Life(ready_after_s=roll.uniform(0.01, 0.2), drain_s=roll.choice([0.0, 0.1, 1.0]))
+        match kind:
+            case Kind.BROKEN:
+                return Life(start_error=boom, permanent=True)
+            case Kind.FAILING:
+                return Life(start_error=boom, ready_after_s=roll.uniform(0.01, 0.5))
+            case Kind.HANGING:
+                return Life(never_ready=True)
+            case Kind.SLOW:
+                return Life(ready_after_s=roll.uniform(0.5, SLOWEST_START_S))
+            case Kind.STUBBORN:
+                return Life(ready_after_s=0.05, ignores_sigterm=True)
+            case Kind.FLAKY if order.attempt == 1 and not self._healed:
+                return Life(start_error=boom)
+            case Kind.HALF_BAD if replica_ordinal(order.replica) > 0 and not self._healed:
+                return Life(start_error=boom)
+            case Kind.CRASHING if not self._healed:
+                return Life(ready_after_s=0.05, crash_after_s=roll.uniform(0.05, 2.0))
+        return good
+
+    def _fate(self, _node: NodeId, _orders: Orders) -> Fate:
+        if self._random.random() >= self._order_trouble:
+            return Fate.DONE
+        fate = self._random.choice([Fate.LOST, Fate.UNANSWERED, Fate.LATE, Fate.TWICE])
+        self._note(f"orders are {fate}")
+        return fate
+
+    def _note_exit(self, node: NodeId, report: ReplicaReport) -> None:
+        self._note(f"{report.replica} on {node} ends while {report.phase}")
+        self._fault(report.api)
+
+    def _fault(self, api: ApiKey) -> None:
+        self._faults += 1
+        known = self._apis.setdefault(api, _Api())
+        known.fault = self._faults
+        known.fault_s = self._clock.monotonic_s()
+        if self.mood is Mood.ROUGH:
+            self._trouble(0.0)
+
+    # ---- promises -----------------------------------------------------------------------------------------------
+
+    def _issue_now(self) -> _Issue:
+        unplaced = Counter(
+            lease.request.api
+            for lease in self._engine.leases()
+            if lease.state is LeaseState.PENDING and not lease.request.surge
+        )
+        delay_s = self._agents.report_delay_s
+        return _Issue(
+            fault=self._faults,
+            seen_s=self._clock.monotonic_s() - delay_s,
+            wanted={record.wanted.api: record.wanted for record in self._state.apis()},
+            unplaced=unplaced,
+            punctual=delay_s == 0 and self._order_trouble == 0,
+        )
+
+    def _check_order(self, node: NodeId, order: Order, orders: Orders) -> None:
+        issue = self._issues[id(orders)][1] if id(orders) in self._issues else self._issue
+        assert issue is not None
+        match order:
+            case SetRoute(api=api, targets=targets):
+                self._check_route(node, api, targets, issue)
+            case DrainReplica(replica=replica) | ForgetReplica(replica=replica):
+                self._check_taken(node, replica, issue)
+            case StartReplica():
+                self._check_started(order, issue)
+
+    def _check_route(self, node: NodeId, api: ApiKey, targets: tuple[ReplicaId, ...], issue: _Issue) -> None:
+        before = next((r.targets for n, r in self._agents.routes() if n == node and r.api == api), ())
+        ready = {
+            report.replica for _node, report in self._agents.replicas() if report.phase is Phase.READY
+        }
+        left, had = len(ready.intersection(targets)), len(ready.intersection(before))
+        wanted = issue.wanted.get(api)
+        if left >= had or wanted is None or wanted.force:
+            return
+        if wanted.failed is not None and wanted.serving is None:
+            return
+        if left < wanted.replicas - issue.unplaced[api] and not self._excused(api, issue):
+            self._violated(
+                f"{api}: a route on {node} leaves {left} of {had} ready replicas, {wanted.replicas} are wanted"
+            )
+
+    def _check_taken(self, node: NodeId, replica: ReplicaId, issue: _Issue) -> None:
+        report = next(
+            (r for n, r in self._agents.replicas() if n == node and r.replica == replica), None
+        )
+        if report is None or report.phase is not Phase.READY:
+            return
+        # Another node may have taken over the name of a replica that comes back from a node thought lost.
+        alone = sum(r.replica == replica for _n, r in self._agents.replicas()) == 1
+        routed = [n for n, r in self._agents.routes() if replica in r.targets]
+        if routed and alone and not self._excused(report.api, issue) and issue.punctual:
+            self._violated(f"{replica} is taken away while {', '.join(routed)} still routes to it")
+
+    def _check_started(self, order: StartReplica, issue: _Issue) -> None:
+        api = order.build.api
+        wanted = issue.wanted.get(api)
+        known = {report.replica for _node, report in self._agents.replicas()}
+        if wanted is None or order.replica in known or not issue.punctual or self._trouble_until_s > self._now():
+            return
+        leased = {
+            lease.request.replica
+            for lease in self._engine.leases()
+            if lease.state is LeaseState.GRANTED and lease.request.api == api
+        }
+        running = {
+            report.replica
+            for _node, report in self._agents.replicas()
+            if report.api == api and report.phase not in (Phase.EXITED, Phase.DRAINING)
+        }
+        count = len(leased & running) + 1
+        if count > wanted.replicas + 1:
+            self._violated(f"{api}: {order.replica} makes {count} replicas, {wanted.replicas} are wanted")
+
+    def _excused(self, api: ApiKey, issue: _Issue) -> bool:
+        """A replica ended by itself after what the orders were decided on: nobody could know."""
+        known = self._apis[api]
+        return known.fault > issue.fault or known.fault_s >= issue.seen_s - 1e-9 and not issue.punctual
+
+    def _ask_clients(self) -> None:
+        for record in self._state.apis():
+            wanted = record.wanted
+            for node in self._agents.nodes:
+                answer = self._agents.ask(wanted.api, node)
+                self._answers[answer.outcome] += 1
+                self._check_answer(wanted, node, answer)
+
+    def _check_answer(self, wanted: WantedApi, node: NodeId, answer: Answer) -> None:
+        known = self._apis[wanted.api]
+        now_s = self._now()
+        if answer.outcome == "answered":
+            known.down_since_s = None
+            if answer.version not in known.versions:
+                self._violated(f"{wanted.api}: version {answer.version} answers and was never deployed")
+            return
+        if not self._promised(wanted):
+            known.down_since_s = None
+            return
+        if known.down_since_s is None:
+            known.down_since_s = now_s
+        if self.mood is Mood.ROUGH:
+            # Many faults at once: only that it does not last.
+            limit_s = SLOWEST_START_S + LONGEST_WAIT_S
+        elif known.fault_s == float("-inf"):
+            limit_s = 0.0
+        else:
+            limit_s = SLOWEST_START_S
+            if answer.outcome != "held" and known.fault_s <= known.down_since_s:
+                self._violated(f"{wanted.api} on {node}: a request is not held but {answer.outcome}")
+        waited_s = now_s - max(known.down_since_s, known.fault_s)
+        if waited_s > limit_s or limit_s == 0.0:
+            self._violated(f"{wanted.api} on {node}: a request is {answer.outcome}, for {waited_s:.2f} s")
+
+    def _promised(self, wanted: WantedApi) -> bool:
+        """Whether a request to this api is to be answered now."""
+        serving = wanted.serving
+        if serving is None or not wanted.serving_was_live:
+            return False
+        if self._kind(serving) not in SOUND or (wanted.force and wanted.live_wall_s is None):
+            return False
+        if self.mood is Mood.ROUGH:
+            if self._standing_faults():
+                self._trouble(0.0)
+            if self._now() < self._trouble_until_s:
+                return False
+            unplaced = any(
+                lease.state is not LeaseState.GRANTED and lease.request.api == wanted.api
+                for lease in self._engine.leases()
+            )
+            if unplaced:
+                return False
+        desired = self._state.desired(now_wall_s=self._clock.wall_s())
+        slots = [slot for record in desired.records if record.api == wanted.api for slot in record.slots.values()]
+        return not any(backoff.restart_delay_s(slot) > 0 for slot in slots)
+
+    def _check_rest(self) -> None:
+        """Exactly what is wanted is there, and every deploy has come to an end."""
+        apis = {record.wanted.api: record.wanted for record in self._state.apis()}
+        running: dict[ApiKey, list[ReplicaReport]] = {}
+        for _node, report in self._agents.replicas():
+            running.setdefault(report.api, []).append(report)
+        for api in running.keys() - apis.keys():
+            self._violated(f"{api} is not wanted, and {[r.replica for r in running[api]]} are left")
+        for api, wanted in apis.items():
+            goal: BuildSpec | None = wanted.build
+            if wanted.failed is not None:
+                if not wanted.failed.message:
+                    self._violated(f"{api}: failed without a reason")
+                if self._kind(wanted.build) in SOUND and not self._apis[api].killed and self.mood is not Mood.ROUGH:
+                    self._violated(f"{api}: a sound version failed: {wanted.failed.message}")
+                goal = wanted.serving
+            elif wanted.live_wall_s is None:
+                self._violated(f"{api}: neither live nor failed")
+            found = [(r.phase, r.revision) for r in running.get(api, [])]
+            expected = [(Phase.READY, goal.revision)] * wanted.replicas if goal is not None else []
+            if found != expected:
+                self._violated(f"{api}: {found} is there, {expected} is wanted")
+            for node in self._agents.nodes:
+                route = next((r for n, r in self._agents.routes() if n == node and r.api == api), None)
+                names = tuple(sorted(r.replica for r in running.get(api, [])))
+                if route is None or route.targets != names or route.timeout_s != wanted.timeout_s:
+                    self._violated(f"{api}: the route on {node} is {route}, replicas are {names}")
+        replicas = sorted(report.replica for reports in running.values() for report in reports)
+        leases = sorted(lease.request.replica for lease in self._engine.leases())
+        if leases != replicas:
+            self._violated(f"leases {leases}, replicas {replicas}")
+        surges = [lease.request.replica for lease in self._engine.leases() if lease.request.surge]
+        if surges:
+            self._violated(f"{surges} still have a surge lease")
+        strays = {route.api for _node, route in self._agents.routes()} - apis.keys()
+        if strays:
+            self._violated(f"routes of {strays} are left")
+
+    # ---- telling ------------------------------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return self._clock.monotonic_s()
+
+    def _note(self, text: str) -> None:
+        self._trace.append((self._clock.monotonic_s(), text))
+
+    def _violated(self, what: str) -> NoReturn:
+        lines = []
+        for at_s, entry in self._trace:
+            text = entry.describe() if isinstance(entry, Plan) else str(entry)
+            lines += [f"  {at_s - 1000.0:9.3f}  {line}" for line in text.splitlines()]
+        story = "\n".join(lines)
+        raise Violation(
+            f"{what}\n{self.mood} schedule, at {self._now() - 1000.0:.3f} s; repeat it with CORTEX_SIM_SEED={self.seed}\n"
+            f"{story}"
+        )
+
+
+STATE_ACTIONS = frozenset({"record_exit", "record_ready", "mark_serving", "mark_live", "mark_failed"})
+ENGINE_ACTIONS = frozenset({"acquire", "release", "recover"})
+AGENT_ACTIONS = frozenset({"order"})
+
+
+class _Breakable:
+    """Passes everything on, and asks before each action whether the control plane still lives."""
+
+    def __init__(self, target: object, simulation: Simulation, actions: frozenset[str]) -> None:
+        self._target = target
+        self._simulation = simulation
+        self._actions = actions
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._target, name)
+        if name not in self._actions:
+            return found
+
+        def act(*arguments: Any, **named: Any) -> Any:
+            self._simulation.before_action(name, arguments)
+            return found(*arguments, **named)
+
+        return act
+
+
+def hash_share(name: str) -> float:
+    """A number from 0 to 1 that is always the same for a name."""
+    return random.Random(name).random()
+
+
+__all__ = ["Crashed", "Kind", "Mood", "Outcome", "RetryLater", "Simulation", "Violation"]

@@ -1,0 +1,620 @@
+"""Faults and changes under load: replicas, routes, HAProxy and the agent come, go and die; no request fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import msgspec
+import pytest
+
+from cortex.ingress import supervisor
+from cortex.ingress.errors import (
+    HaproxyMissing,
+    IngressDown,
+    IngressStartFailed,
+    PathTooLong,
+    PortTaken,
+    StillInRotation,
+)
+from cortex.ingress.routes import IngressServer
+from cortex.processes import identify, is_alive
+
+pytestmark = pytest.mark.slow
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+
+
+async def pid_of(world, tier):
+    return (await world.admin(tier).info()).pid
+
+
+# ---- replicas -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [3, 50_000])
+def test_kills_of_the_only_replica_fail_no_request(run, size):
+    async def scenario(world):
+        backend = world.backend()
+        await world.started(world.route("iris/a", backend))
+        async with world.load("/iris/a", body=b"x" * size) as load:
+            for _ in range(4):
+                backend.replace()
+                await load.progress(100)
+        assert load.failures == []
+
+    run(scenario)
+
+
+def test_kills_among_three_replicas_fail_no_request(run):
+    async def scenario(world):
+        backends = [world.backend() for _ in range(3)]
+        await world.started(world.route("iris/a", *backends))
+        async with world.load("/iris/a", clients=12) as load:
+            for _ in range(2):
+                for backend in backends:
+                    backend.replace()
+                    await load.progress(100)
+        assert load.failures == []
+        assert len(load.servers) == 3
+
+    run(scenario)
+
+
+def test_replicas_come_and_go_under_load_without_a_failure(run):
+    async def scenario(world):
+        old = [world.backend() for _ in range(2)]
+        ingress = await world.started(world.route("iris/a", *old))
+        async with world.load("/iris/a") as load:
+            for _ in range(3):
+                new = [world.backend() for _ in range(2)]
+                await ingress.apply([world.route("iris/a", *old, *new)])
+                await ingress.apply([world.route("iris/a", *new)])
+                await asyncio.gather(*(ingress.quiesced(backend.name) for backend in old))
+                for backend in old:
+                    backend.close()
+                load.servers.clear()
+                await load.progress(100)
+                assert load.servers == {backend.name for backend in new}
+                old = new
+        assert load.failures == []
+
+    run(scenario)
+
+
+def test_a_server_that_left_gets_nothing_new_and_finishes_what_it_has(run):
+    async def scenario(world):
+        old, new = world.backend("old"), world.backend("new")
+        ingress = await world.started(world.route("iris/a", old))
+        idle = await world.connect()
+        assert (await idle.ask("POST", "/iris/a")).json()["server"] == "old"
+        running = asyncio.create_task(world.ask("POST", "/iris/a?sleep=0.5"))
+        await world.until(lambda: len(world.journal.read_text().splitlines()) == 2)
+
+        await ingress.apply([world.route("iris/a", new)])
+        quiet = asyncio.create_task(ingress.quiesced("old"))
+        # Also a client whose connection to the old one is still open goes to the new one.
+        assert (await idle.ask("POST", "/iris/a")).json()["server"] == "new"
+        assert not quiet.done()
+        assert (await running).json()["server"] == "old"
+        await quiet
+        assert world.journal.read_text().split()[::2] == ["old", "old", "new"]
+
+    run(scenario)
+
+
+def test_a_server_is_forgotten_once_its_process_has_ended_and_may_come_back_before(run):
+    async def scenario(world):
+        backend = world.backend("a")
+        ingress = await world.started(world.route("iris/a", backend))
+        idle = await world.connect()
+        await idle.ask("POST", "/iris/a")
+        await ingress.apply([world.route("iris/a")])
+        await ingress.quiesced("a")
+        assert [row.in_rotation for row in await world.admin().servers()] == [False]  # the idle client keeps it
+
+        await ingress.apply([world.route("iris/a", backend)])
+        assert (await idle.ask("POST", "/iris/a")).json()["server"] == "a"
+
+        await ingress.apply([world.route("iris/a")])
+        await ingress.quiesced("a")
+        backend.close()
+        await until_gone(world)
+
+    run(scenario)
+
+
+async def until_gone(world):
+    async with asyncio.timeout(5):
+        while await world.admin().servers():
+            await asyncio.sleep(0.02)
+
+
+def test_a_changed_limit_of_a_server_needs_no_new_server(run):
+    async def scenario(world):
+        backend = world.backend()
+        ingress = await world.started(world.route("iris/a", backend.server(max_connections=3)))
+        await ingress.apply([world.route("iris/a", backend.server(max_connections=7))])
+        rows = await world.admin().servers()
+        assert [(row.max_connections, row.in_rotation) for row in rows] == [(7, True)]
+
+    run(scenario)
+
+
+def test_a_server_with_another_socket_is_another_server(run):
+    async def scenario(world):
+        a, b = world.backend("a"), world.backend("b")
+        ingress = await world.started(world.route("iris/a", IngressServer("x", str(a.path), 8)))
+        assert (await world.ask("POST", "/iris/a")).json()["server"] == "a"
+        await ingress.apply([world.route("iris/a", IngressServer("x", str(b.path), 8))])
+        assert (await world.ask("POST", "/iris/a")).json()["server"] == "b"
+
+    run(scenario)
+
+
+def test_quiesced_is_refused_for_a_server_in_rotation_and_immediate_for_an_unknown_one(run):
+    async def scenario(world):
+        backend = world.backend("a")
+        ingress = await world.started(world.route("iris/a", backend))
+        with pytest.raises(StillInRotation):
+            await ingress.quiesced("a")
+        with pytest.raises(StillInRotation):
+            await ingress.abandon("a")
+        await ingress.quiesced("never-heard-of")
+
+    run(scenario)
+
+
+def test_requests_held_for_a_replacement_that_does_not_come_are_refused_when_abandoned(run):
+    async def scenario(world):
+        backend = world.backend("a")
+        ingress = await world.started(world.route("iris/a", backend))
+        backend.kill()
+        held = asyncio.create_task(world.ask("POST", "/iris/a", b"[1]"))
+        async with asyncio.timeout(5):
+            while not any(row.requests for row in await world.admin().servers()):
+                await asyncio.sleep(0.01)
+        await ingress.apply([world.route("iris/a")])
+        assert not held.done()
+        await ingress.abandon("a")
+        answer = await held
+        assert (answer.status, answer.json()["error"]) == (503, "no-ready-replica")
+        await ingress.quiesced("a")
+
+    run(scenario)
+
+
+# ---- routes -------------------------------------------------------------------------------------------------------
+
+
+def test_a_route_change_that_makes_no_sense_changes_nothing(run):
+    async def scenario(world):
+        a, b = world.backend(), world.backend()
+        ingress = await world.started(world.route("iris/a", a))
+        with pytest.raises(ValueError, match="both have the server"):
+            await ingress.apply([world.route("iris/b", b), world.route("iris/c", b)])
+        assert (await world.ask("POST", "/iris/a")).status == 200
+        assert (await world.ask("POST", "/iris/b")).status == 404
+
+    run(scenario)
+
+
+def test_other_apis_come_and_go_under_load_without_a_failure(run):
+    async def scenario(world):
+        backend, other = world.backend(), world.backend()
+        steady = world.route("iris/a", backend)
+        ingress = await world.started(steady)
+        async with world.load("/iris/a") as load:
+            for number in range(10):
+                await ingress.apply([steady, world.route(f"iris/b{number}", other)])
+                assert (await world.ask("POST", f"/iris/b{number}")).status == 200
+                await ingress.apply([steady])
+                assert (await world.ask("POST", f"/iris/b{number}")).status == 404
+        assert load.failures == []
+        assert ingress.status().reloads == 0
+
+    run(scenario)
+
+
+def test_a_slot_is_given_away_only_after_its_last_request(run):
+    async def scenario(world):
+        a, b = world.backend("a"), world.backend("b")
+        ingress = await world.started(world.route("iris/a", a))
+        running = asyncio.create_task(world.ask("POST", "/iris/a?sleep=0.6"))
+        await world.until(lambda: world.journal.read_text() != "")
+        await ingress.apply([world.route("iris/b", b)])
+        assert await world.slots_in_use() == {"1", "2"}
+        assert (await world.ask("POST", "/iris/b")).json()["server"] == "b"
+        assert (await running).json()["server"] == "a"
+        await ingress.apply([])
+        a.close()
+        b.close()
+        await until_gone(world)
+
+        async def slot_of_the_next():
+            await ingress.apply([world.route("iris/c", c)])
+            slots = await world.slots_in_use()
+            await ingress.apply([])
+            return slots
+
+        c = world.backend("c")
+        async with asyncio.timeout(5):
+            while await slot_of_the_next() != {"1"}:
+                await asyncio.sleep(0.05)
+
+    run(scenario)
+
+
+def test_a_hundred_apis_are_routed_in_well_under_a_second(run):
+    async def scenario(world):
+        backend = world.backend()
+        servers = [IngressServer(f"s{n}", str(backend.path), 8) for n in range(100)]
+        routes = [world.route(f"iris/a{n}", server) for n, server in enumerate(servers)]
+        ingress = await world.started(pool_size=512)
+        begun_s = time.monotonic()
+        await ingress.apply(routes)
+        took_s = time.monotonic() - begun_s
+        assert (await world.ask("POST", "/iris/a99")).status == 200
+        assert took_s < 0.5
+        begun_s = time.monotonic()
+        await ingress.apply(routes)
+        assert time.monotonic() - begun_s < 0.1
+
+    run(scenario)
+
+
+def test_the_pool_grows_under_load_without_a_failure(run):
+    async def scenario(world):
+        backend = world.backend("a")
+        steady = world.route("iris/a", backend)
+        ingress = await world.started(steady, pool_size=4)
+        idle = await world.connect()
+        await idle.ask("POST", "/iris/a")
+        old_pid = await pid_of(world, "door")
+        async with world.load("/iris/a") as load:
+            others = [world.route(f"iris/b{n}", world.backend()) for n in range(6)]
+            await ingress.apply([steady, *others])
+            await load.progress(100)
+            for number in range(6):
+                assert (await world.ask("POST", f"/iris/b{number}")).status == 200
+            # Who still talks to the HAProxy that was replaced hears of every change as well.
+            replacement = world.backend("b")
+            await ingress.apply([world.route("iris/a", replacement), *others])
+            await ingress.quiesced("a")
+            backend.close()
+            answer = await idle.ask("POST", "/iris/a")
+            assert (answer.json()["server"], answer.headers["connection"]) == ("b", "close")
+            await load.progress(100)
+        assert load.failures == []
+        assert ingress.status().pool_size == 8
+        assert ingress.status().reloads == 2  # both tiers
+        assert await pid_of(world, "door") != old_pid
+        await world.until(lambda: ingress.status().workers == 2)
+
+    run(scenario)
+
+
+def test_an_api_that_a_replaced_haproxy_cannot_serve_is_not_unknown_there(run):
+    async def scenario(world):
+        ingress = await world.started(*(world.route(f"iris/a{n}") for n in range(4)), pool_size=4)
+        idle = await world.connect()
+        await idle.ask("POST", "/iris/a0")
+        await ingress.apply([world.route("iris/b", world.backend()), *(world.route(f"iris/a{n}") for n in range(4))])
+        answer = await idle.ask("POST", "/iris/b")
+        assert (answer.status, answer.headers["connection"]) == (503, "close")
+        assert (await world.ask("POST", "/iris/b")).status == 200
+
+    run(scenario)
+
+
+# ---- HAProxy ------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_haproxy_is_back_within_a_second_on_the_same_port(run):
+    async def scenario(world):
+        backends = [world.backend(), world.backend()]
+        changes = []
+        ingress = await world.started(
+            world.route("iris/a", *backends), on_change=lambda: changes.append(ingress.status())
+        )
+        for _ in range(2):
+            pid = await pid_of(world, "door")
+            begun_s = time.monotonic()
+            kill(pid)
+            # The port never stops taking connections: this request waits for the next HAProxy.
+            assert (await world.ask("POST", "/iris/a")).status == 200
+            assert time.monotonic() - begun_s < 1.0
+            assert await pid_of(world, "door") != pid
+        assert ingress.status().restarts == 2
+        assert ingress.status().up
+        assert changes[-1] == ingress.status()
+
+    run(scenario)
+
+
+def test_large_bodies_survive_a_killed_bulk_worker(run):
+    async def scenario(world):
+        ingress = await world.started(world.route("iris/a", world.backend()))
+        kill(await pid_of(world, "bulk"))
+        assert (await world.ask("POST", "/iris/a", b"x" * 100_000)).status == 200
+        assert ingress.status().restarts == 1
+
+    run(scenario)
+
+
+def test_changes_made_while_haproxy_is_down_are_there_when_it_is_back(run):
+    async def scenario(world):
+        ingress = await world.started(world.route("iris/a", world.backend()))
+        kill(await pid_of(world, "door"))
+        await ingress.apply([world.route("iris/b", world.backend())])
+        assert (await world.ask("POST", "/iris/b")).status == 200
+        assert (await world.ask("POST", "/iris/a")).status == 404
+
+    run(scenario)
+
+
+def test_a_haproxy_that_keeps_ending_is_not_started_in_a_loop(run, monkeypatch):
+    async def scenario(world):
+        ingress = await world.started(world.route("iris/a", world.backend()))
+        good = supervisor.render_configuration
+        monkeypatch.setattr(supervisor, "render_configuration", lambda *_: "nonsense\n")
+        kill(await pid_of(world, "door"))
+        await world.until(lambda: "nonsense" in ingress.status().last_error)
+        assert not ingress.status().up
+        for _ in range(20):
+            with pytest.raises((IngressStartFailed, IngressDown)):
+                await ingress.apply([world.route("iris/b")])
+        with pytest.raises(IngressDown) as refused:
+            await ingress.apply([world.route("iris/b")])
+        assert 0 < refused.value.after_s <= 5
+        monkeypatch.setattr(supervisor, "render_configuration", good)
+        await world.until(lambda: ingress.status().up)
+        assert (await world.ask("POST", "/iris/b")).status == 503
+
+    run(scenario)
+
+
+def test_a_haproxy_that_stands_still_is_killed_and_started_again(run, monkeypatch):
+    monkeypatch.setattr(supervisor, "WATCH_S", 0.1)
+    monkeypatch.setattr(supervisor, "DEAF_AFTER_S", 0.3)
+
+    async def scenario(world):
+        ingress = await world.started(world.route("iris/a", world.backend()))
+        for worker in ingress._workers:
+            worker.admin._timeout_s = 0.2
+        pid = await pid_of(world, "door")
+        os.kill(pid, signal.SIGSTOP)
+        assert (await world.ask("POST", "/iris/a")).status == 200
+        assert await pid_of(world, "door") != pid
+
+    run(scenario)
+
+
+def test_stopping_refuses_new_clients_and_finishes_what_runs(run):
+    async def scenario(world):
+        ingress = await world.started(world.route("iris/a", world.backend()))
+        pids = ingress.pids()
+        running = [
+            asyncio.create_task(world.ask("POST", "/iris/a?sleep=0.5", b"x" * size)) for size in (3, 50_000)
+        ]
+        await world.until(lambda: len(world.journal.read_text().splitlines()) == 2)
+        stopping = asyncio.create_task(ingress.stop(5.0))
+
+        async def refused():
+            try:
+                (await world.connect()).close()
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        async with asyncio.timeout(0.4):
+            while not await refused():
+                await asyncio.sleep(0.005)
+        assert [answer.status for answer in await asyncio.gather(*running)] == [200, 200]
+        await stopping
+        assert not ingress.status().up
+        assert [identify(pid) for pid in pids] == [None, None]
+        left = {file.name for folder in (world.directory / "ingress", world.sockets) for file in folder.iterdir()}
+        assert left == {"b0.sock"}
+
+    run(scenario)
+
+
+# ---- the agent ----------------------------------------------------------------------------------------------------
+
+
+def test_a_restarted_agent_adopts_what_runs_and_changes_nothing(run):
+    async def scenario(world):
+        backends = [world.backend(), world.backend()]
+        routes = [world.route("iris/a", backends[0]), world.route("iris/b", backends[1])]
+        first = await world.started(*routes)
+        idle = await world.connect()
+        await idle.ask("POST", "/iris/a")
+        workers = world.workers()
+        await first.detach()
+        assert (await idle.ask("POST", "/iris/a")).status == 200  # nobody looks after it, and it serves
+
+        second = world.ingress(port=world.port)
+        await second.start()
+        await second.apply(routes)
+        assert world.workers() == workers
+        assert second.status().addresses == (("127.0.0.1", world.port),)
+        assert (await idle.ask("POST", "/iris/a")).status == 200
+        # It knows what was routed before, so that it can change that.
+        await second.apply([world.route("iris/a", backends[1])])
+        assert (await idle.ask("POST", "/iris/a")).json()["server"] == backends[1].name
+        assert (await idle.ask("POST", "/iris/b")).status == 404
+        await second.quiesced(backends[0].name)
+
+    run(scenario)
+
+
+def test_after_adoption_the_port_still_survives_haproxy(run):
+    async def scenario(world):
+        routes = [world.route("iris/a", world.backend())]
+        first = await world.started(*routes)
+        await first.detach()
+        second = world.ingress()
+        await second.start()
+        assert second.status().addresses == (("127.0.0.1", world.port),)
+        kill(await pid_of(world, "door"))
+        kill(await pid_of(world, "bulk"))
+        # Not yet told anything, it still routes what the earlier agent was told last.
+        assert (await world.ask("POST", "/iris/a", b"x" * 50_000)).status == 200
+
+    run(scenario)
+
+
+def test_a_haproxy_that_died_while_no_agent_was_there_comes_back_with_its_routes(run):
+    async def scenario(world):
+        first = await world.started(world.route("iris/a", world.backend()))
+        doomed = await pid_of(world, "door")
+        await first.detach()
+        kill(doomed)
+        await world.until(lambda: identify(doomed) is None)
+        second = world.ingress(port=world.port)
+        await second.start()
+        assert (await world.ask("POST", "/iris/a")).status == 200
+        assert second.status().restarts == 0
+
+    run(scenario)
+
+
+def test_a_haproxy_with_another_configuration_is_replaced_under_load_without_a_failure(run, limits):
+    async def scenario(world):
+        routes = [world.route("iris/a", world.backend(), world.backend())]
+        first = await world.started(*routes)
+        before = {worker["identity"]["pid"] for worker in world.workers()}
+        async with world.load("/iris/a") as load:
+            await first.detach()
+            second = world.ingress(port=world.port, limits=limits(keep_alive_s=33.0))
+            await second.start()
+            await load.progress(100)
+            await second.apply(routes)
+            await load.progress(100)
+        assert load.failures == []
+        assert second.status().reloads == 2
+        await world.until(lambda: second.status().workers == 2)
+        assert before.isdisjoint(worker["identity"]["pid"] for worker in world.workers())
+
+    run(scenario)
+
+
+def test_a_tier_that_is_no_longer_wanted_goes_after_the_door_that_used_it(run, limits):
+    async def scenario(world):
+        routes = [world.route("iris/a", world.backend())]
+        first = await world.started(*routes)
+        idle = await world.connect()
+        await idle.ask("POST", "/iris/a")
+        await first.detach()
+        second = world.ingress(port=world.port, limits=limits(replay_bytes=0))
+        await second.start()
+        assert (await idle.ask("POST", "/iris/a", b"x" * 100_000)).status == 200
+        assert (await world.ask("POST", "/iris/a", b"x" * 100_000)).status == 200
+        await world.until(lambda: second.status().workers == 1)
+
+    run(scenario)
+
+
+def test_another_port_is_taken_into_use_and_the_old_one_given_up(run):
+    async def scenario(world):
+        routes = [world.route("iris/a", world.backend())]
+        first = await world.started(*routes)
+        await first.detach()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        second = world.ingress(port=port)
+        await second.start()
+        with pytest.raises(ConnectionRefusedError):
+            await world.connect()
+        world.port = port
+        assert (await world.ask("POST", "/iris/a")).status == 200
+
+    run(scenario)
+
+
+def test_a_process_that_took_over_the_pid_is_neither_adopted_nor_killed(run):
+    async def scenario(world):
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+            first = await world.started(world.route("iris/a", world.backend()))
+            await first.stop(0.0)
+            identity = identify(stranger.pid)
+            recycled = msgspec.structs.replace(identity, start_ticks=identity.start_ticks - 1)
+            record = supervisor._WorkerRecord(identity=recycled, tier=supervisor.Tier.DOOR, generation=1)
+            file = world.directory / "ingress" / "ingress.json"
+            file.write_bytes(msgspec.json.encode(supervisor._Record(workers=(record,))))
+            second = world.ingress()
+            await second.start()
+            assert stranger.pid not in second.pids()
+            assert is_alive(identity)
+            stranger.communicate(b"\n")
+
+    run(scenario)
+
+
+def test_a_haproxy_that_does_not_answer_at_adoption_is_replaced(run, monkeypatch):
+    async def scenario(world):
+        first = await world.started(world.route("iris/a", world.backend()))
+        for tier in ("door", "bulk"):
+            os.kill(await pid_of(world, tier), signal.SIGSTOP)
+        await first.detach()
+        socket_class = supervisor.AdminSocket
+        monkeypatch.setattr(supervisor, "AdminSocket", lambda path: socket_class(path, timeout_s=0.2))
+        second = world.ingress(port=world.port)
+        await second.start()
+        assert (await world.ask("POST", "/iris/a")).status == 200
+
+    run(scenario)
+
+
+# ---- what cannot work ---------------------------------------------------------------------------------------------
+
+
+def test_a_taken_port_is_named(run):
+    async def scenario(world):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            ingress = world.ingress(port=port)
+            with pytest.raises(PortTaken, match=str(port)) as refused:
+                await ingress.start()
+            assert str(port) in refused.value.hint
+        await ingress.start()  # now it is free
+        assert ingress.status().up
+
+    run(scenario)
+
+
+def test_sockets_in_too_deep_a_folder_are_refused_before_anything_starts(run):
+    async def scenario(world):
+        world.sockets = world.directory / ("x" * 90)
+        with pytest.raises(PathTooLong):
+            await world.ingress().start()
+
+    run(scenario)
+
+
+def test_a_missing_haproxy_is_an_error_that_says_what_to_install(run, monkeypatch):
+    async def scenario(world):
+        monkeypatch.setattr("cortex.ingress.process._from_wheel", lambda: None)
+        monkeypatch.setenv("PATH", "/nonexistent")
+        with pytest.raises(HaproxyMissing) as missing:
+            await world.ingress().start()
+        assert "pip install" in missing.value.hint
+
+    run(scenario)
+
+
+def test_before_the_start_there_is_nothing_to_route_with(run):
+    async def scenario(world):
+        with pytest.raises(IngressDown):
+            await world.ingress().apply([])
+
+    run(scenario)

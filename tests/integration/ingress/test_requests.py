@@ -1,0 +1,381 @@
+"""What a client sees: routing, ids, errors, and which requests are delivered a second time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def chunked(*chunks: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
+
+
+def test_only_the_exact_path_reaches_an_api(run):
+    async def scenario(world):
+        a, b, c = world.backend("a"), world.backend("b"), world.backend("c")
+        await world.started(world.route("iris/a", a), world.route("iris/ab", b), world.route("default/solo", c))
+
+        async def served_by(target):
+            answer = await world.ask("POST", target)
+            return answer.json()["server"] if answer.status == 200 else answer.status
+
+        assert await served_by("/iris/a") == "a"
+        assert await served_by("/iris/ab") == "b"
+        assert await served_by("/iris/a/") == "a"
+        assert await served_by("/iris/a?debug=true") == "a"
+        assert await served_by("/iris/a/?x=/iris/ab") == "a"
+        assert await served_by("/solo") == "c"
+        unknown = ("/", "/iris", "/iris/", "/iris/a//", "/iris/a/b", "/iris/abc", "/IRIS/a", "//iris/a", "/default/solo")
+        for target in unknown:
+            assert await served_by(target) == 404, target
+
+    run(scenario)
+
+
+def test_the_target_reaches_the_replica_as_it_was_sent(run):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend()))
+        assert (await world.ask("POST", "/iris/a/?q=%2F&q=2")).json()["target"] == "/iris/a/?q=%2F&q=2"
+
+    run(scenario)
+
+
+def test_an_unknown_path_is_404_and_lists_nothing(run):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend()))
+        answer = await world.ask("POST", "/nope", headers={"x-request-id": "me"})
+        assert answer.status == 404
+        assert answer.json() == {"error": "not-found", "message": "nothing is deployed at this path", "request_id": "me"}
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["x-request-id"] == "me"
+        assert "x-cortex-version" not in answer.headers
+
+    run(scenario)
+
+
+def test_a_sane_request_id_is_kept_and_any_other_replaced(run):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend()))
+        for sane in ("a", "A.b_c-9", "x" * 128):
+            answer = await world.ask("POST", "/iris/a", headers={"x-request-id": sane})
+            assert answer.headers["x-request-id"] == sane
+            assert answer.json()["headers"]["x-request-id"] == sane
+        for insane in ("", "x" * 129, "a b", "a,b", 'a"b', "ä"):
+            answer = await world.ask("POST", "/iris/a", headers={"x-request-id": insane})
+            assert UUID.fullmatch(answer.headers["x-request-id"])
+            assert answer.json()["headers"]["x-request-id"] == answer.headers["x-request-id"]
+        assert UUID.fullmatch((await world.ask("POST", "/nope")).headers["x-request-id"])
+
+    run(scenario)
+
+
+def test_limits_are_told_to_the_replica_and_cannot_be_forged(run):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend(), timeout_s=2.5, max_body_bytes=1000))
+        forged = {"x-cortex-limits": "9,9", "X-Cortex-Warmup": "1", "x-other": "2"}
+        headers = (await world.ask("POST", "/iris/a", headers=forged)).json()["headers"]
+        assert headers["x-cortex-limits"] == "2500,1000"
+        assert headers["x-other"] == "2"
+        assert [name for name in headers if name.startswith("x-cortex-")] == ["x-cortex-limits"]
+
+    run(scenario)
+
+
+def test_a_replicas_version_is_kept_and_the_ingress_gives_that_of_the_route(run):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend(), version="0a1b2c"))
+        assert (await world.ask("POST", "/iris/a")).headers["x-cortex-version"] == "of-replica"
+        assert (await world.ask("POST", "/iris/a?status=500")).headers["x-cortex-version"] == "of-replica"
+        assert (await world.ask("PUT", "/iris/a")).headers["x-cortex-version"] == "0a1b2c"
+
+    run(scenario)
+
+
+def test_other_methods_are_405(run):
+    async def scenario(world):
+        ingress = await world.started(world.route("iris/a", world.backend()))
+        for method in ("PUT", "DELETE", "PATCH", "TRACE", "FOO"):
+            answer = await world.ask(method, "/iris/a")
+            assert answer.status == 405
+            assert answer.headers["allow"] == "GET, HEAD, POST, OPTIONS"
+            assert answer.json()["error"] == "method-not-allowed"
+        assert (await world.ask("PUT", "/nope")).status == 404
+        (row,) = await ingress.refusals()
+        assert (row.api, row.client_error, row.server_error) == ("iris/a", 5, 0)
+
+    run(scenario)
+
+
+def test_get_head_and_options_reach_the_replica(run):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend()))
+        for method in ("GET", "OPTIONS"):
+            assert (await world.ask(method, "/iris/a")).json()["method"] == method
+        head = await world.ask("HEAD", "/iris/a")
+        assert (head.status, head.body, head.headers["x-cortex-version"]) == (200, b"", "of-replica")
+        refused = await world.raw(b"HEAD /nope HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert refused.startswith(b"HTTP/1.1 404") and refused.endswith(b"\r\n\r\n")
+
+    run(scenario)
+
+
+def test_a_body_over_the_limit_is_413_and_names_limit_and_setting(run):
+    async def scenario(world):
+        # One limit below what the door replays itself, one in the range of bulk, one above.
+        for name, limit in (("a", 1000), ("b", 100_000), ("c", 300_000)):
+            ingress = world.ingresses[0] if world.ingresses else await world.started()
+            await ingress.apply([world.route(f"iris/{name}", world.backend(), max_body_bytes=limit)])
+            assert (await world.ask("POST", f"/iris/{name}", b"x" * limit)).json()["length"] == limit
+            answer = await world.ask("POST", f"/iris/{name}", b"x" * (limit + 1), {"x-request-id": "me"})
+            assert answer.status == 413
+            assert answer.json() == {
+                "error": "body-too-large",
+                "message": f"the body is over the max_body of this api ({limit} bytes)",
+                "max_body_bytes": limit,
+                "request_id": "me",
+            }
+            assert answer.headers["x-cortex-version"] == "of-route"
+
+    run(scenario)
+
+
+def test_an_api_without_replicas_is_503_with_retry_after(run):
+    async def scenario(world):
+        ingress = await world.started(world.route("iris/a"))
+        answer = await world.ask("POST", "/iris/a", headers={"x-request-id": "me"})
+        assert answer.status == 503
+        assert answer.json() == {"error": "no-ready-replica", "message": "no replica is ready", "request_id": "me"}
+        assert answer.headers["retry-after"] == "1"
+        assert answer.headers["x-cortex-version"] == "of-route"
+        (row,) = await ingress.refusals()
+        assert (row.client_error, row.server_error) == (0, 1)
+
+    run(scenario)
+
+
+def test_beyond_connections_and_queue_requests_are_refused_at_once(run):
+    async def scenario(world):
+        backend = world.backend()
+        server = backend.server(max_connections=2, max_queued=3)
+        ingress = await world.started(world.route("iris/a", server))
+        answers = await asyncio.gather(*(world.ask("POST", "/iris/a?sleep=0.4") for _ in range(12)))
+        refused = [answer for answer in answers if answer.status == 503]
+        assert {answer.json()["error"] for answer in refused} == {"overloaded"}
+        assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+        assert len(refused) == 7  # 2 at the server, 3 in the queue
+        (row,) = await ingress.refusals()
+        assert row.server_error == 7
+
+    run(scenario)
+
+
+def test_the_wait_in_the_queue_is_bounded(run, limits):
+    async def scenario(world):
+        server = world.backend().server(max_connections=1)
+        await world.started(world.route("iris/a", server), limits=limits(queue_timeout_s=0.3))
+        first = asyncio.create_task(world.ask("POST", "/iris/a?sleep=1.2"))
+        await until_requests(world, 1)
+        second = await world.ask("POST", "/iris/a")
+        assert (second.status, second.json()["error"]) == (503, "overloaded")
+        assert not first.done()
+        assert (await first).status == 200
+
+    run(scenario)
+
+
+async def until_requests(world, count):
+    """Wait until that many requests are at servers."""
+    async with asyncio.timeout(5):
+        while sum(row.requests for row in await world.admin().servers()) < count:
+            await asyncio.sleep(0.005)
+
+
+def test_no_answer_within_the_timeout_is_504(run):
+    async def scenario(world):
+        a, b = world.backend(), world.backend()
+        ingress = await world.started(world.route("iris/a", a, timeout_s=0.3), world.route("iris/b", b))
+        answer = await world.ask("POST", "/iris/a?sleep=5", headers={"x-request-id": "me"})
+        assert (answer.status, answer.json()["error"]) == (504, "timeout")
+        assert answer.headers["x-cortex-version"] == "of-route"
+        assert world.deliveries("me") == [a.name]  # a timeout is never delivered again
+        assert (await world.ask("POST", "/iris/b?sleep=1")).status == 200
+        (row,) = await ingress.refusals()
+        assert row.server_error == 1
+
+    run(scenario)
+
+
+def test_a_body_that_does_not_arrive_is_408(run, limits):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend()), limits=limits(body_timeout_s=0.3))
+        for length in (10, 100_000):
+            head = f"POST /iris/a HTTP/1.1\r\nhost: x\r\nx-request-id: me\r\ncontent-length: {length}\r\n\r\n"
+            connection = await world.connect()
+            await connection.send(head.encode() + b"x")
+            answer = await connection.receive()
+            connection.close()
+            assert (answer.status, answer.json()["error"]) == (408, "request-timeout")
+            assert answer.headers["x-cortex-version"] == "of-route"
+        assert world.deliveries("me") == []
+
+    run(scenario)
+
+
+def test_headers_that_do_not_arrive_end_the_connection(run, limits):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend()), limits=limits(header_timeout_s=0.3))
+        assert (await world.raw(b"POST /iris/a HTTP/1.1\r\nhost")).startswith(b"HTTP/1.1 408")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"NONSENSE\r\n\r\n",
+        b"GET /iris/a HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n",
+        b"POST /iris/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
+        b"GET /iris/a HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 300 + b"\r\n",
+        b"GET /iris/a HTTP/1.1\r\nhost: x\r\na: " + b"b" * 40_000 + b"\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_is_400_and_reaches_nobody(run, request_):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend()))
+        # HAProxy gives this answer before it has a request, so it has neither our JSON nor a request id.
+        assert (await world.raw(request_)).startswith(b"HTTP/1.1 400")
+        assert world.journal.read_text() == ""
+
+    run(scenario)
+
+
+def test_chunked_expect_pipelined_and_http_1_0_requests_are_served(run):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend()))
+        head = "POST /iris/a HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        for body in (b"abc", b"x" * 20_000):
+            received = await world.raw(f"{head}transfer-encoding: chunked\r\n\r\n".encode(), chunked(body, b"12"))
+            assert json.loads(received.rpartition(b"\r\n\r\n")[2])["length"] == len(body) + 2
+        for length in (3, 20_000, 500_000):
+            expecting = f"{head}expect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
+            received = await world.raw(expecting.encode(), b"x" * length)
+            assert received.startswith(b"HTTP/1.1 100 ")
+            assert json.loads(received.rpartition(b"\r\n\r\n")[2])["length"] == length
+        two = b"GET /iris/a HTTP/1.1\r\nhost: x\r\n\r\nGET /iris/a HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        assert (await world.raw(two)).count(b"HTTP/1.1 200") == 2
+        old = await world.raw(b"POST /iris/a HTTP/1.0\r\ncontent-length: 2\r\n\r\nab")
+        assert json.loads(old.rpartition(b"\r\n\r\n")[2])["length"] == 2
+
+    run(scenario)
+
+
+def test_bodies_of_every_size_arrive_whole(run):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend()))
+        for size in (0, 1, 16_384, 16_385, 32_768, 100_000, 262_144, 262_145, 3_000_000):
+            for split in (False, True):
+                answer = await world.ask("POST", "/iris/a", b"x" * size, split=split)
+                assert (answer.status, answer.json()["length"]) == (200, size)
+
+    run(scenario)
+
+
+# ---- delivered once, or twice -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [3, 16_384, 100_000, 262_144])
+@pytest.mark.parametrize("split", [False, True])
+def test_a_request_that_kills_its_replica_is_delivered_to_one_other_only(run, size, split):
+    async def scenario(world):
+        a, b, c = world.backend(), world.backend(), world.backend()
+        ingress = await world.started(world.route("iris/a", a, b, c))
+        answer = await world.ask("POST", "/iris/a?die", b"x" * size, {"x-request-id": "poison"}, split=split)
+        assert (answer.status, answer.json()["error"]) == (502, "replica-lost")
+        assert answer.headers["x-cortex-version"] == "of-route"
+        assert answer.headers["x-request-id"] == "poison"
+        delivered = world.deliveries("poison")
+        assert len(delivered) == 2 == len(set(delivered))
+        await world.until(lambda: [backend.running for backend in (a, b, c)].count(True) == 1)
+        (row,) = await ingress.refusals()
+        assert row.server_error == 1
+
+    run(scenario)
+
+
+def test_a_chunked_request_is_delivered_again_too(run):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend(), world.backend()))
+        head = b"POST /iris/a?die HTTP/1.1\r\nhost: x\r\nx-request-id: p\r\ntransfer-encoding: chunked\r\n\r\n"
+        connection = await world.connect()
+        await connection.send(head, chunked(b"x" * 50_000, b"y"))
+        assert (await connection.receive()).status == 502
+        connection.close()
+        assert len(world.deliveries("p")) == 2
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("size", [3, 100_000])
+def test_without_retry_a_request_is_delivered_once(run, size):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend(), world.backend(), retry=False))
+        answer = await world.ask("POST", "/iris/a?die", b"x" * size, {"x-request-id": "poison"})
+        assert (answer.status, answer.json()["error"]) == (502, "replica-lost")
+        assert len(world.deliveries("poison")) == 1
+
+    run(scenario)
+
+
+def test_a_body_over_the_replay_limit_is_delivered_once(run):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend(), world.backend()))
+        answer = await world.ask("POST", "/iris/a?die", b"x" * 500_000, {"x-request-id": "big"})
+        assert (answer.status, answer.json()["error"]) == (502, "replica-lost")
+        assert len(world.deliveries("big")) == 1
+
+    run(scenario)
+
+
+def test_an_answer_is_never_asked_for_twice_whatever_its_status(run):
+    async def scenario(world):
+        await world.started(world.route("iris/a", world.backend(), world.backend()))
+        for status in (400, 404, 408, 425, 429, 500, 502, 503, 504):
+            name = f"s{status}"
+            answer = await world.ask("POST", f"/iris/a?status={status}", b"[1]", {"x-request-id": name})
+            assert (answer.status, answer.json()["length"]) == (status, 3)
+            assert len(world.deliveries(name)) == 1
+
+    run(scenario)
+
+
+def test_a_server_whose_socket_is_gone_costs_no_request(run):
+    async def scenario(world):
+        a, b = world.backend(), world.backend()
+        await world.started(world.route("iris/a", a, b))
+        a.close()
+        answers = [await world.ask("POST", "/iris/a", b"[1]") for _ in range(6)]
+        assert [answer.status for answer in answers] == [200] * 6
+
+    run(scenario)
+
+
+def test_what_replicas_answer_is_not_counted_as_the_ingress_own(run):
+    async def scenario(world):
+        backend = world.backend()
+        ingress = await world.started(world.route("iris/a", backend))
+        for status in (200, 404, 500, 503):
+            await world.ask("POST", f"/iris/a?status={status}")
+        await world.ask("PUT", "/iris/a")
+        (row,) = await ingress.refusals()
+        assert (row.client_error, row.server_error) == (1, 0)
+        traffic = [t for t in await ingress.traffic() if t.api == "iris/a"]
+        assert [(t.row.responses_2xx, t.row.responses_4xx, t.row.responses_5xx) for t in traffic] == [(1, 2, 2)]
+
+    run(scenario)

@@ -1,0 +1,114 @@
+"""A collector that is killed again and again while replicas write: every count arrives once."""
+
+import random
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cortex.clock import SystemClock
+from cortex.ids import ApiKey, ReplicaId, Version
+from cortex.metrics.collect import Collector
+from cortex.metrics.store import StatsStore
+from cortex.processes import write_whole
+from cortex.wire.stats import StatsFile, TrackerStats, bucket_of
+
+REPLICAS = 6
+KILLS = 12
+API = ApiKey("iris/sklearn")
+
+COLLECT_FOR_EVER = """
+import os, sys
+from pathlib import Path
+from cortex.clock import SystemClock
+from cortex.metrics.collect import Collector
+from cortex.metrics.store import StatsStore
+
+home = Path(sys.argv[1])
+collector = Collector(home / "stats", StatsStore(home / "stats.db"), SystemClock())
+while True:
+    # Nobody lives, which is wrong for most files: the store must not care.
+    collector.collect(set() if os.urandom(1)[0] < 128 else None)
+    print("pass", flush=True)
+"""
+
+
+class Replica(threading.Thread):
+    """Serves and writes as fast as it can, in attempts that end in order or are killed."""
+
+    def __init__(self, folder: Path, ordinal: int, enough: threading.Event) -> None:
+        super().__init__()
+        self.folder = folder
+        self.ordinal = ordinal
+        self.enough = enough
+        self.rng = random.Random(ordinal)
+        self.written: Counter[str] = Counter()
+
+    def run(self) -> None:
+        attempt = 0
+        while not self.enough.is_set():
+            attempt += 1
+            self.written += self.one_attempt(attempt)
+
+    def one_attempt(self, attempt: int) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        latency: Counter[int] = Counter()
+        ends_in_order = self.rng.random() < 0.5
+        writes = self.rng.randint(1, 30)
+        for n in range(1, writes + 1):
+            for _ in range(self.rng.randint(1, 5)):
+                counts[self.rng.choice("abc")] += 1
+                latency[bucket_of(self.rng.expovariate(0.1))] += 1
+            file = StatsFile(
+                replica=ReplicaId(f"iris.sklearn.aaaaaaaa.{self.ordinal}"),
+                attempt=attempt,
+                api=API,
+                version=Version("a" * 64),
+                last=ends_in_order and n == writes,
+                ok=counts.total(),
+                latency_buckets=dict(latency),
+                tracker=TrackerStats(classes=dict(counts)),
+            )
+            write_whole(self.folder / f"{file.replica}.{attempt}.json", msgspec.json.encode(file))
+            self.enough.wait(0.002)  # real replicas write once a second
+        return counts
+
+
+@pytest.mark.slow
+def test_counts_equal_what_was_served_however_often_the_collector_is_killed(tmp_path):
+    folder = tmp_path / "stats"
+    folder.mkdir()
+    enough = threading.Event()
+    replicas = [Replica(folder, ordinal, enough) for ordinal in range(REPLICAS)]
+    for replica in replicas:
+        replica.start()
+    rng = random.Random(1)
+    try:
+        for _ in range(KILLS):
+            collector = subprocess.Popen(
+                [sys.executable, "-c", COLLECT_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE
+            )
+            assert collector.stdout is not None
+            with collector.stdout:
+                for _ in range(rng.randint(1, 20)):
+                    assert collector.stdout.readline() == b"pass\n"
+                collector.kill()
+            collector.wait(timeout=10)
+    finally:
+        enough.set()
+        for replica in replicas:
+            replica.join()
+    store = StatsStore(tmp_path / "stats.db")
+    clock = SystemClock()
+    Collector(folder, store, clock).collect(set())
+    served = sum((replica.written for replica in replicas), Counter())
+    window = store.window(API, now_wall_s=clock.wall_s(), classes=True)
+    assert window.classes == dict(served)
+    assert window.counts.ok == served.total() == sum(window.counts.latency.values())
+    assert store.lifetimes()[API].counts.ok == served.total()
+    assert list(folder.iterdir()) == []
+    store.close()

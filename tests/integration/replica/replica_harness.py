@@ -1,0 +1,364 @@
+"""A real launcher, real sockets, and a small HTTP client: what the tests and bench/replica.py drive replicas with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import orjson
+
+from cortex.ids import ApiKey, ReplicaId, Revision, Version
+from cortex.wire.framing import receive_frame, send_frame
+from cortex.wire.launch import (
+    Ask,
+    Drain,
+    Fork,
+    Forked,
+    ForkFailed,
+    Inspect,
+    Inspected,
+    InspectReport,
+    LauncherReply,
+    LauncherRequest,
+    ReplicaRequest,
+    ReplicaSpec,
+    ReplicaStatus,
+)
+from cortex.wire.logline import LoggedLine, parse_line
+from cortex.wire.reports import Phase
+from cortex.wire.stats import StatsFile
+
+DEADLINE_S = 20.0
+"""For anything to happen; generous, since the machine may be busy."""
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T | None], what: str, deadline_s: float = DEADLINE_S) -> T:
+    """Look until there is something to see."""
+    until = time.monotonic() + deadline_s
+    while True:
+        found = look()
+        if found:
+            return found
+        if time.monotonic() > until:
+            raise AssertionError(f"not within {deadline_s:g} s: {what}")
+        time.sleep(0.005)
+
+
+@dataclass
+class Answer:
+    """An HTTP response."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+class Client:
+    """One HTTP connection over a unix socket, nothing but the bytes one asks for."""
+
+    def __init__(self, path: Path, timeout_s: float = DEADLINE_S) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(timeout_s)
+        self.sock.connect(str(path))
+        self._buffer = b""
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def post(self, body: bytes, headers: dict[str, str] | None = None, target: str = "/t/a") -> Answer:
+        self.send(request(body, headers, target))
+        return self.receive()
+
+    def get(self, method: str = "GET", target: str = "/t/a") -> Answer:
+        self.send(f"{method} {target} HTTP/1.1\r\nhost: localhost:8880\r\n\r\n".encode())
+        return self.receive(has_body=method != "HEAD")
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def receive(self, *, has_body: bool = True) -> Answer:
+        while b"\r\n\r\n" not in self._buffer:
+            self._more()
+        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        status_line, *lines = head.decode("latin-1").split("\r\n")
+        headers = {}
+        for line in lines:
+            name, _, value = line.partition(": ")
+            assert name not in headers, f"{name} twice"
+            headers[name] = value
+        length = int(headers.get("content-length", 0)) if has_body else 0
+        while len(self._buffer) < length:
+            self._more()
+        body, self._buffer = self._buffer[:length], self._buffer[length:]
+        return Answer(int(status_line.split()[1]), headers, body)
+
+    def at_end(self) -> bool:
+        """Whether the server has closed the connection; waits for it."""
+        try:
+            return not self._buffer and self.sock.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+    def _more(self) -> None:
+        data = self.sock.recv(1 << 16)
+        if not data:
+            raise ConnectionResetError(f"closed after {self._buffer!r}")
+        self._buffer += data
+
+
+def request(body: bytes, headers: dict[str, str] | None = None, target: str = "/t/a") -> bytes:
+    lines = [f"POST {target} HTTP/1.1", f"content-length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+class Control:
+    """A connection to a replica's control socket."""
+
+    def __init__(self, path: Path, timeout_s: float = DEADLINE_S) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(timeout_s)
+        self.sock.connect(str(path))
+
+    def send(self, message: ReplicaRequest) -> None:
+        send_frame(self.sock, msgspec.json.encode(message))
+
+    def status(self) -> ReplicaStatus:
+        """The next status that is pushed."""
+        payload, fds = receive_frame(self.sock)
+        assert not fds
+        return msgspec.json.decode(payload, type=ReplicaStatus)
+
+    def ask(self) -> ReplicaStatus:
+        self.send(Ask())
+        return self.status()
+
+    def until(self, accept: Callable[[ReplicaStatus], bool]) -> ReplicaStatus:
+        while True:
+            status = self.status()
+            if accept(status):
+                return status
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class LauncherLink:
+    """A connection to a launcher, as an agent has one."""
+
+    def __init__(self, path: Path) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(DEADLINE_S)
+        self.sock.connect(str(path))
+        self.received: list[LauncherReply] = []
+
+    def send(self, message: LauncherRequest, fds: Sequence[int] = ()) -> None:
+        send_frame(self.sock, msgspec.json.encode(message), fds)
+
+    def next(self) -> tuple[LauncherReply, list[int]]:
+        payload, fds = receive_frame(self.sock)
+        return msgspec.json.decode(payload, type=LauncherReply), fds
+
+    def wait_for(self, kind: type[T], accept: Callable[[T], bool] = lambda _: True) -> T:
+        """The first message of a kind, now or earlier, that was not taken yet."""
+        for message in self.received:
+            if isinstance(message, kind) and accept(message):
+                self.received.remove(message)
+                return message
+        while True:
+            message, _ = self.next()
+            if isinstance(message, kind) and accept(message):
+                return message
+            self.received.append(message)
+
+    def inspect(self, spec: ReplicaSpec, **options: Any) -> InspectReport:
+        mark = os.urandom(4).hex()
+        self.send(Inspect(request=mark, spec=spec, **options))
+        return self.wait_for(Inspected, lambda reply: reply.request == mark).report
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+@dataclass
+class Replica:
+    """A replica that was forked, with its sockets, which we hold as an agent does."""
+
+    spec: ReplicaSpec
+    folder: Path
+    slot: socket.socket
+    pid: int = 0
+
+    @property
+    def slot_path(self) -> Path:
+        return Path(self.slot.getsockname())
+
+    @property
+    def control_path(self) -> Path:
+        return self.folder / f"c{self.spec.attempt}"
+
+    def client(self) -> Client:
+        return Client(self.slot_path)
+
+    def post(self, body: Any, headers: dict[str, str] | None = None, target: str = "/t/a") -> Answer:
+        with self.client() as client:
+            return client.post(body if isinstance(body, bytes) else orjson.dumps(body), headers, target)
+
+    def control(self) -> Control:
+        return Control(self.control_path)
+
+    def ready(self) -> Replica:
+        """Wait until it serves; fails with the problem it reports."""
+        control = self.control()
+
+        def settled(status: ReplicaStatus) -> bool:
+            assert status.problem is None, status.problem
+            return status.phase is Phase.READY
+
+        control.until(settled)
+        control.close()
+        return self
+
+    def drain(self, timeout_s: float = 10.0) -> None:
+        control = self.control()
+        control.send(Drain(timeout_s=timeout_s))
+        control.close()
+
+    def lines(self) -> list[LoggedLine]:
+        path = Path(self.spec.log_path)
+        return [parse_line(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+    def stats(self) -> StatsFile:
+        return msgspec.json.decode(Path(self.spec.stats_path).read_bytes(), type=StatsFile)
+
+    def alive(self) -> bool:
+        return Path(f"/proc/{self.pid}").exists()
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+
+
+@dataclass
+class LauncherProcess:
+    """A launcher that was started as the agent starts it."""
+
+    folder: Path
+    backend: str = "onnx"
+    environment: dict[str, str] = field(default_factory=dict)
+    replicas: list[Replica] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.socket_path = self.folder / "l"
+        self.log_path = self.folder / "launcher.log"
+        with self.log_path.open("ab") as output:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "cortex.replica.launcher"),
+                    *("--socket", str(self.socket_path), "--home", str(self.folder)),
+                    *("--backend", self.backend, "--key", "test"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                env={**os.environ, **self.environment},
+                start_new_session=True,
+            )
+        eventually(self._listening, "the launcher listens")
+        self.link = LauncherLink(self.socket_path)
+
+    def _listening(self) -> bool:
+        assert self.process.poll() is None, self.log_path.read_text()
+        return self.socket_path.exists()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def fork(self, spec: ReplicaSpec, slot: socket.socket | None = None, link: LauncherLink | None = None) -> Replica:
+        """Fork a replica on its own slot, or on one that an earlier attempt had."""
+        link = link or self.link
+        if slot is None:
+            slot = listen(self.folder / f"s{spec.replica}")
+        replica = Replica(spec, self.folder, slot)
+        replica.control_path.unlink(missing_ok=True)
+        with listen(replica.control_path) as control:
+            link.send(Fork(spec=spec), [slot.fileno(), control.fileno()])
+            reply = link.wait_for(Forked | ForkFailed)  # type: ignore[arg-type]
+        assert isinstance(reply, Forked), reply
+        replica.pid = reply.pid
+        self.replicas.append(replica)
+        return replica
+
+    def stop(self) -> None:
+        for replica in self.replicas:
+            try:
+                os.kill(replica.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            replica.slot.close()
+        self.link.close()
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def listen(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(str(path))
+    sock.listen(4096)
+    return sock
+
+
+def spec_for(folder: Path, model: Path, *, replica: str = "t.a.00000000.0", attempt: int = 1, **fields: Any) -> ReplicaSpec:
+    """A spec with sane defaults whose files lie in `folder`. `handler_source` makes a project with that handler."""
+    source = fields.pop("handler_source", None)
+    if source is not None:
+        project = folder / "project"
+        project.mkdir(exist_ok=True)
+        (project / "handler.py").write_text(source)
+        fields |= {"project_dir": str(project), "handler": "handler.py"}
+    return ReplicaSpec(
+        **{
+            "replica": ReplicaId(replica),
+            "attempt": attempt,
+            "api": ApiKey("t/a"),
+            "version": Version("0123456789abcdef" * 4),
+            "revision": Revision("f" * 64),
+            "home": str(folder),
+            "model_format": "onnx",
+            "model_path": str(model),
+            "log_path": str(folder / f"{replica}.log"),
+            "stats_path": str(folder / f"{replica}.{attempt}.json"),
+            **fields,
+        }
+    )
+
+
+def running(folder: Path, **options: Any) -> Iterator[LauncherProcess]:
+    """For fixtures: a launcher, ended with its replicas."""
+    launcher = LauncherProcess(folder, **options)
+    try:
+        yield launcher
+    finally:
+        launcher.stop()

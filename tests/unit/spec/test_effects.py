@@ -1,0 +1,117 @@
+"""Tests of `cortex.spec.effects`."""
+
+import pytest
+
+from cortex.spec.effects import EFFECTS, NOT_IN_EFFECT_YET, Effect, changed_fields, not_in_effect
+from cortex.spec.models import BLOCKS, ApiSpec, ProjectSpec
+from cortex.spec.problems import REFERENCES, render
+
+IRIS = {"name": "iris", "model": "models/iris"}
+
+
+def api(**fields) -> ApiSpec:
+    return ApiSpec.model_validate(IRIS | fields)
+
+
+def notes(**fields) -> list[str]:
+    project = ProjectSpec.model_validate({"apis": [IRIS | fields]})
+    return [".".join(map(str, note.path[2:])) for note in not_in_effect(project)]
+
+
+def test_every_field_of_an_api_but_its_name_has_an_effect():
+    fields = set(ApiSpec.model_fields) - {"name", "compute"}
+    fields |= {f"compute.{field}" for field in BLOCKS["compute"].model_fields}
+    assert set(EFFECTS) == fields
+
+
+def test_effects_are_those_of_the_documentation():
+    by_effect = {effect: {path for path, has in EFFECTS.items() if has is effect} for effect in Effect}
+    assert by_effect == {
+        Effect.NEW_VERSION: {
+            "model",
+            "model_format",
+            "request_handler",
+            "tf_signature_key",
+            "tracker",
+            "env",
+            "batching",
+        },
+        Effect.ROLLS_REPLICAS: {"compute.cpu", "compute.gpu", "compute.mem", "compute.concurrency"},
+        Effect.IN_PLACE: {
+            "compute.min_replicas",
+            "compute.max_replicas",
+            "compute.init_replicas",
+            "compute.target_cpu_utilization",
+            "sample",
+            "retry",
+            "timeout",
+            "max_body",
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "changed"),
+    [
+        ({}, {}),
+        ({"compute": {"cpu": "0.2"}, "timeout": 600, "env": {}}, {}),
+        ({"compute": {"cpu": 1, "mem": "1Gi"}}, {"compute.cpu": "rolls replicas", "compute.mem": "rolls replicas"}),
+        ({"tracker": {"model_type": "regression"}}, {"tracker": "new version"}),
+        ({"env": {"A": "1"}, "retry": "off"}, {"env": "new version", "retry": "in place"}),
+        (
+            {"compute": {"min_replicas": 2}},
+            {"compute.min_replicas": "in place", "compute.init_replicas": "in place"},
+        ),
+    ],
+)
+def test_changed_fields_are_told_with_what_they_take(fields, changed):
+    assert changed_fields(api(), api(**fields)) == changed
+
+
+def test_a_project_that_asks_for_nothing_new_has_no_notes():
+    assert notes() == []
+    assert (
+        notes(compute={"min_replicas": 3, "cpu": 1, "mem": "1Gi"}, env={"A": "x"}, timeout="5s", model="a.onnx") == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "noted"),
+    [
+        ({"compute": {"max_replicas": 10}}, ["compute.max_replicas"]),
+        ({"compute": {"min_replicas": 10, "max_replicas": 10}}, []),
+        ({"compute": {"init_replicas": 2}}, ["compute.init_replicas"]),
+        ({"compute": {"target_cpu_utilization": 50}}, ["compute.target_cpu_utilization"]),
+        ({"compute": {"gpu": 1}}, ["compute.gpu"]),
+        ({"model": "s3://bucket/model.onnx"}, ["model"]),
+        ({"model_format": "tensorflow"}, ["model_format"]),
+        ({"model": "iris.zip"}, ["model_format"]),
+        ({"tf_signature_key": "predict"}, ["tf_signature_key"]),
+        ({"env": {"TOKEN": {"secret": "token"}}}, ["env"]),
+        ({"batching": "off"}, ["batching"]),
+    ],
+)
+def test_a_field_that_does_nothing_yet_is_noted_when_it_is_set(fields, noted):
+    assert [path for path in noted if path not in NOT_IN_EFFECT_YET] == []
+    assert notes(**fields) == noted
+
+
+def test_notes_are_the_same_after_the_way_to_the_control_plane():
+    project = ProjectSpec.model_validate({"apis": [IRIS]})
+    assert not_in_effect(ProjectSpec.model_validate(project.model_dump(mode="json"))) == ()
+
+
+def test_a_note_is_shown_like_a_problem():
+    project = ProjectSpec.model_validate({"apis": [IRIS, IRIS | {"name": "rose", "compute": {"gpu": 1}}]})
+    (note,) = not_in_effect(project)
+    assert note.path == ("apis", 1, "compute", "gpu")
+    assert note.reference in REFERENCES
+    assert render(note, level="note").splitlines() == [
+        "note: not-in-effect",
+        '  api "rose": compute: gpu',
+        "  models do not run on GPUs yet",
+    ]
+
+
+def test_every_row_is_about_a_field_that_exists():
+    assert set(NOT_IN_EFFECT_YET) <= set(EFFECTS)
