@@ -4,7 +4,7 @@ One replica by itself, without the ingress: requests a second, milliseconds from
     .venv/bin/python bench/replica.py [--seconds 3] [--connections 16]
 
 The load comes from one more process, which keeps one request in flight on each of its connections and compares every
-answer with the first. On two cores it takes the second one; with fewer, halve the figures in your mind.
+answer with the first. It needs a core of its own; on a busy machine read the processor time a request.
 """
 
 from __future__ import annotations
@@ -87,13 +87,17 @@ def _throughput(launcher: LauncherProcess, folder: Path, seconds: float, connect
         spec = spec_for(place, MODEL, replica=f"t.b.00000000.{number}", handler_source=source, **extra)
         replica = launcher.fork(spec).ready()
         for count in (connections, 1):
-            rate, p50_us, p99_us = load(replica, seconds, count)
-            print(f"{name:30} c={count:<3} {rate:8,.0f} req/s   p50 {p50_us:6.0f} µs   p99 {p99_us:6.0f} µs")
+            rate, p50_us, p99_us, cpu_us = load(replica, seconds, count)
+            print(
+                f"{name:30} c={count:<3} {rate:8,.0f} req/s   p50 {p50_us:6.0f} µs   p99 {p99_us:6.0f} µs   "
+                f"replica's cpu {cpu_us:5.1f} µs a request"
+            )
         replica.kill()
 
 
-def load(replica: Replica, seconds: float, connections: int) -> tuple[float, float, float]:
-    """Requests a second, and two quantiles of their durations in microseconds."""
+def load(replica: Replica, seconds: float, connections: int) -> tuple[float, float, float, float]:
+    """Requests a second, two quantiles of their durations, and processor time a request, in microseconds."""
+    before_s = _cpu_s(replica.pid)
     ours, theirs = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(
         target=_generate, args=(str(replica.slot_path), seconds, connections, theirs)
@@ -101,8 +105,9 @@ def load(replica: Replica, seconds: float, connections: int) -> tuple[float, flo
     process.start()
     rate, durations_s = ours.recv()
     process.join()
+    cpu_us = (_cpu_s(replica.pid) - before_s) / len(durations_s) * 1e6
     cuts = statistics.quantiles(durations_s, n=100)
-    return rate, cuts[49] * 1e6, cuts[98] * 1e6
+    return rate, cuts[49] * 1e6, cuts[98] * 1e6, cpu_us
 
 
 def _generate(path: str, seconds: float, connections: int, result: multiprocessing.connection.Connection) -> None:
@@ -139,6 +144,12 @@ def _generate(path: str, seconds: float, connections: int, result: multiprocessi
 def _answer_bytes(sock: socket.socket, message: bytes) -> int:
     sock.send(message)
     return len(sock.recv(65536))
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor time of a process's threads so far; the other processes of a busy machine are not in it."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def _pss_bytes(pid: int) -> int:

@@ -140,8 +140,8 @@ class HomeLayout:
         return self.sockets / "agent.sock"
 
     @property
-    def ingress_socket(self) -> Path:
-        return self.sockets / "haproxy.sock"
+    def keeper_socket(self) -> Path:
+        return self.sockets / "keeper.sock"
 
     def launcher_socket(self, key: str) -> Path:
         return self.sockets / f"l-{key[:12]}.sock"

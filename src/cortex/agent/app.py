@@ -104,6 +104,7 @@ class Agent:
             layout=layout,
             clock=clock,
             resolve=self._resolve,
+            settle_routes=self._settle_routes,
             quiesced=self._quiesced,
             abandon=self._abandon,
             on_change=self.note_change,
@@ -124,17 +125,15 @@ class Agent:
         prestart = asyncio.create_task(self._prestart())
         log.info("agent %s ready, %s replicas adopted", self._agent_id, len(self.replicas.reports()))
         drain_timeout_s = await self._stop_asked
+        for task in (*background, prestart):
+            task.cancel()
+        await asyncio.gather(*background, prestart, return_exceptions=True)
         if drain_timeout_s < 0:
             log.info("the agent ends; what it looks after goes on")
-            for task in background:
-                task.cancel()
             await self._ingress.detach()
         else:
             await self._stop_everything(drain_timeout_s)
         listening.close()
-        for task in (*background, prestart):
-            task.cancel()
-        await asyncio.gather(*background, prestart, return_exceptions=True)
 
     # ---- server.Service -----------------------------------------------------------------------------------------
 
@@ -299,6 +298,10 @@ class Agent:
             self._serial += 1
             self._changed.set()
 
+    async def _settle_routes(self) -> None:
+        with contextlib.suppress(CortexError):
+            await self._sync_ingress_once()
+
     async def _quiesced(self, stem: str) -> None:
         """Take a replica that drains out of the ingress, and wait until no request is there any more."""
         try:
@@ -347,6 +350,7 @@ class Agent:
         if self._ingress_problem is not None:
             await self._start_ingress()
             self.note_change()
+        await self.replicas.safekeeping.keep()
         await self.replicas.launchers.keep(self.replicas.launcher_keys())
 
     async def _prestart(self) -> None:
@@ -391,6 +395,7 @@ class Agent:
         known |= {launcher.pid for launcher in self.replicas.launchers if launcher.pid is not None}
         known |= {self._control_plane.pid} if self._control_plane is not None else set()
         known |= self._ingress.pids()
+        known |= {self.replicas.safekeeping.pid} if self.replicas.safekeeping.pid is not None else set()
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -419,7 +424,9 @@ class Agent:
                     await self._changed.wait()
         for replica in self.replicas:
             self.replicas.forget(replica.id)
+        await self.replicas.closed()
         await self.replicas.launchers.stop()
+        await self.replicas.safekeeping.stop()
         self._remembered.routes = []
         self._remember()
         self._layout.agent_socket.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ One launcher for each Python environment, backend, and set of variables that lib
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import itertools
 import logging
@@ -36,16 +35,11 @@ from cortex.wire.launch import (
     Fork,
     Forked,
     ForkFailed,
-    Hold,
     Inspect,
     Inspected,
     InspectReport,
     LauncherReply,
-    Release,
     ReplicaSpec,
-    SlotHeld,
-    Slots,
-    SlotsEnd,
 )
 
 log = logging.getLogger(__name__)
@@ -93,8 +87,7 @@ class Launcher:
     """
     One launcher process and our connection to it.
 
-    A dead one is started again by the next request, or at once while `wanted()` says so, so that its copies of
-    the slots' sockets exist again.
+    A dead one is started again by the next request, or by `Launchers.keep` while replicas need it.
     """
 
     def __init__(
@@ -107,7 +100,6 @@ class Launcher:
         layout: HomeLayout,
         clock: Clock,
         on_child_exited: Callable[[ChildExited], None],
-        slots: Callable[[], dict[ReplicaId, socket.socket]],
     ) -> None:
         self.key = key
         self.backend = backend
@@ -116,7 +108,6 @@ class Launcher:
         self._layout = layout
         self._clock = clock
         self._on_child_exited = on_child_exited
-        self._slots = slots
         self._channel: channel.Channel | None = None
         self._connecting = asyncio.Lock()
         self._identity: ProcessIdentity | None = None
@@ -124,8 +115,6 @@ class Launcher:
         self._forks: dict[tuple[ReplicaId, int], asyncio.Future[int]] = {}
         self._inspections: dict[str, asyncio.Future[InspectReport]] = {}
         self._inspection_numbers = itertools.count()
-        self._recovered: dict[ReplicaId, int] = {}
-        self._recovery: asyncio.Future[None] | None = None
         self._closing = False
         self.last_used_s = clock.monotonic_s()
 
@@ -175,24 +164,6 @@ class Launcher:
         finally:
             self._inspections.pop(request, None)
 
-    def release(self, replica: ReplicaId) -> None:
-        """Let go of a slot's socket, if we are connected; otherwise the launcher lost it with its life."""
-        if self._channel is not None:
-            self._channel.send(msgspec.json.encode(Release(replica=replica)))
-
-    async def recover_slots(self, timeout_s: float) -> dict[ReplicaId, socket.socket]:
-        """Copies of the listening sockets that the launcher kept while there was no agent."""
-        conn = await self.connection()
-        self._recovery = asyncio.get_running_loop().create_future()
-        conn.send(msgspec.json.encode(Slots()))
-        with contextlib.suppress(TimeoutError, LauncherLost):
-            async with asyncio.timeout(timeout_s):
-                await self._recovery
-        self._recovery = None
-        recovered = {replica: socket.socket(fileno=fd) for replica, fd in self._recovered.items()}
-        self._recovered = {}
-        return recovered
-
     async def connection(self) -> channel.Channel:
         """
         Our connection, made first if need be, with the process started first if need be.
@@ -219,8 +190,6 @@ class Launcher:
                             f"see {self.log_file}"
                         ) from None
                     await asyncio.sleep(0.02)
-            for replica, slot in self._slots().items():
-                self._channel.send(msgspec.json.encode(Hold(replica=replica)), (slot.fileno(),))
             return self._channel
 
     @property
@@ -286,10 +255,6 @@ class Launcher:
                 self._on_child_exited(message)
             case Inspected(request=request, report=report):
                 _settle(self._inspections.get(request), report)
-            case SlotHeld(replica=replica) if self._recovery is not None and fds:
-                self._recovered[replica] = fds.pop(0)
-            case SlotsEnd() if self._recovery is not None:
-                _settle(self._recovery, None)
             case _:
                 pass
         close_all(fds)
@@ -297,8 +262,10 @@ class Launcher:
     def _lost(self) -> None:
         self._channel = None
         lost = LauncherLost(f"the {self.backend} launcher ended")
-        for future in (*self._forks.values(), *self._inspections.values(), self._recovery):
-            _settle(future, lost)
+        for fork in self._forks.values():
+            _settle(fork, lost)
+        for inspection in self._inspections.values():
+            _settle(inspection, lost)
 
 
 class Launchers:
@@ -311,13 +278,11 @@ class Launchers:
         layout: HomeLayout,
         clock: Clock,
         on_child_exited: Callable[[ChildExited], None],
-        slots_of: Callable[[str], dict[ReplicaId, socket.socket]],
     ) -> None:
         self._settings = settings
         self._layout = layout
         self._clock = clock
         self._on_child_exited = on_child_exited
-        self._slots_of = slots_of
         self._launchers: dict[str, Launcher] = {}
 
     def get(self, backend: str, env: Mapping[str, str]) -> Launcher:
@@ -371,7 +336,6 @@ class Launchers:
                 layout=self._layout,
                 clock=self._clock,
                 on_child_exited=self._on_child_exited,
-                slots=lambda: self._slots_of(key),
             )
         return self._launchers[key]
 

@@ -23,6 +23,7 @@ import msgspec
 from cortex import processes
 from cortex.agent import channel
 from cortex.agent.launchers import ForkRefused, Launcher, LauncherLost, Launchers
+from cortex.agent.safekeeping import Safekeeping
 from cortex.clock import Clock
 from cortex.engines import machine
 from cortex.errors import CortexError, Problem
@@ -44,6 +45,7 @@ EXIT_STATUS_WAIT_S = 0.3
 KILL_AFTER_S = 2.0
 """A replica that was told to end and is not serving gets this long before SIGKILL."""
 LAUNCH_TRIES = 3
+SLOT_CLOSE_TIMEOUT_S = 5.0
 
 
 class Resolver(Protocol):
@@ -69,6 +71,8 @@ class Replica:
 
     order: StartReplica
     slot: socket.socket
+    slot_inode: int = 0
+    """Of the socket's file: another slot may have been bound on the same path since."""
     phase: Phase = Phase.STARTING
     phase_since_s: float = 0.0
     started_wall_s: float = 0.0
@@ -116,6 +120,7 @@ class Replicas:
 
     Args:
         resolve: finds the bytes of a build in the artifact store.
+        settle_routes: returns once the ingress has what orders and readiness say now.
         quiesced: returns once the ingress sends nothing more to a slot's socket (by stem).
         abandon: turns away the requests that wait at a slot (by stem).
         on_change: called after anything that a report shows has changed.
@@ -128,6 +133,7 @@ class Replicas:
         layout: HomeLayout,
         clock: Clock,
         resolve: Resolver,
+        settle_routes: Callable[[], Awaitable[None]],
         quiesced: Callable[[str], Awaitable[None]],
         abandon: Callable[[str], Awaitable[None]],
         on_change: Callable[[], None],
@@ -136,18 +142,20 @@ class Replicas:
         self._layout = layout
         self._clock = clock
         self._resolve = resolve
+        self._settle_routes = settle_routes
         self._quiesced = quiesced
         self._abandon = abandon
         self._on_change = on_change
         self._replicas: dict[ReplicaId, Replica] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._exit_statuses: dict[int, ChildExited] = {}
         self._exit_waiters: dict[int, asyncio.Event] = {}
+        self.safekeeping = Safekeeping(layout)
         self.launchers = Launchers(
             settings=settings,
             layout=layout,
             clock=clock,
             on_child_exited=self._child_exited,
-            slots_of=self._slots_of,
         )
 
     def __iter__(self) -> Iterator[Replica]:
@@ -167,11 +175,13 @@ class Replicas:
         if known is not None and (known.order.attempt >= order.attempt or known.phase is not Phase.EXITED):
             return
         if known is None:
-            replica = Replica(order=order, slot=self._bind_slot(socket_stem(order.replica)))
+            slot, inode = self._bind_slot(order.replica)
+            replica = Replica(order=order, slot=slot, slot_inode=inode)
         else:
             replica = Replica(
                 order=order,
                 slot=known.slot,
+                slot_inode=known.slot_inode,
                 unready_since_s=known.unready_since_s,
                 hold_expired=known.hold_expired,
             )
@@ -192,7 +202,7 @@ class Replicas:
         self._spawn(replica, self._drain(replica, timeout_s))
 
     def forget(self, replica_id: ReplicaId) -> None:
-        """End it now if it still runs, and drop its slot."""
+        """End it now if it still runs, and drop its slot once the ingress has let go of it."""
         replica = self._replicas.pop(replica_id, None)
         if replica is None:
             return
@@ -200,13 +210,33 @@ class Replicas:
         for task in replica.tasks:
             task.cancel()
         self._unwatch(replica)
-        self._launcher_of(replica.order.build).release(replica.id)
-        self._layout.slot_socket(replica.stem).unlink(missing_ok=True)
-        self._layout.control_socket(replica.stem).unlink(missing_ok=True)
         self._record_file(replica.stem).unlink(missing_ok=True)
-        self._turn_away_waiting(replica)
-        replica.slot.close()
         self._on_change()
+        closing = asyncio.ensure_future(_logged(self._close_slot(replica), replica.label))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    async def _close_slot(self, replica: Replica) -> None:
+        """Requests may still wait there: the ingress has to have somewhere else to send them before they are let go."""
+        try:
+            async with asyncio.timeout(SLOT_CLOSE_TIMEOUT_S):
+                await self._settle_routes()
+        except TimeoutError:
+            log.warning("%s: the ingress did not let go of its slot", replica.label)
+        self._turn_away_waiting(replica)
+        if replica.id not in self._replicas:
+            self.safekeeping.release(replica.id)
+        path = self._layout.slot_socket(replica.stem)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == replica.slot_inode:
+                path.unlink()
+        if replica.id not in self._replicas:
+            self._layout.control_socket(replica.stem).unlink(missing_ok=True)
+        replica.slot.close()
+
+    async def closed(self) -> None:
+        """Wait until the slots of forgotten replicas are closed."""
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     # ---- reports ------------------------------------------------------------------------------------------------
 
@@ -243,10 +273,7 @@ class Replicas:
     async def adopt(self) -> None:
         """Find the replicas that a former agent left behind, with their sockets."""
         await self.launchers.adopt()
-        held: dict[ReplicaId, socket.socket] = {}
-        for launcher in self.launchers:
-            with contextlib.suppress(LauncherLost):
-                held |= await launcher.recover_slots(timeout_s=5.0)
+        held = await self.safekeeping.recover()
         folder = self._layout.node / "replicas"
         records = []
         for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
@@ -257,6 +284,7 @@ class Replicas:
         await asyncio.gather(*(self._adopt(record, held) for record in records))
         for replica, sock in held.items():
             log.info("a slot is of no use any more: %s", replica)
+            self.safekeeping.release(replica)
             sock.close()
         self._on_change()
 
@@ -271,9 +299,19 @@ class Replicas:
             listener = None
         if listener is not None:
             listener.close()
-        if slot is None:
-            slot = self._bind_slot(stem)
-        replica = Replica(order=order, slot=slot, was_ready=record.was_ready, started_wall_s=record.started_wall_s)
+        path = self._layout.slot_socket(stem)
+        if slot is None or not path.exists():
+            slot, inode = self._bind_slot(order.replica)
+        else:
+            inode = path.stat().st_ino
+            self.safekeeping.hold(order.replica, slot)
+        replica = Replica(
+            order=order,
+            slot=slot,
+            slot_inode=inode,
+            was_ready=record.was_ready,
+            started_wall_s=record.started_wall_s,
+        )
         replica.oom_kills_before = machine.oom_kills()
         replica.phase_since_s = self._clock.monotonic_s()
         self._replicas[order.replica] = replica
@@ -400,20 +438,18 @@ class Replicas:
             start_timeout_s=self._settings.start_timeout_s,
         )
 
-    def _bind_slot(self, stem: str) -> socket.socket:
-        path = self._layout.slot_socket(stem)
+    def _bind_slot(self, replica: ReplicaId) -> tuple[socket.socket, int]:
+        path = self._layout.slot_socket(socket_stem(replica))
         path.unlink(missing_ok=True)
         slot = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         slot.setblocking(False)
         slot.bind(str(path))
         slot.listen(SLOT_BACKLOG)
-        return slot
+        self.safekeeping.hold(replica, slot)
+        return slot, path.stat().st_ino
 
     def _launcher_of(self, build: BuildSpec) -> Launcher:
         return self.launchers.get(build.model.format, build.env)
-
-    def _slots_of(self, key: str) -> dict[ReplicaId, socket.socket]:
-        return {r.id: r.slot for r in self if self._launcher_of(r.order.build).key == key}
 
     def launcher_keys(self) -> set[str]:
         """Keys of the launchers that replicas here need."""
@@ -467,7 +503,7 @@ class Replicas:
         """Ask each replica how it is; end those that hang, are overdue or do not get on with starting."""
         now_s = self._clock.monotonic_s()
         for replica in self:
-            if replica.phase is Phase.EXITED or replica.identity is None:
+            if replica.gone or replica.identity is None:
                 continue
             self._sample_usage(replica)
             problem = self._complaint(replica, now_s)

@@ -17,7 +17,7 @@ LARGEST_BATCH = 32
 ASYNC_CONCURRENCY = 64
 SPARE = 8
 """So that the next request is there when one is answered."""
-MAX_QUEUED = 512
+MAX_QUEUED = 2048
 """A burst waits in the ingress, for a bounded time; see `ingress.configuration`. Beyond it: 503 with Retry-After."""
 
 

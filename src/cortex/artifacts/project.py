@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -408,15 +409,21 @@ def _read_patterns(file: Path) -> Iterator[_Pattern]:
             raise IgnoreFileInvalid(file, number, f"{line_text}: instead of [:alpha:] or [:digit:] write a-z or 0-9")
         try:
             pattern = _Pattern(line_text, number)
-        except ValueError as error:
+        except (ValueError, re.error) as error:
             raise IgnoreFileInvalid(file, number, f"{line_text}: is no gitignore pattern") from error
         if pattern.expressions:
             yield pattern
 
 
 def _as_pathspec_reads(text: str) -> str:
-    """A trailing `**/` means "any folder below", which pathspec takes for the folder itself: say it with a star."""
+    """
+    Say in other words what pathspec reads otherwise than git.
+
+    A trailing `**/` means any folder below, not the folder itself; `!/` means nothing.
+    """
     stripped = text.rstrip()
+    if stripped == "!/":
+        return ""
     return f"{stripped.removesuffix('**/')}**/*/" if stripped.endswith("**/") else text
 
 

@@ -389,6 +389,7 @@ class ArtifactStore:
             StoreUnavailable
         """
         with self._guarded(), self._locked(fcntl.LOCK_EX):
+            self._remove_buried()  # by whoever did not get to it
             strays = self._remove_strays(now_wall_s)
             protected = set(in_use) | self._pinned()
             census = _Census(self._blob_paths(), {d: self._trees / d for d in self._tree_names()})
@@ -403,9 +404,7 @@ class ArtifactStore:
                 self._bury(digest)
                 removed.append(digest)
                 blobs += self._remove_unheld(census, census.let_go(digest), now_wall_s - UNUSED_GRACE_S)
-            for name in _names(self._trees):
-                if name.startswith(_GONE):
-                    _remove_folder(self._trees / name)
+            self._remove_buried()
             return Collected(tuple(removed), blobs, strays, before_bytes - census.bytes, census.bytes)
 
     # --- inside: blobs -----------------------------------------------------------------------------------------------
@@ -543,8 +542,8 @@ class ArtifactStore:
         building = self._trees / f"{_NEW}{secrets.token_hex(8)}"
         try:
             building.mkdir(mode=0o700)
-            for folder in folders_of(files):
-                (building / folder).mkdir(mode=0o700)
+            for inner in folders_of(files):
+                (building / inner).mkdir(mode=0o700)
             stamps: dict[str, _Stamp] = {}
             for file in files:
                 blob, stamp = blobs[file.sha256, file.executable]
@@ -554,11 +553,11 @@ class ArtifactStore:
                     raise BlobsMissing((file.sha256,)) from error
                 if _Stamp.of((building / file.path).lstat()) == stamp:
                     stamps[file.path] = stamp
-            for shard in {blob.parent for blob, _ in blobs.values()}:
-                _sync(shard)
-            for folder in reversed(("", *folders_of(files))):
-                (building / folder).chmod(0o555)
-                _sync(building / folder)
+            for folder in {self._blobs, *(blob.parent for blob, _ in blobs.values())}:
+                _sync(folder)
+            for folder in (building, *(building / inner for inner in folders_of(files))):
+                folder.chmod(0o555)
+                _sync(folder)
             # The move stays within one folder: moving a folder elsewhere would need write permission on it.
             try:
                 building.rename(self._trees / digest)
@@ -686,7 +685,6 @@ class ArtifactStore:
             try:
                 with os.fdopen(descriptor, "wb") as out:
                     out.write(msgspec.json.encode(record))
-                self._records.mkdir(exist_ok=True)
                 path.rename(self._record(digest))
             finally:
                 path.unlink(missing_ok=True)
@@ -742,6 +740,11 @@ class ArtifactStore:
         (self._trees / digest).rename(self._trees / f"{_GONE}{secrets.token_hex(8)}")
         self._record(digest).unlink(missing_ok=True)
 
+    def _remove_buried(self) -> None:
+        for name in _names(self._trees):
+            if name.startswith(_GONE):
+                _remove_folder(self._trees / name)
+
     def _remove_unheld(self, census: _Census, blobs: Iterable[_CountedBlob], touched_before_wall_s: float) -> int:
         removed = 0
         for blob in blobs:
@@ -795,6 +798,7 @@ class ArtifactStore:
         for folder in (self.root, self._blobs, self._trees, self._records, self._tmp):
             if not folder.is_dir():
                 folder.mkdir(mode=0o755, parents=folder is self.root, exist_ok=True)
+                _sync(folder.parent)
 
     def _new_file(self, prefix: str) -> tuple[Path, int]:
         self._prepare()

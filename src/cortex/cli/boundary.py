@@ -102,8 +102,9 @@ def _tell(error: BaseException, terminal: Terminal, argv: Sequence[str]) -> None
     elif isinstance(error, click.ClickException):
         show_problems(terminal, [_usage_problem(error)])
     elif isinstance(error, Interrupted | KeyboardInterrupt):
-        sentence = str(error)
-        terminal.say(f"\ninterrupted: {sentence}" if sentence else "\ninterrupted")
+        sentence = f": {error}" if str(error) else ""
+        quiet = isinstance(error, Interrupted) and not sentence
+        terminal.say("" if quiet else f"\ninterrupted{sentence}")
     elif not isinstance(error, BrokenPipeError):
         show_problems(terminal, [_fault_problem(error, terminal, argv)])
 

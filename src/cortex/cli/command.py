@@ -206,7 +206,7 @@ def environment(terminal: Terminal, settings: Settings) -> LocalEnvironment:
     return LocalEnvironment(
         settings,
         environ=terminal.environ,
-        say=lambda sentence: terminal.say(f"{terminal.paint_talk('note:', 'yellow')} {sentence}"),
+        say=terminal.say,
         clock=terminal.clock,
         sleep=terminal.sleep,
     )

@@ -117,9 +117,7 @@ def run(
     if output == "text":
         for line in changes_text(deployment, result.changes, terminal.paint, dry_run=dry_run):
             terminal.out(line)
-    if result.warnings:
-        terminal.say()
-        show_problems(terminal, [_placed(loaded, warning) for warning in result.warnings], level="warning")
+    _show_warnings(terminal, [_placed(loaded, w) for w in (*package.warnings, *result.warnings)])
     if dry_run or not wait:
         if output == "json":
             outcome = "dry run" if dry_run else "not waited for"
@@ -130,6 +128,25 @@ def run(
     with on_interrupt(GOES_ON):
         rows = _follow(terminal, place, operator, result, deployment, patience_s)
     return _conclude(terminal, loaded, file, deployment, result, rows, output=output, patience_s=patience_s)
+
+
+def _show_warnings(terminal: Terminal, warnings: Sequence[Problem]) -> None:
+    """Each once, however many places it is about; what is merely not in effect yet, on one line."""
+    places: dict[tuple[str, str, str, str], list[Problem]] = {}
+    for warning in warnings:
+        places.setdefault((warning.reference, warning.message, warning.hint, warning.traceback), []).append(warning)
+    blocks = []
+    paint = terminal.paint_talk
+    for same in places.values():
+        more = f" and {text.count(len(same) - 1, 'more place')}" if len(same) > 1 else ""
+        if same[0].reference == "not-in-effect":
+            where = paint(same[0].where, "cyan")
+            terminal.say(f"  {paint('note:', 'yellow')} {harmless(same[0].message)} ({where}{more})")
+        else:
+            blocks.append(msgspec.structs.replace(same[0], subject=same[0].subject + more))
+    if blocks:
+        terminal.say()
+        show_problems(terminal, blocks, level="warning")
 
 
 def _send(terminal: Terminal, operator: OperatorClient, package: Package) -> DeployResult:

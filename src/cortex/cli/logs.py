@@ -74,7 +74,7 @@ def logs(
             wait_s=wait_s,
         )
 
-    printer = _printer(terminal, output)
+    printer = _json_printer(terminal) if output == "json" else line_printer(terminal)
     with on_interrupt("no longer reading; the api is not affected"):
         lines = read(operator, "", 0.0)
         for line in lines.lines:
@@ -111,16 +111,19 @@ def _full_replica(api: ApiStatus, replica: str | None) -> str | None:
     return f"{api.deployment}.{api.name}.{replica}"
 
 
-def _printer(terminal: Terminal, output: str) -> Callable[[LogLine], None]:
-    if output == "json":
-        return lambda line: print_json_line(terminal, _for_programs(line))
+def _json_printer(terminal: Terminal) -> Callable[[LogLine], None]:
+    return lambda line: print_json_line(terminal, _for_programs(line))
+
+
+def line_printer(terminal: Terminal, *, prefix: str = "") -> Callable[[LogLine], None]:
+    """Prints log lines for people: time, `prefix` if there is one, replica, text."""
     paint = terminal.paint
     colours: dict[str, str] = {}
     show_text = harmless if terminal.shows_results else str
 
     def show(line: LogLine) -> None:
         colour = colours.setdefault(line.replica, REPLICA_COLOURS[len(colours) % len(REPLICA_COLOURS)])
-        mark = paint(short_replica(line.replica), colour)
+        mark = paint(f"{prefix} {short_replica(line.replica)}".lstrip(), colour)
         for part in show_text(line.text).splitlines() or [""]:
             terminal.out(f"{_clock_time(line, paint)}{mark}  {_by_level(part, line.level, paint)}".rstrip())
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import click
+
 from cortex.cli import text
 from cortex.cli.boundary import DONE
-from cortex.cli.command import Command, environment, on_interrupt, output_option, print_json
+from cortex.cli.command import Command, environment, flag, on_interrupt, output_option, print_json
 from cortex.cli.terminal import Terminal
 from cortex.settings import Settings
 from cortex.version import __version__
 from cortex.wire.operator import Info
 
 
-def up(terminal: Terminal, settings: Settings, *, output: str) -> int:
+def up(terminal: Terminal, settings: Settings, *, foreground: bool, path: str | None, output: str) -> int:
+    if foreground:
+        from cortex.cli.foreground import run_here
+
+        return run_here(terminal, settings, path=path)
+    if path is not None:
+        raise click.UsageError("PATH goes with --foreground; `cortex deploy PATH` deploys")
     place = environment(terminal, settings)
     before = place.control_plane()
     with on_interrupt("starting goes on; `cortex get` shows how far it is"):
@@ -58,11 +66,18 @@ COMMAND = Command(
     summary="Start Cortex here, with everything that was deployed.",
     details="""
     `cortex deploy` does this by itself. After a reboot, or after `cortex down`, this restores what was deployed.
+    With --foreground it stays here, for a container or a systemd unit: deploys PATH, prints the logs of all apis to
+    stdout, and on SIGTERM drains and exits 0. It exits 1 if PATH cannot go live.
     """,
-    parameters=(output_option(),),
+    parameters=(
+        click.Argument(["path"], required=False, type=click.Path()),
+        flag("--foreground", help="Stay here until SIGTERM or Ctrl-C, then stop everything."),
+        output_option(),
+    ),
     examples=(
         ("cortex up", "start, and serve what was deployed"),
         ("cortex up --port 9000", "predictions at port 9000"),
+        ("cortex up --foreground /app", "in a container: deploy /app and stay"),
         ("CORTEX_HOME=/srv/cortex cortex up", "a second one, with a home of its own"),
     ),
 )

@@ -53,7 +53,7 @@ POLL_S = 0.02
 OUTPUT_LINES = 15
 """How much of a failed start's output is shown."""
 
-ALSO_OURS = frozenset({"controlplane.lock", "hashes.json"})
+ALSO_OURS = frozenset({"agent.lock", "controlplane.lock", "hashes.json"})
 """Files in the home that the layout does not name."""
 DATABASE_ENDINGS = ("-wal", "-shm", "-journal")
 
@@ -282,6 +282,7 @@ class LocalEnvironment:
         settings = msgspec.structs.replace(self.settings, port=chosen.port, operator_port=chosen.operator_port)
         import subprocess
 
+        self._say(f"starting cortex in {self.settings.home}")
         log = self.layout.logs / "controlplane.out"
         with open(log, "ab", opener=_private) as output:
             begin = output.seek(0, os.SEEK_END)

@@ -3,6 +3,9 @@ The control plane's process: everything is built here and passed in by keyword.
 
 The loop is a handful of lines: wait for something to happen or for time to matter, then one `tick`. The API runs on
 uvicorn's loop, deploys in threads; both only change the stored state and wake the loop.
+
+After a crash, dead replicas wait for the loop: it starts before FastAPI, uvicorn and pydantic are imported, which takes
+longer than everything else together.
 """
 
 from __future__ import annotations
@@ -16,18 +19,17 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import msgspec
 import setproctitle
-import uvicorn
 
 from cortex import processes
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock, SystemClock
 from cortex.controlplane import statuses
 from cortex.controlplane.agents import LocalAgent
-from cortex.controlplane.api import build_app
-from cortex.controlplane.deploy import Deployer
 from cortex.controlplane.tick import StaleEpoch, World, tick
 from cortex.controlplane.view import View
 from cortex.engines import machine
@@ -55,6 +57,11 @@ from cortex.wire.operator import (
     StopRequest,
     Watched,
 )
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from cortex.controlplane.deploy import Deployer
 
 log = logging.getLogger(__name__)
 
@@ -94,16 +101,6 @@ class ControlPlane:
         self._agent = LocalAgent(settings=settings, layout=layout, clock=clock, on_report=self._wake.set)
         self._epoch = state.take_epoch()
         self._world = self._new_world()
-        self._deployer = Deployer(
-            settings=settings,
-            state=state,
-            store=store,
-            engine=engine,
-            clock=clock,
-            inspect=self._inspect,
-            committed=self._wake.set,
-            ingress_url=self._ingress_url,
-        )
         self._loop = threading.Thread(target=self._run, name="control-loop", daemon=True)
 
     def start(self) -> None:
@@ -145,9 +142,7 @@ class ControlPlane:
 
     def _new_world(self) -> World:
         """What one thread works on; the loop keeps one, others make one for a single look."""
-        return World(
-            state=self._state, engine=self._engine, agents=self._agent, clock=self._clock, epoch=self._epoch
-        )
+        return World(state=self._state, engine=self._engine, agents=self._agent, clock=self._clock, epoch=self._epoch)
 
     def _inspect(self, build: BuildSpec) -> InspectReport:
         return self._agent.inspect(build, self._settings.start_timeout_s)
@@ -187,6 +182,21 @@ class ControlPlane:
             apis=len(self._state.apis()),
             replicas=len(report.replicas) if report else 0,
             notes=(problem,) if problem else (),
+        )
+
+    @cached_property
+    def _deployer(self) -> Deployer:
+        from cortex.controlplane.deploy import Deployer  # pydantic: see the module's docstring
+
+        return Deployer(
+            settings=self._settings,
+            state=self._state,
+            store=self.store,
+            engine=self._engine,
+            clock=self._clock,
+            inspect=self._inspect,
+            committed=self._wake.set,
+            ingress_url=self._ingress_url,
         )
 
     def deploy(self, name: str, request: DeployRequest, emit: Callable[[DeployProgress], None]) -> DeployResult:
@@ -272,7 +282,14 @@ def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.so
     state = SqliteStateStore(layout.state_file)
     store = ArtifactStore(layout.artifacts)
     node = machine.node_report(LOCAL_NODE)
-    server: uvicorn.Server
+    server: uvicorn.Server | None = None
+    ended = threading.Event()
+
+    def shut_down() -> None:
+        ended.set()
+        if server is not None:
+            server.should_exit = True
+
     plane = ControlPlane(
         settings=settings,
         layout=layout,
@@ -280,14 +297,20 @@ def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.so
         state=state,
         store=store,
         engine=LocalEngine(node),
-        shut_down=lambda: setattr(server, "should_exit", True),
+        shut_down=shut_down,
     )
+    _write_record(settings, layout)
+    plane.start()
+    import uvicorn
+
+    from cortex.controlplane.api import build_app
+
     app = build_app(plane, _token(layout))
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
     )
-    _write_record(settings, layout)
-    plane.start()
+    if ended.is_set():
+        server.should_exit = True
     log.info("control plane %s on port %s", __version__, settings.operator_port)
     try:
         server.run(sockets=[sock])

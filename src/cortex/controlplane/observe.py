@@ -7,6 +7,7 @@ import msgspec
 from cortex.controlplane.world import World
 from cortex.engines.base import Lease, LeaseRequest
 from cortex.planning.model import Desired, LeaseState, SeenLease, SeenNode, Snapshot
+from cortex.wire.reports import AgentReport
 
 SETTLE_LIMIT_S = 30.0
 """After our start, how long a silent node may keep us from acting on the others. Leases on it stay untouched."""
@@ -28,12 +29,13 @@ def observe(world: World) -> Observation:
         desired = world.state.desired(now_wall_s=world.steady_wall_s())
         memory.desired = msgspec.structs.replace(desired, as_of_s=now_s)
         memory.desired_revision = state_revision
-    _pass_on_usage(world)
+    reports = world.agents.reports()
+    _pass_on_usage(world, reports)
     engine_revision = world.engine.revision
     if memory.leases_revision != engine_revision:
         memory.leases = tuple(_seen_lease(lease) for lease in world.engine.leases())
         memory.leases_revision = engine_revision
-    return Observation(desired=memory.desired, seen=_snapshot(world, now_s, memory.leases))
+    return Observation(desired=memory.desired, seen=_snapshot(world, now_s, reports, memory.leases))
 
 
 def look(world: World) -> Observation:
@@ -41,7 +43,7 @@ def look(world: World) -> Observation:
     now_s = world.clock.monotonic_s()
     desired = world.state.desired(now_wall_s=world.steady_wall_s())
     leases = tuple(_seen_lease(lease) for lease in world.engine.leases())
-    return Observation(desired=desired, seen=_snapshot(world, now_s, leases))
+    return Observation(desired=desired, seen=_snapshot(world, now_s, world.agents.reports(), leases))
 
 
 def running_leases(world: World) -> tuple[Lease, ...]:
@@ -57,18 +59,19 @@ def running_leases(world: World) -> tuple[Lease, ...]:
     )
 
 
-def _snapshot(world: World, now_s: float, leases: tuple[SeenLease, ...]) -> Snapshot:
+def _snapshot(
+    world: World, now_s: float, reports: tuple[AgentReport, ...], leases: tuple[SeenLease, ...]
+) -> Snapshot:
     nodes = tuple(
         SeenNode(node=report.node.node, replicas=report.replicas, routes=report.routes, ingress=report.ingress)
-        for report in world.agents.reports()
+        for report in reports
     )
     settled = world.agents.settled or now_s - world.memory.started_s >= SETTLE_LIMIT_S
     return Snapshot(now_s=now_s, nodes=nodes, leases=leases, settled=settled)
 
 
-def _pass_on_usage(world: World) -> None:
+def _pass_on_usage(world: World, reports: tuple[AgentReport, ...]) -> None:
     """Tell the engine what replicas without a memory request use, once for each report."""
-    reports = world.agents.reports()
     now_seen = tuple((report.node.node, report.agent, report.serial) for report in reports)
     if now_seen == world.memory.reports_seen:
         return

@@ -6,6 +6,7 @@ An engine for tests whose misfortunes are settings. It passes the same contract 
 | room takes a while to be granted | `grant_delay_s` |
 | room is refused, for all or for some | `deny` |
 | a lease or a machine is lost | `lose_lease`, `lose_node` |
+| a lease is forgotten | `forget_lease` |
 | a machine comes (back) | `add_node` |
 | demand adds machines, up to a maximum | `new_node`, `max_nodes`, `node_delay_s` |
 | the engine has forgotten everything after a restart of the control plane | `restart` |
@@ -68,6 +69,7 @@ class FakeEngine:
         self._largest = tuple(nodes)
         self._asked_s: dict[ReplicaId, float] = {}
         self._node_due_s: float | None = None
+        self._advanced: object = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -115,6 +117,10 @@ class FakeEngine:
     def lose_lease(self, replica: ReplicaId, reason: str = "the lease was taken away") -> None:
         self._ledger.lose(replica, reason)
 
+    def forget_lease(self, replica: ReplicaId) -> None:
+        """The engine knows nothing of a lease any more; whatever has it goes on running."""
+        self._ledger.release(replica)
+
     def lose_node(self, node: NodeId) -> None:
         self._ledger.remove_node(node, f"node {node} is gone")
 
@@ -140,9 +146,14 @@ class FakeEngine:
         return self.deny(request)
 
     def _advance(self) -> None:
+        """Let everything happen that time, or a changed `deny`, brings about."""
+        moment = (self._clock.monotonic_s(), self.deny, self._ledger.revision)
+        if moment == self._advanced:
+            return
         if any(lease.state is LeaseState.PENDING for lease in self._ledger.leases()):
             self._ledger.place_pending()
             self._add_node_on_demand()
+        self._advanced = (moment[0], self.deny, self._ledger.revision)
 
     def _add_node_on_demand(self) -> None:
         template = self._new_node

@@ -129,24 +129,18 @@ class Ledger:
         A surge goes first since it gives as much room back as it takes. And what a forced rollout has made room for
         must not fall to somebody else.
         """
-        pending = [lease for lease in self.leases() if lease.state is LeaseState.PENDING]
+        pending = [lease for lease in self._leases.values() if lease.state is LeaseState.PENDING]
+        if not pending:
+            return
+        nodes = self.nodes()
         for lease in sorted(pending, key=lambda lease: not lease.request.surge):
             refusal = self._refuse(lease.request)
-            placed = self._placed(lease) if refusal is None else msgspec.structs.replace(lease, reason=refusal)
+            refused = msgspec.structs.replace(lease, reason=refusal or "")
+            placed = _placed(lease, nodes) if refusal is None else refused
             if placed != lease:
                 self._put(placed)
-
-    def _placed(self, lease: Lease) -> Lease:
-        shortages = []
-        for node in self.nodes():
-            shortage = shortage_text(node, lease.request)
-            if shortage is None:
-                return msgspec.structs.replace(lease, state=LeaseState.GRANTED, node=node.node, reason="")
-            shortages.append(shortage)
-        if len(shortages) > NODES_NAMED:
-            more = len(shortages) - NODES_NAMED
-            shortages = [*shortages[:NODES_NAMED], f"and {more} more nodes without room"]
-        return msgspec.structs.replace(lease, reason="; ".join(shortages) or "there is no node")
+                if placed.state is LeaseState.GRANTED:
+                    nodes = self.nodes()
 
     def _mem_bytes(self, request: LeaseRequest) -> int:
         stated = request.resources.mem_bytes
@@ -155,6 +149,20 @@ class Ledger:
     def _put(self, lease: Lease) -> None:
         self._leases[lease.request.replica] = lease
         self.revision += 1
+
+
+def _placed(lease: Lease, nodes: Iterable[Node]) -> Lease:
+    """The lease granted on the first node with room, or with the reason why there is none."""
+    shortages = []
+    for node in nodes:
+        shortage = shortage_text(node, lease.request)
+        if shortage is None:
+            return msgspec.structs.replace(lease, state=LeaseState.GRANTED, node=node.node, reason="")
+        shortages.append(shortage)
+    if len(shortages) > NODES_NAMED:
+        more = len(shortages) - NODES_NAMED
+        shortages = [*shortages[:NODES_NAMED], f"and {more} more nodes without room"]
+    return msgspec.structs.replace(lease, reason="; ".join(shortages) or "there is no node")
 
 
 def shortage_text(node: Node, request: LeaseRequest) -> str | None:

@@ -37,7 +37,7 @@ TABLE = "refusals"
 BULK_BACKEND = "bulk"
 
 DOOR_BUFFER_BYTES = 32768
-"""Buffer of the door. CPU of HAProxy a request, one core, retries on: 17 µs at 16 KiB, 20 at 32, 31 at 64, 65 at 256."""
+"""CPU of HAProxy for a small request that it may retry: 17 µs with buffers of 16 KiB, 20 at 32, 31 at 64, 65 at 256."""
 DOOR_BODY_BYTES = 16384
 """Largest body that the door itself can deliver twice; the rest of its buffer is for the headers."""
 HEADER_ROOM_BYTES = 32768
@@ -257,9 +257,7 @@ def configuration_digest(
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def render_configuration(
-    configuration: WorkerConfiguration, servers: Mapping[int, Sequence[IngressServer]]
-) -> str:
+def render_configuration(configuration: WorkerConfiguration, servers: Mapping[int, Sequence[IngressServer]]) -> str:
     """
     The whole haproxy.cfg.
 
@@ -288,9 +286,7 @@ def _global(configuration: WorkerConfiguration) -> str:
         pool_size=configuration.pool_size,
         digest=configuration.digest,
     )
-    buffer = (
-        DOOR_BUFFER_BYTES if configuration.tier is Tier.DOOR else limits.replay_bytes + HEADER_ROOM_BYTES
-    )
+    buffer = DOOR_BUFFER_BYTES if configuration.tier is Tier.DOOR else limits.replay_bytes + HEADER_ROOM_BYTES
     # HAProxy sizes its fd table as twice the global maxconn; the frontend's own, lower one leaves room for the
     # connections to replicas that idle clients keep.
     maxconn = configuration.max_clients * (2 + KEPT_CONNECTIONS) // 2
@@ -396,9 +392,7 @@ def _pool_defaults(configuration: WorkerConfiguration) -> str:
         '"max_body_bytes":%[var(txn.max_body)],',
     )
     full = _error(503, Refusal.OVERLOADED.value, "every replica is busy and the queue is full")
-    wrong_method = _error(
-        405, Refusal.METHOD_NOT_ALLOWED.value, "this endpoint takes GET, HEAD, POST and OPTIONS"
-    )
+    wrong_method = _error(405, Refusal.METHOD_NOT_ALLOWED.value, "this endpoint takes GET, HEAD, POST and OPTIONS")
     # Without wait-for-body, a request whose body arrives in a later packet than its headers (as most clients send
     # it) goes to the replica in pieces, and HAProxy can then not deliver it again. A body that is too large for
     # that anyway, or must not be delivered again, is not waited for.

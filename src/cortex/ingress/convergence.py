@@ -118,9 +118,7 @@ def steps_between(holdings: Holdings, wanted: Wanted, map_file: str) -> Steps:
     for address, server in wanted.servers.items():
         state = servers.get(address)
         if state is None:
-            add.append(
-                f"add server {address} {escaped('unix@' + server.socket)} maxconn {server.max_connections}"
-            )
+            add.append(f"add server {address} {escaped('unix@' + server.socket)} maxconn {server.max_connections}")
         elif state.max_connections != server.max_connections:
             add.append(f"set maxconn server {address} {server.max_connections}")
         if state is None or not state.in_rotation:

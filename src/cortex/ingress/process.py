@@ -62,6 +62,8 @@ class HaproxyProcess:
     def __init__(self, identity: ProcessIdentity, *, on_exit: Callable[[], None]) -> None:
         self.identity = identity
         self._on_exit = on_exit
+        self.exit_reason = ""
+        """How it ended, in words; empty while it runs, and for one that was not our child."""
         self._exited = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._pidfd = open_pidfd(identity)
@@ -149,7 +151,10 @@ class HaproxyProcess:
     def _note_exit(self) -> None:
         self.close()
         with contextlib.suppress(ChildProcessError):  # an adopted one is not our child
-            os.waitpid(self.pid, os.WNOHANG)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                self.exit_reason = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
         if not self._exited.is_set():
             self._exited.set()
             self._loop.call_soon(self._on_exit)
@@ -163,5 +168,3 @@ def last_words(log: Path, *, limit: int = 2000) -> str:
         return ""
     alarming = [line for line in text.splitlines() if line.startswith(("[ALERT]", "[WARNING]"))]
     return "\n".join(alarming or text.splitlines())[-limit:].strip()
-
-

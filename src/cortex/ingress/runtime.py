@@ -119,9 +119,7 @@ class AdminSocket:
         pid = int(facts.get("Pid", 0))
         if pid != listener_pid:
             raise AdminUnreachable(self.path, f"process {pid} answers for listener {listener_pid}")
-        return WorkerInfo(
-            pid=pid, label=parse_label(facts.get("description", "")), version=facts.get("Version", "")
-        )
+        return WorkerInfo(pid=pid, label=parse_label(facts.get("description", "")), version=facts.get("Version", ""))
 
     async def entries(self, map_file: str) -> dict[str, str]:
         """The map: value by path."""

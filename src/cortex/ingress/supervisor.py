@@ -16,12 +16,10 @@ import contextlib
 import itertools
 import logging
 import os
-import re
 import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -58,7 +56,17 @@ from cortex.ingress.process import HaproxyProcess, find_haproxy, last_words
 from cortex.ingress.routes import SOCKET_PATH_LIMIT_BYTES, IngressRoute, check_unique
 from cortex.ingress.runtime import AdminSocket, SlotRow
 from cortex.ingress.slots import NOWHERE, assign_slots, grown_pool_size
-from cortex.processes import ProcessIdentity, boot_id, write_whole
+from cortex.ingress.workers import (
+    Patience,
+    Worker,
+    WorkerName,
+    WorkerRecord,
+    next_generation,
+    read_record,
+    remove_leftovers,
+    write_record,
+)
+from cortex.processes import boot_id, send_signal, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +82,6 @@ DEAF_AFTER_S = 10.0
 """A worker that runs but has not answered for this long is killed and started again."""
 SETTLED_AFTER_S = 10.0
 """A worker that ran this long had a good start: the next restart is at once."""
-LONGEST_BACKOFF_S = 5.0
 LEAVING_GRACE_S = 120.0
 """A replaced worker may live this much longer than the longest timeout of a route; then its connections are cut."""
 LOG_LIMIT_BYTES = 4 * 2**20
@@ -136,60 +143,6 @@ class IngressStatus(msgspec.Struct, frozen=True):
     last_error: str = ""
 
 
-class _WorkerRecord(msgspec.Struct, frozen=True):
-    """A worker in `ingress.json`."""
-
-    identity: ProcessIdentity
-    tier: Tier
-    generation: int
-
-
-class _Record(msgspec.Struct, frozen=True):
-    """`ingress.json`."""
-
-    workers: tuple[_WorkerRecord, ...] = ()
-    routes: tuple[IngressRoute, ...] = ()
-    boot_id: str = ""
-
-
-@dataclass(eq=False)
-class _Worker:
-    """A running HAProxy and what we know of it."""
-
-    process: HaproxyProcess
-    tier: Tier
-    generation: int
-    layout: int
-    digest: str
-    pool_size: int
-    admin: AdminSocket
-    map_file: str
-    started_s: float
-    holdings: Holdings | None = None
-    """None: to be read again."""
-    leaving_until_s: float | None = None
-    """Set once it no longer listens: when its last connections are cut."""
-    answered_s: float = 0.0
-
-    @property
-    def instance(self) -> str:
-        identity = self.process.identity
-        return f"{identity.pid}-{identity.start_ticks}-{identity.boot_id[:8]}"
-
-
-@dataclass
-class _Patience:
-    """When a tier may be started again."""
-
-    failures: int = 0
-    not_before_s: float = field(default=float("-inf"))
-
-    def note_failure(self, now_s: float) -> None:
-        self.failures += 1
-        delay_s = 0.0 if self.failures == 1 else min(LONGEST_BACKOFF_S, 0.1 * 2 ** (self.failures - 2))
-        self.not_before_s = now_s + delay_s
-
-
 class Ingress:
     """
     The HTTP door of this node.
@@ -232,17 +185,18 @@ class Ingress:
         self._digest = ""
         self._public: list[socket.socket] = []
         self._bulk: socket.socket | None = None
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._routes: tuple[IngressRoute, ...] = ()
         self._slots: dict[ApiKey, int] = {}
         self._vacating: set[int] = set()
-        self._patience = {tier: _Patience() for tier in Tier}
+        self._patience = {tier: Patience() for tier in Tier}
         self._refusals: dict[str, tuple[ApiRefusals, ...]] = {}
         self._reloads = 0
         self._restarts = 0
         self._last_error = ""
         self._shown: IngressStatus | None = None
         self._running = False
+        self._ended = False
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -275,7 +229,7 @@ class Ingress:
                 # What was adopted goes on; only our hold on it is given up, so that start() can be tried again.
                 self._let_go()
                 raise
-            self._running = True
+            self._running, self._ended = True, False
             self._keeper = asyncio.create_task(self._keep(), name="ingress")
         self._show()
 
@@ -417,8 +371,11 @@ class Ingress:
             for worker in list(self._workers):
                 self._forget(worker)
             self._let_go()
+            for known in read_record(self._record_file).workers:
+                send_signal(known.identity, signal.SIGTERM)  # of an earlier life, should start() never have succeeded
             self._bulk_socket.unlink(missing_ok=True)
             self._record_file.unlink(missing_ok=True)
+            self._ended = True
         self._show()
 
     async def detach(self) -> None:
@@ -455,79 +412,81 @@ class Ingress:
 
     async def _ensure_workers(self) -> None:
         self._drop_ended()
-        assignment = assign_slots(
-            (route.api for route in self._routes), self._slots, self._vacating, self._pool_size
-        )
+        assignment = assign_slots((route.api for route in self._routes), self._slots, self._vacating, self._pool_size)
         size = grown_pool_size(self._pool_size, assignment)
         if size != self._pool_size:
             self._pool_size = size
-            assignment = assign_slots(
-                (route.api for route in self._routes), self._slots, self._vacating, size
-            )
+            assignment = assign_slots((route.api for route in self._routes), self._slots, self._vacating, size)
         self._vacating |= set(self._slots.values()) - set(assignment.slots.values())
         self._slots = dict(assignment.slots)
+        down: IngressDown | IngressStartFailed | None = None
         for tier in self._limits.tiers:
             current = self._current(tier)
-            if current is None:
-                await self._start_worker(tier)
-            elif (current.digest, current.pool_size) != (self._digest, self._pool_size):
-                await self._replace(current)
+            try:
+                if current is None:
+                    await self._start_worker(tier)
+                elif (current.digest, current.pool_size) != (self._digest, self._pool_size):
+                    await self._replace(current)
+            except (IngressDown, IngressStartFailed) as error:
+                down = error  # the other tier serves most requests alone
         if not any(worker.tier is Tier.DOOR and worker.leaving_until_s for worker in self._live()):
             # A tier that is no longer wanted serves the old door until that has gone.
             for worker in self._live():
                 if worker.tier not in self._limits.tiers and worker.leaving_until_s is None:
                     await self._retire_worker(worker)
+        if down is not None:
+            raise down
 
     async def _converge(self) -> None:
-        """Give every worker the commands it lacks, all workers one batch at a time."""
+        """
+        Give every worker the commands it lacks, all workers one batch at a time.
+
+        Raises:
+            IngressError: a worker that listens did not take them. Those that did have them.
+        """
         order = {tier: position for position, tier in enumerate(self._limits.tiers)}
-        workers = sorted(self._live(), key=lambda worker: order.get(worker.tier, 0))
-        plans: list[tuple[_Worker, Steps]] = []
-        for worker in workers:
+        plans: list[tuple[Worker, Steps]] = []
+        failed: dict[Worker, IngressError] = {}
+        for worker in sorted(self._live(), key=lambda worker: order.get(worker.tier, 0)):
             try:
                 holdings = await self._holdings(worker)
             except (AdminUnreachable, CommandsRefused) as error:
-                self._note_worker_error(worker, error)
+                failed[worker] = error
                 continue
             wanted = wanted_of(self._routes, self._slots, worker.pool_size)
-            plans.append((worker, steps_between(holdings, wanted, worker.map_file)))
-        # Whoever passes requests on knows a route last and forgets it first.
+            plans.append((worker, steps_between(holdings, wanted, worker.name.map_file)))
+            worker.holdings = None  # until everything is known to have been carried out
+        # Whoever passes requests on hears of a route last and forgets it first.
         batches = [
             *((worker, steps.add) for worker, steps in plans),
             *((worker, steps.point) for worker, steps in plans),
             *((worker, steps.unpoint) for worker, steps in reversed(plans)),
             *((worker, steps.retire) for worker, steps in reversed(plans)),
         ]
-        for worker, _ in plans:
-            worker.holdings = None  # until everything is known to have been carried out
-        failed: set[_Worker] = set()
         for worker, commands in batches:
-            if worker not in failed and commands:
+            if commands and worker not in failed:
                 try:
                     await worker.admin.run(commands)
+                    worker.answered_s = self._clock.monotonic_s()
                 except (AdminUnreachable, CommandsRefused) as error:
-                    failed.add(worker)
-                    self._note_worker_error(worker, error)
+                    failed[worker] = error
         for worker, steps in plans:
             if worker not in failed:
                 worker.holdings = steps.outcome
+        for worker, problem in failed.items():
+            if worker.leaving_until_s is None:
+                raise problem
+            self._note_error(problem)  # it may be on its way out
 
-    def _note_worker_error(self, worker: _Worker, error: IngressError) -> None:
-        """A current worker must take its commands; one that is leaving may be on its way out."""
-        worker.holdings = None
-        if worker.leaving_until_s is None:
-            raise error
-        self._note_error(error)
-
-    async def _holdings(self, worker: _Worker) -> Holdings:
+    async def _holdings(self, worker: Worker) -> Holdings:
         if worker.holdings is None:
-            worker.holdings = await worker.admin.holdings(worker.map_file)
+            worker.holdings = await worker.admin.holdings(worker.name.map_file)
             worker.answered_s = self._clock.monotonic_s()
         return worker.holdings
 
     # ---- workers ------------------------------------------------------------------------------------------------
 
-    async def _start_worker(self, tier: Tier) -> _Worker:
+    async def _start_worker(self, tier: Tier) -> Worker:
         """
         Start a worker with everything that is wanted already in its configuration.
 
@@ -543,25 +502,24 @@ class Ingress:
                 after_s=patience.not_before_s - now_s,
             )
         listeners = self._listeners(tier)
-        generation = self._next_generation()
-        name = f"{tier.value}-{generation}"
-        admin = AdminSocket(self._sockets / f"h-{name}.sock")
+        name = WorkerName(tier=tier, generation=next_generation(self._directory, self._workers))
+        admin = AdminSocket(self._sockets / name.admin_socket)
         configuration = WorkerConfiguration(
             tier=tier,
-            generation=generation,
+            generation=name.generation,
             digest=self._digest,
             binds=tuple(handover.bind_argument(listener) for listener in listeners),
             admin_socket=admin.path,
-            map_file=f"{name}.map",
+            map_file=name.map_file,
             bulk_socket=self._bulk_socket,
             pool_size=self._pool_size,
             max_clients=self._clients,
             limits=self._limits,
         )
         wanted = wanted_of(self._routes, self._slots, self._pool_size)
-        config = self._directory / f"{name}.cfg"
+        config = self._directory / name.config_file
         write_whole(config, render_configuration(configuration, wanted.by_slot()).encode())
-        write_whole(self._directory / configuration.map_file, render_map(wanted.entries).encode())
+        write_whole(self._directory / name.map_file, render_map(wanted.entries).encode())
 
         with handover.Lender(self._sockets / "h-lend.sock", listeners) as lender:
             process = HaproxyProcess.start(
@@ -569,19 +527,18 @@ class Ingress:
                 config,
                 lender=lender.path,
                 directory=self._directory,
-                log=self._directory / f"{name}.log",
+                log=self._directory / name.log_file,
                 on_exit=self._wake.set,
             )
-            worker = _Worker(
+            worker = Worker(
                 process=process,
-                tier=tier,
-                generation=generation,
+                name=name,
                 layout=LAYOUT,
                 digest=self._digest,
                 pool_size=self._pool_size,
                 admin=admin,
-                map_file=configuration.map_file,
                 started_s=now_s,
+                answered_s=now_s,
                 holdings=wanted.holdings(),
             )
             try:
@@ -594,16 +551,16 @@ class Ingress:
                 process.close()
                 if isinstance(error, AdminUnreachable):
                     patience.note_failure(self._clock.monotonic_s())
-                    failure = IngressStartFailed(config, last_words(self._directory / f"{name}.log"))
+                    failure = IngressStartFailed(config, last_words(self._directory / name.log_file))
                     self._note_error(failure)
                     raise failure from error
                 raise
         worker.answered_s = self._clock.monotonic_s()
         self._workers.append(worker)
-        log.info("haproxy %s runs as pid %d, %d slots", name, process.pid, self._pool_size)
+        log.info("haproxy %s runs as pid %d with %d slots", name, process.pid, self._pool_size)
         return worker
 
-    async def _answering(self, worker: _Worker) -> None:
+    async def _answering(self, worker: Worker) -> None:
         """
         Raises:
             AdminUnreachable: the worker ended, or did not answer in time.
@@ -620,14 +577,14 @@ class Ingress:
             if await worker.process.wait(0.005):
                 raise AdminUnreachable(worker.admin.path, "the process ended")
 
-    async def _replace(self, old: _Worker) -> None:
+    async def _replace(self, old: Worker) -> None:
         """Start a successor beside a worker, then let the old one finish what it has."""
         await self._start_worker(old.tier)
         self._reloads += 1
         await self._retire_worker(old)
-        log.info("haproxy %s-%d is replaced and finishes what it has", old.tier.value, old.generation)
+        log.info("haproxy %s is replaced and finishes what it has", old.name)
 
-    async def _retire_worker(self, worker: _Worker) -> None:
+    async def _retire_worker(self, worker: Worker) -> None:
         worker.leaving_until_s = self._clock.monotonic_s() + self._leaving_s()
         try:
             # Not SIGUSR1, with which it would close its admin socket too: it still needs to hear of every change.
@@ -654,40 +611,34 @@ class Ingress:
                     patience.failures = 0
                 patience.note_failure(now_s)
                 self._restarts += 1
-                words = last_words(self._directory / f"{worker.tier.value}-{worker.generation}.log", limit=500)
-                self._note_error(
-                    IngressError(f"haproxy {worker.tier.value} (pid {worker.process.pid}) ended by itself. {words}")
-                )
+                kept = self._directory / f"{worker.tier.value}-ended.log"
+                with contextlib.suppress(OSError):
+                    (self._directory / worker.name.log_file).replace(kept)
+                reason = worker.process.exit_reason or "nobody knows why"
+                self._note_error(IngressError(f"haproxy {worker.name} ended by itself ({reason}); see {kept}"))
             self._forget(worker)
 
-    def _forget(self, worker: _Worker) -> None:
+    def _forget(self, worker: Worker) -> None:
         worker.process.close()
         if worker in self._workers:
             self._workers.remove(worker)
         worker.admin.path.unlink(missing_ok=True)
-        for suffix in ("cfg", "map", "log"):
-            (self._directory / f"{worker.tier.value}-{worker.generation}.{suffix}").unlink(missing_ok=True)
+        for file in (worker.name.config_file, worker.name.map_file, worker.name.log_file):
+            (self._directory / file).unlink(missing_ok=True)
         self._write_record()
 
-    def _current(self, tier: Tier) -> _Worker | None:
+    def _current(self, tier: Tier) -> Worker | None:
         found = [w for w in self._live() if w.tier is tier and w.leaving_until_s is None]
-        return max(found, key=lambda worker: worker.generation, default=None)
+        return max(found, key=lambda worker: worker.name.generation, default=None)
 
-    def _live(self) -> list[_Worker]:
+    def _live(self) -> list[Worker]:
         return [worker for worker in self._workers if worker.process.alive()]
-
-    def _next_generation(self) -> int:
-        taken = [worker.generation for worker in self._workers]
-        for file in self._directory.iterdir():
-            if match := re.fullmatch(r"(?:door|bulk)-(\d+)\.\w+", file.name):
-                taken.append(int(match[1]))
-        return max(taken, default=0) + 1
 
     # ---- adoption -----------------------------------------------------------------------------------------------
 
     async def _recover(self) -> None:
         """Find the workers of an earlier life, take back the listening sockets, and read what is routed."""
-        record = self._read_record()
+        record = read_record(self._record_file)
         self._routes = record.routes
         if record.boot_id != boot_id():
             # After a reboot no socket of then answers; the paths are still known, and callers are told to come back.
@@ -695,7 +646,7 @@ class Ingress:
         found = [worker for known in record.workers if (worker := await self._adopted(known)) is not None]
         self._workers = [worker for worker in found if worker.layout == LAYOUT]
         strangers = [worker for worker in found if worker.layout != LAYOUT]
-        self._recover_files(found)
+        remove_leftovers(self._directory, self._sockets, found)
         surplus = await self._recover_listeners(found)
         self._digest = configuration_digest(
             {tier: [handover.bind_argument(li) for li in self._listeners(tier)] for tier in self._limits.tiers},
@@ -705,7 +656,7 @@ class Ingress:
             self._version,
         )
         await self._recover_slots()
-        self._patience = {tier: _Patience() for tier in Tier}
+        self._patience = {tier: Patience() for tier in Tier}
         await self._settle()
         for worker in strangers:
             # Of another version of ours: it cannot be given commands, so it finishes with what it knows.
@@ -714,14 +665,14 @@ class Ingress:
         for listener in surplus:
             _stop_listening(listener)
 
-    async def _adopted(self, known: _WorkerRecord) -> _Worker | None:
+    async def _adopted(self, known: WorkerRecord) -> Worker | None:
         """The worker of a record, if it still runs and answers; one that runs and does not answer is killed."""
         process = HaproxyProcess(known.identity, on_exit=self._wake.set)
         if not process.alive():
             process.close()
             return None
-        name = f"{known.tier.value}-{known.generation}"
-        admin = AdminSocket(self._sockets / f"h-{name}.sock")
+        name = known.name
+        admin = AdminSocket(self._sockets / name.admin_socket)
         try:
             info = await admin.info()
             frontend = await admin.frontend()
@@ -736,33 +687,19 @@ class Ingress:
             return None
         now_s = self._clock.monotonic_s()
         log.info("haproxy %s found running as pid %d", name, process.pid)
-        return _Worker(
+        return Worker(
             process=process,
-            tier=known.tier,
-            generation=known.generation,
+            name=name,
             layout=info.label.layout if info.label else 0,
             digest=info.label.digest if info.label else "",
             pool_size=info.label.pool_size if info.label else 0,
             admin=admin,
-            map_file=f"{name}.map",
             started_s=now_s,
             answered_s=now_s,
             leaving_until_s=None if frontend.listening else now_s + self._leaving_s(),
         )
 
-    def _recover_files(self, found: Sequence[_Worker]) -> None:
-        """Remove what workers left behind that are gone."""
-        kept = {f"{worker.tier.value}-{worker.generation}" for worker in found}
-        for file in self._directory.iterdir():
-            match = re.fullmatch(r"((?:door|bulk)-\d+)\.(?:cfg|map|log)", file.name)
-            if match and match[1] not in kept:
-                file.unlink(missing_ok=True)
-        for file in self._sockets.iterdir():
-            match = re.fullmatch(r"h-((?:door|bulk)-\d+)\.sock(?:\.\d+\.tmp)?", file.name)
-            if match and match[1] not in kept:
-                file.unlink(missing_ok=True)
-
-    async def _recover_listeners(self, found: Sequence[_Worker]) -> list[socket.socket]:
+    async def _recover_listeners(self, found: Sequence[Worker]) -> list[socket.socket]:
         """
         Take the listening sockets back from the workers that hold them, and bind those that nobody holds.
 
@@ -770,7 +707,7 @@ class Ingress:
             Public sockets that are not wanted any more.
         """
         surplus: list[socket.socket] = []
-        for worker in sorted(found, key=lambda worker: worker.generation, reverse=True):
+        for worker in sorted(found, key=lambda worker: worker.name.generation, reverse=True):
             try:
                 borrowed = await asyncio.to_thread(handover.borrowed, worker.admin.path)
             except AdminUnreachable as error:
@@ -808,7 +745,7 @@ class Ingress:
 
     async def _recover_slots(self) -> None:
         """Read who has which slot from the youngest door, and which slots are still in use from all."""
-        workers = sorted(self._workers, key=lambda worker: (worker.tier is Tier.DOOR, worker.generation))
+        workers = sorted(self._workers, key=lambda worker: (worker.tier is Tier.DOOR, worker.name.generation))
         for worker in workers:
             self._pool_size = max(self._pool_size, worker.pool_size)
             holdings = await self._holdings(worker)
@@ -825,25 +762,8 @@ class Ingress:
         self._slots = {api: slot for slot, api in owners.items()}
         self._vacating -= set(owners)
 
-    def _read_record(self) -> _Record:
-        try:
-            return msgspec.json.decode(self._record_file.read_bytes(), type=_Record)
-        except FileNotFoundError:
-            return _Record()
-        except (OSError, msgspec.MsgspecError, ValueError) as error:
-            log.warning("%s cannot be read and is ignored: %s", self._record_file, error)
-            return _Record()
-
-    def _write_record(self, starting: _Worker | None = None) -> None:
-        workers = [*self._workers, *([starting] if starting else [])]
-        record = _Record(
-            workers=tuple(
-                _WorkerRecord(identity=w.process.identity, tier=w.tier, generation=w.generation) for w in workers
-            ),
-            routes=self._routes,
-            boot_id=boot_id(),
-        )
-        write_whole(self._record_file, msgspec.json.encode(record))
+    def _write_record(self, *starting: Worker) -> None:
+        write_record(self._record_file, [*self._workers, *starting], self._routes)
 
     # ---- in the background --------------------------------------------------------------------------------------
 
@@ -886,7 +806,7 @@ class Ingress:
             self._cap_log(worker)
         await self._release_slots()
 
-    async def _delete_retired(self, worker: _Worker) -> None:
+    async def _delete_retired(self, worker: Worker) -> None:
         """Delete servers that left rotation and have nothing connected to them any more."""
         holdings = await self._holdings(worker)
         if not holdings.retired:
@@ -897,7 +817,7 @@ class Ingress:
             servers={address: state for address, state in holdings.servers.items() if address not in gone},
         )
 
-    async def _end_if_left(self, worker: _Worker) -> None:
+    async def _end_if_left(self, worker: Worker) -> None:
         """End a replaced worker once its last client has gone or its time is up."""
         if worker.leaving_until_s is None:
             return
@@ -922,7 +842,7 @@ class Ingress:
             used |= {row.slot for row in await worker.admin.slots(slots) if row.requests}
         self._vacating &= used
 
-    async def _probe(self, worker: _Worker) -> None:
+    async def _probe(self, worker: Worker) -> None:
         """Kill a worker that runs but does not answer."""
         now_s = self._clock.monotonic_s()
         if now_s - worker.answered_s < WATCH_S or not worker.process.alive():
@@ -938,9 +858,9 @@ class Ingress:
                 await worker.process.wait(5.0)
                 self._wake.set()
 
-    def _cap_log(self, worker: _Worker) -> None:
+    def _cap_log(self, worker: Worker) -> None:
         """HAProxy writes a few lines for every server that comes or goes, for as long as it runs."""
-        file = self._directory / f"{worker.tier.value}-{worker.generation}.log"
+        file = self._directory / worker.name.log_file
         with contextlib.suppress(OSError):
             if file.stat().st_size > LOG_LIMIT_BYTES:
                 os.truncate(file, 0)
@@ -956,6 +876,8 @@ class Ingress:
 
     async def _is_quiet(self, server: str) -> bool:
         self._require_out_of_rotation(server)
+        if not self._running:
+            return self._ended  # a worker that was not adopted yet may still send it requests
         for worker in self._live():
             try:
                 holdings = await self._holdings(worker)
@@ -979,7 +901,7 @@ class Ingress:
                 requests += sum(row.requests for row in await worker.admin.slots())
         return requests
 
-    async def _remember_refusals(self, worker: _Worker) -> None:
+    async def _remember_refusals(self, worker: Worker) -> None:
         rows = await worker.admin.refusals()
         self._refusals[worker.instance] = tuple(
             ApiRefusals(instance=worker.instance, api=ApiKey(row.api), counts=row.counts) for row in rows
@@ -1029,7 +951,7 @@ class Ingress:
         self._vacating = set()
 
     @contextlib.contextmanager
-    def _noting_errors(self, worker: _Worker) -> Iterator[None]:
+    def _noting_errors(self, worker: Worker) -> Iterator[None]:
         """What one worker fails to do must not keep the others from it."""
         try:
             yield

@@ -44,10 +44,8 @@ ENDED_SUFFIX = ".ended"
 """Of a renamed file."""
 _NAME = re.compile(r"([^./]+\.[^./]+\.[^./]+\.\d+)\.(\d+)\.json")
 """A replica's id and the attempt."""
-_TEMPORARYENDED_SUFFIX = ".ended"
-"""Of a renamed file."""
-_NAME = re.compile(r"\.(.+)\.\d+\.tmp")
-"""What `processes.write_whole` leaves of a file when it is killed."""
+_TEMPORARY_NAME = re.compile(r"\.(.+)\.\d+\.tmp")
+"""What `processes.write_whole` leaves of a file when its process is killed."""
 _decode = msgspec.json.Decoder(StatsFile).decode
 
 
@@ -136,7 +134,8 @@ class Collector:
         try:
             os.rename(f"{self._folder}/{file.name}", f"{self._folder}/{ended.name}")
         except OSError as error:
-            file.warn(f"cannot be renamed ({error.strerror})")
+            if error.errno != errno.ENOENT:
+                file.warn(f"cannot be renamed ({error.strerror})")
             return file
         del self._files[file.name]
         self._files[ended.name] = ended

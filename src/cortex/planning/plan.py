@@ -252,8 +252,8 @@ def _marks(wanted: WantedApi, decision: Decision) -> Iterator[Action]:
     goal = decision.goal
     if goal is None or goal.revision != wanted.build.revision:
         return
-    ready = sum(slot.ready and not slot.lost for slot in decision.news)
-    alone = not decision.olds
+    ready = sum(slot.ready and not slot.lost for slot in decision.stay if decision.is_new(slot))
+    alone = all(decision.is_new(slot) for slot in decision.stay)
     as_full_as_can_be = (
         alone and ready >= max(1, decision.floor, wanted.min_replicas) and not decision.leave and not decision.add
     )

@@ -17,11 +17,12 @@ but the surge, so whatever else is missing meanwhile is filled up with the old b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
-from cortex.ids import ReplicaId, replica_id
+from cortex.ids import ApiKey, ReplicaId, replica_id
 from cortex.planning.model import WantedApi
 from cortex.planning.slots import Slot, SlotState, of_revision
 from cortex.wire.build import BuildSpec
@@ -64,15 +65,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
                 return build
         return None
 
-    @property
-    def news(self) -> tuple[Slot, ...]:
-        """Replicas of the goal that stay."""
-        return tuple(slot for slot in self.stay if self.build_of(slot) is self.goal)
-
-    @property
-    def olds(self) -> tuple[Slot, ...]:
-        """All others that stay."""
-        return tuple(slot for slot in self.stay if self.build_of(slot) is not self.goal)
+    def is_new(self, slot: Slot) -> bool:
+        """Whether a slot runs the goal."""
+        return self.goal is not None and self.build_of(slot) is self.goal
 
 
 def decide(
@@ -92,148 +87,25 @@ def decide(
     goal, fallback = goal_and_fallback(wanted)
     if goal is None:
         draining = tuple(slot for slot in slots if slot.state is SlotState.DRAINING)
-        return Decision(goal=None, draining=draining, leave=tuple(slot for slot in slots if slot not in draining))
-    n = wanted.replicas
-
-    # Sort the slots. Strangers and other builds matter only while they answer requests.
-    news: list[Slot] = []
-    olds: list[Slot] = []
-    lost: list[Slot] = []
-    draining_slots: list[Slot] = []
-    leave: list[Slot] = []
-    for slot in slots:
-        if slot.state is SlotState.DRAINING:
-            draining_slots.append(slot)
-        elif slot.drained:
-            leave.append(slot)
-        elif slot.lost:
-            lost.append(slot)
-        elif of_revision(slot, goal.revision) and not slot.stranger:
-            news.append(slot)
-        elif (fallback is not None and of_revision(slot, fallback.revision) and not slot.stranger) or (
-            slot.ready and slot.routed
-        ):
-            olds.append(slot)
-        else:
-            leave.append(slot)
-
-    def returns(slot: Slot) -> bool:
-        """It has served, and will again in a moment."""
-        return not slot.ready and not slot.placing and slot.has_been_ready and not wait_left_s(slot)
-
-    def worth(slot: Slot) -> tuple[int, bool, bool, int, int]:
-        """Best first: ready (routed, busiest), then how far it has come, then ordinal."""
-        in_flight = slot.report.in_flight if slot.report else 0
-        foreign = slot.stranger or not (
-            of_revision(slot, goal.revision) or (fallback is not None and of_revision(slot, fallback.revision))
-        )
-        return _rank(slot, wait_left_s), foreign, not slot.routed, -in_flight, slot.ordinal
-
-    news.sort(key=worth)
-    olds.sort(key=worth)
-    stay, spare_news = news[:n], news[n:]
-    proven = any(slot.ready for slot in news)
-
-    # Old replicas: as many stay as the goal does not make up for yet.
-    placed_olds = [slot for slot in olds if not slot.placing]
-    pending_olds = [slot for slot in olds if slot.placing]
-    swaps = 0
-    if proven:
-        # What could not be placed may as well wait for room as a replica of the goal.
-        swaps = min(len(pending_olds), n - len(stay))
-        leave += pending_olds
-        pending_olds = []
-    else:
-        room = max(0, n - len(placed_olds))
-        leave += pending_olds[room:]
-        pending_olds = pending_olds[:room]
-    unplaced = sum(slot.placing and not slot.surge for slot in stay) + len(pending_olds)
-    floor = max(0, n - unplaced)
-    ready = sum(slot.ready for slot in (*news, *placed_olds))
-    steady = sum(slot.ready or returns(slot) for slot in stay)
-    keep_olds = max(0, floor - steady)
-    spare_olds = placed_olds[keep_olds:]
-    stay += placed_olds[:keep_olds]
-    stay += pending_olds
-
-    # Those to spare go, worst first; a ready one only while the ready ones left are more than the floor.
-    for slot in (*reversed(spare_olds), *reversed(spare_news)):
-        if slot.ready and ready > floor:
-            ready -= 1
-            leave.append(slot)
-        elif not slot.ready and not (slot in spare_olds and returns(slot) and ready < floor):
-            leave.append(slot)
-        else:
-            stay.append(slot)
-    for slot in lost:
-        if slot.ready and ready < floor:
-            stay.append(slot)  # it answers as long as it lives, and its place is filled up all the same
-        else:
-            leave.append(slot)
-
-    # Room: settle the surge, fill up what is missing, and ask for the next surge.
-    usable = [slot for slot in stay if not slot.lost]
-    own = [slot for slot in usable if slot in news]
-    others = [slot for slot in usable if slot not in news]
-    surges = [slot for slot in own if slot.surge]
-    hopeless = fallback_fails and not ready and all(_fails(slot, wait_left_s) for slot in others)
-    missing = n - (len(usable) - len(surges)) - swaps
-    settle: list[Slot] = []
-    for slot in surges:
-        if missing > 0 and (slot.ready or not others or wanted.force or hopeless):
-            missing -= 1
-            if not slot.placing:
-                settle.append(slot)
+        leave = tuple(slot for slot in slots if slot.state is not SlotState.DRAINING)
+        return Decision(goal=None, draining=draining, leave=leave)
+    case = _Case(wanted, goal, fallback, wait_left_s, fallback_fails)
+    groups = _grouped(case, slots)
+    staying = _who_stays(case, groups)
+    room = _room(case, staying, draining=len(groups.draining))
+    ousted = _ousted(case, staying, room, quiet=not staying.leave and not groups.draining)
+    stay = (*staying.news, *staying.olds, *staying.lost)
     used = {slot.replica for slot in slots}
-    add: list[Addition] = []
-
-    def addition(build: BuildSpec, *, surge: bool = False) -> Addition:
-        replica = _unused(wanted, build, used)
-        used.add(replica)
-        return Addition(replica=replica, build=build, surge=surge)
-
-    if proven or fallback is None:
-        missing = min(missing + swaps, n - len(own))
-        add += [addition(goal) for _ in range(missing)]
-    else:
-        add += [addition(fallback) for _ in range(missing)]
-    total = len(usable) + len(add) + len(leave) + len(draining_slots)
-    in_progress = len(own) + sum(new.build is goal for new in add)
-    if others and not surges and in_progress < n and total < n + SURGE:
-        add.append(addition(goal, surge=True))
-
-    # No room for the surge: nothing changes, unless a gap is accepted or there is nothing to lose.
-    notes: list[str] = []
-    stuck = [slot for slot in surges if slot.placing]
-    if stuck and others:
-        reason = stuck[0].lease.reason if stuck[0].lease else ""
-        quiet = not leave and not draining_slots and all(slot.ready for slot in own if slot not in stuck)
-        if wanted.force or hopeless:
-            victims = [slot for slot in others if not slot.placing]
-            if quiet and victims:
-                victim = max(victims, key=worth)
-                stay.remove(victim)
-                leave.append(victim)
-        else:
-            notes.append(
-                f"no room for one more replica beside the {len(others)} that serve ({reason}); nothing changes until "
-                "there is, or until a deploy with --force, which stops one first"
-            )
-    plainly_pending = [slot for slot in stay if slot.placing and not slot.surge]
-    if plainly_pending:
-        reason = plainly_pending[0].lease.reason if plainly_pending[0].lease else ""
-        notes.append(f"no room for {len(plainly_pending)} of {n} replicas ({reason})")
-
     return Decision(
         goal=goal,
         fallback=fallback,
-        stay=tuple(stay),
-        leave=tuple(leave),
-        draining=tuple(draining_slots),
-        settle=tuple(settle),
-        add=tuple(add),
-        floor=floor,
-        notes=tuple(notes),
+        stay=tuple(slot for slot in stay if slot is not ousted),
+        leave=tuple(staying.leave if ousted is None else [*staying.leave, ousted]),
+        draining=tuple(groups.draining),
+        settle=tuple(room.settle),
+        add=tuple(_additions(wanted.api, room, used)),
+        floor=staying.floor,
+        notes=tuple(_notes(case, staying, room)),
     )
 
 
@@ -246,29 +118,229 @@ def goal_and_fallback(wanted: WantedApi) -> tuple[BuildSpec | None, BuildSpec | 
     return wanted.build, wanted.serving
 
 
-def _rank(slot: Slot, wait_left_s: Callable[[Slot], float]) -> int:
-    """How far a slot has come; 0 is best. Those that failed go before those that start."""
-    match slot.state:
-        case SlotState.READY:
-            return 0
-        case SlotState.STARTING:
-            phase = slot.report.phase if slot.report else Phase.STARTING
-            return {Phase.WARMING: 1, Phase.LOADING: 2}.get(phase, 3)
-        case SlotState.WAITING:
-            return 4
-        case SlotState.EXITED:
-            return 6 if wait_left_s(slot) else 5
-        case _:
-            return 7
+@dataclass(frozen=True)
+class _Case:
+    """What is decided on, and how slots are judged."""
+
+    wanted: WantedApi
+    goal: BuildSpec
+    fallback: BuildSpec | None
+    wait_left_s: Callable[[Slot], float]
+    fallback_fails: bool
+
+    def returns(self, slot: Slot) -> bool:
+        """It has served, and will again in a moment."""
+        return not slot.ready and not slot.placing and slot.has_been_ready and not self.wait_left_s(slot)
+
+    def fails(self, slot: Slot) -> bool:
+        """It is not up and not coming up."""
+        return slot.placing or (slot.state is SlotState.EXITED and self.wait_left_s(slot) > 0)
+
+    def is_foreign(self, slot: Slot) -> bool:
+        """It runs neither the goal nor what serves meanwhile: it cannot be started again."""
+        builds = (self.goal, self.fallback)
+        return slot.stranger or not any(b is not None and of_revision(slot, b.revision) for b in builds)
+
+    def worth(self, slot: Slot) -> tuple[int, bool, bool, int, int]:
+        """Sorts the best first: ready (ours, routed, busiest), then how far it has come, then by ordinal."""
+        in_flight = slot.report.in_flight if slot.report else 0
+        return self._rank(slot), self.is_foreign(slot), not slot.routed, -in_flight, slot.ordinal
+
+    def _rank(self, slot: Slot) -> int:
+        """How far a slot has come; 0 is best. Those that ended are worth less than those that start."""
+        match slot.state:
+            case SlotState.READY:
+                return 0
+            case SlotState.STARTING:
+                phase = slot.report.phase if slot.report else Phase.STARTING
+                return {Phase.WARMING: 1, Phase.LOADING: 2}.get(phase, 3)
+            case SlotState.WAITING:
+                return 4
+            case SlotState.EXITED:
+                return 6 if self.wait_left_s(slot) else 5
+            case _:
+                return 7
 
 
-def _fails(slot: Slot, wait_left_s: Callable[[Slot], float]) -> bool:
-    return slot.placing or (slot.state is SlotState.EXITED and wait_left_s(slot) > 0)
+@dataclass
+class _Groups:
+    """The slots of an api by what they are to a rollout; the best of each group first."""
+
+    news: list[Slot] = field(default_factory=list)
+    olds: list[Slot] = field(default_factory=list)
+    lost: list[Slot] = field(default_factory=list)
+    draining: list[Slot] = field(default_factory=list)
+    useless: list[Slot] = field(default_factory=list)
 
 
-def _unused(wanted: WantedApi, build: BuildSpec, used: Iterable[ReplicaId]) -> ReplicaId:
-    """The replica id with the lowest ordinal that no slot has."""
-    ordinal = 0
-    while (name := replica_id(wanted.api, build.revision, ordinal)) in used:
-        ordinal += 1
-    return name
+def _grouped(case: _Case, slots: Sequence[Slot]) -> _Groups:
+    groups = _Groups()
+    fallback = case.fallback
+    for slot in slots:
+        if slot.state is SlotState.DRAINING:
+            groups.draining.append(slot)
+        elif slot.drained:
+            groups.useless.append(slot)
+        elif slot.lost:
+            groups.lost.append(slot)
+        elif of_revision(slot, case.goal.revision) and not slot.stranger:
+            groups.news.append(slot)
+        elif fallback is not None and of_revision(slot, fallback.revision) and not slot.stranger:
+            groups.olds.append(slot)
+        elif slot.ready and slot.routed:
+            groups.olds.append(slot)  # nobody's any more, but it answers requests until others do
+        else:
+            groups.useless.append(slot)
+    if len(groups.news) > 1:
+        groups.news.sort(key=case.worth)
+    if len(groups.olds) > 1:
+        groups.olds.sort(key=case.worth)
+    return groups
+
+
+@dataclass
+class _Staying:
+    """Who stays and who leaves, before any room is asked for."""
+
+    news: list[Slot]
+    olds: list[Slot]
+    lost: list[Slot]
+    """They answer as long as they live; their places are filled up all the same."""
+    leave: list[Slot]
+    floor: int
+    ready: int
+    """Ready ones that stay, without the lost."""
+    proven: bool
+    """A replica of the goal is or was just ready."""
+    swaps: int
+    """Old replicas that nowhere had room: as many of the goal may wait for it instead."""
+
+
+def _who_stays(case: _Case, groups: _Groups) -> _Staying:
+    n = case.wanted.replicas
+    news, spare_news = groups.news[:n], groups.news[n:]
+    proven = any(slot.ready for slot in groups.news)
+    placed_olds = [slot for slot in groups.olds if not slot.placing]
+    pending_olds = [slot for slot in groups.olds if slot.placing]
+    keep_pending = 0 if proven else max(0, n - len(placed_olds))
+    swaps = min(len(pending_olds), n - len(news)) if proven else 0
+    leave = [*groups.useless, *pending_olds[keep_pending:]]
+    pending_olds = pending_olds[:keep_pending]
+
+    unplaced = sum(slot.placing and not slot.surge for slot in news) + len(pending_olds)
+    floor = max(0, n - unplaced)
+    ready = sum(slot.ready for slot in groups.news) + sum(slot.ready for slot in placed_olds)
+    # Old replicas stay as far as the goal does not make up for them yet.
+    steady = sum(slot.ready or case.returns(slot) for slot in news)
+    keep = max(0, floor - steady)
+    olds = placed_olds[:keep]
+    # Of the others the worst go first, a ready one only while those left are more than the floor.
+    for slot in reversed(placed_olds[keep:]):
+        if ready > floor if slot.ready else not (case.returns(slot) and ready < floor):
+            leave.append(slot)
+            ready -= slot.ready
+        else:
+            olds.append(slot)
+    for slot in reversed(spare_news):
+        if not slot.ready or ready > floor:
+            leave.append(slot)
+            ready -= slot.ready
+        else:
+            news.append(slot)
+    lost = [slot for slot in groups.lost if slot.ready and ready < floor]
+    leave += [slot for slot in groups.lost if not (slot.ready and ready < floor)]
+    return _Staying(
+        news=news,
+        olds=[*olds, *pending_olds],
+        lost=lost,
+        leave=leave,
+        floor=floor,
+        ready=ready,
+        proven=proven,
+        swaps=swaps,
+    )
+
+
+@dataclass
+class _Room:
+    """What is to be asked for."""
+
+    settle: list[Slot] = field(default_factory=list)
+    add: list[BuildSpec] = field(default_factory=list)
+    surge: BuildSpec | None = None
+    stuck: Slot | None = None
+    """The surge that is asked for and has no room."""
+    hopeless: bool = False
+    """Nothing serves, and what served does not come up by itself: there is nothing to lose."""
+
+
+def _room(case: _Case, staying: _Staying, *, draining: int) -> _Room:
+    """Settle the surge, fill up what is missing, ask for the next surge."""
+    n = case.wanted.replicas
+    news, olds = staying.news, staying.olds
+    surges = [slot for slot in news if slot.surge]
+    hopeless = case.fallback_fails and not staying.ready and all(case.fails(slot) for slot in olds)
+    missing = n - (len(news) + len(olds) - len(surges)) - staying.swaps
+    settle = []
+    for slot in surges:
+        # An unproven surge counts for nothing, unless it is all there will be.
+        if missing > 0 and (slot.ready or not olds or case.wanted.force or hopeless):
+            missing -= 1
+            if not slot.placing:
+                settle.append(slot)
+    if staying.proven or case.fallback is None:
+        add = [case.goal] * min(missing + staying.swaps, n - len(news))
+    else:
+        add = [case.fallback] * missing
+    total = len(news) + len(olds) + len(add) + len(staying.leave) + draining
+    underway = len(news) + sum(build is case.goal for build in add)
+    wants_surge = bool(olds) and not surges and underway < n and total < n + SURGE
+    return _Room(
+        settle=settle,
+        add=add,
+        surge=case.goal if wants_surge else None,
+        stuck=next((slot for slot in surges if slot.placing), None) if olds else None,
+        hopeless=hopeless,
+    )
+
+
+def _ousted(case: _Case, staying: _Staying, room: _Room, *, quiet: bool) -> Slot | None:
+    """
+    The old replica that has to make room for a surge that gets none, one after the other.
+
+    Only if a gap is accepted or there is nothing to lose; else nothing changes until there is room.
+    """
+    if room.stuck is None or not (case.wanted.force or room.hopeless):
+        return None
+    if not quiet or not all(slot.ready or slot is room.stuck for slot in staying.news):
+        return None
+    placed = [slot for slot in staying.olds if not slot.placing]
+    return max(placed, key=case.worth, default=None)
+
+
+def _additions(api: ApiKey, room: _Room, used: set[ReplicaId]) -> Iterator[Addition]:
+    """Names for what is added: the lowest ordinals that no slot has."""
+    wanted = [(build, False) for build in room.add]
+    if room.surge is not None:
+        wanted.append((room.surge, True))
+    for build, surge in wanted:
+        ordinal = 0
+        while (name := replica_id(api, build.revision, ordinal)) in used:
+            ordinal += 1
+        used.add(name)
+        yield Addition(replica=name, build=build, surge=surge)
+
+
+def _notes(case: _Case, staying: _Staying, room: _Room) -> Iterator[str]:
+    if room.stuck is not None and not (case.wanted.force or room.hopeless):
+        yield (
+            f"no room for one more replica beside the {len(staying.olds)} that serve{_because(room.stuck)}; nothing "
+            "changes until there is, or until a deploy with --force, which stops one first"
+        )
+    pending = [slot for slot in (*staying.news, *staying.olds) if slot.placing and not slot.surge]
+    if pending:
+        yield f"no room for {len(pending)} of {case.wanted.replicas} replicas{_because(pending[0])}"
+
+
+def _because(slot: Slot) -> str:
+    return f" ({slot.lease.reason})" if slot.lease is not None and slot.lease.reason else ""

@@ -13,12 +13,12 @@ Leases and reports joined: one `Slot` for each replica id of an api, in one of s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
 
-from cortex.ids import ApiKey, NodeId, ReplicaId, Revision, short
+from cortex.ids import ApiKey, NodeId, ReplicaId, Revision
 from cortex.planning.model import LeaseState, SeenLease, Snapshot
 from cortex.wire.orders import SetRoute
 from cortex.wire.reports import Phase, ReplicaReport
@@ -112,9 +112,11 @@ _STATES: Mapping[Phase, SlotState] = {
 def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
     """Everything seen, by api."""
     routes: dict[ApiKey, list[tuple[NodeId, SetRoute]]] = {}
+    routed: set[ReplicaId] = set()
     for node in seen.nodes:
         for route in node.routes:
             routes.setdefault(route.api, []).append((node.node, route))
+            routed.update(route.targets)
     slots: dict[ApiKey, list[Slot]] = {}
     leases = {lease.replica: lease for lease in seen.leases}
     joined: set[ReplicaId] = set()
@@ -124,33 +126,22 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
             lease = leases.get(replica)
             stranger = False
             if lease is not None:
-                if lease.node in (node.node, None):
+                if lease.node is None or lease.node == node.node:
                     joined.add(replica)
                 else:
                     lease, stranger = None, True
             digits, ordinal = _parts(replica)
-            slots.setdefault(report.api, []).append(
-                Slot(
-                    replica,
-                    digits,
-                    ordinal,
-                    _STATES[report.phase],
-                    node.node,
-                    report,
-                    lease,
-                    _routed(replica, routes.get(report.api, ())),
-                    stranger,
-                )
-            )
+            state = _STATES[report.phase]
+            slot = Slot(replica, digits, ordinal, state, node.node, report, lease, replica in routed, stranger)
+            slots.setdefault(report.api, []).append(slot)
     for lease in seen.leases:
-        if lease.replica in joined:
+        replica = lease.replica
+        if replica in joined:
             continue
-        digits, ordinal = _parts(lease.replica)
+        digits, ordinal = _parts(replica)
         state = SlotState.PLACING if lease.state is LeaseState.PENDING else SlotState.WAITING
-        routed = _routed(lease.replica, routes.get(lease.api, ()))
-        slots.setdefault(lease.api, []).append(
-            Slot(lease.replica, digits, ordinal, state, lease.node, None, lease, routed)
-        )
+        slot = Slot(replica, digits, ordinal, state, lease.node, None, lease, replica in routed)
+        slots.setdefault(lease.api, []).append(slot)
     for of_api in slots.values():
         if len(of_api) > 1:
             of_api.sort(key=_by_name)
@@ -159,15 +150,11 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
 
 def of_revision(slot: Slot, revision: Revision) -> bool:
     """Whether a slot belongs to a revision."""
-    return slot.digits == short(revision)
+    return revision.startswith(slot.digits)
 
 
 def _by_name(slot: Slot) -> tuple[str, int, str, str]:
     return slot.digits, slot.ordinal, slot.replica, slot.node or ""
-
-
-def _routed(replica: ReplicaId, routes: Iterable[tuple[NodeId, SetRoute]]) -> bool:
-    return any(replica in route.targets for _node, route in routes)
 
 
 def _parts(replica: ReplicaId) -> tuple[str, int]:

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 import httptools
@@ -38,7 +39,6 @@ LARGE_BODY_BYTES = 32 * 1024
 
 JSON = b"application/json"
 _SANE_ID = re.compile(rb"[!-~]+")
-_COOKIE = b"cookie"
 
 
 class Exchange:
@@ -72,10 +72,11 @@ class Exchange:
     trace: Any = None
     """Takes notes when the caller asked for `debug`."""
 
+    headers: Mapping[bytes, bytes] = MappingProxyType({})
+    """By lower-case name; repeated ones joined with a comma."""
+
     def __init__(self, connection: Sink) -> None:
         self.connection = connection
-        self.headers: dict[bytes, bytes] = {}
-        """By lower-case name; repeated ones joined with a comma."""
 
     @property
     def query(self) -> bytes:
@@ -190,6 +191,7 @@ class Connection(asyncio.Protocol):
         "_ended",
         "_head_bytes",
         "_head_complete",
+        "_headers",
         "_lingering",
         "_loop",
         "_paused_reading",
@@ -211,6 +213,7 @@ class Connection(asyncio.Protocol):
         """Being received."""
         self._head_complete = False
         self._head_bytes = 0
+        self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._received_bytes = 0
         self._active: Exchange | None = None
@@ -302,26 +305,23 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._current = Exchange(self)
+        self._headers.clear()
         self._head_complete = False
         self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        cast(Exchange, self._current).target += url
+        exchange = self._current
+        assert exchange is not None
+        exchange.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head_complete:
-            return  # a trailer
-        headers = cast(Exchange, self._current).headers
-        name = name.lower()
-        if name in headers:
-            headers[name] += (b"; " if name == _COOKIE else b", ") + value
-        else:
-            headers[name] = value
+        self._headers.append((name, value))  # trailers too: they are dropped with the next request's
 
     def on_headers_complete(self) -> None:
-        exchange = cast(Exchange, self._current)
+        exchange = self._current
+        assert exchange is not None
         parser = self.parser
-        headers = exchange.headers
+        headers = exchange.headers = _collect(self._headers)
         self._head_complete = True
         self._received_bytes = 0
         exchange.method = parser.get_method()
@@ -496,6 +496,21 @@ class Connection(asyncio.Protocol):
         poll = select.poll()
         poll.register(fd, 0)
         return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
+
+
+def _collect(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Headers by lower-case name. What HAProxy sends is lower-case already, and rarely repeats a name."""
+    headers = dict(pairs)
+    if len(headers) == len(pairs) and b"".join(headers).islower():
+        return headers
+    headers = {}
+    for name, value in pairs:
+        name = name.lower()
+        if name in headers:
+            headers[name] += (b"; " if name == b"cookie" else b", ") + value
+        else:
+            headers[name] = value
+    return headers
 
 
 def render_headers(headers: Mapping[str, str]) -> bytes:

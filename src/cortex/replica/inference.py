@@ -26,6 +26,8 @@ LARGE_BODY_BYTES = 256 * 1024
 """A request this large says nothing like the mean: it never runs on the loop."""
 _WEIGHT = 0.1
 """Of the latest run in the mean: about ten runs to forget a slow one."""
+_LONGEST_S = 3 * INLINE_BELOW_S
+"""A longer run counts as this long: one that merely lost the processor for a while must not move the model."""
 
 
 class Inference:
@@ -100,6 +102,8 @@ class Inference:
             self._run = run
 
     def _learn(self, duration_s: float) -> None:
+        if duration_s > _LONGEST_S:
+            duration_s = _LONGEST_S
         mean_s = self._mean_s = self._mean_s + _WEIGHT * (duration_s - self._mean_s)
         if self.inline:
             if mean_s > INLINE_BELOW_S:

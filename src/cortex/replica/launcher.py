@@ -38,16 +38,11 @@ from cortex.wire.launch import (
     Fork,
     Forked,
     ForkFailed,
-    Hold,
     Inspect,
     Inspected,
     InspectReport,
     LauncherReply,
     LauncherRequest,
-    Release,
-    SlotHeld,
-    Slots,
-    SlotsEnd,
 )
 
 if TYPE_CHECKING:  # imported by `preload`, once the environment is right
@@ -90,11 +85,10 @@ class Launcher:
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
         self._agents: dict[int, Channel] = {}
-        self._slots: dict[ReplicaId, socket.socket] = {}
         self._replicas: dict[int, tuple[ReplicaId, int]] = {}
         """Replica and attempt by pid."""
         self._exits: dict[ReplicaId, ChildExited] = {}
-        """The last end of each replica, until its next attempt or its slot's release."""
+        """The last end of each replica, until its next attempt."""
         self._inspections: dict[int, Inspection] = {}
         """By pid."""
         self._queued: deque[tuple[Channel, Inspect]] = deque()
@@ -196,36 +190,16 @@ class Launcher:
         match request:
             case Fork() if len(fds) == 2:
                 self._fork(agent, request, *fds)
-            case Hold(replica=replica) if len(fds) == 1:
-                self._hold(replica, fds[0])
-            case _ if fds or isinstance(request, Fork | Hold):
+            case _ if fds or isinstance(request, Fork):
                 close_all(fds)
                 _say(f"{type(request).__name__} came with {len(fds)} descriptors")
                 if isinstance(request, Fork):
                     reason = f"two descriptors are needed, {len(fds)} came"
                     spec = request.spec
                     self._reply(agent, ForkFailed(replica=spec.replica, attempt=spec.attempt, reason=reason))
-            case Release(replica=replica):
-                self._release(replica)
-            case Slots():
-                for replica, slot in self._slots.items():
-                    self._reply(agent, SlotHeld(replica=replica), (slot.fileno(),))
-                self._reply(agent, SlotsEnd())
             case Inspect():
                 self._queued.append((agent, request))
                 self._start_inspections()
-
-    def _hold(self, replica: ReplicaId, fd: int) -> None:
-        former = self._slots.pop(replica, None)
-        if former is not None:
-            former.close()
-        self._slots[replica] = socket.socket(fileno=fd)
-
-    def _release(self, replica: ReplicaId) -> None:
-        slot = self._slots.pop(replica, None)
-        if slot is not None:
-            slot.close()
-        self._exits.pop(replica, None)
 
     # ---- children -----------------------------------------------------------------------------------------------
 
@@ -233,17 +207,16 @@ class Launcher:
         from cortex.replica import child
 
         spec = request.spec
-        self._hold(spec.replica, slot_fd)
         try:
             pid = _fork_now()
         except (OSError, ForkRefused) as error:
-            socket.close(control_fd)
+            close_all((slot_fd, control_fd))
             _say(f"cannot fork {spec.replica}: {error}")
             self._reply(agent, ForkFailed(replica=spec.replica, attempt=spec.attempt, reason=str(error)))
             return
         if pid == 0:
             child.live(spec, slot_fd=slot_fd, control_fd=control_fd)
-        socket.close(control_fd)
+        close_all((slot_fd, control_fd))
         self._replicas[pid] = (spec.replica, spec.attempt)
         self._exits.pop(spec.replica, None)
         self._reply(agent, Forked(replica=spec.replica, attempt=spec.attempt, pid=pid))
@@ -332,10 +305,11 @@ def preload(backend: ModelFormat) -> None:
 
 
 _PRELOADED = (
-    *("numpy", "orjson", "httptools", "uvloop", "msgspec", "asyncio", "urllib.parse", "difflib"),
     *("cortex.lib.log", "cortex.replica.child", "cortex.replica.inspection"),
+    # What these import only when it is first needed.
+    *("numpy.ma", "numpy.random", "encodings.idna", "encodings.latin_1", "concurrent.futures.thread"),
 )
-"""What every replica imports, and what its error paths would otherwise import from a project's folder."""
+"""What every replica imports: a fork copies it for nothing, and no file of a project can get in its way."""
 
 
 def bind(path: Path) -> socket.socket:

@@ -3,10 +3,12 @@ What a user may write in cortex.yaml, and how it is said when something is wrong
 
 Nothing reads a file, the environment or a clock; `loading` parses text that is given to it. Imports `errors` and `ids`
 of the package, and otherwise only pydantic, ruamel.yaml and the standard library. Import from the modules: nothing is
-imported here, so that `quantities` and `problems` stay free of pydantic and ruamel.yaml.
+imported here, so that `quantities`, `locations` and `problems` stay free of pydantic and ruamel.yaml.
 
 quantities    `200m`, `512Mi`, `1h30m` as exact numbers that remember their spelling
-models        one frozen model per block of cortex.yaml: fields, defaults, rules
+locations     where models and samples are, as far as their names tell
+rules         what single values have to be: names, models, handlers, variables
+models        one frozen model per block of cortex.yaml, with all fields and defaults
 effects       what changing a field does, and which fields have no effect yet
 document      YAML text as a tree with positions, bounded in size and depth
 loading       text of a cortex.yaml to a `ProjectSpec`, or all problems of the file at once

@@ -183,12 +183,13 @@ class _Finding:
         return self._said("wrong-type", f"expected {expected}, found {self._shown}", self._type_hint(expected))
 
     def _type_hint(self, expected: str) -> str:
-        value, spelled = self._value, self._written or str(self._value).lower()
+        value = self._value
         if expected == "an integer" and isinstance(value, str | float):
             text = str(value).removesuffix(".0")
             if text.isascii() and text.isdecimal() and len(text) < _READABLE_DIGITS:
                 return f"write {self._field}: {text}"
         if expected == "a string" and isinstance(value, bool | int | float):
+            spelled = self._written or str(value).lower()
             name = suggest_name(spelled)
             if self._field == "name" and name != spelled:
                 return f'quoted it would be a string, but a name starts with a letter: "{name}"'

@@ -280,12 +280,13 @@ def _json_copy(value: object, path: tuple[str | int, ...], errors: list[InitErro
     hint = ""
     if len(path) > MAX_SAMPLE_DEPTH:
         message = f"expected at most {MAX_SAMPLE_DEPTH} levels of nesting, found more"
+        hint = "put it into a file of its own: sample: sample.json"
     elif value is None or isinstance(value, bool | str):
         return value
     elif isinstance(value, int):
         if -(2**63) <= value < 2**64:
             return value
-        message = "expected a number of at most 64 bits, found a larger one"
+        message, hint = "expected a number of at most 64 bits, found a larger one", "quote it if it is text"
     elif isinstance(value, float):
         if math.isfinite(value):
             return value
@@ -295,7 +296,7 @@ def _json_copy(value: object, path: tuple[str | int, ...], errors: list[InitErro
     elif isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: _json_copy(item, (*path, key), errors) for key, item in value.items()}
     else:
-        message = f"expected a JSON value, found {found(value)}"
+        message, hint = f"expected a JSON value, found {found(value)}", "keys are strings, values what JSON has"
     errors.append(InitErrorDetails(type=refusal("bad-sample", message, hint=hint), loc=path, input=value))
     return None
 

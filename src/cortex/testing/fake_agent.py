@@ -157,6 +157,8 @@ class FakeAgents:
         self._start_timeout_s = start_timeout_s
         self._agents = 0
         self._nodes: dict[NodeId, _Node] = {}
+        self._next_due_s = _NEVER_S
+        """Nothing happens by itself before."""
         for node in nodes:
             self.add_node(node)
 
@@ -188,6 +190,7 @@ class FakeAgents:
             raise RetryLater(f"orders to node {node} were lost", after_s=RETRY_AFTER_S)
         if fate is Fate.LATE:
             found.inbox.append((self._clock.monotonic_s() + self.late_by_s, orders))
+            self._next_due_s = min(self._next_due_s, found.inbox[0][0])
             raise RetryLater(f"node {node} did not answer in time", after_s=RETRY_AFTER_S)
         while found.inbox:
             self._carry_out(found, found.inbox.popleft()[1])
@@ -222,6 +225,12 @@ class FakeAgents:
         found.inbox.clear()
         found.down_until_s = self._clock.monotonic_s() + down_s
         found.changed = True
+
+    def forget_reports(self) -> None:
+        """What happens to all that was heard of the nodes when the control plane ends and starts again."""
+        for node in self._nodes.values():
+            node.made.clear()
+            node.changed = True
 
     def cut_off(self, node: NodeId) -> None:
         """The node can neither be ordered nor heard; its replicas and its ingress go on."""
@@ -330,6 +339,7 @@ class FakeAgents:
         now_s = self._clock.monotonic_s()
         replica = _Replica(order=order, life=life, phase=Phase.STARTING, since_s=now_s)
         replica.due_s = now_s + (self._start_timeout_s if life.never_ready else life.ready_after_s)
+        self._next_due_s = min(self._next_due_s, replica.due_s)
         node.replicas[order.replica] = replica
         self._touch(node)
 
@@ -342,6 +352,7 @@ class FakeAgents:
         replica.phase, replica.since_s = Phase.DRAINING, now_s
         takes_s = timeout_s + KILL_AFTER_S if replica.life.ignores_sigterm else min(timeout_s, replica.life.drain_s)
         replica.due_s = now_s + takes_s
+        self._next_due_s = min(self._next_due_s, replica.due_s)
         self._touch(node, replica)
 
     # ---- lives --------------------------------------------------------------------------------------------------
@@ -349,12 +360,19 @@ class FakeAgents:
     def _advance(self) -> None:
         """Let everything happen whose time has come, in the order of time."""
         now_s = self._clock.monotonic_s()
-        for node in self._nodes.values():
-            while node.inbox and node.inbox[0][0] <= now_s:
-                self._carry_out(node, node.inbox.popleft()[1])
-            for replica in tuple(node.replicas.values()):
-                while replica.due_s <= now_s:
-                    self._live_on(node, replica)
+        if now_s < self._next_due_s:
+            return
+        while now_s >= self._next_due_s:
+            self._next_due_s = _NEVER_S
+            for node in tuple(self._nodes.values()):
+                while node.inbox and node.inbox[0][0] <= now_s:
+                    self._carry_out(node, node.inbox.popleft()[1])
+                for replica in tuple(node.replicas.values()):
+                    while replica.due_s <= now_s:
+                        self._live_on(node, replica)
+                    self._next_due_s = min(self._next_due_s, replica.due_s)
+                if node.inbox:
+                    self._next_due_s = min(self._next_due_s, node.inbox[0][0])
 
     def _live_on(self, node: _Node, replica: _Replica) -> None:
         life, due_s = replica.life, replica.due_s

@@ -125,6 +125,8 @@ class _Api:
     fault_s: float = float("-inf")
     down_since_s: float | None = None
     killed: bool = False
+    gap: bool = False
+    """The user accepted one, and it may not be over."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class Simulation:
         planner: planning under test; a broken one must be noticed.
     """
 
-    def __init__(self, seed: int, *, planner: Planner = real_plan, steps: int = 40, mood: Mood | None = None) -> None:
+    def __init__(self, seed: int, *, planner: Planner = real_plan, steps: int = 25, mood: Mood | None = None) -> None:
         self.seed = seed
         self._planner = planner
         self._steps = steps
@@ -228,6 +230,7 @@ class Simulation:
             (1, "leases are refused", self._refuse_leases),
             (1, "the engine is away", self._engine_away),
             (1, "a lease is lost", self._lose_lease),
+            (1, "a lease is forgotten", self._forget_lease),
             (1, "a node is lost", self._lose_node),
             (1, "a node is cut off", self._cut_off),
             (3, "better times", self._mend),
@@ -381,6 +384,13 @@ class Simulation:
             self._engine.lose_lease(lease.request.replica)
             self._agents.kill(lease.request.replica)
 
+    def _forget_lease(self) -> None:
+        leases = self._engine.leases()
+        if leases:
+            replica = self._random.choice(leases).request.replica
+            self._note(f"lease of {replica} is forgotten")
+            self._engine.forget_lease(replica)
+
     def _lose_node(self) -> None:
         if len(self._agents.nodes) > 1:
             node = self._random.choice(self._agents.nodes)
@@ -441,10 +451,11 @@ class Simulation:
     def _start_control_plane(self) -> None:
         self._back_s = None
         self._engine.restart()
+        self._agents.forget_reports()
         self._world = World(
-            state=_Breakable(self._state, self, STATE_ACTIONS),  # type: ignore[arg-type]
-            engine=_Breakable(self._engine, self, ENGINE_ACTIONS),  # type: ignore[arg-type]
-            agents=_Breakable(self._agents, self, AGENT_ACTIONS),  # type: ignore[arg-type]
+            state=_Breakable(self._state, self, STATE_ACTIONS),
+            engine=_Breakable(self._engine, self, ENGINE_ACTIONS),
+            agents=_Breakable(self._agents, self, AGENT_ACTIONS),
             clock=self._clock,
             epoch=self._state.take_epoch(),
             rules=self._rules,
@@ -483,16 +494,14 @@ class Simulation:
             self._ticks += 1
             if plan.actions:
                 self._trace.append((self._clock.monotonic_s(), plan))
-            self._issues.clear() if not self._inbox_may_be_full() else None
+            if self.mood is not Mood.ROUGH:
+                self._issues.clear()  # no orders are late
             wake_s = plan.wake_after_s
             if not plan.actions or wake_s is None or wake_s > 0:
                 now_s = self._clock.monotonic_s()
                 self._wake_s = now_s + min(LONGEST_WAIT_S, LONGEST_WAIT_S if wake_s is None else wake_s)
                 return
         self._violated(f"{TICKS_IN_A_ROW} ticks in a row had something to do, and no time has passed")
-
-    def _inbox_may_be_full(self) -> bool:
-        return self.mood is Mood.ROUGH
 
     def _let_pass(self, seconds: float) -> None:
         """Let time pass, from one thing that happens to the next."""
@@ -640,7 +649,7 @@ class Simulation:
         # Another node may have taken over the name of a replica that comes back from a node thought lost.
         alone = sum(r.replica == replica for _n, r in self._agents.replicas()) == 1
         routed = [n for n, r in self._agents.routes() if replica in r.targets]
-        if routed and alone and not self._excused(report.api, issue) and issue.punctual:
+        if routed and alone and not self._excused(report.api, issue):
             self._violated(f"{replica} is taken away while {', '.join(routed)} still routes to it")
 
     def _check_started(self, order: StartReplica, issue: _Issue) -> None:
@@ -666,7 +675,7 @@ class Simulation:
     def _excused(self, api: ApiKey, issue: _Issue) -> bool:
         """A replica ended by itself after what the orders were decided on: nobody could know."""
         known = self._apis[api]
-        return known.fault > issue.fault or known.fault_s >= issue.seen_s - 1e-9 and not issue.punctual
+        return known.fault > issue.fault or (not issue.punctual and known.fault_s >= issue.seen_s - 1e-9)
 
     def _ask_clients(self) -> None:
         for record in self._state.apis():
@@ -679,6 +688,8 @@ class Simulation:
     def _check_answer(self, wanted: WantedApi, node: NodeId, answer: Answer) -> None:
         known = self._apis[wanted.api]
         now_s = self._now()
+        forced = wanted.force and wanted.live_wall_s is None
+        known.gap = forced or (known.gap and answer.outcome != "answered")
         if answer.outcome == "answered":
             known.down_since_s = None
             if answer.version not in known.versions:
@@ -707,7 +718,7 @@ class Simulation:
         serving = wanted.serving
         if serving is None or not wanted.serving_was_live:
             return False
-        if self._kind(serving) not in SOUND or (wanted.force and wanted.live_wall_s is None):
+        if self._kind(serving) not in SOUND or self._apis[wanted.api].gap:
             return False
         if self.mood is Mood.ROUGH:
             if self._standing_faults():
@@ -776,10 +787,8 @@ class Simulation:
             text = entry.describe() if isinstance(entry, Plan) else str(entry)
             lines += [f"  {at_s - 1000.0:9.3f}  {line}" for line in text.splitlines()]
         story = "\n".join(lines)
-        raise Violation(
-            f"{what}\n{self.mood} schedule, at {self._now() - 1000.0:.3f} s; repeat it with CORTEX_SIM_SEED={self.seed}\n"
-            f"{story}"
-        )
+        when = f"{self.mood} schedule, at {self._now() - 1000.0:.3f} s"
+        raise Violation(f"{what}\n{when}; repeat it with CORTEX_SIM_SEED={self.seed}\n{story}")
 
 
 STATE_ACTIONS = frozenset({"record_exit", "record_ready", "mark_serving", "mark_live", "mark_failed"})
@@ -792,17 +801,17 @@ class _Breakable:
 
     def __init__(self, target: object, simulation: Simulation, actions: frozenset[str]) -> None:
         self._target = target
-        self._simulation = simulation
-        self._actions = actions
+        for name in actions:
+            setattr(self, name, self._watched(name, getattr(target, name), simulation))
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._target, name)
-        if name not in self._actions:
-            return found
+        return getattr(self._target, name)
 
+    @staticmethod
+    def _watched(name: str, action: Callable[..., Any], simulation: Simulation) -> Callable[..., Any]:
         def act(*arguments: Any, **named: Any) -> Any:
-            self._simulation.before_action(name, arguments)
-            return found(*arguments, **named)
+            simulation.before_action(name, arguments)
+            return action(*arguments, **named)
 
         return act
 

@@ -1,4 +1,8 @@
-"""What an agent tells a launcher, and what a replica's control socket answers."""
+"""
+What an agent tells a launcher, and what a replica's control socket answers.
+
+Launchers keep no sockets: copies of the slots' are with the keeper (`wire.keeper`).
+"""
 
 from __future__ import annotations
 
@@ -61,23 +65,7 @@ class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag="inspect"):
     """Also try the sample through the model alone."""
 
 
-class Hold(msgspec.Struct, frozen=True, kw_only=True, tag="hold"):
-    """Keep a copy of this slot's listening socket (one descriptor), so that it outlives agent and replica."""
-
-    replica: ReplicaId
-
-
-class Release(msgspec.Struct, frozen=True, kw_only=True, tag="release"):
-    """Close the kept copy of this slot's listening socket."""
-
-    replica: ReplicaId
-
-
-class Slots(msgspec.Struct, frozen=True, kw_only=True, tag="slots"):
-    """Hand back a copy of each kept listening socket: answered by `SlotHeld` messages, then `SlotsEnd`."""
-
-
-LauncherRequest = Fork | Inspect | Hold | Release | Slots
+LauncherRequest = Fork | Inspect
 
 
 class Forked(msgspec.Struct, frozen=True, kw_only=True, tag="forked"):
@@ -107,16 +95,6 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True, tag="inspected"):
     report: InspectReport
 
 
-class SlotHeld(msgspec.Struct, frozen=True, kw_only=True, tag="slot_held"):
-    """Comes with one descriptor."""
-
-    replica: ReplicaId
-
-
-class SlotsEnd(msgspec.Struct, frozen=True, kw_only=True, tag="slots_end"):
-    pass
-
-
 class InspectReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a model and a handler turned out to be; `problems` is empty when both are usable."""
 
@@ -131,7 +109,7 @@ class InspectReport(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-LauncherReply = Forked | ForkFailed | ChildExited | Inspected | SlotHeld | SlotsEnd
+LauncherReply = Forked | ForkFailed | ChildExited | Inspected
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, tag="ask"):

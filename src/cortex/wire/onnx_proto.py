@@ -50,9 +50,8 @@ class ModelHeader(NamedTuple):
     producer: str
     """Name and version of the exporter, or an empty string."""
     inputs: tuple[ValueInfo, ...]
-    """Includes initialisers that old exporters list as inputs."""
+    """With the initialisers that old exporters list among them."""
     outputs: tuple[ValueInfo, ...]
-    initializers: frozenset[str]
 
 
 def read_header(path: str | os.PathLike[str]) -> ModelHeader:
@@ -69,7 +68,6 @@ def read_header(path: str | os.PathLike[str]) -> ModelHeader:
         opsets: dict[str, int] = {}
         inputs: list[ValueInfo] = []
         outputs: list[ValueInfo] = []
-        initializers: set[str] = set()
         graphs = 0
         for number, value, end in source.fields(0, source.size):
             if number == 1 and end is None:
@@ -90,8 +88,6 @@ def read_header(path: str | os.PathLike[str]) -> ModelHeader:
                         inputs.append(_value_info(source, start, stop))
                     elif inner == 12:
                         outputs.append(_value_info(source, start, stop))
-                    elif inner == 5:
-                        initializers.add(_tensor_name(source, start, stop))
         if not graphs:
             raise ValueError("it holds no graph, so it is not an ONNX model")
         return ModelHeader(
@@ -100,7 +96,6 @@ def read_header(path: str | os.PathLike[str]) -> ModelHeader:
             producer=f"{producer} {producer_version}".strip(),
             inputs=tuple(inputs),
             outputs=tuple(outputs),
-            initializers=frozenset(initializers),
         )
 
 
@@ -177,7 +172,8 @@ class _Source:
             if self._fields_left < 0:
                 raise ValueError(f"it has more than {_MAX_FIELDS} protobuf fields")
             offset = position - self._base
-            if offset < 0 or offset + _MAX_TAG_AND_VALUE_BYTES > len(self._window):
+            window_end = self._base + len(self._window)
+            if offset < 0 or position + _MAX_TAG_AND_VALUE_BYTES > window_end < self.size:
                 self._base = position
                 self._window = self.read(position, _WINDOW_BYTES)
                 offset = 0
@@ -234,7 +230,7 @@ def _garbage(position: int) -> ValueError:
 def _truncated(source: _Source, first: int, length: int, end: int) -> ValueError:
     if first + length > source.size and end == source.size:
         missing = first + length - source.size
-        return ValueError(f"it ends {missing} bytes too early ({source.size} bytes): was it copied whole?")
+        return ValueError(f"it ends at least {missing} bytes too early ({source.size} bytes): was it copied whole?")
     return _garbage(first)
 
 
@@ -246,13 +242,6 @@ def _opset(source: _Source, start: int, end: int) -> tuple[str, int]:
         elif number == 2 and stop is None:
             version = value
     return domain, version
-
-
-def _tensor_name(source: _Source, start: int, end: int) -> str:
-    for number, value, stop in source.fields(start, end):
-        if number == 8 and stop is not None:
-            return source.text(value, stop)
-    return ""
 
 
 def _value_info(source: _Source, start: int, end: int) -> ValueInfo:

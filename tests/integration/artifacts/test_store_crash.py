@@ -30,10 +30,10 @@ def leftovers(store: ArtifactStore) -> list[Path]:
     return [*store.root.glob("tmp/*"), *store.root.glob("trees/.*")]
 
 
-def test_killed_before_any_use_of_a_file_while_putting(children, tmp_path: Path, folder) -> None:
+def test_killed_before_any_use_of_a_file_while_putting(children, memory: Path, folder) -> None:
     wanted = folder()
     for number in range(1, 1000):
-        store = ArtifactStore(tmp_path / f"store{number}")
+        store = ArtifactStore(memory / f"store{number}")
         ended = children.run_until_event(number, partial(wanted.put_into, store))
         check(store)
         digest = wanted.put_into(store)
@@ -47,9 +47,9 @@ def test_killed_before_any_use_of_a_file_while_putting(children, tmp_path: Path,
     assert number > 30
 
 
-def test_killed_before_any_use_of_a_file_while_collecting(children, tmp_path: Path, folder) -> None:
+def test_killed_before_any_use_of_a_file_while_collecting(children, memory: Path, folder) -> None:
     for number in range(1, 1000):
-        store = ArtifactStore(tmp_path / f"store{number}")
+        store = ArtifactStore(memory / f"store{number}")
         kept = folder(0).put_into(store)
         folder(1).put_into(store)
         collect = partial(store.collect_garbage, {kept}, 0, MUCH_LATER)
@@ -66,9 +66,9 @@ def test_killed_before_any_use_of_a_file_while_collecting(children, tmp_path: Pa
     assert number > 30
 
 
-def test_killed_before_any_use_of_a_file_while_repairing(children, tmp_path: Path, folder) -> None:
+def test_killed_before_any_use_of_a_file_while_repairing(children, memory: Path, folder) -> None:
     for number in range(1, 1000):
-        store = ArtifactStore(tmp_path / f"store{number}")
+        store = ArtifactStore(memory / f"store{number}")
         digest = folder().put_into(store)
         tree = store.tree_path(digest)
         for path in (tree / "sub", tree):
@@ -87,10 +87,10 @@ def test_killed_before_any_use_of_a_file_while_repairing(children, tmp_path: Pat
     assert number > 30
 
 
-def test_killed_before_any_use_of_a_file_while_setting_a_blob_aside(children, tmp_path: Path, folder) -> None:
+def test_killed_before_any_use_of_a_file_while_setting_a_blob_aside(children, memory: Path, folder) -> None:
     wanted = folder()
     for number in range(1, 1000):
-        store = ArtifactStore(tmp_path / f"store{number}")
+        store = ArtifactStore(memory / f"store{number}")
         digest = wanted.put_into(store)
         path = store.tree_path(digest) / "weights.bin"
         path.chmod(0o644)
@@ -159,10 +159,10 @@ def test_the_pin_of_a_killed_deploy_does_not_keep_anything(children, store: Arti
     os.close(telling)
 
 
-def test_processes_that_put_the_same_tree_at_once_agree(children, tmp_path: Path, folder: Callable) -> None:
+def test_processes_that_put_the_same_tree_at_once_agree(children, memory: Path, folder: Callable) -> None:
     wanted = folder()
     for number in range(25):
-        store = ArtifactStore(tmp_path / f"store{number}")
+        store = ArtifactStore(memory / f"store{number}")
         gate, opener = os.pipe()
 
         def deploy(store: ArtifactStore = store, gate: int = gate, opener: int = opener) -> None:

@@ -1,4 +1,5 @@
-"""A stand-in for a replica: HTTP/1.1 on an inherited listening socket. `python backend_process.py <fd> <name> <journal>`.
+"""
+A stand-in for a replica: HTTP/1.1 on an inherited listening socket. `backend_process.py <fd> <name> <journal>`.
 
 The query says what to do: `sleep=<s>`, `status=<n>`, `die`, `silent` (read, answer nothing), `early` (answer before
 the body has come). Every request that was read is a line in the journal: `<name> <request id>`.

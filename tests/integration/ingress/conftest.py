@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import resource
 import shutil
 import signal
@@ -13,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,6 +167,7 @@ class World:
         self.backends: list[Backend] = []
         self.ingresses: list[Ingress] = []
         self.port = 0
+        self._connections: list[Connection] = []
 
     def ingress(self, **options: Any) -> Ingress:
         """A not yet started ingress; each further one is what a restarted agent would build."""
@@ -209,7 +209,9 @@ class World:
         return IngressRoute(api=key, path=route_path(key), servers=found, **values)
 
     async def connect(self) -> Connection:
-        return Connection(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 21))
+        connection = Connection(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 21))
+        self._connections.append(connection)
+        return connection
 
     async def ask(
         self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None, *, split: bool = False
@@ -283,7 +285,7 @@ class World:
 
     def admin(self, tier: str = "door") -> AdminSocket:
         """Admin socket of the youngest worker of a tier."""
-        youngest = max((w["generation"] for w in self.workers() if w["tier"] == tier))
+        youngest = max(w["name"]["generation"] for w in self.workers() if w["name"]["tier"] == tier)
         return AdminSocket(self.sockets / f"h-{tier}-{youngest}.sock")
 
     async def slots_in_use(self) -> set[str]:
@@ -291,13 +293,19 @@ class World:
         return {str(row.address.slot) for row in await self.admin().servers()}
 
     async def close(self) -> None:
-        for ingress in self.ingresses:
-            await ingress.stop(0.0)
-        with contextlib.suppress(OSError, KeyError):
+        async with contextlib.AsyncExitStack() as stack:
+            for backend in self.backends:
+                stack.callback(backend.close)
+            stack.callback(self._kill_workers)
+            for ingress in self.ingresses:
+                stack.push_async_callback(ingress.stop, 0.0)
+            for connection in self._connections:
+                stack.callback(connection.close)
+
+    def _kill_workers(self) -> None:
+        with contextlib.suppress(OSError, KeyError, ValueError):
             for worker in self.workers():
                 send_signal(msgspec.convert(worker["identity"], ProcessIdentity), signal.SIGKILL)
-        for backend in self.backends:
-            backend.close()
 
 
 Scenario = Callable[[World], Awaitable[None]]
@@ -326,9 +334,3 @@ def run(tmp_path: Path) -> Iterator[Callable[[Scenario], None]]:
 @pytest.fixture
 def limits() -> Callable[..., IngressLimits]:
     return IngressLimits
-
-
-def pids(workers: Sequence[dict[str, Any]]) -> set[int]:
-    return {worker["identity"]["pid"] for worker in workers}
-
-

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from cortex.ingress import supervisor
+from cortex.ingress.configuration import Tier
 from cortex.ingress.errors import (
     HaproxyMissing,
     IngressDown,
@@ -23,6 +24,7 @@ from cortex.ingress.errors import (
     StillInRotation,
 )
 from cortex.ingress.routes import IngressServer
+from cortex.ingress.workers import IngressRecord, WorkerName, WorkerRecord
 from cortex.processes import identify, is_alive
 
 pytestmark = pytest.mark.slow
@@ -82,6 +84,7 @@ def test_replicas_come_and_go_under_load_without_a_failure(run):
                     backend.close()
                 load.servers.clear()
                 await load.progress(100)
+                await world.until(lambda: len(load.servers) == 2)
                 assert load.servers == {backend.name for backend in new}
                 old = new
         assert load.failures == []
@@ -321,9 +324,7 @@ def test_a_killed_haproxy_is_back_within_a_second_on_the_same_port(run):
     async def scenario(world):
         backends = [world.backend(), world.backend()]
         changes = []
-        ingress = await world.started(
-            world.route("iris/a", *backends), on_change=lambda: changes.append(ingress.status())
-        )
+        ingress = await world.started(world.route("iris/a", *backends), on_change=lambda: changes.append(1))
         for _ in range(2):
             pid = await pid_of(world, "door")
             begun_s = time.monotonic()
@@ -332,9 +333,10 @@ def test_a_killed_haproxy_is_back_within_a_second_on_the_same_port(run):
             assert (await world.ask("POST", "/iris/a")).status == 200
             assert time.monotonic() - begun_s < 1.0
             assert await pid_of(world, "door") != pid
+            await world.until(lambda: ingress.status().up)
         assert ingress.status().restarts == 2
-        assert ingress.status().up
-        assert changes[-1] == ingress.status()
+        assert "killed by signal 9" in ingress.status().last_error
+        assert len(changes) > 4
 
     run(scenario)
 
@@ -401,9 +403,7 @@ def test_stopping_refuses_new_clients_and_finishes_what_runs(run):
     async def scenario(world):
         ingress = await world.started(world.route("iris/a", world.backend()))
         pids = ingress.pids()
-        running = [
-            asyncio.create_task(world.ask("POST", "/iris/a?sleep=0.5", b"x" * size)) for size in (3, 50_000)
-        ]
+        running = [asyncio.create_task(world.ask("POST", "/iris/a?sleep=0.5", b"x" * size)) for size in (3, 50_000)]
         await world.until(lambda: len(world.journal.read_text().splitlines()) == 2)
         stopping = asyncio.create_task(ingress.stop(5.0))
 
@@ -548,9 +548,9 @@ def test_a_process_that_took_over_the_pid_is_neither_adopted_nor_killed(run):
             await first.stop(0.0)
             identity = identify(stranger.pid)
             recycled = msgspec.structs.replace(identity, start_ticks=identity.start_ticks - 1)
-            record = supervisor._WorkerRecord(identity=recycled, tier=supervisor.Tier.DOOR, generation=1)
+            record = WorkerRecord(identity=recycled, name=WorkerName(tier=Tier.DOOR, generation=1))
             file = world.directory / "ingress" / "ingress.json"
-            file.write_bytes(msgspec.json.encode(supervisor._Record(workers=(record,))))
+            file.write_bytes(msgspec.json.encode(IngressRecord(workers=(record,))))
             second = world.ingress()
             await second.start()
             assert stranger.pid not in second.pids()

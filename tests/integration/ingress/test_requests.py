@@ -32,7 +32,17 @@ def test_only_the_exact_path_reaches_an_api(run):
         assert await served_by("/iris/a?debug=true") == "a"
         assert await served_by("/iris/a/?x=/iris/ab") == "a"
         assert await served_by("/solo") == "c"
-        unknown = ("/", "/iris", "/iris/", "/iris/a//", "/iris/a/b", "/iris/abc", "/IRIS/a", "//iris/a", "/default/solo")
+        unknown = (
+            "/",
+            "/iris",
+            "/iris/",
+            "/iris/a//",
+            "/iris/a/b",
+            "/iris/abc",
+            "/IRIS/a",
+            "//iris/a",
+            "/default/solo",
+        )
         for target in unknown:
             assert await served_by(target) == 404, target
 
@@ -52,7 +62,11 @@ def test_an_unknown_path_is_404_and_lists_nothing(run):
         await world.started(world.route("iris/a", world.backend()))
         answer = await world.ask("POST", "/nope", headers={"x-request-id": "me"})
         assert answer.status == 404
-        assert answer.json() == {"error": "not-found", "message": "nothing is deployed at this path", "request_id": "me"}
+        assert answer.json() == {
+            "error": "not-found",
+            "message": "nothing is deployed at this path",
+            "request_id": "me",
+        }
         assert answer.headers["content-type"] == "application/json"
         assert answer.headers["x-request-id"] == "me"
         assert "x-cortex-version" not in answer.headers
@@ -121,7 +135,8 @@ def test_get_head_and_options_reach_the_replica(run):
         head = await world.ask("HEAD", "/iris/a")
         assert (head.status, head.body, head.headers["x-cortex-version"]) == (200, b"", "of-replica")
         refused = await world.raw(b"HEAD /nope HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        assert refused.startswith(b"HTTP/1.1 404") and refused.endswith(b"\r\n\r\n")
+        assert refused.startswith(b"HTTP/1.1 404")
+        assert refused.endswith(b"\r\n\r\n")
 
     run(scenario)
 

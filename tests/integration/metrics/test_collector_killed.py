@@ -19,6 +19,7 @@ from cortex.wire.stats import StatsFile, TrackerStats, bucket_of
 
 REPLICAS = 6
 KILLS = 12
+LONGEST_ATTEMPT = 30
 API = ApiKey("iris/sklearn")
 
 COLLECT_FOR_EVER = """
@@ -38,12 +39,13 @@ while True:
 
 
 class Replica(threading.Thread):
-    """Serves and writes as fast as it can, in attempts that end in order or are killed."""
+    """Serves and writes whenever a write is allowed, in attempts that end in order or are killed."""
 
-    def __init__(self, folder: Path, ordinal: int, enough: threading.Event) -> None:
+    def __init__(self, folder: Path, ordinal: int, writes: threading.Semaphore, enough: threading.Event) -> None:
         super().__init__()
         self.folder = folder
         self.ordinal = ordinal
+        self.writes = writes
         self.enough = enough
         self.rng = random.Random(ordinal)
         self.written: Counter[str] = Counter()
@@ -58,8 +60,9 @@ class Replica(threading.Thread):
         counts: Counter[str] = Counter()
         latency: Counter[int] = Counter()
         ends_in_order = self.rng.random() < 0.5
-        writes = self.rng.randint(1, 30)
-        for n in range(1, writes + 1):
+        length = self.rng.randint(1, LONGEST_ATTEMPT)
+        for n in range(1, length + 1):
+            self.writes.acquire()
             for _ in range(self.rng.randint(1, 5)):
                 counts[self.rng.choice("abc")] += 1
                 latency[bucket_of(self.rng.expovariate(0.1))] += 1
@@ -68,13 +71,12 @@ class Replica(threading.Thread):
                 attempt=attempt,
                 api=API,
                 version=Version("a" * 64),
-                last=ends_in_order and n == writes,
+                last=ends_in_order and n == length,
                 ok=counts.total(),
                 latency_buckets=dict(latency),
                 tracker=TrackerStats(classes=dict(counts)),
             )
             write_whole(self.folder / f"{file.replica}.{attempt}.json", msgspec.json.encode(file))
-            self.enough.wait(0.002)  # real replicas write once a second
         return counts
 
 
@@ -82,24 +84,26 @@ class Replica(threading.Thread):
 def test_counts_equal_what_was_served_however_often_the_collector_is_killed(tmp_path):
     folder = tmp_path / "stats"
     folder.mkdir()
-    enough = threading.Event()
-    replicas = [Replica(folder, ordinal, enough) for ordinal in range(REPLICAS)]
+    writes, enough = threading.Semaphore(0), threading.Event()
+    replicas = [Replica(folder, ordinal, writes, enough) for ordinal in range(REPLICAS)]
     for replica in replicas:
         replica.start()
     rng = random.Random(1)
     try:
         for _ in range(KILLS):
-            collector = subprocess.Popen(
+            with subprocess.Popen(
                 [sys.executable, "-c", COLLECT_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE
-            )
-            assert collector.stdout is not None
-            with collector.stdout:
-                for _ in range(rng.randint(1, 20)):
-                    assert collector.stdout.readline() == b"pass\n"
-                collector.kill()
-            collector.wait(timeout=10)
+            ) as collector:
+                assert collector.stdout is not None
+                try:
+                    for _ in range(rng.randint(1, 20)):
+                        writes.release(2 * REPLICAS)  # they go on during this pass
+                        assert collector.stdout.readline() == b"pass\n"
+                finally:
+                    collector.kill()
     finally:
         enough.set()
+        writes.release(REPLICAS * LONGEST_ATTEMPT)
         for replica in replicas:
             replica.join()
     store = StatsStore(tmp_path / "stats.db")

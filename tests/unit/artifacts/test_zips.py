@@ -184,7 +184,7 @@ def test_too_little_room_is_said_before_unpacking(path: Path, tmp_path: Path, mo
 base = packed({"1/saved_model.pb": b"graph" * 20, "1/variables/variables.index": b"i" * 50, "2/saved_model.pb": b"z"})
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(base) - 1), st.integers(0, 255)), min_size=1, max_size=6), st.data())
 def test_whatever_the_bytes_the_only_failure_is_a_named_one(tmp_path_factory, changes, data) -> None:
     damaged = bytearray(base)

@@ -28,8 +28,8 @@ from cortex.wire.operator import (
     Failure,
     HistoryLine,
     Info,
-    ReplicaCounts,
     Removed,
+    ReplicaCounts,
     Status,
     Watched,
 )

@@ -53,7 +53,7 @@ def test_a_name_in_several_deployments_is_ambiguous(operator: OperatorClient) ->
         ("sklern", 'did you mean "sklearn"?'),
         ("other/sklearn", 'did you mean "iris/sklearn"?'),
         ("iris/sklern", 'did you mean "iris/sklearn"?'),
-        ("rwa", 'did you mean "iris/raw"?'),
+        ("raww", 'did you mean "iris/raw"?'),
         ("nothing-like-it", "there are: iris/raw, iris/sklearn, other/raw"),
     ],
 )

@@ -141,9 +141,8 @@ def test_a_closed_port_is_unreachable() -> None:
 
 
 def test_no_answer_in_time_is_unreachable() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with pytest.raises(OperatorUnreachable) as caught:
-            OperatorClient(port=silent.getsockname()[1], token="t").info(timeout_s=0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(OperatorUnreachable) as caught:
+        OperatorClient(port=silent.getsockname()[1], token="t").info(timeout_s=0.05)
     assert "no answer within" in caught.value.reason
 
 

@@ -3,10 +3,13 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cortex.spec.document import MAX_DEPTH, MAX_VALUES, UnreadableError, parse
+
+# Machines may be busy; the timeout of pytest ends what hangs.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def value(text: str | bytes):
@@ -67,6 +70,7 @@ def test_not_a_number_is_a_float():
     assert str(value(".nan")) == "nan"
 
 
+@unhurried
 @given(
     st.recursive(
         st.none()

@@ -85,7 +85,7 @@ def test_a_project_that_asks_for_nothing_new_has_no_notes():
         ({"compute": {"gpu": 1}}, ["compute.gpu"]),
         ({"model": "s3://bucket/model.onnx"}, ["model"]),
         ({"model_format": "tensorflow"}, ["model_format"]),
-        ({"model": "iris.zip"}, ["model_format"]),
+        ({"model": "iris.zip"}, []),
         ({"tf_signature_key": "predict"}, ["tf_signature_key"]),
         ({"env": {"TOKEN": {"secret": "token"}}}, ["env"]),
         ({"batching": "off"}, ["batching"]),

@@ -1,10 +1,13 @@
 """Tests of `cortex.spec.locations`."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cortex.spec.locations import infer_format, is_remote, masked_model, sample_path
+
+# Machines may be busy; the timeout of pytest ends what hangs.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,7 @@ def test_the_secret_parts_of_a_url_are_masked(model, shown):
     assert masked_model(model) == shown
 
 
+@unhurried
 @given(st.text())
 def test_any_text_has_a_format_a_mask_and_a_side(text):
     for location in (text, f"https://{text}", f"s3://{text}"):

@@ -3,12 +3,15 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cortex.spec.models import BLOCKS, KEPT_AS_WRITTEN, ApiSpec, ComputeSpec, DeploymentSpec, ProjectSpec, SecretRef
 from cortex.spec.quantities import Cpu, Duration, Size
+
+# Machines may be busy; the timeout of pytest ends what hangs.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 SMALLEST = {"name": "iris", "model": "models/iris"}
 EVERYTHING = {
@@ -117,6 +120,7 @@ AMOUNTS = {
 }
 
 
+@unhurried
 @given(st.fixed_dictionaries({}, optional=AMOUNTS), st.sampled_from(["30s", 5, 0.5]), st.booleans())
 def test_any_valid_api_survives_json(compute, timeout, retry):
     spec = api(compute=compute, timeout=timeout, retry=retry)
@@ -165,6 +169,7 @@ def test_all_bounds_may_be_equal():
     assert ComputeSpec.model_validate({"min_replicas": 7, "init_replicas": 7, "max_replicas": 7}).max_replicas == 7
 
 
+@unhurried
 @given(st.integers(1, 120), st.integers(1, 120), st.integers(1, 120))
 def test_only_min_init_max_in_this_order_are_accepted(low, start, high):
     data = {"min_replicas": low, "init_replicas": start, "max_replicas": high}

@@ -6,7 +6,7 @@ import sys
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cortex.spec.quantities import (
@@ -22,6 +22,9 @@ from cortex.spec.quantities import (
     parse_duration,
     parse_quantity,
 )
+
+# Machines may be busy; the timeout of pytest ends what hangs.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 NUMBERS = st.from_regex(r"[+-]?([0-9]{1,12}(\.[0-9]{0,9})?|\.[0-9]{1,9})", fullmatch=True)
 DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
@@ -68,59 +71,70 @@ def test_a_quantity_is_the_exact_number_that_kubernetes_documents(text, exact):
     assert parse_quantity(text) == exact
 
 
+@unhurried
 @given(NUMBERS, st.sampled_from(sorted(DECIMAL)))
 def test_a_decimal_suffix_equals_its_exponent(number, suffix):
     assert parse_quantity(number + suffix) == parse_quantity(f"{number}e{DECIMAL[suffix]}")
 
 
+@unhurried
 @given(NUMBERS, st.sampled_from(sorted(BINARY)))
 def test_a_binary_suffix_is_a_power_of_two(number, suffix):
     assert parse_quantity(number + suffix) == parse_quantity(number) * 2 ** BINARY[suffix]
 
 
+@unhurried
 @given(NUMBERS)
 def test_a_capital_k_is_a_small_k(number):
     assert parse_quantity(f"{number}K") == parse_quantity(f"{number}k")
 
 
+@unhurried
 @given(st.floats(min_value=1e-90, max_value=1e18))
 def test_a_float_is_the_number_that_was_written(number):
     assert parse_quantity(number) == Fraction(repr(number))
 
 
+@unhurried
 @given(st.integers(min_value=-(10**18), max_value=10**18))
 def test_an_integer_is_itself_quoted_or_not(number):
     assert parse_quantity(number) == parse_quantity(str(number)) == number
 
 
+@unhurried
 @given(st.integers(min_value=0, max_value=2**63 - 1))
 def test_formatted_bytes_parse_to_the_same_number(number):
     assert parse_bytes(format_bytes(number)) == number
 
 
+@unhurried
 @given(st.integers(min_value=0, max_value=2**40))
 def test_formatted_cpu_parses_to_the_same_number(millis):
     assert parse_cpu_millis(format_cpu(millis)) == millis
 
 
+@unhurried
 @given(NUMBERS, st.sampled_from(["", "n", "u", "m", "k", "Ki"]))
 def test_bytes_are_rounded_up_to_whole_ones(number, suffix):
     exact = parse_quantity(number + suffix)
     assert 0 <= parse_bytes(number + suffix) - exact < 1
 
 
+@unhurried
 @given(NUMBERS, st.sampled_from(["", "n", "u", "m"]))
 def test_cpu_is_rounded_up_to_whole_thousandths(number, suffix):
     exact = parse_quantity(number + suffix)
     assert 0 <= Fraction(parse_cpu_millis(number + suffix), 1000) - exact < Fraction(1, 1000)
 
 
+@unhurried
 @given(st.text() | st.from_regex(r"[0-9.eE+-]{1,12}[a-zA-Z]{0,3}", fullmatch=True))
 def test_any_text_is_a_quantity_or_a_quantity_error(text):
     error = refused(parse_quantity, text)
     assert error is None or (type(error) is QuantityError and error.value == text and error.hint)
 
 
+@unhurried
 @given(st.text() | st.from_regex(r"([0-9.]{1,6}(ms|[smhd])){1,4}", fullmatch=True))
 def test_any_text_is_a_duration_or_a_duration_error(text):
     error = refused(parse_duration, text)
@@ -231,6 +245,7 @@ def test_a_duration_is_in_seconds(text, seconds):
     assert parse_duration(text) == seconds
 
 
+@unhurried
 @given(st.integers(0, 500), st.integers(0, 59), st.integers(0, 59), st.integers(0, 999))
 def test_the_parts_of_a_duration_add_up(hours, minutes, seconds, millis):
     whole = (hours * 3600 + minutes * 60 + seconds) * 1000 + millis

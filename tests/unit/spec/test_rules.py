@@ -3,12 +3,15 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from cortex.spec import rules
+
+# Machines may be busy; the timeout of pytest ends what hangs.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize("name", ["a", "iris", "iris-v2", "a1", "a" * 42, "x--y"])
@@ -41,6 +44,7 @@ def test_the_nearest_name_is_suggested(text, name):
     assert rules.suggest_name(text) == name
 
 
+@unhurried
 @given(st.text())
 def test_a_suggested_name_is_a_name(text):
     name = rules.suggest_name(text)
@@ -168,6 +172,7 @@ def test_everything_else_is_no_handler(path):
         rules.check_handler(path)
 
 
+@unhurried
 @given(st.lists(st.sampled_from(["..", ".", "a", "", "handler.py"]), min_size=1, max_size=8))
 def test_no_accepted_handler_leaves_the_project(parts):
     try:
@@ -247,6 +252,7 @@ JSON = st.recursive(
 )
 
 
+@unhurried
 @given(JSON)
 def test_any_json_value_is_a_sample(value):
     assert rules.check_json(value) == value

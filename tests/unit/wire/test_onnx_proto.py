@@ -59,7 +59,6 @@ def test_a_header_tells_version_operators_producer_inputs_and_outputs(saved):
     assert header.producer == "pytorch 2.5"
     assert header.inputs == (ValueInfo("x", ("N", 4, None)), ValueInfo("w", (4,)))
     assert header.outputs == (ValueInfo("y", None),)
-    assert header.initializers == {"w"}
 
 
 def test_shapes_are_found_inside_sequences_and_optionals_and_told_from_scalars(saved):
@@ -168,7 +167,7 @@ def test_a_file_cut_anywhere_is_refused_or_reads_as_less(saved):
 
 def test_a_cut_file_says_how_much_is_missing(saved):
     whole = model(initializer=[numpy_helper.from_array(np.zeros(1000, np.float32), "w")]).SerializeToString()
-    with pytest.raises(ValueError, match=r"ends \d+ bytes too early"):
+    with pytest.raises(ValueError, match=r"ends at least \d+ bytes too early"):
         read_header(saved(whole[:2000]))
 
 
@@ -190,13 +189,21 @@ def test_a_damaged_file_never_does_worse_than_a_value_error(tmp_path_factory, da
         assert reason
 
 
+def wrapped(number, content):
+    """A protobuf field with a length."""
+    size, length = len(content), b""
+    while size > 127:
+        length += bytes([size & 127 | 128])
+        size >>= 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
 def test_graphs_nested_without_end_are_refused(saved):
-    graph = helper.make_graph([], "g", [], [])
+    graph = b""
     for _ in range(150):
-        graph = helper.make_graph([helper.make_node("If", ["b"], ["y"], then_branch=graph)], "g", [], [])
-    made = helper.make_model(graph).SerializeToString()
+        graph = wrapped(1, wrapped(5, wrapped(6, graph)))  # graph.node.attribute.g
     with pytest.raises(ValueError, match="nested more than 100 deep"):
-        external_files(saved(made))
+        external_files(saved(wrapped(7, graph)))
 
 
 def test_a_name_of_megabytes_is_refused(saved):
@@ -217,7 +224,7 @@ def test_reading_costs_a_window_however_large_the_weights_are(saved, monkeypatch
     monkeypatch.setattr(onnx_proto.os, "pread", counted)
     read_header(path)
     external_files(path)
-    assert sum(asked) < 1_000_000
+    assert sum(asked) < 500_000
 
 
 def test_the_onnx_package_agrees_on_every_model_it_ships(tmp_path):
@@ -230,7 +237,6 @@ def test_the_onnx_package_agrees_on_every_model_it_ships(tmp_path):
         assert header.ir_version == reference.ir_version
         assert header.opsets == {opset.domain: opset.version for opset in reference.opset_import}
         assert [value.name for value in header.inputs] == [value.name for value in reference.graph.input]
-        assert header.initializers == {tensor.name for tensor in reference.graph.initializer}
         for value, expected in zip(header.inputs, reference.graph.input, strict=True):
             if expected.type.HasField("tensor_type"):
                 shape = expected.type.tensor_type.shape

@@ -400,8 +400,8 @@ def _refuse_mixed_bfloat16(signature: Signature) -> None:
 
 def _ort_value(array: NDArray[Any], dtype: str) -> Any:
     if dtype != "bfloat16":
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-    upper = (np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
+    upper = (np.asarray(array, np.float32, order="C").view(np.uint32) >> 16).astype(np.uint16)
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(upper, _BFLOAT16_ELEMENT_TYPE)
 
 

@@ -1,0 +1,109 @@
+"""
+The keeper: a process that does nothing but hold copies of the slots' listening sockets.
+
+`python -m cortex.agent.keeper SOCKET HOME`. Requests wait in a listening socket's backlog for as long as any process
+holds the socket. Agent, launcher and replica do work and may die of it, even all at once; this one has nothing to die
+of. It outlives agents, and ends when told to, or when it has held nothing and nobody has been connected for a while.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import sys
+from collections.abc import Iterator
+
+import msgspec
+import setproctitle
+
+from cortex.ids import ReplicaId
+from cortex.wire.framing import close_all, receive_frame, send_frame
+from cortex.wire.keeper import Hold, KeeperRequest, Quit, Release, SlotHeld, Slots, SlotsEnd
+
+IDLE_LIMIT_S = 60.0
+"""With nothing to hold and nobody connected for this long, there is no node to keep anything for."""
+FRAME_TIMEOUT_S = 5.0
+"""A peer that stops in the middle of a frame is let go."""
+
+
+class Keeper:
+    """Holds sockets for whoever connects; one loop, no threads."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._poll = select.poll()
+        self._poll.register(listener, select.POLLIN)
+        self._peers: dict[int, socket.socket] = {}
+        self._held: dict[ReplicaId, int] = {}
+        self._quit = False
+
+    def run(self) -> None:
+        """Serve until told to quit, or idle for too long."""
+        while not self._quit:
+            ready = self._poll.poll(IDLE_LIMIT_S * 1000)
+            if not ready and not self._held and not self._peers:
+                return
+            for fd, _events in ready:
+                if fd == self._listener.fileno():
+                    self._accept()
+                else:
+                    self._serve(self._peers[fd])
+
+    def _accept(self) -> None:
+        peer, _ = self._listener.accept()
+        peer.settimeout(FRAME_TIMEOUT_S)
+        self._peers[peer.fileno()] = peer
+        self._poll.register(peer, select.POLLIN)
+
+    def _serve(self, peer: socket.socket) -> None:
+        try:
+            payload, fds = receive_frame(peer)
+            for reply, sent_fds in self._answer(_REQUESTS.decode(payload), fds):
+                send_frame(peer, msgspec.json.encode(reply), sent_fds)
+        except (OSError, msgspec.MsgspecError):
+            self._poll.unregister(peer)
+            del self._peers[peer.fileno()]
+            peer.close()
+
+    def _answer(self, request: KeeperRequest, fds: list[int]) -> Iterator[tuple[SlotHeld | SlotsEnd, list[int]]]:
+        match request:
+            case Hold(replica=replica) if fds:
+                self._let_go(replica)
+                self._held[replica] = fds.pop(0)
+            case Release(replica=replica):
+                self._let_go(replica)
+            case Slots():
+                for replica, fd in self._held.items():
+                    yield SlotHeld(replica=replica), [fd]
+                yield SlotsEnd(), []
+            case Quit():
+                self._quit = True
+        close_all(fds)
+
+    def _let_go(self, replica: ReplicaId) -> None:
+        fd = self._held.pop(replica, None)
+        if fd is not None:
+            os.close(fd)
+
+
+_REQUESTS: msgspec.json.Decoder[KeeperRequest] = msgspec.json.Decoder(KeeperRequest)
+
+
+def main(path: str, home: str) -> int:
+    setproctitle.setproctitle(f"cortex-keeper {home}")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    os.chmod(path, 0o600)
+    listener.listen(16)
+    Keeper(listener).run()
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

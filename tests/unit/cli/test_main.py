@@ -1,0 +1,225 @@
+"""The command line: what is called with which values, help, wrong usage."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from cortex.cli.main import NAMES
+from cortex.settings import Settings
+
+GET = {
+    "api": None,
+    "deployment": None,
+    "all_deployments": False,
+    "summary": False,
+    "verbose": False,
+    "watch": False,
+    "output": "text",
+}
+LOGS = {
+    "api": "a",
+    "deployment": None,
+    "no_follow": False,
+    "since": None,
+    "replica": None,
+    "request": None,
+    "output": "text",
+}
+DEPLOY = {
+    "path": None,
+    "dry_run": False,
+    "prune": False,
+    "force": False,
+    "no_wait": False,
+    "timeout": 600.0,
+    "output": "text",
+}
+REFRESH = {"path": None, "force": False, "no_wait": False, "timeout": 600.0, "output": "text"}
+PREDICT = {"api": "a", "sample": "x.json", "deployment": None, "debug": False}
+DELETE = {"deployment": None, "api": None, "yes": False, "output": "text"}
+DOWN = {"purge": False, "drain": 30.0, "yes": False}
+UP = {"foreground": False, "path": None, "output": "text"}
+
+TABLE: list[tuple[str, str, dict[str, Any]]] = [
+    ("deploy", "deploy", DEPLOY),
+    ("deploy examples/iris", "deploy", DEPLOY | {"path": "examples/iris"}),
+    (
+        "deploy --dry-run --force --prune --no-wait",
+        "deploy",
+        DEPLOY | {"dry_run": True, "force": True, "prune": True, "no_wait": True},
+    ),
+    ("deploy --timeout 90s -o json", "deploy", DEPLOY | {"timeout": 90.0, "output": "json"}),
+    ("deploy --timeout=1h30m", "deploy", DEPLOY | {"timeout": 5400.0}),
+    ("dep", "deploy", DEPLOY),
+    ("refresh", "refresh", REFRESH),
+    ("refresh x.yaml --force", "refresh", REFRESH | {"path": "x.yaml", "force": True}),
+    ("refresh --no-wait --timeout 5", "refresh", REFRESH | {"no_wait": True, "timeout": 5.0}),
+    ("get", "get", GET),
+    ("g", "get", GET),
+    ("get a", "get", GET | {"api": "a"}),
+    ("get iris/a -v", "get", GET | {"api": "iris/a", "verbose": True}),
+    ("get -d iris -w", "get", GET | {"deployment": "iris", "watch": True}),
+    ("get -as", "get", GET | {"all_deployments": True, "summary": True}),
+    ("get --output json", "get", GET | {"output": "json"}),
+    ("logs a", "logs", LOGS),
+    ("logs iris/a --no-follow --since 10m", "logs", LOGS | {"api": "iris/a", "no_follow": True, "since": 600.0}),
+    ("logs a --replica aaaa.0 --request r-1", "logs", LOGS | {"replica": "aaaa.0", "request": "r-1"}),
+    ("logs a -o json", "logs", LOGS | {"output": "json"}),
+    ("log a -d iris", "logs", LOGS | {"deployment": "iris"}),
+    ("predict a x.json", "predict", PREDICT),
+    ("predict a - --debug", "predict", PREDICT | {"sample": "-", "debug": True}),
+    ("predict --debug -d iris a x.json", "predict", PREDICT | {"deployment": "iris", "debug": True}),
+    ("history a", "history", {"api": "a", "deployment": None, "output": "text"}),
+    ("delete", "delete", DELETE),
+    ("delete iris -y", "delete", DELETE | {"deployment": "iris", "yes": True}),
+    ("delete --api a --yes", "delete", DELETE | {"api": "a", "yes": True}),
+    ("up", "up", UP),
+    ("up --foreground /app", "up", UP | {"foreground": True, "path": "/app"}),
+    ("down", "down", DOWN),
+    ("down --purge -y --drain 5s", "down", DOWN | {"purge": True, "yes": True, "drain": 5.0}),
+    ("info", "info", {"output": "text"}),
+    ("info -o json", "info", {"output": "json"}),
+    ("version", "version", {"output": "text"}),
+    ("v", "version", {"output": "text"}),
+    ("completion zsh", "completion", {"shell": "zsh"}),
+    ("completion", "completion", {"shell": None}),
+    ("schema", "schema", {}),
+]  # fmt: skip
+
+
+class Recorder:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.settings: Settings | None = None
+        for name in NAMES:
+            monkeypatch.setattr(import_module(f"cortex.cli.{name}").COMMAND, "function", self._recording(name))
+
+    def _recording(self, name: str) -> Any:
+        def record(_terminal: object, *settings: Settings, **values: Any) -> int:
+            self.calls.append((name, values))
+            self.settings = settings[0] if settings else None
+            return 0
+
+        return record
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    return Recorder(monkeypatch)
+
+
+@pytest.mark.parametrize(("line", "command", "values"), TABLE, ids=[line for line, _, _ in TABLE])
+def test_a_command_line_means(cortex: Any, recorded: Recorder, line: str, command: str, values: dict[str, Any]) -> None:
+    ran = cortex(*line.split())
+    assert (ran.code, ran.talk, recorded.calls) == (0, "", [(command, values)])
+
+
+@pytest.mark.parametrize("line", ["--port 9000 get", "get --port 9000", "--port 8000 get --port 9000"])
+def test_settings_are_flags_before_and_after_the_command(cortex: Any, recorded: Recorder, line: str) -> None:
+    cortex(*line.split())
+    assert recorded.settings is not None
+    assert (recorded.settings.port, recorded.settings.port_given) == (9000, True)
+    assert recorded.settings.home == cortex.home
+
+
+def test_flags_beat_environment_variables(cortex: Any, recorded: Recorder) -> None:
+    cortex.environ = {"CORTEX_PORT": "7000", "CORTEX_OPERATOR_PORT": "7001"}
+    cortex("get", "--port", "9000")
+    assert recorded.settings is not None
+    assert (recorded.settings.port, recorded.settings.operator_port) == (9000, 7001)
+
+
+WRONG: list[tuple[str, str, str]] = [
+    ("depoy", 'there is no command "depoy"', "did you mean `cortex deploy`?"),
+    ("de", 'there is no command "de"', "did you mean `cortex deploy` or `cortex delete`?"),
+    ("xyzzy", 'there is no command "xyzzy"', "`cortex --help` lists all commands"),
+    ("get --verbos", "--verbos", "did you mean --verbose?"),
+    ("get a b", "unexpected extra argument", "`cortex get --help` shows what it takes"),
+    ("get a/b/c", "'a/b/c' is neither NAME nor DEPLOYMENT/NAME", "`cortex get --help`"),
+    ("get -a a", "--all-deployments leaves nothing to choose", ""),
+    ("get -s a", "--summary is about deployments", ""),
+    ("get -o yaml", "yaml", "`cortex get --help`"),
+    ("logs", "Missing argument 'API'", "`cortex logs --help`"),
+    ("logs a --since soon", '"soon" is not a duration', ""),
+    ("logs a --since 1d", 'did you mean "24h"?', ""),
+    ("deploy --timeout x", '"x" is not a duration', ""),
+    ("predict a", "Missing argument 'SAMPLE'", ""),
+    ("up /app", "PATH goes with --foreground", ""),
+    ("get --port 0", "CORTEX_PORT must be a port from 1 to 65535, not '0'", ""),
+    ("delete --api iris/a other", "--api names deployment iris, and the argument other", ""),
+    ("delete", "say which deployment", ""),
+    ("completion tcsh", "tcsh", ""),
+]
+
+
+@pytest.mark.parametrize(("line", "message", "hint"), WRONG, ids=[line for line, _, _ in WRONG])
+@pytest.mark.usefixtures("running")
+def test_wrong_usage_exits_with_2_and_says_what_is_meant(cortex: Any, line: str, message: str, hint: str) -> None:
+    ran = cortex(*line.split())
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.talk.startswith(("error: wrong-usage\n", "error: wrong-setting\n"))
+    assert message in ran.talk
+    assert hint in ran.talk
+
+
+def test_cortex_alone_prints_the_help(cortex: Any) -> None:
+    ran = cortex()
+    assert (ran.code, ran.talk) == (0, "")
+    assert ran.out.startswith("Usage: cortex [OPTIONS] COMMAND …")
+    assert cortex("--help").out == cortex("-h").out == ran.out
+
+
+def test_the_version_alone(cortex: Any) -> None:
+    assert cortex("--version").out == "0.1.0\n"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_help_with_examples_in_80_columns(cortex: Any, name: str) -> None:
+    ran = cortex(name, "--help")
+    assert (ran.code, ran.talk) == (0, "")
+    assert f"Usage: cortex {name}" in ran.out
+    assert "\nExamples:\n  $ " in ran.out
+    assert max(len(line) for line in ran.out.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("name", ["init", "rollback", "secret", "configure"])
+def test_commands_that_are_not_there_are_not_listed(cortex: Any, name: str) -> None:
+    assert f"  {name} " not in cortex("--help").out
+    assert cortex(name).code == 2
+
+
+def test_help_works_with_settings_that_are_wrong(cortex: Any) -> None:
+    cortex.environ = {"CORTEX_PORT": "x"}
+    assert cortex("get", "--help").code == 0
+    assert cortex("schema").code == 0
+    assert cortex("get").code == 2
+
+
+def test_looking_does_not_import_what_is_heavy(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api()]
+    (cortex.cwd / "cortex.yaml").write_text("- kind: deployment\n  name: iris\n- kind: api\n  name: a\n  model: m\n")
+    program = (
+        "import sys\n"
+        "from cortex.cli.main import run\n"
+        "import atexit\n"
+        "heavy = ('rich', 'pydantic', 'ruamel', 'psutil', 'fastapi', 'numpy', 'subprocess', 'asyncio')\n"
+        "atexit.register(lambda: print([name for name in heavy if name in sys.modules], file=sys.stderr))\n"
+        "sys.argv = ['cortex', 'get']\n"
+        "run()\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=cortex.cwd,
+        env={**os.environ, "CORTEX_HOME": str(cortex.home)},
+        check=False,
+    )
+    assert ran.stderr == "[]\n"
+    assert ran.stdout.startswith("api       status   ready")

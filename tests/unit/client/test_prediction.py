@@ -1,0 +1,101 @@
+"""One sample to one endpoint."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import pytest
+
+from cortex.client.prediction import (
+    Answer,
+    EndpointUnreachable,
+    PredictionRefused,
+    content_type_of,
+    post,
+    sniffed_content_type,
+)
+
+
+@pytest.fixture
+def endpoint(fake: Any) -> str:
+    return f"http://127.0.0.1:{fake.port}/iris/sklearn"
+
+
+@pytest.mark.parametrize(
+    ("name", "content_type"),
+    [
+        ("a.json", "application/json"),
+        ("a.JPG", "image/jpeg"),
+        ("a.jpeg", "image/jpeg"),
+        ("a.png", "image/png"),
+        ("a.webp", "image/webp"),
+        ("a.gif", "image/gif"),
+        ("a.wav", "audio/wav"),
+        ("a.mp3", "audio/mpeg"),
+        ("a.flac", "audio/flac"),
+        ("a.npy", "application/x-npy"),
+        ("a.txt", "text/plain"),
+        ("a.bin", "application/octet-stream"),
+        ("json", "application/octet-stream"),
+    ],
+)
+def test_the_content_type_follows_from_the_ending(name: str, content_type: str) -> None:
+    assert content_type_of(name) == content_type
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"[1, 2]", "application/json"),
+        (b"", "application/json"),
+        (b"\xff\xd8\xff\xe0", "image/jpeg"),
+        (b"\x89PNG\r\n\x1a\n", "image/png"),
+        (b"RIFF\0\0\0\0WAVEfmt ", "audio/wav"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "image/webp"),
+        (b"\x93NUMPY\x01\x00", "application/x-npy"),
+    ],
+)
+def test_bytes_without_a_name_are_looked_at(body: bytes, content_type: str) -> None:
+    assert sniffed_content_type(body) == content_type
+
+
+def test_a_sample_is_posted_and_the_answer_handed_back(endpoint: str, fake: Any) -> None:
+    fake.answers["/iris/sklearn"] = (200, {}, b'{"label": "setosa"}')
+    answer = post(endpoint, b"[1]", "application/json", debug=True)
+    assert answer == Answer(
+        status=200, body=b'{"label": "setosa"}', content_type="application/json", request_id="req-1"
+    )
+    (request,) = fake.requests
+    assert (request.call, request.query, request.body) == ("POST /iris/sklearn", {"debug": "true"}, b"[1]")
+    assert request.headers["content-type"] == "application/json"
+    assert "authorization" not in request.headers
+
+
+def test_a_refusal_carries_code_message_request_id_and_facts(endpoint: str, fake: Any) -> None:
+    body = {"error": "wrong-shape", "message": "no", "request_id": "req-1", "input": "x", "hint": "channels first?"}
+    fake.answers["/iris/sklearn"] = (422, {}, json.dumps(body).encode())
+    with pytest.raises(PredictionRefused) as caught:
+        post(endpoint, b"[1]", "application/json")
+    problem = caught.value.problem()
+    assert (problem.reference, problem.message, problem.hint) == (
+        "wrong-shape",
+        "no\ninput: x\nstatus 422, request id req-1",
+        "channels first?",
+    )
+
+
+def test_a_refusal_that_is_not_json_is_told_as_it_is(endpoint: str, fake: Any) -> None:
+    fake.answers["/iris/sklearn"] = (503, {}, b"busy\n")
+    with pytest.raises(PredictionRefused) as caught:
+        post(endpoint, b"[1]", "application/json")
+    assert caught.value.problem().message == "busy\nstatus 503, request id req-1"
+    assert caught.value.problem().reference == "http-503"
+
+
+def test_no_answer_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(EndpointUnreachable, match="connection refused"):
+        post(f"http://127.0.0.1:{port}/x", b"", "text/plain")

@@ -1,0 +1,267 @@
+"""
+What reaches the log file, from a process of its own: it replaces descriptors and streams.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from cortex.replica import logs
+from cortex.replica.logs import LogFile
+from cortex.wire.logline import LoggedLine, parse_line
+
+pytestmark = pytest.mark.slow
+
+PREAMBLE = """
+import logging, os, sys
+from cortex.replica import logs
+log = logs.LogFile(sys.argv[1], 7)
+streams = logs.install(log)
+from cortex.lib.log import get_logger
+"""
+
+
+def written(path: Path) -> list[LoggedLine]:
+    return [parse_line(line) for line in path.read_bytes().splitlines()]
+
+
+def run(tmp_path: Path, code: str) -> list[LoggedLine]:
+    path = tmp_path / "r.log"
+    script = PREAMBLE + textwrap.dedent(code) + "\nstreams.finish()\n"
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, timeout=30, check=False)
+    assert done.returncode == 0, path.read_text()
+    assert done.stdout == done.stderr == b"", "everything goes into the file"
+    return written(path)
+
+
+def parts(lines: list[LoggedLine]) -> list[tuple[str, str, str]]:
+    return [(line.stream, line.level, line.text) for line in lines]
+
+
+def test_prints_become_records_with_stream_attempt_and_request(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path,
+        """
+        print("one")
+        logs.REQUEST_ID.set("r-1")
+        print("two", "words")
+        print("three", file=sys.stderr)
+        """,
+    )
+    assert parts(lines) == [("out", "", "one"), ("out", "", "two words"), ("err", "", "three")]
+    assert [line.request for line in lines] == ["", "r-1", "r-1"]
+    assert {line.attempt for line in lines} == {7}
+    assert all(line.wall_s > 1e9 for line in lines)
+
+
+def test_unfinished_lines_are_kept_apart_and_completed(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path,
+        """
+        import threading
+        logs.REQUEST_ID.set("a")
+        print("left", end="")
+        other = threading.Thread(target=lambda: (logs.REQUEST_ID.set("b"), print("other")))
+        other.start(); other.join()
+        print(" and right")
+        print("never finished", end="")
+        streams.finish_lines()
+        sys.stdout.write("10%\\r20%\\r\\n30%\\n")
+        print("until the end", end="")
+        """,
+    )
+    assert [(line.request, line.text) for line in lines] == [
+        ("b", "other"),
+        ("a", "left and right"),
+        ("a", "never finished"),
+        ("a", "10%"),
+        ("a", "20%"),
+        ("a", "30%"),
+        ("a", "until the end"),
+    ]
+
+
+def test_a_line_that_is_flushed_does_not_wait(tmp_path: Path) -> None:
+    lines = run(tmp_path, 'print("a", end="", flush=True); print("b")')
+    assert [line.text for line in lines] == ["a", "b"]
+
+
+def test_text_that_is_no_text_is_escaped(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path,
+        r"""
+        print("half \ud83d smile")
+        sys.stdout.buffer.write(b"\xff\x00binary\n")
+        print("umlaut \u00e4 \U0001f600")
+        """,
+    )
+    assert [line.text for line in lines] == ["half \\ud83d smile", "\\xff\x00binary", "umlaut ä 😀"]
+
+
+def test_closing_or_losing_stdout_breaks_nothing(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path,
+        """
+        sys.stdout.close()
+        print("still here")
+        os.close(1)
+        mine = os.open("/dev/null", os.O_WRONLY)
+        print("and here", mine)
+        assert not sys.stdout.closed
+        sys.stdout.reconfigure(encoding="ascii")
+        print("ä")
+        """,
+    )
+    assert [line.text for line in lines] == ["still here", "and here 1", "ä"]
+
+
+def test_output_that_bypasses_python_lands_in_the_file(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path,
+        """
+        import subprocess
+        os.write(1, b"from C\\n")
+        subprocess.run(["sh", "-c", "echo from a shell; echo its error >&2"], stdout=sys.stdout)
+        """,
+    )
+    assert parts(lines) == [("raw", "", "from C"), ("raw", "", "from a shell"), ("raw", "", "its error")]
+
+
+def test_our_logger_and_others_are_recorded_with_their_level(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path,
+        """
+        logger = get_logger()
+        logger.debug("fine %s", "print")
+        logging.getLogger("library").warning("careful")
+        logging.getLogger("library").info("by the way")
+        logging.getLogger("library").debug("too much")
+        """,
+    )
+    assert parts(lines) == [
+        ("log", "DEBUG", "fine print"),
+        ("log", "WARNING", "careful"),
+        ("log", "INFO", "by the way"),
+    ]
+
+
+def test_a_traceback_stays_in_one_record(tmp_path: Path) -> None:
+    (line,) = run(
+        tmp_path,
+        """
+        try:
+            1 / 0
+        except ZeroDivisionError:
+            get_logger().exception("it failed")
+        """,
+    )
+    assert line.text.startswith("it failed\nTraceback")
+    assert line.text.endswith("ZeroDivisionError: division by zero")
+
+
+@pytest.mark.parametrize(
+    "configure",
+    [
+        "logging.basicConfig(level=logging.DEBUG)",
+        "logging.basicConfig(level=logging.DEBUG, force=True, stream=sys.stdout)",
+        "logging.warning('this configures logging')",
+        """import logging.config; logging.config.dictConfig({"version": 1})""",
+        """import logging.config; logging.config.dictConfig({"version": 1, "root": {"handlers": ["h"], "level": "DEBUG"},
+           "handlers": {"h": {"class": "logging.StreamHandler"}}})""",
+    ],
+)
+def test_users_configuring_logging_silences_nothing(tmp_path: Path, configure: str) -> None:
+    lines = run(
+        tmp_path,
+        f"""
+        before = get_logger()
+        {configure}
+        before.info("ours")
+        try:
+            raise KeyError("k")
+        except KeyError:
+            logging.getLogger("new").exception("theirs")
+        """,
+    )
+    ours = next(line for line in lines if "ours" in line.text)
+    theirs = next(line for line in lines if "theirs" in line.text)
+    assert (ours.stream, ours.level) == ("log", "INFO")
+    assert (theirs.stream, theirs.level) == ("log", "ERROR")
+    assert theirs.text.endswith("KeyError: 'k'"), "level and traceback in one record, whoever configured it"
+
+
+def test_an_exception_in_a_thread_is_one_record(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path,
+        """
+        import threading
+        def fail(): raise ValueError("in a thread")
+        thread = threading.Thread(target=fail, name="helper"); thread.start(); thread.join()
+        """,
+    )
+    (line,) = lines
+    assert line.level == "ERROR"
+    assert "exception in thread helper" in line.text
+    assert line.text.endswith("ValueError: in a thread")
+
+
+def test_a_logging_call_with_wrong_arguments_breaks_nothing(tmp_path: Path) -> None:
+    lines = run(tmp_path, 'get_logger().info("%d", "no number"); print("on")')
+    assert lines[-1].text == "on"
+
+
+def test_a_very_long_text_is_cut_into_records(tmp_path: Path) -> None:
+    lines = run(tmp_path, 'print("x" * 700_000)')
+    assert "".join(line.text for line in lines) == "x" * 700_000
+    assert len(lines) == 3
+
+
+def test_a_full_file_makes_room_for_a_new_one_and_three_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "r.log"
+    run(
+        tmp_path,
+        """
+        for number in range(5):
+            print(f"generation {number}")
+            os.write(1, b"x" * 11 * 2**20 + b"\\n")
+            log.rotate_if_full()
+            log.rotate_if_full()
+        print("last")
+        os.write(2, b"raw\\n")
+        """,
+    )
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["r.log", "r.log.1", "r.log.2"]
+    assert [line.text for line in written(path)] == ["last", "raw"]
+    assert written(tmp_path / "r.log.1")[0].text == "generation 4"
+    assert written(tmp_path / "r.log.2")[0].text == "generation 3"
+
+
+def test_a_small_file_is_left_alone(tmp_path: Path) -> None:
+    run(tmp_path, 'print("a"); log.rotate_if_full()')
+    assert [file.name for file in tmp_path.iterdir()] == ["r.log"]
+
+
+def test_attempts_append_to_one_file(tmp_path: Path) -> None:
+    run(tmp_path, 'print("first")')
+    assert [line.text for line in run(tmp_path, 'print("second")')] == ["first", "second"]
+
+
+def test_a_log_without_a_path_goes_to_stderr() -> None:
+    code = 'import sys; from cortex.replica import logs; logs.LogFile("", 1).record("log", "INFO", "hello", "")'
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=True)
+    assert parse_line(done.stderr).text == "hello"
+
+
+def test_the_file_is_private(tmp_path: Path) -> None:
+    run(tmp_path, 'print("a")')
+    assert (tmp_path / "r.log").stat().st_mode & 0o077 == 0
+
+
+def test_limits_are_as_documented() -> None:
+    assert (logs.MAX_FILE_BYTES, logs.KEPT_FILES) == (10 * 2**20, 3)
+    assert LogFile.record.__doc__
