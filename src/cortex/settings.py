@@ -80,6 +80,11 @@ class HomeLayout:
         return self.home / "stats"
 
     @property
+    def stats_file(self) -> Path:
+        """What was counted, by minute and hour."""
+        return self.home / "stats.db"
+
+    @property
     def node(self) -> Path:
         """What the agent needs to find its replicas, launchers and ingress again."""
         return self.home / "node"

@@ -50,7 +50,7 @@ from cortex.wire.orders import (
     SetRoute,
     StartReplica,
 )
-from cortex.wire.reports import AgentReport, IngressReport, Phase
+from cortex.wire.reports import AgentReport, IngressRefusals, IngressReport, Phase
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,7 @@ class Agent:
         self._control_plane: subprocess.Popen[bytes] | None = None
         self._ingress_problem: Problem | None = None
         self._applied_routes: tuple[SetRoute, ...] = ()
+        self._refusals: tuple[IngressRefusals, ...] = ()
         self.replicas = Replicas(
             settings=settings,
             layout=layout,
@@ -119,6 +120,7 @@ class Agent:
             asyncio.create_task(self._keep(self._sync_ingress_once, wait=self._routes_changed)),
             asyncio.create_task(self._every(self._settings.health_interval_s, self.replicas.check_health)),
             asyncio.create_task(self._every(HOUSEKEEPING_S, self._keep_house)),
+            asyncio.create_task(self._every(self._settings.health_interval_s, self._count_refusals)),
         ]
         self._routes_changed.set()
         listening = await server.serve(self._layout.agent_socket, self)
@@ -241,6 +243,7 @@ class Agent:
             pid=status.pid,
             restarts=status.restarts,
             problem=self._ingress_problem,
+            refusals=self._refusals,
         )
 
     def note_change(self) -> None:
@@ -297,6 +300,21 @@ class Agent:
             self._applied_routes = routes
             self._serial += 1
             self._changed.set()
+
+    async def _count_refusals(self) -> None:
+        """Requests that the ingress answered itself are counted with those that replicas answered."""
+        versions = {route.api: route.version for route in self._remembered.routes}
+        self._refusals = tuple(
+            IngressRefusals(
+                instance=found.instance,
+                api=found.api,
+                version=versions[found.api],
+                client_error=found.client_error,
+                server_error=found.server_error,
+            )
+            for found in await self._ingress.refusals()
+            if found.api in versions
+        )
 
     async def _settle_routes(self) -> None:
         with contextlib.suppress(CortexError):

@@ -255,8 +255,6 @@ class Launcher:
                 self._on_child_exited(message)
             case Inspected(request=request, report=report):
                 _settle(self._inspections.get(request), report)
-            case _:
-                pass
         close_all(fds)
 
     def _lost(self) -> None:

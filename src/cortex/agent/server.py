@@ -56,8 +56,8 @@ async def serve(path: Path, service: Service) -> asyncio.Server:
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await _talk(reader, writer, service)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the peer left, or we end
         finally:
             writer.close()
             with contextlib.suppress(ConnectionError):

@@ -147,7 +147,8 @@ class ArtifactStore:
 
     Args:
         root: created when something is first written. Everything in it belongs to this class.
-        boot_id: tells one start of the machine from the next; None asks the kernel.
+        boot_id: tells one start of the machine from the next; None asks the kernel. Empty: unknown, so that nothing
+            hashed before counts.
     """
 
     def __init__(self, root: Path, *, boot_id: str | None = None) -> None:
@@ -584,7 +585,7 @@ class ArtifactStore:
     def _verify(self, digest: str, manifest: Sequence[StoredFile] | None) -> Verified:
         tree = self._trees / digest
         record = self._read_record(digest)
-        if record is not None and record.boot_id == self._boot_id and _unchanged(tree, record):
+        if record is not None and self._is_current(record) and _unchanged(tree, record):
             return Verified(tree, 0, ())
         if manifest is None and record is not None and _are(record.stored(), digest):
             manifest = record.stored()
@@ -592,7 +593,7 @@ class ArtifactStore:
         if manifest is None:
             return self._verify_by_digest(digest, listing)
         known: Mapping[tuple[str, str], _Stamp | None] = {}
-        if record is not None and record.boot_id == self._boot_id:
+        if record is not None and self._is_current(record):
             known = {(f.path, f.sha256): f.stamp for f in record.files}
         stamps: dict[str, _Stamp] = {}
         damaged: list[StoredFile] = []
@@ -677,6 +678,9 @@ class ArtifactStore:
             return msgspec.json.decode(self._record(digest).read_bytes(), type=_Record)
         except (OSError, msgspec.DecodeError):
             return None
+
+    def _is_current(self, record: _Record) -> bool:
+        return record.boot_id == self._boot_id != ""
 
     def _write_record(self, digest: str, record: _Record) -> None:
         """Keep what is known of a tree. On a full or read-only disk it is simply found out again next time."""

@@ -129,6 +129,8 @@ class ModelZip:
         files: dict[str, zipfile.ZipInfo] = {}
         folders: set[str] = set()
         for entry in entries:
+            if not entry.filename:
+                raise self._refusal("holds an entry without a name")
             name = self._checked_name(entry)
             kind = stat.S_IFMT(entry.external_attr >> 16) if entry.create_system == _UNIX else 0
             if stat.S_ISLNK(kind):

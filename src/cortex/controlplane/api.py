@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from cortex.artifacts.store import ArtifactStore
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, api_key
+from cortex.metrics.exposition import CONTENT_TYPE
 from cortex.version import __version__
 from cortex.wire.agent import LogLines, ReadLogs
 from cortex.wire.operator import (
@@ -70,6 +71,7 @@ class Operator(Protocol):
     def logs(self, request: ReadLogs) -> LogLines: ...
     def history(self, api: ApiKey) -> tuple[HistoryLine, ...]: ...
     def stop(self, request: StopRequest) -> Info: ...
+    def metrics(self) -> str: ...
 
 
 STATUS_OF: tuple[tuple[str, int], ...] = (
@@ -208,6 +210,10 @@ def _add_routes(app: FastAPI, operator: Operator) -> None:
         if not lines:
             raise NotFound("unknown-api", f'there is no api "{name}" in deployment "{deployment}"')
         return _json(lines)
+
+    @app.get("/metrics", **_documented(None))
+    def metrics() -> Response:
+        return Response(operator.metrics(), headers={"content-type": CONTENT_TYPE})
 
     @app.post("/v1/stop", **_documented(Info, body=StopRequest))
     async def stop(request: Request) -> Response:

@@ -10,6 +10,7 @@ longer than everything else together.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import logging
 import logging.handlers
@@ -18,6 +19,7 @@ import secrets
 import socket
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -30,13 +32,16 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock, SystemClock
 from cortex.controlplane import statuses
 from cortex.controlplane.agents import LocalAgent
+from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.tick import StaleEpoch, World, tick
 from cortex.controlplane.view import View
 from cortex.engines import machine
 from cortex.engines.base import Engine
 from cortex.engines.local import LocalEngine
 from cortex.errors import CortexError
-from cortex.ids import ApiKey, DeploymentName, NodeId, short
+from cortex.ids import ApiKey, DeploymentName, NodeId, api_key, short
+from cortex.metrics.exposition import Observed, PlannerCounts, exposition
+from cortex.planning.actions import OrderNode, Plan
 from cortex.processes import ControlPlaneRecord
 from cortex.settings import HomeLayout, Settings, load_settings
 from cortex.state.base import StateStore
@@ -95,10 +100,14 @@ class ControlPlane:
         self._shut_down = shut_down
         self._view = View()
         self._publishing = threading.Lock()
+        self._planner_counts = PlannerCounts()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._started_wall_s = clock.wall_s()
         self._agent = LocalAgent(settings=settings, layout=layout, clock=clock, on_report=self._wake.set)
+        self._statistics = Statistics(
+            folder=layout.stats, file=layout.stats_file, clock=clock, reports=self._agent.reports
+        )
         self._epoch = state.take_epoch()
         self._world = self._new_world()
         self._loop = threading.Thread(target=self._run, name="control-loop", daemon=True)
@@ -106,6 +115,7 @@ class ControlPlane:
     def start(self) -> None:
         self._agent.start()
         self._loop.start()
+        self._statistics.start()
 
     def close(self) -> None:
         """Stop looking after the world. What runs goes on running."""
@@ -113,6 +123,7 @@ class ControlPlane:
         self._wake.set()
         self._agent.close()
         self._loop.join(timeout=5.0)
+        self._statistics.close()
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
@@ -123,9 +134,11 @@ class ControlPlane:
             self._wake.clear()
             if self._stopping.is_set():
                 return
+            begun_s = self._clock.monotonic_s()
             try:
                 plan = tick(self._world)
                 self._publish(self._world)
+                self._count_tick(plan, begun_s)
                 wait_s = LONGEST_WAIT_S if plan.wake_after_s is None else min(LONGEST_WAIT_S, plan.wake_after_s)
             except StaleEpoch as error:
                 log.error("another control plane is in charge, this one ends: %s", error)
@@ -133,7 +146,21 @@ class ControlPlane:
                 return
             except Exception:
                 log.exception("a tick failed through a fault of ours")
+                counts = self._planner_counts
+                self._planner_counts = msgspec.structs.replace(counts, failed_ticks=counts.failed_ticks + 1)
                 wait_s = FAULT_PAUSE_S
+
+    def _count_tick(self, plan: Plan, begun_s: float) -> None:
+        counts = self._planner_counts
+        actions = Counter(counts.actions)
+        actions.update(type(a.order if isinstance(a, OrderNode) else a).__name__ for a in plan.actions)
+        self._planner_counts = msgspec.structs.replace(
+            counts,
+            ticks=counts.ticks + 1,
+            tick_s=counts.tick_s + self._clock.monotonic_s() - begun_s,
+            last_tick_wall_s=self._clock.wall_s(),
+            actions=dict(actions),
+        )
 
     def _publish(self, world: World) -> None:
         """Look and show as one step, so that an older look never replaces a newer one."""
@@ -217,17 +244,44 @@ class ControlPlane:
         return statuses.deployments(self._state.deployments(), self._view.statuses())
 
     def apis(self, deployment: str | None) -> tuple[ApiStatus, ...]:
-        return self._view.statuses(deployment)
+        self._statistics.collect()
+        return self._counted(self._view.statuses(deployment))
+
+    def _counted(self, found: tuple[ApiStatus, ...]) -> tuple[ApiStatus, ...]:
+        """With the requests of each api's wanted version."""
+        versions = {record.wanted.api: record.wanted.build.version for record in self._state.apis()}
+        keyed = ((api_key(status.deployment, status.name), status) for status in found)
+        return tuple(
+            self._statistics.with_requests(status, versions[key]) if key in versions else status
+            for key, status in keyed
+        )
+
+    def metrics(self) -> str:
+        """The page that Prometheus scrapes."""
+        self._statistics.collect()
+        return exposition(
+            Observed(
+                version=__version__,
+                apis=self._view.statuses(),
+                lifetimes=self._statistics.lifetimes(),
+                agents=self._agent.reports(),
+                planner=self._planner_counts,
+            )
+        )
 
     def api(self, deployment: str, name: str) -> ApiStatus | None:
         status = self._view.status(deployment, name)
         record = self._state.api(ApiKey(f"{deployment}/{name}"))
         if status is None or record is None:
             return status
+        self._statistics.collect()
+        build = record.wanted.build
+        status = self._statistics.with_tracker(status, build.version, build.tracker)
         return msgspec.structs.replace(status, spec=record.spec, signature=record.inspection.signature)
 
     async def watch(self, token: str, timeout_s: float, deployment: str | None) -> Watched:
-        return await self._view.changed(token, timeout_s, deployment)
+        seen = await self._view.changed(token, timeout_s, deployment)
+        return msgspec.structs.replace(seen, apis=await asyncio.to_thread(self._counted, seen.apis))
 
     def logs(self, request: ReadLogs) -> LogLines:
         return self._agent.read_logs(request)

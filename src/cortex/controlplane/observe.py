@@ -59,9 +59,7 @@ def running_leases(world: World) -> tuple[Lease, ...]:
     )
 
 
-def _snapshot(
-    world: World, now_s: float, reports: tuple[AgentReport, ...], leases: tuple[SeenLease, ...]
-) -> Snapshot:
+def _snapshot(world: World, now_s: float, reports: tuple[AgentReport, ...], leases: tuple[SeenLease, ...]) -> Snapshot:
     nodes = tuple(
         SeenNode(node=report.node.node, replicas=report.replicas, routes=report.routes, ingress=report.ingress)
         for report in reports

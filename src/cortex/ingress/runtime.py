@@ -183,6 +183,10 @@ class AdminSocket:
             )
         return rows
 
+    async def requests(self) -> int:
+        """Requests that are not completely answered, wherever they are."""
+        return sum(_number(row, "scur") for row in await self._rows(_BACKENDS, ["-1"]))
+
     async def frontend(self) -> FrontendRow:
         """The public side."""
         (row,) = await self._rows(_FRONTENDS, [FRONTEND])

@@ -127,9 +127,9 @@ class IngressStatus(msgspec.Struct, frozen=True):
     """How the ingress is."""
 
     up: bool
-    """Every tier has a worker that answers."""
+    """A worker takes public connections."""
     pid: int | None
-    """Of the worker that takes public connections."""
+    """Of that worker."""
     addresses: tuple[tuple[str, int], ...] = ()
     """Host and port of every public socket."""
     workers: int = 0
@@ -328,11 +328,10 @@ class Ingress:
 
     def status(self) -> IngressStatus:
         """How it is now, without asking HAProxy."""
-        current = {tier: self._current(tier) for tier in self._limits.tiers}
-        door = current[Tier.DOOR]
+        door = self._current(Tier.DOOR)
         addresses = [listener.getsockname()[:2] for listener in self._public if listener.fileno() >= 0]
         return IngressStatus(
-            up=self._running and all(current.values()),
+            up=self._running and door is not None,
             pid=door.process.pid if door else None,
             addresses=tuple((str(host), int(port)) for host, port in addresses),
             workers=len(self._workers),
@@ -367,6 +366,9 @@ class Ingress:
                 await asyncio.sleep(QUIET_POLL_S)
             if requests:
                 log.warning("%d requests were still running after %g s and are cut", requests, drain_timeout_s)
+            for worker in workers:
+                with self._noting_errors(worker):
+                    await self._remember_refusals(worker)
             await asyncio.gather(*(worker.process.end(grace_s=5.0) for worker in workers))
             for worker in list(self._workers):
                 self._forget(worker)
@@ -797,7 +799,11 @@ class Ingress:
         return pause_s
 
     async def _look_after(self) -> None:
-        await self._settle()
+        problem: CortexError | None = None
+        try:
+            await self._settle()
+        except CortexError as error:
+            problem = error  # one tier that is down must not keep the other from being looked after
         for worker in self._live():
             with self._noting_errors(worker):
                 await self._delete_retired(worker)
@@ -805,6 +811,8 @@ class Ingress:
             await self._probe(worker)
             self._cap_log(worker)
         await self._release_slots()
+        if problem is not None:
+            raise problem
 
     async def _delete_retired(self, worker: Worker) -> None:
         """Delete servers that left rotation and have nothing connected to them any more."""
@@ -898,7 +906,7 @@ class Ingress:
         requests = 0
         for worker in self._live():
             with self._noting_errors(worker):
-                requests += sum(row.requests for row in await worker.admin.slots())
+                requests += await worker.admin.requests()
         return requests
 
     async def _remember_refusals(self, worker: Worker) -> None:

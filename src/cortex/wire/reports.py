@@ -85,6 +85,17 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     gpus: int = 0
 
 
+class IngressRefusals(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process of the ingress answered itself for one api. Cumulative while `instance` lives."""
+
+    instance: str
+    api: ApiKey
+    version: Version
+    """The version that is routed to now."""
+    client_error: int = 0
+    server_error: int = 0
+
+
 class IngressReport(msgspec.Struct, frozen=True, kw_only=True):
     """The HTTP door of the node."""
 
@@ -94,6 +105,7 @@ class IngressReport(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     restarts: int = 0
     problem: Problem | None = None
+    refusals: tuple[IngressRefusals, ...] = ()
 
 
 class AgentReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -70,10 +70,11 @@ def test_kills_among_three_replicas_fail_no_request(run):
     run(scenario)
 
 
-def test_replicas_come_and_go_under_load_without_a_failure(run):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_replicas_come_and_go_under_load_without_a_failure(run, limits, threads):
     async def scenario(world):
         old = [world.backend() for _ in range(2)]
-        ingress = await world.started(world.route("iris/a", *old))
+        ingress = await world.started(world.route("iris/a", *old), limits=limits(threads=threads))
         async with world.load("/iris/a") as load:
             for _ in range(3):
                 new = [world.backend() for _ in range(2)]

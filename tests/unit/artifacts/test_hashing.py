@@ -1,5 +1,6 @@
 """Hashing users' files, and not hashing them again."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -73,6 +74,17 @@ def test_an_unreadable_file_is_named(tmp_path: Path, unprivileged) -> None:
     unprivileged()
     with pytest.raises(UnusableFile, match=r"secret cannot be read \(Permission denied\)"):
         hash_file(path)
+
+
+def test_a_file_the_disk_cannot_read_is_named(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+
+    def failing(descriptor: int) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(hashing, "hash_descriptor", failing)
+    with pytest.raises(UnusableFile, match=r"a cannot be read \(Input/output error\)"):
+        hash_file(tmp_path / "a")
 
 
 def test_an_unchanged_file_is_not_read_again(tmp_path: Path, monkeypatch) -> None:

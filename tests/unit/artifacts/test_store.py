@@ -520,6 +520,64 @@ def test_a_file_the_disk_cannot_read_is_corrupt(store: ArtifactStore, stored: Pu
         store.verify(digest)
 
 
+def test_without_a_boot_id_nothing_hashed_before_counts(store: ArtifactStore, stored: Put) -> None:
+    digest = store.put_tree(stored({"a": b"123"}))
+    unknown = ArtifactStore(store.root, boot_id="")
+    assert [unknown.verify(digest).hashed_bytes for _ in range(2)] == [3, 3]
+
+
+def test_a_tree_without_its_list_that_holds_a_link_is_corrupt(store: ArtifactStore, stored: Put) -> None:
+    digest = store.put_tree(stored({"a": b"weights"}))
+    (store.root / "records" / f"{digest}.json").unlink()
+    tree = store.tree_path(digest)
+    tree.chmod(0o755)
+    (tree / "b").symlink_to("a")
+    with pytest.raises(ArtifactCorrupt) as caught:
+        store.verify(digest)
+    assert caught.value.path == tree / "b"
+
+
+def test_when_both_twins_are_damaged_both_are_set_aside(store: ArtifactStore, stored: Put) -> None:
+    files = stored({"plain": b"script", "run*": b"script"})
+    digest = store.put_tree(files)
+    damage(blob_path(store, b"script"))
+    damage(blob_path(store, b"script", True))
+    with pytest.raises(ArtifactCorrupt):
+        ArtifactStore(store.root, boot_id="another").verify(digest)
+    assert len(list((store.root / "quarantine").iterdir())) == 2
+    store.put(sha256(b"script"), [b"script"])
+    assert store.put_tree(files) == digest
+    assert content_of(store.tree_path(digest)) == {"plain": (b"script", 0o444), "run": (b"script", 0o555)}
+
+
+def test_a_tree_collected_while_it_is_verified_is_missing(store: ArtifactStore, stored: Put, monkeypatch) -> None:
+    digest = store.put_tree(stored({"a": b"1"}))
+    verify = store._verify
+
+    def after_collection(*arguments: object) -> Verified:
+        store.collect_garbage(set(), 0, MUCH_LATER)
+        return verify(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store, "_verify", after_collection)
+    with pytest.raises(ArtifactMissing):
+        store.verify(digest)
+
+
+def test_a_blob_set_aside_while_a_tree_is_laid_out_is_asked_for(store: ArtifactStore, stored: Put, monkeypatch) -> None:
+    files = stored({"a": b"1"})
+    sound = store._sound
+
+    def set_aside_afterwards(sha: str, executable: bool) -> tuple:
+        found = sound(sha, executable)
+        blob_path(store, b"1").unlink()
+        return found
+
+    monkeypatch.setattr(store, "_sound", set_aside_afterwards)
+    with pytest.raises(BlobsMissing):
+        store.put_tree(files)
+    assert leftovers(store) == []
+
+
 # --- scrub ---
 
 
@@ -561,6 +619,24 @@ def test_scrubbing_looks_at_files_of_trees_that_share_no_blob(store: ArtifactSto
     damage(store.tree_path(digest) / "a")
     assert [step.damage for step in store.scrub(bytes_per_s=1e9) if step.damage] == []
     assert content_of(store.tree_path(digest)) == {"a": (b"weights", 0o444)}
+
+
+def test_scrubbing_names_what_the_disk_cannot_read(store: ArtifactStore, monkeypatch) -> None:
+    store.put(sha256(b"weights"), [b"weights"])
+
+    def failing(descriptor: int, length: int, position: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(store_module.os, "pread", failing)
+    damages = [step.damage for step in store.scrub(bytes_per_s=1e9) if step.damage]
+    assert [error.digest for error in damages] == [sha256(b"weights")]
+
+
+def test_scrubbing_leaves_missing_files_of_trees_to_verify(store: ArtifactStore, stored: Put) -> None:
+    digest = store.put_tree(stored({"a": b"1"}))
+    store.tree_path(digest).chmod(0o755)
+    (store.tree_path(digest) / "a").unlink()
+    assert [step.damage for step in store.scrub(bytes_per_s=1e9) if step.damage] == []
 
 
 def test_scrubbing_an_empty_store_does_nothing(store: ArtifactStore) -> None:
@@ -706,11 +782,41 @@ def test_what_was_set_aside_is_removed_after_a_day(store: ArtifactStore, stored:
     assert store.collect_garbage({digest}, 0, moved + UPLOAD_GRACE_S + 60).strays == 1
 
 
+def test_a_tree_with_copies_instead_of_links_frees_what_it_holds(
+    store: ArtifactStore, stored: Put, monkeypatch
+) -> None:
+    files = stored({"a": b"x" * 100})
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            store_module.os, "link", lambda *args, **options: (_ for _ in ()).throw(OSError(errno.EMLINK, ""))
+        )
+        digest = store.put_tree(files)
+    (store.root / "records" / f"{digest}.json").unlink()  # then its folder tells when it was made
+    made = store.tree_path(digest).stat().st_ctime
+    assert store.collect_garbage(set(), 0, made + UNUSED_GRACE_S - 60).trees == ()
+    collected = store.collect_garbage(set(), 0, made + UNUSED_GRACE_S + 60)
+    assert collected == Collected((digest,), 0, 0, 100, 100)
+
+
 def test_collecting_in_an_empty_store_does_nothing(store: ArtifactStore) -> None:
     assert store.collect_garbage(set(), 0, 0.0) == Collected((), 0, 0, 0, 0)
 
 
 # --- trouble ---
+
+
+def test_a_users_disk_that_cannot_be_read_is_not_blamed_on_the_store(
+    store: ArtifactStore, tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+
+    def failing(descriptor: int, length: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(store_module.os, "read", failing)
+    with pytest.raises(UnusableFile, match=r"a cannot be read \(Input/output error\)"):
+        store.put_file(tmp_path / "a")
+    assert leftovers(store) == []
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])

@@ -70,6 +70,12 @@ def test_a_name_that_leads_elsewhere_is_refused(path: Path, tmp_path: Path, name
     assert [file.name for file in tmp_path.iterdir()] == ["model.zip"]
 
 
+def test_an_entry_without_a_name_is_refused(path: Path) -> None:
+    data = packed({"x": b""})
+    at = data.index(b"PK\x01\x02") + 46
+    assert "without a name" in str(refused(path, data[:at] + b"\0" + data[at + 1 :]))
+
+
 def test_a_link_is_refused_with_what_to_do(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(entry("variables", stat.S_IFLNK | 0o777), "/etc")
@@ -171,6 +177,17 @@ def test_damaged_bytes_are_noticed(path: Path, tmp_path: Path) -> None:
     with ModelZip(path, "model.zip") as archive, pytest.raises(UnusableZip, match="Bad CRC-32") as caught:
         archive.unpack(["saved_model.pb"], tmp_path / "out")
     assert "was it copied whole?" in caught.value.hint
+
+
+def test_a_name_longer_than_a_file_may_have_is_refused(path: Path) -> None:
+    assert "more than 255 bytes" in str(refused(path, packed({"x" * 256: b""})))
+
+
+def test_a_place_that_cannot_be_written_is_named(path: Path, tmp_path: Path) -> None:
+    path.write_bytes(packed({"a": b"x"}))
+    (tmp_path / "file").write_bytes(b"")
+    with ModelZip(path, "model.zip") as archive, pytest.raises(UnusableZip, match=r"cannot be unpacked to .*file/out"):
+        archive.unpack(["a"], tmp_path / "file/out")
 
 
 def test_too_little_room_is_said_before_unpacking(path: Path, tmp_path: Path, monkeypatch) -> None:
