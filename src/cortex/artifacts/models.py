@@ -110,6 +110,8 @@ def resolve_path(path: Path, *, model: str, scratch: Path, model_format: ModelFo
         scratch, model_format: see `resolve`, which also says what is raised.
     """
     search = _Search(model, model_format)
+    if not os.path.lexists(path):
+        raise ModelNotFound(model, path, _suggestion(model, path))
     found = search.look_at(path)
     if stat.S_ISDIR(found.st_mode):
         return search.inside(_Folder(search, path))
@@ -269,7 +271,7 @@ class _Search:
         except (FileNotFoundError, NotADirectoryError) as error:
             if path.is_symlink():
                 raise self.unusable(path, f"is a link to {os.readlink(path)}, which is not there") from error
-            raise ModelNotFound(self.model, path, _suggestion(self.model, path)) from error
+            raise self.unusable(path, "is not there any more") from error
         except OSError as error:
             raise self.unusable(path, f"cannot be read ({error.strerror})") from error
 

@@ -104,7 +104,8 @@ def _tell(error: BaseException, terminal: Terminal, argv: Sequence[str]) -> None
     elif isinstance(error, Interrupted | KeyboardInterrupt):
         sentence = f": {error}" if str(error) else ""
         quiet = isinstance(error, Interrupted) and not sentence
-        terminal.say("" if quiet else f"\ninterrupted{sentence}")
+        lines = text.wrapped(f"interrupted{sentence}", terminal.width if terminal.shows_talk else sys.maxsize)
+        terminal.say("\n".join([""] if quiet else ["", *lines]))
     elif not isinstance(error, BrokenPipeError):
         show_problems(terminal, [_fault_problem(error, terminal, argv)])
 

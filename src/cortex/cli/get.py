@@ -162,7 +162,7 @@ def _rows(terminal: Terminal, apis: Sequence[ApiStatus], *, with_deployment: boo
         [[cell(api) for cell in columns.values()] for api in apis],
         right=("ready", "latency", "2XX", "4XX", "5XX"),
         widest=terminal.width if terminal.shows_results else None,
-        droppable=("updated", "latency"),
+        droppable=("updated", "latency", "4XX", "5XX", "2XX"),
     )
     paint = terminal.paint
     painted = [_with_status(row, api, paint) for row, api in zip(rows, apis, strict=True)]
@@ -330,12 +330,16 @@ def _classes(terminal: Terminal, tracker: dict[str, Any]) -> list[str]:
     most = max(number for _, number in rows)
     numbers = [str(number) for _, number in rows]
     shares = [f"{100 * number / total:.1f} %" for _, number in rows]
-    fixed = max(map(len, [*numbers, "count"])) + max(map(len, shares)) + 3 * len(text.GAP) + text.BAR_WIDTH
-    names = [text.cut(name, max(terminal.width - fixed, 12)) for name, _ in rows]
+    names = [name for name, _ in rows]
+    room = terminal.width if terminal.shows_results else None
+    if room is not None:
+        fixed = max(map(len, [*numbers, "count"])) + max(map(len, shares)) + 3 * len(text.GAP) + text.BAR_WIDTH
+        names = [text.cut(name, max(room - fixed, text.NARROWEST_NAME)) for name in names]
     cells = [list(row) for row in zip(names, numbers, shares, strict=True)]
     header, *lines = text.table(["class", "count", "share"], cells, right=("count", "share"))
-    drawn = [text.bar(number / most, unicode=terminal.unicode) for _, number in rows]
     width = max(map(text.columns_of, lines))
+    bar_width = text.BAR_WIDTH if room is None else min(max(room - width - len(text.GAP), 0), text.BAR_WIDTH)
+    drawn = [text.bar(number / most, bar_width, unicode=terminal.unicode) for _, number in rows]
     body = [
         f"{text.padded(line, width)}{text.GAP}{terminal.paint(bar, 'cyan')}"
         for line, bar in zip(lines, drawn, strict=True)

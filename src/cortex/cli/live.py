@@ -190,14 +190,13 @@ class MovingDisplay:
         from rich.text import Text
 
         status = str(row.status.status) if row.status is not None else "waiting"
-        elapsed = text.age(row.elapsed_s(now_s))
-        fixed = 2 + width + 2 + 10 + 2 + len(elapsed) + 2
-        progress = text.cut(_progress(row), max(self._terminal.width - fixed - 1, 0))
         line = Text(no_wrap=True)
         line.append(f"{self._spinner(now_s)} ", style="cyan")
         line.append(f"{row.name:<{width}}  ")
         line.append(f"{status:<10}  ", style="yellow")
-        line.append(f"{elapsed:>4}")
+        line.append(f"{text.age(row.elapsed_s(now_s)):>4}")
+        room = self._terminal.width - 1 - len(line.plain) - 2
+        progress = text.cut(_progress(row), max(room, 0))
         line.append(f"  {progress}" if progress else "", style="dim")
         return line
 

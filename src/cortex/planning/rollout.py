@@ -283,8 +283,9 @@ def _room(case: _Case, staying: _Staying, *, draining: int) -> _Room:
     missing = n - (len(news) + len(olds) - len(surges)) - staying.swaps
     settle = []
     for slot in surges:
-        # An unproven surge counts for nothing, unless it is all there will be.
-        if missing > 0 and (slot.ready or not olds or case.wanted.force or hopeless):
+        # A surge that never served counts for nothing, unless it is all there will be.
+        counts = slot.ready or case.returns(slot) or not olds or case.wanted.force or hopeless
+        if missing > 0 and counts:
             missing -= 1
             if not slot.placing:
                 settle.append(slot)

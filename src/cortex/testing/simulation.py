@@ -626,19 +626,23 @@ class Simulation:
 
     def _check_route(self, node: NodeId, api: ApiKey, targets: tuple[ReplicaId, ...], issue: _Issue) -> None:
         before = next((r.targets for n, r in self._agents.routes() if n == node and r.api == api), ())
-        ready = {
-            report.replica for _node, report in self._agents.replicas() if report.phase is Phase.READY
-        }
-        left, had = len(ready.intersection(targets)), len(ready.intersection(before))
+        ready = {r.replica: r for _node, r in self._agents.replicas() if r.phase is Phase.READY}
+        left = len(ready.keys() & set(targets))
+        had = len(ready.keys() & set(before))
         wanted = issue.wanted.get(api)
         if left >= had or wanted is None or wanted.force:
             return
         if wanted.failed is not None and wanted.serving is None:
             return
-        if left < wanted.replicas - issue.unplaced[api] and not self._excused(api, issue):
-            self._violated(
-                f"{api}: a route on {node} leaves {left} of {had} ready replicas, {wanted.replicas} are wanted"
-            )
+        if left >= wanted.replicas - issue.unplaced[api] or self._excused(api, issue):
+            return
+        ours = {build.revision for build in (wanted.build, wanted.serving) if build is not None}
+        gone = (ready.keys() & set(before)) - set(targets)
+        if not issue.punctual and not any(ready[replica].revision in ours for replica in gone):
+            return  # of a version that was replaced before the control plane knew that it was routed
+        self._violated(
+            f"{api}: a route on {node} leaves {left} of {had} ready replicas, {wanted.replicas} are wanted"
+        )
 
     def _check_taken(self, node: NodeId, replica: ReplicaId, issue: _Issue) -> None:
         report = next(

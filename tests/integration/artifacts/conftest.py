@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +34,9 @@ class Children:
         self._running: set[int] = set()
 
     def start(self, work: Callable[[], object], *, before_each_file_event: Callable[[], None] | None = None) -> int:
-        pid = os.fork()
+        with warnings.catch_warnings():  # Python warns of threads; the child touches none and leaves by `_exit`
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
         if pid:
             self._running.add(pid)
             return pid

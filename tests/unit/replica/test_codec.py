@@ -334,6 +334,11 @@ def test_what_makes_a_part_a_file():
     assert PLAIN.decode(body, 'multipart/form-data; boundary="B"') == expected
 
 
+def test_names_are_unescaped_as_browsers_escape_them():
+    part = b'Content-Disposition: form-data; name="%22a%22%0D%0A100%25"\r\n\r\n1'
+    assert PLAIN.decode(form(part), MULTIPART) == {'"a"\r\n100%25': "1"}
+
+
 def test_an_empty_form_is_empty():
     assert PLAIN.decode(b"--B--", MULTIPART) == {}
 

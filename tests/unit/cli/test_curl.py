@@ -1,0 +1,41 @@
+"""Lines that can be pasted into a shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cortex.cli.curl import curl_command, curl_line
+
+URL = "http://127.0.0.1:8880/iris/a"
+
+
+@pytest.mark.parametrize(
+    ("sample", "line"),
+    [
+        (None, f"curl {URL}"),
+        ([1, 2.5], f"curl {URL} -H 'content-type: application/json' -d '[1,2.5]'"),
+        ("it's", f"""curl {URL} -H 'content-type: application/json' -d '"it'"'"'s"'"""),
+        ("photo.jpg", f"curl {URL} -H 'content-type: image/jpeg' --data-binary @in/photo.jpg"),
+        ("a b.json", f"curl {URL} -H 'content-type: application/json' -d '@in/a b.json'"),
+        ("missing.json", f"curl {URL}"),
+        (list(range(300)), f"curl {URL}"),
+    ],
+)
+def test_a_sample_becomes_data(tmp_path: Path, sample: object, line: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("photo.jpg", "a b.json"):
+        (folder / name).touch()
+    assert curl_line(URL, sample, folder=folder, cwd=tmp_path) == line
+
+
+def test_a_sample_json_beside_the_file_is_used(tmp_path: Path, fakes: Any) -> None:
+    (tmp_path / "cortex.yaml").touch()
+    (tmp_path / "sample.json").touch()
+    inner = tmp_path / "handlers"
+    inner.mkdir()
+    assert curl_command(fakes.api(endpoint=URL), inner).endswith(" -d @../sample.json")
+    assert curl_line(URL, None, folder=None, cwd=tmp_path) == f"curl {URL}"

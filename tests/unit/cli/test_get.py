@@ -1,0 +1,311 @@
+"""`cortex get`: tables, one api, what is said when there is nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from cortex.errors import Problem
+from cortex.wire.operator import Latency, ReplicaCounts, RequestCounts, Status
+from cortex.wire.signature import Signature, TensorSpec
+
+TRACEBACK = """\
+Traceback (most recent call last):
+  File "handlers/pytorch.py", line 3, in <module>
+    import torch
+ModuleNotFoundError: No module named 'torch'"""
+
+
+@pytest.fixture
+def apis(fakes: Any) -> list[Any]:
+    """One in each state that looks different."""
+    return [
+        fakes.api(
+            "sklearn",
+            requests=RequestCounts(ok=14, latency_ms=Latency(mean=1.234, p50=1.1, p90=1.9, p99=3.0)),
+            notes=("capped at 3 replicas: node cpu 98 %",),
+        ),
+        fakes.api("xgboost", status=Status.CREATING, progress="importing handlers/xgboost.py", last_updated=None),
+        fakes.api(
+            "pytorch",
+            status=Status.UPDATE_FAILED,
+            reason="ModuleNotFoundError: No module named 'torch'",
+            problem=Problem(
+                reference="handler-import-failed",
+                message="the handler cannot be imported: No module named 'torch'",
+                hint="add torch to requirements.txt beside cortex.yaml",
+                traceback=TRACEBACK,
+            ),
+            serving="11112222",
+            crashes=3,
+            replicas=ReplicaCounts(requested=1, ready=1, stale=1, failed=1),
+        ),
+        fakes.api(
+            "a-name-as-long-as-a-name-may-ever-be-here-x",
+            requests=RequestCounts(ok=1234567, client_error=3, server_error=12),
+        ),
+    ]
+
+
+@pytest.fixture
+def classified(fakes: Any) -> Any:
+    return fakes.api(
+        requests=RequestCounts(ok=14, latency_ms=Latency(mean=1.234, p50=1.1, p90=1.9, p99=3.0)),
+        tracker={
+            "model_type": "classification",
+            "count": 16,
+            "missed": 2,
+            "classes": {"iris-setosa": 9, "iris-versicolor": 5, "日本語": 1},
+            "other": 1,
+            "approximate": False,
+        },
+        spec={
+            "name": "sklearn",
+            "model": "models/sklearn.onnx",
+            "request_handler": None,
+            "sample": [5.2, 3.6],
+            "compute": {"cpu": "200m", "min_replicas": 1, "mem": None},
+            "env": {},
+        },
+        signature=Signature(
+            inputs=(TensorSpec("input", "float32", (None, 4)), TensorSpec("mask", "bool", None, optional=True)),
+            outputs=(
+                TensorSpec("label", "string", ("N",)),
+                TensorSpec("scores", "float32", (), kind="sequence_of_maps", key_dtype="int64"),
+            ),
+        ),
+    )
+
+
+def test_the_list(cortex: Any, running: Any, apis: Any, golden: Any) -> None:
+    running.apis = apis
+    golden("get", cortex("get", "-d", "iris").out)
+
+
+def test_the_list_on_a_terminal(cortex: Any, running: Any, apis: Any, golden: Any) -> None:
+    running.apis = apis
+    ran = cortex("get", "-d", "iris", tty=True)
+    golden("get-colour", ran.out)
+    cortex.environ = {"NO_COLOR": "1"}
+    plain = cortex("get", "-d", "iris", tty=True).out
+    assert max(len(line) for line in plain.splitlines()) <= 80
+
+
+def test_the_list_of_everything_names_deployments(cortex: Any, running: Any, fakes: Any, golden: Any) -> None:
+    running.apis = [fakes.api("a"), fakes.api("a", deployment="text", status=Status.ERROR, reason="no room")]
+    golden("get-all", cortex("get", "-a").out)
+    assert cortex("get").out == cortex("get", "-a").out
+
+
+def test_the_summary(cortex: Any, running: Any, apis: Any, fakes: Any, golden: Any) -> None:
+    running.apis = [*apis, fakes.api("a", deployment="text")]
+    golden("get-summary", cortex("get", "-s").out)
+    assert json.loads(cortex("get", "-s", "-d", "text", "-o", "json").out) == [
+        {
+            "name": "text",
+            "status": "live",
+            "apis": 1,
+            "last_updated": "2027-01-15T07:52:00Z",
+            "source": "",
+            "statuses": {"live": 1},
+        }
+    ]
+
+
+def test_the_deployment_here_is_listed(cortex: Any, running: Any, fakes: Any) -> None:
+    (cortex.cwd / "cortex.yaml").write_text("- kind: deployment\n  name: text\n")
+    running.apis = [fakes.api("a"), fakes.api("b", deployment="text")]
+    ran = cortex("get")
+    assert [line.split()[0] for line in ran.out.splitlines()] == ["api", "b"]
+    assert running.requests[-1].query == {"deployment": "text"}
+
+
+def test_for_programs_a_list_without_tracker_and_spec(cortex: Any, running: Any, classified: Any) -> None:
+    running.apis = [classified]
+    (shown,) = json.loads(cortex("get", "-o", "json").out)
+    assert list(shown) == [
+        "deployment",
+        "name",
+        "status",
+        "endpoint",
+        "version",
+        "last_updated",
+        "replicas",
+        "requests",
+        "reason",
+        "problem",
+        "crashes",
+        "progress",
+        "serving",
+        "notes",
+    ]
+    assert shown["requests"] == {
+        "2xx": 14,
+        "4xx": 0,
+        "5xx": 0,
+        "latency_ms": {"mean": 1.234, "p50": 1.1, "p90": 1.9, "p99": 3.0},
+    }
+
+
+def test_for_programs_one_api_with_everything(cortex: Any, running: Any, classified: Any) -> None:
+    running.apis = [classified]
+    shown = json.loads(cortex("get", "sklearn", "-o", "json").out)
+    assert shown == json.loads(msgspec.json.encode(classified))
+    assert shown["tracker"]["classes"]["日本語"] == 1
+
+
+def test_one_api(cortex: Any, running: Any, classified: Any, golden: Any) -> None:
+    running.apis = [classified]
+    golden("get-one", cortex("get", "sklearn").out)
+
+
+def test_one_api_on_a_terminal(cortex: Any, running: Any, classified: Any, golden: Any) -> None:
+    running.apis = [classified]
+    golden("get-one-colour", cortex("get", "sklearn", tty=True).out)
+
+
+def test_bars_without_block_characters(cortex: Any, running: Any, classified: Any) -> None:
+    running.apis = [classified]
+    out = cortex("get", "sklearn", encoding="ascii").out
+    assert "iris-setosa           9   56.2 %   ########################" in out
+
+
+def test_everything_about_one_api(cortex: Any, running: Any, classified: Any, golden: Any) -> None:
+    running.apis = [classified]
+    golden("get-verbose", cortex("get", "iris/sklearn", "-v").out)
+
+
+def test_an_api_that_failed_shows_the_users_traceback(cortex: Any, running: Any, apis: Any, golden: Any) -> None:
+    running.apis = apis
+    golden("get-failed", cortex("get", "pytorch").out)
+
+
+def test_an_api_without_a_signature_says_so(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api(status=Status.CREATING, progress="importing handler.py")]
+    out = cortex("get", "sklearn", "-v").out
+    assert "status     creating\n           importing handler.py\n" in out
+    assert "the model's inputs are not known yet" in out
+
+
+@pytest.mark.parametrize(
+    ("tracker", "lines"),
+    [
+        (
+            {"model_type": "regression", "count": 3, "missed": 0, "min": 0.5, "max": 12345.678901, "mean": None},
+            ["min   max          mean", "0.5   12345.6789   -"],
+        ),
+        (
+            {"model_type": "classification", "count": 0, "missed": 1, "classes": {}, "other": 0},
+            ["class   count", "-           -", "1 response without a value to track: see `cortex logs`"],
+        ),
+    ],
+)
+def test_trackers(cortex: Any, running: Any, fakes: Any, tracker: dict[str, Any], lines: list[str]) -> None:
+    running.apis = [fakes.api(tracker=tracker)]
+    assert cortex("get", "sklearn").out.splitlines()[-len(lines) :] == lines
+
+
+def test_many_classes_end_in_one_line(cortex: Any, running: Any, fakes: Any) -> None:
+    classes = {f"class {number}\n\x1b[2J": 100 - number for number in range(30)}
+    tracker = {"model_type": "classification", "classes": classes, "other": 5, "approximate": True}
+    running.apis = [fakes.api(tracker=tracker)]
+    lines = cortex("get", "sklearn").out.splitlines()
+    rest = sum(range(71, 81)) + 5
+    assert sum(line.startswith("class ") for line in lines) == 1 + 20
+    assert any(line.startswith(f"all others     {rest}") for line in lines)
+    assert lines[-1] == "counts are approximate: there are very many classes"
+
+
+# ---- when there is nothing ------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_home_has_nothing_and_starts_nothing(cortex: Any) -> None:
+    ran = cortex("get")
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.talk == "nothing is deployed; `cortex deploy` in a folder with a cortex.yaml changes that\n"
+    assert cortex("get", "-o", "json").out == "[]\n"
+    assert not cortex.home.exists()
+    assert cortex("get", "-d", "iris").code == 1
+
+
+def test_after_down_it_says_down(cortex: Any) -> None:
+    cortex.home.mkdir()
+    (cortex.home / "down").touch()
+    ran = cortex("get")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.talk.startswith("error: down\n")
+
+
+def test_nothing_deployed(cortex: Any, running: Any) -> None:
+    ran = cortex("get", "-o", "json")
+    assert (ran.code, ran.out, ran.talk) == (0, "[]\n", "")
+    assert cortex("get", "-s").talk.startswith("nothing is deployed")
+
+
+def test_a_deployment_that_is_not_deployed(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api()]
+    (cortex.cwd / "cortex.yaml").write_text("- kind: deployment\n  name: irs\n")
+    ran = cortex("get")
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.talk == 'deployment "irs" is not deployed: `cortex deploy` does that; `cortex get -a` shows the others\n'
+    ran = cortex("get", "-d", "irs")
+    assert ran.code == 1
+    assert ran.talk == 'error: deployment-not-found\n  there is no deployment "irs"\n  hint: did you mean "iris"?\n'
+
+
+def test_an_unknown_api(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api()]
+    ran = cortex("get", "sklern")
+    assert (ran.code, ran.out) == (1, "")
+    assert 'did you mean "sklearn"?' in ran.talk
+
+
+# ---- watching -------------------------------------------------------------------------------------------------------
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
+
+
+def test_watching_redraws_in_place_and_leaves_the_last_look(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api(status=Status.CREATING)]
+
+    def goes_live() -> None:
+        running.apis = [fakes.api()]
+
+    cortex.clock.on_sleep = [goes_live, stop]
+    cortex.environ = {"NO_COLOR": "1"}
+    ran = cortex("get", "-w", "-d", "iris", tty=True)
+    assert ran.code == 130
+    first, second, last = ran.out.split("\x1b[H")[1], *ran.out.split("\x1b[H")[2].split("\x1b[?25h\x1b[?1049l")
+    assert ran.out.startswith("\x1b[?1049h\x1b[?25l\x1b[H")
+    assert "creating" in first
+    assert all(line.endswith("\x1b[K") for line in second.splitlines()[:-1])
+    assert second.endswith("\x1b[J")
+    assert last.splitlines()[1].startswith("sklearn   live")
+
+
+def test_watching_more_than_fits_shows_the_top(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api(f"api-{number}") for number in range(40)]
+    cortex.clock.on_sleep = [stop]
+    out = cortex("get", "-w", "-d", "iris", tty=True).out
+    assert out.split("\x1b[J")[0].count("\n") == 23
+
+
+def test_watching_into_a_pipe_repeats_the_table(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api()]
+    cortex.clock.on_sleep = [lambda: None, stop]
+    assert cortex("get", "-w").out.count("sklearn") == 2
+    cortex.clock.on_sleep = [lambda: None, stop]
+    lines = cortex("get", "-w", "-o", "json").out.splitlines()
+    assert [json.loads(line)[0]["name"] for line in lines] == ["sklearn", "sklearn"]
+
+
+def test_watching_survives_a_restart_of_the_control_plane(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api()]
+    cortex.clock.on_sleep = [lambda: running.hang_up_on.add("GET /v1/apis"), lambda: None, stop]
+    ran = cortex("get", "-w", "-a")
+    assert (ran.code, ran.out.count("sklearn")) == (130, 2)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cortex.ids import ApiKey
+from cortex.ingress.configuration import (
+    IngressLimits,
+    Tier,
+    WorkerConfiguration,
+    WorkerLabel,
+    configuration_digest,
+    max_clients,
+    parse_label,
+    quoted,
+    render_configuration,
+    render_entry,
+    render_map,
+)
+from cortex.ingress.errors import TooFewFiles
+from cortex.ingress.routes import IngressRoute, IngressServer
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def configuration(tier=Tier.DOOR, **options):
+    binds = ("ipv4@127.0.0.1:8880",) if tier is Tier.DOOR else ("unix@/run/h-bulk.sock",)
+    values = {
+        "tier": tier,
+        "generation": 3,
+        "digest": "0123456789abcdef",
+        "binds": binds,
+        "admin_socket": Path(f"/run/h-{tier.value}-3.sock"),
+        "map_file": f"{tier.value}-3.map",
+        "bulk_socket": Path("/run/h-bulk.sock"),
+        "pool_size": 2,
+        "max_clients": 1000,
+        "limits": IngressLimits(),
+    }
+    return WorkerConfiguration(**{**values, **options})
+
+
+SERVERS = {1: (IngressServer("3f2a9c", "/run/r-3f2a9c.sock", 9), IngressServer("77aa01", "/run/r-77aa01.sock", 9))}
+
+
+@pytest.mark.parametrize("tier", list(Tier))
+def test_the_configuration_reads_as_written_down(tier):
+    """After a wanted change: write what the failure shows into golden/<tier>.cfg, and read the difference."""
+    assert render_configuration(configuration(tier), SERVERS) == (GOLDEN / f"{tier.value}.cfg").read_text()
+
+
+def test_without_large_replays_there_is_no_bulk():
+    limits = IngressLimits(replay_bytes=16384)
+    assert limits.tiers == (Tier.DOOR,)
+    text = render_configuration(configuration(limits=limits), {})
+    assert "use_backend bulk" not in text
+    assert "backend bulk" not in text
+
+
+def test_the_map_names_every_fact_of_an_api():
+    servers = (IngressServer("a", "/a", 9, 10), IngressServer("b", "/b", 9, 5))
+    route = IngressRoute(ApiKey("iris/a"), "/iris/a", servers, 2.5, 1000, False, "v1")
+    assert render_map({route.path: render_entry(route, 7)}) == (
+        "/iris/a pool-0007|2500,1000|3000|1000|off|15|iris/a|v1\n"
+    )
+
+
+def test_a_label_is_read_back_and_a_strangers_is_none():
+    label = WorkerLabel(layout=1, tier=Tier.BULK, generation=12, pool_size=512, digest="abc")
+    assert parse_label(str(label)) == label
+    for description in ("", "haproxy of someone", "cortex-ingress", "cortex-ingress layout=x tier=door"):
+        assert parse_label(description) is None
+
+
+def test_the_digest_names_everything_that_commands_cannot_change():
+    def digest(binds=("ipv4@0.0.0.0:1",), sockets="/run", clients=100, haproxy="2.8.25", **limits):
+        every = {Tier.DOOR: binds, Tier.BULK: ("unix@/run/b",)}
+        return configuration_digest(every, Path(sockets), clients, IngressLimits(**limits), haproxy)
+
+    variants = [
+        digest(),
+        digest(binds=("ipv4@0.0.0.0:2",)),
+        digest(sockets="/elsewhere"),
+        digest(clients=200),
+        digest(haproxy="2.8.26"),
+        digest(threads=2),
+        digest(keep_alive_s=10.0),
+        digest(replay_bytes=100_000),
+        digest(replay_bytes=0),
+    ]
+    assert len(set(variants)) == len(variants)
+    assert digest() == variants[0]
+
+
+@pytest.mark.parametrize(("fd_limit", "clients"), [(1024, 179), (20_000, 3974), (1 << 20, 8192)])
+def test_clients_and_the_connections_they_keep_fit_the_open_files(fd_limit, clients):
+    assert max_clients(fd_limit) == clients
+
+
+def test_too_low_a_limit_of_open_files_is_named():
+    with pytest.raises(TooFewFiles, match="at most 256 files may be open, the ingress needs at least 288"):
+        max_clients(256)
+
+
+def test_paths_with_quotes_and_blanks_stay_one_word():
+    assert quoted("/a b'c\"d") == "'/a b'\"'\"'c\"d'"

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex.ids import ApiKey
+from cortex.ingress.configuration import parse_entry, render_entry, server_key, server_name
+from cortex.ingress.convergence import (
+    Holdings,
+    ServerAddress,
+    ServerState,
+    escaped,
+    steps_between,
+    wanted_of,
+)
+from cortex.ingress.routes import IngressRoute, IngressServer
+
+NOTHING = Holdings(entries={}, servers={})
+
+
+def server(name, socket=None, max_connections=8):
+    return IngressServer(name, socket or f"/run/{name}.sock", max_connections)
+
+
+def route(api, *servers, **options):
+    values = {"timeout_s": 1.0, "max_body_bytes": 100, "retry": True, "version": "v1", **options}
+    return IngressRoute(ApiKey(api), "/" + api, servers, **values)
+
+
+def wanted(*routes, slots=None, pool_size=8):
+    known = slots or {r.api: n for n, r in enumerate(routes, 1)}
+    return wanted_of(routes, known, pool_size)
+
+
+def test_a_new_api_gets_its_servers_before_its_route():
+    a = server("a")
+    steps = steps_between(NOTHING, wanted(route("d/x", a)), "m.map")
+    key = server_key(a)
+    assert steps.add == (
+        f"add server pool-0001/{key} unix@/run/a.sock maxconn 8",
+        f"set server pool-0001/{key} state ready",
+    )
+    assert steps.point == ("add map m.map /d/x pool-0001|1000,100|1500|100|on|64|d/x|v1",)
+    assert (steps.unpoint, steps.retire) == ((), ())
+
+
+def test_what_is_as_wanted_needs_no_command():
+    want = wanted(route("d/x", server("a")), route("d/y"))
+    steps = steps_between(want.holdings(), want, "m.map")
+    assert (steps.add, steps.point, steps.unpoint, steps.retire) == ((), (), (), ())
+    assert steps.outcome == want.holdings()
+
+
+def test_a_replaced_server_leaves_rotation_after_its_successor_came():
+    before = wanted(route("d/x", server("a"))).holdings()
+    steps = steps_between(before, wanted(route("d/x", server("b"))), "m.map")
+    assert [command.split()[0] for command in steps.add] == ["add", "set"]
+    assert steps.point == ()
+    assert steps.retire == (f"set server pool-0001/{server_key(server('a'))} state maint",)
+    assert steps.outcome.retired == (ServerAddress(slot=1, key=server_key(server("a"))),)
+
+
+def test_a_removed_api_loses_its_route_before_its_servers():
+    before = wanted(route("d/x", server("a"))).holdings()
+    steps = steps_between(before, wanted(), "m.map")
+    assert steps.unpoint == ("del map m.map /d/x",)
+    assert len(steps.retire) == 1
+
+
+def test_a_server_that_comes_back_is_not_added_again():
+    address = ServerAddress(slot=1, key=server_key(server("a")))
+    before = Holdings(entries={}, servers={address: ServerState(max_connections=8, in_rotation=False)})
+    steps = steps_between(before, wanted(route("d/x", server("a"))), "m.map")
+    assert steps.add == (f"set server {address} state ready",)
+
+
+def test_a_changed_limit_is_set_in_place():
+    before = wanted(route("d/x", server("a"))).holdings()
+    steps = steps_between(before, wanted(route("d/x", server("a", max_connections=9))), "m.map")
+    assert steps.add == (f"set maxconn server pool-0001/{server_key(server('a'))} 9",)
+    assert steps.retire == ()
+
+
+def test_a_server_with_another_socket_is_another_server():
+    assert server_key(server("a")) != server_key(server("a", "/elsewhere"))
+    assert server_name(server_key(server("a"))) == "a"
+
+
+def test_a_changed_route_is_one_command():
+    before = wanted(route("d/x")).holdings()
+    steps = steps_between(before, wanted(route("d/x", timeout_s=2.0, version="v2", retry=False)), "m.map")
+    assert steps.point == ("set map m.map /d/x pool-0001|2000,100|2500|100|off|1|d/x|v2",)
+
+
+def test_an_api_whose_slot_the_worker_lacks_is_pointed_nowhere_and_gets_no_servers():
+    routes = (route("d/x", server("a")), route("d/y", server("b")))
+    want = wanted_of(routes, {routes[0].api: 1, routes[1].api: 9}, pool_size=8)
+    assert want.entries["/d/y"].startswith("pool-0000|")
+    assert [address.slot for address in want.servers] == [1]
+
+
+def test_a_map_entry_is_read_back():
+    entry = parse_entry(render_entry(route("d/x"), 7))
+    assert (entry.slot, entry.api) == (7, "d/x")
+    assert parse_entry("pool-0001|old layout") is None
+    assert parse_entry("elsewhere|1,1|1|1|on|1|d/x|v") is None
+
+
+def test_a_timeout_beyond_haproxys_timers_is_capped():
+    assert render_entry(route("d/x", timeout_s=1e9), 1).split("|")[1] == "2000000000,100"
+
+
+def test_words_of_commands_are_escaped():
+    assert escaped("/a b;c\\d") == "/a\\ b\\;c\\\\d"
+
+
+names = st.sampled_from("abcdef")
+worlds = st.lists(st.tuples(names, st.sets(st.sampled_from("uvwxyz")), st.integers(1, 3)), unique_by=lambda w: w[0])
+
+
+def world_of(drawn):
+    routes = [
+        route(f"d/{name}", *(server(f"{name}{s}", max_connections=limit) for s in sorted(servers)))
+        for name, servers, limit in drawn
+    ]
+    return wanted_of(routes, {r.api: "abcdef".index(r.api[-1]) + 1 for r in routes}, 6)
+
+
+def carried_out(holdings, commands):
+    """The commands, carried out on a toy HAProxy that refuses what the real one refuses."""
+    entries, servers = dict(holdings.entries), dict(holdings.servers)
+    for command in commands:
+        words = command.split()
+        if words[1] == "map":
+            _, _, _, path, *value = words
+            assert (path in entries) == (words[0] != "add")
+            entries.pop(path) if words[0] == "del" else entries.update({path: value[0]})
+            continue
+        slot, key = re.search(r"pool-(\d+)/(\S+)", command).groups()
+        address = ServerAddress(slot=int(slot), key=key)
+        assert (address in servers) == (words[0] != "add")
+        old = servers.get(address)
+        if words[0] == "add":
+            servers[address] = ServerState(max_connections=int(words[-1]), in_rotation=False)
+        elif words[1] == "maxconn":
+            servers[address] = ServerState(max_connections=int(words[-1]), in_rotation=old.in_rotation)
+        else:
+            servers[address] = ServerState(max_connections=old.max_connections, in_rotation=words[-1] == "ready")
+    return Holdings(entries=entries, servers=servers)
+
+
+@given(first=worlds, second=worlds, third=worlds)
+def test_any_worker_converges_and_then_needs_nothing(first, second, third):
+    holdings = NOTHING
+    for drawn in (first, second, third):
+        want = world_of(drawn)
+        steps = steps_between(holdings, want, "m.map")
+        holdings = carried_out(holdings, (*steps.add, *steps.point, *steps.unpoint, *steps.retire))
+        assert holdings == steps.outcome
+        assert holdings.entries == want.entries
+        in_rotation = {address for address, state in holdings.servers.items() if state.in_rotation}
+        assert in_rotation == set(want.servers)
+        again = steps_between(holdings, want, "m.map")
+        assert (again.add, again.point, again.unpoint, again.retire) == ((), (), (), ())

@@ -1,0 +1,176 @@
+"""The admin socket's client against a stand-in that answers as HAProxy was seen to answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from cortex.ingress.configuration import Refusal, Tier
+from cortex.ingress.convergence import ServerAddress, ServerState
+from cortex.ingress.errors import AdminUnreachable, CommandsRefused
+from cortex.ingress.runtime import AdminSocket, parse_csv
+
+COLUMNS = (
+    "# pxname,svname,qcur,scur,slim,stot,status,wretr,wredis,hrsp_1xx,hrsp_2xx,hrsp_3xx,hrsp_4xx,hrsp_5xx,req_tot,"
+)
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a short, relative path, whatever tmp_path is
+    return type(tmp_path)("admin.sock")
+
+
+def talk(path, answers, use, *, pieces=None):
+    """Run `use(admin)` against a server that gives these answers to these commands."""
+    heard = []
+    serving = set()
+
+    async def serve(reader, writer):
+        serving.add(asyncio.current_task())
+        try:
+            while line := await reader.readline():
+                command = line.decode().rstrip("\n")
+                answer = answers.get(command, "")
+                if command not in ("prompt", "set severity-output number"):
+                    heard.append(command)
+                if answer is None:
+                    return
+                data = (answer + "\n> ").encode()
+                step = pieces or len(data)
+                for start in range(0, len(data), step):
+                    writer.write(data[start : start + step])
+                    await writer.drain()
+        finally:
+            writer.close()
+
+    async def whole():
+        server = await asyncio.start_unix_server(serve, path)
+        async with server:
+            try:
+                return await use(AdminSocket(path, timeout_s=1.0))
+            finally:
+                await asyncio.gather(*serving)
+
+    return asyncio.run(whole()), heard
+
+
+def test_commands_are_answered_in_order_over_one_connection(path):
+    answers = {"one": "first\n", "two": "", "three": "a\nb\n"}
+    found, heard = talk(path, answers, lambda admin: admin.run(["one", "two", "three"]))
+    assert found == ["first", "", "a\nb"]
+    assert heard == ["one", "two", "three"]
+
+
+def test_answers_may_come_in_pieces(path):
+    found, _ = talk(path, {"one": "x" * 50 + "\n"}, lambda admin: admin.run(["one", "two"]), pieces=3)
+    assert found == ["x" * 50, ""]
+
+
+def test_nothing_to_say_opens_no_connection(path):
+    assert asyncio.run(AdminSocket(path).run([])) == []
+
+
+def test_refused_commands_are_named_and_the_others_carried_out(path):
+    answers = {
+        "a": "[3]: No such server.\n",
+        "b": "[6]: New server registered.\n",
+        "c": "[6]: Unknown command: 'c', but maybe\n  help\n",
+    }
+    with pytest.raises(CommandsRefused) as refused:
+        talk(path, answers, lambda admin: admin.run(["a", "b", "c", "d"]))
+    assert refused.value.refused == (("a", "No such server."), ("c", "Unknown command: 'c', but maybe"))
+
+
+def test_a_missing_socket_is_named(path):
+    with pytest.raises(AdminUnreachable, match=r"admin\.sock: No such file"):
+        asyncio.run(AdminSocket(path).run(["one"]))
+
+
+def test_a_connection_that_breaks_off_is_an_error(path):
+    with pytest.raises(AdminUnreachable, match="middle of an answer"):
+        talk(path, {"two": None}, lambda admin: admin.run(["one", "two"]))
+
+
+def test_silence_is_an_error_after_the_timeout(path):
+    async def whole():
+        gone = asyncio.Event()
+
+        async def serve(reader, writer):
+            await reader.read()
+            writer.close()
+            gone.set()
+
+        async with await asyncio.start_unix_server(serve, path):
+            with pytest.raises(AdminUnreachable, match=r"no answer within 0\.05 s"):
+                await AdminSocket(path, timeout_s=0.05).run(["one"])
+            await gone.wait()
+
+    asyncio.run(whole())
+
+
+def test_info_tells_who_answers(path):
+    label = "cortex-ingress layout=1 tier=bulk generation=4 pool=512 digest=abc"
+    answer = f"Name: HAProxy\nVersion: 2.8.25\nPid: {os.getpid()}\ndescription: {label}\n"
+    info, _ = talk(path, {"show info": answer}, lambda admin: admin.info())
+    assert (info.pid, info.version, info.label.tier, info.label.digest) == (os.getpid(), "2.8.25", Tier.BULK, "abc")
+
+
+def test_a_process_that_speaks_for_another_is_not_believed(path):
+    with pytest.raises(AdminUnreachable, match="process 1 answers for listener"):
+        talk(path, {"show info": "Pid: 1\n"}, lambda admin: admin.info())
+
+
+def test_statistics_are_typed_rows(path):
+    answers = {
+        "show stat -1 4 -1": f"{COLUMNS}\npool-0001,a.00,1,2,8,30,no check,0,0,,,,,,,\n"
+        "pool-0002,b.00,0,0,,4,MAINT,0,0,,,,,,,\nbulk,bulk,0,0,,4,no check,0,0,,,,,,,\n",
+        "show stat pool-0003 2 -1": f"{COLUMNS}\npool-0003,BACKEND,3,5,,90,UP,2,1,0,80,0,6,4,90,\n",
+        "show stat ingress 1 -1": f"{COLUMNS}\ningress,FRONTEND,,7,,9,STOP,,,0,0,0,0,0,12,\n",
+        "show map m.map": "0x1 /d/a pool-0001|x y\n0x2 /d/b pool-0002|\n",
+        "show table refusals": "# table: refusals, type: string, size:20480, used:2\n"
+        "0x1: key=d/a use=0 exp=0 shard=0 gpc0=0 gpc1=2 gpc5=3\n0x2: key=d/b use=0 exp=0 shard=0 gpc0=0\n",
+    }
+
+    async def use(admin):
+        return (
+            await admin.holdings("m.map"),
+            await admin.servers(),
+            await admin.slots([3]),
+            await admin.frontend(),
+            await admin.refusals(),
+        )
+
+    (holdings, servers, slots, frontend, refusals), _ = talk(path, answers, use)
+    a, b = ServerAddress(slot=1, key="a.00"), ServerAddress(slot=2, key="b.00")
+    assert holdings.entries == {"/d/a": "pool-0001|x y", "/d/b": "pool-0002|"}
+    assert holdings.servers == {
+        a: ServerState(max_connections=8, in_rotation=True),
+        b: ServerState(max_connections=0, in_rotation=False),
+    }
+    assert [(row.requests, row.requests_total) for row in servers] == [(3, 30), (0, 4)]
+    assert [(row.slot, row.queued, row.requests, row.responses_2xx, row.retries_total) for row in slots] == [
+        (3, 3, 5, 80, 2)
+    ]
+    assert (frontend.connections, frontend.listening, frontend.requests_total) == (7, False, 12)
+    (row,) = refusals
+    assert row.api == "d/a"
+    assert {k: n for k, n in row.counts.items() if n} == {Refusal.METHOD_NOT_ALLOWED: 2, Refusal.NO_READY_REPLICA: 3}
+
+
+def test_of_servers_to_delete_those_that_are_gone_are_told(path):
+    a, b, c = (ServerAddress(slot=1, key=key) for key in "abc")
+    answers = {
+        f"del server {a}": "[6]: Server deleted.\n",
+        f"del server {b}": "[3]: Server still has connections attached to it, cannot remove it.\n",
+        f"del server {c}": "[3]: No such server.\n",
+    }
+    gone, _ = talk(path, answers, lambda admin: admin.delete([a, b, c]))
+    assert gone == [a, c]
+
+
+def test_csv_without_rows_is_empty():
+    assert parse_csv(COLUMNS) == []
+    assert parse_csv("") == []

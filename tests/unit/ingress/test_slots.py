@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex.ids import ApiKey
+from cortex.ingress.slots import assign_slots, grown_pool_size, slot_name, slot_number
+
+A, B, C = ApiKey("d/a"), ApiKey("d/b"), ApiKey("d/c")
+
+
+def test_an_api_keeps_its_slot_and_a_new_one_gets_the_lowest_free():
+    assignment = assign_slots([B, C], {A: 1, B: 2}, busy=(), pool_size=4)
+    # A's slot is not given away at once: requests may still be in it.
+    assert (dict(assignment.slots), assignment.free, assignment.missing) == ({B: 2, C: 3}, 1, 0)
+
+
+def test_a_busy_slot_is_not_given_away():
+    assignment = assign_slots([A], {}, busy={1, 2}, pool_size=4)
+    assert (dict(assignment.slots), assignment.free) == ({A: 3}, 1)
+
+
+def test_apis_without_a_slot_are_counted():
+    assignment = assign_slots([A, B, C], {}, busy={1}, pool_size=2)
+    assert (dict(assignment.slots), assignment.free, assignment.missing) == ({A: 2}, 0, 2)
+
+
+def test_a_slot_outside_the_pool_is_given_up():
+    assert dict(assign_slots([A], {A: 9}, busy=(), pool_size=4).slots) == {A: 1}
+
+
+@pytest.mark.parametrize(
+    ("slot", "name"), [(0, "pool-0000"), (1, "pool-0001"), (512, "pool-0512"), (12345, "pool-12345")]
+)
+def test_slot_names_are_read_back(slot, name):
+    assert slot_name(slot) == name
+    assert slot_number(name) == slot
+
+
+@pytest.mark.parametrize("name", ["bulk", "refusals", "pool-", "pool-x", ""])
+def test_other_backends_are_no_slots(name):
+    assert slot_number(name) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "apis", "grown"),
+    [(512, 0, 512), (512, 448, 512), (512, 449, 1024), (512, 2000, 4096), (4, 4, 4), (4, 5, 8)],
+)
+def test_the_pool_doubles_before_it_is_full(size, apis, grown):
+    names = [ApiKey(f"d/a{n}") for n in range(apis)]
+    assert grown_pool_size(size, assign_slots(names, {}, (), size)) == grown
+
+
+@given(
+    wanted=st.lists(st.integers(0, 12)),
+    current=st.dictionaries(st.integers(0, 12), st.integers(1, 10)),
+    busy=st.sets(st.integers(1, 10)),
+    size=st.integers(0, 10),
+)
+def test_no_slot_is_shared_or_taken_from_where_it_is_needed(wanted, current, busy, size):
+    apis = [ApiKey(f"d/{n}") for n in wanted]
+    # Each slot has one owner.
+    owners = {slot: ApiKey(f"d/{n}") for n, slot in current.items()}
+    before = {api: slot for slot, api in owners.items()}
+    assignment = assign_slots(apis, before, busy, size)
+    assert len(assignment.slots) + assignment.missing == len(set(apis))
+    assert len(set(assignment.slots.values())) == len(assignment.slots)
+    for api, slot in assignment.slots.items():
+        assert 1 <= slot <= size
+        if before.get(api) != slot:
+            assert slot not in busy
+            assert slot not in owners

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cortex.replica.backends.onnx import Prediction
+from cortex.replica.debugging import Trace, shorten, wants_debug
+
+
+@pytest.mark.parametrize("query", [b"debug", b"debug=true", b"debug=1", b"debug=yes", b"a=b&debug=True", b"debug="])
+def test_debug_is_asked_for(query: bytes) -> None:
+    assert wants_debug(query)
+
+
+@pytest.mark.parametrize("query", [b"", b"debug=false", b"debug=0", b"debugging=true", b"a=debug"])
+def test_debug_is_not_asked_for(query: bytes) -> None:
+    assert not wants_debug(query)
+
+
+class Unshowable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [0.5] * 10**6,
+        {str(n): n for n in range(10**5)},
+        "x" * 10**6,
+        b"x" * 10**6,
+        np.zeros((1000, 1000)),
+        [[[[[[1]]]]]],
+        Unshowable(),
+        [Unshowable()],
+        "line\nbreak",
+        Prediction([np.zeros(10**6)], {"a": 0}),
+        [10**5000],
+    ],
+)
+def test_any_value_becomes_one_short_line(value: Any) -> None:
+    text = shorten(value)
+    assert len(text) < 1000
+    assert "\n" not in text
+
+
+def test_values_stay_readable() -> None:
+    assert shorten({"a": [1, 2.5, None], "b": "text"}) == "{'a': [1, 2.5, None], 'b': 'text'}"
+    assert shorten(np.array([[1.5, 2]], dtype=np.float32)) == "float32[1, 2] [[1.5, 2. ]]"
+    assert shorten(b"abc") == "b'abc'"
+
+
+def test_each_step_is_logged_with_its_time_and_request() -> None:
+    class Log:
+        def __init__(self) -> None:
+            self.records: list[tuple[str, ...]] = []
+
+        def record(self, *fields: str) -> None:
+            self.records.append(fields)
+
+    log = Log()
+    trace = Trace(log, "r-1")  # type: ignore[arg-type]
+    trace.note("sample", [1])
+    trace.note("inference", 2)
+    assert [record[3] for record in log.records] == ["r-1", "r-1"]
+    assert log.records[0][2].startswith("debug: sample: [1] (")
+    assert log.records[0][2].endswith(" µs)")

@@ -1,0 +1,108 @@
+"""What can be told without forking; the rest is in tests/integration/replica."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cortex.ids import ApiKey, ReplicaId, Revision, Version
+from cortex.replica import process
+from cortex.wire.launch import ReplicaSpec
+
+
+def spec(**fields: Any) -> ReplicaSpec:
+    return ReplicaSpec(
+        **{
+            "replica": ReplicaId("iris.a.00000000.0"),
+            "attempt": 1,
+            "api": ApiKey("iris/a"),
+            "version": Version("0123456789" * 6),
+            "revision": Revision("2" * 64),
+            "home": "/h",
+            "model_format": "onnx",
+            "model_path": "/m",
+            **fields,
+        }
+    )
+
+
+def test_a_replica_sees_its_names_and_nothing_it_should_not() -> None:
+    inherited = {
+        "PATH": "/bin",
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+        "LC_ALL": "C",
+        "TZ": "UTC",
+        "https_proxy": "http://proxy",
+        "AWS_ACCESS_KEY_ID": "k",
+        "GOOGLE_APPLICATION_CREDENTIALS": "/g",
+        "AZURE_CLIENT_ID": "z",
+        "CORTEX_HOME": "/home/cortex",
+        "SECRET_OF_THE_SHELL": "x",
+        "PYTHONPATH": "/p",
+    }
+    found = process.replica_environment(spec(threads=3, env={"TOKEN": "t"}), inherited)
+    assert found.pop("OMP_NUM_THREADS") == found.pop("OPENBLAS_NUM_THREADS") == found.pop("MKL_NUM_THREADS") == "3"
+    for name in (*process.THREAD_VARIABLES, "ORT_DISABLE_TELEMETRY"):
+        found.pop(name, None)
+    assert found == {
+        **{name: value for name, value in inherited.items() if name not in _UNWANTED},
+        "TOKEN": "t",
+        "CORTEX_DEPLOYMENT": "iris",
+        "CORTEX_API": "a",
+        "CORTEX_VERSION": "01234567",
+        "CORTEX_REPLICA": "iris.a.00000000.0",
+    }
+
+
+_UNWANTED = {"CORTEX_HOME", "SECRET_OF_THE_SHELL", "PYTHONPATH"}
+
+
+def test_users_variables_win_over_ours_but_for_our_names() -> None:
+    found = process.replica_environment(
+        spec(env={"OMP_NUM_THREADS": "8", "PATH": "/mine", "CORTEX_API": "forged"}), {"PATH": "/bin"}
+    )
+    assert (found["OMP_NUM_THREADS"], found["PATH"], found["CORTEX_API"]) == ("8", "/mine", "a")
+
+
+@pytest.mark.parametrize(
+    ("handler", "folders"), [("handler.py", [""]), ("handlers/a.py", ["", "handlers"]), (None, [""])]
+)
+def test_the_project_comes_first_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: str | None, folders: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", ["", "/usr/lib/python"])
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.chdir("/")
+    process.enter_project(spec(project_dir=str(tmp_path), handler=handler))
+    assert sys.path == [*(os.path.normpath(tmp_path / folder) for folder in folders), "/usr/lib/python"]
+    assert Path.cwd() == tmp_path
+    assert sys.dont_write_bytecode, "the project lies in the artifact store"
+
+
+def test_threads_besides_the_main_one_are_named() -> None:
+    assert process.single_thread_offenders() == process.single_thread_offenders()
+    before = len(process.single_thread_offenders())
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        assert len(process.single_thread_offenders()) == before + 1
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_random_state_is_drawn_anew() -> None:
+    import random
+
+    random.seed(1)
+    expected = random.random()
+    random.seed(1)
+    process.reseed()
+    assert random.random() != expected

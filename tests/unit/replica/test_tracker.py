@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from cortex.errors import Response
+from cortex.replica.tracker import MAX_NAME_CHARS, Tracker
+from cortex.wire.build import TrackerConfig
+from cortex.wire.stats import EXACT_CLASSES
+
+
+class Fixture:
+    def __init__(self, model_type: Literal["classification", "regression"], key: str | None = None) -> None:
+        self.now_s = 0.0
+        self.warnings: list[str] = []
+        self.tracker = Tracker(
+            TrackerConfig(model_type=model_type, key=key),
+            output_names=["label", "scores"],
+            warn=self.warnings.append,
+            monotonic_s=lambda: self.now_s,
+        )
+
+    @property
+    def classes(self) -> dict[str, int]:
+        return self.tracker.snapshot().classes
+
+    @property
+    def misses(self) -> int:
+        return self.tracker.snapshot().misses
+
+
+@pytest.fixture
+def classes() -> Fixture:
+    return Fixture("classification")
+
+
+@pytest.fixture
+def numbers() -> Fixture:
+    return Fixture("regression")
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("iris", "iris"),
+        ("", ""),
+        ("日本", "日本"),
+        (3, "3"),
+        (-1, "-1"),
+        (True, "true"),
+        (np.int64(7), "7"),
+        (np.uint8(7), "7"),
+        (np.str_("a"), "a"),
+        (np.bool_(False), "false"),
+        (["a"], "a"),
+        ([["a"]], "a"),
+        (("a",), "a"),
+        (np.array(["a"]), "a"),
+        (np.array([[5]]), "5"),
+        (np.array(5), "5"),
+        (np.array(["a"], dtype=object), "a"),
+        (np.array([b"a"]), "a"),
+        (Response("a"), "a"),
+    ],
+)
+def test_a_class_is_counted(classes: Fixture, value: Any, name: str) -> None:
+    classes.tracker.track_response(value)
+    assert classes.classes == {name: 1}
+    assert classes.misses == 0
+
+
+@pytest.mark.parametrize(
+    "value", [None, 1.5, np.float32(1), b"a", [], ["a", "b"], {"a": 1}, np.array([1, 2]), np.array([]), object(), Response(None)]
+)
+def test_what_is_no_class_is_a_miss(classes: Fixture, value: Any) -> None:
+    classes.tracker.track_response(value)
+    assert (classes.classes, classes.misses) == ({}, 1)
+
+
+@pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.float64(2), np.int8(2), np.array([2.0]), [2], np.float16(2)])
+def test_a_number_is_counted(numbers: Fixture, value: Any) -> None:
+    numbers.tracker.track_response(value)
+    numbers.tracker.track_response(-4)
+    found = numbers.tracker.snapshot()
+    assert (found.count, found.total, found.least, found.greatest, found.misses) == (2, -2.0, -4.0, 2.0, 0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "2", True, None, 10**400, np.complex64(1), np.bool_(True)])
+def test_what_is_no_finite_number_is_a_miss(numbers: Fixture, value: Any) -> None:
+    numbers.tracker.track_response(value)
+    found = numbers.tracker.snapshot()
+    assert (found.count, found.least, found.misses) == (0, None, 1)
+
+
+def test_a_key_is_looked_up_at_the_top() -> None:
+    @dataclasses.dataclass
+    class Result:
+        label: str
+
+    fixture = Fixture("classification", "label")
+    for response in ({"label": "a"}, Result("a"), {"label": ["a"]}):
+        fixture.tracker.track_response(response)
+    assert fixture.classes == {"a": 3}
+    for response in ({"other": "a"}, "a", None, ["a"], {"x": {"label": "a"}}):
+        fixture.tracker.track_response(response)
+    assert fixture.misses == 5
+
+
+def test_rows_of_a_raw_prediction_count_each() -> None:
+    fixture = Fixture("classification", "label")
+    fixture.tracker.track_prediction([np.array(["a", "b", "a"]), np.zeros((3, 3))], 3)
+    fixture.tracker.track_prediction({"label": np.array([["b"]]), "scores": None}, 1)
+    fixture.tracker.track_prediction([["c", "d"], None], 2)
+    assert fixture.classes == {"a": 2, "b": 2, "c": 1, "d": 1}
+    assert fixture.misses == 0
+
+
+def test_one_row_of_several_values_is_one_miss(classes: Fixture) -> None:
+    classes.tracker.track_prediction([np.array([1, 2, 3])], 1)
+    assert classes.misses == 1
+
+
+def test_several_outputs_need_a_key(classes: Fixture) -> None:
+    classes.tracker.track_prediction([1, 2], 1)
+    assert classes.misses == 1
+    unknown = Fixture("classification", "nope")
+    unknown.tracker.track_prediction([1, 2], 1)
+    assert 'no output "nope"' in unknown.warnings[0]
+
+
+def test_an_answer_that_is_an_error_is_no_prediction(classes: Fixture) -> None:
+    classes.tracker.track_response(Response("a", status=404))
+    assert (classes.classes, classes.misses) == ({}, 0)
+
+
+def test_misses_warn_once_a_minute(classes: Fixture) -> None:
+    for now_s in (0, 1, 59, 60, 61):
+        classes.now_s = now_s
+        classes.tracker.track_response(None)
+    assert classes.misses == 5
+    assert len(classes.warnings) == 2
+    assert "4 misses" in classes.warnings[1]
+
+
+def test_classes_beyond_the_bound_are_counted_together(classes: Fixture) -> None:
+    for number in range(EXACT_CLASSES + 5):
+        classes.tracker.track_response(number)
+    classes.tracker.track_response(0)
+    found = classes.tracker.snapshot()
+    assert (len(found.classes), found.other, found.classes["0"]) == (EXACT_CLASSES, 5, 2)
+
+
+def test_long_names_are_counted_apart_but_shortened(classes: Fixture) -> None:
+    for end in ("a", "b", "b"):
+        classes.tracker.track_response("x" * 10_000 + end)
+    assert sorted(classes.classes.values()) == [1, 2]
+    assert all(len(name) < MAX_NAME_CHARS + 20 for name in classes.classes)
+
+
+def test_sums_stay_within_what_json_knows(numbers: Fixture) -> None:
+    for _ in range(3):
+        numbers.tracker.track_response(1.7e308)
+    assert math.isfinite(numbers.tracker.snapshot().total)
+
+
+def test_a_list_that_holds_itself_is_a_miss(classes: Fixture) -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    classes.tracker.track_response(endless)
+    assert classes.misses == 1
+
+
+def test_snapshots_do_not_change_afterwards(classes: Fixture) -> None:
+    classes.tracker.track_response("a")
+    before = classes.tracker.snapshot()
+    classes.tracker.track_response("a")
+    assert before.classes == {"a": 1}
+
+
+def test_type_of_warn_is_a_function() -> None:
+    warn: Callable[[str], None] = Fixture("classification").warnings.append
+    warn("x")
