@@ -110,8 +110,12 @@ def resolve_path(path: Path, *, model: str, scratch: Path, model_format: ModelFo
         scratch, model_format: see `resolve`, which also says what is raised.
     """
     search = _Search(model, model_format)
-    if not os.path.lexists(path):
-        raise ModelNotFound(model, path, _suggestion(model, path))
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelNotFound(model, path, _suggestion(model, path)) from error
+    except OSError:
+        pass  # said by `look_at`
     found = search.look_at(path)
     if stat.S_ISDIR(found.st_mode):
         return search.inside(_Folder(search, path))

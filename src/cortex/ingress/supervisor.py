@@ -677,7 +677,8 @@ class Ingress:
         admin = AdminSocket(self._sockets / name.admin_socket)
         try:
             info = await admin.info()
-            frontend = await admin.frontend()
+            label = info.label if info.label and info.label.layout == LAYOUT else None
+            listening = label is None or (await admin.frontend()).listening
         except (AdminUnreachable, CommandsRefused) as error:
             log.warning("haproxy %s (pid %d) does not answer and is killed: %s", name, process.pid, error)
             process.signal(signal.SIGKILL)
@@ -692,13 +693,13 @@ class Ingress:
         return Worker(
             process=process,
             name=name,
-            layout=info.label.layout if info.label else 0,
-            digest=info.label.digest if info.label else "",
-            pool_size=info.label.pool_size if info.label else 0,
+            layout=label.layout if label else 0,
+            digest=label.digest if label else "",
+            pool_size=label.pool_size if label else 0,
             admin=admin,
             started_s=now_s,
             answered_s=now_s,
-            leaving_until_s=None if frontend.listening else now_s + self._leaving_s(),
+            leaving_until_s=None if listening else now_s + self._leaving_s(),
         )
 
     async def _recover_listeners(self, found: Sequence[Worker]) -> list[socket.socket]:

@@ -235,18 +235,19 @@ def _who_stays(case: _Case, groups: _Groups) -> _Staying:
     keep = max(0, floor - steady)
     olds = placed_olds[:keep]
     # Of the others the worst go first, a ready one only while those left are more than the floor.
-    for slot in reversed(placed_olds[keep:]):
-        if ready > floor if slot.ready else not (case.returns(slot) and ready < floor):
-            leave.append(slot)
-            ready -= slot.ready
+    for slot in (*reversed(placed_olds[keep:]), *reversed(spare_news)):
+        group = news if slot in spare_news else olds
+        if slot.ready:
+            stays = ready <= floor
+            ready -= not stays
         else:
-            olds.append(slot)
-    for slot in reversed(spare_news):
-        if not slot.ready or ready > floor:
+            stays = group is olds and ready < floor and case.returns(slot)
+        (group if stays else leave).append(slot)
+    # The size may have shrunk while new ones were on their way.
+    for slot in reversed(tuple(news)):
+        if len(news) + len(olds) + len(pending_olds) > n + SURGE and not slot.ready and not case.returns(slot):
+            news.remove(slot)
             leave.append(slot)
-            ready -= slot.ready
-        else:
-            news.append(slot)
     lost = [slot for slot in groups.lost if slot.ready and ready < floor]
     leave += [slot for slot in groups.lost if not (slot.ready and ready < floor)]
     return _Staying(

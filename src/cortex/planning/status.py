@@ -28,6 +28,7 @@ from cortex.planning.model import Desired, Rules, RunRecord, SlotRecord, Snapsho
 from cortex.planning.rollout import decide, goal_and_fallback
 from cortex.planning.slots import NOTHING_SEEN, SeenApi, Slot, SlotState, join, of_revision
 from cortex.wire.operator import ReplicaCounts, Status
+from cortex.wire.reports import ExitReport
 
 _PROGRESS_WORDS = {
     SlotState.READY: "ready",
@@ -129,7 +130,6 @@ def api_status(
     # A replica answers once it is routed; until a moment ago nobody could reach it.
     answering = sum(slot.ready and slot.routed for slot in own) + returning
     placing = [slot for slot in own if slot.placing]
-    decision = decide(wanted, of_api.slots, wait_left_s)
     serving = ""
     if wanted.serving is not None and wanted.serving.revision != revision and ready > up_to_date:
         serving = short(wanted.serving.version)
@@ -137,8 +137,10 @@ def api_status(
     ends = _ends(failed, record, wait_left_s)
 
     def view(status: Status, reason: str | None = None, problem: Problem | None = None) -> StatusView:
-        notes = decision.notes
-        if status is Status.LIVE and placing:
+        notes: tuple[str, ...] = ()
+        if status is not Status.LIVE:
+            notes = decide(wanted, of_api.slots, wait_left_s).notes
+        elif placing:
             notes = (f"capped: {len(own) - len(placing)} of {wanted.replicas} replicas, {_room_reason(placing)}",)
         return StatusView(
             status=status,
@@ -166,7 +168,8 @@ def api_status(
     fallback = goal_and_fallback(wanted)[1]
     if fallback is not None:
         if ready:
-            return view(Status.UPDATING, ends or next(iter(decision.notes), None), _problem(failed, last_exit))
+            stuck = next(iter(decide(wanted, of_api.slots, wait_left_s).notes), None)
+            return view(Status.UPDATING, ends or stuck, _problem(failed, last_exit))
         if ends:
             return view(Status.ERROR, f"nothing serves now; {ends}", _problem(failed, last_exit))
         return view(Status.UPDATING, "nothing serves now, both versions are on their way")
@@ -218,13 +221,12 @@ def _ends(failed: list[Slot], record: RunRecord | None, wait_left_s: Callable[[S
     return "\n".join(lines) or None
 
 
-def _problem(failed: list[Slot], last_exit: object) -> Problem | None:
-    """The newest failure that says something itself."""
-    for slot in failed:
-        if slot.report is not None and slot.report.exit is not None and slot.report.exit.problem is not None:
-            return slot.report.exit.problem
-    problem = getattr(last_exit, "problem", None)
-    return problem if failed and isinstance(problem, Problem) else None
+def _problem(failed: list[Slot], last_exit: ExitReport | None) -> Problem | None:
+    """What a replica that is down said itself, or the last one that ended."""
+    if not failed:
+        return None
+    exits = [slot.report.exit for slot in failed if slot.report is not None]
+    return next((e.problem for e in (*exits, last_exit) if e is not None and e.problem is not None), None)
 
 
 def _memory_text(wanted: WantedApi, failed: list[Slot], record: RunRecord | None) -> str:

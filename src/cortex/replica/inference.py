@@ -59,6 +59,11 @@ class Inference:
         """Exponentially weighted mean of how long one request's run takes."""
         return self._mean_s
 
+    @property
+    def waiting(self) -> int:
+        """Requests that the thread has not taken up yet."""
+        return self._waiting.qsize()
+
     def run(self, feeds: Feeds) -> Outputs:
         """Run the model now, in the caller's thread. Raises whatever the model raises."""
         started_s = perf_counter()

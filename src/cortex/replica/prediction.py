@@ -406,7 +406,14 @@ class AsyncPredictor:
                 future.set_exception(ModelFailed(failure))
 
         job = self._inference.submit(feeds, deliver)
-        exchange.cancel = exchange.stop
+        stop = exchange.stop
+
+        def give_up() -> None:
+            job.cancel()  # at once: the task only hears of it when it is next awake
+            if stop is not None:
+                stop()
+
+        exchange.cancel = give_up
         try:
             return await future
         finally:

@@ -206,9 +206,7 @@ class Simulation:
         self._heal()
         self._come_to_rest()
         self._check_rest()
-        return Outcome(
-            seed=self.seed, mood=self.mood, ticks=self._ticks, answers=self._answers, events=self._events
-        )
+        return Outcome(seed=self.seed, mood=self.mood, ticks=self._ticks, answers=self._answers, events=self._events)
 
     # ---- what happens -------------------------------------------------------------------------------------------
 
@@ -296,9 +294,7 @@ class Simulation:
         if self.mood in (Mood.CALM, Mood.KILLS) and kind is Kind.CRASHING:
             kind = Kind.GOOD  # nobody can promise answers from a build that crashes by itself
         mem_bytes = REPLICA_MEM_BYTES if self.mood is Mood.TIGHT else None
-        build = a_build(
-            f"v{self._builds}", api=key, resources=Resources(cpu_millis=200, mem_bytes=mem_bytes)
-        )
+        build = a_build(f"v{self._builds}", api=key, resources=Resources(cpu_millis=200, mem_bytes=mem_bytes))
         self._apis.setdefault(key, _Api()).kinds[build.version] = kind
         return build
 
@@ -325,9 +321,7 @@ class Simulation:
 
     def _kill(self) -> None:
         running = [
-            report
-            for _node, report in self._agents.replicas()
-            if report.phase not in (Phase.EXITED, Phase.DRAINING)
+            report for _node, report in self._agents.replicas() if report.phase not in (Phase.EXITED, Phase.DRAINING)
         ]
         if not running:
             return
@@ -367,9 +361,7 @@ class Simulation:
 
     def _refuse_leases(self) -> None:
         share = self._random.random()
-        self._engine.deny = lambda request: (
-            "nobody gets room today" if hash_share(request.replica) < share else None
-        )
+        self._engine.deny = lambda request: "nobody gets room today" if hash_share(request.replica) < share else None
         self._engine.grant_delay_s = self._random.choice([0.0, 0.5, 5.0])
 
     def _engine_away(self) -> None:
@@ -640,14 +632,10 @@ class Simulation:
         gone = (ready.keys() & set(before)) - set(targets)
         if not issue.punctual and not any(ready[replica].revision in ours for replica in gone):
             return  # of a version that was replaced before the control plane knew that it was routed
-        self._violated(
-            f"{api}: a route on {node} leaves {left} of {had} ready replicas, {wanted.replicas} are wanted"
-        )
+        self._violated(f"{api}: a route on {node} leaves {left} of {had} ready replicas, {wanted.replicas} are wanted")
 
     def _check_taken(self, node: NodeId, replica: ReplicaId, issue: _Issue) -> None:
-        report = next(
-            (r for n, r in self._agents.replicas() if n == node and r.replica == replica), None
-        )
+        report = next((r for n, r in self._agents.replicas() if n == node and r.replica == replica), None)
         if report is None or report.phase is not Phase.READY:
             return
         # Another node may have taken over the name of a replica that comes back from a node thought lost.

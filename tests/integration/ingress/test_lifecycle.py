@@ -13,7 +13,7 @@ import time
 import msgspec
 import pytest
 
-from cortex.ingress import supervisor
+from cortex.ingress import configuration, supervisor
 from cortex.ingress.configuration import Tier
 from cortex.ingress.errors import (
     HaproxyMissing,
@@ -504,6 +504,28 @@ def test_a_haproxy_with_another_configuration_is_replaced_under_load_without_a_f
         assert second.status().reloads == 2
         await world.until(lambda: second.status().workers == 2)
         assert before.isdisjoint(worker["identity"]["pid"] for worker in world.workers())
+
+    run(scenario)
+
+
+def test_a_haproxy_of_another_version_of_ours_finishes_what_it_has_while_a_new_one_serves(run, monkeypatch):
+    async def scenario(world):
+        routes = [world.route("iris/a", world.backend(), world.backend())]
+        first = await world.started(*routes)
+        old = first.pids()
+        running = asyncio.create_task(world.ask("POST", "/iris/a?sleep=0.5"))
+        await world.until(lambda: world.journal.read_text() != "")
+        async with world.load("/iris/a") as load:
+            await first.detach()
+            monkeypatch.setattr(configuration, "LAYOUT", 2)
+            monkeypatch.setattr(supervisor, "LAYOUT", 2)
+            second = world.ingress(port=world.port)
+            await second.start()
+            await load.progress(200)
+        assert load.failures == []
+        assert old.isdisjoint(second.pids())
+        assert (await running).status == 200
+        await world.until(lambda: [identify(pid) for pid in old] == [None, None])
 
     run(scenario)
 

@@ -18,7 +18,7 @@ from cortex.processes import write_whole
 from cortex.wire.stats import StatsFile, TrackerStats, bucket_of
 
 REPLICAS = 6
-KILLS = 12
+KILLS = 8
 LONGEST_ATTEMPT = 30
 API = ApiKey("iris/sklearn")
 

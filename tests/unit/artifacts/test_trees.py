@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortex.artifacts.errors import InvalidDigest, InvalidTree
@@ -42,6 +42,7 @@ def test_an_empty_folder_has_a_digest() -> None:
     assert tree_digest([]) == hashlib.sha256(b"cortex-tree-1\n").hexdigest()
 
 
+@settings(max_examples=50, deadline=None)
 @given(trees, st.randoms(use_true_random=False))
 def test_the_order_of_files_does_not_matter(tree: list[StoredFile], random) -> None:
     shuffled = list(tree)
@@ -50,11 +51,13 @@ def test_the_order_of_files_does_not_matter(tree: list[StoredFile], random) -> N
     assert checked(shuffled) == checked(tree)
 
 
+@settings(max_examples=50, deadline=None)
 @given(trees, trees)
 def test_two_folders_share_a_digest_only_if_they_are_the_same(one: list[StoredFile], other: list[StoredFile]) -> None:
     assert (tree_digest(one) == tree_digest(other)) == (checked(one) == checked(other))
 
 
+@settings(max_examples=50, deadline=None)
 @given(trees.filter(bool), st.data())
 def test_path_mode_and_content_each_change_the_digest(tree: list[StoredFile], data) -> None:
     index = data.draw(st.integers(0, len(tree) - 1))

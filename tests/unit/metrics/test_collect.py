@@ -410,7 +410,7 @@ steps = st.one_of(
 
 
 @given(st.lists(steps, max_size=40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_counts_are_what_replicas_wrote_whatever_crashes(tmp_path_factory, build, schedule):
     world = World(build, tmp_path_factory.mktemp("world"))
     for action, *facts in schedule:

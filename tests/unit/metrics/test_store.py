@@ -214,7 +214,7 @@ def test_another_process_writing_is_noticed(tmp_path, build):
         max_size=20,
     )
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_sums_are_what_was_served_however_files_come(tmp_path_factory, build, served):
     file = tmp_path_factory.mktemp("store") / "stats.db"
     store = StatsStore(file)
