@@ -129,6 +129,21 @@ class HomeLayout:
         return self.home / "lock"
 
     @property
+    def controlplane_lock(self) -> Path:
+        """Held by the control plane for life."""
+        return self.home / "controlplane.lock"
+
+    @property
+    def agent_lock(self) -> Path:
+        """Held by the agent for life."""
+        return self.home / "agent.lock"
+
+    @property
+    def hashes_file(self) -> Path:
+        """The CLI's memory of files it has hashed."""
+        return self.home / "hashes.json"
+
+    @property
     def sockets(self) -> Path:
         """Folder of the unix sockets: under the home if its path is short enough, else in the runtime folder."""
         inside = self.home / "run"
@@ -250,7 +265,7 @@ SETTINGS: tuple[Setting, ...] = (
         flag="--env",
         variable="CORTEX_ENV",
         default="local",
-        help="Environment to talk to; see `cortex configure`.",
+        help="Environment to talk to.",
     ),
     Setting(
         field="start_timeout_s",

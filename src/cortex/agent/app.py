@@ -491,7 +491,7 @@ async def _run(settings: Settings, layout: HomeLayout) -> None:
 
 def _sole_agent(layout: HomeLayout) -> int | None:
     """Hold the node's lock for life. None: another agent has it."""
-    descriptor = os.open(layout.home / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(layout.agent_lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

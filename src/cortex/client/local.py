@@ -388,7 +388,7 @@ class LocalEnvironment:
 
     def _left_behind(self) -> list[ProcessIdentity]:
         """Processes of this home that lost whoever would have ended them: ours by user, title and home."""
-        import psutil  # type: ignore[import-untyped]
+        import psutil
 
         found = []
         for process in psutil.process_iter(["pid", "cmdline", "uids"]):

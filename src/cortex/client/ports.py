@@ -172,7 +172,7 @@ def is_free(host: str, port: int) -> bool:
 
 def holder(port: int) -> Holder | None:
     """The process that listens on a port; None when that cannot be seen."""
-    import psutil  # type: ignore[import-untyped]  # 30 ms, needed only when something is in the way
+    import psutil  # 30 ms, needed only when something is in the way
 
     try:
         connections = psutil.net_connections(kind="tcp")

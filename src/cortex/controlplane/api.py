@@ -61,6 +61,11 @@ class Operator(Protocol):
 
     store: ArtifactStore
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it is on its way down: nothing is taken in any more."""
+        ...
+
     def info(self) -> Info: ...
     def deploy(self, name: str, request: DeployRequest, emit: Callable[[DeployProgress], None]) -> DeployResult: ...
     def delete(self, deployment: DeploymentName, api: ApiKey | None) -> Removed | None: ...
@@ -100,6 +105,8 @@ def build_app(operator: Operator, token: str) -> FastAPI:
         given = request.headers.get("authorization", "")
         if not secrets.compare_digest(given.encode(), f"Bearer {token}".encode()):
             raise HTTPException(401, "the token is missing or wrong: it is in the file `token` of CORTEX_HOME")
+        if operator.stopping:
+            raise HTTPException(503, "the control plane is stopping")
 
     app = FastAPI(
         title="Cortex control plane",
@@ -318,7 +325,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         return _failure(500, OUR_FAULT.reference, OUR_FAULT.message, (OUR_FAULT,))
 
 
-_HTTP_CODES = {401: "wrong-token", 404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
+_HTTP_CODES = {401: "wrong-token", 404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 503: "stopping"}
 
 
 def _failure(status: int, code: str, message: str, problems: tuple[Problem, ...] = ()) -> Response:

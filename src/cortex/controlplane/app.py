@@ -182,6 +182,10 @@ class ControlPlane:
                 return f"http://{f'[{shown}]' if ':' in shown else shown}:{report.ingress.port}"
         return f"http://{self._settings.host}:{self._settings.port}"
 
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
     # ---- api.Operator -------------------------------------------------------------------------------------------
 
     def info(self) -> Info:
@@ -378,7 +382,7 @@ def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.so
 
 def _sole_control_plane(layout: HomeLayout) -> int | None:
     """Hold the home's lock for life, so that two control planes never act on one home. None: someone else has it."""
-    descriptor = os.open(layout.home / "controlplane.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(layout.controlplane_lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortex.ids import ApiKey, Version
-from cortex.metrics.counts import NOTHING, Counts, IngressCounts, Lifetime
+from cortex.metrics.counts import NOTHING, Counts, IngressCounts, Lifetime, total
 from cortex.metrics.slices import DAY_S, HOUR_S, MINUTE_S, Slice, window_start
 from cortex.metrics.store import MIGRATIONS, NAMED_CLASSES, StatsStore, StatsStoreUnusable, Window
 from cortex.testing.clock import START_WALL_S
@@ -219,13 +219,13 @@ def test_sums_are_what_was_served_however_files_come(tmp_path_factory, build, se
     file = tmp_path_factory.mktemp("store") / "stats.db"
     store = StatsStore(file)
     cumulative: dict[tuple[int, str], Counter[str]] = {}
-    total: Counter[str] = Counter()
+    ever: Counter[str] = Counter()
     in_window: Counter[str] = Counter()
     for replica, version, classes, age_s, again in served:
         counts = cumulative.setdefault((replica, version), Counter())
         old = dict(counts)
         counts.update(classes)
-        total.update(classes)
+        ever.update(classes)
         written_s = NOW_S - age_s
         if written_s >= window_start(NOW_S):
             in_window.update(classes)
@@ -238,12 +238,14 @@ def test_sums_are_what_was_served_however_files_come(tmp_path_factory, build, se
     for version in (None, VERSION, OTHER_VERSION):
         shown = store.window(API, version, now_wall_s=NOW_S, classes=True)
         assert shown == fresh.window(API, version, now_wall_s=NOW_S, classes=True)
+        slices = store.recent(API, version, now_wall_s=NOW_S, minutes=15 * 24 * 60)
+        assert total(s.counts for s in slices) == shown.counts
     shown = store.window(API, now_wall_s=NOW_S, classes=True)
     assert shown.classes == dict(in_window)
     assert shown.counts == Counts(ok=in_window.total(), latency={10: in_window.total()} if in_window else {})
-    if total:
+    if ever:
         assert store.lifetimes()[API] == Lifetime(
-            counts=Counts(ok=total.total(), latency={10: total.total()}), classes=dict(total)
+            counts=Counts(ok=ever.total(), latency={10: ever.total()}), classes=dict(ever)
         )
     store.close()
     fresh.close()
@@ -344,9 +346,13 @@ def test_minutes_older_than_a_day_become_hours_on_disk(store, build, tmp_path):
         store.merge([build.file(ok=minute + 1)], NOW_S + minute * MINUTE_S)
     store.maintain(NOW_S + 2 * DAY_S)
     with sqlite3.connect(tmp_path / "stats.db") as db:
-        assert db.execute("SELECT length_s, COUNT(*) FROM slice GROUP BY length_s").fetchall() == [(HOUR_S, 2)]
+        found = db.execute("SELECT length_s, COUNT(*) FROM slice GROUP BY length_s").fetchall()
     db.close()
-    assert counted(store, NOW_S + 2 * DAY_S).ok == 120
+    assert found == [(HOUR_S, 2), (DAY_S, 1)]
+    later_s = NOW_S + 2 * DAY_S
+    assert counted(store, later_s).ok == 120
+    history = store.recent(API, now_wall_s=later_s, minutes=3 * 24 * 60)
+    assert [(s.length_s, s.counts.ok) for s in history] == [(HOUR_S, 60), (HOUR_S, 60)]
 
 
 def test_what_left_the_window_is_gone_from_disk(store, build, tmp_path):
