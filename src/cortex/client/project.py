@@ -203,7 +203,7 @@ def upload(operator: OperatorClient, package: Package, on_bytes: Callable[[int, 
             with source.open("rb") as stream:
                 operator.upload_blob(digest, stream, size_bytes, told)
         except OperatorFailed as error:
-            if error.failure.error != "artifact-mismatch":
+            if error.failure.error != "digest-mismatch":
                 raise
             raise FileUnreadable(source, "it changed while it was uploaded; deploy again") from error
         except OSError as error:
@@ -227,7 +227,8 @@ class _Gathering:
         self._cache = cache
         self._scratch = scratch
         self._models: dict[tuple[str, str | None], ModelUpload] = {}
-        self._model_paths: set[Path] = set()
+        self._left_out: set[Path] = set()
+        """Models and samples: they are no part of the project, and a changed sample makes no new version."""
         self.sources: dict[str, Path] = {}
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
@@ -270,7 +271,7 @@ class _Gathering:
             return None
         paths = dict(resolved.files)
         self._models[key] = found
-        self._model_paths |= {self._folder / api.model.removeprefix("file://"), *paths.values()}
+        self._left_out |= {self._folder / api.model.removeprefix("file://"), *paths.values()}
         self.sources.update({file.sha256: paths[file.path] for file in found.files})
         return found
 
@@ -281,11 +282,13 @@ class _Gathering:
             file = self._folder / SAMPLE_FILE
             if not file.is_file():
                 return None
+            self._left_out.add(file)
             return SampleUpload(body=_read(file), content_type=content_type_of(SAMPLE_FILE), gate=False)
         name = sample_path(api.sample)
         if name is None:
             body = msgspec.json.encode(api.sample)
             return SampleUpload(body=body, content_type="application/json", gate=True)
+        self._left_out.add(self._folder / name)
         try:
             body = _read(self._folder / name)
             if content_type_of(name) == "application/json":
@@ -303,7 +306,7 @@ class _Gathering:
     def _project(self, handlers: Mapping[int, str]) -> tuple[StoredFile, ...]:
         from cortex.artifacts.project import collect_project
 
-        leave_out = [self._file, *sorted(self._model_paths)]
+        leave_out = [self._file, *sorted(self._left_out)]
         try:
             project = collect_project(self._folder, leave_out=leave_out, cache=self._cache)
         except CortexError as error:

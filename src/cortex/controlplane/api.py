@@ -82,8 +82,10 @@ class Operator(Protocol):
 STATUS_OF: tuple[tuple[str, int], ...] = (
     ("unknown-api", 404),
     ("unknown-deployment", 404),
-    ("artifact-mismatch", 422),
+    ("digest-mismatch", 422),
     ("store-unavailable", 507),
+    ("disk-full", 507),
+    ("state-busy", 503),
     ("retry-later", 503),
     ("agent-unreachable", 503),
 )

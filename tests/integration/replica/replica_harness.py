@@ -137,6 +137,12 @@ class Control:
         self.sock.settimeout(timeout_s)
         self.sock.connect(str(path))
 
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
     def send(self, message: ReplicaRequest) -> None:
         send_frame(self.sock, msgspec.json.encode(message))
 
@@ -155,9 +161,6 @@ class Control:
             status = self.status()
             if accept(status):
                 return status
-
-    def close(self) -> None:
-        self.sock.close()
 
 
 class LauncherLink:
@@ -224,22 +227,25 @@ class Replica:
     def control(self) -> Control:
         return Control(self.control_path)
 
+    def status(self) -> ReplicaStatus:
+        """How it is now: what it says to whoever connects."""
+        with self.control() as control:
+            return control.status()
+
     def ready(self) -> Replica:
         """Wait until it serves; fails with the problem it reports."""
-        control = self.control()
 
         def settled(status: ReplicaStatus) -> bool:
             assert status.problem is None, status.problem
             return status.phase is Phase.READY
 
-        control.until(settled)
-        control.close()
+        with self.control() as control:
+            control.until(settled)
         return self
 
     def drain(self, timeout_s: float = 10.0) -> None:
-        control = self.control()
-        control.send(Drain(timeout_s=timeout_s))
-        control.close()
+        with self.control() as control:
+            control.send(Drain(timeout_s=timeout_s))
 
     def lines(self) -> list[LoggedLine]:
         path = Path(self.spec.log_path)

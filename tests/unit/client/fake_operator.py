@@ -245,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json(Digests(digests=tuple(d for d in asked.digests if d not in fake.blobs)))
             case "PUT", ["blobs", digest]:
                 if hashlib.sha256(request.body).hexdigest() != digest:
-                    self._fail(422, Failure(error="artifact-mismatch", message="other bytes than announced"))
+                    self._fail(422, Failure(error="digest-mismatch", message="other bytes than announced"))
                     return
                 fake.blobs[digest] = request.body
                 self._send(204, b"")

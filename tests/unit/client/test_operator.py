@@ -67,7 +67,7 @@ def test_an_empty_blob_is_uploaded(operator: OperatorClient, fake: Any) -> None:
 def test_a_blob_with_other_bytes_is_refused(operator: OperatorClient) -> None:
     with pytest.raises(OperatorFailed) as caught:
         operator.upload_blob(DIGEST, io.BytesIO(b"other"), 5)
-    assert caught.value.failure.error == "artifact-mismatch"
+    assert caught.value.failure.error == "digest-mismatch"
 
 
 def test_the_events_of_a_deploy_come_one_by_one(operator: OperatorClient, fake: Any) -> None:

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import itertools
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from replica_harness import LauncherProcess, Replica, running, spec_for
+
+IRIS = Path(__file__).parents[3] / "examples" / "iris" / "models" / "sklearn.onnx"
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets."""
+    path = Path(tempfile.mkdtemp(prefix="cx", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shared_launcher() -> Iterator[LauncherProcess]:
+    """For tests that do nothing to the launcher itself: it takes a second to start."""
+    path = Path(tempfile.mkdtemp(prefix="cx", dir="/tmp"))
+    yield from running(path)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def own_launcher(folder: Path) -> Iterator[LauncherProcess]:
+    """A launcher that the test may do anything to."""
+    yield from running(folder)
+
+
+@pytest.fixture
+def start(shared_launcher: LauncherProcess, folder: Path) -> Iterator[Callable[..., Replica]]:
+    """Fork a replica of the shared launcher, on the iris model unless told otherwise."""
+    started: list[Replica] = []
+
+    def start(source: str | None = None, *, model: Path = IRIS, wait: bool = True, **fields: Any) -> Replica:
+        fields.setdefault("replica", f"t.a.00000000.{next(_NUMBERS)}")
+        replica = shared_launcher.fork(spec_for(folder, model, handler_source=source, **fields))
+        started.append(replica)
+        return replica.ready() if wait else replica
+
+    yield start
+    for replica in started:
+        if replica.alive():
+            replica.kill()
