@@ -352,7 +352,7 @@ def _farewell(leave: tuple[Slot, ...], rules: Rules) -> Iterator[Action]:
     orders: list[Action] = []
     releases: list[Action] = []
     for slot in leave:
-        if slot.routed:
+        if slot.routed and not slot.stranger:  # of a stranger's name, the route means the one with the lease
             continue
         if slot.report is not None and slot.node is not None:
             api = slot.report.api
