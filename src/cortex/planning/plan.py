@@ -324,6 +324,9 @@ def _starts(
             continue
         if slot.lease is None or slot.lease.state is not LeaseState.GRANTED or slot.node is None:
             continue
+        if slot.surge and decision.crowded and not slot.has_been_ready:
+            notes.append(f"{slot.replica} starts once others have left")
+            continue
         record = record_of(slot)
         left_s = wait_left_s(slot)
         if slot.node not in nodes:

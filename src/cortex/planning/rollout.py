@@ -56,6 +56,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Surge replicas whose room becomes an ordinary one."""
     add: tuple[Addition, ...] = ()
     floor: int = 0
+    crowded: bool = False
+    """Until some of those that leave are gone, a surge would be one too many: it is not started yet."""
     notes: tuple[str, ...] = ()
 
     def build_of(self, slot: Slot) -> BuildSpec | None:
@@ -105,6 +107,7 @@ def decide(
         settle=tuple(room.settle),
         add=tuple(_additions(wanted.api, room, used)),
         floor=staying.floor,
+        crowded=room.crowded,
         notes=tuple(_notes(case, staying, room)),
     )
 
@@ -269,6 +272,7 @@ class _Room:
     settle: list[Slot] = field(default_factory=list)
     add: list[BuildSpec] = field(default_factory=list)
     surge: BuildSpec | None = None
+    crowded: bool = False
     stuck: Slot | None = None
     """The surge that is asked for and has no room."""
     hopeless: bool = False
@@ -294,13 +298,14 @@ def _room(case: _Case, staying: _Staying, *, draining: int) -> _Room:
         add = [case.goal] * min(missing + staying.swaps, n - len(news))
     else:
         add = [case.fallback] * missing
-    total = len(news) + len(olds) + len(add) + len(staying.leave) + draining
+    total = len(news) + len(olds) + len(staying.leave) + draining
     underway = len(news) + sum(build is case.goal for build in add)
-    wants_surge = bool(olds) and not surges and underway < n and total < n + SURGE
+    wants_surge = bool(olds) and not surges and underway < n and total + len(add) < n + SURGE
     return _Room(
         settle=settle,
         add=add,
         surge=case.goal if wants_surge else None,
+        crowded=total > n + SURGE,
         stuck=next((slot for slot in surges if slot.placing), None) if olds else None,
         hopeless=hopeless,
     )

@@ -238,7 +238,7 @@ class _Replica:
             self._drain_deadline_s = deadline_s
         if self._condition.phase is not Phase.DRAINING:
             self._condition.enter(Phase.DRAINING)
-        self._loop.call_soon_threadsafe(server.drain, timeout_s)
+        server.drain_soon(timeout_s)
 
     def _every_second(self) -> None:
         self._stats.write()

@@ -317,7 +317,7 @@ class Server:
         self._loop = loop
         self._log = log
         self._stopped = stopped
-        self._deadline_s = 0.0
+        self._deadline_s: float | None = None
         self._quiet_since_s = 0.0
 
     def open(self) -> None:
@@ -331,19 +331,24 @@ class Server:
         self._starting = self._loop.create_task(server.start_serving())
         self._loop.call_soon(self._beat)
 
+    def drain_soon(self, timeout_s: float) -> None:
+        """`drain`, from any thread. Answers close their connections from now on, even while the loop is busy."""
+        self._service.draining = True
+        self._loop.call_soon_threadsafe(self.drain, timeout_s)
+
     def drain(self, timeout_s: float) -> None:
         """Stop as described above. On the loop; later calls may only shorten the time."""
         deadline_s = perf_counter() + timeout_s
-        if self._service.draining:
+        if self._deadline_s is not None:
             self._deadline_s = min(self._deadline_s, deadline_s)
             return
-        self._service.draining = True
         self._deadline_s = deadline_s
         self._quiet_since_s = perf_counter()
         self._drain_on()
 
     def _drain_on(self) -> None:
         now_s = perf_counter()
+        assert self._deadline_s is not None
         if self._condition.in_flight or any(c.busy for c in self._service.connections) or self._someone_knocks():
             self._quiet_since_s = now_s
         if now_s - self._quiet_since_s >= SETTLE_S:

@@ -655,10 +655,14 @@ class Simulation:
             for lease in self._engine.leases()
             if lease.state is LeaseState.GRANTED and lease.request.api == api
         }
+        # What never served and is of no use any more is forgotten in the same plan: its room is still held.
+        ours = {build.revision for build in (wanted.build, wanted.serving) if build is not None}
         running = {
             report.replica
             for _node, report in self._agents.replicas()
-            if report.api == api and report.phase not in (Phase.EXITED, Phase.DRAINING)
+            if report.api == api
+            and report.phase not in (Phase.EXITED, Phase.DRAINING)
+            and (report.revision in ours or report.phase is Phase.READY)
         }
         count = len(leased & running) + 1
         if count > wanted.replicas + 1:

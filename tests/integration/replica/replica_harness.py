@@ -35,7 +35,7 @@ from cortex.wire.launch import (
 )
 from cortex.wire.logline import LoggedLine, parse_line
 from cortex.wire.reports import Phase
-from cortex.wire.stats import StatsFile
+from cortex.wire.stats import EXIT_FILE_SUFFIX, LastWords, StatsFile
 
 DEADLINE_S = 20.0
 """For anything to happen; generous, since the machine may be busy."""
@@ -251,8 +251,18 @@ class Replica:
         path = Path(self.spec.log_path)
         return [parse_line(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
-    def stats(self) -> StatsFile:
-        return msgspec.json.decode(Path(self.spec.stats_path).read_bytes(), type=StatsFile)
+    def stats(self, accept: Callable[[StatsFile], bool] = lambda _: True) -> StatsFile:
+        """The counters' file, once it is there and acceptable."""
+        path = Path(self.spec.stats_path)
+
+        def look() -> StatsFile | None:
+            found = msgspec.json.decode(path.read_bytes(), type=StatsFile) if path.exists() else None
+            return found if found is not None and accept(found) else None
+
+        return eventually(look, "the counters are written")
+
+    def last_words(self) -> LastWords:
+        return msgspec.json.decode(Path(self.spec.stats_path + EXIT_FILE_SUFFIX).read_bytes(), type=LastWords)
 
     def alive(self) -> bool:
         return Path(f"/proc/{self.pid}").exists()

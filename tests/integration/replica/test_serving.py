@@ -386,7 +386,7 @@ def pre_inference(sample, metadata):
         assert client.receive().status == 200
         client.sock.close()
     assert [line.text for line in replica.lines()] == ["began 0", "began 1"]
-    eventually(lambda: replica.stats().dropped == 3, "they are counted")
+    assert replica.stats(lambda found: found.ok == 2).dropped == 3
 
 
 # ---- counts -----------------------------------------------------------------------------------------------------------
@@ -398,12 +398,7 @@ def test_counters_and_tracker_reach_the_stats_file(start: Start) -> None:
         assert replica.post(SAMPLE).status == 200
     assert replica.post([6.7, 3.0, 5.2, 2.3]).status == 200
     assert replica.post([1]).status == 422
-
-    def complete() -> bool:
-        return Path(replica.spec.stats_path).exists() and replica.stats().client_error == 1
-
-    eventually(complete, "the counters are written")
-    found = replica.stats()
+    found = replica.stats(lambda found: found.client_error == 1)
     assert (found.ok, found.client_error, found.server_error) == (4, 1, 0)
     assert sum(found.latency_buckets.values()) == 5
     assert found.tracker is not None

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortex.ids import ApiKey
@@ -151,6 +151,7 @@ def carried_out(holdings, commands):
     return Holdings(entries=entries, servers=servers)
 
 
+@settings(max_examples=50, deadline=None)
 @given(first=worlds, second=worlds, third=worlds)
 def test_any_worker_converges_and_then_needs_nothing(first, second, third):
     holdings = NOTHING

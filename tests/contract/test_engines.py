@@ -1,0 +1,246 @@
+"""What every engine promises: the suite that keeps the fake honest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from cortex.engines.base import Engine, Lease, LeaseRequest, LeaseState
+from cortex.engines.fake import FakeEngine
+from cortex.engines.local import LocalEngine
+from cortex.ids import ReplicaId
+from cortex.testing.builders import API, NODE, a_node
+from cortex.testing.clock import FakeClock
+from cortex.wire.build import Resources
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture(params=["local", "fake"])
+def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
+    """An engine with one node of the given capacity."""
+
+    def make(**capacity: int) -> Engine:
+        if request.param == "local":
+            return LocalEngine(a_node(**capacity))
+        return FakeEngine([a_node(**capacity)], clock=FakeClock())
+
+    return make
+
+
+def a_request(name: str, *, cpu: int = 200, mem: int | None = None, gpus: int = 0, surge: bool = False) -> LeaseRequest:
+    resources = Resources(cpu_millis=cpu, mem_bytes=mem, gpus=gpus)
+    return LeaseRequest(replica=ReplicaId(name), api=API, resources=resources, surge=surge)
+
+
+def lease_of(engine: Engine, name: str) -> Lease:
+    return next(lease for lease in engine.leases() if lease.request.replica == name)
+
+
+def states(engine: Engine) -> dict[str, LeaseState]:
+    return {lease.request.replica: lease.state for lease in engine.leases()}
+
+
+def test_room_is_granted_on_a_node_and_counted_there(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=2000, mem_bytes=1000, gpus=1)
+    engine.acquire(a_request("a", cpu=500, mem=300, gpus=1))
+    assert engine.leases() == (
+        Lease(request=a_request("a", cpu=500, mem=300, gpus=1), state=LeaseState.GRANTED, node=NODE),
+    )
+    (node,) = engine.nodes()
+    assert (node.used_cpu_millis, node.used_mem_bytes, node.used_gpus) == (500, 300, 1)
+
+
+def test_asking_twice_is_asking_once(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=1000)
+    for _ in range(2):
+        engine.acquire(a_request("a", cpu=600))
+    assert states(engine) == {"a": LeaseState.GRANTED}
+    assert engine.nodes()[0].used_cpu_millis == 600
+
+
+def test_released_room_can_be_had_again(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=1000)
+    engine.acquire(a_request("a", cpu=800))
+    engine.release(ReplicaId("a"))
+    engine.acquire(a_request("b", cpu=800))
+    assert states(engine) == {"b": LeaseState.GRANTED}
+
+
+def test_releasing_an_unknown_name_is_nothing(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.release(ReplicaId("nobody"))
+    assert engine.leases() == ()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        ({"cpu": 900}, {"cpu": 200}, "node local: cpu 900m of 1000m in use, 200m asked"),
+        (
+            {"mem": 900 * 2**20},
+            {"mem": 200 * 2**20},
+            "node local: mem 900Mi of 1000Mi in use, 200Mi asked",
+        ),
+        ({"gpus": 1}, {"gpus": 1}, "node local: gpu 1 of 1 in use, 1 asked"),
+        (
+            {"cpu": 900, "gpus": 1},
+            {"cpu": 200, "gpus": 1},
+            "node local: cpu 900m of 1000m in use, 200m asked, gpu 1 of 1 in use, 1 asked",
+        ),
+    ],
+    ids=["cpu", "memory", "gpu", "several"],
+)
+def test_without_room_a_lease_is_pending_and_says_why_with_numbers(
+    make_engine: MakeEngine, first: dict[str, int], second: dict[str, int], reason: str
+) -> None:
+    engine = make_engine(cpu_millis=1000, mem_bytes=1000 * 2**20, gpus=1)
+    engine.acquire(a_request("a", **first))
+    engine.acquire(a_request("b", **second))
+    assert states(engine) == {"a": LeaseState.GRANTED, "b": LeaseState.PENDING}
+    assert lease_of(engine, "b").node is None
+    assert lease_of(engine, "b").reason == reason
+
+
+def test_a_pending_lease_is_granted_when_room_becomes_free_and_the_reason_goes(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=1000)
+    engine.acquire(a_request("a", cpu=800))
+    engine.acquire(a_request("b", cpu=800))
+    engine.release(ReplicaId("a"))
+    assert engine.leases() == (Lease(request=a_request("b", cpu=800), state=LeaseState.GRANTED, node=NODE),)
+
+
+def test_who_asked_first_is_served_first(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=1000)
+    engine.acquire(a_request("a", cpu=800))
+    for name in ("c", "b", "d"):
+        engine.acquire(a_request(name, cpu=800))
+    engine.release(ReplicaId("a"))
+    assert [name for name, state in states(engine).items() if state is LeaseState.GRANTED] == ["c"]
+
+
+def test_one_that_fits_may_pass_one_that_does_not(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=1000)
+    engine.acquire(a_request("a", cpu=800))
+    engine.acquire(a_request("large", cpu=500))
+    engine.acquire(a_request("small", cpu=100))
+    assert states(engine) == {"a": LeaseState.GRANTED, "large": LeaseState.PENDING, "small": LeaseState.GRANTED}
+
+
+def test_a_surge_is_served_before_the_rest(make_engine: MakeEngine) -> None:
+    engine = make_engine(mem_bytes=1000)
+    engine.acquire(a_request("a", mem=800))
+    engine.acquire(a_request("first", mem=800))
+    engine.acquire(a_request("surge", mem=800, surge=True))
+    engine.release(ReplicaId("a"))
+    assert states(engine) == {"first": LeaseState.PENDING, "surge": LeaseState.GRANTED}
+
+
+def test_a_surge_may_overcommit_cpu_but_neither_memory_nor_gpus(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=1000, mem_bytes=1000, gpus=1)
+    engine.acquire(a_request("a", cpu=1000, mem=900, gpus=1))
+    engine.acquire(a_request("cpu", cpu=1000, surge=True))
+    engine.acquire(a_request("mem", mem=200, surge=True))
+    engine.acquire(a_request("gpu", gpus=1, surge=True))
+    assert states(engine) == {
+        "a": LeaseState.GRANTED,
+        "cpu": LeaseState.GRANTED,
+        "mem": LeaseState.PENDING,
+        "gpu": LeaseState.PENDING,
+    }
+
+
+def test_a_surge_that_becomes_an_ordinary_lease_keeps_its_room(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=1000)
+    engine.acquire(a_request("a", cpu=1000))
+    engine.acquire(a_request("b", cpu=1000, surge=True))
+    engine.acquire(a_request("b", cpu=1000))
+    assert states(engine) == {"a": LeaseState.GRANTED, "b": LeaseState.GRANTED}
+    assert not lease_of(engine, "b").request.surge
+
+
+def test_what_runs_gets_its_room_back_even_over_capacity(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=1000)
+    running = [Lease(request=a_request(name, cpu=800), state=LeaseState.GRANTED, node=NODE) for name in ("a", "b")]
+    for _ in range(2):
+        engine.recover(running)
+    assert engine.leases() == tuple(running)
+    engine.acquire(a_request("c", cpu=100))
+    assert lease_of(engine, "c").reason == "node local: cpu 1600m of 1000m in use, 100m asked"
+
+
+def test_recovering_grants_a_lease_that_was_pending_and_leaves_others_as_they_are(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=1000)
+    engine.acquire(a_request("a", cpu=800, surge=True))
+    engine.acquire(a_request("b", cpu=800))
+    engine.recover(Lease(request=a_request(name, cpu=800), state=LeaseState.GRANTED, node=NODE) for name in ("a", "b"))
+    assert states(engine) == {"a": LeaseState.GRANTED, "b": LeaseState.GRANTED}
+    assert lease_of(engine, "a").request.surge
+
+
+def test_memory_that_is_not_stated_counts_as_what_the_replica_was_seen_to_use(make_engine: MakeEngine) -> None:
+    engine = make_engine(mem_bytes=1000 * 2**20)
+    engine.acquire(a_request("a"))
+    engine.acquire(a_request("stated", mem=100 * 2**20))
+    engine.note_usage({ReplicaId(name): 700 * 2**20 for name in ("a", "stated", "nobody")})
+    engine.note_usage({ReplicaId("a"): 600 * 2**20})
+    assert engine.nodes()[0].used_mem_bytes == 800 * 2**20
+    engine.acquire(a_request("b", mem=300 * 2**20))
+    assert lease_of(engine, "b").state is LeaseState.PENDING
+
+
+def test_the_revision_changes_with_every_change_and_only_then(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=1000)
+    seen = [engine.revision]
+
+    def changed() -> bool:
+        seen.append(engine.revision)
+        return seen[-1] != seen[-2]
+
+    assert not changed()
+    engine.acquire(a_request("a", cpu=800))
+    assert changed()
+    engine.acquire(a_request("a", cpu=800))
+    assert not changed()
+    engine.acquire(a_request("b", cpu=800))
+    assert changed()
+    engine.leases()
+    engine.nodes()
+    assert not changed()
+    engine.note_usage({ReplicaId("a"): 5})
+    assert changed()
+    engine.release(ReplicaId("a"))
+    assert changed()
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (Resources(cpu_millis=2000), None),
+        (Resources(cpu_millis=2001), "a replica asks for 2001m cpu, but the largest node has 2000m"),
+        (Resources(mem_bytes=2**30 + 1), "a replica asks for 1025Mi mem, but the largest node has 1024Mi"),
+        (Resources(gpus=2), "a replica asks for 2 gpu, but no node has more than 1"),
+        (
+            Resources(cpu_millis=2001, gpus=2),
+            "a replica asks for 2001m cpu, but the largest node has 2000m; 2 gpu, but no node has more than 1",
+        ),
+    ],
+)
+def test_a_request_larger_than_any_node_can_be_is_known_beforehand(
+    make_engine: MakeEngine, asked: Resources, reason: str | None
+) -> None:
+    engine = make_engine(cpu_millis=2000, mem_bytes=2**30, gpus=1)
+    engine.acquire(a_request("a", cpu=2000))
+    assert engine.impossible(asked) == reason
+
+
+def test_what_is_returned_does_not_change_afterwards(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.acquire(a_request("a"))
+    before = engine.leases()
+    copy = msgspec.json.decode(msgspec.json.encode(before), type=tuple[Lease, ...])
+    engine.acquire(a_request("b"))
+    engine.release(ReplicaId("a"))
+    assert before == copy

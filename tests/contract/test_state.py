@@ -1,0 +1,396 @@
+"""What every state store promises: the suite runs on each implementation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cortex.errors import Problem
+from cortex.ids import ApiKey, DeploymentName, replica_id
+from cortex.planning.model import Desired, RunRecord, SlotRecord, WantedApi
+from cortex.state.base import ApiRecord, StateStore, VersionRecord
+from cortex.state.memory import MemoryStateStore
+from cortex.state.sqlite import SqliteStateStore
+from cortex.testing.builders import API, a_build, a_deploy, a_wanted_api, an_exit
+from cortex.wire.build import Sample
+from cortex.wire.launch import InspectReport
+
+V1, V2 = a_build("v1"), a_build("v2")
+IRIS = DeploymentName("iris")
+SLOT = replica_id(API, V1.revision, 0)
+BOOM = Problem(reference="model-broken", message="the model cannot be read\nat byte 3", traceback="Traceback …")
+
+Reopen = Callable[[], StateStore]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> StateStore:
+    made = MemoryStateStore() if request.param == "memory" else SqliteStateStore(tmp_path / "state.db")
+    request.addfinalizer(made.close)
+    return made
+
+
+def wanted_of(store: StateStore, api: ApiKey = API) -> WantedApi:
+    record = store.api(api)
+    assert record is not None
+    return record.wanted
+
+
+def outcomes(store: StateStore) -> list[tuple[str, str]]:
+    """(version's label, outcome), newest first."""
+    labels = {V1.version: "v1", V2.version: "v2"}
+    return [(labels[line.version], line.outcome) for line in store.history(API)]
+
+
+def crash(store: StateStore, attempt: int, *, wall_s: float, was_ready: bool = True, signal: int = 11) -> None:
+    store.record_exit(API, V1.revision, SLOT, attempt, an_exit(signal=signal), was_ready=was_ready, wall_s=wall_s)
+
+
+# ---- deploys ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_store_wants_nothing(store: StateStore) -> None:
+    assert store.desired(now_wall_s=0.0) == Desired()
+    assert (store.deployments(), store.apis(), store.api(API), store.history(API)) == ((), (), None, ())
+
+
+def test_a_deploy_is_there_as_it_was_given(store: StateStore) -> None:
+    change = a_deploy(a_wanted_api(V1, replicas=3), wall_s=5.0)
+    store.commit_deploy(change)
+    assert store.desired(now_wall_s=0.0) == Desired(apis=(change.apis[0].wanted,))
+    assert store.deployments() == (change.deployment,)
+    assert store.apis() == store.apis(IRIS) == change.apis
+    assert store.api(API) == change.apis[0]
+    assert store.history(API) == change.versions
+
+
+def test_apis_that_a_deploy_leaves_out_are_removed_with_what_is_remembered_of_them(store: StateStore) -> None:
+    other = ApiKey("iris/other")
+    store.commit_deploy(a_deploy(a_wanted_api(V1), a_wanted_api(a_build(api=other))))
+    crash(store, 1, wall_s=0.0)
+    store.commit_deploy(a_deploy(a_wanted_api(a_build(api=other))))
+    assert [record.wanted.api for record in store.apis()] == [other]
+    assert store.desired(now_wall_s=0.0).records == ()
+    assert store.history(API) == ()
+
+
+def test_a_deployment_may_be_without_apis(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(deployment="empty"))
+    assert [deployment.name for deployment in store.deployments()] == ["empty"]
+
+
+def test_deployments_leave_each_other_alone(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    store.commit_deploy(a_deploy(a_wanted_api(a_build(api=ApiKey("default/a"))), deployment="default"))
+    assert [record.wanted.api for record in store.apis()] == ["default/a", API]
+    assert [record.wanted.api for record in store.apis(IRIS)] == [API]
+
+
+def test_a_new_version_keeps_what_served_and_is_not_live_yet(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    store.mark_live(API, V1.revision, wall_s=7.0)
+    store.commit_deploy(a_deploy(a_wanted_api(V2)))
+    wanted = wanted_of(store)
+    assert (wanted.build, wanted.serving, wanted.serving_was_live) == (V2, V1, True)
+    assert wanted.live_wall_s is None
+
+
+def test_the_same_version_stays_live_when_only_settings_change(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    store.mark_live(API, V1.revision, wall_s=7.0)
+    sampled = msgspec.structs.replace(V1, sample=Sample(body=b"[1]"))
+    store.commit_deploy(a_deploy(a_wanted_api(sampled, replicas=4)))
+    wanted = wanted_of(store)
+    assert (wanted.live_wall_s, wanted.replicas) == (7.0, 4)
+    assert wanted.serving == sampled
+
+
+def test_deploying_a_failed_version_again_gives_it_a_fresh_chance(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    for attempt in (1, 2, 3):
+        crash(store, attempt, wall_s=0.0, was_ready=False)
+    store.mark_failed(API, V1.revision, BOOM, wall_s=0.0)
+    assert wanted_of(store).failed == BOOM
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    assert wanted_of(store).failed is None
+    (record,) = store.desired(now_wall_s=0.0).records
+    assert record.slots == {SLOT: SlotRecord(attempt=3)}
+
+
+def test_runs_of_versions_that_cannot_come_back_are_forgotten(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    crash(store, 1, wall_s=0.0)
+    store.commit_deploy(a_deploy(a_wanted_api(V2)))
+    assert store.desired(now_wall_s=0.0).records == ()
+
+
+def test_runs_of_the_version_that_serves_are_kept(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    store.mark_live(API, V1.revision, wall_s=0.0)
+    crash(store, 1, wall_s=0.0)
+    store.commit_deploy(a_deploy(a_wanted_api(V2)))
+    assert [record.revision for record in store.desired(now_wall_s=0.0).records] == [V1.revision]
+
+
+def test_an_api_or_a_whole_deployment_can_be_deleted(store: StateStore) -> None:
+    other = ApiKey("iris/other")
+    store.commit_deploy(a_deploy(a_wanted_api(V1), a_wanted_api(a_build(api=other))))
+    assert store.delete(IRIS, API)
+    assert not store.delete(IRIS, API)
+    assert not store.delete(DeploymentName("default"), other)
+    assert [record.wanted.api for record in store.apis()] == [other]
+    assert store.delete(IRIS)
+    assert not store.delete(IRIS)
+    assert (store.apis(), store.deployments()) == ((), ())
+
+
+def test_the_number_of_replicas_stays_within_the_bounds(store: StateStore) -> None:
+    wanted = msgspec.structs.replace(a_wanted_api(V1, min_replicas=2, replicas=2), max_replicas=5)
+    store.commit_deploy(a_deploy(wanted))
+    counts = []
+    for replicas in (1, 4, 9):
+        store.set_replicas(API, replicas)
+        counts.append(wanted_of(store).replicas)
+    assert counts == [2, 4, 5]
+    store.set_replicas(ApiKey("iris/gone"), 3)
+
+
+# ---- marks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_version_that_goes_live_is_what_serves(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    for wall_s in (7.0, 9.0):
+        store.mark_live(API, V1.revision, wall_s=wall_s)
+    wanted = wanted_of(store)
+    assert (wanted.serving, wanted.serving_was_live, wanted.live_wall_s) == (V1, True, 7.0)
+
+
+def test_a_version_that_serves_in_part_is_what_a_failure_goes_back_to_but_was_not_live(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    store.mark_serving(API, V1.revision)
+    wanted = wanted_of(store)
+    assert (wanted.serving, wanted.serving_was_live, wanted.live_wall_s) == (V1, False, None)
+
+
+def test_marks_for_a_version_that_is_not_wanted_any_more_are_ignored(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V2)))
+    before = store.apis()
+    store.mark_serving(API, V1.revision)
+    store.mark_live(API, V1.revision, wall_s=0.0)
+    store.mark_failed(API, V1.revision, BOOM, wall_s=0.0)
+    store.mark_live(ApiKey("iris/gone"), V1.revision, wall_s=0.0)
+    assert store.apis() == before
+
+
+def test_a_live_version_cannot_fail(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    store.mark_live(API, V1.revision, wall_s=0.0)
+    store.mark_failed(API, V1.revision, BOOM, wall_s=0.0)
+    assert wanted_of(store).failed is None
+
+
+def test_a_version_that_goes_live_after_all_has_not_failed(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    store.mark_serving(API, V1.revision)
+    store.mark_failed(API, V1.revision, BOOM, wall_s=0.0)
+    store.mark_live(API, V1.revision, wall_s=0.0)
+    assert wanted_of(store).failed is None
+
+
+def test_history_tells_how_each_version_ended_newest_first(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1), wall_s=1.0))
+    assert outcomes(store) == [("v1", "")]
+    store.mark_live(API, V1.revision, wall_s=2.0)
+    assert outcomes(store) == [("v1", "live")]
+    store.commit_deploy(a_deploy(a_wanted_api(V2), wall_s=3.0))
+    assert outcomes(store) == [("v2", ""), ("v1", "live")]
+    store.mark_failed(API, V2.revision, BOOM, wall_s=4.0)
+    assert outcomes(store) == [("v2", "failed: the model cannot be read"), ("v1", "live")]
+    store.commit_deploy(a_deploy(a_wanted_api(V2), wall_s=5.0))
+    store.mark_live(API, V2.revision, wall_s=6.0)
+    assert outcomes(store) == [
+        ("v2", "live"),
+        ("v2", "failed: the model cannot be read"),
+        ("v1", "replaced"),
+    ]
+
+
+def test_a_version_replaced_on_its_way_is_said_to_be(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    store.commit_deploy(a_deploy(a_wanted_api(V2)))
+    assert outcomes(store) == [("v2", ""), ("v1", "replaced")]
+
+
+def test_history_is_kept_for_the_last_hundred_versions(store: StateStore) -> None:
+    for number in range(105):
+        store.commit_deploy(a_deploy(a_wanted_api(a_build(f"v{number}")), wall_s=float(number)))
+    lines = store.history(API)
+    assert (len(lines), lines[0].deployed_wall_s, lines[-1].deployed_wall_s) == (100, 104.0, 5.0)
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_exits_become_ages(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    crash(store, 1, wall_s=100.0)
+    (record,) = store.desired(now_wall_s=107.5).records
+    assert record == RunRecord(
+        api=API,
+        revision=V1.revision,
+        slots={SLOT: SlotRecord(attempt=1, crash_pressure=1.0, last_exit=an_exit(signal=11), last_exit_age_s=7.5)},
+        crashes=1,
+        last_exit=an_exit(signal=11),
+        last_exit_age_s=7.5,
+    )
+
+
+def test_an_exit_is_counted_once(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    for _ in range(2):
+        crash(store, 1, wall_s=100.0)
+    (record,) = store.desired(now_wall_s=100.0).records
+    assert (record.crashes, record.slots[SLOT].crash_pressure) == (1, 1.0)
+
+
+def test_failed_starts_count_up_until_the_replica_is_ready(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    for attempt in (1, 2):
+        crash(store, attempt, wall_s=0.0, was_ready=False)
+    (record,) = store.desired(now_wall_s=0.0).records
+    assert (record.crashes, record.slots[SLOT].failed_starts) == (0, 2)
+    store.record_ready(API, V1.revision, SLOT)
+    (record,) = store.desired(now_wall_s=0.0).records
+    assert (record.slots[SLOT].failed_starts, record.slots[SLOT].attempt) == (0, 2)
+    store.record_ready(API, V2.revision, SLOT)
+
+
+def test_an_exit_of_an_api_that_is_gone_is_not_kept(store: StateStore) -> None:
+    crash(store, 1, wall_s=0.0)
+    assert store.desired(now_wall_s=0.0).records == ()
+
+
+def test_an_age_is_never_below_zero_when_the_wall_clock_was_set_back(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    crash(store, 1, wall_s=1000.0)
+    (record,) = store.desired(now_wall_s=10.0).records
+    assert (record.last_exit_age_s, record.slots[SLOT].last_exit_age_s) == (0.0, 0.0)
+
+
+def test_after_a_rebase_ages_count_on_although_the_wall_clock_was_set_back(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    crash(store, 1, wall_s=1000.0)
+    store.rebase(now_wall_s=10.0)
+    (record,) = store.desired(now_wall_s=15.0).records
+    assert (record.last_exit_age_s, record.slots[SLOT].last_exit_age_s) == (5.0, 5.0)
+
+
+# ---- the rest --------------------------------------------------------------------------------------------------------
+
+
+def test_each_epoch_is_higher_than_the_one_before(store: StateStore) -> None:
+    assert [store.take_epoch() for _ in range(3)] == [1, 2, 3]
+
+
+def test_small_facts_are_kept_by_name(store: StateStore) -> None:
+    assert store.meta("ports") is None
+    store.set_meta("ports", "8880")
+    store.set_meta("ports", "8882")
+    assert store.meta("ports") == "8882"
+
+
+def test_the_revision_changes_with_what_is_wanted_and_only_then(store: StateStore) -> None:
+    seen = [store.revision]
+
+    def changed() -> bool:
+        seen.append(store.revision)
+        return seen[-1] != seen[-2]
+
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    assert changed()
+    store.desired(now_wall_s=0.0)
+    store.take_epoch()
+    store.set_meta("a", "b")
+    store.record_ready(API, V1.revision, SLOT)
+    assert not changed()
+    crash(store, 1, wall_s=0.0)
+    assert changed()
+    crash(store, 1, wall_s=5.0)
+    assert not changed()
+    store.mark_live(API, V1.revision, wall_s=0.0)
+    assert changed()
+    store.set_replicas(API, 2)
+    assert changed()
+    store.delete(IRIS)
+    assert changed()
+
+
+def test_readers_never_see_half_a_deploy(store: StateStore) -> None:
+    keys = [ApiKey(f"iris/a{number}") for number in range(20)]
+
+    def change(label: str) -> None:
+        store.commit_deploy(a_deploy(*[a_wanted_api(a_build(label, api=key)) for key in keys]))
+
+    change("v0")
+    mixed: list[set[str]] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            trees = {wanted.build.model.tree for wanted in store.desired(now_wall_s=0.0).apis}
+            if len(trees) != 1:
+                mixed.append(trees)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for number in range(30):
+        change(f"v{number}")
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert mixed == []
+
+
+def test_many_threads_may_write(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+
+    def work(slot: int) -> None:
+        name = replica_id(API, V1.revision, slot)
+        for attempt in range(1, 11):
+            store.record_exit(API, V1.revision, name, attempt, an_exit(), was_ready=True, wall_s=0.0)
+
+    threads = [threading.Thread(target=work, args=(slot,)) for slot in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (record,) = store.desired(now_wall_s=0.0).records
+    assert record.crashes == 40
+    assert {slot.attempt for slot in record.slots.values()} == {10}
+
+
+def test_everything_of_an_api_is_kept(store: StateStore) -> None:
+    record = ApiRecord(
+        wanted=a_wanted_api(V1),
+        spec={"name": "sklearn", "compute": {"min_replicas": 1, "cpu": 0.2}, "env": None},
+        inspection=InspectReport(warnings=(BOOM,), has_pre=True),
+        refresh=3,
+    )
+    change = msgspec.structs.replace(a_deploy(a_wanted_api(V1)), apis=(record,))
+    store.commit_deploy(change)
+    assert store.api(API) == record
+
+
+def test_versions_of_other_apis_do_not_mix_into_a_history(store: StateStore) -> None:
+    other = a_build(api=ApiKey("iris/other"))
+    store.commit_deploy(a_deploy(a_wanted_api(V1), a_wanted_api(other)))
+    assert [line.api for line in store.history(API)] == [API]
+    assert store.history(API) == (
+        VersionRecord(api=API, version=V1.version, deployed_wall_s=0.0, cause="first deploy"),
+    )

@@ -1,0 +1,157 @@
+"""What the launcher finds out about models and handlers, and how little it minds when they are hostile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from replica_harness import LauncherLink, LauncherProcess, spec_for
+
+from cortex.wire.build import Sample, TrackerConfig
+from cortex.wire.launch import Inspect, Inspected, InspectReport
+
+pytestmark = pytest.mark.slow
+
+IRIS = Path(__file__).parents[3] / "examples" / "iris" / "models" / "sklearn.onnx"
+
+
+@pytest.fixture
+def inspect(shared_launcher: LauncherProcess, folder: Path) -> Callable[..., InspectReport]:
+    def inspect(
+        source: str | None = None,
+        *,
+        model_path: Path = IRIS,
+        model: bool = True,
+        handler: bool = True,
+        run_sample: bool = False,
+        **fields: Any,
+    ) -> InspectReport:
+        spec = spec_for(folder, model_path, handler_source=source, **fields)
+        return shared_launcher.link.inspect(spec, model=model, handler=handler, run_sample=run_sample)
+
+    return inspect
+
+
+Look = Callable[..., InspectReport]
+
+
+def only_problem(report: InspectReport) -> Any:
+    (problem,) = report.problems
+    return problem
+
+
+def test_a_model_and_a_handler_are_described(inspect: Look) -> None:
+    report = inspect("async def post_inference(prediction, metadata): pass")
+    assert report.problems == report.warnings == ()
+    assert report.signature is not None
+    assert [spec.name for spec in report.signature.inputs] == ["input"]
+    assert [spec.name for spec in report.signature.outputs] == ["label", "probabilities"]
+    assert report.batchable
+    assert (report.has_pre, report.has_post, report.is_async) == (False, True, True)
+
+
+def test_only_what_is_asked_for_is_looked_at(inspect: Look, folder: Path) -> None:
+    assert inspect("raise ValueError", handler=False).problems == ()
+    report = inspect("", model=False, model_path=folder / "missing.onnx")
+    assert (report.problems, report.signature) == ((), None)
+
+
+def test_problems_of_model_and_handler_come_together(inspect: Look, folder: Path) -> None:
+    (folder / "m.onnx").write_bytes(b"nonsense")
+    report = inspect("import no_such_module", model_path=folder / "m.onnx")
+    assert [problem.reference for problem in report.problems] == ["handler-missing-module", "model-unreadable"]
+    assert report.problems[0].hint == "add no_such_module to requirements.txt beside cortex.yaml"
+    assert 'File "handler.py", line 1' in report.problems[0].traceback
+
+
+@pytest.mark.parametrize(
+    ("source", "reference", "text"),
+    [
+        ("import ctypes; print('so far'); ctypes.string_at(0)", "inspection-died", "crashed while importing handler.py"),
+        ("import os; os._exit(0)", "inspection-died", "ended while importing handler.py, with exit code 0"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "inspection-died", "most likely for memory"),
+        ("import sys; sys.exit(1)", "handler-exited", "sys.exit(1)"),
+        ("x = 'x' * 10**13", "handler-import-failed", "MemoryError"),
+        ("import threading\nthreading.Thread(target=lambda: 1/0).start()", None, ""),
+    ],
+)
+def test_whatever_a_handler_does_there_is_an_answer(
+    inspect: Look, source: str, reference: str | None, text: str
+) -> None:
+    report = inspect(source)
+    assert [problem.reference for problem in report.problems] == ([reference] if reference else [])
+    assert all(text in problem.message for problem in report.problems)
+    if "ctypes" in source:
+        assert "so far" in report.problems[0].traceback
+        assert "Fatal Python error: Segmentation fault" in report.problems[0].traceback
+
+
+def test_an_endless_import_is_ended_and_others_go_on_meanwhile(
+    shared_launcher: LauncherProcess, folder: Path, start: Callable[..., Any]
+) -> None:
+    other = LauncherLink(shared_launcher.socket_path)
+    spec = spec_for(folder, IRIS, handler_source="while True: pass", start_timeout_s=0.5)
+    started_s = time.monotonic()
+    for number in range(6):  # more than run at once
+        other.send(Inspect(request=str(number), spec=spec))
+    assert start().post([1, 2, 3, 4]).status == 200
+    reports = {(reply := other.wait_for(Inspected)).request: reply.report for _ in range(6)}
+    assert set(reports) == set("012345")
+    for report in reports.values():
+        assert only_problem(report).reference == "inspection-timeout"
+        assert "importing handler.py took more than 0.5 s" in only_problem(report).message
+    assert time.monotonic() - started_s < 15
+    other.close()
+
+
+def test_an_agent_that_leaves_takes_its_questions_along(shared_launcher: LauncherProcess, folder: Path) -> None:
+    other = LauncherLink(shared_launcher.socket_path)
+    spec = spec_for(folder, IRIS, handler_source="import time; time.sleep(0.2)")
+    for number in range(8):
+        other.send(Inspect(request=str(number), spec=spec))
+    other.close()
+    assert shared_launcher.link.inspect(spec_for(folder, IRIS)).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "gate", "problems", "warnings"),
+    [(b"[1, 2, 3, 4]", True, 0, 0), (b"[1]", True, 1, 0), (b"[1]", False, 0, 1), (b"[1", True, 1, 0)],
+)
+def test_a_sample_is_tried_on_the_model(inspect: Look, body: bytes, gate: bool, problems: int, warnings: int) -> None:
+    report = inspect(run_sample=True, sample=Sample(body=body, gate=gate))
+    assert (len(report.problems), len(report.warnings)) == (problems, warnings)
+    for problem in (*report.problems, *report.warnings):
+        assert problem.reference == "sample-failed"
+        assert problem.message.startswith("the model does not take the sample: ")
+
+
+def test_a_sample_for_a_handler_is_left_to_the_replica(inspect: Look) -> None:
+    report = inspect(
+        "def pre_inference(s, m): return s['x']", run_sample=True, sample=Sample(body=b'{"x": [1]}', gate=True)
+    )
+    assert report.problems == ()
+
+
+def test_a_tracker_that_can_never_match_is_a_problem(inspect: Look) -> None:
+    problem = only_problem(inspect(tracker=TrackerConfig(model_type="classification", key="lable")))
+    assert problem.reference == "tracker-never-matches"
+    assert problem.hint == 'did you mean "label"?'
+    assert inspect(tracker=TrackerConfig(model_type="classification", key="label")).problems == ()
+    with_post = inspect("def post_inference(p, m): pass", tracker=TrackerConfig(model_type="classification", key="x"))
+    assert with_post.problems == (), "nobody can foresee what a handler returns"
+
+
+def test_files_that_shadow_packages_are_warned_about(inspect: Look, folder: Path) -> None:
+    (folder / "project").mkdir()
+    (folder / "project" / "numpy.py").touch()
+    (folder / "project" / "json").mkdir()
+    (folder / "project" / "json" / "__init__.py").touch()
+    (folder / "project" / "mine.py").touch()
+    report = inspect("")
+    assert [(warning.reference, warning.where) for warning in report.warnings] == [
+        ("shadowed-package", "json"),
+        ("shadowed-package", "numpy.py"),
+    ]

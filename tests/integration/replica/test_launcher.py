@@ -1,0 +1,262 @@
+"""The launcher across agents, and what becomes of its children without it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+from replica_harness import LauncherLink, LauncherProcess, Replica, eventually, spec_for
+
+from cortex.ids import ReplicaId
+from cortex.replica.launcher import AlreadyRunning, bind
+from cortex.wire.framing import close_all
+from cortex.wire.launch import ChildExited, Fork, ForkFailed, Hold, Release, SlotHeld, Slots, SlotsEnd
+
+pytestmark = pytest.mark.slow
+
+IRIS = Path(__file__).parents[3] / "examples" / "iris" / "models" / "sklearn.onnx"
+SAMPLE = [5.1, 3.5, 1.4, 0.2]
+
+
+@pytest.fixture
+def launcher(own_launcher: LauncherProcess) -> LauncherProcess:
+    return own_launcher
+
+
+@pytest.fixture
+def replica(launcher: LauncherProcess, folder: Path) -> Replica:
+    return launcher.fork(spec_for(folder, IRIS)).ready()
+
+
+@pytest.fixture
+def other_agent(launcher: LauncherProcess) -> Iterator[LauncherLink]:
+    link = LauncherLink(launcher.socket_path)
+    yield link
+    link.close()
+
+
+def slots(link: LauncherLink) -> dict[str, socket.socket]:
+    """What a launcher has kept."""
+    link.send(Slots())
+    kept: dict[str, socket.socket] = {}
+    while True:
+        message, fds = link.next()
+        if isinstance(message, SlotHeld):
+            kept[message.replica] = socket.socket(fileno=fds[0])
+        elif isinstance(message, SlotsEnd):
+            return kept
+
+
+def test_it_names_itself_and_has_one_thread(launcher: LauncherProcess) -> None:
+    title = Path(f"/proc/{launcher.pid}/cmdline").read_text().strip("\0 ")
+    assert title == f"cortex-launcher {launcher.folder} onnx"
+    assert os.listdir(f"/proc/{launcher.pid}/task") == [str(launcher.pid)]
+    assert (launcher.socket_path.stat().st_mode & 0o777) == 0o600
+
+
+def test_replicas_survive_their_agent_and_the_next_one_hears_of_their_end(
+    launcher: LauncherProcess, replica: Replica
+) -> None:
+    launcher.link.close()
+    assert replica.post(SAMPLE).status == 200
+    replica.kill()
+    launcher.link = LauncherLink(launcher.socket_path)
+    exited = launcher.link.wait_for(ChildExited)
+    assert (exited.pid, exited.replica, exited.code, exited.signal) == (
+        replica.pid,
+        replica.spec.replica,
+        None,
+        signal.SIGKILL,
+    )
+
+
+def test_every_agent_hears_of_an_end_and_a_new_attempt_ends_the_matter(
+    launcher: LauncherProcess, replica: Replica, folder: Path, other_agent: LauncherLink
+) -> None:
+    replica.kill()
+    assert launcher.link.wait_for(ChildExited) == other_agent.wait_for(ChildExited)
+    again = launcher.fork(spec_for(folder, IRIS, attempt=2), slot=replica.slot)
+    third = LauncherLink(launcher.socket_path)
+    again.ready().kill()
+    assert third.wait_for(ChildExited).attempt == 2
+    third.close()
+
+
+def test_a_slot_is_kept_for_the_next_agent_until_it_is_released(
+    launcher: LauncherProcess, replica: Replica, folder: Path, other_agent: LauncherLink
+) -> None:
+    with socket.socket(socket.AF_UNIX) as held:
+        held.bind(str(folder / "held"))
+        held.listen(1)
+        launcher.link.send(Hold(replica=ReplicaId("t.b.0.0")), [held.fileno()])
+        kept = slots(launcher.link)
+        assert set(kept) == {"t.b.0.0", replica.spec.replica}
+        assert kept["t.b.0.0"].getsockname() == held.getsockname()
+        for sock in kept.values():
+            sock.close()
+    launcher.link.send(Release(replica=ReplicaId("t.b.0.0")))
+    launcher.link.send(Release(replica=ReplicaId("never heard of")))
+    eventually(lambda: _only_slot_of(replica, other_agent), "the slot is let go")
+
+
+def _only_slot_of(replica: Replica, link: LauncherLink) -> bool:
+    kept = slots(link)
+    for sock in kept.values():
+        sock.close()
+    return set(kept) == {replica.spec.replica}
+
+
+def test_a_kept_slot_holds_requests_while_agent_and_replica_are_gone(
+    launcher: LauncherProcess, replica: Replica, folder: Path
+) -> None:
+    path = replica.slot_path
+    replica.kill()
+    launcher.link.wait_for(ChildExited)
+    launcher.link.close()
+    replica.slot.close()
+    with replica_client(path) as client:
+        client.send(b"POST / HTTP/1.1\r\ncontent-length: 20\r\n\r\n" + orjson.dumps(SAMPLE).ljust(20))
+        launcher.link = LauncherLink(launcher.socket_path)
+        kept = slots(launcher.link)[replica.spec.replica]
+        launcher.fork(spec_for(folder, IRIS, attempt=2), slot=kept)
+        assert client.receive().status == 200
+
+
+def replica_client(path: Path):  # type: ignore[no-untyped-def]
+    from replica_harness import Client
+
+    return Client(path)
+
+
+def test_replicas_do_not_hold_the_launchers_sockets(launcher: LauncherProcess, folder: Path) -> None:
+    first = launcher.fork(spec_for(folder, IRIS, replica="t.a.0.1")).ready()
+    second = launcher.fork(spec_for(folder, IRIS, replica="t.a.0.2")).ready()
+    sockets = [_sockets(pid) for pid in (first.pid, second.pid, launcher.pid)]
+    assert not sockets[0] & sockets[1], "no replica has another's slot"
+    # Each shares its slot with the launcher, and nothing else.
+    assert len(sockets[0] & sockets[2]) == len(sockets[1] & sockets[2]) == 1
+
+
+def _sockets(pid: int) -> set[str]:
+    links = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links.add(os.readlink(fd))
+        except FileNotFoundError:
+            continue
+    return {link for link in links if link.startswith("socket:")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_replicas_survive_the_launcher(launcher: LauncherProcess, replica: Replica, number: signal.Signals) -> None:
+    launcher.process.send_signal(number)
+    launcher.process.wait(10)
+    assert replica.post(SAMPLE).status == 200
+    replica.drain()
+    assert replica.stats(lambda found: found.last).ok == 1
+    if number is signal.SIGTERM:
+        assert launcher.process.returncode == 0
+
+
+def test_a_fork_without_descriptors_is_refused_with_a_reason(launcher: LauncherProcess, folder: Path) -> None:
+    launcher.link.send(Fork(spec=spec_for(folder, IRIS)))
+    failed = launcher.link.wait_for(ForkFailed)
+    assert (failed.replica, failed.attempt) == ("t.a.00000000.0", 1)
+    assert "two descriptors" in failed.reason
+    with open(os.devnull) as null:
+        launcher.link.send(Release(replica=ReplicaId("x")), [null.fileno()])
+    for sock in slots(launcher.link).values():
+        sock.close()
+
+
+def test_an_agent_that_talks_nonsense_is_cut_off_and_nobody_else(
+    launcher: LauncherProcess, replica: Replica, other_agent: LauncherLink
+) -> None:
+    other_agent.sock.sendall(b"\0\0\0\4{no}")
+    other_agent.sock.sendall(b"\xff\xff\xff\xff")
+    with pytest.raises(ConnectionError):
+        other_agent.next()
+    kept = slots(launcher.link)
+    assert set(kept) == {replica.spec.replica}
+    close_all([sock.detach() for sock in kept.values()])
+
+
+def test_a_second_launcher_leaves_the_first_its_socket(launcher: LauncherProcess) -> None:
+    with pytest.raises(AlreadyRunning):
+        bind(launcher.socket_path)
+    command = [sys.executable, "-m", "cortex.replica.launcher", "--socket", str(launcher.socket_path)]
+    done = subprocess.run(
+        [*command, "--home", "/h", "--backend", "onnx"], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 1
+    assert "another launcher answers" in done.stderr
+    LauncherLink(launcher.socket_path).close()
+
+
+def test_a_dead_launchers_socket_is_taken_over(folder: Path) -> None:
+    with bind(folder / "l"):
+        pass
+    assert (folder / "l").is_socket()
+    with bind(folder / "l") as listener:
+        assert listener.getsockname()
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_it_ends_by_itself_without_agent_and_children(folder: Path) -> None:
+    started_s = time.monotonic()
+    code = """
+import sys
+from pathlib import Path
+from cortex.replica.launcher import Launcher, bind
+Launcher(bind(Path(sys.argv[1])), idle_exit_s=0.1).run()
+"""
+    assert run_python(code, str(folder / "l")).returncode == 0
+    assert time.monotonic() - started_s < 20
+
+
+def test_it_refuses_to_fork_with_a_second_thread_and_names_it() -> None:
+    code = """
+import threading
+from cortex.replica.launcher import ForkRefused, _fork_now
+stop = threading.Event()
+threading.Thread(target=stop.wait).start()
+try:
+    _fork_now()
+except ForkRefused as error:
+    print(error)
+stop.set()
+"""
+    done = run_python(code)
+    assert "threads besides the main one: python" in done.stdout
+
+
+def test_importing_replica_code_starts_no_thread_once_the_environment_is_set() -> None:
+    code = """
+import os
+from cortex.replica.launcher import preload
+preload("onnx")
+print(os.listdir("/proc/self/task") == [str(os.getpid())])
+"""
+    assert run_python(code).stdout == "True\n"
+
+
+def test_the_launcher_module_itself_imports_nothing_that_reads_the_environment() -> None:
+    code = """
+import sys
+import cortex.replica.launcher
+print([name for name in ("numpy", "onnxruntime", "uvloop", "tensorflow") if name in sys.modules])
+"""
+    assert run_python(code).stdout == "[]\n"
