@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -24,14 +24,12 @@ IRIS = DeploymentName("iris")
 SLOT = replica_id(API, V1.revision, 0)
 BOOM = Problem(reference="model-broken", message="the model cannot be read\nat byte 3", traceback="Traceback …")
 
-Reopen = Callable[[], StateStore]
-
 
 @pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> StateStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateStore]:
     made = MemoryStateStore() if request.param == "memory" else SqliteStateStore(tmp_path / "state.db")
-    request.addfinalizer(made.close)
-    return made
+    yield made
+    made.close()
 
 
 def wanted_of(store: StateStore, api: ApiKey = API) -> WantedApi:

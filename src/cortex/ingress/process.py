@@ -1,7 +1,7 @@
 """
 HAProxy as a process: found, started, recognised, watched and ended. Knows nothing of routes.
 
-A started HAProxy leads its own session and holds nothing of ours open, so that it outlives us.
+A started HAProxy is detached from our process group and holds nothing of ours open, so that it outlives us.
 """
 
 from __future__ import annotations

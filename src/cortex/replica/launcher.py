@@ -172,9 +172,9 @@ class Launcher:
                     self._poll.unregister(known)
         self._queued = deque(waiting for waiting in self._queued if waiting[0] is not agent)
 
-    def _reply(self, agent: Channel, reply: LauncherReply, fds: tuple[int, ...] = ()) -> None:
+    def _reply(self, agent: Channel, reply: LauncherReply) -> None:
         fd = agent.fileno()
-        agent.send(msgspec.json.encode(reply), fds)
+        agent.send(msgspec.json.encode(reply))
         if fd in self._agents:
             self._settle(agent, fd)
 

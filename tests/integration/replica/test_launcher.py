@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
 import pytest
 from replica_harness import LauncherLink, LauncherProcess, Replica, eventually, spec_for
 
-from cortex.ids import ReplicaId
 from cortex.replica.launcher import AlreadyRunning, bind
-from cortex.wire.framing import close_all
-from cortex.wire.launch import ChildExited, Fork, ForkFailed, Hold, Release, SlotHeld, Slots, SlotsEnd
+from cortex.wire.launch import ChildExited, Fork, ForkFailed, Inspect
 
 pytestmark = pytest.mark.slow
 
@@ -41,18 +37,6 @@ def other_agent(launcher: LauncherProcess) -> Iterator[LauncherLink]:
     link = LauncherLink(launcher.socket_path)
     yield link
     link.close()
-
-
-def slots(link: LauncherLink) -> dict[str, socket.socket]:
-    """What a launcher has kept."""
-    link.send(Slots())
-    kept: dict[str, socket.socket] = {}
-    while True:
-        message, fds = link.next()
-        if isinstance(message, SlotHeld):
-            kept[message.replica] = socket.socket(fileno=fds[0])
-        elif isinstance(message, SlotsEnd):
-            return kept
 
 
 def test_it_names_itself_and_has_one_thread(launcher: LauncherProcess) -> None:
@@ -90,59 +74,13 @@ def test_every_agent_hears_of_an_end_and_a_new_attempt_ends_the_matter(
     third.close()
 
 
-def test_a_slot_is_kept_for_the_next_agent_until_it_is_released(
-    launcher: LauncherProcess, replica: Replica, folder: Path, other_agent: LauncherLink
-) -> None:
-    with socket.socket(socket.AF_UNIX) as held:
-        held.bind(str(folder / "held"))
-        held.listen(1)
-        launcher.link.send(Hold(replica=ReplicaId("t.b.0.0")), [held.fileno()])
-        kept = slots(launcher.link)
-        assert set(kept) == {"t.b.0.0", replica.spec.replica}
-        assert kept["t.b.0.0"].getsockname() == held.getsockname()
-        for sock in kept.values():
-            sock.close()
-    launcher.link.send(Release(replica=ReplicaId("t.b.0.0")))
-    launcher.link.send(Release(replica=ReplicaId("never heard of")))
-    eventually(lambda: _only_slot_of(replica, other_agent), "the slot is let go")
-
-
-def _only_slot_of(replica: Replica, link: LauncherLink) -> bool:
-    kept = slots(link)
-    for sock in kept.values():
-        sock.close()
-    return set(kept) == {replica.spec.replica}
-
-
-def test_a_kept_slot_holds_requests_while_agent_and_replica_are_gone(
-    launcher: LauncherProcess, replica: Replica, folder: Path
-) -> None:
-    path = replica.slot_path
-    replica.kill()
-    launcher.link.wait_for(ChildExited)
-    launcher.link.close()
-    replica.slot.close()
-    with replica_client(path) as client:
-        client.send(b"POST / HTTP/1.1\r\ncontent-length: 20\r\n\r\n" + orjson.dumps(SAMPLE).ljust(20))
-        launcher.link = LauncherLink(launcher.socket_path)
-        kept = slots(launcher.link)[replica.spec.replica]
-        launcher.fork(spec_for(folder, IRIS, attempt=2), slot=kept)
-        assert client.receive().status == 200
-
-
-def replica_client(path: Path):  # type: ignore[no-untyped-def]
-    from replica_harness import Client
-
-    return Client(path)
-
-
 def test_replicas_do_not_hold_the_launchers_sockets(launcher: LauncherProcess, folder: Path) -> None:
     first = launcher.fork(spec_for(folder, IRIS, replica="t.a.0.1")).ready()
     second = launcher.fork(spec_for(folder, IRIS, replica="t.a.0.2")).ready()
     sockets = [_sockets(pid) for pid in (first.pid, second.pid, launcher.pid)]
+    assert all(sockets)
     assert not sockets[0] & sockets[1], "no replica has another's slot"
-    # Each shares its slot with the launcher, and nothing else.
-    assert len(sockets[0] & sockets[2]) == len(sockets[1] & sockets[2]) == 1
+    assert not (sockets[0] | sockets[1]) & sockets[2], "and none has anything of the launcher's, nor the other way round"
 
 
 def _sockets(pid: int) -> set[str]:
@@ -172,9 +110,8 @@ def test_a_fork_without_descriptors_is_refused_with_a_reason(launcher: LauncherP
     assert (failed.replica, failed.attempt) == ("t.a.00000000.0", 1)
     assert "two descriptors" in failed.reason
     with open(os.devnull) as null:
-        launcher.link.send(Release(replica=ReplicaId("x")), [null.fileno()])
-    for sock in slots(launcher.link).values():
-        sock.close()
+        launcher.link.send(Inspect(request="x", spec=spec_for(folder, IRIS)), [null.fileno()])
+    assert launcher.fork(spec_for(folder, IRIS)).ready()
 
 
 def test_an_agent_that_talks_nonsense_is_cut_off_and_nobody_else(
@@ -184,9 +121,8 @@ def test_an_agent_that_talks_nonsense_is_cut_off_and_nobody_else(
     other_agent.sock.sendall(b"\xff\xff\xff\xff")
     with pytest.raises(ConnectionError):
         other_agent.next()
-    kept = slots(launcher.link)
-    assert set(kept) == {replica.spec.replica}
-    close_all([sock.detach() for sock in kept.values()])
+    replica.kill()
+    assert launcher.link.wait_for(ChildExited).pid == replica.pid
 
 
 def test_a_second_launcher_leaves_the_first_its_socket(launcher: LauncherProcess) -> None:

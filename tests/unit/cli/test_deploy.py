@@ -91,8 +91,8 @@ def test_a_deploy_sends_what_the_folder_holds(cortex: Any, project: Path, accept
         False,
         False,
     )
-    assert [file.path for file in sent.project] == ["handler.py", "sample.json"]
-    assert len(accepted.blobs) == 3
+    assert [file.path for file in sent.project] == ["handler.py"]
+    assert len(accepted.blobs) == 2
 
 
 def test_refresh_asks_for_new_versions(cortex: Any, project: Path, accepted: Any) -> None:
