@@ -52,8 +52,8 @@ def read_wav(body):
     except (wave.Error, EOFError) as error:
         reason = str(error) or "it ends too early"
         raise RequestError(400, f"this is no WAV file of whole numbers: {reason}") from error
-    if not 4_000 <= rate <= 192_000:
-        raise RequestError(400, f"{rate} samples a second are not the rate of a recording of speech")
+    if width > 4 or not 4_000 <= rate <= 192_000:
+        raise RequestError(400, f"{rate} samples a second of {8 * width} bits are no recording of speech")
     count = len(data) // (width * channels)
     if count == 0:
         raise RequestError(400, "the recording is empty")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import array
 import asyncio
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cortex.wire.framing import LENGTH, MAX_DESCRIPTORS, MAX_FRAME_BYTES, close_all
+from cortex.wire.framing import LENGTH, MAX_DESCRIPTORS, MAX_FRAME_BYTES, UNREADABLE, close_all
 
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 _CHUNK_BYTES = 2**20
+_CREDENTIALS = struct.Struct("3i")
+"""Pid, user, group. Source: unix(7), SO_PEERCRED."""
 
 
 class Channel:
@@ -23,7 +26,8 @@ class Channel:
     into the next frame could not tell whose they are.
 
     Args:
-        on_frame: called with payload and descriptors of each frame; owns the descriptors.
+        on_frame: called with payload and descriptors of each frame; owns the descriptors. What it cannot decode
+            counts as nonsense of the peer.
         on_close: called once, when the peer is gone or sent nonsense, or after `close`.
     """
 
@@ -50,6 +54,13 @@ class Channel:
     @property
     def closed(self) -> bool:
         return self._closed
+
+    @property
+    def listener_pid(self) -> int:
+        """The process that called `listen` on the socket we connected to."""
+        credentials = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, _user, _group = _CREDENTIALS.unpack(credentials)
+        return int(pid)
 
     def send(self, payload: bytes, fds: Sequence[int] = ()) -> None:
         """Queue a frame. Descriptors are duplicated, so the caller may close its own at once. Lost when closed."""
@@ -138,7 +149,11 @@ class Channel:
         assert self._body is not None
         payload, fds = bytes(self._body), self._fds
         self._head, self._body, self._fds = b"", None, []
-        self._on_frame(payload, fds)
+        try:
+            self._on_frame(payload, fds)
+        except UNREADABLE as error:
+            close_all(fds)
+            raise ConnectionResetError("the peer sent what is no message") from error
 
 
 async def connect(
@@ -159,6 +174,7 @@ async def connect(
     try:
         async with asyncio.timeout(timeout_s):
             await asyncio.get_running_loop().sock_connect(sock, str(path))
+        sock.getpeername()  # asyncio takes a full backlog for a connection: then this raises
     except BaseException:
         sock.close()
         raise

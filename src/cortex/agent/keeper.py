@@ -9,30 +9,35 @@ of. It outlives agents, and ends when told to, or when it has held nothing and n
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
 import sys
+import time
 from collections.abc import Iterator
 
 import msgspec
 import setproctitle
 
 from cortex.ids import ReplicaId
-from cortex.wire.framing import close_all, receive_frame, send_frame
+from cortex.wire.framing import UNREADABLE, close_all, receive_frame, send_frame
 from cortex.wire.keeper import Hold, KeeperRequest, Quit, Release, SlotHeld, Slots, SlotsEnd
 
 IDLE_LIMIT_S = 60.0
 """With nothing to hold and nobody connected for this long, there is no node to keep anything for."""
 FRAME_TIMEOUT_S = 5.0
 """A peer that stops in the middle of a frame is let go."""
+LOCK_SUFFIX = ".lock"
+"""Of the file beside the socket that the one keeper of a home holds locked for life."""
 
 
 class Keeper:
     """Holds sockets for whoever connects; one loop, no threads."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, *, idle_limit_s: float = IDLE_LIMIT_S) -> None:
         self._listener = listener
+        self._idle_limit_s = idle_limit_s
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
         self._peers: dict[int, socket.socket] = {}
@@ -40,19 +45,27 @@ class Keeper:
         self._quit = False
 
     def run(self) -> None:
-        """Serve until told to quit, or idle for too long."""
+        """Serve until told to quit, or idle for too long. Lets everything go at the end."""
         while not self._quit:
-            ready = self._poll.poll(IDLE_LIMIT_S * 1000)
+            ready = self._poll.poll(self._idle_limit_s * 1000)
             if not ready and not self._held and not self._peers:
-                return
+                break
             for fd, _events in ready:
                 if fd == self._listener.fileno():
                     self._accept()
-                else:
+                elif fd in self._peers:
                     self._serve(self._peers[fd])
+        for peer in tuple(self._peers.values()):
+            self._drop(peer)
+        for replica in tuple(self._held):
+            self._let_go(replica)
 
     def _accept(self) -> None:
-        peer, _ = self._listener.accept()
+        try:
+            peer, _ = self._listener.accept()
+        except OSError:  # it left again, or we have no descriptor left: it waits
+            time.sleep(0.01)
+            return
         peer.settimeout(FRAME_TIMEOUT_S)
         self._peers[peer.fileno()] = peer
         self._poll.register(peer, select.POLLIN)
@@ -60,14 +73,16 @@ class Keeper:
     def _serve(self, peer: socket.socket) -> None:
         try:
             payload, fds = receive_frame(peer)
-            for reply, sent_fds in self._answer(_REQUESTS.decode(payload), fds):
-                send_frame(peer, msgspec.json.encode(reply), sent_fds)
-        except (OSError, msgspec.MsgspecError):
-            self._poll.unregister(peer)
-            del self._peers[peer.fileno()]
-            peer.close()
+            try:
+                for reply, sent_fds in self._answer(_REQUESTS.decode(payload), fds):
+                    send_frame(peer, msgspec.json.encode(reply), sent_fds)
+            finally:
+                close_all(fds)
+        except (OSError, *UNREADABLE):
+            self._drop(peer)
 
     def _answer(self, request: KeeperRequest, fds: list[int]) -> Iterator[tuple[SlotHeld | SlotsEnd, list[int]]]:
+        """What to answer; takes out of `fds` what it keeps."""
         match request:
             case Hold(replica=replica) if fds:
                 self._let_go(replica)
@@ -80,7 +95,11 @@ class Keeper:
                 yield SlotsEnd(), []
             case Quit():
                 self._quit = True
-        close_all(fds)
+
+    def _drop(self, peer: socket.socket) -> None:
+        self._poll.unregister(peer)
+        del self._peers[peer.fileno()]
+        peer.close()
 
     def _let_go(self, replica: ReplicaId) -> None:
         fd = self._held.pop(replica, None)
@@ -92,14 +111,23 @@ _REQUESTS: msgspec.json.Decoder[KeeperRequest] = msgspec.json.Decoder(KeeperRequ
 
 
 def main(path: str, home: str) -> int:
+    """Be the keeper of a home. Returns an exit code, at once if there is one already."""
     setproctitle.setproctitle(f"cortex-keeper {home}")
+    lock = os.open(path + LOCK_SUFFIX, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return 0
+    # Whoever finds the socket's file finds someone who listens.
+    temporary = f"{path}.tmp"
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(path)
-    os.chmod(path, 0o600)
-    listener.listen(16)
-    Keeper(listener).run()
+        os.unlink(temporary)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(temporary)
+        os.chmod(temporary, 0o600)
+        listener.listen(16)
+        os.rename(temporary, path)
+        Keeper(listener).run()
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     return 0

@@ -12,10 +12,14 @@ import socket
 import struct
 from collections.abc import Sequence
 
+import msgspec
+
 LENGTH = struct.Struct("!I")
 MAX_FRAME_BYTES = 256 * 2**20
 """Guards against garbage; samples travel inline, so frames can be large."""
 MAX_DESCRIPTORS = 4
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What `msgspec` raises for bytes that are no message: wrong JSON, wrong types, wrong UTF-8, too deeply nested."""
 
 
 class ConnectionLost(ConnectionError):

@@ -205,7 +205,6 @@ class Replica:
     """A replica that was forked, with its sockets, which we hold as an agent does."""
 
     spec: ReplicaSpec
-    folder: Path
     slot: socket.socket
     pid: int = 0
 
@@ -215,7 +214,7 @@ class Replica:
 
     @property
     def control_path(self) -> Path:
-        return self.folder / f"c{self.spec.attempt}"
+        return Path(f"{self.slot_path}.c{self.spec.attempt}")
 
     def client(self) -> Client:
         return Client(self.slot_path)
@@ -313,7 +312,7 @@ class LauncherProcess:
         link = link or self.link
         if slot is None:
             slot = listen(self.folder / f"s{spec.replica}")
-        replica = Replica(spec, self.folder, slot)
+        replica = Replica(spec, slot)
         replica.control_path.unlink(missing_ok=True)
         with listen(replica.control_path) as control:
             link.send(Fork(spec=spec), [slot.fileno(), control.fileno()])

@@ -1,0 +1,72 @@
+"""
+Every backend can be forked: imported, it leaves the launcher one thread, and a child loads, answers and ends in order.
+
+A thread at fork time would hang children now and then, which no other test would notice in time.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "integration" / "replica"))
+
+from replica_harness import LauncherProcess, running, spec_for
+
+from cortex.wire.launch import ChildExited
+
+pytestmark = pytest.mark.slow
+
+BACKENDS = {
+    "onnx": ("onnxruntime", Path(__file__).parents[2] / "examples" / "iris" / "models" / "sklearn.onnx", [1, 2, 3, 4]),
+}
+"""Library, a model, and a sample that it takes."""
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if importlib.util.find_spec(BACKENDS[name][0]) is None:
+        pytest.skip(f"{BACKENDS[name][0]} is not installed")
+    return name
+
+
+@pytest.fixture
+def launcher(backend: str) -> Iterator[LauncherProcess]:
+    folder = Path(tempfile.mkdtemp(prefix="cx", dir="/tmp"))
+    # As careless as an environment can be: threads are what the launcher has to prevent.
+    environment = {"OPENBLAS_NUM_THREADS": "4", "OMP_NUM_THREADS": "4", "ORT_DISABLE_TELEMETRY": "0"}
+    yield from running(folder, backend=backend, environment=environment)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_launcher_has_one_thread(launcher: LauncherProcess) -> None:
+    assert os.listdir(f"/proc/{launcher.pid}/task") == [str(launcher.pid)]
+
+
+def test_children_answer_and_end_in_order(launcher: LauncherProcess, backend: str) -> None:
+    _, model, sample = BACKENDS[backend]
+    for number in range(3):
+        spec = spec_for(launcher.folder, model, replica=f"t.a.00000000.{number}", model_format=backend, threads=2)
+        replica = launcher.fork(spec)
+        assert replica.post(sample).status == 200
+        assert launcher.fork(spec_for(launcher.folder, model, replica=f"t.b.0.{number}", model_format=backend)).ready()
+        replica.drain()
+        exited = launcher.link.wait_for(ChildExited)
+        assert (exited.pid, exited.code, exited.signal) == (replica.pid, 0, None)
+        assert replica.stats().ok == 1
+    assert os.listdir(f"/proc/{launcher.pid}/task") == [str(launcher.pid)], "forking has not started any"
+
+
+def test_inspection_answers(launcher: LauncherProcess, backend: str) -> None:
+    _, model, _ = BACKENDS[backend]
+    report = launcher.link.inspect(spec_for(launcher.folder, model, model_format=backend))
+    assert report.problems == ()
+    assert report.signature is not None

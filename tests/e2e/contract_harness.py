@@ -1,0 +1,341 @@
+"""
+What the end-to-end tests stand on: an environment in a home of its own, projects with small models, and a client that
+sends exactly the bytes it is told to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from cortex.client.operator import OperatorClient
+from cortex.processes import ControlPlaneRecord
+
+DEADLINE_S = 60.0
+"""For anything to happen; generous, since the machine may be busy."""
+CORTEX = Path(sys.executable).with_name("cortex")
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T | None], what: str, deadline_s: float = DEADLINE_S) -> T:
+    """Look until there is something to see."""
+    until = time.monotonic() + deadline_s
+    while True:
+        found = look()
+        if found:
+            return found
+        if time.monotonic() > until:
+            raise AssertionError(f"not within {deadline_s:g} s: {what}")
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# ---- the environment --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass
+class Home:
+    """Cortex in a temporary home: commands are run as a shell runs them."""
+
+    path: Path
+    port: int = field(default_factory=free_port)
+    operator_port: int = field(default_factory=free_port)
+    variables: dict[str, str] = field(default_factory=dict)
+    """Further environment variables of every command."""
+
+    def environment(self) -> dict[str, str]:
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("CORTEX_", "PYTEST"))}
+        return {
+            **own,
+            "CORTEX_HOME": str(self.path),
+            "CORTEX_PORT": str(self.port),
+            "CORTEX_OPERATOR_PORT": str(self.operator_port),
+            "COLUMNS": "120",
+            **self.variables,
+        }
+
+    def start(self, *argv: str | Path, cwd: Path | None = None, **variables: str) -> subprocess.Popen[bytes]:
+        """A command that runs on by itself. An empty value takes a variable away."""
+        environment = {name: value for name, value in {**self.environment(), **variables}.items() if value}
+        return subprocess.Popen(
+            [CORTEX, *map(str, argv)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd or self.path.parent,
+            env=environment,
+        )
+
+    def cortex(
+        self, *argv: str | Path, stdin: bytes = b"", cwd: Path | None = None, code: int | None = 0, **variables: str
+    ) -> Ran:
+        """
+        Run a command to its end.
+
+        Args:
+            code: the exit code it must have; None for any.
+        """
+        process = self.start(*argv, cwd=cwd, **variables)
+        try:
+            out, err = process.communicate(stdin, timeout=DEADLINE_S)
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
+        ran = Ran(process.returncode, out.decode(), err.decode())
+        assert code is None or ran.code == code, f"{argv} ended with {ran.code}:\n{ran.out}\n{ran.err}"
+        return ran
+
+    def deploy(self, project: Path, *argv: str, code: int | None = 0, **variables: str) -> Ran:
+        return self.cortex("deploy", project, *argv, code=code, **variables)
+
+    def control_plane(self) -> ControlPlaneRecord | None:
+        from cortex.client.local import LocalEnvironment
+        from cortex.settings import Settings
+
+        return LocalEnvironment(Settings(home=self.path), environ={}).control_plane()
+
+    def operator(self) -> OperatorClient:
+        """The running control plane; starts nothing."""
+        from cortex.client.local import LocalEnvironment
+        from cortex.settings import Settings
+
+        return LocalEnvironment(Settings(home=self.path), environ={}).connect()
+
+    def replica_pids(self, api: str) -> list[int]:
+        """Processes that serve `deployment/name`."""
+        return [pid for pid, title in self.processes() if title.startswith(f"cortex-replica {self.path} {api} ")]
+
+    def processes(self) -> list[tuple[int, str]]:
+        """Pid and title of every process of this home."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+                    if title and f"{self.path}" in title.replace("/", " /").split() or f"{self.path}/" in title:
+                        found.append((int(entry.name), title))
+        return [(pid, title) for pid, title in found if pid != os.getpid()]
+
+    def logs(self, api: str, *argv: str) -> list[str]:
+        """Texts of what an api's replicas have written."""
+        lines = self.cortex("logs", api, "--no-follow", "--since", "1h", "-o", "json", *argv).out.splitlines()
+        return [json.loads(line)["text"] for line in lines]
+
+    def close(self) -> None:
+        """End everything of this home, by id, and remove it."""
+        if self.path.exists():
+            self.cortex("down", "--purge", "--yes", "--drain", "1s", code=None)
+        for pid, _title in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not self.processes(), "every process of the home has ended")
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running_home(**variables: str) -> Iterator[Home]:
+    """A home, not yet started, that is ended and removed afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="cx", dir="/tmp"))
+    home = Home(folder / "h", variables=variables)
+    try:
+        yield home
+    finally:
+        try:
+            home.close()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_project(folder: Path, files: Mapping[str, str | bytes | onnx.ModelProto]) -> Path:
+    """A project's folder. Texts are dedented."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            path.write_text(textwrap.dedent(content))
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_bytes(content.SerializeToString())
+    return folder
+
+
+# ---- models -----------------------------------------------------------------------------------------------------
+
+
+def model_of(
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    *,
+    constants: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    opset: int = 17,
+    domain: str = "",
+) -> onnx.ModelProto:
+    initializers = [onnx.numpy_helper.from_array(array, name) for name, array in (constants or {}).items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
+    opsets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, 1)] if domain else [])
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def rows_model(weight: float = 1.0, columns: int = 4, *, output: str = "score") -> onnx.ModelProto:
+    """`features` float32[n, columns] → their sum times `weight`, float32[n, 1]."""
+    return model_of(
+        [helper.make_node("MatMul", ["features", "weights"], [output])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", columns])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", 1])],
+        constants={"weights": np.full((columns, 1), weight, np.float32)},
+    )
+
+
+def identity_model(**inputs: tuple[int, list[int | str]]) -> onnx.ModelProto:
+    """Each input, given as (element type, shape), comes out as `<name>_out`."""
+    return model_of(
+        [helper.make_node("Identity", [name], [f"{name}_out"]) for name in inputs],
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
+        [helper.make_tensor_value_info(f"{name}_out", kind, shape) for name, (kind, shape) in inputs.items()],
+    )
+
+
+# ---- the client -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP response."""
+
+    status: int
+    headers: dict[str, str]
+    """By lower-case name."""
+    body: bytes
+    version: str = "HTTP/1.1"
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Connection:
+    """One connection to the ingress, nothing but the bytes one asks for."""
+
+    def __init__(self, port: int, timeout_s: float = DEADLINE_S, host: str = "127.0.0.1") -> None:
+        self.sock = socket.create_connection((host, port), timeout_s)
+        self._buffer = b""
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def ask(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        self.send(request(method, target, body, headers))
+        return self.receive(has_body=method != "HEAD")
+
+    def receive(self, *, has_body: bool = True, final: bool = True) -> Answer:
+        """The next answer; with `final`, interim ones (1xx) are passed over."""
+        while True:
+            answer = self._receive(has_body)
+            if answer.status >= 200 or not final:
+                return answer
+
+    def _receive(self, has_body: bool) -> Answer:
+        while b"\r\n\r\n" not in self._buffer:
+            self._more()
+        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        status_line, *lines = head.decode("latin-1").split("\r\n")
+        version, status = status_line.split()[:2]
+        headers: dict[str, str] = {}
+        for line in lines:
+            name, _, value = line.partition(":")
+            assert name.lower() not in headers, f"{name} twice: {head!r}"
+            headers[name.lower()] = value.strip()
+        length = int(headers.get("content-length", 0)) if has_body and int(status) >= 200 else 0
+        while len(self._buffer) < length:
+            self._more()
+        body, self._buffer = self._buffer[:length], self._buffer[length:]
+        return Answer(int(status), headers, body, version)
+
+    def at_end(self) -> bool:
+        """Whether the other side has closed the connection; waits for it."""
+        try:
+            return not self._buffer and self.sock.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+    def rest(self) -> bytes:
+        """Everything until the other side closes."""
+        with contextlib.suppress(ConnectionResetError):
+            while data := self.sock.recv(1 << 16):
+                self._buffer += data
+        rest, self._buffer = self._buffer, b""
+        return rest
+
+    def _more(self) -> None:
+        data = self.sock.recv(1 << 16)
+        if not data:
+            raise ConnectionResetError(f"closed after {self._buffer!r}")
+        self._buffer += data
+
+
+def request(method: str, target: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> bytes:
+    """A whole request; `content-length` follows from the body, unless a header says how the body is sent."""
+    given = {"host": "localhost", **(headers or {})}
+    if body is not None and not {"content-length", "transfer-encoding"} & given.keys():
+        given["content-length"] = str(len(body))
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items())]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")
+
+
+def chunked(*chunks: bytes) -> bytes:
+    """A body in chunks, with the one that ends it."""
+    return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

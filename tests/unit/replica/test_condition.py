@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import os
+from time import perf_counter
+from typing import Any
+
+import pytest
+
+from cortex.errors import Problem
+from cortex.ids import ApiKey, ReplicaId, Revision, Version
+from cortex.replica.condition import OVERDUE_GRACE_S, Condition
+from cortex.replica.http import Exchange
+from cortex.wire.launch import ReplicaSpec
+from cortex.wire.reports import Phase
+
+
+@pytest.fixture
+def condition() -> Condition:
+    return Condition(
+        ReplicaSpec(
+            replica=ReplicaId("t.a.0.0"),
+            attempt=3,
+            api=ApiKey("t/a"),
+            version=Version("1" * 64),
+            revision=Revision("2" * 64),
+            home="/h",
+            model_format="onnx",
+            model_path="/m",
+        )
+    )
+
+
+def exchange(age_s: float, timeout_s: float = 60.0) -> Any:
+    made = Exchange(None)  # type: ignore[arg-type]
+    made.started_s = perf_counter() - age_s
+    made.timeout_s = timeout_s
+    return made
+
+
+def test_it_knows_who_it_is(condition: Condition) -> None:
+    status = condition.status()
+    assert (status.replica, status.attempt, status.pid, status.phase) == ("t.a.0.0", 3, os.getpid(), Phase.LOADING)
+    assert status.start_ticks > 0
+    assert status.spec is None
+    assert condition.status(with_spec=True).spec == condition.spec
+
+
+def test_each_change_is_announced(condition: Condition) -> None:
+    seen: list[tuple[Phase, str]] = []
+    condition.announce = lambda: seen.append((condition.phase, condition.progress))
+    condition.report("importing a.py")
+    condition.enter(Phase.WARMING)
+    condition.enter(Phase.READY)
+    condition.warn(Problem(reference="w", message="w"))
+    condition.fail(Problem(reference="f", message="f"))
+    assert seen[:3] == [(Phase.LOADING, "importing a.py"), (Phase.WARMING, "importing a.py"), (Phase.READY, "")]
+    status = condition.status()
+    assert status.was_ready
+    assert [warning.reference for warning in status.warnings] == ["w"]
+    assert status.problem is not None
+
+
+def test_the_oldest_request_is_told(condition: Condition) -> None:
+    assert condition.status().oldest_request_age_s == 0.0
+    condition.in_flight |= dict.fromkeys((exchange(5), exchange(1)))
+    status = condition.status()
+    assert status.in_flight == 2
+    assert 5 <= status.oldest_request_age_s < 6
+    assert not status.overdue
+
+
+def test_any_request_past_its_timeout_is_overdue_after_a_grace(condition: Condition) -> None:
+    condition.in_flight |= dict.fromkeys((exchange(100, 600), exchange(10, 10 - OVERDUE_GRACE_S / 2)))
+    assert not condition.status().overdue
+    condition.in_flight[exchange(10, 10 - OVERDUE_GRACE_S * 2)] = None
+    assert condition.status().overdue
+
+
+def test_a_heartbeat_matters_only_while_serving(condition: Condition) -> None:
+    condition.heartbeat_s = perf_counter() - 50
+    assert condition.status().heartbeat_age_s == 0
+    condition.enter(Phase.READY)
+    assert condition.status().heartbeat_age_s >= 50
