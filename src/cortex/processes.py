@@ -99,6 +99,38 @@ def send_signal(identity: ProcessIdentity, number: signal.Signals) -> bool:
     return True
 
 
+class RestartBudget:
+    """
+    When a process of ours that died may be started again: at once, unless it keeps dying young.
+
+    A process that lived for `GOOD_LIFE_S` had a good start and is started again at once. One that dies younger waits
+    twice as long each time, up to `LONGEST_PAUSE_S`: about five times a minute, for ever.
+    """
+
+    GOOD_LIFE_S = 3.0
+    """Longer than any of our processes takes to start on an idle machine."""
+    FIRST_PAUSE_S = 0.2
+    LONGEST_PAUSE_S = 12.0
+
+    def __init__(self) -> None:
+        self._started_s: float | None = None
+        self._ended_s: float | None = None
+        self._died_young = 0
+
+    def note_start(self, now_s: float) -> None:
+        self._started_s, self._ended_s = now_s, None
+
+    def may_start(self, now_s: float) -> bool:
+        """Whether to start it now, given that it is not running; the first call after its end notes when that was."""
+        if self._started_s is None:
+            return True
+        if self._ended_s is None:
+            self._ended_s = now_s
+            self._died_young = self._died_young + 1 if now_s - self._started_s < self.GOOD_LIFE_S else 0
+        pause_s = self.FIRST_PAUSE_S * 2 ** (self._died_young - 2) if self._died_young > 1 else 0.0
+        return now_s - self._ended_s >= min(pause_s, self.LONGEST_PAUSE_S)
+
+
 def write_identity(file: Path, record: msgspec.Struct) -> None:
     """Write a record for whoever comes after us: whole or not at all, mode 0600."""
     write_whole(file, msgspec.json.encode(record))
@@ -115,3 +147,23 @@ def write_whole(file: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: Path, name: str = "*") -> None:
+    """
+    Remove what `write_whole` left in a folder when its process was killed.
+
+    Only for whoever alone writes the files of this name, else a file in the making is lost to its writer.
+    """
+    for file in folder.glob(f".{name}.*.tmp"):
+        file.unlink(missing_ok=True)
+
+
+def is_same_file(descriptor: int, file: Path) -> bool:
+    """Whether a path still leads to an open file. False once it was removed or replaced; True when nobody can tell."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(file))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True

@@ -148,9 +148,9 @@ class Home:
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
-                    if title and f"{self.path}" in title.replace("/", " /").split() or f"{self.path}/" in title:
+                    if f" {self.path} " in f"{title} " or f"{self.path}/" in title:
                         found.append((int(entry.name), title))
-        return [(pid, title) for pid, title in found if pid != os.getpid()]
+        return found
 
     def logs(self, api: str, *argv: str) -> list[str]:
         """Texts of what an api's replicas have written."""

@@ -53,3 +53,35 @@ def test_a_file_is_replaced_whole_and_private(tmp_path):
     assert file.read_bytes() == b"new"
     assert file.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_process_that_dies_after_a_good_life_is_started_again_at_once():
+    budget = processes.RestartBudget()
+    for start_s in (0.0, 10.0, 20.0, 30.0):
+        assert budget.may_start(start_s)
+        budget.note_start(start_s)
+
+
+def test_a_process_that_keeps_dying_young_is_started_about_five_times_a_minute():
+    budget = processes.RestartBudget()
+    starts = 0
+    for tenth in range(6000):
+        if budget.may_start(tenth / 10):
+            budget.note_start(tenth / 10)
+            starts += 1
+    assert 45 <= starts <= 65  # in ten minutes
+
+
+def test_one_good_life_ends_the_pauses():
+    budget = processes.RestartBudget()
+    now_s = 0.0
+    for _ in range(8):
+        while not budget.may_start(now_s):
+            now_s += 0.1
+        budget.note_start(now_s)
+        now_s += 0.1
+    assert not budget.may_start(now_s)
+    while not budget.may_start(now_s):
+        now_s += 0.1
+    budget.note_start(now_s)
+    assert budget.may_start(now_s + 60.0)

@@ -9,6 +9,7 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 LABELS = ("circle", "cross", "square", "star", "triangle")
@@ -45,8 +46,10 @@ def picture(label: str, chance: random.Random, size: tuple[int, int] = (64, 64))
     drawn = canvas.resize(size, Image.Resampling.LANCZOS)
     if chance.random() < 0.3:
         drawn = drawn.filter(ImageFilter.GaussianBlur(chance.uniform(0.3, 1.0) * min(size) / 64))
-    noise = Image.effect_noise(size, 100).convert("RGB") if chance.random() < 0.5 else drawn
-    return Image.blend(drawn, noise, chance.uniform(0, 0.15))
+    if chance.random() < 0.5:
+        grain = np.random.default_rng(chance.getrandbits(32)).normal(0, chance.uniform(0, 15), (size[1], size[0], 1))
+        drawn = Image.fromarray((np.asarray(drawn) + grain).clip(0, 255).astype(np.uint8))
+    return drawn
 
 
 def jpeg(image: Image.Image, chance: random.Random) -> bytes:
@@ -60,9 +63,10 @@ def _regular(corners: int, inner: float | None = None) -> list[tuple[float, floa
     """Corners of a regular shape of radius 1; with `inner`, of a star whose inner corners are that far out."""
     radii = [1.0] if inner is None else [1.0, inner]
     count = corners * len(radii)
+    angles = [2 * math.pi * number / count for number in range(count)]
     return [
-        (radii[i % len(radii)] * math.cos(2 * math.pi * i / count), radii[i % len(radii)] * math.sin(2 * math.pi * i / count))
-        for i in range(count)
+        (radii[number % len(radii)] * math.cos(angle), radii[number % len(radii)] * math.sin(angle))
+        for number, angle in enumerate(angles)
     ]
 
 

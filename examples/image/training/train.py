@@ -7,6 +7,7 @@ how often it is right, as onnxruntime sees it.
 
 import io
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ class Shapes(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("spread", spread)
         widths = (3, 16, 32, 48, 64)
-        blocks = [self._block(before, after) for before, after in zip(widths, widths[1:], strict=False)]
+        blocks = [self._block(before, after) for before, after in pairwise(widths)]
         self.layers = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], len(LABELS)))
 
     @staticmethod

@@ -18,7 +18,6 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -56,7 +55,6 @@ log = logging.getLogger(__name__)
 
 LOCAL_NODE = NodeId("local")
 HOUSEKEEPING_S = 0.5
-CONTROL_PLANE_RESTARTS_A_MINUTE = 5
 LOG_POLL_S = 0.2
 PR_SET_CHILD_SUBREAPER = 36
 """Source: prctl(2). Replicas whose launcher died become our children, so that we learn how they end."""
@@ -95,7 +93,7 @@ class Agent:
         self._remembered = Remembered()
         self._logs = LogReader(layout.replica_logs)
         self._stop_asked: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._control_plane_starts_s: deque[float] = deque(maxlen=CONTROL_PLANE_RESTARTS_A_MINUTE)
+        self._control_plane_restarts = processes.RestartBudget()
         self._control_plane: subprocess.Popen[bytes] | None = None
         self._ingress_problem: Problem | None = None
         self._applied_routes: tuple[SetRoute, ...] = ()
@@ -390,10 +388,9 @@ class Agent:
         if processes.is_alive(record):
             return
         now_s = self._clock.monotonic_s()
-        starts = self._control_plane_starts_s
-        if len(starts) == CONTROL_PLANE_RESTARTS_A_MINUTE and now_s - starts[0] < 60.0:
+        if not self._control_plane_restarts.may_start(now_s):
             return
-        starts.append(now_s)
+        self._control_plane_restarts.note_start(now_s)
         env = {**os.environ, **environment_of(self._settings), "CORTEX_OPERATOR_PORT": str(record.operator_port)}
         with (self._layout.logs / "controlplane.out").open("ab") as output:
             self._control_plane = subprocess.Popen(

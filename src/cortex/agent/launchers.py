@@ -7,6 +7,7 @@ One launcher for each Python environment, backend, and set of variables that lib
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -15,7 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from cortex.ids import ReplicaId
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout, Settings
 from cortex.version import __version__
-from cortex.wire.framing import close_all
+from cortex.wire.framing import UNREADABLE, close_all
 from cortex.wire.launch import (
     ChildExited,
     Fork,
@@ -49,6 +50,14 @@ IMPORT_TIME_VARIABLES = ("TF_", "ORT_", "OMP_", "OPENBLAS_", "MKL_", "LD_", "MAL
 START_DEADLINE_S = 60.0
 """A cold `import tensorflow` takes 4 s on an idle machine; on a crowded one many times that."""
 IDLE_STOP_S = 60.0
+FORK_TIMEOUT_S = 30.0
+"""A fork takes milliseconds; a launcher that owes an answer for this long hangs."""
+MAX_STARTS = 3
+"""How often a launcher that ends by itself while it starts is started again for one request."""
+LONGEST_PAUSE_S = 30.0
+"""Between two rounds of starts that all failed."""
+OUTPUT_LINES = 10
+"""How much of what it wrote is shown when it does not start."""
 
 
 class LauncherLost(CortexError):
@@ -116,6 +125,9 @@ class Launcher:
         self._inspections: dict[str, asyncio.Future[InspectReport]] = {}
         self._inspection_numbers = itertools.count()
         self._closing = False
+        self._failures = 0
+        self._not_before_s = 0.0
+        self._last_failure = ""
         self.last_used_s = clock.monotonic_s()
 
     @property
@@ -134,22 +146,37 @@ class Launcher:
     def connected(self) -> bool:
         return self._channel is not None and not self._channel.closed
 
+    @property
+    def in_use(self) -> bool:
+        """Somebody waits for an answer, or for the launcher itself."""
+        return bool(self._forks or self._inspections or self._connecting.locked())
+
     async def fork(self, spec: ReplicaSpec, slot: socket.socket, control: socket.socket) -> int:
         """
         Fork a replica; returns its pid.
 
         Raises:
-            LauncherLost: the launcher died before it answered; the replica may or may not run.
+            LauncherLost: the launcher ended before it answered. The replica may run or not, but no launcher will fork
+                it any more.
             ForkRefused: it answered that it could not.
         """
         conn = await self.connection()
+        identity = self._identity
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._forks[(spec.replica, spec.attempt)] = future
         try:
             conn.send(msgspec.json.encode(Fork(spec=spec)), (slot.fileno(), control.fileno()))
-            return await future
+            async with asyncio.timeout(FORK_TIMEOUT_S):
+                return await future
+        except TimeoutError:
+            await self._see_ended(identity, conn)
+            raise LauncherLost(f"the {self.backend} launcher did not answer for {FORK_TIMEOUT_S:.0f} s") from None
+        except LauncherLost:
+            await self._see_ended(identity, conn)
+            raise
         finally:
             self._forks.pop((spec.replica, spec.attempt), None)
+            self.last_used_s = self._clock.monotonic_s()
 
     async def inspect(self, spec: ReplicaSpec, *, model: bool, handler: bool, run_sample: bool) -> InspectReport:
         """Have a short-lived child look at model and handler. Raises LauncherLost."""
@@ -163,6 +190,7 @@ class Launcher:
             return await future
         finally:
             self._inspections.pop(request, None)
+            self.last_used_s = self._clock.monotonic_s()
 
     async def connection(self) -> channel.Channel:
         """
@@ -170,27 +198,61 @@ class Launcher:
 
         Raises:
             LauncherLost: it could not be started; says what it wrote last.
+            OSError: this machine has no room for another process or file.
         """
         async with self._connecting:
             self.last_used_s = self._clock.monotonic_s()
             if self._channel is not None and not self._channel.closed:
                 return self._channel
-            deadline_s = self._clock.monotonic_s() + START_DEADLINE_S
-            while True:
-                try:
-                    self._channel = await channel.connect(
-                        self.socket_path, on_frame=self._received, on_close=self._lost, timeout_s=5.0
-                    )
-                    break
-                except OSError:
-                    self._ensure_process()
-                    if self._clock.monotonic_s() > deadline_s:
-                        raise LauncherLost(
-                            f"the {self.backend} launcher did not start in {START_DEADLINE_S:.0f} s; "
-                            f"see {self.log_file}"
-                        ) from None
-                    await asyncio.sleep(0.02)
+            if self._clock.monotonic_s() < self._not_before_s:
+                raise LauncherLost(self._last_failure)
+            try:
+                self._channel = await self._connected()
+            except LauncherLost as error:
+                self._failures += 1
+                pause_s = min(LONGEST_PAUSE_S, 0.5 * 2.0**self._failures)
+                self._not_before_s = self._clock.monotonic_s() + pause_s
+                self._last_failure = str(error)
+                raise
+            self._failures = 0
+            self._learn_identity(self._channel.listener_pid)
             return self._channel
+
+    async def _connected(self) -> channel.Channel:
+        deadline_s = self._clock.monotonic_s() + START_DEADLINE_S
+        starts = 0
+        while True:
+            try:
+                return await channel.connect(
+                    self.socket_path, on_frame=self._received, on_close=self._lost, timeout_s=5.0
+                )
+            except OSError:
+                pass
+            if self._closing:
+                raise LauncherLost(f"the {self.backend} launcher is stopping")
+            if not self._runs():
+                if starts == MAX_STARTS:
+                    raise LauncherLost(f"the {self.backend} launcher ends as soon as it is started; {self._output()}")
+                self._start_process()
+                starts += 1
+            if self._clock.monotonic_s() > deadline_s:
+                raise LauncherLost(
+                    f"the {self.backend} launcher did not start in {START_DEADLINE_S:.0f} s; {self._output()}"
+                )
+            await asyncio.sleep(0.02)
+
+    async def meet(self) -> None:
+        """
+        Connect to the process that was adopted, if it answers; starts none.
+
+        It then tells at once how replicas ended while there was no agent.
+        """
+        async with self._connecting:
+            with contextlib.suppress(OSError):
+                self._channel = await channel.connect(
+                    self.socket_path, on_frame=self._received, on_close=self._lost, timeout_s=2.0
+                )
+                self._learn_identity(self._channel.listener_pid)
 
     @property
     def log_file(self) -> Path:
@@ -200,29 +262,54 @@ class Launcher:
         """Take an already running process for ours."""
         self._identity = identity
 
-    async def stop(self) -> None:
-        """End the process; its replicas live on."""
-        self._closing = True
-        if self._channel is not None:
-            self._channel.close()
-        if self._identity is not None:
-            processes.send_signal(self._identity, signal.SIGTERM)
-            if not await _gone(self._identity, timeout_s=2.0):
-                processes.send_signal(self._identity, signal.SIGKILL)
-        if self._process is not None:
-            await asyncio.to_thread(self._process.wait)
-        self.record_file.unlink(missing_ok=True)
-        self.socket_path.unlink(missing_ok=True)
+    async def stop(self, *, for_good: bool) -> None:
+        """
+        End the process; its replicas live on.
 
-    def _ensure_process(self) -> None:
-        if self._closing:
-            raise LauncherLost(f"the {self.backend} launcher is stopping")
+        Args:
+            for_good: it is not to be started again, not even for who waits for it already.
+        """
+        self._closing = self._closing or for_good
+        async with self._connecting:
+            if self._channel is not None:
+                self._channel.close()
+            if self._identity is not None:
+                processes.send_signal(self._identity, signal.SIGTERM)
+                if not await _gone(self._identity, timeout_s=2.0):
+                    processes.send_signal(self._identity, signal.SIGKILL)
+                self._identity = None
+            if self._process is not None:
+                await asyncio.to_thread(self._process.wait)
+                self._process = None
+            self.record_file.unlink(missing_ok=True)
+            self.socket_path.unlink(missing_ok=True)
+
+    def collect(self) -> None:
+        """Collect the end of a process that was our child."""
         if self._process is not None and self._process.poll() is not None:
             self._process = None
-        if self._identity is not None and processes.is_alive(self._identity):
-            return
+
+    def _runs(self) -> bool:
+        """Whether our process is there, be it still starting."""
+        self.collect()
+        return self._identity is not None and processes.is_alive(self._identity)
+
+    async def _see_ended(self, identity: ProcessIdentity | None, conn: channel.Channel) -> None:
+        """A launcher that we lost must not go on: it might fork what we then have forked by another one."""
+        conn.close()
+        if identity is not None and not await _gone(identity, timeout_s=0.1):
+            processes.send_signal(identity, signal.SIGKILL)
+            await _gone(identity, timeout_s=5.0)
+
+    def _learn_identity(self, pid: int) -> None:
+        """Who answers may be another process than the one that we started: one that a former agent did."""
+        if self._identity is None or self._identity.pid != pid:
+            self._identity = processes.identify(pid)
+            self._write_record()
+
+    def _start_process(self) -> None:
         self.socket_path.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "cortex.replica.launcher"]
+        command = [sys.executable, "-P", "-m", "cortex.replica.launcher"]
         command += ["--socket", str(self.socket_path), "--home", str(self._settings.home)]
         command += ["--backend", self.backend, "--key", self.key]
         with self.log_file.open("ab") as output:
@@ -236,13 +323,30 @@ class Launcher:
                 start_new_session=True,
             )
         self._identity = processes.identify(self._process.pid)
-        if self._identity is not None:
-            self.record_file.parent.mkdir(mode=0o700, exist_ok=True)
-            record = LauncherRecord(
-                key=self.key, backend=self.backend, variables=self.variables, identity=self._identity
-            )
-            processes.write_identity(self.record_file, record)
+        self._write_record()
         log.info("started the %s launcher, pid %s", self.backend, self._process.pid)
+
+    def _write_record(self) -> None:
+        """Only so that a launcher that nobody needs any more is found and ended; its socket's path says the rest."""
+        if self._identity is None:
+            return
+        record = LauncherRecord(key=self.key, backend=self.backend, variables=self.variables, identity=self._identity)
+        try:
+            self.record_file.parent.mkdir(mode=0o700, exist_ok=True)
+            processes.write_identity(self.record_file, record)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self.record_file, error)
+
+    def _output(self) -> str:
+        """What it wrote last, and where the rest is."""
+        try:
+            with self.log_file.open("rb") as stream:
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - 4096))
+                lines = stream.read().decode("utf-8", "backslashreplace").rstrip().splitlines()[-OUTPUT_LINES:]
+        except OSError:
+            lines = []
+        said = "\n".join(lines)
+        return f"it wrote to {self.log_file}:\n{said}" if said else f"see {self.log_file}"
 
     def _received(self, payload: bytes, fds: list[int]) -> None:
         message = _REPLIES.decode(payload)
@@ -293,36 +397,45 @@ class Launchers:
         for file in sorted((self._layout.node / "launchers").glob("*.json")):
             try:
                 record = msgspec.json.decode(file.read_bytes(), type=LauncherRecord)
-            except (OSError, msgspec.MsgspecError) as error:
-                log.warning("a launcher's record cannot be read: %s: %s", file, error)
+            except (OSError, *UNREADABLE) as error:
+                log.warning("a launcher's record cannot be read and is dropped: %s: %s", file, error)
+                file.unlink(missing_ok=True)
                 continue
             if not processes.is_alive(record.identity):
                 file.unlink(missing_ok=True)
+                self._layout.launcher_socket(record.key).unlink(missing_ok=True)
             elif record.key != launcher_key(record.backend, record.variables):
                 # Of another version of Cortex: its replicas live on, new ones come from a new launcher.
                 processes.send_signal(record.identity, signal.SIGTERM)
                 file.unlink(missing_ok=True)
             else:
                 self._by_key(record.key, record.backend, record.variables).adopt(record.identity)
+        await asyncio.gather(*(launcher.meet() for launcher in self))
 
-    def __iter__(self) -> itertools.chain[Launcher]:
-        return itertools.chain(tuple(self._launchers.values()))
+    def __iter__(self) -> Iterator[Launcher]:
+        return iter(tuple(self._launchers.values()))
 
     async def keep(self, wanted_keys: set[str]) -> None:
         """Start again those that are wanted and died; stop those that nobody has needed for a while."""
-        for key, launcher in tuple(self._launchers.items()):
-            if key in wanted_keys:
-                if not launcher.connected:
-                    try:
-                        await launcher.connection()
-                    except LauncherLost as error:
-                        log.error("%s", error)
-            elif self._clock.monotonic_s() - launcher.last_used_s > IDLE_STOP_S:
-                del self._launchers[key]
-                await launcher.stop()
+        await asyncio.gather(*(self._keep(launcher, launcher.key in wanted_keys) for launcher in self))
+
+    async def _keep(self, launcher: Launcher, wanted: bool) -> None:
+        launcher.collect()
+        if wanted:
+            if not launcher.connected:
+                try:
+                    await launcher.connection()
+                except (LauncherLost, OSError) as error:
+                    log.error("%s", error)
+        elif (
+            launcher.pid is not None
+            and not launcher.in_use
+            and self._clock.monotonic_s() - launcher.last_used_s > IDLE_STOP_S
+        ):
+            await launcher.stop(for_good=False)
 
     async def stop(self) -> None:
-        await asyncio.gather(*(launcher.stop() for launcher in self._launchers.values()))
+        await asyncio.gather(*(launcher.stop(for_good=True) for launcher in self))
 
     def _by_key(self, key: str, backend: str, variables: dict[str, str]) -> Launcher:
         if key not in self._launchers:

@@ -30,6 +30,7 @@ class SeenReplica(Protocol):
     unready_since_s: float | None
     hold_expired: bool
     stopping: bool
+    leaving: bool
 
 
 def ingress_routes(
@@ -52,6 +53,9 @@ def readiness(replica: SeenReplica, *, hold: bool) -> Readiness:
     """
     if replica.stopping or replica.phase is Phase.DRAINING:
         return Readiness.DRAINING
+    if replica.leaving and not replica.gone:
+        # Somebody else told it to end. It takes requests until then, and its successor those that come after.
+        return Readiness.HELD if hold else Readiness.UNREADY
     if replica.phase is Phase.READY and not replica.gone:
         return Readiness.READY
     if hold and replica.unready_since_s is not None and not replica.hold_expired:

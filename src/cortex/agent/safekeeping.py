@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import socket
 import subprocess
 import sys
 
 import msgspec
 
+from cortex import processes
 from cortex.agent import channel
 from cortex.ids import ReplicaId
+from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout
 from cortex.wire.framing import close_all
 from cortex.wire.keeper import Hold, KeeperReply, KeeperRequest, Quit, Release, SlotHeld, Slots, SlotsEnd
 
 log = logging.getLogger(__name__)
 
-START_DEADLINE_S = 20.0
+START_DEADLINE_S = 10.0
 RECOVERY_TIMEOUT_S = 5.0
+QUIT_TIMEOUT_S = 2.0
 
 
 class Safekeeping:
@@ -35,13 +40,17 @@ class Safekeeping:
         self._layout = layout
         self._channel: channel.Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._identity: ProcessIdentity | None = None
+        """Of the keeper that we were connected to last."""
         self._held: dict[ReplicaId, socket.socket] = {}
         self._recovered: dict[ReplicaId, socket.socket] = {}
         self._recovery: asyncio.Future[None] | None = None
 
     @property
     def pid(self) -> int | None:
-        """Of the keeper, if it is our child."""
+        """Of the keeper, while it runs as our child. Collects its end."""
+        if self._process is not None and self._process.poll() is not None:
+            self._process = None
         return self._process.pid if self._process is not None else None
 
     async def keep(self) -> None:
@@ -60,8 +69,9 @@ class Safekeeping:
                     return
                 self._ensure_process()
                 await asyncio.sleep(0.02)
-        for replica, slot in self._held.items():
-            self._channel.send(msgspec.json.encode(Hold(replica=replica)), (slot.fileno(),))
+        self._identity = processes.identify(self._channel.listener_pid)
+        for replica, slot in tuple(self._held.items()):
+            self._send(Hold(replica=replica), slot)
 
     async def recover(self) -> dict[ReplicaId, socket.socket]:
         """The sockets that it held while there was no agent. The caller owns them."""
@@ -70,18 +80,19 @@ class Safekeeping:
             return {}
         self._recovery = asyncio.get_running_loop().create_future()
         self._send(Slots())
-        with contextlib.suppress(TimeoutError, ConnectionError):
-            async with asyncio.timeout(RECOVERY_TIMEOUT_S):
-                await self._recovery
-        self._recovery = None
+        try:
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                async with asyncio.timeout(RECOVERY_TIMEOUT_S):
+                    await self._recovery
+        finally:
+            self._recovery = None
         recovered, self._recovered = self._recovered, {}
         return recovered
 
     def hold(self, replica: ReplicaId, slot: socket.socket) -> None:
         """Give it a copy of a slot's socket."""
         self._held[replica] = slot
-        if self._channel is not None:
-            self._channel.send(msgspec.json.encode(Hold(replica=replica)), (slot.fileno(),))
+        self._send(Hold(replica=replica), slot)
 
     def release(self, replica: ReplicaId) -> None:
         """The slot is gone for good."""
@@ -92,22 +103,33 @@ class Safekeeping:
         """End the keeper and everything it holds."""
         self._held.clear()
         self._send(Quit())
+        identity = self._identity
+        if self._process is not None and self._process.poll() is None:
+            identity = processes.identify(self._process.pid)
+        if identity is not None:
+            deadline_s = asyncio.get_running_loop().time() + QUIT_TIMEOUT_S
+            while processes.is_alive(identity) and asyncio.get_running_loop().time() < deadline_s:
+                await asyncio.sleep(0.01)
+            processes.send_signal(identity, signal.SIGKILL)
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
-        deadline_s = asyncio.get_running_loop().time() + 2.0
-        while self._channel is not None and asyncio.get_running_loop().time() < deadline_s:
-            await asyncio.sleep(0.01)
-
-    def _send(self, request: KeeperRequest) -> None:
         if self._channel is not None:
-            self._channel.send(msgspec.json.encode(request))
+            self._channel.close()
+        self._layout.keeper_socket.unlink(missing_ok=True)
+
+    def _send(self, request: KeeperRequest, *slots: socket.socket) -> None:
+        if self._channel is not None:
+            self._channel.send(msgspec.json.encode(request), [slot.fileno() for slot in slots])
 
     def _ensure_process(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self.pid is not None:
             return
         with (self._layout.logs / "keeper.out").open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cortex.agent.keeper", str(self._layout.keeper_socket), str(self._layout.home)],
+                [
+                    *(sys.executable, "-P", "-m", "cortex.agent.keeper"),
+                    *(os.fspath(self._layout.keeper_socket), os.fspath(self._layout.home)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -46,7 +45,6 @@ log = logging.getLogger(__name__)
 
 OBSERVE_TIMEOUT_S = 5.0
 """A long poll this long keeps usage figures fresh without costing anything."""
-RESTARTS_A_MINUTE = 5
 AGENT_PATIENCE_S = 20.0
 """How long a deploy waits for an agent that does not answer; starting one takes under a second."""
 
@@ -79,7 +77,7 @@ class LocalAgent:
         self._lock = threading.Lock()
         self._orders_line = _Line(layout)
         self._stopping = threading.Event()
-        self._starts_s: deque[float] = deque(maxlen=RESTARTS_A_MINUTE)
+        self._restarts = processes.RestartBudget()
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._watch, name="watch-agent", daemon=True)
 
@@ -213,9 +211,9 @@ class LocalAgent:
         if self._layout.down_mark.exists() or self._stopping.is_set():
             return
         now_s = self._clock.monotonic_s()
-        if len(self._starts_s) == RESTARTS_A_MINUTE and now_s - self._starts_s[0] < 60.0:
+        if not self._restarts.may_start(now_s):
             return
-        self._starts_s.append(now_s)
+        self._restarts.note_start(now_s)
         with (self._layout.logs / "agent.out").open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "cortex.agent"],

@@ -9,9 +9,9 @@ Two counts a slot, both as of its last exit and kept in a `SlotRecord`:
   60 s. Time spent waiting does not relieve the pressure: else a crash loop would be free again after each wait.
 
 A SIGKILL that did not come from the kernel for memory, and for which neither the replica nor its agent gave a reason,
-comes from outside: it says nothing about the build, so it weighs a sixth. Kills every 2 s then relieve as fast as
-they weigh and are answered by an immediate restart for ever; kills every 0.7 s for half a minute; after that the
-delays are 0.5 s and 1 s, within the time that requests are held.
+comes from outside: it says nothing about the build, so it weighs a twelfth. Kills every second are relieved as fast as
+they weigh and are answered by an immediate restart for ever; kills every 0.7 s for two minutes, before the first delay
+of 0.5 s. They do count in the end: something on the machine may be at work that more restarts only feed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_FAILED_STARTS = 3
 FREE_CRASHES = 5
 RELIEF_S = 12.0
 """Seconds of running that take one crash away: 5 in a minute."""
-OUTSIDE_KILL_WEIGHT = 1 / 6
+OUTSIDE_KILL_WEIGHT = 1 / 12
 _EPSILON = 1e-6
 """Below the resolution of any clock; keeps sums of floats from leaving a wait of a femtosecond."""
 

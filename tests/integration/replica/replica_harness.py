@@ -345,7 +345,9 @@ def listen(path: Path) -> socket.socket:
     return sock
 
 
-def spec_for(folder: Path, model: Path, *, replica: str = "t.a.00000000.0", attempt: int = 1, **fields: Any) -> ReplicaSpec:
+def spec_for(
+    folder: Path, model: Path, *, replica: str = "t.a.00000000.0", attempt: int = 1, **fields: Any
+) -> ReplicaSpec:
     """A spec with sane defaults whose files lie in `folder`. `handler_source` makes a project with that handler."""
     source = fields.pop("handler_source", None)
     if source is not None:

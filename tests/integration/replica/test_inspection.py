@@ -70,7 +70,11 @@ def test_problems_of_model_and_handler_come_together(inspect: Look, folder: Path
 @pytest.mark.parametrize(
     ("source", "reference", "text"),
     [
-        ("import ctypes; print('so far'); ctypes.string_at(0)", "inspection-died", "crashed while importing handler.py"),
+        (
+            "import ctypes; print('so far'); ctypes.string_at(0)",
+            "inspection-died",
+            "crashed while importing handler.py",
+        ),
         ("import os; os._exit(0)", "inspection-died", "ended while importing handler.py, with exit code 0"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "inspection-died", "most likely for memory"),
         ("import sys; sys.exit(1)", "handler-exited", "sys.exit(1)"),

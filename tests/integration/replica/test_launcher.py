@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from replica_harness import LauncherLink, LauncherProcess, Replica, eventually, spec_for
+from replica_harness import LauncherLink, LauncherProcess, Replica, spec_for
 
 from cortex.replica.launcher import AlreadyRunning, bind
 from cortex.wire.launch import ChildExited, Fork, ForkFailed, Inspect
@@ -80,7 +80,9 @@ def test_replicas_do_not_hold_the_launchers_sockets(launcher: LauncherProcess, f
     sockets = [_sockets(pid) for pid in (first.pid, second.pid, launcher.pid)]
     assert all(sockets)
     assert not sockets[0] & sockets[1], "no replica has another's slot"
-    assert not (sockets[0] | sockets[1]) & sockets[2], "and none has anything of the launcher's, nor the other way round"
+    assert not (sockets[0] | sockets[1]) & sockets[2], (
+        "and none has anything of the launcher's, nor the other way round"
+    )
 
 
 def _sockets(pid: int) -> set[str]:

@@ -44,7 +44,7 @@ def begin(replica: Replica, expected: int = 1) -> Any:
     return client
 
 
-# ---- starting -----------------------------------------------------------------------------------------------------------
+# ---- starting -------------------------------------------------------------------------------------------------------
 
 
 def test_phases_and_progress_are_pushed_in_order(start: Start) -> None:
@@ -181,7 +181,7 @@ def test_a_found_sample_that_fails_only_warns(start: Start) -> None:
     assert replica.post(SAMPLE).status == 200
 
 
-# ---- health -------------------------------------------------------------------------------------------------------------
+# ---- health ---------------------------------------------------------------------------------------------------------
 
 
 def test_health_answers_while_a_handler_blocks(start: Start, folder: Path) -> None:
@@ -213,7 +213,7 @@ def test_health_answers_while_a_handler_is_imported(start: Start) -> None:
     assert status.heartbeat_age_s == 0
 
 
-# ---- draining -----------------------------------------------------------------------------------------------------------
+# ---- draining -------------------------------------------------------------------------------------------------------
 
 
 def test_an_idle_replica_drains_at_once_and_counts_are_last(start: Start, shared_launcher: LauncherProcess) -> None:
@@ -233,7 +233,11 @@ def test_an_idle_replica_drains_at_once_and_counts_are_last(start: Start, shared
 
 @pytest.mark.parametrize(
     ("source", "concurrency"),
-    [(WAITS, 1), (WAITS, 2), (WAITS.replace("def ", "async def ").replace("time.sleep", "await __import__('asyncio').sleep"), None)],
+    [
+        (WAITS, 1),
+        (WAITS, 2),
+        (WAITS.replace("def ", "async def ").replace("time.sleep", "await __import__('asyncio').sleep"), None),
+    ],
 )
 def test_a_drain_finishes_what_is_in_flight_and_what_waits(
     start: Start, shared_launcher: LauncherProcess, folder: Path, source: str, concurrency: int | None
@@ -296,7 +300,7 @@ def test_a_replica_that_still_loads_ends_at_once(
 
 def test_processes_that_a_handler_started_end_with_it(start: Start, shared_launcher: LauncherProcess) -> None:
     replica = start(
-        "import subprocess\nchild = subprocess.Popen(['sleep', '60'])\ndef post_inference(p, m):\n    return child.pid\n"
+        "import subprocess\nchild = subprocess.Popen(['sleep', '60'])\ndef post_inference(p, m): return child.pid\n"
     )
     pid = replica.post(SAMPLE).json
     replica.drain()
@@ -304,7 +308,7 @@ def test_processes_that_a_handler_started_end_with_it(start: Start, shared_launc
     eventually(lambda: not Path(f"/proc/{pid}").exists(), "the subprocess is gone")
 
 
-# ---- dying --------------------------------------------------------------------------------------------------------------
+# ---- dying ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_request_that_waits_when_the_replica_is_killed_reaches_the_next_attempt(

@@ -191,7 +191,7 @@ def test_a_peer_that_does_not_read_does_not_fill_memory(start: Start) -> None:
         assert rss_kib < 300_000
 
 
-# ---- handlers ---------------------------------------------------------------------------------------------------------
+# ---- handlers -------------------------------------------------------------------------------------------------------
 
 
 def test_a_handler_lives_in_its_own_world(start: Start, folder: Path) -> None:
@@ -284,7 +284,8 @@ def test_a_failing_handler_tells_the_caller_little_and_the_log_everything(start:
 )
 def test_what_a_handler_does_wrong_hurts_only_its_own_request(start: Start, code: str) -> None:
     replica = start(
-        f"def deeper(x): return deeper(x)\ndef pre_inference(sample, metadata):\n    if sample != 1: return sample\n    {code}\n"
+        "def deeper(x): return deeper(x)\n"
+        f"def pre_inference(sample, metadata):\n    if sample != 1: return sample\n    {code}\n"
     )
     assert replica.post(1).status == 500
     assert replica.post(SAMPLE).status == 200
@@ -389,7 +390,7 @@ def pre_inference(sample, metadata):
     assert replica.stats(lambda found: found.ok == 2).dropped == 3
 
 
-# ---- counts -----------------------------------------------------------------------------------------------------------
+# ---- counts ---------------------------------------------------------------------------------------------------------
 
 
 def test_counters_and_tracker_reach_the_stats_file(start: Start) -> None:

@@ -110,10 +110,9 @@ def test_what_has_no_rows_runs_alone(value: Feeds) -> None:
 
 
 def test_other_types_and_other_inputs_do_not_mix() -> None:
-    keys = {
-        Job({"x": np.zeros((1, 2), dtype)}, lambda *_: None).key
-        for dtype in (np.float32, np.float64)
-    } | {Job({"y": np.zeros((1, 2), np.float32)}, lambda *_: None).key}
+    keys = {Job({"x": np.zeros((1, 2), dtype)}, lambda *_: None).key for dtype in (np.float32, np.float64)} | {
+        Job({"y": np.zeros((1, 2), np.float32)}, lambda *_: None).key
+    }
     assert len(keys) == 3
 
 

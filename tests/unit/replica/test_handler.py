@@ -91,7 +91,8 @@ def test_a_syntax_error_has_file_and_line(load: Callable[..., Handler]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "requirement"), [("PIL", "pillow"), ("sklearn.svm", "scikit-learn"), ("no_such_module", "no_such_module")]
+    ("module", "requirement"),
+    [("PIL", "pillow"), ("sklearn.svm", "scikit-learn"), ("no_such_module", "no_such_module")],
 )
 def test_a_missing_module_hints_at_its_requirement(
     load: Callable[..., Handler], module: str, requirement: str, monkeypatch: pytest.MonkeyPatch

@@ -121,7 +121,9 @@ def heads_of(written: bytes) -> list[bytes]:
 
 
 def test_a_request_is_handed_over_whole(connection: Connection, service: Service) -> None:
-    connection.data_received(post(b'{"x": 1}', "Content-Type: application/json", "X-Request-ID: abc-1", target="/a?b=c"))
+    connection.data_received(
+        post(b'{"x": 1}', "Content-Type: application/json", "X-Request-ID: abc-1", target="/a?b=c")
+    )
     (exchange,) = service.handled
     assert exchange.method == b"POST"
     assert exchange.body == b'{"x": 1}'
@@ -138,7 +140,9 @@ def test_a_request_in_single_bytes_is_the_same_request(connection: Connection, s
 
 
 def test_a_chunked_body_is_put_together(connection: Connection, service: Service) -> None:
-    connection.data_received(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\nx-t: 1\r\n\r\n")
+    connection.data_received(
+        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\nx-t: 1\r\n\r\n"
+    )
     (exchange,) = service.handled
     assert exchange.body == b"abcde"
     assert b"x-t" not in exchange.headers, "a trailer is no header"
@@ -222,9 +226,7 @@ def test_http_1_0_stays_open_only_when_asked(
     assert (b"connection: keep-alive" in transport.written) is not closes
 
 
-def test_head_answers_have_a_length_and_no_body(
-    connection: Connection, service: Service, transport: Transport
-) -> None:
+def test_head_answers_have_a_length_and_no_body(connection: Connection, service: Service, transport: Transport) -> None:
     connection.data_received(b"HEAD / HTTP/1.1\r\n\r\n")
     answer(service.handled[0], b"12345")
     assert b"content-length: 5\r\n" in transport.written
@@ -363,7 +365,9 @@ def test_draining_closes_after_the_answer(connection: Connection, service: Servi
     assert transport.closing
 
 
-def test_a_connection_is_busy_from_a_requests_first_byte_to_its_answer(connection: Connection, service: Service) -> None:
+def test_a_connection_is_busy_from_a_requests_first_byte_to_its_answer(
+    connection: Connection, service: Service
+) -> None:
     assert not connection.busy
     connection.data_received(b"PO")
     assert connection.busy
@@ -391,7 +395,9 @@ def test_limits_are_parsed_and_fall_back_to_the_defaults() -> None:
 def test_the_date_is_as_http_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
-    monkeypatch.setattr("cortex.replica.http.time.gmtime", lambda: time.struct_time((1994, 11, 6, 8, 49, 37, 6, 310, 0)))
+    monkeypatch.setattr(
+        "cortex.replica.http.time.gmtime", lambda: time.struct_time((1994, 11, 6, 8, 49, 37, 6, 310, 0))
+    )
     assert b"date: Sun, 06 Nov 1994 08:49:37 GMT" in Heads("0").get(200, JSON)
 
 
@@ -401,7 +407,14 @@ def test_a_handlers_headers_are_rendered() -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [{"x-a": "1\r\nx-b: 2"}, {"x a": "1"}, {"": "1"}, {"Content-Length": "3"}, {"x-a": "\u4e2d"}, {"connection": "close"}],
+    [
+        {"x-a": "1\r\nx-b: 2"},
+        {"x a": "1"},
+        {"": "1"},
+        {"Content-Length": "3"},
+        {"x-a": "\u4e2d"},
+        {"connection": "close"},
+    ],
 )
 def test_headers_that_http_cannot_carry_are_refused(headers: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r".+"):

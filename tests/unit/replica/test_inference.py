@@ -137,9 +137,7 @@ def test_failures_and_departures_reach_only_their_owner(
     assert found == {"first": 2, "second": 4, "fourth": 8}
 
 
-def test_batching_ends_for_good_when_rows_get_lost(
-    loop: asyncio.AbstractEventLoop, warnings: list[str]
-) -> None:
+def test_batching_ends_for_good_when_rows_get_lost(loop: asyncio.AbstractEventLoop, warnings: list[str]) -> None:
     model = Model()
 
     def summing(feeds: Mapping[str, Any]) -> list[Any]:

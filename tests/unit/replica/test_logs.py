@@ -171,7 +171,8 @@ def test_a_traceback_stays_in_one_record(tmp_path: Path) -> None:
         "logging.basicConfig(level=logging.DEBUG, force=True, stream=sys.stdout)",
         "logging.warning('this configures logging')",
         """import logging.config; logging.config.dictConfig({"version": 1})""",
-        """import logging.config; logging.config.dictConfig({"version": 1, "root": {"handlers": ["h"], "level": "DEBUG"},
+        """import logging.config; logging.config.dictConfig({
+           "version": 1, "root": {"handlers": ["h"], "level": "DEBUG"},
            "handlers": {"h": {"class": "logging.StreamHandler"}}})""",
     ],
 )

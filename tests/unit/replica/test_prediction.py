@@ -243,7 +243,13 @@ async def async_post(prediction: Any, metadata: Any) -> Any:
 
 KINDS = pytest.mark.parametrize(
     ("hooks", "concurrency"),
-    [((pre, post), None), ((pre, post), 4), ((async_pre, async_post), None), ((async_pre, post), 1), ((pre, async_post), 2)],
+    [
+        ((pre, post), None),
+        ((pre, post), 4),
+        ((async_pre, async_post), None),
+        ((async_pre, post), 1),
+        ((pre, async_post), 2),
+    ],
     ids=["inline", "pool", "async", "async-pre", "async-post"],
 )
 MODELS = pytest.mark.parametrize("slow_model", [False, True], ids=["small-model", "slow-model"])
@@ -295,7 +301,15 @@ def raising_later(error: BaseException) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("secret"), SystemExit(0), KeyboardInterrupt(), GeneratorExit(), StopIteration(), MemoryError(), RecursionError()],
+    [
+        ValueError("secret"),
+        SystemExit(0),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        StopIteration(),
+        MemoryError(),
+        RecursionError(),
+    ],
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -537,7 +551,7 @@ def test_the_slot_is_free_while_the_model_works(replica: Replica, kind: Any) -> 
     replica.until(lambda: all(answer.status == 200 for _, answer in pairs))
 
 
-# ---- time, and callers that leave -------------------------------------------------------------------------------------
+# ---- time, and callers that leave -----------------------------------------------------------------------------------
 
 
 def test_an_async_handler_out_of_time_is_cancelled(replica: Replica) -> None:
@@ -587,7 +601,9 @@ def test_time_runs_out_while_waiting_for_the_model(replica: Replica, hooks: Any)
 
 
 @pytest.mark.parametrize(
-    ("hooks", "concurrency"), [((), None), ((pre, post), 2), ((async_pre, async_post), 1)], ids=["none", "pool", "async"]
+    ("hooks", "concurrency"),
+    [((), None), ((pre, post), 2), ((async_pre, async_post), 1)],
+    ids=["none", "pool", "async"],
 )
 def test_work_that_waits_for_the_model_is_dropped_when_the_caller_leaves(
     replica: Replica, hooks: Any, concurrency: int | None
@@ -644,7 +660,7 @@ def test_too_many_at_once_are_turned_away(replica: Replica) -> None:
     assert answer.extra == b"retry-after: 1\r\n"
 
 
-# ---- what is not counted ----------------------------------------------------------------------------------------------
+# ---- what is not counted --------------------------------------------------------------------------------------------
 
 
 def test_a_warm_up_is_seen_by_the_handler_and_by_no_counter(replica: Replica) -> None:

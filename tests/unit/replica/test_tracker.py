@@ -75,14 +75,29 @@ def test_a_class_is_counted(classes: Fixture, value: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, 1.5, np.float32(1), b"a", [], ["a", "b"], {"a": 1}, np.array([1, 2]), np.array([]), object(), Response(None)]
+    "value",
+    [
+        None,
+        1.5,
+        np.float32(1),
+        b"a",
+        [],
+        ["a", "b"],
+        {"a": 1},
+        np.array([1, 2]),
+        np.array([]),
+        object(),
+        Response(None),
+    ],
 )
 def test_what_is_no_class_is_a_miss(classes: Fixture, value: Any) -> None:
     classes.tracker.track_response(value)
     assert (classes.classes, classes.misses) == ({}, 1)
 
 
-@pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.float64(2), np.int8(2), np.array([2.0]), [2], np.float16(2)])
+@pytest.mark.parametrize(
+    "value", [2, 2.0, np.float32(2), np.float64(2), np.int8(2), np.array([2.0]), [2], np.float16(2)]
+)
 def test_a_number_is_counted(numbers: Fixture, value: Any) -> None:
     numbers.tracker.track_response(value)
     numbers.tracker.track_response(-4)
@@ -90,7 +105,9 @@ def test_a_number_is_counted(numbers: Fixture, value: Any) -> None:
     assert (found.count, found.total, found.least, found.greatest, found.misses) == (2, -2.0, -4.0, 2.0, 0)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "2", True, None, 10**400, np.complex64(1), np.bool_(True)])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, "2", True, None, 10**400, np.complex64(1), np.bool_(True)]
+)
 def test_what_is_no_finite_number_is_a_miss(numbers: Fixture, value: Any) -> None:
     numbers.tracker.track_response(value)
     found = numbers.tracker.snapshot()

@@ -1,0 +1,242 @@
+"""What users are told, one situation a test."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cortex.errors import Problem
+from cortex.ids import ReplicaId, replica_id
+from cortex.planning.model import Desired, LeaseState, RunRecord, SlotRecord, Snapshot, WantedApi
+from cortex.planning.status import StatusView, statuses
+from cortex.testing.builders import (
+    API,
+    a_build,
+    a_lease,
+    a_replica,
+    a_route,
+    a_snapshot,
+    a_wanted_api,
+    an_exit,
+)
+from cortex.wire.build import BuildSpec, Resources
+from cortex.wire.operator import ReplicaCounts, Status
+from cortex.wire.reports import Phase
+
+V1, V2 = a_build("v1"), a_build("v2")
+BOOM = Problem(reference="handler-error", message="ZeroDivisionError: division by zero", traceback="Traceback …")
+NO_ROOM = "node local: cpu 1900m of 2000m in use, 200m asked"
+
+
+def name(build: BuildSpec, ordinal: int = 0) -> ReplicaId:
+    return replica_id(build.api, build.revision, ordinal)
+
+
+def seen_as(wanted: WantedApi, seen: Snapshot, *records: RunRecord) -> StatusView:
+    return statuses(Desired(apis=(wanted,), records=records), seen)[API]
+
+
+def a_record(build: BuildSpec, slot: SlotRecord, crashes: int = 0) -> RunRecord:
+    return RunRecord(
+        api=API,
+        revision=build.revision,
+        slots={name(build): slot},
+        crashes=crashes,
+        last_exit=slot.last_exit,
+        last_exit_age_s=slot.last_exit_age_s,
+    )
+
+
+def test_live() -> None:
+    wanted = a_wanted_api(V1, live=True, replicas=2)
+    ready = (a_replica(V1, 0), a_replica(V1, 1))
+    assert seen_as(wanted, a_snapshot(*ready, routes=(a_route(wanted, *ready),))) == StatusView(
+        status=Status.LIVE, counts=ReplicaCounts(requested=2, ready=2, up_to_date=2)
+    )
+
+
+def test_creating_until_the_first_version_answers_with_what_its_replicas_do() -> None:
+    wanted = a_wanted_api(V1, replicas=2, min_replicas=2)
+    loading = msgspec.structs.replace(a_replica(V1, 0, Phase.LOADING), progress="importing handler.py")
+    seen = a_snapshot(loading, leases=(a_lease(V1, 0), a_lease(V1, 1)), routes=(a_route(wanted),))
+    assert seen_as(wanted, seen) == StatusView(
+        status=Status.CREATING,
+        counts=ReplicaCounts(requested=2),
+        progress="1 starting (importing handler.py), 1 about to start",
+    )
+
+
+def test_a_ready_replica_counts_as_live_only_once_it_is_routed() -> None:
+    wanted = a_wanted_api(V1)
+    assert seen_as(wanted, a_snapshot(a_replica(V1))).status is Status.CREATING
+
+
+def test_live_with_min_replicas_while_a_scale_up_cannot_be_had_is_a_note() -> None:
+    wanted = a_wanted_api(V1, live=True, replicas=3)
+    ready = (a_replica(V1, 0), a_replica(V1, 1))
+    leases = (a_lease(V1, 0), a_lease(V1, 1), a_lease(V1, 2, LeaseState.PENDING, reason=NO_ROOM))
+    found = seen_as(wanted, a_snapshot(*ready, leases=leases, routes=(a_route(wanted, *ready),)))
+    assert found.status is Status.LIVE
+    assert found.notes == (f"capped: 2 of 3 replicas, {NO_ROOM}",)
+    assert found.progress == "2 ready, 1 waiting for room"
+
+
+def test_compute_unavailable_says_what_was_asked_and_what_there_is() -> None:
+    wanted = a_wanted_api(V1, live=True, replicas=2, min_replicas=2)
+    ready = a_replica(V1, 0)
+    leases = (a_lease(V1, 0), a_lease(V1, 1, LeaseState.PENDING, reason=NO_ROOM))
+    found = seen_as(wanted, a_snapshot(ready, leases=leases, routes=(a_route(wanted, ready),)))
+    assert (found.status, found.reason) == (
+        Status.COMPUTE_UNAVAILABLE,
+        f"1 of at least 2 replicas have room; each asks for 200m cpu: {NO_ROOM}",
+    )
+
+
+def test_updating_names_the_version_that_serves_meanwhile() -> None:
+    wanted = a_wanted_api(V2, serving=V1)
+    old, new = a_replica(V1), a_replica(V2, phase=Phase.LOADING)
+    leases = (a_lease(V1), a_lease(V2, surge=True))
+    found = seen_as(wanted, a_snapshot(old, new, leases=leases, routes=(a_route(wanted, old, build=V1),)))
+    assert found == StatusView(
+        status=Status.UPDATING,
+        counts=ReplicaCounts(requested=1, ready=1, stale=1),
+        progress="1 starting",
+        serving=V1.version[:8],
+    )
+
+
+def test_updating_without_room_says_why_it_does_not_get_on() -> None:
+    wanted = a_wanted_api(V2, serving=V1)
+    old = a_replica(V1)
+    leases = (a_lease(V1), a_lease(V2, 0, LeaseState.PENDING, surge=True, reason=NO_ROOM))
+    found = seen_as(wanted, a_snapshot(old, leases=leases, routes=(a_route(wanted, old, build=V1),)))
+    assert found.status is Status.UPDATING
+    assert found.reason is not None
+    assert found.reason.startswith(f"no room for one more replica beside the 1 that serve ({NO_ROOM})")
+
+
+def test_an_update_whose_first_starts_fail_is_still_updating_and_says_so() -> None:
+    wanted = a_wanted_api(V2, serving=V1)
+    exit_report = msgspec.structs.replace(an_exit(), problem=BOOM)
+    old, down = a_replica(V1), a_replica(V2, phase=Phase.EXITED, attempt=2, exit=exit_report)
+    leases = (a_lease(V1), a_lease(V2, surge=True))
+    seen = a_snapshot(old, down, leases=leases, routes=(a_route(wanted, old, build=V1),))
+    found = seen_as(wanted, seen, a_record(V2, SlotRecord(attempt=2, failed_starts=2, last_exit=exit_report)))
+    assert (found.status, found.counts.failed, found.problem) == (Status.UPDATING, 1, BOOM)
+    assert found.reason == f"{name(V2)} failed 2 starts in a row (ZeroDivisionError: division by zero)"
+
+
+def test_live_during_the_rest_of_a_rollout_that_has_reached_min_replicas() -> None:
+    wanted = a_wanted_api(V2, serving=V1, replicas=3)
+    replicas = (a_replica(V1, 0), a_replica(V1, 1), a_replica(V2, 0))
+    found = seen_as(wanted, a_snapshot(*replicas, routes=(a_route(wanted, *replicas),)))
+    assert (found.status, found.serving, found.progress) == (Status.LIVE, V1.version[:8], "1 ready")
+    assert found.counts == ReplicaCounts(requested=3, ready=3, up_to_date=1, stale=2)
+
+
+def test_update_failed_keeps_the_old_version_and_shows_the_reason() -> None:
+    wanted = msgspec.structs.replace(a_wanted_api(V2, serving=V1), failed=BOOM)
+    old = a_replica(V1)
+    assert seen_as(wanted, a_snapshot(old, routes=(a_route(wanted, old, build=V1),))) == StatusView(
+        status=Status.UPDATE_FAILED,
+        counts=ReplicaCounts(requested=1, ready=1, stale=1),
+        reason="ZeroDivisionError: division by zero",
+        problem=BOOM,
+        serving=V1.version[:8],
+    )
+
+
+def test_error_when_a_first_version_failed() -> None:
+    wanted = msgspec.structs.replace(a_wanted_api(V1), failed=BOOM)
+    found = seen_as(wanted, a_snapshot(routes=(a_route(wanted, hold=False),)))
+    assert (found.status, found.reason, found.problem) == (Status.ERROR, BOOM.message, BOOM)
+
+
+def test_error_when_a_live_version_ends_again_and_again() -> None:
+    wanted = a_wanted_api(V1, live=True)
+    down = a_replica(V1, phase=Phase.EXITED, attempt=8, was_ready=True, exit=an_exit(signal=11))
+    slot = SlotRecord(attempt=8, crash_pressure=8.0, last_exit=an_exit(signal=11))
+    found = seen_as(wanted, a_snapshot(down, routes=(a_route(wanted, down),)), a_record(V1, slot, crashes=8))
+    assert (found.status, found.crashes, found.counts.failed) == (Status.ERROR, 8, 1)
+    assert found.reason == f"{name(V1)} keeps crashing (killed by signal 11), tried again in 2 s"
+
+
+def test_out_of_memory_shows_peak_and_request() -> None:
+    build = a_build("v1", resources=Resources(mem_bytes=256 * 2**20))
+    wanted = a_wanted_api(build, live=True)
+    killed = an_exit(signal=9, oom=True)
+    down = msgspec.structs.replace(
+        a_replica(build, phase=Phase.EXITED, attempt=8, was_ready=True, exit=killed), peak_rss_bytes=300 * 2**20
+    )
+    slot = SlotRecord(attempt=8, crash_pressure=8.0, last_exit=killed)
+    found = seen_as(wanted, a_snapshot(down, routes=(a_route(wanted, down),)), a_record(build, slot, crashes=8))
+    assert (found.status, found.reason) == (
+        Status.OUT_OF_MEMORY,
+        "1 replica killed by the kernel for memory, peak 300Mi, request 256Mi, 8 crashes so far",
+    )
+
+
+def test_out_of_memory_of_a_first_version() -> None:
+    problem = Problem(reference="out-of-memory", message="killed by the kernel for memory")
+    wanted = msgspec.structs.replace(a_wanted_api(V1), failed=problem)
+    assert seen_as(wanted, a_snapshot()).status is Status.OUT_OF_MEMORY
+
+
+def test_a_replica_that_is_back_in_a_moment_does_not_mark_the_api() -> None:
+    wanted = a_wanted_api(V1, live=True)
+    slot = SlotRecord(attempt=1, crash_pressure=1.0, last_exit=an_exit(signal=11))
+    for report in (
+        a_replica(V1, phase=Phase.EXITED, was_ready=True, exit=an_exit(signal=11)),
+        a_replica(V1, phase=Phase.LOADING, attempt=2),
+    ):
+        found = seen_as(wanted, a_snapshot(report, routes=(a_route(wanted, report),)), a_record(V1, slot, crashes=1))
+        assert (found.status, found.reason) == (Status.LIVE, "1 replica of 1 restarts")
+
+
+def test_a_replica_that_crashed_once_and_recovered_is_only_counted() -> None:
+    wanted = a_wanted_api(V1, live=True)
+    ready = a_replica(V1, attempt=2)
+    slot = SlotRecord(attempt=1, crash_pressure=1.0, last_exit=an_exit(signal=11))
+    found = seen_as(wanted, a_snapshot(ready, routes=(a_route(wanted, ready),)), a_record(V1, slot, crashes=1))
+    assert found == StatusView(status=Status.LIVE, counts=ReplicaCounts(requested=1, ready=1, up_to_date=1), crashes=1)
+
+
+def test_a_restart_that_takes_long_is_not_called_live() -> None:
+    wanted = a_wanted_api(V1, live=True)
+    loading = msgspec.structs.replace(a_replica(V1, phase=Phase.LOADING, attempt=2), phase_age_s=20.0)
+    found = seen_as(wanted, a_snapshot(loading, routes=(a_route(wanted, loading),)))
+    assert (found.status, found.reason) == (Status.CREATING, "0 of at least 1 replicas are ready")
+
+
+def test_nothing_serves_during_an_update() -> None:
+    wanted = a_wanted_api(V2, serving=V1)
+    loading = a_replica(V2, phase=Phase.LOADING)
+    found = seen_as(wanted, a_snapshot(loading, routes=(a_route(wanted, build=V1),)))
+    assert (found.status, found.reason) == (Status.UPDATING, "nothing serves now, both versions are on their way")
+    down = a_replica(V2, phase=Phase.EXITED, attempt=2)
+    slot = SlotRecord(attempt=2, failed_starts=2, last_exit=an_exit())
+    found = seen_as(wanted, a_snapshot(down, routes=(a_route(wanted, build=V1),)), a_record(V2, slot))
+    assert (found.status, found.reason) == (
+        Status.ERROR,
+        f"nothing serves now; {name(V2)} failed 2 starts in a row (exit code 1)",
+    )
+
+
+def test_a_first_version_that_failed_in_part_is_live_with_the_reason_if_that_is_enough() -> None:
+    wanted = msgspec.structs.replace(a_wanted_api(V1, serving=V1, live=False, replicas=2), failed=BOOM)
+    ready = a_replica(V1)
+    found = seen_as(wanted, a_snapshot(ready, routes=(a_route(wanted, ready),)))
+    assert (found.status, found.reason, found.problem) == (Status.LIVE, BOOM.message, BOOM)
+
+
+def test_stopping_until_the_last_replica_is_gone() -> None:
+    draining = a_replica(V1, phase=Phase.DRAINING)
+    seen = a_snapshot(draining)
+    assert statuses(Desired(), seen) == {
+        API: StatusView(status=Status.STOPPING, progress="1 draining"),
+    }
+    assert statuses(Desired(), a_snapshot()) == {}
+
+
+def test_all_apis_are_told_of_in_the_order_of_their_names() -> None:
+    apis = tuple(a_wanted_api(a_build(api=key)) for key in ("b/b", "a/a"))  # type: ignore[arg-type]
+    assert list(statuses(Desired(apis=apis), a_snapshot())) == ["a/a", "b/b"]
