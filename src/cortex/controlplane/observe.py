@@ -61,7 +61,13 @@ def running_leases(world: World) -> tuple[Lease, ...]:
 
 def _snapshot(world: World, now_s: float, reports: tuple[AgentReport, ...], leases: tuple[SeenLease, ...]) -> Snapshot:
     nodes = tuple(
-        SeenNode(node=report.node.node, replicas=report.replicas, routes=report.routes, ingress=report.ingress)
+        SeenNode(
+            node=report.node.node,
+            replicas=report.replicas,
+            routes=report.routes,
+            pending_routes=report.pending_routes,
+            ingress=report.ingress,
+        )
         for report in reports
     )
     settled = world.agents.settled or now_s - world.memory.started_s >= SETTLE_LIMIT_S

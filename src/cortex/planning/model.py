@@ -106,6 +106,9 @@ class SeenNode(msgspec.Struct, frozen=True, kw_only=True):
     node: NodeId
     replicas: tuple[ReplicaReport, ...] = ()
     routes: tuple[SetRoute, ...] = ()
+    """As ordered."""
+    pending_routes: tuple[ApiKey, ...] = ()
+    """Apis whose route is not in the ingress yet."""
     ingress: IngressReport | None = None
 
 

@@ -95,6 +95,8 @@ class SeenApi(msgspec.Struct, frozen=True):
     """Sorted by replica id and node."""
     routes: tuple[tuple[NodeId, SetRoute], ...] = ()
     """Nodes that have a route for it, with that route."""
+    routes_pending: bool = False
+    """Some node's ingress does not have its route yet."""
 
 
 NOTHING_SEEN = SeenApi()
@@ -145,7 +147,11 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
     for of_api in slots.values():
         if len(of_api) > 1:
             of_api.sort(key=_by_name)
-    return {api: SeenApi(tuple(slots.get(api, ())), tuple(routes.get(api, ()))) for api in {**slots, **routes}}
+    pending = {api for node in seen.nodes for api in node.pending_routes}
+    return {
+        api: SeenApi(tuple(slots.get(api, ())), tuple(routes.get(api, ())), api in pending)
+        for api in {**slots, **routes}
+    }
 
 
 def of_revision(slot: Slot, revision: Revision) -> bool:

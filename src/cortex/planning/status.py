@@ -4,7 +4,7 @@ What is true of an api now, in words a user can read. Pure, from the same facts 
 | status | when (the first that holds) |
 |---|---|
 | stopping | nobody wants it any more |
-| live | at least `min_replicas` of the wanted build answer, or will again in a moment |
+| live | at least `min_replicas` of the wanted build answer, or will again in a moment, and nothing older does |
 | update failed | the wanted build was given up, and another one answers |
 | error (out of memory) | nothing of the above, and its replicas were killed for memory |
 | error | the wanted build was given up, or its replicas end again and again |
@@ -153,6 +153,10 @@ def api_status(
             serving=serving,
         )
 
+    older = sum(slot.ready and slot.routed and not of_revision(slot, revision) for slot in of_api.slots)
+    alone = wanted.failed is not None or not (older or of_api.routes_pending)
+    if answering >= wanted.min_replicas and not alone:
+        return view(Status.CREATING if wanted.serving is None else Status.UPDATING)
     if answering >= wanted.min_replicas:
         if returning:
             return view(Status.LIVE, f"{_count(returning, 'replica')} of {wanted.replicas} {_restarts(returning)}")

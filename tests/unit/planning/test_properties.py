@@ -228,9 +228,10 @@ def test_applied_again_and_again_plans_come_to_rest(world: tuple[Desired, Snapsh
     desired = msgspec.structs.replace(desired, as_of_s=seen.now_s)
     for _ in range(60):
         found = plan(desired, seen)
-        if not found.actions and found.wake_after_s is None:
-            break
+        before = (desired, seen)
         desired, seen = carried_out(desired, seen, found.actions)
+        if not found.actions and found.wake_after_s is None and (desired, seen) == before:
+            break
         seen = msgspec.structs.replace(seen, now_s=seen.now_s + 100.0)
     else:
         raise AssertionError(plan(desired, seen).describe())

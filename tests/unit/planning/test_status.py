@@ -125,12 +125,27 @@ def test_an_update_whose_first_starts_fail_is_still_updating_and_says_so() -> No
     assert found.reason == f"{name(V2)} failed 2 starts in a row (ZeroDivisionError: division by zero)"
 
 
-def test_live_during_the_rest_of_a_rollout_that_has_reached_min_replicas() -> None:
+def test_updating_for_as_long_as_an_older_version_is_in_rotation() -> None:
     wanted = a_wanted_api(V2, serving=V1, replicas=3)
     replicas = (a_replica(V1, 0), a_replica(V1, 1), a_replica(V2, 0))
     found = seen_as(wanted, a_snapshot(*replicas, routes=(a_route(wanted, *replicas),)))
-    assert (found.status, found.serving, found.progress) == (Status.LIVE, V1.version[:8], "1 ready")
+    assert (found.status, found.serving, found.progress) == (Status.UPDATING, V1.version[:8], "1 ready")
     assert found.counts == ReplicaCounts(requested=3, ready=3, up_to_date=1, stale=2)
+
+
+def test_live_once_the_older_version_is_out_of_the_route() -> None:
+    wanted = a_wanted_api(V2, serving=V1)
+    old, new = a_replica(V1, 0), a_replica(V2, 0)
+    found = seen_as(wanted, a_snapshot(old, new, routes=(a_route(wanted, new),)))
+    assert found.status is Status.LIVE
+
+
+def test_not_live_before_the_ingress_has_the_route() -> None:
+    wanted = a_wanted_api(V2, serving=V1)
+    old, new = a_replica(V1, 0), a_replica(V2, 0)
+    seen = a_snapshot(old, new, routes=(a_route(wanted, new),))
+    behind = tuple(msgspec.structs.replace(node, pending_routes=(API,)) for node in seen.nodes)
+    assert seen_as(wanted, msgspec.structs.replace(seen, nodes=behind)).status is Status.UPDATING
 
 
 def test_update_failed_keeps_the_old_version_and_shows_the_reason() -> None:
