@@ -24,8 +24,10 @@ def pre_inference(sample, metadata):
             raise RequestError(413, f"the picture has more than {MOST_PIXELS} pixels", limit_pixels=MOST_PIXELS)
         image.draft("RGB", (SIDE, SIDE))  # a large JPEG is read at a fraction of its size, which is much quicker
         image = ImageOps.exif_transpose(image).convert("RGB")  # the right way up, as the camera noted it
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RequestError(400, f"this is no JPEG, PNG or WebP that can be read: {error}") from error
+    except UnidentifiedImageError as error:
+        raise RequestError(415, "this is no JPEG, PNG or WebP") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RequestError(400, f"this picture cannot be read: {error}") from error
     square = ImageOps.fit(image, (SIDE, SIDE))  # the middle, made smaller
     pixels = np.asarray(square, np.float32) / 255  # (height, width, channel), from 0 to 1
     return pixels.transpose(2, 0, 1)[None]  # (1, channel, height, width): a batch of one

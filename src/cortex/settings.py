@@ -49,6 +49,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How often the agent asks each replica how it is."""
     hung_after_s: float = 5.0
     """No answer for this long, or an event loop that stood still this long with no request running: hung."""
+    resolve_timeout_s: float = 300.0
+    """For finding versions of packages: seconds, unless packages without wheels have to be built to know what they
+    need."""
+    install_timeout_s: float = 1800.0
+    """For each step of building an environment: gigabytes are downloaded, and sources may be compiled."""
+    artifact_bytes: int = 10 * 10**9
+    """What the artifact store may hold. The least recently used goes first; what serves, or is among the last versions
+    of an api, stays whatever the size. Large enough for some versions of most models; 0 keeps nothing beyond those.
+    `CORTEX_ARTIFACTS_GB`."""
+    log_bytes: int = 200 * 2**20
+    """What the logs of replicas that are gone may take up together; those of live ones are bounded by rotation."""
+    log_age_s: float = 7 * 86400.0
+    """Older logs of replicas that are gone are removed: a week covers whoever looks for last night's failure."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,16 @@ class HomeLayout:
     @property
     def artifacts(self) -> Path:
         return self.home / "artifacts"
+
+    @property
+    def environments(self) -> Path:
+        """Python environments of users' packages, by the digest of their lock."""
+        return self.home / "environments"
+
+    @property
+    def secrets(self) -> Path:
+        """What `cortex secret set` was given, one file each, mode 0600. Their values are nowhere else in the home."""
+        return self.home / "secrets"
 
     @property
     def logs(self) -> Path:
@@ -182,6 +205,8 @@ class HomeLayout:
         for folder in (
             self.home,
             self.artifacts,
+            self.environments,
+            self.secrets,
             self.logs,
             self.replica_logs,
             self.stats,
@@ -274,6 +299,13 @@ SETTINGS: tuple[Setting, ...] = (
         default="300",
         help="Seconds without progress after which a starting replica is given up.",
     ),
+    Setting(
+        field="artifact_bytes",
+        flag="--artifacts-gb",
+        variable="CORTEX_ARTIFACTS_GB",
+        default="10",
+        help="Gigabytes of stored models and projects beyond which unused ones are removed.",
+    ),
 )
 
 
@@ -286,7 +318,8 @@ def load_settings(environ: Mapping[str, str], **flags: str | None) -> Settings:
         flags: values of flags by field name; None when a flag was not given.
 
     Raises:
-        WrongSetting: a port is no number from 1 to 65535, or a time is no positive number; names the variable.
+        WrongSetting: a port is no number from 1 to 65535, a time no positive number, or a size no number; names the
+            variable.
     """
     values: dict[str, str] = {}
     given: set[str] = set()
@@ -304,6 +337,7 @@ def load_settings(environ: Mapping[str, str], **flags: str | None) -> Settings:
         operator_port_given="operator_port" in given,
         environment=values["environment"],
         start_timeout_s=_seconds("start_timeout_s", values["start_timeout_s"]),
+        artifact_bytes=_gigabytes("artifact_bytes", values["artifact_bytes"]),
     )
 
 
@@ -316,6 +350,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
         "CORTEX_OPERATOR_PORT": str(settings.operator_port),
         "CORTEX_ENV": settings.environment,
         "CORTEX_START_TIMEOUT": str(settings.start_timeout_s),
+        "CORTEX_ARTIFACTS_GB": str(settings.artifact_bytes / 10**9),
     }
 
 
@@ -337,3 +372,13 @@ def _seconds(field: str, value: str) -> float:
     if 0 < seconds < 1e9:
         return seconds
     raise WrongSetting(f"{_variable(field)} must be a number of seconds above 0, not {value!r}")
+
+
+def _gigabytes(field: str, value: str) -> int:
+    try:
+        gigabytes = float(value)
+    except ValueError:
+        gigabytes = -1.0
+    if 0 <= gigabytes < 1e9:
+        return round(gigabytes * 10**9)
+    raise WrongSetting(f"{_variable(field)} must be a number of gigabytes, 0 or more, not {value!r}")

@@ -96,7 +96,9 @@ ROWS: tuple[Row, ...] = (
     Row("gzip that is none", "/t/rows", JSON, ROW, "gzip"),
     Row("gzip cut off", "/t/rows", JSON, gzip.compress(ROW, mtime=0)[:-4], "gzip"),
     Row("an encoding that is not read", "/t/rows", JSON, ROW, "br"),
-    Row("gzip that unpacks to too much", "/t/small", JSON, gzip.compress(b"[" + b" " * 10_000 + b"1]", mtime=0), "gzip"),
+    Row(
+        "gzip that unpacks to too much", "/t/small", JSON, gzip.compress(b"[" + b" " * 10_000 + b"1]", mtime=0), "gzip"
+    ),
     # ---- too large: the ingress sees a length, the replica counts chunks
     Row("over max_body by its length", "/t/small", JSON, b" " * 1025),
     Row("over max_body in chunks", "/t/small", JSON, b" " * 1025, chunked=True),

@@ -83,9 +83,7 @@ _OUTLINES = {
 }
 
 
-def _turned(
-    point: tuple[float, float], turn: float, radius: float, centre: tuple[float, ...]
-) -> tuple[float, float]:
+def _turned(point: tuple[float, float], turn: float, radius: float, centre: tuple[float, ...]) -> tuple[float, float]:
     x, y = point
     return (
         centre[0] + radius * (x * math.cos(turn) - y * math.sin(turn)),
@@ -93,9 +91,7 @@ def _turned(
     )
 
 
-def _clutter(
-    draw: ImageDraw.ImageDraw, size: tuple[int, int], ground: tuple[int, ...], chance: random.Random
-) -> None:
+def _clutter(draw: ImageDraw.ImageDraw, size: tuple[int, int], ground: tuple[int, ...], chance: random.Random) -> None:
     """Thin lines in colours close to the background's, which are no shape."""
     for _ in range(chance.randint(0, 6)):
         near = tuple(max(0, min(255, part + chance.randint(-40, 40))) for part in ground)

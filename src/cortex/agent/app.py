@@ -14,6 +14,7 @@ import fcntl
 import logging
 import logging.handlers
 import os
+import resource
 import secrets
 import signal
 import subprocess
@@ -22,10 +23,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
+import psutil
 import setproctitle
 
 from cortex import processes
-from cortex.agent import rotation, server
+from cortex.agent import logs, rotation, server
+from cortex.agent.launchers import Launcher, LauncherLost
 from cortex.agent.logs import LogReader
 from cortex.agent.replicas import Replicas
 from cortex.artifacts.store import ArtifactStore
@@ -39,7 +42,8 @@ from cortex.processes import ControlPlaneRecord
 from cortex.settings import HomeLayout, Settings, environment_of, load_settings
 from cortex.wire.agent import InspectBuild, LogLines, ReadLogs
 from cortex.wire.build import BuildSpec
-from cortex.wire.launch import InspectReport
+from cortex.wire.framing import UNREADABLE
+from cortex.wire.launch import InspectReport, ReplicaSpec
 from cortex.wire.orders import (
     DrainReplica,
     ForgetReplica,
@@ -56,6 +60,16 @@ log = logging.getLogger(__name__)
 LOCAL_NODE = NodeId("local")
 HOUSEKEEPING_S = 0.5
 LOG_POLL_S = 0.2
+LOG_CLEANING_S = 300.0
+INSPECT_TRIES = 3
+"""A launcher that dies over an inspection says nothing about what was inspected."""
+RETRY_S = 0.2
+LONGEST_RETRY_S = 5.0
+HOME_GONE_LOOKS = 3
+"""Looks in a row at a home that is not ours any more, until we believe it."""
+DRAIN_WITHOUT_HOME_S = 30.0
+MOST_OPEN_FILES = 2**16
+"""Thousands of replicas; more only slows down programs that close every number there could be."""
 PR_SET_CHILD_SUBREAPER = 36
 """Source: prctl(2). Replicas whose launcher died become our children, so that we learn how they end."""
 
@@ -78,12 +92,14 @@ class Agent:
         clock: Clock,
         store: ArtifactStore,
         ingress: Ingress,
+        lock: int,
     ) -> None:
         self._settings = settings
         self._layout = layout
         self._clock = clock
         self._store = store
         self._ingress = ingress
+        self._lock = lock
         self._node = machine.node_report(LOCAL_NODE)
         self._agent_id = secrets.token_hex(8)
         self._started_wall_s = clock.wall_s()
@@ -95,6 +111,11 @@ class Agent:
         self._stop_asked: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._control_plane_restarts = processes.RestartBudget()
         self._control_plane: subprocess.Popen[bytes] | None = None
+        self._listening: asyncio.Server | None = None
+        self._listening_inode = 0
+        self._homeless_looks = 0
+        self._door_closed = False
+        self._unwritten = False
         self._ingress_problem: Problem | None = None
         self._applied_routes: tuple[SetRoute, ...] = ()
         self._refusals: tuple[IngressRefusals, ...] = ()
@@ -114,36 +135,50 @@ class Agent:
         self._recall()
         await self.replicas.adopt()
         await self._start_ingress()
-        background = [
-            asyncio.create_task(self._keep(self._sync_ingress_once, wait=self._routes_changed)),
-            asyncio.create_task(self._every(self._settings.health_interval_s, self.replicas.check_health)),
-            asyncio.create_task(self._every(HOUSEKEEPING_S, self._keep_house)),
-            asyncio.create_task(self._every(self._settings.health_interval_s, self._count_refusals)),
-        ]
+        health_s = self._settings.health_interval_s
+        launchers, safekeeping = self.replicas.launchers, self.replicas.safekeeping
+        works = (
+            self._keep(self._sync_ingress_once, wait=self._routes_changed),
+            self._every(health_s, self.replicas.check_health),
+            self._every(health_s, self._count_refusals),
+            # One loop each: what takes long for one must not keep the others waiting.
+            self._every(HOUSEKEEPING_S, self._keep_house),
+            self._every(HOUSEKEEPING_S, self._keep_ingress),
+            self._every(HOUSEKEEPING_S, safekeeping.keep),
+            self._every(HOUSEKEEPING_S, lambda: launchers.keep(self.replicas.launcher_keys())),
+            self._every(LOG_CLEANING_S, self._clean_logs),
+            self._prestart(),
+        )
+        background = [asyncio.ensure_future(work) for work in works]
         self._routes_changed.set()
-        listening = await server.serve(self._layout.agent_socket, self)
-        prestart = asyncio.create_task(self._prestart())
+        await self._listen()
         log.info("agent %s ready, %s replicas adopted", self._agent_id, len(self.replicas.reports()))
         drain_timeout_s = await self._stop_asked
-        for task in (*background, prestart):
+        for task in background:
             task.cancel()
-        await asyncio.gather(*background, prestart, return_exceptions=True)
+        await asyncio.gather(*background, return_exceptions=True)
         if drain_timeout_s < 0:
             log.info("the agent ends; what it looks after goes on")
             await self._ingress.detach()
         else:
             await self._stop_everything(drain_timeout_s)
-        listening.close()
+        if self._listening is not None:
+            self._listening.close()
 
     # ---- server.Service -----------------------------------------------------------------------------------------
 
     def take_orders(self, orders: Orders) -> AgentReport:
+        if self._stop_asked.done():
+            raise server.Ending
         if orders.epoch < self._remembered.epoch:
             raise server.StaleEpoch(f"orders of epoch {orders.epoch}, but epoch {self._remembered.epoch} is in charge")
         self._remembered.epoch = orders.epoch
-        for order in orders.orders:
-            self._take(order)
-        self._remember()
+        try:
+            # One that fails ends the batch: what comes later may take away what it was to replace.
+            for order in orders.orders:
+                self._take(order)
+        finally:
+            self._remember()
         return self.report()
 
     def _take(self, order: Order) -> None:
@@ -172,6 +207,8 @@ class Agent:
         return self.report()
 
     async def inspect(self, request: InspectBuild) -> InspectReport:
+        if self._stop_asked.done():
+            raise server.Ending
         order = StartReplica(replica=ReplicaId(f"inspect.{request.build.version[:12]}"), attempt=0, build=request.build)
         try:
             model, project = await asyncio.to_thread(self._resolve, request.build)
@@ -183,9 +220,7 @@ class Agent:
             )
             launcher = self.replicas.launchers.get(request.build.model.format, request.build.env)
             async with asyncio.timeout(request.timeout_s + 10.0):
-                return await launcher.inspect(
-                    spec, model=True, handler=request.build.handler is not None, run_sample=False
-                )
+                return await self._inspected(launcher, spec)
         except CortexError as error:
             return InspectReport(problems=(error.problem(),))
         except TimeoutError:
@@ -197,6 +232,19 @@ class Agent:
                     ),
                 )
             )
+        except OSError as error:
+            message = f"this machine cannot check models and handlers now: {error}"
+            return InspectReport(problems=(Problem(reference="node-fault", message=message),))
+
+    async def _inspected(self, launcher: Launcher, spec: ReplicaSpec) -> InspectReport:
+        for tries_left in reversed(range(INSPECT_TRIES)):
+            try:
+                return await launcher.inspect(spec, model=True, handler=spec.handler is not None, run_sample=False)
+            except LauncherLost:
+                self._end_children("cortex-inspect")  # nobody waits for what it had begun
+                if not tries_left or self._stop_asked.done():
+                    raise
+        raise AssertionError("unreachable")
 
     async def read_logs(self, request: ReadLogs) -> LogLines:
         deadline_s = self._clock.monotonic_s() + request.wait_s
@@ -256,15 +304,23 @@ class Agent:
         return self._layout.node / "agent-state.json"
 
     def _recall(self) -> None:
+        processes.remove_unfinished(self._layout.node)
         try:
             self._remembered = msgspec.json.decode(self._state_file.read_bytes(), type=Remembered)
         except FileNotFoundError:
             pass
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, *UNREADABLE) as error:
             log.warning("%s cannot be read, the control plane will give the routes again: %s", self._state_file, error)
 
     def _remember(self) -> None:
-        processes.write_whole(self._state_file, msgspec.json.encode(self._remembered))
+        """What cannot be written now (a full disk) is tried again: serving does not depend on it."""
+        try:
+            processes.write_whole(self._state_file, msgspec.json.encode(self._remembered))
+        except OSError as error:
+            log.error("%s cannot be written: %s", self._state_file, error)
+            self._unwritten = True
+        else:
+            self._unwritten = False
 
     # ---- artifacts ----------------------------------------------------------------------------------------------
 
@@ -315,39 +371,47 @@ class Agent:
         )
 
     async def _settle_routes(self) -> None:
-        with contextlib.suppress(CortexError):
+        try:
             await self._sync_ingress_once()
+        except (CortexError, OSError) as error:
+            log.info("the ingress does not have the routes yet: %s", error)
 
     async def _quiesced(self, stem: str) -> None:
         """Take a replica that drains out of the ingress, and wait until no request is there any more."""
-        try:
-            await self._sync_ingress_once()
-            await self._ingress.quiesced(stem)
-        except CortexError as error:
-            log.warning("the ingress could not be asked whether %s is quiet: %s", stem, error)
+        while not self._door_closed:
+            try:
+                await self._settle_routes()
+                await self._ingress.quiesced(stem)
+                return
+            except (CortexError, OSError) as error:
+                log.warning("the ingress could not be asked whether %s is quiet: %s", stem, error)
+            await asyncio.sleep(RETRY_S)
 
     async def _abandon(self, stem: str) -> None:
         """Tell the requests that wait for a replica that nobody will come."""
         try:
-            await self._sync_ingress_once()
+            await self._settle_routes()
             await self._ingress.abandon(stem)
-        except CortexError as error:
+        except (CortexError, OSError) as error:
             log.warning("requests at %s could not be turned away: %s", stem, error)
 
     # ---- background ---------------------------------------------------------------------------------------------
 
     async def _keep(self, work: Callable[[], Awaitable[None]], *, wait: asyncio.Event) -> None:
         """Do the work whenever the event is set; again after a while if it fails."""
+        retry_s = RETRY_S
         while True:
             await wait.wait()
             wait.clear()
             try:
                 await work()
+                retry_s = RETRY_S
             except asyncio.CancelledError:
                 raise
-            except Exception:
-                log.exception("will be tried again")
-                await asyncio.sleep(0.2)
+            except Exception as error:
+                _tell(error)
+                await asyncio.sleep(retry_s)
+                retry_s = min(LONGEST_RETRY_S, 2 * retry_s)
                 wait.set()
 
     async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
@@ -357,22 +421,67 @@ class Agent:
                 await work()
             except asyncio.CancelledError:
                 raise
-            except Exception:
-                log.exception("a fault of ours")
+            except Exception as error:
+                _tell(error)
 
     async def _keep_house(self) -> None:
         self._keep_control_plane()
         self._reap_strangers()
+        if self._unwritten:
+            self._remember()
+        if self._is_at_home():
+            await self._keep_listening()
+
+    async def _keep_ingress(self) -> None:
         if self._ingress_problem is not None:
             await self._start_ingress()
             self.note_change()
-        await self.replicas.safekeeping.keep()
-        await self.replicas.launchers.keep(self.replicas.launcher_keys())
 
     async def _prestart(self) -> None:
         """Have a launcher ready before the first deploy asks for one."""
-        with contextlib.suppress(CortexError):
+        with contextlib.suppress(CortexError, OSError):
             await self.replicas.launchers.get("onnx", {}).connection()
+
+    async def _clean_logs(self) -> None:
+        removed = await asyncio.to_thread(
+            logs.clean_up,
+            self._layout.replica_logs,
+            frozenset(self.replicas.by_id()),
+            keep_bytes=self._settings.log_bytes,
+            keep_s=self._settings.log_age_s,
+            now_wall_s=self._clock.wall_s(),
+        )
+        if removed:
+            log.info("removed %d old log files of replicas that are gone", len(removed))
+        await asyncio.to_thread(logs.cut_process_logs, self._layout.logs)
+
+    async def _listen(self) -> None:
+        self._listening = await server.serve(self._layout.agent_socket, self)
+        self._listening_inode = self._layout.agent_socket.stat().st_ino
+
+    async def _keep_listening(self) -> None:
+        """Without the file of our socket nobody would ever find us."""
+        try:
+            if self._layout.agent_socket.stat().st_ino == self._listening_inode:
+                return
+        except FileNotFoundError:
+            pass
+        log.error("the file of our socket was removed: made again")
+        self._layout.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._listening is not None:
+            self._listening.close()
+        await self._listen()
+
+    def _is_at_home(self) -> bool:
+        """A home that was removed, or replaced by another one, has nobody who would ever end what runs for it."""
+        if processes.is_same_file(self._lock, self._layout.agent_lock):
+            self._homeless_looks = 0
+            return True
+        self._homeless_looks += 1
+        if self._homeless_looks >= HOME_GONE_LOOKS:
+            log.error("the home %s is gone: everything ends", self._layout.home)
+            self.stop(DRAIN_WITHOUT_HOME_S)
+        return False
 
     def _keep_control_plane(self) -> None:
         """Start the control plane again when it has died, unless the environment is meant to be down."""
@@ -383,7 +492,7 @@ class Agent:
             return
         try:
             record = msgspec.json.decode(self._layout.controlplane_file.read_bytes(), type=ControlPlaneRecord)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, *UNREADABLE):
             return  # it ended in order, or never ran: whoever wants it starts it
         if processes.is_alive(record):
             return
@@ -394,7 +503,7 @@ class Agent:
         env = {**os.environ, **environment_of(self._settings), "CORTEX_OPERATOR_PORT": str(record.operator_port)}
         with (self._layout.logs / "controlplane.out").open("ab") as output:
             self._control_plane = subprocess.Popen(
-                [sys.executable, "-m", "cortex.controlplane"],
+                [sys.executable, "-P", "-m", "cortex.controlplane"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -406,7 +515,7 @@ class Agent:
 
     def _reap_strangers(self) -> None:
         """Orphans that became our children and that nobody waits for would stay zombies."""
-        known = {replica.identity.pid for replica in self.replicas if replica.identity is not None}
+        known = {replica.identity.pid for replica in self.replicas if replica.identity is not None and not replica.exit}
         known |= {launcher.pid for launcher in self.replicas.launchers if launcher.pid is not None}
         known |= {self._control_plane.pid} if self._control_plane is not None else set()
         known |= self._ingress.pids()
@@ -417,21 +526,35 @@ class Agent:
             except ChildProcessError:
                 return
             if found is None or found.si_pid in known:
-                return
+                return  # whoever knows it collects it soon; the rest comes after that
             os.waitpid(found.si_pid, os.WNOHANG)
+
+    def _end_children(self, title: str = "") -> None:
+        """Kill children of ours whose title begins so; never the control plane, which lives its own life."""
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                words = child.cmdline()
+                of_the_control_plane = "cortex.controlplane" in words or " ".join(words).startswith("cortex-controlp")
+                if words and " ".join(words).startswith(title) and not of_the_control_plane:
+                    child.kill()
 
     # ---- stopping -----------------------------------------------------------------------------------------------
 
     async def _stop_everything(self, drain_timeout_s: float) -> None:
         """
-        Stop the node: 1. ingress takes no new connections and finishes what it has; 2. replicas drain;
-        3. launchers end; 4. sockets and records go.
+        Stop the node: 1. ingress takes no new connections and finishes what it has; 2. replicas drain, in the time
+        that is left; 3. launchers and keeper end, with whatever became our child; 4. sockets and records go.
         """
         log.info("stopping everything")
-        await self._ingress.stop(drain_timeout_s)
+        deadline_s = self._clock.monotonic_s() + drain_timeout_s
+        try:
+            await self._ingress.stop(drain_timeout_s)
+        except (CortexError, OSError) as error:
+            log.error("the ingress could not be stopped in order: %s", error)
+        self._door_closed = True
         for replica in self.replicas:
-            self.replicas.drain(replica.id, drain_timeout_s)
-        deadline_s = self._clock.monotonic_s() + drain_timeout_s + 5.0
+            self.replicas.drain(replica.id, max(1.0, deadline_s - self._clock.monotonic_s()))
+        deadline_s = max(deadline_s, self._clock.monotonic_s() + 1.0) + 5.0
         while any(r.phase is not Phase.EXITED for r in self.replicas) and self._clock.monotonic_s() < deadline_s:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
@@ -439,13 +562,27 @@ class Agent:
                     await self._changed.wait()
         for replica in self.replicas:
             self.replicas.forget(replica.id)
-        await self.replicas.closed()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5.0):
+                await self.replicas.closed()
         await self.replicas.launchers.stop()
         await self.replicas.safekeeping.stop()
+        self._end_children()
         self._remembered.routes = []
         self._remember()
+        for pattern in ("r-*.sock", "c-*.sock", "l-*.sock", "*.sock.tmp"):
+            for left in self._layout.sockets.glob(pattern):
+                left.unlink(missing_ok=True)
         self._layout.agent_socket.unlink(missing_ok=True)
         self._layout.agent_file.unlink(missing_ok=True)
+
+
+def _tell(error: Exception) -> None:
+    """What we foresaw is told in a line; what we did not, with where it happened."""
+    if isinstance(error, CortexError | OSError):
+        log.warning("will be tried again: %s", error)
+    else:
+        log.error("a fault of ours, will be tried again", exc_info=error)
 
 
 def main() -> int:
@@ -461,8 +598,10 @@ def main() -> int:
         _log_to_file(layout)
         setproctitle.setproctitle(f"cortex-agent {settings.home}")
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _raise_file_limit()
+        processes.remove_unfinished(layout.home, layout.agent_file.name)
         processes.write_identity(layout.agent_file, processes.own_identity())
-        asyncio.run(_run(settings, layout))
+        asyncio.run(_run(settings, layout, lock))
     except (CortexError, OSError) as error:
         log.exception("the agent could not start")
         sys.stderr.write(f"{error}\n")
@@ -470,7 +609,7 @@ def main() -> int:
     return 0
 
 
-async def _run(settings: Settings, layout: HomeLayout) -> None:
+async def _run(settings: Settings, layout: HomeLayout, lock: int) -> None:
     clock = SystemClock()
     agent: Agent
     ingress = Ingress(
@@ -480,7 +619,8 @@ async def _run(settings: Settings, layout: HomeLayout) -> None:
         clock=clock,
         on_change=lambda: agent.note_change(),
     )
-    agent = Agent(settings=settings, layout=layout, clock=clock, store=ArtifactStore(layout.artifacts), ingress=ingress)
+    store = ArtifactStore(layout.artifacts)
+    agent = Agent(settings=settings, layout=layout, clock=clock, store=store, ingress=ingress, lock=lock)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, agent.stop, -1.0)
     await agent.run()
@@ -495,6 +635,15 @@ def _sole_agent(layout: HomeLayout) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _raise_file_limit() -> None:
+    """Each replica costs us, the keeper and HAProxy some descriptors, and many systems start at 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _log_to_file(layout: HomeLayout) -> None:

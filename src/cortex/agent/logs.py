@@ -1,10 +1,15 @@
-"""Reading what the replicas of an api wrote, in time order, across attempts, versions and rotated files."""
+"""
+Reading what the replicas of an api wrote, in time order, across attempts, versions and rotated files; and removing
+what replicas that are gone wrote long ago.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,7 +21,9 @@ from cortex.wire.logline import LoggedLine, parse_line
 MAX_LINES = 10_000
 """Most lines in one answer; the cursor leads on."""
 MAX_TAIL_BYTES = 4 * 2**20
-"""How far back a tail looks in one file."""
+"""How far back a tail looks in one file, and how much of one file a single answer follows."""
+MAX_PROCESS_LOG_BYTES = 10 * 2**20
+"""What one of our own processes may have printed before it is cut."""
 _ROTATED = re.compile(r"(?P<replica>.+)\.log(\.(?P<age>\d+))?")
 
 
@@ -68,7 +75,7 @@ class LogReader:
     def _read_file(
         self, file: Path, replica: ReplicaId, request: ReadLogs, offset: int | None, following: bool
     ) -> tuple[list[LogLine], int]:
-        """The wanted lines of one file, and how far it has been read: always to the end of a line."""
+        """The wanted lines of one file, and how far it has been read: to the end of a line."""
         with file.open("rb") as stream:
             size = stream.seek(0, 2)
             first = offset if following and offset is not None else 0
@@ -77,14 +84,57 @@ class LogReader:
             if first > size:
                 first = 0  # cut short by someone else: begin again
             stream.seek(first)
-            content = stream.read(size - first)
+            content = stream.read(min(size - first, MAX_TAIL_BYTES) if following else size - first)
         complete = content.rfind(b"\n") + 1
+        if following:
+            # What does not fit comes with the next answer.
+            complete = _end_of_line(content, MAX_LINES) or complete
+            if not complete and len(content) == MAX_TAIL_BYTES:
+                complete = len(content)  # no line of ours
         lines = list(_wanted(content[:complete], replica, request, started_midway=first > 0 and not following))
         return lines[-MAX_LINES:], first + complete
 
 
+def clean_up(
+    folder: Path, alive: Collection[ReplicaId], *, keep_bytes: int, keep_s: float, now_wall_s: float
+) -> tuple[Path, ...]:
+    """
+    Remove logs of replicas that are gone: those nobody wrote to for `keep_s`, and the oldest beyond `keep_bytes`.
+
+    Returns:
+        The files removed.
+    """
+    gone: list[tuple[float, int, Path]] = []
+    for file in folder.iterdir() if folder.is_dir() else ():
+        match = _ROTATED.fullmatch(file.name)
+        if match is None or match["replica"] in alive:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            found = file.stat()
+            gone.append((found.st_mtime, found.st_size, file))
+    removed = []
+    kept_bytes = 0
+    for written_s, size, file in sorted(gone, reverse=True):
+        kept_bytes += size
+        if kept_bytes > keep_bytes or now_wall_s - written_s > keep_s:
+            file.unlink(missing_ok=True)
+            removed.append(file)
+    return tuple(removed)
+
+
+def cut_process_logs(folder: Path) -> None:
+    """Empty what our own processes print to, once it is large; their proper logs rotate by themselves."""
+    for pattern in ("*.out", "launcher-*.log"):
+        for file in folder.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):
+                if file.stat().st_size > MAX_PROCESS_LOG_BYTES:
+                    os.truncate(file, 0)  # whoever prints there appends
+
+
 def _wanted(content: bytes, replica: ReplicaId, request: ReadLogs, *, started_midway: bool) -> Iterator[LogLine]:
-    raw_lines = content.split(b"\n")[:-1]
+    raw_lines = content.split(b"\n")
+    if not raw_lines[-1]:
+        raw_lines.pop()
     if started_midway:
         raw_lines = raw_lines[1:]
     last_s = 0.0
@@ -96,6 +146,16 @@ def _wanted(content: bytes, replica: ReplicaId, request: ReadLogs, *, started_mi
         if request.request is not None and line.request != request.request:
             continue
         yield _shown(line, replica, last_s)
+
+
+def _end_of_line(content: bytes, number: int) -> int:
+    """Where the line of this number ends; 0 when there are fewer."""
+    end = 0
+    for _ in range(number):
+        end = content.find(b"\n", end) + 1
+        if not end:
+            break
+    return end
 
 
 def _shown(line: LoggedLine, replica: ReplicaId, wall_s: float) -> LogLine:

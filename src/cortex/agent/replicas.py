@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -21,7 +22,7 @@ from typing import Protocol
 import msgspec
 
 from cortex import processes
-from cortex.agent import channel
+from cortex.agent import channel, recovery
 from cortex.agent.launchers import ForkRefused, Launcher, LauncherLost, Launchers
 from cortex.agent.safekeeping import Safekeeping
 from cortex.clock import Clock
@@ -31,7 +32,8 @@ from cortex.ids import ReplicaId, socket_stem
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout, Settings
 from cortex.wire.build import BuildSpec
-from cortex.wire.launch import Ask, AskListener, ChildExited, Drain, ReplicaSpec, ReplicaStatus
+from cortex.wire.framing import UNREADABLE, close_all
+from cortex.wire.launch import Ask, ChildExited, Drain, ReplicaSpec, ReplicaStatus
 from cortex.wire.orders import StartReplica
 from cortex.wire.reports import ExitReport, Phase, ReplicaReport
 from cortex.wire.stats import EXIT_FILE_SUFFIX, LastWords
@@ -45,7 +47,16 @@ EXIT_STATUS_WAIT_S = 0.3
 KILL_AFTER_S = 2.0
 """A replica that was told to end and is not serving gets this long before SIGKILL."""
 LAUNCH_TRIES = 3
+ORPHAN_TIMEOUT_S = 30.0
+"""A child whose launcher died over the fork gets this long to say that it is there."""
 SLOT_CLOSE_TIMEOUT_S = 5.0
+STILL_BEATS = 2
+"""
+A replica's event loop hangs when this many answers in a row say that it stood still. One may come right after the
+machine was suspended, from the thread that woke up first.
+"""
+OUR_OWN_LIMITS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
+"""Why we cannot connect, when that says nothing about the replica."""
 
 
 class Resolver(Protocol):
@@ -62,6 +73,8 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
     order: StartReplica
     identity: ProcessIdentity | None = None
     was_ready: bool = False
+    draining: bool = False
+    """It was told to end, or is about to be."""
     started_wall_s: float = 0.0
 
 
@@ -95,6 +108,15 @@ class Replica:
     hold_expired: bool = False
     """Nobody will come soon: requests are not held for this slot any more."""
     stopping: bool = False
+    leaving: bool = False
+    """It ends in order, and not because we asked it to."""
+    forgotten: bool = False
+    unwritten: bool = False
+    """Its record on disk is out of date."""
+    still_beats: int = 0
+    launching: asyncio.Task[None] | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once its process is gone, or there will be none."""
     oom_kills_before: int = 0
     rss_bytes: int = 0
     peak_rss_bytes: int = 0
@@ -108,6 +130,10 @@ class Replica:
     @property
     def stem(self) -> str:
         return socket_stem(self.order.replica)
+
+    @property
+    def key(self) -> tuple[ReplicaId, int]:
+        return self.order.replica, self.order.attempt
 
     @property
     def label(self) -> str:
@@ -148,8 +174,12 @@ class Replicas:
         self._on_change = on_change
         self._replicas: dict[ReplicaId, Replica] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._exit_statuses: dict[int, ChildExited] = {}
-        self._exit_waiters: dict[int, asyncio.Event] = {}
+        self._launching: dict[ReplicaId, asyncio.Task[None]] = {}
+        """The last one of each id, forgotten replicas included."""
+        self._exit_statuses: dict[tuple[ReplicaId, int], ChildExited] = {}
+        """How processes ended, by replica and attempt, until somebody asks."""
+        self._exit_waiters: dict[tuple[ReplicaId, int], asyncio.Event] = {}
+        self._checked_s = clock.monotonic_s()
         self.safekeeping = Safekeeping(layout)
         self.launchers = Launchers(
             settings=settings,
@@ -170,27 +200,41 @@ class Replicas:
     # ---- orders -------------------------------------------------------------------------------------------------
 
     def start(self, order: StartReplica) -> None:
-        """Carry out a start order; see `StartReplica` for what repeats do."""
+        """
+        Carry out a start order; see `StartReplica` for what repeats do.
+
+        Raises:
+            OSError: its slot cannot be bound; nothing was done.
+        """
         known = self._replicas.get(order.replica)
         if known is not None and (known.order.attempt >= order.attempt or known.phase is not Phase.EXITED):
             return
-        if known is None:
-            slot, inode = self._bind_slot(order.replica)
-            replica = Replica(order=order, slot=slot, slot_inode=inode)
+        if known is not None and self._is_reachable(known):
+            slot, inode = known.slot, known.slot_inode
         else:
-            replica = Replica(
-                order=order,
-                slot=known.slot,
-                slot_inode=known.slot_inode,
-                unready_since_s=known.unready_since_s,
-                hold_expired=known.hold_expired,
-            )
+            slot, inode = self._bind_slot(order.replica)
+        replica = Replica(order=order, slot=slot, slot_inode=inode)
+        if known is not None:
+            replica.unready_since_s = known.unready_since_s
+            replica.hold_expired = known.hold_expired
+            self._exit_file(known.order).unlink(missing_ok=True)
+            if known.slot is not slot:
+                self._turn_away_waiting(known)
+                known.slot.close()
+        self._exit_file(order).unlink(missing_ok=True)
         replica.started_wall_s = self._clock.wall_s()
         replica.oom_kills_before = machine.oom_kills()
         self._replicas[order.replica] = replica
         self._set_phase(replica, Phase.STARTING)
         self._remember(replica)
-        self._spawn(replica, self._launch(replica))
+        before = self._launching.get(order.replica)
+        launching = self._spawn(replica, self._launch(replica, before))
+        replica.launching = self._launching[order.replica] = launching
+        launching.add_done_callback(lambda task: self._launched(order.replica, task))
+
+    def _launched(self, replica_id: ReplicaId, task: asyncio.Task[None]) -> None:
+        if self._launching.get(replica_id) is task:
+            del self._launching[replica_id]
 
     def drain(self, replica_id: ReplicaId, timeout_s: float) -> None:
         """Take it out of rotation, let it finish, end it."""
@@ -199,6 +243,7 @@ class Replicas:
             return
         replica.stopping = True
         self._set_phase(replica, Phase.DRAINING)
+        self._remember(replica)
         self._spawn(replica, self._drain(replica, timeout_s))
 
     def forget(self, replica_id: ReplicaId) -> None:
@@ -206,33 +251,46 @@ class Replicas:
         replica = self._replicas.pop(replica_id, None)
         if replica is None:
             return
+        replica.forgotten = True
         self._kill(replica, signal.SIGKILL)
         for task in replica.tasks:
-            task.cancel()
-        self._unwatch(replica)
-        self._record_file(replica.stem).unlink(missing_ok=True)
+            if task is not replica.launching:  # whoever forks has to learn what was forked, to end it
+                task.cancel()
         self._on_change()
-        closing = asyncio.ensure_future(_logged(self._close_slot(replica), replica.label))
+        closing = asyncio.ensure_future(_logged(self._close(replica), replica.label))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 
-    async def _close_slot(self, replica: Replica) -> None:
+    async def _close(self, replica: Replica) -> None:
         """Requests may still wait there: the ingress has to have somewhere else to send them before they are let go."""
         try:
-            async with asyncio.timeout(SLOT_CLOSE_TIMEOUT_S):
-                await self._settle_routes()
-        except TimeoutError:
-            log.warning("%s: the ingress did not let go of its slot", replica.label)
-        self._turn_away_waiting(replica)
-        if replica.id not in self._replicas:
-            self.safekeeping.release(replica.id)
-        path = self._layout.slot_socket(replica.stem)
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ino == replica.slot_inode:
-                path.unlink()
-        if replica.id not in self._replicas:
-            self._layout.control_socket(replica.stem).unlink(missing_ok=True)
+            try:
+                async with asyncio.timeout(SLOT_CLOSE_TIMEOUT_S):
+                    await self._settle_routes()
+            except TimeoutError:
+                log.warning("%s: the ingress did not let go of its slot", replica.label)
+            self._turn_away_waiting(replica)
+            if replica.launching is not None:
+                await asyncio.wait([replica.launching])
+            if replica.pidfd is not None and not await _ends(replica, SLOT_CLOSE_TIMEOUT_S):
+                log.warning("%s: its process does not end", replica.label)
+        finally:
+            self._let_go(replica)
+
+    def _let_go(self, replica: Replica) -> None:
+        """Close and remove everything of a forgotten replica, but for what its successor of the same id has by now."""
+        self._unwatch(replica)
+        self._exit_statuses.pop(replica.key, None)
+        slot = self._layout.slot_socket(replica.stem)
+        if self._is_reachable(replica):
+            slot.unlink(missing_ok=True)
         replica.slot.close()
+        if replica.id in self._replicas:
+            return
+        self.safekeeping.release(replica.id)
+        self._exit_file(replica.order).unlink(missing_ok=True)
+        self._layout.control_socket(replica.stem).unlink(missing_ok=True)
+        self._record_file(replica.stem).unlink(missing_ok=True)  # last: until then a successor of ours finds the rest
 
     async def closed(self) -> None:
         """Wait until the slots of forgotten replicas are closed."""
@@ -271,137 +329,182 @@ class Replicas:
     # ---- after our own restart ----------------------------------------------------------------------------------
 
     async def adopt(self) -> None:
-        """Find the replicas that a former agent left behind, with their sockets."""
-        await self.launchers.adopt()
-        held = await self.safekeeping.recover()
-        folder = self._layout.node / "replicas"
-        records = []
-        for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-            try:
-                records.append(msgspec.json.decode(file.read_bytes(), type=ReplicaRecord))
-            except (OSError, msgspec.MsgspecError) as error:
-                log.warning("a replica's record cannot be read: %s: %s", file, error)
+        """Find the replicas that a former agent left behind, with their sockets, and clear away what nobody needs."""
+        _met, held = await asyncio.gather(self.launchers.adopt(), self.safekeeping.recover())
+        records = self._read_records()
         await asyncio.gather(*(self._adopt(record, held) for record in records))
         for replica, sock in held.items():
             log.info("a slot is of no use any more: %s", replica)
             self.safekeeping.release(replica)
             sock.close()
+        await self._clear_strays()
         self._on_change()
+
+    def _read_records(self) -> list[ReplicaRecord]:
+        folder = self._layout.node / "replicas"
+        processes.remove_unfinished(folder)
+        records = []
+        for file in sorted(folder.glob("*.json")):
+            try:
+                records.append(msgspec.json.decode(file.read_bytes(), type=ReplicaRecord))
+            except (OSError, *UNREADABLE) as error:
+                log.error("a replica's record cannot be read and is dropped: %s: %s", file, error)
+                file.unlink(missing_ok=True)
+        return records
 
     async def _adopt(self, record: ReplicaRecord, held: dict[ReplicaId, socket.socket]) -> None:
         order = record.order
-        stem = socket_stem(order.replica)
-        status, listener = await self._ask_for_listener(stem)
-        if status is not None and (status.replica, status.attempt) != (order.replica, order.attempt):
-            status = None
-        slot = held.pop(order.replica, None) or listener
-        if slot is listener:
-            listener = None
-        if listener is not None:
-            listener.close()
-        path = self._layout.slot_socket(stem)
-        if slot is None or not path.exists():
-            slot, inode = self._bind_slot(order.replica)
-        else:
+        path = self._layout.slot_socket(socket_stem(order.replica))
+        answer = await self._ask(socket_stem(order.replica))
+        status = answer.status
+        runs = status is not None and (status.replica, status.attempt) == (order.replica, order.attempt)
+        if status is not None and not runs:
+            log.warning("%s runs in place of attempt %s and is ended", status.replica, order.attempt)
+            processes.send_signal(_identity_of(status), signal.SIGKILL)
+        identity = _identity_of(status) if status is not None and runs else record.identity
+        kept = held.pop(order.replica, None)
+        slot, spare = (answer.listener, kept) if runs else (kept, answer.listener)
+        if spare is not None:
+            spare.close()
+        # One that does not answer in time may be well, as the machine may be busy: its health will be seen to.
+        lives = identity is not None and processes.is_alive(identity) and (runs or answer.silent)
+        if slot is not None and recovery.leads_somewhere(path):
+            slot.setblocking(False)
             inode = path.stat().st_ino
             self.safekeeping.hold(order.replica, slot)
+        else:
+            if slot is not None:
+                _turn_away(slot)
+                slot.close()
+            slot, inode = self._bind_slot(order.replica)
+            lives = False  # what runs has a socket that nobody can reach
         replica = Replica(
             order=order,
             slot=slot,
             slot_inode=inode,
+            identity=identity,
             was_ready=record.was_ready,
+            # One that goes on although it was to be drained was not told yet, and will be again.
+            stopping=record.draining and (not runs or _drains(status)),
             started_wall_s=record.started_wall_s,
         )
         replica.oom_kills_before = machine.oom_kills()
-        replica.phase_since_s = self._clock.monotonic_s()
+        replica.phase_since_s = replica.progress_since_s = replica.answered_s = self._clock.monotonic_s()
         self._replicas[order.replica] = replica
-        if status is not None:
-            replica.identity = ProcessIdentity(
-                pid=status.pid, start_ticks=status.start_ticks, boot_id=processes.boot_id()
-            )
-            log.info("adopted %s, pid %s", replica.label, status.pid)
-            if self._watch(replica):
+        if lives and self._watch(replica):
+            log.info("adopted %s, pid %s", replica.label, identity.pid if identity else None)
+            if status is not None and runs:
                 self._status_received(replica, status)
-                await self._connect_control(replica)
-                return
-        if record.identity is not None and processes.send_signal(record.identity, signal.SIGKILL):
-            log.warning("%s did not answer and was ended", replica.label)
-        if record.was_ready:
-            self._hold(replica)
-        said = self._said_at_exit(replica)
-        self._finish(replica, ExitReport(wall_s=self._clock.wall_s(), **said))  # type: ignore[arg-type]
+            elif replica.stopping:
+                self._set_phase(replica, Phase.DRAINING)
+            else:
+                self._set_phase(replica, Phase.READY if record.was_ready else Phase.LOADING)
+            await self._connect_control(replica)
+            return
+        if identity is None:
+            if record.was_ready:
+                self._hold(replica)
+            said = self._said_at_exit(replica)
+            self._finish(replica, ExitReport(wall_s=self._clock.wall_s(), **said))  # type: ignore[arg-type]
+            return
+        if processes.send_signal(identity, signal.SIGKILL):
+            log.warning("%s cannot be adopted and was ended", replica.label)
+        await self._ended(replica)
 
-    async def _ask_for_listener(self, stem: str) -> tuple[ReplicaStatus | None, socket.socket | None]:
-        """What answers on a replica's control socket, if anything does, and its listening socket."""
-        answer: asyncio.Future[tuple[ReplicaStatus, socket.socket]] = asyncio.get_running_loop().create_future()
+    async def _ask(self, stem: str) -> recovery.Answer:
+        return await recovery.ask(self._layout.control_socket(stem), timeout_s=self._settings.hung_after_s)
 
-        def received(payload: bytes, fds: list[int]) -> None:
-            if fds and not answer.done():
-                answer.set_result((_STATUS.decode(payload), socket.socket(fileno=fds.pop(0))))
-            for fd in fds:
-                os.close(fd)
-
-        def closed() -> None:
-            if not answer.done():
-                answer.set_exception(ConnectionResetError())
-
-        try:
-            conn = await channel.connect(
-                self._layout.control_socket(stem), on_frame=received, on_close=closed, timeout_s=2.0
-            )
-        except OSError:
-            return None, None
-        conn.send(msgspec.json.encode(AskListener()))
-        try:
-            async with asyncio.timeout(self._settings.hung_after_s):
-                return await answer
-        except (OSError, msgspec.MsgspecError):
-            return None, None
-        finally:
-            conn.close()
+    async def _clear_strays(self) -> None:
+        """End what runs without a record, and remove the files of replicas that are gone."""
+        known = {replica.stem for replica in self}
+        for path in self._layout.sockets.glob("c-*.sock"):
+            if path.stem.removeprefix("c-") in known:
+                continue
+            answer = await recovery.ask(path, timeout_s=self._settings.hung_after_s)
+            answer.close()
+            if answer.status is not None:
+                log.warning("%s runs, but nobody knows why: it is ended", answer.status.replica)
+                processes.send_signal(_identity_of(answer.status), signal.SIGKILL)
+            path.unlink(missing_ok=True)
+        for path in self._layout.sockets.glob("r-*.sock"):
+            if path.stem.removeprefix("r-") not in known:
+                path.unlink(missing_ok=True)
+        said = {self._exit_file(replica.order).name for replica in self}
+        for file in self._layout.stats.glob(f"*{EXIT_FILE_SUFFIX}"):
+            if file.name not in said:
+                file.unlink(missing_ok=True)
+        processes.remove_unfinished(self._layout.stats, f"*{EXIT_FILE_SUFFIX}")
 
     # ---- starting -----------------------------------------------------------------------------------------------
 
-    async def _launch(self, replica: Replica) -> None:
+    async def _launch(self, replica: Replica, before: asyncio.Task[None] | None) -> None:
+        """
+        From an order to a process that is watched.
+
+        Args:
+            before: the same of an earlier replica of this id, which may be forgotten before it is over.
+        """
+        if before is not None:
+            await asyncio.wait([before])
         build = replica.order.build
         try:
             model, project = await asyncio.to_thread(self._resolve, build)
             spec = self.replica_spec(replica.order, model, project)
-            launcher = self._launcher_of(build)
-            for tries_left in reversed(range(LAUNCH_TRIES)):
-                try:
-                    pid = await self._fork(launcher, spec, replica)
-                    break
-                except LauncherLost:
-                    # It may have forked before it died: then the child answers on the control socket.
-                    status, listener = await self._ask_for_listener(replica.stem)
-                    if listener is not None:
-                        listener.close()
-                    if status is not None and status.attempt == replica.order.attempt:
-                        pid = status.pid
-                        break
-                    if not tries_left:
-                        raise
+            pid = await self._forked_once(self._launcher_of(build), spec, replica)
         except (CortexError, OSError) as error:
             problem = error.problem() if isinstance(error, CortexError) else _os_problem(error)
             log.error("%s could not be started: %s", replica.label, problem.message)
             self._finish(replica, ExitReport(wall_s=self._clock.wall_s(), problem=problem))
             return
-        replica.identity = processes.identify(pid)
-        if replica.identity is None:
-            pid_only = ProcessIdentity(pid=pid, start_ticks=-1, boot_id=processes.boot_id())
-            replica.identity = pid_only
-            await self._ended(replica)
+        if pid is None:
+            self._finish(replica, ExitReport(wall_s=self._clock.wall_s(), drained=True))
             return
-        self._remember(replica)
+        gone = ProcessIdentity(pid=pid, start_ticks=-1, boot_id=processes.boot_id())
+        replica.identity = processes.identify(pid) or gone
+        replica.answered_s = self._clock.monotonic_s()
         if not self._watch(replica):
             await self._ended(replica)
             return
+        if replica.forgotten:
+            self._kill(replica, signal.SIGKILL)
+            return
+        self._remember(replica)
         if replica.phase is Phase.STARTING:
             self._set_phase(replica, Phase.LOADING)
-        if replica.stopping:
-            self._kill(replica, signal.SIGTERM)
         await self._connect_control(replica)
+
+    async def _forked_once(self, launcher: Launcher, spec: ReplicaSpec, replica: Replica) -> int | None:
+        """
+        Have the process forked, once, even by a launcher that dies over it; returns its pid.
+
+        Returns:
+            None when nobody wants it any more; nothing was forked.
+        """
+        for tries_left in reversed(range(LAUNCH_TRIES)):
+            if replica.stopping or replica.forgotten:
+                return None
+            try:
+                return await self._fork(launcher, spec, replica)
+            except LauncherLost:
+                pid = await self._orphan(replica)
+                if pid is not None:
+                    return pid
+                if not tries_left:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _orphan(self, replica: Replica) -> int | None:
+        """The child that a launcher forked before it died; None when there is none, and never will be."""
+        deadline_s = self._clock.monotonic_s() + ORPHAN_TIMEOUT_S
+        while True:
+            answer = await self._ask(replica.stem)
+            answer.close()
+            if answer.status is not None:
+                return answer.status.pid if answer.status.attempt == replica.order.attempt else None
+            if not answer.silent:
+                return None
+            if self._clock.monotonic_s() > deadline_s:
+                raise LauncherLost("the launcher ended over the fork, and what it forked does not answer")
 
     async def _fork(self, launcher: Launcher, spec: ReplicaSpec, replica: Replica) -> int:
         path = self._layout.control_socket(replica.stem)
@@ -440,13 +543,28 @@ class Replicas:
 
     def _bind_slot(self, replica: ReplicaId) -> tuple[socket.socket, int]:
         path = self._layout.slot_socket(socket_stem(replica))
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         path.unlink(missing_ok=True)
         slot = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        slot.setblocking(False)
-        slot.bind(str(path))
-        slot.listen(SLOT_BACKLOG)
+        try:
+            slot.setblocking(False)
+            slot.bind(str(path))
+            slot.listen(SLOT_BACKLOG)
+            inode = path.stat().st_ino
+        except OSError:
+            slot.close()
+            raise
         self.safekeeping.hold(replica, slot)
-        return slot, path.stat().st_ino
+        return slot, inode
+
+    def _is_reachable(self, replica: Replica) -> bool:
+        """Whether the path of its slot leads to it: somebody may have removed the file, or bound another slot there."""
+        try:
+            return self._layout.slot_socket(replica.stem).stat().st_ino == replica.slot_inode
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
 
     def _launcher_of(self, build: BuildSpec) -> Launcher:
         return self.launchers.get(build.model.format, build.env)
@@ -461,11 +579,10 @@ class Replicas:
         if replica.connecting or (replica.control is not None and not replica.control.closed):
             return
         replica.connecting = True
-        replica.answered_s = self._clock.monotonic_s()
 
         def received(payload: bytes, fds: list[int]) -> None:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
+            fds.clear()
             if self._replicas.get(replica.id) is replica:
                 self._status_received(replica, _STATUS.decode(payload))
 
@@ -478,8 +595,12 @@ class Replicas:
             )
         except OSError as error:
             log.warning("%s: its control socket does not answer: %s", replica.label, error)
+            if error.errno in OUR_OWN_LIMITS:
+                replica.answered_s = self._clock.monotonic_s()
         finally:
             replica.connecting = False
+        if replica.control is not None and (replica.forgotten or replica.gone):
+            replica.control.close()
 
     def _status_received(self, replica: Replica, status: ReplicaStatus) -> None:
         if status.attempt != replica.order.attempt or replica.phase is Phase.EXITED:
@@ -491,21 +612,38 @@ class Replicas:
             replica.progress = status.progress
             replica.progress_since_s = self._clock.monotonic_s()
             changed = True
-        if status.phase is Phase.READY and not replica.was_ready:
+        if (status.was_ready or status.phase is Phase.READY) and not replica.was_ready:
             replica.was_ready = True
             self._remember(replica)
-        if _order(status.phase) > _order(replica.phase):
-            self._set_phase(replica, status.phase)
+        phase = status.phase
+        if phase is Phase.DRAINING and not replica.stopping:
+            # Whoever told it to end was not us: until it has ended it is what it was before.
+            changed = changed or not replica.leaving
+            replica.leaving = True
+            phase = Phase.READY if replica.was_ready else replica.phase
+        if _order(phase) > _order(replica.phase):
+            self._set_phase(replica, phase)
         elif changed:
             self._on_change()
 
     async def check_health(self) -> None:
-        """Ask each replica how it is; end those that hang, are overdue or do not get on with starting."""
-        now_s = self._clock.monotonic_s()
+        """
+        Ask each replica how it is; end those that hang, are overdue or do not get on with starting.
+
+        Time in which we ourselves did not run (a busy or suspended machine) is not held against them.
+        """
+        now_s, interval_s = self._clock.monotonic_s(), self._settings.health_interval_s
+        late_s = max(0.0, now_s - self._checked_s - interval_s)
         for replica in self:
+            if replica.answered_s <= self._checked_s:
+                replica.answered_s += late_s
+            replica.progress_since_s += late_s
+            if replica.unwritten:
+                self._remember(replica)
             if replica.gone or replica.identity is None:
                 continue
             self._sample_usage(replica)
+            self._note_beat(replica)
             problem = self._complaint(replica, now_s)
             if problem is not None and replica.ended_by_us is None:
                 log.error("%s is ended: %s", replica.label, problem.message)
@@ -515,6 +653,15 @@ class Replicas:
                 self._spawn(replica, self._connect_control(replica))
             else:
                 replica.control.send(_ASK)
+        self._checked_s = now_s
+
+    def _note_beat(self, replica: Replica) -> None:
+        """Count in how many answers in a row the event loop stood still; without a new answer nothing changes."""
+        status = replica.status
+        if status is None or replica.answered_s <= self._checked_s:
+            return
+        still = status.heartbeat_age_s > self._settings.hung_after_s and status.oldest_request_age_s == 0.0
+        replica.still_beats = replica.still_beats + 1 if still else 0
 
     def _complaint(self, replica: Replica, now_s: float) -> Problem | None:
         """Why a replica has to be replaced, if it has to."""
@@ -537,10 +684,15 @@ class Replicas:
                 reference="overdue",
                 message="a request outlived its timeout inside code that cannot be stopped",
             )
-        if status is not None and status.heartbeat_age_s > limit_s and status.oldest_request_age_s == 0.0:
+        if status is not None and replica.still_beats >= STILL_BEATS:
             return Problem(
                 reference="hung",
                 message=f"its event loop stood still for {status.heartbeat_age_s:.0f} s with no request running",
+            )
+        if replica.was_ready and not replica.stopping and not self._is_reachable(replica):
+            return Problem(
+                reference="socket-removed",
+                message=f"the file of its socket was removed: {self._layout.slot_socket(replica.stem)}",
             )
         return None
 
@@ -557,25 +709,29 @@ class Replicas:
     # ---- ending -------------------------------------------------------------------------------------------------
 
     async def _drain(self, replica: Replica, timeout_s: float) -> None:
+        if replica.launching is not None:
+            await asyncio.wait([replica.launching])  # until then there is nobody who could be told
         if not replica.was_ready:
             self._kill(replica, signal.SIGTERM)
-            await asyncio.sleep(KILL_AFTER_S)
-            self._kill(replica, signal.SIGKILL)
+            if not await _ends(replica, KILL_AFTER_S):
+                self._kill(replica, signal.SIGKILL)
             return
+        deadline_s = self._clock.monotonic_s() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):
                 await self._quiesced(replica.stem)
         except TimeoutError:
             log.warning("%s: the ingress still had requests for it after %s s", replica.label, timeout_s)
+        left_s = max(0.0, deadline_s - self._clock.monotonic_s())
         if replica.control is None:
             await self._connect_control(replica)
         if replica.control is not None:
-            replica.control.send(msgspec.json.encode(Drain(timeout_s=timeout_s)))
+            replica.control.send(msgspec.json.encode(Drain(timeout_s=left_s)))
         else:
             self._kill(replica, signal.SIGTERM)
-        await asyncio.sleep(timeout_s + KILL_AFTER_S)
-        log.warning("%s did not end in %s s and is killed", replica.label, timeout_s + KILL_AFTER_S)
-        self._kill(replica, signal.SIGKILL)
+        if not await _ends(replica, left_s + KILL_AFTER_S):
+            log.warning("%s did not end in %.0f s and is killed", replica.label, left_s + KILL_AFTER_S)
+            self._kill(replica, signal.SIGKILL)
 
     def _kill(self, replica: Replica, number: signal.Signals) -> None:
         if replica.pidfd is not None:
@@ -585,13 +741,19 @@ class Replicas:
     def _watch(self, replica: Replica) -> bool:
         """Notice the process's end. False: it has ended already."""
         assert replica.identity is not None
-        replica.pidfd = processes.open_pidfd(replica.identity)
+        try:
+            replica.pidfd = processes.open_pidfd(replica.identity)
+        except OSError as error:
+            log.error("%s cannot be watched and is ended: %s", replica.label, error)
+            os.kill(replica.identity.pid, signal.SIGKILL)
         if replica.pidfd is None:
             return False
 
         def readable() -> None:
             self._unwatch(replica)
-            self._spawn(replica, self._ended(replica))
+            replica.ended.set()
+            if not replica.forgotten:
+                self._spawn(replica, self._ended(replica))
 
         asyncio.get_running_loop().add_reader(replica.pidfd, readable)
         return True
@@ -605,8 +767,9 @@ class Replicas:
             replica.control.close()
 
     def _child_exited(self, message: ChildExited) -> None:
-        self._exit_statuses[message.pid] = message
-        waiter = self._exit_waiters.get(message.pid)
+        key = (message.replica, message.attempt)
+        self._exit_statuses[key] = message
+        waiter = self._exit_waiters.get(key)
         if waiter is not None:
             waiter.set()
         while len(self._exit_statuses) > 1000:
@@ -615,24 +778,23 @@ class Replicas:
     async def _ended(self, replica: Replica) -> None:
         """The process is gone: find out how, and say so."""
         assert replica.identity is not None
-        pid = replica.identity.pid
         replica.gone = True
         if replica.was_ready and not replica.stopping:
             # Out of rotation before anything else; how it ended can wait.
             self._hold(replica)
             self._on_change()
-        status = self._exit_statuses.get(pid)
+        status = self._exit_statuses.get(replica.key)
         if status is None:
-            waiter = self._exit_waiters.setdefault(pid, asyncio.Event())
+            waiter = self._exit_waiters.setdefault(replica.key, asyncio.Event())
             try:
                 async with asyncio.timeout(EXIT_STATUS_WAIT_S):
                     await waiter.wait()
             except TimeoutError:
                 pass
             finally:
-                self._exit_waiters.pop(pid, None)
-            status = self._exit_statuses.get(pid) or _reap(pid)
-        self._exit_statuses.pop(pid, None)
+                self._exit_waiters.pop(replica.key, None)
+            status = self._exit_statuses.get(replica.key) or _reap(replica.identity.pid)
+        self._exit_statuses.pop(replica.key, None)
         said = self._said_at_exit(replica)
         if replica.ended_by_us is not None:
             said = {"problem": replica.ended_by_us, "permanent": replica.ended_by_us.reference == "start-timeout"}
@@ -655,17 +817,16 @@ class Replicas:
             return
         replica.exit = exit_report
         replica.gone = True
+        replica.ended.set()
         self._set_phase(replica, Phase.EXITED)
         log.info("%s ended: %s", replica.label, describe_exit(exit_report))
 
     def _said_at_exit(self, replica: Replica) -> dict[str, object]:
         """What the replica left in writing about its end: it outlives a moment without an agent."""
-        file = self._stats_file(replica.order).with_name(self._stats_file(replica.order).name + EXIT_FILE_SUFFIX)
         try:
-            said = msgspec.json.decode(file.read_bytes(), type=LastWords)
-        except (OSError, msgspec.MsgspecError):
+            said = msgspec.json.decode(self._exit_file(replica.order).read_bytes(), type=LastWords)
+        except (OSError, *UNREADABLE):
             return {}
-        file.unlink(missing_ok=True)
         return {"problem": said.problem, "permanent": said.permanent}
 
     # ---- holding requests ---------------------------------------------------------------------------------------
@@ -694,12 +855,7 @@ class Replicas:
 
     def _turn_away_waiting(self, replica: Replica) -> None:
         """Close the connections that wait in a slot's backlog: the ingress then tries elsewhere or answers 503."""
-        try:
-            while True:
-                waiting, _ = replica.slot.accept()
-                waiting.close()
-        except OSError:
-            return
+        _turn_away(replica.slot)
 
     # ---- small things -------------------------------------------------------------------------------------------
 
@@ -714,24 +870,37 @@ class Replicas:
     def _stats_file(self, order: StartReplica) -> Path:
         return self._layout.stats / f"{order.replica}.{order.attempt}.json"
 
+    def _exit_file(self, order: StartReplica) -> Path:
+        """The replica's last words. They stay until its next attempt: a successor of ours may ask again."""
+        return self._layout.stats / f"{order.replica}.{order.attempt}.json{EXIT_FILE_SUFFIX}"
+
     def _record_file(self, stem: str) -> Path:
         return self._layout.node / "replicas" / f"{stem}.json"
 
     def _remember(self, replica: Replica) -> None:
+        """Write its record. What cannot be written now (a full disk) is tried again, and keeps nobody from serving."""
         file = self._record_file(replica.stem)
-        file.parent.mkdir(mode=0o700, exist_ok=True)
         record = ReplicaRecord(
             order=replica.order,
             identity=replica.identity,
             was_ready=replica.was_ready,
+            draining=replica.stopping,
             started_wall_s=replica.started_wall_s,
         )
-        processes.write_identity(file, record)
+        try:
+            file.parent.mkdir(mode=0o700, exist_ok=True)
+            processes.write_identity(file, record)
+        except OSError as error:
+            log.error("%s: its record cannot be written: %s", replica.label, error)
+            replica.unwritten = True
+        else:
+            replica.unwritten = False
 
-    def _spawn(self, replica: Replica, work: Awaitable[None]) -> None:
+    def _spawn(self, replica: Replica, work: Awaitable[None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(_logged(work, replica.label))
         replica.tasks.add(task)
         task.add_done_callback(replica.tasks.discard)
+        return task
 
 
 _STATUS = msgspec.json.Decoder(ReplicaStatus)
@@ -758,6 +927,34 @@ def describe_exit(report: ExitReport) -> str:
     if report.code is not None:
         return f"exit code {report.code}"
     return "ended while nobody watched"
+
+
+def _identity_of(status: ReplicaStatus) -> ProcessIdentity:
+    return ProcessIdentity(pid=status.pid, start_ticks=status.start_ticks, boot_id=processes.boot_id())
+
+
+def _drains(status: ReplicaStatus | None) -> bool:
+    return status is not None and status.phase is Phase.DRAINING
+
+
+async def _ends(replica: Replica, timeout_s: float) -> bool:
+    """Wait for a replica's process to end; False when it still runs after `timeout_s`."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await replica.ended.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _turn_away(slot: socket.socket) -> None:
+    """Close every connection that waits in a listening socket's backlog."""
+    try:
+        while True:
+            waiting, _ = slot.accept()
+            waiting.close()
+    except OSError:
+        return
 
 
 def _order(phase: Phase) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +25,7 @@ from cortex.wire.agent import (
     StopAgent,
     Stopping,
 )
-from cortex.wire.framing import LENGTH, MAX_FRAME_BYTES
+from cortex.wire.framing import LENGTH, MAX_FRAME_BYTES, UNREADABLE
 from cortex.wire.launch import InspectReport
 from cortex.wire.orders import Orders
 from cortex.wire.reports import AgentReport
@@ -36,35 +37,56 @@ class StaleEpoch(Exception):
     """Orders from a control plane that is no longer in charge."""
 
 
+class Ending(Exception):
+    """The agent is on its way out and begins nothing new."""
+
+
 class Service(Protocol):
     """What the socket's requests are passed on to; `app.Agent` is it."""
 
     def take_orders(self, orders: Orders) -> AgentReport:
-        """Raises StaleEpoch."""
+        """Raises StaleEpoch, Ending, and OSError where one could not be carried out: nor were those after it."""
         ...
 
     async def observe(self, agent: str, serial: int, timeout_s: float) -> AgentReport: ...
-    async def inspect(self, request: InspectBuild) -> InspectReport: ...
+
+    async def inspect(self, request: InspectBuild) -> InspectReport:
+        """Raises Ending."""
+        ...
+
     async def read_logs(self, request: ReadLogs) -> LogLines: ...
     def stop(self, drain_timeout_s: float) -> None: ...
 
 
 async def serve(path: Path, service: Service) -> asyncio.Server:
-    """Listen on the agent's socket, mode 0600."""
-    path.unlink(missing_ok=True)
+    """
+    Listen on the agent's socket, mode 0600, in place of whatever was there.
+
+    Raises:
+        OSError: it cannot be bound.
+    """
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await _talk(reader, writer, service)
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the peer left, or we end
         finally:
             writer.close()
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    server = await asyncio.start_unix_server(connected, path)
-    path.chmod(0o600)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(temporary))
+        temporary.chmod(0o600)
+        server = await asyncio.start_unix_server(connected, sock=listener)
+        temporary.rename(path)  # whoever finds it, finds someone who listens
+    except OSError:
+        listener.close()
+        raise
     return server
 
 
@@ -86,7 +108,7 @@ async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, serv
 async def _answer(payload: bytes, service: Service) -> AgentReply:
     try:
         request = _REQUESTS.decode(payload)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         return Refused(reason=f"the agent does not understand the request: {error}")
     try:
         match request:
@@ -103,6 +125,8 @@ async def _answer(payload: bytes, service: Service) -> AgentReply:
                 return Stopping()
     except StaleEpoch as error:
         return Refused(reason=str(error), stale_epoch=True)
+    except Ending:
+        return Refused(reason="the agent is ending")
     except Exception as error:
         log.exception("a request failed through a fault of ours: %s", type(request).__name__)
         return Refused(reason=f"the agent failed: {error}")

@@ -8,5 +8,5 @@ answers in under 200 ms. Never imports the control plane, the agent or the repli
 main        entry, the group, settings as flags          command     how a command is declared; common options
 boundary    errors → text and exit codes, fault reports  terminal    where input, output and time come from
 text        words, tables, durations                     live        the moving part of a deploy
-reference   docs/cli.md out of the commands' own help
+reference   docs/cli.md out of the commands' own help   starter     what `cortex init` writes
 """

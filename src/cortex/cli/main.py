@@ -20,7 +20,7 @@ COMPLETE_VARIABLE = "_CORTEX_COMPLETE"
 WIDEST_HELP = 100
 
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Deploy and look", ("deploy", "get", "logs", "predict", "history", "refresh", "delete")),
+    ("Deploy and look", ("init", "deploy", "get", "logs", "predict", "history", "refresh", "delete")),
     ("Environment", ("up", "down", "info")),
     ("Other", ("completion", "schema", "version")),
 )
@@ -29,6 +29,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 NAMES = tuple(name for _, names in SECTIONS for name in names)
 
 EXAMPLES = (
+    ("cortex init model.onnx", "write what it takes to deploy a model"),
     ("cortex deploy", "deploy the nearest cortex.yaml"),
     ("cortex get", "see what is deployed and how it is doing"),
     ("cortex predict sklearn sample.json", "ask an api something"),

@@ -11,7 +11,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -36,9 +38,9 @@ from cortex.wire.agent import (
     StopAgent,
 )
 from cortex.wire.build import BuildSpec
-from cortex.wire.framing import receive_frame, send_frame
+from cortex.wire.framing import UNREADABLE, receive_frame, send_frame
 from cortex.wire.launch import InspectReport
-from cortex.wire.orders import Orders
+from cortex.wire.orders import Order, Orders
 from cortex.wire.reports import AgentReport
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,14 @@ OBSERVE_TIMEOUT_S = 5.0
 """A long poll this long keeps usage figures fresh without costing anything."""
 AGENT_PATIENCE_S = 20.0
 """How long a deploy waits for an agent that does not answer; starting one takes under a second."""
+INSPECT_TRIES = 5
+"""How many agents may die over one inspection."""
+HUNG_AFTER_S = 60.0
+"""An agent whose process runs but that has not answered for this long is killed and started again."""
+ORDERS_MESSAGE_BYTES = 32 * 2**20
+"""Orders carry samples; more of them than this go in several messages, since the agent takes no endless one."""
+FAULT_PAUSE_S = 1.0
+REMEMBERED_AGENTS = 16
 
 
 class AgentUnreachable(RetryLater):
@@ -74,6 +84,8 @@ class LocalAgent:
         self._clock = clock
         self._on_report = on_report
         self._report: AgentReport | None = None
+        self._former: deque[str] = deque(maxlen=REMEMBERED_AGENTS)
+        """Agent processes that another one has followed: what they said before they died may still arrive."""
         self._lock = threading.Lock()
         self._orders_line = _Line(layout)
         self._stopping = threading.Event()
@@ -104,13 +116,14 @@ class LocalAgent:
 
     def order(self, node: NodeId, orders: Orders) -> None:
         """Give orders. Raises AgentUnreachable, or StaleEpoch when someone newer is in charge."""
-        reply = self._orders_line.ask(GiveOrders(orders=orders), timeout_s=30.0)
-        if isinstance(reply, Refused):
-            if reply.stale_epoch:
-                raise StaleEpoch(reply.reason)
-            raise AgentUnreachable(reply.reason)
-        if isinstance(reply, Observed):
-            self._take(reply.report)
+        for message in _messages(orders):
+            reply = self._orders_line.ask(message, timeout_s=30.0)
+            if isinstance(reply, Refused):
+                if reply.stale_epoch:
+                    raise StaleEpoch(reply.reason)
+                raise AgentUnreachable(reply.reason)
+            if isinstance(reply, Observed):
+                self._take(reply.report)
 
     # ---- questions ----------------------------------------------------------------------------------------------
 
@@ -120,14 +133,20 @@ class LocalAgent:
 
         An agent that is just being started, or started again, is waited for. Raises AgentUnreachable.
         """
+        tries_left = INSPECT_TRIES
         patient_until_s = self._clock.monotonic_s() + AGENT_PATIENCE_S
         while True:
+            asked_s = self._clock.monotonic_s()
             try:
                 with contextlib.closing(_Line(self._layout)) as line:
                     reply = line.ask(InspectBuild(build=build, timeout_s=timeout_s), timeout_s=timeout_s + 30.0)
                 break
             except AgentUnreachable:
-                if self._clock.monotonic_s() > patient_until_s or self._stopping.wait(0.05):
+                now_s = self._clock.monotonic_s()
+                if now_s - asked_s > FAULT_PAUSE_S:  # it was there, and died over this or of something else
+                    tries_left -= 1
+                    patient_until_s = now_s + AGENT_PATIENCE_S
+                if not tries_left or now_s > patient_until_s or self._stopping.wait(0.05):
                     raise
         if isinstance(reply, InspectedBuild):
             return reply.report
@@ -144,27 +163,43 @@ class LocalAgent:
     def stop_agent(self, drain_timeout_s: float) -> None:
         """Have everything on the node drained and ended, the agent itself last. Returns when it is gone."""
         self._stopping.set()
-        identity = self._identity()
-        with contextlib.suppress(AgentUnreachable), contextlib.closing(_Line(self._layout)) as line:
-            line.ask(StopAgent(drain_timeout_s=drain_timeout_s), timeout_s=10.0)
-        if identity is None:
-            return
         deadline_s = self._clock.monotonic_s() + drain_timeout_s + 15.0
-        pidfd = processes.open_pidfd(identity)
-        if pidfd is None:
-            return
-        try:
-            _wait_readable(pidfd, max(0.0, deadline_s - self._clock.monotonic_s()))
-        finally:
-            os.close(pidfd)
-        processes.send_signal(identity, signal.SIGKILL)
+        identity = self._told_to_stop(drain_timeout_s, deadline_s)
+        pidfd = processes.open_pidfd(identity) if identity is not None else None
+        if identity is not None and pidfd is not None:
+            try:
+                _wait_readable(pidfd, max(0.0, deadline_s - self._clock.monotonic_s()))
+            finally:
+                os.close(pidfd)
+            if processes.send_signal(identity, signal.SIGKILL):
+                log.error("the agent did not end and was killed, pid %s", identity.pid)
         if self._process is not None:
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5.0)
+
+    def _told_to_stop(self, drain_timeout_s: float, deadline_s: float) -> ProcessIdentity | None:
+        """The agent that was told to end; None when there is none. One that just starts is told once it listens."""
+        while True:
+            identity = self._identity()
+            alive = identity is not None and processes.is_alive(identity)
+            try:
+                with contextlib.closing(_Line(self._layout)) as line:
+                    line.ask(StopAgent(drain_timeout_s=drain_timeout_s), timeout_s=10.0)
+                return self._identity() or identity
+            except AgentUnreachable as error:
+                starting = self._process is not None and self._process.poll() is None
+                if not alive and not starting:
+                    return None
+                if self._clock.monotonic_s() > deadline_s:
+                    log.error("the agent cannot be told to end: %s", error)
+                    return identity
+            time.sleep(0.05)
 
     # ---- watching -----------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         line = _Line(self._layout)
+        silent_since_s: float | None = None
         while not self._stopping.is_set():
             with self._lock:
                 last = self._report
@@ -175,21 +210,35 @@ class LocalAgent:
             )
             try:
                 reply = line.ask(observe, timeout_s=OBSERVE_TIMEOUT_S + 10.0)
+                silent_since_s = None
+                if isinstance(reply, Observed):
+                    self._take(reply.report)
+                else:
+                    self._stopping.wait(0.5)
             except AgentUnreachable:
-                self._ensure_running()
-                self._stopping.wait(0.05)
-                continue
-            if isinstance(reply, Observed):
-                self._take(reply.report)
-            else:
-                self._stopping.wait(0.5)
+                now_s = self._clock.monotonic_s()
+                silent_since_s = now_s if silent_since_s is None else silent_since_s
+                try:
+                    if self._ensure_running(silent_s=now_s - silent_since_s):
+                        silent_since_s = None
+                    self._stopping.wait(0.05)
+                except Exception:
+                    log.exception("the agent could not be started, will be tried again")
+                    self._stopping.wait(FAULT_PAUSE_S)
+            except Exception:
+                log.exception("a fault of ours")
+                self._stopping.wait(FAULT_PAUSE_S)
         line.close()
 
     def _take(self, report: AgentReport) -> None:
         with self._lock:
             last = self._report
+            if report.agent in self._former:
+                return
             if last is not None and last.agent == report.agent and last.serial > report.serial:
                 return
+            if last is not None and last.agent != report.agent:
+                self._former.append(last.agent)
             changed = last is None or (last.agent, last.serial) != (report.agent, report.serial)
             self._report = report
         if changed:
@@ -198,25 +247,34 @@ class LocalAgent:
     def _identity(self) -> ProcessIdentity | None:
         try:
             return msgspec.json.decode(self._layout.agent_file.read_bytes(), type=ProcessIdentity)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, *UNREADABLE):
             return None
 
-    def _ensure_running(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            return  # started, not answering yet
-        self._process = None
+    def _ensure_running(self, *, silent_s: float) -> bool:
+        """
+        Start the agent if it does not run; whether it was started.
+
+        Args:
+            silent_s: for how long it has not answered. One that runs and is silent for too long is killed.
+        """
         identity = self._identity()
         if identity is not None and processes.is_alive(identity):
-            return
+            if silent_s > HUNG_AFTER_S:
+                log.error("the agent (pid %s) has not answered for %.0f s and is killed", identity.pid, silent_s)
+                processes.send_signal(identity, signal.SIGKILL)
+            return False
+        if self._process is not None and self._process.poll() is None:
+            return False  # started, not there yet
+        self._process = None
         if self._layout.down_mark.exists() or self._stopping.is_set():
-            return
+            return False
         now_s = self._clock.monotonic_s()
         if not self._restarts.may_start(now_s):
-            return
+            return False
         self._restarts.note_start(now_s)
         with (self._layout.logs / "agent.out").open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cortex.agent"],
+                [sys.executable, "-P", "-m", "cortex.agent"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -225,6 +283,7 @@ class LocalAgent:
                 start_new_session=True,
             )
         log.info("started the agent, pid %s", self._process.pid)
+        return True
 
 
 class _Line:
@@ -236,6 +295,7 @@ class _Line:
         self._lock = threading.Lock()
 
     def ask(self, request: AgentRequest, *, timeout_s: float) -> AgentReply:
+        """Ask and wait for the answer. Raises AgentUnreachable: nobody knows what became of the request."""
         with self._lock:
             try:
                 if self._sock is None:
@@ -245,10 +305,13 @@ class _Line:
                 self._sock.settimeout(timeout_s)
                 send_frame(self._sock, msgspec.json.encode(request))
                 payload, _fds = receive_frame(self._sock)
-            except OSError as error:
+                return _REPLIES.decode(payload)
+            except (OSError, *UNREADABLE) as error:
                 self._drop()
                 raise AgentUnreachable(str(error) or type(error).__name__) from error
-            return _REPLIES.decode(payload)
+            except BaseException:
+                self._drop()  # half a question or answer would be taken for part of the next
+                raise
 
     def close(self) -> None:
         sock = self._sock
@@ -265,6 +328,20 @@ class _Line:
 
 
 _REPLIES: msgspec.json.Decoder[AgentReply] = msgspec.json.Decoder(AgentReply)
+
+
+def _messages(orders: Orders) -> Iterator[GiveOrders]:
+    """The orders in as few messages as their size allows, in their sequence."""
+    batch: list[Order] = []
+    size = 0
+    for order in orders.orders:
+        more = len(msgspec.json.encode(order))
+        if batch and size + more > ORDERS_MESSAGE_BYTES:
+            yield GiveOrders(orders=Orders(epoch=orders.epoch, orders=tuple(batch)))
+            batch, size = [], 0
+        batch.append(order)
+        size += more
+    yield GiveOrders(orders=Orders(epoch=orders.epoch, orders=tuple(batch)))
 
 
 def _wait_readable(fd: int, timeout_s: float) -> bool:

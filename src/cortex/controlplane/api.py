@@ -8,11 +8,12 @@ OpenAPI document is built from the same types.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import queue
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from cortex.artifacts.store import ArtifactStore
 from cortex.errors import CortexError, Problem, Problems
@@ -28,6 +30,7 @@ from cortex.ids import ApiKey, DeploymentName, ReplicaId, api_key
 from cortex.metrics.exposition import CONTENT_TYPE
 from cortex.version import __version__
 from cortex.wire.agent import LogLines, ReadLogs
+from cortex.wire.framing import UNREADABLE
 from cortex.wire.operator import (
     ApiStatus,
     DeployEvent,
@@ -49,6 +52,10 @@ log = logging.getLogger(__name__)
 MAX_JSON_BYTES = 256 * 2**20
 """A deploy's body: samples travel in it."""
 MAX_BLOB_BYTES = 64 * 2**30
+PIECE_BYTES = 2**20
+"""What is handed to a thread at once: a hash and a write of this take longer than getting there."""
+MAX_DROPPED_BYTES = 2**30
+"""How much of a refused body is read for nothing, so that the caller gets to read why."""
 MAX_WAIT_S = 60.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -83,9 +90,12 @@ STATUS_OF: tuple[tuple[str, int], ...] = (
     ("unknown-api", 404),
     ("unknown-deployment", 404),
     ("digest-mismatch", 422),
+    ("upload-too-large", 413),
     ("store-unavailable", 507),
     ("disk-full", 507),
     ("state-busy", 503),
+    ("state-unusable", 500),
+    ("state-corrupt", 500),
     ("retry-later", 503),
     ("agent-unreachable", 503),
 )
@@ -147,6 +157,9 @@ def _add_routes(app: FastAPI, operator: Operator) -> None:
     async def deploy(name: str, request: Request) -> Response:
         _checked_name(name)
         wanted = await _body(request, DeployRequest)
+        if wanted.deployment != name:
+            message = f'the body is about deployment "{wanted.deployment}", the path about "{name}"'
+            raise Problems([Problem(reference="bad-request", message=message)])
         return StreamingResponse(_deploy_events(operator, name, wanted), media_type="application/x-ndjson")
 
     @app.get("/v1/deployments", **_documented(tuple[DeploymentStatus, ...]))
@@ -233,10 +246,11 @@ def _add_routes(app: FastAPI, operator: Operator) -> None:
 async def _deploy_events(operator: Operator, name: str, request: DeployRequest) -> AsyncIterator[bytes]:
     """Lines of JSON while the deploy runs in a thread; it goes on when the caller leaves."""
     loop = asyncio.get_running_loop()
-    events: asyncio.Queue[DeployEvent | None] = asyncio.Queue()
+    events: asyncio.Queue[DeployEvent] = asyncio.Queue()
 
     def emit(event: DeployEvent) -> None:
-        loop.call_soon_threadsafe(events.put_nowait, event)
+        with contextlib.suppress(RuntimeError):  # the loop is gone, and so is whoever wanted to know
+            loop.call_soon_threadsafe(events.put_nowait, event)
 
     def run() -> None:
         try:
@@ -249,13 +263,13 @@ async def _deploy_events(operator: Operator, name: str, request: DeployRequest) 
             log.exception("a deploy failed through a fault of ours")
             emit(DeployResult(problems=(OUR_FAULT,)))
 
-    running = loop.run_in_executor(None, run)
+    # A thread of its own: a deploy may take minutes, and neither uploads nor our own end shall wait for it.
+    threading.Thread(target=run, name=f"deploy-{name}", daemon=True).start()
     while True:
         event = await events.get()
         yield _encode(event) + b"\n"
         if isinstance(event, DeployResult):
-            break
-    await running
+            return
 
 
 OUR_FAULT = Problem(
@@ -266,42 +280,55 @@ OUR_FAULT = Problem(
 
 
 async def _store_blob(store: ArtifactStore, sha256: str, request: Request) -> None:
-    """Stream a body into the store without holding it: a thread writes what the loop receives."""
-    chunks: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=16)
-
-    def received() -> Iterator[bytes]:
-        while True:
-            chunk = chunks.get()
-            if chunk is None:
-                return
-            if isinstance(chunk, Exception):
-                raise chunk
-            yield chunk
-
-    writing = asyncio.get_running_loop().run_in_executor(
-        None, lambda: store.put(sha256, received(), size_limit=MAX_BLOB_BYTES)
-    )
-
-    async def pass_on(item: bytes | Exception | None) -> bool:
-        while not writing.done():
-            try:
-                chunks.put_nowait(item)
-                return True
-            except queue.Full:
-                await asyncio.sleep(0.001)
-        return False
-
+    """Stream a body into the store without holding it."""
+    body = _Body(request)
     try:
-        async for chunk in request.stream():
-            if chunk and not await pass_on(chunk):
-                break
-    except BaseException as error:
-        await pass_on(ConnectionResetError("the upload broke off"))
-        if isinstance(error, Exception):
-            await asyncio.gather(writing, return_exceptions=True)
-        raise
-    await pass_on(None)
-    await writing
+        if await run_in_threadpool(store.missing, [sha256]):
+            with await run_in_threadpool(store.writer, sha256, size_limit=MAX_BLOB_BYTES) as writer:
+                async for piece in body.pieces():
+                    await run_in_threadpool(writer.write, piece)
+                await run_in_threadpool(writer.commit)
+    finally:
+        # Who is still sending when the connection closes may never read the answer.
+        await body.drop_rest()
+
+
+class _Body:
+    """A request's body as it arrives."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._over = False
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """All of it, in pieces of about `PIECE_BYTES`. Raises ClientDisconnect."""
+        parts: list[bytes] = []
+        size = 0
+        while not self._over:
+            chunk = await self._chunk()
+            parts.append(chunk)
+            size += len(chunk)
+            if size >= PIECE_BYTES:
+                yield b"".join(parts)
+                parts, size = [], 0
+        if size:
+            yield b"".join(parts)
+
+    async def drop_rest(self) -> None:
+        """Read on, up to `MAX_DROPPED_BYTES`, for nothing."""
+        dropped = 0
+        with contextlib.suppress(ClientDisconnect):
+            while not self._over and dropped < MAX_DROPPED_BYTES:
+                dropped += len(await self._chunk())
+
+    async def _chunk(self) -> bytes:
+        message = await self._request.receive()
+        if message["type"] != "http.request":
+            self._over = True
+            raise ClientDisconnect
+        self._over = not message.get("more_body", False)
+        body: bytes = message.get("body", b"")
+        return body
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -313,6 +340,10 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def bad_parameters(_request: Request, error: RequestValidationError) -> Response:
         wrong = "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in error.errors())
         return _failure(422, "bad-parameters", wrong)
+
+    @app.exception_handler(ClientDisconnect)
+    async def caller_left(_request: Request, _error: ClientDisconnect) -> Response:
+        return _failure(400, "broken-off", "the request ended before it was complete")
 
     @app.exception_handler(CortexError)
     async def our_error(_request: Request, error: CortexError) -> Response:
@@ -327,7 +358,14 @@ def _add_error_handlers(app: FastAPI) -> None:
         return _failure(500, OUR_FAULT.reference, OUR_FAULT.message, (OUR_FAULT,))
 
 
-_HTTP_CODES = {401: "wrong-token", 404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 503: "stopping"}
+_HTTP_CODES = {
+    400: "bad-request",
+    401: "wrong-token",
+    404: "not-found",
+    405: "method-not-allowed",
+    413: "body-too-large",
+    503: "stopping",
+}
 
 
 def _failure(status: int, code: str, message: str, problems: tuple[Problem, ...] = ()) -> Response:
@@ -346,6 +384,9 @@ def _encode(content: object) -> bytes:
 async def _body(request: Request, kind: type[T]) -> T:
     parts: list[bytes] = []
     size = 0
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > MAX_JSON_BYTES:
+        raise HTTPException(413, f"the body is over {MAX_JSON_BYTES} bytes")
     async for chunk in request.stream():
         size += len(chunk)
         if size > MAX_JSON_BYTES:
@@ -353,7 +394,7 @@ async def _body(request: Request, kind: type[T]) -> T:
         parts.append(chunk)
     try:
         return msgspec.json.decode(b"".join(parts), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise Problems([Problem(reference="bad-request", message=f"the body does not fit: {error}")]) from error
 
 

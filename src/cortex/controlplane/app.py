@@ -16,6 +16,7 @@ import logging
 import logging.handlers
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -34,6 +35,7 @@ from cortex.controlplane import statuses
 from cortex.controlplane.agents import LocalAgent
 from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.tick import StaleEpoch, World, tick
+from cortex.controlplane.upkeep import Upkeep
 from cortex.controlplane.view import View
 from cortex.engines import machine
 from cortex.engines.base import Engine
@@ -78,7 +80,13 @@ FAULT_PAUSE_S = 1.0
 
 
 class ControlPlane:
-    """What the API calls, and the loop that keeps the world as it is wanted. Implements `api.Operator`."""
+    """
+    What the API calls, and the loop that keeps the world as it is wanted. Implements `api.Operator`.
+
+    Args:
+        in_charge: whether this is still the one control plane of its home.
+        shut_down: ends this process in order.
+    """
 
     def __init__(
         self,
@@ -89,14 +97,18 @@ class ControlPlane:
         state: StateStore,
         store: ArtifactStore,
         engine: Engine,
+        in_charge: Callable[[], bool],
         shut_down: Callable[[], None],
     ) -> None:
         self.store = store
+        self.stopped = False
+        """It was told to end everything, and did."""
         self._settings = settings
         self._layout = layout
         self._clock = clock
         self._state = state
         self._engine = engine
+        self._in_charge = in_charge
         self._shut_down = shut_down
         self._view = View()
         self._publishing = threading.Lock()
@@ -108,6 +120,13 @@ class ControlPlane:
         self._statistics = Statistics(
             folder=layout.stats, file=layout.stats_file, clock=clock, reports=self._agent.reports
         )
+        self._upkeep = Upkeep(
+            state=state,
+            store=store,
+            clock=clock,
+            keep_bytes=settings.artifact_bytes,
+            reports=self._agent.reports,
+        )
         self._epoch = state.take_epoch()
         self._world = self._new_world()
         self._loop = threading.Thread(target=self._run, name="control-loop", daemon=True)
@@ -116,11 +135,13 @@ class ControlPlane:
         self._agent.start()
         self._loop.start()
         self._statistics.start()
+        self._upkeep.start()
 
     def close(self) -> None:
         """Stop looking after the world. What runs goes on running."""
         self._stopping.set()
         self._wake.set()
+        self._upkeep.close()
         self._agent.close()
         self._loop.join(timeout=5.0)
         self._statistics.close()
@@ -136,19 +157,43 @@ class ControlPlane:
                 return
             begun_s = self._clock.monotonic_s()
             try:
+                if not self._in_charge():
+                    log.error("the home %s is gone or is another one now: this control plane ends", self._layout.home)
+                    self._shut_down()
+                    return
                 plan = tick(self._world)
                 self._publish(self._world)
                 self._count_tick(plan, begun_s)
                 wait_s = LONGEST_WAIT_S if plan.wake_after_s is None else min(LONGEST_WAIT_S, plan.wake_after_s)
             except StaleEpoch as error:
-                log.error("another control plane is in charge, this one ends: %s", error)
-                self._shut_down()
-                return
+                wait_s = self._overtake(error)
             except Exception:
                 log.exception("a tick failed through a fault of ours")
                 counts = self._planner_counts
                 self._planner_counts = msgspec.structs.replace(counts, failed_ticks=counts.failed_ticks + 1)
-                wait_s = FAULT_PAUSE_S
+                self._stopping.wait(FAULT_PAUSE_S)
+                wait_s = 0.0
+
+    def _overtake(self, error: StaleEpoch) -> float:
+        """
+        The agent has heard of a later epoch than ours, and yet nobody else can be in charge while we hold the home.
+
+        So the state is an older one, or a new one: moved away and made again, or restored from a backup.
+
+        Returns:
+            When to try again, in seconds.
+        """
+        latest = max((report.epoch for report in self._agent.reports()), default=0)
+        log.warning("%s: the state must have been replaced; going on from epoch %s", error, latest)
+        try:
+            if latest >= self._epoch:
+                self._state.set_meta("epoch", str(latest))
+            self._epoch = self._state.take_epoch()
+        except CortexError as problem:
+            log.error("no later epoch could be taken: %s", problem)
+            return FAULT_PAUSE_S
+        self._world = self._new_world()
+        return 0.0
 
     def _count_tick(self, plan: Plan, begun_s: float) -> None:
         counts = self._planner_counts
@@ -241,6 +286,7 @@ class ControlPlane:
         gone = [r.wanted.api for r in self._state.apis(deployment) if api is None or r.wanted.api == api]
         if not self._state.delete(deployment, api):
             return None
+        self._publish(self._new_world())
         self._wake.set()
         return Removed(apis=tuple(gone))
 
@@ -311,6 +357,7 @@ class ControlPlane:
         self._wake.set()
         self._loop.join(timeout=10.0)
         self._agent.stop_agent(request.drain_timeout_s)
+        self.stopped = True
         self._shut_down()
         return info
 
@@ -328,15 +375,17 @@ def main() -> int:
             return 0
         _log_to_file(layout)
         setproctitle.setproctitle(f"cortex-controlplane {settings.home}")
+        for file in (layout.controlplane_file, layout.token_file):
+            processes.remove_unfinished(layout.home, file.name)
         sock = _bind(settings)
-        return _serve(settings, layout, clock, sock)
+        return _serve(settings, layout, clock, sock, lock)
     except (CortexError, OSError) as error:
         log.exception("the control plane could not start")
         sys.stderr.write(f"{error}\n")
         return 1
 
 
-def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.socket) -> int:
+def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.socket, lock: int) -> int:
     state = SqliteStateStore(layout.state_file)
     store = ArtifactStore(layout.artifacts)
     node = machine.node_report(LOCAL_NODE)
@@ -355,27 +404,32 @@ def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.so
         state=state,
         store=store,
         engine=LocalEngine(node),
+        in_charge=lambda: processes.is_same_file(lock, layout.controlplane_lock),
         shut_down=shut_down,
     )
+    # Also while uvicorn is not there yet; and once it has ended it raises the signal again that it was ended by.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: shut_down())
     _write_record(settings, layout)
     plane.start()
-    import uvicorn
-
-    from cortex.controlplane.api import build_app
-
-    app = build_app(plane, _token(layout))
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
-    )
-    if ended.is_set():
-        server.should_exit = True
-    log.info("control plane %s on port %s", __version__, settings.operator_port)
     try:
-        server.run(sockets=[sock])
+        import uvicorn
+
+        from cortex.controlplane.api import build_app
+
+        app = build_app(plane, _token(layout))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
+        )
+        log.info("control plane %s on port %s", __version__, settings.operator_port)
+        if not ended.is_set():
+            server.run(sockets=[sock])
     finally:
         plane.close()
         state.close()
-        layout.controlplane_file.unlink(missing_ok=True)
+        if plane.stopped:
+            # Otherwise it stays: the agent starts us again.
+            layout.controlplane_file.unlink(missing_ok=True)
     log.info("the control plane has ended")
     return 0
 

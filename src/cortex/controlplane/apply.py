@@ -39,18 +39,28 @@ RETRY_AFTER_S = 0.5
 
 
 class Failures:
-    """Apis with an action that failed, and when to try again."""
+    """
+    Apis with an action that failed, and when to try again.
 
-    def __init__(self) -> None:
+    Args:
+        told: what was logged for the plan before; the same again is not worth a second line.
+    """
+
+    def __init__(self, told: frozenset[str] = frozenset()) -> None:
         self.apis: set[ApiKey] = set()
         self.retry_after_s: float | None = None
+        self.lines: set[str] = set()
+        self._told = told
 
     def note(self, actions: Iterable[Action], error: CortexError) -> None:
         after_s = error.after_s if isinstance(error, RetryLater) else RETRY_AFTER_S
         self.retry_after_s = after_s if self.retry_after_s is None else min(self.retry_after_s, after_s)
         for action in actions:
             self.apis.add(action.api)
-            log.warning("failed, will be tried again: %s: %s", describe(action), error)
+            line = f"{describe(action)}: {error}"
+            self.lines.add(line)
+            if line not in self._told:
+                log.warning("failed, will be tried again: %s", line)
 
 
 def apply(plan: Plan, world: World) -> Failures:
@@ -60,7 +70,7 @@ def apply(plan: Plan, world: World) -> Failures:
     Raises:
         CortexError: an agent refuses us for good, as with `StaleEpoch`; nothing more was done.
     """
-    failures = Failures()
+    failures = Failures(world.memory.complaints)
     for action in plan.actions:
         if not isinstance(action, OrderNode | ReleaseLease):
             try:
@@ -80,6 +90,7 @@ def apply(plan: Plan, world: World) -> Failures:
                 world.engine.release(action.replica)
             except CortexError as error:
                 failures.note([action], error)
+    world.memory.complaints = frozenset(failures.lines)
     return failures
 
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane import changes
-from cortex.controlplane.versions import revision_of, version_of
+from cortex.controlplane.versions import revision_of, trees_of, version_of
 from cortex.engines.base import Engine
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import DEFAULT_DEPLOYMENT, ApiKey, DeploymentName, Version, api_key, route_path, split_api_key
@@ -37,9 +37,13 @@ from cortex.wire.operator import (
     DeployProgress,
     DeployRequest,
     DeployResult,
+    ModelUpload,
+    SampleUpload,
     StoredFile,
 )
 
+MAX_SAMPLE_BYTES = 16 * 2**20
+"""A sample travels inside orders and is kept with each version; one that shows what works is far smaller."""
 INSPECTIONS_AT_ONCE = 4
 """Each is a process that loads a model; more at once only compete for the same cores."""
 
@@ -97,16 +101,26 @@ class Deployer:
         specs = _validated(request.apis)
         known = {record.wanted.api: record for record in self._state.apis(deployment)}
         self._guard_default(deployment, request, known)
-        project = self._store_project(request)
-        records: list[ApiRecord] = []
-        for spec, upload in zip(specs, request.apis, strict=True):
-            key = api_key(deployment, spec.name)
-            records.append(self._record(key, spec, upload, request, project, known.get(key)))
+        records = self._records(deployment, specs, request, known)
         self._check_room(records)
-        inspected, warnings = self._inspect_new(records, known, emit)
+        with self._store.pin(*(tree for record in records for tree in trees_of(record.wanted.build))):
+            inspected, warnings = self._inspect_new(records, known, emit)
+            return self._commit(deployment, specs, request, known, inspected, warnings)
+
+    def _commit(
+        self,
+        deployment: DeploymentName,
+        specs: Sequence[ApiSpec],
+        request: DeployRequest,
+        known: Mapping[ApiKey, ApiRecord],
+        inspected: Sequence[ApiRecord],
+        warnings: list[Problem],
+    ) -> DeployResult:
+        """Say what changes, and unless it is a dry run, change it."""
         wall_s = self._clock.wall_s()
         told = [
-            self._change(record, known.get(record.wanted.api)) for record, spec in zip(inspected, specs, strict=True)
+            self._change(record, known.get(record.wanted.api), upload)
+            for record, upload in zip(inspected, request.apis, strict=True)
         ]
         gone = [changes.removed(known[key]) for key in sorted(known.keys() - {r.wanted.api for r in inspected})]
         warnings += not_in_effect(ProjectSpec(deployment=deployment, apis=tuple(specs)))
@@ -124,6 +138,27 @@ class Deployer:
         return result
 
     # ---- from a request to records ------------------------------------------------------------------------------
+
+    def _records(
+        self,
+        deployment: DeploymentName,
+        specs: Sequence[ApiSpec],
+        request: DeployRequest,
+        known: Mapping[ApiKey, ApiRecord],
+    ) -> list[ApiRecord]:
+        """The records of all apis. Raises Problems with what is wrong with any of them."""
+        project = self._store_project(request)
+        records: list[ApiRecord] = []
+        problems: list[Problem] = []
+        for index, (spec, upload) in enumerate(zip(specs, request.apis, strict=True)):
+            key = api_key(deployment, spec.name)
+            try:
+                records.append(self._record(key, spec, upload, request, project, known.get(key)))
+            except Problems as error:
+                problems += [msgspec.structs.replace(p, path=("apis", index, *p.path)) for p in error.problems]
+        if problems:
+            raise Problems(problems)
+        return records
 
     def _record(
         self,
@@ -143,6 +178,8 @@ class Deployer:
         handler = spec.request_handler
         if handler is not None:
             _check_handler_is_there(spec, handler, request)
+        if upload.sample is not None:
+            _check_sample(spec, upload.sample)
         version = version_of(
             model=model,
             project=project if handler else None,
@@ -210,17 +247,10 @@ class Deployer:
                 f"{masked_model(spec.model)} {kind}",
                 hint="use a model on this machine: fetching models is not in effect yet",
             )
-        if upload.model.format == "tensorflow":
-            raise _problem(
-                spec,
-                "model",
-                "not-in-effect-yet",
-                "TensorFlow models are not in effect yet",
-                hint="export the model to ONNX with tf2onnx",
-            )
+        _check_entry(spec, upload.model)
         tree = self._store_tree(upload.model.files, f'model of api "{spec.name}"')
         return ModelArtifact(
-            format="onnx",
+            format=upload.model.format,
             tree=tree,
             entry=upload.model.entry,
             signature_key=spec.tf_signature_key,
@@ -331,10 +361,11 @@ class Deployer:
         inspected = [msgspec.structs.replace(r, inspection=reports[r.wanted.build.version]) for r in records]
         return inspected, warnings
 
-    def _change(self, record: ApiRecord, old: ApiRecord | None) -> ApiChange:
+    def _change(self, record: ApiRecord, old: ApiRecord | None, upload: ApiUpload) -> ApiChange:
         endpoint = self._ingress_url() + route_path(record.wanted.api)
         change = changes.describe(old, record, endpoint=endpoint)
-        return msgspec.structs.replace(change, notes=record.inspection.notes)
+        chosen = [f"model: {upload.model.note}"] if upload.model is not None and upload.model.note else []
+        return msgspec.structs.replace(change, notes=(*chosen, *record.inspection.notes))
 
 
 def _validated(uploads: Sequence[ApiUpload]) -> list[ApiSpec]:
@@ -393,6 +424,25 @@ def _check_handler_is_there(spec: ApiSpec, handler: str, request: DeployRequest)
         )
 
 
+def _check_entry(spec: ApiSpec, model: ModelUpload) -> None:
+    """What is loaded lies among the stored files: nothing else on this machine may be reached by a path."""
+    paths = [file.path for file in model.files]
+    inside = model.entry in paths or any(path.startswith(f"{model.entry}/") for path in paths)
+    if not inside and not (model.entry == "." and paths):
+        raise _problem(spec, "model", "bad-request", f"{model.entry!r} is not among the model's files")
+
+
+def _check_sample(spec: ApiSpec, sample: SampleUpload) -> None:
+    if len(sample.body) > MAX_SAMPLE_BYTES:
+        raise _problem(
+            spec,
+            "sample",
+            "sample-too-large",
+            f"the sample has {len(sample.body)} bytes, at most {MAX_SAMPLE_BYTES} are taken",
+            hint="use a smaller one that the handler takes: it is asked of every new replica",
+        )
+
+
 def _dated(record: ApiRecord, change: ApiChange, old: ApiRecord | None, wall_s: float) -> ApiRecord:
     """`last_updated` is when something changed, not when the same was deployed again."""
     deployed = wall_s if old is None or change.kind is not ChangeKind.UNCHANGED else old.wanted.deployed_wall_s
@@ -407,6 +457,7 @@ def _history(records: Sequence[ApiRecord], told: Sequence[ApiChange], wall_s: fl
                 version=record.wanted.build.version,
                 deployed_wall_s=wall_s,
                 cause=", ".join(change.causes) or "first deploy",
+                trees=trees_of(record.wanted.build),
             )
 
 
@@ -419,4 +470,5 @@ def _placed(problem: Problem, *, subject: str, path: tuple[str | int, ...]) -> P
 
 
 def _problem(spec: ApiSpec, field: str, reference: str, message: str, *, hint: str = "") -> Problems:
-    return Problems([Problem(reference=reference, message=message, subject=f'api "{spec.name}": {field}', hint=hint)])
+    subject = f'api "{spec.name}": {field}'
+    return Problems([Problem(reference=reference, message=message, subject=subject, path=(field,), hint=hint)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import is_
+
 import msgspec
 
 from cortex.controlplane.world import World
@@ -76,10 +78,11 @@ def _snapshot(world: World, now_s: float, reports: tuple[AgentReport, ...], leas
 
 def _pass_on_usage(world: World, reports: tuple[AgentReport, ...]) -> None:
     """Tell the engine what replicas without a memory request use, once for each report."""
-    now_seen = tuple((report.node.node, report.agent, report.serial) for report in reports)
-    if now_seen == world.memory.reports_seen:
+    memory = world.memory
+    memory.reports_seen = tuple((report.node.node, report.agent, report.serial) for report in reports)
+    if len(reports) == len(memory.reports) and all(map(is_, reports, memory.reports)):
         return
-    world.memory.reports_seen = now_seen
+    memory.reports = reports
     peaks = {
         replica.replica: replica.peak_rss_bytes
         for report in reports

@@ -15,7 +15,7 @@ from cortex.ids import ApiKey, Version, api_key
 from cortex.metrics import summary
 from cortex.metrics.collect import Collector
 from cortex.metrics.counts import IngressCounts, Lifetime
-from cortex.metrics.store import StatsStore
+from cortex.metrics.store import StatsStore, Window
 from cortex.wire.build import TrackerConfig
 from cortex.wire.operator import ApiStatus
 from cortex.wire.reports import AgentReport, Phase
@@ -28,7 +28,7 @@ COLLECT_EVERY_S = 1.0
 
 class Statistics:
     """
-    The counters of everything that ran here.
+    The counters of everything that ran here. Nothing else depends on them: without a usable file, nothing is shown.
 
     Args:
         folder: where replicas write.
@@ -39,13 +39,17 @@ class Statistics:
     def __init__(
         self, *, folder: Path, file: Path, clock: Clock, reports: Callable[[], tuple[AgentReport, ...]]
     ) -> None:
+        self._folder = folder
+        self._file = file
         self._clock = clock
         self._reports = reports
-        self._store = StatsStore(file)
-        self._collector = Collector(folder, self._store, clock)
+        self._store: StatsStore | None = None
+        self._collector: Collector | None = None
         self._collecting = threading.Lock()
+        self._closed = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="statistics", daemon=True)
+        self.collect()
 
     def start(self) -> None:
         self._thread.start()
@@ -53,9 +57,13 @@ class Statistics:
     def close(self) -> None:
         """Count what there is for the last time."""
         self._stopping.set()
-        self._thread.join(timeout=5.0)
+        if self._thread.is_alive():
+            self._thread.join(timeout=5.0)
         self.collect()
-        self._store.close()
+        with self._collecting:
+            self._closed = True
+            if self._store is not None:
+                self._store.close()
 
     def collect(self) -> None:
         """Merge what the replicas have written since the last time."""
@@ -67,38 +75,59 @@ class Statistics:
             if replica.phase is not Phase.EXITED
         }
         with self._collecting:
+            if self._closed:
+                return
             try:
+                if self._collector is None or self._store is None:
+                    self._store = StatsStore(self._file)
+                    self._collector = Collector(self._folder, self._store, self._clock)
                 self._collector.collect(live if reports else None)
-                self._merge_refusals(reports)
+                self._merge_refusals(self._store, reports)
             except (CortexError, OSError) as error:
                 log.warning("statistics could not be collected, will be tried again: %s", error)
 
     def with_requests(self, status: ApiStatus, version: Version) -> ApiStatus:
         """A status with what was answered by this version, over at most 14 days."""
-        api = api_key(status.deployment, status.name)
-        window = self._store.window(api, version, now_wall_s=self._clock.wall_s())
+        window = self._window(status, version, classes=False)
+        if window is None:
+            return status
         return msgspec.structs.replace(status, requests=summary.request_counts(window.counts))
 
     def with_tracker(self, status: ApiStatus, version: Version, tracker: TrackerConfig | None) -> ApiStatus:
         """A status with requests, and what was predicted."""
         status = self.with_requests(status, version)
-        if tracker is None:
+        window = self._window(status, version, classes=True) if tracker is not None else None
+        if tracker is None or window is None:
             return status
-        api = api_key(status.deployment, status.name)
-        window = self._store.window(api, version, now_wall_s=self._clock.wall_s(), classes=True)
         told = summary.tracker(tracker.model_type, window.counts, window.classes)
         return msgspec.structs.replace(status, tracker=told)
 
     def lifetimes(self) -> dict[ApiKey, Lifetime]:
         """Totals that only grow, for Prometheus."""
-        return self._store.lifetimes()
+        store = self._store
+        try:
+            return {} if store is None else store.lifetimes()
+        except CortexError as error:
+            log.warning("statistics cannot be read: %s", error)
+            return {}
 
-    def _merge_refusals(self, reports: tuple[AgentReport, ...]) -> None:
+    def _window(self, status: ApiStatus, version: Version, *, classes: bool) -> Window | None:
+        """What was counted; None where nobody can tell."""
+        api, store = api_key(status.deployment, status.name), self._store
+        try:
+            if store is None:
+                return None
+            return store.window(api, version, now_wall_s=self._clock.wall_s(), classes=classes)
+        except CortexError as error:
+            log.warning("statistics cannot be read: %s", error)
+            return None
+
+    def _merge_refusals(self, store: StatsStore, reports: tuple[AgentReport, ...]) -> None:
         ingresses = [report.ingress for report in reports if report.ingress is not None]
         refusals = [refusal for ingress in ingresses for refusal in ingress.refusals]
         if not refusals:
             return
-        self._store.merge_ingress(
+        store.merge_ingress(
             (
                 IngressCounts(
                     instance=refusal.instance,
@@ -115,4 +144,7 @@ class Statistics:
 
     def _run(self) -> None:
         while not self._stopping.wait(COLLECT_EVERY_S):
-            self.collect()
+            try:
+                self.collect()
+            except Exception:
+                log.exception("a fault of ours; statistics will be collected again")

@@ -65,7 +65,7 @@ def _recover(world: World) -> None:
     if not observe(world).seen.settled:
         return
     try:
-        world.state.rebase(now_wall_s=world.clock.wall_s())
+        world.state.rebase(now_wall_s=world.steady_wall_s())
         world.engine.recover(running_leases(world))
     except CortexError as error:
         log.warning("will be tried again: %s", error)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from cortex.ids import Revision, Version
-from cortex.wire.build import ModelArtifact, Resources, TrackerConfig
+from cortex.wire.build import BuildSpec, ModelArtifact, Resources, TrackerConfig
 
 
 def version_of(
@@ -52,6 +52,11 @@ def revision_of(version: Version, resources: Resources, concurrency: int | None)
             }
         )
     )
+
+
+def trees_of(build: BuildSpec) -> tuple[str, ...]:
+    """Digests of everything in the artifact store that a build needs: model, project, lock of its packages."""
+    return tuple(tree for tree in (build.model.tree, build.project, build.environment) if tree is not None)
 
 
 def _digest(facts: object) -> str:

@@ -8,6 +8,8 @@ what it has seen and is answered as soon as there is something else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
 import threading
 
 from cortex.wire.operator import ApiStatus, Watched
@@ -19,6 +21,8 @@ class View:
     def __init__(self) -> None:
         self._statuses: dict[str, ApiStatus] = {}
         self._serial = 0
+        self._life = secrets.token_hex(4)
+        """Part of each token: what another process of ours has shown is not what we show."""
         self._lock = threading.Lock()
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
@@ -32,7 +36,8 @@ class View:
             self._serial += 1
             waiting = tuple(self._waiting)
         for loop, event in waiting:
-            loop.call_soon_threadsafe(event.set)
+            with contextlib.suppress(RuntimeError):  # its loop has ended
+                loop.call_soon_threadsafe(event.set)
 
     def statuses(self, deployment: str | None = None) -> tuple[ApiStatus, ...]:
         """All apis, or one deployment's, sorted by deployment and name."""
@@ -47,7 +52,7 @@ class View:
     def now(self, deployment: str | None = None) -> Watched:
         with self._lock:
             serial = self._serial
-        return Watched(token=str(serial), apis=self.statuses(deployment))
+        return Watched(token=f"{self._life}-{serial}", apis=self.statuses(deployment))
 
     async def changed(self, token: str, timeout_s: float, deployment: str | None = None) -> Watched:
         """What is shown now, if that is not what `token` stands for; else wait for it to change."""

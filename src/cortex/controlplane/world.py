@@ -100,10 +100,14 @@ class Memory:
     leases: tuple[SeenLease, ...] = ()
     leases_revision: int | None = None
     reports_seen: tuple[tuple[NodeId, str, int], ...] | None = None
-    """(node, agent, serial) of each report whose usage was passed on."""
+    """(node, agent, serial) of each report of the last tick."""
+    reports: tuple[AgentReport, ...] = ()
+    """Whose usage was passed on to the engine. A report may show more usage without another serial."""
     planned_for: object = None
     """What the last plan was made for; while it is the same and no time is up, so is the plan."""
     planned_s: float = 0.0
     plan: Plan = field(default_factory=Plan)
     applied: tuple[Action, ...] = ()
     """The actions of the last plan that had any."""
+    complaints: frozenset[str] = frozenset()
+    """What failed when it was applied, as logged."""

@@ -388,8 +388,9 @@ def _pool_defaults(configuration: WorkerConfiguration) -> str:
     too_large = _error(
         413,
         Refusal.BODY_TOO_LARGE.value,
-        "the body is over the max_body of this api (%[var(txn.max_body)] bytes)",
-        '"max_body_bytes":%[var(txn.max_body)],',
+        # Word for word what a replica answers, which counts the bodies that have no length.
+        "the body is larger than %[var(txn.max_body)] bytes",
+        ',"limit":%[var(txn.max_body)],"hint":"raise max_body in cortex.yaml"',
     )
     full = _error(503, Refusal.OVERLOADED.value, "every replica is busy and the queue is full")
     wrong_method = _error(405, Refusal.METHOD_NOT_ALLOWED.value, "this endpoint takes GET, HEAD, POST and OPTIONS")
@@ -465,7 +466,7 @@ def _slot(slot: int, servers: Iterable[IngressServer]) -> str:
 
 
 def _error(status: int, code: str, message: str, facts: str = "") -> str:
-    body = f'{{"error":"{code}","message":"{message}",{facts}"request_id":"%[var(txn.id)]"}}'
+    body = f'{{"error":"{code}","message":"{message}","request_id":"%[var(txn.id)]"{facts}}}'
     return f"status {status} content-type application/json lf-string '{body}'"
 
 

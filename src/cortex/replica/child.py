@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from time import perf_counter
 from types import FrameType
 from typing import NoReturn
@@ -23,7 +24,7 @@ import uvloop
 
 from cortex.errors import Problem
 from cortex.ids import short, split_api_key
-from cortex.replica import logs, process
+from cortex.replica import logs, process, secrecy
 from cortex.replica.backends import base
 from cortex.replica.batching import MAX_BATCH_ROWS
 from cortex.replica.condition import Condition
@@ -38,6 +39,7 @@ from cortex.replica.tracker import Tracker
 from cortex.replica.warmup import SampleRefused, WarmUp
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.reports import Phase
+from cortex.wire.secrecy import unpacked
 from cortex.wire.stats import LastWords
 
 EXIT_EXPLAINED = 3
@@ -46,17 +48,20 @@ EXIT_MEMORY = 4
 EXIT_BUG = 1
 DEFAULT_DRAIN_S = 30.0
 """After a SIGTERM, which carries no timeout."""
-STUCK_GRACE_S = 1.0
+STUCK_GRACE_S = 0.3
 """A main thread that sits in a handler when a drain is out of time is not waited for any longer than this."""
+DRAIN_LOOK_S = 0.1
+"""How often a drain's time is looked at: the agent kills what goes on for 2 s longer, and the counters with it."""
 SAY_GOODBYE_S = 1.0
 """How long the last status may take to reach those who listen."""
 
 
-def live(spec: ReplicaSpec, *, slot_fd: int, control_fd: int) -> NoReturn:
+def live(spec: ReplicaSpec, *, slot_fd: int, control_fd: int, secrets_fd: int | None = None) -> NoReturn:
     """Be this replica. Called in the forked child; does not return."""
     code = EXIT_BUG
     try:
-        code = _Replica(spec, slot_fd=slot_fd, control_fd=control_fd).run()
+        secrets = {} if secrets_fd is None else unpacked(secrets_fd)
+        code = _Replica(spec, slot_fd=slot_fd, control_fd=control_fd, secrets=secrets).run()
     except BaseException:
         try:
             os.write(2, traceback.format_exc().encode("utf-8", "backslashreplace"))
@@ -67,14 +72,15 @@ def live(spec: ReplicaSpec, *, slot_fd: int, control_fd: int) -> NoReturn:
 
 
 class _Replica:
-    def __init__(self, spec: ReplicaSpec, *, slot_fd: int, control_fd: int) -> None:
+    def __init__(self, spec: ReplicaSpec, *, slot_fd: int, control_fd: int, secrets: Mapping[str, str]) -> None:
         process.detach()
         process.close_descriptors_except((slot_fd, control_fd))
         self._log = logs.LogFile(spec.log_path, spec.attempt)
         faulthandler.enable(2)
         process.reseed()
         process.raise_oom_score()
-        process.apply_environment(process.replica_environment(spec, os.environ))
+        process.apply_environment(process.replica_environment(spec, os.environ, secrets))
+        secrecy.keep(secrets.values())
         process.set_title("cortex-replica", spec.home, spec.api, short(spec.version), spec.replica)
         self._spec = spec
         self._streams = logs.install(self._log)
@@ -111,7 +117,7 @@ class _Replica:
             message = f"out of memory while {self._condition.progress}: {one_line(error)}"
             return self._fail(Problem(reference="out-of-memory", message=message), permanent=False, code=EXIT_MEMORY)
         except BaseException as error:
-            trace = traceback.format_exc()
+            trace = secrecy.masked(traceback.format_exc())
             problem = Problem(
                 reference="replica-failed",
                 message=f"while {self._condition.progress or 'starting'}: {one_line(error)}",
@@ -236,6 +242,7 @@ class _Replica:
         deadline_s = time.monotonic() + timeout_s
         if self._drain_deadline_s is None or deadline_s < self._drain_deadline_s:
             self._drain_deadline_s = deadline_s
+        self._control.interval_s = DRAIN_LOOK_S
         if self._condition.phase is not Phase.DRAINING:
             self._condition.enter(Phase.DRAINING)
         server.drain_soon(timeout_s)

@@ -368,6 +368,8 @@ def _json_advice(text: str, error: orjson.JSONDecodeError) -> tuple[str, str]:
             return f"{word} is not JSON", advice
     if text.startswith("'", error.pos):
         return error.msg, 'JSON takes double quotes: "text"'
+    if _FORM_FIELD.match(text):
+        return "it looks like a form's name=value", "send JSON, e.g. -d '[1, 2, 3]'"
     if "infinity" in error.msg:
         return "a number is too large for 64-bit floats", ""
     return error.msg, ""
@@ -375,6 +377,9 @@ def _json_advice(text: str, error: orjson.JSONDecodeError) -> tuple[str, str]:
 
 _TAKEN_FOR_JSON: Final = ("", "application/x-www-form-urlencoded")
 """Content types that say nothing; the second is what `curl -d` sends unless told otherwise."""
+
+_FORM_FIELD: Final = re.compile(r"[A-Za-z_][\w.%+-]*=")
+"""What `curl -d name=value` sends."""
 
 _NOT_JSON: Final = (
     ("-Infinity", "send null"),

@@ -23,12 +23,7 @@ OVERDUE_GRACE_S = 1.0
 
 
 class Condition:
-    """
-    Phase, progress, and what is being worked on.
-
-    Args:
-        announce: called after each change that should be pushed to whoever watches.
-    """
+    """Phase, progress, and what is being worked on."""
 
     def __init__(self, spec: ReplicaSpec) -> None:
         now_s = time.time()
@@ -48,7 +43,10 @@ class Condition:
         """Oldest first. An exchange leaves when its code has ended, which may be after it was answered."""
         self.heartbeat_s = perf_counter()
         """When the event loop last came round."""
+        self.resumed_s = 0.0
+        """When the whole process last went on after it had been stopped or starved: no fault of the event loop's."""
         self.announce: Callable[[], None] = lambda: None
+        """Called after each change that should be pushed to whoever watches."""
 
     def enter(self, phase: Phase) -> None:
         """Go on to the next phase; never back."""
@@ -86,7 +84,7 @@ class Condition:
             phase_wall_s=self.phase_wall_s,
             started_wall_s=self.started_wall_s,
             was_ready=self.was_ready,
-            heartbeat_age_s=max(0.0, now_s - self.heartbeat_s) if serving else 0.0,
+            heartbeat_age_s=max(0.0, now_s - max(self.heartbeat_s, self.resumed_s)) if serving else 0.0,
             oldest_request_age_s=oldest_s,
             overdue=overdue,
             in_flight=count,

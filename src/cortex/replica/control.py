@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from time import perf_counter
 
 import msgspec
 
@@ -25,6 +26,11 @@ from cortex.wire.launch import Ask, AskListener, Drain, ReplicaRequest
 
 HOUSEKEEPING_INTERVAL_S = 1.0
 """Also the most of the counters that a killed replica loses."""
+STALLED_S = 2.0
+"""
+Woken this much too late, the thread knows that the whole process stood still: a suspended machine, a stopped or
+starved process. The event loop must not be called hung for that by the first who asks afterwards.
+"""
 _REQUESTS = msgspec.json.Decoder(ReplicaRequest)
 
 
@@ -57,6 +63,8 @@ class Control:
         self._on_drain = on_drain
         self._every_second = every_second
         self._complain = complain
+        self.interval_s = HOUSEKEEPING_INTERVAL_S
+        """How often `every_second` is really called; less while the end is near."""
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._channels: dict[int, Channel] = {}
         self._flushed = threading.Condition()
@@ -83,15 +91,19 @@ class Control:
             self._flushed.wait_for(lambda: self._delivered >= wanted, timeout_s)
 
     def _serve(self) -> None:
-        next_housekeeping_s = time.monotonic() + HOUSEKEEPING_INTERVAL_S
+        last_s = time.monotonic()
         while True:
             try:
-                wait_s = max(0.0, next_housekeeping_s - time.monotonic())
-                for fd, _events in self._poll.poll(wait_s * 1000 + 1):
+                wait_s = max(0.0, last_s + self.interval_s - time.monotonic())
+                before_s = perf_counter()
+                ready = self._poll.poll(wait_s * 1000 + 1)
+                if perf_counter() - before_s > wait_s + STALLED_S:
+                    self._condition.resumed_s = perf_counter()
+                for fd, _events in ready:
                     self._handle(fd)
                 self._note_delivery()
-                if time.monotonic() >= next_housekeeping_s:
-                    next_housekeeping_s = time.monotonic() + HOUSEKEEPING_INTERVAL_S
+                if time.monotonic() >= last_s + self.interval_s:
+                    last_s = time.monotonic()
                     self._every_second()
             except Exception as error:  # whatever it is, the replica must go on answering
                 self._complain(f"control thread: {type(error).__name__}: {error}")

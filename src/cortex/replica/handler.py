@@ -184,7 +184,8 @@ class RequestView:
     def headers(self) -> Mapping[str, str]:
         """Case-insensitive."""
         raw = self._exchange.headers
-        return Headers({k.decode("latin-1"): v.decode("latin-1") for k, v in raw.items()})
+        text = {k.decode("latin-1"): v.decode("latin-1") for k, v in raw.items()}
+        return Headers({**text, "x-request-id": self.id})
 
     @functools.cached_property
     def query(self) -> dict[str, str]:

@@ -139,6 +139,7 @@ class Inference:
                 self._loop.call_soon_threadsafe(_deliver, outcomes)
             except RuntimeError:  # the loop is closed: the process is about to end
                 return
+            del batch, outcomes  # while this thread waits it keeps nobody's tensors in memory
 
     def _stop_batching(self) -> None:
         if self.batching:

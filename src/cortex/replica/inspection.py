@@ -22,16 +22,18 @@ import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import split_api_key
-from cortex.replica import logs, process
+from cortex.replica import logs, process, secrecy
 from cortex.replica.backends import base
 from cortex.replica.codec import BadBody, Decoder
 from cortex.replica.handler import Handler, HandlerError, load_handler
+from cortex.replica.made_up import make_up_sample
 from cortex.replica.mismatch import InputMismatch
 from cortex.replica.tensors import build_converter
 from cortex.replica.tracebacks import one_line
 from cortex.wire.build import Sample, TrackerConfig
-from cortex.wire.launch import Inspect, InspectReport, ReplicaSpec
+from cortex.wire.launch import Inspect, InspectReport, MadeUpSample, ReplicaSpec
 from cortex.wire.logline import parse_line
+from cortex.wire.secrecy import unpacked
 from cortex.wire.signature import Signature, TensorSpec
 
 _MAX_REPORT_BYTES = 64 * 2**20
@@ -68,8 +70,16 @@ class Inspection:
         self._out_of_time = False
 
     @classmethod
-    def start(cls, request: Inspect, *, fork: Callable[[], int], asked_by: Any, now_s: float) -> Inspection:
-        """Fork the child. Raises what `fork` raises."""
+    def start(
+        cls,
+        request: Inspect,
+        *,
+        fork: Callable[[], int],
+        asked_by: Any,
+        now_s: float,
+        secrets_fd: int | None = None,
+    ) -> Inspection:
+        """Fork the child. `secrets_fd` stays the caller's. Raises what `fork` raises."""
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
         output_fd = os.memfd_create("cortex-inspection")
         try:
@@ -79,7 +89,7 @@ class Inspection:
                 os.close(fd)
             raise
         if pid == 0:
-            _live(request, pipe_fd=write_fd, output_fd=output_fd)
+            _live(request, pipe_fd=write_fd, output_fd=output_fd, secrets_fd=secrets_fd)
         os.close(write_fd)
         os.set_blocking(read_fd, False)
         return cls(
@@ -162,11 +172,12 @@ class Inspection:
 _LINES = msgspec.json.Decoder(_Line)
 
 
-def _live(request: Inspect, *, pipe_fd: int, output_fd: int) -> NoReturn:
+def _live(request: Inspect, *, pipe_fd: int, output_fd: int, secrets_fd: int | None) -> NoReturn:
     """Be the child. Does not return."""
     code = 1
     try:
         spec = request.spec
+        secrets = {} if secrets_fd is None else unpacked(secrets_fd)
         process.detach()
         os.dup2(output_fd, 1)
         os.dup2(output_fd, 2)
@@ -174,7 +185,8 @@ def _live(request: Inspect, *, pipe_fd: int, output_fd: int) -> NoReturn:
         faulthandler.enable(2)
         process.reseed()
         process.raise_oom_score()
-        process.apply_environment(process.replica_environment(spec, os.environ))
+        process.apply_environment(process.replica_environment(spec, os.environ, secrets))
+        secrecy.keep(secrets.values())
         process.set_title("cortex-inspect", spec.home, spec.api)
         process.limit_inspection(spec.start_timeout_s * max(2, spec.threads))
         logs.install(logs.LogFile("", 0))
@@ -182,7 +194,7 @@ def _live(request: Inspect, *, pipe_fd: int, output_fd: int) -> NoReturn:
         _write_line(pipe_fd, _Line(report=report))
         code = 0
     except BaseException:
-        os.write(2, traceback.format_exc().encode("utf-8", "backslashreplace"))
+        os.write(2, secrecy.masked(traceback.format_exc()).encode("utf-8", "backslashreplace"))
     finally:
         os._exit(code)
 
@@ -206,6 +218,7 @@ def inspect(request: Inspect, *, announce: Callable[[str], None]) -> InspectRepo
     handler: Handler | None = None
     backend: base.Backend | None = None
     batchable = False
+    made_up: MadeUpSample | None = None
     if request.handler and spec.handler is not None and spec.project_dir is not None:
         announce(f"importing {spec.handler}")
         process.enter_project(spec)
@@ -229,6 +242,8 @@ def inspect(request: Inspect, *, announce: Callable[[str], None]) -> InspectRepo
             refused = _try_sample(backend, spec.sample)
             if refused is not None:
                 (problems if spec.sample.gate else warnings).append(refused)
+        if request.make_up_sample:
+            made_up = make_up_sample(backend)
     return InspectReport(
         problems=tuple(problems),
         warnings=tuple(warnings),
@@ -239,6 +254,7 @@ def inspect(request: Inspect, *, announce: Callable[[str], None]) -> InspectRepo
         is_async=handler is not None and handler.is_async,
         batchable=batchable,
         notes=tuple(getattr(backend, "notes", ())),
+        made_up=made_up,
     )
 
 

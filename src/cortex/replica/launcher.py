@@ -22,12 +22,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import msgspec
 
-from cortex.errors import Problem
+from cortex.errors import CortexError, Problem
 from cortex.ids import ReplicaId
 from cortex.replica import process
 from cortex.replica.channel import Channel
@@ -61,12 +62,23 @@ class ForkRefused(Exception):
     """Forking now would make a broken child; says why."""
 
 
+class _Queued(NamedTuple):
+    """An inspection that waits for its turn."""
+
+    agent: Channel
+    request: Inspect
+    fds: tuple[int, ...]
+    """What its secrets are in, if it gets any."""
+
+
 class Launcher:
     """
     The loop and what it looks after.
 
     Args:
         listener: where agents connect.
+        complete_preload: imports what was missing when the launcher began, and returns whether it is there by now;
+            None if nothing was. As long as it is missing, inspections say so.
         monotonic_s: the clock.
         idle_exit_s: how long without agent and children until `run` returns.
     """
@@ -75,11 +87,13 @@ class Launcher:
         self,
         listener: socket.socket,
         *,
+        complete_preload: Callable[[], bool] | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
         idle_exit_s: float = IDLE_EXIT_S,
     ) -> None:
         listener.setblocking(False)
         self._listener = listener
+        self._complete_preload = complete_preload
         self._monotonic_s = monotonic_s
         self._idle_exit_s = idle_exit_s
         self._poll = select.poll()
@@ -91,7 +105,7 @@ class Launcher:
         """The last end of each replica, until its next attempt."""
         self._inspections: dict[int, Inspection] = {}
         """By pid."""
-        self._queued: deque[tuple[Channel, Inspect]] = deque()
+        self._queued: deque[_Queued] = deque()
         self._signals, self._signal_writer = socket.socketpair()
         self._signals.setblocking(False)
         self._signal_writer.setblocking(False)
@@ -170,7 +184,10 @@ class Launcher:
                 del self._agents[known]
                 with suppress(KeyError):  # closed before it was ever polled
                     self._poll.unregister(known)
-        self._queued = deque(waiting for waiting in self._queued if waiting[0] is not agent)
+        for waiting in tuple(self._queued):
+            if waiting.agent is agent:
+                self._queued.remove(waiting)
+                close_all(waiting.fds)
 
     def _reply(self, agent: Channel, reply: LauncherReply) -> None:
         fd = agent.fileno()
@@ -188,35 +205,38 @@ class Launcher:
             close_all(fds)
             return
         match request:
-            case Fork() if len(fds) == 2:
+            case Fork() if len(fds) in (2, 3):
                 self._fork(agent, request, *fds)
-            case _ if fds or isinstance(request, Fork):
+            case Inspect() if len(fds) <= 1:
+                self._queued.append(_Queued(agent, request, tuple(fds)))
+                self._start_inspections()
+            case _:
                 close_all(fds)
                 _say(f"{type(request).__name__} came with {len(fds)} descriptors")
                 if isinstance(request, Fork):
-                    reason = f"two descriptors are needed, {len(fds)} came"
+                    reason = f"two or three descriptors are needed, {len(fds)} came"
                     spec = request.spec
                     self._reply(agent, ForkFailed(replica=spec.replica, attempt=spec.attempt, reason=reason))
-            case Inspect():
-                self._queued.append((agent, request))
-                self._start_inspections()
 
     # ---- children -----------------------------------------------------------------------------------------------
 
-    def _fork(self, agent: Channel, request: Fork, slot_fd: int, control_fd: int) -> None:
+    def _fork(
+        self, agent: Channel, request: Fork, slot_fd: int, control_fd: int, secrets_fd: int | None = None
+    ) -> None:
         from cortex.replica import child
 
         spec = request.spec
+        fds = (slot_fd, control_fd) if secrets_fd is None else (slot_fd, control_fd, secrets_fd)
         try:
             pid = _fork_now()
         except (OSError, ForkRefused) as error:
-            close_all((slot_fd, control_fd))
+            close_all(fds)
             _say(f"cannot fork {spec.replica}: {error}")
             self._reply(agent, ForkFailed(replica=spec.replica, attempt=spec.attempt, reason=str(error)))
             return
         if pid == 0:
-            child.live(spec, slot_fd=slot_fd, control_fd=control_fd)
-        close_all((slot_fd, control_fd))
+            child.live(spec, slot_fd=slot_fd, control_fd=control_fd, secrets_fd=secrets_fd)
+        close_all(fds)
         self._replicas[pid] = (spec.replica, spec.attempt)
         self._exits.pop(spec.replica, None)
         self._reply(agent, Forked(replica=spec.replica, attempt=spec.attempt, pid=pid))
@@ -258,16 +278,24 @@ class Launcher:
         from cortex.replica import inspection
 
         while self._queued and len(self._inspections) < INSPECTIONS_AT_ONCE:
-            agent, request = self._queued.popleft()
+            agent, request, fds = self._queued.popleft()
+            if self._complete_preload is not None and self._complete_preload():
+                self._complete_preload = None
             try:
                 started = inspection.Inspection.start(
-                    request, fork=_fork_now, asked_by=agent, now_s=self._monotonic_s()
+                    request,
+                    fork=_fork_now,
+                    asked_by=agent,
+                    now_s=self._monotonic_s(),
+                    secrets_fd=fds[0] if fds else None,
                 )
             except (OSError, ForkRefused) as error:
                 problem = Problem(reference="node-fault", message=f"cannot inspect it here: {error}")
                 report = InspectReport(problems=(problem,))
                 self._reply(agent, Inspected(request=request.request, report=report))
                 continue
+            finally:
+                close_all(fds)
             self._inspections[started.pid] = started
             self._poll.register(started.fd, select.POLLIN)
 
@@ -293,6 +321,9 @@ def preload(backend: ModelFormat) -> None:
     Import everything that replicas need, with one thread.
 
     The environment comes first: numpy and onnxruntime start threads as they are imported, unless told not to.
+
+    Raises:
+        BackendMissing: the library that runs models is not installed; the rest is imported.
     """
     os.environ.update(process.SINGLE_THREADED)
     for name in _PRELOADED:
@@ -302,6 +333,16 @@ def preload(backend: ModelFormat) -> None:
     base.preload(backend)
     gc.collect()
     gc.freeze()  # the collector would touch, and so copy, every page that children share with us
+
+
+def _try_to_preload(backend: ModelFormat) -> bool:
+    """Preload all that can be; returns whether nothing is missing."""
+    try:
+        preload(backend)
+    except CortexError as error:
+        _say(f"{error}: {error.hint}")
+        return False
+    return True
 
 
 _PRELOADED = (
@@ -372,14 +413,14 @@ def main(arguments: list[str] | None = None) -> int:
     if not sys.flags.safe_path and sys.path and sys.path[0] == os.getcwd():
         del sys.path[0]  # put there by `-m`: users' code must not import from wherever we were started
     backend: Literal["onnx", "tensorflow"] = options.backend
-    preload(backend)
+    is_whole = _try_to_preload(backend)
     process.set_title("cortex-launcher", options.home, backend)
     try:
         listener = bind(options.socket)
     except (OSError, AlreadyRunning) as error:
         _say(str(error))
         return 1
-    Launcher(listener).run()
+    Launcher(listener, complete_preload=None if is_whole else partial(_try_to_preload, backend)).run()
     return 0
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import orjson
 
 from cortex.lib.log import get_logger
+from cortex.replica import secrecy
 
 REQUEST_ID: ContextVar[str] = ContextVar("cortex_request_id", default="")
 """Id of the request whose code is running; empty between requests."""
@@ -67,7 +68,8 @@ class LogFile:
         return self._fd
 
     def record(self, stream: str, level: str, text: str, request: str | None = None) -> None:
-        """Append one record; cut into several when very long."""
+        """Append one record, without the values of secrets; cut into several when very long."""
+        text = secrecy.masked(text)
         if request is None:
             request = REQUEST_ID.get()
         if len(text) <= MAX_TEXT_CHARS:

@@ -294,6 +294,7 @@ class PooledPredictor:
                 self._loop.call_soon_threadsafe(outcome)
             except RuntimeError:  # the loop is closed: the process is about to end
                 return
+            del turn, exchange, outcome  # while this thread waits it keeps nobody's body in memory
 
     def _before(self, exchange: Exchange) -> Callable[[], None]:
         """On a pool thread: everything before the model, and with a small model the rest too."""

@@ -52,7 +52,9 @@ Set in the launcher before numpy, onnxruntime or tensorflow is imported: a threa
 """
 
 
-def replica_environment(spec: ReplicaSpec, inherited: Mapping[str, str]) -> dict[str, str]:
+def replica_environment(
+    spec: ReplicaSpec, inherited: Mapping[str, str], secrets: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The whole environment of a replica: users' `env` wins over what is inherited, our names over users'."""
     deployment, api = split_api_key(spec.api)
     return {
@@ -63,6 +65,7 @@ def replica_environment(spec: ReplicaSpec, inherited: Mapping[str, str]) -> dict
         },
         **dict.fromkeys(THREAD_VARIABLES, str(spec.threads)),
         **spec.env,
+        **(secrets or {}),
         "ORT_DISABLE_TELEMETRY": "1",
         "CORTEX_DEPLOYMENT": deployment,
         "CORTEX_API": api,

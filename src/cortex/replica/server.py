@@ -30,6 +30,7 @@ from cortex.replica.http import (
     HeadTooLarge,
     Limits,
     MalformedRequest,
+    Shapes,
 )
 from cortex.replica.logs import LogFile
 from cortex.replica.mismatch import InputMismatch
@@ -124,6 +125,7 @@ class Service:
     ) -> None:
         self.heads = Heads(condition.spec.version[:8])
         self.limits = Limits()
+        self.shapes = Shapes()
         self.draining = False
         self.connections: set[Connection] = set()
         self.predictor: Predictor | None = None
@@ -191,7 +193,10 @@ class Service:
                 self._log.record("log", "WARNING", f"tracker: {type(error).__name__}: {error}", exchange.id)
 
     def fail(self, exchange: Exchange, error: BaseException) -> None:
-        exchange.failure = error
+        if exchange.warmup:
+            # Only the rehearsal asks. The traceback's frames hold the exchange, so a request's body would stay in
+            # memory until the garbage collector finds the cycle, which with few requests is never.
+            exchange.failure = error
         status, code, message, facts = describe(error)
         if status >= 500 and not isinstance(error, Stopping | asyncio.CancelledError):
             self._log_failure(exchange, code, error)
@@ -208,6 +213,7 @@ class Service:
 
     def release(self, exchange: Exchange) -> None:
         self._in_flight.pop(exchange, None)
+        exchange.view = None  # a cycle, which would keep the body
 
     def expect(self, exchange: Exchange) -> None:
         remaining_s = exchange.timeout_s - (perf_counter() - exchange.started_s)
@@ -259,7 +265,7 @@ class Service:
         """A line for a shell that calls this api as the asker reached it."""
         host = exchange.headers.get(b"host", b"").decode("latin-1")
         path = exchange.target.partition(b"?")[0].decode("latin-1")
-        where = f"http://{host}{path}" if _PLAIN_URL.fullmatch(host + path) else "<endpoint>"
+        where = f"http://{host}{path}" if host and _PLAIN_URL.fullmatch(host + path) else "<endpoint>"
         sample = self.description.get("sample")
         text = "" if sample is None else orjson.dumps(sample).decode()
         body = f"'{text}'" if text and len(text) <= 500 and "'" not in text else "@sample.json"

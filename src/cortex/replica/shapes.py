@@ -87,7 +87,8 @@ def shape_advice(dims: tuple[Dim, ...], found: Shape, filled_count: int) -> tupl
             rows, each = count // filled_count, f"{filled_count} value{'s' * (filled_count != 1)}"
             inner = f"{'[' * (rank - 1)}…{']' * (rank - 1)}"
             return f"{count} values in one list", f"for {rows} rows of {each}, nest them: [{inner}, {inner}, …]"
-        return f"{filled_count} value{'s' * (filled_count != 1)} expected, {count} found", _nesting_hint(dims)
+        hint = "" if takes_one_row(dims) else _nesting_hint(dims)  # a single row need not be nested
+        return f"{filled_count} value{'s' * (filled_count != 1)} expected, {count} found", hint
     if len(found) == rank:
         wrong = [i for i in range(rank) if isinstance(dims[i], int) and dims[i] != found[i]]
         named = ", ".join(f"dimension {i} is {found[i]} instead of {dims[i]}" for i in wrong)

@@ -75,8 +75,6 @@ NOT_IN_EFFECT_YET: Mapping[str, Pending] = {
     ),
     "compute.gpu": Pending("models do not run on GPUs yet", lambda api: api.compute.gpu > 0),
     "model": Pending("models are not fetched yet: use a local path", lambda api: is_remote(api.model)),
-    "model_format": Pending("TensorFlow models are not served yet", lambda api: api.model_format == "tensorflow"),
-    "tf_signature_key": Pending("TensorFlow models are not served yet", lambda api: api.tf_signature_key is not None),
     "env": Pending(
         "secrets are not handed to handlers yet",
         lambda api: any(isinstance(value, SecretRef) for value in api.env.values()),

@@ -47,6 +47,8 @@ class VersionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What made it, e.g. `model changed, handler.py changed`."""
     outcome: str = ""
     """`live`, `failed: …`, `replaced`, or empty while under way."""
+    trees: tuple[str, ...] = ()
+    """Digests of the stored folders that it runs from: kept as long as it may be wanted back."""
 
 
 class DeployChange(msgspec.Struct, frozen=True, kw_only=True):

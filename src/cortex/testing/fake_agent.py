@@ -125,6 +125,8 @@ class _Node:
     """Late orders, oldest first, with the time they arrive."""
     down_until_s: float = -_NEVER_S
     cut_off: bool = False
+    away_since_s: float = 0.0
+    """While it cannot be reached: since when."""
     changed: bool = True
     made: deque[tuple[float, AgentReport]] = field(default_factory=deque)
     """Reports by the time they were made, newest last; the first one is what the control plane sees."""
@@ -223,6 +225,7 @@ class FakeAgents:
         found.agent = self._new_agent()
         found.serial = 1
         found.inbox.clear()
+        self._goes_away(found)
         found.down_until_s = self._clock.monotonic_s() + down_s
         found.changed = True
 
@@ -234,6 +237,7 @@ class FakeAgents:
 
     def cut_off(self, node: NodeId) -> None:
         """The node can neither be ordered nor heard; its replicas and its ingress go on."""
+        self._goes_away(self._nodes[node])
         self._nodes[node].cut_off = True
 
     def reconnect(self, node: NodeId) -> None:
@@ -269,6 +273,12 @@ class FakeAgents:
     def routes(self) -> tuple[tuple[NodeId, SetRoute], ...]:
         """Every route as it is now."""
         return tuple((node.node.node, route) for node in self._nodes.values() for route in node.routes.values())
+
+    def seen_as_of_s(self) -> float:
+        """Monotonic time of the oldest thing that `reports` may still show."""
+        now_s = self._clock.monotonic_s()
+        seen = [now_s if self._reachable(node) else node.away_since_s for node in self._nodes.values()]
+        return min(seen, default=now_s) - self.report_delay_s
 
     def set_in_flight(self, replica: ReplicaId, in_flight: int) -> None:
         """Pretend that a replica holds so many requests."""
@@ -422,6 +432,10 @@ class FakeAgents:
         node.changed = True
         if replica is not None:
             replica.seen = None
+
+    def _goes_away(self, node: _Node) -> None:
+        if self._reachable(node):
+            node.away_since_s = self._clock.monotonic_s()
 
     def _reachable(self, node: _Node) -> bool:
         return not node.cut_off and self._clock.monotonic_s() >= node.down_until_s

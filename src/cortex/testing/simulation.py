@@ -125,6 +125,7 @@ class _Api:
     fault_s: float = float("-inf")
     down_since_s: float | None = None
     killed: bool = False
+    deleted: bool = False
     gap: bool = False
     """The user accepted one, and it may not be over."""
 
@@ -314,6 +315,7 @@ class Simulation:
             self._state.delete(split_api_key(key)[0], key)
 
     def _forget(self, key: ApiKey) -> None:
+        self._apis[key].deleted = True
         self._apis[key].down_since_s = None
 
     def _jump_wall(self) -> None:
@@ -596,13 +598,13 @@ class Simulation:
             for lease in self._engine.leases()
             if lease.state is LeaseState.PENDING and not lease.request.surge
         )
-        delay_s = self._agents.report_delay_s
+        seen_s = self._agents.seen_as_of_s()
         return _Issue(
             fault=self._faults,
-            seen_s=self._clock.monotonic_s() - delay_s,
+            seen_s=seen_s,
             wanted={record.wanted.api: record.wanted for record in self._state.apis()},
             unplaced=unplaced,
-            punctual=delay_s == 0 and self._order_trouble == 0,
+            punctual=seen_s == self._now() and self._order_trouble == 0,
         )
 
     def _check_order(self, node: NodeId, order: Order, orders: Orders) -> None:
@@ -624,10 +626,10 @@ class Simulation:
         wanted = issue.wanted.get(api)
         if left >= had or wanted is None or wanted.force:
             return
-        if wanted.failed is not None and wanted.serving is None:
-            return
         if left >= wanted.replicas - issue.unplaced[api] or self._excused(api, issue):
             return
+        if wanted.failed is not None and wanted.serving is None and self._apis[api].deleted:
+            return  # left over from before it was deleted and made anew
         ours = {build.revision for build in (wanted.build, wanted.serving) if build is not None}
         gone = (ready.keys() & set(before)) - set(targets)
         if not issue.punctual and not any(ready[replica].revision in ours for replica in gone):

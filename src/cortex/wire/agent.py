@@ -1,18 +1,20 @@
 """
 What the control plane asks an agent, over the agent's unix socket: one request frame, one reply frame.
 
-A connection carries any number of requests, one after the other; long ones (`Observe`, `InspectBuild`) get a
-connection of their own.
+A connection carries any number of requests, one after the other; long ones (`Observe`, `InspectBuild`,
+what has to do with packages) get a connection of their own. Where several frames answer, the last one is said below.
 """
 
 from __future__ import annotations
 
 import msgspec
 
+from cortex.errors import Problem
 from cortex.ids import ApiKey, ReplicaId
-from cortex.wire.build import BuildSpec
+from cortex.wire.build import BuildSpec, ModelFormat
 from cortex.wire.launch import InspectReport
 from cortex.wire.orders import Orders
+from cortex.wire.packages import PackageLock
 from cortex.wire.reports import AgentReport
 
 
@@ -37,6 +39,43 @@ class InspectBuild(msgspec.Struct, frozen=True, kw_only=True, tag="inspect_build
     timeout_s: float
 
 
+class ResolvePackages(msgspec.Struct, frozen=True, kw_only=True, tag="resolve_packages"):
+    """
+    Find versions and files of packages for the Python of this node. Takes long: answered with any number of
+    `PackageProgress`, then `ResolvedPackages` or `PackagesRefused`.
+    """
+
+    requirements: tuple[str, ...]
+    """Lines of a requirements.txt."""
+    needed: tuple[str, ...]
+    """Likewise: what replicas need themselves."""
+    constraints: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    """Where packages are looked for; see `PackageLock.options`."""
+    prerelease: bool = False
+    preferred: dict[str, str] = {}
+    """Version by name: taken where nothing speaks against it."""
+    project: str | None = None
+    """Digest of the project, when folders of it are among the options."""
+
+
+class PrepareEnvironment(msgspec.Struct, frozen=True, kw_only=True, tag="prepare_environment"):
+    """
+    Have an environment ready, built first if need be. Takes long: answered with any number of `PackageProgress`, then
+    `PreparedEnvironment` or `PackagesRefused`.
+    """
+
+    environment: str
+    model_format: ModelFormat
+    project: str | None = None
+
+
+class SweepEnvironments(msgspec.Struct, frozen=True, kw_only=True, tag="sweep_environments"):
+    """Remove environments that are neither among these nor used here, nor were lately."""
+
+    in_use: tuple[str, ...]
+
+
 class ReadLogs(msgspec.Struct, frozen=True, kw_only=True, tag="read_logs"):
     """Log lines of an api's replicas on this node, in time order."""
 
@@ -59,7 +98,16 @@ class StopAgent(msgspec.Struct, frozen=True, kw_only=True, tag="stop_agent"):
     drain_timeout_s: float
 
 
-AgentRequest = Observe | GiveOrders | InspectBuild | ReadLogs | StopAgent
+AgentRequest = (
+    Observe
+    | GiveOrders
+    | InspectBuild
+    | ResolvePackages
+    | PrepareEnvironment
+    | SweepEnvironments
+    | ReadLogs
+    | StopAgent
+)
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -89,6 +137,30 @@ class InspectedBuild(msgspec.Struct, frozen=True, kw_only=True, tag="inspected_b
     report: InspectReport
 
 
+class PackageProgress(msgspec.Struct, frozen=True, kw_only=True, tag="package_progress"):
+    """What is being done with packages; the same again means that it still is."""
+
+    message: str
+
+
+class ResolvedPackages(msgspec.Struct, frozen=True, kw_only=True, tag="resolved_packages"):
+    lock: PackageLock
+
+
+class PreparedEnvironment(msgspec.Struct, frozen=True, kw_only=True, tag="prepared_environment"):
+    pass
+
+
+class PackagesRefused(msgspec.Struct, frozen=True, kw_only=True, tag="packages_refused"):
+    """They cannot be resolved or installed, and the user has to know why."""
+
+    problem: Problem
+
+
+class SweptEnvironments(msgspec.Struct, frozen=True, kw_only=True, tag="swept_environments"):
+    removed: tuple[str, ...]
+
+
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
     """The request was not carried out: a stale epoch, an unknown request, or a fault of ours."""
 
@@ -100,4 +172,15 @@ class Stopping(msgspec.Struct, frozen=True, kw_only=True, tag="stopping"):
     pass
 
 
-AgentReply = Observed | InspectedBuild | LogLines | Refused | Stopping
+AgentReply = (
+    Observed
+    | InspectedBuild
+    | PackageProgress
+    | ResolvedPackages
+    | PreparedEnvironment
+    | PackagesRefused
+    | SweptEnvironments
+    | LogLines
+    | Refused
+    | Stopping
+)

@@ -49,11 +49,20 @@ class TrackerConfig(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
 
 
+class SecretPin(msgspec.Struct, frozen=True, kw_only=True):
+    """Which value of which secret a build gets. Nothing here follows from the value itself."""
+
+    name: str
+    generation: str
+    """Drawn anew each time that the secret is set."""
+
+
 class BuildSpec(msgspec.Struct, frozen=True, kw_only=True):
     """
     One immutable build of an api plus what else rolls its replicas.
 
-    `version` covers model, project, handler, signature key, tracker, batching, env and the refresh counter;
+    `version` covers model, project, handler, signature key, tracker, batching, env, names of secrets, packages and the
+    refresh counter; which value a secret has is pinned when the version is made.
     `revision` covers `version` and resources and concurrency. The sample is in neither: it only guards the start.
     """
 
@@ -67,6 +76,10 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Path of the handler's file inside the project."""
     tracker: TrackerConfig | None = None
     env: dict[str, str] = {}
+    secrets: dict[str, SecretPin] = {}
+    """Further variables, by name; the node looks their values up when it starts a process."""
+    environment: str | None = None
+    """Digest of the lock of users' packages; None: what is installed with Cortex serves."""
     batching: bool = True
     concurrency: int | None = None
     """Requests inside handler code at once; None: 1 for sync handlers, 64 for async."""

@@ -45,14 +45,24 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     start_timeout_s: float = 300.0
 
 
+IMPORT_TIME_VARIABLES = ("TF_", "ORT_", "OMP_", "OPENBLAS_", "MKL_", "LD_", "MALLOC_", "PYTHON")
+"""Prefixes of variables that libraries read when imported, so they must be set before the launcher imports them."""
+
+
 class Fork(msgspec.Struct, frozen=True, kw_only=True, tag="fork"):
-    """Fork a replica. Sent with two descriptors: the slot's listening socket and the control listening socket."""
+    """
+    Fork a replica. Sent with two descriptors: the slot's listening socket and the control listening socket; and a third
+    if it gets secrets (see `wire.secrecy`).
+    """
 
     spec: ReplicaSpec
 
 
 class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag="inspect"):
-    """Fork a short-lived child that loads model and handler and reports what they are. No descriptors."""
+    """
+    Fork a short-lived child that loads model and handler and reports what they are. No descriptors, or one if it gets
+    secrets (see `wire.secrecy`).
+    """
 
     request: str
     """Answered with the same mark."""
@@ -63,6 +73,8 @@ class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag="inspect"):
     """Import and check the handler."""
     run_sample: bool = False
     """Also try the sample through the model alone."""
+    make_up_sample: bool = False
+    """Also make up a sample from the model's signature, and try it."""
 
 
 LauncherRequest = Fork | Inspect
@@ -95,6 +107,14 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True, tag="inspected"):
     report: InspectReport
 
 
+class MadeUpSample(msgspec.Struct, frozen=True, kw_only=True):
+    """A request body, as JSON, that was made up from a model's signature."""
+
+    body: bytes
+    accepted: bool
+    """The model ran on it, read from this body. False: its types and shapes fit, and no more is known."""
+
+
 class InspectReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a model and a handler turned out to be; `problems` is empty when both are usable."""
 
@@ -107,6 +127,8 @@ class InspectReport(msgspec.Struct, frozen=True, kw_only=True):
     is_async: bool = False
     batchable: bool = False
     notes: tuple[str, ...] = ()
+    made_up: MadeUpSample | None = None
+    """Only if it was asked for; None also where a sample would be too large to read or write as JSON."""
 
 
 LauncherReply = Forked | ForkFailed | ChildExited | Inspected

@@ -27,6 +27,7 @@ from typing import Any
 import msgspec
 
 from cortex.errors import Problem
+from cortex.wire.build import ModelFormat
 from cortex.wire.signature import Signature
 
 
@@ -163,7 +164,7 @@ class ModelUpload(msgspec.Struct, frozen=True, kw_only=True):
 
     files: tuple[StoredFile, ...]
     entry: str
-    format: str
+    format: ModelFormat
     note: str = ""
     """E.g. which version folder was taken."""
 

@@ -152,9 +152,10 @@ def test_a_body_over_the_limit_is_413_and_names_limit_and_setting(run):
             assert answer.status == 413
             assert answer.json() == {
                 "error": "body-too-large",
-                "message": f"the body is over the max_body of this api ({limit} bytes)",
-                "max_body_bytes": limit,
+                "message": f"the body is larger than {limit} bytes",
                 "request_id": "me",
+                "limit": limit,
+                "hint": "raise max_body in cortex.yaml",
             }
             assert answer.headers["x-cortex-version"] == "of-route"
 

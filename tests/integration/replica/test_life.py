@@ -206,6 +206,16 @@ def test_a_blocked_handler_past_its_timeout_is_overdue(start: Start, folder: Pat
     assert not replica.status().overdue
 
 
+def test_a_replica_that_was_stopped_does_not_look_hung_when_it_goes_on(start: Start) -> None:
+    replica = start()
+    replica.kill(signal.SIGSTOP)
+    with replica.control() as control:  # waits in the backlog
+        stopped_s = time.monotonic()
+        eventually(lambda: time.monotonic() - stopped_s > 3.5, "it has stood still for a while")
+        replica.kill(signal.SIGCONT)
+        assert control.status().heartbeat_age_s < 1.5
+
+
 def test_health_answers_while_a_handler_is_imported(start: Start) -> None:
     replica = start("import time\ntime.sleep(0.3)\n", wait=False)
     status = eventually(lambda: (s := replica.status()).progress == "importing handler.py" and s, "it imports")

@@ -44,9 +44,13 @@ REFRESH = {"path": None, "force": False, "no_wait": False, "timeout": 600.0, "ou
 PREDICT = {"api": "a", "sample": "x.json", "deployment": None, "debug": False}
 DELETE = {"deployment": None, "api": None, "yes": False, "output": "text"}
 DOWN = {"purge": False, "drain": 30.0, "yes": False}
+INIT = {"model": "m.onnx", "folder": None, "model_format": None, "force": False}
 UP = {"foreground": False, "path": None, "output": "text"}
 
 TABLE: list[tuple[str, str, dict[str, Any]]] = [
+    ("init m.onnx", "init", INIT),
+    ("init m.onnx p --force", "init", INIT | {"folder": "p", "force": True}),
+    ("init m.bin --model-format onnx", "init", INIT | {"model": "m.bin", "model_format": "onnx"}),
     ("deploy", "deploy", DEPLOY),
     ("deploy examples/iris", "deploy", DEPLOY | {"path": "examples/iris"}),
     (
@@ -150,6 +154,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("logs a --since 1d", 'did you mean "24h"?', ""),
     ("deploy --timeout x", '"x" is not a duration', ""),
     ("predict a", "Missing argument 'SAMPLE'", ""),
+    ("init", "Missing argument 'MODEL'", "`cortex init --help` shows what it takes"),
+    ("in", 'there is no command "in"', "did you mean `cortex init` or `cortex info`?"),
     ("up /app", "PATH goes with --foreground", ""),
     ("get --port 0", "CORTEX_PORT must be a port from 1 to 65535, not '0'", ""),
     ("delete --api iris/a other", "--api names deployment iris, and the argument other", ""),
@@ -188,7 +194,7 @@ def test_every_command_has_help_with_examples_in_80_columns(cortex: Any, name: s
     assert max(len(line) for line in ran.out.splitlines()) <= 80
 
 
-@pytest.mark.parametrize("name", ["init", "rollback", "secret", "configure"])
+@pytest.mark.parametrize("name", ["rollback", "secret", "configure"])
 def test_commands_that_are_not_there_are_not_listed(cortex: Any, name: str) -> None:
     assert f"  {name} " not in cortex("--help").out
     assert cortex(name).code == 2

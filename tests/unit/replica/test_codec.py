@@ -94,6 +94,12 @@ def test_a_byte_order_mark_and_other_character_sets_are_read():
         ),
         (b"[1,\n True]", "the body is not valid JSON: True is not JSON at line 2, column 2", "send true", (2, 2, 5)),
         (b"None", "the body is not valid JSON: None is not JSON at line 1, column 1", "send null", (1, 1, 0)),
+        (
+            b"age=4&name=a",
+            "the body is not valid JSON: it looks like a form's name=value at line 1, column 1",
+            "send JSON, e.g. -d '[1, 2, 3]'",
+            (1, 1, 0),
+        ),
         (b'["\xc3\xa9",\n"\xff"]', "the body is not valid JSON: it is not UTF-8 at line 2, column 2", "", (2, 2, 8)),
     ],
 )

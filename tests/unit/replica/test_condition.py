@@ -76,6 +76,13 @@ def test_any_request_past_its_timeout_is_overdue_after_a_grace(condition: Condit
     assert condition.status().overdue
 
 
+def test_a_process_that_stood_still_is_no_hung_loop(condition: Condition) -> None:
+    condition.enter(Phase.READY)
+    condition.heartbeat_s = perf_counter() - 50
+    condition.resumed_s = perf_counter()
+    assert condition.status().heartbeat_age_s < 1
+
+
 def test_a_heartbeat_matters_only_while_serving(condition: Condition) -> None:
     condition.heartbeat_s = perf_counter() - 50
     assert condition.status().heartbeat_age_s == 0

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cortex.replica.codec import BodyTooLarge
 from cortex.replica.http import (
@@ -16,6 +19,7 @@ from cortex.replica.http import (
     HeadTooLarge,
     Limits,
     MalformedRequest,
+    Shapes,
     render_headers,
 )
 
@@ -62,6 +66,7 @@ class Service:
     def __init__(self) -> None:
         self.heads = Heads("01234567")
         self.limits = Limits()
+        self.shapes = Shapes()
         self.draining = False
         self.connections: set[Connection] = set()
         self.handled: list[Exchange] = []
@@ -423,3 +428,127 @@ def test_headers_that_http_cannot_carry_are_refused(headers: dict[str, str]) -> 
 
 def test_connections_are_protocols() -> None:
     assert issubclass(Connection, asyncio.Protocol)
+
+
+# ---- heads that were seen before ------------------------------------------------------------------------------------
+
+
+def facts(exchange: Exchange) -> tuple[Any, ...]:
+    headers = {name: value for name, value in exchange.headers.items() if name != b"x-request-id"}
+    return (
+        *(exchange.method, exchange.target, headers, exchange.body, exchange.id, exchange.id_bytes),
+        *(exchange.timeout_s, exchange.max_body_bytes, exchange.close),
+    )
+
+
+HEADS = st.lists(
+    st.tuples(
+        st.sampled_from(["Host", "x-cortex-limits", "content-type", "Cookie", "cookie", "x-a", "X-A", "accept"]),
+        st.sampled_from(["a", "1000,10", "application/json", "b=c; d", "", " spaced ", "x-request-id: fake"]),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(headers=HEADS, position=st.integers(0, 6), target=st.sampled_from(["/", "/a?debug", "/x-request-id: y"]))
+def test_a_recognised_request_is_the_one_that_would_have_been_parsed(
+    headers: list[tuple[str, str]], position: int, target: str
+) -> None:
+    """The same requests, with different ids and bodies, on a service that remembers and on ones that do not."""
+
+    def requests() -> Iterator[bytes]:
+        for request_id, body in (("abc-1", b"[1, 2]"), ("other", b"[3, 4]"), ("", b"[5, 6]"), ("a b", b"[7, 8]")):
+            lines = [f"{name}: {value}" for name, value in headers]
+            lines.insert(position, f"x-request-id: {request_id}")
+            yield post(body, *lines, target=target)
+
+    remembering = Service()
+    remembering.now = True
+    known = Connection(remembering, Loop())  # type: ignore[arg-type]
+    known.connection_made(Transport())  # type: ignore[arg-type]
+    for data in requests():
+        fresh = Service()
+        fresh.now = True
+        parsed = Connection(fresh, Loop())  # type: ignore[arg-type]
+        parsed.connection_made(Transport())  # type: ignore[arg-type]
+        parsed.data_received(data)
+        known.data_received(data)
+        if len(fresh.handled) != 1 or fresh.handled[0].refusal is not None:
+            return  # refused, or no HTTP at all: the connection ends with it
+        expected, found = facts(fresh.handled[0]), facts(remembering.handled[-1])
+        if b"x-request-id" in expected[4].encode() or len(expected[4]) == 16:
+            expected, found = (expected[:4], found[:4])  # an id of our own making
+        assert found == expected
+
+
+def test_the_second_request_of_a_kind_is_recognised(
+    connection: Connection, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.now = True
+    connection.data_received(post(b"[1]", "x-request-id: a", "host: h"))
+    connection.parser = None  # nothing is parsed from here on
+    connection.data_received(post(b"[2]", "x-request-id: b", "host: h"))
+    assert [(e.id, e.body) for e in service.handled] == [("a", b"[1]"), ("b", b"[2]")]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        post(b"[1]", "host: h"),
+        post(b"[1]", "x-request-id: a", "connection: close"),
+        post(b"[1]", "x-request-id: a", "expect: 100-continue"),
+        post(b"[1]", "x-request-id: a", "upgrade: h2c"),
+        post(b"[1]", "x-request-id: a b"),
+        post(b"[1]", "x-request-id: a", "x-request-id: b"),
+        post(b"[1]", "x-request-id: a") * 2,
+        post(b"[1]", "x-request-id: a") + b"POST",
+        post(b"[1]", "x-request-id: a", "x-a: " + "y" * 5000),
+        post(b"[1]", "x-request-id: a", version="1.0"),
+        b"GET / HTTP/1.1\r\nx-request-id: a\r\n\r\n",
+        b"POST / HTTP/1.1\r\nx-request-id: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+        post(b"\r\n\r\nx-request-id: a\r\n"),
+        b"",
+    ],
+)
+def test_nothing_but_plain_requests_is_remembered(connection: Connection, service: Service, data: bytes) -> None:
+    service.now = True
+    connection.data_received(data)
+    assert service.shapes.recognise(data, connection) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        post(b"[1, 2]", "x-request-id: a"),
+        post(b"[1]", "x-request-id: a", "x: y"),
+        post(b"[1]", "x-request-id: a", target="/b"),
+        post(b"[1]", "x-request-id: a")[:-1],
+        post(b"[1]", "x-request-id: a") + b"P",
+        post(b"[1]", "x-request-id: \t"),
+        post(b"[1]", "x-request-id: a\x01b"),
+        post(b"[1]", "x-request-id: " + "a" * 129),
+    ],
+)
+def test_what_differs_in_anything_else_is_parsed(connection: Connection, service: Service, data: bytes) -> None:
+    service.now = True
+    connection.data_received(post(b"[1]", "x-request-id: z"))
+    assert service.shapes.recognise(post(b"[9]", "x-request-id: y"), connection) is not None
+    assert service.shapes.recognise(data, connection) is None
+
+
+def test_only_so_many_heads_are_remembered(connection: Connection, service: Service) -> None:
+    service.now = True
+    for number in range(2000):
+        connection.data_received(post(b"1", "x-request-id: a", f"x-trace: {number}"))
+    assert service.shapes.recognise(post(b"1", "x-request-id: b", "x-trace: 1999"), connection) is not None
+    assert service.shapes.recognise(post(b"1", "x-request-id: b", "x-trace: 0"), connection) is None
+
+
+def test_a_recognised_request_waits_for_its_turn(connection: Connection, service: Service) -> None:
+    for number in range(3):
+        connection.data_received(post(b"%d" % number, "x-request-id: a"))
+    assert len(service.handled) == 1
+    for number in range(3):
+        answer(service.handled[number])
+    assert [e.body for e in service.handled] == [b"0", b"1", b"2"]

@@ -1,0 +1,245 @@
+"""
+Runs the package installer, uv, in confined processes: own session, few variables, low priority, a time limit.
+
+Packages that come as source run code of their authors while they are built. It gets no credentials but those that a
+user has set for the package index, and it ends with us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from cortex.agent import confined
+from cortex.errors import CortexError
+from cortex.packages.explanation import without_credentials
+
+log = logging.getLogger(__name__)
+
+MAX_OUTPUT_BYTES = 2**20
+"""Of what an installer writes, the end is kept."""
+HEARTBEAT_S = 5.0
+"""Somebody waits at the other end: silence for long would look like an end."""
+EXIT_GRACE_S = 2.0
+"""For a pipe that a stray grandchild keeps open."""
+
+Tell = Callable[[str], None]
+"""Told in a few words what is being done; the same words again mean that it still is."""
+
+_INHERITED = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"),
+        *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "SSL_CLIENT_CERT", "REQUESTS_CA_BUNDLE", "NETRC"),
+        *("CC", "CXX", "FC", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "LD_LIBRARY_PATH", "LIBRARY_PATH", "CPATH"),
+        *("MAKEFLAGS", "PKG_CONFIG_PATH", "CMAKE_PREFIX_PATH", "CARGO_HOME", "RUSTUP_HOME", "CUDA_HOME"),
+        *("UV_CACHE_DIR", "UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_HTTP_TIMEOUT"),
+        *("UV_INDEX_STRATEGY", "UV_INSECURE_HOST", "UV_KEYRING_PROVIDER", "UV_NATIVE_TLS", "UV_SYSTEM_CERTS"),
+        *("UV_OFFLINE", "UV_CONCURRENT_BUILDS", "UV_CONCURRENT_DOWNLOADS", "UV_CONCURRENT_INSTALLS"),
+    }
+)
+_INHERITED_PREFIXES = ("LC_", "UV_INDEX")
+"""`UV_INDEX`, `UV_INDEX_URL`, and user name and password of an index by its name."""
+_OF_PIP = {
+    "PIP_INDEX_URL": "UV_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL": "UV_EXTRA_INDEX_URL",
+    "PIP_FIND_LINKS": "UV_FIND_LINKS",
+    "PIP_CERT": "SSL_CERT_FILE",
+}
+"""What people have set for pip and expect to count; uv's own names win."""
+_FIXED = {
+    "UV_NO_PROGRESS": "1",
+    "UV_PYTHON_DOWNLOADS": "never",
+    "NO_COLOR": "1",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+_TOLD = re.compile(r"^\s*(Downloading|Building|Compiling|Updating) .+$")
+
+
+class InstallerMissing(CortexError):
+    """There is no uv."""
+
+    reference = "installer-missing"
+    hint = "pip install uv"
+
+    def __init__(self) -> None:
+        super().__init__("packages are installed with uv, which is neither beside this Python nor on PATH")
+
+
+class InstallerFailed(CortexError):
+    """The installer ended with an error, or took too long."""
+
+    reference = "packages-failed"
+
+    def __init__(self, output: str, *, timeout_s: float | None = None) -> None:
+        self.output = output
+        self.timeout_s = timeout_s
+        super().__init__(output if timeout_s is None else f"it took more than {timeout_s:.0f} s")
+
+
+def find_installer() -> str:
+    """
+    The path of uv: the one that was installed with us, else the one on PATH.
+
+    Raises:
+        InstallerMissing
+    """
+    try:
+        from uv import find_uv_bin
+
+        return os.fspath(find_uv_bin())
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("uv")
+        if found is None:
+            raise InstallerMissing() from None
+        return found
+
+
+def installer_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of our environment an installer gets: where packages and compilers are, and no credentials of others."""
+    inherited = {
+        name: value for name, value in environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
+    }
+    for theirs, ours in _OF_PIP.items():
+        if environ.get(theirs) and ours not in inherited and "UV_DEFAULT_INDEX" not in inherited:
+            inherited[ours] = environ[theirs]
+    return {**inherited, **_FIXED}
+
+
+class Installer:
+    """
+    Runs programs that install packages.
+
+    Args:
+        environ: of this process; `installer_environment` says what of it is passed on.
+        find: where uv is; asked at each run, so that one installed meanwhile is found.
+    """
+
+    def __init__(self, environ: Mapping[str, str], *, find: Callable[[], str] = find_installer) -> None:
+        self._for_uv = installer_environment(environ)
+        self._for_others = {name: value for name, value in self._for_uv.items() if not name.startswith("UV_")}
+        self._find = find
+        self._running: set[asyncio.subprocess.Process] = set()
+
+    @property
+    def pids(self) -> set[int]:
+        """Of what runs now: their end is for us to collect."""
+        return {process.pid for process in self._running}
+
+    async def uv(self, arguments: Sequence[str], *, cwd: Path, timeout_s: float, tell: Tell, doing: str) -> str:
+        """
+        Run uv to its end; returns what it wrote.
+
+        Raises:
+            InstallerFailed, InstallerMissing
+        """
+        command = [self._find(), *arguments]
+        return await self._run(command, self._for_uv, cwd=cwd, timeout_s=timeout_s, tell=tell, doing=doing)
+
+    async def run(self, command: Sequence[str], *, cwd: Path, timeout_s: float, tell: Tell, doing: str) -> str:
+        """
+        Run another program, confined, to its end; returns what it wrote.
+
+        Args:
+            command: an absolute path and arguments; no shell sees them.
+            tell: told `doing`, with what is downloaded or built, at least every `HEARTBEAT_S`.
+
+        Raises:
+            InstallerFailed: carries everything it wrote.
+        """
+        return await self._run(command, self._for_others, cwd=cwd, timeout_s=timeout_s, tell=tell, doing=doing)
+
+    async def _run(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        cwd: Path,
+        timeout_s: float,
+        tell: Tell,
+        doing: str,
+    ) -> str:
+        tell(doing)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", os.fspath(Path(confined.__file__)), str(os.getpid()), *command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            cwd=cwd,
+            env=environment,
+            start_new_session=True,
+        )
+        self._running.add(process)
+        output = _Output(tell, doing)
+        reading = asyncio.ensure_future(output.read(process))
+        try:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await process.wait()
+            except TimeoutError:
+                raise InstallerFailed(output.text, timeout_s=timeout_s) from None
+            finally:
+                await _end(process)
+            await asyncio.wait([reading], timeout=EXIT_GRACE_S)
+        finally:
+            reading.cancel()
+            self._running.discard(process)
+        if process.returncode != 0:
+            log.error("%s failed, exit code %s:\n%s", doing, process.returncode, without_credentials(output.text))
+            raise InstallerFailed(output.text)
+        return output.text
+
+
+class _Output:
+    """What a process writes, as it writes it."""
+
+    def __init__(self, tell: Tell, doing: str) -> None:
+        self._tell = tell
+        self._doing = doing
+        self._kept = bytearray()
+        self._line = b""
+
+    @property
+    def text(self) -> str:
+        return self._kept.decode("utf-8", "replace")
+
+    async def read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        told = self._doing
+        while True:
+            try:
+                async with asyncio.timeout(HEARTBEAT_S):
+                    data = await process.stdout.read(65536)
+            except TimeoutError:
+                self._tell(told)
+                continue
+            if not data:
+                return
+            self._kept += data
+            del self._kept[:-MAX_OUTPUT_BYTES]
+            *lines, self._line = (self._line + data)[-65536:].split(b"\n")
+            for line in lines:
+                text = line.decode("utf-8", "replace")
+                if _TOLD.match(text):
+                    told = f"{self._doing}: {text.strip()}"
+                    self._tell(told)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill a process that still runs, with everything it has started."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it may not have its own group yet
+        process.kill()
+    await asyncio.shield(process.wait())

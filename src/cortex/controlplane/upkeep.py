@@ -1,0 +1,126 @@
+"""
+Keeping the artifact store from growing for ever, in quiet moments and in a thread of its own.
+
+What may still be wanted stays whatever its size: everything that serves or shall, and the last versions of each api.
+Of the rest the least recently used goes first, once the store is larger than the setting allows.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+
+from cortex.artifacts.store import ArtifactStore
+from cortex.clock import Clock
+from cortex.controlplane.versions import trees_of
+from cortex.errors import CortexError
+from cortex.ids import Version
+from cortex.state.base import StateStore
+from cortex.wire.reports import AgentReport, Phase
+
+log = logging.getLogger(__name__)
+
+FIRST_AFTER_S = 120.0
+"""After our start: whoever deploys right away shall not wait for it."""
+EVERY_S = 3600.0
+NOT_QUIET_PAUSE_S = 60.0
+KEPT_VERSIONS = 10
+"""Of each api, so that it can go back to them."""
+
+
+class Upkeep:
+    """
+    Collects garbage in the artifact store from time to time.
+
+    Args:
+        keep_bytes: how large the store may remain; see `ArtifactStore.collect_garbage`.
+        reports: the agents' last reports; empty while none has come since our start.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: StateStore,
+        store: ArtifactStore,
+        clock: Clock,
+        keep_bytes: int,
+        reports: Callable[[], tuple[AgentReport, ...]],
+    ) -> None:
+        self._state = state
+        self._store = store
+        self._clock = clock
+        self._keep_bytes = keep_bytes
+        self._reports = reports
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Begin nothing new."""
+        self._stopping.set()
+
+    def collect(self) -> bool:
+        """
+        Remove what nobody needs any more. False: this is not the moment, nothing was looked at.
+
+        Raises:
+            CortexError: state or store cannot be used now.
+        """
+        in_use, versions = self._in_use()
+        if not is_quiet(self._reports(), versions):
+            return False
+        done = self._store.collect_garbage(in_use, self._keep_bytes, self._clock.wall_s())
+        if done.trees or done.blobs or done.strays:
+            log.info(
+                "artifacts: %d folders, %d files and %d leftovers removed, %d bytes freed, %d kept",
+                len(done.trees),
+                done.blobs,
+                done.strays,
+                done.freed_bytes,
+                done.kept_bytes,
+            )
+        return True
+
+    def _in_use(self) -> tuple[set[str], set[Version]]:
+        """Stored folders that may still be wanted, and the versions that they belong to."""
+        trees: set[str] = set()
+        versions: set[Version] = set()
+        for record in self._state.apis():
+            for build in (record.wanted.build, record.wanted.serving):
+                if build is not None:
+                    trees.update(trees_of(build))
+                    versions.add(build.version)
+            for line in self._state.history(record.wanted.api)[:KEPT_VERSIONS]:
+                trees.update(line.trees)
+                versions.add(line.version)
+        return trees, versions
+
+    def _run(self) -> None:
+        pause_s = FIRST_AFTER_S
+        while not self._stopping.wait(pause_s):
+            pause_s = EVERY_S
+            try:
+                if not self.collect():
+                    pause_s = NOT_QUIET_PAUSE_S
+            except CortexError as error:
+                log.warning("garbage could not be collected, will be tried again: %s", error)
+            except Exception:
+                log.exception("a fault of ours; garbage will be collected again")
+
+
+def is_quiet(reports: Iterable[AgentReport], known: Iterable[Version]) -> bool:
+    """
+    Whether it is known what everything that runs was started from.
+
+    A replica that is on its way out may be of a version that nothing remembers, and still read its project.
+    """
+    known, found = set(known), False
+    for report in reports:
+        found = True
+        for replica in report.replicas:
+            if replica.phase is not Phase.EXITED and replica.version not in known:
+                return False
+    return found

@@ -1,0 +1,544 @@
+"""
+The TensorFlow backend: SavedModels of TensorFlow 1 and 2. The only place that imports tensorflow.
+
+A model runs in a session of TensorFlow 1, whichever version exported it: the graph, the variables, the tables and the
+assets are those that every SavedModel has, and a call costs a tenth of what a `tf.function` costs
+(bench/tensorflow.py). Ops run in the calling thread; only inside an op may there be others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cortex.replica.backends.base import (
+    BackendMissing,
+    InferenceFailed,
+    ModelError,
+    ModelUnreadable,
+    UnsupportedType,
+)
+from cortex.replica.backends.probe import accepted_feeds, rows_are_independent
+from cortex.replica.backends.signatures import Choice, SignatureDef, choose, natural_order
+from cortex.replica.tracebacks import one_line
+from cortex.wire.signature import DTYPES, Dim, Signature, TensorSpec
+
+
+def _broken(error: Exception) -> ModelError:
+    return ModelError(
+        f"tensorflow is installed, but cannot be imported: {one_line(error)}",
+        hint='pip install --force-reinstall "cortex-serving[tensorflow]"',
+    )
+
+
+# What goes wrong in a run it also raises, and then our log has it once. A lower number in `env` brings the rest back.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+try:
+    import tensorflow as tf  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    from google.protobuf import text_format  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    from google.protobuf.message import DecodeError  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    from tensorflow.core.protobuf import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        config_pb2,
+        saved_model_pb2,
+    )
+except ModuleNotFoundError as missing:
+    if missing.name != "tensorflow":
+        raise _broken(missing) from missing
+    raise BackendMissing("tensorflow", "tensorflow") from missing
+except Exception as error:
+    raise _broken(error) from error
+
+__all__ = ["TensorFlowBackend", "load"]
+
+_BINARY: Final = "saved_model.pb"
+_TEXT: Final = "saved_model.pbtxt"
+_SERVE: Final = "serve"
+_RESERVED: Final = "__saved_model_"
+"""Start of the keys of signatures that are not for serving: `__saved_model_init_op` and its kin."""
+_REASON_CHARS: Final = 500
+
+_Array = NDArray[Any]
+
+
+class TensorFlowBackend:
+    """
+    One signature of one SavedModel in one session. Prefer `load`.
+
+    Args:
+        session: a `tf.compat.v1.Session` that has loaded the model.
+        signatures: all that are for serving, by key.
+        choice: which of them is served.
+        definition: the protobuf `SignatureDef` of that one.
+
+    Raises:
+        UnsupportedType: an input or output cannot be fed or read; names it.
+    """
+
+    takes_bytes: ClassVar[bool] = True
+
+    def __init__(self, session: Any, signatures: Mapping[str, SignatureDef], choice: Choice, definition: Any) -> None:
+        served = signatures[choice.key]
+        self._session = session
+        self._signature = Signature(
+            inputs=tuple(served.inputs.values()), outputs=tuple(served.outputs.values()), key=choice.key
+        )
+        self._refuse_unsupported(definition)
+        self._metadata = dict(signatures)
+        self.signature_keys = tuple(signatures)
+        self.notes: tuple[str, ...] = (choice.note,) if choice.note else ()
+        self._batchable = False
+        self._names = tuple(spec.name for spec in self._signature.outputs)
+        self._rows = tuple(spec.name for spec in self._signature.inputs if _may_have_rows(spec))
+        self._droppable = tuple(
+            spec.name
+            for spec in self._signature.outputs
+            if spec.shape is None or (len(spec.shape) >= 2 and not isinstance(spec.shape[0], int))
+        )
+        self._row_by_row: tuple[str, ...] | None = None if self._rows and self._droppable else ()
+        """Outputs whose dimension 0 was seen to be the batch; None as long as nothing could be seen."""
+
+        fed = [definition.inputs[spec.name].name for spec in self._signature.inputs]
+        given = [definition.outputs[spec.name].name for spec in self._signature.outputs]
+        fetched = [name for name in dict.fromkeys(given) if name not in fed]
+        # A signature of TensorFlow 1 may hand an input through, which a session refuses to fetch.
+        places = {name: place for place, name in enumerate([*fetched, *fed])}
+        self._hands_through = any(name in fed for name in given)
+        self._feeders = tuple(_feeder(spec, definition) for spec in self._signature.inputs)
+        self._takers = tuple(
+            (places[name], _TAKERS.get(spec.dtype, np.array))
+            for name, spec in zip(given, self._signature.outputs, strict=True)
+        )
+        self._call: Callable[..., Sequence[Any]] = _callable(session, fed, fetched)
+
+    @property
+    def signature(self) -> Signature:
+        return self._signature
+
+    @property
+    def metadata_inputs(self) -> Mapping[str, SignatureDef]:
+        """Every signature that is for serving, by key."""
+        return self._metadata
+
+    @property
+    def metadata_outputs(self) -> Mapping[str, SignatureDef]:
+        """As `metadata_inputs`."""
+        return self._metadata
+
+    @property
+    def batchable(self) -> bool:
+        return self._batchable
+
+    def run(self, feeds: Mapping[str, Any]) -> Sequence[Any]:
+        """
+        Execute the model. See `Backend.run`.
+
+        Returns:
+            Arrays in the order of the signature's outputs, the caller's own: float32 for bfloat16, for text object
+            arrays of str, with bytes where they are not UTF-8.
+        """
+        try:
+            given = [feed(feeds) for feed in self._feeders]
+            values = self._call(*given)
+        except Exception as error:
+            raise InferenceFailed(_reason(error)) from error
+        if self._hands_through:
+            values = [*values, *given]
+        return [take(values[place]) for place, take in self._takers]
+
+    def present(self, outputs: Sequence[Any], feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arrays by output name; of a single row, without the batch dimension where two or more are left."""
+        prediction = dict(zip(self._names, outputs, strict=True))
+        row_by_row = self._row_by_row
+        if row_by_row == () or not self._is_one_row(feeds):
+            return prediction
+        if row_by_row is None:
+            row_by_row = self._row_by_row = self._look_for_rows(feeds)
+        for name in row_by_row:
+            output = prediction[name]
+            if output.ndim >= 2 and output.shape[0] == 1:
+                prediction[name] = output[0]
+        return prediction
+
+    def plain(self, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
+        return prediction
+
+    def probe_rows(self) -> None:
+        """
+        Find out which outputs have a row for each row that goes in, with made-up rows.
+
+        A model that accepts none of them is looked at when it first gets a single row, before anyone sees the answer.
+        """
+        if self._row_by_row is None:
+            feeds = accepted_feeds(self)
+            if feeds is not None and self._is_one_row(feeds):
+                self._row_by_row = self._look_for_rows(feeds)
+
+    def probe_batchable(self, feeds: Mapping[str, Any] | None = None) -> bool:
+        self._batchable = rows_are_independent(self.run, self._signature, feeds)
+        return self._batchable
+
+    def close(self) -> None:
+        self._call = _closed
+        self._session.close()
+
+    def _is_one_row(self, feeds: Mapping[str, Any]) -> bool:
+        """Whether all inputs that may have rows have exactly one."""
+        return all(feeds[name].shape[:1] == (1,) for name in self._rows)
+
+    def _look_for_rows(self, feeds: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the outputs that have two rows when the one row of `feeds` goes in twice."""
+        twice = {name: np.concatenate([feeds[name]] * 2) if name in self._rows else feeds[name] for name in feeds}
+        try:
+            outputs = dict(zip(self._names, self.run(twice), strict=True))
+        except InferenceFailed:
+            return ()
+        return tuple(name for name in self._droppable if outputs[name].shape[:1] == (2,))
+
+    def _refuse_unsupported(self, definition: Any) -> None:
+        for specs, tensors, is_input in (
+            (self._signature.inputs, definition.inputs, True),
+            (self._signature.outputs, definition.outputs, False),
+        ):
+            for spec in specs:
+                encoding = tensors[spec.name].WhichOneof("encoding")
+                if encoding != "name":
+                    kind = "a sparse tensor" if encoding == "coo_sparse" else "a composite tensor"
+                    raise UnsupportedType(spec.name, kind, is_input=is_input)
+                if spec.dtype not in DTYPES:
+                    raise UnsupportedType(spec.name, spec.dtype, is_input=is_input)
+
+
+def load(path: str, *, threads: int = 1, gpu: bool = False, signature_key: str | None = None) -> TensorFlowBackend:
+    """
+    Load a SavedModel.
+
+    Args:
+        path: of its folder.
+        threads: for one op.
+        gpu: whether to run on GPUs.
+        signature_key: which signature; None leaves the choice to the rules in `signatures.choose`.
+
+    Raises:
+        ModelUnreadable: its graph is missing, cut off, or no SavedModel's; or the variables do not belong to it.
+        SavedModelIncomplete: a file of variables or an asset is not there.
+        NoSignature, UnknownSignature, AmbiguousSignature: which one to serve cannot be told.
+        UnsupportedOperation: names an operation that this TensorFlow does not have.
+        UnsupportedType: an input or output of the signature cannot be fed or read.
+        NoGpu: `gpu`, and TensorFlow finds none.
+    """
+    folder = Path(path)
+    if gpu and not tf.config.list_physical_devices("GPU"):
+        raise NoGpu(built_with_cuda=tf.test.is_built_with_cuda())
+    graph = _meta_graph(_read(folder), gpu=gpu)
+    definitions = {key: graph.signature_def[key] for key in sorted(graph.signature_def, key=natural_order)}
+    signatures = {key: _described(definition) for key, definition in definitions.items() if _is_served(key, definition)}
+    choice = choose(signatures, signature_key)
+    _check_files(graph, folder)
+    tags = list(graph.meta_info_def.tags)
+    definition = definitions[choice.key]
+    del graph, definitions  # with weights as constants inside, a graph may be large
+    session = tf.compat.v1.Session(graph=tf.Graph(), config=_config(threads, gpu))
+    try:
+        with _quiet():
+            # Devices of another machine's are of no use here.
+            tf.compat.v1.saved_model.load(session, tags, path, clear_devices=not gpu)
+        backend = TensorFlowBackend(session, signatures, choice, definition)
+    except BaseException as error:
+        session.close()
+        if isinstance(error, ModelError | MemoryError) or not isinstance(error, Exception):
+            raise
+        raise _load_error(error, path) from error
+    backend.probe_rows()
+    return backend
+
+
+class SavedModelIncomplete(ModelError):
+    """
+    A file that the graph needs is not there.
+
+    Args:
+        file: relative to the SavedModel's folder.
+    """
+
+    reference = "saved-model-incomplete"
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        super().__init__(
+            f"the SavedModel needs {file}, which is not there",
+            hint="copy the whole folder that was exported, with everything in it",
+        )
+
+
+class UnsupportedOperation(ModelError):
+    """
+    The model uses an operation that this TensorFlow does not have, or not on this kind of device.
+
+    Args:
+        operation: its name.
+        reason: TensorFlow's own words.
+    """
+
+    reference = "unsupported-operator"
+
+    def __init__(self, operation: str, reason: str) -> None:
+        self.operation, self.reason = operation, reason
+        super().__init__(
+            f"the model uses the operation {operation}, which TensorFlow {tf.__version__} does not run: {reason}",
+            hint="libraries of custom operations are not loaded: export with operations of TensorFlow itself only",
+        )
+
+
+class NoGpu(ModelError):
+    """
+    A GPU was asked for, and TensorFlow finds none.
+
+    Args:
+        built_with_cuda: whether this TensorFlow could use one.
+    """
+
+    reference = "no-gpu"
+
+    def __init__(self, *, built_with_cuda: bool) -> None:
+        self.built_with_cuda = built_with_cuda
+        reason = "finds none" if built_with_cuda else "was built without support for them"
+        super().__init__(
+            f"the api asks for a GPU, and TensorFlow {reason}",
+            hint="see what nvidia-smi says, or leave out `gpu:`"
+            if built_with_cuda
+            else 'pip install "tensorflow[and-cuda]" in place of tensorflow-cpu, or leave out `gpu:`',
+        )
+
+
+# ---- reading what was exported --------------------------------------------------------------------------------------
+
+
+def _read(folder: Path) -> Any:
+    """Return the `SavedModel` protobuf. Raises ModelUnreadable."""
+    saved_model = saved_model_pb2.SavedModel()
+    name = _BINARY if (folder / _BINARY).is_file() or not (folder / _TEXT).is_file() else _TEXT
+    try:
+        content = (folder / name).read_bytes()
+        if name == _BINARY:
+            saved_model.ParseFromString(content)
+        else:
+            text_format.Parse(content.decode("utf-8"), saved_model)
+    except FileNotFoundError:
+        raise ModelUnreadable(_BINARY, "there is no such file", hint="name the folder that has it") from None
+    except OSError as error:
+        raise ModelUnreadable(name, error.strerror or str(error)) from error
+    except (DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
+        raise ModelUnreadable(name, "it is cut off, or no SavedModel", hint=_EXPORT_AGAIN) from error
+    if not saved_model.meta_graphs:
+        raise ModelUnreadable(name, "there is no graph in it", hint=_EXPORT_AGAIN)
+    return saved_model
+
+
+_EXPORT_AGAIN: Final = "export the model again and deploy that folder"
+
+
+def _meta_graph(saved_model: Any, *, gpu: bool) -> Any:
+    """
+    Return the graph to serve: the one tagged `serve` and nothing else, or the only one.
+
+    Raises:
+        ModelUnreadable: there are several others; lists their tags.
+    """
+    by_tags = {frozenset(graph.meta_info_def.tags): graph for graph in saved_model.meta_graphs}
+    wanted = [frozenset({_SERVE})]
+    if gpu:
+        wanted.insert(0, frozenset({_SERVE, "gpu"}))
+    for tags in wanted:
+        if tags in by_tags:
+            return by_tags[tags]
+    if len(by_tags) == 1:
+        return next(iter(by_tags.values()))
+    listed = "; ".join(sorted(", ".join(sorted(tags)) or "nothing" for tags in by_tags))
+    raise ModelUnreadable(
+        _BINARY,
+        f"it holds {len(by_tags)} graphs, tagged {listed}, and none is tagged {_SERVE} alone",
+        hint=f'export the one to serve with the tag "{_SERVE}" alone',
+    )
+
+
+def _is_served(key: str, definition: Any) -> bool:
+    """Whether a signature is for serving. What initialises a model, or trains it, is a signature too."""
+    return not key.startswith(_RESERVED) and any(tensor.dtype for tensor in definition.outputs.values())
+
+
+def _described(definition: Any) -> SignatureDef:
+    def specs(tensors: Any, optional: Collection[str] = ()) -> dict[str, TensorSpec]:
+        return {
+            name: TensorSpec(name, _dtype(tensors[name]), _shape(tensors[name].tensor_shape), name in optional)
+            for name in sorted(tensors, key=natural_order)
+        }
+
+    inputs = specs(definition.inputs, optional=getattr(definition, "defaults", ()))
+    return SignatureDef(inputs, specs(definition.outputs), definition.method_name)
+
+
+def _dtype(tensor: Any) -> str:
+    try:
+        return str(tf.as_dtype(tensor.dtype).base_dtype.name)
+    except TypeError:
+        return "nothing"
+
+
+def _shape(shape: Any) -> tuple[Dim, ...] | None:
+    if shape.unknown_rank:
+        return None
+    return tuple((dim.name or None) if dim.size < 0 else int(dim.size) for dim in shape.dim)
+
+
+def _check_files(graph: Any, folder: Path) -> None:
+    """Raises SavedModelIncomplete: names the first file that is missing."""
+    needed = [f"assets/{asset.filename}" for asset in graph.asset_file_def]
+    if graph.saver_def.restore_op_name and graph.saver_def.version == graph.saver_def.V2:
+        present = [path.name for path in folder.glob("variables/variables.data-?????-of-?????")]
+        shards = max((int(name[-5:]) for name in present if name[-5:].isdigit()), default=1)
+        needed += ["variables/variables.index"]
+        needed += [f"variables/variables.data-{shard:05}-of-{shards:05}" for shard in range(shards)]
+    for file in needed:
+        if not (folder / file).is_file():
+            raise SavedModelIncomplete(file)
+
+
+# ---- a session ------------------------------------------------------------------------------------------------------
+
+
+def _config(threads: int, gpu: bool) -> Any:
+    config = tf.compat.v1.ConfigProto(
+        inter_op_parallelism_threads=-1,  # in the thread that calls
+        intra_op_parallelism_threads=threads,
+        allow_soft_placement=True,
+        device_count={} if gpu else {"GPU": 0},
+    )
+    config.gpu_options.allow_growth = True  # otherwise the first replica takes all the memory there is
+    return config
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without its advice to load models in another way, which is meant for people."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _callable(session: Any, fed: Sequence[str], fetched: Sequence[str]) -> Callable[..., Sequence[Any]]:
+    """
+    Return what executes the graph: arrays in the order of `fed` to values in the order of `fetched`.
+
+    `Session.make_callable` checks and sorts its arguments in Python at each call, which takes several times as long as
+    a small model (bench/tensorflow.py), so what it is built on is used where it exists.
+    """
+    if not fetched:
+        return lambda *values: ()
+    prepare = getattr(session, "_make_callable_from_options", None)
+    if prepare is None:
+        tensor = session.graph.get_tensor_by_name
+        prepare = partial(session.make_callable, feed_list=[tensor(name) for name in fed])
+        run: Callable[..., Sequence[Any]] = prepare([tensor(name) for name in fetched])
+    else:
+        run = prepare(config_pb2.CallableOptions(feed=fed, fetch=fetched))
+    return run
+
+
+def _closed(*values: Any) -> Sequence[Any]:
+    raise RuntimeError("it was closed")
+
+
+def _feeder(spec: TensorSpec, definition: Any) -> Callable[[Mapping[str, Any]], Any]:
+    """Return what gets an input's value out of feeds."""
+    name = spec.name
+    if spec.optional:
+        default = tf.make_ndarray(definition.defaults[name])
+        return lambda feeds: feeds.get(name, default)
+    if spec.dtype == "bfloat16":
+        bfloat16 = tf.bfloat16.as_numpy_dtype
+        return lambda feeds: np.asarray(feeds[name]).astype(bfloat16)
+    return itemgetter(name)
+
+
+def _may_have_rows(spec: TensorSpec) -> bool:
+    shape = spec.shape
+    return not spec.optional and (shape is None or (len(shape) > 0 and not isinstance(shape[0], int)))
+
+
+# A number's array is copied by `np.array`: what a session returns may be the memory of a constant or a variable of the
+# model, or of an input, and whoever writes into a prediction must not write there.
+
+
+def _text(value: Any) -> _Array:
+    """Text as str, bytes where they are not UTF-8."""
+    array = np.asarray(value, dtype=object)
+    result = np.empty(array.size, dtype=object)
+    for index, element in enumerate(array.ravel().tolist()):
+        result[index] = _decoded(element)
+    return result.reshape(array.shape)
+
+
+def _decoded(element: Any) -> Any:
+    if isinstance(element, bytes):
+        try:
+            return element.decode("utf-8")
+        except UnicodeDecodeError:
+            pass
+    return element
+
+
+def _widened(value: Any) -> _Array:
+    """float32 for bfloat16, which numpy has no type for."""
+    return np.asarray(value).astype(np.float32)
+
+
+_TAKERS: Final[Mapping[str, Callable[[Any], _Array]]] = {"string": _text, "bfloat16": _widened}
+
+
+# ---- what TensorFlow says of errors ---------------------------------------------------------------------------------
+
+_MISSING_OPERATION: Final = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(?P<reason>Op type not registered) '(?P<operation>[^']+)'",
+        r"(?P<reason>No OpKernel was registered) to support Op '(?P<operation>[^']+)'",
+        r"(?P<reason>Could not find device for node): \{\{node [^}]*\}\} = (?P<operation>\w+)",
+        r"(?P<reason>No op named) (?P<operation>\S+) in defined operations",
+    )
+)
+
+
+def _load_error(error: Exception, path: str) -> ModelError:
+    """Return what a user can do something about, out of what TensorFlow said."""
+    for pattern in _MISSING_OPERATION:
+        found = pattern.search(str(error))
+        if found:
+            return UnsupportedOperation(found["operation"], found["reason"])
+    reason = _reason(error).replace(f"{path.rstrip('/')}/", "")
+    if "variables/variables" in reason or "checkpoint" in reason.lower():
+        return ModelUnreadable("variables/", reason, hint="copy the whole folder that was exported, from one export")
+    return ModelUnreadable(_BINARY, reason, hint="see if tf.saved_model.load(folder) reads it")
+
+
+def _reason(error: Exception) -> str:
+    """TensorFlow's message in one line, without nodes of functions, stacks of the export, and hints to developers."""
+    text = str(getattr(error, "message", "") or error)
+    text = re.split(r"\n\s*(?:Original stack trace|Errors may have originated|Hint:)", text)[0]
+    text = re.sub(r"\[\[\{\{node [^\]]*\]\]", "", text)
+    text = re.sub(r"\{\{(?:function_node|node) ([^}]*)\}\}", "", text)
+    text = "".join(character if character.isprintable() else " " for character in text)
+    text = " ".join(text.split())
+    return text if len(text) <= _REASON_CHARS else text[: _REASON_CHARS - 1] + "…"

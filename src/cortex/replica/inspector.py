@@ -1,0 +1,103 @@
+"""
+An inspection without a node: a process that looks at one model and says what it is.
+
+    python -P -m cortex.replica.inspector
+
+It reads an `Inspect` as a line of JSON from stdin, forks the same child that a launcher would, and writes an
+`InspectReport` to stdout. Whoever asks keeps stdin open: when it ends, nobody waits any more, and the child is ended.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+
+import msgspec
+
+from cortex.errors import Problem
+from cortex.replica import process
+from cortex.replica.launcher import preload
+from cortex.wire.build import ModelFormat
+from cortex.wire.launch import Inspect, InspectReport
+
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+
+
+def main() -> int:
+    """Returns the exit code: 0 if a report was written, whatever it says."""
+    output = os.dup(_STDOUT)
+    os.dup2(_STDERR, _STDOUT)  # whatever libraries print is no part of the report
+    request = msgspec.json.decode(_read_line(_STDIN), type=Inspect)
+    report = _missing(request.spec.model_format) or _look(request)
+    if report is None:
+        return 1
+    with open(output, "wb") as stream:
+        stream.write(msgspec.json.encode(report))
+    return 0
+
+
+def _missing(model_format: ModelFormat) -> InspectReport | None:
+    """What there is to say if models of a format cannot be run here; None if they can. Imports what runs them."""
+    from cortex.errors import CortexError
+
+    try:
+        preload(model_format)
+    except CortexError as error:
+        return InspectReport(problems=(error.problem(),))
+    except ModuleNotFoundError as error:
+        if error.name != f"cortex.replica.backends.{model_format}":
+            raise
+        problem = Problem(
+            reference="not-in-effect-yet",
+            message="TensorFlow models are not in effect yet",
+            hint="export the model to ONNX with tf2onnx",
+        )
+        return InspectReport(problems=(problem,))
+    return None
+
+
+def _look(request: Inspect) -> InspectReport | None:
+    """Fork the child and wait for its report; None if nobody waits for it any more."""
+    from cortex.replica.inspection import Inspection
+
+    process.set_title("cortex-inspector", request.spec.home)
+    inspection = Inspection.start(request, fork=os.fork, asked_by=None, now_s=time.monotonic())
+    ended = os.pidfd_open(inspection.pid)
+    poll = select.poll()
+    for descriptor in (inspection.fd, ended, _STDIN):
+        poll.register(descriptor, select.POLLIN)
+    is_wanted, is_killed = True, False
+    while True:
+        left_s = inspection.deadline_s - time.monotonic()
+        ready = {descriptor for descriptor, _ in poll.poll(None if is_killed else max(left_s, 0) * 1000 + 1)}
+        if inspection.fd in ready and inspection.receive():
+            poll.unregister(inspection.fd)
+        if ended in ready:
+            break
+        if _STDIN in ready and not os.read(_STDIN, 4096):
+            poll.unregister(_STDIN)
+            is_wanted = False
+        if not is_killed and (not is_wanted or left_s <= 0):
+            inspection.kill()
+            is_killed = True
+    _, status = os.waitpid(inspection.pid, 0)
+    inspection.exit_code = os.waitstatus_to_exitcode(status)
+    report = inspection.finish()
+    return report if is_wanted else None
+
+
+def _read_line(descriptor: int) -> bytes:
+    """Unbuffered, so that nothing is taken in that `poll` would wait for."""
+    line = b""
+    while not line.endswith(b"\n"):
+        data = os.read(descriptor, 65536)
+        if not data:
+            break
+        line += data
+    return line
+
+
+if __name__ == "__main__":
+    sys.exit(main())

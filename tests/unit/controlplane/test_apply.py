@@ -1,0 +1,201 @@
+"""How a plan is carried out, and what is left out when something fails."""
+
+from __future__ import annotations
+
+import pytest
+
+from cortex.controlplane.apply import apply
+from cortex.controlplane.world import StaleEpoch, World
+from cortex.engines.base import LeaseRequest
+from cortex.engines.fake import FakeEngine
+from cortex.errors import RetryLater
+from cortex.ids import ApiKey, NodeId, ReplicaId, replica_id
+from cortex.planning.actions import (
+    AcquireLease,
+    Action,
+    MarkLive,
+    OrderNode,
+    Plan,
+    RecordExit,
+    RecoverLease,
+    ReleaseLease,
+)
+from cortex.state.base import StateFull
+from cortex.state.memory import MemoryStateStore
+from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api, an_exit
+from cortex.testing.clock import FakeClock
+from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, RemoveRoute, StartReplica
+from cortex.wire.reports import AgentReport
+
+V1 = a_build("v1")
+OTHER_API = ApiKey("iris/other")
+N2 = NodeId("n2")
+
+
+class Recorder:
+    """Agents that write down what they are told; nodes in `silent` do not answer."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[NodeId, tuple[Order, ...]]] = []
+        self.silent: set[NodeId] = set()
+        self.settled = True
+
+    def reports(self) -> tuple[AgentReport, ...]:
+        return ()
+
+    def order(self, node: NodeId, orders: Orders) -> None:
+        assert orders.epoch == 7
+        if node in self.silent:
+            raise RetryLater("no answer", after_s=0.3)
+        self.given.append((node, orders.orders))
+
+
+class FullDisk(MemoryStateStore):
+    """A store that cannot write any more."""
+
+    def _persist(self, writes: object, *, durable: bool) -> None:
+        raise StateFull("state.db", "the disk is full")
+
+
+@pytest.fixture
+def agents() -> Recorder:
+    return Recorder()
+
+
+def a_world(agents: Recorder, state: MemoryStateStore | None = None) -> World:
+    clock = FakeClock()
+    engine = FakeEngine([a_node(), a_node(N2)], clock=clock)
+    return World(state=state or MemoryStateStore(), engine=engine, agents=agents, clock=clock, epoch=7)
+
+
+def name(api: ApiKey = API) -> ReplicaId:
+    return replica_id(api, V1.revision, 0)
+
+
+def start(node: NodeId = NODE, api: ApiKey = API) -> OrderNode:
+    return OrderNode(node=node, api=api, order=StartReplica(replica=name(api), attempt=1, build=V1))
+
+
+def unroute(node: NodeId = NODE, api: ApiKey = API) -> OrderNode:
+    return OrderNode(node=node, api=api, order=RemoveRoute(api=api))
+
+
+def drain(node: NodeId = NODE, api: ApiKey = API) -> OrderNode:
+    return OrderNode(node=node, api=api, order=DrainReplica(replica=name(api), timeout_s=60.0))
+
+
+def forget(node: NodeId = NODE, api: ApiKey = API) -> OrderNode:
+    return OrderNode(node=node, api=api, order=ForgetReplica(replica=name(api)))
+
+
+def release(api: ApiKey = API) -> Action:
+    return ReleaseLease(replica=name(api), api=api)
+
+
+def acquire(api: ApiKey = API) -> AcquireLease:
+    return AcquireLease(replica=name(api), api=api, resources=V1.resources)
+
+
+def a_record_of_an_exit() -> Action:
+    return RecordExit(api=API, revision=V1.revision, replica=name(), attempt=1, was_ready=True, exit=an_exit())
+
+
+def orders(*actions: OrderNode) -> tuple[Order, ...]:
+    return tuple(action.order for action in actions)
+
+
+def test_a_node_gets_all_its_orders_in_one_message_in_the_plans_sequence(agents: Recorder) -> None:
+    plan = (start(), unroute(), drain(), start(api=OTHER_API), forget(api=OTHER_API))
+    failures = apply(Plan(actions=plan), a_world(agents))
+    assert agents.given == [(NODE, orders(*plan))]
+    assert failures.retry_after_s is None
+
+
+def test_on_several_nodes_nothing_is_taken_before_all_routes_are_set(agents: Recorder) -> None:
+    apply(Plan(actions=(unroute(), unroute(N2), drain())), a_world(agents))
+    assert agents.given == [(NODE, orders(unroute())), (N2, orders(unroute())), (NODE, orders(drain()))]
+
+
+def test_a_silent_node_keeps_its_apis_from_losing_anything_but_not_others_nor_from_starting(
+    agents: Recorder,
+) -> None:
+    agents.silent = {N2}
+    plan = (start(), unroute(N2), drain(), release(), unroute(api=OTHER_API), drain(api=OTHER_API))
+    world = a_world(agents)
+    world.engine.acquire(LeaseRequest(replica=name(), api=API, resources=V1.resources))
+    failures = apply(Plan(actions=plan), world)
+    assert agents.given == [(NODE, orders(start(), unroute(api=OTHER_API))), (NODE, orders(drain(api=OTHER_API)))]
+    assert len(world.engine.leases()) == 1
+    assert failures.apis == {API}
+    assert failures.retry_after_s == 0.3
+
+
+def test_room_is_released_only_after_the_replica_was_forgotten(agents: Recorder) -> None:
+    world = a_world(agents)
+    world.engine.acquire(LeaseRequest(replica=name(), api=API, resources=V1.resources))
+    agents.silent = {NODE}
+    apply(Plan(actions=(forget(), release())), world)
+    assert len(world.engine.leases()) == 1
+    agents.silent = set()
+    apply(Plan(actions=(forget(), release())), world)
+    assert world.engine.leases() == ()
+
+
+def test_a_full_disk_does_not_keep_a_crashed_replica_down(agents: Recorder) -> None:
+    state = FullDisk()
+    state._content["apis"][API] = a_deploy(a_wanted_api(V1)).apis[0]
+    failures = apply(Plan(actions=(a_record_of_an_exit(), start(), drain())), a_world(agents, state))
+    assert agents.given == [(NODE, orders(start()))]
+    assert failures.apis == {API}
+
+
+def test_a_version_that_cannot_be_marked_live_does_not_replace_the_old_one(agents: Recorder) -> None:
+    state = FullDisk()
+    state._content["apis"][API] = a_deploy(a_wanted_api(V1)).apis[0]
+    apply(Plan(actions=(MarkLive(api=API, revision=V1.revision), drain())), a_world(agents, state))
+    assert agents.given == []
+
+
+def test_an_engine_out_of_reach_costs_no_replica(agents: Recorder) -> None:
+    world = a_world(agents)
+    assert isinstance(world.engine, FakeEngine)
+    world.engine.unreachable = True
+    failures = apply(Plan(actions=(acquire(), start(), drain(), release(), drain(api=OTHER_API))), world)
+    assert agents.given == [(NODE, orders(start(), drain(api=OTHER_API)))]
+    assert failures.retry_after_s == 0.2
+
+
+def test_room_can_be_taken_back_for_what_runs(agents: Recorder) -> None:
+    world = a_world(agents)
+    apply(
+        Plan(actions=(RecoverLease(replica=name(), api=API, resources=V1.resources, node=N2),)),
+        world,
+    )
+    assert [(lease.state, lease.node) for lease in world.engine.leases()] == [("granted", N2)]
+
+
+def test_being_refused_as_stale_ends_it(agents: Recorder) -> None:
+    class Newer(Recorder):
+        def order(self, node: NodeId, orders: Orders) -> None:
+            raise StaleEpoch("someone newer is in charge")
+
+    world = a_world(Newer())
+    world.engine.acquire(LeaseRequest(replica=name(), api=API, resources=V1.resources))
+    with pytest.raises(StaleEpoch):
+        apply(Plan(actions=(unroute(), release())), world)
+    assert len(world.engine.leases()) == 1
+
+
+def test_the_same_failure_is_logged_once(agents: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+    world = a_world(agents)
+    agents.silent = {NODE}
+    for _ in range(3):
+        apply(Plan(actions=(start(),)), world)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"failed, will be tried again: iris/sklearn: on local: start {name()} (attempt 1): no answer"
+    ]
+    agents.silent = set()
+    apply(Plan(actions=(start(),)), world)
+    agents.silent = {NODE}
+    apply(Plan(actions=(start(),)), world)
+    assert len(caplog.records) == 2

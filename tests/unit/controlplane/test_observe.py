@@ -1,0 +1,141 @@
+"""From reports, leases and stored state to what planning is told."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cortex.controlplane.observe import SETTLE_LIMIT_S, look, observe, running_leases
+from cortex.controlplane.world import World
+from cortex.engines.base import Lease, LeaseRequest, LeaseState
+from cortex.engines.fake import FakeEngine
+from cortex.ids import NodeId, replica_id
+from cortex.planning.model import SeenLease
+from cortex.state.memory import MemoryStateStore
+from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api, an_exit
+from cortex.testing.clock import FakeClock
+from cortex.testing.fake_agent import FakeAgents, Life
+from cortex.wire.orders import Orders, StartReplica
+from cortex.wire.reports import AgentReport
+
+V1 = a_build("v1")
+R0 = replica_id(API, V1.revision, 0)
+
+
+def a_world() -> World:
+    clock = FakeClock()
+    return World(
+        state=MemoryStateStore(),
+        engine=FakeEngine([a_node()], clock=clock),
+        agents=FakeAgents(clock),
+        clock=clock,
+        epoch=1,
+    )
+
+
+def start_one(world: World) -> None:
+    order = StartReplica(replica=R0, attempt=1, build=V1)
+    world.agents.order(NODE, Orders(epoch=1, orders=(order,)))
+
+
+def test_everything_there_is_is_seen() -> None:
+    world = a_world()
+    world.state.commit_deploy(a_deploy(a_wanted_api(V1)))
+    world.engine.acquire(LeaseRequest(replica=R0, api=API, resources=V1.resources, surge=True))
+    start_one(world)
+    found = observe(world)
+    assert [wanted.api for wanted in found.desired.apis] == [API]
+    (node,) = found.seen.nodes
+    assert (node.node, [report.replica for report in node.replicas]) == (NODE, [R0])
+    assert found.seen.leases == (
+        SeenLease(replica=R0, api=API, resources=V1.resources, state=LeaseState.GRANTED, node=NODE, surge=True),
+    )
+    assert found.seen.settled
+    assert found.seen.now_s == world.clock.monotonic_s()
+
+
+def test_what_has_not_changed_is_not_loaded_again() -> None:
+    world = a_world()
+    world.state.commit_deploy(a_deploy(a_wanted_api(V1)))
+    first = observe(world)
+    second = observe(world)
+    assert second.desired is first.desired
+    assert second.seen.leases is first.seen.leases
+    world.state.set_replicas(API, 3)
+    assert observe(world).desired.apis[0].replicas == 3
+
+
+def test_ages_are_as_of_when_they_were_loaded() -> None:
+    world = a_world()
+    assert isinstance(world.clock, FakeClock)
+    world.state.commit_deploy(a_deploy(a_wanted_api(V1)))
+    world.state.record_exit(API, V1.revision, R0, 1, an_exit(), was_ready=True, wall_s=world.steady_wall_s())
+    world.clock.advance(3.0)
+    loaded = observe(world).desired
+    world.clock.advance(5.0)
+    again = observe(world).desired
+    assert again.as_of_s == loaded.as_of_s == world.clock.monotonic_s() - 5.0
+    assert [record.last_exit_age_s for record in again.records] == [3.0]
+
+
+def test_a_look_is_fresh_and_leaves_the_loops_memory_alone() -> None:
+    world = a_world()
+    observe(world)
+    world.state.commit_deploy(a_deploy(a_wanted_api(V1)))
+    before = world.memory.desired_revision
+    assert [wanted.api for wanted in look(world).desired.apis] == [API]
+    assert world.memory.desired_revision == before
+
+
+def test_usage_is_passed_on_once_a_report() -> None:
+    world = a_world()
+    assert isinstance(world.agents, FakeAgents)
+    world.agents.lives = lambda _order: Life(peak_rss_bytes=2**20)
+    world.engine.acquire(LeaseRequest(replica=R0, api=API, resources=V1.resources))
+    start_one(world)
+    observe(world)
+    assert world.engine.nodes()[0].used_mem_bytes == 2**20
+
+
+def test_usage_that_grows_without_anything_else_happening_is_passed_on() -> None:
+    world = a_world()
+    world.engine.acquire(LeaseRequest(replica=R0, api=API, resources=V1.resources))
+    start_one(world)
+    observe(world)
+    (report,) = world.agents.reports()
+
+    class Grown:
+        settled = True
+
+        def reports(self) -> tuple[AgentReport, ...]:
+            (replica,) = report.replicas
+            grown = msgspec.structs.replace(replica, peak_rss_bytes=2**30)
+            return (msgspec.structs.replace(report, replicas=(grown,)),)
+
+        def order(self, node: NodeId, orders: Orders) -> None:
+            raise AssertionError
+
+    world.agents = Grown()
+    observe(world)
+    assert world.engine.nodes()[0].used_mem_bytes == 2**30
+
+
+def test_everything_reported_holds_room() -> None:
+    world = a_world()
+    start_one(world)
+    assert running_leases(world) == (
+        Lease(
+            request=LeaseRequest(replica=R0, api=API, resources=V1.resources),
+            state=LeaseState.GRANTED,
+            node=NODE,
+        ),
+    )
+
+
+def test_a_silent_node_is_waited_for_but_not_for_ever() -> None:
+    world = a_world()
+    assert isinstance(world.agents, FakeAgents)
+    assert isinstance(world.clock, FakeClock)
+    world.agents.cut_off(NODE)
+    assert not observe(world).seen.settled
+    world.clock.advance(SETTLE_LIMIT_S)
+    assert observe(world).seen.settled

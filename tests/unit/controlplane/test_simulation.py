@@ -1,0 +1,174 @@
+"""
+What is promised, under generated schedules of faults.
+
+`CORTEX_SIM_SEED=<seed>` repeats one schedule, `CORTEX_SIM_RUNS=<n>` sets how many are run; `bench/simulate.py` runs a
+hundred thousand. The tests at the end break the planner on purpose: a simulation that does not notice proves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from cortex.planning import backoff, rollout
+from cortex.planning import plan as plan_module
+from cortex.planning.actions import Action, MarkLive, MarkServing, Plan, RecordExit, RecoverLease, ReleaseLease
+from cortex.planning.model import Desired, Rules, Snapshot
+from cortex.planning.plan import plan
+from cortex.planning.rollout import SURGE
+from cortex.testing.simulation import Mood, Simulation, Violation
+
+RUNS = int(os.environ.get("CORTEX_SIM_RUNS", "2000"))
+SEED = os.environ.get("CORTEX_SIM_SEED")
+CHUNKS = 20
+"""The schedules are spread over so many tests, each with a time limit of its own."""
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Thousands of pretended faults would each be logged."""
+    caplog.set_level("CRITICAL", logger="cortex")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SEED is not None, reason="one schedule is repeated instead")
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_every_promise_is_kept_under_generated_faults(chunk: int) -> None:
+    answers: Counter[str] = Counter()
+    for seed in range(chunk, RUNS, CHUNKS):
+        answers += Simulation(seed).run().answers
+    assert answers["answered"] > sum(answers.values()) / 3, "hardly anything was served: the schedules prove little"
+
+
+@pytest.mark.skipif(SEED is None, reason="CORTEX_SIM_SEED names the schedule to repeat")
+def test_one_schedule_is_repeated() -> None:
+    Simulation(int(SEED or 0)).run()
+
+
+def test_the_same_seed_gives_the_same_schedule() -> None:
+    for seed in (3, 4, 5):
+        assert Simulation(seed).run() == Simulation(seed).run()
+
+
+@pytest.mark.parametrize("mood", Mood)
+def test_schedules_of_every_mood_do_what_they_say(mood: Mood) -> None:
+    events: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
+    for seed in range(6):
+        outcome = Simulation(seed, mood=mood).run()
+        events += outcome.events
+        answers += outcome.answers
+    assert ("kill" in events) is (mood in (Mood.KILLS, Mood.ROUGH))
+    assert ("a node is lost" in events) is (mood is Mood.ROUGH)
+    assert answers["answered"]
+    assert answers["held"] or mood is Mood.CALM or mood is Mood.TIGHT
+
+
+# ---- the simulation notices ------------------------------------------------------------------------------------------
+
+Planner = Callable[[Desired, Snapshot, Rules], Plan]
+
+
+def without(*kinds: type[Action]) -> Planner:
+    """A planner that forgets some actions."""
+
+    def forgetful(desired: Desired, seen: Snapshot, rules: Rules) -> Plan:
+        found = plan(desired, seen, rules)
+        return msgspec.structs.replace(found, actions=tuple(a for a in found.actions if not isinstance(a, kinds)))
+
+    return forgetful
+
+
+def hasty(desired: Desired, seen: Snapshot, rules: Rules) -> Plan:
+    """A planner that does not wait until every node has reported."""
+    return plan(desired, msgspec.structs.replace(seen, settled=True), rules)
+
+
+def violation(planner: Planner = plan, *, schedules: int = 300, mood: Mood | None = None) -> str:
+    """What the first schedule that notices says."""
+    for seed in range(schedules):
+        try:
+            Simulation(seed, planner=planner, mood=mood).run()
+        except Violation as found:
+            return str(found)
+    raise AssertionError(f"{schedules} schedules noticed nothing")
+
+
+def test_a_violation_tells_how_to_repeat_it_and_what_happened_before() -> None:
+    said = violation(without(ReleaseLease))
+    assert "repeat it with CORTEX_SIM_SEED=" in said
+    assert "--- deploy" in said
+    assert "route /" in said
+
+
+def test_it_notices_an_old_version_taken_down_before_the_new_one_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    stays = rollout._who_stays
+
+    def too_early(case: Any, groups: Any) -> Any:
+        found = stays(case, groups)
+        if found.news and not found.proven:
+            gone = [slot for slot in found.olds if slot.ready]
+            found.leave.extend(gone)
+            found.olds = [slot for slot in found.olds if slot not in gone]
+        return found
+
+    monkeypatch.setattr(rollout, "_who_stays", too_early)
+    assert re.search(r"a route on .* leaves 0 of \d ready replicas", violation(mood=Mood.CALM))
+
+
+def test_it_notices_too_many_replicas_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "SURGE", SURGE + 2)
+    assert re.search(r"makes \d replicas, \d (is|are) wanted", violation(mood=Mood.CALM))
+
+
+def test_it_notices_room_that_is_never_given_back() -> None:
+    assert "leases [" in violation(without(ReleaseLease))
+
+
+def test_it_notices_exits_that_are_not_counted() -> None:
+    assert "not at rest" in violation(without(RecordExit))
+
+
+def test_it_notices_deploys_without_an_end() -> None:
+    assert "neither live nor failed" in violation(without(MarkLive), mood=Mood.CALM)
+
+
+def test_it_notices_a_first_version_that_is_given_up_although_it_serves() -> None:
+    assert violation(without(MarkServing))
+
+
+def test_it_notices_replicas_that_nobody_adopts() -> None:
+    assert violation(without(RecoverLease), mood=Mood.ROUGH)
+
+
+def test_it_notices_a_control_plane_that_acts_before_it_knows_what_runs() -> None:
+    assert violation(hasty, mood=Mood.ROUGH, schedules=600)
+
+
+def test_it_notices_a_failed_version_that_is_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "reason_to_give_up", lambda _record: None)
+    assert "not at rest" in violation()
+
+
+def test_it_notices_requests_that_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    route_of = plan_module.wanted_route
+
+    def ready_only(wanted: Any, decision: rollout.Decision, *rest: Any) -> Any:
+        ready = tuple(slot for slot in decision.stay if slot.ready)
+        return route_of(wanted, msgspec.structs.replace(decision, stay=ready), *rest)
+
+    monkeypatch.setattr(plan_module, "wanted_route", ready_only)
+    assert "a request is not held but unavailable" in violation(mood=Mood.KILLS)
+
+
+def test_it_notices_a_surge_that_never_settles(monkeypatch: pytest.MonkeyPatch) -> None:
+    room_of = rollout._room
+    monkeypatch.setattr(rollout, "_room", lambda *given, **named: replace(room_of(*given, **named), settle=[]))
+    assert violation()

@@ -1,0 +1,355 @@
+"""One turn of the control plane, on pretended nodes and a clock that is moved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+
+from cortex.controlplane.observe import look
+from cortex.controlplane.tick import REPEAT_PAUSE_S, StaleEpoch, World, tick
+from cortex.engines.base import LeaseState
+from cortex.engines.fake import FakeEngine
+from cortex.engines.local import LocalEngine
+from cortex.errors import Problem
+from cortex.ids import ApiKey, NodeId, ReplicaId, replica_id
+from cortex.planning.actions import Plan
+from cortex.planning.model import WantedApi
+from cortex.planning.status import statuses
+from cortex.state.memory import MemoryStateStore
+from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api
+from cortex.testing.clock import FakeClock
+from cortex.testing.fake_agent import FakeAgents, Fate, Life
+from cortex.wire.operator import Status
+from cortex.wire.orders import Orders
+from cortex.wire.reports import Phase
+
+V1, V2 = a_build("v1"), a_build("v2")
+BOOM = Problem(reference="handler-error", message="ZeroDivisionError: division by zero", traceback="Traceback …")
+
+
+@dataclass
+class Lab:
+    """A control plane with everything around it pretended."""
+
+    clock: FakeClock = field(default_factory=FakeClock)
+    state: MemoryStateStore = field(default_factory=MemoryStateStore)
+
+    def __post_init__(self) -> None:
+        self.engine = FakeEngine([a_node()], clock=self.clock)
+        self.agents = FakeAgents(self.clock)
+        self.world = self.a_world()
+
+    def a_world(self) -> World:
+        """A control plane that starts now."""
+        return World(
+            state=self.state,
+            engine=self.engine,
+            agents=self.agents,
+            clock=self.clock,
+            epoch=self.state.take_epoch(),
+        )
+
+    def restart(self) -> None:
+        """The control plane ends and starts again, with an engine that has forgotten everything."""
+        self.engine.forgets = True
+        self.engine.restart()
+        self.agents.forget_reports()
+        self.world = self.a_world()
+
+    def settle(self) -> Plan:
+        """Tick until there is nothing to do at once."""
+        for _ in range(50):
+            plan = tick(self.world)
+            if not plan.actions or (plan.wake_after_s or 0.0) > 0.0:
+                return plan
+        raise AssertionError(f"still something to do: {plan.describe()}")
+
+    def run(self, seconds: float) -> Plan:
+        """Let time pass as the loop would, from one thing that happens to the next."""
+        end_s = self.clock.monotonic_s() + seconds
+        while True:
+            plan = self.settle()
+            now_s = self.clock.monotonic_s()
+            if now_s >= end_s:
+                return plan
+            due = [end_s, now_s + 5.0, self.agents.next_change_s()]
+            due += [None if plan.wake_after_s is None else now_s + plan.wake_after_s]
+            self.clock.advance(min(at_s for at_s in due if at_s is not None and at_s > now_s) - now_s)
+
+    def deploy(self, *wanted: WantedApi, seconds: float = 5.0) -> Plan:
+        self.state.commit_deploy(a_deploy(*wanted))
+        return self.run(seconds)
+
+    def phases(self) -> dict[str, str]:
+        return {report.replica: report.phase for _node, report in self.agents.replicas()}
+
+    def wanted(self) -> WantedApi:
+        record = self.state.api(API)
+        assert record is not None
+        return record.wanted
+
+    def status(self) -> Status:
+        observed = look(self.world)
+        return statuses(observed.desired, observed.seen)[API].status
+
+
+@pytest.fixture
+def lab() -> Lab:
+    return Lab()
+
+
+def name(ordinal: int = 0, label: str = "v1") -> ReplicaId:
+    return replica_id(API, a_build(label).revision, ordinal)
+
+
+# ---- deploys ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_deploy_goes_live_and_comes_to_rest(lab: Lab) -> None:
+    plan = lab.deploy(a_wanted_api(V1, replicas=2))
+    assert plan == Plan()
+    assert lab.phases() == {name(0): Phase.READY, name(1): Phase.READY}
+    assert lab.wanted().live_wall_s is not None
+    assert lab.status() is Status.LIVE
+    assert [line.outcome for line in lab.state.history(API)] == ["live"]
+
+
+def test_a_rollout_answers_every_request(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1, replicas=3))
+    lab.agents.lives = lambda _order: Life(ready_after_s=0.5, drain_s=0.3)
+    lab.state.commit_deploy(a_deploy(a_wanted_api(V2, replicas=3)))
+    answered = set()
+    for _ in range(100):
+        lab.run(0.05)
+        answer = lab.agents.ask(API)
+        assert answer.outcome == "answered"
+        answered.add(answer.version)
+    assert answered == {V1.version, V2.version}
+    assert lab.phases() == {name(ordinal, "v2"): Phase.READY for ordinal in range(3)}
+    assert [lease.request.replica for lease in lab.engine.leases()] == [name(o, "v2") for o in range(3)]
+    assert not any(lease.request.surge for lease in lab.engine.leases())
+
+
+def test_a_version_that_cannot_start_is_given_up_and_the_old_one_serves(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1))
+    lab.agents.lives = lambda _order: Life(start_error=BOOM)
+    lab.deploy(a_wanted_api(V2))
+    assert lab.phases() == {name(): Phase.READY}
+    assert lab.status() is Status.UPDATE_FAILED
+    failed = lab.wanted().failed
+    assert failed is not None
+    assert failed.traceback == "Traceback …"
+    assert [line.outcome for line in lab.state.history(API)] == [
+        f"failed: {name(0, 'v2')} failed 3 starts in a row; the last time: ZeroDivisionError: division by zero",
+        "live",
+    ]
+
+
+def test_deploying_the_failed_version_again_tries_it_again(lab: Lab) -> None:
+    lab.agents.lives = lambda _order: Life(start_error=BOOM, permanent=True)
+    lab.deploy(a_wanted_api(V1))
+    assert lab.status() is Status.ERROR
+    lab.agents.lives = lambda _order: Life()
+    lab.deploy(a_wanted_api(V1))
+    assert lab.status() is Status.LIVE
+
+
+def test_a_deleted_api_leaves_nothing(lab: Lab) -> None:
+    lab.agents.lives = lambda _order: Life(drain_s=1.0)
+    lab.deploy(a_wanted_api(V1, replicas=2))
+    lab.state.delete(lab.state.deployments()[0].name)
+    lab.run(0.5)
+    assert set(lab.phases().values()) == {Phase.DRAINING}
+    assert lab.agents.ask(API).outcome == "unknown"
+    lab.run(5.0)
+    assert (lab.agents.replicas(), lab.agents.routes(), lab.engine.leases()) == ((), (), ())
+
+
+# ---- crashes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_single_replica_killed_every_two_seconds_is_back_at_once_each_time(lab: Lab) -> None:
+    lab.agents.lives = lambda _order: Life(ready_after_s=0.1)
+    lab.deploy(a_wanted_api(V1))
+    for _ in range(30):
+        assert lab.agents.kill(name())
+        assert lab.agents.ask(API).outcome == "held"
+        lab.run(0.11)
+        assert lab.agents.ask(API).outcome == "answered"
+        assert lab.status() is Status.LIVE
+        lab.run(1.89)
+    (record,) = lab.state.desired(now_wall_s=0.0).records
+    assert record.crashes == 30
+
+
+def test_a_replica_that_crashes_by_itself_again_and_again_is_slowed_down(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1))
+    attempts = []
+    lab.agents.lives = lambda order: attempts.append(order.attempt) or Life(ready_after_s=0.1, crash_after_s=0.1)  # type: ignore[func-returns-value]
+    lab.agents.kill(name())
+    lab.run(60.0)
+    assert len(attempts) == 12
+    assert lab.status() is Status.ERROR
+
+
+def test_a_wall_clock_that_is_set_neither_ends_nor_prolongs_a_wait(lab: Lab) -> None:
+    for jump_s in (-86400.0, 86400.0):
+        fresh = Lab()
+        fresh.agents.lives = lambda _order: Life(ready_after_s=0.05, crash_after_s=0.05)
+        fresh.deploy(a_wanted_api(V1), seconds=0.1 * 8 + 0.5 + 1.0 + 0.1)  # waits for 2 s now
+        plan = fresh.settle()
+        assert plan.wake_after_s is not None
+        fresh.clock.jump_wall(jump_s)
+        fresh.state.set_replicas(API, 1)
+        fresh.state.set_meta("anything", "else")
+        again = fresh.settle()
+        assert again.wake_after_s == pytest.approx(plan.wake_after_s)
+
+
+def test_a_wait_outlives_a_restart_of_the_control_plane_even_if_the_clock_was_set_back(lab: Lab) -> None:
+    lab.agents.lives = lambda _order: Life(ready_after_s=0.05, crash_after_s=0.05)
+    lab.deploy(a_wanted_api(V1), seconds=20.0)
+    assert lab.phases()[name()] == Phase.EXITED
+    before = lab.agents.replicas()[0][1].attempt
+    lab.clock.jump_wall(-3600.0)
+    lab.restart()
+    lab.settle()
+    assert lab.phases()[name()] == Phase.EXITED
+    lab.run(60.0)
+    assert lab.agents.replicas()[0][1].attempt > before
+
+
+# ---- restarts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_control_plane_adopts_what_runs_even_over_capacity(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1, replicas=3))
+    before = lab.agents.replicas()
+    lab.engine = LocalEngine(a_node(cpu_millis=200))  # type: ignore[assignment]
+    lab.agents.forget_reports()
+    lab.world = lab.a_world()
+    assert lab.run(1.0) == Plan()
+    assert lab.agents.replicas() == before
+    assert [lease.state for lease in lab.engine.leases()] == [LeaseState.GRANTED] * 3
+
+
+def test_nothing_is_done_before_the_nodes_have_reported(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1))
+    lab.restart()
+    lab.agents.restart_agent(NODE, down_s=10.0)
+    plan = lab.settle()
+    assert not plan.actions
+    assert [note.text for note in plan.notes] == ["not every node has reported since the control plane started"]
+    assert lab.engine.leases() == ()
+    lab.run(11.0)
+    assert lab.phases() == {name(): Phase.READY}
+
+
+def test_a_node_that_stays_silent_does_not_keep_the_others_from_being_looked_after() -> None:
+    lab = Lab()
+    nodes = [a_node(), a_node(NodeId("n2"))]
+    lab.engine, lab.agents = FakeEngine(nodes, clock=lab.clock), FakeAgents(lab.clock, nodes)
+    lab.agents.cut_off(NodeId("n2"))
+    lab.world = lab.a_world()
+    lab.deploy(a_wanted_api(V1), seconds=20.0)
+    assert lab.phases() == {}
+    lab.run(20.0)
+    assert lab.phases() == {name(): Phase.READY}
+
+
+def test_a_control_plane_that_is_not_in_charge_any_more_is_told(lab: Lab) -> None:
+    old = lab.world
+    lab.deploy(a_wanted_api(V1))
+    lab.world = lab.a_world()
+    lab.agents.kill(name())
+    lab.run(1.0)
+    lab.agents.kill(name())
+    with pytest.raises(StaleEpoch):
+        tick(old)
+
+
+# ---- faults on the way -----------------------------------------------------------------------------------------------
+
+
+def test_orders_that_do_not_arrive_are_given_again_after_a_pause(lab: Lab) -> None:
+    fates = iter([Fate.LOST, Fate.UNANSWERED, Fate.LATE])
+    lab.agents.fate = lambda _node, _orders: next(fates, Fate.DONE)
+    lab.state.commit_deploy(a_deploy(a_wanted_api(V1)))
+    assert lab.settle().wake_after_s == pytest.approx(0.2)
+    lab.run(3.0)
+    assert lab.phases() == {name(): Phase.READY}
+
+
+def test_the_same_orders_without_effect_are_not_repeated_without_a_pause(lab: Lab) -> None:
+    given: list[Orders] = []
+
+    class Deaf(FakeAgents):
+        """Says yes and does nothing."""
+
+        def order(self, node: NodeId, orders: Orders) -> None:
+            given.append(orders)
+
+    lab.agents = Deaf(lab.clock)
+    lab.world = lab.a_world()
+    lab.state.commit_deploy(a_deploy(a_wanted_api(V1)))
+    plan = lab.settle()
+    assert plan.wake_after_s == REPEAT_PAUSE_S
+    assert len(given) <= 3
+
+
+def test_a_quiet_world_is_not_planned_again(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1))
+    calls = []
+
+    def planner(*arguments: object) -> Plan:
+        calls.append(arguments)
+        return Plan()
+
+    lab.world.planner = planner  # type: ignore[assignment]
+    for _ in range(5):
+        lab.clock.advance(5.0)
+        tick(lab.world)
+    assert calls == []
+    lab.agents.kill(name())
+    tick(lab.world)
+    assert len(calls) == 1
+
+
+def test_a_wait_is_told_as_it_runs_down_and_ends_the_rest(lab: Lab) -> None:
+    lab.agents.lives = lambda _order: Life(start_error=BOOM)
+    lab.state.commit_deploy(a_deploy(a_wanted_api(V1)))
+    lab.run(0.1)
+    first = lab.settle()
+    lab.clock.advance(0.2)
+    second = lab.settle()
+    assert first.wake_after_s is not None
+    assert second.wake_after_s == pytest.approx(first.wake_after_s - 0.2)
+    lab.clock.advance(second.wake_after_s)
+    assert tick(lab.world).actions
+
+
+def test_memory_that_is_not_stated_is_counted_as_it_is_seen(lab: Lab) -> None:
+    lab.agents.lives = lambda _order: Life(peak_rss_bytes=2**30)
+    lab.deploy(a_wanted_api(V1, replicas=2))
+    assert lab.engine.nodes()[0].used_mem_bytes == 2 * 2**30
+
+
+def test_apis_do_not_disturb_each_other(lab: Lab) -> None:
+    other = a_build(api=ApiKey("iris/other"))
+    lab.deploy(a_wanted_api(V1), a_wanted_api(other))
+    lab.agents.lives = lambda _order: Life(start_error=BOOM)
+    lab.state.commit_deploy(a_deploy(a_wanted_api(V2), a_wanted_api(other)))
+    for _ in range(20):
+        lab.run(0.1)
+        assert lab.agents.ask(other.api).outcome == "answered"
+        assert lab.agents.ask(API).outcome == "answered"
+
+
+def test_a_changed_setting_reaches_the_route(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1))
+    lab.deploy(msgspec.structs.replace(a_wanted_api(V1), timeout_s=3.0))
+    ((_node, route),) = lab.agents.routes()
+    assert route.timeout_s == 3.0
+    assert lab.phases() == {name(): Phase.READY}

@@ -1,0 +1,112 @@
+"""Plans in words."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from cortex.errors import Problem
+from cortex.ids import replica_id
+from cortex.planning.actions import (
+    AcquireLease,
+    Action,
+    MarkFailed,
+    MarkLive,
+    MarkServing,
+    Note,
+    OrderNode,
+    Plan,
+    RecordExit,
+    RecordReady,
+    RecoverLease,
+    ReleaseLease,
+    describe,
+    exit_text,
+    mem_text,
+)
+from cortex.testing.builders import API, NODE, a_build, a_route, a_wanted_api, an_exit
+from cortex.wire.build import Resources
+from cortex.wire.orders import DrainReplica, ForgetReplica, Order, RemoveRoute, StartReplica
+from cortex.wire.reports import ExitReport
+
+V1 = a_build("v1")
+R0 = replica_id(API, V1.revision, 0)
+BOOM = Problem(reference="x", message="boom")
+ROOM = Resources(cpu_millis=200, mem_bytes=2**30, gpus=1)
+
+
+def ordered(order: Order) -> Action:
+    return OrderNode(node=NODE, api=API, order=order)
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        (AcquireLease(replica=R0, api=API, resources=ROOM), f"ask for 200m cpu, 1024Mi mem, 1 gpu for {R0}"),
+        (AcquireLease(replica=R0, api=API, resources=Resources(), surge=True), f"ask for 200m cpu for {R0} (surge)"),
+        (
+            RecoverLease(replica=R0, api=API, resources=Resources(), node=NODE),
+            f"take back 200m cpu on local for {R0}, which runs there",
+        ),
+        (ReleaseLease(replica=R0, api=API), f"release the room of {R0}"),
+        (ordered(StartReplica(replica=R0, attempt=2, build=V1)), f"on local: start {R0} (attempt 2)"),
+        (ordered(DrainReplica(replica=R0, timeout_s=60.0)), f"on local: drain {R0} (at most 60 s)"),
+        (ordered(ForgetReplica(replica=R0)), f"on local: forget {R0}"),
+        (ordered(a_route(a_wanted_api(V1), R0)), f"on local: route /iris/sklearn to {R0}"),
+        (
+            ordered(a_route(a_wanted_api(V1), hold=False)),
+            "on local: route /iris/sklearn to nobody, holding nothing",
+        ),
+        (ordered(RemoveRoute(api=API)), "on local: remove the route"),
+        (
+            RecordExit(api=API, revision=V1.revision, replica=R0, attempt=3, was_ready=True, exit=an_exit(signal=11)),
+            f"{R0} (attempt 3) ended: killed by signal 11",
+        ),
+        (RecordReady(api=API, revision=V1.revision, replica=R0), f"{R0} is ready after failed starts"),
+        (MarkServing(api=API, revision=V1.revision), f"revision {V1.revision[:8]} carries the api"),
+        (MarkLive(api=API, revision=V1.revision), f"revision {V1.revision[:8]} is live"),
+        (
+            MarkFailed(api=API, revision=V1.revision, problem=BOOM),
+            f"revision {V1.revision[:8]} is given up: boom",
+        ),
+    ],
+)
+def test_each_action_can_be_read(action: Action, words: str) -> None:
+    assert describe(action) == f"iris/sklearn: {words}"
+
+
+def test_a_plan_is_told_line_by_line_with_why_nothing_more_happens() -> None:
+    plan = Plan(
+        actions=(MarkLive(api=API, revision=V1.revision),),
+        notes=(Note(api=API, text="no room"),),
+        wake_after_s=2.5,
+    )
+    assert plan.describe().splitlines() == [
+        f"iris/sklearn: revision {V1.revision[:8]} is live",
+        "iris/sklearn: waits: no room",
+        "look again in 2.5 s",
+    ]
+    assert plan
+
+
+def test_a_plan_with_notes_only_is_empty() -> None:
+    assert not Plan(notes=(Note(api=API, text="no room"),))
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        (an_exit(drained=True), "drained"),
+        (an_exit(signal=9, oom=True), "killed by the kernel for memory"),
+        (msgspec.structs.replace(an_exit(), problem=BOOM), "boom"),
+        (an_exit(signal=9), "killed by signal 9"),
+        (an_exit(code=3), "exit code 3"),
+        (ExitReport(wall_s=0.0), "ended while nobody watched"),
+    ],
+)
+def test_how_a_process_ended_in_words(report: ExitReport, words: str) -> None:
+    assert exit_text(report) == words
+
+
+def test_memory_is_never_shown_smaller_than_it_is() -> None:
+    assert [mem_text(2**20), mem_text(2**20 + 1), mem_text(1)] == ["1Mi", "2Mi", "1Mi"]

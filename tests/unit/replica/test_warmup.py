@@ -1,0 +1,243 @@
+"""What a rehearsal finds out, with a model whose every answer is known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import orjson
+import pytest
+import uvloop
+
+from cortex.errors import RequestError, Response
+from cortex.ids import ApiKey, ReplicaId, Revision, Version
+from cortex.replica.backends.base import InferenceFailed
+from cortex.replica.condition import Condition
+from cortex.replica.handler import Handler, Hook
+from cortex.replica.inference import INLINE_BELOW_S, Inference
+from cortex.replica.prediction import Steps, build_predictor
+from cortex.replica.server import Service
+from cortex.replica.stats import Counters
+from cortex.replica.warmup import SampleRefused, WarmUp
+from cortex.wire.build import Sample
+from cortex.wire.launch import ReplicaSpec
+from cortex.wire.signature import Signature, TensorSpec
+
+
+class Backend:
+    """Takes rows of two numbers that are all below a limit, and can be slow."""
+
+    takes_bytes: ClassVar[bool] = False
+    signature = Signature((TensorSpec("x", "float32", (None, 2)),), (TensorSpec("y", "float32", (None, 2)),))
+    metadata_inputs = metadata_outputs = None
+    batchable = True
+
+    def __init__(self) -> None:
+        self.limit = 1e9
+        self.pause_s = 0.0
+        self.probed: list[Any] = []
+
+    def run(self, feeds: Mapping[str, Any]) -> Sequence[Any]:
+        until_s = time.perf_counter() + self.pause_s
+        while time.perf_counter() < until_s:
+            pass
+        if (feeds["x"] >= self.limit).any():
+            raise InferenceFailed("too large")
+        return [feeds["x"] * 2]
+
+    def present(self, outputs: Sequence[Any], feeds: Mapping[str, Any]) -> Any:
+        return outputs
+
+    def plain(self, prediction: Any) -> Any:
+        return prediction
+
+    def probe_batchable(self, feeds: Mapping[str, Any] | None = None) -> bool:
+        self.probed.append(feeds)
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+class Log:
+    def record(self, *_: Any) -> None:
+        pass
+
+
+class Streams:
+    def finish_lines(self) -> None:
+        pass
+
+
+class Rehearsal:
+    """Everything that a warm-up needs, around one backend."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.backend = Backend()
+        self.loop = uvloop.new_event_loop()
+        self.counters = Counters()
+        self.spec = ReplicaSpec(
+            replica=ReplicaId("t.a.0.0"),
+            attempt=1,
+            api=ApiKey("t/a"),
+            version=Version("1" * 64),
+            revision=Revision("2" * 64),
+            home="/h",
+            model_format="onnx",
+            model_path="/m",
+            **fields,
+        )
+        self.inference = Inference(self.backend.run, batchable=False, loop=self.loop, warn=lambda text: None)
+        self.service = Service(
+            condition=Condition(self.spec),
+            counters=self.counters,
+            tracker=None,
+            log=Log(),  # type: ignore[arg-type]
+            loop=self.loop,
+            project_dir=None,
+        )
+
+    def run(self, pre: Any = None, post: Any = None) -> WarmUp:
+        handler = Handler(
+            pre=Hook("pre_inference", pre) if pre else None, post=Hook("post_inference", post) if post else None
+        )
+        predictor = build_predictor(
+            Steps(self.backend, handler, tracks=False),
+            self.inference,
+            is_async=handler.is_async,
+            concurrency=None,
+            desk=self.service,
+            loop=self.loop,
+            streams=Streams(),  # type: ignore[arg-type]
+        )
+        self.service.predictor = predictor
+        warm_up = WarmUp(
+            self.spec,
+            backend=self.backend,
+            handler=handler,
+            inference=self.inference,
+            service=self.service,
+            predictor=predictor,
+            loop=self.loop,
+        )
+        warm_up.run()
+        assert sum(self.counters.by_class) == 0
+        return warm_up
+
+
+@pytest.fixture
+def rehearse() -> Iterator[Callable[..., Rehearsal]]:
+    made: list[Rehearsal] = []
+
+    def rehearse(**fields: Any) -> Rehearsal:
+        made.append(Rehearsal(**fields))
+        return made[-1]
+
+    yield rehearse
+    for each in made:
+        each.loop.close()
+
+
+Make = Callable[..., Rehearsal]
+
+
+def pre(sample: Any, metadata: Any) -> Any:
+    return sample["x"]
+
+
+async def async_pre(sample: Any, metadata: Any) -> Any:
+    return sample["x"]
+
+
+def test_without_a_sample_one_is_made_up_proven_and_shown(rehearse: Make) -> None:
+    rehearsal = rehearse()
+    assert rehearsal.run().warnings == []
+    sample = rehearsal.service.description["sample"]
+    assert np.shape(sample) == (1, 2)
+    described = orjson.loads(orjson.dumps(rehearsal.service.description))
+    assert described["inputs"] == [{"name": "x", "dtype": "float32", "shape": [None, 2]}]
+
+
+def test_what_was_not_proven_with_the_handler_is_not_shown(rehearse: Make) -> None:
+    rehearsal = rehearse()
+    assert rehearsal.run(pre).warnings == []
+    assert "sample" not in rehearsal.service.description
+
+
+def test_a_model_that_refuses_everything_made_up_only_warns(rehearse: Make) -> None:
+    rehearsal = rehearse()
+    rehearsal.backend.limit = -1
+    (warning,) = rehearsal.run().warnings
+    assert warning.reference == "not-warmed-up"
+    assert "sample:" in warning.hint
+
+
+@pytest.mark.parametrize("hook", [pre, async_pre])
+def test_a_sample_goes_through_handler_and_model(rehearse: Make, hook: Any) -> None:
+    rehearsal = rehearse(sample=Sample(body=b'{"x": [3, 4]}', gate=True))
+    assert rehearsal.run(hook).warnings == []
+    assert rehearsal.service.description["sample"] == {"x": [3, 4]}
+    assert rehearsal.backend.probed[0]["x"].tolist() == [[3, 4]], "rows as the handler makes them"
+
+
+@pytest.mark.parametrize(
+    ("hook", "status"),
+    [
+        (lambda sample, metadata: 1 / 0, 500),
+        (lambda sample, metadata: [1, 2, 3], 422),
+        (lambda sample, metadata: [10, 10], 500),
+    ],
+)
+@pytest.mark.parametrize("gate", [True, False])
+def test_a_sample_that_is_not_answered_shuts_the_gate_or_warns(
+    rehearse: Make, hook: Any, status: int, gate: bool
+) -> None:
+    rehearsal = rehearse(sample=Sample(body=b"[1, 2]", gate=gate))
+    rehearsal.backend.limit = 5
+    if gate:
+        with pytest.raises(SampleRefused) as caught:
+            rehearsal.run(hook)
+        problem = caught.value.problem()
+    else:
+        (problem,) = rehearsal.run(hook).warnings
+        assert "sample" not in rehearsal.service.description
+    assert problem.reference == "sample-failed"
+    assert f"answered with {status}" in problem.message
+    assert ("ZeroDivisionError" in problem.traceback) is ("ZeroDivisionError" in problem.message)
+
+
+def test_a_handler_that_refuses_its_own_sample_shuts_the_gate(rehearse: Make) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RequestError(400, "never good enough")
+
+    with pytest.raises(SampleRefused, match="answered with 400"):
+        rehearse(sample=Sample(body=b"1", gate=True)).run(refuse)
+
+
+def test_any_2xx_will_do(rehearse: Make) -> None:
+    sample = Sample(body=b"[1, 2]", gate=True)
+    rehearse(sample=sample).run(post=lambda prediction, metadata: Response(b"", status=204))
+
+
+def test_a_sample_that_is_no_json_opens_the_gate_and_is_not_shown(rehearse: Make) -> None:
+    rehearsal = rehearse(sample=Sample(body=b"\xff\xd8", content_type="image/jpeg", gate=True))
+    rehearsal.run(lambda sample, metadata: [len(sample), 0])
+    assert "sample" not in rehearsal.service.description
+
+
+@pytest.mark.parametrize(("pause_s", "inline"), [(0.0, True), (3 * INLINE_BELOW_S, False)])
+def test_the_model_is_timed_before_the_first_request(rehearse: Make, pause_s: float, inline: bool) -> None:
+    rehearsal = rehearse()
+    rehearsal.backend.pause_s = pause_s
+    rehearsal.run()
+    assert rehearsal.inference.inline is inline
+
+
+@pytest.mark.parametrize("batching", [True, False])
+def test_whether_rows_may_be_batched_is_found_out_if_it_is_wanted(rehearse: Make, batching: bool) -> None:
+    rehearsal = rehearse(batching=batching)
+    rehearsal.run()
+    assert rehearsal.inference.batching is batching
+    assert len(rehearsal.backend.probed) == batching
