@@ -317,6 +317,18 @@ def test_links_into_a_cache_of_downloads_are_followed(home: Home, tmp_path: Path
     home.operator().remove("linked")
 
 
+def test_a_folder_full_of_other_models_is_no_obstacle(home: Home, tmp_path: Path) -> None:
+    project = tmp_path / "downloads"
+    project.mkdir()
+    (project / "model.onnx").write_bytes(words().SerializeToString())
+    with (project / "other.onnx").open("wb") as large:
+        large.truncate(300 * 2**20)
+    assert "wrote .cortexignore" in home.cortex("init", "model.onnx", cwd=project).out
+    home.cortex("deploy", cwd=project)
+    assert ask(home, "/downloads/model", project / "sample.json").json == [[1]]
+    home.operator().remove("downloads")
+
+
 def test_a_zip_is_unpacked_to_be_looked_at(home: Home, tmp_path: Path) -> None:
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / "inner.onnx").write_bytes(words().SerializeToString())

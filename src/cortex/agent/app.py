@@ -119,11 +119,17 @@ class Agent:
         self._ingress_problem: Problem | None = None
         self._applied_routes: tuple[SetRoute, ...] = ()
         self._refusals: tuple[IngressRefusals, ...] = ()
+        self.environments = Environments(
+            settings=settings, layout=layout, store=store, clock=clock, installer=Installer(os.environ)
+        )
+        self._provisions = Provisions(
+            store=store, environments=self.environments, secrets=SecretStore(layout.secrets)
+        )
         self.replicas = Replicas(
             settings=settings,
             layout=layout,
             clock=clock,
-            resolve=self._resolve,
+            provisions=self._provisions,
             settle_routes=self._settle_routes,
             quiesced=self._quiesced,
             abandon=self._abandon,
@@ -133,6 +139,7 @@ class Agent:
     async def run(self) -> None:
         """Take over what runs, then serve until told to stop."""
         self._recall()
+        await self.environments.adopt()
         await self.replicas.adopt()
         await self._start_ingress()
         health_s = self._settings.health_interval_s
@@ -160,6 +167,7 @@ class Agent:
         if drain_timeout_s < 0:
             log.info("the agent ends; what it looks after goes on")
             await self._ingress.detach()
+            await self.environments.close()
         else:
             await self._stop_everything(drain_timeout_s)
         if self._listening is not None:
@@ -211,16 +219,17 @@ class Agent:
             raise server.Ending
         order = StartReplica(replica=ReplicaId(f"inspect.{request.build.version[:12]}"), attempt=0, build=request.build)
         try:
-            model, project = await asyncio.to_thread(self._resolve, request.build)
+            provided = await self._provisions.provide(request.build)
             spec = msgspec.structs.replace(
-                self.replicas.replica_spec(order, model, project),
+                self.replicas.replica_spec(order, provided),
                 start_timeout_s=request.timeout_s,
                 log_path="",
                 stats_path="",
             )
-            launcher = self.replicas.launchers.get(request.build.model.format, request.build.env)
+            build = request.build
+            launcher = self.replicas.launchers.get(build.model.format, build.env, build.environment)
             async with asyncio.timeout(request.timeout_s + 10.0):
-                return await self._inspected(launcher, spec)
+                return _masked(await self._inspected(launcher, spec, provided.secrets), provided.secrets)
         except CortexError as error:
             return InspectReport(problems=(error.problem(),))
         except TimeoutError:
@@ -236,15 +245,32 @@ class Agent:
             message = f"this machine cannot check models and handlers now: {error}"
             return InspectReport(problems=(Problem(reference="node-fault", message=message),))
 
-    async def _inspected(self, launcher: Launcher, spec: ReplicaSpec) -> InspectReport:
+    async def _inspected(
+        self, launcher: Launcher, spec: ReplicaSpec, values: Mapping[str, str]
+    ) -> InspectReport:
         for tries_left in reversed(range(INSPECT_TRIES)):
             try:
-                return await launcher.inspect(spec, model=True, handler=spec.handler is not None, run_sample=False)
+                return await launcher.inspect(
+                    spec, values, model=True, handler=spec.handler is not None, run_sample=False
+                )
             except LauncherLost:
                 self._end_children("cortex-inspect")  # nobody waits for what it had begun
                 if not tries_left or self._stop_asked.done():
                     raise
         raise AssertionError("unreachable")
+
+    async def resolve_packages(self, request: ResolvePackages, tell: Tell) -> PackageLock:
+        if self._stop_asked.done():
+            raise server.Ending
+        return await self.environments.resolve(request, tell)
+
+    async def prepare_environment(self, request: PrepareEnvironment, tell: Tell) -> None:
+        if self._stop_asked.done():
+            raise server.Ending
+        await self.environments.ensure(request.environment, request.model_format, project=request.project, tell=tell)
+
+    async def sweep_environments(self, in_use: tuple[str, ...]) -> tuple[str, ...]:
+        return await self.environments.sweep({*in_use, *self.replicas.environments()})
 
     async def read_logs(self, request: ReadLogs) -> LogLines:
         deadline_s = self._clock.monotonic_s() + request.wait_s
@@ -323,14 +349,6 @@ class Agent:
             self._unwritten = False
 
     # ---- artifacts ----------------------------------------------------------------------------------------------
-
-    def _resolve(self, build: BuildSpec) -> tuple[Path, Path | None]:
-        self._store.verify(build.model.tree)
-        model = self._store.tree_path(build.model.tree) / build.model.entry
-        if build.project is None:
-            return model, None
-        self._store.verify(build.project)
-        return model, self._store.tree_path(build.project)
 
     # ---- ingress ------------------------------------------------------------------------------------------------
 
@@ -519,6 +537,7 @@ class Agent:
         known |= {launcher.pid for launcher in self.replicas.launchers if launcher.pid is not None}
         known |= {self._control_plane.pid} if self._control_plane is not None else set()
         known |= self._ingress.pids()
+        known |= self.environments.pids
         known |= {self.replicas.safekeeping.pid} if self.replicas.safekeeping.pid is not None else set()
         while True:
             try:

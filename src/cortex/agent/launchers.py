@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from cortex.settings import HomeLayout, Settings
 from cortex.version import __version__
 from cortex.wire.framing import UNREADABLE, close_all
 from cortex.wire.launch import (
+    IMPORT_TIME_VARIABLES,
     ChildExited,
     Fork,
     Forked,
@@ -42,11 +42,10 @@ from cortex.wire.launch import (
     LauncherReply,
     ReplicaSpec,
 )
+from cortex.wire.secrecy import packed as packed_secrets
 
 log = logging.getLogger(__name__)
 
-IMPORT_TIME_VARIABLES = ("TF_", "ORT_", "OMP_", "OPENBLAS_", "MKL_", "LD_", "MALLOC_", "PYTHON")
-"""Prefixes of variables that libraries read when imported, so they must be set before the launcher imports them."""
 START_DEADLINE_S = 60.0
 """A cold `import tensorflow` takes 4 s on an idle machine; on a crowded one many times that."""
 IDLE_STOP_S = 60.0
@@ -79,6 +78,7 @@ class LauncherRecord(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     variables: dict[str, str]
     identity: ProcessIdentity
+    environment: str | None = None
 
 
 def import_time_variables(env: Mapping[str, str]) -> dict[str, str]:
@@ -86,9 +86,14 @@ def import_time_variables(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in sorted(env.items()) if name.startswith(IMPORT_TIME_VARIABLES)}
 
 
-def launcher_key(backend: str, variables: Mapping[str, str]) -> str:
-    """Two replicas share a launcher exactly when their keys are equal. 64 hex digits."""
-    parts = (sys.executable, __version__, backend, *(f"{k}={v}" for k, v in sorted(variables.items())))
+def launcher_key(python: Path, backend: str, variables: Mapping[str, str]) -> str:
+    """
+    Two replicas share a launcher exactly when their keys are equal. 64 hex digits.
+
+    Args:
+        python: the interpreter; of an environment of users' packages, its path has the environment's digest.
+    """
+    parts = (str(python), __version__, backend, *(f"{k}={v}" for k, v in sorted(variables.items())))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -105,6 +110,8 @@ class Launcher:
         backend: str,
         variables: dict[str, str],
         *,
+        environment: str | None,
+        python: Path,
         settings: Settings,
         layout: HomeLayout,
         clock: Clock,
@@ -113,6 +120,9 @@ class Launcher:
         self.key = key
         self.backend = backend
         self.variables = variables
+        self.environment = environment
+        """Digest of the users' packages that it imports; None: what is installed with us."""
+        self._python = python
         self._settings = settings
         self._layout = layout
         self._clock = clock
@@ -151,9 +161,14 @@ class Launcher:
         """Somebody waits for an answer, or for the launcher itself."""
         return bool(self._forks or self._inspections or self._connecting.locked())
 
-    async def fork(self, spec: ReplicaSpec, slot: socket.socket, control: socket.socket) -> int:
+    async def fork(
+        self, spec: ReplicaSpec, slot: socket.socket, control: socket.socket, secrets: Mapping[str, str]
+    ) -> int:
         """
         Fork a replica; returns its pid.
+
+        Args:
+            secrets: values by variable. The launcher hands them on unread.
 
         Raises:
             LauncherLost: the launcher ended before it answered. The replica may run or not, but no launcher will fork
@@ -165,7 +180,8 @@ class Launcher:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._forks[(spec.replica, spec.attempt)] = future
         try:
-            conn.send(msgspec.json.encode(Fork(spec=spec)), (slot.fileno(), control.fileno()))
+            with _packed(secrets) as packed:
+                conn.send(msgspec.json.encode(Fork(spec=spec)), (slot.fileno(), control.fileno(), *packed))
             async with asyncio.timeout(FORK_TIMEOUT_S):
                 return await future
         except TimeoutError:
@@ -178,7 +194,9 @@ class Launcher:
             self._forks.pop((spec.replica, spec.attempt), None)
             self.last_used_s = self._clock.monotonic_s()
 
-    async def inspect(self, spec: ReplicaSpec, *, model: bool, handler: bool, run_sample: bool) -> InspectReport:
+    async def inspect(
+        self, spec: ReplicaSpec, secrets: Mapping[str, str], *, model: bool, handler: bool, run_sample: bool
+    ) -> InspectReport:
         """Have a short-lived child look at model and handler. Raises LauncherLost."""
         conn = await self.connection()
         request = f"{os.getpid()}-{next(self._inspection_numbers)}"
@@ -186,7 +204,8 @@ class Launcher:
         self._inspections[request] = future
         try:
             message = Inspect(request=request, spec=spec, model=model, handler=handler, run_sample=run_sample)
-            conn.send(msgspec.json.encode(message))
+            with _packed(secrets) as packed:
+                conn.send(msgspec.json.encode(message), packed)
             return await future
         finally:
             self._inspections.pop(request, None)
@@ -309,7 +328,7 @@ class Launcher:
 
     def _start_process(self) -> None:
         self.socket_path.unlink(missing_ok=True)
-        command = [sys.executable, "-P", "-m", "cortex.replica.launcher"]
+        command = [str(self._python), "-P", "-m", "cortex.replica.launcher"]
         command += ["--socket", str(self.socket_path), "--home", str(self._settings.home)]
         command += ["--backend", self.backend, "--key", self.key]
         with self.log_file.open("ab") as output:
@@ -319,18 +338,30 @@ class Launcher:
                 stdout=output,
                 stderr=output,
                 cwd="/",
-                env={**os.environ, **self.variables},
+                env={**self._inherited(), **self.variables},
                 start_new_session=True,
             )
         self._identity = processes.identify(self._process.pid)
         self._write_record()
         log.info("started the %s launcher, pid %s", self.backend, self._process.pid)
 
+    def _inherited(self) -> dict[str, str]:
+        """Our environment; for users' packages without what would put other packages in their way."""
+        if self.environment is None:
+            return dict(os.environ)
+        return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+
     def _write_record(self) -> None:
         """Only so that a launcher that nobody needs any more is found and ended; its socket's path says the rest."""
         if self._identity is None:
             return
-        record = LauncherRecord(key=self.key, backend=self.backend, variables=self.variables, identity=self._identity)
+        record = LauncherRecord(
+            key=self.key,
+            backend=self.backend,
+            variables=self.variables,
+            identity=self._identity,
+            environment=self.environment,
+        )
         try:
             self.record_file.parent.mkdir(mode=0o700, exist_ok=True)
             processes.write_identity(self.record_file, record)
@@ -371,26 +402,37 @@ class Launcher:
 
 
 class Launchers:
-    """Every launcher of the node, by key."""
+    """
+    Every launcher of the node, by key.
+
+    Args:
+        python: the interpreter of an environment, by its digest; of None, the one that runs us.
+    """
 
     def __init__(
         self,
         *,
+        python: Callable[[str | None], Path],
         settings: Settings,
         layout: HomeLayout,
         clock: Clock,
         on_child_exited: Callable[[ChildExited], None],
     ) -> None:
+        self._python = python
         self._settings = settings
         self._layout = layout
         self._clock = clock
         self._on_child_exited = on_child_exited
         self._launchers: dict[str, Launcher] = {}
 
-    def get(self, backend: str, env: Mapping[str, str]) -> Launcher:
-        """The launcher for a backend and a handler's environment; not started yet if it is new."""
-        variables = import_time_variables(env)
-        return self._by_key(launcher_key(backend, variables), backend, variables)
+    def get(self, backend: str, env: Mapping[str, str], environment: str | None = None) -> Launcher:
+        """
+        The launcher for a backend and a handler's variables and packages; not started yet if it is new.
+
+        Args:
+            environment: digest of users' packages, which must be there before the launcher is used.
+        """
+        return self._by_key(backend, import_time_variables(env), environment)
 
     async def adopt(self) -> None:
         """Find the launchers that a former agent left running."""
@@ -404,12 +446,12 @@ class Launchers:
             if not processes.is_alive(record.identity):
                 file.unlink(missing_ok=True)
                 self._layout.launcher_socket(record.key).unlink(missing_ok=True)
-            elif record.key != launcher_key(record.backend, record.variables):
+            elif record.key != launcher_key(self._python(record.environment), record.backend, record.variables):
                 # Of another version of Cortex: its replicas live on, new ones come from a new launcher.
                 processes.send_signal(record.identity, signal.SIGTERM)
                 file.unlink(missing_ok=True)
             else:
-                self._by_key(record.key, record.backend, record.variables).adopt(record.identity)
+                self._by_key(record.backend, record.variables, record.environment).adopt(record.identity)
         await asyncio.gather(*(launcher.meet() for launcher in self))
 
     def __iter__(self) -> Iterator[Launcher]:
@@ -437,12 +479,16 @@ class Launchers:
     async def stop(self) -> None:
         await asyncio.gather(*(launcher.stop(for_good=True) for launcher in self))
 
-    def _by_key(self, key: str, backend: str, variables: dict[str, str]) -> Launcher:
+    def _by_key(self, backend: str, variables: dict[str, str], environment: str | None) -> Launcher:
+        python = self._python(environment)
+        key = launcher_key(python, backend, variables)
         if key not in self._launchers:
             self._launchers[key] = Launcher(
                 key,
                 backend,
                 variables,
+                environment=environment,
+                python=python,
                 settings=self._settings,
                 layout=self._layout,
                 clock=self._clock,
@@ -452,6 +498,19 @@ class Launchers:
 
 
 _REPLIES: msgspec.json.Decoder[LauncherReply] = msgspec.json.Decoder(LauncherReply)
+
+
+@contextlib.contextmanager
+def _packed(secrets: Mapping[str, str]) -> Iterator[tuple[int, ...]]:
+    """A descriptor that holds secrets, if there are any."""
+    if not secrets:
+        yield ()
+        return
+    descriptor = packed_secrets(secrets)
+    try:
+        yield (descriptor,)
+    finally:
+        os.close(descriptor)
 
 
 def _settle(future: asyncio.Future[Any] | None, outcome: Any) -> None:

@@ -24,6 +24,7 @@ import msgspec
 from cortex import processes
 from cortex.agent import channel, recovery
 from cortex.agent.launchers import ForkRefused, Launcher, LauncherLost, Launchers
+from cortex.agent.provisions import Provided, Provisions
 from cortex.agent.safekeeping import Safekeeping
 from cortex.clock import Clock
 from cortex.engines import machine
@@ -57,14 +58,6 @@ machine was suspended, from the thread that woke up first.
 """
 OUR_OWN_LIMITS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 """Why we cannot connect, when that says nothing about the replica."""
-
-
-class Resolver(Protocol):
-    """Turns digests into paths on this node."""
-
-    def __call__(self, build: BuildSpec) -> tuple[Path, Path | None]:
-        """The model's path and the project's folder. Raises CortexError: missing or corrupt."""
-        ...
 
 
 class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,7 +138,7 @@ class Replicas:
     Every replica of the node.
 
     Args:
-        resolve: finds the bytes of a build in the artifact store.
+        provisions: has everything there that a build needs.
         settle_routes: returns once the ingress has what orders and readiness say now.
         quiesced: returns once the ingress sends nothing more to a slot's socket (by stem).
         abandon: turns away the requests that wait at a slot (by stem).
@@ -158,7 +151,7 @@ class Replicas:
         settings: Settings,
         layout: HomeLayout,
         clock: Clock,
-        resolve: Resolver,
+        provisions: Provisions,
         settle_routes: Callable[[], Awaitable[None]],
         quiesced: Callable[[str], Awaitable[None]],
         abandon: Callable[[str], Awaitable[None]],
@@ -167,7 +160,7 @@ class Replicas:
         self._settings = settings
         self._layout = layout
         self._clock = clock
-        self._resolve = resolve
+        self._provisions = provisions
         self._settle_routes = settle_routes
         self._quiesced = quiesced
         self._abandon = abandon
@@ -182,6 +175,7 @@ class Replicas:
         self._checked_s = clock.monotonic_s()
         self.safekeeping = Safekeeping(layout)
         self.launchers = Launchers(
+            python=provisions.python,
             settings=settings,
             layout=layout,
             clock=clock,
@@ -448,9 +442,9 @@ class Replicas:
             await asyncio.wait([before])
         build = replica.order.build
         try:
-            model, project = await asyncio.to_thread(self._resolve, build)
-            spec = self.replica_spec(replica.order, model, project)
-            pid = await self._forked_once(self._launcher_of(build), spec, replica)
+            provided = await self._provisions.provide(build, lambda doing: self._note_progress(replica, doing))
+            spec = self.replica_spec(replica.order, provided)
+            pid = await self._forked_once(self._launcher_of(build), spec, replica, provided.secrets)
         except (CortexError, OSError) as error:
             problem = error.problem() if isinstance(error, CortexError) else _os_problem(error)
             log.error("%s could not be started: %s", replica.label, problem.message)
@@ -473,7 +467,9 @@ class Replicas:
             self._set_phase(replica, Phase.LOADING)
         await self._connect_control(replica)
 
-    async def _forked_once(self, launcher: Launcher, spec: ReplicaSpec, replica: Replica) -> int | None:
+    async def _forked_once(
+        self, launcher: Launcher, spec: ReplicaSpec, replica: Replica, secrets: Mapping[str, str]
+    ) -> int | None:
         """
         Have the process forked, once, even by a launcher that dies over it; returns its pid.
 
@@ -484,7 +480,7 @@ class Replicas:
             if replica.stopping or replica.forgotten:
                 return None
             try:
-                return await self._fork(launcher, spec, replica)
+                return await self._fork(launcher, spec, replica, secrets)
             except LauncherLost:
                 pid = await self._orphan(replica)
                 if pid is not None:
@@ -506,15 +502,22 @@ class Replicas:
             if self._clock.monotonic_s() > deadline_s:
                 raise LauncherLost("the launcher ended over the fork, and what it forked does not answer")
 
-    async def _fork(self, launcher: Launcher, spec: ReplicaSpec, replica: Replica) -> int:
+    async def _fork(
+        self, launcher: Launcher, spec: ReplicaSpec, replica: Replica, secrets: Mapping[str, str]
+    ) -> int:
         path = self._layout.control_socket(replica.stem)
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
             control.bind(str(path))
             control.listen(16)
-            return await launcher.fork(spec, replica.slot, control)
+            return await launcher.fork(spec, replica.slot, control, secrets)
 
-    def replica_spec(self, order: StartReplica, model: Path, project: Path | None) -> ReplicaSpec:
+    def _note_progress(self, replica: Replica, doing: str) -> None:
+        if replica.progress != doing:
+            replica.progress = doing
+            self._on_change()
+
+    def replica_spec(self, order: StartReplica, provided: Provided) -> ReplicaSpec:
         """A build with its digests resolved to paths of this node."""
         build = order.build
         return ReplicaSpec(
@@ -525,9 +528,9 @@ class Replicas:
             revision=build.revision,
             home=str(self._settings.home),
             model_format=build.model.format,
-            model_path=str(model),
+            model_path=str(provided.model),
             signature_key=build.model.signature_key,
-            project_dir=str(project) if project else None,
+            project_dir=str(provided.project) if provided.project else None,
             handler=build.handler,
             tracker=build.tracker,
             env=build.env,
@@ -567,7 +570,13 @@ class Replicas:
             return True
 
     def _launcher_of(self, build: BuildSpec) -> Launcher:
-        return self.launchers.get(build.model.format, build.env)
+        return self.launchers.get(build.model.format, build.env, build.environment)
+
+    def environments(self) -> set[str]:
+        """Digests of users' packages that replicas or launchers here run with."""
+        needed = {replica.order.build.environment for replica in self}
+        needed |= {launcher.environment for launcher in self.launchers if launcher.pid is not None}
+        return {digest for digest in needed if digest is not None}
 
     def launcher_keys(self) -> set[str]:
         """Keys of the launchers that replicas here need."""

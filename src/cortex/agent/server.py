@@ -11,6 +11,8 @@ from typing import Protocol
 
 import msgspec
 
+from cortex.agent.installer import Tell
+from cortex.errors import CortexError
 from cortex.wire.agent import (
     AgentReply,
     AgentRequest,
@@ -20,14 +22,23 @@ from cortex.wire.agent import (
     LogLines,
     Observe,
     Observed,
+    PackageProgress,
+    PackagesRefused,
+    PreparedEnvironment,
+    PrepareEnvironment,
     ReadLogs,
     Refused,
+    ResolvedPackages,
+    ResolvePackages,
     StopAgent,
     Stopping,
+    SweepEnvironments,
+    SweptEnvironments,
 )
 from cortex.wire.framing import LENGTH, MAX_FRAME_BYTES, UNREADABLE
 from cortex.wire.launch import InspectReport
 from cortex.wire.orders import Orders
+from cortex.wire.packages import PackageLock
 from cortex.wire.reports import AgentReport
 
 log = logging.getLogger(__name__)
@@ -53,6 +64,16 @@ class Service(Protocol):
     async def inspect(self, request: InspectBuild) -> InspectReport:
         """Raises Ending."""
         ...
+
+    async def resolve_packages(self, request: ResolvePackages, tell: Tell) -> PackageLock:
+        """Raises Ending, and CortexError with what the user has to know."""
+        ...
+
+    async def prepare_environment(self, request: PrepareEnvironment, tell: Tell) -> None:
+        """Raises Ending, and CortexError with what the user has to know."""
+        ...
+
+    async def sweep_environments(self, in_use: tuple[str, ...]) -> tuple[str, ...]: ...
 
     async def read_logs(self, request: ReadLogs) -> LogLines: ...
     def stop(self, drain_timeout_s: float) -> None: ...
@@ -99,13 +120,21 @@ async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, serv
         (length,) = LENGTH.unpack(head)
         if length > MAX_FRAME_BYTES:
             return
-        reply = await _answer(await reader.readexactly(length), service)
-        payload = msgspec.json.encode(reply)
-        writer.write(LENGTH.pack(len(payload)) + payload)
+
+        def tell(message: str) -> None:
+            if not writer.is_closing():
+                _write(writer, PackageProgress(message=message))
+
+        _write(writer, await _answer(await reader.readexactly(length), service, tell))
         await writer.drain()
 
 
-async def _answer(payload: bytes, service: Service) -> AgentReply:
+def _write(writer: asyncio.StreamWriter, reply: AgentReply) -> None:
+    payload = msgspec.json.encode(reply)
+    writer.write(LENGTH.pack(len(payload)) + payload)
+
+
+async def _answer(payload: bytes, service: Service, tell: Tell) -> AgentReply:
     try:
         request = _REQUESTS.decode(payload)
     except UNREADABLE as error:
@@ -118,6 +147,13 @@ async def _answer(payload: bytes, service: Service) -> AgentReply:
                 return Observed(report=service.take_orders(orders))
             case InspectBuild():
                 return InspectedBuild(report=await service.inspect(request))
+            case ResolvePackages():
+                return ResolvedPackages(lock=await service.resolve_packages(request, tell))
+            case PrepareEnvironment():
+                await service.prepare_environment(request, tell)
+                return PreparedEnvironment()
+            case SweepEnvironments(in_use=in_use):
+                return SweptEnvironments(removed=await service.sweep_environments(in_use))
             case ReadLogs():
                 return await service.read_logs(request)
             case StopAgent(drain_timeout_s=drain_timeout_s):
@@ -127,6 +163,11 @@ async def _answer(payload: bytes, service: Service) -> AgentReply:
         return Refused(reason=str(error), stale_epoch=True)
     except Ending:
         return Refused(reason="the agent is ending")
+    except CortexError as error:
+        if isinstance(request, ResolvePackages | PrepareEnvironment):
+            return PackagesRefused(problem=error.problem())
+        log.exception("a request failed: %s", type(request).__name__)
+        return Refused(reason=f"the agent failed: {error}")
     except Exception as error:
         log.exception("a request failed through a fault of ours: %s", type(request).__name__)
         return Refused(reason=f"the agent failed: {error}")

@@ -13,10 +13,10 @@ import click
 import msgspec
 
 from cortex.cli import text
-from cortex.cli.boundary import DONE, show_problems
+from cortex.cli.boundary import DONE, problems_of, show_problems
 from cortex.cli.command import Command, flag, on_interrupt
 from cortex.cli.live import display
-from cortex.cli.starter import HANDLER_FILE, SAMPLE_FILE, YAML_FILE, Starter, described
+from cortex.cli.starter import HANDLER_FILE, IGNORE_FILE, SAMPLE_FILE, YAML_FILE, Starter, described, ignore_text
 from cortex.cli.terminal import Terminal, harmless
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import DEFAULT_DEPLOYMENT, ReplicaId, Revision, Version, api_key
@@ -42,6 +42,7 @@ _WRITTEN = {
     YAML_FILE: "what is deployed",
     HANDLER_FILE: "what is done before and after the model: nothing yet",
     SAMPLE_FILE: "a request that the model takes",
+    IGNORE_FILE: "what handlers do not need: everything else in this folder",
 }
 
 
@@ -87,19 +88,32 @@ def init(
         if not force:
             _refuse_to_replace(terminal, place)
         with tempfile.TemporaryDirectory(prefix="cortex-init-") as scratch:
-            starter, report, note = _look_at(
-                terminal, settings, model, place, model_format=model_format, scratch=Path(scratch)
-            )
-    files = starter.files()
+            looked = _look_at(terminal, settings, model, place, model_format=model_format, scratch=Path(scratch))
+    files = looked.starter.files()
     _check(terminal, place, files)
+    unshippable = _why_unshippable(place, looked.model_files)
+    if unshippable and not os.path.lexists(place / IGNORE_FILE):
+        files[IGNORE_FILE] = ignore_text(unshippable[0].message)
+        unshippable = ()
     _write(place, files, replace=force)
-    _tell(terminal, place, starter, files, report=report, note=note)
+    _tell(terminal, place, looked, files, warnings=(*looked.report.warnings, *unshippable))
     return DONE
+
+
+class _Looked(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a model once it has been looked at."""
+
+    starter: Starter
+    report: InspectReport
+    note: str
+    """What was chosen among several files; empty when there was nothing to choose."""
+    model_files: tuple[Path, ...]
+    """The model and its weights, where they lie."""
 
 
 def _look_at(
     terminal: Terminal, settings: Settings, model: str, place: Path, *, model_format: str | None, scratch: Path
-) -> tuple[Starter, InspectReport, str]:
+) -> _Looked:
     """
     Find the model and have it inspected.
 
@@ -139,7 +153,13 @@ def _look_at(
         signature_key=report.signature.key if len(report.signature_keys) > 1 else None,
         sample=report.made_up,
     )
-    return starter, report, resolved.note
+    own = terminal.cwd / named.removeprefix("file://")
+    return _Looked(
+        starter=starter,
+        report=report,
+        note=resolved.note,
+        model_files=(own, *(source for _, source in resolved.files)),
+    )
 
 
 class _Location(msgspec.Struct, frozen=True, kw_only=True):
@@ -302,9 +322,22 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _refuse_to_replace(terminal: Terminal, place: Path) -> None:
-    there = [name for name in _WRITTEN if os.path.lexists(place / name)]
+    there = [name for name in (YAML_FILE, HANDLER_FILE, SAMPLE_FILE) if os.path.lexists(place / name)]
     if there:
         raise FilesExist([text.shown_path(place / name, terminal.cwd) for name in there])
+
+
+def _why_unshippable(place: Path, model_files: tuple[Path, ...]) -> tuple[Problem, ...]:
+    """Why a deploy would refuse what lies in the folder already, such as other models; empty if it would not."""
+    from cortex.artifacts.project import collect_project
+
+    if not place.is_dir():
+        return ()
+    try:
+        collect_project(place, leave_out=[place / YAML_FILE, *model_files])
+    except CortexError as error:
+        return problems_of(error)
+    return ()
 
 
 def _check(terminal: Terminal, place: Path, files: Mapping[str, str]) -> None:
@@ -332,9 +365,9 @@ def _write(place: Path, files: Mapping[str, str], *, replace: bool) -> None:
 
 
 def _tell(
-    terminal: Terminal, place: Path, starter: Starter, files: Mapping[str, str], *, report: InspectReport, note: str
+    terminal: Terminal, place: Path, looked: _Looked, files: Mapping[str, str], *, warnings: tuple[Problem, ...]
 ) -> None:
-    paint = terminal.paint
+    paint, starter = terminal.paint, looked.starter
     terminal.out(paint(harmless(starter.shown_model), "bold"))
     for title, specs in (("takes", starter.signature.inputs), ("gives", starter.signature.outputs)):
         for line in described(specs):
@@ -347,10 +380,10 @@ def _tell(
         if name == SAMPLE_FILE and starter.sample is not None and not starter.sample.accepted:
             about = "types and shapes as the model declares them"
         terminal.out(f"wrote {path:<{width}}  {paint(about, 'dim')}")
-    if report.warnings:
+    if warnings:
         terminal.say()
-        show_problems(terminal, report.warnings, level="warning")
-    for sentence in (note, *report.notes, _on_sample(starter)):
+        show_problems(terminal, warnings, level="warning")
+    for sentence in (looked.note, *looked.report.notes, _on_sample(starter)):
         if sentence:
             terminal.say(f"{terminal.paint_talk('note:', 'yellow')} {harmless(sentence)}")
     folder = text.shown_path(place, terminal.cwd)
@@ -383,7 +416,8 @@ COMMAND = Command(
     and is made if it is not there. They can be deployed as they are. The model itself stays where it is: cortex.yaml
     names it relative to DIR, or by its whole path if the two have only / in common. It is loaded in a process of its
     own, with limits, and the sample is a request that it was seen to take; where none is found, the sample has the
-    right types and shapes, and no version has to answer it.
+    right types and shapes, and no version has to answer it. What else lies in DIR is shipped with the handler, unless a
+    deploy would refuse that, as when other models lie there: then a .cortexignore is written too.
     """,
     parameters=(
         click.Argument(["model"], type=click.Path()),

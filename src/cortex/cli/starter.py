@@ -17,6 +17,7 @@ from cortex.wire.signature import Signature, TensorSpec
 YAML_FILE = "cortex.yaml"
 HANDLER_FILE = "handler.py"
 SAMPLE_FILE = "sample.json"
+IGNORE_FILE = ".cortexignore"
 
 _PLAIN_YAML = re.compile(r"(?!-)[A-Za-z0-9_./][A-Za-z0-9_./+-]*")
 _YAML_WORDS = frozenset(("null", "true", "false", "yes", "no", "on", "off", "y", "n"))
@@ -136,6 +137,17 @@ def sample_text(body: bytes) -> str:
         return json.dumps(value, ensure_ascii=False) + "\n"
     parts = [json.dumps({key: item}, ensure_ascii=False)[1:-1] for key, item in value.items()]
     return "{\n  " + ",\n  ".join(parts) + "\n}\n"
+
+
+def ignore_text(reason: str) -> str:
+    """A `.cortexignore` that leaves a handler alone with its model. `reason`: why not everything can be shipped."""
+    sentence = _one_line(reason.splitlines()[0].partition(". ")[0]).rstrip(":.")
+    return (
+        f"# Everything here but the handler is left out, because {sentence}.\n"
+        "# Take in what it needs, one line for each file or folder, as !/helpers.py\n"
+        "/*\n"
+        f"!/{HANDLER_FILE}\n"
+    )
 
 
 def yaml_scalar(text: str) -> str:

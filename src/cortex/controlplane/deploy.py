@@ -292,8 +292,8 @@ class Deployer:
                         reference="default-from-another-folder",
                         message=f"deployment `default` came from {before.source}; deploying {request.source} "
                         f"would remove {names}",
-                        hint="name this group of apis: add\n      - kind: deployment\n        name: <name>\n"
-                        "    to this cortex.yaml, or pass --prune to remove them",
+                        hint="name this group of apis: add\n    - kind: deployment\n      name: <name>\n"
+                        "to this cortex.yaml, or pass --prune to remove them",
                     )
                 ]
             )

@@ -117,7 +117,7 @@ class _Replica:
             message = f"out of memory while {self._condition.progress}: {one_line(error)}"
             return self._fail(Problem(reference="out-of-memory", message=message), permanent=False, code=EXIT_MEMORY)
         except BaseException as error:
-            trace = secrecy.masked(traceback.format_exc())
+            trace = traceback.format_exc()
             problem = Problem(
                 reference="replica-failed",
                 message=f"while {self._condition.progress or 'starting'}: {one_line(error)}",
@@ -180,7 +180,7 @@ class _Replica:
             loop=loop,
         )
         warm_up.run()
-        for warning in warm_up.warnings:
+        for warning in map(secrecy.masked_problem, warm_up.warnings):
             condition.warn(warning)
             self._say("WARNING", warning.message)
         server = Server(
@@ -221,6 +221,7 @@ class _Replica:
     def _fail(self, problem: Problem, *, permanent: bool, code: int) -> int:
         """Say why, to those who listen, to the log, and in writing."""
         self._ending = True
+        problem = secrecy.masked_problem(problem)
         write_last_words(self._spec, LastWords(problem=problem, permanent=permanent))
         text = f"{problem.reference}: {problem.message}"
         self._say("ERROR", "\n".join(filter(None, (text, problem.traceback, problem.hint))))

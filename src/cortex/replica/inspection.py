@@ -191,12 +191,20 @@ def _live(request: Inspect, *, pipe_fd: int, output_fd: int, secrets_fd: int | N
         process.limit_inspection(spec.start_timeout_s * max(2, spec.threads))
         logs.install(logs.LogFile("", 0))
         report = inspect(request, announce=lambda step: _write_line(pipe_fd, _Line(step=step)))
-        _write_line(pipe_fd, _Line(report=report))
+        _write_line(pipe_fd, _Line(report=_masked(report)))
         code = 0
     except BaseException:
         os.write(2, secrecy.masked(traceback.format_exc()).encode("utf-8", "backslashreplace"))
     finally:
         os._exit(code)
+
+
+def _masked(report: InspectReport) -> InspectReport:
+    return msgspec.structs.replace(
+        report,
+        problems=tuple(map(secrecy.masked_problem, report.problems)),
+        warnings=tuple(map(secrecy.masked_problem, report.warnings)),
+    )
 
 
 def _write_line(fd: int, line: _Line) -> None:

@@ -214,7 +214,7 @@ class Launcher:
                 close_all(fds)
                 _say(f"{type(request).__name__} came with {len(fds)} descriptors")
                 if isinstance(request, Fork):
-                    reason = f"two or three descriptors are needed, {len(fds)} came"
+                    reason = f"two descriptors are needed, three with secrets; {len(fds)} came"
                     spec = request.spec
                     self._reply(agent, ForkFailed(replica=spec.replica, attempt=spec.attempt, reason=reason))
 

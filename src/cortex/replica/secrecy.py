@@ -10,23 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-MASK = "****"
-SHORTEST = 6
-"""Shorter values are not looked for: they would be found in every other word."""
+from cortex.errors import Problem
+from cortex.wire.secrecy import problem_without, to_mask, without
 
-_values: tuple[str, ...] = ()
+_parts: tuple[str, ...] = ()
 
 
 def keep(values: Iterable[str]) -> None:
-    """These values are masked from now on; of several lines, each line too."""
-    global _values
-    parts = {part.strip() for value in values for part in (value, *value.splitlines())}
-    _values = tuple(sorted((part for part in parts if len(part) >= SHORTEST), key=len, reverse=True))
+    """These values are masked from now on."""
+    global _parts
+    _parts = to_mask(values)
 
 
 def masked(text: str) -> str:
     """Text without the values of secrets. Costs nothing where there are none."""
-    for value in _values:
-        if value in text:
-            text = text.replace(value, MASK)
-    return text
+    return without(_parts, text) if _parts else text
+
+
+def masked_problem(problem: Problem) -> Problem:
+    """A problem without the values of secrets."""
+    return problem_without(_parts, problem)

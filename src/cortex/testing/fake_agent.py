@@ -114,6 +114,15 @@ class _Replica:
 
 
 @dataclass(eq=False)
+class _Made:
+    """A report, when it was made, and until when it was true; None: it still is, or nobody has looked since."""
+
+    report: AgentReport
+    made_s: float
+    true_until_s: float | None = None
+
+
+@dataclass(eq=False)
 class _Node:
     node: NodeReport
     agent: str
@@ -125,11 +134,10 @@ class _Node:
     """Late orders, oldest first, with the time they arrive."""
     down_until_s: float = -_NEVER_S
     cut_off: bool = False
-    away_since_s: float = 0.0
-    """While it cannot be reached: since when."""
-    changed: bool = True
-    made: deque[tuple[float, AgentReport]] = field(default_factory=deque)
-    """Reports by the time they were made, newest last; the first one is what the control plane sees."""
+    changed_s: float | None = 0.0
+    """When something changed that is in no report yet; None: nothing has."""
+    made: deque[_Made] = field(default_factory=deque)
+    """Reports, newest last; the first one is what the control plane sees."""
 
 
 class FakeAgents:
@@ -172,10 +180,10 @@ class FakeAgents:
         for node in self._nodes.values():
             if self._reachable(node):
                 self._note_report(node)
-                while len(node.made) > 1 and node.made[1][0] <= self._clock.monotonic_s() - self.report_delay_s:
+                while len(node.made) > 1 and node.made[1].made_s <= self._clock.monotonic_s() - self.report_delay_s:
                     node.made.popleft()
             if node.made:
-                seen.append(node.made[0][1])
+                seen.append(node.made[0].report)
         return tuple(seen)
 
     @property
@@ -225,19 +233,17 @@ class FakeAgents:
         found.agent = self._new_agent()
         found.serial = 1
         found.inbox.clear()
-        self._goes_away(found)
         found.down_until_s = self._clock.monotonic_s() + down_s
-        found.changed = True
+        self._note_change(found)
 
     def forget_reports(self) -> None:
         """What happens to all that was heard of the nodes when the control plane ends and starts again."""
         for node in self._nodes.values():
             node.made.clear()
-            node.changed = True
+            self._note_change(node)
 
     def cut_off(self, node: NodeId) -> None:
         """The node can neither be ordered nor heard; its replicas and its ingress go on."""
-        self._goes_away(self._nodes[node])
         self._nodes[node].cut_off = True
 
     def reconnect(self, node: NodeId) -> None:
@@ -275,10 +281,14 @@ class FakeAgents:
         return tuple((node.node.node, route) for node in self._nodes.values() for route in node.routes.values())
 
     def seen_as_of_s(self) -> float:
-        """Monotonic time of the oldest thing that `reports` may still show."""
+        """Monotonic time until which all that `reports` shows now was true."""
         now_s = self._clock.monotonic_s()
-        seen = [now_s if self._reachable(node) else node.away_since_s for node in self._nodes.values()]
-        return min(seen, default=now_s) - self.report_delay_s
+        seen = [now_s]
+        for node in self._nodes.values():
+            shown = node.made[0] if node.made else None
+            until_s = node.changed_s if shown is None or shown.true_until_s is None else shown.true_until_s
+            seen.append(now_s if until_s is None else until_s)
+        return min(seen)
 
     def set_in_flight(self, replica: ReplicaId, in_flight: int) -> None:
         """Pretend that a replica holds so many requests."""
@@ -312,7 +322,7 @@ class FakeAgents:
         due += [node.inbox[0][0] for node in self._nodes.values() if node.inbox]
         now_s = self._clock.monotonic_s()
         due += [node.down_until_s for node in self._nodes.values() if node.down_until_s > now_s]
-        due += [node.made[1][0] + self.report_delay_s for node in self._nodes.values() if len(node.made) > 1]
+        due += [node.made[1].made_s + self.report_delay_s for node in self._nodes.values() if len(node.made) > 1]
         soonest_s = min(due, default=_NEVER_S)
         return None if soonest_s == _NEVER_S else soonest_s
 
@@ -429,21 +439,23 @@ class FakeAgents:
 
     def _touch(self, node: _Node, replica: _Replica | None = None) -> None:
         node.serial += 1
-        node.changed = True
+        self._note_change(node)
         if replica is not None:
             replica.seen = None
 
-    def _goes_away(self, node: _Node) -> None:
-        if self._reachable(node):
-            node.away_since_s = self._clock.monotonic_s()
+    def _note_change(self, node: _Node) -> None:
+        if node.changed_s is None:
+            node.changed_s = self._clock.monotonic_s()
 
     def _reachable(self, node: _Node) -> bool:
         return not node.cut_off and self._clock.monotonic_s() >= node.down_until_s
 
     def _note_report(self, node: _Node) -> None:
-        if not node.changed:
+        if node.changed_s is None:
             return
-        node.changed = False
+        if node.made:
+            node.made[-1].true_until_s = node.changed_s
+        node.changed_s = None
         report = AgentReport(
             node=node.node,
             serial=node.serial,
@@ -455,7 +467,7 @@ class FakeAgents:
             routes=tuple(node.routes.values()),
             ingress=IngressReport(up=True, host="127.0.0.1", port=8880),
         )
-        node.made.append((self._clock.monotonic_s(), report))
+        node.made.append(_Made(report, self._clock.monotonic_s()))
 
     def _report(self, replica: _Replica) -> ReplicaReport:
         if replica.seen is None:

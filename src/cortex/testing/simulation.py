@@ -642,7 +642,8 @@ class Simulation:
             return
         # Another node may have taken over the name of a replica that comes back from a node thought lost.
         alone = sum(r.replica == replica for _n, r in self._agents.replicas()) == 1
-        routed = [n for n, r in self._agents.routes() if replica in r.targets]
+        # Orders that come late cannot know of routes that other nodes have been given since.
+        routed = [n for n, r in self._agents.routes() if replica in r.targets and (issue.punctual or n == node)]
         if routed and alone and not self._excused(report.api, issue):
             self._violated(f"{replica} is taken away while {', '.join(routed)} still routes to it")
 

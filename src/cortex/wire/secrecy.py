@@ -1,5 +1,6 @@
 """
-Values of secrets on their way from the agent into a process: in a descriptor, never in a message.
+Values of secrets on their way from the agent into a process: in a descriptor, never in a message. And how they are kept
+out of what is written down.
 
 A launcher passes the descriptor on without reading it: whatever a launcher has had in memory, every process that it
 forks later has in memory too, of other apis as well.
@@ -8,11 +9,42 @@ forks later has in memory too, of other apis as well.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from cortex.errors import Problem
+
+MASK = "****"
+SHORTEST_MASKED = 6
+"""Shorter values are not looked for: they would be found in every other word."""
 _PIECE_BYTES = 2**20
+
+
+def to_mask(values: Iterable[str]) -> tuple[str, ...]:
+    """What is looked for, longest first: values, and of those with several lines each line too."""
+    parts = {part.strip() for value in values for part in (value, *value.splitlines())}
+    return tuple(sorted((part for part in parts if len(part) >= SHORTEST_MASKED), key=lambda part: (-len(part), part)))
+
+
+def without(parts: Sequence[str], text: str) -> str:
+    """Text with what `to_mask` returned masked."""
+    for part in parts:
+        if part in text:
+            text = text.replace(part, MASK)
+    return text
+
+
+def problem_without(parts: Sequence[str], problem: Problem) -> Problem:
+    """A problem with what `to_mask` returned masked."""
+    if not parts:
+        return problem
+    return msgspec.structs.replace(
+        problem,
+        message=without(parts, problem.message),
+        hint=without(parts, problem.hint),
+        traceback=without(parts, problem.traceback),
+    )
 
 
 def packed(values: Mapping[str, str]) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cortex.artifacts.project import collect_project
 from cortex.cli import init as command
 from cortex.cli.starter import Starter, sample_text, type_text, yaml_scalar
 from cortex.errors import Problem
@@ -156,6 +157,38 @@ def test_several_signatures_are_told_apart_in_the_yaml(cortex: Any, inspector: F
     (api,) = load((cortex.cwd / "out" / "cortex.yaml").read_bytes(), file="cortex.yaml").spec.apis
     assert (ran.code, api.name, api.model, api.tf_signature_key) == (0, "bert", "../bert/7", "serving_default")
     assert inspector.asked == [("tensorflow", cortex.cwd / "bert" / "7", "out/bert")]
+
+
+def test_what_a_deploy_would_refuse_to_ship_is_left_out(cortex: Any, inspector: FakeInspector, model: Path) -> None:
+    with open(cortex.cwd / "other.onnx", "wb") as large:
+        large.truncate(200 * 2**20)
+    (cortex.cwd / "config.json").symlink_to(Path(__file__))
+    ran = cortex("init", "model.onnx")
+    assert (ran.code, "wrote .cortexignore  what handlers do not need" in ran.out) == (0, True)
+    first_line = (cortex.cwd / ".cortexignore").read_text().splitlines()[0]
+    assert first_line.startswith("# Everything here but the handler is left out, because ")
+    collected = collect_project(cortex.cwd, leave_out=["cortex.yaml", "model.onnx"])
+    assert [file.path for file in collected.files] == ["handler.py"]
+
+
+def test_a_cortexignore_that_does_not_suffice_is_left_alone(cortex: Any, inspector: FakeInspector, model: Path) -> None:
+    (cortex.cwd / ".cortexignore").write_text("# mine\n")
+    with open(cortex.cwd / "other.onnx", "wb") as large:
+        large.truncate(200 * 2**20)
+    ran = cortex("init", "model.onnx", "--force")
+    assert (ran.code, (cortex.cwd / ".cortexignore").read_text()) == (0, "# mine\n")
+    assert "warning: project-too-large\n" in ran.talk
+    assert "200 MiB  other.onnx" in ran.talk
+
+
+def test_the_model_itself_is_not_in_the_way(cortex: Any) -> None:
+    files = [cortex.cwd / "model.onnx", cortex.cwd / "model.onnx.data"]
+    for file in files:
+        with file.open("wb") as large:
+            large.truncate(200 * 2**20)
+    assert command._why_unshippable(cortex.cwd, tuple(files)) == ()
+    (problem,) = command._why_unshippable(cortex.cwd, tuple(files[:1]))
+    assert problem.reference == "project-too-large"
 
 
 # ---- names and places -------------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -239,24 +238,29 @@ def load(path: str, *, threads: int = 1, gpu: bool = False, signature_key: str |
     if gpu and not tf.config.list_physical_devices("GPU"):
         raise NoGpu(built_with_cuda=tf.test.is_built_with_cuda())
     graph = _meta_graph(_read(folder), gpu=gpu)
-    definitions = {key: graph.signature_def[key] for key in sorted(graph.signature_def, key=natural_order)}
-    signatures = {key: _described(definition) for key, definition in definitions.items() if _is_served(key, definition)}
+    signatures = {
+        key: _described(graph.signature_def[key])
+        for key in sorted(graph.signature_def, key=natural_order)
+        if _is_served(key, graph.signature_def[key])
+    }
     choice = choose(signatures, signature_key)
     _check_files(graph, folder)
-    tags = list(graph.meta_info_def.tags)
-    definition = definitions[choice.key]
-    del graph, definitions  # with weights as constants inside, a graph may be large
     session = tf.compat.v1.Session(graph=tf.Graph(), config=_config(threads, gpu))
+    step = "graph"
     try:
-        with _quiet():
-            # Devices of another machine's are of no use here.
-            tf.compat.v1.saved_model.load(session, tags, path, clear_devices=not gpu)
-        backend = TensorFlowBackend(session, signatures, choice, definition)
+        _import(session, graph, clear_devices=not gpu)
+        step = "variables"
+        _restore(session, graph, folder)
+        step = "tables"
+        _initialise(session, graph, folder)
+        step = "graph"
+        backend = TensorFlowBackend(session, signatures, choice, graph.signature_def[choice.key])
     except BaseException as error:
         session.close()
         if isinstance(error, ModelError | MemoryError) or not isinstance(error, Exception):
             raise
-        raise _load_error(error, path) from error
+        raise _load_error(error, step, path) from error
+    del graph  # with weights as constants inside, it may be large
     backend.probe_rows()
     return backend
 
@@ -426,16 +430,44 @@ def _config(threads: int, gpu: bool) -> Any:
     return config
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without its advice to load models in another way, which is meant for people."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _import(session: Any, graph: Any, *, clear_devices: bool) -> None:
+    """
+    Lay out the graph in an empty session.
+
+    With what follows these are the steps of `tf.compat.v1.saved_model.load` and of TensorFlow Serving. Taken one by one
+    they parse nothing a second time, advise nobody to load models in another way, and tell which of them failed.
+    """
+    if clear_devices:  # those of the machine that exported it
+        for node in graph.graph_def.node:
+            node.device = ""
+    with session.graph.as_default():
+        tf.import_graph_def(graph.graph_def, name="", producer_op_list=graph.meta_info_def.stripped_op_list)
+    session.graph.finalize()
+
+
+def _restore(session: Any, graph: Any, folder: Path) -> None:
+    """Read the variables."""
+    saver = graph.saver_def
+    if saver.restore_op_name and (folder / "variables").is_dir():
+        session.run(saver.restore_op_name, {saver.filename_tensor_name: str(folder / "variables" / "variables")})
+
+
+def _initialise(session: Any, graph: Any, folder: Path) -> None:
+    """Fill tables, from assets too."""
+    name = ""
+    if _INIT_SIGNATURE in graph.signature_def:
+        name = graph.signature_def[_INIT_SIGNATURE].outputs[_INIT_SIGNATURE].name
+    for collection in _INIT_COLLECTIONS:
+        if not name and collection in graph.collection_def:
+            name = next(iter(graph.collection_def[collection].node_list.value), "")
+    if name:
+        assets = {asset.tensor_info.name: str(folder / "assets" / asset.filename) for asset in graph.asset_file_def}
+        session.run(name, assets)
+
+
+_INIT_SIGNATURE: Final = f"{_RESERVED}init_op"
+_INIT_COLLECTIONS: Final = ("saved_model_main_op", "legacy_init_op")
+"""Where the op that fills tables is noted: of TensorFlow 2, and the two of TensorFlow 1."""
 
 
 def _callable(session: Any, fed: Sequence[str], fetched: Sequence[str]) -> Callable[..., Sequence[Any]]:
@@ -521,15 +553,17 @@ _MISSING_OPERATION: Final = tuple(
 )
 
 
-def _load_error(error: Exception, path: str) -> ModelError:
-    """Return what a user can do something about, out of what TensorFlow said."""
+def _load_error(error: Exception, step: str, path: str) -> ModelError:
+    """Return what a user can do something about, out of what TensorFlow said while it did a step of loading."""
     for pattern in _MISSING_OPERATION:
         found = pattern.search(str(error))
         if found:
             return UnsupportedOperation(found["operation"], found["reason"])
     reason = _reason(error).replace(f"{path.rstrip('/')}/", "")
-    if "variables/variables" in reason or "checkpoint" in reason.lower():
+    if step == "variables":
         return ModelUnreadable("variables/", reason, hint="copy the whole folder that was exported, from one export")
+    if step == "tables":
+        return ModelError(f"the SavedModel's tables cannot be filled: {reason}", hint=_EXPORT_AGAIN)
     return ModelUnreadable(_BINARY, reason, hint="see if tf.saved_model.load(folder) reads it")
 
 
@@ -537,8 +571,8 @@ def _reason(error: Exception) -> str:
     """TensorFlow's message in one line, without nodes of functions, stacks of the export, and hints to developers."""
     text = str(getattr(error, "message", "") or error)
     text = re.split(r"\n\s*(?:Original stack trace|Errors may have originated|Hint:)", text)[0]
-    text = re.sub(r"\[\[\{\{node [^\]]*\]\]", "", text)
-    text = re.sub(r"\{\{(?:function_node|node) ([^}]*)\}\}", "", text)
+    text = re.sub(r"\{\{(?:function_node|node) [^}]*\}\}", "", text)
+    text = re.sub(r"\[\[[\s,]*\]\]", "", text)
     text = "".join(character if character.isprintable() else " " for character in text)
     text = " ".join(text.split())
     return text if len(text) <= _REASON_CHARS else text[: _REASON_CHARS - 1] + "…"

@@ -74,17 +74,17 @@ class SavedModels:
         self.folder = folder
         self.opened = []
 
-    def tf1_export(self, build, *, tags=("serve",), **options):
+    def tf1_export(self, build, *, tags=("serve",), as_text=False, **options):
         """
         Export as TensorFlow 1 did.
 
         Args:
             build: called in a new graph; returns {signature key: (inputs, outputs)}, both by name.
             tags: of the graph; a list of several makes a graph of each.
-            options: of the builder, e.g. `main_op=` as a callable that makes the op, or `as_text`.
+            options: of the builder, as functions that are called in the graph, e.g. `main_op`.
+            as_text: write the graph as text.
         """
         tf1, path = self.tf1, self.folder / f"saved-{len(list(self.folder.iterdir()))}"
-        as_text, main_op = options.pop("as_text", False), options.pop("main_op", None)
         builder = tf1.saved_model.Builder(str(path))
         for number, each in enumerate(tags if isinstance(tags, list) else [tags]):
             with tf1.Graph().as_default(), tf1.Session() as session:
@@ -96,8 +96,8 @@ class SavedModels:
                 if number:
                     builder.add_meta_graph(list(each), signatures)
                 else:
-                    op = main_op() if main_op else None
-                    builder.add_meta_graph_and_variables(session, list(each), signatures, main_op=op, **options)
+                    made = {name: make() for name, make in options.items()}
+                    builder.add_meta_graph_and_variables(session, list(each), signatures, **made)
         builder.save(as_text=as_text)
         return str(path)
 
@@ -127,7 +127,9 @@ class SavedModels:
         module = tf.Module()
         for name, part in parts.items():
             setattr(module, name, part)
-        traced = tf.function(function, input_signature=[tf.TensorSpec(shape, dtype, name) for name, dtype, shape in specs])
+        traced = tf.function(
+            function, input_signature=[tf.TensorSpec(shape, dtype, name) for name, dtype, shape in specs]
+        )
         module.function = traced
         tf.saved_model.save(module, str(path), signatures=dict.fromkeys(signatures or ["serving_default"], traced))
         return str(path)

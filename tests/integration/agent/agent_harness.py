@@ -1,0 +1,342 @@
+"""A real agent in a home of its own, ordered over its socket as a control plane would, and a client of its ingress."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from cortex.artifacts.store import ArtifactStore
+from cortex.ids import ReplicaId, Revision, Version, api_key, replica_id, route_path, socket_stem
+from cortex.processes import ProcessIdentity, identify, is_alive, send_signal
+from cortex.settings import HomeLayout, Settings, environment_of
+from cortex.testing.builders import a_digest
+from cortex.wire.agent import (
+    AgentReply,
+    AgentRequest,
+    GiveOrders,
+    InspectBuild,
+    InspectedBuild,
+    Observe,
+    Observed,
+    StopAgent,
+)
+from cortex.wire.build import BuildSpec, ModelArtifact, Sample
+from cortex.wire.framing import receive_frame, send_frame
+from cortex.wire.launch import InspectReport
+from cortex.wire.operator import StoredFile
+from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, RemoveRoute, SetRoute, StartReplica
+from cortex.wire.reports import AgentReport, Phase, ReplicaReport
+
+IRIS = Path(__file__).parents[3] / "examples" / "iris" / "models" / "sklearn.onnx"
+SETOSA = b"[[5.2, 3.6, 1.4, 0.3]]"
+DEADLINE_S = 30.0
+"""For anything to happen; generous, since the machine may be busy."""
+_REPLIES: msgspec.json.Decoder[AgentReply] = msgspec.json.Decoder(AgentReply)
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T | None], what: str, deadline_s: float = DEADLINE_S) -> T:
+    """Look until there is something to see."""
+    until = time.monotonic() + deadline_s
+    while True:
+        found = look()
+        if found:
+            return found
+        if time.monotonic() > until:
+            raise AssertionError(f"not within {deadline_s:g} s: {what}")
+        time.sleep(0.01)
+
+
+class Asking(Generic[T]):
+    """A call that is under way, in a thread of its own."""
+
+    def __init__(self, ask: Callable[[], T]) -> None:
+        self._outcome: list[T] = []
+        self._error: BaseException | None = None
+
+        def run() -> None:
+            try:
+                self._outcome.append(ask())
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+
+    @property
+    def waits(self) -> bool:
+        return self._thread.is_alive()
+
+    def outcome(self) -> T:
+        """What came of it, once something has."""
+        self._thread.join(DEADLINE_S)
+        if self._error is not None:
+            raise self._error
+        assert self._outcome, "it is still under way"
+        return self._outcome[0]
+
+
+class Node:
+    """One home with its agent."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.settings = Settings(home=home, port=port, port_given=True)
+        self.layout = HomeLayout(home)
+        self.layout.prepare()
+        self.store = ArtifactStore(self.layout.artifacts)
+        self.epoch = 1
+        self._agent: subprocess.Popen[bytes] | None = None
+        self._line: socket.socket | None = None
+
+    # ---- the agent's process ------------------------------------------------------------------------------------
+
+    def start(self) -> AgentReport:
+        """Start an agent and wait until it answers."""
+        self._agent = self.start_another()
+        return self.report()
+
+    def start_another(self) -> subprocess.Popen[bytes]:
+        with (self.layout.home / "agent.out").open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "cortex.agent"],
+                env={**os.environ, **environment_of(self.settings)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                start_new_session=True,
+            )
+
+    @property
+    def agent_pid(self) -> int:
+        assert self._agent is not None
+        return self._agent.pid
+
+    def kill_agent(self) -> None:
+        assert self._agent is not None
+        self._agent.kill()
+        self._agent.wait()
+        self._hang_up()
+
+    def wait_for_end(self) -> int:
+        """The agent's exit code, once it has one."""
+        assert self._agent is not None
+        return self._agent.wait(DEADLINE_S)
+
+    def stop(self, drain_timeout_s: float = 5.0) -> int:
+        """Have everything ended in order."""
+        self.ask(StopAgent(drain_timeout_s=drain_timeout_s))
+        self._hang_up()
+        return self.wait_for_end()
+
+    def close(self) -> None:
+        """End whatever is left, each process by its own id."""
+        if self._agent is not None and self._agent.poll() is None:
+            try:
+                self.stop(0.5)
+            except (OSError, AssertionError, subprocess.TimeoutExpired):
+                self.kill_agent()
+        self._hang_up()
+        for identity in self.processes():
+            send_signal(identity, signal.SIGKILL)
+        eventually(lambda: not self.processes(), "every process of the home has ended")
+
+    # ---- asking it ----------------------------------------------------------------------------------------------
+
+    def ask(self, request: AgentRequest, timeout_s: float = DEADLINE_S) -> AgentReply:
+        """Ask on the connection that is kept; made again, until it can be, when the agent is another one."""
+        until = time.monotonic() + DEADLINE_S
+        while True:
+            try:
+                if self._line is None:
+                    self._line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                    self._line.settimeout(timeout_s)
+                    self._line.connect(str(self.layout.agent_socket))
+                self._line.settimeout(timeout_s)
+                send_frame(self._line, msgspec.json.encode(request))
+                payload, _fds = receive_frame(self._line)
+                return _REPLIES.decode(payload)
+            except OSError:
+                self._hang_up()
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
+
+    def report(self) -> AgentReport:
+        reply = self.ask(Observe())
+        assert isinstance(reply, Observed)
+        return reply.report
+
+    def seen(self, replica: ReplicaId) -> ReplicaReport | None:
+        return next((found for found in self.report().replicas if found.replica == replica), None)
+
+    def until(self, replica: ReplicaId, phase: Phase, *, attempt: int = 1) -> ReplicaReport:
+        """Wait until a replica is reported to be in a phase."""
+
+        def look() -> ReplicaReport | None:
+            found = self.seen(replica)
+            return found if found and (found.phase, found.attempt) == (phase, attempt) else None
+
+        try:
+            return eventually(look, f"{replica} is {phase}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it is {self.seen(replica)}") from None
+
+    def order(self, *orders: Order) -> AgentReport:
+        reply = self.ask(GiveOrders(orders=Orders(epoch=self.epoch, orders=orders)))
+        assert isinstance(reply, Observed), reply
+        return reply.report
+
+    def inspect(self, build: BuildSpec, timeout_s: float = 60.0) -> InspectReport:
+        reply = self.ask(InspectBuild(build=build, timeout_s=timeout_s), timeout_s + DEADLINE_S)
+        assert isinstance(reply, InspectedBuild), reply
+        return reply.report
+
+    @contextlib.contextmanager
+    def another_line(self) -> Iterator[Node]:
+        """The same node on a connection of its own: for questions that take long."""
+        other = copy.copy(self)
+        other._line = None
+        try:
+            yield other
+        finally:
+            other._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
+    # ---- what it is told to run ---------------------------------------------------------------------------------
+
+    def build(
+        self, api: str, handler: str | None = None, *, model: bytes | None = None, sample: bytes | None = None
+    ) -> BuildSpec:
+        """A build of the iris model, or of these bytes, in the store."""
+        key = api_key("t", api)
+        project = self._stored({"handler.py": handler.encode()}) if handler is not None else None
+        tree = self._stored({"model.onnx": IRIS.read_bytes() if model is None else model})
+        digest = a_digest(f"{api} {tree} {project} {sample!r}")
+        return BuildSpec(
+            api=key,
+            version=Version(digest),
+            revision=Revision(digest),
+            model=ModelArtifact(format="onnx", tree=tree, entry="model.onnx"),
+            project=project,
+            handler="handler.py" if handler is not None else None,
+            sample=None if sample is None else Sample(body=sample, gate=True),
+        )
+
+    def _stored(self, files: Mapping[str, bytes]) -> str:
+        stored = []
+        for path, content in files.items():
+            with self.store.writer() as writer:
+                writer.write(content)
+                stored.append(StoredFile(path=path, sha256=writer.commit().sha256))
+        return self.store.put_tree(stored)
+
+    def start_order(self, build: BuildSpec, ordinal: int = 0, *, attempt: int = 1) -> StartReplica:
+        return StartReplica(replica=replica_id(build.api, build.revision, ordinal), attempt=attempt, build=build)
+
+    def route_order(self, build: BuildSpec, *replicas: ReplicaId) -> SetRoute:
+        return SetRoute(api=build.api, path=route_path(build.api), targets=replicas, version=build.version)
+
+    def serve(self, build: BuildSpec, count: int = 1, *, body: bytes = SETOSA) -> tuple[ReplicaId, ...]:
+        """Have replicas of a build running, ready and routed."""
+        starts = [self.start_order(build, ordinal) for ordinal in range(count)]
+        replicas = tuple(start.replica for start in starts)
+        self.order(*starts, self.route_order(build, *replicas))
+        for replica in replicas:
+            self.until(replica, Phase.READY)
+        eventually(lambda: build.api not in self.report().pending_routes, "the route is in the ingress")
+        eventually(lambda: self.post(build, body)[0] == 200, "it answers")
+        return replicas
+
+    def restart(self, build: BuildSpec, ordinal: int = 0, *, attempt: int = 2) -> None:
+        self.order(self.start_order(build, ordinal, attempt=attempt))
+
+    def remove(self, build: BuildSpec, *replicas: ReplicaId) -> None:
+        self.order(RemoveRoute(api=build.api), *(ForgetReplica(replica=replica) for replica in replicas))
+
+    def retire(self, build: BuildSpec, replica: ReplicaId, timeout_s: float = 10.0) -> None:
+        self.order(self.route_order(build), DrainReplica(replica=replica, timeout_s=timeout_s))
+
+    # ---- the ingress --------------------------------------------------------------------------------------------
+
+    def post(self, build: BuildSpec, body: bytes = SETOSA, timeout_s: float = DEADLINE_S) -> tuple[int, bytes]:
+        """Ask an api; returns status and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.settings.port, timeout=timeout_s)
+        try:
+            connection.request("POST", route_path(build.api), body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def posting(self, build: BuildSpec, body: bytes = SETOSA) -> Asking[tuple[int, bytes]]:
+        return Asking(lambda: self.post(build, body))
+
+    # ---- what there is ------------------------------------------------------------------------------------------
+
+    def processes(self, title: str = "") -> list[ProcessIdentity]:
+        """Processes of this home whose title begins so."""
+        found = []
+        home = str(self.layout.home)
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+                    identity = identify(int(entry.name))
+                    if command.startswith(title) and f"{home}" in command and identity is not None:
+                        found.append(identity)
+        return found
+
+    def only(self, title: str) -> ProcessIdentity:
+        """The one process whose title begins so, once there is exactly one."""
+        return eventually(
+            lambda: found[0] if len(found := self.processes(title)) == 1 else None, f"there is one {title}"
+        )
+
+    def kill(self, *identities: ProcessIdentity) -> None:
+        """`kill -9`, and wait until they are gone."""
+        for identity in identities:
+            send_signal(identity, signal.SIGKILL)
+        eventually(lambda: not any(is_alive(identity) for identity in identities), "they are gone")
+
+    def of(self, report: ReplicaReport) -> ProcessIdentity:
+        assert report.pid is not None
+        identity = identify(report.pid)
+        assert identity is not None
+        return identity
+
+    def files_of(self, replica: ReplicaId) -> list[Path]:
+        """Sockets and records that an agent has for a replica."""
+        stem = socket_stem(replica)
+        return [
+            path
+            for path in (
+                self.layout.slot_socket(stem),
+                self.layout.control_socket(stem),
+                self.layout.node / "replicas" / f"{stem}.json",
+            )
+            if path.exists()
+        ]
+
+    def sockets(self) -> list[Path]:
+        return [path for path in self.layout.sockets.iterdir() if path.is_socket()]

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import itertools
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from agent_harness import Node
+
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    """An agent that the tests of a module share; whatever they kill comes back."""
+    yield from _running()
+
+
+@pytest.fixture
+def own_node() -> Iterator[Node]:
+    """An agent that the test may end."""
+    yield from _running()
+
+
+@pytest.fixture
+def api() -> str:
+    """A name that no other test has."""
+    return f"a{next(_NUMBERS)}"
+
+
+@pytest.fixture
+def names() -> Callable[[], str]:
+    return lambda: f"a{next(_NUMBERS)}"
+
+
+def _running() -> Iterator[Node]:
+    folder = Path(tempfile.mkdtemp(prefix="cx", dir="/tmp"))
+    node = Node(folder / "h")
+    try:
+        node.start()
+        yield node
+    finally:
+        node.close()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,199 @@
+"""Replicas from an order to their end, with a real agent, launcher, keeper and HAProxy."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from agent_harness import Asking, Node, eventually
+
+from cortex.processes import is_alive, send_signal
+from cortex.wire.agent import GiveOrders, Refused
+from cortex.wire.framing import receive_frame, send_frame
+from cortex.wire.orders import ForgetReplica, Orders
+from cortex.wire.reports import Phase
+
+pytestmark = pytest.mark.slow
+
+SLOW = """\
+import pathlib, time
+
+def pre_inference(sample, metadata):
+    if sample:
+        pathlib.Path(sample["mark"]).touch()
+        time.sleep(sample["s"])
+    return [[5.2, 3.6, 1.4, 0.3]]
+
+def post_inference(prediction, metadata):
+    return "done"
+"""
+SLOW_IMPORT = "import time\ntime.sleep(600)\n"
+SLOW_LOADING = "import time\ntime.sleep(1.5)\ndef pre_inference(sample, metadata): return sample\n"
+
+
+def test_an_ordered_replica_gets_ready_and_answers_over_http(node: Node, api: str):
+    build = node.build(api)
+    (replica,) = node.serve(build)
+    assert node.post(build)[0] == 200
+    found = node.until(replica, Phase.READY)
+    assert (found.was_ready, found.exit, found.version) == (True, None, build.version)
+    assert is_alive(node.of(found))
+
+
+def test_the_same_order_again_changes_nothing(node: Node, api: str):
+    build = node.build(api)
+    (replica,) = node.serve(build)
+    before = node.until(replica, Phase.READY)
+    node.order(node.start_order(build), node.start_order(build))
+    assert node.until(replica, Phase.READY).pid == before.pid
+
+
+def test_a_drained_replica_finishes_what_it_holds(node: Node, api: str, tmp_path: Path):
+    build = node.build(api, SLOW)
+    (replica,) = node.serve(build, body=b"null")
+    mark = tmp_path / "begun"
+    asking = node.posting(build, json.dumps({"mark": str(mark), "s": 1.0}).encode())
+    eventually(mark.exists, "the handler works on it")
+    node.retire(build, replica)
+    assert asking.outcome() == (200, b'"done"')
+    found = node.until(replica, Phase.EXITED)
+    assert found.exit is not None
+    assert (found.exit.drained, found.exit.code) == (True, 0)
+
+
+def test_a_replica_told_to_end_by_somebody_else_loses_no_request(node: Node, api: str):
+    build = node.build(api)
+    (replica,) = node.serve(build)
+    send_signal(node.of(node.until(replica, Phase.READY)), signal.SIGTERM)
+    asking = [node.posting(build) for _ in range(5)]
+    found = node.until(replica, Phase.EXITED)
+    assert found.exit is not None
+    assert not found.exit.drained
+    node.restart(build)
+    assert [each.outcome()[0] for each in asking] == [200] * 5
+
+
+def test_a_forgotten_replica_leaves_no_process_and_no_file(node: Node, api: str):
+    build = node.build(api)
+    (replica,) = node.serve(build)
+    identity = node.of(node.until(replica, Phase.READY))
+    node.remove(build, replica)
+    eventually(lambda: not is_alive(identity) and not node.files_of(replica), "everything of it is gone")
+    assert node.seen(replica) is None
+    assert node.post(build)[0] == 404
+
+
+def test_a_replica_forgotten_while_it_is_forked_leaves_no_process(node: Node, names):
+    for _ in range(10):
+        build = node.build(names())
+        start = node.start_order(build)
+        node.order(start, ForgetReplica(replica=start.replica))
+        title = f"cortex-replica {node.layout.home} {build.api}"
+        eventually(lambda start=start: not node.files_of(start.replica), "its files are gone")
+        eventually(lambda title=title: not node.processes(title), "its process is gone")
+
+
+def test_a_replica_that_is_wanted_again_while_it_is_forgotten_serves(node: Node, api: str):
+    build = node.build(api)
+    (replica,) = node.serve(build)
+    first = node.of(node.until(replica, Phase.READY))
+    node.remove(build, replica)
+    node.serve(build)
+    assert not is_alive(first)
+    assert node.post(build)[0] == 200
+    assert len(node.files_of(replica)) == 3
+
+
+def test_a_replica_drained_before_it_is_ready_ends_at_once(node: Node, api: str):
+    build = node.build(api, SLOW_IMPORT)
+    start = node.start_order(build)
+    node.order(start)
+    identity = node.of(node.until(start.replica, Phase.LOADING))
+    node.retire(build, start.replica, timeout_s=600)
+    found = node.until(start.replica, Phase.EXITED)
+    assert found.exit is not None
+    assert found.exit.drained
+    assert not is_alive(identity)
+
+
+def test_orders_of_an_earlier_control_plane_are_refused(node: Node, api: str):
+    build = node.build(api)
+    node.epoch += 1
+    node.order()
+    late = GiveOrders(orders=Orders(epoch=node.epoch - 1, orders=(node.start_order(build),)))
+    reply = node.ask(late)
+    assert isinstance(reply, Refused)
+    assert reply.stale_epoch
+    assert node.seen(node.start_order(build).replica) is None
+
+
+def test_a_usable_build_is_described_without_becoming_a_replica(node: Node, api: str):
+    report = node.inspect(node.build(api, SLOW))
+    assert report.problems == ()
+    assert report.signature is not None
+    assert [tensor.name for tensor in report.signature.inputs] == ["input"]
+    assert report.has_pre
+    assert report.has_post
+
+
+@pytest.mark.parametrize(
+    ("handler", "model"),
+    [
+        pytest.param("import no_such_module\n", None, id="handler"),
+        pytest.param("import os\nos._exit(7)\n", None, id="handler that ends its process"),
+        pytest.param(None, b"no model at all", id="model"),
+    ],
+)
+def test_a_broken_build_is_refused_with_the_reason(node: Node, api: str, handler, model):
+    (problem,) = node.inspect(node.build(api, handler, model=model)).problems
+    assert problem.reference
+    assert problem.message
+
+
+def test_an_inspection_outlives_its_launcher(node: Node, api: str):
+    build = node.build(api, SLOW_LOADING)
+    title = f"cortex-inspect {node.layout.home} {build.api}"
+    with node.another_line() as other:
+        asking = Asking(lambda: other.inspect(build))
+        orphan = eventually(lambda: node.processes(title), "it is being inspected")[0]
+        node.kill(node.only("cortex-launcher"))
+        assert asking.outcome().problems == ()
+    eventually(lambda: not is_alive(orphan), "the first inspection was ended")
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        pytest.param(b"\xff" * 64, id="absurd length"),
+        pytest.param(b"\0\0\0\5hello", id="no json"),
+        pytest.param(b'\0\0\0\7{"a":1}', id="another message"),
+        pytest.param(b'\0\0\0\4"\xff\xff"', id="no text"),
+        pytest.param(b"\0\0\x27\x10" + b"[" * 10000, id="deeply nested"),
+        pytest.param(b"\0\0", id="half a length"),
+    ],
+)
+def test_garbage_on_the_agents_socket_harms_nobody(node: Node, garbage: bytes):
+    before = node.report().agent
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.settimeout(10)
+        line.connect(str(node.layout.agent_socket))
+        line.sendall(garbage)
+        line.shutdown(socket.SHUT_WR)
+        try:
+            while line.recv(1 << 16):
+                pass
+        except ConnectionResetError:
+            pass
+    assert node.report().agent == before
+
+
+def test_a_request_that_is_none_is_refused_and_the_connection_goes_on(node: Node):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.settimeout(10)
+        line.connect(str(node.layout.agent_socket))
+        for _ in range(2):
+            send_frame(line, b'{"type": "no_such_request"}')
+            assert b"does not understand" in receive_frame(line)[0]
