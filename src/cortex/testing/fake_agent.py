@@ -259,7 +259,7 @@ class FakeAgents:
 
     def add_node(self, node: NodeReport) -> None:
         """A machine with a new agent, on which nothing runs."""
-        self._nodes[node.node] = _Node(node=node, agent=self._new_agent())
+        self._nodes[node.node] = _Node(node=node, agent=self._new_agent(), changed_s=self._clock.monotonic_s())
 
     # ---- what is true now ---------------------------------------------------------------------------------------
 
