@@ -44,7 +44,8 @@ def main() -> int:
                 print(f"{done} schedules, {done / (time.perf_counter() - began_s):.0f}/s", flush=True)
     took_s = time.perf_counter() - began_s
     print(
-        f"{asked.runs} schedules in {took_s:.0f} s ({asked.runs / took_s:.0f}/s), {ticks} ticks, {violations} violations"
+        f"{asked.runs} schedules in {took_s:.0f} s ({asked.runs / took_s:.0f}/s), "
+        f"{ticks} ticks, {violations} violations"
     )
     print(", ".join(f"{outcome} {count}" for outcome, count in answers.most_common()))
     return 1 if violations else 0

@@ -1,7 +1,8 @@
 """The PyTorch model answers with one score for each class; the highest wins."""
 
-from cortex.lib.log import get_logger
 from iris import LABELS, measurements
+
+from cortex.lib.log import get_logger
 
 logger = get_logger()
 

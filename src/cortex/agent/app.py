@@ -19,7 +19,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -28,8 +28,11 @@ import setproctitle
 
 from cortex import processes
 from cortex.agent import logs, rotation, server
+from cortex.agent.environments import Environments
+from cortex.agent.installer import Installer, Tell
 from cortex.agent.launchers import Launcher, LauncherLost
 from cortex.agent.logs import LogReader
+from cortex.agent.provisions import Provisions
 from cortex.agent.replicas import Replicas
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock, SystemClock
@@ -40,8 +43,8 @@ from cortex.ingress.handover import ListenAddress
 from cortex.ingress.supervisor import Ingress
 from cortex.processes import ControlPlaneRecord
 from cortex.settings import HomeLayout, Settings, environment_of, load_settings
-from cortex.wire.agent import InspectBuild, LogLines, ReadLogs
-from cortex.wire.build import BuildSpec
+from cortex.state.secrets import SecretStore
+from cortex.wire.agent import InspectBuild, LogLines, PrepareEnvironment, ReadLogs, ResolvePackages
 from cortex.wire.framing import UNREADABLE
 from cortex.wire.launch import InspectReport, ReplicaSpec
 from cortex.wire.orders import (
@@ -53,7 +56,9 @@ from cortex.wire.orders import (
     SetRoute,
     StartReplica,
 )
+from cortex.wire.packages import PackageLock
 from cortex.wire.reports import AgentReport, IngressRefusals, IngressReport, Phase
+from cortex.wire.secrecy import problem_without, to_mask
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +102,6 @@ class Agent:
         self._settings = settings
         self._layout = layout
         self._clock = clock
-        self._store = store
         self._ingress = ingress
         self._lock = lock
         self._node = machine.node_report(LOCAL_NODE)
@@ -122,9 +126,7 @@ class Agent:
         self.environments = Environments(
             settings=settings, layout=layout, store=store, clock=clock, installer=Installer(os.environ)
         )
-        self._provisions = Provisions(
-            store=store, environments=self.environments, secrets=SecretStore(layout.secrets)
-        )
+        self._provisions = Provisions(store=store, environments=self.environments, secrets=SecretStore(layout.secrets))
         self.replicas = Replicas(
             settings=settings,
             layout=layout,
@@ -139,7 +141,7 @@ class Agent:
     async def run(self) -> None:
         """Take over what runs, then serve until told to stop."""
         self._recall()
-        await self.environments.adopt()
+        strays = self.environments.adopt()
         await self.replicas.adopt()
         await self._start_ingress()
         health_s = self._settings.health_interval_s
@@ -155,6 +157,7 @@ class Agent:
             self._every(HOUSEKEEPING_S, lambda: launchers.keep(self.replicas.launcher_keys())),
             self._every(LOG_CLEANING_S, self._clean_logs),
             self._prestart(),
+            self.environments.clear_away(strays),
         )
         background = [asyncio.ensure_future(work) for work in works]
         self._routes_changed.set()
@@ -245,9 +248,7 @@ class Agent:
             message = f"this machine cannot check models and handlers now: {error}"
             return InspectReport(problems=(Problem(reference="node-fault", message=message),))
 
-    async def _inspected(
-        self, launcher: Launcher, spec: ReplicaSpec, values: Mapping[str, str]
-    ) -> InspectReport:
+    async def _inspected(self, launcher: Launcher, spec: ReplicaSpec, values: Mapping[str, str]) -> InspectReport:
         for tries_left in reversed(range(INSPECT_TRIES)):
             try:
                 return await launcher.inspect(
@@ -347,8 +348,6 @@ class Agent:
             self._unwritten = True
         else:
             self._unwritten = False
-
-    # ---- artifacts ----------------------------------------------------------------------------------------------
 
     # ---- ingress ------------------------------------------------------------------------------------------------
 
@@ -565,6 +564,7 @@ class Agent:
         that is left; 3. launchers and keeper end, with whatever became our child; 4. sockets and records go.
         """
         log.info("stopping everything")
+        await self.environments.close()
         deadline_s = self._clock.monotonic_s() + drain_timeout_s
         try:
             await self._ingress.stop(drain_timeout_s)
@@ -602,6 +602,16 @@ def _tell(error: Exception) -> None:
         log.warning("will be tried again: %s", error)
     else:
         log.error("a fault of ours, will be tried again", exc_info=error)
+
+
+def _masked(report: InspectReport, secrets: Mapping[str, str]) -> InspectReport:
+    """Users' code knows its secrets, and may have died quoting one."""
+    parts = to_mask(secrets.values())
+    return msgspec.structs.replace(
+        report,
+        problems=tuple(problem_without(parts, problem) for problem in report.problems),
+        warnings=tuple(problem_without(parts, problem) for problem in report.warnings),
+    )
 
 
 def main() -> int:

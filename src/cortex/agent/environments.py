@@ -133,11 +133,25 @@ class Environments:
         """The interpreter of an environment, whether or not it has been built."""
         return self._root / digest / "bin" / "python"
 
-    async def adopt(self) -> None:
-        """Clear away what a former agent left unfinished, and let environments see the package that we are now."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        await asyncio.to_thread(self._link_package)
-        await asyncio.to_thread(self._remove_strays)
+    def adopt(self) -> tuple[Path, ...]:
+        """
+        Let environments see the package that we are now. Never fails: who needs no packages is served anyway.
+
+        Returns:
+            What a former agent left unfinished, for `clear_away`.
+        """
+        try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._link_package()
+            return tuple(self._root / name for name in os.listdir(self._root) if name.startswith((_NEW, _GONE)))
+        except OSError as error:
+            log.error("environments of users' packages cannot be used: %s", error)
+            return ()
+
+    async def clear_away(self, strays: Iterable[Path]) -> None:
+        """Remove what `adopt` found; may take long."""
+        for stray in strays:
+            await asyncio.to_thread(_remove, stray)
 
     async def close(self) -> None:
         """End what is being built."""
@@ -369,11 +383,6 @@ class Environments:
             for name in removed:
                 await asyncio.to_thread(_remove, self._root / f"{_GONE}{name}")
             return tuple(removed)
-
-    def _remove_strays(self) -> None:
-        for entry in os.listdir(self._root):
-            if entry.startswith((_NEW, _GONE)):
-                _remove(self._root / entry)
 
 
 def _problem(error: InstallerFailed, doing: str) -> Problem:

@@ -45,9 +45,7 @@ class Provisions:
         """
         model, project = await asyncio.to_thread(self._found, build)
         if build.environment is not None:
-            await self._environments.ensure(
-                build.environment, build.model.format, project=build.project, tell=tell
-            )
+            await self._environments.ensure(build.environment, build.model.format, project=build.project, tell=tell)
         secrets = await asyncio.to_thread(self._values, build)
         return Provided(model, project, secrets)
 

@@ -17,7 +17,6 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -502,9 +501,7 @@ class Replicas:
             if self._clock.monotonic_s() > deadline_s:
                 raise LauncherLost("the launcher ended over the fork, and what it forked does not answer")
 
-    async def _fork(
-        self, launcher: Launcher, spec: ReplicaSpec, replica: Replica, secrets: Mapping[str, str]
-    ) -> int:
+    async def _fork(self, launcher: Launcher, spec: ReplicaSpec, replica: Replica, secrets: Mapping[str, str]) -> int:
         path = self._layout.control_socket(replica.stem)
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:

@@ -145,9 +145,13 @@ class _Case:
         return slot.stranger or not any(b is not None and of_revision(slot, b.revision) for b in builds)
 
     def worth(self, slot: Slot) -> tuple[int, bool, bool, int, int]:
-        """Sorts the best first: ready (ours, routed, busiest), then how far it has come, then by ordinal."""
+        """
+        Sorts the best first: ready (routed, ours, busiest), then how far it has come, then by ordinal.
+
+        One out of the route was chosen to leave before: an order to drain it may be on its way already.
+        """
         in_flight = slot.report.in_flight if slot.report else 0
-        return self._rank(slot), self.is_foreign(slot), not slot.routed, -in_flight, slot.ordinal
+        return self._rank(slot), not slot.routed, self.is_foreign(slot), -in_flight, slot.ordinal
 
     def _rank(self, slot: Slot) -> int:
         """How far a slot has come; 0 is best. Those that ended are worth less than those that start."""

@@ -280,15 +280,15 @@ class FakeAgents:
         """Every route as it is now."""
         return tuple((node.node.node, route) for node in self._nodes.values() for route in node.routes.values())
 
-    def seen_as_of_s(self) -> float:
-        """Monotonic time until which all that `reports` shows now was true."""
-        now_s = self._clock.monotonic_s()
-        seen = [now_s]
+    def true_until_s(self) -> float | None:
+        """Monotonic time until which all that `reports` shows now was true; None: it still is."""
+        untils = []
         for node in self._nodes.values():
             shown = node.made[0] if node.made else None
             until_s = node.changed_s if shown is None or shown.true_until_s is None else shown.true_until_s
-            seen.append(now_s if until_s is None else until_s)
-        return min(seen)
+            if until_s is not None:
+                untils.append(until_s)
+        return min(untils, default=None)
 
     def set_in_flight(self, replica: ReplicaId, in_flight: int) -> None:
         """Pretend that a replica holds so many requests."""

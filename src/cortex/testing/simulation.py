@@ -35,7 +35,7 @@ from cortex.errors import Problem, RetryLater
 from cortex.ids import ApiKey, DeploymentName, NodeId, ReplicaId, Version, replica_ordinal, split_api_key
 from cortex.planning import backoff
 from cortex.planning.actions import Plan
-from cortex.planning.model import LeaseState, Rules, WantedApi
+from cortex.planning.model import Desired, LeaseState, Rules, Snapshot, WantedApi
 from cortex.planning.plan import plan as real_plan
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import a_build, a_deploy, a_node, a_wanted_api
@@ -132,10 +132,11 @@ class _Api:
 
 @dataclass(frozen=True)
 class _Issue:
-    """What was true when a batch of orders was given."""
+    """What was true when a batch of orders was decided on."""
 
     fault: int
-    seen_s: float
+    true_until_s: float | None
+    """Until when what the orders were decided on was true; None: it still was."""
     wanted: dict[ApiKey, WantedApi]
     unplaced: Counter[ApiKey]
     punctual: bool
@@ -175,7 +176,6 @@ class Simulation:
         self._builds = 0
         self._faults = 0
         self._issues: dict[int, tuple[Orders, _Issue]] = {}
-        self._issue: _Issue | None = None
         self._world: World | None = None
         self._back_s: float | None = None
         """When a control plane that is down is started again."""
@@ -191,6 +191,7 @@ class Simulation:
         self._answers: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
         self._trace: deque[tuple[float, Any]] = deque(maxlen=TRACE_LINES)
+        self._issue = self._issue_now()
         self._start_control_plane()
 
     def run(self) -> Outcome:
@@ -453,7 +454,7 @@ class Simulation:
             clock=self._clock,
             epoch=self._state.take_epoch(),
             rules=self._rules,
-            planner=self._planner,
+            planner=self._plan,
         )
 
     def _stop_control_plane(self) -> None:
@@ -463,13 +464,16 @@ class Simulation:
     def before_action(self, name: str, arguments: tuple[Any, ...]) -> None:
         """Called before each action of the control plane; may end it."""
         if name == "order":
-            self._issue = self._issue_now()
             orders = arguments[1]
             self._issues[id(orders)] = (orders, self._issue)
         if self._crash_in is not None and self._crash_in <= 0:
             raise Crashed
         if self._crash_in is not None:
             self._crash_in -= 1
+
+    def _plan(self, desired: Desired, seen: Snapshot, rules: Rules) -> Plan:
+        self._issue = self._issue_now()
+        return self._planner(desired, seen, rules)
 
     def _settle(self) -> None:
         """Call tick as the loop does, until it has nothing to do at once."""
@@ -598,18 +602,17 @@ class Simulation:
             for lease in self._engine.leases()
             if lease.state is LeaseState.PENDING and not lease.request.surge
         )
-        seen_s = self._agents.seen_as_of_s()
+        true_until_s = self._agents.true_until_s()
         return _Issue(
             fault=self._faults,
-            seen_s=seen_s,
+            true_until_s=true_until_s,
             wanted={record.wanted.api: record.wanted for record in self._state.apis()},
             unplaced=unplaced,
-            punctual=seen_s == self._now() and self._order_trouble == 0,
+            punctual=true_until_s is None and self._order_trouble == 0,
         )
 
     def _check_order(self, node: NodeId, order: Order, orders: Orders) -> None:
-        issue = self._issues[id(orders)][1] if id(orders) in self._issues else self._issue
-        assert issue is not None
+        issue = self._issues[id(orders)][1]
         match order:
             case SetRoute(api=api, targets=targets):
                 self._check_route(node, api, targets, issue)
@@ -674,7 +677,8 @@ class Simulation:
     def _excused(self, api: ApiKey, issue: _Issue) -> bool:
         """A replica ended by itself after what the orders were decided on: nobody could know."""
         known = self._apis[api]
-        return known.fault > issue.fault or (not issue.punctual and known.fault_s >= issue.seen_s - 1e-9)
+        unseen = issue.true_until_s is not None and known.fault_s >= issue.true_until_s
+        return unseen or known.fault > issue.fault
 
     def _ask_clients(self) -> None:
         for record in self._state.apis():

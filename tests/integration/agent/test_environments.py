@@ -55,7 +55,7 @@ class Node:
         )
 
     async def lock(self, *requirements: str, **fields):
-        await self.environments.adopt()
+        self.environments.adopt()
         request = {"needed": (), "options": ("--no-index", "--find-links", str(self.wheels)), **fields}
         return await self.environments.resolve(ResolvePackages(requirements=requirements, **request), self.told.append)
 
@@ -192,7 +192,7 @@ def test_what_a_killed_agent_left_is_cleared_away_by_the_next(node):
     half = node.layout.environments / ".new-0011"
     (half / "bin").mkdir(parents=True)
     half.chmod(0o555)
-    asyncio.run(node.environments.adopt())
+    asyncio.run(node.environments.clear_away(node.environments.adopt()))
     assert node.left == ["platform"]
 
 
@@ -224,7 +224,7 @@ def test_an_environment_sees_the_package_that_we_are_now(node, tmp_path):
     (moved / "__init__.py").write_text("HERE = True")
     later = Node(tmp_path)
     later.environments._package = moved
-    asyncio.run(later.environments.adopt())
+    later.environments.adopt()
     assert said_by(python, "import cortex; print(cortex.HERE)") == "True"
     assert digest in later.left
 

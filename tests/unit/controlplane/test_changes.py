@@ -18,7 +18,10 @@ def a_file(path, content="1", *, executable=False):
     return StoredFile(path=path, sha256=content * 64, executable=executable)
 
 
-def a_record(*, model="a", files=(a_file("handler.py"),), cpu=200, refresh=0, timeout="10m", sample=None, failed=None):
+HANDLER = (a_file("handler.py"),)
+
+
+def a_record(*, model="a", files=HANDLER, cpu=200, refresh=0, timeout="10m", sample=None, failed=None):
     artifact = ModelArtifact(format="onnx", tree=model * 64, entry="m.onnx")
     project = "".join(f.sha256[0] for f in files).ljust(64, "0")
     version = version_of(
