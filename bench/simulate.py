@@ -4,7 +4,8 @@ Run many generated schedules of faults and say how fast and whether every promis
     python bench/simulate.py --runs 100000 --processes 2
 
 Exit code 1 and the seed of each violation if there is one; `CORTEX_SIM_SEED=<seed> pytest -k repeated
-tests/unit/controlplane/test_simulation.py` repeats it with the whole story.
+tests/unit/controlplane/test_simulation.py` repeats it with the whole story (with `CORTEX_SIM_MOOD`, if `--mood` was
+given).
 """
 
 from __future__ import annotations

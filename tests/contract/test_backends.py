@@ -21,6 +21,7 @@ class OnnxModels:
     """Builds each model that the suite asks for, as a path to load, with the onnx package."""
 
     model_format = "onnx"
+    needs = None
 
     def __init__(self, folder):
         self.folder = folder
@@ -67,11 +68,57 @@ class OnnxModels:
         return str(path)
 
 
-KITS = [OnnxModels]
+class TensorFlowModels:
+    """The same models as SavedModels, as TensorFlow 2 exports them."""
+
+    model_format = "tensorflow"
+    needs = "tensorflow"
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def doubling(self):
+        return self._save(lambda x: {"y": x + x}, x=("float32", [None, 3]))
+
+    def normalising(self):
+        import tensorflow as tf
+
+        return self._save(lambda x: {"y": tf.nn.softmax(x, axis=0)}, x=("float32", [None, 3]))
+
+    def named_columns(self):
+        import tensorflow as tf
+
+        columns = {"age": ("float32", [None, 1]), "city": ("string", [None, 1])}
+        return self._save(lambda age, city: {"older": age + age, "same_city": tf.identity(city)}, **columns)
+
+    def failing(self):
+        import tensorflow as tf
+
+        return self._save(lambda x: {"y": tf.reshape(x, [3, 2])}, x=("float32", [None, 3]))
+
+    def unreadable(self):
+        path = self.folder / "nonsense"
+        path.mkdir()
+        (path / "saved_model.pb").write_text("nonsense")
+        return str(path)
+
+    def _save(self, function, **inputs):
+        import tensorflow as tf
+
+        path, module = str(self.folder / str(len(list(self.folder.iterdir())))), tf.Module()
+        specs = [tf.TensorSpec(shape, dtype, name) for name, (dtype, shape) in inputs.items()]
+        module.function = tf.function(function, input_signature=specs)
+        tf.saved_model.save(module, path, signatures={"serving_default": module.function})
+        return path
+
+
+KITS = [OnnxModels, TensorFlowModels]
 
 
 @pytest.fixture(params=KITS, ids=lambda kit: kit.model_format)
 def kit(request, tmp_path):
+    if request.param.needs is not None:
+        request.getfixturevalue(request.param.needs)  # skips where it is not installed
     return request.param(tmp_path)
 
 

@@ -24,8 +24,14 @@ from cortex.wire.launch import ChildExited
 
 pytestmark = pytest.mark.slow
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 BACKENDS = {
-    "onnx": ("onnxruntime", Path(__file__).parents[2] / "examples" / "iris" / "models" / "sklearn.onnx", [1, 2, 3, 4]),
+    "onnx": ("onnxruntime", EXAMPLES / "iris" / "models" / "sklearn.onnx", [1, 2, 3, 4]),
+    "tensorflow": (
+        "tensorflow",
+        EXAMPLES / "iris-tensorflow" / "model",
+        {"sepal_length": 5.2, "sepal_width": 3.6, "petal_length": 1.4, "petal_width": 0.3},
+    ),
 }
 """Library, a model, and a sample that it takes."""
 
@@ -70,3 +76,21 @@ def test_inspection_answers(launcher: LauncherProcess, backend: str) -> None:
     report = launcher.link.inspect(spec_for(launcher.folder, model, model_format=backend))
     assert report.problems == ()
     assert report.signature is not None
+
+
+def test_a_missing_library_is_named_and_used_once_it_is_there(backend: str) -> None:
+    library, model, sample = BACKENDS[backend]
+    folder = Path(tempfile.mkdtemp(prefix="cx", dir="/tmp"))
+    hidden = folder / "hidden"
+    hidden.mkdir()
+    (hidden / f"{library}.py").write_text(f"raise ModuleNotFoundError('hidden', name={library!r})")
+    for launcher in running(folder, backend=backend, environment={"PYTHONPATH": str(hidden)}):
+        spec = spec_for(folder, model, model_format=backend)
+        (problem,) = launcher.link.inspect(spec).problems
+        assert problem.reference == "backend-missing"
+        assert problem.hint.startswith("pip install ")
+        (hidden / f"{library}.py").unlink()
+        assert launcher.link.inspect(spec).problems == ()
+        assert launcher.fork(spec).post(sample).status == 200
+        assert os.listdir(f"/proc/{launcher.pid}/task") == [str(launcher.pid)]
+    shutil.rmtree(folder, ignore_errors=True)

@@ -107,6 +107,8 @@ class Replica:
     """Its record on disk is out of date."""
     still_beats: int = 0
     launching: asyncio.Task[None] | None = None
+    forking: bool = False
+    """A launcher was asked for its process: from then on only who asked can say whether there is one."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once its process is gone, or there will be none."""
     oom_kills_before: int = 0
@@ -247,7 +249,7 @@ class Replicas:
         replica.forgotten = True
         self._kill(replica, signal.SIGKILL)
         for task in replica.tasks:
-            if task is not replica.launching:  # whoever forks has to learn what was forked, to end it
+            if task is not replica.launching or not replica.forking:
                 task.cancel()
         self._on_change()
         closing = asyncio.ensure_future(_logged(self._close(replica), replica.label))
@@ -443,6 +445,7 @@ class Replicas:
         try:
             provided = await self._provisions.provide(build, lambda doing: self._note_progress(replica, doing))
             spec = self.replica_spec(replica.order, provided)
+            replica.forking = True
             pid = await self._forked_once(self._launcher_of(build), spec, replica, provided.secrets)
         except (CortexError, OSError) as error:
             problem = error.problem() if isinstance(error, CortexError) else _os_problem(error)
@@ -716,7 +719,13 @@ class Replicas:
 
     async def _drain(self, replica: Replica, timeout_s: float) -> None:
         if replica.launching is not None:
+            if not replica.forking:
+                replica.launching.cancel()  # its packages may take minutes
             await asyncio.wait([replica.launching])  # until then there is nobody who could be told
+        if replica.identity is None:
+            if replica.exit is None:
+                self._finish(replica, ExitReport(wall_s=self._clock.wall_s(), drained=True))
+            return
         if not replica.was_ready:
             self._kill(replica, signal.SIGTERM)
             if not await _ends(replica, KILL_AFTER_S):

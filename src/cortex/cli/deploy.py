@@ -236,7 +236,7 @@ def _conclude(
             terminal.out(f"\n{terminal.paint(row.name, 'bold')}  {terminal.paint(endpoint, 'cyan')}\n  {line}")
     live = sum(row.outcome is Outcome.LIVE for row in rows)
     if live < len(rows):
-        terminal.say(f"\n{live} of {text.count(len(rows), 'api')} {'is' if live == 1 else 'are'} live")
+        terminal.say(f"\n{live} of {text.count(len(rows), 'api')} {'is' if 1 in (live, len(rows)) else 'are'} live")
     return DONE if live == len(rows) else FAILED
 
 

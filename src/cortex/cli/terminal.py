@@ -128,6 +128,26 @@ class Terminal:
         self.stderr.flush()
         return self.stdin.readline().strip().lower() in ("y", "yes")
 
+    def ask_hidden(self, question: str) -> str:
+        """Ask for a line that does not show while it is typed."""
+        import termios
+
+        self.stderr.write(question)
+        self.stderr.flush()
+        try:
+            descriptor = self.stdin.fileno()
+            shown = termios.tcgetattr(descriptor)
+        except (OSError, ValueError, termios.error):  # no terminal, so nothing that would show it
+            return self.stdin.readline().rstrip("\r\n")
+        hidden = [*shown]
+        hidden[3] &= ~termios.ECHO
+        try:
+            termios.tcsetattr(descriptor, termios.TCSAFLUSH, hidden)
+            return self.stdin.readline().rstrip("\r\n")
+        finally:
+            termios.tcsetattr(descriptor, termios.TCSAFLUSH, shown)
+            self.stderr.write("\n")
+
     def _is_coloured(self, stream: TextIO) -> bool:
         if self.environ.get("NO_COLOR"):
             return False

@@ -24,6 +24,8 @@ from cortex.wire.operator import (
     HistoryLine,
     Info,
     Removed,
+    SecretStatus,
+    SecretValue,
     StopRequest,
     Watched,
 )
@@ -171,6 +173,26 @@ class OperatorClient:
         """Versions of an api, newest first."""
         path = f"/v1/apis/{_segment(deployment)}/{_segment(api)}/history"
         return self._get(path, tuple[HistoryLine, ...])
+
+    def secrets(self) -> tuple[SecretStatus, ...]:
+        """All secrets, by name; never their values."""
+        return self._get("/v1/secrets", tuple[SecretStatus, ...])
+
+    def set_secret(self, name: str, value: str) -> SecretStatus:
+        """Keep a value, which new versions get from now on."""
+        message = SecretValue(value=value)
+        return self._call("PUT", f"/v1/secrets/{_segment(name)}", SecretStatus, message=message)
+
+    def delete_secret(self, name: str, *, force: bool = False) -> None:
+        """
+        Forget a secret.
+
+        Raises:
+            OperatorFailed: there is none of that name, or a deployed api gets it and `force` is not set.
+        """
+        query = _query(force="true" if force else None)
+        with self._exchange("DELETE", f"/v1/secrets/{_segment(name)}{query}") as response:
+            response.read()
 
     def stop(self, *, drain_timeout_s: float) -> Info:
         """Ask the control plane to end everything on this machine, itself included."""

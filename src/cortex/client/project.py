@@ -11,7 +11,7 @@ import os
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -315,10 +315,25 @@ class _Gathering:
         self.warnings += project.warnings
         self.sources.update({file.sha256: self._folder / file.path for file in project.files})
         shipped = {file.path for file in project.files}
+        self._check_requirements(shipped)
         for number, handler in handlers.items():
             if posixpath.normpath(handler) not in shipped:
                 self._add(self._missing_handler(handler, sorted(shipped), leave_out), number, "request_handler")
         return project.stored
+
+    def _check_requirements(self, shipped: Collection[str]) -> None:
+        """What is wrong with requirements.txt is told together with the rest; the control plane resolves it."""
+        from cortex.packages.requirements import read_requirements
+
+        try:
+            read_requirements(
+                lambda path: (self._folder / path).read_bytes() if path in shipped else None,
+                folder=posixpath.dirname(self._loaded.file),
+            )
+        except Problems as error:
+            self.problems += error.problems
+        except OSError as error:
+            raise FileUnreadable(Path(error.filename), error.strerror or str(error)) from error
 
     def _missing_handler(self, handler: str, shipped: Sequence[str], leave_out: Sequence[Path]) -> Problem:
         from cortex.artifacts.project import why_left_out

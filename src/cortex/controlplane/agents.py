@@ -13,14 +13,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
 from cortex import processes
 from cortex.clock import Clock
 from cortex.controlplane.world import StaleEpoch
-from cortex.errors import RetryLater
+from cortex.errors import CortexError, GiveUp, RetryLater
 from cortex.ids import NodeId
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout, Settings, environment_of
@@ -33,14 +33,23 @@ from cortex.wire.agent import (
     LogLines,
     Observe,
     Observed,
+    PackageProgress,
+    PackagesRefused,
+    PreparedEnvironment,
+    PrepareEnvironment,
     ReadLogs,
     Refused,
+    ResolvedPackages,
+    ResolvePackages,
     StopAgent,
+    SweepEnvironments,
+    SweptEnvironments,
 )
 from cortex.wire.build import BuildSpec
 from cortex.wire.framing import UNREADABLE, receive_frame, send_frame
 from cortex.wire.launch import InspectReport
 from cortex.wire.orders import Order, Orders
+from cortex.wire.packages import PackageLock
 from cortex.wire.reports import AgentReport
 
 log = logging.getLogger(__name__)
@@ -51,6 +60,8 @@ AGENT_PATIENCE_S = 20.0
 """How long a deploy waits for an agent that does not answer; starting one takes under a second."""
 INSPECT_TRIES = 5
 """How many agents may die over one inspection."""
+PACKAGES_SILENCE_S = 300.0
+"""An agent that works on packages says something every few seconds, but a slow disk may keep it longer."""
 HUNG_AFTER_S = 60.0
 """An agent whose process runs but that has not answered for this long is killed and started again."""
 ORDERS_MESSAGE_BYTES = 32 * 2**20
@@ -133,14 +144,62 @@ class LocalAgent:
 
         An agent that is just being started, or started again, is waited for. Raises AgentUnreachable.
         """
+        request = InspectBuild(build=build, timeout_s=timeout_s)
+        reply = self._asked_patiently(lambda line: line.ask(request, timeout_s=timeout_s + 30.0))
+        if isinstance(reply, InspectedBuild):
+            return reply.report
+        raise AgentUnreachable(getattr(reply, "reason", "an unexpected answer"))
+
+    def resolve_packages(self, request: ResolvePackages, tell: Callable[[str], None]) -> PackageLock:
+        """
+        Have versions of packages found for the Python of the node.
+
+        Args:
+            tell: told what is being done.
+
+        Raises:
+            GiveUp: they cannot be found; says why.
+            AgentUnreachable
+        """
+        reply = self._asked_patiently(lambda line: line.converse(request, tell, silence_s=PACKAGES_SILENCE_S))
+        if isinstance(reply, ResolvedPackages):
+            return reply.lock
+        raise _packages_refused(reply)
+
+    def prepare_environment(self, request: PrepareEnvironment, tell: Callable[[str], None]) -> None:
+        """
+        Have an environment ready on the node; builds it there if need be.
+
+        Raises:
+            GiveUp: it cannot be built; says why.
+            AgentUnreachable
+        """
+        reply = self._asked_patiently(lambda line: line.converse(request, tell, silence_s=PACKAGES_SILENCE_S))
+        if not isinstance(reply, PreparedEnvironment):
+            raise _packages_refused(reply)
+
+    def sweep_environments(self, in_use: Collection[str]) -> tuple[str, ...]:
+        """Have environments removed that are neither among these nor used there. Raises AgentUnreachable."""
+        with contextlib.closing(_Line(self._layout)) as line:
+            request = SweepEnvironments(in_use=tuple(sorted(in_use)))
+            reply = line.ask(request, timeout_s=PACKAGES_SILENCE_S)
+        if isinstance(reply, SweptEnvironments):
+            return reply.removed
+        raise AgentUnreachable(getattr(reply, "reason", "an unexpected answer"))
+
+    def _asked_patiently(self, ask: Callable[[_Line], AgentReply]) -> AgentReply:
+        """
+        The answer to what may take long, and may be asked again: an agent that starts, or starts again, is waited for.
+
+        Raises AgentUnreachable.
+        """
         tries_left = INSPECT_TRIES
         patient_until_s = self._clock.monotonic_s() + AGENT_PATIENCE_S
         while True:
             asked_s = self._clock.monotonic_s()
             try:
                 with contextlib.closing(_Line(self._layout)) as line:
-                    reply = line.ask(InspectBuild(build=build, timeout_s=timeout_s), timeout_s=timeout_s + 30.0)
-                break
+                    return ask(line)
             except AgentUnreachable:
                 now_s = self._clock.monotonic_s()
                 if now_s - asked_s > FAULT_PAUSE_S:  # it was there, and died over this or of something else
@@ -148,9 +207,6 @@ class LocalAgent:
                     patient_until_s = now_s + AGENT_PATIENCE_S
                 if not tries_left or now_s > patient_until_s or self._stopping.wait(0.05):
                     raise
-        if isinstance(reply, InspectedBuild):
-            return reply.report
-        raise AgentUnreachable(getattr(reply, "reason", "an unexpected answer"))
 
     def read_logs(self, request: ReadLogs) -> LogLines:
         """Raises AgentUnreachable."""
@@ -296,16 +352,29 @@ class _Line:
 
     def ask(self, request: AgentRequest, *, timeout_s: float) -> AgentReply:
         """Ask and wait for the answer. Raises AgentUnreachable: nobody knows what became of the request."""
+        return self.converse(request, lambda _: None, silence_s=timeout_s)
+
+    def converse(self, request: AgentRequest, tell: Callable[[str], None], *, silence_s: float) -> AgentReply:
+        """
+        Ask and wait for the last answer; `tell` gets what is said on the way to it.
+
+        Raises:
+            AgentUnreachable: also when nothing is said for `silence_s`.
+        """
         with self._lock:
             try:
                 if self._sock is None:
                     self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                     self._sock.settimeout(5.0)
                     self._sock.connect(self._path)
-                self._sock.settimeout(timeout_s)
+                self._sock.settimeout(silence_s)
                 send_frame(self._sock, msgspec.json.encode(request))
-                payload, _fds = receive_frame(self._sock)
-                return _REPLIES.decode(payload)
+                while True:
+                    payload, _fds = receive_frame(self._sock)
+                    reply = _REPLIES.decode(payload)
+                    if not isinstance(reply, PackageProgress):
+                        return reply
+                    tell(reply.message)
             except (OSError, *UNREADABLE) as error:
                 self._drop()
                 raise AgentUnreachable(str(error) or type(error).__name__) from error
@@ -328,6 +397,12 @@ class _Line:
 
 
 _REPLIES: msgspec.json.Decoder[AgentReply] = msgspec.json.Decoder(AgentReply)
+
+
+def _packages_refused(reply: AgentReply) -> CortexError:
+    if isinstance(reply, PackagesRefused):
+        return GiveUp(reply.problem)
+    return AgentUnreachable(getattr(reply, "reason", "an unexpected answer"))
 
 
 def _messages(orders: Orders) -> Iterator[GiveOrders]:

@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from cortex.artifacts.store import ArtifactStore
+from cortex.controlplane.secrets import Secrets
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, api_key
 from cortex.metrics.exposition import CONTENT_TYPE
@@ -43,6 +44,8 @@ from cortex.wire.operator import (
     HistoryLine,
     Info,
     Removed,
+    SecretStatus,
+    SecretValue,
     StopRequest,
     Watched,
 )
@@ -67,6 +70,7 @@ class Operator(Protocol):
     """What the API calls; `app.ControlPlane` is it."""
 
     store: ArtifactStore
+    secrets: Secrets
 
     @property
     def stopping(self) -> bool:
@@ -89,6 +93,9 @@ class Operator(Protocol):
 STATUS_OF: tuple[tuple[str, int], ...] = (
     ("unknown-api", 404),
     ("unknown-deployment", 404),
+    ("unknown-secret", 404),
+    ("secret-in-use", 409),
+    ("secrets-unusable", 500),
     ("digest-mismatch", 422),
     ("upload-too-large", 413),
     ("store-unavailable", 507),
@@ -232,6 +239,20 @@ def _add_routes(app: FastAPI, operator: Operator) -> None:
         if not lines:
             raise NotFound("unknown-api", f'there is no api "{name}" in deployment "{deployment}"')
         return _json(lines)
+
+    @app.get("/v1/secrets", **_documented(tuple[SecretStatus, ...]))
+    def secret_list() -> Response:
+        return _json(operator.secrets.all())
+
+    @app.put("/v1/secrets/{name}", **_documented(SecretStatus, body=SecretValue))
+    async def set_secret(name: str, request: Request) -> Response:
+        given = await _body(request, SecretValue)
+        return _json(await run_in_threadpool(operator.secrets.set, name, given.value))
+
+    @app.delete("/v1/secrets/{name}", status_code=204, **_documented(None))
+    def delete_secret(name: str, force: bool = False) -> Response:
+        operator.secrets.delete(name, force=force)
+        return Response(status_code=204)
 
     @app.get("/metrics", **_documented(None))
     def metrics() -> Response:

@@ -33,6 +33,8 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock, SystemClock
 from cortex.controlplane import statuses
 from cortex.controlplane.agents import LocalAgent
+from cortex.controlplane.housekeeping import Housekeeping
+from cortex.controlplane.secrets import Secrets
 from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.tick import StaleEpoch, World, tick
 from cortex.controlplane.upkeep import Upkeep
@@ -47,6 +49,7 @@ from cortex.planning.actions import OrderNode, Plan
 from cortex.processes import ControlPlaneRecord
 from cortex.settings import HomeLayout, Settings, load_settings
 from cortex.state.base import StateStore
+from cortex.state.secrets import SecretStore
 from cortex.state.sqlite import SqliteStateStore
 from cortex.version import __version__
 from cortex.wire.agent import LogLines, ReadLogs
@@ -127,6 +130,11 @@ class ControlPlane:
             keep_bytes=settings.artifact_bytes,
             reports=self._agent.reports,
         )
+        self._secret_store = SecretStore(layout.secrets)
+        self.secrets = Secrets(store=self._secret_store, known=state.apis, clock=clock)
+        self._housekeeping = Housekeeping(
+            state=state, secrets=self._secret_store, sweep=self._agent.sweep_environments, clock=clock
+        )
         self._epoch = state.take_epoch()
         self._world = self._new_world()
         self._loop = threading.Thread(target=self._run, name="control-loop", daemon=True)
@@ -136,12 +144,14 @@ class ControlPlane:
         self._loop.start()
         self._statistics.start()
         self._upkeep.start()
+        self._housekeeping.start()
 
     def close(self) -> None:
         """Stop looking after the world. What runs goes on running."""
         self._stopping.set()
         self._wake.set()
         self._upkeep.close()
+        self._housekeeping.close()
         self._agent.close()
         self._loop.join(timeout=5.0)
         self._statistics.close()
@@ -263,6 +273,7 @@ class ControlPlane:
     @cached_property
     def _deployer(self) -> Deployer:
         from cortex.controlplane.deploy import Deployer  # pydantic: see the module's docstring
+        from cortex.controlplane.packages import Packages
 
         return Deployer(
             settings=self._settings,
@@ -271,9 +282,15 @@ class ControlPlane:
             engine=self._engine,
             clock=self._clock,
             inspect=self._inspect,
-            committed=self._wake.set,
+            packages=Packages(store=self.store, node=self._agent, known=self._state.apis),
+            secrets=self._secret_store,
+            committed=self._wanted_changed,
             ingress_url=self._ingress_url,
         )
+
+    def _wanted_changed(self) -> None:
+        self._wake.set()
+        self._housekeeping.wake()
 
     def deploy(self, name: str, request: DeployRequest, emit: Callable[[DeployProgress], None]) -> DeployResult:
         result = self._deployer.deploy(name, request, emit)
@@ -287,7 +304,7 @@ class ControlPlane:
         if not self._state.delete(deployment, api):
             return None
         self._publish(self._new_world())
-        self._wake.set()
+        self._wanted_changed()
         return Removed(apis=tuple(gone))
 
     def deployments(self) -> tuple[DeploymentStatus, ...]:

@@ -6,7 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from cortex.ids import short, split_api_key
+from cortex.packages.lock import version_changes
+from cortex.packages.requirements import FILE_NAME as REQUIREMENTS
 from cortex.state.base import ApiRecord
+from cortex.wire.build import BuildSpec
 from cortex.wire.operator import ApiChange, ChangeKind, StoredFile
 from cortex.wire.signature import Signature, TensorSpec
 
@@ -104,17 +107,41 @@ def _version_causes(old: ApiRecord, new: ApiRecord) -> Iterator[str]:
         yield f"tf_signature_key {before.model.signature_key} -> {after.model.signature_key}"
     if before.handler != after.handler:
         yield f"request_handler {before.handler or 'none'} -> {after.handler or 'none'}"
+    packages = list(_package_causes(old, new))
+    yield from packages
     if after.project is not None and before.project is not None and before.project != after.project:
-        yield from file_changes(old.project, new.project)
+        # Where packages are named, the file that asks for them says nothing more.
+        told = {f"{REQUIREMENTS} {what}" for what in ("added", "changed", "removed")} if packages else set()
+        yield from (words for words in file_changes(old.project, new.project) if words not in told)
     if before.tracker != after.tracker:
         yield "tracker changed"
-    if before.env != after.env:
-        names = sorted({n for n in {*before.env, *after.env} if before.env.get(n) != after.env.get(n)})
+    env_before, env_after = _variables(before), _variables(after)
+    if env_before != env_after:
+        names = sorted({n for n in {*env_before, *env_after} if env_before.get(n) != env_after.get(n)})
         yield f"env changed ({', '.join(names)})"
     if before.batching != after.batching:
         yield f"batching {'auto' if after.batching else 'off'}"
     if old.refresh != new.refresh:
         yield "refreshed"
+
+
+def _package_causes(old: ApiRecord, new: ApiRecord) -> Iterator[str]:
+    if old.wanted.build.environment == new.wanted.build.environment:
+        return
+    before = old.packages.versions if old.packages else {}
+    after = new.packages.versions if new.packages else {}
+    if not after:
+        yield f"{REQUIREMENTS}: no packages any more"
+    elif not before:
+        yield f"{REQUIREMENTS}: {len(after)} packages"
+    else:
+        changes = version_changes(before, after)
+        yield f"{REQUIREMENTS}: {', '.join(changes) or 'the same versions, from other files'}"
+
+
+def _variables(build: BuildSpec) -> dict[str, str | tuple[str]]:
+    """What a handler finds in its environment; of a secret its name, as nothing else of it is to be told."""
+    return {**build.env, **{variable: (pin.name,) for variable, pin in build.secrets.items()}}
 
 
 _SETTINGS = ("timeout", "max_body", "retry")

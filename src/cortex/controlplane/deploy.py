@@ -17,6 +17,8 @@ from pydantic import ValidationError
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane import changes
+from cortex.controlplane.packages import DeployPackages, Packages
+from cortex.controlplane.secrets import pinned, stored_builds
 from cortex.controlplane.versions import revision_of, trees_of, version_of
 from cortex.engines.base import Engine
 from cortex.errors import CortexError, Problem, Problems
@@ -25,9 +27,10 @@ from cortex.planning.model import WantedApi
 from cortex.settings import Settings
 from cortex.spec.effects import not_in_effect
 from cortex.spec.locations import is_remote, masked_model
-from cortex.spec.models import ApiSpec, ProjectSpec
+from cortex.spec.models import ApiSpec, ProjectSpec, SecretRef
 from cortex.spec.problems import nearest
 from cortex.state.base import ApiRecord, DeployChange, DeploymentRecord, StateStore, VersionRecord
+from cortex.state.secrets import SecretStore
 from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample, TrackerConfig
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import (
@@ -57,6 +60,8 @@ class Deployer:
 
     Args:
         inspect: looks at a build in a child of the node; raises CortexError when the node cannot be asked.
+        packages: resolves and prepares what requirements.txt asks for.
+        secrets: what `env` may name.
         committed: called after the wanted state has changed.
     """
 
@@ -69,6 +74,8 @@ class Deployer:
         engine: Engine,
         clock: Clock,
         inspect: Inspector,
+        packages: Packages,
+        secrets: SecretStore,
         committed: Callable[[], None],
         ingress_url: Callable[[], str],
     ) -> None:
@@ -78,6 +85,8 @@ class Deployer:
         self._engine = engine
         self._clock = clock
         self._inspect = inspect
+        self._packages = packages
+        self._secrets = secrets
         self._committed = committed
         self._ingress_url = ingress_url
         self._one_at_a_time = threading.Lock()
@@ -101,10 +110,12 @@ class Deployer:
         specs = _validated(request.apis)
         known = {record.wanted.api: record for record in self._state.apis(deployment)}
         self._guard_default(deployment, request, known)
-        records = self._records(deployment, specs, request, known)
+        records, package_warnings = self._records(deployment, specs, request, known, emit)
         self._check_room(records)
         with self._store.pin(*(tree for record in records for tree in trees_of(record.wanted.build))):
+            self._packages.prepare((record.wanted.build for record in records), _telling(emit))
             inspected, warnings = self._inspect_new(records, known, emit)
+            warnings += package_warnings
             return self._commit(deployment, specs, request, known, inspected, warnings)
 
     def _commit(
@@ -145,20 +156,22 @@ class Deployer:
         specs: Sequence[ApiSpec],
         request: DeployRequest,
         known: Mapping[ApiKey, ApiRecord],
-    ) -> list[ApiRecord]:
-        """The records of all apis. Raises Problems with what is wrong with any of them."""
+        emit: Emit,
+    ) -> tuple[list[ApiRecord], tuple[Problem, ...]]:
+        """The records of all apis, and warnings. Raises Problems with what is wrong with any of them."""
         project = self._store_project(request)
+        packages = self._packages.of_deploy(project, request.project, refresh=request.refresh, tell=_telling(emit))
         records: list[ApiRecord] = []
         problems: list[Problem] = []
         for index, (spec, upload) in enumerate(zip(specs, request.apis, strict=True)):
             key = api_key(deployment, spec.name)
             try:
-                records.append(self._record(key, spec, upload, request, project, known.get(key)))
+                records.append(self._record(key, spec, upload, request, project, packages, known.get(key)))
             except Problems as error:
                 problems += [msgspec.structs.replace(p, path=("apis", index, *p.path)) for p in error.problems]
         if problems:
             raise Problems(problems)
-        return records
+        return records, packages.warnings
 
     def _record(
         self,
@@ -167,6 +180,7 @@ class Deployer:
         upload: ApiUpload,
         request: DeployRequest,
         project: str | None,
+        packages: DeployPackages,
         old: ApiRecord | None,
     ) -> ApiRecord:
         model = self._store_model(spec, upload)
@@ -174,12 +188,15 @@ class Deployer:
         if spec.tracker is not None:
             tracker = TrackerConfig(model_type=spec.tracker.model_type, key=spec.tracker.key)
         env = {name: value for name, value in spec.env.items() if isinstance(value, str)}
+        secrets = {name: value.secret for name, value in spec.env.items() if isinstance(value, SecretRef)}
         refresh = (old.refresh if old else 0) + (1 if request.refresh else 0)
         handler = spec.request_handler
         if handler is not None:
             _check_handler_is_there(spec, handler, request)
         if upload.sample is not None:
             _check_sample(spec, upload.sample)
+        before = stored_builds(old) if old else ()
+        settled = packages.of(model.format, old.packages if old else None) if handler else None
         version = version_of(
             model=model,
             project=project if handler else None,
@@ -188,6 +205,8 @@ class Deployer:
             env=env,
             batching=spec.batching == "auto",
             refresh=refresh,
+            secrets=secrets,
+            environment=settled.environment if settled else None,
         )
         resources = Resources(
             cpu_millis=spec.compute.cpu_millis, mem_bytes=spec.compute.mem_bytes, gpus=spec.compute.gpu
@@ -202,6 +221,8 @@ class Deployer:
             handler=handler,
             tracker=tracker,
             env=env,
+            secrets=pinned(self._secrets, secrets, [build for build in before if build.version == version]),
+            environment=settled.environment if settled else None,
             batching=spec.batching == "auto",
             concurrency=spec.compute.concurrency,
             resources=resources,
@@ -230,6 +251,7 @@ class Deployer:
             refresh=refresh,
             project=request.project if handler else (),
             model_files=upload.model.files if upload.model else (),
+            packages=settled,
         )
 
     def _store_project(self, request: DeployRequest) -> str | None:
@@ -441,6 +463,10 @@ def _check_sample(spec: ApiSpec, sample: SampleUpload) -> None:
             f"the sample has {len(sample.body)} bytes, at most {MAX_SAMPLE_BYTES} are taken",
             hint="use a smaller one that the handler takes: it is asked of every new replica",
         )
+
+
+def _telling(emit: Emit) -> Callable[[str], None]:
+    return lambda message: emit(DeployProgress(message=message))
 
 
 def _dated(record: ApiRecord, change: ApiChange, old: ApiRecord | None, wall_s: float) -> ApiRecord:

@@ -6,7 +6,7 @@ import logging
 
 import msgspec
 
-from cortex.controlplane.apply import apply
+from cortex.controlplane.apply import Failures, apply
 from cortex.controlplane.observe import observe, running_leases
 from cortex.controlplane.world import Agents, StaleEpoch, World
 from cortex.errors import CortexError
@@ -49,15 +49,20 @@ def tick(world: World) -> Plan:
     if log.isEnabledFor(logging.INFO):
         log.info("%s", plan.describe())
     failures = apply(plan, world)
-    again_after_s = 0.0
-    if failures.retry_after_s is not None:
-        again_after_s = failures.retry_after_s
-    elif plan.actions == memory.applied:
-        again_after_s = REPEAT_PAUSE_S
+    again_after_s = _again_after_s(plan, failures, repeated=plan.actions == memory.applied)
     memory.applied = plan.actions
     if plan.wake_after_s is not None:
         again_after_s = min(again_after_s, plan.wake_after_s)
     return msgspec.structs.replace(plan, wake_after_s=again_after_s)
+
+
+def _again_after_s(plan: Plan, failures: Failures, *, repeated: bool) -> float:
+    """When to look again after a plan was applied: at once if some api got on, else when what failed may work."""
+    pause_s = failures.retry_after_s or 0.0
+    if repeated:
+        return max(REPEAT_PAUSE_S, pause_s)
+    got_on = any(action.api not in failures.apis for action in plan.actions)
+    return 0.0 if got_on else pause_s
 
 
 def _recover(world: World) -> None:

@@ -69,7 +69,7 @@ class Upkeep:
         Raises:
             CortexError: state or store cannot be used now.
         """
-        in_use, versions = self._in_use()
+        in_use, versions = wanted_trees(self._state)
         if not is_quiet(self._reports(), versions):
             return False
         done = self._store.collect_garbage(in_use, self._keep_bytes, self._clock.wall_s())
@@ -84,20 +84,6 @@ class Upkeep:
             )
         return True
 
-    def _in_use(self) -> tuple[set[str], set[Version]]:
-        """Stored folders that may still be wanted, and the versions that they belong to."""
-        trees: set[str] = set()
-        versions: set[Version] = set()
-        for record in self._state.apis():
-            for build in (record.wanted.build, record.wanted.serving):
-                if build is not None:
-                    trees.update(trees_of(build))
-                    versions.add(build.version)
-            for line in self._state.history(record.wanted.api)[:KEPT_VERSIONS]:
-                trees.update(line.trees)
-                versions.add(line.version)
-        return trees, versions
-
     def _run(self) -> None:
         pause_s = FIRST_AFTER_S
         while not self._stopping.wait(pause_s):
@@ -109,6 +95,21 @@ class Upkeep:
                 log.warning("garbage could not be collected, will be tried again: %s", error)
             except Exception:
                 log.exception("a fault of ours; garbage will be collected again")
+
+
+def wanted_trees(state: StateStore) -> tuple[set[str], set[Version]]:
+    """Stored folders that may still be wanted, locks of packages among them, and the versions that they belong to."""
+    trees: set[str] = set()
+    versions: set[Version] = set()
+    for record in state.apis():
+        for build in (record.wanted.build, record.wanted.serving):
+            if build is not None:
+                trees.update(trees_of(build))
+                versions.add(build.version)
+        for line in state.history(record.wanted.api)[:KEPT_VERSIONS]:
+            trees.update(line.trees)
+            versions.add(line.version)
+    return trees, versions
 
 
 def is_quiet(reports: Iterable[AgentReport], known: Iterable[Version]) -> bool:

@@ -20,15 +20,24 @@ def version_of(
     env: Mapping[str, str],
     batching: bool,
     refresh: int,
+    secrets: Mapping[str, str] | None = None,
+    environment: str | None = None,
 ) -> Version:
     """
     The digest of everything that makes one immutable build of an api.
 
     Where the model came from is not part of it: the same bytes are the same version.
+
+    Args:
+        secrets: names of secrets by the variable that gets the value; nothing of their values is part of a version.
+        environment: digest of the lock of users' packages.
     """
+    # What was not asked for leaves no trace, so that versions from before it could be asked for stay what they are.
+    asked_for = {"secrets": sorted((secrets or {}).items()), "environment": environment}
     return Version(
         _digest(
             {
+                **{name: value for name, value in asked_for.items() if value},
                 "model": [model.format, model.tree, model.entry, model.signature_key],
                 "project": project,
                 "handler": handler,

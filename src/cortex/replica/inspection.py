@@ -234,13 +234,13 @@ def inspect(request: Inspect, *, announce: Callable[[str], None]) -> InspectRepo
         try:
             handler = load_handler(spec.project_dir, spec.handler, split_api_key(spec.api)[1])
         except HandlerError as error:
-            problems.append(error.problem())
+            problems.append(_about("request_handler", error.problem()))
     if request.model:
         announce("loading the model")
         try:
             backend = _load(spec)
         except base.ModelError as error:
-            problems.append(error.problem())
+            problems.append(_about("model", error.problem()))
     if backend is not None:
         announce("trying the model")
         batchable = spec.batching and backend.probe_batchable()
@@ -249,7 +249,7 @@ def inspect(request: Inspect, *, announce: Callable[[str], None]) -> InspectRepo
         if request.run_sample and spec.sample is not None and (handler is None or handler.pre is None):
             refused = _try_sample(backend, spec.sample)
             if refused is not None:
-                (problems if spec.sample.gate else warnings).append(refused)
+                (problems if spec.sample.gate else warnings).append(_about("sample", refused))
         if request.make_up_sample:
             made_up = make_up_sample(backend)
     return InspectReport(
@@ -307,7 +307,13 @@ def _never_counts(tracker: TrackerConfig, output: TensorSpec) -> str:
 
 
 def _tracker_problem(message: str, hint: str) -> Problem:
-    return Problem(reference="tracker-never-matches", message=f"the tracker can never match: {message}", hint=hint)
+    problem = Problem(reference="tracker-never-matches", message=f"the tracker can never match: {message}", hint=hint)
+    return _about("tracker", problem)
+
+
+def _about(field: str, problem: Problem) -> Problem:
+    """The problem with the field of cortex.yaml that it is about, so that the CLI can show its line."""
+    return msgspec.structs.replace(problem, subject=": ".join(filter(None, (field, problem.subject))), path=(field,))
 
 
 def shadowed_packages(project_dir: str, handler: str) -> list[Problem]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from cortex.errors import Problem
 from cortex.spec.locations import is_remote
-from cortex.spec.models import ApiSpec, ComputeSpec, ProjectSpec, SecretRef
+from cortex.spec.models import ApiSpec, ComputeSpec, ProjectSpec
 
 
 class Effect(StrEnum):
@@ -62,24 +62,15 @@ _DEFAULTS = ComputeSpec()
 
 NOT_IN_EFFECT_YET: Mapping[str, Pending] = {
     "compute.max_replicas": Pending(
-        "replicas are not scaled yet: min_replicas of them run",
+        "replicas are not scaled yet: their number stays as it is",
         lambda api: api.compute.max_replicas not in (_DEFAULTS.max_replicas, api.compute.min_replicas),
     ),
-    "compute.init_replicas": Pending(
-        "replicas are not scaled yet: min_replicas of them run",
-        lambda api: api.compute.init_replicas != api.compute.min_replicas,
-    ),
     "compute.target_cpu_utilization": Pending(
-        "replicas are not scaled yet: min_replicas of them run",
+        "replicas are not scaled yet: their number stays as it is",
         lambda api: api.compute.target_cpu_utilization != _DEFAULTS.target_cpu_utilization,
     ),
     "compute.gpu": Pending("models do not run on GPUs yet", lambda api: api.compute.gpu > 0),
     "model": Pending("models are not fetched yet: use a local path", lambda api: is_remote(api.model)),
-    "env": Pending(
-        "secrets are not handed to handlers yet",
-        lambda api: any(isinstance(value, SecretRef) for value in api.env.values()),
-    ),
-    "batching": Pending("requests are never batched yet", lambda api: api.batching != "auto"),
 }
 """Fields by path. Whoever makes one work deletes its row."""
 

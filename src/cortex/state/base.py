@@ -15,6 +15,17 @@ from cortex.wire.operator import StoredFile
 from cortex.wire.reports import ExitReport
 
 
+class PackagesRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the packages of an api were resolved to."""
+
+    asked: str
+    """Digest of what was asked: the same question keeps its answer until somebody refreshes."""
+    environment: str
+    """Digest of the lock."""
+    versions: dict[str, str]
+    """By name, for people: a version, or the URL of an archive."""
+
+
 class ApiRecord(msgspec.Struct, frozen=True, kw_only=True):
     """An api as stored: what planning needs, and what only people need."""
 
@@ -28,6 +39,8 @@ class ApiRecord(msgspec.Struct, frozen=True, kw_only=True):
     project: tuple[StoredFile, ...] = ()
     """What the project's folder held, so that the next deploy can name the files that changed."""
     model_files: tuple[StoredFile, ...] = ()
+    packages: PackagesRecord | None = None
+    """None: nothing is asked for, and what is installed with Cortex serves."""
 
 
 class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,8 +13,8 @@ agents are in memory and time is pretended, so a schedule of minutes takes milli
 * once the faults stop, everything comes to rest with exactly what is wanted: each deploy live, or failed with a
   reason while what served before serves at full size; no replica, lease or route is left over.
 
-A violation carries the seed and what happened last. `CORTEX_SIM_SEED` repeats one run, `CORTEX_SIM_RUNS` sets how
-many the tests make; `bench/simulate.py` runs a hundred thousand.
+A violation carries the seed and what happened last. `CORTEX_SIM_SEED` (with `CORTEX_SIM_MOOD`, if the violation names
+one) repeats a run, `CORTEX_SIM_RUNS` sets how many the tests make; `bench/simulate.py` runs a hundred thousand.
 """
 
 from __future__ import annotations
@@ -137,6 +137,8 @@ class _Issue:
     fault: int
     true_until_s: float | None
     """Until when what the orders were decided on was true; None: it still was."""
+    unready: frozenset[ReplicaId]
+    """Replicas that were seen, and seen not to be ready."""
     wanted: dict[ApiKey, WantedApi]
     unplaced: Counter[ApiKey]
     punctual: bool
@@ -150,6 +152,7 @@ class Simulation:
     Args:
         seed: same seed, same schedule.
         planner: planning under test; a broken one must be noticed.
+        mood: instead of the one the seed would choose. Another schedule then.
     """
 
     def __init__(self, seed: int, *, planner: Planner = real_plan, steps: int = 25, mood: Mood | None = None) -> None:
@@ -158,6 +161,7 @@ class Simulation:
         self._steps = steps
         self._random = random.Random(seed)
         roll = self._random
+        self._repeat = f"CORTEX_SIM_SEED={seed}" + (f" CORTEX_SIM_MOOD={mood}" if mood else "")
         self.mood = mood or roll.choice([Mood.CALM, Mood.KILLS, Mood.TIGHT, Mood.ROUGH, Mood.ROUGH])
         self._clock = FakeClock()
         self._state = MemoryStateStore()
@@ -191,7 +195,7 @@ class Simulation:
         self._answers: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
         self._trace: deque[tuple[float, Any]] = deque(maxlen=TRACE_LINES)
-        self._issue = self._issue_now()
+        self._issue = self._issue_now(Snapshot(now_s=0.0))
         self._start_control_plane()
 
     def run(self) -> Outcome:
@@ -472,7 +476,7 @@ class Simulation:
             self._crash_in -= 1
 
     def _plan(self, desired: Desired, seen: Snapshot, rules: Rules) -> Plan:
-        self._issue = self._issue_now()
+        self._issue = self._issue_now(seen)
         return self._planner(desired, seen, rules)
 
     def _settle(self) -> None:
@@ -596,7 +600,7 @@ class Simulation:
 
     # ---- promises -----------------------------------------------------------------------------------------------
 
-    def _issue_now(self) -> _Issue:
+    def _issue_now(self, seen: Snapshot) -> _Issue:
         unplaced = Counter(
             lease.request.api
             for lease in self._engine.leases()
@@ -606,6 +610,9 @@ class Simulation:
         return _Issue(
             fault=self._faults,
             true_until_s=true_until_s,
+            unready=frozenset(
+                report.replica for node in seen.nodes for report in node.replicas if report.phase is not Phase.READY
+            ),
             wanted={record.wanted.api: record.wanted for record in self._state.apis()},
             unplaced=unplaced,
             punctual=true_until_s is None and self._order_trouble == 0,
@@ -634,7 +641,9 @@ class Simulation:
         if wanted.failed is not None and wanted.serving is None and self._apis[api].deleted:
             return  # left over from before it was deleted and made anew
         ours = {build.revision for build in (wanted.build, wanted.serving) if build is not None}
-        gone = (ready.keys() & set(before)) - set(targets)
+        gone = (ready.keys() & set(before)) - set(targets) - issue.unready
+        if not gone:
+            return  # it became ready later than what the orders were decided on
         if not issue.punctual and not any(ready[replica].revision in ours for replica in gone):
             return  # of a version that was replaced before the control plane knew that it was routed
         self._violated(f"{api}: a route on {node} leaves {left} of {had} ready replicas, {wanted.replicas} are wanted")
@@ -791,7 +800,7 @@ class Simulation:
             lines += [f"  {at_s - 1000.0:9.3f}  {line}" for line in text.splitlines()]
         story = "\n".join(lines)
         when = f"{self.mood} schedule, at {self._now() - 1000.0:.3f} s"
-        raise Violation(f"{what}\n{when}; repeat it with CORTEX_SIM_SEED={self.seed}\n{story}")
+        raise Violation(f"{what}\n{when}; repeat it with {self._repeat}\n{story}")
 
 
 STATE_ACTIONS = frozenset({"record_exit", "record_ready", "mark_serving", "mark_live", "mark_failed"})

@@ -33,7 +33,8 @@ def send_frame(sock: socket.socket, payload: bytes, fds: Sequence[int] = ()) -> 
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
         sent = sock.sendmsg([data], ancillary)
         data = data[sent:]
-    sock.sendall(data)
+    if data:
+        sock.sendall(data)
 
 
 def receive_frame(sock: socket.socket) -> tuple[bytes, list[int]]:

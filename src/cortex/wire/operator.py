@@ -14,6 +14,9 @@ The control plane's HTTP API, as data: what `client` sends and `controlplane/api
 | GET /v1/watch?token=&timeout_s=[&deployment=] | | `Watched`, as soon as it differs from `token` |
 | GET /v1/apis/{deployment}/{api}/logs?… | parameters of `ReadLogs` | `LogLines` |
 | GET /v1/apis/{deployment}/{api}/history | | list of `HistoryLine` |
+| GET /v1/secrets | | list of `SecretStatus` |
+| PUT /v1/secrets/{name} | `SecretValue` | `SecretStatus` |
+| DELETE /v1/secrets/{name}[?force=true] | | 204 |
 | POST /v1/stop | `StopRequest` | `Info` |
 
 Errors: status 4xx or 5xx with `Failure`. Each request carries `authorization: Bearer <token>`.
@@ -260,6 +263,27 @@ class HistoryLine(msgspec.Struct, frozen=True, kw_only=True):
     deployed: str
     cause: str
     outcome: str
+
+
+class SecretValue(msgspec.Struct, frozen=True, kw_only=True):
+    """The only message that carries a secret's value, and only inward."""
+
+    value: str
+
+    def __repr__(self) -> str:
+        return "SecretValue(…)"
+
+
+class SecretStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A secret as `cortex secret list` shows it: never its value."""
+
+    name: str
+    updated: str
+    """RFC 3339, UTC: when it was last set."""
+    used_by: tuple[str, ...] = ()
+    """`deployment/api` of each that gets it."""
+    outdated_in: tuple[str, ...] = ()
+    """Of these, those whose version was made with an older value."""
 
 
 class StopRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -134,6 +134,11 @@ class Node:
         self._agent.wait()
         self._hang_up()
 
+    def signal_agent(self, number: signal.Signals) -> None:
+        assert self._agent is not None
+        self._agent.send_signal(number)
+        self._hang_up()
+
     def wait_for_end(self) -> int:
         """The agent's exit code, once it has one."""
         assert self._agent is not None
@@ -306,6 +311,10 @@ class Node:
                     if command.startswith(title) and f"{home}" in command and identity is not None:
                         found.append(identity)
         return found
+
+    def haproxies(self) -> list[ProcessIdentity]:
+        known = {identity.pid: identity for identity in self.processes()}
+        return [known[pid] for pid in known if "haproxy" in Path(f"/proc/{pid}/comm").read_text()]
 
     def only(self, title: str) -> ProcessIdentity:
         """The one process whose title begins so, once there is exactly one."""

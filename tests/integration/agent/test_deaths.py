@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import random
 import signal
+import socket
 import time
 
+import msgspec
 import pytest
 from agent_harness import Node, eventually
 
 from cortex.ids import ReplicaId
 from cortex.processes import is_alive
+from cortex.wire.framing import close_all, receive_frame, send_frame
+from cortex.wire.keeper import KeeperReply, SlotHeld, Slots, SlotsEnd
 from cortex.wire.orders import ForgetReplica
 from cortex.wire.reports import Phase
 
 pytestmark = pytest.mark.slow
-
-QUICK_SAMPLE = b"[[5.2, 3.6, 1.4, 0.3]]"
 
 
 def _exit_of(node: Node, replica: ReplicaId, *, attempt: int = 1):
@@ -75,6 +77,7 @@ def test_what_died_without_an_agent_is_reported_with_how_it_died(node: Node, api
 
 
 def test_a_killed_launcher_costs_nothing_and_its_replicas_are_still_watched(node: Node, names):
+    node.kill(*node.processes("cortex-launcher"))  # one that a former agent started would leave its orphans to init
     build = node.build(names())
     (replica,) = node.serve(build)
     before = node.until(replica, Phase.READY)
@@ -91,6 +94,7 @@ def test_a_killed_launcher_costs_nothing_and_its_replicas_are_still_watched(node
 
 def test_a_launcher_killed_again_and_again_forks_each_replica_once(node: Node, names):
     rng = random.Random(1)
+    node.serve(node.build(names()))  # without anybody who needs it there may be no launcher
     for _ in range(5):
         build = node.build(names())
         start = node.start_order(build)
@@ -127,13 +131,6 @@ def test_a_killed_keeper_is_replaced_and_given_every_slot(node: Node, api: str):
 
 def _held(node: Node, replica: ReplicaId) -> bool:
     """Whether the keeper has a slot: asked of it as an agent would."""
-    import socket
-
-    import msgspec
-
-    from cortex.wire.framing import close_all, receive_frame, send_frame
-    from cortex.wire.keeper import KeeperReply, SlotHeld, Slots, SlotsEnd
-
     decode = msgspec.json.Decoder[KeeperReply](KeeperReply).decode
     found = False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:

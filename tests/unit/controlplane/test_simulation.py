@@ -27,6 +27,7 @@ from cortex.testing.simulation import Mood, Simulation, Violation
 
 RUNS = int(os.environ.get("CORTEX_SIM_RUNS", "2000"))
 SEED = os.environ.get("CORTEX_SIM_SEED")
+MOOD = os.environ.get("CORTEX_SIM_MOOD")
 CHUNKS = 20
 """The schedules are spread over so many tests, each with a time limit of its own."""
 
@@ -49,7 +50,7 @@ def test_every_promise_is_kept_under_generated_faults(chunk: int) -> None:
 
 @pytest.mark.skipif(SEED is None, reason="CORTEX_SIM_SEED names the schedule to repeat")
 def test_one_schedule_is_repeated() -> None:
-    Simulation(int(SEED or 0)).run()
+    Simulation(int(SEED or 0), mood=Mood(MOOD) if MOOD else None).run()
 
 
 def test_the_same_seed_gives_the_same_schedule() -> None:

@@ -299,6 +299,22 @@ def test_the_same_orders_without_effect_are_not_repeated_without_a_pause(lab: La
     assert len(given) <= 3
 
 
+def test_an_api_that_cannot_get_on_does_not_slow_down_the_others() -> None:
+    lab = Lab()
+    nodes = [a_node(cpu_millis=200), a_node(NodeId("n2"))]
+    lab.engine, lab.agents = FakeEngine(nodes, clock=lab.clock), FakeAgents(lab.clock, nodes)
+    lab.world = lab.a_world()
+    lab.deploy(a_wanted_api(V1))
+    lab.agents.kill(name())
+    lab.agents.restart_agent(NODE, down_s=60.0)
+    other = a_build(api=ApiKey("default/other"))
+    lab.state.commit_deploy(a_deploy(a_wanted_api(other)))
+    began_s = lab.clock.monotonic_s()
+    while lab.phases().get(replica_id(other.api, other.revision, 0)) is None:
+        lab.run(0.001)
+    assert lab.clock.monotonic_s() - began_s < 0.01
+
+
 def test_a_quiet_world_is_not_planned_again(lab: Lab) -> None:
     lab.deploy(a_wanted_api(V1))
     calls = []

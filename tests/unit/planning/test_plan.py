@@ -335,6 +335,15 @@ def test_a_third_version_takes_over_from_two_and_the_abandoned_one_goes_first() 
     assert decided(wanted, seen) == [acquire(V3), route(a_route(wanted, old, new))]
 
 
+def test_a_replica_that_was_chosen_to_leave_does_not_come_back_for_one_that_is_routed() -> None:
+    """An order to drain it may be on its way: a new deploy must not count on it."""
+    wanted = a_wanted_api(V3, serving=V1, replicas=2)
+    old, chosen, abandoned = a_replica(V1, 0), a_replica(V1, 1), a_replica(V2)
+    the_route = a_route(wanted, old, abandoned, build=V1)
+    seen = a_snapshot(old, chosen, abandoned, routes=(the_route,))
+    assert decided(wanted, seen) == [route(the_route), drain(V1, 1)]
+
+
 def test_a_replaced_version_that_never_served_goes_at_once() -> None:
     wanted = a_wanted_api(V3, serving=V1)
     old, loading, just_ready = a_replica(V1), a_replica(V2, 0, Phase.LOADING), a_replica(V2, 1)

@@ -196,11 +196,11 @@ def _header(path: str) -> tuple[ModelHeader | None, ModelError | None]:
     try:
         return read_header(path), None
     except FileNotFoundError:
-        raise ModelUnreadable(path, "there is no such file") from None
+        raise ModelUnreadable(os.path.basename(path), "there is no such file") from None
     except OSError as error:
-        raise ModelUnreadable(path, error.strerror or str(error)) from error
+        raise ModelUnreadable(os.path.basename(path), error.strerror or str(error)) from error
     except ValueError as error:
-        return None, ModelUnreadable(path, str(error), hint=_reexport_hint(str(error)))
+        return None, ModelUnreadable(os.path.basename(path), str(error), hint=_reexport_hint(str(error)))
 
 
 def _reexport_hint(reason: str) -> str:
@@ -251,11 +251,15 @@ def _load_error(path: str, error: Exception) -> ModelError:
     short = re.search(r"External initializer: (\S+) .*out of bounds", text)
     if short:
         reason = f"the weights of {short[1]} reach beyond the end of their file"
-        return ModelUnreadable(path, reason, hint=f"copy {name} and the files of its weights again, from one export")
+        return ModelUnreadable(
+            os.path.basename(path), reason, hint=f"copy {name} and the files of its weights again, from one export"
+        )
     unsupported = re.search(r"MLDataType for: (\S+) is not currently registered", text)
     if unsupported:
-        return ModelUnreadable(path, f"it uses {unsupported[1]}, which onnxruntime has no support for")
-    return ModelUnreadable(path, _reason(error), hint="check it with onnx.checker.check_model(path)")
+        return ModelUnreadable(
+            os.path.basename(path), f"it uses {unsupported[1]}, which onnxruntime has no support for"
+        )
+    return ModelUnreadable(os.path.basename(path), _reason(error), hint="check it with onnx.checker.check_model(path)")
 
 
 _UNKNOWN_OPERATOR: Final = tuple(
@@ -274,7 +278,7 @@ def _missing_weights(path: str, name: str) -> ModelError | None:
     try:
         files = external_files(path)
     except ValueError as error:
-        return ModelUnreadable(path, str(error))
+        return ModelUnreadable(os.path.basename(path), str(error))
     for file in files:
         if not Path(path).parent.joinpath(file).is_file():
             return ExternalDataMissing(name, file)

@@ -3,7 +3,7 @@ The TensorFlow backend: SavedModels of TensorFlow 1 and 2. The only place that i
 
 A model runs in a session of TensorFlow 1, whichever version exported it: the graph, the variables, the tables and the
 assets are those that every SavedModel has, and a call costs a tenth of what a `tf.function` costs
-(bench/tensorflow.py). Ops run in the calling thread; only inside an op may there be others.
+(bench/saved_model.py). Ops run in the calling thread; only inside an op may there be others.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ try:
     from google.protobuf.message import DecodeError  # type: ignore[import-not-found,import-untyped,unused-ignore]
     from tensorflow.core.protobuf import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
         config_pb2,
+        meta_graph_pb2,
         saved_model_pb2,
     )
 except ModuleNotFoundError as missing:
@@ -323,6 +324,11 @@ class NoGpu(ModelError):
         )
 
 
+def _may_have_rows(spec: TensorSpec) -> bool:
+    shape = spec.shape
+    return not spec.optional and (shape is None or (len(shape) > 0 and not isinstance(shape[0], int)))
+
+
 # ---- reading what was exported --------------------------------------------------------------------------------------
 
 
@@ -403,9 +409,22 @@ def _shape(shape: Any) -> tuple[Dim, ...] | None:
     return tuple((dim.name or None) if dim.size < 0 else int(dim.size) for dim in shape.dim)
 
 
+def _assets(graph: Any) -> dict[str, str]:
+    """File names of assets by the tensor that takes the path. TensorFlow 1 noted them in a collection."""
+    assets = list(graph.asset_file_def)
+    if not assets and _ASSETS_COLLECTION in graph.collection_def:
+        for packed in graph.collection_def[_ASSETS_COLLECTION].any_list.value:
+            assets.append(meta_graph_pb2.AssetFileDef())
+            packed.Unpack(assets[-1])
+    return {asset.tensor_info.name: asset.filename for asset in assets}
+
+
+_ASSETS_COLLECTION: Final = "saved_model_assets"
+
+
 def _check_files(graph: Any, folder: Path) -> None:
     """Raises SavedModelIncomplete: names the first file that is missing."""
-    needed = [f"assets/{asset.filename}" for asset in graph.asset_file_def]
+    needed = [f"assets/{name}" for name in _assets(graph).values()]
     if graph.saver_def.restore_op_name and graph.saver_def.version == graph.saver_def.V2:
         present = [path.name for path in folder.glob("variables/variables.data-?????-of-?????")]
         shards = max((int(name[-5:]) for name in present if name[-5:].isdigit()), default=1)
@@ -440,8 +459,10 @@ def _import(session: Any, graph: Any, *, clear_devices: bool) -> None:
     if clear_devices:  # those of the machine that exported it
         for node in graph.graph_def.node:
             node.device = ""
+    info = graph.meta_info_def  # says which attributes the exporting version knew
+    known = info.stripped_op_list if info.HasField("stripped_op_list") else None
     with session.graph.as_default():
-        tf.import_graph_def(graph.graph_def, name="", producer_op_list=graph.meta_info_def.stripped_op_list)
+        tf.import_graph_def(graph.graph_def, name="", producer_op_list=known)
     session.graph.finalize()
 
 
@@ -454,15 +475,14 @@ def _restore(session: Any, graph: Any, folder: Path) -> None:
 
 def _initialise(session: Any, graph: Any, folder: Path) -> None:
     """Fill tables, from assets too."""
-    name = ""
+    operation = ""
     if _INIT_SIGNATURE in graph.signature_def:
-        name = graph.signature_def[_INIT_SIGNATURE].outputs[_INIT_SIGNATURE].name
+        operation = graph.signature_def[_INIT_SIGNATURE].outputs[_INIT_SIGNATURE].name
     for collection in _INIT_COLLECTIONS:
-        if not name and collection in graph.collection_def:
-            name = next(iter(graph.collection_def[collection].node_list.value), "")
-    if name:
-        assets = {asset.tensor_info.name: str(folder / "assets" / asset.filename) for asset in graph.asset_file_def}
-        session.run(name, assets)
+        if not operation and collection in graph.collection_def:
+            operation = next(iter(graph.collection_def[collection].node_list.value), "")
+    if operation:
+        session.run(operation, {tensor: str(folder / "assets" / file) for tensor, file in _assets(graph).items()})
 
 
 _INIT_SIGNATURE: Final = f"{_RESERVED}init_op"
@@ -475,7 +495,7 @@ def _callable(session: Any, fed: Sequence[str], fetched: Sequence[str]) -> Calla
     Return what executes the graph: arrays in the order of `fed` to values in the order of `fetched`.
 
     `Session.make_callable` checks and sorts its arguments in Python at each call, which takes several times as long as
-    a small model (bench/tensorflow.py), so what it is built on is used where it exists.
+    a small model (bench/saved_model.py), so what it is built on is used where it exists.
     """
     if not fetched:
         return lambda *values: ()
@@ -496,18 +516,13 @@ def _closed(*values: Any) -> Sequence[Any]:
 def _feeder(spec: TensorSpec, definition: Any) -> Callable[[Mapping[str, Any]], Any]:
     """Return what gets an input's value out of feeds."""
     name = spec.name
+    dtype = tf.bfloat16.as_numpy_dtype if spec.dtype == "bfloat16" else None
     if spec.optional:
         default = tf.make_ndarray(definition.defaults[name])
-        return lambda feeds: feeds.get(name, default)
-    if spec.dtype == "bfloat16":
-        bfloat16 = tf.bfloat16.as_numpy_dtype
-        return lambda feeds: np.asarray(feeds[name]).astype(bfloat16)
+        return lambda feeds: np.asarray(feeds.get(name, default), dtype=dtype)
+    if dtype is not None:
+        return lambda feeds: np.asarray(feeds[name], dtype=dtype)
     return itemgetter(name)
-
-
-def _may_have_rows(spec: TensorSpec) -> bool:
-    shape = spec.shape
-    return not spec.optional and (shape is None or (len(shape) > 0 and not isinstance(shape[0], int)))
 
 
 # A number's array is copied by `np.array`: what a session returns may be the memory of a constant or a variable of the
@@ -568,11 +583,12 @@ def _load_error(error: Exception, step: str, path: str) -> ModelError:
 
 
 def _reason(error: Exception) -> str:
-    """TensorFlow's message in one line, without nodes of functions, stacks of the export, and hints to developers."""
+    """TensorFlow's message in one line, without the stacks of those who built the graph, and names of its nodes."""
     text = str(getattr(error, "message", "") or error)
-    text = re.split(r"\n\s*(?:Original stack trace|Errors may have originated|Hint:)", text)[0]
+    text = re.split(r"\nNode: '[^']*'\n", text)[-1]
+    text = re.split(r"\n\s*(?:Original stack trace|Errors may have originated|Registered devices|Hint:)", text)[0]
     text = re.sub(r"\{\{(?:function_node|node) [^}]*\}\}", "", text)
-    text = re.sub(r"\[\[[\s,]*\]\]", "", text)
+    text = re.sub(r"\s\[\[[^\]]*\]\]\s*$", "", text)
     text = "".join(character if character.isprintable() else " " for character in text)
     text = " ".join(text.split())
     return text if len(text) <= _REASON_CHARS else text[: _REASON_CHARS - 1] + "…"

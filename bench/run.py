@@ -1,0 +1,39 @@
+"""
+Every measurement of this folder but chaos, one after the other: `make bench`. Read the ratios; machines differ.
+
+`python bench/run.py [NAME …]` runs only those named: codec, replica, footprint, simulate.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = {
+    "codec": ["codec.py"],
+    "replica": ["replica.py"],
+    "footprint": ["footprint.py"],
+    "simulate": ["simulate.py", "--runs", "5000"],
+}
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in SCRIPTS]
+    if unknown:
+        print(f"no such measurement: {', '.join(unknown)}; there are {', '.join(SCRIPTS)}", file=sys.stderr)
+        return 2
+    failed = []
+    for name in names or list(SCRIPTS):
+        script, *options = SCRIPTS[name]
+        print(f"\n== {name}", flush=True)
+        if subprocess.run([sys.executable, str(HERE / script), *options], check=False).returncode != 0:
+            failed.append(name)
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,85 @@
+"""
+What no stored version needs any more is removed: environments of packages, and replaced values of secrets.
+
+Apart from `upkeep`, which waits for quiet moments and reads much: this is quick, and done after each deploy.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection
+
+from cortex.clock import Clock
+from cortex.controlplane.secrets import stored_builds
+from cortex.controlplane.upkeep import wanted_trees
+from cortex.errors import CortexError
+from cortex.state.base import StateStore
+from cortex.state.secrets import SecretStore
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 600.0
+"""Even if nothing is deployed: what was in use until lately is only removed some time later."""
+SETTLING_S = 5.0
+"""After a deploy, before looking: what it replaced is still draining."""
+
+
+class Housekeeping:
+    """
+    A thread that clears up now and then.
+
+    Args:
+        sweep: has environments removed that are not among those given. Raises CortexError when the node is away.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: StateStore,
+        secrets: SecretStore,
+        sweep: Callable[[Collection[str]], object],
+        clock: Clock,
+    ) -> None:
+        self._state = state
+        self._secrets = secrets
+        self._sweep = sweep
+        self._clock = clock
+        self._woken = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something may not be needed any more."""
+        self._woken.set()
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._woken.set()
+
+    def clear_up(self) -> None:
+        """
+        Once, now.
+
+        Raises:
+            CortexError: the node is away, or the disk fails; what could be removed is.
+        """
+        builds = [build for record in self._state.apis() for build in stored_builds(record)]
+        pins = [pin for build in builds for pin in build.secrets.values()]
+        self._secrets.prune(pins, wall_s=self._clock.wall_s())
+        trees, _versions = wanted_trees(self._state)  # the digest of a lock is also that of its environment
+        self._sweep(trees)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(SETTLING_S):
+            try:
+                self.clear_up()
+            except CortexError as error:
+                log.info("clearing up is put off: %s", error)
+            except Exception:
+                log.exception("a fault of ours")
+            self._woken.wait(INTERVAL_S)
+            self._woken.clear()

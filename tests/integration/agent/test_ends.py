@@ -1,0 +1,101 @@
+"""How an agent ends, and what it must not leave behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from agent_harness import Node, eventually
+
+from cortex.processes import is_alive
+from cortex.wire.agent import GiveOrders, Refused, StopAgent
+from cortex.wire.orders import Orders
+from cortex.wire.reports import Phase
+
+pytestmark = pytest.mark.slow
+
+WAITS = """\
+import pathlib, time
+
+def pre_inference(sample, metadata):
+    if sample:
+        pathlib.Path(sample["mark"]).touch()
+        time.sleep(1.0)
+    return [[5.2, 3.6, 1.4, 0.3]]
+"""
+NEVER_LOADED = "import time\ntime.sleep(600)\n"
+
+
+def test_a_stopped_node_finishes_its_requests_and_leaves_nothing(own_node: Node, api: str, tmp_path: Path):
+    build = own_node.build(api, WAITS)
+    own_node.serve(build, count=2, body=b"null")
+    starting = own_node.build(f"{api}s", NEVER_LOADED)
+    own_node.order(own_node.start_order(starting))
+    own_node.until(own_node.start_order(starting).replica, Phase.LOADING)
+    mark = tmp_path / "begun"
+    asking = own_node.posting(build, json.dumps({"mark": str(mark)}).encode())
+    eventually(mark.exists, "the handler works on it")
+    own_node.ask(StopAgent(drain_timeout_s=10.0))
+    late = own_node.ask(GiveOrders(orders=Orders(epoch=own_node.epoch, orders=(own_node.start_order(build, 7),))))
+    assert isinstance(late, Refused)
+    assert not late.stale_epoch
+    assert asking.outcome()[0] == 200
+    assert own_node.wait_for_end() == 0
+    assert own_node.processes() == []
+    assert own_node.sockets() == []
+    assert list(own_node.layout.home.rglob("*.tmp")) == []
+    assert not own_node.layout.agent_file.exists()
+
+
+def test_an_agent_that_is_told_to_end_by_signal_leaves_everything_running(own_node: Node, api: str):
+    build = own_node.build(api)
+    (replica,) = own_node.serve(build)
+    before = own_node.of(own_node.until(replica, Phase.READY))
+    own_node.signal_agent(signal.SIGTERM)
+    assert own_node.wait_for_end() == 0
+    assert own_node.post(build)[0] == 200
+    own_node.start()
+    assert own_node.of(own_node.until(replica, Phase.READY)) == before
+
+
+def test_a_second_agent_ends_at_once_and_changes_nothing(own_node: Node, api: str):
+    build = own_node.build(api)
+    own_node.serve(build)
+    before = own_node.report().agent
+    assert own_node.start_another().wait(30) == 0
+    assert own_node.report().agent == before
+    assert own_node.post(build)[0] == 200
+
+
+def test_a_node_whose_ingress_was_killed_stops_all_the_same(own_node: Node, api: str):
+    own_node.serve(own_node.build(api))
+    own_node.kill(*own_node.haproxies())
+    assert own_node.stop(20.0) == 0
+    assert own_node.processes() == []
+    assert own_node.sockets() == []
+
+
+def test_a_node_whose_home_was_removed_ends_by_itself(own_node: Node, api: str):
+    own_node.serve(own_node.build(api))
+    everybody = own_node.processes()
+    shutil.rmtree(own_node.layout.home)
+    own_node.wait_for_end()
+    eventually(lambda: not any(is_alive(identity) for identity in everybody), "nobody is left")
+    assert not own_node.layout.home.exists()
+
+
+def test_a_disk_that_takes_no_records_keeps_nobody_from_serving(own_node: Node, api: str):
+    records = own_node.layout.node / "replicas"
+    records.write_bytes(b"")  # a file where a folder is needed: nothing can be written, even by root
+    state = own_node.layout.node / "agent-state.json"
+    state.unlink(missing_ok=True)
+    state.mkdir()
+    build = own_node.build(api)
+    (replica,) = own_node.serve(build)
+    assert own_node.post(build)[0] == 200
+    records.unlink()
+    state.rmdir()
+    eventually(lambda: len(own_node.files_of(replica)) == 3 and state.is_file(), "what was owed is written")

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cortex.settings import HomeLayout, Settings
+
+
+@pytest.fixture
+def layout() -> Iterator[HomeLayout]:
+    """A home whose path is short enough for sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="cx", dir="/tmp"))
+    layout = HomeLayout(folder / "h")
+    layout.prepare()
+    yield layout
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def settings(layout: HomeLayout) -> Settings:
+    return Settings(home=layout.home)

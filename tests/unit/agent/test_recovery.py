@@ -1,0 +1,105 @@
+"""Tests of `cortex.agent.recovery`."""
+
+import asyncio
+import os
+import socket
+import threading
+
+import msgspec
+
+from cortex.agent import recovery
+from cortex.agent.recovery import Answer, leads_somewhere
+from cortex.ids import ReplicaId
+from cortex.wire.framing import receive_frame, send_frame
+from cortex.wire.launch import ReplicaStatus
+from cortex.wire.reports import Phase
+
+
+def a_status() -> ReplicaStatus:
+    return ReplicaStatus(
+        replica=ReplicaId("t.a.00000000.0"),
+        attempt=1,
+        pid=os.getpid(),
+        start_ticks=1,
+        phase=Phase.READY,
+        phase_wall_s=0.0,
+        started_wall_s=0.0,
+    )
+
+
+def listening(path, backlog: int = 4) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(backlog)
+    return listener
+
+
+def ask(path, answer=None, timeout_s=5.0) -> Answer:
+    """Ask, with `answer` called in a thread with the connection that comes."""
+    listener = listening(path)
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            receive_frame(connection)
+            answer(connection)
+
+    thread = threading.Thread(target=serve) if answer is not None else None
+    if thread is not None:
+        thread.start()
+    try:
+        return asyncio.run(recovery.ask(path, timeout_s=timeout_s))
+    finally:
+        if thread is not None:
+            thread.join(5)
+        listener.close()
+
+
+def test_a_replica_answers_with_its_status_and_a_copy_of_its_slot(tmp_path, layout):
+    slot = listening(layout.slot_socket("a"))
+
+    def answer(connection):
+        send_frame(connection, msgspec.json.encode(a_status()))  # pushed, without a socket
+        send_frame(connection, msgspec.json.encode(a_status()), [slot.fileno()])
+
+    found = ask(layout.control_socket("a"), answer)
+    assert (found.status, found.silent) == (a_status(), False)
+    assert found.listener.getsockname() == slot.getsockname()
+    found.close()
+    slot.close()
+
+
+def test_where_nobody_listens_there_is_no_process(layout):
+    path = layout.control_socket("a")
+    assert asyncio.run(recovery.ask(path, timeout_s=5)) == Answer()
+    listening(path).close()
+    assert asyncio.run(recovery.ask(path, timeout_s=5)) == Answer()
+
+
+def test_a_process_that_ends_while_it_is_asked_is_none(layout):
+    assert ask(layout.control_socket("a"), lambda connection: connection.close()) == Answer()
+
+
+def test_a_process_that_talks_nonsense_is_not_believed(layout):
+    slot = listening(layout.slot_socket("a"))
+    found = ask(layout.control_socket("a"), lambda connection: send_frame(connection, b"\xff{", [slot.fileno()]))
+    assert found == Answer()
+    slot.close()
+
+
+def test_somebody_who_does_not_answer_in_time_is_there_all_the_same(layout):
+    assert ask(layout.control_socket("a"), timeout_s=0.01) == Answer(silent=True)
+
+
+def test_a_path_leads_somewhere_as_long_as_somebody_listens(layout):
+    path = layout.slot_socket("a")
+    assert not leads_somewhere(path)
+    listener = listening(path, backlog=0)
+    waiting = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(3)]
+    for client in waiting:
+        client.connect_ex(str(path))
+    assert leads_somewhere(path), "also when there is no room to wait"
+    listener.close()
+    assert not leads_somewhere(path)
+    for client in waiting:
+        client.close()
