@@ -16,7 +16,7 @@ DEV := $(VENV)/.installed-dev
 ALL := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check chaos bench clean
+.PHONY: help install demo test e2e check chaos bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,8 +26,11 @@ install: $(ALL) ## set up .venv with every extra that runs anywhere (TensorFlow,
 demo: $(CORE) ## deploy examples/iris on this machine and ask it something
 	@examples/demo.sh
 
-test: $(DEV) ## run the tests; choose with ARGS, e.g. make test ARGS="-k rollout"
-	$(BIN)/python -m pytest $(ARGS)
+test: $(DEV) ## run unit, contract and integration tests; choose with ARGS, e.g. make test ARGS="-k rollout"
+	$(BIN)/python -m pytest tests/unit tests/contract tests/integration $(ARGS)
+
+e2e: $(DEV) ## run the end-to-end tests: real commands on homes of their own
+	$(BIN)/python -m pytest tests/e2e $(ARGS)
 
 check: $(DEV) ## formatting, lint, types, import direction
 	$(BIN)/ruff format --check
