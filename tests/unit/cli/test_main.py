@@ -194,7 +194,7 @@ def test_every_command_has_help_with_examples_in_80_columns(cortex: Any, name: s
     assert max(len(line) for line in ran.out.splitlines()) <= 80
 
 
-@pytest.mark.parametrize("name", ["rollback", "secret", "configure"])
+@pytest.mark.parametrize("name", ["rollback", "configure"])
 def test_commands_that_are_not_there_are_not_listed(cortex: Any, name: str) -> None:
     assert f"  {name} " not in cortex("--help").out
     assert cortex(name).code == 2
