@@ -36,7 +36,7 @@ BACKENDS = {
 """Library, a model, and a sample that it takes."""
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(scope="module", params=sorted(BACKENDS))
 def backend(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if importlib.util.find_spec(BACKENDS[name][0]) is None:
@@ -44,8 +44,9 @@ def backend(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def launcher(backend: str) -> Iterator[LauncherProcess]:
+    """One for all tests of a backend: importing tensorflow takes seconds."""
     folder = Path(tempfile.mkdtemp(prefix="cx", dir="/tmp"))
     # As careless as an environment can be: threads are what the launcher has to prevent.
     environment = {"OPENBLAS_NUM_THREADS": "4", "OMP_NUM_THREADS": "4", "ORT_DISABLE_TELEMETRY": "0"}
@@ -69,6 +70,14 @@ def test_children_answer_and_end_in_order(launcher: LauncherProcess, backend: st
         assert (exited.pid, exited.code, exited.signal) == (replica.pid, 0, None)
         assert replica.stats().ok == 1
     assert os.listdir(f"/proc/{launcher.pid}/task") == [str(launcher.pid)], "forking has not started any"
+
+
+def test_children_have_nothing_heavy_left_to_import(launcher: LauncherProcess, backend: str) -> None:
+    _, model, _ = BACKENDS[backend]
+    replica = launcher.fork(spec_for(launcher.folder, model, replica="t.c.0.0", model_format=backend)).ready()
+    tasks = Path(f"/proc/{replica.pid}/task").iterdir()
+    cpu_s = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    assert cpu_s < 1.0, "importing tensorflow alone takes more than three seconds of processor time"
 
 
 def test_inspection_answers(launcher: LauncherProcess, backend: str) -> None:

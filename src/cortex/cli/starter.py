@@ -111,7 +111,7 @@ class Starter:
             "def post_inference(prediction, metadata):",
             *_comment(_on_outputs(outputs)),
             *(f"    #   {line}" for line in described(outputs)),
-            *_advice(outputs),
+            *_advice(outputs, keeps_batch=self.signature.key is None),
             *_returned(outputs),
         ]
         return "\n".join(lines) + "\n"
@@ -181,8 +181,13 @@ def _on_outputs(outputs: tuple[TensorSpec, ...]) -> list[str]:
     return [f"`prediction` holds {what}. What is returned is the response, as JSON."]
 
 
-def _advice(outputs: tuple[TensorSpec, ...]) -> list[str]:
-    """How to get at what people mostly want, where the first output looks as if it had that."""
+def _advice(outputs: tuple[TensorSpec, ...], *, keeps_batch: bool) -> list[str]:
+    """
+    How to get at what people mostly want, where the first output looks as if it had that.
+
+    Args:
+        keeps_batch: whether a prediction for one row still has the batch dimension; TensorFlow's have lost it.
+    """
     if not outputs:
         return []
     first = outputs[0]
@@ -195,7 +200,7 @@ def _advice(outputs: tuple[TensorSpec, ...]) -> list[str]:
     elif len(first.shape) == 1:
         sentence = f"The first row's alone:  {place}[0]"
     elif len(first.shape) == 2 and first.dtype.startswith("float") and isinstance(width, int) and width > 1:
-        sentence = f"The number of the first row's highest score:  {place}[0].argmax()"
+        sentence = f"The number of the first row's highest score:  {place}{'[0]' if keeps_batch else ''}.argmax()"
     else:
         return []
     return ["    #", *_comment([sentence])]

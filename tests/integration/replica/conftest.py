@@ -45,9 +45,16 @@ def start(shared_launcher: LauncherProcess, folder: Path) -> Iterator[Callable[.
     """Fork a replica of the shared launcher, on the iris model unless told otherwise."""
     started: list[Replica] = []
 
-    def start(source: str | None = None, *, model: Path = IRIS, wait: bool = True, **fields: Any) -> Replica:
+    def start(
+        source: str | None = None,
+        *,
+        model: Path = IRIS,
+        wait: bool = True,
+        secrets: dict[str, str] | None = None,
+        **fields: Any,
+    ) -> Replica:
         fields.setdefault("replica", f"t.a.00000000.{next(_NUMBERS)}")
-        replica = shared_launcher.fork(spec_for(folder, model, handler_source=source, **fields))
+        replica = shared_launcher.fork(spec_for(folder, model, handler_source=source, **fields), secrets=secrets)
         started.append(replica)
         return replica.ready() if wait else replica
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -35,10 +36,13 @@ from cortex.wire.launch import (
 )
 from cortex.wire.logline import LoggedLine, parse_line
 from cortex.wire.reports import Phase
+from cortex.wire.secrecy import packed
 from cortex.wire.stats import EXIT_FILE_SUFFIX, LastWords, StatsFile
 
 DEADLINE_S = 20.0
 """For anything to happen; generous, since the machine may be busy."""
+LAUNCHER_DEADLINE_S = 60.0
+"""Importing tensorflow takes 4 s on an idle machine, and three times that while its modules are not compiled yet."""
 T = TypeVar("T")
 
 
@@ -191,9 +195,10 @@ class LauncherLink:
                 return message
             self.received.append(message)
 
-    def inspect(self, spec: ReplicaSpec, **options: Any) -> InspectReport:
+    def inspect(self, spec: ReplicaSpec, *, secrets: dict[str, str] | None = None, **options: Any) -> InspectReport:
         mark = os.urandom(4).hex()
-        self.send(Inspect(request=mark, spec=spec, **options))
+        with packed_secrets(secrets) as packed:
+            self.send(Inspect(request=mark, spec=spec, **options), packed)
         return self.wait_for(Inspected, lambda reply: reply.request == mark).report
 
     def close(self) -> None:
@@ -296,7 +301,7 @@ class LauncherProcess:
                 env={**os.environ, **self.environment},
                 start_new_session=True,
             )
-        eventually(self._listening, "the launcher listens")
+        eventually(self._listening, "the launcher listens", LAUNCHER_DEADLINE_S)
         self.link = LauncherLink(self.socket_path)
 
     def _listening(self) -> bool:
@@ -307,15 +312,21 @@ class LauncherProcess:
     def pid(self) -> int:
         return self.process.pid
 
-    def fork(self, spec: ReplicaSpec, slot: socket.socket | None = None, link: LauncherLink | None = None) -> Replica:
+    def fork(
+        self,
+        spec: ReplicaSpec,
+        slot: socket.socket | None = None,
+        link: LauncherLink | None = None,
+        secrets: dict[str, str] | None = None,
+    ) -> Replica:
         """Fork a replica on its own slot, or on one that an earlier attempt had."""
         link = link or self.link
         if slot is None:
             slot = listen(self.folder / f"s{spec.replica}")
         replica = Replica(spec, slot)
         replica.control_path.unlink(missing_ok=True)
-        with listen(replica.control_path) as control:
-            link.send(Fork(spec=spec), [slot.fileno(), control.fileno()])
+        with listen(replica.control_path) as control, packed_secrets(secrets) as packed:
+            link.send(Fork(spec=spec), [slot.fileno(), control.fileno(), *packed])
             reply = link.wait_for(Forked | ForkFailed)  # type: ignore[arg-type]
         assert isinstance(reply, Forked), reply
         replica.pid = reply.pid
@@ -336,6 +347,19 @@ class LauncherProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+@contextlib.contextmanager
+def packed_secrets(secrets: dict[str, str] | None) -> Iterator[list[int]]:
+    """What carries secrets to a launcher's child, if there are any."""
+    if not secrets:
+        yield []
+        return
+    descriptor = packed(secrets)
+    try:
+        yield [descriptor]
+    finally:
+        os.close(descriptor)
 
 
 def listen(path: Path) -> socket.socket:
