@@ -32,6 +32,11 @@ _MAX_DEPTH: Final = 250  # orjson's own limit is 254, and its hook adds levels
 _INT64_MIN, _UINT64_MAX = -(1 << 63), (1 << 64) - 1
 _WRITTEN_DATES: Final = (datetime.datetime, datetime.date)
 """Of these orjson writes no subclasses, and times only without a zone."""
+_WRITTEN_SCALARS: Final = (
+    *(np.bool_, np.float16, np.float32, np.float64, np.datetime64),
+    *(np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64),
+)
+"""numpy's scalars that orjson writes; dates only once `_moment` has looked at them."""
 _OPENS: Final = object()
 
 
@@ -66,13 +71,13 @@ def encode(result: object) -> bytes:
         result: what a handler returned, or a raw prediction: any nesting of text, numbers, booleans, None, lists,
             tuples, mappings, sets, numpy arrays and scalars, Decimal, dates, UUID, Enum, dataclasses; bytes become
             `{"b64": "…"}`, NaN and infinities null. Keys that are not text become text. Key order is kept. NaT becomes
-            null in units of seconds to microseconds only: in others orjson takes it for a date of 1970 or 1677.
+            null.
 
     Raises:
         Unserialisable: names the type and where it stands.
     """
     try:
-        return orjson.dumps(result, _default, _OPTIONS)
+        return orjson.dumps(result, _hook, _OPTIONS & ~orjson.OPT_SERIALIZE_NUMPY)
     except (TypeError, RecursionError):
         pass
     walk = _Walk()
@@ -84,8 +89,24 @@ def encode(result: object) -> bytes:
         raise Unserialisable("result", str(error)) from error
 
 
+def _hook(value: Any) -> Any:
+    """
+    orjson's hook: return something that it can write for what it cannot.
+
+    Everything of numpy's comes through here and is handed back written. orjson is not let at it alone: of an array
+    of dates that has several dimensions and a year out of range it leaves half of the brackets out and says nothing
+    (seen with 3.13), and NaT it takes for a date.
+    """
+    plain = _array(value) if isinstance(value, np.ndarray) else value
+    if isinstance(plain, np.datetime64):
+        plain = _moment(plain)
+    if (isinstance(plain, np.ndarray) and plain.dtype.kind in "biuf") or isinstance(plain, _WRITTEN_SCALARS):
+        return orjson.Fragment(orjson.dumps(plain, None, _OPTIONS))
+    return _default(value) if plain is value else plain
+
+
 def _default(value: Any) -> Any:
-    """orjson's hook: return something that it can write for what it cannot."""
+    """Return something that orjson can write, or nearly, for what it cannot."""
     if isinstance(value, np.ndarray):
         return _array(value)
     for types, convert in _CONVERSIONS:

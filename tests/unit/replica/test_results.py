@@ -305,6 +305,14 @@ ANYTHING = st.recursive(
 )
 
 
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("year", ["-001", "12020"])
+def test_dates_out_of_range_in_an_array_leave_no_half_written_json(year, shape):
+    array = np.full(shape, np.datetime64(year, "Y"))
+    written = json.loads(encode({"a": array, "b": [array]}))
+    assert written == {"a": array.astype(str).tolist(), "b": [array.astype(str).tolist()]}
+
+
 @given(ANYTHING)
 @settings(max_examples=600, deadline=None)
 def test_anything_becomes_valid_json_or_a_named_error(value):
