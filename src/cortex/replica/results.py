@@ -28,10 +28,16 @@ from cortex.errors import CortexError
 _Array: TypeAlias = NDArray[Any]
 
 _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS
+_PLAIN: Final = _OPTIONS & ~orjson.OPT_SERIALIZE_NUMPY
+"""For whole results: what is numpy's comes through `_hook`."""
 _MAX_DEPTH: Final = 250  # orjson's own limit is 254, and its hook adds levels
 _INT64_MIN, _UINT64_MAX = -(1 << 63), (1 << 64) - 1
 _WRITTEN_DATES: Final = (datetime.datetime, datetime.date)
 """Of these orjson writes no subclasses, and times only without a zone."""
+_Written: Final = orjson.Fragment
+_dumps: Final = orjson.dumps
+_WRITTEN_ELEMENTS: Final = frozenset("?efdbhilqBHILQ")
+"""`dtype.char` of the arrays that orjson writes at once."""
 _WRITTEN_SCALARS: Final = (
     *(np.bool_, np.float16, np.float32, np.float64, np.datetime64),
     *(np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64),
@@ -77,7 +83,7 @@ def encode(result: object) -> bytes:
         Unserialisable: names the type and where it stands.
     """
     try:
-        return orjson.dumps(result, _hook, _OPTIONS & ~orjson.OPT_SERIALIZE_NUMPY)
+        return _dumps(result, _hook, _PLAIN)
     except (TypeError, RecursionError):
         pass
     walk = _Walk()
@@ -97,11 +103,16 @@ def _hook(value: Any) -> Any:
     of dates that has several dimensions and a year out of range it leaves half of the brackets out and says nothing
     (seen with 3.13), and NaT it takes for a date.
     """
+    if type(value) is np.ndarray and value.dtype.char in _WRITTEN_ELEMENTS:
+        try:
+            return _Written(_dumps(value, None, _OPTIONS))
+        except TypeError:
+            pass  # no dimensions, strides, foreign byte order
     plain = _array(value) if isinstance(value, np.ndarray) else value
     if isinstance(plain, np.datetime64):
         plain = _moment(plain)
     if (isinstance(plain, np.ndarray) and plain.dtype.kind in "biuf") or isinstance(plain, _WRITTEN_SCALARS):
-        return orjson.Fragment(orjson.dumps(plain, None, _OPTIONS))
+        return _Written(_dumps(plain, None, _OPTIONS))
     return _default(value) if plain is value else plain
 
 
