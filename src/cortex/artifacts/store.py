@@ -69,6 +69,9 @@ SCRUB_STEP_BYTES = 4 * 2**20
 TRUSTED_BLOBS = 50_000
 """How many hashed blobs a process remembers; beyond that they are forgotten, which costs hashing them again."""
 
+LINK_TRIES = 100
+"""Each failed one means that another process has put the same blob in between, which few do at once."""
+
 _EXECUTABLE = ".x"
 _NEW, _GONE = ".new-", ".gone-"
 
@@ -1149,15 +1152,36 @@ def _put_right(
 
 
 def _link_or_copy(blob: Path, target: Path) -> None:
-    """Hard link inside the store; a copy where an inode has no room for another name or links are unknown."""
+    """
+    Hard link inside the store; a copy where an inode has no room for another name or links are unknown.
+
+    Raises:
+        FileNotFoundError: the blob is gone.
+    """
     try:
-        os.link(blob, target, follow_symlinks=False)
+        _link(blob, target)
     except OSError as error:
         if error.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
             raise
         shutil.copyfile(blob, target)
         shutil.copymode(blob, target)
         _sync(target)
+
+
+def _link(blob: Path, target: Path) -> None:
+    """
+    Give a blob another name.
+
+    Linking fails as if the blob were gone when another process renames an equal one over it at that moment: the inode
+    that was looked up has lost its last name. Whoever looks again finds the new one.
+    """
+    for _ in range(LINK_TRIES):
+        try:
+            os.link(blob, target, follow_symlinks=False)
+            return
+        except FileNotFoundError:
+            blob.lstat()
+    os.link(blob, target, follow_symlinks=False)
 
 
 def _sync(path: Path) -> None:
