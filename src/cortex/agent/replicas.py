@@ -14,9 +14,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -102,9 +103,13 @@ class Replica:
     stopping: bool = False
     leaving: bool = False
     """It ends in order, and not because we asked it to."""
+    stuck: bool = False
+    """It sits in a handler that is over its time, and can look at nothing else."""
     forgotten: bool = False
     unwritten: bool = False
     """Its record on disk is out of date."""
+    heard: bool = False
+    """It has answered since its health was checked last."""
     still_beats: int = 0
     launching: asyncio.Task[None] | None = None
     forking: bool = False
@@ -615,11 +620,15 @@ class Replicas:
         if status.attempt != replica.order.attempt or replica.phase is Phase.EXITED:
             return
         replica.status = status
+        replica.heard = True
         replica.answered_s = self._clock.monotonic_s()
         changed = False
         if status.progress != replica.progress:
             replica.progress = status.progress
             replica.progress_since_s = self._clock.monotonic_s()
+            changed = True
+        if status.stuck != replica.stuck:
+            replica.stuck = status.stuck
             changed = True
         if (status.was_ready or status.phase is Phase.READY) and not replica.was_ready:
             replica.was_ready = True
@@ -644,9 +653,8 @@ class Replicas:
         now_s, interval_s = self._clock.monotonic_s(), self._settings.health_interval_s
         late_s = max(0.0, now_s - self._checked_s - interval_s)
         for replica in self:
-            if replica.answered_s <= self._checked_s:
-                replica.answered_s += late_s
-            replica.progress_since_s += late_s
+            replica.answered_s = min(now_s, replica.answered_s + late_s)
+            replica.progress_since_s = min(now_s, replica.progress_since_s + late_s)
             if replica.unwritten:
                 self._remember(replica)
             if replica.gone or replica.identity is None:
@@ -667,8 +675,9 @@ class Replicas:
     def _note_beat(self, replica: Replica) -> None:
         """Count in how many answers in a row the event loop stood still; without a new answer nothing changes."""
         status = replica.status
-        if status is None or replica.answered_s <= self._checked_s:
+        if status is None or not replica.heard:
             return
+        replica.heard = False
         still = status.heartbeat_age_s > self._settings.hung_after_s and status.oldest_request_age_s == 0.0
         replica.still_beats = replica.still_beats + 1 if still else 0
 
@@ -911,10 +920,11 @@ class Replicas:
         else:
             replica.unwritten = False
 
-    def _spawn(self, replica: Replica, work: Awaitable[None]) -> asyncio.Task[None]:
+    def _spawn(self, replica: Replica, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(_logged(work, replica.label))
         replica.tasks.add(task)
         task.add_done_callback(replica.tasks.discard)
+        task.add_done_callback(lambda _task: work.close())  # it may be cancelled before it has begun
         return task
 
 

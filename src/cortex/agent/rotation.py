@@ -31,6 +31,7 @@ class SeenReplica(Protocol):
     hold_expired: bool
     stopping: bool
     leaving: bool
+    stuck: bool
 
 
 def ingress_routes(
@@ -53,8 +54,9 @@ def readiness(replica: SeenReplica, *, hold: bool) -> Readiness:
     """
     if replica.stopping or replica.phase is Phase.DRAINING:
         return Readiness.DRAINING
-    if replica.leaving and not replica.gone:
-        # Somebody else told it to end. It takes requests until then, and its successor those that come after.
+    if (replica.leaving or replica.stuck) and not replica.gone:
+        # Somebody else told it to end: it takes requests until then, and its successor those that come after. Or it
+        # sits in a handler that is over its time: it goes on when that is through, or is replaced.
         return Readiness.HELD if hold else Readiness.UNREADY
     if replica.phase is Phase.READY and not replica.gone:
         return Readiness.READY

@@ -6,6 +6,7 @@ No locks: each fact is one attribute, and a status that is one step behind does 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -20,6 +21,13 @@ from cortex.wire.reports import Phase
 
 OVERDUE_GRACE_S = 1.0
 """After its timeout a request's code gets this long to end, since it may just have been cancelled."""
+STUCK_AFTER_S = 0.25
+"""
+A request whose time was up so long ago and which was not even told so: the event loop sits in a handler.
+
+Less than the ingress waits on top of a timeout (`ingress.configuration.REPLICA_GRACE_MS`), so that what comes after it
+has given up that request already goes elsewhere.
+"""
 
 
 class Condition:
@@ -87,6 +95,7 @@ class Condition:
             heartbeat_age_s=max(0.0, now_s - max(self.heartbeat_s, self.resumed_s)) if serving else 0.0,
             oldest_request_age_s=oldest_s,
             overdue=overdue,
+            stuck=serving and self.until_stuck_s() <= 0,
             in_flight=count,
             progress=self.progress,
             progress_wall_s=self.progress_wall_s,
@@ -96,15 +105,22 @@ class Condition:
             facts=self.facts,
         )
 
-    def _look_at_requests(self, now_s: float) -> tuple[float, bool, int]:
-        """Age of the oldest request, whether any has outlived its timeout, and how many there are."""
-        exchanges: list[Exchange] = []
+    def until_stuck_s(self) -> float:
+        """Seconds until the event loop counts as stuck, unless it answers before; 0 or less: it is, infinity: never."""
+        due_s = [e.started_s + e.timeout_s for e in self._requests() if not e.answered]
+        return min(due_s, default=math.inf) + STUCK_AFTER_S - perf_counter()
+
+    def _requests(self) -> list[Exchange]:
         for _ in range(10):
             try:
-                exchanges = list(self.in_flight)  # atomic in CPython but for a resize at the wrong moment
-                break
+                return list(self.in_flight)  # atomic in CPython but for a resize at the wrong moment
             except RuntimeError:
                 continue
+        return []
+
+    def _look_at_requests(self, now_s: float) -> tuple[float, bool, int]:
+        """Age of the oldest request, whether any has outlived its timeout, and how many there are."""
+        exchanges = self._requests()
         oldest_s = 0.0
         overdue = False
         for exchange in exchanges:

@@ -28,9 +28,11 @@ HOUSEKEEPING_INTERVAL_S = 1.0
 """Also the most of the counters that a killed replica loses."""
 STALLED_S = 2.0
 """
-Woken this much too late, the thread knows that the whole process stood still: a suspended machine, a stopped or
+Come round this much too late, the thread knows that the whole process stood still: a suspended machine, a stopped or
 starved process. The event loop must not be called hung for that by the first who asks afterwards.
 """
+STUCK_POLL_S = 0.1
+"""How soon an event loop that came round again after having been stuck gets requests again."""
 _REQUESTS = msgspec.json.Decoder(ReplicaRequest)
 
 
@@ -71,6 +73,7 @@ class Control:
         self._announced = 0
         self._pushed = 0
         self._delivered = 0
+        self._stuck = False
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
         self._poll.register(self._wake_fd, select.POLLIN)
@@ -92,16 +95,20 @@ class Control:
 
     def _serve(self) -> None:
         last_s = time.monotonic()
+        awake_s = perf_counter()
         while True:
             try:
-                wait_s = max(0.0, last_s + self.interval_s - time.monotonic())
-                before_s = perf_counter()
+                stuck_in_s = self._condition.until_stuck_s()
+                look_in_s = stuck_in_s if stuck_in_s > 0 else STUCK_POLL_S
+                wait_s = max(0.0, min(last_s + self.interval_s - time.monotonic(), look_in_s))
                 ready = self._poll.poll(wait_s * 1000 + 1)
-                if perf_counter() - before_s > wait_s + STALLED_S:
-                    self._condition.resumed_s = perf_counter()
+                last_awake_s, awake_s = awake_s, perf_counter()
+                if awake_s - last_awake_s > wait_s + STALLED_S:
+                    self._condition.resumed_s = awake_s
                 for fd, _events in ready:
                     self._handle(fd)
                 self._note_delivery()
+                self._tell_if_stuck()
                 if time.monotonic() >= last_s + self.interval_s:
                     last_s = time.monotonic()
                     self._every_second()
@@ -166,6 +173,13 @@ class Control:
                 del self._channels[known]
                 with suppress(KeyError):  # closed before it was ever polled
                     self._poll.unregister(known)
+
+    def _tell_if_stuck(self) -> None:
+        """At once, both when the event loop sits in a handler for too long and when it has come round."""
+        stuck = self._condition.until_stuck_s() <= 0
+        if stuck != self._stuck:
+            self._stuck = stuck
+            self.announce()
 
     def _note_delivery(self) -> None:
         if self._pushed > self._delivered and all(c.flushed for c in self._channels.values()):

@@ -173,6 +173,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Age of the oldest request in flight; 0 when there is none."""
     overdue: bool = False
     """A request has outlived its timeout inside code that cannot be stopped: replace me."""
+    stuck: bool = False
+    """The event loop sits in a handler that is over its time: send me nothing until it comes round."""
     in_flight: int = 0
     progress: str = ""
     """What it is doing while it loads, e.g. `importing handler.py`."""

@@ -30,6 +30,7 @@ class Seen:
     hold_expired: bool = False
     stopping: bool = False
     leaving: bool = False
+    stuck: bool = False
     order: StartReplica = field(default_factory=an_order)
 
 
@@ -47,6 +48,7 @@ class Seen:
         pytest.param(Seen(stopping=True), True, Readiness.DRAINING, id="about to be drained"),
         pytest.param(Seen(phase=Phase.DRAINING), True, Readiness.DRAINING, id="drains"),
         pytest.param(Seen(leaving=True), True, Readiness.HELD, id="told to end by somebody else"),
+        pytest.param(Seen(stuck=True), True, Readiness.HELD, id="sits in a handler for too long"),
         pytest.param(Seen(leaving=True), False, Readiness.UNREADY, id="told to end, nobody comes"),
         pytest.param(
             Seen(leaving=True, gone=True, unready_since_s=1.0), True, Readiness.HELD, id="told to end, and has"

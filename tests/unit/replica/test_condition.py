@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 from time import perf_counter
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
-from cortex.replica.condition import OVERDUE_GRACE_S, Condition
+from cortex.replica.condition import OVERDUE_GRACE_S, STUCK_AFTER_S, Condition
 from cortex.replica.http import Exchange
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.reports import Phase
@@ -74,6 +75,21 @@ def test_any_request_past_its_timeout_is_overdue_after_a_grace(condition: Condit
     assert not condition.status().overdue
     condition.in_flight[exchange(10, 10 - OVERDUE_GRACE_S * 2)] = None
     assert condition.status().overdue
+
+
+def test_the_loop_is_stuck_once_a_request_is_over_its_time_and_was_not_even_told_so(condition: Condition) -> None:
+    condition.enter(Phase.READY)
+    assert condition.until_stuck_s() == math.inf
+    told = exchange(10, 5)
+    told.answered = True
+    condition.in_flight |= dict.fromkeys((told, exchange(10, 10), exchange(1)))
+    assert not condition.status().stuck
+    assert 0 < condition.until_stuck_s() <= STUCK_AFTER_S
+    late = exchange(10, 10 - 2 * STUCK_AFTER_S)
+    condition.in_flight[late] = None
+    assert condition.status().stuck
+    del condition.in_flight[late]
+    assert not condition.status().stuck
 
 
 def test_a_process_that_stood_still_is_no_hung_loop(condition: Condition) -> None:
