@@ -62,6 +62,7 @@ _FIXED = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
+_ADDED = {"--find-links": ("UV_FIND_LINKS", ","), "--extra-index-url": ("UV_EXTRA_INDEX_URL", None)}
 _TOLD = re.compile(r"^\s*(Downloading|Building|Compiling|Updating) .+$")
 
 
@@ -142,8 +143,19 @@ class Installer:
         Raises:
             InstallerFailed, InstallerMissing
         """
-        command = [self._find(), *arguments]
+        command = [self._find(), *arguments, *self._also(arguments)]
         return await self._run(command, self._for_uv, cwd=cwd, timeout_s=timeout_s, tell=tell, doing=doing)
+
+    def _also(self, arguments: Sequence[str]) -> list[str]:
+        """What our environment adds to options that are given: uv takes one or the other, pip takes both."""
+        return [
+            part
+            for option, (variable, separator) in _ADDED.items()
+            if option in arguments
+            for value in self._for_uv.get(variable, "").split(separator)
+            if value
+            for part in (option, value)
+        ]
 
     async def run(self, command: Sequence[str], *, cwd: Path, timeout_s: float, tell: Tell, doing: str) -> str:
         """

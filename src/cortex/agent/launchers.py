@@ -157,6 +157,11 @@ class Launcher:
         return self._channel is not None and not self._channel.closed
 
     @property
+    def can_start(self) -> bool:
+        """False while its packages are not installed."""
+        return self._python.exists()
+
+    @property
     def in_use(self) -> bool:
         """Somebody waits for an answer, or for the launcher itself."""
         return bool(self._forks or self._inspections or self._connecting.locked())
@@ -464,7 +469,7 @@ class Launchers:
     async def _keep(self, launcher: Launcher, wanted: bool) -> None:
         launcher.collect()
         if wanted:
-            if not launcher.connected:
+            if not launcher.connected and launcher.can_start:
                 try:
                     await launcher.connection()
                 except (LauncherLost, OSError) as error:

@@ -13,13 +13,18 @@ from cortex.packages.requirements import RequirementLine
 from cortex.spec.problems import quoted
 
 MOST_LINES = 40
-FIRST_LINES = 14
-"""Of more lines than are shown, so many of the beginning: what failed; the rest are of the end: why."""
+FIRST_LINES, LAST_LINES = 6, 14
+"""Of more lines than are shown, so many of the beginning and of the end."""
+MOST_ERRORS = 10
+"""And so many of those in between that say that they are an error."""
+MOST_CHARACTERS = 300
+"""Of a line: a compiler's command line is longer, and nobody reads it."""
 
 _NOISE = re.compile(
     r"^\s*(Using|Resolved|Prepared|Installed|Uninstalled|Audited|Checked|Creating|Activate|Bytecode|Downloading|"
     r"Downloaded|Building|Built|Updating|Updated) |^ [-+~] \S+==|^\s*$"
 )
+_ERROR = re.compile(r"\berror\b", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(\w+://)[^/@\s]+@")
 _COMPILER = re.compile(
     r"(?:command|program|compiler|tool)?\s*[`'\"]?(?:\S*/)?(?P<tool>[\w+.-]*(?:gcc|g\+\+|clang|gfortran)[\w+.-]*|cc|c\+\+|"
@@ -56,11 +61,12 @@ def relevant(output: str) -> str:
     lines = [line.rstrip() for line in without_credentials(output).splitlines() if not _NOISE.match(line)]
     if lines and lines[0].startswith("error: "):
         lines[0] = lines[0].removeprefix("error: ")
-    left_out = len(lines) - MOST_LINES
-    if left_out > 0:
-        rest = MOST_LINES - FIRST_LINES
-        lines[FIRST_LINES:-rest] = [f"… {left_out} lines left out …"]
-    return "\n".join(lines)
+    if len(lines) > MOST_LINES:
+        between = lines[FIRST_LINES:-LAST_LINES]
+        errors = [line for line in between if _ERROR.search(line)][:MOST_ERRORS]
+        gap = f"… {len(between) - len(errors)} lines left out …"
+        lines[FIRST_LINES:-LAST_LINES] = [gap, *errors, "…"] if errors else [gap]
+    return "\n".join(line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]} …" for line in lines)
 
 
 def without_credentials(text: str) -> str:

@@ -53,7 +53,7 @@ def parse_resolution(text: str) -> tuple[LockedPackage, ...]:
             raise UnreadableLock(f"the installer answered {written!r}: {error}") from error
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
-        pins = [specifier.version for specifier in requirement.specifier]
+        pins = [specifier.version for specifier in requirement.specifier if specifier.operator == "=="]
         if not hashes or (requirement.url is None and len(pins) != 1):
             raise UnreadableLock(f"the installer did not pin {written!r}")
         packages.append(

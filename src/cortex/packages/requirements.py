@@ -234,6 +234,9 @@ class _Reading:
         except InvalidRequirement as error:
             self._unreadable(text, str(error), where)
             return
+        if any(not specifier.version for specifier in requirement.specifier):
+            self._unreadable(text, "expected a version after ===", where)
+            return
         if requirement.url is not None and not self._is_usable_archive(requirement, where):
             return
         wrong = [value for value in hashes if not _SHA256.fullmatch(value)]

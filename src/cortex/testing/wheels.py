@@ -80,9 +80,8 @@ def repacked(folder: Path, name: str) -> Path:
                 continue
         content[str(file)] = path.read_bytes()
     tags = [line.removeprefix("Tag: ") for line in content[f"{about}/WHEEL"].decode().splitlines() if "Tag: " in line]
-    python, abi, _ = tags[0].split("-")
-    platforms = ".".join(dict.fromkeys(tag.split("-")[2] for tag in tags if tag.startswith(f"{python}-{abi}-")))
-    return _written(folder / f"{about.removesuffix('.dist-info')}-{python}-{abi}-{platforms}.whl", about, content)
+    compressed = "-".join(".".join(dict.fromkeys(parts)) for parts in zip(*(t.split("-") for t in tags), strict=True))
+    return _written(folder / f"{about.removesuffix('.dist-info')}-{compressed}.whl", about, content)
 
 
 def repacked_with_needs(folder: Path, names: Iterable[str]) -> None:
