@@ -195,6 +195,7 @@ class Deployer:
             _check_handler_is_there(spec, handler, request)
         if upload.sample is not None:
             _check_sample(spec, upload.sample)
+        pinned(self._secrets, secrets, api=spec.name)  # a missing one is told before anything takes long
         before = stored_builds(old) if old else ()
         settled = packages.of(model.format, old.packages if old else None) if handler else None
         version = version_of(
@@ -221,7 +222,9 @@ class Deployer:
             handler=handler,
             tracker=tracker,
             env=env,
-            secrets=pinned(self._secrets, secrets, [build for build in before if build.version == version]),
+            secrets=pinned(
+                self._secrets, secrets, [build for build in before if build.version == version], api=spec.name
+            ),
             environment=settled.environment if settled else None,
             batching=spec.batching == "auto",
             concurrency=spec.compute.concurrency,

@@ -97,23 +97,27 @@ def stored_builds(record: ApiRecord) -> tuple[BuildSpec, ...]:
     return (record.wanted.build,) if serving is None else (record.wanted.build, serving)
 
 
-def pinned(store: SecretStore, names: Mapping[str, str], before: Iterable[BuildSpec]) -> dict[str, SecretPin]:
+def pinned(
+    store: SecretStore, names: Mapping[str, str], before: Iterable[BuildSpec] = (), *, api: str
+) -> dict[str, SecretPin]:
     """
     The values that a version gets: what its builds have already, or else the newest.
 
     Args:
         names: of secrets, by the variable that gets the value.
         before: stored builds of the same version.
+        api: its name, for messages.
 
     Raises:
         Problems: every secret that there is not; paths lead into the api's spec.
         SecretsUnusable
     """
+    before = tuple(before)
     problems: list[Problem] = []
     pins: dict[str, SecretPin] = {}
     for variable, name in names.items():
         if variable.startswith(IMPORT_TIME_VARIABLES):
-            problems.append(_read_at_import(variable))
+            problems.append(_read_at_import(api, variable))
             continue
         had = next((pin for build in before if (pin := build.secrets.get(variable)) and store.has(pin)), None)
         facts = store.facts(name)
@@ -128,6 +132,7 @@ def pinned(store: SecretStore, names: Mapping[str, str], before: Iterable[BuildS
                     reference=missing.reference,
                     message=missing.message,
                     hint=f"{missing.hint}, which asks for its value; then deploy again",
+                    subject=f'api "{api}": env: {variable}',
                     path=("env", variable),
                 )
             )
@@ -136,10 +141,11 @@ def pinned(store: SecretStore, names: Mapping[str, str], before: Iterable[BuildS
     return pins
 
 
-def _read_at_import(variable: str) -> Problem:
+def _read_at_import(api: str, variable: str) -> Problem:
     return Problem(
         reference="secret-read-at-import",
         message=f"{variable} cannot be a secret: libraries read it when they are imported, which replicas share",
         hint="write its value into cortex.yaml, or use a variable that the handler reads itself",
+        subject=f'api "{api}": env: {variable}',
         path=("env", variable),
     )

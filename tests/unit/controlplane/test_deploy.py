@@ -1,0 +1,474 @@
+"""Tests of `cortex.controlplane.deploy`: state in memory, a real artifact store, inspections from a table."""
+
+import threading
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cortex.artifacts.errors import InvalidTree
+from cortex.artifacts.store import ArtifactStore
+from cortex.controlplane import deploy as deploy_module
+from cortex.controlplane.deploy import Deployer
+from cortex.controlplane.packages import Packages
+from cortex.engines.local import LocalEngine
+from cortex.errors import CortexError, Problem, Problems
+from cortex.ids import ApiKey, DeploymentName, short
+from cortex.settings import Settings
+from cortex.spec.models import ApiSpec
+from cortex.state.memory import MemoryStateStore
+from cortex.state.secrets import SecretStore
+from cortex.testing.builders import a_node
+from cortex.testing.clock import FakeClock
+from cortex.wire.launch import InspectReport
+from cortex.wire.operator import (
+    ApiChange,
+    ApiUpload,
+    ChangeKind,
+    DeployProgress,
+    DeployRequest,
+    ModelUpload,
+    SampleUpload,
+    StoredFile,
+)
+from cortex.wire.signature import Signature, TensorSpec
+
+SIGNATURE = Signature(inputs=(TensorSpec("x", "float32", (None, 4)),), outputs=(TensorSpec("y", "string", (None,)),))
+GOOD = InspectReport(signature=SIGNATURE)
+KEY = ApiKey("iris/a")
+
+
+class NoNode:
+    """Nothing here has packages."""
+
+    def resolve_packages(self, request, tell):
+        raise AssertionError("no requirements.txt, no resolving")
+
+    def prepare_environment(self, request, tell):
+        raise AssertionError("no packages, no environment")
+
+
+class World:
+    """A deployer with everything around it; describes deploys in a few words."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = ArtifactStore(folder / "artifacts")
+        self.state = MemoryStateStore()
+        self.clock = FakeClock()
+        self.reports: dict[str, InspectReport | CortexError] = {}
+        """By api; all others are fine."""
+        self.inspected: list[str] = []
+        self.committed = 0
+        self.told: list[DeployProgress] = []
+        self.deployer = Deployer(
+            settings=Settings(home=folder),
+            state=self.state,
+            store=self.store,
+            engine=LocalEngine(a_node()),
+            clock=self.clock,
+            inspect=self._inspect,
+            packages=Packages(store=self.store, node=NoNode(), known=self.state.apis),
+            secrets=SecretStore(folder / "secrets"),
+            committed=self._commit,
+            ingress_url=lambda: "http://127.0.0.1:8880",
+        )
+
+    def _inspect(self, build) -> InspectReport:
+        name = build.api.partition("/")[2]
+        self.inspected.append(name)
+        report = self.reports.get(name, GOOD)
+        if isinstance(report, CortexError):
+            raise report
+        return report
+
+    def _commit(self) -> None:
+        self.committed += 1
+
+    def stored(self, **files: str) -> tuple[StoredFile, ...]:
+        """Files by name, `__` for a dot, uploaded."""
+        uploaded = []
+        for name, content in files.items():
+            with self.store.writer() as writer:
+                writer.write(content.encode())
+                uploaded.append(StoredFile(path=name.replace("__", "."), sha256=writer.commit().sha256))
+        return tuple(uploaded)
+
+    def api(self, name="a", *, model="bytes", sample=None, entry="model.onnx", **fields) -> ApiUpload:
+        spec = ApiSpec(name=name, model="model.onnx", **fields)
+        return ApiUpload(
+            spec=spec.model_dump(mode="json"),
+            model=ModelUpload(files=self.stored(model__onnx=model), entry=entry, format="onnx"),
+            sample=None if sample is None else SampleUpload(body=sample, content_type="application/json", gate=True),
+        )
+
+    def deploy(self, *apis: ApiUpload, name="iris", source="/home/ann/iris", project=(), **fields):
+        request = DeployRequest(deployment=name, source=source, apis=apis, project=tuple(project), **fields)
+        return self.deployer.deploy(name, request, self.told.append)
+
+    def problems(self, *apis: ApiUpload, **fields) -> list[Problem]:
+        """What a deploy that is refused is refused for; nothing may have changed."""
+        before = self.everything()
+        with pytest.raises(Problems) as refused:
+            self.deploy(*apis, **fields)
+        assert self.everything() == before
+        return list(refused.value.problems)
+
+    def everything(self):
+        histories = [self.state.history(record.wanted.api) for record in self.state.apis()]
+        return self.state.apis(), self.state.deployments(), histories, self.committed
+
+    def change(self, *apis: ApiUpload, **fields) -> ApiChange:
+        """What a deploy says about its one api."""
+        (change,) = self.deploy(*apis, **fields).changes
+        return change
+
+    def wanted(self, key=KEY):
+        return self.state.api(key).wanted
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+# ---- what changes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_first_deploy_adds_its_apis_and_makes_them_wanted(world):
+    result = world.deploy(world.api("a"), world.api("b", model="others"))
+    assert [(c.api, c.kind, c.endpoint) for c in result.changes] == [
+        ("a", ChangeKind.ADDED, "http://127.0.0.1:8880/iris/a"),
+        ("b", ChangeKind.ADDED, "http://127.0.0.1:8880/iris/b"),
+    ]
+    assert result.committed
+    assert world.committed == 1
+    record = world.state.api(KEY)
+    assert record.inspection == GOOD
+    assert (record.wanted.replicas, record.wanted.path) == (1, "/iris/a")
+    assert [short(line.version) for line in world.state.history(KEY)] == [result.changes[0].version]
+    assert world.state.deployments()[0].source == "/home/ann/iris"
+
+
+def test_a_version_of_the_history_knows_what_it_is_made_of(world):
+    project = world.stored(handler__py="pass")
+    world.deploy(world.api(request_handler="handler.py"), project=project)
+    build = world.wanted().build
+    assert world.state.history(KEY)[0].trees == (build.model.tree, build.project)
+
+
+def test_the_same_again_changes_nothing_and_is_not_inspected_again(world):
+    first = world.change(world.api())
+    deployed_s = world.wanted().deployed_wall_s
+    world.clock.advance(60)
+    again = world.change(world.api())
+    assert (again.kind, again.version, again.causes) == (ChangeKind.UNCHANGED, first.version, ())
+    assert world.wanted().deployed_wall_s == deployed_s
+    assert world.inspected == ["a"]
+    assert len(world.state.history(KEY)) == 1
+
+
+def test_other_bytes_make_a_new_version_and_say_which_file(world):
+    first = world.change(world.api())
+    again = world.change(world.api(model="new bytes"))
+    assert (again.kind, again.previous) == (ChangeKind.NEW_VERSION, first.version)
+    assert again.causes == ("model changed (model.onnx changed)",)
+    assert world.inspected == ["a", "a"]
+    assert [line.cause for line in world.state.history(KEY)] == ["model changed (model.onnx changed)", "first deploy"]
+
+
+def test_a_changed_handler_makes_a_new_version_of_the_apis_that_have_one(world):
+    apis = (world.api("a", request_handler="handler.py"), world.api("b"))
+    world.deploy(*apis, project=world.stored(handler__py="1"))
+    result = world.deploy(*apis, project=world.stored(handler__py="2"))
+    assert [(c.api, c.kind, c.causes) for c in result.changes] == [
+        ("a", ChangeKind.NEW_VERSION, ("handler.py changed",)),
+        ("b", ChangeKind.UNCHANGED, ()),
+    ]
+
+
+def test_other_resources_roll_the_same_version(world):
+    first = world.change(world.api())
+    revision = world.wanted().build.revision
+    again = world.change(world.api(compute={"cpu": "500m"}))
+    assert (again.kind, again.version, again.causes) == (ChangeKind.ROLLED, first.version, ("cpu 200m -> 500m",))
+    assert world.wanted().build.revision != revision
+    assert world.inspected == ["a"]
+
+
+def test_settings_change_in_place(world):
+    world.deploy(world.api())
+    build = world.wanted().build
+    change = world.change(world.api(timeout="5s", compute={"max_replicas": 7}))
+    assert change.kind is ChangeKind.SETTINGS
+    assert (world.wanted().timeout_s, world.wanted().max_replicas) == (5.0, 7)
+    assert world.wanted().build == build
+
+
+def test_another_sample_makes_no_new_replicas(world):
+    world.deploy(world.api(sample=b"1"))
+    revision = world.wanted().build.revision
+    assert world.change(world.api(sample=b"2")).causes == ("sample changed",)
+    assert world.wanted().build.revision == revision
+    assert world.wanted().build.sample.body == b"2"
+
+
+def test_an_api_that_is_not_in_the_file_any_more_is_removed(world):
+    world.deploy(world.api("a"), world.api("b"))
+    result = world.deploy(world.api("a"))
+    assert [(c.api, c.kind) for c in result.changes] == [("a", ChangeKind.UNCHANGED), ("b", ChangeKind.REMOVED)]
+    assert [record.wanted.api for record in world.state.apis()] == [KEY]
+
+
+def test_a_deploy_touches_no_other_deployment(world):
+    world.deploy(world.api())
+    world.deploy(world.api("b"), name="other")
+    assert [record.wanted.api for record in world.state.apis()] == ["iris/a", "other/b"]
+
+
+def test_a_refresh_makes_new_versions_of_the_same_bytes(world):
+    first = world.change(world.api())
+    again = world.change(world.api(), refresh=True)
+    assert (again.kind, again.causes) == (ChangeKind.NEW_VERSION, ("refreshed",))
+    assert again.version != first.version
+    assert world.change(world.api()).kind is ChangeKind.UNCHANGED
+
+
+def test_what_failed_is_tried_again_by_the_same_deploy(world):
+    world.deploy(world.api())
+    problem = Problem(reference="replica-failed", message="it died")
+    world.state.mark_failed(KEY, world.wanted().build.revision, problem, wall_s=0.0)
+    change = world.change(world.api())
+    assert (change.kind, change.causes) == (ChangeKind.UNCHANGED, ("it failed before and is tried again",))
+    assert world.wanted().failed is None
+
+
+def test_a_changed_signature_that_breaks_callers_is_told(world):
+    world.deploy(world.api())
+    other = msgspec.structs.replace(SIGNATURE, inputs=(TensorSpec("x", "float32", (None, 5)),))
+    world.reports["a"] = InspectReport(signature=other)
+    assert world.change(world.api(model="new")).breaking == ('input "x" was float32[N,4], is float32[N,5]',)
+
+
+def test_a_dry_run_says_the_same_and_changes_nothing(world):
+    before = world.everything()
+    dry = world.deploy(world.api(), dry_run=True)
+    assert not dry.committed
+    assert world.everything() == before
+    assert world.deploy(world.api()).changes == dry.changes
+
+
+# ---- how many --------------------------------------------------------------------------------------------------------
+
+
+def test_init_replicas_count_only_when_an_api_is_new(world):
+    compute = {"min_replicas": 1, "init_replicas": 3, "max_replicas": 10}
+    world.deploy(world.api(compute=compute))
+    assert world.wanted().replicas == 3
+    world.state.set_replicas(KEY, 6)
+    world.deploy(world.api(compute=compute, model="new"))
+    assert world.wanted().replicas == 6
+
+
+@pytest.mark.parametrize(
+    ("reached", "compute", "expected"),
+    [
+        pytest.param(6, {"max_replicas": 4}, 4, id="over the new maximum"),
+        pytest.param(6, {"min_replicas": 8}, 8, id="under the new minimum"),
+        pytest.param(2, {"min_replicas": 1}, 1, id="at the old minimum, which falls"),
+        pytest.param(2, {"min_replicas": 3}, 3, id="at the old minimum, which rises"),
+        pytest.param(5, {"min_replicas": 1}, 5, id="above the old minimum, which falls"),
+    ],
+)
+def test_a_redeploy_keeps_the_count_within_the_new_bounds(world, reached, compute, expected):
+    world.deploy(world.api(compute={"min_replicas": 2, "max_replicas": 10}))
+    world.state.set_replicas(KEY, reached)
+    world.deploy(world.api(compute=compute))
+    assert world.wanted().replicas == expected
+
+
+# ---- what is refused: nothing changes --------------------------------------------------------------------------------
+
+
+def test_problems_of_an_inspection_are_placed_at_their_api_and_change_nothing(world):
+    world.deploy(world.api("a"), world.api("b"))
+    world.reports["b"] = InspectReport(problems=(Problem(reference="handler-import-failed", message="no module"),))
+    (problem,) = world.problems(world.api("a", model="new"), world.api("b", model="newer"))
+    assert (problem.reference, problem.subject, problem.path) == ("handler-import-failed", 'api "b"', ("apis", 1))
+
+
+def test_problems_of_several_apis_are_told_together(world):
+    for name in ("a", "b"):
+        world.reports[name] = InspectReport(problems=(Problem(reference=f"bad-{name}", message="no"),))
+    found = world.problems(world.api("a", model="1"), world.api("b", model="2"))
+    assert [problem.reference for problem in found] == ["bad-a", "bad-b"]
+
+
+def test_a_node_that_cannot_be_asked_changes_nothing(world):
+    world.reports["a"] = CortexError("the agent does not answer")
+    (problem,) = world.problems(world.api())
+    assert problem.message == "the agent does not answer"
+
+
+def test_a_fault_of_ours_in_an_inspection_changes_nothing(world, monkeypatch):
+    before = world.everything()
+    monkeypatch.setattr(world.deployer, "_inspect", lambda _build: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        world.deploy(world.api())
+    assert world.everything() == before
+
+
+def test_a_missing_handler_is_told_with_the_nearest_name_for_each_api(world):
+    project = world.stored(handler__py="pass")
+    found = world.problems(
+        world.api("a", request_handler="handlr.py"), world.api("b", request_handler="x/y.py"), project=project
+    )
+    assert [(p.reference, p.path) for p in found] == [
+        ("handler-not-found", ("apis", 0, "request_handler")),
+        ("handler-not-found", ("apis", 1, "request_handler")),
+    ]
+    assert found[0].hint == "did you mean handler.py?"
+
+
+def test_files_that_were_not_uploaded_are_named(world):
+    api = world.api()
+    lost = StoredFile(path="weights.bin", sha256="0" * 64)
+    half = msgspec.structs.replace(api, model=msgspec.structs.replace(api.model, files=(*api.model.files, lost)))
+    (problem,) = world.problems(half)
+    assert problem.reference == "blobs-missing"
+    assert "weights.bin" in problem.message
+
+
+def test_a_model_that_nobody_uploaded_is_refused(world):
+    (problem,) = world.problems(msgspec.structs.replace(world.api(), model=None))
+    assert problem.reference == "model-not-available"
+
+
+@pytest.mark.parametrize("entry", ["/etc/passwd", "../../../etc/passwd", "other.onnx", "", "model.onn"])
+def test_an_entry_that_is_not_among_the_models_files_reaches_nothing(world, entry):
+    (problem,) = world.problems(world.api(entry=entry))
+    assert problem.reference == "bad-request"
+
+
+def test_a_path_that_leaves_its_folder_is_refused(world):
+    api = world.api()
+    outside = tuple(msgspec.structs.replace(file, path="../model.onnx") for file in api.model.files)
+    model = msgspec.structs.replace(api.model, files=outside, entry="../model.onnx")
+    with pytest.raises(InvalidTree):
+        world.deploy(msgspec.structs.replace(api, model=model))
+
+
+def test_a_replica_larger_than_any_node_can_be_is_refused_at_once(world):
+    (problem,) = world.problems(world.api(compute={"cpu": 64}))
+    assert (problem.reference, problem.path) == ("compute-unavailable", ("apis", 0, "compute"))
+    assert world.inspected == []
+
+
+def test_a_sample_that_is_too_large_to_travel_is_refused(world, monkeypatch):
+    monkeypatch.setattr(deploy_module, "MAX_SAMPLE_BYTES", 10)
+    (problem,) = world.problems(world.api(sample=b"x" * 11))
+    assert (problem.reference, problem.path) == ("sample-too-large", ("apis", 0, "sample"))
+
+
+def test_a_specification_is_not_believed_because_a_client_sent_it(world):
+    api = world.api()
+    found = world.problems(
+        msgspec.structs.replace(api, spec={**api.spec, "name": "Not A Name"}),
+        msgspec.structs.replace(api, spec={**api.spec, "surprise": 1}),
+    )
+    assert {problem.reference for problem in found} == {"invalid-spec"}
+    assert {problem.subject for problem in found} == {"api at index 0", "api at index 1"}
+
+
+def test_two_apis_of_one_name_are_refused(world):
+    (problem,) = world.problems(world.api(), world.api(model="other"))
+    assert (problem.reference, problem.path) == ("duplicate-name", ("apis", 1))
+
+
+def test_a_missing_secret_is_told_before_anything_takes_long(world):
+    found = world.problems(world.api(env={"TOKEN": {"secret": "nobody-set-it"}}))
+    assert "nobody-set-it" in found[0].message
+    assert world.inspected == []
+
+
+# ---- the deployment `default` ----------------------------------------------------------------------------------------
+
+
+def test_default_is_guarded_against_another_folder_that_would_remove_its_apis(world):
+    world.deploy(world.api("a"), name="default", source="/home/ann/one")
+    (problem,) = world.problems(world.api("b"), name="default", source="/home/ann/two")
+    assert problem.reference == "default-from-another-folder"
+    assert "/home/ann/one" in problem.message
+
+
+def test_prune_removes_them_all_the_same(world):
+    world.deploy(world.api("a"), name="default", source="/home/ann/one")
+    result = world.deploy(world.api("b"), name="default", source="/home/ann/two", prune=True)
+    assert [(c.api, c.kind) for c in result.changes] == [("b", ChangeKind.ADDED), ("a", ChangeKind.REMOVED)]
+
+
+def test_another_folder_that_removes_nothing_is_welcome(world):
+    world.deploy(world.api("a"), name="default", source="/home/ann/one")
+    assert world.deploy(world.api("a"), world.api("b"), name="default", source="/home/ann/two").committed
+
+
+def test_the_same_folder_may_remove_and_apis_of_default_live_at_the_top(world):
+    world.deploy(world.api("a"), name="default", source="/home/ann/one")
+    result = world.deploy(world.api("b"), name="default", source="/home/ann/one")
+    assert result.changes[0].endpoint == "http://127.0.0.1:8880/b"
+    assert [record.wanted.api for record in world.state.apis(DeploymentName("default"))] == ["default/b"]
+
+
+def test_a_deployment_without_apis_is_legal_and_empties_it(world):
+    world.deploy(world.api())
+    assert [c.kind for c in world.deploy().changes] == [ChangeKind.REMOVED]
+    assert world.state.apis() == ()
+    assert len(world.state.deployments()) == 1
+
+
+# ---- one at a time ---------------------------------------------------------------------------------------------------
+
+
+def test_a_second_deploy_waits_for_the_first_and_says_so(world):
+    inspecting, go_on = threading.Event(), threading.Event()
+
+    def inspect(_build):
+        inspecting.set()
+        assert go_on.wait(10)
+        return GOOD
+
+    world.deployer._inspect = inspect
+    first = threading.Thread(target=world.deploy, args=(world.api("a"),))
+    first.start()
+    assert inspecting.wait(10)
+    told = []
+    waiting = threading.Event()
+
+    def emit(event):
+        told.append(event.message)
+        waiting.set()
+
+    request = DeployRequest(deployment="other", source="/x", apis=(world.api("b", model="b"),))
+    second = threading.Thread(target=world.deployer.deploy, args=("other", request, emit))
+    second.start()
+    assert waiting.wait(10)
+    assert world.state.apis() == ()
+    go_on.set()
+    first.join(10)
+    second.join(10)
+    assert told[0] == "waiting for another deploy"
+    assert [record.wanted.api for record in world.state.apis()] == ["iris/a", "other/b"]
+
+
+def test_what_is_being_deployed_cannot_be_collected_as_garbage_meanwhile(world):
+    seen = []
+
+    def inspect(build):
+        world.clock.advance(3600.0)  # long after the store would have forgotten that it was touched
+        collected = world.store.collect_garbage((), 0, world.clock.wall_s() + 10 * 365 * 86400.0)
+        seen.append(collected.trees)
+        return GOOD
+
+    world.deployer._inspect = inspect
+    world.deploy(world.api())
+    assert seen == [()]
+    assert world.store.verify(world.wanted().build.model.tree)
