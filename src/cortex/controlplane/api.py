@@ -13,7 +13,7 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
@@ -134,19 +134,21 @@ def build_app(operator: Operator, token: str) -> FastAPI:
         dependencies=[Depends(authorised)],
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # FastAPI's own route would need no token
     )
     _add_error_handlers(app)
-    _add_routes(app, operator)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    documented = _Documented()
+    _add_routes(app, operator, documented)
+    app.openapi = lambda: _openapi(app, documented.types)  # type: ignore[method-assign]
     return app
 
 
-def _add_routes(app: FastAPI, operator: Operator) -> None:
-    @app.get("/v1/info", **_documented(Info))
+def _add_routes(app: FastAPI, operator: Operator, documented: _Documented) -> None:
+    @app.get("/v1/info", **documented(Info))
     def info() -> Response:
         return _json(operator.info())
 
-    @app.post("/v1/blobs/missing", **_documented(Digests, body=Digests))
+    @app.post("/v1/blobs/missing", **documented(Digests, body=Digests))
     async def missing_blobs(request: Request) -> Response:
         wanted = await _body(request, Digests)
         for digest in wanted.digests:
@@ -154,13 +156,16 @@ def _add_routes(app: FastAPI, operator: Operator) -> None:
         missing = await run_in_threadpool(operator.store.missing, wanted.digests)
         return _json(Digests(digests=tuple(missing)))
 
-    @app.put("/v1/blobs/{sha256}", status_code=204, **_documented(None))
+    @app.put("/v1/blobs/{sha256}", status_code=204, **documented(None, body=bytes))
     async def put_blob(sha256: str, request: Request) -> Response:
         _checked_digest(sha256)
         await _store_blob(operator.store, sha256, request)
         return Response(status_code=204)
 
-    @app.post("/v1/deployments/{name}", **_documented(DeployEvent, body=DeployRequest))
+    @app.post(
+        "/v1/deployments/{name}",
+        **documented(DeployEvent, body=DeployRequest, media_type="application/x-ndjson"),
+    )
     async def deploy(name: str, request: Request) -> Response:
         _checked_name(name)
         wanted = await _body(request, DeployRequest)
@@ -169,18 +174,18 @@ def _add_routes(app: FastAPI, operator: Operator) -> None:
             raise Problems([Problem(reference="bad-request", message=message)])
         return StreamingResponse(_deploy_events(operator, name, wanted), media_type="application/x-ndjson")
 
-    @app.get("/v1/deployments", **_documented(tuple[DeploymentStatus, ...]))
+    @app.get("/v1/deployments", **documented(tuple[DeploymentStatus, ...]))
     def deployments() -> Response:
         return _json(operator.deployments())
 
-    @app.delete("/v1/deployments/{name}", **_documented(Removed))
+    @app.delete("/v1/deployments/{name}", **documented(Removed))
     def delete_deployment(name: str) -> Response:
         removed = operator.delete(DeploymentName(_checked_name(name)), None)
         if removed is None:
             raise NotFound("unknown-deployment", f'deployment "{name}" is not deployed')
         return _json(removed)
 
-    @app.delete("/v1/deployments/{name}/apis/{api}", **_documented(Removed))
+    @app.delete("/v1/deployments/{name}/apis/{api}", **documented(Removed))
     def delete_api(name: str, api: str) -> Response:
         key = api_key(_checked_name(name), _checked_name(api))
         removed = operator.delete(DeploymentName(name), key)
@@ -188,11 +193,11 @@ def _add_routes(app: FastAPI, operator: Operator) -> None:
             raise NotFound("unknown-api", f'there is no api "{api}" in deployment "{name}"')
         return _json(removed)
 
-    @app.get("/v1/apis", **_documented(tuple[ApiStatus, ...]))
+    @app.get("/v1/apis", **documented(tuple[ApiStatus, ...]))
     def apis(deployment: str | None = None) -> Response:
         return _json(operator.apis(deployment))
 
-    @app.get("/v1/watch", **_documented(Watched))
+    @app.get("/v1/watch", **documented(Watched))
     async def watch(
         token: str = "",
         timeout_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 30.0,
@@ -200,14 +205,14 @@ def _add_routes(app: FastAPI, operator: Operator) -> None:
     ) -> Response:
         return _json(await operator.watch(token, timeout_s, deployment))
 
-    @app.get("/v1/apis/{deployment}/{name}", **_documented(ApiStatus))
+    @app.get("/v1/apis/{deployment}/{name}", **documented(ApiStatus))
     def api(deployment: str, name: str) -> Response:
         status = operator.api(_checked_name(deployment), _checked_name(name))
         if status is None:
             raise NotFound("unknown-api", f'there is no api "{name}" in deployment "{deployment}"')
         return _json(status)
 
-    @app.get("/v1/apis/{deployment}/{name}/logs", **_documented(LogLines))
+    @app.get("/v1/apis/{deployment}/{name}/logs", **documented(LogLines))
     def logs(
         deployment: str,
         name: str,
@@ -233,32 +238,36 @@ def _add_routes(app: FastAPI, operator: Operator) -> None:
             )
         )
 
-    @app.get("/v1/apis/{deployment}/{name}/history", **_documented(tuple[HistoryLine, ...]))
+    @app.get("/v1/apis/{deployment}/{name}/history", **documented(tuple[HistoryLine, ...]))
     def history(deployment: str, name: str) -> Response:
         lines = operator.history(api_key(_checked_name(deployment), _checked_name(name)))
         if not lines:
             raise NotFound("unknown-api", f'there is no api "{name}" in deployment "{deployment}"')
         return _json(lines)
 
-    @app.get("/v1/secrets", **_documented(tuple[SecretStatus, ...]))
+    @app.get("/v1/secrets", **documented(tuple[SecretStatus, ...]))
     def secret_list() -> Response:
         return _json(operator.secrets.all())
 
-    @app.put("/v1/secrets/{name}", **_documented(SecretStatus, body=SecretValue))
+    @app.put("/v1/secrets/{name}", **documented(SecretStatus, body=SecretValue))
     async def set_secret(name: str, request: Request) -> Response:
         given = await _body(request, SecretValue)
         return _json(await run_in_threadpool(operator.secrets.set, name, given.value))
 
-    @app.delete("/v1/secrets/{name}", status_code=204, **_documented(None))
+    @app.delete("/v1/secrets/{name}", status_code=204, **documented(None))
     def delete_secret(name: str, force: bool = False) -> Response:
         operator.secrets.delete(name, force=force)
         return Response(status_code=204)
 
-    @app.get("/metrics", **_documented(None))
+    @app.get("/metrics", **documented(str, media_type="text/plain"))
     def metrics() -> Response:
         return Response(operator.metrics(), headers={"content-type": CONTENT_TYPE})
 
-    @app.post("/v1/stop", **_documented(Info, body=StopRequest))
+    @app.get("/openapi.json", include_in_schema=False)
+    def openapi() -> Response:
+        return _json(app.openapi())
+
+    @app.post("/v1/stop", **documented(Info, body=StopRequest))
     async def stop(request: Request) -> Response:
         wanted = await _body(request, StopRequest)
         return _json(await run_in_threadpool(operator.stop, wanted))
@@ -434,39 +443,67 @@ def _checked_name(name: str) -> str:
 # ---- the OpenAPI document ---------------------------------------------------------------------------------------
 
 
-def _documented(answer: Any, *, body: Any = None) -> dict[str, Any]:
-    """What a route takes and gives, for the OpenAPI document."""
-    extra: dict[str, Any] = {"x-cortex-answer": answer}
-    if body is not None:
-        extra["x-cortex-body"] = body
-    return {"openapi_extra": extra, "response_model": None}
+class _Documented:
+    """
+    What each route takes and gives, for the OpenAPI document.
+
+    The types are kept here, and the routes know their numbers: FastAPI writes what a route carries as JSON.
+    """
+
+    def __init__(self) -> None:
+        self.types: list[tuple[Any, Any, str]] = []
+        """Type of the answer and of the body, None where there is none; media type of the answer."""
+
+    def __call__(self, answer: Any, *, body: Any = None, media_type: str = "application/json") -> dict[str, Any]:
+        """Further arguments for the decorator of a route."""
+        self.types.append((answer, body, media_type))
+        return {"openapi_extra": {_TYPES: len(self.types) - 1}, "response_model": None}
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+_TYPES = "x-cortex-types"
+
+
+def _openapi(app: FastAPI, types: Sequence[tuple[Any, Any, str]]) -> dict[str, Any]:
     if app.openapi_schema is None:
         from fastapi.openapi.utils import get_openapi
 
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        _fill_in_types(document)
+        _fill_in_types(document, types)
         app.openapi_schema = document
     return app.openapi_schema
 
 
-def _fill_in_types(document: dict[str, Any]) -> None:
-    operations = [o for path in document["paths"].values() for o in path.values()]
-    types = [o[key] for o in operations for key in ("x-cortex-answer", "x-cortex-body") if o.get(key) is not None]
-    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-    found = iter(schemas)
-    for operation in operations:
-        answer, body = operation.pop("x-cortex-answer", None), operation.pop("x-cortex-body", None)
+def _fill_in_types(document: dict[str, Any], types: Sequence[tuple[Any, Any, str]]) -> None:
+    named = [kind for answer, body, _ in types for kind in (answer, body) if kind not in (None, bytes, str)]
+    found, components = msgspec.json.schema_components([*named, Failure], ref_template="#/components/schemas/{name}")
+    schemas = iter(found)
+
+    def content(kind: Any, media_type: str) -> dict[str, Any]:
+        if kind is bytes:
+            return {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+        return {media_type: {"schema": {"type": "string"} if kind is str else next(schemas)}}
+
+    contents = [
+        (
+            {} if answer is None else content(answer, media_type),
+            None if body is None else content(body, "application/json"),
+        )
+        for answer, body, media_type in types
+    ]
+    for operation in (o for path in document["paths"].values() for o in path.values()):
+        answer, body = contents[operation.pop(_TYPES)]
         ok = next(status for status in operation["responses"] if status.startswith("2"))
-        if answer is not None:
-            operation["responses"][ok]["content"] = {"application/json": {"schema": next(found)}}
-        if body is not None:
-            operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": next(found)}}}
-        operation["responses"]["default"] = {
-            "description": "What went wrong.",
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Failure"}}},
+        operation["responses"] = {
+            ok: {"description": "Done.", **({"content": answer} if answer else {})},
+            "default": {
+                "description": "What went wrong.",
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Failure"}}},
+            },
         }
-    _, failure = msgspec.json.schema_components([Failure], ref_template="#/components/schemas/{name}")
-    document.setdefault("components", {}).setdefault("schemas", {}).update({**components, **failure})
+        if body is not None:
+            operation["requestBody"] = {"required": True, "content": body}
+    document["components"] = {
+        "schemas": components,
+        "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "The home's file `token`."}},
+    }
+    document["security"] = [{"token": []}]

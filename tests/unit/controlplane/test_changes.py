@@ -7,8 +7,8 @@ from cortex.controlplane.versions import revision_of, version_of
 from cortex.errors import Problem
 from cortex.ids import ApiKey
 from cortex.planning.model import WantedApi
-from cortex.state.base import ApiRecord
-from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample
+from cortex.state.base import ApiRecord, PackagesRecord
+from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample, SecretPin
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import ChangeKind, StoredFile
 from cortex.wire.signature import Signature, TensorSpec
@@ -90,6 +90,55 @@ def test_a_sample_changes_in_place():
 
 def test_a_refresh_makes_a_new_version():
     assert told(a_record(), a_record(refresh=1)) == (ChangeKind.NEW_VERSION, ("refreshed",))
+
+
+def with_packages(record, files=(), **versions):
+    environment = "e".join(sorted(f"{n}{v}" for n, v in versions.items())).ljust(64, "0") if versions else None
+    packages = PackagesRecord(asked="", environment=environment, versions=versions) if versions else None
+    return rebuilt(record, packages=packages, environment=environment, project=tuple(files) or record.project)
+
+
+def rebuilt(record, *, packages=None, project=None, secrets=None, environment=None):
+    """Another version of a record."""
+    build = msgspec.structs.replace(
+        record.wanted.build,
+        version=f"{environment}{sorted((secrets or {}).items())}",
+        environment=environment,
+        project="".join(file.sha256[0] for file in project or ()).ljust(64, "0"),
+        secrets=secrets or {},
+    )
+    return msgspec.structs.replace(
+        record, wanted=msgspec.structs.replace(record.wanted, build=build), packages=packages, project=project or ()
+    )
+
+
+def test_changed_packages_are_told_in_place_of_the_file_that_asks_for_them():
+    old = with_packages(a_record(), (a_file("handler.py"), a_file("requirements.txt")), pillow="10.4.0", six="1")
+    new = with_packages(a_record(), (a_file("handler.py"), a_file("requirements.txt", "2")), pillow="11.0.0", six="1")
+    assert told(old, new) == (ChangeKind.NEW_VERSION, ("requirements.txt: pillow 10.4.0 -> 11.0.0",))
+
+
+def test_packages_that_come_and_go_are_told():
+    files = (a_file("handler.py"),)
+    none, some = with_packages(a_record(), files), with_packages(a_record(), files, pillow="11.0.0", six="1")
+    assert told(none, some)[1] == ("requirements.txt: 2 packages",)
+    assert told(some, none)[1] == ("requirements.txt: no packages any more",)
+
+
+def test_a_secret_in_place_of_a_value_is_told_by_its_variable_alone():
+    files = (a_file("handler.py"),)
+    pin = SecretPin(name="api-token", generation="0011")
+    old, new = rebuilt(a_record(), project=files), rebuilt(a_record(), project=files, secrets={"TOKEN": pin})
+    assert told(old, new) == (ChangeKind.NEW_VERSION, ("env changed (TOKEN)",))
+
+
+def test_another_value_of_the_same_secret_is_no_change_of_the_configuration():
+    files = (a_file("handler.py"),)
+    old, new = (
+        rebuilt(a_record(), project=files, secrets={"TOKEN": SecretPin(name="api-token", generation=generation)})
+        for generation in ("0011", "0022")
+    )
+    assert told(old, new)[1] == ()
 
 
 def test_a_removed_api_is_told_with_its_last_version():

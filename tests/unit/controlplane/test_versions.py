@@ -34,12 +34,22 @@ def test_the_same_facts_are_the_same_version():
         ("tracker", None),
         ("tracker", TrackerConfig(model_type="classification", key="label")),
         ("env", {"A": "2"}),
+        ("secrets", {"TOKEN": "api-token"}),
+        ("environment", "e" * 64),
         ("batching", False),
         ("refresh", 1),
     ],
 )
 def test_each_fact_makes_another_version(fact, value):
     assert version_of(**{**FACTS, fact: value}) != version_of(**FACTS)
+
+
+def test_what_is_not_asked_for_leaves_versions_as_they_were():
+    assert version_of(**FACTS, secrets={}, environment=None) == version_of(**FACTS)
+
+
+def test_a_variable_and_a_secret_of_the_same_name_make_different_versions():
+    assert version_of(**{**FACTS, "env": {"A": "x"}}) != version_of(**{**FACTS, "env": {}, "secrets": {"A": "x"}})
 
 
 def test_where_a_model_came_from_makes_no_version():
