@@ -85,3 +85,25 @@ def test_one_good_life_ends_the_pauses():
         now_s += 0.1
     budget.note_start(now_s)
     assert budget.may_start(now_s + 60.0)
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".record.json.123.tmp", ".other.json.123.tmp", "record.json", "record.json.tmp"):
+        (tmp_path / name).touch()
+    processes.remove_unfinished(tmp_path, "record.json")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".other.json.123.tmp", "record.json", "record.json.tmp"]
+    processes.remove_unfinished(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["record.json", "record.json.tmp"]
+    processes.remove_unfinished(tmp_path / "missing")
+
+
+def test_a_path_that_leads_elsewhere_is_told_from_the_file_that_was_opened(tmp_path):
+    file = tmp_path / "lock"
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT)
+    assert processes.is_same_file(descriptor, file)
+    (tmp_path / "new").touch()
+    (tmp_path / "new").rename(file)
+    assert not processes.is_same_file(descriptor, file)
+    file.unlink()
+    assert not processes.is_same_file(descriptor, file)
+    os.close(descriptor)

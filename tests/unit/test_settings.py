@@ -35,8 +35,26 @@ def test_a_start_timeout_that_is_no_time_is_refused(value):
         load_settings({"CORTEX_START_TIMEOUT": value})
 
 
+@pytest.mark.parametrize(("value", "expected"), [("0", 0), ("0.5", 5 * 10**8), ("10", 10**10)])
+def test_a_size_is_given_in_gigabytes(value, expected):
+    assert load_settings({"CORTEX_ARTIFACTS_GB": value}).artifact_bytes == expected
+
+
+@pytest.mark.parametrize("value", ["-1", "10Gi", "nan", "inf"])
+def test_a_size_that_is_none_is_refused(value):
+    with pytest.raises(WrongSetting, match="CORTEX_ARTIFACTS_GB"):
+        load_settings({"CORTEX_ARTIFACTS_GB": value})
+
+
 def test_a_child_process_gets_the_same_settings(tmp_path):
-    settings = load_settings({"CORTEX_HOME": str(tmp_path), "CORTEX_PORT": "9000", "CORTEX_OPERATOR_PORT": "9001"})
+    settings = load_settings(
+        {
+            "CORTEX_HOME": str(tmp_path),
+            "CORTEX_PORT": "9000",
+            "CORTEX_OPERATOR_PORT": "9001",
+            "CORTEX_ARTIFACTS_GB": "2.5",
+        }
+    )
     assert load_settings(environment_of(settings)) == settings
 
 

@@ -56,7 +56,8 @@ class PortTaken(CortexError):
         self.holder = holder
         by = str(holder) if holder else "a process of another user"
         self.hint = f"end it, or set another port ({setting.flag} or {setting.variable})"
-        super().__init__(f"port {port} ({setting.help.rstrip('.').lower()}) is taken by {by}")
+        use = setting.help[0].lower() + setting.help[1:].rstrip(".")
+        super().__init__(f"port {port} ({use}) is taken by {by}")
 
 
 class NoFreePort(CortexError):

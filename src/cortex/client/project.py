@@ -147,7 +147,7 @@ def prepare(
     from cortex.artifacts.hashing import HashCache
 
     loaded = load(file, shown_file=shown_file)
-    cache = HashCache(home / HASHES_FILE if home.is_dir() else None, now_wall_s=now_wall_s)
+    cache = HashCache(home / HASHES_FILE if _is_our_folder(home) else None, now_wall_s=now_wall_s)
     scratch = Path(tempfile.mkdtemp(prefix="cortex-deploy-"))
     try:
         gathering = _Gathering(loaded, file, cache, scratch)
@@ -355,6 +355,11 @@ class _Gathering:
             problem, subject=f'api "{api.name}": {name}', path=("apis", number, name), where=""
         )
         self.problems.append(self._loaded.place(placed))
+
+
+def _is_our_folder(home: Path) -> bool:
+    """Nothing is written to a home that a start would refuse."""
+    return home.is_dir() and home.stat().st_uid == os.getuid()
 
 
 def _read(file: Path) -> bytes:

@@ -4,6 +4,7 @@ What is true of an api now, in words a user can read. Pure, from the same facts 
 | status | when (the first that holds) |
 |---|---|
 | stopping | nobody wants it any more |
+| error | its replicas are ready, but no ingress could be started |
 | live | at least `min_replicas` of the wanted build answer, or will again in a moment, and nothing older does |
 | update failed | the wanted build was given up, and another one answers |
 | error (out of memory) | nothing of the above, and its replicas were killed for memory |
@@ -74,9 +75,23 @@ def statuses(desired: Desired, seen: Snapshot, rules: Rules = _DEFAULT_RULES) ->
         )
         for wanted in desired.apis
     }
+    closed = _closed_door(seen)
+    if closed is not None:
+        for api, view in views.items():
+            if view.counts.ready:
+                reason = f"no request reaches it: {closed.message}"
+                views[api] = msgspec.structs.replace(view, status=Status.ERROR, reason=reason, problem=closed)
     for api in by_api.keys() - views.keys():
         views[api] = stopping_status(by_api[api])
     return dict(sorted(views.items()))
+
+
+def _closed_door(seen: Snapshot) -> Problem | None:
+    """Why no request reaches any node, if that is so: an ingress that could not be started says why."""
+    doors = [node.ingress for node in seen.nodes if node.ingress is not None]
+    if not doors or any(door.up or door.problem is None for door in doors):
+        return None
+    return doors[0].problem
 
 
 def stopping_status(of_api: SeenApi) -> StatusView:

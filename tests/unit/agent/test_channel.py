@@ -4,6 +4,10 @@ import asyncio
 import os
 import socket
 
+import msgspec
+import pytest
+
+from cortex.agent import channel as channel_module
 from cortex.agent.channel import Channel
 from cortex.wire.framing import receive_frame, send_frame
 
@@ -69,3 +73,52 @@ async def _end_of_the_peer_is_told_once():
 
 def test_the_end_of_the_peer_is_told_once():
     asyncio.run(_end_of_the_peer_is_told_once())
+
+
+async def _nonsense_is_the_end_of_a_peer():
+    ours, theirs = socket.socketpair()
+    closed = []
+    channel = Channel(ours, on_frame=lambda p, _f: msgspec.json.decode(p, type=int), on_close=lambda: closed.append(1))
+    read_end, write_end = os.pipe()
+    send_frame(theirs, b'"\xff"', [write_end])
+    os.close(write_end)
+    await until(lambda: closed)
+    assert os.read(read_end, 1) == b"", "the descriptor that came along was closed"
+    os.close(read_end)
+    theirs.close()
+    assert channel.closed
+
+
+def test_a_peer_that_sends_nonsense_is_let_go_with_its_descriptors():
+    asyncio.run(_nonsense_is_the_end_of_a_peer())
+
+
+def connect(path):
+    return channel_module.connect(path, on_frame=lambda _p, _f: None, on_close=lambda: None, timeout_s=5)
+
+
+async def _who_listens_is_known(path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen(4)
+        channel = await connect(path)
+        assert channel.listener_pid == os.getpid()
+        channel.close()
+
+
+def test_the_process_that_listens_is_known(layout):
+    asyncio.run(_who_listens_is_known(layout.agent_socket))
+
+
+async def _full_backlog_is_no_connection(path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen(0)
+        channel = await connect(path)
+        with pytest.raises(OSError):
+            await connect(path)
+        channel.close()
+
+
+def test_a_listener_without_room_for_us_is_an_error_and_no_connection(layout):
+    asyncio.run(_full_backlog_is_no_connection(layout.agent_socket))

@@ -1,10 +1,12 @@
 """Tests of `cortex.agent.logs`."""
 
 import json
+import os
 
 import pytest
 
-from cortex.agent.logs import LogReader
+from cortex.agent import logs
+from cortex.agent.logs import LogReader, clean_up, cut_process_logs
 from cortex.ids import ApiKey, ReplicaId
 from cortex.wire.agent import ReadLogs
 
@@ -82,3 +84,91 @@ def test_output_that_carries_no_time_follows_what_was_before_it(folder):
 
 def test_an_api_without_logs_has_no_lines(tmp_path):
     assert LogReader(tmp_path / "missing").read(ask()).lines == ()
+
+
+# ---- following a busy api --------------------------------------------------------------------------------------------
+
+
+def followed(reader, cursor):
+    """Texts of all answers until there is nothing new, one list each."""
+    answers = []
+    while (answer := reader.read(ask(cursor=cursor))).lines:
+        answers.append(texts(answer))
+        cursor = answer.cursor
+    return answers
+
+
+def test_a_reader_that_fell_behind_is_given_everything_in_several_answers(monkeypatch, folder):
+    monkeypatch.setattr(logs, "MAX_LINES", 3)
+    reader = LogReader(folder)
+    cursor = reader.read(ask()).cursor
+    with (folder / "iris.a.22222222.0.log").open("a") as file:
+        file.writelines(record(10 + number, str(number)) for number in range(7))
+    assert followed(reader, cursor) == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
+
+
+def test_one_answer_follows_no_more_than_so_much_of_a_file(monkeypatch, folder):
+    monkeypatch.setattr(logs, "MAX_TAIL_BYTES", 100)
+    reader = LogReader(folder)
+    cursor = reader.read(ask()).cursor
+    with (folder / "iris.a.22222222.0.log").open("a") as file:
+        file.writelines(record(10 + number, str(number)) for number in range(5))
+    answers = followed(reader, cursor)
+    assert len(answers) > 1
+    assert [text for answer in answers for text in answer] == ["0", "1", "2", "3", "4"]
+
+
+def test_output_without_line_ends_does_not_hold_a_reader_up(monkeypatch, folder):
+    monkeypatch.setattr(logs, "MAX_TAIL_BYTES", 100)
+    reader = LogReader(folder)
+    cursor = reader.read(ask()).cursor
+    with (folder / "iris.a.22222222.0.log").open("a") as file:
+        file.write("x" * 250 + "\n")
+    assert "".join(text for answer in followed(reader, cursor) for text in answer) == "x" * 250
+
+
+# ---- cleaning up -----------------------------------------------------------------------------------------------------
+
+
+def a_log(folder, name, *, size=100, written_s=0.0):
+    file = folder / name
+    file.write_bytes(b"x" * size)
+    os.utime(file, (written_s, written_s))
+    return file
+
+
+def left(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_old_logs_of_replicas_that_are_gone_are_removed(tmp_path):
+    a_log(tmp_path, "t.a.11111111.0.log", written_s=10)
+    a_log(tmp_path, "t.a.22222222.0.log.1", written_s=10)
+    a_log(tmp_path, "t.a.33333333.0.log", written_s=95)
+    removed = clean_up(tmp_path, {ReplicaId("t.a.11111111.0")}, keep_bytes=1000, keep_s=50, now_wall_s=100)
+    assert [file.name for file in removed] == ["t.a.22222222.0.log.1"]
+    assert left(tmp_path) == ["t.a.11111111.0.log", "t.a.33333333.0.log"]
+
+
+def test_the_newest_logs_are_kept_up_to_a_size(tmp_path):
+    for number in range(5):
+        a_log(tmp_path, f"t.a.{number}{number}{number}{number}0000.0.log", written_s=number)
+    a_log(tmp_path, "t.a.99999999.0.log", size=10_000, written_s=-100)
+    clean_up(tmp_path, {ReplicaId("t.a.99999999.0")}, keep_bytes=250, keep_s=1000, now_wall_s=100)
+    assert left(tmp_path) == ["t.a.33330000.0.log", "t.a.44440000.0.log", "t.a.99999999.0.log"]
+
+
+def test_files_that_are_no_logs_of_replicas_are_left_alone(tmp_path):
+    a_log(tmp_path, "notes.txt", size=10_000)
+    assert clean_up(tmp_path, set(), keep_bytes=0, keep_s=0, now_wall_s=100) == ()
+    assert clean_up(tmp_path / "missing", set(), keep_bytes=0, keep_s=0, now_wall_s=100) == ()
+
+
+def test_what_processes_print_is_cut_once_it_is_large(monkeypatch, tmp_path):
+    monkeypatch.setattr(logs, "MAX_PROCESS_LOG_BYTES", 1000)
+    for name in ("agent.out", "launcher-onnx-123456.log", "agent.log"):
+        a_log(tmp_path, name, size=2000)
+    a_log(tmp_path, "keeper.out", size=500)
+    cut_process_logs(tmp_path)
+    sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    assert sizes == {"agent.out": 0, "launcher-onnx-123456.log": 0, "agent.log": 2000, "keeper.out": 500}

@@ -30,6 +30,7 @@ from cortex.wire.operator import (
     Info,
     Removed,
     ReplicaCounts,
+    SecretStatus,
     Status,
     Watched,
 )
@@ -99,6 +100,7 @@ class FakeOperator:
         """Of prediction endpoints, by path: status, headers, body."""
         self.hang_up_on: set[str] = set()
         """Close the connection without an answer, once for each call in here."""
+        self.secrets: list[SecretStatus] = []
         self.cut_deploy_short = False
         self.info_fields: dict[str, Any] = {}
         self.on_request: list[Any] = []
@@ -272,6 +274,13 @@ class _Handler(BaseHTTPRequestHandler):
                     self._not_found(name)
             case "GET", ["apis", _, _, "history"]:
                 self._json(fake.history)
+            case "GET", ["secrets"]:
+                self._json(fake.secrets)
+            case "PUT", ["secrets", name]:
+                known = [secret for secret in fake.secrets if secret.name == name]
+                self._json(known[0] if known else SecretStatus(name=name, updated=NOW_TEXT))
+            case "DELETE", ["secrets", _]:
+                self._send(204, b"")
             case "POST", ["stop"]:
                 self._json(fake.info())
             case _:

@@ -80,7 +80,7 @@ def test_a_given_port_that_is_taken_is_an_error_naming_who_has_it() -> None:
     with pytest.raises(PortTaken) as caught:
         chosen(settings(CORTEX_PORT="9000"), taken={9000})
     assert str(caught.value) == (
-        "port 9000 (port of the prediction apis) is taken by python3 (pid 123: python3 -m http.server 8880)"
+        "port 9000 (port of the prediction APIs) is taken by python3 (pid 123: python3 -m http.server 8880)"
     )
     assert "CORTEX_PORT" in caught.value.hint
 

