@@ -612,4 +612,11 @@ def test_a_body_of_200_mib_passes_through_the_ingress_and_leaves_nothing_behind(
             answer = connection.receive()
             assert answer.json == 200 * MIB or answer.json["error"] == "handler-failed"
     assert (peak - before[1]) // MIB < 8
-    eventually(lambda: (resident(home, api)[0] - before[0]) // MIB < 64, "the replica gives back what the bodies took")
+
+    def given_back() -> bool:
+        """Less than one body is left, whatever malloc keeps for itself until it is called again."""
+        with Connection(home.port) as connection:
+            connection.ask("POST", target, b'"small"', JSON)
+        return (resident(home, api)[0] - before[0]) // MIB < 120
+
+    eventually(given_back, "the replica gives back what the bodies took")
