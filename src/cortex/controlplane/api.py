@@ -91,6 +91,7 @@ class Operator(Protocol):
 
 
 STATUS_OF: tuple[tuple[str, int], ...] = (
+    ("not-found", 404),
     ("unknown-api", 404),
     ("unknown-deployment", 404),
     ("unknown-secret", 404),
@@ -113,6 +114,14 @@ class NotFound(CortexError):
     """There is no such thing here."""
 
     def __init__(self, reference: str, message: str) -> None:
+        self.reference = reference  # type: ignore[misc]
+        super().__init__(message)
+
+
+class BadRequest(CortexError):
+    """A call that cannot be meant, whatever is deployed."""
+
+    def __init__(self, message: str, *, reference: str = "bad-request") -> None:
         self.reference = reference  # type: ignore[misc]
         super().__init__(message)
 
@@ -171,7 +180,7 @@ def _add_routes(app: FastAPI, operator: Operator, documented: _Documented) -> No
         wanted = await _body(request, DeployRequest)
         if wanted.deployment != name:
             message = f'the body is about deployment "{wanted.deployment}", the path about "{name}"'
-            raise Problems([Problem(reference="bad-request", message=message)])
+            raise BadRequest(message)
         return StreamingResponse(_deploy_events(operator, name, wanted), media_type="application/x-ndjson")
 
     @app.get("/v1/deployments", **documented(tuple[DeploymentStatus, ...]))
@@ -425,12 +434,12 @@ async def _body(request: Request, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(b"".join(parts), type=kind)
     except UNREADABLE as error:
-        raise Problems([Problem(reference="bad-request", message=f"the body does not fit: {error}")]) from error
+        raise BadRequest(f"the body does not fit: {error}") from error
 
 
 def _checked_digest(digest: str) -> str:
     if not _SHA256.fullmatch(digest):
-        raise Problems([Problem(reference="bad-digest", message="a digest is 64 lower-case hex digits")])
+        raise BadRequest("a digest is 64 lower-case hex digits", reference="bad-digest")
     return digest
 
 

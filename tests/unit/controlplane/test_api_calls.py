@@ -301,7 +301,7 @@ def test_a_deploy_that_fails_ends_with_its_problems(call, operator, error, refer
 
 
 def test_a_deploy_of_another_name_than_its_path_is_refused(call, operator):
-    assert failure(deploy(call, "other")) == (422, "problems")
+    assert failure(deploy(call, "other")) == (422, "bad-request")
     assert operator.asked == []
 
 
