@@ -21,7 +21,7 @@ ALL := $(VENV)/.installed-all
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(ALL) ## set up .venv with every extra that runs anywhere (TensorFlow, Ray, developer tools)
+install: $(ALL) ## set up .venv with every extra that runs anywhere (developer tools, TensorFlow, Ray)
 
 demo: $(CORE) ## deploy examples/iris on this machine and ask it something
 	@examples/demo.sh
@@ -52,8 +52,9 @@ $(CORE): pyproject.toml | $(BIN)/python $(UV)
 	$(INSTALL) --quiet --editable .
 	@touch $@
 
+# TensorFlow is among it, since without it the tests of its backend would be skipped.
 $(DEV): pyproject.toml | $(BIN)/python $(UV)
-	$(INSTALL) --quiet --editable '.[dev]'
+	$(INSTALL) --quiet --editable '.[dev,tensorflow]'
 	@touch $(CORE) $@
 
 $(ALL): pyproject.toml | $(BIN)/python $(UV)

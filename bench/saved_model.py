@@ -36,8 +36,8 @@ sys.path.insert(0, str(ROOT / "tests" / "integration" / "replica"))
 from replica_harness import LauncherProcess, spec_for  # noqa: E402
 from world import a_world  # noqa: E402
 
-EXAMPLE = ROOT / "examples" / "iris-tensorflow"
-MODEL = EXAMPLE / "model"
+EXAMPLE = ROOT / "examples" / "iris"
+MODEL = EXAMPLE / "models" / "tensorflow"
 BODY = b'{"sepal_length": 5.2, "sepal_width": 3.6, "petal_length": 1.4, "petal_width": 0.3}'
 CALLS_A_ROUND = 200
 REPLICAS = 10
@@ -49,7 +49,7 @@ def main() -> None:
         print_starts(Path(folder))
     with a_world("savedmodel") as world:
         shutil.copytree(EXAMPLE, world.project, dirs_exist_ok=True)
-        world.must("deploy")
+        world.must("deploy", "tensorflow.yaml")
         for api in ("raw", "classifier"):
             for connections in (options.connections, 1):
                 print_load(world.port, f"/iris-tensorflow/{api}", options.seconds, connections)

@@ -29,7 +29,7 @@ BACKENDS = {
     "onnx": ("onnxruntime", EXAMPLES / "iris" / "models" / "sklearn.onnx", [1, 2, 3, 4]),
     "tensorflow": (
         "tensorflow",
-        EXAMPLES / "iris-tensorflow" / "model",
+        EXAMPLES / "iris" / "models" / "tensorflow",
         {"sepal_length": 5.2, "sepal_width": 3.6, "petal_length": 1.4, "petal_width": 0.3},
     ),
 }

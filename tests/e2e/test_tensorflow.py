@@ -19,7 +19,7 @@ from contract_harness import Answer, Connection, Home, eventually, running_home,
 
 pytestmark = pytest.mark.slow
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "iris-tensorflow"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "iris"
 FEATURES = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 FLOWERS = {
     "iris-setosa": (5.2, 3.6, 1.4, 0.3),
@@ -83,7 +83,7 @@ def problems(home: Home, project: Path) -> dict[str, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def example(home: Home) -> Home:
-    home.deploy(EXAMPLE)
+    home.deploy(EXAMPLE / "tensorflow.yaml")
     return home
 
 
@@ -147,7 +147,7 @@ def test_a_killed_replica_is_replaced_by_one_that_answers_the_same(example: Home
 
 def test_the_same_weights_answer_alike_as_onnx_and_as_saved_model(home: Home, tmp_path: Path) -> None:
     converted = tmp_path / "iris.onnx"
-    script = EXAMPLE / "training" / "to_onnx.py"
+    script = EXAMPLE / "training" / "tensorflow_to_onnx.py"
     subprocess.run([sys.executable, script, converted], check=True, capture_output=True, timeout=120)
     handler = """
         import numpy
@@ -158,7 +158,7 @@ def test_the_same_weights_answer_alike_as_onnx_and_as_saved_model(home: Home, tm
     """
     apis = (f"name: {name}, model: {model}, request_handler: handler.py" for name, model in TWINS.items())
     project = write_project(tmp_path, {"cortex.yaml": cortex_yaml("twins", *apis), "handler.py": handler})
-    shutil.copytree(EXAMPLE / "model", project / "saved_model")
+    shutil.copytree(EXAMPLE / "models" / "tensorflow", project / "saved_model")
     home.deploy(project)
     for label in FLOWERS:
         onnx, saved = (answered(home, f"/twins/{name}", flower(label)) for name in TWINS)
@@ -248,6 +248,6 @@ def test_without_tensorflow_a_deploy_says_what_to_install(tmp_path: Path) -> Non
     hidden.mkdir()
     (hidden / "tensorflow.py").write_text("raise ModuleNotFoundError('hidden', name='tensorflow')")
     with running_home(PYTHONPATH=str(hidden)) as home:
-        ran = home.deploy(EXAMPLE, code=1)
+        ran = home.deploy(EXAMPLE / "tensorflow.yaml", code=1)
     assert "tensorflow is not available" in ran.err
     assert 'hint: pip install "cortex-serving[tensorflow]"' in ran.err

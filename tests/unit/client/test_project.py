@@ -291,3 +291,18 @@ def test_no_room_is_told_as_the_control_plane_says_it(folder: Path, operator: Op
         fake.failures[f"PUT /v1/blobs/{name}"] = (507, failure)
     with pytest.raises(Exception, match="the disk is full"):
         upload(operator, package)
+
+
+@pytest.mark.parametrize("yaml", ["cortex.yaml", "tensorflow.yaml"])
+def test_the_two_files_of_the_iris_example_ship_the_handlers_and_neither_models_nor_each_other(
+    yaml: str, tmp_path: Path
+) -> None:
+    with prepare(IRIS / yaml, shown_file=yaml, home=tmp_path, now_wall_s=0.0) as package:
+        assert [file.path for file in package.request.project] == [
+            "handlers/pytorch_iris.py",
+            "handlers/sklearn_iris.py",
+            "handlers/tensorflow_iris.py",
+            "handlers/xgboost_iris.py",
+            "iris.py",
+        ]
+        assert all(api.model.files for api in package.request.apis)

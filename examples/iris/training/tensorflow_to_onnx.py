@@ -1,4 +1,4 @@
-"""Write the weights of model/ as an ONNX model with the same inputs and outputs: `to_onnx.py FILE`."""
+"""Write the weights of models/tensorflow as ONNX, same inputs and outputs: `tensorflow_to_onnx.py FILE`."""
 
 import sys
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import tensorflow as tf
-from common import FEATURES, LABELS, MODEL
 from onnx import TensorProto, helper, numpy_helper
+from saved_model import FEATURES, LABELS, MODEL
 
 
 def convert(saved_model: Path) -> onnx.ModelProto:
     """
-    Return the network of `train.Iris` as ONNX.
+    Return the network of `train_tensorflow.Iris` as ONNX.
 
     Args:
-        saved_model: folder that `train.py` wrote.
+        saved_model: folder that `train_tensorflow.py` wrote.
     """
     checkpoint = tf.train.load_checkpoint(str(saved_model / "variables" / "variables"))
 

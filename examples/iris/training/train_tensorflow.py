@@ -1,14 +1,11 @@
-"""Train model/: a small neural network as a SavedModel. Four measurements by name in, label and probabilities out."""
+"""Train models/tensorflow: a small neural network as a SavedModel. Measurements go in by name."""
 
 import shutil
 
 import numpy as np
 import tensorflow as tf
-from common import FEATURES, LABELS, MODEL
-from sklearn.datasets import load_iris
-from sklearn.model_selection import train_test_split
-
-SEED = 7
+from common import SEED, load
+from saved_model import FEATURES, LABELS, MODEL
 
 
 class Iris(tf.Module):
@@ -53,10 +50,7 @@ def train(features: np.ndarray, classes: np.ndarray) -> Iris:
 
 
 def main() -> None:
-    features, classes = load_iris(return_X_y=True)
-    train_features, test_features, train_classes, test_classes = train_test_split(
-        features.astype(np.float32), classes, test_size=0.2, random_state=SEED, stratify=classes
-    )
+    train_features, test_features, train_classes, test_classes = load()
     model = train(train_features, train_classes)
     shutil.rmtree(MODEL, ignore_errors=True)
     tf.saved_model.save(model, MODEL, signatures={"predict": model.predict})
