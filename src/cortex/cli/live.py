@@ -1,8 +1,7 @@
 """
 The moving part of a deploy: what is being done, and how far each api is.
 
-On a terminal lines are redrawn in place, finished ones stay above; elsewhere a line is printed whenever something
-changed. Only stderr is written to.
+On a terminal lines are redrawn in place, finished ones stay above; elsewhere a line is printed now and then. Only stderr is written to.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
 SHOWN_AFTER_S = 1.0
 """What is over sooner is not worth a line."""
+PLAIN_PAUSE_S = 2.0
+"""Between two lines about one api on its way where lines stay: a log that tells each tenth of a second helps nobody."""
 FRAMES_A_SECOND = 10
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 PLAIN_SPINNER = "|/-\\"
@@ -52,12 +53,13 @@ def display(terminal: Terminal) -> Display:
 
 
 class PlainDisplay:
-    """For pipes, files and CI: a line whenever something changed."""
+    """For pipes, files and CI: a line when something changed, at most every `PLAIN_PAUSE_S`, and one with the end."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
         self._message = ""
-        self._told: dict[str, str] = {}
+        self._told: dict[str, tuple[str, float]] = {}
+        """Of each api the last line, and when it was told; at first nothing, when it was first seen."""
 
     def __enter__(self) -> Self:
         return self
@@ -74,10 +76,12 @@ class PlainDisplay:
         self._message = message
 
     def follow(self, rows: Sequence[Followed]) -> None:
+        now_s = self._terminal.clock.monotonic_s()
         for row in rows:
-            line = _plain_line(row, self._terminal.clock.monotonic_s())
-            if line and self._told.get(row.name) != line:
-                self._told[row.name] = line
+            before, told_s = self._told.setdefault(row.name, ("", now_s))
+            line = _plain_line(row, now_s)
+            if line and line != before and (row.is_done or now_s - told_s >= PLAIN_PAUSE_S):
+                self._told[row.name] = (line, now_s)
                 self._terminal.say(f"{row.name}: {line}")
 
 

@@ -162,8 +162,7 @@ def is_free(host: str, port: int) -> bool:
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections do not count
         try:
-            probe.bind(address)
-            probe.listen(1)
+            probe.bind(address)  # never to listen: that would be in the way of whoever takes this port now
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 return False

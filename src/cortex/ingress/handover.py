@@ -14,6 +14,7 @@ of a namespace, one for that of an interface, and an int; after every message th
 from __future__ import annotations
 
 import array
+import asyncio
 import contextlib
 import errno
 import os
@@ -29,6 +30,8 @@ from cortex.ingress.errors import AdminUnreachable, PortTaken
 
 BACKLOG = 4096
 """Connections that wait while no HAProxy accepts; the kernel caps it at net.core.somaxconn."""
+BIND_TRIES = 20
+BIND_PAUSE_S = 0.05
 _COMMAND = b"_getsocks\n"
 _NUMBER = struct.Struct("i")
 _NO_NAMESPACE = b"\0\0" + _NUMBER.pack(0)
@@ -70,6 +73,20 @@ def bind_public(address: ListenAddress) -> socket.socket:
         listener.close()
         raise PortTaken(address.host, address.port, error.strerror or str(error)) from error
     return listener
+
+
+async def bind_patiently(address: ListenAddress, *, tries: int = BIND_TRIES) -> socket.socket:
+    """
+    As `bind_public`, tried again for a moment: what had the port may be about to end, or only have looked at it.
+
+    Raises:
+        PortTaken: of the last try.
+    """
+    for _ in range(tries - 1):
+        with contextlib.suppress(PortTaken):
+            return bind_public(address)
+        await asyncio.sleep(BIND_PAUSE_S)
+    return bind_public(address)
 
 
 def bind_unix(path: Path) -> socket.socket:

@@ -725,7 +725,7 @@ class Ingress:
                     surplus.append(listener)
         for address in self._listen:
             if not any(handover.matches(listener, address) for listener in self._public):
-                self._public.append(handover.bind_public(address))
+                self._public.append(await handover.bind_patiently(address))
         if self._bulk is None and Tier.BULK in self._limits.tiers:
             self._bulk = handover.bind_unix(self._bulk_socket)
         return surplus

@@ -171,7 +171,8 @@ def api_status(
     older = sum(slot.ready and slot.routed and not of_revision(slot, revision) for slot in of_api.slots)
     alone = wanted.failed is not None or not (older or of_api.routes_pending)
     if answering >= wanted.min_replicas and not alone:
-        return view(Status.CREATING if wanted.serving is None else Status.UPDATING)
+        first = wanted.serving is None or (wanted.serving.revision == revision and not older)
+        return view(Status.CREATING if first else Status.UPDATING)
     if answering >= wanted.min_replicas:
         if returning:
             return view(Status.LIVE, f"{_count(returning, 'replica')} of {wanted.replicas} {_restarts(returning)}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cortex.cli.live import MovingDisplay, PlainDisplay, display
+from cortex.cli.live import PLAIN_PAUSE_S, MovingDisplay, PlainDisplay, display
 from cortex.client.follow import Followed, Outcome
 from cortex.wire.operator import Status
 
@@ -112,11 +112,14 @@ def test_a_terminal_without_block_characters(cortex: Any, row: Any) -> None:
 
 def test_plain_lines_tell_what_changed_only(cortex: Any, row: Any) -> None:
     terminal = cortex.terminal()
+    waiting = row("b", status=Status.COMPUTE_UNAVAILABLE, reason="no\nroom")
     with PlainDisplay(terminal) as shown:
         shown.step("uploading", 0, 2048, in_bytes=True)
         shown.step("uploading", 1024, 2048, in_bytes=True)
         shown.step("checking")
-        shown.follow([row("a"), row("b", status=Status.COMPUTE_UNAVAILABLE, reason="no\nroom")])
+        shown.follow([row("a"), waiting])
+        cortex.clock.monotonic += PLAIN_PAUSE_S
+        shown.follow([row("a"), waiting])
         shown.follow([row("a"), row("b", Outcome.FAILED, status=Status.COMPUTE_UNAVAILABLE)])
         shown.follow([row("a", Outcome.STALLED), row("b", Outcome.FAILED, status=Status.COMPUTE_UNAVAILABLE)])
     assert terminal.stderr.content.splitlines() == [
@@ -127,3 +130,15 @@ def test_plain_lines_tell_what_changed_only(cortex: Any, row: Any) -> None:
         "b: compute unavailable after 2.5 s",
         "a: creating, no progress any more after 2.5 s",
     ]
+
+
+def test_plain_lines_leave_out_what_passes_quickly_but_not_what_lasts(cortex: Any, row: Any) -> None:
+    terminal = cortex.terminal()
+    with PlainDisplay(terminal) as shown:
+        shown.follow([row("a", progress="1 about to start"), row("b")])
+        cortex.clock.monotonic += 0.1
+        shown.follow([row("a", progress="1 starting"), row("b", Outcome.LIVE, status=Status.LIVE)])
+        for _ in range(5):  # looked at again and again, without news
+            cortex.clock.monotonic += PLAIN_PAUSE_S
+            shown.follow([row("a", progress="1 starting"), row("b", Outcome.LIVE, status=Status.LIVE)])
+    assert terminal.stderr.content.splitlines() == ["b: live after 2.5 s", "a: creating: 1 starting"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import socket
 import tempfile
 from pathlib import Path
@@ -8,7 +9,16 @@ import pytest
 
 from cortex.ingress import handover
 from cortex.ingress.errors import AdminUnreachable, PortTaken
-from cortex.ingress.handover import Lender, ListenAddress, bind_argument, bind_public, bind_unix, borrowed, matches
+from cortex.ingress.handover import (
+    Lender,
+    ListenAddress,
+    bind_argument,
+    bind_patiently,
+    bind_public,
+    bind_unix,
+    borrowed,
+    matches,
+)
 
 
 @pytest.fixture
@@ -99,3 +109,22 @@ def test_a_taken_port_and_an_impossible_address_are_named(listener):
         bind_public(ListenAddress("127.0.0.1", port))
     with pytest.raises(PortTaken, match=r"192\.0\.2\.1"):
         bind_public(ListenAddress("192.0.2.1", 80))
+
+
+async def _let_go_after_a_try(listener):
+    waiting = asyncio.create_task(bind_patiently(ListenAddress("127.0.0.1", listener.getsockname()[1])))
+    await asyncio.sleep(0)  # it has tried once and failed
+    assert not waiting.done()
+    listener.close()
+    with await waiting as bound:
+        return bound.getsockname()
+
+
+def test_a_port_that_is_free_again_in_a_moment_is_waited_for(listener):
+    name = listener.getsockname()
+    assert asyncio.run(_let_go_after_a_try(listener)) == name
+
+
+def test_a_port_that_stays_taken_is_named_in_the_end(listener):
+    with pytest.raises(PortTaken, match="Address already in use"):
+        asyncio.run(bind_patiently(ListenAddress("127.0.0.1", listener.getsockname()[1]), tries=2))

@@ -70,6 +70,13 @@ def test_a_ready_replica_counts_as_live_only_once_it_is_routed() -> None:
     assert seen_as(wanted, a_snapshot(a_replica(V1))).status is Status.CREATING
 
 
+def test_the_first_version_is_creating_until_its_route_is_in_effect() -> None:
+    wanted, replica = a_wanted_api(V1, live=True), a_replica(V1)
+    seen = a_snapshot(replica, routes=(a_route(wanted, replica),))
+    node = msgspec.structs.replace(seen.nodes[0], pending_routes=(API,))
+    assert seen_as(wanted, msgspec.structs.replace(seen, nodes=(node,))).status is Status.CREATING
+
+
 def test_live_with_min_replicas_while_a_scale_up_cannot_be_had_is_a_note() -> None:
     wanted = a_wanted_api(V1, live=True, replicas=3)
     ready = (a_replica(V1, 0), a_replica(V1, 1))
