@@ -1,7 +1,8 @@
 """
 The moving part of a deploy: what is being done, and how far each api is.
 
-On a terminal lines are redrawn in place, finished ones stay above; elsewhere a line is printed now and then. Only stderr is written to.
+On a terminal lines are redrawn in place, finished ones stay above; elsewhere a line is printed now and then. Only
+stderr is written to.
 """
 
 from __future__ import annotations
