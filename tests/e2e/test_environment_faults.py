@@ -45,6 +45,7 @@ def predicted(home: Home, port: int | None = None) -> float:
 @contextlib.contextmanager
 def listening(port: int) -> Iterator[None]:
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Cortex binds: what closed lately is free
         other.bind(("127.0.0.1", port))
         other.listen()
         yield
@@ -71,21 +72,27 @@ def test_a_port_that_was_set_and_is_taken_is_an_error_that_names_the_process(hom
 
 def test_a_port_that_nobody_set_moves_and_it_is_said_and_remembered(home):
     """The default ports belong to whoever uses them on this machine; here they are taken for the test's time."""
+    ports = {8880: "the prediction APIs use", 8881: "the control plane uses"}
     with contextlib.ExitStack() as stack:
-        for port in (8880, 8881):
-            with contextlib.suppress(OSError):  # taken already: just as well
+        for port in tuple(ports):
+            try:
                 stack.enter_context(listening(port))
+            except OSError:  # somebody else's, who may leave at any moment
+                del ports[port]
         started = home.cortex("up", CORTEX_PORT="", CORTEX_OPERATOR_PORT="")
-        moved = re.search(r"port 8880 is taken.*: the prediction APIs use (\d+) from now on", started.err)
-        assert moved, started.err
-        assert re.search(r"port 8881 is taken.*: the control plane uses \d+ from now on", started.err)
         info = home.cortex("info", "-o", "json", CORTEX_PORT="", CORTEX_OPERATOR_PORT="").json
-        assert info["ingress"] == f"http://127.0.0.1:{moved[1]}"
+        moved = {8880: port_of(info["ingress"]), 8881: port_of(info["operator"])}
+        for port, who in ports.items():
+            assert re.search(rf"port {port} is taken.*: {who} {moved[port]} from now on", started.err)
     home.cortex("down", CORTEX_PORT="", CORTEX_OPERATOR_PORT="")
     again = home.cortex("up", CORTEX_PORT="", CORTEX_OPERATOR_PORT="")
     assert "from now on" not in again.err
     home.deploy(project(home), CORTEX_PORT="", CORTEX_OPERATOR_PORT="")
-    assert predicted(home, int(moved[1])) == 10.0, "the remembered port is used although 8880 is free again"
+    assert predicted(home, moved[8880]) == 10.0, "the remembered port is used although 8880 is free again"
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
 
 
 def test_two_homes_never_disturb_each_other(home):

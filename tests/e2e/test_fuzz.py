@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 from contract_harness import Home, rows_model, running_home, write_project
 from fuzzing import ANY_JSON, fuzz_endpoint
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from schema_fuzzing import call, examples, for_seconds, fuzz_api, fuzz_control_plane
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +42,12 @@ def home() -> Iterator[Home]:
         yield home
 
 
+@pytest.fixture(autouse=True)
+def deployed(home: Home) -> None:
+    """Whatever another test asked to be deleted."""
+    home.deploy(home.path.parent / "p")
+
+
 @pytest.mark.parametrize("path", ["/z/raw", "/z/handled"])
 def test_no_request_to_an_api_is_answered_with_5xx_or_left_waiting(home, path):
     pids = home.replica_pids(path[1:])
@@ -55,40 +59,20 @@ def test_no_request_to_an_api_is_answered_with_5xx_or_left_waiting(home, path):
     assert "Traceback" not in "\n".join(home.logs(path[1:]))
 
 
-WORDS = st.sampled_from(["z", "raw", "-", "..", "%2e%2e", "a" * 43, "0" * 64, "f" * 64]) | st.text(max_size=12)
+def test_an_api_answers_as_its_openapi_document_says(home):
+    fuzzed = fuzz_api(home, "z/raw", examples(60))
+    assert fuzzed.bad == []
+    assert fuzzed.passed, fuzzed.talk
+    assert fuzzed.statuses[200] > 5
+    assert fuzzed.statuses[422] + fuzzed.statuses[400] > 5
 
 
 def test_no_call_of_the_control_plane_is_answered_with_5xx(home):
-    token = (home.path / "token").read_text().strip()
-    document = json.loads(call(home, "GET", "/openapi.json", None, token)[1])
-    routes = [
-        (method.upper(), path)
-        for path, operations in document["paths"].items()
-        for method in operations
-        if path != "/v1/stop" and not (method == "delete" and "deployments" in path)
-    ]
-
-    @settings(
-        max_examples=150, phases=[Phase.generate], deadline=None, database=None, suppress_health_check=[*HealthCheck]
-    )
-    @given(
-        route=st.sampled_from(routes),
-        words=st.lists(WORDS, min_size=3, max_size=3),
-        query=st.dictionaries(st.sampled_from(["tail", "wait_s", "cursor", "since_wall_s", "replica", "token"]), WORDS),
-        body=ANY_JSON.map(json.dumps) | st.builds(json.dumps, LIKE_A_DEPLOY) | st.text(),
-    )
-    def send(route: tuple[str, str], words: list[str], query: dict[str, str], body: str) -> None:
-        method, path = route
-        for name, word in zip(("name", "api", "sha256", "deployment"), [*words, words[0]], strict=True):
-            path = path.replace(f"{{{name}}}", quote(word, safe="") or "x")
-        path += "?" + "&".join(f"{name}={quote(value, safe='')}" for name, value in {**query, "timeout_s": "0"}.items())
-        status, answer = call(home, method, path, body if method in ("POST", "PUT") else None, token)
-        assert status < 500, (method, path, body, answer)
-        assert b"internal-error" not in answer, (method, path, body, answer)
-
-    send()
-    log = (Path(home.path) / "logs" / "controlplane.log").read_text()
-    assert "fault of ours" not in log
+    fuzzed = fuzz_control_plane(home, for_seconds(15))
+    assert fuzzed.bad == []
+    assert fuzzed.passed, fuzzed.talk
+    assert sum(fuzzed.statuses.values()) > 50
+    assert "fault of ours" not in controlplane_log(home)
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
@@ -118,12 +102,21 @@ LIKE_A_DEPLOY: st.SearchStrategy[Any] = st.fixed_dictionaries(
 )
 
 
-def call(home: Home, method: str, path: str, body: str | None, token: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", home.operator_port, timeout=30)
-    try:
-        data = None if body is None else body.encode("utf-8", "surrogatepass")
-        connection.request(method, path, data, {"authorization": f"Bearer {token}", "content-type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
+def test_a_deploy_that_is_almost_right_is_refused_and_no_fault_of_ours(home):
+    """Deeper into a deploy than its document leads: names that the schema of cortex.yaml knows."""
+
+    @settings(
+        max_examples=100, phases=[Phase.generate], deadline=None, database=None, suppress_health_check=[*HealthCheck]
+    )
+    @given(body=st.builds(json.dumps, LIKE_A_DEPLOY))
+    def send(body: str) -> None:
+        status, answer = call(home, "POST", "/v1/deployments/fuzz", body)
+        assert status < 500, (body, answer)
+        assert b"internal-error" not in answer, (body, answer)
+
+    send()
+    assert "fault of ours" not in controlplane_log(home)
+
+
+def controlplane_log(home: Home) -> str:
+    return (home.path / "logs" / "controlplane.log").read_text()

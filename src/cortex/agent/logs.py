@@ -78,6 +78,7 @@ class LogReader:
         """The wanted lines of one file, and how far it has been read: to the end of a line."""
         with file.open("rb") as stream:
             size = stream.seek(0, 2)
+            written_s = os.fstat(stream.fileno()).st_mtime
             first = offset if following and offset is not None else 0
             if not following and request.tail is not None:
                 first = max(0, size - MAX_TAIL_BYTES)
@@ -91,7 +92,8 @@ class LogReader:
             complete = _end_of_line(content, MAX_LINES) or complete
             if not complete and len(content) == MAX_TAIL_BYTES:
                 complete = len(content)  # no line of ours
-        lines = list(_wanted(content[:complete], replica, request, started_midway=first > 0 and not following))
+        midway = first > 0 and not following
+        lines = list(_wanted(content[:complete], replica, request, started_midway=midway, written_s=written_s))
         return lines[-MAX_LINES:], first + complete
 
 
@@ -131,16 +133,20 @@ def cut_process_logs(folder: Path) -> None:
                     os.truncate(file, 0)  # whoever prints there appends
 
 
-def _wanted(content: bytes, replica: ReplicaId, request: ReadLogs, *, started_midway: bool) -> Iterator[LogLine]:
+def _wanted(
+    content: bytes, replica: ReplicaId, request: ReadLogs, *, started_midway: bool, written_s: float
+) -> Iterator[LogLine]:
     raw_lines = content.split(b"\n")
     if not raw_lines[-1]:
         raw_lines.pop()
     if started_midway:
         raw_lines = raw_lines[1:]
-    last_s = 0.0
-    for raw in raw_lines:
-        line = parse_line(raw)
-        last_s = line.wall_s or last_s  # output that went past us carries no time: it follows what was before it
+    lines = [parse_line(raw) for raw in raw_lines]
+    # Output that went past us carries no time. It follows what was before it; what nothing was before, or was read
+    # already, is as old as what comes next, or else was written last.
+    last_s = next((line.wall_s for line in lines if line.wall_s), written_s)
+    for line in lines:
+        last_s = line.wall_s or last_s
         if request.since_wall_s is not None and last_s < request.since_wall_s:
             continue
         if request.request is not None and line.request != request.request:

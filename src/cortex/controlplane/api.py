@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from cortex.artifacts.store import ArtifactStore
+from cortex.controlplane.endpoint import describe_endpoint
 from cortex.controlplane.secrets import Secrets
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, api_key
@@ -216,10 +217,11 @@ def _add_routes(app: FastAPI, operator: Operator, documented: _Documented) -> No
 
     @app.get("/v1/apis/{deployment}/{name}", **documented(ApiStatus))
     def api(deployment: str, name: str) -> Response:
-        status = operator.api(_checked_name(deployment), _checked_name(name))
-        if status is None:
-            raise NotFound("unknown-api", f'there is no api "{name}" in deployment "{deployment}"')
-        return _json(status)
+        return _json(_known(operator, deployment, name))
+
+    @app.get("/v1/apis/{deployment}/{name}/openapi.json", **documented(dict[str, Any]))
+    def endpoint(deployment: str, name: str) -> Response:
+        return _json(describe_endpoint(_known(operator, deployment, name)))
 
     @app.get("/v1/apis/{deployment}/{name}/logs", **documented(LogLines))
     def logs(
@@ -435,6 +437,13 @@ async def _body(request: Request, kind: type[T]) -> T:
         return msgspec.json.decode(b"".join(parts), type=kind)
     except UNREADABLE as error:
         raise BadRequest(f"the body does not fit: {error}") from error
+
+
+def _known(operator: Operator, deployment: str, name: str) -> ApiStatus:
+    status = operator.api(_checked_name(deployment), _checked_name(name))
+    if status is None:
+        raise NotFound("unknown-api", f'there is no api "{name}" in deployment "{deployment}"')
+    return status
 
 
 def _checked_digest(digest: str) -> str:

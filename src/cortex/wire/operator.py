@@ -11,6 +11,7 @@ The control plane's HTTP API, as data: what `client` sends and `controlplane/api
 | DELETE /v1/deployments/{name}[/apis/{api}] | | `Removed` |
 | GET /v1/apis[?deployment=] | | list of `ApiStatus` |
 | GET /v1/apis/{deployment}/{api} | | `ApiStatus` with `spec` and `signature` |
+| GET /v1/apis/{deployment}/{api}/openapi.json | | OpenAPI document of the api's endpoint |
 | GET /v1/watch?token=&timeout_s=[&deployment=] | | `Watched`, as soon as it differs from `token` |
 | GET /v1/apis/{deployment}/{api}/logs?… | parameters of `ReadLogs` | `LogLines` |
 | GET /v1/apis/{deployment}/{api}/history | | list of `HistoryLine` |

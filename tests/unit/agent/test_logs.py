@@ -51,6 +51,29 @@ def test_a_reader_goes_on_where_it_stood(folder):
     assert texts(reader.read(ask(cursor=second.cursor))) == ["half written"]
 
 
+def test_output_past_us_that_nothing_was_before_is_as_old_as_what_comes_next(folder):
+    (folder / "iris.a.33333333.0.log").write_text("from C\n" + record(2.5, "then") + "more from C\n")
+    lines = LogReader(folder).read(ask(since_wall_s=2.2, tail=100)).lines
+    assert [(line.wall_s, line.text) for line in lines] == [
+        (2.5, "from C"),
+        (2.5, "then"),
+        (2.5, "more from C"),
+        (3, "three"),
+        (4, "four"),
+    ]
+
+
+def test_output_past_us_without_any_time_around_it_was_written_when_the_file_was(folder):
+    reader = LogReader(folder)
+    first = reader.read(ask())
+    path = folder / "iris.a.22222222.0.log"
+    with path.open("a") as file:
+        file.write("from C\n")
+    os.utime(path, (7, 7))
+    (line,) = reader.read(ask(cursor=first.cursor, since_wall_s=6)).lines
+    assert (line.wall_s, line.text) == (7, "from C")
+
+
 def test_a_new_replica_joins_a_reader_that_follows(folder):
     reader = LogReader(folder)
     first = reader.read(ask())

@@ -1,0 +1,226 @@
+"""
+The OpenAPI document of a deployed api, for people who generate clients from it or test it. Pure.
+
+It says what `docs` of the prediction API say, filled in with the model's signature: which JSON fits each input, what
+comes back, which errors there are. What a handler takes and gives is its own business: then any body is described.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from cortex.ids import api_key, route_path
+from cortex.wire.operator import ApiStatus
+from cortex.wire.signature import Dim, TensorSpec
+
+Schema: TypeAlias = dict[str, Any]
+
+_ERRORS: Mapping[int, str] = {
+    400: "The body cannot be read.",
+    408: "The request did not arrive in time.",
+    413: "The body is larger than `max_body` of the api.",
+    415: "The content type or the encoding of the body is not taken.",
+    422: "The sample does not fit the model.",
+    500: "The handler or the model failed; the traceback is in the log of the api.",
+    502: "The replica died with the request, which could not be delivered again.",
+    503: "No replica is ready, or all are busy; `retry-after` says when to try again.",
+    504: "No answer within `timeout` of the api.",
+}
+_BINARY = {"type": "string", "format": "binary"}
+_BYTES_IN_JSON: Schema = {
+    "type": "object",
+    "properties": {"b64": {"type": "string", "contentEncoding": "base64"}},
+    "required": ["b64"],
+    "additionalProperties": False,
+}
+
+
+def describe_endpoint(api: ApiStatus) -> dict[str, Any]:
+    """
+    An OpenAPI 3.1 document with one path.
+
+    Args:
+        api: with `spec` and `signature`, as an api is shown by itself.
+    """
+    path = route_path(api_key(api.deployment, api.name))
+    has_handler = bool(api.spec.get("request_handler"))
+    sample = api.spec.get("sample")
+    signature = api.signature
+    body: Schema = {}
+    answer: Schema = {}
+    if signature is not None and not has_handler:
+        body = sample_schema(signature.inputs)
+        answer = prediction_schema(signature.outputs, by_name=signature.key is not None)
+    example = {} if sample is None or isinstance(sample, str) else {"example": sample}
+    content: Schema = {"application/json": {"schema": body, **example}}
+    for media_type in _OTHER_BODIES if has_handler else ("application/x-npy",):
+        content[media_type] = {"schema": _BINARY if media_type != "text/plain" else {"type": "string"}}
+    name = f"{api.deployment}/{api.name}"
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": name, "version": api.version, "description": f"Predictions of {name}, served by Cortex."},
+        "servers": [{"url": api.endpoint.removesuffix(path)}],
+        "paths": {
+            path: {
+                "get": {
+                    "operationId": "describe",
+                    "summary": "What the model takes and gives, and how to call it.",
+                    "responses": {"200": _answered("The signature.", {"type": "object"}), **_errors((400, 408, 503))},
+                },
+                "post": {
+                    "operationId": "predict",
+                    "summary": "Predict for one sample.",
+                    "parameters": [
+                        {
+                            "name": "x-request-id",
+                            "in": "header",
+                            "description": "Comes back with the answer and stands in the log.",
+                            "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+                        },
+                        {
+                            "name": "debug",
+                            "in": "query",
+                            "description": "Log the sample and each step's value under the request's id.",
+                            "schema": {"type": "boolean"},
+                        },
+                    ],
+                    "requestBody": {"required": True, "content": content},
+                    "responses": _predicted(answer, has_handler),
+                },
+            }
+        },
+        "components": {"schemas": {"Error": _ERROR}},
+    }
+
+
+_OTHER_BODIES = ("application/x-npy", "image/*", "audio/*", "application/octet-stream", "text/plain")
+
+_ERROR: Schema = {
+    "type": "object",
+    "description": "What went wrong; facts that depend on the error stand beside these.",
+    "properties": {
+        "error": {"type": "string", "description": "A stable code.", "pattern": "^[a-z0-9-]+$"},
+        "message": {"type": "string"},
+        "request_id": {"type": "string"},
+    },
+    "required": ["error", "message", "request_id"],
+}
+
+
+def _predicted(answer: Schema, has_handler: bool) -> Schema:
+    responses = {"200": _answered("The prediction.", answer), **_errors(_ERRORS)}
+    if has_handler:  # which answers with any status and content it likes
+        responses["default"] = {"description": "What the handler answers itself.", "headers": _HEADERS}
+    return responses
+
+
+_HEADERS: Schema = {
+    "x-request-id": {"required": True, "schema": {"type": "string"}},
+    "x-cortex-version": {"description": "Version that answered.", "schema": {"type": "string"}},
+}
+
+
+def _answered(what: str, schema: Schema) -> Schema:
+    return {"description": what, "headers": _HEADERS, "content": {"application/json": {"schema": schema}}}
+
+
+def _errors(statuses: Sequence[int] | Mapping[int, str]) -> Schema:
+    error = {"$ref": "#/components/schemas/Error"}
+    return {str(status): _answered(_ERRORS[status], error) for status in statuses}
+
+
+# ---- samples ----------------------------------------------------------------------------------------------------
+
+
+def sample_schema(inputs: Sequence[TensorSpec]) -> Schema:
+    """Which JSON samples fit a model without a handler."""
+    named: Schema = {"type": "object", "properties": {spec.name: _fed(spec) for spec in inputs}}
+    if len(inputs) == 1:  # an object without the only input's name is taken for its value
+        return {"anyOf": [_fed(inputs[0]), {**named, "required": [inputs[0].name]}]}
+    return {**named, "required": [spec.name for spec in inputs if not spec.optional]}
+
+
+def _fed(spec: TensorSpec) -> Schema:
+    """One input: the shapes that the API takes for it, from the plainest to the most forgiving."""
+    if spec.kind != "tensor":
+        return {}
+    shape, element = spec.shape, _element(spec.dtype)
+    if shape is None:
+        return {"description": f"{spec.dtype} values, nested as deep as you like"}
+    forms = [_nested(shape, element)]
+    if shape and (shape[0] == 1 or not isinstance(shape[0], int)):
+        forms.append(_nested(shape[1:], element))
+    count = math.prod(dim if isinstance(dim, int) else 1 for dim in shape)
+    forms.append(_nested((count,), element))
+    if count == 1:
+        forms.append(element)
+    if spec.optional:
+        forms.append({"type": "null"})
+    return _any_of(forms)
+
+
+def _any_of(forms: Sequence[Schema]) -> Schema:
+    different = [form for number, form in enumerate(forms) if form not in forms[:number]]
+    return different[0] if len(different) == 1 else {"anyOf": different}
+
+
+def _nested(shape: Sequence[Dim], element: Schema) -> Schema:
+    for depth, dim in reversed(list(enumerate(shape, start=1))):
+        element = {"type": "array", "items": element}
+        if isinstance(dim, int):
+            element.update(minItems=dim, maxItems=dim)
+        elif depth < len(shape):
+            element["minItems"] = 1  # without a single item the inner sizes are unknown
+    return element
+
+
+def _element(dtype: str) -> Schema:
+    if dtype == "string":
+        return {"anyOf": [{"type": "string"}, _BYTES_IN_JSON]}
+    if dtype == "bool":
+        return {"enum": [True, False, 0, 1]}
+    if dtype == "bfloat16" or dtype.startswith("float"):
+        largest = 3.3895313892515355e38 if dtype == "bfloat16" else float(np.finfo(dtype).max)
+        return {"type": ["number", "boolean", "null"], "minimum": -largest, "maximum": largest}
+    limits = np.iinfo(dtype)
+    return {"type": ["integer", "boolean"], "minimum": int(limits.min), "maximum": int(limits.max)}
+
+
+# ---- predictions ------------------------------------------------------------------------------------------------
+
+
+def prediction_schema(outputs: Sequence[TensorSpec], *, by_name: bool) -> Schema:
+    """
+    What comes back without a handler.
+
+    Args:
+        by_name: an object of the outputs (TensorFlow), else a list in model order (ONNX).
+    """
+    given = [_given(spec, drops_batch=by_name) for spec in outputs]
+    if by_name:
+        names = [spec.name for spec in outputs]
+        return {"type": "object", "properties": dict(zip(names, given, strict=True)), "required": names}
+    # `prefixItems` would be exact; few tools that read such documents know it.
+    return {"type": "array", "items": _any_of(given), "minItems": len(given), "maxItems": len(given)}
+
+
+def _given(spec: TensorSpec, *, drops_batch: bool) -> Schema:
+    # Models are loose about the sizes that they declare for outputs, so only the nesting is promised.
+    if spec.kind != "tensor" or spec.shape is None:
+        return {}
+    ranks = {len(spec.shape), len(spec.shape) - 1} if drops_batch and len(spec.shape) >= 2 else {len(spec.shape)}
+    return _any_of([_nested([None] * rank, _scalar(spec.dtype)) for rank in sorted(ranks, reverse=True)])
+
+
+def _scalar(dtype: str) -> Schema:
+    if dtype == "string":
+        return {"anyOf": [{"type": "string"}, _BYTES_IN_JSON]}
+    if dtype == "bool":
+        return {"type": "boolean"}
+    if dtype in {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}:
+        return {"type": "integer"}
+    return {"type": ["number", "null"]}
