@@ -357,12 +357,11 @@ def test_two_deploys_at_once_are_both_taken_one_after_the_other(home, folder):
 
 
 def test_a_deploy_survives_the_death_of_the_control_plane(home, folder):
-    """Killed at any moment: the command waits for the next one, or says that nothing was changed."""
+    """Killed at any moment: the command goes on with the next one."""
     project = write_project(folder / "p", {"cortex.yaml": deployment("killed", api()), "m.onnx": rows_model()})
     home.deploy(project)
     for number in range(6):
         write_project(project, {"m.onnx": rows_model(float(number + 10))})
-        before = predict(home, "/killed/x")
         process = home.start("deploy", project)
         assert process.stderr is not None
         for line in process.stderr:  # after another line of its talk each time
@@ -372,18 +371,14 @@ def test_a_deploy_survives_the_death_of_the_control_plane(home, folder):
         if record is not None:
             send_signal(record, signal.SIGKILL)
         out, err = process.communicate(timeout=100)
-        if process.returncode == 0:
-            assert predict(home, "/killed/x") == [[[10.0 * (number + 10)]]], (out, err)
-        else:
-            assert process.returncode == 1, (out, err)
-            assert b"error: operator-unreachable" in err, err
-            assert predict(home, "/killed/x") in (before, [[[10.0 * (number + 10)]]])
+        assert process.returncode == 0, (out, err)
+        assert predict(home, "/killed/x") == [[[10.0 * (number + 10)]]], (out, err)
         eventually(lambda: home.control_plane() is not None, "a control plane runs again")
     home.deploy(project)
     assert predict(home, "/killed/x") == [[[150.0]]]
 
 
-MOMENTS = ("uploading", "checking", "x: checked", "x: updating", "x: updating: 1 about")
+MOMENTS = ("uploading", "checking", "x: checked")
 
 
 def test_a_control_plane_started_anew_serves_what_was_deployed(home, folder):

@@ -26,7 +26,6 @@ from cortex.cli.live import display
 from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.client.errors import OperatorFailed
 from cortex.client.follow import Followed, Outcome, follow
-from cortex.client.local import LocalEnvironment
 from cortex.client.operator import OperatorClient
 from cortex.client.project import Package, locate, prepare, upload
 from cortex.client.reconnection import Reconnecting
@@ -108,7 +107,9 @@ def run(
                 refresh=refresh,
             ) as package:
                 operator = place.ensure(even_if_down=not dry_run)
-                result = _send(terminal, operator, package)
+                calls = Reconnecting(place, operator, clock=terminal.clock, sleep=terminal.sleep, say=terminal.say)
+                # Sent again, a deploy comes to the same: what it says is addressed by content.
+                result = calls.call(lambda client: _send(terminal, client, package))
         except Problems as error:
             if output == "json":
                 print_json(terminal, _for_programs("", DeployResult(problems=error.problems), (), "refused"))
@@ -126,7 +127,7 @@ def run(
             terminal.say("dry run: nothing was changed" if dry_run else "not waiting: `cortex get` shows how it goes")
         return DONE
     with on_interrupt(GOES_ON):
-        rows = _follow(terminal, place, operator, result, deployment, patience_s)
+        rows = _follow(terminal, calls, result, deployment, patience_s)
     return _conclude(terminal, loaded, file, deployment, result, rows, output=output, patience_s=patience_s)
 
 
@@ -178,13 +179,11 @@ def _placed(loaded: Loaded, problem: Problem) -> Problem:
 
 def _follow(
     terminal: Terminal,
-    place: LocalEnvironment,
-    operator: OperatorClient,
+    calls: Reconnecting,
     result: DeployResult,
     deployment: str,
     patience_s: float,
 ) -> tuple[Followed, ...]:
-    calls = Reconnecting(place, operator, clock=terminal.clock, sleep=terminal.sleep)
     rows: tuple[Followed, ...] = ()
     with display(terminal) as shown:
         for rows in follow(

@@ -1,4 +1,4 @@
-"""Reading on across restarts of the control plane."""
+"""Going on across restarts of the control plane."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ GIVE_UP_AFTER_S = 60.0
 
 class Reconnecting:
     """
-    Repeats calls that only read until the control plane answers again, wherever it comes back.
+    Repeats calls until the control plane answers again, wherever it comes back.
 
     Args:
         sleep: waits; passed in by tests.
+        say: told when a call was broken off and is made again; None: nobody needs to know.
     """
 
     def __init__(
@@ -35,21 +36,23 @@ class Reconnecting:
         *,
         clock: Clock,
         sleep: Callable[[float], None] = time.sleep,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self._environment = environment
         self._operator = operator
         self._clock = clock
         self._sleep = sleep
+        self._say = say
 
     def call(self, ask: Callable[[OperatorClient], T]) -> T:
         """
-        Return what `ask` returns.
+        Return what `ask` returns, which may be called again after it failed halfway.
 
         Raises:
             OperatorDown: `cortex down` was run meanwhile.
-            OperatorUnreachable: nothing came back for a minute.
+            OperatorUnreachable: a minute after the first failure it still fails.
         """
-        since_s = self._clock.monotonic_s()
+        since_s: float | None = None
         pause_s = FIRST_PAUSE_S
         while True:
             try:
@@ -57,7 +60,12 @@ class Reconnecting:
             except (OperatorUnreachable, WrongToken, OperatorFailed) as error:
                 if isinstance(error, OperatorFailed) and error.status != 503:  # it is there, but its agent is not
                     raise
-                away_s = self._clock.monotonic_s() - since_s
+                now_s = self._clock.monotonic_s()
+                if since_s is None:
+                    since_s = now_s
+                    if self._say is not None:
+                        self._say("the control plane has gone: going on when it is back")
+                away_s = now_s - since_s
                 if away_s > GIVE_UP_AFTER_S:
                     raise
                 self._find(away_s)

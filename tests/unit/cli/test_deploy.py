@@ -222,7 +222,17 @@ def test_no_file_is_an_error(cortex: Any) -> None:
     assert ran.talk.startswith("error: no-cortex-yaml\n")
 
 
-def test_a_deploy_that_breaks_off_says_how_to_find_out(cortex: Any, project: Path, accepted: Any) -> None:
+def test_a_deploy_that_breaks_off_is_sent_again(cortex: Any, project: Path, accepted: Any) -> None:
+    accepted.hang_up_on.add("POST /v1/deployments/iris")
+    ran = cortex("deploy", "iris")
+    assert ran.code == 0
+    assert "the control plane has gone: going on when it is back" in ran.talk
+
+
+def test_a_deploy_that_breaks_off_again_and_again_says_how_to_find_out(
+    cortex: Any, project: Path, accepted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cortex.client.reconnection.GIVE_UP_AFTER_S", -1.0)
     accepted.cut_deploy_short = True
     ran = cortex("deploy", "iris")
     assert ran.code == 1
