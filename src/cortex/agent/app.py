@@ -66,6 +66,8 @@ LOCAL_NODE = NodeId("local")
 HOUSEKEEPING_S = 0.5
 LOG_POLL_S = 0.2
 LOG_CLEANING_S = 300.0
+RAW_OUTPUT_S = 1.0
+"""How often output past Python is looked at: a disk fills quickly."""
 INSPECT_TRIES = 3
 """A launcher that dies over an inspection says nothing about what was inspected."""
 RETRY_S = 0.2
@@ -156,6 +158,7 @@ class Agent:
             self._every(HOUSEKEEPING_S, safekeeping.keep),
             self._every(HOUSEKEEPING_S, lambda: launchers.keep(self.replicas.launcher_keys())),
             self._every(LOG_CLEANING_S, self._clean_logs),
+            self._every(RAW_OUTPUT_S, self._bound_raw_output),
             self._prestart(),
             self.environments.clear_away(strays),
         )
@@ -277,7 +280,7 @@ class Agent:
         deadline_s = self._clock.monotonic_s() + request.wait_s
         while True:
             lines = await asyncio.to_thread(self._logs.read, request)
-            if lines.lines or not request.cursor or self._clock.monotonic_s() >= deadline_s:
+            if lines.lines or lines.more or not request.cursor or self._clock.monotonic_s() >= deadline_s:
                 return lines
             await asyncio.sleep(LOG_POLL_S)
 
@@ -471,6 +474,10 @@ class Agent:
         if removed:
             log.info("removed %d old log files of replicas that are gone", len(removed))
         await asyncio.to_thread(logs.cut_process_logs, self._layout.logs)
+
+    async def _bound_raw_output(self) -> None:
+        for file in await asyncio.to_thread(logs.bound_raw_output, self._layout.replica_logs):
+            log.warning("%s: more is written than can be kept; only the end stays", file.name)
 
     async def _listen(self) -> None:
         self._listening = await server.serve(self._layout.agent_socket, self)

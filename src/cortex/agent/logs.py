@@ -9,26 +9,38 @@ import contextlib
 import heapq
 import os
 import re
-from collections.abc import Collection, Iterator
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from cortex.ids import ReplicaId, split_api_key
+from cortex.wire import rawoutput
 from cortex.wire.agent import LogLine, LogLines, ReadLogs
-from cortex.wire.logline import LoggedLine, parse_line
+from cortex.wire.logline import LoggedLine, encode_line, is_ours, parse_line
 
 MAX_LINES = 10_000
-"""Most lines in one answer; the cursor leads on."""
-MAX_TAIL_BYTES = 4 * 2**20
-"""How far back a tail looks in one file, and how much of one file a single answer follows."""
+MAX_ANSWER_BYTES = 4 * 2**20
+MAX_SCANNED_BYTES = 64 * 2**20
+"""What one answer may hold, and how much may be read for it; the cursor leads on."""
+MAX_LINE_BYTES = 2**20
+"""What is longer without an end is no line of ours, and comes in pieces."""
+FIRST_TAIL_BYTES = 64 * 1024
+"""Where looking back for the last lines begins, from the end of a file; it goes on in larger steps."""
 MAX_PROCESS_LOG_BYTES = 10 * 2**20
 """What one of our own processes may have printed before it is cut."""
+MAX_RAW_BYTES = 8 * rawoutput.MAX_WAITING_BYTES
+"""Of output past Python, unread by a replica that does not get to it."""
 _ROTATED = re.compile(r"(?P<replica>.+)\.log(\.(?P<age>\d+))?")
+_PLAIN = re.compile(r"[-._A-Za-z0-9]+")
+"""What JSON writes as it is."""
+_RAW = re.compile(rf"(?P<replica>.+)\.log{re.escape(rawoutput.SUFFIX)}")
 
 
 class Cursor(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a reader stands: bytes read of each file, by inode, since files are renamed when they rotate."""
+    """Where a reader stands: bytes read of each file. Files are renamed when they rotate, so names do not tell them."""
 
     offsets: dict[str, int] = {}
 
@@ -40,24 +52,20 @@ class LogReader:
         self._folder = folder
 
     def read(self, request: ReadLogs) -> LogLines:
-        """Lines as asked for, oldest first, and the cursor to go on from."""
-        files = self._files(request)
-        cursor = _decode_cursor(request.cursor)
-        offsets: dict[str, int] = {}
-        streams: list[list[LogLine]] = []
-        for file, replica in files:
-            try:
-                inode = str(file.stat().st_ino)
-                lines, offsets[inode] = self._read_file(
-                    file, replica, request, cursor.offsets.get(inode), bool(request.cursor)
-                )
-            except FileNotFoundError:
-                continue  # rotated away while we looked
-            streams.append(lines)
-        merged = list(heapq.merge(*streams, key=lambda line: line.wall_s))
-        if not request.cursor and request.tail is not None:
-            merged = merged[len(merged) - request.tail :] if request.tail else []
-        return LogLines(lines=tuple(merged), cursor=msgspec.json.encode(Cursor(offsets=offsets)).decode())
+        """
+        Lines as asked for, oldest first, and the cursor to go on from.
+
+        Without a cursor, and with a `tail` that one answer can hold: the last lines. Otherwise from the cursor on, or
+        from the beginning, as many as one answer holds.
+        """
+        replicas: dict[ReplicaId, list[_File]] = {}
+        for path, replica in self._files(request):
+            file = _File.seen(path)
+            if file is not None:
+                replicas.setdefault(replica, []).append(file)
+        if not request.cursor and request.tail is not None and request.tail <= MAX_LINES:
+            return _last_lines(replicas, request, request.tail)
+        return _lines_from(_decode_cursor(request.cursor), replicas, request)
 
     def _files(self, request: ReadLogs) -> list[tuple[Path, ReplicaId]]:
         """The api's files with the replica each belongs to; a replica's rotated files oldest first."""
@@ -72,29 +80,205 @@ class LogReader:
                 found.append((match["replica"], -int(match["age"] or 0), file))
         return [(file, ReplicaId(replica)) for replica, _age, file in sorted(found)]
 
-    def _read_file(
-        self, file: Path, replica: ReplicaId, request: ReadLogs, offset: int | None, following: bool
-    ) -> tuple[list[LogLine], int]:
-        """The wanted lines of one file, and how far it has been read: to the end of a line."""
-        with file.open("rb") as stream:
-            size = stream.seek(0, 2)
-            written_s = os.fstat(stream.fileno()).st_mtime
-            first = offset if following and offset is not None else 0
-            if not following and request.tail is not None:
-                first = max(0, size - MAX_TAIL_BYTES)
-            if first > size:
-                first = 0  # cut short by someone else: begin again
-            stream.seek(first)
-            content = stream.read(min(size - first, MAX_TAIL_BYTES) if following else size - first)
-        complete = content.rfind(b"\n") + 1
-        if following:
-            # What does not fit comes with the next answer.
-            complete = _end_of_line(content, MAX_LINES) or complete
-            if not complete and len(content) == MAX_TAIL_BYTES:
-                complete = len(content)  # no line of ours
-        midway = first > 0 and not following
-        lines = list(_wanted(content[:complete], replica, request, started_midway=midway, written_s=written_s))
-        return lines[-MAX_LINES:], first + complete
+
+class _File(NamedTuple):
+    """A log file as it was found."""
+
+    path: Path
+    key: str
+    """What it is called in a cursor: stays when it is renamed, and is another one's when its inode is used again."""
+    size: int
+    written_s: float
+
+    @classmethod
+    def seen(cls, path: Path) -> _File | None:
+        try:
+            with path.open("rb") as stream:
+                found = os.fstat(stream.fileno())
+                head = stream.read(24)  # the time of its first line
+        except OSError:
+            return None  # rotated away while we looked
+        return cls(path, f"{found.st_ino}-{zlib.crc32(head):08x}", found.st_size, found.st_mtime)
+
+
+def _last_lines(replicas: Mapping[ReplicaId, Sequence[_File]], request: ReadLogs, number: int) -> LogLines:
+    offsets: dict[str, int] = {}
+    streams = []
+    for replica, files in replicas.items():
+        lines: list[LogLine] = []
+        for file in reversed(files):
+            found, offsets[file.key] = _end_of_file(file, replica, request, number - len(lines))
+            lines = found + lines
+        streams.append(lines)
+    merged = list(heapq.merge(*streams, key=lambda line: line.wall_s))
+    return LogLines(lines=tuple(merged[-number:] if number else ()), cursor=_encode_cursor(offsets))
+
+
+def _end_of_file(file: _File, replica: ReplicaId, request: ReadLogs, number: int) -> tuple[list[LogLine], int]:
+    """The last wanted lines of a file, and where its last whole line ends."""
+    length = min(FIRST_TAIL_BYTES, file.size)
+    try:
+        with file.path.open("rb") as stream:
+            while True:
+                stream.seek(file.size - length)
+                content = stream.read(length)
+                end = content.rfind(b"\n") + 1
+                raw_lines = content[:end].split(b"\n")[:-1]
+                if length < file.size:
+                    raw_lines = raw_lines[1:]  # begun before
+                reading = _Reading(replica, request)
+                reading.begin(raw_lines, file.written_s)
+                lines = [line for raw in raw_lines if (line := reading.wanted(raw)) is not None] if number > 0 else []
+                if len(lines) >= number or length == file.size:
+                    whole = file.size - length + end if end or length == file.size else file.size
+                    return lines[len(lines) - number :] if number < len(lines) else lines, whole
+                length = min(length * 8, file.size)
+    except OSError:
+        return [], 0
+
+
+def _lines_from(cursor: Cursor, replicas: Mapping[ReplicaId, Sequence[_File]], request: ReadLogs) -> LogLines:
+    offsets = {file.key: cursor.offsets.get(file.key, 0) for files in replicas.values() for file in files}
+    lines: list[LogLine] = []
+    answer_bytes = scanned_bytes = 0
+    more = False
+    streams = [_read(replica, files, offsets, request) for replica, files in replicas.items()]
+    for found in heapq.merge(*streams, key=lambda found: found.wall_s):
+        if len(lines) >= MAX_LINES or answer_bytes >= MAX_ANSWER_BYTES or scanned_bytes >= MAX_SCANNED_BYTES:
+            more = True
+            break
+        offsets[found.file] = found.end
+        scanned_bytes += found.size
+        if found.line is not None:
+            answer_bytes += found.size
+            lines.append(found.line)
+    return LogLines(lines=tuple(lines), cursor=_encode_cursor(offsets), more=more)
+
+
+class _Found(NamedTuple):
+    wall_s: float
+    """Never less than that of the line before it."""
+    line: LogLine | None
+    """None: it is not wanted."""
+    file: str
+    end: int
+    size: int
+
+
+def _read(
+    replica: ReplicaId, files: Sequence[_File], offsets: Mapping[str, int], request: ReadLogs
+) -> Iterator[_Found]:
+    """The lines of a replica's files from where a reader stands."""
+    reading = _Reading(replica, request)
+    for file in files:
+        offset = offsets[file.key]
+        if offset > file.size:
+            offset = 0  # cut short by someone else: begin again
+        if offset == file.size:
+            continue
+        if request.since_wall_s is not None and file.written_s < request.since_wall_s:
+            yield _Found(reading.last_s, None, file.key, file.size, 0)
+            continue
+        try:
+            with file.path.open("rb") as stream:
+                if os.fstat(stream.fileno()).st_size < offset:
+                    continue  # rotated since we looked: the next answer has it
+                stream.seek(offset)
+                reading.begin(stream.read(FIRST_TAIL_BYTES).split(b"\n"), file.written_s)
+                stream.seek(offset)
+                while raw := stream.readline(MAX_LINE_BYTES):
+                    if not raw.endswith(b"\n") and len(raw) < MAX_LINE_BYTES:
+                        break  # not whole yet
+                    offset += len(raw)
+                    line = reading.wanted(raw)
+                    yield _Found(reading.last_s, line, file.key, offset, len(raw))
+        except OSError:
+            continue
+
+
+class _Reading:
+    """Lines of one replica, one after another."""
+
+    def __init__(self, replica: ReplicaId, request: ReadLogs) -> None:
+        self._replica = replica
+        self._since_s = request.since_wall_s
+        self._request = request.request
+        beginning = _beginning(request.request or "")
+        self._in_line = beginning.encode() if _PLAIN.fullmatch(beginning) else b""
+        self.last_s = 0.0
+
+    def begin(self, lines: Iterable[bytes], written_s: float) -> None:
+        """
+        Find out when the first lines were written, should they be no records of ours: those carry no time. Each follows
+        what was before it; what nothing was before is as old as what comes next, or else was written last.
+        """
+        if not self.last_s:
+            self.last_s = next((time_s for line in lines if (time_s := parse_line(line).wall_s)), written_s)
+
+    def wanted(self, raw: bytes) -> LogLine | None:
+        if self._in_line not in raw:  # sooner known than read
+            return None
+        line = parse_line(raw)
+        # Threads may write in another order than they took the time in, and what is no record has none.
+        self.last_s = max(self.last_s, line.wall_s)
+        if self._since_s is not None and self.last_s < self._since_s:
+            return None
+        if self._request is not None and not _is_of(line.request, self._request):
+            return None
+        return LogLine(
+            wall_s=self.last_s,
+            replica=self._replica,
+            text=line.text,
+            stream=line.stream,
+            level=line.level,
+            request=line.request,
+        )
+
+
+def _is_of(request: str, asked: str) -> bool:
+    """A request may be named in full, or by its beginning as `cortex logs` shows it, with `…` after it."""
+    beginning = _beginning(asked)
+    return request == asked or (beginning not in ("", asked) and request.startswith(beginning))
+
+
+def _beginning(asked: str) -> str:
+    return asked.removesuffix("...").removesuffix("…")
+
+
+def take_leftover(log_file: Path, attempt: int) -> None:
+    """Append to a dead replica's log what it wrote past Python and had no time to read. Never raises."""
+    lines, written_s = rawoutput.leftover(f"{log_file}{rawoutput.SUFFIX}")
+    records = (
+        line
+        if is_ours(line)
+        else encode_line(
+            LoggedLine(wall_s=written_s, stream="raw", attempt=attempt, text=line.decode("utf-8", "backslashreplace"))
+        )
+        for line in lines
+    )
+    content = b"".join(record + b"\n" for record in records)
+    if not content:
+        return
+    with contextlib.suppress(OSError):  # a full disk: it is lost
+        descriptor = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "ab", buffering=0) as file:
+            file.write(content)
+
+
+def bound_raw_output(folder: Path) -> tuple[Path, ...]:
+    """
+    Free what output past Python takes on the disk beyond `MAX_RAW_BYTES` a replica. Each reads its own, unless it is
+    hung in code that writes, or dead with a subprocess that goes on.
+
+    Returns:
+        The files that were too large.
+    """
+    too_large = []
+    for file in folder.glob(f"*{rawoutput.SUFFIX}"):
+        with contextlib.suppress(OSError):
+            if file.stat().st_blocks * 512 > MAX_RAW_BYTES and rawoutput.shrink(file, keep_bytes=MAX_RAW_BYTES // 4):
+                too_large.append(file)
+    return tuple(too_large)
 
 
 def clean_up(
@@ -108,12 +292,12 @@ def clean_up(
     """
     gone: list[tuple[float, int, Path]] = []
     for file in folder.iterdir() if folder.is_dir() else ():
-        match = _ROTATED.fullmatch(file.name)
+        match = _ROTATED.fullmatch(file.name) or _RAW.fullmatch(file.name)
         if match is None or match["replica"] in alive:
             continue
         with contextlib.suppress(FileNotFoundError):
             found = file.stat()
-            gone.append((found.st_mtime, found.st_size, file))
+            gone.append((found.st_mtime, min(found.st_size, found.st_blocks * 512), file))
     removed = []
     kept_bytes = 0
     for written_s, size, file in sorted(gone, reverse=True):
@@ -133,43 +317,6 @@ def cut_process_logs(folder: Path) -> None:
                     os.truncate(file, 0)  # whoever prints there appends
 
 
-def _wanted(
-    content: bytes, replica: ReplicaId, request: ReadLogs, *, started_midway: bool, written_s: float
-) -> Iterator[LogLine]:
-    raw_lines = content.split(b"\n")
-    if not raw_lines[-1]:
-        raw_lines.pop()
-    if started_midway:
-        raw_lines = raw_lines[1:]
-    lines = [parse_line(raw) for raw in raw_lines]
-    # Output that went past us carries no time. It follows what was before it; what nothing was before, or was read
-    # already, is as old as what comes next, or else was written last.
-    last_s = next((line.wall_s for line in lines if line.wall_s), written_s)
-    for line in lines:
-        last_s = line.wall_s or last_s
-        if request.since_wall_s is not None and last_s < request.since_wall_s:
-            continue
-        if request.request is not None and line.request != request.request:
-            continue
-        yield _shown(line, replica, last_s)
-
-
-def _end_of_line(content: bytes, number: int) -> int:
-    """Where the line of this number ends; 0 when there are fewer."""
-    end = 0
-    for _ in range(number):
-        end = content.find(b"\n", end) + 1
-        if not end:
-            break
-    return end
-
-
-def _shown(line: LoggedLine, replica: ReplicaId, wall_s: float) -> LogLine:
-    return LogLine(
-        wall_s=wall_s, replica=replica, text=line.text, stream=line.stream, level=line.level, request=line.request
-    )
-
-
 def _is_meant(asked: str, replica: str) -> bool:
     """A replica may be named in full or by its last parts, as `cortex logs` shows it: `3fa1c09d.0`."""
     return replica == asked or replica.endswith(f".{asked}")
@@ -180,3 +327,7 @@ def _decode_cursor(text: str) -> Cursor:
         return msgspec.json.decode(text, type=Cursor) if text else Cursor()
     except msgspec.MsgspecError:
         return Cursor()
+
+
+def _encode_cursor(offsets: Mapping[str, int]) -> str:
+    return msgspec.json.encode(Cursor(offsets=dict(offsets))).decode()

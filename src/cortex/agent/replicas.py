@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from cortex import processes
-from cortex.agent import channel, recovery
+from cortex.agent import channel, logs, recovery
 from cortex.agent.launchers import ForkRefused, Launcher, LauncherLost, Launchers
 from cortex.agent.provisions import Provided, Provisions
 from cortex.agent.safekeeping import Safekeeping
@@ -544,7 +544,7 @@ class Replicas:
             resources=build.resources,
             threads=threads_for(build.resources.cpu_millis),
             sample=build.sample,
-            log_path=str(self._layout.replica_logs / f"{order.replica}.log"),
+            log_path=str(self._log_file(order)),
             stats_path=str(self._stats_file(order)),
             start_timeout_s=self._settings.start_timeout_s,
         )
@@ -819,6 +819,7 @@ class Replicas:
                 self._exit_waiters.pop(replica.key, None)
             status = self._exit_statuses.get(replica.key) or _reap(replica.identity.pid)
         self._exit_statuses.pop(replica.key, None)
+        await asyncio.to_thread(logs.take_leftover, self._log_file(replica.order), replica.order.attempt)
         said = self._said_at_exit(replica)
         if replica.ended_by_us is not None:
             said = {"problem": replica.ended_by_us, "permanent": replica.ended_by_us.reference == "start-timeout"}
@@ -890,6 +891,9 @@ class Replicas:
             replica.unready_since_s = None
             replica.hold_expired = False
         self._on_change()
+
+    def _log_file(self, order: StartReplica) -> Path:
+        return self._layout.replica_logs / f"{order.replica}.log"
 
     def _stats_file(self, order: StartReplica) -> Path:
         return self._layout.stats / f"{order.replica}.{order.attempt}.json"

@@ -28,6 +28,7 @@ from cortex.wire.agent import LogLine, LogLines
 from cortex.wire.operator import ApiStatus
 
 LAST_LINES = 100
+SHORT_REQUEST = 6
 REPLICA_COLOURS = ("cyan", "magenta", "blue", "green", "yellow")
 LEVEL_COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
@@ -74,13 +75,21 @@ def logs(
             wait_s=wait_s,
         )
 
-    printer = _json_printer(terminal) if output == "json" else line_printer(terminal)
+    printer = (
+        _json_printer(terminal) if output == "json" else line_printer(terminal, of_one_request=request is not None)
+    )
     with on_interrupt("no longer reading; the api is not affected"):
         lines = read(operator, "", 0.0)
+        nothing = not lines.lines
         for line in lines.lines:
             printer(line)
+        while lines.more:
+            lines = read(operator, lines.cursor, 0.0)
+            nothing = nothing and not lines.lines
+            for line in lines.lines:
+                printer(line)
         if no_follow:
-            if not lines.lines:
+            if nothing:
                 terminal.say(f"nothing was written by {full_name(found)}{_filtered(since, replica, request)}")
             return DONE
         from cortex.client.reconnection import Reconnecting
@@ -115,8 +124,18 @@ def _json_printer(terminal: Terminal) -> Callable[[LogLine], None]:
     return lambda line: print_json_line(terminal, _for_programs(line))
 
 
-def line_printer(terminal: Terminal, *, prefix: str = "") -> Callable[[LogLine], None]:
-    """Prints log lines for people: time, `prefix` if there is one, replica, text."""
+def short_request(request: str) -> str:
+    """`58a3c1…`: tells the requests on a screen apart, and can be asked for as it is."""
+    return request if len(request) <= SHORT_REQUEST + 2 else f"{request[:SHORT_REQUEST]}…"
+
+
+def line_printer(terminal: Terminal, *, prefix: str = "", of_one_request: bool = False) -> Callable[[LogLine], None]:
+    """
+    Prints log lines for people: time, `prefix` if there is one, replica, request, text.
+
+    Args:
+        of_one_request: whether all lines are of the same one, which then need not be said.
+    """
     paint = terminal.paint
     colours: dict[str, str] = {}
     show_text = harmless if terminal.shows_results else str
@@ -124,6 +143,8 @@ def line_printer(terminal: Terminal, *, prefix: str = "") -> Callable[[LogLine],
     def show(line: LogLine) -> None:
         colour = colours.setdefault(line.replica, REPLICA_COLOURS[len(colours) % len(REPLICA_COLOURS)])
         mark = paint(f"{prefix} {short_replica(line.replica)}".lstrip(), colour)
+        if line.request and not of_one_request:
+            mark += " " + paint(harmless(short_request(line.request)), "dim")
         for part in show_text(line.text).splitlines() or [""]:
             terminal.out(f"{_clock_time(line, paint)}{mark}  {_by_level(part, line.level, paint)}".rstrip())
 
@@ -167,7 +188,7 @@ COMMAND = Command(
     summary="Show what an api's replicas write, and follow it.",
     details="""
     The last 100 lines of all replicas in time order, then what they go on writing, across redeploys. Each line begins
-    with its time and its replica.
+    with its time, its replica and, where a request caused it, the beginning of that request's id.
     """,
     parameters=(
         api_argument(),
@@ -175,12 +196,14 @@ COMMAND = Command(
         click.Option(["--no-follow"], is_flag=True, help="Show what there is, then end."),
         click.Option(["--since"], type=Duration(), metavar="TIME", help="Everything that is younger, e.g. 10m."),
         click.Option(["--replica"], metavar="ID", help="One replica only."),
-        click.Option(["--request"], metavar="ID", help="Only what this request caused (x-request-id)."),
+        click.Option(
+            ["--request"], metavar="ID", help="Only what this request caused: its x-request-id, or `4f0c1d…` as shown."
+        ),
         output_option(),
     ),
     examples=(
         ("cortex logs sklearn", "the last lines, then new ones; Ctrl-C ends it"),
         ("cortex logs sklearn --since 10m --no-follow", "ten minutes, then end"),
-        ("cortex logs sklearn --request 4f0c…", "one request, with its traceback"),
+        ("cortex logs sklearn --request 4f0c1d…", "one request, with its traceback"),
     ),
 )

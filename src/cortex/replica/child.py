@@ -76,14 +76,14 @@ class _Replica:
         process.detach()
         process.close_descriptors_except((slot_fd, control_fd))
         self._log = logs.LogFile(spec.log_path, spec.attempt)
-        faulthandler.enable(2)
+        faulthandler.enable(self._log.descriptor)
         process.reseed()
         process.raise_oom_score()
         process.apply_environment(process.replica_environment(spec, os.environ, secrets))
         secrecy.keep(secrets.values())
         process.set_title("cortex-replica", spec.home, spec.api, short(spec.version), spec.replica)
         self._spec = spec
-        self._streams = logs.install(self._log)
+        self._streams = logs.install(self._log, spec.project_dir)
         self._slot = socket.socket(fileno=slot_fd)
         self._condition = Condition(spec)
         self._counters = Counters()
@@ -168,6 +168,7 @@ class _Replica:
             streams=self._streams,
         )
         service.predictor = predictor
+        self._log.raw_belongs_to_request = predictor.one_at_a_time
         condition.report("warming up")
         condition.enter(Phase.WARMING)
         warm_up = WarmUp(
@@ -250,7 +251,7 @@ class _Replica:
 
     def _every_second(self) -> None:
         self._stats.write()
-        self._log.rotate_if_full()
+        self._log.every_second()
         deadline_s = self._drain_deadline_s
         if deadline_s is not None and time.monotonic() > deadline_s + STUCK_GRACE_S:
             stuck = len(self._condition.in_flight)

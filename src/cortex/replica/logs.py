@@ -1,9 +1,9 @@
 """
 The replica's log file, and everything that leads into it.
 
-Descriptors 1 and 2 are the file itself, so what C code, subprocesses and the fault handler write lands there too, as
-plain lines. `print`, Python's logging and our own records become JSON lines (see `wire.logline`) that carry the id of
-the request whose code wrote them.
+`print`, Python's logging and our own records become JSON lines (see `wire.logline`) that carry the id of the request
+whose code wrote them. What C code, subprocesses and the fault handler write to descriptors 1 and 2 arrives in a file
+beside it (see `wire.rawoutput`) and becomes records too, before the next one of ours, and once a second.
 
 Nothing here may fail a request: text that cannot be encoded is escaped, a full disk loses lines, a closed `sys.stdout`
 stays open.
@@ -11,14 +11,16 @@ stays open.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import logging
 import os
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
@@ -27,6 +29,9 @@ import orjson
 
 from cortex.lib.log import get_logger
 from cortex.replica import secrecy
+from cortex.replica.tracebacks import format_user_traceback
+from cortex.wire.logline import is_ours
+from cortex.wire.rawoutput import SUFFIX, RawOutput
 
 REQUEST_ID: ContextVar[str] = ContextVar("cortex_request_id", default="")
 """Id of the request whose code is running; empty between requests."""
@@ -38,6 +43,13 @@ MAX_TEXT_CHARS = 256 * 1024
 """A longer text is cut into several records, so that readers need not hold endless lines."""
 MAX_PENDING_CHARS = 64 * 1024
 """Printed text without a line end becomes a line of its own at this length."""
+MAX_RAW_BYTES = 64 * 1024
+"""How much output past Python is taken in at once: some thousand lines, which keep requests waiting for some 10 ms."""
+BUSY_LOOK_S = 0.05
+"""How often more of it is taken in while there is more. What is written faster for long is not kept."""
+MAX_LAST_BYTES = 2**20
+"""And at the end of the process, which is not kept from ending for long."""
+RECORDS_AT_ONCE = 1000
 
 
 class LogFile:
@@ -45,7 +57,7 @@ class LogFile:
     Where records go.
 
     Args:
-        path: opened for appending, and made the process's descriptors 1 and 2. Empty: records go to what
+        path: opened for appending. The process's descriptors 1 and 2 become a file beside it. Empty: records go to what
             descriptor 2 already is, and nothing is rotated.
         attempt: written into every record.
     """
@@ -54,10 +66,20 @@ class LogFile:
         self._path = path
         self._attempt = attempt
         self._pid = os.getpid()
+        self._size = 0
+        """About: rotation need not be exact to the byte."""
+        self._rotating = threading.Lock()
+        self._raw: RawOutput | None = None
+        self._taking = threading.Lock()
+        self._keeping_up: threading.Thread | None = None
+        self.raw_belongs_to_request = False
+        """Whether what arrives past Python while a request's code runs can only be of that request."""
         if path:
             self._fd = _open(path)
-            os.dup2(self._fd, 1)
-            os.dup2(self._fd, 2)
+            self._size = os.fstat(self._fd).st_size
+            self._raw = RawOutput(path + SUFFIX)
+            os.dup2(self._raw.fd, 1)
+            os.dup2(self._raw.fd, 2)
         else:
             self._fd = os.dup(2)
         # Our own descriptor: users' code may close 1, and the next file it opens would then be number 1.
@@ -65,43 +87,29 @@ class LogFile:
 
     @property
     def descriptor(self) -> int:
-        return self._fd
+        """For output that cannot wait for us, such as a fault handler's."""
+        return self._fd if self._raw is None else self._raw.fd
 
     def record(self, stream: str, level: str, text: str, request: str | None = None) -> None:
         """Append one record, without the values of secrets; cut into several when very long."""
-        text = secrecy.masked(text)
         if request is None:
             request = REQUEST_ID.get()
+        raw = self._raw
+        if raw is not None and raw.is_waiting:
+            self.take_raw(request)  # it was first
+        for record in self._encoded(stream, level, text, request):
+            self._write(record)
+
+    def _encoded(self, stream: str, level: str, text: str, request: str) -> list[bytes]:
+        text = secrecy.masked(text)
         if len(text) <= MAX_TEXT_CHARS:
-            self._append(stream, level, text, request)
-            return
-        for start in range(0, len(text), MAX_TEXT_CHARS):
-            self._append(stream, level, text[start : start + MAX_TEXT_CHARS], request)
+            return [self._encode(stream, level, text, request)]
+        return [
+            self._encode(stream, level, text[start : start + MAX_TEXT_CHARS], request)
+            for start in range(0, len(text), MAX_TEXT_CHARS)
+        ]
 
-    def rotate_if_full(self) -> None:
-        """
-        Start a new file when this one is over `MAX_FILE_BYTES`. Called once a second, by one thread.
-
-        Not checked while writing: lines past us, of C code and subprocesses, count too, and a second of output
-        fits anywhere.
-        """
-        if not self._path or os.getpid() != self._pid:
-            return
-        try:
-            if os.fstat(self._fd).st_size < MAX_FILE_BYTES:
-                return
-            for number in range(KEPT_FILES - 1, 0, -1):
-                older = f"{self._path}.{number - 1}" if number > 1 else self._path
-                if os.path.exists(older):
-                    os.replace(older, f"{self._path}.{number}")
-            fresh = _open(self._path)
-        except OSError:
-            return  # e.g. no room: the old descriptor still works, under whichever name
-        for fd in (self._fd, 1, 2):
-            os.dup2(fresh, fd, inheritable=fd <= 2)
-        os.close(fresh)
-
-    def _append(self, stream: str, level: str, text: str, request: str) -> None:
+    def _encode(self, stream: str, level: str, text: str, request: str) -> bytes:
         line: dict[str, Any] = {"t": round(time.time(), 6), "s": stream, "a": self._attempt}
         if request:
             line["r"] = request
@@ -109,15 +117,101 @@ class LogFile:
             line["l"] = level
         line["m"] = text
         try:
-            data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+            return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
         except TypeError:  # surrogates
             line["m"] = text.encode("utf-8", "backslashreplace").decode()
             line["r"] = request.encode("utf-8", "backslashreplace").decode()
-            data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+            return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+    # ---- what goes past Python ----------------------------------------------------------------------------------
+
+    def take_raw(self, request: str = "", *, whole: bool = False, max_bytes: int = MAX_RAW_BYTES) -> int:
+        """
+        Make records of what arrived past Python; returns how many bytes they have, about.
+
+        Args:
+            request: whose code is running.
+            whole: also a line that has no end yet.
+        """
+        raw = self._raw
+        if raw is None or os.getpid() != self._pid or not self._taking.acquire(blocking=False):
+            return 0
         try:
+            lines = raw.take(max_bytes, whole=whole)
+            request = request if self.raw_belongs_to_request else ""
+            records: list[bytes] = []
+            for line in lines:
+                if is_ours(line):  # of a process that users' code forked, see `_write`
+                    records.append(line + b"\n")
+                elif line:
+                    text = line.decode("utf-8", "backslashreplace").rstrip("\r")
+                    records += self._encoded("raw", "", text, request)
+            for start in range(0, len(records), RECORDS_AT_ONCE):
+                self._write(b"".join(records[start : start + RECORDS_AT_ONCE]))
+            return sum(map(len, lines))
+        finally:
+            self._taking.release()
+
+    def take_raw_of(self, request: str) -> None:
+        """Called as a request's code ends: what it left past Python is its own, also an unfinished line."""
+        raw = self._raw
+        if raw is not None and self.raw_belongs_to_request and raw.is_waiting:
+            self.take_raw(request, whole=True)
+
+    def every_second(self) -> None:
+        """Take what waits, and see to it that neither file grows too large. Called by one thread."""
+        if self._raw is None:
+            return
+        if self._raw.is_waiting and self.take_raw(whole=True) and self._raw.is_waiting:
+            self._keep_up()
+        with contextlib.suppress(OSError):
+            self._size = os.fstat(self._fd).st_size
+        self._rotate_if_full()
+
+    def _keep_up(self) -> None:
+        """Once a second is not often enough: take what waits on a thread of its own, without hurry."""
+        if self._keeping_up is not None and self._keeping_up.is_alive():
+            return
+
+        def take_until_nothing_waits() -> None:
+            while self._raw is not None and self._raw.is_waiting:
+                time.sleep(BUSY_LOOK_S)
+                self.take_raw()
+
+        self._keeping_up = threading.Thread(target=take_until_nothing_waits, name="cortex-output", daemon=True)
+        self._keeping_up.start()
+
+    # ---- the file -----------------------------------------------------------------------------------------------
+
+    def _rotate_if_full(self) -> None:
+        if self._size < MAX_FILE_BYTES or not self._path or not self._rotating.acquire(blocking=False):
+            return
+        try:
+            for number in range(KEPT_FILES - 1, 0, -1):
+                older = f"{self._path}.{number - 1}" if number > 1 else self._path
+                if os.path.exists(older):
+                    os.replace(older, f"{self._path}.{number}")
+            fresh = _open(self._path)
+            os.dup2(fresh, self._fd, inheritable=False)  # at once: other threads write meanwhile
+            os.close(fresh)
+        except OSError:
+            pass  # e.g. no room: the old descriptor still works, under whichever name
+        finally:
+            self._size = 0
+            self._rotating.release()
+
+    def _write(self, data: bytes) -> None:
+        try:
+            if self._raw is not None and os.getpid() != self._pid:
+                # Of a child that users' code forked, which does not know when files are rotated: we take it from there.
+                os.write(self._raw.fd, data)
+                return
             os.write(self._fd, data)  # whole: O_APPEND on a file, one call
         except OSError:
-            pass
+            return
+        self._size += len(data)
+        if self._size >= MAX_FILE_BYTES:
+            self._rotate_if_full()
 
 
 def _open(path: str) -> int:
@@ -255,30 +349,36 @@ class RecordHandler(logging.Handler):
 class Streams:
     """The pair of writers that stand in for stdout and stderr."""
 
-    def __init__(self, out: LineWriter, err: LineWriter) -> None:
+    def __init__(self, log: LogFile, out: LineWriter, err: LineWriter) -> None:
+        self._log = log
         self._out = out
         self._err = err
 
     def finish_lines(self) -> None:
-        """Write out what this thread printed without a line end. Cheap when there is nothing, as nearly always."""
+        """Write out what this thread left unfinished for its request. Cheap when there is nothing, as nearly always."""
         if self._out.unfinished:
             self._out.flush()
         if self._err.unfinished:
             self._err.flush()
+        self._log.take_raw_of(REQUEST_ID.get())
 
     def finish(self) -> None:
         """Write out everything: the process is about to end."""
         self._out.flush_all()
         self._err.flush_all()
+        self._log.take_raw(whole=True, max_bytes=MAX_LAST_BYTES)
 
 
-def install(log: LogFile) -> Streams:
+def install(log: LogFile, project_dir: str | None = None) -> Streams:
     """
     Lead stdout, stderr and logging of this process into the log.
 
     The root logger gets no handler, so that `logging.basicConfig` in users' code works as they know it. What nobody
     handles comes to us as the handler of last resort, and whatever handler users configure for stdout or stderr hands
     its records over whole, instead of writing lines.
+
+    Args:
+        project_dir: tracebacks name files as they are called in there.
     """
     out, err = LineWriter(log, "out", 1), LineWriter(log, "err", 2)
     sys.stdout = sys.__stdout__ = out  # type: ignore[misc,assignment]
@@ -295,9 +395,12 @@ def install(log: LogFile) -> Streams:
     ours.addHandler(handler)
     logging.captureWarnings(False)
     logging.StreamHandler.emit = _emit_to_stream  # type: ignore[method-assign,assignment]
-    sys.excepthook = _ExceptHook(log)
-    threading.excepthook = _thread_excepthook(log)
-    return Streams(out, err)
+    threading.Thread.start = _start_for_request  # type: ignore[method-assign]
+    ThreadPoolExecutor.submit = _submit_for_request  # type: ignore[method-assign,assignment]
+    sys.excepthook = _except_hook(log, project_dir)
+    threading.excepthook = _thread_excepthook(log, project_dir)
+    _write_lines_of_c_code_at_once()
+    return Streams(log, out, err)
 
 
 _emit_elsewhere = logging.StreamHandler.emit
@@ -317,20 +420,68 @@ def _emit_to_stream(self: logging.StreamHandler[Any], record: logging.LogRecord)
         self.handleError(record)
 
 
-class _ExceptHook:
-    def __init__(self, log: LogFile) -> None:
-        self._log = log
+# Python gives a thread no part of the context that it was started in, before 3.14 at least: what a handler's thread
+# prints would belong to no request.
 
-    def __call__(self, kind: type[BaseException], value: BaseException, trace: TracebackType | None, /) -> None:
-        self._log.record("log", "ERROR", "".join(traceback.format_exception(kind, value, trace)).rstrip())
+_start_anyhow = threading.Thread.start
+_submit_anyhow = ThreadPoolExecutor.submit
 
 
-def _thread_excepthook(log: LogFile) -> Any:
+def _start_for_request(self: threading.Thread) -> None:
+    """`Thread.start`, except that the thread writes for the request that started it, for as long as it runs."""
+    request = REQUEST_ID.get()
+    if request and "run" not in vars(self):
+
+        def run() -> None:
+            del self.run
+            REQUEST_ID.set(request)
+            self.run()
+
+        self.run = run  # type: ignore[method-assign]
+    _start_anyhow(self)
+
+
+def _submit_for_request(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    """`ThreadPoolExecutor.submit`, except that the call writes for the request that submitted it, and only the call."""
+    return _submit_anyhow(self, _Call(fn, REQUEST_ID.get()), *args, **kwargs)
+
+
+class _Call:
+    def __init__(self, function: Callable[..., Any], request: str) -> None:
+        self._function = function
+        self._request = request
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        before = REQUEST_ID.set(self._request)
+        try:
+            return self._function(*args, **kwargs)
+        finally:
+            REQUEST_ID.reset(before)
+
+
+def _write_lines_of_c_code_at_once() -> None:
+    """To a file, C's `stdout` writes only when its buffer is full, and what is in there is lost when a process dies."""
+    libc = ctypes.CDLL(None)
+    with contextlib.suppress(ValueError, AttributeError):  # no such symbol
+        libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, _IOLBF, ctypes.c_size_t(0))
+
+
+_IOLBF = 1
+"""Source: stdio.h of glibc and musl."""
+
+
+def _except_hook(log: LogFile, project_dir: str | None) -> Any:
+    def hook(_kind: type[BaseException], value: BaseException, _trace: TracebackType | None) -> None:
+        log.record("log", "ERROR", format_user_traceback(value, project_dir))
+
+    return hook
+
+
+def _thread_excepthook(log: LogFile, project_dir: str | None) -> Any:
     def hook(args: threading.ExceptHookArgs) -> None:
-        if args.exc_type is SystemExit:
+        if args.exc_type is SystemExit or args.exc_value is None:
             return
         name = args.thread.name if args.thread else "?"
-        trace = "".join(traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback))
-        log.record("log", "ERROR", f"exception in thread {name}\n{trace.rstrip()}")
+        log.record("log", "ERROR", f"exception in thread {name}\n{format_user_traceback(args.exc_value, project_dir)}")
 
     return hook

@@ -79,6 +79,8 @@ class Predictor(Protocol):
 
     hides_loop: ClassVar[bool]
     """`hide_loop` must be called each time the event loop has begun to run, before `start`."""
+    one_at_a_time: ClassVar[bool]
+    """Whether handler code is only ever run for one request at once."""
 
     def start(self, exchange: Exchange) -> None:
         """Begin, on the event loop. Never raises; the desk is told what comes of it."""
@@ -197,6 +199,7 @@ class InlinePredictor:
     """
 
     hides_loop: ClassVar[bool] = True
+    one_at_a_time: ClassVar[bool] = True
 
     def __init__(self, steps: Steps, inference: Inference, *, desk: Desk, streams: Streams) -> None:
         self._steps = steps
@@ -251,6 +254,7 @@ class PooledPredictor:
     """Handler code of up to `concurrency` requests at once, each on a thread of a pool."""
 
     hides_loop: ClassVar[bool] = False
+    one_at_a_time: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -341,6 +345,7 @@ class AsyncPredictor:
     """Handler code as tasks on the event loop, up to `concurrency` of them inside it at once."""
 
     hides_loop: ClassVar[bool] = False
+    one_at_a_time: ClassVar[bool] = False
 
     def __init__(
         self,

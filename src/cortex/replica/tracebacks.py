@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import traceback
 from types import TracebackType
 
@@ -10,7 +11,8 @@ import cortex
 from cortex.replica.secrecy import masked
 
 MAX_CHARS = 20_000
-_OURS = (os.path.dirname(os.path.abspath(cortex.__file__)) + os.sep, "<frozen ")
+_OURS = (os.path.dirname(os.path.abspath(cortex.__file__)) + os.sep, "<frozen ", threading.__file__)
+"""Where frames begin that are of no interest: a thread's first ones are those of `threading`."""
 
 
 def format_user_traceback(error: BaseException, project_dir: str | None) -> str:

@@ -83,9 +83,9 @@ class ReadLogs(msgspec.Struct, frozen=True, kw_only=True, tag="read_logs"):
     since_wall_s: float | None = None
     replica: ReplicaId | None = None
     request: str | None = None
-    """Only lines of this request id."""
+    """Only lines of this request id; with `…` at its end, of ids that begin so."""
     tail: int | None = 100
-    """At most this many of the last lines; None: all that are kept."""
+    """At most this many of the last lines; None, or more than one answer holds: all that are kept."""
     cursor: str = ""
     """From an earlier answer: only lines after it."""
     wait_s: float = 0.0
@@ -127,6 +127,8 @@ class LogLines(msgspec.Struct, frozen=True, kw_only=True, tag="log_lines"):
     lines: tuple[LogLine, ...]
     cursor: str
     """Pass back to read on; opaque."""
+    more: bool = False
+    """There are more already; one answer does not hold them all."""
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True, tag="observed"):

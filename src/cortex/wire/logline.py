@@ -1,8 +1,7 @@
 """
 Lines of a replica's log file: written by the replica, read by the agent.
 
-A line of ours is a JSON object on one line. Anything else in the file is output that went past us: C libraries,
-subprocesses, the fault handler. It is shown as it is.
+A line of ours is a JSON object on one line. Anything else in the file, such as a half-written line, is shown as it is.
 """
 
 from __future__ import annotations
@@ -29,7 +28,18 @@ class LoggedLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Without the line's end. Tracebacks stay in one record, so `log` records may have several lines."""
 
 
+_BEGINNING = b'{"t":'
 _DECODER = msgspec.json.Decoder(LoggedLine)
+
+
+def is_ours(line: bytes) -> bool:
+    """Whether a line looks like a record."""
+    return line.startswith(_BEGINNING)
+
+
+def encode_line(line: LoggedLine) -> bytes:
+    """A record, without a line end."""
+    return msgspec.json.encode(line)
 
 
 def parse_line(line: bytes) -> LoggedLine:
@@ -41,7 +51,7 @@ def parse_line(line: bytes) -> LoggedLine:
             line that is not ours.
     """
     line = line.rstrip(b"\r\n")
-    if line.startswith(b'{"t":'):
+    if is_ours(line):
         try:
             return _DECODER.decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError):

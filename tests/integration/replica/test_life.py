@@ -12,6 +12,7 @@ import orjson
 import pytest
 from replica_harness import LauncherProcess, Replica, eventually, request, spec_for
 
+from cortex.agent.logs import take_leftover
 from cortex.wire.build import Sample
 from cortex.wire.launch import AskListener, ChildExited, Drain
 from cortex.wire.reports import Phase
@@ -343,6 +344,7 @@ def test_a_crash_leaves_a_python_traceback_in_the_log(start: Start, shared_launc
         client.send(request(orjson.dumps(SAMPLE)))
         assert client.at_end()
     assert exit_of(shared_launcher, replica) == (None, signal.SIGSEGV)
+    take_leftover(Path(replica.spec.log_path), 1)  # as the agent does
     text = "\n".join(line.text for line in replica.lines())
     assert "Fatal Python error: Segmentation fault" in text
     assert "in post_inference" in text

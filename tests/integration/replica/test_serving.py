@@ -222,7 +222,7 @@ def post_inference(prediction, metadata):
     assert not [name for name in environ if name.startswith(("CORTEX_TEST", "CORTEX_HOME", "PYTEST"))]
     assert found["cwd"] == str(folder / "project")
     assert found["path"][0] == str(folder / "project")
-    assert found["fds"] == ["/dev/null", replica.spec.log_path, replica.spec.log_path]
+    assert found["fds"] == ["/dev/null", f"{replica.spec.log_path}.raw", f"{replica.spec.log_path}.raw"]
     assert found["count"] < 25
     assert found["sid"]
     assert found["stdin"] == ""

@@ -94,6 +94,20 @@ def test_lines_of_one_request_are_found_in_all_replicas(folder):
     assert texts(LogReader(folder).read(ask(request="r1"))) == ["one", "two"]
 
 
+def test_a_request_is_found_by_how_its_id_begins(folder):
+    reader = LogReader(folder)
+    assert texts(reader.read(ask(request="r…"))) == ["one", "two"]
+    assert texts(reader.read(ask(request="r..."))) == ["one", "two"]
+    assert texts(reader.read(ask(request="r"))) == []
+    assert texts(reader.read(ask(request="…"))) == []
+
+
+def test_an_id_that_json_escapes_is_found_too(folder):
+    (folder / "iris.a.11111111.0.log").write_text(record(1, "one", 'say "hi" ä'))
+    assert texts(LogReader(folder).read(ask(request='say "hi" ä'))) == ["one"]
+    assert texts(LogReader(folder).read(ask(request='say "hi…'))) == ["one"]
+
+
 def test_a_replica_is_found_by_the_name_that_is_shown(folder):
     assert texts(LogReader(folder).read(ask(replica=ReplicaId("22222222.0")))) == ["two", "three"]
 
@@ -107,6 +121,110 @@ def test_output_that_carries_no_time_follows_what_was_before_it(folder):
 
 def test_an_api_without_logs_has_no_lines(tmp_path):
     assert LogReader(tmp_path / "missing").read(ask()).lines == ()
+
+
+# ---- everything there is ---------------------------------------------------------------------------------------------
+
+
+def everything(reader, **asked):
+    """Texts of all answers, one list each, until nothing more is there."""
+    answer = reader.read(ask(tail=None, **asked))
+    answers = [texts(answer)]
+    while answer.more:
+        answer = reader.read(ask(tail=None, cursor=answer.cursor, **asked))
+        answers.append(texts(answer))
+    return answers
+
+
+def test_everything_comes_in_as_many_answers_as_it_needs_and_in_time_order(monkeypatch, tmp_path):
+    monkeypatch.setattr(logs, "MAX_LINES", 4)
+    (tmp_path / "iris.a.11111111.0.log.1").write_text("".join(record(10 + n, str(n)) for n in (0, 3, 4)))
+    (tmp_path / "iris.a.11111111.0.log").write_text("".join(record(10 + n, str(n)) for n in (8, 9)))
+    (tmp_path / "iris.a.22222222.0.log").write_text("".join(record(10 + n, str(n)) for n in (1, 2, 5, 6, 7)))
+    assert everything(LogReader(tmp_path)) == [["0", "1", "2", "3"], ["4", "5", "6", "7"], ["8", "9"]]
+
+
+def test_what_an_answer_holds_is_bounded_in_bytes_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(logs, "MAX_ANSWER_BYTES", 1000)
+    (tmp_path / "iris.a.11111111.0.log").write_text("".join(record(n, str(n) * 1000) for n in range(3)))
+    assert [len(answer) for answer in everything(LogReader(tmp_path))] == [1, 1, 1]
+
+
+def test_much_that_is_not_wanted_is_passed_over_in_several_answers(monkeypatch, tmp_path):
+    monkeypatch.setattr(logs, "MAX_SCANNED_BYTES", 1000)
+    lines = [record(n, "x", "other") for n in range(100)]
+    (tmp_path / "iris.a.11111111.0.log").write_text("".join([*lines, record(200, "found", "r1")]))
+    answers = everything(LogReader(tmp_path), request="r1")
+    assert len(answers) > 3
+    assert [text for answer in answers for text in answer] == ["found"]
+
+
+def test_since_reaches_over_any_number_of_lines(tmp_path):
+    (tmp_path / "iris.a.11111111.0.log").write_text("".join(record(n, str(n)) for n in range(30_000)))
+    answers = everything(LogReader(tmp_path), since_wall_s=5000)
+    assert [text for answer in answers for text in answer] == [str(n) for n in range(5000, 30_000)]
+
+
+def test_the_last_lines_are_found_over_rotated_files_and_long_lines(tmp_path):
+    (tmp_path / "iris.a.11111111.0.log.1").write_text(record(1, "one") + record(2, "y" * 200_000))
+    (tmp_path / "iris.a.11111111.0.log").write_text(record(3, "x" * 200_000) + record(4, "four"))
+    reader = LogReader(tmp_path)
+    assert [text[:4] for text in texts(reader.read(ask(tail=3)))] == ["yyyy", "xxxx", "four"]
+    assert [text[:4] for text in texts(reader.read(ask(tail=9)))] == ["one", "yyyy", "xxxx", "four"]
+    assert texts(reader.read(ask(tail=0))) == []
+
+
+def test_lines_that_were_taken_out_of_order_end_no_answer_early(tmp_path):
+    (tmp_path / "iris.a.11111111.0.log").write_text(
+        record(5, "five") + record(4.9, "a moment before") + record(6, "six")
+    )
+    (tmp_path / "iris.a.22222222.0.log").write_text(record(5.5, "between"))
+    assert everything(LogReader(tmp_path)) == [["five", "a moment before", "between", "six"]]
+
+
+def test_a_file_whose_inode_is_used_again_is_read_from_its_beginning(monkeypatch, folder):
+    reader = LogReader(folder)
+    cursor = reader.read(ask()).cursor
+    file = folder / "iris.a.11111111.0.log"
+    with file.open("r+") as stream:  # the same inode, as after a rotation that freed it
+        stream.truncate()
+        stream.write("".join(record(20 + number, f"new {number}") for number in range(9)))
+    assert texts(reader.read(ask(cursor=cursor))) == [f"new {number}" for number in range(9)]
+
+
+# ---- output past Python ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_dead_replica_left_unread_ends_its_log(folder):
+    log_file = folder / "iris.a.11111111.0.log"
+    raw = folder / "iris.a.11111111.0.log.raw"
+    raw.write_bytes(b"Fatal Python error\n" + record(5, "of a child", "r9").encode() + b"half \xff")
+    os.utime(raw, (6, 6))
+    logs.take_leftover(log_file, 3)
+    logs.take_leftover(log_file, 3)
+    found = LogReader(folder).read(ask(replica=ReplicaId("11111111.0"))).lines
+    assert [(line.wall_s, line.stream, line.request, line.text) for line in found] == [
+        (1, "out", "r1", "one"),
+        (4, "out", "", "four"),
+        (6, "raw", "", "Fatal Python error"),
+        (6, "out", "r9", "of a child"),
+        (6, "raw", "", "half \\xff"),
+    ]
+
+
+def test_a_replica_that_left_nothing_gets_no_log(tmp_path):
+    logs.take_leftover(tmp_path / "iris.a.11111111.0.log", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_nobody_reads_is_cut(monkeypatch, tmp_path):
+    monkeypatch.setattr(logs, "MAX_RAW_BYTES", 64 * 1024)
+    small, large = tmp_path / "iris.a.11111111.0.log.raw", tmp_path / "iris.a.22222222.0.log.raw"
+    small.write_bytes(b"x" * 1000)
+    large.write_bytes(b"x" * 1_000_000)
+    assert logs.bound_raw_output(tmp_path) == (large,)
+    assert logs.bound_raw_output(tmp_path) == ()
+    assert large.stat().st_blocks * 512 <= 32 * 1024
 
 
 # ---- following a busy api --------------------------------------------------------------------------------------------
@@ -124,14 +242,14 @@ def followed(reader, cursor):
 def test_a_reader_that_fell_behind_is_given_everything_in_several_answers(monkeypatch, folder):
     monkeypatch.setattr(logs, "MAX_LINES", 3)
     reader = LogReader(folder)
-    cursor = reader.read(ask()).cursor
+    cursor = reader.read(ask(tail=1)).cursor
     with (folder / "iris.a.22222222.0.log").open("a") as file:
         file.writelines(record(10 + number, str(number)) for number in range(7))
     assert followed(reader, cursor) == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
 
 
 def test_one_answer_follows_no_more_than_so_much_of_a_file(monkeypatch, folder):
-    monkeypatch.setattr(logs, "MAX_TAIL_BYTES", 100)
+    monkeypatch.setattr(logs, "MAX_SCANNED_BYTES", 100)
     reader = LogReader(folder)
     cursor = reader.read(ask()).cursor
     with (folder / "iris.a.22222222.0.log").open("a") as file:
@@ -142,7 +260,7 @@ def test_one_answer_follows_no_more_than_so_much_of_a_file(monkeypatch, folder):
 
 
 def test_output_without_line_ends_does_not_hold_a_reader_up(monkeypatch, folder):
-    monkeypatch.setattr(logs, "MAX_TAIL_BYTES", 100)
+    monkeypatch.setattr(logs, "MAX_LINE_BYTES", 100)
     reader = LogReader(folder)
     cursor = reader.read(ask()).cursor
     with (folder / "iris.a.22222222.0.log").open("a") as file:
@@ -171,6 +289,13 @@ def test_old_logs_of_replicas_that_are_gone_are_removed(tmp_path):
     removed = clean_up(tmp_path, {ReplicaId("t.a.11111111.0")}, keep_bytes=1000, keep_s=50, now_wall_s=100)
     assert [file.name for file in removed] == ["t.a.22222222.0.log.1"]
     assert left(tmp_path) == ["t.a.11111111.0.log", "t.a.33333333.0.log"]
+
+
+def test_unread_output_of_replicas_that_are_gone_is_removed_with_their_logs(tmp_path):
+    a_log(tmp_path, "t.a.11111111.0.log.raw", written_s=10)
+    a_log(tmp_path, "t.a.22222222.0.log.raw", written_s=10)
+    clean_up(tmp_path, {ReplicaId("t.a.11111111.0")}, keep_bytes=1000, keep_s=50, now_wall_s=100)
+    assert left(tmp_path) == ["t.a.11111111.0.log.raw"]
 
 
 def test_the_newest_logs_are_kept_up_to_a_size(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -120,16 +121,88 @@ def test_closing_or_losing_stdout_breaks_nothing(tmp_path: Path) -> None:
     assert [line.text for line in lines] == ["still here", "and here 1", "ä"]
 
 
-def test_output_that_bypasses_python_lands_in_the_file(tmp_path: Path) -> None:
+def test_output_that_bypasses_python_becomes_records_too(tmp_path: Path) -> None:
+    before_s = time.time()
     lines = run(
         tmp_path,
         """
         import subprocess
         os.write(1, b"from C\\n")
+        print("from Python")
         subprocess.run(["sh", "-c", "echo from a shell; echo its error >&2"], stdout=sys.stdout)
+        print("after that")
+        os.write(2, b"half a line, \\xff")
         """,
     )
-    assert parts(lines) == [("raw", "", "from C"), ("raw", "", "from a shell"), ("raw", "", "its error")]
+    assert parts(lines) == [
+        ("raw", "", "from C"),
+        ("out", "", "from Python"),
+        ("raw", "", "from a shell"),
+        ("raw", "", "its error"),
+        ("out", "", "after that"),
+        ("raw", "", "half a line, \\xff"),
+    ]
+    assert all(line.wall_s >= before_s and line.attempt == 7 for line in lines)
+
+
+def test_what_c_prints_is_there_without_a_flush(tmp_path: Path) -> None:
+    lines = run(tmp_path, 'import ctypes; ctypes.CDLL(None).puts(b"from C"); print("then"); os._exit(0)')
+    assert [line.text for line in lines] == ["from C", "then"]
+
+
+def test_output_past_python_belongs_to_the_request_whose_code_runs_alone(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path,
+        """
+        log.raw_belongs_to_request = True
+        os.write(1, b"before any\\n")
+        log.every_second()
+        logs.REQUEST_ID.set("r-1")
+        os.write(1, b"of one\\nunfinished")
+        streams.finish_lines()
+        logs.REQUEST_ID.set("")
+        os.write(1, b"between\\n")
+        log.every_second()
+        log.raw_belongs_to_request = False
+        logs.REQUEST_ID.set("r-2")
+        os.write(1, b"of nobody knows whom\\n")
+        streams.finish_lines()
+        """,
+    )
+    assert [(line.request, line.text) for line in lines] == [
+        ("", "before any"),
+        ("r-1", "of one"),
+        ("r-1", "unfinished"),
+        ("", "between"),
+        ("", "of nobody knows whom"),
+    ]
+
+
+def test_secrets_are_masked_in_output_past_python(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path, 'from cortex.replica import secrecy; secrecy.keep(["hunter22"]); os.system("echo pw=hunter22")'
+    )
+    assert [line.text for line in lines] == ["pw=****"]
+
+
+def test_what_a_forked_child_prints_outlives_a_rotation(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path,
+        """
+        begin, go = os.pipe()
+        logs.REQUEST_ID.set("r-1")
+        child = os.fork()
+        if not child:
+            os.read(begin, 1)
+            print("of a child")
+            os._exit(0)
+        print("x" * (logs.MAX_FILE_BYTES + 1))
+        assert os.path.exists(sys.argv[1] + ".1")
+        os.write(go, b"!")
+        os.waitpid(child, 0)
+        """,
+    )
+    assert ("out", "r-1", "of a child") in [(line.stream, line.request, line.text) for line in lines]
 
 
 def test_our_logger_and_others_are_recorded_with_their_level(tmp_path: Path) -> None:
@@ -211,6 +284,52 @@ def test_an_exception_in_a_thread_is_one_record(tmp_path: Path) -> None:
     assert line.text.endswith("ValueError: in a thread")
 
 
+def test_an_exception_in_a_thread_begins_with_the_users_frames(tmp_path: Path) -> None:
+    (line,) = run(
+        tmp_path,
+        """
+        import threading
+        def fail(): raise ValueError("in a thread")
+        thread = threading.Thread(target=fail, name="helper"); thread.start(); thread.join()
+        """,
+    )
+    assert "threading.py" not in line.text
+    assert line.text.splitlines()[:3] == [
+        "exception in thread helper",
+        "Traceback (most recent call last):",
+        '  File "<string>", line 9, in fail',
+    ]
+
+
+def test_threads_write_for_the_request_that_started_them(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path,
+        """
+        import threading
+        from concurrent.futures import ThreadPoolExecutor
+        pool = ThreadPoolExecutor(1)
+        timer = threading.Timer(0, print, ("of a timer",))
+        for request in ("r-1", "r-2"):
+            logs.REQUEST_ID.set(request)
+            thread = threading.Thread(target=print, args=("of a thread",)); thread.start(); thread.join()
+            pool.submit(print, "of a pool").result()
+        timer.start(); timer.join()
+        logs.REQUEST_ID.set("")
+        thread = threading.Thread(target=print, args=("of none",)); thread.start(); thread.join()
+        pool.submit(print, "of a pool").result()
+        """,
+    )
+    assert [(line.request, line.text) for line in lines] == [
+        ("r-1", "of a thread"),
+        ("r-1", "of a pool"),
+        ("r-2", "of a thread"),
+        ("r-2", "of a pool"),
+        ("r-2", "of a timer"),
+        ("", "of none"),
+        ("", "of a pool"),
+    ]
+
+
 def test_a_logging_call_with_wrong_arguments_breaks_nothing(tmp_path: Path) -> None:
     lines = run(tmp_path, 'get_logger().info("%d", "no number"); print("on")')
     assert lines[-1].text == "on"
@@ -222,6 +341,10 @@ def test_a_very_long_text_is_cut_into_records(tmp_path: Path) -> None:
     assert len(lines) == 3
 
 
+def on_disk(folder: Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in folder.iterdir())
+
+
 def test_a_full_file_makes_room_for_a_new_one_and_three_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "r.log"
     run(
@@ -229,22 +352,56 @@ def test_a_full_file_makes_room_for_a_new_one_and_three_are_kept(tmp_path: Path)
         """
         for number in range(5):
             print(f"generation {number}")
-            os.write(1, b"x" * 11 * 2**20 + b"\\n")
-            log.rotate_if_full()
-            log.rotate_if_full()
+            for _ in range(42):
+                print("x" * 2**18)
         print("last")
-        os.write(2, b"raw\\n")
         """,
     )
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["r.log", "r.log.1", "r.log.2"]
-    assert [line.text for line in written(path)] == ["last", "raw"]
-    assert written(tmp_path / "r.log.1")[0].text == "generation 4"
-    assert written(tmp_path / "r.log.2")[0].text == "generation 3"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["r.log", "r.log.1", "r.log.2", "r.log.raw"]
+    assert written(path)[-1].text == "last"
+    assert written(tmp_path / "r.log.1")[-1].text == "x" * 2**18
+    assert on_disk(tmp_path) < 3 * 11 * 2**20
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        'for _ in range(100_000): print("x" * 1000)',
+        'for _ in range(100): os.write(1, b"x" * 2**20)',
+        'for _ in range(100): os.write(1, (b"x" * 1023 + b"\\n") * 1024); log.every_second()',
+        "os.system(\"head -c 100000000 /dev/zero | tr '\\\\0' x | fold -w 1000\")",
+    ],
+    ids=["print", "without line ends", "in C code", "in a subprocess"],
+)
+def test_a_hundred_megabytes_leave_no_more_than_the_log_may_have(tmp_path: Path, write: str) -> None:
+    code = f"{write}\nprint('the end')"
+    run(tmp_path, code)
+    assert "the end" in [line.text for line in written(tmp_path / "r.log")]
+    assert on_disk(tmp_path) < 3 * 12 * 2**20
+
+
+def test_what_nobody_could_read_past_python_frees_the_disk(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        for _ in range(20):
+            os.write(2, b"a flood of lines\\n" * 300_000)
+            log.every_second()
+            left = os.stat(sys.argv[1] + ".raw").st_blocks * 512
+            assert left < 50_000_000, left
+        """,
+    )
+    assert any("too much at once and are left out" in line.text for line in written(tmp_path / "r.log"))
 
 
 def test_a_small_file_is_left_alone(tmp_path: Path) -> None:
-    run(tmp_path, 'print("a"); log.rotate_if_full()')
-    assert [file.name for file in tmp_path.iterdir()] == ["r.log"]
+    run(tmp_path, 'print("a"); log.every_second()')
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["r.log", "r.log.raw"]
+
+
+def test_what_the_last_attempt_left_unread_comes_first(tmp_path: Path) -> None:
+    run(tmp_path, 'os.write(2, b"Fatal error\\n"); os._exit(0)')
+    assert [line.text for line in run(tmp_path, 'print("second")')] == ["Fatal error", "second"]
 
 
 def test_attempts_append_to_one_file(tmp_path: Path) -> None:
