@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import click
 import msgspec
@@ -60,7 +60,7 @@ def _read(terminal: Terminal, sample: str) -> tuple[bytes, str]:
         body: bytes = binary.read() if binary is not None else terminal.stdin.read().encode()
         return body, prediction.sniffed_content_type(body)
     try:
-        return prediction.read_sample(terminal.cwd / Path(sample).expanduser())
+        return prediction.read_sample(terminal.cwd / os.path.expanduser(sample))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise SampleUnreadable(sample, (reason or str(error)).lower()) from error

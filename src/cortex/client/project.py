@@ -99,7 +99,7 @@ def locate(path: str | None, cwd: Path) -> Path:
         if found is None:
             raise NoCortexYaml(cwd, given=None)
         return found
-    place = cwd / Path(path).expanduser()
+    place = cwd / os.path.expanduser(path)  # Path would take `./~name` for a user's folder too
     if place.is_dir():
         if (place / FILE_NAME).is_file():
             return place / FILE_NAME

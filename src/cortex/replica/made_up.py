@@ -37,7 +37,7 @@ def make_up_sample(backend: Backend) -> MadeUpSample | None:
     except ValueError:
         return None
     untried: bytes | None = None
-    for value in _forms(signature, feeds):
+    for value in forms(signature, feeds):
         try:
             body = encode(value)
         except Unserialisable:
@@ -50,7 +50,7 @@ def make_up_sample(backend: Backend) -> MadeUpSample | None:
     return None if untried is None else MadeUpSample(body=untried, accepted=False)
 
 
-def _forms(signature: Signature, feeds: Mapping[str, Any]) -> Iterator[Any]:
+def forms(signature: Signature, feeds: Mapping[str, Any]) -> Iterator[Any]:
     """What a request may look like, the plainest first. Inputs that may be absent are."""
     if len(signature.inputs) == 1:
         name = signature.inputs[0].name

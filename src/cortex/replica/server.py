@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import select
+import shlex
 import socket
 import traceback
 from collections.abc import Callable
@@ -131,6 +132,8 @@ class Service:
         self.predictor: Predictor | None = None
         self.description: dict[str, Any] = {}
         """What GET answers, without how to call it."""
+        self.sample_type = "application/json"
+        """Content type of the api's own sample."""
         self._condition = condition
         self._in_flight = condition.in_flight
         self._counters = counters
@@ -259,17 +262,20 @@ class Service:
             exchange.stop()
 
     def _described(self, exchange: Exchange) -> bytes:
-        return orjson.dumps({**self.description, "call": self._call_line(exchange)})
+        return orjson.dumps({**self.description, "call": self.call_line(exchange)})
 
-    def _call_line(self, exchange: Exchange) -> str:
+    def call_line(self, exchange: Exchange) -> str:
         """A line for a shell that calls this api as the asker reached it."""
         host = exchange.headers.get(b"host", b"").decode("latin-1")
         path = exchange.target.partition(b"?")[0].decode("latin-1")
         where = f"http://{host}{path}" if host and _PLAIN_URL.fullmatch(host + path) else "<endpoint>"
+        content_type = shlex.quote(f"content-type: {self.sample_type}")
+        if "json" not in self.sample_type:
+            return f"curl {where} -H {content_type} --data-binary @FILE"
         sample = self.description.get("sample")
         text = "" if sample is None else orjson.dumps(sample).decode()
         body = f"'{text}'" if text and len(text) <= 500 and "'" not in text else "@sample.json"
-        return f"curl {where} -H 'content-type: application/json' -d {body}"
+        return f"curl {where} -H {content_type} -d {body}"
 
     def _log_failure(self, exchange: Exchange, code: str, error: BaseException) -> None:
         """The whole story into the log, with the user's own frames first."""

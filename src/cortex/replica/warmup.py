@@ -19,6 +19,7 @@ from cortex.replica.backends.probe import accepted_feeds
 from cortex.replica.handler import Handler, HookFailed
 from cortex.replica.http import Exchange
 from cortex.replica.inference import Inference
+from cortex.replica.made_up import forms
 from cortex.replica.prediction import ModelFailed, Predictor, hide_loop
 from cortex.replica.results import encode
 from cortex.replica.server import Service
@@ -143,6 +144,8 @@ class WarmUp:
         if self._spec.batching:
             self._inference.batching = self._backend.probe_batchable(_one_row(feeds))
         self._service.description = self._describe(shown)
+        if sample is not None:
+            self._service.sample_type = sample.content_type
 
     def _try_sample(self, sample: Sample) -> Any:
         """Returns what GET shows of the sample: nothing if it did not work."""
@@ -168,15 +171,17 @@ class WarmUp:
 
     def _prove(self, feeds: Feeds) -> Any:
         """A made-up input as JSON, if that really is answered."""
-        value: Any = next(iter(feeds.values())) if len(feeds) == 1 else feeds
-        try:
-            body = encode(value)
-        except CortexError:
-            return None
-        if len(body) > MAX_SHOWN_SAMPLE_BYTES:
-            return None
-        answer, _ = self._rehearse(body, "application/json")
-        return orjson.loads(body) if answer.ok else None
+        for value in forms(self._backend.signature, feeds):
+            try:
+                body = encode(value)
+            except CortexError:
+                continue
+            if len(body) > MAX_SHOWN_SAMPLE_BYTES:
+                continue
+            answer, _ = self._rehearse(body, "application/json")
+            if answer.ok:
+                return orjson.loads(body)
+        return None
 
     def _rehearse(self, body: bytes, content_type: str) -> tuple[Answer, Exchange]:
         return rehearse(

@@ -103,6 +103,7 @@ def test_steps_that_are_late_say_where_they_will_be(cortex: Any, served: Any) ->
     ("sample", "words"),
     [
         ("nope.json", "nope.json: no such file or directory"),
+        ("~nobody-of-this-name/x.json", "no such file or directory"),
         (".", "is a directory"),
         ('{"a": 1}', "echo '<value>' | cortex predict API -"),
     ],

@@ -70,6 +70,8 @@ def test_a_path_is_a_folder_or_a_yaml_file(folder: Path) -> None:
     assert locate("project", folder.parent) == folder / "cortex.yaml"
     assert locate(str(folder), Path("/")) == folder / "cortex.yaml"
     assert locate("other.yml", folder) == folder / "other.yml"
+    (folder / "~odd.yaml").touch()
+    assert locate("./~odd.yaml", folder).samefile(folder / "~odd.yaml")
 
 
 def test_no_file_is_an_error_that_says_where_it_was_looked_for(tmp_path: Path) -> None:
@@ -82,7 +84,14 @@ def test_no_file_is_an_error_that_says_where_it_was_looked_for(tmp_path: Path) -
     assert caught.value.hint == "rename cortex.yml to cortex.yaml"
 
 
-@pytest.mark.parametrize(("path", "reason"), [("nowhere", "does not exist"), ("handlers/a.py", "is not a yaml file")])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("nowhere", "does not exist"),
+        ("handlers/a.py", "is not a yaml file"),
+        ("~nobody-of-this-name/x", "does not exist"),
+    ],
+)
 def test_other_paths_are_refused(folder: Path, path: str, reason: str) -> None:
     with pytest.raises(NoSuchPath, match=reason):
         locate(path, folder)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 import orjson
 import pytest
@@ -16,6 +17,7 @@ from cortex.ids import ApiKey, ReplicaId, Revision, Version
 from cortex.replica.backends.base import InferenceFailed
 from cortex.replica.condition import Condition
 from cortex.replica.handler import Handler, Hook
+from cortex.replica.http import Exchange
 from cortex.replica.inference import INLINE_BELOW_S, Inference
 from cortex.replica.prediction import Steps, build_predictor
 from cortex.replica.server import Service
@@ -225,6 +227,32 @@ def test_a_sample_that_is_no_json_opens_the_gate_and_is_not_shown(rehearse: Make
     rehearsal = rehearse(sample=Sample(body=b"\xff\xd8", content_type="image/jpeg", gate=True))
     rehearsal.run(lambda sample, metadata: [len(sample), 0])
     assert "sample" not in rehearsal.service.description
+
+
+@pytest.mark.parametrize(
+    ("content_type", "call"),
+    [
+        ("image/jpeg", "curl http://here/t/a -H 'content-type: image/jpeg' --data-binary @FILE"),
+        ("audio/wav", "curl http://here/t/a -H 'content-type: audio/wav' --data-binary @FILE"),
+        ("application/json", "curl http://here/t/a -H 'content-type: application/json' -d '[1,2]'"),
+    ],
+)
+def test_get_says_how_to_send_a_sample_of_its_kind(rehearse: Make, content_type: str, call: str) -> None:
+    rehearsal = rehearse(sample=Sample(body=b"[1,2]", content_type=content_type, gate=True))
+    rehearsal.run(lambda sample, metadata: [1, 2])
+    exchange = Exchange(None)
+    exchange.headers, exchange.target = {b"host": b"here"}, b"/t/a?debug=1"
+    assert rehearsal.service.call_line(exchange) == call
+
+
+def test_a_made_up_input_is_named_where_the_model_has_optional_ones_too(rehearse: Make) -> None:
+    rehearsal = rehearse()
+    optional = TensorSpec("y", "float32", (None, 2), optional=True)
+    rehearsal.backend.signature = msgspec.structs.replace(
+        Backend.signature, inputs=(*Backend.signature.inputs, optional)
+    )
+    assert rehearsal.run().warnings == []
+    assert rehearsal.service.description["sample"] == {"x": [[0.85, 0.63]]}
 
 
 @pytest.mark.parametrize(("pause_s", "inline"), [(0.0, True), (3 * INLINE_BELOW_S, False)])
