@@ -19,6 +19,8 @@ from cortex.errors import CortexError
 
 MAX_SOCKET_PATH_BYTES = 97
 """HAProxy's limit for the path of a unix socket it binds. Source: docs of HAProxy 2.8, `bind`, and our own runs."""
+LOCAL = "local"
+"""The environment on this machine, which is always there."""
 LONGEST_SOCKET_NAME = "l-0123456789ab.sock.tmp"
 
 
@@ -36,8 +38,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     operator_port: int = 8881
     """Control plane's port, always on loopback. `CORTEX_OPERATOR_PORT`."""
     operator_port_given: bool = False
-    environment: str = "local"
-    """`CORTEX_ENV`."""
+    environment: str = LOCAL
+    """`local`, or one that `cortex configure` knows. `CORTEX_ENV`."""
     hold_timeout_s: float = 5.0
     """How long requests wait in a dead replica's socket for its replacement: a replacement takes well under a
     second, and a caller that waits longer is better told."""
@@ -145,6 +147,11 @@ class HomeLayout:
     def ports_file(self) -> Path:
         """Ports chosen because the default ones were taken, remembered."""
         return self.home / "ports.json"
+
+    @property
+    def environments_file(self) -> Path:
+        """What `cortex configure` was told of other environments, their tokens included, mode 0600."""
+        return self.home / "environments.json"
 
     @property
     def lock_file(self) -> Path:
@@ -289,8 +296,8 @@ SETTINGS: tuple[Setting, ...] = (
         field="environment",
         flag="--env",
         variable="CORTEX_ENV",
-        default="local",
-        help="Environment to talk to.",
+        default=LOCAL,
+        help="Environment to talk to; `cortex configure` lists and adds them.",
     ),
     Setting(
         field="start_timeout_s",

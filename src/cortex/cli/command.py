@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cortex.cli.terminal import Terminal
-from cortex.settings import SETTINGS, Settings, load_settings
+from cortex.settings import LOCAL, SETTINGS, Settings
 
 if TYPE_CHECKING:
+    from cortex.client.environments import Environment
     from cortex.client.local import LocalEnvironment
     from cortex.client.operator import OperatorClient
 
@@ -37,7 +38,9 @@ class Edge:
     """Settings that were given as flags, by field."""
 
     def settings(self) -> Settings:
-        return load_settings(self.terminal.environ, **self.flags)
+        from cortex.client.environments import settings_of
+
+        return settings_of(self.terminal.environ, **self.flags)
 
     def take_flags(self, values: dict[str, Any]) -> None:
         """Move settings out of parsed parameters; the last flag given wins."""
@@ -199,11 +202,11 @@ def flag(*names: str, help: str) -> click.Option:
     return click.Option(list(names), is_flag=True, help=help)
 
 
-def environment(terminal: Terminal, settings: Settings) -> LocalEnvironment:
-    """The environment that commands talk to."""
-    from cortex.client.local import LocalEnvironment
+def environment(terminal: Terminal, settings: Settings) -> Environment:
+    """The environment that commands talk to. Raises UnknownEnvironment."""
+    from cortex.client.environments import open_environment
 
-    return LocalEnvironment(
+    return open_environment(
         settings,
         environ=terminal.environ,
         say=terminal.say,
@@ -212,9 +215,41 @@ def environment(terminal: Terminal, settings: Settings) -> LocalEnvironment:
     )
 
 
+def local_environment(terminal: Terminal, settings: Settings, what: str) -> LocalEnvironment:
+    """
+    The environment on this machine, for commands that start or end processes.
+
+    Args:
+        what: what they do to them, as `started`.
+
+    Raises:
+        NotOnThisMachine: another environment is talked to.
+    """
+    from cortex.client.environments import NotOnThisMachine
+    from cortex.client.local import LocalEnvironment
+
+    if settings.environment != LOCAL:
+        raise NotOnThisMachine(settings.environment, what)
+    place = environment(terminal, settings)
+    assert isinstance(place, LocalEnvironment)
+    return place
+
+
 def reach(terminal: Terminal, settings: Settings) -> OperatorClient:
     """The control plane, started if it should run and does not. Raises OperatorDown after `cortex down`."""
     return environment(terminal, settings).ensure()
+
+
+def hidden_value(terminal: Terminal, question: str) -> str:
+    """What somebody types, unseen; or all that is piped in, without the line end that `echo` adds."""
+    if terminal.can_ask:
+        return terminal.ask_hidden(f"{question} (it does not show): ")
+    try:
+        value = terminal.stdin.read()
+        value.encode()
+    except UnicodeError:
+        raise click.UsageError("what was piped in is not UTF-8 text") from None
+    return value.removesuffix("\n").removesuffix("\r")
 
 
 def print_json(terminal: Terminal, value: object) -> None:

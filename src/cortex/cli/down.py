@@ -6,7 +6,7 @@ import click
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE, FAILED
-from cortex.cli.command import Command, Duration, environment, flag, on_interrupt
+from cortex.cli.command import Command, Duration, flag, local_environment, on_interrupt
 from cortex.cli.terminal import Terminal
 from cortex.settings import Settings
 
@@ -14,10 +14,10 @@ DRAIN_S = 30.0
 
 
 def down(terminal: Terminal, settings: Settings, *, purge: bool, drain: float, yes: bool) -> int:
-    place = environment(terminal, settings)
+    place = local_environment(terminal, settings, "stopped")
     home = settings.home
     if purge and not yes and terminal.can_ask:
-        question = f"Stop everything and remove state, models, logs and token of {home}?"
+        question = f"Stop everything and remove state, models, logs, secrets and tokens of {home}?"
         if not terminal.ask(question):
             terminal.say("nothing was changed")
             return FAILED
@@ -48,7 +48,7 @@ COMMAND = Command(
     Replicas finish what they hold, then all processes end. What was deployed is remembered: `cortex up` brings it back.
     """,
     parameters=(
-        flag("--purge", help="Also remove state, models, logs and token. Asks on a terminal."),
+        flag("--purge", help="Also remove state, models, logs, secrets and tokens. Asks on a terminal."),
         click.Option(
             ["--drain"],
             type=Duration(),

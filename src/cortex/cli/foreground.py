@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from cortex.cli.boundary import DONE, FAILED
-from cortex.cli.command import Interrupted, environment
+from cortex.cli.command import Interrupted, local_environment
 from cortex.cli.deploy import PATIENCE_S, run
 from cortex.cli.down import DRAIN_S
 from cortex.cli.logs import line_printer
@@ -39,7 +39,7 @@ def run_here(terminal: Terminal, settings: Settings, *, path: str | None) -> int
     Returns:
         0 after SIGTERM and after `cortex down` elsewhere, 1 if `path` did not go live.
     """
-    place = environment(terminal, settings)
+    place = local_environment(terminal, settings, "started")
     with _terminable():
         try:
             try:

@@ -7,7 +7,7 @@ from cortex.cli.boundary import DONE
 from cortex.cli.command import Command, output_option, print_json, reach
 from cortex.cli.terminal import Terminal
 from cortex.cli.up import remarks
-from cortex.settings import Settings
+from cortex.settings import LOCAL, Settings
 from cortex.wire.operator import Info
 
 
@@ -17,7 +17,7 @@ def info(terminal: Terminal, settings: Settings, *, output: str) -> int:
         print_json(terminal, found)
         return DONE
     paint = terminal.paint
-    for line in text.pairs(_facts(found, terminal.clock.wall_s())):
+    for line in text.pairs(_facts(found, settings, terminal.clock.wall_s())):
         name, gap, rest = line.partition(text.GAP)
         terminal.out(f"{paint(name, 'dim')}{gap}{rest}" if name.strip() else line)
     for remark in remarks(settings, found):
@@ -25,15 +25,15 @@ def info(terminal: Terminal, settings: Settings, *, output: str) -> int:
     return DONE
 
 
-def _facts(found: Info, now_s: float) -> list[tuple[str, str]]:
+def _facts(found: Info, settings: Settings, now_s: float) -> list[tuple[str, str]]:
     running = text.instant(found.started)
     age = f", up {text.age(now_s - running)}" if running is not None else ""
     ingress = found.ingress if found.ingress_up else f"{found.ingress} (does not answer)"
     if found.ingress_pid is not None:
         ingress += f" (pid {found.ingress_pid})"
     rows = [
-        ("environment", found.environment),
-        ("home", found.home),
+        ("environment", settings.environment),
+        ("home", found.home if settings.environment == LOCAL else f"{found.home}, on its machine"),
         ("predictions", ingress),
         ("control plane", f"{found.operator} (pid {found.pid}, version {found.version}{age})"),
         ("agent", f"pid {found.agent_pid}" if found.agent_pid is not None else "not running"),

@@ -21,7 +21,7 @@ WIDEST_HELP = 100
 
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Deploy and look", ("init", "deploy", "get", "logs", "predict", "history", "refresh", "delete")),
-    ("Environment", ("up", "down", "info", "secret")),
+    ("Environment", ("up", "down", "info", "secret", "configure")),
     ("Other", ("completion", "schema", "version")),
 )
 """Every command, as `cortex --help` groups them; each is `COMMAND` in the module of its name."""

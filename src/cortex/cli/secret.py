@@ -8,7 +8,7 @@ import click
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE, FAILED
-from cortex.cli.command import Command, flag, output_option, print_json, reach
+from cortex.cli.command import Command, flag, hidden_value, output_option, print_json, reach
 from cortex.cli.terminal import Terminal
 from cortex.settings import Settings
 
@@ -52,7 +52,7 @@ def secret(
 
 def _set(terminal: Terminal, settings: Settings, name: str, output: str) -> int:
     operator = reach(terminal, settings)
-    value = _value(terminal, name)
+    value = hidden_value(terminal, f"value of {name}")
     if not value:
         terminal.say("nothing was set: the value is empty")
         return FAILED
@@ -68,18 +68,6 @@ def _set(terminal: Terminal, settings: Settings, name: str, output: str) -> int:
     elif not status.used_by:
         terminal.say(f"a handler gets it with this line below `env:` in cortex.yaml\n  NAME: {{secret: {name}}}")
     return DONE
-
-
-def _value(terminal: Terminal, name: str) -> str:
-    """What somebody types, unseen; or all that is piped in, without the line end that `echo` adds."""
-    if terminal.can_ask:
-        return terminal.ask_hidden(f"value of {name} (it does not show): ")
-    try:
-        value = terminal.stdin.read()
-        value.encode()
-    except UnicodeError:
-        raise click.UsageError("what was piped in is not UTF-8 text") from None
-    return value.removesuffix("\n").removesuffix("\r")
 
 
 def _list(terminal: Terminal, settings: Settings, output: str) -> int:

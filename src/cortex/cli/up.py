@@ -6,9 +6,9 @@ import click
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE
-from cortex.cli.command import Command, environment, flag, on_interrupt, output_option, print_json
+from cortex.cli.command import Command, flag, local_environment, on_interrupt, output_option, print_json
 from cortex.cli.terminal import Terminal
-from cortex.settings import Settings
+from cortex.settings import LOCAL, Settings
 from cortex.version import __version__
 from cortex.wire.operator import Info
 
@@ -20,7 +20,7 @@ def up(terminal: Terminal, settings: Settings, *, foreground: bool, path: str | 
         return run_here(terminal, settings, path=path)
     if path is not None:
         raise click.UsageError("PATH goes with --foreground; `cortex deploy PATH` deploys")
-    place = environment(terminal, settings)
+    place = local_environment(terminal, settings, "started")
     before = place.control_plane()
     with on_interrupt("starting goes on; `cortex get` shows how far it is"):
         operator = place.ensure(even_if_down=True)
@@ -46,7 +46,11 @@ def remarks(settings: Settings, info: Info) -> list[str]:
         told.append(
             f"the control plane that runs is version {info.version}, this is {__version__}: "
             "`cortex down`, then `cortex up` changes to it"
+            if settings.environment == LOCAL
+            else f"its control plane is version {info.version}, this is {__version__}"
         )
+    if settings.environment != LOCAL:
+        return told
     if settings.port_given and not info.ingress.endswith(f":{settings.port}"):
         told.append(
             f"predictions are at {info.ingress}, not at port {settings.port}: "

@@ -14,9 +14,14 @@ class OperatorUnreachable(CortexError):
     reference = "operator-unreachable"
     hint = "`cortex up` starts what is missing; if that does not help, `cortex down`, then `cortex up`"
 
-    def __init__(self, url: str, reason: str, *, hint: str = "") -> None:
+    def __init__(self, url: str, reason: str, *, hint: str = "", environment: str = "") -> None:
         self.url = url
         self.reason = reason
+        if environment:
+            self.hint = (
+                f"environment {environment} is elsewhere: `cortex info` on its machine shows whether it runs; "
+                f"`cortex configure edit {environment} URL` changes where it is looked for"
+            )
         if hint:
             self.hint = hint
         where = f" at {url}" if url else ""
@@ -39,8 +44,12 @@ class WrongToken(CortexError):
 
     reference = "wrong-token"
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, environment: str = "") -> None:
         self.url = url
+        if environment:
+            self.hint = f"`cortex configure edit {environment} --token` takes the right one"
+            super().__init__(f"the control plane at {url} does not accept the token of environment {environment}")
+            return
         self.hint = "`cortex down`, then `cortex up` makes a new token"
         super().__init__(f"the control plane at {url} does not accept the token in this home")
 
@@ -67,19 +76,24 @@ class UnknownAnswer(CortexError):
 
     def __init__(self, url: str, detail: str) -> None:
         self.url = url
-        self.hint = "after an upgrade, `cortex down`, then `cortex up` runs the new version"
+        self.hint = "after an upgrade, `cortex down`, then `cortex up` where it runs starts the new version"
         super().__init__(f"{url} gave an answer that this version cannot read: {detail}")
 
 
 class UnknownEnvironment(CortexError):
-    """An environment that does not exist."""
+    """An environment that nobody configured. `candidates` are those that there are."""
 
     reference = "unknown-environment"
-    hint = "unset CORTEX_ENV, or use --env local"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, candidates: tuple[str, ...]) -> None:
+        from cortex.spec.problems import nearest
+
         self.name = name
-        super().__init__(f'there is no environment "{name}", only "local"')
+        self.candidates = candidates
+        meant = nearest(name, candidates)
+        also = f'did you mean "{meant}"?\n' if meant else ""
+        self.hint = f"{also}there are: {', '.join(candidates)}; `cortex configure add URL {name}` adds it"
+        super().__init__(f'there is no environment "{name}"')
 
 
 class StartFailed(CortexError):

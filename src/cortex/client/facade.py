@@ -13,14 +13,13 @@ import msgspec
 
 from cortex.client import prediction
 from cortex.client.addressing import deployment_here, find_api
+from cortex.client.environments import open_environment, settings_of
 from cortex.client.follow import Outcome, follow
-from cortex.client.local import LocalEnvironment
 from cortex.client.operator import OperatorClient
 from cortex.client.project import locate, prepare, upload
 from cortex.client.reconnection import Reconnecting
 from cortex.clock import Clock, SystemClock
 from cortex.errors import Problems
-from cortex.settings import load_settings
 from cortex.wire.operator import ApiStatus, DeployResult, Watched
 
 WAIT_S = 600.0
@@ -28,7 +27,7 @@ WAIT_S = 600.0
 
 class Client:
     """
-    The local environment: what `cortex` on the command line talks to.
+    An environment: the one that `cortex` on the command line talks to.
 
     >>> client = Client()
     >>> client.deploy("examples/iris")
@@ -48,9 +47,9 @@ class Client:
         clock: Clock | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
-        settings = load_settings(environ, home=os.fspath(home) if home is not None else None)
+        self._settings = settings_of(environ, home=os.fspath(home) if home is not None else None)
         self._clock = clock or SystemClock()
-        self._environment = LocalEnvironment(settings, environ=environ, clock=self._clock)
+        self._environment = open_environment(self._settings, environ=environ, clock=self._clock)
 
     def deploy(
         self,
@@ -79,7 +78,7 @@ class Client:
         with prepare(
             file,
             shown_file=str(file),
-            home=self._environment.settings.home,
+            home=self._settings.home,
             now_wall_s=self._clock.wall_s(),
             force=force,
             prune=prune,

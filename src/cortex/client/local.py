@@ -30,7 +30,6 @@ from cortex.client.errors import (
     OperatorUnreachable,
     StartFailed,
     StopFailed,
-    UnknownEnvironment,
 )
 from cortex.client.operator import OperatorClient
 from cortex.clock import Clock, SystemClock
@@ -92,9 +91,6 @@ class LocalEnvironment:
         environ: what a started control plane inherits.
         say: told in a sentence whatever a user may want to know, e.g. that a port had to move.
         command: starts a control plane.
-
-    Raises:
-        UnknownEnvironment: the settings name another environment than `local`.
     """
 
     def __init__(
@@ -107,8 +103,6 @@ class LocalEnvironment:
         command: Sequence[str] = CONTROLPLANE_COMMAND,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if settings.environment != "local":
-            raise UnknownEnvironment(settings.environment)
         self.settings = settings
         self.layout = HomeLayout(settings.home)
         self._environ = environ

@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
 from cortex.client.errors import OperatorFailed, OperatorUnreachable, UnknownAnswer, WrongToken
 from cortex.wire.agent import LogLines
 from cortex.wire.operator import (
+    ApiChange,
     ApiStatus,
     DeployEvent,
     DeploymentStatus,
@@ -43,6 +44,7 @@ ALL_LINES = 1_000_000
 """As `tail`: every line that is kept."""
 
 T = TypeVar("T")
+Endpoint = TypeVar("Endpoint", ApiStatus, ApiChange)
 Body = bytes | Iterable[bytes] | None
 
 
@@ -50,18 +52,43 @@ class OperatorClient:
     """
     Calls to one control plane.
 
+    Args:
+        prefix: of every path, for a control plane behind a proxy.
+        encrypted: whether it is https.
+        environment: its name, when it is not the one on this machine: then advice differs.
+        predictions: URL at which its prediction APIs are reached from here; empty: as the control plane says.
+
     Each call is a connection of its own: on loopback that costs a tenth of a millisecond, a restarted control plane
     never meets a stale connection, and threads may share the client.
     """
 
-    def __init__(self, *, port: int, token: str, host: str = "127.0.0.1") -> None:
-        self.url = f"http://{host}:{port}"
+    def __init__(
+        self,
+        *,
+        port: int,
+        token: str,
+        host: str = "127.0.0.1",
+        prefix: str = "",
+        encrypted: bool = False,
+        environment: str = "",
+        predictions: str = "",
+    ) -> None:
+        shown_host = f"[{host}]" if ":" in host else host
+        self.url = f"{'https' if encrypted else 'http'}://{shown_host}:{port}{prefix}"
         self._host = host
         self._port = port
         self._token = token
+        self._prefix = prefix
+        self._encrypted = encrypted
+        self._environment = environment
+        self._predictions = predictions
 
     def info(self, *, timeout_s: float = CALL_TIMEOUT_S) -> Info:
-        return self._get("/v1/info", Info, timeout_s=timeout_s)
+        info = self._get("/v1/info", Info, timeout_s=timeout_s)
+        if not self._environment:
+            return info
+        ingress = self._from_here(info.ingress)
+        return msgspec.structs.replace(info, environment=self._environment, operator=self.url, ingress=ingress)
 
     def missing_blobs(self, digests: Iterable[str]) -> tuple[str, ...]:
         """Which of these SHA-256 digests have to be uploaded."""
@@ -110,6 +137,9 @@ class OperatorClient:
                 if not line.strip():
                     continue
                 event = self._decode(decoder, line)
+                if isinstance(event, DeployResult):
+                    changes = tuple(self._with_endpoint(change) for change in event.changes)
+                    event = msgspec.structs.replace(event, changes=changes)
                 yield event
                 if isinstance(event, DeployResult):
                     return
@@ -129,16 +159,18 @@ class OperatorClient:
 
     def apis(self, deployment: str | None = None, *, timeout_s: float = CALL_TIMEOUT_S) -> tuple[ApiStatus, ...]:
         """All apis, or those of one deployment."""
-        return self._get("/v1/apis" + _query(deployment=deployment), tuple[ApiStatus, ...], timeout_s=timeout_s)
+        found = self._get("/v1/apis" + _query(deployment=deployment), tuple[ApiStatus, ...], timeout_s=timeout_s)
+        return tuple(self._with_endpoint(api) for api in found)
 
     def api(self, deployment: str, name: str) -> ApiStatus:
         """One api with everything that is known of it."""
-        return self._get(f"/v1/apis/{_segment(deployment)}/{_segment(name)}", ApiStatus)
+        return self._with_endpoint(self._get(f"/v1/apis/{_segment(deployment)}/{_segment(name)}", ApiStatus))
 
     def watch(self, token: str = "", *, timeout_s: float = WATCH_S, deployment: str | None = None) -> Watched:
         """The state of all apis, as soon as it differs from what `token` stands for, or when the time is up."""
         query = _query(token=token, timeout_s=f"{timeout_s:.3f}", deployment=deployment)
-        return self._get("/v1/watch" + query, Watched, timeout_s=timeout_s + CALL_TIMEOUT_S)
+        watched = self._get("/v1/watch" + query, Watched, timeout_s=timeout_s + CALL_TIMEOUT_S)
+        return msgspec.structs.replace(watched, apis=tuple(self._with_endpoint(api) for api in watched.apis))
 
     def logs(
         self,
@@ -199,6 +231,28 @@ class OperatorClient:
         message = StopRequest(drain_timeout_s=drain_timeout_s)
         return self._call("POST", "/v1/stop", Info, message=message, timeout_s=drain_timeout_s + STOP_TIMEOUT_S)
 
+    def _with_endpoint(self, told: Endpoint) -> Endpoint:
+        """An api or a change of one, with its endpoint as it is reached from here."""
+        return msgspec.structs.replace(told, endpoint=self._from_here(told.endpoint)) if self._environment else told
+
+    def _from_here(self, url: str) -> str:
+        """
+        A URL of the ingress as it is reached from this machine.
+
+        One that says "this machine" was said elsewhere: there it means the control plane's machine, and here it would
+        mean whatever listens on this one.
+        """
+        if not self._environment or not url:
+            return url
+        parts = urlsplit(url)
+        if self._predictions:
+            return self._predictions + parts.path
+        there = parts.hostname or ""
+        if not (there in ("localhost", "::1", "::", "0.0.0.0") or there.startswith("127.")):
+            return url
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host).geturl()
+
     def _get(self, path: str, kind: type[T], *, timeout_s: float = CALL_TIMEOUT_S) -> T:
         return self._call("GET", path, kind, timeout_s=timeout_s)
 
@@ -233,13 +287,13 @@ class OperatorClient:
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> Iterator[http.client.HTTPResponse]:
         """Send a request and hand out its response; every failure is one of ours."""
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        connection = connection_to(self._host, self._port, encrypted=self._encrypted, timeout_s=timeout_s)
         everywhere = {"authorization": f"Bearer {self._token}", "accept": "application/json"}
         if isinstance(body, bytes):
             everywhere["content-type"] = "application/json"
         try:
             try:
-                connection.request(method, path, body=body, headers=everywhere | (headers or {}))
+                connection.request(method, self._prefix + path, body=body, headers=everywhere | (headers or {}))
             except (BrokenPipeError, ConnectionResetError):
                 if connection.sock is None:
                     raise
@@ -249,16 +303,19 @@ class OperatorClient:
                 raise self._failure(response)
             yield response
         except TimeoutError as error:
-            raise OperatorUnreachable(self.url, f"no answer within {timeout_s:.0f} s") from error
+            raise self._unreachable(f"no answer within {timeout_s:.0f} s") from error
         except (http.client.HTTPException, OSError) as error:
-            raise OperatorUnreachable(self.url, _words(error)) from error
+            raise self._unreachable(failure_words(error)) from error
         finally:
             connection.close()
+
+    def _unreachable(self, reason: str) -> OperatorUnreachable:
+        return OperatorUnreachable(self.url, reason, environment=self._environment)
 
     def _failure(self, response: http.client.HTTPResponse) -> Exception:
         content = response.read(CHUNK_BYTES)
         if response.status in (401, 403):
-            return WrongToken(self.url)
+            return WrongToken(self.url, environment=self._environment)
         try:
             failure = msgspec.json.decode(content, type=Failure)
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -278,7 +335,17 @@ def _query(**parameters: Any) -> str:
     return "?" + urlencode(given) if given else ""
 
 
-def _words(error: Exception) -> str:
+def connection_to(host: str, port: int | None, *, encrypted: bool, timeout_s: float) -> http.client.HTTPConnection:
+    """A connection, not yet made. With TLS the other side has to show a certificate that this machine trusts."""
+    if encrypted:
+        return http.client.HTTPSConnection(host, port, timeout=timeout_s)
+    return http.client.HTTPConnection(host, port, timeout=timeout_s)
+
+
+def failure_words(error: Exception) -> str:
+    """Why a call had no answer, in words."""
+    if why := getattr(error, "verify_message", ""):  # of an SSLCertVerificationError: importing ssl takes 15 ms
+        return f"its certificate is not trusted here: {why} (SSL_CERT_FILE names further ones to trust)"
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there"
     if isinstance(error, ConnectionResetError | BrokenPipeError):  # RemoteDisconnected is a ConnectionResetError

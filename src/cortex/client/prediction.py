@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from cortex.client.operator import connection_to, failure_words
 from cortex.errors import CortexError, Problem
 
 PREDICT_TIMEOUT_S = 24 * 3600.0
@@ -126,7 +127,9 @@ def post(
         EndpointUnreachable: there was no answer.
     """
     url = urlsplit(endpoint)
-    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=CONNECT_TIMEOUT_S)
+    connection = connection_to(
+        url.hostname or "", url.port, encrypted=url.scheme == "https", timeout_s=CONNECT_TIMEOUT_S
+    )
     try:
         connection.connect()
         connection.sock.settimeout(timeout_s)
@@ -140,8 +143,7 @@ def post(
     except TimeoutError as error:
         raise EndpointUnreachable(endpoint, "the time is up") from error
     except (http.client.HTTPException, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise EndpointUnreachable(endpoint, reason.lower() or type(error).__name__) from error
+        raise EndpointUnreachable(endpoint, failure_words(error)) from error
     finally:
         connection.close()
     request_id = response.headers.get("x-request-id", "")

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from cortex.client.environments import Environment
 from cortex.client.errors import OperatorFailed, OperatorUnreachable, WrongToken
-from cortex.client.local import LocalEnvironment
 from cortex.client.operator import OperatorClient
 from cortex.clock import Clock
 
@@ -31,7 +31,7 @@ class Reconnecting:
 
     def __init__(
         self,
-        environment: LocalEnvironment,
+        environment: Environment,
         operator: OperatorClient,
         *,
         clock: Clock,

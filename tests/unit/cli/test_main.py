@@ -45,6 +45,7 @@ PREDICT = {"api": "a", "sample": "x.json", "deployment": None, "debug": False}
 DELETE = {"deployment": None, "api": None, "yes": False, "output": "text"}
 DOWN = {"purge": False, "drain": 30.0, "yes": False}
 INIT = {"model": "m.onnx", "folder": None, "model_format": None, "force": False}
+CONFIGURE = {"action": "list", "words": (), "predictions": None, "token": False, "output": "text"}
 UP = {"foreground": False, "path": None, "output": "text"}
 
 TABLE: list[tuple[str, str, dict[str, Any]]] = [
@@ -89,6 +90,13 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("down --purge -y --drain 5s", "down", DOWN | {"purge": True, "yes": True, "drain": 5.0}),
     ("info", "info", {"output": "text"}),
     ("info -o json", "info", {"output": "json"}),
+    ("configure", "configure", CONFIGURE),
+    ("configure list -o json", "configure", CONFIGURE | {"output": "json"}),
+    (
+        "configure edit gpu https://h --predictions https://p --token",
+        "configure",
+        CONFIGURE | {"action": "edit", "words": ("gpu", "https://h"), "predictions": "https://p", "token": True},
+    ),
     ("version", "version", {"output": "text"}),
     ("v", "version", {"output": "text"}),
     ("completion zsh", "completion", {"shell": "zsh"}),
@@ -194,7 +202,7 @@ def test_every_command_has_help_with_examples_in_80_columns(cortex: Any, name: s
     assert max(len(line) for line in ran.out.splitlines()) <= 80
 
 
-@pytest.mark.parametrize("name", ["rollback", "configure"])
+@pytest.mark.parametrize("name", ["rollback"])
 def test_commands_that_are_not_there_are_not_listed(cortex: Any, name: str) -> None:
     assert f"  {name} " not in cortex("--help").out
     assert cortex(name).code == 2

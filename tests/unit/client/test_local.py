@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cortex.client import local
-from cortex.client.errors import OperatorDown, OperatorUnreachable, StartFailed, UnknownEnvironment
+from cortex.client.errors import OperatorDown, OperatorUnreachable, StartFailed
 from cortex.client.local import LocalEnvironment, NotOursAlone, Stopped, layout_entries
 from cortex.client.ports import PortTaken
 from cortex.processes import ControlPlaneRecord, ProcessIdentity, identify, is_alive, own_identity, write_identity
@@ -131,11 +131,6 @@ def test_a_missing_token_is_told(build: Build, home: Path) -> None:
     record(home, own_identity())
     with pytest.raises(OperatorUnreachable, match="token"):
         build().connect()
-
-
-def test_another_environment_than_local_is_refused(build: Build) -> None:
-    with pytest.raises(UnknownEnvironment, match='"prod"'):
-        build(CORTEX_ENV="prod")
 
 
 # ---- starting -------------------------------------------------------------------------------------------------------
