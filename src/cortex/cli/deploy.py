@@ -34,7 +34,6 @@ from cortex.settings import Settings
 from cortex.wire.operator import ApiChange, ChangeKind, DeployProgress, DeployResult
 
 if TYPE_CHECKING:
-    from cortex.client.environments import Environment
     from cortex.spec.loading import Loaded
 
 PATIENCE_S = 600.0
