@@ -91,6 +91,11 @@ class HomeLayout:
         return self.home / "secrets"
 
     @property
+    def cloud_file(self) -> Path:
+        """With what remote models are fetched, as the last deploy of one handed it over; mode 0600."""
+        return self.home / "cloud.json"
+
+    @property
     def logs(self) -> Path:
         """`controlplane.log`, `agent.log`, `launcher-….log`, `ingress.log`, and `replicas/<id>.log`."""
         return self.home / "logs"

@@ -158,10 +158,16 @@ class ModelNotFound(ModelError):
 
     reference = "model-not-found"
 
-    def __init__(self, model: str, path: Path, suggestion: str | None) -> None:
+    def __init__(
+        self,
+        model: str,
+        path: Path | str,
+        suggestion: str | None,
+        *,
+        hint: str = "local paths are relative to the folder of cortex.yaml",
+    ) -> None:
         self.path = path
         self.suggestion = suggestion
-        hint = "local paths are relative to the folder of cortex.yaml"
         if suggestion:
             hint = f'did you mean "{suggestion}"?'
         super().__init__(model, f"there is no file or folder {path}", hint=hint)
@@ -216,7 +222,7 @@ class UnusableModel(ModelError):
 
     reference = "unusable-model"
 
-    def __init__(self, model: str, path: Path, reason: str, *, hint: str = "") -> None:
+    def __init__(self, model: str, path: Path | str, reason: str, *, hint: str = "") -> None:
         self.path = path
         self.reason = reason
         super().__init__(model, f"{path}: {reason}", hint=hint)
@@ -227,16 +233,72 @@ class UnusableZip(ModelError):
 
     reference = "unusable-zip"
 
-    def __init__(self, model: str, path: Path, reason: str, *, hint: str = "") -> None:
+    def __init__(self, model: str, path: Path | str, reason: str, *, hint: str = "") -> None:
         self.path = path
         self.reason = reason
         super().__init__(model, f"{path}: {reason}", hint=hint)
 
 
-class NotInEffectYet(ModelError):
-    """The model lies where this release cannot fetch it from yet."""
+class OriginDenied(ModelError):
+    """An object store refuses access. `source` says in words which credentials were used."""
 
-    reference = "not-in-effect-yet"
+    reference = "model-access-denied"
+
+    def __init__(self, model: str, shown: str, reason: str, *, source: str, hint: str) -> None:
+        self.source = source
+        self.reason = reason
+        with_what = "asked without credentials, as none were found" if source == "none" else f"credentials: {source}"
+        super().__init__(model, f"{shown}: access denied ({reason}; {with_what})", hint=hint)
+
+
+class BucketNotFound(ModelError):
+    """There is no such bucket or container."""
+
+    reference = "bucket-not-found"
+
+    def __init__(self, model: str, bucket: str, endpoint: str, *, hint: str) -> None:
+        self.bucket = bucket
+        super().__init__(model, f'there is no bucket "{bucket}" at {endpoint}', hint=hint)
+
+
+class OriginUnreachable(ModelError):
+    """What a model is to be fetched from does not answer, or breaks off again and again."""
+
+    reference = "model-unreachable"
+
+    def __init__(self, model: str, shown: str, reason: str, *, hint: str = "") -> None:
+        self.reason = reason
+        hint = hint or "check the address and the network, then deploy again; nothing was changed"
+        super().__init__(model, f"{shown} cannot be fetched: {reason}", hint=hint)
+
+
+class OriginChanged(ModelError):
+    """An object was overwritten while it was fetched, so that what was read fits nothing."""
+
+    reference = "model-changed"
+    hint = "wait until whatever writes it is done, then deploy again"
+
+    def __init__(self, model: str, shown: str, before: str, after: str) -> None:
+        self.before = before
+        self.after = after
+        super().__init__(
+            model, f"{shown} changed while it was fetched: it was {before}, it is {after}", hint=type(self).hint
+        )
+
+
+class NoRoomForModel(ModelError):
+    """The disk of the artifact store has less room than the model needs."""
+
+    reference = "disk-full"
+
+    def __init__(self, model: str, shown: str, needed_bytes: int, free_bytes: int, folder: Path) -> None:
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        super().__init__(
+            model,
+            f"{shown} has {in_words(needed_bytes)} to fetch, and {folder} has room for {in_words(free_bytes)}",
+            hint="free space there, or set CORTEX_HOME to a folder on a larger disk",
+        )
 
 
 class IgnoreFileInvalid(CortexError):

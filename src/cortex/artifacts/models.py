@@ -6,8 +6,7 @@ A model is an `.onnx` file with the files of weights beside it, a SavedModel fol
 there: a SavedModel wins over `.onnx` files, exactly one `.onnx` without a SavedModel is taken, and of version folders
 the numerically highest. Signatures are looked at elsewhere; here no model is loaded.
 
-A fetcher for a remote scheme belongs beside `resolve`: it brings the files into the scratch folder and goes on with
-`resolve_path`.
+Models in object stores are found by the same `Search`; what is theirs is in `remote`.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import os
 import posixpath
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote
 
@@ -30,13 +29,12 @@ from cortex.artifacts.errors import (
     ModelFormatMismatch,
     ModelNotFound,
     NoModel,
-    NotInEffectYet,
     UnusableFile,
     UnusableModel,
 )
 from cortex.artifacts.hashing import HashCache, hash_file
 from cortex.artifacts.zips import ModelZip
-from cortex.spec.locations import SCHEME, infer_format, is_remote, masked_model
+from cortex.spec.locations import SCHEME, infer_format
 from cortex.wire.build import ModelFormat
 from cortex.wire.onnx_proto import external_files
 from cortex.wire.operator import ModelUpload, StoredFile
@@ -89,15 +87,7 @@ def resolve(model: str, *, folder: Path, scratch: Path, model_format: ModelForma
         ModelFormatMismatch: `model_format` contradicts what is there.
         UnusableModel: a file of it is empty, unreadable, or not what its name says.
         UnusableZip: see `zips.ModelZip`.
-        NotInEffectYet: it would have to be fetched.
     """
-    if is_remote(model):
-        shown = masked_model(model)
-        raise NotInEffectYet(
-            shown,
-            f"models on {shown.partition('://')[0]}:// cannot be fetched yet",
-            hint="download the model and name its local path",
-        )
     return resolve_path(_local_path(model, folder), model=model, scratch=scratch, model_format=model_format)
 
 
@@ -109,7 +99,7 @@ def resolve_path(path: Path, *, model: str, scratch: Path, model_format: ModelFo
         model: how the user named it, for errors and notes.
         scratch, model_format: see `resolve`, which also says what is raised.
     """
-    search = _Search(model, model_format)
+    search = Search(model, model_format)
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -123,7 +113,7 @@ def resolve_path(path: Path, *, model: str, scratch: Path, model_format: ModelFo
     named = infer_format(path.name)
     if named == "tensorflow" or (named is None and _begins_with(path, b"PK\x03\x04")):
         with ModelZip(path, model) as archive:
-            return search.inside(_Zip(archive, path, scratch))
+            return search.inside(ZipPlace(archive, path.name, _unpacking(archive, scratch)))
     if model_format == "tensorflow":
         raise search.mismatch(f"{path.name} is a file, and a TensorFlow model is a SavedModel folder or a zip of one")
     if named is None and model_format is None:
@@ -168,10 +158,12 @@ class _Candidate(NamedTuple):
         return cls(folder, numbers[-1] if numbers else None)
 
 
-class _Place(Protocol):
+class Place(Protocol):
     """A folder or a zip in which a model is looked for."""
 
     shown: str
+    can_be_named: bool
+    """Whether `model:` may name what is inside."""
 
     def found(self) -> tuple[list[str], list[str]]:
         """Folders that are SavedModels, and paths of `.onnx` files, both sorted; nothing inside a SavedModel."""
@@ -188,14 +180,16 @@ class _Place(Protocol):
     def has(self, name: str) -> bool: ...
 
 
-class _Search:
+class Search:
     """One search, with what every error of it has to say."""
 
     def __init__(self, model: str, model_format: ModelFormat | None) -> None:
         self.model = model
         self.wanted = model_format
+        self.names: dict[Path, str] = {}
+        """How people know a file that was brought here from elsewhere."""
 
-    def inside(self, place: _Place) -> ResolvedModel:
+    def inside(self, place: Place) -> ResolvedModel:
         """Choose the model among what a folder or zip holds."""
         saved, onnx = place.found()
         if self.wanted == "tensorflow" and not saved and onnx:
@@ -210,14 +204,14 @@ class _Search:
                 f"{place.shown} holds {len(onnx)} .onnx files",
                 onnx,
                 hint=f"name the one to serve, e.g. `model: {posixpath.join(self.model.rstrip('/'), onnx[0])}`"
-                if isinstance(place, _Folder)
+                if place.can_be_named
                 else "pack only the one to serve",
             )
         if onnx:
             return self.onnx(place, onnx[0], note=f"{onnx[0]}, the only .onnx in {place.shown}")
         raise self.nothing_found(place)
 
-    def best(self, place: _Place, folders: Sequence[str]) -> tuple[_Candidate, str]:
+    def best(self, place: Place, folders: Sequence[str]) -> tuple[_Candidate, str]:
         """The version to take, and a note on why it."""
         candidates = [_Candidate.at(folder) for folder in folders]
         if len(candidates) == 1:
@@ -238,7 +232,7 @@ class _Search:
             )
         return best[0], f"{best[0].folder}, the highest version of {len(candidates)} in {place.shown}"
 
-    def saved_model(self, place: _Place, chosen: tuple[_Candidate, str]) -> ResolvedModel:
+    def saved_model(self, place: Place, chosen: tuple[_Candidate, str]) -> ResolvedModel:
         candidate, note = chosen
         names = place.below(candidate.folder)
         inner = [posixpath.relpath(name, candidate.folder or ".") for name in names]
@@ -247,7 +241,7 @@ class _Search:
             self.check_file(source, may_be_empty=name not in MARKERS)
         return ResolvedModel(format="tensorflow", entry=".", files=tuple(zip(inner, sources, strict=True)), note=note)
 
-    def onnx(self, place: _Place, name: str, *, note: str) -> ResolvedModel:
+    def onnx(self, place: Place, name: str, *, note: str) -> ResolvedModel:
         """The `.onnx` and the files of weights that it names, laid out as they are beside it."""
         folder, entry = posixpath.split(name)
         source = place.sources([name])[0]
@@ -255,9 +249,9 @@ class _Search:
         try:
             beside = external_files(source)
         except ValueError as error:
-            raise UnusableModel(self.model, source, str(error)) from error
+            raise self.unusable(source, str(error)) from error
         except OSError as error:
-            raise UnusableModel(self.model, source, f"cannot be read ({error.strerror})") from error
+            raise self.unusable(source, f"cannot be read ({error.strerror})") from error
         weights = [posixpath.join(folder, data) for data in beside]
         if missing := [data for data, path in zip(beside, weights, strict=True) if not place.has(path)]:
             raise ExternalDataMissing(self.model, entry, missing)
@@ -298,21 +292,26 @@ class _Search:
         return ModelFormatMismatch(self.model, f"model_format is {self.wanted}, but {message}", hint=hint)
 
     def unusable(self, path: Path, reason: str, *, hint: str = "") -> UnusableModel:
-        return UnusableModel(self.model, path, reason, hint=hint)
+        return UnusableModel(self.model, self.shown(path), reason, hint=hint)
 
-    def unknown_file(self, path: Path) -> NoModel:
+    def shown(self, path: Path) -> Path | str:
+        return self.names.get(path, path)
+
+    def unknown_file(self, path: PurePath, shown: str = "") -> NoModel:
+        """The error for a file that no name and no beginning tells anything of. `shown` is how people know it."""
+        shown = shown or str(path)
         if path.name in MARKERS:
             return NoModel(
                 self.model,
-                f"{path} is one file of a SavedModel; the model is its folder",
+                f"{shown} is one file of a SavedModel; the model is its folder",
                 hint=f"say `model: {posixpath.dirname(self.model) or '.'}`",
             )
         advice = _EXPORT_ADVICE.get(path.suffix.lower(), "if it is an ONNX model, say `model_format: onnx`")
         return NoModel(
-            self.model, f"{path} is neither an .onnx file, nor a SavedModel folder, nor a zip of one", hint=advice
+            self.model, f"{shown} is neither an .onnx file, nor a SavedModel folder, nor a zip of one", hint=advice
         )
 
-    def nothing_found(self, place: _Place) -> NoModel:
+    def nothing_found(self, place: Place) -> NoModel:
         looked_for = "a SavedModel (saved_model.pb, here or in version folders such as 1/) or exactly one .onnx file"
         if self.wanted == "onnx":
             looked_for = "exactly one .onnx file"
@@ -328,7 +327,9 @@ class _Search:
 class _Folder:
     """A folder of this machine. Links are followed; one that leads back to a folder above itself ends there."""
 
-    def __init__(self, search: _Search, top: Path) -> None:
+    can_be_named = True
+
+    def __init__(self, search: Search, top: Path) -> None:
         self._search = search
         self._top = top
         self.shown = f"the folder {search.model}"
@@ -393,17 +394,15 @@ class _Folder:
             waiting += [(posixpath.join(folder, name), inside) for name in folders]
 
 
-class _Zip:
-    """A zip archive; what is chosen is unpacked to the scratch folder."""
+class Names:
+    """Where models are among the names of files, as of a zip or of a listing."""
 
-    def __init__(self, archive: ModelZip, path: Path, scratch: Path) -> None:
-        self._archive = archive
-        self._scratch = scratch
-        self._unpacked: Path | None = None
-        self._names = [name for name in archive.names if not any(_is_clutter(part) for part in name.split("/"))]
-        self.shown = path.name
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = sorted(name for name in names if not any(_is_clutter(part) for part in name.split("/")))
+        self._known = frozenset(self._names)
 
     def found(self) -> tuple[list[str], list[str]]:
+        """See `Place.found`."""
         marked = {posixpath.dirname(name) for name in self._names if posixpath.basename(name) in MARKERS}
         saved = {folder for folder in marked if not any(_is_inside(folder, other) for other in marked - {folder})}
         onnx = [
@@ -416,15 +415,50 @@ class _Zip:
     def below(self, folder: str) -> list[str]:
         return [name for name in self._names if _is_inside(name, folder)]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
+
+class ZipPlace:
+    """
+    A zip archive.
+
+    Args:
+        unpack: brings these entries somewhere and returns where.
+    """
+
+    can_be_named = False
+
+    def __init__(self, archive: ModelZip, shown: str, unpack: Callable[[Sequence[str]], list[Path]]) -> None:
+        self._names = Names(archive.names)
+        self._unpack = unpack
+        self.shown = shown
+
+    def found(self) -> tuple[list[str], list[str]]:
+        return self._names.found()
+
+    def below(self, folder: str) -> list[str]:
+        return self._names.below(folder)
+
     def sources(self, names: Sequence[str]) -> list[Path]:
-        if self._unpacked is None:
-            self._scratch.mkdir(parents=True, exist_ok=True)
-            self._unpacked = Path(tempfile.mkdtemp(dir=self._scratch))
-        self._archive.unpack(names, self._unpacked)
-        return [self._unpacked / name for name in names]
+        return self._unpack(names)
 
     def has(self, name: str) -> bool:
         return name in self._names
+
+
+def _unpacking(archive: ModelZip, scratch: Path) -> Callable[[Sequence[str]], list[Path]]:
+    """Unpack to a folder of its own in `scratch`."""
+    folder: list[Path] = []
+
+    def unpack(names: Sequence[str]) -> list[Path]:
+        if not folder:
+            scratch.mkdir(parents=True, exist_ok=True)
+            folder.append(Path(tempfile.mkdtemp(dir=scratch)))
+        archive.unpack(names, folder[0])
+        return [folder[0] / name for name in names]
+
+    return unpack
 
 
 def _local_path(model: str, folder: Path) -> Path:
@@ -463,6 +497,12 @@ def _begins_with(path: Path, start: bytes) -> bool:
 
 def _is_inside(path: str, folder: str) -> bool:
     return not folder or path.startswith(f"{folder}/")
+
+
+def is_searched(name: str) -> bool:
+    """Whether a model is looked for here: not below hidden folders and others that hold none."""
+    folders = name.split("/")[:-1]
+    return not any(folder.startswith(".") or folder in _SKIPPED for folder in folders)
 
 
 def _is_clutter(name: str) -> bool:

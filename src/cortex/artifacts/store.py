@@ -249,6 +249,37 @@ class ArtifactStore:
         finally:
             os.close(source)
 
+    def blob_path(self, sha256: str) -> Path:
+        """
+        A file with the bytes of a blob, to be read soon: it stays while a tree holds it, or for `UPLOAD_GRACE_S`.
+
+        Raises:
+            BlobsMissing: there is none.
+            InvalidDigest
+        """
+        _check_digest(sha256)
+        for executable in (False, True):
+            path = self._blob(sha256, executable)
+            if path.exists():
+                return path
+        raise BlobsMissing((sha256,))
+
+    def discard(self, sha256: str) -> None:
+        """
+        Remove a blob at once instead of after its grace time, unless a tree holds it.
+
+        Raises:
+            InvalidDigest, StoreUnavailable
+        """
+        _check_digest(sha256)
+        with self._guarded(), self._locked(fcntl.LOCK_EX):
+            for executable in (False, True):
+                path = self._blob(sha256, executable)
+                with suppress(FileNotFoundError):
+                    if path.lstat().st_nlink == 1:
+                        path.unlink()
+                        self._forget(sha256)
+
     # --- trees -------------------------------------------------------------------------------------------------------
 
     def put_tree(self, files: Sequence[StoredFile]) -> str:

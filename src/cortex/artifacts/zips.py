@@ -43,14 +43,16 @@ class ModelZip:
 
     Args:
         model: how the user named it, for errors.
+        shown: how people know the file, if not by its path.
 
     Raises:
         UnusableZip: no zip, damaged, encrypted, or not to be trusted; says why.
     """
 
-    def __init__(self, path: Path, model: str) -> None:
+    def __init__(self, path: Path, model: str, *, shown: str = "") -> None:
         self._path = path
         self._model = model
+        self._shown = shown
         try:
             self._archive = zipfile.ZipFile(path)
         except _DAMAGE as error:
@@ -87,24 +89,34 @@ class ModelZip:
         wanted = [name for name in names if not (folder / name).exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._check_room(wanted, folder)
+            self.check_room(wanted, folder)
             for name in wanted:
                 self._unpack_one(name, folder / name)
         except OSError as error:
             raise self._refusal(f"cannot be unpacked to {folder} ({error.strerror or error})") from error
 
-    def _unpack_one(self, name: str, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    def read(self, name: str) -> Iterator[bytes]:
+        """
+        A file's content in chunks; trusts none of the declared sizes.
+
+        Raises:
+            UnusableZip: it is damaged, or larger than it says.
+        """
         entry = self._entries[name]
         left = entry.file_size
-        with target.open("xb") as out:
-            for chunk in self._chunks(entry, name):
-                left -= len(chunk)
-                if left < 0:
-                    raise self._refusal(f'"{name}" is larger than the archive says')
-                out.write(chunk)
+        for chunk in self._chunks(entry, name):
+            left -= len(chunk)
+            if left < 0:
+                raise self._refusal(f'"{name}" is larger than the archive says')
+            yield chunk
         if left:
             raise self._damaged(name, EOFError(f"{left} bytes are missing"))
+
+    def _unpack_one(self, name: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as out:
+            for chunk in self.read(name):
+                out.write(chunk)
 
     def _chunks(self, entry: zipfile.ZipInfo, name: str) -> Iterator[bytes]:
         try:
@@ -114,7 +126,8 @@ class ModelZip:
         except _DAMAGE as error:
             raise self._damaged(name, error) from error
 
-    def _check_room(self, names: Iterable[str], folder: Path) -> None:
+    def check_room(self, names: Iterable[str], folder: Path) -> None:
+        """Raises UnusableZip when the disk has less room than these files need."""
         needed, free = sum(self.size_of(name) for name in names), shutil.disk_usage(folder).free
         if needed > free:
             raise self._refusal(
@@ -195,7 +208,7 @@ class ModelZip:
         )
 
     def _refusal(self, reason: str, *, hint: str = "") -> UnusableZip:
-        return UnusableZip(self._model, self._path, reason, hint=hint)
+        return UnusableZip(self._model, self._shown or self._path, reason, hint=hint)
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from cortex.cli.boundary import DONE, FAILED, show_problems
 from cortex.cli.command import (
     Command,
     Duration,
+    Interrupted,
     environment,
     flag,
     on_interrupt,
@@ -48,6 +49,8 @@ SIGNS: dict[ChangeKind, tuple[str, str]] = {
 }
 
 NOTHING_CHANGED = "nothing was changed"
+BROKEN_OFF = "the download was broken off; nothing was changed"
+HAS_IT = "the control plane had the deploy already and goes on with it; `cortex get` shows it"
 GOES_ON = "the deploy goes on; `cortex get` shows it"
 
 
@@ -105,6 +108,7 @@ def run(
                 force=force,
                 prune=prune,
                 refresh=refresh,
+                environ=terminal.environ,
             ) as package:
                 operator = place.ensure(even_if_down=not dry_run)
                 calls = Reconnecting(place, operator, clock=terminal.clock, sleep=terminal.sleep, say=terminal.say)
@@ -155,18 +159,21 @@ def _send(terminal: Terminal, operator: OperatorClient, package: Package) -> Dep
     with display(terminal) as shown:
         upload(operator, package, lambda done, total: shown.step("uploading", done, total, in_bytes=True))
         shown.step("checking models and handlers")
-        with on_interrupt("the control plane had the deploy already and goes on with it; `cortex get` shows it"):
-            try:
-                for event in operator.deploy(package.request):
-                    if isinstance(event, DeployProgress):
-                        subject = f"{event.api}: " if event.api else ""
-                        shown.step(f"{subject}{event.message}", event.done, event.total)
-                    else:
-                        result = event
-            except OperatorFailed as error:
-                if not error.problems:
-                    raise
-                raise Problems(_placed(package.loaded, problem) for problem in error.problems) from error
+        is_fetching = False
+        try:
+            for event in operator.deploy(package.request):
+                if isinstance(event, DeployProgress):
+                    is_fetching = event.in_bytes
+                    subject = f"{event.api}: " if event.api else ""
+                    shown.step(f"{subject}{event.message}", event.done, event.total, in_bytes=event.in_bytes)
+                else:
+                    result = event
+        except KeyboardInterrupt:
+            raise Interrupted(BROKEN_OFF if is_fetching else HAS_IT) from None
+        except OperatorFailed as error:
+            if not error.problems:
+                raise
+            raise Problems(_placed(package.loaded, problem) for problem in error.problems) from error
     if result.problems:
         raise Problems(_placed(package.loaded, problem) for problem in result.problems)
     return result

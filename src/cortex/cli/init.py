@@ -57,6 +57,20 @@ class FilesExist(CortexError):
         super().__init__(f"{text.listed(shown)} {'is' if len(shown) == 1 else 'are'} there already")
 
 
+class UnknownScheme(CortexError):
+    """A model on a kind of place that Cortex does not know."""
+
+    reference = "unknown-scheme"
+
+    def __init__(self, shown: str) -> None:
+        from cortex.spec.locations import SCHEMES
+
+        self.shown = shown
+        schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        self.hint = f"MODEL is a path on this machine, or begins with one of {schemes}"
+        super().__init__(f"models on {shown.partition('://')[0]}:// cannot be fetched")
+
+
 class CannotWrite(CortexError):
     """The folder cannot be made, or a file in it cannot be written."""
 
@@ -123,16 +137,19 @@ def _look_at(
     """
     from cortex.artifacts.errors import ModelNotFound
     from cortex.artifacts.models import resolve
-    from cortex.spec.locations import SCHEME
+    from cortex.spec.locations import SCHEME, is_remote
 
     named = model if SCHEME.match(model) else os.path.expanduser(model)
     given = _known_format(model_format)
-    try:
-        resolved = resolve(named, folder=terminal.cwd, scratch=scratch / "unpacked", model_format=given)
-    except ModelNotFound as error:
-        if not error.suggestion:
-            error.hint = "MODEL is a path on this machine, relative to where you are"
-        raise
+    if is_remote(named):
+        resolved = _fetch(terminal, named, given, scratch / "fetched")
+    else:
+        try:
+            resolved = resolve(named, folder=terminal.cwd, scratch=scratch / "unpacked", model_format=given)
+        except ModelNotFound as error:
+            if not error.suggestion:
+                error.hint = "MODEL is a path on this machine, relative to where you are"
+            raise
     location = _Location.of(named, resolved, terminal.cwd, place)
     report = _inspect(
         terminal,
@@ -162,6 +179,44 @@ def _look_at(
     )
 
 
+def _fetch(terminal: Terminal, model: str, model_format: ModelFormat | None, folder: Path) -> ResolvedModel:
+    """
+    Bring a remote model here, only to look at it: a deploy fetches it where it is served.
+
+    Raises:
+        GiveUp: it cannot be had; says why.
+    """
+    import threading
+
+    from cortex.artifacts.fetching import cloud_variables, fetch_in_process
+    from cortex.artifacts.models import ResolvedModel
+    from cortex.artifacts.store import ArtifactStore
+    from cortex.artifacts.trees import tree_digest
+    from cortex.spec.locations import is_known_scheme, masked_model
+    from cortex.wire.fetch import FetchRequest
+
+    if not is_known_scheme(model):
+        raise UnknownScheme(masked_model(model))
+    with display(terminal) as shown:
+        shown.step(f"looking at {masked_model(model)}")
+        fetched = fetch_in_process(
+            FetchRequest(model=model, store=str(folder), model_format=model_format),
+            cloud=cloud_variables(terminal.environ, str(terminal.cwd)),
+            environ=terminal.environ,
+            tell=lambda told: shown.step(
+                f"fetching {masked_model(model)}", told.done_bytes, told.total_bytes, in_bytes=True
+            ),
+            stop=threading.Event(),
+        )
+    tree = ArtifactStore(folder).tree_path(tree_digest(fetched.model.files))
+    return ResolvedModel(
+        format=fetched.model.format,
+        entry=fetched.model.entry,
+        files=tuple((file.path, tree / file.path) for file in fetched.model.files),
+        note=fetched.model.note,
+    )
+
+
 class _Location(msgspec.Struct, frozen=True, kw_only=True):
     """Where a model is as seen from the project, and the names that follow from it."""
 
@@ -184,7 +239,7 @@ class _Location(msgspec.Struct, frozen=True, kw_only=True):
         from cortex.spec.rules import suggest_name
 
         if SCHEME.match(named):
-            model, path = named, Path(named.rstrip("/"))
+            model, path = named, Path(named.partition("?")[0].rstrip("/"))
         else:
             path = _own_file(cwd / named, resolved)
             model = _relative(path, place)

@@ -82,6 +82,7 @@ class Client:
             now_wall_s=self._clock.wall_s(),
             force=force,
             prune=prune,
+            environ=os.environ,
         ) as package:
             operator = self._environment.ensure(even_if_down=True)
             upload(operator, package)

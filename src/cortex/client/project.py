@@ -24,7 +24,7 @@ from cortex.client.errors import OperatorFailed
 from cortex.client.operator import OperatorClient
 from cortex.client.prediction import content_type_of
 from cortex.errors import CortexError, Problem, Problems
-from cortex.wire.operator import ApiUpload, DeployRequest, ModelUpload, SampleUpload, StoredFile
+from cortex.wire.operator import ApiUpload, CloudEnvironment, DeployRequest, ModelUpload, SampleUpload, StoredFile
 
 if TYPE_CHECKING:
     from cortex.artifacts.hashing import HashCache
@@ -133,6 +133,7 @@ def prepare(
     force: bool = False,
     prune: bool = False,
     refresh: bool = False,
+    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Package]:
     """
     Check a cortex.yaml, find and hash what it names.
@@ -140,6 +141,8 @@ def prepare(
     Args:
         shown_file: the file's name in messages.
         home: keeps digests between deploys, if it exists.
+        environ: the shell's variables; those that lead to clouds are handed over if a model has to be fetched. None
+            hands over none.
 
     Raises:
         Problems: everything that is wrong, with places.
@@ -166,12 +169,23 @@ def prepare(
                 force=force,
                 prune=prune,
                 refresh=refresh,
+                cloud=_cloud(loaded, environ),
             ),
             sources=gathering.sources,
             warnings=tuple(gathering.warnings),
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _cloud(loaded: Loaded, environ: Mapping[str, str] | None) -> CloudEnvironment | None:
+    """What nobody needs is not handed over."""
+    from cortex.artifacts.fetching import cloud_variables
+    from cortex.spec.locations import is_remote
+
+    if environ is None or not any(is_remote(api.model) for api in loaded.spec.apis):
+        return None
+    return CloudEnvironment(variables=cloud_variables(environ, os.getcwd()))
 
 
 def upload(operator: OperatorClient, package: Package, on_bytes: Callable[[int, int], None] | None = None) -> None:

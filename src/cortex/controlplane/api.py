@@ -79,7 +79,9 @@ class Operator(Protocol):
         ...
 
     def info(self) -> Info: ...
-    def deploy(self, name: str, request: DeployRequest, emit: Callable[[DeployProgress], None]) -> DeployResult: ...
+    def deploy(
+        self, name: str, request: DeployRequest, emit: Callable[[DeployProgress], None], left: threading.Event
+    ) -> DeployResult: ...
     def delete(self, deployment: DeploymentName, api: ApiKey | None) -> Removed | None: ...
     def deployments(self) -> tuple[DeploymentStatus, ...]: ...
     def apis(self, deployment: str | None) -> tuple[ApiStatus, ...]: ...
@@ -285,9 +287,10 @@ def _add_routes(app: FastAPI, operator: Operator, documented: _Documented) -> No
 
 
 async def _deploy_events(operator: Operator, name: str, request: DeployRequest) -> AsyncIterator[bytes]:
-    """Lines of JSON while the deploy runs in a thread; it goes on when the caller leaves."""
+    """Lines of JSON while the deploy runs in a thread; when the caller leaves, it goes on unless it still fetches."""
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[DeployEvent] = asyncio.Queue()
+    left = threading.Event()
 
     def emit(event: DeployEvent) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is gone, and so is whoever wanted to know
@@ -295,7 +298,7 @@ async def _deploy_events(operator: Operator, name: str, request: DeployRequest) 
 
     def run() -> None:
         try:
-            emit(operator.deploy(name, request, emit))
+            emit(operator.deploy(name, request, emit, left))
         except Problems as error:
             emit(DeployResult(problems=error.problems))
         except CortexError as error:
@@ -306,11 +309,14 @@ async def _deploy_events(operator: Operator, name: str, request: DeployRequest) 
 
     # A thread of its own: a deploy may take minutes, and neither uploads nor our own end shall wait for it.
     threading.Thread(target=run, name=f"deploy-{name}", daemon=True).start()
-    while True:
-        event = await events.get()
-        yield _encode(event) + b"\n"
-        if isinstance(event, DeployResult):
-            return
+    try:
+        while True:
+            event = await events.get()
+            yield _encode(event) + b"\n"
+            if isinstance(event, DeployResult):
+                return
+    finally:
+        left.set()
 
 
 OUR_FAULT = Problem(

@@ -273,6 +273,7 @@ class ControlPlane:
     @cached_property
     def _deployer(self) -> Deployer:
         from cortex.controlplane.deploy import Deployer  # pydantic: see the module's docstring
+        from cortex.controlplane.fetching import Models
         from cortex.controlplane.packages import Packages
 
         return Deployer(
@@ -282,6 +283,9 @@ class ControlPlane:
             engine=self._engine,
             clock=self._clock,
             inspect=self._inspect,
+            models=Models(
+                store=self.store, known=self._state.apis, cloud_file=self._layout.cloud_file, environ=os.environ
+            ),
             packages=Packages(store=self.store, node=self._agent, known=self._state.apis),
             secrets=self._secret_store,
             committed=self._wanted_changed,
@@ -292,8 +296,14 @@ class ControlPlane:
         self._wake.set()
         self._housekeeping.wake()
 
-    def deploy(self, name: str, request: DeployRequest, emit: Callable[[DeployProgress], None]) -> DeployResult:
-        result = self._deployer.deploy(name, request, emit)
+    def deploy(
+        self,
+        name: str,
+        request: DeployRequest,
+        emit: Callable[[DeployProgress], None],
+        left: threading.Event | None = None,
+    ) -> DeployResult:
+        result = self._deployer.deploy(name, request, emit, left)
         if result.committed:
             # Readers must see the deploy from now on, even before the next tick.
             self._publish(self._new_world())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,10 +11,13 @@ from cortex.packages.lock import version_changes
 from cortex.packages.requirements import FILE_NAME as REQUIREMENTS
 from cortex.state.base import ApiRecord
 from cortex.wire.build import BuildSpec
+from cortex.wire.fetch import Origin, described
 from cortex.wire.operator import ApiChange, ChangeKind, StoredFile
 from cortex.wire.signature import Signature, TensorSpec
 
 MOST_FILES_NAMED = 5
+MOST_OBJECTS_NAMED = 2
+"""Each comes with two ETags and two dates."""
 
 
 def describe(old: ApiRecord | None, new: ApiRecord, *, endpoint: str) -> ApiChange:
@@ -69,6 +73,21 @@ def file_changes(old: Iterable[StoredFile], new: Iterable[StoredFile]) -> list[s
     return words
 
 
+def origin_changes(old: Origin | None, new: Origin | None) -> list[str]:
+    """Objects that were overwritten where they are fetched from, the first few by name; empty when none was."""
+    if old is None or new is None or old.url != new.url:
+        return []
+    before = {one.url: one for one in old.objects}
+    words = [
+        f"{posixpath.basename(one.url)}: {described(before[one.url])} -> {described(one)}"
+        for one in new.objects
+        if one.url in before and not one.is_same(before[one.url])
+    ]
+    if len(words) > MOST_OBJECTS_NAMED:
+        words[MOST_OBJECTS_NAMED:] = [f"and {len(words) - MOST_OBJECTS_NAMED} more objects"]
+    return words
+
+
 def breaking_changes(old: Signature | None, new: Signature | None) -> Iterator[str]:
     """Differences of two signatures that make a caller's working request fail."""
     if old is None or new is None:
@@ -99,7 +118,7 @@ def _described(tensor: TensorSpec) -> str:
 def _version_causes(old: ApiRecord, new: ApiRecord) -> Iterator[str]:
     before, after = old.wanted.build, new.wanted.build
     if before.model.tree != after.model.tree or before.model.entry != after.model.entry:
-        files = file_changes(old.model_files, new.model_files)
+        files = origin_changes(old.origin, new.origin) or file_changes(old.model_files, new.model_files)
         yield f"model changed ({', '.join(files)})" if files else "model changed"
     if before.model.format != after.model.format:
         yield f"model_format {before.model.format} -> {after.model.format}"

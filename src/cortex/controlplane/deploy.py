@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane import changes
+from cortex.controlplane.fetching import Models
 from cortex.controlplane.packages import DeployPackages, Packages
 from cortex.controlplane.secrets import pinned, stored_builds
 from cortex.controlplane.versions import revision_of, trees_of, version_of
@@ -26,12 +27,13 @@ from cortex.ids import DEFAULT_DEPLOYMENT, ApiKey, DeploymentName, Version, api_
 from cortex.planning.model import WantedApi
 from cortex.settings import Settings
 from cortex.spec.effects import not_in_effect
-from cortex.spec.locations import is_remote, masked_model
+from cortex.spec.locations import masked_model
 from cortex.spec.models import ApiSpec, ProjectSpec, SecretRef
 from cortex.spec.problems import nearest
 from cortex.state.base import ApiRecord, DeployChange, DeploymentRecord, StateStore, VersionRecord
 from cortex.state.secrets import SecretStore
 from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample, TrackerConfig
+from cortex.wire.fetch import Fetched
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import (
     ApiChange,
@@ -60,6 +62,7 @@ class Deployer:
 
     Args:
         inspect: looks at a build in a child of the node; raises CortexError when the node cannot be asked.
+        models: fetches the remote ones.
         packages: resolves and prepares what requirements.txt asks for.
         secrets: what `env` may name.
         committed: called after the wanted state has changed.
@@ -74,6 +77,7 @@ class Deployer:
         engine: Engine,
         clock: Clock,
         inspect: Inspector,
+        models: Models,
         packages: Packages,
         secrets: SecretStore,
         committed: Callable[[], None],
@@ -85,32 +89,58 @@ class Deployer:
         self._engine = engine
         self._clock = clock
         self._inspect = inspect
+        self._models = models
         self._packages = packages
         self._secrets = secrets
         self._committed = committed
         self._ingress_url = ingress_url
         self._one_at_a_time = threading.Lock()
 
-    def deploy(self, name: str, request: DeployRequest, emit: Emit) -> DeployResult:
+    def deploy(
+        self, name: str, request: DeployRequest, emit: Emit, left: threading.Event | None = None
+    ) -> DeployResult:
         """
         Check a deploy and, unless it is a dry run, write it.
 
+        Args:
+            left: set when nobody waits for the result any more. While models are fetched that ends the deploy; once
+                they are there it goes on.
+
         Raises:
             Problems: something is wrong with it; nothing was changed.
+            DeployLeft: nothing was changed either.
         """
-        if not self._one_at_a_time.acquire(blocking=False):
-            emit(DeployProgress(message="waiting for another deploy"))
-            self._one_at_a_time.acquire()
-        try:
-            return self._deploy(DeploymentName(name), request, emit)
-        finally:
-            self._one_at_a_time.release()
-
-    def _deploy(self, deployment: DeploymentName, request: DeployRequest, emit: Emit) -> DeployResult:
+        deployment = DeploymentName(name)
         specs = _validated(request.apis)
-        known = {record.wanted.api: record for record in self._state.apis(deployment)}
+        self._guard_default(deployment, request, self._known(deployment))
+        with self._store.pin() as pin:
+            fetched = self._models.of_deploy(specs, request, emit, left or threading.Event(), pin)
+            if not self._one_at_a_time.acquire(blocking=False):
+                emit(DeployProgress(message="waiting for another deploy"))
+                self._one_at_a_time.acquire()
+            try:
+                return self._deploy(deployment, specs, _with_models(request, fetched), fetched, emit)
+            finally:
+                self._one_at_a_time.release()
+
+    def _known(self, deployment: DeploymentName) -> dict[ApiKey, ApiRecord]:
+        return {record.wanted.api: record for record in self._state.apis(deployment)}
+
+    def _deploy(
+        self,
+        deployment: DeploymentName,
+        specs: Sequence[ApiSpec],
+        request: DeployRequest,
+        fetched: Mapping[int, Fetched],
+        emit: Emit,
+    ) -> DeployResult:
+        known = self._known(deployment)
         self._guard_default(deployment, request, known)
         records, package_warnings = self._records(deployment, specs, request, known, emit)
+        records = [
+            msgspec.structs.replace(record, origin=fetched[index].origin) if index in fetched else record
+            for index, record in enumerate(records)
+        ]
         self._check_room(records)
         with self._store.pin(*(tree for record in records for tree in trees_of(record.wanted.build))):
             self._packages.prepare((record.wanted.build for record in records), _telling(emit))
@@ -138,6 +168,7 @@ class Deployer:
         result = DeployResult(changes=(*told, *gone), warnings=tuple(warnings), committed=not request.dry_run)
         if request.dry_run:
             return result
+        self._models.keep_cloud(request)
         self._state.commit_deploy(
             DeployChange(
                 deployment=DeploymentRecord(name=deployment, source=request.source, updated_wall_s=wall_s),
@@ -264,13 +295,12 @@ class Deployer:
 
     def _store_model(self, spec: ApiSpec, upload: ApiUpload) -> ModelArtifact:
         if upload.model is None:
-            kind = "is remote" if is_remote(spec.model) else "was not uploaded"
             raise _problem(
                 spec,
                 "model",
                 "model-not-available",
-                f"{masked_model(spec.model)} {kind}",
-                hint="use a model on this machine: fetching models is not in effect yet",
+                f"{masked_model(spec.model)} was not uploaded",
+                hint="deploy with `cortex deploy`, which uploads it",
             )
         _check_entry(spec, upload.model)
         tree = self._store_tree(upload.model.files, f'model of api "{spec.name}"')
@@ -391,6 +421,17 @@ class Deployer:
         change = changes.describe(old, record, endpoint=endpoint)
         chosen = [f"model: {upload.model.note}"] if upload.model is not None and upload.model.note else []
         return msgspec.structs.replace(change, notes=(*chosen, *record.inspection.notes))
+
+
+def _with_models(request: DeployRequest, fetched: Mapping[int, Fetched]) -> DeployRequest:
+    """The request as if its remote models had been uploaded."""
+    if not fetched:
+        return request
+    apis = tuple(
+        msgspec.structs.replace(upload, model=fetched[index].model) if index in fetched else upload
+        for index, upload in enumerate(request.apis)
+    )
+    return msgspec.structs.replace(request, apis=apis)
 
 
 def _validated(uploads: Sequence[ApiUpload]) -> list[ApiSpec]:

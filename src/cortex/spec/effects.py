@@ -9,7 +9,6 @@ from enum import StrEnum
 from pydantic import BaseModel
 
 from cortex.errors import Problem
-from cortex.spec.locations import is_remote
 from cortex.spec.models import ApiSpec, ComputeSpec, ProjectSpec
 
 
@@ -70,7 +69,6 @@ NOT_IN_EFFECT_YET: Mapping[str, Pending] = {
         lambda api: api.compute.target_cpu_utilization != _DEFAULTS.target_cpu_utilization,
     ),
     "compute.gpu": Pending("models do not run on GPUs yet", lambda api: api.compute.gpu > 0),
-    "model": Pending("models are not fetched yet: use a local path", lambda api: is_remote(api.model)),
 }
 """Fields by path. Whoever makes one work deletes its row."""
 

@@ -40,6 +40,12 @@ def is_remote(model: str) -> bool:
     return scheme is not None and scheme[1].lower() != "file"
 
 
+def is_known_scheme(model: str) -> bool:
+    """Whether a model is a path, or on a kind of place that it can be fetched from."""
+    scheme = SCHEME.match(model)
+    return scheme is None or scheme[1].lower() in SCHEMES
+
+
 def masked_model(model: str) -> str:
     """Return a model's location as it may be shown: without the query, user and password of a URL."""
     if not _is_url(model):

@@ -10,6 +10,7 @@ import msgspec
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version
 from cortex.planning.model import Desired, WantedApi
+from cortex.wire.fetch import Origin
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import StoredFile
 from cortex.wire.reports import ExitReport
@@ -39,6 +40,8 @@ class ApiRecord(msgspec.Struct, frozen=True, kw_only=True):
     project: tuple[StoredFile, ...] = ()
     """What the project's folder held, so that the next deploy can name the files that changed."""
     model_files: tuple[StoredFile, ...] = ()
+    origin: Origin | None = None
+    """What the model was where it was fetched from; None for one of this machine."""
     packages: PackagesRecord | None = None
     """None: nothing is asked for, and what is installed with Cortex serves."""
 

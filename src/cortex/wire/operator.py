@@ -189,6 +189,15 @@ class ApiUpload(msgspec.Struct, frozen=True, kw_only=True):
     sample: SampleUpload | None = None
 
 
+class CloudEnvironment(msgspec.Struct, frozen=True, kw_only=True):
+    """How the deploying shell reaches its clouds: variables, and with them the places of profiles. Only inward."""
+
+    variables: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"CloudEnvironment({', '.join(sorted(self.variables))})"
+
+
 class DeployRequest(msgspec.Struct, frozen=True, kw_only=True):
     deployment: str
     source: str
@@ -201,6 +210,8 @@ class DeployRequest(msgspec.Struct, frozen=True, kw_only=True):
     prune: bool = False
     refresh: bool = False
     """Make new versions even when nothing changed."""
+    cloud: CloudEnvironment | None = None
+    """With what remote models are fetched; None: with what the last deploy handed over."""
 
 
 class ChangeKind(StrEnum):
@@ -235,6 +246,8 @@ class DeployProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
     api: str = ""
     done: int = 0
     total: int = 0
+    in_bytes: bool = False
+    """`done` and `total` count bytes of a model that is fetched. Whoever leaves meanwhile ends the deploy."""
 
 
 class DeployResult(msgspec.Struct, frozen=True, kw_only=True, tag="result"):

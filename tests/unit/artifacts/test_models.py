@@ -17,7 +17,6 @@ from cortex.artifacts.errors import (
     ModelFormatMismatch,
     ModelNotFound,
     NoModel,
-    NotInEffectYet,
     UnusableFile,
     UnusableModel,
     UnusableZip,
@@ -478,17 +477,9 @@ def test_the_file_inside_a_saved_model_points_to_its_folder(find, write: Write) 
     assert caught.value.hint == "say `model: bert/1`"
 
 
-@pytest.mark.parametrize("model", ["s3://b/m.onnx", "gs://b/m", "az://c/m", "https://h/m.onnx?sig=SECRET"])
-def test_remote_models_are_not_in_effect_yet_and_show_no_secret(find, model: str) -> None:
-    with pytest.raises(NotInEffectYet) as caught:
-        find(model)
-    assert caught.value.reference == "not-in-effect-yet"
-    assert "SECRET" not in f"{caught.value} {caught.value.model}"
-
-
 def test_every_error_of_a_model_carries_what_the_user_wrote(find, write: Write) -> None:
     write({"m.zip": b"PK"})
-    for model in ("nothing.onnx", "m.zip", "s3://b/x"):
+    for model in ("nothing.onnx", "m.zip"):
         with pytest.raises(ModelError) as caught:
             find(model)
         assert caught.value.model == model

@@ -320,7 +320,7 @@ def test_what_is_wrong_with_a_model_is_told_as_at_a_deploy(cortex: Any, inspecto
         ("modle.onnx", "model-not-found", 'did you mean "model.onnx"?'),
         ("weights.pt", "no-model", "export it with torch.onnx.export"),
         ("empty.onnx", "unusable-model", "is empty (0 bytes)"),
-        ("s3://bucket/model.onnx", "not-in-effect-yet", "download the model and name its local path"),
+        ("ftp://host/model.onnx", "unknown-scheme", "begins with one of file://, s3://, gs://, az://, https://"),
         (".", "ambiguous-model", "holds 2 .onnx files"),
     ],
 )

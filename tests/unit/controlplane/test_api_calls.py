@@ -65,7 +65,8 @@ class FakeOperator:
     def info(self):
         return self._note("info", INFO)
 
-    def deploy(self, name, request, emit):
+    def deploy(self, name, request, emit, left):
+        self.left = left
         emit(DeployProgress(message="checking", api="a", done=1, total=2))
         if self.go_on is not None:
             assert self.go_on.wait(10)
@@ -305,7 +306,7 @@ def test_a_deploy_of_another_name_than_its_path_is_refused(call, operator):
     assert operator.asked == []
 
 
-def test_a_deploy_goes_on_when_its_caller_leaves(operator):
+def test_a_deploy_goes_on_when_its_caller_leaves_and_is_told_of_it(operator):
     app = build_app(operator, TOKEN)
     operator.go_on = threading.Event()
     body = encoded(DeployRequest(deployment="iris", source="/x"))
@@ -344,6 +345,7 @@ def test_a_deploy_goes_on_when_its_caller_leaves(operator):
             left.set()
             await calling
             assert operator.asked == []
+            assert operator.left.is_set()
             operator.go_on.set()
             while not operator.asked:
                 await asyncio.sleep(0.001)

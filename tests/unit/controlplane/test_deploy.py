@@ -1,30 +1,36 @@
 """Tests of `cortex.controlplane.deploy`: state in memory, a real artifact store, inspections from a table."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from cortex.artifacts.errors import InvalidTree
+from cortex.artifacts.fetching import FetchStopped
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane import deploy as deploy_module
 from cortex.controlplane.deploy import Deployer
+from cortex.controlplane.fetching import DeployLeft, Models
 from cortex.controlplane.packages import Packages
 from cortex.engines.local import LocalEngine
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import ApiKey, DeploymentName, short
 from cortex.settings import Settings
+from cortex.spec.locations import masked_model
 from cortex.spec.models import ApiSpec
 from cortex.state.memory import MemoryStateStore
 from cortex.state.secrets import SecretStore
 from cortex.testing.builders import a_node
 from cortex.testing.clock import FakeClock
+from cortex.wire.fetch import Fetched, FetchProgress, Origin, OriginObject
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import (
     ApiChange,
     ApiUpload,
     ChangeKind,
+    CloudEnvironment,
     DeployProgress,
     DeployRequest,
     ModelUpload,
@@ -48,11 +54,55 @@ class NoNode:
         raise AssertionError("no packages, no environment")
 
 
+class FakeFetcher:
+    """Stands for the process that fetches: puts bytes into the store, as they are at the origin right now."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store = store
+        self.at_origin: dict[str, str] = {}
+        """Content by URL."""
+        self.failure: CortexError | None = None
+        self.asked: list[str] = []
+        self.clouds: list[dict[str, str]] = []
+        self.known: list[list[str]] = []
+        """ETags that each fetch was told of."""
+        self.before: Callable[[threading.Event], None] = lambda stop: None
+        """Called while it fetches."""
+
+    def __call__(self, request, *, cloud, environ, tell, stop) -> Fetched:
+        self.asked.append(request.model)
+        self.clouds.append(dict(cloud))
+        self.known.append([one.etag for known in request.known for one in known.origin.objects])
+        self.before(stop)
+        if stop.is_set():
+            raise FetchStopped("nobody waits")
+        if self.failure is not None:
+            raise self.failure
+        content = self.at_origin[request.model].encode()
+        tell(FetchProgress(done_bytes=len(content), total_bytes=len(content)))
+        with self.store.writer() as writer:
+            writer.write(content)
+            blob = writer.commit()
+        shown = masked_model(request.model)
+        one = OriginObject(
+            url=shown, size_bytes=len(content), etag=f'"{content.decode()}"', modified_wall_s=0.0, sha256=blob.sha256
+        )
+        return Fetched(
+            origin=Origin(url=shown, objects=(one,)),
+            model=ModelUpload(
+                files=(StoredFile(path="m.onnx", sha256=blob.sha256),), entry="m.onnx", format="onnx", note="m.onnx"
+            ),
+            read_bytes=len(content),
+            read_objects=1,
+        )
+
+
 class World:
     """A deployer with everything around it; describes deploys in a few words."""
 
     def __init__(self, folder: Path) -> None:
         self.store = ArtifactStore(folder / "artifacts")
+        self.fetcher = FakeFetcher(self.store)
         self.state = MemoryStateStore()
         self.clock = FakeClock()
         self.reports: dict[str, InspectReport | CortexError] = {}
@@ -67,6 +117,13 @@ class World:
             engine=LocalEngine(a_node()),
             clock=self.clock,
             inspect=self._inspect,
+            models=Models(
+                store=self.store,
+                known=self.state.apis,
+                cloud_file=folder / "cloud.json",
+                environ={},
+                run=self.fetcher,
+            ),
             packages=Packages(store=self.store, node=NoNode(), known=self.state.apis),
             secrets=SecretStore(folder / "secrets"),
             committed=self._commit,
@@ -100,6 +157,10 @@ class World:
             model=ModelUpload(files=self.stored(model__onnx=model), entry=entry, format="onnx"),
             sample=None if sample is None else SampleUpload(body=sample, content_type="application/json", gate=True),
         )
+
+    def remote(self, model: str, name="a", **fields) -> ApiUpload:
+        """An api whose model has to be fetched."""
+        return ApiUpload(spec=ApiSpec(name=name, model=model, **fields).model_dump(mode="json"))
 
     def deploy(self, *apis: ApiUpload, name="iris", source="/home/ann/iris", project=(), **fields):
         request = DeployRequest(deployment=name, source=source, apis=apis, project=tuple(project), **fields)

@@ -83,7 +83,6 @@ def test_a_project_that_asks_for_nothing_new_has_no_notes():
         ({"compute": {"init_replicas": 2}}, []),
         ({"compute": {"target_cpu_utilization": 50}}, ["compute.target_cpu_utilization"]),
         ({"compute": {"gpu": 1}}, ["compute.gpu"]),
-        ({"model": "s3://bucket/model.onnx"}, ["model"]),
         ({"model_format": "tensorflow"}, []),
         ({"model": "iris.zip"}, []),
         ({"tf_signature_key": "predict"}, []),
