@@ -273,7 +273,14 @@ def deploy(call, name="iris", **fields):
 
 def test_a_deploy_is_told_line_by_line_and_its_result_comes_last(call, operator):
     progress, result = events(deploy(call, dry_run=True))
-    assert progress == {"type": "progress", "message": "checking", "api": "a", "done": 1, "total": 2}
+    assert progress == {
+        "type": "progress",
+        "message": "checking",
+        "api": "a",
+        "done": 1,
+        "total": 2,
+        "in_bytes": False,
+    }
     assert msgspec.convert({key: value for key, value in result.items() if key != "type"}, DeployResult) == RESULT
     (asked,) = operator.asked
     assert (asked[0], asked[1].dry_run) == ("iris", True)
