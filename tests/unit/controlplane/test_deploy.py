@@ -12,7 +12,7 @@ from cortex.artifacts.fetching import FetchStopped
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane import deploy as deploy_module
 from cortex.controlplane.deploy import Deployer
-from cortex.controlplane.fetching import DeployLeft, Models
+from cortex.controlplane.fetching import Models
 from cortex.controlplane.packages import Packages
 from cortex.engines.local import LocalEngine
 from cortex.errors import CortexError, Problem, Problems
@@ -30,7 +30,6 @@ from cortex.wire.operator import (
     ApiChange,
     ApiUpload,
     ChangeKind,
-    CloudEnvironment,
     DeployProgress,
     DeployRequest,
     ModelUpload,
