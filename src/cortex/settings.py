@@ -130,6 +130,11 @@ class HomeLayout:
         return self.home / "reports"
 
     @property
+    def indexes_file(self) -> Path:
+        """Where packages come from, as the last deploy's shell had it: may hold passwords, mode 0600."""
+        return self.home / "indexes.json"
+
+    @property
     def token_file(self) -> Path:
         """Bearer token of the control plane's API, mode 0600."""
         return self.home / "token"

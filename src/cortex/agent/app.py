@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -46,6 +47,7 @@ from cortex.settings import HomeLayout, Settings, environment_of, load_settings
 from cortex.state.secrets import SecretStore
 from cortex.wire.agent import InspectBuild, LogLines, PrepareEnvironment, ReadLogs, ResolvePackages
 from cortex.wire.framing import UNREADABLE
+from cortex.wire.indexes import read_handed_over
 from cortex.wire.launch import InspectReport, ReplicaSpec
 from cortex.wire.orders import (
     DrainReplica,
@@ -126,7 +128,11 @@ class Agent:
         self._applied_routes: tuple[SetRoute, ...] = ()
         self._refusals: tuple[IngressRefusals, ...] = ()
         self.environments = Environments(
-            settings=settings, layout=layout, store=store, clock=clock, installer=Installer(os.environ)
+            settings=settings,
+            layout=layout,
+            store=store,
+            clock=clock,
+            installer=Installer(os.environ, handed_over=partial(read_handed_over, layout.indexes_file)),
         )
         self._provisions = Provisions(store=store, environments=self.environments, secrets=SecretStore(layout.secrets))
         self.replicas = Replicas(

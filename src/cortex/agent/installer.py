@@ -21,6 +21,8 @@ from pathlib import Path
 from cortex.agent import confined
 from cortex.errors import CortexError
 from cortex.packages.explanation import without_credentials
+from cortex.wire.indexes import is_index_variable, passwords, with_handed_over
+from cortex.wire.secrecy import to_mask, without
 
 log = logging.getLogger(__name__)
 
@@ -37,17 +39,12 @@ Tell = Callable[[str], None]
 _INHERITED = frozenset(
     {
         *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"),
-        *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
-        *("SSL_CERT_FILE", "SSL_CERT_DIR", "SSL_CLIENT_CERT", "REQUESTS_CA_BUNDLE", "NETRC"),
         *("CC", "CXX", "FC", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "LD_LIBRARY_PATH", "LIBRARY_PATH", "CPATH"),
         *("MAKEFLAGS", "PKG_CONFIG_PATH", "CMAKE_PREFIX_PATH", "CARGO_HOME", "RUSTUP_HOME", "CUDA_HOME"),
-        *("UV_CACHE_DIR", "UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_HTTP_TIMEOUT"),
-        *("UV_INDEX_STRATEGY", "UV_INSECURE_HOST", "UV_KEYRING_PROVIDER", "UV_NATIVE_TLS", "UV_SYSTEM_CERTS"),
-        *("UV_OFFLINE", "UV_CONCURRENT_BUILDS", "UV_CONCURRENT_DOWNLOADS", "UV_CONCURRENT_INSTALLS"),
+        *("UV_CACHE_DIR", "UV_CONCURRENT_BUILDS", "UV_CONCURRENT_DOWNLOADS", "UV_CONCURRENT_INSTALLS"),
     }
 )
-_INHERITED_PREFIXES = ("LC_", "UV_INDEX")
-"""`UV_INDEX`, `UV_INDEX_URL`, and user name and password of an index by its name."""
+"""Beside those that say where packages come from."""
 _OF_PIP = {
     "PIP_INDEX_URL": "UV_INDEX_URL",
     "PIP_EXTRA_INDEX_URL": "UV_EXTRA_INDEX_URL",
@@ -62,7 +59,8 @@ _FIXED = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
-_ADDED = {"--find-links": ("UV_FIND_LINKS", ","), "--extra-index-url": ("UV_EXTRA_INDEX_URL", None)}
+_ADDED = {"--find-links": ("UV_FIND_LINKS", ","), "--extra-index-url": ("UV_EXTRA_INDEX_URL", " ")}
+"""Options of which there may be several, each with the variable that says the same and what separates its values."""
 _TOLD = re.compile(r"^\s*(Downloading|Building|Compiling|Updating) .+$")
 
 
@@ -108,12 +106,35 @@ def find_installer() -> str:
 def installer_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """What of our environment an installer gets: where packages and compilers are, and no credentials of others."""
     inherited = {
-        name: value for name, value in environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
+        name: value
+        for name, value in environ.items()
+        if name in _INHERITED or name.startswith("LC_") or (is_index_variable(name) and not name.startswith("PIP_"))
     }
     for theirs, ours in _OF_PIP.items():
         if environ.get(theirs) and ours not in inherited and "UV_DEFAULT_INDEX" not in inherited:
             inherited[ours] = environ[theirs]
     return {**inherited, **_FIXED}
+
+
+def _merged(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """
+    Options that are given *and* set by a variable: uv takes one or the other, pip takes both, and so do we.
+
+    All of it goes into the variable: a command line is for everybody on the machine to see.
+    """
+    merged = dict(environment)
+    left: list[str] = []
+    given: dict[str, list[str]] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in _ADDED:
+            given.setdefault(argument, []).append(next(rest))
+        else:
+            left.append(argument)
+    for option, values in given.items():
+        variable, separator = _ADDED[option]
+        merged[variable] = separator.join(filter(None, [*values, environment.get(variable, "")]))
+    return left, merged
 
 
 class Installer:
@@ -122,12 +143,19 @@ class Installer:
 
     Args:
         environ: of this process; `installer_environment` says what of it is passed on.
+        handed_over: where packages come from, as the last deploy's shell had it; asked at each run.
         find: where uv is; asked at each run, so that one installed meanwhile is found.
     """
 
-    def __init__(self, environ: Mapping[str, str], *, find: Callable[[], str] = find_installer) -> None:
-        self._for_uv = installer_environment(environ)
-        self._for_others = {name: value for name, value in self._for_uv.items() if not name.startswith("UV_")}
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        handed_over: Callable[[], Mapping[str, str] | None] = lambda: None,
+        find: Callable[[], str] = find_installer,
+    ) -> None:
+        self._environ = dict(environ)
+        self._handed_over = handed_over
         self._find = find
         self._running: set[asyncio.subprocess.Process] = set()
 
@@ -143,19 +171,10 @@ class Installer:
         Raises:
             InstallerFailed, InstallerMissing
         """
-        command = [self._find(), *arguments, *self._also(arguments)]
-        return await self._run(command, self._for_uv, cwd=cwd, timeout_s=timeout_s, tell=tell, doing=doing)
-
-    def _also(self, arguments: Sequence[str]) -> list[str]:
-        """What our environment adds to options that are given: uv takes one or the other, pip takes both."""
-        return [
-            part
-            for option, (variable, separator) in _ADDED.items()
-            if option in arguments
-            for value in self._for_uv.get(variable, "").split(separator)
-            if value
-            for part in (option, value)
-        ]
+        environment = installer_environment(with_handed_over(self._environ, self._handed_over()))
+        arguments, environment = _merged(arguments, environment)
+        command = [self._find(), *arguments]
+        return await self._run(command, environment, cwd=cwd, timeout_s=timeout_s, tell=tell, doing=doing)
 
     async def run(self, command: Sequence[str], *, cwd: Path, timeout_s: float, tell: Tell, doing: str) -> str:
         """
@@ -168,7 +187,9 @@ class Installer:
         Raises:
             InstallerFailed: carries everything it wrote.
         """
-        return await self._run(command, self._for_others, cwd=cwd, timeout_s=timeout_s, tell=tell, doing=doing)
+        environment = installer_environment(self._environ)
+        environment = {name: value for name, value in environment.items() if not name.startswith("UV_")}
+        return await self._run(command, environment, cwd=cwd, timeout_s=timeout_s, tell=tell, doing=doing)
 
     async def _run(
         self,
@@ -191,7 +212,7 @@ class Installer:
             start_new_session=True,
         )
         self._running.add(process)
-        output = _Output(tell, doing)
+        output = _Output(tell, doing, hidden=to_mask(passwords(environment)))
         reading = asyncio.ensure_future(output.read(process))
         try:
             try:
@@ -214,15 +235,16 @@ class Installer:
 class _Output:
     """What a process writes, as it writes it."""
 
-    def __init__(self, tell: Tell, doing: str) -> None:
+    def __init__(self, tell: Tell, doing: str, *, hidden: Sequence[str] = ()) -> None:
         self._tell = tell
         self._doing = doing
+        self._hidden = hidden
         self._kept = bytearray()
         self._line = b""
 
     @property
     def text(self) -> str:
-        return self._kept.decode("utf-8", "replace")
+        return without(self._hidden, self._kept.decode("utf-8", "replace"))
 
     async def read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
@@ -242,7 +264,7 @@ class _Output:
             for line in lines:
                 text = line.decode("utf-8", "replace")
                 if _TOLD.match(text):
-                    told = f"{self._doing}: {text.strip()}"
+                    told = f"{self._doing}: {without_credentials(without(self._hidden, text.strip()))}"
                     self._tell(told)
 
 

@@ -24,6 +24,7 @@ from cortex.client.errors import OperatorFailed
 from cortex.client.operator import OperatorClient
 from cortex.client.prediction import content_type_of
 from cortex.errors import CortexError, Problem, Problems
+from cortex.wire.indexes import index_variables
 from cortex.wire.operator import ApiUpload, CloudEnvironment, DeployRequest, ModelUpload, SampleUpload, StoredFile
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ def prepare(
     Args:
         shown_file: the file's name in messages.
         home: keeps digests between deploys, if it exists.
-        environ: the shell's variables; those that lead to clouds are handed over if a model has to be fetched. None
-            hands over none.
+        environ: the shell's variables. What they say about where packages come from is handed over, and if a model has
+            to be fetched, those that lead to clouds. None hands over none.
 
     Raises:
         Problems: everything that is wrong, with places.
@@ -170,6 +171,7 @@ def prepare(
                 prune=prune,
                 refresh=refresh,
                 cloud=_cloud(loaded, environ),
+                indexes=None if environ is None else index_variables(environ, Path.cwd()),
             ),
             sources=gathering.sources,
             warnings=tuple(gathering.warnings),

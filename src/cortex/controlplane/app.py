@@ -286,7 +286,9 @@ class ControlPlane:
             models=Models(
                 store=self.store, known=self._state.apis, cloud_file=self._layout.cloud_file, environ=os.environ
             ),
-            packages=Packages(store=self.store, node=self._agent, known=self._state.apis),
+            packages=Packages(
+                store=self.store, node=self._agent, known=self._state.apis, indexes_file=self._layout.indexes_file
+            ),
             secrets=self._secret_store,
             committed=self._wanted_changed,
             ingress_url=self._ingress_url,

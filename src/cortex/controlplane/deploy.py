@@ -136,6 +136,8 @@ class Deployer:
     ) -> DeployResult:
         known = self._known(deployment)
         self._guard_default(deployment, request, known)
+        if request.indexes is not None:
+            self._packages.take_over(request.indexes)
         records, package_warnings = self._records(deployment, specs, request, known, emit)
         records = [
             msgspec.structs.replace(record, origin=fetched[index].origin) if index in fetched else record

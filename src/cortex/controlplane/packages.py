@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -25,9 +26,11 @@ from cortex.packages.runtime import (
     python_here,
     runtime_requirements,
 )
+from cortex.processes import write_whole
 from cortex.state.base import ApiRecord, PackagesRecord
 from cortex.wire.agent import PrepareEnvironment, ResolvePackages
 from cortex.wire.build import BuildSpec, ModelFormat
+from cortex.wire.indexes import index_variables, read_handed_over
 from cortex.wire.operator import StoredFile
 from cortex.wire.packages import PackageLock
 
@@ -54,15 +57,35 @@ class Packages:
 
     Args:
         known: all apis that are stored: what one of them was resolved to, another one gets too.
+        indexes_file: where installers on the node find what was handed over.
     """
 
-    def __init__(self, *, store: ArtifactStore, node: Node, known: Callable[[], Iterable[ApiRecord]]) -> None:
+    def __init__(
+        self, *, store: ArtifactStore, node: Node, known: Callable[[], Iterable[ApiRecord]], indexes_file: Path
+    ) -> None:
         self._store = store
         self._node = node
         self._known = known
+        self._indexes_file = indexes_file
         self._remembered: dict[str, PackagesRecord] = {}
         """By what was asked: a deploy that fails afterwards need not be resolved again."""
         self._guard = threading.Lock()
+
+    def take_over(self, indexes: Mapping[str, str]) -> None:
+        """
+        Let installers know where packages come from, from now on: an environment may have to be built again much later.
+
+        Raises:
+            Problems: it cannot be written.
+        """
+        handed_over = index_variables(indexes)
+        if handed_over == read_handed_over(self._indexes_file):
+            return
+        try:
+            write_whole(self._indexes_file, msgspec.json.encode(handed_over, order="deterministic"))
+        except OSError as error:
+            message = f"{self._indexes_file} cannot be written: {error.strerror or error}"
+            raise Problems([Problem(reference="unusable-home", message=message)]) from error
 
     def of_deploy(
         self, project: str | None, files: Sequence[StoredFile], *, refresh: bool, tell: Tell

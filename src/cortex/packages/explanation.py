@@ -26,6 +26,7 @@ _NOISE = re.compile(
 )
 _ERROR = re.compile(r"\berror\b", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(\w+://)[^/@\s]+@")
+_QUERY = re.compile(r"(\w+://[^\s?'\"`]+\?)[^\s'\"`),]+")
 _COMPILER = re.compile(
     r"(?:command|program|compiler|tool)?\s*[`'\"]?(?:\S*/)?(?P<tool>[\w+.-]*(?:gcc|g\+\+|clang|gfortran)[\w+.-]*|cc|c\+\+|"
     r"rustc|cargo|cmake|ninja|make|swig|pkg-config|nvcc|cython)[`'\"]?(?:[^\n]{0,40})"
@@ -39,6 +40,7 @@ _CANNOT_RUN = re.compile(
     re.IGNORECASE,
 )
 _UNKNOWN = re.compile(r"[Bb]ecause (\S+) was not found in (?:the package registry|the provided package locations)")
+_REFUSED = re.compile(r"\(?(401 Unauthorized|403 Forbidden|407 Proxy Authentication Required)")
 _NO_VERSION = re.compile(r"there (?:is|are) no versions? of (\S+?)[=<>!~]")
 
 
@@ -70,8 +72,8 @@ def relevant(output: str) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """Text whose URLs have no user names and passwords."""
-    return _CREDENTIALS.sub(r"\1****@", text)
+    """Text whose URLs have no user names, passwords and queries: those of signed URLs are as good as passwords."""
+    return _QUERY.sub(r"\1****", _CREDENTIALS.sub(r"\1****@", text))
 
 
 def placed(problem: Problem, lines: Iterable[RequirementLine], needed: Sequence[str]) -> Problem:
@@ -118,6 +120,11 @@ def _advice(said: str) -> tuple[str, str]:
             f"a package has to be compiled here, and {tool} is missing: install it on this machine (Debian, Ubuntu: "
             "apt-get install build-essential), or pin a version that comes as a wheel"
         )
+    if _REFUSED.search(said):
+        return "packages-unreachable", (
+            "the package index wants other credentials: put user name and password into UV_INDEX_URL or PIP_INDEX_URL\n"
+            "(UV_EXTRA_INDEX_URL, PIP_EXTRA_INDEX_URL) of the shell that deploys, or into ~/.netrc"
+        )
     unknown = _UNKNOWN.search(said)
     if unknown is not None:
         return "packages-unknown", (
@@ -157,7 +164,8 @@ _ADVICE = (
     (
         r"failed to fetch|error sending request|dns error|connection refused|timed out|network",
         "packages-unreachable",
-        "the package index cannot be reached from this machine: check its network and HTTPS_PROXY",
+        "the package index does not answer this machine: check the network, or set a proxy (HTTPS_PROXY) or another\n"
+        "index (UV_INDEX_URL or PIP_INDEX_URL) in the shell that deploys",
     ),
 )
 
@@ -166,6 +174,6 @@ REFERENCES = {
     "packages-conflict": "Requirements contradict one another, or what replicas need.",
     "packages-failed": "The installer failed; its own words say why.",
     "packages-unknown": "The package index does not have a package, or not that version.",
-    "packages-unreachable": "The package index does not answer.",
+    "packages-unreachable": "The package index does not answer, or refuses to.",
 }
 """Every reference that this module gives, with its meaning in one sentence."""

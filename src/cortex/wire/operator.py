@@ -212,6 +212,8 @@ class DeployRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Make new versions even when nothing changed."""
     cloud: CloudEnvironment | None = None
     """With what remote models are fetched; None: with what the last deploy handed over."""
+    indexes: dict[str, str] | None = None
+    """Variables that say where packages come from (`wire.indexes`); None: those of the last deploy stay."""
 
 
 class ChangeKind(StrEnum):

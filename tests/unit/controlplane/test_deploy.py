@@ -123,7 +123,9 @@ class World:
                 environ={},
                 run=self.fetcher,
             ),
-            packages=Packages(store=self.store, node=NoNode(), known=self.state.apis),
+            packages=Packages(
+                store=self.store, node=NoNode(), known=self.state.apis, indexes_file=folder / "indexes.json"
+            ),
             secrets=SecretStore(folder / "secrets"),
             committed=self._commit,
             ingress_url=lambda: "http://127.0.0.1:8880",

@@ -12,6 +12,7 @@ from cortex.packages import lock
 from cortex.packages.runtime import REPLICA
 from cortex.state.base import ApiRecord
 from cortex.testing.builders import a_build, a_wanted_api
+from cortex.wire.indexes import read_handed_over
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import StoredFile
 from cortex.wire.packages import LockedPackage, PackageLock
@@ -49,6 +50,7 @@ class FakeNode:
 
 class World:
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.store = ArtifactStore(folder)
         self.node = FakeNode()
         self.records = []
@@ -56,7 +58,12 @@ class World:
         self.packages = self.anew()
 
     def anew(self) -> Packages:
-        return Packages(store=self.store, node=self.node, known=lambda: self.records)
+        return Packages(
+            store=self.store,
+            node=self.node,
+            known=lambda: self.records,
+            indexes_file=self.folder / "indexes.json",
+        )
 
     def project(self, **files: str):
         """`files` by name, with `__` for a dot."""
@@ -231,3 +238,22 @@ def test_an_environment_that_cannot_be_built_is_a_problem_of_the_file(world):
     with pytest.raises(Problems) as caught:
         world.packages.prepare([msgspec.structs.replace(a_build(), environment="a")], print)
     assert [p.where for p in caught.value.problems] == ["requirements.txt"]
+
+
+# ---- where packages come from ----------------------------------------------------------------------------------------
+
+
+def test_what_a_deploys_shell_says_about_indexes_is_kept_for_installers_alone(world):
+    world.packages.take_over({"UV_INDEX_URL": "https://me:pw@a/simple", "PATH": "/bin"})
+    file = world.folder / "indexes.json"
+    assert read_handed_over(file) == {"UV_INDEX_URL": "https://me:pw@a/simple"}
+    assert file.stat().st_mode & 0o777 == 0o600
+    world.packages.take_over({})
+    assert read_handed_over(file) == {}
+
+
+def test_indexes_that_cannot_be_kept_are_a_problem_that_names_the_file(world):
+    (world.folder / "indexes.json").mkdir()
+    with pytest.raises(Problems) as refused:
+        world.packages.take_over({"UV_OFFLINE": "1"})
+    assert "indexes.json cannot be written" in str(refused.value.problems[0])

@@ -45,6 +45,19 @@ error: Failed to fetch: `https://pypi.org/simple/pillow/`
   cause: error sending request for url (https://pypi.org/simple/pillow/)
   cause: dns error: failed to lookup address information: Name or service not known
 """
+UNAUTHORIZED = """\
+error: No solution found when resolving dependencies
+  cause: Because tabulate was not found in the package registry and you require tabulate, we can conclude that your \
+requirements are unsatisfiable.
+
+hint: An index URL (http://127.0.0.1:4405/simple) could not be queried due to a lack of valid authentication \
+credentials (401 Unauthorized)
+"""
+UNAVAILABLE = """\
+error: Request failed after 3 retries in 9.4s
+  cause: Failed to fetch: http://127.0.0.1:4405/simple/tabulate/?k=v
+  cause: HTTP status server error (503 Service Unavailable) for url (http://127.0.0.1:4405/simple/tabulate/?k=v)
+"""
 FULL = "error: Failed to extract archive\n  cause: No space left on device (os error 28)\n"
 
 
@@ -58,6 +71,9 @@ FULL = "error: Failed to extract archive\n  cause: No space left on device (os e
         (COMPILER, "packages-build-failed", "x86_64-linux-gnu-gcc is missing"),
         (RUST, "packages-build-failed", "cargo is missing"),
         (NETWORK, "packages-unreachable", "HTTPS_PROXY"),
+        (NETWORK, "packages-unreachable", "PIP_INDEX_URL"),
+        (UNAUTHORIZED, "packages-unreachable", "wants other credentials"),
+        (UNAVAILABLE, "packages-unreachable", "does not answer"),
         (FULL, "packages-failed", "free space"),
         ("error: something else\n", "packages-failed", ""),
     ],
@@ -127,3 +143,9 @@ def test_a_pin_out_of_range_names_both_and_a_version_that_works():
     assert problem.where == "requirements.txt:7"
     assert problem.message == "requirements.txt asks for numpy==1.20, and replicas of this Cortex need numpy>=1.26,<3"
     assert problem.hint.endswith("numpy==2.4.6")
+
+
+def test_queries_of_urls_are_as_good_as_passwords():
+    said = explanation.relevant(UNAVAILABLE)
+    assert "k=v" not in said
+    assert "(http://127.0.0.1:4405/simple/tabulate/?****)" in said
