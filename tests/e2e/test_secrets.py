@@ -27,8 +27,11 @@ PROJECT = {
     "handler.py": """\
         import os
         print("imported with", os.environ["TOKEN"])
-        def pre_inference(sample, metadata):
+        def pre_inference(sample, metadata, request):
             print("called with", os.environ["TOKEN"])
+            os.system("echo a subprocess got $TOKEN")
+            if sample == "show":
+                request.state["token"] = os.environ["TOKEN"]
             if sample == "fail":
                 raise ValueError("https://x/?token=" + os.environ["TOKEN"])
             return [[1, 2, 3, 4]]
@@ -134,6 +137,11 @@ def test_a_value_is_in_the_secret_store_and_nowhere_else(home, folder):
     cortex("refresh", folder, "-o", "json")
     cortex("deploy", folder, "--dry-run", "-o", "json")
     said.append(str(ask(home, b'"fail"')))
+    sample = folder.parent / "sample.json"
+    sample.write_text('"show"')
+    cortex("predict", "s/x", sample, "--debug")
+    sample.write_text(f'["a sample that quotes", "{NEW}"]')
+    cortex("predict", "s/x", sample, "--debug")
     (folder / "broken.py").write_text("import os\nraise ValueError(os.environ['TOKEN'])\n")
     (folder / "dies.py").write_text("import os\nos.write(2, os.environ['TOKEN'].encode())\nos._exit(3)\n")
     text = (folder / "cortex.yaml").read_text()
@@ -150,6 +158,8 @@ def test_a_value_is_in_the_secret_store_and_nowhere_else(home, folder):
     cortex("secret", "set", "api-token", NEW, code=2)
     cortex("info")
     assert any("called with ****" in text for text in said)
+    assert any("a subprocess got ****" in text for text in said)
+    assert any("debug: sample: ['a sample that quotes', '****']" in text for text in said)
     assert any("ValueError: ****" in text for text in said)
     titles = [title for _, title in home.processes()]
     cortex("down")

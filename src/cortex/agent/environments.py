@@ -235,6 +235,10 @@ class Environments:
             build.add_done_callback(lambda done: self._built(digest, done))
         try:
             await asyncio.shield(build)
+        except asyncio.CancelledError:
+            if len(self._listeners[digest]) == 1:
+                build.cancel()  # nobody else waits for it
+            raise
         finally:
             listeners = self._listeners.get(digest, [])
             listeners.remove(tell)

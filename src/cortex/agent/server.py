@@ -14,6 +14,7 @@ import msgspec
 from cortex.agent.installer import Tell
 from cortex.errors import CortexError
 from cortex.wire.agent import (
+    NEVER_MIND,
     AgentReply,
     AgentRequest,
     GiveOrders,
@@ -125,8 +126,24 @@ async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, serv
             if not writer.is_closing():
                 _write(writer, PackageProgress(message=message))
 
-        _write(writer, await _answer(await reader.readexactly(length), service, tell))
+        answering = asyncio.ensure_future(_answer(await reader.readexactly(length), service, tell))
+        called_off = asyncio.ensure_future(_called_off(reader, answering))
+        try:
+            reply = await answering
+        finally:
+            answering.cancel()
+            called_off.cancel()
+            await asyncio.wait([called_off])
+        _write(writer, reply)
         await writer.drain()
+
+
+async def _called_off(reader: asyncio.StreamReader, answering: asyncio.Future[AgentReply]) -> None:
+    """
+    End the answer to a request that its sender takes back. One that only dies does not: its successor asks the same.
+    """
+    if await reader.read(len(NEVER_MIND)) == NEVER_MIND:
+        answering.cancel()
 
 
 def _write(writer: asyncio.StreamWriter, reply: AgentReply) -> None:

@@ -31,7 +31,7 @@ from cortex.client.operator import OperatorClient
 from cortex.client.project import Package, locate, prepare, upload
 from cortex.client.reconnection import Reconnecting
 from cortex.errors import Problem, Problems
-from cortex.settings import Settings
+from cortex.settings import LOCAL, Settings
 from cortex.wire.operator import ApiChange, ChangeKind, DeployProgress, DeployResult
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ SIGNS: dict[ChangeKind, tuple[str, str]] = {
 
 NOTHING_CHANGED = "nothing was changed"
 BROKEN_OFF = "the download was broken off; nothing was changed"
-HAS_IT = "the control plane had the deploy already and goes on with it; `cortex get` shows it"
+CALLED_OFF = "the deploy is called off; had it been accepted already, `cortex get` shows it"
 GOES_ON = "the deploy goes on; `cortex get` shows it"
 
 
@@ -108,7 +108,7 @@ def run(
                 force=force,
                 prune=prune,
                 refresh=refresh,
-                environ=terminal.environ,
+                environ=terminal.environ if settings.environment == LOCAL else None,
             ) as package:
                 operator = place.ensure(even_if_down=not dry_run)
                 calls = Reconnecting(place, operator, clock=terminal.clock, sleep=terminal.sleep, say=terminal.say)
@@ -169,7 +169,7 @@ def _send(terminal: Terminal, operator: OperatorClient, package: Package) -> Dep
                 else:
                     result = event
         except KeyboardInterrupt:
-            raise Interrupted(BROKEN_OFF if is_fetching else HAS_IT) from None
+            raise Interrupted(BROKEN_OFF if is_fetching else CALLED_OFF) from None
         except OperatorFailed as error:
             if not error.problems:
                 raise

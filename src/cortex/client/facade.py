@@ -20,6 +20,7 @@ from cortex.client.project import locate, prepare, upload
 from cortex.client.reconnection import Reconnecting
 from cortex.clock import Clock, SystemClock
 from cortex.errors import Problems
+from cortex.settings import LOCAL
 from cortex.wire.operator import ApiStatus, DeployResult, Watched
 
 WAIT_S = 600.0
@@ -47,6 +48,7 @@ class Client:
         clock: Clock | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
+        self._environ = environ
         self._settings = settings_of(environ, home=os.fspath(home) if home is not None else None)
         self._clock = clock or SystemClock()
         self._environment = open_environment(self._settings, environ=environ, clock=self._clock)
@@ -82,7 +84,7 @@ class Client:
             now_wall_s=self._clock.wall_s(),
             force=force,
             prune=prune,
-            environ=os.environ,
+            environ=self._environ if self._settings.environment == LOCAL else None,
         ) as package:
             operator = self._environment.ensure(even_if_down=True)
             upload(operator, package)

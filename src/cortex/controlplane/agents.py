@@ -25,6 +25,7 @@ from cortex.ids import NodeId
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout, Settings, environment_of
 from cortex.wire.agent import (
+    NEVER_MIND,
     AgentReply,
     AgentRequest,
     GiveOrders,
@@ -379,6 +380,9 @@ class _Line:
                 self._drop()
                 raise AgentUnreachable(str(error) or type(error).__name__) from error
             except BaseException:
+                if self._sock is not None:
+                    with contextlib.suppress(OSError):
+                        self._sock.send(NEVER_MIND, socket.MSG_DONTWAIT)
                 self._drop()  # half a question or answer would be taken for part of the next
                 raise
 

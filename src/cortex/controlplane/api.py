@@ -287,7 +287,7 @@ def _add_routes(app: FastAPI, operator: Operator, documented: _Documented) -> No
 
 
 async def _deploy_events(operator: Operator, name: str, request: DeployRequest) -> AsyncIterator[bytes]:
-    """Lines of JSON while the deploy runs in a thread; when the caller leaves, it goes on unless it still fetches."""
+    """Lines of JSON while the deploy runs in a thread, which is told when the caller leaves."""
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[DeployEvent] = asyncio.Queue()
     left = threading.Event()

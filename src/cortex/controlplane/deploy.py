@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane import changes
-from cortex.controlplane.fetching import Models
+from cortex.controlplane.fetching import DeployLeft, Models
 from cortex.controlplane.packages import DeployPackages, Packages
 from cortex.controlplane.secrets import pinned, stored_builds
 from cortex.controlplane.versions import revision_of, trees_of, version_of
@@ -51,6 +51,9 @@ MAX_SAMPLE_BYTES = 16 * 2**20
 """A sample travels inside orders and is kept with each version; one that shows what works is far smaller."""
 INSPECTIONS_AT_ONCE = 4
 """Each is a process that loads a model; more at once only compete for the same cores."""
+
+WAITING_SAID_S = 1.0
+"""How often a deploy that waits for another one says so, and notices that nobody waits for it any more."""
 
 Emit = Callable[[DeployProgress], None]
 Inspector = Callable[[BuildSpec], InspectReport]
@@ -103,8 +106,8 @@ class Deployer:
         Check a deploy and, unless it is a dry run, write it.
 
         Args:
-            left: set when nobody waits for the result any more. While models are fetched that ends the deploy; once
-                they are there it goes on.
+            left: set when nobody waits for the result any more, which ends the deploy: nobody wants an installer to go
+                on that was called off. Where nothing takes long it is not looked at, and what is accepted stays so.
 
         Raises:
             Problems: something is wrong with it; nothing was changed.
@@ -114,10 +117,13 @@ class Deployer:
         specs = _validated(request.apis)
         self._guard_default(deployment, request, self._known(deployment))
         with self._store.pin() as pin:
-            fetched = self._models.of_deploy(specs, request, emit, left or threading.Event(), pin)
+            left = left or threading.Event()
+            fetched = self._models.of_deploy(specs, request, emit, left, pin)
+            emit = _while_awaited(emit, left)
             if not self._one_at_a_time.acquire(blocking=False):
                 emit(DeployProgress(message="waiting for another deploy"))
-                self._one_at_a_time.acquire()
+                while not self._one_at_a_time.acquire(timeout=WAITING_SAID_S):
+                    emit(DeployProgress(message="waiting for another deploy"))
             try:
                 return self._deploy(deployment, specs, _with_models(request, fetched), fetched, emit)
             finally:
@@ -509,6 +515,17 @@ def _check_sample(spec: ApiSpec, sample: SampleUpload) -> None:
             f"the sample has {len(sample.body)} bytes, at most {MAX_SAMPLE_BYTES} are taken",
             hint="use a smaller one that the handler takes: it is asked of every new replica",
         )
+
+
+def _while_awaited(emit: Emit, left: threading.Event) -> Emit:
+    """Tells progress, or ends the deploy when nobody waits for it. Raises DeployLeft."""
+
+    def emit_or_end(event: DeployProgress) -> None:
+        if left.is_set():
+            raise DeployLeft("the deploy was called off")
+        emit(event)
+
+    return emit_or_end
 
 
 def _telling(emit: Emit) -> Callable[[str], None]:

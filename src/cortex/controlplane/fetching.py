@@ -63,7 +63,7 @@ class FetchCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeployLeft(CortexError):
-    """Whoever wanted the deploy left before its models were there: nothing was changed."""
+    """Whoever wanted the deploy left before it was accepted: nothing was changed."""
 
     reference = "deploy-left"
 

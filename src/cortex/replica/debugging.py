@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cortex.replica.logs import LogFile
+from cortex.replica.secrecy import masked
 
 _TRUE = frozenset({b"", b"true", b"1", b"yes"})
 
@@ -57,8 +58,10 @@ class _Short(reprlib.Repr):
     def repr1(self, x: Any, level: int) -> str:
         if isinstance(x, np.ndarray):
             return _array(x)
+        if isinstance(x, str):
+            return self.repr_str(masked(str(x)), level)  # before it is shortened: half a secret is still one
         if isinstance(x, bytes | bytearray):
-            shown = repr(bytes(x[:40]))
+            shown = repr(masked(bytes(x[:4096]).decode("latin-1"))[:40].encode("latin-1"))
             return shown if len(x) <= 40 else f"{shown}… ({len(x)} bytes)"
         if isinstance(x, list):  # and the backends' own kinds of it
             return self.repr_list(x, level)

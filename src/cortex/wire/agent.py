@@ -110,6 +110,10 @@ AgentRequest = (
 )
 
 
+NEVER_MIND = b"\0"
+"""Sent while a request is being answered: nobody waits for the answer, and what is done for it alone may end."""
+
+
 class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line that a replica wrote."""
 

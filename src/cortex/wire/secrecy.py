@@ -22,9 +22,23 @@ _PIECE_BYTES = 2**20
 
 
 def to_mask(values: Iterable[str]) -> tuple[str, ...]:
-    """What is looked for, longest first: values, and of those with several lines each line too."""
-    parts = {part.strip() for value in values for part in (value, *value.splitlines())}
+    """
+    What is looked for, longest first: values, and of those with several lines each line too; as they are, and as
+    Python, JSON and URLs quote them.
+    """
+    plain = {part.strip() for value in values for part in (value, *value.splitlines())}
+    parts = {form for part in plain for form in (part, *_quoted(part))}
     return tuple(sorted((part for part in parts if len(part) >= SHORTEST_MASKED), key=lambda part: (-len(part), part)))
+
+
+def _quoted(value: str) -> tuple[str, ...]:
+    if value.isalnum():
+        return ()
+    import json
+    from urllib.parse import quote, quote_plus
+
+    in_json = [json.dumps(value, ensure_ascii=ascii)[1:-1] for ascii in (False, True)]
+    return (repr(value)[1:-1], *in_json, quote(value, safe=""), quote(value), quote_plus(value))
 
 
 def without(parts: Sequence[str], text: str) -> str:

@@ -252,7 +252,7 @@ def test_a_dry_run_after_down_starts_nothing(cortex: Any, project: Path) -> None
         ("POST /v1/blobs/missing", "nothing was changed"),
         (
             "POST /v1/deployments/iris",
-            "the control plane had the deploy already and goes on with it; `cortex get` shows it",
+            "the deploy is called off; had it been accepted already, `cortex get` shows it",
         ),
         ("GET /v1/watch", "the deploy goes on; `cortex get` shows it"),
     ],

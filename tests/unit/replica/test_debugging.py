@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cortex.replica import secrecy
 from cortex.replica.backends.onnx import Prediction
 from cortex.replica.debugging import Trace, shorten, wants_debug
+from cortex.wire.secrecy import to_mask
 
 
 @pytest.mark.parametrize("query", [b"debug", b"debug=true", b"debug=1", b"debug=yes", b"a=b&debug=True", b"debug="])
@@ -67,3 +69,11 @@ def test_each_step_is_logged_with_its_time_and_request() -> None:
     assert [record[3] for record in log.records] == ["r-1", "r-1"]
     assert log.records[0][2].startswith("debug: sample: [1] (")
     assert log.records[0][2].endswith(" µs)")
+
+
+def test_a_secret_is_masked_before_what_it_stands_in_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = ("it's a secret " * 40).strip()
+    monkeypatch.setattr(secrecy, "_parts", to_mask([secret]))
+    assert shorten({"key": secret}) == "{'key': '****'}"
+    assert shorten([np.str_(secret)]) == "['****']"
+    assert shorten(secret.encode()) == "b'****'… (559 bytes)"

@@ -1,6 +1,8 @@
 """Tests of `cortex.wire.secrecy`."""
 
+import json
 import os
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -20,6 +22,23 @@ def test_what_is_packed_is_unpacked_once():
 def test_a_value_is_masked_wherever_it_stands():
     parts = to_mask(["hunter2"])
     assert without(parts, "https://x/?token=hunter2&again=hunter2") == f"https://x/?token={MASK}&again={MASK}"
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        repr,
+        json.dumps,
+        lambda text: json.dumps(text, ensure_ascii=False),
+        quote,
+        quote_plus,
+        lambda t: quote(t, safe=""),
+    ],
+    ids=["Python", "JSON in ASCII", "JSON", "a URL", "a form", "a URL's part"],
+)
+def test_a_value_is_masked_as_others_quote_it(quoted):
+    value = "pa'ss \\ wörd/\"+1"
+    assert without(to_mask([value]), f"<{quoted(value)}>").strip("<>'\"") == MASK
 
 
 def test_each_line_of_a_value_is_masked():
