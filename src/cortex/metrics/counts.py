@@ -52,7 +52,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     misses: int = 0
     """Responses in which the tracker found nothing to count."""
     other: int = 0
-    """Predictions of classes that have no exact count."""
+    """Predictions that are in no class's count, as there was no room for all classes."""
     numbers: int = 0
     number_sum: float = 0.0
     least: float | None = None
@@ -62,6 +62,8 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Bucket of the number to how many; `negative` holds buckets of the numbers' magnitudes."""
     negative: dict[int, int] = {}
     zeros: int = 0
+    undercount: int = 0
+    """By how much the count of any class may be too low. 0 as long as there was room for all classes."""
 
     @property
     def answered(self) -> int:
@@ -82,6 +84,7 @@ _SUMS = (
     "other",
     "numbers",
     "zeros",
+    "undercount",
 )
 _MAPS = ("latency", "positive", "negative")
 
@@ -91,6 +94,8 @@ class Reading(msgspec.Struct, frozen=True, array_like=True):
 
     counts: Counts
     classes: dict[str, int]
+    admitted: dict[str, int] = {}
+    """As in `wire.stats.TrackerStats`."""
 
 
 class Lifetime(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,8 +155,9 @@ def read(file: StatsFile) -> Reading:
         latency=file.latency_buckets,
     )
     classes: dict[str, int] = {}
+    admitted: dict[str, int] = {}
     if tracker is not None:
-        classes = tracker.classes
+        classes, admitted = tracker.classes, tracker.admitted
         counts = msgspec.structs.replace(
             counts,
             misses=tracker.misses,
@@ -160,17 +166,18 @@ def read(file: StatsFile) -> Reading:
             number_sum=tracker.total,
             least=tracker.least,
             greatest=tracker.greatest,
-            # Absent from files of replicas that do not count them.
-            positive=getattr(tracker, "positive_buckets", {}),
-            negative=getattr(tracker, "negative_buckets", {}),
-            zeros=getattr(tracker, "zeros", 0),
+            positive=tracker.positive_buckets,
+            negative=tracker.negative_buckets,
+            zeros=tracker.zeros,
+            undercount=tracker.rounds,
         )
     reason = _implausible(counts, classes)
     if reason is not None:
         raise ImplausibleStats(file.replica, file.attempt, reason)
     if classes and max(map(len, classes)) > LONGEST_CLASS:
         classes = {class_label(name): n for name, n in classes.items()}
-    return Reading(counts, classes)
+        admitted = {class_label(name): n for name, n in admitted.items()}
+    return Reading(counts, classes, admitted)
 
 
 def class_label(name: str) -> str:
@@ -190,18 +197,25 @@ def growth(before: Reading, after: Reading) -> Reading | None:
         if difference < 0:
             return None
         changed[name] = difference
+    some_may_have_left = new.undercount > 0
     for name in _MAPS:
         grown = _map_growth(getattr(old, name), getattr(new, name))
         if grown is None:
             return None
         changed[name] = grown
-    classes = _map_growth(before.classes, after.classes)
+    classes = _class_growth(before, after) if some_may_have_left else _map_growth(before.classes, after.classes)
     if classes is None or new.latency_sum_ms < old.latency_sum_ms:
         return None
     if old.least is not None and (new.least is None or new.least > old.least):
         return None
     if old.greatest is not None and (new.greatest is None or new.greatest < old.greatest):
         return None
+    if some_may_have_left:
+        # Classes that left took what they had to `other`, but what is stored of them stays theirs.
+        predictions = _predictions(after) - _predictions(before)
+        changed["other"] = predictions - sum(classes.values())
+        if changed["other"] < 0:
+            return None
     changed["latency_sum_ms"] = new.latency_sum_ms - old.latency_sum_ms
     changed["number_sum"] = _bounded(new.number_sum - old.number_sum)
     changed["least"] = new.least if new.least != old.least else None
@@ -261,6 +275,23 @@ def add_all(into: dict[Key, int], more: Mapping[Key, int]) -> None:
         return
     for key, n in more.items():
         into[key] = into.get(key, 0) + n
+
+
+def _predictions(reading: Reading) -> int:
+    return sum(reading.classes.values()) + reading.counts.other
+
+
+def _class_growth(before: Reading, after: Reading) -> dict[str, int] | None:
+    """As `_map_growth`, where classes may have left, or left and come back and begun anew."""
+    grown: dict[str, int] = {}
+    for name, n in after.classes.items():
+        stayed = before.admitted.get(name, 0) == after.admitted.get(name, 0)
+        difference = n - before.classes.get(name, 0) if stayed else n
+        if difference < 0:
+            return None
+        if difference:
+            grown[name] = difference
+    return grown
 
 
 def _map_growth(old: Mapping[Key, int], new: Mapping[Key, int]) -> dict[Key, int] | None:

@@ -7,10 +7,12 @@ reading a source twice counts once, and what it counted while nobody read is the
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +100,11 @@ MIGRATIONS = (
         PRIMARY KEY (api, name)
     );
     """,
+    """
+    ALTER TABLE class ADD COLUMN weight INTEGER NOT NULL DEFAULT 0;  -- grows with its counts
+    ALTER TABLE series ADD COLUMN floor INTEGER NOT NULL DEFAULT 0;  -- classes that weigh no more than this have left
+    UPDATE class SET weight = (SELECT COALESCE(SUM(count), 0) FROM class_count WHERE class = class.id)
+    """,
 )
 """Script n brings a file from schema version n to n + 1. Scripts are never changed, only appended."""
 
@@ -122,7 +129,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
     counts: Counts = NOTHING
     classes: Mapping[str, int] = {}
-    """Every class with an exact count, in no order; empty unless asked for."""
+    """Every class that has a count, in no order; empty unless asked for."""
 
 
 class StatsStore:
@@ -344,15 +351,16 @@ class StatsStore:
                 continue
             start_s, length_s = place
             series = _series(db, api, version)
-            counted, other = _count_classes(db, series, day_of(start_s), classes)
-            if other:
-                tally.add(Counts(other=other))
+            counted, uncounted, some_left = _count_classes(db, series, day_of(start_s), classes)
+            tally.add(uncounted)
             counts = tally.counts()
             _add_to_slice(db, series, start_s, length_s, counts)
             # A window is then the sum of 14 rows, not of 1,800: with 100 busy apis 0.03 s after a start, not 3 s.
             _add_to_slice(db, series, day_of(start_s), DAY_S, counts)
             for key in ((api, version), (api, None)):
-                if key in self._windows:
+                if some_left:
+                    self._windows.pop(key, None)
+                elif key in self._windows:
                     self._windows[key].add(counts, counted)
 
     def _warn_once(self, key: tuple[str, int | str], message: str) -> None:
@@ -435,33 +443,66 @@ def _add_to_slice(db: sqlite3.Connection, series: int, start_s: int, length_s: i
 
 def _count_classes(
     db: sqlite3.Connection, series: int, day_s: int, classes: Mapping[str, int]
-) -> tuple[dict[str, int], int]:
+) -> tuple[dict[str, int], Counts, bool]:
     """
-    Add to a day's classes. A version has room for `EXACT_CLASSES` classes.
+    Add to a day's classes. A version has room for `EXACT_CLASSES` classes; beyond that the frequent ones stay.
 
     Returns:
-        What was counted by class, and how many predictions of classes that found no room.
+        What was counted by class; what was not, with by how much any class may now be too low on top of before; whether
+        classes have left.
+
+    Source: Agarwal et al.: Mergeable summaries, PODS 2012, section 2: merging Misra-Gries summaries.
     """
     counted: dict[str, int] = {}
     new: list[tuple[str, int]] = []
     for name, n in classes.items():
-        row = db.execute("SELECT id FROM class WHERE series = ? AND name = ?", (series, name)).fetchone()
+        row = db.execute(
+            "UPDATE class SET weight = weight + ? WHERE series = ? AND name = ? RETURNING id", (n, series, name)
+        ).fetchone()
         if row is None:
             new.append((name, n))
         else:
             counted[name] = n
             _add_to_class(db, row[0], day_s, n)
     if not new:
-        return counted, 0
+        return counted, NOTHING, False
     (taken,) = db.execute("SELECT COUNT(*) FROM class WHERE series = ?", (series,)).fetchone()
-    new.sort(key=lambda found: -found[1])  # the frequent ones first, should there be too little room
-    room = max(0, EXACT_CLASSES - taken)
-    for name, n in new[:room]:
-        row_id = db.execute("INSERT INTO class (series, name) VALUES (?, ?)", (series, name)).lastrowid
+    (floor,) = db.execute("SELECT floor FROM series WHERE id = ?", (series,)).fetchone()
+    excess = taken + len(new) - EXACT_CLASSES
+    light: list[tuple[int, int | None, str]] = []
+    """Weight, and either the id of a stored class or the name of a new one: None comes first, so the stored stay."""
+    if excess > 0:
+        stored = "SELECT weight, id FROM class WHERE series = ? ORDER BY weight LIMIT ?"
+        light = [(weight - floor, row_id, "") for weight, row_id in db.execute(stored, (series, excess))]
+        light += [(n, None, name) for name, n in new]
+        light = heapq.nsmallest(excess, light, key=lambda found: (found[0], found[1] is not None))
+    lost = max(0, light[-1][0]) if light else 0
+    if lost:
+        db.execute("UPDATE series SET floor = ? WHERE id = ?", (floor + lost, series))
+    leaving = [row_id for _, row_id, _ in light if row_id is not None]
+    _drop_classes(db, series, leaving)
+    left_out = {name: n for n, row_id, name in light if row_id is None}
+    for name, n in new:
+        if name in left_out:
+            continue
+        row_id = db.execute(
+            "INSERT INTO class (series, name, weight) VALUES (?, ?, ?)", (series, name, n + floor)
+        ).lastrowid
         assert row_id is not None
         counted[name] = n
         _add_to_class(db, row_id, day_s, n)
-    return counted, sum(n for _, n in new[room:])
+    return counted, Counts(other=sum(left_out.values()), undercount=lost), bool(leaving)
+
+
+def _drop_classes(db: sqlite3.Connection, series: int, leaving: list[int]) -> None:
+    """Take classes out; what they had stays in the sums of their days."""
+    other: Counter[int] = Counter()
+    for row_id in leaving:
+        for day_s, n in db.execute("DELETE FROM class_count WHERE class = ? RETURNING day_s, count", (row_id,)):
+            other[day_s] += n
+    db.executemany("DELETE FROM class WHERE id = ?", ((row_id,) for row_id in leaving))
+    for day_s, n in other.items():
+        _add_to_slice(db, series, day_s, DAY_S, Counts(other=n))
 
 
 def _add_to_class(db: sqlite3.Connection, row_id: int, day_s: int, n: int) -> None:

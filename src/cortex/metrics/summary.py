@@ -106,10 +106,10 @@ def _classification(counts: Counts, classes: Mapping[str, int]) -> dict[str, Any
         "missed": counts.misses,
         "classes": dict(shown),
         "other": count - sum(n for _, n in shown),
-        "approximate": counts.other > 0,
+        "approximate": counts.undercount > 0,
     }
-    if counts.other:
-        statistics["bound"] = counts.other
+    if counts.undercount:
+        statistics["bound"] = counts.undercount
     return statistics
 
 

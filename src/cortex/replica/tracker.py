@@ -1,9 +1,18 @@
-"""What a replica counts of its predictions, as `tracker:` in cortex.yaml asks. Never touches a response."""
+"""
+What a replica counts of its predictions, as `tracker:` in cortex.yaml asks. Never touches a response.
+
+Classes are counted exactly as long as there is room for all. After that the frequent ones stay: a class that finds no
+room makes all others a little lighter, and those that weigh nothing any more give their place to the next. How often
+that happened bounds how much any count is too low, and it happens at most once in `EXACT_CLASSES` + 1 predictions.
+
+Source: Misra, Gries: Finding repeated elements, 1982. Bound and merging: Agarwal et al.: Mergeable summaries, 2012.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +20,13 @@ import numpy as np
 
 from cortex.errors import Response
 from cortex.wire.build import TrackerConfig
-from cortex.wire.stats import EXACT_CLASSES, TrackerStats
+from cortex.wire.stats import (
+    BUCKETS_PER_E,
+    EXACT_CLASSES,
+    LARGEST_NUMBER,
+    SMALLEST_NUMBER,
+    TrackerStats,
+)
 
 WARN_INTERVAL_S = 60.0
 """A tracker that misses, misses often: one line a minute says so."""
@@ -47,18 +62,37 @@ class Tracker:
         self._monotonic_s = monotonic_s
         self._next_warning_s = -math.inf
         self._classes: dict[str, int] = {}
+        self._admitted: dict[str, int] = {}
         self._other = 0
+        self._rounds = 0
+        self._light: list[str] = []
+        """Classes that may leave, as of the last round."""
+        # Held while more than one count changes, and while they are copied; adding one to a class needs no lock.
+        # Reentrant, as a signal may come in between and end the process, which writes the counts.
+        self._moving = threading.RLock()
         self._count = 0
         self._total = 0.0
         self._least = math.inf
         self._greatest = -math.inf
+        self._positive: dict[int, int] = {}
+        self._negative: dict[int, int] = {}
+        self._zeros = 0
         self._misses = 0
 
     def snapshot(self) -> TrackerStats:
+        with self._moving:
+            return self._snapshot()
+
+    def _snapshot(self) -> TrackerStats:
         counted = self._count > 0
         return TrackerStats(
             classes=self._classes.copy(),
+            admitted=self._admitted.copy(),
             other=self._other,
+            rounds=self._rounds,
+            positive_buckets=self._positive.copy(),
+            negative_buckets=self._negative.copy(),
+            zeros=self._zeros,
             count=self._count,
             total=max(-_LARGEST, min(_LARGEST, self._total)),  # JSON knows no infinity
             least=self._least if counted else None,
@@ -120,13 +154,10 @@ class Tracker:
             if len(name) > MAX_NAME_CHARS:
                 digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
                 name = f"{name[:MAX_NAME_CHARS]}… ({digest})"
-            classes = self._classes
-            if name in classes:
-                classes[name] += 1
-            elif len(classes) < EXACT_CLASSES:
-                classes[name] = 1
+            if name in self._classes:
+                self._classes[name] += 1
             else:
-                self._other += 1
+                self._count_new(_writable(name))
             return
         if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
             self._miss(f"expected a number, found {_kind(value)}")
@@ -139,10 +170,50 @@ class Tracker:
         if not math.isfinite(number):
             self._miss(f"the number is {number}")
             return
+        with self._moving:
+            self._count_number(number)
+
+    def _count_new(self, name: str) -> None:
+        """Count a class that is not held: in the place of one that weighs nothing any more, if there is no other."""
+        classes, admitted = self._classes, self._admitted
+        with self._moving:
+            if name in classes:  # under another spelling
+                classes[name] += 1
+                return
+            while self._light and len(classes) >= EXACT_CLASSES:
+                held = self._light.pop()
+                if self._weight(held) <= 0:  # else it was predicted again meanwhile
+                    self._other += classes.pop(held)
+                    admitted.pop(held, None)
+            if len(classes) < EXACT_CLASSES:
+                classes[name] = 1
+                if self._rounds:
+                    admitted[name] = self._rounds
+                return
+            self._rounds += 1
+            self._other += 1
+            self._light = [held for held in classes if self._weight(held) <= 0]
+
+    def _weight(self, held: str) -> int:
+        """What a class has on top of what a round took from each; it began with 1, so 0 takes a round at least."""
+        return self._classes[held] - (self._rounds - self._admitted.get(held, 0))
+
+    def _count_number(self, number: float) -> None:
         self._count += 1
         self._total += number
-        self._least = min(self._least, number)
-        self._greatest = max(self._greatest, number)
+        if number < self._least:
+            self._least = number
+        if number > self._greatest:
+            self._greatest = number
+        magnitude = -number if number < 0 else number
+        if magnitude < SMALLEST_NUMBER:
+            self._zeros += 1
+            return
+        if magnitude > LARGEST_NUMBER:
+            magnitude = LARGEST_NUMBER
+        bucket = math.ceil(math.log(magnitude) * BUCKETS_PER_E)  # `number_bucket`, without the calls
+        buckets = self._negative if number < 0 else self._positive
+        buckets[bucket] = buckets.get(bucket, 0) + 1
 
     def _miss(self, reason: str) -> None:
         self._misses += 1
@@ -163,6 +234,15 @@ def _class_name(value: Any) -> str | None:
     if isinstance(value, np.bytes_):
         return value.decode("utf-8", "backslashreplace")
     return None
+
+
+def _writable(name: str) -> str:
+    """The same text, unless it holds halves of characters, which no file of ours can."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "backslashreplace").decode()
+    return name
 
 
 def _only_element(value: Any) -> Any:

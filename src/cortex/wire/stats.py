@@ -25,6 +25,8 @@ package with relative accuracy 0.01, so buckets can be added to such a sketch's 
 BUCKETS_PER_E = 1 / math.log(GAMMA)
 SMALLEST_MS = 0.001
 """Anything shorter counts as this long: a microsecond."""
+SMALLEST_NUMBER, LARGEST_NUMBER = 1e-15, 1e18
+"""Numbers of smaller magnitude count as zero, of larger as this: 33 decades are at most 3,800 buckets for a sign."""
 EXIT_FILE_SUFFIX = ".exit.json"
 
 
@@ -33,23 +35,42 @@ def bucket_of(milliseconds: float) -> int:
     return math.ceil(math.log(max(milliseconds, SMALLEST_MS)) * BUCKETS_PER_E)
 
 
+def number_bucket(magnitude: float) -> int:
+    """The bucket of a predicted number's magnitude, which is at least `SMALLEST_NUMBER`."""
+    return math.ceil(math.log(min(magnitude, LARGEST_NUMBER)) * BUCKETS_PER_E)
+
+
 def bucket_middle_ms(bucket: int) -> float:
     """The duration that stands for a bucket; off by at most 1 % for every value in it."""
     return 2.0 * math.pow(GAMMA, bucket) / (GAMMA + 1)
 
 
 class TrackerStats(msgspec.Struct, kw_only=True):
-    """What was predicted. Classification fills `classes` and `other`, regression `count` and `total` and the bounds."""
+    """
+    What was predicted. Classification fills the fields up to `rounds`, regression `count` and those below it.
+
+    Every prediction of a class is in `classes` or in `other`, so their sum only grows. The count of one class grows
+    while the class stays; when there is no room for all, one may leave, and what it had moves to `other`.
+    """
 
     classes: dict[str, int] = {}
-    """Exact counts of the first `EXACT_CLASSES` classes that were seen."""
+    """At most `EXACT_CLASSES`: how often each was predicted since it was taken in."""
+    admitted: dict[str, int] = {}
+    """What `rounds` was when a class was taken in, where it was not 0: tells a class that left and came back."""
     other: int = 0
-    """Predictions of classes beyond those."""
+    """Predictions of classes that are not in `classes`, and of those in it from before they were taken in."""
+    rounds: int = 0
+    """How often room had to be made. No count of a class is too low by more than this; none is too high."""
     count: int = 0
     total: float = 0.0
     """Sum of the predicted numbers."""
     least: float | None = None
     greatest: float | None = None
+    positive_buckets: dict[int, int] = {}
+    """`number_bucket(magnitude)` to how many; `negative_buckets` likewise."""
+    negative_buckets: dict[int, int] = {}
+    zeros: int = 0
+    """Numbers whose magnitude is below `SMALLEST_NUMBER`."""
     misses: int = 0
     """Responses in which there was nothing to count."""
 

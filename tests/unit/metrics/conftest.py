@@ -4,21 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from cortex.ids import ApiKey, ReplicaId, Version
 from cortex.metrics.store import StatsStore
 from cortex.testing.clock import FakeClock
 from cortex.wire.stats import StatsFile, TrackerStats
-
-
-class NumberStats(TrackerStats, kw_only=True):
-    """What a replica that sorts its predicted numbers into buckets writes."""
-
-    positive_buckets: dict[int, int] = msgspec.field(default_factory=dict)
-    negative_buckets: dict[int, int] = msgspec.field(default_factory=dict)
-    zeros: int = 0
 
 
 class Build:
@@ -40,11 +31,14 @@ class Build:
         }
         return StatsFile(**(facts | changes))
 
-    def classes(self, counts: dict[str, int], *, other: int = 0, misses: int = 0, **changes: Any) -> StatsFile:
-        return self.file(tracker=TrackerStats(classes=counts, other=other, misses=misses), **changes)
+    def classes(
+        self, counts: dict[str, int], *, other: int = 0, misses: int = 0, rounds: int = 0, **changes: Any
+    ) -> StatsFile:
+        tracker = TrackerStats(classes=counts, other=other, misses=misses, rounds=rounds)
+        return self.file(tracker=tracker, **changes)
 
     def numbers(self, **facts: Any) -> StatsFile:
-        return self.file(tracker=NumberStats(**facts))
+        return self.file(tracker=TrackerStats(**facts))
 
 
 @pytest.fixture(scope="session")

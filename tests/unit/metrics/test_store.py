@@ -264,14 +264,55 @@ def test_any_text_is_a_class(tmp_path_factory, build, names):
     store.close()
 
 
-def test_classes_are_exact_up_to_the_limit_and_the_frequent_ones_come_first_beyond(store, build):
+def test_classes_are_exact_up_to_the_limit_and_the_frequent_ones_stay_beyond(store, build):
     store.merge([build.classes({f"class {n}": 1 for n in range(EXACT_CLASSES - 1)})], NOW_S)
-    assert counted(store).other == 0
+    assert (counted(store).other, counted(store).undercount) == (0, 0)
     store.merge([build.classes({"rare": 1, "frequent": 7, "class 0": 5}, other=2, attempt=2)], NOW_S)
     classes = classes_of(store)
     assert len(classes) == EXACT_CLASSES
     assert (classes["frequent"], classes["class 0"], "rare" in classes) == (7, 6, False)
-    assert counted(store).other == 3
+    assert (counted(store).other, counted(store).undercount) == (3, 1)
+
+
+def test_a_class_that_becomes_frequent_late_takes_the_place_of_a_rare_one(store, build, monkeypatch):
+    monkeypatch.setattr("cortex.metrics.store.EXACT_CLASSES", 2)
+    store.merge([build.classes({"a": 5, "b": 1})], NOW_S)
+    assert classes_of(store) == {"a": 5, "b": 1}
+    store.merge([build.classes({"a": 5, "b": 1, "late": 9})], NOW_S + DAY_S)
+    assert classes_of(store, NOW_S + DAY_S) == {"a": 5, "late": 9}
+    assert counted(store, NOW_S + DAY_S).other == 1
+
+
+@given(
+    days=st.lists(
+        st.lists(st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 9), max_size=6), max_size=4), max_size=4
+    ),
+    asked=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_without_room_for_all_every_prediction_is_counted_and_none_is_too_low_by_more_than_the_bound(
+    tmp_path_factory, build, days, asked
+):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cortex.metrics.store.EXACT_CLASSES", 3)
+        store = StatsStore(tmp_path_factory.mktemp("store") / "stats.db")
+        true: Counter[str] = Counter()
+        attempt, now_s = 0, NOW_S
+        for day in days:
+            now_s += DAY_S
+            for counts in day:
+                attempt += 1
+                true.update(counts)
+                store.merge([build.classes(counts, attempt=attempt)], now_s)
+                if asked:
+                    classes_of(store, now_s)
+        found, sums = classes_of(store, now_s), counted(store, now_s)
+        store.close()
+    assert len(found) <= 3
+    assert sum(found.values()) + sums.other == true.total()
+    assert sums.undercount * 4 <= true.total()
+    for name in true:
+        assert true[name] - sums.undercount <= found.get(name, 0) <= true[name]
 
 
 def test_a_class_that_left_the_window_makes_room(store, build, monkeypatch):

@@ -112,8 +112,8 @@ def test_equally_frequent_classes_come_in_order_of_their_names():
 
 
 def test_counts_beyond_the_exact_classes_are_called_approximate_with_their_bound():
-    shown = tracker("classification", Counts(other=7), {"a": 3})
-    assert (shown["count"], shown["other"], shown["approximate"], shown["bound"]) == (10, 7, True, 7)
+    shown = tracker("classification", Counts(other=7, undercount=2), {"a": 3})
+    assert (shown["count"], shown["other"], shown["approximate"], shown["bound"]) == (10, 7, True, 2)
 
 
 def numbers(values: list[float], **changes: float | None) -> Counts:

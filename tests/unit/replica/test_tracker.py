@@ -2,16 +2,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cortex.errors import Response
+from cortex.metrics.counts import NOTHING, Reading, growth, read
 from cortex.replica.tracker import MAX_NAME_CHARS, Tracker
 from cortex.wire.build import TrackerConfig
-from cortex.wire.stats import EXACT_CLASSES
+from cortex.wire.stats import EXACT_CLASSES, StatsFile, number_bucket
+
+FILE: dict[str, Any] = {"replica": "iris.sklearn.aaaaaaaa.0", "attempt": 1, "api": "iris/sklearn", "version": "a" * 64}
 
 
 class Fixture:
@@ -164,12 +172,86 @@ def test_misses_warn_once_a_minute(classes: Fixture) -> None:
     assert "4 misses" in classes.warnings[1]
 
 
-def test_classes_beyond_the_bound_are_counted_together(classes: Fixture) -> None:
-    for number in range(EXACT_CLASSES + 5):
+def test_without_room_for_all_each_new_class_takes_the_place_of_one_that_is_rare(classes: Fixture) -> None:
+    for number in range(EXACT_CLASSES):
         classes.tracker.track_response(number)
     classes.tracker.track_response(0)
+    full = classes.tracker.snapshot()
+    assert (len(full.classes), full.other, full.rounds, full.classes["0"]) == (EXACT_CLASSES, 0, 0, 2)
+    for number in range(EXACT_CLASSES, EXACT_CLASSES + 5):
+        classes.tracker.track_response(number)
     found = classes.tracker.snapshot()
-    assert (len(found.classes), found.other, found.classes["0"]) == (EXACT_CLASSES, 5, 2)
+    assert (len(found.classes), found.other, found.rounds, found.classes["0"]) == (EXACT_CLASSES, 5, 1, 2)
+    assert len(found.admitted) == 4
+
+
+def test_of_very_many_classes_the_frequent_ones_are_right_within_the_bound(classes: Fixture) -> None:
+    true = Counter({f"frequent {n}": 200 + 50 * n for n in range(20)})
+    rng = random.Random(5)
+    stream = [*true.elements(), *(f"class {n}" for n in range(100_000))]
+    rng.shuffle(stream)
+    for name in stream:
+        classes.tracker.track_response(name)
+    found = classes.tracker.snapshot()
+    assert len(found.classes) <= EXACT_CLASSES
+    assert sum(found.classes.values()) + found.other == len(stream)
+    assert found.rounds <= len(stream) // (EXACT_CLASSES + 1)
+    assert {name for name, _ in Counter(found.classes).most_common(20)} == set(true)
+    for name, count in true.items():
+        assert count - found.rounds <= found.classes[name] <= count
+
+
+@given(
+    stream=st.lists(st.sampled_from("abcdefgh"), max_size=60),
+    looks=st.sets(st.integers(0, 59)),
+)
+def test_growth_between_any_two_looks_keeps_every_prediction_and_the_bound(stream: list[str], looks: set[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cortex.replica.tracker.EXACT_CLASSES", 3)
+        fixture = Fixture("classification")
+        stored, other, bound = Counter[str](), 0, 0
+        seen = Reading(NOTHING, {})
+        for place, name in enumerate([*stream, ""]):
+            if place in looks or place == len(stream):
+                now = read(StatsFile(**FILE, tracker=fixture.tracker.snapshot()))
+                grown = growth(seen, now)
+                assert grown is not None
+                stored.update(grown.classes)
+                other += grown.counts.other
+                bound += grown.counts.undercount
+                seen = now
+            if place < len(stream):
+                fixture.tracker.track_response(name)
+    true = Counter(stream)
+    assert stored.total() + other == true.total()
+    assert bound * 4 <= true.total()
+    for name in true:
+        assert true[name] - bound <= stored[name] <= true[name]
+
+
+def test_half_a_character_is_counted_under_what_a_file_can_hold(classes: Fixture) -> None:
+    for _ in range(2):
+        classes.tracker.track_response(Response("\ud800"))
+    assert classes.classes == {"\\ud800": 2}
+    msgspec.json.encode(classes.tracker.snapshot())
+
+
+def test_numbers_are_sorted_into_buckets_by_sign(numbers: Fixture) -> None:
+    for number in (1.0, 1.001, -2.5, 0, 1e-300, 1e300, -1e300):
+        numbers.tracker.track_response(number)
+    found = numbers.tracker.snapshot()
+    assert found.positive_buckets == {number_bucket(1.0): 1, number_bucket(1.001): 1, number_bucket(1e18): 1}
+    assert found.negative_buckets == {number_bucket(2.5): 1, number_bucket(1e18): 1}
+    assert (found.zeros, found.least, found.greatest) == (2, -1e300, 1e300)
+
+
+def test_buckets_stay_few_whatever_is_predicted(numbers: Fixture) -> None:
+    rng = random.Random(3)
+    for _ in range(50_000):
+        numbers.tracker.track_response(rng.choice((-1, 1)) * 10.0 ** rng.uniform(-300, 300))
+    found = numbers.tracker.snapshot()
+    assert len(found.positive_buckets) <= 3_800
+    assert len(found.negative_buckets) <= 3_800
 
 
 def test_long_names_are_counted_apart_but_shortened(classes: Fixture) -> None:
