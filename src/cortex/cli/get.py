@@ -26,11 +26,14 @@ from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.client.addressing import DeploymentNotFound, deployment_here, find_api, full_name
 from cortex.client.operator import OperatorClient
 from cortex.settings import Settings
-from cortex.wire.operator import ApiStatus, DeploymentStatus, Status
+from cortex.wire.operator import AllVersions, ApiStatus, DeploymentStatus, RequestCounts, Status, Traffic
 from cortex.wire.signature import TensorSpec
 
 REDRAW_S = 1.0
 CLASSES_SHOWN = 20
+_NO_LIMIT = 10_000
+_VALUES_AT = len("endpoint") + len(text.GAP)
+"""Column in which the values of an api's facts begin."""
 
 COLOURS: dict[Status, str] = {
     Status.LIVE: "green",
@@ -248,10 +251,11 @@ def _summarised(deployment: DeploymentStatus, statuses: Counter[str]) -> dict[st
 
 
 def listed(api: ApiStatus) -> dict[str, Any]:
-    """An api in a list, for programs: without `tracker`, `spec` and `signature`."""
-    return {
-        key: value for key, value in msgspec.to_builtins(api).items() if key not in ("tracker", "spec", "signature")
-    }
+    """An api in a list, for programs."""
+    return {key: value for key, value in msgspec.to_builtins(api).items() if key not in _OF_ONE_API}
+
+
+_OF_ONE_API = frozenset(("tracker", "traffic", "all_versions", "spec", "signature"))
 
 
 # ---- one api --------------------------------------------------------------------------------------------------------
@@ -262,6 +266,10 @@ def _one_api(terminal: Terminal, api: ApiStatus, *, verbose: bool) -> Frame:
     lines = [_painted_name(line, terminal.paint) for line in lines]
     if api.tracker is not None:
         lines += ["", *_tracker(terminal, api.tracker)]
+        together = api.all_versions
+        if together is not None and together.tracker not in (None, api.tracker):
+            line = f"{_versions(together)}: {_tracked(together.tracker)}"
+            lines.append(text.cut(line, terminal.width) if terminal.shows_results else line)
     if api.problem is not None and api.status is not Status.LIVE:
         from cortex.cli.boundary import rendered
         from cortex.client.follow import problem_of
@@ -280,6 +288,11 @@ def _facts(terminal: Terminal, api: ApiStatus) -> list[tuple[str, str]]:
         version += f"; {api.serving} serves"
     status = terminal.paint(str(api.status), COLOURS[api.status], "bold")
     rows = [("api", full_name(api)), ("status", status)]
+    room = terminal.width - _VALUES_AT if terminal.shows_results else _NO_LIMIT
+
+    def fitted(value: str) -> str:
+        return "\n".join(text.wrapped(value, room))
+
     told = [] if api.problem is not None else [_why(api)]
     rows += [("", harmless(line)) for line in (*told, *api.notes) if line]
     counts = [f"{replicas.ready} of {replicas.requested} ready"]
@@ -292,11 +305,38 @@ def _facts(terminal: Terminal, api: ApiStatus) -> list[tuple[str, str]]:
     return [
         *rows,
         ("replicas", ", ".join(counts)),
-        ("version", version),
-        ("requests", f"{requests.ok} 2XX, {requests.client_error} 4XX, {requests.server_error} 5XX"),
-        ("latency", ", ".join(known) or "-"),
+        ("version", fitted(version)),
+        ("requests", fitted(_requests(api))),
+        ("latency", fitted(", ".join(known) or "-")),
+        *([("traffic", _traffic(terminal, api.traffic))] if api.traffic is not None else []),
         ("endpoint", api.endpoint),
     ]
+
+
+def _requests(api: ApiStatus) -> str:
+    lines = [_by_status(api.requests)]
+    together = api.all_versions
+    if together is not None and together.requests != api.requests:
+        lines.append(f"{_by_status(together.requests)} of {_versions(together)}")
+    return "\n".join(lines)
+
+
+def _by_status(requests: RequestCounts) -> str:
+    return f"{requests.ok} 2XX, {requests.client_error} 4XX, {requests.server_error} 5XX"
+
+
+def _versions(together: AllVersions) -> str:
+    return f"all {text.count(together.versions, 'version')} in 14 days"
+
+
+def _traffic(terminal: Terminal, traffic: Traffic) -> str:
+    if not any(traffic.minutes):
+        return "none in the last hour"
+    room = max(terminal.width - _VALUES_AT, 1) if terminal.shows_results else len(traffic.minutes)
+    minutes = traffic.minutes[-room:]
+    line = terminal.paint(text.sparkline(minutes, unicode=terminal.unicode), "cyan")
+    rate = f"{traffic.per_second:.3g}" if traffic.per_second < 1000 else f"{traffic.per_second:.0f}"
+    return f"{rate} a second; the last {len(minutes)} minutes, at most {max(minutes)}:\n{line}"
 
 
 def _painted_name(line: str, paint: Paint) -> str:
@@ -308,24 +348,84 @@ def _tracker(terminal: Terminal, tracker: dict[str, Any]) -> list[str]:
     if tracker.get("model_type") == "classification":
         lines = _classes(terminal, tracker)
     else:
-        names = ("min", "max", "mean")
-        lines = text.table(names, [[_number(tracker.get(name)) for name in names]])
-        lines = [terminal.paint(lines[0], "bold"), *lines[1:]]
+        lines = _numbers(terminal, tracker)
     missed = tracker.get("missed") or 0
     if missed:
         lines.append(f"{text.count(missed, 'response')} without a value to track: see `cortex logs`")
     return lines
 
 
+def _tracked(tracker: dict[str, Any]) -> str:
+    """What a tracker counted, in one line."""
+    count = tracker.get("count") or 0
+    if tracker.get("model_type") != "classification":
+        figures = ", ".join(f"{name} {_number(tracker.get(name))}" for name in ("min", "mean", "max"))
+        return f"{text.count(count, 'number')}, {figures}"
+    shares = [f"{_one_line(name)} {100 * n / count:.1f} %" for name, n in _ranked(tracker)[:CLASSES_SHOWN]]
+    return f"{text.count(count, 'prediction')}" + (f": {', '.join(shares)}" if shares else "")
+
+
+def _numbers(terminal: Terminal, tracker: dict[str, Any]) -> list[str]:
+    quantiles = tracker.get("quantiles") or {}
+    figures = {
+        "count": tracker.get("count"),
+        **{name: tracker.get(name) for name in ("min", "mean", "max")},
+        **{name: value for name, value in quantiles.items() if value is not None},
+    }
+    room = terminal.width if terminal.shows_results else None
+    header, *lines = text.table(
+        list(figures),
+        [[_number(value) for value in figures.values()]],
+        right=list(figures),
+        widest=room,
+        droppable=("p50", "p90", "p99"),
+    )
+    lines = [terminal.paint(header, "bold"), *lines]
+    bars = tracker.get("histogram") or []
+    if len(bars) < 2:
+        return lines
+    rows = list(zip(_edges([bar["low"] for bar in bars]), [bar["count"] for bar in bars], strict=True))
+    return [*lines, "", *_bars(terminal, "from", rows, name_to_the_right=True)]
+
+
+def _edges(numbers: Sequence[float]) -> list[str]:
+    """Numbers with as few digits as tell them apart."""
+    for digits in (3, 4, 6, 9, 17):
+        shown = [f"{number:.{digits}g}" for number in numbers]
+        if len(set(shown)) == len(shown):
+            break
+    return shown
+
+
+def _ranked(tracker: dict[str, Any]) -> list[tuple[str, int]]:
+    """Classes by frequency."""
+    return sorted((tracker.get("classes") or {}).items(), key=lambda item: (-item[1], item[0]))
+
+
+def _one_line(name: str) -> str:
+    return harmless(name).replace("\n", " ")
+
+
 def _classes(terminal: Terminal, tracker: dict[str, Any]) -> list[str]:
-    counts: dict[str, int] = tracker.get("classes") or {}
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    rows = [(harmless(name).replace("\n", " "), number) for name, number in ranked[:CLASSES_SHOWN]]
+    ranked = _ranked(tracker)
+    rows = [(_one_line(name), number) for name, number in ranked[:CLASSES_SHOWN]]
     other = (tracker.get("other") or 0) + sum(number for _, number in ranked[CLASSES_SHOWN:])
     if other:
         rows.append(("all others", other))
     if not rows:
         return [terminal.paint("class   count", "bold"), "-           -"]
+    remark = []
+    if tracker.get("approximate"):
+        bound = tracker.get("bound")
+        by = f"by up to {bound}" if bound else "somewhat"
+        remark = text.wrapped(f"there are very many classes: each count may be {by} too low", terminal.width)
+    return [*_bars(terminal, "class", rows), *remark]
+
+
+def _bars(
+    terminal: Terminal, title: str, rows: Sequence[tuple[str, int]], *, name_to_the_right: bool = False
+) -> list[str]:
+    """A line each: name, count, share, and a bar as long as the share."""
     total = sum(number for _, number in rows)
     most = max(number for _, number in rows)
     numbers = [str(number) for _, number in rows]
@@ -336,7 +436,8 @@ def _classes(terminal: Terminal, tracker: dict[str, Any]) -> list[str]:
         fixed = max(map(len, [*numbers, "count"])) + max(map(len, shares)) + 3 * len(text.GAP) + text.BAR_WIDTH
         names = [text.cut(name, max(room - fixed, text.NARROWEST_NAME)) for name in names]
     cells = [list(row) for row in zip(names, numbers, shares, strict=True)]
-    header, *lines = text.table(["class", "count", "share"], cells, right=("count", "share"))
+    right = ("count", "share", *((title,) if name_to_the_right else ()))
+    header, *lines = text.table([title, "count", "share"], cells, right=right)
     width = max(map(text.columns_of, lines))
     bar_width = text.BAR_WIDTH if room is None else min(max(room - width - len(text.GAP), 0), text.BAR_WIDTH)
     drawn = [text.bar(number / most, bar_width, unicode=terminal.unicode) for _, number in rows]
@@ -344,12 +445,11 @@ def _classes(terminal: Terminal, tracker: dict[str, Any]) -> list[str]:
         f"{text.padded(line, width)}{text.GAP}{terminal.paint(bar, 'cyan')}"
         for line, bar in zip(lines, drawn, strict=True)
     ]
-    remark = ["counts are approximate: there are very many classes"] if tracker.get("approximate") else []
-    return [terminal.paint(header, "bold"), *body, *remark]
+    return [terminal.paint(header, "bold"), *(line.rstrip() for line in body)]
 
 
 def _number(value: Any) -> str:
-    return "-" if value is None else f"{value:.9g}" if isinstance(value, int | float) else str(value)
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _verbose(terminal: Terminal, api: ApiStatus) -> list[str]:

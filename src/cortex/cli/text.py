@@ -13,6 +13,8 @@ NARROW_GAP = "  "
 NARROWEST_NAME = 12
 BAR_WIDTH = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+_HEIGHTS = "▁▂▃▄▅▆▇█"
+_HEIGHTS_ASCII = "_.-+*#"
 
 
 def columns_of(text: str) -> int:
@@ -188,6 +190,13 @@ def bar(share: float, width: int = BAR_WIDTH, *, unicode: bool = True) -> str:
         return "#" * max(round(share * width), 1 if share > 0 else 0)
     eighths = max(round(share * width * 8), 1 if share > 0 else 0)
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def sparkline(values: Sequence[int], *, unicode: bool = True) -> str:
+    """A character a value, as high as the value; the lowest is for 0 alone."""
+    heights = _HEIGHTS if unicode else _HEIGHTS_ASCII
+    highest, most = len(heights) - 1, max(values, default=0)
+    return "".join(heights[-(-value * highest // most) if value else 0] for value in values)
 
 
 def shown_path(path: Path, cwd: Path) -> str:

@@ -355,7 +355,7 @@ class ControlPlane:
             return status
         self._statistics.collect()
         build = record.wanted.build
-        status = self._statistics.with_tracker(status, build.version, build.tracker)
+        status = self._statistics.with_everything(status, build.version, build.tracker)
         return msgspec.structs.replace(status, spec=record.spec, signature=record.inspection.signature)
 
     async def watch(self, token: str, timeout_s: float, deployment: str | None) -> Watched:

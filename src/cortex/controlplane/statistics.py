@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -17,7 +18,7 @@ from cortex.metrics.collect import Collector
 from cortex.metrics.counts import IngressCounts, Lifetime
 from cortex.metrics.store import StatsStore, Window
 from cortex.wire.build import TrackerConfig
-from cortex.wire.operator import ApiStatus
+from cortex.wire.operator import AllVersions, ApiStatus, Traffic
 from cortex.wire.reports import AgentReport, Phase
 
 log = logging.getLogger(__name__)
@@ -93,14 +94,34 @@ class Statistics:
             return status
         return msgspec.structs.replace(status, requests=summary.request_counts(window.counts))
 
-    def with_tracker(self, status: ApiStatus, version: Version, tracker: TrackerConfig | None) -> ApiStatus:
-        """A status with requests, and what was predicted."""
-        status = self.with_requests(status, version)
-        window = self._window(status, version, classes=True) if tracker is not None else None
-        if tracker is None or window is None:
+    def with_everything(self, status: ApiStatus, version: Version, tracker: TrackerConfig | None) -> ApiStatus:
+        """A status with requests, what was predicted, the last hour's traffic, and all versions together."""
+        classifies = tracker is not None and tracker.model_type == "classification"
+        own = self._window(status, version, classes=classifies)
+        together = self._window(status, None, classes=classifies)
+        if own is None or together is None:
             return status
-        told = summary.tracker(tracker.model_type, window.counts, window.classes)
-        return msgspec.structs.replace(status, tracker=told)
+        api, now_s = api_key(status.deployment, status.name), self._clock.wall_s()
+        try:
+            store = self._store
+            recent = () if store is None else store.recent(api, now_wall_s=now_s)
+            versions = 0 if store is None else len(store.versions(api))
+        except CortexError as error:
+            log.warning("statistics cannot be read: %s", error)
+            return status
+        return msgspec.structs.replace(
+            status,
+            requests=summary.request_counts(own.counts),
+            tracker=_told(tracker, own),
+            traffic=Traffic(
+                per_second=summary.requests_per_second(recent, now_s), minutes=summary.sparkline(recent, now_s)
+            ),
+            all_versions=AllVersions(
+                versions=versions,
+                requests=summary.request_counts(together.counts),
+                tracker=_told(tracker, together),
+            ),
+        )
 
     def lifetimes(self) -> dict[ApiKey, Lifetime]:
         """Totals that only grow, for Prometheus."""
@@ -111,8 +132,8 @@ class Statistics:
             log.warning("statistics cannot be read: %s", error)
             return {}
 
-    def _window(self, status: ApiStatus, version: Version, *, classes: bool) -> Window | None:
-        """What was counted; None where nobody can tell."""
+    def _window(self, status: ApiStatus, version: Version | None, *, classes: bool) -> Window | None:
+        """What was counted of a version, or of all together; None where nobody can tell."""
         api, store = api_key(status.deployment, status.name), self._store
         try:
             if store is None:
@@ -148,3 +169,7 @@ class Statistics:
                 self.collect()
             except Exception:
                 log.exception("a fault of ours; statistics will be collected again")
+
+
+def _told(tracker: TrackerConfig | None, window: Window) -> dict[str, Any] | None:
+    return None if tracker is None else summary.tracker(tracker.model_type, window.counts, window.classes)

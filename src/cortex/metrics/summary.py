@@ -26,6 +26,7 @@ _BUCKET_WIDTH = 1 - 1 / GAMMA
 """Of the numbers in it."""
 _MS_DIGITS = 3
 """Microseconds: finer is not measured."""
+_RATE_DIGITS = 3
 
 
 def request_counts(counts: Counts) -> RequestCounts:
@@ -65,7 +66,8 @@ def requests_per_second(recent: Iterable[Slice], now_s: float) -> float:
     """
     current_s = int(now_s // MINUTE_S) * MINUTE_S
     weights = {current_s: 1.0, current_s - MINUTE_S: 1.0 - (now_s - current_s) / MINUTE_S}
-    return sum(s.counts.answered * weights.get(s.start_s, 0.0) for s in recent) / MINUTE_S
+    answered = sum(s.counts.answered * weights.get(s.start_s, 0.0) for s in recent)
+    return round(answered / MINUTE_S, _RATE_DIGITS)
 
 
 def sparkline(recent: Iterable[Slice], now_s: float, *, minutes: int = 60) -> tuple[int, ...]:

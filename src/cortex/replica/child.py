@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Mapping
 from time import perf_counter
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import uvloop
 
@@ -41,6 +41,9 @@ from cortex.wire.launch import ReplicaSpec
 from cortex.wire.reports import Phase
 from cortex.wire.secrecy import unpacked
 from cortex.wire.stats import LastWords
+
+if TYPE_CHECKING:  # imported only where traces are asked for: it takes half a second
+    from cortex.replica.tracing import Tracing
 
 EXIT_EXPLAINED = 3
 """The build cannot be served as it is; the problem says why, and the same build would fail again."""
@@ -93,6 +96,7 @@ class _Replica:
         self._ending = False
         self._server: Server | None = None
         self._drain_deadline_s: float | None = None
+        self._tracing: Tracing | None = None
         self._loop = uvloop.new_event_loop()
         self._control = Control(
             self._condition,
@@ -131,6 +135,7 @@ class _Replica:
     def _serve(self) -> None:
         spec, condition, loop = self._spec, self._condition, self._loop
         started_s = perf_counter()
+        self._start_tracing()  # before the handler, which may add spans of its own
         handler = self._load_handler()
         condition.report("loading the model")
         backend = base.load(
@@ -150,7 +155,10 @@ class _Replica:
             )
             self._stats.tracker = tracker
         inference = Inference(backend.run, batchable=False, loop=loop, warn=lambda text: self._say("WARNING", text))
-        service = Service(
+        make_service, make_steps = (
+            (Service, Steps) if self._tracing is None else (self._tracing.service, self._tracing.steps)
+        )
+        service = make_service(
             condition=condition,
             counters=self._counters,
             tracker=tracker,
@@ -159,7 +167,7 @@ class _Replica:
             project_dir=spec.project_dir,
         )
         predictor = build_predictor(
-            Steps(backend, handler, tracks=tracker is not None),
+            make_steps(backend, handler, tracks=tracker is not None),
             inference,
             is_async=handler is not None and handler.is_async,
             concurrency=spec.concurrency,
@@ -208,6 +216,21 @@ class _Replica:
             loop.call_soon(hide_loop)
         loop.call_soon(condition.enter, Phase.READY)
         loop.run_forever()
+
+    def _start_tracing(self) -> None:
+        """Traces are an extra, in every sense: whatever is wrong with them, predictions are served."""
+        if not process.asks_for_traces(os.environ):
+            return
+        self._condition.report("starting traces")
+        try:
+            from cortex.replica.tracing import Tracing
+
+            self._tracing = Tracing(self._spec, os.environ)
+        except ImportError as error:
+            hint = "install cortex-serving[otel], and with a requirements.txt add what the page on metrics says"
+            self._say("WARNING", f"OTEL_… variables ask for traces, but there will be none: {error}; {hint}")
+        except Exception as error:
+            self._say("WARNING", f"OTEL_… variables ask for traces, but there will be none: {one_line(error)}")
 
     def _load_handler(self) -> Handler | None:
         spec = self._spec
@@ -265,6 +288,8 @@ class _Replica:
         try:
             self._streams.finish()
             self._stats.write(last=True)
+            if self._tracing is not None:
+                self._tracing.close()
             if os.getpgrp() == os.getpid():
                 os.killpg(0, signal.SIGTERM)  # processes that a handler started
         finally:

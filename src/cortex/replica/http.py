@@ -71,6 +71,8 @@ class Exchange:
     """What handlers see of the request; made on demand."""
     trace: Any = None
     """Takes notes when the caller asked for `debug`."""
+    span: Any = None
+    """Of the trace, when there is one (`replica.tracing`)."""
 
     headers: Mapping[bytes, bytes] = MappingProxyType({})
     """By lower-case name; repeated ones joined with a comma."""
@@ -226,8 +228,8 @@ class Shapes:
 
 _ID_LINE = b"\r\nx-request-id: "
 _ID_LINE_BYTES = len(_ID_LINE)
-_PLAIN = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"connection", b"trailer", b"te"})
-"""With one of these a head says more than who asks for what."""
+_PLAIN = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"connection", b"trailer", b"te", b"traceparent"})
+"""With one of these a head says more than who asks for what, or is another one each time."""
 _MOST_SHAPES = 512
 _LONGEST_SHAPE = 4096
 

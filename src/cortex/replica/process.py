@@ -31,8 +31,8 @@ _INHERITED_NAMES = frozenset(
         *("GCLOUD_PROJECT", "IDENTITY_ENDPOINT", "IDENTITY_HEADER", "MSI_ENDPOINT", "MSI_SECRET"),
     }
 )
-_INHERITED_PREFIXES = ("LC_", "AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_")
-"""Locale, and what the credential chains of the three clouds read."""
+_INHERITED_PREFIXES = ("LC_", "AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_", "OTEL_")
+"""Locale, what the credential chains of the three clouds read, and where traces go."""
 
 THREAD_VARIABLES = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"),
@@ -72,6 +72,20 @@ def replica_environment(
         "CORTEX_VERSION": short(spec.version),
         "CORTEX_REPLICA": spec.replica,
     }
+
+
+def asks_for_traces(environment: Mapping[str, str]) -> bool:
+    """
+    Whether OpenTelemetry's variables ask for traces: they name an exporter or a place, and do not say no.
+
+    Source: OpenTelemetry, "Environment variable specification". Its default, a collector on this machine, would have
+    every installation look for one.
+    """
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    exporter = environment.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    places = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    return exporter != "none" and (bool(exporter) or any(environment.get(place) for place in places))
 
 
 def apply_environment(environment: Mapping[str, str]) -> None:

@@ -84,8 +84,29 @@ class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: Latency = Latency()
 
 
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests that were answered, of all versions."""
+
+    per_second: float = 0.0
+    """Over the last 60 seconds."""
+    minutes: tuple[int, ...] = ()
+    """In each of the last 60 minutes, oldest first; the last is the current one, not over yet."""
+
+
+class AllVersions(msgspec.Struct, frozen=True, kw_only=True):
+    """The statistics of every version of an api of the last 14 days together."""
+
+    versions: int
+    requests: RequestCounts = RequestCounts()
+    tracker: dict[str, Any] | None = None
+
+
 class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """An api as `cortex get API -o json` shows it; in lists without `tracker`, `spec`, `signature`."""
+    """
+    An api as `cortex get API -o json` shows it.
+
+    In lists without `tracker`, `traffic`, `all_versions`, `spec`, `signature`.
+    """
 
     deployment: str
     name: str
@@ -98,6 +119,8 @@ class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
     replicas: ReplicaCounts = ReplicaCounts()
     requests: RequestCounts = RequestCounts()
     tracker: dict[str, Any] | None = None
+    traffic: Traffic | None = None
+    all_versions: AllVersions | None = None
     reason: str | None = None
     """Why the status is what it is, when that is not obvious; one or a few lines."""
     problem: Problem | None = None

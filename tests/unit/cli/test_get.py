@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from cortex.errors import Problem
-from cortex.wire.operator import Latency, ReplicaCounts, RequestCounts, Status
+from cortex.wire.operator import AllVersions, Latency, ReplicaCounts, RequestCounts, Status, Traffic
 from cortex.wire.signature import Signature, TensorSpec
 
 TRACEBACK = """\
@@ -195,7 +195,7 @@ def test_an_api_without_a_signature_says_so(cortex: Any, running: Any, fakes: An
     [
         (
             {"model_type": "regression", "count": 3, "missed": 0, "min": 0.5, "max": 12345.678901, "mean": None},
-            ["min   max          mean", "0.5   12345.6789   -"],
+            ["count   min   mean       max", "    3   0.5      -   12345.7"],
         ),
         (
             {"model_type": "classification", "count": 0, "missed": 1, "classes": {}, "other": 0},
@@ -210,13 +210,82 @@ def test_trackers(cortex: Any, running: Any, fakes: Any, tracker: dict[str, Any]
 
 def test_many_classes_end_in_one_line(cortex: Any, running: Any, fakes: Any) -> None:
     classes = {f"class {number}\n\x1b[2J": 100 - number for number in range(30)}
-    tracker = {"model_type": "classification", "classes": classes, "other": 5, "approximate": True}
+    tracker = {"model_type": "classification", "classes": classes, "other": 5, "approximate": True, "bound": 3}
     running.apis = [fakes.api(tracker=tracker)]
     lines = cortex("get", "sklearn").out.splitlines()
     rest = sum(range(71, 81)) + 5
     assert sum(line.startswith("class ") for line in lines) == 1 + 20
     assert any(line.startswith(f"all others     {rest}") for line in lines)
-    assert lines[-1] == "counts are approximate: there are very many classes"
+    assert lines[-1] == "there are very many classes: each count may be by up to 3 too low"
+
+
+NUMBERS: dict[str, Any] = {
+    "model_type": "regression",
+    "count": 1_234_567,
+    "missed": 0,
+    "min": -0.25,
+    "max": 999.5,
+    "mean": 301.2,
+    "quantiles": {"p50": 250.1, "p90": 800.25, "p99": 990.0},
+    "histogram": [{"low": 100.0 * n - 0.25, "high": 100.0 * n + 99.75, "count": 10 ** (n % 4)} for n in range(10)],
+}
+
+
+@pytest.fixture
+def busy(fakes: Any) -> Any:
+    """A regression with traffic and an older version."""
+    requests = RequestCounts(ok=1_234_567, client_error=3, latency_ms=Latency(mean=1.0, p50=1.0, p90=2.0, p99=3.0))
+    return fakes.api(
+        requests=requests,
+        tracker=NUMBERS,
+        traffic=Traffic(per_second=12.345, minutes=(*range(59), 700)),
+        all_versions=AllVersions(
+            versions=2,
+            requests=msgspec.structs.replace(requests, ok=2_000_000),
+            tracker={**NUMBERS, "count": 2_000_000},
+        ),
+    )
+
+
+def test_a_regression_with_traffic_and_an_older_version(cortex: Any, running: Any, busy: Any, golden: Any) -> None:
+    running.apis = [busy]
+    golden("get-regression", cortex("get", "sklearn").out)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_one_api_fits_the_terminal(cortex: Any, running: Any, busy: Any, width: int) -> None:
+    running.apis = [busy]
+    cortex.width = width
+    cortex.environ = {"NO_COLOR": "1"}
+    lines = cortex("get", "sklearn", tty=True).out.splitlines()
+    too_long = [line for line in lines if len(line) > width and not line.startswith("endpoint")]
+    assert too_long == [] or width < 60
+    (line,) = [line for line in lines if "█" in line and "▂" in line]
+    assert len(line) == min(width, 11 + 60)
+
+
+def test_traffic_without_block_characters(cortex: Any, running: Any, busy: Any) -> None:
+    running.apis = [busy]
+    assert "_" + "." * 58 + "#\n" in cortex("get", "sklearn", encoding="ascii").out
+
+
+def test_an_hour_without_requests_says_so(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api(traffic=Traffic(minutes=(0,) * 60))]
+    assert "traffic    none in the last hour\n" in cortex("get", "sklearn").out
+
+
+def test_one_line_tells_of_all_versions_classes(cortex: Any, running: Any, fakes: Any) -> None:
+    tracker = {"model_type": "classification", "count": 3, "classes": {"a": 2, "b\n": 1}, "missed": 0, "other": 0}
+    together = AllVersions(versions=3, tracker={**tracker, "count": 8, "classes": {"b\n": 6, "a": 2}})
+    running.apis = [fakes.api(tracker=tracker, all_versions=together)]
+    last = cortex("get", "sklearn").out.splitlines()[-1]
+    assert last == "all 3 versions in 14 days: 8 predictions: b  75.0 %, a 25.0 %"
+
+
+def test_a_single_version_is_not_told_twice(cortex: Any, running: Any, busy: Any) -> None:
+    same = AllVersions(versions=1, requests=busy.requests, tracker=busy.tracker)
+    running.apis = [msgspec.structs.replace(busy, all_versions=same)]
+    assert "all 1 version" not in cortex("get", "sklearn").out
 
 
 # ---- when there is nothing ------------------------------------------------------------------------------------------
