@@ -32,6 +32,8 @@ WARN_INTERVAL_S = 60.0
 """A tracker that misses, misses often: one line a minute says so."""
 MAX_NAME_CHARS = 200
 """Longer names are counted under their beginning and a digest: ten thousand of them are kept in memory."""
+_NUMBERS = (float, int, np.floating, np.integer)
+_HOLDERS = (list, tuple, np.ndarray)
 _LARGEST = 1.7976931348623157e308
 _MISSING: Any = object()
 
@@ -106,12 +108,15 @@ class Tracker:
             if response.status >= 300:
                 return  # an error of the handler's choice is no prediction
             response = response.body
-        value = response
-        if self._key is not None:
-            value = _lookup(response, self._key)
+        value, key = response, self._key
+        if key is not None:
+            value = response.get(key, _MISSING) if type(response) is dict else _lookup(response, key)
             if value is _MISSING:
-                self._miss(_no_key(response, self._key))
+                self._miss(_no_key(response, key))
                 return
+        if isinstance(value, str) and value in self._classes:  # nearly always
+            self._classes[value] += 1
+            return
         self._count_one(_only_element(value))
 
     def track_prediction(self, prediction: Any, rows: int) -> None:
@@ -159,7 +164,7 @@ class Tracker:
             else:
                 self._count_new(_writable(name))
             return
-        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        if isinstance(value, bool) or not isinstance(value, _NUMBERS):
             self._miss(f"expected a number, found {_kind(value)}")
             return
         try:
@@ -247,6 +252,8 @@ def _writable(name: str) -> str:
 
 def _only_element(value: Any) -> Any:
     """A list or array of one element counts as that element, however deep."""
+    if not isinstance(value, _HOLDERS):
+        return value
     for _ in range(32):  # a list may hold itself
         if isinstance(value, np.ndarray):
             return value.reshape(-1)[0] if value.size == 1 else value  # a numpy scalar keeps its type
