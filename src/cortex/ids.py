@@ -17,6 +17,8 @@ ReplicaId = NewType("ReplicaId", str)
 """`<deployment>.<api>.<revision, 8 digits>.<ordinal>`. Kept across restarts: a restart is a new `attempt`."""
 NodeId = NewType("NodeId", str)
 """`local`, or the cluster's own id of a machine."""
+DeviceId = NewType("DeviceId", str)
+"""A GPU of a node, by a name that `CUDA_VISIBLE_DEVICES` takes: `GPU-5d5b…`, `MIG-c6d4…`, or a number."""
 
 DEFAULT_DEPLOYMENT = DeploymentName("default")
 SHORT_DIGITS = 8

@@ -10,7 +10,7 @@ import pytest
 from cortex.engines.base import Engine, Lease, LeaseRequest, LeaseState
 from cortex.engines.fake import FakeEngine
 from cortex.engines.local import LocalEngine
-from cortex.ids import ReplicaId
+from cortex.ids import DeviceId, ReplicaId
 from cortex.testing.builders import API, NODE, a_node
 from cortex.testing.clock import FakeClock
 from cortex.wire.build import Resources
@@ -47,10 +47,52 @@ def test_room_is_granted_on_a_node_and_counted_there(make_engine: MakeEngine) ->
     engine = make_engine(cpu_millis=2000, mem_bytes=1000, gpus=1)
     engine.acquire(a_request("a", cpu=500, mem=300, gpus=1))
     assert engine.leases() == (
-        Lease(request=a_request("a", cpu=500, mem=300, gpus=1), state=LeaseState.GRANTED, node=NODE),
+        Lease(
+            request=a_request("a", cpu=500, mem=300, gpus=1),
+            state=LeaseState.GRANTED,
+            node=NODE,
+            devices=a_node(gpus=1).devices,
+        ),
     )
     (node,) = engine.nodes()
     assert (node.used_cpu_millis, node.used_mem_bytes, node.used_gpus) == (500, 300, 1)
+
+
+def test_each_gpu_is_held_by_one_lease_and_handed_on_when_it_is_released(make_engine: MakeEngine) -> None:
+    engine = make_engine(gpus=4)
+    first, second, third, fourth = a_node(gpus=4).devices
+    engine.acquire(a_request("a", gpus=1))
+    engine.acquire(a_request("none"))
+    engine.acquire(a_request("b", gpus=2))
+    assert {lease.request.replica: lease.devices for lease in engine.leases()} == {
+        "a": (first,),
+        "none": (),
+        "b": (second, third),
+    }
+    engine.acquire(a_request("c", gpus=2))
+    assert lease_of(engine, "c").devices == ()
+    engine.release(ReplicaId("a"))
+    assert lease_of(engine, "c").devices == (first, fourth)
+    engine.release(ReplicaId("b"))
+    engine.acquire(a_request("d", gpus=1))
+    assert lease_of(engine, "d").devices == (second,)
+
+
+def test_what_runs_keeps_its_gpus_and_others_get_others(make_engine: MakeEngine) -> None:
+    engine = make_engine(gpus=3)
+    first, second, third = a_node(gpus=3).devices
+    running = Lease(request=a_request("a", gpus=1), state=LeaseState.GRANTED, node=NODE, devices=(second,))
+    engine.recover([running])
+    engine.acquire(a_request("b", gpus=2))
+    assert lease_of(engine, "a") == running
+    assert lease_of(engine, "b").devices == (first, third)
+
+
+def test_what_ran_on_a_gpu_that_is_gone_gets_another(make_engine: MakeEngine) -> None:
+    engine = make_engine(gpus=2)
+    request = a_request("a", gpus=1)
+    engine.recover([Lease(request=request, state=LeaseState.GRANTED, node=NODE, devices=(DeviceId("GPU-gone"),))])
+    assert lease_of(engine, "a").devices == a_node(gpus=2).devices[:1]
 
 
 def test_asking_twice_is_asking_once(make_engine: MakeEngine) -> None:
@@ -234,6 +276,10 @@ def test_a_request_larger_than_any_node_can_be_is_known_beforehand(
     engine = make_engine(cpu_millis=2000, mem_bytes=2**30, gpus=1)
     engine.acquire(a_request("a", cpu=2000))
     assert engine.impossible(asked) == reason
+
+
+def test_without_gpus_a_request_for_one_is_known_to_be_impossible(make_engine: MakeEngine) -> None:
+    assert make_engine().impossible(Resources(gpus=1)) == "a replica asks for 1 gpu, but no node has any"
 
 
 def test_what_is_returned_does_not_change_afterwards(make_engine: MakeEngine) -> None:

@@ -39,13 +39,14 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock, SystemClock
 from cortex.engines import machine
 from cortex.errors import CortexError, Problem
-from cortex.ids import ApiKey, NodeId, ReplicaId
+from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId
 from cortex.ingress.handover import ListenAddress
 from cortex.ingress.supervisor import Ingress
 from cortex.processes import ControlPlaneRecord
 from cortex.settings import HomeLayout, Settings, environment_of, load_settings
 from cortex.state.secrets import SecretStore
 from cortex.wire.agent import InspectBuild, LogLines, PrepareEnvironment, ReadLogs, ResolvePackages
+from cortex.wire.build import BuildSpec
 from cortex.wire.framing import UNREADABLE
 from cortex.wire.indexes import read_handed_over
 from cortex.wire.launch import InspectReport, ReplicaSpec
@@ -108,7 +109,7 @@ class Agent:
         self._clock = clock
         self._ingress = ingress
         self._lock = lock
-        self._node = machine.node_report(LOCAL_NODE)
+        self._node = machine.node_report(LOCAL_NODE, environ=os.environ)
         self._agent_id = secrets.token_hex(8)
         self._started_wall_s = clock.wall_s()
         self._serial = 0
@@ -229,7 +230,12 @@ class Agent:
     async def inspect(self, request: InspectBuild) -> InspectReport:
         if self._stop_asked.done():
             raise server.Ending
-        order = StartReplica(replica=ReplicaId(f"inspect.{request.build.version[:12]}"), attempt=0, build=request.build)
+        order = StartReplica(
+            replica=ReplicaId(f"inspect.{request.build.version[:12]}"),
+            attempt=0,
+            build=request.build,
+            devices=self._devices_to_inspect_on(request.build),
+        )
         try:
             provided = await self._provisions.provide(request.build)
             spec = msgspec.structs.replace(
@@ -256,6 +262,11 @@ class Agent:
         except OSError as error:
             message = f"this machine cannot check models and handlers now: {error}"
             return InspectReport(problems=(Problem(reference="node-fault", message=message),))
+
+    def _devices_to_inspect_on(self, build: BuildSpec) -> tuple[DeviceId, ...]:
+        """As many GPUs as its replicas get: those that no replica holds, others only when these are too few."""
+        held = {device for replica in self.replicas for device in replica.order.devices}
+        return tuple(sorted(self._node.devices, key=held.__contains__)[: build.resources.gpus])
 
     async def _inspected(self, launcher: Launcher, spec: ReplicaSpec, values: Mapping[str, str]) -> InspectReport:
         for tries_left in reversed(range(INSPECT_TRIES)):

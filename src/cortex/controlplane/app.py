@@ -417,7 +417,7 @@ def main() -> int:
 def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.socket, lock: int) -> int:
     state = SqliteStateStore(layout.state_file)
     store = ArtifactStore(layout.artifacts)
-    node = machine.node_report(LOCAL_NODE)
+    node = machine.node_report(LOCAL_NODE, environ=os.environ)
     server: uvicorn.Server | None = None
     ended = threading.Event()
 

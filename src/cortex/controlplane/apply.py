@@ -118,7 +118,7 @@ def _carry_out(action: Action, world: World) -> None:
         case AcquireLease():
             engine.acquire(_request(action))
         case RecoverLease():
-            lease = Lease(request=_request(action), state=LeaseState.GRANTED, node=action.node)
+            lease = Lease(request=_request(action), state=LeaseState.GRANTED, node=action.node, devices=action.devices)
             engine.recover([lease])
         case OrderNode() | ReleaseLease():
             raise AssertionError(f"carried out elsewhere: {action}")

@@ -55,6 +55,7 @@ def running_leases(world: World) -> tuple[Lease, ...]:
             request=LeaseRequest(replica=replica.replica, api=replica.api, resources=replica.resources),
             state=LeaseState.GRANTED,
             node=report.node.node,
+            devices=replica.devices,
         )
         for report in world.agents.reports()
         for replica in report.replicas
@@ -101,6 +102,7 @@ def _seen_lease(lease: Lease) -> SeenLease:
         resources=request.resources,
         state=lease.state,
         node=lease.node,
+        devices=lease.devices,
         surge=request.surge,
         reason=lease.reason,
     )

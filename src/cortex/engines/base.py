@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from cortex.ids import ApiKey, NodeId, ReplicaId
+from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId
 from cortex.planning.model import LeaseState
 from cortex.wire.build import Resources
 
@@ -30,6 +30,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     request: LeaseRequest
     state: LeaseState
     node: NodeId | None = None
+    devices: tuple[DeviceId, ...] = ()
+    """Once it is granted: which GPUs of the node, as many as were asked for. No two leases hold the same one."""
     reason: str = ""
     """Why it is pending or lost, in words with numbers."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from cortex.engines.base import Lease, LeaseRequest, Node
-from cortex.ids import NodeId, ReplicaId
+from cortex.ids import DeviceId, NodeId, ReplicaId
 from cortex.planning.actions import mem_text
 from cortex.planning.model import LeaseState
 from cortex.wire.build import Resources
@@ -56,7 +56,10 @@ class Ledger:
         for lease in running:
             known = self._leases.get(lease.request.replica)
             if known is None or known.state is not LeaseState.GRANTED or known.node != lease.node:
-                self._put(msgspec.structs.replace(lease, state=LeaseState.GRANTED, reason=""))
+                granted = msgspec.structs.replace(lease, state=LeaseState.GRANTED, reason="")
+                if not self._has_devices_of(granted):  # after a reboot a machine may have others
+                    granted = msgspec.structs.replace(granted, devices=self._free_devices(granted))
+                self._put(granted)
         self.place_pending()
 
     def note_usage(self, peak_bytes: Mapping[ReplicaId, int]) -> None:
@@ -138,9 +141,29 @@ class Ledger:
             refused = msgspec.structs.replace(lease, reason=refusal or "")
             placed = _placed(lease, nodes) if refusal is None else refused
             if placed != lease:
+                if placed.state is LeaseState.GRANTED:
+                    placed = msgspec.structs.replace(placed, devices=self._free_devices(placed))
                 self._put(placed)
                 if placed.state is LeaseState.GRANTED:
                     nodes = self.nodes()
+
+    def _has_devices_of(self, lease: Lease) -> bool:
+        node = self._nodes.get(lease.node) if lease.node is not None else None
+        return node is None or set(lease.devices) <= set(_devices(node))
+
+    def _free_devices(self, lease: Lease) -> tuple[DeviceId, ...]:
+        """As many GPUs of its node as a lease asks for, the first that nobody holds."""
+        asked = lease.request.resources.gpus
+        node = self._nodes.get(lease.node) if lease.node is not None else None
+        if not asked or node is None:
+            return ()
+        held = {
+            device
+            for other in self._leases.values()
+            if other.state is LeaseState.GRANTED and other.node == node.node
+            for device in other.devices
+        }
+        return tuple(device for device in _devices(node) if device not in held)[:asked]
 
     def _mem_bytes(self, request: LeaseRequest) -> int:
         stated = request.resources.mem_bytes
@@ -149,6 +172,11 @@ class Ledger:
     def _put(self, lease: Lease) -> None:
         self._leases[lease.request.replica] = lease
         self.revision += 1
+
+
+def _devices(node: NodeReport) -> tuple[DeviceId, ...]:
+    """Names of a node's GPUs; where only their number is known, CUDA's own numbers."""
+    return node.devices or tuple(DeviceId(str(number)) for number in range(node.gpus))
 
 
 def _placed(lease: Lease, nodes: Iterable[Node]) -> Lease:
@@ -197,7 +225,7 @@ def impossible_text(largest: Iterable[NodeReport], resources: Resources) -> str 
     if resources.mem_bytes is not None and resources.mem_bytes > mem_bytes:
         lacks.append(f"{mem_text(resources.mem_bytes)} mem, but the largest node has {mem_text(mem_bytes)}")
     if resources.gpus > gpus:
-        lacks.append(f"{resources.gpus} gpu, but no node has more than {gpus}")
+        lacks.append(f"{resources.gpus} gpu, but no node has {f'more than {gpus}' if gpus else 'any'}")
     return "a replica asks for " + ("; ".join(lacks) or "a combination of cpu, mem and gpu that no one node has")
 
 

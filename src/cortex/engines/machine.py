@@ -1,5 +1,5 @@
 """
-What a process may really use of this machine: cgroup quota and CPU affinity, memory limit.
+What a process may really use of this machine: cgroup quota and CPU affinity, memory limit, GPUs.
 
 Containers see the host's cores in /proc/cpuinfo; sizing by that is how thread pools throttle their neighbours.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from cortex.engines import gpus
 from cortex.ids import NodeId
 from cortex.wire.reports import NodeReport
 
@@ -19,12 +20,22 @@ _UNLIMITED_BYTES = 2**60
 """cgroup v1 writes a number near 2**63 for "no limit"."""
 
 
-def node_report(node: NodeId, *, root: Path = CGROUP_ROOT, proc: Path = Path("/proc")) -> NodeReport:
-    """Capacity of this machine for us."""
+def node_report(
+    node: NodeId, *, environ: Mapping[str, str], root: Path = CGROUP_ROOT, proc: Path = Path("/proc")
+) -> NodeReport:
+    """
+    Capacity of this machine for us.
+
+    Args:
+        environ: our environment; may say which GPUs are ours.
+    """
+    devices = gpus.usable_devices(environ, proc=proc)
     return NodeReport(
         node=node,
         cpu_millis=usable_cpu_millis(root=root, proc=proc),
         mem_bytes=usable_memory_bytes(root=root, proc=proc),
+        gpus=len(devices),
+        devices=devices,
     )
 
 

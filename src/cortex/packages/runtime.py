@@ -24,7 +24,10 @@ BACKENDS: dict[ModelFormat, tuple[str, ...]] = {
     "onnx": ("onnxruntime", "onnxruntime-gpu"),
     "tensorflow": ("tensorflow-cpu", "tensorflow", "tensorflow-gpu"),
 }
-"""Packages that run models of a format, and that hold the same module: an environment gets one of them."""
+"""
+Packages that run models of a format, and that hold the same module: an environment gets one of them. The first is the
+default; later ones use GPUs too.
+"""
 
 
 class RuntimeUnknown(CortexError):
@@ -44,15 +47,15 @@ def runtime_requirements(model_format: ModelFormat, asked: Collection[str] = ())
 
     Args:
         asked: names that the user's requirements have, normalised: of several packages that run models of a format,
-            the one that is among them is taken.
+            the one that is among them is taken, else the one that is installed here, for GPUs if several are.
 
     Raises:
         RuntimeUnknown
     """
     ranges = _ranges()
     candidates = BACKENDS[model_format]
-    first_here = next((name for name in candidates if name in ranges and _installed(name) is not None), candidates[0])
-    backend = next((name for name in candidates if name in asked), first_here)
+    here = next((name for name in reversed(candidates) if _installed(name) is not None), candidates[0])
+    backend = next((name for name in candidates if name in asked), here)
     conditions = dict(ranges)
     conditions.setdefault(backend, _any_of(candidates, ranges))
     return tuple(f"{name}{_range_of(name, conditions)}" for name in sorted({*REPLICA, backend}))

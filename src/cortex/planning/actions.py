@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, NodeId, ReplicaId, Revision, short
+from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId, Revision, short
 from cortex.wire.build import Resources
 from cortex.wire.orders import DrainReplica, ForgetReplica, Order, RemoveRoute, SetRoute, StartReplica
 from cortex.wire.reports import ExitReport
@@ -27,6 +27,7 @@ class RecoverLease(msgspec.Struct, frozen=True, kw_only=True):
     api: ApiKey
     resources: Resources
     node: NodeId
+    devices: tuple[DeviceId, ...] = ()
 
 
 class ReleaseLease(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,8 +157,8 @@ def describe(action: Action) -> str:
 
 def _describe_order(order: Order) -> str:
     match order:
-        case StartReplica(replica=replica, attempt=attempt):
-            return f"start {replica} (attempt {attempt})"
+        case StartReplica(replica=replica, attempt=attempt, devices=devices):
+            return " on ".join((f"start {replica} (attempt {attempt})", *([", ".join(devices)] if devices else [])))
         case DrainReplica(replica=replica, timeout_s=timeout_s):
             return f"drain {replica} (at most {timeout_s:g} s)"
         case ForgetReplica(replica=replica):

@@ -7,7 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, NodeId, ReplicaId, Revision
+from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId, Revision
 from cortex.wire.build import BuildSpec, Resources
 from cortex.wire.orders import SetRoute
 from cortex.wire.reports import ExitReport, IngressReport, ReplicaReport
@@ -120,6 +120,8 @@ class SeenLease(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources
     state: LeaseState
     node: NodeId | None = None
+    devices: tuple[DeviceId, ...] = ()
+    """The GPUs that it holds there."""
     surge: bool = False
     reason: str = ""
     """Why it is pending or lost, in words with numbers."""

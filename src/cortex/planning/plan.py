@@ -270,7 +270,9 @@ def _room(decision: Decision, of_api: SeenApi) -> Iterator[Action]:
         unleased = slot.lease is None or slot.lease.state is LeaseState.PENDING
         if unleased and report is not None and slot.node is not None and not slot.stranger:
             resources = report.resources if build is None else build.resources
-            yield RecoverLease(replica=slot.replica, api=report.api, resources=resources, node=slot.node)
+            yield RecoverLease(
+                replica=slot.replica, api=report.api, resources=resources, node=slot.node, devices=report.devices
+            )
     for slot in decision.settle:
         assert slot.lease is not None
         yield AcquireLease(replica=slot.replica, api=slot.lease.api, resources=slot.lease.resources)
@@ -336,7 +338,7 @@ def _starts(
             notes.append(_waiting_text(slot.replica, record, left_s))
         else:
             attempt = 1 + max(record.attempt if record else 0, slot.report.attempt if slot.report else 0)
-            order = StartReplica(replica=slot.replica, attempt=attempt, build=build)
+            order = StartReplica(replica=slot.replica, attempt=attempt, build=build, devices=slot.lease.devices)
             orders.append(OrderNode(node=slot.node, api=build.api, order=order))
     return _Starts(orders=tuple(orders), waits_s=tuple(waits_s), notes=tuple(notes))
 

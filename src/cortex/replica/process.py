@@ -28,6 +28,7 @@ _INHERITED_NAMES = frozenset(
         *("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LANGUAGE"),
         *("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"),
         *("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"),
+        "CUDA_DEVICE_ORDER",
         *("GCLOUD_PROJECT", "IDENTITY_ENDPOINT", "IDENTITY_HEADER", "MSI_ENDPOINT", "MSI_SECRET"),
     }
 )
@@ -55,7 +56,11 @@ Set in the launcher before numpy, onnxruntime or tensorflow is imported: a threa
 def replica_environment(
     spec: ReplicaSpec, inherited: Mapping[str, str], secrets: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """The whole environment of a replica: users' `env` wins over what is inherited, our names over users'."""
+    """
+    The whole environment of a replica: users' `env` wins over what is inherited, our names over users'.
+
+    Of the node's GPUs a replica sees those that its lease holds, so one that asked for none sees none.
+    """
     deployment, api = split_api_key(spec.api)
     return {
         **{
@@ -67,6 +72,7 @@ def replica_environment(
         **spec.env,
         **(secrets or {}),
         "ORT_DISABLE_TELEMETRY": "1",
+        "CUDA_VISIBLE_DEVICES": ",".join(spec.devices),
         "CORTEX_DEPLOYMENT": deployment,
         "CORTEX_API": api,
         "CORTEX_VERSION": short(spec.version),

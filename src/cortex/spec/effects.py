@@ -68,7 +68,6 @@ NOT_IN_EFFECT_YET: Mapping[str, Pending] = {
         "replicas are not scaled yet: their number stays as it is",
         lambda api: api.compute.target_cpu_utilization != _DEFAULTS.target_cpu_utilization,
     ),
-    "compute.gpu": Pending("models do not run on GPUs yet", lambda api: api.compute.gpu > 0),
 }
 """Fields by path. Whoever makes one work deletes its row."""
 

@@ -7,6 +7,7 @@ import hashlib
 from cortex.ids import (
     ApiKey,
     DeploymentName,
+    DeviceId,
     NodeId,
     ReplicaId,
     Revision,
@@ -191,7 +192,8 @@ def a_snapshot(
 
 def a_node(node: NodeId = NODE, *, cpu_millis: int = 8000, mem_bytes: int = 16 * 2**30, gpus: int = 0) -> NodeReport:
     """A machine with plenty of room."""
-    return NodeReport(node=node, cpu_millis=cpu_millis, mem_bytes=mem_bytes, gpus=gpus)
+    devices = tuple(DeviceId(f"GPU-{number}") for number in range(gpus))
+    return NodeReport(node=node, cpu_millis=cpu_millis, mem_bytes=mem_bytes, gpus=gpus, devices=devices)
 
 
 def a_deploy(

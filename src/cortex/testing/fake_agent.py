@@ -480,6 +480,7 @@ class FakeAgents:
                 attempt=replica.order.attempt,
                 phase=replica.phase,
                 resources=build.resources,
+                devices=replica.order.devices,
                 was_ready=replica.was_ready,
                 in_flight=replica.in_flight,
                 peak_rss_bytes=replica.life.peak_rss_bytes,

@@ -299,8 +299,10 @@ class Simulation:
         kind = Kind.GOOD if roll.random() < 0.4 else roll.choice(list(Kind))
         if self.mood in (Mood.CALM, Mood.KILLS) and kind is Kind.CRASHING:
             kind = Kind.GOOD  # nobody can promise answers from a build that crashes by itself
-        mem_bytes = REPLICA_MEM_BYTES if self.mood is Mood.TIGHT else None
-        build = a_build(f"v{self._builds}", api=key, resources=Resources(cpu_millis=200, mem_bytes=mem_bytes))
+        resources = Resources(cpu_millis=200)
+        if self.mood is Mood.TIGHT:
+            resources = Resources(cpu_millis=200, mem_bytes=REPLICA_MEM_BYTES, gpus=1)
+        build = a_build(f"v{self._builds}", api=key, resources=resources)
         self._apis.setdefault(key, _Api()).kinds[build.version] = kind
         return build
 
@@ -426,8 +428,7 @@ class Simulation:
         self._crash_in = None
         self._healed = True
         for machine in self._machines:
-            roomy = msgspec.structs.replace(machine, mem_bytes=64 * REPLICA_MEM_BYTES, cpu_millis=64_000)
-            self._engine.add_node(roomy)
+            self._engine.add_node(a_node(machine.node, mem_bytes=64 * REPLICA_MEM_BYTES, gpus=64, cpu_millis=64_000))
 
     def _standing_faults(self) -> bool:
         return (
@@ -549,7 +550,8 @@ class Simulation:
     def _machine(self, index: int, count: int) -> NodeReport:
         name = NodeId("local" if count == 1 else f"node-{index}")
         if self.mood is Mood.TIGHT:
-            return a_node(name, mem_bytes=REPLICA_MEM_BYTES * self._random.randint(2, 6), cpu_millis=64_000)
+            room = self._random.randint(2, 6)
+            return a_node(name, mem_bytes=REPLICA_MEM_BYTES * room, gpus=room, cpu_millis=64_000)
         return a_node(name, cpu_millis=self._random.choice([1000, 3000, 64_000]))
 
     def _kind(self, build: BuildSpec) -> Kind:
@@ -626,6 +628,7 @@ class Simulation:
             case DrainReplica(replica=replica) | ForgetReplica(replica=replica):
                 self._check_taken(node, replica, issue)
             case StartReplica():
+                self._check_devices(node, order)
                 self._check_started(order, issue)
 
     def _check_route(self, node: NodeId, api: ApiKey, targets: tuple[ReplicaId, ...], issue: _Issue) -> None:
@@ -658,6 +661,18 @@ class Simulation:
         routed = [n for n, r in self._agents.routes() if replica in r.targets and (issue.punctual or n == node)]
         if routed and alone and not self._excused(report.api, issue):
             self._violated(f"{replica} is taken away while {', '.join(routed)} still routes to it")
+
+    def _check_devices(self, node: NodeId, order: StartReplica) -> None:
+        """It gets as many GPUs as it asked for, and none that another one sees."""
+        held = set(order.devices)
+        if len(held) != order.build.resources.gpus:
+            self._violated(f"{order.replica} gets {order.devices}")
+        if self.mood is Mood.ROUGH:
+            return  # leases are forgotten there
+        for where, report in self._agents.replicas():
+            other = where == node and report.replica != order.replica and report.phase is not Phase.EXITED
+            if other and held & set(report.devices):
+                self._violated(f"{order.replica} gets {order.devices}, and {report.replica} has {report.devices}")
 
     def _check_started(self, order: StartReplica, issue: _Issue) -> None:
         api = order.build.api
@@ -778,6 +793,10 @@ class Simulation:
         leases = sorted(lease.request.replica for lease in self._engine.leases())
         if leases != replicas:
             self._violated(f"leases {leases}, replicas {replicas}")
+        held = [(lease.node, device) for lease in self._engine.leases() for device in lease.devices]
+        seen = [(node, device) for node, report in self._agents.replicas() for device in report.devices]
+        if sorted(held) != sorted(seen) or len(set(held)) != len(held):
+            self._violated(f"leases hold the GPUs {held}, replicas {seen}")
         surges = [lease.request.replica for lease in self._engine.leases() if lease.request.surge]
         if surges:
             self._violated(f"{surges} still have a surge lease")

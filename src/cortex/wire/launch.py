@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, ReplicaId, Revision, Version
+from cortex.ids import ApiKey, DeviceId, ReplicaId, Revision, Version
 from cortex.wire.build import ModelFormat, Resources, Sample, TrackerConfig
 from cortex.wire.reports import Phase
 from cortex.wire.signature import Signature
@@ -37,6 +37,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     batching: bool = True
     concurrency: int | None = None
     resources: Resources = Resources()
+    devices: tuple[DeviceId, ...] = ()
+    """The only GPUs that it sees."""
     threads: int = 1
     """Threads for the backend and for numeric libraries, from the cpu request."""
     sample: Sample | None = None

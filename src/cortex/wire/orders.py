@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cortex.ids import ApiKey, ReplicaId, Version
+from cortex.ids import ApiKey, DeviceId, ReplicaId, Version
 from cortex.wire.build import BuildSpec
 
 
@@ -19,6 +19,8 @@ class StartReplica(msgspec.Struct, frozen=True, kw_only=True, tag="start_replica
     replica: ReplicaId
     attempt: int
     build: BuildSpec
+    devices: tuple[DeviceId, ...] = ()
+    """The GPUs that its lease holds, and the only ones that it sees."""
 
 
 class DrainReplica(msgspec.Struct, frozen=True, kw_only=True, tag="drain_replica"):

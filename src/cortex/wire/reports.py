@@ -7,7 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, NodeId, ReplicaId, Revision, Version
+from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId, Revision, Version
 from cortex.wire.build import Resources
 from cortex.wire.orders import SetRoute
 
@@ -57,6 +57,8 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     phase: Phase
     resources: Resources
+    devices: tuple[DeviceId, ...] = ()
+    """The GPUs that its lease holds."""
     was_ready: bool = False
     """This attempt has been ready at some time."""
     started_wall_s: float = 0.0
@@ -83,6 +85,8 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     cpu_millis: int
     mem_bytes: int
     gpus: int = 0
+    devices: tuple[DeviceId, ...] = ()
+    """Names of the GPUs; empty where only their number is known."""
 
 
 class IngressRefusals(msgspec.Struct, frozen=True, kw_only=True):

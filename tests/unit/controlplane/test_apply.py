@@ -64,7 +64,7 @@ def agents() -> Recorder:
 
 def a_world(agents: Recorder, state: MemoryStateStore | None = None) -> World:
     clock = FakeClock()
-    engine = FakeEngine([a_node(), a_node(N2)], clock=clock)
+    engine = FakeEngine([a_node(), a_node(N2, gpus=2)], clock=clock)
     return World(state=state or MemoryStateStore(), engine=engine, agents=agents, clock=clock, epoch=7)
 
 
@@ -168,10 +168,11 @@ def test_an_engine_out_of_reach_costs_no_replica(agents: Recorder) -> None:
 def test_room_can_be_taken_back_for_what_runs(agents: Recorder) -> None:
     world = a_world(agents)
     apply(
-        Plan(actions=(RecoverLease(replica=name(), api=API, resources=V1.resources, node=N2),)),
+        Plan(actions=(RecoverLease(replica=name(), api=API, resources=V1.resources, node=N2, devices=("GPU-1",)),)),
         world,
     )
-    assert [(lease.state, lease.node) for lease in world.engine.leases()] == [("granted", N2)]
+    leases = [(lease.state, lease.node, lease.devices) for lease in world.engine.leases()]
+    assert leases == [("granted", N2, ("GPU-1",))]
 
 
 def test_being_refused_as_stale_ends_it(agents: Recorder) -> None:

@@ -8,12 +8,13 @@ from cortex.controlplane.observe import SETTLE_LIMIT_S, look, observe, running_l
 from cortex.controlplane.world import World
 from cortex.engines.base import Lease, LeaseRequest, LeaseState
 from cortex.engines.fake import FakeEngine
-from cortex.ids import NodeId, replica_id
+from cortex.ids import DeviceId, NodeId, replica_id
 from cortex.planning.model import SeenLease
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api, an_exit
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents, Life
+from cortex.wire.build import Resources
 from cortex.wire.orders import Orders, StartReplica
 from cortex.wire.reports import AgentReport
 
@@ -21,11 +22,11 @@ V1 = a_build("v1")
 R0 = replica_id(API, V1.revision, 0)
 
 
-def a_world() -> World:
+def a_world(gpus: int = 0) -> World:
     clock = FakeClock()
     return World(
         state=MemoryStateStore(),
-        engine=FakeEngine([a_node()], clock=clock),
+        engine=FakeEngine([a_node(gpus=gpus)], clock=clock),
         agents=FakeAgents(clock),
         clock=clock,
         epoch=1,
@@ -129,6 +130,18 @@ def test_everything_reported_holds_room() -> None:
             node=NODE,
         ),
     )
+
+
+def test_gpus_are_seen_in_leases_and_come_back_from_reports() -> None:
+    world = a_world(gpus=2)
+    build = a_build(resources=Resources(gpus=1))
+    replica = replica_id(API, build.revision, 0)
+    world.engine.acquire(LeaseRequest(replica=replica, api=API, resources=build.resources))
+    (lease,) = observe(world).seen.leases
+    assert lease.devices == ("GPU-0",)
+    order = StartReplica(replica=replica, attempt=1, build=build, devices=(DeviceId("GPU-1"),))
+    world.agents.order(NODE, Orders(epoch=1, orders=(order,)))
+    assert [running.devices for running in running_leases(world)] == [("GPU-1",)]
 
 
 def test_a_silent_node_is_waited_for_but_not_for_ever() -> None:

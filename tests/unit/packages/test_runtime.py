@@ -7,6 +7,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import cortex
+from cortex.packages import runtime
 from cortex.packages.requirements import RequirementLine
 from cortex.packages.runtime import (
     BACKENDS,
@@ -66,6 +67,19 @@ def test_ranges_are_written_with_the_lower_bound_first():
 @pytest.mark.parametrize("asked", ["onnxruntime-gpu", "onnxruntime"])
 def test_of_packages_with_the_same_module_the_one_that_is_asked_for_is_taken(asked):
     assert named(runtime_requirements("onnx", {asked})).keys() == {*REPLICA, asked}
+
+
+@pytest.mark.parametrize(
+    ("installed", "taken"),
+    [
+        ({"onnxruntime"}, "onnxruntime"),
+        ({"onnxruntime", "onnxruntime-gpu"}, "onnxruntime-gpu"),
+        (set(), "onnxruntime"),
+    ],
+)
+def test_where_onnxruntime_for_gpus_is_installed_environments_get_it_too(monkeypatch, installed, taken):
+    monkeypatch.setattr(runtime, "_installed", lambda name: "1.0" if name in installed else None)
+    assert named(runtime_requirements("onnx")).keys() == {*REPLICA, taken}
 
 
 def test_each_format_has_its_own_backend():

@@ -50,6 +50,10 @@ def ordered(order: Order) -> Action:
         ),
         (ReleaseLease(replica=R0, api=API), f"release the room of {R0}"),
         (ordered(StartReplica(replica=R0, attempt=2, build=V1)), f"on local: start {R0} (attempt 2)"),
+        (
+            ordered(StartReplica(replica=R0, attempt=1, build=V1, devices=("GPU-1", "GPU-2"))),
+            f"on local: start {R0} (attempt 1) on GPU-1, GPU-2",
+        ),
         (ordered(DrainReplica(replica=R0, timeout_s=60.0)), f"on local: drain {R0} (at most 60 s)"),
         (ordered(ForgetReplica(replica=R0)), f"on local: forget {R0}"),
         (ordered(a_route(a_wanted_api(V1), R0)), f"on local: route /iris/sklearn to {R0}"),

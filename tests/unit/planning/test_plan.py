@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from cortex.errors import Problem
-from cortex.ids import NodeId, ReplicaId, replica_id
+from cortex.ids import DeviceId, NodeId, ReplicaId, replica_id
 from cortex.planning.actions import (
     AcquireLease,
     Action,
@@ -646,6 +646,21 @@ def test_a_wanted_replica_that_runs_without_a_lease_is_adopted_and_not_killed() 
     ready = a_replica(V1)
     seen = a_snapshot(ready, leases=(), routes=(a_route(wanted, ready),))
     assert decided(wanted, seen) == [RecoverLease(replica=name(V1), api=API, resources=V1.resources, node=NODE)]
+
+
+def test_a_replica_is_started_on_the_gpus_of_its_lease_and_adopted_with_those_it_has() -> None:
+    wanted = a_wanted_api(V1, live=True)
+    devices = (DeviceId("GPU-1"), DeviceId("GPU-3"))
+    leased = msgspec.structs.replace(a_lease(V1), devices=devices)
+    (order,) = decided(wanted, a_snapshot(leases=(leased,), routes=(a_route(wanted),)))
+    assert isinstance(order, OrderNode)
+    assert isinstance(order.order, StartReplica)
+    assert order.order.devices == devices
+    ready = msgspec.structs.replace(a_replica(V1), devices=devices)
+    seen = a_snapshot(ready, leases=(), routes=(a_route(wanted, ready),))
+    (recovered,) = decided(wanted, seen)
+    assert isinstance(recovered, RecoverLease)
+    assert recovered.devices == devices
 
 
 # ---- nodes -----------------------------------------------------------------------------------------------------------

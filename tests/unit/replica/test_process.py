@@ -53,6 +53,7 @@ def test_a_replica_sees_its_names_and_nothing_it_should_not() -> None:
     assert found == {
         **{name: value for name, value in inherited.items() if name not in _UNWANTED},
         "TOKEN": "t",
+        "CUDA_VISIBLE_DEVICES": "",
         "CORTEX_DEPLOYMENT": "iris",
         "CORTEX_API": "a",
         "CORTEX_VERSION": "01234567",
@@ -61,6 +62,13 @@ def test_a_replica_sees_its_names_and_nothing_it_should_not() -> None:
 
 
 _UNWANTED = {"CORTEX_HOME", "SECRET_OF_THE_SHELL", "PYTHONPATH"}
+
+
+def test_of_the_gpus_a_replica_sees_those_that_its_lease_holds() -> None:
+    inherited = {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b,GPU-c", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    env = {"CUDA_VISIBLE_DEVICES": "GPU-c"}
+    found = process.replica_environment(spec(devices=("GPU-b", "GPU-a"), env=env), inherited)
+    assert (found["CUDA_VISIBLE_DEVICES"], found["CUDA_DEVICE_ORDER"]) == ("GPU-b,GPU-a", "PCI_BUS_ID")
 
 
 def test_users_variables_win_over_ours_but_for_our_names() -> None:

@@ -82,7 +82,7 @@ def test_a_project_that_asks_for_nothing_new_has_no_notes():
         ({"compute": {"min_replicas": 10, "max_replicas": 10}}, []),
         ({"compute": {"init_replicas": 2}}, []),
         ({"compute": {"target_cpu_utilization": 50}}, ["compute.target_cpu_utilization"]),
-        ({"compute": {"gpu": 1}}, ["compute.gpu"]),
+        ({"compute": {"gpu": 1}}, []),
         ({"model_format": "tensorflow"}, []),
         ({"model": "iris.zip"}, []),
         ({"tf_signature_key": "predict"}, []),
@@ -101,14 +101,14 @@ def test_notes_are_the_same_after_the_way_to_the_control_plane():
 
 
 def test_a_note_is_shown_like_a_problem():
-    project = ProjectSpec.model_validate({"apis": [IRIS, IRIS | {"name": "rose", "compute": {"gpu": 1}}]})
+    project = ProjectSpec.model_validate({"apis": [IRIS, IRIS | {"name": "rose", "compute": {"max_replicas": 2}}]})
     (note,) = not_in_effect(project)
-    assert note.path == ("apis", 1, "compute", "gpu")
+    assert note.path == ("apis", 1, "compute", "max_replicas")
     assert note.reference in REFERENCES
     assert render(note, level="note").splitlines() == [
         "note: not-in-effect",
-        '  api "rose": compute: gpu',
-        "  models do not run on GPUs yet",
+        '  api "rose": compute: max_replicas',
+        "  replicas are not scaled yet: their number stays as it is",
     ]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
@@ -23,6 +26,7 @@ from cortex.replica.backends.base import (
     UnsupportedOpset,
     UnsupportedType,
 )
+from cortex.replica.backends.cuda import LOOK_AT_THE_DRIVER, GpuUnusable, driver_problem
 from cortex.replica.backends.probe import rows_are_independent
 from cortex.wire.onnx_proto import ModelHeader, ValueInfo, external_files, read_header
 from cortex.wire.signature import Dim, Kind, Signature, TensorSpec
@@ -175,19 +179,23 @@ def load(path: str, *, threads: int = 1, gpu: bool = False, signature_key: str |
         UnsupportedOpset, UnsupportedIrVersion: too new for this onnxruntime; names both numbers.
         UnsupportedOperator: names an operator that onnxruntime does not have.
         UnsupportedType: an input or output that cannot be fed or read.
-        BackendMissing: `gpu`, and this onnxruntime has no CUDA.
+        BackendMissing: `gpu`, and onnxruntime-gpu is not installed.
+        GpuUnusable: `gpu`, and CUDA does not work here; says why.
     """
     if signature_key is not None:
         raise ModelError("an ONNX model has no signature keys", hint="remove tf_signature_key")
+    providers = _cuda_providers() if gpu else [_CPU]
     header, problem = _header(path)
     try:
-        session = ort.InferenceSession(path, _options(header, threads), providers=_providers(gpu))
-    except BackendMissing:
-        raise
+        # Otherwise it prints what CUDA complains of and goes on without, here and in runs.
+        session = ort.InferenceSession(path, _options(header, threads), providers=providers, enable_fallback=0)
     except Exception as error:
+        failure = _CUDA_FAILURE.search(str(error)) if gpu else None
+        if failure:
+            raise GpuUnusable(_NAME, driver_problem() or failure[0], hint=LOOK_AT_THE_DRIVER) from error
         raise problem or _load_error(path, error) from error
-    if gpu and session.get_providers()[0] != _CUDA:
-        raise BackendMissing("CUDA for onnxruntime", "gpu")
+    if providers[0] not in session.get_providers():
+        raise _cuda_missing()
     return OnnxBackend(session, header)
 
 
@@ -222,12 +230,46 @@ def _options(header: ModelHeader | None, threads: int) -> Any:
     return options
 
 
-def _providers(gpu: bool) -> list[str]:
-    if not gpu:
-        return [_CPU]
+# ---- GPUs -----------------------------------------------------------------------------------------------------------
+
+_NAME: Final = "onnxruntime"
+_GPU_PACKAGE: Final = "onnxruntime-gpu"
+_CUDA_FAILURE: Final = re.compile(r"\b(?:CUDA|CUDNN|CUBLAS|CUFFT)\w* failure \d+: .*?(?= ;|$)", re.MULTILINE)
+"""How its CUDA calls fail. Source: onnxruntime/core/providers/cuda/cuda_call.cc."""
+
+
+def _cuda_providers() -> list[str]:
+    """CUDA first, with its libraries loaded from where pip puts them; what has no kernel there runs on the CPU."""
     if _CUDA not in ort.get_available_providers():
-        raise BackendMissing("onnxruntime-gpu", "gpu")
+        try:
+            metadata.version(_GPU_PACKAGE)
+        except metadata.PackageNotFoundError:
+            missing = BackendMissing(_GPU_PACKAGE, "gpu")
+            missing.hint += f"; with a requirements.txt beside cortex.yaml, add {_GPU_PACKAGE}[cuda,cudnn] to that"
+            raise missing from None
+        raise GpuUnusable(
+            _NAME,
+            f"{_GPU_PACKAGE} is installed, but onnxruntime was installed over it",
+            hint=f"pip install --force-reinstall --no-deps {_GPU_PACKAGE}",
+        )
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # of each library that is elsewhere, or not there
+            ort.preload_dlls()
     return [_CUDA, _CPU]
+
+
+def _cuda_missing() -> GpuUnusable:
+    """Why a session came up without CUDA, which onnxruntime only logs."""
+    reason = driver_problem()
+    if reason is not None:
+        return GpuUnusable(_NAME, reason, hint=LOOK_AT_THE_DRIVER)
+    library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    try:
+        ctypes.CDLL(str(library))
+        reason = "its CUDA provider did not come up"
+    except OSError as error:
+        reason = str(error).removeprefix(f"{library}: ")
+    return GpuUnusable(_NAME, reason, hint=f'pip install "{_GPU_PACKAGE}[cuda,cudnn]", which brings CUDA and cuDNN')
 
 
 def _load_error(path: str, error: Exception) -> ModelError:

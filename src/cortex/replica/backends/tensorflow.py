@@ -26,6 +26,7 @@ from cortex.replica.backends.base import (
     ModelUnreadable,
     UnsupportedType,
 )
+from cortex.replica.backends.cuda import LOOK_AT_THE_DRIVER, GpuUnusable, driver_problem
 from cortex.replica.backends.probe import accepted_feeds, rows_are_independent
 from cortex.replica.backends.signatures import Choice, SignatureDef, choose, natural_order
 from cortex.replica.tracebacks import one_line
@@ -233,11 +234,11 @@ def load(path: str, *, threads: int = 1, gpu: bool = False, signature_key: str |
         NoSignature, UnknownSignature, AmbiguousSignature: which one to serve cannot be told.
         UnsupportedOperation: names an operation that this TensorFlow does not have.
         UnsupportedType: an input or output of the signature cannot be fed or read.
-        NoGpu: `gpu`, and TensorFlow finds none.
+        GpuUnusable: `gpu`, and TensorFlow finds none; says why.
     """
     folder = Path(path)
     if gpu and not tf.config.list_physical_devices("GPU"):
-        raise NoGpu(built_with_cuda=tf.test.is_built_with_cuda())
+        raise _no_gpu()
     graph = _meta_graph(_read(folder), gpu=gpu)
     signatures = {
         key: _described(graph.signature_def[key])
@@ -303,25 +304,24 @@ class UnsupportedOperation(ModelError):
         )
 
 
-class NoGpu(ModelError):
-    """
-    A GPU was asked for, and TensorFlow finds none.
-
-    Args:
-        built_with_cuda: whether this TensorFlow could use one.
-    """
-
-    reference = "no-gpu"
-
-    def __init__(self, *, built_with_cuda: bool) -> None:
-        self.built_with_cuda = built_with_cuda
-        reason = "finds none" if built_with_cuda else "was built without support for them"
-        super().__init__(
-            f"the api asks for a GPU, and TensorFlow {reason}",
-            hint="see what nvidia-smi says, or leave out `gpu:`"
-            if built_with_cuda
-            else 'pip install "tensorflow[and-cuda]" in place of tensorflow-cpu, or leave out `gpu:`',
+def _no_gpu() -> GpuUnusable:
+    """Why TensorFlow finds no GPU, which it only logs."""
+    if not tf.test.is_built_with_cuda():
+        return GpuUnusable(
+            _NAME,
+            "tensorflow-cpu has no support for them",
+            hint='pip uninstall -y tensorflow-cpu && pip install "tensorflow[and-cuda]"; '
+            "with a requirements.txt beside cortex.yaml, add tensorflow[and-cuda] to that",
         )
+    reason = driver_problem()
+    if reason is not None:
+        return GpuUnusable(_NAME, reason, hint=LOOK_AT_THE_DRIVER)
+    return GpuUnusable(
+        _NAME, "it cannot load CUDA's libraries", hint='pip install "tensorflow[and-cuda]", which brings CUDA and cuDNN'
+    )
+
+
+_NAME: Final = "TensorFlow"
 
 
 def _may_have_rows(spec: TensorSpec) -> bool:

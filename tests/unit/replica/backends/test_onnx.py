@@ -24,6 +24,7 @@ from cortex.replica.backends.base import (
     UnsupportedOpset,
     UnsupportedType,
 )
+from cortex.replica.backends.cuda import GpuUnusable
 from cortex.replica.backends.onnx import Prediction
 from cortex.replica.tensors import build_converter
 from cortex.wire.signature import TensorSpec
@@ -333,11 +334,96 @@ def test_a_signature_key_is_refused(models):
     assert error.hint == "remove tf_signature_key"
 
 
-def test_a_gpu_that_is_not_there_names_the_extra(models):
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        return
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+@pytest.fixture
+def with_cuda(monkeypatch):
+    """
+    An onnxruntime that was built with CUDA, and whose sessions do this when they are asked for it.
+
+    What the real one does was seen with onnxruntime-gpu 1.31 without CUDA's libraries, without a driver, and with a
+    driver whose every call fails.
+    """
+    session = onnxruntime.InferenceSession
+
+    def build(*, comes_up=True, fails=""):
+        def made(path, options, *, providers, enable_fallback):
+            assert (providers, enable_fallback) == ([CUDA, CPU], 0)
+            if fails:
+                raise RuntimeError(fails)
+            made = session(path, options, providers=[CPU])
+            if comes_up:
+                monkeypatch.setattr(made, "get_providers", lambda: [CUDA, CPU])
+            return made
+
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+        monkeypatch.setattr(onnxruntime, "InferenceSession", made)
+        monkeypatch.setattr(backend, "driver_problem", lambda: None)
+
+    return build
+
+
+def test_a_gpu_without_the_package_for_it_names_the_extra_and_the_requirement(models, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
+    monkeypatch.setattr(backend.metadata, "version", missing_package)
     error = refused(BackendMissing, models.write([IDENTITY]), gpu=True)
-    assert error.hint == 'pip install "cortex-serving[gpu]"'
+    assert 'pip install "cortex-serving[gpu]"' in error.hint
+    assert "onnxruntime-gpu[cuda,cudnn]" in error.hint
+
+
+def missing_package(name):
+    raise backend.metadata.PackageNotFoundError(name)
+
+
+def test_a_gpu_package_that_the_other_one_was_installed_over_is_told(models, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
+    monkeypatch.setattr(backend.metadata, "version", lambda name: "1.31.1")
+    error = refused(GpuUnusable, models.write([IDENTITY]), gpu=True)
+    assert "onnxruntime was installed over it" in str(error)
+    assert error.hint == "pip install --force-reinstall --no-deps onnxruntime-gpu"
+
+
+def test_on_a_gpu_a_model_answers(models, with_cuda):
+    with_cuda()
+    loaded = backend.load(models.write([IDENTITY]), gpu=True)
+    assert loaded.run({"x": np.ones((1, 2), np.float32)})[0].tolist() == [[1, 1]]
+    loaded.close()
+
+
+def test_a_session_that_comes_up_on_the_cpu_is_refused_with_what_the_driver_says(models, with_cuda, monkeypatch):
+    with_cuda(comes_up=False)
+    monkeypatch.setattr(backend, "driver_problem", lambda: "the NVIDIA driver shows no device")
+    error = refused(GpuUnusable, models.write([IDENTITY]), gpu=True)
+    assert str(error) == "the api asks for a GPU, and onnxruntime cannot use one: the NVIDIA driver shows no device"
+    assert "nvidia-smi" in error.hint
+
+
+def test_a_session_that_comes_up_on_the_cpu_is_refused_with_the_library_that_is_missing(models, with_cuda):
+    with_cuda(comes_up=False)
+    error = refused(GpuUnusable, models.write([IDENTITY]), gpu=True)
+    assert error.reason == "cannot open shared object file: No such file or directory"  # of the CUDA provider itself
+    assert 'pip install "onnxruntime-gpu[cuda,cudnn]"' in error.hint
+
+
+CUDA_CALL_FAILED = (
+    "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:154 std::conditional_t<THRW, void> CudaCall() "
+    "CUDA failure 36: API call is not supported in the installed CUDA driver ; GPU=-1 ; hostname=vm ; "
+    "file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider.cc ; line=355 ; "
+    "expr=cudaSetDevice(info_.device_id); \n\n"
+)
+"""As onnxruntime-gpu 1.31 says it."""
+
+
+def test_a_cuda_call_that_fails_is_told_in_one_line(models, with_cuda):
+    with_cuda(fails=CUDA_CALL_FAILED)
+    error = refused(GpuUnusable, models.write([IDENTITY]), gpu=True)
+    assert error.reason == "CUDA failure 36: API call is not supported in the installed CUDA driver"
+
+
+def test_what_is_wrong_with_the_model_is_told_on_a_gpu_too(models, with_cuda):
+    with_cuda(fails="[ONNXRuntimeError] : 10 : INVALID_GRAPH : Load model from m failed:This is an invalid model.")
+    refused(ModelUnreadable, models.write([IDENTITY]), gpu=True)
 
 
 # ---- running --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 
 from cortex.replica.backends import base, probe
 from cortex.replica.backends.base import BackendMissing, InferenceFailed, ModelError, ModelUnreadable, UnsupportedType
+from cortex.replica.backends.cuda import GpuUnusable
 from cortex.replica.backends.signatures import AmbiguousSignature, NoSignature, UnknownSignature
 from cortex.replica.results import encode
 from cortex.replica.tensors import build_converter
@@ -671,13 +672,23 @@ def test_a_sparse_input_is_named(saved_models):
     assert (error.name, error.type) == ("x", "a sparse tensor")
 
 
-def test_a_gpu_that_is_not_there_is_refused(saved_models, backend, monkeypatch):
+@pytest.mark.parametrize(
+    ("with_cuda", "driver_problem", "reason", "hint"),
+    [
+        (False, None, "tensorflow-cpu has no support for them", 'pip install "tensorflow[and-cuda]"'),
+        (True, "the driver is broken", "the driver is broken", "nvidia-smi"),
+        (True, None, "it cannot load CUDA's libraries", 'pip install "tensorflow[and-cuda]"'),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_refused_with_its_reason(
+    saved_models, backend, monkeypatch, with_cuda, driver_problem, reason, hint
+):
     monkeypatch.setattr(backend.tf.config, "list_physical_devices", lambda kind: [])
-    monkeypatch.setattr(backend.tf.test, "is_built_with_cuda", lambda: False)
-    error = refused(backend.NoGpu, saved_models.load, saved_models.identity(), gpu=True)
-    assert str(error) == "the api asks for a GPU, and TensorFlow was built without support for them"
-    monkeypatch.setattr(backend.tf.test, "is_built_with_cuda", lambda: True)
-    assert "finds none" in str(refused(backend.NoGpu, saved_models.load, saved_models.identity(), gpu=True))
+    monkeypatch.setattr(backend.tf.test, "is_built_with_cuda", lambda: with_cuda)
+    monkeypatch.setattr(backend, "driver_problem", lambda: driver_problem)
+    error = refused(GpuUnusable, saved_models.load, saved_models.identity(), gpu=True)
+    assert str(error) == f"the api asks for a GPU, and TensorFlow cannot use one: {reason}"
+    assert hint in error.hint
 
 
 def test_without_tensorflow_the_extra_to_install_is_named(monkeypatch):
