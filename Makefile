@@ -41,7 +41,8 @@ check: $(DEV) ## formatting, lint, types, import direction
 chaos: $(DEV) ## kill processes under load for CHAOS_SECONDS (60) and count failed requests
 	$(BIN)/python bench/chaos.py --seconds $(CHAOS_SECONDS)
 
-bench: $(DEV) ## measure throughput and latency
+bench: $(DEV) ## measure throughput, latency, memory
+	@command -v wrk >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends wrk; } || true
 	$(BIN)/python bench/run.py
 
 clean: ## remove .venv, caches and build results (first stop what runs from .venv: .venv/bin/cortex down)
