@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, NoReturn
@@ -21,7 +22,6 @@ import setproctitle
 from cortex.artifacts.credentials import Surroundings, access_to
 from cortex.artifacts.remote import fetch
 from cortex.artifacts.store import ArtifactStore
-from cortex.clock import Clock, SystemClock
 from cortex.errors import CortexError
 from cortex.spec.locations import masked_model
 from cortex.wire.fetch import Fetched, FetchEvent, FetchProgress, FetchRefused, FetchRequest
@@ -36,30 +36,45 @@ class NotWanted(BaseException):
 
 
 class Teller:
-    """Writes events, progress not more often than people can read it. For several threads."""
+    """Writes events: what is said of progress at most once in `TELL_EVERY_S`, the newest. For several threads."""
 
-    def __init__(self, output: BinaryIO, clock: Clock) -> None:
+    def __init__(self, output: BinaryIO) -> None:
         self._output = output
-        self._clock = clock
         self._guard = threading.Lock()
-        self._told_s = float("-inf")
+        self._newest: FetchProgress | None = None
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, daemon=True).start()
 
     def progress(self, progress: FetchProgress) -> None:
         with self._guard:
-            now_s = self._clock.monotonic_s()
-            is_last = progress.done_bytes == progress.total_bytes
-            if not progress.note and not is_last and now_s - self._told_s < TELL_EVERY_S:
-                return
-            self._told_s = now_s
-            self._write(progress)
+            if progress.note:
+                self._write(progress)
+            else:
+                self._newest = progress
 
     def result(self, event: Fetched | FetchRefused) -> None:
         with self._guard:
+            self._write_newest()
             self._write(event)
 
+    def _run(self) -> None:
+        while True:
+            with self._guard:
+                self._write_newest()
+            time.sleep(TELL_EVERY_S)
+
+    def _write_newest(self) -> None:
+        if self._newest is not None:
+            self._write(self._newest)
+            self._newest = None
+
     def _write(self, event: FetchEvent) -> None:
-        self._output.write(msgspec.json.encode(event) + b"\n")
-        self._output.flush()
+        try:
+            self._output.write(msgspec.json.encode(event) + b"\n")
+            self._output.flush()
+        except BrokenPipeError:
+            pass  # whoever listened is gone, which `_watch_caller` deals with
 
 
 def run(request: FetchRequest, environ: dict[str, str], teller: Teller) -> Fetched | FetchRefused:
@@ -89,10 +104,11 @@ def main() -> NoReturn:
         request = msgspec.json.decode(sys.stdin.buffer.readline(), type=FetchRequest)
         setproctitle.setproctitle(f"cortex-fetcher {Path(request.store).parent} {masked_model(request.model)}")
         threading.Thread(target=_watch_caller, daemon=True).start()
-        teller = Teller(sys.stdout.buffer, SystemClock())
+        teller = Teller(sys.stdout.buffer)
+        teller.start()
         teller.result(run(request, dict(os.environ), teller))
         code = 0
-    except (NotWanted, BrokenPipeError):
+    except NotWanted:
         pass
     except BaseException:
         import traceback

@@ -45,7 +45,8 @@ RETRY: RetryConfig = {
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2},
 }
 """Of one request that failed before its answer began (5xx, refused connections); the rest is up to `download`."""
-CHUNK_BYTES = 2**20
+CHUNK_BYTES = 2**16
+"""Small, so that progress shows on slow links too."""
 SIBLINGS_LOOKED_AT = 1000
 
 _NOT_FOUND = FileNotFoundError
@@ -223,7 +224,8 @@ class Origin:
         if any(sign in text for sign in _NO_BUCKET):
             return BucketNotFound(self.shown, self._bucket, self._endpoint, hint=self._bucket_hint())
         stale = next((sign for sign in _STALE if sign in text), None)
-        if stale or isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        # The client only makes some refusals errors of their own, not those of listings.
+        if stale or isinstance(error, PermissionDeniedError | UnauthenticatedError) or _status(text) in (401, 403):
             refused = code or f"{_status(text) or 'refused'}"
             reason = f"{refused}: {said}" if (said := _message(text)) else refused
             return OriginDenied(

@@ -27,6 +27,7 @@ from cortex.artifacts.errors import (
     ModelNotFound,
     NoRoomForModel,
     OriginUnreachable,
+    UnusableModel,
 )
 from cortex.artifacts.models import Names, ResolvedModel, Search, ZipPlace, is_searched
 from cortex.artifacts.store import ArtifactStore, StoredBlob
@@ -78,10 +79,13 @@ def fetch(
         NoRoomForModel: the disk is too small for it.
         StoreUnavailable: the store cannot take it.
     """
+    first = _Fetch(origin, store, model_format, known, tell, pause)
     try:
-        return _Fetch(origin, store, model_format, known, tell, pause).run()
-    except (ArtifactCorrupt, BlobsMissing):
-        # What was there already is damaged or went away just now: everything is read anew.
+        return first.run()
+    except (ArtifactCorrupt, BlobsMissing, UnusableModel):
+        if not first.relied_on_known:
+            raise
+        # What was stored before is damaged, or went away just now: everything is read anew.
         return _Fetch(origin, store, model_format, (), tell, pause).run()
 
 
@@ -100,7 +104,13 @@ class _Fetch:
         self._wanted = model_format
         self._known = known
         self._search = Search(origin.shown, model_format)
+        self._relied_on_known = False
         self._intake = Intake(origin, store, known, tell, pause)
+
+    @property
+    def relied_on_known(self) -> bool:
+        """Whether something was not read because it is stored already."""
+        return self._relied_on_known or self._intake.reused > 0
 
     def run(self) -> Fetched:
         origin = self._origin
@@ -143,6 +153,7 @@ class _Fetch:
     def _packed(self, named: OriginObject) -> Fetched:
         before = self._unpacked_before(named)
         if before is not None:
+            self._relied_on_known = True
             self._store.put_tree(before.model.files)
             origin = msgspec.structs.replace(before.origin, url=self._origin.shown)
             return Fetched(origin=origin, model=before.model, read_bytes=0, read_objects=0)
@@ -264,6 +275,7 @@ class Intake:
         self.objects: dict[str, OriginObject] = {}
         """What was taken, by key."""
         self.read_objects = 0
+        self.reused = 0
 
     @property
     def read_bytes(self) -> int:
@@ -287,6 +299,7 @@ class Intake:
                 continue
             sha256 = self._sha256_of(found)
             if sha256:
+                self.reused += 1
                 self.objects[key] = msgspec.structs.replace(found, sha256=sha256)
             else:
                 new[key] = found
