@@ -336,7 +336,7 @@ def _traffic(terminal: Terminal, traffic: Traffic) -> str:
     minutes = traffic.minutes[-room:]
     line = terminal.paint(text.sparkline(minutes, unicode=terminal.unicode), "cyan")
     rate = f"{traffic.per_second:.3g}" if traffic.per_second < 1000 else f"{traffic.per_second:.0f}"
-    return f"{rate} a second; the last {len(minutes)} minutes, at most {max(minutes)}:\n{line}"
+    return f"{rate} a second; last {len(minutes)} minutes, at most {max(minutes)}:\n{line}"
 
 
 def _painted_name(line: str, paint: Paint) -> str:

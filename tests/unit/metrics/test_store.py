@@ -542,6 +542,22 @@ def test_an_older_file_is_brought_to_the_newest_schema_and_keeps_its_counts(tmp_
         new.close()
 
 
+def test_classes_of_a_file_from_before_they_had_a_weight_weigh_what_they_counted(tmp_path, build, monkeypatch):
+    db = sqlite3.connect(tmp_path / "stats.db")
+    db.executescript(MIGRATIONS[0])
+    db.execute("INSERT INTO series (id, api, version) VALUES (1, ?, ?)", (API, VERSION))
+    db.executemany("INSERT INTO class (id, series, name) VALUES (?, 1, ?)", [(1, "old"), (2, "rare")])
+    db.executemany("INSERT INTO class_count (class, day_s, count) VALUES (?, ?, ?)", [(1, DAY_S, 5), (2, DAY_S, 1)])
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+    monkeypatch.setattr("cortex.metrics.store.EXACT_CLASSES", 2)
+    store = StatsStore(tmp_path / "stats.db")
+    store.merge([build.classes({"new": 3})], 2 * DAY_S)
+    assert classes_of(store, 2 * DAY_S) == {"old": 5, "new": 3}
+    store.close()
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(StatsStoreUnusable, match=r"nowhere/stats\.db"):
         StatsStore(tmp_path / "nowhere" / "stats.db")

@@ -79,6 +79,30 @@ def test_users_variables_win_over_ours_but_for_our_names() -> None:
 
 
 @pytest.mark.parametrize(
+    ("environment", "asked"),
+    [
+        ({}, False),
+        ({"OTEL_SERVICE_NAME": "iris"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/v1/traces"}, True),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
+        ({"OTEL_TRACES_EXPORTER": " None "}, False),
+        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, False),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "TRUE"}, False),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "false"}, True),
+    ],
+)
+def test_traces_are_made_where_a_variable_names_where_to(environment: dict[str, str], asked: bool) -> None:
+    assert process.asks_for_traces(environment) is asked
+
+
+def test_where_traces_go_is_inherited_and_an_apis_own_comes_first() -> None:
+    inherited = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318", "OTEL_SERVICE_NAME": "all"}
+    found = process.replica_environment(spec(env={"OTEL_SERVICE_NAME": "own"}), inherited)
+    assert (found["OTEL_EXPORTER_OTLP_ENDPOINT"], found["OTEL_SERVICE_NAME"]) == ("http://a:4318", "own")
+
+
+@pytest.mark.parametrize(
     ("handler", "folders"), [("handler.py", [""]), ("handlers/a.py", ["", "handlers"]), (None, [""])]
 )
 def test_the_project_comes_first_on_the_path(

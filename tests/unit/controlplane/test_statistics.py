@@ -1,0 +1,124 @@
+"""Tests of `cortex.controlplane.statistics`: from replicas' files to what is shown of an api."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cortex.controlplane.statistics import Statistics
+from cortex.ids import ApiKey, ReplicaId, Version
+from cortex.testing.clock import FakeClock
+from cortex.wire.build import TrackerConfig
+from cortex.wire.operator import ApiStatus, Status
+from cortex.wire.reports import AgentReport, IngressRefusals, IngressReport, NodeReport
+from cortex.wire.stats import StatsFile, TrackerStats
+
+API, OLD, NEW = ApiKey("iris/sklearn"), Version("a" * 64), Version("b" * 64)
+CLASSES = TrackerConfig(model_type="classification")
+STATUS = ApiStatus(
+    deployment="iris", name="sklearn", status=Status.LIVE, endpoint="", version=NEW[:8], last_updated=None
+)
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "stats"
+        self.folder.mkdir()
+        self.file = folder / "stats.db"
+        self.clock = FakeClock()
+        self.reports: tuple[AgentReport, ...] = ()
+        self.statistics = self.restarted()
+
+    def restarted(self) -> Statistics:
+        """Another control plane on the same files."""
+        return Statistics(folder=self.folder, file=self.file, clock=self.clock, reports=lambda: self.reports)
+
+    def wrote(self, version: Version, classes: dict[str, int], **facts: Any) -> None:
+        """A replica of this version has answered so many requests."""
+        replica = ReplicaId(f"iris.sklearn.{version[:8]}.0")
+        file = StatsFile(
+            replica=replica,
+            attempt=1,
+            api=API,
+            version=version,
+            wall_s=self.clock.wall_s(),
+            ok=sum(classes.values()),
+            tracker=TrackerStats(classes=classes),
+            **facts,
+        )
+        (self.folder / f"{replica}.1.json").write_bytes(msgspec.json.encode(file))
+
+    def shown(self, version: Version = NEW, tracker: TrackerConfig | None = CLASSES) -> ApiStatus:
+        self.statistics.collect()
+        return self.statistics.with_everything(STATUS, version, tracker)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    world.statistics.close()
+
+
+def test_a_version_is_shown_by_itself_and_all_together(world: World) -> None:
+    world.wrote(OLD, {"a": 2, "b": 1}, client_error=4)
+    world.wrote(NEW, {"b": 5})
+    shown = world.shown()
+    assert (shown.requests.ok, shown.requests.client_error) == (5, 0)
+    assert shown.tracker is not None
+    assert shown.tracker["classes"] == {"b": 5}
+    assert shown.all_versions is not None
+    assert shown.all_versions.versions == 2
+    assert (shown.all_versions.requests.ok, shown.all_versions.requests.client_error) == (8, 4)
+    assert shown.all_versions.tracker is not None
+    assert shown.all_versions.tracker["classes"] == {"b": 6, "a": 2}
+
+
+def test_the_last_hour_is_shown_by_minute(world: World) -> None:
+    world.wrote(NEW, {"a": 6})
+    world.statistics.collect()
+    world.clock.advance(120.0)
+    world.wrote(NEW, {"a": 7})
+    traffic = world.shown().traffic
+    assert traffic is not None
+    assert traffic.minutes[-3:] == (6, 0, 1)
+    assert (len(traffic.minutes), sum(traffic.minutes)) == (60, 7)
+    assert traffic.per_second == pytest.approx(1 / 60, abs=0.001)
+
+
+def test_without_a_tracker_there_is_traffic_and_no_prediction(world: World) -> None:
+    world.wrote(NEW, {"a": 1})
+    shown = world.shown(tracker=None)
+    assert shown.tracker is None
+    assert shown.all_versions is not None
+    assert shown.all_versions.tracker is None
+    assert shown.traffic is not None
+
+
+def test_what_the_ingress_refused_is_in_the_counts_of_the_version_it_routed_to(world: World) -> None:
+    refusals = IngressRefusals(instance="haproxy 1", api=API, version=NEW, client_error=2, server_error=3)
+    ingress = IngressReport(up=True, host="127.0.0.1", port=8880, refusals=(refusals,))
+    node = NodeReport(node="local", cpu_millis=1000, mem_bytes=1)  # type: ignore[arg-type]
+    world.reports = (AgentReport(node=node, serial=1, agent="a", epoch=1, pid=1, started_wall_s=0.0, ingress=ingress),)
+    shown = world.shown()
+    assert (shown.requests.client_error, shown.requests.server_error) == (2, 3)
+    assert shown.traffic is not None
+    assert shown.traffic.minutes[-1] == 5
+
+
+def test_counts_outlive_the_control_plane_and_the_replicas_files(world: World) -> None:
+    world.wrote(NEW, {"a": 3}, last=True)
+    before = world.shown()
+    assert list(world.folder.iterdir()) == []
+    world.statistics.close()
+    world.statistics = world.restarted()
+    assert world.shown() == before
+
+
+def test_an_unusable_file_shows_no_figures_and_breaks_nothing(world: World) -> None:
+    world.statistics.close()
+    world.file = world.folder / "nowhere" / "stats.db"
+    world.statistics = world.restarted()
+    assert world.shown() == STATUS
