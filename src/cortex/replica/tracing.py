@@ -45,6 +45,20 @@ FLUSH_S = 1.0
 """How long the last spans may take to be sent when a replica ends: an absent collector must not hold up a drain."""
 
 
+_BUILT_IN = {
+    ("OTEL_TRACES_EXPORTER",): ("otlp",),
+    ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"): ("http/protobuf",),
+}
+"""What these variables may say; of several the first that is set counts."""
+
+
+class NotBuiltIn(ValueError):
+    """A variable asks for something that is not here."""
+
+    def __init__(self, variable: str, value: str, built_in: str) -> None:
+        super().__init__(f"{variable} is {value}, and only {built_in} is built in")
+
+
 class Request:
     """A prediction that is being traced."""
 
@@ -62,18 +76,22 @@ class Tracing:
     """
     Makes spans and sends them off. What and where to is in the process's `OTEL_…` variables.
 
-    Args:
-        exporter: None for OTLP over HTTP.
+    Raises:
+        NotBuiltIn: the variables name another way of sending than OTLP over HTTP.
     """
 
-    def __init__(self, spec: ReplicaSpec, environ: Mapping[str, str], *, exporter: Any = None) -> None:
+    def __init__(self, spec: ReplicaSpec, environ: Mapping[str, str]) -> None:
+        for names, built_in in _BUILT_IN.items():
+            name = next((name for name in names if environ.get(name)), None)
+            if name is not None and environ[name].strip().lower() not in built_in:
+                raise NotBuiltIn(name, environ[name], built_in[0])
         attributes = {"service.version": short(spec.version), "service.instance.id": spec.replica}
         if not environ.get("OTEL_SERVICE_NAME") and f"{SERVICE_NAME}=" not in environ.get(
             "OTEL_RESOURCE_ATTRIBUTES", ""
         ):
             attributes[SERVICE_NAME] = spec.api
         self._provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         trace.set_tracer_provider(self._provider)  # handlers' own spans go the same way
         self._tracer = self._provider.get_tracer("cortex", __version__)
         self._route = route_path(spec.api)

@@ -207,6 +207,18 @@ def test_a_traceparent_that_is_none_is_ignored(start: Start, collector: Collecto
     assert request.parent_span_id == b""
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("OTEL_TRACES_EXPORTER", "jaeger"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]
+)
+def test_a_way_of_sending_that_is_not_built_in_is_named_and_predictions_are_served(
+    start: Start, collector: Collector, name: str, value: str
+) -> None:
+    replica = start(None, env=collector.env(**{name: value}))
+    assert replica.post(SAMPLE).status == 200
+    (warning,) = [line.text for line in replica.lines() if "traces" in line.text]
+    assert f"{name} is {value}, and only" in warning
+
+
 def test_without_its_variables_nothing_of_opentelemetry_is_imported(start: Start) -> None:
     replica = start(WHAT_IS_IMPORTED)
     assert replica.post(SAMPLE).json == []
