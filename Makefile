@@ -26,11 +26,11 @@ install: $(ALL) ## set up .venv with every extra that runs anywhere (developer t
 demo: $(CORE) ## deploy examples/iris on this machine and ask it something
 	@examples/demo.sh
 
-test: $(DEV) ## run unit, contract and integration tests; choose with ARGS, e.g. make test ARGS="-k rollout"
-	$(BIN)/python -m pytest tests/unit tests/contract tests/integration $(ARGS)
+test: $(DEV) ## run all tests but the end-to-end ones; choose with ARGS, e.g. make test ARGS="-k rollout"
+	$(BIN)/python -m pytest tests/unit tests/contract tests/integration tests/docs/test_pages.py $(ARGS)
 
-e2e: $(DEV) ## run the end-to-end tests: real commands on homes of their own
-	$(BIN)/python -m pytest tests/e2e $(ARGS)
+e2e: $(DEV) ## run the end-to-end tests: real commands on homes of their own, and the code in the docs
+	$(BIN)/python -m pytest tests/e2e tests/docs/test_blocks_run.py $(ARGS)
 
 check: $(DEV) ## formatting, lint, types, import direction
 	$(BIN)/ruff format --check

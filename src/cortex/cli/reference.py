@@ -1,9 +1,8 @@
-"""`python -m cortex.cli.reference > docs/cli.md`: the commands' own help as a page. A test holds the page to it."""
+"""The commands' own help as a page: `python docs/generate.py` writes it to docs/cli.md."""
 
 from __future__ import annotations
 
 import io
-import sys
 from pathlib import Path
 
 import click
@@ -17,7 +16,7 @@ WIDTH = 80
 HEAD = """\
 # The command line
 
-This page is made from the commands' own help: `python -m cortex.cli.reference > docs/cli.md`.
+This page is made from the commands' own help: `python docs/generate.py`.
 
 Results go to stdout, everything else to stderr. `-o json` prints for programs, with stable keys. Colours appear on a
 terminal only, and not when `NO_COLOR` is set. API is `NAME` or `DEPLOYMENT/NAME`; `NAME` alone means the deployment of
@@ -60,7 +59,3 @@ def page() -> str:
 
 def _block(text: str) -> str:
     return f"```text\n{text.rstrip()}\n```\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())

@@ -8,6 +8,7 @@ errors        what can go wrong between a command and the control plane
 operator      one typed call for each line of `wire/operator.py`
 local         the environment on this machine: find it, start it, stop it, remove its files
 ports         which ports it gets
+environments  environments elsewhere: where their control planes answer, and which is talked to
 project       a folder with a cortex.yaml → a deploy request and the files to upload
 follow        from a committed deploy to live or failed
 addressing    `NAME` and `DEPLOYMENT/NAME` → one api

@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "cli.md"
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert DOCS.read_text() == page(), "run `python -m cortex.cli.reference > docs/cli.md`"
+    assert DOCS.read_text() == page(), "run `python docs/generate.py`"
 
 
 def test_every_command_is_on_the_page() -> None:

@@ -1,0 +1,430 @@
+"""
+Writes the pages that follow from the code: `python docs/generate.py`. A test holds the pages to what this would write.
+
+`cli.md` is what the commands say of themselves, `configuration.md` what the models of cortex.yaml and the table of
+settings say, `errors.md` every code and reference that stands in the source.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cortex
+from cortex.cli import reference
+from cortex.ingress.configuration import Refusal
+from cortex.packages.requirements import REFERENCES as REQUIREMENTS
+from cortex.replica.codec import BadBody
+from cortex.replica.server import STATUS
+from cortex.settings import SETTINGS
+from cortex.spec.effects import EFFECTS
+from cortex.spec.models import BLOCKS, RESOURCES
+from cortex.spec.problems import REFERENCES as SPEC
+from cortex.spec.schema import json_schema
+
+HERE = Path(__file__).resolve().parent
+SOURCE = Path(cortex.__file__).parent
+
+# ---- errors.md ------------------------------------------------------------------------------------------------------
+
+PREDICTION: Mapping[str, tuple[str, str, str]] = {
+    "malformed-json": (
+        "400",
+        "The body is no JSON; the message has line and column.",
+        "Send one JSON value. `NaN` is written `null`.",
+    ),
+    "malformed-array": (
+        "400",
+        "The body is no `.npy` file, or not a whole one.",
+        "`numpy.save(file, array, allow_pickle=False)`",
+    ),
+    "malformed-text": ("400", "`text/plain` in another character set than it says.", "Send UTF-8."),
+    "malformed-multipart": ("400", "No multipart form, or one with too many parts.", "`curl -F name=@file` makes one."),
+    "malformed-compression": (
+        "400",
+        "The body is not gzip, or ends too early.",
+        "Leave out `content-encoding`, or send all of it.",
+    ),
+    "malformed-body": ("400", "The body is not what its content type says.", "See the message."),
+    "malformed-request": ("400", "What arrived is no HTTP request.", "Use an HTTP client."),
+    "bad-request": ("400", "Not valid HTTP, or the body broke off.", "Use an HTTP client; send the whole body."),
+    "not-found": ("404", "Nothing is deployed at this path. Paths match as a whole.", "`cortex get` shows endpoints."),
+    "method-not-allowed": ("405", "Another method than GET, HEAD, POST and OPTIONS.", "POST a sample."),
+    "request-timeout": ("408", "The request did not arrive in time.", "Send faster, or smaller bodies."),
+    "body-too-large": (
+        "413",
+        "The body, or what it unpacks to, is over the api's `max_body`.",
+        "Raise `max_body` in cortex.yaml.",
+    ),
+    "unsupported-content-type": (
+        "415",
+        "A content type that this api has no use for; the answer lists those it has.",
+        "Say which with `-H 'content-type: …'`.",
+    ),
+    "unsupported-content-encoding": ("415", "Another content encoding than gzip.", "Send gzip, or the body as it is."),
+    "input-mismatch": (
+        "422",
+        "The sample does not fit the model's signature: the answer names input, expectation and finding.",
+        "`GET` the endpoint: it shows inputs and a sample.",
+    ),
+    "head-too-large": ("431", "More, or longer, headers than are read.", "Send fewer."),
+    "request-error": ("4xx", "The handler raised `cortex.RequestError`.", "See the message, which is the handler's."),
+    "handler-failed": (
+        "500",
+        "The handler raised something else.",
+        "`cortex logs API --request ID` has the traceback.",
+    ),
+    "model-failed": (
+        "500",
+        "The model failed on an input that fits its signature.",
+        "`cortex logs API --request ID` has its words.",
+    ),
+    "result-not-serialisable": (
+        "500",
+        "What `post_inference` returned has no JSON form.",
+        "Return numbers, text, lists, dicts or arrays.",
+    ),
+    "internal-error": ("500", "A fault of Cortex.", "Report it, with the lines of `cortex logs API --request ID`."),
+    "ingress-fault": (
+        "500",
+        "HAProxy ran out of something.",
+        "`cortex info`; the ingress's log is in `logs/` of the home.",
+    ),
+    "replica-lost": (
+        "502",
+        "The replica died with the request, which could not be delivered again: see `limits.md`.",
+        "Send again if that does no harm.",
+    ),
+    "no-ready-replica": ("503", "No replica is ready.", "Send again after `retry-after`; `cortex get API` says why."),
+    "overloaded": (
+        "503",
+        "Every replica is busy and the queue is full.",
+        "Send again after `retry-after`; raise `max_replicas`.",
+    ),
+    "stopping": ("503", "The replica ends before it could answer.", "Send again after `retry-after`."),
+    "timeout": (
+        "504",
+        "No answer within the api's `timeout`.",
+        "Raise `timeout` in cortex.yaml, or make the handler faster.",
+    ),
+}
+"""Status, meaning, next step of each code in the `error` of an answer."""
+
+NOT_CLASSES: Mapping[str, str] = {
+    "bad-digest": "A digest in a call to the control plane is none.",
+    "bad-parameters": "A call to the control plane has parameters that cannot be meant.",
+    "bad-request": "A call to the control plane that cannot be meant.",
+    "broken-off": "A call to the control plane ended before it was complete.",
+    "compute-unavailable": "A replica asks for more cpu, mem or gpu than the machine has.",
+    "default-from-another-folder": "A deploy without `kind: deployment` would remove apis of another folder.",
+    "file-name-not-utf8": "A file of the project has a name that is not UTF-8.",
+    "handler-exited": "The handler's file ends the process when it is imported, as `sys.exit` does.",
+    "handler-import-failed": "Importing the handler's file raised an exception; its traceback is shown.",
+    "handler-left-out": "The handler's file is excluded from what is shipped, by `.cortexignore` or its place.",
+    "handler-missing-module": "The handler imports a package that is not there; the line to add is shown.",
+    "handler-not-callable": "`pre_inference` or `post_inference` is no function.",
+    "handler-not-found": "There is no file at `request_handler`.",
+    "handler-syntax-error": "The handler's file is not valid Python.",
+    "handler-wrong-parameters": "`pre_inference` or `post_inference` takes too few or too many parameters.",
+    "hung": "A replica did not answer for too long, and was replaced.",
+    "ingress-failed": "HAProxy could not be started or changed.",
+    "inspection-timeout": "Looking at model and handler took too long, e.g. an endless loop at import.",
+    "internal-error": "A fault of Cortex in the control plane; its log has the traceback.",
+    "invalid-spec": "A configuration that this control plane does not take: it is of another version.",
+    "link-broken": "A link in the project leads nowhere; it is left out.",
+    "link-leaves-project": "A link in the project leads out of it.",
+    "link-loops": "A link in the project leads back to itself.",
+    "model-not-available": "The model lies where this release cannot fetch it from.",
+    "node-fault": "The machine could not start a replica.",
+    "not-found": "There is no such call of the control plane's API.",
+    "not-warmed-up": "No input that was made up for the model was accepted: give it a `sample:`.",
+    "our-fault": "Cortex itself failed; a report is written, and it is said where.",
+    "out-of-memory": "A replica was ended for its memory; peak and request are shown.",
+    "overdue": "A request outlived its timeout in code that cannot be stopped; the replica was replaced.",
+    "packages-conflict": "No versions satisfy requirements.txt and what a replica needs itself; both sides are named.",
+    "packages-timeout": "Resolving or installing packages took too long.",
+    "packages-unusable": "The packages were installed, and replicas cannot start with them.",
+    "removed-meanwhile": "The api was deleted while its new version was on the way.",
+    "replica-failed": "A replica ended by itself; how, and its last words, are shown.",
+    "sample-not-found": "There is no file at `sample`.",
+    "sample-too-large": "The sample is larger than the api's `max_body`.",
+    "secret-read-at-import": "A variable that libraries read when they are imported cannot be a secret.",
+    "shadowed-package": "A file of the project hides an installed package of its name.",
+    "socket-removed": "Somebody removed the file of a replica's socket; the replica was replaced.",
+    "start-timeout": "A replica made no progress while starting.",
+    "tracker-never-matches": "The tracker asks for something that the model never answers.",
+    "unknown-api": "There is no api of this name.",
+    "unknown-deployment": "There is no deployment of this name.",
+    "wrong-usage": "A command line that cannot be meant.",
+}
+"""References that are given without a class whose docstring would say what they mean."""
+
+BASES = frozenset({"error", "problems", "retry-later", "gave-up", "ingress", "model", "artifact", "stats-error"})
+"""References of classes that others derive from; they are never shown."""
+
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "Packages": ("packages/", "agent/environments.py", "agent/installer.py"),
+    "Models, handlers and projects": (
+        "artifacts/",
+        "replica/",
+        "controlplane/deploy.py",
+        "controlplane/secrets.py",
+        "client/project.py",
+        "cli/init.py",
+        "state/secrets.py",
+    ),
+    "Commands and environments": ("cli/", "client/", "settings.py"),
+    "What runs": ("agent/", "planning/", "ingress/", "engines/", "controlplane/", "state/", "metrics/", "wire/", ""),
+}
+"""Where in the source a reference first stands decides its section: the first prefix that fits."""
+
+
+@dataclass
+class Found:
+    """One reference, and where in the source it stands."""
+
+    files: list[str] = field(default_factory=list)
+    meaning: str = ""
+    """From the docstring of its class, if it has one."""
+
+
+@cache
+def references() -> Mapping[str, Found]:
+    """
+    Every reference in the source: `reference = "…"` of a class, and literals that become the `reference`, `error` or
+    `code` of a call, by keyword or by the place of a parameter of that name.
+    """
+    trees = {
+        file.relative_to(SOURCE).as_posix(): ast.parse(file.read_text())
+        for file in sorted(SOURCE.rglob("*.py"))
+        if "testing" not in file.relative_to(SOURCE).parts
+    }
+    places = _parameter_places(trees.values())
+    found: dict[str, Found] = {}
+    for file, tree in trees.items():
+        for node in ast.walk(tree):
+            for name, meaning in _given(node, places):
+                one = found.setdefault(name, Found())
+                one.files.append(file)
+                one.meaning = one.meaning or meaning
+    return found
+
+
+def _parameter_places(trees: Iterable[ast.AST]) -> Mapping[str, set[int]]:
+    """By function or class: at which place of a call its reference stands."""
+    places: dict[str, set[int]] = {}
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name != "__init__":
+                _note(places, node.name, node)
+            elif isinstance(node, ast.ClassDef):
+                for each in node.body:
+                    if isinstance(each, ast.FunctionDef) and each.name == "__init__":
+                        _note(places, node.name, each)
+    return places
+
+
+def _note(places: dict[str, set[int]], name: str, function: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+    names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
+    names = names[1:] if names[:1] in (["self"], ["cls"]) else names
+    for word in ("reference", "code"):
+        if word in names:
+            places.setdefault(name, set()).add(names.index(word))
+
+
+def _given(node: ast.AST, places: Mapping[str, set[int]]) -> Iterator[tuple[str, str]]:
+    if isinstance(node, ast.ClassDef):
+        for each in node.body:
+            target = each.targets[0] if isinstance(each, ast.Assign) else getattr(each, "target", None)
+            if isinstance(target, ast.Name) and target.id == "reference":
+                meaning = _first_sentence(ast.get_docstring(node) or "")
+                yield from ((name, meaning) for name in _literals(getattr(each, "value", None)))
+    elif isinstance(node, ast.Call):
+        called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        given = [node.args[place] for place in places.get(called, ()) if place < len(node.args)]
+        given += [keyword.value for keyword in node.keywords if keyword.arg in ("reference", "error", "code")]
+        yield from ((name, "") for value in given for name in _literals(value))
+
+
+def _literals(value: ast.AST | None) -> Iterator[str]:
+    if isinstance(value, ast.IfExp):
+        yield from _literals(value.body)
+        yield from _literals(value.orelse)
+    elif isinstance(value, ast.Constant) and isinstance(value.value, str) and _is_reference(value.value):
+        yield value.value
+
+
+def _is_reference(text: str) -> bool:
+    return len(text) > 2 and text.replace("-", "a").isalnum() and text == text.lower() and text[0] != "-"
+
+
+def _first_sentence(docstring: str) -> str:
+    paragraph = " ".join(docstring.partition("\n\n")[0].split())
+    return paragraph.partition(". ")[0].rstrip(".") + "." if paragraph else ""
+
+
+def prediction_codes() -> set[str]:
+    """Every code that an answer of the prediction API can have, from the tables that make the answers."""
+    bodies = {kind.reference for kind in (BadBody, *BadBody.__subclasses__())}
+    return {code for _, _, code in STATUS if code} | bodies | {refusal.value for refusal in Refusal} | {"not-found"}
+
+
+def meanings() -> dict[str, str]:
+    """Every reference of deploys and commands with its meaning. Raises KeyError for one that nobody described."""
+    told = {}
+    for name, found in references().items():
+        if name in BASES or name in SPEC or name in REQUIREMENTS:
+            continue
+        if name in PREDICTION and name not in NOT_CLASSES:
+            continue
+        told[name] = NOT_CLASSES.get(name) or found.meaning
+        if not told[name]:
+            raise KeyError(f"{name} ({found.files[0]}): say what it means, in docs/generate.py")
+    return told
+
+
+def errors_page() -> str:
+    head = """\
+# Errors
+
+This page is made from the code: `python docs/generate.py`.
+
+Every error has a code that stays the same, a message with what was found and what was expected, and in most cases a
+next step. Codes are for programs and for looking up; the message says more than this page can.
+
+## Answers of the prediction API
+
+```json
+{"error": "input-mismatch", "message": "…", "request_id": "4f0c…", "input": "features", "expected_shape": ["N", 4]}
+```
+
+`request_id` is the `x-request-id` of the answer, and of the request if it had one: `cortex logs API --request ID` shows
+what happened. Further keys are facts of the error. A handler's own errors are `cortex.RequestError`, with any 4xx.
+"""
+    sections: dict[str, dict[str, str]] = {title: {} for title in SECTIONS}
+    found = references()
+    for name, meaning in meanings().items():
+        title = next(
+            title
+            for title, prefixes in SECTIONS.items()
+            if any(found[name].files[0].startswith(prefix) for prefix in prefixes)
+        )
+        sections[title][name] = meaning
+    sections["Packages"].update(REQUIREMENTS)
+    rows = [(status, f"`{code}`", meaning, step) for code, (status, meaning, step) in PREDICTION.items()]
+    parts = [head, _table(("status", "error", "meaning", "next step"), rows)]
+    parts.append("## cortex.yaml\n\nEach with file, line and column, all of a file at once.\n")
+    parts.append(_meanings(SPEC))
+    for title, told in sections.items():
+        parts += [f"## {title}\n", _meanings(told)]
+    return "\n".join(parts)
+
+
+def _meanings(told: Mapping[str, str]) -> str:
+    return _table(("reference", "meaning"), [(f"`{name}`", told[name]) for name in sorted(told)])
+
+
+# ---- configuration.md -----------------------------------------------------------------------------------------------
+
+
+def configuration_page() -> str:
+    head = """\
+# Configuration
+
+This page is made from the code: `python docs/generate.py`.
+
+## cortex.yaml
+
+A list of resources: any number of `kind: api`, and at most one `kind: deployment`, which names the group.
+
+```yaml
+- kind: deployment
+  name: iris
+
+- kind: api
+  name: sklearn
+  model: models/sklearn.onnx
+  request_handler: handler.py
+  tracker:
+    model_type: classification
+  compute:
+    max_replicas: 4
+    cpu: 500m
+    mem: 512Mi
+```
+
+Without `kind: deployment` the deployment is called `default`, and its apis live at `/<api>` instead of
+`/<deployment>/<api>`. Unknown keys, duplicate keys and duplicate names are errors, and all problems of a file are shown
+at once. `null` means the default.
+
+Quantities are those of Kubernetes: `0.2` = `200m` cpu, `512Mi`, `1G`, `129e6` bytes. Durations: `30s`, `10m`, `1h30m`,
+or seconds. An editor completes and checks the file with the schema that `cortex schema` prints.
+
+A change to a field, when it is deployed, makes a *new version*, which replaces the old one once it is ready and whose
+statistics begin anew; or it *rolls replicas*, which are replaced by ones of the same version; or it takes effect *in
+place*. Nothing of that loses a request.
+"""
+    parts = [head]
+    for kind, model in RESOURCES.items():
+        parts += [f"### `kind: {kind}`\n", _fields(kind, model)]
+    for name, model in BLOCKS.items():
+        parts += [f"### `{name}:` of an api\n", _fields("", model)]
+    settings = [(f"`{s.flag}`", f"`{s.variable}`", f"`{s.default}`", s.help) for s in SETTINGS]
+    parts.append(
+        "## Settings\n\nOf a command and of what it starts. A flag comes before an environment variable, a variable "
+        "before the default.\nTwo homes with different ports never disturb each other.\n"
+    )
+    parts.append(_table(("flag", "variable", "default", "meaning"), settings))
+    return "\n".join(parts)
+
+
+def _fields(kind: str, model: Any) -> str:
+    """A table of a block's fields; `kind` is empty for a block inside an api."""
+    block = json_schema()["$defs"][kind or model.__name__]
+    inside = next((name for name, known in BLOCKS.items() if known is model), "")
+    return _table(
+        ("field", "default", "a change", "meaning"),
+        [
+            (
+                f"`{name}`",
+                "required"
+                if name in block["required"]
+                else f"`{schema['default']}`"
+                if "default" in schema
+                else "none",
+                _effect(kind, inside, name),
+                schema["description"],
+            )
+            for name, schema in block["properties"].items()
+            if name != "kind"
+        ],
+    )
+
+
+def _effect(kind: str, inside: str, name: str) -> str:
+    if name == "name":
+        return "another api" if kind == "api" else "another deployment"
+    if name in BLOCKS:
+        return "see below"
+    return str(EFFECTS[f"{inside}.{name}" if inside == "compute" else inside or name])
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+PAGES = {"cli.md": reference.page, "configuration.md": configuration_page, "errors.md": errors_page}
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (HERE / name).write_text(page())
+        sys.stdout.write(f"wrote docs/{name}\n")
