@@ -140,6 +140,7 @@ NOT_CLASSES: Mapping[str, str] = {
     "link-leaves-project": "A link in the project leads out of it.",
     "link-loops": "A link in the project leads back to itself.",
     "model-not-available": "The model lies where this release cannot fetch it from.",
+    "not-in-effect-yet": "This release cannot do yet what the model needs.",
     "node-fault": "The machine could not start a replica.",
     "not-found": "There is no such call of the control plane's API.",
     "not-warmed-up": "No input that was made up for the model was accepted: give it a `sample:`.",
@@ -204,29 +205,33 @@ def references() -> Mapping[str, Found]:
         for file in sorted(SOURCE.rglob("*.py"))
         if "testing" not in file.relative_to(SOURCE).parts
     }
-    places = _parameter_places(trees.values())
+    places = _parameter_places(trees)
     found: dict[str, Found] = {}
     for file, tree in trees.items():
         for node in ast.walk(tree):
-            for name, meaning in _given(node, places):
+            for name, meaning in _given(file, node, places):
                 one = found.setdefault(name, Found())
                 one.files.append(file)
                 one.meaning = one.meaning or meaning
     return found
 
 
-def _parameter_places(trees: Iterable[ast.AST]) -> Mapping[str, set[int]]:
-    """By function or class: at which place of a call its reference stands."""
+def _parameter_places(trees: Mapping[str, ast.AST]) -> Mapping[str, set[int]]:
+    """By function or class, private ones with their file: at which place of a call its reference stands."""
     places: dict[str, set[int]] = {}
-    for tree in trees:
+    for file, tree in trees.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name != "__init__":
-                _note(places, node.name, node)
+                _note(places, _known_as(node.name, file), node)
             elif isinstance(node, ast.ClassDef):
                 for each in node.body:
                     if isinstance(each, ast.FunctionDef) and each.name == "__init__":
-                        _note(places, node.name, each)
+                        _note(places, _known_as(node.name, file), each)
     return places
+
+
+def _known_as(name: str, file: str) -> str:
+    return f"{file}:{name}" if name.startswith("_") else name
 
 
 def _note(places: dict[str, set[int]], name: str, function: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
@@ -237,7 +242,7 @@ def _note(places: dict[str, set[int]], name: str, function: ast.FunctionDef | as
             places.setdefault(name, set()).add(names.index(word))
 
 
-def _given(node: ast.AST, places: Mapping[str, set[int]]) -> Iterator[tuple[str, str]]:
+def _given(file: str, node: ast.AST, places: Mapping[str, set[int]]) -> Iterator[tuple[str, str]]:
     if isinstance(node, ast.ClassDef):
         for each in node.body:
             target = each.targets[0] if isinstance(each, ast.Assign) else getattr(each, "target", None)
@@ -245,7 +250,7 @@ def _given(node: ast.AST, places: Mapping[str, set[int]]) -> Iterator[tuple[str,
                 meaning = _first_sentence(ast.get_docstring(node) or "")
                 yield from ((name, meaning) for name in _literals(getattr(each, "value", None)))
     elif isinstance(node, ast.Call):
-        called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        called = _known_as(getattr(node.func, "id", getattr(node.func, "attr", "")), file)
         given = [node.args[place] for place in places.get(called, ()) if place < len(node.args)]
         given += [keyword.value for keyword in node.keywords if keyword.arg in ("reference", "error", "code")]
         yield from ((name, "") for value in given for name in _literals(value))
