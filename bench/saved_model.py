@@ -10,6 +10,7 @@ connections and compares every answer with the first. It needs a core of its own
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import multiprocessing
 import os
 import select
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 from cortex.replica.backends import base
 from cortex.replica.codec import Decoder
@@ -40,11 +41,16 @@ EXAMPLE = ROOT / "examples" / "iris"
 MODEL = EXAMPLE / "models" / "tensorflow"
 BODY = b'{"sepal_length": 5.2, "sepal_width": 3.6, "petal_length": 1.4, "petal_width": 0.3}'
 CALLS_A_ROUND = 200
+SKIPPED = 2
+"""Exit code that `run.py` takes for "not measured here"."""
 REPLICAS = 10
 
 
 def main() -> None:
     options = _options()
+    if importlib.util.find_spec("tensorflow") is None:
+        print("TensorFlow is not installed: make install", file=sys.stderr)
+        sys.exit(SKIPPED)
     with tempfile.TemporaryDirectory(prefix="cxb", dir="/tmp") as folder:
         print_starts(Path(folder))
     with a_world("savedmodel") as world:
@@ -58,9 +64,10 @@ def main() -> None:
 
 def print_calls(seconds: float) -> None:
     """Microseconds a call: the model alone in several ways, then what a request costs around it."""
+    backend = base.load("tensorflow", str(MODEL))
     import tensorflow as tf
 
-    backend = base.load("tensorflow", str(MODEL))
+    tf.get_logger().setLevel("ERROR")
     decode, convert = Decoder(has_pre_inference=False).decode, build_converter(backend.signature).convert
     sample = decode(BODY, "application/json")
     feeds = convert(sample)
@@ -90,7 +97,7 @@ def print_calls(seconds: float) -> None:
             for name, value in signature(**{name: tf.constant(feed) for name, feed in feeds.items()}).items()
         },
         "Session.make_callable": lambda: public(*feeds.values()),
-        "the callable that is used": lambda: bare(*arguments),
+        "the bare callable": lambda: bare(*arguments),
         "Backend.run": lambda: backend.run(feeds),
         "convert": lambda: convert(sample),
         "present and encode": lambda: encode(backend.plain(backend.present(outputs, feeds))),
@@ -104,7 +111,7 @@ def print_calls(seconds: float) -> None:
             for _ in range(CALLS_A_ROUND):
                 way()
             best[name] = min(best[name], (time.perf_counter() - started_s) / CALLS_A_ROUND * 1e6)
-    print("\nmicroseconds a call, one row, one thread, best round")
+    print(f"\nmicroseconds a call, one row, one thread, best round, TensorFlow {tf.__version__}")
     for name, each_us in best.items():
         print(f"  {name:<28} {each_us:7.1f}")
 
@@ -113,7 +120,8 @@ def print_starts(folder: Path) -> None:
     started_s = time.perf_counter()
     launcher = LauncherProcess(folder, backend="tensorflow")
     try:
-        print(f"launcher up                {time.perf_counter() - started_s:.1f} s")
+        launcher_s = time.perf_counter() - started_s
+        print(f"TensorFlow imported        {launcher_s:.1f} s, once; {os.getloadavg()[0]:.1f} processes want a core")
         ready_ms, cpu_ms, replicas = [], [], []
         for number in range(REPLICAS):
             spec = spec_for(folder, MODEL, replica=f"t.a.00000000.{number}", model_format="tensorflow")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -172,14 +173,16 @@ def test_the_same_weights_answer_alike_as_onnx_and_as_saved_model(home: Home, tm
 def test_folders_of_versions_and_zips_are_taken_and_said(home: Home, export: Export, tmp_path: Path) -> None:
     for version, weight in ((9, 9.0), (10, 10.0)):
         export(tmp_path / "models" / str(version), "f", weight=weight)
-    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
-        packed = export(tmp_path / "packed", "f", weight=3.0)
-        for file in packed.rglob("*"):
-            archive.write(file, file.relative_to(packed))
-    yaml = cortex_yaml("places", "name: folder, model: models", "name: zip, model: model.zip")
+    packed = export(tmp_path / "packed", "f", weight=3.0)
+    for name, folder in (("model.zip", packed), ("versions.zip", tmp_path / "models")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for file in folder.rglob("*"):
+                archive.write(file, file.relative_to(folder))
+    apis = ("name: folder, model: models", "name: zip, model: model.zip", "name: versions, model: versions.zip")
+    yaml = cortex_yaml("places", *apis)
     ran = home.deploy(write_project(tmp_path, {"cortex.yaml": yaml}))
     assert "10, the highest version of 2 in the folder models (folder)" in ran.out + ran.err
-    assert answered(home, "/places/folder", [1, 2]) == {"y": [10.0, 20.0]}
+    assert answered(home, "/places/folder", [1, 2]) == answered(home, "/places/versions", [1, 2]) == {"y": [10.0, 20.0]}
     assert answered(home, "/places/zip", [[1, 2], [3, 4]]) == {"y": [[3.0, 6.0], [9.0, 12.0]]}
 
 
@@ -209,6 +212,64 @@ def test_a_handler_sees_every_signature(home: Home, export: Export, tmp_path: Pa
     yaml = cortex_yaml("seen", "name: a, model: model, request_handler: handler.py")
     home.deploy(write_project(tmp_path, {"cortex.yaml": yaml, "handler.py": handler}))
     assert answered(home, "/seen/a", [1, 2]) == {"other": ["float32[?, 2]"], "serving_default": ["float32[?, 2]"]}
+
+
+def export_estimator(tf: Any, path: Path, vocabulary: Path) -> None:
+    """
+    Export as estimators of TensorFlow 1 did: three signatures, two of them over serialised examples, a table filled
+    from a file, and a variable of the old kind. score = 3 · age, and the class is looked up in the vocabulary.
+    """
+    tf1 = tf.compat.v1
+    builder = tf1.saved_model.Builder(str(path))
+    with tf1.Graph().as_default(), tf1.Session() as session:
+        serialised = tf1.placeholder(tf.string, [None], name="input_example_tensor")
+        age = tf1.parse_example(serialised, {"age": tf1.FixedLenFeature([1], tf.float32)})["age"]  # (rows, 1)
+        weight = tf1.get_variable("w", [1, 1], initializer=tf1.constant_initializer(3.0), use_resource=False)
+        score = age @ weight
+        words = tf1.lookup.TextFileInitializer(str(vocabulary), tf.int64, -1, tf.string, -2)
+        table = tf1.lookup.StaticHashTable(words, default_value="unknown")
+        label = table.lookup(tf.cast(score > 10, tf.int64))
+        info, define = tf1.saved_model.build_tensor_info, tf1.saved_model.build_signature_def
+        examples, scores, labels = info(serialised), info(score), info(label)
+        session.run(tf1.global_variables_initializer())
+        builder.add_meta_graph_and_variables(
+            session,
+            ["serve"],
+            {
+                "classify": define({"inputs": examples}, {"classes": labels, "scores": scores}, "classify"),
+                "regress": define({"inputs": examples}, {"outputs": scores}, "regress"),
+                "predict": define({"age": info(age)}, {"score": scores, "label": labels}, "predict"),
+            },
+            main_op=tf1.tables_initializer(),
+            assets_collection=tf1.get_collection(tf1.GraphKeys.ASSET_FILEPATHS),
+        )
+    builder.save()
+
+
+def test_an_estimator_of_tensorflow_1_answers_by_each_of_its_signatures(
+    home: Home, tensorflow: Any, tmp_path: Path
+) -> None:
+    vocabulary = tmp_path / "labels.txt"
+    vocabulary.write_text("young\nold\n")
+    export_estimator(tensorflow, tmp_path / "export" / "1568244606", vocabulary)
+    vocabulary.unlink()
+    keys = ("predict", "classify", "regress")
+    apis = (f"name: {key}, model: export, tf_signature_key: {key}" for key in keys)
+    home.deploy(write_project(tmp_path, {"cortex.yaml": cortex_yaml("estimator", *apis)}))
+
+    def example(age: float) -> dict[str, str]:
+        feature = tensorflow.train.Feature(float_list=tensorflow.train.FloatList(value=[age]))
+        features = tensorflow.train.Features(feature={"age": feature})
+        made = tensorflow.train.Example(features=features).SerializeToString()
+        return {"b64": base64.b64encode(made).decode()}
+
+    assert answered(home, "/estimator/predict", {"age": 5}) == {"label": ["old"], "score": [15.0]}
+    assert answered(home, "/estimator/classify", example(2)) == {"classes": ["young"], "scores": [6.0]}
+    assert answered(home, "/estimator/regress", {"inputs": [example(2), example(5)]}) == {"outputs": [[6.0], [15.0]]}
+    answer = ask(home, "/estimator/regress", {"b64": "AAEC"})
+    assert (answer.status, "Could not parse example" in answer.json["message"]) == (500, True), answer.body
+    answer = ask(home, "/estimator/regress", {"b64": "not base64"})
+    assert (answer.status, answer.json["input"]) == (422, "inputs")
 
 
 def test_what_cannot_be_served_is_refused_at_deploy_and_changes_nothing(
