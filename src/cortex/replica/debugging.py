@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import reprlib
 from time import perf_counter
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 from cortex.replica.logs import LogFile
 from cortex.replica.secrecy import masked
 
+SMALL_ARRAY = 16
+"""Elements up to which all are shown."""
 _TRUE = frozenset({b"", b"true", b"1", b"yes"})
 
 
@@ -55,6 +58,16 @@ class _Short(reprlib.Repr):
         self.maxstring = self.maxother = 300
         self.maxlong = 60
 
+    def repr_dict(self, x: Any, level: int) -> str:
+        """In their own order."""
+        if not x or level <= 0:
+            return "{...}" if x else "{}"
+        shown = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}"
+            for key, value in itertools.islice(x.items(), self.maxdict)
+        ]
+        return "{" + ", ".join([*shown, "..."] if len(x) > self.maxdict else shown) + "}"
+
     def repr1(self, x: Any, level: int) -> str:
         if isinstance(x, np.ndarray):
             return _array(x)
@@ -71,8 +84,25 @@ class _Short(reprlib.Repr):
 
 
 def _array(array: np.ndarray[Any, Any]) -> str:
-    values = np.array2string(array, threshold=16, edgeitems=4, max_line_width=10_000, separator=", ")
-    return f"{array.dtype}{list(array.shape)} {' '.join(values.split())}"
+    """Small ones as they are; of large ones the range of their values, and the first and last of them."""
+    about = f"{array.dtype}{list(array.shape)}"
+    if array.size > SMALL_ARRAY:
+        about += _range(array)
+        array = array.reshape(-1)
+    large: dict[str, Any] = {"formatter": {"float_kind": "{:.5g}".format}} if array.size > SMALL_ARRAY else {}
+    values = np.array2string(array, threshold=SMALL_ARRAY, edgeitems=4, max_line_width=10_000, separator=", ", **large)
+    return f"{about} {' '.join(values.split())}"
+
+
+def _range(array: np.ndarray[Any, Any]) -> str:
+    """What tells whether an input was scaled as a model wants it."""
+    if array.dtype.kind not in "iuf":
+        return ""
+    finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array
+    if not finite.size:
+        return " without a finite value"
+    words = f" from {finite.min():.5g} to {finite.max():.5g}, mean {finite.mean(dtype=np.float64):.5g}"
+    return words if finite.size == array.size else f"{words}, {array.size - finite.size} not finite"
 
 
 _SHORT = _Short()

@@ -52,6 +52,23 @@ def test_values_stay_readable() -> None:
     assert shorten({"a": [1, 2.5, None], "b": "text"}) == "{'a': [1, 2.5, None], 'b': 'text'}"
     assert shorten(np.array([[1.5, 2]], dtype=np.float32)) == "float32[1, 2] [[1.5, 2. ]]"
     assert shorten(b"abc") == "b'abc'"
+    assert shorten({"b": 1, "a": {}}) == "{'b': 1, 'a': {}}"
+
+
+def test_of_a_large_array_type_shape_range_and_ends_are_shown() -> None:
+    image = np.linspace(0, 1, 3 * 224 * 224, dtype=np.float32).reshape(1, 3, 224, 224)
+    shown = shorten(image)
+    assert shown.startswith("float32[1, 3, 224, 224] from 0 to 1, mean 0.5 [0, 6.6433e-06,")
+    assert len(shown) < 200
+    assert shorten(np.arange(100, dtype=np.uint8)) == (
+        "uint8[100] from 0 to 99, mean 49.5 [ 0, 1, 2, 3, ..., 96, 97, 98, 99]"
+    )
+
+
+def test_values_that_are_not_finite_are_counted() -> None:
+    assert " from 1 to 2, mean 1.5, 18 not finite [" in shorten(np.array([1.0, 2.0] + [np.nan] * 18))
+    assert " without a finite value [" in shorten(np.full(20, np.inf))
+    assert shorten(np.array(["text"] * 20)).startswith("<U4[20] ['text',")
 
 
 def test_each_step_is_logged_with_its_time_and_request() -> None:
