@@ -163,6 +163,24 @@ def test_an_environment_is_built_once_for_all_who_need_it(node):
     assert node.told.count("installing 1 packages") >= 1
 
 
+def test_a_build_that_is_called_off_ends_with_its_installer_unless_another_waits_for_it(node):
+    a_wheel(node.wheels, "tinya", "1.0", files={f"tinya/{n}.py": f"N = {n}\n" for n in range(500)})
+
+    async def called_off(waiters: int) -> list[str]:
+        digest = node.digest(await node.lock("tinya"))
+        waiting = [asyncio.ensure_future(node.ensure(digest)) for _ in range(waiters)]
+        while not node.installer.pids:
+            await asyncio.sleep(0.001)
+        waiting[0].cancel()
+        await asyncio.wait(waiting)
+        while node.installer.pids:
+            await asyncio.sleep(0.001)
+        return [name for name in node.left if name != "platform"]
+
+    assert asyncio.run(called_off(1)) == []
+    assert len(asyncio.run(called_off(2))) == 1
+
+
 def test_a_later_agent_finds_what_a_former_one_built(node, tmp_path):
     a_wheel(node.wheels, "tinya", "1.0")
     digest, python = asyncio.run(node.build("tinya"))

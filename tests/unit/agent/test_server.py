@@ -11,6 +11,7 @@ from cortex.agent.server import Ending, StaleEpoch
 from cortex.ids import ApiKey
 from cortex.testing.builders import a_build, a_node
 from cortex.wire.agent import (
+    NEVER_MIND,
     AgentReply,
     GiveOrders,
     InspectBuild,
@@ -200,3 +201,36 @@ def test_the_socket_is_private_and_takes_the_place_of_a_dead_agents(layout):
 
     assert play(layout, story) == (0o600, Observed(report=REPORT))
     assert not layout.agent_socket.with_name("agent.sock.tmp").exists()
+
+
+@pytest.mark.parametrize(("sent", "ends"), [(NEVER_MIND, True), (b"", False)], ids=["called off", "only gone"])
+def test_what_is_done_for_a_request_ends_when_it_is_called_off_and_not_when_its_sender_dies(layout, sent, ends):
+    async def story(service, connect):
+        begun, ended = asyncio.Event(), asyncio.Event()
+
+        async def observe(agent, serial, timeout_s):
+            begun.set()
+            try:
+                await service.held.wait()
+            except asyncio.CancelledError:
+                ended.set()
+                raise
+            return service._note(agent, REPORT)
+
+        service.observe = observe
+        service.held.clear()
+        line = await connect()
+        line.send(msgspec.json.encode(Observe(agent="a", serial=0, timeout_s=1.0)))
+        await begun.wait()
+        line.writer.write(sent)
+        line.writer.write_eof()
+        if ends:
+            await ended.wait()
+        else:
+            other = await connect()  # what comes later is answered later: the end was noticed by then
+            await other.ask(ORDERS)
+            service.held.set()
+            await line.receive()
+        return ended.is_set(), "a" in service.asked
+
+    assert play(layout, story) == (ends, not ends)
