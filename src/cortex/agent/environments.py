@@ -249,7 +249,9 @@ class Environments:
 
     def _built(self, digest: str, build: asyncio.Task[None]) -> None:
         self._builds.pop(digest, None)
-        if not build.cancelled() and build.exception() is not None:
+        if build.cancelled():
+            log.info("building environment %s was called off", digest)
+        elif build.exception() is not None:
             log.error("environment %s could not be built: %s", digest, build.exception())
 
     async def _make_usable(self, digest: str, model_format: ModelFormat, project: str | None) -> None:

@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 
 MAX_OUTPUT_BYTES = 2**20
 """Of what an installer writes, the end is kept."""
-HEARTBEAT_S = 5.0
-"""Somebody waits at the other end: silence for long would look like an end."""
+HEARTBEAT_S = 2.0
+"""Somebody waits at the other end: silence for long would look like an end. And this is how soon it is noticed that
+nobody does any more."""
 EXIT_GRACE_S = 2.0
 """For a pipe that a stray grandchild keeps open."""
 
