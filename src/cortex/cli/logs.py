@@ -22,12 +22,14 @@ from cortex.cli.command import (
 from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.client.addressing import deployment_here, find_api, full_name
 from cortex.client.errors import OperatorFailed
-from cortex.client.operator import ALL_LINES, WATCH_S, OperatorClient
+from cortex.client.operator import ALL_LINES, OperatorClient
 from cortex.settings import Settings
 from cortex.wire.agent import LogLine, LogLines
 from cortex.wire.operator import ApiStatus
 
 LAST_LINES = 100
+FOLLOW_S = 5.0
+"""How long to wait for a line before looking whether the api is still there."""
 SHORT_REQUEST = 6
 REPLICA_COLOURS = ("cyan", "magenta", "blue", "green", "yellow")
 LEVEL_COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
@@ -98,7 +100,7 @@ def logs(
         while True:
             try:
                 cursor = lines.cursor
-                lines = calls.call(lambda client: read(client, cursor, WATCH_S))  # noqa: B023  # called at once
+                lines = calls.call(lambda client: read(client, cursor, FOLLOW_S))  # noqa: B023  # called at once
             except OperatorFailed as error:
                 if error.status != 404:
                     raise

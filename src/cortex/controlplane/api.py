@@ -237,6 +237,8 @@ def _add_routes(app: FastAPI, operator: Operator, documented: _Documented) -> No
         wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0.0,
     ) -> Response:
         key = api_key(_checked_name(deployment), _checked_name(name))
+        if operator.api(deployment, name) is None:
+            raise NotFound("unknown-api", f'there is no api "{name}" in deployment "{deployment}"')
         return _json(
             operator.logs(
                 ReadLogs(

@@ -31,7 +31,7 @@ from cortex.lib.log import get_logger
 from cortex.replica import secrecy
 from cortex.replica.tracebacks import format_user_traceback
 from cortex.wire.logline import is_ours
-from cortex.wire.rawoutput import SUFFIX, RawOutput
+from cortex.wire.rawoutput import MAX_WAITING_BYTES, SUFFIX, RawOutput
 
 REQUEST_ID: ContextVar[str] = ContextVar("cortex_request_id", default="")
 """Id of the request whose code is running; empty between requests."""
@@ -45,6 +45,8 @@ MAX_PENDING_CHARS = 64 * 1024
 """Printed text without a line end becomes a line of its own at this length."""
 MAX_RAW_BYTES = 64 * 1024
 """How much output past Python is taken in at once: some thousand lines, which keep requests waiting for some 10 ms."""
+MAX_BEFORE_BYTES = 2**20
+"""And how much of it comes before a record of ours, so that lines stay in the order in which they were written."""
 BUSY_LOOK_S = 0.05
 """How often more of it is taken in while there is more. What is written faster for long is not kept."""
 MAX_LAST_BYTES = 2**20
@@ -96,7 +98,7 @@ class LogFile:
             request = REQUEST_ID.get()
         raw = self._raw
         if raw is not None and raw.is_waiting:
-            self.take_raw(request)  # it was first
+            self.take_raw(request, max_bytes=MAX_BEFORE_BYTES, most_waiting=MAX_BEFORE_BYTES)  # it was first
         for record in self._encoded(stream, level, text, request):
             self._write(record)
 
@@ -125,19 +127,28 @@ class LogFile:
 
     # ---- what goes past Python ----------------------------------------------------------------------------------
 
-    def take_raw(self, request: str = "", *, whole: bool = False, max_bytes: int = MAX_RAW_BYTES) -> int:
+    def take_raw(
+        self,
+        request: str = "",
+        *,
+        whole: bool = False,
+        max_bytes: int = MAX_RAW_BYTES,
+        most_waiting: int = MAX_WAITING_BYTES,
+    ) -> int:
         """
         Make records of what arrived past Python; returns how many bytes they have, about.
 
         Args:
             request: whose code is running.
             whole: also a line that has no end yet.
+            max_bytes: so much at once; the rest waits.
+            most_waiting: of more than so much the beginning is left out.
         """
         raw = self._raw
         if raw is None or os.getpid() != self._pid or not self._taking.acquire(blocking=False):
             return 0
         try:
-            lines = raw.take(max_bytes, whole=whole)
+            lines = raw.take(max_bytes, whole=whole, most_waiting=most_waiting)
             request = request if self.raw_belongs_to_request else ""
             records: list[bytes] = []
             for line in lines:
@@ -156,7 +167,7 @@ class LogFile:
         """Called as a request's code ends: what it left past Python is its own, also an unfinished line."""
         raw = self._raw
         if raw is not None and self.raw_belongs_to_request and raw.is_waiting:
-            self.take_raw(request, whole=True)
+            self.take_raw(request, whole=True, max_bytes=MAX_BEFORE_BYTES, most_waiting=MAX_BEFORE_BYTES)
 
     def every_second(self) -> None:
         """Take what waits, and see to it that neither file grows too large. Called by one thread."""

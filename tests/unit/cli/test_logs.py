@@ -51,7 +51,7 @@ def test_following_goes_on_with_the_cursor_until_the_api_is_deleted(cortex: Any,
     assert ran.talk == "iris/sklearn is gone: it was deleted\n"
     assert ran.out.splitlines()[-1] == "08:00:00 aaaabbbb.0  later\x1b[2J"
     queries = [r.query for r in written.requests if r.path.endswith("/logs")]
-    assert queries[1] == {"tail": "1000000", "cursor": "1", "wait_s": "25.000"}
+    assert queries[1] == {"tail": "1000000", "cursor": "1", "wait_s": "5.000"}
     assert queries[2]["cursor"] == "2"
 
 

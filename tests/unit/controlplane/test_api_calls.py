@@ -162,10 +162,15 @@ def test_each_call_is_passed_on_and_its_answer_given_back(call, operator, method
     assert operator.asked == [asked]
 
 
+def test_an_api_that_is_gone_has_no_logs_to_follow(call):
+    assert call("GET", "/v1/apis/iris/unknown/logs?cursor=c&wait_s=2").status_code == 404
+
+
 def test_every_parameter_of_reading_logs_is_passed_on(call, operator):
     query = "since_wall_s=1.5&replica=1.0&request=r&tail=7&cursor=c&wait_s=2"
     assert decoded(call("GET", f"/v1/apis/iris/a/logs?{query}"), LogLines) == LINES
     assert operator.asked == [
+        ("iris", "a"),
         ReadLogs(
             api=ApiKey("iris/a"),
             since_wall_s=1.5,
@@ -174,7 +179,7 @@ def test_every_parameter_of_reading_logs_is_passed_on(call, operator):
             tail=7,
             cursor="c",
             wait_s=2.0,
-        )
+        ),
     ]
 
 
