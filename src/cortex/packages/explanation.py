@@ -68,7 +68,15 @@ def relevant(output: str) -> str:
         errors = [line for line in between if _ERROR.search(line)][:MOST_ERRORS]
         gap = f"… {len(between) - len(errors)} lines left out …"
         lines[FIRST_LINES:-LAST_LINES] = [gap, *errors, "…"] if errors else [gap]
-    return "\n".join(line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]} …" for line in lines)
+    return "\n".join(map(_shortened, lines))
+
+
+def _shortened(line: str) -> str:
+    """A line without its middle if it is long: paths come first, and what went wrong last."""
+    if len(line) <= MOST_CHARACTERS:
+        return line
+    half = MOST_CHARACTERS // 2
+    return f"{line[:half]} … {line[-half:]}"
 
 
 def without_credentials(text: str) -> str:

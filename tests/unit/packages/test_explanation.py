@@ -149,3 +149,12 @@ def test_queries_of_urls_are_as_good_as_passwords():
     said = explanation.relevant(UNAVAILABLE)
     assert "k=v" not in said
     assert "(http://127.0.0.1:4405/simple/tabulate/?****)" in said
+
+
+def test_the_end_of_a_long_line_says_what_went_wrong():
+    problem = explanation.failure(
+        f"error: failed to copy {'/long' * 100}: No space left on device\n", doing="installing"
+    )
+    assert problem.message.endswith("long: No space left on device")
+    assert "free space" in problem.hint
+    assert len(problem.message) < 400
