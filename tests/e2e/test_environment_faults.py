@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -210,6 +211,84 @@ def test_a_full_disk_is_named_while_serving_goes_on_and_is_got_over(small_disk):
     filler.unlink()
     home.deploy(project(home, 3))
     assert predicted(home) == 30.0
+
+
+# ---- a clock that jumps ------------------------------------------------------------------------------------------
+
+
+class WallClock:
+    """The wall clock of everything that a home runs; see `shifted_clock.c`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "offset"
+        self.shift(0)
+        self.variables = {"LD_PRELOAD": str(folder / "shifted_clock.so"), "SHIFTED_CLOCK": str(self._file)}
+        source = Path(__file__).with_name("shifted_clock.c")
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", self.variables["LD_PRELOAD"], source], check=True)
+
+    def shift(self, seconds: int) -> None:
+        """From now on be so far ahead of the real clock."""
+        with self._file.open("r+b" if self._file.exists() else "wb") as stream:
+            stream.write(struct.pack("=q", seconds))
+
+
+@pytest.fixture
+def wall_clock(home: Home, tmp_path: Path) -> WallClock:
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler to build the clock with")
+    clock = WallClock(tmp_path)
+    home.variables.update(clock.variables)
+    return clock
+
+
+DAY_S = 86400
+
+
+def test_a_clock_that_jumps_back_and_forth_disturbs_neither_serving_nor_deploys(home, wall_clock):
+    home.deploy(project(home))
+    (pid,) = home.replica_pids("f/x")
+    served = 0
+    for days in (1, -1, 0, 5, -5, 0):  # less than the fortnight that statistics are kept for
+        wall_clock.shift(days * DAY_S)
+        status = home.cortex("get", "f/x", "-o", "json").json
+        assert (status["status"], status["crashes"]) == ("live", 0), days
+        for _ in range(20):
+            assert predicted(home) == 10.0
+            served += 1
+        shown = home.cortex("get", "f/x").out
+        assert re.search(r"deployed \d+[a-z]+ ago", shown), shown
+    assert home.replica_pids("f/x") == [pid], "nothing was restarted for it"
+    counted = eventually(lambda: (c := requests(home)["2xx"]) >= served and c, "all requests are counted")
+    assert counted == served
+
+
+def test_a_clock_that_has_jumped_is_no_obstacle_to_deploys_and_restarts(home, wall_clock):
+    home.deploy(project(home))
+    for number, days in enumerate((3, -3), start=2):
+        wall_clock.shift(days * DAY_S)
+        home.deploy(project(home, number))
+        assert predicted(home) == 10.0 * number
+        for kill in (home.replica_pids("f/x")[0], control_plane_pid(home)):
+            os.kill(kill, signal.SIGKILL)
+            assert predicted(home) == 10.0 * number
+        eventually(lambda: control_plane_pid(home), "the control plane is back")
+        eventually(lambda: home.cortex("get", "f/x", "-o", "json").json["status"] == "live", "the api is live")
+    home.cortex("down")
+    wall_clock.shift(0)
+    home.cortex("up")
+    eventually(lambda: home.cortex("get", "f/x", "-o", "json").json["status"] == "live", "everything is restored")
+    assert predicted(home) == 30.0
+    versions = [line["version"] for line in home.cortex("history", "f/x", "-o", "json").json]
+    assert len(versions) == 3
+
+
+def requests(home: Home) -> dict[str, int]:
+    return dict(home.cortex("get", "f/x", "-o", "json").json["requests"])
+
+
+def control_plane_pid(home: Home) -> int:
+    record = home.control_plane()
+    return record.pid if record is not None else 0
 
 
 # ---- what is not there ------------------------------------------------------------------------------------------

@@ -40,6 +40,8 @@ APIS: dict[str, str] = {
     "blocks": "request_handler: blocks.py, concurrency: 4, timeout: 1s",
     "blocks-twice": "request_handler: blocks.py, min_replicas: 2, timeout: 1s",
     "cancelled": "request_handler: cancelled.py, timeout: 500ms",
+    "dies": "request_handler: dies.py, min_replicas: 3",
+    "imports": "request_handler: nested/handlers/imports.py",
 }
 
 HANDLERS = {
@@ -324,6 +326,38 @@ HANDLERS = {
         def post_inference(prediction, metadata):
             return os.getpid()
     """,
+    "dies.py": """
+        import ctypes, os, signal
+
+        def pre_inference(sample, metadata):
+            if sample == "os._exit":
+                os._exit(0)
+            if sample == "segmentation fault":
+                ctypes.string_at(0)
+            if sample == "abort":
+                os.abort()
+            if sample == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return [1, 2, 3, 4]
+    """,
+    "labels.py": "NAMES = ['setosa', 'versicolor']\n",
+    "labels.txt": "virginica\n",
+    "nested/handlers/sibling.py": "HERE = __file__\n",
+    "nested/handlers/imports.py": """
+        import os, sys
+        import labels, sibling
+        import cortex
+
+        AT_IMPORT = open("labels.txt").read().strip()
+
+        def post_inference(prediction, metadata):
+            return {
+                "top": labels.NAMES, "sibling": os.path.basename(sibling.HERE), "file": AT_IMPORT,
+                "later": open("labels.txt").read().strip(), "cwd": os.listdir("."),
+                "path": [os.path.relpath(folder) for folder in sys.path[:2]],
+                "names": sorted(name for name in os.environ if name.startswith("CORTEX_")),
+            }
+    """,
     "cancelled.py": """
         import asyncio, os
 
@@ -430,6 +464,20 @@ def test_parameters_are_matched_by_position_and_may_have_defaults(post):
 
 def test_an_async_and_a_sync_hook_may_stand_side_by_side_and_share_state(post):
     assert [answer.json for answer in at_once(post, "mixed", 8, {"x": [1]})] == [{"x": [1]}] * 8
+
+
+def test_a_handler_imports_from_the_project_and_from_its_own_folder_and_works_in_the_project(post):
+    found = post("imports", [1, 2, 3, 4]).json
+    assert {"m.onnx"}.isdisjoint(found["cwd"]), "models named in the yaml are not part of the project"
+    assert {"labels.txt", "nested"} <= set(found.pop("cwd"))
+    assert found == {
+        "top": ["setosa", "versicolor"],
+        "sibling": "sibling.py",
+        "file": "virginica",
+        "later": "virginica",
+        "path": [".", "nested/handlers"],
+        "names": ["CORTEX_API", "CORTEX_DEPLOYMENT", "CORTEX_REPLICA", "CORTEX_VERSION"],
+    }
 
 
 # ---- what it may return -----------------------------------------------------------------------------------------
@@ -596,6 +644,48 @@ def test_whatever_a_handler_raises_ends_its_own_request_only(home, post, api):
         assert post(api, {"pre": "CancelledError"}).status == 500
     assert post(api, {}).json == pid, "the same process goes on"
     assert "ZeroDivisionError: division by zero" in "\n".join(home.logs(f"h/{api}"))
+
+
+DEATHS = ("os._exit", "segmentation fault", "abort", "kill")
+
+
+@pytest.mark.parametrize("how", DEATHS)
+def test_a_handler_that_takes_its_process_with_it_costs_others_nothing_and_is_replaced(home, post, how):
+    """It is delivered once more, so it takes two of three; a request that shares both deaths with it is lost too."""
+    beside: list[int] = []
+    others: list[int] = []
+    stop = threading.Event()
+
+    def go_on(api: str, statuses: list[int]) -> None:
+        while not stop.is_set():
+            statuses.append(post(api, 1).status)
+
+    before = home.cortex("get", "h/dies", "-o", "json").json["crashes"]
+    threads = [threading.Thread(target=go_on, args=pair) for pair in (("dies", beside), ("plain", others))]
+    for thread in threads:
+        thread.start()
+    try:
+        answer = post("dies", how, {"x-request-id": f"dies-{how}".translate(SANE)})
+        assert (answer.status, answer.json["error"]) == (502, "replica-lost")
+        eventually(
+            lambda: (
+                (shown := home.cortex("get", "h/dies", "-o", "json").json)["crashes"] == before + 2
+                and shown["status"] == "live"
+                and shown["replicas"]["ready"] == 3
+            ),
+            "two replicas are replaced",
+        )
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert set(others) == {200}
+    assert beside.count(200) >= len(beside) - 1 > 0
+    assert set(beside) <= {200, 502}
+    if how == "segmentation fault":
+        text = "\n".join(home.logs("h/dies"))
+        assert "Fatal Python error: Segmentation fault" in text
+        assert "in pre_inference" in text
 
 
 # ---- what it may write ------------------------------------------------------------------------------------------

@@ -249,7 +249,8 @@ class Search:
         try:
             beside = external_files(source)
         except ValueError as error:
-            raise self.unusable(source, str(error)) from error
+            hint = "copy it again from where it was exported, or export the model again"
+            raise self.unusable(source, str(error), hint=hint) from error
         except OSError as error:
             raise self.unusable(source, f"cannot be read ({error.strerror})") from error
         weights = [posixpath.join(folder, data) for data in beside]

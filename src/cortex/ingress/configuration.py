@@ -6,7 +6,8 @@ One HAProxy process is a *worker*, of one of two tiers:
 * The **door** listens on the public addresses. Its buffers are small, because HAProxy copies the whole buffer of
   every request that it may have to deliver a second time.
 * **bulk** listens on a unix socket behind the door and has buffers in which `replay_bytes` of body fit. The door
-  passes it the requests that are too large for its own buffers and yet small enough to be delivered twice.
+  passes it every request whose body is too large for its own buffers, or of unknown length. Each worker has so many
+  connections to a replica: bodies that trickle in for minutes use up those of bulk, and small requests go on.
 
 Both have the same pool of empty backends and the same routes, and both talk to replicas directly.
 
@@ -338,6 +339,7 @@ defaults base
     timeout queue {_ms(limits.queue_timeout_s)}
     timeout server 1h
     option idle-close-on-response
+    option http-ignore-probes
     http-reuse never
     max-session-srv-conns {KEPT_CONNECTIONS}
     balance leastconn
@@ -354,15 +356,9 @@ def _frontend(configuration: WorkerConfiguration) -> str:
     bulk = ""
     if configuration.tier is Tier.DOOR and Tier.BULK in configuration.limits.tiers:
         # A chunked body has no length to judge by: bulk reads until it ends or its buffer is full.
-        retried = "{ var(txn.route),field(5,|) on }"
-        medium = (
-            f"{{ req.hdr_val(content-length) gt {DOOR_BODY_BYTES} }} "
-            f"{{ req.hdr_val(content-length) le {configuration.limits.replay_bytes} }}"
-        )
-        chunked = "{ req.hdr(transfer-encoding) -m found }"
         bulk = f"""\
-    use_backend {BULK_BACKEND} if {retried} {medium}
-    use_backend {BULK_BACKEND} if {retried} {chunked}
+    use_backend {BULK_BACKEND} if {{ req.hdr_val(content-length) gt {DOOR_BODY_BYTES} }}
+    use_backend {BULK_BACKEND} if {{ req.hdr(transfer-encoding) -m found }}
 """
     return f"""\
 frontend {FRONTEND} from base
@@ -395,8 +391,8 @@ def _pool_defaults(configuration: WorkerConfiguration) -> str:
     full = _error(503, Refusal.OVERLOADED.value, "every replica is busy and the queue is full")
     wrong_method = _error(405, Refusal.METHOD_NOT_ALLOWED.value, "this endpoint takes GET, HEAD, POST and OPTIONS")
     # Without wait-for-body, a request whose body arrives in a later packet than its headers (as most clients send
-    # it) goes to the replica in pieces, and HAProxy can then not deliver it again. A body that is too large for
-    # that anyway, or must not be delivered again, is not waited for.
+    # it) goes to the replica in pieces, and HAProxy can then not deliver it again; and whoever sends slowly holds a
+    # connection to the replica meanwhile. A body that is too large for the buffer is not waited for.
     return f"""\
 defaults pool from base
 {_track()}\
@@ -406,8 +402,7 @@ defaults pool from base
     http-request set-header x-cortex-limits %[var(txn.route),field(2,|)]
     http-request set-timeout server var(txn.route),field(3,|)
     http-request disable-l7-retry if {{ var(txn.route),field(5,|) off }}
-    http-request wait-for-body time {_ms(limits.body_timeout_s)} if {{ var(txn.route),field(5,|) on }} \
-!{{ req.hdr_val(content-length) gt {largest} }}
+    http-request wait-for-body time {_ms(limits.body_timeout_s)} if !{{ req.hdr_val(content-length) gt {largest} }}
     http-request set-var(txn.max_queued) var(txn.route),field(6,|)
     http-request return {full} hdr retry-after 1 if {{ queue,sub(txn.max_queued) ge 0 }}
 {_account()}

@@ -14,6 +14,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 import types
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
@@ -271,7 +272,9 @@ def _import_failure(error: BaseException, shown: str, path: str, project_dir: st
     if isinstance(error, FileNotFoundError) and error.filename == path:
         return HandlerError("handler-not-found", f"{shown} is not in the project", where=shown)
     if isinstance(error, SyntaxError):
-        return HandlerError("handler-syntax-error", f"{where}: {one_line(error)}", where=where, trace=trace)
+        return HandlerError(
+            "handler-syntax-error", f"{where}: {one_line(error)}", where=where, hint=f"mend {where}", trace=trace
+        )
     if isinstance(error, ModuleNotFoundError) and error.name:
         return HandlerError(
             "handler-missing-module",
@@ -289,8 +292,21 @@ def _import_failure(error: BaseException, shown: str, path: str, project_dir: st
             trace=trace,
         )
     return HandlerError(
-        "handler-import-failed", f"importing {shown} failed: {one_line(error)}", where=where, trace=trace
+        "handler-import-failed",
+        f"importing {shown} failed: {one_line(error)}",
+        where=where,
+        hint=_import_hint(error, shown),
+        trace=trace,
     )
+
+
+def _import_hint(error: BaseException, shown: str) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, KeyError) and error.args and frames and frames[-1].filename in (os.__file__, "<frozen os>"):
+        return f"set it in cortex.yaml: env: {{{error.args[0]}: …}}"
+    if isinstance(error, FileNotFoundError):
+        return "paths start at the folder of cortex.yaml; a model that it names is not shipped with the project"
+    return f"`python {shown}` in the folder of cortex.yaml shows it without a deploy"
 
 
 def _requirement_hint(module: str) -> str:

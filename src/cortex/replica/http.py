@@ -34,6 +34,12 @@ bytes in it makes the peer's write fail, and the peer may then drop the answer.
 
 Source: RFC 9112, section 9.6, "Tear-down".
 """
+STALL_S = 30.0
+"""A request of which nothing has come for so long is given up, and so is one that takes so long and is slower than"""
+SLOWEST_BYTES_PER_S = 1024
+"""this on the whole: it holds a connection that others wait for. The ingress waits for small bodies itself."""
+HUGE_BODY_BYTES = 8 * 2**20
+"""What bodies from here on took is given back to the system; see `Service.huge`."""
 LARGE_BODY_BYTES = 32 * 1024
 """From here on copying a response's body next to its head costs more than a second write."""
 
@@ -246,6 +252,8 @@ class Service(Protocol):
     limits: Limits
     draining: bool
     connections: set[Connection]
+    huge: bool
+    """A body over `HUGE_BODY_BYTES` has arrived lately."""
 
     def handle(self, exchange: Exchange) -> None:
         """Answer now or later; must not raise. Everything of the request is there, unless `refusal` is set."""
@@ -264,6 +272,10 @@ class MalformedRequest(Exception):
     """What arrived is no HTTP request."""
 
 
+class RequestStalled(Exception):
+    """The request arrives too slowly, or not at all any more."""
+
+
 class HeadTooLarge(Exception):
     """Request line and headers are over `MAX_HEAD_BYTES`."""
 
@@ -274,12 +286,14 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_active",
         "_advancing",
+        "_begun_s",
         "_body",
         "_current",
         "_ended",
         "_head_bytes",
         "_head_complete",
         "_headers",
+        "_heard_s",
         "_last",
         "_lingering",
         "_loop",
@@ -307,6 +321,10 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._received_bytes = 0
+        self._begun_s = 0.0
+        """When the request that is being received began; only known when it came in more than one piece."""
+        self._heard_s = 0.0
+        """When its latest piece came."""
         self._active: Exchange | None = None
         """Being answered."""
         self._waiting: deque[Exchange] = deque()
@@ -383,10 +401,38 @@ class Connection(asyncio.Protocol):
             if fresh and self._last is not None:
                 self._service.shapes.remember(data, self._last)
             self._last = None
-        elif not self._head_complete:
+            return
+        self._heard_s = time.perf_counter()
+        if fresh or self._last is not None:
+            self._begun_s = self._heard_s
+        self._last = None
+        if not self._head_complete:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse_rest(HeadTooLarge(f"request line and headers are over {MAX_HEAD_BYTES} bytes"))
+
+    def check_pace(self, now_s: float, late_s: float) -> None:
+        """
+        Give up a request that arrives too slowly. Called about once a second.
+
+        Args:
+            late_s: for so long nobody has read what came: the event loop was in a handler.
+        """
+        exchange = self._current
+        if exchange is None or self._ended or exchange.refusal is not None:
+            return
+        if self._active is not None or self._paused_reading:  # its turn has not come
+            self._begun_s = self._heard_s = now_s
+            return
+        self._begun_s += late_s
+        self._heard_s += late_s
+        silent_s, whole_s = now_s - self._heard_s, now_s - self._begun_s
+        received_bytes = self._received_bytes if self._head_complete else self._head_bytes
+        if silent_s > STALL_S:
+            self._refuse_rest(RequestStalled(f"the request broke off: nothing more came for {STALL_S:g} s"))
+        elif whole_s > STALL_S + received_bytes / SLOWEST_BYTES_PER_S:
+            pace = f"{received_bytes} bytes in {whole_s:.0f} s"
+            self._refuse_rest(RequestStalled(f"the request did not arrive in time: {pace}"))
 
     def eof_received(self) -> bool:
         self._ended = True
@@ -456,6 +502,8 @@ class Connection(asyncio.Protocol):
             self._refuse(exchange, BodyTooLarge(exchange.max_body_bytes))
         else:
             self._body.append(chunk)
+            if self._received_bytes > HUGE_BODY_BYTES:
+                self._service.huge = True
 
     def on_message_complete(self) -> None:
         exchange = self._current
@@ -555,6 +603,7 @@ class Connection(asyncio.Protocol):
         exchange = self._current or Exchange(self)
         self._current = None
         self._ended = True
+        self._body.clear()
         last = self._waiting[-1] if self._waiting else self._active
         if exchange.answered or (last is not None and last.close):
             return

@@ -154,13 +154,17 @@ class Inspection:
             )
         if code == -signal.SIGXCPU:
             message = f"{step} used more processor time than a start may take"
+            hint = "do less of it at import, or set CORTEX_START_TIMEOUT to more seconds"
         elif code == -signal.SIGKILL:
             message = f"the process was killed while {step}, most likely for memory"
+            hint = "free memory on this machine, or load less"
         elif code < 0:
             message = f"the process crashed while {step}: {signal.strsignal(-code) or 'unknown'} (signal {-code})"
+            hint = "a native library crashed: the lines above say where; try another version of it"
         else:
             message = f"the process ended while {step}, with exit code {code}"
-        return Problem(reference="inspection-died", message=message, traceback=output)
+            hint = "find what ends the process, such as os._exit, and have it raise an exception instead"
+        return Problem(reference="inspection-died", message=message, hint=hint, traceback=output)
 
     def _output(self) -> str:
         """The end of what the child wrote, as text."""

@@ -7,6 +7,7 @@ The table of statuses for everything that can go wrong is here and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import re
 import select
 import shlex
@@ -31,6 +32,7 @@ from cortex.replica.http import (
     HeadTooLarge,
     Limits,
     MalformedRequest,
+    RequestStalled,
     Shapes,
 )
 from cortex.replica.logs import LogFile
@@ -76,6 +78,7 @@ STATUS: tuple[tuple[type[BaseException], int, str], ...] = (
     (RequestError, 0, "request-error"),
     (MalformedRequest, 400, "malformed-request"),
     (HeadTooLarge, 431, "head-too-large"),
+    (RequestStalled, 408, "request-timeout"),
     (MethodNotAllowed, 405, "method-not-allowed"),
     (OutOfTime, 504, "timeout"),
     (Overloaded, 503, "overloaded"),
@@ -129,6 +132,7 @@ class Service:
         self.shapes = Shapes()
         self.draining = False
         self.connections: set[Connection] = set()
+        self.huge = False
         self.predictor: Predictor | None = None
         self.description: dict[str, Any] = {}
         """What GET answers, without how to call it."""
@@ -331,6 +335,7 @@ class Server:
         self._stopped = stopped
         self._deadline_s: float | None = None
         self._quiet_since_s = 0.0
+        self._beat_due_s = perf_counter()
 
     def open(self) -> None:
         """Accept from the loop's next turn on: what waited in the backlog comes first."""
@@ -341,6 +346,7 @@ class Server:
         )
         server = self._loop.run_until_complete(creation)
         self._starting = self._loop.create_task(server.start_serving())
+        self._beat_due_s = perf_counter()
         self._loop.call_soon(self._beat)
 
     def drain_soon(self, timeout_s: float) -> None:
@@ -394,9 +400,29 @@ class Server:
         return Connection(self._service, self._loop)
 
     def _beat(self) -> None:
-        self._condition.heartbeat_s = perf_counter()
-        self._service.heads.tick()
+        service = self._service
+        now_s = self._condition.heartbeat_s = perf_counter()
+        late_s = max(0.0, now_s - self._beat_due_s)
+        self._beat_due_s = now_s + HEARTBEAT_S
+        service.heads.tick()
+        for connection in tuple(service.connections):
+            connection.check_pace(now_s, late_s)
+        if service.huge and not self._condition.in_flight:
+            service.huge = False
+            trim_memory()
         self._loop.call_later(HEARTBEAT_S, self._beat)
+
+
+def trim_memory() -> None:
+    """
+    Give memory that is free back to the system.
+
+    Pieces of a body are small enough for malloc to keep them once they are free: after one body of 100 MiB a replica
+    would stay 70 MiB larger, and its memory is what placement goes by. Only glibc has this; it takes milliseconds.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 _BACKLOG = 4096

@@ -122,6 +122,18 @@ def test_an_exception_at_import_comes_with_the_users_own_frames(load: Callable[.
 
 
 @pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        ("import os; os.environ['NO_SUCH_TOKEN']", "set it in cortex.yaml: env: {NO_SUCH_TOKEN: …}"),
+        ("{}['key']", "`python handler.py` in the folder of cortex.yaml shows it without a deploy"),
+        ("open('no.txt')", "paths start at the folder of cortex.yaml; a model that it names is not shipped"),
+    ],
+)
+def test_an_exception_at_import_comes_with_a_next_step(load: Callable[..., Handler], source: str, hint: str) -> None:
+    assert problem_of(load, source).problem().hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
     ("source", "reference", "text"),
     [
         ("import sys; sys.exit(2)", "handler-exited", "sys.exit(2)"),

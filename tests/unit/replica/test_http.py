@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +13,16 @@ from hypothesis import strategies as st
 
 from cortex.replica.codec import BodyTooLarge
 from cortex.replica.http import (
+    HUGE_BODY_BYTES,
     JSON,
+    STALL_S,
     Connection,
     Exchange,
     Heads,
     HeadTooLarge,
     Limits,
     MalformedRequest,
+    RequestStalled,
     Shapes,
     render_headers,
 )
@@ -72,6 +76,7 @@ class Service:
         self.handled: list[Exchange] = []
         self.left: list[Exchange] = []
         self.dropped = 0
+        self.huge = False
         self.now = False
 
     def handle(self, exchange: Exchange) -> None:
@@ -325,6 +330,80 @@ def test_an_endless_head_is_refused(connection: Connection, service: Service) ->
         connection.data_received(b"x-a: " + b"y" * 1000 + b"\r\n")
     (exchange,) = service.handled
     assert isinstance(exchange.refusal, HeadTooLarge)
+
+
+# ---- pace -----------------------------------------------------------------------------------------------------------
+
+
+def given_up(connection: Connection, service: Service, at_s: float, late_s: float = 0.0) -> str:
+    """What a look at the pace, so long after now, makes of the request; empty: nothing."""
+    connection.check_pace(time.perf_counter() + at_s, late_s)
+    if not service.handled:
+        return ""
+    refusal = service.handled[-1].refusal
+    assert isinstance(refusal, RequestStalled)
+    return str(refusal)
+
+
+def test_a_body_of_which_nothing_more_comes_is_given_up_after_a_while(
+    connection: Connection, service: Service, transport: Transport
+) -> None:
+    connection.data_received(post(b"x" * 1000)[:-500])
+    assert given_up(connection, service, STALL_S - 1) == ""
+    assert given_up(connection, service, STALL_S + 1) == "the request broke off: nothing more came for 30 s"
+    answer(service.handled[0], status=408)
+    assert heads_of(transport.written) == [b"408 Request Timeout"]
+    connection.data_received(b"x" * 500)
+    assert len(service.handled) == 1, "what still comes is thrown away"
+
+
+def test_a_body_that_trickles_is_given_up_and_one_that_is_merely_slow_is_not(
+    connection: Connection, service: Service
+) -> None:
+    connection.data_received(post(b"x" * 10_000_000)[:100])
+    begun_s = time.perf_counter()
+    connection.data_received(b"x" * 64 * 1024)
+    connection._heard_s = begun_s + 90
+    assert given_up(connection, service, 92) == "", "64 KiB are worth 64 s more"
+    connection._heard_s = begun_s + 99
+    assert given_up(connection, service, 100) == "the request did not arrive in time: 65590 bytes in 100 s"
+
+
+def test_headers_that_stop_are_given_up_too(connection: Connection, service: Service) -> None:
+    connection.data_received(b"POST / HTTP/1.1\r\nx-a: b")
+    assert given_up(connection, service, STALL_S + 1).startswith("the request broke off")
+
+
+def test_time_in_which_nobody_read_is_not_counted(connection: Connection, service: Service) -> None:
+    connection.data_received(post(b"x" * 1000)[:-500])
+    assert given_up(connection, service, 100, late_s=90) == ""
+
+
+def test_a_request_behind_one_that_is_worked_on_has_time_until_its_turn(
+    connection: Connection, service: Service
+) -> None:
+    connection.data_received(post(b"1") + post(b"x" * 1000)[:-500])
+    connection.check_pace(time.perf_counter() + 500, 0.0)
+    assert [exchange.refusal for exchange in service.handled] == [None]
+    answer(service.handled[0])
+    connection.check_pace(time.perf_counter() + 501, 0.0)
+    assert len(service.handled) == 1
+    connection.check_pace(time.perf_counter() + 501 + STALL_S, 0.0)
+    assert isinstance(service.handled[1].refusal, RequestStalled)
+
+
+def test_an_idle_connection_is_no_stalled_request(connection: Connection, service: Service) -> None:
+    connection.check_pace(time.perf_counter() + 1000, 0.0)
+    connection.data_received(post(b"1"))
+    answer(service.handled[0])
+    connection.check_pace(time.perf_counter() + 1000, 0.0)
+    assert [exchange.refusal for exchange in service.handled] == [None]
+
+
+@pytest.mark.parametrize(("size", "huge"), [(HUGE_BODY_BYTES, False), (HUGE_BODY_BYTES + 1, True)])
+def test_a_huge_body_is_noted(connection: Connection, service: Service, size: int, huge: bool) -> None:
+    connection.data_received(post(b"x" * size))
+    assert service.huge == huge
 
 
 def test_an_upgrade_is_answered_in_plain_http_and_then_closed(

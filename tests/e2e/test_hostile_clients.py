@@ -1,0 +1,268 @@
+"""Clients that send too much, too slowly or only half: memory stays flat, and who behaves is answered meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from contract_harness import Connection, Home, chunked, eventually, request, rows_model, running_home, write_project
+
+pytestmark = pytest.mark.slow
+
+MIB = 2**20
+JSON = {"content-type": "application/json"}
+ROW = b"[1, 2, 3, 4]"
+FLAT_MIB = 24
+"""What all processes of an environment may grow by together: buffers of connections, and what malloc keeps."""
+
+CORTEX_YAML = """
+    - {kind: deployment, name: t}
+    - {kind: api, name: rows, model: m.onnx, compute: {cpu: 50m}}
+    - {kind: api, name: once, model: m.onnx, retry: off, compute: {cpu: 50m}}
+    - {kind: api, name: handled, model: m.onnx, request_handler: h.py, compute: {cpu: 50m}}
+"""
+HANDLER = """
+    def pre_inference(sample, metadata):
+        return [1, 2, 3, 4]
+"""
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Home]:
+    with running_home() as home:
+        files = {"cortex.yaml": CORTEX_YAML, "m.onnx": rows_model(), "h.py": HANDLER}
+        home.deploy(write_project(home.path.parent / "p", files))
+        with Probe(home):  # everything has been used once
+            pass
+        yield home
+
+
+class Probe:
+    """A client that behaves: one request after another, each on a connection of its own and on one it keeps."""
+
+    def __init__(self, home: Home) -> None:
+        self.statuses: Counter[str] = Counter()
+        self._home = home
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(f"/t/{api}", keep))
+            for api in ("rows", "once", "handled")
+            for keep in (False, True)
+        ]
+
+    def __enter__(self) -> Probe:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        assert self.statuses["200"] >= len(self._threads)
+        assert self.statuses.keys() == {"200"}, self.statuses
+
+    def _ask(self, target: str, keep: bool) -> None:
+        connection: Connection | None = None
+        while True:
+            try:
+                connection = connection or Connection(self._home.port)
+                self.statuses[str(connection.ask("POST", target, ROW, JSON).status)] += 1
+                if not keep:
+                    connection.sock.close()
+                    connection = None
+            except OSError as error:
+                self.statuses[repr(error)] += 1
+                connection = None
+            if self._stop.wait(0.01):
+                break
+        if connection is not None:
+            connection.sock.close()
+
+
+class Memory:
+    """Holds everything of an environment to the memory that it has at the beginning."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._before = pss_bytes(home)
+
+    @property
+    def grown_mib(self) -> float:
+        return (pss_bytes(self._home) - self._before) / MIB
+
+    def check(self) -> None:
+        assert self.grown_mib < FLAT_MIB
+
+
+@pytest.fixture
+def connect(home: Home) -> Iterator[Callable[[], Connection]]:
+    """Open a connection that is closed at the end of the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(Connection(home.port))
+
+
+def pss_bytes(home: Home) -> int:
+    """Proportional memory of all processes of the home together: pages that they share count once."""
+    total = 0
+    for pid, _title in home.processes():
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+    assert total
+    return total
+
+
+@pytest.fixture
+def flat(home: Home) -> Iterator[Memory]:
+    """Whatever the test does: others are answered meanwhile, and memory is as it was soon after."""
+    memory = Memory(home)
+    with Probe(home):
+        yield memory
+    eventually(lambda: memory.grown_mib < FLAT_MIB, "memory is as it was", deadline_s=10.0)
+
+
+# ---- too much ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["/t/rows", "/t/once", "/t/handled"])
+@pytest.mark.parametrize("how", ["announced", "in chunks"])
+def test_bodies_of_200_mib_are_refused_and_cost_no_memory(home, flat, target, how):
+    block = b" " * MIB
+    for _ in range(2):
+        with Connection(home.port) as connection:
+            sent = {"content-length": str(200 * MIB)} if how == "announced" else {"transfer-encoding": "chunked"}
+            connection.send(request("POST", target, None, {**JSON, **sent}))
+            with contextlib.suppress(ConnectionError):
+                for _ in range(200):
+                    connection.send(block if how == "announced" else b"%x\r\n%s\r\n" % (MIB, block))
+                if how == "in chunks":
+                    connection.send(chunked())
+            with contextlib.suppress(ConnectionError):  # who does not read early may only see the end
+                answer = connection.receive()
+                assert (answer.status, answer.json["error"]) == (413, "body-too-large")
+
+
+@pytest.mark.parametrize("headers", [10_000, 90])
+def test_10_000_headers_are_refused_and_90_are_none_too_many(home, flat, headers):
+    many = b"".join(b"x-header-%d: value\r\n" % number for number in range(headers))
+    head = request("POST", "/t/rows", None, {**JSON, "content-length": str(len(ROW))})
+    for _ in range(50):
+        with Connection(home.port) as connection:
+            with contextlib.suppress(ConnectionError):
+                connection.send(head[:-2] + many + b"\r\n" + ROW)
+            if headers == 90:
+                assert connection.receive().json == [[[10.0]]]
+            else:
+                assert connection.rest()[:13] in (b"HTTP/1.1 400 ", b"")
+
+
+# ---- too slow ---------------------------------------------------------------------------------------------------
+
+
+def test_200_clients_that_send_their_headers_byte_by_byte_are_cut_off(flat, connect):
+    """The ingress gives a request's headers 15 s to arrive, however steadily they do."""
+    waiting = [connect() for _ in range(200)]
+    left_at_s = time.monotonic() + 60
+    head = request("POST", "/t/rows", None, {"x-long": "a" * 1000})
+    position = 0
+    while waiting:
+        assert time.monotonic() < left_at_s, "those that trickle are cut off"
+        readable, _, _ = select.select([connection.sock for connection in waiting], [], [], 0.3)
+        for connection in [connection for connection in waiting if connection.sock in readable]:
+            waiting.remove(connection)
+            with contextlib.suppress(ConnectionError):
+                assert connection.receive().status == 408
+            connection.sock.close()
+        for connection in waiting:
+            with contextlib.suppress(ConnectionError):
+                connection.send(head[position : position + 1])
+        position += 1
+        flat.check()
+
+
+@pytest.mark.parametrize("target", ["/t/rows", "/t/once", "/t/handled"])
+def test_clients_that_stop_in_the_middle_of_their_bodies_keep_nobody_waiting(home, flat, connect, target):
+    """They hold a connection each; the wait for them is the ingress's, not a replica's."""
+    slow = [connect() for _ in range(100)]
+    for number, connection in enumerate(slow):
+        length = (100, 100_000, 1_000_000)[number % 3]
+        connection.send(request("POST", target, None, {**JSON, "content-length": str(length)}) + b"[1, 2")
+    with Connection(home.port) as quick:
+        for _ in range(50):
+            assert quick.ask("POST", target, ROW, JSON).status == 200
+    flat.check()
+
+
+def test_large_bodies_that_stall_are_408_and_occupy_nobody_meanwhile(home, flat, connect):
+    """They are over what the ingress waits for, so a replica reads them, and gives up after 30 s of silence."""
+    stalled = [connect() for _ in range(60)]
+    for number, connection in enumerate(stalled):
+        target = ("/t/rows", "/t/once", "/t/handled")[number % 3]
+        connection.send(request("POST", target, None, {**JSON, "content-length": "5000000"}) + b" " * 400_000)
+    answers = [connection.receive() for connection in stalled]
+    assert {(answer.status, answer.headers["content-type"]) for answer in answers} <= {
+        (408, "application/json"),
+        (503, "application/json"),  # more large bodies at once than a replica has connections for
+    }
+    told = next(answer.json for answer in answers if answer.status == 408)
+    assert (told["error"], told["message"]) == (
+        "request-timeout",
+        "the request broke off: nothing more came for 30 s",
+    )
+
+
+def test_clients_that_never_read_their_answers_keep_nobody_waiting(home, flat, connect):
+    deaf = [connect() for _ in range(20)]
+    for connection in deaf:
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sock.settimeout(0.2)
+        with contextlib.suppress(OSError):  # nobody reads on, so the pipe is full some time
+            for _ in range(2000):
+                connection.send(request("POST", "/t/rows", ROW, JSON) * 20)
+    with Connection(home.port) as quick:
+        assert quick.ask("POST", "/t/rows", ROW, JSON).status == 200
+    flat.check()
+
+
+# ---- only half --------------------------------------------------------------------------------------------------
+
+
+def test_connections_closed_by_half_are_answered_or_ended_and_none_stays(flat, connect):
+    whole, half, silent = [], [], []
+    for _ in range(70):
+        for kind, data in ((whole, request("POST", "/t/rows", ROW, JSON)), (half, b"POST /t/rows HT"), (silent, b"")):
+            connection = connect()
+            connection.send(data)
+            connection.sock.shutdown(socket.SHUT_WR)
+            kind.append(connection)
+    for connection in whole:
+        assert connection.receive().json == [[[10.0]]]
+        assert connection.at_end()
+    for connection in half:
+        assert connection.rest()[:13] in (b"HTTP/1.1 400 ", b"")
+    for connection in silent:
+        assert connection.rest() == b""
+
+
+def test_connections_reset_in_the_middle_of_everything_leave_nothing_behind(home, flat):
+    def open_files() -> int:
+        pids = [pid for pid, title in home.processes() if "haproxy" in title or title.startswith("cortex-replica")]
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
+
+    before = open_files()
+    for number in range(300):
+        connection = Connection(home.port)
+        sent = request("POST", "/t/handled", b"[" + b"1," * 50_000, JSON)
+        connection.send(sent[: (10, 100, 60_000, len(sent))[number % 4]])
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # RST, not FIN
+        connection.sock.close()
+    eventually(lambda: open_files() < before + 30, "their sockets are closed")
