@@ -225,6 +225,22 @@ def test_a_body_as_large_as_the_limit_is_taken_and_one_byte_more_is_refused(home
     }
 
 
+def test_the_log_says_why_a_large_body_was_refused(home):
+    """A client that goes on sending may only see its connection close."""
+    with Connection(home.port) as connection:
+        connection.send(request("POST", "/t/small", None, {**JSON, "content-length": str(MIB)}))
+        assert connection.receive().status == 413
+    with Connection(home.port) as connection:
+        sent = {**JSON, "transfer-encoding": "chunked", "x-request-id": "large"}
+        connection.send(request("POST", "/t/small", None, sent) + chunked(b" " * 2048))
+        assert connection.receive().status == 413
+    assert home.logs("t/small", "--request", "large") == ["body-too-large: the body is larger than 1024 bytes"]
+    eventually(
+        lambda: [line for line in home.logs("t/small") if "413 body-too-large: over max_body" in line],
+        "the ingress's refusals are in the log",
+    )
+
+
 def test_bodies_that_cannot_be_used_are_refused_as_the_table_says(home):
     """After a wanted change: run with CORTEX_GOLDEN=write, and read the difference."""
     shown = []

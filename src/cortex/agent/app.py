@@ -34,6 +34,7 @@ from cortex.agent.installer import Installer, Tell
 from cortex.agent.launchers import Launcher, LauncherLost
 from cortex.agent.logs import LogReader
 from cortex.agent.provisions import Provisions
+from cortex.agent.refusals import RefusalLog
 from cortex.agent.replicas import Replicas
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock, SystemClock
@@ -128,6 +129,7 @@ class Agent:
         self._ingress_problem: Problem | None = None
         self._applied_routes: tuple[SetRoute, ...] = ()
         self._refusals: tuple[IngressRefusals, ...] = ()
+        self._refusal_log = RefusalLog(layout.replica_logs, clock)
         self.environments = Environments(
             settings=settings,
             layout=layout,
@@ -395,6 +397,8 @@ class Agent:
     async def _count_refusals(self) -> None:
         """Requests that the ingress answered itself are counted with those that replicas answered."""
         versions = {route.api: route.version for route in self._remembered.routes}
+        refused = await self._ingress.refusals()
+        self._refusal_log.note(refused)
         self._refusals = tuple(
             IngressRefusals(
                 instance=found.instance,
@@ -403,7 +407,7 @@ class Agent:
                 client_error=found.client_error,
                 server_error=found.server_error,
             )
-            for found in await self._ingress.refusals()
+            for found in refused
             if found.api in versions
         )
 

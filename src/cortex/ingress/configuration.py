@@ -101,8 +101,8 @@ class IngressLimits(msgspec.Struct, frozen=True):
     """Time for the headers of a request to arrive, then 408."""
     body_timeout_s: float = 60.0
     """Time for a body to arrive that is to be delivered twice if need be, then 408."""
-    client_timeout_s: float = 60.0
-    """Longest silence of a client that is sending or receiving."""
+    client_timeout_s: float = 75.0
+    """Longest silence of a client that sends or receives. Above `body_timeout_s`, whose answer is the better one."""
     keep_alive_s: float = 75.0
     """How long an idle client connection stays open; above the usual 60 s of load balancers in front."""
 

@@ -207,6 +207,9 @@ class Service:
         status, code, message, facts = describe(error)
         if status >= 500 and not isinstance(error, Stopping | asyncio.CancelledError):
             self._log_failure(exchange, code, error)
+        elif isinstance(error, BodyTooLarge | RequestStalled) and not exchange.warmup:
+            # Who is still sending may only see the connection close.
+            self._log.record("log", "WARNING", f"{code}: {message}", exchange.id)
         if exchange.answered:
             return
         extra = b""
