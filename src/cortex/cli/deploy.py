@@ -89,6 +89,7 @@ def run(
     force: bool,
     prune: bool,
     refresh: bool,
+    refresh_only: str | None = None,
     wait: bool,
     patience_s: float,
     output: str,
@@ -108,6 +109,7 @@ def run(
                 force=force,
                 prune=prune,
                 refresh=refresh,
+                refresh_only=refresh_only,
                 environ=terminal.environ if settings.environment == LOCAL else None,
             ) as package:
                 operator = place.ensure(even_if_down=not dry_run)

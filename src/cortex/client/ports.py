@@ -40,7 +40,8 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     command: str
 
     def __str__(self) -> str:
-        command = self.command if len(self.command) <= 60 else self.command[:59] + "…"
+        command = " ".join(self.command.split())  # a title that was set is filled up with blanks
+        command = command if len(command) <= 60 else command[:59] + "…"
         return f"{self.name} (pid {self.pid}{f': {command}' if command and command != self.name else ''})"
 
 
@@ -183,7 +184,8 @@ def holder(port: int) -> Holder | None:
             continue
         try:
             process = psutil.Process(connection.pid)
-            return Holder(pid=process.pid, name=process.name(), command=" ".join(process.cmdline()))
+            name = process.name().partition(" ")[0]
+            return Holder(pid=process.pid, name=name, command=" ".join(process.cmdline()))
         except psutil.Error:
             return None
     return None

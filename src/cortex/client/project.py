@@ -64,6 +64,19 @@ class NoSuchPath(CortexError):
         super().__init__(f"{path} {reason}")
 
 
+class ApiNotInFile(CortexError):
+    """The api that was named is not in the cortex.yaml that is deployed. `candidates` are those that are."""
+
+    reference = "api-not-in-file"
+
+    def __init__(self, name: str, file: str, candidates: tuple[str, ...]) -> None:
+        self.name = name
+        self.candidates = candidates
+        there = f"{file} has {', '.join(candidates) or 'no apis'}"
+        self.hint = f"{there}; with --path PATH another cortex.yaml is taken"
+        super().__init__(f'there is no api "{name}" in {file}')
+
+
 class FileUnreadable(CortexError):
     """A file that was found cannot be read."""
 
@@ -134,6 +147,7 @@ def prepare(
     force: bool = False,
     prune: bool = False,
     refresh: bool = False,
+    refresh_only: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Iterator[Package]:
     """
@@ -141,16 +155,19 @@ def prepare(
 
     Args:
         shown_file: the file's name in messages.
+        refresh_only: `NAME` or `DEPLOYMENT/NAME` of the api that `refresh` is about; None means all.
         home: keeps digests between deploys, if it exists.
         environ: the shell's variables. What they say about where packages come from is handed over, and if a model has
             to be fetched, those that lead to clouds. None hands over none.
 
     Raises:
         Problems: everything that is wrong, with places.
+        ApiNotInFile: `refresh_only` is none of its apis.
     """
     from cortex.artifacts.hashing import HashCache
 
     loaded = load(file, shown_file=shown_file)
+    only = "" if refresh_only is None else _named(refresh_only, loaded, shown_file)
     cache = HashCache(home / HASHES_FILE if _is_our_folder(home) else None, now_wall_s=now_wall_s)
     scratch = Path(tempfile.mkdtemp(prefix="cortex-deploy-"))
     try:
@@ -170,6 +187,7 @@ def prepare(
                 force=force,
                 prune=prune,
                 refresh=refresh,
+                refresh_only=only,
                 cloud=_cloud(loaded, environ),
                 indexes=None if environ is None else index_variables(environ, Path.cwd()),
             ),
@@ -178,6 +196,13 @@ def prepare(
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _named(name: str, loaded: Loaded, shown_file: str) -> str:
+    deployment, slash, api = name.rpartition("/")
+    if (slash and deployment != loaded.spec.deployment) or api not in {known.name for known in loaded.spec.apis}:
+        raise ApiNotInFile(name, shown_file, tuple(f"{loaded.spec.deployment}/{a.name}" for a in loaded.spec.apis))
+    return api
 
 
 def _cloud(loaded: Loaded, environ: Mapping[str, str] | None) -> CloudEnvironment | None:

@@ -199,18 +199,24 @@ class Deployer:
     ) -> tuple[list[ApiRecord], tuple[Problem, ...]]:
         """The records of all apis, and warnings. Raises Problems with what is wrong with any of them."""
         project = self._store_project(request)
-        packages = self._packages.of_deploy(project, request.project, refresh=request.refresh, tell=_telling(emit))
-        records: list[ApiRecord] = []
+        settled, resolved_anew = (
+            self._packages.of_deploy(project, request.project, refresh=refresh, tell=_telling(emit))
+            for refresh in (False, True)
+        )
+        records: dict[int, ApiRecord] = {}
         problems: list[Problem] = []
-        for index, (spec, upload) in enumerate(zip(specs, request.apis, strict=True)):
+        numbered = list(enumerate(zip(specs, request.apis, strict=True)))
+        # The refreshed come last: the others recall what was resolved before, not what is resolved now.
+        for index, (spec, upload) in sorted(numbered, key=lambda each: _is_refreshed(each[1][0], request)):
             key = api_key(deployment, spec.name)
+            packages = resolved_anew if _is_refreshed(spec, request) else settled
             try:
-                records.append(self._record(key, spec, upload, request, project, packages, known.get(key)))
+                records[index] = self._record(key, spec, upload, request, project, packages, known.get(key))
             except Problems as error:
                 problems += [msgspec.structs.replace(p, path=("apis", index, *p.path)) for p in error.problems]
         if problems:
             raise Problems(problems)
-        return records, packages.warnings
+        return [records[index] for index in sorted(records)], settled.warnings
 
     def _record(
         self,
@@ -228,7 +234,7 @@ class Deployer:
             tracker = TrackerConfig(model_type=spec.tracker.model_type, key=spec.tracker.key)
         env = {name: value for name, value in spec.env.items() if isinstance(value, str)}
         secrets = {name: value.secret for name, value in spec.env.items() if isinstance(value, SecretRef)}
-        refresh = (old.refresh if old else 0) + (1 if request.refresh else 0)
+        refresh = (old.refresh if old else 0) + (1 if _is_refreshed(spec, request) else 0)
         handler = spec.request_handler
         if handler is not None:
             _check_handler_is_there(spec, handler, request)
@@ -483,6 +489,10 @@ def _replicas(spec: ApiSpec, old: ApiRecord | None) -> int:
     else:
         wanted = old.wanted.replicas
     return max(compute.min_replicas, min(compute.max_replicas, wanted))
+
+
+def _is_refreshed(spec: ApiSpec, request: DeployRequest) -> bool:
+    return request.refresh and request.refresh_only in ("", spec.name)
 
 
 def _check_handler_is_there(spec: ApiSpec, handler: str, request: DeployRequest) -> None:

@@ -233,6 +233,8 @@ class DeployRequest(msgspec.Struct, frozen=True, kw_only=True):
     prune: bool = False
     refresh: bool = False
     """Make new versions even when nothing changed."""
+    refresh_only: str = ""
+    """Of this api alone; empty: of all."""
     cloud: CloudEnvironment | None = None
     """With what remote models are fetched; None: with what the last deploy handed over."""
     indexes: dict[str, str] | None = None

@@ -96,8 +96,27 @@ def test_a_deploy_sends_what_the_folder_holds(cortex: Any, project: Path, accept
 
 
 def test_refresh_asks_for_new_versions(cortex: Any, project: Path, accepted: Any) -> None:
-    assert cortex("refresh", "iris").code == 0
-    assert accepted.deployed.refresh
+    assert cortex("refresh", "--path", "iris").code == 0
+    assert (accepted.deployed.refresh, accepted.deployed.refresh_only) == (True, "")
+
+
+@pytest.mark.parametrize("name", ["sklearn", "iris/sklearn"])
+def test_refresh_may_be_about_one_api(cortex: Any, project: Path, accepted: Any, name: str) -> None:
+    cortex.cwd = project
+    assert cortex("refresh", name).code == 0
+    assert (accepted.deployed.refresh, accepted.deployed.refresh_only) == (True, "sklearn")
+
+
+@pytest.mark.parametrize("name", ["sklern", "other/sklearn"])
+def test_refreshing_what_the_file_does_not_have_sends_nothing(
+    cortex: Any, project: Path, accepted: Any, name: str
+) -> None:
+    cortex.cwd = project
+    ran = cortex("refresh", name)
+    assert (ran.code, ran.out) == (1, "")
+    assert f'error: api-not-in-file\n  there is no api "{name}" in cortex.yaml\n' in ran.talk
+    assert "cortex.yaml has iris/sklearn, iris/raw" in ran.talk
+    assert accepted.calls == []
 
 
 def test_a_deploy_on_a_terminal_leaves_the_finished_lines(cortex: Any, project: Path, accepted: Any) -> None:

@@ -40,7 +40,7 @@ DEPLOY = {
     "timeout": 600.0,
     "output": "text",
 }
-REFRESH = {"path": None, "force": False, "no_wait": False, "timeout": 600.0, "output": "text"}
+REFRESH = {"api": None, "path": None, "force": False, "no_wait": False, "timeout": 600.0, "output": "text"}
 PREDICT = {"api": "a", "sample": "x.json", "deployment": None, "debug": False}
 DELETE = {"deployment": None, "api": None, "yes": False, "output": "text"}
 DOWN = {"purge": False, "drain": 30.0, "yes": False}
@@ -63,7 +63,7 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("deploy --timeout=1h30m", "deploy", DEPLOY | {"timeout": 5400.0}),
     ("dep", "deploy", DEPLOY),
     ("refresh", "refresh", REFRESH),
-    ("refresh x.yaml --force", "refresh", REFRESH | {"path": "x.yaml", "force": True}),
+    ("refresh a --path x.yaml --force", "refresh", REFRESH | {"api": "a", "path": "x.yaml", "force": True}),
     ("refresh --no-wait --timeout 5", "refresh", REFRESH | {"no_wait": True, "timeout": 5.0}),
     ("get", "get", GET),
     ("g", "get", GET),

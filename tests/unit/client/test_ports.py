@@ -160,3 +160,4 @@ def test_processes_of_this_home_are_recognised_by_their_command_line() -> None:
 
 def test_long_command_lines_are_cut() -> None:
     assert str(Holder(pid=1, name="x", command="x" * 100)).endswith("…)")
+    assert str(Holder(pid=1, name="x", command="x /home    ")) == "x (pid 1: x /home)", "titles are filled up"

@@ -295,6 +295,15 @@ def test_a_refresh_makes_new_versions_of_the_same_bytes(world):
     assert world.change(world.api()).kind is ChangeKind.UNCHANGED
 
 
+def test_one_api_may_be_refreshed_alone(world):
+    world.deploy(world.api("b"), world.api("a"))
+    result = world.deploy(world.api("b"), world.api("a"), refresh=True, refresh_only="a")
+    assert [(c.api, c.kind, c.causes) for c in result.changes] == [
+        ("b", ChangeKind.UNCHANGED, ()),
+        ("a", ChangeKind.NEW_VERSION, ("refreshed",)),
+    ]
+
+
 def test_what_failed_is_tried_again_by_the_same_deploy(world):
     world.deploy(world.api())
     problem = Problem(reference="replica-failed", message="it died")

@@ -1,8 +1,10 @@
 """Tests of `cortex.spec.schema`; that it takes what `load` takes is checked by the `accepted` fixture everywhere."""
 
 import json
+from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from cortex.spec.models import BLOCKS, RESOURCES
 from cortex.spec.schema import json_schema
@@ -117,3 +119,10 @@ def test_the_schema_is_json_and_each_call_makes_a_new_one():
 def test_unknown_keys_are_refused_everywhere():
     for definition in json_schema()["$defs"].values():
         assert definition["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[3] / "examples").glob("*/*.yaml")), ids=str)
+def test_the_examples_are_valid(file, validator, accepted):
+    """As an editor sees them."""
+    validator.validate(YAML(typ="safe").load(file))
+    accepted(file.read_text())
