@@ -140,6 +140,11 @@ class HomeLayout:
         return self.home / "token"
 
     @property
+    def metrics_token_file(self) -> Path:
+        """Bearer token that reads `/metrics` and nothing else: for whoever watches. Mode 0600."""
+        return self.home / "metrics-token"
+
+    @property
     def down_mark(self) -> Path:
         """Present after `cortex down`: nothing starts by itself."""
         return self.home / "down"

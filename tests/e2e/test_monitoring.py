@@ -150,7 +150,9 @@ def test_everything_that_is_answered_is_counted_as_what_it_is_and_stays(home: Ho
 def test_the_page_for_prometheus_needs_the_token_and_reads_strictly(home: Home) -> None:
     status, body = metrics(home, "guessed")
     assert (status, json.loads(body)["error"]) == (401, "wrong-token")
-    status, page = metrics(home, (home.path / "token").read_text().strip())
+    file = home.path / "metrics-token"
+    assert file.stat().st_mode & 0o777 == 0o600
+    status, page = metrics(home, file.read_text().strip())
     assert status == 200
     families = list(parse_strictly(re.sub(r"(?m)^(# (?:HELP|TYPE) \w+)_total ", r"\1 ", page) + "# EOF\n"))
     names = {family.name for family in families}

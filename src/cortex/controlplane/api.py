@@ -61,6 +61,7 @@ PIECE_BYTES = 2**20
 MAX_DROPPED_BYTES = 2**30
 """How much of a refused body is read for nothing, so that the caller gets to read why."""
 MAX_WAIT_S = 60.0
+METRICS_PATH = "/metrics"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
@@ -129,12 +130,20 @@ class BadRequest(CortexError):
         super().__init__(message)
 
 
-def build_app(operator: Operator, token: str) -> FastAPI:
-    """The application; every route needs the bearer token."""
+def build_app(operator: Operator, token: str, metrics_token: str | None = None) -> FastAPI:
+    """
+    The application; every route needs the bearer token.
+
+    Args:
+        metrics_token: opens `/metrics` too, and nothing else.
+    """
 
     def authorised(request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        if not secrets.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        given = request.headers.get("authorization", "").encode()
+        accepted = [token]
+        if metrics_token is not None and request.url.path == METRICS_PATH:
+            accepted.append(metrics_token)
+        if not any(secrets.compare_digest(given, f"Bearer {one}".encode()) for one in accepted):
             raise HTTPException(401, "the token is missing or wrong: it is in the file `token` of CORTEX_HOME")
         if operator.stopping:
             raise HTTPException(503, "the control plane is stopping")
@@ -274,7 +283,7 @@ def _add_routes(app: FastAPI, operator: Operator, documented: _Documented) -> No
         operator.secrets.delete(name, force=force)
         return Response(status_code=204)
 
-    @app.get("/metrics", **documented(str, media_type="text/plain"))
+    @app.get(METRICS_PATH, **documented(str, media_type="text/plain"))
     def metrics() -> Response:
         return Response(operator.metrics(), headers={"content-type": CONTENT_TYPE})
 

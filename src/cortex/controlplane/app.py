@@ -23,6 +23,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -404,7 +405,7 @@ def main() -> int:
             return 0
         _log_to_file(layout)
         setproctitle.setproctitle(f"cortex-controlplane {settings.home}")
-        for file in (layout.controlplane_file, layout.token_file):
+        for file in (layout.controlplane_file, layout.token_file, layout.metrics_token_file):
             processes.remove_unfinished(layout.home, file.name)
         sock = _bind(settings)
         return _serve(settings, layout, clock, sock, lock)
@@ -446,7 +447,7 @@ def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.so
 
         from cortex.controlplane.api import build_app
 
-        app = build_app(plane, _token(layout))
+        app = build_app(plane, _token(layout.token_file), _token(layout.metrics_token_file))
         server = uvicorn.Server(
             uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
         )
@@ -482,16 +483,16 @@ def _bind(settings: Settings) -> socket.socket:
     return sock
 
 
-def _token(layout: HomeLayout) -> str:
-    """The home's token; made once, mode 0600."""
+def _token(file: Path) -> str:
+    """The token in a file; made once, mode 0600."""
     try:
-        token = layout.token_file.read_text().strip()
+        token = file.read_text().strip()
         if token:
             return token
     except FileNotFoundError:
         pass
     token = secrets.token_urlsafe(32)
-    processes.write_whole(layout.token_file, token.encode())
+    processes.write_whole(file, token.encode())
     return token
 
 

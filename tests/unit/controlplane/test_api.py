@@ -17,7 +17,8 @@ TOKEN = "a-token"
 def get(path: str, *, token: str = TOKEN, stopping: bool = False, method: str = "GET") -> httpx.Response:
     import asyncio
 
-    app = build_app(SimpleNamespace(stopping=stopping), TOKEN)  # type: ignore[arg-type]
+    operator = SimpleNamespace(stopping=stopping, metrics=lambda: "")
+    app = build_app(operator, TOKEN, "for-metrics")  # type: ignore[arg-type]
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app=app)
@@ -67,3 +68,18 @@ def test_while_it_stops_nothing_is_taken_in() -> None:
 def test_an_unknown_path_and_a_wrong_method_are_told_in_our_form() -> None:
     assert get("/v1/nothing").json() == {"error": "not-found", "message": "Not Found", "problems": []}
     assert get("/v1/info", method="DELETE").json()["error"] == "method-not-allowed"
+
+
+@pytest.mark.parametrize(
+    ("path", "token", "status"),
+    [
+        ("/metrics", "for-metrics", 200),
+        ("/metrics", TOKEN, 200),
+        ("/metrics", "", 401),
+        ("/metrics", "guessed", 401),
+        ("/v1/info", "for-metrics", 401),
+        ("/openapi.json", "for-metrics", 401),
+    ],
+)
+def test_the_token_for_metrics_opens_nothing_else(path: str, token: str, status: int) -> None:
+    assert get(path, token=token).status_code == status
