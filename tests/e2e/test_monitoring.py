@@ -23,7 +23,7 @@ CORTEX_YAML = """
   request_handler: h.py
   sample: warm-up
   tracker: {key: label, model_type: classification}
-  max_body: 1Mi
+  max_body: 32Ki
   compute: {cpu: 50m}
 - kind: api
   name: numbers
@@ -64,7 +64,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 def ask(home: Home, api: str, *samples: Any) -> list[int]:
     """Status of the answer to each sample."""
     with Connection(home.port) as connection:
-        return [connection.ask("POST", f"/watched/{api}", json.dumps(sample).encode()).status for sample in samples]
+        return [
+            connection.ask("POST", f"/watched/{api}", json.dumps(sample, ensure_ascii=False).encode()).status
+            for sample in samples
+        ]
 
 
 def shown(home: Home, api: str) -> Any:
@@ -95,7 +98,7 @@ def test_everything_that_is_answered_is_counted_as_what_it_is_and_stays(home: Ho
     assert ask(home, "classes", "unserialisable") == [500]
     with Connection(home.port) as connection:
         assert connection.ask("GET", "/watched/classes").status == 200
-        refused = connection.ask("POST", "/watched/classes", b"[" + b" " * 2**20 + b"]")
+        refused = connection.ask("POST", "/watched/classes", b"[" + b" " * 32 * 1024 + b"]")
         assert refused.status == 413
     # A header that breaks off is answered by the ingress alone, and belongs to no api.
     with socket.create_connection(("127.0.0.1", home.port)) as broken:

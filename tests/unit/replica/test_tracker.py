@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal
@@ -227,6 +228,36 @@ def test_growth_between_any_two_looks_keeps_every_prediction_and_the_bound(strea
     assert bound * 4 <= true.total()
     for name in true:
         assert true[name] - bound <= stored[name] <= true[name]
+
+
+def test_looks_from_another_thread_lose_and_double_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cortex.replica.tracker.EXACT_CLASSES", 5)
+    fixture = Fixture("classification")
+    rng = random.Random(1)
+    stream = [f"{min(rng.randrange(30), rng.randrange(30))}" for _ in range(20_000)]
+    ended = threading.Event()
+    growths: list[Reading | None] = []
+
+    def look() -> None:
+        seen = Reading(NOTHING, {})
+        while True:
+            last = ended.is_set()
+            now = read(StatsFile(**FILE, tracker=fixture.tracker.snapshot()))
+            growths.append(growth(seen, now))
+            seen = now
+            if last:
+                return
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    for name in stream:
+        fixture.tracker.track_response(name)
+    ended.set()
+    looking.join()
+    assert all(grown is not None for grown in growths)
+    counted = [sum(grown.classes.values()) + grown.counts.other for grown in growths if grown is not None]
+    assert min(counted) >= 0
+    assert sum(counted) == len(stream)
 
 
 def test_half_a_character_is_counted_under_what_a_file_can_hold(classes: Fixture) -> None:
