@@ -92,6 +92,7 @@ def test_without_a_gpu_a_deploy_that_asks_for_one_is_refused_at_once_with_the_nu
         (problem,) = json.loads(ran.out)["problems"]
         assert problem["reference"] == "compute-unavailable"
         assert problem["message"] == "a replica asks for 2 gpu, but no node has any"
+        assert "nvidia-smi -L" in problem["hint"]
         assert home.cortex("get", "-o", "json").json == []
 
 
@@ -115,6 +116,26 @@ def test_each_replica_gets_a_gpu_of_its_own_and_keeps_it_when_it_is_started_agai
     os.kill(pid, signal.SIGKILL)
     assert ask(home, "a") == before
     assert home.replica_pids("g/a") != [pid]
+
+
+def test_a_model_is_checked_on_a_gpu_that_nobody_holds_as_long_as_there_is_one(home: Home, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    handler = HANDLER + (
+        f"with open({str(seen)!r}, 'a') as file:\n"
+        "    print(os.environ['CORTEX_REPLICA'], os.environ['CUDA_VISIBLE_DEVICES'], file=file)\n"
+    )
+
+    def checked_on() -> str:
+        lines = [line.split() for line in seen.read_text().splitlines() if line.startswith("inspect.")]
+        return str(lines[-1][1])
+
+    first, second = "name: a, compute: {gpu: 1}", "name: b, compute: {gpu: 1}, env: {OTHER: version}"
+    home.deploy(project(tmp_path / "p", first, handler=handler))
+    held = ask(home, "a")
+    home.deploy(project(tmp_path / "p", first, second, handler=handler))
+    assert {held, checked_on()} == set(DEVICES)
+    home.deploy(project(tmp_path / "p", first, second, handler=handler + "# changed"), "--no-wait")
+    assert checked_on() in DEVICES
 
 
 def test_a_restarted_control_plane_knows_who_holds_which(home: Home, tmp_path: Path) -> None:

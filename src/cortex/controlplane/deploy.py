@@ -380,7 +380,10 @@ class Deployer:
                         message=reason,
                         subject=f'api "{name}": compute',
                         path=("apis", index, "compute"),
-                        hint="ask for less, or use a larger machine",
+                        hint="ask for less, or use a larger machine"
+                        if not record.wanted.build.resources.gpus
+                        else "ask for less, or use a machine with GPUs: those count that `nvidia-smi -L` lists there "
+                        "as Cortex starts",
                     )
                 )
         if problems:

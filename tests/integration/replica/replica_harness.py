@@ -172,7 +172,7 @@ class LauncherLink:
 
     def __init__(self, path: Path) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(DEADLINE_S)
+        self.sock.settimeout(LAUNCHER_DEADLINE_S)  # it may import what was missing before it answers
         self.sock.connect(str(path))
         self.received: list[LauncherReply] = []
 
