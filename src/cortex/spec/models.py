@@ -166,7 +166,7 @@ class ComputeSpec(_Block):
     )
     target_cpu_utilization: Count = Field(default=80, description="Per cent of the cpu request that triggers scaling.")
     cpu: CpuField = Field(default=Cpu.parse("200m"), description="CPU request of a replica, such as 200m, 0.5 or 2.")
-    gpu: CountOrZero = Field(default=0, description="GPU request of a replica.")
+    gpu: CountOrZero = Field(default=0, description="GPUs that a replica gets for itself.")
     mem: SizeField | None = Field(default=None, description="Memory request of a replica, such as 512Mi.")
     concurrency: Count | None = Field(
         default=None, description="Requests inside the handler at once, per replica: 1 for sync handlers, 64 for async."
