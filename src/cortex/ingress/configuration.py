@@ -392,7 +392,9 @@ def _pool_defaults(configuration: WorkerConfiguration) -> str:
     wrong_method = _error(405, Refusal.METHOD_NOT_ALLOWED.value, "this endpoint takes GET, HEAD, POST and OPTIONS")
     # Without wait-for-body, a request whose body arrives in a later packet than its headers (as most clients send
     # it) goes to the replica in pieces, and HAProxy can then not deliver it again; and whoever sends slowly holds a
-    # connection to the replica meanwhile. A body that is too large for the buffer is not waited for.
+    # connection to the replica meanwhile. A body that is too large for the buffer is not waited for, nor is its
+    # beginning copied for a second delivery that cannot be.
+    unrepeatable = f"{{ req.hdr_val(content-length) gt {largest} }}"
     return f"""\
 defaults pool from base
 {_track()}\
@@ -401,8 +403,8 @@ defaults pool from base
     http-request return {too_large} if {{ req.hdr_val(content-length),sub(txn.max_body) gt 0 }}
     http-request set-header x-cortex-limits %[var(txn.route),field(2,|)]
     http-request set-timeout server var(txn.route),field(3,|)
-    http-request disable-l7-retry if {{ var(txn.route),field(5,|) off }}
-    http-request wait-for-body time {_ms(limits.body_timeout_s)} if !{{ req.hdr_val(content-length) gt {largest} }}
+    http-request disable-l7-retry if {{ var(txn.route),field(5,|) off }} || {unrepeatable}
+    http-request wait-for-body time {_ms(limits.body_timeout_s)} if !{unrepeatable}
     http-request set-var(txn.max_queued) var(txn.route),field(6,|)
     http-request return {full} hdr retry-after 1 if {{ queue,sub(txn.max_queued) ge 0 }}
 {_account()}
