@@ -132,17 +132,20 @@ class Terminal:
         """Ask for a line that does not show while it is typed."""
         import termios
 
-        self.stderr.write(question)
-        self.stderr.flush()
         try:
             descriptor = self.stdin.fileno()
             shown = termios.tcgetattr(descriptor)
         except (OSError, ValueError, termios.error):  # no terminal, so nothing that would show it
+            self.stderr.write(question)
+            self.stderr.flush()
             return self.stdin.readline().rstrip("\r\n")
         hidden = [*shown]
         hidden[3] &= ~termios.ECHO
         try:
+            # Before the question: whoever answers at once would be seen, and not be heard.
             termios.tcsetattr(descriptor, termios.TCSAFLUSH, hidden)
+            self.stderr.write(question)
+            self.stderr.flush()
             return self.stdin.readline().rstrip("\r\n")
         finally:
             termios.tcsetattr(descriptor, termios.TCSAFLUSH, shown)
