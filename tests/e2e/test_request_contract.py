@@ -478,12 +478,21 @@ def test_a_body_may_come_in_chunks_of_any_size(home):
             assert connection.receive().json == [[[10.0]]]
 
 
-def test_a_client_that_asks_first_is_told_to_continue_or_why_not(home):
+@pytest.mark.parametrize("size", [12, 20_000, 300_000, 2_000_000, None], ids=str)
+@pytest.mark.parametrize("api", ["echo", "large"])
+def test_a_client_that_asks_first_is_told_to_continue(home, api, size):
+    """Whoever it is that waits for the body: ingress, bulk worker or replica. No size: in chunks."""
+    body = b'"' + b"a" * ((size or 1000) - 2) + b'"'
+    how = {"transfer-encoding": "chunked"} if size is None else {"content-length": str(size)}
     with Connection(home.port) as connection:
-        connection.send(request("POST", "/t/rows", None, {**JSON, "content-length": "12", "expect": "100-continue"}))
-        assert connection.receive(final=False).status == 100
-        connection.send(ROW)
-        assert connection.receive().json == [[[10.0]]]
+        for _ in range(2):
+            connection.send(request("POST", f"/t/{api}", None, {**JSON, **how, "expect": "100-continue"}))
+            assert connection.receive(final=False).status == 100
+            connection.send(chunked(body) if size is None else body)
+            assert connection.receive().status == 200
+
+
+def test_a_client_that_asks_first_is_told_why_not(home):
     with Connection(home.port) as connection:
         connection.send(request("POST", "/t/small", None, {**JSON, "content-length": "9999", "expect": "100-continue"}))
         assert connection.receive(final=False).status == 413

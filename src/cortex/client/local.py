@@ -40,7 +40,8 @@ from cortex.settings import HomeLayout, Settings, environment_of
 if TYPE_CHECKING:
     import subprocess
 
-START_TIMEOUT_S = 15.0
+START_TIMEOUT_S = 60.0
+"""Usually a second; twenty were seen on a machine with too much to do. A process that ends is told at once."""
 STOP_GRACE_S = 15.0
 """On top of the drain timeout: for processes to end after their replicas have."""
 KILL_GRACE_S = 5.0
