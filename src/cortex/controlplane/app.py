@@ -34,6 +34,7 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock, SystemClock
 from cortex.controlplane import statuses
 from cortex.controlplane.agents import LocalAgent
+from cortex.controlplane.fetching import Models
 from cortex.controlplane.housekeeping import Housekeeping
 from cortex.controlplane.secrets import Secrets
 from cortex.controlplane.statistics import Statistics
@@ -133,6 +134,7 @@ class ControlPlane:
         )
         self._secret_store = SecretStore(layout.secrets)
         self.secrets = Secrets(store=self._secret_store, known=state.apis, clock=clock)
+        self._models = Models(store=store, known=state.apis, cloud_file=layout.cloud_file, environ=os.environ)
         self._housekeeping = Housekeeping(
             state=state, secrets=self._secret_store, sweep=self._agent.sweep_environments, clock=clock
         )
@@ -274,7 +276,6 @@ class ControlPlane:
     @cached_property
     def _deployer(self) -> Deployer:
         from cortex.controlplane.deploy import Deployer  # pydantic: see the module's docstring
-        from cortex.controlplane.fetching import Models
         from cortex.controlplane.packages import Packages
 
         return Deployer(
@@ -284,9 +285,7 @@ class ControlPlane:
             engine=self._engine,
             clock=self._clock,
             inspect=self._inspect,
-            models=Models(
-                store=self.store, known=self._state.apis, cloud_file=self._layout.cloud_file, environ=os.environ
-            ),
+            models=self._models,
             packages=Packages(
                 store=self.store, node=self._agent, known=self._state.apis, indexes_file=self._layout.indexes_file
             ),
@@ -346,6 +345,7 @@ class ControlPlane:
                 lifetimes=self._statistics.lifetimes(),
                 agents=self._agent.reports(),
                 planner=self._planner_counts,
+                fetched=self._models.counts,
             )
         )
 

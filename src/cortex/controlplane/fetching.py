@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -20,13 +20,16 @@ from cortex.artifacts.fetching import FetchDied, FetchStopped, fetch_in_process
 from cortex.artifacts.store import ArtifactStore, Pin
 from cortex.artifacts.trees import tree_digest
 from cortex.errors import CortexError, Problem, Problems
+from cortex.metrics.exposition import FetchCounts
 from cortex.processes import write_whole
 from cortex.spec.locations import is_remote, masked_model
-from cortex.spec.models import ApiSpec
 from cortex.state.base import ApiRecord
 from cortex.wire.build import ModelFormat
 from cortex.wire.fetch import Fetched, FetchProgress, FetchRequest, KnownModel
 from cortex.wire.operator import CloudEnvironment, DeployProgress, DeployRequest, ModelUpload
+
+if TYPE_CHECKING:
+    from cortex.spec.models import ApiSpec
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +53,6 @@ class Run(Protocol):
         tell: Callable[[FetchProgress], None],
         stop: threading.Event,
     ) -> Fetched: ...
-
-
-class FetchCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Since this process started."""
-
-    models: int = 0
-    """Models that were asked for at their origin, whether or not something had to be read."""
-    objects: int = 0
-    """Objects that were read."""
-    bytes: int = 0
 
 
 class DeployLeft(CortexError):
@@ -176,6 +169,8 @@ class Models:
                     target=self._fly, args=(flight, key, model, model_format, cloud), name="fetching", daemon=True
                 ).start()
             flight.listeners.append(tell)
+            if flight.newest is not None:
+                tell(flight.newest)
         try:
             while not flight.done.wait(LOOK_EVERY_S):
                 if left.is_set():
@@ -260,7 +255,6 @@ class Models:
             while len(self._remembered) > MOST_REMEMBERED:
                 self._remembered.pop(next(iter(self._remembered)))
             self.counts = FetchCounts(
-                models=self.counts.models + 1,
                 objects=self.counts.objects + fetched.read_objects,
                 bytes=self.counts.bytes + fetched.read_bytes,
             )
@@ -284,10 +278,12 @@ class _Flight:
         self.listeners: list[Callable[[FetchProgress], None]] = []
         self.stop = threading.Event()
         self.done = threading.Event()
+        self.newest: FetchProgress | None = None
         self.fetched: Fetched | None = None
         self.error: CortexError | None = None
 
     def tell(self, progress: FetchProgress) -> None:
+        self.newest = progress
         for listener in tuple(self.listeners):
             listener(progress)
 

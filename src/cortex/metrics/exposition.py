@@ -151,6 +151,8 @@ METRICS: tuple[Metric, ...] = (
         (),
         "When the last tick ended well, in Unix seconds.",
     ),
+    Metric("cortex_model_fetched_bytes_total", "counter", "bytes", (), "Bytes of models read from where they lie."),
+    Metric("cortex_model_fetched_objects_total", "counter", "", (), "Objects of models read from where they lie."),
 )
 """Every metric, in the order in which it is shown."""
 
@@ -167,6 +169,13 @@ class PlannerCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the action, e.g. `start_replica`, to how many."""
 
 
+class FetchCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What was read of remote models since the control plane started; asking whether they changed reads nothing."""
+
+    objects: int = 0
+    bytes: int = 0
+
+
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that is shown."""
 
@@ -176,6 +185,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     lifetimes: Mapping[ApiKey, Lifetime] = {}
     agents: tuple[AgentReport, ...] = ()
     planner: PlannerCounts = PlannerCounts()
+    fetched: FetchCounts = FetchCounts()
 
 
 def exposition(observed: Observed) -> str:
@@ -189,6 +199,8 @@ def exposition(observed: Observed) -> str:
     for agent in observed.agents:
         _node(page, agent)
     _planner(page, observed.planner)
+    page.add("cortex_model_fetched_bytes_total", (), observed.fetched.bytes)
+    page.add("cortex_model_fetched_objects_total", (), observed.fetched.objects)
     return page.text()
 
 

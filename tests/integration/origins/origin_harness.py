@@ -6,7 +6,6 @@ disturbs, and a server of any number of bytes.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import io
 import secrets
@@ -200,15 +199,16 @@ class Door:
 
 class Endless:
     """
-    One object of any size at every path, as S3 answers for it: HEAD, GET, Range, ETag, If-Match. Its bytes are made
-    up as they are asked for, a repeated block, so that the size costs neither memory nor disk.
+    An object of any size at every path but those of `files`, as S3 answers for it: HEAD, GET, Range, ETag, If-Match.
+    Its bytes are made up as they are asked for, a repeated block, so that the size costs neither memory nor disk.
     """
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, files: Mapping[str, bytes] | None = None) -> None:
         self.size_bytes = size_bytes
-        self.block = hashlib.sha256(b"endless").digest() * 2**15  # 1 MiB
+        self.files = dict(files or {})
+        self.block = np.ones(2**18, np.float32).tobytes()
         self.read_bytes = 0
-        self.etag = '"endless-1"'
+        """Of the large object."""
         self._guard = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -222,45 +222,45 @@ class Endless:
         self._server.shutdown()
         self._server.server_close()
 
-    def sha256(self) -> str:
-        digest = hashlib.sha256()
-        left = self.size_bytes
-        while left > 0:
-            digest.update(self.block[:left])
-            left -= len(self.block)
-        return digest.hexdigest()
+    def pieces(self, path: str, start: int, end: int) -> Iterator[bytes]:
+        if path in self.files:
+            yield self.files[path][start:end]
+            return
+        size = len(self.block)
+        while start < end:
+            piece = self.block[start % size : start % size + end - start]
+            yield piece
+            start += len(piece)
+            with self._guard:
+                self.read_bytes += len(piece)
 
     def _handler(store) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                if self.headers.get("If-Match") not in (None, store.etag):
+                size = len(store.files[self.path]) if self.path in store.files else store.size_bytes
+                etag = f'"{size}-bytes"'
+                if self.headers.get("If-Match") not in (None, etag):
                     self.send_response(412)
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return
-                start, end = 0, store.size_bytes
+                start, end = 0, size
                 asked = self.headers.get("Range")
                 if asked:
                     first, last = asked.removeprefix("bytes=").split("-")
-                    start, end = int(first), min(int(last) + 1, store.size_bytes)
+                    start, end = int(first), min(int(last) + 1, size)
                 self.send_response(206 if asked else 200)
                 self.send_header("Content-Length", str(end - start))
-                self.send_header("ETag", store.etag)
+                self.send_header("ETag", etag)
                 self.send_header("Last-Modified", formatdate(1_700_000_000, usegmt=True))
                 if asked:
-                    self.send_header("Content-Range", f"bytes {start}-{end - 1}/{store.size_bytes}")
+                    self.send_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
                 self.end_headers()
-                if self.command == "HEAD":
-                    return
-                size = len(store.block)
-                while start < end:
-                    piece = store.block[start % size : start % size + end - start]
-                    self.wfile.write(piece)
-                    start += len(piece)
-                    with store._guard:
-                        store.read_bytes += len(piece)
+                if self.command == "GET":
+                    for piece in store.pieces(self.path, start, end):
+                        self.wfile.write(piece)
 
             do_HEAD = do_GET
 
@@ -327,7 +327,8 @@ def onnx_bytes(weight: float = 1.0, *, external: str = "", rows: int = 4) -> byt
     if external:
         weights.ClearField("raw_data")
         weights.data_location = TensorProto.EXTERNAL
-        weights.external_data.add(key="location", value=external)
+        for key, value in (("location", external), ("offset", "0"), ("length", str(4 * rows))):
+            weights.external_data.add(key=key, value=value)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["features", "weights"], ["score"])],
         "g",

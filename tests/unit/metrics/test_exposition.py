@@ -12,7 +12,15 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from cortex.ids import ApiKey
 from cortex.metrics.counts import Counts, Lifetime
-from cortex.metrics.exposition import DURATION_BOUNDS_S, METRICS, REST, Observed, PlannerCounts, exposition
+from cortex.metrics.exposition import (
+    DURATION_BOUNDS_S,
+    METRICS,
+    REST,
+    FetchCounts,
+    Observed,
+    PlannerCounts,
+    exposition,
+)
 from cortex.testing.builders import a_build, a_replica
 from cortex.wire.build import Resources
 from cortex.wire.operator import ApiStatus, ReplicaCounts, Status
@@ -82,6 +90,7 @@ def everything() -> Observed:
         planner=PlannerCounts(
             ticks=10, tick_s=0.5, failed_ticks=1, last_tick_wall_s=1_767_225_600.0, actions={"start_replica": 3}
         ),
+        fetched=FetchCounts(objects=2, bytes=2**31),
     )
 
 
