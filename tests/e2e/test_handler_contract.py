@@ -452,7 +452,7 @@ def test_warm_up_is_told_to_the_handler_and_counted_nowhere(home):
         connection.ask("GET", "/h/attributes")
     assert shown["requests"]["5xx"] == 0
     before = shown["requests"]["2xx"]
-    home.cortex("refresh", home.path.parent / "p")
+    home.cortex("refresh", "--path", home.path.parent / "p")
     after = home.cortex("get", "h/attributes", "-o", "json").json
     assert after["version"] != shown["version"]
     assert (after["requests"]["2xx"], after["requests"]["4xx"]) == (0, 0), before

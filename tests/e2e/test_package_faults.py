@@ -68,6 +68,7 @@ def project(folder: Path, requirements: str | None, *, name: str = "pk") -> Path
     }
     if requirements is not None:
         files["requirements.txt"] = requirements
+    (folder / "requirements.txt").unlink(missing_ok=True)
     return write_project(folder, files)  # type: ignore[arg-type]
 
 

@@ -119,7 +119,7 @@ def test_a_changed_pin_is_told_and_an_unchanged_one_stays_until_a_refresh(home, 
     assert "requirements.txt: tinya 1.0 -> 2.0" in ran.out
     ran = home.deploy(project(folder, "tinya>=2"))
     assert "requirements.txt: " not in ran.out  # 2.0 still fits
-    ran = home.cortex("refresh", folder)
+    ran = home.cortex("refresh", "--path", folder)
     assert "requirements.txt: tinya 2.0 -> 3.0" in ran.out
     assert predict(home) == "3.0"
 

@@ -83,7 +83,7 @@ def test_a_version_keeps_its_value_through_crashes_and_deploys_until_a_refresh(h
     assert "nothing changed" in home.deploy(folder).out
     assert ask(home)[0] == "first-"
     assert "s/x*" in home.cortex("secret", "list").out
-    home.cortex("refresh", folder)
+    home.cortex("refresh", "--path", folder)
     assert ask(home)[0] == "second"
     assert "*" not in home.cortex("secret", "list").out
 
@@ -111,7 +111,7 @@ def test_a_secret_in_use_is_not_deleted_unless_forced(home, folder):
     )
     assert 'the secret "api-token" was deleted' in str(status)
     home.cortex("secret", "set", "api-token", stdin=NEW.encode())
-    home.cortex("refresh", folder)
+    home.cortex("refresh", "--path", folder)
     assert ask(home)[0] == "second"
 
 
@@ -134,7 +134,7 @@ def test_a_value_is_in_the_secret_store_and_nowhere_else(home, folder):
     cortex("secret", "set", "api-token", stdin=OLD.encode() + b"\n")
     cortex("deploy", folder)
     cortex("secret", "set", "api-token", stdin=NEW.encode() + b"\n")
-    cortex("refresh", folder, "-o", "json")
+    cortex("refresh", "--path", folder, "-o", "json")
     cortex("deploy", folder, "--dry-run", "-o", "json")
     said.append(str(ask(home, b'"fail"')))
     sample = folder.parent / "sample.json"
