@@ -227,7 +227,7 @@ COMPLETIONS = {
     "zsh": """
         autoload -U compinit; compinit -D -u
         source <(cortex completion zsh)
-        print -l ${_comps[cortex]} ${_comps[cx]} >&2
+        [[ -n ${_comps[cortex]} && -n ${_comps[cx]} ]] || exit 1
         COMP_WORDS='cortex get flowers/' COMP_CWORD=2 _CORTEX_COMPLETE=zsh_complete cortex | grep flowers/
         """,
     "fish": """

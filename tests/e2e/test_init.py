@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,10 @@ def test_init_and_deploy_answer_without_an_edit(home: Home, tmp_path: Path, kind
         "iris/models/pytorch.onnx",
         "speech/models/silero_vad_16k_sequence.onnx",
         "image/models/shapes.onnx",
+        pytest.param(
+            "iris/models/tensorflow",
+            marks=pytest.mark.skipif(find_spec("tensorflow") is None, reason="needs the extra `tensorflow`"),
+        ),
     ],
 )
 def test_the_examples_models_answer_without_an_edit(home: Home, tmp_path: Path, model: str) -> None:
