@@ -47,7 +47,10 @@ class RawOutput:
     def is_waiting(self) -> bool:
         """Whether there is something unread. Asked for each request and each line that is printed: one system call."""
         # The position of a descriptor that appends means nothing to those who write.
-        return os.lseek(self.fd, 0, os.SEEK_END) > self._read_bytes
+        try:
+            return os.lseek(self.fd, 0, os.SEEK_END) > self._read_bytes
+        except OSError:  # users' code has closed every descriptor it found
+            return False
 
     def take(
         self, max_bytes: int = MAX_WAITING_BYTES, *, whole: bool = False, most_waiting: int = MAX_WAITING_BYTES

@@ -145,6 +145,20 @@ def test_output_that_bypasses_python_becomes_records_too(tmp_path: Path) -> None
     assert all(line.wall_s >= before_s and line.attempt == 7 for line in lines)
 
 
+def test_a_handler_that_closes_every_descriptor_fails_nothing(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path,
+        """
+        print("before")
+        os.closerange(3, 100)
+        print("lost")
+        log.every_second()
+        streams.finish_lines()
+        """,
+    )
+    assert [line.text for line in lines] == ["before"]
+
+
 def test_what_c_prints_is_there_without_a_flush(tmp_path: Path) -> None:
     lines = run(tmp_path, 'import ctypes; ctypes.CDLL(None).puts(b"from C"); print("then"); os._exit(0)')
     assert [line.text for line in lines] == ["from C", "then"]
