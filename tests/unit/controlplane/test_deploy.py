@@ -1,7 +1,9 @@
 """Tests of `cortex.controlplane.deploy`: state in memory, a real artifact store, inspections from a table."""
 
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -12,10 +14,11 @@ from cortex.artifacts.fetching import FetchStopped
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane import deploy as deploy_module
 from cortex.controlplane.deploy import Deployer
-from cortex.controlplane.fetching import Models
+from cortex.controlplane.fetching import DeployLeft, Models
 from cortex.controlplane.packages import Packages
+from cortex.controlplane.upkeep import wanted_trees
 from cortex.engines.local import LocalEngine
-from cortex.errors import CortexError, Problem, Problems
+from cortex.errors import CortexError, GiveUp, Problem, Problems
 from cortex.ids import ApiKey, DeploymentName, short
 from cortex.settings import Settings
 from cortex.spec.locations import masked_model
@@ -30,6 +33,7 @@ from cortex.wire.operator import (
     ApiChange,
     ApiUpload,
     ChangeKind,
+    CloudEnvironment,
     DeployProgress,
     DeployRequest,
     ModelUpload,
@@ -543,3 +547,170 @@ def test_what_is_being_deployed_cannot_be_collected_as_garbage_meanwhile(world):
     world.deploy(world.api())
     assert seen == [()]
     assert world.store.verify(world.wanted().build.model.tree)
+
+
+# ---- remote models ---------------------------------------------------------------------------------------------------
+
+URL = "s3://bucket/m.onnx"
+
+
+def test_a_remote_model_is_served_from_the_store_and_keeps_what_it_was(world):
+    world.fetcher.at_origin[URL] = "one"
+    world.deploy(world.remote(URL))
+    record = world.state.api(KEY)
+    assert (record.wanted.build.model.source, record.wanted.build.model.entry) == (URL, "m.onnx")
+    assert [one.etag for one in record.origin.objects] == ['"one"']
+    assert (world.store.tree_path(record.wanted.build.model.tree) / "m.onnx").read_text() == "one"
+
+
+def test_a_changed_remote_model_is_told_with_both_etags_and_dates(world):
+    world.fetcher.at_origin[URL] = "one"
+    world.deploy(world.remote(URL))
+    world.fetcher.at_origin[URL] = "two"
+    change = world.change(world.remote(URL))
+    date = "1970-01-01 00:00:00 UTC"
+    assert change.kind is ChangeKind.NEW_VERSION
+    assert change.causes == (f"model changed (m.onnx: ETag one of {date} -> ETag two of {date})",)
+
+
+def test_the_next_deploy_tells_the_fetcher_what_is_known(world):
+    world.fetcher.at_origin[URL] = "one"
+    world.deploy(world.remote(URL))
+    world.deploy(world.remote(URL))
+    assert [sorted(set(known)) for known in world.fetcher.known] == [[], ['"one"']]
+
+
+def test_what_was_fetched_for_a_dry_run_is_known_to_the_deploy(world):
+    world.fetcher.at_origin[URL] = "one"
+    world.deploy(world.remote(URL), dry_run=True)
+    assert world.state.apis() == ()
+    world.deploy(world.remote(URL))
+    assert world.fetcher.known[1] == ['"one"']
+
+
+def test_two_apis_with_one_model_fetch_it_once(world):
+    world.fetcher.at_origin[URL] = "one"
+    world.deploy(world.remote(URL, "a"), world.remote(URL, "b"))
+    assert world.fetcher.asked == [URL]
+
+
+def test_models_that_cannot_be_had_are_told_together_with_their_places(world):
+    world.fetcher.failure = GiveUp(Problem(reference="model-access-denied", message="no"))
+    problems = world.problems(world.remote("s3://b/1.onnx", "a"), world.remote("s3://b/2.onnx", "b"))
+    assert [(p.reference, p.subject, p.path) for p in problems] == [
+        ("model-access-denied", 'api "a": model', ("apis", 0, "model")),
+        ("model-access-denied", 'api "b": model', ("apis", 1, "model")),
+    ]
+
+
+def test_a_signature_is_used_for_fetching_and_kept_nowhere(world):
+    url = "https://host/m.onnx?X-Amz-Signature=SECRET"
+    world.fetcher.at_origin[url] = "one"
+    result = world.deploy(world.remote(url))
+    assert world.fetcher.asked == [url]
+    assert "SECRET" not in f"{world.state.apis()}{result}{world.told}"
+    assert world.state.api(KEY).spec["model"] == "https://host/m.onnx?***"
+
+
+def test_two_deploys_of_one_model_share_a_download(world):
+    world.fetcher.at_origin[URL] = "one"
+    go_on, begun = threading.Event(), threading.Event()
+
+    def wait(_stop: threading.Event) -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    world.fetcher.before = wait
+    listening = world.deployer._models._flights
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(world.deploy, world.remote(URL), name=name) for name in ("iris", "other")]
+        assert begun.wait(10)
+        until(lambda: [len(flight.listeners) for flight in listening.values()] == [2])
+        go_on.set()
+        assert all(future.result(10).committed for future in both)
+    assert world.fetcher.asked == [URL]
+
+
+def test_other_deploys_go_through_while_one_fetches(world):
+    world.fetcher.at_origin[URL] = "one"
+    go_on, begun = threading.Event(), threading.Event()
+    world.fetcher.before = lambda _stop: (begun.set(), go_on.wait(10))
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(world.deploy, world.remote(URL))
+        assert begun.wait(10)
+        assert world.deploy(world.api(), name="other").committed
+        assert not slow.done()
+        go_on.set()
+        assert slow.result(10).committed
+
+
+def test_a_caller_that_leaves_while_its_model_is_fetched_ends_the_download_and_the_deploy(world):
+    world.fetcher.at_origin[URL] = "one"
+    left, stopped = threading.Event(), threading.Event()
+
+    def leave(stop: threading.Event) -> None:
+        left.set()
+        assert stop.wait(10)
+        stopped.set()
+
+    world.fetcher.before = leave
+    request = DeployRequest(deployment="iris", source="/x", apis=(world.remote(URL),))
+    with pytest.raises(DeployLeft):
+        world.deployer.deploy("iris", request, world.told.append, left)
+    assert stopped.wait(10)
+    assert world.everything()[:2] == ((), ())
+    assert world.told[-1].in_bytes
+
+
+def test_one_of_two_that_leaves_does_not_end_the_others_download(world):
+    world.fetcher.at_origin[URL] = "one"
+    left, go_on, begun = threading.Event(), threading.Event(), threading.Event()
+    world.fetcher.before = lambda _stop: (begun.set(), go_on.wait(10))
+    flights = world.deployer._models._flights
+    request = DeployRequest(deployment="other", source="/x", apis=(world.remote(URL),))
+    with ThreadPoolExecutor(2) as pool:
+        stays = pool.submit(world.deploy, world.remote(URL))
+        assert begun.wait(10)
+        leaves = pool.submit(world.deployer.deploy, "other", request, world.told.append, left)
+        until(lambda: [len(flight.listeners) for flight in flights.values()] == [2])
+        left.set()
+        with pytest.raises(DeployLeft):
+            leaves.result(10)
+        go_on.set()
+        assert stays.result(10).committed
+
+
+def test_credentials_are_kept_for_later_once_a_deploy_was_accepted(world, tmp_path):
+    world.fetcher.at_origin[URL] = "one"
+    cloud = CloudEnvironment(variables={"AWS_SECRET_ACCESS_KEY": "SECRET"})
+    world.deploy(world.remote(URL), cloud=cloud, dry_run=True)
+    assert not list(tmp_path.rglob("cloud.json"))
+    world.deploy(world.remote(URL), cloud=cloud)
+    world.deploy(world.remote(URL))
+    assert world.fetcher.clouds == [cloud.variables] * 3
+    (file,) = tmp_path.rglob("cloud.json")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "SECRET" not in f"{cloud}{world.state.apis()}"
+
+
+def test_what_serves_or_may_be_wanted_back_is_never_removed_however_small_the_store_may_be(world):
+    trees = []
+    for content in ("one", "two"):
+        world.fetcher.at_origin[URL] = content
+        world.deploy(world.remote(URL))
+        trees.append(world.state.api(KEY).wanted.build.model.tree)
+    world.fetcher.at_origin["s3://bucket/unused.onnx"] = "three"
+    world.deploy(world.remote("s3://bucket/unused.onnx"), name="tried", dry_run=True)
+    in_use, _ = wanted_trees(world.state)
+    assert set(trees) <= in_use
+    long_after_s = time.time() + 7 * 86400
+    removed = world.store.collect_garbage(in_use, 0, long_after_s).trees
+    assert len(removed) == 1
+    assert set(world.store.trees()) == set(trees)
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 10
+    while not happened():
+        assert time.monotonic() < deadline_s, "not in time"
+        time.sleep(0.001)
