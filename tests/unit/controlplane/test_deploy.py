@@ -682,7 +682,7 @@ def test_one_of_two_that_leaves_does_not_end_the_others_download(world):
 
 def test_credentials_are_kept_for_later_once_a_deploy_was_accepted(world, tmp_path):
     world.fetcher.at_origin[URL] = "one"
-    cloud = CloudEnvironment(variables={"AWS_SECRET_ACCESS_KEY": "SECRET"})
+    cloud = CloudEnvironment(variables={"AWS_SECRET_ACCESS_KEY": "the-value"})
     world.deploy(world.remote(URL), cloud=cloud, dry_run=True)
     assert not list(tmp_path.rglob("cloud.json"))
     world.deploy(world.remote(URL), cloud=cloud)
@@ -690,7 +690,7 @@ def test_credentials_are_kept_for_later_once_a_deploy_was_accepted(world, tmp_pa
     assert world.fetcher.clouds == [cloud.variables] * 3
     (file,) = tmp_path.rglob("cloud.json")
     assert file.stat().st_mode & 0o777 == 0o600
-    assert "SECRET" not in f"{cloud}{world.state.apis()}"
+    assert "the-value" not in f"{cloud}{world.state.apis()}"
 
 
 def test_what_serves_or_may_be_wanted_back_is_never_removed_however_small_the_store_may_be(world):
