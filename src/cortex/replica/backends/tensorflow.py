@@ -470,7 +470,7 @@ def _restore(session: Any, graph: Any, folder: Path) -> None:
     """Read the variables."""
     saver = graph.saver_def
     if saver.restore_op_name and (folder / "variables").is_dir():
-        session.run(saver.restore_op_name, {saver.filename_tensor_name: str(folder / "variables" / "variables")})
+        _execute(session, saver.restore_op_name, {saver.filename_tensor_name: folder / "variables" / "variables"})
 
 
 def _initialise(session: Any, graph: Any, folder: Path) -> None:
@@ -482,12 +482,27 @@ def _initialise(session: Any, graph: Any, folder: Path) -> None:
         if not operation and collection in graph.collection_def:
             operation = next(iter(graph.collection_def[collection].node_list.value), "")
     if operation:
-        session.run(operation, {tensor: str(folder / "assets" / file) for tensor, file in _assets(graph).items()})
+        _execute(session, operation, {tensor: folder / "assets" / file for tensor, file in _assets(graph).items()})
 
 
 _INIT_SIGNATURE: Final = f"{_RESERVED}init_op"
 _INIT_COLLECTIONS: Final = ("saved_model_main_op", "legacy_init_op")
 """Where the op that fills tables is noted: of TensorFlow 2, and the two of TensorFlow 1."""
+
+
+def _execute(session: Any, operation: str, files: Mapping[str, Path]) -> None:
+    """
+    Run an operation once, with paths for the tensors that take them.
+
+    Not by `Session.run` where there is another way: of an error it looks for names of nodes in the message, with an
+    expression that can go on for ever over a damaged file.
+    """
+    paths = {tensor: np.array(os.fsencode(path), dtype=object) for tensor, path in files.items()}
+    prepare = getattr(session, "_make_callable_from_options", None)
+    if prepare is None:
+        session.run(operation, paths)
+    else:
+        prepare(config_pb2.CallableOptions(feed=paths, target=[operation.partition(":")[0]]))(*paths.values())
 
 
 def _callable(session: Any, fed: Sequence[str], fetched: Sequence[str]) -> Callable[..., Sequence[Any]]:
@@ -568,12 +583,18 @@ _MISSING_OPERATION: Final = tuple(
 )
 
 
+_MISSING_FUNCTION: Final = re.compile(r'Failed to find function "([^"]*)" in function library')
+
+
 def _load_error(error: Exception, step: str, path: str) -> ModelError:
     """Return what a user can do something about, out of what TensorFlow said while it did a step of loading."""
     for pattern in _MISSING_OPERATION:
         found = pattern.search(str(error))
         if found:
             return UnsupportedOperation(found["operation"], found["reason"])
+    function = _MISSING_FUNCTION.search(str(error))
+    if function:
+        return ModelUnreadable(_BINARY, f"it calls {function[1]}, which is not in it", hint=_EXPORT_AGAIN)
     reason = _reason(error).replace(f"{path.rstrip('/')}/", "")
     if step == "variables":
         return ModelUnreadable("variables/", reason, hint="copy the whole folder that was exported, from one export")

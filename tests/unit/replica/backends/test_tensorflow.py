@@ -3,6 +3,7 @@
 import base64
 import copy
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from cortex.replica.results import encode
 from cortex.replica.tensors import build_converter
 from cortex.wire.signature import TensorSpec
 
+IRIS = Path(__file__).parents[4] / "examples" / "iris" / "models" / "tensorflow"
 NUMBERS = [
     *("float16", "bfloat16", "float32", "float64"),
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -561,6 +563,20 @@ def test_nonsense_in_place_of_a_graph_is_refused(saved_models):
         folder.mkdir()
         (folder / name).write_bytes(content)
         assert str(refused(ModelUnreadable, saved_models.load, str(folder))).startswith(f"{name} cannot be read: ")
+
+
+def test_a_function_that_is_missing_in_a_damaged_graph_is_named_and_not_searched_for_ever(saved_models):
+    """What TensorFlow says of it has the whole library of functions, and `Session.run` would read that for minutes."""
+
+    def rename(saved_model):
+        for function in saved_model.meta_graphs[0].graph_def.library.function:
+            if "signature_wrapper" in function.signature.name:
+                function.signature.name += "_other"
+
+    path = str(saved_models.folder / "iris")
+    shutil.copytree(IRIS, path)
+    error = refused(ModelUnreadable, saved_models.load, saved_models.edit(path, rename))
+    assert re.fullmatch(r"it calls __inference_signature_wrapper_predict_\d+, which is not in it", error.reason)
 
 
 def test_graphs_of_which_none_is_for_serving_are_listed(saved_models):
