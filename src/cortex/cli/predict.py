@@ -31,7 +31,7 @@ class SampleUnreadable(CortexError):
         self.name = name
         if name.lstrip()[:1] in ("{", "[", '"'):
             self.hint = "a sample is a file; for a value: echo '<value>' | cortex predict API -"
-        super().__init__(f"{name}: {reason}")
+        super().__init__(f"{name}: {reason}" if name else "no file is named")
 
 
 def predict(

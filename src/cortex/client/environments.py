@@ -108,7 +108,7 @@ class UnusableUrl(CortexError):
 
     def __init__(self, url: str, reason: str) -> None:
         self.url = url
-        super().__init__(f"{url}: {reason}")
+        super().__init__(f"{url}: {reason}" if url else reason)
 
 
 class UnusableName(CortexError):
