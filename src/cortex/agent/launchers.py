@@ -46,8 +46,8 @@ from cortex.wire.secrecy import packed as packed_secrets
 
 log = logging.getLogger(__name__)
 
-START_DEADLINE_S = 60.0
-"""A cold `import tensorflow` takes 4 s on an idle machine; on a crowded one many times that."""
+START_DEADLINE_S = 180.0
+"""A cold `import tensorflow` takes 4 s on an idle machine; on a crowded one it took more than a minute."""
 IDLE_STOP_S = 60.0
 FORK_TIMEOUT_S = 30.0
 """A fork takes milliseconds; a launcher that owes an answer for this long hangs."""

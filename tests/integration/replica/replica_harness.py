@@ -41,8 +41,9 @@ from cortex.wire.stats import EXIT_FILE_SUFFIX, LastWords, StatsFile
 
 DEADLINE_S = 20.0
 """For anything to happen; generous, since the machine may be busy."""
-LAUNCHER_DEADLINE_S = 60.0
-"""Importing tensorflow takes 4 s on an idle machine, and three times that while its modules are not compiled yet."""
+LAUNCHER_DEADLINE_S = 100.0
+"""Importing tensorflow takes 4 s on an idle machine, three times that while its modules are not compiled yet, and more
+than a minute where a dozen processes share two cores."""
 T = TypeVar("T")
 
 
