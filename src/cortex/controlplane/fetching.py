@@ -8,6 +8,7 @@ needs the same model meanwhile waits for the same download; it ends when the las
 from __future__ import annotations
 
 import logging
+import posixpath
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -310,7 +311,7 @@ class _Tally:
         elif len(self._models) > 1:
             message, api = f"fetching {len(self._models)} models", ""
         else:
-            message = f"fetching {shown}"
+            message = f"fetching {posixpath.basename(shown.rstrip('/?*'))}"  # the whole of it was told before
         self._emit(DeployProgress(message=message, api=api, done=done, total=total, in_bytes=True))
 
 
