@@ -239,6 +239,16 @@ class UnusableZip(ModelError):
         super().__init__(model, f"{path}: {reason}", hint=hint)
 
 
+class InvalidLocation(ModelError):
+    """A URL that leads nowhere: no bucket, no host, or a name that none can have."""
+
+    reference = "invalid-model-location"
+
+    def __init__(self, model: str, reason: str, *, hint: str) -> None:
+        self.reason = reason
+        super().__init__(model, f"{model} {reason}", hint=hint)
+
+
 class OriginDenied(ModelError):
     """An object store refuses access. `source` says in words which credentials were used."""
 

@@ -27,7 +27,15 @@ from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
 from cortex.artifacts.credentials import Access
 from cortex.artifacts.download import Interrupted, RangesUnsupported
-from cortex.artifacts.errors import BucketNotFound, ModelError, NoModel, OriginChanged, OriginDenied, OriginUnreachable
+from cortex.artifacts.errors import (
+    BucketNotFound,
+    InvalidLocation,
+    ModelError,
+    NoModel,
+    OriginChanged,
+    OriginDenied,
+    OriginUnreachable,
+)
 from cortex.artifacts.models import MAX_ENTRIES
 from cortex.spec.locations import masked_model
 from cortex.wire.fetch import OriginObject, described
@@ -49,6 +57,8 @@ CHUNK_BYTES = 2**16
 """Small, so that progress shows on slow links too."""
 SIBLINGS_LOOKED_AT = 1000
 
+_BUCKET = re.compile(r"\$?[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Any that some store allows, Azure's `$web` too; whether this one does, it says itself."""
 _NOT_FOUND = FileNotFoundError
 """What `obstore` raises for 404."""
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist", "notFound: bucket")
@@ -400,10 +410,28 @@ class UrlOrigin(Origin):
 def open_origin(model: str, access: Access) -> Origin:
     """
     Raises:
-        OriginUnreachable: the URL or the settings are no good.
+        InvalidLocation: the URL leads nowhere.
+        OriginUnreachable: the settings are no good.
     """
     scheme = model.partition("://")[0].lower()
+    _check_location(scheme, model)
     return UrlOrigin(model, access) if scheme in ("https", "http") else BucketOrigin(model, access)
+
+
+def _check_location(scheme: str, model: str) -> None:
+    place = model.partition("://")[2].partition("/")[0]
+    if scheme in ("https", "http"):
+        try:
+            host = urllib.parse.urlsplit(model).hostname
+        except ValueError:
+            host = None
+        if not host:
+            raise InvalidLocation(masked_model(model), "names no host", hint="write https://host/path")
+    elif not place:
+        raise InvalidLocation(model, "names no bucket", hint=f"write {scheme}://bucket/path")
+    elif not _BUCKET.fullmatch(place):
+        hint = "names of buckets have letters, digits, dots, dashes and underscores"
+        raise InvalidLocation(model, f"names the bucket {place!r}, which none can be called", hint=hint)
 
 
 def _as_object(url: str, meta: Any) -> OriginObject:

@@ -208,6 +208,20 @@ def test_a_profile_gives_keys_region_and_endpoint(fetch: Fetching, s3: S3, door:
     assert "credentials: profile team" in refused(fetch, s3.url("model.onnx"))[1]
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("s3://", "s3:// names no bucket"),
+        ("s3:///key.onnx", "s3:///key.onnx names no bucket"),
+        ("s3://a bucket/m.onnx", "s3://a bucket/m.onnx names the bucket 'a bucket', which none can be called"),
+        ("https://", "https:// names no host"),
+        ("https:///m.onnx?sig=SECRET", "https:///m.onnx?*** names no host"),
+    ],
+)
+def test_a_location_that_leads_nowhere_is_told(fetch: Fetching, model: str, message: str) -> None:
+    assert refused(fetch, model)[:2] == ("invalid-model-location", message)
+
+
 def test_nobody_listening_is_told_with_the_address(fetch: Fetching) -> None:
     fetch.variables["AWS_ENDPOINT_URL"] = "http://127.0.0.1:1"
     reference, message, _ = refused(fetch, "s3://bucket/model.onnx")
