@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -41,6 +43,17 @@ def test_answers_are_counted_by_class_and_duration(spec: ReplicaSpec) -> None:
     assert (found.abandoned, found.dropped) == (3, 2)
     assert found.latency_sum_ms == pytest.approx(2502.0)
     assert found.latency_buckets == {bucket_of(1.0): 2, bucket_of(500.0): 1, bucket_of(0.0): 1, bucket_of(2000.0): 1}
+
+
+def test_each_duration_falls_into_its_bucket(spec: ReplicaSpec) -> None:
+    rng = random.Random(2)
+    durations_s = [rng.expovariate(1) * 10.0 ** rng.uniform(-6, 2) for _ in range(2_000)]
+    counters = Counters()
+    for duration_s in durations_s:
+        counters.answered(200, duration_s)
+    found = StatsWriter(spec, counters).snapshot()
+    assert found.latency_buckets == Counter(bucket_of(1000 * duration_s) for duration_s in durations_s)
+    assert found.latency_sum_ms == pytest.approx(1000 * sum(durations_s))
 
 
 def test_the_file_says_whose_counters_these_are(spec: ReplicaSpec) -> None:
