@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
+from collections import deque
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from cortex.processes import write_whole
 from cortex.replica.tracker import Tracker
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.stats import BUCKETS_PER_E, EXIT_FILE_SUFFIX, SMALLEST_MS, LastWords, StatsFile
 
+MOST_UNSORTED = 1_000
+"""Durations that wait to be sorted into buckets: sorting so many holds up nobody for longer than a prediction takes."""
+
 
 class Counters:
     """
     What this attempt has answered. Counted on the event loop only; read by the control thread at any time.
+
+    With a request its duration is only noted; durations are sorted into buckets many at once. One by one that takes
+    four times as long, as the logarithm and its surroundings are in no cache by then.
     """
 
-    __slots__ = ("abandoned", "by_class", "dropped", "latency_buckets", "latency_sum_ms")
+    __slots__ = ("_sorting", "_unsorted", "abandoned", "by_class", "dropped", "latency_buckets", "latency_sum_ms")
 
     def __init__(self) -> None:
         self.by_class = [0] * 6
@@ -28,18 +35,33 @@ class Counters:
         self.abandoned = 0
         self.dropped = 0
         self.latency_sum_ms = 0.0
+        """Like the buckets, as of the last `sort`."""
         self.latency_buckets: dict[int, int] = {}
+        self._unsorted: deque[float] = deque()
+        self._sorting = threading.RLock()
 
     def answered(self, status: int, duration_s: float) -> None:
-        """Count one answer; 0.4 µs."""
+        """Count one answer."""
         self.by_class[status // 100] += 1
-        milliseconds = duration_s * 1000.0
-        self.latency_sum_ms += milliseconds
-        if milliseconds < SMALLEST_MS:
-            milliseconds = SMALLEST_MS
-        bucket = math.ceil(math.log(milliseconds) * BUCKETS_PER_E)  # `bucket_of`, without the calls
-        buckets = self.latency_buckets
-        buckets[bucket] = buckets.get(bucket, 0) + 1
+        unsorted = self._unsorted
+        unsorted.append(duration_s)
+        if len(unsorted) >= MOST_UNSORTED:
+            self.sort()
+
+    def sort(self) -> None:
+        """Sort the durations noted so far into their buckets. From any thread."""
+        with self._sorting:
+            take = self._unsorted.popleft  # one by one, as the loop goes on adding
+            durations = [take() for _ in range(len(self._unsorted))]
+            if not durations:
+                return
+            milliseconds = np.array(durations) * 1000.0  # (n,)
+            self.latency_sum_ms += float(milliseconds.sum())
+            # `bucket_of`, for all at once.
+            buckets = np.ceil(np.log(np.maximum(milliseconds, SMALLEST_MS)) * BUCKETS_PER_E).astype(np.int64)
+            counted = self.latency_buckets
+            for bucket, n in zip(*(part.tolist() for part in np.unique(buckets, return_counts=True)), strict=True):
+                counted[bucket] = counted.get(bucket, 0) + n
 
 
 class StatsWriter:
@@ -55,6 +77,7 @@ class StatsWriter:
     def snapshot(self, *, last: bool = False) -> StatsFile:
         """The counters as they are now. From another thread than the loop's: at most one request out of step."""
         spec, counters = self._spec, self._counters
+        counters.sort()
         by_class = tuple(counters.by_class)
         return StatsFile(
             replica=spec.replica,

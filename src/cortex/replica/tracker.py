@@ -104,19 +104,24 @@ class Tracker:
 
     def track_response(self, response: Any) -> None:
         """Count what a handler's `post_inference` returned: one prediction or one miss."""
+        key, classes = self._key, self._classes
+        value = response if key is None else response.get(key) if type(response) is dict else None
+        if isinstance(value, str) and value in classes:  # nearly always
+            classes[value] += 1
+        else:
+            self._look_closer(response)
+
+    def _look_closer(self, response: Any) -> None:
         if isinstance(response, Response):
             if response.status >= 300:
                 return  # an error of the handler's choice is no prediction
             response = response.body
-        value, key = response, self._key
-        if key is not None:
-            value = response.get(key, _MISSING) if type(response) is dict else _lookup(response, key)
+        value = response
+        if self._key is not None:
+            value = _lookup(response, self._key)
             if value is _MISSING:
-                self._miss(_no_key(response, key))
+                self._miss(_no_key(response, self._key))
                 return
-        if isinstance(value, str) and value in self._classes:  # nearly always
-            self._classes[value] += 1
-            return
         self._count_one(_only_element(value))
 
     def track_prediction(self, prediction: Any, rows: int) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -54,6 +55,34 @@ def test_each_duration_falls_into_its_bucket(spec: ReplicaSpec) -> None:
     found = StatsWriter(spec, counters).snapshot()
     assert found.latency_buckets == Counter(bucket_of(1000 * duration_s) for duration_s in durations_s)
     assert found.latency_sum_ms == pytest.approx(1000 * sum(durations_s))
+
+
+def test_reading_meanwhile_loses_and_doubles_no_duration(spec: ReplicaSpec) -> None:
+    counters = Counters()
+    writer = StatsWriter(spec, counters)
+    ended = threading.Event()
+
+    def read_on() -> None:
+        while not ended.is_set():
+            writer.snapshot()
+
+    readers = [threading.Thread(target=read_on) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for _ in range(20_000):
+        counters.answered(200, 0.001)
+    ended.set()
+    for reader in readers:
+        reader.join()
+    assert writer.snapshot().latency_buckets == {bucket_of(1.0): 20_000}
+
+
+def test_durations_that_nobody_reads_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cortex.replica.stats.MOST_UNSORTED", 10)
+    counters = Counters()
+    for _ in range(25):
+        counters.answered(200, 0.001)
+    assert counters.latency_buckets == {bucket_of(1.0): 20}
 
 
 def test_the_file_says_whose_counters_these_are(spec: ReplicaSpec) -> None:
