@@ -240,6 +240,15 @@ def _installation(board: _Board) -> None:
         [("sum by (action) (increase(cortex_planner_actions_total[$__rate_interval]))", "{{action}}")],
         stacked=True,
     )
+    board.graph(
+        "Remote models: bytes fetched",
+        [("rate(cortex_model_fetched_bytes_total[$__rate_interval])", "bytes")],
+        unit="Bps",
+    )
+    board.graph(
+        "Remote models: objects fetched",
+        [("increase(cortex_model_fetched_objects_total[$__rate_interval])", "objects")],
+    )
     board.graph("Failed ticks", [("increase(cortex_planner_failed_ticks_total[$__rate_interval])", "failed")])
 
 

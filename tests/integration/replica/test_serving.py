@@ -386,7 +386,7 @@ def pre_inference(sample, metadata):
     for client in clients[:2]:
         assert client.receive().status == 200
         client.sock.close()
-    assert [line.text for line in replica.lines()] == ["began 0", "began 1"]
+    assert sorted(line.text for line in replica.lines()) == ["began 0", "began 1"]  # on two threads
     assert replica.stats(lambda found: found.ok == 2).dropped == 3
 
 
