@@ -580,6 +580,14 @@ def test_the_next_deploy_tells_the_fetcher_what_is_known(world):
     assert [sorted(set(known)) for known in world.fetcher.known] == [[], ['"one"']]
 
 
+def test_a_refresh_asks_the_origin_again_and_makes_a_new_version_of_the_same_bytes(world):
+    world.fetcher.at_origin[URL] = "one"
+    world.deploy(world.remote(URL))
+    change = world.change(world.remote(URL), refresh=True)
+    assert world.fetcher.asked == [URL, URL]
+    assert (change.kind, change.causes) == (ChangeKind.NEW_VERSION, ("refreshed",))
+
+
 def test_what_was_fetched_for_a_dry_run_is_known_to_the_deploy(world):
     world.fetcher.at_origin[URL] = "one"
     world.deploy(world.remote(URL), dry_run=True)
