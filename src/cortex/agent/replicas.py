@@ -846,7 +846,7 @@ class Replicas:
         replica.gone = True
         replica.ended.set()
         self._set_phase(replica, Phase.EXITED)
-        log.info("%s ended: %s", replica.label, describe_exit(exit_report))
+        log.info("%s ended: %s", replica.label, exit_report.text)
 
     def _said_at_exit(self, replica: Replica) -> dict[str, object]:
         """What the replica left in writing about its end: it outlives a moment without an agent."""
@@ -945,21 +945,6 @@ def threads_for(cpu_millis: int) -> int:
     return max(1, cpu_millis // 1000)
 
 
-def describe_exit(report: ExitReport) -> str:
-    """How a process ended, in words."""
-    if report.drained:
-        return "drained"
-    if report.oom:
-        return "killed by the kernel for memory"
-    if report.problem is not None:
-        return report.problem.message
-    if report.signal is not None:
-        return f"killed by signal {report.signal} ({signal.strsignal(report.signal) or 'unknown'})"
-    if report.code is not None:
-        return f"exit code {report.code}"
-    return "ended while nobody watched"
-
-
 def _identity_of(status: ReplicaStatus) -> ProcessIdentity:
     return ProcessIdentity(pid=status.pid, start_ticks=status.start_ticks, boot_id=processes.boot_id())
 
@@ -1023,4 +1008,4 @@ async def _logged(work: Awaitable[None], label: str) -> None:
         log.exception("%s: a fault of ours", label)
 
 
-__all__ = ["ForkRefused", "Replica", "Replicas", "describe_exit", "threads_for"]
+__all__ = ["ForkRefused", "Replica", "Replicas", "threads_for"]

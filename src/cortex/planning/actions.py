@@ -144,7 +144,7 @@ def describe(action: Action) -> str:
         case OrderNode(node=node, order=order):
             return f"{action.api}: on {node}: {_describe_order(order)}"
         case RecordExit(replica=replica, attempt=attempt, exit=report):
-            return f"{action.api}: {replica} (attempt {attempt}) ended: {exit_text(report)}"
+            return f"{action.api}: {replica} (attempt {attempt}) ended: {report.text}"
         case RecordReady(replica=replica):
             return f"{action.api}: {replica} is ready after failed starts"
         case MarkServing(revision=revision):
@@ -182,18 +182,3 @@ def room_text(resources: Resources) -> str:
 def mem_text(mem_bytes: int) -> str:
     """`512Mi`; rounded up, so that what is asked never looks smaller than it is."""
     return f"{-(-mem_bytes // 2**20)}Mi"
-
-
-def exit_text(report: ExitReport) -> str:
-    """How a process ended, in words."""
-    if report.drained:
-        return "drained"
-    if report.oom:
-        return "killed by the kernel for memory"
-    if report.problem is not None:
-        return report.problem.message
-    if report.signal is not None:
-        return f"killed by signal {report.signal}"
-    if report.code is not None:
-        return f"exit code {report.code}"
-    return "ended while nobody watched"

@@ -23,7 +23,6 @@ import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import ReplicaId
-from cortex.planning.actions import exit_text
 from cortex.planning.model import RunRecord, SlotRecord
 from cortex.wire.reports import ExitReport
 
@@ -140,7 +139,7 @@ def _given_up(replica: ReplicaId, exit_report: ExitReport, what: str) -> Problem
     last = exit_report.problem
     if exit_report.permanent and last is not None:
         return last
-    message = f"{replica} {what}; the last time: {exit_text(exit_report)}"
+    message = f"{replica} {what}; the last time: {exit_report.text}"
     if last is not None:
         return msgspec.structs.replace(last, message=message)
     if exit_report.oom:

@@ -24,7 +24,7 @@ import msgspec
 from cortex.errors import Problem
 from cortex.ids import ApiKey, Revision, short
 from cortex.planning import backoff
-from cortex.planning.actions import exit_text, mem_text, room_text
+from cortex.planning.actions import mem_text, room_text
 from cortex.planning.model import Desired, Rules, RunRecord, SlotRecord, Snapshot, WantedApi
 from cortex.planning.rollout import decide, goal_and_fallback
 from cortex.planning.slots import NOTHING_SEEN, SeenApi, Slot, SlotState, join, of_revision
@@ -234,7 +234,7 @@ def _ends(failed: list[Slot], record: RunRecord | None, wait_left_s: Callable[[S
         left_s = wait_left_s(slot)
         if not known.failed_starts and not left_s:
             continue
-        how = exit_text(known.last_exit)
+        how = known.last_exit.text
         what = f"failed {_count(known.failed_starts, 'start')} in a row" if known.failed_starts else "keeps crashing"
         again = f", tried again in {left_s:.0f} s" if left_s >= 1 else ""
         lines.append(f"{slot.replica} {what} ({how}){again}")

@@ -46,6 +46,21 @@ class ExitReport(msgspec.Struct, frozen=True, kw_only=True):
     permanent: bool = False
     """The same build would fail again the same way: handler import, model load, sample gate."""
 
+    @property
+    def text(self) -> str:
+        """How the process ended, in words."""
+        if self.drained:
+            return "drained"
+        if self.oom:
+            return "killed by the kernel for memory"
+        if self.problem is not None:
+            return self.problem.message
+        if self.signal is not None:
+            return f"killed by signal {self.signal}"
+        if self.code is not None:
+            return f"exit code {self.code}"
+        return "ended while nobody watched"
+
 
 class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     """One replica as its agent sees it."""

@@ -10,7 +10,7 @@ import pytest
 
 from cortex.agent.launchers import ForkRefused, LauncherLost
 from cortex.agent.provisions import Provided
-from cortex.agent.replicas import Replica, ReplicaRecord, Replicas, describe_exit, threads_for
+from cortex.agent.replicas import Replica, ReplicaRecord, Replicas, threads_for
 from cortex.errors import CortexError, Problem
 from cortex.ids import replica_id, socket_stem
 from cortex.processes import own_identity
@@ -505,22 +505,6 @@ def test_requests_are_turned_away_when_nobody_came_for_as_long_as_they_are_held(
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("report", "words"),
-    [
-        (ExitReport(wall_s=0.0, code=0, drained=True), "drained"),
-        (ExitReport(wall_s=0.0, signal=9, oom=True), "killed by the kernel for memory"),
-        (ExitReport(wall_s=0.0, problem=Problem(reference="r", message="no handler"), code=3), "no handler"),
-        (ExitReport(wall_s=0.0, signal=9), "killed by signal 9 (Killed)"),
-        (ExitReport(wall_s=0.0, code=7), "exit code 7"),
-        (ExitReport(wall_s=0.0), "ended while nobody watched"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_how_a_process_ended_in_words(report, words):
-    assert describe_exit(report) == words
 
 
 @pytest.mark.parametrize(("cpu_millis", "threads"), [(100, 1), (1000, 1), (1999, 1), (2000, 2), (7500, 7)])

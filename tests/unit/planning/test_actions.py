@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 
 from cortex.errors import Problem
@@ -21,13 +20,11 @@ from cortex.planning.actions import (
     RecoverLease,
     ReleaseLease,
     describe,
-    exit_text,
     mem_text,
 )
 from cortex.testing.builders import API, NODE, a_build, a_route, a_wanted_api, an_exit
 from cortex.wire.build import Resources
 from cortex.wire.orders import DrainReplica, ForgetReplica, Order, RemoveRoute, StartReplica
-from cortex.wire.reports import ExitReport
 
 V1 = a_build("v1")
 R0 = replica_id(API, V1.revision, 0)
@@ -95,21 +92,6 @@ def test_a_plan_is_told_line_by_line_with_why_nothing_more_happens() -> None:
 
 def test_a_plan_with_notes_only_is_empty() -> None:
     assert not Plan(notes=(Note(api=API, text="no room"),))
-
-
-@pytest.mark.parametrize(
-    ("report", "words"),
-    [
-        (an_exit(drained=True), "drained"),
-        (an_exit(signal=9, oom=True), "killed by the kernel for memory"),
-        (msgspec.structs.replace(an_exit(), problem=BOOM), "boom"),
-        (an_exit(signal=9), "killed by signal 9"),
-        (an_exit(code=3), "exit code 3"),
-        (ExitReport(wall_s=0.0), "ended while nobody watched"),
-    ],
-)
-def test_how_a_process_ended_in_words(report: ExitReport, words: str) -> None:
-    assert exit_text(report) == words
 
 
 def test_memory_is_never_shown_smaller_than_it_is() -> None:
