@@ -140,7 +140,6 @@ NOT_CLASSES: Mapping[str, str] = {
     "link-leaves-project": "A link in the project leads out of it.",
     "link-loops": "A link in the project leads back to itself.",
     "model-not-available": "The model lies where this release cannot fetch it from.",
-    "not-in-effect-yet": "This release cannot do yet what the model needs.",
     "node-fault": "The machine could not start a replica.",
     "not-found": "There is no such call of the control plane's API.",
     "not-warmed-up": "No input that was made up for the model was accepted: give it a `sample:`.",

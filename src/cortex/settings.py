@@ -184,11 +184,6 @@ class HomeLayout:
         return self.home / "agent.lock"
 
     @property
-    def hashes_file(self) -> Path:
-        """The CLI's memory of files it has hashed."""
-        return self.home / "hashes.json"
-
-    @property
     def sockets(self) -> Path:
         """Folder of the unix sockets: under the home if its path is short enough, else in the runtime folder."""
         inside = self.home / "run"

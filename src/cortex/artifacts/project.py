@@ -158,24 +158,6 @@ def why_left_out(folder: Path, path: str, *, leave_out: Iterable[Path] = ()) -> 
     return by_default
 
 
-def describe_changes(old: Iterable[StoredFile], new: Iterable[StoredFile]) -> tuple[str, ...]:
-    """The differences between two lists of files in words, sorted by path: `handlers/a.py changed`, `b.txt added`."""
-    before = {file.path: file for file in old}
-    after = {file.path: file for file in new}
-    words: list[str] = []
-    for path in sorted(before.keys() | after.keys(), key=str.encode):
-        was, now = before.get(path), after.get(path)
-        if was is None:
-            words.append(f"{path} added")
-        elif now is None:
-            words.append(f"{path} removed")
-        elif was.sha256 != now.sha256:
-            words.append(f"{path} changed")
-        elif was.executable != now.executable:
-            words.append(f"{path} made executable" if now.executable else f"{path} no longer executable")
-    return tuple(words)
-
-
 _UNREADABLE_HINT = f"make it readable, or add it to {IGNORE_FILE}"
 
 

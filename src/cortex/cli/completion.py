@@ -13,7 +13,6 @@ from cortex.cli.terminal import Terminal
 from cortex.errors import CortexError
 
 SHELLS = ("bash", "zsh", "fish")
-ALIAS = "cx"
 ASK_TIMEOUT_S = 0.5
 """Somebody waits for the Tab key."""
 

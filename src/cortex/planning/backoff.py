@@ -64,16 +64,6 @@ def after_exit(slot: SlotRecord, attempt: int, exit_report: ExitReport, *, was_r
     )
 
 
-def after_ready(slot: SlotRecord) -> SlotRecord:
-    """The record after a replica on this slot became ready."""
-    return msgspec.structs.replace(slot, failed_starts=0)
-
-
-def after_deploy(slot: SlotRecord) -> SlotRecord:
-    """The record when the user deploys the revision again: it gets a fresh chance; attempts go on counting."""
-    return SlotRecord(attempt=slot.attempt)
-
-
 def aged(slot: SlotRecord, older_s: float) -> SlotRecord:
     """The same record `older_s` seconds later."""
     if not older_s or slot.last_exit is None:

@@ -27,7 +27,6 @@ from cortex.replica.http import Exchange
 from cortex.replica.tracebacks import format_user_traceback, one_line, user_location
 
 HookName = Literal["pre_inference", "post_inference"]
-HOOKS: tuple[HookName, HookName] = ("pre_inference", "post_inference")
 _VALUE = {"pre_inference": "sample", "post_inference": "prediction"}
 
 REQUIREMENTS: Mapping[str, str] = {

@@ -16,7 +16,7 @@ import time
 
 import msgspec
 
-from cortex.errors import Problem
+from cortex.errors import CortexError
 from cortex.replica import process
 from cortex.replica.launcher import preload
 from cortex.wire.build import ModelFormat
@@ -40,21 +40,10 @@ def main() -> int:
 
 def _missing(model_format: ModelFormat) -> InspectReport | None:
     """What there is to say if models of a format cannot be run here; None if they can. Imports what runs them."""
-    from cortex.errors import CortexError
-
     try:
         preload(model_format)
     except CortexError as error:
         return InspectReport(problems=(error.problem(),))
-    except ModuleNotFoundError as error:
-        if error.name != f"cortex.replica.backends.{model_format}":
-            raise
-        problem = Problem(
-            reference="not-in-effect-yet",
-            message="TensorFlow models are not in effect yet",
-            hint="export the model to ONNX with tf2onnx",
-        )
-        return InspectReport(problems=(problem,))
     return None
 
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pydantic import BaseModel
-
 from cortex.errors import Problem
 from cortex.spec.models import ApiSpec, ComputeSpec, ProjectSpec
 
@@ -72,11 +70,6 @@ NOT_IN_EFFECT_YET: Mapping[str, Pending] = {
 """Fields by path. Whoever makes one work deletes its row."""
 
 
-def changed_fields(old: ApiSpec, new: ApiSpec) -> dict[str, Effect]:
-    """Return the fields that differ with what that takes, in the order of `EFFECTS`; `1` and `1000m` do not differ."""
-    return {path: effect for path, effect in EFFECTS.items() if _field(old, path) != _field(new, path)}
-
-
 def not_in_effect(project: ProjectSpec) -> tuple[Problem, ...]:
     """Return a note for every field that the user set and that does nothing yet. Paths lead into the `ProjectSpec`."""
     return tuple(
@@ -90,10 +83,3 @@ def not_in_effect(project: ProjectSpec) -> tuple[Problem, ...]:
         for path, pending in NOT_IN_EFFECT_YET.items()
         if pending.applies(api)
     )
-
-
-def _field(spec: BaseModel, path: str) -> object:
-    value: object = spec
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value

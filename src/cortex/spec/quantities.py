@@ -177,22 +177,6 @@ def parse_bytes(value: str | int | float) -> int:
     return _whole(value, parse_quantity(value))
 
 
-def format_cpu(millis: int) -> str:
-    """Return `2` or `1500m`; `parse_cpu_millis` of it is `millis` again."""
-    return f"{millis}m" if millis % 1000 else str(millis // 1000)
-
-
-def format_bytes(size_bytes: int) -> str:
-    """Return the exact number with the largest suffix that divides it: `123Mi`, `129M`, `1025`."""
-    if size_bytes == 0:
-        return "0"
-    for base, ending in ((1024, "i"), (1000, "")):
-        for power, letter in reversed(list(enumerate("KMGTPE" if ending else "kMGTPE", 1))):
-            if size_bytes % base**power == 0:
-                return f"{size_bytes // base**power}{letter}{ending}"
-    return str(size_bytes)
-
-
 def parse_duration(value: str | int | float) -> float:
     """
     Return seconds; 0 is allowed. Units run from large to small, each at most once.

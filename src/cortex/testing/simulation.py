@@ -79,7 +79,6 @@ class Kind(StrEnum):
     """Becomes ready, and ends by itself soon after."""
 
 
-HOPELESS = frozenset({Kind.BROKEN, Kind.FAILING, Kind.HANGING})
 SOUND = frozenset({Kind.GOOD, Kind.SLOW, Kind.STUBBORN})
 
 

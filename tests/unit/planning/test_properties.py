@@ -259,7 +259,7 @@ def carried_out(desired: Desired, seen: Snapshot, actions: tuple[Action, ...]) -
                 )
                 records[revision] = msgspec.structs.replace(record, slots={**record.slots, name: slot})
             case RecordReady(revision=revision, replica=name):
-                slot = backoff.after_ready(records[revision].slots[name])
+                slot = msgspec.structs.replace(records[revision].slots[name], failed_starts=0)
                 slots = {**records[revision].slots, name: slot}
                 records[revision] = msgspec.structs.replace(records[revision], slots=slots)
             case MarkServing():

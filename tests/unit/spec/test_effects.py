@@ -2,7 +2,7 @@
 
 import pytest
 
-from cortex.spec.effects import EFFECTS, NOT_IN_EFFECT_YET, Effect, changed_fields, not_in_effect
+from cortex.spec.effects import EFFECTS, NOT_IN_EFFECT_YET, Effect, not_in_effect
 from cortex.spec.models import BLOCKS, ApiSpec, ProjectSpec
 from cortex.spec.problems import REFERENCES, render
 
@@ -48,24 +48,6 @@ def test_effects_are_those_of_the_documentation():
             "max_body",
         },
     }
-
-
-@pytest.mark.parametrize(
-    ("fields", "changed"),
-    [
-        ({}, {}),
-        ({"compute": {"cpu": "0.2"}, "timeout": 600, "env": {}}, {}),
-        ({"compute": {"cpu": 1, "mem": "1Gi"}}, {"compute.cpu": "rolls replicas", "compute.mem": "rolls replicas"}),
-        ({"tracker": {"model_type": "regression"}}, {"tracker": "new version"}),
-        ({"env": {"A": "1"}, "retry": "off"}, {"env": "new version", "retry": "in place"}),
-        (
-            {"compute": {"min_replicas": 2}},
-            {"compute.min_replicas": "in place", "compute.init_replicas": "in place"},
-        ),
-    ],
-)
-def test_changed_fields_are_told_with_what_they_take(fields, changed):
-    assert changed_fields(api(), api(**fields)) == changed
 
 
 def test_a_project_that_asks_for_nothing_new_has_no_notes():

@@ -15,8 +15,6 @@ from cortex.spec.quantities import (
     DurationError,
     QuantityError,
     Size,
-    format_bytes,
-    format_cpu,
     parse_bytes,
     parse_cpu_millis,
     parse_duration,
@@ -99,18 +97,6 @@ def test_a_float_is_the_number_that_was_written(number):
 @given(st.integers(min_value=-(10**18), max_value=10**18))
 def test_an_integer_is_itself_quoted_or_not(number):
     assert parse_quantity(number) == parse_quantity(str(number)) == number
-
-
-@unhurried
-@given(st.integers(min_value=0, max_value=2**63 - 1))
-def test_formatted_bytes_parse_to_the_same_number(number):
-    assert parse_bytes(format_bytes(number)) == number
-
-
-@unhurried
-@given(st.integers(min_value=0, max_value=2**40))
-def test_formatted_cpu_parses_to_the_same_number(millis):
-    assert parse_cpu_millis(format_cpu(millis)) == millis
 
 
 @unhurried
@@ -198,29 +184,6 @@ def test_a_suffix_of_another_habit_is_offered_in_kubernetes_spelling(text, meant
 def test_bytes_beyond_63_bits_are_out_of_range(text):
     with pytest.raises(QuantityError, match="out of range"):
         parse_bytes(text)
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "text"),
-    [
-        (0, "0"),
-        (1, "1"),
-        (1023, "1023"),
-        (1024, "1Ki"),
-        (1000, "1k"),
-        (1536, "1536"),
-        (123 * 1024**2, "123Mi"),
-        (129_000_000, "129M"),
-        (5 * 1024**4, "5Ti"),
-    ],
-)
-def test_bytes_are_shown_with_the_largest_suffix_that_divides_them(size_bytes, text):
-    assert format_bytes(size_bytes) == text
-
-
-@pytest.mark.parametrize(("millis", "text"), [(200, "200m"), (1000, "1"), (1500, "1500m"), (16000, "16")])
-def test_cpu_is_shown_whole_or_in_thousandths(millis, text):
-    assert format_cpu(millis) == text
 
 
 @pytest.mark.parametrize(
