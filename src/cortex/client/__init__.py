@@ -6,11 +6,13 @@ pydantic, ruamel.yaml) is imported inside the one function that needs it.
 
 errors        what can go wrong between a command and the control plane
 operator      one typed call for each line of `wire/operator.py`
+environments  which environment is talked to, and what is known of those elsewhere
 local         the environment on this machine: find it, start it, stop it, remove its files
 ports         which ports it gets
 environments  environments elsewhere: where their control planes answer, and which is talked to
 project       a folder with a cortex.yaml → a deploy request and the files to upload
 follow        from a committed deploy to live or failed
+reconnection  going on across restarts of the control plane
 addressing    `NAME` and `DEPLOYMENT/NAME` → one api
 prediction    one sample to one endpoint
 facade        `Client`, for Python users

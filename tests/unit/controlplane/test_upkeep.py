@@ -1,0 +1,65 @@
+"""What becomes of stored files that nobody looks at: the unneeded go, and the rotten are found."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from cortex.artifacts.store import ArtifactStore
+from cortex.controlplane.upkeep import Upkeep
+from cortex.state.memory import MemoryStateStore
+from cortex.testing.clock import FakeClock
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "artifacts")
+
+
+@pytest.fixture
+def upkeep(store: ArtifactStore) -> Upkeep:
+    return Upkeep(state=MemoryStateStore(), store=store, clock=FakeClock(), keep_bytes=0, reports=lambda: ())
+
+
+def rot(store: ArtifactStore, content: bytes) -> str:
+    """Store bytes and change one of them, so that neither size nor time shows it. Returns their digest."""
+    digest = hashlib.sha256(content).hexdigest()
+    store.put(digest, [content])
+    path = store.root / "blobs" / digest[:2] / digest
+    before = path.stat()
+    path.chmod(0o644)
+    path.write_bytes(b"?" + content[1:])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    path.chmod(0o444)
+    return digest
+
+
+def test_a_scrub_sets_aside_what_rotted_unseen_and_says_what_to_do(store, upkeep, caplog) -> None:
+    digest = rot(store, b"weights")
+    with caplog.at_level(logging.ERROR):
+        upkeep.scrub()
+    (record,) = caplog.records
+    assert digest[:8] in record.getMessage()
+    assert "deploy again" in record.getMessage()
+    assert store.missing([digest]) == (digest,)
+
+
+def test_a_scrub_of_sound_files_says_nothing(store, upkeep, caplog) -> None:
+    store.put(hashlib.sha256(b"weights").hexdigest(), [b"weights"])
+    upkeep.scrub()
+    assert caplog.records == []
+
+
+def test_a_scrub_ends_when_the_control_plane_does(store, upkeep, caplog) -> None:
+    digests = {rot(store, b"one"), rot(store, b"two")}
+    upkeep.close()
+    upkeep.scrub()
+    assert set(store.missing(digests)) == set()
+
+
+def test_nothing_is_collected_before_an_agent_has_said_what_runs(upkeep) -> None:
+    assert not upkeep.collect()
