@@ -30,6 +30,8 @@ from cortex.processes import ControlPlaneRecord
 
 DEADLINE_S = 60.0
 """For anything to happen; generous, since the machine may be busy."""
+COMMAND_DEADLINE_S = 100.0
+"""For a command. A deploy may wait for TensorFlow to be imported, which took over a minute on a crowded machine."""
 CORTEX = Path(sys.executable).with_name("cortex")
 T = TypeVar("T")
 
@@ -112,7 +114,7 @@ class Home:
         """
         process = self.start(*argv, cwd=cwd, **variables)
         try:
-            out, err = process.communicate(stdin, timeout=DEADLINE_S)
+            out, err = process.communicate(stdin, timeout=COMMAND_DEADLINE_S)
         except BaseException:
             process.kill()
             process.communicate()

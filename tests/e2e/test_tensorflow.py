@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from contract_harness import Answer, Connection, Home, eventually, running_home, write_project
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "iris"
 FEATURES = ("sepal_length", "sepal_width", "petal_length", "petal_width")
