@@ -181,7 +181,7 @@ def read(file: Path) -> Environments:
         content = file.read_bytes()
         if stat.S_IMODE(file.stat().st_mode) & 0o077:
             file.chmod(0o600)  # somebody copied it here: tokens are for its owner alone
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # of a home that is no folder its user hears when it is made
         return Environments()
     except OSError as error:
         raise EnvironmentsUnreadable(file, (error.strerror or str(error)).lower()) from error
