@@ -6,6 +6,7 @@ Reads /proc; signals only through a pidfd that was checked after it was opened, 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from functools import cache
@@ -147,6 +148,22 @@ def write_whole(file: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def hold_for_life(file: Path) -> int | None:
+    """
+    Lock a file until this process ends, so that two of a kind never act on one home. None: someone else has it.
+
+    Returns:
+        The descriptor that holds the lock; it is never closed.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:

@@ -107,3 +107,13 @@ def test_a_path_that_leads_elsewhere_is_told_from_the_file_that_was_opened(tmp_p
     file.unlink()
     assert not processes.is_same_file(descriptor, file)
     os.close(descriptor)
+
+
+def test_only_one_holds_a_lock_for_life(tmp_path):
+    held = processes.hold_for_life(tmp_path / "a.lock")
+    assert held is not None
+    assert processes.hold_for_life(tmp_path / "a.lock") is None
+    os.close(held)  # as the end of the process does
+    again = processes.hold_for_life(tmp_path / "a.lock")
+    assert again is not None
+    os.close(again)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import fcntl
 import logging
 import logging.handlers
 import os
@@ -648,7 +647,7 @@ def main() -> int:
     layout = HomeLayout(settings.home)
     try:
         layout.prepare()
-        lock = _sole_agent(layout)
+        lock = processes.hold_for_life(layout.agent_lock)
         if lock is None:
             sys.stderr.write("an agent already runs on this home\n")
             return 0
@@ -681,17 +680,6 @@ async def _run(settings: Settings, layout: HomeLayout, lock: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, agent.stop, -1.0)
     await agent.run()
-
-
-def _sole_agent(layout: HomeLayout) -> int | None:
-    """Hold the node's lock for life. None: another agent has it."""
-    descriptor = os.open(layout.agent_lock, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _raise_file_limit() -> None:

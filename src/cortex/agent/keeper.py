@@ -9,17 +9,18 @@ of. It outlives agents, and ends when told to, or when it has held nothing and n
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import setproctitle
 
+from cortex import processes
 from cortex.ids import ReplicaId
 from cortex.wire.framing import UNREADABLE, close_all, receive_frame, send_frame
 from cortex.wire.keeper import Hold, KeeperRequest, Quit, Release, SlotHeld, Slots, SlotsEnd
@@ -113,10 +114,7 @@ _REQUESTS: msgspec.json.Decoder[KeeperRequest] = msgspec.json.Decoder(KeeperRequ
 def main(path: str, home: str) -> int:
     """Be the keeper of a home. Returns an exit code, at once if there is one already."""
     setproctitle.setproctitle(f"cortex-keeper {home}")
-    lock = os.open(path + LOCK_SUFFIX, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if processes.hold_for_life(Path(path + LOCK_SUFFIX)) is None:
         return 0
     # Whoever finds the socket's file finds someone who listens.
     temporary = f"{path}.tmp"

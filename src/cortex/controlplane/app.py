@@ -11,7 +11,6 @@ longer than everything else together.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import logging.handlers
 import os
@@ -399,7 +398,7 @@ def main() -> int:
     clock = SystemClock()
     try:
         layout.prepare()
-        lock = _sole_control_plane(layout)
+        lock = processes.hold_for_life(layout.controlplane_lock)
         if lock is None:
             sys.stderr.write("a control plane already runs on this home\n")
             return 0
@@ -462,17 +461,6 @@ def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.so
             layout.controlplane_file.unlink(missing_ok=True)
     log.info("the control plane has ended")
     return 0
-
-
-def _sole_control_plane(layout: HomeLayout) -> int | None:
-    """Hold the home's lock for life, so that two control planes never act on one home. None: someone else has it."""
-    descriptor = os.open(layout.controlplane_lock, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _bind(settings: Settings) -> socket.socket:
