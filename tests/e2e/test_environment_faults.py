@@ -334,6 +334,15 @@ def test_a_start_that_is_killed_is_finished_by_the_next_command(home):
     assert predicted(home) == 10.0
 
 
+def test_a_control_plane_that_has_said_where_it_is_can_be_asked_at_once(home):
+    process = home.start("up")
+    record, token = home.path / "controlplane.json", home.path / "token"
+    eventually(record.exists, "it has said where it is")
+    assert token.exists(), "whoever reads the record goes on to read the token"
+    home.cortex("get")
+    process.communicate()
+
+
 def test_records_of_another_boot_are_believed_by_nobody_and_their_pids_are_left_alone(home):
     home.deploy(project(home))
     records = {file: file.read_bytes() for file in home.path.rglob("*.json") if b"boot_id" in file.read_bytes()}

@@ -5,7 +5,8 @@ Streams, colours, width, clock and environment come from a `Terminal` that is pa
 stderr. Heavy imports (rich, pydantic, ruamel.yaml, psutil) stand inside the functions that need them: `cortex get`
 answers in under 200 ms. Never imports the control plane, the agent or the replica; it starts them as processes.
 
-main        entry, the group, settings as flags          command     how a command is declared; common options
+entry       the scripts' first code: Ctrl-C at once       main        the group, settings as flags
+command     how a command is declared; common options
 boundary    errors → text and exit codes, fault reports  terminal    where input, output and time come from
 text        words, tables, durations                     live        the moving part of a deploy
 reference   docs/cli.md out of the commands' own help   starter     what `cortex init` writes

@@ -1,4 +1,4 @@
-"""The entry of `cortex` and `cx`: the group, and the one place where a command's end becomes an exit code."""
+"""`cortex` and `cx`: the group, and the one place where a command's end becomes an exit code."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class CortexGroup(click.Group):
 
 
 def run() -> NoReturn:
-    """Entry point of the console scripts."""
+    """Run the process's command line. `entry` calls it."""
     terminal = Terminal.of_process()
     code = main(sys.argv[1:], terminal)
     for stream in (sys.stdout, sys.stderr):

@@ -439,6 +439,8 @@ def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.so
     # Also while uvicorn is not there yet; and once it has ended it raises the signal again that it was ended by.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: shut_down())
+    # Before the record: whoever finds that goes on to read the token.
+    token, metrics_token = _token(layout.token_file), _token(layout.metrics_token_file)
     _write_record(settings, layout)
     plane.start()
     try:
@@ -446,7 +448,7 @@ def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.so
 
         from cortex.controlplane.api import build_app
 
-        app = build_app(plane, _token(layout.token_file), _token(layout.metrics_token_file))
+        app = build_app(plane, token, metrics_token)
         server = uvicorn.Server(
             uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
         )

@@ -1,0 +1,44 @@
+"""What the console scripts do before anything heavy is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+INTERRUPTED_WHILE_IMPORTING = """
+import os, signal, sys
+from cortex.cli import entry
+
+class CtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name == "cortex.cli.main":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, CtrlC())
+sys.argv = ["cortex", "--version"]
+%s
+entry.run()
+"""
+
+
+def ran(before: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WHILE_IMPORTING % before], capture_output=True, text=True, check=False
+    )
+
+
+def test_ctrl_c_while_the_command_is_imported_is_a_word_and_130() -> None:
+    process = ran()
+    assert (process.returncode, process.stdout, process.stderr) == (130, "", "\ninterrupted\n")
+
+
+def test_an_interrupt_that_a_shell_has_ignored_stays_ignored() -> None:
+    process = ran("signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_the_scripts_begin_here() -> None:
+    from importlib.metadata import entry_points
+
+    scripts = {script.name: script.value for script in entry_points(group="console_scripts")}
+    assert {scripts["cortex"], scripts["cx"]} == {"cortex.cli.entry:run"}
