@@ -382,6 +382,20 @@ def test_an_unreadable_record_or_port_memory_is_replaced(home):
     assert predicted(home) == 20.0
 
 
+def test_a_broken_state_is_named_with_a_way_out_that_works(home):
+    folder = project(home)
+    home.deploy(folder)
+    home.cortex("down")
+    state = home.path / "state.db"
+    state.write_bytes(b"not a database" * 1000)
+    ran = home.cortex("up", code=1)
+    assert f"{state}: file is not a database" in ran.err
+    (command,) = re.findall(r"move it away and deploy again: (mv \S+ \S+)", ran.err)
+    subprocess.run(command.split(), check=True)
+    home.deploy(folder)
+    assert predicted(home) == 10.0
+
+
 def test_files_that_are_not_ours_survive_a_purge(home):
     home.cortex("up")
     (home.path / "notes.txt").write_text("mine")

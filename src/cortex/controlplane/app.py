@@ -410,7 +410,8 @@ def main() -> int:
         return _serve(settings, layout, clock, sock, lock)
     except (CortexError, OSError) as error:
         log.exception("the control plane could not start")
-        sys.stderr.write(f"{error}\n")
+        hint = getattr(error, "hint", "")  # whoever started us shows it: there is no other place to say it
+        sys.stderr.write(f"{error}\nhint: {hint}\n" if hint else f"{error}\n")
         return 1
 
 
