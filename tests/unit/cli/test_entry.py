@@ -37,6 +37,17 @@ def test_an_interrupt_that_a_shell_has_ignored_stays_ignored() -> None:
     assert (process.returncode, process.stderr) == (0, "")
 
 
+def test_nothing_but_ours_is_loaded_before_ctrl_c_is_taken() -> None:
+    """What is loaded by then can still end in a traceback."""
+    program = (
+        "import sys\nbefore = set(sys.modules)\nimport cortex.cli.entry\nprint(*sorted(set(sys.modules) - before))"
+    )
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in process.stdout.split()} - set(sys.stdlib_module_names)
+    assert loaded == {"cortex"}
+    assert "cortex.errors" not in process.stdout.split()
+
+
 def test_the_scripts_begin_here() -> None:
     from importlib.metadata import entry_points
 
