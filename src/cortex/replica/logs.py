@@ -52,6 +52,7 @@ BUSY_LOOK_S = 0.05
 MAX_LAST_BYTES = 2**20
 """And at the end of the process, which is not kept from ending for long."""
 RECORDS_AT_ONCE = 1000
+LOCK_PATIENCE_S = 1.0
 
 
 class LogFile:
@@ -134,6 +135,7 @@ class LogFile:
         whole: bool = False,
         max_bytes: int = MAX_RAW_BYTES,
         most_waiting: int = MAX_WAITING_BYTES,
+        patience_s: float = 0.0,
     ) -> int:
         """
         Make records of what arrived past Python; returns how many bytes they have, about.
@@ -143,9 +145,10 @@ class LogFile:
             whole: also a line that has no end yet.
             max_bytes: so much at once; the rest waits.
             most_waiting: of more than so much the beginning is left out.
+            patience_s: how long to wait for another thread that is doing it; else it is left to that one.
         """
         raw = self._raw
-        if raw is None or os.getpid() != self._pid or not self._taking.acquire(blocking=False):
+        if raw is None or os.getpid() != self._pid or not self._taking.acquire(timeout=patience_s):
             return 0
         try:
             lines = raw.take(max_bytes, whole=whole, most_waiting=most_waiting)
@@ -173,7 +176,7 @@ class LogFile:
         """Take what waits, and see to it that neither file grows too large. Called by one thread."""
         if self._raw is None:
             return
-        if self._raw.is_waiting and self.take_raw(whole=True) and self._raw.is_waiting:
+        if self._raw.is_waiting and self.take_raw(whole=True, patience_s=LOCK_PATIENCE_S) and self._raw.is_waiting:
             self._keep_up()
         with contextlib.suppress(OSError):
             self._size = os.fstat(self._fd).st_size
@@ -377,7 +380,7 @@ class Streams:
         """Write out everything: the process is about to end."""
         self._out.flush_all()
         self._err.flush_all()
-        self._log.take_raw(whole=True, max_bytes=MAX_LAST_BYTES)
+        self._log.take_raw(whole=True, max_bytes=MAX_LAST_BYTES, patience_s=LOCK_PATIENCE_S)
 
 
 def install(log: LogFile, project_dir: str | None = None) -> Streams:

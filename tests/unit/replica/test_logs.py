@@ -398,11 +398,12 @@ def test_what_nobody_could_read_past_python_frees_the_disk(tmp_path: Path) -> No
     run(
         tmp_path,
         """
+        log._keep_up = lambda: None  # what is looked at once a second has to be enough
         for _ in range(20):
             os.write(2, b"a flood of lines\\n" * 300_000)
             log.every_second()
             left = os.stat(sys.argv[1] + ".raw").st_blocks * 512
-            assert left < 50_000_000, left
+            assert left < 8 * 2**20, left
         """,
     )
     assert any("too much at once and are left out" in line.text for line in written(tmp_path / "r.log"))
