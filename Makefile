@@ -8,7 +8,9 @@ ARGS ?=
 
 # uv installs in seconds what takes pip minutes. Without one on PATH it is put into .venv first.
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
-INSTALL := $(UV) pip install --python $(BIN)/python
+# Compiled at once: the first command need not do it, and where Python may not write bytecode, none ever would.
+INSTALL := $(UV) pip install --compile-bytecode --python $(BIN)/python
+COMPILE := $(BIN)/python -m compileall -q src
 
 # Files that say what is in .venv.
 CORE := $(VENV)/.installed-core
@@ -51,15 +53,18 @@ clean: ## remove .venv, caches and build results (first stop what runs from .ven
 
 $(CORE): pyproject.toml | $(BIN)/python $(UV)
 	$(INSTALL) --quiet --editable .
+	$(COMPILE)
 	@touch $@
 
 # TensorFlow is among it, since without it the tests of its backend would be skipped.
 $(DEV): pyproject.toml | $(BIN)/python $(UV)
 	$(INSTALL) --quiet --editable '.[dev,tensorflow]'
+	$(COMPILE)
 	@touch $(CORE) $@
 
 $(ALL): pyproject.toml | $(BIN)/python $(UV)
 	$(INSTALL) --editable '.[dev,tensorflow,ray]'
+	$(COMPILE)
 	@touch $(CORE) $(DEV) $@
 
 # Names on PATH are tried by running them: a version manager's shim may stand for nothing.
