@@ -148,6 +148,10 @@ def test_everything_that_is_answered_is_counted_as_what_it_is_and_stays(home: Ho
         now = shown(home, api)
         for part in ("requests", "tracker", "all_versions"):
             assert now[part] == was[part]
+    # The replicas have the names and numbers of those before them, and count anew.
+    eventually(lambda: shown(home, "numbers")["status"] == "live", "it is back")
+    assert ask(home, "numbers", [1, 0, 0, 0]) == [200]
+    assert once_answered(home, "numbers", 6)["tracker"]["count"] == 5
 
 
 def test_the_page_for_prometheus_needs_the_token_and_reads_strictly(home: Home) -> None:

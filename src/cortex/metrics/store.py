@@ -105,6 +105,17 @@ MIGRATIONS = (
     ALTER TABLE series ADD COLUMN floor INTEGER NOT NULL DEFAULT 0;  -- classes that weigh no more than this have left
     UPDATE class SET weight = (SELECT COALESCE(SUM(count), 0) FROM class_count WHERE class = class.id)
     """,
+    """
+    CREATE TABLE seen_run (  -- what was last read of a run: attempts are numbered anew after `cortex down`
+        replica TEXT NOT NULL,
+        attempt INTEGER NOT NULL,
+        run TEXT NOT NULL,
+        reading BLOB NOT NULL,  -- Reading, MessagePack
+        PRIMARY KEY (replica, attempt, run)
+    );
+    INSERT INTO seen_run SELECT replica, attempt, '', reading FROM seen;
+    DROP TABLE seen
+    """,
 )
 """Script n brings a file from schema version n to n + 1. Scripts are never changed, only appended."""
 
@@ -207,13 +218,13 @@ class StatsStore:
     def known(self) -> frozenset[Attempt]:
         """Attempts whose counters were seen and that were not forgotten."""
         with self._reading() as db:
-            return frozenset((ReplicaId(r), a) for r, a in db.execute("SELECT replica, attempt FROM seen"))
+            return frozenset((ReplicaId(r), a) for r, a in db.execute("SELECT DISTINCT replica, attempt FROM seen_run"))
 
     def forget(self, attempts: Iterable[Attempt]) -> None:
         """Forget what was seen of attempts whose files are gone for good: a file seen later would count in full."""
         keys = list(attempts)
         with self._changing() as db:
-            db.executemany("DELETE FROM seen WHERE replica = ? AND attempt = ?", keys)
+            db.executemany("DELETE FROM seen_run WHERE replica = ? AND attempt = ?", keys)
             self._warned.difference_update(keys)
 
     def sync(self) -> bool:
@@ -314,7 +325,9 @@ class StatsStore:
         except ImplausibleStats as error:
             self._warn_once(key, str(error))
             return None
-        row = db.execute("SELECT reading FROM seen WHERE replica = ? AND attempt = ?", key).fetchone()
+        row = db.execute(
+            "SELECT reading FROM seen_run WHERE replica = ? AND attempt = ? AND run = ?", (*key, file.run)
+        ).fetchone()
         before = Reading(NOTHING, {}) if row is None else _reading(row[0])
         if before == now:
             return None
@@ -322,7 +335,10 @@ class StatsStore:
         if grown is None:
             self._warn_once(key, f"counters of {file.replica} (attempt {file.attempt}) went backwards; left out")
             return None
-        db.execute("INSERT OR REPLACE INTO seen (replica, attempt, reading) VALUES (?, ?, ?)", (*key, _encode(now)))
+        db.execute(
+            "INSERT OR REPLACE INTO seen_run (replica, attempt, run, reading) VALUES (?, ?, ?, ?)",
+            (*key, file.run, _encode(now)),
+        )
         return grown
 
     def _see_ingress(self, db: sqlite3.Connection, counted: IngressCounts) -> Counts | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import deque
@@ -70,6 +71,7 @@ class StatsWriter:
     def __init__(self, spec: ReplicaSpec, counters: Counters) -> None:
         self._spec = spec
         self._counters = counters
+        self._run = secrets.token_hex(8)
         self.tracker: Tracker | None = None
         self._written: StatsFile | None = None
         self._lock = threading.Lock()  # the temporary file's name is the process's
@@ -84,6 +86,7 @@ class StatsWriter:
             attempt=spec.attempt,
             api=spec.api,
             version=spec.version,
+            run=self._run,
             last=last,
             ok=by_class[1] + by_class[2] + by_class[3],
             client_error=by_class[4],

@@ -1,7 +1,7 @@
 """
 What a replica leaves in files beside its life: its counters, and its last words.
 
-Both are replaced atomically. Counters only grow within one attempt of a replica, so whoever merges them stores the
+Both are replaced atomically. Counters only grow within one run of a replica, so whoever merges them stores the
 last seen ones and adds the difference.
 """
 
@@ -81,7 +81,7 @@ EXACT_CLASSES = 10_000
 
 class StatsFile(msgspec.Struct, kw_only=True, frozen=True):
     """
-    Cumulative counters of one attempt of one replica.
+    Cumulative counters of one run of one replica.
 
     Counted are answered predictions: POST and wrong methods, no GET, HEAD, OPTIONS and no warm-up.
     """
@@ -90,6 +90,8 @@ class StatsFile(msgspec.Struct, kw_only=True, frozen=True):
     attempt: int
     api: ApiKey
     version: Version
+    run: str = ""
+    """Tells this process from others: attempts are numbered anew after `cortex down` or when a version is back."""
     wall_s: float = 0.0
     """When it was written, for people."""
     last: bool = False

@@ -56,6 +56,13 @@ def test_a_new_attempt_starts_from_zero(store, build):
     assert counted(store).ok == 5
 
 
+def test_a_run_whose_attempt_has_the_number_of_an_earlier_one_counts_in_full(store, build):
+    store.merge([build.file(ok=5, run="before `down`")], NOW_S)
+    store.merge([build.file(ok=3, run="after `up`")], NOW_S)
+    store.merge([build.file(ok=5, run="before `down`"), build.file(ok=4, run="after `up`")], NOW_S)
+    assert counted(store).ok == 9
+
+
 def test_counters_that_went_backwards_are_left_out_with_one_warning(store, build, caplog):
     store.merge([build.file(ok=3)], NOW_S)
     with caplog.at_level(logging.WARNING):
@@ -404,7 +411,7 @@ def test_what_left_the_window_is_gone_from_disk(store, build, tmp_path):
     with sqlite3.connect(tmp_path / "stats.db") as db:
         for table in ("series", "slice", "class", "class_count", "lifetime", "named_class"):
             assert db.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,), table
-        assert db.execute("SELECT COUNT(*) FROM seen").fetchone() == (1,)
+        assert db.execute("SELECT COUNT(*) FROM seen_run").fetchone() == (1,)
     db.close()
 
 
@@ -468,7 +475,7 @@ def test_sync_says_when_everything_is_on_disk(store, build):
 def test_sync_says_when_a_reader_of_another_process_is_in_the_way(store, build, tmp_path):
     reader = sqlite3.connect(tmp_path / "stats.db", isolation_level=None)
     reader.execute("BEGIN")
-    reader.execute("SELECT * FROM seen").fetchall()
+    reader.execute("SELECT * FROM seen_run").fetchall()
     store.merge([build.file(ok=1)], NOW_S)
     assert not store.sync()
     reader.close()
