@@ -53,7 +53,7 @@ REQUIREMENTS: Mapping[str, str] = {
     "yaml": "pyyaml",
     "zmq": "pyzmq",
 }
-"""Packages whose name on PyPI is not the name they are imported by. Source: their own pages on pypi.org."""
+"""Packages whose name on PyPI is not the name they are imported by. Source: their own pages there."""
 
 
 class HandlerError(CortexError):

@@ -41,8 +41,8 @@ error: Failed to build `tokenizers==0.9`
          /bin/sh: 1: cargo: not found
 """
 NETWORK = """\
-error: Failed to fetch: `https://pypi.org/simple/pillow/`
-  cause: error sending request for url (https://pypi.org/simple/pillow/)
+error: Failed to fetch: `https://index.example.org/simple/pillow/`
+  cause: error sending request for url (https://index.example.org/simple/pillow/)
   cause: dns error: failed to lookup address information: Name or service not known
 """
 UNAUTHORIZED = """\

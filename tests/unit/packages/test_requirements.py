@@ -90,8 +90,8 @@ def test_an_included_file_is_relative_to_the_one_that_names_it():
 
 def test_options_say_where_packages_are_looked_for():
     text = """\
-    --extra-index-url https://download.pytorch.org/whl/cpu
-    -i https://pypi.org/simple
+    --extra-index-url https://wheels.example.org/whl/cpu
+    -i https://index.example.org/simple
     --find-links=wheels/
     --no-binary six,pillow
     --only-binary :all:
@@ -103,7 +103,7 @@ def test_options_say_where_packages_are_looked_for():
     found = read("\n".join(line.strip() for line in text.splitlines()))
     assert found is not None
     assert found.options == (
-        *("--extra-index-url", "https://download.pytorch.org/whl/cpu", "--index-url", "https://pypi.org/simple"),
+        *("--extra-index-url", "https://wheels.example.org/whl/cpu", "--index-url", "https://index.example.org/simple"),
         *(
             "--find-links",
             "wheels",
