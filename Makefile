@@ -29,7 +29,8 @@ demo: $(CORE) ## deploy examples/iris on this machine and ask it something
 	@examples/demo.sh
 
 test: $(DEV) ## run all tests but the end-to-end ones; choose with ARGS, e.g. make test ARGS="-k rollout"
-	$(BIN)/python -m pytest tests/unit tests/contract tests/integration tests/docs/test_pages.py $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal \
+		tests/unit tests/contract tests/integration tests/docs/test_pages.py $(ARGS)
 
 e2e: $(DEV) ## run the end-to-end tests: real commands on homes of their own, and the code in the docs
 	$(BIN)/python -m pytest tests/e2e tests/docs/test_blocks_run.py $(ARGS)

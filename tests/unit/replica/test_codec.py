@@ -432,11 +432,11 @@ def test_a_gzip_bomb_stops_at_the_limit():
     [
         (b"", "ends in the middle"),
         (b"[1, 2]", "not gzip"),
-        (gzip.compress(b"[1]")[:-1], "ends in the middle"),
-        (gzip.compress(b"[1]") + b"xy", "not gzip"),
-        (gzip.compress(b"[1]") + b"\0xy", "not gzip"),
+        (gzip.compress(b"[1]", mtime=0)[:-1], "ends in the middle"),
+        (gzip.compress(b"[1]", mtime=0) + b"xy", "not gzip"),
+        (gzip.compress(b"[1]", mtime=0) + b"\0xy", "not gzip"),
         (zlib.compress(b"[1]"), "not gzip"),
-        (gzip.compress(b"") * 10_001, "more than 10000 gzip members"),
+        (gzip.compress(b"", mtime=0) * 10_001, "more than 10000 gzip members"),
     ],
 )
 def test_what_is_no_whole_gzip_is_refused(body, words):
