@@ -149,6 +149,7 @@ NOT_CLASSES: Mapping[str, str] = {
     "packages-conflict": "No versions satisfy requirements.txt and what a replica needs itself; both sides are named.",
     "packages-timeout": "Resolving or installing packages took too long.",
     "packages-unusable": "The packages were installed, and replicas cannot start with them.",
+    "replaced-meanwhile": "Another deploy wanted another version of the api before this one was live.",
     "removed-meanwhile": "The api was deleted while its new version was on the way.",
     "replica-failed": "A replica ended by itself; how, and its last words, are shown.",
     "sample-not-found": "There is no file at `sample`.",

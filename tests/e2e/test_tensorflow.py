@@ -69,8 +69,9 @@ def flower(label: str) -> dict[str, float]:
 
 
 def cortex_yaml(deployment: str, *apis: str) -> str:
-    """`apis`: `name: a, model: m` and so on."""
-    return "\n".join([f"- {{kind: deployment, name: {deployment}}}", *(f"- {{kind: api, {api}}}" for api in apis)])
+    """`apis`: `name: a, model: m` and so on. They ask for so little that those of all tests have room side by side."""
+    lines = [f"- {{kind: api, {api}, compute: {{cpu: 10m}}}}" for api in apis]
+    return "\n".join([f"- {{kind: deployment, name: {deployment}}}", *lines])
 
 
 def problems(home: Home, project: Path) -> dict[str, dict[str, str]]:
@@ -130,7 +131,7 @@ def test_get_shows_signature_and_sample(example: Home) -> None:
 def test_predictions_are_counted(example: Home) -> None:
     before = counted(example)
     answered(example, "/iris-tensorflow/raw", flower("iris-virginica"))
-    eventually(lambda: counted(example) == before + 1, "the tracker shows one more")
+    eventually(lambda: counted(example) > before, "the tracker shows more")
 
 
 def counted(home: Home) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -13,6 +14,12 @@ from cortex.wire.operator import ApiChange, ApiStatus, ChangeKind, Status, Watch
 
 NO_ROOM_PATIENCE_S = 30.0
 """How long "compute unavailable" may last before it counts as failed: replicas of other apis may be about to leave."""
+
+REPLACED_AFTER_S = 5.0
+"""
+How long another version may be wanted before ours counts as replaced by another deploy; at once if ours was seen
+before. The first look may still be of before the deploy.
+"""
 
 _FAILED = frozenset({Status.UPDATE_FAILED, Status.ERROR, Status.OUT_OF_MEMORY})
 
@@ -43,6 +50,8 @@ class Followed:
     """As last seen; None before that, and after somebody removed the api."""
     had_to_wait: bool
     """False when it was live at first sight."""
+    replaced: bool = False
+    """Another deploy wants another version of it by now."""
 
     @property
     def is_done(self) -> bool:
@@ -58,6 +67,13 @@ class Followed:
                 reference="removed-meanwhile",
                 subject=f'api "{self.name}"',
                 message="it was removed while its new version was on the way",
+            )
+        if self.replaced:
+            return Problem(
+                reference="replaced-meanwhile",
+                subject=f'api "{self.name}"',
+                message=f"another deploy replaced it by version {self.status.version[:8]} before it was live",
+                hint="`cortex get` shows how that one does; deploy again for this one",
             )
         return problem_of(self.status)
 
@@ -90,7 +106,7 @@ def judge(status: ApiStatus, version: str) -> Outcome:
     Args:
         version: what was deployed, 8 digits or more; a status of another version is from before or after it.
     """
-    if version and status.version and not _same(version, status.version):
+    if _is_other(status, version):
         return Outcome.WAITING
     if status.status is Status.LIVE:
         return Outcome.LIVE
@@ -117,10 +133,13 @@ def follow(
     versions = {change.api: change.version for change in changes if change.kind is not ChangeKind.REMOVED}
     rows = {name: _unseen(name, begin_s) for name in versions}
     no_room_since: dict[str, float] = {}
+    other_since: dict[str, float] = {}
+    """When another version than ours was wanted first; -infinity once ours was seen."""
     token, moved_s, before, first = "", begin_s, None, True
     while not all(row.is_done for row in rows.values()):
         now_s = clock.monotonic_s()
         deadlines = [moved_s + patience_s, *(since_s + NO_ROOM_PATIENCE_S for since_s in no_room_since.values())]
+        deadlines += [since_s + REPLACED_AFTER_S for since_s in other_since.values() if since_s > -math.inf]
         watched = watch(token, max(min(WATCH_S, min(deadlines) - now_s), 0.0))
         now_s, token = clock.monotonic_s(), watched.token
         statuses = {api.name: api for api in watched.apis if api.deployment == deployment}
@@ -132,6 +151,12 @@ def follow(
                 continue
             status = statuses.get(name)
             outcome = _outcome(row, status, versions[name])
+            replaced = False
+            if status is not None and _is_other(status, versions[name]):
+                replaced = now_s - other_since.setdefault(name, now_s) >= REPLACED_AFTER_S
+                outcome = Outcome.FAILED if replaced else outcome
+            elif status is not None:
+                other_since[name] = -math.inf
             if outcome is Outcome.WAITING and status is not None and status.status is Status.COMPUTE_UNAVAILABLE:
                 if now_s - no_room_since.setdefault(name, now_s) >= NO_ROOM_PATIENCE_S:
                     outcome = Outcome.FAILED
@@ -145,9 +170,11 @@ def follow(
                 outcome=outcome,
                 until_s=None if outcome is Outcome.WAITING else now_s,
                 had_to_wait=not (first and outcome is Outcome.LIVE),
+                replaced=replaced,
             )
             if outcome is not Outcome.WAITING:
                 no_room_since.pop(name, None)
+                other_since.pop(name, None)
         first = False
         yield tuple(rows.values())
 
@@ -166,6 +193,10 @@ def _movement(status: ApiStatus) -> tuple[object, ...]:
     """What counts as progress: neither traffic nor failed attempts do."""
     replicas = status.replicas
     return status.status, status.version, status.serving, status.progress, replicas.ready, replicas.up_to_date
+
+
+def _is_other(status: ApiStatus, version: str) -> bool:
+    return bool(version and status.version) and not _same(version, status.version)
 
 
 def _same(one: str, other: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cortex.client.follow import NO_ROOM_PATIENCE_S, Followed, Outcome, follow, judge, problem_of
+from cortex.client.follow import NO_ROOM_PATIENCE_S, REPLACED_AFTER_S, Followed, Outcome, follow, judge, problem_of
 from cortex.errors import Problem
 from cortex.wire.operator import ApiChange, ApiStatus, ChangeKind, RequestCounts, Status, Watched
 
@@ -158,6 +158,24 @@ def test_an_api_that_somebody_removes_meanwhile_has_failed(fakes: Any) -> None:
     seen, _ = run([(1.0, ()), (1.0, (fakes.api("a", status=Status.CREATING),)), (1.0, ())], [fakes.change("a")])
     assert [outcomes(rows)["a"] for rows in seen] == [Outcome.WAITING, Outcome.WAITING, Outcome.FAILED]
     assert seen[-1][0].problem().reference == "removed-meanwhile"
+
+
+def test_an_api_that_another_deploy_replaced_meanwhile_has_failed_and_says_so(fakes: Any) -> None:
+    ours, other = fakes.api("a", status=Status.CREATING), fakes.api("a", version="99999999")
+    seen, _ = run([(1.0, (ours,)), (1.0, (other,))], [fakes.change("a")])
+    assert [outcomes(rows)["a"] for rows in seen] == [Outcome.WAITING, Outcome.FAILED]
+    problem = seen[-1][0].problem()
+    assert problem.reference == "replaced-meanwhile"
+    assert problem.message == "another deploy replaced it by version 99999999 before it was live"
+
+
+def test_another_version_at_first_may_be_of_before_the_deploy_but_not_for_long(fakes: Any) -> None:
+    other = fakes.api("a", version="99999999")
+    seen, _ = run([(1.0, (other,)), (1.0, (fakes.api("a"),))], [fakes.change("a")])
+    assert outcomes(seen[-1]) == {"a": Outcome.LIVE}
+    seen, watch = run([(1.0, (other,))], [fakes.change("a")], patience_s=600.0)
+    assert outcomes(seen[-1]) == {"a": Outcome.FAILED}
+    assert sum(timeout_s for _, timeout_s in watch.asked[1:]) == pytest.approx(REPLACED_AFTER_S)
 
 
 def test_a_failure_names_api_and_next_step(fakes: Any) -> None:
