@@ -115,7 +115,7 @@ class Door:
         before: called with each request before it is passed on.
         refuse: answers a request itself: a status and a body, or None.
         cut_after: how many bytes of an answer's body get through before the connection is cut; None passes all.
-        hold: while not set, bodies of objects stop after `HELD_AFTER_BYTES`.
+        hold: while not set, bodies of objects that are larger stop after `HELD_AFTER_BYTES`.
     """
 
     def __init__(self, behind: str) -> None:
@@ -182,7 +182,7 @@ class Door:
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
-                if asked.reads_content and not door.hold.is_set():
+                if asked.reads_content and len(body) > HELD_AFTER_BYTES and not door.hold.is_set():
                     self.wfile.write(body[:HELD_AFTER_BYTES])
                     self.wfile.flush()
                     door.hold.wait(DEADLINE_S)
