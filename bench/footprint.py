@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import urllib.request
 from collections import defaultdict
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def main() -> None:
         _write(world, APIS)
         begun_s = time.monotonic()
         world.must("deploy", timeout_s=300)
-        print(f"\n{APIS} apis deployed in {time.monotonic() - begun_s:.1f} s")
+        print(f"\n{APIS} apis deployed in {time.monotonic() - begun_s:.1f} s; {_answering(world)} of them answer")
         time.sleep(5)
         _print_idle_cpu(world)
 
@@ -36,6 +37,18 @@ def main() -> None:
 def _write(world: World, count: int) -> None:
     apis = "".join(f"- {{kind: api, name: a{n}, model: model.onnx, compute: {{cpu: 5m}}}}\n" for n in range(count))
     (world.project / "cortex.yaml").write_text("- {kind: deployment, name: foot}\n" + apis)
+
+
+def _answering(world: World) -> int:
+    """How many apis answer a sample."""
+    answers = 0
+    for n in range(APIS):
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{world.port}/foot/a{n}", b"[5.2, 3.6, 1.4, 0.3]", {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as response:
+            answers += b"iris-setosa" in response.read()
+    return answers
 
 
 def _print_memory(world: World) -> None:
