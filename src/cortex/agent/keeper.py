@@ -13,14 +13,12 @@ import os
 import select
 import socket
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import setproctitle
 
-from cortex import processes
+from cortex import polling, processes
 from cortex.ids import ReplicaId
 from cortex.wire.framing import UNREADABLE, close_all, receive_frame, send_frame
 from cortex.wire.keeper import Hold, KeeperRequest, Quit, Release, SlotHeld, Slots, SlotsEnd
@@ -39,51 +37,47 @@ class Keeper:
     def __init__(self, listener: socket.socket, *, idle_limit_s: float = IDLE_LIMIT_S) -> None:
         self._listener = listener
         self._idle_limit_s = idle_limit_s
-        self._poll = select.poll()
-        self._poll.register(listener, select.POLLIN)
-        self._peers: dict[int, socket.socket] = {}
+        self._peers: list[socket.socket] = []
         self._held: dict[ReplicaId, int] = {}
+        self._asking: list[socket.socket] = []
+        """Peers that want to be told what is held."""
         self._quit = False
 
     def run(self) -> None:
         """Serve until told to quit, or idle for too long. Lets everything go at the end."""
         while not self._quit:
-            ready = self._poll.poll(self._idle_limit_s * 1000)
-            if not ready and not self._held and not self._peers:
+            ready = polling.wait(self._watched(), 0.0 if self._asking else self._idle_limit_s)
+            if not ready and self._asking:
+                self._tell()
+            elif not ready and not self._held and not self._peers:
                 break
-            for fd, _events in ready:
-                if fd == self._listener.fileno():
-                    self._accept()
-                elif fd in self._peers:
-                    self._serve(self._peers[fd])
-        for peer in tuple(self._peers.values()):
+            for peer in tuple(self._peers):
+                if peer.fileno() in ready:
+                    self._serve(peer)
+            if self._listener.fileno() in ready and (new := polling.accept(self._listener)) is not None:
+                new.settimeout(FRAME_TIMEOUT_S)
+                self._peers.append(new)
+        for peer in tuple(self._peers):
             self._drop(peer)
         for replica in tuple(self._held):
             self._let_go(replica)
 
-    def _accept(self) -> None:
-        try:
-            peer, _ = self._listener.accept()
-        except OSError:  # it left again, or we have no descriptor left: it waits
-            time.sleep(0.01)
-            return
-        peer.settimeout(FRAME_TIMEOUT_S)
-        self._peers[peer.fileno()] = peer
-        self._poll.register(peer, select.POLLIN)
+    def _watched(self) -> dict[int, int]:
+        return {sock.fileno(): select.POLLIN for sock in (self._listener, *self._peers)}
 
     def _serve(self, peer: socket.socket) -> None:
+        """Take one frame of a peer's."""
         try:
             payload, fds = receive_frame(peer)
             try:
-                for reply, sent_fds in self._answer(_REQUESTS.decode(payload), fds):
-                    send_frame(peer, msgspec.json.encode(reply), sent_fds)
+                self._obey(peer, _REQUESTS.decode(payload), fds)
             finally:
                 close_all(fds)
         except (OSError, *UNREADABLE):
             self._drop(peer)
 
-    def _answer(self, request: KeeperRequest, fds: list[int]) -> Iterator[tuple[SlotHeld | SlotsEnd, list[int]]]:
-        """What to answer; takes out of `fds` what it keeps."""
+    def _obey(self, peer: socket.socket, request: KeeperRequest, fds: list[int]) -> None:
+        """Takes out of `fds` what is kept."""
         match request:
             case Hold(replica=replica) if fds:
                 self._let_go(replica)
@@ -91,15 +85,29 @@ class Keeper:
             case Release(replica=replica):
                 self._let_go(replica)
             case Slots():
-                for replica, fd in self._held.items():
-                    yield SlotHeld(replica=replica), [fd]
-                yield SlotsEnd(), []
+                self._asking.append(peer)
             case Quit():
                 self._quit = True
 
+    def _tell(self) -> None:
+        """
+        Answer whoever asked what is held, now that nobody has anything left to say.
+
+        A new agent asks on a connection of its own, and what the one before it said last may still be unread on the
+        other: a slot that was let go must not come back.
+        """
+        asking, self._asking = self._asking, []
+        for peer in asking:
+            try:
+                for replica, fd in self._held.items():
+                    send_frame(peer, msgspec.json.encode(SlotHeld(replica=replica)), [fd])
+                send_frame(peer, msgspec.json.encode(SlotsEnd()))
+            except OSError:
+                self._drop(peer)
+
     def _drop(self, peer: socket.socket) -> None:
-        self._poll.unregister(peer)
-        del self._peers[peer.fileno()]
+        self._peers.remove(peer)
+        self._asking = [other for other in self._asking if other is not peer]
         peer.close()
 
     def _let_go(self, replica: ReplicaId) -> None:

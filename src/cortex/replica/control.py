@@ -14,11 +14,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from time import perf_counter
 
 import msgspec
 
+from cortex import polling
 from cortex.replica.channel import Channel
 from cortex.replica.condition import Condition
 from cortex.wire.framing import close_all
@@ -68,15 +68,12 @@ class Control:
         self.interval_s = HOUSEKEEPING_INTERVAL_S
         """How often `every_second` is really called; less while the end is near."""
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._channels: dict[int, Channel] = {}
+        self._channels: list[Channel] = []
         self._flushed = threading.Condition()
         self._announced = 0
         self._pushed = 0
         self._delivered = 0
         self._stuck = False
-        self._poll = select.poll()
-        self._poll.register(listener, select.POLLIN)
-        self._poll.register(self._wake_fd, select.POLLIN)
         self._thread = threading.Thread(target=self._serve, name="cortex-control", daemon=True)
 
     def start(self) -> None:
@@ -101,12 +98,12 @@ class Control:
                 stuck_in_s = self._condition.until_stuck_s()
                 look_in_s = stuck_in_s if stuck_in_s > 0 else STUCK_POLL_S
                 wait_s = max(0.0, min(last_s + self.interval_s - time.monotonic(), look_in_s))
-                ready = self._poll.poll(wait_s * 1000 + 1)
+                self._channels = [channel for channel in self._channels if not channel.closed]
+                ready = polling.wait(self._watched(), wait_s)
                 last_awake_s, awake_s = awake_s, perf_counter()
                 if awake_s - last_awake_s > wait_s + STALLED_S:
                     self._condition.resumed_s = awake_s
-                for fd, _events in ready:
-                    self._handle(fd)
+                self._hear(ready)
                 self._note_delivery()
                 self._tell_if_stuck()
                 if time.monotonic() >= last_s + self.interval_s:
@@ -116,36 +113,29 @@ class Control:
                 self._complain(f"control thread: {type(error).__name__}: {error}")
                 time.sleep(0.1)
 
-    def _handle(self, fd: int) -> None:
-        if fd == self._wake_fd:
-            os.eventfd_read(fd)
+    def _watched(self) -> dict[int, int]:
+        watched = {self._listener.fileno(): select.POLLIN, self._wake_fd: select.POLLIN}
+        return watched | {channel.fileno(): channel.events for channel in self._channels}
+
+    def _hear(self, ready: set[int]) -> None:
+        """Take in whatever has come. Someone new comes last: its descriptor may have the number of one just closed."""
+        if self._wake_fd in ready:
+            os.eventfd_read(self._wake_fd)
             announced = self._announced
             payload = msgspec.json.encode(self._condition.status())
-            for channel in tuple(self._channels.values()):
+            for channel in self._channels:
                 channel.send(payload)
-                self._settle(channel)
             self._pushed = announced
-        elif fd == self._listener.fileno():
-            self._accept()
-        elif fd in self._channels:
-            self._read(self._channels[fd], fd)
-
-    def _read(self, channel: Channel, fd: int) -> None:
-        channel.flush()
-        for payload, fds in channel.receive():
-            close_all(fds)
-            self._answer(channel, payload)
-        self._settle(channel, fd)
-
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:
-            return
-        channel = Channel(sock)
-        self._channels[channel.fileno()] = channel
-        channel.send(msgspec.json.encode(self._condition.status()))
-        self._settle(channel)
+        for channel in self._channels:
+            if channel.fileno() in ready:
+                channel.flush()
+                for payload, fds in channel.receive():
+                    close_all(fds)
+                    self._answer(channel, payload)
+        if self._listener.fileno() in ready and (sock := polling.accept(self._listener)) is not None:
+            channel = Channel(sock)
+            channel.send(msgspec.json.encode(self._condition.status()))
+            self._channels.append(channel)
 
     def _answer(self, channel: Channel, payload: bytes) -> None:
         try:
@@ -162,18 +152,6 @@ class Control:
             case Drain(timeout_s=timeout_s):
                 self._on_drain(timeout_s)
 
-    def _settle(self, channel: Channel, fd: int | None = None) -> None:
-        """Poll a channel for what it now waits for, or forget it when it is closed."""
-        fd = channel.fileno() if fd is None else fd
-        if not channel.closed:
-            self._poll.register(fd, channel.events)
-            return
-        for known, other in tuple(self._channels.items()):
-            if other is channel:
-                del self._channels[known]
-                with suppress(KeyError):  # closed before it was ever polled
-                    self._poll.unregister(known)
-
     def _tell_if_stuck(self) -> None:
         """At once, both when the event loop sits in a handler for too long and when it has come round."""
         stuck = self._condition.until_stuck_s() <= 0
@@ -182,7 +160,7 @@ class Control:
             self.announce()
 
     def _note_delivery(self) -> None:
-        if self._pushed > self._delivered and all(c.flushed for c in self._channels.values()):
+        if self._pushed > self._delivered and all(channel.flushed for channel in self._channels):
             with self._flushed:
                 self._delivered = self._pushed
                 self._flushed.notify_all()

@@ -56,8 +56,8 @@ class Inspection:
     ) -> None:
         self.request = request.request
         self.pid = pid
-        self.fd = fd
-        """Readable when the child has said something, or has ended."""
+        self.fd: int | None = fd
+        """Readable when the child has said something, or has ended; None once there is nothing more to read."""
         self.asked_by = asked_by
         self.deadline_s = deadline_s
         self.exit_code: int | None = None
@@ -65,9 +65,8 @@ class Inspection:
         self._spec = request.spec
         self._output_fd = output_fd
         self._received = bytearray()
-        self.ended = False
-        """There is nothing more to read."""
-        self._out_of_time = False
+        self.killed = False
+        """It took too long."""
 
     @classmethod
     def start(
@@ -101,21 +100,25 @@ class Inspection:
             deadline_s=now_s + request.spec.start_timeout_s,
         )
 
-    def receive(self) -> bool:
-        """Take what the child has written; True once there will be no more. Does not wait."""
+    def receive(self) -> None:
+        """Take what the child has written, and close the pipe once there will be no more. Does not wait."""
         try:
-            while not self.ended:
+            while self.fd is not None:
                 data = os.read(self.fd, 65536)
                 self._received += data
                 if not data or len(self._received) > _MAX_REPORT_BYTES:
-                    self.ended = True
+                    self._close_pipe()
         except BlockingIOError:
             pass
-        return self.ended
+
+    def _close_pipe(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
 
     def kill(self) -> None:
         """End a child that takes too long, with whatever it has started."""
-        self._out_of_time = True
+        self.killed = True
         for kill in (os.killpg, os.kill):  # it may not have its own group yet
             try:
                 kill(self.pid, signal.SIGKILL)
@@ -139,13 +142,13 @@ class Inspection:
                 return report
             return InspectReport(problems=(self._death(step),))
         finally:
-            os.close(self.fd)
+            self._close_pipe()  # a process that the child started may still have its other end
             os.close(self._output_fd)
 
     def _death(self, step: str) -> Problem:
         code = self.exit_code or 0
         output = self._output()
-        if self._out_of_time:
+        if self.killed:
             return Problem(
                 reference="inspection-timeout",
                 message=f"{step} took more than {self._spec.start_timeout_s:g} s",

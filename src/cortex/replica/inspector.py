@@ -16,6 +16,7 @@ import time
 
 import msgspec
 
+from cortex import polling
 from cortex.errors import CortexError
 from cortex.replica import process
 from cortex.replica.launcher import preload
@@ -54,19 +55,17 @@ def _look(request: Inspect) -> InspectReport | None:
     process.set_title("cortex-inspector", request.spec.home)
     inspection = Inspection.start(request, fork=os.fork, asked_by=None, now_s=time.monotonic())
     ended = os.pidfd_open(inspection.pid)
-    poll = select.poll()
-    for descriptor in (inspection.fd, ended, _STDIN):
-        poll.register(descriptor, select.POLLIN)
     is_wanted, is_killed = True, False
     while True:
+        descriptors = [ended, inspection.fd, _STDIN if is_wanted else None]
+        watched = {descriptor: select.POLLIN for descriptor in descriptors if descriptor is not None}
         left_s = inspection.deadline_s - time.monotonic()
-        ready = {descriptor for descriptor, _ in poll.poll(None if is_killed else max(left_s, 0) * 1000 + 1)}
-        if inspection.fd in ready and inspection.receive():
-            poll.unregister(inspection.fd)
+        ready = polling.wait(watched, None if is_killed else left_s)
+        if inspection.fd in ready:
+            inspection.receive()
         if ended in ready:
             break
         if _STDIN in ready and not os.read(_STDIN, 4096):
-            poll.unregister(_STDIN)
             is_wanted = False
         if not is_killed and (not is_wanted or left_s <= 0):
             inspection.kill()

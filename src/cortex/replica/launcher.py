@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import msgspec
 
+from cortex import polling
 from cortex.errors import CortexError, Problem
 from cortex.ids import ReplicaId
 from cortex.replica import process
@@ -96,9 +97,7 @@ class Launcher:
         self._complete_preload = complete_preload
         self._monotonic_s = monotonic_s
         self._idle_exit_s = idle_exit_s
-        self._poll = select.poll()
-        self._poll.register(listener, select.POLLIN)
-        self._agents: dict[int, Channel] = {}
+        self._agents: list[Channel] = []
         self._replicas: dict[int, tuple[ReplicaId, int]] = {}
         """Replica and attempt by pid."""
         self._exits: dict[ReplicaId, ChildExited] = {}
@@ -109,7 +108,6 @@ class Launcher:
         self._signals, self._signal_writer = socket.socketpair()
         self._signals.setblocking(False)
         self._signal_writer.setblocking(False)
-        self._poll.register(self._signals, select.POLLIN)
         self._terminated = False
         self._idle_since_s = monotonic_s()
 
@@ -120,24 +118,30 @@ class Launcher:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
         while not self._terminated:
-            for fd, _events in self._poll.poll(self._wait_ms()):
-                self._handle(fd)
-            self._reap()
-            self._watch_inspections()
+            self._agents = [agent for agent in self._agents if not agent.closed]
             if self._idle():
                 break
+            self._hear(polling.wait(self._watched(), self._wait_s()))
+            self._reap()
+            self._watch_inspections()
 
     def _terminate(self, *_: object) -> None:
         self._terminated = True
 
     # ---- waiting ------------------------------------------------------------------------------------------------
 
-    def _wait_ms(self) -> float:
-        now_s = self._monotonic_s()
-        deadlines = [inspection.deadline_s for inspection in self._inspections.values()]
+    def _watched(self) -> dict[int, int]:
+        """Everything open that may have something for us."""
+        watched = {self._listener.fileno(): select.POLLIN, self._signals.fileno(): select.POLLIN}
+        watched |= {agent.fileno(): agent.events for agent in self._agents}
+        watched |= {running.fd: select.POLLIN for running in self._inspections.values() if running.fd is not None}
+        return watched
+
+    def _wait_s(self) -> float | None:
+        deadlines = [running.deadline_s for running in self._inspections.values() if not running.killed]
         if not self._agents and not self._replicas and not self._inspections:
             deadlines.append(self._idle_since_s + self._idle_exit_s)
-        return max(0.0, min(deadlines) - now_s) * 1000 + 1 if deadlines else 60_000.0
+        return min(deadlines) - self._monotonic_s() if deadlines else None
 
     def _idle(self) -> bool:
         if self._agents or self._replicas or self._inspections:
@@ -145,55 +149,27 @@ class Launcher:
             return False
         return self._monotonic_s() - self._idle_since_s >= self._idle_exit_s
 
-    def _handle(self, fd: int) -> None:
-        if fd == self._listener.fileno():
-            self._accept()
-        elif fd == self._signals.fileno():
-            try:
+    def _hear(self, ready: set[int]) -> None:
+        """Take in whatever has come. Someone new comes last: its descriptor may have the number of one just closed."""
+        if self._signals.fileno() in ready:
+            with suppress(BlockingIOError):
                 self._signals.recv(4096)
-            except BlockingIOError:
-                pass
-        elif (agent := self._agents.get(fd)) is not None:
-            agent.flush()
-            for payload, fds in agent.receive():
-                self._serve(agent, payload, fds)
-            self._settle(agent, fd)
-        else:
-            for inspection in self._inspections.values():
-                if inspection.fd == fd and not inspection.ended and inspection.receive():
-                    self._poll.unregister(fd)
-
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:
-            return
-        agent = Channel(sock)
-        self._agents[agent.fileno()] = agent
-        for exited in self._exits.values():
-            self._reply(agent, exited)
-        self._settle(agent, sock.fileno())
-
-    def _settle(self, agent: Channel, fd: int) -> None:
-        """Poll an agent's connection for what it now waits for, or forget it."""
-        if not agent.closed:
-            self._poll.register(fd, agent.events)
-            return
-        for known, other in tuple(self._agents.items()):
-            if other is agent:
-                del self._agents[known]
-                with suppress(KeyError):  # closed before it was ever polled
-                    self._poll.unregister(known)
-        for waiting in tuple(self._queued):
-            if waiting.agent is agent:
-                self._queued.remove(waiting)
-                close_all(waiting.fds)
+        for agent in self._agents:
+            if agent.fileno() in ready:
+                agent.flush()
+                for payload, fds in agent.receive():
+                    self._serve(agent, payload, fds)
+        for inspection in self._inspections.values():
+            if inspection.fd in ready:
+                inspection.receive()
+        if self._listener.fileno() in ready and (sock := polling.accept(self._listener)) is not None:
+            agent = Channel(sock)
+            self._agents.append(agent)
+            for exited in self._exits.values():
+                self._reply(agent, exited)
 
     def _reply(self, agent: Channel, reply: LauncherReply) -> None:
-        fd = agent.fileno()
         agent.send(msgspec.json.encode(reply))
-        if fd in self._agents:
-            self._settle(agent, fd)
 
     # ---- requests -----------------------------------------------------------------------------------------------
 
@@ -269,7 +245,7 @@ class Launcher:
             self._exits[replica] = exited
             while len(self._exits) > KEPT_EXITS:
                 self._exits.pop(next(iter(self._exits)))
-            for agent in tuple(self._agents.values()):
+            for agent in self._agents:
                 self._reply(agent, exited)
 
     # ---- inspections --------------------------------------------------------------------------------------------
@@ -279,6 +255,9 @@ class Launcher:
 
         while self._queued and len(self._inspections) < INSPECTIONS_AT_ONCE:
             agent, request, fds = self._queued.popleft()
+            if agent.closed:  # nobody waits for it any more
+                close_all(fds)
+                continue
             if self._complete_preload is not None and self._complete_preload():
                 self._complete_preload = None
             try:
@@ -297,19 +276,16 @@ class Launcher:
             finally:
                 close_all(fds)
             self._inspections[started.pid] = started
-            self._poll.register(started.fd, select.POLLIN)
 
     def _watch_inspections(self) -> None:
         """Report those that have ended, end those that take too long, begin those that waited."""
         now_s = self._monotonic_s()
         for pid, inspection in tuple(self._inspections.items()):
             if inspection.exit_code is None:
-                if now_s >= inspection.deadline_s:
+                if now_s >= inspection.deadline_s and not inspection.killed:
                     inspection.kill()
                 continue
             del self._inspections[pid]
-            if not inspection.receive():
-                self._poll.unregister(inspection.fd)
             report = inspection.finish()
             agent = cast(Channel, inspection.asked_by)
             self._reply(agent, Inspected(request=inspection.request, report=report))

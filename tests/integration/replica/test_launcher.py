@@ -6,12 +6,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from replica_harness import LauncherLink, LauncherProcess, Replica, spec_for
+from replica_harness import (
+    DEADLINE_S,
+    LAUNCHER_DEADLINE_S,
+    LauncherLink,
+    LauncherProcess,
+    Replica,
+    eventually,
+    spec_for,
+)
 
 from cortex.replica.launcher import AlreadyRunning, bind
 from cortex.wire.launch import ChildExited, Fork, ForkFailed, Inspect
@@ -98,7 +105,7 @@ def _sockets(pid: int) -> set[str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_replicas_survive_the_launcher(launcher: LauncherProcess, replica: Replica, number: signal.Signals) -> None:
     launcher.process.send_signal(number)
-    launcher.process.wait(10)
+    launcher.process.wait(DEADLINE_S)
     assert replica.post(SAMPLE).status == 200
     replica.drain()
     assert replica.stats(lambda found: found.last).ok == 1
@@ -132,7 +139,11 @@ def test_a_second_launcher_leaves_the_first_its_socket(launcher: LauncherProcess
         bind(launcher.socket_path)
     command = [sys.executable, "-m", "cortex.replica.launcher", "--socket", str(launcher.socket_path)]
     done = subprocess.run(
-        [*command, "--home", "/h", "--backend", "onnx"], capture_output=True, text=True, timeout=30, check=False
+        [*command, "--home", "/h", "--backend", "onnx"],
+        capture_output=True,
+        text=True,
+        timeout=LAUNCHER_DEADLINE_S,
+        check=False,
     )
     assert done.returncode == 1
     assert "another launcher answers" in done.stderr
@@ -149,28 +160,68 @@ def test_a_dead_launchers_socket_is_taken_over(folder: Path) -> None:
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=LAUNCHER_DEADLINE_S,
+        check=False,
     )
 
 
 def test_it_ends_by_itself_without_agent_and_children(folder: Path) -> None:
-    started_s = time.monotonic()
     code = """
-import sys
+import signal, sys
 from pathlib import Path
-from cortex.replica.launcher import Launcher, bind
+from cortex.replica.launcher import IDLE_EXIT_S, Launcher, bind
+signal.alarm(int(IDLE_EXIT_S / 2))  # is the end of it, should it wait for as long as it does unless told otherwise
 Launcher(bind(Path(sys.argv[1])), idle_exit_s=0.1).run()
 """
     assert run_python(code, str(folder / "l")).returncode == 0
-    assert time.monotonic() - started_s < 20
+
+
+def test_it_rests_after_a_child_that_was_reaped_in_the_turn_in_which_its_pipe_ended(folder: Path) -> None:
+    """Children have always ended when the launcher collects them: it finds the ends of their pipes after that."""
+    code = """
+import os, sys
+from pathlib import Path
+from cortex.replica.launcher import Launcher, bind, preload
+
+collect, turns = os.waitpid, 0
+
+def waitpid(pid, options):
+    global turns
+    turns += 1
+    os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # raises as waitpid does when there is no child
+    return collect(pid, options)
+
+preload("onnx")
+os.waitpid = waitpid
+Launcher(bind(Path(sys.argv[1])), idle_exit_s=0.5).run()
+print(turns)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder / "l")], stdout=subprocess.PIPE, text=True, cwd="/"
+    ) as process:
+        eventually((folder / "l").exists, "it listens", LAUNCHER_DEADLINE_S)
+        link = LauncherLink(folder / "l")
+        for model in (IRIS, folder / "no.onnx"):
+            assert bool(link.inspect(spec_for(folder, model)).problems) is (model is not IRIS)
+        link.close()
+        turns = int(process.communicate(timeout=DEADLINE_S)[0])
+    assert turns < 100, "a loop that spins makes tens of thousands in the half second in which nothing happens"
 
 
 def test_it_refuses_to_fork_with_a_second_thread_and_names_it() -> None:
     code = """
 import threading
 from cortex.replica.launcher import ForkRefused, _fork_now
-stop = threading.Event()
-threading.Thread(target=stop.wait).start()
+named, stop = threading.Event(), threading.Event()
+def second():
+    open(f"/proc/self/task/{threading.get_native_id()}/comm", "w").write("the-second")
+    named.set()
+    stop.wait()
+threading.Thread(target=second).start()
+named.wait()
 try:
     _fork_now()
 except ForkRefused as error:
@@ -178,7 +229,7 @@ except ForkRefused as error:
 stop.set()
 """
     done = run_python(code)
-    assert "threads besides the main one: python" in done.stdout
+    assert done.stdout == "the launcher has threads besides the main one: the-second\n"
 
 
 def test_importing_replica_code_starts_no_thread_once_the_environment_is_set() -> None:

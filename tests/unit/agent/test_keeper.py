@@ -14,6 +14,8 @@ from cortex.ids import ReplicaId
 from cortex.wire.framing import LENGTH, ConnectionLost, receive_frame, send_frame
 from cortex.wire.keeper import Hold, KeeperReply, Quit, Release, SlotHeld, Slots, SlotsEnd
 
+DEADLINE_S = 30.0
+"""For anything to happen; generous, since the machine may be busy."""
 A, B = ReplicaId("t.a.00000000.0"), ReplicaId("t.b.00000000.0")
 _REPLIES = msgspec.json.Decoder(KeeperReply)
 
@@ -23,7 +25,7 @@ class Line:
 
     def __init__(self, path) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(5)
+        self.sock.settimeout(DEADLINE_S)
         self.sock.connect(str(path))
 
     def send(self, request, *slots: socket.socket) -> None:
@@ -31,6 +33,9 @@ class Line:
 
     def slots(self) -> dict[ReplicaId, socket.socket]:
         self.send(Slots())
+        return self.answer()
+
+    def answer(self) -> dict[ReplicaId, socket.socket]:
         held = {}
         while True:
             payload, fds = receive_frame(self.sock)
@@ -58,7 +63,7 @@ def running(path):
     if thread.is_alive():
         with Line(path).sock as sock:
             send_frame(sock, msgspec.json.encode(Quit()))
-            thread.join(5)
+            thread.join(DEADLINE_S)
     assert not thread.is_alive()
     listener.close()
 
@@ -138,6 +143,27 @@ def test_a_released_slot_is_closed(line, a_slot):
         client.connect(path)
 
 
+def test_what_an_agent_said_before_it_died_counts_before_the_next_one_is_answered(path, a_slot):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen(4)
+        before, after = Line(path), Line(path)
+        before.send(Hold(replica=A), a_slot("a"))
+        before.send(Hold(replica=B), a_slot("b"))
+        before.send(Release(replica=B))
+        before.sock.close()
+        send_frame(after.sock, msgspec.json.encode(Slots()))
+        thread = threading.Thread(target=Keeper(listener).run)  # has all of it to read, of both
+        thread.start()
+        held = after.answer()
+        after.send(Quit())
+        thread.join(DEADLINE_S)
+        after.sock.close()
+    assert not thread.is_alive()
+    assert set(held) == {A}
+    close(held)
+
+
 def test_a_slot_that_comes_without_its_socket_is_none(line):
     line.send(Hold(replica=A))
     assert line.slots() == {}
@@ -180,7 +206,7 @@ def test_it_ends_when_told_to(line, running, a_slot):
     path = slot.getsockname()
     line.send(Hold(replica=A), slot)
     line.send(Quit())
-    running.join(5)
+    running.join(DEADLINE_S)
     assert not running.is_alive()
     slot.close()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, pytest.raises(ConnectionRefusedError):

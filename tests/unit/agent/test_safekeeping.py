@@ -13,6 +13,8 @@ from cortex.ids import ReplicaId
 from cortex.wire.framing import send_frame
 from cortex.wire.keeper import Quit
 
+DEADLINE_S = 30.0
+"""For anything to happen; generous, since the machine may be busy."""
 A, B = ReplicaId("t.a.00000000.0"), ReplicaId("t.b.00000000.0")
 
 
@@ -34,7 +36,7 @@ class KeeperThread:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect(str(self._path))
             send_frame(sock, msgspec.json.encode(Quit()))
-            self._thread.join(5)
+            self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive()
         self._listener.close()
 
@@ -62,7 +64,7 @@ async def let_go(*safekeepings):
 
 
 async def until(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_S):
         while not condition():
             await asyncio.sleep(0.001)
 
