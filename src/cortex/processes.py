@@ -45,15 +45,23 @@ def start_ticks(pid: int) -> int | None:
     """
     When a process started, in clock ticks since boot; None when there is no such process, or it is a zombie.
 
-    Source: proc(5), /proc/pid/stat: fields after the last `)` start with number 3 (state); 22 is starttime.
+    Source: proc(5): field 22 of /proc/pid/stat is starttime.
     """
+    fields = _stat(pid)
+    return None if not fields or fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether a process has ended and its parent has yet to collect it."""
+    return _stat(pid)[:1] == [b"Z"]
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Fields of /proc/pid/stat after the last `)`, which start with number 3 (state); empty without such a process."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()
+        return Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()
     except (OSError, IndexError):
-        return None
-    if fields[0] in (b"Z", b"X"):
-        return None
-    return int(fields[19])
+        return []
 
 
 def identify(pid: int) -> ProcessIdentity | None:

@@ -204,6 +204,7 @@ class Launcher:
     ) -> InspectReport:
         """Have a short-lived child look at model and handler. Raises LauncherLost."""
         conn = await self.connection()
+        identity = self._identity
         request = f"{os.getpid()}-{next(self._inspection_numbers)}"
         future: asyncio.Future[InspectReport] = asyncio.get_running_loop().create_future()
         self._inspections[request] = future
@@ -212,6 +213,9 @@ class Launcher:
             with _packed(secrets) as packed:
                 conn.send(msgspec.json.encode(message), packed)
             return await future
+        except LauncherLost:
+            await self._see_ended(identity, conn)  # only then are its children ours, and can be ended
+            raise
         finally:
             self._inspections.pop(request, None)
             self.last_used_s = self._clock.monotonic_s()
@@ -315,8 +319,9 @@ class Launcher:
 
     def _runs(self) -> bool:
         """Whether our process is there, be it still starting."""
-        self.collect()
-        return self._identity is not None and processes.is_alive(self._identity)
+        runs = self._identity is not None and processes.is_alive(self._identity)
+        self.collect()  # after that look: who was found dead is collected before another one takes its place
+        return runs
 
     async def _see_ended(self, identity: ProcessIdentity | None, conn: channel.Channel) -> None:
         """A launcher that we lost must not go on: it might fork what we then have forked by another one."""

@@ -44,7 +44,9 @@ log = logging.getLogger(__name__)
 SLOT_BACKLOG = 4096
 """Requests that can wait in a slot; the kernel caps it at net.core.somaxconn."""
 EXIT_STATUS_WAIT_S = 0.3
-"""After a process ended, how long the launcher may take to tell how; a dead launcher never does."""
+"""After an ended process was collected, how long its launcher may take to tell how it ended; a dead one never does."""
+EXIT_STATUS_WAITS = 6
+"""So often, at most, is that time given to whoever has to collect it: on a busy machine its turn may not have come."""
 KILL_AFTER_S = 2.0
 """A replica that was told to end and is not serving gets this long before SIGKILL."""
 LAUNCH_TRIES = 3
@@ -809,17 +811,7 @@ class Replicas:
             # Out of rotation before anything else; how it ended can wait.
             self._hold(replica)
             self._on_change()
-        status = self._exit_statuses.get(replica.key)
-        if status is None:
-            waiter = self._exit_waiters.setdefault(replica.key, asyncio.Event())
-            try:
-                async with asyncio.timeout(EXIT_STATUS_WAIT_S):
-                    await waiter.wait()
-            except TimeoutError:
-                pass
-            finally:
-                self._exit_waiters.pop(replica.key, None)
-            status = self._exit_statuses.get(replica.key) or _reap(replica.identity.pid)
+        status = await self._exit_status(replica)
         self._exit_statuses.pop(replica.key, None)
         await asyncio.to_thread(logs.take_leftover, self._log_file(replica.order), replica.order.attempt)
         said = self._said_at_exit(replica)
@@ -838,6 +830,25 @@ class Replicas:
             **said,  # type: ignore[arg-type]
         )
         self._finish(replica, exit_report)
+
+    async def _exit_status(self, replica: Replica) -> ChildExited | None:
+        """How its process ended, from whoever was its parent; None when there is nobody who could tell."""
+        assert replica.identity is not None
+        waiter = self._exit_waiters.setdefault(replica.key, asyncio.Event())
+        try:
+            for _ in range(EXIT_STATUS_WAITS):
+                status = self._exit_statuses.get(replica.key) or _reap(replica.identity.pid)
+                if status is not None:
+                    return status
+                was_collected = not processes.is_zombie(replica.identity.pid)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(EXIT_STATUS_WAIT_S):
+                        await waiter.wait()
+                if was_collected:
+                    break
+        finally:
+            self._exit_waiters.pop(replica.key, None)
+        return self._exit_statuses.get(replica.key) or _reap(replica.identity.pid)
 
     def _finish(self, replica: Replica, exit_report: ExitReport) -> None:
         if self._replicas.get(replica.id) is not replica:

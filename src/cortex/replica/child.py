@@ -51,10 +51,13 @@ EXIT_MEMORY = 4
 EXIT_BUG = 1
 DEFAULT_DRAIN_S = 30.0
 """After a SIGTERM, which carries no timeout."""
-STUCK_GRACE_S = 0.3
-"""A main thread that sits in a handler when a drain is out of time is not waited for any longer than this."""
 DRAIN_LOOK_S = 0.1
 """How often a drain's time is looked at: the agent kills what goes on for 2 s longer, and the counters with it."""
+STUCK_AFTER_LOOKS = 4
+"""
+A main thread that sits in a handler when a drain is out of time is not waited for any longer than this, some 0.3 s.
+Looks, not seconds: a process that was stopped or starved meanwhile may still answer what it cancels.
+"""
 SAY_GOODBYE_S = 1.0
 """How long the last status may take to reach those who listen."""
 
@@ -96,6 +99,7 @@ class _Replica:
         self._ending = False
         self._server: Server | None = None
         self._drain_deadline_s: float | None = None
+        self._looks_too_late = 0
         self._tracing: Tracing | None = None
         self._loop = uvloop.new_event_loop()
         self._control = Control(
@@ -276,7 +280,10 @@ class _Replica:
         self._stats.write()
         self._log.every_second()
         deadline_s = self._drain_deadline_s
-        if deadline_s is not None and time.monotonic() > deadline_s + STUCK_GRACE_S:
+        if deadline_s is None or time.monotonic() <= deadline_s:
+            return
+        self._looks_too_late += 1
+        if self._looks_too_late >= STUCK_AFTER_LOOKS:
             stuck = len(self._condition.in_flight)
             self._say("WARNING", f"drain: out of time; {stuck} requests are in code that cannot be ended")
             self._leave(0)

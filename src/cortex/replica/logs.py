@@ -36,6 +36,9 @@ from cortex.wire.rawoutput import MAX_WAITING_BYTES, SUFFIX, RawOutput
 REQUEST_ID: ContextVar[str] = ContextVar("cortex_request_id", default="")
 """Id of the request whose code is running; empty between requests."""
 
+_alone = ""
+"""The same for all threads, where only one request's code runs at a time."""
+
 MAX_FILE_BYTES = 10 * 2**20
 KEPT_FILES = 3
 """The current file, `.1` and `.2`."""
@@ -53,6 +56,16 @@ MAX_LAST_BYTES = 2**20
 """And at the end of the process, which is not kept from ending for long."""
 RECORDS_AT_ONCE = 1000
 LOCK_PATIENCE_S = 1.0
+
+
+def work_for(request: str) -> None:
+    """
+    From now on the only code that runs is a request's, or, if empty, nobody's. Called by whoever runs one at a time;
+    before the next, `Streams.finish_lines`.
+    """
+    global _alone
+    _alone = request
+    REQUEST_ID.set(request)
 
 
 class LogFile:
@@ -152,7 +165,8 @@ class LogFile:
             return 0
         try:
             lines = raw.take(max_bytes, whole=whole, most_waiting=most_waiting)
-            request = request if self.raw_belongs_to_request else ""
+            # Looked at after taking: what the control thread takes in meanwhile is of the request whose code runs.
+            request = (request or _alone) if self.raw_belongs_to_request else ""
             records: list[bytes] = []
             for line in lines:
                 if is_ours(line):  # of a process that users' code forked, see `_write`
@@ -169,8 +183,14 @@ class LogFile:
     def take_raw_of(self, request: str) -> None:
         """Called as a request's code ends: what it left past Python is its own, also an unfinished line."""
         raw = self._raw
-        if raw is not None and self.raw_belongs_to_request and raw.is_waiting:
-            self.take_raw(request, whole=True, max_bytes=MAX_BEFORE_BYTES, most_waiting=MAX_BEFORE_BYTES)
+        if raw is not None and self.raw_belongs_to_request and (raw.is_waiting or self._taking.locked()):
+            self.take_raw(
+                request,
+                whole=True,
+                max_bytes=MAX_BEFORE_BYTES,
+                most_waiting=MAX_BEFORE_BYTES,
+                patience_s=LOCK_PATIENCE_S,  # until the control thread has given this request what it has taken in
+            )
 
     def every_second(self) -> None:
         """Take what waits, and see to it that neither file grows too large. Called by one thread."""

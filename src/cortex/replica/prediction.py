@@ -29,7 +29,7 @@ from cortex.replica.codec import Decoder, unpack
 from cortex.replica.handler import Handler, Hook, HookFailed
 from cortex.replica.http import JSON, Exchange, render_headers
 from cortex.replica.inference import LARGE_BODY_BYTES, Inference
-from cortex.replica.logs import REQUEST_ID, Streams
+from cortex.replica.logs import REQUEST_ID, Streams, work_for
 from cortex.replica.results import Unserialisable, encode
 from cortex.replica.tensors import Feeds, build_converter
 from cortex.replica.tracebacks import one_line
@@ -212,7 +212,7 @@ class InlinePredictor:
         desk, inference = self._desk, self._inference
         has_handler = self._has_handler
         if has_handler:
-            REQUEST_ID.set(exchange.id)
+            work_for(exchange.id)
         try:
             feeds = self._steps.feeds(exchange)
             if inference.inline and len(exchange.body) < LARGE_BODY_BYTES:
@@ -231,13 +231,13 @@ class InlinePredictor:
         finally:
             if has_handler:
                 self._streams.finish_lines()
-                REQUEST_ID.set("")
+                work_for("")
         desk.release(exchange)
 
     def _modelled(self, exchange: Exchange, feeds: Feeds, outputs: Outputs, failure: BaseException | None) -> None:
         desk = self._desk
         exchange.cancel = None
-        REQUEST_ID.set(exchange.id)
+        work_for(exchange.id)
         try:
             if failure is not None:
                 raise ModelFailed(failure) from failure
@@ -246,7 +246,7 @@ class InlinePredictor:
             desk.fail(exchange, error)
         finally:
             self._streams.finish_lines()
-            REQUEST_ID.set("")
+            work_for("")
         desk.release(exchange)
 
 

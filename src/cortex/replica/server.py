@@ -379,7 +379,8 @@ class Server:
             self._cancel_rest()
             self._loop.call_later(DRAIN_POLL_S, self._stopped)  # uvloop writes answers at the end of a turn
         else:
-            self._loop.call_later(DRAIN_POLL_S, self._drain_on)
+            # Behind what the loop owes by then: a connection is accepted first, and made known to us after timers.
+            self._loop.call_later(DRAIN_POLL_S, self._loop.call_soon, self._drain_on)
 
     def _someone_knocks(self) -> bool:
         """Whether a connection waits to be accepted, or an accepted one has sent what we have not read."""

@@ -42,8 +42,22 @@ from cortex.wire.reports import AgentReport, Phase, ReplicaReport
 
 IRIS = Path(__file__).parents[3] / "examples" / "iris" / "models" / "sklearn.onnx"
 SETOSA = b"[[5.2, 3.6, 1.4, 0.3]]"
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 """For anything to happen; generous, since the machine may be busy."""
+HOLD_S = 60.0
+"""How long requests wait for a replacement here: one that is slow to come on a busy machine loses none of them."""
+HUNG_AFTER_S = 30.0
+PATIENT_AGENT = """\
+import sys
+import msgspec
+from cortex.agent import app
+
+load = app.load_settings
+hold_s, hung_s = map(float, sys.argv[1:])
+app.load_settings = lambda environ: msgspec.structs.replace(load(environ), hold_timeout_s=hold_s, hung_after_s=hung_s)
+sys.exit(app.main())
+"""
+"""The agent as it is, but for times that are no settings of users."""
 _REPLIES: msgspec.json.Decoder[AgentReply] = msgspec.json.Decoder(AgentReply)
 T = TypeVar("T")
 
@@ -92,11 +106,15 @@ class Asking(Generic[T]):
 class Node:
     """One home with its agent."""
 
-    def __init__(self, home: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.settings = Settings(home=home, port=port, port_given=True)
+    def __init__(self, home: Path, *, hold_timeout_s: float = HOLD_S) -> None:
+        # Bound for as long as we need it, so that nobody else is given it; our agent may listen there all the same.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._port.bind(("127.0.0.1", 0))
+        port = self._port.getsockname()[1]
+        self.settings = Settings(
+            home=home, port=port, port_given=True, hold_timeout_s=hold_timeout_s, hung_after_s=HUNG_AFTER_S
+        )
         self.layout = HomeLayout(home)
         self.layout.prepare()
         self.store = ArtifactStore(self.layout.artifacts)
@@ -112,9 +130,10 @@ class Node:
         return self.report()
 
     def start_another(self) -> subprocess.Popen[bytes]:
+        times = (str(self.settings.hold_timeout_s), str(self.settings.hung_after_s))
         with (self.layout.home / "agent.out").open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "cortex.agent"],
+                [sys.executable, "-P", "-c", PATIENT_AGENT, *times],
                 env={**os.environ, **environment_of(self.settings)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -158,6 +177,7 @@ class Node:
             except (OSError, AssertionError, subprocess.TimeoutExpired):
                 self.kill_agent()
         self._hang_up()
+        self._port.close()
         for identity in self.processes():
             send_signal(identity, signal.SIGKILL)
         eventually(lambda: not self.processes(), "every process of the home has ended")
@@ -270,7 +290,7 @@ class Node:
         for replica in replicas:
             self.until(replica, Phase.READY)
         eventually(lambda: build.api not in self.report().pending_routes, "the route is in the ingress")
-        eventually(lambda: self.post(build, body)[0] == 200, "it answers")
+        eventually(lambda: self.answers(build, body), "it answers")
         return replicas
 
     def restart(self, build: BuildSpec, ordinal: int = 0, *, attempt: int = 2) -> None:
@@ -279,7 +299,7 @@ class Node:
     def remove(self, build: BuildSpec, *replicas: ReplicaId) -> None:
         self.order(RemoveRoute(api=build.api), *(ForgetReplica(replica=replica) for replica in replicas))
 
-    def retire(self, build: BuildSpec, replica: ReplicaId, timeout_s: float = 10.0) -> None:
+    def retire(self, build: BuildSpec, replica: ReplicaId, timeout_s: float = DEADLINE_S) -> None:
         self.order(self.route_order(build), DrainReplica(replica=replica, timeout_s=timeout_s))
 
     # ---- the ingress --------------------------------------------------------------------------------------------
@@ -293,6 +313,13 @@ class Node:
             return answer.status, answer.read()
         finally:
             connection.close()
+
+    def answers(self, build: BuildSpec, body: bytes = SETOSA) -> bool:
+        """Whether an api answers now, with 200."""
+        try:
+            return self.post(build, body)[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
     def posting(self, build: BuildSpec, body: bytes = SETOSA) -> Asking[tuple[int, bytes]]:
         return Asking(lambda: self.post(build, body))
@@ -313,8 +340,12 @@ class Node:
         return found
 
     def haproxies(self) -> list[ProcessIdentity]:
-        known = {identity.pid: identity for identity in self.processes()}
-        return [known[pid] for pid in known if "haproxy" in Path(f"/proc/{pid}/comm").read_text()]
+        found = []
+        for identity in self.processes():
+            with contextlib.suppress(OSError):  # it has ended since
+                if "haproxy" in Path(f"/proc/{identity.pid}/comm").read_text():
+                    found.append(identity)
+        return found
 
     def only(self, title: str) -> ProcessIdentity:
         """The one process whose title begins so, once there is exactly one."""
@@ -333,6 +364,11 @@ class Node:
         identity = identify(report.pid)
         assert identity is not None
         return identity
+
+    def is_empty(self) -> bool:
+        """Nothing of it runs any more; what was killed last may take a moment, and anything else much longer."""
+        eventually(lambda: not self.processes(), "no process is left", 20.0)
+        return self.sockets() == []
 
     def files_of(self, replica: ReplicaId) -> list[Path]:
         """Sockets and records that an agent has for a replica."""

@@ -29,6 +29,12 @@ def own_node() -> Iterator[Node]:
 
 
 @pytest.fixture
+def hasty_node() -> Iterator[Node]:
+    """An agent that lets requests wait for a second only."""
+    yield from _running(hold_timeout_s=1.0)
+
+
+@pytest.fixture
 def api() -> str:
     """A name that no other test has."""
     return f"a{next(_NUMBERS)}"
@@ -39,9 +45,9 @@ def names() -> Callable[[], str]:
     return lambda: f"a{next(_NUMBERS)}"
 
 
-def _running() -> Iterator[Node]:
+def _running(**options: float) -> Iterator[Node]:
     folder = Path(tempfile.mkdtemp(prefix="cx", dir="/tmp"))
-    node = Node(folder / "h")
+    node = Node(folder / "h", **options)
     try:
         node.start()
         yield node

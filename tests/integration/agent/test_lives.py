@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from agent_harness import Asking, Node, eventually
+from agent_harness import DEADLINE_S, Asking, Node, eventually
 
 from cortex.processes import is_alive, send_signal
 from cortex.wire.agent import GiveOrders, Refused
@@ -24,14 +24,22 @@ import pathlib, time
 def pre_inference(sample, metadata):
     if sample:
         pathlib.Path(sample["mark"]).touch()
-        time.sleep(sample["s"])
+        while not pathlib.Path(sample["go"]).exists():
+            time.sleep(0.01)
     return [[5.2, 3.6, 1.4, 0.3]]
 
 def post_inference(prediction, metadata):
     return "done"
 """
 SLOW_IMPORT = "import time\ntime.sleep(600)\n"
-SLOW_LOADING = "import time\ntime.sleep(1.5)\ndef pre_inference(sample, metadata): return sample\n"
+SLOW_LOADING = """\
+import os, time
+while not os.path.exists({go!r}):
+    time.sleep(0.01)
+
+def pre_inference(sample, metadata):
+    return sample
+"""
 
 
 def test_an_ordered_replica_gets_ready_and_answers_over_http(node: Node, api: str):
@@ -54,10 +62,12 @@ def test_the_same_order_again_changes_nothing(node: Node, api: str):
 def test_a_drained_replica_finishes_what_it_holds(node: Node, api: str, tmp_path: Path):
     build = node.build(api, SLOW)
     (replica,) = node.serve(build, body=b"null")
-    mark = tmp_path / "begun"
-    asking = node.posting(build, json.dumps({"mark": str(mark), "s": 1.0}).encode())
+    mark, go = tmp_path / "begun", tmp_path / "go"
+    asking = node.posting(build, json.dumps({"mark": str(mark), "go": str(go)}).encode())
     eventually(mark.exists, "the handler works on it")
     node.retire(build, replica)
+    node.until(replica, Phase.DRAINING)
+    go.touch()
     assert asking.outcome() == (200, b'"done"')
     found = node.until(replica, Phase.EXITED)
     assert found.exit is not None
@@ -83,7 +93,7 @@ def test_a_forgotten_replica_leaves_no_process_and_no_file(node: Node, api: str)
     node.remove(build, replica)
     eventually(lambda: not is_alive(identity) and not node.files_of(replica), "everything of it is gone")
     assert node.seen(replica) is None
-    assert node.post(build)[0] == 404
+    eventually(lambda: node.post(build)[0] == 404, "its route is gone")
 
 
 def test_a_replica_forgotten_while_it_is_forked_leaves_no_process(node: Node, names):
@@ -91,7 +101,7 @@ def test_a_replica_forgotten_while_it_is_forked_leaves_no_process(node: Node, na
         build = node.build(names())
         start = node.start_order(build)
         node.order(start, ForgetReplica(replica=start.replica))
-        title = f"cortex-replica {node.layout.home} {build.api}"
+        title = f"cortex-replica {node.layout.home} {build.api} "
         eventually(lambda start=start: not node.files_of(start.replica), "its files are gone")
         eventually(lambda title=title: not node.processes(title), "its process is gone")
 
@@ -102,7 +112,7 @@ def test_a_replica_that_is_wanted_again_while_it_is_forgotten_serves(node: Node,
     first = node.of(node.until(replica, Phase.READY))
     node.remove(build, replica)
     node.serve(build)
-    assert not is_alive(first)
+    eventually(lambda: not is_alive(first), "the first one has ended")
     assert node.post(build)[0] == 200
     assert len(node.files_of(replica)) == 3
 
@@ -140,28 +150,29 @@ def test_a_usable_build_is_described_without_becoming_a_replica(node: Node, api:
 
 
 @pytest.mark.parametrize(
-    ("handler", "model"),
+    ("handler", "model", "reference"),
     [
-        pytest.param("import no_such_module\n", None, id="handler"),
-        pytest.param("import os\nos._exit(7)\n", None, id="handler that ends its process"),
-        pytest.param(None, b"no model at all", id="model"),
+        pytest.param("import no_such_module\n", None, "handler-missing-module", id="handler"),
+        pytest.param("import os\nos._exit(7)\n", None, "inspection-died", id="handler that ends its process"),
+        pytest.param(None, b"no model at all", "model-unreadable", id="model"),
     ],
 )
-def test_a_broken_build_is_refused_with_the_reason(node: Node, api: str, handler, model):
+def test_a_broken_build_is_refused_with_the_reason(node: Node, api: str, handler, model, reference):
     (problem,) = node.inspect(node.build(api, handler, model=model)).problems
-    assert problem.reference
+    assert problem.reference == reference
     assert problem.message
 
 
-def test_an_inspection_outlives_its_launcher(node: Node, api: str):
-    build = node.build(api, SLOW_LOADING)
+def test_an_inspection_outlives_its_launcher(node: Node, api: str, tmp_path: Path):
+    build = node.build(api, SLOW_LOADING.format(go=str(tmp_path / "go")))
     title = f"cortex-inspect {node.layout.home} {build.api}"
     with node.another_line() as other:
         asking = Asking(lambda: other.inspect(build))
         orphan = eventually(lambda: node.processes(title), "it is being inspected")[0]
         node.kill(node.only("cortex-launcher"))
+        eventually(lambda: not is_alive(orphan), "the first inspection was ended")
+        (tmp_path / "go").touch()
         assert asking.outcome().problems == ()
-    eventually(lambda: not is_alive(orphan), "the first inspection was ended")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +189,7 @@ def test_an_inspection_outlives_its_launcher(node: Node, api: str):
 def test_garbage_on_the_agents_socket_harms_nobody(node: Node, garbage: bytes):
     before = node.report().agent
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-        line.settimeout(10)
+        line.settimeout(DEADLINE_S)
         line.connect(str(node.layout.agent_socket))
         line.sendall(garbage)
         line.shutdown(socket.SHUT_WR)
@@ -192,7 +203,7 @@ def test_garbage_on_the_agents_socket_harms_nobody(node: Node, garbage: bytes):
 
 def test_a_request_that_is_none_is_refused_and_the_connection_goes_on(node: Node):
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-        line.settimeout(10)
+        line.settimeout(DEADLINE_S)
         line.connect(str(node.layout.agent_socket))
         for _ in range(2):
             send_frame(line, b'{"type": "no_such_request"}')

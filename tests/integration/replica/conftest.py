@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from replica_harness import LauncherProcess, Replica, running, spec_for
 
 IRIS = Path(__file__).parents[3] / "examples" / "iris" / "models" / "sklearn.onnx"
+OF_THE_SHELL = {"CORTEX_TEST_SECRET": "of the shell", "CORTEX_HOME": "/nowhere"}
+"""In the launcher's environment, and not to be found in that of a handler."""
 _NUMBERS = itertools.count()
 
 
@@ -30,7 +32,7 @@ def folder() -> Iterator[Path]:
 def shared_launcher() -> Iterator[LauncherProcess]:
     """For tests that do nothing to the launcher itself: it takes a second to start."""
     path = Path(tempfile.mkdtemp(prefix="cx", dir="/tmp"))
-    yield from running(path)
+    yield from running(path, environment=OF_THE_SHELL)
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -60,5 +62,4 @@ def start(shared_launcher: LauncherProcess, folder: Path) -> Iterator[Callable[.
 
     yield start
     for replica in started:
-        if replica.alive():
-            replica.kill()
+        replica.kill()

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ import msgspec
 import orjson
 
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
+from cortex.processes import ProcessIdentity, identify, is_alive, send_signal
 from cortex.wire.framing import receive_frame, send_frame
 from cortex.wire.launch import (
     Ask,
@@ -39,7 +40,7 @@ from cortex.wire.reports import Phase
 from cortex.wire.secrecy import packed
 from cortex.wire.stats import EXIT_FILE_SUFFIX, LastWords, StatsFile
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 """For anything to happen; generous, since the machine may be busy."""
 LAUNCHER_DEADLINE_S = 100.0
 """Importing tensorflow takes 4 s on an idle machine, three times that while its modules are not compiled yet, and more
@@ -213,6 +214,8 @@ class Replica:
     spec: ReplicaSpec
     slot: socket.socket
     pid: int = 0
+    identity: ProcessIdentity | None = None
+    """None: it had ended before anybody could look."""
 
     @property
     def slot_path(self) -> Path:
@@ -270,10 +273,12 @@ class Replica:
         return msgspec.json.decode(Path(self.spec.stats_path + EXIT_FILE_SUFFIX).read_bytes(), type=LastWords)
 
     def alive(self) -> bool:
-        return Path(f"/proc/{self.pid}").exists()
+        return self.identity is not None and is_alive(self.identity)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        os.kill(self.pid, number)
+        """Signal it, if it still runs; nobody else, should its pid be another's by now."""
+        if self.identity is not None:
+            send_signal(self.identity, number)
 
 
 @dataclass
@@ -299,11 +304,15 @@ class LauncherProcess:
                 stdout=output,
                 stderr=output,
                 cwd="/",
-                env={**os.environ, **self.environment},
+                env={**_without_telemetry(os.environ), **self.environment},
                 start_new_session=True,
             )
-        eventually(self._listening, "the launcher listens", LAUNCHER_DEADLINE_S)
-        self.link = LauncherLink(self.socket_path)
+        try:
+            eventually(self._listening, "the launcher listens", LAUNCHER_DEADLINE_S)
+            self.link = LauncherLink(self.socket_path)
+        except BaseException:
+            self._end()
+            raise
 
     def _listening(self) -> bool:
         assert self.process.poll() is None, self.log_path.read_text()
@@ -330,24 +339,29 @@ class LauncherProcess:
             link.send(Fork(spec=spec), [slot.fileno(), control.fileno(), *packed])
             reply = link.wait_for(Forked | ForkFailed)  # type: ignore[arg-type]
         assert isinstance(reply, Forked), reply
-        replica.pid = reply.pid
+        replica.pid, replica.identity = reply.pid, identify(reply.pid)
         self.replicas.append(replica)
         return replica
 
     def stop(self) -> None:
         for replica in self.replicas:
-            try:
-                os.kill(replica.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            replica.kill()
             replica.slot.close()
         self.link.close()
+        self._end()
+
+    def _end(self) -> None:
         self.process.terminate()
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _without_telemetry(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a developer's shell says of traces is not for replicas of tests."""
+    return {name: value for name, value in environ.items() if not name.startswith("OTEL_")}
 
 
 @contextlib.contextmanager

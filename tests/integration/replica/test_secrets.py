@@ -9,7 +9,7 @@ from cortex.wire.framing import close_all, receive_frame
 from cortex.wire.launch import AskListener
 
 VALUE = "hunter2-in-full-length"
-SECRETS = {"TOKEN": VALUE, "KEY": "-----BEGIN-----\nabcdef0123456789\n-----END-----"}
+SECRETS = {"TOKEN": VALUE, "KEY": "-----BEGIN-----\nzyxwvu9876543210\n-----END-----"}
 IRIS = Path(__file__).parents[3] / "examples" / "iris" / "models" / "sklearn.onnx"
 ROW = [[5.2, 3.6, 1.4, 0.3]]
 
@@ -62,9 +62,11 @@ def test_a_secret_that_users_code_quotes_is_masked_in_what_is_written_and_answer
     assert "printed ****" in texts
     assert any(text.endswith("logged ****") for text in texts)
     assert any("ValueError: cannot fetch https://x/?token=****" in text for text in texts)
+    replica.drain()
+    eventually(lambda: not replica.alive(), "it has ended, and writes nothing any more")
     written = everything_in(folder)
     assert VALUE.encode() not in written
-    assert b"abcdef0123456789" not in written
+    assert b"zyxwvu9876543210" not in written
 
 
 def test_a_replica_that_dies_quoting_a_secret_says_so_without_it(start):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
-import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,13 @@ pytestmark = pytest.mark.slow
 
 Start = Callable[..., Replica]
 SAMPLE = [5.1, 3.5, 1.4, 0.2]
+WAITS = """
+import os, time
+def pre_inference(sample, metadata):
+    print("began", sample[0])
+    while not os.path.exists("go"): time.sleep(0.005)
+    return sample
+"""
 LABEL = """
 def post_inference(prediction, metadata):
     return prediction["label"][0]
@@ -135,11 +141,15 @@ def test_a_body_over_the_limit_is_refused_and_the_answer_arrives(start: Start, c
         assert "max_body" in answer.json["hint"]
 
 
-def test_half_a_close_still_gets_its_answer(start: Start) -> None:
-    replica = start("import time\ndef pre_inference(s, m):\n    time.sleep(0.05)\n    return s\n", concurrency=2)
+def test_half_a_close_still_gets_its_answer(start: Start, folder: Path) -> None:
+    replica = start(WAITS, concurrency=2)
     with replica.client() as client:
         client.send(request(orjson.dumps(SAMPLE)))
+        eventually(lambda: replica.status().in_flight == 1, "it is in flight")
         client.sock.shutdown(socket.SHUT_WR)
+        with replica.client() as other:
+            assert other.get().status == 200, "the loop has come round since, and seen half a close"
+        (folder / "project" / "go").touch()
         assert client.receive().status == 200
         assert client.at_end()
 
@@ -172,33 +182,35 @@ def test_broken_peers_hurt_nobody(start: Start) -> None:
 
 def test_a_peer_that_does_not_read_does_not_fill_memory(start: Start) -> None:
     replica = start("def post_inference(p, m):\n    return 'x' * 1_000_000\n")
+    assert replica.post(SAMPLE).status == 200
+    before_kib = rss_kib(replica)
     with replica.client() as client:
-        client.sock.settimeout(0.5)
-        sent = 0
-        try:
-            for _ in range(10_000):
-                client.send(request(orjson.dumps(SAMPLE)))
-                sent += 1
-        except TimeoutError:
-            pass
-        assert sent < 10_000, "the replica stopped reading"
-        assert replica.post(SAMPLE).status == 200
-        rss_kib = next(
-            int(line.split()[1])
-            for line in Path(f"/proc/{replica.pid}/status").read_text().splitlines()
-            if line.startswith("VmRSS")
-        )
-        assert rss_kib < 300_000
+        client.sock.setblocking(False)
+        unsent = memoryview(request(orjson.dumps(SAMPLE)) * 10_000)
+        sent_bytes = 1
+        while sent_bytes:
+            sent_bytes = 0
+            with contextlib.suppress(BlockingIOError):
+                while unsent:
+                    sent_bytes += (some := client.sock.send(unsent))
+                    unsent = unsent[some:]
+            # The loop comes round, and would read what has been sent.
+            assert replica.post(SAMPLE).status == 200
+        assert unsent, "the replica stopped reading"
+        assert rss_kib(replica) - before_kib < 150_000
+
+
+def rss_kib(replica: Replica) -> int:
+    lines = Path(f"/proc/{replica.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 # ---- handlers -------------------------------------------------------------------------------------------------------
 
 
 def test_a_handler_lives_in_its_own_world(start: Start, folder: Path) -> None:
-    os.environ["CORTEX_TEST_SECRET"] = "of the shell"
-    try:
-        replica = start(
-            """
+    replica = start(
+        """
 import os, sys
 def post_inference(prediction, metadata):
     return {
@@ -209,11 +221,9 @@ def post_inference(prediction, metadata):
         "title": open("/proc/self/cmdline").read().strip("\\0 "),
     }
 """,
-            env={"TOKEN": "t"},
-            threads=2,
-        )
-    finally:
-        del os.environ["CORTEX_TEST_SECRET"]
+        env={"TOKEN": "t"},
+        threads=2,
+    )
     found = replica.post(SAMPLE).json
     environ = found["environ"]
     assert environ["TOKEN"] == "t"
@@ -226,7 +236,9 @@ def post_inference(prediction, metadata):
     assert found["count"] < 25
     assert found["sid"]
     assert found["stdin"] == ""
-    assert int(found["oom"]) >= 0
+    assert found["oom"] in ("500", Path("/proc/self/oom_score_adj").read_text().strip()), (
+        "not every container allows it"
+    )
     assert found["bytecode"]
     assert found["title"] == f"cortex-replica {folder} t/a 01234567 {replica.spec.replica}"
 
@@ -356,36 +368,25 @@ def _check_callers(call: Callable[[int, dict[int, Any]], None], *, callers: int,
 
 
 def test_an_async_handler_out_of_time_gets_504(start: Start) -> None:
-    replica = start("import asyncio\nasync def pre_inference(s, m):\n    await asyncio.sleep(60)\n")
-    started_s = time.monotonic()
+    replica = start("import asyncio\nasync def pre_inference(s, m):\n    await asyncio.sleep(600)\n")
     answer = replica.post(SAMPLE, {"x-cortex-limits": "100,1000"})
     assert (answer.status, answer.json["error"]) == (504, "timeout")
-    assert time.monotonic() - started_s < 5
     eventually(lambda: replica.status().in_flight == 0, "the task has ended")
 
 
 def test_requests_whose_caller_left_are_not_begun(start: Start, folder: Path) -> None:
-    replica = start(
-        """
-import os, time
-def pre_inference(sample, metadata):
-    print("began", sample[0])
-    while not os.path.exists("go"): time.sleep(0.005)
-    return sample
-""",
-        concurrency=2,
-    )
-    clients = [replica.client() for _ in range(5)]
-    for number, client in enumerate(clients):
-        client.send(request(orjson.dumps([number, 1, 1, 1])))
-        eventually(lambda n=number: replica.status().in_flight == n + 1, "it is in flight")
-    for client in clients[2:]:
-        client.sock.close()
-    eventually(lambda: replica.status().in_flight == 2, "the others are dropped")
-    (folder / "project" / "go").touch()
-    for client in clients[:2]:
-        assert client.receive().status == 200
-        client.sock.close()
+    replica = start(WAITS, concurrency=2)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(replica.client()) for _ in range(5)]
+        for number, client in enumerate(clients):
+            client.send(request(orjson.dumps([number, 1, 1, 1])))
+            eventually(lambda n=number: replica.status().in_flight == n + 1, "it is in flight")
+        for client in clients[2:]:
+            client.sock.close()
+        eventually(lambda: replica.status().in_flight == 2, "the others are dropped")
+        (folder / "project" / "go").touch()
+        for client in clients[:2]:
+            assert client.receive().status == 200
     assert sorted(line.text for line in replica.lines()) == ["began 0", "began 1"]  # on two threads
     assert replica.stats(lambda found: found.ok == 2).dropped == 3
 
@@ -399,9 +400,8 @@ def test_counters_and_tracker_reach_the_stats_file(start: Start) -> None:
         assert replica.post(SAMPLE).status == 200
     assert replica.post([6.7, 3.0, 5.2, 2.3]).status == 200
     assert replica.post([1]).status == 422
-    found = replica.stats(lambda found: found.client_error == 1)
+    found = replica.stats(lambda found: sum(found.latency_buckets.values()) == 5)  # counted last, or a second later
     assert (found.ok, found.client_error, found.server_error) == (4, 1, 0)
-    assert sum(found.latency_buckets.values()) == 5
     assert found.tracker is not None
     assert found.tracker.classes == {"iris-setosa": 3, "iris-virginica": 1}
 

@@ -2,12 +2,15 @@
 
 import asyncio
 import os
+import signal
 import socket
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from cortex import processes
+from cortex.agent import replicas as replicas_module
 from cortex.agent.launchers import ForkRefused, LauncherLost
 from cortex.agent.provisions import Provided
 from cortex.agent.replicas import Replica, ReplicaRecord, Replicas, threads_for
@@ -16,7 +19,7 @@ from cortex.ids import replica_id, socket_stem
 from cortex.processes import own_identity
 from cortex.testing.builders import a_build
 from cortex.testing.clock import FakeClock
-from cortex.wire.launch import ReplicaStatus
+from cortex.wire.launch import ChildExited, ReplicaStatus
 from cortex.wire.orders import StartReplica
 from cortex.wire.reports import ExitReport, Phase
 from cortex.wire.stats import EXIT_FILE_SUFFIX, LastWords
@@ -126,7 +129,7 @@ def play(settings, layout):
         async def run():
             bench = Bench(settings, layout, *outcomes)
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     return await story(bench)
             finally:
                 bench.close()
@@ -154,8 +157,9 @@ def a_status(**fields) -> ReplicaStatus:
 
 
 async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 # ---- health ----------------------------------------------------------------------------------------------------------
@@ -394,6 +398,37 @@ def test_a_machine_at_its_limits_is_the_reason_of_the_exit(play):
     assert play(story, OSError(24, "Too many open files")).problem.reference == "node-fault"
 
 
+def test_a_launcher_that_has_yet_to_collect_an_ended_replica_is_waited_for(play, monkeypatch):
+    looks = []
+    monkeypatch.setattr(processes, "is_zombie", lambda pid: looks.append(pid) or True)
+    monkeypatch.setattr(replicas_module, "EXIT_STATUS_WAIT_S", 0.001)
+    monkeypatch.setattr(replicas_module, "EXIT_STATUS_WAITS", 10**6)
+
+    async def story(bench):
+        replica = bench.running()
+        ending = asyncio.create_task(bench.replicas._ended(replica))
+        await until(lambda: len(looks) > 20)
+        assert not ending.done()
+        exited = ChildExited(pid=OWN.pid, replica=replica.id, attempt=1, code=None, signal=9)
+        bench.replicas._child_exited(exited)
+        await ending
+        return exit_of(bench)
+
+    assert (play(story).signal, set(looks)) == (9, {OWN.pid})
+
+
+def test_a_replica_that_somebody_else_collected_ended_for_reasons_unknown(play, monkeypatch):
+    monkeypatch.setattr(replicas_module, "EXIT_STATUS_WAIT_S", 0.001)
+    monkeypatch.setattr(replicas_module, "EXIT_STATUS_WAITS", 10**6)
+
+    async def story(bench):
+        await bench.replicas._ended(bench.running())
+        return exit_of(bench)
+
+    exit_report = play(story)
+    assert (exit_report.code, exit_report.signal) == (None, None)
+
+
 def test_an_attempt_that_was_seen_already_is_not_started_again(play):
     async def story(bench):
         await started(bench, an_order(attempt=2))
@@ -512,5 +547,17 @@ def test_threads_are_whole_cores_of_the_request_and_at_least_one(cpu_millis, thr
     assert threads_for(cpu_millis) == threads
 
 
-def test_this_process_was_never_in_danger():
-    assert os.getpid() == OWN.pid
+def test_this_process_is_never_in_danger(play, monkeypatch):
+    """It stands for the replicas of a bench, and some of those are found hung."""
+    signalled = []
+    monkeypatch.setattr(signal, "pidfd_send_signal", lambda *sent: signalled.append(sent))
+    monkeypatch.setattr(os, "kill", lambda *sent: signalled.append(sent))
+
+    async def story(bench):
+        replica = bench.running()
+        while await bench.check() is None:
+            pass
+        return replica.identity
+
+    assert play(story) == OWN
+    assert signalled == []

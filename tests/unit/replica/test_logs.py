@@ -34,7 +34,7 @@ def written(path: Path) -> list[LoggedLine]:
 def run(tmp_path: Path, code: str) -> list[LoggedLine]:
     path = tmp_path / "r.log"
     script = PREAMBLE + textwrap.dedent(code) + "\nstreams.finish()\n"
-    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, timeout=110, check=False)
     assert done.returncode == 0, path.read_text()
     assert done.stdout == done.stderr == b"", "everything goes into the file"
     return written(path)
@@ -190,6 +190,26 @@ def test_output_past_python_belongs_to_the_request_whose_code_runs_alone(tmp_pat
         ("", "between"),
         ("", "of nobody knows whom"),
     ]
+
+
+def test_output_past_python_that_the_control_thread_takes_in_belongs_to_the_request_too(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path,
+        """
+        import threading
+        log.raw_belongs_to_request = True
+        logs.work_for("r-1")
+        os.write(1, b"taken meanwhile\\n")
+        control = threading.Thread(target=log.every_second)
+        control.start()
+        control.join()
+        streams.finish_lines()
+        logs.work_for("")
+        os.write(1, b"afterwards\\n")
+        log.every_second()
+        """,
+    )
+    assert [(line.request, line.text) for line in lines] == [("r-1", "taken meanwhile"), ("", "afterwards")]
 
 
 def test_secrets_are_masked_in_output_past_python(tmp_path: Path) -> None:
@@ -390,7 +410,8 @@ def test_a_full_file_makes_room_for_a_new_one_and_three_are_kept(tmp_path: Path)
 def test_a_hundred_megabytes_leave_no_more_than_the_log_may_have(tmp_path: Path, write: str) -> None:
     code = f"{write}\nprint('the end')"
     run(tmp_path, code)
-    assert "the end" in [line.text for line in written(tmp_path / "r.log")]
+    kept = [line.text for path in tmp_path.glob("r.log*") if path.suffix != ".raw" for line in written(path)]
+    assert "the end" in kept, "in whichever file: output past Python is still taken in after it"
     assert on_disk(tmp_path) < 3 * 12 * 2**20
 
 
@@ -426,7 +447,7 @@ def test_attempts_append_to_one_file(tmp_path: Path) -> None:
 
 def test_a_log_without_a_path_goes_to_stderr() -> None:
     code = 'import sys; from cortex.replica import logs; logs.LogFile("", 1).record("log", "INFO", "hello", "")'
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=110, check=True)
     assert parse_line(done.stderr).text == "hello"
 
 
