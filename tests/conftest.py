@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
+import signal
+import sys
 import warnings
 from typing import Any
 
@@ -13,6 +16,43 @@ settings.register_profile(
     "cortex", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
 )
 settings.load_profile("cortex")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell starts what it runs in the background. Tests press Ctrl-C, and commands that they start inherit this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class FailureRecord:
+    """Lines of JSON in a file: how to run a test again, each failure with what it said, and how it all ended."""
+
+    def __init__(self, path: str, config: pytest.Config) -> None:
+        self._path = path
+        self._write(python=sys.executable, seed=config.getoption("randomly_seed"))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            sections = [f"---- {name} ----\n{text}" for name, text in report.sections]
+            self._write(test=report.nodeid, output="\n".join([report.longreprtext, *sections]))
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        self._write(exit=int(exitstatus))
+
+    def _write(self, **line: object) -> None:
+        with open(self._path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+@pytest.hookimpl(trylast=True)  # by then the seed is chosen
+def pytest_configure(config: pytest.Config) -> None:
+    path = os.environ.get("CORTEX_TEST_FAILURES")  # CI asks for it: .ci/retry.py
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FailureRecord(path, config))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tensorflow" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)  # its import alone takes seconds
 
 
 @pytest.fixture(scope="session")
