@@ -112,7 +112,7 @@ class TensorFlowModels:
         return path
 
 
-KITS = [OnnxModels, TensorFlowModels]
+KITS = [OnnxModels, pytest.param(TensorFlowModels, marks=pytest.mark.slow)]  # importing TensorFlow takes seconds
 
 
 @pytest.fixture(params=KITS, ids=lambda kit: kit.model_format)
@@ -268,4 +268,6 @@ def test_what_cannot_be_read_is_a_model_error(kit):
 
 
 def test_json_in_json_out(load):
-    assert orjson.dumps(answer(load("doubling"), [1, 2, 3])).startswith((b"[", b"{"))
+    found = answer(load("doubling"), [1, 2, 3])
+    (output,) = found.values() if isinstance(found, dict) else found
+    assert np.ravel(output).tolist() == [2, 4, 6]

@@ -335,24 +335,28 @@ def test_readers_never_see_half_a_deploy(store: StateStore) -> None:
         store.commit_deploy(a_deploy(*[a_wanted_api(a_build(label, api=key)) for key in keys]))
 
     change("v0")
-    mixed: list[set[str]] = []
+    seen: list[set[frozenset[str]]] = [set(), set()]
     stop = threading.Event()
 
-    def read() -> None:
+    def read(found: set[frozenset[str]]) -> None:
         while not stop.is_set():
-            trees = {wanted.build.model.tree for wanted in store.desired(now_wall_s=0.0).apis}
-            if len(trees) != 1:
-                mixed.append(trees)
+            found.add(frozenset(wanted.build.model.tree for wanted in store.desired(now_wall_s=0.0).apis))
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
+    readers = [threading.Thread(target=read, args=(found,)) for found in seen]
     for reader in readers:
         reader.start()
-    for number in range(30):
-        change(f"v{number}")
-    stop.set()
-    for reader in readers:
-        reader.join()
-    assert mixed == []
+    number = 0
+    try:
+        # At least so often, and until both have read while it went on.
+        while number < 30 or (min(map(len, seen)) < 3 and all(reader.is_alive() for reader in readers)):
+            number += 1
+            change(f"v{number}")
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+    assert min(map(len, seen)) >= 3
+    assert {len(trees) for found in seen for trees in found} == {1}
 
 
 def test_many_threads_may_write(store: StateStore) -> None:

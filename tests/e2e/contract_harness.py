@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -48,10 +49,23 @@ def eventually(look: Callable[[], T | None], what: str, deadline_s: float = DEAD
         time.sleep(0.02)
 
 
+_GIVEN_PORTS: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """
+    A port that is still free when it is used: no two calls get the same one, and it is none of those that the kernel
+    hands to whoever asks for any or connects somewhere.
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    below = [port for port in range(max(10_000, first - 20_000), first) if port not in _GIVEN_PORTS]
+    for port in (*random.SystemRandom().sample(below, len(below)), 0):  # tests seed the other generator all alike
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found = int(probe.getsockname()[1])
+            _GIVEN_PORTS.add(found)
+            return found
+    raise AssertionError("no port is free")
 
 
 # ---- the environment --------------------------------------------------------------------------------------------
@@ -143,6 +157,10 @@ class Home:
         """Processes that serve `deployment/name`."""
         return [pid for pid, title in self.processes() if title.startswith(f"cortex-replica {self.path} {api} ")]
 
+    def settled_replicas(self, api: str, count: int = 1) -> list[int]:
+        """The same, once those of a former version have left."""
+        return eventually(lambda: len(pids := self.replica_pids(api)) == count and pids, f"{count} replicas of {api}")
+
     def processes(self) -> list[tuple[int, str]]:
         """Pid and title of every process of this home."""
         found = []
@@ -154,6 +172,27 @@ class Home:
                         found.append((int(entry.name), title))
         return found
 
+    def files_with(self, *secrets: bytes) -> list[Path]:
+        """Files of the home that hold one of these; others may come and go meanwhile."""
+        found = []
+        for folder, _, names in os.walk(self.path):
+            for file in (Path(folder, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    if file.is_file() and not file.is_symlink():
+                        content = file.read_bytes()
+                        found += [file] if any(secret in content for secret in secrets) else []
+        return sorted(found)
+
+    def once_ready(self, path: str, body: bytes, *, deadline_s: float = DEADLINE_S) -> Answer:
+        """What an api answers while a replica is replaced, which may take longer than requests are held for it."""
+
+        def ask() -> Answer | None:
+            with Connection(self.port) as connection:
+                answer = connection.ask("POST", path, body, {"content-type": "application/json"})
+            return answer if answer.status != 503 else None
+
+        return eventually(ask, f"{path} is ready", deadline_s)
+
     def logs(self, api: str, *argv: str) -> list[str]:
         """Texts of what an api's replicas have written."""
         lines = self.cortex("logs", api, "--no-follow", "--since", "1h", "-o", "json", *argv).out.splitlines()
@@ -163,11 +202,20 @@ class Home:
         """End everything of this home, by id, and remove it."""
         if self.path.exists():
             self.cortex("down", "--purge", "--yes", "--drain", "1s", code=None)
-        for pid, _title in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        eventually(lambda: not self.processes(), "every process of the home has ended")
+        self.kill_all()
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def kill_all(self) -> None:
+        """End what is left, with what it may start before it is hit."""
+
+        def have_ended() -> bool:
+            left = self.processes()
+            for pid, _title in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return not left
+
+        eventually(have_ended, "every process of the home has ended")
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ class SchemaFuzzed:
 
 def call(home: Home, method: str, path: str, body: str | None = None) -> tuple[int, bytes]:
     """One call of the control plane, with the token."""
-    connection = http.client.HTTPConnection("127.0.0.1", home.operator_port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", home.operator_port, timeout=60)
     try:
         data = None if body is None else body.encode("utf-8", "surrogatepass")
         headers = {"authorization": f"Bearer {token(home)}", "content-type": "application/json"}

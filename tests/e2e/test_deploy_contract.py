@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 import pytest
 from contract_harness import (
+    COMMAND_DEADLINE_S,
     Connection,
     Home,
     eventually,
@@ -46,7 +47,8 @@ def deployment(name: str, *apis: str) -> str:
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Home]:
-    with running_home(CORTEX_START_TIMEOUT="4") as home:
+    # What hangs is waited for so long, and what does not has to get ready in it on a busy machine.
+    with running_home(CORTEX_START_TIMEOUT="20") as home:
         home.cortex("up")
         yield home
 
@@ -193,8 +195,8 @@ def test_a_dry_run_says_what_would_change_and_why_and_changes_nothing(home, fold
     }
     project = write_project(folder / "p", files)
     assert "would change\n  + a  added" in home.deploy(project, "--dry-run").out
-    assert "not deployed" in home.cortex("get", "-d", "dry", code=1).err + "not deployed"
-    assert home.cortex("get", "dry/a", code=1).err.startswith("error: ")
+    assert "dry" not in [deployed.name for deployed in home.operator().deployments()]
+    assert home.cortex("get", "dry/a", code=1).err.startswith("error: api-not-found\n")
     home.deploy(project)
     before = home.cortex("get", "-d", "dry", "-o", "json").json
     write_project(
@@ -235,7 +237,7 @@ def test_a_dry_run_says_what_would_change_and_why_and_changes_nothing(home, fold
 def test_settings_change_in_place_and_compute_rolls_replicas_of_the_same_version(home, folder):
     project = write_project(folder / "p", {"cortex.yaml": deployment("set", api()), "m.onnx": rows_model()})
     home.deploy(project)
-    pids = home.replica_pids("set/x")
+    pids = home.settled_replicas("set/x")
     version = home.cortex("get", "set/x", "-o", "json").json["version"]
     write_project(project, {"cortex.yaml": deployment("set", api(timeout="20s", max_body="1Mi"))})
     assert home.deploy(project).out.startswith(
@@ -259,7 +261,10 @@ def test_an_api_that_leaves_the_file_is_removed(home, folder):
     with Connection(home.port) as connection:
         eventually(lambda: connection.ask("POST", "/gone/b", b"[]").status == 404, "its path is gone")
         assert connection.ask("POST", "/gone/a", b"[1, 2, 3, 4]").status == 200
-    assert [shown["name"] for shown in home.cortex("get", "-d", "gone", "-o", "json").json] == ["a"]
+    eventually(
+        lambda: [shown["name"] for shown in home.cortex("get", "-d", "gone", "-o", "json").json] == ["a"],
+        "only the other one is left",
+    )
     write_project(project, {"cortex.yaml": deployment("gone")})
     assert "  - a  removed" in home.deploy(project).out
 
@@ -342,20 +347,23 @@ def test_results_go_to_stdout_and_talk_to_stderr(home, folder):
 # ---- at the same time, and in spite of deaths -------------------------------------------------------------------
 
 
+@pytest.mark.timeout(300)
 def test_two_deploys_at_once_are_both_taken_one_after_the_other(home, folder):
     one = write_project(folder / "one", {"cortex.yaml": deployment("one", api()), "m.onnx": rows_model(6)})
     two = write_project(folder / "two", {"cortex.yaml": deployment("two", api()), "m.onnx": rows_model(7)})
     same = write_project(folder / "same", {"cortex.yaml": deployment("two", api()), "m.onnx": rows_model(8)})
     running = [home.start("deploy", project) for project in (one, two)]
-    assert [process.communicate(timeout=60) and process.returncode for process in running] == [0, 0]
+    said = [process.communicate(timeout=COMMAND_DEADLINE_S) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
     assert (predict(home, "/one/x"), predict(home, "/two/x")) == ([[[60.0]]], [[[70.0]]])
     running = [home.start("deploy", project) for project in (two, same) * 2]
     for process in running:
-        process.communicate(timeout=60)
+        process.communicate(timeout=COMMAND_DEADLINE_S)
     assert predict(home, "/two/x") in ([[[70.0]]], [[[80.0]]])
     assert home.cortex("get", "two/x", "-o", "json").json["status"] == "live"
 
 
+@pytest.mark.timeout(400)
 def test_a_deploy_survives_the_death_of_the_control_plane(home, folder):
     """Killed at any moment: the command goes on with the next one."""
     project = write_project(folder / "p", {"cortex.yaml": deployment("killed", api()), "m.onnx": rows_model()})
@@ -370,7 +378,7 @@ def test_a_deploy_survives_the_death_of_the_control_plane(home, folder):
         record = home.control_plane()
         if record is not None:
             send_signal(record, signal.SIGKILL)
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=COMMAND_DEADLINE_S)
         assert process.returncode == 0, (out, err)
         assert predict(home, "/killed/x") == [[[10.0 * (number + 10)]]], (out, err)
         eventually(lambda: home.control_plane() is not None, "a control plane runs again")
@@ -384,7 +392,7 @@ MOMENTS = ("uploading", "checking", "x: checked")
 def test_a_control_plane_started_anew_serves_what_was_deployed(home, folder):
     project = write_project(folder / "p", {"cortex.yaml": deployment("anew", api()), "m.onnx": rows_model()})
     home.deploy(project)
-    pids = home.replica_pids("anew/x")
+    pids = home.settled_replicas("anew/x")
     record = home.control_plane()
     assert record is not None
     send_signal(record, signal.SIGKILL)

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from contract_harness import Connection, Home, eventually, rows_model, running_home, write_project
@@ -86,6 +87,14 @@ def ask(home: Home, api: str) -> str:
     return str(answer.json)
 
 
+def waiting_api(home: Home, api: str, reason: str) -> dict[str, Any]:
+    """What is shown of an api, once it says what it waits for."""
+    return eventually(
+        lambda: reason in ((found := home.cortex("get", f"g/{api}", "-o", "json").json)["reason"] or "") and found,
+        f"{api} waits: {reason}",
+    )
+
+
 def test_without_a_gpu_a_deploy_that_asks_for_one_is_refused_at_once_with_the_numbers(tmp_path: Path) -> None:
     with running_home(PATH=f"{tmp_path}:{os.defpath}") as home:
         ran = home.deploy(project(tmp_path / "p", "name: a, compute: {gpu: 2}"), "-o", "json", code=1)
@@ -112,9 +121,9 @@ def test_each_replica_gets_a_gpu_of_its_own_and_keeps_it_when_it_is_started_agai
     assert ask(home, "none") == ""
     assert "2 of 2 requested" in home.cortex("info").out
     before = ask(home, "a")
-    (pid,) = home.replica_pids("g/a")
+    (pid,) = home.settled_replicas("g/a")
     os.kill(pid, signal.SIGKILL)
-    assert ask(home, "a") == before
+    assert home.once_ready("/g/a", b"[[1, 2, 3, 4]]").json == before
     assert home.replica_pids("g/a") != [pid]
 
 
@@ -134,6 +143,7 @@ def test_a_model_is_checked_on_a_gpu_that_nobody_holds_as_long_as_there_is_one(h
     held = ask(home, "a")
     home.deploy(project(tmp_path / "p", first, second, handler=handler))
     assert {held, checked_on()} == set(DEVICES)
+    seen.unlink()
     home.deploy(project(tmp_path / "p", first, second, handler=handler + "# changed"), "--no-wait")
     assert checked_on() in DEVICES
 
@@ -155,11 +165,7 @@ def test_a_replica_that_asks_for_several_sees_all_of_them_and_who_comes_later_wa
     assert ask(home, "a").split(",") == list(DEVICES)
     apis = ("name: a, compute: {gpu: 2}", "name: b, compute: {gpu: 1}")
     home.deploy(project(tmp_path / "p", *apis), "--no-wait")
-    shown = eventually(
-        lambda: (found := home.cortex("get", "g/b", "-o", "json").json)["reason"] and found, "b says what it waits for"
-    )
-    assert shown["status"] == "compute unavailable"
-    assert "gpu 2 of 2 in use, 1 asked" in shown["reason"]
+    assert waiting_api(home, "b", "gpu 2 of 2 in use, 1 asked")["status"] == "compute unavailable"
     home.deploy(project(tmp_path / "p", "name: b, compute: {gpu: 1}"))
     assert ask(home, "b") == DEVICES[0]
 
@@ -169,10 +175,7 @@ def test_with_every_gpu_in_use_an_update_waits_and_is_forced(home: Home, tmp_pat
     home.deploy(project(tmp_path / "p", api))
     changed = project(tmp_path / "p", api, handler=HANDLER + "# changed\n")
     home.deploy(changed, "--no-wait")
-    shown = eventually(
-        lambda: (found := home.cortex("get", "g/a", "-o", "json").json)["reason"] and found, "it says what it waits for"
-    )
-    assert "gpu 2 of 2 in use, 2 asked" in shown["reason"]
+    waiting_api(home, "a", "gpu 2 of 2 in use, 2 asked")
     assert ask(home, "a").split(",") == list(DEVICES)
     home.deploy(changed, "--force")
     assert ask(home, "a").split(",") == list(DEVICES)

@@ -50,6 +50,7 @@ class Probe:
     def __init__(self, home: Home) -> None:
         self.statuses: Counter[str] = Counter()
         self._home = home
+        self._counting = threading.Lock()
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._ask, args=(f"/t/{api}", keep))
@@ -74,17 +75,21 @@ class Probe:
         while True:
             try:
                 connection = connection or Connection(self._home.port)
-                self.statuses[str(connection.ask("POST", target, ROW, JSON).status)] += 1
+                self._count(str(connection.ask("POST", target, ROW, JSON).status))
                 if not keep:
                     connection.sock.close()
                     connection = None
             except OSError as error:
-                self.statuses[repr(error)] += 1
+                self._count(repr(error))
                 connection = None
             if self._stop.wait(0.01):
                 break
         if connection is not None:
             connection.sock.close()
+
+    def _count(self, status: str) -> None:
+        with self._counting:
+            self.statuses[status] += 1
 
 
 class Memory:
@@ -110,12 +115,15 @@ def connect(home: Home) -> Iterator[Callable[[], Connection]]:
 
 
 def pss_bytes(home: Home) -> int:
-    """Proportional memory of all processes of the home together: pages that they share count once."""
+    """
+    Proportional memory of all processes of the home together: pages that they share count once. Pages of files are left
+    out: they are shared with whatever else runs on this machine, so that our part of them grows as that ends.
+    """
     total = 0
     for pid, _title in home.processes():
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
+                if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
                     total += int(line.split()[1]) * 1024
     assert total
     return total
@@ -127,7 +135,7 @@ def flat(home: Home) -> Iterator[Memory]:
     memory = Memory(home)
     with Probe(home):
         yield memory
-    eventually(lambda: memory.grown_mib < FLAT_MIB, "memory is as it was", deadline_s=10.0)
+    eventually(lambda: memory.grown_mib < FLAT_MIB, "memory is as it was")
 
 
 # ---- too much ---------------------------------------------------------------------------------------------------
@@ -168,10 +176,11 @@ def test_10_000_headers_are_refused_and_90_are_none_too_many(home, flat, headers
 # ---- too slow ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(300)
 def test_200_clients_that_send_their_headers_byte_by_byte_are_cut_off(flat, connect):
     """The ingress gives a request's headers 15 s to arrive, however steadily they do."""
     waiting = [connect() for _ in range(200)]
-    left_at_s = time.monotonic() + 60
+    left_at_s = time.monotonic() + 100
     head = request("POST", "/t/rows", None, {"x-long": "a" * 1000})
     position = 0
     while waiting:
@@ -202,6 +211,7 @@ def test_clients_that_stop_in_the_middle_of_their_bodies_keep_nobody_waiting(hom
     flat.check()
 
 
+@pytest.mark.timeout(300)
 def test_bodies_that_stall_are_408_and_occupy_nobody_meanwhile(home, flat, connect):
     """
     The ingress waits for small bodies and those in chunks, for 60 s; large ones a replica reads as they come, and gives

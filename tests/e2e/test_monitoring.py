@@ -74,14 +74,16 @@ def shown(home: Home, api: str) -> Any:
     return home.cortex("get", f"watched/{api}", "-o", "json").json
 
 
-def once_answered(home: Home, api: str, count: int) -> Any:
-    """The api's figures once so many of its requests are counted."""
+def once_answered(home: Home, api: str, count: int, *, tracked: int) -> Any:
+    """The api's figures once so many of its requests are counted, and so many predictions, found or missed."""
 
     def look() -> Any:
         found = shown(home, api)
-        return found if sum(found["requests"][name] for name in ("2xx", "4xx", "5xx")) == count else None
+        counted = sum(found["requests"][name] for name in ("2xx", "4xx", "5xx"))
+        seen = found["tracker"]["count"] + found["tracker"]["missed"]
+        return found if (counted, seen) == (count, tracked) else None
 
-    return eventually(look, f"{count} requests of {api}")
+    return eventually(look, f"{count} requests of {api}, {tracked} predictions")
 
 
 def metrics(home: Home, token: str) -> tuple[int, str]:
@@ -105,7 +107,7 @@ def test_everything_that_is_answered_is_counted_as_what_it_is_and_stays(home: Ho
         broken.sendall(b"POST /watched/classes HTTP/1.1\r\nhost\r\n\r\n")
         assert b" 400 " in broken.recv(4096)
 
-    found = once_answered(home, "classes", len(classes + misses) + 2)
+    found = once_answered(home, "classes", len(classes + misses) + 2, tracked=len(classes + misses))
     assert found["requests"].items() >= {"2xx": len(classes + misses), "4xx": 1, "5xx": 1}.items()
     tracker = found["tracker"]
     (shortened,) = [name for name in tracker["classes"] if name.startswith("éé")]
@@ -128,7 +130,7 @@ def test_everything_that_is_answered_is_counted_as_what_it_is_and_stays(home: Ho
 
     assert ask(home, "numbers", [1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0], [None, 0, 0, 0]) == [200] * 4
     assert ask(home, "numbers", [[-4.5, 0, 0, 0], [3e38, 3e38, 0, 0]]) == [200]  # two rows; their sum is infinite
-    found = once_answered(home, "numbers", 5)
+    found = once_answered(home, "numbers", 5, tracked=6)
     regression = found["tracker"]
     assert {name: regression[name] for name in ("count", "missed", "min", "max", "mean")} == {
         "count": 4,
@@ -151,7 +153,7 @@ def test_everything_that_is_answered_is_counted_as_what_it_is_and_stays(home: Ho
     # The replicas have the names and numbers of those before them, and count anew.
     eventually(lambda: shown(home, "numbers")["status"] == "live", "it is back")
     assert ask(home, "numbers", [1, 0, 0, 0]) == [200]
-    assert once_answered(home, "numbers", 6)["tracker"]["count"] == 5
+    assert once_answered(home, "numbers", 6, tracked=7)["tracker"]["count"] == 5
 
 
 def test_the_page_for_prometheus_needs_the_token_and_reads_strictly(home: Home) -> None:
@@ -159,6 +161,7 @@ def test_the_page_for_prometheus_needs_the_token_and_reads_strictly(home: Home) 
     assert (status, json.loads(body)["error"]) == (401, "wrong-token")
     file = home.path / "metrics-token"
     assert file.stat().st_mode & 0o777 == 0o600
+    eventually(lambda: home.operator().info().ingress_up, "the agent has told of the ingress")
     status, page = metrics(home, file.read_text().strip())
     assert status == 200
     families = list(parse_strictly(re.sub(r"(?m)^(# (?:HELP|TYPE) \w+)_total ", r"\1 ", page) + "# EOF\n"))

@@ -5,7 +5,6 @@ killed processes, a full disk. Everything comes from an index on loopback.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -109,8 +108,7 @@ def test_the_deploying_shell_says_where_packages_come_from_and_its_password_is_s
     said += [str(home.operator().api("pk", "x"))]
     assert not [text for text in said if PASSWORD in text or "wrong-password" in text]
     home.cortex("down")
-    files = [file for file in home.path.rglob("*") if file.is_file() and not file.is_symlink()]
-    holding = [file for file in files if PASSWORD.encode() in file.read_bytes()]
+    holding = home.files_with(PASSWORD.encode())
     assert holding == [home.path / "indexes.json"]
     assert holding[0].stat().st_mode & 0o777 == 0o600
 
@@ -129,6 +127,7 @@ def test_ctrl_c_calls_a_deploy_off_and_its_installer_ends(home, index, tmp_path)
     home.deploy(project(tmp_path / "p", None))
     before = home.cortex("get", "pk/x", "-o", "json").json["version"]
     index.is_open.clear()
+    index.asked.clear()
     process = home.start("deploy", project(tmp_path / "p", "tinya==1.0\n"))
     assert index.asked.wait(60)
     process.send_signal(signal.SIGINT)
@@ -183,10 +182,7 @@ def small_disk(home: Home) -> Iterator[Home]:
         yield home
     finally:
         home.cortex("down", "--drain", "1s", code=None)
-        for pid, _title in home.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        eventually(lambda: not home.processes(), "every process of the home has ended")
+        home.kill_all()
         subprocess.run(["umount", str(home.path)], check=True)
 
 

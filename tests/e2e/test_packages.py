@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,10 @@ def test_variables_that_libraries_read_at_import_are_set_before_they_are(home, f
     assert (two[0], two[3]) == ("1", "2")
     assert one[1] != two[1]
     seeded = subprocess.run(
-        ["python3", "-c", "print(hash('a'))"], env={**os.environ, "PYTHONHASHSEED": "0"}, capture_output=True, text=True
+        [sys.executable, "-c", "print(hash('a'))"],
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        capture_output=True,
+        check=True,
     )
-    assert seeded.returncode == 0
+    assert one[1] == int(seeded.stdout)
     home.cortex("delete", "other", "-y")

@@ -105,11 +105,13 @@ def test_a_secret_in_use_is_not_deleted_unless_forced(home, folder):
     home.cortex("secret", "delete", "api-token", "--force")
     pid = ask(home)[2]  # what runs keeps it
     os.kill(pid, signal.SIGKILL)
-    status = eventually(
-        lambda: (s := home.cortex("get", "s/x", "-o", "json").json)["replicas"]["ready"] == 0 and s["reason"] and s,
-        "the replica cannot come back",
+    eventually(
+        lambda: (
+            (status := home.cortex("get", "s/x", "-o", "json").json)["replicas"]["ready"] == 0
+            and 'the secret "api-token" was deleted' in str(status)
+        ),
+        "the replica cannot come back, and why is said",
     )
-    assert 'the secret "api-token" was deleted' in str(status)
     home.cortex("secret", "set", "api-token", stdin=NEW.encode())
     home.cortex("refresh", "--path", folder)
     assert ask(home)[0] == "second"
@@ -162,9 +164,9 @@ def test_a_value_is_in_the_secret_store_and_nowhere_else(home, folder):
     assert any("debug: sample: ['a sample that quotes', '****']" in text for text in said)
     assert any("ValueError: ****" in text for text in said)
     titles = [title for _, title in home.processes()]
+    assert titles
     cortex("down")
-    files = [file for file in home.path.rglob("*") if file.is_file() and not file.is_symlink()]
-    holding = [file for file in files if any(value.encode() in file.read_bytes() for value in (OLD, NEW))]
+    holding = home.files_with(OLD.encode(), NEW.encode())
     assert holding == [home.path / "secrets" / "api-token"]
     assert holding[0].stat().st_mode & 0o777 == 0o600
     assert [text for text in (*said, *titles) if OLD in text or NEW in text] == []

@@ -141,16 +141,17 @@ def counted(home: Home) -> int:
 
 def test_a_killed_replica_is_replaced_by_one_that_answers_the_same(example: Home) -> None:
     before = answered(example, "/iris-tensorflow/raw", flower("iris-setosa"))
-    (pid,) = example.replica_pids("iris-tensorflow/raw")
+    (pid,) = example.settled_replicas("iris-tensorflow/raw")
     os.kill(pid, signal.SIGKILL)
-    assert answered(example, "/iris-tensorflow/raw", flower("iris-setosa")) == before
-    assert example.replica_pids("iris-tensorflow/raw") != [pid]
+    sample = json.dumps(flower("iris-setosa")).encode()
+    assert example.once_ready("/iris-tensorflow/raw", sample, deadline_s=200.0).json == before
+    assert example.settled_replicas("iris-tensorflow/raw") != [pid]
 
 
 def test_the_same_weights_answer_alike_as_onnx_and_as_saved_model(home: Home, tmp_path: Path) -> None:
     converted = tmp_path / "iris.onnx"
     script = EXAMPLE / "training" / "tensorflow_to_onnx.py"
-    subprocess.run([sys.executable, script, converted], check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, script, converted], check=True, capture_output=True, timeout=250)
     handler = """
         import numpy
 

@@ -1,11 +1,19 @@
 """Tests of `cortex.settings`."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from cortex.settings import SETTINGS, HomeLayout, Settings, UnusableHome, WrongSetting, environment_of, load_settings
+
+
+@pytest.fixture
+def folder():
+    """One whose path is short enough for sockets: of a longer one they would lie elsewhere, and stay there."""
+    with tempfile.TemporaryDirectory(prefix="cx", dir="/tmp") as path:
+        yield Path(path)
 
 
 def test_without_anything_set_the_defaults_hold():
@@ -66,11 +74,11 @@ def test_every_setting_has_a_field_a_flag_a_variable_and_help():
         assert setting.help.endswith(".")
 
 
-def test_a_home_is_made_private(tmp_path):
-    layout = HomeLayout(tmp_path / "home")
+def test_a_home_is_made_private(folder):
+    layout = HomeLayout(folder / "home")
     layout.prepare()
-    for folder in (layout.home, layout.sockets, layout.artifacts, layout.logs):
-        assert folder.stat().st_mode & 0o777 == 0o700
+    for made in (layout.home, layout.sockets, layout.artifacts, layout.logs):
+        assert made.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_home_on_a_long_path_puts_its_sockets_elsewhere():
@@ -85,11 +93,11 @@ def test_a_file_in_the_place_of_the_home_is_named(tmp_path):
         HomeLayout(tmp_path / "home").prepare()
 
 
-def test_a_link_in_the_place_of_the_sockets_is_refused(tmp_path):
-    home = tmp_path / "home"
+def test_a_link_in_the_place_of_the_sockets_is_refused(folder):
+    home = folder / "home"
     home.mkdir(mode=0o700)
-    (tmp_path / "elsewhere").mkdir()
+    (folder / "elsewhere").mkdir()
     layout = HomeLayout(home)
-    layout.sockets.symlink_to(tmp_path / "elsewhere")
+    layout.sockets.symlink_to(folder / "elsewhere")
     with pytest.raises(UnusableHome, match="link"):
         layout.prepare()

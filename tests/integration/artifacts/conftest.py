@@ -57,6 +57,10 @@ class Children:
         finally:
             os._exit(code)
 
+    def ended(self, pid: int) -> bool:
+        """Whether it has ended; `wait` tells how."""
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def wait(self, pid: int) -> Ended:
         _, status = os.waitpid(pid, 0)
         self._running.discard(pid)

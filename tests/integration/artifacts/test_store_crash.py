@@ -129,7 +129,9 @@ def test_killed_at_random_moments_again_and_again_in_one_store(children, store: 
         os.close(telling)
         left = chance.randrange(1, 1500)
         while left > 0:
-            left -= len(os.read(told, left))
+            heard = os.read(told, left)
+            assert heard, "it ended by itself"
+            left -= len(heard)
         killed += children.kill(pid).killed
         os.close(told)
         check(store)
@@ -191,9 +193,9 @@ def test_collecting_while_others_deploy_never_takes_what_they_were_promised(
             digest = wanted.put_into(store)
             assert wanted.is_laid_out_at(store.tree_path(digest))
 
-    pids = [children.start(deploy) for _ in range(2)]
     now = store.root.parent.stat().st_ctime
-    for _ in range(60):
+    pids = [children.start(deploy) for _ in range(2)]
+    while not all(children.ended(pid) for pid in pids):
         store.collect_garbage(set(), 0, now)
     assert [children.wait(pid) for pid in pids] == [(False, 0)] * 2
     check(store)

@@ -1,8 +1,8 @@
 """
 A stand-in for a replica: HTTP/1.1 on an inherited listening socket. `backend_process.py <fd> <name> <journal>`.
 
-The query says what to do: `sleep=<s>`, `status=<n>`, `die`, `silent` (read, answer nothing), `early` (answer before
-the body has come). Every request that was read is a line in the journal: `<name> <request id>`.
+The query says what to do: `sleep=<s>`, `hold` (answer once there is a file `go` beside the journal), `status=<n>`,
+`die`, `silent` (read, answer nothing). Every request that was read is a line in the journal: `<name> <request id>`.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 async def main(fd: int, name: str, journal: str) -> None:
     log = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    go = os.path.join(os.path.dirname(journal), "go")
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -33,16 +34,15 @@ async def main(fd: int, name: str, journal: str) -> None:
         query = dict(parse_qsl(urlsplit(target).query, keep_blank_values=True))
         if headers.get("expect"):
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if "early" not in query:
-            body = await read_body(reader, headers)
-        else:
-            body = b""
+        body = await read_body(reader, headers)
         os.write(log, f"{name} {headers.get('x-request-id')}\n".encode())
         if "die" in query:
             os._exit(1)
         if "silent" in query:
             await asyncio.sleep(3600)
         await asyncio.sleep(float(query.get("sleep", 0)))
+        while "hold" in query and not os.path.exists(go):
+            await asyncio.sleep(0.01)
         facts = {"server": name, "pid": os.getpid(), "method": method, "target": target, "headers": headers}
         content = json.dumps({**facts, "length": len(body)}).encode()
         status = query.get("status", "200")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import resource
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +33,8 @@ from cortex.ingress.supervisor import Ingress
 from cortex.processes import ProcessIdentity, send_signal
 
 BACKEND = Path(__file__).with_name("backend_process.py")
-DEADLINE_S = 10.0
+DEADLINE_S = 40.0
+"""For anything to happen; generous, since the machine may be busy."""
 
 
 @dataclass
@@ -127,6 +131,11 @@ class Connection:
         self.closed = True
         self._writer.close()
 
+    def abort(self) -> None:
+        """Close it without sending what is left to send."""
+        self.closed = True
+        self._writer.transport.abort()
+
 
 def request_head(method: str, target: str, headers: dict[str, str]) -> bytes:
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -138,20 +147,29 @@ class Load:
     """Keep-alive clients that post as fast as they are answered."""
 
     succeeded: int = 0
+    answered: dict[int, int] = field(default_factory=dict)
+    """How many answers each client has had."""
     failures: list[str] = field(default_factory=list)
     servers: set[str] = field(default_factory=set)
     versions: set[str] = field(default_factory=set)
-    longest_s: float = 0.0
     stopping: bool = False
 
     async def progress(self, requests: int) -> None:
-        """Wait until that many more requests were answered."""
-        goal = self.succeeded + requests
-        await until(lambda: self.succeeded >= goal or bool(self.failures))
+        """
+        Wait until that many more requests were answered, and at least one of each client.
+
+        So whatever was under way before has its answer: a request may lose one replica, but not a second one.
+        """
+        goal, before = self.succeeded + requests, dict(self.answered)
+
+        def enough() -> bool:
+            return self.succeeded >= goal and all(self.answered[client] > count for client, count in before.items())
+
+        await until(lambda: enough() or bool(self.failures))
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = DEADLINE_S) -> None:
-    async with asyncio.timeout(timeout_s):
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -168,6 +186,7 @@ class World:
         self.ingresses: list[Ingress] = []
         self.port = 0
         self._connections: list[Connection] = []
+        self._reserved: list[socket.socket] = []
 
     def ingress(self, **options: Any) -> Ingress:
         """A not yet started ingress; each further one is what a restarted agent would build."""
@@ -183,6 +202,39 @@ class World:
         )
         self.ingresses.append(ingress)
         return ingress
+
+    def reserved_port(self) -> int:
+        """
+        A port that nobody else is given as long as this world lives, whether or not somebody listens on it.
+
+        Linux lets others that set SO_REUSEADDR, as the ingress does, listen on a port that is only bound.
+        """
+        holder = socket.socket()
+        self._reserved.append(holder)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        return int(holder.getsockname()[1])
+
+    def kill(self, pid: int) -> None:
+        """kill -9; returns when it is dead, so that nothing it might still do falls into what comes next."""
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            assert select.select([pidfd], [], [], DEADLINE_S)[0], f"pid {pid} does not end"
+        finally:
+            os.close(pidfd)
+
+    def halt(self, pid: int) -> None:
+        """SIGSTOP; returns when it stands still."""
+        os.kill(pid, signal.SIGSTOP)
+        deadline_s = time.monotonic() + DEADLINE_S
+        while Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()[0] != b"T":
+            assert time.monotonic() < deadline_s, f"pid {pid} does not stop"
+            time.sleep(0.001)
+
+    def let_go(self) -> None:
+        """Let the backends answer the requests that they hold (`?hold`)."""
+        (self.directory / "go").touch()
 
     async def started(self, *routes: IngressRoute, **options: Any) -> Ingress:
         ingress = self.ingress(**options)
@@ -225,14 +277,26 @@ class World:
                 connection.close()
 
     async def raw(self, *parts: bytes) -> bytes:
-        """Send bytes, return everything that comes back until the other side closes."""
+        """
+        Send bytes, return everything that comes back until the other side closes.
+
+        It may close before it has read everything: then the kernel still has its answer, where a stream has an error.
+        """
+        loop = asyncio.get_running_loop()
+        received = b""
         async with asyncio.timeout(DEADLINE_S):
-            connection = await self.connect()
-            try:
-                await connection.send(*parts)
-                return await connection._reader.read()
-            finally:
-                connection.close()
+            with socket.socket() as connection:
+                connection.setblocking(False)
+                await loop.sock_connect(connection, ("127.0.0.1", self.port))
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with contextlib.suppress(ConnectionError):
+                    for part in parts:
+                        await loop.sock_sendall(connection, part)
+                        await asyncio.sleep(0)
+                with contextlib.suppress(ConnectionError):
+                    while chunk := await loop.sock_recv(connection, 1 << 18):
+                        received += chunk
+        return received
 
     @contextlib.asynccontextmanager
     async def load(self, target: str, *, clients: int = 8, body: bytes = b"[1]") -> AsyncIterator[Load]:
@@ -240,12 +304,11 @@ class World:
         Load while the block runs. Every other client sends headers and body in packets of their own, as many
         HTTP libraries do.
         """
-        load = Load()
+        load = Load(answered=dict.fromkeys(range(clients), 0))
 
         async def client(number: int) -> None:
             connection: Connection | None = None
             while not load.stopping:
-                begun_s = asyncio.get_running_loop().time()
                 try:
                     connection = connection if connection and not connection.closed else await self.connect()
                     answer = await connection.ask("POST", target, body, split=bool(number % 2))
@@ -253,7 +316,7 @@ class World:
                     load.failures.append(repr(error))
                     connection = None
                     continue
-                load.longest_s = max(load.longest_s, asyncio.get_running_loop().time() - begun_s)
+                load.answered[number] += 1
                 if answer.status == 200:
                     load.succeeded += 1
                     load.servers.add(answer.json()["server"])
@@ -271,8 +334,22 @@ class World:
             async with asyncio.timeout(DEADLINE_S):
                 await asyncio.gather(*tasks)
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = DEADLINE_S) -> None:
-        await until(condition, timeout_s)
+    async def until(self, condition: Callable[[], bool]) -> None:
+        await until(condition)
+
+    async def eventually(self, look: Callable[[], Awaitable[Any]]) -> None:
+        """Ask until the answer is yes."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not await look():
+                await asyncio.sleep(0.005)
+
+    async def until_requests(self, count: int) -> None:
+        """Wait until that many requests are at servers."""
+
+        async def there() -> bool:
+            return sum(row.requests for row in await self.admin().servers()) >= count
+
+        await self.eventually(there)
 
     def deliveries(self, request_id: str) -> list[str]:
         """Names of the backends that have read a request, in order."""
@@ -292,6 +369,10 @@ class World:
         """`show stat` names of the pool backends that have servers."""
         return {str(row.address.slot) for row in await self.admin().servers()}
 
+    async def pid_of(self, tier: str) -> int:
+        """Of the youngest worker of a tier."""
+        return (await self.admin(tier).info()).pid
+
     async def close(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
             for backend in self.backends:
@@ -300,7 +381,9 @@ class World:
             for ingress in self.ingresses:
                 stack.push_async_callback(ingress.stop, 0.0)
             for connection in self._connections:
-                stack.callback(connection.close)
+                stack.callback(connection.abort)
+            for holder in self._reserved:
+                stack.callback(holder.close)
 
     def _kill_workers(self) -> None:
         with contextlib.suppress(OSError, KeyError, ValueError):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
 import subprocess
 import sys
-import time
+from collections import Counter
 
 import msgspec
 import pytest
@@ -24,18 +22,11 @@ from cortex.ingress.errors import (
     StillInRotation,
 )
 from cortex.ingress.routes import IngressServer
+from cortex.ingress.runtime import AdminSocket
 from cortex.ingress.workers import IngressRecord, WorkerName, WorkerRecord
 from cortex.processes import identify, is_alive
 
 pytestmark = pytest.mark.slow
-
-
-def kill(pid):
-    os.kill(pid, signal.SIGKILL)
-
-
-async def pid_of(world, tier):
-    return (await world.admin(tier).info()).pid
 
 
 # ---- replicas -----------------------------------------------------------------------------------------------------
@@ -83,6 +74,7 @@ def test_replicas_come_and_go_under_load_without_a_failure(run, limits, threads)
                 await asyncio.gather(*(ingress.quiesced(backend.name) for backend in old))
                 for backend in old:
                     backend.close()
+                await load.progress(0)  # also the last answers of the old ones have been read
                 load.servers.clear()
                 await load.progress(100)
                 await world.until(lambda: len(load.servers) == 2)
@@ -99,14 +91,23 @@ def test_a_server_that_left_gets_nothing_new_and_finishes_what_it_has(run):
         ingress = await world.started(world.route("iris/a", old))
         idle = await world.connect()
         assert (await idle.ask("POST", "/iris/a")).json()["server"] == "old"
-        running = asyncio.create_task(world.ask("POST", "/iris/a?sleep=0.5"))
+        running = asyncio.create_task(world.ask("POST", "/iris/a?hold"))
         await world.until(lambda: len(world.journal.read_text().splitlines()) == 2)
+        looks, is_quiet = [], ingress._is_quiet
 
+        async def noted(server):
+            looks.append(await is_quiet(server))
+            return looks[-1]
+
+        ingress._is_quiet = noted
         await ingress.apply([world.route("iris/a", new)])
         quiet = asyncio.create_task(ingress.quiesced("old"))
         # Also a client whose connection to the old one is still open goes to the new one.
         assert (await idle.ask("POST", "/iris/a")).json()["server"] == "new"
+        await world.until(lambda: len(looks) > 3)
+        assert not any(looks)
         assert not quiet.done()
+        world.let_go()
         assert (await running).json()["server"] == "old"
         await quiet
         assert world.journal.read_text().split()[::2] == ["old", "old", "new"]
@@ -136,9 +137,10 @@ def test_a_server_is_forgotten_once_its_process_has_ended_and_may_come_back_befo
 
 
 async def until_gone(world):
-    async with asyncio.timeout(5):
-        while await world.admin().servers():
-            await asyncio.sleep(0.02)
+    async def gone():
+        return await world.admin().servers() == []
+
+    await world.eventually(gone)
 
 
 def test_a_changed_limit_of_a_server_needs_no_new_server(run):
@@ -182,10 +184,9 @@ def test_requests_held_for_a_replacement_that_does_not_come_are_refused_when_aba
         ingress = await world.started(world.route("iris/a", backend))
         backend.kill()
         held = asyncio.create_task(world.ask("POST", "/iris/a", b"[1]"))
-        async with asyncio.timeout(5):
-            while not any(row.requests for row in await world.admin().servers()):
-                await asyncio.sleep(0.01)
+        await world.until_requests(1)
         await ingress.apply([world.route("iris/a")])
+        assert [row.requests for row in await world.admin().servers()] == [1]
         assert not held.done()
         await ingress.abandon("a")
         answer = await held
@@ -231,45 +232,56 @@ def test_a_slot_is_given_away_only_after_its_last_request(run):
     async def scenario(world):
         a, b = world.backend("a"), world.backend("b")
         ingress = await world.started(world.route("iris/a", a))
-        running = asyncio.create_task(world.ask("POST", "/iris/a?sleep=0.6"))
+        running = asyncio.create_task(world.ask("POST", "/iris/a?hold"))
         await world.until(lambda: world.journal.read_text() != "")
         await ingress.apply([world.route("iris/b", b)])
         assert await world.slots_in_use() == {"1", "2"}
         assert (await world.ask("POST", "/iris/b")).json()["server"] == "b"
+        world.let_go()
         assert (await running).json()["server"] == "a"
         await ingress.apply([])
         a.close()
         b.close()
         await until_gone(world)
 
-        async def slot_of_the_next():
+        async def the_next_has_it():
             await ingress.apply([world.route("iris/c", c)])
             slots = await world.slots_in_use()
             await ingress.apply([])
-            return slots
+            return slots == {"1"}
 
         c = world.backend("c")
-        async with asyncio.timeout(5):
-            while await slot_of_the_next() != {"1"}:
-                await asyncio.sleep(0.05)
+        await world.eventually(the_next_has_it)
 
     run(scenario)
 
 
-def test_a_hundred_apis_are_routed_in_well_under_a_second(run):
+def test_a_hundred_apis_are_routed_by_two_conversations_with_each_haproxy(run, monkeypatch):
+    """Their number is what costs time: commands that are sent together take some 10 ms for a hundred apis."""
+    spoken = []
+    exchange = AdminSocket._exchange
+
+    async def noted(admin, commands):
+        if list(commands) != ["show info"]:  # asked now and then, to see that it is alive
+            spoken.append((admin.path.name, len(commands)))
+        return await exchange(admin, commands)
+
+    monkeypatch.setattr(AdminSocket, "_exchange", noted)
+
     async def scenario(world):
         backend = world.backend()
         servers = [IngressServer(f"s{n}", str(backend.path), 8) for n in range(100)]
         routes = [world.route(f"iris/a{n}", server) for n, server in enumerate(servers)]
         ingress = await world.started(pool_size=512)
-        begun_s = time.monotonic()
+        spoken.clear()
         await ingress.apply(routes)
-        took_s = time.monotonic() - begun_s
+        # First servers, then routes; each of them hears of both.
+        assert sorted(Counter(name for name, _ in spoken).values()) == [2, 2]
+        assert all(commands >= len(routes) for _, commands in spoken)
         assert (await world.ask("POST", "/iris/a99")).status == 200
-        assert took_s < 0.5
-        begun_s = time.monotonic()
+        spoken.clear()
         await ingress.apply(routes)
-        assert time.monotonic() - begun_s < 0.1
+        assert spoken == []
 
     run(scenario)
 
@@ -281,7 +293,7 @@ def test_the_pool_grows_under_load_without_a_failure(run):
         ingress = await world.started(steady, pool_size=4)
         idle = await world.connect()
         await idle.ask("POST", "/iris/a")
-        old_pid = await pid_of(world, "door")
+        old_pid = await world.pid_of("door")
         async with world.load("/iris/a") as load:
             others = [world.route(f"iris/b{n}", world.backend()) for n in range(6)]
             await ingress.apply([steady, *others])
@@ -299,7 +311,7 @@ def test_the_pool_grows_under_load_without_a_failure(run):
         assert load.failures == []
         assert ingress.status().pool_size == 8
         assert ingress.status().reloads == 2  # both tiers
-        assert await pid_of(world, "door") != old_pid
+        assert await world.pid_of("door") != old_pid
         await world.until(lambda: ingress.status().workers == 2)
 
     run(scenario)
@@ -321,23 +333,27 @@ def test_an_api_that_a_replaced_haproxy_cannot_serve_is_not_unknown_there(run):
 # ---- HAProxy ------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_haproxy_is_back_within_a_second_on_the_same_port(run):
+def test_a_killed_haproxy_is_back_at_once_on_the_same_port(run, monkeypatch):
+    # It is back because its end is noticed, not because it is looked at now and then.
+    monkeypatch.setattr(supervisor, "WATCH_S", 3600.0)
+    monkeypatch.setattr(supervisor, "RETIRED_POLL_S", 3600.0)
+
     async def scenario(world):
         backends = [world.backend(), world.backend()]
-        changes = []
-        ingress = await world.started(world.route("iris/a", *backends), on_change=lambda: changes.append(1))
-        for _ in range(2):
-            pid = await pid_of(world, "door")
-            begun_s = time.monotonic()
-            kill(pid)
+        told = []
+        ingress = await world.started(
+            world.route("iris/a", *backends), on_change=lambda: told.append(world.ingresses[0].status())
+        )
+        for restarts in (1, 2):
+            pid = await world.pid_of("door")
+            world.kill(pid)
             # The port never stops taking connections: this request waits for the next HAProxy.
             assert (await world.ask("POST", "/iris/a")).status == 200
-            assert time.monotonic() - begun_s < 1.0
-            assert await pid_of(world, "door") != pid
-            await world.until(lambda: ingress.status().up)
-        assert ingress.status().restarts == 2
+            assert await world.pid_of("door") != pid
+            await world.until(lambda: told[-1] == ingress.status() and told[-1].up)
+            assert told[-1].restarts == restarts
         assert "killed by signal 9" in ingress.status().last_error
-        assert len(changes) > 4
+        assert [status.restarts for status in told] == sorted(status.restarts for status in told)
 
     run(scenario)
 
@@ -345,7 +361,7 @@ def test_a_killed_haproxy_is_back_within_a_second_on_the_same_port(run):
 def test_large_bodies_survive_a_killed_bulk_worker(run):
     async def scenario(world):
         ingress = await world.started(world.route("iris/a", world.backend()))
-        kill(await pid_of(world, "bulk"))
+        world.kill(await world.pid_of("bulk"))
         assert (await world.ask("POST", "/iris/a", b"x" * 100_000)).status == 200
         assert ingress.status().restarts == 1
 
@@ -355,7 +371,7 @@ def test_large_bodies_survive_a_killed_bulk_worker(run):
 def test_changes_made_while_haproxy_is_down_are_there_when_it_is_back(run):
     async def scenario(world):
         ingress = await world.started(world.route("iris/a", world.backend()))
-        kill(await pid_of(world, "door"))
+        world.kill(await world.pid_of("door"))
         await ingress.apply([world.route("iris/b", world.backend())])
         assert (await world.ask("POST", "/iris/b")).status == 200
         assert (await world.ask("POST", "/iris/a")).status == 404
@@ -368,11 +384,11 @@ def test_a_haproxy_that_keeps_ending_is_not_started_in_a_loop(run, monkeypatch):
         ingress = await world.started(world.route("iris/a", world.backend()))
         good = supervisor.render_configuration
         monkeypatch.setattr(supervisor, "render_configuration", lambda *_: "nonsense\n")
-        kill(await pid_of(world, "door"))
+        world.kill(await world.pid_of("door"))
         await world.until(lambda: "nonsense" in ingress.status().last_error)
         assert not ingress.status().up
         waits_s = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while max(waits_s, default=0.0) < 0.3:
                 try:
                     await ingress.apply([world.route("iris/b")])
@@ -394,12 +410,13 @@ def test_a_haproxy_that_stands_still_is_killed_and_started_again(run, monkeypatc
 
     async def scenario(world):
         ingress = await world.started(world.route("iris/a", world.backend()))
+        pid = await world.pid_of("door")
+        world.halt(pid)
         for worker in ingress._workers:
-            worker.admin._timeout_s = 0.2
-        pid = await pid_of(world, "door")
-        os.kill(pid, signal.SIGSTOP)
+            if worker.process.pid == pid:
+                worker.admin._timeout_s = 0.2
         assert (await world.ask("POST", "/iris/a")).status == 200
-        assert await pid_of(world, "door") != pid
+        assert await world.pid_of("door") != pid
 
     run(scenario)
 
@@ -408,20 +425,22 @@ def test_stopping_refuses_new_clients_and_finishes_what_runs(run):
     async def scenario(world):
         ingress = await world.started(world.route("iris/a", world.backend()))
         pids = ingress.pids()
-        running = [asyncio.create_task(world.ask("POST", "/iris/a?sleep=0.5", b"x" * size)) for size in (3, 50_000)]
+        running = [asyncio.create_task(world.ask("POST", "/iris/a?hold", b"x" * size)) for size in (3, 50_000)]
         await world.until(lambda: len(world.journal.read_text().splitlines()) == 2)
-        stopping = asyncio.create_task(ingress.stop(5.0))
+        stopping = asyncio.create_task(ingress.stop(100.0))
 
         async def refused():
             try:
                 (await world.connect()).close()
             except ConnectionRefusedError:
                 return True
+            except ConnectionResetError:  # it was closed while this one waited to be accepted
+                return False
             return False
 
-        async with asyncio.timeout(0.4):
-            while not await refused():
-                await asyncio.sleep(0.005)
+        await world.eventually(refused)
+        assert not stopping.done()
+        world.let_go()
         assert [answer.status for answer in await asyncio.gather(*running)] == [200, 200]
         await stopping
         assert not ingress.status().up
@@ -469,8 +488,8 @@ def test_after_adoption_the_port_still_survives_haproxy(run):
         second = world.ingress()
         await second.start()
         assert second.status().addresses == (("127.0.0.1", world.port),)
-        kill(await pid_of(world, "door"))
-        kill(await pid_of(world, "bulk"))
+        world.kill(await world.pid_of("door"))
+        world.kill(await world.pid_of("bulk"))
         # Not yet told anything, it still routes what the earlier agent was told last.
         assert (await world.ask("POST", "/iris/a", b"x" * 50_000)).status == 200
 
@@ -479,10 +498,10 @@ def test_after_adoption_the_port_still_survives_haproxy(run):
 
 def test_a_haproxy_that_died_while_no_agent_was_there_comes_back_with_its_routes(run):
     async def scenario(world):
-        first = await world.started(world.route("iris/a", world.backend()))
-        doomed = await pid_of(world, "door")
+        first = await world.started(world.route("iris/a", world.backend()), port=world.reserved_port())
+        doomed = await world.pid_of("door")
         await first.detach()
-        kill(doomed)
+        world.kill(doomed)
         await world.until(lambda: identify(doomed) is None)
         second = world.ingress(port=world.port)
         await second.start()
@@ -517,7 +536,7 @@ def test_a_haproxy_of_another_version_of_ours_finishes_what_it_has_while_a_new_o
         routes = [world.route("iris/a", world.backend(), world.backend())]
         first = await world.started(*routes)
         old = first.pids()
-        running = asyncio.create_task(world.ask("POST", "/iris/a?sleep=0.5"))
+        running = asyncio.create_task(world.ask("POST", "/iris/a?hold"))
         await world.until(lambda: world.journal.read_text() != "")
         async with world.load("/iris/a") as load:
             await first.detach()
@@ -528,6 +547,8 @@ def test_a_haproxy_of_another_version_of_ours_finishes_what_it_has_while_a_new_o
             await load.progress(200)
         assert load.failures == []
         assert old.isdisjoint(second.pids())
+        assert not running.done()
+        world.let_go()
         assert (await running).status == 200
         await world.until(lambda: [identify(pid) for pid in old] == [None, None])
 
@@ -553,11 +574,9 @@ def test_a_tier_that_is_no_longer_wanted_goes_after_the_door_that_used_it(run, l
 def test_another_port_is_taken_into_use_and_the_old_one_given_up(run):
     async def scenario(world):
         routes = [world.route("iris/a", world.backend())]
-        first = await world.started(*routes)
+        first = await world.started(*routes, port=world.reserved_port())
         await first.detach()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = world.reserved_port()
         second = world.ingress(port=port)
         await second.start()
         with pytest.raises(ConnectionRefusedError):
@@ -583,18 +602,21 @@ def test_a_process_that_took_over_the_pid_is_neither_adopted_nor_killed(run):
             assert stranger.pid not in second.pids()
             assert is_alive(identity)
             stranger.communicate(b"\n")
+            assert stranger.returncode == 0
 
     run(scenario)
 
 
 def test_a_haproxy_that_does_not_answer_at_adoption_is_replaced(run, monkeypatch):
     async def scenario(world):
-        first = await world.started(world.route("iris/a", world.backend()))
-        for tier in ("door", "bulk"):
-            os.kill(await pid_of(world, tier), signal.SIGSTOP)
+        first = await world.started(world.route("iris/a", world.backend()), port=world.reserved_port())
+        deaf = {world.admin(tier).path for tier in ("door", "bulk")}
+        for pid in [await world.pid_of(tier) for tier in ("door", "bulk")]:
+            world.halt(pid)
         await first.detach()
-        socket_class = supervisor.AdminSocket
-        monkeypatch.setattr(supervisor, "AdminSocket", lambda path: socket_class(path, timeout_s=0.2))
+        monkeypatch.setattr(
+            supervisor, "AdminSocket", lambda path: AdminSocket(path, timeout_s=0.2 if path in deaf else 5.0)
+        )
         second = world.ingress(port=world.port)
         await second.start()
         assert (await world.ask("POST", "/iris/a")).status == 200
@@ -607,8 +629,8 @@ def test_a_haproxy_that_does_not_answer_at_adoption_is_replaced(run, monkeypatch
 
 def test_a_taken_port_is_named(run):
     async def scenario(world):
-        with socket.create_server(("127.0.0.1", 0)) as other:
-            port = other.getsockname()[1]
+        port = world.reserved_port()
+        with socket.create_server(("127.0.0.1", port)):
             ingress = world.ingress(port=port)
             with pytest.raises(PortTaken, match=str(port)) as refused:
                 await ingress.start()

@@ -41,29 +41,31 @@ _HEADERS = {
 
 @contextlib.contextmanager
 def running_moto() -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline_s = time.monotonic() + DEADLINE_S
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/moto-api/", timeout=5).close()
-                break
-            except OSError as error:
-                if server.poll() is not None or time.monotonic() > deadline_s:
-                    raise AssertionError("moto's server does not start") from error
-                time.sleep(0.02)
-        yield url
-    finally:
-        server.kill()
-        server.wait()
+    with socket.socket() as reserved:
+        # Bound so, nobody else is given the port as long as the server may need it; the server itself can listen on it.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        server = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            deadline_s = time.monotonic() + DEADLINE_S
+            while True:
+                try:
+                    urllib.request.urlopen(f"{url}/moto-api/", timeout=20).close()
+                    break
+                except OSError as error:
+                    if server.poll() is not None or time.monotonic() > deadline_s:
+                        raise AssertionError("moto's server does not start") from error
+                    time.sleep(0.02)
+            yield url
+        finally:
+            server.kill()
+            server.wait()
 
 
 class S3:

@@ -12,7 +12,7 @@ from cortex.agent.channel import Channel
 from cortex.wire.framing import receive_frame, send_frame
 
 
-async def until(condition, deadline_s=5.0):
+async def until(condition, deadline_s=60.0):
     async with asyncio.timeout(deadline_s):
         while not condition():
             await asyncio.sleep(0.001)
@@ -20,7 +20,7 @@ async def until(condition, deadline_s=5.0):
 
 def connected():
     ours, theirs = socket.socketpair()
-    theirs.settimeout(5)
+    theirs.settimeout(60)
     frames, closed = [], []
     channel = Channel(ours, on_frame=lambda p, f: frames.append((p, f)), on_close=lambda: closed.append(True))
     return channel, theirs, frames, closed
@@ -94,7 +94,7 @@ def test_a_peer_that_sends_nonsense_is_let_go_with_its_descriptors():
 
 
 def connect(path):
-    return channel_module.connect(path, on_frame=lambda _p, _f: None, on_close=lambda: None, timeout_s=5)
+    return channel_module.connect(path, on_frame=lambda _p, _f: None, on_close=lambda: None, timeout_s=60)
 
 
 async def _who_listens_is_known(path):

@@ -27,7 +27,7 @@ def uv(tmp_path: Path):
 
 def run(installer: Installer, *arguments: str, told: list[str] | None = None) -> str:
     tell = (lambda words: None) if told is None else told.append
-    return asyncio.run(installer.uv(arguments, cwd=Path("/"), timeout_s=30, tell=tell, doing="resolving"))
+    return asyncio.run(installer.uv(arguments, cwd=Path("/"), timeout_s=100, tell=tell, doing="resolving"))
 
 
 def test_an_installer_sees_where_packages_and_compilers_are_and_no_credentials_of_others():
@@ -92,5 +92,5 @@ def test_passwords_are_masked_in_what_an_installer_says(uv, caplog):
 
 def test_a_program_that_is_not_the_installer_sees_no_index(uv):
     installer = Installer({"UV_INDEX_URL": "https://me:pw@a", "PATH": "/bin"}, find=uv)
-    output = asyncio.run(installer.run([uv()], cwd=Path("/"), timeout_s=30, tell=lambda _: None, doing="trying"))
+    output = asyncio.run(installer.run([uv()], cwd=Path("/"), timeout_s=100, tell=lambda _: None, doing="trying"))
     assert not [name for name in json.loads(output)[1] if name.startswith("UV_INDEX")]

@@ -20,7 +20,7 @@ from cortex.agent.launchers import (
     launcher_key,
 )
 from cortex.ids import ReplicaId
-from cortex.processes import ProcessIdentity, own_identity, write_identity
+from cortex.processes import ProcessIdentity, identify, own_identity, write_identity
 from cortex.testing.builders import a_build
 from cortex.testing.clock import FakeClock
 from cortex.wire.framing import LENGTH
@@ -131,7 +131,7 @@ def launcher(all_launchers):
 
 
 async def until(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -139,7 +139,7 @@ async def until(condition):
 async def forked(launcher):
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        return await asyncio.wait_for(launcher.fork(SPEC, ours, theirs, {}), 5)
+        return await asyncio.wait_for(launcher.fork(SPEC, ours, theirs, {}), 60)
 
 
 # ---- which launcher --------------------------------------------------------------------------------------------------
@@ -265,7 +265,10 @@ def test_how_children_ended_is_passed_on(launcher, exits):
 
 
 @pytest.mark.slow
-def test_a_launcher_that_ends_as_soon_as_it_is_started_is_told_with_its_words(settings, layout, clock, tmp_path):
+def test_a_launcher_that_ends_as_soon_as_it_is_started_is_told_with_its_words(
+    monkeypatch, settings, layout, clock, tmp_path
+):
+    monkeypatch.setattr(launchers.processes, "identify", identify)  # a process of its own, whose end is waited for
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho no module named numpy\nexit 1\n")
     program.chmod(0o755)

@@ -309,6 +309,7 @@ def test_the_newest_logs_are_kept_up_to_a_size(tmp_path):
 def test_files_that_are_no_logs_of_replicas_are_left_alone(tmp_path):
     a_log(tmp_path, "notes.txt", size=10_000)
     assert clean_up(tmp_path, set(), keep_bytes=0, keep_s=0, now_wall_s=100) == ()
+    assert left(tmp_path) == ["notes.txt"]
     assert clean_up(tmp_path / "missing", set(), keep_bytes=0, keep_s=0, now_wall_s=100) == ()
 
 

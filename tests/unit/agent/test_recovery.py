@@ -31,16 +31,18 @@ def listening(path, backlog: int = 4) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
     listener.listen(backlog)
+    listener.settimeout(60)
     return listener
 
 
-def ask(path, answer=None, timeout_s=5.0) -> Answer:
+def ask(path, answer=None, timeout_s=60.0) -> Answer:
     """Ask, with `answer` called in a thread with the connection that comes."""
     listener = listening(path)
 
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
+            connection.settimeout(60)
             receive_frame(connection)
             answer(connection)
 
@@ -51,7 +53,7 @@ def ask(path, answer=None, timeout_s=5.0) -> Answer:
         return asyncio.run(recovery.ask(path, timeout_s=timeout_s))
     finally:
         if thread is not None:
-            thread.join(5)
+            thread.join()
         listener.close()
 
 
@@ -71,9 +73,9 @@ def test_a_replica_answers_with_its_status_and_a_copy_of_its_slot(tmp_path, layo
 
 def test_where_nobody_listens_there_is_no_process(layout):
     path = layout.control_socket("a")
-    assert asyncio.run(recovery.ask(path, timeout_s=5)) == Answer()
+    assert asyncio.run(recovery.ask(path, timeout_s=60)) == Answer()
     listening(path).close()
-    assert asyncio.run(recovery.ask(path, timeout_s=5)) == Answer()
+    assert asyncio.run(recovery.ask(path, timeout_s=60)) == Answer()
 
 
 def test_a_process_that_ends_while_it_is_asked_is_none(layout):

@@ -80,3 +80,4 @@ def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path, clock):
     told = RefusalLog(tmp_path / "missing", clock)
     told.note([])
     told.note([counts(timeout=1)])
+    assert list(tmp_path.iterdir()) == []

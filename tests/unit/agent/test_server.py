@@ -40,6 +40,7 @@ class Service:
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.asked: list[object] = []
+        self.observing = asyncio.Event()
         self.held = asyncio.Event()
         self.held.set()
 
@@ -47,6 +48,7 @@ class Service:
         return self._note(orders, REPORT)
 
     async def observe(self, agent, serial, timeout_s):
+        self.observing.set()
         await self.held.wait()
         return self._note((agent, serial, timeout_s), REPORT)
 
@@ -94,7 +96,7 @@ def play(layout, story):
             return lines[-1]
 
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 return await story(service, connect)
         finally:
             for line in lines:
@@ -184,6 +186,7 @@ def test_a_long_question_keeps_no_other_connection_waiting(layout):
     async def story(service, connect):
         service.held.clear()
         patient = asyncio.create_task((await connect()).ask(Observe()))
+        await service.observing.wait()
         reply = await (await connect()).ask(ORDERS)
         assert not patient.done()
         service.held.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -404,16 +405,25 @@ def test_a_process_that_fails_is_told_with_its_last_words(
 
 
 def test_a_process_that_hangs_is_ended(
-    cortex: Any, model: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cortex: Any, model: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "INSPECTOR_GRACE_S", 0.3)
     monkeypatch.setattr(command, "END_GRACE_S", 0.1)
     cortex.environ = {"CORTEX_START_TIMEOUT": "0.1"}
-    stand_in(f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(1000)")
+    stand_in("time.sleep(1000)")
+    started = []
+
+    class Noted(subprocess.Popen):  # it may be ended before it could write down its own pid
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self.pid)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
     ran = cortex("init", "model.onnx")
     assert "its process did not end within 0.4 s" in ran.talk
+    (pid,) = started
     with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+        os.kill(pid, 0)
 
 
 @pytest.mark.slow

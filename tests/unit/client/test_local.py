@@ -28,11 +28,6 @@ FAKE_CONTROLPLANE = str(Path(__file__).resolve().parent / "fake_controlplane.py"
 Build = Callable[..., LocalEnvironment]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
@@ -47,6 +42,15 @@ def said() -> list[str]:
 def build(home: Path, said: list[str]) -> Iterator[Build]:
     """Makes environments whose control plane is `fake_controlplane.py`; ends what they started."""
     built: list[LocalEnvironment] = []
+    reserved: list[socket.socket] = []
+
+    def free_port() -> int:
+        """Bound so, nobody else is given it until the test is over, and whoever wants to may listen on it."""
+        holder = socket.socket()
+        reserved.append(holder)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        return int(holder.getsockname()[1])
 
     def make(**environ: str) -> LocalEnvironment:
         everything = {
@@ -56,7 +60,6 @@ def build(home: Path, said: list[str]) -> Iterator[Build]:
             "CORTEX_OPERATOR_PORT": str(free_port()),
             **environ,
         }
-        everything = {name: value for name, value in everything.items() if value}
         environment = LocalEnvironment(
             load_settings(everything),
             environ=everything,
@@ -73,6 +76,8 @@ def build(home: Path, said: list[str]) -> Iterator[Build]:
             os.waitpid(pid, 0)
         except (ProcessLookupError, ChildProcessError):
             pass
+    for holder in reserved:
+        holder.close()
 
 
 def starts(home: Path) -> list[dict[str, Any]]:
@@ -198,7 +203,9 @@ def test_a_control_plane_that_does_not_answer_in_time_is_told(build: Build, monk
 
 
 def test_two_commands_at_once_make_one_control_plane(build: Build, home: Path) -> None:
-    environments = [build(CORTEX_OPERATOR_PORT="", CORTEX_PORT="") for _ in range(3)]
+    ours = build().settings
+    same = {"CORTEX_OPERATOR_PORT": str(ours.operator_port), "CORTEX_PORT": str(ours.port)}
+    environments = [build(**same) for _ in range(3)]
     threads = [threading.Thread(target=environment.ensure) for environment in environments]
     for thread in threads:
         thread.start()
@@ -229,9 +236,7 @@ def test_an_unusable_home_is_told(build: Build, home: Path) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No long waiting for what does not end."""
-    monkeypatch.setattr(local, "KILL_GRACE_S", 1.0)
-    monkeypatch.setattr(local, "STOP_GRACE_S", 1.0)
+    """No long waiting for what does not answer."""
     monkeypatch.setattr(local, "PROBE_TIMEOUT_S", 0.2)
 
 
@@ -281,8 +286,8 @@ def test_a_process_with_a_recycled_pid_is_left_alone(build: Build, home: Path) -
         assert identity is not None
         record(home, identity, start_ticks=identity.start_ticks - 1)
         assert build().stop(drain_timeout_s=0.1) == Stopped(was_running=False)
-        assert process.poll() is None
         process.kill()
+    assert process.returncode == -signal.SIGKILL  # ours; a SIGTERM from `stop` would have come before
 
 
 @pytest.mark.usefixtures("quick")
@@ -295,8 +300,8 @@ def test_what_was_left_behind_is_found_by_its_title_and_home(build: Build, home:
     ):
         stopped = build().stop(drain_timeout_s=0.1)
         assert stopped == Stopped(was_running=True, killed=(ours.pid,))
-        assert others.poll() is None
         others.kill()
+    assert others.returncode == -signal.SIGKILL  # ours; a SIGTERM from `stop` would have come before
 
 
 def test_up_waits_for_a_down_that_was_interrupted(build: Build, home: Path, fake: Any, fakes: Any) -> None:

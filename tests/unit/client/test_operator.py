@@ -133,10 +133,9 @@ def test_an_answer_of_something_else_is_told_as_such(operator: OperatorClient, f
 
 def test_a_closed_port_is_unreachable() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    with pytest.raises(OperatorUnreachable) as caught:
-        OperatorClient(port=port, token="t").info()
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(OperatorUnreachable) as caught:
+            OperatorClient(port=taken.getsockname()[1], token="t").info()
     assert caught.value.reason == "nothing listens there"
 
 

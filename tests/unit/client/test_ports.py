@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Collection
 from pathlib import Path
@@ -130,14 +131,18 @@ def test_only_moved_ports_are_remembered(tmp_path: Path) -> None:
 
 
 def test_a_listening_port_is_not_free_and_its_holder_is_seen() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert not is_free("127.0.0.1", port)
-        found = holder(port)
-    assert found is not None
-    assert found.pid > 0
-    assert is_free("127.0.0.1", port)
-    assert holder(port) is None
+    with socket.socket() as reserved:
+        # Bound so, it keeps others from being given the port, and nobody from listening on it.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        with socket.create_server(("127.0.0.1", port)):
+            assert not is_free("127.0.0.1", port)
+            found = holder(port)
+        assert found is not None
+        assert found.pid == os.getpid()
+        assert is_free("127.0.0.1", port)
+        assert holder(port) is None
 
 
 def test_a_port_taken_on_all_addresses_is_not_free_on_one() -> None:

@@ -95,7 +95,7 @@ def test_a_refusal_that_is_not_json_is_told_as_it_is(endpoint: str, fake: Any) -
 
 
 def test_no_answer_is_told() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with pytest.raises(EndpointUnreachable, match="nothing listens there"):
-        post(f"http://127.0.0.1:{port}/x", b"", "text/plain")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(EndpointUnreachable, match="nothing listens there"):
+            post(f"http://127.0.0.1:{taken.getsockname()[1]}/x", b"", "text/plain")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cortex.client.errors import OperatorFailed
 from cortex.client.operator import OperatorClient
 from cortex.client.project import FileUnreadable, NoCortexYaml, NoSuchPath, Package, locate, prepare, upload
 from cortex.errors import Problems
@@ -298,7 +299,7 @@ def test_no_room_is_told_as_the_control_plane_says_it(folder: Path, operator: Op
     failure = Failure(error="store-unavailable", message="the disk is full")
     for name in package.sources:
         fake.failures[f"PUT /v1/blobs/{name}"] = (507, failure)
-    with pytest.raises(Exception, match="the disk is full"):
+    with pytest.raises(OperatorFailed, match="the disk is full"):
         upload(operator, package)
 
 

@@ -69,7 +69,7 @@ class FakeOperator:
         self.left = left
         emit(DeployProgress(message="checking", api="a", done=1, total=2))
         if self.go_on is not None:
-            assert self.go_on.wait(10)
+            assert self.go_on.wait(60)
         return self._note((name, request), RESULT)
 
     def delete(self, deployment, api):
@@ -352,7 +352,7 @@ def test_a_deploy_goes_on_when_its_caller_leaves_and_is_told_of_it(operator):
             "root_path": "",
         }
         calling = asyncio.create_task(app(scope, receive, send))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await began.wait()
             left.set()
             await calling

@@ -45,6 +45,8 @@ from cortex.wire.signature import Signature, TensorSpec
 SIGNATURE = Signature(inputs=(TensorSpec("x", "float32", (None, 4)),), outputs=(TensorSpec("y", "string", (None,)),))
 GOOD = InspectReport(signature=SIGNATURE)
 KEY = ApiKey("iris/a")
+DEADLINE_S = 60.0
+"""For anything that another thread does; generous, since the machine may be busy."""
 
 
 class NoNode:
@@ -508,13 +510,13 @@ def test_a_second_deploy_waits_for_the_first_and_says_so(world):
 
     def inspect(_build):
         inspecting.set()
-        assert go_on.wait(10)
+        assert go_on.wait(DEADLINE_S)
         return GOOD
 
     world.deployer._inspect = inspect
     first = threading.Thread(target=world.deploy, args=(world.api("a"),))
     first.start()
-    assert inspecting.wait(10)
+    assert inspecting.wait(DEADLINE_S)
     told = []
     waiting = threading.Event()
 
@@ -525,11 +527,12 @@ def test_a_second_deploy_waits_for_the_first_and_says_so(world):
     request = DeployRequest(deployment="other", source="/x", apis=(world.api("b", model="b"),))
     second = threading.Thread(target=world.deployer.deploy, args=("other", request, emit))
     second.start()
-    assert waiting.wait(10)
+    assert waiting.wait(DEADLINE_S)
     assert world.state.apis() == ()
     go_on.set()
-    first.join(10)
-    second.join(10)
+    first.join(DEADLINE_S)
+    second.join(DEADLINE_S)
+    assert [first.is_alive(), second.is_alive()] == [False, False]
     assert told[0] == "waiting for another deploy"
     assert [record.wanted.api for record in world.state.apis()] == ["iris/a", "other/b"]
 
@@ -626,30 +629,30 @@ def test_two_deploys_of_one_model_share_a_download(world):
 
     def wait(_stop: threading.Event) -> None:
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(DEADLINE_S)
 
     world.fetcher.before = wait
     listening = world.deployer._models._flights
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(world.deploy, world.remote(URL), name=name) for name in ("iris", "other")]
-        assert begun.wait(10)
+        assert begun.wait(DEADLINE_S)
         until(lambda: [len(flight.listeners) for flight in listening.values()] == [2])
         go_on.set()
-        assert all(future.result(10).committed for future in both)
+        assert all(future.result(DEADLINE_S).committed for future in both)
     assert world.fetcher.asked == [URL]
 
 
 def test_other_deploys_go_through_while_one_fetches(world):
     world.fetcher.at_origin[URL] = "one"
     go_on, begun = threading.Event(), threading.Event()
-    world.fetcher.before = lambda _stop: (begun.set(), go_on.wait(10))
+    world.fetcher.before = lambda _stop: (begun.set(), go_on.wait(DEADLINE_S))
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(world.deploy, world.remote(URL))
-        assert begun.wait(10)
+        assert begun.wait(DEADLINE_S)
         assert world.deploy(world.api(), name="other").committed
         assert not slow.done()
         go_on.set()
-        assert slow.result(10).committed
+        assert slow.result(DEADLINE_S).committed
 
 
 def test_a_caller_that_leaves_while_its_model_is_fetched_ends_the_download_and_the_deploy(world):
@@ -658,14 +661,14 @@ def test_a_caller_that_leaves_while_its_model_is_fetched_ends_the_download_and_t
 
     def leave(stop: threading.Event) -> None:
         left.set()
-        assert stop.wait(10)
+        assert stop.wait(DEADLINE_S)
         stopped.set()
 
     world.fetcher.before = leave
     request = DeployRequest(deployment="iris", source="/x", apis=(world.remote(URL),))
     with pytest.raises(DeployLeft):
         world.deployer.deploy("iris", request, world.told.append, left)
-    assert stopped.wait(10)
+    assert stopped.wait(DEADLINE_S)
     assert world.everything()[:2] == ((), ())
     assert world.told[-1].in_bytes
 
@@ -673,19 +676,19 @@ def test_a_caller_that_leaves_while_its_model_is_fetched_ends_the_download_and_t
 def test_one_of_two_that_leaves_does_not_end_the_others_download(world):
     world.fetcher.at_origin[URL] = "one"
     left, go_on, begun = threading.Event(), threading.Event(), threading.Event()
-    world.fetcher.before = lambda _stop: (begun.set(), go_on.wait(10))
+    world.fetcher.before = lambda _stop: (begun.set(), go_on.wait(DEADLINE_S))
     flights = world.deployer._models._flights
     request = DeployRequest(deployment="other", source="/x", apis=(world.remote(URL),))
     with ThreadPoolExecutor(2) as pool:
         stays = pool.submit(world.deploy, world.remote(URL))
-        assert begun.wait(10)
+        assert begun.wait(DEADLINE_S)
         leaves = pool.submit(world.deployer.deploy, "other", request, world.told.append, left)
         until(lambda: [len(flight.listeners) for flight in flights.values()] == [2])
         left.set()
         with pytest.raises(DeployLeft):
-            leaves.result(10)
+            leaves.result(DEADLINE_S)
         go_on.set()
-        assert stays.result(10).committed
+        assert stays.result(DEADLINE_S).committed
 
 
 def test_credentials_are_kept_for_later_once_a_deploy_was_accepted(world, tmp_path):
@@ -718,7 +721,7 @@ def test_what_serves_or_may_be_wanted_back_is_never_removed_however_small_the_st
 
 
 def until(happened: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + DEADLINE_S
     while not happened():
         assert time.monotonic() < deadline_s, "not in time"
         time.sleep(0.001)

@@ -112,6 +112,7 @@ def shape_of(value):
     return (len(value), *(shapes.pop() if shapes else ()))
 
 
+@pytest.mark.slow
 @given(SPECS, arrays() | VALUES, st.booleans())
 @settings(max_examples=1500, deadline=None)
 def test_the_document_takes_what_the_replica_takes(spec, value, named):

@@ -133,6 +133,7 @@ def test_it_notices_room_that_is_never_given_back() -> None:
     assert "leases [" in violation(without(ReleaseLease))
 
 
+@pytest.mark.slow
 def test_it_notices_exits_that_are_not_counted() -> None:
     assert "not at rest" in violation(without(RecordExit))
 
@@ -149,6 +150,7 @@ def test_it_notices_replicas_that_nobody_adopts() -> None:
     assert violation(without(RecoverLease), mood=Mood.ROUGH)
 
 
+@pytest.mark.slow
 def test_it_notices_a_control_plane_that_acts_before_it_knows_what_runs() -> None:
     assert violation(hasty, mood=Mood.ROUGH, schedules=600)
 

@@ -29,8 +29,12 @@ def folder():
 
 @pytest.fixture
 def listener():
-    with bind_public(ListenAddress("127.0.0.1", 0)) as found:
-        yield found
+    with socket.socket() as reserved:
+        # Bound so, nobody else is given the port when a test lets it go, and whoever wants to may listen on it.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        with bind_public(ListenAddress("127.0.0.1", reserved.getsockname()[1])) as found:
+            yield found
 
 
 def test_lent_sockets_are_the_very_same_sockets(folder, listener):
@@ -40,7 +44,7 @@ def test_lent_sockets_are_the_very_same_sockets(folder, listener):
             assert [copy.getsockname() for copy in copies] == [listener.getsockname(), str(folder / "u.sock")]
             assert not any(copy.get_inheritable() for copy in copies)
             with socket.create_connection(listener.getsockname()):
-                copies[0].settimeout(2)
+                copies[0].settimeout(60)
                 copies[0].accept()[0].close()
         finally:
             for copy in copies:

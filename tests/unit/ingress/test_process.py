@@ -77,8 +77,8 @@ def test_an_end_is_noticed_with_its_reason(tmp_path):
     async def scenario():
         ended = asyncio.Event()
         child = start(tmp_path, "echo said; exit 3", ended.set)
-        assert await child.wait(5.0)
-        await asyncio.wait_for(ended.wait(), 5.0)
+        assert await child.wait(60.0)
+        await asyncio.wait_for(ended.wait(), 60.0)
         assert not child.alive()
         assert child.exit_reason == "exit code 3"
         assert (tmp_path / "log").read_text() == "said\n"
@@ -92,13 +92,14 @@ def test_a_process_is_ended_kindly_and_then_not_so(tmp_path):
         kind = start(tmp_path, "exec sleep 60")
         assert kind.alive()
         assert not await kind.wait(0.01)
-        await kind.end(grace_s=5.0)
+        await kind.end(grace_s=60.0)
         assert kind.exit_reason == "killed by signal 15"
         stubborn = start(tmp_path, "trap '' TERM; echo ready; while :; do sleep 1; done")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while "ready" not in (tmp_path / "log").read_text():
                 await asyncio.sleep(0.005)
         await stubborn.end(grace_s=0.1)
+        assert await stubborn.wait(60.0)
         assert stubborn.exit_reason == "killed by signal 9"
 
     asyncio.run(scenario())
@@ -114,7 +115,7 @@ def test_somebody_elses_process_is_watched_and_left_alone_when_closed():
             assert other.poll() is None
             again = HaproxyProcess(identify(other.pid), on_exit=lambda: None)
             again.signal(signal.SIGKILL)
-            assert await again.wait(5.0)
+            assert await again.wait(60.0)
 
     asyncio.run(scenario())
 

@@ -50,7 +50,7 @@ def talk(path, answers, use, *, pieces=None):
         server = await asyncio.start_unix_server(serve, path)
         async with server:
             try:
-                return await use(AdminSocket(path, timeout_s=1.0))
+                return await use(AdminSocket(path, timeout_s=60.0))
             finally:
                 await asyncio.gather(*serving)
 

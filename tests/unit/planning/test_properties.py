@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -220,6 +221,7 @@ def test_plans_and_statuses_of_any_world_can_be_told(world: tuple[Desired, Snaps
 # ---- liveness: something good happens --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(worlds())
 def test_applied_again_and_again_plans_come_to_rest(world: tuple[Desired, Snapshot]) -> None:

@@ -177,6 +177,7 @@ def test_rows_are_counted() -> None:
     assert count_rows({}) == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_whatever_the_schedule_everyone_gets_their_own_answer(data: st.DataObject) -> None:

@@ -14,7 +14,7 @@ from cortex.wire.framing import LENGTH, MAX_FRAME_BYTES, receive_frame, send_fra
 @pytest.fixture
 def ends() -> Iterator[tuple[Channel, socket.socket]]:
     ours, theirs = socket.socketpair()
-    theirs.settimeout(5)
+    theirs.settimeout(60)
     channel = Channel(ours)
     yield channel, theirs
     channel.close()

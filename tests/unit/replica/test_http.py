@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -335,9 +336,18 @@ def test_an_endless_head_is_refused(connection: Connection, service: Service) ->
 # ---- pace -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands for the module `time` that connections look at: `now_s` is what they see, and moves when it is set."""
+    made = SimpleNamespace(now_s=0.0, gmtime=time.gmtime)
+    made.perf_counter = lambda: made.now_s
+    monkeypatch.setattr("cortex.replica.http.time", made)
+    return made
+
+
 def given_up(connection: Connection, service: Service, at_s: float, late_s: float = 0.0) -> str:
-    """What a look at the pace, so long after now, makes of the request; empty: nothing."""
-    connection.check_pace(time.perf_counter() + at_s, late_s)
+    """What a look at the pace at a time makes of the request; empty: nothing."""
+    connection.check_pace(at_s, late_s)
     if not service.handled:
         return ""
     refusal = service.handled[-1].refusal
@@ -346,7 +356,7 @@ def given_up(connection: Connection, service: Service, at_s: float, late_s: floa
 
 
 def test_a_body_of_which_nothing_more_comes_is_given_up_after_a_while(
-    connection: Connection, service: Service, transport: Transport
+    connection: Connection, service: Service, transport: Transport, watch: SimpleNamespace
 ) -> None:
     connection.data_received(post(b"x" * 1000)[:-500])
     assert given_up(connection, service, STALL_S - 1) == ""
@@ -358,45 +368,49 @@ def test_a_body_of_which_nothing_more_comes_is_given_up_after_a_while(
 
 
 def test_a_body_that_trickles_is_given_up_and_one_that_is_merely_slow_is_not(
-    connection: Connection, service: Service
+    connection: Connection, service: Service, watch: SimpleNamespace
 ) -> None:
     connection.data_received(post(b"x" * 10_000_000)[:100])
-    begun_s = time.perf_counter()
+    watch.now_s = 90
     connection.data_received(b"x" * 64 * 1024)
-    connection._heard_s = begun_s + 90
     assert given_up(connection, service, 92) == "", "64 KiB are worth 64 s more"
-    connection._heard_s = begun_s + 99
-    assert given_up(connection, service, 100) == "the request did not arrive in time: 65590 bytes in 100 s"
+    watch.now_s = 99
+    connection.data_received(b"x")
+    assert given_up(connection, service, 100) == "the request did not arrive in time: 65591 bytes in 100 s"
 
 
-def test_headers_that_stop_are_given_up_too(connection: Connection, service: Service) -> None:
+def test_headers_that_stop_are_given_up_too(connection: Connection, service: Service, watch: SimpleNamespace) -> None:
     connection.data_received(b"POST / HTTP/1.1\r\nx-a: b")
     assert given_up(connection, service, STALL_S + 1).startswith("the request broke off")
 
 
-def test_time_in_which_nobody_read_is_not_counted(connection: Connection, service: Service) -> None:
+def test_time_in_which_nobody_read_is_not_counted(
+    connection: Connection, service: Service, watch: SimpleNamespace
+) -> None:
     connection.data_received(post(b"x" * 1000)[:-500])
     assert given_up(connection, service, 100, late_s=90) == ""
 
 
 def test_a_request_behind_one_that_is_worked_on_has_time_until_its_turn(
-    connection: Connection, service: Service
+    connection: Connection, service: Service, watch: SimpleNamespace
 ) -> None:
     connection.data_received(post(b"1") + post(b"x" * 1000)[:-500])
-    connection.check_pace(time.perf_counter() + 500, 0.0)
+    connection.check_pace(500, 0.0)
     assert [exchange.refusal for exchange in service.handled] == [None]
     answer(service.handled[0])
-    connection.check_pace(time.perf_counter() + 501, 0.0)
+    connection.check_pace(501, 0.0)
     assert len(service.handled) == 1
-    connection.check_pace(time.perf_counter() + 501 + STALL_S, 0.0)
+    connection.check_pace(501 + STALL_S, 0.0)
     assert isinstance(service.handled[1].refusal, RequestStalled)
 
 
-def test_an_idle_connection_is_no_stalled_request(connection: Connection, service: Service) -> None:
-    connection.check_pace(time.perf_counter() + 1000, 0.0)
+def test_an_idle_connection_is_no_stalled_request(
+    connection: Connection, service: Service, watch: SimpleNamespace
+) -> None:
+    connection.check_pace(1000, 0.0)
     connection.data_received(post(b"1"))
     answer(service.handled[0])
-    connection.check_pace(time.perf_counter() + 1000, 0.0)
+    connection.check_pace(1000, 0.0)
     assert [exchange.refusal for exchange in service.handled] == [None]
 
 

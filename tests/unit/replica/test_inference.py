@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -26,7 +25,7 @@ class Model:
     def run(self, feeds: Mapping[str, Any]) -> list[Any]:
         self.rows.append(len(feeds["x"]))
         self.entered.set()
-        self.gate.wait(10)
+        assert self.gate.wait(60)
         if (feeds["x"] < 0).any():
             raise ValueError("negative")
         return [feeds["x"] * 2]
@@ -61,12 +60,13 @@ def row(value: float) -> dict[str, Any]:
 class Answers:
     def __init__(self, loop: asyncio.AbstractEventLoop, expected: int) -> None:
         self.by_name: dict[Any, Any] = {}
+        self._given: list[Any] = []
         self._loop = loop
         self._expected = expected
 
     def taker(self, name: Any) -> Callable[[Any, BaseException | None], None]:
         def take(outputs: Any, error: BaseException | None) -> None:
-            assert name not in self.by_name
+            self._given.append(name)
             self.by_name[name] = error if error is not None else float(outputs[0][0, 0])
             if len(self.by_name) == self._expected:
                 self._loop.stop()
@@ -74,9 +74,10 @@ class Answers:
         return take
 
     def wait(self) -> dict[Any, Any]:
-        timeout = self._loop.call_later(10, self._loop.stop)
+        timeout = self._loop.call_later(60, self._loop.stop)
         self._loop.run_forever()
         timeout.cancel()
+        assert len(self._given) == len(self.by_name), "each is answered once"
         return self.by_name
 
 
@@ -92,7 +93,7 @@ def test_what_queues_up_while_the_model_is_busy_is_run_together(
     answers = Answers(loop, 5)
     model.gate.clear()
     inference.submit(row(0), answers.taker(0))
-    assert model.entered.wait(10)
+    assert model.entered.wait(60)
     for number in range(1, 5):
         inference.submit(row(number), answers.taker(number))
     model.gate.set()
@@ -125,7 +126,7 @@ def test_failures_and_departures_reach_only_their_owner(
     answers = Answers(loop, 4)
     model.gate.clear()
     inference.submit(row(1), answers.taker("first"))
-    assert model.entered.wait(10)
+    assert model.entered.wait(60)
     inference.submit(row(2), answers.taker("second"))
     gone = inference.submit(row(3), answers.taker("gone"))
     inference.submit(row(-1), answers.taker("poison"))
@@ -149,7 +150,7 @@ def test_batching_ends_for_good_when_rows_get_lost(loop: asyncio.AbstractEventLo
         model.gate.clear()
         model.entered.clear()
         inference.submit(row(1), answers.taker(1))
-        assert model.entered.wait(10)
+        assert model.entered.wait(60)
         inference.submit(row(2), answers.taker(2))
         inference.submit(row(3), answers.taker(3))
         model.gate.set()
@@ -159,31 +160,45 @@ def test_batching_ends_for_good_when_rows_get_lost(loop: asyncio.AbstractEventLo
     assert len(warnings) == 1
 
 
-def test_a_slow_model_leaves_the_loop_and_a_fast_one_comes_back(loop: asyncio.AbstractEventLoop) -> None:
-    pause_s = 0.0
+class TimedModel:
+    """A model whose runs take as long as it is told, by a watch of its own."""
 
-    def run(feeds: Mapping[str, Any]) -> list[Any]:
-        until_s = time.perf_counter() + pause_s
-        while time.perf_counter() < until_s:
-            pass
+    def __init__(self) -> None:
+        self.run_s = 0.0
+        self.now_s = 0.0
+
+    def run(self, feeds: Mapping[str, Any]) -> list[Any]:
+        self.now_s += self.run_s
         return [feeds["x"]]
 
-    inference = Inference(run, batchable=False, loop=loop, warn=lambda text: None)
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> TimedModel:
+    made = TimedModel()
+    monkeypatch.setattr("cortex.replica.inference.perf_counter", lambda: made.now_s)
+    return made
+
+
+def test_a_slow_model_leaves_the_loop_and_a_fast_one_comes_back(
+    loop: asyncio.AbstractEventLoop, timed: TimedModel
+) -> None:
+    inference = Inference(timed.run, batchable=False, loop=loop, warn=lambda text: None)
     inference.seed(0.0)
     assert inference.inline
-    pause_s = 2 * INLINE_BELOW_S
+    timed.run_s = 2 * INLINE_BELOW_S
     for _ in range(50):
         inference.run(row(1))
     assert not inference.inline
-    pause_s = 0.0
+    timed.run_s = 0.0
     for _ in range(200):
         inference.run(row(1))
     assert inference.inline
 
 
-def test_one_run_that_lost_the_processor_moves_nothing(loop: asyncio.AbstractEventLoop) -> None:
-    inference = Inference(lambda feeds: (time.sleep(0.05), [])[1], batchable=False, loop=loop, warn=lambda text: None)
+def test_one_run_that_lost_the_processor_moves_nothing(loop: asyncio.AbstractEventLoop, timed: TimedModel) -> None:
+    inference = Inference(timed.run, batchable=False, loop=loop, warn=lambda text: None)
     inference.seed(0.0)
+    timed.run_s = 50 * INLINE_BELOW_S
     inference.run(row(1))
     assert inference.inline
 

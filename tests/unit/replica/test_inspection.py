@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -70,8 +69,9 @@ def test_shadowing_is_found_in_the_project_and_beside_the_handler(tmp_path: Path
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "msgspec").mkdir()  # a folder without code shadows nothing
+    before = sorted(tmp_path.rglob("*"))
     found = {warning.where: warning.message for warning in shadowed_packages(str(tmp_path), "handlers/a.py")}
     assert set(found) == {"numpy.py", "handlers/orjson.py", "handlers/email"}
     assert "an installed package" in found["numpy.py"]
     assert "standard library" in found["handlers/email"]
-    assert os.listdir(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before, "it only looks"

@@ -272,6 +272,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(JSON)
 @settings(max_examples=300, deadline=None)
 def test_plain_json_comes_back_as_it_was(value):
@@ -313,6 +314,7 @@ def test_dates_out_of_range_in_an_array_leave_no_half_written_json(year, shape):
     assert written == {"a": array.astype(str).tolist(), "b": [array.astype(str).tolist()]}
 
 
+@pytest.mark.slow
 @given(ANYTHING)
 @settings(max_examples=600, deadline=None)
 def test_anything_becomes_valid_json_or_a_named_error(value):

@@ -60,15 +60,18 @@ def test_each_duration_falls_into_its_bucket(spec: ReplicaSpec) -> None:
 def test_reading_meanwhile_loses_and_doubles_no_duration(spec: ReplicaSpec) -> None:
     counters = Counters()
     writer = StatsWriter(spec, counters)
+    begun = threading.Barrier(3, timeout=60)
     ended = threading.Event()
 
     def read_on() -> None:
+        begun.wait()
         while not ended.is_set():
             writer.snapshot()
 
     readers = [threading.Thread(target=read_on) for _ in range(2)]
     for reader in readers:
         reader.start()
+    begun.wait()
     for _ in range(20_000):
         counters.answered(200, 0.001)
     ended.set()
@@ -121,6 +124,7 @@ def test_a_folder_that_is_gone_stops_nobody(spec: ReplicaSpec) -> None:
     nowhere = msgspec.structs.replace(spec, stats_path="/nowhere/s.json")
     StatsWriter(nowhere, Counters()).write(last=True)
     write_last_words(nowhere, LastWords(problem=Problem(reference="x", message="y")))
+    assert not Path(nowhere.stats_path).parent.exists()
     StatsWriter(msgspec.structs.replace(spec, stats_path=""), Counters()).write()
 
 

@@ -5,7 +5,6 @@ import math
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -235,7 +234,7 @@ def test_looks_from_another_thread_lose_and_double_nothing(monkeypatch: pytest.M
     fixture = Fixture("classification")
     rng = random.Random(1)
     stream = [f"{min(rng.randrange(30), rng.randrange(30))}" for _ in range(20_000)]
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
     growths: list[Reading | None] = []
 
     def look() -> None:
@@ -245,11 +244,13 @@ def test_looks_from_another_thread_lose_and_double_nothing(monkeypatch: pytest.M
             now = read(StatsFile(**FILE, tracker=fixture.tracker.snapshot()))
             growths.append(growth(seen, now))
             seen = now
+            begun.set()
             if last:
                 return
 
     looking = threading.Thread(target=look)
     looking.start()
+    assert begun.wait(60)
     for name in stream:
         fixture.tracker.track_response(name)
     ended.set()
@@ -310,8 +311,3 @@ def test_snapshots_do_not_change_afterwards(classes: Fixture) -> None:
     before = classes.tracker.snapshot()
     classes.tracker.track_response("a")
     assert before.classes == {"a": 1}
-
-
-def test_type_of_warn_is_a_function() -> None:
-    warn: Callable[[str], None] = Fixture("classification").warnings.append
-    warn("x")

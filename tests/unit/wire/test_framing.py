@@ -13,8 +13,8 @@ from cortex.wire.framing import ConnectionLost, receive_frame, send_frame
 @pytest.fixture
 def pair():
     left, right = socket.socketpair()
-    left.settimeout(5)
-    right.settimeout(5)
+    left.settimeout(60)
+    right.settimeout(60)
     yield left, right
     left.close()
     right.close()
