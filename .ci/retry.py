@@ -28,12 +28,16 @@ def main(command: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "failures"
         code = subprocess.run(command, env={**os.environ, "CORTEX_TEST_FAILURES": str(record)}, check=False).returncode
-        lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+        lines = list(map(json.loads, record.read_text().splitlines())) if record.exists() else []
+    sys.stdout.reconfigure(errors="backslashreplace")  # a failure may say anything
     outputs: dict[str, str] = {}
     for line in lines:
         if "test" in line:  # one that fails may fail once more while it is taken down
             outputs[line["test"]] = "\n".join(filter(None, (outputs.get(line["test"]), line["output"])))
-    if code == 0 or not outputs or lines[-1].get("exit") != TESTS_FAILED:
+    was_whole = (
+        lines[-1:] and lines[-1].get("exit") == TESTS_FAILED and not any("uncollected" in line for line in lines)
+    )
+    if code == 0 or not outputs or not was_whole:
         return code
     if len(outputs) > MOST_RETRIED:
         print(f"== {len(outputs)} tests failed: too many to be chance, so none is tried again", flush=True)

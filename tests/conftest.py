@@ -34,6 +34,10 @@ class FailureRecord:
             sections = [f"---- {name} ----\n{text}" for name, text in report.sections]
             self._write(test=report.nodeid, output="\n".join([report.longreprtext, *sections]))
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._write(uncollected=report.nodeid)
+
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         self._write(exit=int(exitstatus))
 

@@ -26,7 +26,7 @@ def wait(watched: Mapping[int, int], timeout_s: float | None) -> set[int]:
     Args:
         watched: descriptors with the events to wait for (`select.POLLIN`, `select.POLLOUT`); errors and hang-ups count
             always.
-        timeout_s: how long at most; None for ever. Rounded up to a millisecond, so that what was due is due.
+        timeout_s: how long at most, and a millisecond more, so that what is due then is due; None for ever.
 
     Raises:
         OSError: EBADF, one of them is not open. The caller's mistake, which would otherwise make its loop spin.

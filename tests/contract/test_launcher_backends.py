@@ -79,7 +79,7 @@ def libraries_of(pid: int) -> set[str]:
     return {path for line in lines if re.search(r"\.so\b", path := line.partition("/")[2])}
 
 
-def test_children_have_nothing_heavy_left_to_import(launcher: LauncherProcess, backend: str) -> None:
+def test_children_have_no_library_left_to_load(launcher: LauncherProcess, backend: str) -> None:
     _, model, _ = BACKENDS[backend]
     replica = launcher.fork(spec_for(launcher.folder, model, replica="t.c.0.0", model_format=backend)).ready()
     assert libraries_of(launcher.pid)

@@ -46,7 +46,7 @@ def used_s(home: Home) -> dict[tuple[int, str], float]:
     return used
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_no_process_uses_over_2_percent_of_a_core_after_50_deploys_good_and_bad(home: Home) -> None:
     project = home.path.parent / "p"
     for number in range(DEPLOYS):
@@ -54,20 +54,18 @@ def test_no_process_uses_over_2_percent_of_a_core_after_50_deploys_good_and_bad(
         spoilt = ([*BAD][number // 2 % 2],) if number % 2 else ()
         write_project(project, {**good, **{name: BAD[name] for name in spoilt}})
         home.deploy(project, code=1 if spoilt else 0)
-    measured: list[dict[str, float]] = []
+    measured: list[dict[tuple[int, str], float]] = []
 
     def is_idle() -> bool:
         before, began_s = used_s(home), time.monotonic()
         eventually(lambda: time.monotonic() - began_s >= WINDOW_S, "time has passed", 2 * WINDOW_S)
         after, took_s = used_s(home), time.monotonic() - began_s
-        measured.append(
-            {title: (after[pid, title] - before[pid, title]) / took_s for pid, title in before.keys() & after.keys()}
-        )
+        measured.append({process: (used - before.get(process, 0.0)) / took_s for process, used in after.items()})
         return all(share <= MOST_OF_A_CORE for share in measured[-1].values())
 
     try:
         eventually(is_idle, "nothing is busy", SETTLES_WITHIN_S)
     finally:
         print(*measured, sep="\n")
-    kinds = {title.partition(" ")[0] for title in measured[-1]}
+    kinds = {title.partition(" ")[0] for _, title in measured[-1]}
     assert kinds >= {"cortex-controlplane", "cortex-agent", "cortex-keeper", "cortex-launcher", "cortex-replica"}

@@ -39,7 +39,7 @@ class Keeper:
         self._idle_limit_s = idle_limit_s
         self._peers: list[socket.socket] = []
         self._held: dict[ReplicaId, int] = {}
-        self._asking: list[socket.socket] = []
+        self._asking: set[socket.socket] = set()
         """Peers that want to be told what is held."""
         self._quit = False
 
@@ -47,13 +47,13 @@ class Keeper:
         """Serve until told to quit, or idle for too long. Lets everything go at the end."""
         while not self._quit:
             ready = polling.wait(self._watched(), 0.0 if self._asking else self._idle_limit_s)
-            if not ready and self._asking:
+            speaking = [peer for peer in self._peers if peer.fileno() in ready]
+            for peer in speaking:
+                self._serve(peer)
+            if self._asking and not speaking:
                 self._tell()
             elif not ready and not self._held and not self._peers:
                 break
-            for peer in tuple(self._peers):
-                if peer.fileno() in ready:
-                    self._serve(peer)
             if self._listener.fileno() in ready and (new := polling.accept(self._listener)) is not None:
                 new.settimeout(FRAME_TIMEOUT_S)
                 self._peers.append(new)
@@ -85,7 +85,7 @@ class Keeper:
             case Release(replica=replica):
                 self._let_go(replica)
             case Slots():
-                self._asking.append(peer)
+                self._asking.add(peer)
             case Quit():
                 self._quit = True
 
@@ -96,7 +96,7 @@ class Keeper:
         A new agent asks on a connection of its own, and what the one before it said last may still be unread on the
         other: a slot that was let go must not come back.
         """
-        asking, self._asking = self._asking, []
+        asking, self._asking = self._asking, set()
         for peer in asking:
             try:
                 for replica, fd in self._held.items():
@@ -107,7 +107,7 @@ class Keeper:
 
     def _drop(self, peer: socket.socket) -> None:
         self._peers.remove(peer)
-        self._asking = [other for other in self._asking if other is not peer]
+        self._asking.discard(peer)
         peer.close()
 
     def _let_go(self, replica: ReplicaId) -> None:

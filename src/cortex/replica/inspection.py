@@ -66,7 +66,7 @@ class Inspection:
         self._output_fd = output_fd
         self._received = bytearray()
         self.killed = False
-        """It took too long."""
+        """It took too long, or nobody waits for it any more."""
 
     @classmethod
     def start(

@@ -55,21 +55,20 @@ def _look(request: Inspect) -> InspectReport | None:
     process.set_title("cortex-inspector", request.spec.home)
     inspection = Inspection.start(request, fork=os.fork, asked_by=None, now_s=time.monotonic())
     ended = os.pidfd_open(inspection.pid)
-    is_wanted, is_killed = True, False
+    is_wanted = True
     while True:
         descriptors = [ended, inspection.fd, _STDIN if is_wanted else None]
         watched = {descriptor: select.POLLIN for descriptor in descriptors if descriptor is not None}
         left_s = inspection.deadline_s - time.monotonic()
-        ready = polling.wait(watched, None if is_killed else left_s)
+        ready = polling.wait(watched, None if inspection.killed else left_s)
         if inspection.fd in ready:
             inspection.receive()
         if ended in ready:
             break
         if _STDIN in ready and not os.read(_STDIN, 4096):
             is_wanted = False
-        if not is_killed and (not is_wanted or left_s <= 0):
+        if not inspection.killed and (not is_wanted or left_s <= 0):
             inspection.kill()
-            is_killed = True
     _, status = os.waitpid(inspection.pid, 0)
     inspection.exit_code = os.waitstatus_to_exitcode(status)
     report = inspection.finish()

@@ -56,6 +56,11 @@ MAX_LAST_BYTES = 2**20
 """And at the end of the process, which is not kept from ending for long."""
 RECORDS_AT_ONCE = 1000
 LOCK_PATIENCE_S = 1.0
+REQUEST_PATIENCE_S = 0.05
+"""
+How long the end of a request waits for the thread that takes in its output past Python: some milliseconds. Where the
+disk stands still, better lines without their request than late answers.
+"""
 
 
 def work_for(request: str) -> None:
@@ -164,9 +169,11 @@ class LogFile:
         if raw is None or os.getpid() != self._pid or not self._taking.acquire(timeout=patience_s):
             return 0
         try:
+            alone_before = _alone
             lines = raw.take(max_bytes, whole=whole, most_waiting=most_waiting)
-            # Looked at after taking: what the control thread takes in meanwhile is of the request whose code runs.
-            request = (request or _alone) if self.raw_belongs_to_request else ""
+            if not request and alone_before in ("", _alone):  # else nobody knows of which of the two it is
+                request = _alone
+            request = request if self.raw_belongs_to_request else ""
             records: list[bytes] = []
             for line in lines:
                 if is_ours(line):  # of a process that users' code forked, see `_write`
@@ -189,7 +196,7 @@ class LogFile:
                 whole=True,
                 max_bytes=MAX_BEFORE_BYTES,
                 most_waiting=MAX_BEFORE_BYTES,
-                patience_s=LOCK_PATIENCE_S,  # until the control thread has given this request what it has taken in
+                patience_s=REQUEST_PATIENCE_S,
             )
 
     def every_second(self) -> None:

@@ -80,14 +80,15 @@ def test_a_node_whose_ingress_was_killed_stops_all_the_same(own_node: Node, api:
     assert own_node.is_empty()
 
 
-def test_a_node_whose_home_was_removed_ends_by_itself(own_node: Node, api: str, tmp_path: Path):
+def test_a_node_whose_home_was_removed_ends_by_itself(own_node: Node, api: str):
     own_node.serve(own_node.build(api))
     everybody = own_node.processes()
     assert own_node.agent_pid in {identity.pid for identity in everybody}
-    removed = own_node.layout.home.rename(tmp_path / "h")  # at once: files come and go in it
+    home = own_node.layout.home
+    removed = home.rename(home.with_name("removed"))  # at once: files come and go in it
     own_node.wait_for_end()
     eventually(lambda: not any(is_alive(identity) for identity in everybody), "nobody is left")
-    assert not own_node.layout.home.exists()
+    assert not home.exists()
     shutil.rmtree(removed)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[3]
 ONCE = """
@@ -27,13 +27,14 @@ def ran(folder: Path, source: str, *arguments: str) -> subprocess.CompletedProce
     (folder / "conftest.py").write_bytes((ROOT / "tests" / "conftest.py").read_bytes())
     (folder / "test_it.py").write_text(source)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "CORTEX_TEST"))}
+    environment["PYTEST_ADDOPTS"] = "-p no:schemathesis"  # as our own configuration has it: it takes long to import
     return subprocess.run(
         [sys.executable, ROOT / ".ci" / "retry.py", sys.executable, "-m", "pytest", *arguments, "test_it.py"],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         check=False,
     )
 
@@ -106,6 +107,14 @@ def test_what_is_no_failure_of_a_test_is_red_at_once(tmp_path: Path, source: str
     done = ran(tmp_path, source)
     assert done.returncode != 0
     assert "once more" not in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("-n", "2")])
+def test_a_file_that_cannot_be_read_is_red_whatever_else_fails_once(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    (tmp_path / "test_broken.py").write_text("import nothing_of_this_name\n")
+    done = ran(tmp_path, f"def test_a():{ONCE}\n", *arguments, "test_broken.py")
+    assert done.returncode != 0
+    assert "flaky: " not in done.stdout
 
 
 def test_many_failures_are_no_chance(tmp_path: Path) -> None:

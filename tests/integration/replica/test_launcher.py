@@ -202,12 +202,15 @@ print(turns)
     with subprocess.Popen(
         [sys.executable, "-c", code, str(folder / "l")], stdout=subprocess.PIPE, text=True, cwd="/"
     ) as process:
-        eventually((folder / "l").exists, "it listens", LAUNCHER_DEADLINE_S)
-        link = LauncherLink(folder / "l")
-        for model in (IRIS, folder / "no.onnx"):
-            assert bool(link.inspect(spec_for(folder, model)).problems) is (model is not IRIS)
-        link.close()
-        turns = int(process.communicate(timeout=DEADLINE_S)[0])
+        try:
+            eventually((folder / "l").exists, "it listens", LAUNCHER_DEADLINE_S)
+            link = LauncherLink(folder / "l")
+            found = [link.inspect(spec_for(folder, model)).problems for model in (IRIS, folder / "no.onnx")]
+            link.close()
+            turns = int(process.communicate(timeout=DEADLINE_S)[0])
+        finally:
+            process.kill()
+    assert [len(problems) for problems in found] == [0, 1]
     assert turns < 100, "a loop that spins makes tens of thousands in the half second in which nothing happens"
 
 

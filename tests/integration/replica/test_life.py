@@ -329,7 +329,7 @@ def test_sigterm_is_a_drain(start: Start, shared_launcher: LauncherProcess, fold
 def test_a_drain_that_lost_the_processor_serves_who_came_meanwhile(folder: Path) -> None:
     """A loop accepts a connection and looks at its timers before it makes the connection known."""
     code = """
-import os, socket, sys, time
+import faulthandler, os, socket, sys, time
 from pathlib import Path
 import uvloop
 from replica_harness import listen, spec_for
@@ -338,6 +338,7 @@ from cortex.replica.logs import LogFile
 from cortex.replica.server import SETTLE_S, Server, Service
 from cortex.replica.stats import Counters
 
+faulthandler.dump_traceback_later(80, exit=True)  # says where it stands, if it ever does
 folder = Path(sys.argv[1])
 loop, log = uvloop.new_event_loop(), LogFile("", 1)
 condition = Condition(spec_for(folder, folder))

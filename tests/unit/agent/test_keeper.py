@@ -164,6 +164,19 @@ def test_what_an_agent_said_before_it_died_counts_before_the_next_one_is_answere
     close(held)
 
 
+def test_a_peer_that_asks_twice_and_does_not_listen_is_let_go_and_nobody_else(line, path, a_slot):
+    line.send(Hold(replica=A), a_slot("a"))
+    close(line.slots())
+    other = Line(path)
+    other.sock.shutdown(socket.SHUT_RD)
+    other.send(Slots())
+    other.send(Slots())
+    other.sock.close()
+    held = line.slots()
+    assert set(held) == {A}
+    close(held)
+
+
 def test_a_slot_that_comes_without_its_socket_is_none(line):
     line.send(Hold(replica=A))
     assert line.slots() == {}
