@@ -347,8 +347,9 @@ class Server:
         creation = self._loop.create_unix_server(
             self._make_connection, sock=self._slot.dup(), backlog=_BACKLOG, start_serving=False
         )
-        server = self._loop.run_until_complete(creation)
-        self._starting = self._loop.create_task(server.start_serving())
+        # Held for life: the loop does not, and the collector would close the socket once nobody is connected.
+        self._listening = self._loop.run_until_complete(creation)
+        self._starting = self._loop.create_task(self._listening.start_serving())
         self._beat_due_s = perf_counter()
         self._loop.call_soon(self._beat)
 

@@ -209,6 +209,22 @@ def test_a_found_sample_that_fails_only_warns(start: Start) -> None:
     assert replica.post(SAMPLE).status == 200
 
 
+def test_a_replica_to_which_nobody_is_connected_outlives_pythons_garbage_collector(start: Start, folder: Path) -> None:
+    replica = start(
+        """
+import gc, os, threading, time
+def collect():
+    while not os.path.exists("go"): time.sleep(0.005)
+    while gc.collect(): pass
+    open("collected", "w").close()
+threading.Thread(target=collect, daemon=True).start()
+"""
+    )
+    (folder / "project" / "go").touch()
+    eventually((folder / "project" / "collected").exists, "what nobody holds is gone")
+    assert replica.post(SAMPLE).status == 200
+
+
 # ---- health ---------------------------------------------------------------------------------------------------------
 
 
@@ -329,7 +345,7 @@ def test_sigterm_is_a_drain(start: Start, shared_launcher: LauncherProcess, fold
 def test_a_drain_that_lost_the_processor_serves_who_came_meanwhile(folder: Path) -> None:
     """A loop accepts a connection and looks at its timers before it makes the connection known."""
     code = """
-import faulthandler, os, socket, sys, time
+import os, socket, sys, time
 from pathlib import Path
 import uvloop
 from replica_harness import listen, spec_for
@@ -338,7 +354,6 @@ from cortex.replica.logs import LogFile
 from cortex.replica.server import SETTLE_S, Server, Service
 from cortex.replica.stats import Counters
 
-faulthandler.dump_traceback_later(80, exit=True)  # says where it stands, if it ever does
 folder = Path(sys.argv[1])
 loop, log = uvloop.new_event_loop(), LogFile("", 1)
 condition = Condition(spec_for(folder, folder))
