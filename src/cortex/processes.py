@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 from functools import cache
 from pathlib import Path
@@ -92,6 +93,17 @@ def open_pidfd(identity: ProcessIdentity) -> int | None:
         os.close(pidfd)
         return None
     return pidfd
+
+
+def has_ended(pidfd: int) -> bool:
+    """
+    Whether the process of a pidfd has ended, with all its threads.
+
+    For looks that repeat: on an idle machine, where nothing is in a cache, reading /proc/pid/stat takes milliseconds.
+    """
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def send_signal(identity: ProcessIdentity, number: signal.Signals) -> bool:

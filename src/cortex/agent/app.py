@@ -66,7 +66,8 @@ from cortex.wire.secrecy import problem_without, to_mask
 log = logging.getLogger(__name__)
 
 LOCAL_NODE = NodeId("local")
-HOUSEKEEPING_S = 0.5
+HOUSEKEEPING_S = 1.0
+"""How soon a control plane, keeper or launcher that died is missed. Looks are most of what an idle node does."""
 LOG_POLL_S = 0.2
 LOG_CLEANING_S = 300.0
 RAW_OUTPUT_S = 1.0
@@ -120,6 +121,8 @@ class Agent:
         self._stop_asked: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._control_plane_restarts = processes.RestartBudget()
         self._control_plane: subprocess.Popen[bytes] | None = None
+        self._control_plane_fd: int | None = None
+        """A pidfd of one that we did not start."""
         self._listening: asyncio.Server | None = None
         self._listening_inode = 0
         self._homeless_looks = 0
@@ -532,13 +535,19 @@ class Agent:
         if self._control_plane is not None and self._control_plane.poll() is None:
             return
         self._control_plane = None
+        if self._control_plane_fd is not None:
+            if not processes.has_ended(self._control_plane_fd):
+                return
+            os.close(self._control_plane_fd)
+            self._control_plane_fd = None
         if self._layout.down_mark.exists() or self._stop_asked.done():
             return
         try:
             record = msgspec.json.decode(self._layout.controlplane_file.read_bytes(), type=ControlPlaneRecord)
         except (OSError, *UNREADABLE):
             return  # it ended in order, or never ran: whoever wants it starts it
-        if processes.is_alive(record):
+        self._control_plane_fd = processes.open_pidfd(record)
+        if self._control_plane_fd is not None:
             return
         now_s = self._clock.monotonic_s()
         if not self._control_plane_restarts.may_start(now_s):

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cortex.ingress.errors import HaproxyMissing, HaproxyUnsupported
-from cortex.processes import ProcessIdentity, identify, is_alive, open_pidfd, send_signal
+from cortex.processes import ProcessIdentity, has_ended, identify, open_pidfd, send_signal
 
 _OLDEST = (2, 8)
 _VERSION = re.compile(r"HAProxy version (\d+)\.(\d+)\S*")
@@ -117,7 +117,7 @@ class HaproxyProcess:
 
     def alive(self) -> bool:
         """Whether it runs, as of now and not as of the last turn of the event loop."""
-        if not self._exited.is_set() and not is_alive(self.identity):
+        if self._pidfd is not None and has_ended(self._pidfd):
             self._note_exit()
         return not self._exited.is_set()
 

@@ -912,6 +912,7 @@ class Ingress:
 
     async def _remember_refusals(self, worker: Worker) -> None:
         rows = await worker.admin.refusals()
+        worker.answered_s = self._clock.monotonic_s()  # which saves asking it whether it answers
         self._refusals[worker.instance] = tuple(
             ApiRefusals(instance=worker.instance, api=ApiKey(row.api), counts=row.counts) for row in rows
         )
