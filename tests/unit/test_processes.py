@@ -41,11 +41,16 @@ def test_a_zombie_does_not_count_as_alive():
         assert identity is not None
         assert processes.is_alive(identity)
         assert not processes.is_zombie(child.pid)
+        pidfd = processes.open_pidfd(identity)
+        assert pidfd is not None
+        assert not processes.has_ended(pidfd)
         child.stdin.close()  # that is the end of it
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert processes.identify(child.pid) is None
         assert not processes.is_alive(identity)
         assert processes.is_zombie(child.pid)
+        assert processes.has_ended(pidfd)
+        os.close(pidfd)
     assert not processes.is_zombie(child.pid), "collected"
 
 
