@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -184,7 +183,7 @@ class HomeLayout:
         """Held by the agent for life."""
         return self.home / "agent.lock"
 
-    @cached_property
+    @property
     def sockets(self) -> Path:
         """Folder of the unix sockets: under the home if its path is short enough, else in the runtime folder."""
         inside = self.home / "run"
