@@ -118,14 +118,14 @@ def test_the_project_comes_first_on_the_path(
 
 
 def test_threads_besides_the_main_one_are_named() -> None:
-    # By a name that no thread of another test can have.
-    assert "cx-offender" not in process.single_thread_offenders()
+    name = f"cx-{os.urandom(4).hex()}"  # that no thread of another test can have, nor one that has just ended
+    assert name not in process.single_thread_offenders()
     done = threading.Event()
     thread = threading.Thread(target=done.wait)
     thread.start()
     try:
-        Path(f"/proc/self/task/{thread.native_id}/comm").write_text("cx-offender")
-        assert process.single_thread_offenders().count("cx-offender") == 1
+        Path(f"/proc/self/task/{thread.native_id}/comm").write_text(name)
+        assert process.single_thread_offenders().count(name) == 1
     finally:
         done.set()
         thread.join()
