@@ -60,6 +60,18 @@ def eventually(look: Callable[[], T | None], what: str, deadline_s: float = DEAD
         time.sleep(0.005)
 
 
+def connected(path: Path, timeout_s: float) -> socket.socket:
+    """A connection to a unix socket. Raises OSError, and leaves nothing open then."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(str(path))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 @dataclass
 class Answer:
     """An HTTP response."""
@@ -77,9 +89,7 @@ class Client:
     """One HTTP connection over a unix socket, nothing but the bytes one asks for."""
 
     def __init__(self, path: Path, timeout_s: float = DEADLINE_S) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(timeout_s)
-        self.sock.connect(str(path))
+        self.sock = connected(path, timeout_s)
         self._buffer = b""
 
     def __enter__(self) -> Client:
@@ -139,9 +149,7 @@ class Control:
     """A connection to a replica's control socket."""
 
     def __init__(self, path: Path, timeout_s: float = DEADLINE_S) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(timeout_s)
-        self.sock.connect(str(path))
+        self.sock = connected(path, timeout_s)
 
     def __enter__(self) -> Control:
         return self
@@ -173,9 +181,7 @@ class LauncherLink:
     """A connection to a launcher, as an agent has one."""
 
     def __init__(self, path: Path) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(LAUNCHER_DEADLINE_S)  # it may import what was missing before it answers
-        self.sock.connect(str(path))
+        self.sock = connected(path, LAUNCHER_DEADLINE_S)  # it may import what was missing before it answers
         self.received: list[LauncherReply] = []
 
     def send(self, message: LauncherRequest, fds: Sequence[int] = ()) -> None:

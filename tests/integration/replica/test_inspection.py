@@ -124,9 +124,13 @@ def test_a_replica_is_forked_while_as_many_inspections_run_as_may(
 
 
 def begin_inspections(link: LauncherLink, folder: Path) -> list[Path]:
-    """Ask for twice as many as run at once, which all wait for a file `go`; returns the marks of those that run."""
+    """
+    Ask for twice as many as run at once, which all wait for a file `go`; returns the marks of those that run. Whoever
+    has not looked when the folder is removed ends too: it would keep its place in the launcher for minutes.
+    """
     source = (
-        "import os, time\nopen(f'began-{os.getpid()}', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)"
+        "import os, time\nmark = f'began-{os.getpid()}'\nopen(mark, 'w').close()\n"
+        "while os.path.exists(mark) and not os.path.exists('go'): time.sleep(0.01)"
     )
     for number in range(2 * INSPECTIONS_AT_ONCE):
         link.send(Inspect(request=str(number), spec=spec_for(folder, IRIS, handler_source=source)))
