@@ -12,6 +12,7 @@ import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeviceId, ReplicaId, Revision, Version
+from cortex.wire.batching import BatchingOrder, BatchingState, BatchingVerdict
 from cortex.wire.build import ModelFormat, Resources, Sample, TrackerConfig
 from cortex.wire.reports import Phase
 from cortex.wire.signature import Signature
@@ -34,7 +35,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     handler: str | None = None
     tracker: TrackerConfig | None = None
     env: dict[str, str] = {}
-    batching: bool = True
+    batches: BatchingOrder = BatchingOrder()
     concurrency: int | None = None
     resources: Resources = Resources()
     devices: tuple[DeviceId, ...] = ()
@@ -77,6 +78,10 @@ class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag="inspect"):
     """Also try the sample through the model alone."""
     make_up_sample: bool = False
     """Also make up a sample from the model's signature, and try it."""
+    prove_rows: bool = False
+    """Also find out from the graph whether requests may share a run."""
+    try_rows: bool = False
+    """Also run rows alone and together. With `prove_rows` only where the graph proves that they may."""
 
 
 LauncherRequest = Fork | Inspect
@@ -127,7 +132,8 @@ class InspectReport(msgspec.Struct, frozen=True, kw_only=True):
     has_pre: bool = False
     has_post: bool = False
     is_async: bool = False
-    batchable: bool = False
+    batching: BatchingVerdict | None = None
+    """Only if it was asked for."""
     notes: tuple[str, ...] = ()
     made_up: MadeUpSample | None = None
     """Only if it was asked for; None also where a sample would be too large to read or write as JSON."""
@@ -150,7 +156,13 @@ class Drain(msgspec.Struct, frozen=True, kw_only=True, tag="drain"):
     timeout_s: float
 
 
-ReplicaRequest = Ask | AskListener | Drain
+class SetBatching(msgspec.Struct, frozen=True, kw_only=True, tag="set_batching"):
+    """To a replica's control socket: do this about batches from now on. Safe to repeat."""
+
+    order: BatchingOrder
+
+
+ReplicaRequest = Ask | AskListener | Drain | SetBatching
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +196,7 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
     """Why it is about to exit."""
     warnings: tuple[Problem, ...] = ()
+    batching: BatchingState = BatchingState()
     spec: ReplicaSpec | None = None
     """Only in the answer to `AskListener`."""
     facts: dict[str, Any] = {}

@@ -1,0 +1,105 @@
+"""
+Whether requests may share a run of the model, what that rests on, and what was seen since. See `docs/models.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+Rounding: TypeAlias = Literal["exact", "rounding", "labels", "steps"]
+"""
+What rounding may do to a row when others are beside it.
+
+`exact`: nothing, every bit is the same. `rounding`: sums round in another order, within the tolerance. `labels`: besides,
+a tie within the tolerance may fall the other way. `steps`: a rounding or quantisation stands behind a sum, so that a
+value may move by a whole step.
+"""
+
+Mode: TypeAlias = Literal["auto", "on", "off"]
+"""`batching` in cortex.yaml. `auto`: where it is proved. `on`: the user's word for what is not proved."""
+
+TOLERANCES: Final[dict[str, tuple[float, float]]] = {
+    "float64": (1e-12, 1e-9),
+    "float32": (1e-6, 1e-4),
+    "float16": (1e-3, 1e-2),
+    "bfloat16": (1e-3, 1e-2),
+}
+"""
+By type of the output: what a row may differ by, absolute, and as a share of the row's largest magnitude; both add up.
+
+Source: 75 models alone against batched, `docs/batching.md`: sums in another order move a float32 row by at most 1.4e-5
+of its largest value, and values near 0 by at most 1.2e-7.
+"""
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's graph says about its rows."""
+
+    rules: int
+    """`cortex.rows.RULES` that it was made by; another number voids it."""
+    proved: bool
+    """Each output row is a function of the input row of the same index, and of neither the number nor order of rows."""
+    reason: str = ""
+    """Why it is not proved, e.g. `rows are dimension 2, not 0`."""
+    operator: str = ""
+    """The first operator in the way, e.g. `Conv conv_7`; empty if none is."""
+    rounding: Rounding = "exact"
+    rounding_operator: str = ""
+    """The operator that makes it `steps` or `labels`; empty for the others."""
+    operators: int = 0
+    """How many were looked at."""
+
+
+class Disagreement(msgspec.Struct, frozen=True, kw_only=True):
+    """A row that was answered differently alone and together."""
+
+    output: str
+    alone: str
+    """The value where they differ most, as text."""
+    together: str
+    difference: float | None = None
+    """None where values are not numbers, or shapes differ."""
+    tolerance: float = 0.0
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """What running rows alone and together has shown. It guards against a wrong rule, and proves nothing."""
+
+    runtime: str
+    """What ran it, e.g. `onnxruntime 1.32.0, cpu, 2 threads`; the result says nothing about another."""
+    rows: int = 0
+    """How many were compared; 0: no input could be made up."""
+    worst: float = 0.0
+    """The largest difference, as a share of what the tolerance allows."""
+    disagreement: Disagreement | None = None
+
+
+class BatchingVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What an inspection found out about a model's rows."""
+
+    proof: Proof
+    trial: Trial | None = None
+    """None: nothing was to be tried."""
+
+
+class BatchingOrder(msgspec.Struct, frozen=True):
+    """What a replica does about batches: told at its start, and again when it changes."""
+
+    batches: bool = False
+    rounding: Rounding = "rounding"
+    """What its guard takes for a disagreement."""
+
+
+class BatchingState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica does about batches now, and what its guard has seen."""
+
+    order: BatchingOrder = BatchingOrder()
+    """The last one that it was given."""
+    runtime: str = ""
+    """As in `Trial.runtime`."""
+    guarded_rows: int = 0
+    """How many rows of batches were computed again alone."""
+    disagreement: Disagreement | None = None
+    """Why it batches no more, whatever its order says: a row was answered differently alone and together."""
