@@ -12,7 +12,7 @@ import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeviceId, ReplicaId, Revision, Version
-from cortex.wire.batching import BatchingOrder, BatchingState, BatchingVerdict
+from cortex.wire.batching import BatchingOrder, BatchingState, BatchingVerdict, Mode
 from cortex.wire.build import ModelFormat, Resources, Sample, TrackerConfig
 from cortex.wire.reports import Phase
 from cortex.wire.signature import Signature
@@ -78,10 +78,11 @@ class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag="inspect"):
     """Also try the sample through the model alone."""
     make_up_sample: bool = False
     """Also make up a sample from the model's signature, and try it."""
-    prove_rows: bool = False
-    """Also find out from the graph whether requests may share a run."""
-    try_rows: bool = False
-    """Also run rows alone and together. With `prove_rows` only where the graph proves that they may."""
+    rows: Mode = "off"
+    """
+    Also find out whether requests may share a run. `auto`: prove it from the graph, and where it is proved run rows
+    alone and together. `on`: do both in any case.
+    """
 
 
 LauncherRequest = Fork | Inspect
