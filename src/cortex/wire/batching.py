@@ -8,6 +8,9 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
+RULES: Final = 1
+"""Number of the rules in `cortex.rows`: grows whenever one of them changes, and voids every proof made before."""
+
 Rounding: TypeAlias = Literal["exact", "rounding", "labels", "steps"]
 """
 What rounding may do to a row when others are beside it.
@@ -38,7 +41,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     """What a model's graph says about its rows."""
 
     rules: int
-    """`cortex.rows.RULES` that it was made by; another number voids it."""
+    """`RULES` that it was made by; another number voids it."""
     proved: bool
     """Each output row is a function of the input row of the same index, and of neither the number nor order of rows."""
     reason: str = ""
