@@ -1,0 +1,403 @@
+"""Follows rows from the inputs of an ONNX graph to its outputs, through subgraphs and functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from cortex.rows import rules
+from cortex.rows.rules.registry import COUNTED, NEWEST, RULES, Call, Rounds, Rule
+from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Symbols
+from cortex.rows.values import (
+    EXACT,
+    Grade,
+    Kind,
+    Noise,
+    NotProved,
+    Value,
+    mixed,
+    refuse,
+    rows,
+    uniform,
+)
+from cortex.wire import batching
+from cortex.wire.batching import Proof
+from cortex.wire.graphs import Attribute, Function, Graph, GraphInput, Model, Node, Reference, Tensor
+
+_ = rules  # imported for what it registers
+
+MAX_STEPS: Final = 50_000
+"""Operators looked at, bodies of loops each time: seconds. Larger models are not proved."""
+MAX_DEPTH: Final = 50
+"""Of graphs in graphs and functions in functions."""
+
+FLOAT_BITS: Final = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
+_ROUNDING: Final[dict[Grade, batching.Rounding]] = {
+    Grade.EXACT: "exact",
+    Grade.ROUNDING: "rounding",
+    Grade.LABELS: "labels",
+    Grade.STEPS: "steps",
+}
+
+
+class TooLarge(Exception):
+    """The model is not looked at to its end."""
+
+
+class Scope:
+    """Names of values in one graph, and around it."""
+
+    def __init__(
+        self,
+        opsets: Mapping[str, int],
+        *,
+        around: Scope | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
+        depth: int = 0,
+    ) -> None:
+        self.opsets = opsets
+        self.attributes = attributes
+        """Of the call, inside a function."""
+        self.depth = depth
+        self._around = around
+        self._values: dict[str, Value] = {}
+
+    def __setitem__(self, name: str, value: Value) -> None:
+        self._values[name] = value
+
+    def find(self, name: str) -> Value | None:
+        scope: Scope | None = self
+        while scope is not None:
+            found = scope._values.get(name)
+            if found is not None:
+                return found
+            scope = scope._around
+        return None
+
+
+def prove(model: Model) -> Proof:
+    """
+    Prove that each output row of an ONNX model is a function of its own input row, or say what is in the way.
+
+    Covers batches of requests with equal trailing shapes, no size of 0, and none but the inputs without a default.
+    Never raises; what cannot be followed is not proved.
+    """
+    flow = Flow(model)
+    try:
+        outputs = flow.run()
+        return proof(flow.steps, outputs, model.graph)
+    except NotProved as refusal:
+        return not_proved(str(refusal), operators=flow.steps)
+    except TooLarge:
+        return not_proved(f"it has more than {MAX_STEPS} operators to look at", operators=flow.steps)
+    except Exception as error:  # a fault of ours must not batch what may mix rows
+        return not_proved(f"the analysis failed ({type(error).__name__})", operators=flow.steps)
+
+
+def not_proved(reason: str, *, operator: str = "", operators: int = 0) -> Proof:
+    return Proof(rules=batching.RULES, proved=False, reason=reason, operator=operator, operators=operators)
+
+
+def proof(steps: int, outputs: Sequence[Value], graph: Graph) -> Proof:
+    """What the outputs' values come to."""
+    if not outputs:
+        return not_proved("it has no outputs", operators=steps)
+    noise = EXACT
+    for index, (name, value) in enumerate(zip(graph.outputs, outputs, strict=True)):
+        if value.kind is Kind.MIXED:
+            return not_proved(value.reason, operator=value.operator, operators=steps)
+        reason = _what_is_wrong(value)
+        if reason:
+            return not_proved(f'the output "{name}" {reason}', operators=steps)
+        declared = graph.output_dtypes[index] if graph.output_dtypes else ""
+        noise = noise.joined(_as_output(value, declared or value.dtype))
+    return Proof(
+        rules=batching.RULES,
+        proved=True,
+        rounding=_ROUNDING[noise.grade],
+        rounding_operator=noise.operator,
+        operators=steps,
+    )
+
+
+def _what_is_wrong(value: Value) -> str:
+    if value.kind is Kind.ITEMS:
+        return ""
+    if value.is_uniform:
+        return "is made of the number of rows" if value.counts_rows else "is the same for all rows"
+    if not value.is_rows:
+        return "has no rows"
+    if value.axis != 0:
+        return f"has its rows in dimension {value.axis}"
+    if value.layout != (1, 1) or value.known_shape[0] != NUMBER_OF_ROWS:
+        return f"has {value.known_shape[0]} rows for N"
+    return ""
+
+
+def _as_output(value: Value, dtype: str) -> Noise:
+    """A sum that was rounded to a coarser type than the output's moves it by whole steps."""
+    noise = value.noise
+    if noise.grade is not Grade.EXACT and noise.bits < FLOAT_BITS.get(dtype, 0):
+        return Noise(Grade.STEPS, noise.bits, noise.operator or f"Cast of {noise.bits}-bit floats to {dtype}")
+    return noise
+
+
+class Flow:
+    """One analysis."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.symbols = Symbols()
+        self.steps = 0
+
+    def run(self) -> list[Value]:
+        """
+        Return what is known of the outputs.
+
+        Raises:
+            NotProved: the inputs have no rows.
+            TooLarge: of `MAX_STEPS`.
+        """
+        graph = self._model.graph
+        scope = Scope(self._model.opsets)
+        for declared in graph.inputs:
+            if declared.name not in graph.constants:
+                scope[declared.name] = self.rows_of(declared)
+        return self.values_of(graph, scope)
+
+    def rows_of(self, declared: GraphInput) -> Value:
+        """
+        What is known of an input: its first dimension is the rows, each free one a size of its own.
+
+        Equal names of dimensions prove nothing: onnxruntime does not hold them equal.
+
+        Raises:
+            NotProved: its first dimension is not free.
+        """
+        name = f'the input "{declared.name}"'
+        if not declared.is_tensor:
+            refuse(f"{name} is no tensor")
+        if declared.shape is None:
+            refuse(f"{name} has no declared rank")
+        if not declared.shape:
+            refuse(f"{name} is a scalar")
+        first = declared.shape[0]
+        if isinstance(first, int) and first >= 0:
+            refuse(f"the first dimension of {name} is fixed to {first}")
+        trailing: list[Dim] = []
+        for dim in declared.shape[1:]:
+            if dim == 0:
+                refuse(f"{name} has a size of 0")
+            trailing.append(dim if isinstance(dim, int) and dim > 0 else self.symbols.fresh())
+        return rows([NUMBER_OF_ROWS, *trailing], dtype=declared.dtype)
+
+    def values_of(self, graph: Graph, scope: Scope) -> list[Value]:
+        """Go through a graph whose inputs are in the scope; return its outputs."""
+        for name, tensor in graph.constants.items():
+            scope[name] = constant(tensor)
+        for node in graph.nodes:
+            self._node(node, scope)
+        return [self._find(scope, name) for name in graph.outputs]
+
+    def subgraph(self, graph: Graph, scope: Scope, arguments: Sequence[Value] = ()) -> list[Value]:
+        """
+        Go through a graph inside a node of `scope`; return its outputs.
+
+        Raises:
+            NotProved: it is nested too deep, or wants another number of inputs.
+        """
+        if scope.depth >= MAX_DEPTH:
+            refuse(f"graphs are nested more than {MAX_DEPTH} deep")
+        if len(arguments) != len(graph.inputs):
+            refuse(f"a graph of {len(graph.inputs)} inputs gets {len(arguments)}")
+        inner = Scope(scope.opsets, around=scope, attributes=scope.attributes, depth=scope.depth + 1)
+        for declared, value in zip(graph.inputs, arguments, strict=True):
+            inner[declared.name] = value
+        return self.values_of(graph, inner)
+
+    @staticmethod
+    def _find(scope: Scope, name: str) -> Value:
+        return scope.find(name) or mixed(f'there is no value "{name}"')
+
+    def _node(self, node: Node, scope: Scope) -> None:
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise TooLarge
+        inputs = [self._find(scope, name) if name else None for name in node.inputs]
+        results = self._results(node, inputs, scope)
+        for index, name in enumerate(node.outputs):
+            if name:
+                missing = mixed("an output that no rule knows", label(node))
+                scope[name] = results[index] if index < len(results) else missing
+
+    def _results(self, node: Node, inputs: Sequence[Value | None], scope: Scope) -> Sequence[Value]:
+        for value in inputs:
+            if value is not None and value.kind is Kind.MIXED:
+                return [value] * len(node.outputs)
+        try:
+            attributes = _bound(node, scope)
+            function = self._model.functions.get((node.domain, node.operator))
+            if function is not None:
+                return self._call(function, inputs, attributes, scope)
+            return self.apply(node, inputs, attributes, scope)
+        except NotProved as refusal:
+            return [mixed(str(refusal), label(node))] * len(node.outputs)
+        except TooLarge:
+            raise
+        except Exception as error:  # a fault in a rule: what it was asked about is not proved
+            return [mixed(f"the rule failed ({type(error).__name__}: {error})", label(node))] * len(node.outputs)
+
+    def _call(
+        self, function: Function, inputs: Sequence[Value | None], attributes: Mapping[str, Attribute], scope: Scope
+    ) -> Sequence[Value]:
+        if scope.depth >= MAX_DEPTH:
+            refuse(f"functions are nested more than {MAX_DEPTH} deep")
+        if len(inputs) > len(function.inputs):
+            refuse(f"a function of {len(function.inputs)} inputs gets {len(inputs)}")
+        inner = Scope(
+            function.opsets or self._model.opsets,
+            attributes={**function.defaults, **attributes},
+            depth=scope.depth + 1,
+        )
+        for name, value in zip(function.inputs, inputs, strict=False):
+            if value is not None:
+                inner[name] = value
+        left_out = set(function.inputs[len(inputs) :]) | {
+            name for name, value in zip(function.inputs, inputs, strict=False) if value is None
+        }
+        for node in function.nodes:
+            if left_out:
+                node = dataclasses.replace(
+                    node, inputs=tuple("" if name in left_out else name for name in node.inputs)
+                )
+            self._node(node, inner)
+        return [self._find(inner, name) for name in function.outputs]
+
+    def apply(
+        self, node: Node, inputs: Sequence[Value | None], attributes: Mapping[str, Attribute], scope: Scope
+    ) -> Sequence[Value]:
+        """
+        Apply an operator's rule.
+
+        Raises:
+            NotProved: there is none, or it refuses.
+        """
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        found = RULES.get((domain, node.operator))
+        opset = scope.opsets.get(domain, 1 if domain == "com.microsoft" else 0)
+        if found is None:
+            refuse("no rule knows this operator")
+        if not found.since <= opset <= found.until:
+            refuse(f"no rule knows this operator in operator set {opset}")
+        call = Call(
+            operator=node.operator,
+            domain=domain,
+            opset=opset,
+            inputs=inputs,
+            attributes=attributes,
+            outputs=len(node.outputs),
+            symbols=self.symbols,
+            flow=self,
+            scope=scope,
+        )
+        return apply_rule(found, call, label(node))
+
+
+def apply_rule(rule: Rule, call: Call, name: str) -> Sequence[Value]:
+    """
+    What a rule says about its outputs, with what it adds to their noise.
+
+    Raises:
+        NotProved: the rule refuses, or gets a kind of value that it does not expect.
+    """
+    all_uniform = True
+    for value in call.inputs:
+        if value is None:
+            continue
+        if value.counts_rows and not rule.takes_counts:
+            refuse(COUNTED)
+        if not value.is_uniform or value.counts_rows:
+            all_uniform = False
+        if not value.is_uniform and not value.is_rows and value.kind not in rule.takes:
+            refuse(_UNEXPECTED[value.kind])
+    if all_uniform and rule.when_uniform:
+        return _of_uniform(rule, call)
+    result = rule.function(call)
+    values = [result] if isinstance(result, Value) else list(result)
+    noise = EXACT
+    for value in call.given:
+        noise = noise.joined(value.noise)
+    return [
+        _with_noise(value, noise, call.rounds or rule.rounds[min(index, len(rule.rounds) - 1)], name)
+        for index, value in enumerate(values)
+    ]
+
+
+_UNEXPECTED: Final = {
+    Kind.ROW_NUMBERS: "row numbers used as data",
+    Kind.ROW_INDICES: "row numbers used as data",
+    Kind.PADDED: "rows are padded to the longest of the batch",
+    Kind.ITEMS: "a list used as a tensor",
+    Kind.TENSORS: "a list used as a tensor",
+}
+
+
+def _of_uniform(rule: Rule, call: Call) -> Sequence[Value]:
+    """
+    Outputs of an operator without rows among its inputs: the same for all rows, whatever it computes.
+
+    Its rule is asked for shapes and small values, and where it refuses nothing more is known.
+    """
+    try:
+        result = rule.function(call)
+        values = [result] if isinstance(result, Value) else list(result)
+        if all(value.is_uniform for value in values):
+            return values
+    except NotProved:
+        pass
+    return [uniform() for _ in range(max(call.outputs, 1))]
+
+
+def _with_noise(value: Value, noise: Noise, rounds: Rounds, name: str) -> Value:
+    """The value with the noise of what it was made of, and what its operator adds."""
+    if value.is_uniform or value.kind is Kind.MIXED:
+        return value
+    bits = FLOAT_BITS.get(value.dtype, 0 if value.dtype else 32)
+    noisy = noise.grade is not Grade.EXACT
+    if rounds is Rounds.SUMS and bits:
+        noise = noise.joined(Noise(Grade.ROUNDING, bits))
+    elif rounds is Rounds.VOTES:
+        noise = noise.joined(Noise(Grade.LABELS if noisy else Grade.ROUNDING, 32, name))
+    elif rounds is Rounds.ELECTS or (rounds is Rounds.CHOOSES and noisy):
+        noise = noise.joined(Noise(Grade.LABELS, 64, name))
+    elif rounds is Rounds.STEPS and noisy:
+        noise = noise.joined(Noise(Grade.STEPS, 64, name))
+    if noise.grade is Grade.EXACT and value.noise == EXACT:
+        return value
+    if bits and noise.grade is not Grade.EXACT:
+        noise = noise._replace(bits=min(noise.bits, bits))
+    return dataclasses.replace(value, noise=noise.joined(value.noise))
+
+
+def constant(tensor: Tensor) -> Value:
+    return Value(Kind.UNIFORM, tensor.shape, elements=tensor.elements, dtype=tensor.dtype)
+
+
+def label(node: Node) -> str:
+    """How an operator is called in a verdict."""
+    return f"{node.operator} {node.name}".strip()
+
+
+def _bound(node: Node, scope: Scope) -> Mapping[str, Attribute]:
+    """The node's attributes, with those that are the function's in place."""
+    if not any(isinstance(value, Reference) for value in node.attributes.values()):
+        return node.attributes
+    around = scope.attributes or {}
+    bound = {}
+    for name, value in node.attributes.items():
+        if not isinstance(value, Reference):
+            bound[name] = value
+        elif value.name in around:
+            bound[name] = around[value.name]
+    return bound

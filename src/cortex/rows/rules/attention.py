@@ -1,0 +1,1 @@
+"""Attention: queries meet keys of the same row."""

@@ -1,0 +1,1 @@
+"""Operators that mix rows, with the reason."""

@@ -1,0 +1,1 @@
+"""Along an axis that must not be the rows."""

@@ -1,0 +1,1 @@
+"""Shapes as values, and what is made from them."""

@@ -1,0 +1,270 @@
+"""What is known of a value while rows are followed through a graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Size, Symbols, counts_rows, divided
+from cortex.wire.graphs import MAX_ELEMENTS
+
+Element: TypeAlias = int | float | bool | str | Size
+Shape: TypeAlias = tuple[Dim, ...]
+
+
+class Kind(Enum):
+    """What a value has to do with the rows of the batch."""
+
+    UNIFORM = "uniform"
+    """The same for each row and any number of rows, but that sizes and known elements may count the rows."""
+    ROWS = "rows"
+    """
+    Along `axis` the size is before × N × after, and index (b × N + i) × after + a is made of input row i alone, in the
+    same way whichever b and i, N and other rows are.
+    """
+    ROW_NUMBERS = "row numbers"
+    """As `ROWS`, but what stands there is i itself."""
+    ROW_INDICES = "row indices"
+    """As `ROWS`; along the last dimension the first element is i, the others are made of row i."""
+    PADDED = "padded rows"
+    """As `ROWS`, but filled up along the last dimension with `padding` to the longest row of the batch."""
+    ITEMS = "items"
+    """A list with an item a row."""
+    TENSORS = "tensors"
+    """A list of tensors that are all like `item`, of a length that does not depend on the rows."""
+    MIXED = "mixed"
+    """Anything else: `reason` says why."""
+
+
+LAID_OUT: Final = frozenset({Kind.ROWS, Kind.ROW_NUMBERS, Kind.ROW_INDICES, Kind.PADDED})
+
+
+class Grade(Enum):
+    """How far a row may move when others are beside it; see `wire.batching.Rounding`."""
+
+    EXACT = 0
+    ROUNDING = 1
+    LABELS = 2
+    STEPS = 3
+
+
+class Noise(NamedTuple):
+    """What rounding may have done to a value so far."""
+
+    grade: Grade = Grade.EXACT
+    bits: int = 64
+    """Width of the coarsest float that was rounded to in another order."""
+    operator: str = ""
+    """What made it `labels` or `steps`."""
+
+    def joined(self, other: Noise) -> Noise:
+        worse = self if self.grade.value >= other.grade.value else other
+        return Noise(worse.grade, min(self.bits, other.bits), worse.operator)
+
+
+EXACT: Final = Noise()
+
+
+class NotProved(Exception):
+    """A rule's refusal. The text completes `<operator>: …`."""
+
+
+def refuse(reason: str) -> NoReturn:
+    raise NotProved(reason)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+    """Use the functions below to make one."""
+
+    kind: Kind
+    shape: Shape | None = None
+    """None: of unknown rank."""
+    axis: int = -1
+    before: Dim = 1
+    after: Dim = 1
+    elements: tuple[Element, ...] | None = None
+    """Row-major; only of uniform values, and only where all are known."""
+    dtype: str = ""
+    """numpy's name; empty where nobody has said."""
+    noise: Noise = EXACT
+    padding: str = ""
+    item: Value | None = None
+    """None in an empty list."""
+    reason: str = ""
+    operator: str = ""
+    """Where the rows were lost, e.g. `Conv conv_7`."""
+
+    @property
+    def rank(self) -> int:
+        return len(self.known_shape)
+
+    @property
+    def known_shape(self) -> Shape:
+        """
+        Raises:
+            NotProved: the rank is unknown.
+        """
+        if self.shape is None:
+            refuse("a value of unknown rank")
+        return self.shape
+
+    @property
+    def is_uniform(self) -> bool:
+        return self.kind is Kind.UNIFORM
+
+    @property
+    def is_rows(self) -> bool:
+        return self.kind is Kind.ROWS
+
+    @property
+    def counts_rows(self) -> bool:
+        """A uniform value whose size or elements depend on the number of rows."""
+        if self.kind is Kind.TENSORS:
+            return self.item is not None and self.item.counts_rows
+        if self.kind is not Kind.UNIFORM:
+            return False
+        return any(map(counts_rows, self.shape or ())) or any(map(counts_rows, self.elements or ()))
+
+    @property
+    def layout(self) -> tuple[Dim, Dim]:
+        """How rows are merged with other sizes along `axis`."""
+        return (self.before, self.after)
+
+    def array(self) -> NDArray[Any]:
+        """
+        Return the known elements in shape.
+
+        Raises:
+            NotProved: they are not known.
+        """
+        if self.elements is None or self.shape is None or not all(isinstance(dim, int) for dim in self.shape):
+            refuse("a value that has to be known is not")
+        array = np.empty(len(self.elements), dtype=object)
+        array[:] = self.elements
+        return array.reshape(tuple(int(dim) for dim in self.shape if isinstance(dim, int)))
+
+    def moved(self, shape: Iterable[Dim], axis: int) -> Value:
+        """
+        Return the same rows in another shape, with the same layout along `axis`.
+
+        Raises:
+            NotProved: the number of rows is in another dimension too.
+        """
+        dims = tuple(shape)
+        if any(counts_rows(dim) for index, dim in enumerate(dims) if index != axis):
+            refuse("the number of rows is in a second dimension")
+        return dataclasses.replace(self, shape=dims, axis=axis, elements=None)
+
+    def typed(self, dtype: str) -> Value:
+        return dataclasses.replace(self, dtype=dtype)
+
+
+def uniform(shape: Iterable[Dim] | None = None, dtype: str = "") -> Value:
+    return Value(Kind.UNIFORM, None if shape is None else tuple(shape), dtype=dtype)
+
+
+def known(array: NDArray[Any], dtype: str = "int64") -> Value:
+    """A uniform value with these elements, an array of objects; without them if there are too many."""
+    shape = tuple(int(size) for size in array.shape)
+    elements = tuple(_plain(element) for element in array.reshape(-1)) if array.size <= MAX_ELEMENTS else None
+    return Value(Kind.UNIFORM, shape, elements=elements, dtype=dtype)
+
+
+def vector(elements: Sequence[Element], dtype: str = "int64") -> Value:
+    """A uniform vector of known elements."""
+    return Value(Kind.UNIFORM, (len(elements),), elements=tuple(elements), dtype=dtype)
+
+
+def scalar(element: Element, dtype: str = "int64") -> Value:
+    return Value(Kind.UNIFORM, (), elements=(element,), dtype=dtype)
+
+
+def rows(shape: Iterable[Dim], axis: int = 0, *, before: Dim = 1, after: Dim = 1, dtype: str = "") -> Value:
+    return Value(Kind.ROWS, before=before, after=after, dtype=dtype).moved(shape, axis)
+
+
+def filled(shape: Iterable[Dim], axis: int, dtype: str = "") -> Value:
+    """
+    A value that is the same all over, as long along `axis` as a multiple of the number of rows.
+
+    Raises:
+        NotProved: it is no multiple.
+    """
+    dims = tuple(shape)
+    size = dims[axis]
+    if not isinstance(size, Size) or not size.is_multiple_of_rows:
+        refuse("the number of rows in a formula")
+    after = divided(size, NUMBER_OF_ROWS)
+    return rows(dims, axis, after=1 if after is None else after, dtype=dtype)
+
+
+def tensors(item: Value | None) -> Value:
+    return Value(Kind.TENSORS, item=item, noise=item.noise if item is not None else EXACT)
+
+
+def items() -> Value:
+    return Value(Kind.ITEMS)
+
+
+def mixed(reason: str, operator: str = "") -> Value:
+    return Value(Kind.MIXED, reason=reason, operator=operator)
+
+
+def _plain(element: Any) -> Element:
+    """A Python number for a numpy one."""
+    return element.item() if isinstance(element, np.generic) else element
+
+
+def joined(a: Value, b: Value, symbols: Symbols) -> Value:
+    """What is known of a value that is either `a` or `b`: of two branches, or of two turns of a loop."""
+    if a.kind is Kind.MIXED or b.kind is Kind.MIXED:
+        return a if a.kind is Kind.MIXED else b
+    if a == b:
+        return a
+    noise = a.noise.joined(b.noise)
+    dtype = a.dtype if a.dtype == b.dtype else ""
+    if a.kind is b.kind is Kind.TENSORS:
+        if a.item is None or b.item is None:
+            return dataclasses.replace(a if b.item is None else b, noise=noise)
+        item = joined(a.item, b.item, symbols)
+        return item if item.kind is Kind.MIXED else dataclasses.replace(tensors(item), noise=noise)
+    if a.kind is b.kind is Kind.ITEMS:
+        return dataclasses.replace(a, noise=noise)
+    if a.counts_rows or b.counts_rows:
+        return mixed("the number of rows used as data")
+    if a.kind is b.kind is Kind.UNIFORM:
+        if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
+            return uniform(dtype=dtype)
+        return uniform(_widened(a.shape, b.shape, symbols), dtype)
+    if (
+        a.kind is b.kind is Kind.ROWS
+        and a.rank == b.rank
+        and a.axis == b.axis
+        and a.layout == b.layout
+        and a.known_shape[a.axis] == b.known_shape[b.axis]
+    ):
+        shape = _widened(a.known_shape, b.known_shape, symbols)
+        return dataclasses.replace(a, shape=shape, noise=noise, dtype=dtype)
+    return mixed("branches or turns of a loop differ in where the rows are")
+
+
+def _widened(a: Shape, b: Shape, symbols: Symbols) -> Iterable[Dim]:
+    def one(p: Dim, q: Dim) -> Dim:
+        if p == q or (isinstance(p, Size) and any(symbol.widened for symbol in p.symbols)):
+            return p
+        return symbols.fresh(positive=False, widened=True)
+
+    return tuple(one(p, q) for p, q in zip(a, b, strict=True))
+
+
+def element_count(shape: Shape) -> int | None:
+    """How many elements, where each size is a number."""
+    sizes = [dim for dim in shape if isinstance(dim, int)]
+    return math.prod(sizes) if len(sizes) == len(shape) else None
