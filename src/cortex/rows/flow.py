@@ -7,20 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from cortex.rows import rules
-from cortex.rows.rules.registry import COUNTED, NEWEST, RULES, Call, Rounds, Rule
+from cortex.rows.refusal import NotProved, refuse
+from cortex.rows.rules.registry import COUNTED, RULES, Call, Rounds, Rule
 from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Symbols
-from cortex.rows.values import (
-    EXACT,
-    Grade,
-    Kind,
-    Noise,
-    NotProved,
-    Value,
-    mixed,
-    refuse,
-    rows,
-    uniform,
-)
+from cortex.rows.values import EXACT, Grade, Kind, Noise, Value, mixed, rows, uniform
 from cortex.wire import batching
 from cortex.wire.batching import Proof
 from cortex.wire.graphs import Attribute, Function, Graph, GraphInput, Model, Node, Reference, Tensor
@@ -65,6 +55,9 @@ class Scope:
 
     def __setitem__(self, name: str, value: Value) -> None:
         self._values[name] = value
+
+    def holds(self, name: str) -> bool:
+        return name in self._values
 
     def find(self, name: str) -> Value | None:
         scope: Scope | None = self
@@ -189,13 +182,14 @@ class Flow:
         for dim in declared.shape[1:]:
             if dim == 0:
                 refuse(f"{name} has a size of 0")
-            trailing.append(dim if isinstance(dim, int) and dim > 0 else self.symbols.fresh())
+            trailing.append(dim if isinstance(dim, int) and dim > 0 else self.symbols.fresh(least=1))
         return rows([NUMBER_OF_ROWS, *trailing], dtype=declared.dtype)
 
     def values_of(self, graph: Graph, scope: Scope) -> list[Value]:
         """Go through a graph whose inputs are in the scope; return its outputs."""
         for name, tensor in graph.constants.items():
-            scope[name] = constant(tensor)
+            if not scope.holds(name):
+                scope[name] = constant(tensor)
         for node in graph.nodes:
             self._node(node, scope)
         return [self._find(scope, name) for name in graph.outputs]
@@ -268,9 +262,7 @@ class Flow:
         }
         for node in function.nodes:
             if left_out:
-                node = dataclasses.replace(
-                    node, inputs=tuple("" if name in left_out else name for name in node.inputs)
-                )
+                node = dataclasses.replace(node, inputs=tuple("" if name in left_out else name for name in node.inputs))
             self._node(node, inner)
         return [self._find(inner, name) for name in function.outputs]
 
@@ -394,7 +386,7 @@ def _bound(node: Node, scope: Scope) -> Mapping[str, Attribute]:
     if not any(isinstance(value, Reference) for value in node.attributes.values()):
         return node.attributes
     around = scope.attributes or {}
-    bound = {}
+    bound: dict[str, Attribute] = {}
     for name, value in node.attributes.items():
         if not isinstance(value, Reference):
             bound[name] = value

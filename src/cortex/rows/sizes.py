@@ -10,14 +10,16 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Final, TypeAlias
 
+from cortex.rows.refusal import refuse
 
-@dataclasses.dataclass(frozen=True, slots=True, order=True)
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Symbol:
     """A number that is the same wherever the symbol stands, within one analysis."""
 
     index: int
-    positive: bool = True
-    """At least 1, as the size of an input's dimension; else it may be any integer."""
+    least: int | None = 1
+    """What it is at least: 1 for a dimension of an input, 0 for any other; None: it may be any integer."""
     of_rows: bool = False
     """Depends on the number of rows."""
     widened: bool = False
@@ -42,16 +44,27 @@ class Size:
         return sum(symbol.of_rows for symbol in self.symbols) == 1 and ROWS in self.symbols
 
     @property
-    def is_positive(self) -> bool:
-        return self.factor > 0 and all(symbol.positive for symbol in self.symbols)
+    def least(self) -> int | None:
+        """What it is at least; None where it may be any integer."""
+        least = self.factor
+        for symbol in self.symbols:
+            if least < 0 or symbol.least is None:
+                return None
+            least *= symbol.least
+        return least
 
     def __str__(self) -> str:
-        names = ["N" if symbol == ROWS else f"{'n' if symbol.of_rows else 's'}{symbol.index}" for symbol in self.symbols]
+        names = [
+            "N" if symbol == ROWS else f"{'n' if symbol.of_rows else 's'}{symbol.index}" for symbol in self.symbols
+        ]
         return "*".join(names if self.factor == 1 else [str(self.factor), *names])
 
 
 Dim: TypeAlias = int | Size
 """How long a dimension is."""
+
+MAX_FACTORS: Final = 32
+"""In a product. No size of a model has more; a few operators in a row could make one that has millions."""
 
 ROWS: Final = Symbol(0, of_rows=True)
 NUMBER_OF_ROWS: Final = Size(1, (ROWS,))
@@ -64,21 +77,26 @@ class Symbols:
         self._next = 1
         self._formulas: dict[tuple[object, ...], Size] = {}
 
-    def fresh(self, *, positive: bool = True, widened: bool = False) -> Size:
-        """Return a size that nothing is known of, but that it does not depend on the number of rows."""
-        return Size(1, (self._new(positive=positive, widened=widened),))
+    def fresh(self, *, least: int | None = 0, widened: bool = False) -> Size:
+        """Return a size that nothing more is known of, but that it does not depend on the number of rows."""
+        return Size(1, (self._new(least=least, widened=widened),))
 
-    def formula(self, name: str, *arguments: object) -> Size:
-        """Return the symbol that stands for this formula of these arguments, whatever its value."""
+    def formula(self, name: str, *arguments: object, least: int | None = None) -> Size:
+        """
+        Return the symbol that stands for this formula of these arguments.
+
+        Args:
+            least: what it is at least: 0 for what certainly is a size.
+        """
         key = (name, *((type(argument), argument) for argument in arguments))
         found = self._formulas.get(key)
         if found is None:
-            found = Size(1, (self._new(positive=False, of_rows=any(map(counts_rows, arguments))),))
+            found = Size(1, (self._new(least=least, of_rows=any(map(counts_rows, arguments))),))
             self._formulas[key] = found
         return found
 
-    def _new(self, *, positive: bool, of_rows: bool = False, widened: bool = False) -> Symbol:
-        symbol = Symbol(self._next, positive=positive, of_rows=of_rows, widened=widened)
+    def _new(self, *, least: int | None, of_rows: bool = False, widened: bool = False) -> Symbol:
+        symbol = Symbol(self._next, least=least, of_rows=of_rows, widened=widened)
         self._next += 1
         return symbol
 
@@ -88,17 +106,27 @@ def counts_rows(element: object) -> bool:
     return isinstance(element, Size) and element.counts_rows
 
 
+def _index(symbol: Symbol) -> int:
+    return symbol.index
+
+
 def times(a: Dim, b: Dim) -> Dim:
+    """
+    Raises:
+        NotProved: the product has more than `MAX_FACTORS` symbols.
+    """
     if isinstance(a, int) and isinstance(b, int):
         return a * b
-    factor, symbols = 1, []
+    factor, symbols = 1, ()  # type: int, tuple[Symbol, ...]
     for one in (a, b):
         if isinstance(one, int):
             factor *= one
         else:
             factor *= one.factor
             symbols += one.symbols
-    return Size(factor, tuple(sorted(symbols))) if factor else 0
+    if len(symbols) > MAX_FACTORS:
+        refuse("a size of too many factors")
+    return Size(factor, tuple(sorted(symbols, key=_index))) if factor else 0
 
 
 def product(dims: Iterable[Dim]) -> Dim:

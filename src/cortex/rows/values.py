@@ -6,11 +6,12 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from enum import Enum
-from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cortex.rows.refusal import refuse
 from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Size, Symbols, counts_rows, divided
 from cortex.wire.graphs import MAX_ELEMENTS
 
@@ -69,14 +70,6 @@ class Noise(NamedTuple):
 
 
 EXACT: Final = Noise()
-
-
-class NotProved(Exception):
-    """A rule's refusal. The text completes `<operator>: …`."""
-
-
-def refuse(reason: str) -> NoReturn:
-    raise NotProved(reason)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -171,9 +164,18 @@ def uniform(shape: Iterable[Dim] | None = None, dtype: str = "") -> Value:
 
 
 def known(array: NDArray[Any], dtype: str = "int64") -> Value:
-    """A uniform value with these elements, an array of objects; without them if there are too many."""
+    """
+    A uniform value with these elements, an array of objects; without them if there are too many.
+
+    Raises:
+        NotProved: there are too many, and some count the rows.
+    """
     shape = tuple(int(size) for size in array.shape)
-    elements = tuple(_plain(element) for element in array.reshape(-1)) if array.size <= MAX_ELEMENTS else None
+    elements: tuple[Element, ...] | None = tuple(_plain(element) for element in array.reshape(-1))
+    if array.size > MAX_ELEMENTS:
+        if any(map(counts_rows, elements or ())):
+            refuse("the number of rows used as data")
+        elements = None
     return Value(Kind.UNIFORM, shape, elements=elements, dtype=dtype)
 
 
@@ -219,7 +221,8 @@ def mixed(reason: str, operator: str = "") -> Value:
 
 def _plain(element: Any) -> Element:
     """A Python number for a numpy one."""
-    return element.item() if isinstance(element, np.generic) else element
+    plain: Element = element.item() if isinstance(element, np.generic) else element
+    return plain
 
 
 def joined(a: Value, b: Value, symbols: Symbols) -> Value:
@@ -255,11 +258,11 @@ def joined(a: Value, b: Value, symbols: Symbols) -> Value:
     return mixed("branches or turns of a loop differ in where the rows are")
 
 
-def _widened(a: Shape, b: Shape, symbols: Symbols) -> Iterable[Dim]:
+def _widened(a: Shape, b: Shape, symbols: Symbols) -> Shape:
     def one(p: Dim, q: Dim) -> Dim:
         if p == q or (isinstance(p, Size) and any(symbol.widened for symbol in p.symbols)):
             return p
-        return symbols.fresh(positive=False, widened=True)
+        return symbols.fresh(widened=True)
 
     return tuple(one(p, q) for p, q in zip(a, b, strict=True))
 

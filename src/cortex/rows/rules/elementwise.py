@@ -1,1 +1,426 @@
-"""Element by element, with broadcasting."""
+"""Element by element, with broadcasting: rows must meet in one dimension, and a constant have size 1 there."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from cortex.rows.refusal import NotProved, refuse
+from cortex.rows.rules.registry import COUNTED, Call, Rounds, axis_of, must_be_constant, rule
+from cortex.rows.sizes import Dim, Size, divided, times
+from cortex.rows.values import Element, Kind, Shape, Value, known, uniform
+from cortex.wire.graphs import MAX_ELEMENTS
+
+_MICROSOFT: Final = "com.microsoft"
+
+_EXACT: Final = {
+    "Abs": "clears the sign",
+    "Add": "one correctly rounded operation an element, as the others here",
+    "And": "logic",
+    "BitwiseAnd": "bits",
+    "BitwiseNot": "bits",
+    "BitwiseOr": "bits",
+    "BitwiseXor": "bits",
+    "BitShift": "bits",
+    "Div": "correctly rounded",
+    "LeakyRelu": "one product where negative",
+    "Max": "picks an operand; continuous, so that noise stays as small as it was",
+    "Min": "picks an operand",
+    "Mul": "correctly rounded",
+    "Neg": "turns the sign",
+    "Not": "logic",
+    "Or": "logic",
+    "PRelu": "one product where negative",
+    "Reciprocal": "correctly rounded",
+    "Relu": "picks x or 0",
+    "Sqrt": "correctly rounded",
+    "StringConcat": "text beside text",
+    "Sub": "correctly rounded",
+    "Sum": "operands added in their order",
+    "Xor": "logic",
+}
+_CURVES: Final = {
+    "Acos": "a polynomial, which vector and remainder of a loop may round in other ways, as the others here",
+    "Acosh": "",
+    "Asin": "",
+    "Asinh": "",
+    "Atan": "",
+    "Atanh": "",
+    "Celu": "",
+    "Cos": "",
+    "Cosh": "",
+    "Elu": "",
+    "Erf": "",
+    "Exp": "",
+    "Gelu": "",
+    "HardSigmoid": "a product and a sum, which may be one operation or two",
+    "HardSwish": "as HardSigmoid",
+    "Log": "",
+    "Mean": "a sum and a quotient",
+    "Mish": "",
+    "Pow": "",
+    "Selu": "",
+    "Sigmoid": "",
+    "Sin": "",
+    "Sinh": "",
+    "Softplus": "",
+    "Softsign": "",
+    "Swish": "",
+    "Tan": "",
+    "Tanh": "",
+}
+_BORDERS: Final = {
+    "Equal": "true or false",
+    "Greater": "true or false",
+    "GreaterOrEqual": "true or false",
+    "IsInf": "true or false",
+    "IsNaN": "true or false",
+    "Less": "true or false",
+    "LessOrEqual": "true or false",
+    "RegexFullMatch": "true or false",
+    "Shrink": "jumps at lambd",
+    "Sign": "jumps at 0",
+    "ThresholdedRelu": "jumps at alpha",
+}
+_GRIDS: Final = {
+    "Ceil": "to whole numbers",
+    "Floor": "to whole numbers",
+    "Mod": "jumps at each multiple",
+    "Round": "to whole numbers",
+}
+_MICROSOFT_CURVES: Final = {
+    "BiasGelu": "a sum with a bias, and a curve",
+    "FastGelu": "a curve, after a sum with a bias if there is one",
+    "Gelu": "a curve",
+    "QuickGelu": "a curve",
+}
+_TRUTHS: Final = frozenset(
+    {"Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "And", "Or", "Xor", "Not"}
+    | {"RegexFullMatch"}
+)
+
+_DTYPES: Final = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 8: "string", 9: "bool",
+    10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16",
+}  # fmt: skip
+"""
+By the number that stands for it in ONNX.
+
+Source: TensorProto.DataType in onnx.proto3.
+"""
+
+
+def broadcast(call: Call, values: Sequence[Value]) -> Value:
+    """
+    What is known of a value that is computed element by element, with broadcasting.
+
+    Raises:
+        NotProved: rows meet in different dimensions or layouts, or a constant is not of size 1 along them.
+    """
+    for value in values:
+        if value.counts_rows:
+            refuse(COUNTED)
+        if not value.is_uniform and not value.is_rows:
+            refuse("row numbers used as data")
+    with_rows = [value for value in values if value.is_rows]
+    dtype = values[0].dtype if values else ""
+    if not with_rows:
+        if any(value.shape is None for value in values):
+            return uniform(dtype=dtype)
+        return uniform(_broadcast_shape([value.known_shape for value in values], call), dtype)
+    rank = max(value.rank for value in values)
+    first = with_rows[0]
+    axis = first.axis + rank - first.rank
+    for value in values:
+        offset = rank - value.rank
+        if value.is_rows:
+            if value.axis + offset != axis:
+                refuse("rows meet in different dimensions")
+            if value.layout != first.layout:
+                refuse("rows meet in different layouts")
+        elif axis >= offset and value.known_shape[axis - offset] != 1:
+            refuse(f"a constant of size {value.known_shape[axis - offset]} along the rows")
+    shape = list(_broadcast_shape([_without(value, rank, axis) for value in values], call))
+    shape[axis] = first.known_shape[first.axis]
+    return dataclasses.replace(first.moved(shape, axis), dtype=dtype)
+
+
+def _without(value: Value, rank: int, axis: int) -> Shape:
+    """The shape, with 1 in place of the rows."""
+    index = axis - rank + value.rank
+    return tuple(1 if place == index else dim for place, dim in enumerate(value.known_shape))
+
+
+def _broadcast_shape(shapes: Sequence[Shape], call: Call) -> Shape:
+    rank = max((len(shape) for shape in shapes), default=0)
+    result: list[Dim] = []
+    for place in range(-rank, 0):
+        sizes = [shape[place] for shape in shapes if -place <= len(shape) and shape[place] != 1]
+        if not sizes:
+            result.append(1)
+        elif all(size == sizes[0] for size in sizes):
+            result.append(sizes[0])
+        else:  # a number wins over a symbol, which is that number, or 1, or does not fit
+            result.append(next((size for size in sizes if isinstance(size, int)), None) or call.fresh())
+    return tuple(result)
+
+
+def _elementwise(call: Call) -> Value:
+    if not call.given:
+        refuse("there are no operands")
+    if call.opset < 7 and not call.domain and (call.has("axis") or call.has("broadcast")):
+        refuse("broadcasting as it was before operator set 7")
+    found = _evaluated(call, call.given)
+    if found is not None:
+        return found
+    result = broadcast(call, call.given)
+    return result.typed("bool") if call.operator in _TRUTHS else result
+
+
+for _names, _rounds in (
+    (_EXACT, Rounds.NOTHING),
+    (_CURVES, Rounds.SUMS),
+    (_BORDERS, Rounds.CHOOSES),
+    (_GRIDS, Rounds.STEPS),
+):
+    rule(*_names, rounds=_rounds, takes_counts=True)(_elementwise)
+rule(*_MICROSOFT_CURVES, domain=_MICROSOFT, rounds=Rounds.SUMS)(_elementwise)
+
+
+@rule("Where", takes_counts=True)
+def where(call: Call) -> Value:
+    condition, chosen, other = call.value(0), call.value(1), call.value(2)
+    found = _evaluated(call, [condition, chosen, other])
+    if found is not None:
+        return found.typed(chosen.dtype)
+    return broadcast(call, [condition, chosen, other]).typed(chosen.dtype)
+
+
+@rule("Identity", takes=frozenset(Kind) - {Kind.MIXED}, takes_counts=True)
+def identity(call: Call) -> Value:
+    return call.x
+
+
+@rule("Cast", takes={Kind.ROW_NUMBERS}, takes_counts=True)
+def cast(call: Call) -> Value:
+    return converted(call, call.x, _DTYPES.get(call.integer("to"), ""))
+
+
+@rule("CastLike", takes_counts=True)
+def cast_like(call: Call) -> Value:
+    return converted(call, call.x, call.value(1).dtype)
+
+
+def converted(call: Call, value: Value, dtype: str) -> Value:
+    """A value in another type; says what that adds to noise."""
+    is_float = not value.dtype or value.dtype.startswith(("float", "bfloat"))
+    to_float = dtype.startswith(("float", "bfloat"))
+    if is_float and not to_float:
+        call.rounds = Rounds.CHOOSES if dtype == "bool" else Rounds.STEPS
+    if value.elements is not None:
+        return dataclasses.replace(
+            value, dtype=dtype, elements=tuple(_cast(call, element, dtype) for element in value.elements)
+        )
+    if value.counts_rows:
+        refuse(COUNTED)
+    return value.typed(dtype)
+
+
+def _cast(call: Call, element: Element, dtype: str) -> Element:
+    if isinstance(element, Size):
+        if dtype in ("int32", "int64", "uint32", "uint64", "float32", "float64"):
+            return element  # sizes are small enough for each of these
+        return call.formula(f"as {dtype}", element)
+    if isinstance(element, str) or dtype == "string":
+        return refuse("text and numbers")
+    if dtype == "bool":
+        return bool(element)
+    return int(element) if dtype.startswith(("int", "uint")) else float(element)
+
+
+@rule("Clip", takes_counts=True)
+def clip(call: Call) -> Value:
+    must_be_constant(*call.inputs[1:])
+    if call.x.counts_rows:
+        refuse(COUNTED)
+    return call.x if call.x.is_rows else uniform(call.x.shape, call.x.dtype)
+
+
+@rule("Dropout", when_uniform=False)
+def dropout(call: Call) -> list[Value]:
+    training = call.optional(2)
+    if training is not None and (training.elements is None or any(training.elements)):
+        refuse("random numbers, as in training")
+    if call.opset < 7 and not call.integer("is_test", 0):
+        refuse("random numbers, as in training")
+    return [call.x, call.x.typed("bool")]
+
+
+@rule("QuantizeLinear", rounds=Rounds.STEPS)
+def quantize(call: Call) -> Value:
+    zero_point = call.optional(2)
+    return _scaled(call).typed(zero_point.dtype if zero_point is not None else "uint8")
+
+
+@rule("DequantizeLinear")
+def dequantize(call: Call) -> Value:
+    return _scaled(call).typed(call.value(1).dtype)
+
+
+rule("QuantizeLinear", domain=_MICROSOFT, rounds=Rounds.STEPS)(quantize)
+rule("DequantizeLinear", domain=_MICROSOFT)(dequantize)
+
+
+def _scaled(call: Call) -> Value:
+    x, scale = call.x, call.value(1)
+    must_be_constant(*call.inputs[1:])
+    if x.is_uniform:
+        return uniform(x.shape)
+    if call.has("block_size") and call.integer("block_size"):
+        refuse("scales by blocks")
+    if scale.known_shape not in ((), (1,)) and axis_of(call.integer("axis", 1), x.rank) == x.axis:
+        refuse("a scale for each row")
+    return x
+
+
+@rule("QLinearAdd", "QLinearMul", domain=_MICROSOFT)
+def quantized_pair(call: Call) -> Value:
+    must_be_constant(*(value for index, value in enumerate(call.inputs) if index not in (0, 3)))
+    return broadcast(call, [call.value(0), call.value(3)])
+
+
+@rule("QLinearSigmoid", "QLinearLeakyRelu", domain=_MICROSOFT)
+def quantized_curve(call: Call) -> Value:
+    must_be_constant(*call.inputs[1:])
+    return call.x
+
+
+# ---- sizes as elements ------------------------------------------------------------------------------------------
+
+
+def _quotient(a: Any, b: Any) -> Any:
+    """Truncated as C has it for integers, which onnxruntime follows."""
+    if isinstance(a, int) and isinstance(b, int):
+        quotient = abs(a) // abs(b)
+        return quotient if (a < 0) == (b < 0) else -quotient
+    return a / b
+
+
+def _remainder(a: Any, b: Any) -> Any:
+    return a % b if isinstance(a, int) and isinstance(b, int) else refuse("a remainder of floats")
+
+
+_NUMERIC: Final[dict[str, Callable[..., Any]]] = {
+    "Abs": abs,
+    "Add": operator.add,
+    "And": lambda a, b: a and b,
+    "Ceil": lambda a: float(math.ceil(a)),
+    "Div": _quotient,
+    "Equal": operator.eq,
+    "Floor": lambda a: float(math.floor(a)),
+    "Greater": operator.gt,
+    "GreaterOrEqual": operator.ge,
+    "Less": operator.lt,
+    "LessOrEqual": operator.le,
+    "Max": max,
+    "Min": min,
+    "Mod": _remainder,
+    "Mul": operator.mul,
+    "Neg": operator.neg,
+    "Not": operator.not_,
+    "Or": lambda a, b: a or b,
+    "Pow": operator.pow,
+    "Sqrt": math.sqrt,
+    "Sub": operator.sub,
+    "Where": lambda condition, a, b: a if condition else b,
+}
+
+
+def _evaluated(call: Call, values: Sequence[Value]) -> Value | None:
+    """The result where all elements are known; None where it cannot be told."""
+    compute = _NUMERIC.get(call.operator)
+    if compute is None or call.domain or any(value.elements is None for value in values):
+        return None
+    if call.operator == "Mod" and call.integer("fmod", 0):
+        return None
+    try:
+        if math.prod(np.broadcast_shapes(*(value.array().shape for value in values))) > MAX_ELEMENTS:
+            return None
+        arrays = np.broadcast_arrays(*(value.array() for value in values))
+        results = [
+            element(call, compute, arguments)
+            for arguments in zip(*(array.reshape(-1).tolist() for array in arrays), strict=True)
+        ]
+    except (ValueError, ArithmeticError, TypeError, NotProved):
+        return None
+    array = np.empty(len(results), dtype=object)
+    array[:] = results
+    dtype = "bool" if call.operator in _TRUTHS else values[0].dtype
+    return known(array.reshape(arrays[0].shape), dtype)
+
+
+def element(call: Call, compute: Callable[..., Any], arguments: tuple[Any, ...]) -> Element:
+    """One element of a result, a symbol for what is no product."""
+    name = call.operator
+    if not any(isinstance(argument, Size) for argument in arguments):
+        if name == "Pow" and abs(arguments[1]) > 64:
+            refuse("a power too large to compute")
+        result: Element = compute(*arguments)
+        too_large = isinstance(result, int) and abs(result) >= 2**63
+        return refuse("a number too large for any integer type") if too_large else result
+    a = arguments[0]
+    b = arguments[1] if len(arguments) == 2 else None
+    sizes = all(isinstance(argument, Size) or _is_int(argument) for argument in arguments)
+    if name == "Mul" and sizes and b is not None:
+        return times(a, b)
+    if name == "Div" and sizes and b is not None:
+        quotient = divided(a, b)
+        if quotient is not None:
+            return quotient
+    if name == "Add" and (a == 0 or b == 0):
+        return b if a == 0 else a  # type: ignore[return-value]
+    if name == "Sub" and (b == 0 or a == b):
+        return a if b == 0 else 0
+    if name == "Where":
+        condition, chosen, other = arguments
+        if not isinstance(condition, Size):
+            return chosen if condition else other  # type: ignore[no-any-return]
+        if chosen == other:
+            return chosen  # type: ignore[no-any-return]
+    if name in ("Max", "Min") and a == b:
+        return a  # type: ignore[no-any-return]
+    if name in _COMPARED and b is not None:
+        ordered = _ordered(a, b)
+        if ordered is not None:
+            return ordered in _COMPARED[name]
+    return call.formula(name, *arguments)
+
+
+_COMPARED: Final = {
+    "Equal": (0,),
+    "Greater": (1,),
+    "GreaterOrEqual": (0, 1),
+    "Less": (-1,),
+    "LessOrEqual": (-1, 0),
+}
+"""Which orders make it true."""
+
+
+def _ordered(a: Any, b: Any) -> int | None:
+    """-1, 0 or 1 for less, equal, greater, where that does not depend on what symbols stand for."""
+    if a == b:
+        return 0
+    if isinstance(a, Size) and a.least is not None and _is_int(b) and b < a.least:
+        return 1
+    if isinstance(b, Size) and b.least is not None and _is_int(a) and a < b.least:
+        return -1
+    return None
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,1 +1,169 @@
-"""Along an axis that must not be the rows."""
+"""Along dimensions that must not be the rows': reductions, softmaxes, normalisations, orders."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Final
+
+from cortex.rows.refusal import refuse
+from cortex.rows.rules.elementwise import broadcast
+from cortex.rows.rules.registry import (
+    ALONG_ROWS,
+    COUNTED,
+    Call,
+    Rounds,
+    axis_of,
+    dims_of,
+    like,
+    must_be_constant,
+    numbers_of,
+    rule,
+)
+from cortex.rows.sizes import Dim, counts_rows, product
+from cortex.rows.values import Value, uniform, vector
+
+_MICROSOFT: Final = "com.microsoft"
+
+_SUMS: Final = {
+    "ReduceL1": "a sum of magnitudes",
+    "ReduceL2": "a root of a sum of squares",
+    "ReduceLogSum": "a logarithm of a sum",
+    "ReduceLogSumExp": "a logarithm of a sum of exponentials",
+    "ReduceMean": "a sum by a constant",
+    "ReduceProd": "a product, rounded in its order",
+    "ReduceSum": "a sum",
+    "ReduceSumSquare": "a sum of squares",
+}
+_PICKS: Final = {"ReduceMax": "picks one; continuous", "ReduceMin": "picks one; continuous"}
+_AXES_AS_INPUT_SINCE: Final = {"ReduceSum": 13}
+"""The others take axes as an input since 18."""
+
+
+def _reduce(call: Call) -> Value:
+    as_input = call.opset >= _AXES_AS_INPUT_SINCE.get(call.operator, 18)
+    given = call.optional(1) if as_input else None
+    axes = call.optional_integers("axes") if not as_input else None if given is None else numbers_of(given, "axes")
+    keep = bool(call.integer("keepdims", 1))
+    if not axes:
+        if as_input and call.integer("noop_with_empty_axes", 0):
+            return call.x
+        axes = list(range(call.x.rank))
+    if call.operator == "ReduceProd" and call.x.elements is not None and call.x.rank == 1:
+        result = product(dims_of(call.x, "a factor"))
+        return dataclasses.replace(vector([result], call.x.dtype), shape=(1,) if keep else ())
+    return reduced(call.x, axes, keep=keep)
+
+
+rule(*_SUMS, rounds=Rounds.SUMS, takes_counts=True)(_reduce)
+rule(*_PICKS)(_reduce)
+
+
+def reduced(value: Value, axes: Sequence[int], *, keep: bool) -> Value:
+    """
+    One value in place of all along some dimensions.
+
+    Raises:
+        NotProved: the rows are among them.
+    """
+    if value.counts_rows:
+        refuse(COUNTED)
+    shape = value.known_shape
+    places = {axis_of(axis, len(shape)) for axis in axes}
+    if value.is_rows and value.axis in places:
+        refuse("reduces over the rows")
+    if keep:
+        return like(value, (1 if index in places else dim for index, dim in enumerate(shape)), value.axis)
+    dims = [dim for index, dim in enumerate(shape) if index not in places]
+    return like(value, dims, value.axis - sum(index < value.axis for index in places))
+
+
+@rule("ArgMax", "ArgMin", rounds=Rounds.CHOOSES)
+def arg_max(call: Call) -> Value:
+    keep = bool(call.integer("keepdims", 1))
+    return reduced(call.x, [call.integer("axis", 0)], keep=keep).typed("int64")
+
+
+def along(value: Value, axis: int) -> Value:
+    """
+    A value of the same shape, each element made of those along one dimension.
+
+    Raises:
+        NotProved: it is the rows'.
+    """
+    if value.is_rows and axis_of(axis, value.rank) == value.axis:
+        refuse(ALONG_ROWS)
+    return value if value.is_rows else uniform(value.shape, value.dtype)
+
+
+@rule("Softmax", "LogSoftmax", "Hardmax", rounds=Rounds.SUMS)
+def softmax(call: Call) -> Value:
+    if call.operator == "Hardmax":
+        call.rounds = Rounds.CHOOSES
+    if call.opset >= 13:
+        return along(call.x, call.integer("axis", -1))
+    x = call.x
+    axis = axis_of(call.integer("axis", 1), x.rank)
+    if x.is_rows and x.axis >= axis:  # as a matrix: all dimensions from `axis` on are one
+        refuse(ALONG_ROWS)
+    return x if x.is_rows else uniform(x.shape, x.dtype)
+
+
+@rule("LpNormalization", rounds=Rounds.SUMS)
+def lp_normalization(call: Call) -> Value:
+    return along(call.x, call.integer("axis", -1))
+
+
+@rule("CumSum", rounds=Rounds.SUMS, since=11)
+def cum_sum(call: Call) -> Value:
+    (axis,) = numbers_of(call.value(1), "the axis")
+    return along(call.x, axis)
+
+
+@rule("TopK", rounds=(Rounds.NOTHING, Rounds.CHOOSES))
+def top_k(call: Call) -> list[Value]:
+    x = call.x
+    axis = axis_of(call.integer("axis", -1), x.rank)
+    if x.is_rows and axis == x.axis:
+        refuse(ALONG_ROWS)
+    count: Dim
+    if call.opset < 10:
+        count = call.integer("k")
+    else:
+        must_be_constant(call.value(1))
+        counts = call.value(1).elements
+        count = dims_of(call.value(1), "k")[0] if counts else call.fresh()
+    if counts_rows(count):
+        refuse(COUNTED)
+    shape = list(x.known_shape)
+    shape[axis] = count
+    chosen = like(x, shape, x.axis)
+    return [chosen, chosen.typed("int64")]
+
+
+@rule("LayerNormalization", "RMSNormalization", rounds=Rounds.SUMS, since=1)
+def layer_normalization(call: Call) -> list[Value]:
+    x = call.x
+    axis = axis_of(call.integer("axis", -1), x.rank)
+    must_be_constant(*call.inputs[1:])
+    if not x.is_rows:
+        return [uniform(x.shape, x.dtype)]
+    if x.axis >= axis:
+        refuse("normalises over the rows")
+    statistics = x.moved((1 if index >= axis else dim for index, dim in enumerate(x.known_shape)), x.axis)
+    return [x, statistics, statistics]
+
+
+rule("SimplifiedLayerNormalization", rounds=Rounds.SUMS)(layer_normalization)
+rule("LayerNormalization", "SimplifiedLayerNormalization", domain=_MICROSOFT, rounds=Rounds.SUMS)(layer_normalization)
+
+
+@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=_MICROSOFT, rounds=Rounds.SUMS)
+def skip_layer_normalization(call: Call) -> list[Value]:
+    """Normalises the sum of two values over their last dimension."""
+    total = broadcast(call, [call.value(0), call.value(1)])
+    must_be_constant(*call.inputs[2:])
+    if not total.is_rows or total.axis >= total.rank - 1:
+        refuse("normalises over the rows")
+    statistics = total.moved([*total.known_shape[:-1], 1], total.axis)
+    return [total, statistics, statistics, total]

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from cortex.rows.refusal import refuse
 from cortex.rows.sizes import Dim, Size, Symbols
-from cortex.rows.values import Element, Kind, Value, refuse
+from cortex.rows.values import Element, Kind, Value
 from cortex.wire.graphs import Attribute, Graph, LongList, Tensor
 
 if TYPE_CHECKING:
@@ -178,10 +179,10 @@ class Call:
 
     def fresh(self) -> Size:
         """A size that nothing is known of; it may be 0."""
-        return self.symbols.fresh(positive=False)
+        return self.symbols.fresh()
 
-    def formula(self, name: str, *arguments: object) -> Size:
-        return self.symbols.formula(name, *arguments)
+    def formula(self, name: str, *arguments: object, least: int | None = None) -> Size:
+        return self.symbols.formula(name, *arguments, least=least)
 
 
 def axis_of(axis: int, rank: int) -> int:
