@@ -247,7 +247,8 @@ def gathered(data: Value, index: Value, axis: int) -> Value:
     if index.counts_rows:
         refuse("the number of rows used as an index")
     if data.elements is not None and index.elements is not None:
-        return known(np.take(data.array(), np.asarray(index.array(), dtype=np.int64), axis=axis), data.dtype)
+        found = np.take(data.array(), np.asarray(index.array(), dtype=np.int64), axis=axis)
+        return known(np.asarray(found, dtype=object), data.dtype)  # one element comes without its array
     if data.counts_rows:
         refuse(COUNTED)
     dims = [*shape[:axis], *chosen, *shape[axis + 1 :]]
