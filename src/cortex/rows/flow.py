@@ -245,6 +245,8 @@ class Flow:
     def _call(
         self, function: Function, inputs: Sequence[Value | None], attributes: Mapping[str, Attribute], scope: Scope
     ) -> Sequence[Value]:
+        if (function.domain, function.name) in RULES:
+            refuse("a function of the model has the name of an operator, and either may be run")
         if scope.depth >= MAX_DEPTH:
             refuse(f"functions are nested more than {MAX_DEPTH} deep")
         if len(inputs) > len(function.inputs):
