@@ -37,6 +37,18 @@ of its largest value, and values near 0 by at most 1.2e-7.
 """
 
 
+class SizeCondition(msgspec.Struct, frozen=True):
+    """What a request must keep to, to be run with others: one size of one input. A request that does not runs alone."""
+
+    input: str
+    axis: int
+    """At least 1: never the rows."""
+    size: int | None = None
+    """What the size must be; None: as long as another one."""
+    other_input: str = ""
+    other_axis: int = 0
+
+
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
     """What a model's graph says about its rows."""
 
@@ -51,6 +63,8 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     rounding: Rounding = "exact"
     rounding_operator: str = ""
     """The operator that makes it `steps` or `labels`; empty for the others."""
+    sizes: tuple[SizeCondition, ...] = ()
+    """It is proved for requests that keep to these alone."""
     operators: int = 0
     """How many were looked at."""
 
@@ -93,6 +107,8 @@ class BatchingOrder(msgspec.Struct, frozen=True):
     batches: bool = False
     rounding: Rounding = "rounding"
     """What its guard takes for a disagreement."""
+    sizes: tuple[SizeCondition, ...] = ()
+    """Requests that do not keep to these run alone."""
 
 
 class BatchingState(msgspec.Struct, frozen=True, kw_only=True):
