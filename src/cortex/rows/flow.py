@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
+
+import msgspec
 
 from cortex.rows import rules
 from cortex.rows.refusal import NotProved, refuse
 from cortex.rows.rules.registry import COUNTED, RULES, Call, Rounds, Rule
-from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Symbols
+from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Size, Supposition, Symbol, Symbols
 from cortex.rows.values import EXACT, Grade, Kind, Noise, Value, mixed, rows, uniform
 from cortex.wire import batching
-from cortex.wire.batching import Proof
+from cortex.wire.batching import Proof, SizeCondition
 from cortex.wire.graphs import Attribute, Function, Graph, GraphInput, Model, Node, Reference, Tensor
 
 _ = rules  # imported for what it registers
 
 MAX_STEPS: Final = 50_000
 """Operators looked at, bodies of loops each time: seconds. Larger models are not proved."""
+MAX_SUPPOSITIONS: Final = 16
+"""Sizes of inputs that a proof may rest on; the graph is gone through once more for each."""
 MAX_DEPTH: Final = 50
 """Of graphs in graphs and functions in functions."""
 
@@ -29,6 +33,13 @@ _ROUNDING: Final[dict[Grade, batching.Rounding]] = {
     Grade.LABELS: "labels",
     Grade.STEPS: "steps",
 }
+
+
+class Place(NamedTuple):
+    """A dimension of an input."""
+
+    input: str
+    axis: int
 
 
 class TooLarge(Exception):
@@ -76,16 +87,33 @@ def prove(model: Model) -> Proof:
     Covers batches of requests with equal trailing shapes, no size of 0, and none but the inputs without a default.
     Never raises; what cannot be followed is not proved.
     """
-    flow = Flow(model)
-    try:
-        outputs = flow.run()
-        return proof(flow.steps, outputs, model.graph)
-    except NotProved as refusal:
-        return not_proved(str(refusal), operators=flow.steps)
-    except TooLarge:
-        return not_proved(f"it has more than {MAX_STEPS} operators to look at", operators=flow.steps)
-    except Exception as error:  # a fault of ours must not batch what may mix rows
-        return not_proved(f"the analysis failed ({type(error).__name__})", operators=flow.steps)
+    suppositions: dict[Place, int | Place] = {}
+    while True:
+        flow = Flow(model, suppositions)
+        try:
+            found = proof(flow.steps, flow.run(), model.graph)
+            return msgspec.structs.replace(found, operators=flow.steps, sizes=_conditions(suppositions))
+        except Supposition as wanted:
+            if len(suppositions) == MAX_SUPPOSITIONS:
+                return not_proved("it wants many sizes of its inputs to be equal", operators=flow.steps)
+            suppositions[flow.place_of(wanted.symbol)] = (
+                wanted.size if isinstance(wanted.size, int) else flow.place_of(wanted.size.symbols[0])
+            )
+        except NotProved as refusal:
+            return not_proved(str(refusal), operators=flow.steps)
+        except TooLarge:
+            return not_proved(f"it has more than {MAX_STEPS} operators to look at", operators=flow.steps)
+        except Exception as error:  # a fault of ours must not batch what may mix rows
+            return not_proved(f"the analysis failed ({type(error).__name__})", operators=flow.steps)
+
+
+def _conditions(suppositions: Mapping[Place, int | Place]) -> tuple[SizeCondition, ...]:
+    return tuple(
+        SizeCondition(place.input, place.axis, size=wanted)
+        if isinstance(wanted, int)
+        else SizeCondition(place.input, place.axis, other_input=wanted.input, other_axis=wanted.axis)
+        for place, wanted in suppositions.items()
+    )
 
 
 def not_proved(reason: str, *, operator: str = "", operators: int = 0) -> Proof:
@@ -139,10 +167,16 @@ def _as_output(value: Value, dtype: str) -> Noise:
 class Flow:
     """One analysis."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, suppositions: Mapping[Place, int | Place] | None = None) -> None:
         self._model = model
+        self._suppositions = suppositions or {}
+        self._sizes: dict[Place, Dim] = {}
         self.symbols = Symbols()
         self.steps = 0
+
+    def place_of(self, symbol: Symbol) -> Place:
+        """The first dimension of an input that has this size."""
+        return next(place for place, size in self._sizes.items() if size == Size(1, (symbol,)))
 
     def run(self) -> list[Value]:
         """
@@ -163,7 +197,7 @@ class Flow:
         """
         What is known of an input: its first dimension is the rows, each free one a size of its own.
 
-        Equal names of dimensions prove nothing: onnxruntime does not hold them equal.
+        Equal names of dimensions prove nothing: onnxruntime does not hold them equal. What is supposed is held.
 
         Raises:
             NotProved: its first dimension is not free.
@@ -179,11 +213,22 @@ class Flow:
         if isinstance(first, int) and first >= 0:
             refuse(f"the first dimension of {name} is fixed to {first}")
         trailing: list[Dim] = []
-        for dim in declared.shape[1:]:
+        for axis, dim in enumerate(declared.shape[1:], 1):
             if dim == 0:
                 refuse(f"{name} has a size of 0")
-            trailing.append(dim if isinstance(dim, int) and dim > 0 else self.symbols.fresh(least=1))
+            trailing.append(dim if isinstance(dim, int) and dim > 0 else self._size_of(Place(declared.name, axis)))
         return rows([NUMBER_OF_ROWS, *trailing], dtype=declared.dtype)
+
+    def _size_of(self, place: Place) -> Dim:
+        wanted = self._suppositions.get(place)
+        if isinstance(wanted, int):
+            size: Dim = wanted
+        elif wanted is not None:
+            size = self._sizes[wanted]
+        else:
+            size = self.symbols.of_input()
+        self._sizes[place] = size
+        return size
 
     def values_of(self, graph: Graph, scope: Scope) -> list[Value]:
         """Go through a graph whose inputs are in the scope; return its outputs."""
@@ -237,7 +282,7 @@ class Flow:
             return self.apply(node, inputs, attributes, scope)
         except NotProved as refusal:
             return [mixed(str(refusal), label(node))] * len(node.outputs)
-        except TooLarge:
+        except (TooLarge, Supposition):
             raise
         except Exception as error:  # a fault in a rule: what it was asked about is not proved
             return [mixed(f"the rule failed ({type(error).__name__}: {error})", label(node))] * len(node.outputs)
@@ -315,10 +360,9 @@ def apply_rule(rule: Rule, call: Call, name: str) -> Sequence[Value]:
             all_uniform = False
         if not value.is_uniform and not value.is_rows and value.kind not in rule.takes:
             refuse(_UNEXPECTED[value.kind])
-    if all_uniform and rule.when_uniform:
-        return _of_uniform(rule, call)
-    result = rule.function(call)
-    values = [result] if isinstance(result, Value) else list(result)
+    values = _of_uniform(rule, call) if all_uniform and rule.when_uniform else _results(rule, call)
+    if not rule.keeps_bounds:
+        values = [value if value.below is None else dataclasses.replace(value, below=None) for value in values]
     noise = EXACT
     for value in call.given:
         noise = noise.joined(value.noise)
@@ -329,12 +373,18 @@ def apply_rule(rule: Rule, call: Call, name: str) -> Sequence[Value]:
 
 
 _UNEXPECTED: Final = {
-    Kind.ROW_NUMBERS: "row numbers used as data",
+    Kind.PLACES: "row numbers used as data",
+    Kind.NUMBERED: "row numbers used as data",
     Kind.ROW_INDICES: "row numbers used as data",
     Kind.PADDED: "rows are padded to the longest of the batch",
     Kind.ITEMS: "a list used as a tensor",
     Kind.TENSORS: "a list used as a tensor",
 }
+
+
+def _results(rule: Rule, call: Call) -> list[Value]:
+    result = rule.function(call)
+    return [result] if isinstance(result, Value) else list(result)
 
 
 def _of_uniform(rule: Rule, call: Call) -> Sequence[Value]:
@@ -344,8 +394,7 @@ def _of_uniform(rule: Rule, call: Call) -> Sequence[Value]:
     Its rule is asked for shapes and small values, and where it refuses nothing more is known.
     """
     try:
-        result = rule.function(call)
-        values = [result] if isinstance(result, Value) else list(result)
+        values = _results(rule, call)
         if all(value.is_uniform for value in values):
             return values
     except NotProved:

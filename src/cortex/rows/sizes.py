@@ -24,6 +24,8 @@ class Symbol:
     """Depends on the number of rows."""
     widened: bool = False
     """Stands for several sizes that branches or turns of a loop have there."""
+    of_input: bool = False
+    """The size of an input's dimension, which a proof may suppose."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,6 +83,10 @@ class Symbols:
         """Return a size that nothing more is known of, but that it does not depend on the number of rows."""
         return Size(1, (self._new(least=least, widened=widened),))
 
+    def of_input(self) -> Size:
+        """Return the size of an input's free dimension."""
+        return Size(1, (self._new(least=1, of_input=True),))
+
     def formula(self, name: str, *arguments: object, least: int | None = None) -> Size:
         """
         Return the symbol that stands for this formula of these arguments.
@@ -95,8 +101,10 @@ class Symbols:
             self._formulas[key] = found
         return found
 
-    def _new(self, *, least: int | None, of_rows: bool = False, widened: bool = False) -> Symbol:
-        symbol = Symbol(self._next, least=least, of_rows=of_rows, widened=widened)
+    def _new(
+        self, *, least: int | None, of_rows: bool = False, widened: bool = False, of_input: bool = False
+    ) -> Symbol:
+        symbol = Symbol(self._next, least=least, of_rows=of_rows, widened=widened, of_input=of_input)
         self._next += 1
         return symbol
 
@@ -150,6 +158,67 @@ def divided(a: Dim, b: Dim) -> Dim | None:
     if not a_symbols or not factor:
         return factor
     return Size(factor, tuple(a_symbols))
+
+
+class Supposition(Exception):
+    """The proof goes no further unless a size of an input is known, or equal to another's: start again with that."""
+
+    def __init__(self, symbol: Symbol, size: Dim) -> None:
+        super().__init__(f"{Size(1, (symbol,))} = {size}")
+        self.symbol = symbol
+        self.size = size
+        """A number, or the size of another input's dimension."""
+
+
+def equal(a: Dim, b: Dim) -> bool:
+    """
+    Whether two sizes are equal whatever their symbols stand for.
+
+    Raises:
+        Supposition: they are where one size of an input is a certain number, or equal to another.
+    """
+    if a == b:
+        return True
+    a_factor, a_symbols, b_factor, b_symbols = _reduced(a, b)
+    if len(a_symbols) < len(b_symbols):
+        a_factor, a_symbols, b_factor, b_symbols = b_factor, b_symbols, a_factor, a_symbols
+    if len(a_symbols) != 1 or not a_symbols[0].of_input or a_factor <= 0 or b_factor <= 0:
+        return False
+    if not b_symbols and b_factor % a_factor == 0:
+        raise Supposition(a_symbols[0], b_factor // a_factor)
+    if len(b_symbols) == 1 and b_symbols[0].of_input and a_factor == b_factor:
+        later, earlier = sorted((a_symbols[0], b_symbols[0]), key=_index, reverse=True)
+        raise Supposition(later, Size(1, (earlier,)))
+    return False
+
+
+def quotient(a: Dim, b: Dim) -> Dim | None:
+    """
+    As `divided`.
+
+    Raises:
+        Supposition: it leaves no remainder where one size of an input is equal to another.
+    """
+    found = divided(a, b)
+    if found is not None:
+        return found
+    _, a_symbols, _, b_symbols = _reduced(a, b)
+    if len(b_symbols) == 1 and b_symbols[0].of_input:
+        candidates = [symbol for symbol in a_symbols if symbol.of_input]
+        if len(candidates) == 1:
+            equal(Size(1, (candidates[0],)), Size(1, (b_symbols[0],)))
+    return None
+
+
+def _reduced(a: Dim, b: Dim) -> tuple[int, list[Symbol], int, list[Symbol]]:
+    """Factors and symbols of both, without those that they share."""
+    a_factor, a_symbols = (a, []) if isinstance(a, int) else (a.factor, list(a.symbols))
+    b_factor, b_symbols = (b, []) if isinstance(b, int) else (b.factor, list(b.symbols))
+    for symbol in list(a_symbols):
+        if symbol in b_symbols:
+            a_symbols.remove(symbol)
+            b_symbols.remove(symbol)
+    return a_factor, a_symbols, b_factor, b_symbols
 
 
 def is_number(element: object) -> bool:

@@ -29,8 +29,13 @@ class Kind(Enum):
     Along `axis` the size is before × N × after, and index (b × N + i) × after + a is made of input row i alone, in the
     same way whichever b and i, N and other rows are.
     """
-    ROW_NUMBERS = "row numbers"
-    """As `ROWS`, but what stands there is i itself."""
+    PLACES = "places"
+    """
+    As `ROWS`, but what stands there is i × `stride` + j with 0 ≤ j < `stride`, and j made of row i alone: where row i's
+    elements are after N × `stride` of them have been merged. With a stride of 1 it is i itself.
+    """
+    NUMBERED = "numbered"
+    """As `ROWS`, but made of i in another way: it has a shape, and no more use."""
     ROW_INDICES = "row indices"
     """As `ROWS`; along the last dimension the first element is i, the others are made of row i."""
     PADDED = "padded rows"
@@ -43,7 +48,8 @@ class Kind(Enum):
     """Anything else: `reason` says why."""
 
 
-LAID_OUT: Final = frozenset({Kind.ROWS, Kind.ROW_NUMBERS, Kind.ROW_INDICES, Kind.PADDED})
+NUMBERS: Final = frozenset({Kind.PLACES, Kind.NUMBERED})
+"""What is made of row numbers, in an array's shape."""
 
 
 class Grade(Enum):
@@ -90,6 +96,12 @@ class Value:
     padding: str = ""
     item: Value | None = None
     """None in an empty list."""
+    stride: Dim = 1
+    """Of places: how many there are for each row."""
+    is_start: bool = False
+    """Of places: the first one of each row, so that j is 0."""
+    below: Dim | None = None
+    """Of what is uniform or made of rows: its elements are whole numbers from 0 to below this, where that is known."""
     reason: str = ""
     operator: str = ""
     """Where the rows were lost, e.g. `Conv conv_7`."""

@@ -12,8 +12,8 @@ import numpy as np
 
 from cortex.rows.refusal import NotProved, refuse
 from cortex.rows.rules.registry import COUNTED, Call, Rounds, axis_of, must_be_constant, rule
-from cortex.rows.sizes import Dim, Size, divided, times
-from cortex.rows.values import Element, Kind, Shape, Value, known, uniform
+from cortex.rows.sizes import Dim, Size, divided, is_number, times
+from cortex.rows.values import NUMBERS, Element, Kind, Shape, Value, known, uniform
 from cortex.wire.graphs import MAX_ELEMENTS
 
 _MICROSOFT: Final = "com.microsoft"
@@ -115,9 +115,15 @@ Source: TensorProto.DataType in onnx.proto3.
 """
 
 
+_WIDE: Final = frozenset({"int32", "int64", "uint32", "uint64", "float32", "float64"})
+"""Types that hold each size and each row's place as it is."""
+
+
 def broadcast(call: Call, values: Sequence[Value]) -> Value:
     """
     What is known of a value that is computed element by element, with broadcasting.
+
+    Of row numbers it is their sum with something, or it has a shape and no more use.
 
     Raises:
         NotProved: rows meet in different dimensions or layouts, or a constant is not of size 1 along them.
@@ -125,9 +131,7 @@ def broadcast(call: Call, values: Sequence[Value]) -> Value:
     for value in values:
         if value.counts_rows:
             refuse(COUNTED)
-        if not value.is_uniform and not value.is_rows:
-            refuse("row numbers used as data")
-    with_rows = [value for value in values if value.is_rows]
+    with_rows = [value for value in values if not value.is_uniform]
     dtype = values[0].dtype if values else ""
     if not with_rows:
         if any(value.shape is None for value in values):
@@ -138,7 +142,7 @@ def broadcast(call: Call, values: Sequence[Value]) -> Value:
     axis = first.axis + rank - first.rank
     for value in values:
         offset = rank - value.rank
-        if value.is_rows:
+        if not value.is_uniform:
             if value.axis + offset != axis:
                 refuse("rows meet in different dimensions")
             if value.layout != first.layout:
@@ -147,7 +151,23 @@ def broadcast(call: Call, values: Sequence[Value]) -> Value:
             refuse(f"a constant of size {value.known_shape[axis - offset]} along the rows")
     shape = list(_broadcast_shape([_without(value, rank, axis) for value in values], call))
     shape[axis] = first.known_shape[first.axis]
-    return dataclasses.replace(first.moved(shape, axis), dtype=dtype)
+    found = dataclasses.replace(first.moved(shape, axis), kind=Kind.ROWS, stride=1, is_start=False, dtype=dtype)
+    return _numbered(call, values, found) if any(value.kind in NUMBERS for value in values) else found
+
+
+def _numbered(call: Call, values: Sequence[Value], found: Value) -> Value:
+    """A row's number times a stride, plus what is less than the stride, is a place of that row; all else no use."""
+    places = [value for value in values if value.kind is Kind.PLACES]
+    others = [value for value in values if value.kind is not Kind.PLACES]
+    if len(places) == len(others) == 1 and places[0].is_start:
+        place, other = places[0], others[0]
+        if call.operator == "Mul" and place.stride == 1 and other.elements is not None and len(other.elements) == 1:
+            (stride,) = other.elements
+            if isinstance(stride, Size) or (is_number(stride) and isinstance(stride, int) and stride > 0):
+                return dataclasses.replace(found, kind=Kind.PLACES, stride=stride, is_start=True)
+        if call.operator == "Add" and other.below == place.stride and other.kind is not Kind.NUMBERED:
+            return dataclasses.replace(found, kind=Kind.PLACES, stride=place.stride, is_start=False)
+    return dataclasses.replace(found, kind=Kind.NUMBERED)
 
 
 def _without(value: Value, rank: int, axis: int) -> Shape:
@@ -192,7 +212,7 @@ for _names, _rounds in (
 rule(*_MICROSOFT_CURVES, domain=_MICROSOFT, rounds=Rounds.SUMS)(_elementwise)
 
 
-@rule("Where", takes_counts=True)
+@rule("Where", takes=NUMBERS, takes_counts=True)
 def where(call: Call) -> Value:
     condition, chosen, other = call.value(0), call.value(1), call.value(2)
     found = _evaluated(call, [condition, chosen, other])
@@ -201,12 +221,12 @@ def where(call: Call) -> Value:
     return broadcast(call, [condition, chosen, other]).typed(chosen.dtype)
 
 
-@rule("Identity", takes=frozenset(Kind) - {Kind.MIXED}, takes_counts=True)
+@rule("Identity", takes=frozenset(Kind) - {Kind.MIXED}, takes_counts=True, keeps_bounds=True)
 def identity(call: Call) -> Value:
     return call.x
 
 
-@rule("Cast", takes={Kind.ROW_NUMBERS}, takes_counts=True)
+@rule("Cast", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
 def cast(call: Call) -> Value:
     return converted(call, call.x, _DTYPES.get(call.integer("to"), ""))
 
@@ -222,6 +242,9 @@ def converted(call: Call, value: Value, dtype: str) -> Value:
     to_float = dtype.startswith(("float", "bfloat"))
     if is_float and not to_float:
         call.rounds = Rounds.CHOOSES if dtype == "bool" else Rounds.STEPS
+    if dtype not in _WIDE:
+        kind = Kind.NUMBERED if value.kind is Kind.PLACES else value.kind
+        value = dataclasses.replace(value, kind=kind, below=None)
     if value.elements is not None:
         return dataclasses.replace(
             value, dtype=dtype, elements=tuple(_cast(call, element, dtype) for element in value.elements)
@@ -233,8 +256,8 @@ def converted(call: Call, value: Value, dtype: str) -> Value:
 
 def _cast(call: Call, element: Element, dtype: str) -> Element:
     if isinstance(element, Size):
-        if dtype in ("int32", "int64", "uint32", "uint64", "float32", "float64"):
-            return element  # sizes are small enough for each of these
+        if dtype in _WIDE:
+            return element
         return call.formula(f"as {dtype}", element)
     if isinstance(element, str) or dtype == "string":
         return refuse("text and numbers")

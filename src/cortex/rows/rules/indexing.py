@@ -30,7 +30,7 @@ _WHOLE = 2**31 - 1
 # ---- joined and cut ---------------------------------------------------------------------------------------------
 
 
-@rule("Concat", takes={Kind.ROW_NUMBERS}, takes_counts=True)
+@rule("Concat", takes={Kind.PLACES}, takes_counts=True)
 def concat(call: Call) -> Value:
     values = call.given
     if not values:
@@ -64,7 +64,7 @@ def concatenated(call: Call, values: Sequence[Value], axis: int) -> Value:
         if index not in (axis, first.axis) and not all(_fits(value.known_shape[index], dim) for value in values):
             refuse("sizes that are not provably equal, one of which may be 0")
     shape[axis] = _total(call, [value.known_shape[axis] for value in values])
-    if any(value.kind is Kind.ROW_NUMBERS for value in values):
+    if any(value.kind is Kind.PLACES for value in values):
         return _row_indices(values, axis, shape)
     return dataclasses.replace(first.moved(shape, first.axis), dtype=first.dtype)
 
@@ -78,7 +78,8 @@ def _row_indices(values: Sequence[Value], axis: int, shape: Sequence[Dim]) -> Va
     """The row's number before what is made of the row, as an index that keeps to its own row."""
     first, *others = values
     is_index = (
-        first.kind is Kind.ROW_NUMBERS
+        first.kind is Kind.PLACES
+        and first.stride == 1
         and first.known_shape[-1] == 1
         and axis == first.rank - 1
         and all(value.is_rows for value in others)
@@ -158,7 +159,7 @@ def parts(call: Call, value: Value, axis: int, sizes: Sequence[Dim]) -> list[Val
     return found
 
 
-@rule("Slice", takes_counts=True)
+@rule("Slice", takes_counts=True, keeps_bounds=True)
 def slice_(call: Call) -> Value:
     if call.opset < 10:
         starts: Sequence[Dim] = call.integers("starts")
@@ -230,7 +231,7 @@ def _chosen(start: int, end: int, step: int, size: int) -> range:
 # ---- chosen by index --------------------------------------------------------------------------------------------
 
 
-@rule("Gather", takes_counts=True)
+@rule("Gather", takes={Kind.PLACES}, takes_counts=True)
 def gather(call: Call) -> Value:
     return gathered(call.x, call.value(1), call.integer("axis", 0))
 
@@ -252,6 +253,13 @@ def gathered(data: Value, index: Value, axis: int) -> Value:
     if data.counts_rows:
         refuse(COUNTED)
     dims = [*shape[:axis], *chosen, *shape[axis + 1 :]]
+    if data.kind is Kind.PLACES:
+        refuse("row numbers used as data")
+    if index.kind is Kind.PLACES:
+        if not data.is_rows or data.axis != axis or data.layout != (1, index.stride):
+            refuse("rows choose among rows")
+        place = index.moved(dims, axis + index.axis)
+        return dataclasses.replace(place, kind=Kind.ROWS, stride=1, is_start=False, dtype=data.dtype)
     if index.is_rows:
         if not data.is_uniform:
             refuse("rows choose among rows")

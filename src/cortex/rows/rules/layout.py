@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 
 from cortex.rows.refusal import refuse
 from cortex.rows.rules.registry import COUNTED, Call, axis_of, dims_of, numbers_of, rule
-from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Size, counts_rows, divided, product, times
-from cortex.rows.values import Kind, Shape, Value, filled, known, uniform
+from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Size, counts_rows, divided, equal, product, quotient, times
+from cortex.rows.values import NUMBERS, Kind, Shape, Value, filled, known, uniform
 
-_LAID_OUT = {Kind.ROW_NUMBERS, Kind.PADDED}
+_LAID_OUT = NUMBERS | {Kind.PADDED}
 
 
-@rule("Reshape", takes=_LAID_OUT, takes_counts=True)
+@rule("Reshape", takes=_LAID_OUT, takes_counts=True, keeps_bounds=True)
 def reshape(call: Call) -> Value:
     if call.opset < 5:
         wanted: list[Dim] = list(call.integers("shape"))
@@ -22,7 +22,7 @@ def reshape(call: Call) -> Value:
     return reshaped(call, call.x, wanted, zero_copies=not call.integer("allowzero", 0))
 
 
-@rule("Flatten", takes=_LAID_OUT, takes_counts=True)
+@rule("Flatten", takes=_LAID_OUT, takes_counts=True, keeps_bounds=True)
 def flatten(call: Call) -> Value:
     shape = call.x.known_shape
     at = call.integer("axis", 1)
@@ -59,7 +59,7 @@ def reshaped(call: Call, value: Value, wanted: Sequence[Dim], *, zero_copies: bo
     if -1 in target:
         open_ = target.index(-1)
         rest = product(dim for index, dim in enumerate(target) if index != open_)
-        left = divided(total, rest)
+        left = quotient(total, rest) if not value.is_uniform else divided(total, rest)
         if left is None:
             if not value.is_uniform or counts_rows(total) or counts_rows(rest):
                 refuse(f"{total} elements in rows of {rest}: not provably whole rows")
@@ -98,7 +98,7 @@ def _rows_reshaped(value: Value, target: Sequence[Dim], total: Dim) -> Value:
     size = target[axis]
     if not isinstance(size, Size) or not size.is_multiple_of_rows:
         refuse("the number of rows in a formula")
-    if product(target) != total:
+    if not equal(product(target), total):
         refuse(f"{_text(shape)} in the shape {_text(target)}: not provably as many elements")
     elements_before = times(product(shape[: value.axis]), value.before)
     elements_after = times(value.after, product(shape[value.axis + 1 :]))
@@ -116,7 +116,7 @@ def _text(shape: Iterable[Dim]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
-@rule("Transpose", takes={Kind.ROW_NUMBERS}, takes_counts=True)
+@rule("Transpose", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
 def transpose(call: Call) -> Value:
     permutation = call.optional_integers("perm")
     return transposed(call.x, permutation if permutation is not None else range(call.x.rank)[::-1])
@@ -132,11 +132,11 @@ def transposed(value: Value, permutation: Sequence[int]) -> Value:
             return known(value.array().transpose(permutation), value.dtype)
         if value.counts_rows:
             refuse(COUNTED)
-        return uniform((shape[index] for index in permutation), value.dtype)
+        return dataclasses.replace(value, shape=tuple(shape[index] for index in permutation))
     return value.moved((shape[index] for index in permutation), list(permutation).index(value.axis))
 
 
-@rule("Unsqueeze", takes={Kind.ROW_NUMBERS}, takes_counts=True)
+@rule("Unsqueeze", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
 def unsqueeze(call: Call) -> Value:
     axes = call.integers("axes") if call.opset < 13 else numbers_of(call.value(1), "axes")
     return inserted(call.x, axes)
@@ -157,7 +157,7 @@ def inserted(value: Value, axes: Sequence[int]) -> Value:
     return value.moved(dims, sources.index(value.axis))
 
 
-@rule("Squeeze", takes={Kind.ROW_NUMBERS}, takes_counts=True)
+@rule("Squeeze", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
 def squeeze(call: Call) -> Value:
     if call.opset < 13:
         axes = call.optional_integers("axes")
@@ -189,7 +189,7 @@ def removed(value: Value, axes: Sequence[int]) -> Value:
     return value.moved(dims, value.axis - sum(index < value.axis for index in places))
 
 
-@rule("Expand", takes={Kind.ROW_NUMBERS}, takes_counts=True)
+@rule("Expand", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
 def expand(call: Call) -> Value:
     return expanded(call, call.x, dims_of(call.value(1), "the new shape"))
 
@@ -230,10 +230,10 @@ def expanded(call: Call, value: Value, wanted: Sequence[Dim]) -> Value:
         return filled(result, grown, value.dtype)
     if axis is not None:
         return value.moved(result, axis)
-    return uniform(result, value.dtype)
+    return dataclasses.replace(value, shape=tuple(result), elements=None)
 
 
-@rule("Tile", takes={Kind.ROW_NUMBERS}, takes_counts=True, since=6)
+@rule("Tile", takes=NUMBERS, takes_counts=True, keeps_bounds=True, since=6)
 def tile(call: Call) -> Value:
     return tiled(call, call.x, dims_of(call.value(1), "repeats"))
 

@@ -78,10 +78,11 @@ def reduced(value: Value, axes: Sequence[int], *, keep: bool) -> Value:
     return like(value, dims, value.axis - sum(index < value.axis for index in places))
 
 
-@rule("ArgMax", "ArgMin", rounds=Rounds.CHOOSES)
+@rule("ArgMax", "ArgMin", rounds=Rounds.CHOOSES, keeps_bounds=True)
 def arg_max(call: Call) -> Value:
-    keep = bool(call.integer("keepdims", 1))
-    return reduced(call.x, [call.integer("axis", 0)], keep=keep).typed("int64")
+    axis = axis_of(call.integer("axis", 0), call.x.rank)
+    found = reduced(call.x, [axis], keep=bool(call.integer("keepdims", 1)))
+    return dataclasses.replace(found, dtype="int64", below=call.x.known_shape[axis])
 
 
 def along(value: Value, axis: int) -> Value:

@@ -57,6 +57,8 @@ class Rule:
     """Kinds besides uniform values and rows that the function expects among its inputs."""
     takes_counts: bool
     """The function copes with uniform values that count the rows."""
+    keeps_bounds: bool
+    """The function says what elements are below; of other rules nothing is known of that."""
     when_uniform: bool
     """Of uniform inputs its outputs are uniform, whatever the function says."""
 
@@ -73,6 +75,7 @@ def rule(
     until: int | None = None,
     takes: Collection[Kind] = (),
     takes_counts: bool = False,
+    keeps_bounds: bool = False,
     when_uniform: bool = True,
 ) -> Callable[[Function], Function]:
     """Register a function as the rule of these operators."""
@@ -85,6 +88,7 @@ def rule(
             NEWEST[domain] if until is None else until,
             frozenset(takes),
             takes_counts,
+            keeps_bounds,
             when_uniform,
         )
         for operator in operators:

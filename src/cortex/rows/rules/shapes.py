@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from cortex.rows.refusal import refuse
 from cortex.rows.rules.registry import COUNTED, Call, dims_of, elements_of, rule
 from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Size, counts_rows, product
-from cortex.rows.values import Kind, Value, element_count, filled, scalar, uniform, vector
+from cortex.rows.values import NUMBERS, Kind, Value, element_count, filled, scalar, uniform, vector
 from cortex.wire.graphs import MAX_ELEMENTS
 
-_ANY_ROWS = {Kind.ROW_NUMBERS, Kind.ROW_INDICES}
+_ANY_ROWS = NUMBERS | {Kind.ROW_INDICES}
 
 
 @rule("Constant", when_uniform=False)
@@ -59,20 +61,22 @@ def constant_of_shape(call: Call) -> Value:
     return uniform(shape, dtype)
 
 
-@rule("Range", takes_counts=True)
+@rule("Range", takes_counts=True, keeps_bounds=True)
 def range_(call: Call) -> Value:
     start, limit, step = (_only(call.value(index)) for index in range(3))
     dtype = call.x.dtype
     if any(map(counts_rows, (start, limit, step))):
         if start == 0 and step == 1 and limit == NUMBER_OF_ROWS:
-            return Value(Kind.ROW_NUMBERS, (NUMBER_OF_ROWS,), axis=0, dtype=dtype)
+            return Value(Kind.PLACES, (NUMBER_OF_ROWS,), axis=0, is_start=True, dtype=dtype)
         refuse(COUNTED)
     if isinstance(start, int) and isinstance(limit, int) and isinstance(step, int) and step:
         found = range(start, limit, step)
-        return vector(list(found), dtype) if len(found) <= MAX_ELEMENTS else uniform((len(found),), dtype)
+        made = vector(list(found), dtype) if len(found) <= MAX_ELEMENTS else uniform((len(found),), dtype)
+        return dataclasses.replace(made, below=len(found)) if start == 0 and step == 1 else made
     is_length = start == 0 and step == 1 and isinstance(limit, Size) and limit.least is not None
     length: Dim = limit if is_length and isinstance(limit, Size) else call.fresh()
-    return uniform((length,), dtype)
+    below = length if start == 0 and step == 1 else None
+    return dataclasses.replace(uniform((length,), dtype), below=below)
 
 
 def _only(value: Value) -> object:
