@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
 from cortex.rows import rules
 from cortex.rows.refusal import NotProved, refuse
 from cortex.rows.rules.registry import COUNTED, RULES, Call, Rounds, Rule
-from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Size, Supposition, Symbol, Symbols
+from cortex.rows.sizes import NUMBER_OF_ROWS, AtMost, Dim, Size, Supposition, Symbol, Symbols
 from cortex.rows.values import EXACT, Grade, Kind, Noise, Value, mixed, rows, uniform
 from cortex.wire import batching
 from cortex.wire.batching import Proof, SizeCondition
@@ -21,8 +21,8 @@ _ = rules  # imported for what it registers
 
 MAX_STEPS: Final = 50_000
 """Operators looked at, bodies of loops each time: seconds. Larger models are not proved."""
-MAX_SUPPOSITIONS: Final = 16
-"""Sizes of inputs that a proof may rest on; the graph is gone through once more for each."""
+MAX_RESTARTS: Final = 24
+"""What a proof may suppose of sizes of inputs; the graph is gone through once more for each."""
 MAX_DEPTH: Final = 50
 """Of graphs in graphs and functions in functions."""
 
@@ -40,6 +40,10 @@ class Place(NamedTuple):
 
     input: str
     axis: int
+
+
+Supposed: TypeAlias = "int | Place | AtMost"
+"""What a size is supposed to be."""
 
 
 class TooLarge(Exception):
@@ -87,17 +91,19 @@ def prove(model: Model) -> Proof:
     Covers batches of requests with equal trailing shapes, no size of 0, and none but the inputs without a default.
     Never raises; what cannot be followed is not proved.
     """
-    suppositions: dict[Place, int | Place] = {}
+    suppositions: dict[Place, Supposed] = {}
+    restarts = 0
     while True:
         flow = Flow(model, suppositions)
         try:
             found = proof(flow.steps, flow.run(), model.graph)
             return msgspec.structs.replace(found, operators=flow.steps, sizes=_conditions(suppositions))
         except Supposition as wanted:
-            if len(suppositions) == MAX_SUPPOSITIONS:
-                return not_proved("it wants many sizes of its inputs to be equal", operators=flow.steps)
+            restarts += 1
+            if restarts > MAX_RESTARTS:
+                return not_proved("it wants much of the sizes of its inputs", operators=flow.steps)
             suppositions[flow.place_of(wanted.symbol)] = (
-                wanted.size if isinstance(wanted.size, int) else flow.place_of(wanted.size.symbols[0])
+                flow.place_of(wanted.size) if isinstance(wanted.size, Symbol) else wanted.size
             )
         except NotProved as refusal:
             return not_proved(str(refusal), operators=flow.steps)
@@ -107,13 +113,17 @@ def prove(model: Model) -> Proof:
             return not_proved(f"the analysis failed ({type(error).__name__})", operators=flow.steps)
 
 
-def _conditions(suppositions: Mapping[Place, int | Place]) -> tuple[SizeCondition, ...]:
-    return tuple(
-        SizeCondition(place.input, place.axis, size=wanted)
-        if isinstance(wanted, int)
-        else SizeCondition(place.input, place.axis, other_input=wanted.input, other_axis=wanted.axis)
-        for place, wanted in suppositions.items()
-    )
+def _conditions(suppositions: Mapping[Place, Supposed]) -> tuple[SizeCondition, ...]:
+    def one(place: Place, supposed: Supposed) -> SizeCondition:
+        match supposed:
+            case Place(other, axis):
+                return SizeCondition(place.input, place.axis, other_input=other, other_axis=axis)
+            case AtMost(most):
+                return SizeCondition(place.input, place.axis, at_most=most)
+            case size:
+                return SizeCondition(place.input, place.axis, size=size)
+
+    return tuple(one(place, supposed) for place, supposed in suppositions.items())
 
 
 def not_proved(reason: str, *, operator: str = "", operators: int = 0) -> Proof:
@@ -167,7 +177,7 @@ def _as_output(value: Value, dtype: str) -> Noise:
 class Flow:
     """One analysis."""
 
-    def __init__(self, model: Model, suppositions: Mapping[Place, int | Place] | None = None) -> None:
+    def __init__(self, model: Model, suppositions: Mapping[Place, Supposed] | None = None) -> None:
         self._model = model
         self._suppositions = suppositions or {}
         self._sizes: dict[Place, Dim] = {}
@@ -221,12 +231,15 @@ class Flow:
 
     def _size_of(self, place: Place) -> Dim:
         wanted = self._suppositions.get(place)
-        if isinstance(wanted, int):
-            size: Dim = wanted
-        elif wanted is not None:
-            size = self._sizes[wanted]
-        else:
-            size = self.symbols.of_input()
+        match wanted:
+            case int():
+                size: Dim = wanted
+            case Place():
+                size = self._sizes[wanted]
+            case AtMost(most):
+                size = self.symbols.of_input(most)
+            case None:
+                size = self.symbols.of_input()
         self._sizes[place] = size
         return size
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from cortex.rows.refusal import refuse
 
@@ -26,6 +26,8 @@ class Symbol:
     """Stands for several sizes that branches or turns of a loop have there."""
     of_input: bool = False
     """The size of an input's dimension, which a proof may suppose."""
+    most: int | None = None
+    """What it is at most, where that is supposed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,9 +85,9 @@ class Symbols:
         """Return a size that nothing more is known of, but that it does not depend on the number of rows."""
         return Size(1, (self._new(least=least, widened=widened),))
 
-    def of_input(self) -> Size:
-        """Return the size of an input's free dimension."""
-        return Size(1, (self._new(least=1, of_input=True),))
+    def of_input(self, most: int | None = None) -> Size:
+        """Return the size of an input's free dimension, `most` at most."""
+        return Size(1, (self._new(least=1, of_input=True, most=most),))
 
     def formula(self, name: str, *arguments: object, least: int | None = None) -> Size:
         """
@@ -102,9 +104,15 @@ class Symbols:
         return found
 
     def _new(
-        self, *, least: int | None, of_rows: bool = False, widened: bool = False, of_input: bool = False
+        self,
+        *,
+        least: int | None,
+        of_rows: bool = False,
+        widened: bool = False,
+        of_input: bool = False,
+        most: int | None = None,
     ) -> Symbol:
-        symbol = Symbol(self._next, least=least, of_rows=of_rows, widened=widened, of_input=of_input)
+        symbol = Symbol(self._next, least=least, of_rows=of_rows, widened=widened, of_input=of_input, most=most)
         self._next += 1
         return symbol
 
@@ -160,14 +168,20 @@ def divided(a: Dim, b: Dim) -> Dim | None:
     return Size(factor, tuple(a_symbols))
 
 
-class Supposition(Exception):
-    """The proof goes no further unless a size of an input is known, or equal to another's: start again with that."""
+class AtMost(NamedTuple):
+    """A bound of a size."""
 
-    def __init__(self, symbol: Symbol, size: Dim) -> None:
-        super().__init__(f"{Size(1, (symbol,))} = {size}")
+    size: int
+
+
+class Supposition(Exception):
+    """The proof goes no further unless more is known of a size of an input: start again with that."""
+
+    def __init__(self, symbol: Symbol, size: int | Symbol | AtMost) -> None:
+        super().__init__(f"{symbol}: {size}")
         self.symbol = symbol
         self.size = size
-        """A number, or the size of another input's dimension."""
+        """What it is, the size of another input's dimension that it is equal to, or its bound."""
 
 
 def equal(a: Dim, b: Dim) -> bool:
@@ -188,8 +202,24 @@ def equal(a: Dim, b: Dim) -> bool:
         raise Supposition(a_symbols[0], b_factor // a_factor)
     if len(b_symbols) == 1 and b_symbols[0].of_input and a_factor == b_factor:
         later, earlier = sorted((a_symbols[0], b_symbols[0]), key=_index, reverse=True)
-        raise Supposition(later, Size(1, (earlier,)))
+        raise Supposition(later, earlier)
     return False
+
+
+def suppose_at_most(size: Dim, most: int) -> bool:
+    """
+    Whether a size is this at most.
+
+    Raises:
+        Supposition: it is the size of an input, and may be.
+    """
+    if isinstance(size, int):
+        return size <= most
+    if size.factor != 1 or len(size.symbols) != 1 or not size.symbols[0].of_input:
+        return False
+    if size.symbols[0].most is None or size.symbols[0].most > most:
+        raise Supposition(size.symbols[0], AtMost(most))
+    return True
 
 
 def quotient(a: Dim, b: Dim) -> Dim | None:

@@ -44,7 +44,9 @@ class SizeCondition(msgspec.Struct, frozen=True):
     axis: int
     """At least 1: never the rows."""
     size: int | None = None
-    """What the size must be; None: as long as another one."""
+    """What the size must be."""
+    at_most: int | None = None
+    """What the size may be at most; None in both: as long as another one."""
     other_input: str = ""
     other_axis: int = 0
 

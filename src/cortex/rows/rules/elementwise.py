@@ -12,7 +12,7 @@ import numpy as np
 
 from cortex.rows.refusal import NotProved, refuse
 from cortex.rows.rules.registry import COUNTED, Call, Rounds, axis_of, must_be_constant, rule
-from cortex.rows.sizes import Dim, Size, divided, is_number, times
+from cortex.rows.sizes import Dim, Size, divided, equal, is_number, times
 from cortex.rows.values import NUMBERS, Element, Kind, Shape, Value, known, uniform
 from cortex.wire.graphs import MAX_ELEMENTS
 
@@ -183,8 +183,8 @@ def _broadcast_shape(shapes: Sequence[Shape], call: Call) -> Shape:
         sizes = [shape[place] for shape in shapes if -place <= len(shape) and shape[place] != 1]
         if not sizes:
             result.append(1)
-        elif all(size == sizes[0] for size in sizes):
-            result.append(sizes[0])
+        elif all(equal(size, sizes[0]) for size in sizes if isinstance(size, Size) == isinstance(sizes[0], Size)):
+            result.append(next((size for size in sizes if isinstance(size, int)), sizes[0]))
         else:  # a number wins over a symbol, which is that number, or 1, or does not fit
             result.append(next((size for size in sizes if isinstance(size, int)), None) or call.fresh())
     return tuple(result)
@@ -202,13 +202,10 @@ def _elementwise(call: Call) -> Value:
     return result.typed("bool") if call.operator in _TRUTHS else result
 
 
-for _names, _rounds in (
-    (_EXACT, Rounds.NOTHING),
-    (_CURVES, Rounds.SUMS),
-    (_BORDERS, Rounds.CHOOSES),
-    (_GRIDS, Rounds.STEPS),
-):
-    rule(*_names, rounds=_rounds, takes_counts=True)(_elementwise)
+rule(*_EXACT, rounds=Rounds.NOTHING, takes=NUMBERS, takes_counts=True)(_elementwise)
+rule(*_CURVES, rounds=Rounds.SUMS, takes=NUMBERS, takes_counts=True)(_elementwise)
+rule(*_BORDERS, rounds=Rounds.CHOOSES, takes=NUMBERS, takes_counts=True)(_elementwise)
+rule(*_GRIDS, rounds=Rounds.STEPS, takes=NUMBERS, takes_counts=True)(_elementwise)
 rule(*_MICROSOFT_CURVES, domain=_MICROSOFT, rounds=Rounds.SUMS)(_elementwise)
 
 

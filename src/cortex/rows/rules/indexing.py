@@ -20,7 +20,7 @@ from cortex.rows.rules.registry import (
     numbers_of,
     rule,
 )
-from cortex.rows.sizes import Dim, counts_rows
+from cortex.rows.sizes import Dim, counts_rows, suppose_at_most
 from cortex.rows.values import Element, Kind, Value, known, rows, uniform, vector
 
 _WHOLE = 2**31 - 1
@@ -211,6 +211,14 @@ def cut(
             chosen = _chosen(int(start), int(end), int(step), int(size))  # type: ignore[arg-type]
             shape[axis] = len(chosen)
             array = np.take(array, list(chosen), axis=axis) if array is not None else None
+        elif (
+            start == 0
+            and step == 1
+            and isinstance(size, int)
+            and not isinstance(end, int)
+            and suppose_at_most(end, size)
+        ):
+            shape[axis], array = end, None
         else:
             shape[axis] = call.fresh() if counts_rows(size) else call.formula("slice", start, end, step, size, least=0)
             array = None
