@@ -1,0 +1,91 @@
+"""
+Small graphs in a line, and what comes of their rows.
+
+    assert proved(node("MatMul", "x", "w"), x=rows(4), w=weights(4, 3))
+
+Nodes name their inputs; what the names stand for follows by keyword: `rows(…)` is an input of the model, all else is a
+constant of it. A node's output is `y` unless it says so, and so is the graph's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cortex.rows import prove
+from cortex.rows.flow import Flow
+from cortex.rows.rules.registry import NEWEST
+from cortex.rows.values import Value
+from cortex.wire.batching import Proof
+from cortex.wire.graphs import MAX_ELEMENTS, Attribute, Graph, GraphInput, Model, Node, Tensor
+
+
+def rows(*trailing: int | None, dtype: str = "float32") -> GraphInput:
+    """An input: the first dimension is the rows, then these; None is a size that requests choose."""
+    return GraphInput("", dtype, (None, *trailing))
+
+
+def weights(*shape: int, dtype: str = "float32") -> Tensor:
+    """A constant that only type and shape are known of."""
+    return Tensor(dtype, shape)
+
+
+def constant(array: Any) -> Tensor:
+    """A constant with its elements."""
+    array = np.asarray(array)
+    elements = tuple(array.reshape(-1).tolist()) if array.size <= MAX_ELEMENTS else None
+    return Tensor(str(array.dtype) if array.dtype.kind != "U" else "string", array.shape, elements)
+
+
+def node(operator: str, *inputs: str, to: str = "y", domain: str = "", **attributes: Attribute) -> Node:
+    """An operator; `to` are the names of its outputs. An input without a name is left out."""
+    return Node(operator, inputs, tuple(to.split()), attributes, domain=domain)
+
+
+def ml(operator: str, *inputs: str, to: str = "y", **attributes: Attribute) -> Node:
+    return node(operator, *inputs, to=to, domain="ai.onnx.ml", **attributes)
+
+
+def microsoft(operator: str, *inputs: str, to: str = "y", **attributes: Attribute) -> Node:
+    return node(operator, *inputs, to=to, domain="com.microsoft", **attributes)
+
+
+def model(
+    *nodes: Node,
+    outputs: str = "y",
+    opsets: Mapping[str, int] = NEWEST,
+    **named: GraphInput | Tensor | Any,
+) -> Model:
+    inputs, constants = [], {}
+    for name, value in named.items():
+        if isinstance(value, GraphInput):
+            inputs.append(GraphInput(name, value.dtype, value.shape, value.is_tensor))
+        else:
+            constants[name] = value if isinstance(value, Tensor) else constant(value)
+    return Model(Graph(nodes, tuple(inputs), tuple(outputs.split()), constants), opsets=opsets)
+
+
+def proof(*nodes: Node, **settings: Any) -> Proof:
+    """The verdict on a model; settings as of `model`."""
+    return prove(model(*nodes, **settings))
+
+
+def proved(*nodes: Node, **settings: Any) -> bool:
+    return proof(*nodes, **settings).proved
+
+
+def refusal(*nodes: Node, **settings: Any) -> str:
+    """Why a model is not proved; empty if it is."""
+    return proof(*nodes, **settings).reason
+
+
+def results(*nodes: Node, **settings: Any) -> list[Value]:
+    """What is known of a model's outputs."""
+    return Flow(model(*nodes, **settings)).run()
+
+
+def result(*nodes: Node, **settings: Any) -> Value:
+    """What is known of a model's first output."""
+    return results(*nodes, **settings)[0]
