@@ -1,4 +1,4 @@
-"""Makes `graph_builder` importable: tests are not a package, so that a module beside them cannot be imported by name."""
+"""Makes `graph_builder` importable: tests are no package, so that a module beside them cannot be imported by name."""
 
 from __future__ import annotations
 
