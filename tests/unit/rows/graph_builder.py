@@ -33,8 +33,8 @@ def weights(*shape: int, dtype: str = "float32") -> Tensor:
 
 
 def constant(array: Any) -> Tensor:
-    """A constant with its elements."""
-    array = np.asarray(array)
+    """A constant with its elements; plain floats are of 32 bits."""
+    array = np.asarray(array, dtype="float32" if np.asarray(array).dtype == "float64" else None)
     elements = tuple(array.reshape(-1).tolist()) if array.size <= MAX_ELEMENTS else None
     return Tensor(str(array.dtype) if array.dtype.kind != "U" else "string", array.shape, elements)
 
