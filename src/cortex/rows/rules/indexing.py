@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cortex.rows.refusal import refuse
+from cortex.rows.rules.layout import reshaped
 from cortex.rows.rules.registry import (
     CHOOSES,
     COUNTED,
@@ -361,16 +362,14 @@ def one_hot(call: Call) -> Value:
 
 @rule("ArrayFeatureExtractor", domain="ai.onnx.ml")
 def array_feature_extractor(call: Call) -> Value:
-    """Columns of a matrix; or, as exporters write a label's look-up, one entry of a table for each row."""
+    """Columns of a matrix; or, as exporters write a label's look-up, entries of a table for each row."""
     x, index = call.value(0), call.value(1)
     if x.is_uniform and index.is_rows:
-        table, wanted = x.known_shape, index.known_shape
-        if any(dim != 1 for dim in table[:-1]) or any(
-            dim != 1 for place, dim in enumerate(wanted) if place != index.axis
-        ):
+        if any(dim != 1 for dim in x.known_shape[:-1]):
             refuse("rows choose among rows")
-        shape = [*([1] * max(len(table) - 1, 1)), wanted[index.axis]]
-        return dataclasses.replace(index.moved(shape, len(shape) - 1), dtype=x.dtype)
+        wanted = reshaped(call, index, [-1], zero_copies=False)
+        shape = [*([1] * max(x.rank - 1, 1)), wanted.known_shape[0]]
+        return wanted.moved(shape, len(shape) - 1).typed(x.dtype)
     must_be_constant(index)
     if not x.is_rows or x.rank < 2 or x.axis == x.rank - 1:
         refuse(CHOOSES)
