@@ -383,7 +383,8 @@ W = weights(4, 4)
 @pytest.mark.parametrize(
     ("nodes", "rounding", "operator"),
     [
-        ((node("Relu", "x", to="z"), node("Add", "z", "x")), "exact", ""),
+        ((node("Neg", "x", to="z"), node("Add", "z", "x")), "exact", ""),
+        ((node("Relu", "x"),), "rounding", ""),
         ((node("Exp", "x"),), "rounding", ""),
         ((SUM, node("Relu", "z")), "rounding", ""),
         ((node("ArgMax", "x", axis=1),), "exact", ""),

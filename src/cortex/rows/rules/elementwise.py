@@ -30,16 +30,11 @@ _EXACT: Final = {
     "Div": "correctly rounded",
     "IsInf": "what is infinite is so in whichever order a sum rounds",
     "IsNaN": "what is no number is none in whichever order a sum rounds",
-    "LeakyRelu": "one product where negative",
-    "Max": "picks an operand; continuous, so that noise stays as small as it was",
-    "Min": "picks an operand",
     "Mul": "correctly rounded",
     "Neg": "turns the sign",
     "Not": "logic",
     "Or": "logic",
-    "PRelu": "one product where negative",
     "Reciprocal": "correctly rounded",
-    "Relu": "picks x or 0",
     "Sqrt": "correctly rounded",
     "StringConcat": "text beside text",
     "Sub": "correctly rounded",
@@ -62,10 +57,15 @@ _CURVES: Final = {
     "Gelu": "",
     "HardSigmoid": "a product and a sum, which may be one operation or two",
     "HardSwish": "as HardSigmoid",
+    "LeakyRelu": "0 and -0 are equal: vector and remainder of a loop may pick another one",
     "Log": "",
+    "Max": "as LeakyRelu",
     "Mean": "a sum and a quotient",
+    "Min": "as LeakyRelu",
     "Mish": "",
+    "PRelu": "as LeakyRelu",
     "Pow": "",
+    "Relu": "as LeakyRelu",
     "Selu": "",
     "Sigmoid": "",
     "Sin": "",
@@ -263,7 +263,7 @@ def _cast(call: Call, element: Element, dtype: str) -> Element:
     return int(element) if dtype.startswith(("int", "uint")) else float(element)
 
 
-@rule("Clip", takes_counts=True)
+@rule("Clip", rounds=Rounds.SUMS, takes_counts=True)
 def clip(call: Call) -> Value:
     must_be_constant(*call.inputs[1:])
     if call.x.counts_rows:

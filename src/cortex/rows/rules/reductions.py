@@ -35,7 +35,7 @@ _SUMS: Final = {
     "ReduceSum": "a sum",
     "ReduceSumSquare": "a sum of squares",
 }
-_PICKS: Final = {"ReduceMax": "picks one; continuous", "ReduceMin": "picks one; continuous"}
+_PICKS: Final = {"ReduceMax": "picks one, of 0 and -0 any", "ReduceMin": "as ReduceMax"}
 _AXES_AS_INPUT_SINCE: Final = {"ReduceSum": 13}
 """The others take axes as an input since 18."""
 
@@ -56,7 +56,7 @@ def _reduce(call: Call) -> Value:
 
 
 rule(*_SUMS, rounds=Rounds.SUMS, takes_counts=True)(_reduce)
-rule(*_PICKS)(_reduce)
+rule(*_PICKS, rounds=Rounds.SUMS)(_reduce)
 
 
 def reduced(value: Value, axes: Sequence[int], *, keep: bool) -> Value:
