@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -97,6 +97,9 @@ def prove(model: Model) -> Proof:
         flow = Flow(model, suppositions)
         try:
             found = proof(flow.steps, flow.run(), model.graph)
+            if found.proved and flow.refused is not None:  # no output needs it, and onnxruntime runs it all the same
+                unneeded = flow.refused
+                return not_proved(unneeded.reason, operator=unneeded.operator, operators=flow.steps)
             return msgspec.structs.replace(found, operators=flow.steps, sizes=_conditions(suppositions))
         except Supposition as wanted:
             restarts += 1
@@ -181,6 +184,8 @@ class Flow:
         self._model = model
         self._suppositions = suppositions or {}
         self._sizes: dict[Place, Dim] = {}
+        self.refused: Value | None = None
+        """What the first operator that was refused has for outputs."""
         self.symbols = Symbols()
         self.steps = 0
 
@@ -248,7 +253,7 @@ class Flow:
         for name, tensor in graph.constants.items():
             if not scope.holds(name):
                 scope[name] = constant(tensor)
-        for node in graph.nodes:
+        for node in ordered(graph.nodes):
             self._node(node, scope)
         return [self._find(scope, name) for name in graph.outputs]
 
@@ -294,11 +299,16 @@ class Flow:
                 return self._call(function, inputs, attributes, scope)
             return self.apply(node, inputs, attributes, scope)
         except NotProved as refusal:
-            return [mixed(str(refusal), label(node))] * len(node.outputs)
+            return self._refused(node, str(refusal))
         except (TooLarge, Supposition):
             raise
         except Exception as error:  # a fault in a rule: what it was asked about is not proved
-            return [mixed(f"the rule failed ({type(error).__name__}: {error})", label(node))] * len(node.outputs)
+            return self._refused(node, f"the rule failed ({type(error).__name__}: {error})")
+
+    def _refused(self, node: Node, reason: str) -> Sequence[Value]:
+        value = mixed(reason, label(node))
+        self.refused = self.refused or value
+        return [value] * len(node.outputs)
 
     def _call(
         self, function: Function, inputs: Sequence[Value | None], attributes: Mapping[str, Attribute], scope: Scope
@@ -320,7 +330,7 @@ class Flow:
         left_out = set(function.inputs[len(inputs) :]) | {
             name for name, value in zip(function.inputs, inputs, strict=False) if value is None
         }
-        for node in function.nodes:
+        for node in ordered(function.nodes):
             if left_out:
                 node = dataclasses.replace(node, inputs=tuple("" if name in left_out else name for name in node.inputs))
             self._node(node, inner)
@@ -427,7 +437,7 @@ def _with_noise(value: Value, noise: Noise, rounds: Rounds, name: str) -> Value:
         noise = noise.joined(Noise(Grade.LABELS if noisy else Grade.ROUNDING, 32, name))
     elif rounds is Rounds.ELECTS or (rounds is Rounds.CHOOSES and noisy):
         noise = noise.joined(Noise(Grade.LABELS, 64, name))
-    elif rounds is Rounds.STEPS and noisy:
+    elif rounds is Rounds.SUMS_AND_STEPS or (rounds is Rounds.STEPS and noisy):
         noise = noise.joined(Noise(Grade.STEPS, 64, name))
     if noise.grade is Grade.EXACT and value.noise == EXACT:
         return value
@@ -443,6 +453,42 @@ def constant(tensor: Tensor) -> Value:
 def label(node: Node) -> str:
     """How an operator is called in a verdict."""
     return f"{node.operator} {node.name}".strip()
+
+
+def ordered(nodes: Sequence[Node]) -> Sequence[Node]:
+    """
+    Nodes in an order in which each comes after those whose values it takes: nearly always that of the file.
+
+    onnxruntime sorts them, too. Nodes that wait for each other are left out, and what they would make is unknown.
+    """
+    makers = {name: index for index, node in enumerate(nodes) for name in node.outputs if name}
+    needs = [{makers[name] for name in _names(node) if name in makers} for node in nodes]
+    if all(not wanted or max(wanted) < index for index, wanted in enumerate(needs)):
+        return nodes
+    followers: dict[int, list[int]] = {}
+    for index, wanted in enumerate(needs):
+        for maker in wanted:
+            followers.setdefault(maker, []).append(index)
+    ready = [index for index, wanted in enumerate(needs) if not wanted]
+    found = []
+    while ready:
+        index = ready.pop()
+        found.append(nodes[index])
+        for follower in followers.get(index, ()):
+            needs[follower].discard(index)
+            if not needs[follower]:
+                ready.append(follower)
+    return found
+
+
+def _names(node: Node) -> Iterator[str]:
+    """Names that a node takes, its graphs included."""
+    yield from node.inputs
+    for value in node.attributes.values():
+        if isinstance(value, Graph):
+            for inner in value.nodes:
+                yield from _names(inner)
+            yield from value.outputs
 
 
 def _bound(node: Node, scope: Scope) -> Mapping[str, Attribute]:

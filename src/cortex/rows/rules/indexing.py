@@ -23,9 +23,10 @@ from cortex.rows.rules.registry import (
 )
 from cortex.rows.sizes import Dim, counts_rows, suppose_at_most
 from cortex.rows.values import Element, Kind, Value, known, rows, uniform, vector
+from cortex.wire.graphs import MAX_ELEMENTS
 
-_WHOLE = 2**31 - 1
-"""Exporters write this, or more, for "to the end"."""
+_WHOLE = 10**9
+"""Exporters write this, or more, for "to the end": no tensor that fits into memory is longer."""
 
 
 # ---- joined and cut ---------------------------------------------------------------------------------------------
@@ -93,7 +94,8 @@ def _row_indices(values: Sequence[Value], axis: int, shape: Sequence[Dim]) -> Va
 def _total(call: Call, sizes: Sequence[Dim]) -> Dim:
     if all(isinstance(size, int) for size in sizes):
         return sum(size for size in sizes if isinstance(size, int))
-    return call.formula("sum of", *sizes, least=0)
+    least = [size if isinstance(size, int) else size.least or 0 for size in sizes]
+    return call.formula("sum of", *sizes, least=min(1, sum(least)))
 
 
 def _uniform_concatenated(call: Call, values: Sequence[Value], axis: int) -> Value:
@@ -380,7 +382,7 @@ def array_feature_extractor(call: Call) -> Value:
 # ---- filled up --------------------------------------------------------------------------------------------------
 
 
-@rule("Pad")
+@rule("Pad", takes_counts=True)
 def pad(call: Call) -> Value:
     x = call.x
     if call.opset < 11:
@@ -393,11 +395,32 @@ def pad(call: Call) -> Value:
         must_be_constant(call.optional(2))
     if len(amounts) != 2 * len(axes):
         refuse("another number of pads than dimensions")
+    if x.elements is not None:
+        return _shape_padded(call, axes, amounts)
     return padded(call, x, [(axis, amounts[at], amounts[at + len(axes)]) for at, axis in enumerate(axes)])
+
+
+def _shape_padded(call: Call, axes: Sequence[int], amounts: Sequence[Dim]) -> Value:
+    """Known elements, such as a shape, with a known one before and after."""
+    filling = call.optional(2) if call.opset >= 11 else None
+    fill: Element = 0
+    if filling is not None:
+        fill = elements_of(filling, "what is filled in")[0]
+    widths = [(0, 0)] * call.x.rank
+    for at, axis in enumerate(axes):
+        before, after = amounts[at], amounts[at + len(axes)]
+        if not isinstance(before, int) or not isinstance(after, int) or before < 0 or after < 0:
+            refuse("how much is filled in is not known")
+        if before + after > MAX_ELEMENTS or call.text("mode", "constant") != "constant":
+            refuse("what is filled in is not known")
+        widths[axis_of(axis, call.x.rank)] = (before, after)
+    return known(np.pad(call.x.array(), widths, constant_values=fill), call.x.dtype)
 
 
 def padded(call: Call, value: Value, amounts: Sequence[tuple[int, Dim, Dim]]) -> Value:
     """A value filled up, by (axis, before, after), along dimensions that are not the rows'."""
+    if value.counts_rows:
+        refuse(COUNTED)
     shape = list(value.known_shape)
     for axis, before, after in amounts:
         if before == 0 and after == 0:
@@ -409,7 +432,9 @@ def padded(call: Call, value: Value, amounts: Sequence[tuple[int, Dim, Dim]]) ->
         if isinstance(before, int) and isinstance(after, int) and isinstance(size, int):
             shape[axis] = size + before + after
         else:
-            shape[axis] = call.formula("pad", size, before, after, least=0)
+            grows = all(isinstance(amount, int) and amount >= 0 for amount in (before, after))
+            least = (size.least or 0) if grows and isinstance(size, Size) else 0
+            shape[axis] = call.formula("pad", size, before, after, least=least)
     return like(value, shape, value.axis)
 
 

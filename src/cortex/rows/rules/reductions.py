@@ -49,14 +49,24 @@ def _reduce(call: Call) -> Value:
         if as_input and call.integer("noop_with_empty_axes", 0):
             return call.x
         axes = list(range(call.x.rank))
-    if call.operator == "ReduceProd" and call.x.elements is not None and call.x.rank == 1:
-        result = product(dims_of(call.x, "a factor"))
-        return dataclasses.replace(vector([result], call.x.dtype), shape=(1,) if keep else ())
+    if call.x.elements and call.x.rank == 1 and call.operator in ("ReduceProd", "ReduceMax", "ReduceMin"):
+        dims = dims_of(call.x, "a size")
+        return dataclasses.replace(vector([_reduced_size(call, dims)], call.x.dtype), shape=(1,) if keep else ())
     return reduced(call.x, axes, keep=keep)
 
 
-rule(*_SUMS, rounds=Rounds.SUMS, takes_counts=True)(_reduce)
-rule(*_PICKS, rounds=Rounds.SUMS)(_reduce)
+def _reduced_size(call: Call, dims: Sequence[Dim]) -> Dim:
+    if call.operator == "ReduceProd":
+        return product(dims)
+    if all(dim == dims[0] for dim in dims):
+        return dims[0]
+    numbers = [dim for dim in dims if isinstance(dim, int)]
+    if len(numbers) < len(dims):
+        return call.formula(call.operator, *dims)
+    return max(numbers) if call.operator == "ReduceMax" else min(numbers)
+
+
+rule(*_SUMS, *_PICKS, rounds=Rounds.SUMS, takes_counts=True)(_reduce)
 
 
 def reduced(value: Value, axes: Sequence[int], *, keep: bool) -> Value:

@@ -38,6 +38,8 @@ class Rounds(Enum):
     """A label that is chosen by sums of its own."""
     STEPS = "steps"
     """Rounds to a grid, so that noise before it may move the result by a whole step."""
+    SUMS_AND_STEPS = "sums and steps"
+    """Rounds sums of its own to a grid."""
 
 
 Result: TypeAlias = "Value | Sequence[Value]"
