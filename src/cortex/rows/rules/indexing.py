@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from cortex.rows.rules.registry import (
     numbers_of,
     rule,
 )
-from cortex.rows.sizes import Dim, counts_rows, suppose_at_most
+from cortex.rows.sizes import Dim, Size, counts_rows, suppose_at_most
 from cortex.rows.values import Element, Kind, Value, known, rows, uniform, vector
 from cortex.wire.graphs import MAX_ELEMENTS
 
@@ -403,7 +404,7 @@ def pad(call: Call) -> Value:
 def _shape_padded(call: Call, axes: Sequence[int], amounts: Sequence[Dim]) -> Value:
     """Known elements, such as a shape, with a known one before and after."""
     filling = call.optional(2) if call.opset >= 11 else None
-    fill: Element = 0
+    fill: Any = 0
     if filling is not None:
         fill = elements_of(filling, "what is filled in")[0]
     widths = [(0, 0)] * call.x.rank

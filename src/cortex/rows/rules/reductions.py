@@ -120,6 +120,16 @@ def softmax(call: Call) -> Value:
     return x if x.is_rows else uniform(x.shape, x.dtype)
 
 
+@rule("QLinearSoftmax", domain=_MICROSOFT, rounds=Rounds.SUMS_AND_STEPS)
+def quantized_softmax(call: Call) -> Value:
+    must_be_constant(*call.inputs[1:])
+    x = call.x
+    axis = axis_of(call.integer("axis", -1), x.rank)
+    if x.is_rows and (x.axis == axis or (call.integer("opset", 13) < 13 and x.axis > axis)):
+        refuse(ALONG_ROWS)
+    return x if x.is_rows else uniform(x.shape, x.dtype)
+
+
 @rule("LpNormalization", rounds=Rounds.SUMS)
 def lp_normalization(call: Call) -> Value:
     return along(call.x, call.integer("axis", -1))
