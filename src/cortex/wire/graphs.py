@@ -90,8 +90,9 @@ class GraphInput:
 
     name: str
     dtype: str = ""
+    """Of the innermost tensor, if it is none; empty where none is declared."""
     shape: tuple[Dim, ...] | None = None
-    """None: no shape is declared."""
+    """Likewise. None: no shape is declared."""
     is_tensor: bool = True
 
 
@@ -119,6 +120,8 @@ class Function:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     """Names of values, in the order of the call's outputs."""
+    attributes: tuple[str, ...] = ()
+    """Names of attributes that a call may give it, apart from those with a default."""
     defaults: Mapping[str, Attribute] = dataclasses.field(default_factory=dict)
     """Values of attributes that a call may leave out."""
     opsets: Mapping[str, int] = dataclasses.field(default_factory=dict)

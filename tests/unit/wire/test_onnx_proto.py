@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from cortex.wire import onnx_proto
 from cortex.wire.onnx_proto import ValueInfo, external_files, read_header
 
 FLOAT = TensorProto.FLOAT
@@ -98,11 +97,15 @@ def test_external_files_are_found_wherever_a_tensor_can_stand(saved):
     made = model(nodes, initializer=[external("./model.onnx.data"), external("model.onnx.data", "v")])
     made.graph.sparse_initializer.add(values=external("sparse"), indices=external("indices"), dims=[4])
     function_node = helper.make_node("Constant", [], ["f"], value=external("function"))
-    made.functions.append(helper.make_function("local", "F", [], ["f"], [function_node], [helper.make_opsetid("", 21)]))
+    default = helper.make_attribute("default", external("default"))
+    made.functions.append(
+        helper.make_function("own", "F", [], ["f"], [function_node], [helper.make_opsetid("", 21)], [], [default])
+    )
     made.training_info.add().algorithm.CopyFrom(helper.make_graph([], "t", [], [], initializer=[external("training")]))
     assert external_files(saved(made)) == [
         "attribute",
         "branch.weights",
+        "default",
         "function",
         "in/branch.bin",
         "indices",
@@ -221,10 +224,49 @@ def test_reading_costs_a_window_however_large_the_weights_are(saved, monkeypatch
         asked.append(length)
         return pread(fd, length, offset)
 
-    monkeypatch.setattr(onnx_proto.os, "pread", counted)
+    monkeypatch.setattr(os, "pread", counted)
     read_header(path)
     external_files(path)
     assert sum(asked) < 500_000
+
+
+def forest(nodes):
+    """A model whose weights are attributes; the onnx package writes their elements one by one."""
+    ensemble = helper.make_node(
+        "TreeEnsembleRegressor",
+        ["x"],
+        ["y"],
+        domain="ai.onnx.ml",
+        nodes_featureids=[index % 300 for index in range(nodes)],
+        nodes_modes=["BRANCH_LEQ", "LEAF"] * (nodes // 2),
+        nodes_values=[0.5] * nodes,
+        n_targets=1,
+    )
+    return model([ensemble, helper.make_node("Constant", [], ["k"], value=external("beside"))])
+
+
+def test_a_forest_of_any_size_costs_a_window_for_each_attribute(saved, monkeypatch):
+    path = saved(forest(300_000))
+    assert path.stat().st_size > 4_000_000
+    asked = []
+    pread = os.pread
+
+    def counted(fd, length, offset):
+        asked.append(length)
+        return pread(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    assert external_files(path) == ["beside"]
+    assert read_header(path).inputs == (ValueInfo("x", ("N", 4)),)
+    assert sum(asked) < 500_000
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_files_are_found_beside_long_lists_that_no_type_stands_after(saved, place):
+    numbers = b"\x40\x07" * 100_000
+    tensor = wrapped(5, external("beside").SerializeToString())
+    attribute = tensor + numbers if place == "before" else numbers + tensor
+    assert external_files(saved(wrapped(7, wrapped(1, wrapped(5, attribute))))) == ["beside"]
 
 
 def test_the_onnx_package_agrees_on_every_model_it_ships(tmp_path):
