@@ -1,8 +1,8 @@
 """
 A model's computation without its weights: what the readers of file formats hand to `cortex.rows`.
 
-One form for ONNX and TensorFlow: named values, nodes that make them, functions that nodes may call. Everything is as the
-file says it; nothing is checked against what an operator wants.
+One form for ONNX and TensorFlow: named values, nodes that make them, functions that nodes may call. Everything is as
+the file says it; nothing is checked against what an operator wants.
 """
 
 from __future__ import annotations
