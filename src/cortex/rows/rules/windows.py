@@ -62,13 +62,13 @@ class _Window:
         return (self.kernel, self.stride, self.dilation, self.padding, self.pads, self.ceil)
 
     def places(self, call: Call, size: Dim) -> Dim:
-        """How many places the window has in a dimension of this size."""
+        """How many places the window has in a dimension of this size; nobody serves a model for images of none."""
         found: Dim | None = None
         if self.padding.startswith("SAME"):
             found = self._same(size) if self.dilation == 1 else None
         elif isinstance(self.kernel, int):
             found = self._fitting(size, self.pads - self.dilation * (self.kernel - 1))
-        return found if found is not None else call.formula("places of a window", size, *self.key, least=0)
+        return found if found is not None else call.formula("places of a window", size, *self.key, least=1)
 
     def _same(self, size: Dim) -> Dim | None:
         if self.stride == 1:
@@ -91,7 +91,7 @@ class _Window:
         """How long a dimension of this size becomes when each element is spread over a window."""
         if isinstance(size, int) and isinstance(self.kernel, int) and self.padding in ("NOTSET", "VALID"):
             return (size - 1) * self.stride + padding + (self.kernel - 1) * self.dilation + 1 - self.pads
-        return call.formula("spread over windows", size, padding, *self.key, least=0)
+        return call.formula("spread over windows", size, padding, *self.key, least=1)
 
 
 # ---- convolutions ------------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def resize(call: Call) -> Value:
         return _resized(call, axes, _scaled(call, axes, scales))
     wanted = dims_of(sizes, "its sizes")
     if call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
-        wanted = [call.fresh() for _ in wanted]  # one scale for all
+        wanted = [call.symbols.fresh(least=1) for _ in wanted]  # one scale for all
     return _resized(call, axes, wanted)
 
 
@@ -340,7 +340,7 @@ def _times(call: Call, size: Dim, scale: Element) -> Dim:
     if scale == int(scale):
         return times(size, int(scale))
     product = size * scale if isinstance(size, int) else 0.5
-    return int(product) if product == int(product) else call.fresh()
+    return int(product) if product == int(product) else call.symbols.fresh(least=1)
 
 
 def _resized(call: Call, axes: Sequence[int], sizes: Sequence[Dim]) -> Value:
