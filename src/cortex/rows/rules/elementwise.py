@@ -186,7 +186,9 @@ def _broadcast_shape(shapes: Sequence[Shape], call: Call) -> Shape:
         elif all(equal(size, sizes[0]) for size in sizes if isinstance(size, Size) == isinstance(sizes[0], Size)):
             result.append(next((size for size in sizes if isinstance(size, int)), sizes[0]))
         else:  # a number wins over a symbol, which is that number, or 1, or does not fit
-            result.append(next((size for size in sizes if isinstance(size, int)), None) or call.fresh())
+            least = min(size if isinstance(size, int) else size.least or 0 for size in sizes)
+            any_size = call.symbols.fresh(least=min(1, least))
+            result.append(next((size for size in sizes if isinstance(size, int)), any_size))
     return tuple(result)
 
 
