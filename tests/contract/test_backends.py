@@ -4,6 +4,7 @@ What every backend promises, run on each of them.
 To add one, write a class with the methods of `OnnxModels` and list it in `KITS`.
 """
 
+import re
 import threading
 from collections.abc import Mapping
 
@@ -11,8 +12,9 @@ import numpy as np
 import orjson
 import pytest
 
-from cortex.replica.backends import base, probe
+from cortex.replica.backends import base
 from cortex.replica.backends.base import InferenceFailed, ModelError
+from cortex.replica.backends.made_up_feeds import accepted_feeds
 from cortex.replica.results import encode
 from cortex.replica.tensors import build_converter
 
@@ -204,19 +206,12 @@ def test_metadata_is_there_for_handlers(load):
     assert backend.metadata_outputs is not None
 
 
-def test_batching_waits_for_proof(load):
-    backend = load("doubling")
-    assert backend.batchable is False
-    assert backend.probe_batchable() is True
-    assert backend.batchable is True
-    assert backend.probe_batchable({"x": np.array([[1, 2, 3]], np.float32)}) is True
-
-
-@pytest.mark.parametrize("name", ["normalising", "failing"])
-def test_models_whose_rows_depend_on_each_other_or_that_fail_are_not_batched(load, name):
-    backend = load(name)
-    assert backend.probe_batchable() is False
-    assert backend.batchable is False
+def test_the_runtime_is_named_with_version_device_and_threads(kit, load):
+    library = {"onnx": "onnxruntime", "tensorflow": "tensorflow"}[kit.model_format]
+    assert re.fullmatch(rf"{library} \d+\.\d+\.\S+, cpu, 1 thread", load("doubling").runtime)
+    backend = base.load(kit.model_format, kit.doubling(), threads=2)
+    assert backend.runtime.endswith(", cpu, 2 threads")
+    backend.close()
 
 
 def test_a_failing_run_is_one_readable_line_and_the_next_run_works(load):
@@ -230,10 +225,10 @@ def test_a_failing_run_is_one_readable_line_and_the_next_run_works(load):
 
 def test_a_made_up_input_is_accepted(load):
     backend = load("named_columns")
-    made_up = probe.accepted_feeds(backend)
+    made_up = accepted_feeds(backend)
     assert made_up is not None
     assert made_up.keys() == {"age", "city"}
-    assert probe.accepted_feeds(load("failing")) is None
+    assert accepted_feeds(load("failing")) is None
 
 
 def test_threads_may_run_at_once(load):

@@ -26,7 +26,6 @@ from cortex.errors import Problem
 from cortex.ids import short, split_api_key
 from cortex.replica import logs, process, secrecy
 from cortex.replica.backends import base
-from cortex.replica.batching import MAX_BATCH_ROWS
 from cortex.replica.condition import Condition
 from cortex.replica.control import Control
 from cortex.replica.handler import Handler, HandlerError, load_handler
@@ -158,7 +157,15 @@ class _Replica:
                 monotonic_s=time.monotonic,
             )
             self._stats.tracker = tracker
-        inference = Inference(backend.run, batchable=False, loop=loop, warn=lambda text: self._say("WARNING", text))
+        condition.batching.runtime = backend.runtime
+        inference = Inference(
+            backend.run,
+            signature=backend.signature,
+            batching=condition.batching,
+            loop=loop,
+            say=self._say,
+            announce=condition.announce,
+        )
         make_service, make_steps = (
             (Service, Steps) if self._tracing is None else (self._tracing.service, self._tracing.steps)
         )
@@ -212,8 +219,6 @@ class _Replica:
             "load_ms": round((perf_counter() - started_s) * 1000, 1),
             "model_us": round(inference.mean_s * 1e6, 1),
             "inline": inference.inline,
-            "batching": inference.batching,
-            "largest_batch": MAX_BATCH_ROWS if inference.batching else 1,
         }
         server.open()
         if predictor.hides_loop:

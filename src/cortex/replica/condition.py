@@ -15,7 +15,9 @@ from typing import Any
 
 from cortex.errors import Problem
 from cortex.processes import start_ticks
+from cortex.replica.batching import MAX_BATCH_ROWS
 from cortex.replica.http import Exchange
+from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement
 from cortex.wire.launch import ReplicaSpec, ReplicaStatus
 from cortex.wire.reports import Phase
 
@@ -28,6 +30,32 @@ A request whose time was up so long ago and which was not even told so: the even
 Less than the ingress waits on top of a timeout (`ingress.configuration.REPLICA_GRACE_MS`), so that what comes after it
 has given up that request already goes elsewhere.
 """
+
+
+class BatchingCondition:
+    """What this replica does about batches. Each fact is one attribute, and one thread writes it."""
+
+    def __init__(self, order: BatchingOrder) -> None:
+        self.order = order
+        """The last one given; the control thread takes it in."""
+        self.possible = False
+        """Whether the model's inputs can be stacked at all; known once it is loaded."""
+        self.runtime = ""
+        """What executes the model; known once it is loaded."""
+        self.guarded_rows = 0
+        """By the thread that runs batches, as is the next."""
+        self.disagreement: Disagreement | None = None
+        """Ends batches for good, whatever is ordered."""
+
+    @property
+    def batches(self) -> bool:
+        """Whether requests may share a run, now."""
+        return self.possible and self.order.batches and self.disagreement is None
+
+    def state(self) -> BatchingState:
+        return BatchingState(
+            order=self.order, runtime=self.runtime, guarded_rows=self.guarded_rows, disagreement=self.disagreement
+        )
 
 
 class Condition:
@@ -46,7 +74,9 @@ class Condition:
         self.progress_wall_s = now_s
         self.problem: Problem | None = None
         self.warnings: tuple[Problem, ...] = ()
+        self.batching = BatchingCondition(spec.batches)
         self.facts: dict[str, Any] = {}
+        """What was found out while starting."""
         self.in_flight: dict[Exchange, None] = {}
         """Oldest first. An exchange leaves when its code has ended, which may be after it was answered."""
         self.heartbeat_s = perf_counter()
@@ -101,9 +131,16 @@ class Condition:
             progress_wall_s=self.progress_wall_s,
             problem=self.problem,
             warnings=self.warnings,
+            batching=self.batching.state(),
             spec=self.spec if with_spec else None,
-            facts=self.facts,
+            facts=self._facts(),
         )
+
+    def _facts(self) -> dict[str, Any]:
+        if not self.facts:
+            return {}
+        batches = self.batching.batches
+        return {**self.facts, "batching": batches, "largest_batch": MAX_BATCH_ROWS if batches else 1}
 
     def until_stuck_s(self) -> float:
         """Seconds until the event loop counts as stuck, unless it answers before; 0 or less: it is, infinity: never."""

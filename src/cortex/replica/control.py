@@ -22,7 +22,7 @@ from cortex import polling
 from cortex.replica.channel import Channel
 from cortex.replica.condition import Condition
 from cortex.wire.framing import close_all
-from cortex.wire.launch import Ask, AskListener, Drain, ReplicaRequest
+from cortex.wire.launch import Ask, AskListener, Drain, ReplicaRequest, SetBatching
 
 HOUSEKEEPING_INTERVAL_S = 1.0
 """Also the most of the counters that a killed replica loses."""
@@ -151,6 +151,9 @@ class Control:
                 channel.send(payload, [self._slot.fileno()])
             case Drain(timeout_s=timeout_s):
                 self._on_drain(timeout_s)
+            case SetBatching(order=order):
+                self._condition.batching.order = order
+                self.announce()
 
     def _tell_if_stuck(self) -> None:
         """At once, both when the event loop sits in a handler for too long and when it has come round."""

@@ -1,6 +1,8 @@
 """
 Where the model runs: on the event loop while that takes no time, else on a thread of its own, in batches.
 
+What the guard wants computed again is run on that thread, when nothing waits for it.
+
 A hop to a thread and back costs about 60 µs, several times what a small model takes; a large model on the loop would
 keep everything else waiting. So the mean run time decides, and goes on deciding.
 """
@@ -16,8 +18,25 @@ from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import Any
 
-from cortex.replica.batching import MAX_BATCH_ROWS, Deliver, Job, Outcome, Outputs, Run, run_batch, take_batch
+from cortex.replica.agreement import explained, rows_lost
+from cortex.replica.batching import (
+    MAX_BATCH_ROWS,
+    Deliver,
+    Job,
+    NotRowwise,
+    Outcome,
+    Outputs,
+    Run,
+    may_be_batched,
+    run_batch,
+    take_batch,
+)
+from cortex.replica.condition import BatchingCondition
+from cortex.replica.guard import Guard
 from cortex.replica.tensors import Feeds
+from cortex.replica.tracebacks import one_line
+from cortex.wire.batching import Disagreement
+from cortex.wire.signature import Signature
 
 INLINE_BELOW_S = 0.001
 """Slower models get a thread: a millisecond is what a neighbour's request may have to wait for the loop."""
@@ -36,18 +55,33 @@ class Inference:
 
     Args:
         run: thread-safe; feeds to outputs.
-        batchable: whether the rows of different requests may be run together.
+        signature: of the model.
+        batching: says whether requests may share a run, which may change at any moment, and is told what the guard
+            sees, and whether the model can be batched at all.
         loop: outcomes of `submit` are delivered on it.
-        warn: takes the text of a warning.
+        say: takes a level and a text for the log.
+        announce: called when `batching` has news for whoever watches this replica.
     """
 
     def __init__(
-        self, run: Run, *, batchable: bool, loop: asyncio.AbstractEventLoop, warn: Callable[[str], None]
+        self,
+        run: Run,
+        *,
+        signature: Signature,
+        batching: BatchingCondition,
+        loop: asyncio.AbstractEventLoop,
+        say: Callable[[str, str], None],
+        announce: Callable[[], None],
     ) -> None:
         self._run = run
+        self._signature = signature
+        self._optional = frozenset(spec.name for spec in signature.inputs if spec.optional)
+        self._batching = batching
+        batching.possible = may_be_batched(signature)
+        self._guard = Guard(signature)
         self._loop = loop
-        self._warn = warn
-        self.batching = batchable
+        self._say = say
+        self._announce = announce
         self.inline = True
         """Whether `run` may be called on the loop."""
         self._mean_s = 0.0
@@ -78,7 +112,7 @@ class Inference:
         Args:
             deliver: called on the loop with outputs or an exception; not at all once the job was cancelled.
         """
-        job = Job(feeds, deliver)
+        job = Job(feeds, deliver, self._optional)
         self._waiting.put(job)
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="cortex-inference", daemon=True)
@@ -121,17 +155,19 @@ class Inference:
         queue: deque[Job] = deque()
         while True:
             if not queue:
+                if self._guard.has_check() and self._waiting.empty():
+                    self._check()
                 queue.append(self._waiting.get())
             try:
                 while True:
                     queue.append(self._waiting.get_nowait())
             except Empty:
                 pass
-            batch = take_batch(queue, MAX_BATCH_ROWS if self.batching else 1)
+            batch = take_batch(queue, MAX_BATCH_ROWS if self._batching.batches else 1, self._batching.order.sizes)
             if not batch:
                 continue
             started_s = perf_counter()
-            outcomes = list(run_batch(batch, self._run, self._stop_batching))
+            outcomes = list(run_batch(batch, self._run, watch=self._saw, on_not_rowwise=self._lost_rows))
             if len(batch) == 1:
                 # Only lone runs: a row of a batch is cheaper than what the loop would have to bear.
                 self._learn(perf_counter() - started_s)
@@ -140,13 +176,42 @@ class Inference:
             except RuntimeError:  # the loop is closed: the process is about to end
                 return
             del batch, outcomes  # while this thread waits it keeps nobody's tensors in memory
+            if self._guard.is_due(perf_counter()):
+                self._check()
 
-    def _stop_batching(self) -> None:
-        if self.batching:
-            self.batching = False
-            self._warn(
-                "batching is off from now on: a batch came back with another number of rows than went in. "
-                "Every answer was computed again on its own. `batching: off` in cortex.yaml says so from the start"
+    def _saw(self, feeds: Feeds, outputs: Outputs) -> None:
+        self._guard.saw(feeds, outputs, perf_counter())
+
+    def _check(self) -> None:
+        """Compute a row of an earlier batch again, alone. Whatever happens, the thread goes on."""
+        check = self._guard.take()
+        if check is None:
+            return
+        try:
+            alone = self._run(check.feeds)
+        except BaseException:  # what failed is no answer that could be compared
+            return
+        try:
+            found = self._guard.judge(check, alone, self._batching.order.rounding)
+        except Exception as error:
+            self._say("ERROR", f"a row of a batch could not be compared with what it gives alone: {one_line(error)}")
+            return
+        self._batching.guarded_rows = self._guard.rows
+        if found is not None:
+            self._stop_batching(found)
+
+    def _lost_rows(self, error: NotRowwise) -> None:
+        self._stop_batching(rows_lost(error, self._signature))
+
+    def _stop_batching(self, found: Disagreement) -> None:
+        if self._batching.disagreement is None:
+            self._batching.disagreement = found
+            self._announce()
+            self._say(
+                "ERROR",
+                "this replica runs each request alone from now on: a row was answered differently alone and together "
+                f"with others: {explained(found)}. Answers that batches gave before cannot be taken back. "
+                "`batching: off` in cortex.yaml says so from the start",
             )
 
 

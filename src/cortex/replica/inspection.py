@@ -232,7 +232,6 @@ def inspect(request: Inspect, *, announce: Callable[[str], None]) -> InspectRepo
     warnings: list[Problem] = []
     handler: Handler | None = None
     backend: base.Backend | None = None
-    batchable = False
     made_up: MadeUpSample | None = None
     if request.handler and spec.handler is not None and spec.project_dir is not None:
         announce(f"importing {spec.handler}")
@@ -250,7 +249,6 @@ def inspect(request: Inspect, *, announce: Callable[[str], None]) -> InspectRepo
             problems.append(_about("model", error.problem()))
     if backend is not None:
         announce("trying the model")
-        batchable = spec.batching and backend.probe_batchable()
         if spec.tracker is not None and (spec.handler is None or (handler is not None and handler.post is None)):
             problems += tracker_problems(spec.tracker, backend.signature)
         if request.run_sample and spec.sample is not None and (handler is None or handler.pre is None):
@@ -267,7 +265,6 @@ def inspect(request: Inspect, *, announce: Callable[[str], None]) -> InspectRepo
         has_pre=handler is not None and handler.pre is not None,
         has_post=handler is not None and handler.post is not None,
         is_async=handler is not None and handler.is_async,
-        batchable=batchable,
         notes=tuple(getattr(backend, "notes", ())),
         made_up=made_up,
     )

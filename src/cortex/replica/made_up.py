@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from cortex.replica.backends.base import Backend, InferenceFailed
-from cortex.replica.backends.probe import accepted_feeds, synthetic_feeds
+from cortex.replica.backends.made_up_feeds import accepted_feeds, synthetic_feeds
 from cortex.replica.codec import BadBody, Decoder
 from cortex.replica.mismatch import InputMismatch
 from cortex.replica.results import Unserialisable, encode

@@ -1,12 +1,8 @@
-"""
-The rehearsal before a replica gets traffic, and what it shows: that the sample works, how long the model takes, whether
-rows may share a run.
-"""
+"""The rehearsal before a replica gets traffic. It shows that the sample works, and how long the model takes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
@@ -15,7 +11,7 @@ import orjson
 
 from cortex.errors import CortexError, Problem
 from cortex.replica.backends.base import Backend, InferenceFailed
-from cortex.replica.backends.probe import accepted_feeds
+from cortex.replica.backends.made_up_feeds import accepted_feeds
 from cortex.replica.handler import Handler, HookFailed
 from cortex.replica.http import Exchange
 from cortex.replica.inference import Inference
@@ -141,8 +137,6 @@ class WarmUp:
                     shown = self._prove(feeds)
         if feeds is not None:
             self._measure(feeds)
-        if self._spec.batching:
-            self._inference.batching = self._backend.probe_batchable(_one_row(feeds))
         self._service.description = self._describe(shown)
         if sample is not None:
             self._service.sample_type = sample.content_type
@@ -245,10 +239,3 @@ _NOT_TRIED = Problem(
     message="the model accepted none of the inputs that were made up for it, so it is untried",
     hint="add `sample:` to the api in cortex.yaml",
 )
-
-
-def _one_row(feeds: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Feeds that the probe for batching can use; None lets it make up its own."""
-    if feeds is None or not feeds:
-        return None
-    return feeds if all(getattr(value, "shape", ())[:1] == (1,) for value in feeds.values()) else None

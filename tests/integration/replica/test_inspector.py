@@ -35,7 +35,6 @@ def start(
             home=home,
             model_format=model_format,
             model_path=str(model),
-            batching=False,
             **fields,
         ),
         handler=False,

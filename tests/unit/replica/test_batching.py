@@ -11,8 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.replica.batching import Job, NotRowwise, count_rows, merge, run_batch, split, take_batch
+from cortex.replica.batching import (
+    MAX_BATCH_ROWS,
+    Job,
+    NotRowwise,
+    count_rows,
+    may_be_batched,
+    merge,
+    run_batch,
+    split,
+    take_batch,
+)
 from cortex.replica.tensors import Feeds
+from cortex.wire.batching import SizeCondition
+from cortex.wire.signature import Signature, TensorSpec
 
 POISON = -1.0
 
@@ -48,10 +60,10 @@ class Caller:
         assert [row["tag"] for row in outputs[1]] == [tag * 2 for tag in self.tags]
 
 
-def deliver(jobs: Sequence[Job], run: Any = model) -> list[bool]:
-    """Run a batch and deliver; says how often batching was given up."""
-    given_up: list[bool] = []
-    for job, outputs, error in run_batch(jobs, run, lambda: given_up.append(True)):
+def deliver(jobs: Sequence[Job], run: Any = model, watch: Any = lambda feeds, outputs: None) -> list[NotRowwise]:
+    """Run a batch and deliver; says why batching was given up, each time it was."""
+    given_up: list[NotRowwise] = []
+    for job, outputs, error in run_batch(jobs, run, watch=watch, on_not_rowwise=given_up.append):
         if not job.cancelled:
             job.deliver(outputs, error)
     return given_up
@@ -100,6 +112,8 @@ def test_cancelled_jobs_are_not_taken() -> None:
         {"x": [np.zeros(2)]},
         {"x": np.zeros((2, 2)), "y": np.zeros((3, 2))},
         {"x": np.zeros((0, 2))},
+        {"x": np.zeros((2, 0))},
+        {"x": np.zeros((2, 2)), "y": np.zeros((2, 3, 0))},
         {},
     ],
 )
@@ -114,6 +128,102 @@ def test_other_types_and_other_inputs_do_not_mix() -> None:
         Job({"y": np.zeros((1, 2), np.float32)}, lambda *_: None).key
     }
     assert len(keys) == 3
+
+
+@pytest.mark.parametrize("value", [{"x": np.zeros((1, 2)), "extra": np.zeros((1, 2))}, {"extra": np.zeros((1, 2))}])
+def test_a_request_that_sets_an_input_with_a_default_runs_alone(value: Feeds) -> None:
+    job = Job(value, lambda *_: None, ["extra"])
+    assert job.key is None
+    assert take_batch(deque([job, Job(value, lambda *_: None, ["extra"])]), 8) == [job]
+    assert Job({"x": np.zeros((1, 2))}, lambda *_: None, ["extra"]).key is not None
+
+
+@pytest.mark.parametrize(
+    ("condition", "together"),
+    [
+        (SizeCondition("x", 1, 4), True),
+        (SizeCondition("x", 1, 5), False),
+        (SizeCondition("x", 1, None, "mask", 1), True),
+        (SizeCondition("x", 1, None, "x", 2), False),
+        (SizeCondition("x", 3, 4), False),
+        (SizeCondition("x", 1, None, "mask", 2), False),
+        (SizeCondition("x", 3, None, "mask", 2), False),
+        (SizeCondition("absent", 1, 4), False),
+    ],
+)
+def test_a_request_that_does_not_keep_to_what_is_proved_runs_alone(condition: SizeCondition, together: bool) -> None:
+    jobs = [Job({"x": np.zeros((1, 4, 3)), "mask": np.zeros((1, 4))}, lambda *_: None) for _ in range(2)]
+    kept = SizeCondition("x", 2, 3)
+    assert take_batch(deque(jobs), 8, [kept, condition]) == (jobs if together else jobs[:1])
+
+
+_SHAPES = st.sampled_from([(1, 2), (2, 2), (1, 3), (0, 2), (2, 0), (1,), (), (3, 2, 2), (1, 2, 2), (40, 2)])
+_VALUES = st.dictionaries(
+    st.sampled_from(["x", "y", "extra"]), st.tuples(_SHAPES, st.sampled_from([np.float32, np.float64])), max_size=3
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(requests=st.lists(_VALUES, max_size=12))
+def test_whatever_is_batched_has_like_rows_and_not_too_many(
+    requests: list[dict[str, tuple[tuple[int, ...], Any]]],
+) -> None:
+    """What a proof and a trial hold for is what `take_batch` makes, and nothing else."""
+    given = [{name: np.zeros(shape, dtype) for name, (shape, dtype) in request.items()} for request in requests]
+    queue = deque(Job(value, lambda *_: None, ["extra"]) for value in given)
+    taken = 0
+    while queue:
+        batch = take_batch(queue, MAX_BATCH_ROWS)
+        taken += len(batch)
+        if len(batch) == 1:
+            continue
+        assert sum(job.rows for job in batch) <= MAX_BATCH_ROWS
+        for job in batch:
+            assert "extra" not in job.feeds
+            assert all(value.size > 0 and value.shape[0] == job.rows for value in job.feeds.values())
+            assert {name: (value.dtype, value.shape[1:]) for name, value in job.feeds.items()} == {
+                name: (value.dtype, value.shape[1:]) for name, value in batch[0].feeds.items()
+            }
+    assert taken == len(requests)
+
+
+def spec(shape: Any, **fields: Any) -> TensorSpec:
+    return TensorSpec("x", "float32", shape, **fields)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "possible"),
+    [
+        ([spec(("N", 3))], True),
+        ([spec((None,)), spec((None, "h", "w"))], True),
+        ([spec(None)], True),
+        ([spec((None, 3)), spec((1, 3), optional=True)], True),
+        ([], False),
+        ([spec((None, 3), optional=True)], False),
+        ([spec((1, 3))], False),
+        ([spec((None, 3)), spec(())], False),
+        ([spec((None, 3)), spec((3,))], False),
+        ([spec((None, 3), kind="sequence")], False),
+        ([spec((), kind="map", key_dtype="string")], False),
+    ],
+)
+def test_whether_requests_can_be_stacked_at_all_is_in_the_signature(inputs: list[TensorSpec], possible: bool) -> None:
+    assert may_be_batched(Signature(tuple(inputs), ())) is possible
+
+
+def test_what_is_run_together_is_shown_before_it_is_delivered() -> None:
+    callers = [Caller(1), Caller(2), Caller(POISON)]
+    seen: list[tuple[list[float], list[float], int]] = []
+
+    def watch(feeds: Feeds, outputs: Sequence[Any]) -> None:
+        answered = sum(len(caller.outcomes) for caller in callers)
+        seen.append((feeds["x"][:, 0].tolist(), outputs[0][:, 0].tolist(), answered))
+
+    deliver([caller.job for caller in callers[:2]], watch=watch)
+    assert seen == [([1, 2], [2, 4], 0)]
+    deliver([callers[2].job], watch=watch)
+    assert len(seen) == 1, "what runs alone is no batch"
 
 
 def test_one_poisoned_request_fails_alone() -> None:
@@ -152,7 +262,7 @@ def test_a_model_that_mixes_rows_is_not_batched_again(mixes: Any) -> None:
         runs.append(len(given["x"]))
         return mixes(given["x"]) if len(given["x"]) > 1 else model(given)
 
-    assert deliver([caller.job for caller in callers], mixing) == [True]
+    assert [error.rows for error in deliver([caller.job for caller in callers], mixing)] == [2]
     assert runs == [2, 1, 1], "each again on its own"
     for caller in callers:
         caller.check()
@@ -166,13 +276,24 @@ def test_merge_and_split_undo_each_other() -> None:
     assert [part[1] for part in parts] == [[10], [20, 30], [40]]
 
 
-def test_split_refuses_another_number_of_rows() -> None:
-    with pytest.raises(NotRowwise, match="3 rows went in"):
-        split([np.zeros((2, 2))], [1, 2])
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [
+        (np.zeros((2, 2)), "an array of shape [2, 2]"),
+        (np.float32(1) * np.ones(()), "a float64"),
+        ([1, 2], "a list of 2"),
+        ({"a": 1}, "a dict"),
+    ],
+)
+def test_split_refuses_another_number_of_rows(output: Any, found: str) -> None:
+    with pytest.raises(NotRowwise) as caught:
+        split([np.zeros((3, 1)), output], [1, 2])
+    assert (caught.value.rows, caught.value.index, caught.value.found) == (3, 1, found)
 
 
 def test_rows_are_counted() -> None:
     assert count_rows(feeds(1, 2, 3)) == 3
+    assert count_rows({"x": np.zeros((2, 0))}) == 2
     assert count_rows({"x": np.float32(1)}) == 1
     assert count_rows({}) == 1
 

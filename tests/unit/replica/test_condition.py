@@ -4,12 +4,15 @@ import math
 import os
 from typing import Any
 
+import msgspec
 import pytest
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
+from cortex.replica.batching import MAX_BATCH_ROWS
 from cortex.replica.condition import OVERDUE_GRACE_S, STUCK_AFTER_S, Condition
 from cortex.replica.http import Exchange
+from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.reports import Phase
 
@@ -105,3 +108,39 @@ def test_a_heartbeat_matters_only_while_serving(condition: Condition) -> None:
     assert condition.status().heartbeat_age_s == 0
     condition.enter(Phase.READY)
     assert condition.status().heartbeat_age_s == 50
+
+
+DISAGREEMENT = Disagreement(output="y", alone="1", together="2")
+
+
+@pytest.mark.parametrize(
+    ("ordered", "possible", "disagreement", "batches"),
+    [
+        (True, True, None, True),
+        (False, True, None, False),
+        (True, False, None, False),
+        (True, True, DISAGREEMENT, False),
+    ],
+)
+def test_what_it_does_about_batches_is_in_its_status(
+    condition: Condition, ordered: bool, possible: bool, disagreement: Disagreement | None, batches: bool
+) -> None:
+    batching = condition.batching
+    batching.order = BatchingOrder(batches=ordered, rounding="labels")
+    batching.possible, batching.runtime, batching.guarded_rows = possible, "fake 1.0, cpu, 1 thread", 7
+    batching.disagreement = disagreement
+    assert batching.batches is batches
+    assert condition.status().facts == {}, "nothing is known while it starts"
+    condition.facts = {"load_ms": 1.5}
+    status = condition.status()
+    assert status.batching == BatchingState(
+        order=batching.order, runtime="fake 1.0, cpu, 1 thread", guarded_rows=7, disagreement=disagreement
+    )
+    assert status.facts == {"load_ms": 1.5, "batching": batches, "largest_batch": MAX_BATCH_ROWS if batches else 1}
+
+
+def test_it_starts_with_the_order_of_its_spec(condition: Condition) -> None:
+    order = BatchingOrder(batches=True, rounding="exact")
+    started = Condition(msgspec.structs.replace(condition.spec, batches=order))
+    assert started.status().batching == BatchingState(order=order)
+    assert not started.batching.batches, "no model is loaded yet"

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cortex.replica.condition import BatchingCondition
+from cortex.replica.guard import FIRST_BATCHES, WITHIN_S
 from cortex.replica.inference import INLINE_BELOW_S, Inference
+from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement, SizeCondition
+from cortex.wire.signature import Signature, TensorSpec
+
+SIGNATURE = Signature(
+    (TensorSpec("x", "float32", (None, 1)), TensorSpec("shift", "float32", (None, 1), optional=True)),
+    (TensorSpec("y", "float32", (None, 1)),),
+)
 
 
 class Model:
@@ -43,14 +53,34 @@ def model() -> Model:
     return Model()
 
 
-@pytest.fixture
-def warnings() -> list[str]:
-    return []
+class Room:
+    """What there is around an inference."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.batching = BatchingCondition(BatchingOrder(batches=True))
+        self.said: list[tuple[str, str]] = []
+        self.announced: list[BatchingState] = []
+
+    def inference(self, run: Any, signature: Signature = SIGNATURE) -> Inference:
+        return Inference(
+            run,
+            signature=signature,
+            batching=self.batching,
+            loop=self.loop,
+            say=lambda level, text: self.said.append((level, text)),
+            announce=lambda: self.announced.append(self.batching.state()),
+        )
 
 
 @pytest.fixture
-def inference(loop: asyncio.AbstractEventLoop, model: Model, warnings: list[str]) -> Inference:
-    return Inference(model.run, batchable=True, loop=loop, warn=warnings.append)
+def room(loop: asyncio.AbstractEventLoop) -> Room:
+    return Room(loop)
+
+
+@pytest.fixture
+def inference(room: Room, model: Model) -> Inference:
+    return room.inference(model.run)
 
 
 def row(value: float) -> dict[str, Any]:
@@ -87,18 +117,33 @@ def test_run_is_at_once_and_raises_what_the_model_raises(inference: Inference) -
         inference.run(row(-1))
 
 
+def together(inference: Inference, model: Model, loop: asyncio.AbstractEventLoop, *values: float) -> dict[Any, Any]:
+    """Have requests answered that came while the model was busy with one of 0; their answers by value."""
+    answers = Answers(loop, 1 + len(values))
+    model.gate.clear()
+    model.entered.clear()
+    inference.submit(row(0), answers.taker("first"))
+    assert model.entered.wait(60)
+    for value in values:
+        inference.submit(row(value), answers.taker(value))
+    model.gate.set()
+    found = answers.wait()
+    assert found.pop("first") == 0
+    return found
+
+
+def until(look: Callable[[], Any], what: str) -> None:
+    deadline_s = time.monotonic() + 60
+    while not look():
+        assert time.monotonic() < deadline_s, f"not within a minute: {what}"
+        time.sleep(0.001)
+
+
 def test_what_queues_up_while_the_model_is_busy_is_run_together(
     inference: Inference, model: Model, loop: asyncio.AbstractEventLoop
 ) -> None:
-    answers = Answers(loop, 5)
-    model.gate.clear()
-    inference.submit(row(0), answers.taker(0))
-    assert model.entered.wait(60)
-    for number in range(1, 5):
-        inference.submit(row(number), answers.taker(number))
-    model.gate.set()
-    assert answers.wait() == {0: 0, 1: 2, 2: 4, 3: 6, 4: 8}
-    assert model.rows == [1, 4], "the first waited for nobody, the others were one batch"
+    assert together(inference, model, loop, 1, 2, 3, 4) == {1: 2, 2: 4, 3: 6, 4: 8}
+    assert model.rows[:2] == [1, 4], "the first waited for nobody, the others were one batch"
 
 
 def test_a_lone_request_never_waits(inference: Inference, model: Model, loop: asyncio.AbstractEventLoop) -> None:
@@ -109,15 +154,47 @@ def test_a_lone_request_never_waits(inference: Inference, model: Model, loop: as
     assert model.rows == [1, 1, 1]
 
 
-def test_without_batching_each_runs_alone(inference: Inference, model: Model, loop: asyncio.AbstractEventLoop) -> None:
-    inference.batching = False
+def test_without_batches_each_runs_alone_and_a_new_order_holds_from_the_next_on(
+    room: Room, inference: Inference, model: Model, loop: asyncio.AbstractEventLoop
+) -> None:
+    room.batching.order = BatchingOrder()
+    together(inference, model, loop, 1, 2, 3)
+    assert model.rows == [1, 1, 1, 1]
+    room.batching.order = BatchingOrder(batches=True)
+    together(inference, model, loop, 1, 2, 3)
+    assert model.rows[:6] == [1, 1, 1, 1, 1, 3]
+
+
+def test_a_model_whose_signature_forbids_it_is_never_batched(
+    room: Room, model: Model, loop: asyncio.AbstractEventLoop
+) -> None:
+    inference = room.inference(model.run, Signature((TensorSpec("x", "float32", (1, 1)),), SIGNATURE.outputs))
+    together(inference, model, loop, 1, 2)
+    assert model.rows == [1, 1, 1]
+    assert not room.batching.batches
+
+
+def test_requests_that_a_proof_does_not_hold_for_run_alone(
+    room: Room, inference: Inference, model: Model, loop: asyncio.AbstractEventLoop
+) -> None:
+    room.batching.order = BatchingOrder(batches=True, sizes=(SizeCondition("x", 1, 2),))
+    together(inference, model, loop, 1, 2)
+    assert model.rows == [1, 1, 1]
+
+
+def test_a_request_that_sets_an_optional_input_runs_alone(
+    inference: Inference, model: Model, loop: asyncio.AbstractEventLoop
+) -> None:
     answers = Answers(loop, 4)
     model.gate.clear()
-    for number in range(4):
-        inference.submit(row(number), answers.taker(number))
+    inference.submit(row(0), answers.taker(0))
+    assert model.entered.wait(60)
+    for number in range(1, 4):
+        feeds = row(number) if number != 2 else {**row(number), "shift": row(1)["x"]}
+        inference.submit(feeds, answers.taker(number))
     model.gate.set()
     answers.wait()
-    assert model.rows == [1, 1, 1, 1]
+    assert model.rows[:3] == [1, 2, 1]
 
 
 def test_failures_and_departures_reach_only_their_owner(
@@ -138,26 +215,124 @@ def test_failures_and_departures_reach_only_their_owner(
     assert found == {"first": 2, "second": 4, "fourth": 8}
 
 
-def test_batching_ends_for_good_when_rows_get_lost(loop: asyncio.AbstractEventLoop, warnings: list[str]) -> None:
-    model = Model()
-
-    def summing(feeds: Mapping[str, Any]) -> list[Any]:
-        return [model.run(feeds)[0].sum(axis=0, keepdims=True)]
-
-    inference = Inference(summing, batchable=True, loop=loop, warn=warnings.append)
+def test_batching_ends_for_good_when_rows_get_lost(room: Room, model: Model, loop: asyncio.AbstractEventLoop) -> None:
+    inference = room.inference(lambda feeds: [model.run(feeds)[0].sum(axis=0, keepdims=True)])
     for _ in range(2):
-        answers = Answers(loop, 3)
-        model.gate.clear()
-        model.entered.clear()
-        inference.submit(row(1), answers.taker(1))
-        assert model.entered.wait(60)
-        inference.submit(row(2), answers.taker(2))
-        inference.submit(row(3), answers.taker(3))
-        model.gate.set()
-        assert answers.wait() == {1: 2, 2: 4, 3: 6}
+        assert together(inference, model, loop, 2, 3) == {2: 4, 3: 6}
     assert model.rows == [1, 2, 1, 1, 1, 1, 1]
-    assert not inference.batching
-    assert len(warnings) == 1
+    lost = Disagreement(output="y", alone="2 rows", together="an array of shape [1, 1]")
+    assert room.batching.state().disagreement == lost
+    assert [state.disagreement for state in room.announced] == [lost]
+    assert len(room.said) == 1
+
+
+# ---- the guard ------------------------------------------------------------------------------------------------------
+
+
+def mixing(model: Model) -> Callable[[Mapping[str, Any]], list[Any]]:
+    """A model that adds up all rows of a batch."""
+    return lambda feeds: [model.run(feeds)[0] + (feeds["x"].sum() if len(feeds["x"]) > 1 else 0)]
+
+
+def test_a_row_that_disagrees_ends_batching_whatever_is_ordered(
+    room: Room, model: Model, loop: asyncio.AbstractEventLoop
+) -> None:
+    inference = room.inference(mixing(model))
+    assert together(inference, model, loop, 1, 2) == {1: 5, 2: 7}, "that is how wrong it is"
+    until(lambda: room.said, "the guard has looked")
+    found = room.batching.disagreement
+    assert found is not None
+    assert found.output == "y"
+    assert (found.alone, found.together) in {("2.0", "5.0"), ("4.0", "7.0")}
+    assert [state.disagreement for state in room.announced] == [found]
+    ((level, text),) = room.said
+    assert level == "ERROR"
+    assert all(part in text for part in ('"y"', found.alone, found.together, "cannot be taken back"))
+    room.batching.order = BatchingOrder(batches=True, rounding="steps")
+    assert together(inference, model, loop, 1, 2) == {1: 2, 2: 4}
+    assert model.rows == [1, 2, 1, 1, 1, 1], "the row that was looked at, and then each alone"
+    assert room.batching.state() == BatchingState(
+        order=BatchingOrder(batches=True, rounding="steps"), guarded_rows=1, disagreement=found
+    )
+
+
+def test_the_first_batches_are_looked_at_and_no_lone_request_is(
+    room: Room, inference: Inference, model: Model, loop: asyncio.AbstractEventLoop
+) -> None:
+    together(inference, model, loop)
+    for number in range(1, FIRST_BATCHES + 1):
+        together(inference, model, loop, 1, 2, 3)
+        until(lambda n=number: room.batching.guarded_rows == n, "the guard has looked")  # type: ignore[misc]
+    together(inference, model, loop, 1, 2, 3)
+    together(inference, model, loop)
+    assert model.rows == [1, *[1, 3, 1] * FIRST_BATCHES, 1, 3, 1]
+    assert room.batching.state().disagreement is None
+    assert room.said == []
+
+
+def test_nobody_waits_for_the_guard_until_a_second_is_over(
+    room: Room, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests come as fast as they are answered: there is always one that waits."""
+    clock = Clock()
+    monkeypatch.setattr("cortex.replica.inference.perf_counter", lambda: clock.now_s)
+    to_come = [row(number) for number in range(14)]
+    seen: list[tuple[int, int]] = []
+
+    def run(feeds: Mapping[str, Any]) -> list[Any]:
+        seen.append((len(feeds["x"]), inference.waiting))
+        for _ in range(2):
+            if to_come:
+                inference.submit(to_come.pop(), lambda outputs, error: None)
+        clock.now_s += 0.4 * WITHIN_S
+        return [feeds["x"] * 2]
+
+    inference = room.inference(run)
+    inference.submit(row(0), lambda outputs, error: None)
+    until(lambda: room.batching.guarded_rows, "the guard has looked")
+    assert seen[:6] == [(1, 0), (2, 0), (2, 0), (2, 0), (2, 0), (1, 2)], "a row of the first batch, while two wait"
+
+
+def test_a_row_that_fails_alone_is_no_answer_to_compare(
+    room: Room, model: Model, loop: asyncio.AbstractEventLoop
+) -> None:
+    broken = threading.Event()
+
+    def run(feeds: Mapping[str, Any]) -> list[Any]:
+        if len(feeds["x"]) == 1 and broken.is_set():
+            broken.clear()
+            raise ValueError("not alone")
+        if len(feeds["x"]) > 1:
+            broken.set()
+        return model.run(feeds)
+
+    inference = room.inference(run)
+    assert together(inference, model, loop, 1, 2) == {1: 2, 2: 4}
+    until(lambda: not broken.is_set(), "the guard has looked")
+    assert together(inference, model, loop, 1, 2) == {1: 2, 2: 4}
+    assert room.batching.state().disagreement is None
+    assert room.said == []
+
+
+def test_an_error_of_the_guards_own_is_told_and_stops_nothing(
+    room: Room, inference: Inference, model: Model, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("cortex.replica.guard.Guard.judge", broken)
+    assert together(inference, model, loop, 1, 2) == {1: 2, 2: 4}
+    until(lambda: room.said, "the guard has looked")
+    assert "ZeroDivisionError" in room.said[0][1]
+    assert together(inference, model, loop, 1, 2) == {1: 2, 2: 4}
+    assert room.batching.batches
+
+
+# ---- where it runs --------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    now_s = 0.0
 
 
 class TimedModel:
@@ -179,10 +354,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> TimedModel:
     return made
 
 
-def test_a_slow_model_leaves_the_loop_and_a_fast_one_comes_back(
-    loop: asyncio.AbstractEventLoop, timed: TimedModel
-) -> None:
-    inference = Inference(timed.run, batchable=False, loop=loop, warn=lambda text: None)
+def test_a_slow_model_leaves_the_loop_and_a_fast_one_comes_back(room: Room, timed: TimedModel) -> None:
+    inference = room.inference(timed.run)
     inference.seed(0.0)
     assert inference.inline
     timed.run_s = 2 * INLINE_BELOW_S
@@ -195,8 +368,8 @@ def test_a_slow_model_leaves_the_loop_and_a_fast_one_comes_back(
     assert inference.inline
 
 
-def test_one_run_that_lost_the_processor_moves_nothing(loop: asyncio.AbstractEventLoop, timed: TimedModel) -> None:
-    inference = Inference(timed.run, batchable=False, loop=loop, warn=lambda text: None)
+def test_one_run_that_lost_the_processor_moves_nothing(room: Room, timed: TimedModel) -> None:
+    inference = room.inference(timed.run)
     inference.seed(0.0)
     timed.run_s = 50 * INLINE_BELOW_S
     inference.run(row(1))

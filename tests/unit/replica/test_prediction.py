@@ -16,7 +16,7 @@ import uvloop
 from cortex.errors import RequestError, Response
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
 from cortex.replica.backends.base import InferenceFailed
-from cortex.replica.condition import Condition
+from cortex.replica.condition import BatchingCondition, Condition
 from cortex.replica.handler import Handler, Hook
 from cortex.replica.http import Exchange
 from cortex.replica.inference import INLINE_BELOW_S, Inference
@@ -25,6 +25,7 @@ from cortex.replica.prediction import Steps, build_predictor, hide_loop
 from cortex.replica.server import MAX_IN_FLIGHT, Service
 from cortex.replica.stats import Counters
 from cortex.replica.tracker import Tracker
+from cortex.wire.batching import BatchingOrder
 from cortex.wire.build import TrackerConfig
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.signature import Signature, TensorSpec
@@ -39,7 +40,7 @@ class Backend:
     )
     metadata_inputs = "inputs"
     metadata_outputs = "outputs"
-    batchable = True
+    runtime = "fake 1.0, cpu, 1 thread"
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -60,9 +61,6 @@ class Backend:
 
     def plain(self, prediction: Any) -> Any:
         return prediction
-
-    def probe_batchable(self, feeds: Mapping[str, Any] | None = None) -> bool:
-        return True
 
     def close(self) -> None:
         pass
@@ -131,7 +129,14 @@ class Replica:
             loop=loop,
             project_dir=None,
         )
-        self.inference = Inference(self.backend.run, batchable=True, loop=loop, warn=lambda text: None)
+        self.inference = Inference(
+            self.backend.run,
+            signature=self.backend.signature,
+            batching=BatchingCondition(BatchingOrder(batches=True)),
+            loop=loop,
+            say=lambda level, text: None,
+            announce=lambda: None,
+        )
         self.hides_loop = False
 
     def use(

@@ -22,6 +22,7 @@ from cortex.replica.prediction import Steps, build_predictor
 from cortex.replica.server import Service
 from cortex.replica.stats import Counters
 from cortex.replica.warmup import SampleRefused, WarmUp
+from cortex.wire.batching import BatchingOrder
 from cortex.wire.build import Sample
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.signature import Signature, TensorSpec
@@ -33,15 +34,16 @@ class Backend:
     takes_bytes: ClassVar[bool] = False
     signature = Signature((TensorSpec("x", "float32", (None, 2)),), (TensorSpec("y", "float32", (None, 2)),))
     metadata_inputs = metadata_outputs = None
-    batchable = True
+    runtime = "fake 1.0, cpu, 1 thread"
 
     def __init__(self) -> None:
         self.limit = 1e9
         self.run_s = self.now_s = 0.0
-        self.probed: list[Any] = []
+        self.rows: list[int] = []
 
     def run(self, feeds: Mapping[str, Any]) -> Sequence[Any]:
         self.now_s += self.run_s
+        self.rows.append(len(feeds["x"]))
         if (feeds["x"] >= self.limit).any():
             raise InferenceFailed("too large")
         return [feeds["x"] * 2]
@@ -51,10 +53,6 @@ class Backend:
 
     def plain(self, prediction: Any) -> Any:
         return prediction
-
-    def probe_batchable(self, feeds: Mapping[str, Any] | None = None) -> bool:
-        self.probed.append(feeds)
-        return True
 
     def close(self) -> None:
         pass
@@ -88,9 +86,17 @@ class Rehearsal:
             model_path="/m",
             **fields,
         )
-        self.inference = Inference(self.backend.run, batchable=False, loop=self.loop, warn=lambda text: None)
+        condition = Condition(self.spec)
+        self.inference = Inference(
+            self.backend.run,
+            signature=self.backend.signature,
+            batching=condition.batching,
+            loop=self.loop,
+            say=lambda level, text: None,
+            announce=lambda: None,
+        )
         self.service = Service(
-            condition=Condition(self.spec),
+            condition=condition,
             counters=self.counters,
             tracker=None,
             log=Log(),  # type: ignore[arg-type]
@@ -178,7 +184,6 @@ def test_a_sample_goes_through_handler_and_model(rehearse: Make, hook: Any) -> N
     rehearsal = rehearse(sample=Sample(body=b'{"x": [3, 4]}', gate=True))
     assert rehearsal.run(hook).warnings == []
     assert rehearsal.service.description["sample"] == {"x": [3, 4]}
-    assert rehearsal.backend.probed[0]["x"].tolist() == [[3, 4]], "rows as the handler makes them"
 
 
 @pytest.mark.parametrize(
@@ -264,9 +269,7 @@ def test_the_model_is_timed_before_the_first_request(
     assert rehearsal.inference.inline is inline
 
 
-@pytest.mark.parametrize("batching", [True, False])
-def test_whether_rows_may_be_batched_is_found_out_if_it_is_wanted(rehearse: Make, batching: bool) -> None:
-    rehearsal = rehearse(batching=batching)
+def test_no_replica_tries_rows_together(rehearse: Make) -> None:
+    rehearsal = rehearse(batches=BatchingOrder(batches=True))
     rehearsal.run()
-    assert rehearsal.inference.batching is batching
-    assert len(rehearsal.backend.probed) == batching
+    assert set(rehearsal.backend.rows) == {1}

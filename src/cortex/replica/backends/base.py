@@ -37,8 +37,8 @@ class Backend(Protocol):
         ...
 
     @property
-    def batchable(self) -> bool:
-        """Whether rows of several requests may be run together. False until `probe_batchable` has shown it."""
+    def runtime(self) -> str:
+        """What executes it, e.g. `onnxruntime 1.32.0, cpu, 2 threads`: another may round otherwise."""
         ...
 
     def run(self, feeds: Mapping[str, Any]) -> Sequence[Any]:
@@ -46,8 +46,8 @@ class Backend(Protocol):
         Execute the model.
 
         Args:
-            feeds: value by input name, as `tensors.Converter.convert` makes them; of several requests at once if
-                `batchable`, stacked along dimension 0.
+            feeds: value by input name, as `tensors.Converter.convert` makes them, of one request; of several, stacked
+                along dimension 0, where their rows do not depend on each other.
 
         Returns:
             Outputs in model order.
@@ -71,19 +71,14 @@ class Backend(Protocol):
         """Return what is answered when there is no `post_inference`: a prediction that `results.encode` takes."""
         ...
 
-    def probe_batchable(self, feeds: Mapping[str, Any] | None = None) -> bool:
-        """
-        Find out whether rows may be run together, remember it in `batchable`, and return it.
-
-        Args:
-            feeds: of one row, known to be accepted; None makes them up. Never raises: a model that fails on them
-                is not batched.
-        """
-        ...
-
     def close(self) -> None:
         """Release the model. Idempotent; `run` raises `InferenceFailed` afterwards."""
         ...
+
+
+def runtime_text(library: str, version: str, device: str, threads: int) -> str:
+    """`Backend.runtime`, in the form that all backends have it."""
+    return f"{library} {version}, {device}, {threads} thread{'s' * (threads != 1)}"
 
 
 def preload(model_format: ModelFormat) -> None:

@@ -25,9 +25,9 @@ from cortex.replica.backends.base import (
     UnsupportedOperator,
     UnsupportedOpset,
     UnsupportedType,
+    runtime_text,
 )
 from cortex.replica.backends.cuda import LOOK_AT_THE_DRIVER, GpuUnusable, driver_problem
-from cortex.replica.backends.probe import rows_are_independent
 from cortex.wire.onnx_proto import ModelHeader, ValueInfo, external_files, read_header
 from cortex.wire.signature import Dim, Kind, Signature, TensorSpec
 
@@ -77,18 +77,19 @@ class OnnxBackend:
     Args:
         session: an `onnxruntime.InferenceSession`.
         header: what the file declares; None if it could not be read apart from onnxruntime.
+        runtime: as `Backend.runtime`.
     """
 
     takes_bytes: ClassVar[bool] = False
 
-    def __init__(self, session: Any, header: ModelHeader | None = None) -> None:
+    def __init__(self, session: Any, header: ModelHeader | None = None, *, runtime: str = "") -> None:
+        self.runtime = runtime
         self._session = session
         self._inputs: list[Any] = session.get_inputs()
         self._outputs: list[Any] = session.get_outputs()
         self._signature = _signature(self._inputs, self._outputs, header)
         self._names = [output.name for output in self._outputs]
         self._positions = {name: index for index, name in enumerate(self._names)}
-        self._batchable = False
         self._optional = [spec.name for spec in self._signature.inputs if spec.optional]
         # What a run reports it also raises, and then our log has it once, with the request's id.
         self._options = ort.RunOptions()
@@ -109,10 +110,6 @@ class OnnxBackend:
         """As `metadata_inputs`."""
         return self._outputs
 
-    @property
-    def batchable(self) -> bool:
-        return self._batchable
-
     def run(self, feeds: Mapping[str, Any]) -> Sequence[Any]:
         """
         Execute the model. See `Backend.run`.
@@ -131,10 +128,6 @@ class OnnxBackend:
 
     def plain(self, prediction: Prediction) -> Prediction:
         return prediction
-
-    def probe_batchable(self, feeds: Mapping[str, Any] | None = None) -> bool:
-        self._batchable = rows_are_independent(self.run, self._signature, feeds)
-        return self._batchable
 
     def close(self) -> None:
         self._session = None
@@ -196,7 +189,8 @@ def load(path: str, *, threads: int = 1, gpu: bool = False, signature_key: str |
         raise problem or _load_error(path, error) from error
     if providers[0] not in session.get_providers():
         raise _cuda_missing()
-    return OnnxBackend(session, header)
+    device = "cuda" if gpu else "cpu"
+    return OnnxBackend(session, header, runtime=runtime_text(_NAME, ort.__version__, device, threads))
 
 
 def _header(path: str) -> tuple[ModelHeader | None, ModelError | None]:

@@ -25,9 +25,10 @@ from cortex.replica.backends.base import (
     ModelError,
     ModelUnreadable,
     UnsupportedType,
+    runtime_text,
 )
 from cortex.replica.backends.cuda import LOOK_AT_THE_DRIVER, GpuUnusable, driver_problem
-from cortex.replica.backends.probe import accepted_feeds, rows_are_independent
+from cortex.replica.backends.made_up_feeds import accepted_feeds
 from cortex.replica.backends.signatures import Choice, SignatureDef, choose, natural_order
 from cortex.replica.tracebacks import one_line
 from cortex.wire.signature import DTYPES, Dim, Signature, TensorSpec
@@ -79,6 +80,7 @@ class TensorFlowBackend:
         signatures: all that are for serving, by key.
         choice: which of them is served.
         definition: the protobuf `SignatureDef` of that one.
+        runtime: as `Backend.runtime`.
 
     Raises:
         UnsupportedType: an input or output cannot be fed or read; names it.
@@ -86,8 +88,17 @@ class TensorFlowBackend:
 
     takes_bytes: ClassVar[bool] = True
 
-    def __init__(self, session: Any, signatures: Mapping[str, SignatureDef], choice: Choice, definition: Any) -> None:
+    def __init__(
+        self,
+        session: Any,
+        signatures: Mapping[str, SignatureDef],
+        choice: Choice,
+        definition: Any,
+        *,
+        runtime: str = "",
+    ) -> None:
         served = signatures[choice.key]
+        self.runtime = runtime
         self._session = session
         self._signature = Signature(
             inputs=tuple(served.inputs.values()), outputs=tuple(served.outputs.values()), key=choice.key
@@ -96,7 +107,6 @@ class TensorFlowBackend:
         self._metadata = dict(signatures)
         self.signature_keys = tuple(signatures)
         self.notes: tuple[str, ...] = (choice.note,) if choice.note else ()
-        self._batchable = False
         self._names = tuple(spec.name for spec in self._signature.outputs)
         self._rows = tuple(spec.name for spec in self._signature.inputs if _may_have_rows(spec))
         self._droppable = tuple(
@@ -133,10 +143,6 @@ class TensorFlowBackend:
     def metadata_outputs(self) -> Mapping[str, SignatureDef]:
         """As `metadata_inputs`."""
         return self._metadata
-
-    @property
-    def batchable(self) -> bool:
-        return self._batchable
 
     def run(self, feeds: Mapping[str, Any]) -> Sequence[Any]:
         """
@@ -182,10 +188,6 @@ class TensorFlowBackend:
             feeds = accepted_feeds(self)
             if feeds is not None and self._is_one_row(feeds):
                 self._row_by_row = self._look_for_rows(feeds)
-
-    def probe_batchable(self, feeds: Mapping[str, Any] | None = None) -> bool:
-        self._batchable = rows_are_independent(self.run, self._signature, feeds)
-        return self._batchable
 
     def close(self) -> None:
         self._call = _closed
@@ -256,7 +258,13 @@ def load(path: str, *, threads: int = 1, gpu: bool = False, signature_key: str |
         step = "tables"
         _initialise(session, graph, folder)
         step = "graph"
-        backend = TensorFlowBackend(session, signatures, choice, graph.signature_def[choice.key])
+        backend = TensorFlowBackend(
+            session,
+            signatures,
+            choice,
+            graph.signature_def[choice.key],
+            runtime=runtime_text("tensorflow", tf.__version__, "cuda" if gpu else "cpu", threads),
+        )
     except BaseException as error:
         session.close()
         if isinstance(error, ModelError | MemoryError) or not isinstance(error, Exception):

@@ -171,7 +171,6 @@ def test_maps_come_out_as_a_dict_a_row(models):
     loaded = zipmap(models)
     assert loaded.signature.outputs[1] == TensorSpec("y", "float32", (), kind="sequence_of_maps", key_dtype="int64")
     assert answer(loaded, [[1, 2], [3, 4]])[1] == [{3: 1.0, 5: 2.0}, {3: 3.0, 5: 4.0}]
-    assert loaded.probe_batchable()
 
 
 def test_bfloat16_beside_other_types(models):

@@ -12,10 +12,12 @@ import numpy as np
 import orjson
 import pytest
 
-from cortex.replica.backends import base, probe
+from cortex.replica.backends import base
 from cortex.replica.backends.base import BackendMissing, InferenceFailed, ModelError, ModelUnreadable, UnsupportedType
 from cortex.replica.backends.cuda import GpuUnusable
+from cortex.replica.backends.made_up_feeds import accepted_feeds
 from cortex.replica.backends.signatures import AmbiguousSignature, NoSignature, UnknownSignature
+from cortex.replica.batching import may_be_batched
 from cortex.replica.results import encode
 from cortex.replica.tensors import build_converter
 from cortex.wire.signature import TensorSpec
@@ -483,7 +485,7 @@ def test_of_several_rows_nothing_is_dropped(saved_models):
 
 def test_a_model_that_takes_no_made_up_row_is_looked_at_with_its_first_one(saved_models):
     loaded = saved_models.load(estimator(saved_models), signature_key="classify")
-    assert probe.accepted_feeds(loaded) is None
+    assert accepted_feeds(loaded) is None
     made = example(saved_models.tf, age=1)
     assert prediction(loaded, [made, made])["scores"].shape == (2, 2)
     assert prediction(loaded, [made])["scores"].shape == (2,)
@@ -500,7 +502,6 @@ def test_a_model_that_fails_on_two_rows_keeps_its_dimensions(saved_models):
 
     loaded = saved_models.load(saved_models.edit(saved_models.tf1_export(build), forget_shape))
     assert prediction(loaded, [1, 2])["y"].shape == (1, 2)
-    assert loaded.probe_batchable() is False
 
 
 def test_a_fixed_first_dimension_is_no_batch(saved_models):
@@ -518,7 +519,7 @@ def test_rows_are_those_of_all_inputs_that_have_them(saved_models):
     loaded = saved_models.load(path)
     assert answer(loaded, {"x": [1, 2], "z": 1, "factor": 10}) == {"y": [20.0, 30.0]}
     assert answer(loaded, {"x": [1, 2], "z": [[1], [2]], "factor": 10}) == {"y": [[20.0, 30.0], [30.0, 40.0]]}
-    assert loaded.probe_batchable() is False  # a scalar cannot be stacked
+    assert not may_be_batched(loaded.signature)  # a scalar cannot be stacked
 
 
 def test_inputs_of_any_rank_may_have_rows_or_none(saved_models):
@@ -536,7 +537,6 @@ def test_rows_may_disturb_each_other_and_still_be_rows(saved_models):
     path = saved_models.tf2_export(lambda x: {"y": x / saved_models.tf.reduce_sum(x)}, ("x", "float32", [None, 2]))
     loaded = saved_models.load(path)
     assert prediction(loaded, [1, 3])["y"].tolist() == [0.25, 0.75]
-    assert loaded.probe_batchable() is False
 
 
 # ---- what cannot be served ------------------------------------------------------------------------------------------
