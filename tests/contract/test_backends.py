@@ -17,6 +17,7 @@ from cortex.replica.backends.base import InferenceFailed, ModelError
 from cortex.replica.backends.made_up_feeds import accepted_feeds
 from cortex.replica.results import encode
 from cortex.replica.tensors import build_converter
+from cortex.replica.trial import try_rows
 
 
 class OnnxModels:
@@ -148,6 +149,11 @@ def answer(backend, sample):
     return orjson.loads(encode(backend.plain(backend.present(backend.run(given), given))))
 
 
+def tried(backend, rounding):
+    """What an inspection's trial shows; no time passes."""
+    return try_rows(backend, rounding, sample=None, clock_s=lambda: 0.0)
+
+
 def test_the_signature_says_names_types_and_shapes(load):
     signature = load("named_columns").signature
     assert {spec.name: spec.dtype for spec in signature.inputs} == {"age": "float32", "city": "string"}
@@ -212,6 +218,27 @@ def test_the_runtime_is_named_with_version_device_and_threads(kit, load):
     backend = base.load(kit.model_format, kit.doubling(), threads=2)
     assert backend.runtime.endswith(", cpu, 2 threads")
     backend.close()
+
+
+def test_rows_that_do_not_depend_on_each_other_agree_in_a_trial(load):
+    for name in ("doubling", "named_columns"):
+        backend = load(name)
+        found = tried(backend, "exact")
+        assert found.disagreement is None
+        assert found.rows > 8
+        assert found.runtime == backend.runtime
+
+
+def test_rows_that_depend_on_each_other_disagree_in_a_trial(load):
+    found = tried(load("normalising"), "rounding").disagreement
+    assert found is not None
+    assert found.output == "y"
+    assert found.difference > found.tolerance
+
+
+def test_a_model_that_takes_nothing_made_up_is_not_tried(load):
+    found = tried(load("failing"), "rounding")
+    assert (found.rows, found.disagreement) == (0, None)
 
 
 def test_a_failing_run_is_one_readable_line_and_the_next_run_works(load):

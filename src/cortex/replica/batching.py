@@ -221,13 +221,16 @@ def may_be_batched(signature: Signature) -> bool:
 
 def keeps_to(sizes: Sequence[SizeCondition], feeds: Mapping[str, Any]) -> bool:
     """Whether a request is one of those that a proof holds for. All with its `Job.key` are, or none."""
-    return all(_size(feeds, one.input, one.axis) == _wanted(feeds, one) is not None for one in sizes)
+    return all(_keeps_to(one, feeds) for one in sizes)
 
 
-def _wanted(feeds: Mapping[str, Any], condition: SizeCondition) -> int | None:
-    if condition.size is not None:
-        return condition.size
-    return _size(feeds, condition.other_input, condition.other_axis)
+def _keeps_to(condition: SizeCondition, feeds: Mapping[str, Any]) -> bool:
+    size = _size(feeds, condition.input, condition.axis)
+    if size is None:
+        return False
+    if condition.size is None and condition.at_most is None:
+        return size == _size(feeds, condition.other_input, condition.other_axis)
+    return condition.size in (None, size) and (condition.at_most is None or size <= condition.at_most)
 
 
 def _size(feeds: Mapping[str, Any], name: str, axis: int) -> int | None:

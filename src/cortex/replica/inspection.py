@@ -13,6 +13,7 @@ import importlib.machinery
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,8 +29,10 @@ from cortex.replica.codec import BadBody, Decoder
 from cortex.replica.handler import Handler, HandlerError, load_handler
 from cortex.replica.made_up import make_up_sample
 from cortex.replica.mismatch import InputMismatch
-from cortex.replica.tensors import build_converter
+from cortex.replica.tensors import Feeds, build_converter
 from cortex.replica.tracebacks import one_line
+from cortex.replica.trial import try_rows
+from cortex.wire.batching import RULES, BatchingVerdict, Mode, Proof, Trial
 from cortex.wire.build import Sample, TrackerConfig
 from cortex.wire.launch import Inspect, InspectReport, MadeUpSample, ReplicaSpec
 from cortex.wire.logline import parse_line
@@ -220,18 +223,39 @@ def _write_line(fd: int, line: _Line) -> None:
         data = data[os.write(fd, data) :]
 
 
-def inspect(request: Inspect, *, announce: Callable[[str], None]) -> InspectReport:
+def prove_rows(spec: ReplicaSpec) -> Proof:
+    """What a model's graph says about its rows. Reads the graph without weights; one it cannot read proves nothing."""
+    try:
+        if spec.model_format == "onnx":
+            from cortex.rows import prove
+            from cortex.wire import onnx_proto
+
+            return prove(onnx_proto.read_graph(spec.model_path))
+        from cortex.rows import prove_saved_model
+        from cortex.wire import saved_model_proto
+
+        return prove_saved_model(saved_model_proto.read_graph(spec.model_path, spec.signature_key))
+    except Exception as error:
+        return Proof(rules=RULES, proved=False, reason=f"the graph cannot be read: {one_line(error)}")
+
+
+def inspect(
+    request: Inspect, *, announce: Callable[[str], None], prove: Callable[[ReplicaSpec], Proof] = prove_rows
+) -> InspectReport:
     """
     Load what is asked for and describe it. What is wrong with it is in the report; other errors pass through.
 
     Args:
         announce: told what comes next, in case it never ends.
+        prove: what the graph of the spec's model says about rows.
     """
     spec = request.spec
     problems: list[Problem] = []
     warnings: list[Problem] = []
     handler: Handler | None = None
     backend: base.Backend | None = None
+    proof: Proof | None = None
+    trial: Trial | None = None
     made_up: MadeUpSample | None = None
     if request.handler and spec.handler is not None and spec.project_dir is not None:
         announce(f"importing {spec.handler}")
@@ -241,6 +265,9 @@ def inspect(request: Inspect, *, announce: Callable[[str], None]) -> InspectRepo
             handler = load_handler(spec.project_dir, spec.handler, split_api_key(spec.api)[1])
         except HandlerError as error:
             problems.append(_about("request_handler", error.problem()))
+    if request.model and request.rows != "off":
+        announce("reading the graph")  # before the model is loaded: a proof costs its memory to nobody
+        proof = prove(spec)
     if request.model:
         announce("loading the model")
         try:
@@ -257,6 +284,9 @@ def inspect(request: Inspect, *, announce: Callable[[str], None]) -> InspectRepo
                 (problems if spec.sample.gate else warnings).append(_about("sample", refused))
         if request.make_up_sample:
             made_up = make_up_sample(backend)
+        if proof is not None and _is_tried(request.rows, proof):
+            announce("running rows alone and together")
+            trial = _try_rows(backend, proof, spec, handler)
     return InspectReport(
         problems=tuple(problems),
         warnings=tuple(warnings),
@@ -265,6 +295,7 @@ def inspect(request: Inspect, *, announce: Callable[[str], None]) -> InspectRepo
         has_pre=handler is not None and handler.pre is not None,
         has_post=handler is not None and handler.post is not None,
         is_async=handler is not None and handler.is_async,
+        batching=None if proof is None else BatchingVerdict(proof=proof, trial=trial),
         notes=tuple(getattr(backend, "notes", ())),
         made_up=made_up,
     )
@@ -389,10 +420,8 @@ def _load(spec: ReplicaSpec) -> base.Backend:
 
 def _try_sample(backend: base.Backend, sample: Sample) -> Problem | None:
     """What is wrong with the sample as the model's input."""
-    converter = build_converter(backend.signature, takes_bytes=backend.takes_bytes)
     try:
-        value = Decoder(has_pre_inference=False).decode(sample.body, sample.content_type)
-        backend.run(converter.convert(value))
+        backend.run(_sample_feeds(backend, sample))
     except (BadBody, InputMismatch, base.InferenceFailed) as error:
         problem = error.problem()
         return Problem(
@@ -401,3 +430,26 @@ def _try_sample(backend: base.Backend, sample: Sample) -> Problem | None:
             hint=problem.hint,
         )
     return None
+
+
+def _sample_feeds(backend: base.Backend, sample: Sample) -> Feeds:
+    """The sample as the model's input, without a handler. Raises BadBody, InputMismatch."""
+    converter = build_converter(backend.signature, takes_bytes=backend.takes_bytes)
+    return converter.convert(Decoder(has_pre_inference=False).decode(sample.body, sample.content_type))
+
+
+def _is_tried(mode: Mode, proof: Proof) -> bool:
+    """Whether to run rows alone and together. Of what moves by whole steps now and then no trial shows anything."""
+    return mode == "on" or (mode == "auto" and proof.proved and proof.rounding != "steps")
+
+
+def _try_rows(backend: base.Backend, proof: Proof, spec: ReplicaSpec, handler: Handler | None) -> Trial:
+    sample: Feeds | None = None
+    if spec.sample is not None and (spec.handler is None or (handler is not None and handler.pre is None)):
+        try:
+            sample = _sample_feeds(backend, spec.sample)
+        except (BadBody, InputMismatch):
+            pass
+    if not proof.proved:  # the user's word: for all sizes, and of rounding nobody knows better
+        return try_rows(backend, "rounding", sample=sample, clock_s=time.monotonic)
+    return try_rows(backend, proof.rounding, sample=sample, clock_s=time.monotonic, sizes=proof.sizes)

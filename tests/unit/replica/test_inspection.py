@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
+import numpy as np
+import onnx.helper
+import onnx.numpy_helper
 import pytest
 
-from cortex.replica.inspection import shadowed_packages, tracker_problems
-from cortex.wire.build import TrackerConfig
+from cortex.ids import ApiKey, ReplicaId, Revision, Version
+from cortex.replica.handler import Handler, Hook
+from cortex.replica.inspection import inspect, prove_rows, shadowed_packages, tracker_problems
+from cortex.wire.batching import RULES, BatchingVerdict, Mode, Proof, Rounding
+from cortex.wire.build import Sample, TrackerConfig
+from cortex.wire.launch import Inspect, InspectReport, ReplicaSpec
 from cortex.wire.signature import Dim, Kind, Signature, TensorSpec
 
 
@@ -75,3 +83,156 @@ def test_shadowing_is_found_in_the_project_and_beside_the_handler(tmp_path: Path
     assert "an installed package" in found["numpy.py"]
     assert "standard library" in found["handlers/email"]
     assert sorted(tmp_path.rglob("*")) == before, "it only looks"
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+PROVED = Proof(rules=RULES, proved=True, rounding="rounding", operators=1)
+NOT_PROVED = Proof(rules=RULES, proved=False, reason="rows are added up", operator="ReduceSum")
+
+
+def save(folder: Path, *, mixes: bool) -> Path:
+    """x: float [N, length] → twice x, or x and what all rows add up to."""
+    nodes = [onnx.helper.make_node("Add", ["x", "x"], ["y"])]
+    if mixes:
+        nodes = [
+            onnx.helper.make_node("ReduceSum", ["x", "axes"], ["total"]),
+            onnx.helper.make_node("Add", ["x", "total"], ["y"]),
+        ]
+    infos = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", "length"]) for name in "xy"]
+    axes = onnx.numpy_helper.from_array(np.array([0]), "axes")
+    graph = onnx.helper.make_graph(nodes, "g", infos[:1], infos[1:], [axes])
+    path = folder / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+class Look:
+    """One inspection, with a proof that is told what to say."""
+
+    def __init__(self, model: Path, rows: Mode, proof: Proof, **fields: Any) -> None:
+        self.steps: list[str] = []
+        self.proof = proof
+        self.report: InspectReport = inspect(
+            Inspect(request="1", spec=spec_of(model, **fields), rows=rows),
+            announce=self.steps.append,
+            prove=self._prove,
+        )
+
+    def _prove(self, spec: ReplicaSpec) -> Proof:
+        self.steps.append(f"proving {Path(spec.model_path).name}")
+        return self.proof
+
+    @property
+    def verdict(self) -> BatchingVerdict:
+        assert self.report.batching is not None
+        return self.report.batching
+
+
+def spec_of(model: Path, **fields: Any) -> ReplicaSpec:
+    return ReplicaSpec(
+        replica=ReplicaId("t.a.0.0"),
+        attempt=1,
+        api=ApiKey("t/a"),
+        version=Version("1" * 64),
+        revision=Revision("2" * 64),
+        home="/h",
+        model_format="onnx",
+        model_path=str(model),
+        **fields,
+    )
+
+
+def test_the_graph_is_read_before_the_model_is_loaded_and_rows_are_run_last(tmp_path: Path) -> None:
+    look = Look(save(tmp_path, mixes=False), "auto", PROVED)
+    assert look.steps == [
+        "reading the graph",
+        "proving model.onnx",
+        "loading the model",
+        "trying the model",
+        "running rows alone and together",
+    ]
+    assert look.report.problems == ()
+    assert look.verdict.proof == PROVED
+    trial = look.verdict.trial
+    assert trial is not None
+    assert trial.runtime.startswith("onnxruntime ")
+    assert trial.rows > 0
+    assert trial.disagreement is None
+
+
+def test_nobody_is_asked_about_rows_where_there_are_to_be_no_batches(tmp_path: Path) -> None:
+    look = Look(save(tmp_path, mixes=False), "off", PROVED)
+    assert look.steps == ["loading the model", "trying the model"]
+    assert look.report.batching is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "proved", "rounding", "tried"),
+    [
+        ("auto", True, "exact", True),
+        ("auto", True, "rounding", True),
+        ("auto", True, "labels", True),
+        ("auto", True, "steps", False),
+        ("auto", False, "exact", False),
+        ("on", True, "steps", True),
+        ("on", False, "exact", True),
+    ],
+)
+def test_rows_are_run_where_that_can_show_something(
+    tmp_path: Path, rows: Mode, proved: bool, rounding: Rounding, tried: bool
+) -> None:
+    proof = Proof(rules=RULES, proved=proved, rounding=rounding)
+    verdict = Look(save(tmp_path, mixes=False), rows, proof).verdict
+    assert verdict.proof == proof
+    assert (verdict.trial is not None) is tried
+
+
+@pytest.mark.parametrize(("rows", "proof"), [("auto", PROVED), ("on", NOT_PROVED)])
+def test_a_trial_contradicts_a_wrong_proof_and_a_users_word(tmp_path: Path, rows: Mode, proof: Proof) -> None:
+    trial = Look(save(tmp_path, mixes=True), rows, proof).verdict.trial
+    assert trial is not None
+    assert trial.disagreement is not None
+    assert trial.disagreement.output == "y"
+
+
+def test_the_apis_own_sample_is_tried_where_no_handler_makes_something_else_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = Sample(body=b"[[1, 1], [1, 1]]", gate=True)
+    model = save(tmp_path, mixes=True)
+    trial = Look(model, "on", NOT_PROVED, sample=sample).verdict.trial
+    assert trial is not None
+    assert trial.disagreement is not None
+    assert (trial.disagreement.alone, trial.disagreement.together) == ("2.0", "3.0")
+    handler = Handler(pre=Hook("pre_inference", lambda sample, metadata: sample), post=None)
+    monkeypatch.setattr("cortex.replica.process.enter_project", lambda spec: None)  # this process is no child
+    monkeypatch.setattr("cortex.replica.inspection.load_handler", lambda *_: handler)
+    handled = {"project_dir": str(tmp_path), "handler": "handler.py"}
+    other = Look(model, "on", NOT_PROVED, sample=sample, **handled).verdict.trial
+    assert other is not None
+    assert other.disagreement is not None
+    assert (other.disagreement.alone, other.disagreement.together) != ("2.0", "3.0")
+
+
+def test_a_sample_that_the_model_does_not_take_leaves_what_is_made_up(tmp_path: Path) -> None:
+    trial = Look(save(tmp_path, mixes=False), "on", PROVED, sample=Sample(body=b'{"no": 1}')).verdict.trial
+    assert trial is not None
+    assert trial.rows > 0
+
+
+def test_of_a_model_that_cannot_be_loaded_there_is_the_proof(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"nonsense")
+    look = Look(tmp_path / "model.onnx", "auto", NOT_PROVED)
+    assert [problem.reference for problem in look.report.problems] == ["model-unreadable"]
+    assert look.verdict == BatchingVerdict(proof=NOT_PROVED)
+
+
+@pytest.mark.parametrize("content", [b"nonsense", None])
+@pytest.mark.parametrize("model_format", ["onnx", "tensorflow"])
+def test_a_graph_that_cannot_be_read_proves_nothing(tmp_path: Path, model_format: str, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "model").write_bytes(content)
+    proof = prove_rows(msgspec.structs.replace(spec_of(tmp_path / "model"), model_format=model_format))
+    assert (proof.rules, proof.proved) == (RULES, False)
+    assert proof.reason.startswith("the graph cannot be read: ")
