@@ -22,7 +22,11 @@ from cortex.wire.signature import Signature
 
 FIRST_BATCHES: Final = 3
 ONE_IN: Final = 1000
-"""After the first ones, one batch of so many is looked at: less than a thousandth of what the model computes."""
+"""
+After the first ones, one batch of so many is looked at: less than a thousandth of what the model computes. On the way
+to the first of those so are the fourth, the eighth and so on: where rows are padded to the longest, the longest of each
+batch is right, and three of those by chance must not mean that thousands are not looked at.
+"""
 WITHIN_S: Final = 1.0
 """A replica that always has something to do does it after so long anyway: at most one row a second."""
 
@@ -51,7 +55,7 @@ class Guard:
         self._choose = choose
         self._judge = Judge()
         self._batches = 0
-        self._owed = FIRST_BATCHES
+        self._owed = 0
         self._check: Check | None = None
 
     @property
@@ -68,7 +72,7 @@ class Guard:
             outputs: with as many rows.
         """
         self._batches += 1
-        if self._batches % ONE_IN == 0:
+        if _is_looked_at(self._batches):
             self._owed = min(self._owed + 1, FIRST_BATCHES)
         if self._owed and self._check is None:
             row = self._choose(count_rows(feeds))
@@ -93,6 +97,12 @@ class Guard:
     def judge(self, check: Check, alone: Outputs, rounding: Rounding) -> Disagreement | None:
         """Decide on a row that was computed again."""
         return self._judge.weigh(compare(alone, check.together, self._signature, rounding))
+
+
+def _is_looked_at(number: int) -> bool:
+    """Of the batches of a replica, counted from 1. One that comes while another waits is put off to the next."""
+    is_power_of_two = number & (number - 1) == 0
+    return number <= FIRST_BATCHES or (number < ONE_IN and is_power_of_two) or number % ONE_IN == 0
 
 
 def _copied(part: Any) -> Any:

@@ -278,6 +278,10 @@ class Replica:
     def last_words(self) -> LastWords:
         return msgspec.json.decode(Path(self.spec.stats_path + EXIT_FILE_SUFFIX).read_bytes(), type=LastWords)
 
+    def rss_kib(self) -> int:
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
     def alive(self) -> bool:
         return self.identity is not None and is_alive(self.identity)
 

@@ -49,7 +49,7 @@ def test_a_model_and_a_handler_are_described(inspect: Look) -> None:
     assert report.signature is not None
     assert [spec.name for spec in report.signature.inputs] == ["input"]
     assert [spec.name for spec in report.signature.outputs] == ["label", "probabilities"]
-    assert report.batchable
+    assert report.batching is None, "nobody has asked"
     assert (report.has_pre, report.has_post, report.is_async) == (False, True, True)
 
 

@@ -18,6 +18,8 @@ import orjson
 import pytest
 from replica_harness import Replica, eventually, request
 
+from cortex.replica.batching import MAX_BATCH_ROWS
+from cortex.wire.batching import BatchingOrder
 from cortex.wire.build import TrackerConfig
 
 pytestmark = pytest.mark.slow
@@ -183,7 +185,7 @@ def test_broken_peers_hurt_nobody(start: Start) -> None:
 def test_a_peer_that_does_not_read_does_not_fill_memory(start: Start) -> None:
     replica = start("def post_inference(p, m):\n    return 'x' * 1_000_000\n")
     assert replica.post(SAMPLE).status == 200
-    before_kib = rss_kib(replica)
+    before_kib = replica.rss_kib()
     with replica.client() as client:
         client.sock.setblocking(False)
         unsent = memoryview(request(orjson.dumps(SAMPLE)) * 10_000)
@@ -197,12 +199,7 @@ def test_a_peer_that_does_not_read_does_not_fill_memory(start: Start) -> None:
             # The loop comes round, and would read what has been sent.
             assert replica.post(SAMPLE).status == 200
         assert unsent, "the replica stopped reading"
-        assert rss_kib(replica) - before_kib < 150_000
-
-
-def rss_kib(replica: Replica) -> int:
-    lines = Path(f"/proc/{replica.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+        assert replica.rss_kib() - before_kib < 150_000
 
 
 # ---- handlers -------------------------------------------------------------------------------------------------------
@@ -341,9 +338,9 @@ def test_concurrent_callers_get_their_own_answers(start: Start, prefix: str) -> 
 
 
 def test_a_slow_model_answers_many_callers_in_batches(start: Start, slow_model: Path) -> None:
-    replica = start(model=slow_model)
+    replica = start(model=slow_model, batches=BatchingOrder(batches=True))
     facts = replica.status().facts
-    assert facts["batching"]
+    assert (facts["batching"], facts["largest_batch"]) == (True, MAX_BATCH_ROWS)
     assert facts["model_us"] > 0
 
     def call(number: int, results: dict[int, Any]) -> None:
