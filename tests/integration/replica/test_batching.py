@@ -18,7 +18,7 @@ import pytest
 from replica_harness import LauncherProcess, Replica, eventually, running, spec_for
 
 from cortex.replica.inference import LARGE_BODY_BYTES
-from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement
+from cortex.wire.batching import BatchingOrder, BatchingState, BatchingVerdict, Disagreement
 from cortex.wire.launch import SetBatching
 
 pytestmark = pytest.mark.slow
@@ -53,8 +53,9 @@ def layered(path: Path, *, mixes: bool) -> Path:
     rng = np.random.default_rng(0)
     layers = {f"w{layer}": rng.normal(0, 0.04, (WIDTH, WIDTH)).astype(np.float32) for layer in range(4)}
     nodes = [("MatMul", [f"x{layer}", f"w{layer}"], [f"x{layer + 1}"], {}) for layer in range(4)]
-    nodes += [("ReduceSum", ["x0", "along"], ["sum"], {}), ("ReduceSum", ["sum", "across"], ["total"], {})]
-    nodes += [("Add", ["sum", "total" if mixes else "sum"], ["tag"], {})]
+    nodes += [("ReduceSum", ["x0", "along"], ["sum"], {}), ("Add", ["sum", "total" if mixes else "sum"], ["tag"], {})]
+    if mixes:
+        nodes.insert(-1, ("ReduceSum", ["sum", "across"], ["total"], {}))
     outputs = {"tag": ["N", 1], "x4": ["N", WIDTH]}
     return save(path, nodes, {"x0": ["N", WIDTH]}, outputs, along=np.array([1]), across=np.array([0]), **layers)
 
@@ -207,6 +208,25 @@ def test_batching_costs_nothing_before_the_first_batch(start: Start, folder: Pat
 
 
 # ---- inspections ----------------------------------------------------------------------------------------------------
+
+
+def test_an_inspection_proves_from_the_graph_and_tries_what_is_proved(
+    shared_launcher: LauncherProcess, folder: Path, models: Path
+) -> None:
+    def verdict(name: str) -> BatchingVerdict:
+        report = shared_launcher.link.inspect(spec_for(folder, models / name), rows="auto")
+        assert report.problems == ()
+        assert report.batching is not None
+        return report.batching
+
+    proved = verdict("rowwise.onnx")
+    assert (proved.proof.proved, proved.proof.rounding) == (True, "rounding")
+    assert proved.trial is not None
+    assert proved.trial.rows > 0
+    assert proved.trial.disagreement is None
+    refused = verdict("mixing.onnx")
+    assert (refused.proof.proved, refused.trial) == (False, None)
+    assert refused.proof.operator.startswith("ReduceSum")
 
 
 def test_an_inspection_tries_rows_with_the_runtime_that_replicas_have(
