@@ -318,7 +318,6 @@ def _inspect(
             home=str(settings.home),
             model_format=model_format,
             model_path=str(model_path),
-            batching=False,
             start_timeout_s=settings.start_timeout_s,
         ),
         handler=False,

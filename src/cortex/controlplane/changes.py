@@ -138,8 +138,8 @@ def _version_causes(old: ApiRecord, new: ApiRecord) -> Iterator[str]:
     if env_before != env_after:
         names = sorted({n for n in {*env_before, *env_after} if env_before.get(n) != env_after.get(n)})
         yield f"env changed ({', '.join(names)})"
-    if before.batching != after.batching:
-        yield f"batching {'auto' if after.batching else 'off'}"
+    if before.batching_mode != after.batching_mode:
+        yield f"batching {before.batching_mode} -> {after.batching_mode}"
     if old.refresh != new.refresh:
         yield "refreshed"
 

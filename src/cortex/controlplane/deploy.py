@@ -249,7 +249,7 @@ class Deployer:
             handler=handler,
             tracker=tracker,
             env=env,
-            batching=spec.batching == "auto",
+            batching=spec.batching,
             refresh=refresh,
             secrets=secrets,
             environment=settled.environment if settled else None,
@@ -271,7 +271,8 @@ class Deployer:
                 self._secrets, secrets, [build for build in before if build.version == version], api=spec.name
             ),
             environment=settled.environment if settled else None,
-            batching=spec.batching == "auto",
+            batching=spec.batching != "off",
+            trust_rows=spec.batching == "on",
             concurrency=spec.compute.concurrency,
             resources=resources,
             sample=None

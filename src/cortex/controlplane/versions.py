@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from cortex.ids import Revision, Version
+from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec, ModelArtifact, Resources, TrackerConfig
 
 
@@ -18,7 +19,7 @@ def version_of(
     handler: str | None,
     tracker: TrackerConfig | None,
     env: Mapping[str, str],
-    batching: bool,
+    batching: Mode,
     refresh: int,
     secrets: Mapping[str, str] | None = None,
     environment: str | None = None,
@@ -43,7 +44,8 @@ def version_of(
                 "handler": handler,
                 "tracker": None if tracker is None else [tracker.model_type, tracker.key],
                 "env": sorted(env.items()),
-                "batching": batching,
+                # As it was when it could only be auto or off.
+                "batching": batching if batching == "on" else batching == "auto",
                 "refresh": refresh,
             }
         )

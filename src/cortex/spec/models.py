@@ -106,9 +106,9 @@ RetryField = Annotated[
     WithJsonSchema({"enum": [*rules.ON_SPELLINGS, *rules.OFF_SPELLINGS]}),
 ]
 BatchingField = Annotated[
-    Literal["auto", "off"],
-    PlainValidator(rules.check_switch("auto", "off")),
-    WithJsonSchema({"enum": ["auto", *rules.OFF_SPELLINGS]}),
+    Literal["auto", "on", "off"],
+    PlainValidator(rules.check_switch("auto", "on", "off")),
+    WithJsonSchema({"enum": ["auto", *rules.ON_SPELLINGS, *rules.OFF_SPELLINGS]}),
 ]
 SampleField = Annotated[JsonValue, PlainValidator(rules.check_json), WithJsonSchema({})]
 
@@ -240,7 +240,9 @@ class ApiSpec(_Block):
     )
     max_body: SizeField = Field(default=Size.parse("100Mi"), description="Largest request body, such as 100Mi.")
     batching: BatchingField = Field(
-        default="auto", description="auto: what queued up meanwhile goes through the model together."
+        default="auto",
+        description="auto: what queued up meanwhile goes through the model together, if its graph proves that no row "
+        "depends on others. on: on your word, also where that cannot be proved.",
     )
 
     @property

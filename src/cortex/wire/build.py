@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from cortex.ids import ApiKey, Revision, Version
+from cortex.wire.batching import Mode
 
 ModelFormat = Literal["onnx", "tensorflow"]
 
@@ -31,6 +32,26 @@ class ModelArtifact(msgspec.Struct, frozen=True, kw_only=True):
     signature_key: str | None = None
     source: str = ""
     """Where it came from, for people; never used to load it, secrets masked."""
+
+    @property
+    def key(self) -> ModelKey:
+        return ModelKey(self.format, self.tree, self.entry, self.signature_key)
+
+
+class ModelKey(msgspec.Struct, frozen=True):
+    """Which model it is, wherever it came from: what is known of its rows is known by this."""
+
+    format: ModelFormat
+    tree: str
+    entry: str
+    signature_key: str | None = None
+
+    def may_be(self, other: ModelKey) -> bool:
+        """Whether both may be the same function: without a key, it is one of the model's signatures."""
+        same_file = (self.format, self.tree, self.entry) == (other.format, other.tree, other.entry)
+        return same_file and (
+            self.signature_key == other.signature_key or None in (self.signature_key, other.signature_key)
+        )
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +102,15 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True):
     environment: str | None = None
     """Digest of the lock of users' packages; None: what is installed with Cortex serves."""
     batching: bool = True
+    """`batching` in cortex.yaml is not `off`."""
+    trust_rows: bool = False
+    """It is `on`: that no row depends on others is the user's word."""
     concurrency: int | None = None
     """Requests inside handler code at once; None: 1 for sync handlers, 64 for async."""
     resources: Resources = Resources()
     sample: Sample | None = None
+
+    @property
+    def batching_mode(self) -> Mode:
+        """`batching` as cortex.yaml has it."""
+        return "off" if not self.batching else "on" if self.trust_rows else "auto"

@@ -21,11 +21,11 @@ def a_file(path, content="1", *, executable=False):
 HANDLER = (a_file("handler.py"),)
 
 
-def a_record(*, model="a", files=HANDLER, cpu=200, refresh=0, timeout="10m", sample=None, failed=None):
+def a_record(*, model="a", files=HANDLER, cpu=200, refresh=0, timeout="10m", sample=None, failed=None, batching="auto"):
     artifact = ModelArtifact(format="onnx", tree=model * 64, entry="m.onnx")
     project = "".join(f.sha256[0] for f in files).ljust(64, "0")
     version = version_of(
-        model=artifact, project=project, handler="handler.py", tracker=None, env={}, batching=True, refresh=refresh
+        model=artifact, project=project, handler="handler.py", tracker=None, env={}, batching=batching, refresh=refresh
     )
     resources = Resources(cpu_millis=cpu)
     build = BuildSpec(
@@ -37,6 +37,8 @@ def a_record(*, model="a", files=HANDLER, cpu=200, refresh=0, timeout="10m", sam
         handler="handler.py",
         resources=resources,
         sample=sample,
+        batching=batching != "off",
+        trust_rows=batching == "on",
     )
     return ApiRecord(
         wanted=WantedApi(api=build.api, build=build, failed=failed),
@@ -188,3 +190,9 @@ def test_an_input_or_output_that_is_gone_breaks_callers():
     assert broken([tensor("x"), tensor("y")], [tensor("x")]) == ['input "y" is gone']
     old = Signature(inputs=(), outputs=(tensor("a"), tensor("b")))
     assert list(breaking_changes(old, msgspec.structs.replace(old, outputs=(tensor("a"),)))) == ['output "b" is gone']
+
+
+def test_another_batching_is_told_in_the_words_of_the_file():
+    trusted = a_record(batching="on")
+    assert told(a_record(), trusted) == (ChangeKind.NEW_VERSION, ("batching auto -> on",))
+    assert told(trusted, a_record(batching="off")) == (ChangeKind.NEW_VERSION, ("batching on -> off",))

@@ -12,7 +12,7 @@ FACTS = {
     "handler": "handler.py",
     "tracker": TrackerConfig(model_type="classification"),
     "env": {"A": "1"},
-    "batching": True,
+    "batching": "auto",
     "refresh": 0,
 }
 
@@ -36,12 +36,19 @@ def test_the_same_facts_are_the_same_version():
         ("env", {"A": "2"}),
         ("secrets", {"TOKEN": "api-token"}),
         ("environment", "e" * 64),
-        ("batching", False),
+        ("batching", "off"),
+        ("batching", "on"),
         ("refresh", 1),
     ],
 )
 def test_each_fact_makes_another_version(fact, value):
     assert version_of(**{**FACTS, fact: value}) != version_of(**FACTS)
+
+
+def test_versions_from_before_batching_could_be_on_stay_what_they_are():
+    assert version_of(**FACTS).startswith("94eb42919966a14f")
+    assert version_of(**{**FACTS, "batching": "off"}).startswith("578a4a47837d3d0d")
+    assert version_of(**{**FACTS, "batching": "on"}) != version_of(**{**FACTS, "batching": "off"})
 
 
 def test_what_is_not_asked_for_leaves_versions_as_they_were():

@@ -133,9 +133,17 @@ def test_retry_is_a_switch(api, line, retry):
 
 
 @pytest.mark.parametrize(
-    ("line", "batching"), [("batching: auto", "auto"), ("batching: off", "off"), ("batching: no", "off")]
+    ("line", "batching"),
+    [
+        ("batching: auto", "auto"),
+        ("batching: off", "off"),
+        ("batching: no", "off"),
+        ("batching: on", "on"),
+        ("batching: true", "on"),
+        ("batching:", "auto"),
+    ],
 )
-def test_batching_is_automatic_or_off(api, line, batching):
+def test_batching_is_automatic_on_or_off(api, line, batching):
     assert api(line).batching == batching
 
 

@@ -591,17 +591,17 @@ CASES = [
         """,
     ),
     Case(
-        "batching cannot be forced on",
+        "batching is one of three words",
         """
         - kind: api
           name: iris
           model: iris.onnx
-          batching: true
+          batching: always
         """,
         """
         error: unknown-value
           cortex.yaml:4:3   api "iris": batching
-          expected "auto" or "off", found true
+          expected "auto", "on" or "off", found the string "always"
           hint: for example, batching: off
         """,
     ),
