@@ -11,11 +11,13 @@ import pytest
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeploymentName, replica_id
+from cortex.planning.batching import BatchingRecord, Stop
 from cortex.planning.model import Desired, RunRecord, SlotRecord, WantedApi
 from cortex.state.base import ApiRecord, StateStore, VersionRecord
 from cortex.state.memory import MemoryStateStore
 from cortex.state.sqlite import SqliteStateStore
 from cortex.testing.builders import API, a_build, a_deploy, a_wanted_api, an_exit
+from cortex.wire.batching import BatchingVerdict, Disagreement, Proof, Trial
 from cortex.wire.build import Sample
 from cortex.wire.launch import InspectReport
 
@@ -396,3 +398,80 @@ def test_versions_of_other_apis_do_not_mix_into_a_history(store: StateStore) -> 
     assert store.history(API) == (
         VersionRecord(api=API, version=V1.version, deployed_wall_s=0.0, cause="first deploy"),
     )
+
+
+# ---- batching --------------------------------------------------------------------------------------------------------
+
+MODEL = V1.model.key
+PROOF = Proof(rules=7, proved=True, rounding="labels", rounding_operator="ArgMax a", operators=12)
+TRIAL = Trial(runtime="onnxruntime 1.32.0, cpu, 1 thread", rows=24, worst=0.5)
+APART = Disagreement(output="y", alone="0.5", together="0.7", difference=0.2, tolerance=1e-5)
+STOP = Stop(api=API, replica=SLOT, started_wall_s=3.0, runtime=TRIAL.runtime, disagreement=APART, wall_s=5.0)
+
+
+def test_a_verdict_is_kept_by_model_and_rules(store: StateStore) -> None:
+    older = Proof(rules=6, proved=False, operator="Conv c", reason="rows are dimension 2, not 0")
+    store.record_verdict(MODEL, BatchingVerdict(proof=older), place="here")
+    store.record_verdict(MODEL, BatchingVerdict(proof=PROOF, trial=TRIAL), place="here")
+    store.record_verdict(V2.model.key, BatchingVerdict(proof=older), place="here")
+    of_model = [record for record in store.batching() if record.model == MODEL]
+    assert sorted(of_model, key=lambda record: record.rules) == [
+        BatchingRecord(model=MODEL, rules=6, proof=older),
+        BatchingRecord(model=MODEL, rules=7, proof=PROOF, trials=(TRIAL,), runtimes={"here": TRIAL.runtime}),
+    ]
+    assert len(store.batching()) == 3
+    assert store.desired(now_wall_s=0.0).batching == store.batching()
+
+
+def test_each_runtime_keeps_its_trial(store: StateStore) -> None:
+    gpu = Trial(runtime="onnxruntime 1.32.0, cuda, 1 thread", rows=8, disagreement=APART)
+    again = msgspec.structs.replace(TRIAL, rows=30)
+    for trial, place in ((TRIAL, "cpu"), (gpu, "gpu"), (again, "cpu")):
+        store.record_verdict(MODEL, BatchingVerdict(proof=PROOF, trial=trial), place=place)
+    (record,) = store.batching()
+    assert (record.trials, record.runtimes) == ((gpu, again), {"cpu": again.runtime, "gpu": gpu.runtime})
+
+
+def test_a_disagreement_is_kept_once_for_each_run_of_a_replica(store: StateStore) -> None:
+    store.record_verdict(MODEL, BatchingVerdict(proof=PROOF, trial=TRIAL), place="here")
+    for stop in (STOP, msgspec.structs.replace(STOP, wall_s=9.0), msgspec.structs.replace(STOP, started_wall_s=7.0)):
+        store.record_stop(MODEL, stop, rules=7)
+    (record,) = store.batching()
+    assert record.stops == (STOP, msgspec.structs.replace(STOP, started_wall_s=7.0))
+    assert (record.proof, record.trials) == (PROOF, (TRIAL,))
+
+
+def test_a_disagreement_outlives_a_new_verdict_of_the_same_rules(store: StateStore) -> None:
+    store.record_stop(MODEL, STOP, rules=7)
+    store.record_verdict(MODEL, BatchingVerdict(proof=PROOF, trial=TRIAL), place="here")
+    (record,) = store.batching()
+    assert (record.proof, record.stops) == (PROOF, (STOP,))
+
+
+def test_what_is_known_of_rows_changes_what_is_wanted(store: StateStore) -> None:
+    revisions = [store.revision]
+    store.record_verdict(MODEL, BatchingVerdict(proof=PROOF, trial=TRIAL), place="here")
+    revisions.append(store.revision)
+    store.record_stop(MODEL, STOP, rules=7)
+    revisions.append(store.revision)
+    assert len(set(revisions)) == 3
+    store.record_stop(MODEL, STOP, rules=7)
+    store.record_verdict(MODEL, BatchingVerdict(proof=PROOF, trial=TRIAL), place="here")
+    assert store.revision == revisions[-1]
+
+
+def test_a_deploy_and_a_delete_leave_what_is_known_of_rows(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    store.record_stop(MODEL, STOP, rules=7)
+    store.commit_deploy(a_deploy(a_wanted_api(V2)))
+    store.delete(IRIS)
+    assert [record.stops for record in store.batching()] == [(STOP,)]
+
+
+def test_what_is_known_of_models_that_are_gone_is_forgotten(store: StateStore) -> None:
+    for build in (V1, V2):
+        store.record_verdict(build.model.key, BatchingVerdict(proof=PROOF), place="here")
+    store.prune_batching({V2.model.tree, "f" * 64})
+    assert [record.model for record in store.batching()] == [V2.model.key]
+    store.prune_batching(())
+    assert store.batching() == ()

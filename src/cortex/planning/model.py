@@ -8,6 +8,7 @@ import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId, Revision
+from cortex.planning.batching import BatchingRecord
 from cortex.wire.build import BuildSpec, Resources
 from cortex.wire.orders import SetRoute
 from cortex.wire.reports import ExitReport, IngressReport, ReplicaReport
@@ -82,6 +83,8 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True):
 
     apis: tuple[WantedApi, ...] = ()
     records: tuple[RunRecord, ...] = ()
+    batching: tuple[BatchingRecord, ...] = ()
+    """What is known of models' rows, by any rules."""
     as_of_s: float | None = None
     """
     Monotonic seconds, as `Snapshot.now_s`, at which the ages in `records` were true, so that a wanted state that has

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version
+from cortex.planning.batching import BatchingRecord, Stop
 from cortex.planning.model import Desired, WantedApi
+from cortex.wire.batching import BatchingVerdict
+from cortex.wire.build import ModelKey
 from cortex.wire.fetch import Origin
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import StoredFile
@@ -204,6 +207,30 @@ class StateStore(Protocol):
 
     def record_ready(self, api: ApiKey, revision: Revision, replica: ReplicaId) -> None:
         """This replica's failed starts count from zero again."""
+        ...
+
+    def batching(self) -> tuple[BatchingRecord, ...]:
+        """What is known of models' rows, by any rules: what `desired` holds of it."""
+        ...
+
+    def record_verdict(self, model: ModelKey, verdict: BatchingVerdict, *, place: str) -> None:
+        """
+        Keep what an inspection found out, by the rules that it was found out with; see `BatchingRecord.with_verdict`.
+
+        Nothing of it is part of an api: better rules make no new versions.
+        """
+        ...
+
+    def record_stop(self, model: ModelKey, stop: Stop, *, rules: int) -> None:
+        """
+        A replica saw rows disagree. Once for each (replica, start); survives a power failure once this returns.
+
+        Also of a model that nothing else is known of.
+        """
+        ...
+
+    def prune_batching(self, trees: Collection[str]) -> None:
+        """Forget what is known of models that lie in none of these stored folders."""
         ...
 
     def history(self, api: ApiKey) -> Sequence[VersionRecord]:

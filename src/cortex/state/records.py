@@ -8,7 +8,7 @@ change, hands all of them to `_persist` as one transaction, and only then change
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -16,14 +16,17 @@ import msgspec
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version, split_api_key
 from cortex.planning import backoff
+from cortex.planning.batching import BatchingRecord, Stop
 from cortex.planning.model import Desired, RunRecord, SlotRecord, WantedApi
 from cortex.state.base import ApiRecord, DeployChange, DeploymentRecord, VersionRecord
+from cortex.wire.batching import BatchingVerdict
+from cortex.wire.build import ModelKey
 from cortex.wire.reports import ExitReport
 
 HISTORY_LINES = 100
 """Lines of history kept for each api."""
 
-Kind = Literal["deployments", "apis", "runs", "history", "meta"]
+Kind = Literal["deployments", "apis", "runs", "history", "meta", "batching"]
 
 
 class StoredSlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -112,7 +115,7 @@ class RecordStore:
         """
 
     def _load(self, content: Iterable[Write]) -> None:
-        self._content = {"deployments": {}, "apis": {}, "runs": {}, "history": {}, "meta": {}}
+        self._content = {"deployments": {}, "apis": {}, "runs": {}, "history": {}, "meta": {}, "batching": {}}
         self._apply(content)
 
     def _apply(self, writes: Iterable[Write]) -> None:
@@ -122,7 +125,7 @@ class RecordStore:
                 records.pop(write.key, None)
             else:
                 records[write.key] = write.record
-            if write.kind in ("apis", "runs"):
+            if write.kind in ("apis", "runs", "batching"):
                 self._revision += 1
 
     def _write(self, writes: Sequence[Write], *, durable: bool = False) -> None:
@@ -146,6 +149,7 @@ class RecordStore:
             return Desired(
                 apis=tuple(apis[key].wanted for key in sorted(apis)),
                 records=tuple(runs[key].at(now_wall_s) for key in sorted(runs)),
+                batching=self.batching(),
             )
 
     def deployments(self) -> tuple[DeploymentRecord, ...]:
@@ -349,6 +353,34 @@ class RecordStore:
     def rebase(self, *, now_wall_s: float) -> None:
         with self._lock:
             self._write([Write("runs", key, _not_after(run, now_wall_s)) for key, run in self._content["runs"].items()])
+
+    # ---- batching -----------------------------------------------------------------------------------------------
+
+    def batching(self) -> tuple[BatchingRecord, ...]:
+        with self._lock:
+            found = self._content["batching"]
+            return tuple(found[key] for key in sorted(found))
+
+    def record_verdict(self, model: ModelKey, verdict: BatchingVerdict, *, place: str) -> None:
+        with self._lock:
+            key, record = self._batching_of(model, verdict.proof.rules)
+            self._write([Write("batching", key, record.with_verdict(verdict, place))])
+
+    def record_stop(self, model: ModelKey, stop: Stop, *, rules: int) -> None:
+        with self._lock:
+            key, record = self._batching_of(model, rules)
+            if not any(known.is_of(stop.replica, stop.started_wall_s) for known in record.stops):
+                stopped = msgspec.structs.replace(record, stops=(*record.stops, stop))
+                self._write([Write("batching", key, stopped)], durable=True)
+
+    def prune_batching(self, trees: Collection[str]) -> None:
+        with self._lock:
+            found = self._content["batching"]
+            self._write([Write("batching", key, None) for key in found if found[key].model.tree not in trees])
+
+    def _batching_of(self, model: ModelKey, rules: int) -> tuple[str, BatchingRecord]:
+        key = msgspec.json.encode([model, rules]).decode()
+        return key, self._content["batching"].get(key) or BatchingRecord(model=model, rules=rules)
 
     # ---- the rest -----------------------------------------------------------------------------------------------
 

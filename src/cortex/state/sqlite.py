@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from cortex.planning.batching import BatchingRecord
 from cortex.state.base import (
     ApiRecord,
     DeploymentRecord,
@@ -40,6 +41,9 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE history (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE meta (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE batching (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
+    """,
 )
 """What brings the file from schema version i to i + 1. Append only: released ones have run on users' files."""
 
@@ -49,6 +53,7 @@ _TYPES: dict[Kind, Any] = {
     "runs": StoredRun,
     "history": tuple[VersionRecord, ...],
     "meta": str,
+    "batching": BatchingRecord,
 }
 """What the records of each table are, as JSON. Fields that an older Cortex wrote may be missing, not renamed."""
 

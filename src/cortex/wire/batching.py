@@ -15,9 +15,9 @@ Rounding: TypeAlias = Literal["exact", "rounding", "labels", "steps"]
 """
 What rounding may do to a row when others are beside it.
 
-`exact`: nothing, every bit is the same. `rounding`: sums round in another order, within the tolerance. `labels`: besides,
-a tie within the tolerance may fall the other way. `steps`: a rounding or quantisation stands behind a sum, so that a
-value may move by a whole step.
+`exact`: nothing, every bit is the same. `rounding`: sums round in another order, within the tolerance. `labels`:
+besides, a tie within the tolerance may fall the other way. `steps`: a rounding or quantisation stands behind a sum, so
+that a value may move by a whole step.
 """
 
 Mode: TypeAlias = Literal["auto", "on", "off"]

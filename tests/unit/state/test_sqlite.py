@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from cortex.ids import replica_id
+from cortex.planning.batching import Stop
 from cortex.state import sqlite
 from cortex.state.base import StateBusy, StateCorrupt, StateError, StateFull, StateTooNew
 from cortex.state.sqlite import MIGRATIONS, SqliteStateStore
 from cortex.testing.builders import API, a_build, a_deploy, a_wanted_api, an_exit
+from cortex.wire.batching import BatchingVerdict, Disagreement, Proof
 
 V1, V2 = a_build("v1"), a_build("v2")
 
@@ -187,6 +189,29 @@ def test_an_older_schema_is_brought_up_to_date_with_what_it_holds(file: Path, mo
         assert connection.execute("SELECT version FROM schema_version").fetchall() == [(len(MIGRATIONS) + 1,)]
         assert connection.execute("SELECT * FROM later").fetchall() == []
     connection.close()
+
+
+def test_a_file_from_before_rows_were_proved_is_brought_up_to_date(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite, "MIGRATIONS", MIGRATIONS[:1])
+        patch.setattr(sqlite, "_TYPES", {kind: type_ for kind, type_ in sqlite._TYPES.items() if kind != "batching"})
+        store = SqliteStateStore(file)
+        store.commit_deploy(a_deploy(a_wanted_api(V1)))
+        store.close()
+    again = SqliteStateStore(file)
+    again.record_verdict(V1.model.key, BatchingVerdict(proof=Proof(rules=1, proved=True)), place="here")
+    again.close()
+    assert [record.wanted.build for record in again.apis()] == [V1]
+    assert reopened(file).batching() == again.batching() != ()
+
+
+def test_a_disagreement_outlives_the_process(store: SqliteStateStore, file: Path) -> None:
+    apart = Disagreement(output="y", alone="0.5", together="0.7")
+    stop = Stop(
+        api=API, replica=replica_id(API, V1.revision, 0), started_wall_s=3.0, runtime="", disagreement=apart, wall_s=5.0
+    )
+    store.record_stop(V1.model.key, stop, rules=1)
+    assert [record.stops for record in reopened(file).batching()] == [(stop,)]
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
