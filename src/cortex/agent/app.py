@@ -56,6 +56,7 @@ from cortex.wire.orders import (
     Order,
     Orders,
     RemoveRoute,
+    SetReplicaBatching,
     SetRoute,
     StartReplica,
 )
@@ -210,6 +211,8 @@ class Agent:
         match order:
             case StartReplica():
                 self.replicas.start(order)
+            case SetReplicaBatching(replica=replica, batches=batches):
+                self.replicas.set_batching(replica, batches)
             case DrainReplica(replica=replica, timeout_s=timeout_s):
                 self.replicas.drain(replica, timeout_s)
             case ForgetReplica(replica=replica):

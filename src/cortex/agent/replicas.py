@@ -32,9 +32,10 @@ from cortex.errors import CortexError, Problem
 from cortex.ids import ReplicaId, socket_stem
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout, Settings
+from cortex.wire.batching import BatchingOrder, BatchingState
 from cortex.wire.build import BuildSpec
 from cortex.wire.framing import UNREADABLE, close_all
-from cortex.wire.launch import Ask, ChildExited, Drain, ReplicaSpec, ReplicaStatus
+from cortex.wire.launch import Ask, ChildExited, Drain, ReplicaSpec, ReplicaStatus, SetBatching
 from cortex.wire.orders import StartReplica
 from cortex.wire.reports import ExitReport, Phase, ReplicaReport
 from cortex.wire.stats import EXIT_FILE_SUFFIX, LastWords
@@ -89,6 +90,8 @@ class Replica:
     control: channel.Channel | None = None
     connecting: bool = False
     status: ReplicaStatus | None = None
+    told: BatchingOrder | None = None
+    """What it was told about batches on this connection; None: nothing."""
     answered_s: float = 0.0
     progress: str = ""
     progress_since_s: float = 0.0
@@ -248,6 +251,21 @@ class Replicas:
         self._remember(replica)
         self._spawn(replica, self._drain(replica, timeout_s))
 
+    def set_batching(self, replica_id: ReplicaId, batches: BatchingOrder) -> None:
+        """Have it do this about batches; one that cannot be told now is told as soon as it says something."""
+        replica = self._replicas.get(replica_id)
+        if replica is None or replica.phase is Phase.EXITED or replica.order.batches == batches:
+            return
+        replica.order = msgspec.structs.replace(replica.order, batches=batches)
+        self._remember(replica)
+        self._tell_batching(replica)
+        self._on_change()
+
+    def _tell_batching(self, replica: Replica) -> None:
+        if replica.control is not None:
+            replica.told = replica.order.batches
+            replica.control.send(msgspec.json.encode(SetBatching(order=replica.order.batches)))
+
     def forget(self, replica_id: ReplicaId) -> None:
         """End it now if it still runs, and drop its slot once the ingress has let go of it."""
         replica = self._replicas.pop(replica_id, None)
@@ -326,6 +344,9 @@ class Replicas:
             cpu_s=replica.cpu_s,
             progress=replica.progress,
             warnings=status.warnings if status else (),
+            model=build.model.key,
+            batches=replica.order.batches,
+            batching=status.batching if status else None,
             exit=replica.exit,
         )
 
@@ -542,7 +563,7 @@ class Replicas:
             handler=build.handler,
             tracker=build.tracker,
             env=build.env,
-            batching=build.batching,
+            batches=order.batches,
             concurrency=build.concurrency,
             resources=build.resources,
             devices=order.devices,
@@ -605,7 +626,7 @@ class Replicas:
                 self._status_received(replica, _STATUS.decode(payload))
 
         def closed() -> None:
-            replica.control = None
+            replica.control = replica.told = None
 
         try:
             replica.control = await channel.connect(
@@ -623,7 +644,7 @@ class Replicas:
     def _status_received(self, replica: Replica, status: ReplicaStatus) -> None:
         if status.attempt != replica.order.attempt or replica.phase is Phase.EXITED:
             return
-        replica.status = status
+        before, replica.status = replica.status, status
         replica.heard = True
         replica.answered_s = self._clock.monotonic_s()
         changed = False
@@ -634,6 +655,10 @@ class Replicas:
         if status.stuck != replica.stuck:
             replica.stuck = status.stuck
             changed = True
+        if _told(status.batching) != _told(before.batching if before is not None else None):
+            changed = True
+        if status.batching.order != replica.order.batches != replica.told:
+            self._tell_batching(replica)
         if (status.was_ready or status.phase is Phase.READY) and not replica.was_ready:
             replica.was_ready = True
             self._remember(replica)
@@ -673,6 +698,8 @@ class Replicas:
             elif replica.control is None:
                 self._spawn(replica, self._connect_control(replica))
             else:
+                if replica.status is not None and replica.status.batching.order != replica.order.batches:
+                    self._tell_batching(replica)
                 replica.control.send(_ASK)
         self._checked_s = now_s
 
@@ -958,6 +985,11 @@ def threads_for(cpu_millis: int) -> int:
 
 def _identity_of(status: ReplicaStatus) -> ProcessIdentity:
     return ProcessIdentity(pid=status.pid, start_ticks=status.start_ticks, boot_id=processes.boot_id())
+
+
+def _told(batching: BatchingState | None) -> BatchingState | None:
+    """What is news of it; how many rows were looked at is not."""
+    return None if batching is None else msgspec.structs.replace(batching, guarded_rows=0)
 
 
 def _drains(status: ReplicaStatus | None) -> bool:

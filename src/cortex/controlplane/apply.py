@@ -25,11 +25,14 @@ from cortex.planning.actions import (
     Plan,
     RecordExit,
     RecordReady,
+    RecordStop,
     RecoverLease,
     ReleaseLease,
     describe,
 )
+from cortex.planning.batching import Stop
 from cortex.planning.model import LeaseState
+from cortex.wire.batching import RULES
 from cortex.wire.orders import DrainReplica, ForgetReplica, Orders
 
 log = logging.getLogger(__name__)
@@ -107,6 +110,20 @@ def _carry_out(action: Action, world: World) -> None:
                 was_ready=action.was_ready,
                 wall_s=world.steady_wall_s(),
             )
+        case RecordStop():
+            state.record_stop(
+                action.model,
+                Stop(
+                    api=action.api,
+                    replica=action.replica,
+                    started_wall_s=action.started_wall_s,
+                    runtime=action.runtime,
+                    disagreement=action.disagreement,
+                    wall_s=world.clock.wall_s(),
+                ),
+                rules=RULES,
+            )
+            log.warning("%s, on %s", describe(action), action.runtime or "a runtime that it did not name")
         case RecordReady():
             state.record_ready(action.api, action.revision, action.replica)
         case MarkServing():

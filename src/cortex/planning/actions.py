@@ -6,8 +6,18 @@ import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId, Revision, short
-from cortex.wire.build import Resources
-from cortex.wire.orders import DrainReplica, ForgetReplica, Order, RemoveRoute, SetRoute, StartReplica
+from cortex.planning.batching import disagreement_text
+from cortex.wire.batching import Disagreement
+from cortex.wire.build import ModelKey, Resources
+from cortex.wire.orders import (
+    DrainReplica,
+    ForgetReplica,
+    Order,
+    RemoveRoute,
+    SetReplicaBatching,
+    SetRoute,
+    StartReplica,
+)
 from cortex.wire.reports import ExitReport
 
 
@@ -56,6 +66,17 @@ class RecordExit(msgspec.Struct, frozen=True, kw_only=True):
     exit: ExitReport
 
 
+class RecordStop(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica saw rows disagree: its model is not batched on that runtime any more, by any api."""
+
+    api: ApiKey
+    model: ModelKey
+    replica: ReplicaId
+    started_wall_s: float
+    runtime: str
+    disagreement: Disagreement
+
+
 class RecordReady(msgspec.Struct, frozen=True, kw_only=True):
     """This replica became ready after failed starts: they count from zero again."""
 
@@ -96,6 +117,7 @@ Action = (
     | ReleaseLease
     | OrderNode
     | RecordExit
+    | RecordStop
     | RecordReady
     | MarkServing
     | MarkLive
@@ -145,6 +167,8 @@ def describe(action: Action) -> str:
             return f"{action.api}: on {node}: {_describe_order(order)}"
         case RecordExit(replica=replica, attempt=attempt, exit=report):
             return f"{action.api}: {replica} (attempt {attempt}) ended: {report.text}"
+        case RecordStop(replica=replica, disagreement=disagreement):
+            return f"{action.api}: {replica} batches no more: rows disagreed ({disagreement_text(disagreement)})"
         case RecordReady(replica=replica):
             return f"{action.api}: {replica} is ready after failed starts"
         case MarkServing(revision=revision):
@@ -159,6 +183,8 @@ def _describe_order(order: Order) -> str:
     match order:
         case StartReplica(replica=replica, attempt=attempt, devices=devices):
             return " on ".join((f"start {replica} (attempt {attempt})", *([", ".join(devices)] if devices else [])))
+        case SetReplicaBatching(replica=replica, batches=batches):
+            return f"have {replica} {'batch' if batches.batches else 'not batch'}"
         case DrainReplica(replica=replica, timeout_s=timeout_s):
             return f"drain {replica} (at most {timeout_s:g} s)"
         case ForgetReplica(replica=replica):

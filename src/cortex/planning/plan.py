@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 import msgspec
 
 from cortex.ids import ApiKey, ReplicaId, Revision, route_path
-from cortex.planning import backoff
+from cortex.planning import backoff, guarding
 from cortex.planning.actions import (
     AcquireLease,
     Action,
@@ -29,6 +29,7 @@ from cortex.planning.actions import (
     RecoverLease,
     ReleaseLease,
 )
+from cortex.planning.batching import Known
 from cortex.planning.model import Desired, LeaseState, Rules, RunRecord, SlotRecord, Snapshot, WantedApi
 from cortex.planning.rollout import Decision, decide, goal_and_fallback
 from cortex.planning.routes import remove_route, set_route, wanted_route
@@ -47,13 +48,17 @@ def plan(desired: Desired, seen: Snapshot, rules: Rules = DEFAULT_RULES) -> Plan
     Same inputs, same plan; an empty plan means settled, or that the next step is an event to wait for. Reads no
     clock and starts nothing: time is `seen.now_s`.
     """
+    # Before anything else, also while some node is silent: answers may be wrong for as long as nobody is told.
+    stops = guarding.stops_to_record(desired, seen)
+    known = guarding.known_with(desired, stops)
+    first: tuple[Action, ...] = (*stops, *guarding.batching_orders(desired, seen, known))
     if not seen.settled:
         text = "not every node has reported since the control plane started"
-        return Plan(notes=tuple(Note(api=wanted.api, text=text) for wanted in desired.apis))
+        return Plan(actions=first, notes=tuple(Note(api=wanted.api, text=text) for wanted in desired.apis))
     by_api = join(seen)
     records = {(record.api, record.revision): record for record in desired.records}
     older_s = 0.0 if desired.as_of_s is None else max(0.0, seen.now_s - desired.as_of_s)
-    actions: list[Action] = []
+    actions: list[Action] = [*first]
     notes: list[Note] = []
     wakes: list[float] = []
     wanted_keys = set()
@@ -62,7 +67,7 @@ def plan(desired: Desired, seen: Snapshot, rules: Rules = DEFAULT_RULES) -> Plan
         of_api = by_api.get(wanted.api, NOTHING_SEEN)
         if _is_settled(wanted, of_api, records, seen):
             continue
-        planned = _plan_api(wanted, of_api, records, older_s, seen, rules)
+        planned = _plan_api(wanted, of_api, records, known, older_s, seen, rules)
         actions += planned.actions
         notes += planned.notes
         if planned.wake_after_s is not None:
@@ -115,7 +120,13 @@ def _is_settled(wanted: WantedApi, of_api: SeenApi, records: _Records, seen: Sna
 
 
 def _plan_api(
-    wanted: WantedApi, of_api: SeenApi, stored: _Records, older_s: float, seen: Snapshot, rules: Rules
+    wanted: WantedApi,
+    of_api: SeenApi,
+    stored: _Records,
+    known: Known,
+    older_s: float,
+    seen: Snapshot,
+    rules: Rules,
 ) -> Plan:
     """The actions for one wanted api."""
     exits = tuple(_exits_to_record(wanted, of_api, stored))
@@ -148,7 +159,7 @@ def _plan_api(
         fallback_fails=fallback is not None and _fails(records.get(fallback.revision)),
     )
     route, route_changes_after_s = wanted_route(wanted, decision, wait_left_s, rules)
-    starts = _starts(decision, record_of, wait_left_s, seen)
+    starts = _starts(decision, record_of, wait_left_s, known, seen)
     actions: tuple[Action, ...] = (
         *exits,
         *readies,
@@ -314,6 +325,7 @@ def _starts(
     decision: Decision,
     record_of: Callable[[Slot], SlotRecord | None],
     wait_left_s: Callable[[Slot], float],
+    known: Known,
     seen: Snapshot,
 ) -> _Starts:
     orders: list[OrderNode] = []
@@ -338,7 +350,13 @@ def _starts(
             notes.append(_waiting_text(slot.replica, record, left_s))
         else:
             attempt = 1 + max(record.attempt if record else 0, slot.report.attempt if slot.report else 0)
-            order = StartReplica(replica=slot.replica, attempt=attempt, build=build, devices=slot.lease.devices)
+            order = StartReplica(
+                replica=slot.replica,
+                attempt=attempt,
+                build=build,
+                devices=slot.lease.devices,
+                batches=known.decision(build).order,
+            )
             orders.append(OrderNode(node=slot.node, api=build.api, order=order))
     return _Starts(orders=tuple(orders), waits_s=tuple(waits_s), notes=tuple(notes))
 

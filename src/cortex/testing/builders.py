@@ -18,6 +18,7 @@ from cortex.ids import (
 )
 from cortex.planning.model import LeaseState, SeenLease, SeenNode, Snapshot, WantedApi
 from cortex.state.base import ApiRecord, DeployChange, DeploymentRecord, VersionRecord
+from cortex.wire.batching import BatchingOrder, BatchingState
 from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample
 from cortex.wire.launch import InspectReport
 from cortex.wire.orders import SetRoute
@@ -38,15 +39,21 @@ def a_build(
     api: ApiKey = API,
     resources: Resources | None = None,
     sample: Sample | None = None,
+    model: str = "",
 ) -> BuildSpec:
-    """A build; another label or other resources make another revision, another label another version."""
+    """
+    A build; another label or other resources make another revision, another label another version.
+
+    Args:
+        model: label of its model; by default each label has a model of its own.
+    """
     resources = resources or Resources()
     room = f"{resources.cpu_millis} {resources.mem_bytes} {resources.gpus}"
     return BuildSpec(
         api=api,
         version=Version(a_digest(f"{api} {label}")),
         revision=Revision(a_digest(f"{api} {label} {room}")),
-        model=ModelArtifact(format="onnx", tree=a_digest(f"model {label}"), entry="model.onnx"),
+        model=ModelArtifact(format="onnx", tree=a_digest(f"model {model or label}"), entry="model.onnx"),
         resources=resources,
         sample=sample,
     )
@@ -95,8 +102,15 @@ def a_replica(
     was_ready: bool | None = None,
     in_flight: int = 0,
     exit: ExitReport | None = None,
+    batches: bool | None = None,
+    batching: BatchingState | None = None,
 ) -> ReplicaReport:
-    """A replica as its agent reports it."""
+    """
+    A replica as its agent reports it.
+
+    Args:
+        batches: what it was ordered; by default its agent takes no such orders.
+    """
     build = build or a_build()
     if phase is Phase.EXITED and exit is None:
         exit = an_exit()
@@ -110,6 +124,9 @@ def a_replica(
         resources=build.resources,
         was_ready=phase in (Phase.READY, Phase.DRAINING) if was_ready is None else was_ready,
         in_flight=in_flight,
+        model=build.model.key,
+        batches=None if batches is None else BatchingOrder(batches),
+        batching=batching,
         exit=exit,
     )
 

@@ -9,6 +9,7 @@ How a replica of a build behaves is its `Life`; what becomes of orders on their 
 | a replica dies by itself some time after it was ready | `Life.crash_after_s`, `exit_code`, `exit_signal`, `oom` |
 | a replica takes long to drain, or ignores being asked to end | `Life.drain_s`, `ignores_sigterm` |
 | somebody kills a replica | `FakeAgents.kill` |
+| a replica sees that rows disagree | `FakeAgents.disagree` |
 | an agent is restarted: it adopts what runs, orders on their way are lost | `restart_agent` |
 | a node is lost, or comes (back) | `lose_node`, `add_node` |
 | a node cannot be reached for a while; its replicas go on serving | `cut_off`, `reconnect` |
@@ -33,12 +34,14 @@ from cortex.controlplane.world import StaleEpoch
 from cortex.errors import Problem, RetryLater
 from cortex.ids import ApiKey, NodeId, ReplicaId, Version
 from cortex.testing.builders import a_node
+from cortex.wire.batching import BatchingState, Disagreement
 from cortex.wire.orders import (
     DrainReplica,
     ForgetReplica,
     Order,
     Orders,
     RemoveRoute,
+    SetReplicaBatching,
     SetRoute,
     StartReplica,
 )
@@ -47,6 +50,7 @@ from cortex.wire.reports import AgentReport, ExitReport, IngressReport, NodeRepo
 RETRY_AFTER_S = 0.2
 KILL_AFTER_S = 2.0
 """What an agent adds to a drain's time before it kills. As in `agent/replicas.py`."""
+RUNTIME = "pretended 1.0, cpu, 1 thread"
 _NEVER_S = float("inf")
 
 
@@ -109,6 +113,8 @@ class _Replica:
     in_flight: int = 0
     exit: ExitReport | None = None
     stopping: bool = False
+    started_wall_s: float = 0.0
+    disagreement: Disagreement | None = None
     seen: ReplicaReport | None = None
     """The last report made of it; reports are compared by identity, so an unchanged one is reused."""
 
@@ -154,6 +160,8 @@ class FakeAgents:
     ) -> None:
         self.lives: Callable[[StartReplica], Life] = lambda _order: Life()
         """How the replica of a start order will fare."""
+        self.runtimes: Callable[[StartReplica], str] = lambda _order: RUNTIME
+        """What the replica of a start order runs on."""
         self.fate: Callable[[NodeId, Orders], Fate] = lambda _node, _orders: Fate.DONE
         """What becomes of a batch of orders."""
         self.late_by_s = 1.0
@@ -225,6 +233,15 @@ class FakeAgents:
                 self._end(node, found, ExitReport(wall_s=self._clock.wall_s(), signal=signal, drained=found.stopping))
                 return True
         return False
+
+    def disagree(self, replica: ReplicaId) -> None:
+        """A replica finds a row answered differently alone and together, and batches no more."""
+        self._advance()
+        for node in self._nodes.values():
+            found = node.replicas.get(replica)
+            if found is not None and found.phase is not Phase.EXITED:
+                found.disagreement = Disagreement(output="y", alone="0.5", together="0.7")
+                self._touch(node, found)
 
     def restart_agent(self, node: NodeId, *, down_s: float = 0.0) -> None:
         """The agent dies and is back after `down_s`; replicas and routes go on, orders on their way are lost."""
@@ -338,6 +355,11 @@ class FakeAgents:
             match order:
                 case StartReplica():
                     self._start(node, order)
+                case SetReplicaBatching(replica=replica, batches=batches):
+                    found = node.replicas.get(replica)
+                    if found is not None and found.phase is not Phase.EXITED and found.order.batches != batches:
+                        found.order = msgspec.structs.replace(found.order, batches=batches)
+                        self._touch(node, found)
                 case DrainReplica(replica=replica, timeout_s=timeout_s):
                     self._drain(node, replica, timeout_s)
                 case ForgetReplica(replica=replica):
@@ -357,7 +379,8 @@ class FakeAgents:
             return
         life = self.lives(order)
         now_s = self._clock.monotonic_s()
-        replica = _Replica(order=order, life=life, phase=Phase.STARTING, since_s=now_s)
+        wall_s = self._clock.wall_s()
+        replica = _Replica(order=order, life=life, phase=Phase.STARTING, since_s=now_s, started_wall_s=wall_s)
         replica.due_s = now_s + (self._start_timeout_s if life.never_ready else life.ready_after_s)
         self._next_due_s = min(self._next_due_s, replica.due_s)
         node.replicas[order.replica] = replica
@@ -482,11 +505,19 @@ class FakeAgents:
                 resources=build.resources,
                 devices=replica.order.devices,
                 was_ready=replica.was_ready,
+                started_wall_s=replica.started_wall_s,
                 in_flight=replica.in_flight,
                 peak_rss_bytes=replica.life.peak_rss_bytes,
+                model=build.model.key,
+                batches=replica.order.batches,
+                batching=None if replica.phase is Phase.STARTING else self._batching(replica),
                 exit=replica.exit,
             )
         return replica.seen
+
+    def _batching(self, replica: _Replica) -> BatchingState:
+        runtime = self.runtimes(replica.order)
+        return BatchingState(order=replica.order.batches, runtime=runtime, disagreement=replica.disagreement)
 
     def _new_agent(self) -> str:
         self._agents += 1

@@ -9,6 +9,7 @@ agents are in memory and time is pretended, so a schedule of minutes takes milli
 * never more replicas of an api are started than are wanted, plus one;
 * a client of a live api is answered; when its replicas were just killed it is held, and answered in time;
 * only versions that were deployed answer, and under their own name;
+* once rows have disagreed in a replica, no other one of that model is told to batch, whatever api it is of;
 * the control plane may end between any two actions, and orders may be lost, late, doubled or unanswered;
 * once the faults stop, everything comes to rest with exactly what is wanted: each deploy live, or failed with a
   reason while what served before serves at full size; no replica, lease or route is left over.
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NoReturn
@@ -35,14 +36,16 @@ from cortex.errors import Problem, RetryLater
 from cortex.ids import ApiKey, DeploymentName, NodeId, ReplicaId, Version, replica_ordinal, split_api_key
 from cortex.planning import backoff
 from cortex.planning.actions import Plan
+from cortex.planning.batching import place_of
 from cortex.planning.model import Desired, LeaseState, Rules, Snapshot, WantedApi
 from cortex.planning.plan import plan as real_plan
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import a_build, a_deploy, a_node, a_wanted_api
 from cortex.testing.clock import FakeClock
-from cortex.testing.fake_agent import Answer, FakeAgents, Fate, Life
-from cortex.wire.build import BuildSpec, Resources
-from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, SetRoute, StartReplica
+from cortex.testing.fake_agent import RUNTIME, Answer, FakeAgents, Fate, Life
+from cortex.wire.batching import RULES, BatchingOrder, BatchingVerdict, Proof, Trial
+from cortex.wire.build import BuildSpec, ModelKey, Resources
+from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, SetReplicaBatching, SetRoute, StartReplica
 from cortex.wire.reports import NodeReport, Phase, ReplicaReport
 
 LONGEST_WAIT_S = 5.0
@@ -54,6 +57,8 @@ PATIENCE_S = 900.0
 TICKS_IN_A_ROW = 100
 """More ticks than this without time passing, and the control plane chases its own tail."""
 REPLICA_MEM_BYTES = 2**30
+MODELS = 3
+"""That builds share; others have one of their own."""
 TRACE_LINES = 80
 
 
@@ -140,6 +145,8 @@ class _Issue:
     """Replicas that were seen, and seen not to be ready."""
     wanted: dict[ApiKey, WantedApi]
     unplaced: Counter[ApiKey]
+    stopped: frozenset[ModelKey]
+    """Models whose rows were known to have disagreed."""
     punctual: bool
     """The orders are carried out at once, and on fresh reports."""
 
@@ -190,6 +197,8 @@ class Simulation:
         self._trouble_until_s = float("-inf")
         """Until then nobody is promised an answer."""
         self._healed = False
+        self._stopped: set[ModelKey] = set()
+        """Models whose rows have disagreed."""
         self._ticks = 0
         self._answers: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
@@ -221,6 +230,8 @@ class Simulation:
             (2, "scale", self._scale),
             (1, "delete", self._delete),
             (1, "wall clock jumps", self._jump_wall),
+            (1, "rows disagree", self._disagree),
+            (1, "models are proved", self._prove),
             (1, "control plane restarts", self._restart_between_ticks),
         ]
         kills: list[tuple[float, str, Callable[[], None]]] = [(6, "kill", self._kill)]
@@ -301,9 +312,34 @@ class Simulation:
         resources = Resources(cpu_millis=200)
         if self.mood is Mood.TIGHT:
             resources = Resources(cpu_millis=200, mem_bytes=REPLICA_MEM_BYTES, gpus=1)
-        build = a_build(f"v{self._builds}", api=key, resources=resources)
+        model = roll.choice(["", *(f"m{number}" for number in range(MODELS))])
+        build = a_build(f"v{self._builds}", api=key, resources=resources, model=model)
+        if roll.random() < 0.5:
+            self._record_proof(build)
         self._apis.setdefault(key, _Api()).kinds[build.version] = kind
         return build
+
+    def _record_proof(self, build: BuildSpec) -> None:
+        verdict = BatchingVerdict(proof=Proof(rules=RULES, proved=True), trial=Trial(runtime=RUNTIME, rows=2))
+        self._state.record_verdict(build.model.key, verdict, place=place_of(build))
+
+    def _prove(self) -> None:
+        """What the deploys have not looked at is looked at now."""
+        for record in self._state.apis():
+            self._record_proof(record.wanted.build)
+
+    def _disagree(self) -> None:
+        batching = [
+            report
+            for _node, report in self._agents.replicas()
+            if report.phase in (Phase.READY, Phase.DRAINING) and report.batches is not None and report.batches.batches
+        ]
+        if batching:
+            chosen = self._random.choice(batching)
+            self._note(f"rows disagree in {chosen.replica}")
+            self._agents.disagree(chosen.replica)
+            assert chosen.model is not None
+            self._stopped.add(chosen.model)
 
     def _scale(self) -> None:
         records = self._state.apis()
@@ -512,6 +548,8 @@ class Simulation:
             if self._world is None and self._back_s is not None and self._clock.monotonic_s() >= self._back_s:
                 self._start_control_plane()
             self._settle()
+            if self.mood is not Mood.ROUGH:
+                self._check_batching()
             self._ask_clients()
             now_s = self._clock.monotonic_s()
             if now_s >= end_s:
@@ -616,6 +654,7 @@ class Simulation:
             ),
             wanted={record.wanted.api: record.wanted for record in self._state.apis()},
             unplaced=unplaced,
+            stopped=self._known_stops() | _disagreed(report for node in seen.nodes for report in node.replicas),
             punctual=true_until_s is None and self._order_trouble == 0,
         )
 
@@ -629,6 +668,11 @@ class Simulation:
             case StartReplica():
                 self._check_devices(node, order)
                 self._check_started(order, issue)
+                self._check_may_batch(order.replica, order.build.model.key, order.batches, issue)
+            case SetReplicaBatching(replica=replica, batches=batches):
+                for _node, report in self._agents.replicas():
+                    if report.replica == replica and report.model is not None:
+                        self._check_may_batch(replica, report.model, batches, issue)
 
     def _check_route(self, node: NodeId, api: ApiKey, targets: tuple[ReplicaId, ...], issue: _Issue) -> None:
         before = next((r.targets for n, r in self._agents.routes() if n == node and r.api == api), ())
@@ -696,6 +740,20 @@ class Simulation:
         count = len(leased & running) + 1
         if count > wanted.replicas + 1:
             self._violated(f"{api}: {order.replica} makes {count} replicas, {wanted.replicas} are wanted")
+
+    def _check_may_batch(self, replica: ReplicaId, model: ModelKey, batches: BatchingOrder, issue: _Issue) -> None:
+        if batches.batches and model in issue.stopped:
+            self._violated(f"{replica} is to batch, and rows of its model are known to have disagreed")
+
+    def _check_batching(self) -> None:
+        """No replica is left to batch a model whose rows have disagreed."""
+        for _node, report in self._agents.replicas():
+            told = report.phase is not Phase.EXITED and report.batches is not None and report.batches.batches
+            if told and report.model in self._stopped:
+                self._violated(f"{report.replica} still batches, and rows of its model have disagreed")
+
+    def _known_stops(self) -> frozenset[ModelKey]:
+        return frozenset(record.model for record in self._state.batching() if record.stops)
 
     def _excused(self, api: ApiKey, issue: _Issue) -> bool:
         """A replica ended by itself after what the orders were decided on: nobody could know."""
@@ -788,6 +846,11 @@ class Simulation:
                 names = tuple(sorted(r.replica for r in running.get(api, [])))
                 if route is None or route.targets != names or route.timeout_s != wanted.timeout_s:
                     self._violated(f"{api}: the route on {node} is {route}, replicas are {names}")
+        # What a replica saw is lost if it ends before anybody has heard of it.
+        if self.mood is not Mood.ROUGH and self._stopped != self._known_stops():
+            self._violated(f"rows of {self._stopped} have disagreed, {self._known_stops()} are remembered")
+        self._stopped = set(self._known_stops())
+        self._check_batching()
         replicas = sorted(report.replica for reports in running.values() for report in reports)
         leases = sorted(lease.request.replica for lease in self._engine.leases())
         if leases != replicas:
@@ -821,7 +884,7 @@ class Simulation:
         raise Violation(f"{what}\n{when}; repeat it with {self._repeat}\n{story}")
 
 
-STATE_ACTIONS = frozenset({"record_exit", "record_ready", "mark_serving", "mark_live", "mark_failed"})
+STATE_ACTIONS = frozenset({"record_exit", "record_stop", "record_ready", "mark_serving", "mark_live", "mark_failed"})
 ENGINE_ACTIONS = frozenset({"acquire", "release", "recover"})
 AGENT_ACTIONS = frozenset({"order"})
 
@@ -844,6 +907,15 @@ class _Breakable:
             return action(*arguments, **named)
 
         return act
+
+
+def _disagreed(reports: Iterable[ReplicaReport]) -> frozenset[ModelKey]:
+    """Models whose rows have disagreed, by what replicas say."""
+    return frozenset(
+        report.model
+        for report in reports
+        if report.model is not None and report.batching is not None and report.batching.disagreement is not None
+    )
 
 
 def hash_share(name: str) -> float:

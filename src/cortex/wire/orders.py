@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from cortex.ids import ApiKey, DeviceId, ReplicaId, Version
+from cortex.wire.batching import BatchingOrder
 from cortex.wire.build import BuildSpec
 
 
@@ -21,6 +22,15 @@ class StartReplica(msgspec.Struct, frozen=True, kw_only=True, tag="start_replica
     build: BuildSpec
     devices: tuple[DeviceId, ...] = ()
     """The GPUs that its lease holds, and the only ones that it sees."""
+    batches: BatchingOrder = BatchingOrder()
+    """What it does about batches until it is told otherwise."""
+
+
+class SetReplicaBatching(msgspec.Struct, frozen=True, kw_only=True, tag="set_replica_batching"):
+    """Have the replica do this about batches from now on, also one that is still starting; later attempts not."""
+
+    replica: ReplicaId
+    batches: BatchingOrder
 
 
 class DrainReplica(msgspec.Struct, frozen=True, kw_only=True, tag="drain_replica"):
@@ -62,7 +72,7 @@ class RemoveRoute(msgspec.Struct, frozen=True, kw_only=True, tag="remove_route")
     api: ApiKey
 
 
-Order = StartReplica | DrainReplica | ForgetReplica | SetRoute | RemoveRoute
+Order = StartReplica | SetReplicaBatching | DrainReplica | ForgetReplica | SetRoute | RemoveRoute
 
 
 class Orders(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,8 @@ import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId, Revision, Version
-from cortex.wire.build import Resources
+from cortex.wire.batching import BatchingOrder, BatchingState
+from cortex.wire.build import ModelKey, Resources
 from cortex.wire.orders import SetRoute
 
 
@@ -89,6 +90,12 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     progress: str = ""
     """What it is doing while it starts."""
     warnings: tuple[Problem, ...] = ()
+    model: ModelKey | None = None
+    """None from an agent that does not say."""
+    batches: BatchingOrder | None = None
+    """What it was last ordered to do about batches; its agent sees to it. None from one that takes no such orders."""
+    batching: BatchingState | None = None
+    """What it says of that itself; None before it has."""
     exit: ExitReport | None = None
     """Always there when `phase` is `exited`."""
 

@@ -19,7 +19,8 @@ from cortex.ids import replica_id, socket_stem
 from cortex.processes import own_identity
 from cortex.testing.builders import a_build
 from cortex.testing.clock import FakeClock
-from cortex.wire.launch import ChildExited, ReplicaStatus
+from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement
+from cortex.wire.launch import ChildExited, ReplicaRequest, ReplicaStatus, SetBatching
 from cortex.wire.orders import StartReplica
 from cortex.wire.reports import ExitReport, Phase
 from cortex.wire.stats import EXIT_FILE_SUFFIX, LastWords
@@ -290,6 +291,104 @@ def test_a_replica_whose_socket_file_is_gone_is_of_no_use(play):
         return (await bench.check()).reference
 
     assert play(story) == "socket-removed"
+
+
+# ---- batching --------------------------------------------------------------------------------------------------------
+
+BATCH = BatchingOrder(True, "labels")
+ORT = "onnxruntime 1.32.0, cpu, 1 thread"
+
+
+class FakeChannel:
+    """A control socket; keeps what is sent but for questions of health."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.sent: list[BatchingOrder] = []
+
+    def send(self, payload: bytes) -> None:
+        message = msgspec.json.decode(payload, type=ReplicaRequest)
+        if isinstance(message, SetBatching):
+            self.sent.append(message.order)
+
+
+def batching(order=None, **fields) -> BatchingState:
+    return BatchingState(order=order or BatchingOrder(), runtime=ORT, **fields)
+
+
+def test_an_order_about_batches_is_passed_on_at_once_reported_and_remembered(play):
+    async def story(bench):
+        replica = bench.running(control=FakeChannel())
+        bench.replicas.set_batching(replica.id, BATCH)
+        (report,) = bench.replicas.reports()
+        (record,) = bench.replicas._read_records()
+        return replica.control.sent, report.batches, record.order.batches
+
+    assert play(story) == ([BATCH], BATCH, BATCH)
+
+
+def test_the_same_order_about_batches_again_changes_nothing(play):
+    async def story(bench):
+        replica = bench.running(control=FakeChannel())
+        bench.replicas.set_batching(replica.id, BATCH)
+        changes = bench.changes
+        bench.replicas.set_batching(replica.id, BATCH)
+        bench.replicas.set_batching(replica_id(BUILD.api, BUILD.revision, 7), BATCH)
+        return replica.control.sent, bench.changes - changes
+
+    assert play(story) == ([BATCH], 0)
+
+
+def test_a_replica_that_is_still_starting_is_told_about_batches_once_it_says_something(play):
+    async def story(bench):
+        replica = bench.running(Phase.STARTING)
+        bench.replicas.set_batching(replica.id, BATCH)
+        assert bench.replicas.replica_spec(replica.order, Provided(Path("/m"), None, {})).batches == BATCH
+        replica.control = FakeChannel()
+        bench.says(replica, phase=Phase.LOADING, batching=batching())
+        bench.says(replica, phase=Phase.WARMING, batching=batching())
+        return replica.control.sent
+
+    assert play(story) == [BATCH]
+
+
+def test_a_replica_that_does_not_take_up_what_it_was_told_is_told_again_when_its_health_is_checked(play):
+    async def story(bench):
+        replica = bench.running(control=FakeChannel())
+        bench.replicas.set_batching(replica.id, BATCH)
+        for _ in range(3):
+            bench.says(replica, batching=batching())
+        sent = [len(replica.control.sent)]
+        await bench.check()
+        bench.says(replica, batching=batching(BATCH))
+        await bench.check()
+        return [*sent, len(replica.control.sent)]
+
+    assert play(story) == [1, 2]
+
+
+def test_rows_that_disagreed_are_news_and_counting_rows_is_none(play):
+    async def story(bench):
+        replica = bench.running(control=FakeChannel())
+        apart = Disagreement(output="y", alone="1", together="2")
+        changes = []
+        for state in (
+            batching(),
+            batching(guarded_rows=1),
+            batching(guarded_rows=2, disagreement=apart),
+            batching(guarded_rows=3, disagreement=apart),
+        ):
+            before = bench.changes
+            bench.says(replica, batching=state)
+            changes.append(bench.changes - before)
+        (report,) = bench.replicas.reports()
+        return changes, report.batching, report.model
+
+    changes, state, model = play(story)
+    assert changes == [1, 0, 1, 0]
+    assert state.disagreement.together == "2"
+    assert model == BUILD.model.key
 
 
 # ---- statuses --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from cortex.planning.actions import (
     OrderNode,
     Plan,
     RecordExit,
+    RecordStop,
     RecoverLease,
     ReleaseLease,
 )
@@ -24,7 +25,8 @@ from cortex.state.base import StateFull
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api, an_exit
 from cortex.testing.clock import FakeClock
-from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, RemoveRoute, StartReplica
+from cortex.wire.batching import RULES, BatchingOrder, Disagreement
+from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, RemoveRoute, SetReplicaBatching, StartReplica
 from cortex.wire.reports import AgentReport
 
 V1 = a_build("v1")
@@ -200,3 +202,30 @@ def test_the_same_failure_is_logged_once(agents: Recorder, caplog: pytest.LogCap
     agents.silent = {NODE}
     apply(Plan(actions=(start(),)), world)
     assert len(caplog.records) == 2
+
+
+APART = Disagreement(output="y", alone="0.5", together="0.7")
+STOP = RecordStop(
+    api=API, model=V1.model.key, replica=name(), started_wall_s=3.0, runtime="ort, cpu", disagreement=APART
+)
+
+
+def test_rows_that_disagreed_are_kept_with_when_and_where_and_logged(
+    agents: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = a_world(agents)
+    apply(Plan(actions=(STOP,)), world)
+    (record,) = world.state.batching()
+    (stop,) = record.stops
+    assert (record.model, record.rules) == (V1.model.key, RULES)
+    assert (stop.replica, stop.started_wall_s, stop.runtime, stop.disagreement) == (name(), 3.0, "ort, cpu", APART)
+    assert stop.wall_s == world.clock.wall_s()
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert 'rows disagreed (output "y" is 0.5 alone and 0.7 beside others), on ort, cpu' in line
+
+
+def test_replicas_are_told_not_to_batch_even_if_the_reason_cannot_be_kept(agents: Recorder) -> None:
+    tell = OrderNode(node=NODE, api=API, order=SetReplicaBatching(replica=name(), batches=BatchingOrder()))
+    failures = apply(Plan(actions=(STOP, tell)), a_world(agents, FullDisk()))
+    assert failures.apis == {API}
+    assert agents.given == [(NODE, (tell.order,))]

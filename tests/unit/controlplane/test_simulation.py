@@ -19,11 +19,23 @@ import pytest
 
 from cortex.planning import backoff, rollout
 from cortex.planning import plan as plan_module
-from cortex.planning.actions import Action, MarkLive, MarkServing, Plan, RecordExit, RecoverLease, ReleaseLease
+from cortex.planning.actions import (
+    Action,
+    MarkLive,
+    MarkServing,
+    OrderNode,
+    Plan,
+    RecordExit,
+    RecordStop,
+    RecoverLease,
+    ReleaseLease,
+)
+from cortex.planning.batching import Known
 from cortex.planning.model import Desired, Rules, Snapshot
 from cortex.planning.plan import plan
 from cortex.planning.rollout import SURGE
 from cortex.testing.simulation import Mood, Simulation, Violation
+from cortex.wire.orders import SetReplicaBatching
 
 RUNS = int(os.environ.get("CORTEX_SIM_RUNS", "2000"))
 SEED = os.environ.get("CORTEX_SIM_SEED")
@@ -92,13 +104,14 @@ def hasty(desired: Desired, seen: Snapshot, rules: Rules) -> Plan:
     return plan(desired, msgspec.structs.replace(seen, settled=True), rules)
 
 
-def violation(planner: Planner = plan, *, schedules: int = 300, mood: Mood | None = None) -> str:
-    """What the first schedule that notices says."""
+def violation(planner: Planner = plan, *, saying: str = "", schedules: int = 300, mood: Mood | None = None) -> str:
+    """What the first schedule says that notices this (a pattern); by default the first that notices anything."""
     for seed in range(schedules):
         try:
             Simulation(seed, planner=planner, mood=mood).run()
         except Violation as found:
-            return str(found)
+            if re.search(saying, str(found)):
+                return str(found)
     raise AssertionError(f"{schedules} schedules noticed nothing")
 
 
@@ -121,25 +134,25 @@ def test_it_notices_an_old_version_taken_down_before_the_new_one_is_ready(monkey
         return found
 
     monkeypatch.setattr(rollout, "_who_stays", too_early)
-    assert re.search(r"a route on .* leaves 0 of \d ready replicas", violation(mood=Mood.CALM))
+    assert violation(saying=r"a route on .* leaves 0 of \d ready replicas", mood=Mood.CALM)
 
 
 def test_it_notices_too_many_replicas_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout, "SURGE", SURGE + 2)
-    assert re.search(r"makes \d replicas, \d (is|are) wanted", violation(mood=Mood.CALM))
+    assert violation(saying=r"makes \d replicas, \d (is|are) wanted", mood=Mood.CALM)
 
 
 def test_it_notices_room_that_is_never_given_back() -> None:
-    assert "leases [" in violation(without(ReleaseLease))
+    assert violation(without(ReleaseLease), saying=r"leases \[")
 
 
 @pytest.mark.slow
 def test_it_notices_exits_that_are_not_counted() -> None:
-    assert "not at rest" in violation(without(RecordExit))
+    assert violation(without(RecordExit), saying="not at rest")
 
 
 def test_it_notices_deploys_without_an_end() -> None:
-    assert "neither live nor failed" in violation(without(MarkLive), mood=Mood.CALM)
+    assert violation(without(MarkLive), saying="neither live nor failed", mood=Mood.CALM)
 
 
 def test_it_notices_a_first_version_that_is_given_up_although_it_serves() -> None:
@@ -157,7 +170,7 @@ def test_it_notices_a_control_plane_that_acts_before_it_knows_what_runs() -> Non
 
 def test_it_notices_a_failed_version_that_is_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backoff, "reason_to_give_up", lambda _record: None)
-    assert "not at rest" in violation()
+    assert violation(saying="not at rest")
 
 
 def test_it_notices_requests_that_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,10 +181,28 @@ def test_it_notices_requests_that_are_not_held(monkeypatch: pytest.MonkeyPatch) 
         return route_of(wanted, msgspec.structs.replace(decision, stay=ready), *rest)
 
     monkeypatch.setattr(plan_module, "wanted_route", ready_only)
-    assert "a request is not held but unavailable" in violation(mood=Mood.KILLS)
+    assert violation(saying="a request is not held but unavailable", mood=Mood.KILLS)
 
 
 def test_it_notices_a_surge_that_never_settles(monkeypatch: pytest.MonkeyPatch) -> None:
     room_of = rollout._room
     monkeypatch.setattr(rollout, "_room", lambda *given, **named: replace(room_of(*given, **named), settle=[]))
     assert violation()
+
+
+def test_it_notices_a_disagreement_that_is_not_remembered() -> None:
+    assert violation(without(RecordStop), saying="are remembered", mood=Mood.CALM)
+
+
+def test_it_notices_replicas_that_go_on_batching_after_a_disagreement() -> None:
+    def deaf(desired: Desired, seen: Snapshot, rules: Rules) -> Plan:
+        found = plan(desired, seen, rules)
+        told = [a for a in found.actions if not (isinstance(a, OrderNode) and isinstance(a.order, SetReplicaBatching))]
+        return msgspec.structs.replace(found, actions=tuple(told))
+
+    assert violation(deaf, saying="still batches", mood=Mood.CALM)
+
+
+def test_it_notices_replicas_that_start_to_batch_after_a_disagreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Known, "stop", lambda *_arguments: None)
+    assert violation(saying="is to batch, and rows of its model are known", mood=Mood.ROUGH)

@@ -17,14 +17,16 @@ from cortex.planning.actions import (
     Plan,
     RecordExit,
     RecordReady,
+    RecordStop,
     RecoverLease,
     ReleaseLease,
     describe,
     mem_text,
 )
 from cortex.testing.builders import API, NODE, a_build, a_route, a_wanted_api, an_exit
+from cortex.wire.batching import BatchingOrder, Disagreement
 from cortex.wire.build import Resources
-from cortex.wire.orders import DrainReplica, ForgetReplica, Order, RemoveRoute, StartReplica
+from cortex.wire.orders import DrainReplica, ForgetReplica, Order, RemoveRoute, SetReplicaBatching, StartReplica
 
 V1 = a_build("v1")
 R0 = replica_id(API, V1.revision, 0)
@@ -50,6 +52,20 @@ def ordered(order: Order) -> Action:
         (
             ordered(StartReplica(replica=R0, attempt=1, build=V1, devices=("GPU-1", "GPU-2"))),
             f"on local: start {R0} (attempt 1) on GPU-1, GPU-2",
+        ),
+        (ordered(SetReplicaBatching(replica=R0, batches=BatchingOrder(True))), f"on local: have {R0} batch"),
+        (ordered(SetReplicaBatching(replica=R0, batches=BatchingOrder())), f"on local: have {R0} not batch"),
+        (
+            RecordStop(
+                api=API,
+                model=V1.model.key,
+                replica=R0,
+                started_wall_s=0.0,
+                runtime="",
+                disagreement=Disagreement(output="y", alone="0.5", together="0.7", difference=0.2, tolerance=1e-5),
+            ),
+            f'{R0} batches no more: rows disagreed (output "y" is 0.5 alone and 0.7 beside others, 0.2 apart where '
+            "rounding explains 1e-05)",
         ),
         (ordered(DrainReplica(replica=R0, timeout_s=60.0)), f"on local: drain {R0} (at most 60 s)"),
         (ordered(ForgetReplica(replica=R0)), f"on local: forget {R0}"),

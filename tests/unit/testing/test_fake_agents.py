@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from cortex.controlplane.world import StaleEpoch
@@ -9,8 +10,18 @@ from cortex.errors import Problem, RetryLater
 from cortex.ids import NodeId, ReplicaId, replica_id
 from cortex.testing.builders import API, NODE, a_build, a_node, a_route, a_wanted_api
 from cortex.testing.clock import FakeClock
-from cortex.testing.fake_agent import Answer, FakeAgents, Fate, Life
-from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, RemoveRoute, SetRoute, StartReplica
+from cortex.testing.fake_agent import RUNTIME, Answer, FakeAgents, Fate, Life
+from cortex.wire.batching import BatchingOrder, BatchingState
+from cortex.wire.orders import (
+    DrainReplica,
+    ForgetReplica,
+    Order,
+    Orders,
+    RemoveRoute,
+    SetReplicaBatching,
+    SetRoute,
+    StartReplica,
+)
 from cortex.wire.reports import Phase, ReplicaReport
 
 V1 = a_build("v1")
@@ -117,6 +128,26 @@ def test_a_killed_replica_keeps_its_slot_until_it_is_forgotten(agents: FakeAgent
     assert only(agents).phase is Phase.EXITED
     give(agents, ForgetReplica(replica=R0))
     assert agents.replicas() == ()
+
+
+# ---- batching --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_replica_was_ordered_about_batches_is_reported(agents: FakeAgents, clock: FakeClock) -> None:
+    give(agents, msgspec.structs.replace(start(), batches=BatchingOrder(True, "labels")))
+    assert (only(agents).batches, only(agents).batching) == (BatchingOrder(True, "labels"), None)
+    give(agents, SetReplicaBatching(replica=R0, batches=BatchingOrder()))
+    clock.advance(1.0)
+    assert (only(agents).batches, only(agents).batching) == (BatchingOrder(), BatchingState(runtime=RUNTIME))
+
+
+def test_rows_can_disagree_in_a_replica(agents: FakeAgents, clock: FakeClock) -> None:
+    give(agents, start())
+    clock.advance(1.0)
+    agents.disagree(R0)
+    batching = only(agents).batching
+    assert batching is not None
+    assert batching.disagreement is not None
 
 
 # ---- orders ----------------------------------------------------------------------------------------------------------
