@@ -46,6 +46,7 @@ from cortex.processes import ControlPlaneRecord
 from cortex.settings import HomeLayout, Settings, environment_of, load_settings
 from cortex.state.secrets import SecretStore
 from cortex.wire.agent import InspectBuild, LogLines, PrepareEnvironment, ReadLogs, ResolvePackages
+from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
 from cortex.wire.framing import UNREADABLE
 from cortex.wire.indexes import read_handed_over
@@ -254,7 +255,7 @@ class Agent:
             build = request.build
             launcher = self.replicas.launchers.get(build.model.format, build.env, build.environment)
             async with asyncio.timeout(request.timeout_s + 10.0):
-                return _masked(await self._inspected(launcher, spec, provided.secrets), provided.secrets)
+                return _masked(await self._inspected(launcher, spec, provided.secrets, request.rows), provided.secrets)
         except CortexError as error:
             return InspectReport(problems=(error.problem(),))
         except TimeoutError:
@@ -275,11 +276,13 @@ class Agent:
         held = {device for replica in self.replicas for device in replica.order.devices}
         return tuple(sorted(self._node.devices, key=held.__contains__)[: build.resources.gpus])
 
-    async def _inspected(self, launcher: Launcher, spec: ReplicaSpec, values: Mapping[str, str]) -> InspectReport:
+    async def _inspected(
+        self, launcher: Launcher, spec: ReplicaSpec, values: Mapping[str, str], rows: Mode
+    ) -> InspectReport:
         for tries_left in reversed(range(INSPECT_TRIES)):
             try:
                 return await launcher.inspect(
-                    spec, values, model=True, handler=spec.handler is not None, run_sample=False
+                    spec, values, model=True, handler=spec.handler is not None, run_sample=False, rows=rows
                 )
             except LauncherLost:
                 self._end_children("cortex-inspect")  # nobody waits for what it had begun

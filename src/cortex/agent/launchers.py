@@ -29,6 +29,7 @@ from cortex.ids import ReplicaId
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout, Settings
 from cortex.version import __version__
+from cortex.wire.batching import Mode
 from cortex.wire.framing import UNREADABLE, close_all
 from cortex.wire.launch import (
     IMPORT_TIME_VARIABLES,
@@ -200,7 +201,14 @@ class Launcher:
             self.last_used_s = self._clock.monotonic_s()
 
     async def inspect(
-        self, spec: ReplicaSpec, secrets: Mapping[str, str], *, model: bool, handler: bool, run_sample: bool
+        self,
+        spec: ReplicaSpec,
+        secrets: Mapping[str, str],
+        *,
+        model: bool,
+        handler: bool,
+        run_sample: bool,
+        rows: Mode = "off",
     ) -> InspectReport:
         """Have a short-lived child look at model and handler. Raises LauncherLost."""
         conn = await self.connection()
@@ -209,7 +217,9 @@ class Launcher:
         future: asyncio.Future[InspectReport] = asyncio.get_running_loop().create_future()
         self._inspections[request] = future
         try:
-            message = Inspect(request=request, spec=spec, model=model, handler=handler, run_sample=run_sample)
+            message = Inspect(
+                request=request, spec=spec, model=model, handler=handler, run_sample=run_sample, rows=rows
+            )
             with _packed(secrets) as packed:
                 conn.send(msgspec.json.encode(message), packed)
             return await future

@@ -46,6 +46,7 @@ from cortex.wire.agent import (
     SweepEnvironments,
     SweptEnvironments,
 )
+from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
 from cortex.wire.framing import UNREADABLE, receive_frame, send_frame
 from cortex.wire.launch import InspectReport
@@ -139,13 +140,13 @@ class LocalAgent:
 
     # ---- questions ----------------------------------------------------------------------------------------------
 
-    def inspect(self, build: BuildSpec, timeout_s: float) -> InspectReport:
+    def inspect(self, build: BuildSpec, timeout_s: float, *, rows: Mode = "off") -> InspectReport:
         """
-        Have model and handler looked at in a child of the node.
+        Have model and handler looked at in a child of the node, and the model's rows if it is said how.
 
         An agent that is just being started, or started again, is waited for. Raises AgentUnreachable.
         """
-        request = InspectBuild(build=build, timeout_s=timeout_s)
+        request = InspectBuild(build=build, timeout_s=timeout_s, rows=rows)
         reply = self._asked_patiently(lambda line: line.ask(request, timeout_s=timeout_s + 30.0))
         if isinstance(reply, InspectedBuild):
             return reply.report

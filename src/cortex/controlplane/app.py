@@ -35,6 +35,8 @@ from cortex.controlplane import statuses
 from cortex.controlplane.agents import LocalAgent
 from cortex.controlplane.fetching import Models
 from cortex.controlplane.housekeeping import Housekeeping
+from cortex.controlplane.observe import look
+from cortex.controlplane.proving import Proving
 from cortex.controlplane.secrets import Secrets
 from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.tick import StaleEpoch, World, tick
@@ -47,6 +49,7 @@ from cortex.errors import CortexError
 from cortex.ids import ApiKey, DeploymentName, NodeId, api_key, short
 from cortex.metrics.exposition import Observed, PlannerCounts, exposition
 from cortex.planning.actions import OrderNode, Plan
+from cortex.planning.guarding import ToProve, to_prove
 from cortex.processes import ControlPlaneRecord
 from cortex.settings import HomeLayout, Settings, load_settings
 from cortex.state.base import StateStore
@@ -54,6 +57,7 @@ from cortex.state.secrets import SecretStore
 from cortex.state.sqlite import SqliteStateStore
 from cortex.version import __version__
 from cortex.wire.agent import LogLines, ReadLogs
+from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import (
@@ -138,6 +142,9 @@ class ControlPlane:
         self._housekeeping = Housekeeping(
             state=state, secrets=self._secret_store, sweep=self._agent.sweep_environments, clock=clock
         )
+        self._proving = Proving(state=state, clock=clock, missing=self._to_prove, inspect=self._inspect)
+        self._considered: object = None
+        """The situation in which the last look for models to prove was asked for."""
         self._epoch = state.take_epoch()
         self._world = self._new_world()
         self._loop = threading.Thread(target=self._run, name="control-loop", daemon=True)
@@ -148,6 +155,7 @@ class ControlPlane:
         self._statistics.start()
         self._upkeep.start()
         self._housekeeping.start()
+        self._proving.start()
 
     def close(self) -> None:
         """Stop looking after the world. What runs goes on running."""
@@ -155,6 +163,7 @@ class ControlPlane:
         self._wake.set()
         self._upkeep.close()
         self._housekeeping.close()
+        self._proving.close()
         self._agent.close()
         self._loop.join(timeout=5.0)
         self._statistics.close()
@@ -176,6 +185,9 @@ class ControlPlane:
                     return
                 plan = tick(self._world)
                 self._publish(self._world)
+                if self._world.memory.planned_for != self._considered:
+                    self._considered = self._world.memory.planned_for
+                    self._proving.wake()
                 self._count_tick(plan, begun_s)
                 wait_s = LONGEST_WAIT_S if plan.wake_after_s is None else min(LONGEST_WAIT_S, plan.wake_after_s)
             except StaleEpoch as error:
@@ -229,8 +241,12 @@ class ControlPlane:
         """What one thread works on; the loop keeps one, others make one for a single look."""
         return World(state=self._state, engine=self._engine, agents=self._agent, clock=self._clock, epoch=self._epoch)
 
-    def _inspect(self, build: BuildSpec) -> InspectReport:
-        return self._agent.inspect(build, self._settings.start_timeout_s)
+    def _inspect(self, build: BuildSpec, rows: Mode) -> InspectReport:
+        return self._agent.inspect(build, self._settings.start_timeout_s, rows=rows)
+
+    def _to_prove(self) -> tuple[ToProve, ...]:
+        observation = look(self._new_world())
+        return to_prove(observation.desired, observation.seen) if observation.seen.settled else ()
 
     def _ingress_url(self) -> str:
         for report in self._agent.reports():

@@ -8,7 +8,7 @@ the agent: users' code never runs here.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import msgspec
@@ -24,6 +24,7 @@ from cortex.controlplane.versions import revision_of, trees_of, version_of
 from cortex.engines.base import Engine
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import DEFAULT_DEPLOYMENT, ApiKey, DeploymentName, Version, api_key, route_path, split_api_key
+from cortex.planning.batching import Decision, Known, disagreement_text, place_of
 from cortex.planning.model import WantedApi
 from cortex.settings import Settings
 from cortex.spec.effects import not_in_effect
@@ -32,7 +33,8 @@ from cortex.spec.models import ApiSpec, ProjectSpec, SecretRef
 from cortex.spec.problems import nearest
 from cortex.state.base import ApiRecord, DeployChange, DeploymentRecord, StateStore, VersionRecord
 from cortex.state.secrets import SecretStore
-from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample, TrackerConfig
+from cortex.wire.batching import Disagreement, Mode
+from cortex.wire.build import BuildSpec, ModelArtifact, ModelKey, Resources, Sample, TrackerConfig
 from cortex.wire.fetch import Fetched
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import (
@@ -56,7 +58,7 @@ WAITING_SAID_S = 1.0
 """How often a deploy that waits for another one says so, and notices that nobody waits for it any more."""
 
 Emit = Callable[[DeployProgress], None]
-Inspector = Callable[[BuildSpec], InspectReport]
+Inspector = Callable[[BuildSpec, Mode], InspectReport]
 
 
 class Deployer:
@@ -64,7 +66,8 @@ class Deployer:
     Takes deploys in, one at a time.
 
     Args:
-        inspect: looks at a build in a child of the node; raises CortexError when the node cannot be asked.
+        inspect: looks at a build in a child of the node, and at its model's rows if it is said how; raises
+            CortexError when the node cannot be asked.
         models: fetches the remote ones.
         packages: resolves and prepares what requirements.txt asks for.
         secrets: what `env` may name.
@@ -407,8 +410,12 @@ class Deployer:
             todo.pop(version, None)
         problems: list[Problem] = []
         warnings: list[Problem] = []
+        rows = asked_of_rows([record.wanted.build for record in todo.values()], Known(self._state.batching()))
         with ThreadPoolExecutor(INSPECTIONS_AT_ONCE, thread_name_prefix="inspect") as pool:
-            futures = {pool.submit(self._inspect, record.wanted.build): version for version, record in todo.items()}
+            futures = {
+                pool.submit(self._inspect, record.wanted.build, rows[version]): version
+                for version, record in todo.items()
+            }
             for done, future in enumerate(as_completed(futures)):
                 version = futures[future]
                 key = todo[version].wanted.api
@@ -421,13 +428,22 @@ class Deployer:
                     report = future.result()
                 except CortexError as error:
                     report = InspectReport(problems=(error.problem(),))
-                reports[version] = report
+                if report.batching is not None:  # it is kept by model, whatever becomes of this version
+                    build = todo[version].wanted.build
+                    self._state.record_verdict(build.model.key, report.batching, place=place_of(build))
+                reports[version] = msgspec.structs.replace(report, batching=None)
+        of_rows = Known(self._state.batching())
         for index, record in enumerate(records):
             report = reports[record.wanted.build.version]
             subject = f'api "{split_api_key(record.wanted.api)[1]}"'
             path = ("apis", index)
             problems += [_placed(problem, subject=subject, path=path) for problem in report.problems]
             if record.wanted.build.version in todo:
+                decision = of_rows.decision(record.wanted.build)
+                if decision.disagreement is not None:
+                    refused = decision.mode == "on" and decision.stop is None
+                    found = _placed(_contradiction(decision, decision.disagreement), subject=subject, path=path)
+                    (problems if refused else warnings).append(found)
                 warnings += [_placed(problem, subject=subject, path=path) for problem in report.warnings]
         if problems:
             raise Problems(problems)
@@ -437,8 +453,45 @@ class Deployer:
     def _change(self, record: ApiRecord, old: ApiRecord | None, upload: ApiUpload) -> ApiChange:
         endpoint = self._ingress_url() + route_path(record.wanted.api)
         change = changes.describe(old, record, endpoint=endpoint)
-        chosen = [f"model: {upload.model.note}"] if upload.model is not None and upload.model.note else []
-        return msgspec.structs.replace(change, notes=(*chosen, *record.inspection.notes))
+        notes = [f"model: {upload.model.note}"] if upload.model is not None and upload.model.note else []
+        notes += record.inspection.notes
+        if change.kind in (ChangeKind.ADDED, ChangeKind.NEW_VERSION):
+            decision = Known(self._state.batching()).decision(record.wanted.build)
+            # A disagreement is a warning, and batches are what everybody expects.
+            if decision.mode == "auto" and not decision.order.batches and decision.disagreement is None:
+                notes.append(decision.text)
+        return msgspec.structs.replace(change, notes=tuple(notes))
+
+
+def asked_of_rows(builds: Iterable[BuildSpec], known: Known) -> dict[Version, Mode]:
+    """
+    What the inspection of each version is asked about its model's rows: what is not known, and of each model once.
+
+    Where a trial speaks against batches it is made again: what it ran on may be another runtime by now.
+    """
+    asked: dict[Version, Mode] = {}
+    said: set[tuple[ModelKey, str, Mode]] = set()
+    for build in builds:
+        decision = known.decision(build)
+        contradicted = decision.stop is None and decision.disagreement is not None
+        rows = decision.mode if contradicted else known.to_be_asked(build)
+        asked[build.version] = "off" if (build.model.key, place_of(build), rows) in said else rows
+        said.add((build.model.key, place_of(build), rows))
+    return asked
+
+
+def _contradiction(decision: Decision, disagreement: Disagreement) -> Problem:
+    """What there is to say where rows disagreed: against the user's word, or against what was proved."""
+    seen = "in a replica" if decision.stop is not None else "when they were tried"
+    return Problem(
+        reference="batching-contradicted",
+        message=f"requests are not batched, as rows disagreed {seen}: {disagreement_text(disagreement)}",
+        subject="batching",
+        path=("batching",),
+        hint="write batching: auto, which batches only what is proved"
+        if decision.mode == "on"
+        else "nothing is wrong with your model; that it was proved is a fault of Cortex, please report it",
+    )
 
 
 def _with_models(request: DeployRequest, fetched: Mapping[int, Fetched]) -> DeployRequest:

@@ -78,6 +78,7 @@ class Upkeep:
         in_use, versions = wanted_trees(self._state)
         if not is_quiet(self._reports(), versions):
             return False
+        self._state.prune_batching(in_use)
         done = self._store.collect_garbage(in_use, self._keep_bytes, self._clock.wall_s())
         if done.trees or done.blobs or done.strays:
             log.info(

@@ -72,15 +72,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     mode: Mode
     verdict: BatchingVerdict | None = None
     stop: Stop | None = None
+    disagreement: Disagreement | None = None
+    """Why nothing is batched, if it is that rows were answered differently alone and together."""
     runtime: str = ""
     """What it was decided for; empty while that is not known."""
-
-    @property
-    def disagreement(self) -> Disagreement | None:
-        """Rows that were answered differently alone and together, in a replica or in the trial."""
-        if self.stop is not None:
-            return self.stop.disagreement
-        return self.verdict.trial.disagreement if self.verdict is not None and self.verdict.trial is not None else None
 
 
 class Known:
@@ -145,35 +140,32 @@ def decide(mode: Mode, verdict: BatchingVerdict | None, stop: Stop | None) -> De
     Whether requests share runs, and the words for it.
 
     `auto` batches what is proved and was tried, unless a sum may move a value by a whole step. `on` is the user's word
-    for what is not proved. Neither batches once rows disagreed.
+    for what is not proved. Neither batches once rows disagreed; where they would not anyway, that is no reason.
 
     Args:
         verdict: of the rules and the runtime in question; None while there is none. Without a trial: none was made.
         stop: a disagreement that a replica has seen on that runtime.
     """
 
-    def found(text: str, *, batches: bool = False) -> Decision:
+    def found(text: str, *, batches: bool = False, disagreement: Disagreement | None = None) -> Decision:
         order = BatchingOrder(True, _rounding(verdict)) if batches else BatchingOrder()
-        return Decision(order=order, text=text, mode=mode, verdict=verdict, stop=stop)
+        return Decision(order=order, text=text, mode=mode, verdict=verdict, stop=stop, disagreement=disagreement)
 
     if mode == "off":
         return found("not batched: batching is off in cortex.yaml")
+    if mode == "auto" and verdict is not None and (reason := _refused(verdict.proof)):
+        return found(f"not batched: {reason}")
     if stop is not None:
-        return found(f"batching off: rows disagreed ({disagreement_text(stop.disagreement)})")
+        text = f"batching off: rows disagreed ({disagreement_text(stop.disagreement)})"
+        return found(text, disagreement=stop.disagreement)
     if verdict is None and mode == "auto":
         return found("not batched yet: whether rows depend on each other is still to be found out")
     if verdict is None:
         return found("batching: on your word; not tried yet", batches=True)
     proof, trial = verdict.proof, verdict.trial
     if trial is not None and trial.disagreement is not None:
-        return found(f"not batched: rows disagreed when they were tried ({disagreement_text(trial.disagreement)})")
-    if mode == "auto" and not proof.proved:
-        return found(f'not batched: {_obstacle(proof)}. "batching: on" if you know better')
-    if mode == "auto" and proof.rounding == "steps":
-        return found(
-            f"not batched: {_of(proof.rounding_operator)}sums that round in another order may move a value by a whole "
-            'step. "batching: on" if that does no harm'
-        )
+        text = f"not batched: rows disagreed when they were tried ({disagreement_text(trial.disagreement)})"
+        return found(text, disagreement=trial.disagreement)
     if mode == "auto" and trial is None:
         return found(f"not batched yet: {_proved(proof)}, still to be tried")
     basis = _proved(proof) if proof.proved else f"on your word, not proved ({_obstacle(proof)})"
@@ -191,7 +183,7 @@ def disagreement_text(disagreement: Disagreement) -> str:
 
 def _wants_trial(mode: Mode, verdict: BatchingVerdict) -> bool:
     proof = verdict.proof
-    return verdict.trial is None and (mode == "on" or (proof.proved and proof.rounding != "steps"))
+    return verdict.trial is None and (mode == "on" or not _refused(proof))
 
 
 def _rounding(verdict: BatchingVerdict | None) -> Rounding:
@@ -218,6 +210,18 @@ def _tried(trial: Trial | None) -> str:
         return "not tried, as no input could be made up"
     rows = f"tried with {trial.rows:,} row{'s' * (trial.rows != 1)}"
     return f"{rows}, worst {100 * trial.worst:.2g} % of the tolerance" if trial.worst else f"{rows}, no difference"
+
+
+def _refused(proof: Proof) -> str:
+    """Why `auto` does not go by this proof; empty if it does."""
+    if not proof.proved:
+        return f'{_obstacle(proof)}. "batching: on" if you know better'
+    if proof.rounding == "steps":
+        return (
+            f"{_of(proof.rounding_operator)}sums that round in another order may move a value by a whole step. "
+            '"batching: on" if that does no harm'
+        )
+    return ""
 
 
 def _obstacle(proof: Proof) -> str:

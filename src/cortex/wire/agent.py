@@ -11,6 +11,7 @@ import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, ReplicaId
+from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec, ModelFormat
 from cortex.wire.launch import InspectReport
 from cortex.wire.orders import Orders
@@ -37,6 +38,8 @@ class InspectBuild(msgspec.Struct, frozen=True, kw_only=True, tag="inspect_build
 
     build: BuildSpec
     timeout_s: float
+    rows: Mode = "off"
+    """As `wire.launch.Inspect.rows`."""
 
 
 class ResolvePackages(msgspec.Struct, frozen=True, kw_only=True, tag="resolve_packages"):

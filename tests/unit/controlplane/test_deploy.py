@@ -20,6 +20,7 @@ from cortex.controlplane.upkeep import wanted_trees
 from cortex.engines.local import LocalEngine
 from cortex.errors import CortexError, GiveUp, Problem, Problems
 from cortex.ids import ApiKey, DeploymentName, short
+from cortex.planning.batching import Stop, place_of
 from cortex.settings import Settings
 from cortex.spec.locations import masked_model
 from cortex.spec.models import ApiSpec
@@ -27,6 +28,7 @@ from cortex.state.memory import MemoryStateStore
 from cortex.state.secrets import SecretStore
 from cortex.testing.builders import a_node
 from cortex.testing.clock import FakeClock
+from cortex.wire.batching import RULES, BatchingVerdict, Disagreement, Proof, Trial
 from cortex.wire.fetch import Fetched, FetchProgress, Origin, OriginObject
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import (
@@ -43,6 +45,7 @@ from cortex.wire.operator import (
 from cortex.wire.signature import Signature, TensorSpec
 
 SIGNATURE = Signature(inputs=(TensorSpec("x", "float32", (None, 4)),), outputs=(TensorSpec("y", "string", (None,)),))
+PROVED = BatchingVerdict(proof=Proof(rules=RULES, proved=True, operators=3), trial=Trial(runtime="ort, cpu", rows=9))
 GOOD = InspectReport(signature=SIGNATURE)
 KEY = ApiKey("iris/a")
 DEADLINE_S = 60.0
@@ -112,7 +115,10 @@ class World:
         self.clock = FakeClock()
         self.reports: dict[str, InspectReport | CortexError] = {}
         """By api; all others are fine."""
+        self.verdicts: dict[str, BatchingVerdict | None] = {}
+        """Of an api's model's rows; of all others they are proved."""
         self.inspected: list[str] = []
+        self.asked_of_rows: list[tuple[str, str]] = []
         self.committed = 0
         self.told: list[DeployProgress] = []
         self.deployer = Deployer(
@@ -137,13 +143,14 @@ class World:
             ingress_url=lambda: "http://127.0.0.1:8880",
         )
 
-    def _inspect(self, build) -> InspectReport:
+    def _inspect(self, build, rows) -> InspectReport:
         name = build.api.partition("/")[2]
         self.inspected.append(name)
+        self.asked_of_rows.append((name, rows))
         report = self.reports.get(name, GOOD)
         if isinstance(report, CortexError):
             raise report
-        return report
+        return report if rows == "off" else msgspec.structs.replace(report, batching=self.verdicts.get(name, PROVED))
 
     def _commit(self) -> None:
         self.committed += 1
@@ -388,7 +395,7 @@ def test_a_node_that_cannot_be_asked_changes_nothing(world):
 
 def test_a_fault_of_ours_in_an_inspection_changes_nothing(world, monkeypatch):
     before = world.everything()
-    monkeypatch.setattr(world.deployer, "_inspect", lambda _build: 1 / 0)
+    monkeypatch.setattr(world.deployer, "_inspect", lambda *_what: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         world.deploy(world.api())
     assert world.everything() == before
@@ -508,7 +515,7 @@ def test_a_deployment_without_apis_is_legal_and_empties_it(world):
 def test_a_second_deploy_waits_for_the_first_and_says_so(world):
     inspecting, go_on = threading.Event(), threading.Event()
 
-    def inspect(_build):
+    def inspect(_build, _rows):
         inspecting.set()
         assert go_on.wait(DEADLINE_S)
         return GOOD
@@ -540,7 +547,7 @@ def test_a_second_deploy_waits_for_the_first_and_says_so(world):
 def test_what_is_being_deployed_cannot_be_collected_as_garbage_meanwhile(world):
     seen = []
 
-    def inspect(build):
+    def inspect(_build, _rows):
         world.clock.advance(3600.0)  # long after the store would have forgotten that it was touched
         collected = world.store.collect_garbage((), 0, world.clock.wall_s() + 10 * 365 * 86400.0)
         seen.append(collected.trees)
@@ -725,3 +732,136 @@ def until(happened: Callable[[], bool]) -> None:
     while not happened():
         assert time.monotonic() < deadline_s, "not in time"
         time.sleep(0.001)
+
+
+# ---- batching --------------------------------------------------------------------------------------------------------
+
+REFUSED = Proof(rules=RULES, proved=False, operator="Conv conv_7", reason="rows are dimension 2, not 0")
+APART = Disagreement(output="y", alone="0.5", together="0.7")
+CONTRADICTED = Trial(runtime="ort, cpu", rows=9, disagreement=APART)
+
+
+def modes(world) -> list[str]:
+    return [rows for _name, rows in world.asked_of_rows]
+
+
+def test_what_an_inspection_finds_out_of_rows_is_kept_beside_the_version(world):
+    world.deploy(world.api())
+    (record,) = world.state.batching()
+    build = world.wanted().build
+    assert (record.model, record.rules, record.proof, record.trials) == (
+        build.model.key,
+        RULES,
+        PROVED.proof,
+        (PROVED.trial,),
+    )
+    assert record.runtimes == {place_of(build): "ort, cpu"}
+    assert world.state.api(KEY).inspection.batching is None
+
+
+def test_a_version_is_the_same_whatever_is_known_of_its_rows(world):
+    version = world.change(world.api()).version
+    world.state.prune_batching(())
+    world.verdicts["a"] = BatchingVerdict(proof=REFUSED)
+    assert world.change(world.api()).version == version
+
+
+def test_rows_of_a_known_model_are_not_looked_at_again(world):
+    world.deploy(world.api(env={"A": "1"}))
+    world.deploy(world.api(env={"A": "2"}))
+    assert world.asked_of_rows == [("a", "auto"), ("a", "off")]
+
+
+def test_rows_are_looked_at_again_where_the_runtime_may_be_another_one(world):
+    world.deploy(world.api(env={"A": "1"}))
+    world.deploy(world.api(env={"A": "2"}, compute={"cpu": "4"}))
+    assert modes(world) == ["auto", "auto"]
+
+
+def test_a_model_of_several_new_apis_is_looked_at_once(world):
+    world.deploy(world.api("a"), world.api("b", env={"B": "1"}), world.api("c", model="others"))
+    assert sorted(world.asked_of_rows) == [("a", "auto"), ("b", "off"), ("c", "auto")]
+    assert len(world.state.batching()) == 2
+
+
+def test_batching_off_asks_nothing_and_on_asks_for_a_trial(world):
+    world.deploy(world.api("a", batching="off"), world.api("b", batching="on"))
+    assert sorted(world.asked_of_rows) == [("a", "off"), ("b", "on")]
+    assert world.wanted().build.batching_mode == "off"
+    assert world.wanted(ApiKey("iris/b")).build.batching_mode == "on"
+
+
+def test_a_model_that_is_refused_is_not_asked_about_again_until_the_user_gives_their_word(world):
+    world.verdicts["a"] = BatchingVerdict(proof=REFUSED)
+    world.deploy(world.api(env={"A": "1"}))
+    world.deploy(world.api(env={"A": "2"}))
+    world.deploy(world.api(batching="on"))
+    assert modes(world) == ["auto", "off", "on"]
+
+
+def test_a_new_version_that_is_not_batched_says_so_once(world):
+    world.verdicts["a"] = BatchingVerdict(proof=REFUSED)
+    note = 'not batched: Conv conv_7: rows are dimension 2, not 0. "batching: on" if you know better'
+    assert world.change(world.api()).notes == (note,)
+    assert world.change(world.api()).notes == ()
+    assert world.change(world.api(timeout="5s")).notes == ()
+    assert world.change(world.api(env={"A": "2"})).notes == (note,)
+
+
+@pytest.mark.parametrize("batching", ["auto", "on", "off"])
+def test_what_is_as_everybody_expects_is_no_news(world, batching):
+    assert world.change(world.api(batching=batching)).notes == ()
+
+
+def test_a_trial_that_contradicts_the_users_word_refuses_the_deploy_with_the_numbers(world):
+    world.verdicts["a"] = BatchingVerdict(proof=REFUSED, trial=CONTRADICTED)
+    (problem,) = world.problems(world.api(batching="on"))
+    assert (problem.reference, problem.path, problem.subject) == (
+        "batching-contradicted",
+        ("apis", 0, "batching"),
+        'api "a": batching',
+    )
+    assert problem.message == (
+        "requests are not batched, as rows disagreed when they were tried: "
+        'output "y" is 0.5 alone and 0.7 beside others'
+    )
+
+
+def test_a_trial_that_contradicts_a_proof_is_a_warning(world):
+    world.verdicts["a"] = BatchingVerdict(proof=PROVED.proof, trial=CONTRADICTED)
+    result = world.deploy(world.api())
+    assert result.committed
+    assert [(warning.reference, warning.path) for warning in result.warnings] == [
+        ("batching-contradicted", ("apis", 0, "batching"))
+    ]
+    assert result.changes[0].notes == ()
+    assert world.deploy(world.api()).warnings == ()
+
+
+def test_where_a_trial_spoke_against_batches_it_is_made_again(world):
+    world.verdicts["a"] = BatchingVerdict(proof=REFUSED, trial=CONTRADICTED)
+    world.problems(world.api(batching="on"))
+    world.verdicts["a"] = BatchingVerdict(proof=REFUSED, trial=Trial(runtime="ort 2, cpu", rows=9))
+    assert world.deploy(world.api(batching="on")).committed
+    assert modes(world) == ["on", "on"]
+
+
+@pytest.mark.parametrize("batching", ["auto", "on"])
+def test_rows_that_disagreed_in_a_replica_are_a_warning_for_later_versions(world, batching):
+    world.deploy(world.api())
+    stop = Stop(
+        api=KEY, replica="iris.a.01234567.0", started_wall_s=1.0, runtime="ort, cpu", disagreement=APART, wall_s=2.0
+    )
+    world.state.record_stop(world.wanted().build.model.key, stop, rules=RULES)
+    result = world.deploy(world.api(env={"A": "2"}, batching=batching))
+    assert result.committed
+    (warning,) = result.warnings
+    assert warning.message.startswith("requests are not batched, as rows disagreed in a replica: ")
+
+
+def test_an_inspection_that_says_nothing_of_rows_is_no_error(world):
+    world.verdicts["a"] = None
+    assert world.change(world.api()).notes == (
+        "not batched yet: whether rows depend on each other is still to be found out",
+    )
+    assert world.state.batching() == ()

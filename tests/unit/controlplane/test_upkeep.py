@@ -12,7 +12,10 @@ import pytest
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane.upkeep import Upkeep
 from cortex.state.memory import MemoryStateStore
+from cortex.testing.builders import a_build, a_deploy, a_wanted_api
 from cortex.testing.clock import FakeClock
+from cortex.testing.fake_agent import FakeAgents
+from cortex.wire.batching import BatchingVerdict, Proof
 
 
 @pytest.fixture
@@ -59,6 +62,17 @@ def test_a_scrub_ends_when_the_control_plane_does(store, upkeep, caplog) -> None
     upkeep.close()
     upkeep.scrub()
     assert set(store.missing(digests)) == set()
+
+
+def test_what_is_known_of_rows_goes_with_the_models(store) -> None:
+    state, kept, gone = MemoryStateStore(), a_build("v1"), a_build("v2")
+    state.commit_deploy(a_deploy(a_wanted_api(kept)))
+    for build in (kept, gone):
+        state.record_verdict(build.model.key, BatchingVerdict(proof=Proof(rules=1, proved=True)), place="here")
+    agents = FakeAgents(FakeClock())
+    upkeep = Upkeep(state=state, store=store, clock=FakeClock(), keep_bytes=0, reports=agents.reports)
+    assert upkeep.collect()
+    assert [record.model for record in state.batching()] == [kept.model.key]
 
 
 def test_nothing_is_collected_before_an_agent_has_said_what_runs(upkeep) -> None:

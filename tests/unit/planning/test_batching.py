@@ -143,6 +143,13 @@ def test_a_disagreement_that_was_seen_ends_batching_whatever_else_is_known(mode,
     )
 
 
+def test_what_was_seen_with_another_mode_is_no_reason_where_nothing_would_be_batched_anyway():
+    for proof in (REFUSED, STEPS):
+        decision = decide("auto", BatchingVerdict(proof=proof, trial=contradicting()), a_stop())
+        assert decision.disagreement is None
+        assert decision.text == decide("auto", BatchingVerdict(proof=proof), None).text
+
+
 def test_a_disagreement_without_numbers_has_words():
     shapes = Disagreement(output="y", alone="float32[1]", together="float32[]")
     assert disagreement_text(shapes) == 'output "y" is float32[1] alone and float32[] beside others'

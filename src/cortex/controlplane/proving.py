@@ -1,0 +1,139 @@
+"""
+Models whose rows nobody has looked at yet, or not by the rules or on the runtime that are in force now.
+
+A deploy has its models looked at. This is for what is wanted already: after an upgrade of Cortex or of a runtime, or
+when a record was lost. Until then such models are not batched. In a thread of its own, one model at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from cortex.clock import Clock
+from cortex.errors import CortexError
+from cortex.planning.batching import Known, place_of
+from cortex.planning.guarding import ToProve
+from cortex.state.base import StateStore
+from cortex.wire.batching import Mode
+from cortex.wire.build import BuildSpec, ModelKey
+from cortex.wire.launch import InspectReport
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 10.0
+"""After a model could not be looked at; doubled each time."""
+LONGEST_PAUSE_S = 3600.0
+"""Each try loads the model, and what keeps failing is most likely to fail again."""
+FAULT_PAUSE_S = 60.0
+
+
+class Proving:
+    """
+    Has models looked at in quiet.
+
+    Args:
+        missing: what is to be looked at now. Quick: asks nobody.
+        inspect: looks at a build, and at its model's rows as it is said; raises CortexError.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: StateStore,
+        clock: Clock,
+        missing: Callable[[], Iterable[ToProve]],
+        inspect: Callable[[BuildSpec, Mode], InspectReport],
+    ) -> None:
+        self._state = state
+        self._clock = clock
+        self._missing = missing
+        self._inspect = inspect
+        self._tries: dict[tuple[ModelKey, str], tuple[int, float]] = {}
+        """How often in vain, and when again (monotonic)."""
+        self._woken = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="proving", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be something to look at."""
+        self._woken.set()
+
+    def close(self) -> None:
+        """Begin nothing new."""
+        self._stopping.set()
+        self._woken.set()
+
+    def step(self) -> float | None:
+        """
+        Look at the first model that is due.
+
+        Returns:
+            Seconds until there may be another one: 0 after one was looked at; None if there is none.
+
+        Raises:
+            CortexError: the state cannot be written now.
+        """
+        missing = {(one.build.model.key, one.runtime): one for one in self._missing()}
+        self._tries = {key: tried for key, tried in self._tries.items() if key in missing}
+        now_s = self._clock.monotonic_s()
+        waits_s = []
+        for key, one in missing.items():
+            failures, due_s = self._tries.get(key, (0, now_s))
+            if due_s > now_s:
+                waits_s.append(due_s - now_s)
+                continue
+            self._look(one)
+            # Found out, it is not missing any more. Else: what was tried is another runtime than replicas run on.
+            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**failures)
+            self._tries[key] = (failures + 1, self._clock.monotonic_s() + pause_s)
+            return 0.0
+        return min(waits_s, default=None)
+
+    def _look(self, one: ToProve) -> None:
+        build = one.build
+        try:
+            report = self._inspect(_model_alone(build), one.rows)
+        except CortexError as error:
+            log.warning("the model of %s could not be looked at, will be tried again: %s", build.api, error)
+            return
+        if report.batching is None:
+            reasons = "; ".join(problem.message for problem in report.problems) or "nothing was said of its rows"
+            log.warning("the model of %s could not be looked at, will be tried again: %s", build.api, reasons)
+            return
+        self._state.record_verdict(build.model.key, report.batching, place=place_of(build))
+        log.info("the model of %s: %s", build.api, Known(self._state.batching()).decision(build, one.runtime).text)
+
+    def _run(self) -> None:
+        wait_s: float | None = None
+        while True:
+            self._woken.wait(wait_s)
+            self._woken.clear()
+            if self._stopping.is_set():
+                return
+            try:
+                wait_s = self.step()
+            except CortexError as error:
+                log.warning("models are looked at later: %s", error)
+                wait_s = FAULT_PAUSE_S
+            except Exception:
+                log.exception("a fault of ours; models are looked at later")
+                wait_s = FAULT_PAUSE_S
+
+
+def _model_alone(build: BuildSpec) -> BuildSpec:
+    """The build without its handler, which says nothing about rows; nor does a sample that the handler takes."""
+    return msgspec.structs.replace(
+        build,
+        project=None,
+        handler=None,
+        secrets={},
+        tracker=None,
+        sample=build.sample if build.handler is None else None,
+    )
