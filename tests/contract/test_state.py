@@ -475,3 +475,13 @@ def test_what_is_known_of_models_that_are_gone_is_forgotten(store: StateStore) -
     assert [record.model for record in store.batching()] == [V2.model.key]
     store.prune_batching(())
     assert store.batching() == ()
+
+
+def test_disagreements_are_not_forgotten_while_there_is_the_api_that_saw_them(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V2)))
+    store.record_stop(MODEL, STOP, rules=7)
+    store.prune_batching({V2.model.tree})
+    assert [record.stops for record in store.batching()] == [(STOP,)]
+    store.delete(IRIS)
+    store.prune_batching({V2.model.tree})
+    assert store.batching() == ()

@@ -293,8 +293,9 @@ def _facts(terminal: Terminal, api: ApiStatus) -> list[tuple[str, str]]:
     def fitted(value: str) -> str:
         return "\n".join(text.wrapped(value, room))
 
-    told = [] if api.problem is not None else [_why(api)]
-    rows += [("", harmless(line)) for line in (*told, *api.notes) if line]
+    told = [] if api.problem is not None else [harmless(_why(api))]
+    told += [fitted(harmless(note)) for note in api.notes]
+    rows += [("", remark) for remark in told if remark]
     counts = [f"{replicas.ready} of {replicas.requested} ready"]
     counts += [f"{replicas.stale} of an older version"] * bool(replicas.stale)
     counts += [f"{replicas.failed} failed"] * bool(replicas.failed)
@@ -462,6 +463,9 @@ def _verbose(terminal: Terminal, api: ApiStatus) -> list[str]:
             lines += ["", *_tensors(f"model {title}", tensors, paint)]
     else:
         lines += ["", "the model's inputs are not known yet"]
+    if api.batching is not None and api.batching.text not in api.notes:
+        room = terminal.width if terminal.shows_results else _NO_LIMIT
+        lines += ["", *text.wrapped(harmless(api.batching.text), room)]
     return [*lines, "", paint("configuration", "bold"), *_configuration(api.spec)]
 
 
@@ -508,7 +512,7 @@ COMMAND = Command(
         deployment_option(),
         flag("-a", "--all-deployments", help="All deployments, wherever you are."),
         flag("-s", "--summary", help="One line for each deployment."),
-        flag("-v", "--verbose", help="Also curl, model inputs and outputs, the configuration."),
+        flag("-v", "--verbose", help="Also curl, batching, model inputs and outputs, the configuration."),
         flag("-w", "--watch", help="Show it again every second."),
         output_option(),
     ),

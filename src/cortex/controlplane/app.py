@@ -359,6 +359,7 @@ class ControlPlane:
                 version=__version__,
                 apis=self._view.statuses(),
                 lifetimes=self._statistics.lifetimes(),
+                disagreements=Counter(stop.api for record in self._state.batching() for stop in record.stops),
                 agents=self._agent.reports(),
                 planner=self._planner_counts,
                 fetched=self._models.counts,

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from cortex.controlplane.observe import observe
 from cortex.controlplane.world import World
 from cortex.ids import ApiKey, route_path, short, split_api_key
+from cortex.planning.batching import Decision
 from cortex.planning.model import WantedApi
 from cortex.planning.status import StatusView, statuses
 from cortex.state.base import DeploymentRecord
-from cortex.wire.operator import ApiStatus, DeploymentStatus, Status
+from cortex.wire.operator import ApiStatus, Batching, DeploymentStatus, Status
 
 _MOVING = frozenset((Status.CREATING, Status.UPDATING, Status.STOPPING))
 
@@ -63,6 +64,23 @@ def _shown(key: ApiKey, wanted: WantedApi | None, view: StatusView, ingress_url:
         progress=view.progress,
         serving=view.serving,
         notes=view.notes,
+        batching=_batching(view.batching) if view.batching is not None else None,
+    )
+
+
+def _batching(decision: Decision) -> Batching:
+    verdict, stop = decision.verdict, decision.stop
+    seen_in = stop if decision.disagreement is not None else None
+    return Batching(
+        batches=decision.order.batches,
+        text=decision.text,
+        mode=decision.mode,
+        runtime=decision.runtime,
+        proof=verdict.proof if verdict is not None else None,
+        trial=verdict.trial if verdict is not None else None,
+        disagreement=decision.disagreement,
+        disagreed=rfc3339(seen_in.wall_s) if seen_in is not None else None,
+        disagreed_in=seen_in.replica if seen_in is not None else "",
     )
 
 

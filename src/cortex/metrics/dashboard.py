@@ -193,6 +193,11 @@ def _replicas(board: _Board) -> None:
         ],
     )
     board.graph(
+        "Rows that disagreed",
+        [(f"sum by (deployment, api) (cortex_batching_disagreements_total{{{_CHOSEN}}})", "{{deployment}}/{{api}}")],
+        about="Replicas that saw a row answered differently alone and together: `cortex get` has the values.",
+    )
+    board.graph(
         "Requests in flight", [(f"cortex_replica_requests_in_flight{{{_CHOSEN}}}", "{{replica}}")], about="Now."
     )
     board.graph("Memory", [(f"cortex_replica_memory_bytes{{{_CHOSEN}}}", "{{replica}}")], unit="bytes")

@@ -101,6 +101,13 @@ METRICS: tuple[Metric, ...] = (
         _API,
         "Replicas of the wanted version that ended on their own since it was deployed.",
     ),
+    Metric(
+        "cortex_batching_disagreements_total",
+        "counter",
+        "",
+        _API,
+        "Replicas that saw a row answered differently alone and together; they and their like batch no more.",
+    ),
     Metric("cortex_replica_requests_in_flight", "gauge", "", (*_API, "replica"), "Requests the replica holds now."),
     Metric("cortex_replica_memory_bytes", "gauge", "bytes", (*_API, "replica"), "Resident memory of the replica."),
     Metric(
@@ -183,6 +190,8 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     """Of the control plane."""
     apis: tuple[ApiStatus, ...] = ()
     lifetimes: Mapping[ApiKey, Lifetime] = {}
+    disagreements: Mapping[ApiKey, int] = {}
+    """Of rows alone and together, by the api whose replica saw them."""
     agents: tuple[AgentReport, ...] = ()
     planner: PlannerCounts = PlannerCounts()
     fetched: FetchCounts = FetchCounts()
@@ -194,7 +203,9 @@ def exposition(observed: Observed) -> str:
     page.add("cortex_build_info", (observed.version,), 1)
     for status in observed.apis:
         _api(page, status)
-        _lifetime(page, status, observed.lifetimes.get(api_key(status.deployment, status.name), Lifetime()))
+        key = api_key(status.deployment, status.name)
+        page.add("cortex_batching_disagreements_total", split_api_key(key), observed.disagreements.get(key, 0))
+        _lifetime(page, status, observed.lifetimes.get(key, Lifetime()))
     _replicas(page, observed)
     for agent in observed.agents:
         _node(page, agent)

@@ -25,6 +25,7 @@ from cortex.errors import Problem
 from cortex.ids import ApiKey, Revision, short
 from cortex.planning import backoff
 from cortex.planning.actions import mem_text, room_text
+from cortex.planning.batching import Decision, Known
 from cortex.planning.model import Desired, Rules, RunRecord, SlotRecord, Snapshot, WantedApi
 from cortex.planning.rollout import decide, goal_and_fallback
 from cortex.planning.slots import NOTHING_SEEN, SeenApi, Slot, SlotState, join, of_revision
@@ -56,6 +57,8 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     crashes: int = 0
     serving: str = ""
     """8 digits of the version that answers now, when another is wanted."""
+    batching: Decision | None = None
+    """What replicas of the wanted build do about batches."""
 
 
 def statuses(desired: Desired, seen: Snapshot, rules: Rules = _DEFAULT_RULES) -> dict[ApiKey, StatusView]:
@@ -75,6 +78,9 @@ def statuses(desired: Desired, seen: Snapshot, rules: Rules = _DEFAULT_RULES) ->
         )
         for wanted in desired.apis
     }
+    known = Known(desired.batching)
+    for wanted in desired.apis:
+        views[wanted.api] = _with_batching(views[wanted.api], wanted, by_api.get(wanted.api, NOTHING_SEEN), known)
     closed = _closed_door(seen)
     if closed is not None:
         for api, view in views.items():
@@ -84,6 +90,20 @@ def statuses(desired: Desired, seen: Snapshot, rules: Rules = _DEFAULT_RULES) ->
     for api in by_api.keys() - views.keys():
         views[api] = stopping_status(by_api[api])
     return dict(sorted(views.items()))
+
+
+def _with_batching(view: StatusView, wanted: WantedApi, of_api: SeenApi, known: Known) -> StatusView:
+    """With what its replicas do about batches; where that differs, because their runtimes do, what ends it."""
+    says = [
+        slot.report.batching
+        for slot in of_api.slots
+        if slot.report is not None and slot.report.batching is not None and of_revision(slot, wanted.build.revision)
+    ]
+    runtimes = sorted({state.runtime for state in says if state.runtime}) or [""]
+    decisions = [known.decision(wanted.build, runtime) for runtime in runtimes]
+    found = min(decisions, key=lambda decision: (decision.disagreement is None, decision.order.batches))
+    notes = view.notes if found.disagreement is None else (*view.notes, found.text)
+    return msgspec.structs.replace(view, batching=found, notes=notes)
 
 
 def _closed_door(seen: Snapshot) -> Problem | None:

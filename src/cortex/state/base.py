@@ -230,7 +230,11 @@ class StateStore(Protocol):
         ...
 
     def prune_batching(self, trees: Collection[str]) -> None:
-        """Forget what is known of models that lie in none of these stored folders."""
+        """
+        Forget what is known of models that lie in none of these stored folders.
+
+        Disagreements stay for as long as there is the api that saw them: they are counted, and counts never go down.
+        """
         ...
 
     def history(self, api: ApiKey) -> Sequence[VersionRecord]:

@@ -375,8 +375,9 @@ class RecordStore:
 
     def prune_batching(self, trees: Collection[str]) -> None:
         with self._lock:
-            found = self._content["batching"]
-            self._write([Write("batching", key, None) for key in found if found[key].model.tree not in trees])
+            gone = {key: record for key, record in self._content["batching"].items() if record.model.tree not in trees}
+            kept = {key for key, record in gone.items() if any(self.api(stop.api) for stop in record.stops)}
+            self._write([Write("batching", key, None) for key in gone.keys() - kept])
 
     def _batching_of(self, model: ModelKey, rules: int) -> tuple[str, BatchingRecord]:
         key = msgspec.json.encode([model, rules]).decode()

@@ -31,6 +31,7 @@ from typing import Any
 import msgspec
 
 from cortex.errors import Problem
+from cortex.wire.batching import Disagreement, Mode, Proof, Trial
 from cortex.wire.build import ModelFormat
 from cortex.wire.signature import Signature
 
@@ -101,6 +102,28 @@ class AllVersions(msgspec.Struct, frozen=True, kw_only=True):
     tracker: dict[str, Any] | None = None
 
 
+class Batching(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether requests that queued up go through the model together, and what that rests on."""
+
+    batches: bool
+    text: str
+    """All of it in one line."""
+    mode: Mode
+    """As cortex.yaml has it."""
+    runtime: str = ""
+    """What it was decided for; empty while replicas have not said what they run on."""
+    proof: Proof | None = None
+    """What the model's graph says; None while nobody has looked."""
+    trial: Trial | None = None
+    """What running rows alone and together on that runtime has shown; None if that was not done."""
+    disagreement: Disagreement | None = None
+    """Why it is off, if it is that rows were answered differently alone and together."""
+    disagreed: str | None = None
+    """RFC 3339, UTC: when a replica saw that; None if it was the trial."""
+    disagreed_in: str = ""
+    """That replica."""
+
+
 class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
     """
     An api as `cortex get API -o json` shows it.
@@ -132,6 +155,8 @@ class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
     serving: str = ""
     """8 digits of the version that answers now, when another is wanted."""
     notes: tuple[str, ...] = ()
+    batching: Batching | None = None
+    """None once it is not wanted any more."""
     spec: dict[str, Any] = {}
     signature: Signature | None = None
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from cortex.errors import Problem
-from cortex.wire.operator import AllVersions, Latency, ReplicaCounts, RequestCounts, Status, Traffic
+from cortex.wire.operator import AllVersions, Batching, Latency, ReplicaCounts, RequestCounts, Status, Traffic
 from cortex.wire.signature import Signature, TensorSpec
 
 TRACEBACK = """\
@@ -141,6 +141,7 @@ def test_for_programs_a_list_without_tracker_and_spec(cortex: Any, running: Any,
         "progress",
         "serving",
         "notes",
+        "batching",
     ]
     assert shown["requests"] == {
         "2xx": 14,
@@ -176,6 +177,22 @@ def test_bars_without_block_characters(cortex: Any, running: Any, classified: An
 def test_everything_about_one_api(cortex: Any, running: Any, classified: Any, golden: Any) -> None:
     running.apis = [classified]
     golden("get-verbose", cortex("get", "iris/sklearn", "-v").out)
+
+
+def test_what_batching_rests_on_is_told_with_everything_and_to_programs(cortex: Any, running: Any, fakes: Any) -> None:
+    obstacle = 'not batched: Conv conv_7: rows are dimension 2, not 0. "batching: on" if you know better'
+    running.apis = [fakes.api(batching=Batching(batches=False, text=obstacle, mode="auto"))]
+    assert f"\n\n{obstacle}\n\n" in cortex("get", "sklearn", "-v").out
+    assert obstacle not in cortex("get", "sklearn").out
+    assert json.loads(cortex("get", "sklearn", "-o", "json").out)["batching"]["text"] == obstacle
+
+
+def test_rows_that_disagreed_are_told_once_wherever_an_api_is_shown(cortex: Any, running: Any, fakes: Any) -> None:
+    said = 'batching off: rows disagreed (output "y" is 0.5 alone and 0.7 beside others)'
+    running.apis = [fakes.api(notes=(said,), batching=Batching(batches=False, text=said, mode="auto"))]
+    assert f"sklearn: {said}" in " ".join(cortex("get").out.split())
+    for command in (("get", "sklearn"), ("get", "sklearn", "-v")):
+        assert " ".join(cortex(*command).out.split()).count(said) == 1
 
 
 def test_an_api_that_failed_shows_the_users_traceback(cortex: Any, running: Any, apis: Any, golden: Any) -> None:

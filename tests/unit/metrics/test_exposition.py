@@ -86,6 +86,7 @@ def everything() -> Observed:
         version="1.0",
         apis=(a_status(),),
         lifetimes={API: Lifetime(counts=counts, classes={"setosa": 9}, rest=2)},
+        disagreements={API: 2},
         agents=(an_agent(replica, unlimited, gone),),
         planner=PlannerCounts(
             ticks=10, tick_s=0.5, failed_ticks=1, last_tick_wall_s=1_767_225_600.0, actions={"start_replica": 3}
@@ -238,3 +239,9 @@ def test_a_node_shows_what_it_has_and_what_is_requested():
 def test_a_tracker_that_counted_nothing_shows_no_predictions():
     found = families(Observed(version="1", apis=(a_status(),)))
     assert not [name for name in found if name.startswith("cortex_predict")]
+
+
+def test_an_api_in_which_no_rows_disagreed_says_so():
+    assert value(everything(), "cortex_batching_disagreements_total", **LABELS) == 2
+    quiet = msgspec.structs.replace(everything(), disagreements={})
+    assert value(quiet, "cortex_batching_disagreements_total", **LABELS) == 0

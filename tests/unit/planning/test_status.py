@@ -6,6 +6,7 @@ import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import ReplicaId, replica_id
+from cortex.planning.batching import BatchingRecord, Stop
 from cortex.planning.model import Desired, LeaseState, RunRecord, SlotRecord, Snapshot, WantedApi
 from cortex.planning.status import StatusView, statuses
 from cortex.testing.builders import (
@@ -18,6 +19,7 @@ from cortex.testing.builders import (
     a_wanted_api,
     an_exit,
 )
+from cortex.wire.batching import RULES, BatchingState, Disagreement, Proof, Trial
 from cortex.wire.build import BuildSpec, Resources
 from cortex.wire.operator import ReplicaCounts, Status
 from cortex.wire.reports import IngressReport, Phase
@@ -32,7 +34,8 @@ def name(build: BuildSpec, ordinal: int = 0) -> ReplicaId:
 
 
 def seen_as(wanted: WantedApi, seen: Snapshot, *records: RunRecord) -> StatusView:
-    return statuses(Desired(apis=(wanted,), records=records), seen)[API]
+    """Without what there is to say of batches."""
+    return msgspec.structs.replace(statuses(Desired(apis=(wanted,), records=records), seen)[API], batching=None)
 
 
 def a_record(build: BuildSpec, slot: SlotRecord, crashes: int = 0) -> RunRecord:
@@ -280,3 +283,57 @@ def test_stopping_until_the_last_replica_is_gone() -> None:
 def test_all_apis_are_told_of_in_the_order_of_their_names() -> None:
     apis = tuple(a_wanted_api(a_build(api=key)) for key in ("b/b", "a/a"))  # type: ignore[arg-type]
     assert list(statuses(Desired(apis=apis), a_snapshot())) == ["a/a", "b/b"]
+
+
+# ---- batching --------------------------------------------------------------------------------------------------------
+
+ORT, NEWER = "onnxruntime 1.32.0, cpu, 1 thread", "onnxruntime 1.33.0, cpu, 1 thread"
+APART = Disagreement(output="y", alone="0.5", together="0.7")
+PROOF = Proof(rules=RULES, proved=True, operators=3)
+
+
+def batching_of(*runtimes: str, trials: tuple[Trial, ...] = (), stops: tuple[Stop, ...] = ()) -> StatusView:
+    """The status of a live api whose replicas say that they run on these."""
+    replicas = tuple(
+        a_replica(V1, number, batching=BatchingState(runtime=runtime)) for number, runtime in enumerate(runtimes)
+    )
+    wanted = a_wanted_api(V1, live=True, replicas=len(replicas))
+    record = BatchingRecord(model=V1.model.key, rules=RULES, proof=PROOF, trials=trials, stops=stops)
+    seen = a_snapshot(*replicas, routes=(a_route(wanted, *replicas),))
+    return statuses(Desired(apis=(wanted,), batching=(record,)), seen)[API]
+
+
+def a_stop(runtime: str) -> Stop:
+    return Stop(api=API, replica=name(V1), started_wall_s=0.0, runtime=runtime, disagreement=APART, wall_s=7.0)
+
+
+def test_what_batching_rests_on_is_told_for_the_runtime_of_the_replicas() -> None:
+    view = batching_of(ORT, ORT, trials=(Trial(runtime=NEWER, disagreement=APART), Trial(runtime=ORT, rows=9)))
+    assert view.batching is not None
+    assert view.batching.text == (
+        "batching: proved from 3 operators, every bit stays the same; tried with 9 rows, no difference"
+    )
+    assert (view.batching.runtime, view.notes) == (ORT, ())
+
+
+def test_where_replicas_differ_what_ends_batching_is_told() -> None:
+    trials = (Trial(runtime=ORT, rows=9), Trial(runtime=NEWER, disagreement=APART))
+    view = batching_of(ORT, NEWER, trials=trials)
+    assert view.batching is not None
+    assert (view.batching.runtime, view.batching.disagreement) == (NEWER, APART)
+
+
+def test_rows_that_disagreed_are_a_remark_on_an_api_that_is_live() -> None:
+    view = batching_of(ORT, trials=(Trial(runtime=ORT, rows=9),), stops=(a_stop(ORT),))
+    assert view.status is Status.LIVE
+    assert view.notes == ('batching off: rows disagreed (output "y" is 0.5 alone and 0.7 beside others)',)
+
+
+def test_a_model_that_is_not_proved_is_no_remark() -> None:
+    wanted = a_wanted_api(V1)
+    refused = Proof(rules=RULES, proved=False, operator="Conv c", reason="rows are dimension 2, not 0")
+    record = BatchingRecord(model=V1.model.key, rules=RULES, proof=refused)
+    view = statuses(Desired(apis=(wanted,), batching=(record,)), a_snapshot())[API]
+    assert view.batching is not None
+    assert view.batching.text.startswith("not batched: Conv c: rows are dimension 2, not 0.")
+    assert view.notes == ()
