@@ -33,6 +33,7 @@ from cortex.wire.agent import (
     Observed,
     StopAgent,
 )
+from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec, ModelArtifact, Sample
 from cortex.wire.framing import receive_frame, send_frame
 from cortex.wire.launch import InspectReport
@@ -228,8 +229,8 @@ class Node:
         assert isinstance(reply, Observed), reply
         return reply.report
 
-    def inspect(self, build: BuildSpec, timeout_s: float = 60.0) -> InspectReport:
-        reply = self.ask(InspectBuild(build=build, timeout_s=timeout_s), timeout_s + DEADLINE_S)
+    def inspect(self, build: BuildSpec, timeout_s: float = 60.0, *, rows: Mode = "off") -> InspectReport:
+        reply = self.ask(InspectBuild(build=build, timeout_s=timeout_s, rows=rows), timeout_s + DEADLINE_S)
         assert isinstance(reply, InspectedBuild), reply
         return reply.report
 
