@@ -119,8 +119,8 @@ NOT_CLASSES: Mapping[str, str] = {
     "bad-digest": "A digest in a call to the control plane is none.",
     "bad-parameters": "A call to the control plane has parameters that cannot be meant.",
     "bad-request": "A call to the control plane that cannot be meant.",
-    "batching-contradicted": "Rows of the model were answered differently alone and together; the values are shown. With "
-    "`batching: on` the deploy is refused, otherwise requests are not batched.",
+    "batching-contradicted": "Rows of the model were answered differently alone and together; the values are shown. "
+    "With `batching: on` the deploy is refused, otherwise requests are not batched.",
     "broken-off": "A call to the control plane ended before it was complete.",
     "compute-unavailable": "A replica asks for more cpu, mem or gpu than the machine has.",
     "default-from-another-folder": "A deploy without `kind: deployment` would remove apis of another folder.",
