@@ -93,7 +93,7 @@ class _Replica:
         self._condition = Condition(spec)
         self._counters = Counters()
         self._stats = StatsWriter(spec, self._counters)
-        self._lock = threading.RLock()  # a signal may come while the main thread holds it
+        self._lock = threading.Lock()
         self._leaving = threading.Lock()
         self._ending = False
         self._server: Server | None = None
@@ -106,6 +106,7 @@ class _Replica:
             listener=socket.socket(fileno=control_fd),
             slot=self._slot,
             on_drain=self._drain,
+            on_signal=self._signalled,
             every_second=self._every_second,
             complain=lambda text: self._say("ERROR", text),
         )
@@ -114,8 +115,9 @@ class _Replica:
     def run(self) -> int:
         """Load, warm up, serve. Returns the exit code when that failed; otherwise does not return."""
         self._control.start()
+        self._control.hear_signals()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._signalled)
+            signal.signal(number, self._handle_signal)
         try:
             self._serve()
         except (HandlerError, base.ModelError, SampleRefused) as error:
@@ -262,12 +264,16 @@ class _Replica:
         self._control.flush(SAY_GOODBYE_S)
         self._leave(code)
 
-    def _signalled(self, number: int, frame: FrameType | None) -> None:
-        if not self._ending:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
+        self._control.pass_signal(number)
+
+    def _signalled(self, number: int) -> None:
+        ours = signal.getsignal(number) == self._handle_signal  # unless users' code handles it
+        if ours and not self._ending:
             self._drain(DEFAULT_DRAIN_S)
 
     def _drain(self, timeout_s: float) -> None:
-        """From the control thread, or the main thread between two bytecodes."""
+        """On the control thread."""
         with self._lock:
             server = self._server
         if server is None:

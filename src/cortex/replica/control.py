@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import threading
 import time
@@ -44,6 +45,7 @@ class Control:
         listener: inherited listening socket.
         slot: the slot's listening socket, handed out to whoever asks.
         on_drain: called on the control thread with the timeout of a `Drain`.
+        on_signal: called on the control thread with the number of a signal; see `hear_signals`.
         every_second: called on the control thread once a second.
         complain: takes the text of an unexpected error of ours.
     """
@@ -55,6 +57,7 @@ class Control:
         listener: socket.socket,
         slot: socket.socket,
         on_drain: Callable[[float], None],
+        on_signal: Callable[[int], None],
         every_second: Callable[[], None],
         complain: Callable[[str], None],
     ) -> None:
@@ -63,11 +66,15 @@ class Control:
         self._listener = listener
         self._slot = slot
         self._on_drain = on_drain
+        self._on_signal = on_signal
         self._every_second = every_second
         self._complain = complain
         self.interval_s = HOUSEKEEPING_INTERVAL_S
         """How often `every_second` is really called; less while the end is near."""
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._signals, self._signalled = socket.socketpair()
+        for end in (self._signals, self._signalled):
+            end.setblocking(False)
         self._channels: list[Channel] = []
         self._flushed = threading.Condition()
         self._announced = 0
@@ -83,6 +90,24 @@ class Control:
         """Push the status to every connection, soon. From any thread."""
         self._announced += 1
         os.eventfd_write(self._wake_fd, 1)
+
+    def hear_signals(self) -> None:
+        """
+        Have `on_signal` told of each signal that Python handles. From the main thread.
+
+        Not left to a handler alone: Python calls that between two steps of the main thread, so that a signal which
+        comes just before a long wait begins is handled after it. Nor may a handler do much: the code that it interrupts
+        may hold any lock of this process.
+        """
+        signal.set_wakeup_fd(self._signalled.fileno(), warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are its own
+
+    def pass_signal(self, number: int) -> None:
+        """As the interpreter does it, for the time that an event loop has taken its place. From a signal handler."""
+        try:
+            self._signalled.send(bytes((number,)))
+        except BlockingIOError:
+            pass  # there are plenty waiting
 
     def flush(self, timeout_s: float) -> None:
         """Wait until everything announced so far has been written to the connections, or the time is up."""
@@ -114,7 +139,8 @@ class Control:
                 time.sleep(0.1)
 
     def _watched(self) -> dict[int, int]:
-        watched = {self._listener.fileno(): select.POLLIN, self._wake_fd: select.POLLIN}
+        own = (self._listener.fileno(), self._wake_fd, self._signals.fileno())
+        watched = dict.fromkeys(own, select.POLLIN)
         return watched | {channel.fileno(): channel.events for channel in self._channels}
 
     def _hear(self, ready: set[int]) -> None:
@@ -126,6 +152,9 @@ class Control:
             for channel in self._channels:
                 channel.send(payload)
             self._pushed = announced
+        if self._signals.fileno() in ready:
+            for number in set(self._signals.recv(4096)):
+                self._on_signal(number)
         for channel in self._channels:
             if channel.fileno() in ready:
                 channel.flush()
