@@ -90,6 +90,8 @@ class Known:
         in_force = [record for record in records if record.rules == rules]
         self._records = {record.model: record for record in in_force}
         self._stops = [(record.model, stop) for record in in_force for stop in record.stops]
+        self._decisions: dict[tuple[ModelKey, Mode, str], Decision] = {}
+        """Those that were made: hundreds of replicas ask for the same few."""
 
     def decision(self, build: BuildSpec, runtime: str = "") -> Decision:
         """
@@ -99,8 +101,12 @@ class Known:
             runtime: what it says that it runs on. While it has not said: what the last inspection at its place ran on.
         """
         runtime = runtime or self.runtime_at(build)
-        found = decide(build.batching_mode, self.verdict(build.model.key, runtime), self.stop(build.model.key, runtime))
-        return msgspec.structs.replace(found, runtime=runtime)
+        model, mode = build.model.key, build.batching_mode
+        found = self._decisions.get((model, mode, runtime))
+        if found is None:
+            found = decide(mode, self.verdict(model, runtime), self.stop(model, runtime))
+            found = self._decisions[model, mode, runtime] = msgspec.structs.replace(found, runtime=runtime)
+        return found
 
     def runtime_at(self, build: BuildSpec) -> str:
         """What a replica of this build will run on; empty if nobody can tell."""
