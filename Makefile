@@ -4,6 +4,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 CHAOS_SECONDS ?= 60
+SECONDS ?=
+SEED ?=
 ARGS ?=
 
 # uv installs in seconds what takes pip minutes. Without one on PATH it is put into .venv first.
@@ -18,7 +20,7 @@ DEV := $(VENV)/.installed-dev
 ALL := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test e2e check chaos bench clean
+.PHONY: help install demo smoke test e2e check rows chaos bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +32,7 @@ demo: $(CORE) ## deploy examples/iris on this machine and ask it something
 
 test: $(DEV) ## run all tests but the end-to-end ones; choose with ARGS, e.g. make test ARGS="-k rollout"
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal \
-		tests/unit tests/contract tests/integration tests/docs/test_pages.py $(ARGS)
+		tests/unit tests/contract tests/integration tests/rows tests/docs/test_pages.py $(ARGS)
 
 # Bytecode of tests is kept even where Python may write none: they would be compiled for a third of the time.
 smoke: $(DEV) ## half a minute: lint, the fast unit and contract tests, one real deploy
@@ -46,6 +48,10 @@ check: $(DEV) ## formatting, lint, types, import direction
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+rows: $(DEV) ## look for rows that are proved to be apart and are not; SECONDS=600 stops it earlier, SEED=1 repeats it
+	$(BIN)/python tests/rows/campaign.py --keep build/rows \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 chaos: $(DEV) ## kill processes under load for CHAOS_SECONDS (60) and count failed requests
 	$(BIN)/python bench/chaos.py --seconds $(CHAOS_SECONDS)

@@ -1,0 +1,302 @@
+"""
+The prover without one of its checks: whatever it then proves wrongly shows that the check is needed, and tried.
+
+A check is found in the source: an `if` that ends in a refusal, a call that may refuse and whose result nobody takes,
+one of several conditions for going on. A rule is also tried as one that hands its first input on.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import CodeType, FrameType, ModuleType
+from typing import Any, Final
+
+import msgspec
+import onnx
+
+import cortex
+
+PACKAGE: Final = "cortex.rows"
+_ROOT: Final = Path(cortex.__file__).parent / "rows"
+_REFUSALS: Final = ("refuse", "mixed")
+
+
+class Mutant(msgspec.Struct, frozen=True, order=True):
+    """One check, and where it stands."""
+
+    module: str
+    """As it is imported."""
+    function: str
+    line: int
+    text: str
+    """The check, as it is written."""
+    index: int
+    """Among those of its module."""
+
+    @property
+    def place(self) -> str:
+        return f"{self.module.removeprefix(PACKAGE + '.').replace('.', '/')}.py:{self.line}"
+
+
+# ---- finding checks ---------------------------------------------------------------------------------------------
+
+
+def mutants() -> list[Mutant]:
+    """All checks of the package, in the order of its files."""
+    found = []
+    for path in sorted(_ROOT.rglob("*.py")):
+        relative = path.relative_to(_ROOT).with_suffix("")
+        parts = [part for part in relative.parts if part != "__init__"]
+        module = ".".join([PACKAGE, *parts])
+        for index, (function, line, text, _) in enumerate(_changes(ast.parse(path.read_text()))):
+            found.append(Mutant(module, function, line, text, index))
+    return found
+
+
+def rule_functions() -> set[tuple[str, str]]:
+    """Module and name of each function that is the rule of an operator."""
+    from cortex.rows.rules.registry import RULES
+
+    return {(rule.function.__module__, rule.function.__name__) for rule in RULES.values()}
+
+
+_Change = tuple[str, int, str, Callable[[], None]]
+"""The function it is in, its line, the check as text, and what takes it out of the tree."""
+
+
+def _changes(tree: ast.Module) -> list[_Change]:
+    found: list[_Change] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and not _is_refusal_itself(node):
+            found += [(node.name, *change) for change in _changes_in(node)]
+            if _is_rule(node, tree):
+                found.append((node.name, node.lineno, "the rule as a whole", functools.partial(_hand_on, node)))
+    return found
+
+
+def _changes_in(function: ast.FunctionDef) -> Iterator[tuple[int, str, Callable[[], None]]]:
+    for node in _own_nodes(function):
+        if isinstance(node, ast.If):
+            if _ends_in_refusal(node.body):
+                yield node.lineno, f"if {ast.unparse(node.test)}", functools.partial(_never, node)
+                yield from _parts(node.test, ast.Or)
+            else:
+                yield from _parts(node.test, ast.And)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
+            if node.value.func.id != "refuse":
+                yield node.lineno, ast.unparse(node), functools.partial(_drop, node)
+        elif isinstance(node, ast.IfExp):
+            if _is_refusal(node.orelse):
+                yield node.lineno, ast.unparse(node.test), functools.partial(_always, node, True)
+            elif _is_refusal(node.body):
+                yield node.lineno, ast.unparse(node.test), functools.partial(_always, node, False)
+        elif isinstance(node, ast.Assign | ast.Return) and node.value is not None:
+            yield from _parts(node.value, ast.And)
+        elif isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or) and any(map(_is_refusal, node.values)):
+            yield node.lineno, ast.unparse(node), functools.partial(_without_refusal, node)
+
+
+def _own_nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
+    """Nodes of a function, but not of functions in it: those are looked at by themselves."""
+    waiting: list[ast.AST] = list(function.body)
+    while waiting:
+        node = waiting.pop(0)
+        yield node
+        if not isinstance(node, ast.FunctionDef):
+            waiting += ast.iter_child_nodes(node)
+
+
+def _parts(test: ast.expr, kind: type[ast.boolop]) -> Iterator[tuple[int, str, Callable[[], None]]]:
+    """Each operand of an `and`, or an `or`, to be left out by itself."""
+    if not isinstance(test, ast.BoolOp) or not isinstance(test.op, kind):
+        return
+    for index, value in enumerate(test.values):
+        yield value.lineno, ast.unparse(value), functools.partial(_leave_out, test, index)
+
+
+def _is_refusal(node: ast.AST | None) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _REFUSALS
+
+
+def _ends_in_refusal(body: Sequence[ast.stmt]) -> bool:
+    last = body[-1]
+    if isinstance(last, ast.Raise):
+        return True
+    if isinstance(last, ast.Expr):
+        return _is_refusal(last.value)
+    if isinstance(last, ast.Return) and last.value is not None:
+        reason = isinstance(last.value, ast.JoinedStr) or (
+            isinstance(last.value, ast.Constant) and isinstance(last.value.value, str) and bool(last.value.value)
+        )
+        return _is_refusal(last.value) or reason
+    return False
+
+
+def _is_refusal_itself(node: ast.FunctionDef) -> bool:
+    return node.name in ("refuse", "mixed", "not_proved")
+
+
+def _is_rule(node: ast.FunctionDef, tree: ast.Module) -> bool:
+    """Whether it is registered: by a decorator, or by a call `rule(…)(name)`."""
+    if any(isinstance(one, ast.Call) and ast.unparse(one.func) == "rule" for one in node.decorator_list):
+        return True
+    return any(
+        isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Call)
+        and ast.unparse(call.func.func) == "rule"
+        and any(isinstance(argument, ast.Name) and argument.id == node.name for argument in call.args)
+        for call in ast.walk(tree)
+    )
+
+
+# ---- taking them out --------------------------------------------------------------------------------------------
+
+
+def _never(node: ast.If) -> None:
+    node.test = ast.Constant(False)
+
+
+def _drop(node: ast.Expr) -> None:
+    node.value = ast.Constant(None)
+
+
+def _always(node: ast.IfExp, value: bool) -> None:
+    node.test = ast.Constant(value)
+
+
+def _leave_out(node: ast.BoolOp, index: int) -> None:
+    node.values[index] = ast.Constant(isinstance(node.op, ast.And))
+
+
+def _without_refusal(node: ast.BoolOp) -> None:
+    node.values = [value for value in node.values if not _is_refusal(value)] * 2
+
+
+def _hand_on(function: ast.FunctionDef) -> None:
+    """Each output is the first input that has rows, as it is."""
+    (argument, *_) = function.args.args
+    source = (
+        f"given = [value for value in {argument.arg}.given if not value.is_uniform] or {argument.arg}.given\n"
+        f"return [given[0]] * max(1, {argument.arg}.outputs)"
+    )
+    function.body = ast.parse(source).body
+
+
+def mutated(mutant: Mutant) -> CodeType:
+    """The code of the mutant's module without its check."""
+    path = _path_of(mutant.module)
+    tree = ast.parse(path.read_text())
+    function, line, text, change = _changes(tree)[mutant.index]
+    if (function, line, text) != (mutant.function, mutant.line, mutant.text):
+        raise ValueError(f"{mutant.place} was changed since")
+    change()
+    return compile(ast.fix_missing_locations(tree), str(path), "exec")
+
+
+def _path_of(module: str) -> Path:
+    path = _ROOT.joinpath(*module.removeprefix(PACKAGE).strip(".").split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+# ---- running without them ---------------------------------------------------------------------------------------
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Has one module of the package made of other code."""
+
+    def __init__(self, module: str, code: CodeType) -> None:
+        self._module = module
+        self._code = code
+
+    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != self._module:
+            return None
+        file = _path_of(name)
+        return importlib.util.spec_from_file_location(
+            name, file, loader=self, submodule_search_locations=[str(file.parent)] if self.is_package(name) else None
+        )
+
+    def is_package(self, name: str) -> bool:
+        return _path_of(name).name == "__init__.py"
+
+    def get_source(self, name: str) -> None:
+        return None
+
+    def get_code(self, name: str) -> CodeType:
+        return self._code
+
+
+@contextlib.contextmanager
+def prover_without(mutant: Mutant) -> Iterator[Callable[[Any], Any]]:
+    """`prove`, of a package of its own in which a check is missing."""
+    kept = {name: module for name, module in sys.modules.items() if name == PACKAGE or name.startswith(PACKAGE + ".")}
+    before = getattr(cortex, "rows", None)
+    finder = _Finder(mutant.module, mutated(mutant))
+    for name in kept:
+        del sys.modules[name]
+    sys.meta_path.insert(0, finder)
+    try:
+        yield importlib.import_module(PACKAGE).prove
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if name == PACKAGE or name.startswith(PACKAGE + ".")]:
+            del sys.modules[name]
+        sys.modules.update(kept)
+        if before is not None:
+            cortex.rows = before
+
+
+def killer(mutant: Mapping[str, Any], cases: Iterable[tuple[str, onnx.ModelProto]]) -> str | None:
+    """
+    Return the key of the first case that is proved without the check; None if none is.
+
+    Args:
+        cases: wrong when run, and refused with the check.
+    """
+    from prover import graph_of
+
+    try:
+        with prover_without(msgspec.convert(mutant, Mutant)) as prove:
+            for key, model in cases:
+                if prove(graph_of(model)).proved:
+                    return key
+    except (ImportError, ValueError, TypeError, AttributeError):
+        return None  # without it the package does not even load
+    return None
+
+
+def refused_in(model: onnx.ModelProto) -> list[str]:
+    """Functions of the prover that were at work when something was refused, as `module:function`."""
+    from prover import proof_of
+
+    from cortex.rows.refusal import NotProved
+
+    found: set[str] = set()
+
+    def note(self: Exception, *arguments: object) -> None:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            module = frame.f_globals.get("__name__", "")
+            if module.startswith(PACKAGE):
+                found.add(f"{module}:{frame.f_code.co_name}")
+            frame = frame.f_back
+
+    kept = NotProved.__init__
+    NotProved.__init__ = note  # type: ignore[method-assign, assignment]
+    try:
+        proof_of(model)
+    finally:
+        NotProved.__init__ = kept  # type: ignore[method-assign]
+    return sorted(found)
+
+
+__all__ = ["Mutant", "killer", "mutants", "prover_without", "refused_in", "rule_functions"]

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import msgspec
+from cases import Case, text_case
+from mutants import Mutant, killer, mutants, refused_in, rule_functions
+from prover import proof_of
+
+
+def over_rows() -> Case:
+    return text_case("", "g (float[N,4] x) => (float[N,4] y) { a = Constant<value = int64 {0}>() y = CumSum(x, a) }")
+
+
+def of(function: str, text: str) -> Mutant:
+    (found,) = [one for one in mutants() if one.function == function and one.text == text]
+    return found
+
+
+def killed(mutant: Mutant, case: Case) -> bool:
+    return killer(msgspec.to_builtins(mutant), [("it", case.model)]) == "it"
+
+
+def test_without_its_check_a_rule_proves_what_mixes_rows() -> None:
+    mutant = of("along", "if value.is_rows and axis_of(axis, value.rank) == value.axis")
+
+    assert killed(mutant, over_rows())
+    assert not proof_of(over_rows().model).proved
+
+
+def test_a_rule_as_a_whole_is_taken_out_too() -> None:
+    assert killed(of("cum_sum", "the rule as a whole"), over_rows())
+
+
+def test_another_check_is_not_missed_there() -> None:
+    assert not killed(of("_rows_reshaped", "if len(holders) != 1"), over_rows())
+
+
+def test_the_functions_at_work_when_something_is_refused_are_known() -> None:
+    found = refused_in(over_rows().model)
+
+    assert {"cortex.rows.rules.reductions:along", "cortex.rows.rules.reductions:cum_sum"} <= set(found)
+
+
+def test_each_rule_can_be_taken_out() -> None:
+    assert rule_functions() <= {(mutant.module, mutant.function) for mutant in mutants()}

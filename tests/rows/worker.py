@@ -1,0 +1,83 @@
+"""
+A process that judges cases: one task a line on stdin, its result a line on stdout.
+
+Graphs that nobody would write can end onnxruntime by a signal (a Scan over nothing does), or keep it for minutes; that
+ends one of these, and the campaign goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+_MOST_MEMORY_BYTES: Final = 6 * 2**30
+
+
+def main() -> int:
+    results = os.fdopen(os.dup(1), "w")
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)  # nothing else may write there
+    os.dup2(silent, 2)  # onnxruntime says of each graph that does not load why
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY_BYTES, _MOST_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin:
+        task = msgspec.json.decode(line)
+        try:
+            result = {"result": _TASKS[task["do"]](task)}
+        except Exception as error:  # told, so that a mistake of ours is not taken for a crash
+            result = {"error": f"{type(error).__name__}: {error}"}
+        results.write(msgspec.json.encode(result).decode() + "\n")
+        results.flush()
+    return 0
+
+
+def _judge(task: Mapping[str, Any]) -> Any:
+    """Judge each case of a key."""
+    from judging import judge
+    from sources import cases_of
+
+    return [
+        judge(key, case, seed=task["seed"], batches=task["batches"], examine_refused=task["examine_refused"])
+        for key, case in cases_of(task["key"]).items()
+    ]
+
+
+def _minimise(task: Mapping[str, Any]) -> Any:
+    """Make a case that is wrongly proved smaller; return it as text."""
+    from minimising import minimised
+    from sources import case_of
+
+    return minimised(case_of(task["key"]), seed=task["seed"])
+
+
+def _refusals(task: Mapping[str, Any]) -> Any:
+    """Where in the prover each of the cases is refused."""
+    from mutants import refused_in
+    from sources import case_of
+
+    return {key: refused_in(case_of(key).model) for key in task["keys"]}
+
+
+def _mutant(task: Mapping[str, Any]) -> Any:
+    """Which of the cases a prover without one of its checks proves; None if none."""
+    from mutants import killer
+    from sources import case_of
+
+    return killer(task["mutant"], ((key, case_of(key).model) for key in task["keys"]))
+
+
+_TASKS: Final[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {
+    "judge": _judge,
+    "minimise": _minimise,
+    "refusals": _refusals,
+    "mutant": _mutant,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
