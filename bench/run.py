@@ -2,7 +2,7 @@
 Every measurement of this folder but chaos, one after the other: `make bench`. Read the ratios; machines differ.
 
 `python bench/run.py [NAME …]` runs only those named: throughput, codec, replica, monitoring, footprint,
-saved_model, simulate. What lacks something (`wrk`, TensorFlow) says so and is passed over.
+saved_model, simulate, batches. What lacks something (`wrk`, TensorFlow) says so and is passed over.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ SCRIPTS = {
     "footprint": ["footprint.py"],
     "saved_model": ["saved_model.py"],
     "simulate": ["simulate.py", "--runs", "5000"],
+    "batches": ["batches.py"],
 }
 
 

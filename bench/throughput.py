@@ -101,7 +101,7 @@ def main() -> int:
             "FastAPI + uvicorn": (fastapi_url, named),
         }
         for name, (url, body) in servers.items():
-            if LABEL not in (answer := _ask(url, body)):
+            if LABEL not in (answer := ask(url, body)):
                 print(f"{name} answers {answer!r}, which is wrong", file=sys.stderr)
                 return 1
         for connections in (options.connections, 1):
@@ -116,7 +116,7 @@ def _compare(wrk: str, servers: dict[str, tuple[str, str]], connections: int, op
     p99s: dict[str, list[float]] = {name: [] for name in servers}
     for _ in range(options.rounds):
         for name, (url, body) in servers.items():
-            rate, p50_ms, p99_ms = _load(wrk, url, body, connections, options.seconds)
+            rate, p50_ms, p99_ms = load(wrk, url, body, connections, options.seconds)
             rates[name].append(rate)
             p50s[name].append(p50_ms)
             p99s[name].append(p99_ms)
@@ -131,7 +131,7 @@ def _compare(wrk: str, servers: dict[str, tuple[str, str]], connections: int, op
         print(f"  {name:<20} {rate:>11,.0f} {p50_ms:>6.2f} ms {p99_ms:>6.2f} ms   {rate / base:.1f}x")
 
 
-def _load(wrk: str, url: str, body: str, connections: int, seconds: float) -> tuple[float, float, float]:
+def load(wrk: str, url: str, body: str, connections: int, seconds: float) -> tuple[float, float, float]:
     """Requests a second, and the 50th and 99th percentile of latency in ms. Any answer but 2xx ends the run."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(LUA % body)
@@ -176,7 +176,7 @@ def _fastapi(folder: Path) -> Iterator[str]:
     process = subprocess.Popen([*command, "--loop", "uvloop", "--http", "httptools"], cwd=folder)
     try:
         url = f"http://127.0.0.1:{port}/predict"
-        _until(lambda: _ask(url, json.dumps(SAMPLE)))
+        _until(lambda: ask(url, json.dumps(SAMPLE)))
         yield url
     finally:
         process.terminate()
@@ -195,7 +195,7 @@ def _until(attempt: Callable[[], object], deadline_s: float = 30.0) -> None:
             time.sleep(0.05)
 
 
-def _ask(url: str, body: str) -> str:
+def ask(url: str, body: str) -> str:
     request = urllib.request.Request(url, body.encode(), {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=10) as response:
         return response.read().decode()
