@@ -3,9 +3,9 @@ What batching gains on models whose rows are proved to be apart: `batching: auto
 
     .venv/bin/python bench/batches.py [--seconds 5] [--rounds 3] [--connections 32]
 
-Needs `wrk` on PATH (Debian: `apt-get install wrk`). The same model serves twice, by one replica with one cpu each; rounds
-take turns, so that what else the machine does hits both alike. The figures are medians. A model that takes less than a
-millisecond runs on the event loop and is not batched: there is nothing to gain.
+Needs `wrk` on PATH (Debian: `apt-get install wrk`). The same model serves twice, by one replica with one cpu each;
+rounds take turns, so that what else the machine does hits both alike. The figures are medians. A model that takes less
+than a millisecond runs on the event loop and is not batched: there is nothing to gain.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -48,7 +49,7 @@ def model(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], *trail
 def perceptron() -> tuple[onnx.ModelProto, object]:
     widths = [16, 1024, 1024, 1024, 1024, 4]
     nodes, constants, last = [], [], "x"
-    for layer, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (before, after) in enumerate(pairwise(widths)):
         constants.append(weights(f"w{layer}", before, after))
         nodes.append(helper.make_node("MatMul", [last, f"w{layer}"], [f"m{layer}"]))
         last = "y" if layer == len(widths) - 2 else f"r{layer}"
@@ -59,7 +60,7 @@ def perceptron() -> tuple[onnx.ModelProto, object]:
 def convolutions() -> tuple[onnx.ModelProto, object]:
     channels = [1, 32, 64, 64]
     nodes, constants, last = [], [], "x"
-    for layer, (before, after) in enumerate(zip(channels, channels[1:], strict=False)):
+    for layer, (before, after) in enumerate(pairwise(channels)):
         constants.append(weights(f"w{layer}", after, before, 3, 3))
         nodes.append(helper.make_node("Conv", [last, f"w{layer}"], [f"c{layer}"], pads=[1, 1, 1, 1]))
         nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
@@ -120,9 +121,8 @@ def main() -> int:
                     p50s[mode].append(p50_ms)
         off, auto = (statistics.median(rates[mode]) for mode in urls)
         slow_ms, quick_ms = (statistics.median(p50s[mode]) for mode in urls)
-        print(
-            f"  {name:<36} {off:>7,.0f}/s {auto:>7,.0f}/s   {auto / off:4.2f}x   {slow_ms:7.2f} ms {quick_ms:7.2f} ms"
-        )
+        line = f"  {name:<36} {off:>7,.0f}/s {auto:>7,.0f}/s   {auto / off:4.2f}x"
+        print(f"{line}   {slow_ms:7.2f} ms {quick_ms:7.2f} ms")
     return 0
 
 
