@@ -169,6 +169,8 @@ class Campaign:
         for done in self._carry_out(part, tasks, count):
             for judgement in msgspec.convert(done.result or [], list[Judgement]):
                 self.totals.add(part, judgement)
+                if judgement.is_wrongly_proved:
+                    self._progress.tell(_wrong(judgement))
 
     def _carry_out(self, what: str, tasks: Iterable[Task], count: int) -> Iterator[Done]:
         with self._progress.of(what, count) as step:
@@ -194,6 +196,12 @@ class Progress:
     def __init__(self, stream: IO[str] | None) -> None:
         self._stream = stream
         self._is_terminal = stream is not None and stream.isatty()
+
+    def tell(self, text: str) -> None:
+        """Write a line at once."""
+        if self._stream is not None:
+            self._stream.write(("\r\033[K" if self._is_terminal else "") + text + "\n")
+            self._stream.flush()
 
     def of(self, what: str, count: int) -> _Part:
         return _Part(self._stream, self._is_terminal, what, count)
@@ -250,7 +258,7 @@ def report(campaign: Campaign, *, with_mutants: bool) -> Iterator[str]:
     for judgement in totals.unexpected:
         yield f"unexpected: {judgement.name}: {_said(judgement)}, expected: {judgement.expected}"
     for judgement in totals.wrong:
-        yield f"PROVED AND WRONG: {judgement.name} ({judgement.rounding}): {judgement.problem}: {judgement.text}"
+        yield _wrong(judgement)
     if with_mutants:
         yield f"checks taken out: {len(campaign.killed):,} noticed, {len(campaign.survivors):,} not"
         for mutant in campaign.survivors:
@@ -270,6 +278,10 @@ _OUTCOMES: Final = {
     "refused, unloadable": "refused, does not load",
     "refused, unexamined": "refused, not run",
 }
+
+
+def _wrong(judgement: Judgement) -> str:
+    return f"PROVED AND WRONG: {judgement.name} ({judgement.rounding}): {judgement.problem}: {judgement.text}"
 
 
 def _said(judgement: Judgement) -> str:

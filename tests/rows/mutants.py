@@ -21,9 +21,9 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any, Final
 
 import msgspec
-import onnx
 
 import cortex
+from cortex.wire.graphs import Model
 
 PACKAGE: Final = "cortex.rows"
 _ROOT: Final = Path(cortex.__file__).parent / "rows"
@@ -255,29 +255,26 @@ def prover_without(mutant: Mutant) -> Iterator[Callable[[Any], Any]]:
             cortex.rows = before
 
 
-def killer(mutant: Mapping[str, Any], cases: Iterable[tuple[str, onnx.ModelProto]]) -> str | None:
+def killer(mutant: Mapping[str, Any], cases: Iterable[tuple[str, Model]]) -> str | None:
     """
     Return the key of the first case that is proved without the check; None if none is.
 
     Args:
         cases: wrong when run, and refused with the check.
     """
-    from prover import graph_of
-
     try:
         with prover_without(msgspec.convert(mutant, Mutant)) as prove:
             for key, model in cases:
-                if prove(graph_of(model)).proved:
+                if prove(model).proved:
                     return key
     except (ImportError, ValueError, TypeError, AttributeError):
         return None  # without it the package does not even load
     return None
 
 
-def refused_in(model: onnx.ModelProto) -> list[str]:
+def refused_in(model: Model) -> list[str]:
     """Functions of the prover that were at work when something was refused, as `module:function`."""
-    from prover import proof_of
-
+    from cortex.rows import prove
     from cortex.rows.refusal import NotProved
 
     found: set[str] = set()
@@ -293,7 +290,7 @@ def refused_in(model: onnx.ModelProto) -> list[str]:
     kept = NotProved.__init__
     NotProved.__init__ = note  # type: ignore[method-assign, assignment]
     try:
-        proof_of(model)
+        prove(model)
     finally:
         NotProved.__init__ = kept  # type: ignore[method-assign]
     return sorted(found)

@@ -68,16 +68,24 @@ def variants(name: str, model: onnx.ModelProto, inputs: Sequence[Array]) -> Iter
     Args:
         inputs: an example of each; requests are made of its rows, and of the same with other values.
     """
-    names = [value.name for value in model.graph.input]
-    if len(names) != len(inputs):
-        return
+    for choice, is_free in _choices(model, inputs):
+        yield _variant(name, model, inputs, choice, is_free)
+
+
+def variant(name: str, model: onnx.ModelProto, inputs: Sequence[Array], number: int) -> Case:
+    """One of the variants, counted from 0."""
+    return _variant(name, model, inputs, *_choices(model, inputs)[number])
+
+
+def _choices(model: onnx.ModelProto, inputs: Sequence[Array]) -> list[tuple[tuple[int, ...], bool]]:
+    """Which inputs are rows, and whether sizes are free."""
+    if len(model.graph.input) != len(inputs):
+        return []
     possible = [index for index, value in enumerate(inputs) if value.ndim > 0 and value.shape[0] > 0]
     choices = itertools.chain.from_iterable(
         itertools.combinations(possible, count) for count in range(1, len(possible) + 1)
     )
-    for choice in itertools.islice(choices, MOST_CHOICES):
-        for is_free in (False, True):
-            yield _variant(name, model, inputs, choice, is_free)
+    return list(itertools.product(itertools.islice(choices, MOST_CHOICES), (False, True)))
 
 
 def _variant(

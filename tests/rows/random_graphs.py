@@ -20,7 +20,8 @@ from truth import Batch
 
 N: Final = 7
 """The number of rows that shapes are kept for."""
-MOST_ELEMENTS: Final = 4_000
+MOST_ELEMENTS: Final = 40_000
+_LARGE: Final = (1, 2, 16, 18, 33, 64)
 OPSETS: Final = (11, 12, 13, 17, 18, 21, 22)
 
 _TYPES: Final = {
@@ -71,6 +72,8 @@ class Sketch:
 
     rng: np.random.Generator
     opset: int = 18
+    is_large: bool = False
+    """Of sizes where loops over vectors have a remainder."""
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
     functions: list[onnx.FunctionProto] = field(default_factory=list)
@@ -90,7 +93,7 @@ class Sketch:
         return values[self.below(len(values))]
 
     def size(self) -> int:
-        return int(self.one_of((1, 2, 2, 3, 3, 4, 5)))
+        return int(self.one_of(_LARGE if self.is_large else (1, 2, 2, 3, 3, 4, 5)))
 
     def axis(self, wire: Wire) -> int:
         """A dimension, mostly one that is not the rows; at times counted from the end."""
@@ -608,8 +611,9 @@ def top(s: Sketch, x: Wire) -> Wire:
     require(x.dtype == "float32")
     axis = s.axis(x)
     shape = list(x.shape)
-    shape[axis] = 1
-    made = s.emit("TopK", [x, s.numbers(1)], shape, outputs=2, axis=axis)
+    shape[axis] = count = 1 if axis % x.rank in x.row_axes else s.below(x.shape[axis] + 1, 1)
+    is_sorted = int(s.chance(0.7))
+    made = s.emit("TopK", [x, s.numbers(count)], shape, outputs=2, axis=axis, largest=s.below(2), sorted=is_sorted)
     return Wire(f"{made.name}_1", made.shape, "int64") if s.chance(0.4) else made
 
 
@@ -910,6 +914,92 @@ def fused(s: Sketch, x: Wire) -> Wire:
     return s.emit("FusedMatMul", [x, y], _product(x.shape, turned), domain="com.microsoft", transB=1, alpha=0.5)
 
 
+# ---- what onnxruntime makes one operator of ---------------------------------------------------------------------
+
+
+def _scalar(s: Sketch, operator: str, x: Wire, value: float) -> Wire:
+    return s.emit(operator, [x, s.constant(np.float32(value))], x.shape)
+
+
+def gelu_in_parts(s: Sketch, x: Wire) -> Wire:
+    require(x.dtype == "float32")
+    curve = s.emit("Erf", [_scalar(s, "Div", x, 2**0.5)], x.shape)
+    return _scalar(s, "Mul", s.emit("Mul", [x, _scalar(s, "Add", curve, 1.0)], x.shape), 0.5)
+
+
+def layer_norm_in_parts(s: Sketch, x: Wire) -> Wire:
+    require(x.dtype == "float32" and x.rank > 1 and x.shape[-1] % N != 0)
+    narrow = [*x.shape[:-1], 1]
+    mean = s.with_axes("ReduceMean", x, [-1], narrow, since=18)
+    off = s.emit("Sub", [x, mean], x.shape)
+    variance = s.with_axes("ReduceMean", _scalar(s, "Pow", off, 2.0), [-1], narrow, since=18)
+    spread = s.emit("Sqrt", [_scalar(s, "Add", variance, 1e-5)], narrow)
+    scaled = s.emit("Mul", [s.emit("Div", [off, spread], x.shape), s.noise(x.shape[-1])], x.shape)
+    return s.emit("Add", [scaled, s.noise(x.shape[-1])], x.shape)
+
+
+def dense(s: Sketch, x: Wire) -> Wire:
+    """A product, a bias, an activation; at times between quantised values."""
+    require(x.dtype == "float32" and x.rank > 1 and x.shape[-1] % N != 0)
+    w = s.noise(x.shape[-1], s.size())
+    if s.opset >= 13 and s.chance(0.3):
+        scale, zero = s.constant(np.float32(0.05)), s.constant(np.int8(0))
+
+        def rounded(wire: Wire) -> Wire:
+            return s.emit(
+                "DequantizeLinear",
+                [s.emit("QuantizeLinear", [wire, scale, zero], wire.shape, "int8"), scale, zero],
+                wire.shape,
+                "float32",
+            )
+
+        return rounded(s.emit("MatMul", [rounded(x), rounded(w)], (*x.shape[:-1], w.shape[1])))
+    made = s.emit("MatMul", [x, w], (*x.shape[:-1], w.shape[1]))
+    made = s.emit("Add", [made, s.noise(w.shape[1])], made.shape)
+    return s.emit(s.one_of(("Relu", "Tanh", "Sigmoid")), [made], made.shape)
+
+
+def convolution_block(s: Sketch, x: Wire) -> Wire:
+    made = convolve(s, x)
+    c = made.shape[1]
+    parameters = [s.noise(c), s.noise(c), s.noise(c), s.constant(np.abs(s.rng.standard_normal(c)).astype(np.float32))]
+    made = s.emit("BatchNormalization", [made, *parameters], made.shape)
+    if made.shape == x.shape and s.chance(0.6):
+        made = s.emit("Add", [made, x], x.shape)
+    return s.emit("Relu", [made], made.shape)
+
+
+def attention_in_parts(s: Sketch, x: Wire) -> Wire:
+    """Heads are made by a reshape to counted sizes or to 0 and -1, products are scaled, added up with a mask."""
+    require(x.rank == 3 and x.dtype == "float32" and x.shape[2] in (2, 4, 16, 64) and len(x.row_axes) == 1)
+    n, steps, width = x.shape
+    heads = 2
+
+    def apart(wire: Wire) -> Wire:
+        target: list[int | Wire] = [0, 0, heads, width // heads]
+        if s.chance(0.5):
+            target = [s.size_of(wire, 0), -1, heads, width // heads]
+        split = s.emit("Reshape", [wire, _vector(s, target)], (n, steps, heads, width // heads))
+        return s.emit("Transpose", [split], (n, heads, steps, width // heads), perm=[0, 2, 1, 3])
+
+    queries, keys, values = (
+        apart(s.emit("Add", [s.emit("MatMul", [x, s.noise(width, width)], x.shape), s.noise(width)], x.shape))
+        for _ in range(3)
+    )
+    turned = s.emit("Transpose", [keys], (n, heads, width // heads, steps), perm=[0, 1, 3, 2])
+    products = _scalar(s, "Div", s.emit("MatMul", [queries, turned], (n, heads, steps, steps)), 1.5)
+    if s.chance(0.4):
+        mask = s.other(lambda wire: wire.shape in ((n, steps), (n, 1, 1, steps)) and wire.dtype == "float32")
+        if mask.rank == 2:
+            mask = s.unsqueezed(s.unsqueezed(mask, 1), 2)
+        products = s.emit("Add", [products, mask], products.shape)
+    shares = s.emit("Softmax", [products], products.shape, axis=3)
+    joined = s.emit("MatMul", [shares, values], queries.shape)
+    turned = s.emit("Transpose", [joined], (n, steps, heads, width // heads), perm=[0, 2, 1, 3])
+    target: list[int | Wire] = [0, 0, width] if s.chance(0.5) else [s.size_of(x, 0), s.size_of(x, 1), width]
+    return s.emit("Reshape", [turned, _vector(s, target)], x.shape)
+
+
 # ---- control flow -----------------------------------------------------------------------------------------------
 
 
@@ -917,7 +1007,9 @@ def _body(
     s: Sketch, inputs: Sequence[Wire], make: Callable[[Sketch], Sequence[Wire]], declared: Sequence[Any] = ()
 ) -> onnx.GraphProto:
     """A subgraph; it may use everything around it."""
-    inner = Sketch(s.rng, s.opset, constants=s.constants, functions=s.functions, wires=list(s.wires), counter=s.counter)
+    inner = Sketch(
+        s.rng, s.opset, s.is_large, constants=s.constants, functions=s.functions, wires=list(s.wires), counter=s.counter
+    )
     inner.wires += inputs
     outputs = make(inner)
     given = [helper.make_tensor_value_info(wire.name, _TYPES[wire.dtype], None) for wire in inputs]
@@ -1084,6 +1176,7 @@ STEPS: Final[Mapping[Step, int]] = {
     gather: 3, look_up: 2, gather_by_rows: 3, scatter: 2, one_hot: 1,
     size_as_data: 2, positions: 2, row_numbers: 1, constant_of_rows: 1,
     quantise: 2, dequantise: 3, quantise_dynamically: 1, product_of_bytes: 2,
+    gelu_in_parts: 1, layer_norm_in_parts: 2, dense: 2, convolution_block: 2, attention_in_parts: 2,
     classical: 2, fused: 2, branch: 1, loop: 2, scan: 2, call: 1, through_sequence: 2, unruly: 1,
 }  # fmt: skip
 """What a graph is made of, with how often."""
@@ -1093,7 +1186,7 @@ _CHOICES: Final[list[Step]] = [step for step, weight in STEPS.items() for _ in r
 def random_case(seed: int) -> Case:
     """The graph of a seed, which is the same each time."""
     rng = np.random.default_rng(seed)
-    s = Sketch(rng, int(rng.choice(OPSETS)))
+    s = Sketch(rng, int(rng.choice(OPSETS)), bool(rng.random() < 0.15))
     trailing = tuple(s.size() for _ in range(s.below(4)))
     inputs = [Wire("x", (N, *trailing), str(s.one_of(("float32",) * 6 + ("float64", "float16"))))]
     if s.chance(0.5):
@@ -1193,7 +1286,7 @@ def _draw_of(inputs: Sequence[Wire], is_free: bool) -> Callable[[np.random.Gener
     def draw(rng: np.random.Generator) -> Batch:
         shapes = {wire.name: wire.shape[1:] for wire in inputs}
         if is_free and rng.random() < 0.5:
-            others = rng.integers(1, 6, 6)
+            others = rng.integers(1, 6, 1 + max(_LARGE))
             alike = rng.random() < 0.8  # what was as long as something else stays so
             shapes = {
                 name: tuple(int(others[size]) if alike else int(rng.integers(1, 4)) for size in shape)

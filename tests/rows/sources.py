@@ -6,9 +6,12 @@ import functools
 from collections.abc import Mapping
 
 from cases import Case
-from operator_cases import nodes_of, variants
+from operator_cases import nodes_of, variant, variants
+from prover import graph_of
 from random_graphs import random_case
 from written import written_cases
+
+from cortex.wire.graphs import Model
 
 
 @functools.cache
@@ -28,10 +31,11 @@ def cases_of(key: str) -> Mapping[str, Case]:
     if kind == "random":
         return {key: random_case(int(rest))}
     if kind == "operator":
-        module, node, *variant = rest.split(":")
-        cases = variants(*nodes_of(module)[int(node)])
-        found = {f"operator:{module}:{node}:{number}": case for number, case in enumerate(cases)}
-        return {key: found[key]} if variant else found
+        module, node, *number = rest.split(":")
+        named = nodes_of(module)[int(node)]
+        if number:
+            return {key: variant(*named, int(number[0]))}
+        return {f"{key}:{number}": case for number, case in enumerate(variants(*named))}
     raise ValueError(key)
 
 
@@ -39,3 +43,9 @@ def case_of(key: str) -> Case:
     """The one case of a key."""
     (case,) = cases_of(key).values()
     return case
+
+
+@functools.lru_cache(maxsize=30_000)
+def graph_of_key(key: str) -> Model:
+    """What the prover is handed of the one case of a key."""
+    return graph_of(case_of(key).model)

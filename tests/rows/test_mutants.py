@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 from cases import Case, text_case
 from mutants import Mutant, killer, mutants, refused_in, rule_functions
-from prover import proof_of
+from prover import graph_of, proof_of
 
 
 def over_rows() -> Case:
@@ -16,7 +16,7 @@ def of(function: str, text: str) -> Mutant:
 
 
 def killed(mutant: Mutant, case: Case) -> bool:
-    return killer(msgspec.to_builtins(mutant), [("it", case.model)]) == "it"
+    return killer(msgspec.to_builtins(mutant), [("it", graph_of(case.model))]) == "it"
 
 
 def test_without_its_check_a_rule_proves_what_mixes_rows() -> None:
@@ -35,7 +35,7 @@ def test_another_check_is_not_missed_there() -> None:
 
 
 def test_the_functions_at_work_when_something_is_refused_are_known() -> None:
-    found = refused_in(over_rows().model)
+    found = refused_in(graph_of(over_rows().model))
 
     assert {"cortex.rows.rules.reductions:along", "cortex.rows.rules.reductions:cum_sum"} <= set(found)
 

@@ -58,17 +58,17 @@ def _minimise(task: Mapping[str, Any]) -> Any:
 def _refusals(task: Mapping[str, Any]) -> Any:
     """Where in the prover each of the cases is refused."""
     from mutants import refused_in
-    from sources import case_of
+    from sources import graph_of_key
 
-    return {key: refused_in(case_of(key).model) for key in task["keys"]}
+    return {key: refused_in(graph_of_key(key)) for key in task["keys"]}
 
 
 def _mutant(task: Mapping[str, Any]) -> Any:
     """Which of the cases a prover without one of its checks proves; None if none."""
     from mutants import killer
-    from sources import case_of
+    from sources import graph_of_key
 
-    return killer(task["mutant"], ((key, case_of(key).model) for key in task["keys"]))
+    return killer(task["mutant"], ((key, graph_of_key(key)) for key in task["keys"]))
 
 
 _TASKS: Final[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {

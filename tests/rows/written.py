@@ -49,7 +49,8 @@ CONSTANTS: Final[Mapping[str, Any]] = {
     "f0": np.float32(0), "f1": np.float32(1), "half": np.float32(0.5), "little": np.float32(0.01),
     "low": np.float32(-1e9), "eight_rows": _noise(8, 4), "one_row": _noise(1, 4), "w44": _noise(4, 4),
     "w88": _noise(8, 8), "w43": _noise(4, 3), "w4": _noise(4), "w1": _noise(1), "table": _noise(10, 4),
-    "kernel3": _noise(4, 4, 3), "spread": abs(_noise(4)), "lstm_w": _noise(1, 8, 4), "lstm_r": _noise(1, 8, 2),
+    "kernel3": _noise(4, 4, 3), "spread": abs(_noise(4)), "scale_2_1_4": _noise(2, 1, 4), "lstm_w": _noise(1, 8, 4),
+    "lstm_r": _noise(1, 8, 2),
     # the rest
     "yes": np.bool_(True), "scale": np.float32(0.05), "middle": np.uint8(128),
     "weights_u8": _RNG.integers(0, 255, (4, 3)).astype(np.uint8),
