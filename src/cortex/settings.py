@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -186,14 +187,7 @@ class HomeLayout:
     @property
     def sockets(self) -> Path:
         """Folder of the unix sockets: under the home if its path is short enough, else in the runtime folder."""
-        inside = self.home / "run"
-        if len(os.fsencode(inside / LONGEST_SOCKET_NAME)) <= MAX_SOCKET_PATH_BYTES:
-            return inside
-        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:12]
-        # Not from XDG_RUNTIME_DIR: two shells with different environments must find the same sockets.
-        runtime = Path(f"/run/user/{os.getuid()}")
-        base = runtime if runtime.is_dir() else Path("/tmp")  # owner and mode are checked in `prepare`
-        return base / f"cortex-{os.getuid()}-{digest}"
+        return _sockets_of(self.home)
 
     @property
     def agent_socket(self) -> Path:
@@ -231,6 +225,19 @@ class HomeLayout:
             self.sockets,
         ):
             _private_folder(folder)
+
+
+@cache
+def _sockets_of(home: Path) -> Path:
+    """Made out once: it is asked for with every look at a socket, and looks are most of what an idle node does."""
+    inside = home / "run"
+    if len(os.fsencode(inside / LONGEST_SOCKET_NAME)) <= MAX_SOCKET_PATH_BYTES:
+        return inside
+    digest = hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
+    # Not from XDG_RUNTIME_DIR: two shells with different environments must find the same sockets.
+    runtime = Path(f"/run/user/{os.getuid()}")
+    base = runtime if runtime.is_dir() else Path("/tmp")  # owner and mode are checked in `prepare`
+    return base / f"cortex-{os.getuid()}-{digest}"
 
 
 class UnusableHome(CortexError):
