@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Protocol
 
@@ -26,3 +27,13 @@ class SystemClock:
 
     def wall_s(self) -> float:
         return time.time()
+
+
+def until_beat_s(now_s: float, interval_s: float) -> float:
+    """
+    How long to wait for the next whole multiple of an interval; never less than half of it, as that may be a repeat.
+
+    Loops that wait for these wake up at the same moments: waking up is most of what a process costs that has nothing
+    to do, and where its code has left the caches meanwhile, ten times as much.
+    """
+    return math.ceil(now_s / interval_s + 0.5) * interval_s - now_s

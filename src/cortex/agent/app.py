@@ -36,13 +36,13 @@ from cortex.agent.provisions import Provisions
 from cortex.agent.refusals import RefusalLog
 from cortex.agent.replicas import Replicas
 from cortex.artifacts.store import ArtifactStore
-from cortex.clock import Clock, SystemClock
+from cortex.clock import Clock, SystemClock, until_beat_s
 from cortex.engines import machine
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId
 from cortex.ingress.handover import ListenAddress
 from cortex.ingress.supervisor import Ingress
-from cortex.processes import ControlPlaneRecord
+from cortex.processes import ControlPlaneRecord, ProcessIdentity
 from cortex.settings import HomeLayout, Settings, environment_of, load_settings
 from cortex.state.secrets import SecretStore
 from cortex.wire.agent import InspectBuild, LogLines, PrepareEnvironment, ReadLogs, ResolvePackages
@@ -68,12 +68,14 @@ from cortex.wire.secrecy import problem_without, to_mask
 log = logging.getLogger(__name__)
 
 LOCAL_NODE = NodeId("local")
-HOUSEKEEPING_S = 1.0
-"""How soon a control plane, keeper or launcher that died is missed. Looks are most of what an idle node does."""
+HOUSEKEEPING_S = 2.0
+"""How soon a keeper or launcher that died is missed. Looks are most of what an idle node does."""
 LOG_POLL_S = 0.2
 LOG_CLEANING_S = 300.0
-RAW_OUTPUT_S = 1.0
+RAW_OUTPUT_S = 2.0
 """How often output past Python is looked at: a disk fills quickly."""
+LEFT_OUTPUT_S = 10.0
+"""The same for that of replicas that are gone, whose subprocesses may go on: a whole folder has to be read for it."""
 INSPECT_TRIES = 3
 """A launcher that dies over an inspection says nothing about what was inspected."""
 RETRY_S = 0.2
@@ -123,8 +125,9 @@ class Agent:
         self._stop_asked: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._control_plane_restarts = processes.RestartBudget()
         self._control_plane: subprocess.Popen[bytes] | None = None
+        """The one that we started last."""
         self._control_plane_fd: int | None = None
-        """A pidfd of one that we did not start."""
+        """A pidfd, while one runs that we know of."""
         self._listening: asyncio.Server | None = None
         self._listening_inode = 0
         self._homeless_looks = 0
@@ -172,6 +175,7 @@ class Agent:
             self._every(HOUSEKEEPING_S, lambda: launchers.keep(self.replicas.launcher_keys())),
             self._every(LOG_CLEANING_S, self._clean_logs),
             self._every(RAW_OUTPUT_S, self._bound_raw_output),
+            self._every(LEFT_OUTPUT_S, self._bound_left_output),
             self._prestart(),
             self.environments.clear_away(strays),
         )
@@ -465,7 +469,7 @@ class Agent:
 
     async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(until_beat_s(self._clock.monotonic_s(), interval_s))
             try:
                 await work()
             except asyncio.CancelledError:
@@ -505,8 +509,11 @@ class Agent:
         await asyncio.to_thread(logs.cut_process_logs, self._layout.logs)
 
     async def _bound_raw_output(self) -> None:
-        for file in await asyncio.to_thread(logs.bound_raw_output, self._layout.replica_logs):
-            log.warning("%s: more is written than can be kept; only the end stays", file.name)
+        await _cut(logs.oversized(self.replicas.raw_output()))
+
+    async def _bound_left_output(self) -> None:
+        files = await asyncio.to_thread(logs.raw_output, self._layout.replica_logs)
+        await _cut(logs.oversized(files))
 
     async def _listen(self) -> None:
         self._listening = await server.serve(self._layout.agent_socket, self)
@@ -538,22 +545,18 @@ class Agent:
 
     def _keep_control_plane(self) -> None:
         """Start the control plane again when it has died, unless the environment is meant to be down."""
+        if self._control_plane_fd is not None:
+            return
         if self._control_plane is not None and self._control_plane.poll() is None:
             return
         self._control_plane = None
-        if self._control_plane_fd is not None:
-            if not processes.has_ended(self._control_plane_fd):
-                return
-            os.close(self._control_plane_fd)
-            self._control_plane_fd = None
         if self._layout.down_mark.exists() or self._stop_asked.done():
             return
         try:
             record = msgspec.json.decode(self._layout.controlplane_file.read_bytes(), type=ControlPlaneRecord)
         except (OSError, *UNREADABLE):
             return  # it ended in order, or never ran: whoever wants it starts it
-        self._control_plane_fd = processes.open_pidfd(record)
-        if self._control_plane_fd is not None:
+        if self._watch_control_plane(record):
             return
         now_s = self._clock.monotonic_s()
         if not self._control_plane_restarts.may_start(now_s):
@@ -571,23 +574,42 @@ class Agent:
                 start_new_session=True,
             )
         log.warning("the control plane had died; started it again, pid %s", self._control_plane.pid)
+        started = processes.identify(self._control_plane.pid)
+        if started is not None:
+            self._watch_control_plane(started)
+
+    def _watch_control_plane(self, identity: ProcessIdentity) -> bool:
+        """Replace it as soon as it ends: until then nothing else that dies is replaced. False: it has ended already."""
+        pidfd = processes.open_pidfd(identity)
+        if pidfd is None:
+            return False
+
+        def ended() -> None:
+            asyncio.get_running_loop().remove_reader(pidfd)
+            os.close(pidfd)
+            self._control_plane_fd = None
+            try:
+                self._keep_control_plane()
+            except Exception as error:
+                _tell(error)
+
+        asyncio.get_running_loop().add_reader(pidfd, ended)
+        self._control_plane_fd = pidfd
+        return True
 
     def _reap_strangers(self) -> None:
         """Orphans that became our children and that nobody waits for would stay zombies."""
+        if _ended_child() is None:
+            return  # as nearly always
         known = {replica.identity.pid for replica in self.replicas if replica.identity is not None and not replica.exit}
         known |= {launcher.pid for launcher in self.replicas.launchers if launcher.pid is not None}
         known |= {self._control_plane.pid} if self._control_plane is not None else set()
         known |= self._ingress.pids()
         known |= self.environments.pids
         known |= {self.replicas.safekeeping.pid} if self.replicas.safekeeping.pid is not None else set()
-        while True:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if found is None or found.si_pid in known:
-                return  # whoever knows it collects it soon; the rest comes after that
-            os.waitpid(found.si_pid, os.WNOHANG)
+        while (pid := _ended_child()) is not None and pid not in known:
+            os.waitpid(pid, os.WNOHANG)
+        # Whoever knows the one that is left collects it soon; the rest comes after that.
 
     def _end_children(self, title: str = "") -> None:
         """Kill children of ours whose title begins so; never the control plane, which lives its own life."""
@@ -636,6 +658,20 @@ class Agent:
                 left.unlink(missing_ok=True)
         self._layout.agent_socket.unlink(missing_ok=True)
         self._layout.agent_file.unlink(missing_ok=True)
+
+
+def _ended_child() -> int | None:
+    """A child of ours that has ended and was not collected yet; it stays that."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return None if found is None else found.si_pid
+
+
+async def _cut(files: list[str]) -> None:
+    for file in await asyncio.to_thread(logs.cut_raw_output, files) if files else ():
+        log.warning("%s: more is written than can be kept; only the end stays", os.path.basename(file))
 
 
 def _tell(error: Exception) -> None:

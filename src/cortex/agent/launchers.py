@@ -443,7 +443,8 @@ class Launchers:
         self._layout = layout
         self._clock = clock
         self._on_child_exited = on_child_exited
-        self._launchers: dict[str, Launcher] = {}
+        self._launchers: dict[tuple[str, tuple[tuple[str, str], ...], str | None], Launcher] = {}
+        """By backend, variables and environment: their keys are digests of these, too dear to be made for each look."""
 
     def get(self, backend: str, env: Mapping[str, str], environment: str | None = None) -> Launcher:
         """
@@ -479,32 +480,29 @@ class Launchers:
 
     async def keep(self, wanted_keys: set[str]) -> None:
         """Start again those that are wanted and died; stop those that nobody has needed for a while."""
-        await asyncio.gather(*(self._keep(launcher, launcher.key in wanted_keys) for launcher in self))
-
-    async def _keep(self, launcher: Launcher, wanted: bool) -> None:
-        launcher.collect()
-        if wanted:
-            if not launcher.connected and launcher.can_start:
-                try:
-                    await launcher.connection()
-                except (LauncherLost, OSError) as error:
-                    log.error("%s", error)
-        elif (
-            launcher.pid is not None
-            and not launcher.in_use
-            and self._clock.monotonic_s() - launcher.last_used_s > IDLE_STOP_S
-        ):
-            await launcher.stop(for_good=False)
+        works = []
+        for launcher in self:
+            launcher.collect()
+            if launcher.key in wanted_keys:
+                if not launcher.connected and launcher.can_start:
+                    works.append(_reconnect(launcher))
+            elif (
+                launcher.pid is not None
+                and not launcher.in_use
+                and self._clock.monotonic_s() - launcher.last_used_s > IDLE_STOP_S
+            ):
+                works.append(launcher.stop(for_good=False))
+        await asyncio.gather(*works)
 
     async def stop(self) -> None:
         await asyncio.gather(*(launcher.stop(for_good=True) for launcher in self))
 
     def _by_key(self, backend: str, variables: dict[str, str], environment: str | None) -> Launcher:
-        python = self._python(environment)
-        key = launcher_key(python, backend, variables)
-        if key not in self._launchers:
-            self._launchers[key] = Launcher(
-                key,
+        asked = (backend, tuple(sorted(variables.items())), environment)
+        if asked not in self._launchers:
+            python = self._python(environment)
+            self._launchers[asked] = Launcher(
+                launcher_key(python, backend, variables),
                 backend,
                 variables,
                 environment=environment,
@@ -514,7 +512,7 @@ class Launchers:
                 clock=self._clock,
                 on_child_exited=self._on_child_exited,
             )
-        return self._launchers[key]
+        return self._launchers[asked]
 
 
 _REPLIES: msgspec.json.Decoder[LauncherReply] = msgspec.json.Decoder(LauncherReply)
@@ -531,6 +529,13 @@ def _packed(secrets: Mapping[str, str]) -> Iterator[tuple[int, ...]]:
         yield (descriptor,)
     finally:
         os.close(descriptor)
+
+
+async def _reconnect(launcher: Launcher) -> None:
+    try:
+        await launcher.connection()
+    except (LauncherLost, OSError) as error:
+        log.error("%s", error)
 
 
 def _settle(future: asyncio.Future[Any] | None, outcome: Any) -> None:

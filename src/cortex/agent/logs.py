@@ -265,20 +265,30 @@ def take_leftover(log_file: Path, attempt: int) -> None:
             file.write(content)
 
 
-def bound_raw_output(folder: Path) -> tuple[Path, ...]:
+def raw_output(folder: Path) -> list[str]:
+    """Where the replicas that are here, or were, write past Python."""
+    return [os.fspath(file) for file in folder.glob(f"*{rawoutput.SUFFIX}")]
+
+
+def oversized(files: Iterable[str]) -> list[str]:
+    """Those of some files with output past Python that take more of the disk than `MAX_RAW_BYTES`."""
+    found = []
+    for file in files:
+        with contextlib.suppress(OSError):
+            if os.stat(file).st_blocks * 512 > MAX_RAW_BYTES:
+                found.append(file)
+    return found
+
+
+def cut_raw_output(files: Iterable[str]) -> list[str]:
     """
-    Free what output past Python takes on the disk beyond `MAX_RAW_BYTES` a replica. Each reads its own, unless it is
-    hung in code that writes, or dead with a subprocess that goes on.
+    Free what they take but for the end. Each replica reads its own, unless it is hung in code that writes, or dead with
+    a subprocess that goes on.
 
     Returns:
-        The files that were too large.
+        The files of which something was freed.
     """
-    too_large = []
-    for file in folder.glob(f"*{rawoutput.SUFFIX}"):
-        with contextlib.suppress(OSError):
-            if file.stat().st_blocks * 512 > MAX_RAW_BYTES and rawoutput.shrink(file, keep_bytes=MAX_RAW_BYTES // 4):
-                too_large.append(file)
-    return tuple(too_large)
+    return [file for file in files if rawoutput.shrink(file, keep_bytes=MAX_RAW_BYTES // 4)]
 
 
 def clean_up(

@@ -16,6 +16,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from cortex.agent import channel, logs, recovery
 from cortex.agent.launchers import ForkRefused, Launcher, LauncherLost, Launchers
 from cortex.agent.provisions import Provided, Provisions
 from cortex.agent.safekeeping import Safekeeping
+from cortex.agent.usage import UsageMeter
 from cortex.clock import Clock
 from cortex.engines import machine
 from cortex.errors import CortexError, Problem
 from cortex.ids import ReplicaId, socket_stem
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout, Settings
+from cortex.wire import rawoutput
 from cortex.wire.batching import BatchingOrder, BatchingState
 from cortex.wire.build import BuildSpec
 from cortex.wire.framing import UNREADABLE, close_all
@@ -87,6 +90,8 @@ class Replica:
     started_wall_s: float = 0.0
     identity: ProcessIdentity | None = None
     pidfd: int | None = None
+    meter: UsageMeter | None = None
+    """While its process is watched."""
     control: channel.Channel | None = None
     connecting: bool = False
     status: ReplicaStatus | None = None
@@ -131,7 +136,7 @@ class Replica:
     def id(self) -> ReplicaId:
         return self.order.replica
 
-    @property
+    @cached_property
     def stem(self) -> str:
         return socket_stem(self.order.replica)
 
@@ -608,6 +613,11 @@ class Replicas:
         needed |= {launcher.environment for launcher in self.launchers if launcher.pid is not None}
         return {digest for digest in needed if digest is not None}
 
+    def raw_output(self) -> list[str]:
+        """Where replicas here write past Python."""
+        folder = self._layout.replica_logs
+        return [f"{folder}/{replica.id}.log{rawoutput.SUFFIX}" for replica in self]
+
     def launcher_keys(self) -> set[str]:
         """Keys of the launchers that replicas here need."""
         return {self._launcher_of(r.order.build).key for r in self}
@@ -746,14 +756,19 @@ class Replicas:
         return None
 
     def _sample_usage(self, replica: Replica) -> None:
-        assert replica.identity is not None
-        try:
-            fields = Path(f"/proc/{replica.identity.pid}/stat").read_bytes().rsplit(b")", 1)[1].split()
-        except (OSError, IndexError):
+        if replica.pidfd is None or replica.identity is None:
+            return  # it has ended, and nobody would close what is opened now
+        if replica.meter is None:
+            try:
+                replica.meter = UsageMeter(replica.identity)
+            except OSError:
+                return  # it ends just now, or we are out of descriptors
+        used = replica.meter.read()
+        if used is None:
             return
-        replica.cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-        replica.rss_bytes = int(fields[21]) * _PAGE_BYTES
-        replica.peak_rss_bytes = max(replica.peak_rss_bytes, replica.rss_bytes)
+        replica.cpu_s = used.cpu_s
+        replica.rss_bytes = used.rss_bytes
+        replica.peak_rss_bytes = max(replica.peak_rss_bytes, used.rss_bytes)
 
     # ---- ending -------------------------------------------------------------------------------------------------
 
@@ -818,6 +833,9 @@ class Replicas:
             asyncio.get_running_loop().remove_reader(replica.pidfd)
             os.close(replica.pidfd)
             replica.pidfd = None
+        if replica.meter is not None:
+            replica.meter.close()
+            replica.meter = None
         if replica.control is not None:
             replica.control.close()
 
@@ -974,8 +992,6 @@ class Replicas:
 
 _STATUS = msgspec.json.Decoder(ReplicaStatus)
 _ASK = msgspec.json.encode(Ask())
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def threads_for(cpu_millis: int) -> int:

@@ -222,8 +222,10 @@ def test_output_that_nobody_reads_is_cut(monkeypatch, tmp_path):
     small, large = tmp_path / "iris.a.11111111.0.log.raw", tmp_path / "iris.a.22222222.0.log.raw"
     small.write_bytes(b"x" * 1000)
     large.write_bytes(b"x" * 1_000_000)
-    assert logs.bound_raw_output(tmp_path) == (large,)
-    assert logs.bound_raw_output(tmp_path) == ()
+    (tmp_path / "iris.a.22222222.0.log").write_bytes(b"x" * 1_000_000)
+    oversized = logs.oversized([*logs.raw_output(tmp_path), str(tmp_path / "of nobody.raw")])
+    assert logs.cut_raw_output(oversized) == [str(large)]
+    assert logs.oversized(logs.raw_output(tmp_path)) == []
     assert large.stat().st_blocks * 512 <= 32 * 1024
 
 
