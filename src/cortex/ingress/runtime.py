@@ -8,10 +8,11 @@ the prompt as 2.8.25 was seen to give them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -82,11 +83,20 @@ class RefusalRow(msgspec.Struct, frozen=True):
 
 
 class AdminSocket:
-    """One worker's admin socket. Keeps nothing open between calls."""
+    """
+    One worker's admin socket. Keeps nothing open between calls, but for what is asked every few seconds: `refusals`.
+    """
 
     def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
         self.path = path
         self._timeout_s = timeout_s
+        self._kept: _Conversation | None = None
+
+    def close(self) -> None:
+        """Leave nothing open; the next call may open it again."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     async def run(self, commands: Iterable[str]) -> list[str]:
         """
@@ -102,9 +112,7 @@ class AdminSocket:
         if not batch:
             return []
         answers, _ = await self._exchange(batch)
-        refused = [(c, message) for c, a in zip(batch, answers, strict=True) if (message := _refusal(a))]
-        if refused:
-            raise CommandsRefused(refused)
+        _raise_refused(batch, answers)
         return answers
 
     async def info(self) -> WorkerInfo:
@@ -198,7 +206,9 @@ class AdminSocket:
 
     async def refusals(self) -> list[RefusalRow]:
         """What the worker answered itself, by api; an api that it never refused has no row."""
-        (answer,) = await self.run([f"show table {TABLE}"])
+        command = f"show table {TABLE}"
+        answer = await self._answer_again(command)
+        _raise_refused([command], [answer])
         rows: list[RefusalRow] = []
         for line in answer.splitlines():
             facts = dict(word.split("=", 1) for word in line.split() if "=" in word)
@@ -221,39 +231,90 @@ class AdminSocket:
         return [row for answer in answers for row in parse_csv(answer)]
 
     async def _exchange(self, commands: Sequence[str]) -> tuple[list[str], int]:
-        try:
+        with self._naming_errors():
             async with asyncio.timeout(self._timeout_s):
-                return await self._converse(commands)
+                conversation = await _Conversation.begun(self.path)
+                try:
+                    return await conversation.ask(commands), conversation.listener_pid
+                finally:
+                    conversation.close()
+
+    async def _answer_again(self, command: str) -> str:
+        """The answer to a question that changes nothing, over the connection on which it was asked before."""
+        with self._naming_errors():
+            async with asyncio.timeout(self._timeout_s):
+                conversation, self._kept = self._kept, None  # who is cut short leaves it to nobody
+                if conversation is not None:
+                    try:
+                        return await self._kept_answer(conversation, command)
+                    except OSError:
+                        pass  # it has ended since, which says nothing about whoever listens now
+                return await self._kept_answer(await _Conversation.begun(self.path), command)
+
+    async def _kept_answer(self, conversation: _Conversation, command: str) -> str:
+        try:
+            (answer,) = await conversation.ask([command])
+        except BaseException:
+            conversation.close()
+            raise
+        self.close()
+        self._kept = conversation
+        return answer
+
+    @contextlib.contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        try:
+            yield
         except TimeoutError:
             raise AdminUnreachable(self.path, f"no answer within {self._timeout_s:g} s") from None
         except OSError as error:
             raise AdminUnreachable(self.path, error.strerror or str(error)) from error
 
-    async def _converse(self, commands: Sequence[str]) -> tuple[list[str], int]:
-        reader, writer = await asyncio.open_unix_connection(str(self.path), limit=1 << 20)
-        try:
-            credentials = writer.get_extra_info("socket").getsockopt(
-                socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
-            )
-            (pid, _, _) = struct.unpack("3i", credentials)
-            # In prompt mode every answer ends with "\n> ", also that of "prompt" itself; the severity in front of
-            # an answer is the only sign of an error.
-            preamble = ("prompt", "set severity-output number")
-            writer.write(("\n".join((*preamble, *commands)) + "\n").encode())
-            answers: list[str] = []
-            received = bytearray()
-            while len(answers) < len(preamble) + len(commands):
-                chunk = await reader.read(1 << 18)
-                if not chunk:
-                    raise ConnectionError("it closed the connection in the middle of an answer")
-                received += chunk
-                if _PROMPT in received:
-                    *complete, rest = bytes(received).split(_PROMPT)
-                    answers += [answer.decode(errors="replace").strip("\n") for answer in complete]
-                    received = bytearray(rest)
-            return answers[len(preamble) :], int(pid)
-        finally:
-            writer.close()
+
+class _Conversation:
+    """
+    A connection to an admin socket, in prompt mode: every answer ends with "\\n> ", also that of "prompt" itself. The
+    severity in front of an answer is the only sign of an error.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._preamble: tuple[str, ...] = ("prompt", "set severity-output number")
+        """What is yet to be said before the first command."""
+
+    @classmethod
+    async def begun(cls, path: Path) -> _Conversation:
+        return cls(*await asyncio.open_unix_connection(str(path), limit=1 << 20))
+
+    @property
+    def listener_pid(self) -> int:
+        """The process that the kernel knows the listener by."""
+        credentials = self._writer.get_extra_info("socket").getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+        )
+        (pid, _, _) = struct.unpack("3i", credentials)
+        return int(pid)
+
+    async def ask(self, commands: Sequence[str]) -> list[str]:
+        """Raises OSError. After that, and when it is cut short, it is good for nothing more."""
+        preamble, self._preamble = self._preamble, ()
+        self._writer.write(("\n".join((*preamble, *commands)) + "\n").encode())
+        answers: list[str] = []
+        received = bytearray()
+        while len(answers) < len(preamble) + len(commands):
+            chunk = await self._reader.read(1 << 18)
+            if not chunk:
+                raise ConnectionError("it closed the connection in the middle of an answer")
+            received += chunk
+            if _PROMPT in received:
+                *complete, rest = bytes(received).split(_PROMPT)
+                answers += [answer.decode(errors="replace").strip("\n") for answer in complete]
+                received = bytearray(rest)
+        return answers[len(preamble) :]
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def parse_csv(answer: str) -> list[dict[str, str]]:
@@ -265,6 +326,12 @@ def parse_csv(answer: str) -> list[dict[str, str]]:
 
 def _number(row: dict[str, str], column: str) -> int:
     return int(row.get(column) or 0)
+
+
+def _raise_refused(commands: Sequence[str], answers: Sequence[str]) -> None:
+    refused = [(c, message) for c, a in zip(commands, answers, strict=True) if (message := _refusal(a))]
+    if refused:
+        raise CommandsRefused(refused)
 
 
 def _refusal(answer: str) -> str | None:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from cortex.clock import Clock
+from cortex.clock import Clock, until_beat_s
 from cortex.errors import CortexError
 from cortex.ids import ApiKey
 from cortex.ingress import handover
@@ -76,8 +76,11 @@ START_TIMEOUT_S = 10.0
 ATTEMPTS = 3
 QUIET_POLL_S = 0.02
 RETIRED_POLL_S = 0.25
-WATCH_S = 2.0
-"""How often a worker is asked whether it still answers, when nothing else is to be done."""
+WATCH_S = 10.0
+"""
+How often everything is looked at when nothing is known to be done; who was not heard of since is asked whether it still
+answers. The agent asks what was refused more often, and who does not answer that is looked at.
+"""
 DEAF_AFTER_S = 10.0
 """A worker that runs but has not answered for this long is killed and started again."""
 SETTLED_AFTER_S = 10.0
@@ -307,9 +310,9 @@ class Ingress:
         The counters of a process that was killed are those last read.
         """
         async with self._lock:
-            for worker in self._live():
-                with self._noting_errors(worker):
-                    await self._remember_refusals(worker)
+            await asyncio.gather(*(self._note_refusals(worker) for worker in self._live()))
+            if any(worker.holdings is None for worker in self._workers):
+                self._wake.set()  # one that does not answer is to be looked at
             return tuple(row for rows in self._refusals.values() for row in rows)
 
     async def traffic(self) -> tuple[SlotTraffic, ...]:
@@ -595,6 +598,7 @@ class Ingress:
             log.info("haproxy pid %d: %s", worker.process.pid, error)
         except AdminUnreachable as error:
             self._note_error(error)
+            worker.admin.close()  # it waits for whoever is connected
             worker.process.signal(signal.SIGUSR1)
 
     def _leaving_s(self) -> float:
@@ -622,6 +626,7 @@ class Ingress:
 
     def _forget(self, worker: Worker) -> None:
         worker.process.close()
+        worker.admin.close()
         if worker in self._workers:
             self._workers.remove(worker)
         worker.admin.path.unlink(missing_ok=True)
@@ -791,7 +796,7 @@ class Ingress:
 
     def _pause_s(self) -> float:
         now_s = self._clock.monotonic_s()
-        pause_s = WATCH_S
+        pause_s = until_beat_s(now_s, WATCH_S)
         if self._vacating or any(w.leaving_until_s or w.holdings is None or w.holdings.retired for w in self._workers):
             pause_s = RETIRED_POLL_S
         for tier in self._limits.tiers:
@@ -854,7 +859,8 @@ class Ingress:
     async def _probe(self, worker: Worker) -> None:
         """Kill a worker that runs but does not answer."""
         now_s = self._clock.monotonic_s()
-        if now_s - worker.answered_s < WATCH_S or not worker.process.alive():
+        heard = worker.holdings is not None and now_s - worker.answered_s < WATCH_S
+        if heard or not worker.process.alive():
             return
         try:
             await worker.admin.info()
@@ -910,6 +916,10 @@ class Ingress:
                 requests += await worker.admin.requests()
         return requests
 
+    async def _note_refusals(self, worker: Worker) -> None:
+        with self._noting_errors(worker):
+            await self._remember_refusals(worker)
+
     async def _remember_refusals(self, worker: Worker) -> None:
         rows = await worker.admin.refusals()
         worker.answered_s = self._clock.monotonic_s()  # which saves asking it whether it answers
@@ -952,6 +962,7 @@ class Ingress:
         """Close everything of ours; processes are left as they are."""
         for worker in self._workers:
             worker.process.close()
+            worker.admin.close()
         for listener in (*self._public, *([self._bulk] if self._bulk else [])):
             listener.close()
         self._workers = []

@@ -410,11 +410,32 @@ def test_a_haproxy_that_stands_still_is_killed_and_started_again(run, monkeypatc
 
     async def scenario(world):
         ingress = await world.started(world.route("iris/a", world.backend()))
-        pid = await world.pid_of("door")
-        world.halt(pid)
-        for worker in ingress._workers:
-            if worker.process.pid == pid:
-                worker.admin._timeout_s = 0.2
+        pid = await halted_door(world, ingress)
+        assert (await world.ask("POST", "/iris/a")).status == 200
+        assert await world.pid_of("door") != pid
+
+    run(scenario)
+
+
+async def halted_door(world, ingress):
+    """Have the door stand still, and be waited for only shortly; returns its pid."""
+    pid = await world.pid_of("door")
+    world.halt(pid)
+    for worker in ingress._workers:
+        if worker.process.pid == pid:
+            worker.admin._timeout_s = 0.2
+    return pid
+
+
+def test_a_haproxy_that_does_not_say_what_it_refused_is_looked_at_at_once(run, monkeypatch):
+    monkeypatch.setattr(supervisor, "WATCH_S", 3600.0)
+    monkeypatch.setattr(supervisor, "DEAF_AFTER_S", 0.3)
+
+    async def scenario(world):
+        ingress = await world.started(world.route("iris/a", world.backend()))
+        await ingress.refusals()
+        pid = await halted_door(world, ingress)
+        await ingress.refusals()
         assert (await world.ask("POST", "/iris/a")).status == 200
         assert await world.pid_of("door") != pid
 

@@ -24,9 +24,10 @@ def path(tmp_path, monkeypatch):
 
 
 def talk(path, answers, use, *, pieces=None):
-    """Run `use(admin)` against a server that gives these answers to these commands."""
+    """Run `use(admin)` against a server that gives these answers to these commands, by list one after another."""
     heard = []
     serving = set()
+    answers = {command: list(given) if isinstance(given, list) else given for command, given in answers.items()}
 
     async def serve(reader, writer):
         serving.add(asyncio.current_task())
@@ -34,6 +35,7 @@ def talk(path, answers, use, *, pieces=None):
             while line := await reader.readline():
                 command = line.decode().rstrip("\n")
                 answer = answers.get(command, "")
+                answer = answer.pop(0) if isinstance(answer, list) else answer
                 if command not in ("prompt", "set severity-output number"):
                     heard.append(command)
                 if answer is None:
@@ -49,9 +51,11 @@ def talk(path, answers, use, *, pieces=None):
     async def whole():
         server = await asyncio.start_unix_server(serve, path)
         async with server:
+            admin = AdminSocket(path, timeout_s=60.0)
             try:
-                return await use(AdminSocket(path, timeout_s=60.0))
+                return await use(admin)
             finally:
+                admin.close()
                 await asyncio.gather(*serving)
 
     return asyncio.run(whole()), heard
@@ -158,6 +162,88 @@ def test_statistics_are_typed_rows(path):
     (row,) = refusals
     assert row.api == "d/a"
     assert {k: n for k, n in row.counts.items() if n} == {Refusal.METHOD_NOT_ALLOWED: 2, Refusal.NO_READY_REPLICA: 3}
+
+
+ASK = "show table refusals"
+NONE_REFUSED = "# table: refusals, type: string, size:20480, used:0\n"
+ONE_REFUSED = f"{NONE_REFUSED}0x1: key=d/a use=0 exp=0 shard=0 gpc0=1\n"
+
+
+def test_what_is_refused_is_asked_for_over_a_connection_that_stays(path, monkeypatch):
+    connections = []
+    connect = asyncio.open_unix_connection
+
+    async def noted(*args, **options):
+        connections.append(args)
+        return await connect(*args, **options)
+
+    monkeypatch.setattr(asyncio, "open_unix_connection", noted)
+
+    async def use(admin):
+        return [await admin.refusals() for _ in range(3)], await admin.run(["one"]), await admin.refusals()
+
+    (found, answer, again), heard = talk(path, {ASK: [NONE_REFUSED, ONE_REFUSED, "", ONE_REFUSED], "one": "1\n"}, use)
+    assert [[row.api for row in rows] for rows in (*found, again)] == [[], ["d/a"], [], ["d/a"]]
+    assert answer == ["1"]
+    assert heard == [ASK, ASK, ASK, "one", ASK]
+    assert len(connections) == 2  # whatever else is said is said over one of its own
+
+
+def test_a_connection_that_stayed_and_has_ended_is_made_again(path):
+    async def use(admin):
+        return [await admin.refusals() for _ in range(2)]
+
+    found, heard = talk(path, {ASK: [NONE_REFUSED, None, ONE_REFUSED]}, use)
+    assert [[row.api for row in rows] for rows in found] == [[], ["d/a"]]
+    assert heard == [ASK, ASK, ASK]
+
+
+def test_whoever_breaks_off_twice_is_unreachable_and_asked_anew_the_next_time(path):
+    async def use(admin):
+        await admin.refusals()
+        with pytest.raises(AdminUnreachable, match="middle of an answer"):
+            await admin.refusals()
+        return await admin.refusals()
+
+    (row,), _ = talk(path, {ASK: [NONE_REFUSED, None, None, ONE_REFUSED]}, use)
+    assert row.api == "d/a"
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_not_taken_for_the_next(path):
+    async def whole():
+        asked, go = asyncio.Event(), asyncio.Event()
+        serving = []
+
+        async def serve(reader, writer):
+            serving.append(asyncio.current_task())
+            while line := await reader.readline():
+                if line.decode().rstrip("\n") != ASK:
+                    writer.write(b"\n> ")
+                elif asked.is_set():
+                    writer.write(f"{NONE_REFUSED}\n> ".encode())
+                else:
+                    asked.set()
+                    await go.wait()
+                    writer.write(f"{ONE_REFUSED}\n> ".encode())
+            writer.close()
+
+        async with await asyncio.start_unix_server(serve, path):
+            admin = AdminSocket(path, timeout_s=60.0)
+            asking = asyncio.ensure_future(admin.refusals())
+            await asked.wait()
+            asking.cancel()
+            await asyncio.wait([asking])
+            go.set()
+            assert await admin.refusals() == []
+            admin.close()
+            await asyncio.gather(*serving)
+
+    asyncio.run(whole())
+
+
+def test_a_refused_question_about_refusals_is_an_error(path):
+    with pytest.raises(CommandsRefused, match="No such table"):
+        talk(path, {ASK: "[3]: No such table\n"}, lambda admin: admin.refusals())
 
 
 def test_of_servers_to_delete_those_that_are_gone_are_told(path):
