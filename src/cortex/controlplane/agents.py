@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 import msgspec
 
 from cortex import processes
-from cortex.clock import Clock
+from cortex.clock import Clock, until_beat_s
 from cortex.controlplane.world import StaleEpoch
 from cortex.errors import CortexError, GiveUp, RetryLater
 from cortex.ids import NodeId
@@ -56,7 +56,7 @@ from cortex.wire.reports import AgentReport
 
 log = logging.getLogger(__name__)
 
-OBSERVE_TIMEOUT_S = 5.0
+OBSERVE_TIMEOUT_S = 4.0
 """A long poll this long keeps usage figures fresh without costing anything."""
 AGENT_PATIENCE_S = 20.0
 """How long a deploy waits for an agent that does not answer; starting one takes under a second."""
@@ -264,10 +264,10 @@ class LocalAgent:
             observe = Observe(
                 agent=last.agent if last else "",
                 serial=last.serial if last else -1,
-                timeout_s=OBSERVE_TIMEOUT_S,
+                timeout_s=until_beat_s(self._clock.monotonic_s(), OBSERVE_TIMEOUT_S),
             )
             try:
-                reply = line.ask(observe, timeout_s=OBSERVE_TIMEOUT_S + 10.0)
+                reply = line.ask(observe, timeout_s=2 * OBSERVE_TIMEOUT_S + 10.0)
                 silent_since_s = None
                 if isinstance(reply, Observed):
                     self._take(reply.report)

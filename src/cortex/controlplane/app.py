@@ -30,7 +30,7 @@ import setproctitle
 
 from cortex import processes
 from cortex.artifacts.store import ArtifactStore
-from cortex.clock import Clock, SystemClock
+from cortex.clock import Clock, SystemClock, until_beat_s
 from cortex.controlplane import statuses
 from cortex.controlplane.agents import LocalAgent
 from cortex.controlplane.fetching import Models
@@ -74,14 +74,12 @@ from cortex.wire.operator import (
 )
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from cortex.controlplane.deploy import Deployer
+    from cortex.controlplane.serving import SleepingServer
 
 log = logging.getLogger(__name__)
 
 LOCAL_NODE = NodeId("local")
-EXIT_LOOK_S = 0.5
 LONGEST_WAIT_S = 5.0
 """Even if nothing happens, the world is looked at this often."""
 FAULT_PAUSE_S = 1.0
@@ -189,7 +187,9 @@ class ControlPlane:
                     self._considered = self._world.memory.planned_for
                     self._proving.wake()
                 self._count_tick(plan, begun_s)
-                wait_s = LONGEST_WAIT_S if plan.wake_after_s is None else min(LONGEST_WAIT_S, plan.wake_after_s)
+                wait_s = until_beat_s(self._clock.monotonic_s(), LONGEST_WAIT_S)
+                if plan.wake_after_s is not None:
+                    wait_s = min(wait_s, plan.wake_after_s)
             except StaleEpoch as error:
                 wait_s = self._overtake(error)
             except Exception:
@@ -437,13 +437,13 @@ def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.so
     state = SqliteStateStore(layout.state_file)
     store = ArtifactStore(layout.artifacts)
     node = machine.node_report(LOCAL_NODE, environ=os.environ)
-    server: uvicorn.Server | None = None
+    server: SleepingServer | None = None
     ended = threading.Event()
 
     def shut_down() -> None:
         ended.set()
         if server is not None:
-            server.should_exit = True
+            server.end()
 
     plane = ControlPlane(
         settings=settings,
@@ -463,21 +463,10 @@ def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.so
     _write_record(settings, layout)
     plane.start()
     try:
-        import uvicorn
-
         from cortex.controlplane.api import build_app
+        from cortex.controlplane.serving import SleepingServer
 
-        class PatientServer(uvicorn.Server):
-            """Looks five times less often whether it should end: nothing else wakes an idle control plane as much."""
-
-            async def main_loop(self) -> None:
-                while not await self.on_tick(0):  # which also makes the date that answers bear
-                    await asyncio.sleep(EXIT_LOOK_S)
-
-        app = build_app(plane, token, metrics_token)
-        server = PatientServer(
-            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
-        )
+        server = SleepingServer(build_app(plane, token, metrics_token), timeout_graceful_shutdown_s=5)
         log.info("control plane %s on port %s", __version__, settings.operator_port)
         if not ended.is_set():
             server.run(sockets=[sock])

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from cortex.clock import Clock
+from cortex.clock import Clock, until_beat_s
 from cortex.errors import CortexError
 from cortex.ids import ApiKey, Version, api_key
 from cortex.metrics import summary
@@ -19,7 +19,7 @@ from cortex.metrics.counts import IngressCounts, Lifetime
 from cortex.metrics.store import StatsStore, Window
 from cortex.wire.build import TrackerConfig
 from cortex.wire.operator import AllVersions, ApiStatus, Traffic
-from cortex.wire.reports import AgentReport, Phase
+from cortex.wire.reports import AgentReport, IngressRefusals, Phase
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class Statistics:
         self._reports = reports
         self._store: StatsStore | None = None
         self._collector: Collector | None = None
+        self._merged_refusals: tuple[IngressRefusals, ...] = ()
         self._collecting = threading.Lock()
         self._closed = False
         self._stopping = threading.Event()
@@ -145,8 +146,8 @@ class Statistics:
 
     def _merge_refusals(self, store: StatsStore, reports: tuple[AgentReport, ...]) -> None:
         ingresses = [report.ingress for report in reports if report.ingress is not None]
-        refusals = [refusal for ingress in ingresses for refusal in ingress.refusals]
-        if not refusals:
+        refusals = tuple(refusal for ingress in ingresses for refusal in ingress.refusals)
+        if not refusals or refusals == self._merged_refusals:
             return
         store.merge_ingress(
             (
@@ -162,9 +163,10 @@ class Statistics:
             live={refusal.instance for refusal in refusals},
             now_wall_s=self._clock.wall_s(),
         )
+        self._merged_refusals = refusals
 
     def _run(self) -> None:
-        while not self._stopping.wait(COLLECT_EVERY_S):
+        while not self._stopping.wait(until_beat_s(self._clock.monotonic_s(), COLLECT_EVERY_S)):
             try:
                 self.collect()
             except Exception:
