@@ -102,6 +102,46 @@ def test_an_added_value_has_to_be_of_the_same_rows_and_shape() -> None:
     assert not proved(added, **{**given, "b": rows()}, z=rows(5, 6, 6))
 
 
+MOVED = node("DeformConv", "x", "w", "o", "b", "m")
+MOVES = {"x": rows(4, 8, 8), "w": weights(5, 4, 3, 3), "o": rows(18, 6, 6), "b": weights(5), "m": rows(9, 6, 6)}
+
+
+def test_each_row_moves_its_own_windows() -> None:
+    assert result(MOVED, **MOVES).shape == (N, 5, 6, 6)
+    grouped = node("DeformConv", "x", "w", "o", offset_group=2)
+    assert proved(grouped, x=MOVES["x"], w=MOVES["w"], o=rows(36, 6, 6))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"o": rows(16, 6, 6)},
+        {"o": rows(18, 6, 5)},
+        {"o": rows(18, 36)},
+        {"o": weights(1, 18, 6, 6)},
+        {"m": rows(8, 6, 6)},
+        {"m": weights(1, 9, 6, 6)},
+        {"x": weights(1, 4, 8, 8)},
+        {"b": rows()},
+    ],
+)
+def test_windows_that_are_moved_elsewhere_are_refused(changed: dict[str, GraphInput]) -> None:
+    assert not proved(MOVED, **{**MOVES, **changed})
+
+
+def test_moves_in_another_order_are_refused() -> None:
+    nodes = (
+        node("Transpose", "o", to="t", perm=(1, 0, 2, 3, 4)),
+        node("Reshape", "t", "moves", to="flat"),
+        node("Reshape", "x", "images", to="all"),
+        node("DeformConv", "all", "w", "flat"),
+    )
+    shapes = {"moves": [-1, 18, 6, 6], "images": [-1, 4, 8, 8]}
+    assert refusal(*nodes, x=rows(7, 4, 8, 8), o=rows(7, 18, 6, 6), w=MOVES["w"], **shapes) == (
+        "images and what moves windows are not of the same rows"
+    )
+
+
 def test_integer_windows_are_exact_and_quantised_ones_round_to_a_grid() -> None:
     kernels = {"w": weights(5, 3, 3, 3, dtype="uint8")}
     verdict = proof(node("ConvInteger", "x", "w", "z", "z"), x=BYTES, z=ONE["z"], **kernels)

@@ -18,7 +18,7 @@ from cortex.rows.rules.registry import (
     must_have_rows_first,
     rule,
 )
-from cortex.rows.sizes import Dim, counts_rows, divided, equal, times
+from cortex.rows.sizes import Dim, counts_rows, divided, equal, product, times
 from cortex.rows.values import Element, Grade, Value, mixed
 
 _MICROSOFT: Final = "com.microsoft"
@@ -139,6 +139,24 @@ def conv_integer(call: Call) -> Value:
 def q_linear_conv(call: Call) -> Value:
     must_be_constant(*call.inputs[1:])
     return _convolved(call, call.x, call.value(3)).typed(call.value(7).dtype)
+
+
+@rule("DeformConv", rounds=Rounds.SUMS, since=19)
+def deform_conv(call: Call) -> Value:
+    """A convolution whose windows each row moves and masks by itself."""
+    images, kernels, moves, mask = call.value(0), call.value(1), call.value(2), call.optional(4)
+    must_be_constant(call.optional(3))
+    result = _convolved(call, images, kernels)
+    points = times(product(kernels.known_shape[2:]), call.integer("offset_group", 1))
+    for value, channels in ((moves, times(points, 2)), (mask, points)):
+        if value is None:
+            continue
+        if not images.is_rows or not value.is_rows or value.axis != 0 or value.layout != images.layout:
+            refuse("images and what moves windows are not of the same rows")
+        wanted = (channels, *result.known_shape[2:])
+        if value.rank != result.rank or not all(map(equal, value.known_shape[1:], wanted)):
+            refuse("windows are moved at other places than they have")
+    return result
 
 
 @rule("ConvTranspose", rounds=Rounds.SUMS)
