@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from graph_builder import constant, microsoft, node, proof, proved, refusal, result, rows, weights
 
@@ -11,7 +12,7 @@ from cortex.wire.graphs import Attribute, GraphInput, Node
 
 TURN = node("Transpose", "x", to="t", perm=(1, 0, 2, 3))
 """Rows in dimension 1."""
-ONE = {"s": constant([0.5]), "z": weights(1, dtype="uint8")}
+ONE = {"s": constant(0.5), "z": constant(np.uint8(3))}
 BYTES = rows(3, 8, 8, dtype="uint8")
 
 
