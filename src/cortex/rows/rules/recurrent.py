@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from cortex.rows.refusal import refuse
 from cortex.rows.rules.registry import Call, Rounds, must_be_constant, rule
-from cortex.rows.values import Value, uniform
+from cortex.rows.values import Value
 
 
-@rule("LSTM", "GRU", "RNN", rounds=Rounds.SUMS)
+@rule("LSTM", "GRU", "RNN", rounds=Rounds.SUMS, since=7)
 def recurrent(call: Call) -> list[Value]:
     """
     Outputs Y, Y_h and, of an LSTM, Y_c.
@@ -24,16 +24,11 @@ def recurrent(call: Call) -> list[Value]:
     hidden = call.integer("hidden_size")
     directions = 2 if call.text("direction", "forward") == "bidirectional" else 1
     must_be_constant(call.value(1), call.value(2), call.optional(3), call.optional(7))
-    if x.is_uniform:
-        return [uniform() for _ in range(3)]
-    if x.axis != batch:
+    if not x.is_rows or x.rank != 3 or x.axis != batch:
         refuse("rows are the steps, or the features")
-    lengths = call.optional(4)
-    if lengths is not None and (not lengths.is_rows or lengths.axis != 0 or lengths.layout != x.layout):
-        refuse("lengths are not those of the rows")
-    for state in (call.optional(5), call.optional(6)):
-        if state is not None and (not state.is_rows or state.axis != batch or state.layout != x.layout):
-            refuse("the first state is not that of the rows")
+    for state, axis in ((call.optional(4), 0), (call.optional(5), batch), (call.optional(6), batch)):
+        if state is not None and (not state.is_rows or state.axis != axis or state.layout != x.layout):
+            refuse("lengths or first states are not those of the rows")
     steps, count = x.known_shape[1 - batch], x.known_shape[batch]
     if rows_first:
         last = x.moved([count, directions, hidden], 0)
