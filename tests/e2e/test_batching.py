@@ -197,3 +197,16 @@ def test_once_rows_disagree_nobody_batches_the_model_any_more_whatever_restarts(
     assert all_ordered(False)
     assert shown(home)["disagreement"] is not None
     assert tags(home) == RIGHT
+
+
+def test_what_is_void_after_an_upgrade_is_found_out_again_by_itself(home: Home):
+    home.deploy(project(home, ONE.format(batching="on"), rows_model()))
+    before = home.cortex("get", "f/x", "-o", "json").json
+    home.cortex("down")
+    store = SqliteStateStore(home.path / "state.db")
+    store.prune_batching(())
+    store.close()
+    home.cortex("up")
+    eventually(lambda: shown(home)["trial"], "the model was looked at again")
+    after = home.cortex("get", "f/x", "-o", "json").json
+    assert (after["version"], after["batching"]["text"]) == (before["version"], before["batching"]["text"])
