@@ -39,20 +39,22 @@ def _vector(*values: int) -> Array:
 
 CONSTANTS: Final[Mapping[str, Any]] = {
     # whole numbers: scalars, and vectors that begin with v
-    "zero": np.int64(0), "one": np.int64(1), "two": np.int64(2), "three": np.int64(3), "five": np.int64(5),
-    "nine": np.int64(9), "twenty": np.int64(20), "v0": _vector(0), "v1": _vector(1), "v2": _vector(2), "v3": _vector(3),
-    "v4": _vector(4), "v8": _vector(8), "v01": _vector(0, 1), "v12": _vector(1, 2), "none": _vector(),
-    "last": _vector(-1), "far": _vector(-(2**62)), "ends": _vector(0, 3), "any_four": _vector(-1, 4),
-    "four_any": _vector(4, -1), "any_one": _vector(-1, 1), "rest": _vector(0, -1), "twice": _vector(2, 1),
+    "zero": np.int64(0), "one": np.int64(1), "two": np.int64(2), "three": np.int64(3), "four": np.int64(4),
+    "five": np.int64(5), "nine": np.int64(9), "twenty": np.int64(20),
+    "v0": _vector(0), "v1": _vector(1), "v2": _vector(2), "v3": _vector(3), "v4": _vector(4), "v6": _vector(6),
+    "v8": _vector(8), "v01": _vector(0, 1), "v12": _vector(1, 2), "none": _vector(), "last": _vector(-1),
+    "far": _vector(-(2**62)), "ends": _vector(0, 3), "any_four": _vector(-1, 4), "four_any": _vector(4, -1),
+    "any_one": _vector(-1, 1), "any_two": _vector(-1, 2), "rest": _vector(0, -1), "twice": _vector(2, 1),
     "before": _vector(0, 0, 1, 0), "first": _vector(0).reshape(1, 1),
     # floats: scalars, and weights whose names end in their sizes
     "f0": np.float32(0), "f1": np.float32(1), "half": np.float32(0.5), "little": np.float32(0.01),
     "low": np.float32(-1e9), "eight_rows": _noise(8, 4), "one_row": _noise(1, 4), "w44": _noise(4, 4),
     "w88": _noise(8, 8), "w43": _noise(4, 3), "w4": _noise(4), "w1": _noise(1), "table": _noise(10, 4),
     "kernel3": _noise(4, 4, 3), "spread": abs(_noise(4)), "scale_2_1_4": _noise(2, 1, 4), "lstm_w": _noise(1, 8, 4),
-    "lstm_r": _noise(1, 8, 2),
+    "lstm_r": _noise(1, 8, 2), "lstm_w2": _noise(2, 8, 4), "lstm_r2": _noise(2, 8, 2),
     # the rest
     "yes": np.bool_(True), "scale": np.float32(0.05), "middle": np.uint8(128),
+    "two_scales": np.float32([0.05, 0.1]), "two_zeros": np.zeros(2, np.uint8),
     "weights_u8": _RNG.integers(0, 255, (4, 3)).astype(np.uint8),
 }  # fmt: skip
 """Only those that a graph names are put into its model."""
