@@ -12,7 +12,17 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from cortex.ids import ApiKey, ReplicaId
-from cortex.wire.batching import RULES, BatchingOrder, BatchingVerdict, Disagreement, Mode, Proof, Rounding, Trial
+from cortex.wire.batching import (
+    RULES,
+    BatchingOrder,
+    BatchingVerdict,
+    Disagreement,
+    Mode,
+    Proof,
+    Rounding,
+    SizeCondition,
+    Trial,
+)
 from cortex.wire.build import BuildSpec, ModelKey
 
 
@@ -154,7 +164,7 @@ def decide(mode: Mode, verdict: BatchingVerdict | None, stop: Stop | None) -> De
     """
 
     def found(text: str, *, batches: bool = False, disagreement: Disagreement | None = None) -> Decision:
-        order = BatchingOrder(True, _rounding(verdict)) if batches else BatchingOrder()
+        order = _together(verdict) if batches else BatchingOrder()
         return Decision(order=order, text=text, mode=mode, verdict=verdict, stop=stop, disagreement=disagreement)
 
     if mode == "off":
@@ -192,9 +202,15 @@ def _wants_trial(mode: Mode, verdict: BatchingVerdict) -> bool:
     return verdict.trial is None and (mode == "on" or not _refused(proof))
 
 
-def _rounding(verdict: BatchingVerdict | None) -> Rounding:
-    """What a guard takes for a disagreement. Of what is not proved nobody knows whether there may be ties."""
-    return verdict.proof.rounding if verdict is not None and verdict.proof.proved else "labels"
+def _together(verdict: BatchingVerdict | None) -> BatchingOrder:
+    """
+    What is ordered where requests may share runs: only those for which it is proved.
+
+    On the user's word all may, and of rounding nobody knows whether there can be ties.
+    """
+    if verdict is None or not verdict.proof.proved:
+        return BatchingOrder(True, "labels")
+    return BatchingOrder(True, verdict.proof.rounding, verdict.proof.sizes)
 
 
 _ROUNDING_WORDS: Mapping[Rounding, str] = {
@@ -206,7 +222,20 @@ _ROUNDING_WORDS: Mapping[Rounding, str] = {
 
 
 def _proved(proof: Proof) -> str:
-    return f"proved from {proof.operators:,} operator{'s' * (proof.operators != 1)}, {_ROUNDING_WORDS[proof.rounding]}"
+    conditions = " and ".join(_condition(one) for one in proof.sizes)
+    return (
+        f"proved from {proof.operators:,} operator{'s' * (proof.operators != 1)}, {_ROUNDING_WORDS[proof.rounding]}"
+        f"{', where ' if conditions else ''}{conditions}"
+    )
+
+
+def _condition(condition: SizeCondition) -> str:
+    size = f'dimension {condition.axis} of "{condition.input}"'
+    if condition.size is not None:
+        return f"{size} is {condition.size}"
+    if condition.at_most is not None:
+        return f"{size} is at most {condition.at_most}"
+    return f'{size} is dimension {condition.other_axis} of "{condition.other_input}"'
 
 
 def _tried(trial: Trial | None) -> str:
