@@ -9,6 +9,7 @@ that fails without its check. Wrongly proved graphs are printed as small as they
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import sys
@@ -211,7 +212,7 @@ class _Part:
     def __init__(self, stream: IO[str] | None, is_terminal: bool, what: str, count: int) -> None:
         self._stream, self._is_terminal, self._what, self._count = stream, is_terminal, what, count
         self._done = 0
-        self._told_s = 0.0
+        self._told_s = -math.inf
         self._since_s = time.monotonic()
 
     def __enter__(self) -> Callable[[int], None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -63,6 +65,22 @@ def test_what_is_proved_of_new_graphs_is_right(pool: Pool, seed: int) -> None:
     campaign.graphs(0, NEW_GRAPHS)
 
     assert_nothing_is_wrong(campaign)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_pipe() -> None:
+    for stream in (Terminal(), io.StringIO()):
+        with Progress(stream).of("graphs", 2) as step:
+            step(0)
+            step(1)
+
+        told = stream.getvalue()
+        assert ("[###" in told) == stream.isatty()
+        assert re.search(r"graphs: 2 of 2 in \d+ s\n$", told)
 
 
 def test_a_campaign_prints_its_seed_and_a_table(capsys: pytest.CaptureFixture[str]) -> None:
