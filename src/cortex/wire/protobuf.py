@@ -30,7 +30,7 @@ MAX_TEXT_BYTES: Final = 1 << 16
 
 _WINDOW_BYTES = 1 << 14  # skipping over a large weight wastes at most one window
 _MAX_TAG_AND_VALUE_BYTES = 20  # two varints of at most 10 bytes each
-_TEXTS_PER_FIELD = 8  # how many texts of a run take as long to skip as one field takes to hand out
+_TEXTS_PER_FIELD = 4  # how many texts of a run take as long to skip as one field takes to hand out
 
 
 Span: TypeAlias = tuple[int, int]

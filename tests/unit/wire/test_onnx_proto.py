@@ -269,6 +269,15 @@ def test_files_are_found_beside_long_lists_that_no_type_stands_after(saved, plac
     assert external_files(saved(wrapped(7, wrapped(1, wrapped(5, attribute))))) == ["beside"]
 
 
+@pytest.mark.slow
+def test_a_list_may_have_more_elements_than_fields_are_looked_at_wherever_its_type_stands(saved):
+    numbers = b"\x40\x07" * 20_000_001
+    kind = b"\xa0\x01\x07"
+    name = wrapped(1, b"nodes_treeids")
+    for attribute in (name + numbers + kind, name + kind + numbers):
+        assert external_files(saved(wrapped(7, wrapped(1, wrapped(5, attribute))))) == []
+
+
 def test_the_onnx_package_agrees_on_every_model_it_ships(tmp_path):
     folder = os.path.join(os.path.dirname(onnx.__file__), "backend", "test", "data")
     paths = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names if name.endswith(".onnx")]

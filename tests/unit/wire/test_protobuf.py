@@ -83,14 +83,15 @@ def test_the_pieces_of_runs_hold_just_the_elements_that_were_written(opened, fie
     "field",
     [
         (tag_of(1, VARINT), 300),
+        (tag_of(1, VARINT), (1 << 64) - 1),
         (tag_of(2, FIXED32), b"abcd"),
         (tag_of(3, FIXED64), b"abcdefgh"),
         (tag_of(4, BYTES), b"BRANCH_LEQ"),
     ],
-    ids=["numbers", "floats", "doubles", "texts"],
+    ids=["numbers", "negative numbers", "floats", "doubles", "texts"],
 )
 def test_a_run_of_any_length_counts_as_few_fields(opened, field):
-    with opened(written(*field) * 100_000, max_fields=20_000) as source:
+    with opened(written(*field) * 100_000, max_fields=30_000) as source:
         pieces = [(first, last) for _, first, last in source.tagged(0, source.size, RUNS)]
     assert len(pieces) < 200
     assert (pieces[0][0], pieces[-1][1]) == (0, source.size)
@@ -130,9 +131,17 @@ def test_a_run_that_is_cut_is_refused(opened, field):
         list(source.tagged(0, source.size, RUNS))
 
 
-def test_a_field_that_reaches_beyond_its_message_is_refused_though_the_file_goes_on(opened):
-    with opened(written(34, b"abc") + b"more") as source, pytest.raises(ValueError, match="no ONNX model"):
-        list(source.tagged(0, 4))
+@pytest.mark.parametrize("field", [(34, b"abc"), (8, 300), (21, b"abcd")], ids=["text", "number", "float"])
+def test_a_field_that_reaches_beyond_its_message_is_refused_though_the_file_goes_on(opened, field):
+    content = written(*field)
+    with opened(content + b"more") as source, pytest.raises(ValueError, match="no ONNX model"):
+        list(source.tagged(0, len(content) - 1))
+
+
+@pytest.mark.parametrize("tag", [tag_of(0, VARINT), tag_of(1, 3), tag_of(1, 4), tag_of(1, 6), tag_of(1 << 29, VARINT)])
+def test_what_is_no_tag_is_refused(opened, tag):
+    with opened(varint(tag) + b"\x01") as source, pytest.raises(ValueError, match="no ONNX model"):
+        list(source.tagged(0, source.size))
 
 
 @given(numbers=st.lists(NUMBERS, max_size=50), packed=st.lists(NUMBERS, max_size=50))
