@@ -55,16 +55,17 @@ def microsoft(operator: str, *inputs: str, to: str = "y", **attributes: Attribut
 def model(
     *nodes: Node,
     outputs: str = "y",
-    opsets: Mapping[str, int] = NEWEST,
+    opsets: Mapping[str, int] | None = None,
     **named: GraphInput | Tensor | Any,
 ) -> Model:
+    """A model; its operators are of the newest sets that rules know, but of domains that `opsets` names."""
     inputs, constants = [], {}
     for name, value in named.items():
         if isinstance(value, GraphInput):
             inputs.append(GraphInput(name, value.dtype, value.shape, value.is_tensor))
         else:
             constants[name] = value if isinstance(value, Tensor) else constant(value)
-    return Model(Graph(nodes, tuple(inputs), tuple(outputs.split()), constants), opsets=opsets)
+    return Model(Graph(nodes, tuple(inputs), tuple(outputs.split()), constants), opsets={**NEWEST, **(opsets or {})})
 
 
 def proof(*nodes: Node, **settings: Any) -> Proof:

@@ -6,9 +6,9 @@ import dataclasses
 from typing import Final
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.registry import Call, Rounds, rule
-from cortex.rows.sizes import NUMBER_OF_ROWS, Dim
-from cortex.rows.values import Kind, Value, items, uniform
+from cortex.rows.rules.registry import Call, Rounds, like, rule
+from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, equal
+from cortex.rows.values import Kind, Value, items
 from cortex.wire.graphs import LongList
 
 _ML: Final = "ai.onnx.ml"
@@ -29,43 +29,55 @@ def _matrix(value: Value) -> Value:
     return value
 
 
+def _elementwise(value: Value, dtype: str) -> Value:
+    """Another value for each element."""
+    return like(value, value.known_shape, value.axis).typed(dtype)
+
+
+# ---- scores and labels ------------------------------------------------------------------------------------------
+
+
 def _scores(call: Call, width: Dim) -> Value:
     x = _matrix(call.x)
-    return dataclasses.replace(x.moved([x.known_shape[0], width], 0), dtype="float32")
+    return x.moved([x.known_shape[0], width], 0).typed("float32")
 
 
-def _label(call: Call, texts: str) -> Value:
+def _labels(call: Call) -> Value:
     x = _matrix(call.x)
-    return dataclasses.replace(
-        x.moved([x.known_shape[0]], 0), dtype="string" if call.attributes.get(texts) else "int64"
-    )
+    return x.moved([x.known_shape[0]], 0).typed("string" if call.has("classlabels_strings") else "int64")
 
 
-def _classes(call: Call, numbers: str, texts: str) -> Dim:
-    return call.length(numbers) or call.length(texts) or call.fresh()
+def _classes(call: Call, numbers: str) -> Dim:
+    return call.length(numbers) or call.length("classlabels_strings") or call.fresh()
 
 
-@rule("TreeEnsembleClassifier", domain=_ML, rounds=(Rounds.ELECTS, Rounds.VOTES))
+@rule("TreeEnsembleClassifier", domain=_ML, rounds=(Rounds.ELECTS, Rounds.VOTES), until=4)
 def tree_classifier(call: Call) -> list[Value]:
-    width = _classes(call, "classlabels_int64s", "classlabels_strings")
-    return [_label(call, "classlabels_strings"), _scores(call, width)]
+    """
+    Where a tree asks for a feature that rows do not have there is no answer.
+
+    Source: onnxruntime, tree_ensemble_common.h, `ComputeAgg`: checked in the kernel since 1.13.
+    """
+    return [_labels(call), _scores(call, _classes(call, "classlabels_int64s"))]
+
+
+@rule("TreeEnsembleRegressor", domain=_ML, rounds=Rounds.VOTES, until=4)
+def tree_regressor(call: Call) -> Value:
+    """As `tree_classifier`."""
+    return _scores(call, call.integer("n_targets", 1))
+
+
+@rule("TreeEnsemble", domain=_ML, rounds=Rounds.VOTES, since=5)
+def tree_ensemble(call: Call) -> Value:
+    """As `tree_classifier`."""
+    return _scores(call, call.integer("n_targets", 1)).typed(call.x.dtype)
 
 
 @rule("LinearClassifier", domain=_ML, rounds=(Rounds.ELECTS, Rounds.SUMS))
 def linear_classifier(call: Call) -> list[Value]:
-    width = _classes(call, "classlabels_ints", "classlabels_strings")
-    return [_label(call, "classlabels_strings"), _scores(call, width)]
-
-
-@rule("SVMClassifier", domain=_ML, rounds=(Rounds.ELECTS, Rounds.SUMS))
-def support_vector_classifier(call: Call) -> list[Value]:
-    return [_label(call, "classlabels_strings"), _scores(call, call.fresh())]
-
-
-@rule("TreeEnsembleRegressor", "TreeEnsemble", domain=_ML, rounds=Rounds.VOTES)
-def tree_regressor(call: Call) -> Value:
-    found = _scores(call, call.integer("n_targets", 1))
-    return found.typed(call.x.dtype) if call.operator == "TreeEnsemble" else found
+    count = call.length("intercepts") or call.fresh()
+    width = 2 if count == 1 and _classes(call, "classlabels_ints") == 2 else count
+    return [_labels(call), _scores(call, width)]
 
 
 @rule("LinearRegressor", domain=_ML, rounds=Rounds.SUMS)
@@ -73,9 +85,36 @@ def linear_regressor(call: Call) -> Value:
     return _scores(call, call.integer("targets", 1))
 
 
+def _must_fit(call: Call, vectors: int | None, classes: Dim) -> None:
+    """
+    Raises:
+        NotProved: rows have another number of features than the support vectors: where each begins is counted in
+            features of these. Or requests choose it, and it is not known how many these have.
+    """
+    size = _matrix(call.x).known_shape[1]
+    values, count = (call.length("support_vectors"), vectors) if vectors else (call.length("coefficients"), classes)
+    if values is not None and isinstance(count, int) and count:
+        if not equal(size, values // count):
+            refuse(f"{size} features for vectors of {values // count}")
+    elif not isinstance(size, int):
+        refuse("a number of features that requests choose")
+
+
+@rule("SVMClassifier", domain=_ML, rounds=(Rounds.ELECTS, Rounds.SUMS))
+def support_vector_classifier(call: Call) -> list[Value]:
+    _must_fit(call, sum(call.integers("vectors_per_class", [])), _classes(call, "classlabels_ints"))
+    return [_labels(call), _scores(call, call.fresh())]
+
+
 @rule("SVMRegressor", domain=_ML, rounds=Rounds.SUMS)
 def support_vector_regressor(call: Call) -> Value:
+    _must_fit(call, call.integer("n_supports", 0), 1)
+    if call.integer("one_class", 0):
+        call.rounds = Rounds.ELECTS
     return _scores(call, 1)
+
+
+# ---- features ---------------------------------------------------------------------------------------------------
 
 
 @rule("Normalizer", domain=_ML, rounds=Rounds.SUMS)
@@ -85,22 +124,25 @@ def normalizer(call: Call) -> Value:
 
 @rule("Scaler", domain=_ML, rounds=Rounds.SUMS)
 def scaler(call: Call) -> Value:
-    return _matrix(call.x).typed("float32")
+    one_for_all = call.length("scale") == 1 == call.length("offset")
+    return _elementwise(call.x if one_for_all else _matrix(call.x), "float32")
 
 
-@rule("Imputer", domain=_ML)
+@rule("Imputer", domain=_ML, rounds=Rounds.CHOOSES)
 def imputer(call: Call) -> Value:
-    return _matrix(call.x)
+    given = [name for name in ("imputed_value_floats", "imputed_value_int64s") if call.has(name)]
+    one_for_all = len(given) == 1 and call.length(given[0]) == 1
+    return _elementwise(call.x if one_for_all else _matrix(call.x), call.x.dtype)
 
 
 @rule("Binarizer", domain=_ML, rounds=Rounds.CHOOSES)
 def binarizer(call: Call) -> Value:
-    return call.x
+    return _elementwise(call.x, call.x.dtype)
 
 
 @rule("LabelEncoder", domain=_ML, rounds=Rounds.CHOOSES)
 def label_encoder(call: Call) -> Value:
-    return call.x.typed(_encoded_dtype(call))
+    return _elementwise(call.x, _encoded_dtype(call))
 
 
 def _encoded_dtype(call: Call) -> str:
@@ -116,33 +158,31 @@ def _encoded_dtype(call: Call) -> str:
     return tensor.dtype if tensor is not None else ""
 
 
-@rule("CategoryMapper", domain=_ML, rounds=Rounds.CHOOSES)
+@rule("CategoryMapper", domain=_ML)
 def category_mapper(call: Call) -> Value:
-    return call.x.typed("int64" if call.x.dtype == "string" else "string")
+    return _elementwise(call.x, "int64" if call.x.dtype == "string" else "string")
 
 
 @rule("OneHotEncoder", domain=_ML, rounds=Rounds.CHOOSES)
 def one_hot_encoder(call: Call) -> Value:
-    x = call.x
     width = call.length("cats_int64s") or call.length("cats_strings") or call.fresh()
-    if not x.is_rows:
-        return uniform((*x.known_shape, width), "float32")
-    return x.moved([*x.known_shape, width], x.axis).typed("float32")
+    return like(call.x, [*call.x.known_shape, width], call.x.axis).typed("float32")
 
 
 @rule("FeatureVectorizer", domain=_ML)
 def feature_vectorizer(call: Call) -> Value:
-    matrices = [_matrix(value) for value in call.given]
-    if any(value.layout != matrices[0].layout for value in matrices):
+    """Matrices side by side, each cut or filled up to the width that an attribute has for it."""
+    first, *others = (_matrix(value) for value in call.given)
+    if any(value.layout != first.layout for value in others):
         refuse("rows meet in different layouts")
-    return matrices[0].moved([matrices[0].known_shape[0], call.fresh()], 0).typed("float32")
+    return first.moved([first.known_shape[0], sum(call.integers("inputdimensions"))], 0).typed("float32")
 
 
 @rule("ZipMap", domain=_ML)
 def zip_map(call: Call) -> Value:
-    """A list with a map a row. Also of a vector, where there is one class."""
-    x = call.x
-    if not x.is_rows or x.axis != 0 or x.layout != (1, 1) or x.known_shape[0] != NUMBER_OF_ROWS or x.rank != 2:
+    """A list with a map for each row."""
+    x = _matrix(call.x)
+    if x.layout != (1, 1) or x.known_shape[0] != NUMBER_OF_ROWS:
         refuse("its input is not a matrix with a row for each row")
     return items()
 
@@ -157,32 +197,31 @@ def string_normalizer(call: Call) -> Value:
         refuse("drops stop words, so that rows move up")
     if call.x.is_rows and call.x.rank != 1:
         refuse("its input is not a vector of texts")
-    return call.x
+    return _elementwise(call.x, "string")
 
 
 @rule("Tokenizer", domain=_MICROSOFT)
 def tokenizer(call: Call) -> Value:
     """Words of each text, filled up to as many as the text of the batch has that has most."""
-    x = call.x
-    if not x.is_rows:
-        refuse("its input is not rows")
-    shape = (*x.known_shape, call.fresh())
-    return dataclasses.replace(x.moved(shape, x.axis), kind=Kind.PADDED, padding=call.text("pad_value"), dtype="string")
+    if call.integer("mark", 0):
+        refuse("marks where texts begin and end, unless all of the batch are empty")
+    found = like(call.x, [*call.x.known_shape, call.fresh()], call.x.axis)
+    return dataclasses.replace(found, kind=Kind.PADDED, padding=call.text("pad_value"), dtype="string")
 
 
 @rule("TfIdfVectorizer", takes={Kind.PADDED}, since=9)
 def tf_idf(call: Call) -> Value:
     """Counts words and runs of words of each row; padding does not count where it is no word of its own."""
     x = call.x
-    if x.is_uniform:
-        return uniform(dtype="float32")
-    if x.rank != 2 or x.axis != 0:
+    if x.is_uniform or x.rank != 2 or x.axis != 0:
         refuse("its input is not a matrix with a row for each row")
     if x.kind is Kind.PADDED:
-        if not call.has("pool_strings"):
-            refuse("rows are padded to the longest of the batch")
         words = call.strings("pool_strings")
+        if not words:
+            refuse("rows are padded to the longest of the batch")
         if words.may_hold(x.padding) if isinstance(words, LongList) else x.padding in words:
             refuse("what fills rows up may be in its vocabulary")
-    shape = [x.known_shape[0], call.fresh()]
-    return dataclasses.replace(x.moved(shape, 0), kind=Kind.ROWS, padding="", dtype="float32")
+    places = call.attributes.get("ngram_indexes")
+    width = max(call.integers("ngram_indexes")) + 1 if isinstance(places, tuple) and places else call.fresh()
+    found = dataclasses.replace(x, kind=Kind.ROWS, padding="", dtype="float32")
+    return found.moved([x.known_shape[0], width], 0)
