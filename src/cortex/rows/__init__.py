@@ -7,5 +7,6 @@ not proved. Nothing here may rely on a runtime refusing what does not fit: onnxr
 """
 
 from cortex.rows.flow import prove
+from cortex.rows.saved_models import prove_saved_model
 
-__all__ = ["prove"]
+__all__ = ["prove", "prove_saved_model"]

@@ -91,10 +91,15 @@ def prove(model: Model) -> Proof:
     Covers batches of requests with equal trailing shapes, no size of 0, and none but the inputs without a default.
     Never raises; what cannot be followed is not proved.
     """
+    return proved_by(Flow, model)
+
+
+def proved_by(analysis: type[Flow], model: Model) -> Proof:
+    """As `prove`, by an analysis that goes through a graph in its own way."""
     suppositions: dict[Place, Supposed] = {}
     restarts = 0
     while True:
-        flow = Flow(model, suppositions)
+        flow = analysis(model, suppositions)
         try:
             found = proof(flow.steps, flow.run(), model.graph)
             if found.proved and flow.refused is not None:  # no output needs it, and onnxruntime runs it all the same
@@ -138,7 +143,8 @@ def proof(steps: int, outputs: Sequence[Value], graph: Graph) -> Proof:
     if not outputs:
         return not_proved("it has no outputs", operators=steps)
     noise = EXACT
-    for index, (name, value) in enumerate(zip(graph.outputs, outputs, strict=True)):
+    names = graph.output_labels or graph.outputs
+    for index, (name, value) in enumerate(zip(names, outputs, strict=True)):
         if value.kind is Kind.MIXED:
             return not_proved(value.reason, operator=value.operator, operators=steps)
         reason = _what_is_wrong(value)
@@ -217,7 +223,8 @@ class Flow:
         Raises:
             NotProved: its first dimension is not free.
         """
-        name = f'the input "{declared.name}"'
+        label = declared.label or declared.name
+        name = f'the input "{label}"'
         if not declared.is_tensor:
             refuse(f"{name} is no tensor")
         if declared.shape is None:
@@ -231,7 +238,7 @@ class Flow:
         for axis, dim in enumerate(declared.shape[1:], 1):
             if dim == 0:
                 refuse(f"{name} has a size of 0")
-            trailing.append(dim if isinstance(dim, int) and dim > 0 else self._size_of(Place(declared.name, axis)))
+            trailing.append(dim if isinstance(dim, int) and dim > 0 else self._size_of(Place(label, axis)))
         return rows([NUMBER_OF_ROWS, *trailing], dtype=declared.dtype)
 
     def _size_of(self, place: Place) -> Dim:

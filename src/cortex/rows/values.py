@@ -43,7 +43,7 @@ class Kind(Enum):
     ITEMS = "items"
     """A list with an item a row."""
     TENSORS = "tensors"
-    """A list of tensors that are all like `item`, of a length that does not depend on the rows."""
+    """A list of tensors that are all like `item`; its length, as its shape where known, does not depend on the rows."""
     MIXED = "mixed"
     """Anything else: `reason` says why."""
 
@@ -246,10 +246,11 @@ def joined(a: Value, b: Value, symbols: Symbols) -> Value:
     noise = a.noise.joined(b.noise)
     dtype = a.dtype if a.dtype == b.dtype else ""
     if a.kind is b.kind is Kind.TENSORS:
+        length = a.shape if a.shape == b.shape else None
         if a.item is None or b.item is None:
-            return dataclasses.replace(a if b.item is None else b, noise=noise)
+            return dataclasses.replace(a if b.item is None else b, shape=length, noise=noise)
         item = joined(a.item, b.item, symbols)
-        return item if item.kind is Kind.MIXED else dataclasses.replace(tensors(item), noise=noise)
+        return item if item.kind is Kind.MIXED else dataclasses.replace(tensors(item), shape=length, noise=noise)
     if a.kind is b.kind is Kind.ITEMS:
         return dataclasses.replace(a, noise=noise)
     if a.counts_rows or b.counts_rows:

@@ -59,9 +59,24 @@ class FunctionName:
     name: str
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class FunctionNames:
+    """An attribute that names several functions of the model (TensorFlow)."""
+
+    names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shapes:
+    """An attribute of several shapes (TensorFlow)."""
+
+    shapes: tuple[tuple[int, ...] | None, ...]
+    """-1: a free dimension; None: not even their number is known."""
+
+
 Attribute: TypeAlias = (
     "int | float | bool | str | Tensor | Graph | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]"
-    " | LongList | Reference | FunctionName | None"
+    " | LongList | Reference | FunctionName | FunctionNames | Shapes | None"
 )
 """None: of a kind that no rule looks at."""
 
@@ -94,6 +109,8 @@ class GraphInput:
     shape: tuple[Dim, ...] | None = None
     """Likewise. None: no shape is declared."""
     is_tensor: bool = True
+    label: str = ""
+    """What callers name it, where that is not `name` (TensorFlow)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,6 +125,8 @@ class Graph:
     constants: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     output_dtypes: tuple[str, ...] = ()
     """As far as the file declares them; of the same length as `outputs`, or empty."""
+    output_labels: tuple[str, ...] = ()
+    """What callers name them, where that is not as in `outputs` (TensorFlow); of the same length, or empty."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,6 +146,8 @@ class Function:
     opsets: Mapping[str, int] = dataclasses.field(default_factory=dict)
     after: tuple[str, ...] = ()
     """Names of nodes that run though no output needs them: TensorFlow's control outputs."""
+    task: str = ""
+    """What it is for: of the functions of one task any may be run in place of another (TensorFlow)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,5 +13,6 @@ from cortex.rows.rules import (  # noqa: F401  (importing them registers their r
     reductions,
     sequences,
     shapes,
+    tensorflow,
     windows,
 )

@@ -46,10 +46,10 @@ def loop(call: Call) -> list[Value]:
             refuse(f"the condition: {found.operator}: {found.reason}")
         if not found.is_uniform or found.counts_rows:
             refuse("the condition depends on rows")
-        settled, state = _settled(call, state, results)
+        settled, state = next_state(call, state, results)
         if settled:
-            return [_finished(call, value) for value in state] + [
-                _finished(call, stacked(call, value, 0)) for value in results[len(state) :]
+            return [finished(call, value) for value in state] + [
+                finished(call, stacked(call, value, 0)) for value in results[len(state) :]
             ]
     return refuse("what is known of its state does not settle")
 
@@ -64,12 +64,12 @@ def scan(call: Call) -> list[Value]:
     steps = [_step(value, axis) for value, axis in zip(walked, axes, strict=True)]
     for _ in range(_TURNS):
         results = call.flow.subgraph(body, call.scope, [*state, *steps])
-        settled, state = _settled(call, state, results)
+        settled, state = next_state(call, state, results)
         if settled:
             outputs = results[len(state) :]
             places = call.integers("scan_output_axes", [0] * len(outputs))
-            return [_finished(call, value) for value in state] + [
-                _finished(call, stacked(call, value, place)) for value, place in zip(outputs, places, strict=True)
+            return [finished(call, value) for value in state] + [
+                finished(call, stacked(call, value, place)) for value, place in zip(outputs, places, strict=True)
             ]
     return refuse("what is known of its state does not settle")
 
@@ -86,7 +86,7 @@ def _step(value: Value, axis: int) -> Value:
     return like(value, shape, value.axis - (axis < value.axis))
 
 
-def _settled(call: Call, state: Sequence[Value], results: Sequence[Value]) -> tuple[bool, list[Value]]:
+def next_state(call: Call, state: Sequence[Value], results: Sequence[Value]) -> tuple[bool, list[Value]]:
     """Whether another turn tells nothing new, and the state that each turn may begin with."""
     if len(results) < len(state):
         refuse("the body has fewer outputs than states")
@@ -110,7 +110,7 @@ def stacked(call: Call, value: Value, axis: int) -> Value:
     return like(value, shape, value.axis + (axis <= value.axis))
 
 
-def _finished(call: Call, value: Value) -> Value:
+def finished(call: Call, value: Value) -> Value:
     """A value after the loop: a size that differed from turn to turn is one that nothing else is equal to."""
     if value.shape is None:
         return value

@@ -1,0 +1,110 @@
+"""What TensorFlow's models keep: variables and tables, which are read and not written while a request is served."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cortex.rows.refusal import refuse
+from cortex.rows.rules.registry import Call, must_be_constant
+from cortex.rows.rules.tensorflow.arrays import gathered_in_batches
+from cortex.rows.rules.tensorflow.registry import rule
+from cortex.rows.values import Kind, Value, tensors, uniform, vector
+
+_HANDLE: Final = frozenset({Kind.TENSORS})
+"""A variable is known as a list of what it holds."""
+
+
+def _declared(call: Call) -> Value:
+    """A variable's value, as far as it is declared."""
+    shape = call.attributes.get("shape")
+    dtype = call.text("dtype")
+    if not isinstance(shape, tuple):
+        return uniform(None, dtype)
+    return uniform((size if isinstance(size, int) and size >= 0 else call.fresh() for size in shape), dtype)
+
+
+def _held(value: Value) -> Value:
+    if value.kind is Kind.TENSORS:
+        return value.item if value.item is not None else refuse("is no variable")
+    return uniform()
+
+
+@rule("VarHandleOp", when_uniform=False)
+def variable(call: Call) -> Value:
+    return tensors(_declared(call))
+
+
+@rule("VariableV2", "Variable")
+def variable_of_old(call: Call) -> Value:
+    return _declared(call)
+
+
+@rule("ReadVariableOp", takes=_HANDLE)
+def read(call: Call) -> Value:
+    return _held(call.x).typed(call.text("dtype"))
+
+
+@rule("VariableShape", takes=_HANDLE)
+def shape_of(call: Call) -> Value:
+    return vector(_held(call.x).known_shape, call.text("out_type", "int32"))
+
+
+@rule("VarIsInitializedOp", "IsVariableInitialized", takes=_HANDLE)
+def is_there(call: Call) -> Value:
+    return uniform((), "bool")
+
+
+@rule("ResourceGather", takes=_HANDLE)
+def gather(call: Call) -> Value:
+    found = gathered_in_batches(call, _held(call.x), call.value(1), 0, call.integer("batch_dims", 0))
+    return found.typed(call.text("dtype"))
+
+
+@rule("ResourceGatherNd", takes=_HANDLE)
+def gather_nd(call: Call) -> Value:
+    """Of a variable by indices, whose last dimension is one index."""
+    held, index = _held(call.x), call.value(1)
+    depth = index.known_shape[-1]
+    if not isinstance(depth, int) or (index.is_rows and index.axis == index.rank - 1):
+        refuse("an index of unknown depth")
+    shape = [*index.known_shape[:-1], *held.known_shape[depth:]]
+    found = index.moved(shape, index.axis) if index.is_rows else uniform(shape)
+    return found.typed(call.text("dtype"))
+
+
+@rule(
+    "HashTable",
+    "HashTableV2",
+    "MutableDenseHashTableV2",
+    "MutableHashTable",
+    "MutableHashTableOfTensorsV2",
+    "MutableHashTableV2",
+)
+def table(call: Call) -> Value:
+    return uniform((), "resource")
+
+
+@rule("LookupTableFind", "LookupTableFindV2")
+def look_up(call: Call) -> Value:
+    """Key by key. What a table holds for a key may be more than one value, as the default has it."""
+    keys, default = call.value(1), call.value(2)
+    must_be_constant(call.value(0), default)
+    shape = [*keys.known_shape, *default.known_shape]
+    found = keys.moved(shape, keys.axis) if keys.is_rows else uniform(shape)
+    return found.typed(call.text("Tout"))
+
+
+@rule("LookupTableSize", "LookupTableSizeV2")
+def table_size(call: Call) -> Value:
+    return uniform((), "int64")
+
+
+@rule("LookupTableExportV2")
+def exported(call: Call) -> list[Value]:
+    count = call.fresh()
+    return [uniform((count,)), uniform((count,))]
+
+
+@rule("DeviceIndex")
+def device(call: Call) -> Value:
+    return uniform((), "int32")
