@@ -133,8 +133,8 @@ def test_what_is_proved_for_some_sizes_is_ordered_for_these():
         assert decision.order == BatchingOrder(True, "rounding", sizes)
         assert decision.text == (
             'batching: proved from 1,105 operators, sums may round, where dimension 1 of "ids" is at most 512 and '
-            'dimension 2 of "ids" is 3 and dimension 1 of "mask" is dimension 1 of "ids"; tried with 24 rows, worst 0.6 '
-            "% of the tolerance"
+            'dimension 2 of "ids" is 3 and dimension 1 of "mask" is dimension 1 of "ids"; tried with 24 rows, worst '
+            "0.6 % of the tolerance"
         )
 
 
