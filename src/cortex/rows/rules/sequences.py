@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from cortex.rows.refusal import refuse
 from cortex.rows.rules.control import stacked
 from cortex.rows.rules.registry import ALONG_ROWS, Call, axis_of, like, must_be_constant, rule
+from cortex.rows.sizes import Size
 from cortex.rows.values import Kind, Value, joined, tensors, uniform
 
 _LISTS = {Kind.TENSORS}
@@ -60,22 +59,40 @@ def split(call: Call) -> Value:
     shape = list(x.known_shape)
     if sizes is None and not call.integer("keepdims", 1):
         del shape[axis]
-        return _list_of(like(x, shape, x.axis - (axis < x.axis)))
-    shape[axis] = 1 if sizes is None else call.fresh()
-    return _list_of(_of_any_size(call, like(x, shape, x.axis), axis) if sizes is not None else like(x, shape, x.axis))
+        return tensors(like(x, shape, x.axis - (axis < x.axis)))
+    shape[axis] = 1 if sizes is None else call.symbols.fresh(widened=True)
+    return tensors(like(x, shape, x.axis))
 
 
 @rule("ConcatFromSequence", takes=_LISTS, when_uniform=False, since=11)
 def concat(call: Call) -> Value:
+    """
+    All items one after the other, or along a new dimension.
+
+    That their other sizes fit has to be proved: onnxruntime leaves part of the result unfilled where one without
+    elements does not.
+    """
     item = _item(call)
     if call.integer("new_axis", 0):
+        _must_be_of_one_shape(item, but_for=None)
         return stacked(call, item, call.integer("axis"))
     axis = axis_of(call.integer("axis"), item.rank)
     if item.is_rows and axis == item.axis:
         refuse("joins along the rows")
+    _must_be_of_one_shape(item, but_for=axis)
     shape = list(item.known_shape)
     shape[axis] = call.fresh()
     return like(item, shape, item.axis)
+
+
+def _must_be_of_one_shape(item: Value, *, but_for: int | None) -> None:
+    """
+    Raises:
+        NotProved: rows of a list's items have sizes that differ from item to item.
+    """
+    for axis, size in enumerate(item.known_shape if item.is_rows else ()):
+        if axis != but_for and isinstance(size, Size) and any(symbol.widened for symbol in size.symbols):
+            refuse("sizes that differ from item to item")
 
 
 def _list(call: Call) -> Value:
@@ -89,14 +106,5 @@ def _item(call: Call) -> Value:
 
 def _list_of(item: Value) -> Value:
     if item.kind is Kind.MIXED:
-        refuse(item.reason)
-    if not item.is_rows and not item.is_uniform:
-        refuse("a list of other things than tensors")
+        refuse("a list of things that are not alike")
     return tensors(item)
-
-
-def _of_any_size(call: Call, value: Value, axis: int) -> Value:
-    """A value whose size along one dimension differs from item to item of a list."""
-    shape = list(value.known_shape)
-    shape[axis] = call.symbols.fresh(widened=True)
-    return dataclasses.replace(value, shape=tuple(shape))
