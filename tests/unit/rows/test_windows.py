@@ -235,12 +235,20 @@ def test_a_pool_over_all_leaves_1(operator: str) -> None:
     assert (pooled.shape, pooled.axis) == ((3, N, 1, 1), 1)
 
 
-@pytest.mark.parametrize("pool", [*(node(name, "t", kernel_shape=(2, 2)) for name in POOLS), *map(node, WHOLE)])
+@pytest.mark.parametrize(
+    "pool", [*(node(name, "t", kernel_shape=(2, 2)) for name in POOLS), *(node(name, "t") for name in WHOLE)]
+)
 def test_rows_are_not_pooled(pool: Node) -> None:
     turn = node("Transpose", "x", to="t", perm=(1, 2, 0, 3))
-    assert refusal(turn, Node(pool.operator, ("t",), ("y",), pool.attributes), x=rows(3, 8, 8)) == (
-        "pools over the rows"
-    )
+    assert refusal(turn, pool, x=rows(3, 8, 8)) == "pools over the rows"
+
+
+@pytest.mark.parametrize(
+    "pool", [*(node(name, "x", kernel_shape=(2, 2)) for name in POOLS), *(node(name, "x") for name in WHOLE)]
+)
+def test_pools_of_floats_round_and_those_of_integers_do_not(pool: Node) -> None:
+    assert proof(pool, x=rows(3, 8, 8)).rounding == "rounding"
+    assert proof(pool, x=rows(3, 8, 8, dtype="int8")).rounding == "exact"
 
 
 def test_a_pool_s_indices_count_over_the_whole_tensor() -> None:

@@ -208,14 +208,13 @@ def _pooled_whole(call: Call) -> Value:
     return like(x, [*x.known_shape[:2], *[1] * (x.rank - 2)], x.axis)
 
 
-@rule("MaxPool")
+@rule("MaxPool", rounds=Rounds.SUMS)  # picks one, of 0 and -0 any
 def max_pool(call: Call) -> list[Value]:
     return [_pooled(call), mixed("its indices count over the whole tensor", call.operator)]
 
 
 rule("AveragePool", "LpPool", rounds=Rounds.SUMS)(_pooled)
-rule("GlobalAveragePool", "GlobalLpPool", rounds=Rounds.SUMS)(_pooled_whole)
-rule("GlobalMaxPool")(_pooled_whole)
+rule("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", rounds=Rounds.SUMS)(_pooled_whole)
 
 
 def _quantised(pool: Callable[[Call], Value]) -> Callable[[Call], Value]:
