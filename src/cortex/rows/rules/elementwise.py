@@ -280,7 +280,8 @@ def dropout(call: Call) -> list[Value]:
         refuse("random numbers, as in training")
     if call.opset < 7 and not call.integer("is_test", 0):
         refuse("random numbers, as in training")
-    return [call.x, call.x.typed("bool")]
+    mask = call.x if call.x.is_rows else uniform(call.x.shape)
+    return [call.x, mask.typed("bool")]
 
 
 @rule("QuantizeLinear", rounds=Rounds.STEPS)
@@ -319,7 +320,7 @@ def quantized_pair(call: Call) -> Value:
 @rule("QLinearSigmoid", "QLinearLeakyRelu", domain=_MICROSOFT)
 def quantized_curve(call: Call) -> Value:
     must_be_constant(*call.inputs[1:])
-    return call.x
+    return call.x if call.x.is_rows else uniform(call.x.shape, call.x.dtype)
 
 
 # ---- sizes as elements ------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from cortex.rows.rules.registry import (
     numbers_of,
     rule,
 )
-from cortex.rows.sizes import Dim, Size, counts_rows, suppose_at_most
+from cortex.rows.sizes import Dim, Size, counts_rows, product, suppose_at_most
 from cortex.rows.values import Element, Kind, Value, known, rows, uniform, vector
 from cortex.wire.graphs import MAX_ELEMENTS
 
@@ -376,8 +376,9 @@ def array_feature_extractor(call: Call) -> Value:
     must_be_constant(index)
     if not x.is_rows or x.rank < 2 or x.axis == x.rank - 1:
         refuse(CHOOSES)
-    count = index.known_shape[-1] if index.rank else 1
-    return x.moved([*x.known_shape[:-1], count], x.axis)
+    if any(number < 0 for number in numbers_of(index, "which columns")):
+        refuse(CHOOSES)  # older versions of onnxruntime read the row before
+    return x.moved([*x.known_shape[:-1], product(index.known_shape)], x.axis)
 
 
 # ---- filled up --------------------------------------------------------------------------------------------------

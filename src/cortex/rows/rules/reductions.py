@@ -181,7 +181,9 @@ rule("LayerNormalization", "SimplifiedLayerNormalization", domain=_MICROSOFT, ro
 
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=_MICROSOFT, rounds=Rounds.SUMS)
 def skip_layer_normalization(call: Call) -> list[Value]:
-    """Normalises the sum of two values over their last dimension."""
+    """Normalises the sum of two values over their last dimension; only the second may be stretched."""
+    if not call.x.is_rows:
+        refuse("rows are added to a constant")
     total = broadcast(call, [call.value(0), call.value(1)])
     must_be_constant(*call.inputs[2:])
     if not total.is_rows or total.axis >= total.rank - 1:
