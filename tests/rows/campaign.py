@@ -22,7 +22,7 @@ from typing import IO, Final
 
 import msgspec
 from judging import Judgement
-from mutants import Mutant, mutants, rule_functions
+from mutants import HANDING_ON, Mutant, Trace, mutants, rule_functions
 from operator_cases import modules, nodes_of
 from pool import Done, Pool, Task
 from sources import written
@@ -34,7 +34,8 @@ _GRAPHS_BEFORE_MUTANTS: Final = 3_000
 """So many graphs of which some are refused and wrong help to show that a check is needed."""
 _REFUSED_GRAPHS_RUN: Final = 10
 """Of the graphs that are refused one in so many is run: whether many look right."""
-_MOST_CASES_A_MUTANT: Final = 400
+_MOST_CASES_A_MUTANT: Final = 300
+"""So many that were refused in its function, and so many that only met it."""
 _SHOWN: Final = 25
 
 
@@ -123,25 +124,20 @@ class Campaign:
         self._judge("graphs", tasks, count)
 
     def mutants(self) -> None:
-        """Take each check out by itself, and ask for the cases that were refused at work of its function."""
-        by_function: dict[str, list[str]] = defaultdict(list)
-        keys = self.totals.mixing
-        chunks = [keys[start : start + 50] for start in range(0, len(keys), 50)]
-        tasks: Iterable[Task] = ({"do": "refusals", "keys": chunk} for chunk in chunks)
-        for done in self._carry_out("where they are refused", tasks, len(chunks)):
-            for key, functions in (done.result or {}).items():
-                for function in functions:
-                    by_function[function].append(key)
+        """Take each check out by itself, and ask for the cases that its function looked at."""
+        refused, ran = self._traced(self.totals.mixing)
         found = mutants()
         spread = random.Random(self._seed)
-        any_of_them = spread.sample(keys, min(len(keys), 3 * _MOST_CASES_A_MUTANT))
+
+        def some(keys: Sequence[str]) -> list[str]:
+            return spread.sample(keys, min(len(keys), _MOST_CASES_A_MUTANT))
 
         def task(mutant: Mutant) -> Task:
-            candidates = by_function.get(f"{mutant.module}:{mutant.function}") or any_of_them
+            name = f"{mutant.module}:{mutant.function}"
+            candidates = ran.get(name, self.totals.mixing)
             written = [key for key in candidates if key.startswith("case:")]
-            others = [key for key in candidates if not key.startswith("case:")]
-            chosen = written + spread.sample(others, min(len(others), _MOST_CASES_A_MUTANT))
-            return {"do": "mutant", "mutant": msgspec.to_builtins(mutant), "keys": chosen}
+            keys = list(dict.fromkeys([*written, *some(refused[name]), *some(candidates)]))
+            return {"do": "mutant", "mutant": msgspec.to_builtins(mutant), "keys": keys}
 
         for done in self._carry_out("mutants", map(task, found), len(found)):
             mutant = msgspec.convert(done.task["mutant"], Mutant)
@@ -151,10 +147,24 @@ class Campaign:
                 self.killed[mutant] = done.result
         self.survivors.sort()
 
+    def _traced(self, keys: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Keys of cases by the functions that were at work when something was refused, and by those that ran at all."""
+        refused: dict[str, list[str]] = defaultdict(list)
+        ran: dict[str, list[str]] = defaultdict(list)
+        chunks = [keys[start : start + 50] for start in range(0, len(keys), 50)]
+        tasks: Iterable[Task] = ({"do": "trace", "keys": chunk} for chunk in chunks)
+        for done in self._carry_out("what cases meet", tasks, len(chunks)):
+            for key, trace in msgspec.convert(done.result or {}, dict[str, Trace]).items():
+                for function in trace.refused:
+                    refused[function].append(key)
+                for function in trace.ran:
+                    ran[function].append(key)
+        return refused, ran
+
     def unkilled_rules(self) -> list[tuple[str, str]]:
         """Rules without which nothing that was tried goes wrong."""
         killed = {(mutant.module, mutant.function) for mutant in self.killed}
-        return sorted(rule_functions() - killed)
+        return sorted(rule_functions() - killed - set(HANDING_ON))
 
     def minimised(self, judgement: Judgement) -> str:
         """A wrongly proved case as text, as small as it could be made."""

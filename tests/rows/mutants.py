@@ -62,6 +62,10 @@ def mutants() -> list[Mutant]:
     return found
 
 
+HANDING_ON: Final[Mapping[tuple[str, str], str]] = {}
+"""Rules that do what is right without a check, with the reason."""
+
+
 def rule_functions() -> set[tuple[str, str]]:
     """Module and name of each function that is the rule of an operator."""
     from cortex.rows.rules.registry import RULES
@@ -272,28 +276,43 @@ def killer(mutant: Mapping[str, Any], cases: Iterable[tuple[str, Model]]) -> str
     return None
 
 
-def refused_in(model: Model) -> list[str]:
-    """Functions of the prover that were at work when something was refused, as `module:function`."""
+class Trace(msgspec.Struct, frozen=True):
+    """Functions of the prover, as `module:function`."""
+
+    ran: list[str]
+    refused: list[str]
+    """Those of `ran` that were at work when something was refused."""
+
+
+def traced(model: Model) -> Trace:
+    """Prove, and see by which functions."""
     from cortex.rows import prove
     from cortex.rows.refusal import NotProved
 
-    found: set[str] = set()
+    ran: set[str] = set()
+    refused: set[str] = set()
+
+    def name_of(frame: FrameType) -> str | None:
+        module = frame.f_globals.get("__name__", "")
+        return f"{module}:{frame.f_code.co_name}" if module.startswith(PACKAGE) else None
+
+    def enter(frame: FrameType, event: str, argument: object) -> None:
+        name = name_of(frame) if event == "call" else None
+        if name is not None:
+            ran.add(name)
 
     def note(self: Exception, *arguments: object) -> None:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
-            module = frame.f_globals.get("__name__", "")
-            if module.startswith(PACKAGE):
-                found.add(f"{module}:{frame.f_code.co_name}")
+            refused.update(filter(None, [name_of(frame)]))
             frame = frame.f_back
 
     kept = NotProved.__init__
     NotProved.__init__ = note  # type: ignore[method-assign, assignment]
+    sys.setprofile(enter)
     try:
         prove(model)
     finally:
+        sys.setprofile(None)
         NotProved.__init__ = kept  # type: ignore[method-assign]
-    return sorted(found)
-
-
-__all__ = ["Mutant", "killer", "mutants", "prover_without", "refused_in", "rule_functions"]
+    return Trace(sorted(ran), sorted(refused))

@@ -11,7 +11,7 @@ import itertools
 import pkgutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import onnx
@@ -19,14 +19,36 @@ from cases import Array, Case, row_counts
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.backend.test.case import node as node_cases
-from truth import Batch
+from truth import Batch, stored
+
+from cortex.replica.backends.base import InferenceFailed, ModelError
+from cortex.replica.backends.onnx import load
 
 MOST_CHOICES: Final = 24
-"""Of inputs as rows, for one operator."""
+"""Of inputs whose first dimension is the rows, for one operator."""
+MOST_CHOICES_INSIDE: Final = 8
+"""Of inputs whose second, or third, dimension is the rows."""
 
 
-Named: TypeAlias = "tuple[str, onnx.ModelProto, Sequence[Array]]"
-"""A name, a model and an example of each of its inputs."""
+class Named(NamedTuple):
+    """One operator, or a few, with an example."""
+
+    name: str
+    model: onnx.ModelProto
+    inputs: Sequence[Array]
+    ranks: Sequence[int | None]
+    """Of the outputs; None where there is none, or it is not known."""
+
+
+class Choice(NamedTuple):
+    """Which inputs are rows."""
+
+    inputs: tuple[int, ...]
+    axis: int
+    """In which dimension the operator sees them; its outputs are expected to have them there, too."""
+    is_free: bool
+    """Whether the other sizes are not declared."""
+
 
 LIBRARIES: Final = "libraries"
 """Stands for our own nodes among the modules of the `onnx` package."""
@@ -52,7 +74,7 @@ def nodes_of(module: str) -> Sequence[Named]:
         warnings.simplefilter("ignore")  # numpy's, where a case is about overflow
         importlib.import_module(f"{node_cases.__name__}.{module}")
     return [
-        (case.name, case.model, case.data_sets[0][0])
+        Named(case.name, case.model, case.data_sets[0][0], [getattr(one, "ndim", None) for one in case.data_sets[0][1]])
         for case in node_cases._NodeTestCases[before:]
         if case.model is not None
         and case.data_sets
@@ -60,61 +82,83 @@ def nodes_of(module: str) -> Sequence[Named]:
     ]
 
 
-def variants(name: str, model: onnx.ModelProto, inputs: Sequence[Array]) -> Iterator[Case]:
+def variants(named: Named) -> Iterator[Case]:
     """
-    A model with each choice of its inputs as rows and the others as constants, once with their trailing sizes fixed and
-    once with all of them free.
-
-    Args:
-        inputs: an example of each; requests are made of its rows, and of the same with other values.
+    The model with each choice of its inputs as rows and the others as constants: first dimensions with the other sizes
+    fixed and with all of them free, and second and third dimensions.
     """
-    for choice, is_free in _choices(model, inputs):
-        yield _variant(name, model, inputs, choice, is_free)
+    for choice in _choices(named):
+        yield _variant(named, choice)
 
 
-def variant(name: str, model: onnx.ModelProto, inputs: Sequence[Array], number: int) -> Case:
+def variant(named: Named, number: int) -> Case:
     """One of the variants, counted from 0."""
-    return _variant(name, model, inputs, *_choices(model, inputs)[number])
+    return _variant(named, _choices(named)[number])
 
 
-def _choices(model: onnx.ModelProto, inputs: Sequence[Array]) -> list[tuple[tuple[int, ...], bool]]:
-    """Which inputs are rows, and whether sizes are free."""
-    if len(model.graph.input) != len(inputs):
+def _choices(named: Named) -> list[Choice]:
+    if len(named.model.graph.input) != len(named.inputs):
         return []
-    possible = [index for index, value in enumerate(inputs) if value.ndim > 0 and value.shape[0] > 0]
-    choices = itertools.chain.from_iterable(
+    found = [Choice(inputs, 0, is_free) for inputs in _subsets(named, 0, MOST_CHOICES) for is_free in (False, True)]
+    return found + [
+        Choice(inputs, axis, False) for axis in (1, 2) for inputs in _subsets(named, axis, MOST_CHOICES_INSIDE)
+    ]
+
+
+def _subsets(named: Named, axis: int, most: int) -> list[tuple[int, ...]]:
+    """Sets of inputs that have such a dimension, small ones first."""
+    possible = [index for index, value in enumerate(named.inputs) if value.ndim > axis and value.shape[axis] > 0]
+    subsets = itertools.chain.from_iterable(
         itertools.combinations(possible, count) for count in range(1, len(possible) + 1)
     )
-    return list(itertools.product(itertools.islice(choices, MOST_CHOICES), (False, True)))
+    return list(itertools.islice(subsets, most))
 
 
-def _variant(
-    name: str, model: onnx.ModelProto, inputs: Sequence[Array], choice: tuple[int, ...], is_free: bool
-) -> Case:
+def _variant(named: Named, choice: Choice) -> Case:
     made = onnx.ModelProto()
-    made.CopyFrom(model)
-    names = [value.name for value in model.graph.input]
+    made.CopyFrom(named.model)
+    names = [value.name for value in named.model.graph.input]
     del made.graph.input[:]
-    for index, (value, example) in enumerate(zip(model.graph.input, inputs, strict=True)):
-        if index in choice:
-            trailing = [None if is_free else size for size in example.shape[1:]]
-            made.graph.input.append(
-                helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, ["N", *trailing])
-            )
-        else:
+    examples: dict[str, Array] = {}
+    before = []
+    for index, (value, example) in enumerate(zip(named.model.graph.input, named.inputs, strict=True)):
+        if index not in choice.inputs:
             made.graph.initializer.append(_tensor(example, value))
-    for output in made.graph.output:
-        if output.type.HasField("tensor_type"):
-            output.type.tensor_type.ClearField("shape")
+            continue
+        name = f"rows_of_{value.name}" if choice.axis else value.name
+        examples[name] = rows = np.moveaxis(example, choice.axis, 0)
+        trailing = [None if choice.is_free else size for size in rows.shape[1:]]
+        element_type = value.type.tensor_type.elem_type
+        made.graph.input.append(helper.make_tensor_value_info(name, element_type, ["N", *trailing]))
+        if choice.axis:
+            order = [*range(1, choice.axis + 1), 0, *range(choice.axis + 1, example.ndim)]
+            before.append(helper.make_node("Transpose", [name], [value.name], perm=order))
+    _bring_rows_first(made.graph, choice.axis, named.ranks)
+    nodes = [*before, *made.graph.node]
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
 
     def draw(rng: np.random.Generator) -> Batch:
         return [
-            {names[index]: _varied(rng, inputs[index][rng.integers(0, len(inputs[index]), rows)]) for index in choice}
+            {name: _varied(rng, example[rng.integers(0, len(example), rows)]) for name, example in examples.items()}
             for rows in row_counts(rng)
         ]
 
-    chosen = ", ".join(names[index] for index in choice)
-    return Case(f"{name}: rows in {chosen}{', sizes free' if is_free else ''}", made, draw)
+    chosen = ", ".join(names[index] for index in choice.inputs)
+    where = f" as dimension {choice.axis}" if choice.axis else ""
+    return Case(f"{named.name}: rows in {chosen}{where}{', sizes free' if choice.is_free else ''}", made, draw)
+
+
+def _bring_rows_first(graph: onnx.GraphProto, axis: int, ranks: Sequence[int | None]) -> None:
+    """Let each output have dimension `axis` as its first one, and no declared shape."""
+    for index, output in enumerate(graph.output):
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+        rank = ranks[index] if index < len(ranks) else None
+        if axis and rank is not None and rank > axis:
+            order = [axis, *(one for one in range(rank) if one != axis)]
+            graph.node.append(helper.make_node("Transpose", [output.name], [f"rows_of_{output.name}"], perm=order))
+            output.name = f"rows_of_{output.name}"
 
 
 def _tensor(example: Array, value: onnx.ValueInfoProto) -> onnx.TensorProto:
@@ -187,7 +231,17 @@ def _node_of(
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     written = ", ".join(f"{key}={value!r}" for key, value in attributes.items() if not isinstance(value, list))
     name = f"{domain}.{operator}" if domain else operator
-    return f"{name}({written})" if written else name, model, list(given.values())
+    return Named(f"{name}({written})" if written else name, model, list(given.values()), _ranks(model, given))
+
+
+def _ranks(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[int | None]:
+    """Of the outputs, as they come out."""
+    with stored(model) as path:
+        try:
+            outputs = load(str(path)).run(feeds)
+        except (ModelError, InferenceFailed):
+            return []
+    return [getattr(output, "ndim", None) for output in outputs]
 
 
 _STUMPS: Final[Mapping[str, Any]] = {

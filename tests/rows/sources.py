@@ -34,8 +34,8 @@ def cases_of(key: str) -> Mapping[str, Case]:
         module, node, *number = rest.split(":")
         named = nodes_of(module)[int(node)]
         if number:
-            return {key: variant(*named, int(number[0]))}
-        return {f"{key}:{number}": case for number, case in enumerate(variants(*named))}
+            return {key: variant(named, int(number[0]))}
+        return {f"{key}:{number}": case for number, case in enumerate(variants(named))}
     raise ValueError(key)
 
 

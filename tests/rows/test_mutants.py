@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import msgspec
 from cases import Case, text_case
-from mutants import Mutant, killer, mutants, refused_in, rule_functions
+from mutants import Mutant, killer, mutants, rule_functions, traced
 from prover import graph_of, proof_of
 
 
@@ -34,10 +34,12 @@ def test_another_check_is_not_missed_there() -> None:
     assert not killed(of("_rows_reshaped", "if len(holders) != 1"), over_rows())
 
 
-def test_the_functions_at_work_when_something_is_refused_are_known() -> None:
-    found = refused_in(graph_of(over_rows().model))
+def test_functions_that_a_case_meets_and_those_that_refuse_it_are_known() -> None:
+    found = traced(graph_of(over_rows().model))
 
-    assert {"cortex.rows.rules.reductions:along", "cortex.rows.rules.reductions:cum_sum"} <= set(found)
+    assert {"cortex.rows.rules.reductions:along", "cortex.rows.rules.reductions:cum_sum"} <= set(found.refused)
+    assert set(found.refused) < set(found.ran)
+    assert "cortex.rows.rules.shapes:constant" in found.ran
 
 
 def test_each_rule_can_be_taken_out() -> None:

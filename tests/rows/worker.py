@@ -55,12 +55,12 @@ def _minimise(task: Mapping[str, Any]) -> Any:
     return minimised(case_of(task["key"]), seed=task["seed"])
 
 
-def _refusals(task: Mapping[str, Any]) -> Any:
-    """Where in the prover each of the cases is refused."""
-    from mutants import refused_in
+def _trace(task: Mapping[str, Any]) -> Any:
+    """Which functions of the prover each of the cases meets."""
+    from mutants import traced
     from sources import graph_of_key
 
-    return {key: refused_in(graph_of_key(key)) for key in task["keys"]}
+    return {key: traced(graph_of_key(key)) for key in task["keys"]}
 
 
 def _mutant(task: Mapping[str, Any]) -> Any:
@@ -74,7 +74,7 @@ def _mutant(task: Mapping[str, Any]) -> Any:
 _TASKS: Final[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {
     "judge": _judge,
     "minimise": _minimise,
-    "refusals": _refusals,
+    "trace": _trace,
     "mutant": _mutant,
 }
 

@@ -54,7 +54,7 @@ CONSTANTS: Final[Mapping[str, Any]] = {
     "lstm_r": _noise(1, 8, 2), "lstm_w2": _noise(2, 8, 4), "lstm_r2": _noise(2, 8, 2),
     # the rest
     "yes": np.bool_(True), "scale": np.float32(0.05), "middle": np.uint8(128),
-    "two_scales": np.float32([0.05, 0.1]), "two_zeros": np.zeros(2, np.uint8),
+    "two_scales": np.array([0.05, 0.1], np.float32), "two_zeros": np.zeros(2, np.uint8),
     "weights_u8": _RNG.integers(0, 255, (4, 3)).astype(np.uint8),
 }  # fmt: skip
 """Only those that a graph names are put into its model."""
