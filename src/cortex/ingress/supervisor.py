@@ -378,6 +378,7 @@ class Ingress:
             self._let_go()
             for known in read_record(self._record_file).workers:
                 send_signal(known.identity, signal.SIGTERM)  # of an earlier life, should start() never have succeeded
+            remove_leftovers(self._directory, self._sockets, ())  # of one that was just being started, or of that life
             self._bulk_socket.unlink(missing_ok=True)
             self._record_file.unlink(missing_ok=True)
             self._ended = True

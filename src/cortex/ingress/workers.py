@@ -139,10 +139,10 @@ def next_generation(directory: Path, workers: Iterable[Worker]) -> int:
 
 
 def remove_leftovers(directory: Path, sockets: Path, kept: Iterable[Worker]) -> None:
-    """Remove the files of workers that are gone."""
+    """Remove the files of workers that are gone, from folders that need not be there."""
     names = {str(worker.name) for worker in kept}
     for folder, pattern in ((directory, _FILE), (sockets, _SOCKET)):
-        for file in folder.iterdir():
+        for file in folder.glob("*"):
             match = pattern.fullmatch(file.name)
             if match and match[1] not in names:
                 file.unlink(missing_ok=True)

@@ -472,6 +472,28 @@ def test_stopping_refuses_new_clients_and_finishes_what_runs(run):
     run(scenario)
 
 
+def test_a_haproxy_that_is_just_being_started_leaves_nothing_when_all_is_stopped(run, monkeypatch):
+    async def never(admin):
+        await asyncio.Event().wait()
+
+    async def scenario(world):
+        ingress = await world.started()
+        ended = await world.pid_of("door")
+        monkeypatch.setattr(AdminSocket, "info", never)
+        world.kill(ended)
+
+        def is_being_started():
+            doors = [worker for worker in world.workers() if worker["name"]["tier"] == "door"]
+            return any(door["identity"]["pid"] != ended for door in doors) and world.admin().path.exists()
+
+        await world.until(is_being_started)
+        await ingress.stop(0.0)
+        left = {file.name for folder in (world.directory / "ingress", world.sockets) for file in folder.iterdir()}
+        assert left == {"door-ended.log"}
+
+    run(scenario)
+
+
 # ---- the agent ----------------------------------------------------------------------------------------------------
 
 

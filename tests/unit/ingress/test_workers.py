@@ -57,6 +57,7 @@ def test_only_files_of_workers_that_are_gone_are_removed(tmp_path):
     remove_leftovers(tmp_path, sockets, [])
     assert {file.name for file in tmp_path.iterdir()} == {"run", "door-ended.log", "ingress.json", "other"}
     assert {file.name for file in sockets.iterdir()} == {"h-bulk.sock", "r-0a1b.sock"}
+    remove_leftovers(tmp_path / "gone", tmp_path / "gone", [])
 
 
 def test_names_of_files_are_short_and_tell_the_worker():
