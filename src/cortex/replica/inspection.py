@@ -120,7 +120,7 @@ class Inspection:
             self.fd = None
 
     def kill(self) -> None:
-        """End a child that takes too long, with whatever it has started."""
+        """End a child that takes too long or that nobody waits for, with whatever it has started."""
         self.killed = True
         for kill in (os.killpg, os.kill):  # it may not have its own group yet
             try:

@@ -4,8 +4,8 @@ The launcher: a process that has imported everything heavy once and forks replic
     python -m cortex.replica.launcher --socket PATH --home HOME --backend onnx --key KEY
 
 Single-threaded, one `poll` loop, no locks: whatever is true at a fork is true in the child. It loads no model and no
-user's code itself. An agent that goes away leaves it and its replicas running; it ends on SIGTERM, or when it has had
-neither an agent nor a child for a minute.
+user's code itself. An agent that goes away leaves it and its replicas running, and takes its inspections along; the
+launcher ends on SIGTERM, or when it has had neither an agent nor a child for a minute.
 """
 
 from __future__ import annotations
@@ -278,16 +278,16 @@ class Launcher:
             self._inspections[started.pid] = started
 
     def _watch_inspections(self) -> None:
-        """Report those that have ended, end those that take too long, begin those that waited."""
+        """Report those that have ended, end those that take too long or nobody waits for, begin those that waited."""
         now_s = self._monotonic_s()
         for pid, inspection in tuple(self._inspections.items()):
+            agent = cast(Channel, inspection.asked_by)
             if inspection.exit_code is None:
-                if now_s >= inspection.deadline_s and not inspection.killed:
+                if (agent.closed or now_s >= inspection.deadline_s) and not inspection.killed:
                     inspection.kill()
                 continue
             del self._inspections[pid]
             report = inspection.finish()
-            agent = cast(Channel, inspection.asked_by)
             self._reply(agent, Inspected(request=inspection.request, report=report))
         self._start_inspections()
 

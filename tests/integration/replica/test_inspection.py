@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +93,23 @@ def test_whatever_a_handler_does_there_is_an_answer(
         assert "Fatal Python error: Segmentation fault" in report.problems[0].traceback
 
 
+@pytest.fixture
+def other_agent(shared_launcher: LauncherProcess) -> Iterator[LauncherLink]:
+    """Its inspections end with it, whatever becomes of the test."""
+    link = LauncherLink(shared_launcher.socket_path)
+    yield link
+    link.close()
+
+
 def test_an_endless_import_is_ended_and_others_go_on_meanwhile(
-    shared_launcher: LauncherProcess, folder: Path, start: Callable[..., Any]
+    other_agent: LauncherLink, folder: Path, start: Callable[..., Any]
 ) -> None:
-    other = LauncherLink(shared_launcher.socket_path)
     endless = spec_for(folder, IRIS, handler_source="import time\ntime.sleep(600)", start_timeout_s=5.0)
     for number in range(INSPECTIONS_AT_ONCE):
-        other.send(Inspect(request=str(number), spec=endless))
-    other.send(Inspect(request="waits", spec=spec_for(folder, IRIS)))
+        other_agent.send(Inspect(request=str(number), spec=endless))
+    other_agent.send(Inspect(request="waits", spec=spec_for(folder, IRIS)))
     assert start().post([1, 2, 3, 4]).status == 200
-    reports = {(reply := other.wait_for(Inspected)).request: reply.report for _ in range(INSPECTIONS_AT_ONCE + 1)}
-    other.close()
+    reports = {(reply := other_agent.wait_for(Inspected)).request: reply.report for _ in range(INSPECTIONS_AT_ONCE + 1)}
     assert reports.pop("waits").problems == (), "its turn has come"
     assert set(reports) == {str(number) for number in range(INSPECTIONS_AT_ONCE)}
     for report in reports.values():
@@ -112,28 +118,25 @@ def test_an_endless_import_is_ended_and_others_go_on_meanwhile(
 
 
 def test_a_replica_is_forked_while_as_many_inspections_run_as_may(
-    shared_launcher: LauncherProcess, folder: Path, start: Callable[..., Any]
+    other_agent: LauncherLink, folder: Path, start: Callable[..., Any]
 ) -> None:
-    other = LauncherLink(shared_launcher.socket_path)
-    begin_inspections(other, folder)
+    begin_inspections(other_agent, folder)
     assert start().post([1, 2, 3, 4]).status == 200
     (folder / "project" / "go").touch()
-    reports = [other.wait_for(Inspected).report for _ in range(2 * INSPECTIONS_AT_ONCE)]
-    other.close()
+    reports = [other_agent.wait_for(Inspected).report for _ in range(2 * INSPECTIONS_AT_ONCE)]
     assert [report.problems for report in reports] == [()] * len(reports)
 
 
 def begin_inspections(link: LauncherLink, folder: Path) -> list[Path]:
-    """
-    Ask for twice as many as run at once, which all wait for a file `go`; returns the marks of those that run. Whoever
-    has not looked when the folder is removed ends too: it would keep its place in the launcher for minutes.
-    """
-    source = (
-        "import os, time\nmark = f'began-{os.getpid()}'\nopen(mark, 'w').close()\n"
-        "while os.path.exists(mark) and not os.path.exists('go'): time.sleep(0.01)"
+    """Ask for twice as many as run at once, which all wait for a file `go`; returns the marks of those that run."""
+    spec = spec_for(  # made once: whoever already runs would read a file that is just being written again
+        folder,
+        IRIS,
+        handler_source="import os, time\nopen(f'began-{os.getpid()}', 'w').close()\n"
+        "while not os.path.exists('go'): time.sleep(0.01)",
     )
     for number in range(2 * INSPECTIONS_AT_ONCE):
-        link.send(Inspect(request=str(number), spec=spec_for(folder, IRIS, handler_source=source)))
+        link.send(Inspect(request=str(number), spec=spec))
     return eventually(
         lambda: found if len(found := marks_in(folder)) == INSPECTIONS_AT_ONCE else None, "as many run as may"
     )
@@ -143,12 +146,12 @@ def marks_in(folder: Path) -> list[Path]:
     return sorted((folder / "project").glob("began-*"))
 
 
-def test_an_agent_that_leaves_takes_its_questions_along(shared_launcher: LauncherProcess, folder: Path) -> None:
-    other = LauncherLink(shared_launcher.socket_path)
-    running = begin_inspections(other, folder)
-    other.close()
-    (folder / "project" / "go").touch()
-    assert shared_launcher.link.inspect(spec_for(folder, IRIS)).problems == ()
+def test_an_agent_that_leaves_takes_its_questions_along(
+    shared_launcher: LauncherProcess, other_agent: LauncherLink, folder: Path
+) -> None:
+    running = begin_inspections(other_agent, folder)
+    other_agent.close()
+    assert shared_launcher.link.inspect(spec_for(folder, IRIS)).problems == (), "those that ran were ended"
     assert marks_in(folder) == running, "none of those that waited was begun"
 
 
