@@ -164,7 +164,7 @@ def squeeze(call: Call) -> Value:
     else:
         given = call.optional(1)
         axes = None if given is None else numbers_of(given, "axes")
-    if axes is not None:
+    if axes:  # none in the list are no list to onnxruntime
         return removed(call.x, axes)
     if not call.x.is_uniform:
         refuse("drops each dimension of size 1, the rows too when there is one")
