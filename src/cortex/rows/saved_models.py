@@ -197,13 +197,14 @@ class SavedModelFlow(Flow):
         condition, body = _function_of(node, "cond"), _function_of(node, "body")
         call = self._asked(node, node.operator, inputs)
         state = list(inputs)
+        since = self.symbols.next_index
         for _ in range(_MAX_TURNS):
             (goes_on,) = self._function(condition, state, depth)
             _must_be_uniform(goes_on)
             results = self._function(body, state, depth)
-            settled, state = next_state(call, state, results)
+            settled, state = next_state(call, state, results, since)
             if settled:
-                return [finished(call, value) for value in state]
+                return [finished(call, value, since) for value in state]
         return refuse("what is known of its state does not settle")
 
     def _function(self, name: str, arguments: Sequence[Value], depth: int) -> list[Value]:

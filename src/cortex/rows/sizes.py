@@ -23,7 +23,7 @@ class Symbol:
     of_rows: bool = False
     """Depends on the number of rows."""
     widened: bool = False
-    """Stands for several sizes that branches or turns of a loop have there."""
+    """Stands for several sizes that items of a list, branches or turns of a loop have there."""
     of_input: bool = False
     """The size of an input's dimension, which a proof may suppose."""
     most: int | None = None
@@ -81,6 +81,11 @@ class Symbols:
         self._next = 1
         self._formulas: dict[tuple[object, ...], Size] = {}
 
+    @property
+    def next_index(self) -> int:
+        """Symbols that are made from now on have this index or a larger one."""
+        return self._next
+
     def fresh(self, *, least: int | None = 0, widened: bool = False) -> Size:
         """Return a size that nothing more is known of, but that it does not depend on the number of rows."""
         return Size(1, (self._new(least=least, widened=widened),))
@@ -120,6 +125,11 @@ class Symbols:
 def counts_rows(element: object) -> bool:
     """Whether a size, or an element of a known value, depends on the number of rows."""
     return isinstance(element, Size) and element.counts_rows
+
+
+def is_widened(dim: Dim, since: int) -> bool:
+    """Whether a size stands for several, by a symbol made since then."""
+    return isinstance(dim, Size) and any(symbol.widened and symbol.index >= since for symbol in dim.symbols)
 
 
 def _index(symbol: Symbol) -> int:

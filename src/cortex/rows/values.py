@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cortex.rows.refusal import refuse
-from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Size, Symbols, counts_rows, divided
+from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Size, Symbols, counts_rows, divided, is_widened
 from cortex.wire.graphs import MAX_ELEMENTS
 
 Element: TypeAlias = int | float | bool | str | Size
@@ -237,8 +237,14 @@ def _plain(element: Any) -> Element:
     return plain
 
 
-def joined(a: Value, b: Value, symbols: Symbols) -> Value:
-    """What is known of a value that is either `a` or `b`: of two branches, or of two turns of a loop."""
+def joined(a: Value, b: Value, symbols: Symbols, since: int | None = None) -> Value:
+    """
+    What is known of a value that is either `a` or `b`: of two branches, or of two turns of a loop.
+
+    Args:
+        since: index of the first symbol made within the loop. A size that it widened before needs not be widened again;
+            one that was widened outside is a certain size in all turns.
+    """
     if a.kind is Kind.MIXED or b.kind is Kind.MIXED:
         return a if a.kind is Kind.MIXED else b
     if a == b:
@@ -249,7 +255,7 @@ def joined(a: Value, b: Value, symbols: Symbols) -> Value:
         length = a.shape if a.shape == b.shape else None
         if a.item is None or b.item is None:
             return dataclasses.replace(a if b.item is None else b, shape=length, noise=noise)
-        item = joined(a.item, b.item, symbols)
+        item = joined(a.item, b.item, symbols, since)
         return item if item.kind is Kind.MIXED else dataclasses.replace(tensors(item), shape=length, noise=noise)
     if a.kind is b.kind is Kind.ITEMS:
         return dataclasses.replace(a, noise=noise)
@@ -258,7 +264,7 @@ def joined(a: Value, b: Value, symbols: Symbols) -> Value:
     if a.kind is b.kind is Kind.UNIFORM:
         if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
             return uniform(dtype=dtype)
-        return uniform(_widened(a.shape, b.shape, symbols), dtype)
+        return uniform(_widened(a.shape, b.shape, symbols, since), dtype)
     if (
         a.kind is b.kind is Kind.ROWS
         and a.rank == b.rank
@@ -266,14 +272,15 @@ def joined(a: Value, b: Value, symbols: Symbols) -> Value:
         and a.layout == b.layout
         and a.known_shape[a.axis] == b.known_shape[b.axis]
     ):
-        shape = _widened(a.known_shape, b.known_shape, symbols)
-        return dataclasses.replace(a, shape=shape, noise=noise, dtype=dtype)
+        shape = _widened(a.known_shape, b.known_shape, symbols, since)
+        below = a.below if a.below == b.below else None
+        return dataclasses.replace(a, shape=shape, noise=noise, dtype=dtype, below=below)
     return mixed("branches or turns of a loop differ in where the rows are")
 
 
-def _widened(a: Shape, b: Shape, symbols: Symbols) -> Shape:
+def _widened(a: Shape, b: Shape, symbols: Symbols, since: int | None) -> Shape:
     def one(p: Dim, q: Dim) -> Dim:
-        if p == q or (isinstance(p, Size) and any(symbol.widened for symbol in p.symbols)):
+        if p == q or (since is not None and is_widened(p, since)):
             return p
         return symbols.fresh(widened=True)
 

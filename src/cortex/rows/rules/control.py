@@ -8,7 +8,7 @@ from typing import Final
 
 from cortex.rows.refusal import refuse
 from cortex.rows.rules.registry import COUNTED, Call, axis_of, like, rule
-from cortex.rows.sizes import Dim, Size
+from cortex.rows.sizes import Size, is_widened
 from cortex.rows.values import Kind, Value, joined, mixed, uniform
 
 _TURNS: Final = 8
@@ -39,6 +39,7 @@ def loop(call: Call) -> list[Value]:
         if value is not None and (not value.is_uniform or value.counts_rows):
             refuse("the number of turns depends on rows")
     state = [value if value is not None else refuse("a state is left out") for value in call.inputs[2:]]
+    since = call.symbols.next_index
     for _ in range(_TURNS):
         turn, goes_on = uniform((), "int64"), uniform((), "bool")
         found, *results = call.flow.subgraph(body, call.scope, [turn, goes_on, *state])
@@ -46,10 +47,10 @@ def loop(call: Call) -> list[Value]:
             refuse(f"the condition: {found.operator}: {found.reason}")
         if not found.is_uniform or found.counts_rows:
             refuse("the condition depends on rows")
-        settled, state = next_state(call, state, results)
+        settled, state = next_state(call, state, results, since)
         if settled:
-            return [finished(call, value) for value in state] + [
-                finished(call, stacked(call, value, 0)) for value in results[len(state) :]
+            return [finished(call, value, since) for value in state] + [
+                finished(call, stacked(call, value, 0), since) for value in results[len(state) :]
             ]
     return refuse("what is known of its state does not settle")
 
@@ -62,14 +63,15 @@ def scan(call: Call) -> list[Value]:
     state, walked = inputs[: len(inputs) - count], inputs[len(inputs) - count :]
     axes = call.integers("scan_input_axes", [0] * count)
     steps = [_step(value, axis) for value, axis in zip(walked, axes, strict=True)]
+    since = call.symbols.next_index
     for _ in range(_TURNS):
         results = call.flow.subgraph(body, call.scope, [*state, *steps])
-        settled, state = next_state(call, state, results)
+        settled, state = next_state(call, state, results, since)
         if settled:
             outputs = results[len(state) :]
             places = call.integers("scan_output_axes", [0] * len(outputs))
-            return [finished(call, value) for value in state] + [
-                finished(call, stacked(call, value, place)) for value, place in zip(outputs, places, strict=True)
+            return [finished(call, value, since) for value in state] + [
+                finished(call, stacked(call, value, place), since) for value, place in zip(outputs, places, strict=True)
             ]
     return refuse("what is known of its state does not settle")
 
@@ -86,11 +88,11 @@ def _step(value: Value, axis: int) -> Value:
     return like(value, shape, value.axis - (axis < value.axis))
 
 
-def next_state(call: Call, state: Sequence[Value], results: Sequence[Value]) -> tuple[bool, list[Value]]:
+def next_state(call: Call, state: Sequence[Value], results: Sequence[Value], since: int) -> tuple[bool, list[Value]]:
     """Whether another turn tells nothing new, and the state that each turn may begin with."""
     if len(results) < len(state):
         refuse("the body has fewer outputs than states")
-    merged = [joined(a, b, call.symbols) for a, b in zip(state, results, strict=False)]
+    merged = [joined(a, b, call.symbols, since) for a, b in zip(state, results, strict=False)]
     return merged == list(state), merged
 
 
@@ -110,13 +112,9 @@ def stacked(call: Call, value: Value, axis: int) -> Value:
     return like(value, shape, value.axis + (axis <= value.axis))
 
 
-def finished(call: Call, value: Value) -> Value:
+def finished(call: Call, value: Value, since: int) -> Value:
     """A value after the loop: a size that differed from turn to turn is one that nothing else is equal to."""
     if value.shape is None:
         return value
-
-    def one(dim: Dim) -> Dim:
-        varies = isinstance(dim, Size) and any(symbol.widened for symbol in dim.symbols)
-        return call.fresh() if varies else dim
-
-    return dataclasses.replace(value, shape=tuple(map(one, value.shape)))
+    shape = tuple(call.fresh() if is_widened(dim, since) else dim for dim in value.shape)
+    return dataclasses.replace(value, shape=shape)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from cortex.rows.refusal import refuse
 from cortex.rows.rules.control import stacked
 from cortex.rows.rules.registry import ALONG_ROWS, Call, axis_of, like, must_be_constant, rule
-from cortex.rows.sizes import Size
+from cortex.rows.sizes import Dim
 from cortex.rows.values import Kind, Value, joined, tensors, uniform
 
 _LISTS = {Kind.TENSORS}
@@ -74,25 +76,27 @@ def concat(call: Call) -> Value:
     """
     item = _item(call)
     if call.integer("new_axis", 0):
-        _must_be_of_one_shape(item, but_for=None)
+        _must_be_of_one_shape(call, but_for=None)
         return stacked(call, item, call.integer("axis"))
     axis = axis_of(call.integer("axis"), item.rank)
     if item.is_rows and axis == item.axis:
         refuse("joins along the rows")
-    _must_be_of_one_shape(item, but_for=axis)
+    _must_be_of_one_shape(call, but_for=axis)
     shape = list(item.known_shape)
     shape[axis] = call.fresh()
     return like(item, shape, item.axis)
 
 
-def _must_be_of_one_shape(item: Value, *, but_for: int | None) -> None:
+def _must_be_of_one_shape(call: Call, *, but_for: int | None) -> None:
     """
     Raises:
-        NotProved: rows of a list's items have sizes that differ from item to item.
+        NotProved: rows of a list's items have sizes that may differ from item to item.
     """
-    for axis, size in enumerate(item.known_shape if item.is_rows else ()):
-        if axis != but_for and isinstance(size, Size) and any(symbol.widened for symbol in size.symbols):
-            refuse("sizes that differ from item to item")
+    item = _list(call).item
+    if item is None or not item.is_rows:
+        return
+    if any(axis != but_for and not _is_of_inputs(size) for axis, size in enumerate(item.known_shape)):
+        refuse("sizes that differ from item to item")
 
 
 def _list(call: Call) -> Value:
@@ -101,7 +105,26 @@ def _list(call: Call) -> Value:
 
 def _item(call: Call) -> Value:
     item = _list(call).item
-    return item if item is not None else refuse("nothing is known of what is in an empty list")
+    return any_item(call, item) if item is not None else refuse("nothing is known of what is in an empty list")
+
+
+def any_item(call: Call, item: Value) -> Value:
+    """
+    One of a list's items, which need not have the sizes of another one.
+
+    Items that were put in by turns of a loop have the same symbols, and not the same sizes: equal to others are only
+    those that the inputs have.
+    """
+    if item.shape is None:
+        return item
+    if not all(map(_is_of_inputs, item.layout)):
+        refuse("rows are merged with what may differ from item to item")
+    shape = tuple(dim if _is_of_inputs(dim) else call.fresh() for dim in item.shape)
+    return dataclasses.replace(item, shape=shape)
+
+
+def _is_of_inputs(dim: Dim) -> bool:
+    return isinstance(dim, int) or all(symbol.of_input or symbol.of_rows for symbol in dim.symbols)
 
 
 def _list_of(item: Value) -> Value:

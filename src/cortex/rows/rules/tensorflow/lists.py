@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.control import finished
 from cortex.rows.rules.registry import COUNTED, Call, dims_of, like, must_be_constant
+from cortex.rows.rules.sequences import any_item
 from cortex.rows.rules.tensorflow.registry import rule
 from cortex.rows.sizes import Dim
 from cortex.rows.values import Kind, Value, joined, mixed, scalar, tensors, uniform
@@ -65,7 +65,7 @@ def _item(call: Call, value: Value) -> Value:
     item = _list(value).item
     if item is None:
         refuse("reads from an empty list")
-    return finished(call, item)
+    return any_item(call, item)
 
 
 @rule("TensorListSetItem", takes=_LIST, when_uniform=False)
