@@ -12,7 +12,7 @@ import numpy as np
 
 from cortex.rows.refusal import NotProved, refuse
 from cortex.rows.rules.registry import COUNTED, Call, Rounds, axis_of, must_be_constant, rule
-from cortex.rows.sizes import Dim, Size, divided, equal, is_number, times
+from cortex.rows.sizes import ROWS, Dim, Size, divided, equal, is_number, times
 from cortex.rows.values import NUMBERS, Element, Kind, Shape, Value, known, uniform
 from cortex.wire.graphs import MAX_ELEMENTS
 
@@ -245,24 +245,58 @@ def converted(call: Call, value: Value, dtype: str) -> Value:
         kind = Kind.NUMBERED if value.kind is Kind.PLACES else value.kind
         value = dataclasses.replace(value, kind=kind, below=None)
     if value.elements is not None:
-        return dataclasses.replace(
-            value, dtype=dtype, elements=tuple(_cast(call, element, dtype) for element in value.elements)
-        )
+        try:
+            elements = tuple(_cast(call, element, value.dtype, dtype) for element in value.elements)
+            return dataclasses.replace(value, dtype=dtype, elements=elements)
+        except NotProved:
+            if value.counts_rows:
+                raise
+            return dataclasses.replace(value, dtype=dtype, elements=None)
     if value.counts_rows:
         refuse(COUNTED)
     return value.typed(dtype)
 
 
-def _cast(call: Call, element: Element, dtype: str) -> Element:
+def _cast(call: Call, element: Element, source: str, dtype: str) -> Element:
     if isinstance(element, Size):
-        if dtype in _WIDE:
-            return element
-        return call.formula(f"as {dtype}", element)
-    if isinstance(element, str) or dtype == "string":
+        is_cut = source not in INTEGERS and dtype in INTEGERS and not _is_whole(element)
+        return call.formula(f"as {dtype}", element) if is_cut or dtype not in _WIDE else element
+    if isinstance(element, str):
         return refuse("text and numbers")
+    if isinstance(element, float) and not math.isfinite(element):
+        return refuse("no finite number")
     if dtype == "bool":
         return bool(element)
-    return int(element) if dtype.startswith(("int", "uint")) else float(element)
+    return stored(int(element) if dtype in INTEGERS else float(element), dtype)
+
+
+INTEGERS: Final = {
+    f"{prefix}int{bits}": (0, 2**bits) if prefix else (-(2 ** (bits - 1)), 2 ** (bits - 1))
+    for prefix in ("", "u") for bits in (8, 16, 32, 64)
+}  # fmt: skip
+"""From where to below where their numbers go."""
+_FLOATS: Final = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+
+
+def stored(number: Element, dtype: str) -> Element:
+    """
+    A plain number as a tensor of this type holds it.
+
+    Raises:
+        NotProved: it is out of range, or nothing is known of the type.
+    """
+    if dtype in INTEGERS and isinstance(number, int):
+        least, limit = INTEGERS[dtype]
+        return number if least <= number < limit else refuse(f"a number that is none of {dtype}")
+    if dtype in _FLOATS and isinstance(number, int | float):
+        found = float(_FLOATS[dtype](number))
+        return found if math.isfinite(found) else refuse(f"a number that is none of {dtype}")
+    return refuse(f"elements of {dtype or 'an unknown type'}")
+
+
+def _is_whole(size: Size) -> bool:
+    """Whether a size is certainly a size: in floats a formula may be a fraction."""
+    return all(symbol.least is not None for symbol in size.symbols)
 
 
 @rule("Clip", rounds=Rounds.SUMS, takes_counts=True)
@@ -375,32 +409,42 @@ def _evaluated(call: Call, values: Sequence[Value]) -> Value | None:
         if math.prod(np.broadcast_shapes(*(value.array().shape for value in values))) > MAX_ELEMENTS:
             return None
         arrays = np.broadcast_arrays(*(value.array() for value in values))
+        dtype = values[1 if call.operator == "Where" else 0].dtype
         results = [
-            element(call, compute, arguments)
+            element(call, compute, arguments, dtype)
             for arguments in zip(*(array.reshape(-1).tolist() for array in arrays), strict=True)
         ]
     except (ValueError, ArithmeticError, TypeError, NotProved):
         return None
     array = np.empty(len(results), dtype=object)
     array[:] = results
-    dtype = "bool" if call.operator in _TRUTHS else values[0].dtype
-    return known(array.reshape(arrays[0].shape), dtype)
+    return known(array.reshape(arrays[0].shape), "bool" if call.operator in _TRUTHS else dtype)
 
 
-def element(call: Call, compute: Callable[..., Any], arguments: tuple[Any, ...]) -> Element:
-    """One element of a result, a symbol for what is no product."""
+def element(call: Call, compute: Callable[..., Any], arguments: tuple[Any, ...], dtype: str) -> Element:
+    """
+    One element of a result, a symbol for what is no product.
+
+    Args:
+        dtype: of the numbers that go in.
+    """
     name = call.operator
+    if any(isinstance(argument, float) and not math.isfinite(argument) for argument in arguments):
+        refuse("no finite number")
     if not any(isinstance(argument, Size) for argument in arguments):
-        if name == "Pow" and abs(arguments[1]) > 64:
-            refuse("a power too large to compute")
+        if name == "Pow" and not (all(map(_is_int, arguments)) and 0 <= arguments[1] <= 64):
+            refuse("a power that libraries round in their own ways, or too large to compute")
         result: Element = compute(*arguments)
-        too_large = isinstance(result, int) and abs(result) >= 2**63
-        return refuse("a number too large for any integer type") if too_large else result
+        return result if isinstance(result, bool | str) or dtype == "bool" else stored(result, dtype)
     a = arguments[0]
     b = arguments[1] if len(arguments) == 2 else None
-    sizes = all(isinstance(argument, Size) or _is_int(argument) for argument in arguments)
+    sizes = all(_is_int(argument) or (isinstance(argument, Size) and _is_whole(argument)) for argument in arguments)
+    sizes = sizes or dtype in INTEGERS
     if name == "Mul" and sizes and b is not None:
-        return times(a, b)
+        found = times(a, b)
+        if isinstance(found, Size):
+            stored(found.factor, dtype)
+        return found
     if name == "Div" and sizes and b is not None:
         quotient = divided(a, b)
         if quotient is not None:
@@ -418,10 +462,10 @@ def element(call: Call, compute: Callable[..., Any], arguments: tuple[Any, ...])
     if name in ("Max", "Min") and a == b:
         return a  # type: ignore[no-any-return]
     if name in _COMPARED and b is not None:
-        ordered = _ordered(a, b)
+        ordered = _ordered(a, b, dtype)
         if ordered is not None:
             return ordered in _COMPARED[name]
-    return call.formula(name, *arguments)
+    return call.formula(f"{name} of {dtype}", *arguments)
 
 
 _COMPARED: Final = {
@@ -434,15 +478,27 @@ _COMPARED: Final = {
 """Which orders make it true."""
 
 
-def _ordered(a: Any, b: Any) -> int | None:
+def _ordered(a: Any, b: Any, dtype: str) -> int | None:
     """-1, 0 or 1 for less, equal, greater, where that does not depend on what symbols stand for."""
     if a == b:
         return 0
-    if isinstance(a, Size) and a.least is not None and _is_int(b) and b < a.least:
+    if isinstance(a, Size) and _is_int(b) and _is_more(a, b, dtype):
         return 1
-    if isinstance(b, Size) and b.least is not None and _is_int(a) and a < b.least:
+    if isinstance(b, Size) and _is_int(a) and _is_more(b, a, dtype):
         return -1
     return None
+
+
+def _is_more(size: Size, number: int, dtype: str) -> bool:
+    """
+    Whether a size is certainly more than a number.
+
+    Elsewhere what windows make has places, as nobody serves a model for images of none; where a branch may hang on it
+    that has to be certain. Products are asked in the widest type alone, as they may leave the range of another.
+    """
+    if size.least is None or (dtype != "int64" and (size.factor, len(size.symbols)) != (1, 1)):
+        return False
+    return number < (1 if all(symbol.of_input or symbol == ROWS for symbol in size.symbols) else 0)
 
 
 def _is_int(value: object) -> bool:
