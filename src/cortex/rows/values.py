@@ -191,6 +191,11 @@ def known(array: NDArray[Any], dtype: str = "int64") -> Value:
     return Value(Kind.UNIFORM, shape, elements=elements, dtype=dtype)
 
 
+def unknown(value: Value) -> Value:
+    """The same rows in the same shape, whatever the elements are."""
+    return value if value.elements is None else dataclasses.replace(value, elements=None)
+
+
 def vector(elements: Sequence[Element], dtype: str = "int64") -> Value:
     """A uniform vector of known elements."""
     return Value(Kind.UNIFORM, (len(elements),), elements=tuple(elements), dtype=dtype)

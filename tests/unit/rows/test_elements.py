@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graph_builder import constant, node, result, results, rows
+from graph_builder import constant, ml, node, result, results, rows
 
 from cortex.rows.sizes import Size
 from cortex.rows.values import Element
@@ -107,3 +107,23 @@ def test_a_product_of_sizes_is_above_minus_1_where_its_type_holds_it() -> None:
     assert element(*LENGTH, product, node("Greater", "p", "least"), **settings) is True
     narrow = Node("Cast", ("p",), ("q",), {"to": 6})
     assert isinstance(element(*LENGTH, product, narrow, node("Greater", "q", "narrow"), **settings), Size)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        ml("Binarizer", "a", threshold=1.0),
+        ml("LabelEncoder", "a", keys_floats=(5.0,), values_floats=(0.0,)),
+        ml("CategoryMapper", "t", cats_int64s=(5,), cats_strings=("five",)),
+        node("Dropout", "a", to="_ y"),
+        node("ReduceSumSquare", "a", "none", noop_with_empty_axes=1),
+        node("StringNormalizer", "t", case_change_action="UPPER"),
+    ],
+)
+def test_elements_of_the_input_are_not_taken_for_those_of_the_output(made: Node) -> None:
+    assert element(made, a=constant([5.0]), t=Tensor("string", (1,), ("five",)), none=Tensor("int64", (0,), ())) is None
+
+
+def test_a_matrix_of_numbers_chooses_as_many_columns_as_it_has_elements() -> None:
+    chosen = result(ml("ArrayFeatureExtractor", "x", "i"), x=rows(5), i=[[0, 1, 2], [3, 4, 0]])
+    assert chosen.known_shape[1] == 6

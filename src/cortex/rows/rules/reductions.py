@@ -47,7 +47,7 @@ def _reduce(call: Call) -> Value:
     keep = bool(call.integer("keepdims", 1))
     if not axes:
         if as_input and call.integer("noop_with_empty_axes", 0):
-            return call.x
+            return reduced(call.x, [], keep=True)
         axes = list(range(call.x.rank))
     if call.x.elements and call.x.rank == 1 and call.operator in ("ReduceProd", "ReduceMax", "ReduceMin"):
         dims = dims_of(call.x, "a size")
