@@ -326,8 +326,12 @@ class Flow:
             refuse(f"functions are nested more than {MAX_DEPTH} deep")
         if len(inputs) > len(function.inputs):
             refuse(f"a function of {len(function.inputs)} inputs gets {len(inputs)}")
+        opsets = {**scope.opsets, **function.opsets}
+        for domain in {domain for domain, _ in RULES} & function.opsets.keys():
+            if opsets[domain] != scope.opsets.get(domain, opsets[domain]):
+                refuse("a function has another operator set than the model, and onnxruntime goes by the model's")
         inner = Scope(
-            function.opsets or self._model.opsets,
+            opsets,
             attributes={**function.defaults, **attributes},
             depth=scope.depth + 1,
         )
