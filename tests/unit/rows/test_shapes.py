@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from graph_builder import node, proved, refusal, rows
+from graph_builder import constant, node, proved, refusal, rows, weights
+
+from cortex.wire.graphs import Node, Tensor
 
 
 def test_an_empty_list_of_axes_squeezes_each_dimension_of_size_1_as_none_at_all_does() -> None:
     assert "the rows too" in refusal(node("Squeeze", "x", "axes"), x=rows(1), axes=np.zeros(0, "int64"))
     assert "the rows too" in refusal(node("Squeeze", "x", axes=()), x=rows(1), opsets={"": 11})
     assert proved(node("Squeeze", "x", "axes"), x=rows(1), axes=[1])
+
+
+def test_a_weight_for_each_of_several_rows_does_not_normalise_rows() -> None:
+    assert proved(node("LayerNormalization", "x", "w", axis=-1), x=rows(3, 4), w=weights(3, 4))
+    assert proved(node("LayerNormalization", "x", "w", axis=-1), x=rows(3, 4), w=weights(1, 3, 4))
+    assert "along the rows" in refusal(node("LayerNormalization", "x", "w", axis=-1), x=rows(3, 4), w=weights(2, 3, 4))
+
+
+def test_rows_are_found_by_places_that_their_type_holds() -> None:
+    def found(dtype: int, start: Any) -> bool:
+        nodes = (
+            node("Shape", "x", to="s", start=0, end=1), node("Squeeze", "s", "axes", to="n0"),
+            Node("Cast", ("n0",), ("n",), {"to": dtype}), node("Range", "start", "n", "one", to="r"),
+            node("Shape", "x", to="t", start=1), node("Squeeze", "t", "axes", to="l0"),
+            Node("Cast", ("l0",), ("l",), {"to": dtype}), node("Mul", "r", "l", to="p"),
+            Node("Cast", ("p",), ("i",), {"to": 7}), node("Reshape", "x", "all", to="f"), node("Gather", "f", "i"),
+        )  # fmt: skip
+        return proved(*nodes, x=rows(None), axes=[0], start=start(0), one=start(1), all=[-1])
+
+    assert found(7, constant)
+    assert found(6, lambda number: Tensor("int32", (), (number,)))
+    assert not found(1, lambda number: constant(float(number)))

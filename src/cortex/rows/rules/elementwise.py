@@ -116,7 +116,7 @@ Source: TensorProto.DataType in onnx.proto3.
 
 
 _WIDE: Final = frozenset({"int32", "int64", "uint32", "uint64", "float32", "float64"})
-"""Types that hold each size and each row's place as it is."""
+"""Types that hold each size and each row's number as it is; 32-bit floats not its place among all elements."""
 
 
 def broadcast(call: Call, values: Sequence[Value]) -> Value:
@@ -161,7 +161,14 @@ def _numbered(call: Call, values: Sequence[Value], found: Value) -> Value:
     others = [value for value in values if value.kind is not Kind.PLACES]
     if len(places) == len(others) == 1 and places[0].is_start:
         place, other = places[0], others[0]
-        if call.operator == "Mul" and place.stride == 1 and other.elements is not None and len(other.elements) == 1:
+        is_wide = place.dtype in INTEGERS or place.dtype == "float64"
+        if (
+            call.operator == "Mul"
+            and place.stride == 1
+            and is_wide
+            and other.elements is not None
+            and len(other.elements) == 1
+        ):
             (stride,) = other.elements
             if isinstance(stride, Size) or (is_number(stride) and isinstance(stride, int) and stride > 0):
                 return dataclasses.replace(found, kind=Kind.PLACES, stride=stride, is_start=True)
@@ -241,7 +248,7 @@ def converted(call: Call, value: Value, dtype: str) -> Value:
     to_float = dtype.startswith(("float", "bfloat"))
     if is_float and not to_float:
         call.rounds = Rounds.CHOOSES if dtype == "bool" else Rounds.STEPS
-    if dtype not in _WIDE:
+    if dtype not in _WIDE or (dtype == "float32" and value.stride != 1):
         kind = Kind.NUMBERED if value.kind is Kind.PLACES else value.kind
         value = dataclasses.replace(value, kind=kind, below=None)
     if value.elements is not None:
@@ -275,7 +282,7 @@ INTEGERS: Final = {
     for prefix in ("", "u") for bits in (8, 16, 32, 64)
 }  # fmt: skip
 """From where to below where their numbers go."""
-_FLOATS: Final = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+_FLOATS: Final = frozenset({"float16", "float32", "float64"})
 
 
 def stored(number: Element, dtype: str) -> Element:
@@ -289,7 +296,8 @@ def stored(number: Element, dtype: str) -> Element:
         least, limit = INTEGERS[dtype]
         return number if least <= number < limit else refuse(f"a number that is none of {dtype}")
     if dtype in _FLOATS and isinstance(number, int | float):
-        found = float(_FLOATS[dtype](number))
+        with np.errstate(over="ignore"):
+            found = float(np.asarray(number).astype(dtype))
         return found if math.isfinite(found) else refuse(f"a number that is none of {dtype}")
     return refuse(f"elements of {dtype or 'an unknown type'}")
 

@@ -171,6 +171,8 @@ def layer_normalization(call: Call) -> list[Value]:
         return [uniform(x.shape, x.dtype)]
     if x.axis >= axis:
         refuse("normalises over the rows")
+    for value in call.given[1:]:  # may have all dimensions that x has, the rows' too
+        broadcast(call, [x, value])
     statistics = x.moved((1 if index >= axis else dim for index, dim in enumerate(x.known_shape)), x.axis)
     return [x, statistics, statistics]
 
