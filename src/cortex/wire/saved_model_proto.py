@@ -40,6 +40,8 @@ DOMAIN: Final = "tensorflow"
 MAX_FIELDS: Final = 5_000_000
 """Of a graph that is kept in memory."""
 MAX_NODES: Final = 200_000
+MAX_NAMED: Final = 100_000
+"""Inputs and outputs of all signatures."""
 
 _PREFERRED: Final = ("predict", "serving_default")
 """Of several signatures the first of these is served, as `replica.backends.signatures` has it."""
@@ -121,12 +123,16 @@ def _meta_graph(source: Source, *, gpu: bool) -> tuple[list[Span], dict[str, _Si
         tags = next(iter(by_tags))
     graphs: list[Span] = []
     signatures: dict[str, _Signature] = {}
+    named = 0
     for tag, first, last in source.tagged(*by_tags[tags]):
         if tag == MetaGraphTag.GRAPH and last is not None:
             graphs.append((first, last))  # of a message that is written twice both parts count
         elif tag == MetaGraphTag.SIGNATURES and last is not None:
             key, value = entry(source, first, last)
-            signatures[key] = _signature(source, *value)
+            signatures[key] = signature = _signature(source, *value)
+            named += 1 + len(signature.inputs) + len(signature.outputs)
+            if named > MAX_NAMED:
+                raise ValueError(f"its signatures have more than {MAX_NAMED} inputs and outputs")
     return graphs, signatures
 
 
@@ -422,4 +428,6 @@ def _dense(label: str, info: _TensorInfo) -> str:
 def _add(spans: dict[str, Span], name: str, span: Span) -> None:
     if name in spans:
         raise ValueError(f"it has two nodes or functions of the name {name}")
+    if len(spans) >= MAX_NODES:
+        raise ValueError(f"it has more than {MAX_NODES} nodes")
     spans[name] = span

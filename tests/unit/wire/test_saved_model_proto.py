@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cortex.replica.backends.base import ModelError
 from cortex.replica.backends.signatures import SignatureDef, choose
+from cortex.wire import saved_model_proto
 from cortex.wire.graphs import (
     Function,
     FunctionName,
@@ -417,6 +418,19 @@ def test_a_model_that_does_not_fit_together_is_told_apart(read: Read, graph: byt
 def test_a_file_that_is_none_is_refused(read: Read, content: bytes) -> None:
     with pytest.raises(ValueError, match=r"SavedModel|it ends"):
         read(content=content)
+
+
+def test_a_model_is_read_up_to_a_size(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [node("y", "Op", "a"), node("a", "Op", "b"), node("b", "Op")]
+    assert len(read(meta_graph(nodes)).graph.nodes) == 3
+    monkeypatch.setattr(saved_model_proto, "MAX_NODES", 2)
+    with pytest.raises(ValueError, match="more than 2 nodes"):
+        read(meta_graph(nodes))
+    with pytest.raises(ValueError, match="more than 2 nodes"):
+        read(meta_graph([CALL], functions=[function("outer", nodes)]))
+    monkeypatch.setattr(saved_model_proto, "MAX_NAMED", 2)
+    with pytest.raises(ValueError, match="more than 2 inputs and outputs"):
+        read(meta_graph([node("y", "Op")]))
 
 
 def test_a_folder_without_one_is_not_found(tmp_path: Path) -> None:
