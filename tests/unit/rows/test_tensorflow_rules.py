@@ -308,6 +308,8 @@ REFUSED = [
          x=rows(8, 8, 3), w=weights(3, 3, 3, 5), reason="margins that are not known"),
     case("a kernel of other dimensions", op("Conv2D", "x", "w", strides=(1, 1, 1, 1), padding="SAME"),
          x=rows(8, 8, 3), w=weights(3, 3, 5), reason="a kernel of other dimensions"),
+    case("a window that fits nowhere", op("Conv2D", "x", "w", strides=(1, 1, 1, 1), padding="VALID"),
+         x=rows(2, 8, 3), w=weights(3, 3, 3, 5), reason="a window that fits nowhere"),
     case("padding of another kind", op("Conv2D", "x", "w", strides=(1, 1, 1, 1), padding="OTHER"),
          x=rows(8, 8, 3), w=weights(3, 3, 3, 5), reason="padding of a kind that no rule knows"),
     case("another layout", op("Conv2D", "x", "w", strides=(1, 1, 1, 1), padding="SAME", data_format="NCHW_VECT_C"),
@@ -720,7 +722,7 @@ OURS = sorted(operator for domain, operator in RULES if domain == DOMAIN)
 READS = {
     "CheckNumerics", "CheckNumericsV2", "CudnnRNN", "CudnnRNNV2", "CudnnRNNV3", "DeviceIndex", "HashTable",
     "HashTableV2", "LookupTableExportV2", "LookupTableFind", "LookupTableFindV2", "LookupTableSize",
-    "LookupTableSizeV2", "MutableDenseHashTableV2", "MutableHashTable", "MutableHashTableOfTensorsV2",
+    "LookupTableSizeV2", "MutableHashTable", "MutableHashTableOfTensorsV2",
     "MutableHashTableV2", "ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarHandleOp", "VarIsInitializedOp",
     "Variable", "VariableShape", "VariableV2",
 }  # fmt: skip

@@ -75,7 +75,6 @@ def gather_nd(call: Call) -> Value:
 @rule(
     "HashTable",
     "HashTableV2",
-    "MutableDenseHashTableV2",
     "MutableHashTable",
     "MutableHashTableOfTensorsV2",
     "MutableHashTableV2",
