@@ -71,8 +71,7 @@ def scan(call: Call) -> list[Value]:
             outputs = results[len(state) :]
             places = call.integers("scan_output_axes", [0] * len(outputs))
             return [finished(call, value, since) for value in state] + [
-                finished(call, stacked(call, value, place), since)
-                for value, place in zip(outputs, places, strict=True)
+                finished(call, stacked(call, value, place), since) for value, place in zip(outputs, places, strict=True)
             ]
     return refuse("what is known of its state does not settle")
 
