@@ -54,6 +54,12 @@ class Totals:
     """An example of each."""
     operators: Counter[str] = field(default_factory=Counter)
     """In graphs that are proved and right."""
+    rows: Counter[str] = field(default_factory=Counter)
+    """Rows of what is proved and right, by what rounding may do."""
+    flipped: Counter[str] = field(default_factory=Counter)
+    """Those of them that were labelled or stepped otherwise."""
+    worst: dict[str, float] = field(default_factory=dict)
+    """The largest difference of each kind, as a share of what the tolerance allows."""
     mixing: list[str] = field(default_factory=list)
     """Keys of cases that are refused and wrong: one of them has to be proved where a check is missing."""
 
@@ -65,7 +71,11 @@ class Totals:
         if judgement.expected and not judgement.is_as_expected:
             self.unexpected.append(judgement)
         if judgement.proved:
+            kind = judgement.rounding
             self.operators.update(judgement.operators)
+            self.rows[kind] += judgement.rows
+            self.flipped[kind] += judgement.flipped
+            self.worst[kind] = max(judgement.worst, self.worst.get(kind, 0.0))
         elif judgement.seen == "wrong":
             self.mixing.append(judgement.key)
         elif judgement.seen == "right" and judgement.expected != "refused":
@@ -260,6 +270,9 @@ def report(campaign: Campaign, *, with_mutants: bool) -> Iterator[str]:
     for outcome in sorted({outcome for _, outcome in totals.counts}):
         yield f"{_OUTCOMES.get(outcome, outcome):34}" + "".join(f"{totals.counts[part, outcome]:12,}" for part in parts)
     yield f"operators in what is proved and right: {len(totals.operators)}"
+    for kind, rows in sorted(totals.rows.items()):
+        flipped = f", {totals.flipped[kind]:,} fell the other way" if kind in ("labels", "steps") else ""
+        yield f"{kind}: {rows:,} rows, the worst off by {totals.worst[kind]:.2g} of the tolerance{flipped}"
     if totals.missed:
         yield "refused, though it looked right:"
         for reason, count in totals.missed.most_common(_SHOWN):

@@ -40,7 +40,10 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     expected: str = ""
     operators: tuple[str, ...] = ()
     """Of a case that is proved and right."""
+    rows: int = 0
+    flipped: int = 0
     worst: float = 0.0
+    """As in `Truth`."""
 
     @property
     def is_wrongly_proved(self) -> bool:
@@ -117,7 +120,14 @@ def _with_truth(found: Judgement, truth: Truth, case: Case) -> Judgement:
     if not truth.rows:
         return msgspec.structs.replace(found, seen="untested")
     used = tuple(sorted({_label(node.domain, node.op_type) for node in case.model.graph.node}))
-    return msgspec.structs.replace(found, seen="right", worst=truth.worst, operators=used if found.proved else ())
+    return msgspec.structs.replace(
+        found,
+        seen="right",
+        rows=truth.rows,
+        flipped=truth.flipped,
+        worst=truth.worst,
+        operators=used if found.proved else (),
+    )
 
 
 def _label(domain: str, operator: str) -> str:
