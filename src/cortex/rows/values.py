@@ -93,6 +93,8 @@ class Value:
     dtype: str = ""
     """numpy's name; empty where nobody has said."""
     noise: Noise = EXACT
+    is_dequantized: bool = False
+    """Of a constant: onnxruntime may multiply with it in whole numbers, and rounds what is multiplied for that."""
     padding: str = ""
     item: Value | None = None
     """None in an empty list."""

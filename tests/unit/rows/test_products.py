@@ -291,3 +291,14 @@ def test_weights_that_round_rows_to_bytes_move_noise_by_steps() -> None:
         return proof(*nodes, x=rows(4), v=weights(4, 32), w=weights(3, 1, 16, dtype="uint8"), s=weights(3)).rounding
 
     assert (rounding(0), rounding(4)) == ("rounding", "steps")
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
+def test_weights_of_few_bits_round_what_they_are_multiplied_by(operator: str) -> None:
+    weight = node("DequantizeLinear", "w", "scale", to="d")
+    settings = {"x": rows(4), "w": weights(4, 4, dtype="int8"), "scale": constant(0.1), "v": weights(4, 4)}
+    assert proof(weight, node(operator, "x", "d"), **settings).rounding == "rounding"
+    assert proof(weight, node("MatMul", "x", "v", to="z"), node(operator, "z", "d"), **settings).rounding == "steps"
+    turned = node("Transpose", "d", to="t", perm=(1, 0))
+    nodes = (weight, turned, node("MatMul", "x", "v", to="z"), node(operator, "z", "t"))
+    assert proof(*nodes, **settings).rounding == "steps"

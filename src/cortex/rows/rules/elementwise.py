@@ -248,6 +248,8 @@ def converted(call: Call, value: Value, dtype: str) -> Value:
     to_float = dtype.startswith(("float", "bfloat"))
     if is_float and not to_float:
         call.rounds = Rounds.CHOOSES if dtype == "bool" else Rounds.STEPS
+    if is_float and dtype == "uint32":
+        call.rounds = Rounds.SUMS_AND_STEPS  # what does not fit becomes 0 in a vector, and not in its remainder
     if dtype not in _WIDE or (dtype == "float32" and value.stride != 1):
         kind = Kind.NUMBERED if value.kind is Kind.PLACES else value.kind
         value = dataclasses.replace(value, kind=kind, below=None)
@@ -334,7 +336,8 @@ def quantize(call: Call) -> Value:
 
 @rule("DequantizeLinear")
 def dequantize(call: Call) -> Value:
-    return _scaled(call).typed(call.value(1).dtype)
+    found = _scaled(call).typed(call.value(1).dtype)
+    return dataclasses.replace(found, is_dequantized=True) if found.is_uniform else found
 
 
 rule("QuantizeLinear", domain=_MICROSOFT, rounds=Rounds.STEPS)(quantize)

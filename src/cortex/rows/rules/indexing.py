@@ -14,6 +14,7 @@ from cortex.rows.rules.registry import (
     CHOOSES,
     COUNTED,
     Call,
+    Rounds,
     axis_of,
     dims_of,
     elements_of,
@@ -351,7 +352,7 @@ def scatter_nd(call: Call) -> Value:
     return data if fits else refuse("writes to rows by their number")
 
 
-@rule("OneHot")
+@rule("OneHot", rounds=Rounds.CHOOSES)
 def one_hot(call: Call) -> Value:
     x, depth, values = call.value(0), call.value(1), call.value(2)
     must_be_constant(depth, values)
