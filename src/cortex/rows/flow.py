@@ -21,6 +21,11 @@ _ = rules  # imported for what it registers
 
 MAX_STEPS: Final = 50_000
 """Operators looked at, bodies of loops each time: seconds. Larger models are not proved."""
+MAX_WORK: Final = 500_000
+"""Names, twice the known elements and four times the operators, in all passes together: seconds. Real models have some
+ten thousands."""
+MAX_RANK: Final = 64
+"""No runtime has tensors of more dimensions."""
 MAX_RESTARTS: Final = 24
 """What a proof may suppose of sizes of inputs; the graph is gone through once more for each."""
 MAX_DEPTH: Final = 50
@@ -47,7 +52,7 @@ Supposed: TypeAlias = "int | Place | AtMost"
 
 
 class TooLarge(Exception):
-    """The model is not looked at to its end."""
+    """The model is not looked at to its end. The text says what there is too much of."""
 
 
 class Scope:
@@ -97,9 +102,9 @@ def prove(model: Model) -> Proof:
 def proved_by(analysis: type[Flow], model: Model) -> Proof:
     """As `prove`, by an analysis that goes through a graph in its own way."""
     suppositions: dict[Place, Supposed] = {}
-    restarts = 0
+    restarts = work = 0
     while True:
-        flow = analysis(model, suppositions)
+        flow = analysis(model, suppositions, work)
         try:
             found = proof(flow.steps, flow.run(), model.graph)
             if found.proved and flow.refused is not None:  # no output needs it, and onnxruntime runs it all the same
@@ -108,6 +113,7 @@ def proved_by(analysis: type[Flow], model: Model) -> Proof:
             return msgspec.structs.replace(found, operators=flow.steps, sizes=_conditions(suppositions))
         except Supposition as wanted:
             restarts += 1
+            work = flow.work
             if restarts > MAX_RESTARTS:
                 return not_proved("it wants much of the sizes of its inputs", operators=flow.steps)
             suppositions[flow.place_of(wanted.symbol)] = (
@@ -115,8 +121,8 @@ def proved_by(analysis: type[Flow], model: Model) -> Proof:
             )
         except NotProved as refusal:
             return not_proved(str(refusal), operators=flow.steps)
-        except TooLarge:
-            return not_proved(f"it has more than {MAX_STEPS} operators to look at", operators=flow.steps)
+        except TooLarge as problem:
+            return not_proved(str(problem), operators=flow.steps)
         except Exception as error:  # a fault of ours must not batch what may mix rows
             return not_proved(f"the analysis failed ({type(error).__name__})", operators=flow.steps)
 
@@ -186,7 +192,7 @@ def _as_output(value: Value, dtype: str) -> Noise:
 class Flow:
     """One analysis."""
 
-    def __init__(self, model: Model, suppositions: Mapping[Place, Supposed] | None = None) -> None:
+    def __init__(self, model: Model, suppositions: Mapping[Place, Supposed] | None = None, work: int = 0) -> None:
         self._model = model
         self._suppositions = suppositions or {}
         self._sizes: dict[Place, Dim] = {}
@@ -194,6 +200,10 @@ class Flow:
         """What the first operator that was refused has for outputs."""
         self.symbols = Symbols()
         self.steps = 0
+        self.work = work
+        """What counts towards `MAX_WORK`, with that of the passes before."""
+        self._orders: dict[int, Sequence[Node]] = {}
+        """By identity of the nodes in the order of the file."""
 
     def place_of(self, symbol: Symbol) -> Place:
         """The first dimension of an input that has this size."""
@@ -231,6 +241,8 @@ class Flow:
             refuse(f"{name} has no declared rank")
         if not declared.shape:
             refuse(f"{name} is a scalar")
+        if len(declared.shape) > MAX_RANK:
+            refuse(f"{name} has more than {MAX_RANK} dimensions")
         first = declared.shape[0]
         if isinstance(first, int) and first >= 0:
             refuse(f"the first dimension of {name} is fixed to {first}")
@@ -257,10 +269,11 @@ class Flow:
 
     def values_of(self, graph: Graph, scope: Scope) -> list[Value]:
         """Go through a graph whose inputs are in the scope; return its outputs."""
+        self.looks_at_names(len(graph.constants) + len(graph.inputs) + len(graph.outputs))
         for name, tensor in graph.constants.items():
             if not scope.holds(name):
                 scope[name] = constant(tensor)
-        for node in ordered(graph.nodes):
+        for node in self._ordered(graph.nodes):
             self._node(node, scope)
         return [self._find(scope, name) for name in graph.outputs]
 
@@ -280,20 +293,55 @@ class Flow:
             inner[declared.name] = value
         return self.values_of(graph, inner)
 
+    def looks_at_names(self, count: int) -> None:
+        """
+        Raises:
+            TooLarge: of `MAX_WORK`.
+        """
+        self.work += count
+        if self.work > MAX_WORK:
+            raise TooLarge("it has more names and numbers than are looked at")
+
+    def looks_at_operator(self, inputs: Sequence[Value | None], outputs: int) -> None:
+        """
+        Raises:
+            TooLarge: of `MAX_STEPS` or `MAX_WORK`.
+        """
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise TooLarge(f"it has more than {MAX_STEPS} operators to look at")
+        elements = sum(len(value.elements or ()) for value in inputs if value is not None)
+        self.looks_at_names(4 + len(inputs) + outputs + 2 * elements)
+
+    def kept(self, value: Value, name: str) -> Value:
+        """
+        A value that an operator of this name made, or why it is not followed.
+
+        Raises:
+            TooLarge: of `MAX_WORK`.
+        """
+        self.looks_at_names(2 * len(value.elements or ()))
+        return value if len(value.shape or ()) <= MAX_RANK else mixed(f"more than {MAX_RANK} dimensions", name)
+
+    def _ordered(self, nodes: Sequence[Node]) -> Sequence[Node]:
+        """As `ordered`, found out once."""
+        found = self._orders.get(id(nodes))
+        if found is None:
+            found = self._orders[id(nodes)] = ordered(nodes)
+        return found
+
     @staticmethod
     def _find(scope: Scope, name: str) -> Value:
         return scope.find(name) or mixed(f'there is no value "{name}"')
 
     def _node(self, node: Node, scope: Scope) -> None:
-        self.steps += 1
-        if self.steps > MAX_STEPS:
-            raise TooLarge
         inputs = [self._find(scope, name) if name else None for name in node.inputs]
+        self.looks_at_operator(inputs, len(node.outputs))
         results = self._results(node, inputs, scope)
         for index, name in enumerate(node.outputs):
             if name:
                 missing = mixed("an output that no rule knows", label(node))
-                scope[name] = results[index] if index < len(results) else missing
+                scope[name] = self.kept(results[index], label(node)) if index < len(results) else missing
 
     def _results(self, node: Node, inputs: Sequence[Value | None], scope: Scope) -> Sequence[Value]:
         for value in inputs:
@@ -341,7 +389,8 @@ class Flow:
         left_out = set(function.inputs[len(inputs) :]) | {
             name for name, value in zip(function.inputs, inputs, strict=False) if value is None
         }
-        for node in ordered(function.nodes):
+        self.looks_at_names(len(function.inputs) + len(function.outputs))
+        for node in self._ordered(function.nodes):
             if left_out:
                 node = dataclasses.replace(node, inputs=tuple("" if name in left_out else name for name in node.inputs))
             self._node(node, inner)
@@ -458,6 +507,8 @@ def _with_noise(value: Value, noise: Noise, rounds: Rounds, name: str) -> Value:
 
 
 def constant(tensor: Tensor) -> Value:
+    if len(tensor.shape) > MAX_RANK:
+        return uniform(dtype=tensor.dtype)
     return Value(Kind.UNIFORM, tensor.shape, elements=tensor.elements, dtype=tensor.dtype)
 
 

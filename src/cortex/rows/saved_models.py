@@ -13,7 +13,6 @@ from typing import Final
 
 from cortex.rows.flow import (
     MAX_DEPTH,
-    MAX_STEPS,
     Flow,
     Place,
     Scope,
@@ -57,8 +56,8 @@ def prove_saved_model(model: Model) -> Proof:
 class SavedModelFlow(Flow):
     """One analysis of one signature of a SavedModel."""
 
-    def __init__(self, model: Model, suppositions: Mapping[Place, Supposed] | None = None) -> None:
-        super().__init__(model, suppositions)
+    def __init__(self, model: Model, suppositions: Mapping[Place, Supposed] | None = None, work: int = 0) -> None:
+        super().__init__(model, suppositions, work)
         self._scope = Scope(NEWEST)
         self._bodies: dict[str, Mapping[str, Node]] = {}
         self._calls: dict[tuple[str, tuple[Value, ...]], list[Value]] = {}
@@ -103,10 +102,8 @@ class SavedModelFlow(Flow):
 
     def _outputs(self, node: Node, body: _Body) -> Sequence[Value] | Value:
         """An operator's outputs; one value that is mixed stands for all of them."""
-        self.steps += 1
-        if self.steps > MAX_STEPS:
-            raise TooLarge
         inputs = [body.found(reference) for reference in node.inputs]
+        self.looks_at_operator(inputs, 1)
         try:
             if any(isinstance(value, Reference) for value in node.attributes.values()):
                 refuse("an attribute that is not known")
@@ -118,7 +115,8 @@ class SavedModelFlow(Flow):
                 return blocked
             if operator in CHECKS:
                 return []
-            return apply_rule(RULES[DOMAIN, operator], self._asked(node, operator, given), label(node))
+            results = apply_rule(RULES[DOMAIN, operator], self._asked(node, operator, given), label(node))
+            return [self.kept(value, label(node)) for value in results]
         except NotProved as refusal:
             return mixed(str(refusal), label(node))
         except (TooLarge, Supposition):
@@ -230,6 +228,7 @@ class SavedModelFlow(Flow):
         nodes = self._bodies.get(function.name)
         if nodes is None:
             nodes = self._bodies[function.name] = _by_name(function.nodes)
+        self.looks_at_names(len(function.inputs) + len(function.outputs))
         body = _Body(nodes, dict(zip(function.inputs, arguments, strict=True)), depth=depth + 1)
         results = [self._value(body, reference) for reference in function.outputs]
         # Sizes that came up inside may be others in another call, with values of which the same is known.

@@ -29,6 +29,10 @@ class Symbol:
     most: int | None = None
     """What it is at most, where that is supposed."""
 
+    def __hash__(self) -> int:
+        """Other symbols of one analysis have another index; products of many are looked up often."""
+        return self.index
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Size:
@@ -69,6 +73,9 @@ Dim: TypeAlias = int | Size
 
 MAX_FACTORS: Final = 32
 """In a product. No size of a model has more; a few operators in a row could make one that has millions."""
+
+MAX_SIZE: Final = 2**63
+"""No number of elements is larger, nor fits into any integer type."""
 
 ROWS: Final = Symbol(0, of_rows=True)
 NUMBER_OF_ROWS: Final = Size(1, (ROWS,))
@@ -139,10 +146,8 @@ def _index(symbol: Symbol) -> int:
 def times(a: Dim, b: Dim) -> Dim:
     """
     Raises:
-        NotProved: the product has more than `MAX_FACTORS` symbols.
+        NotProved: the product has more than `MAX_FACTORS` symbols, or its factor is no number of elements.
     """
-    if isinstance(a, int) and isinstance(b, int):
-        return a * b
     factor, symbols = 1, ()  # type: int, tuple[Symbol, ...]
     for one in (a, b):
         if isinstance(one, int):
@@ -150,8 +155,10 @@ def times(a: Dim, b: Dim) -> Dim:
         else:
             factor *= one.factor
             symbols += one.symbols
-    if len(symbols) > MAX_FACTORS:
+    if len(symbols) > MAX_FACTORS or abs(factor) >= MAX_SIZE:
         refuse("a size of too many factors")
+    if not symbols:
+        return factor
     return Size(factor, tuple(sorted(symbols, key=_index))) if factor else 0
 
 

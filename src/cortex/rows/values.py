@@ -294,7 +294,7 @@ def _widened(a: Shape, b: Shape, symbols: Symbols, since: int | None) -> Shape:
     return tuple(one(p, q) for p, q in zip(a, b, strict=True))
 
 
-def element_count(shape: Shape) -> int | None:
+def element_count(shape: Sequence[Dim]) -> int | None:
     """How many elements, where each size is a number."""
     sizes = [dim for dim in shape if isinstance(dim, int)]
     return math.prod(sizes) if len(sizes) == len(shape) else None

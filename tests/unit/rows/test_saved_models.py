@@ -124,7 +124,7 @@ def test_a_graph_that_does_not_fit_together_is_refused(parts: tuple[Node, ...], 
 
 
 def test_a_model_of_too_many_operators_is_not_looked_at_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cortex.rows.saved_models.MAX_STEPS", 2)
+    monkeypatch.setattr("cortex.rows.flow.MAX_STEPS", 2)
     assert "more than" in refusal(op("Neg", "b"), op("Neg", "c", name="b"), op("Neg", "x", name="c"), x=X)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from cortex.rows.rules.registry import (
     rule,
 )
 from cortex.rows.sizes import Dim, Size, counts_rows, product, suppose_at_most
-from cortex.rows.values import Element, Kind, Value, known, rows, uniform, vector
+from cortex.rows.values import Element, Kind, Value, element_count, known, rows, uniform, vector
 from cortex.wire.graphs import MAX_ELEMENTS
 
 _WHOLE = 10**9
@@ -103,7 +104,8 @@ def _total(call: Call, sizes: Sequence[Dim]) -> Dim:
 def _uniform_concatenated(call: Call, values: Sequence[Value], axis: int) -> Value:
     dtype = values[0].dtype
     counted = any(value.counts_rows for value in values)
-    if all(value.elements is not None for value in values):
+    count = sum(len(value.elements) for value in values if value.elements is not None)
+    if count <= MAX_ELEMENTS and all(value.elements is not None for value in values):
         return known(np.concatenate([value.array() for value in values], axis=axis), dtype)
     if counted and all(value.shape is not None and value.rank == 1 for value in values):
         elements: list[Element] = []
@@ -260,12 +262,12 @@ def gathered(data: Value, index: Value, axis: int) -> Value:
     axis = axis_of(axis, len(shape))
     if index.counts_rows:
         refuse("the number of rows used as an index")
-    if data.elements is not None and index.elements is not None:
+    dims = [*shape[:axis], *chosen, *shape[axis + 1 :]]
+    if data.elements is not None and index.elements is not None and (element_count(dims) or 0) <= MAX_ELEMENTS:
         found = np.take(data.array(), np.asarray(index.array(), dtype=np.int64), axis=axis)
         return known(np.asarray(found, dtype=object), data.dtype)  # one element comes without its array
     if data.counts_rows:
         refuse(COUNTED)
-    dims = [*shape[:axis], *chosen, *shape[axis + 1 :]]
     if data.kind is Kind.PLACES:
         refuse("row numbers used as data")
     if index.kind is Kind.PLACES:
@@ -417,6 +419,8 @@ def _shape_padded(call: Call, axes: Sequence[int], amounts: Sequence[Dim]) -> Va
         if before + after > MAX_ELEMENTS or call.text("mode", "constant") != "constant":
             refuse("what is filled in is not known")
         widths[axis_of(axis, call.x.rank)] = (before, after)
+    if math.prod(size + sum(width) for size, width in zip(call.x.array().shape, widths, strict=True)) > MAX_ELEMENTS:
+        refuse("what is filled in is not known")
     return known(np.pad(call.x.array(), widths, constant_values=fill), call.x.dtype)
 
 
