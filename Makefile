@@ -20,7 +20,7 @@ DEV := $(VENV)/.installed-dev
 ALL := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test e2e check rows chaos bench clean
+.PHONY: help install demo smoke test e2e check rows batching chaos bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ check: $(DEV) ## formatting, lint, types, import direction
 rows: $(DEV) ## look for rows that are proved to be apart and are not; SECONDS=600 stops it earlier, SEED=1 repeats it
 	$(BIN)/python tests/rows/campaign.py --keep build/rows \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+batching: $(DEV) ## prove 250 models, ask each alone and in batches, write docs/batching.md (downloads 2 GB the first time)
+	$(BIN)/python bench/batching/models.py --write $(ARGS)
 
 chaos: $(DEV) ## kill processes under load for CHAOS_SECONDS (60) and count failed requests
 	$(BIN)/python bench/chaos.py --seconds $(CHAOS_SECONDS)

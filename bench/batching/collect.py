@@ -44,7 +44,7 @@ MAKERS: Final = (
             "skl2onnx==1.20.0",
             "onnxmltools==1.16.0",
             "lightgbm==4.7.0",
-            "xgboost==3.2.0",
+            "xgboost-cpu==3.2.0",
             "catboost==1.2.10",
         ),
     ),

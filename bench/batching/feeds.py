@@ -28,7 +28,7 @@ class Hints:
     values: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """
     By input: `normal`, `unit` (0 to 1), `pixels`, `ids N` (below N), `padded N` (the same with zeros at the end),
-    `mask`, `padding`, `lengths`, `text`, `word`, or words to choose among, `m|f`.
+    `mask`, `padding`, `lengths`, `sorted lengths`, `bits`, `all true`, `text`, or words to choose among, `m|f`.
     """
 
 
@@ -128,7 +128,9 @@ class Maker:
         key = name if isinstance(name, str) and name != "?" else str(axis)
         if key not in sizes:
             known = self._hints.sizes
-            choice = known.get(name or "") or known.get(key) or known.get("*") or ((5, 3, 8), (32, 64), (512,))[attempt % 3]
+            choice = (
+                known.get(name or "") or known.get(key) or known.get("*") or ((5, 3, 8), (32, 64), (512,))[attempt % 3]
+            )
             sizes[key] = int(random.choice(choice))
         return sizes[key]
 
@@ -136,7 +138,11 @@ class Maker:
         self, spec: TensorSpec, shape: list[int], feeds: Feeds, random: np.random.Generator, attempt: int
     ) -> NDArray[Any]:
         kind = self._hints.values.get(spec.name) or self._hints.values.get("*", "") or _guess(spec, attempt)
-        dtype = np.dtype(object) if spec.dtype == "string" else np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype)
+        dtype = (
+            np.dtype(object)
+            if spec.dtype == "string"
+            else np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype)
+        )
         word, _, limit = kind.partition(" ")
         length = shape[-1] if len(shape) > 1 else 0
         if word == "normal":
@@ -165,9 +171,9 @@ class Maker:
         elif kind == "bits":
             value = random.random(shape) < 0.5
         else:
-            choice = WORDS if kind in ("text", "word") else kind.split("|")
-            count = (lambda: int(random.integers(1, 9))) if kind == "text" else (lambda: 1)
-            texts = [" ".join(random.choice(choice, count())) for _ in range(int(np.prod(shape)))]
+            choice = WORDS if kind == "text" else kind.split("|")
+            most = 9 if kind == "text" else 2
+            texts = [" ".join(random.choice(choice, int(random.integers(1, most)))) for _ in range(int(np.prod(shape)))]
             value = np.array(texts, dtype=object).reshape(shape)
         return np.asarray(value).astype(dtype)
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
+import statistics
+import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from truth import CALLERS, MAX_ROWS, Truth
+from truth import CALLERS, MAX_ROWS, SMALL, Truth
 
-from cortex.wire.batching import Proof
+from cortex.wire.batching import RULES, Proof
 
 PAGE: Final = Path(__file__).resolve().parent.parent.parent / "docs" / "batching.md"
 WANTED_SHARE: Final = 0.95
@@ -42,7 +47,7 @@ class Result:
     """`onnx` or `tf`."""
     proof: Proof
     milliseconds: float
-    """Of reading its graph and proving it."""
+    """Of CPU time, for reading its graph and proving it."""
     truth: Truth = dataclasses.field(default_factory=Truth)
 
     @property
@@ -134,99 +139,147 @@ def _grouped(results: Sequence[Result]) -> Iterator[tuple[str, list[Result]]]:
 
 def page(results: Sequence[Result]) -> str:
     """docs/batching.md."""
-    batched = [one for one in results if one.is_batched]
-    rowwise = [one for one in results if one.is_rowwise]
-    proved = [one for one in rowwise if one.proof.proved]
-    missed = [one for one in rowwise if one.is_missed]
-    slowest = max(results, key=lambda one: one.milliseconds)
-    roundings = {
-        kind: [one for one in results if one.proof.proved and one.proof.rounding == kind]
-        for kind in ("exact", "rounding", "labels", "steps")
-    }
-    relative = max((one.truth.relative for one in batched if _is_float32(one)), default=0.0)
-    absolute = max((one.truth.absolute for one in batched if _is_float32(one)), default=0.0)
-    lines = [
-        "# Which models are batched",
-        "",
-        "`batching: auto` runs requests of several callers together where it is proved from the model's graph that each",
-        "output row is a function of the input row of the same index, and of neither the number nor the order of rows.",
-        f"This page is what came of it on {len(results)} models. It is written by `bench/batching/models.py`, which makes or",
-        "downloads them: `make batching` repeats everything.",
-        "",
-        "| models | all | row by row in truth | of these proved | proved, but mix rows |",
-        "|---|---|---|---|---|",
-    ]
-    for heading, group in [*_grouped(results), ("**all**", list(results))]:
-        true = [one for one in group if one.is_rowwise]
-        wrong = sum(one.is_wrong for one in group)
-        lines.append(
-            f"| {heading} | {len(group)} | {len(true)} | {sum(one.proof.proved for one in true)} | {wrong} |"
-        )
-    lines += [
-        "",
-        f"* **Truth** is what answers say: {CALLERS} callers, requests of 1 to 7 rows and of several lengths, each alone and in",
-        f"  batches of at most {MAX_ROWS} rows, with one thread and with two. It is found without looking at proofs.",
-        f"* **Answers**: {sum(one.truth.answers for one in batched):,} in batches, of the {len(batched)} models that `auto`",
-        f"  batches. {sum(one.truth.beyond for one in batched)} rows differ by more than the tolerance from what they are alone,",
-        f"  and of the {sum(one.proof.rounding == 'exact' for one in batched)} models that are `exact`"
-        f" {sum(one.truth.moved for one in batched if one.proof.rounding == 'exact')} rows in any bit.",
-        f"* **Rounding**: {len(roundings['exact'])} proved models are `exact`, {len(roundings['rounding'])} `rounding`,"
-        f" {len(roundings['labels'])} `labels`, {len(roundings['steps'])} `steps`; the last `auto` does not batch. A float32 row",
-        f"  moved by at most {relative:.1e} of its largest value, and by at most {absolute:.1e} where all its values are below",
-        "  0.001; the tolerance is 1e-6 plus 1e-4 of the largest value.",
-        f"* **Time**: reading a graph and proving it takes {_median([one.milliseconds for one in results]):.0f} ms in the median;"
-        f" the longest is {slowest.milliseconds:.0f} ms, `{slowest.name}` with {slowest.proof.operators:,} operators.",
-        "",
-        f"## Not proved, though row by row: {len(missed)} of {len(rowwise)}",
-        "",
-        "They run unbatched; `batching: on` is for them.",
-        "",
-        "| model | first operator in the way |",
-        "|---|---|",
-        *(f"| `{one.name}.{one.form}` | {_cell(one.reason)} |" for one in missed),
-        "",
-        "## Refused, and rightly",
-        "",
-        "*other rows*: it gives another number of rows than it takes, alone or together. *one row only*: an input has no free",
-        "first dimension. *fails together*: the model itself refuses batches. *not run*: no made-up input was accepted.",
-        "",
-        "| model | in truth | first operator in the way |",
-        "|---|---|---|",
-        *(
-            f"| `{one.name}.{one.form}` | {STATE.get(one.name, one.truth.seen)} | {_cell(one.reason)} |"
-            for one in results
-            if not one.proof.proved and not one.is_missed
-        ),
-        "",
-        f"## Proved: {len(proved)}",
-        "",
-        "*moved*: rows with any other bit than alone; *most*: the largest difference as a share of the tolerance.",
-        "",
-        "| model | operators | ms | rounding | answers | moved | most |",
-        "|---|---|---|---|---|---|---|",
-        *(_row(one) for one in results if one.proof.proved),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _row(one: Result) -> str:
-    seen = one.truth
-    operator = f", by {one.proof.rounding_operator}" if one.proof.rounding_operator else ""
-    moved = f"{seen.moved / seen.rows:.0%}" if seen.rows and seen.moved else "0"
-    return (
-        f"| `{one.name}.{one.form}` | {one.proof.operators:,} | {one.milliseconds:.0f} | {one.proof.rounding}{_cell(operator)} |"
-        f" {seen.answers:,} | {moved} | {seen.worst:.1%} |"
+    missed = [one for one in results if one.is_missed]
+    refused = [one for one in results if not one.proof.proved and not one.is_missed]
+    proved = [one for one in results if one.proof.proved]
+    return "\n".join(
+        [
+            "# Which models are batched",
+            "",
+            filled(
+                f"""
+                `batching: auto` runs requests of several callers together where it is proved from the model's graph
+                that each output row is a function of the input row of the same index, and of neither the number nor
+                the order of rows. This is what that comes to on {len(results)} models. `bench/batching/models.py`
+                makes or downloads them, proves and asks them, and writes this page: `make batching`.
+                """
+            ),
+            "",
+            *_overview(results),
+            "",
+            *(filled(text, bullet=True) for text in _findings(results)),
+            "",
+            f"## Row by row, and not proved: {len(missed)}",
+            "",
+            "They run unbatched; `batching: on` is for them.",
+            "",
+            "| model | first operator in the way |",
+            "|---|---|",
+            *(f"| `{one.name}.{one.form}` | {_cell(one.reason)} |" for one in missed),
+            "",
+            f"## Refused, and rightly: {len(refused)}",
+            "",
+            filled(
+                """
+                *mixes*: rows were answered differently in other company. *other rows*: other rows come out than went
+                in, alone or together. *fails together*: the model itself refuses batches. *one row only*: an input has
+                no free first dimension. *not run*: no made-up request was accepted.
+                """
+            ),
+            "",
+            "| model | in truth | first operator in the way |",
+            "|---|---|---|",
+            *(
+                f"| `{one.name}.{one.form}` | {STATE.get(one.name, one.truth.seen)} | {_cell(one.reason)} |"
+                for one in refused
+            ),
+            "",
+            f"## Proved: {len(proved)}",
+            "",
+            "*moved*: rows with any other bit than alone. *most*: the largest difference, as a share of the tolerance.",
+            "",
+            "| model | operators | ms | rounding | answers | moved | most |",
+            "|---|---|---|---|---|---|---|",
+            *(_row(one) for one in proved),
+            "",
+        ]
     )
 
 
-def _is_float32(one: Result) -> bool:
-    return not one.name.endswith("-half") and one.name != "sklearn-float64"
+def _overview(results: Sequence[Result]) -> Iterator[str]:
+    yield "| models | all | row by row in truth | of these proved | proved, and mix rows |"
+    yield "|---|---|---|---|---|"
+    for heading, group in [*_grouped(results), ("**all**", list(results))]:
+        rowwise = [one for one in group if one.is_rowwise]
+        proved = sum(one.proof.proved for one in rowwise)
+        yield f"| {heading} | {len(group)} | {len(rowwise)} | {proved} | {sum(one.is_wrong for one in group)} |"
+
+
+def _findings(results: Sequence[Result]) -> Iterator[str]:
+    batched = [one for one in results if one.is_batched]
+    exact = [one for one in batched if one.proof.rounding == "exact"]
+    float32 = [one for one in batched if not one.name.endswith(("-half", "-float64"))]
+    counts = Counter(one.proof.rounding for one in results if one.proof.proved)
+    slowest = max(results, key=lambda one: one.milliseconds)
+    median = statistics.median(one.milliseconds for one in results)
+    answers = sum(one.truth.answers for one in batched)
+    beyond = sum(one.truth.beyond for one in batched)
+    moved = sum(one.truth.moved for one in exact)
+    relative = max((one.truth.relative for one in float32), default=0.0)
+    absolute = max((one.truth.absolute for one in float32), default=0.0)
+    yield f"""
+        **Truth** is what answers say, whatever is proved: {CALLERS} callers with requests of 1 to 7 rows and of several
+        lengths, each alone and in batches of up to {MAX_ROWS} rows, with one thread and with two.
+        """
+    yield f"""
+        **Answers**: {answers:,} in batches, of the {len(batched)} models that `auto` batches. {beyond} rows are off by
+        more than the tolerance; of the {len(exact)} models that are `exact`, {moved} are off by any bit.
+        """
+    yield f"""
+        **Rounding**: of what is proved {counts["exact"]} models are `exact`, {counts["rounding"]} `rounding`,
+        {counts["labels"]} `labels` and {counts["steps"]} `steps`, which `auto` does not batch. A float32 row moves by
+        {relative:.1e} of its largest value at most, and by {absolute:.1e} where that is below {SMALL}; the tolerance is
+        1e-4 of it and 1e-6.
+        """
+    yield f"""
+        **CPU time** for reading a graph and proving it: {median:.0f} ms in the median. The longest took
+        {slowest.milliseconds:.0f} ms, `{slowest.name}.{slowest.form}` with {slowest.proof.operators:,} operators.
+        """
+    yield """
+        **TimeDistributed** of Keras 3.15 over a free number of frames takes as many frames as there are rows: it mixes
+        in earnest, as a SavedModel and converted.
+        """
+    yield f"""
+        **With** onnxruntime {metadata.version("onnxruntime")} and {_tensorflow()}, by rules {RULES}. What made the
+        models is in `bench/batching`, with its versions; those of PyTorch were made once and are in
+        `tests/rows/models`.
+        """
+
+
+def _tensorflow() -> str:
+    for name in ("tensorflow-cpu", "tensorflow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return f"TensorFlow {metadata.version(name)}"
+    return "no TensorFlow"
+
+
+def filled(text: str, *, bullet: bool = False) -> str:
+    """Text in lines of 120 characters, whatever its own lines are."""
+    return textwrap.fill(
+        " ".join(text.split()),
+        120,
+        initial_indent="* " if bullet else "",
+        subsequent_indent="  " if bullet else "",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def _row(one: Result) -> str:
+    proof, seen = one.proof, one.truth
+    cells = (
+        f"`{one.name}.{one.form}`",
+        f"{proof.operators:,}",
+        f"{one.milliseconds:.0f}",
+        _cell(f"{proof.rounding}, by {proof.rounding_operator}" if proof.rounding_operator else proof.rounding),
+        f"{seen.answers:,}",
+        f"{seen.moved / seen.rows:.0%}" if seen.moved else "0",
+        f"{seen.worst:.1%}",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def _cell(text: str) -> str:
+    """Text in a table's cell, cut where nobody reads on."""
+    text = text if len(text) <= 200 else f"{text[:199]}…"
     return text.replace("|", "\\|")
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
+from feeds import Feeds, Maker
 from numpy.typing import NDArray
 
 from cortex.replica.backends.base import Backend, InferenceFailed
 from cortex.wire.batching import TOLERANCES
-from feeds import Feeds, Maker
 
 CALLERS: Final = 16
 MAX_ROWS: Final = 32
@@ -30,8 +30,8 @@ ENOUGH: Final = 6
 
 Seen = Literal["row by row", "steps", "mixes", "other rows", "fails together", "one row only", "not run"]
 """
-`steps`: a few rows are off beyond the tolerance. `other rows`: as many rows do not come out. `fails together`: the model
-refuses batches. `one row only`: an input has no free first dimension. `not run`: no made-up request was accepted.
+`steps`: a few rows are off beyond the tolerance. `other rows`: other rows come out than went in. `fails together`: the
+model refuses batches. `one row only`: an input has no free first dimension. `not run`: no made-up request was accepted.
 """
 SMALL: Final = 1e-3
 FEW: Final = 0.05
@@ -112,7 +112,10 @@ def examine(
         seed: of what is made up.
     """
     truth = Truth()
-    if any(spec.shape is not None and (not spec.shape or isinstance(spec.shape[0], int)) for spec in backend.signature.inputs):
+    if any(
+        spec.shape is not None and (not spec.shape or isinstance(spec.shape[0], int))
+        for spec in backend.signature.inputs
+    ):
         truth.seen = "one row only"
         return truth
     random = np.random.default_rng(seed)
@@ -220,7 +223,9 @@ def _compare(backend: Backend, batch: Sequence[_Request], truth: Truth) -> bool:
             truth.worst = worst
             truth.detail = spec.name if worst > 1 else truth.detail
         is_small = found.largest < SMALL
-        truth.relative = max(truth.relative, float((found.off / np.where(is_small, np.inf, found.largest)).max(initial=0.0)))
+        truth.relative = max(
+            truth.relative, float((found.off / np.where(is_small, np.inf, found.largest)).max(initial=0.0))
+        )
         truth.absolute = max(truth.absolute, float(found.off[is_small].max(initial=0.0)))
     truth.answers += len(batch)
     truth.rows += total

@@ -1,7 +1,8 @@
 """
 Models of scikit-learn, LightGBM, XGBoost and CatBoost, by the converters that their users take.
 
-    pip install scikit-learn==1.9.1 skl2onnx==1.20.0 onnxmltools==1.16.0 lightgbm==4.7.0 xgboost==3.2.0 catboost==1.2.10
+    pip install scikit-learn==1.9.1 pandas==3.1.1 skl2onnx==1.20.0 onnxmltools==1.16.0
+    pip install lightgbm==4.7.0 xgboost-cpu==3.2.0 catboost==1.2.10
     python bench/batching/makers/classic.py FOLDER
 """
 
