@@ -9,6 +9,7 @@ import functools
 import importlib
 import itertools
 import pkgutil
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -69,10 +70,13 @@ def nodes_of(module: str) -> Sequence[Named]:
     """
     if module == LIBRARIES:
         return list(library_nodes())
+    name = f"{node_cases.__name__}.{module}"
+    sys.modules.pop(name, None)  # it tells its cases when it is imported, and only then
+    node_cases._existing_names.clear()  # of cases that another test has made in this process
     before = len(node_cases._NodeTestCases)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numpy's, where a case is about overflow
-        importlib.import_module(f"{node_cases.__name__}.{module}")
+        importlib.import_module(name)
     return [
         Named(case.name, case.model, case.data_sets[0][0], [getattr(one, "ndim", None) for one in case.data_sets[0][1]])
         for case in node_cases._NodeTestCases[before:]

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import AttributeProto, TensorProto, TypeProto, helper, numpy_helper
 from onnx.backend.test import loader
+from onnx.backend.test.case import node as node_cases
 
 from cortex.wire.graphs import MAX_ELEMENTS, Function, Graph, GraphInput, LongList, Model, Node, Reference, Tensor
 from cortex.wire.onnx_proto import external_files, read_graph, read_header
@@ -467,6 +468,7 @@ def test_the_models_that_the_onnx_package_ships_read_as_it_reads_them():
 def test_the_operator_cases_of_the_onnx_package_read_as_it_reads_them(saved):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it computes what it expects as it is imported
+        node_cases._existing_names.clear()  # of cases that another test has made in this process
         cases = loader.load_model_tests(kind="node")
     assert len(cases) > 1000
     for case in cases:

@@ -66,6 +66,7 @@ def no_snippets():
 def test_an_operator_gives_what_onnxruntime_gives(operator, tmp_path, monkeypatch):
     name = f"{node_cases.__name__}.{operator}"
     monkeypatch.delitem(sys.modules, name, raising=False)  # it tells its cases when it is imported, and only then
+    node_cases._existing_names.clear()  # of cases that another test has made in this process
     already = len(node_cases._NodeTestCases)
     with warnings.catch_warnings(action="ignore"), np.errstate(all="ignore"):  # of the cases' own arithmetic
         importlib.import_module(name)
