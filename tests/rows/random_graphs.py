@@ -1230,9 +1230,13 @@ def _bring_rows_first(s: Sketch) -> None:
     if len(x.row_axes) == 1 and x.shape[x.row_axes[0]] == N:
         axis = x.row_axes[0]
         order = [axis, *(index for index in range(x.rank) if index != axis)]
-        if axis:
-            s.wires.append(s.emit("Transpose", [x], [x.shape[index] for index in order], perm=order))
-        return
+        kept = len(s.nodes)
+        try:
+            if axis:
+                s.wires.append(s.emit("Transpose", [x], [x.shape[index] for index in order], perm=order))
+            return
+        except Unfit:  # as any operator that does not fit
+            del s.nodes[kept:]
     found = [wire for wire in s.wires if wire.shape[:1] == (N,) and len(wire.row_axes) == 1]
     s.wires.append(found[-1])
 
