@@ -33,7 +33,7 @@ Seen = Literal["row by row", "steps", "mixes", "other rows", "fails together", "
 `steps`: a few rows are off beyond the tolerance. `other rows`: other rows come out than went in. `fails together`: the
 model refuses batches. `one row only`: an input has no free first dimension. `not run`: no made-up request was accepted.
 """
-SMALL: Final = 1e-3
+SMALL: Final = 0.1
 FEW: Final = 0.05
 """Share of rows below which what is off may be steps: where rows mix nearly all are off."""
 
