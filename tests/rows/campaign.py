@@ -35,7 +35,9 @@ _GRAPHS_BEFORE_MUTANTS: Final = 3_000
 _REFUSED_GRAPHS_RUN: Final = 10
 """Of the graphs that are refused one in so many is run: whether many look right."""
 _MOST_CASES_A_MUTANT: Final = 300
-"""So many that were refused in its function, and so many that only met it."""
+"""So many that were refused in its function, and so many that only met it,"""
+_MOST_MOVING_A_MUTANT: Final = 60
+"""and of those that round so many."""
 _SHOWN: Final = 25
 
 
@@ -61,7 +63,9 @@ class Totals:
     worst: dict[str, float] = field(default_factory=dict)
     """The largest difference of each kind, as a share of what the tolerance allows."""
     mixing: list[str] = field(default_factory=list)
-    """Keys of cases that are refused and wrong: one of them has to be proved where a check is missing."""
+    """Keys of cases that are refused and wrong: one of them has to be proved where a check is missing,"""
+    moving: list[str] = field(default_factory=list)
+    """or one of these, whose rows differ by bits, be `exact`."""
 
     def add(self, part: str, judgement: Judgement) -> None:
         outcome = f"{'proved' if judgement.proved else 'refused'}, {judgement.seen}"
@@ -76,6 +80,8 @@ class Totals:
             self.rows[kind] += judgement.rows
             self.flipped[kind] += judgement.flipped
             self.worst[kind] = max(judgement.worst, self.worst.get(kind, 0.0))
+            if judgement.moved:
+                self.moving.append(judgement.key)
         elif judgement.seen == "wrong":
             self.mixing.append(judgement.key)
         elif judgement.seen == "right" and judgement.expected != "refused":
@@ -135,19 +141,27 @@ class Campaign:
 
     def mutants(self) -> None:
         """Take each check out by itself, and ask for the cases that its function looked at."""
-        refused, ran = self._traced(self.totals.mixing)
+        refused, ran = self._traced([*self.totals.mixing, *self.totals.moving])
+        moving = frozenset(self.totals.moving)
         found = mutants()
         spread = random.Random(self._seed)
 
-        def some(keys: Sequence[str]) -> list[str]:
-            return spread.sample(keys, min(len(keys), _MOST_CASES_A_MUTANT))
+        def some(keys: Sequence[str], most: int = _MOST_CASES_A_MUTANT) -> list[str]:
+            return spread.sample(keys, min(len(keys), most))
 
         def task(mutant: Mutant) -> Task:
             name = f"{mutant.module}:{mutant.function}"
-            candidates = ran.get(name, self.totals.mixing)
-            written = [key for key in candidates if key.startswith("case:")]
-            keys = list(dict.fromkeys([*written, *some(refused[name]), *some(candidates)]))
-            return {"do": "mutant", "mutant": msgspec.to_builtins(mutant), "keys": keys}
+            met = ran.get(name, [*self.totals.mixing, *self.totals.moving])
+            mixing = [key for key in met if key not in moving]
+            written = [key for key in mixing if key.startswith("case:")]
+            return {
+                "do": "mutant",
+                "mutant": msgspec.to_builtins(mutant),
+                "mixing": list(
+                    dict.fromkeys([*written, *some([key for key in refused[name] if key not in moving]), *some(mixing)])
+                ),
+                "moving": some([key for key in met if key in moving], _MOST_MOVING_A_MUTANT),
+            }
 
         for done in self._carry_out("mutants", map(task, found), len(found)):
             mutant = msgspec.convert(done.task["mutant"], Mutant)

@@ -41,6 +41,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     operators: tuple[str, ...] = ()
     """Of a case that is proved and right."""
     rows: int = 0
+    moved: int = 0
     flipped: int = 0
     worst: float = 0.0
     """As in `Truth`."""
@@ -124,6 +125,7 @@ def _with_truth(found: Judgement, truth: Truth, case: Case) -> Judgement:
         found,
         seen="right",
         rows=truth.rows,
+        moved=truth.moved,
         flipped=truth.flipped,
         worst=truth.worst,
         operators=used if found.proved else (),

@@ -2,7 +2,8 @@
 The prover without one of its checks: whatever it then proves wrongly shows that the check is needed, and tried.
 
 A check is found in the source: an `if` that ends in a refusal, a call that may refuse and whose result nobody takes,
-one of several conditions for going on. A rule is also tried as one that hands its first input on.
+one of several conditions for going on. A rule is also tried as one that hands its first input on, and as one that never
+rounds.
 """
 
 from __future__ import annotations
@@ -90,8 +91,15 @@ def _changes(tree: ast.Module) -> list[_Change]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and not _is_refusal_itself(node):
             found += [(node.name, *change) for change in _changes_in(node)]
-            if _is_rule(node, tree):
+            registrations = _registrations(node, tree)
+            if registrations:
                 found.append((node.name, node.lineno, "the rule as a whole", functools.partial(_hand_on, node)))
+            for call in registrations:
+                found += [
+                    (node.name, call.lineno, ast.unparse(keyword), functools.partial(call.keywords.remove, keyword))
+                    for keyword in call.keywords
+                    if keyword.arg == "rounds"
+                ]
     return found
 
 
@@ -157,17 +165,18 @@ def _is_refusal_itself(node: ast.FunctionDef) -> bool:
     return node.name in ("refuse", "mixed", "not_proved")
 
 
-def _is_rule(node: ast.FunctionDef, tree: ast.Module) -> bool:
-    """Whether it is registered: by a decorator, or by a call `rule(…)(name)`."""
-    if any(isinstance(one, ast.Call) and ast.unparse(one.func) == "rule" for one in node.decorator_list):
-        return True
-    return any(
-        isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Call)
-        and ast.unparse(call.func.func) == "rule"
-        and any(isinstance(argument, ast.Name) and argument.id == node.name for argument in call.args)
-        for call in ast.walk(tree)
-    )
+def _registrations(node: ast.FunctionDef, tree: ast.Module) -> list[ast.Call]:
+    """The calls of `rule` that make it one: a decorator, or the first half of `rule(…)(name)`."""
+    found = [one for one in node.decorator_list if isinstance(one, ast.Call) and ast.unparse(one.func) == "rule"]
+    for call in ast.walk(tree):
+        if (
+            isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Call)
+            and ast.unparse(call.func.func) == "rule"
+            and any(isinstance(name, ast.Name) and name.id == node.name for one in call.args for name in ast.walk(one))
+        ):
+            found.append(call.func)
+    return found
 
 
 # ---- taking them out --------------------------------------------------------------------------------------------
@@ -267,17 +276,24 @@ def prover_without(mutant: Mutant) -> Iterator[Callable[[Any], Any]]:
             cortex.rows = before
 
 
-def killer(mutant: Mapping[str, Any], cases: Iterable[tuple[str, Model]]) -> str | None:
+def killer(
+    mutant: Mapping[str, Any], mixing: Iterable[tuple[str, Model]], moving: Iterable[tuple[str, Model]] = ()
+) -> str | None:
     """
-    Return the key of the first case that is proved without the check; None if none is.
+    Return the key of the first case that shows that the check is needed; None if none does.
 
     Args:
-        cases: wrong when run, and refused with the check.
+        mixing: wrong when run, and refused with the check.
+        moving: proved with it, and its rows differ by bits: not `exact`.
     """
     try:
         with prover_without(msgspec.convert(mutant, Mutant)) as prove:
-            for key, model in cases:
+            for key, model in mixing:
                 if prove(model).proved:
+                    return key
+            for key, model in moving:
+                found = prove(model)
+                if found.proved and found.rounding == "exact":
                     return key
     except (ImportError, ValueError, TypeError, AttributeError):
         return None  # without it the package does not even load

@@ -30,6 +30,14 @@ def test_a_rule_as_a_whole_is_taken_out_too() -> None:
     assert killed(of("cum_sum", "the rule as a whole"), over_rows())
 
 
+def test_a_rule_that_does_not_round_is_noticed_where_rows_differ_by_bits() -> None:
+    moving = text_case("", "g (float[N,4] x) => (float[N,4] y) { y = Softmax<axis=1>(x) }")
+    graph = graph_of(moving.model)
+
+    assert killer(msgspec.to_builtins(of("softmax", "rounds=Rounds.SUMS")), [], [("it", graph)]) == "it"
+    assert killer(msgspec.to_builtins(of("cum_sum", "rounds=Rounds.SUMS")), [], [("it", graph)]) is None
+
+
 def test_another_check_is_not_missed_there() -> None:
     assert not killed(of("_rows_reshaped", "if len(holders) != 1"), over_rows())
 

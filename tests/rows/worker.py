@@ -68,7 +68,8 @@ def _mutant(task: Mapping[str, Any]) -> Any:
     from mutants import killer
     from sources import graph_of_key
 
-    return killer(task["mutant"], ((key, graph_of_key(key)) for key in task["keys"]))
+    mixing, moving = (((key, graph_of_key(key)) for key in task[which]) for which in ("mixing", "moving"))
+    return killer(task["mutant"], mixing, moving)
 
 
 _TASKS: Final[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {
