@@ -22,7 +22,7 @@ from typing import IO, Final
 
 import msgspec
 from judging import Judgement
-from mutants import HANDING_ON, Mutant, Trace, mutants, rule_functions
+from mutants import WITHOUT_A_CASE, Mutant, Trace, mutants, rule_functions
 from operator_cases import modules, nodes_of
 from pool import Done, Pool, Task
 from sources import written
@@ -188,7 +188,7 @@ class Campaign:
     def unkilled_rules(self) -> list[tuple[str, str]]:
         """Rules without which nothing that was tried goes wrong."""
         killed = {(mutant.module, mutant.function) for mutant in self.killed}
-        return sorted(rule_functions() - killed - set(HANDING_ON))
+        return sorted(rule_functions() - killed - set(WITHOUT_A_CASE))
 
     def minimised(self, judgement: Judgement) -> str:
         """A wrongly proved case as text, as small as it could be made."""

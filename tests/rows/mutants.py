@@ -67,8 +67,22 @@ def mutants() -> list[Mutant]:
     return found
 
 
-HANDING_ON: Final[Mapping[tuple[str, str], str]] = {}
-"""Rules that do what is right without a check, with the reason."""
+_ELEMENTWISE: Final = "each element by itself; nothing to check"
+_LISTS: Final = "a list handed on is no tensor; what it may hold is checked by `joined`, `stacked` and the output"
+WITHOUT_A_CASE: Final[Mapping[tuple[str, str], str]] = {
+    **{
+        (f"{PACKAGE}.rules.{module}", function): reason
+        for module, reason, functions in (
+            ("classical", _ELEMENTWISE, ("binarizer", "category_mapper", "label_encoder")),
+            ("elementwise", _ELEMENTWISE, ("cast", "cast_like", "clip", "identity", "quantized_curve")),
+            ("products", "rows stay where they are; weights are wherever onnxruntime packed them", ("mat_mul_n_bits",)),
+            ("sequences", _LISTS, ("at", "concat", "construct", "empty", "erase", "insert", "length")),
+            ("shapes", "makes what no tensor can be handed on for", ("constant", "constant_of_shape")),
+        )
+        for function in functions
+    },
+}
+"""Rules of which no check can be missed by itself, with the reason."""
 
 
 def rule_functions() -> set[tuple[str, str]]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import msgspec
 from cases import Case, text_case
-from mutants import Mutant, killer, mutants, rule_functions, traced
+from mutants import WITHOUT_A_CASE, Mutant, killer, mutants, rule_functions, traced
 from prover import graph_of, proof_of
 
 
@@ -52,3 +52,7 @@ def test_functions_that_a_case_meets_and_those_that_refuse_it_are_known() -> Non
 
 def test_each_rule_can_be_taken_out() -> None:
     assert rule_functions() <= {(mutant.module, mutant.function) for mutant in mutants()}
+
+
+def test_only_rules_are_excused_from_having_a_case() -> None:
+    assert set(WITHOUT_A_CASE) <= rule_functions()
