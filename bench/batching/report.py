@@ -229,8 +229,8 @@ def _findings(results: Sequence[Result]) -> Iterator[str]:
     yield f"""
         **Rounding**: of what is proved {counts["exact"]} models are `exact`, {counts["rounding"]} `rounding`,
         {counts["labels"]} `labels` and {counts["steps"]} `steps`, which `auto` does not batch. Of what it batches, a
-        float32 row moves by {relative:.1e} of its largest value at most, and by {absolute:.1e} where that is below {SMALL};
-        the tolerance is 1e-4 of it and 1e-6. No row moves by more than {worst:.0%} of its tolerance.
+        float32 row moves by {relative:.1e} of its largest value at most, and by {absolute:.1e} where that is below
+        {SMALL}; the tolerance is 1e-4 of it and 1e-6. No row moves by more than {worst:.0%} of its tolerance.
         """
     yield f"""
         **CPU time** for reading a graph and proving it: {median:.0f} ms in the median. The longest took
