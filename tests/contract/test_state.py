@@ -402,7 +402,7 @@ def test_versions_of_other_apis_do_not_mix_into_a_history(store: StateStore) -> 
 
 # ---- batching --------------------------------------------------------------------------------------------------------
 
-MODEL = V1.model.key
+MODEL = V1.model_key
 PROOF = Proof(rules=7, proved=True, rounding="labels", rounding_operator="ArgMax a", operators=12)
 TRIAL = Trial(runtime="onnxruntime 1.32.0, cpu, 1 thread", rows=24, worst=0.5)
 APART = Disagreement(output="y", alone="0.5", together="0.7", difference=0.2, tolerance=1e-5)
@@ -413,7 +413,7 @@ def test_a_verdict_is_kept_by_model_and_rules(store: StateStore) -> None:
     older = Proof(rules=6, proved=False, operator="Conv c", reason="rows are dimension 2, not 0")
     store.record_verdict(MODEL, BatchingVerdict(proof=older), place="here")
     store.record_verdict(MODEL, BatchingVerdict(proof=PROOF, trial=TRIAL), place="here")
-    store.record_verdict(V2.model.key, BatchingVerdict(proof=older), place="here")
+    store.record_verdict(V2.model_key, BatchingVerdict(proof=older), place="here")
     of_model = [record for record in store.batching() if record.model == MODEL]
     assert sorted(of_model, key=lambda record: record.rules) == [
         BatchingRecord(model=MODEL, rules=6, proof=older),
@@ -470,9 +470,9 @@ def test_a_deploy_and_a_delete_leave_what_is_known_of_rows(store: StateStore) ->
 
 def test_what_is_known_of_models_that_are_gone_is_forgotten(store: StateStore) -> None:
     for build in (V1, V2):
-        store.record_verdict(build.model.key, BatchingVerdict(proof=PROOF), place="here")
+        store.record_verdict(build.model_key, BatchingVerdict(proof=PROOF), place="here")
     store.prune_batching({V2.model.tree, "f" * 64})
-    assert [record.model for record in store.batching()] == [V2.model.key]
+    assert [record.model for record in store.batching()] == [V2.model_key]
     store.prune_batching(())
     assert store.batching() == ()
 

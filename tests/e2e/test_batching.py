@@ -122,7 +122,7 @@ def pretend_it_was_proved(home: Home, runtime: str) -> None:
             build = record.wanted.build
             proof = Proof(rules=RULES, proved=True, rounding="rounding", operators=7)
             verdict = BatchingVerdict(proof=proof, trial=Trial(runtime=runtime, rows=8))
-            store.record_verdict(build.model.key, verdict, place=place_of(build))
+            store.record_verdict(build.model_key, verdict, place=place_of(build))
     finally:
         store.close()
 

@@ -349,7 +349,7 @@ class Replicas:
             cpu_s=replica.cpu_s,
             progress=replica.progress,
             warnings=status.warnings if status else (),
-            model=build.model.key,
+            model=build.model_key,
             batches=replica.order.batches,
             batching=status.batching if status else None,
             exit=replica.exit,

@@ -430,7 +430,7 @@ class Deployer:
                     report = InspectReport(problems=(error.problem(),))
                 if report.batching is not None:  # it is kept by model, whatever becomes of this version
                     build = todo[version].wanted.build
-                    self._state.record_verdict(build.model.key, report.batching, place=place_of(build))
+                    self._state.record_verdict(build.model_key, report.batching, place=place_of(build))
                 reports[version] = msgspec.structs.replace(report, batching=None)
         of_rows = Known(self._state.batching())
         for index, record in enumerate(records):
@@ -475,8 +475,8 @@ def asked_of_rows(builds: Iterable[BuildSpec], known: Known) -> dict[Version, Mo
         decision = known.decision(build)
         contradicted = decision.stop is None and decision.disagreement is not None
         rows = decision.mode if contradicted else known.to_be_asked(build)
-        asked[build.version] = "off" if (build.model.key, place_of(build), rows) in said else rows
-        said.add((build.model.key, place_of(build), rows))
+        asked[build.version] = "off" if (build.model_key, place_of(build), rows) in said else rows
+        said.add((build.model_key, place_of(build), rows))
     return asked
 
 

@@ -111,7 +111,7 @@ class Known:
             runtime: what it says that it runs on. While it has not said: what the last inspection at its place ran on.
         """
         runtime = runtime or self.runtime_at(build)
-        model, mode = build.model.key, build.batching_mode
+        model, mode = build.model_key, build.batching_mode
         found = self._decisions.get((model, mode, runtime))
         if found is None:
             found = decide(mode, self.verdict(model, runtime), self.stop(model, runtime))
@@ -120,7 +120,7 @@ class Known:
 
     def runtime_at(self, build: BuildSpec) -> str:
         """What a replica of this build will run on; empty if nobody can tell."""
-        record = self._records.get(build.model.key)
+        record = self._records.get(build.model_key)
         return record.runtimes.get(place_of(build), "") if record is not None else ""
 
     def verdict(self, model: ModelKey, runtime: str) -> BatchingVerdict | None:
@@ -140,7 +140,7 @@ class Known:
     def to_be_asked(self, build: BuildSpec, runtime: str = "") -> Mode:
         """What an inspection of this build has to find out: nothing (`off`), or what its mode takes."""
         mode = build.batching_mode
-        verdict = self.verdict(build.model.key, runtime or self.runtime_at(build))
+        verdict = self.verdict(build.model_key, runtime or self.runtime_at(build))
         if mode == "off" or (verdict is not None and not _wants_trial(mode, verdict)):
             return "off"
         return mode

@@ -110,12 +110,12 @@ def to_prove(desired: Desired, seen: Snapshot) -> tuple[ToProve, ...]:
             if wanted.failed is not None and build.revision == wanted.build.revision:
                 continue
             runtimes = _runtimes(seen, build.revision)
-            if known.verdict(build.model.key, "") is None:
+            if known.verdict(build.model_key, "") is None:
                 runtimes = {""}
             for runtime in sorted(runtimes):
                 rows = known.to_be_asked(build, runtime)
                 if rows != "off":
-                    found.setdefault((build.model.key, runtime), ToProve(build=build, runtime=runtime, rows=rows))
+                    found.setdefault((build.model_key, runtime), ToProve(build=build, runtime=runtime, rows=rows))
     return tuple(found.values())
 
 

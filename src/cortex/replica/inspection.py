@@ -234,7 +234,8 @@ def prove_rows(spec: ReplicaSpec) -> Proof:
         from cortex.rows import prove_saved_model
         from cortex.wire import saved_model_proto
 
-        return prove_saved_model(saved_model_proto.read_graph(spec.model_path, spec.signature_key))
+        gpu = spec.resources.gpus > 0
+        return prove_saved_model(saved_model_proto.read_graph(spec.model_path, spec.signature_key, gpu=gpu))
     except Exception as error:
         return Proof(rules=RULES, proved=False, reason=f"the graph cannot be read: {one_line(error)}")
 

@@ -124,7 +124,7 @@ def a_replica(
         resources=build.resources,
         was_ready=phase in (Phase.READY, Phase.DRAINING) if was_ready is None else was_ready,
         in_flight=in_flight,
-        model=build.model.key,
+        model=build.model_key,
         batches=None if batches is None else BatchingOrder(batches),
         batching=batching,
         exit=exit,

@@ -508,7 +508,7 @@ class FakeAgents:
                 started_wall_s=replica.started_wall_s,
                 in_flight=replica.in_flight,
                 peak_rss_bytes=replica.life.peak_rss_bytes,
-                model=build.model.key,
+                model=build.model_key,
                 batches=replica.order.batches,
                 batching=None if replica.phase is Phase.STARTING else self._batching(replica),
                 exit=replica.exit,

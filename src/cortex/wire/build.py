@@ -33,10 +33,6 @@ class ModelArtifact(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
     """Where it came from, for people; never used to load it, secrets masked."""
 
-    @property
-    def key(self) -> ModelKey:
-        return ModelKey(self.format, self.tree, self.entry, self.signature_key)
-
 
 class ModelKey(msgspec.Struct, frozen=True):
     """Which model it is, wherever it came from: what is known of its rows is known by this."""
@@ -45,6 +41,8 @@ class ModelKey(msgspec.Struct, frozen=True):
     tree: str
     entry: str
     signature_key: str | None = None
+    gpu: bool = False
+    """A SavedModel on a GPU: TensorFlow may take a graph or functions there that the model brings for it alone."""
 
     def may_be(self, other: ModelKey) -> bool:
         """Whether both may be the same function: without a key, it is one of the model's signatures."""
@@ -109,6 +107,13 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Requests inside handler code at once; None: 1 for sync handlers, 64 for async."""
     resources: Resources = Resources()
     sample: Sample | None = None
+
+    @property
+    def model_key(self) -> ModelKey:
+        """Which model it runs."""
+        model = self.model
+        gpu = model.format == "tensorflow" and self.resources.gpus > 0
+        return ModelKey(model.format, model.tree, model.entry, model.signature_key, gpu)
 
     @property
     def batching_mode(self) -> Mode:

@@ -80,7 +80,7 @@ def test_a_replica_starts_with_what_was_ordered_and_follows_what_is_ordered_late
     assert says(node, replica).runtime.startswith("onnxruntime ")
     report = node.order(SetReplicaBatching(replica=replica, batches=ALONE))
     (found,) = [found for found in report.replicas if found.replica == replica]
-    assert (found.batches, found.model) == (ALONE, build.model.key)
+    assert (found.batches, found.model) == (ALONE, build.model_key)
     until_it_follows(node, replica, ALONE)
     node.remove(build, replica)
 
@@ -118,7 +118,7 @@ def test_rows_that_disagree_are_reported_and_still_known_to_the_next_agent(own_n
     found = eventually(lambda: (seen := node.seen(first)) and seen.batching is not None and seen, "it is adopted")
     assert found.batching is not None
     assert found.batching.disagreement == state.disagreement
-    assert found.model == build.model.key
+    assert found.model == build.model_key
 
 
 def test_an_inspection_is_asked_about_rows_only_if_that_is_said(node: Node, api: str, mixing: bytes):

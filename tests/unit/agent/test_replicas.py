@@ -388,7 +388,7 @@ def test_rows_that_disagreed_are_news_and_counting_rows_is_none(play):
     changes, state, model = play(story)
     assert changes == [1, 0, 1, 0]
     assert state.disagreement.together == "2"
-    assert model == BUILD.model.key
+    assert model == BUILD.model_key
 
 
 # ---- statuses --------------------------------------------------------------------------------------------------------

@@ -206,7 +206,7 @@ def test_the_same_failure_is_logged_once(agents: Recorder, caplog: pytest.LogCap
 
 APART = Disagreement(output="y", alone="0.5", together="0.7")
 STOP = RecordStop(
-    api=API, model=V1.model.key, replica=name(), started_wall_s=3.0, runtime="ort, cpu", disagreement=APART
+    api=API, model=V1.model_key, replica=name(), started_wall_s=3.0, runtime="ort, cpu", disagreement=APART
 )
 
 
@@ -217,7 +217,7 @@ def test_rows_that_disagreed_are_kept_with_when_and_where_and_logged(
     apply(Plan(actions=(STOP,)), world)
     (record,) = world.state.batching()
     (stop,) = record.stops
-    assert (record.model, record.rules) == (V1.model.key, RULES)
+    assert (record.model, record.rules) == (V1.model_key, RULES)
     assert (stop.replica, stop.started_wall_s, stop.runtime, stop.disagreement) == (name(), 3.0, "ort, cpu", APART)
     assert stop.wall_s == world.clock.wall_s()
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

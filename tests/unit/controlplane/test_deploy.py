@@ -750,7 +750,7 @@ def test_what_an_inspection_finds_out_of_rows_is_kept_beside_the_version(world):
     (record,) = world.state.batching()
     build = world.wanted().build
     assert (record.model, record.rules, record.proof, record.trials) == (
-        build.model.key,
+        build.model_key,
         RULES,
         PROVED.proof,
         (PROVED.trial,),
@@ -852,7 +852,7 @@ def test_rows_that_disagreed_in_a_replica_are_a_warning_for_later_versions(world
     stop = Stop(
         api=KEY, replica="iris.a.01234567.0", started_wall_s=1.0, runtime="ort, cpu", disagreement=APART, wall_s=2.0
     )
-    world.state.record_stop(world.wanted().build.model.key, stop, rules=RULES)
+    world.state.record_stop(world.wanted().build.model_key, stop, rules=RULES)
     result = world.deploy(world.api(env={"A": "2"}, batching=batching))
     assert result.committed
     (warning,) = result.warnings

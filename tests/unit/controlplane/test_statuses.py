@@ -30,7 +30,7 @@ def shown(state: MemoryStateStore) -> Batching | None:
 def a_state() -> MemoryStateStore:
     state = MemoryStateStore()
     state.commit_deploy(a_deploy(a_wanted_api(BUILD)))
-    state.record_verdict(BUILD.model.key, BatchingVerdict(proof=PROOF, trial=TRIAL), place=place_of(BUILD))
+    state.record_verdict(BUILD.model_key, BatchingVerdict(proof=PROOF, trial=TRIAL), place=place_of(BUILD))
     return state
 
 
@@ -48,7 +48,7 @@ def test_what_batching_rests_on_is_shown_as_facts() -> None:
 def test_a_disagreement_is_shown_with_when_and_where_it_was_seen() -> None:
     state = a_state()
     stop = Stop(api=API, replica="r.0", started_wall_s=1.0, runtime="ort, cpu", disagreement=APART, wall_s=60.0)  # type: ignore[arg-type]
-    state.record_stop(BUILD.model.key, stop, rules=RULES)
+    state.record_stop(BUILD.model_key, stop, rules=RULES)
     found = shown(state)
     assert found is not None
     assert (found.batches, found.disagreement, found.disagreed, found.disagreed_in) == (

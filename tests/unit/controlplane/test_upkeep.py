@@ -68,11 +68,11 @@ def test_what_is_known_of_rows_goes_with_the_models(store) -> None:
     state, kept, gone = MemoryStateStore(), a_build("v1"), a_build("v2")
     state.commit_deploy(a_deploy(a_wanted_api(kept)))
     for build in (kept, gone):
-        state.record_verdict(build.model.key, BatchingVerdict(proof=Proof(rules=1, proved=True)), place="here")
+        state.record_verdict(build.model_key, BatchingVerdict(proof=Proof(rules=1, proved=True)), place="here")
     agents = FakeAgents(FakeClock())
     upkeep = Upkeep(state=state, store=store, clock=FakeClock(), keep_bytes=0, reports=agents.reports)
     assert upkeep.collect()
-    assert [record.model for record in state.batching()] == [kept.model.key]
+    assert [record.model for record in state.batching()] == [kept.model_key]
 
 
 def test_nothing_is_collected_before_an_agent_has_said_what_runs(upkeep) -> None:

@@ -58,7 +58,7 @@ def ordered(order: Order) -> Action:
         (
             RecordStop(
                 api=API,
-                model=V1.model.key,
+                model=V1.model_key,
                 replica=R0,
                 started_wall_s=0.0,
                 runtime="",

@@ -16,7 +16,7 @@ REFUSED = Proof(rules=RULES, proved=False, operator="Conv conv_7", reason="rows 
 STEPS = Proof(rules=RULES, proved=True, rounding="steps", rounding_operator="QuantizeLinear q_3", operators=40)
 TRIED = Trial(runtime=ORT, rows=24, worst=0.006)
 BUILD = a_build()
-MODEL = BUILD.model.key
+MODEL = BUILD.model_key
 OFF = BatchingOrder()
 
 

@@ -21,7 +21,7 @@ NEWER = "onnxruntime 1.33.0, cpu, 1 thread"
 APART = Disagreement(output="y", alone="0.5", together="0.7")
 PROOF = Proof(rules=RULES, proved=True, rounding="rounding", operators=5)
 BUILD = a_build()
-MODEL = BUILD.model.key
+MODEL = BUILD.model_key
 OTHER_API = ApiKey("other/a")
 SAME_MODEL = a_build(api=OTHER_API, model="v1")
 """Another api's build of the same model."""

@@ -298,7 +298,7 @@ def batching_of(*runtimes: str, trials: tuple[Trial, ...] = (), stops: tuple[Sto
         a_replica(V1, number, batching=BatchingState(runtime=runtime)) for number, runtime in enumerate(runtimes)
     )
     wanted = a_wanted_api(V1, live=True, replicas=len(replicas))
-    record = BatchingRecord(model=V1.model.key, rules=RULES, proof=PROOF, trials=trials, stops=stops)
+    record = BatchingRecord(model=V1.model_key, rules=RULES, proof=PROOF, trials=trials, stops=stops)
     seen = a_snapshot(*replicas, routes=(a_route(wanted, *replicas),))
     return statuses(Desired(apis=(wanted,), batching=(record,)), seen)[API]
 
@@ -332,7 +332,7 @@ def test_rows_that_disagreed_are_a_remark_on_an_api_that_is_live() -> None:
 def test_a_model_that_is_not_proved_is_no_remark() -> None:
     wanted = a_wanted_api(V1)
     refused = Proof(rules=RULES, proved=False, operator="Conv c", reason="rows are dimension 2, not 0")
-    record = BatchingRecord(model=V1.model.key, rules=RULES, proof=refused)
+    record = BatchingRecord(model=V1.model_key, rules=RULES, proof=refused)
     view = statuses(Desired(apis=(wanted,), batching=(record,)), a_snapshot())[API]
     assert view.batching is not None
     assert view.batching.text.startswith("not batched: Conv c: rows are dimension 2, not 0.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from cortex.ids import ApiKey, ReplicaId, Revision, Version
 from cortex.replica.handler import Handler, Hook
 from cortex.replica.inspection import inspect, prove_rows, shadowed_packages, tracker_problems
 from cortex.wire.batching import RULES, BatchingVerdict, Mode, Proof, Rounding
-from cortex.wire.build import Sample, TrackerConfig
+from cortex.wire.build import Resources, Sample, TrackerConfig
 from cortex.wire.launch import Inspect, InspectReport, ReplicaSpec
 from cortex.wire.signature import Dim, Kind, Signature, TensorSpec
 
@@ -236,3 +237,19 @@ def test_a_graph_that_cannot_be_read_proves_nothing(tmp_path: Path, model_format
     proof = prove_rows(msgspec.structs.replace(spec_of(tmp_path / "model"), model_format=model_format))
     assert (proof.rules, proof.proved) == (RULES, False)
     assert proof.reason.startswith("the graph cannot be read: ")
+
+
+def test_on_a_gpu_a_saved_model_is_proved_by_the_graph_that_it_brings_for_one(tensorflow: Any, tmp_path: Path) -> None:
+    v1 = tensorflow.compat.v1
+    builder = v1.saved_model.Builder(str(tmp_path / "model"))
+    for tags, mixes in (["serve"], False), (["serve", "gpu"], True):
+        with v1.Session(graph=tensorflow.Graph()) as session:
+            x = v1.placeholder(tensorflow.float32, [None, 2], name="x")
+            y = x - tensorflow.reduce_max(x, axis=0) if mixes else x * 2.0
+            signature = v1.saved_model.signature_def_utils.predict_signature_def({"x": x}, {"y": y})
+            add = builder.add_meta_graph if mixes else partial(builder.add_meta_graph_and_variables, session)
+            add(tags, {"serving_default": signature})
+    builder.save()
+    spec = msgspec.structs.replace(spec_of(tmp_path / "model"), model_format="tensorflow")
+    on_gpu = msgspec.structs.replace(spec, resources=Resources(gpus=1))
+    assert [prove_rows(one).proved for one in (spec, on_gpu)] == [True, False]

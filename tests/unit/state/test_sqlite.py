@@ -199,7 +199,7 @@ def test_a_file_from_before_rows_were_proved_is_brought_up_to_date(file: Path, m
         store.commit_deploy(a_deploy(a_wanted_api(V1)))
         store.close()
     again = SqliteStateStore(file)
-    again.record_verdict(V1.model.key, BatchingVerdict(proof=Proof(rules=1, proved=True)), place="here")
+    again.record_verdict(V1.model_key, BatchingVerdict(proof=Proof(rules=1, proved=True)), place="here")
     again.close()
     assert [record.wanted.build for record in again.apis()] == [V1]
     assert reopened(file).batching() == again.batching() != ()
@@ -210,7 +210,7 @@ def test_a_disagreement_outlives_the_process(store: SqliteStateStore, file: Path
     stop = Stop(
         api=API, replica=replica_id(API, V1.revision, 0), started_wall_s=3.0, runtime="", disagreement=apart, wall_s=5.0
     )
-    store.record_stop(V1.model.key, stop, rules=1)
+    store.record_stop(V1.model_key, stop, rules=1)
     assert [record.stops for record in reopened(file).batching()] == [(stop,)]
 
 
