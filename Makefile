@@ -20,7 +20,7 @@ DEV := $(VENV)/.installed-dev
 ALL := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test e2e check rows batching chaos bench clean
+.PHONY: help install demo smoke test e2e field check rows batching chaos bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,7 +32,8 @@ demo: $(CORE) ## deploy examples/iris on this machine and ask it something
 
 test: $(DEV) ## run all tests but the end-to-end ones; choose with ARGS, e.g. make test ARGS="-k rollout"
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal \
-		tests/unit tests/contract tests/integration tests/rows tests/docs/test_pages.py $(ARGS)
+		tests/unit tests/contract tests/integration tests/rows tests/field/test_case.py \
+		tests/docs/test_pages.py $(ARGS)
 
 # Bytecode of tests is kept even where Python may write none: they would be compiled for a third of the time.
 smoke: $(DEV) ## half a minute: lint, the fast unit and contract tests, one real deploy
@@ -42,6 +43,9 @@ smoke: $(DEV) ## half a minute: lint, the fast unit and contract tests, one real
 
 e2e: $(DEV) ## run the end-to-end tests: real commands on homes of their own, and the code in the docs
 	$(BIN)/python -m pytest tests/e2e tests/docs/test_blocks_run.py $(ARGS)
+
+field: $(DEV) ## do to a real Cortex what went wrong for somebody: tests/field
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests/field/test_field.py $(ARGS)
 
 check: $(DEV) ## formatting, lint, types, import direction
 	$(BIN)/ruff format --check

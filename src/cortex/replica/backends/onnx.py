@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cortex.replica.backends import locales
 from cortex.replica.backends.base import (
     BackendMissing,
     ExternalDataMissing,
@@ -180,8 +181,7 @@ def load(path: str, *, threads: int = 1, gpu: bool = False, signature_key: str |
     providers = _cuda_providers() if gpu else [_CPU]
     header, problem = _header(path)
     try:
-        # Otherwise it prints what CUDA complains of and goes on without, here and in runs.
-        session = ort.InferenceSession(path, _options(header, threads), providers=providers, enable_fallback=0)
+        session = _session(path, _options(header, threads), providers)
     except Exception as error:
         failure = _CUDA_FAILURE.search(str(error)) if gpu else None
         if failure:
@@ -191,6 +191,24 @@ def load(path: str, *, threads: int = 1, gpu: bool = False, signature_key: str |
         raise _cuda_missing()
     device = "cuda" if gpu else "cpu"
     return OnnxBackend(session, header, runtime=runtime_text(_NAME, ort.__version__, device, threads))
+
+
+def _session(path: str, options: Any, providers: list[str]) -> Any:
+    """Load it, with locales that the machine lacks as far as there can be any. Raises whatever onnxruntime raises."""
+    names = dict.fromkeys(locales.DEFAULT_NAMES)
+    while True:
+        try:
+            with locales.standing_in(names):
+                # Without a fallback: it would print what CUDA complains of and go on without, here and in runs.
+                return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+        except Exception as error:
+            missing = _MISSING_LOCALE.search(str(error))
+            if missing is None or missing[1] in names or not locales.can_stand_in(missing[1]):
+                raise
+            names[missing[1]] = None
+
+
+_MISSING_LOCALE: Final = re.compile(r"Failed to construct locale with name:(.*?):")
 
 
 def _header(path: str) -> tuple[ModelHeader | None, ModelError | None]:
@@ -289,6 +307,14 @@ def _load_error(path: str, error: Exception) -> ModelError:
         reason = f"the weights of {short[1]} reach beyond the end of their file"
         return ModelUnreadable(
             os.path.basename(path), reason, hint=f"copy {name} and the files of its weights again, from one export"
+        )
+    locale = _MISSING_LOCALE.search(text)
+    if locale:
+        return ModelUnreadable(
+            name,
+            f'it changes the case of text by the rules of the locale "{locale[1]}", which this machine lacks',
+            hint=f"install it (on Debian and Ubuntu: apt-get install locales && localedef -i {locale[1].split('.')[0]} "
+            f"-f UTF-8 {locale[1]}), or export the model with locale en_US",
         )
     unsupported = re.search(r"MLDataType for: (\S+) is not currently registered", text)
     if unsupported:

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cortex.replica.backends import base
+from cortex.replica.backends import base, locales
 from cortex.replica.backends import onnx as backend
 from cortex.replica.backends.base import (
     BackendMissing,
@@ -58,6 +58,11 @@ def refused(error, path, **options):
         backend.load(path, **options)
     assert caught.value.problem().hint == caught.value.hint
     return caught.value
+
+
+def lowering(models, **attributes):
+    node = ("StringNormalizer", ["x"], ["y"], {"case_change_action": "LOWER", "is_case_sensitive": 1, **attributes})
+    return models.write([node], {"x": ("STRING", ["N"])}, {"y": ("STRING", ["M"])})
 
 
 # ---- what can be served ---------------------------------------------------------------------------------------------
@@ -326,6 +331,23 @@ def test_any_other_failure_keeps_onnxruntimes_words_without_its_source_lines(mod
     assert "nowhere" in error.reason
     assert "onnxruntime_src" not in error.reason
     assert "\n" not in error.reason
+
+
+@pytest.mark.parametrize("attributes", [{}, {"locale": "en_US"}, {"locale": "de_DE.UTF-8"}, {"locale": "C.UTF-8"}])
+def test_text_changes_its_case_without_the_locale_being_installed(models, attributes):
+    path = lowering(models, **attributes)
+    before = os.environ.get("LOCPATH")
+    assert answer(backend.load(path), ["Hello WÖRLD"])[0].tolist() == ["hello wörld"]
+    assert os.environ.get("LOCPATH") == before
+
+
+@pytest.mark.parametrize("name", ["tr_TR.UTF-8", "no such locale", "de_DE.ISO-8859-15"])
+def test_a_locale_that_nothing_can_stand_in_for_is_named(models, name):
+    if locales.is_there(name):
+        pytest.skip("it is installed here")
+    error = refused(ModelUnreadable, lowering(models, locale=name))
+    assert f'the locale "{name}", which this machine lacks' in error.reason
+    assert "en_US" in error.hint
 
 
 def test_a_signature_key_is_refused(models):

@@ -20,6 +20,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
+from cortex.replica.backends import locales
 from cortex.replica.backends import onnx as backend
 from cortex.replica.backends.base import InferenceFailed, ModelError, UnsupportedType
 from cortex.replica.codec import Decoder
@@ -105,7 +106,8 @@ def compare(path, values):
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        with locales.standing_in(locales.DEFAULT_NAMES):
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception:
         with pytest.raises(ModelError):  # of the newest operators onnxruntime lacks some
             backend.load(path)
