@@ -3,7 +3,8 @@ Proves cases and runs them, and says where the two differ: `make rows`.
 
 `python tests/rows/campaign.py [--graphs N] [--seconds S] [--seed SEED] [--jobs J] [--parts PART…]`. Exits 0 only when
 nothing that is proved was wrong, every case that somebody wrote is as it says, and each rule of the prover has a case
-that fails without its check. Wrongly proved graphs are printed as small as they could be made, and kept in `--keep`.
+that fails without its check. Wrongly proved graphs are printed as small as they could be made, and kept in `--keep`; so
+are those that end the runtime by a signal, which is no failure unless it survives each request alone.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from pathlib import Path
 from typing import IO, Final
 
 import msgspec
-from judging import Judgement
+from cases import as_text
+from judging import Judgement, crashed
 from mutants import WITHOUT_A_CASE, Mutant, Trace, mutants, rule_functions
 from operator_cases import modules, nodes_of
 from pool import Done, Pool, Task
-from sources import written
+from sources import case_of, cases_of, written
 
 PARTS: Final = ("cases", "operators", "graphs", "mutants")
 GRAPHS: Final = 50_000
@@ -49,6 +51,7 @@ class Totals:
     """By part and outcome."""
     wrong: list[Judgement] = field(default_factory=list)
     unexpected: list[Judgement] = field(default_factory=list)
+    crashed: list[Judgement] = field(default_factory=list)
     lost: list[Done] = field(default_factory=list)
     missed: Counter[str] = field(default_factory=Counter)
     """Why what looked right was refused."""
@@ -59,7 +62,9 @@ class Totals:
     rows: Counter[str] = field(default_factory=Counter)
     """Rows of what is proved and right, by what rounding may do."""
     flipped: Counter[str] = field(default_factory=Counter)
-    """Those of them that were labelled or stepped otherwise."""
+    """Those of them that were labelled or stepped otherwise,"""
+    unexplained: Counter[str] = field(default_factory=Counter)
+    """and of these the ones that are not by themselves, however sums round."""
     worst: dict[str, float] = field(default_factory=dict)
     """The largest difference of each kind, as a share of what the tolerance allows."""
     mixing: list[str] = field(default_factory=list)
@@ -72,6 +77,8 @@ class Totals:
         self.counts[part, outcome] += 1
         if judgement.is_wrongly_proved:
             self.wrong.append(judgement)
+        if judgement.seen == "crashed":
+            self.crashed.append(judgement)
         if judgement.expected and not judgement.is_as_expected:
             self.unexpected.append(judgement)
         if judgement.proved:
@@ -79,6 +86,7 @@ class Totals:
             self.operators.update(judgement.operators)
             self.rows[kind] += judgement.rows
             self.flipped[kind] += judgement.flipped
+            self.unexplained[kind] += judgement.unexplained
             self.worst[kind] = max(judgement.worst, self.worst.get(kind, 0.0))
             if judgement.moved:
                 self.moving.append(judgement.key)
@@ -193,7 +201,7 @@ class Campaign:
     def minimised(self, judgement: Judgement) -> str:
         """A wrongly proved case as text, as small as it could be made."""
         (done,) = self._pool.carry_out([{"do": "minimise", "key": judgement.key, "seed": self._seed}])
-        return str(done.result)
+        return str(done.result) if not done.lost else as_text(case_of(judgement.key).model)
 
     def _task(self, key: str, *, examine_refused: bool = True) -> Task:
         return {
@@ -201,16 +209,33 @@ class Campaign:
         }  # fmt: skip
 
     def _judge(self, part: str, tasks: Iterable[Task], count: int) -> None:
+        """Judge what keys stand for; where a process ends one of several cases each is judged by itself."""
+        ended = list(self._judged(part, tasks, count))
+        keys = [(done.task, key) for done in ended for key in cases_of(done.task["key"])]
+        if len(keys) > len(ended):
+            ended = list(self._judged(f"{part} again", ({**task, "key": key} for task, key in keys), len(keys)))
+        again: Iterable[Task] = ({**done.task, "do": "run alone"} for done in ended)
+        for done in self._carry_out("whether it crashes alone", again, len(ended)):
+            key = done.task["key"]
+            self._add(part, crashed(key, case_of(key), alone=done.crashed))
+
+    def _judged(self, part: str, tasks: Iterable[Task], count: int) -> Iterator[Done]:
+        """Add what comes of tasks; yield those whose process ended."""
         for done in self._carry_out(part, tasks, count):
             for judgement in msgspec.convert(done.result or [], list[Judgement]):
-                self.totals.add(part, judgement)
-                if judgement.is_wrongly_proved:
-                    self._progress.tell(_wrong(judgement))
+                self._add(part.removesuffix(" again"), judgement)
+            if done.crashed:
+                yield done
+
+    def _add(self, part: str, judgement: Judgement) -> None:
+        self.totals.add(part, judgement)
+        if judgement.is_wrongly_proved:
+            self._progress.tell(_wrong(judgement))
 
     def _carry_out(self, what: str, tasks: Iterable[Task], count: int) -> Iterator[Done]:
         with self._progress.of(what, count) as step:
             for done in self._pool.carry_out(self._in_time(tasks)):
-                if done.lost:
+                if done.lost and not done.crashed:
                     self.totals.lost.append(done)
                 step(len(self.totals.wrong))
                 yield done
@@ -285,12 +310,18 @@ def report(campaign: Campaign, *, with_mutants: bool) -> Iterator[str]:
         yield f"{_OUTCOMES.get(outcome, outcome):34}" + "".join(f"{totals.counts[part, outcome]:12,}" for part in parts)
     yield f"operators in what is proved and right: {len(totals.operators)}"
     for kind, rows in sorted(totals.rows.items()):
-        flipped = f", {totals.flipped[kind]:,} fell the other way" if kind in ("labels", "steps") else ""
+        flipped = (
+            f", {totals.flipped[kind]:,} fell the other way, {totals.unexplained[kind]:,} of them not by themselves"
+            if kind in ("labels", "steps")
+            else ""
+        )
         yield f"{kind}: {rows:,} rows, the worst off by {totals.worst[kind]:.2g} of the tolerance{flipped}"
     if totals.missed:
         yield "refused, though it looked right:"
         for reason, count in totals.missed.most_common(_SHOWN):
             yield f"  {count:6,}  {reason[:110]}   e.g. {totals.missed_names[reason]}"
+    for judgement in totals.crashed:
+        yield f"runtime crashed: {judgement.key}"
     for done in totals.lost:
         yield f"lost: {done.task.get('key') or done.task.get('mutant')}: {done.lost}"
     for judgement in totals.unexpected:
@@ -310,11 +341,13 @@ _OUTCOMES: Final = {
     "proved, wrong": "PROVED AND WRONG",
     "proved, untested": "proved, no input taken",
     "proved, unloadable": "proved, does not load",
+    "proved, crashed": "proved, the runtime crashed",
     "refused, right": "refused, though it looked right",
     "refused, wrong": "refused, and wrong when run",
     "refused, untested": "refused, no input taken",
     "refused, unloadable": "refused, does not load",
     "refused, unexamined": "refused, not run",
+    "refused, crashed": "refused, the runtime crashed",
 }
 
 
@@ -350,6 +383,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"---- {judgement.name}\n{text}", flush=True)
             if given.keep is not None:
                 _keep(given.keep, judgement, text)
+        for judgement in campaign.totals.crashed if given.keep is not None else ():
+            _keep(given.keep, judgement, as_text(case_of(judgement.key).model))
     is_good = not campaign.totals.wrong and not campaign.totals.unexpected
     return 0 if is_good and not ("mutants" in given.parts and campaign.unkilled_rules()) else 1
 
@@ -371,7 +406,9 @@ def _run(campaign: Campaign, given: argparse.Namespace) -> None:
 def _keep(folder: Path, judgement: Judgement, text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = "".join(char if char.isalnum() else "_" for char in judgement.name)[:80]
-    head = f"== mixes: {judgement.name}\n# seen: {judgement.problem} {judgement.text}\n"
+    seen = "the runtime crashed" if judgement.seen == "crashed" else f"{judgement.problem} {judgement.text}"
+    expected = "refused" if judgement.seen == "crashed" else "mixes"
+    head = f"== {expected}: {judgement.name}\n# seen: {seen}\n"
     (folder / f"{name}.txt").write_text(head + text + "\n")
 
 

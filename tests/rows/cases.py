@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper, parser, printer
 from truth import Batch
 
+from cortex.wire.batching import Rounding
+
 Array: TypeAlias = NDArray[Any]
 Draw: TypeAlias = Callable[[np.random.Generator, tuple[int, ...]], Array]
 """Makes values of a shape, rows first."""
@@ -28,6 +30,8 @@ class Case:
     model: onnx.ModelProto
     draw: Callable[[np.random.Generator], Batch]
     expected: Expected | None = None
+    rounding: Rounding | None = None
+    """What is to be said of rounding, of a case that says so."""
 
 
 # ---- values -----------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -12,13 +13,18 @@ from cases import Case
 from prover import proof_of
 from truth import THREADS, Batch, DoesNotLoad, Feeds, Truth, examine
 
-from cortex.wire.batching import Rounding, SizeCondition
+from cortex.wire.batching import Proof, Rounding, SizeCondition
 
-Seen: TypeAlias = Literal["right", "wrong", "untested", "unloadable", "unexamined"]
-"""`untested`: no input that was drawn was taken; `unexamined`: refused, and not run."""
+Seen: TypeAlias = Literal["right", "wrong", "untested", "unloadable", "unexamined", "crashed"]
+"""
+`untested`: no input that was drawn was taken; `unexamined`: refused, and not run; `crashed`: the runtime ended its
+process by a signal, as it does without any batch.
+"""
 
 _DRAWS: Final = 50
 """So often a batch is drawn until one has the sizes that a proof is for."""
+_ALONE: Final = 200
+"""Requests, as there are in the batches that are drawn for a number of threads."""
 _MORE_OF_WRITTEN: Final = 4
 """So many times as many batches are drawn for a case that says what is to be seen: some are seen in few."""
 
@@ -38,11 +44,13 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     """Of what was seen wrong."""
     expected: str = ""
+    expected_rounding: str = ""
     operators: tuple[str, ...] = ()
     """Of a case that is proved and right."""
     rows: int = 0
     moved: int = 0
     flipped: int = 0
+    unexplained: int = 0
     worst: float = 0.0
     """As in `Truth`."""
 
@@ -54,7 +62,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     def is_as_expected(self) -> bool:
         """Of a case that somebody wrote: a trap that nothing falls into is no trap."""
         if self.expected == "proved":
-            return self.proved and self.seen == "right"
+            return self.proved and self.seen == "right" and self.expected_rounding in ("", self.rounding)
         if self.expected == "mixes":
             return not self.proved and self.seen == "wrong"
         return not self.proved
@@ -69,7 +77,23 @@ def judge(key: str, case: Case, *, seed: int = 0, batches: int = 6, examine_refu
         examine_refused: whether to run what is not proved, too.
     """
     proof = proof_of(case.model)
-    found = Judgement(
+    found = _unseen(key, case, proof)
+    if not proof.proved and not examine_refused:
+        return found
+    if case.expected:
+        batches *= _MORE_OF_WRITTEN
+    # What is not proved has no class. What is taken for right by this one would be by most.
+    rounding: Rounding = proof.rounding if proof.proved else "rounding"
+    threads = THREADS if proof.proved else THREADS[:1]
+    try:
+        truth = examine(case.model, _draws(case, proof, seed), rounding=rounding, batches=batches, threads=threads)
+    except DoesNotLoad as problem:
+        return msgspec.structs.replace(found, seen="unloadable", text=str(problem))
+    return _with_truth(found, truth, case)
+
+
+def _unseen(key: str, case: Case, proof: Proof) -> Judgement:
+    return Judgement(
         key=key,
         name=case.name,
         proved=proof.proved,
@@ -77,15 +101,13 @@ def judge(key: str, case: Case, *, seed: int = 0, batches: int = 6, examine_refu
         operator=proof.operator,
         rounding=proof.rounding,
         expected=case.expected or "",
+        expected_rounding=case.rounding or "",
     )
-    if not proof.proved and not examine_refused:
-        return found
-    if case.expected:
-        batches *= _MORE_OF_WRITTEN
+
+
+def _draws(case: Case, proof: Proof, seed: int) -> Callable[[], Batch]:
+    """Draws batches of sizes that the proof is for, the same for a seed each time."""
     rng = np.random.default_rng([seed, zlib.crc32(case.name.encode())])
-    # What is not proved has no class. What is taken for right by this one would be by most.
-    rounding: Rounding = proof.rounding if proof.proved else "rounding"
-    threads = THREADS if proof.proved else THREADS[:1]
 
     def draw() -> Batch:
         for _ in range(_DRAWS):
@@ -94,11 +116,36 @@ def judge(key: str, case: Case, *, seed: int = 0, batches: int = 6, examine_refu
                 return batch
         return batch[:1]  # which a replica runs alone
 
-    try:
-        truth = examine(case.model, draw, rounding=rounding, batches=batches, threads=threads)
-    except DoesNotLoad as problem:
-        return msgspec.structs.replace(found, seen="unloadable", text=str(problem))
-    return _with_truth(found, truth, case)
+    return draw
+
+
+def run_alone(case: Case, *, seed: int = 0) -> None:
+    """Run requests that `judge` would run, but none of them with others: whatever ends the process is no mixing."""
+    proof = proof_of(case.model)
+    draw = _draws(case, proof, seed)
+
+    def requests() -> Iterator[Feeds]:
+        while True:
+            yield from draw()
+
+    one_by_one = requests()
+    threads = THREADS if proof.proved else THREADS[:1]
+    with contextlib.suppress(DoesNotLoad):
+        examine(case.model, lambda: [next(one_by_one)], batches=_ALONE, threads=threads)
+
+
+def crashed(key: str, case: Case, *, alone: bool) -> Judgement:
+    """
+    What a process says that was not there when the runtime ended its process.
+
+    Args:
+        alone: it did so without a batch, too; else it is only the batch that it does not survive.
+    """
+    proof = proof_of(case.model)
+    found = _unseen(key, case, proof)
+    if alone or not proof.proved:
+        return msgspec.structs.replace(found, seen="crashed")
+    return msgspec.structs.replace(found, seen="wrong", problem="failure", text="the runtime crashed on a batch")
 
 
 def keeps_to(feeds: Feeds, conditions: Iterable[SizeCondition]) -> bool:
@@ -127,6 +174,7 @@ def _with_truth(found: Judgement, truth: Truth, case: Case) -> Judgement:
         rows=truth.rows,
         moved=truth.moved,
         flipped=truth.flipped,
+        unexplained=truth.unexplained,
         worst=truth.worst,
         operators=used if found.proved else (),
     )

@@ -27,6 +27,8 @@ class Done(NamedTuple):
     result: Any = None
     lost: str = ""
     """Why there is no result: the process ended by a signal, or had to be ended."""
+    crashed: bool = False
+    """It ended by itself."""
 
 
 class _Worker:
@@ -128,7 +130,7 @@ class Pool:
         task = worker.task or {}
         line = worker.process.stdout.readline()
         if not line.endswith(b"\n"):
-            return Done(task, lost=f"its process ended with {worker.process.wait()}")
+            return Done(task, lost=f"its process ended with {worker.process.wait()}", crashed=True)
         answer = msgspec.json.decode(line)
         if "error" in answer:
             raise RuntimeError(f"{task}: {answer['error']}")

@@ -42,7 +42,7 @@ def test_a_process_that_dies_costs_its_own_task(command: list[str]) -> None:
 
     assert sorted(done.result for done in found if not done.lost) == ["1", "2", "3"]
     assert [done.task["do"] for done in found if done.lost] == ["die", "die"]
-    assert {done.lost for done in found if done.lost} == {"its process ended with -9"}
+    assert {(done.lost, done.crashed) for done in found if done.lost} == {("its process ended with -9", True)}
 
 
 def test_a_process_that_does_not_come_back_is_ended(command: list[str], tmp_path: Path) -> None:
@@ -52,6 +52,7 @@ def test_a_process_that_does_not_come_back_is_ended(command: list[str], tmp_path
         found = list(pool.carry_out([{"do": "stay", "began": str(began)}, {"do": "1"}]))
 
     assert [(done.result, done.lost) for done in found] == [(None, "no result within 300 s"), ("1", "")]
+    assert not any(done.crashed for done in found)
 
 
 def test_a_mistake_of_ours_is_no_lost_task(command: list[str]) -> None:

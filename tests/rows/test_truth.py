@@ -124,6 +124,61 @@ def test_labels_that_keep_falling_the_other_way_are_wrong(rounding: Rounding) ->
     assert scripted(rounding, [1, 1], [1, 0], times=100).wrong is not None
 
 
+def noise_of(*answers: Any) -> Any:
+    """Whatever it is asked for: one row, which by itself is answered like that."""
+    return lambda feeds: [[np.array([answer], "int64")] for answer in answers]
+
+
+def test_labels_may_keep_falling_the_other_way_where_they_do_so_by_themselves() -> None:
+    answers = [np.array([1], "int64")] * 2 + [np.array([1, 0], "int64")]
+    batch = [{"x": np.ones((1, 1), np.float32)}] * 2
+
+    def seen(noise: Any) -> Truth:
+        return compare(Scripted("int64", *answers * 100), lambda: batch, "labels", batches=50, noise=noise)
+
+    assert seen(noise_of(1, 0)) == Truth(rows=100, moved=50, flipped=50)
+    assert seen(noise_of(1, 1)).wrong is not None
+
+
+SUM_IN_FLOATS = "g (float[N,2,33,33] x) => (double[N,2,33] y) { s = ReduceSum<keepdims=0>(x, last) y = Cast<to=11>(s) }"
+ROUNDED = "g (float[N,33,33] x) => (float[N,33] y) { s = ReduceSum<keepdims=0>(x, v1) t = Mul(s, four) y = Round(t) }"
+"""Models that round what was summed, and are right as `steps` alone."""
+ROUNDED_OVER_ROWS = "g (float[N,4] x) => (float[N,4] y) { s = ReduceMean(x, v0) t = Sub(x, s) y = Round(t) }"
+INTEGERS = "g (int64[N,5,37] x) => (int64[N,37] y) { y = ReduceSum<keepdims=0>(x, v1) }"
+MORE = {"last": np.array([-1]), "v0": np.array([0]), "v1": np.array([1]), "four": np.float32(4000)}
+
+
+def seen_with(text: str, rounding: Rounding, batches: int = 20, **draws: Any) -> Truth:
+    words = set(text.replace("(", " ").replace(")", " ").replace(",", " ").split())
+    case = text_case("", text, constants={name: value for name, value in MORE.items() if name in words}, draws=draws)
+    rng = np.random.default_rng(0)
+    return examine(case.model, lambda: case.draw(rng), rounding=rounding, batches=batches)
+
+
+def test_a_sum_that_is_rounded_again_may_move_by_a_step_and_no_further() -> None:
+    found = seen_with(SUM_IN_FLOATS, "steps")
+    assert found.is_right
+    assert found.flipped > found.unexplained == 0
+    assert not seen_with(SUM_IN_FLOATS, "rounding").is_right
+
+    assert seen_with(ROUNDED, "steps").is_right
+
+
+def test_sums_of_large_whole_numbers_may_move_by_what_floats_of_64_bits_do() -> None:
+    large = {"x": lambda rng, shape: rng.integers(0, 2**57, shape)}
+    found = seen_with(INTEGERS, "steps", **large)
+    assert found.is_right
+    assert found.flipped > found.unexplained == 0
+    assert not seen_with(INTEGERS, "exact", **large).is_right
+    assert seen_with(INTEGERS, "exact", x=lambda rng, shape: rng.integers(0, 2**40, shape)).is_right
+
+
+def test_what_mixes_rows_is_wrong_also_where_a_step_stands_behind_it() -> None:
+    assert not seen_with(ROUNDED_OVER_ROWS, "steps").is_right
+    assert not seen_with(ROUNDED_OVER_ROWS.replace("Round(t)", "Sign(t)"), "labels").is_right
+    assert not seen_with(SUM_IN_FLOATS.replace("last", "v0").replace("N,2,33]", "M,33,33]"), "steps").is_right
+
+
 @pytest.mark.parametrize("rounding", ["exact", "rounding"])
 def test_no_label_may_differ_elsewhere(rounding: Rounding) -> None:
     assert scripted(rounding, [1, 1], [1, 0]).wrong is not None

@@ -1,8 +1,8 @@
 """
 A process that judges cases: one task a line on stdin, its result a line on stdout.
 
-Graphs that nobody would write can end onnxruntime by a signal (a Scan over nothing does), or keep it for minutes; that
-ends one of these, and the campaign goes on.
+Graphs that nobody would write can end onnxruntime by a signal (a Scan over nothing does, and some graphs of float16 as
+they are loaded), or keep it for minutes; that ends one of these, and the campaign goes on.
 """
 
 from __future__ import annotations
@@ -47,6 +47,14 @@ def _judge(task: Mapping[str, Any]) -> Any:
     ]
 
 
+def _run_alone(task: Mapping[str, Any]) -> Any:
+    """Run the requests of a case, none of them with others: after the runtime ended a process that judged it."""
+    from judging import run_alone
+    from sources import case_of
+
+    run_alone(case_of(task["key"]), seed=task["seed"])
+
+
 def _minimise(task: Mapping[str, Any]) -> Any:
     """Make a case that is wrongly proved smaller; return it as text."""
     from minimising import minimised
@@ -74,6 +82,7 @@ def _mutant(task: Mapping[str, Any]) -> Any:
 
 _TASKS: Final[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {
     "judge": _judge,
+    "run alone": _run_alone,
     "minimise": _minimise,
     "trace": _trace,
     "mutant": _mutant,

@@ -7,12 +7,14 @@ when run) or `refused` (whatever a run shows). Lines that may follow:
     # opset: 11                       of the standard domain; 18 unless the model says something itself
     # draw: ids whole 0 to 9          values of an input: `whole A to B`, `one of WORD…`, `plain`, `scaled`, `mask`
     # size: L one of 2 3              what to choose from for a dimension, or `ids 1` for one without a name
+    # rounding: steps                 what is proved of rounding; anything unless it is said
 
 and then the graph as onnx writes it. It may use the constants below by name.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +23,8 @@ from typing import Any, Final, get_args
 
 import numpy as np
 from cases import Array, Case, Draw, Expected, text_case
+
+from cortex.wire.batching import Rounding
 
 _HERE: Final = Path(__file__).parent
 WRITTEN: Final = _HERE / "written"
@@ -100,6 +104,7 @@ def _case(name: str, expected: str, lines: Sequence[str]) -> Case:
     opset = 18
     draws: dict[str, Draw] = {}
     sizes: dict[str, list[int]] = {}
+    rounding: Rounding | None = None
     for line in lines:
         key, _, value = line.removeprefix("# ").partition(": ")
         if not line.startswith("# ") or line.startswith("# --"):
@@ -112,12 +117,15 @@ def _case(name: str, expected: str, lines: Sequence[str]) -> Case:
         elif key == "size":
             dim, numbers = _matched(r"(.+) one of ([\d ]+)", value)
             sizes[dim] = [int(number) for number in numbers.split()]
+        elif key == "rounding" and value in get_args(Rounding):
+            rounding = value  # type: ignore[assignment]
         elif key != "seen":
             raise ValueError(f"not understood: {line}")
     text = "\n".join(line for line in lines if not line.startswith("#"))
     words = set(re.findall(r"\w+", text))
     constants = {key: value for key, value in CONSTANTS.items() if key in words}
-    return text_case(name, text, expected, opset=opset, constants=constants, draws=draws, sizes=sizes)  # type: ignore[arg-type]
+    case = text_case(name, text, expected, opset=opset, constants=constants, draws=draws, sizes=sizes)  # type: ignore[arg-type]
+    return dataclasses.replace(case, rounding=rounding)
 
 
 def _draw(how: str) -> Draw:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cortex.replica.tensors import Feeds
-from cortex.wire.batching import SizeCondition
+from cortex.wire.batching import MOST_ELEMENTS, SizeCondition
 from cortex.wire.signature import Signature
 
 MAX_BATCH_ROWS = 32
@@ -251,10 +251,10 @@ def _rows_and_key(feeds: Feeds) -> tuple[int, tuple[Any, ...] | None]:
     Number of rows, and what must be equal to be run together; key None: can only be run alone.
 
     Alone is also what has a size of 0 anywhere: onnxruntime lets such a value pass where its other sizes do not fit,
-    and leaves part of the result unfilled.
+    and leaves part of the result unfilled. And what is larger than proofs suppose.
     """
     rows = 0
-    is_empty = False
+    is_apart = False
     key = []
     for name, value in feeds.items():
         if not isinstance(value, np.ndarray) or value.ndim == 0:
@@ -264,8 +264,8 @@ def _rows_and_key(feeds: Feeds) -> tuple[int, tuple[Any, ...] | None]:
             rows = shape[0]
         elif shape[0] != rows:
             return 1, None
-        is_empty = is_empty or value.size == 0
+        is_apart = is_apart or not 0 < value.size <= MOST_ELEMENTS * rows
         key.append((name, value.dtype.str, shape[1:]))
     if rows == 0:
         return 1, None
-    return rows, None if is_empty else tuple(key)
+    return rows, None if is_apart else tuple(key)

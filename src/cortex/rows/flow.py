@@ -261,9 +261,9 @@ class Flow:
             case Place():
                 size = self._sizes[wanted]
             case AtMost(most):
-                size = self.symbols.of_input(most)
+                size = self.symbols.of_input(place.input, most)
             case None:
-                size = self.symbols.of_input()
+                size = self.symbols.of_input(place.input)
         self._sizes[place] = size
         return size
 

@@ -7,10 +7,12 @@ Any other formula over sizes is a symbol of its own: the same formula of the sam
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Final, NamedTuple, TypeAlias
 
 from cortex.rows.refusal import refuse
+from cortex.wire.batching import MOST_ELEMENTS, MOST_ROWS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,8 +28,10 @@ class Symbol:
     """Stands for several sizes that items of a list, branches or turns of a loop have there."""
     of_input: bool = False
     """The size of an input's dimension, which a proof may suppose."""
+    input: str = ""
+    """Which input's: sizes of one are not all large at once."""
     most: int | None = None
-    """What it is at most, where that is supposed."""
+    """What it is at most, its sign aside; None: it may be any number."""
 
     def __hash__(self) -> int:
         """Other symbols of one analysis have another index; products of many are looked up often."""
@@ -77,7 +81,14 @@ MAX_FACTORS: Final = 32
 MAX_SIZE: Final = 2**63
 """No number of elements is larger, nor fits into any integer type."""
 
-ROWS: Final = Symbol(0, of_rows=True)
+LONGEST: Final = 10**9
+"""
+No dimension is longer, but for what rows are merged with: a value of so many elements does not fit beside a model.
+
+Exporters write this, or more, for "to the end".
+"""
+
+ROWS: Final = Symbol(0, of_rows=True, most=MOST_ROWS)
 NUMBER_OF_ROWS: Final = Size(1, (ROWS,))
 
 
@@ -95,23 +106,26 @@ class Symbols:
 
     def fresh(self, *, least: int | None = 0, widened: bool = False) -> Size:
         """Return a size that nothing more is known of, but that it does not depend on the number of rows."""
-        return Size(1, (self._new(least=least, widened=widened),))
+        return Size(1, (self._new(least=least, widened=widened, most=None if least is None else LONGEST),))
 
-    def of_input(self, most: int | None = None) -> Size:
-        """Return the size of an input's free dimension, `most` at most."""
-        return Size(1, (self._new(least=1, of_input=True, most=most),))
+    def of_input(self, name: str = "", most: int = MOST_ELEMENTS) -> Size:
+        """Return the size of a free dimension of the input of this name, `most` at most."""
+        return Size(1, (self._new(least=1, of_input=True, input=name, most=most),))
 
-    def formula(self, name: str, *arguments: object, least: int | None = None) -> Size:
+    def formula(self, name: str, *arguments: object, least: int | None = None, most: int | None = None) -> Size:
         """
         Return the symbol that stands for this formula of these arguments.
 
         Args:
+            name: of the formula, with the types in which it is computed, where another type might give another number.
             least: what it is at least: 0 for what certainly is a size.
+            most: what it is at most, its sign aside; None: any number, or any that a dimension may have.
         """
         key = (name, *((type(argument), argument) for argument in arguments))
         found = self._formulas.get(key)
         if found is None:
-            found = Size(1, (self._new(least=least, of_rows=any(map(counts_rows, arguments))),))
+            most = LONGEST if most is None and least is not None else most
+            found = Size(1, (self._new(least=least, of_rows=any(map(counts_rows, arguments)), most=most),))
             self._formulas[key] = found
         return found
 
@@ -122,9 +136,12 @@ class Symbols:
         of_rows: bool = False,
         widened: bool = False,
         of_input: bool = False,
+        input: str = "",
         most: int | None = None,
     ) -> Symbol:
-        symbol = Symbol(self._next, least=least, of_rows=of_rows, widened=widened, of_input=of_input, most=most)
+        symbol = Symbol(
+            self._next, least=least, of_rows=of_rows, widened=widened, of_input=of_input, input=input, most=most
+        )
         self._next += 1
         return symbol
 
@@ -221,6 +238,57 @@ def equal(a: Dim, b: Dim) -> bool:
         later, earlier = sorted((a_symbols[0], b_symbols[0]), key=_index, reverse=True)
         raise Supposition(later, earlier)
     return False
+
+
+def magnitude(dim: Dim) -> int | None:
+    """What a size is at most, its sign aside, whatever its symbols stand for; None: it may be any number."""
+    if isinstance(dim, int):
+        return abs(dim)
+    found = abs(dim.factor)
+    of_inputs: dict[str, list[Symbol]] = {}
+    for symbol in dim.symbols:
+        if symbol.most is None:
+            return None
+        if symbol.of_input:
+            of_inputs.setdefault(symbol.input, []).append(symbol)
+        else:
+            found *= symbol.most
+    for symbols in of_inputs.values():
+        squared = max(symbols.count(symbol) for symbol in symbols)
+        found *= min(math.prod(symbol.most or 0 for symbol in symbols), MOST_ELEMENTS**squared)
+    return found
+
+
+def suppose_within(size: Dim, most: int) -> bool:
+    """
+    Whether a size, its sign aside, is this at most.
+
+    Raises:
+        Supposition: it is where sizes of inputs are not as long as they may be.
+    """
+    found = magnitude(size)
+    if found is None or found <= most or isinstance(size, int):
+        return found is not None and found <= most
+    free = [symbol for symbol in size.symbols if symbol.of_input]
+    others = abs(size.factor) * math.prod(symbol.most or 0 for symbol in size.symbols if not symbol.of_input)
+    length = _root(most // others, len(free)) if free and others else 0
+    if length < _SHORTEST_SUPPOSED:
+        return False
+    longest = max(free, key=lambda symbol: symbol.most or 0)
+    raise Supposition(longest, AtMost(length))
+
+
+_SHORTEST_SUPPOSED: Final = 256
+"""Where inputs would have to be shorter for a number not to leave its type, nothing is known of the number instead."""
+
+
+def _root(number: int, degree: int) -> int:
+    """The largest whole number whose power is this at most."""
+    low, high = 0, number
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if middle**degree <= number else (low, middle - 1)
+    return low
 
 
 def suppose_at_most(size: Dim, most: int) -> bool:

@@ -8,8 +8,17 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-RULES: Final = 1
+RULES: Final = 2
 """Number of the rules in `cortex.rows`: grows whenever one of them changes, and voids every proof made before."""
+
+MOST_ROWS: Final = 32
+"""Rows that requests are run together with at most, which proofs rest on."""
+MOST_ELEMENTS: Final = 2**24
+"""
+Elements of one row of an input; a request that has more runs alone.
+
+Proofs rest on it: whatever is computed of sizes has to stay within its type. Rows of 64 MiB gain nothing by company.
+"""
 
 Rounding: TypeAlias = Literal["exact", "rounding", "labels", "steps"]
 """

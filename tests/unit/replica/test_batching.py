@@ -23,7 +23,7 @@ from cortex.replica.batching import (
     take_batch,
 )
 from cortex.replica.tensors import Feeds
-from cortex.wire.batching import SizeCondition
+from cortex.wire.batching import MOST_ELEMENTS, MOST_ROWS, SizeCondition
 from cortex.wire.signature import Signature, TensorSpec
 
 POISON = -1.0
@@ -190,6 +190,17 @@ def test_whatever_is_batched_has_like_rows_and_not_too_many(
                 name: (value.dtype, value.shape[1:]) for name, value in batch[0].feeds.items()
             }
     assert taken == len(requests)
+
+
+def test_what_proofs_rest_on_holds_for_batches() -> None:
+    assert MAX_BATCH_ROWS <= MOST_ROWS
+    rows = {count: np.broadcast_to(np.int8(0), (2, count)) for count in (MOST_ELEMENTS, MOST_ELEMENTS + 1)}
+
+    def taken(value: Any) -> int:
+        return len(take_batch(deque(Job({"x": value}, lambda *_: None) for _ in range(2)), MAX_BATCH_ROWS))
+
+    assert taken(rows[MOST_ELEMENTS]) == 2
+    assert taken(rows[MOST_ELEMENTS + 1]) == 1
 
 
 def spec(shape: Any, **fields: Any) -> TensorSpec:

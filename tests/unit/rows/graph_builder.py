@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from cortex.rows import prove
-from cortex.rows.flow import Flow
+from cortex.rows.flow import Flow, Place, Supposed
 from cortex.rows.rules.registry import NEWEST
+from cortex.rows.sizes import Supposition, Symbol
 from cortex.rows.values import Value
 from cortex.wire.batching import Proof
 from cortex.wire.graphs import MAX_ELEMENTS, Attribute, Graph, GraphInput, Model, Node, Tensor
@@ -83,8 +84,20 @@ def refusal(*nodes: Node, **settings: Any) -> str:
 
 
 def results(*nodes: Node, **settings: Any) -> list[Value]:
-    """What is known of a model's outputs."""
-    return Flow(model(*nodes, **settings)).run()
+    """What is known of a model's outputs, where sizes are as has to be supposed."""
+    return supposing(*nodes, **settings)[0]
+
+
+def supposing(*nodes: Node, **settings: Any) -> tuple[list[Value], dict[Place, Supposed]]:
+    """What is known of a model's outputs, and what has to be supposed of sizes for that."""
+    suppositions: dict[Place, Supposed] = {}
+    while True:
+        flow = Flow(model(*nodes, **settings), suppositions)
+        try:
+            return flow.run(), suppositions
+        except Supposition as wanted:
+            size = flow.place_of(wanted.size) if isinstance(wanted.size, Symbol) else wanted.size
+            suppositions[flow.place_of(wanted.symbol)] = size
 
 
 def result(*nodes: Node, **settings: Any) -> Value:

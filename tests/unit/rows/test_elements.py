@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
-from graph_builder import constant, ml, node, result, results, rows
+from graph_builder import constant, ml, node, result, results, rows, supposing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cortex.rows.sizes import Size
+from cortex.rows.rules.elementwise import most_of
+from cortex.rows.sizes import AtMost, Size
 from cortex.rows.values import Element
+from cortex.wire.batching import MOST_ELEMENTS
 from cortex.wire.graphs import Node, Tensor
 
 
@@ -37,6 +41,7 @@ ADD = node("Add", "a", "b")
         ((ADD,), typed(200, "uint8"), typed(100, "uint8"), None),
         ((node("Sub", "a", "b"),), typed(1, "uint64"), typed(2, "uint64"), None),
         ((node("Pow", "a", "b"),), typed(2, "int64"), typed(10, "int64"), 1024),
+        ((node("Pow", "a", "b"),), typed(3, "int64"), typed(35, "int64"), None),
         ((node("Pow", "a", "b"),), typed(2, "int64"), typed(-1, "int64"), None),
         ((node("Pow", "a", "b"),), typed(2, "float32"), typed(0.5, "float32"), None),
         ((node("Max", "a", "b"),), typed(np.nan, "float32"), typed(1, "float32"), None),
@@ -85,10 +90,10 @@ def test_a_size_stays_itself_in_floats_and_back() -> None:
 
 
 def test_a_quotient_of_sizes_is_another_one_in_floats() -> None:
-    settings = {**SETTINGS, "three": constant(3), "threes": constant(3.0)}
+    named = {**SETTINGS, "three": constant(3), "threes": constant(3.0)}
     there = Node("Cast", ("l",), ("f",), {"to": 1})
     quotients = (node("Div", "l", "three", to="a"), node("Div", "f", "threes", to="b"))
-    whole, fraction = results(*LENGTH, there, *quotients, outputs="a b", **settings)
+    whole, fraction = results(*LENGTH, there, *quotients, outputs="a b", **named)
     assert whole.elements != fraction.elements
 
 
@@ -97,16 +102,94 @@ def test_a_size_of_an_input_is_above_0_and_one_of_a_window_may_be_0() -> None:
     assert element(*LENGTH, more, **SETTINGS) is True
     pooled = node("MaxPool", "x", to="p", kernel_shape=(3,))
     places = (node("Shape", "p", to="s", start=2), LENGTH[1])
-    settings = {**SETTINGS, "x": rows(4, None)}
-    assert isinstance(element(pooled, *places, more, **settings), Size)
+    named = {**SETTINGS, "x": rows(4, None)}
+    assert isinstance(element(pooled, *places, more, **named), Size)
 
 
 def test_a_product_of_sizes_is_above_minus_1_where_its_type_holds_it() -> None:
-    settings = {**SETTINGS, "least": constant(-1), "narrow": typed(-1, "int32")}
+    named = {**SETTINGS, "least": constant(-1), "narrow": typed(-1, "int32")}
     product = node("Mul", "l", "l", to="p")
-    assert element(*LENGTH, product, node("Greater", "p", "least"), **settings) is True
-    narrow = Node("Cast", ("p",), ("q",), {"to": 6})
-    assert isinstance(element(*LENGTH, product, narrow, node("Greater", "q", "narrow"), **settings), Size)
+    assert element(*LENGTH, product, node("Greater", "p", "least"), **named) is True
+    narrow = (Node("Cast", ("p",), ("q",), {"to": 6}), node("Greater", "q", "narrow"))
+    found, supposed = supposing(*LENGTH, product, *narrow, **named)
+    assert (found[0].elements, list(supposed.values())) == ((True,), [AtMost(46340)])
+    large = {**named, "large": constant(2**30)}
+    product = node("Mul", "l", "large", to="p")
+    assert isinstance(element(*LENGTH, product, *narrow, **large), Size)
+
+
+_TO: Final = {"int32": 6, "int64": 7, "uint32": 12, "uint64": 13, "float32": 1, "float64": 11}
+
+
+@st.composite
+def arithmetic(draw: st.DrawFn) -> tuple[list[tuple[str, str]], list[int]]:
+    """Steps of computing something of a size, each an operator and a type, and the constants that they take."""
+    steps, dtype = [], "int64"
+    numbers = []
+    for _ in range(draw(st.integers(1, 5))):
+        name = draw(st.sampled_from(["Mul", "Mul", "Square", "Cast", "Cast", "Div", "ReduceProd"]))
+        dtype = draw(st.sampled_from(sorted(_TO))) if name == "Cast" else dtype
+        steps.append((name, dtype))
+        most = min(most_of(dtype) or 1, 2**62)
+        numbers.append(draw(st.one_of(st.integers(1, 12), st.integers(0, 62).map(lambda bits: 2**bits))) % (most + 1))
+    return steps, numbers
+
+
+@given(arithmetic(), st.floats(0, 1))
+@settings(max_examples=300)
+def test_what_is_known_of_a_size_is_what_its_types_make_of_it(
+    computed: tuple[list[tuple[str, str]], list[int]], share: float
+) -> None:
+    """Whole numbers that leave their type go round, and those that a float cannot hold are rounded."""
+    nodes, constants = list(LENGTH), {}
+    before = "l"
+    for index, ((name, dtype), number) in enumerate(zip(*computed, strict=True)):
+        constants[f"c{index}"] = typed(number, dtype)
+        constants[f"v{index}"] = typed([number], dtype)
+        after = f"p{index}"
+        match name:
+            case "Cast":
+                nodes.append(Node("Cast", (before,), (after,), {"to": _TO[dtype]}))
+            case "Square":
+                nodes.append(node("Mul", before, before, to=after))
+            case "ReduceProd":
+                nodes.append(node("Unsqueeze", before, "first", to=f"u{index}"))
+                nodes.append(node("Concat", f"u{index}", f"v{index}", to=f"w{index}", axis=0))
+                nodes.append(node("ReduceProd", f"w{index}", to=after, keepdims=0))
+            case _:
+                nodes.append(node(name, before, f"c{index}", to=after))
+        before = after
+    (size, found), supposed = supposing(*nodes, outputs=f"l {before}", **SETTINGS, **constants)
+    if found.elements is None or not isinstance(found.elements[0], Size) or size.elements is None:
+        return
+    (claimed,), (length,) = found.elements, size.elements
+    assert isinstance(length, Size)
+    if not isinstance(claimed, Size) or set(claimed.symbols) != set(length.symbols):
+        return
+    most = min((one.size for one in supposed.values() if isinstance(one, AtMost)), default=MOST_ELEMENTS)
+    for value in {1, 1 + int(share * (most - 1)), most}:
+        assert claimed.factor * value ** len(claimed.symbols) == _as_it_runs(value, *computed), (claimed, value)
+
+
+def _as_it_runs(value: int, steps: list[tuple[str, str]], numbers: list[int]) -> float:
+    result = np.array(value, "int64")
+    with np.errstate(all="ignore"):
+        for (name, dtype), number in zip(steps, numbers, strict=True):
+            match name:
+                case "Cast":
+                    result = result.astype(dtype)
+                case "Square":
+                    result = np.asarray(result * result)
+                case "Div":
+                    by = np.array(number, dtype)
+                    result = np.asarray(result / by if dtype.startswith("float") else result // by)
+                case "Mul":
+                    result = np.asarray(result * np.array(number, dtype))
+                case _:  # as onnxruntime has it
+                    product = result.astype("float64") * np.array(number, dtype).astype("float64")
+                    result = np.asarray(product).astype(dtype)
+    whole: float = result.item()
+    return whole
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,18 @@ import numpy as np
 
 from cortex.rows.refusal import NotProved, refuse
 from cortex.rows.rules.registry import COUNTED, Call, Rounds, axis_of, must_be_constant, rule
-from cortex.rows.sizes import ROWS, Dim, Size, divided, equal, is_number, times
+from cortex.rows.sizes import (
+    NUMBER_OF_ROWS,
+    ROWS,
+    Dim,
+    Size,
+    divided,
+    equal,
+    is_number,
+    magnitude,
+    suppose_within,
+    times,
+)
 from cortex.rows.values import NUMBERS, Element, Kind, Shape, Value, known, uniform
 from cortex.wire.graphs import MAX_ELEMENTS
 
@@ -116,7 +127,7 @@ Source: TensorProto.DataType in onnx.proto3.
 
 
 _WIDE: Final = frozenset({"int32", "int64", "uint32", "uint64", "float32", "float64"})
-"""Types that hold each size and each row's number as it is; 32-bit floats not its place among all elements."""
+"""Types that sizes are computed in; 32-bit floats do not hold a row's place among all elements."""
 
 
 def broadcast(call: Call, values: Sequence[Value]) -> Value:
@@ -170,8 +181,9 @@ def _numbered(call: Call, values: Sequence[Value], found: Value) -> Value:
             and len(other.elements) == 1
         ):
             (stride,) = other.elements
-            if isinstance(stride, Size) or (is_number(stride) and isinstance(stride, int) and stride > 0):
-                return dataclasses.replace(found, kind=Kind.PLACES, stride=stride, is_start=True)
+            is_stride = isinstance(stride, Size) or (isinstance(stride, int) and is_number(stride) and stride > 0)
+            if is_stride and holds(place.dtype, times(NUMBER_OF_ROWS, stride)):  # type: ignore[arg-type]
+                return dataclasses.replace(found, kind=Kind.PLACES, stride=stride, is_start=True)  # type: ignore[arg-type]
         if call.operator == "Add" and other.below == place.stride and other.kind is not Kind.NUMBERED:
             return dataclasses.replace(found, kind=Kind.PLACES, stride=place.stride, is_start=False)
     return dataclasses.replace(found, kind=Kind.NUMBERED)
@@ -250,26 +262,37 @@ def converted(call: Call, value: Value, dtype: str) -> Value:
         call.rounds = Rounds.CHOOSES if dtype == "bool" else Rounds.STEPS
     if is_float and dtype == "uint32":
         call.rounds = Rounds.SUMS_AND_STEPS  # what does not fit becomes 0 in a vector, and not in its remainder
-    if dtype not in _WIDE or (dtype == "float32" and value.stride != 1):
-        kind = Kind.NUMBERED if value.kind is Kind.PLACES else value.kind
-        value = dataclasses.replace(value, kind=kind, below=None)
+    if value.kind is Kind.PLACES and not (
+        dtype in _WIDE
+        and (dtype != "float32" or value.stride == 1)
+        and holds(dtype, times(NUMBER_OF_ROWS, value.stride))
+    ):
+        value = dataclasses.replace(value, kind=Kind.NUMBERED)
+    if value.dtype == "bool" and dtype in _WIDE:
+        value = dataclasses.replace(value, below=2)
+    elif dtype not in _WIDE:
+        value = dataclasses.replace(value, below=None)
     if value.elements is not None:
         try:
             elements = tuple(_cast(call, element, value.dtype, dtype) for element in value.elements)
-            return dataclasses.replace(value, dtype=dtype, elements=elements)
+            return bounded(dataclasses.replace(value, dtype=dtype, elements=elements), value.below)
         except NotProved:
             if value.counts_rows:
                 raise
-            return dataclasses.replace(value, dtype=dtype, elements=None)
+            return bounded(dataclasses.replace(value, dtype=dtype, elements=None), value.below)
     if value.counts_rows:
         refuse(COUNTED)
-    return value.typed(dtype)
+    return bounded(value.typed(dtype), value.below)
 
 
 def _cast(call: Call, element: Element, source: str, dtype: str) -> Element:
     if isinstance(element, Size):
-        is_cut = source not in INTEGERS and dtype in INTEGERS and not _is_whole(element)
-        return call.formula(f"as {dtype}", element) if is_cut or dtype not in _WIDE else element
+        if _keeps_all(source, dtype):
+            return element
+        is_whole = source in INTEGERS or _is_whole(element)
+        if is_whole and dtype in _WIDE and holds(dtype, element):
+            return element
+        return call.formula(f"{source} as {dtype}", element)
     if isinstance(element, str):
         return refuse("text and numbers")
     if isinstance(element, float) and not math.isfinite(element):
@@ -285,6 +308,49 @@ INTEGERS: Final = {
 }  # fmt: skip
 """From where to below where their numbers go."""
 _FLOATS: Final = frozenset({"float16", "float32", "float64"})
+EXACT_TO: Final = {"float16": 2**11, "float32": 2**24, "float64": 2**53}
+"""Up to where floats hold each whole number, either sign."""
+
+
+def most_of(dtype: str) -> int | None:
+    """Up to where a type holds each whole number, and no arithmetic leaves it or rounds; None of an unknown type."""
+    return INTEGERS[dtype][1] - 1 if dtype in INTEGERS else EXACT_TO.get(dtype)
+
+
+def holds(dtype: str, number: Dim) -> bool:
+    """
+    Whether numbers of this type can be a whole number, as it is, whatever its symbols stand for.
+
+    Raises:
+        Supposition: they can where sizes of inputs are not as long as they may be.
+    """
+    most = most_of(dtype)
+    least = number if isinstance(number, int) else number.least
+    if most is None or (dtype.startswith("uint") and (least is None or least < 0)):
+        return False
+    return suppose_within(number, most)
+
+
+def bounded(value: Value, below: Dim | None) -> Value:
+    """The value, of whole numbers from 0 to below this; without a bound where its type may round them."""
+    most, found = most_of(value.dtype), None if below is None else magnitude(below)
+    return dataclasses.replace(value, below=below if most is not None and found is not None and found <= most else None)
+
+
+def held(call: Call, number: Dim, dtype: str, *, name: str = "") -> Dim:
+    """A size in this type; a symbol of its own, which nothing is known of, where it might not be in it as it is."""
+    return number if holds(dtype, number) else call.formula(f"{name or call.operator} in {dtype}", number)
+
+
+def _keeps_all(source: str, dtype: str) -> bool:
+    """Whether each number of a type is one of the other type, too."""
+    if source == dtype:
+        return bool(dtype)
+    if source in INTEGERS and dtype in INTEGERS:
+        return INTEGERS[dtype][0] <= INTEGERS[source][0] and INTEGERS[source][1] <= INTEGERS[dtype][1]
+    if source in INTEGERS:
+        return INTEGERS[source][1] <= EXACT_TO.get(dtype, 0)
+    return EXACT_TO.get(source, math.inf) <= EXACT_TO.get(dtype, 0)
 
 
 def stored(number: Element, dtype: str) -> Element:
@@ -421,8 +487,9 @@ def _evaluated(call: Call, values: Sequence[Value]) -> Value | None:
             return None
         arrays = np.broadcast_arrays(*(value.array() for value in values))
         dtype = values[1 if call.operator == "Where" else 0].dtype
+        types = " and ".join(dict.fromkeys(value.dtype for value in values))
         results = [
-            element(call, compute, arguments, dtype)
+            element(call, compute, arguments, dtype, types)
             for arguments in zip(*(array.reshape(-1).tolist() for array in arrays), strict=True)
         ]
     except (ValueError, ArithmeticError, TypeError, NotProved):
@@ -432,12 +499,13 @@ def _evaluated(call: Call, values: Sequence[Value]) -> Value | None:
     return known(array.reshape(arrays[0].shape), "bool" if call.operator in _TRUTHS else dtype)
 
 
-def element(call: Call, compute: Callable[..., Any], arguments: tuple[Any, ...], dtype: str) -> Element:
+def element(call: Call, compute: Callable[..., Any], arguments: tuple[Any, ...], dtype: str, types: str) -> Element:
     """
-    One element of a result, a symbol for what is no product.
+    One element of a result, a symbol for what is no product, or might leave the type that it is computed in.
 
     Args:
-        dtype: of the numbers that go in.
+        dtype: of the result, or of what is compared.
+        types: of the numbers that go in, for the name of a symbol.
     """
     name = call.operator
     if any(isinstance(argument, float) and not math.isfinite(argument) for argument in arguments):
@@ -446,6 +514,8 @@ def element(call: Call, compute: Callable[..., Any], arguments: tuple[Any, ...],
         if name == "Pow" and not (all(map(_is_int, arguments)) and 0 <= arguments[1] <= 64):
             refuse("a power that libraries round in their own ways, or too large to compute")
         result: Element = compute(*arguments)
+        if name == "Pow" and isinstance(result, int) and abs(result) > EXACT_TO["float64"]:
+            refuse("a power of whole numbers, which onnxruntime computes as one of floats")
         return result if isinstance(result, bool | str) or dtype == "bool" else stored(result, dtype)
     a = arguments[0]
     b = arguments[1] if len(arguments) == 2 else None
@@ -453,10 +523,9 @@ def element(call: Call, compute: Callable[..., Any], arguments: tuple[Any, ...],
     sizes = sizes or dtype in INTEGERS
     if name == "Mul" and sizes and b is not None:
         found = times(a, b)
-        if isinstance(found, Size):
-            stored(found.factor, dtype)
-        return found
-    if name == "Div" and sizes and b is not None:
+        if holds(dtype, found):
+            return found
+    if name == "Div" and sizes and b is not None and (isinstance(b, int) or (b.least or 0) > 0):
         quotient = divided(a, b)
         if quotient is not None:
             return quotient
@@ -473,10 +542,35 @@ def element(call: Call, compute: Callable[..., Any], arguments: tuple[Any, ...],
     if name in ("Max", "Min") and a == b:
         return a  # type: ignore[no-any-return]
     if name in _COMPARED and b is not None:
-        ordered = _ordered(a, b, dtype)
+        ordered = _ordered(a, b)
         if ordered is not None:
             return ordered in _COMPARED[name]
-    return call.formula(f"{name} of {dtype}", *arguments)
+    return call.formula(f"{name} of {types}", *arguments, most=_most(name, arguments, dtype))
+
+
+def _most(name: str, arguments: tuple[Any, ...], dtype: str) -> int | None:
+    """What a formula of whole numbers is at most, its sign aside; None where nobody knows, or it leaves its type."""
+    if dtype not in INTEGERS or not all(isinstance(one, Size) or _is_int(one) for one in arguments):
+        return None
+    found = [magnitude(argument) for argument in arguments]
+    if None in found:
+        return None
+    sizes = [one for one in found if one is not None]
+    least, limit = INTEGERS[dtype]
+    if least == 0:  # a difference goes round, below 0
+        return None
+    match name:
+        case "Add" | "Sub":
+            most = sum(sizes)
+        case "Abs" | "Neg" | "Div":
+            most = sizes[0]
+        case "Max" | "Min":
+            most = max(sizes)
+        case "Mod":
+            most = sizes[1]
+        case _:
+            return None
+    return most if most < limit else None
 
 
 _COMPARED: Final = {
@@ -489,25 +583,25 @@ _COMPARED: Final = {
 """Which orders make it true."""
 
 
-def _ordered(a: Any, b: Any, dtype: str) -> int | None:
+def _ordered(a: Any, b: Any) -> int | None:
     """-1, 0 or 1 for less, equal, greater, where that does not depend on what symbols stand for."""
     if a == b:
         return 0
-    if isinstance(a, Size) and _is_int(b) and _is_more(a, b, dtype):
+    if isinstance(a, Size) and _is_int(b) and _is_more(a, b):
         return 1
-    if isinstance(b, Size) and _is_int(a) and _is_more(b, a, dtype):
+    if isinstance(b, Size) and _is_int(a) and _is_more(b, a):
         return -1
     return None
 
 
-def _is_more(size: Size, number: int, dtype: str) -> bool:
+def _is_more(size: Size, number: int) -> bool:
     """
     Whether a size is certainly more than a number.
 
     Elsewhere what windows make has places, as nobody serves a model for images of none; where a branch may hang on it
-    that has to be certain. Products are asked in the widest type alone, as they may leave the range of another.
+    that has to be certain.
     """
-    if size.least is None or (dtype != "int64" and (size.factor, len(size.symbols)) != (1, 1)):
+    if size.least is None:
         return False
     return number < (1 if all(symbol.of_input or symbol == ROWS for symbol in size.symbols) else 0)
 

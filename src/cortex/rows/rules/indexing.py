@@ -24,13 +24,9 @@ from cortex.rows.rules.registry import (
     numbers_of,
     rule,
 )
-from cortex.rows.sizes import Dim, Size, counts_rows, product, suppose_at_most
+from cortex.rows.sizes import LONGEST, Dim, Size, counts_rows, magnitude, product, suppose_at_most, suppose_within
 from cortex.rows.values import Element, Kind, Value, element_count, known, rows, uniform, vector
 from cortex.wire.graphs import MAX_ELEMENTS
-
-_WHOLE = 10**9
-"""Exporters write this, or more, for "to the end": no tensor that fits into memory is longer."""
-
 
 # ---- joined and cut ---------------------------------------------------------------------------------------------
 
@@ -98,7 +94,9 @@ def _total(call: Call, sizes: Sequence[Dim]) -> Dim:
     if all(isinstance(size, int) for size in sizes):
         return sum(size for size in sizes if isinstance(size, int))
     least = [size if isinstance(size, int) else size.least or 0 for size in sizes]
-    return call.formula("sum of", *sizes, least=min(1, sum(least)))
+    most = [magnitude(size) for size in sizes]
+    total = sum(LONGEST if one is None else one for one in most)
+    return call.formula("sum of", *sizes, least=min(1, sum(least)), most=min(total, LONGEST))
 
 
 def _uniform_concatenated(call: Call, values: Sequence[Value], axis: int) -> Value:
@@ -207,7 +205,7 @@ def cut(
     array = value.array() if value.elements is not None else None
     for axis, start, end, step in zip((axis_of(axis, len(shape)) for axis in axes), starts, ends, steps, strict=True):
         size = shape[axis]
-        to_the_end = end == size or (isinstance(end, int) and end >= _WHOLE)
+        to_the_end = end == size or (isinstance(end, int) and end >= LONGEST and suppose_within(size, end))
         if start == 0 and step == 1 and to_the_end:
             continue
         if not value.is_uniform and axis == value.axis:
@@ -227,7 +225,8 @@ def cut(
         ):
             shape[axis], array = end, None
         else:
-            shape[axis] = call.fresh() if counts_rows(size) else call.formula("slice", start, end, step, size, least=0)
+            cut_size = call.formula("slice", start, end, step, size, least=0, most=magnitude(size))
+            shape[axis] = call.fresh() if counts_rows(size) else cut_size
             array = None
     if array is not None:
         return known(array, value.dtype)

@@ -157,6 +157,8 @@ def _with_bias(call: Call, product: Value, bias: Value | None) -> Value:
 
 @rule("Einsum", rounds=Rounds.SUMS, since=12)
 def einsum(call: Call) -> Value:
+    if call.x.dtype in ("int64", "uint64"):  # onnxruntime sums them as ReduceSum does
+        call.rounds = Rounds.SUMS_AND_STEPS
     equation = call.text("equation").replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")

@@ -187,8 +187,8 @@ class Call:
         """A size that nothing is known of; it may be 0."""
         return self.symbols.fresh()
 
-    def formula(self, name: str, *arguments: object, least: int | None = None) -> Size:
-        return self.symbols.formula(name, *arguments, least=least)
+    def formula(self, name: str, *arguments: object, least: int | None = None, most: int | None = None) -> Size:
+        return self.symbols.formula(name, *arguments, least=least, most=most)
 
 
 def axis_of(axis: int, rank: int) -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from cortex.rows.refusal import refuse
+from cortex.rows.rules.elementwise import bounded
 from cortex.rows.rules.registry import COUNTED, Call, dims_of, elements_of, rule
 from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Size, counts_rows, product
 from cortex.rows.values import NUMBERS, Kind, Value, element_count, filled, scalar, uniform, vector
@@ -72,11 +71,10 @@ def range_(call: Call) -> Value:
     if isinstance(start, int) and isinstance(limit, int) and isinstance(step, int) and step:
         found = range(start, limit, step)
         made = vector(list(found), dtype) if len(found) <= MAX_ELEMENTS else uniform((len(found),), dtype)
-        return dataclasses.replace(made, below=len(found)) if start == 0 and step == 1 else made
+        return bounded(made, len(found) if start == 0 and step == 1 else None)
     is_length = start == 0 and step == 1 and isinstance(limit, Size) and limit.least is not None
     length: Dim = limit if is_length and isinstance(limit, Size) else call.fresh()
-    below = length if start == 0 and step == 1 else None
-    return dataclasses.replace(uniform((length,), dtype), below=below)
+    return bounded(uniform((length,), dtype), length if start == 0 and step == 1 else None)
 
 
 def _only(value: Value) -> object:

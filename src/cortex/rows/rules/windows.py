@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from cortex.rows.refusal import refuse
+from cortex.rows.rules.elementwise import EXACT_TO
 from cortex.rows.rules.registry import (
     COUNTED,
     Call,
@@ -18,7 +19,7 @@ from cortex.rows.rules.registry import (
     must_have_rows_first,
     rule,
 )
-from cortex.rows.sizes import Dim, counts_rows, divided, equal, product, times
+from cortex.rows.sizes import LONGEST, Dim, Size, counts_rows, divided, equal, magnitude, product, suppose_within, times
 from cortex.rows.values import Element, Grade, Value, mixed
 
 _MICROSOFT: Final = "com.microsoft"
@@ -68,17 +69,20 @@ class _Window:
             found = self._same(size) if self.dilation == 1 else None
         elif isinstance(self.kernel, int):
             found = self._fitting(size, self.pads - self.dilation * (self.kernel - 1))
-        return found if found is not None else call.formula("places of a window", size, *self.key, least=1)
+        if found is not None:
+            return found
+        most = _sum_of_magnitudes(size, self.pads)
+        return call.formula("places of a window", size, *self.key, least=1, most=most)
 
     def _same(self, size: Dim) -> Dim | None:
         if self.stride == 1:
-            return size
+            return size if _is_exact(size) else None
         return -(-size // self.stride) if isinstance(size, int) and size < _LARGEST else None
 
     def _fitting(self, size: Dim, room: int) -> Dim | None:
         """None also where versions of onnxruntime differ: in whether a window may begin in the padding at the end."""
         if self.stride == 1 and room == 0:
-            return size
+            return size if _is_exact(size) else None
         if not isinstance(size, int) or not 0 < size + room < _LARGEST:
             return None
         steps = size + room - 1
@@ -91,7 +95,24 @@ class _Window:
         """How long a dimension of this size becomes when each element is spread over a window."""
         if isinstance(size, int) and isinstance(self.kernel, int) and self.padding in ("NOTSET", "VALID"):
             return (size - 1) * self.stride + padding + (self.kernel - 1) * self.dilation + 1 - self.pads
-        return call.formula("spread over windows", size, padding, *self.key, least=1)
+        spread = times(size, self.stride)
+        most = None
+        if isinstance(self.kernel, int):
+            most = _sum_of_magnitudes(spread, padding, self.kernel * self.dilation, self.pads)
+        return call.formula("spread over windows", size, padding, *self.key, least=1, most=most)
+
+
+def _is_exact(size: Dim) -> bool:
+    """Whether a float of 32 bits holds a size as it is."""
+    most = magnitude(size)
+    return most is not None and most <= EXACT_TO["float32"]
+
+
+def _sum_of_magnitudes(*sizes: Dim) -> int | None:
+    """What the sum of sizes is at most; None where it may be as long as any dimension."""
+    found = [magnitude(size) for size in sizes]
+    total = sum(LONGEST if one is None else one for one in found)
+    return total if total < LONGEST else None
 
 
 # ---- convolutions ------------------------------------------------------------------------------------------------
@@ -355,9 +376,15 @@ def _times(call: Call, size: Dim, scale: Element) -> Dim:
     if not isinstance(scale, int | float):
         return refuse("its scales are no numbers")
     if scale == int(scale):
-        return times(size, int(scale))
+        found = times(size, int(scale))
+        is_shift = int(scale) & (int(scale) - 1) == 0
+        return found if suppose_within(size if is_shift else found, EXACT_TO["float32"]) else _any_size(call, size)
     product = size * scale if isinstance(size, int) else 0.5
-    return int(product) if product == int(product) else call.symbols.fresh(least=1)
+    return int(product) if product == int(product) and product <= _LARGEST else _any_size(call, size)
+
+
+def _any_size(call: Call, size: Dim) -> Size:
+    return refuse(COUNTED) if counts_rows(size) else call.symbols.fresh(least=1)
 
 
 def _resized(call: Call, axes: Sequence[int], sizes: Sequence[Dim]) -> Value:

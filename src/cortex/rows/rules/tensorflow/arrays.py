@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from cortex.rows.refusal import refuse
+from cortex.rows.rules.elementwise import held
 from cortex.rows.rules.indexing import concatenated, cut, gathered, padded, parts
 from cortex.rows.rules.layout import expanded, inserted, removed, reshaped, tiled, transposed
 from cortex.rows.rules.registry import (
@@ -42,17 +43,23 @@ def constant(call: Call) -> Value:
 
 @rule("Shape", takes=_ANY_ROWS, takes_counts=True)
 def shape_of(call: Call) -> Value:
-    return vector(call.x.known_shape, call.text("out_type", "int32"))
+    return _shape_of(call, call.x)
 
 
 @rule("ShapeN", takes=_ANY_ROWS, takes_counts=True)
 def shapes_of(call: Call) -> list[Value]:
-    return [vector(value.known_shape, call.text("out_type", "int32")) for value in call.given]
+    return [_shape_of(call, value) for value in call.given]
+
+
+def _shape_of(call: Call, value: Value) -> Value:
+    dtype = call.text("out_type", "int32")
+    return vector([held(call, dim, dtype) for dim in value.known_shape], dtype)
 
 
 @rule("Size", takes=_ANY_ROWS, takes_counts=True)
 def size(call: Call) -> Value:
-    return scalar(product(call.x.known_shape), call.text("out_type", "int32"))
+    dtype = call.text("out_type", "int32")
+    return scalar(held(call, product(call.x.known_shape), dtype), dtype)
 
 
 @rule("Rank", takes=_ANY_ROWS, takes_counts=True)
@@ -232,7 +239,7 @@ def _end(call: Call, start: Dim, size: Dim, whole: Dim) -> Dim:
         return size
     if isinstance(start, int) and isinstance(size, int):
         return start + size
-    return call.formula("Add", start, size)
+    return call.formula("end of a slice", start, size)
 
 
 def _bounds(call: Call, value: Value) -> list[Dim]:

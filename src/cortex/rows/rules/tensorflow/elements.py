@@ -6,12 +6,12 @@ import dataclasses
 from typing import Final
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.elementwise import broadcast, converted
+from cortex.rows.rules.elementwise import INTEGERS, broadcast, converted, stored
 from cortex.rows.rules.layout import inserted
 from cortex.rows.rules.reductions import reduced
 from cortex.rows.rules.registry import NEWEST, RULES, Call, Rounds, axis_of, must_be_constant, numbers_of
 from cortex.rows.rules.tensorflow.registry import rule
-from cortex.rows.sizes import Size, divided, equal, is_number
+from cortex.rows.sizes import Size, divided, equal, is_number, magnitude
 from cortex.rows.values import NUMBERS, Element, Kind, Value, uniform
 
 _EXACT: Final = {
@@ -155,7 +155,7 @@ def of_known(call: Call) -> Value | None:
 
 def _divided(call: Call, a: Value, b: Value) -> Value | None:
     """Sizes by a size, rounded down."""
-    if b.elements is None or len(b.elements) != 1 or a.elements is None or a.rank < b.rank:
+    if b.elements is None or len(b.elements) != 1 or a.elements is None or a.rank < b.rank or a.dtype not in INTEGERS:
         return None
     (by,) = b.elements
     if not (is_number(by) or isinstance(by, Size)) or by == 0:
@@ -163,13 +163,14 @@ def _divided(call: Call, a: Value, b: Value) -> Value | None:
 
     def one(element: Element) -> Element:
         if isinstance(element, int) and isinstance(by, int):
-            return element // by
+            return stored(element // by, a.dtype)
         if not isinstance(element, int | Size) or not isinstance(by, int | Size):
             return refuse("no size")
-        exact = divided(element, by)
+        exact = divided(element, by) if isinstance(by, int) or (by.least or 0) > 0 else None
         positive = isinstance(element, int) or element.least is not None
         least = 0 if positive and isinstance(by, int) and by > 0 else None
-        return exact if exact is not None else call.formula("FloorDiv", element, by, least=least)
+        most = None if least is None else magnitude(element)
+        return exact if exact is not None else call.formula("FloorDiv", element, by, least=least, most=most)
 
     if any(isinstance(element, bool | float | str) for element in a.elements):
         return None

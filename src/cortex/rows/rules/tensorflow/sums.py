@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import string
-from collections.abc import Sequence
 from typing import Final
 
 from cortex.rows.refusal import refuse
+from cortex.rows.rules.elementwise import bounded
 from cortex.rows.rules.layout import transposed
 from cortex.rows.rules.products import contracted, multiplied
-from cortex.rows.rules.reductions import along, reduced
+from cortex.rows.rules.reductions import along, extreme, reduced
+from cortex.rows.rules.reductions import multiplied as product_of
 from cortex.rows.rules.registry import (
     ALONG_ROWS,
     COUNTED,
@@ -24,7 +25,7 @@ from cortex.rows.rules.registry import (
     numbers_of,
 )
 from cortex.rows.rules.tensorflow.registry import rule
-from cortex.rows.sizes import Dim, counts_rows, product
+from cortex.rows.sizes import Dim, counts_rows
 from cortex.rows.values import Value, uniform, vector
 
 # ---- reductions -----------------------------------------------------------------------------------------------------
@@ -44,20 +45,13 @@ def reduce_(call: Call) -> Value:
     x, keep = call.x, call.attributes.get("keep_dims") is True
     axes = numbers_of(call.value(1), "the axes")
     if call.operator in ("Max", "Min", "Prod") and x.elements and x.rank == 1 and axes in ([0], [-1]):
-        result = _reduced_size(call, dims_of(x, "a size"))
+        dims = dims_of(x, "a size")
+        if call.operator == "Prod":
+            result = product_of(call, dims, x.dtype)
+        else:
+            result = extreme(call, dims, largest=call.operator == "Max")
         return dataclasses.replace(vector([result], x.dtype), shape=(1,) if keep else ())
     return reduced(x, axes, keep=keep)
-
-
-def _reduced_size(call: Call, dims: Sequence[Dim]) -> Dim:
-    if call.operator == "Prod":
-        return product(dims)
-    if all(dim == dims[0] for dim in dims):
-        return dims[0]
-    numbers = [dim for dim in dims if isinstance(dim, int)]
-    if len(numbers) < len(dims):
-        return call.formula(call.operator, *dims)
-    return max(numbers) if call.operator == "Max" else min(numbers)
 
 
 @rule("All", "Any")
@@ -71,7 +65,7 @@ def arg_max(call: Call) -> Value:
     (axis,) = numbers_of(call.value(1), "the axis")
     found = reduced(call.x, [axis], keep=False)
     below = call.x.known_shape[axis_of(axis, call.x.rank)]
-    return dataclasses.replace(found, dtype=call.text("output_type", "int64"), below=below)
+    return bounded(found.typed(call.text("output_type", "int64")), below)
 
 
 # ---- along the last dimension ---------------------------------------------------------------------------------------
