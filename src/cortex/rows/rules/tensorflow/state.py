@@ -11,7 +11,7 @@ from cortex.rows.rules.tensorflow.registry import rule
 from cortex.rows.values import Kind, Value, tensors, uniform, vector
 
 _HANDLE: Final = frozenset({Kind.TENSORS})
-"""A variable is known as a list of what it holds."""
+"""A variable is known as a list of what it holds, and a table as one of the values of its keys."""
 
 
 def _declared(call: Call) -> Value:
@@ -65,40 +65,46 @@ def gather_nd(call: Call) -> Value:
     """Of a variable by indices, whose last dimension is one index."""
     held, index = _held(call.x), call.value(1)
     depth = index.known_shape[-1]
-    if not isinstance(depth, int) or (index.is_rows and index.axis == index.rank - 1):
+    if not isinstance(depth, int):
         refuse("an index of unknown depth")
     shape = [*index.known_shape[:-1], *held.known_shape[depth:]]
     found = index.moved(shape, index.axis) if index.is_rows else uniform(shape)
     return found.typed(call.text("dtype"))
 
 
-@rule(
-    "HashTable",
-    "HashTableV2",
-    "MutableHashTable",
-    "MutableHashTableOfTensorsV2",
-    "MutableHashTableV2",
-)
+@rule("HashTable", "HashTableV2", "MutableHashTable", "MutableHashTableV2", when_uniform=False)
 def table(call: Call) -> Value:
-    return uniform((), "resource")
+    return tensors(uniform(()))
 
 
-@rule("LookupTableFind", "LookupTableFindV2")
+@rule("MutableHashTableOfTensorsV2", when_uniform=False)
+def table_of_tensors(call: Call) -> Value:
+    shape = call.attributes.get("value_shape", ())
+    return tensors(uniform(call.integers("value_shape") if isinstance(shape, tuple) else None))
+
+
+@rule("LookupTableFind", "LookupTableFindV2", takes=_HANDLE)
 def look_up(call: Call) -> Value:
-    """Key by key. What a table holds for a key may be more than one value, as the default has it."""
-    keys, default = call.value(1), call.value(2)
-    must_be_constant(call.value(0), default)
-    shape = [*keys.known_shape, *default.known_shape]
+    """
+    Key by key. What a table holds for a key may be more than one value, and the default as many.
+
+    A default of another shape is one for each key, of as many keys as there happen to be.
+    """
+    held, keys, default = _held(call.x).known_shape, call.value(1), call.value(2)
+    must_be_constant(default)
+    if default.shape != held:
+        refuse("a default that is not one for all keys")
+    shape = [*keys.known_shape, *held]
     found = keys.moved(shape, keys.axis) if keys.is_rows else uniform(shape)
     return found.typed(call.text("Tout"))
 
 
-@rule("LookupTableSize", "LookupTableSizeV2")
+@rule("LookupTableSize", "LookupTableSizeV2", takes=_HANDLE)
 def table_size(call: Call) -> Value:
     return uniform((), "int64")
 
 
-@rule("LookupTableExportV2")
+@rule("LookupTableExportV2", takes=_HANDLE)
 def exported(call: Call) -> list[Value]:
     count = call.fresh()
     return [uniform((count,)), uniform((count,))]
