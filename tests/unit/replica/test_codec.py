@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import sys
 import tracemalloc
 import warnings
 import zlib
@@ -41,6 +42,71 @@ def refused(error, body, content_type=None, decoder=PLAIN):
         decoder.decode(body, content_type)
     assert orjson.dumps(caught.value.facts)
     return caught.value
+
+
+# ---- integers of more than 64 bits ------------------------------------------------------------------------------------
+
+INTEGERS = st.one_of(
+    st.integers(),
+    st.integers(-(10**300), 10**300),
+    st.sampled_from([2**63, 2**64 - 1, 2**64, 2**64 + 1, -(2**63), -(2**63) - 1, 10**19, -(10**18), 2**1000]),
+)
+VALUES = st.recursive(
+    st.one_of(INTEGERS, st.floats(allow_nan=False, allow_infinity=False), st.text(), st.none(), st.booleans()),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(VALUES, st.sampled_from([None, "application/json", "text/json", "application/x+json", "application/json;a=b"]))
+@settings(deadline=None)
+def test_handlers_get_every_digit_of_an_integer_at_any_depth(value, content_type):
+    sample = HANDLED.decode(json.dumps(value).encode(), content_type)
+    assert repr(sample) == repr(json.loads(json.dumps(value)))
+
+
+@given(st.text(st.sampled_from("0123456789.eE-+, []"), max_size=60))
+@settings(deadline=None)
+def test_bodies_full_of_digits_are_read_as_they_were_or_exactly(text):
+    body = text.encode()
+    try:
+        expected = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        refused(BadJson, body, decoder=HANDLED)
+        return
+    exact = json.loads(body)
+    found = HANDLED.decode(body)
+    assert found in (expected, exact)
+    assert repr(found) == repr(exact)
+
+
+def test_a_number_with_too_many_digits_is_said_to_have_them():
+    for digits in (400, 5000):
+        assert "too large" in str(refused(BadJson, b"[" + b"9" * digits + b"]", decoder=HANDLED))
+
+
+def test_an_integer_deeper_than_python_reads_is_exact_or_said_to_be_too_deep():
+    """Which of the two depends on the version of Python."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(900)
+    try:
+        found = HANDLED.decode(b"[" * 1000 + b"1" * 25 + b"]" * 1000)  # orjson reads 1024
+    except BadJson as error:
+        found = error.reason
+    finally:
+        sys.setrecursionlimit(limit)
+    while isinstance(found, list):
+        (found,) = found
+    assert found in (int("1" * 25), "an integer of more than 64 bits stands too deep")
+
+
+def test_a_model_that_needs_no_input_is_asked_with_nothing():
+    decoder = Decoder(has_pre_inference=False, may_be_empty=True)
+    for content_type in (None, "application/json", FORM, "text/plain", "application/octet-stream"):
+        for body in (b"", b" \n"):
+            assert decoder.decode(body, content_type) is None
+    assert decoder.decode(b"{}") == {}
+    refused(BadJson, b"", decoder=Decoder(has_pre_inference=True, may_be_empty=True))
 
 
 # ---- JSON -----------------------------------------------------------------------------------------------------------
