@@ -53,7 +53,8 @@ class Backend(Protocol):
             Outputs in model order.
 
         Raises:
-            InferenceFailed: the model refused the values or failed on them.
+            InputRefused: the runtime says that the values are no input for this model.
+            InferenceFailed: the model failed on them.
         """
         ...
 
@@ -277,3 +278,10 @@ class InferenceFailed(CortexError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(f"the model failed: {reason}")
+
+
+class InputRefused(InferenceFailed):
+    """
+    What the runtime calls an invalid argument: an index that is out of range, sizes that do not go together, bytes that
+    are no image. Whoever made the input can do something about it.
+    """

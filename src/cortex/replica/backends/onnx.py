@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +21,7 @@ from cortex.replica.backends.base import (
     BackendMissing,
     ExternalDataMissing,
     InferenceFailed,
+    InputRefused,
     ModelError,
     ModelUnreadable,
     UnsupportedIrVersion,
@@ -88,10 +90,11 @@ class OnnxBackend:
         self._session = session
         self._inputs: list[Any] = session.get_inputs()
         self._outputs: list[Any] = session.get_outputs()
-        self._signature = _signature(self._inputs, self._outputs, header)
+        self._signature = _signature(self._inputs, self._outputs, header, session.get_overridable_initializers())
         self._names = [output.name for output in self._outputs]
         self._positions = {name: index for index, name in enumerate(self._names)}
-        self._optional = [spec.name for spec in self._signature.inputs if spec.optional]
+        given = {arg.name for arg in self._inputs}
+        self._optional = [spec.name for spec in self._signature.inputs if spec.optional and spec.name in given]
         # What a run reports it also raises, and then our log has it once, with the request's id.
         self._options = ort.RunOptions()
         self._options.log_severity_level = _SEVERITY_FATAL
@@ -122,7 +125,7 @@ class OnnxBackend:
         try:
             return self._run(self._names, feeds, self._options)
         except Exception as error:
-            raise InferenceFailed(_reason(error)) from error
+            raise _run_error(error) from error
 
     def present(self, outputs: Sequence[Any], feeds: Mapping[str, Any]) -> Prediction:
         return Prediction(outputs, self._positions)
@@ -347,6 +350,58 @@ def _missing_weights(path: str, name: str) -> ModelError | None:
     return None
 
 
+# ---- what onnxruntime says of a run ---------------------------------------------------------------------------------
+
+
+def _run_error(error: Exception) -> InferenceFailed:
+    """
+    Tell what the caller can mend from what is a failure.
+
+    Kernels that look at their input report INVALID_ARGUMENT. Most do not: they find a condition unmet that follows
+    from sizes or values of the input, and report FAIL or RUNTIME_EXCEPTION, as for memory that they cannot get. Only
+    the words tell those apart.
+
+    Source:
+        onnxruntime/core/common/common.h (ORT_ENFORCE, ORT_MAKE_STATUS), and what 1.32 was seen to say.
+    """
+    text = str(error)
+    reason = _reason(error)
+    code = _CODE.match(text)
+    if code is None or _FAILURE.search(text):
+        return InferenceFailed(reason)
+    if code[1] == "INVALID_ARGUMENT" or (code[1] in ("FAIL", "RUNTIME_EXCEPTION") and _OF_THE_INPUT.search(reason)):
+        return InputRefused(_for_callers(reason))
+    return InferenceFailed(reason)
+
+
+def _for_callers(reason: str) -> str:
+    """What is left of a reason for somebody who knows nothing of the graph, and of onnxruntime's source."""
+    text = re.sub(r'\b(\w+) node(?: "[^"]*")?: ', r"\1: ", reason)
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"[\w./-]+\.(?:h|hpp|cc|cpp|cu|cuh):\d+ (?:operator\(\)|[\w:~<>]+) ", "", text)
+    text = re.sub(r"^((?:\w+: )*).* was false\. ?(?=\S)", r"\1", text)
+    text = re.sub(r"((?:^|: )Cast: )(?:invalid )?sto\w+(?: argument)?$", r"\1a text is no number", text)
+    text = re.sub(r"\b0x[0-9a-fA-F]{4,}\b", "…", text)
+    return text if len(text) <= _CALLERS_CHARS else text[: _CALLERS_CHARS - 1] + "…"
+
+
+_CALLERS_CHARS: Final = 300
+
+
+_CODE: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : (\w+) :")
+_FAILURE: Final = re.compile(
+    r"Failed to allocate|bad_alloc|out of memory|Missing Input|Unexpected input data type|Invalid input name|"
+    r"not implemented|(?:CUDA|CUDNN|CUBLAS|CUFFT)\w* (?:failure|error)",
+    re.IGNORECASE,
+)
+"""Of the machine, the model or us, whatever code it comes with."""
+_OF_THE_INPUT: Final = re.compile(
+    r"\b(?:shapes?|dims?|dimensions?|dimensionality|rank|axis|axes|broadcast\w*|indices|index|channels?|sizes?|lengths?|"
+    r"elements?|negative|invalid|must|should|cannot|can't|out of (?:range|bounds?)|stod|stof|stol|stoll|stoi)\b",
+    re.IGNORECASE,
+)
+
+
 def _reason(error: Exception) -> str:
     """onnxruntime's message in one line, without its prefix, source files and C++ signatures."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
@@ -414,12 +469,15 @@ def _parse_type(text: str, *, is_input: bool) -> _Type | None:
     return inner._replace(kind=kind)
 
 
-def _signature(inputs: Sequence[Any], outputs: Sequence[Any], header: ModelHeader | None) -> Signature:
+def _signature(
+    inputs: Sequence[Any], outputs: Sequence[Any], header: ModelHeader | None, defaults: Sequence[Any] = ()
+) -> Signature:
     """
     Describe a session.
 
     Args:
         inputs, outputs: `NodeArg`s.
+        defaults: those of inputs that the model has a value for. What has no form outside the model is left out.
         header: what the file declares. onnxruntime shows an undeclared shape as `[]`, like a scalar's, and no shape at
             all for what is inside sequences.
 
@@ -445,7 +503,14 @@ def _signature(inputs: Sequence[Any], outputs: Sequence[Any], header: ModelHeade
         outputs=tuple(specs(outputs, () if header is None else header.outputs, False)),
     )
     _refuse_mixed_bfloat16(signature)
-    return signature
+    with_default = [
+        TensorSpec(arg.name, found.dtype, tuple(arg.shape), optional=True)
+        for arg in defaults
+        if (found := _parse_type(arg.type, is_input=True)) is not None
+        and found.kind == "tensor"
+        and found.dtype != "bfloat16"  # one would change how everything else is fed
+    ]
+    return msgspec.structs.replace(signature, inputs=(*signature.inputs, *with_default)) if with_default else signature
 
 
 def _refuse_mixed_bfloat16(signature: Signature) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from cortex.replica.backends.base import (
     BackendMissing,
     InferenceFailed,
+    InputRefused,
     ModelError,
     ModelUnreadable,
     UnsupportedType,
@@ -156,7 +157,7 @@ class TensorFlowBackend:
             given = [feed(feeds) for feed in self._feeders]
             values = self._call(*given)
         except Exception as error:
-            raise InferenceFailed(_reason(error)) from error
+            raise _run_error(error) from error
         if self._hands_through:
             values = [*values, *given]
         return [take(values[place]) for place, take in self._takers]
@@ -609,6 +610,28 @@ def _load_error(error: Exception, step: str, path: str) -> ModelError:
     if step == "tables":
         return ModelError(f"the SavedModel's tables cannot be filled: {reason}", hint=_EXPORT_AGAIN)
     return ModelUnreadable(_BINARY, reason, hint="see if tf.saved_model.load(folder) reads it")
+
+
+def _run_error(error: Exception) -> InferenceFailed:
+    """Tell what the caller can mend from what is a failure."""
+    reason = _reason(error)
+    if isinstance(error, _REFUSALS) and not _EXPORTERS.search(str(error)):
+        return InputRefused(reason if len(reason) <= _CALLERS_CHARS else reason[: _CALLERS_CHARS - 1] + "…")
+    return InferenceFailed(reason)
+
+
+_REFUSALS: Final = (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError, tf.errors.DataLossError)
+"""
+Of values that an operation does not take, of indices, and of bytes that are damaged. Memory, missing kernels and
+variables without a value have other classes.
+
+Source: tensorflow/core/protobuf/error_codes.proto, and what 2.21 was seen to raise.
+"""
+_EXPORTERS: Final = re.compile(
+    r"You must feed a value for placeholder|Type mismatch: actual|No OpKernel was registered|Could not find device"
+)
+"""Called invalid arguments too, and the same for every input: the graph is wrong, or we are."""
+_CALLERS_CHARS: Final = 300
 
 
 def _reason(error: Exception) -> str:

@@ -17,6 +17,7 @@ from cortex.replica.backends.base import (
     BackendMissing,
     ExternalDataMissing,
     InferenceFailed,
+    InputRefused,
     ModelError,
     ModelUnreadable,
     UnsupportedIrVersion,
@@ -103,15 +104,6 @@ def test_several_inputs_and_outputs_keep_their_order(models):
     )
     assert [spec.name for spec in loaded.signature.inputs] == ["b", "a", "c"]
     assert [output.tolist() for output in answer(loaded, {"a": 1, "b": 2, "c": 7})] == ["7", [[3.0]]]
-
-
-def test_initialisers_listed_as_inputs_are_none(models):
-    weights = numpy_helper.from_array(np.array([10, 20], np.float32), "w")
-    loaded = models.load(
-        [("Add", ["x", "w"], ["y"], {})], {"x": ("FLOAT", ["N", 2]), "w": ("FLOAT", [2])}, initializer=[weights]
-    )
-    assert [spec.name for spec in loaded.signature.inputs] == ["x"]
-    assert answer(loaded, [1, 2])[0].tolist() == [[11, 22]]
 
 
 def optional(inner):
@@ -451,13 +443,114 @@ def test_what_is_wrong_with_the_model_is_told_on_a_gpu_too(models, with_cuda):
 
 
 def test_a_model_that_fails_says_why_in_one_line_and_prints_nothing(models, capfd):
-    shape = numpy_helper.from_array(np.array([5, 5]), "s")
-    loaded = models.load([("Reshape", ["x", "s"], ["y"], {})], initializer=[shape])
+    loaded = models.load([("Expand", ["x", "s"], ["y"], {})], {"x": ("FLOAT", [1]), "s": ("INT64", ["n"])})
     with pytest.raises(InferenceFailed) as caught:
-        loaded.run({"x": np.ones((1, 2), np.float32)})
-    assert caught.value.reason.startswith("Reshape node: ")
+        loaded.run({"x": np.ones(1, np.float32), "s": np.array([1 << 40])})
+    assert type(caught.value) is InferenceFailed
+    assert caught.value.reason.startswith("Expand node: Failed to allocate memory")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+TABLE = numpy_helper.from_array(np.ones((100, 4), np.float32), "t")
+GRID = {"x": ("FLOAT", ["n", "m"])}
+IDS = {"i": ("INT64", ["n", "m"])}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "inputs", "initializer", "feeds", "reason"),
+    [
+        (
+            [("Gather", ["t", "i"], ["y"], {})],
+            IDS,
+            [TABLE],
+            {"i": np.array([[9999]])},
+            "Gather: indices element out of data bounds, idx=9999 must be within the inclusive range [-100,99]",
+        ),
+        (
+            [("GatherElements", ["t", "i"], ["y"], {})],
+            IDS,
+            [TABLE],
+            {"i": np.array([[9999]])},
+            "GatherElements: GatherElements op: Out of range value in index tensor",
+        ),
+        (
+            [("Reshape", ["x", "s"], ["y"], {})],
+            GRID,
+            [numpy_helper.from_array(np.array([-1, 4]), "s")],
+            {"x": np.ones((1, 3), np.float32)},
+            "Reshape: The input tensor cannot be reshaped to the requested shape. "
+            "Input shape:{1,3}, requested shape:{-1,4}",
+        ),
+        (
+            [("Add", ["x", "x2"], ["y"], {})],
+            {**GRID, "x2": ("FLOAT", ["a", "b"])},
+            [],
+            {"x": np.ones((2, 3), np.float32), "x2": np.ones((2, 2), np.float32)},
+            "Add: Attempting to broadcast an axis by a dimension other than 1. 2 by 3",
+        ),
+        (
+            [("Concat", ["x", "x2"], ["y"], {"axis": 1})],
+            {**GRID, "x2": ("FLOAT", ["a", "b"])},
+            [],
+            {"x": np.ones((2, 3), np.float32), "x2": np.ones((1, 2), np.float32)},
+            "Concat: Non concat axis dimensions must match: Axis 0 has mismatched dimensions of 1 and 2",
+        ),
+        (
+            [("MatMul", ["x", "t"], ["y"], {})],
+            GRID,
+            [TABLE],
+            {"x": np.ones((2, 3), np.float32)},
+            "MatMul: MatMul dimension mismatch",
+        ),
+        (
+            [("Cast", ["s"], ["y"], {"to": 1})],
+            {"s": ("STRING", ["n"])},
+            [],
+            {"s": np.array(["abc"], object)},
+            "Cast: a text is no number",
+        ),
+        (
+            [("TopK", ["x", "k"], ["y", "places"], {})],
+            {**GRID, "k": ("INT64", [1])},
+            [],
+            {"x": np.ones((2, 3), np.float32), "k": np.array([5])},
+            "TopK: k argument [5] should not be greater than specified axis dim value [3]",
+        ),
+    ],
+)
+def test_what_a_caller_can_mend_is_told_without_words_about_the_source(
+    models, capfd, nodes, inputs, initializer, feeds, reason
+):
+    loaded = models.load(nodes, inputs, initializer=initializer)
+    with pytest.raises(InputRefused) as caught:
+        loaded.run(feeds)
+    assert caught.value.reason == reason
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_input_with_a_default_in_the_model_may_be_given(models):
+    factor = numpy_helper.from_array(np.array([2], np.float32), "k")
+    loaded = models.load(
+        [("Mul", ["x", "k"], ["y"], {})], {**GRID, "k": ("FLOAT", [1])}, initializer=[factor], name="default.onnx"
+    )
+    assert loaded.signature.inputs == (
+        TensorSpec("x", "float32", ("n", "m")),
+        TensorSpec("k", "float32", (1,), optional=True),
+    )
+    x = np.ones((1, 2), np.float32)
+    assert loaded.run({"x": x})[0].tolist() == [[2, 2]]
+    assert loaded.run({"x": x, "k": np.array([10], np.float32)})[0].tolist() == [[10, 10]]
+    assert [given.name for given in loaded.metadata_inputs] == ["x"]  # as handlers know it
+
+
+def test_weights_that_an_old_exporter_lists_among_the_inputs_are_none(models):
+    """Before IR version 4 every weight had to be listed, and onnxruntime takes none of them from outside."""
+    factor = numpy_helper.from_array(np.array([2], np.float32), "k")
+    loaded = models.load(
+        [("Mul", ["x", "k"], ["y"], {})], {**GRID, "k": ("FLOAT", [1])}, initializer=[factor], ir_version=3, opset=9
+    )
+    assert [spec.name for spec in loaded.signature.inputs] == ["x"]
 
 
 def test_handlers_get_onnxruntimes_own_descriptions(models):
