@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +18,6 @@ LISTS: Final = frozenset({list, tuple})
 MAX_RANK: Final = 32  # numpy 1.x holds no more dimensions
 _MANY: Final = 1 << 18  # elements that are looked at one by one for the sake of a message
 _SHOWN_CHARS: Final = 40
-_ENVELOPES: Final = ("instances", "inputs", "data", "dataframe_split", "ndarray")
 
 
 class InputMismatch(CortexError):
@@ -96,48 +96,122 @@ def _listed(shape: tuple[Dim, ...] | None) -> list[Dim] | None:
     return None if shape is None else list(shape)
 
 
-def missing(spec: TensorSpec, sample: Mapping[Any, Any], names: Sequence[str]) -> InputMismatch:
+class WrongNames(InputMismatch):
     """
-    Return the mismatch for an input that a sample does not have, with a guess at what was meant.
+    The names in a sample are not the model's: one is missing, or the model has no such input.
+
+    What a handler makes has the names that the handler gives it, so there it is no caller's mistake.
+    """
+
+    meant: Mapping[str, str] = MappingProxyType({})
+    """Inputs that were probably meant, by the key that was written."""
+
+
+def wrong_names(specs: Sequence[TensorSpec], sample: Mapping[Any, Any]) -> WrongNames:
+    """
+    Return the mismatch for a sample whose keys are not those of the model's inputs, with a guess at what was meant.
 
     Args:
-        spec: the input.
-        sample: what was sent.
-        names: of all the model's inputs.
+        specs: all the model's inputs.
+        sample: what was sent; it lacks one that may not be absent, or has a key too many.
     """
-    keys = [str(key) for key in sample if str(key) not in names]
-    close = difflib.get_close_matches(spec.name, keys, n=1, cutoff=0.6) or difflib.get_close_matches(
-        spec.name.lower(), [key.lower() for key in keys], n=1, cutoff=0.6
-    )
-    envelope = next((key for key in _ENVELOPES if key in keys), None)
-    if close:
-        found = next(key for key in keys if close[0] in (key, key.lower()))
-        hint = f'did you mean "{spec.name}" where you wrote "{found}"?'
-    elif envelope is not None:
-        hint = f'send the sample itself, without the envelope "{envelope}"'
-    elif len(names) == 1:
-        hint = f'send the value itself, or {{"{spec.name}": value}}'
+    names = [spec.name for spec in specs]
+    absent = [spec for spec in specs if spec.name not in sample]
+    needed = [spec for spec in absent if not spec.optional]
+    known = set(names)
+    unknown = [str(key) for key in sample if key not in known]
+    hints = []
+    meant: dict[str, str] = {}
+    for key in unknown[:_MOST_NAMED]:
+        close = _closest(key, [spec.name for spec in (needed or absent) if spec.name not in meant.values()])
+        if close is not None:
+            meant[key] = close
+            hints.append(f'did you mean "{close}" where you wrote "{key[:_SHOWN_CHARS]}"?')
+    add = [spec.name for spec in needed if spec.name not in meant.values()]
+    if len(names) == 1 and add:
+        hints.append(f'send the value itself, or {{"{names[0]}": value}}')
+    elif add:
+        hints.append(f"add the key{'s' * (len(add) > 1)} {quoted(add)}")
+    elif not hints:
+        hints.append(f"the model's inputs are {quoted(names)}" if names else "the model has no inputs: send {}")
+    if needed:
+        first, *others = needed
+        reason = "which is missing" + (f", and so is {quoted([spec.name for spec in others])}" if others else "")
+        mismatch = WrongNames(
+            first.name,
+            expected_dtype=first.dtype if first.kind == "tensor" else str(first),
+            expected_shape=first.shape if first.kind == "tensor" else None,
+            reason=f"{reason}; the model has no input {quoted(unknown)}" if unknown else reason,
+        )
     else:
-        hint = f'add the key "{spec.name}"'
-    listed = ", ".join(f'"{key[:_SHOWN_CHARS]}"' for key in keys[:5]) + (", …" if len(keys) > 5 else "")
-    return InputMismatch(
-        spec.name,
-        expected_dtype=spec.dtype if spec.kind == "tensor" else str(spec),
-        expected_shape=spec.shape if spec.kind == "tensor" else None,
-        reason="which is missing" + (f"; the sample has the keys {listed}" if keys else ""),
-        hint=hint,
+        mismatch = WrongNames(
+            "",
+            expected_dtype="object",
+            expected_shape=None,
+            found_dtype="object",
+            reason=f"the model has no input {quoted(unknown)}",
+        )
+    mismatch.hint = " ".join(hints)
+    mismatch.meant = meant
+    return mismatch
+
+
+def no_object(specs: Sequence[TensorSpec], sample: object) -> WrongNames:
+    """The mismatch for a sample that names no inputs, of a model that has several."""
+    dtype, shape = describe(sample)
+    needed = [spec.name for spec in specs if not spec.optional] or [spec.name for spec in specs]
+    return WrongNames(
+        "",
+        expected_dtype="object",
+        expected_shape=None,
+        found_dtype=dtype,
+        found_shape=shape,
+        reason=f"the model has {len(specs)} inputs, and the sample is no object that names them",
+        hint=f"send an object with the keys {quoted(needed)}",
     )
 
 
-def ragged(level: Sequence[Any], shape: Sequence[int]) -> tuple[str, str]:
-    """Reason and hint for a level whose items are not lists of one length. `shape` is that of the levels above."""
+def quoted(names: Sequence[str]) -> str:
+    """Names for a message, shortened, the first few of many."""
+    listed = ", ".join(f'"{name[:_SHOWN_CHARS]}"' for name in names[:_MOST_NAMED])
+    return listed + (", …" if len(names) > _MOST_NAMED else "")
+
+
+def _closest(key: str, names: Sequence[str]) -> str | None:
+    """The name that was probably meant. Case, and how words are joined, matters least."""
+    plain = {_plain(name): name for name in reversed(names)}
+    close = difflib.get_close_matches(_plain(key[:_LONGEST_COMPARED]), list(plain), n=1, cutoff=0.6)
+    return plain[close[0]] if close else None
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum()) or name
+
+
+_MOST_NAMED: Final = 10
+_LONGEST_COMPARED: Final = 200  # characters: the time that comparing takes grows with the square
+
+
+def ragged(level: Sequence[Any], shape: Sequence[int], dims: Sequence[Dim] | None) -> tuple[str, str]:
+    """
+    Reason and hint for a level whose items are not lists of one length.
+
+    Args:
+        level: the items.
+        shape: that of the levels above.
+        dims: the model's; None for any.
+    """
     first = level[0]
     index, item = next((i, x) for i, x in enumerate(level) if type(x) not in LISTS or len(x) != len(first))
     here = "".join(f"[{i}]" for i in np.unravel_index(index, shape))
     origin = "[0]" * len(shape)
     if type(item) not in LISTS:
         return f"{here} is no list while {origin} is one", "make all rows equally deep"
-    return f"{here} has {len(item)} values while {origin} has {len(first)}", "make all rows equally long, or pad them"
+    found = f"{here} has {len(item)} values while {origin} has {len(first)}"
+    size = dims[len(shape)] if dims is not None and len(shape) < len(dims) else None
+    if isinstance(size, int) and size in (len(item), len(first)):
+        return found, f"the model takes {shape_text(dims or ())}: give every one {size}"
+    return found, "make all rows equally long, or pad them"
 
 
 def describe(value: object) -> tuple[str, Shape | None]:

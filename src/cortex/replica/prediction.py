@@ -23,13 +23,14 @@ from queue import SimpleQueue
 from typing import Any, ClassVar, Protocol
 
 from cortex.errors import Response
-from cortex.replica.backends.base import Backend
+from cortex.replica.backends.base import Backend, InputRefused
 from cortex.replica.batching import Outputs, count_rows
-from cortex.replica.codec import Decoder, unpack
+from cortex.replica.codec import Decoder, reread, unpack
 from cortex.replica.handler import Handler, Hook, HookFailed
 from cortex.replica.http import JSON, Exchange, render_headers
 from cortex.replica.inference import LARGE_BODY_BYTES, Inference
 from cortex.replica.logs import REQUEST_ID, Streams, work_for
+from cortex.replica.mismatch import InputMismatch, WrongNames
 from cortex.replica.results import Unserialisable, encode
 from cortex.replica.tensors import Feeds, build_converter
 from cortex.replica.tracebacks import one_line
@@ -94,8 +95,10 @@ class Steps:
         self._tracks = tracks
         self.pre: Hook | None = handler.pre if handler is not None else None
         self.post: Hook | None = handler.post if handler is not None else None
-        self._decode = Decoder(has_pre_inference=self.pre is not None).decode
-        self._convert = build_converter(backend.signature, takes_bytes=backend.takes_bytes).convert
+        may_be_empty = all(spec.optional for spec in backend.signature.inputs)
+        self._decode = Decoder(has_pre_inference=self.pre is not None, may_be_empty=may_be_empty).decode
+        self._converter = build_converter(backend.signature, takes_bytes=backend.takes_bytes)
+        self._convert = self._converter.convert
         self._present = backend.present
         self._plain = backend.plain
         self._inputs = backend.metadata_inputs
@@ -108,12 +111,12 @@ class Steps:
         Raises:
             BadBody, InputMismatch: the caller's doing; the latter may also be `pre_inference`'s.
             RequestError: the handler's answer to the caller.
-            HookFailed: `pre_inference` failed.
+            HookFailed: `pre_inference` failed, or named other inputs than the model's.
         """
         sample = self.sample(exchange)
         pre = self.pre
         if pre is None:
-            return self._convert(sample)
+            return self._plainly(exchange, sample)
         return self.converted(exchange, pre.call(sample, self._inputs, exchange))
 
     async def feeds_async(self, exchange: Exchange) -> Feeds:
@@ -121,7 +124,7 @@ class Steps:
         sample = self.sample(exchange)
         pre = self.pre
         if pre is None:
-            return self._convert(sample)
+            return self._plainly(exchange, sample)
         if pre.is_async:
             value = await pre.call_async(sample, self._inputs, exchange)
         else:
@@ -179,7 +182,29 @@ class Steps:
     def converted(self, exchange: Exchange, value: Any) -> Feeds:
         if exchange.trace is not None:
             exchange.trace.note("pre_inference", value)
-        return self._convert(value, "pre_inference")
+        try:
+            return self._convert(value, "pre_inference")
+        except WrongNames as error:
+            said = str(error) if error.input else error.reason
+            message = f"pre_inference returned what the model has no use for: {said}"
+            raise HookFailed("pre_inference", None, f"{message} ({error.hint})" if error.hint else message) from None
+
+    def failed(self, feeds: Feeds, error: BaseException) -> InputMismatch | ModelFailed:
+        """What it means that the model raised: a mistake in its input, or a failure."""
+        if isinstance(error, InputRefused):
+            after = None if self.pre is None else "pre_inference"
+            return self._converter.refused(feeds, error.reason, after)
+        return ModelFailed(error)
+
+    def _plainly(self, exchange: Exchange, sample: Any) -> Feeds:
+        """A sample as the model's input, without a hook in between. Raises InputMismatch."""
+        try:
+            return self._convert(sample)
+        except InputMismatch:
+            exact = reread(exchange.body)  # what is told of a number is told of all its digits
+            if exact is None:
+                raise
+            return self._convert(exact)
 
     def replied(self, exchange: Exchange, result: Any) -> Reply:
         if exchange.trace is not None:
@@ -219,7 +244,7 @@ class InlinePredictor:
                 try:
                     outputs = inference.run(feeds)
                 except BaseException as error:
-                    raise ModelFailed(error) from error
+                    raise self._steps.failed(feeds, error) from error
                 desk.finish(exchange, self._steps.reply(exchange, outputs, feeds))
             else:
                 job = inference.submit(feeds, partial(self._modelled, exchange, feeds))
@@ -240,7 +265,7 @@ class InlinePredictor:
         work_for(exchange.id)
         try:
             if failure is not None:
-                raise ModelFailed(failure) from failure
+                raise self._steps.failed(feeds, failure) from failure
             desk.finish(exchange, self._steps.reply(exchange, outputs, feeds))
         except BaseException as error:
             desk.fail(exchange, error)
@@ -307,7 +332,7 @@ class PooledPredictor:
             try:
                 outputs = self._inference.run(feeds)
             except BaseException as error:
-                raise ModelFailed(error) from error
+                raise self._steps.failed(feeds, error) from error
             return partial(self._finished, exchange, self._steps.reply(exchange, outputs, feeds))
         return partial(self._submit, exchange, feeds)
 
@@ -320,7 +345,7 @@ class PooledPredictor:
 
     def _modelled(self, exchange: Exchange, feeds: Feeds, outputs: Outputs, failure: BaseException | None) -> None:
         if failure is not None:
-            self._failed(exchange, ModelFailed(failure))
+            self._failed(exchange, self._steps.failed(feeds, failure))
             return
         turn = _Turn(exchange, partial(self._after, outputs, feeds))
         exchange.cancel = turn.cancel
@@ -383,7 +408,7 @@ class AsyncPredictor:
                 try:
                     outputs = self._inference.run(feeds)
                 except BaseException as error:
-                    raise ModelFailed(error) from error
+                    raise self._steps.failed(feeds, error) from error
             else:
                 outputs = await self._modelled(exchange, feeds)
             exchange.cancel = exchange.stop
@@ -400,7 +425,7 @@ class AsyncPredictor:
             self._streams.finish_lines()
 
     async def _modelled(self, exchange: Exchange, feeds: Feeds) -> Outputs:
-        """The model's turn on its own thread. Raises ModelFailed."""
+        """The model's turn on its own thread. Raises InputMismatch, ModelFailed."""
         future: asyncio.Future[Outputs] = self._loop.create_future()
 
         def deliver(outputs: Outputs, failure: BaseException | None) -> None:
@@ -409,7 +434,7 @@ class AsyncPredictor:
             if failure is None:
                 future.set_result(outputs)
             else:
-                future.set_exception(ModelFailed(failure))
+                future.set_exception(self._steps.failed(feeds, failure))
 
         job = self._inference.submit(feeds, deliver)
         stop = exchange.stop

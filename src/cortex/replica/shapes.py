@@ -21,7 +21,7 @@ class ShapeRules:
         dims: the model's shape; None takes any.
     """
 
-    __slots__ = ("dims", "filled", "filled_count", "takes_row")
+    __slots__ = ("dims", "filled", "filled_count", "takes_column", "takes_row")
 
     def __init__(self, dims: tuple[Dim, ...] | None) -> None:
         self.dims = dims
@@ -31,13 +31,16 @@ class ShapeRules:
         """Product of `filled`; -1 for any shape."""
         self.takes_row = dims is not None and len(dims) == 2 and takes_one_row(dims)
         """Whether `[[…]]` with `filled_count` values inside fits as it is, or would but for their number."""
+        self.takes_column = dims is not None and len(dims) == 2 and dims[1] == 1 and not isinstance(dims[0], int)
+        """Whether a flat list is one value a row."""
 
     def fit(self, found: Shape) -> Shape | None:
         """
         Return the shape that a value of shape `found` gets; None: it does not fit.
 
-        Source:
-            design of the prediction API, "Values to tensors", rules 1 to 4.
+        In this order: as it is; with the first dimension added; one row, or a single value, out of as many values; one
+        value a row; nothing at all, with the sizes that an empty list cannot say; with dimensions of 1 that were left
+        out, where there is one way to add them. The last keeps the order of the values, so nothing is ever mixed up.
         """
         dims = self.dims
         if dims is None or fits(found, dims):
@@ -46,7 +49,47 @@ class ShapeRules:
             return (1, *found)
         if len(found) <= 1 and math.prod(found) == self.filled_count:
             return self.filled
+        if self.takes_column and len(found) == 1:
+            return (found[0], 1)
+        return _emptied(found, dims) or _with_ones(found, dims)
+
+
+def _emptied(found: Shape, dims: tuple[Dim, ...]) -> Shape | None:
+    """
+    An empty list says nothing of what would be in its items: the shape that the model's fixed sizes make of it.
+
+    Free sizes behind the empty one are taken as 1.
+    """
+    if not found or found[-1] != 0:
         return None
+    for shape in (found, (1, *found)) if takes_one_row(dims) else (found,):
+        if len(shape) < len(dims) and fits(shape, dims[: len(shape)]):
+            return shape + tuple(dim if isinstance(dim, int) else 1 for dim in dims[len(shape) :])
+    return None
+
+
+def _with_ones(found: Shape, dims: tuple[Dim, ...]) -> Shape | None:
+    """
+    `found` with dimensions of 1 added where the model wants exactly 1, or has its free first one.
+
+    None where that does not make it fit, or two different shapes would.
+    """
+    if len(found) >= len(dims):
+        return None
+    ways: dict[int, set[Shape]] = {0: {()}}
+    """By number of dimensions of `found` that are used up. Of more than two ways two say enough."""
+    for index, dim in enumerate(dims):
+        may_add = dim == 1 or (index == 0 and not isinstance(dim, int))
+        longer: dict[int, set[Shape]] = {}
+        for used, shapes in ways.items():
+            for shape in shapes:
+                if used < len(found) and (found[used] == dim or not isinstance(dim, int)):
+                    longer.setdefault(used + 1, set()).add((*shape, found[used]))
+                if may_add:
+                    longer.setdefault(used, set()).add((*shape, 1))
+        ways = {used: set(sorted(shapes)[:2]) for used, shapes in longer.items()}
+    fitting = ways.get(len(found), set())
+    return next(iter(fitting)) if len(fitting) == 1 else None
 
 
 def fits(found: Shape, dims: Sequence[Dim]) -> bool:

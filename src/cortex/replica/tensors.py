@@ -15,18 +15,30 @@ import binascii
 import math
 import operator
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cortex.replica.mismatch import LISTS, MAX_RANK, InputMismatch, describe, missing, ragged, shown
+from cortex.replica.dimensions import Dimensions
+from cortex.replica.mismatch import (
+    LISTS,
+    MAX_RANK,
+    InputMismatch,
+    WrongNames,
+    describe,
+    no_object,
+    ragged,
+    shown,
+    wrong_names,
+)
 from cortex.replica.shapes import Shape, ShapeRules, shape_advice
+from cortex.replica.tables import OTHER_WRAPPERS, columns_of, unwrapped
 from cortex.wire.signature import Signature, TensorSpec, shape_text
 
-__all__ = ["Array", "Converter", "Feeds", "InputMismatch", "build_converter", "to_bfloat16"]
+__all__ = ["Array", "Converter", "Feeds", "InputMismatch", "WrongNames", "build_converter", "to_bfloat16"]
 
 Array: TypeAlias = NDArray[Any]
 Feeds: TypeAlias = dict[str, Any]
@@ -52,15 +64,23 @@ class Converter:
         takes_bytes: whether text inputs may hold bytes that are not UTF-8 (TensorFlow: yes, ONNX: no).
     """
 
-    __slots__ = ("_names", "_only", "_only_name", "_plans")
+    __slots__ = ("_dimensions", "_key", "_lone", "_names", "_only", "_only_name", "_plans", "_specs")
 
     def __init__(self, signature: Signature, *, takes_bytes: bool = False) -> None:
+        self._specs = signature.inputs
         self._plans: tuple[tuple[TensorSpec, _Plan], ...] = tuple(
             (spec, _plan(spec, takes_bytes)) for spec in signature.inputs
         )
         self._names = tuple(spec.name for spec in signature.inputs)
+        self._key = signature.key
+        needed = [(spec.name, plan) for spec, plan in self._plans if not spec.optional]
+        self._lone = needed[0] if len(needed) == 1 else None
+        """The input that a value without a name is for, beside others that may be left out."""
+        dimensions = Dimensions(signature.inputs)
+        self._dimensions = dimensions if dimensions.any else None
+        # one input whose sizes need no comparing: the shortest way
         single = len(self._plans) == 1
-        self._only: _Plan | None = self._plans[0][1] if single else None
+        self._only: _Plan | None = self._plans[0][1] if single and self._dimensions is None else None
         self._only_name = self._names[0] if single else ""
 
     def convert(self, sample: object, after: str | None = None) -> Feeds:
@@ -69,64 +89,173 @@ class Converter:
 
         Args:
             sample: a JSON value, or whatever a handler returned.
-            after: `pre_inference` if a handler made the sample; only errors use it.
+            after: `pre_inference` if a handler made the sample: then it is in no envelope.
 
         Returns:
             Arrays in native byte order, with the dtype and a shape that the model declares. They may be read-only
             and may share memory with the sample.
 
         Raises:
+            WrongNames: an input is missing, or the model has none of a name.
             InputMismatch: names the input, what is expected, what was found, and a hint.
         """
         try:
             only = self._only
-            if only is None:
-                return self._several(sample)
-            if type(sample) is list:
+            if only is not None and type(sample) is list:
                 return {self._only_name: only(sample)}
-            return self._single(sample, only)
+            return self._direct(sample)
+        except InputMismatch as error:
+            found = error
+        try:
+            return self._otherwise(sample, found, is_callers=after is None)
         except InputMismatch as error:
             error.after = after
-            raise
+            raise error from None
+
+    def refused(self, feeds: Feeds, reason: str, after: str | None = None) -> InputMismatch:
+        """
+        The mismatch for feeds that fit the signature, and that the model refused to run on.
+
+        Args:
+            feeds: what `convert` returned.
+            reason: the runtime's words.
+            after: as for `convert`.
+        """
+        uneven = None if self._dimensions is None else self._dimensions.uneven_rows(feeds)
+        given = [spec for spec in self._specs if spec.name in feeds]
+        spec = given[0] if len(given) == 1 else None
+        if uneven is not None:
+            mismatch = uneven
+            mismatch.reason += f"; the model says: {reason}"
+        elif spec is None or spec.kind != "tensor":
+            mismatch = InputMismatch(
+                "" if spec is None else spec.name,
+                expected_dtype="object" if spec is None else str(spec),
+                expected_shape=None,
+                found_dtype="object" if spec is None else str(spec),
+                reason=f"the model does not take these values: {reason}",
+            )
+        else:
+            mismatch = InputMismatch(
+                spec.name,
+                expected_dtype=spec.dtype,
+                expected_shape=spec.shape,
+                found_dtype=spec.dtype,
+                found_shape=np.shape(feeds[spec.name]),
+                reason=f"the model does not take these values: {reason}",
+            )
+        mismatch.after = after
+        return mismatch
+
+    def _direct(self, sample: object) -> Feeds:
+        """The feeds of a sample that is in the model's own form."""
+        feeds = self._single(sample, self._plans[0][1]) if len(self._plans) == 1 else self._several(sample)
+        if self._dimensions is not None:
+            self._dimensions.check(feeds)
+        return feeds
 
     def _single(self, sample: object, plan: _Plan) -> Feeds:
         spec = self._plans[0][0]
         value = sample
-        if isinstance(sample, Mapping) and spec.name in sample:
-            value = sample[spec.name]
+        if isinstance(sample, Mapping):
+            if spec.name in sample:
+                if len(sample) == 1:
+                    value = sample[spec.name]
+                elif spec.kind != "map":
+                    raise wrong_names(self._specs, sample)
+            elif spec.kind != "map" and not _is_b64(sample):
+                if spec.optional and not sample:
+                    return {}
+                raise wrong_names(self._specs, sample)
         if value is None and spec.optional:
             return {}
-        if value is sample and isinstance(sample, Mapping) and spec.kind != "map" and not _is_b64(sample):
-            raise missing(spec, sample, self._names)
         return {spec.name: plan(value)}
 
     def _several(self, sample: object) -> Feeds:
-        if not self._plans:
-            return {}  # a model without inputs answers to any sample
         if not isinstance(sample, Mapping):
-            raise self._not_an_object(sample)
+            return self._nameless(sample)
         feeds: Feeds = {}
+        known = 0
         for spec, plan in self._plans:
             value = sample.get(spec.name, _MISSING)
             if value is _MISSING:
                 if not spec.optional:
-                    raise missing(spec, sample, self._names)
-            elif value is not None or not spec.optional:
+                    if self._lone is not None and _is_b64(sample):
+                        return self._nameless(sample)
+                    raise wrong_names(self._specs, sample)
+                continue
+            known += 1
+            if value is not None or not spec.optional:
                 feeds[spec.name] = plan(value)
+        if known != len(sample):
+            raise wrong_names(self._specs, sample)
         return feeds
 
-    def _not_an_object(self, sample: object) -> InputMismatch:
-        names = ", ".join(f'"{name}"' for name in self._names[:10]) + (", …" if len(self._names) > 10 else "")
-        dtype, shape = describe(sample)
-        return InputMismatch(
-            "",
-            expected_dtype="object",
-            expected_shape=None,
-            found_dtype=dtype,
-            found_shape=shape,
-            reason=f"the model has {len(self._names)} inputs, and the sample is no object that names them",
-            hint=f"send an object with the keys {names}",
-        )
+    def _nameless(self, sample: object) -> Feeds:
+        """The feeds of a value that names no input."""
+        if self._lone is not None:
+            name, plan = self._lone
+            return {name: plan(sample)}
+        if not self._specs or (sample is None and all(spec.optional for spec in self._specs)):
+            return {}  # a model without inputs answers to anything
+        raise no_object(self._specs, sample)
+
+    def _otherwise(self, sample: object, mismatch: InputMismatch, *, is_callers: bool) -> Feeds:
+        """
+        Read a sample that is not in the model's own form as a table, or as what another system would be sent.
+
+        Raises:
+            InputMismatch: of the form that is most likely meant; `mismatch` where that is the model's own.
+        """
+        form = sample
+        if is_callers:
+            form = unwrapped(sample, self._names, self._key)
+            if form is not sample:
+                try:
+                    return self._direct(form)
+                except InputMismatch as error:
+                    mismatch = error
+        columns = columns_of(form) if self._may_be_records(form) else None
+        if columns is not None:
+            try:
+                return self._direct(columns)
+            except InputMismatch as error:
+                form, mismatch = columns, error
+        if isinstance(mismatch, WrongNames) and isinstance(form, Mapping):
+            mismatch.hint = self._tried_hint(form, mismatch)
+        raise mismatch
+
+    def _may_be_records(self, sample: object) -> bool:
+        """Whether a list of objects can be meant as rows: where an input takes objects itself it is not."""
+        if len(self._specs) != 1:
+            return True
+        spec = self._specs[0]
+        return spec.kind == "tensor" and type(sample) is list and bool(sample) and spec.name in _keys(sample[0])
+
+    def _tried_hint(self, sample: Mapping[Any, Any], mismatch: WrongNames) -> str:
+        """The hint of a mismatch of names, tried: who follows it is not told of the next mistake only then."""
+        for wrapper in OTHER_WRAPPERS:
+            if len(sample) == 1 and wrapper in sample:
+                inner = sample[wrapper]
+                if self._problem(columns_of(inner) if isinstance(inner, list) and columns_of(inner) else inner) is None:
+                    return f'send what is in "{wrapper}", without the object around it'
+        if mismatch.meant:
+            renamed = {mismatch.meant.get(str(key), key): value for key, value in sample.items()}
+            problem = self._problem(renamed)
+            if problem is not None and not isinstance(problem, WrongNames):
+                return f"{mismatch.hint} Its value does not fit either: {problem}"
+        return mismatch.hint
+
+    def _problem(self, sample: object) -> InputMismatch | None:
+        try:
+            self._direct(sample)
+        except InputMismatch as error:
+            return error
+        return None
+
+
+def _keys(record: object) -> Collection[Any]:
+    return record.keys() if isinstance(record, Mapping) else ()
 
 
 def build_converter(signature: Signature, *, takes_bytes: bool = False) -> Converter:
@@ -220,21 +349,25 @@ class _Tensor:
         level = cast("list[Any]", value)
         while level and type(level[0]) in LISTS:
             if len(shape) >= self.max_rank or (self.spec.shape is None and len(level) > _MAX_SUBLISTS):
-                raise self.mismatch(value, *self._too_deep())
+                raise self.mismatch(value, *self._too_deep(value))
             size = len(level[0])
             if len(level) > 1 and (set(map(type, level)) - LISTS or set(map(len, level)) != {size}):
-                raise self.mismatch(value, *ragged(level, shape))
+                raise self.mismatch(value, *ragged(level, shape, self.rules.dims))
             shape.append(size)
             level = list(chain.from_iterable(level))
         return tuple(shape), level
 
-    def _too_deep(self) -> tuple[str, str]:
+    def _too_deep(self, value: object) -> tuple[str, str]:
         if self.spec.shape is None:
             return "nested too deep", ""
         if self.max_rank == 0:
             return "one value is expected, not nested lists", "send the value itself"
+        _, found = describe(value)
         levels = f"{self.max_rank} level{'s' * (self.max_rank != 1)}"
-        return f"nested more than {levels} deep", "take away the outermost brackets"
+        reason = f"nested more than {levels} deep"
+        if found is not None and found[0] == 1 and self.rules.fit(found[1:]) is not None:
+            return reason, "take away the outermost brackets"
+        return reason, f"the model takes {shape_text(self.spec.shape)}"
 
     def mismatch(self, value: object, reason: str, hint: str = "") -> InputMismatch:
         dtype, shape = describe(value)
@@ -722,12 +855,30 @@ def _is_b64(value: object) -> bool:
 
 
 def _from_b64(text: object) -> bytes:
+    """
+    Bytes of base64 in any of its forms: with line breaks, url-safe, without padding, as a `data:` URL.
+
+    Source:
+        RFC 4648, sections 4 and 5; RFC 2045, section 6.8 (line breaks); RFC 2397 (`data:`).
+    """
     if not isinstance(text, str):
         raise _BadElement('has a "b64" that is no text')
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
+        pass
+    if text[:5].lower() == "data:":
+        head, comma, text = text.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise _BadElement('has a "b64" that is a data: URL without ";base64,"', "encode the bytes as base64")
+    plain = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError):
         raise _BadElement('has a "b64" that is not base64') from None
+
+
+_URL_SAFE: Final = str.maketrans("-_", "+/")
 
 
 def _refuse_lone_surrogates(text: str) -> None:

@@ -15,7 +15,7 @@ import uvloop
 
 from cortex.errors import RequestError, Response
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
-from cortex.replica.backends.base import InferenceFailed
+from cortex.replica.backends.base import InferenceFailed, InputRefused
 from cortex.replica.condition import BatchingCondition, Condition
 from cortex.replica.handler import Handler, Hook
 from cortex.replica.http import Exchange
@@ -32,10 +32,10 @@ from cortex.wire.signature import Signature, TensorSpec
 
 
 class Backend:
-    """Doubles numbers; refuses negative ones; can be held up."""
+    """Doubles numbers; fails on negative ones, and calls those over 1000 invalid; can be held up."""
 
     takes_bytes: ClassVar[bool] = False
-    signature = Signature(
+    signature: Signature = Signature(
         inputs=(TensorSpec("x", "float32", (None, 2)),), outputs=(TensorSpec("y", "float32", (None, 2)),)
     )
     metadata_inputs = "inputs"
@@ -54,6 +54,8 @@ class Backend:
         assert self.gate.wait(60)
         if (feeds["x"] < 0).any():
             raise InferenceFailed("negative")
+        if (feeds["x"] > 1000).any():
+            raise InputRefused("index 1001 is out of range")
         return [feeds["x"] * 2]
 
     def present(self, outputs: Sequence[Any], feeds: Mapping[str, Any]) -> Any:
@@ -366,6 +368,50 @@ def test_a_failing_model_fails_its_own_request_only(replica: Replica, slow_model
     assert (answer.status, answer.json["error"]) == (500, "model-failed")
     assert "negative" in answer.json["message"]
     assert replica.ask().status == 200
+
+
+@MODELS
+@pytest.mark.parametrize("hooks", [(), (pre,), (async_pre,)])
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_what_the_model_calls_invalid_is_the_callers_mistake(
+    replica: Replica, slow_model: bool, hooks: Any, concurrency: int
+) -> None:
+    replica.use(*hooks, slow_model=slow_model, concurrency=concurrency)
+    answer = replica.ask((2000, 1))
+    assert answer.status == 422
+    said = "the model does not take these values: index 1001 is out of range"
+    assert answer.json == {
+        "error": "input-mismatch",
+        "message": f'input "x": expected float32[?, 2], found float32[1, 2]: {said}',
+        "request_id": answer.json["request_id"],
+        "input": "x",
+        "expected": {"dtype": "float32", "shape": [None, 2]},
+        "found": {"dtype": "float32", "shape": [1, 2]},
+        "hint": None,
+        **({"after": "pre_inference"} if hooks else {}),
+    }
+    assert replica.log.text == ""
+    assert replica.ask((1, 2)).status == 200
+
+
+@pytest.mark.parametrize("make", ["sync", "async"])
+@pytest.mark.parametrize("value", [{"y": [[1, 2]]}, {"x": [[1, 2]], "y": 1}, {}, {"instances": [[1, 2]]}])
+def test_names_that_the_model_lacks_are_the_handlers_mistake(replica: Replica, make: str, value: Any) -> None:
+    async def later(sample: Any, metadata: Any) -> Any:
+        return value
+
+    replica.use(later if make == "async" else lambda sample, metadata: value)
+    answer = replica.ask()
+    assert (answer.status, answer.json["error"]) == (500, "handler-failed")
+    assert "pre_inference returned what the model has no use for" in answer.json["message"]
+    assert "handler-failed: pre_inference returned" in replica.log.text
+
+
+def test_what_is_told_of_a_long_integer_has_all_its_digits(replica: Replica) -> None:
+    replica.backend.signature = Signature(inputs=(TensorSpec("x", "string", (None,)),), outputs=())
+    replica.use()
+    told = replica.ask(b"[123456789012345678901234567890]").json
+    assert told["hint"] == 'put it in quotes: "123456789012345678901234567890"'
 
 
 def test_a_mismatch_after_pre_inference_says_so(replica: Replica) -> None:

@@ -31,6 +31,20 @@ FOUND = st.lists(st.integers(0, 5), max_size=4).map(tuple)
         ((6,), (2, 3), (2, 3)),
         ((12,), ("N", 3, 4), (1, 3, 4)),
         ((0,), (0, 4), (0, 4)),
+        ((5,), ("N", 1), (5, 1)),
+        ((5,), (None, 1, 1), (5, 1, 1)),
+        ((28, 28), (None, 28, 28, 1), (1, 28, 28, 1)),
+        ((28, 28), (None, 1, 28, 28), (1, 1, 28, 28)),
+        ((9, 28, 28), (None, 28, 28, 1), (9, 28, 28, 1)),
+        ((9, 28, 28), (None, 1, 28, 28), (9, 1, 28, 28)),
+        ((28, 28, 1), (None, 28, 28, 1), (1, 28, 28, 1)),
+        ((5,), ("N", 1, None), (1, 1, 5)),
+        ((0,), ("N", 4), (0, 4)),
+        ((0,), ("N", 28, 28, 1), (0, 28, 28, 1)),
+        ((2, 0), ("N", None, 3), (2, 0, 3)),
+        ((0,), ("N", "T", 3), (0, 1, 3)),
+        ((0,), (1, "T", 3), (1, 0, 3)),
+        ((0,), (None, 1), (0, 1)),
     ],
 )
 def test_a_shape_that_fits_by_one_of_the_rules(found, dims, expected):
@@ -42,7 +56,8 @@ def test_a_shape_that_fits_by_one_of_the_rules(found, dims, expected):
     [
         ((3,), ("N", 4)),
         ((8,), ("N", 4)),
-        ((0,), ("N", 4)),
+        ((0,), (2, 4)),
+        ((0,), (3, 1)),
         ((4,), (2, 4)),
         ((2, 2), ("N", 4)),
         ((2, 6), (3, 4)),
@@ -50,7 +65,9 @@ def test_a_shape_that_fits_by_one_of_the_rules(found, dims, expected):
         ((), (3,)),
         ((2,), ()),
         ((1, 1), ()),
-        ((2,), ("N", 1)),
+        ((2,), (3, 1)),
+        ((2, 3), ("N", 1)),
+        ((5, 1), ("N", "T", 1, 1)),  # one row of five, or five rows of one
     ],
 )
 def test_a_shape_that_fits_by_no_rule(found, dims):
@@ -67,10 +84,17 @@ def test_a_result_has_as_many_elements_and_the_models_fixed_dimensions(found, di
 
 
 @given(FOUND, DIMS)
-def test_only_values_of_one_dimension_or_none_are_reshaped(found, dims):
+@settings(max_examples=300)
+def test_values_of_two_dimensions_or_more_keep_their_nesting_but_for_dimensions_of_one(found, dims):
     fitted = ShapeRules(dims).fit(found)
-    if fitted is not None and len(found) > 1:
-        assert fitted in (found, (1, *found))
+    if fitted is not None and len(found) > 1 and 0 not in found:
+        assert [size for size in fitted if size != 1] == [size for size in found if size != 1]
+
+
+@given(DIMS)
+def test_no_rows_at_all_are_a_list_of_nothing_where_there_may_be_any_number(dims):
+    if dims and not isinstance(dims[0], int) and all(isinstance(dim, int) and dim > 0 for dim in dims[1:]):
+        assert ShapeRules(dims).fit((0,)) == (0, *dims[1:])
 
 
 @given(FOUND, DIMS)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cortex.replica.tensors import InputMismatch, build_converter, to_bfloat16
+from cortex.replica.tensors import InputMismatch, WrongNames, build_converter, to_bfloat16
 from cortex.wire.signature import Signature, TensorSpec
 
 FLOATS = ("float16", "float32", "float64", "bfloat16")
@@ -107,6 +107,21 @@ def test_text_inputs_take_text_and_base64(values):
     found = one("string", ("N",), sample, takes_bytes=True)
     assert found.dtype == object
     assert found.tolist() == values
+
+
+@given(st.binary(max_size=200), st.integers(1, 80), st.booleans(), st.booleans(), st.booleans(), st.booleans())
+@settings(deadline=None)
+def test_base64_is_taken_in_each_of_its_forms(value, width, is_broken, is_url_safe, is_padded, is_url):
+    text = (base64.urlsafe_b64encode if is_url_safe else base64.b64encode)(value).decode()
+    text = text if is_padded else text.rstrip("=")
+    text = "\r\n".join(text[at : at + width] for at in range(0, len(text), width)) + "\n" if is_broken else text
+    text = f"data:image/png;base64,{text}" if is_url else text
+    assert one("string", ("N",), [{"b64": text}], takes_bytes=True).tolist() == [value]
+
+
+@pytest.mark.parametrize("text", ["%", "a", "YQ=Q", "data:,YQ==", "data:text/plain,a", "data:image/png;base64", "äöü="])
+def test_what_is_not_base64_is_refused(text):
+    assert '"b64"' in str(mismatch(TensorSpec("x", "string", ("N",)), sample=[{"b64": text}]))
 
 
 @pytest.mark.parametrize("value", [1, 1.5, True, None, {"b64": 1}, {"b64": "%"}, {"a": "b"}, [["a"]], {"b64": "/w=="}])
@@ -220,7 +235,7 @@ def test_a_sample_gets_the_models_shape(dims, sample, shape):
         (("N", 4), [[1, 2], [3, 4]]),
         (("N", 4), [1, 2, 3]),
         (("N", 4), [[[1, 2, 3, 4]]]),
-        (("N", 4), []),
+        ((2, 4), []),
         (("N", 4), [[]]),
         (("N", 4), [[1, 2, 3, 4], [1, 2, 3]]),
         (("N", 4), [[1, 2, 3, 4], 5]),
@@ -419,7 +434,7 @@ def test_anything_with_an_array_interface_is_an_array():
         np.array([1, 2, 3, 4], object),
         np.arange(1, 9).reshape(1, 8)[:, :4],
         types.MappingProxyType({"x": [1, 2, 3, 4]}),
-        {"x": np.array([[1, 2, 3, 4]]), "unknown": 1},
+        {"x": np.array([[1, 2, 3, 4]])},
         ml_dtypes.bfloat16(1) * np.arange(1, 5).astype(ml_dtypes.bfloat16),
     ],
 )
@@ -442,15 +457,77 @@ X = TensorSpec("x", "float32", ("N", 4))
 
 
 def test_a_single_input_may_be_named_or_not():
-    for sample in ([1, 2, 3, 4], {"x": [1, 2, 3, 4]}, {"x": [1, 2, 3, 4], "more": 1}):
+    for sample in ([1, 2, 3, 4], {"x": [1, 2, 3, 4]}):
         assert converter(X).convert(sample)["x"].tolist() == [[1, 2, 3, 4]]
 
 
-def test_several_inputs_are_named_and_others_ignored():
+def test_several_inputs_are_named_in_any_order():
     both = converter(X, TensorSpec("y", "string", ("N", 1)))
-    feeds = both.convert({"y": "a", "x": [1, 2, 3, 4], "z": 1})
+    feeds = both.convert({"y": "a", "x": [1, 2, 3, 4]})
     assert list(feeds) == ["x", "y"]
     assert feeds["y"].tolist() == [["a"]]
+
+
+MASK = TensorSpec("mask", "float32", ("N", 3), optional=True)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sample", "reason", "hint"),
+    [
+        ([X], {"x": [1, 2, 3, 4], "more": 1}, 'the model has no input "more"', 'the model\'s inputs are "x"'),
+        (
+            [X, MASK],
+            {"x": [1, 2, 3, 4], "maks": [[0, 0, 0]]},
+            'the model has no input "maks"',
+            'did you mean "mask" where you wrote "maks"?',
+        ),
+        (
+            [X, MASK],
+            {"x": [1, 2, 3, 4], "mask": None, "b": 1, "c": 2},
+            'the model has no input "b", "c"',
+            'the model\'s inputs are "x", "mask"',
+        ),
+        ([], {"a": 1}, 'the model has no input "a"', "the model has no inputs: send {}"),
+    ],
+)
+def test_a_name_that_the_model_lacks_is_refused(inputs, sample, reason, hint):
+    error = mismatch(*inputs, sample=sample)
+    assert isinstance(error, WrongNames)
+    assert (str(error), error.hint) == (reason, hint)
+
+
+@given(
+    st.lists(st.sampled_from(["ids", "mask", "age", "city", "fare"]), min_size=1, max_size=5, unique=True),
+    st.dictionaries(st.text(max_size=6), st.integers(0, 3), max_size=4),
+    st.data(),
+)
+def test_of_all_objects_only_those_with_the_models_names_are_taken(names, more, data):
+    optional = data.draw(st.sets(st.sampled_from(names)))
+    left_out = data.draw(st.sets(st.sampled_from(names)))
+    specs = [TensorSpec(name, "float32", ("N",), optional=name in optional) for name in names]
+    sample = {**more, **{name: 1 for name in names if name not in left_out}}
+    if set(names) - optional <= sample.keys() <= set(names):
+        assert set(converter(*specs).convert(sample)) == sample.keys()
+    elif not (sample.keys() <= {"inputs", "instances", "dataframe_split"}):
+        assert isinstance(mismatch(*specs, sample=sample), WrongNames)
+
+
+def test_a_value_without_a_name_is_for_the_only_input_that_is_needed():
+    model = converter(X, TensorSpec("k", "float32", (1,), optional=True))
+    for sample in ([1, 2, 3, 4], {"x": [1, 2, 3, 4]}, {"x": [1, 2, 3, 4], "k": None}):
+        assert {name: value.tolist() for name, value in model.convert(sample).items()} == {"x": [[1, 2, 3, 4]]}
+    assert model.convert({"x": [1, 2, 3, 4], "k": 10})["k"].tolist() == [10]
+    text = converter(TensorSpec("t", "string", ("N",)), TensorSpec("k", "float32", (1,), optional=True))
+    assert text.convert({"b64": "YQ=="})["t"].tolist() == ["a"]
+
+
+def test_nothing_is_enough_where_everything_may_be_left_out():
+    one_input = converter(TensorSpec("k", "float32", (1,), optional=True))
+    several = converter(MASK, TensorSpec("k", "float32", (1,), optional=True))
+    for sample in ({}, None):
+        assert one_input.convert(sample) == {}
+        assert several.convert(sample) == {}
+    assert isinstance(mismatch(TensorSpec("k", "float32", (1,), optional=True), sample={"kk": 1}), WrongNames)
 
 
 def test_a_pipeline_with_named_columns_takes_plain_values():
@@ -480,8 +557,15 @@ def test_a_missing_input_is_named_with_what_was_probably_meant():
 @pytest.mark.parametrize(
     ("sample", "hint"),
     [
-        ({"X": 1}, 'did you mean "x" where you wrote "X"?'),
-        ({"instances": [1]}, 'send the sample itself, without the envelope "instances"'),
+        ({"X": [1, 2, 3, 4]}, 'did you mean "x" where you wrote "X"?'),
+        (
+            {"X": [1, 2, 3]},
+            'did you mean "x" where you wrote "X"? Its value does not fit either: '
+            'input "x": expected float32[N, 4], found int64[3]: 4 values expected, 3 found',
+        ),
+        ({"data": [[1, 2, 3, 4]]}, 'send what is in "data", without the object around it'),
+        ({"data": [{"x": [1, 2, 3, 4]}]}, 'send what is in "data", without the object around it'),
+        ({"data": [1]}, 'send the value itself, or {"x": value}'),
         ({}, 'send the value itself, or {"x": value}'),
     ],
 )
@@ -505,8 +589,8 @@ def test_null_for_an_optional_input_means_absent():
 
 
 def test_a_model_without_inputs_takes_anything():
-    assert converter().convert({"a": 1}) == {}
-    assert converter().convert([]) == {}
+    for sample in ({}, [], None, 1, "a"):
+        assert converter().convert(sample) == {}
 
 
 def test_a_sequence_takes_a_list_of_tensors():
@@ -552,7 +636,7 @@ def test_a_map_takes_an_object_of_numbers():
             X,
             [[1, 2, 3, 4], [5, 6, 7]],
             'input "x": expected float32[N, 4], found int64: [1] has 3 values while [0] has 4',
-            "make all rows equally long, or pad them",
+            "the model takes [N, 4]: give every one 4",
         ),
         (
             TensorSpec("i", "int64", ("N",)),

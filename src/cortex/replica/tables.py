@@ -1,0 +1,105 @@
+"""
+Samples as other systems take them: tables of records or columns, and what they are wrapped in. Pure.
+
+Nothing of this is looked for before a sample did not fit the model as it is, so a sample that fits pays nothing and
+always means what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from cortex.replica.mismatch import LISTS, InputMismatch, quoted
+
+_WRAPPERS: Final = ("instances", "inputs", "dataframe_split")
+"""
+Keys whose value is the sample, where the model has no input of that name.
+
+Source:
+    TensorFlow Serving, "RESTful API": `instances` (rows), `inputs` (columns). MLflow, "Inference server
+    specification": `dataframe_split`, and the first two.
+"""
+_SIGNATURE: Final = "signature_name"
+"""May stand beside them, as TensorFlow Serving has it."""
+_SPLIT: Final = frozenset({"columns", "data", "index"})
+OTHER_WRAPPERS: Final = ("data", "dataframe_records", "ndarray", "samples", "records", "features")
+"""Keys that elsewhere hold a sample: taken away for the sake of a hint, never for an answer."""
+
+
+def unwrapped(sample: object, inputs: Sequence[str], signature_key: str | None) -> object:
+    """
+    Return what a sample is wrapped in an envelope for; the sample itself if it is in none.
+
+    Args:
+        inputs: names of the model's inputs: none of them is an envelope.
+        signature_key: the one that is served; another one that the sample names is a mistake.
+
+    Raises:
+        InputMismatch: `dataframe_split` holds no table.
+    """
+    if not isinstance(sample, Mapping) or not 1 <= len(sample) <= 2:
+        return sample
+    wrapper = next((name for name in _WRAPPERS if name in sample and name not in inputs), None)
+    if wrapper is None:
+        return sample
+    if len(sample) == 2 and (_SIGNATURE in inputs or signature_key is None or sample.get(_SIGNATURE) != signature_key):
+        return sample
+    inner = sample[wrapper]
+    return _split(inner, inputs) if wrapper == "dataframe_split" else inner
+
+
+def columns_of(sample: object) -> dict[str, list[Any]] | None:
+    """
+    Return a list of records as columns; None for what is no list of records.
+
+    Raises:
+        InputMismatch: the records have different keys.
+    """
+    if type(sample) not in LISTS or not sample or not all(isinstance(record, Mapping) for record in sample):  # type: ignore[attr-defined]
+        return None
+    records: Sequence[Mapping[Any, Any]] = sample  # type: ignore[assignment]
+    first = records[0]
+    for index, record in enumerate(records):
+        if record.keys() != first.keys():
+            lacking = [str(key) for key in first if key not in record]
+            further = [str(key) for key in record if key not in first]
+            said = f"lacks {quoted(lacking)}" if lacking else f"has {quoted(further)}"
+            raise _no_table(
+                f"record [{index}] {said}, unlike record [0]", "give all records the same keys, with null for nothing"
+            )
+    return {str(key): [record[key] for record in records] for key in first}
+
+
+def _split(table: object, inputs: Collection[str]) -> object:
+    """
+    Return what `DataFrame.to_dict("split")` made: columns by name, or rows without names for a model with one input.
+
+    Raises:
+        InputMismatch: it is no table.
+    """
+    if not isinstance(table, Mapping) or not {"columns", "data"} <= table.keys() or not table.keys() <= _SPLIT:
+        raise _no_table("dataframe_split is no object with columns and data", 'send {"columns": […], "data": [[…], …]}')
+    columns, rows = table["columns"], table["data"]
+    if type(columns) not in LISTS or type(rows) not in LISTS or not all(type(row) in LISTS for row in rows):
+        raise _no_table(
+            "columns of dataframe_split is no list, or data no list of rows", "send a list of lists as data"
+        )
+    names = [str(name) for name in columns]
+    if len(set(names)) != len(names):
+        raise _no_table("dataframe_split has two columns of one name", "rename one of them")
+    for index, row in enumerate(rows):
+        if len(row) != len(names):
+            raise _no_table(
+                f"row [{index}] of dataframe_split has {len(row)} values for {len(names)} columns",
+                "give every row a value for each column",
+            )
+    if len(inputs) == 1 and names != list(inputs):
+        return rows
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+
+
+def _no_table(reason: str, hint: str) -> InputMismatch:
+    return InputMismatch(
+        "", expected_dtype="object", expected_shape=None, found_dtype="object", reason=reason, hint=hint
+    )

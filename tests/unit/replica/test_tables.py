@@ -1,0 +1,162 @@
+"""Tests of `cortex.replica.tables`, by way of the converter that uses it."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cortex.replica.tensors import InputMismatch, build_converter
+from cortex.wire.signature import Signature, TensorSpec
+
+COLUMNS = (
+    TensorSpec("age", "float32", ("N", 1)),
+    TensorSpec("city", "string", ("N", 1)),
+    TensorSpec("count", "int64", ("N",)),
+)
+FEATURES = (TensorSpec("x", "float32", (None, 4)),)
+ROWS = [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+def convert(inputs, sample, *, key=None, after=None):
+    feeds = build_converter(Signature(tuple(inputs), (), key=key)).convert(sample, after)
+    return {name: value.tolist() for name, value in feeds.items()}
+
+
+def mismatch(inputs, sample, *, key=None, after=None):
+    with pytest.raises(InputMismatch) as caught:
+        convert(inputs, sample, key=key, after=after)
+    return caught.value
+
+
+RECORDS = [{"age": 22, "city": "Bern", "count": 1}, {"city": "Rom", "age": None, "count": 2}]
+TABLE = {"age": [22, 38], "city": ["Bern", "Rom"], "count": [1, 2]}
+READ = {"age": [[22], [38]], "city": [["Bern"], ["Rom"]], "count": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        TABLE,
+        [{name: values[row] for name, values in TABLE.items()} for row in range(2)],
+        {"instances": [{name: values[row] for name, values in TABLE.items()} for row in range(2)]},
+        {"inputs": TABLE},
+        {"dataframe_split": {"columns": list(TABLE), "data": [[22, "Bern", 1], [38, "Rom", 2]], "index": [0, 1]}},
+        {"dataframe_split": {"columns": ["city", "count", "age"], "data": [["Bern", 1, 22], ["Rom", 2, 38]]}},
+    ],
+    ids=["columns", "records", "instances", "inputs", "split", "split in another order"],
+)
+def test_a_table_is_taken_in_each_of_its_forms(sample):
+    assert convert(COLUMNS, sample) == READ
+
+
+def test_a_record_may_hold_null_for_nan():
+    assert str(convert(COLUMNS, RECORDS)["age"]) == "[[22.0], [nan]]"
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        ROWS,
+        {"x": ROWS},
+        {"instances": ROWS},
+        {"inputs": ROWS},
+        {"inputs": {"x": ROWS}},
+        {"instances": [{"x": row} for row in ROWS]},
+        [{"x": row} for row in ROWS],
+        {"dataframe_split": {"columns": ["a", "b", "c", "d"], "data": ROWS}},
+    ],
+    ids=str,
+)
+def test_a_model_with_one_input_takes_rows_in_each_of_their_forms(sample):
+    assert convert(FEATURES, sample) == {"x": ROWS}
+
+
+def test_a_name_of_the_models_own_is_no_envelope():
+    inputs = (TensorSpec("inputs", "float32", (None, 4)),)
+    assert convert(inputs, {"inputs": ROWS}) == {"inputs": ROWS}
+    assert convert(inputs, {"instances": ROWS}) == {"inputs": ROWS}
+    mismatch(inputs, {"inputs": {"inputs": ROWS}})
+
+
+def test_a_signature_may_be_named_beside_if_it_is_the_one_that_is_served():
+    sample = {"signature_name": "serving_default", "instances": ROWS}
+    assert convert(FEATURES, sample, key="serving_default") == {"x": ROWS}
+    assert '"signature_name"' in str(mismatch(FEATURES, sample, key="predict"))
+    mismatch(FEATURES, sample)
+    mismatch(FEATURES, {"instances": ROWS, "more": 1})
+    mismatch(FEATURES, {"instances": ROWS, "inputs": ROWS})
+
+
+def test_a_single_record_is_one_row_and_nothing_else():
+    assert convert(COLUMNS, [{"age": 22, "city": "Bern", "count": 1}]) == {
+        "age": [[22]],
+        "city": [["Bern"]],
+        "count": [1],
+    }
+
+
+def test_columns_of_several_values_are_rows_too():
+    inputs = (TensorSpec("num", "float32", ("N", 2)), TensorSpec("cat", "string", ("N", 1)))
+    records = [{"num": [1, 2], "cat": "a"}, {"num": [3, 4], "cat": ["b"]}]
+    assert mismatch(inputs, records).input == "cat"
+    records[1]["cat"] = "b"
+    assert convert(inputs, records) == {"num": [[1, 2], [3, 4]], "cat": [["a"], ["b"]]}
+
+
+@pytest.mark.parametrize(
+    ("sample", "words", "hint"),
+    [
+        ([{"age": 1, "city": "a", "count": 1}, {"age": 1, "city": "a"}], 'record [1] lacks "count"', "the same keys"),
+        ([{"age": 1, "city": "a"}], 'input "count"', 'add the key "count"'),
+        ([{"Age": 1, "city": "a", "count": 1}], 'input "age"', 'did you mean "age" where you wrote "Age"?'),
+        ({"age": [1, 2], "city": ["a"], "count": [1, 2]}, '1 row (dimension 0), and "age" has 2', "as many rows"),
+        ({"instances": [[1, "a", 2]]}, "the model has 3 inputs", 'keys "age", "city", "count"'),
+        ({"dataframe_split": {"columns": ["age", "city", "count"], "data": [[1, "a"]]}}, "2 values for 3", "each col"),
+        ({"dataframe_split": {"columns": ["age", "age"], "data": []}}, "two columns of one name", "rename"),
+        ({"dataframe_split": {"columns": ["age"]}}, "no object with columns and data", "send"),
+        ({"dataframe_split": {"columns": 1, "data": [1]}}, "no list", "send"),
+        ({"dataframe_split": [1]}, "no object with columns and data", "send"),
+        ({"dataframe_records": RECORDS}, '"dataframe_records"', "without the object around it"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said_in_its_own_words(sample, words, hint):
+    error = mismatch(COLUMNS, sample)
+    assert words in str(error)
+    assert hint in error.hint
+
+
+def test_a_mistake_inside_an_envelope_is_told_as_without_it():
+    inside, outside = mismatch(FEATURES, {"instances": [[1, 2, 3]]}), mismatch(FEATURES, [[1, 2, 3]])
+    assert (str(inside), inside.hint) == (str(outside), outside.hint)
+
+
+def test_what_a_handler_returns_is_in_no_envelope():
+    assert convert(COLUMNS, [dict(zip(TABLE, row, strict=True)) for row in zip(*TABLE.values(), strict=True)]) == READ
+    mismatch(FEATURES, {"instances": ROWS}, after="pre_inference")
+
+
+def test_a_map_takes_any_key_of_its_own():
+    inputs = (TensorSpec("m", "float32", (), kind="map", key_dtype="string"),)
+    signature = Signature(inputs, ())
+    assert build_converter(signature).convert({"instances": 1, "m": 2}) == {"m": {"instances": 1.0, "m": 2.0}}
+    assert build_converter(signature).convert({"m": {"a": 1}}) == {"m": {"a": 1.0}}
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.data())
+@settings(deadline=None)
+def test_all_forms_of_one_table_are_the_same_feeds(width, height, data):
+    names = [f"c{number}" for number in range(width)]
+    inputs = tuple(TensorSpec(name, "int64", data.draw(st.sampled_from([("N",), ("N", 1)]))) for name in names)
+    rows = data.draw(st.lists(st.lists(st.integers(-9, 9), min_size=width, max_size=width), min_size=height))
+    rows = rows or [[0] * width]
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(names)}
+    records = [dict(zip(names, row, strict=True)) for row in rows]
+    expected = convert(inputs, columns)
+    for sample in (
+        records,
+        {"instances": records},
+        {"inputs": columns},
+        {"dataframe_split": {"columns": names, "data": rows}},
+    ):
+        assert convert(inputs, json.loads(json.dumps(sample))) == expected
