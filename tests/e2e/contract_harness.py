@@ -283,6 +283,42 @@ def identity_model(**inputs: tuple[int, list[int | str]]) -> onnx.ModelProto:
     )
 
 
+def scaled_model() -> onnx.ModelProto:
+    """`x` float32[n, 2] times `factor` float32[1], which is 2 unless it is given."""
+    return model_of(
+        [helper.make_node("Mul", ["x", "factor"], ["y"])],
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2]),
+            helper.make_tensor_value_info("factor", TensorProto.FLOAT, [1]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        constants={"factor": np.array([2], np.float32)},
+    )
+
+
+def words_model() -> onnx.ModelProto:
+    """Numbers of words by `ids` int64[batch, seq] below 10, times `mask` int64[batch, seq]."""
+    return model_of(
+        [
+            helper.make_node("Gather", ["numbers", "ids"], ["found"]),
+            helper.make_node("Mul", ["found", "mask"], ["y"]),
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "seq"]) for name in ("ids", "mask")],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, ["batch", "seq"])],
+        constants={"numbers": np.arange(10)},
+    )
+
+
+def constant_model() -> onnx.ModelProto:
+    """1.0 of no input."""
+    return model_of(
+        [helper.make_node("Identity", ["one"], ["y"])],
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+        constants={"one": np.ones(1, np.float32)},
+    )
+
+
 # ---- the client -------------------------------------------------------------------------------------------------
 
 

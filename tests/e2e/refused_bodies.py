@@ -44,6 +44,7 @@ NPY = "application/x-npy"
 FORM = "multipart/form-data; boundary=b"
 CURL = "application/x-www-form-urlencoded"
 ROW = _json([1, 2, 3, 4])
+TABLE = {"age": [40, 41], "height": [1.7, 1.8], "member": [True, False], "city": ["Bern", "Rom"]}
 WHOLE = {"age": 40, "height": 1.7, "member": True, "city": "Bern"}
 
 ROWS: tuple[Row, ...] = (
@@ -106,7 +107,7 @@ ROWS: tuple[Row, ...] = (
     Row("null", "/t/rows", JSON, b"null"),
     Row("a text", "/t/rows", JSON, b'"hello"'),
     Row("a number", "/t/rows", JSON, b"5"),
-    Row("an empty list", "/t/rows", JSON, b"[]"),
+    Row("an empty list", "/t/picture", JSON, b"[]"),
     Row("a value too few", "/t/rows", JSON, b"[1, 2, 3]"),
     Row("a value too many", "/t/rows", JSON, b"[1, 2, 3, 4, 5]"),
     Row("rows of two lengths", "/t/rows", JSON, b"[[1, 2, 3, 4], [1, 2]]"),
@@ -128,10 +129,25 @@ ROWS: tuple[Row, ...] = (
     # ---- names
     Row("another name", "/t/rows", JSON, b'{"x": [1, 2, 3, 4]}'),
     Row("a name misspelt", "/t/rows", JSON, b'{"featuers": [1, 2, 3, 4]}'),
-    Row("an envelope", "/t/rows", JSON, b'{"instances": [[1, 2, 3, 4]]}'),
+    Row("a name too many", "/t/rows", JSON, b'{"features": [1, 2, 3, 4], "weights": [1]}'),
+    Row("a name that nearly is an optional input's", "/t/scaled", JSON, b'{"x": [1, 2], "factr": [3]}'),
+    Row("an envelope of another system", "/t/rows", JSON, b'{"data": [[1, 2, 3, 4]]}'),
+    Row("a mistake in an envelope", "/t/rows", JSON, b'{"instances": [[1, 2, 3]]}'),
     Row("a list for several inputs", "/t/fields", JSON, b"[40, 1.7, true]"),
     Row("an input missing", "/t/fields", JSON, _json({k: v for k, v in WHOLE.items() if k != "height"})),
     Row("an input misspelt", "/t/fields", JSON, _json({"Age": 40, **{k: v for k, v in WHOLE.items() if k != "age"}})),
+    # ---- inputs that do not go together
+    Row("a row too few", "/t/fields", JSON, _json({**TABLE, "city": ["Bern"]})),
+    Row("records of different keys", "/t/fields", JSON, _json([WHOLE, {"age": 1}])),
+    Row(
+        "a column too few in a table",
+        "/t/fields",
+        JSON,
+        _json({"dataframe_split": {"columns": ["age"], "data": [[1]]}}),
+    ),
+    Row("another length than of its kin", "/t/words", JSON, b'{"ids": [[1, 2, 3]], "mask": [[1]]}'),
+    # ---- what only the model knows
+    Row("an index that is out of range", "/t/words", JSON, b'{"ids": [[999]], "mask": [[1]]}'),
     # ---- made by a handler
     Row("a handler's wrong shape", "/t/echo", JSON, b'{"feed": [1, 2, 3]}'),
     Row("a handler's refusal", "/t/echo", JSON, b'{"refuse": 409}'),

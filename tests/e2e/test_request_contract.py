@@ -25,16 +25,19 @@ from contract_harness import (
     Connection,
     Home,
     chunked,
+    constant_model,
     eventually,
     identity_model,
     request,
     resident_bytes,
     rows_model,
     running_home,
+    scaled_model,
+    words_model,
     write_project,
 )
 from onnx import TensorProto
-from refused_bodies import ROWS, Row
+from refused_bodies import ROWS, TABLE, Row
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +54,11 @@ CORTEX_YAML = """
     - {kind: api, name: text, model: text.onnx, compute: {cpu: 50m}}
     - {kind: api, name: scalar, model: scalar.onnx, compute: {cpu: 50m}}
     - {kind: api, name: picture, model: picture.onnx, compute: {cpu: 50m}}
+    - {kind: api, name: scaled, model: scaled.onnx, compute: {cpu: 50m}}
+    - {kind: api, name: words, model: words.onnx, compute: {cpu: 50m}}
+    - {kind: api, name: constant, model: constant.onnx, compute: {cpu: 50m}}
     - {kind: api, name: echo, model: rows.onnx, request_handler: echo.py, compute: {cpu: 50m}}
+    - {kind: api, name: digits, model: rows.onnx, request_handler: digits.py, compute: {cpu: 50m}}
     - {kind: api, name: small, model: rows.onnx, request_handler: echo.py, max_body: 1Ki, compute: {cpu: 50m}}
     - {kind: api, name: large, model: rows.onnx, request_handler: size.py, max_body: 256Mi, compute: {cpu: 50m}}
     - kind: api
@@ -82,6 +89,15 @@ ECHO = """
         return {"kind": type(sample).__name__, "sample": sample, "id": request.id}
 """
 
+DIGITS = """
+    def pre_inference(sample, metadata, request):
+        request.state["a"] = repr(sample["a"])
+        return [1, 2, 3, 4]
+
+    def post_inference(prediction, metadata, request):
+        return request.state["a"]
+"""
+
 SIZE = """
     def pre_inference(sample, metadata, request):
         request.state["bytes"] = len(sample)
@@ -110,6 +126,7 @@ def home() -> Iterator[Home]:
             {
                 "cortex.yaml": CORTEX_YAML,
                 "echo.py": ECHO,
+                "digits.py": DIGITS,
                 "size.py": SIZE,
                 "slow.py": SLOW,
                 "rows.onnx": rows_model(),
@@ -123,6 +140,9 @@ def home() -> Iterator[Home]:
                 ),
                 "text.onnx": identity_model(x=(TensorProto.STRING, ["n"])),
                 "scalar.onnx": identity_model(x=(TensorProto.INT64, [])),
+                "scaled.onnx": scaled_model(),
+                "words.onnx": words_model(),
+                "constant.onnx": constant_model(),
                 "picture.onnx": identity_model(x=(TensorProto.FLOAT, [1, 3, 4, 4])),
             },
         )
@@ -198,6 +218,59 @@ def test_without_a_handler_arrays_and_texts_are_the_models_input(ask):
     array = npy(np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int32))
     assert ask("POST", "/t/rows", array, {"content-type": "application/x-npy"}).json == [[[10.0], [26.0]]]
     assert ask("POST", "/t/text", "Zürich".encode(), {"content-type": "text/plain"}).json == [["Zürich"]]
+
+
+TABLE_OUT = [[[40], [41]], [[1.7], [1.8]], [[True], [False]], [["Bern"], ["Rom"]]]
+RECORDS = [{name: values[row] for name, values in TABLE.items()} for row in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("path", "sample", "answer"),
+    [
+        ("/t/fields", TABLE, TABLE_OUT),
+        ("/t/fields", RECORDS, TABLE_OUT),
+        ("/t/fields", {"instances": RECORDS}, TABLE_OUT),
+        ("/t/fields", {"inputs": TABLE}, TABLE_OUT),
+        (
+            "/t/fields",
+            {"dataframe_split": {"columns": list(TABLE), "data": [list(record.values()) for record in RECORDS]}},
+            TABLE_OUT,
+        ),
+        ("/t/rows", {"instances": [[1, 2, 3, 4]]}, [[[10.0]]]),
+        ("/t/rows", [], [[]]),
+        ("/t/scaled", [1, 2], [[[2.0, 4.0]]]),
+        ("/t/scaled", {"x": [1, 2], "factor": [10]}, [[[10.0, 20.0]]]),
+        ("/t/scaled", {"x": [1, 2], "factor": None}, [[[2.0, 4.0]]]),
+        ("/t/text", [{"b64": "data:text/plain;base64,\nWsO8cmljaA"}], [["Zürich"]]),
+        ("/t/constant", {}, [[1.0]]),
+        ("/t/constant", None, [[1.0]]),
+    ],
+    ids=repr,
+)
+def test_what_fits_the_model_in_one_way_only_is_taken(ask, path, sample, answer):
+    assert ask("POST", path, b"" if sample is None else json.dumps(sample).encode(), JSON).json == answer
+
+
+def test_what_has_a_default_in_the_model_is_told(ask, home):
+    assert ask("GET", "/t/scaled").json["inputs"] == [
+        {"name": "x", "dtype": "float32", "shape": ["n", 2]},
+        {"name": "factor", "dtype": "float32", "shape": [1], "optional": True},
+    ]
+    assert re.search(r"^factor +float32, optional +\[1\]$", home.cortex("get", "t/scaled", "-v").out, re.MULTILINE)
+
+
+def test_a_handler_gets_every_digit_of_an_integer(ask):
+    body = b'{"a": [{"b": 123456789012345678901234567890}, -18446744073709551616]}'
+    assert ask("POST", "/t/digits", body, JSON).json == "[{'b': 123456789012345678901234567890}, -18446744073709551616]"
+
+
+@pytest.mark.parametrize("feed", [{"featuers": [1, 2, 3, 4]}, {"features": [1, 2, 3, 4], "more": 1}, {}])
+def test_names_that_the_model_lacks_are_the_handlers_mistake_and_logged(ask, home, feed):
+    answer = ask("POST", "/t/echo", json.dumps({"feed": feed}).encode(), JSON)
+    assert (answer.status, answer.json["error"]) == (500, "handler-failed")
+    assert "pre_inference returned what the model has no use for" in answer.json["message"]
+    (line,) = home.logs("t/echo", "--request", answer.headers["x-request-id"])
+    assert line.startswith("handler-failed: pre_inference returned what the model has no use for")
 
 
 @pytest.mark.parametrize("how", ["length", "chunks", "gzip"])

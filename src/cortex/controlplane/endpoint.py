@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -137,11 +138,22 @@ def _errors(statuses: Sequence[int] | Mapping[int, str]) -> Schema:
 
 
 def sample_schema(inputs: Sequence[TensorSpec]) -> Schema:
-    """Which JSON samples fit a model without a handler."""
-    named: Schema = {"type": "object", "properties": {spec.name: _fed(spec) for spec in inputs}}
-    if len(inputs) == 1:  # an object without the only input's name is taken for its value
-        return {"anyOf": [_fed(inputs[0]), {**named, "required": [inputs[0].name]}]}
-    return {**named, "required": [spec.name for spec in inputs if not spec.optional]}
+    """
+    Which JSON samples fit a model without a handler, in the model's own form.
+
+    Tables of records, and the envelopes of other systems, are taken besides.
+    """
+    needed = [spec for spec in inputs if not spec.optional]
+    named: Schema = {
+        "type": "object",
+        "properties": {spec.name: _fed(spec) for spec in inputs},
+        "required": [spec.name for spec in needed],
+        "additionalProperties": False,
+    }
+    nameless = needed if len(needed) == 1 else inputs if len(inputs) == 1 else []
+    if nameless:  # what names no input is for the only one that it can be for
+        return {"anyOf": [_fed(nameless[0]), named]}
+    return named
 
 
 def _fed(spec: TensorSpec) -> Schema:
@@ -151,16 +163,36 @@ def _fed(spec: TensorSpec) -> Schema:
     shape, element = spec.shape, _element(spec.dtype)
     if shape is None:
         return {"description": f"{spec.dtype} values, nested as deep as you like"}
-    forms = [_nested(shape, element)]
-    if shape and (shape[0] == 1 or not isinstance(shape[0], int)):
-        forms.append(_nested(shape[1:], element))
+    left_out = [index for index, dim in enumerate(shape) if dim == 1 or (index == 0 and not isinstance(dim, int))]
+    forms = [
+        _nested([dim for index, dim in enumerate(shape) if index not in absent], element)
+        for number in range(min(len(left_out), _MOST_LEFT_OUT) + 1)
+        for absent in combinations(left_out, number)
+    ]
     count = math.prod(dim if isinstance(dim, int) else 1 for dim in shape)
     forms.append(_nested((count,), element))
     if count == 1:
         forms.append(element)
+    forms += _empty_forms(shape)
     if spec.optional:
         forms.append({"type": "null"})
     return _any_of(forms)
+
+
+_MOST_LEFT_OUT = 4
+"""Dimensions of 1 that a sample may lack, as far as the document goes: nobody reads all ways to leave out more."""
+
+
+def _empty_forms(shape: Sequence[Dim]) -> list[Schema]:
+    """Lists of nothing, which do not say what would be in their items."""
+    nothing: Schema = {"type": "array", "maxItems": 0}
+    forms = []
+    for outer in range(len(shape) - 1):
+        if shape[outer] == 0 or not isinstance(shape[outer], int):
+            forms.append(_nested(shape[:outer], nothing))
+            if outer and (shape[0] == 1 or not isinstance(shape[0], int)):
+                forms.append(_nested(shape[1:outer], nothing))
+    return forms
 
 
 def _any_of(forms: Sequence[Schema]) -> Schema:

@@ -133,10 +133,12 @@ def wrong_names(specs: Sequence[TensorSpec], sample: Mapping[Any, Any]) -> Wrong
     elif add:
         hints.append(f"add the key{'s' * (len(add) > 1)} {quoted(add)}")
     elif not hints:
-        hints.append(f"the model's inputs are {quoted(names)}" if names else "the model has no inputs: send {}")
+        hints.append(_told(names))
     if needed:
         first, *others = needed
-        reason = "which is missing" + (f", and so is {quoted([spec.name for spec in others])}" if others else "")
+        reason = "which is missing" + (
+            f", and so {_are(others)} {quoted([spec.name for spec in others])}" if others else ""
+        )
         mismatch = WrongNames(
             first.name,
             expected_dtype=first.dtype if first.kind == "tensor" else str(first),
@@ -154,6 +156,18 @@ def wrong_names(specs: Sequence[TensorSpec], sample: Mapping[Any, Any]) -> Wrong
     mismatch.hint = " ".join(hints)
     mismatch.meant = meant
     return mismatch
+
+
+def _told(names: Sequence[str]) -> str:
+    if not names:
+        return "the model has no inputs: send {}"
+    return (
+        f"the model's only input is {quoted(names)}" if len(names) == 1 else f"the model's inputs are {quoted(names)}"
+    )
+
+
+def _are(items: Sequence[object]) -> str:
+    return "is" if len(items) == 1 else "are"
 
 
 def no_object(specs: Sequence[TensorSpec], sample: object) -> WrongNames:

@@ -14,6 +14,7 @@ import base64
 import binascii
 import math
 import operator
+import re
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
@@ -122,27 +123,31 @@ class Converter:
             after: as for `convert`.
         """
         uneven = None if self._dimensions is None else self._dimensions.uneven_rows(feeds)
-        given = [spec for spec in self._specs if spec.name in feeds]
-        spec = given[0] if len(given) == 1 else None
         if uneven is not None:
-            mismatch = uneven
-            mismatch.reason += f"; the model says: {reason}"
-        elif spec is None or spec.kind != "tensor":
+            uneven.reason += f"; the model says: {reason}"
+            uneven.after = after
+            return uneven
+        given = [spec for spec in self._specs if spec.name in feeds]
+        spec = _culprit(given, feeds, reason)
+        reason = f"the model does not take these values: {reason}"
+        if spec is None:
+            listed = ", ".join(f'"{one.name}" {_fed_text(one, feeds[one.name])}' for one in given[:_MOST_LISTED])
             mismatch = InputMismatch(
-                "" if spec is None else spec.name,
-                expected_dtype="object" if spec is None else str(spec),
+                "",
+                expected_dtype="object",
                 expected_shape=None,
-                found_dtype="object" if spec is None else str(spec),
-                reason=f"the model does not take these values: {reason}",
+                found_dtype="object",
+                reason=f"{reason}; it was given {listed or 'nothing'}",
             )
         else:
+            is_tensor = spec.kind == "tensor"
             mismatch = InputMismatch(
                 spec.name,
-                expected_dtype=spec.dtype,
-                expected_shape=spec.shape,
-                found_dtype=spec.dtype,
-                found_shape=np.shape(feeds[spec.name]),
-                reason=f"the model does not take these values: {reason}",
+                expected_dtype=spec.dtype if is_tensor else str(spec),
+                expected_shape=spec.shape if is_tensor else None,
+                found_dtype=spec.dtype if is_tensor else str(spec),
+                found_shape=np.shape(feeds[spec.name]) if is_tensor else None,
+                reason=reason,
             )
         mismatch.after = after
         return mismatch
@@ -252,6 +257,33 @@ class Converter:
         except InputMismatch as error:
             return error
         return None
+
+
+def _culprit(given: Sequence[TensorSpec], feeds: Feeds, reason: str) -> TensorSpec | None:
+    """The input that a runtime's words are about: the only one, or the only one that holds the index they name."""
+    if len(given) == 1:
+        return given[0]
+    index = _INDEX.search(reason)
+    if index is None:
+        return None
+    value = int(index[1])
+    holding = [
+        spec
+        for spec in given
+        if isinstance(feeds[spec.name], np.ndarray)
+        and feeds[spec.name].dtype.kind in "iu"
+        and bool((feeds[spec.name] == value).any())
+    ]
+    return holding[0] if len(holding) == 1 else None
+
+
+_INDEX: Final = re.compile(r"(?:\bidx=|\bindex = |\] = )(-?\d{1,19})\b")
+"""How onnxruntime and TensorFlow name an index that is out of range."""
+_MOST_LISTED: Final = 10
+
+
+def _fed_text(spec: TensorSpec, value: Any) -> str:
+    return f"{spec.dtype}{shape_text(value.shape)}" if isinstance(value, np.ndarray) else str(spec)
 
 
 def _keys(record: object) -> Collection[Any]:

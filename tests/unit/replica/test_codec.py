@@ -44,7 +44,7 @@ def refused(error, body, content_type=None, decoder=PLAIN):
     return caught.value
 
 
-# ---- integers of more than 64 bits ------------------------------------------------------------------------------------
+# ---- integers of more than 64 bits -----------------------------------------------------------------------------------
 
 INTEGERS = st.one_of(
     st.integers(),

@@ -474,7 +474,7 @@ MASK = TensorSpec("mask", "float32", ("N", 3), optional=True)
 @pytest.mark.parametrize(
     ("inputs", "sample", "reason", "hint"),
     [
-        ([X], {"x": [1, 2, 3, 4], "more": 1}, 'the model has no input "more"', 'the model\'s inputs are "x"'),
+        ([X], {"x": [1, 2, 3, 4], "more": 1}, 'the model has no input "more"', 'the model\'s only input is "x"'),
         (
             [X, MASK],
             {"x": [1, 2, 3, 4], "maks": [[0, 0, 0]]},
@@ -697,3 +697,42 @@ def test_results_are_exact_for_every_float32_that_json_can_write():
     sample = orjson.loads(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY))
     assert np.array_equal(one("float32", ("N",), sample), values)
     assert struct.pack("=2f", *one("float32", (2,), [0.1, -0.0]).tolist()) == struct.pack("=2f", 0.1, -0.0)
+
+
+# ---- what only the model knows --------------------------------------------------------------------------------------
+
+IDS, TYPES = TensorSpec("ids", "int64", ("batch", "seq")), TensorSpec("types", "int64", ("batch", "seq"))
+
+
+@pytest.mark.parametrize(
+    ("sample", "reason", "words"),
+    [
+        (
+            {"ids": [[1, 999]], "types": [[0, 1]]},
+            "Gather: indices element out of data bounds, idx=999 must be within the inclusive range [-10,9]",
+            'input "ids": expected int64[batch, seq], found int64[1, 2]: the model does not take these values: Gather: ',
+        ),
+        (
+            {"ids": [[1, 2]], "types": [[0, 7]]},
+            "indices[0,1] = 7 is not in [0, 2)",
+            'input "types": expected int64[batch, seq], found int64[1, 2]: the model does not take these values: ind',
+        ),
+        (
+            {"ids": [[7, 7]], "types": [[0, 7]]},
+            "indices[0,1] = 7 is not in [0, 2)",
+            "the model does not take these values: indices[0,1] = 7 is not in [0, 2); "
+            'it was given "ids" int64[1, 2], "types" int64[1, 2]',
+        ),
+    ],
+)
+def test_what_the_model_refuses_is_told_of_the_input_that_it_is_about(sample, reason, words):
+    model = converter(IDS, TYPES)
+    error = model.refused(model.convert(sample), reason, "pre_inference")
+    assert str(error).startswith(words)
+    assert error.facts["after"] == "pre_inference"
+
+
+def test_rows_that_differ_are_named_where_the_model_refuses_them():
+    model = converter(TensorSpec("a", "float32", (None, 2)), TensorSpec("b", "float32", (None, 2)))
+    error = model.refused(model.convert({"a": [[1, 2]] * 3, "b": [[1, 2]] * 2}), "3 vs. 2")
+    assert error.reason == '2 rows (dimension 0), and "a" has 3; the model says: 3 vs. 2'
