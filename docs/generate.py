@@ -87,7 +87,7 @@ PREDICTION: Mapping[str, tuple[str, str, str]] = {
     "result-not-serialisable": (
         "500",
         "What `post_inference` returned has no JSON form.",
-        "Return numbers, text, lists, dicts or arrays.",
+        "Write the line in `hint`.",
     ),
     "internal-error": ("500", "A fault of Cortex.", "Report it, with the lines of `cortex logs API --request ID`."),
     "ingress-fault": (

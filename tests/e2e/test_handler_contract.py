@@ -120,6 +120,7 @@ HANDLERS = {
             "nan": [math.nan, math.inf, np.float32("nan")], "nan array": np.array([math.nan, 1]),
             "keys": {1: "a", None: "b", True: "c", 2.5: "d", Colour.RED: "e"}, "order": {"z": 1, "a": 2},
             "empty": "", "no json": {"deep": [NoJson()]}, "loop": LOOP, "function": len, "coroutine": None,
+            "clash": {1: "a", "1": "b"},
         }
 
         def pre_inference(sample, metadata, request):
@@ -534,14 +535,25 @@ def test_keys_become_text_and_keep_their_order(post):
 
 
 @pytest.mark.parametrize(
-    ("which", "path", "found"),
+    ("which", "path", "found", "hint"),
     [
-        ("no json", 'result["deep"][0]', "object of type NoJson"),
-        ("loop", "result[0]", "a value that contains itself"),
-        ("function", "result", "object of type builtin_function_or_method"),
+        ("no json", 'result["deep"][0]', "object of type NoJson", "return its attributes: vars(value)"),
+        (
+            "loop",
+            "result[0]",
+            "a value that contains itself",
+            "return text, numbers, lists, dicts, numpy arrays or a cortex.Response",
+        ),
+        ("function", "result", "object of type builtin_function_or_method", "call it: return function(…)"),
+        (
+            "clash",
+            "result",
+            'a dict whose keys 1 and "1" both become "1"',
+            "give each its own text, e.g. {str(key): …}",
+        ),
     ],
 )
-def test_a_result_without_a_json_form_is_500_and_says_where_it_stands(home, post, which, path, found):
+def test_a_result_without_a_json_form_is_500_and_says_where_and_what_to_write(home, post, which, path, found, hint):
     answer = post("results", which, {"x-request-id": f"unserialisable-{path}".translate(SANE)})
     assert (answer.status, answer.json) == (
         500,
@@ -551,10 +563,11 @@ def test_a_result_without_a_json_form_is_500_and_says_where_it_stands(home, post
             "request_id": answer.headers["x-request-id"],
             "path": path,
             "found": found,
+            "hint": hint,
         },
     )
     logged = home.logs("h/results", "--request", answer.headers["x-request-id"])
-    assert logged == [f"result-not-serialisable: {path}: {found} cannot be written as JSON"]
+    assert logged == [f"result-not-serialisable: {path}: {found} cannot be written as JSON", f"hint: {hint}"]
 
 
 SANE = str.maketrans(dict.fromkeys('"[] ', "-"))

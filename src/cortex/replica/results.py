@@ -2,7 +2,7 @@
 Results to JSON bytes.
 
 orjson writes almost everything by itself; what it hands back comes through `_default`, at C speed around it. Only a
-result that it refuses altogether (an integer of more than 64 bits, a tuple as a key, something that is no JSON) is
+result that it refuses altogether (a key that is no text, an integer of more than 64 bits, something that is no JSON) is
 walked in Python, and that walk either finds a way or says where the trouble is.
 """
 
@@ -15,8 +15,9 @@ import decimal
 import enum
 import json
 import math
+import pathlib
 import uuid
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set, ValuesView
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -24,16 +25,18 @@ import orjson
 from numpy.typing import NDArray
 
 from cortex.errors import CortexError
+from cortex.replica import foreign
+from cortex.replica.foreign import NoForm
 
 _Array: TypeAlias = NDArray[Any]
 
-_OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS
-_PLAIN: Final = _OPTIONS & ~orjson.OPT_SERIALIZE_NUMPY
-"""For whole results: what is numpy's comes through `_hook`."""
+_PLAIN: Final = orjson.OPT_PASSTHROUGH_DATACLASS
+"""For whole results: what is numpy's comes through `_hook`. Keys are text, as two others may become one."""
+_ANY_KEYS: Final = _PLAIN | orjson.OPT_NON_STR_KEYS
+"""Writes two keys with the same text one after the other."""
+_OPTIONS: Final = _PLAIN | orjson.OPT_SERIALIZE_NUMPY
 _MAX_DEPTH: Final = 250  # orjson's own limit is 254, and its hook adds levels
 _INT64_MIN, _UINT64_MAX = -(1 << 63), (1 << 64) - 1
-_WRITTEN_DATES: Final = (datetime.datetime, datetime.date)
-"""Of these orjson writes no subclasses, and times only without a zone."""
 _Written: Final = orjson.Fragment
 _dumps: Final = orjson.dumps
 _WRITTEN_ELEMENTS: Final = frozenset("?efdbhilqBHILQ")
@@ -53,20 +56,21 @@ class Unserialisable(CortexError):
     Args:
         path: where it stands, e.g. `result["a"][3]`.
         found: what stands there, in words.
+        hint: the line to write instead.
     """
 
     reference = "result-not-serialisable"
-    hint = "return text, numbers, lists, dicts, numpy arrays or a cortex.Response"
 
-    def __init__(self, path: str, found: str) -> None:
+    def __init__(self, path: str, found: str, hint: str = "") -> None:
         self.path = path
         self.found = found
+        self.hint = hint or "return text, numbers, lists, dicts, numpy arrays or a cortex.Response"
         super().__init__(f"{path}: {found} cannot be written as JSON")
 
     @property
     def facts(self) -> dict[str, Any]:
         """Keys of the JSON error body, in order."""
-        return {"path": self.path, "found": self.found}
+        return {"path": self.path, "found": self.found, "hint": self.hint}
 
 
 def encode(result: object) -> bytes:
@@ -75,15 +79,21 @@ def encode(result: object) -> bytes:
 
     Args:
         result: what a handler returned, or a raw prediction: any nesting of text, numbers, booleans, None, lists,
-            tuples, mappings, sets, numpy arrays and scalars, Decimal, dates, UUID, Enum, dataclasses; bytes become
-            `{"b64": "…"}`, NaN and infinities null. Keys that are not text become text. Key order is kept. NaT becomes
-            null.
+            tuples, mappings, sets, numpy arrays and scalars, Decimal, dates, UUID, Enum, dataclasses, and what
+            `foreign.opened` knows; bytes become `{"b64": "…"}`; NaN, NaT, NA and infinities null. A float32 is the
+            shortest text that reads back as it, wherever it stands. Keys that are not text become text. Key order is
+            kept.
 
     Raises:
-        Unserialisable: names the type and where it stands.
+        Unserialisable: names the type and where it stands, or two keys that would become one.
     """
     try:
         return _dumps(result, _hook, _PLAIN)
+    except (TypeError, RecursionError):
+        pass
+    try:
+        if _keys_stay_apart(result):
+            return _dumps(result, _hook, _ANY_KEYS)
     except (TypeError, RecursionError):
         pass
     walk = _Walk()
@@ -93,6 +103,25 @@ def encode(result: object) -> bytes:
         raise Unserialisable(walk.where(), "a value nested too deep") from error
     except TypeError as error:
         raise Unserialisable("result", str(error)) from error
+
+
+def _keys_stay_apart(value: Any) -> bool:
+    """Whether it is certain, without a look at single keys, that no two keys of a dict become the same text."""
+    if isinstance(value, dict):
+        kinds = set(map(type, value))
+        if not (kinds <= _TEXTS or kinds == _INTEGERS):
+            return False
+        items: Any = value.values()
+    elif isinstance(value, list | tuple):
+        items = value
+    else:
+        return type(value) in _LEAVES or (type(value) is np.ndarray and value.dtype.kind != "O")
+    return set(map(type, items)) <= _LEAVES or all(map(_keys_stay_apart, items))
+
+
+_TEXTS: Final = frozenset({str, np.str_})
+_INTEGERS: Final = frozenset({int})
+_LEAVES: Final = frozenset({str, int, float, bool, type(None), np.float32, np.float64, np.int64, np.str_})
 
 
 def _hook(value: Any) -> Any:
@@ -117,7 +146,7 @@ def _hook(value: Any) -> Any:
 
 
 def _default(value: Any) -> Any:
-    """Return something that orjson can write, or nearly, for what it cannot."""
+    """Return something that orjson can write, or nearly, for what it cannot. Raises NoForm."""
     if isinstance(value, np.ndarray):
         return _array(value)
     for types, convert in _CONVERSIONS:
@@ -125,9 +154,8 @@ def _default(value: Any) -> Any:
             return convert(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if hasattr(value, "__array__") and not isinstance(value, type):
-        return _array(np.asarray(value))
-    raise TypeError(type(value).__name__)
+    inner = foreign.opened(value)
+    return _array(inner) if isinstance(inner, np.ndarray) else inner
 
 
 def _array(array: _Array) -> Any:
@@ -140,11 +168,11 @@ def _array(array: _Array) -> Any:
     Returns:
         A contiguous native array where orjson writes its type, else nested lists or a scalar.
     """
-    if isinstance(array, np.ma.MaskedArray):
-        return array.tolist()  # masked elements become None
     kind = array.dtype.kind
+    if isinstance(array, np.ma.MaskedArray):  # masked elements become None
+        return _array(array.filled(np.nan)) if kind == "f" else array.tolist()
     if array.ndim == 0:
-        return array.item() if kind != "M" else _moment(array.reshape(1)[0])
+        return array[()]
     if kind in "biuf":
         native = array.dtype.newbyteorder("=")
         if native.itemsize > 8:  # long double
@@ -154,9 +182,13 @@ def _array(array: _Array) -> Any:
     if kind == "M":
         moments = [_moment(moment) for moment in array.ravel()]
         return np.array(moments, dtype=object).reshape(array.shape).tolist()
+    if kind == "c":
+        return _array(np.stack([array.real, array.imag], axis=-1))
     if kind == "V" and "float" in array.dtype.name:  # ml_dtypes' bfloat16 and float8
         return array.astype(np.float32)
-    return array.tolist()
+    if kind == "m":
+        raise NoForm("an array of time differences", 'return their seconds: array / numpy.timedelta64(1, "s")')
+    return list(array) if array.dtype.names else array.tolist()
 
 
 def _moment(moment: np.datetime64) -> np.datetime64 | str | None:
@@ -170,13 +202,19 @@ def _moment(moment: np.datetime64) -> np.datetime64 | str | None:
     return moment
 
 
-def _scalar(value: np.generic) -> Any:
+def _scalar(value: Any) -> Any:
     if isinstance(value, np.datetime64):
         return _moment(value)
+    if isinstance(value, np.timedelta64):
+        raise NoForm("object of type timedelta64", foreign.advice(value))
+    if isinstance(value, np.complexfloating):
+        return [value.real, value.imag]
     if isinstance(value, np.floating):  # long double, whose item() is itself
         return float(value)
-    if isinstance(value, np.timedelta64):
-        raise TypeError(type(value).__name__)
+    if value.dtype.names:
+        return {name: value[name] for name in value.dtype.names}
+    if value.dtype.kind == "V" and "float" in value.dtype.name:
+        return np.float32(value)
     return value.item()
 
 
@@ -189,6 +227,10 @@ def _complex(value: complex) -> list[float]:
     return [value.real, value.imag]
 
 
+def _time(value: datetime.datetime | datetime.date | datetime.time) -> str | None:
+    return None if foreign.is_missing(value) else value.isoformat()
+
+
 def _b64(value: bytes | bytearray | memoryview) -> dict[str, str]:
     return {"b64": base64.b64encode(value).decode("ascii")}
 
@@ -197,8 +239,9 @@ _CONVERSIONS: Final[tuple[tuple[Any, Callable[[Any], Any]], ...]] = (
     ((bytes, bytearray, memoryview), _b64),
     (Mapping, dict),
     (np.generic, _scalar),
-    (Set, list),
+    ((Set, ValuesView), list),
     (Sequence, list),
+    ((datetime.datetime, datetime.date, datetime.time), _time),
     (decimal.Decimal, _decimal),
     (float, float.__float__),
     (complex, _complex),
@@ -239,12 +282,21 @@ class _Walk:
         if isinstance(inner, dict):
             result = {}
             for key, item in inner.items():
+                text = key if type(key) is str and key.isascii() else self._key(key)
+                if text in result:
+                    raise self._clash(inner, key, text)
+                if _is_written(item):
+                    result[text] = item
+                    continue
                 self._path.append(key)
-                result[self._key(key)] = self.value(item)
+                result[text] = self.value(item)
                 self._path.pop()
         elif isinstance(inner, list):
             result = []
             for index, item in enumerate(inner):
+                if _is_written(item):
+                    result.append(item)
+                    continue
                 self._path.append(index)
                 result.append(self.value(item))
                 self._path.pop()
@@ -266,7 +318,7 @@ class _Walk:
         if isinstance(value, int):
             return _integer(value)
         if isinstance(value, datetime.datetime | datetime.date | datetime.time):
-            return value if type(value) in _WRITTEN_DATES else value.isoformat()
+            return _time(value)
         if isinstance(value, uuid.UUID):
             return str(value)
         if isinstance(value, np.timedelta64):  # an integer to numpy
@@ -291,34 +343,79 @@ class _Walk:
             return value.value
         try:
             return _default(value)
+        except NoForm as error:
+            raise Unserialisable(self.where(), error.found, error.hint) from error
         except Exception as error:
             found = f"object of type {type(value).__name__}"
             if not isinstance(error, TypeError):
                 found += f" ({type(error).__name__}: {error})"
-            raise Unserialisable(self.where(), found) from error
+            raise Unserialisable(self.where(), found, foreign.advice(value)) from error
 
     def _key(self, key: Any) -> str:
-        """Text for a key, as orjson writes those that it takes."""
-        if isinstance(key, enum.Enum):
-            return self._key(key.value)
-        if isinstance(key, np.generic) and not isinstance(key, np.datetime64 | np.longdouble):
-            key = key.item()
-        if isinstance(key, str):
-            return key.encode("utf-8", "replace").decode("utf-8")
-        if isinstance(key, bytes):
-            return key.decode("utf-8", "replace")
-        if key is None or isinstance(key, bool):
-            return {None: "null", True: "true", False: "false"}[key]
-        if isinstance(key, float | np.longdouble):
-            return orjson.dumps(float(key)).decode("ascii")
-        if isinstance(key, int):
-            return _digits(key)
-        if isinstance(key, datetime.datetime | datetime.date | uuid.UUID):
-            return str(orjson.loads(orjson.dumps(key)))
-        if isinstance(key, tuple | frozenset | datetime.time | decimal.Decimal | np.datetime64 | complex):
-            return str(key)
-        self._path.pop()
-        raise Unserialisable(self.where(), f"a key of type {type(key).__name__}")
+        """Text for a key. Raises Unserialisable."""
+        try:
+            return _key_text(key)
+        except NoForm as error:
+            raise Unserialisable(self.where(), error.found, error.hint) from error
+
+    def _clash(self, mapping: dict[Any, Any], key: Any, text: str) -> Unserialisable:
+        other = next(one for one in mapping if _key_text(one) == text)
+        return Unserialisable(
+            self.where(),
+            f"a dict whose keys {_named_key(other)} and {_named_key(key)} both become {_shown_key(text)}",
+            "give each its own text, e.g. {str(key): …}",
+        )
+
+
+def _key_text(key: Any) -> str:
+    """What a key would be as a value, as text. Raises NoForm."""
+    if type(key) is int:
+        return _digits(key)
+    if isinstance(key, enum.Enum):
+        return _key_text(key.value)
+    if isinstance(key, str):
+        return key.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(key, bytes):
+        return key.decode("utf-8", "replace")
+    if isinstance(key, np.datetime64):
+        key = _moment(key)
+    elif isinstance(key, np.complexfloating):
+        key = complex(key)
+    elif isinstance(key, np.generic) and not isinstance(key, np.float32 | np.float16 | np.timedelta64):
+        key = _scalar(key)
+    if key is None or foreign.is_missing(key):
+        return "null"
+    if isinstance(key, bool):
+        return "true" if key else "false"
+    if isinstance(key, float | np.float32 | np.float16 | np.datetime64):
+        return orjson.dumps(key if isinstance(key, np.generic) else float(key), None, _OPTIONS).decode().strip('"')
+    if isinstance(key, int):
+        return _digits(key)
+    if isinstance(key, datetime.datetime | datetime.date | datetime.time):
+        return key.isoformat()
+    if isinstance(key, tuple):
+        return str(tuple(part.item() if isinstance(part, np.generic) else part for part in key))
+    if isinstance(key, str | frozenset | decimal.Decimal | complex | uuid.UUID | _NAMED_BY_THEIR_TEXT):
+        return str(key)
+    text = foreign.key_text(key)
+    if text is None:
+        raise NoForm(f"a key of type {type(key).__name__}", "write its text: {str(key): …}")
+    return text
+
+
+_NAMED_BY_THEIR_TEXT: Final = datetime.timedelta | np.timedelta64 | pathlib.PurePath
+
+
+def _is_written(value: Any) -> bool:
+    """Whether orjson writes a value as it is: most of what stands in a dict or a list."""
+    kind = type(value)
+    return (
+        kind is float
+        or (kind is str and value.isascii())
+        or (kind is int and _INT64_MIN <= value <= _UINT64_MAX)
+        or value is None
+        or kind is bool
+    )
 
 
 def _text(value: str) -> Any:
@@ -348,6 +445,18 @@ def _shown_key(key: object) -> str:
         return type(key).__name__
     if isinstance(key, str):
         return json.dumps(str(key) if len(key) <= 40 else key[:39] + "…", ensure_ascii=False)
+    if isinstance(key, bool):
+        return repr(key)
     if isinstance(key, int):
         return str(int(key)) if key.bit_length() < 256 else "…"
     return repr(key)[:40] if isinstance(key, float | bytes | None) else type(key).__name__
+
+
+def _named_key(key: object) -> str:
+    """A key, told from another that would be written alike."""
+    kind = type(key)
+    if kind in (str, int, float, bytes, bool, type(None)):
+        return _shown_key(key)
+    if isinstance(key, enum.Enum):
+        return f"{kind.__name__}.{key.name}"
+    return f"{kind.__name__}({_key_text(key)})"

@@ -295,6 +295,8 @@ class Service:
             trace = ""
         else:
             trace = format_user_traceback(cause, self._project_dir)
+        if isinstance(error, Unserialisable):
+            trace = f"hint: {error.hint}"
         text = f"{code}: {error}" + (f"\n{trace}" if trace else "")
         self._log.record("log", "ERROR", text, exchange.id)
 

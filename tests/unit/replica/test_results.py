@@ -6,8 +6,12 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import io
 import json
 import math
+import os
+import pathlib
+import re
 import types
 import uuid
 
@@ -18,6 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from cortex.replica.results import Unserialisable, encode
 
@@ -88,6 +93,7 @@ def text(value):
         (collections.OrderedDict(b=1, a=2), '{"b":1,"a":2}'),
         (types.MappingProxyType({"a": {1}}), '{"a":[1]}'),
         ({"a": 1}.keys(), '["a"]'),
+        ({"a": 1}.values(), "[1]"),
         (range(3), "[0,1,2]"),
         (collections.deque([1, 2]), "[1,2]"),
         (b"\xff\x00", '{"b64":"/wA="}'),
@@ -200,6 +206,36 @@ def test_an_integer_of_any_length_is_written_exactly():
     assert written == b'{"1' + b"0" * 5000 + b'":-' + b"9" * 5000 + b"}"
 
 
+@pytest.mark.parametrize(
+    ("result", "path", "keys"),
+    [
+        ({1: "a", "1": "b"}, "result", 'keys 1 and "1" both become "1"'),
+        ({"1": "a", 1: "b"}, "result", 'keys "1" and 1 both become "1"'),
+        ({"deep": [{None: 1, "null": 2}]}, 'result["deep"][0]', 'keys None and "null" both become "null"'),
+        ({True: 1, "true": 2}, "result", 'keys True and "true" both become "true"'),
+        ({math.nan: 1, None: 2}, "result", 'keys nan and None both become "null"'),
+        ({math.inf: 1, -math.inf: 2}, "result", 'keys inf and -inf both become "null"'),
+        ({Colour.RED: 1, "red": 2}, "result", 'keys Colour.RED and "red" both become "red"'),
+        ({b"a": 1, "a": 2}, "result", 'keys b\'a\' and "a" both become "a"'),
+        ({"\ud800": 1, "?": 2}, "result", 'both become "?"'),
+        (types.MappingProxyType({1: 1, "1": 2}), "result", 'keys 1 and "1" both become "1"'),
+        (Point(0, {1: 1, "1": 2}), 'result["_y"]', 'keys 1 and "1" both become "1"'),
+        (np.array([{1: 1, "1": 2}], object), "result[0]", 'keys 1 and "1" both become "1"'),
+        (
+            {datetime.date(2020, 1, 2): 1, "2020-01-02": 2},
+            "result",
+            'keys date(2020-01-02) and "2020-01-02" both become "2020-01-02"',
+        ),
+    ],
+)
+def test_two_keys_that_become_one_are_an_error_that_names_both(result, path, keys):
+    with pytest.raises(Unserialisable) as caught:
+        encode(result)
+    assert caught.value.path == path
+    assert keys in caught.value.found
+    assert "str(key)" in caught.value.hint
+
+
 def test_half_a_character_in_a_key_is_replaced():
     assert json.loads(encode({"\ud800": "\udfff"})) == {"?": "\udfff"}
 
@@ -263,6 +299,47 @@ def test_an_array_interface_that_fails_is_explained():
 
     with pytest.raises(Unserialisable, match=r"object of type Failing \(RuntimeError: call detach\(\) first\)"):
         encode([Failing()])
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ((x for x in "ab"), "list(value)"),
+        (map(str, [1]), "list(value)"),
+        (io.BytesIO(b"a"), "buffer.getvalue()"),
+        (open(os.devnull, "rb"), "file.read()"),  # noqa: SIM115  # a handler's own mistake
+        (pathlib.Path("a"), "str(path)"),
+        (datetime.timedelta(1), "delta.total_seconds()"),
+        (np.timedelta64(1, "s"), 'numpy.timedelta64(1, "s")'),
+        (np.array([1], "m8[ns]"), 'numpy.timedelta64(1, "s")'),
+        (Image.new("L", (2, 2)), 'image.save(buffer, "PNG")'),
+        (ValueError("a"), "str(error)"),
+        (len, "call it"),
+        (Foo.__init__, "call it"),
+        (Foo, "Class.__name__"),
+        (math, "of that module"),
+        (types.SimpleNamespace(a=1), "vars(value)"),
+        (object(), "text, numbers, lists or dicts"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_has_no_json_form_comes_with_the_line_to_write(value, line):
+    with pytest.raises(Unserialisable) as caught:
+        encode({"a": value})
+    assert line in caught.value.hint
+    assert caught.value.path == 'result["a"]'
+    getattr(value, "close", lambda: None)()
+
+
+def test_a_coroutine_comes_with_the_line_to_write():
+    async def later():
+        pass
+
+    coroutine = later()
+    with pytest.raises(Unserialisable) as caught:
+        encode([coroutine])
+    coroutine.close()
+    assert caught.value.hint == "return what it comes to: await value"
 
 
 JSON = st.recursive(
@@ -341,6 +418,62 @@ def test_numeric_arrays_come_back_exactly(array):
         back = back.astype(array.dtype)
         finite = finite.astype(array.dtype)
     assert np.array_equal(back.reshape(-1), finite.reshape(-1), equal_nan=array.dtype.kind == "f")
+
+
+KEYS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 3),
+    st.floats(-2, 2, width=16) | st.sampled_from([math.nan, math.inf]),
+    st.text("01.trueNna-", max_size=4),
+    st.sampled_from([Colour.RED, Level.LOW, Name.IRIS, "iris", "red", np.int8(1), np.bool_(True), np.float32(0.1)]),
+    st.sampled_from([np.str_("1"), b"1", decimal.Decimal("0.1"), (1,), datetime.date(2020, 1, 2)]),
+)
+
+
+@given(st.dictionaries(KEYS, st.integers(), max_size=6))
+@settings(deadline=None)
+def test_no_key_is_lost_and_none_is_written_twice(mapping):
+    try:
+        written = encode([mapping])
+    except Unserialisable as error:
+        refusal = str(error)
+    else:
+        assert len(json.loads(written)[0]) == len(mapping)
+        assert len(json.loads(written, object_pairs_hook=list)[0]) == len(mapping)
+        return
+    assert "both become" in refusal
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(1, 3))
+def test_a_float32_is_the_shortest_text_that_reads_back_wherever_it_stands(value, dimensions):
+    number = np.float32(value)
+    shape = (1,) * dimensions
+    places = [
+        number,
+        np.array(number),
+        np.full(shape, number),
+        np.full(shape, number).astype(">f4"),
+        np.ma.array(np.full(shape, number), mask=False),
+        np.array([number, "x"], object)[:1],
+        {"a": number},
+        {number},
+        Point(number),
+        np.full(1, number, [("a", "f4")]),
+        np.full(1, number, np.complex64),
+        {number: 1},
+        {"big": 2**70, "a": [number]},
+    ]
+    shortest = orjson.dumps(number, None, orjson.OPT_SERIALIZE_NUMPY).decode()
+    assert np.float32(shortest) == number
+    for place in places:
+        assert re.search(rf'[\[{{:" ]{re.escape(shortest)}[\]}},"]', f"[{text(place)}]"), text(place)
+
+
+def test_a_structured_array_keeps_its_names():
+    array = np.array([(1, 0.1, "a")], [("n", "i4"), ("x", "f4"), ("t", "U1")])
+    assert text(array) == '[{"n":1,"x":0.1,"t":"a"}]'
+    assert text(array[0]) == text(array.reshape(())) == '{"n":1,"x":0.1,"t":"a"}'
 
 
 @given(st.binary())

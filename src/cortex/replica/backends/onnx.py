@@ -31,6 +31,7 @@ from cortex.replica.backends.base import (
     runtime_text,
 )
 from cortex.replica.backends.cuda import LOOK_AT_THE_DRIVER, GpuUnusable, driver_problem
+from cortex.replica.floats import shortest
 from cortex.wire.onnx_proto import ModelHeader, ValueInfo, external_files, read_header
 from cortex.wire.signature import Dim, Kind, Signature, TensorSpec
 
@@ -95,6 +96,10 @@ class OnnxBackend:
         self._positions = {name: index for index, name in enumerate(self._names)}
         given = {arg.name for arg in self._inputs}
         self._optional = [spec.name for spec in self._signature.inputs if spec.optional and spec.name in given]
+        outputs = list(enumerate(self._signature.outputs))
+        maps = [(place, spec) for place, spec in outputs if spec.kind in ("map", "sequence_of_maps")]
+        self._maps_of_float32 = [place for place, spec in maps if spec.dtype == "float32"]
+        self._maps_by_number = [place for place, spec in maps if spec.key_dtype == "int64"]
         # What a run reports it also raises, and then our log has it once, with the request's id.
         self._options = ort.RunOptions()
         self._options.log_severity_level = _SEVERITY_FATAL
@@ -128,9 +133,18 @@ class OnnxBackend:
             raise _run_error(error) from error
 
     def present(self, outputs: Sequence[Any], feeds: Mapping[str, Any]) -> Prediction:
-        return Prediction(outputs, self._positions)
+        """Return the outputs; in maps, floats with the digits of their float32, as tensors are written."""
+        prediction = Prediction(outputs, self._positions)
+        for place in self._maps_of_float32:
+            prediction[place] = _in_maps(prediction[place], _shortened)
+        return prediction
 
     def plain(self, prediction: Prediction) -> Prediction:
+        """Return the prediction with text as keys of its maps."""
+        if self._maps_by_number:
+            prediction = Prediction(prediction, self._positions)
+            for place in self._maps_by_number:
+                prediction[place] = _in_maps(prediction[place], _with_text_keys)
         return prediction
 
     def close(self) -> None:
@@ -417,6 +431,25 @@ def _reason(error: Exception) -> str:
 def _node(match: re.Match[str]) -> str:
     operator, name = match.groups()
     return f'{operator} node "{name}": ' if name else f"{operator} node: "
+
+
+def _in_maps(maps: Any, change: Callable[[list[dict[Any, Any]]], list[dict[Any, Any]]]) -> Any:
+    """A map, or a list with one a row, changed; what an optional output left out stays None."""
+    if isinstance(maps, dict):
+        return change([maps])[0]
+    return change(maps) if isinstance(maps, list) else maps
+
+
+def _shortened(maps: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
+    exact = [value for row in maps for value in row.values()]
+    with np.errstate(over="ignore"):
+        short = shortest(np.array(exact, np.float32))
+    floats = iter([number if text is None else text for number, text in zip(exact, short, strict=True)])
+    return [dict(zip(row, floats)) for row in maps]  # noqa: B905  # each row takes as many as it has keys
+
+
+def _with_text_keys(maps: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in maps]
 
 
 def _closed(names: list[str], feeds: Mapping[str, Any], options: Any) -> Sequence[Any]:

@@ -27,6 +27,7 @@ from cortex.replica.backends.base import (
 )
 from cortex.replica.backends.cuda import GpuUnusable
 from cortex.replica.backends.onnx import Prediction
+from cortex.replica.results import encode
 from cortex.replica.tensors import build_converter
 from cortex.wire.signature import TensorSpec
 
@@ -570,9 +571,20 @@ def test_a_prediction_is_a_list_that_knows_the_outputs_names(models):
     assert isinstance(prediction, list)
     assert len(prediction) == 2
     assert prediction[:1] == [prediction[0]]
-    assert loaded.plain(prediction) is prediction
+    assert loaded.plain(prediction) == [prediction[0], [{"3": 1.0, "5": 1.0}]]
+    assert prediction["y"] == [{3: 1.0, 5: 1.0}], "what a handler has stays as it was"
     with pytest.raises(KeyError, match='no output "label"; it has raw, y'):
         prediction["label"]
+
+
+def test_floats_in_maps_have_the_digits_of_their_float32(models):
+    loaded = zipmap(models)
+    feeds = {"x": np.array([[0.1, np.nan], [0.7, 16777217.0]], np.float32)}
+    prediction = loaded.present(loaded.run(feeds), feeds)
+    assert repr(prediction["y"]) == "[{3: 0.1, 5: nan}, {3: 0.7, 5: 16777216.0}]"
+    assert encode(loaded.plain(prediction)) == (
+        b'[[[0.1,null],[0.7,16777216.0]],[{"3":0.1,"5":null},{"3":0.7,"5":16777216.0}]]'
+    )
 
 
 def test_a_prediction_is_copied_pickled_and_written_as_json():
