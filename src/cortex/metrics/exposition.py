@@ -12,6 +12,7 @@ Source: Prometheus docs, "Exposition formats" (text format 0.0.4) and "Metric an
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -248,18 +249,25 @@ def _lifetime(page: _Page, status: ApiStatus, lifetime: Lifetime) -> None:
         page.add("cortex_predictions_missed_total", api, counts.misses)
 
 
-def _durations(page: _Page, api: tuple[str, str], counts: Counts) -> None:
+def duration_buckets(counts: Counts) -> list[tuple[float, int]]:
+    """Bounds in seconds, the last one infinite, each with how many answers took no longer."""
     by_duration = sorted(counts.latency.items())
+    buckets = []
     below, place = 0, 0
-    for bound_s in DURATION_BOUNDS_S:
+    for bound_s in (*DURATION_BOUNDS_S, math.inf):
         while place < len(by_duration) and bucket_middle(by_duration[place][0]) <= bound_s * 1000:
             below += by_duration[place][1]
             place += 1
+        buckets.append((bound_s, below))
+    return buckets
+
+
+def _durations(page: _Page, api: tuple[str, str], counts: Counts) -> None:
+    buckets = duration_buckets(counts)
+    for bound_s, below in buckets:
         page.add("cortex_request_duration_seconds_bucket", (*api, _number(bound_s)), below)
-    count = sum(counts.latency.values())
-    page.add("cortex_request_duration_seconds_bucket", (*api, "+Inf"), count)
     page.add("cortex_request_duration_seconds_sum", api, counts.latency_sum_ms / 1000)
-    page.add("cortex_request_duration_seconds_count", api, count)
+    page.add("cortex_request_duration_seconds_count", api, buckets[-1][1])
 
 
 def _replicas(page: _Page, observed: Observed) -> None:
@@ -359,4 +367,6 @@ def _escaped(text: str) -> str:
 
 
 def _number(value: float) -> str:
+    if value == math.inf:
+        return "+Inf"
     return str(value) if isinstance(value, int) else repr(float(value))

@@ -1,18 +1,21 @@
 """
 Quantiles of what fell into buckets. Pure.
 
-Each answer is within 1 % (`wire.stats.RELATIVE_ERROR`) of a value that was really counted: the one whose rank,
-counted from 0, is q·(n - 1) rounded down. Buckets of different replicas, minutes or versions are added first, so
-this holds for any of them together; averages of quantiles mean nothing and are never made.
+Each answer is within 1 % (`wire.stats.RELATIVE_ERROR`) of a value that was really counted: the nearest rank's, which is
+the smallest one that at least q of all values do not exceed. So the 99th percentile of two values is the larger one.
+Buckets of different replicas, minutes or versions are added first, so this holds for any of them together; averages of
+quantiles mean nothing and are never made.
 
-Source: Masson, Rim, Lee: DDSketch, VLDB 2019, section 2. The `ddsketch` package answers the same from the same
-buckets (a test compares); it is not used here since its sketches take values, not buckets that are already counted.
+Source: Hyndman, Fan: Sample quantiles in statistical packages, 1996, definition 1; for the buckets Masson, Rim, Lee:
+DDSketch, VLDB 2019, section 2. The `ddsketch` package is not used since its sketches take values, not buckets that are
+already counted, and since it rounds ranks down.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 
 import msgspec
 
@@ -59,12 +62,12 @@ def quantiles(numbers: Numbers, wanted: Sequence[float]) -> tuple[float | None, 
     Return the numbers at these quantiles, in the order asked for; None for each when nothing was counted.
 
     Args:
-        wanted: each from 0 to 1.
+        wanted: each from 0 to 1; a decimal fraction means just that, not the float next to it.
     """
     count = numbers.count
     if count == 0:
         return tuple(None for _ in wanted)
-    ranks = sorted((math.floor(q * (count - 1)), place) for place, q in enumerate(wanted))
+    ranks = sorted((max(0, nearest_rank(q, count) - 1), place) for place, q in enumerate(wanted))
     found: list[float | None] = [None] * len(wanted)
     passed, answered = 0, 0
     for value, n in numbers.ascending():
@@ -75,6 +78,11 @@ def quantiles(numbers: Numbers, wanted: Sequence[float]) -> tuple[float | None, 
         if answered == len(ranks):
             break
     return tuple(found)
+
+
+def nearest_rank(q: float, count: int) -> int:
+    """How many of `count` values are at least q of them: 99 of 100 for 0.99, and 2 of 2."""
+    return math.ceil(Fraction(str(q)) * count)
 
 
 def histogram(numbers: Numbers, *, least: float, greatest: float, bins: int) -> tuple[Bin, ...]:

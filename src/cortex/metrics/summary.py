@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from cortex.metrics.counts import Counts
-from cortex.metrics.quantiles import Numbers, histogram, quantiles
+from cortex.metrics.quantiles import Numbers, histogram, nearest_rank, quantiles
 from cortex.metrics.slices import MINUTE_S, Slice
 from cortex.wire.operator import Latency, RequestCounts
 from cortex.wire.stats import GAMMA
@@ -119,8 +119,8 @@ def _regression(counts: Counts) -> dict[str, Any]:
     numbers = Numbers(positive=counts.positive, negative=counts.negative, zeros=counts.zeros)
     least, greatest = _bounds(counts, numbers)
     p50, p90, p99 = (
-        None if value is None or least is None or greatest is None else max(least, min(greatest, value))
-        for value in quantiles(numbers, _P50_P90_P99)
+        _within(value, least, greatest, is_last=nearest_rank(q, numbers.count) == numbers.count)
+        for q, value in zip(_P50_P90_P99, quantiles(numbers, _P50_P90_P99), strict=True)
     )
     bars = (
         histogram(numbers, least=least, greatest=greatest, bins=HISTOGRAM_BINS)
@@ -137,6 +137,13 @@ def _regression(counts: Counts) -> dict[str, Any]:
         "quantiles": {"p50": p50, "p90": p90, "p99": p99},
         "histogram": [msgspec.to_builtins(bar) for bar in bars],
     }
+
+
+def _within(value: float | None, least: float | None, greatest: float | None, *, is_last: bool) -> float | None:
+    """A quantile by what is known exactly: the greatest number where it is the last of all."""
+    if value is None or least is None or greatest is None:
+        return None
+    return greatest if is_last else max(least, min(greatest, value))
 
 
 def _bounds(counts: Counts, numbers: Numbers) -> tuple[float | None, float | None]:

@@ -8,12 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.metrics.quantiles import Bin, Numbers, bucket_middle, histogram, quantiles
+from cortex.metrics.counts import Counts
+from cortex.metrics.exposition import duration_buckets
+from cortex.metrics.quantiles import Bin, Numbers, bucket_middle, histogram, nearest_rank, quantiles
 from cortex.wire.stats import BUCKETS_PER_E, RELATIVE_ERROR, bucket_of
 
 WANTED = (0.0, 0.25, 0.5, 0.9, 0.99, 1.0)
 magnitudes = st.floats(1e-9, 1e12)
 numbers = st.lists(magnitudes | magnitudes.map(lambda x: -x) | st.just(0.0), min_size=1, max_size=200)
+
+
+def smallest_that_enough_do_not_exceed(values: list[float], q: float) -> float:
+    return min(value for value in values if sum(other <= value for other in values) >= q * len(values) - 1e-9)
 
 
 def bucket(magnitude: float) -> int:
@@ -32,7 +38,7 @@ def sorted_into_buckets(values: list[float]) -> Numbers:
 def test_a_quantile_is_within_the_stated_bound_of_the_value_of_its_rank(values):
     ordered = sorted(values)
     for q, found in zip(WANTED, quantiles(sorted_into_buckets(values), WANTED), strict=True):
-        exact = ordered[math.floor(q * (len(values) - 1))]
+        exact = smallest_that_enough_do_not_exceed(ordered, q)
         assert found == pytest.approx(exact, rel=RELATIVE_ERROR * (1 + 1e-9))
 
 
@@ -41,17 +47,36 @@ def test_latencies_sorted_by_replicas_are_within_the_bound(durations_ms):
     ordered = sorted(durations_ms)
     counted = Numbers(positive=Counter(map(bucket_of, durations_ms)))
     for q, found in zip(WANTED, quantiles(counted, WANTED), strict=True):
-        assert found == pytest.approx(ordered[math.floor(q * (len(ordered) - 1))], rel=RELATIVE_ERROR * (1 + 1e-9))
+        assert found == pytest.approx(smallest_that_enough_do_not_exceed(ordered, q), rel=RELATIVE_ERROR * (1 + 1e-9))
 
 
 @given(numbers)
-def test_the_ddsketch_package_answers_the_same(values):
+def test_the_buckets_are_those_of_the_ddsketch_package(values):
     sketch = ddsketch.DDSketch(RELATIVE_ERROR)
     for value in values:
         sketch.add(value)
-    expected = [sketch.get_quantile_value(q) for q in WANTED]
-    # Its own logarithm may put a value that lies on a bound into the next bucket.
+    # It rounds ranks down, so it is asked for one between ours and the next; and its own logarithm may put a value that
+    # lies on a bound into the next bucket.
+    ranks = [max(0, nearest_rank(q, len(values)) - 1) for q in WANTED]
+    expected = [sketch.get_quantile_value(min(1.0, (rank + 0.5) / max(1, len(values) - 1))) for rank in ranks]
     assert quantiles(sorted_into_buckets(values), WANTED) == pytest.approx(expected, rel=2.1 * RELATIVE_ERROR)
+
+
+@pytest.mark.parametrize(
+    ("q", "count", "rank"), [(0.99, 2, 2), (0.99, 100, 99), (0.99, 101, 100), (0.07, 100, 7), (0.5, 2, 1), (0.0, 5, 0)]
+)
+def test_ranks_are_not_off_by_the_rounding_of_floats(q, count, rank):
+    assert nearest_rank(q, count) == rank
+
+
+@given(st.lists(st.floats(0.01, 4e5), min_size=1, max_size=50), st.sampled_from(WANTED))
+def test_prometheus_buckets_tell_of_the_same_quantile(durations_ms, q):
+    counted = Counts(latency=Counter(map(bucket_of, durations_ms)))
+    (found,) = quantiles(Numbers(positive=counted.latency), (q,))
+    cumulative = duration_buckets(counted)
+    bounds = [0.0, *(bound for bound, n in cumulative)]
+    place = next(i for i, (_, n) in enumerate(cumulative) if n >= max(1, nearest_rank(q, len(durations_ms))))
+    assert bounds[place] * 1000 < found <= bounds[place + 1] * 1000
 
 
 def test_without_numbers_there_is_no_quantile():
