@@ -117,6 +117,12 @@ REFUSED: Mapping[str, Files] = {
     "an error at import": handler("import os\n\nTOKEN = os.environ['NO_SUCH_TOKEN']\n"),
     "a parameter too few": handler("def pre_inference(sample):\n    return sample\n"),
     "no function": handler("post_inference = 3\n"),
+    "a file without a hook": handler("LABELS = ['a', 'b']\n\n\ndef decode(x):\n    return LABELS[x]\n"),
+    "a hook that is misspelt": handler("import json\n\n\ndef post_infernce(prediction, metadata):\n    return 1\n"),
+    "a class of a later Cortex": handler(
+        "class PythonPredictor:\n    def __init__(self, config):\n        pass\n\n    def predict(self, payload):\n"
+        "        return payload\n"
+    ),
     "sys.exit at import": handler("import sys\n\nsys.exit(2)\n"),
     "a process that ends at import": handler("import os\n\nprint('bye', flush=True)\nos._exit(2)\n"),
     "an endless loop at import": handler("import time\n\nprint('waiting for the database')\ntime.sleep(1000)\n"),

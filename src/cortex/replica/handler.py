@@ -20,13 +20,13 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CoroutineType, ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from cortex.errors import CortexError, Problem, RequestError
 from cortex.replica.http import Exchange
+from cortex.replica.intended import HOOKS, LINES, HookName, find_slip
 from cortex.replica.tracebacks import format_user_traceback, one_line, user_location
 
-HookName = Literal["pre_inference", "post_inference"]
 _VALUE = {"pre_inference": "sample", "post_inference": "prediction"}
 
 REQUIREMENTS: Mapping[str, str] = {
@@ -155,7 +155,7 @@ class Hook:
 
 @dataclass(frozen=True)
 class Handler:
-    """A loaded handler. Both hooks may be missing: an empty file is a handler."""
+    """A loaded handler. One of the hooks may be missing."""
 
     pre: Hook | None = None
     post: Hook | None = None
@@ -246,7 +246,11 @@ def load_handler(project_dir: str, handler: str, api: str) -> Handler:
     """
     path = os.path.join(os.path.abspath(project_dir), handler)
     module = _import_file(path, handler, project_dir, api)
-    return Handler(pre=_find_hook(module, "pre_inference", handler), post=_find_hook(module, "post_inference", handler))
+    found = {hook: _find_hook(module, hook, handler) for hook in HOOKS}
+    slip = find_slip(vars(module), [name for name, hook in found.items() if hook is not None])
+    if slip is not None:
+        raise HandlerError(slip.reference, slip.message, where=_place(slip.value, module, handler), hint=slip.hint)
+    return Handler(pre=found["pre_inference"], post=found["post_inference"])
 
 
 def _import_file(path: str, shown: str, project_dir: str, api: str) -> ModuleType:
@@ -326,7 +330,7 @@ def _find_hook(module: ModuleType, name: HookName, shown: str) -> Hook | None:
             "handler-not-callable",
             f"{name} is {_article(type(function).__name__)}, not a function",
             where=where,
-            hint=f"define `def {name}({_VALUE[name]}, metadata):`, or leave it out",
+            hint=f"define `{LINES[name]}`, or leave it out",
         )
     try:
         return Hook(name, function)
@@ -392,6 +396,18 @@ def _is_async(function: Callable[..., Any]) -> bool:
 def _where(function: Any, shown: str) -> str:
     code = getattr(inspect.unwrap(function) if callable(function) else function, "__code__", None)
     return f"{shown}:{code.co_firstlineno}" if code is not None else shown
+
+
+def _place(value: Any, module: ModuleType, shown: str) -> str:
+    """`file:line` of a function or class of the handler's own file, else the file."""
+    if getattr(value, "__module__", None) != module.__name__:
+        return shown
+    if not inspect.isclass(value):
+        return _where(value, shown)
+    try:
+        return f"{shown}:{inspect.getsourcelines(value)[1]}"
+    except (OSError, TypeError):
+        return shown
 
 
 def _article(word: str) -> str:

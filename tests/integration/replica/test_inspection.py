@@ -17,6 +17,8 @@ pytestmark = pytest.mark.slow
 
 IRIS = Path(__file__).parents[3] / "examples" / "iris" / "models" / "sklearn.onnx"
 
+HANDLER = "def post_inference(prediction, metadata): return prediction\n"
+
 
 @pytest.fixture
 def inspect(shared_launcher: LauncherProcess, folder: Path) -> Callable[..., InspectReport]:
@@ -55,7 +57,7 @@ def test_a_model_and_a_handler_are_described(inspect: Look) -> None:
 
 def test_only_what_is_asked_for_is_looked_at(inspect: Look, folder: Path) -> None:
     assert inspect("raise ValueError", handler=False).problems == ()
-    report = inspect("", model=False, model_path=folder / "missing.onnx")
+    report = inspect(HANDLER, model=False, model_path=folder / "missing.onnx")
     assert (report.problems, report.signature) == ((), None)
 
 
@@ -79,7 +81,8 @@ def test_problems_of_model_and_handler_come_together(inspect: Look, folder: Path
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "inspection-died", "most likely for memory"),
         ("import sys; sys.exit(1)", "handler-exited", "sys.exit(1)"),
         ("x = 'x' * 10**13", "handler-import-failed", "MemoryError"),
-        ("import threading\nthreading.Thread(target=lambda: 1/0).start()", None, ""),
+        ("import threading\nthreading.Thread(target=lambda: 1/0).start()\n" + HANDLER, None, ""),
+        ("", "handler-without-hook", "neither pre_inference nor post_inference"),
     ],
 )
 def test_whatever_a_handler_does_there_is_an_answer(
@@ -133,7 +136,7 @@ def begin_inspections(link: LauncherLink, folder: Path) -> list[Path]:
         folder,
         IRIS,
         handler_source="import os, time\nopen(f'began-{os.getpid()}', 'w').close()\n"
-        "while not os.path.exists('go'): time.sleep(0.01)",
+        "while not os.path.exists('go'): time.sleep(0.01)\n" + HANDLER,
     )
     for number in range(2 * INSPECTIONS_AT_ONCE):
         link.send(Inspect(request=str(number), spec=spec))

@@ -37,6 +37,7 @@ def pre_inference(sample, metadata):
 WAITS_AT_IMPORT = """
 import os, time
 while not os.path.exists("go"): time.sleep(0.005)
+def post_inference(prediction, metadata): return prediction
 """
 
 
@@ -218,6 +219,7 @@ def collect():
     while gc.collect(): pass
     open("collected", "w").close()
 threading.Thread(target=collect, daemon=True).start()
+def post_inference(prediction, metadata): return prediction
 """
     )
     (folder / "project" / "go").touch()

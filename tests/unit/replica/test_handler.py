@@ -45,8 +45,91 @@ def problem_of(load: Callable[..., Handler], source: str, name: str = "handler.p
 # ---- loading --------------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_file_is_a_handler(load: Callable[..., Handler]) -> None:
-    assert load("") == Handler()
+NEITHER = "`def pre_inference(sample, metadata):` or `def post_inference(prediction, metadata):`"
+
+
+@pytest.mark.parametrize(
+    ("source", "message", "hint"),
+    [
+        ("", "the file has neither pre_inference nor post_inference", NEITHER),
+        ("post_inference = None", "neither pre_inference nor post_inference", NEITHER),
+        ("import json\ndef clean(x): pass\nclass Box: pass", "it defines clean, Box", "take `request_handler` out"),
+        ("import json\nfrom json import dumps", "the file has neither pre_inference nor post_inference", NEITHER),
+        ("def predict(sample): pass", "predict is never called", "make what it does before the model a `def pre_inf"),
+        (
+            "def lambda_handler(event, context): pass",
+            "lambda_handler is never called",
+            "what it does after it a `def post",
+        ),
+        (
+            "def pre_process(x): pass",
+            "pre_process is never called",
+            "write it as `def pre_inference(sample, metadata):`",
+        ),
+        (
+            "def output_fn(x, y): pass",
+            "output_fn is never called",
+            "write it as `def post_inference(prediction, metadata):`",
+        ),
+        (
+            "class PythonPredictor:\n    def __init__(self, config): pass\n    def predict(self, payload): pass",
+            "class PythonPredictor with `predict` is how Cortex 0.10 and later had it; here Cortex runs",
+            "docs/from-cortex-0.md",
+        ),
+        (
+            "class Handler:\n    def handle_post(self, payload): pass",
+            "class Handler with `handle_post`",
+            "from-cortex-0.md",
+        ),
+        (
+            "class Mine:\n    def post_inference(self, prediction, metadata): pass",
+            "post_inference of class Mine cannot be called: hooks are functions of the file itself",
+            "add `post_inference = Mine().post_inference` below the class",
+        ),
+    ],
+)
+def test_a_file_without_a_hook_is_an_error_that_says_what_to_write(
+    load: Callable[..., Handler], source: str, message: str, hint: str
+) -> None:
+    problem = problem_of(load, source).problem()
+    assert problem.reference == "handler-without-hook"
+    assert message in problem.message
+    assert hint in problem.hint
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["preinference", "pre_infernce", "Pre_Inference", "pre_inferences", "preInference", "pre_infer", "_pre_inference"],
+)
+@pytest.mark.parametrize("beside", ["", "def post_inference(prediction, metadata): return prediction"])
+def test_a_hook_that_is_misspelt_is_an_error_whether_there_is_another_or_not(
+    load: Callable[..., Handler], name: str, beside: str
+) -> None:
+    problem = problem_of(load, f"{beside}\n\ndef {name}(sample, metadata): return sample").problem()
+    assert problem.reference == "handler-hook-misspelt"
+    assert problem.message.startswith(f"{name} is never called")
+    assert problem.hint == 'did you mean "pre_inference"?'
+    assert problem.where == "handler.py:3"
+
+
+def test_helpers_beside_a_hook_may_have_any_name(load: Callable[..., Handler]) -> None:
+    handler = load(
+        """
+        class PostInference: pass
+        def predict(x): return x
+        def postprocess(x): return x
+        def inference(x): return x
+        def pre_inference(sample, metadata): return sample
+        """
+    )
+    assert handler.pre is not None
+    handler = load(
+        """
+        def _pre_inference(x): return x
+        def pre_inference(sample, metadata): return _pre_inference(sample)
+        """
+    )
+    assert handler.pre is not None
 
 
 def test_hooks_are_found_and_none_means_absent(load: Callable[..., Handler]) -> None:
@@ -57,7 +140,7 @@ def test_hooks_are_found_and_none_means_absent(load: Callable[..., Handler]) -> 
 
 
 def test_a_handler_may_bear_the_name_of_a_package(load: Callable[..., Handler]) -> None:
-    load("import numpy\nassert numpy.array", "handlers/numpy.py")
+    load("import numpy\ndef pre_inference(sample, metadata): return numpy.array(sample)", "handlers/numpy.py")
 
 
 def test_the_module_can_be_found_by_pickle_and_dataclasses(load: Callable[..., Handler]) -> None:

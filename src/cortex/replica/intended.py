@@ -1,0 +1,143 @@
+"""What the writer of a handler's file meant, where the functions that Cortex calls are not there. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+HookName = Literal["pre_inference", "post_inference"]
+HOOKS: Final[tuple[HookName, ...]] = ("pre_inference", "post_inference")
+LINES: Final[Mapping[str, str]] = {
+    "pre_inference": "def pre_inference(sample, metadata):",
+    "post_inference": "def post_inference(prediction, metadata):",
+}
+"""How each begins."""
+
+_NEAR: Final = 0.87
+"""`inference` alone is as near as 0.86, and `post_inference` is to `pre_inference` as 0.8."""
+_SHORT: Final = {"preinfer": "pre_inference", "postinfer": "post_inference"}
+_PAGE: Final = "docs/from-cortex-0.md has both side by side"
+
+
+class Slip(NamedTuple):
+    """Why a file is no handler as it was meant."""
+
+    reference: str
+    message: str
+    hint: str
+    value: Any
+    """What to look for in the file; None for nothing in particular."""
+
+
+def find_slip(names: Mapping[str, Any], found: Collection[HookName]) -> Slip | None:
+    """
+    Return what is wrong with the names of a handler's file; None if nothing is.
+
+    Args:
+        names: its global variables.
+        found: the hooks that it has.
+
+    Returns:
+        A hook whose name is misspelt, whether the other one is there or not; where neither is, what else there is.
+    """
+    for hook in HOOKS:
+        if hook not in found:
+            for name, function in _functions(names):
+                if _is_near(name, hook):
+                    return Slip(
+                        "handler-hook-misspelt",
+                        f"{name} is never called: Cortex calls `pre_inference` and `post_inference`",
+                        f'did you mean "{hook}"?',
+                        function,
+                    )
+    return None if found else _without_hooks(names)
+
+
+def _without_hooks(names: Mapping[str, Any]) -> Slip:
+    for name, kind in _classes(names):
+        methods = [hook for hook in HOOKS if hasattr(kind, hook)]
+        if methods:
+            return _slip(
+                f"{_listed(methods)} of class {name} cannot be called: hooks are functions of the file itself",
+                "; ".join(f"{method} = {name}().{method}" for method in methods).join(("add `", "` below the class")),
+                kind,
+            )
+        method = next((method for method in _LATER_METHODS if hasattr(kind, method)), None)
+        if method is not None:
+            return _slip(
+                f"class {name} with `{method}` is how Cortex 0.10 and later had it; here Cortex runs `model:` itself",
+                f"make what `{method}` does before the model a `{LINES['pre_inference']}`, what it does after it "
+                f"a `{LINES['post_inference']}`, and `__init__` the top of the file; {_PAGE}",
+                kind,
+            )
+    for name, function in _functions(names):
+        hook = _OTHERS.get(_plain(name))
+        if hook is not None:
+            return _slip(f"{name} is never called, nor is anything else", f"write it as `{LINES[hook]}`", function)
+        if _plain(name) in _RUNS:
+            return _slip(
+                f"{name} is never called, nor is anything else: Cortex runs `model:` itself",
+                f"make what it does before the model a `{LINES['pre_inference']}`, and what it does after it "
+                f"a `{LINES['post_inference']}`; {_PAGE}",
+                function,
+            )
+    module = names.get("__name__")
+    own = [name for name, value in _functions(names) if getattr(value, "__module__", None) == module]
+    own += [name for name, _ in _classes(names)]
+    defined = f"; it defines {_listed(own)}" if own else ""
+    return _slip(
+        f"the file has neither pre_inference nor post_inference{defined}",
+        " or ".join(f"`{LINES[hook]}`" for hook in HOOKS).join(
+            ("write ", ", or take `request_handler` out of cortex.yaml")
+        ),
+        None,
+    )
+
+
+def _slip(message: str, hint: str, value: Any) -> Slip:
+    return Slip("handler-without-hook", message, hint, value)
+
+
+_LATER_METHODS: Final = ("predict", "handle_post", "handle_batch", "handle_async")
+"""Of classes of later versions of Cortex 0.x and of its kin."""
+_RUNS: Final = frozenset(
+    {"predict", "predictfn", "inference", "infer", "handler", "handle", "lambdahandler", "run", "main", "serve"}
+)
+"""What servers of models call that have their users run the model."""
+_OTHERS: Final[Mapping[str, HookName]] = {
+    **dict.fromkeys(("pre", "preprocess", "preprocessing", "prepredict", "inputfn", "transforminput"), HOOKS[0]),
+    **dict.fromkeys(("post", "postprocess", "postprocessing", "postpredict", "outputfn", "transformoutput"), HOOKS[1]),
+}
+"""What others call the same."""
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _is_near(name: str, hook: HookName) -> bool:
+    plain = _plain(name)
+    if _SHORT.get(plain) == hook:
+        return True
+    return difflib.SequenceMatcher(None, plain, _plain(hook)).ratio() > _NEAR
+
+
+def _functions(names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what can be called, of the file's own first."""
+    called = [(name, value) for name, value in names.items() if callable(value) and not isinstance(value, type)]
+    own = names.get("__name__")
+    yield from sorted(called, key=lambda item: getattr(item[1], "__module__", None) != own)
+
+
+def _classes(names: Mapping[str, Any]) -> Iterator[tuple[str, type]]:
+    """Yield the file's own classes."""
+    for name, value in names.items():
+        if inspect.isclass(value) and value.__module__ == names.get("__name__"):
+            yield name, value
+
+
+def _listed(words: Collection[str]) -> str:
+    shown = list(words)[:5]
+    return ", ".join(shown) + (", …" if len(words) > len(shown) else "")
