@@ -232,7 +232,7 @@ def prediction_schema(outputs: Sequence[TensorSpec], *, by_name: bool) -> Schema
     Args:
         by_name: an object of the outputs (TensorFlow), else a list in model order (ONNX).
     """
-    given = [_given(spec, drops_batch=by_name) for spec in outputs]
+    given = [_given(spec, presented=by_name) for spec in outputs]
     if by_name:
         names = [spec.name for spec in outputs]
         return {"type": "object", "properties": dict(zip(names, given, strict=True)), "required": names}
@@ -240,11 +240,13 @@ def prediction_schema(outputs: Sequence[TensorSpec], *, by_name: bool) -> Schema
     return {"type": "array", "items": _any_of(given), "minItems": len(given), "maxItems": len(given)}
 
 
-def _given(spec: TensorSpec, *, drops_batch: bool) -> Schema:
+def _given(spec: TensorSpec, *, presented: bool) -> Schema:
+    """One output. `presented`: of one row without the batch dimension, and with one item if it has no dimension."""
     # Models are loose about the sizes that they declare for outputs, so only the nesting is promised.
     if spec.kind != "tensor" or spec.shape is None:
         return {}
-    ranks = {len(spec.shape), len(spec.shape) - 1} if drops_batch and len(spec.shape) >= 2 else {len(spec.shape)}
+    rank = max(1, len(spec.shape)) if presented else len(spec.shape)
+    ranks = {rank, rank - 1} if presented and rank >= 2 else {rank}
     return _any_of([_nested([None] * rank, _scalar(spec.dtype)) for rank in sorted(ranks, reverse=True)])
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cortex.replica.backends.base import ModelError
 from cortex.wire.signature import TensorSpec
@@ -20,16 +19,30 @@ _PARTS: Final = re.compile(r"([^0-9]*)([0-9]*)", re.ASCII)
 _YAML_WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
 
 
-@dataclass(frozen=True, slots=True)
-class SignatureDef:
-    """One signature of a SavedModel, as handlers see it: `metadata["predict"].inputs["age"].dtype`."""
+class SignatureDef(dict[str, Any]):
+    """
+    One signature of a SavedModel, as handlers see it: `metadata["predict"].inputs["age"].dtype`.
 
-    inputs: Mapping[str, TensorSpec]
-    """By name, in the order of `Signature.inputs`; each has `.name`, `.dtype` and `.shape`."""
-    outputs: Mapping[str, TensorSpec]
-    """As `inputs`."""
-    method_name: str = ""
-    """What it was exported for, e.g. `tensorflow/serving/predict`."""
+    With keys it is what Cortex 0.8 gave: `metadata["predict"]["inputs"]["age"]["tensorShape"]["dim"][0]["size"]`.
+
+    Args:
+        inputs: by name, in the order of `Signature.inputs`; each has `.name`, `.dtype` and `.shape`.
+        outputs: as `inputs`.
+        method_name: what it was exported for, e.g. `tensorflow/serving/predict`.
+        plain: the protobuf in its JSON form, with the keys `inputs`, `outputs` and `methodName`.
+    """
+
+    __slots__ = ("inputs", "method_name", "outputs")
+
+    def __init__(
+        self,
+        inputs: Mapping[str, TensorSpec],
+        outputs: Mapping[str, TensorSpec],
+        method_name: str = "",
+        plain: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(plain or {})
+        self.inputs, self.outputs, self.method_name = inputs, outputs, method_name
 
     def __str__(self) -> str:
         return f"{_specs_text(self.inputs)} → {_specs_text(self.outputs)}"

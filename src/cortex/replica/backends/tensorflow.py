@@ -46,7 +46,7 @@ def _broken(error: Exception) -> ModelError:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 try:
     import tensorflow as tf  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    from google.protobuf import text_format  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    from google.protobuf import json_format, text_format  # type: ignore[import-not-found,import-untyped,unused-ignore]
     from google.protobuf.message import DecodeError  # type: ignore[import-not-found,import-untyped,unused-ignore]
     from tensorflow.core.protobuf import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
         config_pb2,
@@ -117,6 +117,12 @@ class TensorFlowBackend:
         )
         self._row_by_row: tuple[str, ...] | None = None if self._rows and self._droppable else ()
         """Outputs whose dimension 0 was seen to be the batch; None as long as nothing could be seen."""
+        self._of_one_row = tuple(
+            spec.name for spec in self._signature.outputs if self._has_one_row(spec, definition.outputs[spec.name])
+        )
+        """Outputs whose dimension 0 is always 1."""
+        self._scalars = tuple(spec.name for spec in self._signature.outputs if not spec.shape)
+        """Outputs that have no dimension, or may have none."""
 
         fed = [definition.inputs[spec.name].name for spec in self._signature.inputs]
         given = [definition.outputs[spec.name].name for spec in self._signature.outputs]
@@ -163,14 +169,22 @@ class TensorFlowBackend:
         return [take(values[place]) for place, take in self._takers]
 
     def present(self, outputs: Sequence[Any], feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """Return arrays by output name; of a single row, without the batch dimension where two or more are left."""
+        """
+        Return arrays by output name, as they are indexed in a handler.
+
+        Of a single row those of two or more dimensions come without the batch dimension, also where the model fixes
+        that to 1; an output without dimensions has one item.
+        """
         prediction = dict(zip(self._names, outputs, strict=True))
+        for name in self._scalars:
+            if prediction[name].ndim == 0:
+                prediction[name] = prediction[name].reshape(1)
         row_by_row = self._row_by_row
-        if row_by_row == () or not self._is_one_row(feeds):
+        if (row_by_row == () and not self._of_one_row) or not self._is_one_row(feeds):
             return prediction
         if row_by_row is None:
             row_by_row = self._row_by_row = self._look_for_rows(feeds)
-        for name in row_by_row:
+        for name in (*self._of_one_row, *row_by_row):
             output = prediction[name]
             if output.ndim >= 2 and output.shape[0] == 1:
                 prediction[name] = output[0]
@@ -193,6 +207,13 @@ class TensorFlowBackend:
     def close(self) -> None:
         self._call = _closed
         self._session.close()
+
+    def _has_one_row(self, spec: TensorSpec, definition: Any) -> bool:
+        """Whether an output of two or more dimensions has 1 as its first, by its signature or by its graph."""
+        if spec.shape is not None and spec.shape[:1] and isinstance(spec.shape[0], int):
+            return len(spec.shape) >= 2 and spec.shape[0] == 1
+        shape = self._session.graph.get_tensor_by_name(definition.name).shape
+        return shape.rank is not None and shape.rank >= 2 and shape[0] == 1
 
     def _is_one_row(self, feeds: Mapping[str, Any]) -> bool:
         """Whether all inputs that may have rows have exactly one."""
@@ -402,7 +423,8 @@ def _described(definition: Any) -> SignatureDef:
         }
 
     inputs = specs(definition.inputs, optional=getattr(definition, "defaults", ()))
-    return SignatureDef(inputs, specs(definition.outputs), definition.method_name)
+    plain = json_format.MessageToDict(definition)
+    return SignatureDef(inputs, specs(definition.outputs), definition.method_name, plain)
 
 
 def _dtype(tensor: Any) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import json
 import os
 import re
 import shutil
@@ -88,13 +89,14 @@ def test_every_element_type_goes_in_and_comes_out(saved_models, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "bool", "float32", "int64", "string"])
-def test_scalars_of_every_kind_are_arrays_too(saved_models, dtype):
+def test_scalars_of_every_kind_are_arrays_with_one_item_for_handlers(saved_models, dtype):
     loaded = saved_models.load(saved_models.identity(dtype, []))
     sample = {"string": "é", "bool": True}.get(dtype, 3)
     output = outputs(loaded, sample)["y"]
     assert isinstance(output, np.ndarray)
     assert (output.shape, output.item()) == ((), sample)
-    assert answer(loaded, sample) == {"y": sample}
+    assert prediction(loaded, sample)["y"][0] == sample
+    assert answer(loaded, sample) == {"y": [sample]}
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_a_function_of_tensorflow_2_has_inputs_and_outputs_by_name_as_people_cou
     assert [str(spec) for spec in loaded.signature.inputs] == ["float32[?]", "int64[]", "float32[?]"]
     assert [spec.name for spec in loaded.signature.inputs] == ["a", "b_9", "b_10"]
     assert [spec.name for spec in loaded.signature.outputs] == ["label", "z_9", "z_10"]
-    assert answer(loaded, {"a": 1, "b_9": 2, "b_10": [3]}) == {"label": "x", "z_9": 2, "z_10": [4.0]}
+    assert answer(loaded, {"a": 1, "b_9": 2, "b_10": [3]}) == {"label": ["x"], "z_9": [2], "z_10": [4.0]}
 
 
 @pytest.mark.slow
@@ -401,6 +403,16 @@ def test_handlers_see_every_signature_without_tensorflow(saved_models):
         assert served.outputs["result"].shape == (None, 1)
         assert served.method_name == "test"
         assert copy.deepcopy(metadata) == metadata
+        assert copy.deepcopy(served).inputs == served.inputs
+
+
+def test_handlers_of_cortex_0_8_find_what_they_look_for_in_the_metadata(saved_models):
+    metadata = saved_models.load(estimator(saved_models), signature_key="regress").metadata_inputs
+    served = metadata["predict"]["inputs"]["age"]
+    assert (served["dtype"], served["tensorShape"]) == ("DT_FLOAT", {"dim": [{"size": "-1"}, {"size": "1"}]})
+    assert list(metadata["predict"]) == ["inputs", "outputs", "methodName"]
+    assert json.loads(json.dumps(metadata))["predict"]["methodName"] == "test"
+    assert encode(metadata)
 
 
 def test_what_initialises_or_trains_is_not_for_serving(saved_models):
@@ -455,7 +467,7 @@ def columns(saved_models):
                     "row": tf.concat([x, x], 1),  # (rows, 4)
                     "one": x[:, :1],  # (rows, 1)
                     "flat": x[:, 0],  # (rows,)
-                    "table": tf.ones([1, 3]),  # not by row
+                    "table": tf.ones([1, 3]),  # its first dimension is fixed to 1
                     "guess": saved_models.tf1.placeholder_with_default(tf.zeros([1, 2]), [None, 2]),  # nor this
                     "total": tf.reduce_sum(x),  # ()
                 },
@@ -471,9 +483,9 @@ def test_of_one_row_two_dimensions_and_more_lose_the_batch(saved_models):
         "row": [1, 2, 1, 2],
         "one": [1],
         "flat": [1],
-        "table": [[1, 1, 1]],
+        "table": [1, 1, 1],
         "guess": [[0, 0]],
-        "total": 3,
+        "total": [3],
     }
     assert list(found) == ["flat", "guess", "one", "row", "table", "total"]
 
@@ -486,7 +498,7 @@ def test_of_several_rows_nothing_is_dropped(saved_models):
         "flat": (2,),
         "table": (1, 3),
         "guess": (1, 2),
-        "total": (),
+        "total": (1,),
     }
 
 
@@ -502,18 +514,40 @@ def test_a_model_that_takes_no_made_up_row_is_looked_at_with_its_first_one(saved
 def test_a_model_that_fails_on_two_rows_keeps_its_dimensions(saved_models):
     def build():
         x = saved_models.tf1.placeholder("float32", [None, 2])
-        return {"f": ({"x": x}, {"y": saved_models.tf.reshape(x, [1, 2])})}
+        shape = saved_models.tf1.placeholder_with_default([1, 2], [2])
+        return {"f": ({"x": x}, {"y": saved_models.tf.reshape(x, shape)})}
 
-    def forget_shape(saved_model):
-        saved_model.meta_graphs[0].signature_def["f"].outputs["y"].tensor_shape.dim[0].size = -1
-
-    loaded = saved_models.load(saved_models.edit(saved_models.tf1_export(build), forget_shape))
+    loaded = saved_models.load(saved_models.tf1_export(build))
+    assert loaded.signature.outputs[0].shape == (None, None)
     assert prediction(loaded, [1, 2])["y"].shape == (1, 2)
 
 
-def test_a_fixed_first_dimension_is_no_batch(saved_models):
-    loaded = saved_models.load(saved_models.identity("float32", [1, 3]))
-    assert prediction(loaded, [1, 2, 3])["y"].shape == (1, 3)
+@pytest.mark.parametrize(
+    ("shape", "sample", "found"),
+    [
+        ([1, 3], [1, 2, 3], [1, 2, 3]),
+        ([1, 1], [7], [7]),
+        ([1, None], [[1, 2]], [1, 2]),
+        ([1, 2, 1], [[1], [2]], [[1], [2]]),
+        ([1], 7, [7]),
+        ([2, 1], [[1], [2]], [[1], [2]]),
+    ],
+)
+def test_a_first_dimension_that_the_model_fixes_to_1_is_dropped_as_a_free_one(saved_models, shape, sample, found):
+    loaded = saved_models.load(saved_models.identity("float32", shape))
+    assert prediction(loaded, sample)["y"].tolist() == found
+
+
+def test_a_first_dimension_of_1_is_known_from_the_graph_where_the_signature_does_not_say(saved_models):
+    def forget_shape(saved_model):
+        saved_model.meta_graphs[0].signature_def["serving_default"].outputs["y"].tensor_shape.Clear()
+        saved_model.meta_graphs[0].signature_def["serving_default"].outputs["y"].tensor_shape.unknown_rank = True
+
+    path = saved_models.tf2_export(lambda x: {"y": x * 2}, ("x", "float32", [1, None]))
+    loaded = saved_models.load(saved_models.edit(path, forget_shape))
+    assert loaded.signature.outputs[0].shape is None
+    assert prediction(loaded, [[1, 2]])["y"].tolist() == [2, 4]
+    assert prediction(loaded, [[1]])["y"].tolist() == [2]
 
 
 def test_rows_are_those_of_all_inputs_that_have_them(saved_models):
@@ -534,7 +568,7 @@ def test_inputs_of_any_rank_may_have_rows_or_none(saved_models):
         saved_models.tf2_export(lambda x: {"y": x + 1, "pair": x[..., None] * [1, 2]}, ("x", "float32", None))
     )
     assert loaded.signature.inputs[0].shape is None
-    assert answer(loaded, 1) == {"pair": [1.0, 2.0], "y": 2.0}
+    assert answer(loaded, 1) == {"pair": [1.0, 2.0], "y": [2.0]}
     assert answer(loaded, [1]) == {"pair": [1.0, 2.0], "y": [2.0]}
     assert answer(loaded, [[1, 2]]) == {"pair": [[1.0, 2.0], [2.0, 4.0]], "y": [2.0, 3.0]}
     assert answer(loaded, [1, 2]) == {"pair": [[1.0, 2.0], [2.0, 4.0]], "y": [2.0, 3.0]}
