@@ -23,7 +23,7 @@ from cortex.replica.codec import BadBody
 from cortex.replica.server import STATUS
 from cortex.settings import SETTINGS
 from cortex.spec.effects import EFFECTS
-from cortex.spec.models import BLOCKS, RESOURCES
+from cortex.spec.models import BLOCKS, FLAT_FORM, RESOURCES
 from cortex.spec.problems import REFERENCES as SPEC
 from cortex.spec.schema import json_schema
 
@@ -369,7 +369,8 @@ A list of resources: any number of `kind: api`, and at most one `kind: deploymen
 
 Without `kind: deployment` the deployment is called `default`, and its apis live at `/<api>` instead of
 `/<deployment>/<api>`. Unknown keys, duplicate keys and duplicate names are errors, and all problems of a file are shown
-at once. `null` means the default.
+at once. `null` means the default. Fields of `tracker` and `compute` that stand beside `name`, as in a page whose
+indentation got lost, are taken as if they stood in their block, with a note that shows it.
 
 Quantities are those of Kubernetes: `0.2` = `200m` cpu, `512Mi`, `1G`, `129e6` bytes. Durations: `30s`, `10m`, `1h30m`,
 or seconds. An editor completes and checks the file with the schema that `cortex schema` prints.
@@ -410,7 +411,7 @@ def _fields(kind: str, model: Any) -> str:
                 schema["description"],
             )
             for name, schema in block["properties"].items()
-            if name != "kind"
+            if name != "kind" and not (kind and name in FLAT_FORM)
         ],
     )
 

@@ -143,7 +143,7 @@ REFUSED: Mapping[str, Files] = {
         "m.onnx": rows_model(),
     },
     "several mistakes at once": {
-        "cortex.yaml": "- {kind: api, name: X, model: m.onnx, compute: {max_replica: 2}, timeout: soon, cpu: 1}\n",
+        "cortex.yaml": "- {kind: api, name: X, model: m.onnx, compute: {max_replica: 2}, concurrency: 1, timeout: x}\n",
         "m.onnx": rows_model(),
     },
 }

@@ -124,7 +124,10 @@ def run(
     if output == "text":
         for line in changes_text(deployment, result.changes, terminal.paint, dry_run=dry_run):
             terminal.out(line)
-    _show_warnings(terminal, [_placed(loaded, w) for w in (*package.warnings, *result.warnings)])
+    result = msgspec.structs.replace(
+        result, warnings=tuple(_placed(loaded, warning) for warning in (*package.warnings, *result.warnings))
+    )
+    _show_warnings(terminal, result.warnings)
     if dry_run or not wait:
         if output == "json":
             outcome = "dry run" if dry_run else "not waited for"
@@ -142,7 +145,7 @@ def _show_warnings(terminal: Terminal, warnings: Sequence[Problem]) -> None:
     places: dict[tuple[str, str, str, str], list[Problem]] = {}
     for warning in warnings:
         places.setdefault((warning.reference, warning.message, warning.hint, warning.traceback), []).append(warning)
-    blocks = []
+    blocks: dict[str, list[Problem]] = {"note": [], "warning": []}
     paint = terminal.paint_talk
     for same in places.values():
         more = f" and {text.count(len(same) - 1, 'more place')}" if len(same) > 1 else ""
@@ -150,10 +153,12 @@ def _show_warnings(terminal: Terminal, warnings: Sequence[Problem]) -> None:
             where = paint(same[0].where, "cyan")
             terminal.say(f"  {paint('note:', 'yellow')} {harmless(same[0].message)} ({where}{more})")
         else:
-            blocks.append(msgspec.structs.replace(same[0], subject=same[0].subject + more))
-    if blocks:
-        terminal.say()
-        show_problems(terminal, blocks, level="warning")
+            level = "note" if same[0].reference == "flat-form" else "warning"
+            blocks[level].append(msgspec.structs.replace(same[0], subject=same[0].subject + more))
+    for level, told in blocks.items():
+        if told:
+            terminal.say()
+            show_problems(terminal, told, level=level)
 
 
 def _send(terminal: Terminal, operator: OperatorClient, package: Package) -> DeployResult:

@@ -192,7 +192,7 @@ def prepare(
                 indexes=None if environ is None else index_variables(environ, Path.cwd()),
             ),
             sources=gathering.sources,
-            warnings=tuple(gathering.warnings),
+            warnings=(*loaded.notes, *gathering.warnings),
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -11,6 +11,7 @@ rules         what single values have to be: names, models, handlers, variables
 models        one frozen model per block of cortex.yaml, with all fields and defaults
 effects       what changing a field does, and which fields have no effect yet
 document      YAML text as a tree with positions, bounded in size and depth
+indentation   what a text was before its indentation went
 loading       text of a cortex.yaml to a `ProjectSpec`, or all problems of the file at once
 explanation   what pydantic found, as problems
 problems      the words: quoting, near misses, subjects, rendering, the index of references

@@ -12,6 +12,7 @@ Source:
 from __future__ import annotations
 
 import bisect
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -152,6 +153,18 @@ class Document:
         flaws = [replace(flaw, path=(0, *flaw.path)) for flaw in self.flaws]
         return Document(root, flaws, self._lines, start=self._start)
 
+    def node(self, path: Sequence[str | int]) -> Node | None:
+        """Return what stands at `path`, None if nothing does."""
+        _, node, complete = self._find(path)
+        return node if complete else None
+
+    def with_mapping(self, number: int, mapping: MapNode) -> Document:
+        """Return this document with another mapping as item `number` of its list; positions stay what they were."""
+        assert isinstance(self.root, ListNode)
+        items = [*self.root.items]
+        items[number] = (items[number][0], mapping)
+        return Document(replace(self.root, items=items), self.flaws, self._lines, start=self._start)
+
     def _find(self, path: Sequence[str | int]) -> tuple[int, Node | None, bool]:
         index, node = self._start, self.root
         for part in path:
@@ -162,6 +175,13 @@ class Document:
             else:
                 return index, node, False
         return index, node, True
+
+
+def spelled(node: Node) -> str:
+    """Return a value as it may be written behind a key: a plain scalar as it was, everything else as JSON."""
+    if isinstance(node, ScalarNode) and node.plain:
+        return node.text or "null"
+    return json.dumps(_plain(node, (), lambda path, value: False), ensure_ascii=False)
 
 
 def parse(text: str | bytes) -> Document:

@@ -53,7 +53,26 @@ EXAMPLES = {
 _READABLE_DIGITS = 10
 _COMPARED_KEYS = 100
 """More keys than this in one block are no misspellings, and comparing all of them would take seconds."""
-_GONE = {"tags": "tags never had an effect and are gone: delete them"}
+_GONE = {
+    "tags": "tags never had an effect and are gone: delete them",
+    "autoscaling": "its fields belong under `compute:`",
+    "endpoint": "an api answers at /<deployment>/<name>: delete it",
+    "networking": "an api answers at /<deployment>/<name>: delete it",
+    "update_strategy": "new replicas are always started before old ones end: delete it",
+}
+"""Fields of other versions, with what is done about them."""
+_OLD_BLOCKS = ("onnx", "tensorflow", "predictor", "python")
+"""Blocks of later versions of old: what stood in them stands beside `name` here."""
+_OLD_NAMES = {
+    "model": "model",
+    "model_path": "model",
+    "request_handler": "request_handler",
+    "predictor": "request_handler",
+    "path": "request_handler",
+    "signature_key": "tf_signature_key",
+    "env": "env",
+}
+"""What the fields of `_OLD_BLOCKS` are called here."""
 _TYPES = {"model_type": "a mapping", "mapping_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list"}
 """pydantic's own types of errors that say what had to be there."""
 
@@ -159,6 +178,8 @@ class _Finding:
         """Whether an unknown key beside a missing field was meant to be it: one mistake, told once."""
         block = block_of(self._path, self._document)
         unknown = [key for key in self._beside if key not in _FIELDS[block]]
+        if self._field in ("model", "request_handler") and any(key in _OLD_BLOCKS for key in unknown):
+            return True
         return any(nearest(key, _FIELDS[block]) == self._field for key in unknown[:_COMPARED_KEYS])
 
     def _unknown(self) -> Problem:
@@ -167,7 +188,9 @@ class _Finding:
         home = _home(self._field, block)
         if home:
             return self._said("misplaced-field", message, home)
-        if self._field in _GONE:
+        if block == "api" and self._field in _OLD_BLOCKS:
+            return self._said("unknown-field", message, self._without_block())
+        if block == "api" and self._field in _GONE:
             return self._said("unknown-field", message, _GONE[self._field])
         compares = len(self._beside) <= _COMPARED_KEYS
         meant = nearest(self._field, _FIELDS[block]) if compares else None
@@ -178,6 +201,17 @@ class _Finding:
             hint = f'did you mean "{elsewhere}"? {_home(elsewhere, block)}'
             return self._said("unknown-field", message, hint)
         return self._said("unknown-field", message, f"the fields are {', '.join(_FIELDS[block])}")
+
+    def _without_block(self) -> str:
+        """Say where the fields of a block of old stand here."""
+        fields = self._value if isinstance(self._value, Mapping) else {}
+        lines = [
+            f"{name}: {value}" if isinstance(value, str) else f"{name}:"
+            for old, name in _OLD_NAMES.items()
+            if (value := fields.get(old)) is not None
+        ]
+        meant = lines or ["model: model.onnx", "request_handler: handler.py"]
+        return f"its fields stand beside `name:` here: {' and '.join(f'`{line}`' for line in meant)}"
 
     def _wrong_type(self, expected: str) -> Problem:
         return self._said("wrong-type", f"expected {expected}, found {self._shown}", self._type_hint(expected))

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from cortex.errors import Problem, Problems
 from cortex.ids import DEFAULT_DEPLOYMENT, DeploymentName
-from cortex.spec.document import Document, Flaw, UnreadableError, parse
+from cortex.spec.document import Document, Flaw, MapNode, ScalarNode, UnreadableError, parse, spelled
 from cortex.spec.explanation import explain
-from cortex.spec.models import BLOCKS, KEPT_AS_WRITTEN, RESOURCES, ApiSpec, DeploymentSpec, ProjectSpec
+from cortex.spec.indentation import mended
+from cortex.spec.models import BLOCKS, FLAT_FORM, KEPT_AS_WRITTEN, RESOURCES, ApiSpec, DeploymentSpec, ProjectSpec
 from cortex.spec.problems import found, nearest, quoted, subject
 
 Path = tuple[str | int, ...]
@@ -38,6 +39,8 @@ class Loaded:
     _api_resources: tuple[int, ...] = field(repr=False, compare=False)
     """For each api of `spec`, which resource of the file it is."""
     _deployment_resource: int | None = field(repr=False, compare=False)
+    notes: tuple[Problem, ...] = ()
+    """What was understood though it is usually written otherwise."""
 
     def locate(self, path: Sequence[str | int]) -> tuple[int, int]:
         """
@@ -77,8 +80,19 @@ def load(text: str | bytes, *, file: str) -> Loaded:
         document = parse(text)
     except UnreadableError as error:
         found_ = [(line, column, _problem(flaw, None)) for line, column, flaw in error.flaws]
+        if error.flaws[-1][2].reference == "yaml-syntax":
+            found_ = _flush_left(text) or found_
         raise _sorted(found_, file) from None
     return _Reading(document, file).load()
+
+
+def _flush_left(text: str | bytes) -> list[tuple[int, int, Problem]]:
+    """What to say of a text that is no YAML because its indentation is lost; nothing if that is not why."""
+    meant = mended(text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff"))
+    if meant is None:
+        return []
+    message = 'the fields of a resource stand below the word after its "- ", not at the left edge'
+    return [(meant.lines[0].start, 1, Problem(reference="yaml-syntax", message=message, hint=meant.hint))]
 
 
 class _Reading:
@@ -98,6 +112,8 @@ class _Reading:
             self._found.append((*self._document.position(flaw.index), _problem(flaw, self._data)))
         self._told = frozenset(flaw.path for flaw in self._document.flaws if flaw.reference != "duplicate-key")
         kinds = [self._kind(number, resource) for number, resource in enumerate(resources)]
+        nested = {n: blocks for n, kind in enumerate(kinds) if kind == "api" and (blocks := self._nest(n))}
+        self._data = self._document.value(_is_kept_as_written)
         specs = [self._spec(number, kind) for number, kind in enumerate(kinds)]
         self._check_deployments([number for number, kind in enumerate(kinds) if kind == "deployment"])
         self._check_names([number for number, kind in enumerate(kinds) if kind == "api"])
@@ -112,6 +128,7 @@ class _Reading:
             _document=self._document,
             _api_resources=tuple(apis),
             _deployment_resource=named[0][0] if named else None,
+            notes=self._flat_form(nested) if nested else (),
         )
 
     def _add(self, reference: str, message: str, path: Path = (), hint: str = "") -> None:
@@ -157,6 +174,57 @@ class _Reading:
         hint = f'did you mean "{meant}"?' if meant else "write kind: api"
         self._add("unknown-kind", f'expected "api" or "deployment", found {shown}', (number, "kind"), hint)
         return meant
+
+    def _nest(self, number: int) -> tuple[str, ...]:
+        """Move fields of an api's blocks that stand beside its name into their blocks. Returns the names of these."""
+        api = self._document.node((number,))
+        assert isinstance(api, MapNode)
+        entries = {key: entry for key, entry in api.entries.items() if key not in FLAT_FORM}
+        blocks: dict[str, MapNode] = {}
+        for key in (key for key in api.entries if key in FLAT_FORM):
+            index, value = api.entries[key]
+            home = FLAT_FORM[key]
+            begin, beside = entries.get(home, (index, None))
+            if isinstance(beside, ScalarNode) and beside.value is None:
+                beside = None
+            if isinstance(value, ScalarNode) and value.value is None:
+                continue  # the default, as if it were not there
+            if not (beside is None or isinstance(beside, MapNode)):
+                entries[key] = (index, value)  # there is no block to move it into; what is there instead is told
+                continue
+            block = MapNode(dict(beside.entries), beside.size, beside.depth) if beside is not None else MapNode()
+            if key in block.entries:
+                line, column = self._document.position(block.entries[key][0])
+                message = f"{quoted(key)} stands here and under `{home}:`, at line {line}, column {column}"
+                self._add("duplicate-key", message, (number, key), "delete one of the two")
+                continue
+            block.entries[key] = (index, value)
+            entries[home] = (begin, block)
+            blocks[home] = block
+        self._document = self._document.with_mapping(number, MapNode(entries, api.size, api.depth))
+        return tuple(name for name in BLOCKS if name in blocks)
+
+    def _flat_form(self, nested: Mapping[int, Sequence[str]]) -> tuple[Problem, ...]:
+        """The note on fields that were moved into blocks, with these as they are usually written."""
+        lines = ["usually written as"]
+        for number, blocks in nested.items():
+            if len(nested) > 1:
+                lines.append(f"# {subject((number,), self._data)}")
+            for name in blocks:
+                block = self._document.node((number, name))
+                assert isinstance(block, MapNode)
+                lines.append(f"  {name}:")
+                lines += [f"    {key}: {spelled(value)}" for key, (_, value) in block.entries.items()]
+        names = [f"`{name}:`" for name in BLOCKS if any(name in blocks for blocks in nested.values())]
+        first = next(iter(nested))
+        at = min(self._document.locate((first, name)) for name in nested[first])
+        note = Problem(
+            reference="flat-form",
+            message=f"fields that stand beside `name:` are taken as fields of {' and '.join(names)}",
+            hint="\n".join(lines),
+            subject=", ".join(subject((number,), self._data) for number in nested),
+        )
+        return (_with_place(note, f"{self._file}:{_colon(at)}"),)
 
     def _spec(self, number: int, kind: str | None) -> object:
         """Return the model of a resource, None if it has none or something is wrong with it."""

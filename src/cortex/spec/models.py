@@ -322,3 +322,13 @@ KEPT_AS_WRITTEN = frozenset([("compute", "cpu"), ("compute", "mem"), ("timeout",
 """
 Fields whose value is wanted as it is spelled: `129e6`, not 129000000.0. So are the values of `env`.
 """
+FLAT_FORM: Mapping[str, str] = {
+    **dict.fromkeys(("key", "model_type"), "tracker"),
+    **dict.fromkeys(
+        ("min_replicas", "max_replicas", "init_replicas", "target_cpu_utilization", "cpu", "gpu", "mem"), "compute"
+    ),
+}
+"""
+Fields that may stand beside `name`, with the block that they are read into: those of the reference page of old, which
+people copy without its indentation. Later ones have one place only.
+"""

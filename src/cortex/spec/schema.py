@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cortex.spec.models import BLOCKS, RESOURCES
+from cortex.spec.models import BLOCKS, FLAT_FORM, RESOURCES
 from cortex.spec.quantities import Cpu, Duration, Size
 
 
@@ -32,7 +32,20 @@ def json_schema() -> dict[str, Any]:
 def _resource(kind: str, model: type[BaseModel]) -> dict[str, Any]:
     block = _block(model)
     stated = {"kind": {"const": kind, "description": "What this resource is."}}
-    return {**block, "properties": stated | block["properties"], "required": ["kind", *block["required"]]}
+    properties = stated | block["properties"] | (_flat_form() if kind == "api" else {})
+    return {**block, "properties": properties, "required": ["kind", *block["required"]]}
+
+
+def _flat_form() -> dict[str, Any]:
+    """Return fields that may stand beside their block; editors offer them in the block."""
+    flat = {}
+    for name, block in FLAT_FORM.items():
+        field = _block(BLOCKS[block])["properties"][name]
+        rule = {key: value for key, value in field.items() if key not in ("description", "default")}
+        choices = rule.pop("anyOf", [rule])
+        nullable = [*(choice for choice in choices if choice != {"type": "null"}), {"type": "null"}]
+        flat[name] = {"description": f"Belongs under `{block}:`.", "deprecated": True, "anyOf": nullable}
+    return flat
 
 
 def _block(model: type[BaseModel]) -> dict[str, Any]:

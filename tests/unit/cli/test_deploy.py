@@ -235,6 +235,27 @@ def test_warnings_are_told_once_each(cortex: Any, project: Path, accepted: Any, 
     assert "\nwarning: odd\n  iris/cortex.yaml:5:3   x and 1 more place\n  as said\n" in talk
 
 
+def test_the_flat_form_is_deployed_with_one_note_that_shows_the_block(
+    cortex: Any, project: Path, accepted: Any
+) -> None:
+    (project / "cortex.yaml").write_text(YAML + "  min_replicas: 2\n  cpu: 100m\n")
+    ran = cortex("deploy", "iris")
+    assert ran.code == 0
+    note = (
+        "note: flat-form\n"
+        '  iris/cortex.yaml:11:3   api "raw"\n'
+        "  fields that stand beside `name:` are taken as fields of `compute:`\n"
+        "  hint: usually written as\n"
+        "          compute:\n"
+        "            min_replicas: 2\n"
+        "            cpu: 100m\n"
+    )
+    assert ran.talk.count("note: flat-form") == ran.talk.count(note) == 1
+    assert accepted.deployed.apis[1].spec["compute"]["cpu"] == "100m"
+    (told,) = json.loads(cortex("deploy", "iris", "-o", "json").out)["warnings"]
+    assert (told["reference"], told["where"]) == ("flat-form", "iris/cortex.yaml:11:3")
+
+
 def test_no_file_is_an_error(cortex: Any) -> None:
     ran = cortex("deploy")
     assert ran.code == 1

@@ -56,6 +56,65 @@ FULL = textwrap.dedent("""\
     """)
 
 
+FLAT = """\
+- kind: api
+  name: iris
+  model: iris.onnx
+  tracker:
+  key: "class"
+  model_type: classification
+  compute:
+    concurrency: 2
+  min_replicas: 2
+  cpu: 0.20
+  gpu:
+"""
+
+
+def test_fields_that_stand_beside_their_block_are_read_into_it_with_one_note_that_shows_it(accepted):
+    loaded = accepted(FLAT)
+    (api,) = loaded.spec.apis
+    assert (api.tracker.key, api.tracker.model_type) == ("class", "classification")
+    compute = api.compute
+    assert (compute.min_replicas, compute.cpu.text, compute.concurrency, compute.gpu) == (2, "0.20", 2, 0)
+    (note,) = loaded.notes
+    assert render(note, level="note") == textwrap.dedent("""\
+        note: flat-form
+          cortex.yaml:4:3   api "iris"
+          fields that stand beside `name:` are taken as fields of `compute:` and `tracker:`
+          hint: usually written as
+                  compute:
+                    concurrency: 2
+                    min_replicas: 2
+                    cpu: 0.20
+                  tracker:
+                    key: "class"
+                    model_type: classification""")
+
+
+def test_what_the_note_on_the_flat_form_shows_is_what_was_read(accepted):
+    loaded = accepted(FLAT)
+    blocks = "\n".join(line for line in loaded.notes[0].hint.splitlines()[1:])
+    nested = accepted(f"- kind: api\n  name: iris\n  model: iris.onnx\n{blocks}\n")
+    assert (nested.spec, nested.notes) == (loaded.spec, ())
+
+
+def test_several_apis_in_the_flat_form_have_one_note(accepted):
+    text = "\n".join(f"- {{kind: api, name: {name}, model: m, cpu: {cpu}}}" for name, cpu in [("a", 1), ("b", 2)])
+    (note,) = accepted(text).notes
+    assert note.subject == 'api "a", api "b"'
+    assert note.hint.splitlines() == [
+        "usually written as",
+        *('# api "a"', "  compute:", "    cpu: 1"),
+        *('# api "b"', "  compute:", "    cpu: 2"),
+    ]
+
+
+def test_an_anchor_shared_by_two_apis_is_read_into_each(accepted):
+    text = "- &base {kind: api, name: a, model: m, cpu: 1}\n- {<<: *base, name: b}\n"
+    assert [api.compute.cpu_millis for api in accepted(text).spec.apis] == [1000, 1000]
+
+
 def test_the_smallest_file_is_an_api_of_the_default_deployment(accepted):
     spec = accepted(SMALLEST_FILE).spec
     assert spec.deployment == "default"

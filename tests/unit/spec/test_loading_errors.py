@@ -136,19 +136,68 @@ CASES = [
         """,
     ),
     Case(
-        "compute fields pasted flat",
+        "fields of blocks given both beside the name and in their block",
         """
         - kind: api
           name: iris
           model: iris.onnx
-          min_replicas: 2
+          compute: {cpu: 1, mem: 1Gi}
+          cpu: 1
+          mem: 2Gi
+        """,
+        """
+        error: duplicate-key
+          cortex.yaml:5:3   api "iris": cpu
+          "cpu" stands here and under `compute:`, at line 4, column 13
+          hint: delete one of the two
+        error: duplicate-key
+          cortex.yaml:6:3   api "iris": mem
+          "mem" stands here and under `compute:`, at line 4, column 21
+          hint: delete one of the two
+        """,
+    ),
+    Case(
+        "wrong values in the flat form, and a field that has one place only",
+        """
+        - kind: api
+          name: iris
+          model: iris.onnx
+          tracker:
+          key: class
+          min_replicas: two
+          concurrency: 4
+        """,
+        """
+        error: missing-field
+          cortex.yaml:4:3   api "iris": tracker: model_type
+          "model_type" is missing
+          hint: for example, model_type: classification
+        error: wrong-type
+          cortex.yaml:6:3   api "iris": compute: min_replicas
+          expected an integer, found the string "two"
+          hint: for example, min_replicas: 1
+        error: misplaced-field
+          cortex.yaml:7:3   api "iris": concurrency
+          "concurrency" is not a field of an api
+          hint: `concurrency` belongs under `compute:`
+        """,
+    ),
+    Case(
+        "the flat form beside a block that is none",
+        """
+        - kind: api
+          name: iris
+          model: iris.onnx
+          compute: fast
           cpu: 1
         """,
         """
-        error: misplaced-field
-          cortex.yaml:4:3   api "iris": min_replicas
-          "min_replicas" is not a field of an api
-          hint: `min_replicas` belongs under `compute:`
+        error: wrong-type
+          cortex.yaml:4:3   api "iris": compute
+          expected a mapping, found the string "fast"
+          hint: for example
+                compute:
+                  cpu: 200m
         error: misplaced-field
           cortex.yaml:5:3   api "iris": cpu
           "cpu" is not a field of an api
@@ -156,23 +205,34 @@ CASES = [
         """,
     ),
     Case(
-        "tracker fields pasted flat",
+        "blocks of later versions of old",
         """
         - kind: api
           name: iris
-          model: iris.onnx
-          key: class
-          model_type: classification
+          onnx:
+            model: s3://bucket/iris.onnx
+            request_handler: handler.py
+        - kind: api
+          name: rose
+          predictor:
+            type: python
+            path: predictor.py
+          autoscaling:
+            min_replicas: 1
         """,
         """
-        error: misplaced-field
-          cortex.yaml:4:3   api "iris": key
-          "key" is not a field of an api
-          hint: `key` belongs under `tracker:`
-        error: misplaced-field
-          cortex.yaml:5:3   api "iris": model_type
-          "model_type" is not a field of an api
-          hint: `model_type` belongs under `tracker:`
+        error: unknown-field
+          cortex.yaml:3:3   api "iris": onnx
+          "onnx" is not a field of an api
+          hint: its fields stand beside `name:` here: `model: s3://bucket/iris.onnx` and `request_handler: handler.py`
+        error: unknown-field
+          cortex.yaml:8:3   api "rose": predictor
+          "predictor" is not a field of an api
+          hint: its fields stand beside `name:` here: `request_handler: predictor.py`
+        error: unknown-field
+          cortex.yaml:11:3   api "rose": autoscaling
+          "autoscaling" is not a field of an api
+          hint: its fields belong under `compute:`
         """,
     ),
     Case(
@@ -1256,10 +1316,6 @@ CASES = [
           cortex.yaml:1:3   resource "iris": kind
           "kind" is missing
           hint: add kind: api
-        error: misplaced-field
-          cortex.yaml:3:3   resource "iris": cpu
-          "cpu" is not a field of an api
-          hint: `cpu` belongs under `compute:`
         """,
     ),
     Case(
@@ -1577,8 +1633,67 @@ CASES = [
         """
         error: yaml-syntax
           cortex.yaml:2:1
-          the indentation of this line fits nothing in the block that began in line 1
-          hint: indent with spaces: keys of one mapping, and the dashes of one list, stand exactly below each other
+          the fields of a resource stand below the word after its "- ", not at the left edge
+          hint: indent line 2 by two spaces:
+                - kind: api
+                  name: iris
+        """,
+    ),
+    Case(
+        "a paste that lost all indentation",
+        """
+        - kind: deployment
+        name: flowers
+
+        - kind: api
+        name: iris
+        model: iris.onnx
+
+        # small
+        compute:
+        cpu: 100m
+        env:
+          LEVEL: debug
+
+        - kind: api
+          name: rose
+          model: rose.onnx
+        """,
+        """
+        error: yaml-syntax
+          cortex.yaml:2:1
+          the fields of a resource stand below the word after its "- ", not at the left edge
+          hint: indent lines 2 and 5 to 12 by two spaces:
+                - kind: deployment
+                  name: flowers
+
+                - kind: api
+                  name: iris
+                  model: iris.onnx
+
+                  # small
+                  compute:
+                  cpu: 100m
+                  env:
+                    LEVEL: debug
+
+                - kind: api
+                  name: rose
+                  model: rose.onnx
+        """,
+    ),
+    Case(
+        "indentation that no shift to the right mends",
+        """
+        - kind: api
+            name: iris
+         model: iris.onnx
+        """,
+        """
+        error: yaml-syntax
+          cortex.yaml:2:9
+          a ":" is not expected here
+          hint: check the indentation of this line and the one above, or quote the value if the colon is part of it
         """,
     ),
     Case(
@@ -1961,7 +2076,7 @@ def test_every_problem_has_a_place_a_next_step_and_a_documented_reference(case):
 
 def test_every_documented_reference_is_given_for_some_file_or_elsewhere_in_the_tests():
     given = {problem.reference for case in CASES for problem in problems_of(plain(case.text)).problems}
-    elsewhere = {"file-too-large", "not-in-effect", "not-utf8", "too-deep", "too-many-values"}
+    elsewhere = {"file-too-large", "flat-form", "not-in-effect", "not-utf8", "too-deep", "too-many-values"}
     assert given.isdisjoint(elsewhere)
     assert given | elsewhere == set(REFERENCES)
 
