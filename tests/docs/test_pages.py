@@ -51,7 +51,7 @@ def test_a_reference_that_nobody_described_is_noticed(monkeypatch: pytest.Monkey
 def test_references_are_found_wherever_they_are_given() -> None:
     found = generate.references()
     assert "client/addressing.py" in found["api-not-found"].files, "of a class"
-    assert "controlplane/deploy.py" in found["default-from-another-folder"].files, "by keyword"
+    assert "controlplane/deploy.py" in found["from-another-folder"].files, "by keyword"
     assert "spec/rules.py" in found["reserved-env-name"].files, "by place"
 
 

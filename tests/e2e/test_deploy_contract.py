@@ -295,7 +295,7 @@ def test_the_default_deployment_is_guarded_against_another_folder(home, folder):
     for arguments in (["--dry-run"], []):
         refused = home.deploy(two, *arguments, code=1)
         assert told(refused.err, folder) == (
-            "error: default-from-another-folder\n"
+            "error: from-another-folder\n"
             "  deployment `default` came from FOLDER/one; deploying FOLDER/two would remove a\n"
             "  hint: name this group of apis: add\n"
             "            - kind: deployment\n"
@@ -308,6 +308,24 @@ def test_the_default_deployment_is_guarded_against_another_folder(home, folder):
     home.deploy(one, code=0)  # removes nothing of two's, so nothing is in the way
     assert predict(home, "/a") == [[[10.0]]]
     home.cortex("delete", "default", "--yes")
+
+
+def test_a_named_deployment_is_guarded_as_well(home, folder):
+    one = write_project(
+        folder / "one", {"cortex.yaml": deployment("kept", api("a") + api("b")), "m.onnx": rows_model()}
+    )
+    two = write_project(folder / "two", {"cortex.yaml": deployment("kept", api("b")), "m.onnx": rows_model(5)})
+    home.deploy(one)
+    refused = home.deploy(two, code=1)
+    assert told(refused.err, folder) == (
+        "error: from-another-folder\n"
+        "  deployment `kept` came from FOLDER/one; deploying FOLDER/two would remove a\n"
+        "  hint: name this group of apis otherwise: change `name` below `kind: deployment` of this cortex.yaml, "
+        "or pass --prune to remove them"
+    )
+    assert predict(home, "/kept/a") == predict(home, "/kept/b") == [[[10.0]]]
+    assert "  - a  removed" in home.deploy(two, "--prune").out
+    home.cortex("delete", "kept", "--yes")
 
 
 # ---- for programs -----------------------------------------------------------------------------------------------

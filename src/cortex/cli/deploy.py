@@ -337,7 +337,7 @@ COMMAND = Command(
     parameters=(
         click.Argument(["path"], required=False, type=click.Path()),
         flag("--dry-run", help="Check everything and say what would change; change nothing."),
-        flag("--prune", help="Let a deploy from another folder remove the apis of `default`."),
+        flag("--prune", help="Let a deploy from another folder than the last one remove apis."),
         *options(),
     ),
     examples=(

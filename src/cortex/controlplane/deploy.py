@@ -118,7 +118,7 @@ class Deployer:
         """
         deployment = DeploymentName(name)
         specs = _validated(request.apis)
-        self._guard_default(deployment, request, self._known(deployment))
+        self._guard_folder(deployment, request, self._known(deployment))
         with self._store.pin() as pin:
             left = left or threading.Event()
             fetched = self._models.of_deploy(specs, request, emit, left, pin)
@@ -144,7 +144,7 @@ class Deployer:
         emit: Emit,
     ) -> DeployResult:
         known = self._known(deployment)
-        self._guard_default(deployment, request, known)
+        self._guard_folder(deployment, request, known)
         if request.indexes is not None:
             self._packages.take_over(request.indexes)
         records, package_warnings = self._records(deployment, specs, request, known, emit)
@@ -347,11 +347,11 @@ class Deployer:
 
     # ---- checks -------------------------------------------------------------------------------------------------
 
-    def _guard_default(
+    def _guard_folder(
         self, deployment: DeploymentName, request: DeployRequest, known: Mapping[ApiKey, ApiRecord]
     ) -> None:
-        """`default` belongs to the folder it came from: another folder must not remove its apis unasked."""
-        if deployment != DEFAULT_DEPLOYMENT or request.prune:
+        """A deployment belongs to the folder it came from: another folder must not remove its apis unasked."""
+        if request.prune:
             return
         before = next((d for d in self._state.deployments() if d.name == deployment), None)
         if before is None or before.source == request.source:
@@ -362,11 +362,10 @@ class Deployer:
             raise Problems(
                 [
                     Problem(
-                        reference="default-from-another-folder",
-                        message=f"deployment `default` came from {before.source}; deploying {request.source} "
+                        reference="from-another-folder",
+                        message=f"deployment `{deployment}` came from {before.source}; deploying {request.source} "
                         f"would remove {names}",
-                        hint="name this group of apis: add\n    - kind: deployment\n      name: <name>\n"
-                        "to this cortex.yaml, or pass --prune to remove them",
+                        hint=f"{_how_to_part(deployment)}, or pass --prune to remove them",
                     )
                 ]
             )
@@ -615,6 +614,13 @@ def _history(records: Sequence[ApiRecord], told: Sequence[ApiChange], wall_s: fl
                 cause=", ".join(change.causes) or "first deploy",
                 trees=trees_of(record.wanted.build),
             )
+
+
+def _how_to_part(deployment: DeploymentName) -> str:
+    """What to write into a cortex.yaml whose deployment another folder has."""
+    if deployment == DEFAULT_DEPLOYMENT:
+        return "name this group of apis: add\n    - kind: deployment\n      name: <name>\nto this cortex.yaml"
+    return "name this group of apis otherwise: change `name` below `kind: deployment` of this cortex.yaml"
 
 
 def _placed(problem: Problem, *, subject: str, path: tuple[str | int, ...]) -> Problem:

@@ -249,7 +249,7 @@ class CloudEnvironment(msgspec.Struct, frozen=True, kw_only=True):
 class DeployRequest(msgspec.Struct, frozen=True, kw_only=True):
     deployment: str
     source: str
-    """Folder of the cortex.yaml, for people and to guard `default`."""
+    """Folder of the cortex.yaml: another one removes no apis of this deployment unasked."""
     apis: tuple[ApiUpload, ...] = ()
     project: tuple[StoredFile, ...] = ()
     """Empty when no api has a handler."""

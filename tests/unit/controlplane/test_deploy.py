@@ -474,14 +474,33 @@ def test_a_missing_secret_is_told_before_anything_takes_long(world):
     assert world.inspected == []
 
 
-# ---- the deployment `default` ----------------------------------------------------------------------------------------
+# ---- a deployment belongs to a folder ----------------------------------------------------------------------------
 
 
-def test_default_is_guarded_against_another_folder_that_would_remove_its_apis(world):
-    world.deploy(world.api("a"), name="default", source="/home/ann/one")
-    (problem,) = world.problems(world.api("b"), name="default", source="/home/ann/two")
-    assert problem.reference == "default-from-another-folder"
-    assert "/home/ann/one" in problem.message
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        (
+            "default",
+            "name this group of apis: add\n    - kind: deployment\n      name: <name>\nto this cortex.yaml, "
+            "or pass --prune to remove them",
+        ),
+        (
+            "iris",
+            "name this group of apis otherwise: change `name` below `kind: deployment` of this cortex.yaml, "
+            "or pass --prune to remove them",
+        ),
+    ],
+)
+def test_every_deployment_is_guarded_against_another_folder_that_would_remove_its_apis(world, name, hint):
+    world.deploy(world.api("a"), world.api("c"), name=name, source="/home/ann/one")
+    (problem,) = world.problems(world.api("b"), name=name, source="/home/ann/two")
+    assert problem.reference == "from-another-folder"
+    assert problem.message == (
+        f"deployment `{name}` came from /home/ann/one; deploying /home/ann/two would remove a, c"
+    )
+    assert problem.hint == hint
+    assert len(world.state.apis(DeploymentName(name))) == 2
 
 
 def test_prune_removes_them_all_the_same(world):
