@@ -165,6 +165,7 @@ NOT_CLASSES: Mapping[str, str] = {
     "tracker-never-matches": "The tracker asks for something that the model never answers.",
     "unknown-api": "There is no api of this name.",
     "unknown-deployment": "There is no deployment of this name.",
+    "unknown-version": "An api has no version that begins so: `cortex history` lists them.",
     "wrong-usage": "A command line that cannot be meant.",
 }
 """References that are given without a class whose docstring would say what they mean."""

@@ -52,6 +52,11 @@ def replica_ordinal(replica: ReplicaId) -> int:
     return int(replica.rsplit(".", 1)[1])
 
 
+def revision_of(replica: str) -> str:
+    """The first digits of a replica's revision; empty for what is no id of a replica."""
+    return replica.rsplit(".", 2)[-2] if replica.count(".") >= 2 else ""
+
+
 def socket_stem(replica: ReplicaId) -> str:
     """A short file name for a replica's sockets: HAProxy takes at most 97 bytes of path. 12 hex digits."""
     return hashlib.sha256(replica.encode()).hexdigest()[:12]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from cortex.ids import ReplicaId, split_api_key
+from cortex.ids import ReplicaId, revision_of, split_api_key
 from cortex.wire import rawoutput
 from cortex.wire.agent import LogLine, LogLines, ReadLogs
 from cortex.wire.logline import LoggedLine, encode_line, is_ours, parse_line
@@ -59,13 +59,20 @@ class LogReader:
         from the beginning, as many as one answer holds.
         """
         replicas: dict[ReplicaId, list[_File]] = {}
+        left_out: list[_File] = []
         for path, replica in self._files(request):
             file = _File.seen(path)
-            if file is not None:
+            if file is None:
+                continue
+            if request.revisions is None or revision_of(replica) in request.revisions:
                 replicas.setdefault(replica, []).append(file)
+            else:
+                left_out.append(file)
+        cursor = _decode_cursor(request.cursor)
+        read = {file.key: cursor.offsets.get(file.key, file.size) for file in left_out}
         if not request.cursor and request.tail is not None and request.tail <= MAX_LINES:
-            return _last_lines(replicas, request, request.tail)
-        return _lines_from(_decode_cursor(request.cursor), replicas, request)
+            return _last_lines(replicas, request, request.tail, read)
+        return _lines_from(cursor, replicas, request, read)
 
     def _files(self, request: ReadLogs) -> list[tuple[Path, ReplicaId]]:
         """The api's files with the replica each belongs to; a replica's rotated files oldest first."""
@@ -101,8 +108,11 @@ class _File(NamedTuple):
         return cls(path, f"{found.st_ino}-{zlib.crc32(head):08x}", found.st_size, found.st_mtime)
 
 
-def _last_lines(replicas: Mapping[ReplicaId, Sequence[_File]], request: ReadLogs, number: int) -> LogLines:
-    offsets: dict[str, int] = {}
+def _last_lines(
+    replicas: Mapping[ReplicaId, Sequence[_File]], request: ReadLogs, number: int, read: Mapping[str, int]
+) -> LogLines:
+    """The last lines of all. `read`: offsets in files that were not asked for, for the cursor."""
+    offsets = dict(read)
     streams = []
     for replica, files in replicas.items():
         lines: list[LogLine] = []
@@ -137,8 +147,10 @@ def _end_of_file(file: _File, replica: ReplicaId, request: ReadLogs, number: int
         return [], 0
 
 
-def _lines_from(cursor: Cursor, replicas: Mapping[ReplicaId, Sequence[_File]], request: ReadLogs) -> LogLines:
-    offsets = {file.key: cursor.offsets.get(file.key, 0) for files in replicas.values() for file in files}
+def _lines_from(
+    cursor: Cursor, replicas: Mapping[ReplicaId, Sequence[_File]], request: ReadLogs, read: Mapping[str, int]
+) -> LogLines:
+    offsets = dict(read) | {file.key: cursor.offsets.get(file.key, 0) for files in replicas.values() for file in files}
     lines: list[LogLine] = []
     answer_bytes = scanned_bytes = 0
     more = False

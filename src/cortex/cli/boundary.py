@@ -111,17 +111,23 @@ def _tell(error: BaseException, terminal: Terminal, argv: Sequence[str]) -> None
 
 
 def _usage_problem(error: click.ClickException) -> Problem:
-    message = getattr(error, "message", "") if isinstance(error, click.NoSuchOption) else error.format_message()
-    hints = []
-    possibilities = getattr(error, "possibilities", None)
-    if possibilities:
-        hints.append(f"did you mean {' or '.join(sorted(possibilities))}?")
-    context = getattr(error, "ctx", None)
-    if context is not None and not hints:
-        hints.append(f"`{context.command_path} --help` shows what it takes")
-    return Problem(
-        reference="wrong-usage", message=message.rstrip("."), hint=getattr(error, "hint", "") or "\n".join(hints)
-    )
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    message, hint = error.format_message(), getattr(error, "hint", "")
+    if isinstance(error, click.NoSuchOption):
+        message, hint = f"there is no option {error.option_name}", _option_hint(error, context)
+    if not hint and context is not None:
+        hint = f"`{context.command_path} --help` shows what it takes"
+    return Problem(reference="wrong-usage", message=message.rstrip("."), hint=hint)
+
+
+def _option_hint(error: click.NoSuchOption, context: click.Context | None) -> str:
+    from cortex.cli.suggestion import option_hint
+
+    if context is None:
+        return ""
+    options = [name for parameter in context.command.get_params(context) for name in parameter.opts]
+    name = context.command.name if context.parent is not None else ""
+    return option_hint(name or "", error.option_name, options)
 
 
 def _fault_problem(error: BaseException, terminal: Terminal, argv: Sequence[str]) -> Problem:

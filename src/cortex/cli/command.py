@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cortex.cli.terminal import Terminal
+from cortex.errors import CortexError
 from cortex.settings import LOCAL, SETTINGS, Settings
 
 if TYPE_CHECKING:
@@ -102,9 +103,15 @@ class Command(click.Command):
         edge = ctx.ensure_object(Edge)
         values = dict(ctx.params)
         edge.take_flags(values)
-        if self.needs_settings:
-            return self.function(edge.terminal, edge.settings(), **values)
-        return self.function(edge.terminal, **values)
+        arguments = (edge.terminal, edge.settings()) if self.needs_settings else (edge.terminal,)
+        try:
+            return self.function(*arguments, **values)
+        except CortexError as error:
+            if values.get("output") == "json" and not edge.terminal.has_results:
+                from cortex.cli.boundary import problems_of
+
+                print_json_line(edge.terminal, {"problems": problems_of(error)})
+            raise
 
     def get_help_option(self, ctx: click.Context) -> click.Option:
         return self._help
@@ -162,13 +169,26 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic before
 
 
 class ApiName(click.ParamType):  # type: ignore[type-arg]
-    """`NAME` or `DEPLOYMENT/NAME`; completed in the shell from what is deployed."""
+    """
+    `NAME` or `DEPLOYMENT/NAME`; completed in the shell from what is deployed.
+
+    Args:
+        deployments: whether a deployment may be named as well.
+        apis: whether apis may be; else only deployments.
+    """
 
     name = "api"
 
+    def __init__(self, *, apis: bool = True, deployments: bool = False) -> None:
+        self._apis = apis
+        self._deployments = deployments
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value).strip("/")
-        if not text or text.count("/") > 1:
+        if not self._apis:
+            if not text or "/" in text:
+                self.fail(f"{value!r} is no name of a deployment", param, ctx)
+        elif not text or text.count("/") > 1 or text.startswith(".") or "//" in str(value):
             self.fail(f"{value!r} is neither NAME nor DEPLOYMENT/NAME", param, ctx)
         return text
 
@@ -177,15 +197,59 @@ class ApiName(click.ParamType):  # type: ignore[type-arg]
 
         from cortex.cli.completion import deployed_names
 
-        return [CompletionItem(name) for name in deployed_names(ctx) if name.startswith(incomplete)]
+        names = deployed_names(ctx, apis=self._apis, deployments=self._deployments or not self._apis)
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-def api_argument(*, required: bool = True) -> click.Argument:
-    return click.Argument(["api"], type=ApiName(), required=required)
+def api_argument(*, required: bool = True, deployments: bool = False) -> click.Argument:
+    """`API`; with `deployments` a deployment's name stands for all its apis."""
+    metavar = "API or DEPLOYMENT" if deployments else "API"
+    return click.Argument(
+        ["api"],
+        type=ApiName(deployments=deployments),
+        required=required,
+        metavar=metavar if required else f"[{metavar}]",
+    )
 
 
 def deployment_option() -> click.Option:
-    return click.Option(["-d", "--deployment"], metavar="NAME", help="Look in this deployment.")
+    return click.Option(
+        ["-d", "--deployment"], type=ApiName(apis=False), metavar="NAME", help="Look in this deployment."
+    )
+
+
+def full_api(api: str, deployment: str | None) -> str:
+    """
+    API, looked for in the deployment of `-d` if that is given.
+
+    Raises:
+        UsageError: API names another deployment.
+    """
+    owner = api.rpartition("/")[0]
+    if deployment and owner not in ("", deployment):
+        raise click.UsageError(f"API names deployment {owner}, and -d {deployment}")
+    return api if owner or not deployment else f"{deployment}/{api}"
+
+
+class NeedsYes(click.UsageError):
+    """Nobody can be asked whether to remove something, and nobody said yes beforehand."""
+
+    hint = "-y says yes beforehand"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}, and without a terminal nobody can be asked")
+
+
+def confirmed(terminal: Terminal, question: str, otherwise: str) -> bool:
+    """
+    Whether somebody says yes.
+
+    Raises:
+        NeedsYes: there is nobody to ask; `otherwise` says what is at stake.
+    """
+    if not terminal.can_ask:
+        raise NeedsYes(otherwise)
+    return terminal.ask(question)
 
 
 def output_option() -> click.Option:

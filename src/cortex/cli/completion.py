@@ -39,7 +39,7 @@ def completion(terminal: Terminal, *, shell: str | None) -> int:
     return DONE
 
 
-def deployed_names(ctx: click.Context) -> list[str]:
+def deployed_names(ctx: click.Context, *, apis: bool = True, deployments: bool = False) -> list[str]:
     """Names of what is deployed, for the shell; nothing when that cannot be known at once. Starts nothing."""
     from cortex.cli.command import environment
     from cortex.client.addressing import deployment_here, full_name
@@ -49,12 +49,13 @@ def deployed_names(ctx: click.Context) -> list[str]:
         return []
     try:
         operator = environment(edge.terminal, edge.settings()).connect()
-        apis: tuple[Any, ...] = operator.apis(timeout_s=ASK_TIMEOUT_S)
+        found: tuple[Any, ...] = operator.apis(timeout_s=ASK_TIMEOUT_S)
     except CortexError:
         return []
     here = deployment_here(edge.terminal.cwd)
-    near = [api.name for api in apis if api.deployment == here]
-    return [*near, *(full_name(api) for api in apis)]
+    near = [api.name for api in found if api.deployment == here]
+    groups = sorted({api.deployment for api in found}) if deployments else []
+    return [*groups, *([*near, *(full_name(api) for api in found)] if apis else [])]
 
 
 COMMAND = Command(

@@ -6,7 +6,7 @@ import click
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE, FAILED
-from cortex.cli.command import Command, Duration, flag, local_environment, on_interrupt
+from cortex.cli.command import Command, Duration, confirmed, flag, local_environment, on_interrupt
 from cortex.cli.terminal import Terminal
 from cortex.settings import Settings
 
@@ -16,9 +16,9 @@ DRAIN_S = 30.0
 def down(terminal: Terminal, settings: Settings, *, purge: bool, drain: float, yes: bool) -> int:
     place = local_environment(terminal, settings, "stopped")
     home = settings.home
-    if purge and not yes and terminal.can_ask:
-        question = f"Stop everything and remove state, models, logs, secrets and tokens of {home}?"
-        if not terminal.ask(question):
+    if purge and not yes:
+        what = f"state, models, logs, secrets and tokens of {home}"
+        if not confirmed(terminal, f"Stop everything and remove {what}?", f"this would remove {what}"):
             terminal.say("nothing was changed")
             return FAILED
     with on_interrupt("it may still be stopping; `cortex down` again waits for it, `cortex up` starts it"):
@@ -48,7 +48,10 @@ COMMAND = Command(
     Replicas finish what they hold, then all processes end. What was deployed is remembered: `cortex up` brings it back.
     """,
     parameters=(
-        flag("--purge", help="Also remove state, models, logs, secrets and tokens. Asks on a terminal."),
+        flag(
+            "--purge",
+            help="Also remove state, models, logs, secrets and tokens. Asks on a terminal; without one it needs -y.",
+        ),
         click.Option(
             ["--drain"],
             type=Duration(),

@@ -17,13 +17,14 @@ from cortex.cli.command import (
     deployment_option,
     environment,
     flag,
+    full_api,
     on_interrupt,
     output_option,
     print_json,
     print_json_line,
 )
 from cortex.cli.terminal import Paint, Terminal, harmless
-from cortex.client.addressing import DeploymentNotFound, deployment_here, find_api, full_name
+from cortex.client.addressing import DeploymentNotFound, deployment_here, find, full_name
 from cortex.client.operator import OperatorClient
 from cortex.settings import Settings
 from cortex.wire.operator import AllVersions, ApiStatus, DeploymentStatus, RequestCounts, Status, Traffic
@@ -82,7 +83,10 @@ def get(
 
     def look(client: OperatorClient) -> Frame:
         if api is not None:
-            return _one_api(terminal, find_api(client, api, here), verbose=verbose)
+            found = find(client, full_api(api, deployment), here)
+            if isinstance(found, ApiStatus):
+                return _one_api(terminal, found, verbose=verbose)
+            return _table(terminal, client, found, given=True)
         if summary:
             return _summary(terminal, client, here, given=deployment is not None)
         return _table(terminal, client, here, given=deployment is not None)
@@ -209,7 +213,7 @@ def _empty(operator: OperatorClient, here: str | None, *, given: bool) -> Frame:
     deployments = operator.deployments()
     names = tuple(deployment.name for deployment in deployments)
     if here is None or not names:
-        return _nothing_yet(None)
+        return _nothing_yet(here if given else None)
     if here in names:
         return Frame((), (f'deployment "{here}" has no apis',), [])
     if given:
@@ -504,11 +508,12 @@ COMMAND = Command(
     get,
     summary="Show apis: status, replicas, latency, requests.",
     details="""
-    Without API, a table: of the nearest cortex.yaml's deployment, or of everything where there is no cortex.yaml.
-    With API, also what was predicted, the endpoint, and why it is not live if it is not.
+    Without API, or with the name of a deployment, a table: of that deployment, else of the nearest cortex.yaml's, or of
+    everything where there is no cortex.yaml. With API, also what was predicted, the endpoint, and why it is not live if
+    it is not.
     """,
     parameters=(
-        api_argument(required=False),
+        api_argument(required=False, deployments=True),
         deployment_option(),
         flag("-a", "--all-deployments", help="All deployments, wherever you are."),
         flag("-s", "--summary", help="One line for each deployment."),
@@ -518,6 +523,7 @@ COMMAND = Command(
     ),
     examples=(
         ("cortex get", "the deployment of this folder"),
+        ("cortex get iris", "that of any deployment"),
         ("cortex get sklearn -v", "everything about one api"),
         ("cortex get iris/sklearn -o json", "the same, for programs"),
         ("cortex get -w", "keep looking; Ctrl-C ends it"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import click
@@ -15,21 +15,20 @@ from cortex.cli.command import (
     api_argument,
     deployment_option,
     environment,
+    full_api,
     on_interrupt,
     output_option,
     print_json_line,
 )
+from cortex.cli.following import Read, follow_all, follow_one
 from cortex.cli.terminal import Paint, Terminal, harmless
-from cortex.client.addressing import deployment_here, find_api, full_name
-from cortex.client.errors import OperatorFailed
+from cortex.client.addressing import deployment_here, find, full_name
 from cortex.client.operator import ALL_LINES, OperatorClient
 from cortex.settings import Settings
 from cortex.wire.agent import LogLine, LogLines
-from cortex.wire.operator import ApiStatus
+from cortex.wire.operator import CURRENT, ApiStatus
 
 LAST_LINES = 100
-FOLLOW_S = 5.0
-"""How long to wait for a line before looking whether the api is still there."""
 SHORT_REQUEST = 6
 REPLICA_COLOURS = ("cyan", "magenta", "blue", "green", "yellow")
 LEVEL_COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
@@ -52,78 +51,104 @@ def logs(
     *,
     api: str,
     deployment: str | None,
-    no_follow: bool,
+    follow: bool,
+    tail: int | None,
     since: float | None,
     replica: str | None,
+    version: str | None,
     request: str | None,
     output: str,
 ) -> int:
     place = environment(terminal, settings)
     operator = place.ensure()
-    found = find_api(operator, api, deployment or deployment_here(terminal.cwd))
+    found = find(operator, full_api(api, deployment), deployment_here(terminal.cwd))
+    several = not isinstance(found, ApiStatus)
+    apis = [found] if isinstance(found, ApiStatus) else [*operator.apis(found)]
     since_wall_s = None if since is None else terminal.clock.wall_s() - since
-    everything = since is not None or request is not None
-    wanted_replica = _full_replica(found, replica)
+    chosen = since is not None or request is not None or replica is not None
+    # Who asks for a time, a request or a replica wants it from whichever version it was.
+    first_version = version or (None if chosen else CURRENT)
+    number = tail if tail is not None else ALL_LINES if since is not None or request is not None else LAST_LINES
 
-    def read(client: OperatorClient, cursor: str, wait_s: float) -> LogLines:
+    def read(client: OperatorClient, owner: str, name: str, cursor: str, wait_s: float) -> LogLines:
+        begins = not cursor
         return client.logs(
-            found.deployment,
-            found.name,
+            owner,
+            name,
             since_wall_s=since_wall_s,
-            replica=wanted_replica,
+            replica=f"{owner}.{name}.{replica}" if replica is not None and replica.count(".") == 1 else replica,
+            version=first_version if begins else version,
             request=request,
-            tail=ALL_LINES if everything or cursor else LAST_LINES,
+            tail=number if begins else ALL_LINES,
             cursor=cursor,
-            wait_s=wait_s,
+            wait_s=0.0 if begins else wait_s,
         )
 
-    printer = (
-        _json_printer(terminal) if output == "json" else line_printer(terminal, of_one_request=request is not None)
-    )
-    with on_interrupt("no longer reading; the api is not affected"):
-        lines = read(operator, "", 0.0)
-        nothing = not lines.lines
-        for line in lines.lines:
-            printer(line)
-        while lines.more:
-            lines = read(operator, lines.cursor, 0.0)
-            nothing = nothing and not lines.lines
-            for line in lines.lines:
-                printer(line)
-        if no_follow:
-            if nothing:
-                terminal.say(f"nothing was written by {full_name(found)}{_filtered(since, replica, request)}")
-            return DONE
-        from cortex.client.reconnection import Reconnecting
+    def show_of(name: str) -> Callable[[LogLine], None]:
+        if output == "json":
+            return lambda line: print_json_line(terminal, _for_programs(line))
+        prefix = name.partition("/")[2] if several else ""
+        return line_printer(terminal, prefix=prefix, of_one_request=request is not None)
 
-        calls = Reconnecting(place, operator, clock=terminal.clock, sleep=terminal.sleep)
-        while True:
-            try:
-                cursor = lines.cursor
-                lines = calls.call(lambda client: read(client, cursor, FOLLOW_S))  # noqa: B023  # called at once
-            except OperatorFailed as error:
-                if error.status != 404:
-                    raise
-                terminal.say(f"{full_name(found)} is gone: it was deleted")
-                return DONE
-            for line in lines.lines:
-                printer(line)
+    with on_interrupt("no longer reading; the api is not affected"):
+        cursors = _show_first(operator, apis, read, show_of, number)
+        if not cursors.any_line and not follow:
+            about = full_name(apis[0]) if not several and apis else f"the apis of {found}"
+            terminal.say(f"nothing was written by {about}{_filtered(since, replica, version, request)}")
+        if not follow:
+            return DONE
+        if several:
+            follow_all(
+                terminal,
+                place,
+                operator,
+                deployment=str(found),
+                cursors=cursors.by_api,
+                read=read,
+                show_of=show_of,
+            )
+        else:
+            name = full_name(apis[0])
+            follow_one(terminal, place, operator, name, cursors.by_api[name], read=read, show=show_of(name))
+        return DONE
+
+
+class _Shown(msgspec.Struct, frozen=True):
+    """Where reading stands after the first lines."""
+
+    by_api: dict[str, str]
+    any_line: bool
+
+
+def _show_first(
+    operator: OperatorClient,
+    apis: Sequence[ApiStatus],
+    read: Read,
+    show_of: Callable[[str], Callable[[LogLine], None]],
+    number: int,
+) -> _Shown:
+    """Print what there is, at most the last `number` lines of all apis together, in time order."""
+    cursors: dict[str, str] = {}
+    found: list[tuple[float, str, LogLine]] = []
+    for api in apis:
+        name = full_name(api)
+        lines = read(operator, api.deployment, api.name, "", 0.0)
+        told = list(lines.lines)
+        while lines.more:
+            lines = read(operator, api.deployment, api.name, lines.cursor, 0.0)
+            told += lines.lines
+        cursors[name] = lines.cursor
+        found += [(line.wall_s, name, line) for line in told]
+    found.sort(key=lambda each: each[0])
+    shows = {name: show_of(name) for name in cursors}
+    for _, name, line in found[max(len(found) - number, 0) :]:
+        shows[name](line)
+    return _Shown(cursors, bool(found) and number > 0)
 
 
 def short_replica(replica: str) -> str:
     """`3fa1c09d.0`: what tells the replicas of one api apart."""
     return ".".join(replica.rsplit(".", 2)[-2:])
-
-
-def _full_replica(api: ApiStatus, replica: str | None) -> str | None:
-    """Replicas are shown by their short name, and may be asked for by it."""
-    if replica is None or replica.count(".") != 1:
-        return replica
-    return f"{api.deployment}.{api.name}.{replica}"
-
-
-def _json_printer(terminal: Terminal) -> Callable[[LogLine], None]:
-    return lambda line: print_json_line(terminal, _for_programs(line))
 
 
 def short_request(request: str) -> str:
@@ -133,30 +158,38 @@ def short_request(request: str) -> str:
 
 def line_printer(terminal: Terminal, *, prefix: str = "", of_one_request: bool = False) -> Callable[[LogLine], None]:
     """
-    Prints log lines for people: time, `prefix` if there is one, replica, request, text.
+    Prints log lines: time, `prefix` if there is one, replica, request, text. Ids are whole where stdout is no terminal,
+    so that what is searched for is found; they name the api then.
 
     Args:
         of_one_request: whether all lines are of the same one, which then need not be said.
     """
     paint = terminal.paint
     colours: dict[str, str] = {}
-    show_text = harmless if terminal.shows_results else str
+    for_people = terminal.shows_results
+    show_text = harmless if for_people else str
 
     def show(line: LogLine) -> None:
         colour = colours.setdefault(line.replica, REPLICA_COLOURS[len(colours) % len(REPLICA_COLOURS)])
-        mark = paint(f"{prefix} {short_replica(line.replica)}".lstrip(), colour)
+        replica = short_replica(line.replica) if for_people else line.replica
+        mark = paint(f"{prefix} {replica}".lstrip() if for_people else replica, colour)
         if line.request and not of_one_request:
-            mark += " " + paint(harmless(short_request(line.request)), "dim")
+            mark += " " + paint(harmless(short_request(line.request) if for_people else line.request), "dim")
+        when = _when(line.wall_s, terminal.clock.wall_s() if for_people else None)
+        when = paint(when, "dim") + " " if when else ""
         for part in show_text(line.text).splitlines() or [""]:
-            terminal.out(f"{_clock_time(line, paint)}{mark}  {_by_level(part, line.level, paint)}".rstrip())
+            terminal.out(f"{when}{mark}  {_by_level(part, line.level, paint)}".rstrip())
 
     return show
 
 
-def _clock_time(line: LogLine, paint: Paint) -> str:
-    if not line.wall_s:
+def _when(wall_s: float, now_wall_s: float | None) -> str:
+    """Local time, with the date unless that is today's; with it always where nobody knows when it is read."""
+    if not wall_s:
         return ""
-    return paint(f"{datetime.fromtimestamp(line.wall_s):%H:%M:%S}", "dim") + " "
+    at = datetime.fromtimestamp(wall_s)
+    is_today = now_wall_s is not None and at.date() == datetime.fromtimestamp(now_wall_s).date()
+    return f"{at:%H:%M:%S}" if is_today else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def _by_level(text: str, level: str, paint: Paint) -> str:
@@ -175,10 +208,11 @@ def _for_programs(line: LogLine) -> ShownLine:
     )
 
 
-def _filtered(since: float | None, replica: str | None, request: str | None) -> str:
+def _filtered(since: float | None, replica: str | None, version: str | None, request: str | None) -> str:
     filters = [
         "in that time" if since is not None else "",
         f"by replica {replica}" if replica else "",
+        f"by version {version}" if version else "",
         f"for request {request}" if request else "",
     ]
     return "".join(f" {words}" for words in filters if words)
@@ -189,15 +223,21 @@ COMMAND = Command(
     logs,
     summary="Show what an api's replicas write, and follow it.",
     details="""
-    The last 100 lines of all replicas in time order, then what they go on writing, across redeploys. Each line begins
-    with its time, its replica and, where a request caused it, the beginning of that request's id.
+    The last 100 lines of the current version in time order, then what is written from now on, across redeploys, until
+    the api is deleted. A deployment stands for all its apis. Each line begins with its time, its replica and, where a
+    request caused it, that request's id: short ones on a terminal, whole ones elsewhere. --since, --replica and
+    --request look through older versions as well.
     """,
     parameters=(
-        api_argument(),
+        api_argument(deployments=True),
         deployment_option(),
-        click.Option(["--no-follow"], is_flag=True, help="Show what there is, then end."),
+        click.Option(
+            ["--follow/--no-follow", "-f/"], default=True, help="Go on with what is written (the default), or end."
+        ),
+        click.Option(["-n", "--tail"], type=click.IntRange(0), metavar="N", help="The last N lines: 100 unless given."),
         click.Option(["--since"], type=Duration(), metavar="TIME", help="Everything that is younger, e.g. 10m."),
         click.Option(["--replica"], metavar="ID", help="One replica only."),
+        click.Option(["--version"], metavar="V", help="One version only, as `cortex history` shows it."),
         click.Option(
             ["--request"], metavar="ID", help="Only what this request caused: its x-request-id, or `4f0c1d…` as shown."
         ),
@@ -205,6 +245,7 @@ COMMAND = Command(
     ),
     examples=(
         ("cortex logs sklearn", "the last lines, then new ones; Ctrl-C ends it"),
+        ("cortex logs iris -n 20", "of all apis of a deployment"),
         ("cortex logs sklearn --since 10m --no-follow", "ten minutes, then end"),
         ("cortex logs sklearn --request 4f0c1d…", "one request, with its traceback"),
     ),

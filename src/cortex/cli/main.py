@@ -77,10 +77,9 @@ class CortexGroup(click.Group):
         name = given if given in NAMES else begins_so[0] if len(begins_so) == 1 else None
         if name is not None:
             return name, self.get_command(ctx, name), args[1:]
-        from difflib import get_close_matches
+        from cortex.cli.suggestion import command_hint
 
-        close = begins_so or get_close_matches(given.lower(), NAMES, n=3)
-        hint = f"did you mean {' or '.join(f'`cortex {name}`' for name in close)}?" if close else ""
+        hint = command_hint(given, NAMES, begins_so)
         raise UnknownCommand(given, hint or "`cortex --help` lists all commands", ctx)
 
     def invoke(self, ctx: click.Context) -> int:

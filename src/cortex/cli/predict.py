@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from cortex.cli.boundary import DONE
-from cortex.cli.command import Command, api_argument, deployment_option, flag, on_interrupt, reach
+from cortex.cli.command import Command, api_argument, deployment_option, flag, full_api, on_interrupt, reach
 from cortex.cli.logs import short_replica
 from cortex.cli.terminal import Terminal, harmless
 from cortex.client import prediction
@@ -39,7 +39,7 @@ def predict(
 ) -> int:
     body, content_type = _read(terminal, sample)
     operator = reach(terminal, settings)
-    found = find_api(operator, api, deployment or deployment_here(terminal.cwd))
+    found = find_api(operator, full_api(api, deployment), deployment_here(terminal.cwd))
     with on_interrupt("the api may still work on the request; its answer is lost"):
         try:
             answer = prediction.post(found.endpoint, body, content_type, debug=debug)

@@ -63,6 +63,8 @@ class Terminal:
     sleep: Callable[[float], None] = time.sleep
     fixed_width: int | None = None
     fixed_height: int | None = None
+    has_results: bool = False
+    """Whether anything was printed to stdout."""
 
     @classmethod
     def of_process(cls) -> Terminal:
@@ -114,6 +116,7 @@ class Terminal:
 
     def out(self, text: str = "") -> None:
         """Print a result."""
+        self.has_results = True
         self.stdout.write(text + "\n")
         self.stdout.flush()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cortex.client.errors import OperatorFailed
 from cortex.client.operator import OperatorClient
 from cortex.errors import CortexError
-from cortex.ids import DEFAULT_DEPLOYMENT
+from cortex.ids import DEFAULT_DEPLOYMENT, DeploymentName
 from cortex.wire.operator import ApiStatus
 
 FILE_NAME = "cortex.yaml"
@@ -37,6 +37,18 @@ class ApiNotFound(CortexError):
         super().__init__(f'there is no api "{name}"')
 
 
+class NotOneApi(CortexError):
+    """A deployment's name where one api is wanted. `candidates` are its apis, as `DEPLOYMENT/NAME`."""
+
+    reference = "not-one-api"
+
+    def __init__(self, name: str, candidates: tuple[str, ...]) -> None:
+        self.name = name
+        self.candidates = candidates
+        self.hint = f"say which: {_listed(candidates)}" if candidates else ""
+        super().__init__(f'"{name}" is a deployment{"" if candidates else ", and has no apis"}')
+
+
 class AmbiguousApi(CortexError):
     """Several deployments have an api of this name. `candidates` are all of them, as `DEPLOYMENT/NAME`."""
 
@@ -54,13 +66,15 @@ class DeploymentNotFound(CortexError):
 
     reference = "deployment-not-found"
 
-    def __init__(self, name: str, candidates: tuple[str, ...]) -> None:
+    def __init__(self, name: str, candidates: tuple[str, ...], *, hint: str = "") -> None:
         from cortex.spec.problems import nearest
 
         self.name = name
         self.candidates = candidates
-        meant = nearest(name, candidates)
-        if meant is not None:
+        meant = nearest(name, candidates, by_parts=False)
+        if hint:
+            self.hint = hint
+        elif meant is not None:
             self.hint = f'did you mean "{meant}"?'
         elif candidates:
             self.hint = f"deployed: {_listed(candidates)}"
@@ -112,6 +126,19 @@ def find_api(operator: OperatorClient, name: str, here: str | None) -> ApiStatus
     Raises:
         ApiNotFound: there is none; names the nearest.
         AmbiguousApi: several deployments have one, and none of them is `here`.
+        NotOneApi: it is the name of a deployment.
+    """
+    found = find(operator, name, here)
+    if isinstance(found, ApiStatus):
+        return found
+    raise NotOneApi(name, tuple(sorted(full_name(api) for api in operator.apis(found))))
+
+
+def find(operator: OperatorClient, name: str, here: str | None) -> ApiStatus | DeploymentName:
+    """
+    The api that `name` means, else the deployment of that name, for whatever makes sense of several apis.
+
+    Raises as `find_api`, but for NotOneApi.
     """
     deployment, slash, api = name.rpartition("/")
     first = deployment if slash else here
@@ -121,12 +148,16 @@ def find_api(operator: OperatorClient, name: str, here: str | None) -> ApiStatus
         except OperatorFailed as error:
             if error.status != 404:
                 raise
-    match = select(name, operator.apis())
+    apis = operator.apis()
+    deployments = tuple(found.name for found in operator.deployments())
+    if name in deployments and not any(api.name == name for api in apis):
+        return DeploymentName(name)
+    match = select(name, apis, deployments)
     return operator.api(match.deployment, match.name)
 
 
-def select(name: str, apis: Iterable[ApiStatus]) -> ApiStatus:
-    """The only api that `NAME` or `DEPLOYMENT/NAME` fits. Raises as `find_api`."""
+def select(name: str, apis: Iterable[ApiStatus], deployments: Iterable[str] = ()) -> ApiStatus:
+    """The only api that `NAME` or `DEPLOYMENT/NAME` fits. Raises as `find`; `deployments` may be meant as well."""
     apis = tuple(apis)
     matches = [api for api in apis if name in (api.name, full_name(api))]
     if len(matches) == 1:
@@ -134,14 +165,14 @@ def select(name: str, apis: Iterable[ApiStatus]) -> ApiStatus:
     if matches:
         raise AmbiguousApi(name, tuple(sorted(full_name(api) for api in matches)))
     candidates = tuple(sorted(full_name(api) for api in apis))
-    raise ApiNotFound(name, candidates, meant=_meant(name, apis))
+    raise ApiNotFound(name, candidates, meant=_meant(name, apis, tuple(deployments)))
 
 
 def full_name(api: ApiStatus) -> str:
     return f"{api.deployment}/{api.name}"
 
 
-def _meant(name: str, apis: tuple[ApiStatus, ...]) -> str | None:
+def _meant(name: str, apis: tuple[ApiStatus, ...], deployments: tuple[str, ...]) -> str | None:
     from cortex.spec.problems import nearest
 
     names = {full_name(api) for api in apis}
@@ -149,8 +180,10 @@ def _meant(name: str, apis: tuple[ApiStatus, ...]) -> str | None:
     if "/" in name:
         return same_name[0] if len(same_name) == 1 else nearest(name, names)
     close = nearest(name, {api.name for api in apis})
+    if close is None:
+        return nearest(name, deployments, by_parts=False)
     owners = sorted(full_name(api) for api in apis if api.name == close)
-    return (close if len(owners) == 1 else owners[0]) if close is not None else None
+    return close if len(owners) == 1 else owners[0]
 
 
 def _listed(names: tuple[str, ...]) -> str:

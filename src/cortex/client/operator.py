@@ -179,6 +179,7 @@ class OperatorClient:
         *,
         since_wall_s: float | None = None,
         replica: str | None = None,
+        version: str | None = None,
         request: str | None = None,
         tail: int = ALL_LINES,
         cursor: str = "",
@@ -188,11 +189,13 @@ class OperatorClient:
         Log lines in time order; parameters as in `wire.agent.ReadLogs`.
 
         Args:
+            version: first digits of one, or `wire.operator.CURRENT`; then what others wrote counts as read.
             cursor: from an earlier answer: only what came after it, and `wait_s` may be given.
         """
         query = _query(
             since_wall_s=None if since_wall_s is None else f"{since_wall_s:.6f}",
             replica=replica,
+            version=version,
             request=request,
             tail=str(tail),
             cursor=cursor or None,

@@ -88,6 +88,7 @@ class Operator(Protocol):
     def apis(self, deployment: str | None) -> tuple[ApiStatus, ...]: ...
     def api(self, deployment: str, name: str) -> ApiStatus | None: ...
     async def watch(self, token: str, timeout_s: float, deployment: str | None) -> Watched: ...
+    def revisions(self, api: ApiKey, version: str) -> tuple[str, ...]: ...
     def logs(self, request: ReadLogs) -> LogLines: ...
     def history(self, api: ApiKey) -> tuple[HistoryLine, ...]: ...
     def stop(self, request: StopRequest) -> Info: ...
@@ -98,6 +99,7 @@ STATUS_OF: tuple[tuple[str, int], ...] = (
     ("not-found", 404),
     ("unknown-api", 404),
     ("unknown-deployment", 404),
+    ("unknown-version", 404),
     ("unknown-secret", 404),
     ("secret-in-use", 409),
     ("secrets-unusable", 500),
@@ -240,6 +242,7 @@ def _add_routes(app: FastAPI, operator: Operator, documented: _Documented) -> No
         name: str,
         since_wall_s: float | None = None,
         replica: str | None = None,
+        version: str | None = None,
         request: str | None = None,
         tail: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
         cursor: str = "",
@@ -248,12 +251,16 @@ def _add_routes(app: FastAPI, operator: Operator, documented: _Documented) -> No
         key = api_key(_checked_name(deployment), _checked_name(name))
         if operator.api(deployment, name) is None:
             raise NotFound("unknown-api", f'there is no api "{name}" in deployment "{deployment}"')
+        revisions = operator.revisions(key, version) if version else None
+        if version and not revisions:
+            raise NotFound("unknown-version", f'api "{deployment}/{name}" has no version "{version}"')
         return _json(
             operator.logs(
                 ReadLogs(
                     api=key,
                     since_wall_s=since_wall_s,
                     replica=ReplicaId(replica) if replica else None,
+                    revisions=revisions,
                     request=request,
                     tail=tail,
                     cursor=cursor,

@@ -41,6 +41,7 @@ from cortex.controlplane.secrets import Secrets
 from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.tick import StaleEpoch, World, tick
 from cortex.controlplane.upkeep import Upkeep
+from cortex.controlplane.versions import revisions_of_version
 from cortex.controlplane.view import View
 from cortex.engines import machine
 from cortex.engines.base import Engine
@@ -379,6 +380,18 @@ class ControlPlane:
     async def watch(self, token: str, timeout_s: float, deployment: str | None) -> Watched:
         seen = await self._view.changed(token, timeout_s, deployment)
         return msgspec.structs.replace(seen, apis=await asyncio.to_thread(self._counted, seen.apis))
+
+    def revisions(self, api: ApiKey, version: str) -> tuple[str, ...]:
+        """
+        Whose replicas are of a version of an api, 8 digits each; none if there is no such version.
+
+        Args:
+            version: its first digits, or `CURRENT`: what is wanted, and what serves until that is live.
+        """
+        record = self._state.api(api)
+        if record is None:
+            return ()
+        return tuple(sorted(revisions_of_version(record, self._state.history(api), version)))
 
     def logs(self, request: ReadLogs) -> LogLines:
         return self._agent.read_logs(request)

@@ -610,6 +610,7 @@ def _history(records: Sequence[ApiRecord], told: Sequence[ApiChange], wall_s: fl
             yield VersionRecord(
                 api=record.wanted.api,
                 version=record.wanted.build.version,
+                revision=record.wanted.build.revision,
                 deployed_wall_s=wall_s,
                 cause=", ".join(change.causes) or "first deploy",
                 trees=trees_of(record.wanted.build),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from cortex.ids import Revision, Version
+from cortex.ids import Revision, Version, short
+from cortex.state.base import ApiRecord, VersionRecord
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec, ModelArtifact, Resources, TrackerConfig
+from cortex.wire.operator import CURRENT
 
 
 def version_of(
@@ -63,6 +65,25 @@ def revision_of(version: Version, resources: Resources, concurrency: int | None)
             }
         )
     )
+
+
+def revisions_of_version(record: ApiRecord, history: Iterable[VersionRecord], version: str) -> set[str]:
+    """
+    The revisions of a version, 8 digits each: that of its first deploy, and that with the resources of today.
+
+    Args:
+        version: its first digits, or `CURRENT`: what is wanted, and what serves until that is live.
+    """
+    wanted, serving = record.wanted.build, record.wanted.serving
+    builds = [wanted] if serving is None else [wanted, serving]
+    if version == CURRENT:
+        return {short(build.revision) for build in builds}
+    found = {build.revision for build in builds if build.version.startswith(version)}
+    for line in history:
+        if line.version.startswith(version):
+            found.add(revision_of(line.version, wanted.resources, wanted.concurrency))
+            found |= {line.revision} if line.revision is not None else set()
+    return {short(revision) for revision in found}
 
 
 def trees_of(build: BuildSpec) -> tuple[str, ...]:

@@ -133,12 +133,13 @@ def one_of(words: Sequence[str]) -> str:
     return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
-def nearest(word: str, choices: Iterable[str]) -> str | None:
+def nearest(word: str, choices: Iterable[str], *, by_parts: bool = True) -> str | None:
     """
     Return the choice that was probably meant, None if no choice is near.
 
     Case, dashes and underscores do not count (`minReplicas`), then spelling (`max_replica`), then the choice that
-    alone starts or ends alike for longest (`memory` for `mem`, `handler` for `request_handler`).
+    alone starts or ends alike for longest (`memory` for `mem`, `handler` for `request_handler`): names of things are
+    not found `by_parts`, since `iris-2` is another thing than `iris`.
     """
     if len(word) > _COMPARED_CHARACTERS:
         return None
@@ -149,6 +150,8 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     close = difflib.get_close_matches(wanted, plain, n=1, cutoff=_NEAR)
     if close:
         return plain[close[0]]
+    if not by_parts:
+        return None
     alike = {letters: min(len(letters), len(wanted)) for letters in plain if _starts_or_ends_alike(wanted, letters)}
     longest = [letters for letters, length in alike.items() if length == max(alike.values())]
     return plain[longest[0]] if len(longest) == 1 else None

@@ -52,7 +52,7 @@ class ApiRecord(msgspec.Struct, frozen=True, kw_only=True):
 class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
     name: DeploymentName
     source: str
-    """Folder the deploy came from; guards `default` against another folder."""
+    """Folder the deploy came from; guards its apis against another folder."""
     updated_wall_s: float
 
 
@@ -66,6 +66,8 @@ class VersionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What made it, e.g. `model changed, handler.py changed`."""
     outcome: str = ""
     """`live`, `failed: …`, `replaced`, or empty while under way."""
+    revision: Revision | None = None
+    """With which it was first deployed; None in lines that were written before this was kept."""
     trees: tuple[str, ...] = ()
     """Digests of the stored folders that it runs from: kept as long as it may be wanted back."""
 

@@ -85,6 +85,8 @@ class ReadLogs(msgspec.Struct, frozen=True, kw_only=True, tag="read_logs"):
     api: ApiKey
     since_wall_s: float | None = None
     replica: ReplicaId | None = None
+    revisions: tuple[str, ...] | None = None
+    """Only replicas of these, 8 digits each; None: of all. Without a cursor, what the others wrote counts as read."""
     request: str | None = None
     """Only lines of this request id; with `…` at its end, of ids that begin so."""
     tail: int | None = 100

@@ -13,7 +13,7 @@ The control plane's HTTP API, as data: what `client` sends and `controlplane/api
 | GET /v1/apis/{deployment}/{api} | | `ApiStatus` with `spec` and `signature` |
 | GET /v1/apis/{deployment}/{api}/openapi.json | | OpenAPI document of the api's endpoint |
 | GET /v1/watch?token=&timeout_s=[&deployment=] | | `Watched`, as soon as it differs from `token` |
-| GET /v1/apis/{deployment}/{api}/logs?… | parameters of `ReadLogs` | `LogLines` |
+| GET /v1/apis/{deployment}/{api}/logs?… | parameters of `ReadLogs`, and `version` | `LogLines` |
 | GET /v1/apis/{deployment}/{api}/history | | list of `HistoryLine` |
 | GET /v1/secrets | | list of `SecretStatus` |
 | PUT /v1/secrets/{name} | `SecretValue` | `SecretStatus` |
@@ -34,6 +34,9 @@ from cortex.errors import Problem
 from cortex.wire.batching import Disagreement, Mode, Proof, Trial
 from cortex.wire.build import ModelFormat
 from cortex.wire.signature import Signature
+
+CURRENT = "current"
+"""As `version` of logs: what is wanted of an api, and what serves until that is live."""
 
 
 class Status(StrEnum):

@@ -39,6 +39,19 @@ def test_only_the_last_lines_are_shown_at_first(folder):
     assert texts(LogReader(folder).read(ask(tail=2))) == ["three", "four"]
 
 
+def test_only_some_revisions_may_be_asked_for_and_the_others_then_count_as_read(folder):
+    reader = LogReader(folder)
+    for tail in (100, None):
+        first = reader.read(ask(revisions=("22222222",), tail=tail))
+        assert texts(first) == ["two", "three"]
+        assert texts(reader.read(ask(cursor=first.cursor))) == []
+    with (folder / "iris.a.11111111.0.log").open("a") as file:
+        file.write(record(5, "five"))
+    (folder / "iris.a.44444444.0.log").write_text(record(6, "of a new version"))
+    assert texts(reader.read(ask(cursor=first.cursor))) == ["five", "of a new version"]
+    assert texts(reader.read(ask(cursor=first.cursor, revisions=("44444444",)))) == ["of a new version"]
+
+
 def test_a_reader_goes_on_where_it_stood(folder):
     reader = LogReader(folder)
     first = reader.read(ask())

@@ -74,7 +74,9 @@ def test_in_the_foreground_logs_are_printed_until_down(
     running.on_request.append(go_down)
     ran = cortex("up", "--foreground")
     assert ran.code == 0
-    assert "iris/sklearn aaaabbbb.0  hello" in ran.out
+    assert " iris.sklearn.aaaabbbb.0  hello\n" in ran.out
+    first = next(request for request in running.requests if request.path.endswith("/logs"))
+    assert first.query["since_wall_s"] == "1800000000.000000", "what was written before is not told again"
     assert ran.talk.endswith("`cortex down` was run: ending\n")
     assert stopping == [down.DRAIN_S]
 
@@ -85,7 +87,7 @@ def test_sigterm_drains_and_exits_0(
     import os
     import signal
 
-    monkeypatch.setattr(foreground, "_print_logs", lambda *_rest: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(foreground, "follow_all", lambda *_rest, **_named: os.kill(os.getpid(), signal.SIGTERM))
     ran = cortex("up", "--foreground")
     assert (ran.code, stopping) == (0, [down.DRAIN_S])
     assert ran.talk.endswith("SIGTERM: stopping\n")
@@ -104,10 +106,10 @@ def test_a_path_that_cannot_go_live_exits_1(
 def test_ctrl_c_in_the_foreground_stops_everything_too(
     cortex: Any, running: Any, stopping: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_rest: object) -> None:
+    def interrupt(*_rest: object, **_named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(foreground, "_print_logs", interrupt)
+    monkeypatch.setattr(foreground, "follow_all", interrupt)
     ran = cortex("up", "--foreground")
     assert (ran.code, stopping) == (130, [down.DRAIN_S])
     assert ran.talk.endswith("interrupted: everything here was stopped\n")
@@ -135,10 +137,22 @@ def test_down_tells_what_it_had_to_end(cortex: Any, monkeypatch: pytest.MonkeyPa
 
 def test_purging_removes_our_files_and_names_the_others(cortex: Any, running: Any, stopping: list[float]) -> None:
     (cortex.home / "notes.txt").touch()
-    ran = cortex("down", "--purge")
+    ran = cortex("down", "--purge", "-y")
     assert ran.out == f"cortex is down, and its files in {cortex.home} are removed\n"
     assert ran.talk == "left alone, because they are not of Cortex: notes.txt\n"
     assert [file.name for file in cortex.home.iterdir()] == ["notes.txt"]
+
+
+def test_purging_without_a_terminal_needs_yes(cortex: Any, running: Any, stopping: list[float]) -> None:
+    ran = cortex("down", "--purge")
+    assert (ran.code, ran.out, stopping) == (2, "", [])
+    assert ran.talk == (
+        "error: wrong-usage\n"
+        f"  this would remove state, models, logs, secrets and tokens of {cortex.home}, "
+        "and without a terminal nobody can be asked\n"
+        "  hint: -y says yes beforehand\n"
+    )
+    assert (cortex.home / "token").exists()
 
 
 def test_purging_asks_on_a_terminal(cortex: Any, running: Any, stopping: list[float]) -> None:

@@ -395,3 +395,36 @@ def test_watching_survives_a_restart_of_the_control_plane(cortex: Any, running: 
     cortex.clock.on_sleep = [lambda: running.hang_up_on.add("GET /v1/apis"), lambda: None, stop]
     ran = cortex("get", "-w", "-a")
     assert (ran.code, ran.out.count("sklearn")) == (130, 2)
+
+
+def test_a_deployment_by_its_name(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api("a"), fakes.api("b", deployment="other")]
+    ran = cortex("get", "iris")
+    assert (ran.code, ran.out) == (0, cortex("get", "-d", "iris").out)
+    assert [api["name"] for api in json.loads(cortex("get", "iris", "-o", "json").out)] == ["a"]
+
+
+@pytest.mark.parametrize("apis", [(), ("a",)])
+def test_a_deployment_that_is_asked_for_by_name_and_not_there_is_an_error(
+    cortex: Any, running: Any, fakes: Any, apis: tuple[str, ...]
+) -> None:
+    running.apis = [fakes.api(name) for name in apis]
+    for arguments in (("-d", "nope"), ("-d", "nope", "-s")):
+        ran = cortex("get", *arguments)
+        assert (ran.code, ran.out) == (1, "")
+        assert ran.talk.startswith('error: deployment-not-found\n  there is no deployment "nope"\n')
+
+
+def test_an_api_of_another_deployment_than_was_said_is_not_shown(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api("a"), fakes.api("b", deployment="other")]
+    assert 'there is no api "other/a"' in cortex("get", "a", "-d", "other").talk
+
+
+@pytest.mark.parametrize("command", ["get", "history", "logs"])
+def test_for_programs_what_is_wrong_is_json_as_well(cortex: Any, running: Any, fakes: Any, command: str) -> None:
+    running.apis = [fakes.api("a")]
+    ran = cortex(command, "nope", "-o", "json")
+    assert ran.code == 1
+    (problem,) = json.loads(ran.out)["problems"]
+    assert (problem["reference"], problem["message"]) == ("api-not-found", 'there is no api "nope"')
+    assert ran.talk.startswith("error: api-not-found\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 
@@ -38,7 +39,69 @@ def test_what_there_is(cortex: Any, written: Any, golden: Any) -> None:
     ran = cortex("logs", "sklearn", "--no-follow")
     assert (ran.code, ran.talk) == (0, "")
     golden("logs", ran.out)
-    assert written.requests[-1].query == {"tail": "100"}
+    assert written.requests[-1].query == {"tail": "100", "version": "current"}
+
+
+def test_a_line_of_today_on_a_terminal_has_no_date_and_one_of_another_day_has(cortex: Any, written: Any) -> None:
+    assert cortex("logs", "sklearn", "--no-follow", tty=True).out.startswith("\x1b[2m08:00:00\x1b[0m ")
+    cortex.clock.wall += 86400.0
+    written.log_batches[1:1] = [written.log_batches[0]]
+    assert cortex("logs", "sklearn", "--no-follow", tty=True).out.startswith("\x1b[2m2027-01-15 08:00:00\x1b[0m ")
+
+
+def test_ids_are_whole_in_a_pipe_and_short_on_a_terminal(cortex: Any, running: Any, fakes: Any) -> None:
+    request = "58a3c1d20f9e4b7c8d6e5f4a3b2c1d0e"
+    running.apis = [fakes.api()]
+    running.log_batches = [(fakes.log_line("hello", request=request),)] * 2
+    cortex.environ = {"NO_COLOR": "1"}
+    piped = cortex("logs", "sklearn", "--no-follow").out
+    assert piped == f"2027-01-15 08:00:00 iris.sklearn.aaaabbbb.0 {request}  hello\n"
+    assert cortex("logs", "sklearn", "--no-follow", tty=True).out == "08:00:00 aaaabbbb.0 58a3c1…  hello\n"
+
+
+@pytest.mark.parametrize("wish", ["-n", "--tail"])
+def test_the_last_lines_may_be_counted(cortex: Any, written: Any, wish: str) -> None:
+    assert cortex("logs", "sklearn", "--no-follow", wish, "2").out.splitlines()[0].endswith("two")
+    assert written.requests[-1].query == {"tail": "2", "version": "current"}
+
+
+def test_one_version_may_be_asked_for_and_is_followed_alone(cortex: Any, written: Any) -> None:
+    cortex("logs", "sklearn", "--version", "3fa1", "-f")
+    queries = [r.query for r in written.requests if r.path.endswith("/logs")]
+    assert {query["version"] for query in queries} == {"3fa1"}
+
+
+def test_a_deployment_stands_for_all_its_apis_together(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api("a"), fakes.api("b"), fakes.api("c", deployment="other")]
+    late = msgspec.structs.replace(fakes.log_line("later", replica="iris.a.aaaabbbb.0"), wall_s=fakes.NOW + 1)
+    of = {"a": late, "b": fakes.log_line("sooner", replica="iris.b.ccccdddd.0")}
+
+    def answer(request: Any) -> None:
+        if request.path.endswith("/logs"):
+            running.log_batches = [(of[request.path.split("/")[-2]],)]
+
+    running.on_request.append(answer)
+    cortex.environ = {"NO_COLOR": "1"}
+    ran = cortex("logs", "iris", "--no-follow", tty=True)
+    assert ran.out == "08:00:00 b ccccdddd.0  sooner\n08:00:01 a aaaabbbb.0  later\n"
+    assert {r.path for r in running.requests if r.path.endswith("/logs")} == {
+        "/v1/apis/iris/a/logs",
+        "/v1/apis/iris/b/logs",
+    }
+
+
+def test_following_a_deployment_ends_when_it_is_deleted(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api("a")]
+    running.push(fakes.api("a"))
+
+    def delete(request: Any) -> None:
+        if request.query.get("cursor"):
+            running.push()
+
+    running.on_request.append(delete)
+    ran = cortex("logs", "iris")
+    assert ran.code == 0
+    assert "deployment iris is gone: it was deleted\n" in ran.talk
 
 
 def test_replicas_have_colours_on_a_terminal(cortex: Any, written: Any, golden: Any) -> None:
@@ -49,7 +112,7 @@ def test_following_goes_on_with_the_cursor_until_the_api_is_deleted(cortex: Any,
     ran = cortex("logs", "sklearn")
     assert ran.code == 0
     assert ran.talk == "iris/sklearn is gone: it was deleted\n"
-    assert ran.out.splitlines()[-1] == "08:00:00 aaaabbbb.0  later\x1b[2J"
+    assert ran.out.splitlines()[-1] == "2027-01-15 08:00:00 iris.sklearn.aaaabbbb.0  later\x1b[2J"
     queries = [r.query for r in written.requests if r.path.endswith("/logs")]
     assert queries[1] == {"tail": "1000000", "cursor": "1", "wait_s": "5.000"}
     assert queries[2]["cursor"] == "2"

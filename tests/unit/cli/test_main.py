@@ -25,9 +25,11 @@ GET = {
 LOGS = {
     "api": "a",
     "deployment": None,
-    "no_follow": False,
+    "follow": True,
+    "tail": None,
     "since": None,
     "replica": None,
+    "version": None,
     "request": None,
     "output": "text",
 }
@@ -42,7 +44,7 @@ DEPLOY = {
 }
 REFRESH = {"api": None, "path": None, "force": False, "no_wait": False, "timeout": 600.0, "output": "text"}
 PREDICT = {"api": "a", "sample": "x.json", "deployment": None, "debug": False}
-DELETE = {"deployment": None, "api": None, "yes": False, "output": "text"}
+DELETE = {"target": None, "api": None, "yes": False, "output": "text"}
 DOWN = {"purge": False, "drain": 30.0, "yes": False}
 INIT = {"model": "m.onnx", "folder": None, "model_format": None, "force": False}
 CONFIGURE = {"action": "list", "words": (), "predictions": None, "token": False, "output": "text"}
@@ -73,7 +75,9 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("get -as", "get", GET | {"all_deployments": True, "summary": True}),
     ("get --output json", "get", GET | {"output": "json"}),
     ("logs a", "logs", LOGS),
-    ("logs iris/a --no-follow --since 10m", "logs", LOGS | {"api": "iris/a", "no_follow": True, "since": 600.0}),
+    ("logs iris/a --no-follow --since 10m", "logs", LOGS | {"api": "iris/a", "follow": False, "since": 600.0}),
+    ("logs a -f -n 5 --version 3fa1c09d", "logs", LOGS | {"tail": 5, "version": "3fa1c09d"}),
+    ("logs a --no-follow --follow", "logs", LOGS),
     ("logs a --replica aaaa.0 --request r-1", "logs", LOGS | {"replica": "aaaa.0", "request": "r-1"}),
     ("logs a -o json", "logs", LOGS | {"output": "json"}),
     ("log a -d iris", "logs", LOGS | {"deployment": "iris"}),
@@ -82,7 +86,7 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("predict --debug -d iris a x.json", "predict", PREDICT | {"deployment": "iris", "debug": True}),
     ("history a", "history", {"api": "a", "deployment": None, "output": "text"}),
     ("delete", "delete", DELETE),
-    ("delete iris -y", "delete", DELETE | {"deployment": "iris", "yes": True}),
+    ("delete iris -y", "delete", DELETE | {"target": "iris", "yes": True}),
     ("delete --api a --yes", "delete", DELETE | {"api": "a", "yes": True}),
     ("up", "up", UP),
     ("up --foreground /app", "up", UP | {"foreground": True, "path": "/app"}),
@@ -152,12 +156,31 @@ WRONG: list[tuple[str, str, str]] = [
     ("de", 'there is no command "de"', "did you mean `cortex deploy` or `cortex delete`?"),
     ("xyzzy", 'there is no command "xyzzy"', "`cortex --help` lists all commands"),
     ("get --verbos", "--verbos", "did you mean --verbose?"),
+    ("undeploy", 'there is no command "undeploy"', "hint: here it is `cortex delete`\n"),
+    ("list", 'there is no command "list"', "hint: here it is `cortex get`\n"),
+    (
+        "help get",
+        'there is no command "help"',
+        "hint: here it is `cortex --help`, and `cortex COMMAND --help` for one command\n",
+    ),
+    ("get --al", "there is no option --al", "hint: did you mean --all-deployments?\n"),
+    ("down --prune", "there is no option --prune", "hint: `cortex down --help` shows what it takes\n"),
+    ("deploy --no-prune", "there is no option --no-prune", "hint: `cortex deploy --help` shows what it takes\n"),
+    ("deploy --wait", "there is no option --wait", "hint: `cortex deploy --help` shows what it takes\n"),
+    ("get -e prod", "there is no option -e", "hint: here it is `--env NAME`\n"),
+    ("-V", "there is no option -V", "hint: here it is `cortex --version`\n"),
+    ("delete -c", "there is no option -c", "hint: no cache is kept that would be deleted: leave it out\n"),
+    ("deploy -f", "there is no option -f", "hint: here it is `--force`; a yaml file is named without a flag"),
+    ("refresh -f", "there is no option -f", "hint: here it is `--force`\n"),
+    ("get sklearn -d iris/a", "'iris/a' is no name of a deployment", ""),
+    ("get iris/a -d other", "API names deployment iris, and -d other", ""),
+    ("delete iris/a --api b", "--api names api b, and the argument a", ""),
     ("get a b", "unexpected extra argument", "`cortex get --help` shows what it takes"),
     ("get a/b/c", "'a/b/c' is neither NAME nor DEPLOYMENT/NAME", "`cortex get --help`"),
     ("get -a a", "--all-deployments leaves nothing to choose", ""),
     ("get -s a", "--summary is about deployments", ""),
     ("get -o yaml", "yaml", "`cortex get --help`"),
-    ("logs", "Missing argument 'API'", "`cortex logs --help`"),
+    ("logs", "Missing argument 'API or DEPLOYMENT'", "`cortex logs --help`"),
     ("logs a --since soon", '"soon" is not a duration', ""),
     ("logs a --since 1d", 'did you mean "24h"?', ""),
     ("deploy --timeout x", '"x" is not a duration', ""),

@@ -11,7 +11,9 @@ from cortex.client.addressing import (
     AmbiguousApi,
     ApiNotFound,
     DeploymentNotFound,
+    NotOneApi,
     deployment_here,
+    find,
     find_api,
     find_file,
     select,
@@ -41,6 +43,17 @@ def test_a_name_alone_means_the_only_match(operator: OperatorClient) -> None:
     assert find_api(operator, "sklearn", "other").deployment == "iris"
 
 
+def test_a_deployment_is_found_by_its_name_unless_an_api_is_called_so(operator: OperatorClient) -> None:
+    assert find(operator, "other", None) == "other"
+    assert find(operator, "sklearn", "iris") == find_api(operator, "iris/sklearn", None)
+
+
+def test_a_deployment_where_one_api_is_wanted_is_told_its_apis(operator: OperatorClient) -> None:
+    with pytest.raises(NotOneApi) as caught:
+        find_api(operator, "iris", None)
+    assert (str(caught.value), caught.value.hint) == ('"iris" is a deployment', "say which: iris/raw, iris/sklearn")
+
+
 def test_a_name_in_several_deployments_is_ambiguous(operator: OperatorClient) -> None:
     with pytest.raises(AmbiguousApi) as caught:
         find_api(operator, "raw", None)
@@ -54,6 +67,7 @@ def test_a_name_in_several_deployments_is_ambiguous(operator: OperatorClient) ->
         ("other/sklearn", 'did you mean "iris/sklearn"?'),
         ("iris/sklern", 'did you mean "iris/sklearn"?'),
         ("raww", 'did you mean "iris/raw"?'),
+        ("othr", 'did you mean "other"?'),
         ("nothing-like-it", "there are: iris/raw, iris/sklearn, other/raw"),
     ],
 )

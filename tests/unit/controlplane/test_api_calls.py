@@ -88,6 +88,9 @@ class FakeOperator:
     async def watch(self, token, timeout_s, deployment):
         return self._note((token, timeout_s, deployment), Watched(token="t2", apis=(STATUS,)))
 
+    def revisions(self, api, version):
+        return ("aaaabbbb",) if version == "12345678" else ()
+
     def logs(self, request):
         return self._note(request, LINES)
 
@@ -167,7 +170,7 @@ def test_an_api_that_is_gone_has_no_logs_to_follow(call):
 
 
 def test_every_parameter_of_reading_logs_is_passed_on(call, operator):
-    query = "since_wall_s=1.5&replica=1.0&request=r&tail=7&cursor=c&wait_s=2"
+    query = "since_wall_s=1.5&replica=1.0&version=12345678&request=r&tail=7&cursor=c&wait_s=2"
     assert decoded(call("GET", f"/v1/apis/iris/a/logs?{query}"), LogLines) == LINES
     assert operator.asked == [
         ("iris", "a"),
@@ -175,6 +178,7 @@ def test_every_parameter_of_reading_logs_is_passed_on(call, operator):
             api=ApiKey("iris/a"),
             since_wall_s=1.5,
             replica=ReplicaId("1.0"),
+            revisions=("aaaabbbb",),
             request="r",
             tail=7,
             cursor="c",
@@ -207,6 +211,7 @@ def test_the_page_for_prometheus_is_text(call):
         ("GET", "/v1/apis/iris/UPPER", (404, "not-found")),
         ("GET", f"/v1/apis/iris/{'a' * 43}", (404, "not-found")),
         ("GET", "/v1/apis/iris/a%2Fb", (404, "not-found")),
+        ("GET", "/v1/apis/iris/a/logs?version=87654321", (404, "unknown-version")),
         ("GET", "/v1/apis/iris/a/logs?tail=-1", (422, "bad-parameters")),
         ("GET", "/v1/apis/iris/a/logs?wait_s=3600", (422, "bad-parameters")),
         ("GET", "/v1/watch?timeout_s=soon", (422, "bad-parameters")),

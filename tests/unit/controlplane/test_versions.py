@@ -1,9 +1,15 @@
 """Tests of `cortex.controlplane.versions`."""
 
+import msgspec
 import pytest
 
-from cortex.controlplane.versions import revision_of, version_of
+from cortex.controlplane.versions import revision_of, revisions_of_version, version_of
+from cortex.ids import Revision, Version, short
+from cortex.state.base import ApiRecord, VersionRecord
+from cortex.testing.builders import a_build, a_wanted_api
 from cortex.wire.build import ModelArtifact, Resources, TrackerConfig
+from cortex.wire.launch import InspectReport
+from cortex.wire.operator import CURRENT
 
 MODEL = ModelArtifact(format="onnx", tree="a" * 64, entry="model.onnx")
 FACTS = {
@@ -79,3 +85,20 @@ def test_resources_and_concurrency_make_revisions_of_one_version():
         revision_of(version, Resources(), 4),
     }
     assert len(others | {base}) == 5
+
+
+def test_the_revisions_of_a_version_are_those_of_its_first_deploy_and_with_the_resources_of_today():
+    old, new = Version("a" * 64), Version("b" * 64)
+    resources = Resources(cpu_millis=200)
+    build = msgspec.structs.replace(
+        a_build(resources=resources), version=new, revision=revision_of(new, resources, None)
+    )
+    serving = msgspec.structs.replace(build, version=old, revision=Revision("c" * 64))
+    record = ApiRecord(wanted=a_wanted_api(build, serving=serving), spec={}, inspection=InspectReport())
+    history = [
+        VersionRecord(api=build.api, version=old, revision=Revision("d" * 64), deployed_wall_s=0.0, cause="first"),
+    ]
+    assert revisions_of_version(record, history, CURRENT) == {short(build.revision), "c" * 8}
+    assert revisions_of_version(record, history, "bbbb") == {short(build.revision)}
+    assert revisions_of_version(record, history, "aaaa") == {"c" * 8, "d" * 8, short(revision_of(old, resources, None))}
+    assert revisions_of_version(record, history, "eeee") == set()
