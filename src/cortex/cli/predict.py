@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import click
 import msgspec
 
 from cortex.cli.boundary import DONE
 from cortex.cli.command import Command, api_argument, deployment_option, flag, full_api, on_interrupt, reach
+from cortex.cli.curl import SAMPLE_FILE
 from cortex.cli.logs import short_replica
 from cortex.cli.terminal import Terminal, harmless
 from cortex.client import prediction
-from cortex.client.addressing import deployment_here, find_api, full_name
+from cortex.client.addressing import deployment_here, find_api, find_file, full_name
 from cortex.client.operator import OperatorClient
 from cortex.errors import CortexError
 from cortex.settings import Settings
+from cortex.spec.locations import sample_path
+from cortex.spec.problems import quoted
 from cortex.wire.operator import ApiStatus, Status
 
 DEBUG_WAIT_S = 2.0
@@ -23,23 +27,36 @@ DEBUG_WAIT_S = 2.0
 
 
 class SampleUnreadable(CortexError):
-    """The sample's file cannot be read."""
+    """The sample is neither a file that can be read nor JSON."""
 
     reference = "sample-unreadable"
 
-    def __init__(self, name: str, reason: str) -> None:
+    def __init__(self, name: str, reason: str, *, hint: str = "") -> None:
         self.name = name
-        if name.lstrip()[:1] in ("{", "[", '"'):
-            self.hint = "a sample is a file; for a value: echo '<value>' | cortex predict API -"
+        self.hint = hint
         super().__init__(f"{name}: {reason}" if name else "no file is named")
 
 
+class NoSample(CortexError):
+    """Nothing is named or piped in, and the api has no sample that is at hand."""
+
+    reference = "no-sample"
+
+    def __init__(self, api: str, missing: str) -> None:
+        self.hint = (
+            f"name a file, or JSON itself: cortex predict {api} sample.json\n"
+            "or take one into cortex.yaml: sample: sample.json"
+        )
+        super().__init__(f"there is no {missing}" if missing else f"no sample is given, and {api} has none of its own")
+
+
 def predict(
-    terminal: Terminal, settings: Settings, *, api: str, sample: str, deployment: str | None, debug: bool
+    terminal: Terminal, settings: Settings, *, api: str, sample: str | None, deployment: str | None, debug: bool
 ) -> int:
-    body, content_type = _read(terminal, sample)
+    given = _given(terminal, sample)
     operator = reach(terminal, settings)
     found = find_api(operator, full_api(api, deployment), deployment_here(terminal.cwd))
+    body, content_type = given or _own_sample(terminal, operator, found)
     with on_interrupt("the api may still work on the request; its answer is lost"):
         try:
             answer = prediction.post(found.endpoint, body, content_type, debug=debug)
@@ -54,16 +71,52 @@ def predict(
     return DONE
 
 
-def _read(terminal: Terminal, sample: str) -> tuple[bytes, str]:
+def _given(terminal: Terminal, sample: str | None) -> tuple[bytes, str] | None:
+    """What is named, typed or piped in, with its content type; None if nothing is."""
+    if sample is None:
+        piped = terminal.piped()
+        return None if piped is None else (piped, prediction.sniffed_content_type(piped))
     if sample == "-":
-        binary = getattr(terminal.stdin, "buffer", None)
-        body: bytes = binary.read() if binary is not None else terminal.stdin.read().encode()
+        body = terminal.read_bytes()
         return body, prediction.sniffed_content_type(body)
+    path = terminal.cwd / os.path.expanduser(sample)
+    if sample.strip() and not path.exists() and (body := sample.encode()):
+        wrong = prediction.why_no_json(body)
+        if not wrong:
+            return body, "application/json"
+        if sample.lstrip()[0] in '{["':
+            raise SampleUnreadable(quoted(sample), f"is neither a file nor JSON: {wrong}", hint=_quoting(sample))
     try:
-        return prediction.read_sample(terminal.cwd / os.path.expanduser(sample))
+        return prediction.read_sample(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise SampleUnreadable(sample, (reason or str(error)).lower()) from error
+
+
+def _quoting(sample: str) -> str:
+    """What mostly went wrong: the shell took the quotes away."""
+    return "put it in single quotes, for the shell: '{\"key\": 1}'" if '"' not in sample else ""
+
+
+def _own_sample(terminal: Terminal, operator: OperatorClient, api: ApiStatus) -> tuple[bytes, str]:
+    """
+    The sample that cortex.yaml names, or the sample.json beside it.
+
+    Raises:
+        NoSample: it has none, or its file is not on this machine.
+    """
+    sample = api.spec.get("sample")
+    name = SAMPLE_FILE if sample is None else sample_path(sample)
+    if name is None:
+        return msgspec.json.encode(sample), "application/json"
+    here = find_file(terminal.cwd) if deployment_here(terminal.cwd) == api.deployment else None
+    sources = [deployment.source for deployment in operator.deployments() if deployment.name == api.deployment]
+    for folder in (*([here.parent] if here else ()), *(Path(source) for source in sources if source)):
+        try:
+            return prediction.read_sample(folder / name)
+        except OSError:
+            continue
+    raise NoSample(full_name(api), f"{name} where {full_name(api)} was deployed from" if sample is not None else "")
 
 
 def _show(terminal: Terminal, answer: prediction.Answer) -> None:
@@ -125,18 +178,21 @@ COMMAND = Command(
     predict,
     summary="Send a sample to an api and print its answer.",
     details="""
-    SAMPLE is a file, or - for standard input. The content type follows from the file's ending: .json, .txt, .npy,
-    images, audio; anything else is sent as bytes.
+    SAMPLE is a file, JSON itself, or - for standard input; without it what is piped in is sent, else the api's own
+    `sample`. What is JSON is sent as JSON, whatever the file is called; otherwise the content type follows from the
+    ending: .txt, .npy, images, audio; anything else is sent as bytes.
     """,
     parameters=(
         api_argument(),
-        click.Argument(["sample"], type=click.Path()),
+        click.Argument(["sample"], type=click.Path(), required=False),
         deployment_option(),
         flag("--debug", help="Also show the request after each step, with times."),
     ),
     examples=(
         ("cortex predict sklearn sample.json", "the answer, as JSON"),
         ("cortex predict faces photo.jpg --debug", "an image, and what became of it"),
-        ("echo '[5.2, 3.6, 1.4, 0.3]' | cortex predict raw -", "a sample from elsewhere"),
+        ("cortex predict raw '[5.2, 3.6, 1.4, 0.3]'", "JSON itself"),
+        ("cortex predict sklearn", "its own sample"),
+        ("jq .samples[0] all.json | cortex predict raw", "a sample from elsewhere"),
     ),
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -130,6 +132,22 @@ class Terminal:
         self.stderr.write(f"{question} [y/N] ")
         self.stderr.flush()
         return self.stdin.readline().strip().lower() in ("y", "yes")
+
+    def piped(self) -> bytes | None:
+        """All that is piped in or redirected from a file; None where stdin is neither, or empty."""
+        try:
+            if self.stdin.isatty() or stat.S_ISCHR(os.fstat(self.stdin.fileno()).st_mode):
+                return None  # somebody at a keyboard, or /dev/null
+        except io.UnsupportedOperation:
+            pass  # in memory
+        except (OSError, ValueError):
+            return None  # closed
+        return self.read_bytes() or None
+
+    def read_bytes(self) -> bytes:
+        """All of stdin."""
+        binary = getattr(self.stdin, "buffer", None)
+        return bytes(binary.read()) if binary is not None else self.stdin.read().encode()
 
     def ask_hidden(self, question: str) -> str:
         """Ask for a line that does not show while it is typed."""

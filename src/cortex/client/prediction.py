@@ -106,9 +106,28 @@ def sniffed_content_type(body: bytes) -> str:
     return "application/json"
 
 
+def why_no_json(body: bytes) -> str:
+    """Why bytes are no JSON; empty if they are."""
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return str(error)
+    return ""
+
+
 def read_sample(path: Path) -> tuple[bytes, str]:
-    """A file's bytes and content type. Raises OSError."""
-    return path.read_bytes(), content_type_of(path.name)
+    """
+    A file's bytes and content type: JSON if they are an object or array of JSON whatever the name; what the ending
+    stands for; what the bytes look like. Raises OSError.
+    """
+    body = path.read_bytes()
+    named = content_type_of(path.name)
+    if body.lstrip()[:1] in (b"{", b"[") and not why_no_json(body):
+        return body, "application/json"
+    if named != OTHER_CONTENT_TYPE:
+        return body, named
+    sniffed = sniffed_content_type(body)
+    return body, named if sniffed == "application/json" and why_no_json(body) else sniffed
 
 
 def post(

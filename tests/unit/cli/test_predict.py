@@ -51,6 +51,50 @@ def test_a_sample_from_standard_input(cortex: Any, served: Any) -> None:
     assert (posted(served).body, posted(served).headers["content-type"]) == (b"\xff\xd8\xff\xe0", "image/jpeg")
 
 
+@pytest.mark.parametrize("sample", ['{"a": 1}', "[1, 2]", "5.2", '"text"', " null "])
+def test_json_itself(cortex: Any, served: Any, sample: str) -> None:
+    assert cortex("predict", "sklearn", sample).code == 0
+    assert (posted(served).body, posted(served).headers["content-type"]) == (sample.encode(), "application/json")
+
+
+def test_a_file_comes_before_json_of_its_name(cortex: Any, served: Any) -> None:
+    (cortex.cwd / "5").write_text("[7]")
+    cortex("predict", "sklearn", "5")
+    assert posted(served).body == b"[7]"
+
+
+def test_what_is_piped_in_needs_no_dash(cortex: Any, served: Any) -> None:
+    cortex("predict", "sklearn", stdin=b"[3]")
+    assert (posted(served).body, posted(served).headers["content-type"]) == (b"[3]", "application/json")
+
+
+def test_without_a_sample_the_apis_own_is_sent(cortex: Any, served: Any, fakes: Any) -> None:
+    served.apis = [fakes.api(endpoint=served.apis[0].endpoint, spec={"sample": {"a": [1]}})]
+    assert cortex("predict", "sklearn", tty=True).code == 0
+    assert posted(served).body == b'{"a":[1]}'
+
+
+@pytest.mark.parametrize("spec", [{"sample": "sample.json"}, {}])
+def test_the_apis_own_sample_is_found_beside_its_cortex_yaml(
+    cortex: Any, served: Any, fakes: Any, spec: dict[str, Any]
+) -> None:
+    (cortex.cwd / "cortex.yaml").write_text("- kind: deployment\n  name: iris\n")
+    served.apis = [fakes.api(endpoint=served.apis[0].endpoint, spec=spec)]
+    assert cortex("predict", "sklearn").code == 0
+    assert posted(served).body == b"[1]"
+
+
+def test_an_api_without_a_sample_says_how_to_give_one(cortex: Any, served: Any) -> None:
+    ran = cortex("predict", "sklearn")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.talk == (
+        "error: no-sample\n"
+        "  no sample is given, and iris/sklearn has none of its own\n"
+        "  hint: name a file, or JSON itself: cortex predict iris/sklearn sample.json\n"
+        "        or take one into cortex.yaml: sample: sample.json\n"
+    )
+
+
 def test_an_image_is_sent_as_one(cortex: Any, served: Any) -> None:
     (cortex.cwd / "x.png").write_bytes(b"png")
     cortex("predict", "sklearn", "x.png")
@@ -105,7 +149,8 @@ def test_steps_that_are_late_say_where_they_will_be(cortex: Any, served: Any) ->
         ("nope.json", "nope.json: no such file or directory"),
         ("~nobody-of-this-name/x.json", "no such file or directory"),
         (".", "is a directory"),
-        ('{"a": 1}', "echo '<value>' | cortex predict API -"),
+        ('{"a": 1', '"{\\"a\\": 1": is neither a file nor JSON: '),
+        ("{a: 1}", "hint: put it in single quotes, for the shell: '{\"key\": 1}'"),
     ],
 )
 def test_a_sample_that_cannot_be_read(cortex: Any, served: Any, sample: str, words: str) -> None:

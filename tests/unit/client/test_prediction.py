@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from cortex.client.prediction import (
     PredictionRefused,
     content_type_of,
     post,
+    read_sample,
     sniffed_content_type,
 )
 
@@ -43,6 +45,27 @@ def endpoint(fake: Any) -> str:
 )
 def test_the_content_type_follows_from_the_ending(name: str, content_type: str) -> None:
     assert content_type_of(name) == content_type
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "content_type"),
+    [
+        ("sample", b'{"a": 1}', "application/json"),
+        ("sample.txt", b" [1, 2]\n", "application/json"),
+        ("sample.data", b"5.2", "application/json"),
+        ("sample.txt", b"5.2", "text/plain"),
+        ("sample.txt", b"[draft] hello", "text/plain"),
+        ("sample.json", b"{", "application/json"),
+        ("photo", b"\xff\xd8\xff\xe0", "image/jpeg"),
+        ("photo.png", b"whatever", "image/png"),
+        ("blob", b"{ not json", "application/octet-stream"),
+        ("blob.bin", b"\x00\x01", "application/octet-stream"),
+        ("empty", b"", "application/octet-stream"),
+    ],
+)
+def test_a_file_is_what_it_holds(tmp_path: Path, name: str, body: bytes, content_type: str) -> None:
+    (tmp_path / name).write_bytes(body)
+    assert read_sample(tmp_path / name) == (body, content_type)
 
 
 @pytest.mark.parametrize(
