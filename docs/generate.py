@@ -122,7 +122,7 @@ NOT_CLASSES: Mapping[str, str] = {
     "batching-contradicted": "Rows of the model were answered differently alone and together; the values are shown. "
     "With `batching: on` the deploy is refused, otherwise requests are not batched.",
     "broken-off": "A call to the control plane ended before it was complete.",
-    "compute-unavailable": "A replica asks for more cpu, mem or gpu than the machine has.",
+    "compute-unavailable": "A replica, or the minimum of an api, asks for more than the empty machine has.",
     "file-name-not-utf8": "A file of the project has a name that is not UTF-8.",
     "from-another-folder": "A deploy would remove apis that came from another folder.",
     "handler-exited": "The handler's file ends the process when it is imported, as `sys.exit` does.",

@@ -18,21 +18,37 @@ from cortex.wire.build import Resources
 MakeEngine = Callable[..., Engine]
 
 
-@pytest.fixture(params=["local", "fake"])
+@pytest.fixture(params=["local", "fake", "fake, cpu shared"])
 def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
     """An engine with one node of the given capacity."""
 
     def make(**capacity: int) -> Engine:
         if request.param == "local":
             return LocalEngine(a_node(**capacity))
-        return FakeEngine([a_node(**capacity)], clock=FakeClock())
+        return FakeEngine([a_node(**capacity)], clock=FakeClock(), shares_cpu=request.param != "fake")
 
     return make
 
 
-def a_request(name: str, *, cpu: int = 200, mem: int | None = None, gpus: int = 0, surge: bool = False) -> LeaseRequest:
-    resources = Resources(cpu_millis=cpu, mem_bytes=mem, gpus=gpus)
-    return LeaseRequest(replica=ReplicaId(name), api=API, resources=resources, surge=surge)
+def a_request(
+    name: str,
+    *,
+    cpu: int = 200,
+    mem: int | None = None,
+    gpus: int = 0,
+    surge: bool = False,
+    minimum: bool = False,
+    takes_over: int | None = None,
+) -> LeaseRequest:
+    """By default a surge takes over from one of its own size."""
+    return LeaseRequest(
+        replica=ReplicaId(name),
+        api=API,
+        resources=Resources(cpu_millis=cpu, mem_bytes=mem, gpus=gpus),
+        surge=surge,
+        minimum=minimum,
+        successor_of_cpu_millis=(cpu if takes_over is None else takes_over) if surge else 0,
+    )
 
 
 def lease_of(engine: Engine, name: str) -> Lease:
@@ -55,7 +71,7 @@ def test_room_is_granted_on_a_node_and_counted_there(make_engine: MakeEngine) ->
         ),
     )
     (node,) = engine.nodes()
-    assert (node.used_cpu_millis, node.used_mem_bytes, node.used_gpus) == (500, 300, 1)
+    assert (node.requested_cpu_millis, node.requested_mem_bytes, node.requested_gpus) == (500, 300, 1)
 
 
 def test_each_gpu_is_held_by_one_lease_and_handed_on_when_it_is_released(make_engine: MakeEngine) -> None:
@@ -100,7 +116,7 @@ def test_asking_twice_is_asking_once(make_engine: MakeEngine) -> None:
     for _ in range(2):
         engine.acquire(a_request("a", cpu=600))
     assert states(engine) == {"a": LeaseState.GRANTED}
-    assert engine.nodes()[0].used_cpu_millis == 600
+    assert engine.nodes()[0].requested_cpu_millis == 600
 
 
 def test_released_room_can_be_had_again(make_engine: MakeEngine) -> None:
@@ -120,17 +136,17 @@ def test_releasing_an_unknown_name_is_nothing(make_engine: MakeEngine) -> None:
 @pytest.mark.parametrize(
     ("first", "second", "reason"),
     [
-        ({"cpu": 900}, {"cpu": 200}, "node local: cpu 900m of 1000m in use, 200m asked"),
+        ({"cpu": 900}, {"cpu": 200}, "node local: cpu 900m of 1000m requested, 200m asked"),
         (
             {"mem": 900 * 2**20},
             {"mem": 200 * 2**20},
-            "node local: mem 900Mi of 1000Mi in use, 200Mi asked",
+            "node local: mem 900Mi of 1000Mi requested (iris/sklearn 900Mi), 200Mi asked",
         ),
-        ({"gpus": 1}, {"gpus": 1}, "node local: gpu 1 of 1 in use, 1 asked"),
+        ({"gpus": 1}, {"gpus": 1}, "node local: gpu 1 of 1 requested (iris/sklearn 1), 1 asked"),
         (
             {"cpu": 900, "gpus": 1},
             {"cpu": 200, "gpus": 1},
-            "node local: cpu 900m of 1000m in use, 200m asked, gpu 1 of 1 in use, 1 asked",
+            "node local: cpu 900m of 1000m requested, 200m asked, gpu 1 of 1 requested (iris/sklearn 1), 1 asked",
         ),
     ],
     ids=["cpu", "memory", "gpu", "several"],
@@ -144,6 +160,7 @@ def test_without_room_a_lease_is_pending_and_says_why_with_numbers(
     assert states(engine) == {"a": LeaseState.GRANTED, "b": LeaseState.PENDING}
     assert lease_of(engine, "b").node is None
     assert lease_of(engine, "b").reason == reason
+    assert lease_of(engine, "b").lacks_only_cpu is ("mem" not in reason and "gpu" not in reason)
 
 
 def test_a_pending_lease_is_granted_when_room_becomes_free_and_the_reason_goes(make_engine: MakeEngine) -> None:
@@ -203,6 +220,57 @@ def test_a_surge_that_becomes_an_ordinary_lease_keeps_its_room(make_engine: Make
     assert not lease_of(engine, "b").request.surge
 
 
+def shares_cpu(engine: Engine) -> bool:
+    return engine.capabilities.shares_cpu
+
+
+def test_only_where_cpu_is_shared_a_minimum_is_placed_however_much_cpu_is_requested(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=1000, mem_bytes=1000, gpus=1)
+    for name in ("a", "b", "c"):
+        engine.acquire(a_request(name, cpu=900, minimum=True))
+    granted = [lease.request.replica for lease in engine.leases() if lease.state is LeaseState.GRANTED]
+    assert granted == (["a", "b", "c"] if shares_cpu(engine) else ["a"])
+    engine.acquire(a_request("mem", mem=1001, minimum=True))
+    engine.acquire(a_request("gpu", gpus=2, minimum=True))
+    assert {states(engine)["mem"], states(engine)["gpu"]} == {LeaseState.PENDING}
+
+
+def test_what_is_above_the_minimum_needs_cpu_that_nobody_requests(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=1000)
+    engine.acquire(a_request("minimum", cpu=900, minimum=True))
+    engine.acquire(a_request("above", cpu=200))
+    assert states(engine)["above"] is LeaseState.PENDING
+    engine.acquire(a_request("above", cpu=200, minimum=True))
+    assert states(engine)["above"] is (LeaseState.GRANTED if shares_cpu(engine) else LeaseState.PENDING)
+
+
+def test_a_minimum_is_served_before_what_was_asked_for_earlier(make_engine: MakeEngine) -> None:
+    engine = make_engine(mem_bytes=1000)
+    engine.acquire(a_request("a", mem=800))
+    engine.acquire(a_request("more", mem=800))
+    engine.acquire(a_request("minimum", mem=800, minimum=True))
+    engine.release(ReplicaId("a"))
+    assert states(engine) == {"more": LeaseState.PENDING, "minimum": LeaseState.GRANTED}
+
+
+def test_where_cpu_is_shared_a_larger_successor_needs_what_it_grows_by(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=1000)
+    engine.acquire(a_request("old", cpu=500))
+    engine.acquire(a_request("fits", cpu=1000, surge=True, takes_over=500))
+    assert states(engine)["fits"] is LeaseState.GRANTED
+    engine.release(ReplicaId("fits"))
+    engine.acquire(a_request("too large", cpu=1001, surge=True, takes_over=500))
+    assert states(engine)["too large"] is (LeaseState.PENDING if shares_cpu(engine) else LeaseState.GRANTED)
+
+
+def test_where_cpu_is_shared_an_update_elsewhere_counts_only_as_what_it_grows_by(make_engine: MakeEngine) -> None:
+    engine = make_engine(cpu_millis=1000)
+    engine.acquire(a_request("old", cpu=500))
+    engine.acquire(a_request("new", cpu=600, surge=True, takes_over=500))
+    engine.acquire(a_request("other", cpu=400))
+    assert states(engine)["other"] is (LeaseState.GRANTED if shares_cpu(engine) else LeaseState.PENDING)
+
+
 def test_what_runs_gets_its_room_back_even_over_capacity(make_engine: MakeEngine) -> None:
     engine = make_engine(cpu_millis=1000)
     running = [Lease(request=a_request(name, cpu=800), state=LeaseState.GRANTED, node=NODE) for name in ("a", "b")]
@@ -210,7 +278,7 @@ def test_what_runs_gets_its_room_back_even_over_capacity(make_engine: MakeEngine
         engine.recover(running)
     assert engine.leases() == tuple(running)
     engine.acquire(a_request("c", cpu=100))
-    assert lease_of(engine, "c").reason == "node local: cpu 1600m of 1000m in use, 100m asked"
+    assert lease_of(engine, "c").reason == "node local: cpu 1600m of 1000m requested, 100m asked"
 
 
 def test_recovering_grants_a_lease_that_was_pending_and_leaves_others_as_they_are(make_engine: MakeEngine) -> None:
@@ -228,7 +296,7 @@ def test_memory_that_is_not_stated_counts_as_what_the_replica_was_seen_to_use(ma
     engine.acquire(a_request("stated", mem=100 * 2**20))
     engine.note_usage({ReplicaId(name): 700 * 2**20 for name in ("a", "stated", "nobody")})
     engine.note_usage({ReplicaId("a"): 600 * 2**20})
-    assert engine.nodes()[0].used_mem_bytes == 800 * 2**20
+    assert engine.nodes()[0].requested_mem_bytes == 800 * 2**20
     engine.acquire(a_request("b", mem=300 * 2**20))
     assert lease_of(engine, "b").state is LeaseState.PENDING
 
@@ -276,6 +344,29 @@ def test_a_request_larger_than_any_node_can_be_is_known_beforehand(
     engine = make_engine(cpu_millis=2000, mem_bytes=2**30, gpus=1)
     engine.acquire(a_request("a", cpu=2000))
     assert engine.impossible(asked) == reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "have"),
+    [
+        (Resources(cpu_millis=100, mem_bytes=2**29), "1024Mi mem"),
+        (Resources(cpu_millis=100, gpus=1), "2 gpu"),
+        (Resources(cpu_millis=900), ""),
+    ],
+    ids=["memory", "gpus", "cpu"],
+)
+def test_more_replicas_than_an_empty_machine_holds_are_known_beforehand(
+    make_engine: MakeEngine, asked: Resources, have: str
+) -> None:
+    engine = make_engine(cpu_millis=2000, mem_bytes=2**30, gpus=2)
+    assert engine.impossible(asked, 2) is None
+    found = engine.impossible(asked, 3)
+    if shares_cpu(engine) and not have:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.startswith("at least 3 replicas are wanted, each asks for ")
+        assert have in found
 
 
 def test_without_gpus_a_request_for_one_is_known_to_be_impossible(make_engine: MakeEngine) -> None:

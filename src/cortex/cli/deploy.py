@@ -22,7 +22,7 @@ from cortex.cli.command import (
     print_json,
 )
 from cortex.cli.curl import curl_line
-from cortex.cli.get import listed
+from cortex.cli.get import listed, notes_of
 from cortex.cli.live import display
 from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.client.errors import OperatorFailed
@@ -247,6 +247,8 @@ def _conclude(
             endpoint = row.status.endpoint or endpoints.get(row.name, "")
             line = curl_line(endpoint, samples.get(row.name), folder=file.parent, cwd=terminal.cwd)
             terminal.out(f"\n{terminal.paint(row.name, 'bold')}  {terminal.paint(endpoint, 'cyan')}\n  {line}")
+    for note, apis in notes_of([row.status for row in rows if row.status is not None]).items():
+        terminal.say(f"\n{terminal.paint_talk('note:', 'yellow')} {harmless(note)} ({', '.join(a.name for a in apis)})")
     live = sum(row.outcome is Outcome.LIVE for row in rows)
     if live < len(rows):
         terminal.say(f"\n{live} of {text.count(len(rows), 'api')} {'is' if 1 in (live, len(rows)) else 'are'} live")

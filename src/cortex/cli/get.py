@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
@@ -185,14 +185,27 @@ def _remarks(terminal: Terminal, apis: Sequence[ApiStatus], *, several: bool) ->
     """Below the table: why a status is not live, and what is worth knowing beside it."""
     lines = []
     paint = terminal.paint
+    common = {note for note, about in notes_of(apis).items() if len(about) > 1}
     for api in apis:
         name = full_name(api) if several else api.name
-        told = [harmless(remark) for remark in (_why(api), *_replica_remarks(api), *api.notes) if remark]
+        notes = [note for note in api.notes if note not in common]
+        told = [harmless(remark) for remark in (_why(api), *_replica_remarks(api), *notes) if remark]
         for remark in told:
             first, *rest = text.wrapped(remark, max(terminal.width - len(name) - 2, text.BAR_WIDTH))
             lines.append(f"{paint(name, 'bold')}: {first}")
             lines += [" " * (len(name) + 2) + line for line in rest]
+    for note in sorted(common):
+        lines += text.wrapped(harmless(note), terminal.width)
     return ["", *lines] if lines else []
+
+
+def notes_of(apis: Iterable[ApiStatus]) -> dict[str, list[ApiStatus]]:
+    """Each note once, with the apis that it is about."""
+    about: dict[str, list[ApiStatus]] = {}
+    for api in apis:
+        for note in api.notes:
+            about.setdefault(note, []).append(api)
+    return about
 
 
 def _replica_remarks(api: ApiStatus) -> list[str]:

@@ -38,11 +38,11 @@ def _facts(found: Info, settings: Settings, now_s: float) -> list[tuple[str, str
         ("control plane", f"{found.operator} (pid {found.pid}, version {found.version}{age})"),
         ("agent", f"pid {found.agent_pid}" if found.agent_pid is not None else "not running"),
         ("serving", f"{text.count(found.apis, 'api')}, {text.count(found.replicas, 'replica')}"),
-        ("cpu", f"{text.cpus(found.used_cpu_millis)} of {text.cpus(found.cpu_millis)} requested"),
-        ("memory", f"{text.size(found.used_mem_bytes)} of {text.size(found.mem_bytes)} requested"),
+        ("cpu", f"{text.cpus(found.requested_cpu_millis)} of {text.cpus(found.cpu_millis)} requested"),
+        ("memory", f"{text.size(found.requested_mem_bytes)} of {text.size(found.mem_bytes)} requested"),
     ]
     if found.gpus:
-        rows.append(("gpu", f"{found.used_gpus} of {found.gpus} requested"))
+        rows.append(("gpu", f"{found.requested_gpus} of {found.gpus} requested"))
     return rows
 
 

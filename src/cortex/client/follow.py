@@ -82,6 +82,10 @@ def problem_of(status: ApiStatus) -> Problem:
     """What is wrong with an api, with the api named and a next step."""
     found = status.problem
     hint = f"`cortex logs {status.deployment}/{status.name}` shows what its replicas wrote"
+    if status.status is Status.COMPUTE_UNAVAILABLE:
+        hint = (
+            "ask for less under `compute:`, or delete what you do not need: `cortex get -a` shows everything that runs"
+        )
     subject = f'api "{status.name}"'
     if found is None:
         reference = str(status.status).replace(" (", "-").replace(")", "").replace(" ", "-")

@@ -74,7 +74,8 @@ def apply(plan: Plan, world: World) -> Failures:
         CortexError: an agent refuses us for good, as with `StaleEpoch`; nothing more was done.
     """
     failures = Failures(world.memory.complaints)
-    for action in plan.actions:
+    # Each is placed as it is asked for: what lies above the minimum of one api must not take the room of another's.
+    for action in sorted(plan.actions, key=_is_above_the_minimum):
         if not isinstance(action, OrderNode | ReleaseLease):
             try:
                 _carry_out(action, world)
@@ -142,12 +143,20 @@ def _carry_out(action: Action, world: World) -> None:
 
 
 def _request(action: AcquireLease | RecoverLease) -> LeaseRequest:
+    if isinstance(action, RecoverLease):
+        return LeaseRequest(replica=action.replica, api=action.api, resources=action.resources)
     return LeaseRequest(
         replica=action.replica,
         api=action.api,
         resources=action.resources,
-        surge=isinstance(action, AcquireLease) and action.surge,
+        surge=action.surge,
+        minimum=action.minimum,
+        successor_of_cpu_millis=action.successor_of_cpu_millis,
     )
+
+
+def _is_above_the_minimum(action: Action) -> bool:
+    return isinstance(action, AcquireLease) and not action.minimum and not action.surge
 
 
 def _takes_away(action: OrderNode) -> bool:

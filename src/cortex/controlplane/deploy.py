@@ -371,10 +371,11 @@ class Deployer:
             )
 
     def _check_room(self, records: Sequence[ApiRecord]) -> None:
-        """A request larger than any node can ever be is refused at once."""
+        """What no empty machine could hold is refused at once: a replica, or the minimum of an api."""
         problems = []
         for index, record in enumerate(records):
-            reason = self._engine.impossible(record.wanted.build.resources)
+            wanted = record.wanted
+            reason = self._engine.impossible(wanted.build.resources, max(1, wanted.min_replicas))
             if reason is not None:
                 name = split_api_key(record.wanted.api)[1]
                 problems.append(

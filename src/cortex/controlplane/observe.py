@@ -66,6 +66,7 @@ def _snapshot(world: World, now_s: float, reports: tuple[AgentReport, ...], leas
     nodes = tuple(
         SeenNode(
             node=report.node.node,
+            cpu_millis=report.node.cpu_millis,
             replicas=report.replicas,
             routes=report.routes,
             pending_routes=report.pending_routes,
@@ -104,5 +105,8 @@ def _seen_lease(lease: Lease) -> SeenLease:
         node=lease.node,
         devices=lease.devices,
         surge=request.surge,
+        minimum=request.minimum,
+        successor_of_cpu_millis=request.successor_of_cpu_millis,
         reason=lease.reason,
+        lacks_only_cpu=lease.lacks_only_cpu,
     )

@@ -22,6 +22,10 @@ class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources
     surge: bool = False
     """For a rollout: cpu may be overcommitted for it, memory and gpus may not."""
+    minimum: bool = False
+    """Among the first `min_replicas` of its api: where cpu is shared, it is placed however much is requested."""
+    successor_of_cpu_millis: int = 0
+    """Of a surge: the cpu of the replica that it takes over from. Where cpu is shared, only the growth must fit."""
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,24 +38,29 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """Once it is granted: which GPUs of the node, as many as were asked for. No two leases hold the same one."""
     reason: str = ""
     """Why it is pending or lost, in words with numbers."""
+    lacks_only_cpu: bool = False
+    """It is pending, and memory and gpus would do."""
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine with its capacity and what leases hold of it."""
+    """A machine with its capacity and what leases ask for of it."""
 
     node: NodeId
     cpu_millis: int
     mem_bytes: int
     gpus: int = 0
-    used_cpu_millis: int = 0
-    used_mem_bytes: int = 0
-    used_gpus: int = 0
+    requested_cpu_millis: int = 0
+    """May be more than there is, where cpu is shared."""
+    requested_mem_bytes: int = 0
+    requested_gpus: int = 0
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What callers may rely on, as data rather than by asking which engine it is."""
 
     adds_nodes: bool = False
+    shares_cpu: bool = False
+    """Requests of cpu bound what is added above an api's minimum, and nothing else."""
     survives_control_plane: bool = True
     """Leases outlive the control plane; where they do not, `recover` gives them back."""
 
@@ -91,10 +100,10 @@ class Engine(Protocol):
 
     def acquire(self, request: LeaseRequest) -> None:
         """
-        Ask for room. The answer shows up in `leases()`. A second request of the same name updates `surge`.
+        Ask for room. The answer shows up in `leases()`. A second request of a name updates all but the resources.
 
-        A surge is served before the rest, and who asked first before who asked later; one that fits may pass one
-        that does not.
+        A surge is served before the rest, what is of a minimum before what is not, and who asked first before who asked
+        later; one that fits may pass one that does not.
         """
         ...
 
@@ -106,6 +115,10 @@ class Engine(Protocol):
         """Tell what replicas were seen to use at most: it counts where a lease states no memory."""
         ...
 
-    def impossible(self, resources: Resources) -> str | None:
-        """Why no node can ever hold such a replica, in words with numbers; None when one can, or may come to."""
+    def impossible(self, resources: Resources, replicas: int = 1) -> str | None:
+        """
+        Why so many such replicas can never be placed, in words with numbers; None when they can, or may come to be.
+
+        Each has to fit into an empty node; all together into all nodes, where none can be added.
+        """
         ...

@@ -40,6 +40,7 @@ class FakeEngine:
         clock: for the delays.
         new_node: what each machine looks like that demand adds; None: none is added.
         max_nodes: no machine is added beyond this many.
+        shares_cpu: as on one machine.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class FakeEngine:
         clock: Clock,
         new_node: NodeReport | None = None,
         max_nodes: int = 0,
+        shares_cpu: bool = False,
     ) -> None:
         self.grant_delay_s = 0.0
         """A lease is granted at the earliest this long after it was asked for."""
@@ -65,15 +67,20 @@ class FakeEngine:
         self._clock = clock
         self._new_node = new_node
         self._max_nodes = max_nodes
-        self._ledger = Ledger(nodes, refuse=self._refuse)
+        self._shares_cpu = shares_cpu
         self._largest = tuple(nodes)
+        self._ledger = Ledger(self._largest, refuse=self._refuse, shares_cpu=shares_cpu)
         self._asked_s: dict[ReplicaId, float] = {}
         self._node_due_s: float | None = None
         self._advanced: object = None
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(adds_nodes=self._new_node is not None, survives_control_plane=not self.forgets)
+        return Capabilities(
+            adds_nodes=self._new_node is not None,
+            shares_cpu=self._shares_cpu,
+            survives_control_plane=not self.forgets,
+        )
 
     @property
     def revision(self) -> int:
@@ -108,9 +115,10 @@ class FakeEngine:
     def note_usage(self, peak_bytes: Mapping[ReplicaId, int]) -> None:
         self._ledger.note_usage(peak_bytes)
 
-    def impossible(self, resources: Resources) -> str | None:
-        largest = self._largest if self._new_node is None else (*self._largest, self._new_node)
-        return impossible_text(largest, resources)
+    def impossible(self, resources: Resources, replicas: int = 1) -> str | None:
+        if self._new_node is not None:
+            return impossible_text((*self._largest, self._new_node), resources, 1)
+        return impossible_text(self._largest, resources, replicas, shares_cpu=self._shares_cpu)
 
     # ---- misfortunes --------------------------------------------------------------------------------------------
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
 from cortex.engines.base import Lease, LeaseRequest, Node
-from cortex.ids import DeviceId, NodeId, ReplicaId
-from cortex.planning.actions import mem_text
+from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId
+from cortex.planning.actions import mem_text, room_text
 from cortex.planning.model import LeaseState
 from cortex.wire.build import Resources
 from cortex.wire.reports import NodeReport
 
 NODES_NAMED = 3
 """How many nodes a reason tells about; more would not be read."""
+HOLDERS_NAMED = 3
+"""Likewise, how many apis that hold what is lacking."""
 
 
 class Ledger:
@@ -24,12 +29,18 @@ class Ledger:
     Args:
         nodes: the machines.
         refuse: says why a request is not to be placed for now, whatever room there is; None: place it.
+        shares_cpu: whether requests of cpu bound only what is above an api's minimum.
     """
 
     def __init__(
-        self, nodes: Iterable[NodeReport], *, refuse: Callable[[LeaseRequest], str | None] = lambda _request: None
+        self,
+        nodes: Iterable[NodeReport],
+        *,
+        refuse: Callable[[LeaseRequest], str | None] = lambda _request: None,
+        shares_cpu: bool = False,
     ) -> None:
         self.revision = 0
+        self._shares_cpu = shares_cpu
         self._refuse = refuse
         self._nodes = {node.node: node for node in nodes}
         self._leases: dict[ReplicaId, Lease] = {}
@@ -41,9 +52,10 @@ class Ledger:
         known = self._leases.get(request.replica)
         if known is None:
             self._put(Lease(request=request, state=LeaseState.PENDING))
-        elif known.request.surge != request.surge:
-            renewed = msgspec.structs.replace(known.request, surge=request.surge)
-            self._put(msgspec.structs.replace(known, request=renewed))
+        else:
+            renewed = msgspec.structs.replace(request, resources=known.request.resources)
+            if renewed != known.request:
+                self._put(msgspec.structs.replace(known, request=renewed))
         self.place_pending()
 
     def release(self, replica: ReplicaId) -> None:
@@ -56,7 +68,7 @@ class Ledger:
         for lease in running:
             known = self._leases.get(lease.request.replica)
             if known is None or known.state is not LeaseState.GRANTED or known.node != lease.node:
-                granted = msgspec.structs.replace(lease, state=LeaseState.GRANTED, reason="")
+                granted = msgspec.structs.replace(lease, state=LeaseState.GRANTED, reason="", lacks_only_cpu=False)
                 if not self._has_devices_of(granted):  # after a reboot a machine may have others
                     granted = msgspec.structs.replace(granted, devices=self._free_devices(granted))
                 self._put(granted)
@@ -89,7 +101,7 @@ class Ledger:
     def lose(self, replica: ReplicaId, reason: str) -> None:
         lease = self._leases.get(replica)
         if lease is not None:
-            self._put(msgspec.structs.replace(lease, state=LeaseState.LOST, reason=reason))
+            self._put(msgspec.structs.replace(lease, state=LeaseState.LOST, reason=reason, lacks_only_cpu=False))
             self.place_pending()
 
     def clear(self) -> None:
@@ -104,10 +116,10 @@ class Ledger:
         return tuple(self._leases.values())
 
     def nodes(self) -> tuple[Node, ...]:
-        used = {node: [0, 0, 0] for node in self._nodes}
+        requested = {node: [0, 0, 0] for node in self._nodes}
         for lease in self._leases.values():
-            if lease.state is LeaseState.GRANTED and lease.node in used:
-                sums = used[lease.node]
+            if lease.state is LeaseState.GRANTED and lease.node in requested:
+                sums = requested[lease.node]
                 resources = lease.request.resources
                 sums[0] += resources.cpu_millis
                 sums[1] += self._mem_bytes(lease.request)
@@ -118,16 +130,16 @@ class Ledger:
                 cpu_millis=node.cpu_millis,
                 mem_bytes=node.mem_bytes,
                 gpus=node.gpus,
-                used_cpu_millis=used[node.node][0],
-                used_mem_bytes=used[node.node][1],
-                used_gpus=used[node.node][2],
+                requested_cpu_millis=requested[node.node][0],
+                requested_mem_bytes=requested[node.node][1],
+                requested_gpus=requested[node.node][2],
             )
             for node in self._nodes.values()
         )
 
     def place_pending(self) -> None:
         """
-        Grant what fits now, rollouts first, then oldest first; say of the rest why it does not fit.
+        Grant what fits now: rollouts, minimums, the rest, each oldest first; say of the others why they do not fit.
 
         A surge goes first since it gives as much room back as it takes. And what a forced rollout has made room for
         must not fall to somebody else.
@@ -136,16 +148,75 @@ class Ledger:
         if not pending:
             return
         nodes = self.nodes()
-        for lease in sorted(pending, key=lambda lease: not lease.request.surge):
+        for lease in sorted(pending, key=lambda lease: (not lease.request.surge, not lease.request.minimum)):
             refusal = self._refuse(lease.request)
-            refused = msgspec.structs.replace(lease, reason=refusal or "")
-            placed = _placed(lease, nodes) if refusal is None else refused
+            refused = msgspec.structs.replace(lease, reason=refusal or "", lacks_only_cpu=False)
+            placed = self._placed(lease, nodes) if refusal is None else refused
             if placed != lease:
                 if placed.state is LeaseState.GRANTED:
                     placed = msgspec.structs.replace(placed, devices=self._free_devices(placed))
                 self._put(placed)
                 if placed.state is LeaseState.GRANTED:
                     nodes = self.nodes()
+
+    def _placed(self, lease: Lease, nodes: Iterable[Node]) -> Lease:
+        """The lease granted on the first node with room, or with the reason why there is none."""
+        shortages = []
+        for node in nodes:
+            shortage = self._shortage(node, lease.request)
+            if shortage is None:
+                return msgspec.structs.replace(
+                    lease, state=LeaseState.GRANTED, node=node.node, reason="", lacks_only_cpu=False
+                )
+            shortages.append(shortage)
+        texts = [shortage.text for shortage in shortages]
+        if len(texts) > NODES_NAMED:
+            texts = [*texts[:NODES_NAMED], f"and {len(texts) - NODES_NAMED} more nodes without room"]
+        return msgspec.structs.replace(
+            lease,
+            reason="; ".join(texts) or "there is no node",
+            lacks_only_cpu=any(shortage.only_cpu for shortage in shortages),
+        )
+
+    def _shortage(self, node: Node, request: LeaseRequest) -> _Shortage | None:
+        """What a node lacks for a request; None: it fits."""
+        asked = request.resources
+        lacks_cpu = _needed_cpu_millis(request, shares_cpu=self._shares_cpu)
+        requested_cpu_millis = node.requested_cpu_millis - self._handed_over_cpu_millis(node.node)
+        cpu = ""
+        if lacks_cpu and requested_cpu_millis + lacks_cpu > node.cpu_millis:
+            cpu = f"cpu {node.requested_cpu_millis}m of {node.cpu_millis}m requested, {asked.cpu_millis}m asked"
+        others = []
+        mem_bytes = asked.mem_bytes or 0
+        if mem_bytes and node.requested_mem_bytes + mem_bytes > node.mem_bytes:
+            others.append(
+                f"mem {mem_text(node.requested_mem_bytes)} of {mem_text(node.mem_bytes)} requested"
+                f"{self._held_by(node.node, self._mem_bytes, mem_text)}, {mem_text(mem_bytes)} asked"
+            )
+        if asked.gpus and node.requested_gpus + asked.gpus > node.gpus:
+            held = self._held_by(node.node, lambda one: one.resources.gpus, str)
+            others.append(f"gpu {node.requested_gpus} of {node.gpus} requested{held}, {asked.gpus} asked")
+        lacks = [lack for lack in (cpu, *others) if lack]
+        return _Shortage(f"node {node.node}: {', '.join(lacks)}", only_cpu=not others) if lacks else None
+
+    def _handed_over_cpu_millis(self, node: NodeId) -> int:
+        """Where cpu is shared: what surges on a node ask for beside those that they take over from."""
+        if not self._shares_cpu:
+            return 0
+        return sum(
+            min(lease.request.resources.cpu_millis, lease.request.successor_of_cpu_millis)
+            for lease in self._leases.values()
+            if lease.state is LeaseState.GRANTED and lease.node == node and lease.request.surge
+        )
+
+    def _held_by(self, node: NodeId, share: Callable[[LeaseRequest], int], written: Callable[[int], str]) -> str:
+        """Which apis ask for most of what a node lacks, ` (iris/a 600Mi, iris/b 300Mi)`."""
+        held: Counter[ApiKey] = Counter()
+        for lease in self._leases.values():
+            if lease.state is LeaseState.GRANTED and lease.node == node:
+                held[lease.request.api] += share(lease.request)
+        named = [f"{api} {written(amount)}" for api, amount in held.most_common(HOLDERS_NAMED) if amount]
+        return f" ({', '.join(named)})" if named else ""
 
     def _has_devices_of(self, lease: Lease) -> bool:
         node = self._nodes.get(lease.node) if lease.node is not None else None
@@ -179,43 +250,38 @@ def _devices(node: NodeReport) -> tuple[DeviceId, ...]:
     return node.devices or tuple(DeviceId(str(number)) for number in range(node.gpus))
 
 
-def _placed(lease: Lease, nodes: Iterable[Node]) -> Lease:
-    """The lease granted on the first node with room, or with the reason why there is none."""
-    shortages = []
-    for node in nodes:
-        shortage = shortage_text(node, lease.request)
-        if shortage is None:
-            return msgspec.structs.replace(lease, state=LeaseState.GRANTED, node=node.node, reason="")
-        shortages.append(shortage)
-    if len(shortages) > NODES_NAMED:
-        more = len(shortages) - NODES_NAMED
-        shortages = [*shortages[:NODES_NAMED], f"and {more} more nodes without room"]
-    return msgspec.structs.replace(lease, reason="; ".join(shortages) or "there is no node")
+class _Shortage(NamedTuple):
+    text: str
+    """E.g. `node local: cpu 1900m of 2000m requested, 200m asked`."""
+    only_cpu: bool
 
 
-def shortage_text(node: Node, request: LeaseRequest) -> str | None:
-    """What a node lacks for a request, e.g. `node local: cpu 1900m of 2000m in use, 200m asked`; None: it fits."""
-    asked = request.resources
-    lacks = []
-    if not request.surge and node.used_cpu_millis + asked.cpu_millis > node.cpu_millis:
-        lacks.append(f"cpu {node.used_cpu_millis}m of {node.cpu_millis}m in use, {asked.cpu_millis}m asked")
-    mem_bytes = asked.mem_bytes or 0
-    if mem_bytes and node.used_mem_bytes + mem_bytes > node.mem_bytes:
-        lacks.append(
-            f"mem {mem_text(node.used_mem_bytes)} of {mem_text(node.mem_bytes)} in use, {mem_text(mem_bytes)} asked"
-        )
-    if asked.gpus and node.used_gpus + asked.gpus > node.gpus:
-        lacks.append(f"gpu {node.used_gpus} of {node.gpus} in use, {asked.gpus} asked")
-    return f"node {node.node}: {', '.join(lacks)}" if lacks else None
+def _needed_cpu_millis(request: LeaseRequest, *, shares_cpu: bool) -> int:
+    """How much cpu that nobody has asked for a request needs on its node; 0: it is placed however much is asked for."""
+    asked_millis = request.resources.cpu_millis
+    if not shares_cpu:
+        return 0 if request.surge else asked_millis
+    if request.minimum:
+        return 0
+    return max(0, asked_millis - request.successor_of_cpu_millis) if request.surge else asked_millis
 
 
-def impossible_text(largest: Iterable[NodeReport], resources: Resources) -> str | None:
-    """Why none of these machines could hold a replica even if it were empty; None when one could."""
+def impossible_text(
+    largest: Iterable[NodeReport], resources: Resources, replicas: int, *, shares_cpu: bool = False
+) -> str | None:
+    """Why these machines could not hold so many replicas even if they were empty; None when they could."""
     nodes = tuple(largest)
     if not nodes:
         return None
     if any(_holds(node, resources) for node in nodes):
-        return None
+        if sum(_how_many(node, resources, shares_cpu=shares_cpu) for node in nodes) >= replicas:
+            return None
+        machine = "this machine has" if len(nodes) == 1 else f"the {len(nodes)} nodes have"
+        have = [] if shares_cpu else [f"{sum(node.cpu_millis for node in nodes)}m cpu"]
+        have += [f"{mem_text(sum(node.mem_bytes for node in nodes))} mem"] if resources.mem_bytes else []
+        have += [f"{sum(node.gpus for node in nodes)} gpu"] if resources.gpus else []
+        asked = room_text(resources)
+        return f"at least {replicas} replicas are wanted, each asks for {asked}, and {machine} {', '.join(have)}"
     lacks = []
     cpu_millis = max(node.cpu_millis for node in nodes)
     mem_bytes = max(node.mem_bytes for node in nodes)
@@ -235,3 +301,10 @@ def _holds(node: NodeReport, resources: Resources) -> bool:
         and (resources.mem_bytes or 0) <= node.mem_bytes
         and resources.gpus <= node.gpus
     )
+
+
+def _how_many(node: NodeReport, resources: Resources, *, shares_cpu: bool) -> int:
+    """How many such replicas a node holds when it is empty."""
+    shares = [(node.mem_bytes, resources.mem_bytes or 0), (node.gpus, resources.gpus)]
+    shares += [] if shares_cpu else [(node.cpu_millis, resources.cpu_millis)]
+    return min((there // asked for there, asked in shares if asked), default=sys.maxsize)

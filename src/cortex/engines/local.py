@@ -16,6 +16,8 @@ class LocalEngine:
     """
     Accounts for cpu, memory and gpus of one machine. Thread-safe.
 
+    There is nowhere else to go, so an api's minimum is refused for memory and gpus alone; cpu is shared.
+
     Leases live in this process alone: after a restart `recover` takes them back from what runs.
 
     Args:
@@ -24,12 +26,12 @@ class LocalEngine:
 
     def __init__(self, capacity: NodeReport) -> None:
         self._capacity = capacity
-        self._ledger = Ledger([capacity])
+        self._ledger = Ledger([capacity], shares_cpu=True)
         self._lock = threading.Lock()
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(adds_nodes=False, survives_control_plane=False)
+        return Capabilities(adds_nodes=False, shares_cpu=True, survives_control_plane=False)
 
     @property
     def revision(self) -> int:
@@ -60,5 +62,5 @@ class LocalEngine:
         with self._lock:
             self._ledger.note_usage(peak_bytes)
 
-    def impossible(self, resources: Resources) -> str | None:
-        return impossible_text([self._capacity], resources)
+    def impossible(self, resources: Resources, replicas: int = 1) -> str | None:
+        return impossible_text([self._capacity], resources, replicas, shares_cpu=True)

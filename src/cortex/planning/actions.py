@@ -22,12 +22,15 @@ from cortex.wire.reports import ExitReport
 
 
 class AcquireLease(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for room. For a lease that is held already: whether it is a surge any more."""
+    """Ask for room. For a lease that was asked for already: whether it is a surge, or of the minimum, by now."""
 
     replica: ReplicaId
     api: ApiKey
     resources: Resources
     surge: bool = False
+    minimum: bool = False
+    successor_of_cpu_millis: int = 0
+    """Of a surge: the cpu of the replica that it takes over from."""
 
 
 class RecoverLease(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,8 +160,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 def describe(action: Action) -> str:
     """An action in words."""
     match action:
-        case AcquireLease(replica=replica, resources=resources, surge=surge):
-            return f"{action.api}: ask for {room_text(resources)} for {replica}{' (surge)' if surge else ''}"
+        case AcquireLease(replica=replica, resources=resources, surge=surge, minimum=minimum):
+            kinds = [word for word, holds in (("surge", surge), ("minimum", minimum)) if holds]
+            kind = f" ({', '.join(kinds)})" if kinds else ""
+            return f"{action.api}: ask for {room_text(resources)} for {replica}{kind}"
         case RecoverLease(replica=replica, resources=resources, node=node):
             return f"{action.api}: take back {room_text(resources)} on {node} for {replica}, which runs there"
         case ReleaseLease(replica=replica):

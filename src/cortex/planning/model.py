@@ -30,6 +30,7 @@ class WantedApi(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int = 1
     """How many replicas now; between `min_replicas` and `max_replicas`."""
     min_replicas: int = 1
+    """Where cpu is shared, these are placed however much of it is requested."""
     max_replicas: int = 100
     path: str = ""
     timeout_s: float = 600.0
@@ -107,6 +108,8 @@ class SeenNode(msgspec.Struct, frozen=True, kw_only=True):
     """One node as its agent last reported it."""
 
     node: NodeId
+    cpu_millis: int | None = None
+    """What there is for replicas; None where nobody says."""
     replicas: tuple[ReplicaReport, ...] = ()
     routes: tuple[SetRoute, ...] = ()
     """As ordered."""
@@ -126,8 +129,14 @@ class SeenLease(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[DeviceId, ...] = ()
     """The GPUs that it holds there."""
     surge: bool = False
+    minimum: bool = False
+    """It was asked for as one of the first `min_replicas` of its api."""
+    successor_of_cpu_millis: int = 0
+    """Of a surge: the cpu of the replica that it takes over from."""
     reason: str = ""
     """Why it is pending or lost, in words with numbers."""
+    lacks_only_cpu: bool = False
+    """It is pending, and memory and gpus would do."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

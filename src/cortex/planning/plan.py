@@ -284,15 +284,25 @@ def _room(decision: Decision, of_api: SeenApi) -> Iterator[Action]:
             yield RecoverLease(
                 replica=slot.replica, api=report.api, resources=resources, node=slot.node, devices=report.devices
             )
-    for slot in decision.settle:
+    for renewal in decision.renew:
+        slot = renewal.slot
         assert slot.lease is not None
-        yield AcquireLease(replica=slot.replica, api=slot.lease.api, resources=slot.lease.resources)
+        yield AcquireLease(
+            replica=slot.replica,
+            api=slot.lease.api,
+            resources=slot.lease.resources,
+            surge=renewal.surge,
+            minimum=renewal.minimum,
+            successor_of_cpu_millis=renewal.successor_of_cpu_millis,
+        )
     for new in decision.add:
         yield AcquireLease(
             replica=new.replica,
             api=new.build.api,
             resources=_resources(new.build, of_api),
             surge=new.surge,
+            minimum=new.minimum,
+            successor_of_cpu_millis=new.successor_of_cpu_millis,
         )
 
 

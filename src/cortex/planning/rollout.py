@@ -10,6 +10,10 @@ words:
 * **floor**: how many ready replicas we never go below: as many as are wanted, less those there is no room for.
 * **surge**: one replica more than wanted. It may overcommit cpu, so there is one at a time, and once an old replica
   goes it takes over that one's room ("settles").
+* **minimum**: the first `min_replicas` of a build, at least one. Where cpu is shared, an engine never refuses these for
+  cpu; what lies above it has to fit, and so has what a replica above it grows by.
+* **capped**: the goal serves with its minimum, and its next surge would fit but for cpu. Then there is no waiting for
+  room that may never come: old replicas go one after the other until it fits, or none is left.
 
 An old replica goes only when the ready ones that stay are at least `floor`. A goal that was never ready adds nothing
 but the surge, so whatever else is missing meanwhile is filled up with the old build.
@@ -22,7 +26,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from cortex.ids import ApiKey, ReplicaId, replica_id
+from cortex.ids import ReplicaId, replica_id
 from cortex.planning.model import WantedApi
 from cortex.planning.slots import Slot, SlotState, of_revision
 from cortex.wire.build import BuildSpec
@@ -38,6 +42,17 @@ class Addition(msgspec.Struct, frozen=True, kw_only=True):
     replica: ReplicaId
     build: BuildSpec
     surge: bool = False
+    minimum: bool = False
+    successor_of_cpu_millis: int = 0
+
+
+class Renewal(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease that has been asked for and has become another kind of lease."""
+
+    slot: Slot
+    surge: bool
+    minimum: bool
+    successor_of_cpu_millis: int
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,8 +67,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """To be taken out of the route, drained, forgotten, released, as far as each has come."""
     draining: tuple[Slot, ...] = ()
     """On their way out, nothing to do."""
-    settle: tuple[Slot, ...] = ()
-    """Surge replicas whose room becomes an ordinary one."""
+    renew: tuple[Renewal, ...] = ()
+    """Surges that settle, and what waits for room and is of the minimum by now, or is not any more."""
     add: tuple[Addition, ...] = ()
     floor: int = 0
     crowded: bool = False
@@ -104,8 +119,8 @@ def decide(
         stay=tuple(slot for slot in stay if slot is not ousted),
         leave=tuple(staying.leave if ousted is None else [*staying.leave, ousted]),
         draining=tuple(groups.draining),
-        settle=tuple(room.settle),
-        add=tuple(_additions(wanted.api, room, used)),
+        renew=tuple(_renewals(case, staying, room)),
+        add=tuple(_additions(case, staying, room, used)),
         floor=staying.floor,
         crowded=room.crowded,
         notes=tuple(_notes(case, staying, room)),
@@ -130,6 +145,10 @@ class _Case:
     fallback: BuildSpec | None
     wait_left_s: Callable[[Slot], float]
     fallback_fails: bool
+
+    @property
+    def minimum(self) -> int:
+        return max(1, self.wanted.min_replicas)
 
     def returns(self, slot: Slot) -> bool:
         """It has served, and will again in a moment."""
@@ -279,6 +298,8 @@ class _Room:
     crowded: bool = False
     stuck: Slot | None = None
     """The surge that is asked for and has no room."""
+    capped: bool = False
+    """It would fit but for cpu, and the goal serves with its minimum."""
     hopeless: bool = False
     """Nothing serves, and what served does not come up by itself: there is nothing to lose."""
 
@@ -290,13 +311,17 @@ def _room(case: _Case, staying: _Staying, *, draining: int) -> _Room:
     surges = [slot for slot in news if slot.surge]
     hopeless = case.fallback_fails and not staying.ready and all(case.fails(slot) for slot in olds)
     missing = n - (len(news) + len(olds) - len(surges)) - staying.swaps
+    stuck = next((slot for slot in surges if slot.placing), None) if olds else None
+    lacks_only_cpu = stuck is not None and stuck.lease is not None and stuck.lease.lacks_only_cpu
+    capped = lacks_only_cpu and sum(slot.ready for slot in news) >= case.minimum
     settle = []
     for slot in surges:
         # A surge that never served counts for nothing, unless it is all there will be.
-        counts = slot.ready or case.returns(slot) or not olds or case.wanted.force or hopeless
+        counts = slot.ready or case.returns(slot) or not olds or case.wanted.force or hopeless or capped
         if missing > 0 and counts:
             missing -= 1
-            if not slot.placing:
+            # One without room keeps its turn until what it was to take over from is gone.
+            if not slot.placing or not (olds or staying.leave or draining):
                 settle.append(slot)
     if staying.proven or case.fallback is None:
         add = [case.goal] * min(missing + staying.swaps, n - len(news))
@@ -310,7 +335,8 @@ def _room(case: _Case, staying: _Staying, *, draining: int) -> _Room:
         add=add,
         surge=case.goal if wants_surge else None,
         crowded=total > n + SURGE,
-        stuck=next((slot for slot in surges if slot.placing), None) if olds else None,
+        stuck=stuck,
+        capped=capped,
         hopeless=hopeless,
     )
 
@@ -319,31 +345,86 @@ def _ousted(case: _Case, staying: _Staying, room: _Room, *, quiet: bool) -> Slot
     """
     The old replica that has to make room for a surge that gets none, one after the other.
 
-    Only if a gap is accepted or there is nothing to lose; else nothing changes until there is room.
+    Only if a gap is accepted, there is nothing to lose, or there are to be fewer of them as each asks for more cpu;
+    else nothing changes until there is room.
     """
-    if room.stuck is None or not (case.wanted.force or room.hopeless):
+    if room.stuck is None or not (case.wanted.force or room.hopeless or room.capped):
         return None
-    if not quiet or not all(slot.ready or slot is room.stuck for slot in staying.news):
+    if not quiet or not all(
+        slot.ready or slot is room.stuck or (slot.placing and room.capped) for slot in staying.news
+    ):
         return None
     placed = [slot for slot in staying.olds if not slot.placing]
     return max(placed, key=case.worth, default=None)
 
 
-def _additions(api: ApiKey, room: _Room, used: set[ReplicaId]) -> Iterator[Addition]:
+def _additions(case: _Case, staying: _Staying, room: _Room, used: set[ReplicaId]) -> Iterator[Addition]:
     """Names for what is added: the lowest ordinals that no slot has."""
     wanted = [(build, False) for build in room.add]
     if room.surge is not None:
         wanted.append((room.surge, True))
+    # Of the goal its own replicas count towards the minimum; what fills up meanwhile joins all that are placed.
+    counts = {True: len(staying.news), False: len(_placed(staying.news)) + len(staying.olds)}
     for build, surge in wanted:
         ordinal = 0
-        while (name := replica_id(api, build.revision, ordinal)) in used:
+        while (name := replica_id(case.wanted.api, build.revision, ordinal)) in used:
             ordinal += 1
         used.add(name)
-        yield Addition(replica=name, build=build, surge=surge)
+        is_goal = build is case.goal
+        yield Addition(
+            replica=name,
+            build=build,
+            surge=surge,
+            minimum=counts[is_goal] < case.minimum,
+            successor_of_cpu_millis=_next_to_go_cpu_millis(staying.olds) if surge else 0,
+        )
+        counts[is_goal] += 1
+
+
+def _renewals(case: _Case, staying: _Staying, room: _Room) -> Iterator[Renewal]:
+    """Leases that are to be asked for once more, as what they are by now."""
+    others = len(_placed(staying.news))
+    numbered = [*enumerate(staying.news), *enumerate(staying.olds, start=others)]
+    for number, slot in numbered:
+        lease = slot.lease
+        if lease is None or not (slot.placing or slot in room.settle):
+            continue
+        surge = lease.surge and slot not in room.settle
+        renewed = Renewal(
+            slot=slot,
+            surge=surge,
+            minimum=number < case.minimum,
+            successor_of_cpu_millis=_next_to_go_cpu_millis(staying.olds) if surge else 0,
+        )
+        if (lease.surge, lease.minimum, lease.successor_of_cpu_millis) != (
+            renewed.surge,
+            renewed.minimum,
+            renewed.successor_of_cpu_millis,
+        ):
+            yield renewed
+
+
+def _placed(slots: Sequence[Slot]) -> list[Slot]:
+    return [slot for slot in slots if not slot.placing]
+
+
+def _next_to_go_cpu_millis(olds: Sequence[Slot]) -> int:
+    """What the old replica asks for that goes first; the best of them are in front."""
+    for slot in reversed(olds):
+        if slot.lease is not None and not slot.placing:
+            return slot.lease.resources.cpu_millis
+        if slot.report is not None:
+            return slot.report.resources.cpu_millis
+    return 0
 
 
 def _notes(case: _Case, staying: _Staying, room: _Room) -> Iterator[str]:
-    if room.stuck is not None and not (case.wanted.force or room.hopeless):
+    if room.stuck is not None and room.capped:
+        yield (
+            f"not all {case.wanted.replicas} replicas fit at their new size{_because(room.stuck)}; the "
+            f"{len(staying.olds)} older ones serve until those that fit do"
+        )
+    elif room.stuck is not None and not (case.wanted.force or room.hopeless):
         yield (
             f"no room for one more replica beside the {len(staying.olds)} that serve{_because(room.stuck)}; nothing "
             "changes until there is, or until a deploy with --force, which stops one first"

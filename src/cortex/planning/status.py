@@ -26,7 +26,7 @@ from cortex.ids import ApiKey, Revision, short
 from cortex.planning import backoff
 from cortex.planning.actions import mem_text, room_text
 from cortex.planning.batching import Decision, Known
-from cortex.planning.model import Desired, Rules, RunRecord, SlotRecord, Snapshot, WantedApi
+from cortex.planning.model import Desired, LeaseState, Rules, RunRecord, SlotRecord, Snapshot, WantedApi
 from cortex.planning.rollout import decide, goal_and_fallback
 from cortex.planning.slots import NOTHING_SEEN, SeenApi, Slot, SlotState, join, of_revision
 from cortex.wire.operator import ReplicaCounts, Status
@@ -81,6 +81,10 @@ def statuses(desired: Desired, seen: Snapshot, rules: Rules = _DEFAULT_RULES) ->
     known = Known(desired.batching)
     for wanted in desired.apis:
         views[wanted.api] = _with_batching(views[wanted.api], wanted, by_api.get(wanted.api, NOTHING_SEEN), known)
+    for wanted in desired.apis:
+        shared = _shared_cpu(seen, by_api.get(wanted.api, NOTHING_SEEN))
+        if shared:
+            views[wanted.api] = msgspec.structs.replace(views[wanted.api], notes=(*views[wanted.api].notes, *shared))
     closed = _closed_door(seen)
     if closed is not None:
         for api, view in views.items():
@@ -112,6 +116,22 @@ def _closed_door(seen: Snapshot) -> Problem | None:
     if not doors or any(door.up or door.problem is None for door in doors):
         return None
     return doors[0].problem
+
+
+def _shared_cpu(seen: Snapshot, of_api: SeenApi) -> tuple[str, ...]:
+    """That more cpu is requested than there is, of each node where an api has a replica."""
+    notes = []
+    for node in seen.nodes:
+        if node.cpu_millis is None or not any(slot.node == node.node for slot in of_api.slots):
+            continue
+        requested_millis = sum(
+            lease.resources.cpu_millis
+            for lease in seen.leases
+            if lease.node == node.node and lease.state is LeaseState.GRANTED and not lease.surge
+        )
+        if requested_millis > node.cpu_millis:
+            notes.append(f"cpu is shared: {requested_millis}m requested of the {node.cpu_millis}m of node {node.node}")
+    return tuple(notes)
 
 
 def stopping_status(of_api: SeenApi) -> StatusView:

@@ -158,7 +158,7 @@ class TrackerSpec(_Block):
 class ComputeSpec(_Block):
     """What each replica gets, and how many there are: min_replicas ≤ init_replicas ≤ max_replicas."""
 
-    min_replicas: Count = Field(default=1, description="Fewest replicas.")
+    min_replicas: Count = Field(default=1, description="Fewest replicas; on one machine these share its cpu.")
     max_replicas: Count = Field(default=100, validate_default=True, description="Most replicas.")
     init_replicas: Count = Field(
         default_factory=lambda data: data.get("min_replicas", 1),

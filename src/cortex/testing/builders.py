@@ -152,9 +152,16 @@ def a_lease(
     *,
     node: NodeId | None = NODE,
     surge: bool = False,
+    minimum: bool | None = None,
     reason: str = "",
+    lacks_only_cpu: bool = False,
 ) -> SeenLease:
-    """A lease as the engine has it."""
+    """
+    A lease as the engine has it.
+
+    Args:
+        minimum: by default the first of a build is of its minimum. A surge takes over from one of its own size.
+    """
     build = build or a_build()
     return SeenLease(
         replica=replica_id(build.api, build.revision, ordinal),
@@ -163,7 +170,10 @@ def a_lease(
         state=state,
         node=None if state is LeaseState.PENDING else node,
         surge=surge,
+        minimum=ordinal == 0 if minimum is None else minimum,
+        successor_of_cpu_millis=build.resources.cpu_millis if surge else 0,
         reason=reason,
+        lacks_only_cpu=lacks_only_cpu,
     )
 
 

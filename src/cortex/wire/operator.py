@@ -191,9 +191,9 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     cpu_millis: int = 0
     mem_bytes: int = 0
     gpus: int = 0
-    used_cpu_millis: int = 0
-    used_mem_bytes: int = 0
-    used_gpus: int = 0
+    requested_cpu_millis: int = 0
+    requested_mem_bytes: int = 0
+    requested_gpus: int = 0
     apis: int = 0
     replicas: int = 0
     notes: tuple[str, ...] = ()

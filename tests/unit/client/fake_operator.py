@@ -177,8 +177,8 @@ class FakeOperator:
             "ingress_up": True,
             "cpu_millis": 2000,
             "mem_bytes": 8 * 2**30,
-            "used_cpu_millis": 400,
-            "used_mem_bytes": 512 * 2**20,
+            "requested_cpu_millis": 400,
+            "requested_mem_bytes": 512 * 2**20,
             "apis": len(self.apis),
             "replicas": len(self.apis),
         }

@@ -94,7 +94,7 @@ def test_usage_is_passed_on_once_a_report() -> None:
     world.engine.acquire(LeaseRequest(replica=R0, api=API, resources=V1.resources))
     start_one(world)
     observe(world)
-    assert world.engine.nodes()[0].used_mem_bytes == 2**20
+    assert world.engine.nodes()[0].requested_mem_bytes == 2**20
 
 
 def test_usage_that_grows_without_anything_else_happening_is_passed_on() -> None:
@@ -117,7 +117,7 @@ def test_usage_that_grows_without_anything_else_happening_is_passed_on() -> None
 
     world.agents = Grown()
     observe(world)
-    assert world.engine.nodes()[0].used_mem_bytes == 2**30
+    assert world.engine.nodes()[0].requested_mem_bytes == 2**30
 
 
 def test_everything_reported_holds_room() -> None:

@@ -16,11 +16,12 @@ from cortex.errors import Problem
 from cortex.ids import ApiKey, NodeId, ReplicaId, replica_id
 from cortex.planning.actions import Plan
 from cortex.planning.model import WantedApi
-from cortex.planning.status import statuses
+from cortex.planning.status import StatusView, statuses
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents, Fate, Life
+from cortex.wire.build import Resources
 from cortex.wire.operator import Status
 from cortex.wire.orders import Orders
 from cortex.wire.reports import Phase
@@ -349,7 +350,7 @@ def test_a_wait_is_told_as_it_runs_down_and_ends_the_rest(lab: Lab) -> None:
 def test_memory_that_is_not_stated_is_counted_as_it_is_seen(lab: Lab) -> None:
     lab.agents.lives = lambda _order: Life(peak_rss_bytes=2**30)
     lab.deploy(a_wanted_api(V1, replicas=2))
-    assert lab.engine.nodes()[0].used_mem_bytes == 2 * 2**30
+    assert lab.engine.nodes()[0].requested_mem_bytes == 2 * 2**30
 
 
 def test_apis_do_not_disturb_each_other(lab: Lab) -> None:
@@ -369,3 +370,106 @@ def test_a_changed_setting_reaches_the_route(lab: Lab) -> None:
     ((_node, route),) = lab.agents.routes()
     assert route.timeout_s == 3.0
     assert lab.phases() == {name(): Phase.READY}
+
+
+# ---- one machine with little cpu -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small() -> Lab:
+    """Two cores and nowhere else to go."""
+    lab = Lab()
+    machine = a_node(cpu_millis=2000)
+    lab.engine = FakeEngine([machine], clock=lab.clock, shares_cpu=True)
+    lab.agents = FakeAgents(lab.clock, [machine])
+    lab.world = lab.a_world()
+    return lab
+
+
+def sized(cpu_millis: int, *, replicas: int, minimum: int = 1, api: ApiKey = API) -> WantedApi:
+    build = a_build(api=api, resources=Resources(cpu_millis=cpu_millis))
+    return a_wanted_api(build, replicas=replicas, min_replicas=minimum)
+
+
+def views(lab: Lab) -> dict[ApiKey, StatusView]:
+    observed = look(lab.world)
+    return statuses(observed.desired, observed.seen)
+
+
+def sizes(lab: Lab) -> list[int]:
+    """The cpu of each ready replica."""
+    return sorted(r.resources.cpu_millis for _n, r in lab.agents.replicas() if r.phase is Phase.READY)
+
+
+def test_many_idle_apis_share_the_cpu_of_one_machine_and_say_so(small: Lab) -> None:
+    keys = [ApiKey(f"iris/a{number}") for number in range(30)]
+    small.deploy(*(sized(200, replicas=1, api=key) for key in keys))
+    assert {view.status for view in views(small).values()} == {Status.LIVE}
+    assert {view.notes for view in views(small).values()} == {
+        ("cpu is shared: 6000m requested of the 2000m of node local",)
+    }
+
+
+def test_a_larger_size_keeps_as_many_as_fit_and_the_old_serve_until_then(small: Lab) -> None:
+    small.deploy(sized(20, replicas=6))
+    small.state.commit_deploy(a_deploy(sized(900, replicas=6)))
+    ready = []
+    while True:
+        before = small.phases()
+        small.run(0.05)
+        ready.append(len(sizes(small)))
+        if before == small.phases() and 20 not in sizes(small):
+            break
+    assert sizes(small) == [900, 900]
+    assert min(ready) == 2
+    view = views(small)[API]
+    assert view.status is Status.LIVE
+    assert view.notes == ("capped: 2 of 6 replicas, node local: cpu 1800m of 2000m requested, 900m asked",)
+
+
+def test_nothing_is_booked_for_good(small: Lab) -> None:
+    other = ApiKey("iris/other")
+    small.deploy(sized(20, replicas=6))
+    small.deploy(sized(900, replicas=6))
+    small.deploy(sized(900, replicas=6), sized(900, replicas=1, api=other))
+    assert views(small)[other].status is Status.LIVE
+    small.deploy(sized(100, replicas=6))
+    assert sizes(small) == [100] * 6
+    assert views(small)[API].notes == ()
+
+
+def test_a_minimum_grows_however_much_cpu_is_requested(small: Lab) -> None:
+    small.deploy(sized(20, replicas=6, minimum=6))
+    small.deploy(sized(900, replicas=6, minimum=6), seconds=30.0)
+    assert sizes(small) == [900] * 6
+    view = views(small)[API]
+    assert (view.status, view.notes) == (
+        Status.LIVE,
+        ("cpu is shared: 5400m requested of the 2000m of node local",),
+    )
+
+
+def test_a_raised_minimum_is_placed_where_what_was_above_it_had_no_room(small: Lab) -> None:
+    small.deploy(sized(900, replicas=4))
+    assert sizes(small) == [900, 900]
+    small.deploy(sized(900, replicas=4, minimum=4))
+    assert sizes(small) == [900] * 4
+
+
+def test_a_larger_size_that_cannot_start_leaves_the_old_at_full_size(small: Lab) -> None:
+    small.deploy(sized(20, replicas=6))
+    small.agents.lives = lambda order: Life(start_error=BOOM) if order.build.resources.cpu_millis == 900 else Life()
+    small.deploy(sized(900, replicas=6), seconds=60.0)
+    assert views(small)[API].status is Status.UPDATE_FAILED
+    assert sizes(small) == [20] * 6
+
+
+def test_an_update_of_the_same_size_goes_through_however_much_is_requested(small: Lab) -> None:
+    other = ApiKey("iris/other")
+    small.deploy(sized(500, replicas=4))
+    small.deploy(sized(500, replicas=4), sized(900, replicas=1, api=other))
+    assert sizes(small) == [500, 500, 500, 500, 900]
+    changed = a_build("v2", resources=Resources(cpu_millis=500))
+    small.deploy(a_wanted_api(changed, replicas=4), sized(900, replicas=1, api=other), seconds=30.0)
+    assert sizes(small) == [500, 500, 500, 500, 900]
+    assert small.wanted().live_wall_s is not None

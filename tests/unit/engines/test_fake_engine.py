@@ -125,6 +125,6 @@ def test_many_nodes_without_room_are_told_in_short() -> None:
     engine = FakeEngine(nodes, clock=FakeClock())
     engine.acquire(a_request("a", cpu=200))
     assert engine.leases()[0].reason == (
-        "node n0: cpu 0m of 100m in use, 200m asked; node n1: cpu 0m of 100m in use, 200m asked; "
-        "node n2: cpu 0m of 100m in use, 200m asked; and 2 more nodes without room"
+        "node n0: cpu 0m of 100m requested, 200m asked; node n1: cpu 0m of 100m requested, 200m asked; "
+        "node n2: cpu 0m of 100m requested, 200m asked; and 2 more nodes without room"
     )

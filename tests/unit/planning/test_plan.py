@@ -56,8 +56,25 @@ def name(build: BuildSpec, ordinal: int = 0) -> ReplicaId:
     return replica_id(build.api, build.revision, ordinal)
 
 
-def acquire(build: BuildSpec, ordinal: int = 0, *, surge: bool = False, resources: Resources | None = None) -> Action:
-    return AcquireLease(replica=name(build, ordinal), api=API, resources=resources or build.resources, surge=surge)
+def acquire(
+    build: BuildSpec,
+    ordinal: int = 0,
+    *,
+    surge: bool = False,
+    minimum: bool | None = None,
+    resources: Resources | None = None,
+    successor_of_cpu_millis: int | None = None,
+) -> Action:
+    """By default the first of a build is of its minimum, and a surge takes over from one of its own size."""
+    of_cpu_millis = build.resources.cpu_millis if successor_of_cpu_millis is None else successor_of_cpu_millis
+    return AcquireLease(
+        replica=name(build, ordinal),
+        api=API,
+        resources=resources or build.resources,
+        surge=surge,
+        minimum=ordinal == 0 if minimum is None else minimum,
+        successor_of_cpu_millis=of_cpu_millis if surge else 0,
+    )
 
 
 def release(build: BuildSpec, ordinal: int = 0) -> Action:
@@ -261,13 +278,13 @@ def test_an_old_replica_that_is_down_goes_before_those_that_serve() -> None:
 
 def test_without_room_for_the_surge_nothing_changes_and_the_plan_says_why() -> None:
     old = a_replica(V1)
-    pending = a_lease(V2, 0, LeaseState.PENDING, surge=True, reason="node local: mem 7Gi of 8Gi in use, 2Gi asked")
+    pending = a_lease(V2, 0, LeaseState.PENDING, surge=True, reason="node local: mem 7Gi of 8Gi requested, 2Gi asked")
     seen = a_snapshot(old, leases=(a_lease(V1), pending), routes=(a_route(rolling(), old, build=V1),))
     found = the_plan(rolling(), seen)
     assert not found.actions
     assert [note.text for note in found.notes] == [
-        "no room for one more replica beside the 1 that serve (node local: mem 7Gi of 8Gi in use, 2Gi asked); nothing "
-        "changes until there is, or until a deploy with --force, which stops one first"
+        "no room for one more replica beside the 1 that serve (node local: mem 7Gi of 8Gi requested, 2Gi asked); "
+        "nothing changes until there is, or until a deploy with --force, which stops one first"
     ]
 
 
@@ -674,7 +691,7 @@ def test_what_was_on_a_lost_node_is_released_and_started_elsewhere() -> None:
         replica=name(V1), api=API, resources=V1.resources, state=LeaseState.LOST, node=OTHER, reason="gone"
     )
     seen = a_snapshot(leases=(lost,), routes=(a_route(wanted),))
-    assert decided(wanted, seen) == [acquire(V1, 1), release(V1)]
+    assert decided(wanted, seen) == [acquire(V1, 1, minimum=True), release(V1)]
 
 
 def test_a_replica_whose_lease_is_lost_serves_until_its_replacement_does() -> None:

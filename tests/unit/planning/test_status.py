@@ -26,7 +26,7 @@ from cortex.wire.reports import IngressReport, Phase
 
 V1, V2 = a_build("v1"), a_build("v2")
 BOOM = Problem(reference="handler-error", message="ZeroDivisionError: division by zero", traceback="Traceback …")
-NO_ROOM = "node local: cpu 1900m of 2000m in use, 200m asked"
+NO_ROOM = "node local: cpu 1900m of 2000m requested, 200m asked"
 
 
 def name(build: BuildSpec, ordinal: int = 0) -> ReplicaId:
