@@ -12,6 +12,7 @@ import pytest
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeploymentName, replica_id
 from cortex.planning.batching import BatchingRecord, Stop
+from cortex.planning.crashes import Row
 from cortex.planning.model import Desired, RunRecord, SlotRecord, WantedApi
 from cortex.state.base import ApiRecord, StateStore, VersionRecord
 from cortex.state.memory import MemoryStateStore
@@ -247,7 +248,19 @@ def test_exits_become_ages(store: StateStore) -> None:
         crashes=1,
         last_exit=an_exit(signal=11),
         last_exit_age_s=7.5,
+        row=Row(count=1, ages_s=(7.5,)),
     )
+
+
+def test_ends_in_a_row_are_remembered_until_the_next_deploy(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    for attempt in (1, 2, 3):
+        crash(store, attempt, wall_s=100.0 + attempt)
+    (record,) = store.desired(now_wall_s=104.0).records
+    assert record.row == Row(count=3, ages_s=(3.0, 2.0, 1.0), crashing=True)
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    (record,) = store.desired(now_wall_s=104.0).records
+    assert record.row == Row()
 
 
 def test_an_exit_is_counted_once(store: StateStore) -> None:

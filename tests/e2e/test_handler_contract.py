@@ -669,6 +669,9 @@ def test_whatever_a_handler_raises_ends_its_own_request_only(home, post, api):
 
 
 DEATHS = ("os._exit", "segmentation fault", "abort", "kill")
+ENDED = "this replica ended with the request in hand"
+ENDINGS = {"os._exit": "exit code", "segmentation fault": "SIGSEGV", "abort": "SIGABRT", "kill": "SIGKILL"}
+EXITS = {"os._exit": 0, "segmentation fault": -11, "abort": -6, "kill": -9}
 
 
 @pytest.mark.parametrize("how", DEATHS)
@@ -692,7 +695,6 @@ def test_a_handler_that_takes_its_process_with_it_costs_others_nothing_and_is_re
         eventually(
             lambda: (
                 (shown := home.cortex("get", "h/dies", "-o", "json").json)["crashes"] == before + 2
-                and shown["status"] == "live"
                 and shown["replicas"]["ready"] == 3
             ),
             "two replicas are replaced",
@@ -704,6 +706,20 @@ def test_a_handler_that_takes_its_process_with_it_costs_others_nothing_and_is_re
     assert set(others) == {200}
     assert beside.count(200) >= len(beside) - 1 > 0
     assert set(beside) <= {200, 502}
+    request_id = f"dies-{how}".translate(SANE)
+    of_it = eventually(
+        lambda: (
+            len(lines := [x for x in home.logs("h/dies", "--request", request_id) if x.startswith(ENDED)]) == 2
+            and lines
+        ),
+        "both deaths are in the log, as lines of the request",
+    )
+    assert all(ENDINGS[how] in line for line in of_it)
+    shown = home.cortex("get", "h/dies", "-o", "json").json
+    if shown["status"] != "live":  # another way to die was tried within a minute
+        ends = shown["ends"]
+        assert (shown["status"], ends["request"]) == ("crashing", request_id)
+        assert (ends["exit_code"] if ends["signal"] is None else -ends["signal"]) == EXITS[how]
     if how == "segmentation fault":
         text = eventually(
             lambda: "Fatal Python error: Segmentation fault" in (found := "\n".join(home.logs("h/dies"))) and found,
@@ -797,9 +813,16 @@ def test_a_handler_that_blocks_gets_a_504_for_its_own_request_and_its_replica_is
     try:
         eventually(lambda: statuses, "others are answered")
         answered = len(statuses)
-        answer = post(api, "block", {"x-request-id": f"blocked-{api}"})
+        request_id = f"blocked-{api}"
+        answer = post(api, "block", {"x-request-id": request_id})
         assert (answer.status, answer.json["error"]) == (504, "timeout")
         assert len(statuses) > answered + 1, "others are answered meanwhile"
+        eventually(
+            lambda: any(
+                f"{ENDED}: a request outlived" in line for line in home.logs(f"h/{api}", "--request", request_id)
+            ),
+            "that it took its replica with it is a line of the request",
+        )
         eventually(
             lambda: len(now := set(home.replica_pids(f"h/{api}"))) == len(before) and now != before,
             "the replica is replaced",

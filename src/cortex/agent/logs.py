@@ -29,6 +29,9 @@ MAX_LINE_BYTES = 2**20
 """What is longer without an end is no line of ours, and comes in pieces."""
 FIRST_TAIL_BYTES = 64 * 1024
 """Where looking back for the last lines begins, from the end of a file; it goes on in larger steps."""
+LAST_LINES = 10
+LAST_LINE_CHARS = 400
+"""What is told of a replica that died, in statuses and in what is stored."""
 MAX_PROCESS_LOG_BYTES = 10 * 2**20
 """What one of our own processes may have printed before it is cut."""
 MAX_RAW_BYTES = 8 * rawoutput.MAX_WAITING_BYTES
@@ -257,18 +260,66 @@ def _beginning(asked: str) -> str:
     return asked.removesuffix("...").removesuffix("…")
 
 
-def take_leftover(log_file: Path, attempt: int) -> None:
-    """Append to a dead replica's log what it wrote past Python and had no time to read. Never raises."""
+def take_leftover(log_file: Path, attempt: int, request: str = "") -> None:
+    """
+    Append to a dead replica's log what it wrote past Python and had no time to read. Never raises.
+
+    Args:
+        request: whose code ran as it died, where that is known.
+    """
     lines, written_s = rawoutput.leftover(f"{log_file}{rawoutput.SUFFIX}")
     records = (
         line
         if is_ours(line)
         else encode_line(
-            LoggedLine(wall_s=written_s, stream="raw", attempt=attempt, text=line.decode("utf-8", "backslashreplace"))
+            LoggedLine(
+                wall_s=written_s,
+                stream="raw",
+                attempt=attempt,
+                request=request,
+                text=line.decode("utf-8", "backslashreplace"),
+            )
         )
         for line in lines
     )
-    content = b"".join(record + b"\n" for record in records)
+    _append(log_file, b"".join(record + b"\n" for record in records))
+
+
+def note_end(log_file: Path, attempt: int, text: str, requests: Sequence[str], wall_s: float) -> None:
+    """
+    Append to a dead replica's log how it ended: a line of each request that it had in hand, or one of nobody's. Never
+    raises.
+    """
+    records = (
+        LoggedLine(wall_s=wall_s, stream="log", level="ERROR", attempt=attempt, request=request, text=text)
+        for request in requests or ("",)
+    )
+    _append(log_file, b"".join(encode_line(record) + b"\n" for record in records))
+
+
+def last_lines(log_file: Path, attempt: int) -> tuple[str, ...]:
+    """What an attempt wrote last, at most `LAST_LINES`, each shortened. Never raises."""
+    try:
+        with log_file.open("rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - FIRST_TAIL_BYTES))
+            found = [parse_line(raw) for raw in stream.read().split(b"\n")[:-1]]
+    except OSError:
+        return ()
+    lines = [part for line in found if line.attempt == attempt for part in line.text.splitlines() if part.strip()]
+    told = _told_by_fault_handler(lines) or lines[-LAST_LINES:]
+    return tuple(f"{line[:LAST_LINE_CHARS]}…" if len(line) > LAST_LINE_CHARS else line for line in told)
+
+
+def _told_by_fault_handler(lines: Sequence[str]) -> list[str]:
+    """Of what Python's fault handler wrote: what happened, and where the thread was that it happened to."""
+    begin = next((n for n in range(len(lines) - 1, -1, -1) if lines[n].startswith("Fatal Python error:")), None)
+    if begin is None:
+        return []
+    where = next((n for n in range(begin, len(lines)) if lines[n].startswith("Current thread")), begin + 1)
+    return [lines[begin], *lines[where : where + LAST_LINES - 1]]
+
+
+def _append(log_file: Path, content: bytes) -> None:
     if not content:
         return
     with contextlib.suppress(OSError):  # a full disk: it is lost

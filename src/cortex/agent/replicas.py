@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import signal
 import socket
@@ -38,6 +39,8 @@ from cortex.wire import rawoutput
 from cortex.wire.batching import BatchingOrder, BatchingState
 from cortex.wire.build import BuildSpec
 from cortex.wire.framing import UNREADABLE, close_all
+from cortex.wire.inhand import SUFFIX as IN_HAND_SUFFIX
+from cortex.wire.inhand import LeftInHand, left_in_hand
 from cortex.wire.launch import Ask, ChildExited, Drain, ReplicaSpec, ReplicaStatus, SetBatching
 from cortex.wire.orders import StartReplica
 from cortex.wire.reports import ExitReport, Phase, ReplicaReport
@@ -54,6 +57,12 @@ EXIT_STATUS_WAITS = 6
 KILL_AFTER_S = 2.0
 """A replica that was told to end and is not serving gets this long before SIGKILL."""
 LAUNCH_TRIES = 3
+SAMPLE_TRIES = 2
+SAMPLE_GRACE_S = 5.0
+"""
+A replica tries a sample that came too late once more, as it was not warm. One that sits in code that cannot be stopped
+says nothing: it is ended this long after both tries would have been over.
+"""
 ORPHAN_TIMEOUT_S = 30.0
 """A child whose launcher died over the fork gets this long to say that it is there."""
 SLOT_CLOSE_TIMEOUT_S = 5.0
@@ -228,10 +237,12 @@ class Replicas:
             replica.unready_since_s = known.unready_since_s
             replica.hold_expired = known.hold_expired
             self._exit_file(known.order).unlink(missing_ok=True)
+            self._in_hand_file(known.order).unlink(missing_ok=True)
             if known.slot is not slot:
                 self._turn_away_waiting(known)
                 known.slot.close()
         self._exit_file(order).unlink(missing_ok=True)
+        self._in_hand_file(order).unlink(missing_ok=True)
         replica.started_wall_s = self._clock.wall_s()
         replica.oom_kills_before = machine.oom_kills()
         self._replicas[order.replica] = replica
@@ -314,6 +325,7 @@ class Replicas:
             return
         self.safekeeping.release(replica.id)
         self._exit_file(replica.order).unlink(missing_ok=True)
+        self._in_hand_file(replica.order).unlink(missing_ok=True)
         self._layout.control_socket(replica.stem).unlink(missing_ok=True)
         self._record_file(replica.stem).unlink(missing_ok=True)  # last: until then a successor of ours finds the rest
 
@@ -458,10 +470,11 @@ class Replicas:
         for path in self._layout.sockets.glob("r-*.sock"):
             if path.stem.removeprefix("r-") not in known:
                 path.unlink(missing_ok=True)
-        said = {self._exit_file(replica.order).name for replica in self}
-        for file in self._layout.stats.glob(f"*{EXIT_FILE_SUFFIX}"):
-            if file.name not in said:
-                file.unlink(missing_ok=True)
+        left = {self._exit_file(r.order).name for r in self} | {self._in_hand_file(r.order).name for r in self}
+        for suffix in (EXIT_FILE_SUFFIX, IN_HAND_SUFFIX):
+            for file in self._layout.stats.glob(f"*{suffix}"):
+                if file.name not in left:
+                    file.unlink(missing_ok=True)
         processes.remove_unfinished(self._layout.stats, f"*{EXIT_FILE_SUFFIX}")
 
     # ---- starting -----------------------------------------------------------------------------------------------
@@ -727,6 +740,15 @@ class Replicas:
         status, limit_s = replica.status, self._settings.hung_after_s
         starting = replica.phase in (Phase.STARTING, Phase.LOADING, Phase.WARMING)
         if starting:
+            sample = replica.order.build.sample
+            limit_s = SAMPLE_TRIES * sample.timeout_s + SAMPLE_GRACE_S if sample and sample.timeout_s else math.inf
+            if replica.phase is Phase.WARMING and status is not None and status.oldest_request_age_s > limit_s:
+                return Problem(
+                    reference="sample-failed",
+                    message=f"the sample was not answered within {sample.timeout_s:g} s, which is the api's `timeout`",  # type: ignore[union-attr]  # limit_s
+                    hint="a new version must answer its sample before it replaces anything: raise `timeout:`, or "
+                    "make it faster",
+                )
             stalled_s = now_s - max(replica.phase_since_s, replica.progress_since_s)
             if stalled_s > self._settings.start_timeout_s:
                 return Problem(
@@ -858,10 +880,13 @@ class Replicas:
             self._on_change()
         status = await self._exit_status(replica)
         self._exit_statuses.pop(replica.key, None)
-        await asyncio.to_thread(logs.take_leftover, self._log_file(replica.order), replica.order.attempt)
+        in_hand = left_in_hand(self._in_hand_file(replica.order))
+        log_file, attempt = self._log_file(replica.order), replica.order.attempt
+        await asyncio.to_thread(logs.take_leftover, log_file, attempt, in_hand.running)
         said = self._said_at_exit(replica)
         if replica.ended_by_us is not None:
-            said = {"problem": replica.ended_by_us, "permanent": replica.ended_by_us.reference == "start-timeout"}
+            permanent = replica.ended_by_us.reference in ("start-timeout", "sample-failed")
+            said = {"problem": replica.ended_by_us, "permanent": permanent}
         killed = status.signal if status else None
         exit_report = ExitReport(
             wall_s=self._clock.wall_s(),
@@ -872,8 +897,14 @@ class Replicas:
             and not replica.stopping
             and machine.oom_kills() > replica.oom_kills_before,
             drained=replica.stopping,
+            request=in_hand.running,
+            last_lines=() if replica.stopping else await asyncio.to_thread(logs.last_lines, log_file, attempt),
             **said,  # type: ignore[arg-type]
         )
+        if in_hand.requests or not (replica.stopping or said):
+            await asyncio.to_thread(
+                logs.note_end, log_file, attempt, _end_text(exit_report, in_hand), in_hand.requests, exit_report.wall_s
+            )
         self._finish(replica, exit_report)
 
     async def _exit_status(self, replica: Replica) -> ChildExited | None:
@@ -959,6 +990,9 @@ class Replicas:
     def _exit_file(self, order: StartReplica) -> Path:
         """The replica's last words. They stay until its next attempt: a successor of ours may ask again."""
         return self._layout.stats / f"{order.replica}.{order.attempt}.json{EXIT_FILE_SUFFIX}"
+
+    def _in_hand_file(self, order: StartReplica) -> Path:
+        return Path(f"{self._stats_file(order)}{IN_HAND_SUFFIX}")
 
     def _record_file(self, stem: str) -> Path:
         return self._layout.node / "replicas" / f"{stem}.json"
@@ -1052,6 +1086,14 @@ def _reap(pid: int) -> ChildExited | None:
         code=code if code >= 0 else None,
         signal=-code if code < 0 else None,
     )
+
+
+def _end_text(exit_report: ExitReport, in_hand: LeftInHand) -> str:
+    """Of a replica that ended, for its log."""
+    text = "killed as its time to drain was up" if exit_report.drained else exit_report.text
+    others = len(in_hand.requests) - 1
+    beside = f", with {others} more in hand" if others > 0 else ""
+    return f"this replica ended{' with the request in hand' if in_hand.requests else ''}: {text}{beside}"
 
 
 def _os_problem(error: OSError) -> Problem:

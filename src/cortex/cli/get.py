@@ -41,6 +41,7 @@ COLOURS: dict[Status, str] = {
     Status.CREATING: "yellow",
     Status.UPDATING: "yellow",
     Status.UPDATE_FAILED: "red",
+    Status.CRASHING: "red",
     Status.ERROR: "red",
     Status.OUT_OF_MEMORY: "red",
     Status.COMPUTE_UNAVAILABLE: "red",
@@ -292,6 +293,10 @@ def _one_api(terminal: Terminal, api: ApiStatus, *, verbose: bool) -> Frame:
         from cortex.client.follow import problem_of
 
         lines += ["", rendered(problem_of(api), terminal.paint)]
+    if api.ends is not None and api.ends.last_lines:
+        since = text.ago(api.ends.since, terminal.clock.wall_s())
+        lines += ["", f"what it wrote last (it has been crashing since {since}):"]
+        lines += [f"  {harmless(line)}" for line in api.ends.last_lines]
     if verbose:
         lines += ["", *_verbose(terminal, api)]
     return Frame(tuple(lines), (), msgspec.to_builtins(api))

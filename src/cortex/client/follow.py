@@ -21,7 +21,7 @@ How long another version may be wanted before ours counts as replaced by another
 before. The first look may still be of before the deploy.
 """
 
-_FAILED = frozenset({Status.UPDATE_FAILED, Status.ERROR, Status.OUT_OF_MEMORY})
+_FAILED = frozenset({Status.UPDATE_FAILED, Status.CRASHING, Status.ERROR, Status.OUT_OF_MEMORY})
 
 
 class Outcome(StrEnum):

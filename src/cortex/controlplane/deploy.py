@@ -280,7 +280,7 @@ class Deployer:
             resources=resources,
             sample=None
             if sample is None
-            else Sample(body=sample.body, content_type=sample.content_type, gate=sample.gate),
+            else Sample(body=sample.body, content_type=sample.content_type, gate=sample.gate, timeout_s=spec.timeout_s),
         )
         wanted = WantedApi(
             api=key,

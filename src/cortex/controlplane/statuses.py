@@ -9,10 +9,10 @@ from cortex.controlplane.observe import observe
 from cortex.controlplane.world import World
 from cortex.ids import ApiKey, route_path, short, split_api_key
 from cortex.planning.batching import Decision
-from cortex.planning.model import WantedApi
+from cortex.planning.model import RunRecord, WantedApi
 from cortex.planning.status import StatusView, statuses
 from cortex.state.base import DeploymentRecord
-from cortex.wire.operator import ApiStatus, Batching, DeploymentStatus, Status
+from cortex.wire.operator import ApiStatus, Batching, DeploymentStatus, Ends, Status
 
 _MOVING = frozenset((Status.CREATING, Status.UPDATING, Status.STOPPING))
 
@@ -60,11 +60,24 @@ def _shown(key: ApiKey, wanted: WantedApi | None, view: StatusView, ingress_url:
         replicas=view.counts,
         reason=view.reason,
         problem=view.problem,
+        ends=_ends(view.ends) if view.ends is not None else None,
         crashes=view.crashes,
         progress=view.progress,
         serving=view.serving,
         notes=view.notes,
         batching=_batching(view.batching) if view.batching is not None else None,
+    )
+
+
+def _ends(record: RunRecord) -> Ends:
+    last = record.last_exit
+    return Ends(
+        count=record.row.count,
+        since=rfc3339(record.row.since_wall_s),
+        exit_code=last.code if last is not None else None,
+        signal=last.signal if last is not None else None,
+        last_lines=last.last_lines if last is not None else (),
+        request=last.request if last is not None else "",
     )
 
 

@@ -9,6 +9,7 @@ import msgspec
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId, Revision
 from cortex.planning.batching import BatchingRecord
+from cortex.planning.crashes import Row
 from cortex.wire.build import BuildSpec, Resources
 from cortex.wire.orders import SetRoute
 from cortex.wire.reports import ExitReport, IngressReport, ReplicaReport
@@ -77,6 +78,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     last_exit: ExitReport | None = None
     """The newest of all slots."""
     last_exit_age_s: float = 0.0
+    row: Row = Row()
+    """Ends that nobody asked for, of all slots, one after another."""
 
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True):

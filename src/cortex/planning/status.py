@@ -5,6 +5,7 @@ What is true of an api now, in words a user can read. Pure, from the same facts 
 |---|---|
 | stopping | nobody wants it any more |
 | error | its replicas are ready, but no ingress could be started |
+| error (out of memory), crashing | it was live, and replicas end again and again, even if one is ready just now |
 | live | at least `min_replicas` of the wanted build answer, or will again in a moment, and nothing older does |
 | update failed | the wanted build was given up, and another one answers |
 | error (out of memory) | nothing of the above, and its replicas were killed for memory |
@@ -23,7 +24,7 @@ import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, Revision, short
-from cortex.planning import backoff
+from cortex.planning import backoff, crashes
 from cortex.planning.actions import mem_text, room_text
 from cortex.planning.batching import Decision, Known
 from cortex.planning.model import Desired, LeaseState, Rules, RunRecord, SlotRecord, Snapshot, WantedApi
@@ -55,6 +56,8 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     """While starting: what the replicas are doing."""
     notes: tuple[str, ...] = ()
     crashes: int = 0
+    ends: RunRecord | None = None
+    """While it is crashing: how it ends."""
     serving: str = ""
     """8 digits of the version that answers now, when another is wanted."""
     batching: Decision | None = None
@@ -208,6 +211,17 @@ def api_status(
             serving=serving,
         )
 
+    if (
+        record is not None
+        and record.last_exit is not None
+        and wanted.live_wall_s is not None
+        and crashes.is_crashing(record.row, older_s=older_s)
+    ):
+        last = record.last_exit
+        if last.oom:
+            return view(Status.OUT_OF_MEMORY, _memory_text(wanted, own, record), _problem(failed, last))
+        crashing = view(Status.CRASHING, _crashing_text(record.row.count, last), last.problem)
+        return msgspec.structs.replace(crashing, ends=record)
     older = sum(slot.ready and slot.routed and not of_revision(slot, revision) for slot in of_api.slots)
     alone = wanted.failed is not None or not (older or of_api.routes_pending)
     if answering >= wanted.min_replicas and not alone:
@@ -243,8 +257,8 @@ def api_status(
     if wanted.live_wall_s is None:
         return view(Status.CREATING, ends, _problem(failed, last_exit))
     if ends is not None:
-        if last_exit is not None and last_exit.oom:
-            return view(Status.OUT_OF_MEMORY, _memory_text(wanted, failed, record), _problem(failed, last_exit))
+        if record is not None and last_exit is not None and last_exit.oom:
+            return view(Status.OUT_OF_MEMORY, _memory_text(wanted, own, record), _problem(failed, last_exit))
         return view(Status.ERROR, ends, _problem(failed, last_exit))
     return view(Status.CREATING, f"{up_to_date} of at least {wanted.min_replicas} replicas are ready")
 
@@ -289,14 +303,20 @@ def _problem(failed: list[Slot], last_exit: ExitReport | None) -> Problem | None
     return next((e.problem for e in (*exits, last_exit) if e is not None and e.problem is not None), None)
 
 
-def _memory_text(wanted: WantedApi, failed: list[Slot], record: RunRecord | None) -> str:
-    peak = max((slot.report.peak_rss_bytes for slot in failed if slot.report is not None), default=0)
+def _crashing_text(ends: int, last: ExitReport) -> str:
+    served = f" while it served request {last.request}" if last.request else ""
+    return f"replicas end again and again, {_count(ends, 'time')} in a row; the last: {last.text}{served}"
+
+
+def _memory_text(wanted: WantedApi, own: list[Slot], record: RunRecord) -> str:
+    peak = max((slot.report.peak_rss_bytes for slot in own if slot.report is not None), default=0)
     asked = wanted.build.resources.mem_bytes
-    words = [f"{_count(len(failed), 'replica')} killed by the kernel for memory"]
+    down = sum(slot.state is SlotState.EXITED and not slot.drained for slot in own)
+    words = [f"{_count(down, 'replica')} " * bool(down) + "killed by the kernel for memory"]
     if peak:
         words.append(f"peak {mem_text(peak)}")
     words.append(f"request {mem_text(asked)}" if asked is not None else "no memory request")
-    if record is not None and record.crashes:
+    if record.crashes:
         words.append(f"{_count(record.crashes, 'crash', 'crashes')} so far")
     return ", ".join(words)
 

@@ -190,6 +190,8 @@ class _Replica:
         )
         service.predictor = predictor
         self._log.raw_belongs_to_request = predictor.one_at_a_time
+        if predictor.one_at_a_time:
+            condition.in_hand.one_at_a_time()
         condition.report("warming up")
         condition.enter(Phase.WARMING)
         warm_up = WarmUp(

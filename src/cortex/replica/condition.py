@@ -17,7 +17,9 @@ from cortex.errors import Problem
 from cortex.processes import start_ticks
 from cortex.replica.batching import MAX_BATCH_ROWS
 from cortex.replica.http import Exchange
+from cortex.wire import inhand
 from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement
+from cortex.wire.inhand import InHand
 from cortex.wire.launch import ReplicaSpec, ReplicaStatus
 from cortex.wire.reports import Phase
 
@@ -77,6 +79,7 @@ class Condition:
         self.batching = BatchingCondition(spec.batches)
         self.facts: dict[str, Any] = {}
         """What was found out while starting."""
+        self.in_hand = InHand(f"{spec.stats_path}{inhand.SUFFIX}" if spec.stats_path else "")
         self.in_flight: dict[Exchange, None] = {}
         """Oldest first. An exchange leaves when its code has ended, which may be after it was answered."""
         self.heartbeat_s = perf_counter()

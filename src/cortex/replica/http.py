@@ -68,6 +68,8 @@ class Exchange:
     answered = False
     started_s = 0.0
     """`perf_counter` when the whole request was there; 0 before."""
+    place = -1
+    """Among the requests in hand (`wire.inhand`)."""
     timer: asyncio.TimerHandle | None = None
     cancel: Callable[[], None] | None = None
     """Gives up work that has not begun, or waits for the model; None while that is not so."""
@@ -97,6 +99,10 @@ class Sink(Protocol):
 
     def respond(self, exchange: Exchange, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> bool:
         """Answer; False when nobody is there any more. `extra`: rendered header lines."""
+        ...
+
+    def peer_has_left(self) -> bool:
+        """Whether the other side has closed, also if we have not been told so yet."""
         ...
 
 
@@ -351,6 +357,14 @@ class Connection(asyncio.Protocol):
         """The socket's descriptor; -1 when it is closed."""
         sock = self._transport.get_extra_info("socket") if self._transport is not None else None
         return -1 if sock is None else cast(int, sock.fileno())
+
+    def peer_has_left(self) -> bool:
+        fd = self.fileno()
+        if fd < 0:
+            return True
+        poll = select.poll()
+        poll.register(fd, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     # ---- asyncio.Protocol ---------------------------------------------------------------------------------------
 

@@ -140,6 +140,7 @@ class Service:
         """Content type of the api's own sample."""
         self._condition = condition
         self._in_flight = condition.in_flight
+        self._in_hand = condition.in_hand
         self._counters = counters
         self._tracker = tracker
         self._log = log
@@ -156,6 +157,7 @@ class Service:
                 self.fail(exchange, Overloaded(f"more than {MAX_IN_FLIGHT} requests are in flight here"))
                 return
             in_flight[exchange] = None
+            exchange.place = self._in_hand.take(exchange.id_bytes, exchange.started_s)
             if b"?" in exchange.target and wants_debug(exchange.query):
                 exchange.trace = Trace(self._log, exchange.id)
             self.predictor.start(exchange)  # type: ignore[union-attr]  # one check a request for nothing
@@ -189,6 +191,9 @@ class Service:
     # ---- for predictors -----------------------------------------------------------------------------------------
 
     def finish(self, exchange: Exchange, reply: Reply) -> None:
+        if perf_counter() - exchange.started_s > exchange.timeout_s and not exchange.answered:
+            self.fail(exchange, _out_of_time(exchange))  # nobody could tell before: the loop was busy
+            return
         status, content_type, body, extra, result, rows = reply
         if self._answer(exchange, status, content_type, body, extra) and self._tracker is not None:
             try:
@@ -200,7 +205,7 @@ class Service:
                 self._log.record("log", "WARNING", f"tracker: {type(error).__name__}: {error}", exchange.id)
 
     def fail(self, exchange: Exchange, error: BaseException) -> None:
-        if exchange.warmup:
+        if exchange.warmup and exchange.failure is None:  # what was answered, not what came of that
             # Only the rehearsal asks. The traceback's frames hold the exchange, so a request's body would stay in
             # memory until the garbage collector finds the cycle, which with few requests is never.
             exchange.failure = error
@@ -223,6 +228,9 @@ class Service:
 
     def release(self, exchange: Exchange) -> None:
         self._in_flight.pop(exchange, None)
+        if exchange.place >= 0:
+            self._in_hand.put(exchange.place)
+            exchange.place = -1
         exchange.view = None  # a cycle, which would keep the body
 
     def expect(self, exchange: Exchange) -> None:
@@ -246,11 +254,14 @@ class Service:
         exchange.answered = True
         if exchange.timer is not None:
             exchange.timer.cancel()
-        delivered = exchange.connection.respond(exchange, status, content_type, body, extra)
+        duration_s = perf_counter() - exchange.started_s
+        # Too late, and the ingress has answered in our place: it has also counted the request.
+        given_up = duration_s > exchange.timeout_s > 0 and exchange.connection.peer_has_left()
+        delivered = exchange.connection.respond(exchange, status, content_type, body, extra) and not given_up
         if not counted or exchange.warmup:
             return False
         if delivered:
-            self._counters.answered(status, perf_counter() - exchange.started_s)
+            self._counters.answered(status, duration_s)
         else:
             self._counters.abandoned += 1
         return delivered
@@ -259,8 +270,7 @@ class Service:
         """The timeout has come: answer, and end what can be ended. What cannot shows as overdue until it ends."""
         if exchange.answered:
             return
-        limit = f"{exchange.timeout_s:g} s"
-        self.fail(exchange, OutOfTime(f"no answer within {limit}, which is the api's `timeout` in cortex.yaml"))
+        self.fail(exchange, _out_of_time(exchange))
         if exchange.cancel is not None:
             exchange.cancel()
             if exchange.stop is None:
@@ -299,6 +309,10 @@ class Service:
             trace = f"hint: {error.hint}"
         text = f"{code}: {error}" + (f"\n{trace}" if trace else "")
         self._log.record("log", "ERROR", text, exchange.id)
+
+
+def _out_of_time(exchange: Exchange) -> OutOfTime:
+    return OutOfTime(f"no answer within {exchange.timeout_s:g} s, which is the api's `timeout` in cortex.yaml")
 
 
 def _encode_error(body: dict[str, Any], facts: dict[str, Any]) -> bytes:

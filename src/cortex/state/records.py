@@ -15,8 +15,9 @@ import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version, split_api_key
-from cortex.planning import backoff
+from cortex.planning import backoff, crashes
 from cortex.planning.batching import BatchingRecord, Stop
+from cortex.planning.crashes import Row
 from cortex.planning.model import Desired, RunRecord, SlotRecord, WantedApi
 from cortex.state.base import ApiRecord, DeployChange, DeploymentRecord, VersionRecord
 from cortex.wire.batching import BatchingVerdict
@@ -68,6 +69,8 @@ class StoredRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     crashes: int = 0
     last_exit: ExitReport | None = None
     last_exit_wall_s: float = 0.0
+    row: Row = Row()
+    """As of the last exit."""
 
     def at(self, now_wall_s: float) -> RunRecord:
         """The record as of now."""
@@ -78,6 +81,7 @@ class StoredRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             crashes=self.crashes,
             last_exit=self.last_exit,
             last_exit_age_s=max(0.0, now_wall_s - self.last_exit_wall_s) if self.last_exit else 0.0,
+            row=crashes.aged(self.row, max(0.0, now_wall_s - self.last_exit_wall_s)),
         )
 
 
@@ -236,7 +240,7 @@ class RecordStore:
         run: StoredRun | None = self._content["runs"].get(key)
         if run is not None:
             slots = {replica: StoredSlot(attempt=slot.attempt) for replica, slot in run.slots.items()}
-            writes.append(Write("runs", key, msgspec.structs.replace(run, slots=slots)))
+            writes.append(Write("runs", key, msgspec.structs.replace(run, slots=slots, row=Row())))
         return writes
 
     def _forget_other_runs(self, wanted: WantedApi) -> list[Write]:
@@ -338,6 +342,7 @@ class RecordStore:
                     crashes=run.crashes + was_ready,
                     last_exit=exit_report,
                     last_exit_wall_s=wall_s,
+                    row=crashes.after_end(run.at(wall_s).row, wall_s=exit_report.wall_s),
                 )
             self._write([Write("runs", key, run)])
 

@@ -59,6 +59,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     content_type: str = "application/json"
     gate: bool = False
     """True: a replica that does not answer it with 2xx never becomes ready. False: a failure only warns."""
+    timeout_s: float | None = None
+    """The api's `timeout`, which holds for it as for any request; None: from before it was sent along."""
 
 
 class TrackerConfig(msgspec.Struct, frozen=True, kw_only=True):

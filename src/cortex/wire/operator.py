@@ -50,6 +50,8 @@ class Status(StrEnum):
     """A new version is replacing the old one, which goes on serving."""
     UPDATE_FAILED = "update failed"
     """The new version could not start; the old one serves at full size."""
+    CRASHING = "crashing"
+    """Its replicas end again and again, unasked: three times within a minute, until one has passed without."""
     ERROR = "error"
     """Nothing serves."""
     OUT_OF_MEMORY = "error (out of memory)"
@@ -86,6 +88,22 @@ class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
     client_error: int = msgspec.field(name="4xx", default=0)
     server_error: int = msgspec.field(name="5xx", default=0)
     latency_ms: Latency = Latency()
+
+
+class Ends(msgspec.Struct, frozen=True, kw_only=True):
+    """How the replicas of an api that crashes end: the last time, and since when."""
+
+    count: int
+    """One after another, each within a minute of the one before."""
+    since: str
+    """RFC 3339, UTC: when the first of them was."""
+    exit_code: int | None = None
+    signal: int | None = None
+    """One of these two is None; both where nobody could tell."""
+    last_lines: tuple[str, ...] = ()
+    """What it wrote last, oldest first."""
+    request: str = ""
+    """Id of the request whose code ran, where that is known."""
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,6 +169,8 @@ class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Why the status is what it is, when that is not obvious; one or a few lines."""
     problem: Problem | None = None
     """The failure behind the reason, with the user's traceback."""
+    ends: Ends | None = None
+    """While it is crashing: how."""
     crashes: int = 0
     """Replicas of the current version that ended on their own since it was deployed."""
     progress: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from enum import StrEnum
 
 import msgspec
@@ -46,6 +47,10 @@ class ExitReport(msgspec.Struct, frozen=True, kw_only=True):
     """What the replica itself said was wrong, with the user's traceback."""
     permanent: bool = False
     """The same build would fail again the same way: handler import, model load, sample gate."""
+    request: str = ""
+    """Id of the request whose code ran, where that is known."""
+    last_lines: tuple[str, ...] = ()
+    """What it wrote last, oldest first, shortened."""
 
     @property
     def text(self) -> str:
@@ -57,10 +62,17 @@ class ExitReport(msgspec.Struct, frozen=True, kw_only=True):
         if self.problem is not None:
             return self.problem.message
         if self.signal is not None:
-            return f"killed by signal {self.signal}"
+            return f"killed by signal {self.signal}{_signal_name(self.signal)}"
         if self.code is not None:
             return f"exit code {self.code}"
         return "ended while nobody watched"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f" ({signal.Signals(number).name})"
+    except ValueError:
+        return ""
 
 
 class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -179,7 +179,6 @@ def test_a_single_replica_killed_every_two_seconds_is_back_at_once_each_time(lab
         assert lab.agents.ask(API).outcome == "held"
         lab.run(0.11)
         assert lab.agents.ask(API).outcome == "answered"
-        assert lab.status() is Status.LIVE
         lab.run(1.89)
     (record,) = lab.state.desired(now_wall_s=0.0).records
     assert record.crashes == 30
@@ -192,7 +191,22 @@ def test_a_replica_that_crashes_by_itself_again_and_again_is_slowed_down(lab: La
     lab.agents.kill(name())
     lab.run(60.0)
     assert len(attempts) == 12
-    assert lab.status() is Status.ERROR
+    assert lab.status() is Status.CRASHING
+
+
+def test_an_api_crashes_until_a_minute_has_passed_without_an_end_even_if_it_is_ready_now(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1))
+    for number in range(3):
+        assert lab.status() is Status.LIVE
+        lab.agents.kill(name())
+        lab.run(1.0)
+        assert lab.agents.ask(API).outcome == "answered", number
+    assert lab.status() is Status.CRASHING
+    lab.restart()
+    lab.run(58.0)
+    assert lab.status() is Status.CRASHING
+    lab.run(1.5)
+    assert lab.status() is Status.LIVE
 
 
 def test_a_wall_clock_that_is_set_neither_ends_nor_prolongs_a_wait(lab: Lab) -> None:

@@ -77,7 +77,7 @@ def ordered(order: Order) -> Action:
         (ordered(RemoveRoute(api=API)), "on local: remove the route"),
         (
             RecordExit(api=API, revision=V1.revision, replica=R0, attempt=3, was_ready=True, exit=an_exit(signal=11)),
-            f"{R0} (attempt 3) ended: killed by signal 11",
+            f"{R0} (attempt 3) ended: killed by signal 11 (SIGSEGV)",
         ),
         (RecordReady(api=API, revision=V1.revision, replica=R0), f"{R0} is ready after failed starts"),
         (MarkServing(api=API, revision=V1.revision), f"revision {V1.revision[:8]} carries the api"),

@@ -768,6 +768,6 @@ def test_a_plan_can_be_read() -> None:
     down = a_replica(V1, phase=Phase.EXITED, was_ready=True, exit=an_exit(signal=9))
     found = the_plan(wanted, a_snapshot(down, routes=(a_route(wanted, down),)))
     assert found.describe().splitlines() == [
-        f"iris/sklearn: {name(V1)} (attempt 1) ended: killed by signal 9",
+        f"iris/sklearn: {name(V1)} (attempt 1) ended: killed by signal 9 (SIGKILL)",
         f"iris/sklearn: on local: start {name(V1)} (attempt 2)",
     ]

@@ -7,6 +7,7 @@ import msgspec
 from cortex.errors import Problem
 from cortex.ids import ReplicaId, replica_id
 from cortex.planning.batching import BatchingRecord, Stop
+from cortex.planning.crashes import Row
 from cortex.planning.model import Desired, LeaseState, RunRecord, SlotRecord, Snapshot, WantedApi
 from cortex.planning.status import StatusView, statuses
 from cortex.testing.builders import (
@@ -22,7 +23,7 @@ from cortex.testing.builders import (
 from cortex.wire.batching import RULES, BatchingState, Disagreement, Proof, Trial
 from cortex.wire.build import BuildSpec, Resources
 from cortex.wire.operator import ReplicaCounts, Status
-from cortex.wire.reports import IngressReport, Phase
+from cortex.wire.reports import ExitReport, IngressReport, Phase
 
 V1, V2 = a_build("v1"), a_build("v2")
 BOOM = Problem(reference="handler-error", message="ZeroDivisionError: division by zero", traceback="Traceback …")
@@ -200,7 +201,7 @@ def test_error_when_a_live_version_ends_again_and_again() -> None:
     slot = SlotRecord(attempt=8, crash_pressure=8.0, last_exit=an_exit(signal=11))
     found = seen_as(wanted, a_snapshot(down, routes=(a_route(wanted, down),)), a_record(V1, slot, crashes=8))
     assert (found.status, found.crashes, found.counts.failed) == (Status.ERROR, 8, 1)
-    assert found.reason == f"{name(V1)} keeps crashing (killed by signal 11), tried again in 2 s"
+    assert found.reason == f"{name(V1)} keeps crashing (killed by signal 11 (SIGSEGV)), tried again in 2 s"
 
 
 def test_out_of_memory_shows_peak_and_request() -> None:
@@ -222,6 +223,45 @@ def test_out_of_memory_of_a_first_version() -> None:
     problem = Problem(reference="out-of-memory", message="killed by the kernel for memory")
     wanted = msgspec.structs.replace(a_wanted_api(V1), failed=problem)
     assert seen_as(wanted, a_snapshot()).status is Status.OUT_OF_MEMORY
+
+
+def crashing_record(exit_report: ExitReport, *, newest_age_s: float = 1.0) -> RunRecord:
+    row = Row(count=5, since_wall_s=100.0, ages_s=(3.0, 2.0, newest_age_s), crashing=True)
+    return msgspec.structs.replace(
+        a_record(V1, SlotRecord(attempt=5, crash_pressure=4.0, last_exit=exit_report)), row=row
+    )
+
+
+def test_an_api_that_crashes_is_not_called_live_while_it_is_up_and_says_how_it_ends() -> None:
+    wanted, ready = a_wanted_api(V1, live=True), a_replica(V1, attempt=6)
+    seen = a_snapshot(ready, routes=(a_route(wanted, ready),))
+    last = msgspec.structs.replace(an_exit(signal=11), request="4f0c", last_lines=("so far", "so good"))
+    found = seen_as(wanted, seen, crashing_record(last))
+    assert found.status is Status.CRASHING
+    assert found.reason == (
+        "replicas end again and again, 5 times in a row; the last: killed by signal 11 (SIGSEGV) while it served "
+        "request 4f0c"
+    )
+    assert found.ends is not None
+    assert found.ends.last_exit == last
+    assert seen_as(wanted, seen, crashing_record(last, newest_age_s=60.0)).status is Status.LIVE
+
+
+def test_an_api_whose_replicas_are_killed_for_memory_again_and_again_says_that() -> None:
+    wanted, ready = a_wanted_api(V1, live=True), a_replica(V1, attempt=6)
+    seen = a_snapshot(ready, routes=(a_route(wanted, ready),))
+    found = seen_as(wanted, seen, crashing_record(an_exit(signal=9, oom=True)))
+    assert (found.status, found.reason) == (
+        Status.OUT_OF_MEMORY,
+        "killed by the kernel for memory, no memory request",
+    )
+
+
+def test_a_new_version_is_told_to_be_on_its_way_although_the_one_that_serves_crashes() -> None:
+    wanted = a_wanted_api(V2, serving=V1)
+    old = a_replica(V1, attempt=6)
+    seen = a_snapshot(old, routes=(a_route(wanted, old, build=V1),))
+    assert seen_as(wanted, seen, crashing_record(an_exit())).status is Status.UPDATING
 
 
 def test_a_replica_that_is_back_in_a_moment_does_not_mark_the_api() -> None:

@@ -94,6 +94,7 @@ class Answer:
         self.body = b""
         self.extra = b""
         self.lost = False
+        self.left = False
         self.times = 0
 
     def respond(self, exchange: Exchange, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> bool:
@@ -102,6 +103,9 @@ class Answer:
         self.times += 1
         self.status, self.content_type, self.body, self.extra = status, content_type, body, extra
         return True
+
+    def peer_has_left(self) -> bool:
+        return self.left
 
     @property
     def json(self) -> Any:
@@ -634,6 +638,28 @@ def test_an_async_handler_out_of_time_is_cancelled(replica: Replica) -> None:
     assert (answer.status, answer.json["error"], answer.times) == (504, "timeout", 1)
     assert cancelled == [True]
     assert replica.counters.by_class[5] == 1
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_an_answer_that_comes_too_late_is_a_timeout_and_counted_by_who_answered(
+    replica: Replica, given_up: bool
+) -> None:
+    """A handler on the event loop keeps us from noticing; the ingress waits a little longer, and then counts itself."""
+    made: list[Exchange] = []
+
+    def slow(value: Any, metadata: Any) -> Any:
+        made[0].started_s -= made[0].timeout_s  # as if so long had passed
+        return value
+
+    replica.use(slow)
+    exchange, answer = replica.begin(timeout_s=30.0)
+    made.append(exchange)
+    answer.left = given_up
+    replica.until(lambda: answer.times and not replica.condition.in_flight)
+    assert (answer.status, answer.json["error"]) == (504, "timeout")
+    assert sum(replica.counters.by_class) == replica.counters.by_class[5] == (0 if given_up else 1)
+    assert replica.counters.abandoned == (1 if given_up else 0)
+    assert [(level, request) for _stream, level, _text, request in replica.log.records] == [("ERROR", "r-1")]
 
 
 def test_a_sync_handler_out_of_time_is_answered_and_stays_in_sight(replica: Replica) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -210,6 +213,38 @@ def test_a_sample_that_is_not_answered_shuts_the_gate_or_warns(
     assert problem.reference == "sample-failed"
     assert f"answered with {status}" in problem.message
     assert ("ZeroDivisionError" in problem.traceback) is ("ZeroDivisionError" in problem.message)
+
+
+@pytest.mark.parametrize("slow_times", [1, 2])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_sample_has_the_apis_timeout_and_a_second_try_as_the_first_run_is_the_slowest(
+    rehearse: Make, is_async: bool, slow_times: int
+) -> None:
+    calls: list[int] = []
+
+    def slow_at_first(sample: Any, metadata: Any) -> Any:
+        calls.append(1)
+        if len(calls) <= slow_times:
+            time.sleep(0.02)
+        return sample
+
+    async def async_slow_at_first(sample: Any, metadata: Any) -> Any:
+        calls.append(1)
+        if len(calls) <= slow_times:
+            await asyncio.sleep(1000)
+        return sample
+
+    rehearsal = rehearse(sample=Sample(body=b"[1, 2]", gate=True, timeout_s=0.01))
+    hook = async_slow_at_first if is_async else slow_at_first
+    if slow_times == 1:
+        # What is quick enough may still take longer than that here: only that it was tried again is certain.
+        with contextlib.suppress(SampleRefused):
+            rehearsal.run(hook)
+    else:
+        with pytest.raises(SampleRefused, match=r"504.*no answer within 0\.01 s, which is") as found:
+            rehearsal.run(hook)
+        assert "raise `timeout:`" in found.value.problem().hint
+    assert len(calls) == 2
 
 
 def test_a_handler_that_refuses_its_own_sample_shuts_the_gate(rehearse: Make) -> None:

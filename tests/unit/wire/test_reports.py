@@ -14,7 +14,7 @@ from cortex.wire.reports import ExitReport
         (ExitReport(wall_s=0.0, code=0, drained=True), "drained"),
         (ExitReport(wall_s=0.0, signal=9, oom=True), "killed by the kernel for memory"),
         (ExitReport(wall_s=0.0, problem=Problem(reference="r", message="no handler"), code=3), "no handler"),
-        (ExitReport(wall_s=0.0, signal=9), "killed by signal 9"),
+        (ExitReport(wall_s=0.0, signal=9), "killed by signal 9 (SIGKILL)"),
         (ExitReport(wall_s=0.0, code=7), "exit code 7"),
         (ExitReport(wall_s=0.0), "ended while nobody watched"),
     ],

@@ -1,0 +1,98 @@
+"""
+Which requests a replica has in hand, in a file that outlives it: who dies without a word still leaves their ids.
+
+The replica maps the file into memory and writes a few bytes as a request comes and goes; the agent reads it once, when
+the process is gone. One header byte, then places of a fixed size, each the request's beginning and its id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+from typing import NamedTuple
+
+SUFFIX = ".inhand"
+PLACES = 64
+"""As many ids are kept; a replica with more in hand forgets the youngest."""
+MAX_ID_BYTES = 128
+_PLACE = struct.Struct(f"<d{MAX_ID_BYTES}s")
+_SIZE = 1 + PLACES * _PLACE.size
+_ONE_AT_A_TIME = 1
+_NOBODY = b"\0" * 8
+
+
+class InHand:
+    """
+    The replica's side.
+
+    Args:
+        path: made anew. Empty, or where there is no room for it: the ids are kept where nobody finds them.
+    """
+
+    def __init__(self, path: str = "") -> None:
+        self._map = _mapped(path)
+        self._free = list(range(PLACES - 1, -1, -1))
+
+    def one_at_a_time(self) -> None:
+        """Say that only one request's code runs at a time: the one that came first."""
+        self._map[0] = _ONE_AT_A_TIME
+
+    def take(self, id_bytes: bytes, started_s: float) -> int:
+        """
+        Note a request.
+
+        Args:
+            started_s: on any clock that only grows; above 0.
+
+        Returns:
+            Its place, for `put`; -1: there is none left.
+        """
+        if not self._free:
+            return -1
+        place = self._free.pop()
+        _PLACE.pack_into(self._map, 1 + place * _PLACE.size, started_s, id_bytes)
+        return place
+
+    def put(self, place: int) -> None:
+        """The request of this place is done with."""
+        begin = 1 + place * _PLACE.size
+        self._map[begin : begin + 8] = _NOBODY
+        self._free.append(place)
+
+
+class LeftInHand(NamedTuple):
+    """What a replica that is gone had in hand."""
+
+    requests: tuple[str, ...] = ()
+    """Ids, those that came first in front."""
+    running: str = ""
+    """The one whose code ran; empty where there was none, or nobody knows which."""
+
+
+def left_in_hand(path: str | os.PathLike[str]) -> LeftInHand:
+    """What a replica left in its file. Never raises."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_SIZE)
+    except OSError:
+        return LeftInHand()
+    if len(content) < _SIZE:
+        return LeftInHand()
+    found = sorted(entry for entry in _PLACE.iter_unpack(content[1:]) if entry[0] > 0)
+    requests = tuple(id_bytes.rstrip(b"\0").decode("ascii", "replace") for _started_s, id_bytes in found)
+    is_known = len(requests) == 1 or content[0] == _ONE_AT_A_TIME
+    return LeftInHand(requests, requests[0] if requests and is_known else "")
+
+
+def _mapped(path: str) -> mmap.mmap:
+    if path:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, _SIZE)  # a write into a hole on a full disk would be a SIGBUS
+                return mmap.mmap(descriptor, _SIZE)
+            finally:
+                os.close(descriptor)
+    return mmap.mmap(-1, _SIZE)
