@@ -132,6 +132,7 @@ NOT_CLASSES: Mapping[str, str] = {
     "handler-missing-module": "The handler imports a package that is not there; the line to add is shown.",
     "handler-not-callable": "`pre_inference` or `post_inference` is no function.",
     "handler-not-found": "There is no file at `request_handler`.",
+    "handler-start-failed": "`on_start` of the handler raised an exception; its traceback is shown.",
     "handler-syntax-error": "The handler's file is not valid Python.",
     "handler-without-hook": "The handler's file has none of the functions that Cortex calls; what to write is shown.",
     "handler-wrong-parameters": "`pre_inference` or `post_inference` takes too few or too many parameters.",

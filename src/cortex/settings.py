@@ -121,6 +121,11 @@ class HomeLayout:
         return self.home / "node"
 
     @property
+    def scratch(self) -> Path:
+        """A folder for each attempt of a replica, and each inspection, gone with it."""
+        return self.home / "scratch"
+
+    @property
     def ingress(self) -> Path:
         """Configuration, maps and log of HAProxy."""
         return self.home / "ingress"

@@ -361,7 +361,7 @@ HANDLERS = {
             return {
                 "top": labels.NAMES, "sibling": os.path.basename(sibling.HERE), "file": AT_IMPORT,
                 "later": open("labels.txt").read().strip(), "cwd": os.listdir("."),
-                "path": [os.path.relpath(folder) for folder in sys.path[:2]],
+                "path": [os.path.relpath(folder) for folder in (sys.path[0], sys.path[-2])],
                 "names": sorted(name for name in os.environ if name.startswith("CORTEX_")),
             }
     """,

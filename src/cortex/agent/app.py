@@ -15,6 +15,7 @@ import logging.handlers
 import os
 import resource
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,6 +249,7 @@ class Agent:
             build=request.build,
             devices=self._devices_to_inspect_on(request.build),
         )
+        scratch = self._layout.scratch / f"inspection-{secrets.token_hex(8)}"
         try:
             provided = await self._provisions.provide(request.build)
             spec = msgspec.structs.replace(
@@ -255,6 +257,7 @@ class Agent:
                 start_timeout_s=request.timeout_s,
                 log_path="",
                 stats_path="",
+                scratch=str(scratch),
             )
             build = request.build
             launcher = self.replicas.launchers.get(build.model.format, build.env, build.environment)
@@ -274,6 +277,8 @@ class Agent:
         except OSError as error:
             message = f"this machine cannot check models and handlers now: {error}"
             return InspectReport(problems=(Problem(reference="node-fault", message=message),))
+        finally:
+            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     def _devices_to_inspect_on(self, build: BuildSpec) -> tuple[DeviceId, ...]:
         """As many GPUs as its replicas get: those that no replica holds, others only when these are too few."""

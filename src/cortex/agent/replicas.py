@@ -13,6 +13,7 @@ import errno
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
@@ -310,6 +311,8 @@ class Replicas:
                 await asyncio.wait([replica.launching])
             if replica.pidfd is not None and not await _ends(replica, SLOT_CLOSE_TIMEOUT_S):
                 log.warning("%s: its process does not end", replica.label)
+            if replica.id not in self._replicas:
+                await asyncio.to_thread(shutil.rmtree, self._scratch_folder(replica.order), ignore_errors=True)
         finally:
             self._let_go(replica)
 
@@ -476,6 +479,10 @@ class Replicas:
                 if file.name not in left:
                     file.unlink(missing_ok=True)
         processes.remove_unfinished(self._layout.stats, f"*{EXIT_FILE_SUFFIX}")
+        used = {self._scratch_folder(replica.order) for replica in self}
+        for folder in self._layout.scratch.glob("*"):
+            if folder not in used:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     # ---- starting -----------------------------------------------------------------------------------------------
 
@@ -589,6 +596,7 @@ class Replicas:
             sample=build.sample,
             log_path=str(self._log_file(order)),
             stats_path=str(self._stats_file(order)),
+            scratch=str(self._scratch_folder(order)),
             start_timeout_s=self._settings.start_timeout_s,
         )
 
@@ -883,6 +891,7 @@ class Replicas:
         in_hand = left_in_hand(self._in_hand_file(replica.order))
         log_file, attempt = self._log_file(replica.order), replica.order.attempt
         await asyncio.to_thread(logs.take_leftover, log_file, attempt, in_hand.running)
+        await asyncio.to_thread(shutil.rmtree, self._scratch_folder(replica.order), ignore_errors=True)
         said = self._said_at_exit(replica)
         if replica.ended_by_us is not None:
             permanent = replica.ended_by_us.reference in ("start-timeout", "sample-failed")
@@ -986,6 +995,9 @@ class Replicas:
 
     def _stats_file(self, order: StartReplica) -> Path:
         return self._layout.stats / f"{order.replica}.{order.attempt}.json"
+
+    def _scratch_folder(self, order: StartReplica) -> Path:
+        return self._layout.scratch / f"{socket_stem(order.replica)}.{order.attempt}"
 
     def _exit_file(self, order: StartReplica) -> Path:
         """The replica's last words. They stay until its next attempt: a successor of ours may ask again."""

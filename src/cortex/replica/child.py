@@ -7,6 +7,7 @@ launcher's, and its clean-up is not for us to do.
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import gc
 import os
@@ -28,7 +29,7 @@ from cortex.replica import logs, process, secrecy
 from cortex.replica.backends import base
 from cortex.replica.condition import Condition
 from cortex.replica.control import Control
-from cortex.replica.handler import Handler, HandlerError, load_handler
+from cortex.replica.handler import Handler, HandlerError, load_handler, run_on_start
 from cortex.replica.inference import Inference
 from cortex.replica.prediction import Steps, build_predictor, hide_loop
 from cortex.replica.server import Server, Service
@@ -85,6 +86,7 @@ class _Replica:
         process.reseed()
         process.raise_oom_score()
         process.apply_environment(process.replica_environment(spec, os.environ, secrets))
+        process.forget_launcher()
         secrecy.keep(secrets.values())
         process.set_title("cortex-replica", spec.home, spec.api, short(spec.version), spec.replica)
         self._spec = spec
@@ -101,6 +103,9 @@ class _Replica:
         self._looks_too_late = 0
         self._tracing: Tracing | None = None
         self._loop = uvloop.new_event_loop()
+        """The one that serves."""
+        self._idle_loop = self._loop if spec.handler is None else uvloop.new_event_loop()
+        """The one that is current while the other one serves, see `_give_loop`."""
         self._control = Control(
             self._condition,
             listener=socket.socket(fileno=control_fd),
@@ -138,10 +143,11 @@ class _Replica:
     # ---- life ---------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        spec, condition, loop = self._spec, self._condition, self._loop
+        spec, condition = self._spec, self._condition
         started_s = perf_counter()
         self._start_tracing()  # before the handler, which may add spans of its own
         handler = self._load_handler()
+        loop = self._loop
         condition.report("loading the model")
         backend = base.load(
             spec.model_format,
@@ -229,6 +235,11 @@ class _Replica:
             loop.call_soon(hide_loop)
         loop.call_soon(condition.enter, Phase.READY)
         loop.run_forever()
+        while not self._ending:
+            self._say("WARNING", "a handler stopped the event loop that serves it; it goes on")
+            if predictor.hides_loop:
+                loop.call_soon(hide_loop)
+            loop.run_forever()
 
     def _start_tracing(self) -> None:
         """Traces are an extra, in every sense: whatever is wrong with them, predictions are served."""
@@ -251,7 +262,27 @@ class _Replica:
         if spec.handler is None or spec.project_dir is None:
             return None
         self._condition.report(f"importing {spec.handler}")
-        return load_handler(spec.project_dir, spec.handler, split_api_key(spec.api)[1])
+        asyncio.set_event_loop(self._idle_loop)
+        handler = load_handler(spec.project_dir, spec.handler, split_api_key(spec.api)[1])
+        if self._idle_loop.is_closed():
+            self._idle_loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(self._idle_loop)  # `asyncio.run` leaves none
+        if handler.start is not None:
+            self._condition.report(f"running on_start of {spec.handler}")
+            run_on_start(handler.start, self._idle_loop, spec.project_dir)
+        self._give_loop(handler)
+        return handler
+
+    def _give_loop(self, handler: Handler) -> None:
+        """
+        Have an async handler served by the loop that it found at import, so that what it made there belongs to it.
+
+        The loop that does not serve is the current one: sync hooks can call `run_until_complete` on it, which they
+        could not on a loop that runs, and so can what a sync handler made at import.
+        """
+        if handler.is_async:
+            self._loop, self._idle_loop = self._idle_loop, self._loop
+        asyncio.set_event_loop(self._idle_loop)
 
     # ---- ends ---------------------------------------------------------------------------------------------------
 

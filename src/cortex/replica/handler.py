@@ -7,26 +7,28 @@ Loading raises `HandlerError`s that a user can act on. What a hook raises while 
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib.machinery
 import importlib.util
 import inspect
 import os
-import re
 import sys
 import traceback
 import types
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CoroutineType, ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from cortex.errors import CortexError, Problem, RequestError
+from cortex.replica import importing
 from cortex.replica.http import Exchange
-from cortex.replica.intended import HOOKS, LINES, HookName, find_slip
+from cortex.replica.intended import HOOKS, HookName, find_slip
 from cortex.replica.tracebacks import format_user_traceback, one_line, user_location
 
+LifeHookName = Literal["on_start", "on_stop"]
 _VALUE = {"pre_inference": "sample", "post_inference": "prediction"}
 
 REQUIREMENTS: Mapping[str, str] = {
@@ -153,12 +155,41 @@ class Hook:
             raise HookFailed(self.name, error) from error
 
 
+class LifeHook:
+    """`on_start` or `on_stop`: called once, without arguments, plain or `async`."""
+
+    def __init__(self, name: LifeHookName, function: Callable[..., Any], where: str) -> None:
+        self.name = name
+        self.where = where
+        self._function = function
+        _check_no_parameters(name, function)
+
+    def run(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Call it; what it returns is awaited on `loop` if it can be. Raises whatever it raises."""
+        result = self._function()
+        if inspect.isawaitable(result):
+            error = loop.run_until_complete(_error_of(result))
+            if error is not None:
+                raise error
+
+
+async def _error_of(awaitable: Awaitable[Any]) -> BaseException | None:
+    """What awaiting it raises. As a result: a SystemExit that leaves a task would pass through the loop's own code."""
+    try:
+        await awaitable
+    except BaseException as error:
+        return error
+    return None
+
+
 @dataclass(frozen=True)
 class Handler:
     """A loaded handler. One of the hooks may be missing."""
 
     pre: Hook | None = None
     post: Hook | None = None
+    start: LifeHook | None = None
+    stop: LifeHook | None = None
 
     @property
     def is_async(self) -> bool:
@@ -250,12 +281,37 @@ def load_handler(project_dir: str, handler: str, api: str) -> Handler:
     slip = find_slip(vars(module), [name for name, hook in found.items() if hook is not None])
     if slip is not None:
         raise HandlerError(slip.reference, slip.message, where=_place(slip.value, module, handler), hint=slip.hint)
-    return Handler(pre=found["pre_inference"], post=found["post_inference"])
+    return Handler(
+        pre=found["pre_inference"],
+        post=found["post_inference"],
+        start=_find_life_hook(module, "on_start", handler),
+        stop=_find_life_hook(module, "on_stop", handler),
+    )
+
+
+def run_on_start(hook: LifeHook, loop: asyncio.AbstractEventLoop, project_dir: str) -> None:
+    """
+    Have a handler begin.
+
+    Raises:
+        HandlerError: it failed, whatever it raised; with the user's own traceback.
+    """
+    try:
+        hook.run(loop)
+    except BaseException as error:
+        where = user_location(error, project_dir) or hook.where
+        raise HandlerError(
+            "handler-start-failed",
+            f"on_start raised {one_line(error)}",
+            where=where,
+            hint="on_start runs in each replica before its first request; what it needs must be there by then",
+            trace=format_user_traceback(error, project_dir),
+        ) from error
 
 
 def _import_file(path: str, shown: str, project_dir: str, api: str) -> ModuleType:
-    # A name that nothing else has: `handlers/sklearn_iris.py` must not be in the way of `import sklearn`.
-    name = "cortex_handler_" + re.sub(r"\W", "_", api)
+    name = importing.module_name(api)
+    importing.keep_out_of_the_way(path)
     loader = importlib.machinery.SourceFileLoader(name, path)
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
@@ -319,23 +375,37 @@ def _requirement_hint(module: str) -> str:
 
 
 def _find_hook(module: ModuleType, name: HookName, shown: str) -> Hook | None:
-    if not hasattr(module, name):
-        return None
-    function = getattr(module, name)
+    function = _find_function(module, name, shown, f"{name}({_VALUE[name]}, metadata)")
     if function is None:
         return None
-    where = _where(function, shown)
-    if not callable(function):
-        raise HandlerError(
-            "handler-not-callable",
-            f"{name} is {_article(type(function).__name__)}, not a function",
-            where=where,
-            hint=f"define `{LINES[name]}`, or leave it out",
-        )
     try:
         return Hook(name, function)
     except WrongParameters as error:
+        where = _where(function, shown)
         raise HandlerError("handler-wrong-parameters", str(error), where=where, hint=error.hint) from error
+
+
+def _find_life_hook(module: ModuleType, name: LifeHookName, shown: str) -> LifeHook | None:
+    function = _find_function(module, name, shown, f"{name}()")
+    if function is None:
+        return None
+    where = _where(function, shown)
+    try:
+        return LifeHook(name, function, where)
+    except WrongParameters as error:
+        raise HandlerError("handler-wrong-parameters", str(error), where=where, hint=error.hint) from error
+
+
+def _find_function(module: ModuleType, name: str, shown: str, usual: str) -> Callable[..., Any] | None:
+    function = getattr(module, name, None)
+    if function is not None and not callable(function):
+        raise HandlerError(
+            "handler-not-callable",
+            f"{name} is {_article(type(function).__name__)}, not a function",
+            where=_where(function, shown),
+            hint=f"define `def {usual}:`, or leave it out",
+        )
+    return function
 
 
 class WrongParameters(Exception):
@@ -382,6 +452,23 @@ def _check_parameters(name: HookName, function: Callable[..., Any]) -> tuple[boo
     third = positional[2] if len(positional) > 2 else None
     takes = third is not None and (third.default is third.empty or third.name == "request")
     return takes, not takes and any(p.name == "request" for p in by_name)
+
+
+def _check_no_parameters(name: LifeHookName, function: Callable[..., Any]) -> None:
+    """Raises WrongParameters unless it can be called without arguments, once."""
+    hint = f"write `def {name}():` or `async def {name}():`"
+    unwrapped = inspect.unwrap(function)
+    if inspect.isgeneratorfunction(unwrapped) or inspect.isasyncgenfunction(unwrapped):
+        raise WrongParameters(f"{name} is a generator: it has `yield`, and nobody would go on with it", hint)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C do not say
+        return
+    try:
+        signature.bind()
+    except TypeError:
+        found = f"{name}{signature.replace(return_annotation=inspect.Signature.empty)}"
+        raise WrongParameters(f"found {found}, expected {name}(): it is called without arguments", hint) from None
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

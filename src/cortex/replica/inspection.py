@@ -7,6 +7,7 @@ JSON: what the child is about to do, and last of all its report.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import faulthandler
 import importlib.machinery
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
+import uvloop
 
 from cortex.errors import Problem
 from cortex.ids import split_api_key
@@ -196,6 +198,7 @@ def _live(request: Inspect, *, pipe_fd: int, output_fd: int, secrets_fd: int | N
         process.reseed()
         process.raise_oom_score()
         process.apply_environment(process.replica_environment(spec, os.environ, secrets))
+        process.forget_launcher()
         secrecy.keep(secrets.values())
         process.set_title("cortex-inspect", spec.home, spec.api)
         process.limit_inspection(spec.start_timeout_s * max(2, spec.threads))
@@ -261,6 +264,7 @@ def inspect(
     if request.handler and spec.handler is not None and spec.project_dir is not None:
         announce(f"importing {spec.handler}")
         process.enter_project(spec)
+        asyncio.set_event_loop(uvloop.new_event_loop())  # as in a replica
         warnings += shadowed_packages(spec.project_dir, spec.handler)
         try:
             handler = load_handler(spec.project_dir, spec.handler, split_api_key(spec.api)[1])
@@ -353,30 +357,32 @@ def _about(field: str, problem: Problem) -> Problem:
 
 
 def shadowed_packages(project_dir: str, handler: str) -> list[Problem]:
-    """Project files that `import` will find in place of a module of Python's or an installed package."""
-    folders = [project_dir]
-    beside = os.path.dirname(os.path.join(project_dir, handler))
-    if beside != project_dir:
-        folders.append(beside)
-    elsewhere = [entry for entry in sys.path if entry and os.path.abspath(entry) not in folders]
+    """
+    Files of a project that have the name of something else that can be imported.
+
+    Those in the project's folder are found in place of a module of Python's or an installed package. Those beside the
+    handler are not found where there is one. The handler itself is never in the way.
+    """
+    file = os.path.join(project_dir, handler)
+    beside = os.path.dirname(file)
+    elsewhere = [entry for entry in sys.path if entry and os.path.abspath(entry) not in (project_dir, beside)]
+    folders = [project_dir] if beside == project_dir else [project_dir, beside]
     warnings = []
     for folder in folders:
-        for name, file in _modules_in(folder):
-            shown = os.path.relpath(file, project_dir)
+        for name, path in _modules_in(folder):
+            if path == file:
+                continue
+            shown = os.path.relpath(path, project_dir)
             if name in sys.stdlib_module_names:
                 what = "a module of Python's standard library"
             elif _is_installed(name, elsewhere):
                 what = "an installed package"
             else:
                 continue
-            warnings.append(
-                Problem(
-                    reference="shadowed-package",
-                    message=f"`import {name}` in this project finds {shown}, not {what}",
-                    where=shown,
-                    hint=f"rename {shown}",
-                )
-            )
+            message = f"`import {name}` in this project finds {shown}, not {what}"
+            if folder != project_dir:
+                message = f"`import {name}` in this project finds {what}, not {shown}"
+            warnings.append(Problem(reference="shadowed-package", message=message, where=shown, hint=f"rename {shown}"))
     return warnings
 
 

@@ -13,11 +13,14 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import setproctitle
 
 from cortex.ids import short, split_api_key
+from cortex.replica import importing
 from cortex.wire.launch import ReplicaSpec
 
 OOM_SCORE_ADJUSTMENT = 500
@@ -159,19 +162,36 @@ def limit_inspection(cpu_s: float) -> None:
 
 
 def enter_project(spec: ReplicaSpec) -> None:
-    """Working directory and first `sys.path` entry are the project's folder; the handler's own is second."""
+    """
+    Working directory and first `sys.path` entry are the project's folder.
+
+    Last are the handler's own folder, so that no file beside it is in the way of a package, and where other processes
+    find the handler (see `importing`).
+    """
     sys.dont_write_bytecode = True  # the project lies in the artifact store
     if spec.project_dir is None:
         os.chdir("/")
         return
     project = os.path.abspath(spec.project_dir)
     os.chdir(project)
-    folders = [project]
+    last = []
     if spec.handler is not None:
         beside = os.path.dirname(os.path.join(project, spec.handler))
         if beside != project:
-            folders.append(beside)
-    sys.path[:] = [*folders, *(entry for entry in sys.path if entry not in ("", *folders))]
+            last.append(beside)
+        if spec.scratch:
+            last.append(os.path.join(spec.scratch, "import"))
+            with suppress(OSError):  # a full disk is no reason not to serve
+                importing.leave_shim(last[-1], os.path.join(project, spec.handler), split_api_key(spec.api)[1])
+    own = ("", project, *last)
+    sys.path[:] = [project, *(entry for entry in sys.path if entry not in own), *last]
+
+
+def forget_launcher() -> None:
+    """
+    Have `__main__` be an empty module: workers that `spawn` starts would import the launcher's in its place.
+    """
+    sys.modules["__main__"] = ModuleType("__main__")
 
 
 def set_title(process: str, *words: str) -> None:

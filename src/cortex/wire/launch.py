@@ -45,6 +45,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     sample: Sample | None = None
     log_path: str = ""
     stats_path: str = ""
+    scratch: str = ""
+    """A folder of this attempt's own: it makes it, the agent removes it afterwards. Empty: it has none."""
     start_timeout_s: float = 300.0
 
 

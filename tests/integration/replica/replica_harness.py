@@ -416,6 +416,7 @@ def spec_for(
             "model_path": str(model),
             "log_path": str(folder / f"{replica}.log"),
             "stats_path": str(folder / f"{replica}.{attempt}.json"),
+            "scratch": str(folder / f"{replica}.{attempt}"),
             **fields,
         }
     )

@@ -74,15 +74,16 @@ def test_several_outputs_need_a_key_that_exists() -> None:
 
 
 def test_shadowing_is_found_in_the_project_and_beside_the_handler(tmp_path: Path) -> None:
-    for name in ("numpy.py", "mine.py", "not a module.py", "handlers/orjson.py", "handlers/email/__init__.py"):
+    inside = ("handlers/orjson.py", "handlers/email/__init__.py", "handlers/msgspec.py")
+    for name in ("numpy.py", "mine.py", "not a module.py", *inside):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "msgspec").mkdir()  # a folder without code shadows nothing
     before = sorted(tmp_path.rglob("*"))
-    found = {warning.where: warning.message for warning in shadowed_packages(str(tmp_path), "handlers/a.py")}
+    found = {warning.where: warning.message for warning in shadowed_packages(str(tmp_path), "handlers/msgspec.py")}
     assert set(found) == {"numpy.py", "handlers/orjson.py", "handlers/email"}
-    assert "an installed package" in found["numpy.py"]
-    assert "standard library" in found["handlers/email"]
+    assert found["numpy.py"] == "`import numpy` in this project finds numpy.py, not an installed package"
+    assert found["handlers/email"].endswith("finds a module of Python's standard library, not handlers/email")
     assert sorted(tmp_path.rglob("*")) == before, "it only looks"
 
 

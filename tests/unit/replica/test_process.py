@@ -103,17 +103,20 @@ def test_where_traces_go_is_inherited_and_an_apis_own_comes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("handler", "folders"), [("handler.py", [""]), ("handlers/a.py", ["", "handlers"]), (None, [""])]
+    ("handler", "last"),
+    [("handler.py", ["scratch/import"]), ("handlers/a.py", ["project/handlers", "scratch/import"]), (None, [])],
 )
-def test_the_project_comes_first_on_the_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: str | None, folders: list[str]
+def test_the_project_comes_first_on_the_path_and_the_handlers_own_folder_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: str | None, last: list[str]
 ) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
     monkeypatch.setattr(sys, "path", ["", "/usr/lib/python"])
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     monkeypatch.chdir("/")
-    process.enter_project(spec(project_dir=str(tmp_path), handler=handler))
-    assert sys.path == [*(os.path.normpath(tmp_path / folder) for folder in folders), "/usr/lib/python"]
-    assert Path.cwd() == tmp_path
+    process.enter_project(spec(project_dir=str(project), handler=handler, scratch=str(tmp_path / "scratch")))
+    assert sys.path == [str(project), "/usr/lib/python", *(str(tmp_path / folder) for folder in last)]
+    assert Path.cwd() == project
     assert sys.dont_write_bytecode, "the project lies in the artifact store"
 
 
