@@ -10,6 +10,7 @@ import fcntl
 import os
 import select
 import signal
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -93,6 +94,60 @@ def open_pidfd(identity: ProcessIdentity) -> int | None:
         os.close(pidfd)
         return None
     return pidfd
+
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+"""Source: prctl(2)."""
+
+
+def become_subreaper() -> None:
+    """
+    Become the parent of every descendant of ours whose parent ends, in place of the system's first process.
+
+    Nothing else finds all of them: a process may leave its group, its session and its environment behind, but not this.
+    """
+    import ctypes  # only long-lived processes of ours need it
+
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill us when the thread that forked us ends. For children of processes with one thread."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def children() -> set[int]:
+    """Pids of our children, whichever thread has forked them. Those that ended count until they are collected."""
+    found: set[int] = set()
+    for file in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has just ended
+            found |= {int(pid) for pid in file.read_bytes().split()}
+    return found
+
+
+def command_line(pid: int) -> str:
+    """What `ps` shows of a process; empty when there is none, or it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def own_mark() -> str:
+    """A word for this process that no other process of this boot has."""
+    pid = os.getpid()
+    return f"{pid}.{start_ticks(pid)}"
+
+
+def is_marked_alive(mark: str) -> bool:
+    """Whether the process of a mark runs. What is no mark names nobody who could be gone."""
+    pid, _, ticks = mark.partition(".")
+    if not (pid.isdecimal() and ticks.isdecimal()):
+        return True
+    return start_ticks(int(pid)) == int(ticks)
 
 
 def has_ended(pidfd: int) -> bool:

@@ -486,7 +486,7 @@ def test_a_handler_imports_from_the_project_and_from_its_own_folder_and_works_in
         "file": "virginica",
         "later": "virginica",
         "path": [".", "nested/handlers"],
-        "names": ["CORTEX_API", "CORTEX_DEPLOYMENT", "CORTEX_REPLICA", "CORTEX_VERSION"],
+        "names": ["CORTEX_API", "CORTEX_DEPLOYMENT", "CORTEX_PROCESS", "CORTEX_REPLICA", "CORTEX_VERSION"],
     }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import logging.handlers
 import os
@@ -36,6 +35,7 @@ from cortex.agent.logs import LogReader
 from cortex.agent.provisions import Provisions
 from cortex.agent.refusals import RefusalLog
 from cortex.agent.replicas import Replicas
+from cortex.agent.strays import Strays
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock, SystemClock, until_beat_s
 from cortex.engines import machine
@@ -71,6 +71,8 @@ log = logging.getLogger(__name__)
 LOCAL_NODE = NodeId("local")
 HOUSEKEEPING_S = 2.0
 """How soon a keeper or launcher that died is missed. Looks are most of what an idle node does."""
+STRAYS_S = 60.0
+"""How often processes are looked for that a replica left behind; as each replica ends they are, too."""
 LOG_POLL_S = 0.2
 LOG_CLEANING_S = 300.0
 RAW_OUTPUT_S = 2.0
@@ -86,8 +88,6 @@ HOME_GONE_LOOKS = 3
 DRAIN_WITHOUT_HOME_S = 30.0
 MOST_OPEN_FILES = 2**16
 """Thousands of replicas; more only slows down programs that close every number there could be."""
-PR_SET_CHILD_SUBREAPER = 36
-"""Source: prctl(2). Replicas whose launcher died become our children, so that we learn how they end."""
 
 
 class Remembered(msgspec.Struct, kw_only=True):
@@ -146,6 +146,7 @@ class Agent:
             installer=Installer(os.environ, handed_over=partial(read_handed_over, layout.indexes_file)),
         )
         self._provisions = Provisions(store=store, environments=self.environments, secrets=SecretStore(layout.secrets))
+        self._strays = Strays(self._is_own)
         self.replicas = Replicas(
             settings=settings,
             layout=layout,
@@ -154,6 +155,7 @@ class Agent:
             settle_routes=self._settle_routes,
             quiesced=self._quiesced,
             abandon=self._abandon,
+            end_strays=self._strays.end,
             on_change=self.note_change,
         )
 
@@ -162,6 +164,7 @@ class Agent:
         self._recall()
         strays = self.environments.adopt()
         await self.replicas.adopt()
+        await self._strays.end()
         await self._start_ingress()
         health_s = self._settings.health_interval_s
         launchers, safekeeping = self.replicas.launchers, self.replicas.safekeeping
@@ -174,6 +177,7 @@ class Agent:
             self._every(HOUSEKEEPING_S, self._keep_ingress),
             self._every(HOUSEKEEPING_S, safekeeping.keep),
             self._every(HOUSEKEEPING_S, lambda: launchers.keep(self.replicas.launcher_keys())),
+            self._every(STRAYS_S, self._strays.end),
             self._every(LOG_CLEANING_S, self._clean_logs),
             self._every(RAW_OUTPUT_S, self._bound_raw_output),
             self._every(LEFT_OUTPUT_S, self._bound_left_output),
@@ -295,6 +299,7 @@ class Agent:
                 )
             except LauncherLost:
                 self._end_children("cortex-inspect")  # nobody waits for what it had begun
+                await self._strays.end()
                 if not tries_left or self._stop_asked.done():
                     raise
         raise AssertionError("unreachable")
@@ -606,15 +611,23 @@ class Agent:
         """Orphans that became our children and that nobody waits for would stay zombies."""
         if _ended_child() is None:
             return  # as nearly always
+        known = self._own_pids()
+        while (pid := _ended_child()) is not None and pid not in known:
+            os.waitpid(pid, os.WNOHANG)
+        # Whoever knows the one that is left collects it soon; the rest comes after that.
+
+    def _is_own(self, pid: int, command: str) -> bool:
+        """Whether a child of ours is one that we started. An ingress that does not answer yet is known by its files."""
+        return pid in self._own_pids() or str(self._layout.ingress) in command
+
+    def _own_pids(self) -> set[int]:
         known = {replica.identity.pid for replica in self.replicas if replica.identity is not None and not replica.exit}
         known |= {launcher.pid for launcher in self.replicas.launchers if launcher.pid is not None}
         known |= {self._control_plane.pid} if self._control_plane is not None else set()
         known |= self._ingress.pids()
         known |= self.environments.pids
         known |= {self.replicas.safekeeping.pid} if self.replicas.safekeeping.pid is not None else set()
-        while (pid := _ended_child()) is not None and pid not in known:
-            os.waitpid(pid, os.WNOHANG)
-        # Whoever knows the one that is left collects it soon; the rest comes after that.
+        return known
 
     def _end_children(self, title: str = "") -> None:
         """Kill children of ours whose title begins so; never the control plane, which lives its own life."""
@@ -709,7 +722,7 @@ def main() -> int:
             return 0
         _log_to_file(layout)
         setproctitle.setproctitle(f"cortex-agent {settings.home}")
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        processes.become_subreaper()  # replicas whose launcher died become our children: so we learn how they end
         _raise_file_limit()
         processes.remove_unfinished(layout.home, layout.agent_file.name)
         processes.write_identity(layout.agent_file, processes.own_identity())

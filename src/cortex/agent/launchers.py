@@ -302,7 +302,7 @@ class Launcher:
 
     async def stop(self, *, for_good: bool) -> None:
         """
-        End the process; its replicas live on.
+        End the process. Its replicas live on, and it lives until the last of them has ended, unless it is killed.
 
         Args:
             for_good: it is not to be started again, not even for who waits for it already.
@@ -313,12 +313,13 @@ class Launcher:
                 self._channel.close()
             if self._identity is not None:
                 processes.send_signal(self._identity, signal.SIGTERM)
-                if not await _gone(self._identity, timeout_s=2.0):
+                if not await _gone(self._identity, timeout_s=2.0) and for_good:
                     processes.send_signal(self._identity, signal.SIGKILL)
                 self._identity = None
-            if self._process is not None:
+            if self._process is not None and for_good:
                 await asyncio.to_thread(self._process.wait)
-                self._process = None
+            self.collect()
+            self._process = None
             self.record_file.unlink(missing_ok=True)
             self.socket_path.unlink(missing_ok=True)
 

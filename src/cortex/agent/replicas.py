@@ -168,6 +168,7 @@ class Replicas:
         settle_routes: returns once the ingress has what orders and readiness say now.
         quiesced: returns once the ingress sends nothing more to a slot's socket (by stem).
         abandon: turns away the requests that wait at a slot (by stem).
+        end_strays: ends what processes that are gone have left running.
         on_change: called after anything that a report shows has changed.
     """
 
@@ -181,6 +182,7 @@ class Replicas:
         settle_routes: Callable[[], Awaitable[None]],
         quiesced: Callable[[str], Awaitable[None]],
         abandon: Callable[[str], Awaitable[None]],
+        end_strays: Callable[..., Awaitable[None]],
         on_change: Callable[[], None],
     ) -> None:
         self._settings = settings
@@ -190,6 +192,7 @@ class Replicas:
         self._settle_routes = settle_routes
         self._quiesced = quiesced
         self._abandon = abandon
+        self._end_strays = end_strays
         self._on_change = on_change
         self._replicas: dict[ReplicaId, Replica] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -852,6 +855,9 @@ class Replicas:
         def readable() -> None:
             self._unwatch(replica)
             replica.ended.set()
+            clearing = asyncio.ensure_future(_logged(self._end_strays(replica.identity), replica.label))
+            self._closing.add(clearing)
+            clearing.add_done_callback(self._closing.discard)
             if not replica.forgotten:
                 self._spawn(replica, self._ended(replica))
 

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import uvloop
 
+from cortex import processes
 from cortex.errors import Problem
 from cortex.ids import short, split_api_key
-from cortex.replica import logs, process, secrecy
+from cortex.replica import logs, offspring, process, secrecy
 from cortex.replica.backends import base
 from cortex.replica.condition import Condition
 from cortex.replica.control import Control
@@ -91,6 +92,7 @@ class _Replica:
         process.set_title("cortex-replica", spec.home, spec.api, short(spec.version), spec.replica)
         self._spec = spec
         self._streams = logs.install(self._log, spec.project_dir)
+        processes.become_subreaper()
         self._slot = socket.socket(fileno=slot_fd)
         self._condition = Condition(spec)
         self._counters = Counters()
@@ -119,6 +121,15 @@ class _Replica:
 
     def run(self) -> int:
         """Load, warm up, serve. Returns the exit code when that failed; otherwise does not return."""
+        offspring.set_apart(
+            title=process.child_title(self._spec),
+            project_dir=self._spec.project_dir,
+            descriptors=offspring.own_descriptors(),
+            sockets=[self._slot.getsockname(), self._control.address],
+            loops=[self._loop, self._idle_loop],
+            handlers=[self._handle_signal],
+            forget_output=self._streams.forget,
+        )
         self._control.start()
         self._control.hear_signals()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -83,6 +83,11 @@ class Control:
         self._stuck = False
         self._thread = threading.Thread(target=self._serve, name="cortex-control", daemon=True)
 
+    @property
+    def address(self) -> str:
+        """Path of the control socket."""
+        return str(self._listener.getsockname())
+
     def start(self) -> None:
         self._thread.start()
 
@@ -100,7 +105,6 @@ class Control:
         may hold any lock of this process.
         """
         signal.set_wakeup_fd(self._signalled.fileno(), warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are its own
 
     def pass_signal(self, number: int) -> None:
         """As the interpreter does it, for the time that an event loop has taken its place. From a signal handler."""

@@ -23,7 +23,7 @@ from types import CoroutineType, ModuleType
 from typing import Any, Literal
 
 from cortex.errors import CortexError, Problem, RequestError
-from cortex.replica import importing
+from cortex.replica import importing, offspring
 from cortex.replica.http import Exchange
 from cortex.replica.intended import HOOKS, HookName, find_slip
 from cortex.replica.tracebacks import format_user_traceback, one_line, user_location
@@ -121,10 +121,14 @@ class Hook:
                 result = self.function(value, metadata, request=_view(exchange))
             else:
                 result = self.function(value, metadata)
-        except RequestError:
-            raise
         except BaseException as error:
+            if offspring.is_child:
+                offspring.leave(error)
+            if isinstance(error, RequestError):
+                raise
             raise HookFailed(self.name, error) from error
+        if offspring.is_child:
+            offspring.leave(None)
         if type(result) is CoroutineType:
             result.close()
             raise HookFailed(
@@ -146,13 +150,17 @@ class Hook:
             else:
                 result = self.function(value, metadata)
             # A decorator may have awaited already.
-            return await result if inspect.isawaitable(result) else result
-        except RequestError:
-            raise
+            result = await result if inspect.isawaitable(result) else result
         except BaseException as error:
-            if exchange.answered:  # cancelled by us: out of time, or the replica ends
+            if offspring.is_child:
+                offspring.leave(error)
+            # Answered: cancelled by us, as it is out of time, or the replica ends.
+            if isinstance(error, RequestError) or exchange.answered:
                 raise
             raise HookFailed(self.name, error) from error
+        if offspring.is_child:
+            offspring.leave(None)
+        return result
 
 
 class LifeHook:
@@ -166,11 +174,12 @@ class LifeHook:
 
     def run(self, loop: asyncio.AbstractEventLoop) -> None:
         """Call it; what it returns is awaited on `loop` if it can be. Raises whatever it raises."""
-        result = self._function()
-        if inspect.isawaitable(result):
-            error = loop.run_until_complete(_error_of(result))
-            if error is not None:
-                raise error
+        with offspring.ends_here():
+            result = self._function()
+            if inspect.isawaitable(result):
+                error = loop.run_until_complete(_error_of(result))
+                if error is not None:
+                    raise error
 
 
 async def _error_of(awaitable: Awaitable[Any]) -> BaseException | None:
@@ -318,7 +327,8 @@ def _import_file(path: str, shown: str, project_dir: str, api: str) -> ModuleTyp
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # pickle and dataclasses look it up
     try:
-        loader.exec_module(module)
+        with offspring.ends_here():
+            loader.exec_module(module)
     except BaseException as error:
         sys.modules.pop(name, None)
         raise _import_failure(error, shown, path, project_dir) from error

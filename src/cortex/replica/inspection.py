@@ -23,9 +23,10 @@ from typing import Any, NoReturn
 import msgspec
 import uvloop
 
+from cortex import processes
 from cortex.errors import Problem
 from cortex.ids import split_api_key
-from cortex.replica import logs, process, secrecy
+from cortex.replica import logs, offspring, process, secrecy
 from cortex.replica.backends import base
 from cortex.replica.codec import BadBody, Decoder
 from cortex.replica.handler import Handler, HandlerError, load_handler
@@ -190,6 +191,7 @@ def _live(request: Inspect, *, pipe_fd: int, output_fd: int, secrets_fd: int | N
     try:
         spec = request.spec
         secrets = {} if secrets_fd is None else unpacked(secrets_fd)
+        processes.end_with_parent()
         process.detach()
         os.dup2(output_fd, 1)
         os.dup2(output_fd, 2)
@@ -202,7 +204,14 @@ def _live(request: Inspect, *, pipe_fd: int, output_fd: int, secrets_fd: int | N
         secrecy.keep(secrets.values())
         process.set_title("cortex-inspect", spec.home, spec.api)
         process.limit_inspection(spec.start_timeout_s * max(2, spec.threads))
-        logs.install(logs.LogFile("", 0))
+        streams = logs.install(logs.LogFile("", 0))
+        processes.become_subreaper()
+        offspring.set_apart(
+            title=process.child_title(spec),
+            project_dir=spec.project_dir,
+            descriptors=(pipe_fd,),
+            forget_output=streams.forget,
+        )
         report = inspect(request, announce=lambda step: _write_line(pipe_fd, _Line(step=step)))
         _write_line(pipe_fd, _Line(report=_masked(report)))
         code = 0

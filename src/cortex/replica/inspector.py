@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import time
 
 import msgspec
 
-from cortex import polling
+from cortex import polling, processes
 from cortex.errors import CortexError
 from cortex.replica import process
 from cortex.replica.launcher import preload
@@ -53,6 +54,7 @@ def _look(request: Inspect) -> InspectReport | None:
     from cortex.replica.inspection import Inspection
 
     process.set_title("cortex-inspector", request.spec.home)
+    processes.become_subreaper()
     inspection = Inspection.start(request, fork=os.fork, asked_by=None, now_s=time.monotonic())
     ended = os.pidfd_open(inspection.pid)
     is_wanted = True
@@ -70,6 +72,10 @@ def _look(request: Inspect) -> InspectReport | None:
         if not inspection.killed and (not is_wanted or left_s <= 0):
             inspection.kill()
     _, status = os.waitpid(inspection.pid, 0)
+    while left := processes.children():  # what it has started, and what that has
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
     inspection.exit_code = os.waitstatus_to_exitcode(status)
     report = inspection.finish()
     return report if is_wanted else None

@@ -4,8 +4,10 @@ The launcher: a process that has imported everything heavy once and forks replic
     python -m cortex.replica.launcher --socket PATH --home HOME --backend onnx --key KEY
 
 Single-threaded, one `poll` loop, no locks: whatever is true at a fork is true in the child. It loads no model and no
-user's code itself. An agent that goes away leaves it and its replicas running, and takes its inspections along; the
-launcher ends on SIGTERM, or when it has had neither an agent nor a child for a minute.
+user's code itself. An agent that goes away leaves it and its replicas running, and takes its inspections along.
+
+Whatever a child of its leaves behind when it ends becomes its own child, and is ended: so it lives until its last child
+is gone. On SIGTERM it only stops to fork; without that it ends when it has had neither agent nor child for a minute.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import msgspec
 
-from cortex import polling
+from cortex import polling, processes
 from cortex.errors import CortexError, Problem
 from cortex.ids import ReplicaId
 from cortex.replica import process
@@ -112,18 +114,27 @@ class Launcher:
         self._idle_since_s = monotonic_s()
 
     def run(self) -> None:
-        """Serve until SIGTERM or idle for long."""
+        """Serve until idle for long, or told to end and without children."""
         signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, so that the wakeup descriptor is written
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
-        while not self._terminated:
+        processes.become_subreaper()
+        while True:
+            if self._terminated:
+                self._close()
             self._agents = [agent for agent in self._agents if not agent.closed]
             if self._idle():
                 break
             self._hear(polling.wait(self._watched(), self._wait_s()))
             self._reap()
             self._watch_inspections()
+
+    def _close(self) -> None:
+        """Take in nothing any more. Inspections end, as nobody waits for them."""
+        self._listener.close()
+        for agent in self._agents:
+            agent.close()
 
     def _terminate(self, *_: object) -> None:
         self._terminated = True
@@ -132,7 +143,9 @@ class Launcher:
 
     def _watched(self) -> dict[int, int]:
         """Everything open that may have something for us."""
-        watched = {self._listener.fileno(): select.POLLIN, self._signals.fileno(): select.POLLIN}
+        watched = {self._signals.fileno(): select.POLLIN}
+        if not self._terminated:
+            watched[self._listener.fileno()] = select.POLLIN
         watched |= {agent.fileno(): agent.events for agent in self._agents}
         watched |= {running.fd: select.POLLIN for running in self._inspections.values() if running.fd is not None}
         return watched
@@ -147,7 +160,8 @@ class Launcher:
         if self._agents or self._replicas or self._inspections:
             self._idle_since_s = self._monotonic_s()
             return False
-        return self._monotonic_s() - self._idle_since_s >= self._idle_exit_s
+        is_due = self._terminated or self._monotonic_s() - self._idle_since_s >= self._idle_exit_s
+        return is_due and not processes.children()  # what the last ones left behind is ended first
 
     def _hear(self, ready: set[int]) -> None:
         """Take in whatever has come. Someone new comes last: its descriptor may have the number of one just closed."""
@@ -218,14 +232,16 @@ class Launcher:
         self._reply(agent, Forked(replica=spec.replica, attempt=spec.attempt, pid=pid))
 
     def _reap(self) -> None:
-        """Collect every child that has ended."""
+        """Collect every child that has ended, and end what it has left behind."""
+        has_reaped = False
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
-                return
+                break
+            has_reaped = True
             code = os.waitstatus_to_exitcode(status)
             inspection = self._inspections.get(pid)
             if inspection is not None:
@@ -247,6 +263,16 @@ class Launcher:
                 self._exits.pop(next(iter(self._exits)))
             for agent in self._agents:
                 self._reply(agent, exited)
+        if has_reaped:
+            self._end_orphans()
+
+    def _end_orphans(self) -> None:
+        """
+        Kill children that we did not fork. Theirs become ours as they are collected, so that it goes on until none is
+        left. None is of a replica that runs: what its own children leave behind stays with it.
+        """
+        for pid in processes.children() - self._replicas.keys() - self._inspections.keys():
+            os.kill(pid, signal.SIGKILL)
 
     # ---- inspections --------------------------------------------------------------------------------------------
 

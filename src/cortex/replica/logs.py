@@ -403,6 +403,11 @@ class Streams:
             self._err.flush()
         self._log.take_raw_of(REQUEST_ID.get())
 
+    def forget(self) -> None:
+        """In a forked child: what was printed before belongs to its parent."""
+        self._out.unfinished.clear()
+        self._err.unfinished.clear()
+
     def finish(self) -> None:
         """Write out everything: the process is about to end."""
         self._out.flush_all()

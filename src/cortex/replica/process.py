@@ -20,8 +20,9 @@ from types import ModuleType
 import setproctitle
 
 from cortex.ids import short, split_api_key
+from cortex.processes import own_mark
 from cortex.replica import importing
-from cortex.wire.launch import ReplicaSpec
+from cortex.wire.launch import CHILD_TITLE, PROCESS_VARIABLE, ReplicaSpec
 
 OOM_SCORE_ADJUSTMENT = 500
 """When memory runs out the kernel should take a replica, which is replaced, and not the control plane or the agent."""
@@ -80,6 +81,7 @@ def replica_environment(
         "CORTEX_API": api,
         "CORTEX_VERSION": short(spec.version),
         "CORTEX_REPLICA": spec.replica,
+        PROCESS_VARIABLE: own_mark(),
     }
 
 
@@ -188,15 +190,18 @@ def enter_project(spec: ReplicaSpec) -> None:
 
 
 def forget_launcher() -> None:
-    """
-    Have `__main__` be an empty module: workers that `spawn` starts would import the launcher's in its place.
-    """
+    """Have `__main__` be an empty module: workers that `spawn` starts would import the launcher's in its place."""
     sys.modules["__main__"] = ModuleType("__main__")
 
 
 def set_title(process: str, *words: str) -> None:
     """`cortex-replica <home> …`, in `ps` and `top`."""
     setproctitle.setproctitle(" ".join((process, *words)))
+
+
+def child_title(spec: ReplicaSpec) -> str:
+    """What a process that the handler forks is called, see `wire.launch.CHILD_TITLE`."""
+    return " ".join((CHILD_TITLE, spec.home, spec.api, spec.replica, own_mark()))
 
 
 def single_thread_offenders() -> list[str]:

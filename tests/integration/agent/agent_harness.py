@@ -305,11 +305,13 @@ class Node:
 
     # ---- the ingress --------------------------------------------------------------------------------------------
 
-    def post(self, build: BuildSpec, body: bytes = SETOSA, timeout_s: float = DEADLINE_S) -> tuple[int, bytes]:
-        """Ask an api; returns status and body."""
+    def post(
+        self, build: BuildSpec, body: bytes = SETOSA, timeout_s: float = DEADLINE_S, *, target: str = ""
+    ) -> tuple[int, bytes]:
+        """Ask an api, with this after its path; returns status and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.settings.port, timeout=timeout_s)
         try:
-            connection.request("POST", route_path(build.api), body, {"content-type": "application/json"})
+            connection.request("POST", route_path(build.api) + target, body, {"content-type": "application/json"})
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:

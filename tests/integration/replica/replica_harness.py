@@ -72,6 +72,15 @@ def connected(path: Path, timeout_s: float) -> socket.socket:
     return sock
 
 
+def can_connect(path: Path) -> bool:
+    """Whether somebody listens at a unix socket."""
+    try:
+        connected(path, DEADLINE_S).close()
+    except OSError:
+        return False
+    return True
+
+
 @dataclass
 class Answer:
     """An HTTP response."""

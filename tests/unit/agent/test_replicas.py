@@ -80,6 +80,7 @@ class Bench:
             settle_routes=self._nothing,
             quiesced=self._nothing,
             abandon=self._abandon,
+            end_strays=self._nothing,
             on_change=self._changed,
         )
         self.launcher = FakeLauncher(*outcomes)

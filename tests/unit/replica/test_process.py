@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
+from cortex.processes import own_mark
 from cortex.replica import process
 from cortex.wire.launch import ReplicaSpec
 
@@ -58,6 +59,7 @@ def test_a_replica_sees_its_names_and_nothing_it_should_not() -> None:
         "CORTEX_API": "a",
         "CORTEX_VERSION": "01234567",
         "CORTEX_REPLICA": "iris.a.00000000.0",
+        "CORTEX_PROCESS": own_mark(),
     }
 
 
