@@ -119,12 +119,24 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def children() -> set[int]:
-    """Pids of our children, whichever thread has forked them. Those that ended count until they are collected."""
+def children(of: int | None = None) -> set[int]:
+    """
+    Pids of a process's children, whichever thread has forked them; of ours by default.
+
+    Those that ended count until they are collected.
+    """
     found: set[int] = set()
-    for file in Path("/proc/self/task").glob("*/children"):
+    for file in Path(f"/proc/{'self' if of is None else of}/task").glob("*/children"):
         with suppress(OSError):  # a thread that has just ended
             found |= {int(pid) for pid in file.read_bytes().split()}
+    return found
+
+
+def descendants() -> list[int]:
+    """Pids of our children, theirs, and so on; parents first."""
+    found = list(children())
+    for pid in found:
+        found += children(pid)
     return found
 
 

@@ -51,7 +51,7 @@ from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
 from cortex.wire.framing import UNREADABLE
 from cortex.wire.indexes import read_handed_over
-from cortex.wire.launch import InspectReport, ReplicaSpec
+from cortex.wire.launch import ENDING_S, InspectReport, ReplicaSpec
 from cortex.wire.orders import (
     DrainReplica,
     ForgetReplica,
@@ -655,7 +655,7 @@ class Agent:
         self._door_closed = True
         for replica in self.replicas:
             self.replicas.drain(replica.id, max(1.0, deadline_s - self._clock.monotonic_s()))
-        deadline_s = max(deadline_s, self._clock.monotonic_s() + 1.0) + 5.0
+        deadline_s = max(deadline_s, self._clock.monotonic_s() + 1.0) + ENDING_S + 3.0
         while any(r.phase is not Phase.EXITED for r in self.replicas) and self._clock.monotonic_s() < deadline_s:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):

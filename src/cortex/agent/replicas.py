@@ -42,7 +42,7 @@ from cortex.wire.build import BuildSpec
 from cortex.wire.framing import UNREADABLE, close_all
 from cortex.wire.inhand import SUFFIX as IN_HAND_SUFFIX
 from cortex.wire.inhand import LeftInHand, left_in_hand
-from cortex.wire.launch import Ask, ChildExited, Drain, ReplicaSpec, ReplicaStatus, SetBatching
+from cortex.wire.launch import ENDING_S, Ask, ChildExited, Drain, ReplicaSpec, ReplicaStatus, SetBatching
 from cortex.wire.orders import StartReplica
 from cortex.wire.reports import ExitReport, Phase, ReplicaReport
 from cortex.wire.stats import EXIT_FILE_SUFFIX, LastWords
@@ -56,7 +56,7 @@ EXIT_STATUS_WAIT_S = 0.3
 EXIT_STATUS_WAITS = 6
 """So often, at most, is that time given to whoever has to collect it: on a busy machine its turn may not have come."""
 KILL_AFTER_S = 2.0
-"""A replica that was told to end and is not serving gets this long before SIGKILL."""
+"""A replica that should have ended, or was told to and is not serving, gets this long before SIGKILL."""
 LAUNCH_TRIES = 3
 SAMPLE_TRIES = 2
 SAMPLE_GRACE_S = 5.0
@@ -832,8 +832,9 @@ class Replicas:
             replica.control.send(msgspec.json.encode(Drain(timeout_s=left_s)))
         else:
             self._kill(replica, signal.SIGTERM)
-        if not await _ends(replica, left_s + KILL_AFTER_S):
-            log.warning("%s did not end in %.0f s and is killed", replica.label, left_s + KILL_AFTER_S)
+        patience_s = left_s + ENDING_S + KILL_AFTER_S
+        if not await _ends(replica, patience_s):
+            log.warning("%s did not end in %.0f s and is killed", replica.label, patience_s)
             self._kill(replica, signal.SIGKILL)
 
     def _kill(self, replica: Replica, number: signal.Signals) -> None:

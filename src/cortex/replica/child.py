@@ -30,7 +30,8 @@ from cortex.replica import logs, offspring, process, secrecy
 from cortex.replica.backends import base
 from cortex.replica.condition import Condition
 from cortex.replica.control import Control
-from cortex.replica.handler import Handler, HandlerError, load_handler, run_on_start
+from cortex.replica.ending import Ending, end_descendants, signal_descendants
+from cortex.replica.handler import Handler, HandlerError, LifeHook, load_handler, run_on_start
 from cortex.replica.inference import Inference
 from cortex.replica.prediction import Steps, build_predictor, hide_loop
 from cortex.replica.server import Server, Service
@@ -38,7 +39,7 @@ from cortex.replica.stats import Counters, StatsWriter, write_last_words
 from cortex.replica.tracebacks import one_line
 from cortex.replica.tracker import Tracker
 from cortex.replica.warmup import SampleRefused, WarmUp
-from cortex.wire.launch import ReplicaSpec
+from cortex.wire.launch import ENDING_S, ReplicaSpec
 from cortex.wire.reports import Phase
 from cortex.wire.secrecy import unpacked
 from cortex.wire.stats import LastWords
@@ -59,6 +60,8 @@ STUCK_AFTER_LOOKS = 4
 A main thread that sits in a handler when a drain is out of time is not waited for any longer than this, some 0.3 s.
 Looks, not seconds: a process that was stopped or starved meanwhile may still answer what it cancels.
 """
+LAST_STEPS_S = 1.0
+"""So long before the end of all patience, processes that a handler's end may be waiting for are told to end."""
 SAY_GOODBYE_S = 1.0
 """How long the last status may take to reach those who listen."""
 
@@ -100,14 +103,20 @@ class _Replica:
         self._lock = threading.Lock()
         self._leaving = threading.Lock()
         self._ending = False
+        self._exit_code = 0
         self._server: Server | None = None
         self._drain_deadline_s: float | None = None
         self._looks_too_late = 0
+        self._on_stop: LifeHook | None = None
+        """Once the handler has begun."""
+        self._ends: Ending | None = None
+        """While the handler's code is being ended."""
         self._tracing: Tracing | None = None
         self._loop = uvloop.new_event_loop()
         """The one that serves."""
         self._idle_loop = self._loop if spec.handler is None else uvloop.new_event_loop()
         """The one that is current while the other one serves, see `_give_loop`."""
+        self._handlers_loop = self._idle_loop
         self._control = Control(
             self._condition,
             listener=socket.socket(fileno=control_fd),
@@ -230,7 +239,7 @@ class _Replica:
             slot=self._slot,
             loop=loop,
             log=self._log,
-            stopped=lambda: self._leave(0),
+            stopped=self._stop_serving,
         )
         gc.collect()
         gc.freeze()  # what is loaded stays: the collector need not look at it again
@@ -251,6 +260,7 @@ class _Replica:
             if predictor.hides_loop:
                 loop.call_soon(hide_loop)
             loop.run_forever()
+        self._end(0)
 
     def _start_tracing(self) -> None:
         """Traces are an extra, in every sense: whatever is wrong with them, predictions are served."""
@@ -281,6 +291,7 @@ class _Replica:
         if handler.start is not None:
             self._condition.report(f"running on_start of {spec.handler}")
             run_on_start(handler.start, self._idle_loop, spec.project_dir)
+        self._on_stop = handler.stop
         self._give_loop(handler)
         return handler
 
@@ -293,6 +304,7 @@ class _Replica:
         """
         if handler.is_async:
             self._loop, self._idle_loop = self._idle_loop, self._loop
+        self._handlers_loop = self._loop if handler.is_async else self._idle_loop
         asyncio.set_event_loop(self._idle_loop)
 
     # ---- ends ---------------------------------------------------------------------------------------------------
@@ -306,6 +318,27 @@ class _Replica:
         self._say("ERROR", "\n".join(filter(None, (text, problem.traceback, problem.hint))))
         self._condition.fail(problem)
         self._control.flush(SAY_GOODBYE_S)
+        self._end(code)
+
+    def _stop_serving(self) -> None:
+        """On the loop."""
+        self._ending = True
+        self._loop.stop()
+
+    def _end(self, code: int) -> NoReturn:
+        """End users' code, in the main thread, and leave."""
+        self._ending = self._condition.ending = True
+        ends = Ending(
+            on_stop=self._on_stop,
+            loops=(self._loop, self._idle_loop),
+            loop=self._handlers_loop,
+            project_dir=self._spec.project_dir,
+            say=self._say,
+            until_s=max(self._drain_deadline_s or 0.0, time.monotonic() + ENDING_S),
+        )
+        self._exit_code, self._ends = code, ends
+        self._control.interval_s = DRAIN_LOOK_S  # the control thread sees to it that it ends
+        ends.run()
         self._leave(code)
 
     def _handle_signal(self, number: int, frame: FrameType | None) -> None:
@@ -318,6 +351,8 @@ class _Replica:
 
     def _drain(self, timeout_s: float) -> None:
         """On the control thread."""
+        if self._ends is not None:
+            return
         with self._lock:
             server = self._server
         if server is None:
@@ -334,14 +369,30 @@ class _Replica:
     def _every_second(self) -> None:
         self._stats.write()
         self._log.every_second()
+        now_s = time.monotonic()
+        if self._ends is not None:
+            self._watch_end(self._ends, now_s)
+            return
         deadline_s = self._drain_deadline_s
-        if deadline_s is None or time.monotonic() <= deadline_s:
+        if deadline_s is None or now_s <= deadline_s:
             return
         self._looks_too_late += 1
         if self._looks_too_late >= STUCK_AFTER_LOOKS:
             stuck = len(self._condition.in_flight)
             self._say("WARNING", f"drain: out of time; {stuck} requests are in code that cannot be ended")
             self._leave(0)
+
+    def _watch_end(self, ends: Ending, now_s: float) -> None:
+        """
+        On the control thread: break off what does not end in time.
+
+        First the processes that it may be waiting for, so that what comes after that wait gets its turn.
+        """
+        if now_s > ends.until_s:
+            self._say("WARNING", f"out of time at {ends.step}; the rest of the handler's end is left out")
+            self._leave(self._exit_code)
+        if now_s > ends.until_s - LAST_STEPS_S:
+            signal_descendants(signal.SIGTERM if now_s < ends.until_s - LAST_STEPS_S / 2 else signal.SIGKILL)
 
     def _leave(self, code: int) -> NoReturn:
         """Write counters last of all, and end. From any thread; whoever comes second waits for the end."""
@@ -352,8 +403,7 @@ class _Replica:
             self._stats.write(last=True)
             if self._tracing is not None:
                 self._tracing.close()
-            if os.getpgrp() == os.getpid():
-                os.killpg(0, signal.SIGTERM)  # processes that a handler started
+            end_descendants(patience_s=0.0)
         finally:
             os._exit(code)
 

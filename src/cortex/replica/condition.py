@@ -84,6 +84,8 @@ class Condition:
         """Oldest first. An exchange leaves when its code has ended, which may be after it was answered."""
         self.heartbeat_s = perf_counter()
         """When the event loop last came round."""
+        self.ending = False
+        """The event loop is not meant to come round any more: the handler's code is being ended."""
         self.resumed_s = 0.0
         """When the whole process last went on after it had been stopped or starved: no fault of the event loop's."""
         self.announce: Callable[[], None] = lambda: None
@@ -115,7 +117,7 @@ class Condition:
     def status(self, *, with_spec: bool = False) -> ReplicaStatus:
         now_s = perf_counter()
         oldest_s, overdue, count = self._look_at_requests(now_s)
-        serving = self.phase in (Phase.READY, Phase.DRAINING)
+        serving = self.phase in (Phase.READY, Phase.DRAINING) and not self.ending
         return ReplicaStatus(
             replica=self.spec.replica,
             attempt=self.spec.attempt,

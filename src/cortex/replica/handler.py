@@ -172,20 +172,26 @@ class LifeHook:
         self._function = function
         _check_no_parameters(name, function)
 
-    def run(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Call it; what it returns is awaited on `loop` if it can be. Raises whatever it raises."""
+    def run(self, loop: asyncio.AbstractEventLoop, *, timeout_s: float | None = None) -> None:
+        """
+        Call it; what it returns is awaited on `loop` if it can be, for at most `timeout_s`.
+
+        Raises:
+            Whatever it raises, and TimeoutError.
+        """
         with offspring.ends_here():
             result = self._function()
             if inspect.isawaitable(result):
-                error = loop.run_until_complete(_error_of(result))
+                error = loop.run_until_complete(_error_of(result, timeout_s))
                 if error is not None:
                     raise error
 
 
-async def _error_of(awaitable: Awaitable[Any]) -> BaseException | None:
+async def _error_of(awaitable: Awaitable[Any], timeout_s: float | None) -> BaseException | None:
     """What awaiting it raises. As a result: a SystemExit that leaves a task would pass through the loop's own code."""
     try:
-        await awaitable
+        async with asyncio.timeout(timeout_s):
+            await awaitable
     except BaseException as error:
         return error
     return None

@@ -353,6 +353,11 @@ class Connection(asyncio.Protocol):
             return True
         return self._current is not None and not self._ended
 
+    def close(self) -> None:
+        """Let go of the peer, once it has been sent what there is to send."""
+        if self._transport is not None:
+            self._transport.close()
+
     def fileno(self) -> int:
         """The socket's descriptor; -1 when it is closed."""
         sock = self._transport.get_extra_info("socket") if self._transport is not None else None

@@ -6,12 +6,15 @@ Every function here is called once, right after the fork, before any thread exis
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
 import random
 import resource
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -190,8 +193,20 @@ def enter_project(spec: ReplicaSpec) -> None:
 
 
 def forget_launcher() -> None:
-    """Have `__main__` be an empty module: workers that `spawn` starts would import the launcher's in its place."""
+    """
+    Have `__main__` be an empty module: workers that `spawn` starts would import the launcher's in its place.
+
+    Nor is it for us to do what the launcher wanted done at its end. What the standard library registered when it was
+    imported there is registered anew, so that it comes last.
+    """
     sys.modules["__main__"] = ModuleType("__main__")
+    atexit._clear()
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
+    atexit.register(logging.shutdown)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        atexit.register(util._exit_function)
 
 
 def set_title(process: str, *words: str) -> None:

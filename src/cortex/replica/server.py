@@ -333,7 +333,7 @@ class Server:
 
     Stopping is this, in order: answers say `connection: close`; connections that wait in the socket's backlog are
     still taken; when nothing has arrived or is being worked on for a moment, or the time is up, what is left is
-    cancelled and counted; then `stopped` is called.
+    cancelled and counted; nothing is accepted any more and connections close; then `stopped` is called.
     """
 
     def __init__(
@@ -390,14 +390,20 @@ class Server:
         if self._condition.in_flight or any(c.busy for c in self._service.connections) or self._someone_knocks():
             self._quiet_since_s = now_s
         if now_s - self._quiet_since_s >= SETTLE_S:
-            # Not one more turn of the loop: it could accept a connection that nobody would serve.
-            self._stopped()
+            # Not one more turn of the loop before that: it could accept a connection that nobody would serve.
+            self._close()
         elif now_s >= self._deadline_s:
             self._cancel_rest()
-            self._loop.call_later(DRAIN_POLL_S, self._stopped)  # uvloop writes answers at the end of a turn
+            self._loop.call_later(DRAIN_POLL_S, self._close)  # uvloop writes answers at the end of a turn
         else:
             # Behind what the loop owes by then: a connection is accepted first, and made known to us after timers.
             self._loop.call_later(DRAIN_POLL_S, self._loop.call_soon, self._drain_on)
+
+    def _close(self) -> None:
+        self._listening.close()
+        for connection in tuple(self._service.connections):
+            connection.close()
+        self._stopped()
 
     def _someone_knocks(self) -> bool:
         """Whether a connection waits to be accepted, or an accepted one has sent what we have not read."""

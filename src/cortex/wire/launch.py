@@ -158,8 +158,15 @@ class AskListener(msgspec.Struct, frozen=True, kw_only=True, tag="ask_listener")
     """To a replica's control socket: answer with your status and a copy of your listening socket."""
 
 
+ENDING_S = 3.0
+"""After its last request a replica has what is left of a drain, and at least this long, to end its handler's code."""
+
+
 class Drain(msgspec.Struct, frozen=True, kw_only=True, tag="drain"):
-    """To a replica's control socket: finish what you hold for at most `timeout_s`, then exit 0."""
+    """
+    To a replica's control socket: finish what you hold for at most `timeout_s`, end the handler's code in what is left
+    of it, at least in `ENDING_S`, then exit 0.
+    """
 
     timeout_s: float
 
