@@ -120,14 +120,18 @@ class Played:
             **self._case.env,
             **step.env,
         }
-        ran = subprocess.run(
-            argv,
-            cwd=self._project,
-            env={name: value for name, value in environment.items() if value},
-            input=(step.input or "").encode(),
-            capture_output=True,
-            timeout=COMMAND_DEADLINE_S,
-        )
+        try:
+            ran = subprocess.run(
+                argv,
+                cwd=self._project,
+                env={name: value for name, value in environment.items() if value},
+                input=(step.input or "").encode(),
+                capture_output=True,
+                timeout=COMMAND_DEADLINE_S,
+            )
+        except subprocess.TimeoutExpired as error:
+            said = b"\n".join(filter(None, (error.stdout, error.stderr))).decode("utf-8", "replace")
+            return Seen(code=-1, text=f"it did not end within {COMMAND_DEADLINE_S:g} s:\n{said}")
         out, err = ran.stdout.decode("utf-8", "replace"), ran.stderr.decode("utf-8", "replace")
         return Seen(code=ran.returncode, text="\n".join(filter(None, (out, err))), value=_value(ran.stdout))
 
