@@ -492,7 +492,10 @@ def _verbose(terminal: Terminal, api: ApiStatus) -> list[str]:
 
 
 def _tensors(title: str, tensors: Sequence[TensorSpec], paint: Paint) -> list[str]:
-    rows = [[harmless(tensor.name), _dtype(tensor), _shape(tensor)] for tensor in tensors]
+    rows = []
+    for tensor in tensors:
+        rows.append([harmless(tensor.name), _dtype(tensor), _shape(tensor)])
+        rows += [[f"  {harmless(feature.name)}", _dtype(feature), _shape(feature)] for feature in tensor.features]
     header, *lines = text.table([title, "type", "shape"], rows)
     return [paint(header, "bold"), *lines]
 

@@ -39,10 +39,10 @@ class Dimensions:
     __slots__ = ("_pairs", "_rows", "any")
 
     def __init__(self, inputs: Sequence[TensorSpec]) -> None:
-        tensors = [spec for spec in inputs if spec.kind == "tensor" and spec.shape is not None]
+        tensors = [spec for spec in inputs if spec.kind in ("tensor", "ragged") and spec.shape is not None]
         by_name: dict[str, list[_Place]] = {}
         for spec in sorted(tensors, key=lambda spec: spec.optional):  # one that is always there is compared with first
-            for axis, dim in enumerate(spec.shape or ()):
+            for axis, dim in enumerate((spec.shape or ()) if spec.kind == "tensor" else ()):
                 if _is_name(dim):
                     by_name.setdefault(str(dim), []).append(_Place(spec, axis))
         self._pairs = tuple(pair for places in by_name.values() for pair in _pairs(places))
@@ -129,7 +129,7 @@ def _mismatch(spec: TensorSpec, feeds: Mapping[str, Any], reason: str, hint: str
         expected_dtype=spec.dtype,
         expected_shape=spec.shape,
         found_dtype=spec.dtype,
-        found_shape=feeds[spec.name].shape,
+        found_shape=getattr(feeds[spec.name], "shape", None),
         reason=reason,
         hint=hint,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import msgspec
+
 from cortex.replica.backends.base import Backend, InferenceFailed
 from cortex.replica.backends.made_up_feeds import accepted_feeds, synthetic_feeds
 from cortex.replica.codec import BadBody, Decoder
@@ -54,6 +56,10 @@ def forms(signature: Signature, feeds: Mapping[str, Any]) -> Iterator[Any]:
     """What a request may look like, the plainest first. Inputs that may be absent are."""
     if len(signature.inputs) == 1:
         name = signature.inputs[0].name
+        features = signature.inputs[0].features
+        if features:
+            needed = tuple(msgspec.structs.replace(one, optional=False) for one in features)
+            yield synthetic_feeds(Signature(needed, ()))
         yield feeds.get(name)
         yield {name: feeds.get(name)}  # a map with a key of the input's own name is taken for this
     else:

@@ -107,13 +107,14 @@ class WrongNames(InputMismatch):
     """Inputs that were probably meant, by the key that was written."""
 
 
-def wrong_names(specs: Sequence[TensorSpec], sample: Mapping[Any, Any]) -> WrongNames:
+def wrong_names(specs: Sequence[TensorSpec], sample: Mapping[Any, Any], *, noun: str = "input") -> WrongNames:
     """
     Return the mismatch for a sample whose keys are not those of the model's inputs, with a guess at what was meant.
 
     Args:
         specs: all the model's inputs.
         sample: what was sent; it lacks one that may not be absent, or has a key too many.
+        noun: what they are called.
     """
     names = [spec.name for spec in specs]
     absent = [spec for spec in specs if spec.name not in sample]
@@ -128,12 +129,12 @@ def wrong_names(specs: Sequence[TensorSpec], sample: Mapping[Any, Any]) -> Wrong
             meant[key] = close
             hints.append(f'did you mean "{close}" where you wrote "{key[:_SHOWN_CHARS]}"?')
     add = [spec.name for spec in needed if spec.name not in meant.values()]
-    if len(names) == 1 and add:
+    if len(names) == 1 and add and noun == "input":
         hints.append(f'send the value itself, or {{"{names[0]}": value}}')
     elif add:
         hints.append(f"add the key{'s' * (len(add) > 1)} {quoted(add)}")
     elif not hints:
-        hints.append(_told(names))
+        hints.append(_told(names, noun))
     if needed:
         first, *others = needed
         reason = "which is missing" + (
@@ -143,7 +144,7 @@ def wrong_names(specs: Sequence[TensorSpec], sample: Mapping[Any, Any]) -> Wrong
             first.name,
             expected_dtype=first.dtype if first.kind == "tensor" else str(first),
             expected_shape=first.shape if first.kind == "tensor" else None,
-            reason=f"{reason}; the model has no input {quoted(unknown)}" if unknown else reason,
+            reason=f"{reason}; the model has no {noun} {quoted(unknown)}" if unknown else reason,
         )
     else:
         mismatch = WrongNames(
@@ -151,19 +152,17 @@ def wrong_names(specs: Sequence[TensorSpec], sample: Mapping[Any, Any]) -> Wrong
             expected_dtype="object",
             expected_shape=None,
             found_dtype="object",
-            reason=f"the model has no input {quoted(unknown)}",
+            reason=f"the model has no {noun} {quoted(unknown)}",
         )
     mismatch.hint = " ".join(hints)
     mismatch.meant = meant
     return mismatch
 
 
-def _told(names: Sequence[str]) -> str:
+def _told(names: Sequence[str], noun: str) -> str:
     if not names:
-        return "the model has no inputs: send {}"
-    return (
-        f"the model's only input is {quoted(names)}" if len(names) == 1 else f"the model's inputs are {quoted(names)}"
-    )
+        return f"the model has no {noun}s: send {{}}"
+    return f"the only {noun} is {quoted(names)}" if len(names) == 1 else f"its {noun}s are {quoted(names)}"
 
 
 def _are(items: Sequence[object]) -> str:

@@ -130,7 +130,7 @@ def shape_advice(dims: tuple[Dim, ...], found: Shape, filled_count: int) -> tupl
             rows, each = count // filled_count, f"{filled_count} value{'s' * (filled_count != 1)}"
             inner = f"{'[' * (rank - 1)}…{']' * (rank - 1)}"
             return f"{count} values in one list", f"for {rows} rows of {each}, nest them: [{inner}, {inner}, …]"
-        hint = "" if takes_one_row(dims) else _nesting_hint(dims)  # a single row need not be nested
+        hint = "" if takes_one_row(dims) or rank == 1 else _takes(dims)  # a single row need not be nested
         return f"{filled_count} value{'s' * (filled_count != 1)} expected, {count} found", hint
     if len(found) == rank:
         wrong = [i for i in range(rank) if isinstance(dims[i], int) and dims[i] != found[i]]
@@ -138,16 +138,12 @@ def shape_advice(dims: tuple[Dim, ...], found: Shape, filled_count: int) -> tupl
         return named, ""
     if len(found) == rank - 1 and takes_one_row(dims):
         return f"with the batch dimension added it would be {shape_text((1, *found))}", ""
-    return f"{rank} dimension{'s' * (rank != 1)} expected, {len(found)} found", _nesting_hint(dims)
+    return f"{rank} dimension{'s' * (rank != 1)} expected, {len(found)} found", _takes(dims)
 
 
-def _nesting_hint(dims: tuple[Dim, ...]) -> str:
-    rank = len(dims)
-    if rank == 0:
-        return "send the value itself"
-    if rank == 1:
-        return "send a flat list"
-    return f"nest lists {rank} deep"
+def _takes(dims: tuple[Dim, ...]) -> str:
+    """A hint that holds whatever was found."""
+    return f"the model takes {shape_text(dims)}" if dims else "send one value"
 
 
 def _channel_order(dims: tuple[Dim, ...], found: Shape) -> str:

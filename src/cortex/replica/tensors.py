@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cortex.replica.dimensions import Dimensions
+from cortex.replica.examples import serialise
 from cortex.replica.mismatch import (
     LISTS,
     MAX_RANK,
@@ -43,7 +44,10 @@ __all__ = ["Array", "Converter", "Feeds", "InputMismatch", "WrongNames", "build_
 
 Array: TypeAlias = NDArray[Any]
 Feeds: TypeAlias = dict[str, Any]
-"""Value by input name: an array; a list of arrays for a sequence; a dict for a map. Absent inputs have no key."""
+"""
+Value by input name: an array; a list of arrays for a sequence; a dict for a map; for a ragged tensor lists of lists, as
+deep as its ragged rank, of arrays. Absent inputs have no key.
+"""
 
 _PACK_CODES: Final = {
     "float16": "e", "float32": "f", "float64": "d",
@@ -168,7 +172,7 @@ class Converter:
                     value = sample[spec.name]
                 elif spec.kind != "map":
                     raise wrong_names(self._specs, sample)
-            elif spec.kind != "map" and not _is_b64(sample):
+            elif spec.kind != "map" and not spec.features and not _is_b64(sample):
                 if spec.optional and not sample:
                     return {}
                 raise wrong_names(self._specs, sample)
@@ -305,6 +309,10 @@ def _plan(spec: TensorSpec, takes_bytes: bool) -> _Plan:
     element: _Plan
     if spec.kind in ("map", "sequence_of_maps"):
         element = _MapInput(spec)
+    elif spec.kind == "ragged":
+        return _RaggedInput(spec, takes_bytes)
+    elif spec.features:
+        element = _ExampleTensor(spec, takes_bytes)
     elif spec.dtype == "string":
         element = _TextTensor(spec, takes_bytes)
     elif spec.dtype == "bool":
@@ -393,7 +401,7 @@ class _Tensor:
         if self.spec.shape is None:
             return "nested too deep", ""
         if self.max_rank == 0:
-            return "one value is expected, not nested lists", "send the value itself"
+            return "one value is expected, not nested lists", "send one value"
         _, found = describe(value)
         levels = f"{self.max_rank} level{'s' * (self.max_rank != 1)}"
         reason = f"nested more than {levels} deep"
@@ -771,6 +779,134 @@ class _TextTensor(_Tensor):
             return value.decode("utf-8")
         except UnicodeDecodeError:
             raise _BadElement("is bytes that are not UTF-8, and this model's text has to be UTF-8") from None
+
+
+class _ExampleTensor(_TextTensor):
+    """An input of serialised `tf.Example`s, which objects of their features are made into."""
+
+    __slots__ = ("_features", "_known", "_specs")
+
+    def __init__(self, spec: TensorSpec, takes_bytes: bool) -> None:
+        super().__init__(spec, takes_bytes)
+        self._specs = spec.features
+        self._known = frozenset(feature.name for feature in spec.features)
+        self._features = tuple((feature, _plan(feature, takes_bytes)) for feature in spec.features)
+
+    def __call__(self, value: object) -> Array:
+        if type(value) is list:
+            return super().__call__([self._serialised(item) if _is_features(item) else item for item in value])
+        if not _is_features(value):
+            return super().__call__(value)
+        features = cast("Mapping[Any, Any]", value)
+        try:
+            return super().__call__(self._serialised(features))
+        except InputMismatch as error:
+            rows = _rows(features)
+            if rows is None:
+                raise
+            try:
+                return super().__call__([self._serialised(row) for row in rows])
+            except InputMismatch:
+                raise error from None
+
+    def _serialised(self, features: Mapping[Any, Any]) -> bytes:
+        given: dict[str, Array] = {}
+        for spec, plan in self._features:
+            value = features.get(spec.name)
+            if spec.name not in features and not spec.optional:
+                raise self._wrong_names(features)
+            if value is not None or not spec.optional:
+                try:
+                    given[spec.name] = plan(value)
+                except InputMismatch as error:
+                    error.input = f'{self.spec.name}["{error.input}"]'
+                    raise
+        if not self._known.issuperset(features):
+            raise self._wrong_names(features)
+        return serialise(given)
+
+    def _wrong_names(self, features: Mapping[Any, Any]) -> InputMismatch:
+        error = wrong_names(self._specs, features, noun="feature")
+        error.input = f'{self.spec.name}["{error.input}"]' if error.input else ""
+        return error
+
+
+def _is_features(value: object) -> bool:
+    return isinstance(value, Mapping) and not _is_b64(value)
+
+
+def _rows(columns: Mapping[Any, Any]) -> list[dict[Any, Any]] | None:
+    """Columns of one length as rows; None if they are none."""
+    lengths = {len(column) if type(column) in LISTS else -1 for column in columns.values()}
+    if len(lengths) != 1 or -1 in lengths:
+        return None
+    return [{name: column[row] for name, column in columns.items()} for row in range(lengths.pop())]
+
+
+class _RaggedInput:
+    """An input whose rows may have different lengths: lists of lists, as deep as its ragged rank, of arrays."""
+
+    __slots__ = ("_rank", "_row", "_spec")
+
+    def __init__(self, spec: TensorSpec, takes_bytes: bool) -> None:
+        assert spec.shape is not None
+        self._spec = spec
+        self._rank = spec.ragged_rank
+        self._row = _plan(TensorSpec(spec.name, spec.dtype, (None, *spec.shape[self._rank + 1 :])), takes_bytes)
+
+    def __call__(self, value: object) -> list[Any]:
+        rows = list(value) if isinstance(value, np.ndarray) and value.ndim else value
+        if type(rows) not in LISTS:
+            raise self._mismatch(value, "a list of rows is expected", "put it in brackets: [[…], …]")
+        if len(cast("Sequence[Any]", rows)) and _depth(rows) == len(self._spec.shape or ()) - 1:
+            rows = [rows]  # a single row
+        return self._level(cast("Sequence[Any]", rows), self._rank, self._spec.name)
+
+    def _level(self, rows: Sequence[Any], rank: int, path: str) -> list[Any]:
+        result = []
+        for index, row in enumerate(rows):
+            here = f"{path}[{index}]"
+            if rank > 1 and type(row) in LISTS:
+                result.append(self._level(row, rank - 1, here))
+                continue
+            if rank > 1 or not (type(row) in LISTS or isinstance(row, np.ndarray)):
+                raise self._mismatch(rows, f"{here} is no list", "make all rows equally deep, of any length")
+            try:
+                result.append(self._row(row))
+            except InputMismatch as error:
+                error.input = here
+                raise
+        return result
+
+    def _mismatch(self, value: object, reason: str, hint: str) -> InputMismatch:
+        dtype, shape = describe(value)
+        return InputMismatch(
+            self._spec.name,
+            expected_dtype=str(self._spec),
+            expected_shape=None,
+            found_dtype=dtype,
+            found_shape=shape,
+            reason=reason,
+            hint=hint,
+        )
+
+
+def _depth(value: object) -> int:
+    """How deep lists and arrays are nested, at the deepest place."""
+    if isinstance(value, np.ndarray):
+        return value.ndim
+    depth = 0
+    level = [value]
+    while depth < MAX_RANK:
+        lists = [item for item in level if type(item) in LISTS]
+        if not lists:
+            break
+        depth += 1
+        level = [item for row in lists for item in cast("Sequence[Any]", row)][:_MANY_ROWS]
+    return depth + max((item.ndim for item in level if isinstance(item, np.ndarray)), default=0)
+
+
+_MANY_ROWS: Final = 1 << 12  # of a list that holds itself twice there are more at each level
 
 
 class _SequenceInput:

@@ -10,8 +10,11 @@ import msgspec
 Dim: TypeAlias = int | str | None
 """One dimension: a fixed size, the model's own name for a free one, or None for a free one without a name."""
 
-Kind: TypeAlias = Literal["tensor", "sequence", "map", "sequence_of_maps"]
-"""`tensor`; `sequence`: list of tensors; `map`: numbers by key; `sequence_of_maps`: a map a row."""
+Kind: TypeAlias = Literal["tensor", "sequence", "map", "sequence_of_maps", "ragged"]
+"""
+`tensor`; `sequence`: list of tensors; `map`: numbers by key; `sequence_of_maps`: a map a row; `ragged`: a tensor whose
+rows may have different lengths.
+"""
 
 DTYPES = frozenset(
     {
@@ -37,11 +40,17 @@ class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: Kind = "tensor"
     key_dtype: str | None = None
     """`int64` or `string`, of maps only."""
+    features: tuple[TensorSpec, ...] = ()
+    """Of text that is parsed as serialised `tf.Example`s: what is looked for in each."""
+    ragged_rank: int = 0
+    """Of a ragged tensor: how many dimensions after the first may differ in length."""
 
     def __str__(self) -> str:
         tensor = self.dtype + ("[…]" if self.shape is None else shape_text(self.shape))
         if self.kind == "tensor":
             return tensor
+        if self.kind == "ragged":
+            return f"ragged {tensor}"
         if self.kind == "sequence":
             return f"sequence of {tensor}"
         mapping = f"map from {self.key_dtype} to {self.dtype}"

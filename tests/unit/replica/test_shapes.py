@@ -1,12 +1,14 @@
 """Tests of `cortex.replica.shapes`."""
 
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortex.replica.shapes import ShapeRules, shape_advice
+from cortex.wire.signature import shape_text
 
 DIMS = st.lists(st.one_of(st.none(), st.sampled_from(["N", "rows"]), st.integers(0, 5)), max_size=4).map(tuple)
 FOUND = st.lists(st.integers(0, 5), max_size=4).map(tuple)
@@ -131,3 +133,35 @@ def test_the_reason_names_what_is_wrong(found, dims, words):
 def test_rows_in_one_flat_list_are_told_how_to_nest():
     _, hint = shape_advice(("N", 4), (8,), 4)
     assert hint == "for 2 rows of 4 values, nest them: [[…], […], …]"
+
+
+def obeyed(hint, found, dims):
+    """Shapes that somebody may send who does what a hint says; None if it says nothing to do."""
+    rows = re.search(r"send a list of (\d+) such values", hint)
+    nested = re.search(r"for (\d+) rows of", hint)
+    if "transpose the image" in hint:
+        *lead, first, second, third = found
+        return [(*lead, third, first, second), (*lead, second, third, first)]
+    if rows:
+        return [(int(rows[1]), *found)]
+    if nested:
+        return [(int(nested[1]), *ShapeRules(dims).filled[1:])]
+    if hint == "take away the outermost brackets":
+        return [found[1:]]
+    if hint == "send one value":
+        return [()]
+    assert not hint or hint == f"the model takes {shape_text(dims)}"
+    return None
+
+
+SIZES = st.lists(st.one_of(st.none(), st.sampled_from(["N", "rows"]), st.integers(1, 5)), max_size=4).map(tuple)
+
+
+@given(FOUND, SIZES)
+@settings(max_examples=2000, deadline=None)
+def test_who_does_what_a_hint_says_is_not_refused_again(found, dims):
+    rules = ShapeRules(dims)
+    if rules.fit(found) is None:
+        _, hint = shape_advice(dims, found, rules.filled_count)
+        shapes = obeyed(hint, found, dims)
+        assert shapes is None or any(rules.fit(shape) is not None for shape in shapes)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cortex.replica.backends.base import Backend, InferenceFailed
+from cortex.replica.examples import serialise
 from cortex.wire.signature import Dim, Signature, TensorSpec
 
 _ATTEMPTS: Final = ((1, 1), (1, 0), (32, 1), (32, 0), (64, 1), (224, 1), (224, 0))
@@ -123,6 +124,14 @@ def _evaluate(node: ast.AST, free: int) -> int:
 
 
 def _synthetic(spec: TensorSpec, shape: tuple[int, ...], whole: int) -> Any:
+    if spec.kind == "ragged":
+        row: Any = _tensor(spec.dtype, shape[spec.ragged_rank :], whole)
+        for _ in range(spec.ragged_rank):
+            row = [row]
+        return row
+    if spec.features:
+        example = serialise({one.name: _synthetic(one, _shape(one, 1, 1), whole) for one in spec.features})
+        return np.full(shape, example, dtype=object)
     if spec.kind == "sequence":
         return [_tensor(spec.dtype, shape, whole)]
     if spec.kind == "map":

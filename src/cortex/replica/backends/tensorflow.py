@@ -14,8 +14,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,7 +31,9 @@ from cortex.replica.backends.base import (
     runtime_text,
 )
 from cortex.replica.backends.cuda import LOOK_AT_THE_DRIVER, GpuUnusable, driver_problem
+from cortex.replica.backends.example_features import features_of
 from cortex.replica.backends.made_up_feeds import accepted_feeds
+from cortex.replica.backends.ragged_inputs import ragged_inputs
 from cortex.replica.backends.signatures import Choice, SignatureDef, choose, natural_order
 from cortex.replica.tracebacks import one_line
 from cortex.wire.signature import DTYPES, Dim, Signature, TensorSpec
@@ -82,6 +86,7 @@ class TensorFlowBackend:
         choice: which of them is served.
         definition: the protobuf `SignatureDef` of that one.
         runtime: as `Backend.runtime`.
+        ragged: keys of the parts of each ragged input, by its name.
 
     Raises:
         UnsupportedType: an input or output cannot be fed or read; names it.
@@ -97,6 +102,7 @@ class TensorFlowBackend:
         definition: Any,
         *,
         runtime: str = "",
+        ragged: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         served = signatures[choice.key]
         self.runtime = runtime
@@ -124,13 +130,18 @@ class TensorFlowBackend:
         self._scalars = tuple(spec.name for spec in self._signature.outputs if not spec.shape)
         """Outputs that have no dimension, or may have none."""
 
-        fed = [definition.inputs[spec.name].name for spec in self._signature.inputs]
+        parts = [(spec, ragged.get(spec.name, (spec.name,))) for spec in self._signature.inputs]
+        fed = [definition.inputs[key].name for _, keys in parts for key in keys]
         given = [definition.outputs[spec.name].name for spec in self._signature.outputs]
         fetched = [name for name in dict.fromkeys(given) if name not in fed]
         # A signature of TensorFlow 1 may hand an input through, which a session refuses to fetch.
         places = {name: place for place, name in enumerate([*fetched, *fed])}
         self._hands_through = any(name in fed for name in given)
-        self._feeders = tuple(_feeder(spec, definition) for spec in self._signature.inputs)
+        self._feeders = tuple(
+            _feeder(spec, definition) if spec.kind == "tensor" else _part_feeder(spec, place, definition.inputs[key])
+            for spec, keys in parts
+            for place, key in enumerate(keys)
+        )
         self._takers = tuple(
             (places[name], _TAKERS.get(spec.dtype, np.array))
             for name, spec in zip(given, self._signature.outputs, strict=True)
@@ -217,11 +228,11 @@ class TensorFlowBackend:
 
     def _is_one_row(self, feeds: Mapping[str, Any]) -> bool:
         """Whether all inputs that may have rows have exactly one."""
-        return all(feeds[name].shape[:1] == (1,) for name in self._rows)
+        return all(_is_one(feeds[name]) for name in self._rows)
 
     def _look_for_rows(self, feeds: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the outputs that have two rows when the one row of `feeds` goes in twice."""
-        twice = {name: np.concatenate([feeds[name]] * 2) if name in self._rows else feeds[name] for name in feeds}
+        twice = {name: _twice(value) if name in self._rows else value for name, value in feeds.items()}
         try:
             outputs = dict(zip(self._names, self.run(twice), strict=True))
         except InferenceFailed:
@@ -265,7 +276,7 @@ def load(path: str, *, threads: int = 1, gpu: bool = False, signature_key: str |
         raise _no_gpu()
     graph = _meta_graph(_read(folder), gpu=gpu)
     signatures = {
-        key: _described(graph.signature_def[key])
+        key: _described(graph, graph.signature_def[key])
         for key in sorted(graph.signature_def, key=natural_order)
         if _is_served(key, graph.signature_def[key])
     }
@@ -286,6 +297,7 @@ def load(path: str, *, threads: int = 1, gpu: bool = False, signature_key: str |
             choice,
             graph.signature_def[choice.key],
             runtime=runtime_text("tensorflow", tf.__version__, "cuda" if gpu else "cpu", threads),
+            ragged={one.keys[0]: one.keys for one in ragged_inputs(graph, graph.signature_def[choice.key])},
         )
     except BaseException as error:
         session.close()
@@ -354,6 +366,14 @@ def _no_gpu() -> GpuUnusable:
 _NAME: Final = "TensorFlow"
 
 
+def _is_one(value: Any) -> bool:
+    return len(value) == 1 if isinstance(value, list) else value.shape[:1] == (1,)
+
+
+def _twice(value: Any) -> Any:
+    return value * 2 if isinstance(value, list) else np.concatenate([value] * 2)
+
+
 def _may_have_rows(spec: TensorSpec) -> bool:
     shape = spec.shape
     return not spec.optional and (shape is None or (len(shape) > 0 and not isinstance(shape[0], int)))
@@ -415,7 +435,7 @@ def _is_served(key: str, definition: Any) -> bool:
     return not key.startswith(_RESERVED) and any(tensor.dtype for tensor in definition.outputs.values())
 
 
-def _described(definition: Any) -> SignatureDef:
+def _described(graph: Any, definition: Any) -> SignatureDef:
     def specs(tensors: Any, optional: Collection[str] = ()) -> dict[str, TensorSpec]:
         return {
             name: TensorSpec(name, _dtype(tensors[name]), _shape(tensors[name].tensor_shape), name in optional)
@@ -423,6 +443,15 @@ def _described(definition: Any) -> SignatureDef:
         }
 
     inputs = specs(definition.inputs, optional=getattr(definition, "defaults", ()))
+    for ragged in ragged_inputs(graph, definition):
+        name, *parts = ragged.keys
+        inputs[name] = TensorSpec(name, inputs[name].dtype, ragged.shape, kind="ragged", ragged_rank=ragged.rank)
+        for part in parts:
+            del inputs[part]
+    for name, spec in inputs.items():
+        if spec.dtype == "string" and spec.kind == "tensor":
+            features = features_of(graph.graph_def, definition.inputs[name].name)
+            inputs[name] = msgspec.structs.replace(spec, features=features)
     plain = json_format.MessageToDict(definition)
     return SignatureDef(inputs, specs(definition.outputs), definition.method_name, plain)
 
@@ -569,6 +598,29 @@ def _feeder(spec: TensorSpec, definition: Any) -> Callable[[Mapping[str, Any]], 
     if dtype is not None:
         return lambda feeds: np.asarray(feeds[name], dtype=dtype)
     return itemgetter(name)
+
+
+def _part_feeder(spec: TensorSpec, place: int, info: Any) -> Callable[[Mapping[str, Any]], Any]:
+    """
+    Return what gets a part of a ragged input out of feeds: all values, or where the rows of one level begin.
+
+    Args:
+        place: 0 for the values, 1 for the outermost rows.
+        info: the part's `TensorInfo`.
+    """
+    name, rank = spec.name, spec.ragged_rank
+    dtype = tf.as_dtype(info.dtype).as_numpy_dtype
+
+    def feed(feeds: Mapping[str, Any]) -> Any:
+        level = feeds[name]
+        for _ in range((place or rank) - 1):
+            level = [item for row in level for item in row]
+        if place:
+            return np.concatenate([[0], np.cumsum([len(row) for row in level], dtype=np.int64)]).astype(dtype)
+        inner = tuple(dim if isinstance(dim, int) else 0 for dim in (spec.shape or ())[rank + 1 :])
+        return np.concatenate([np.empty((0, *inner), dtype), *level])
+
+    return feed
 
 
 # A number's array is copied by `np.array`: what a session returns may be the memory of a constant or a variable of the

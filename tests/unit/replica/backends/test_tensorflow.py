@@ -503,12 +503,16 @@ def test_of_several_rows_nothing_is_dropped(saved_models):
 
 
 def test_a_model_that_takes_no_made_up_row_is_looked_at_with_its_first_one(saved_models):
-    loaded = saved_models.load(estimator(saved_models), signature_key="classify")
+    tf = saved_models.tf
+    path = saved_models.tf2_export(
+        lambda text: {"y": tf.stack([tf.strings.to_number(text), tf.ones_like(text, tf.float32)], 1)},
+        ("text", "string", [None]),
+    )
+    loaded = saved_models.load(path)
     assert accepted_feeds(loaded) is None
-    made = example(saved_models.tf, age=1)
-    assert prediction(loaded, [made, made])["scores"].shape == (2, 2)
-    assert prediction(loaded, [made])["scores"].shape == (2,)
-    assert prediction(loaded, [made])["scores"].shape == (2,)
+    assert prediction(loaded, ["1", "2"])["y"].shape == (2, 2)
+    assert prediction(loaded, ["1"])["y"].shape == (2,)
+    assert prediction(loaded, ["1"])["y"].shape == (2,)
 
 
 def test_a_model_that_fails_on_two_rows_keeps_its_dimensions(saved_models):
