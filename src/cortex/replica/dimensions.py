@@ -36,7 +36,7 @@ class Dimensions:
     is the case in which a runtime repeats the one row for all the others, and says nothing.
     """
 
-    __slots__ = ("_pairs", "_rows", "any")
+    __slots__ = ("_alike", "_pairs", "_rows", "any")
 
     def __init__(self, inputs: Sequence[TensorSpec]) -> None:
         tensors = [spec for spec in inputs if spec.kind in ("tensor", "ragged") and spec.shape is not None]
@@ -50,6 +50,12 @@ class Dimensions:
         names = {str(spec.shape[0]) for spec in free if spec.shape and _is_name(spec.shape[0])}
         rows = [spec for spec in free if len(names) == 1 or not _is_name((spec.shape or (None,))[0])]
         self._rows = tuple(rows) if len(rows) > 1 else ()
+        same = len({spec.shape for spec in tensors}) == 1 and not any(
+            place.spec is other.spec for place, other in self._pairs
+        )
+        alike = same and len(tensors) > 1 and all(spec.kind == "tensor" and not spec.optional for spec in tensors)
+        self._alike = tuple(spec.name for spec in tensors) if alike else ()
+        """Inputs of one shape, if all are: what has the same sizes throughout needs no closer look."""
         self.any = bool(self._pairs or self._rows)
         """Whether there is anything to compare."""
 
@@ -60,6 +66,14 @@ class Dimensions:
         Raises:
             InputMismatch: names both inputs and what has to agree.
         """
+        if self._alike:
+            first, *others = self._alike
+            shape = feeds[first].shape
+            for name in others:
+                if feeds[name].shape != shape:
+                    break
+            else:
+                return
         for place, other in self._pairs:
             one, another = feeds.get(place.spec.name), feeds.get(other.spec.name)
             if one is None or another is None:
