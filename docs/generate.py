@@ -155,6 +155,7 @@ NOT_CLASSES: Mapping[str, str] = {
     "packages-timeout": "Resolving or installing packages took too long.",
     "packages-unusable": "The packages were installed, and replicas cannot start with them.",
     "replaced-meanwhile": "Another deploy wanted another version of the api before this one was live.",
+    "prediction-is-an-array": "`post_inference` does what arrays cannot, e.g. `.index`; the line to write is shown.",
     "removed-meanwhile": "The api was deleted while its new version was on the way.",
     "replica-failed": "A replica ended by itself; how, and its last words, are shown.",
     "sample-not-found": "There is no file at `sample`.",

@@ -29,6 +29,7 @@ from cortex.ids import split_api_key
 from cortex.replica import logs, offspring, process, secrecy
 from cortex.replica.backends import base
 from cortex.replica.codec import BadBody, Decoder
+from cortex.replica.foresight import sure_failures
 from cortex.replica.handler import Handler, HandlerError, load_handler
 from cortex.replica.made_up import make_up_sample
 from cortex.replica.mismatch import InputMismatch
@@ -290,6 +291,8 @@ def inspect(
             problems.append(_about("model", error.problem()))
     if backend is not None:
         announce("trying the model")
+        if handler is not None and handler.post is not None:
+            problems += _foreseen(spec, backend.signature)
         if spec.tracker is not None and (spec.handler is None or (handler is not None and handler.post is None)):
             problems += tracker_problems(spec.tracker, backend.signature)
         if request.run_sample and spec.sample is not None and (handler is None or handler.pre is None):
@@ -457,6 +460,17 @@ def _sample_feeds(backend: base.Backend, sample: Sample) -> Feeds:
 def _is_tried(mode: Mode, proof: Proof) -> bool:
     """Whether to run rows alone and together. Of what moves by whole steps now and then no trial shows anything."""
     return mode == "on" or (mode == "auto" and proof.proved and proof.rounding != "steps")
+
+
+def _foreseen(spec: ReplicaSpec, signature: Signature) -> list[Problem]:
+    """What the handler's `post_inference` cannot do with the outputs of this model."""
+    assert spec.project_dir is not None
+    assert spec.handler is not None
+    try:
+        source = Path(spec.project_dir, spec.handler).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):  # in another encoding it can be imported all the same
+        return []
+    return [_about("request_handler", found) for found in sure_failures(source, signature, file=spec.handler)]
 
 
 def _try_rows(backend: base.Backend, proof: Proof, spec: ReplicaSpec, handler: Handler | None) -> Trial:
