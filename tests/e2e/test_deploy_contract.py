@@ -123,6 +123,9 @@ REFUSED: Mapping[str, Files] = {
         "class PythonPredictor:\n    def __init__(self, config):\n        pass\n\n    def predict(self, payload):\n"
         "        return payload\n"
     ),
+    "what an array cannot do": handler(
+        "def post_inference(prediction, metadata):\n    scores = prediction['score']\n    return scores.index(1.0)\n"
+    ),
     "sys.exit at import": handler("import sys\n\nsys.exit(2)\n"),
     "a process that ends at import": handler("import os\n\nprint('bye', flush=True)\nos._exit(2)\n"),
     "an endless loop at import": handler("import time\n\nprint('waiting for the database')\ntime.sleep(1000)\n"),
@@ -130,6 +133,11 @@ REFUSED: Mapping[str, Files] = {
         "def pre_inference(sample, metadata):\n    return sample['b']\n", sample="{a: 1}"
     ),
     "a sample that the model does not take": {"cortex.yaml": api(sample="[1, 2, 3]"), "m.onnx": rows_model()},
+    "a tracker that misses what the sample is answered": handler(
+        "def post_inference(prediction, metadata):\n    return {'label': 'a'}\n",
+        sample="[1, 2, 3, 4]",
+        tracker="{model_type: classification}",
+    ),
     "a tracker for an output that is not there": {
         "cortex.yaml": api(tracker="{key: label, model_type: classification}"),
         "m.onnx": rows_model(output="lable"),

@@ -9,7 +9,9 @@ work, as far as one can see, is left alone. Pure.
 from __future__ import annotations
 
 import ast
+import binascii
 import copy
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -17,7 +19,6 @@ from typing import Any, Final
 from cortex.errors import Problem
 from cortex.wire.signature import Signature, TensorSpec
 
-REFERENCE: Final = "prediction-is-an-array"
 _LIST_METHODS: Final = frozenset({"append", "count", "extend", "index", "insert", "pop", "remove", "reverse"})
 """Of lists, and not of arrays."""
 _DUMPS: Final = frozenset({"dump", "dumps"})
@@ -43,6 +44,38 @@ def sure_failures(source: str, signature: Signature, *, file: str) -> list[Probl
             if parameters:
                 return _Look(node, parameters[0].arg, signature).problems(file)
     return []
+
+
+def advice_for(error: BaseException) -> str:
+    """The line to write where a handler failed with an array in place of a list or a number; empty if it did not."""
+    text = str(error)
+    for kind, pattern, line in _ADVICE:
+        found = re.search(pattern, text)
+        if isinstance(error, kind) and found:
+            return line.format(*found.groups())
+    return ""
+
+
+_ADVICE: Final[tuple[tuple[type[BaseException], str, str], ...]] = (
+    (
+        AttributeError,
+        r"'numpy\.ndarray' object has no attribute '(\w+)'",
+        "outputs are numpy arrays: write `.tolist()` before `.{0}`",
+    ),
+    (
+        TypeError,
+        r"Object of type (?:ndarray|u?int\d+|float\d+|bool_?|Prediction) is not JSON serializable",
+        "return the value itself, which Cortex writes as JSON, or write `json.dumps(value.tolist())`",
+    ),
+    (ValueError, r"truth value of an array .* is ambiguous", "write `value.any()`, or `len(value) > 0`"),
+    (
+        TypeError,
+        r"only (?:integer scalar arrays|0-dimensional arrays|length-1 arrays) can be converted",
+        "an output of one number is an array of it: write `value[0]` or `value.item()`",
+    ),
+    (TypeError, r"unhashable type: 'numpy\.ndarray'", "a key is one value: write `value[0]` or `value.item()`"),
+    (binascii.Error, "", "text in outputs is text already, not base64 as in Cortex 0.8: leave the decoding out"),
+)
 
 
 class _Look:
@@ -74,7 +107,7 @@ class _Look:
                 message, line = told
                 found.append(
                     Problem(
-                        reference=REFERENCE,
+                        reference="prediction-is-an-array",
                         message=message,
                         where=f"{file}:{getattr(node, 'lineno', self._function.lineno)}",
                         hint=line,

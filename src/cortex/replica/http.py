@@ -64,6 +64,8 @@ class Exchange:
     """Why the request is answered without being looked at further."""
     failure: BaseException | None = None
     """What was answered with an error."""
+    reply: Any = None
+    """What a rehearsal was answered."""
     warmup = False
     answered = False
     started_s = 0.0

@@ -47,10 +47,10 @@ def find_slip(names: Mapping[str, Any], found: Collection[HookName]) -> Slip | N
             for name, function in _functions(names):
                 if _is_near(name, hook):
                     return Slip(
-                        "handler-hook-misspelt",
-                        f"{name} is never called: Cortex calls `pre_inference` and `post_inference`",
-                        f'did you mean "{hook}"?',
-                        function,
+                        reference="handler-hook-misspelt",
+                        message=f"{name} is never called: Cortex calls `pre_inference` and `post_inference`",
+                        hint=f'did you mean "{hook}"?',
+                        value=function,
                     )
     return None if found else _without_hooks(names)
 
@@ -97,7 +97,7 @@ def _without_hooks(names: Mapping[str, Any]) -> Slip:
 
 
 def _slip(message: str, hint: str, value: Any) -> Slip:
-    return Slip("handler-without-hook", message, hint, value)
+    return Slip(reference="handler-without-hook", message=message, hint=hint, value=value)
 
 
 _LATER_METHODS: Final = ("predict", "handle_post", "handle_batch", "handle_async")

@@ -23,6 +23,7 @@ from cortex.errors import RequestError
 from cortex.replica.codec import BadBody, BodyTooLarge, UnsupportedContentType, UnsupportedEncoding
 from cortex.replica.condition import Condition
 from cortex.replica.debugging import Trace, wants_debug
+from cortex.replica.foresight import advice_for
 from cortex.replica.handler import HookFailed
 from cortex.replica.http import (
     JSON,
@@ -41,7 +42,7 @@ from cortex.replica.prediction import HANDLED, ModelFailed, Predictor, Reply
 from cortex.replica.results import Unserialisable, encode
 from cortex.replica.stats import Counters
 from cortex.replica.tracebacks import format_user_traceback
-from cortex.replica.tracker import Tracker
+from cortex.replica.tracker import Mismatch, Tracker
 
 METHODS = b"GET, HEAD, POST, OPTIONS"
 MAX_IN_FLIGHT = 1000
@@ -195,7 +196,9 @@ class Service:
             self.fail(exchange, _out_of_time(exchange))  # nobody could tell before: the loop was busy
             return
         status, content_type, body, extra, result, rows = reply
-        if self._answer(exchange, status, content_type, body, extra) and self._tracker is not None:
+        if self._answer(exchange, status, content_type, body, extra):
+            if self._tracker is None:
+                return
             try:
                 if rows == HANDLED:
                     self._tracker.track_response(result)
@@ -203,6 +206,8 @@ class Service:
                     self._tracker.track_prediction(result, rows)
             except Exception as error:  # a result's own classes may do anything when looked at
                 self._log.record("log", "WARNING", f"tracker: {type(error).__name__}: {error}", exchange.id)
+        elif exchange.warmup:
+            exchange.reply = reply
 
     def fail(self, exchange: Exchange, error: BaseException) -> None:
         if exchange.warmup and exchange.failure is None:  # what was answered, not what came of that
@@ -225,6 +230,18 @@ class Service:
         body = {"error": code, "message": message, "request_id": exchange.id}
         counted = exchange.method not in (b"GET", b"HEAD")
         self._answer(exchange, status, JSON, _encode_error(body, facts), extra, counted)
+
+    def never_tracked(self, exchange: Exchange) -> Mismatch | None:
+        """Why the tracker counts neither what a rehearsal was answered nor anything like it; None if it may."""
+        if self._tracker is None or exchange.reply is None:
+            return None
+        _, _, _, _, result, rows = exchange.reply
+        try:
+            if rows == HANDLED:
+                return self._tracker.never_counts(result)
+            return self._tracker.never_counts_prediction(result, rows)
+        except Exception:  # a result's own classes may do anything when looked at
+            return None
 
     def release(self, exchange: Exchange) -> None:
         self._in_flight.pop(exchange, None)
@@ -307,6 +324,8 @@ class Service:
             trace = format_user_traceback(cause, self._project_dir)
         if isinstance(error, Unserialisable):
             trace = f"hint: {error.hint}"
+        elif isinstance(error, HookFailed) and error.cause is not None and (advice := advice_for(error.cause)):
+            trace += f"\nhint: {advice}"
         text = f"{code}: {error}" + (f"\n{trace}" if trace else "")
         self._log.record("log", "ERROR", text, exchange.id)
 

@@ -12,6 +12,7 @@ import orjson
 from cortex.errors import CortexError, Problem
 from cortex.replica.backends.base import Backend, InferenceFailed
 from cortex.replica.backends.made_up_feeds import accepted_feeds
+from cortex.replica.foresight import advice_for
 from cortex.replica.handler import Handler, HookFailed
 from cortex.replica.http import Exchange
 from cortex.replica.inference import Inference
@@ -32,7 +33,7 @@ _QUICK_S = 0.1
 
 
 class SampleRefused(CortexError):
-    """The gate is shut: the replica did not answer the api's own sample with 2xx."""
+    """The gate is shut: the api's own sample was not answered with 2xx, or with nothing that its tracker counts."""
 
     reference = "sample-failed"
 
@@ -156,6 +157,16 @@ class WarmUp:
                 raise SampleRefused(problem)
             self.warnings.append(problem)
             return None
+        mismatch = self._service.never_tracked(exchange)
+        if mismatch is not None:
+            problem = Problem(
+                reference="tracker-never-matches",
+                message=f"the tracker can never match what the sample was answered: {mismatch.reason}",
+                hint=mismatch.hint,
+            )
+            if sample.gate:
+                raise SampleRefused(problem)
+            self.warnings.append(problem)
         if len(sample.body) > MAX_SHOWN_SAMPLE_BYTES or "json" not in sample.content_type:
             return None
         try:
@@ -208,8 +219,7 @@ class WarmUp:
         self._inference.seed(min(durations_s))
 
     def _refusal(self, answer: Answer, exchange: Exchange, *, gate: bool) -> Problem:
-        said = answer.body.decode("utf-8", "replace")
-        said = said if len(said) <= _SHOWN_ANSWER_CHARS else said[:_SHOWN_ANSWER_CHARS] + "…"
+        said, advice = _said(answer.body)
         failure = exchange.failure
         cause: BaseException | None = None
         if isinstance(failure, HookFailed | ModelFailed):
@@ -219,12 +229,14 @@ class WarmUp:
         if isinstance(failure, OutOfTime):
             mend = "raise `timeout:`, or make it faster"
         is_users = isinstance(failure, HookFailed) and cause is not None
+        if is_users and cause is not None:
+            advice = advice_for(cause) or advice
         return Problem(
             reference=SampleRefused.reference,
-            message=f"the sample was answered with {answer.status}: {said}",
+            message=f"the sample was answered with {answer.status}{said}",
             where=user_location(cause, project_dir) if is_users and cause is not None else "",
             traceback=format_user_traceback(cause, project_dir) if is_users and cause is not None else "",
-            hint=f"a new version must answer its sample with 2xx before it replaces anything: {mend}" if gate else "",
+            hint=advice or (f"{_GATE}: {mend}" if gate else ""),
         )
 
     def _describe(self, sample: Any) -> dict[str, Any]:
@@ -240,6 +252,24 @@ class WarmUp:
         return description
 
 
+def _said(body: bytes) -> tuple[str, str]:
+    """What an answer that is an error says, to stand behind its status, and the advice that it has."""
+    try:
+        error = msgspec.json.decode(body, type=_Error)
+        code, text, advice = f" ({error.error})", error.message, error.hint
+    except msgspec.MsgspecError:  # a handler's own
+        code, text, advice = "", body.decode("utf-8", "replace"), None
+    text = text if len(text) <= _SHOWN_ANSWER_CHARS else text[:_SHOWN_ANSWER_CHARS] + "…"
+    return f"{code}: {text}" if text else code, advice or ""
+
+
+class _Error(msgspec.Struct):
+    error: str
+    message: str
+    hint: str | None = None
+
+
+_GATE = "a new version must answer its sample with 2xx before it replaces anything"
 _NOT_TRIED = Problem(
     reference="not-warmed-up",
     message="the model accepted none of the inputs that were made up for it, so it is untried",

@@ -1,13 +1,17 @@
 """Tests of `cortex.replica.foresight`: what is told of a handler's source, and what is left alone."""
 
 import ast
+import base64
+import json
 import textwrap
 
+import numpy as np
 import pytest
 
-from cortex.replica.foresight import sure_failures
+from cortex.replica.foresight import advice_for, sure_failures
 from cortex.wire.signature import Signature, TensorSpec
 
+ARRAY = np.array([1, 2], np.int64)
 OUTPUTS = (
     TensorSpec("scores", "float32", (None, 3)),
     TensorSpec("ids", "int64", (None, 1)),
@@ -124,11 +128,29 @@ def test_sources_without_such_a_function_are_left_alone(source):
     assert sure_failures(source, TENSORFLOW, file="h.py") == []
 
 
+@pytest.mark.parametrize(
+    ("fail", "line"),
+    [
+        (lambda: ARRAY.index(1), "`.tolist()` before `.index`"),
+        (lambda: json.dumps(ARRAY), "json.dumps(value.tolist())"),
+        (lambda: json.dumps(ARRAY[0]), "json.dumps(value.tolist())"),
+        (lambda: bool(ARRAY), "value.any()"),
+        (lambda: ["a", "b"][ARRAY], "value[0]"),
+        (lambda: int(ARRAY), "value[0]"),
+        (lambda: {1: 2}[ARRAY], "value.item()"),
+        (lambda: base64.b64decode("a"), "leave the decoding out"),
+        (lambda: {}["a"], None),
+        (lambda: "a".no, None),
+    ],
+)
+def test_what_failed_for_an_array_in_the_place_of_a_list_comes_with_the_line_to_write(fail, line):
+    with pytest.raises(Exception) as caught:  # whatever it is
+        fail()
+    advice = advice_for(caught.value)
+    assert line in advice if line else advice == ""
+
+
 def test_a_handler_that_was_told_works_with_the_line_that_it_was_told():
-    import json
-
-    import numpy as np
-
     prediction = {"scores": np.array([0.1, 0.7, 0.2]), "ids": np.array([1]), "text": np.array(["a"]), "any": np.ones(1)}
     for body in (
         "return prediction['scores'].index(0.7)",

@@ -1,25 +1,42 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
+import enum
 import math
 import random
 import threading
+import uuid
 from collections import Counter
 from typing import Any, Literal
 
+import attrs
 import msgspec
 import numpy as np
+import orjson
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex.errors import Response
 from cortex.metrics.counts import NOTHING, Reading, growth, read
-from cortex.replica.tracker import MAX_NAME_CHARS, Tracker
+from cortex.replica.results import encode
+from cortex.replica.tracker import MAX_ITEMS, MAX_NAME_CHARS, Tracker
 from cortex.wire.build import TrackerConfig
 from cortex.wire.stats import EXACT_CLASSES, StatsFile, number_bucket
 
 FILE: dict[str, Any] = {"replica": "iris.sklearn.aaaaaaaa.0", "attempt": 1, "api": "iris/sklearn", "version": "a" * 64}
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    A = "a"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
 
 
 class Fixture:
@@ -74,6 +91,16 @@ def numbers() -> Fixture:
         (np.array(["a"], dtype=object), "a"),
         (np.array([b"a"]), "a"),
         (Response("a"), "a"),
+        ({"a"}, "a"),
+        (frozenset([3]), "3"),
+        ({"a": 1}.keys(), "a"),
+        ([{"a"}], "a"),
+        (decimal.Decimal(3), "3"),
+        (datetime.date(2020, 1, 2), "2020-01-02"),
+        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (Colour.RED, "red"),
+        ([Colour.RED], "red"),
+        (Level.LOW, "1"),
     ],
 )
 def test_a_class_is_counted(classes: Fixture, value: Any, name: str) -> None:
@@ -90,10 +117,15 @@ def test_a_class_is_counted(classes: Fixture, value: Any, name: str) -> None:
         np.float32(1),
         b"a",
         [],
-        ["a", "b"],
+        ["a", ["b", "c"]],
+        [0.1, 0.9],
         {"a": 1},
-        np.array([1, 2]),
+        {1.5},
+        np.array([[1, 2], [3, 4]]),
         np.array([]),
+        decimal.Decimal("1.5"),
+        np.timedelta64(1),
+        list(range(MAX_ITEMS + 1)),
         object(),
         Response(None),
     ],
@@ -104,7 +136,11 @@ def test_what_is_no_class_is_a_miss(classes: Fixture, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [2, 2.0, np.float32(2), np.float64(2), np.int8(2), np.array([2.0]), [2], np.float16(2)]
+    "value",
+    [
+        *(2, 2.0, np.float32(2), np.float64(2), np.int8(2), np.array([2.0]), [2], np.float16(2)),
+        *({2}, frozenset([2.0]), decimal.Decimal("2.0"), [decimal.Decimal(2)]),
+    ],
 )
 def test_a_number_is_counted(numbers: Fixture, value: Any) -> None:
     numbers.tracker.track_response(value)
@@ -134,6 +170,115 @@ def test_a_key_is_looked_up_at_the_top() -> None:
     for response in ({"other": "a"}, "a", None, ["a"], {"x": {"label": "a"}}):
         fixture.tracker.track_response(response)
     assert fixture.misses == 5
+
+
+def test_a_model_of_pydantic_or_attrs_is_looked_into_as_its_json() -> None:
+    class Model(pydantic.BaseModel):
+        label: str = "a"
+
+    @attrs.define
+    class Attrs:
+        label: frozenset[str] = frozenset({"a"})
+
+    fixture = Fixture("classification", "label")
+    for response in (Model(), Attrs(), [], 3):
+        fixture.tracker.track_response(response)
+    assert (fixture.classes, fixture.misses) == ({"a": 2}, 2)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["a", "b", "a"],
+        ("a", "b", "a"),
+        np.array(["a", "b", "a"]),
+        np.array([["a"], ["b"], ["a"]]),
+        [["a"], ["b"], np.array(["a"])],
+        [Colour.A, "b", "a"],
+    ],
+)
+@pytest.mark.parametrize("key", [None, "labels"])
+def test_a_list_of_scalars_counts_each(value: Any, key: str | None) -> None:
+    fixture = Fixture("classification", key)
+    fixture.tracker.track_response(value if key is None else {key: value})
+    assert (fixture.classes, fixture.misses) == ({"a": 2, "b": 1}, 0)
+
+
+def test_of_a_list_of_scalars_those_that_do_not_count_are_misses_and_a_list_of_none_is_one(numbers: Fixture) -> None:
+    numbers.tracker.track_response([1.0, None, 3.0])
+    assert (numbers.tracker.snapshot().count, numbers.misses) == (2, 1)
+    numbers.tracker.track_response(["a", "b", "c"])
+    assert numbers.misses == 2
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63),
+    st.floats(),
+    st.text(st.characters(codec="utf-8"), max_size=3),
+    st.decimals(allow_nan=False, allow_infinity=False, places=2),
+    st.dates(),
+    st.uuids(),
+    st.sampled_from([*Colour, *Level, np.float32(0.5), np.int8(3), np.bool_(True), np.str_("a")]),
+)
+
+
+@pytest.mark.parametrize("model_type", ["classification", "regression"])
+@given(
+    result=SCALARS | st.lists(SCALARS, max_size=4) | SCALARS.map(lambda x: [[x]]) | st.frozensets(SCALARS, max_size=1)
+)
+def test_what_is_counted_is_what_the_json_would_be_counted_as(model_type: Any, result: Any) -> None:
+    counted, read = Fixture(model_type), Fixture(model_type)
+    counted.tracker.track_response(result)
+    read.tracker.track_response(orjson.loads(encode(result)))
+    assert counted.tracker.snapshot() == read.tracker.snapshot()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key", "response", "reason", "hint"),
+    [
+        ("classification", None, {"label": "a"}, "found an object", 'add `key:` below `tracker:`, with one of "label"'),
+        ("classification", "lable", {"label": "a"}, 'no key "lable"', 'did you mean "label"?'),
+        ("classification", "x", {"label": "a"}, 'no key "x"', 'set `key:` to one of "label"'),
+        ("classification", "x", {}, 'no key "x"', "once it has some"),
+        ("classification", "label", "a", "an object with the key", "take `key:` out"),
+        ("classification", None, 0.5, "found float", "`model_type: regression`"),
+        ("classification", None, [0.1, 0.9], "found a list of 2", "`model_type: regression`"),
+        ("classification", None, [[1, 2], [3, 4]], "found a list of 2", "return a single value"),
+        ("classification", "p", {"p": {"a": 0.5}}, "found an object", "track a value of its own"),
+        ("regression", None, "a", "found str", "`model_type: classification`"),
+        ("regression", None, True, "found bool", "`model_type: classification`"),
+        ("regression", None, Response({"a": 1}), "found an object", 'with one of "a"'),
+    ],
+)
+def test_a_response_like_which_none_is_ever_counted_is_told(
+    model_type: Any, key: str | None, response: Any, reason: str, hint: str
+) -> None:
+    mismatch = Fixture(model_type, key).tracker.never_counts(response)
+    assert mismatch is not None
+    assert reason in mismatch.reason
+    assert hint in mismatch.hint
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key", "response"),
+    [
+        *(("classification", None, value) for value in ("a", 3, True, ["a"], ["a", "b"], {"a"}, None, [], Colour.A)),
+        *(("regression", None, value) for value in (1, 0.5, math.nan, [0.1, None], decimal.Decimal(1), None)),
+        ("classification", "a", {"a": None}),
+        ("classification", "a", Response({"error": "x"}, status=404)),
+    ],
+)
+def test_what_is_counted_or_may_be_another_time_is_no_mismatch(model_type: Any, key: str | None, response: Any) -> None:
+    assert Fixture(model_type, key).tracker.never_counts(response) is None
+
+
+def test_a_raw_prediction_like_which_none_is_ever_counted_is_told() -> None:
+    tracker = Fixture("classification", "scores").tracker
+    assert tracker.never_counts_prediction({"scores": np.array([0.1, 0.9])}, 1) is not None
+    assert tracker.never_counts_prediction({"scores": np.array([[1], [2]])}, 2) is None
+    assert tracker.never_counts_prediction({"label": 1}, 1) is not None
 
 
 def test_rows_of_a_raw_prediction_count_each() -> None:

@@ -24,9 +24,10 @@ from cortex.replica.inference import INLINE_BELOW_S, Inference
 from cortex.replica.prediction import Steps, build_predictor
 from cortex.replica.server import Service
 from cortex.replica.stats import Counters
+from cortex.replica.tracker import Tracker
 from cortex.replica.warmup import SampleRefused, WarmUp
 from cortex.wire.batching import BatchingOrder
-from cortex.wire.build import Sample
+from cortex.wire.build import Sample, TrackerConfig
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.signature import Signature, TensorSpec
 
@@ -74,7 +75,7 @@ class Streams:
 class Rehearsal:
     """Everything that a warm-up needs, around one backend."""
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, tracker: TrackerConfig | None = None, **fields: Any) -> None:
         self.backend = Backend()
         self.loop = uvloop.new_event_loop()
         self.counters = Counters()
@@ -101,7 +102,9 @@ class Rehearsal:
         self.service = Service(
             condition=condition,
             counters=self.counters,
-            tracker=None,
+            tracker=None
+            if tracker is None
+            else Tracker(tracker, output_names=["y"], warn=lambda text: None, monotonic_s=lambda: 0.0),
             log=Log(),  # type: ignore[arg-type]
             loop=self.loop,
             project_dir=None,
@@ -253,6 +256,55 @@ def test_a_handler_that_refuses_its_own_sample_shuts_the_gate(rehearse: Make) ->
 
     with pytest.raises(SampleRefused, match="answered with 400"):
         rehearse(sample=Sample(body=b"1", gate=True)).run(refuse)
+
+
+def test_a_gate_says_what_failed_and_the_line_to_write(rehearse: Make) -> None:
+    rehearsal = rehearse(sample=Sample(body=b"[1, 2]", gate=True))
+    with pytest.raises(SampleRefused) as caught:
+        rehearsal.run(post=lambda prediction, metadata: prediction[0].index(2))
+    problem = caught.value.problem()
+    assert problem.message == (
+        "the sample was answered with 500 (handler-failed): post_inference raised AttributeError: "
+        "'numpy.ndarray' object has no attribute 'index'"
+    )
+    assert problem.hint == "outputs are numpy arrays: write `.tolist()` before `.index`"
+    rehearsal = rehearse(sample=Sample(body=b"[1, 2]", gate=True))
+    rehearsal.backend.limit = 2.0
+    with pytest.raises(SampleRefused, match=r"with 500 \(model-failed\): .*too large"):
+        rehearsal.run()
+
+
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize(
+    ("tracker", "result", "message", "hint"),
+    [
+        (TrackerConfig(model_type="classification"), {"label": "a"}, "found an object", "add `key:` below `tracker:`"),
+        (TrackerConfig(model_type="classification", key="x"), {"label": "a"}, 'no key "x"', "set `key:` to"),
+        (TrackerConfig(model_type="regression"), "a", "found str", "model_type: classification"),
+    ],
+)
+def test_a_tracker_that_cannot_count_what_the_sample_is_answered_shuts_the_gate_or_warns(
+    rehearse: Make, tracker: TrackerConfig, result: Any, message: str, hint: str, gate: bool
+) -> None:
+    rehearsal = rehearse(tracker=tracker, sample=Sample(body=b"[1, 2]", gate=gate))
+    if gate:
+        with pytest.raises(SampleRefused) as caught:
+            rehearsal.run(post=lambda prediction, metadata: result)
+        problem = caught.value.problem()
+    else:
+        (problem,) = rehearsal.run(post=lambda prediction, metadata: result).warnings
+        assert rehearsal.service.description["sample"] == [1, 2], "it was answered all the same"
+    assert problem.reference == "tracker-never-matches"
+    assert message in problem.message
+    assert hint in problem.hint
+
+
+def test_a_tracker_without_a_handler_is_tried_on_what_the_model_answers(rehearse: Make) -> None:
+    never = TrackerConfig(model_type="classification")
+    with pytest.raises(SampleRefused, match="expected text or an integer, found an array of shape"):
+        rehearse(tracker=never, sample=Sample(body=b"[1, 2]", gate=True)).run()
+    counted = TrackerConfig(model_type="regression")
+    rehearse(tracker=counted, sample=Sample(body=b"[1, 2]", gate=True)).run(post=lambda p, m: p[0].sum())
 
 
 def test_any_2xx_will_do(rehearse: Make) -> None:
