@@ -357,11 +357,21 @@ def test_a_sample_that_no_model_was_seen_to_take_gates_nothing(home: Home, tmp_p
     (project / "model.onnx").write_bytes(choosy.SerializeToString())
     made = home.cortex("init", "model.onnx", cwd=project)
     assert "note: the model took none of the inputs that were made up for it" in made.err
+    assert "{1,1}, requested shape:{5,7}" in made.err, "onnxruntime says which shape it wants"
+    assert "cortex predict" not in made.err
     assert "  # sample: sample.json\n" in (project / "cortex.yaml").read_text()
     assert np.shape(json.loads((project / "sample.json").read_text())) == (1, 1)
 
     deployed = home.cortex("deploy", cwd=project)
-    assert "curl" in deployed.out
+    assert deployed.out.endswith("/choosy/model\n"), "the sample is not offered"
+    assert "requested shape:{5,7}" in deployed.err
+    shown = home.cortex("get", "choosy/model", "-v")
+    assert "sample.json" not in shown.out
+    assert "requested shape:{5,7}" in shown.out
+    with Connection(home.port) as connection:
+        described = connection.ask("GET", "/choosy/model").json
+    assert "call" not in described
+    assert "requested shape:{5,7}" in described["note"]
     assert ask(home, "/choosy/model", project / "sample.json").status == 500
     (project / "sample.json").write_text(json.dumps(np.ones((5, 7)).tolist()))
     assert ask(home, "/choosy/model", project / "sample.json").status == 200

@@ -17,8 +17,15 @@ def curl_command(api: ApiStatus, cwd: Path) -> str:
     """The command for an api that is deployed; sample files are looked for beside the nearest cortex.yaml."""
     from cortex.client.addressing import find_file
 
+    if has_failing_sample(api):
+        return curl_line(api.endpoint, None, folder=None, cwd=cwd)
     file = find_file(cwd)
     return curl_line(api.endpoint, api.spec.get("sample"), folder=file.parent if file else None, cwd=cwd)
+
+
+def has_failing_sample(api: ApiStatus) -> bool:
+    """Whether the api's own sample was tried and not answered: then nobody is told to send it."""
+    return api.sample_problem is not None and api.sample_problem.reference == "sample-failed"
 
 
 def curl_line(endpoint: str, sample: object, *, folder: Path | None, cwd: Path) -> str:

@@ -21,7 +21,7 @@ from cortex.cli.command import (
     output_option,
     print_json,
 )
-from cortex.cli.curl import curl_line
+from cortex.cli.curl import curl_line, has_failing_sample
 from cortex.cli.get import listed, notes_of
 from cortex.cli.live import display
 from cortex.cli.terminal import Paint, Terminal, harmless
@@ -245,8 +245,12 @@ def _conclude(
     for row in rows:
         if row.outcome is Outcome.LIVE and row.status is not None:
             endpoint = row.status.endpoint or endpoints.get(row.name, "")
-            line = curl_line(endpoint, samples.get(row.name), folder=file.parent, cwd=terminal.cwd)
+            folder = None if has_failing_sample(row.status) else file.parent
+            sample = None if folder is None else samples.get(row.name)
+            line = curl_line(endpoint, sample, folder=folder, cwd=terminal.cwd)
             terminal.out(f"\n{terminal.paint(row.name, 'bold')}  {terminal.paint(endpoint, 'cyan')}\n  {line}")
+            if row.status.sample_problem is not None:
+                show_problems(terminal, [_placed(loaded, row.status.sample_problem)], level="warning")
     for note, apis in notes_of([row.status for row in rows if row.status is not None]).items():
         terminal.say(f"\n{terminal.paint_talk('note:', 'yellow')} {harmless(note)} ({', '.join(a.name for a in apis)})")
     live = sum(row.outcome is Outcome.LIVE for row in rows)

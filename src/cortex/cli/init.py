@@ -444,7 +444,7 @@ def _tell(
     target = "" if folder == "." else f" {text.quoted_for_shell(folder)}"
     terminal.say("\nnext:")
     terminal.say(f"  cortex deploy{target}")
-    if starter.sample is not None:
+    if starter.sample is not None and starter.sample.accepted:
         api = starter.api if not target else f"{starter.deployment}/{starter.api}"
         sample = text.quoted_for_shell(text.shown_path(place / SAMPLE_FILE, terminal.cwd))
         terminal.say(f"  cortex predict {api} {sample}")
@@ -457,6 +457,7 @@ def _on_sample(starter: Starter) -> str:
         return (
             f"the model took none of the inputs that were made up for it: {SAMPLE_FILE} may not work as it stands, "
             "and nothing has to answer it"
+            + (f". Of the first of them the model said: {starter.sample.reason}" if starter.sample.reason else "")
         )
     return ""
 

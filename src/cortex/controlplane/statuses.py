@@ -66,6 +66,7 @@ def _shown(key: ApiKey, wanted: WantedApi | None, view: StatusView, ingress_url:
         serving=view.serving,
         notes=view.notes,
         batching=_batching(view.batching) if view.batching is not None else None,
+        sample_problem=view.sample_problem,
     )
 
 

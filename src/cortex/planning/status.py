@@ -62,6 +62,8 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     """8 digits of the version that answers now, when another is wanted."""
     batching: Decision | None = None
     """What replicas of the wanted build do about batches."""
+    sample_problem: Problem | None = None
+    """What is wrong with the api's own sample, which serves all the same."""
 
 
 def statuses(desired: Desired, seen: Snapshot, rules: Rules = _DEFAULT_RULES) -> dict[ApiKey, StatusView]:
@@ -83,7 +85,8 @@ def statuses(desired: Desired, seen: Snapshot, rules: Rules = _DEFAULT_RULES) ->
     }
     known = Known(desired.batching)
     for wanted in desired.apis:
-        views[wanted.api] = _with_batching(views[wanted.api], wanted, by_api.get(wanted.api, NOTHING_SEEN), known)
+        of_api = by_api.get(wanted.api, NOTHING_SEEN)
+        views[wanted.api] = _with_batching(_with_sample(views[wanted.api], wanted, of_api), wanted, of_api, known)
     for wanted in desired.apis:
         shared = _shared_cpu(seen, by_api.get(wanted.api, NOTHING_SEEN))
         if shared:
@@ -97,6 +100,19 @@ def statuses(desired: Desired, seen: Snapshot, rules: Rules = _DEFAULT_RULES) ->
     for api in by_api.keys() - views.keys():
         views[api] = stopping_status(by_api[api])
     return dict(sorted(views.items()))
+
+
+def _with_sample(view: StatusView, wanted: WantedApi, of_api: SeenApi) -> StatusView:
+    """With what its replicas found wrong with a sample that guards nothing."""
+    reports = [slot.report for slot in of_api.slots if of_revision(slot, wanted.build.revision)]
+    warnings = [warning for report in reports if report is not None for warning in report.warnings]
+    found = next((warning for warning in warnings if warning.reference in _OF_SAMPLES), None)
+    if found is None:
+        return view
+    return msgspec.structs.replace(view, sample_problem=found, notes=(*view.notes, found.message))
+
+
+_OF_SAMPLES = frozenset(("sample-failed", "tracker-never-matches"))
 
 
 def _with_batching(view: StatusView, wanted: WantedApi, of_api: SeenApi, known: Known) -> StatusView:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from cortex.replica.backends.base import Backend, InferenceFailed
-from cortex.replica.backends.made_up_feeds import accepted_feeds, synthetic_feeds
+from cortex.replica.backends.made_up_feeds import accepted_feeds, refusal, synthetic_feeds
 from cortex.replica.codec import BadBody, Decoder
 from cortex.replica.mismatch import InputMismatch
 from cortex.replica.results import Unserialisable, encode
@@ -38,6 +38,7 @@ def make_up_sample(backend: Backend) -> MadeUpSample | None:
         feeds = synthetic_feeds(signature) if feeds is None else feeds
     except ValueError:
         return None
+    reason = "" if is_accepted else refusal(backend)
     untried: bytes | None = None
     for value in forms(signature, feeds):
         try:
@@ -49,7 +50,7 @@ def make_up_sample(backend: Backend) -> MadeUpSample | None:
         if is_accepted and _is_taken(backend, body):
             return MadeUpSample(body=body, accepted=True)
         untried = body if untried is None else untried
-    return None if untried is None else MadeUpSample(body=untried, accepted=False)
+    return None if untried is None else MadeUpSample(body=untried, accepted=False, reason=reason)
 
 
 def forms(signature: Signature, feeds: Mapping[str, Any]) -> Iterator[Any]:

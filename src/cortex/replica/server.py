@@ -139,6 +139,8 @@ class Service:
         """What GET answers, without how to call it."""
         self.sample_type = "application/json"
         """Content type of the api's own sample."""
+        self.unproven = ""
+        """Why no request is shown as one that works; empty if there is one that was answered."""
         self._condition = condition
         self._in_flight = condition.in_flight
         self._in_hand = condition.in_hand
@@ -296,10 +298,11 @@ class Service:
             exchange.stop()
 
     def _described(self, exchange: Exchange) -> bytes:
-        return orjson.dumps({**self.description, "call": self.call_line(exchange)})
+        how = {"note": self.unproven} if self.unproven else {"call": self.call_line(exchange)}
+        return orjson.dumps({**self.description, **how})
 
     def call_line(self, exchange: Exchange) -> str:
-        """A line for a shell that calls this api as the asker reached it."""
+        """A line for a shell that calls this api as the asker reached it, with the sample that was answered."""
         host = exchange.headers.get(b"host", b"").decode("latin-1")
         path = exchange.target.partition(b"?")[0].decode("latin-1")
         where = f"http://{host}{path}" if host and _PLAIN_URL.fullmatch(host + path) else "<endpoint>"

@@ -11,7 +11,7 @@ import orjson
 
 from cortex.errors import CortexError, Problem
 from cortex.replica.backends.base import Backend, InferenceFailed
-from cortex.replica.backends.made_up_feeds import accepted_feeds
+from cortex.replica.backends.made_up_feeds import accepted_feeds, refusal
 from cortex.replica.foresight import advice_for
 from cortex.replica.handler import Handler, HookFailed
 from cortex.replica.http import Exchange
@@ -128,6 +128,7 @@ class WarmUp:
         """
         sample = self._spec.sample
         shown: Any = None
+        self._service.unproven = _NO_SAMPLE
         feeds: Feeds | None = None
         with self._inference.watched() as seen:
             if sample is not None:
@@ -136,7 +137,7 @@ class WarmUp:
             if feeds is None:
                 feeds = self._accepted()
                 if feeds is None and sample is None:
-                    self.warnings.append(_NOT_TRIED)
+                    self.warnings.append(_not_tried(refusal(self._backend)))
                 if feeds is not None and sample is None and not self._has_handler:
                     shown = self._prove(feeds)
         if feeds is not None:
@@ -156,7 +157,9 @@ class WarmUp:
             if sample.gate:
                 raise SampleRefused(problem)
             self.warnings.append(problem)
+            self._service.unproven = f"{problem.message}; {_NO_SAMPLE}"
             return None
+        self._service.unproven = ""
         mismatch = self._service.never_tracked(exchange)
         if mismatch is not None:
             problem = Problem(
@@ -191,6 +194,7 @@ class WarmUp:
                 continue
             answer, _ = self._rehearse(body, "application/json", self._spec.start_timeout_s)
             if answer.ok:
+                self._service.unproven = ""
                 return orjson.loads(body)
         return None
 
@@ -270,8 +274,14 @@ class _Error(msgspec.Struct):
 
 
 _GATE = "a new version must answer its sample with 2xx before it replaces anything"
-_NOT_TRIED = Problem(
-    reference="not-warmed-up",
-    message="the model accepted none of the inputs that were made up for it, so it is untried",
-    hint="add `sample:` to the api in cortex.yaml",
-)
+_NO_SAMPLE = "no request is known that this api answers: `sample:` in cortex.yaml names one"
+
+
+def _not_tried(reason: str) -> Problem:
+    """`reason`: what the model said of the first input that was made up."""
+    return Problem(
+        reference="not-warmed-up",
+        message="the model accepted none of the inputs that were made up for it, so it is untried"
+        + (f"; of the first it said: {reason}" if reason else ""),
+        hint="add `sample:` to the api in cortex.yaml",
+    )

@@ -128,6 +128,8 @@ class MadeUpSample(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     accepted: bool
     """The model ran on it, read from this body. False: its types and shapes fit, and no more is known."""
+    reason: str = ""
+    """What the model said when it did not."""
 
 
 class InspectReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -180,6 +180,8 @@ class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     batching: Batching | None = None
     """None once it is not wanted any more."""
+    sample_problem: Problem | None = None
+    """What replicas found wrong with a sample that guards nothing: it is no example of a request that works."""
     spec: dict[str, Any] = {}
     signature: Signature | None = None
 

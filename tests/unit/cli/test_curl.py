@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cortex.cli.curl import curl_command, curl_line
+from cortex.errors import Problem
 
 URL = "http://127.0.0.1:8880/iris/a"
 
@@ -39,3 +40,7 @@ def test_a_sample_json_beside_the_file_is_used(tmp_path: Path, fakes: Any) -> No
     inner.mkdir()
     assert curl_command(fakes.api(endpoint=URL), inner).endswith(" -d @../sample.json")
     assert curl_line(URL, None, folder=None, cwd=tmp_path) == f"curl {URL}"
+    failed = Problem(reference="sample-failed", message="the sample was answered with 422")
+    assert curl_command(fakes.api(endpoint=URL, sample_problem=failed), inner) == f"curl {URL}"
+    counts_nothing = Problem(reference="tracker-never-matches", message="it counts nothing")
+    assert curl_command(fakes.api(endpoint=URL, sample_problem=counts_nothing), inner).endswith("sample.json")

@@ -143,6 +143,7 @@ def test_for_programs_a_list_without_tracker_and_spec(cortex: Any, running: Any,
         "serving",
         "notes",
         "batching",
+        "sample_problem",
     ]
     assert shown["requests"] == {
         "2xx": 14,

@@ -131,12 +131,14 @@ def test_names_of_inputs_and_outputs_may_be_anything(cortex: Any, inspector: Fak
 
 
 def test_a_sample_that_was_not_taken_gates_nothing(cortex: Any, inspector: FakeInspector, model: Path) -> None:
-    inspector.report = report(made_up=MadeUpSample(body=b"[[1]]", accepted=False))
+    inspector.report = report(made_up=MadeUpSample(body=b"[[1]]", accepted=False, reason="W: {1575,256}"))
     ran = cortex("init", "model.onnx")
     assert load((cortex.cwd / "cortex.yaml").read_bytes(), file="cortex.yaml").spec.apis[0].sample is None
     assert (cortex.cwd / "sample.json").read_text() == "[[1]]\n"
     assert "wrote sample.json  types and shapes as the model declares them" in ran.out
     assert "note: the model took none of the inputs that were made up for it" in ran.talk
+    assert "the model said: W: {1575,256}" in ran.talk
+    assert "cortex predict" not in ran.talk, "nothing unproven is offered"
 
 
 def test_no_sample_is_written_where_it_would_be_very_large(cortex: Any, inspector: FakeInspector, model: Path) -> None:

@@ -369,6 +369,16 @@ def test_rows_that_disagreed_are_a_remark_on_an_api_that_is_live() -> None:
     assert view.notes == ('batching off: rows disagreed (output "y" is 0.5 alone and 0.7 beside others)',)
 
 
+def test_a_sample_that_guards_nothing_and_is_not_answered_is_told() -> None:
+    failed = Problem(reference="sample-failed", message="the sample was answered with 422")
+    other = Problem(reference="not-warmed-up", message="untried")
+    wanted = a_wanted_api(V1, live=True)
+    replica = msgspec.structs.replace(a_replica(V1), warnings=(other, failed))
+    seen = a_snapshot(replica, routes=(a_route(wanted, replica),))
+    view = statuses(Desired(apis=(wanted,)), seen)[API]
+    assert (view.status, view.sample_problem, view.notes) == (Status.LIVE, failed, (failed.message,))
+
+
 def test_a_model_that_is_not_proved_is_no_remark() -> None:
     wanted = a_wanted_api(V1)
     refused = Proof(rules=RULES, proved=False, operator="Conv c", reason="rows are dimension 2, not 0")

@@ -83,6 +83,12 @@ def test_a_body_that_no_model_was_seen_to_take_has_at_least_the_right_shape() ->
     assert made(FakeBackend(X, COUNT, takes=lambda feeds: False)) == ({"x": [[0.85, 0.63]], "count": 1}, False)
 
 
+def test_what_the_model_says_of_the_first_is_told() -> None:
+    found = make_up_sample(FakeBackend(X, takes=lambda feeds: False))
+    assert found is not None
+    assert found.reason == "no"
+
+
 def test_a_model_that_takes_the_made_up_values_but_not_what_is_read_is_not_taken_for_accepting() -> None:
     backend = FakeBackend(X, takes=lambda feeds: len(backend.runs) == 1)
     assert made(backend) == ([[0.85, 0.63]], False)

@@ -307,6 +307,21 @@ def test_a_tracker_without_a_handler_is_tried_on_what_the_model_answers(rehearse
     rehearse(tracker=counted, sample=Sample(body=b"[1, 2]", gate=True)).run(post=lambda p, m: p[0].sum())
 
 
+def test_what_was_not_answered_is_not_called_working(rehearse: Make) -> None:
+    for sample, post, told in (
+        (b"[1, 2, 3]", None, "the sample was answered with 422 (input-mismatch): "),
+        (b"[1, 2]", lambda prediction, metadata: {}["a"], "the sample was answered with 500 (handler-failed): "),
+        (None, lambda prediction, metadata: prediction, "no request is known that this api answers"),
+    ):
+        rehearsal = rehearse(sample=None if sample is None else Sample(body=sample, gate=False))
+        rehearsal.run(post=post)
+        assert rehearsal.service.unproven.startswith(told)
+    for fields in ({"sample": Sample(body=b"[1, 2]", gate=False)}, {}):
+        rehearsal = rehearse(**fields)
+        rehearsal.run()
+        assert rehearsal.service.unproven == ""
+
+
 def test_any_2xx_will_do(rehearse: Make) -> None:
     sample = Sample(body=b"[1, 2]", gate=True)
     warm_up = rehearse(sample=sample).run(post=lambda prediction, metadata: Response(b"", status=204))

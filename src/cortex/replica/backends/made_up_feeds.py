@@ -63,6 +63,17 @@ def accepted_feeds(backend: Backend) -> dict[str, Any] | None:
     return None
 
 
+def refusal(backend: Backend) -> str:
+    """What a model that rejects made-up feeds says of the first ones, which often holds the shapes that it wants."""
+    for candidate in candidates(backend.signature):
+        try:
+            backend.run(candidate.feeds)
+        except InferenceFailed as error:
+            return error.reason
+        return ""
+    return ""
+
+
 def candidates(signature: Signature) -> Iterator[Candidate]:
     """Yield feeds of one row, the likeliest to be accepted first."""
     seen = []
