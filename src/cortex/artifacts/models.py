@@ -46,11 +46,14 @@ MAX_ENTRIES = 100_000
 
 _LFS_POINTER = b"version https://git-lfs"
 _SKIPPED = frozenset(("__MACOSX", "__pycache__", "node_modules"))
+_ZIPS_OF_OTHERS = frozenset((".pt", ".pth", ".ckpt", ".keras", ".npz", ".mar"))
+"""Kinds of files that are zips inside, and that hold no model of ours."""
 _EXPORT_ADVICE = {
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".safetensors"), "export it with torch.onnx.export"),
     **dict.fromkeys((".pkl", ".pickle", ".joblib"), "convert it with skl2onnx"),
     **dict.fromkeys((".h5", ".hdf5", ".keras"), "export it with Keras' `model.export`, which makes a SavedModel"),
     **dict.fromkeys((".ubj", ".bst", ".xgb", ".model", ".txt"), "convert it with onnxmltools"),
+    ".pb": "a frozen graph is no SavedModel: write one with tf.saved_model.save, or convert it with tf2onnx",
     ".tflite": "convert it with tf2onnx",
     **dict.fromkeys((".gz", ".tgz", ".tar", ".bz2", ".xz", ".7z", ".rar", ".zst"), "unpack it and name the folder"),
 }
@@ -111,6 +114,8 @@ def resolve_path(path: Path, *, model: str, scratch: Path, model_format: ModelFo
         return search.inside(_Folder(search, path))
     search.check_file(path)
     named = infer_format(path.name)
+    if named is None and model_format is None and path.suffix.lower() in _ZIPS_OF_OTHERS:
+        raise search.unknown_file(path)
     if named == "tensorflow" or (named is None and _begins_with(path, b"PK\x03\x04")):
         with ModelZip(path, model) as archive:
             return search.inside(ZipPlace(archive, path.name, _unpacking(archive, scratch)))

@@ -180,9 +180,9 @@ def _send(terminal: Terminal, operator: OperatorClient, package: Package) -> Dep
         except OperatorFailed as error:
             if not error.problems:
                 raise
-            raise Problems(_placed(package.loaded, problem) for problem in error.problems) from error
+            raise Problems(map(package.told, error.problems)) from error
     if result.problems:
-        raise Problems(_placed(package.loaded, problem) for problem in result.problems)
+        raise Problems(map(package.told, result.problems))
     return result
 
 

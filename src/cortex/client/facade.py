@@ -91,7 +91,7 @@ class Client:
             *_, result = operator.deploy(package.request)
         assert isinstance(result, DeployResult)
         if result.problems:
-            raise Problems(package.loaded.place(p) if p.path and not p.where else p for p in result.problems)
+            raise Problems(map(package.told, result.problems))
         deployment = package.request.deployment
         if wait:
             self._wait(operator, result, deployment, timeout_s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -96,6 +97,68 @@ class Package:
     sources: Mapping[str, Path] = field(repr=False)
     """A file with the bytes, for each SHA-256 that the request names."""
     warnings: tuple[Problem, ...] = ()
+
+    def told(self, problem: Problem) -> Problem:
+        """A problem that the control plane found, with its place in the file and with what only this machine knows."""
+        if problem.reference == "handler-missing-module":
+            problem = self._missing_module(problem)
+        elif missing := _MISSING_FILE.search(problem.message):
+            hint = _left_out_hint(Path(self.request.source), missing[1])
+            problem = msgspec.structs.replace(problem, hint=hint) if hint else problem
+        return self.loaded.place(problem) if problem.path and not problem.where else problem
+
+    def _missing_module(self, problem: Problem) -> Problem:
+        """A module that lies here is no package to be asked for elsewhere, where anybody may own its name."""
+        module = _MISSING_MODULE.search(problem.message)
+        number = problem.path[1] if problem.path[:1] == ("apis",) and len(problem.path) > 1 else None
+        apis = self.loaded.spec.apis
+        handler = apis[number].request_handler if isinstance(number, int) and number < len(apis) else None
+        hint = own_module_hint(Path(self.request.source), module[1], handler) if module else ""
+        return msgspec.structs.replace(problem, hint=hint) if hint else problem
+
+
+_MISSING_MODULE = re.compile(r"No module named '([^']+)'")
+_MISSING_FILE = re.compile(r"FileNotFoundError: .*'([^']+)'")
+
+
+def _left_out_hint(folder: Path, path: str) -> str:
+    """What to do about a file that is in the project's folder and not in the project; empty if that is not it."""
+    from cortex.artifacts.project import IGNORE_FILE, why_left_out
+
+    normal = posixpath.normpath(path)
+    if normal.startswith(("/", "..")) or not (folder / normal).exists():
+        return ""
+    reason = why_left_out(folder, normal)
+    return f"{normal} is here, and not shipped: {reason}; `!/{normal}` in {IGNORE_FILE} takes it in" if reason else ""
+
+
+def own_module_hint(folder: Path, module: str, handler: str | None) -> str:
+    """
+    What to do about a module that a handler does not find, if it lies in the project, beside it or above it.
+
+    Args:
+        folder: of cortex.yaml.
+        handler: its path in there.
+    """
+    parts = module.split(".")
+    for depth in range(len(parts), 0, -1):
+        for form in ("/".join(parts[:depth]) + ".py", "/".join(parts[:depth])):
+            if hint := _left_out_hint(folder, form):
+                return hint
+    top = parts[0]
+    inside = [posixpath.dirname(handler)] if handler and posixpath.dirname(handler) else []
+    for place in (*inside, "src", "lib"):
+        for form in (f"{top}.py", top):
+            if (folder / place / form).exists():
+                return (
+                    f"{place}/{form} is yours, and only the folder of cortex.yaml is searched: "
+                    f"move it there, or import it as {place.replace('/', '.')}.{top}"
+                )
+    for above in folder.parents[:2]:
+        for form in (f"{top}.py", top):
+            if (above / form).exists() and above != Path("/"):
+                return f"{above / form} is outside the project: move it into the folder of cortex.yaml, {folder}"
+    return ""
 
 
 def locate(path: str | None, cwd: Path) -> Path:

@@ -119,6 +119,9 @@ def _version_causes(old: ApiRecord, new: ApiRecord) -> Iterator[str]:
     before, after = old.wanted.build, new.wanted.build
     if before.model.tree != after.model.tree or before.model.entry != after.model.entry:
         files = origin_changes(old.origin, new.origin) or file_changes(old.model_files, new.model_files)
+        chosen = [note.partition(",")[0] for note in (old.model_note, new.model_note)]
+        if all(chosen) and chosen[0] != chosen[1]:
+            files = [" -> ".join(chosen)]  # another folder's files: what differs in them says less
         yield f"model changed ({', '.join(files)})" if files else "model changed"
     if before.model.format != after.model.format:
         yield f"model_format {before.model.format} -> {after.model.format}"

@@ -303,6 +303,7 @@ class Deployer:
             refresh=refresh,
             project=request.project if handler else (),
             model_files=upload.model.files if upload.model else (),
+            model_note=upload.model.note if upload.model else "",
             packages=settled,
         )
 

@@ -138,7 +138,7 @@ class _Reading:
             self._problem("requirements-too-large", f"it has more than {MAX_FILE_BYTES} bytes", self._shown(path))
         else:
             try:
-                text = content.decode("utf-8-sig")
+                text = _decoded(content)
             except UnicodeDecodeError as error:
                 number = content.count(b"\n", 0, error.start) + 1
                 self._problem("not-utf8", "the file is not UTF-8 text", f"{self._shown(path)}:{number}")
@@ -166,7 +166,10 @@ class _Reading:
         name, value = (match[1], match[2].strip()) if match is not None else (line, "")
         name = _SHORT.get(name, name)
         if name == "--editable":
-            self._local_source(value, where)
+            if _VCS.match(value):
+                self._vcs(value, where)
+            else:
+                self._local_source(value, where)
         elif name not in _SUPPORTED:
             near = nearest(name.lstrip("-"), [known.lstrip("-") for known in _SUPPORTED])
             hint = f"did you mean --{near}?" if near else f"supported are {', '.join(_SUPPORTED)}"
@@ -282,6 +285,15 @@ class _Reading:
             hint = f"write two lines:\n--find-links {folder}\n{name}=={version}"
         self._problem("requirements-local", message, where, hint)
 
+    def _built_elsewhere(self, requirement: Requirement, where: str) -> None:
+        """As `pip freeze` writes it in an environment of conda's, and of what was installed from a folder."""
+        message = f"{requirement.name} is named by the folder that it was built in, which is on no other machine"
+        hint = (
+            f"write its version: {requirement.name}==VERSION\n"
+            "`pip list --format=freeze > requirements.txt` writes that of every package"
+        )
+        self._problem("requirements-local", message, where, hint)
+
     def _vcs(self, url: str, where: str) -> None:
         message = f"{quoted(url)}: what a repository holds has no digest that could be pinned"
         hint = (
@@ -296,7 +308,10 @@ class _Reading:
             self._vcs(url, where)
             return False
         if urlsplit(url).scheme in ("", "file"):
-            self._local_source(url, where)
+            if url.endswith((".whl", ".tar.gz", ".zip")):
+                self._local_source(url, where)
+            else:
+                self._built_elsewhere(requirement, where)
             return False
         return self._is_usable_url(url, where)
 
@@ -312,6 +327,13 @@ class _Reading:
 
     def _problem(self, reference: str, message: str, where: str, hint: str = "") -> None:
         self.problems.append(Problem(reference=reference, message=message, where=where, hint=hint))
+
+
+def _decoded(content: bytes) -> str:
+    """Text as pip reads it: UTF-8, or what a byte order mark says, as PowerShell's `>` writes it."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return content.decode("utf-16")
+    return content.decode("utf-8-sig")
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:

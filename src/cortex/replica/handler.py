@@ -381,7 +381,14 @@ def _import_hint(error: BaseException, shown: str) -> str:
         return f"set it in cortex.yaml: env: {{{error.args[0]}: …}}"
     if isinstance(error, FileNotFoundError):
         return "paths start at the folder of cortex.yaml; a model that it names is not shipped with the project"
+    variables = [name for name in _VARIABLE.findall(str(error)) if not name.startswith("CORTEX_")]
+    if variables:
+        return f"handlers do not get the shell's variables: set it in cortex.yaml: env: {{{variables[0]}: …}}"
     return f"`python {shown}` in the folder of cortex.yaml shows it without a deploy"
+
+
+_VARIABLE = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
+"""What in a message is most likely the name of an environment variable."""
 
 
 def _requirement_hint(module: str) -> str:

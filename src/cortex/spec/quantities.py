@@ -27,6 +27,9 @@ MAX_DURATION_S = 576 * 3600
 MAX_NUMBER = 2**63 - 1
 """The most millis or bytes; Kubernetes has the same bound."""
 
+MAX_CPU_MILLIS = 100_000_000
+"""A hundred thousand cpus: more than any machine has, and `500M` was meant as `500m`."""
+
 _SUFFIXES = {
     **{
         suffix: Fraction(1000) ** power
@@ -101,6 +104,12 @@ class Cpu:
             raise QuantityError(
                 value, f"cpu has to be above 0, found {_spelling(value)}", hint="200m is a fifth of a cpu"
             )
+        if millis > MAX_CPU_MILLIS:
+            text = _spelling(value)
+            meant = re.sub(r"[kKMGTPE]i?$", "m", text)
+            message = f"{quoted(text)} is {millis // 1000} cpus"
+            hint = f'did you mean "{meant}"?' if meant != text else "200m is a fifth of a cpu"
+            raise QuantityError(value, message, hint=hint)
         return cls(millis, _spelling(value))
 
 

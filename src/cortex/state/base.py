@@ -43,6 +43,8 @@ class ApiRecord(msgspec.Struct, frozen=True, kw_only=True):
     project: tuple[StoredFile, ...] = ()
     """What the project's folder held, so that the next deploy can name the files that changed."""
     model_files: tuple[StoredFile, ...] = ()
+    model_note: str = ""
+    """What was chosen among several files, such as which version folder."""
     origin: Origin | None = None
     """What the model was where it was fetched from; None for one of this machine."""
     packages: PackagesRecord | None = None

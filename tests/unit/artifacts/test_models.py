@@ -470,6 +470,19 @@ def test_models_of_other_kinds_are_told_what_to_do(find, write: Write, name: str
     assert advice in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("m.pt", "torch.onnx.export"), ("m.keras", "model.export"), ("frozen.pb", "tf.saved_model.save")],
+)
+def test_models_of_other_kinds_that_are_zips_or_graphs_are_told_as_well(
+    find, write: Write, name: str, advice: str
+) -> None:
+    write({name: b"PK\x03\x04 and so on" if name != "frozen.pb" else b"\x0a\x01"})
+    with pytest.raises(NoModel, match=r"is neither an \.onnx file") as caught:
+        find(name)
+    assert advice in caught.value.hint
+
+
 def test_the_file_inside_a_saved_model_points_to_its_folder(find, write: Write) -> None:
     write(saved_model("bert/1"))
     with pytest.raises(NoModel) as caught:

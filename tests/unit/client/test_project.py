@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cortex.client.errors import OperatorFailed
 from cortex.client.operator import OperatorClient
 from cortex.client.project import FileUnreadable, NoCortexYaml, NoSuchPath, Package, locate, prepare, upload
-from cortex.errors import Problems
+from cortex.errors import Problem, Problems
 from cortex.wire.operator import Failure, SampleUpload
 
 IRIS = Path(__file__).parents[3] / "examples" / "iris"
@@ -316,3 +317,41 @@ def test_the_two_files_of_the_iris_example_ship_the_handlers_and_neither_models_
             "iris.py",
         ]
         assert all(api.model.files for api in package.request.apis)
+
+
+@pytest.mark.parametrize(
+    ("lies_at", "module", "hint"),
+    [
+        ("project/tests/mypkg.py", "tests.mypkg", "tests/mypkg.py is here, and not shipped: "),
+        ("project/src/mypkg/__init__.py", "mypkg.part", "src/mypkg is yours, and only the folder of cortex.yaml is"),
+        ("project/handlers/mypkg.py", "mypkg", "handlers/mypkg.py is yours, and only the folder of cortex.yaml is"),
+        ("mypkg/__init__.py", "mypkg", "ABOVE/mypkg is outside the project: move it into the folder of cortex.yaml"),
+    ],
+)
+def test_a_module_of_ones_own_is_no_package_to_ask_for(
+    folder: Path, tmp_path: Path, lies_at: str, module: str, hint: str
+) -> None:
+    (tmp_path / lies_at).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / lies_at).touch()
+    found = Problem(
+        reference="handler-missing-module",
+        message=f"importing handlers/a.py failed: No module named '{module}'",
+        path=("apis", 0, "request_handler"),
+        hint="add mypkg to requirements.txt beside cortex.yaml",
+    )
+    told = prepared(folder).told(found)
+    assert told.hint.replace(str(tmp_path), "ABOVE").startswith(hint)
+    assert told.where == "cortex.yaml:6:3"
+    elsewhere = msgspec.structs.replace(found, message="importing handlers/a.py failed: No module named 'torch'")
+    assert prepared(folder).told(elsewhere).hint == found.hint
+
+
+def test_a_file_that_is_left_out_by_default_is_told_how_to_take_it_in(folder: Path) -> None:
+    (folder / "prompt.md").touch()
+    message = "importing handlers/a.py failed: FileNotFoundError: [Errno 2] No such file or directory: 'prompt.md'"
+    found = Problem(reference="handler-import-failed", message=message, path=("apis", 0, "request_handler"), hint="x")
+    hint = prepared(folder).told(found).hint
+    assert hint.startswith("prompt.md is here, and not shipped: ")
+    assert hint.endswith("; `!/prompt.md` in .cortexignore takes it in")
+    (folder / "prompt.md").unlink()
+    assert prepared(folder).told(found).hint == "x"

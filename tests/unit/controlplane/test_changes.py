@@ -77,6 +77,16 @@ def test_a_changed_model_is_named():
     assert told(a_record(), a_record(model="b")) == (ChangeKind.NEW_VERSION, ("model changed (m.onnx changed)",))
 
 
+def test_another_version_folder_is_told_by_its_name():
+    old, new = (
+        msgspec.structs.replace(a_record(model=model), model_note=f"bert/{version}, the highest version of 2 in bert")
+        for model, version in (("a", 9), ("b", 10))
+    )
+    assert told(old, new) == (ChangeKind.NEW_VERSION, ("model changed (bert/9 -> bert/10)",))
+    same = msgspec.structs.replace(a_record(model="b"), model_note=old.model_note)
+    assert told(old, same) == (ChangeKind.NEW_VERSION, ("model changed (m.onnx changed)",))
+
+
 def test_more_cpu_rolls_the_replicas_of_the_same_version():
     kind, causes = told(a_record(), a_record(cpu=500))
     assert (kind, causes) == (ChangeKind.ROLLED, ("cpu 200m -> 500m",))

@@ -135,6 +135,12 @@ def test_cortex_itself_is_left_out_and_that_is_said():
         ("pillow===", "requirements-syntax", "such as pillow"),
         ("-e .", "requirements-local", "the folder of cortex.yaml is on sys.path"),
         ("--editable=../lib", "requirements-local", "make a wheel"),
+        ("-e git+https://x/y@main#egg=y", "requirements-vcs", "name an archive of one commit"),
+        (
+            "numpy @ file:///croot/numpy_1725/work",
+            "requirements-local",
+            "write its version: numpy==VERSION\n`pip list --format=freeze > requirements.txt`",
+        ),
         (".", "requirements-local", "make a wheel"),
         ("./lib", "requirements-local", "make a wheel"),
         ("lib/thing", "requirements-local", "make a wheel"),
@@ -183,6 +189,13 @@ def test_files_are_named_from_where_the_user_stands():
     with pytest.raises(Problems) as caught:
         read_requirements({"requirements.txt": b"x y"}.get, folder="examples/image")
     assert caught.value.problems[0].where == "examples/image/requirements.txt:1"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_as_powershell_writes_it_is_read(encoding):
+    mark = "" if encoding == "utf-16" else "\ufeff"
+    found = read_requirements({"requirements.txt": f"{mark}six\r\npillow\r\n".encode(encoding)}.get)
+    assert [line.text for line in found.lines] == ["six", "pillow"]
 
 
 def test_a_file_that_is_no_text_is_refused_with_its_line():

@@ -208,6 +208,10 @@ def test_an_exception_at_import_comes_with_the_users_own_frames(load: Callable[.
     ("source", "hint"),
     [
         ("import os; os.environ['NO_SUCH_TOKEN']", "set it in cortex.yaml: env: {NO_SUCH_TOKEN: …}"),
+        (
+            "raise RuntimeError('pass api_key or set the OPENAI_API_KEY environment variable')",
+            "handlers do not get the shell's variables: set it in cortex.yaml: env: {OPENAI_API_KEY: …}",
+        ),
         ("{}['key']", "`python handler.py` in the folder of cortex.yaml shows it without a deploy"),
         ("open('no.txt')", "paths start at the folder of cortex.yaml; a model that it names is not shipped"),
     ],

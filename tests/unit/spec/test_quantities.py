@@ -302,3 +302,11 @@ def test_quantities_and_problems_are_light_to_import():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("value", "meant"), [("500M", '"500m"'), ("2G", '"2m"'), (200_000_000, "a fifth of a cpu")])
+def test_more_cpu_than_any_machine_has_is_a_slip(value, meant):
+    with pytest.raises(QuantityError) as caught:
+        Cpu.parse(value)
+    assert meant in caught.value.hint
+    assert "cpus" in str(caught.value)
