@@ -186,7 +186,10 @@ def _list(terminal: Terminal, settings: Settings, known: Environments, output: s
         rows.append((mark, remote.name, remote.operator, remote.predictions or "as it says", masked(remote.token)))
     widest = terminal.width if terminal.shows_results else None
     header, *lines = text.table(
-        ("", "environment", "control plane", "predictions", "token"), rows, widest=widest, droppable=("predictions",)
+        ("", "environment", "control plane", "predictions", "token"),
+        rows,
+        widest=widest,
+        folds=("token", "predictions"),
     )
     terminal.out(terminal.paint(header, "bold"))
     for line in lines:

@@ -122,7 +122,8 @@ def run(
             raise
     loaded, deployment = package.loaded, package.request.deployment
     if output == "text":
-        for line in changes_text(deployment, result.changes, terminal.paint, dry_run=dry_run):
+        width = terminal.width if terminal.shows_results else None
+        for line in changes_text(deployment, result.changes, terminal.paint, dry_run=dry_run, width=width):
             terminal.out(line)
     result = msgspec.structs.replace(
         result, warnings=tuple(_placed(loaded, warning) for warning in (*package.warnings, *result.warnings))
@@ -151,7 +152,9 @@ def _show_warnings(terminal: Terminal, warnings: Sequence[Problem]) -> None:
         more = f" and {text.count(len(same) - 1, 'more place')}" if len(same) > 1 else ""
         if same[0].reference == "not-in-effect":
             where = paint(same[0].where, "cyan")
-            terminal.say(f"  {paint('note:', 'yellow')} {harmless(same[0].message)} ({where}{more})")
+            note = f"  {paint('note:', 'yellow')} {harmless(same[0].message)} ({where}{more})"
+            width = terminal.width if terminal.shows_talk else None
+            terminal.say("\n".join(text.sentence(note, width, hang=" " * 8)))
         else:
             level = "note" if same[0].reference == "flat-form" else "warning"
             blocks[level].append(msgspec.structs.replace(same[0], subject=same[0].subject + more))
@@ -263,15 +266,22 @@ def _of_row(loaded: Loaded, row: Followed) -> Problem:
     return _placed(loaded, row.problem())
 
 
-def changes_text(deployment: str, changes: Sequence[ApiChange], paint: Paint, *, dry_run: bool = False) -> list[str]:
-    """What a deploy changes and why, as lines."""
+def changes_text(
+    deployment: str,
+    changes: Sequence[ApiChange],
+    paint: Paint,
+    *,
+    dry_run: bool = False,
+    width: int | None = None,
+) -> list[str]:
+    """What a deploy changes and why, as lines; sentences are broken between words to fit `width`."""
     quiet = [c for c in changes if c.kind is ChangeKind.UNCHANGED and not c.causes and not c.breaking]
     told = [change for change in changes if change not in quiet]
     heading = f"deployment {paint(deployment, 'bold')}"
     if not changes:
         return [f"{heading}: no apis"]
     if not told:
-        return [f"{heading}: nothing changed ({text.count(len(quiet), 'api')})", *_notes(changes, paint)]
+        return [f"{heading}: nothing changed ({text.count(len(quiet), 'api')})", *_notes(changes, paint, width)]
     lines = [f"{heading}{': would change' if dry_run else ''}"]
     name_width = max(len(change.api) for change in told)
     kind_width = max(len(change.kind) for change in told)
@@ -280,11 +290,12 @@ def changes_text(deployment: str, changes: Sequence[ApiChange], paint: Paint, *,
         kind = paint(f"{change.kind:<{kind_width}}", colour)
         head = f"  {paint(sign, colour)} {change.api:<{name_width}}  {kind}  {_versions(change)}"
         lines.append(head.rstrip())
-        lines += [f"      {harmless(cause)}" for cause in change.causes]
-        lines += [f"      {paint('breaks callers:', 'red', 'bold')} {harmless(words)}" for words in change.breaking]
+        told_why = [harmless(cause) for cause in change.causes]
+        told_why += [f"{paint('breaks callers:', 'red', 'bold')} {harmless(words)}" for words in change.breaking]
+        lines += [line for words in told_why for line in text.sentence(f"      {words}", width, hang=" " * 8)]
     if quiet:
         lines.append(f"  {paint('=', 'dim')} unchanged: {', '.join(change.api for change in quiet)}")
-    return [*lines, *_notes(changes, paint)]
+    return [*lines, *_notes(changes, paint, width)]
 
 
 def _versions(change: ApiChange) -> str:
@@ -294,13 +305,14 @@ def _versions(change: ApiChange) -> str:
     return old if change.kind is ChangeKind.REMOVED else new
 
 
-def _notes(changes: Sequence[ApiChange], paint: Paint) -> list[str]:
+def _notes(changes: Sequence[ApiChange], paint: Paint, width: int | None) -> list[str]:
     """Each note once, with the apis that it is about."""
     about: dict[str, list[str]] = {}
     for change in changes:
         for note in change.notes:
             about.setdefault(harmless(note), []).append(change.api)
-    return [f"  {paint('note:', 'yellow')} {note} ({', '.join(apis)})" for note, apis in about.items()]
+    told = [f"  {paint('note:', 'yellow')} {note} ({', '.join(apis)})" for note, apis in about.items()]
+    return [line for note in told for line in text.sentence(note, width, hang=" " * 8)]
 
 
 def _for_programs(deployment: str, result: DeployResult, rows: Sequence[Followed], outcome: str) -> dict[str, Any]:

@@ -170,11 +170,11 @@ def _rows(terminal: Terminal, apis: Sequence[ApiStatus], *, with_deployment: boo
         [[cell(api) for cell in columns.values()] for api in apis],
         right=("ready", "latency", "2XX", "4XX", "5XX"),
         widest=terminal.width if terminal.shows_results else None,
-        droppable=("updated", "latency", "4XX", "5XX", "2XX"),
+        folds=("updated", "latency", ("2XX", "4XX", "5XX"), "deployment"),
     )
     paint = terminal.paint
     painted = [_with_status(row, api, paint) for row, api in zip(rows, apis, strict=True)]
-    return [paint(header, "bold"), *painted]
+    return "\n".join([paint(header, "bold"), *painted]).split("\n")
 
 
 def _with_status(row: str, api: ApiStatus, paint: Paint) -> str:
@@ -254,9 +254,11 @@ def _summary(terminal: Terminal, operator: OperatorClient, here: str | None, *, 
         for d in deployments
     ]
     widest = terminal.width if terminal.shows_results else None
-    header, *lines = text.table(["deployment", "status", "apis", "updated"], rows, widest=widest)
+    header, *lines = text.table(
+        ["deployment", "status", "apis", "updated"], rows, widest=widest, folds=("updated", "apis")
+    )
     shown = [_summarised(d, by_name[d.name]) for d in deployments]
-    return Frame((terminal.paint(header, "bold"), *lines), (), shown)
+    return Frame(tuple("\n".join([terminal.paint(header, "bold"), *lines]).split("\n")), (), shown)
 
 
 def _counted(statuses: Counter[str]) -> str:
@@ -287,7 +289,7 @@ def _one_api(terminal: Terminal, api: ApiStatus, *, verbose: bool) -> Frame:
         together = api.all_versions
         if together is not None and together.tracker not in (None, api.tracker):
             line = f"{_versions(together)}: {_tracked(together.tracker)}"
-            lines.append(text.cut(line, terminal.width) if terminal.shows_results else line)
+            lines += text.wrapped(line, terminal.width) if terminal.shows_results else [line]
     if api.problem is not None and api.status is not Status.LIVE:
         from cortex.cli.boundary import rendered
         from cortex.client.follow import problem_of
@@ -401,9 +403,9 @@ def _numbers(terminal: Terminal, tracker: dict[str, Any]) -> list[str]:
         [[_number(value) for value in figures.values()]],
         right=list(figures),
         widest=room,
-        droppable=("p50", "p90", "p99"),
+        folds=("p50", "p90", "p99"),
     )
-    lines = [terminal.paint(header, "bold"), *lines]
+    lines = "\n".join([terminal.paint(header, "bold"), *lines]).split("\n")
     bars = tracker.get("histogram") or []
     if len(bars) < 2:
         return lines

@@ -28,7 +28,7 @@ def history(terminal: Terminal, settings: Settings, *, api: str, deployment: str
         for line in lines
     ]
     widest = terminal.width if terminal.shows_results else None
-    header, *shown = text.table(["version", "deployed", "outcome", "cause"], rows, widest=widest)
+    header, *shown = text.table(["version", "deployed", "outcome", "cause"], rows, widest=widest, folds=("outcome",))
     terminal.out(terminal.paint(header, "bold"))
     for line in shown:
         terminal.out(line)

@@ -81,7 +81,9 @@ def _list(terminal: Terminal, settings: Settings, output: str) -> int:
     now_wall_s = terminal.clock.wall_s()
     rows = [(secret.name, text.ago(secret.updated, now_wall_s), _users(secret)) for secret in found]
     widest = terminal.width if terminal.shows_results else None
-    for line in text.table(("NAME", "SET", "USED BY"), rows, widest=widest):
+    header, *lines = text.table(("secret", "set", "used by"), rows, widest=widest)
+    terminal.out(terminal.paint(header, "bold"))
+    for line in lines:
         terminal.out(line)
     if any(secret.outdated_in for secret in found):
         terminal.say("* with an older value, until `cortex refresh`")

@@ -123,7 +123,11 @@ class Terminal:
         self.stdout.flush()
 
     def say(self, text: str = "") -> None:
-        """Print talk: progress, notes, errors."""
+        """Print talk: progress, notes, errors. On a terminal sentences are broken between words."""
+        if self.shows_talk:
+            from cortex.cli.text import sentence
+
+            text = "\n".join(part for line in text.split("\n") for part in sentence(line, self.width))
         self.stderr.write(text + "\n")
         self.stderr.flush()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
@@ -10,15 +11,21 @@ from pathlib import Path
 
 GAP = "   "
 NARROW_GAP = "  "
+NARROW_NAME = 20
 NARROWEST_NAME = 12
+NARROWEST_TEXT = 24
+"""Of a column of sentences: in less it reads badly."""
 BAR_WIDTH = 24
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _HEIGHTS = "▁▂▃▄▅▆▇█"
 _HEIGHTS_ASCII = "_.-+*#"
 
 
 def columns_of(text: str) -> int:
-    """How many columns of a terminal a text takes: wide characters two, combining ones none."""
+    """How many columns of a terminal a text takes: wide characters two, combining ones and colours none."""
+    if "\x1b" in text:
+        text = _COLOUR.sub("", text)
     if text.isascii():
         return len(text)
     width = 0
@@ -53,36 +60,64 @@ def table(
     *,
     right: Collection[str] = (),
     widest: int | None = None,
-    droppable: Sequence[str] = (),
+    folds: Sequence[str | tuple[str, ...]] = (),
 ) -> list[str]:
     """
-    Return aligned lines, the header first, without trailing blanks.
+    Return aligned lines, the header first, without trailing blanks. Nothing is left out.
 
     Args:
         right: columns that are aligned to the right, by header.
-        widest: columns of the terminal; None in a pipe, where everything is shown whatever its width. What is too wide
-            gets narrower gaps, then a cut first column, then loses columns.
-        droppable: columns that may go, the first one first.
+        widest: columns of the terminal; None in a pipe, where a row is always one line. What is too wide gets narrower
+            gaps, then a shorter first column, then folds: each row goes on below itself, indented, with what was cut.
+            A last column that is still too wide is broken between words below itself.
+        folds: columns that may go below, the first one first; those in a tuple together.
     """
     shown = list(range(len(header)))
     widths = [max(columns_of(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    if widest is None:
+        return [_row(cells, header, shown, widths, right, GAP) for cells in (header, *rows)]
     gap = GAP
-    if widest is not None:
 
-        def over() -> int:
-            return sum(widths[i] for i in shown) + len(gap) * (len(shown) - 1) - widest
+    def over() -> int:
+        return sum(widths[i] for i in shown) + len(gap) * (len(shown) - 1) - widest
 
-        if over() > 0:
-            gap = NARROW_GAP
-        widths[0] -= min(max(over(), 0), max(widths[0] - NARROWEST_NAME, 0))
-        for name in droppable:
-            if over() > 0 and name in header:
-                shown.remove(header.index(name))
-        widths[shown[-1]] -= min(max(over(), 0), max(widths[shown[-1]] - NARROWEST_NAME, 0))
-    return [
-        gap.join(padded(cut(cells[i], widths[i]), widths[i], right=header[i] in right) for i in shown).rstrip()
-        for cells in (header, *rows)
-    ]
+    if over() > 0:
+        gap = NARROW_GAP
+    widths[0] -= min(max(over(), 0), max(widths[0] - NARROW_NAME, 0))
+    below: list[int] = []
+    for together in folds:
+        names = (together,) if isinstance(together, str) else together
+        going = [header.index(name) for name in names if over() > 0 and name in header]
+        below += going
+        shown = [i for i in shown if i not in going]
+    below.sort()
+    last = shown[-1]
+    if len(shown) > 1 and over() > 0:
+        widths[last] -= min(over(), max(widths[last] - max(NARROWEST_TEXT, columns_of(header[last])), 0))
+    widths[0] -= min(max(over(), 0), max(widths[0] - NARROWEST_NAME, 0))
+    lines = [_row(header, header, shown, widths, right, gap)]
+    for cells in rows:
+        first, *rest = wrapped(cells[last], widths[last]) if len(shown) > 1 else [cells[last]]
+        indent = " " * (sum(widths[i] for i in shown[:-1]) + len(gap) * (len(shown) - 1))
+        broken = [*cells[:last], first, *cells[last + 1 :]]
+        parts = [_row(broken, header, shown, widths, right, gap), *(indent + part for part in rest)]
+        cut_off = [0] if columns_of(cells[0]) > widths[0] else []
+        told = ", ".join(f"{header[i]} {cells[i]}" for i in (*cut_off, *below) if cells[i].strip(" -"))
+        parts += wrapped(told, widest, indent="  ") if told else []
+        lines.append("\n".join(parts))
+    return lines
+
+
+def _row(
+    cells: Sequence[str],
+    header: Sequence[str],
+    shown: Sequence[int],
+    widths: Sequence[int],
+    right: Collection[str],
+    gap: str,
+) -> str:
+    parts = (padded(cut(cells[i], widths[i]), widths[i], right=header[i] in right) for i in shown)
+    return gap.join(parts).rstrip()
 
 
 def pairs(rows: Sequence[tuple[str, str]], *, indent: str = "") -> list[str]:
@@ -94,6 +129,21 @@ def pairs(rows: Sequence[tuple[str, str]], *, indent: str = "") -> list[str]:
         lines.append(f"{indent}{padded(name, width)}{GAP}{first}".rstrip())
         lines += [f"{indent}{' ' * width}{GAP}{line}".rstrip() for line in rest]
     return lines
+
+
+def sentence(text: str, width: int | None, *, hang: str = "") -> list[str]:
+    """
+    A line of talk in as many as it takes, broken between words. What begins with a blank is meant as it stands.
+
+    Args:
+        width: None leaves it whole.
+        hang: what further lines begin with.
+    """
+    if width is None or columns_of(text) <= width or (text[:1] == " " and not hang):
+        return [text]
+    first, *rest = wrapped(text.lstrip(" "), width - columns_of(hang or ""))
+    start = " " * (len(text) - len(text.lstrip(" ")))
+    return [start + first, *(hang + line for line in rest)]
 
 
 def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:

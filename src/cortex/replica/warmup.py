@@ -257,20 +257,19 @@ class WarmUp:
 
 
 def _said(body: bytes) -> tuple[str, str]:
-    """What an answer that is an error says, to stand behind its status, and the advice that it has."""
+    """What an answer that is an error says, in words, to stand behind its status; and the advice that it has."""
     try:
-        error = msgspec.json.decode(body, type=_Error)
-        code, text, advice = f" ({error.error})", error.message, error.hint
-    except msgspec.MsgspecError:  # a handler's own
-        code, text, advice = "", body.decode("utf-8", "replace"), None
+        facts = orjson.loads(body)
+    except orjson.JSONDecodeError:  # a handler's own text
+        facts = {"message": body.decode("utf-8", "replace").strip()}
+    if not isinstance(facts, dict):
+        return "", ""
+    code = str(facts["error"]) if "error" in facts and "message" in facts else ""
+    text = str(facts.get("message") or facts.get("error") or "")
     text = text if len(text) <= _SHOWN_ANSWER_CHARS else text[:_SHOWN_ANSWER_CHARS] + "…"
-    return f"{code}: {text}" if text else code, advice or ""
-
-
-class _Error(msgspec.Struct):
-    error: str
-    message: str
-    hint: str | None = None
+    advice = facts.get("hint")
+    said = f" ({code}): {text}" if code else f": {text}"
+    return said if text else "", advice if isinstance(advice, str) else ""
 
 
 _GATE = "a new version must answer its sample with 2xx before it replaces anything"

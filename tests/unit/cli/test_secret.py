@@ -104,9 +104,9 @@ def test_secrets_are_listed_with_who_uses_them(cortex: Any, running: Any) -> Non
     ]
     ran = cortex("secret", "list")
     assert ran.out.splitlines() == [
-        "NAME   SET      USED BY",
-        "a      8m ago   x/y, x/z*",
-        "b      0s ago   -",
+        "secret   set      used by",
+        "a        8m ago   x/y, x/z*",
+        "b        0s ago   -",
     ]
     assert ran.talk == "* with an older value, until `cortex refresh`\n"
 

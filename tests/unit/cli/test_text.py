@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cortex.cli import text
 
@@ -73,15 +75,67 @@ def test_a_table_is_aligned_without_trailing_blanks() -> None:
     assert text.table(["a", "b"], [["x", ""]]) == ["a   b", "x"]
 
 
-def test_a_table_that_is_too_wide_narrows_then_cuts_names_then_drops_columns() -> None:
+def test_a_table_that_is_too_wide_narrows_then_cuts_long_names_then_folds() -> None:
     header, rows = ["api", "status", "updated"], [["a-very-long-name-indeed", "live", "8m ago"]]
-    widths = (42, 40, 39, 28, 10)
-    assert [text.table(header, rows, widest=width, droppable=("updated",))[1] for width in widths] == [
-        "a-very-long-name-indeed   live     8m ago",
-        "a-very-long-name-indeed  live    8m ago",
-        "a-very-long-name-inde…  live    8m ago",
-        "a-very-long…  live",
-        "a-very-long…  live",
+    shown = {width: text.table(header, rows, widest=width, folds=("updated",))[1] for width in (42, 40, 39, 36, 20)}
+    assert shown == {
+        42: "a-very-long-name-indeed   live     8m ago",
+        40: "a-very-long-name-indeed  live    8m ago",
+        39: "a-very-long-name-inde…  live    8m ago\n  api a-very-long-name-indeed",
+        36: "a-very-long-name-in…  live\n  api a-very-long-name-indeed,\n  updated 8m ago",
+        20: "a-very-long…  live\n  api\n  a-very-long-name-indeed,\n  updated 8m ago",
+    }
+
+
+def test_a_fold_takes_columns_together_and_leaves_out_what_is_not_known() -> None:
+    header = ["api", "latency", "2XX", "5XX"]
+    rows = [["sklearn-large", "1.2 ms", "14", "0"], ["raw", "-", "0", "0"]]
+    folds = ("latency", ("2XX", "5XX"))
+    assert text.table(header, rows, widest=24, folds=folds) == [
+        "api            2XX  5XX",
+        "sklearn-large  14   0\n  latency 1.2 ms",
+        "raw            0    0",
+    ]
+    assert text.table(header, rows, widest=20, folds=folds) == [
+        "api",
+        "sklearn-large\n  latency 1.2 ms,\n  2XX 14, 5XX 0",
+        "raw\n  2XX 0, 5XX 0",
+    ]
+
+
+def test_a_last_column_of_sentences_is_broken_between_words_below_itself() -> None:
+    header, rows = (
+        ["version", "cause"],
+        [["3fa1c09d", "model changed (m.onnx changed), handler.py changed, cpu 1 -> 2"]],
+    )
+    assert text.table(header, rows, widest=44)[1].split("\n") == [
+        "3fa1c09d  model changed (m.onnx changed),",
+        "          handler.py changed, cpu 1 -> 2",
+    ]
+    assert text.table(header, rows)[1] == f"3fa1c09d   {rows[0][1]}", "in a pipe a row is a line"
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(*[st.text("ab -日", min_size=1, max_size=30)] * 4), min_size=1, max_size=4),
+    st.integers(40, 120),
+)
+def test_no_line_of_a_table_is_wider_than_the_terminal_and_every_word_is_there(
+    rows: list[tuple[str, ...]], width: int
+) -> None:
+    header = ["api", "b", "c", "d"]
+    shown = "\n".join(text.table(header, rows, widest=width, folds=("b", "c")))
+    assert max(map(text.columns_of, shown.split("\n"))) <= width
+    for row in rows:
+        assert all(word in shown for cell in row for word in cell.split() if word.strip("-"))
+
+
+def test_talk_is_broken_between_words_and_what_is_indented_is_meant_as_it_stands() -> None:
+    assert text.sentence("one two three", 8) == ["one two", "three"]
+    assert text.sentence("  cortex deploy somewhere", 8) == ["  cortex deploy somewhere"]
+    assert text.sentence("  \x1b[33mnote:\x1b[0m one two", 12, hang="    ") == [
+        "  \x1b[33mnote:\x1b[0m",
+        "    one two",
     ]
 
 
