@@ -220,7 +220,7 @@ class _Reading:
         at = min(self._document.locate((first, name)) for name in nested[first])
         note = Problem(
             reference="flat-form",
-            message=f"fields that stand beside `name:` are taken as fields of {' and '.join(names)}",
+            message=f"fields of {' and '.join(names)} stand beside `name:`, and are taken as if they stood in their block",
             hint="\n".join(lines),
             subject=", ".join(subject((number,), self._data) for number in nested),
         )

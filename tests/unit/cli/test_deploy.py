@@ -244,7 +244,7 @@ def test_the_flat_form_is_deployed_with_one_note_that_shows_the_block(
     note = (
         "note: flat-form\n"
         '  iris/cortex.yaml:11:3   api "raw"\n'
-        "  fields that stand beside `name:` are taken as fields of `compute:`\n"
+        "  fields of `compute:` stand beside `name:`, and are taken as if they stood in their block\n"
         "  hint: usually written as\n"
         "          compute:\n"
         "            min_replicas: 2\n"

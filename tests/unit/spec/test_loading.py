@@ -81,7 +81,7 @@ def test_fields_that_stand_beside_their_block_are_read_into_it_with_one_note_tha
     assert render(note, level="note") == textwrap.dedent("""\
         note: flat-form
           cortex.yaml:4:3   api "iris"
-          fields that stand beside `name:` are taken as fields of `compute:` and `tracker:`
+          fields of `compute:` and `tracker:` stand beside `name:`, and are taken as if they stood in their block
           hint: usually written as
                   compute:
                     concurrency: 2
