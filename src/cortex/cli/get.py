@@ -294,7 +294,8 @@ def _one_api(terminal: Terminal, api: ApiStatus, *, verbose: bool) -> Frame:
         from cortex.cli.boundary import rendered
         from cortex.client.follow import problem_of
 
-        lines += ["", rendered(problem_of(api), terminal.paint)]
+        width = terminal.width if terminal.shows_results else None
+        lines += ["", *rendered(problem_of(api), terminal.paint, width=width).split("\n")]
     if api.ends is not None and api.ends.last_lines:
         since = text.ago(api.ends.since, terminal.clock.wall_s())
         lines += ["", f"what it wrote last (it has been crashing since {since}):"]

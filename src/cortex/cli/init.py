@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from cortex.cli.command import Command, flag, on_interrupt
 from cortex.cli.live import display
 from cortex.cli.starter import HANDLER_FILE, IGNORE_FILE, SAMPLE_FILE, YAML_FILE, Starter, described, ignore_text
 from cortex.cli.terminal import Terminal, harmless
+from cortex.client.project import models_in
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import DEFAULT_DEPLOYMENT, ReplicaId, Revision, Version, api_key
 from cortex.settings import Settings
@@ -94,15 +96,50 @@ class InspectorFailed(CortexError):
         return Problem(reference=self.reference, message=str(self), traceback=self.output)
 
 
+class NoModelNamed(CortexError):
+    """No model is named, and not exactly one lies in the folder. `found` are those that do."""
+
+    reference = "no-model-named"
+
+    def __init__(self, found: tuple[str, ...]) -> None:
+        self.found = found
+        self.hint = f"say which: cortex init {found[0]}" if found else "name it: cortex init MODEL"
+        several = f"{text.listed(found)} lie in this folder"
+        super().__init__(several if found else "no model lies in this folder: no .onnx file and no SavedModel")
+
+
 def init(
-    terminal: Terminal, settings: Settings, *, model: str, folder: str | None, model_format: str | None, force: bool
+    terminal: Terminal,
+    settings: Settings,
+    *,
+    model: str | None,
+    folder: str | None,
+    model_format: str | None,
+    signature: str | None,
+    force: bool,
 ) -> int:
     place = terminal.cwd / os.path.expanduser(folder or "")
     with on_interrupt(NOTHING_WRITTEN):
         if not force:
             _refuse_to_replace(terminal, place)
+        if model is None:
+            found = models_in(terminal.cwd)
+            if len(found) != 1:
+                raise NoModelNamed(found)
+            model = found[0]
         with tempfile.TemporaryDirectory(prefix="cortex-init-") as scratch:
-            looked = _look_at(terminal, settings, model, place, model_format=model_format, scratch=Path(scratch))
+            try:
+                looked = _look_at(
+                    terminal,
+                    settings,
+                    model,
+                    place,
+                    model_format=model_format,
+                    signature_key=signature,
+                    scratch=Path(scratch),
+                )
+            except CortexError as error:
+                raise Problems(map(_by_flags, problems_of(error))) from error
     files = looked.starter.files()
     _check(terminal, place, files)
     unshippable = _why_unshippable(place, looked.model_files)
@@ -112,6 +149,31 @@ def init(
     _write(place, files, replace=force)
     _tell(terminal, place, looked, files, warnings=(*looked.report.warnings, *unshippable))
     return DONE
+
+
+_FLAGS: tuple[tuple[str, str], ...] = (
+    (r"say `model_format: (\w+)`, or leave it out", r"say --model-format \1, or leave it out"),
+    (r"say `model_format: (\w+)`", r"say --model-format \1"),
+    (r"leave model_format out", "leave --model-format out"),
+    (r"model_format is (\w+)", r"--model-format is \1"),
+    (r"say `model: ([^`]+)`", r"say `cortex init \1`"),
+    (r"\btf_signature_key: (\S+)", r"--signature \1"),
+    (r"\btf_signature_key\b", "--signature"),
+    (r"add one to the api in cortex\.yaml, e\.g\.", "name one, e.g."),
+)
+"""What errors of models say of cortex.yaml, as flags of this command."""
+
+
+def _by_flags(problem: Problem) -> Problem:
+    """A problem of a model in words of the command line: there is no cortex.yaml yet that could be changed."""
+
+    return msgspec.structs.replace(problem, message=_in_flags(problem.message), hint=_in_flags(problem.hint))
+
+
+def _in_flags(words: str) -> str:
+    for pattern, flag_ in _FLAGS:
+        words = re.sub(pattern, flag_, words)
+    return words
 
 
 class _Looked(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +188,14 @@ class _Looked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _look_at(
-    terminal: Terminal, settings: Settings, model: str, place: Path, *, model_format: str | None, scratch: Path
+    terminal: Terminal,
+    settings: Settings,
+    model: str,
+    place: Path,
+    *,
+    model_format: str | None,
+    signature_key: str | None,
+    scratch: Path,
 ) -> _Looked:
     """
     Find the model and have it inspected.
@@ -157,6 +226,7 @@ def _look_at(
         resolved.format,
         _loadable(resolved, scratch / "model"),
         api=api_key(location.deployment, location.api),
+        signature_key=signature_key,
     )
     if report.problems or report.signature is None:
         raise Problems(report.problems)
@@ -295,7 +365,13 @@ def _loadable(resolved: ResolvedModel, folder: Path) -> Path:
 
 
 def _inspect(
-    terminal: Terminal, settings: Settings, model_format: ModelFormat, model_path: Path, *, api: str
+    terminal: Terminal,
+    settings: Settings,
+    model_format: ModelFormat,
+    model_path: Path,
+    *,
+    api: str,
+    signature_key: str | None,
 ) -> InspectReport:
     """
     Have a process of its own load the model, describe it, and make up a sample.
@@ -318,6 +394,7 @@ def _inspect(
             home=str(settings.home),
             model_format=model_format,
             model_path=str(model_path),
+            signature_key=signature_key,
             start_timeout_s=settings.start_timeout_s,
         ),
         handler=False,
@@ -437,7 +514,7 @@ def _tell(
     if warnings:
         terminal.say()
         show_problems(terminal, warnings, level="warning")
-    for sentence in (looked.note, *looked.report.notes, _on_sample(starter)):
+    for sentence in (looked.note, *map(_in_flags, looked.report.notes), _on_sample(starter)):
         if sentence:
             terminal.say(f"{terminal.paint_talk('note:', 'yellow')} {harmless(sentence)}")
     folder = text.shown_path(place, terminal.cwd)
@@ -467,7 +544,8 @@ COMMAND = Command(
     init,
     summary="Look at a model, and write a cortex.yaml, a handler and a sample for it.",
     details="""
-    MODEL is an .onnx file, or a folder or zip with one; the files go to DIR, which is the current folder unless given
+    MODEL is an .onnx file, a SavedModel, or a folder or zip with one; without it, the only one that lies here. The
+    files go to DIR, which is the current folder unless given
     and is made if it is not there. They can be deployed as they are. The model itself stays where it is: cortex.yaml
     names it relative to DIR, or by its whole path if the two have only / in common. It is loaded in a process of its
     own, with limits, and the sample is a request that it was seen to take; where none is found, the sample has the
@@ -475,7 +553,7 @@ COMMAND = Command(
     deploy would refuse that, as when other models lie there: then a .cortexignore is written too.
     """,
     parameters=(
-        click.Argument(["model"], type=click.Path()),
+        click.Argument(["model"], required=False, type=click.Path()),
         click.Argument(["folder"], required=False, type=click.Path(), metavar="[DIR]"),
         click.Option(
             ["--model-format"],
@@ -483,10 +561,14 @@ COMMAND = Command(
             metavar="FORMAT",
             help="onnx or tensorflow, where the model's name does not tell.",
         ),
+        click.Option(
+            ["--signature"], metavar="KEY", help="The signature to serve, where a TensorFlow model has several."
+        ),
         flag("--force", help="Replace files that are there already."),
     ),
     examples=(
         ("cortex init model.onnx", "then: cortex deploy"),
+        ("cortex init", "the model in this folder"),
         ("cortex init exports/bert.onnx bert", "a new folder for it"),
         ("cortex init model.onnx --force", "begin anew"),
     ),

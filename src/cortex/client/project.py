@@ -48,10 +48,28 @@ class NoCortexYaml(CortexError):
         misspelt = next((name for name in ("cortex.yml", "Cortex.yaml") if (folder / name).is_file()), None)
         if misspelt is not None:
             self.hint = f"rename {misspelt} to {FILE_NAME}"
+        elif models := models_in(folder):
+            there = models[0] if len(models) == 1 else "MODEL"
+            where_to = "" if given is None else f" {given}"
+            name = there if given is None or there == "MODEL" else os.path.join(given, there)
+            self.hint = f"`cortex init {name}{where_to}` writes one for the model that lies there"
         elif given is None:
-            self.hint = "go to its folder, or name it: cortex deploy PATH"
+            self.hint = "go to its folder, or name it: cortex deploy PATH; `cortex init MODEL` writes one for a model"
         where = f"in {folder} or above it" if given is None else f"in {folder}"
         super().__init__(f"there is no {FILE_NAME} {where}")
+
+
+def models_in(folder: Path) -> tuple[str, ...]:
+    """Names of the models that lie in a folder: .onnx files and SavedModels, itself one as `.`."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        return ()
+    if "saved_model.pb" in names:
+        return (".",)
+    return tuple(
+        name for name in names if name.lower().endswith(".onnx") or (folder / name / "saved_model.pb").is_file()
+    )
 
 
 class NoSuchPath(CortexError):

@@ -315,7 +315,9 @@ class _Replica:
         problem = secrecy.masked_problem(problem)
         write_last_words(self._spec, LastWords(problem=problem, permanent=permanent))
         text = f"{problem.reference}: {problem.message}"
-        self._say("ERROR", "\n".join(filter(None, (text, problem.traceback, problem.hint))))
+        # What failed in the rehearsal was logged with its traceback as any request's is.
+        trace = "" if problem.reference == SampleRefused.reference else problem.traceback
+        self._say("ERROR", "\n".join(filter(None, (text, trace, problem.hint))))
         self._condition.fail(problem)
         self._control.flush(SAY_GOODBYE_S)
         self._end(code)

@@ -218,9 +218,10 @@ class _Reading:
         names = [f"`{name}:`" for name in BLOCKS if any(name in blocks for blocks in nested.values())]
         first = next(iter(nested))
         at = min(self._document.locate((first, name)) for name in nested[first])
+        blocks_named = " and ".join(names)
         note = Problem(
             reference="flat-form",
-            message=f"fields of {' and '.join(names)} stand beside `name:`, and are taken as if they stood in their block",
+            message=f"fields of {blocks_named} stand beside `name:`, and are taken as if they stood in their block",
             hint="\n".join(lines),
             subject=", ".join(subject((number,), self._data) for number in nested),
         )

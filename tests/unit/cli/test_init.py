@@ -50,8 +50,16 @@ class FakeInspector:
         """Files in the model's folder while it was looked at."""
 
     def __call__(
-        self, _terminal: object, _settings: object, model_format: str, path: Path, *, api: str
+        self,
+        _terminal: object,
+        _settings: object,
+        model_format: str,
+        path: Path,
+        *,
+        api: str,
+        signature_key: str | None,
     ) -> InspectReport:
+        self.signature_key = signature_key
         self.asked.append((model_format, path, api))
         self.seen.append(
             sorted(str(file.relative_to(path.parent)) for file in path.parent.rglob("*") if file.is_file())
@@ -160,6 +168,67 @@ def test_several_signatures_are_told_apart_in_the_yaml(cortex: Any, inspector: F
     (api,) = load((cortex.cwd / "out" / "cortex.yaml").read_bytes(), file="cortex.yaml").spec.apis
     assert (ran.code, api.name, api.model, api.tf_signature_key) == (0, "bert", "../bert/7", "serving_default")
     assert inspector.asked == [("tensorflow", cortex.cwd / "bert" / "7", "out/bert")]
+
+
+def test_a_signature_may_be_chosen(cortex: Any, inspector: FakeInspector) -> None:
+    (cortex.cwd / "bert").mkdir()
+    (cortex.cwd / "bert" / "saved_model.pb").write_bytes(b"x")
+    inspector.report = report(
+        signature=Signature((FEATURES,), (LABEL,), key="classify"), signature_keys=("classify", "predict")
+    )
+    assert cortex("init", "bert", "--signature", "classify").code == 0
+    assert inspector.signature_key == "classify"
+    assert "  tf_signature_key: classify\n" in (cortex.cwd / "cortex.yaml").read_text()
+
+
+def test_the_only_model_of_the_folder_needs_no_name(cortex: Any, inspector: FakeInspector, model: Path) -> None:
+    assert cortex("init").code == 0
+    assert (cortex.cwd / "cortex.yaml").read_text().count("  model: model.onnx\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "message", "hint"),
+    [
+        ((), "no model lies in this folder: no .onnx file and no SavedModel", "name it: cortex init MODEL"),
+        (("a.onnx", "b.onnx"), "a.onnx and b.onnx lie in this folder", "say which: cortex init a.onnx"),
+        (
+            ("a.onnx", "bert/saved_model.pb"),
+            "a.onnx and bert lie in this folder",
+            "say which: cortex init a.onnx",
+        ),
+    ],
+)
+def test_without_exactly_one_model_it_has_to_be_named(
+    cortex: Any, inspector: FakeInspector, files: tuple[str, ...], message: str, hint: str
+) -> None:
+    for name in files:
+        (cortex.cwd / name).parent.mkdir(exist_ok=True)
+        (cortex.cwd / name).touch()
+    ran = cortex("init")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.talk == f"error: no-model-named\n  {message}\n  hint: {hint}\n"
+
+
+@pytest.mark.parametrize(
+    ("hint", "shown"),
+    [
+        (
+            "add one to the api in cortex.yaml, e.g.\ntf_signature_key: predict",
+            "  hint: name one, e.g.\n        --signature predict\n",
+        ),
+        ("if it is an ONNX model, say `model_format: onnx`", "if it is an ONNX model, say --model-format onnx"),
+        ("say `model: bert/1`", "say `cortex init bert/1`"),
+        ("leave model_format out", "leave --model-format out"),
+    ],
+)
+def test_hints_on_a_model_name_flags_and_not_fields_of_a_file_that_is_not_there(
+    cortex: Any, inspector: FakeInspector, model: Path, hint: str, shown: str
+) -> None:
+    inspector.report = InspectReport(problems=(Problem(reference="x", message="no", hint=hint),))
+    talk = cortex("init", "model.onnx").talk
+    assert shown in talk
+    assert "tf_signature_key" not in talk
+    assert "model_format" not in talk
 
 
 def test_what_a_deploy_would_refuse_to_ship_is_left_out(cortex: Any, inspector: FakeInspector, model: Path) -> None:

@@ -46,12 +46,14 @@ REFRESH = {"api": None, "path": None, "force": False, "no_wait": False, "timeout
 PREDICT = {"api": "a", "sample": "x.json", "deployment": None, "debug": False}
 DELETE = {"target": None, "api": None, "yes": False, "output": "text"}
 DOWN = {"purge": False, "drain": 30.0, "yes": False}
-INIT = {"model": "m.onnx", "folder": None, "model_format": None, "force": False}
+INIT = {"model": "m.onnx", "folder": None, "model_format": None, "signature": None, "force": False}
 CONFIGURE = {"action": "list", "words": (), "predictions": None, "token": False, "output": "text"}
 UP = {"foreground": False, "path": None, "output": "text"}
 
 TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("init m.onnx", "init", INIT),
+    ("init", "init", INIT | {"model": None}),
+    ("init m --signature predict", "init", INIT | {"model": "m", "signature": "predict"}),
     ("init m.onnx p --force", "init", INIT | {"folder": "p", "force": True}),
     ("init m.bin --model-format onnx", "init", INIT | {"model": "m.bin", "model_format": "onnx"}),
     ("deploy", "deploy", DEPLOY),
@@ -185,7 +187,6 @@ WRONG: list[tuple[str, str, str]] = [
     ("logs a --since soon", '"soon" is not a duration', ""),
     ("logs a --since 1d", 'did you mean "24h"?', ""),
     ("deploy --timeout x", '"x" is not a duration', ""),
-    ("init", "Missing argument 'MODEL'", "`cortex init --help` shows what it takes"),
     ("in", 'there is no command "in"', "did you mean `cortex init` or `cortex info`?"),
     ("up /app", "PATH goes with --foreground", ""),
     ("get --port 0", "CORTEX_PORT must be a port from 1 to 65535, not '0'", ""),

@@ -355,3 +355,24 @@ def test_a_file_that_is_left_out_by_default_is_told_how_to_take_it_in(folder: Pa
     assert hint.endswith("; `!/prompt.md` in .cortexignore takes it in")
     (folder / "prompt.md").unlink()
     assert prepared(folder).told(found).hint == "x"
+
+
+@pytest.mark.parametrize(
+    ("given", "files", "hint"),
+    [
+        (None, ("m.onnx",), "`cortex init m.onnx` writes one for the model that lies there"),
+        ("sub", ("m.onnx",), "`cortex init sub/m.onnx sub` writes one for the model that lies there"),
+        (None, ("a.onnx", "b.onnx"), "`cortex init MODEL` writes one for the model that lies there"),
+        (None, (), "go to its folder, or name it: cortex deploy PATH; `cortex init MODEL` writes one for a model"),
+    ],
+)
+def test_a_folder_with_a_model_and_without_cortex_yaml_points_to_init(
+    tmp_path: Path, given: str | None, files: tuple[str, ...], hint: str
+) -> None:
+    folder = tmp_path / (given or "")
+    folder.mkdir(exist_ok=True)
+    for name in files:
+        (folder / name).touch()
+    with pytest.raises(NoCortexYaml) as caught:
+        locate(given, tmp_path)
+    assert caught.value.hint == hint

@@ -91,15 +91,23 @@ class NoSignature(ModelError):
 
     Args:
         wanted: the key that was asked for, if any.
+        unreadable: signatures that it has and that give nothing that can be read, by key: what they give, in words.
     """
 
     reference = "no-signature"
 
-    def __init__(self, wanted: str | None = None) -> None:
+    def __init__(self, wanted: str | None = None, unreadable: Mapping[str, str] | None = None) -> None:
         self.wanted = wanted
+        why = ", and ".join(
+            f"{key} gives {what}, which has no form outside" for key, what in (unreadable or {}).items()
+        )
         super().__init__(
-            "the SavedModel has no signature to serve" + (f", so not {wanted} either" if wanted else ""),
-            hint="export it with one: model.export(folder) for a Keras model, or "
+            "the SavedModel has no signature to serve"
+            + (f", so not {wanted} either" if wanted else "")
+            + (f": {why}" if why else ""),
+            hint="let it give plain tensors, such as ragged.to_tensor(), or ragged.values and ragged.row_splits"
+            if why
+            else "export it with one: model.export(folder) for a Keras model, or "
             'tf.saved_model.save(module, folder, signatures={"serving_default": function})',
         )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -34,7 +35,7 @@ from cortex.replica.backends.cuda import LOOK_AT_THE_DRIVER, GpuUnusable, driver
 from cortex.replica.backends.example_features import features_of
 from cortex.replica.backends.made_up_feeds import accepted_feeds
 from cortex.replica.backends.ragged_inputs import ragged_inputs
-from cortex.replica.backends.signatures import Choice, SignatureDef, choose, natural_order
+from cortex.replica.backends.signatures import Choice, NoSignature, SignatureDef, choose, natural_order
 from cortex.replica.tracebacks import one_line
 from cortex.wire.signature import DTYPES, Dim, Signature, TensorSpec
 
@@ -56,6 +57,7 @@ try:
         config_pb2,
         meta_graph_pb2,
         saved_model_pb2,
+        struct_pb2,
     )
 except ModuleNotFoundError as missing:
     if missing.name != "tensorflow":
@@ -104,7 +106,7 @@ class TensorFlowBackend:
         runtime: str = "",
         ragged: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
-        served = signatures[choice.key]
+        served, left_out = _readable(signatures[choice.key], definition)
         self.runtime = runtime
         self._session = session
         self._signature = Signature(
@@ -113,7 +115,7 @@ class TensorFlowBackend:
         self._refuse_unsupported(definition)
         self._metadata = dict(signatures)
         self.signature_keys = tuple(signatures)
-        self.notes: tuple[str, ...] = (choice.note,) if choice.note else ()
+        self.notes: tuple[str, ...] = (*((choice.note,) if choice.note else ()), *left_out)
         self._names = tuple(spec.name for spec in self._signature.outputs)
         self._rows = tuple(spec.name for spec in self._signature.inputs if _may_have_rows(spec))
         self._droppable = tuple(
@@ -245,12 +247,41 @@ class TensorFlowBackend:
             (self._signature.outputs, definition.outputs, False),
         ):
             for spec in specs:
-                encoding = tensors[spec.name].WhichOneof("encoding")
-                if encoding != "name":
-                    kind = "a sparse tensor" if encoding == "coo_sparse" else "a composite tensor"
+                if (kind := _unsupported(spec, tensors[spec.name])) is not None:
                     raise UnsupportedType(spec.name, kind, is_input=is_input)
-                if spec.dtype not in DTYPES:
-                    raise UnsupportedType(spec.name, spec.dtype, is_input=is_input)
+
+
+def _readable(signature: SignatureDef, definition: Any) -> tuple[SignatureDef, list[str]]:
+    """A signature without the outputs that cannot be read, as long as others remain; and a note on each of those."""
+    kinds = {name: _unsupported(spec, definition.outputs[name]) for name, spec in signature.outputs.items()}
+    outputs = {name: spec for name, spec in signature.outputs.items() if kinds[name] is None}
+    if not outputs:
+        return signature, []  # which is refused
+    notes = [
+        f'output "{name}" is of type {kind}, which has no form outside the model: it is left out'
+        for name, kind in kinds.items()
+        if kind is not None
+    ]
+    return replace(signature, outputs=outputs), notes
+
+
+def _unsupported(spec: TensorSpec, tensor: Any) -> str | None:
+    """What a tensor is that cannot be fed or read; None if it can be."""
+    return _composite(tensor) or (None if spec.dtype in DTYPES else spec.dtype)
+
+
+def _composite(tensor: Any) -> str | None:
+    """What a tensor of several parts is; None for a plain one."""
+    encoding = tensor.WhichOneof("encoding")
+    if encoding == "name":
+        return None
+    if encoding == "coo_sparse":
+        return "a sparse tensor"
+    of = tensor.composite_tensor.type_spec
+    kind = struct_pb2.TypeSpecProto.TypeSpecClass.Name(of.type_spec_class)
+    return {"RAGGED_TENSOR_SPEC": "a ragged tensor", "SPARSE_TENSOR_SPEC": "a sparse tensor"}.get(
+        kind, "a composite tensor"
+    )
 
 
 def load(path: str, *, threads: int = 1, gpu: bool = False, signature_key: str | None = None) -> TensorFlowBackend:
@@ -280,6 +311,8 @@ def load(path: str, *, threads: int = 1, gpu: bool = False, signature_key: str |
         for key in sorted(graph.signature_def, key=natural_order)
         if _is_served(key, graph.signature_def[key])
     }
+    if not signatures:
+        raise NoSignature(signature_key, _composites(graph))
     choice = choose(signatures, signature_key)
     _check_files(graph, folder)
     session = tf.compat.v1.Session(graph=tf.Graph(), config=_config(threads, gpu))
@@ -433,6 +466,15 @@ def _meta_graph(saved_model: Any, *, gpu: bool) -> Any:
 def _is_served(key: str, definition: Any) -> bool:
     """Whether a signature is for serving. What initialises a model, or trains it, is a signature too."""
     return not key.startswith(_RESERVED) and any(tensor.dtype for tensor in definition.outputs.values())
+
+
+def _composites(graph: Any) -> dict[str, str]:
+    """Of each signature that gives nothing but tensors of several parts, what it gives, in words."""
+    return {
+        key: ", ".join(f'"{name}", {_composite(tensor) or "nothing"}' for name, tensor in outputs.items())
+        for key in sorted(graph.signature_def, key=natural_order)
+        if not key.startswith(_RESERVED) and (outputs := graph.signature_def[key].outputs)
+    }
 
 
 def _described(graph: Any, definition: Any) -> SignatureDef:

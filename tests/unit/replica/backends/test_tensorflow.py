@@ -724,6 +724,29 @@ def test_an_element_type_that_has_no_form_outside_the_model_is_named(saved_model
     assert (error.name, error.type, error.is_input) == ("x", dtype, True)
 
 
+def test_an_output_without_a_form_outside_is_left_out_and_the_others_are_served(saved_models):
+    tf = saved_models.tf
+    path = saved_models.tf2_export(
+        lambda x: {"y": x + 1, "z": tf.cast(x, tf.complex64)}, ("x", "float32", [None]), signatures=["serve"]
+    )
+    model = saved_models.load(path)
+    assert [spec.name for spec in model.signature.outputs] == ["y"]
+    assert model.notes == ('output "z" is of type complex64, which has no form outside the model: it is left out',)
+    assert model.run({"x": np.array([1.0], "float32")})[0].tolist() == [2.0]
+
+
+def test_a_signature_that_gives_a_ragged_tensor_alone_is_told_in_words(saved_models):
+    tf = saved_models.tf
+    path = saved_models.tf2_export(
+        lambda x: {"r": tf.RaggedTensor.from_row_lengths(x, [1])}, ("x", "float32", [1]), signatures=["serve"]
+    )
+    error = refused(NoSignature, saved_models.load, path)
+    assert str(error) == (
+        'the SavedModel has no signature to serve: serve gives "r", a ragged tensor, which has no form outside'
+    )
+    assert "ragged.to_tensor()" in error.hint
+
+
 def test_a_sparse_input_is_named(saved_models):
     def build():
         x = saved_models.tf1.sparse_placeholder("float32", [None, 2])
