@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """State, artifacts, logs, sockets, token; mode 0700. `CORTEX_HOME`."""
     host: str = "127.0.0.1"
     """Bind address of the ingress. Loopback by default, since there are no keys yet. `CORTEX_HOST`."""
+    host_given: bool = False
+    """Somebody wants it, and is told when what runs listens elsewhere."""
     port: int = 8880
     """Ingress port. `CORTEX_PORT`."""
     port_given: bool = False
@@ -191,7 +194,7 @@ class HomeLayout:
 
     @property
     def sockets(self) -> Path:
-        """Folder of the unix sockets: under the home if its path is short enough, else in the runtime folder."""
+        """Folder of the unix sockets: under the home if its path is short and plain, else in the runtime folder."""
         return _sockets_of(self.home)
 
     @property
@@ -232,11 +235,15 @@ class HomeLayout:
             _private_folder(folder)
 
 
+_PLAIN_PATH = re.compile(r"[-A-Za-z0-9_./+=@]+")
+"""What HAProxy takes for a path of a socket as it stands: not blanks, quotes, `$` or commas."""
+
+
 @cache
 def _sockets_of(home: Path) -> Path:
     """Made out once: it is asked for with every look at a socket, and looks are most of what an idle node does."""
     inside = home / "run"
-    if len(os.fsencode(inside / LONGEST_SOCKET_NAME)) <= MAX_SOCKET_PATH_BYTES:
+    if len(os.fsencode(inside / LONGEST_SOCKET_NAME)) <= MAX_SOCKET_PATH_BYTES and _PLAIN_PATH.fullmatch(str(inside)):
         return inside
     digest = hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
     # Not from XDG_RUNTIME_DIR: two shells with different environments must find the same sockets.
@@ -360,6 +367,7 @@ def load_settings(environ: Mapping[str, str], **flags: str | None) -> Settings:
     return Settings(
         home=Path(os.path.abspath(os.path.expanduser(values["home"]))),
         host=values["host"],
+        host_given="host" in given,
         port=_port("port", values["port"]),
         port_given="port" in given,
         operator_port=_port("operator_port", values["operator_port"]),

@@ -58,6 +58,7 @@ def test_a_child_process_gets_the_same_settings(tmp_path):
     settings = load_settings(
         {
             "CORTEX_HOME": str(tmp_path),
+            "CORTEX_HOST": "0.0.0.0",
             "CORTEX_PORT": "9000",
             "CORTEX_OPERATOR_PORT": "9001",
             "CORTEX_ARTIFACTS_GB": "2.5",
@@ -101,3 +102,12 @@ def test_a_link_in_the_place_of_the_sockets_is_refused(folder):
     layout.sockets.symlink_to(folder / "elsewhere")
     with pytest.raises(UnusableHome, match="link"):
         layout.prepare()
+
+
+@pytest.mark.parametrize("name", ["my home", "it's", "a$b", "a,b", "ä"])
+def test_sockets_of_a_home_that_haproxy_cannot_write_down_lie_elsewhere(name):
+    home = Path("/tmp") / name
+    assert HomeLayout(Path("/tmp/plain-1.2_3")).sockets == Path("/tmp/plain-1.2_3/run")
+    sockets = HomeLayout(home).sockets
+    assert not sockets.is_relative_to(home)
+    assert sockets == HomeLayout(home).sockets != HomeLayout(Path("/tmp") / f"{name}2").sockets

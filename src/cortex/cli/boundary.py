@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from cortex.cli import text
 from cortex.cli.command import Interrupted
 from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.errors import CortexError, Problem
-from cortex.settings import HomeLayout, WrongSetting, load_settings
+from cortex.settings import HomeLayout, UnusableHome, WrongSetting, load_settings
 
 DONE = 0
 FAILED = 1
@@ -36,6 +37,8 @@ EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
 
 def handle(error: BaseException, terminal: Terminal, argv: Sequence[str]) -> int:
     """Tell a person about an error, and return the exit code for it. Raises nothing."""
+    if isinstance(error, OSError) and (unusable := _of_home(error, terminal, argv)) is not None:
+        error = unusable
     code = next(code for kind, code in EXIT_CODES if isinstance(error, kind))
     try:
         _tell(error, terminal, argv)
@@ -45,6 +48,27 @@ def handle(error: BaseException, terminal: Terminal, argv: Sequence[str]) -> int
         code = OUR_FAULT
         _last_resort(error, second)
     return code
+
+
+def _of_home(error: OSError, terminal: Terminal, argv: Sequence[str]) -> UnusableHome | None:
+    """A failure to read or write in the home, which is its owner's matter and no fault of ours; None if it is not."""
+    reasons = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+    if error.errno not in reasons or not isinstance(error.filename, str | bytes):
+        return None
+    flags = [
+        arg.partition("=")[2] or after for arg, after in zip(argv, [*argv[1:], ""], strict=True) if arg[:6] == "--home"
+    ]
+    try:
+        home = load_settings(terminal.environ, home=flags[-1] if flags else None).home
+    except CortexError:
+        return None
+    path = Path(os.fsdecode(error.filename))
+    if not path.is_relative_to(home):
+        return None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UnusableHome(path, "cannot be written: the disk is full", f"free space on the disk of {home}")
+    why = (error.strerror or str(error)).lower()
+    return UnusableHome(path, f"cannot be used ({why})", "set CORTEX_HOME to a folder that you own and can write")
 
 
 def show_problems(terminal: Terminal, problems: Sequence[Problem], *, level: str = "error") -> None:

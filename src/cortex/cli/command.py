@@ -304,6 +304,11 @@ def reach(terminal: Terminal, settings: Settings) -> OperatorClient:
     return environment(terminal, settings).ensure()
 
 
+def look(terminal: Terminal, settings: Settings) -> OperatorClient:
+    """As `reach`, for commands that make sense only where something was ever started. Raises NeverUp elsewhere."""
+    return environment(terminal, settings).look()
+
+
 def hidden_value(terminal: Terminal, question: str) -> str:
     """What somebody types, unseen; or all that is piped in, without the line end that `echo` adds."""
     if terminal.can_ask:

@@ -6,7 +6,7 @@ import click
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE, FAILED
-from cortex.cli.command import ApiName, Command, confirmed, flag, on_interrupt, output_option, print_json, reach
+from cortex.cli.command import ApiName, Command, confirmed, flag, look, on_interrupt, output_option, print_json
 from cortex.cli.terminal import Terminal
 from cortex.client.addressing import ApiNotFound, DeploymentNotFound, deployment_here, full_name
 from cortex.client.operator import OperatorClient
@@ -17,7 +17,7 @@ def delete(
     terminal: Terminal, settings: Settings, *, target: str | None, api: str | None, yes: bool, output: str
 ) -> int:
     deployment, api = _named(target, api)
-    operator = reach(terminal, settings)
+    operator = look(terminal, settings)
     deployment = deployment or deployment_here(terminal.cwd)
     if deployment is None:
         names = ", ".join(d.name for d in operator.deployments()) or "none"

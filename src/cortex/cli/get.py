@@ -79,8 +79,9 @@ def get(
     here = deployment or (None if all_deployments else deployment_here(terminal.cwd))
     place = environment(terminal, settings)
     if not place.was_ever_up and not place.is_marked_down and api is None and not watch:
-        return _show(terminal, _nothing_yet(deployment), output)
-    operator = place.ensure()
+        talk = f"nothing is deployed: nothing was ever started in {settings.home}; `cortex deploy` changes that"
+        return _show(terminal, Frame((), (talk,), []) if deployment is None else _nothing_yet(deployment), output)
+    operator = place.look()
 
     def look(client: OperatorClient) -> Frame:
         if api is not None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE
-from cortex.cli.command import Command, api_argument, deployment_option, full_api, output_option, print_json, reach
+from cortex.cli.command import Command, api_argument, deployment_option, full_api, look, output_option, print_json
 from cortex.cli.terminal import Terminal, harmless
 from cortex.client.addressing import deployment_here, find_api
 from cortex.settings import Settings
 
 
 def history(terminal: Terminal, settings: Settings, *, api: str, deployment: str | None, output: str) -> int:
-    operator = reach(terminal, settings)
+    operator = look(terminal, settings)
     found = find_api(operator, full_api(api, deployment), deployment_here(terminal.cwd))
     lines = operator.history(found.deployment, found.name)
     if output == "json":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE
-from cortex.cli.command import Command, output_option, print_json, reach
+from cortex.cli.command import Command, look, output_option, print_json
 from cortex.cli.terminal import Terminal
 from cortex.cli.up import remarks
 from cortex.settings import LOCAL, Settings
@@ -12,7 +12,7 @@ from cortex.wire.operator import Info
 
 
 def info(terminal: Terminal, settings: Settings, *, output: str) -> int:
-    found = reach(terminal, settings).info()
+    found = look(terminal, settings).info()
     if output == "json":
         print_json(terminal, found)
         return DONE

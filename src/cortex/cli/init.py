@@ -19,6 +19,7 @@ from cortex.cli.command import Command, flag, on_interrupt
 from cortex.cli.live import display
 from cortex.cli.starter import HANDLER_FILE, IGNORE_FILE, SAMPLE_FILE, YAML_FILE, Starter, described, ignore_text
 from cortex.cli.terminal import Terminal, harmless
+from cortex.client.errors import FolderGone
 from cortex.client.project import models_in
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import DEFAULT_DEPLOYMENT, ReplicaId, Revision, Version, api_key
@@ -118,6 +119,8 @@ def init(
     signature: str | None,
     force: bool,
 ) -> int:
+    if not terminal.cwd.is_dir():
+        raise FolderGone(terminal.cwd)
     place = terminal.cwd / os.path.expanduser(folder or "")
     with on_interrupt(NOTHING_WRITTEN):
         if not force:

@@ -60,7 +60,7 @@ def logs(
     output: str,
 ) -> int:
     place = environment(terminal, settings)
-    operator = place.ensure()
+    operator = place.look()
     found = find(operator, full_api(api, deployment), deployment_here(terminal.cwd))
     several = not isinstance(found, ApiStatus)
     apis = [found] if isinstance(found, ApiStatus) else [*operator.apis(found)]

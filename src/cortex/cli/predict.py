@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from cortex.cli.boundary import DONE
-from cortex.cli.command import Command, api_argument, deployment_option, flag, full_api, on_interrupt, reach
+from cortex.cli.command import Command, api_argument, deployment_option, flag, full_api, look, on_interrupt
 from cortex.cli.curl import SAMPLE_FILE
 from cortex.cli.logs import short_replica
 from cortex.cli.terminal import Terminal, harmless
@@ -23,7 +23,7 @@ from cortex.spec.problems import quoted
 from cortex.wire.operator import ApiStatus, Status
 
 DEBUG_WAIT_S = 2.0
-"""How long the steps of a debugged request may take to reach the log."""
+"""How long the steps of a debugged request may take to look the log."""
 
 
 class SampleUnreadable(CortexError):
@@ -54,7 +54,7 @@ def predict(
     terminal: Terminal, settings: Settings, *, api: str, sample: str | None, deployment: str | None, debug: bool
 ) -> int:
     given = _given(terminal, sample)
-    operator = reach(terminal, settings)
+    operator = look(terminal, settings)
     found = find_api(operator, full_api(api, deployment), deployment_here(terminal.cwd))
     body, content_type = given or _own_sample(terminal, operator, found)
     with on_interrupt("the api may still work on the request; its answer is lost"):

@@ -220,5 +220,5 @@ def _can_show(stream: TextIO) -> bool:
 def _working_folder() -> Path:
     try:
         return Path.cwd()
-    except FileNotFoundError:  # it was removed under us
-        return Path("/")
+    except FileNotFoundError:  # it was removed under us: what needs it says so
+        return Path(os.environ.get("PWD") or "/removed")

@@ -8,6 +8,7 @@ from cortex.cli import text
 from cortex.cli.boundary import DONE
 from cortex.cli.command import Command, flag, local_environment, on_interrupt, output_option, print_json
 from cortex.cli.terminal import Terminal
+from cortex.processes import ControlPlaneRecord
 from cortex.settings import LOCAL, Settings
 from cortex.version import __version__
 from cortex.wire.operator import Info
@@ -34,13 +35,13 @@ def up(terminal: Terminal, settings: Settings, *, foreground: bool, path: str | 
         terminal.say(f"{text.count(info.apis, 'api')} deployed; `cortex get -a` shows how they are doing")
     else:
         terminal.say("nothing is deployed; `cortex deploy` in a folder with a cortex.yaml changes that")
-    for remark in remarks(settings, info):
+    for remark in remarks(settings, info, place.control_plane()):
         terminal.say(f"{terminal.paint_talk('note:', 'yellow')} {remark}")
     return DONE
 
 
-def remarks(settings: Settings, info: Info) -> list[str]:
-    """What differs between what runs and what this command line would start."""
+def remarks(settings: Settings, info: Info, record: ControlPlaneRecord | None = None) -> list[str]:
+    """What differs between what runs, which `record` says where it listens, and what this command line would start."""
     told = list(info.notes)
     if info.version != __version__:
         told.append(
@@ -51,6 +52,10 @@ def remarks(settings: Settings, info: Info) -> list[str]:
         )
     if settings.environment != LOCAL:
         return told
+    if settings.host_given and record is not None and record.host != settings.host:
+        told.append(
+            f"predictions listen at {record.host}, not at {settings.host}: `cortex down`, then `cortex up` moves them"
+        )
     if settings.port_given and not info.ingress.endswith(f":{settings.port}"):
         told.append(
             f"predictions are at {info.ingress}, not at port {settings.port}: "

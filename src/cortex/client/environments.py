@@ -43,6 +43,9 @@ class Environment(Protocol):
     def connect(self) -> OperatorClient:
         """A client of the control plane that runs; starts nothing."""
 
+    def look(self) -> OperatorClient:
+        """As `ensure`, where something was ever started."""
+
     def ensure(self, *, even_if_down: bool = False) -> OperatorClient:
         """A client of the control plane, which is started if it can be."""
 
@@ -164,6 +167,10 @@ class RemoteEnvironment:
             environment=self._remote.name,
             predictions=self._remote.predictions,
         )
+
+    def look(self) -> OperatorClient:
+        """The same."""
+        return self.connect()
 
     def ensure(self, *, even_if_down: bool = False) -> OperatorClient:
         """The same: nothing can be started from here."""

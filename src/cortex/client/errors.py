@@ -39,6 +39,28 @@ class OperatorDown(CortexError):
         super().__init__(f"cortex is down ({home})")
 
 
+class NeverUp(CortexError):
+    """Nothing was ever started in this home: a mistyped one looks just so."""
+
+    reference = "never-up"
+    hint = "`cortex deploy` starts it here; --home or CORTEX_HOME names another home"
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        super().__init__(f"nothing was ever started in {home}")
+
+
+class FolderGone(CortexError):
+    """The folder in which a command runs was removed."""
+
+    reference = "folder-gone"
+    hint = "go to another folder: cd"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        super().__init__(f"the folder that you are in was removed: {folder}")
+
+
 class WrongToken(CortexError):
     """The control plane does not take our token: the file was replaced, or another home's control plane answers."""
 
@@ -101,10 +123,10 @@ class StartFailed(CortexError):
 
     reference = "start-failed"
 
-    def __init__(self, reason: str, *, output: str, log: Path) -> None:
+    def __init__(self, reason: str, *, output: str, log: Path, hint: str = "") -> None:
         self.output = output
         self.log = log
-        self.hint = f"all that it wrote: {log}"
+        self.hint = hint or f"all that it wrote: {log}"
         super().__init__(f"the control plane did not start: {reason}")
 
     def problem(self) -> Problem:

@@ -25,6 +25,7 @@ import msgspec
 
 from cortex.client import ports
 from cortex.client.errors import (
+    NeverUp,
     OperatorDown,
     OperatorFailed,
     OperatorUnreachable,
@@ -52,6 +53,9 @@ POLL_S = 0.02
 """How often a starting control plane is looked for."""
 OUTPUT_LINES = 15
 """How much of a failed start's output is shown."""
+
+ROOM_TO_START_BYTES = 2**20
+"""Less than this free, and a start that failed failed for that."""
 
 ALSO_OURS = frozenset({"agent.lock", "controlplane.lock", "hashes.json"})
 """Files in the home that the layout does not name."""
@@ -143,6 +147,12 @@ class LocalEnvironment:
         if self.is_marked_down:
             raise OperatorDown(self.settings.home)
         raise OperatorUnreachable("", f"it does not run (home {self.settings.home})")
+
+    def look(self) -> OperatorClient:
+        """As `ensure`, for whoever only looks: in a home that was never used nothing is begun. Raises also NeverUp."""
+        if not self.was_ever_up and not self.is_marked_down:
+            raise NeverUp(self.settings.home)
+        return self.ensure()
 
     def ensure(self, *, even_if_down: bool = False) -> OperatorClient:
         """
@@ -310,7 +320,7 @@ class LocalEnvironment:
                     pass
             if self._clock.monotonic_s() > deadline_s:
                 reason = f"no answer within {START_TIMEOUT_S:.0f} s (pid {process.pid})"
-                raise StartFailed(reason, output=_last_lines(log, begin), log=log)
+                raise self._start_failed(reason, log, begin)
             if process.returncode is not None:
                 self._sleep(POLL_S)
                 continue
@@ -319,7 +329,15 @@ class LocalEnvironment:
             except subprocess.TimeoutExpired:
                 continue
             if code:  # 0: the agent was faster and started one, which is about to say where it is
-                raise StartFailed(_how_it_ended(code), output=_last_lines(log, begin), log=log)
+                raise self._start_failed(_how_it_ended(code), log, begin)
+
+    def _start_failed(self, reason: str, log: Path, begin: int) -> StartFailed:
+        """Why it did not start: what it wrote, or that there was no room to write anything."""
+        output, hint = _last_lines(log, begin), ""
+        if is_full(self.settings.home):
+            reason += f", and the disk of {self.settings.home} is full"
+            hint = "free space there, or set CORTEX_HOME to a folder on another disk"
+        return StartFailed(reason, output=output, log=log, hint=hint)
 
     def _mark_down(self) -> None:
         descriptor = os.open(self.layout.down_mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -420,6 +438,12 @@ class LocalEnvironment:
         if name in ours or name in ALSO_OURS or name in {f"{database}{end}" for end in DATABASE_ENDINGS}:
             return True
         return name.startswith(".") and name.endswith(".tmp") and any(name.startswith(f".{own}.") for own in ours)
+
+
+def is_full(folder: Path) -> bool:
+    """Whether next to nothing can be written there."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize < ROOM_TO_START_BYTES
 
 
 def layout_entries(layout: HomeLayout) -> tuple[Path, ...]:

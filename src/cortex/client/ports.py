@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import re
+import shlex
 import socket
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -56,7 +58,16 @@ class PortTaken(CortexError):
         self.port = port
         self.holder = holder
         by = str(holder) if holder else "a process of another user"
-        self.hint = f"end it, or set another port ({setting.flag} or {setting.variable})"
+        other = home_of(holder) if holder else None
+        another = f"set another port ({setting.flag} or {setting.variable})"
+        if other is not None:
+            by = f"the Cortex of another home, {other}"
+            stop = f"CORTEX_HOME={shlex.quote(str(other))} cortex down"
+            self.hint = f"{another}; or stop that one: {stop}"
+        elif holder:
+            self.hint = f"end it, or {another}"
+        else:
+            self.hint = another
         use = setting.help[0].lower() + setting.help[1:].rstrip(".")
         super().__init__(f"port {port} ({use}) is taken by {by}")
 
@@ -195,6 +206,15 @@ def belongs_to(home: Path, holder: Holder) -> bool:
     """Whether a process is one of ours of this home: our processes name their home in their command line."""
     named = f" {holder.command} "
     return f" {home} " in named or f"{home}/" in named
+
+
+def home_of(holder: Holder) -> Path | None:
+    """The home of a process that is one of ours, of whichever home; None if it is not."""
+    command = " ".join(holder.command.split())
+    title = re.match(r"cortex-\S+ (/.*)", command) or re.search(
+        r"haproxy\S* .*?(?:-C|-f) (/\S.*?)/ingress(?:/| |$)", command
+    )
+    return Path(title[1].rstrip()) if title else None
 
 
 def read_remembered(file: Path) -> RememberedPorts:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cortex.client.addressing import FILE_NAME, find_file
-from cortex.client.errors import OperatorFailed
+from cortex.client.errors import FolderGone, OperatorFailed
 from cortex.client.operator import OperatorClient
 from cortex.client.prediction import content_type_of
 from cortex.errors import CortexError, Problem, Problems
@@ -189,6 +189,8 @@ def locate(path: str | None, cwd: Path) -> Path:
     Raises:
         NoCortexYaml, NoSuchPath.
     """
+    if not cwd.is_dir() and not os.path.isabs(os.path.expanduser(path or "")):
+        raise FolderGone(cwd)
     if path is None:
         found = find_file(cwd)
         if found is None:
@@ -269,8 +271,8 @@ def prepare(
                 prune=prune,
                 refresh=refresh,
                 refresh_only=only,
-                cloud=_cloud(loaded, environ),
-                indexes=None if environ is None else index_variables(environ, Path.cwd()),
+                cloud=_cloud(loaded, environ, _working_folder(file)),
+                indexes=None if environ is None else index_variables(environ, _working_folder(file)),
             ),
             sources=gathering.sources,
             warnings=(*loaded.notes, *gathering.warnings),
@@ -286,14 +288,22 @@ def _named(name: str, loaded: Loaded, shown_file: str) -> str:
     return api
 
 
-def _cloud(loaded: Loaded, environ: Mapping[str, str] | None) -> CloudEnvironment | None:
+def _working_folder(file: Path) -> Path:
+    """Where relative paths in variables begin; the folder of the yaml file if the own one is gone."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return file.parent
+
+
+def _cloud(loaded: Loaded, environ: Mapping[str, str] | None, cwd: Path) -> CloudEnvironment | None:
     """What nobody needs is not handed over."""
     from cortex.artifacts.fetching import cloud_variables
     from cortex.spec.locations import is_remote
 
     if environ is None or not any(is_remote(api.model) for api in loaded.spec.apis):
         return None
-    return CloudEnvironment(variables=cloud_variables(environ, os.getcwd()))
+    return CloudEnvironment(variables=cloud_variables(environ, str(cwd)))
 
 
 def upload(operator: OperatorClient, package: Package, on_bytes: Callable[[int, int], None] | None = None) -> None:

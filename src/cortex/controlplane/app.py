@@ -253,7 +253,7 @@ class ControlPlane:
         for report in self._agent.reports():
             if report.ingress is not None:
                 host = report.ingress.host
-                shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+                shown = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
                 return f"http://{f'[{shown}]' if ':' in shown else shown}:{report.ingress.port}"
         return f"http://{self._settings.host}:{self._settings.port}"
 

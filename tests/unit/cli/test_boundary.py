@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -196,3 +197,29 @@ def test_a_pipe_that_closes_early_leaves_no_noise(running: Any, cortex: Any, fak
 def test_notes_and_warnings_use_the_same_form() -> None:
     problem = Problem(reference="sample-failed", message="no")
     assert boundary.rendered(problem, Paint(False), level="warning") == "warning: sample-failed\n  no"
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "hint"),
+    [
+        (errno.EACCES, "cannot be used (permission denied)", "set CORTEX_HOME to a folder that you own and can write"),
+        (errno.EROFS, "cannot be used (read-only file system)", "set CORTEX_HOME to a folder that you own"),
+        (errno.ENOSPC, "cannot be written: the disk is full", "free space on the disk of "),
+    ],
+)
+def test_a_home_that_cannot_be_written_is_its_owners_matter(
+    cortex: Any, monkeypatch: pytest.MonkeyPatch, number: int, words: str, hint: str
+) -> None:
+    from cortex.cli import version
+
+    file = str(cortex.home / "lock")
+
+    def fail(*_rest: object, **_named: object) -> int:
+        raise OSError(number, os.strerror(number), file)
+
+    monkeypatch.setattr(version.COMMAND, "function", fail)
+    ran = cortex("version")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.talk.startswith(f"error: unusable-home\n  {cortex.home}/lock: {words}\n  hint: {hint}")
+    file = "/elsewhere/lock"
+    assert cortex("version").code == 3

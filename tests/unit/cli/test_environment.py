@@ -54,6 +54,13 @@ def test_up_tells_what_a_restart_would_change(cortex: Any, running: Any) -> None
     assert "not at port 9001: `cortex down`, then `cortex up` moves it" in talk
 
 
+def test_another_address_than_the_one_that_is_listened_at_is_not_ignored(cortex: Any, running: Any) -> None:
+    talk = cortex("up", "--host", "0.0.0.0").talk
+    assert "note: predictions listen at 127.0.0.1, not at 0.0.0.0: `cortex down`, then `cortex up` moves them\n" in talk
+    assert "predictions listen" not in cortex("up", "--host", "127.0.0.1").talk
+    assert "predictions listen" not in cortex("up").talk
+
+
 # ---- up --foreground ------------------------------------------------------------------------------------------------
 
 

@@ -313,7 +313,8 @@ def test_a_single_version_is_not_told_twice(cortex: Any, running: Any, busy: Any
 def test_a_fresh_home_has_nothing_and_starts_nothing(cortex: Any) -> None:
     ran = cortex("get")
     assert (ran.code, ran.out) == (0, "")
-    assert ran.talk == "nothing is deployed; `cortex deploy` in a folder with a cortex.yaml changes that\n"
+    home = cortex.home
+    assert ran.talk == f"nothing is deployed: nothing was ever started in {home}; `cortex deploy` changes that\n"
     assert cortex("get", "-o", "json").out == "[]\n"
     assert not cortex.home.exists()
     assert cortex("get", "-d", "iris").code == 1
@@ -430,3 +431,14 @@ def test_for_programs_what_is_wrong_is_json_as_well(cortex: Any, running: Any, f
     (problem,) = json.loads(ran.out)["problems"]
     assert (problem["reference"], problem["message"]) == ("api-not-found", 'there is no api "nope"')
     assert ran.talk.startswith("error: api-not-found\n")
+
+
+@pytest.mark.parametrize("line", ["get a", "logs a", "history a", "predict a [1]", "delete a -y", "info", "get -w"])
+def test_whoever_only_looks_begins_nothing_in_a_home_that_may_be_mistyped(cortex: Any, line: str) -> None:
+    ran = cortex(*line.split())
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.talk == (
+        f"error: never-up\n  nothing was ever started in {cortex.home}\n"
+        "  hint: `cortex deploy` starts it here; --home or CORTEX_HOME names another home\n"
+    )
+    assert not cortex.home.exists()

@@ -78,5 +78,6 @@ def test_a_removed_working_folder_is_no_crash(tmp_path: Path, monkeypatch: pytes
     folder.mkdir()
     monkeypatch.chdir(folder)
     folder.rmdir()
-    assert Terminal.of_process().cwd == Path("/")
+    monkeypatch.setenv("PWD", str(folder))
+    assert Terminal.of_process().cwd == folder
     os.chdir(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 from collections.abc import Collection
 from pathlib import Path
@@ -166,3 +167,19 @@ def test_processes_of_this_home_are_recognised_by_their_command_line() -> None:
 def test_long_command_lines_are_cut() -> None:
     assert str(Holder(pid=1, name="x", command="x" * 100)).endswith("…)")
     assert str(Holder(pid=1, name="x", command="x /home    ")) == "x (pid 1: x /home)", "titles are filled up"
+
+
+@pytest.mark.parametrize(
+    ("command", "home"),
+    [
+        ("cortex-controlplane /home/me/.cortex      ", "/home/me/.cortex"),
+        ("/usr/sbin/haproxy -W -C /home/me/my home/ingress -f door-1.cfg", "/home/me/my home"),
+    ],
+)
+def test_a_port_that_another_home_has_is_told_so_and_nobody_is_to_end_its_processes(command: str, home: str) -> None:
+    error = PortTaken("port", 8880, Holder(pid=7, name="x", command=command))
+    assert str(error) == f"port 8880 (port of the prediction APIs) is taken by the Cortex of another home, {home}"
+    assert error.hint == (
+        f"set another port (--port or CORTEX_PORT); or stop that one: CORTEX_HOME={shlex.quote(home)} cortex down"
+    )
+    assert PortTaken("port", 8880, SOMEBODY).hint == "end it, or set another port (--port or CORTEX_PORT)"
