@@ -52,8 +52,10 @@ def handle(error: BaseException, terminal: Terminal, argv: Sequence[str]) -> int
 
 def _of_home(error: OSError, terminal: Terminal, argv: Sequence[str]) -> UnusableHome | None:
     """A failure to read or write in the home, which is its owner's matter and no fault of ours; None if it is not."""
-    reasons = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-    if error.errno not in reasons or not isinstance(error.filename, str | bytes):
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not is_full and (
+        error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not isinstance(error.filename, str | bytes)
+    ):
         return None
     flags = [
         arg.partition("=")[2] or after for arg, after in zip(argv, [*argv[1:], ""], strict=True) if arg[:6] == "--home"
@@ -62,10 +64,10 @@ def _of_home(error: OSError, terminal: Terminal, argv: Sequence[str]) -> Unusabl
         home = load_settings(terminal.environ, home=flags[-1] if flags else None).home
     except CortexError:
         return None
-    path = Path(os.fsdecode(error.filename))
+    path = home if error.filename is None else Path(os.fsdecode(error.filename))
     if not path.is_relative_to(home):
         return None
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full:  # where a write failed is not told
         return UnusableHome(path, "cannot be written: the disk is full", f"free space on the disk of {home}")
     why = (error.strerror or str(error)).lower()
     return UnusableHome(path, f"cannot be used ({why})", "set CORTEX_HOME to a folder that you own and can write")

@@ -137,7 +137,8 @@ def choose(
         for port in range(wanted + 1, min(wanted + PORTS_TRIED, 65536)):
             if port not in avoid and is_free(host, port):
                 by = holder(wanted)
-                reason = f" by {by}" if by else ""
+                other = home_of(by) if by else None
+                reason = f" by the Cortex of {other}" if other else f" by {by}" if by else ""
                 who = "the prediction APIs use" if field == "port" else "the control plane uses"
                 say(f"port {wanted} is taken{reason}: {who} {port} from now on")
                 return port
