@@ -250,6 +250,9 @@ def test_completion_without_a_shell_takes_the_users(cortex: Any) -> None:
         ("cortex get --wa", ["plain,--watch"]),
         ("cortex get s", ["plain,sklearn"]),
         ("cortex logs iris/", ["plain,iris/raw", "plain,iris/sklearn"]),
+        ("cortex delete ir", ["plain,iris", "plain,iris/raw", "plain,iris/sklearn"]),
+        ("cortex get -d i", ["plain,iris"]),
+        ("cortex logs --deployment i", ["plain,iris"]),
     ],
 )
 def test_commands_options_and_apis_are_completed(
