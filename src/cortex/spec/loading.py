@@ -91,7 +91,7 @@ def _flush_left(text: str | bytes) -> list[tuple[int, int, Problem]]:
     meant = mended(text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff"))
     if meant is None:
         return []
-    message = 'the fields of a resource stand below the word after its "- ", not at the left edge'
+    message = "the fields of a resource are indented below its first one, and do not stand at the left edge"
     return [(meant.lines[0].start, 1, Problem(reference="yaml-syntax", message=message, hint=meant.hint))]
 
 

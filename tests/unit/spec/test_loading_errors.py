@@ -1633,7 +1633,7 @@ CASES = [
         """
         error: yaml-syntax
           cortex.yaml:2:1
-          the fields of a resource stand below the word after its "- ", not at the left edge
+          the fields of a resource are indented below its first one, and do not stand at the left edge
           hint: indent line 2 by two spaces:
                 - kind: api
                   name: iris
@@ -1662,7 +1662,7 @@ CASES = [
         """
         error: yaml-syntax
           cortex.yaml:2:1
-          the fields of a resource stand below the word after its "- ", not at the left edge
+          the fields of a resource are indented below its first one, and do not stand at the left edge
           hint: indent lines 2 and 5 to 12 by two spaces:
                 - kind: deployment
                   name: flowers
