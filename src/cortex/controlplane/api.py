@@ -253,10 +253,8 @@ def _add_routes(app: FastAPI, operator: Operator, documented: _Documented) -> No
             raise NotFound("unknown-api", f'there is no api "{name}" in deployment "{deployment}"')
         revisions = operator.revisions(key, version) if version else None
         if version and not revisions:
-            raise NotFound(
-                "unknown-version",
-                f'api "{deployment}/{name}" has no version "{version}": `cortex history {deployment}/{name}` lists them',
-            )
+            message = f'api "{deployment}/{name}" has no version "{version}"'
+            raise NotFound("unknown-version", f"{message}: `cortex history {deployment}/{name}` lists them")
         return _json(
             operator.logs(
                 ReadLogs(
