@@ -371,7 +371,8 @@ A list of resources: any number of `kind: api`, and at most one `kind: deploymen
 ```
 
 Without `kind: deployment` the deployment is called `default`, and its apis live at `/<api>` instead of
-`/<deployment>/<api>`. Unknown keys, duplicate keys and duplicate names are errors, and all problems of a file are shown
+`/<deployment>/<api>`. What the file no longer has is removed by the next deploy; from another folder than the last
+one only with `cortex deploy --prune`. Unknown keys, duplicate keys and duplicate names are errors, and all problems of a file are shown
 at once. `null` means the default. Fields of `tracker` and `compute` that stand beside `name`, as in a page whose
 indentation got lost, are taken as if they stood in their block, with a note that shows it.
 
