@@ -19,11 +19,11 @@ HEAD = """\
 This page is made from the commands' own help: `python docs/generate.py`.
 
 Results go to stdout, everything else to stderr. `-o json` prints for programs, with stable keys; a command that fails
-prints `{"problems": […]}` then, with `reference`, `message` and `hint` of each. Colours appear on a
-terminal only, and not when `NO_COLOR` is set. API is `NAME` or `DEPLOYMENT/NAME`; `NAME` alone means the deployment of
-the nearest `cortex.yaml`, else the only api of that name. Where several apis make sense, as for `get` and `logs`, the
-name of a deployment stands for all of it. Tables fold on narrow terminals; in a pipe each row is one line. `cx` is short for `cortex`, and the beginning of a command's
-name stands for it as long as only one begins so.
+prints `{"problems": […]}` then, with `reference`, `message` and `hint` of each. Colours appear on a terminal only,
+and not when `NO_COLOR` is set. API is `NAME` or `DEPLOYMENT/NAME`; `NAME` alone means the deployment of the nearest
+`cortex.yaml`, else the only api of that name. Where several apis make sense, as for `get` and `logs`, the name of a
+deployment stands for all of it. Tables fold on narrow terminals; in a pipe each row is one line. `cx` is short for
+`cortex`, and the beginning of a command's name stands for it as long as only one begins so.
 
 | exit code | means |
 |---|---|
