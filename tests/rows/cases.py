@@ -42,6 +42,8 @@ def drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]
     if dtype.kind == "b":
         return np.asarray(rng.random(shape) < 0.5)
     if dtype.kind in "iu":
+        if dtype.itemsize == 8 and rng.integers(12) == 0:  # as identifiers are, which floats cannot hold
+            return rng.integers(0, 2**57, shape).astype(dtype)
         return rng.integers(0 if dtype.kind == "u" else -4, 5, shape).astype(dtype)
     if dtype.kind in "OSU":
         return rng.choice(np.array(["a", "b", "Cat", "dog", "a b", ""], object), shape)

@@ -31,13 +31,15 @@ _NOISE: Final = {
 As a share of the largest magnitude of a value: some ten times what sums of a few hundred numbers are seen to move by,
 and a fiftieth of what the tolerance allows a float32 output.
 """
-_OLDEST: Final = 7
-"""Operator sets before had other broadcasting."""
+_OLDEST: Final = 11
+"""Operator sets before have no CumSum and no Round."""
+SEED: Final = "what noise is made of"
+"""An input that the noisy model has besides: any number, another one in each run."""
 _SUMS_OF_INTEGERS: Final = frozenset({"Einsum", "ReduceMean", "ReduceSum"})
 
 
 def noisy(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """The model with noise behind its operators; None where no type of a value is known, or none is rounded."""
+    """The model with noise behind its operators, and one more input; None where no value is known to be rounded."""
     opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
     if opset < _OLDEST:
         return None
@@ -55,8 +57,9 @@ def noisy(model: onnx.ModelProto) -> onnx.ModelProto | None:
             if kind in _NOISE and (kind != TensorProto.INT64 or node.op_type in _SUMS_OF_INTEGERS):
                 count += 1
                 node.output[place] = f"{name} as it is"
-                added += _noise(graph, f"{name} as it is", name, kind, opset, count)
+                added += _noise(graph, f"{name} as it is", name, kind, count)
         graph.node.extend([node, *added])
+    graph.input.append(helper.make_tensor_value_info(SEED, TensorProto.DOUBLE, []))
     return made if count else None
 
 
@@ -70,30 +73,41 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
     return {value.name: value.type.tensor_type.elem_type for value in values if value.type.HasField("tensor_type")}
 
 
-def _noise(graph: onnx.GraphProto, source: str, target: str, kind: int, opset: int, seed: int) -> list[onnx.NodeProto]:
-    """`target`: `source` with other numbers added in each run, up to a share of the largest magnitude."""
-    computed = kind if kind in (TensorProto.FLOAT, TensorProto.DOUBLE) else TensorProto.DOUBLE
-    graph.initializer.append(
-        numpy_helper.from_array(np.array(_NOISE[kind], helper.tensor_dtype_to_np_dtype(computed)), f"{target} share")
-    )
+def _noise(graph: onnx.GraphProto, source: str, target: str, kind: int, number: int) -> list[onnx.NodeProto]:
+    """`target`: `source` with something added to each element, up to a share of the largest magnitude."""
 
     def name(part: str) -> str:
         return f"{target} {part}"
 
+    for part, value in {
+        "share": np.float64(_NOISE[kind]),
+        "number": np.float64(number * 0.618),
+        "all": np.array([-1], np.int64),
+        "along": np.int64(0),
+    }.items():
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value), name(part)))
+    one = numpy_helper.from_array(np.ones(1, np.float64))
     nodes = [
-        helper.make_node("Cast", [source], [name("wide")], to=computed),
+        helper.make_node("Cast", [source], [name("wide")], to=TensorProto.DOUBLE),
         helper.make_node("Abs", [name("wide")], [name("size")]),
         helper.make_node("ReduceMax", [name("size")], [name("most")], keepdims=0),
         helper.make_node("Mul", [name("most"), name("share")], [name("step")]),
-        helper.make_node(
-            "RandomUniformLike", [name("wide")], [name("chance")], low=-1.0, high=1.0, seed=float(seed), dtype=computed
-        ),
+        # No operator of random numbers: onnxruntime has none for the newest operator sets.
+        helper.make_node("Shape", [name("wide")], [name("shape")]),
+        helper.make_node("Reshape", [name("wide"), name("all")], [name("flat")]),
+        helper.make_node("Shape", [name("flat")], [name("count")]),
+        helper.make_node("ConstantOfShape", [name("count")], [name("ones")], value=one),
+        helper.make_node("CumSum", [name("ones"), name("along")], [name("places")]),
+        helper.make_node("Mul", [name("number"), SEED], [name("turn")]),
+        helper.make_node("Mul", [name("places"), name("turn")], [name("angles")]),
+        helper.make_node("Sin", [name("angles")], [name("chances")]),
+        helper.make_node("Reshape", [name("chances"), name("shape")], [name("chance")]),
         helper.make_node("Mul", [name("chance"), name("step")], [name("noise")]),
         helper.make_node("Add", [name("wide"), name("noise")], [name("moved")]),
     ]
     last = name("moved")
     if kind == TensorProto.INT64:
-        nodes.append(helper.make_node("Round" if opset >= 11 else "Floor", [last], [name("whole")]))
+        nodes.append(helper.make_node("Round", [last], [name("whole")]))
         last = name("whole")
     return [*nodes, helper.make_node("Cast", [last], [target], to=kind)]
 

@@ -52,13 +52,13 @@ PROVED: Final[dict[Rounding, str]] = {
         catboost-binary.onnx catboost-classifier.onnx lightgbm-binary.onnx lightgbm-classifier.onnx
         sklearn-boosting.onnx sklearn-columns-forest.onnx sklearn-columns-logistic.onnx sklearn-forest.onnx
         sklearn-knn.onnx sklearn-logistic-maps.onnx sklearn-logistic.onnx sklearn-mlp.onnx sklearn-svc.onnx
-        sklearn-text-characters.onnx sklearn-text-count-binary.onnx sklearn-text-stop-words.onnx
+        sklearn-text-characters.onnx sklearn-text-count.onnx sklearn-text-count-binary.onnx sklearn-text-stop-words.onnx
         sklearn-text-tfidf-bigrams.onnx sklearn-text-tfidf.onnx torch-classifier-dynamo.onnx
         torch-classifier-script.onnx xgboost-binary.onnx xgboost-classifier.onnx
     """,
     "steps": """
         keras-cnn-qdq.onnx keras-mlp-qdq.onnx keras-mlp-qoperator.onnx sklearn-isolation.onnx
-        sklearn-text-count.onnx torch-convolutions-dynamo-qdq.onnx
+        torch-convolutions-dynamo-qdq.onnx
     """,
 }
 """Names of files, by what rounding may do to a row."""

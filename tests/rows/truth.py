@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import onnx
-from noise import RUNS, explained, noisy
+from noise import RUNS, SEED, explained, noisy
 from numpy.typing import NDArray
 
 from cortex.replica.backends.base import InferenceFailed, ModelError
@@ -152,6 +152,7 @@ class _Noise:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
         self._is_made = False
+        self._rng = np.random.default_rng(0)
         self._backend: Any = None
 
     def __call__(self, feeds: Feeds) -> list[Sequence[Any]] | None:
@@ -161,7 +162,7 @@ class _Noise:
         if self._backend is None:
             return None
         try:
-            return [self._backend.run(feeds) for _ in range(RUNS)]
+            return [self._backend.run({**feeds, SEED: np.array(seed)}) for seed in self._rng.uniform(1, 1e3, RUNS)]
         except InferenceFailed:
             return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
@@ -246,14 +247,17 @@ class Flow:
         first = declared.shape[0]
         if isinstance(first, int) and first >= 0:
             refuse(f"the first dimension of {name} is fixed to {first}")
+        fixed = math.prod(dim for dim in declared.shape[1:] if isinstance(dim, int) and dim > 0)
         trailing: list[Dim] = []
         for axis, dim in enumerate(declared.shape[1:], 1):
             if dim == 0:
                 refuse(f"{name} has a size of 0")
-            trailing.append(dim if isinstance(dim, int) and dim > 0 else self._size_of(Place(label, axis)))
+            is_fixed = isinstance(dim, int) and dim > 0
+            trailing.append(dim if is_fixed else self._size_of(Place(label, axis), fixed))  # type: ignore[arg-type]
         return rows([NUMBER_OF_ROWS, *trailing], dtype=declared.dtype)
 
-    def _size_of(self, place: Place) -> Dim:
+    def _size_of(self, place: Place, fixed: int) -> Dim:
+        """The size of a free dimension of an input whose others come to so many elements."""
         wanted = self._suppositions.get(place)
         match wanted:
             case int():
@@ -261,9 +265,9 @@ class Flow:
             case Place():
                 size = self._sizes[wanted]
             case AtMost(most):
-                size = self.symbols.of_input(place.input, most)
+                size = self.symbols.of_input(place.input, most, fixed=fixed)
             case None:
-                size = self.symbols.of_input(place.input)
+                size = self.symbols.of_input(place.input, fixed=fixed)
         self._sizes[place] = size
         return size
 
@@ -445,7 +449,12 @@ def apply_rule(rule: Rule, call: Call, name: str) -> Sequence[Value]:
             refuse(_UNEXPECTED[value.kind])
     values = _of_uniform(rule, call) if all_uniform and rule.when_uniform else _results(rule, call)
     if not rule.keeps_bounds:
-        values = [value if value.below is None else dataclasses.replace(value, below=None) for value in values]
+        values = [
+            dataclasses.replace(value, below=None, is_whole=False)
+            if value.below is not None or value.is_whole
+            else value
+            for value in values
+        ]
     noise = EXACT
     for value in call.given:
         noise = noise.joined(value.noise)

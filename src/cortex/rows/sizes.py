@@ -29,7 +29,9 @@ class Symbol:
     of_input: bool = False
     """The size of an input's dimension, which a proof may suppose."""
     input: str = ""
-    """Which input's: sizes of one are not all large at once."""
+    """Which input's: free sizes of one are not all large at once."""
+    product: int = MOST_ELEMENTS
+    """What different free sizes of that input, multiplied, are at most."""
     most: int | None = None
     """What it is at most, its sign aside; None: it may be any number."""
 
@@ -106,11 +108,21 @@ class Symbols:
 
     def fresh(self, *, least: int | None = 0, widened: bool = False) -> Size:
         """Return a size that nothing more is known of, but that it does not depend on the number of rows."""
-        return Size(1, (self._new(least=least, widened=widened, most=None if least is None else LONGEST),))
+        most = None if least is None else LONGEST
+        return self._sized(Symbol(self._next, least=least, widened=widened, most=most))
 
-    def of_input(self, name: str = "", most: int = MOST_ELEMENTS) -> Size:
-        """Return the size of a free dimension of the input of this name, `most` at most."""
-        return Size(1, (self._new(least=1, of_input=True, input=name, most=most),))
+    def of_input(self, name: str = "", most: int | None = None, *, fixed: int = 1) -> Size:
+        """
+        Return the size of a free dimension of an input.
+
+        Args:
+            name: of the input.
+            most: what the size is at most; None: as much as fits into a row.
+            fixed: how many elements a row of the input has where all that is free is 1.
+        """
+        product = max(1, MOST_ELEMENTS // fixed)
+        most = product if most is None else min(most, product)
+        return self._sized(Symbol(self._next, of_input=True, input=name, most=most, product=product))
 
     def formula(self, name: str, *arguments: object, least: int | None = None, most: int | None = None) -> Size:
         """
@@ -125,25 +137,14 @@ class Symbols:
         found = self._formulas.get(key)
         if found is None:
             most = LONGEST if most is None and least is not None else most
-            found = Size(1, (self._new(least=least, of_rows=any(map(counts_rows, arguments)), most=most),))
+            of_rows = any(map(counts_rows, arguments))
+            found = self._sized(Symbol(self._next, least=least, of_rows=of_rows, most=most))
             self._formulas[key] = found
         return found
 
-    def _new(
-        self,
-        *,
-        least: int | None,
-        of_rows: bool = False,
-        widened: bool = False,
-        of_input: bool = False,
-        input: str = "",
-        most: int | None = None,
-    ) -> Symbol:
-        symbol = Symbol(
-            self._next, least=least, of_rows=of_rows, widened=widened, of_input=of_input, input=input, most=most
-        )
+    def _sized(self, symbol: Symbol) -> Size:
         self._next += 1
-        return symbol
+        return Size(1, (symbol,))
 
 
 def counts_rows(element: object) -> bool:
@@ -255,7 +256,7 @@ def magnitude(dim: Dim) -> int | None:
             found *= symbol.most
     for symbols in of_inputs.values():
         squared = max(symbols.count(symbol) for symbol in symbols)
-        found *= min(math.prod(symbol.most or 0 for symbol in symbols), MOST_ELEMENTS**squared)
+        found *= min(math.prod(symbol.most or 0 for symbol in symbols), symbols[0].product ** squared)
     return found
 
 

@@ -104,6 +104,8 @@ class Value:
     """Of places: the first one of each row, so that j is 0."""
     below: Dim | None = None
     """Of what is uniform or made of rows: its elements are whole numbers from 0 to below this, where that is known."""
+    is_whole: bool = False
+    """Of floats: its elements were integers before, so that as integers they are again what they were."""
     reason: str = ""
     operator: str = ""
     """Where the rows were lost, e.g. `Conv conv_7`."""
@@ -281,7 +283,8 @@ def joined(a: Value, b: Value, symbols: Symbols, since: int | None = None) -> Va
     ):
         shape = _widened(a.known_shape, b.known_shape, symbols, since)
         below = a.below if a.below == b.below else None
-        return dataclasses.replace(a, shape=shape, noise=noise, dtype=dtype, below=below)
+        is_whole = a.is_whole and b.is_whole
+        return dataclasses.replace(a, shape=shape, noise=noise, dtype=dtype, below=below, is_whole=is_whole)
     return mixed("branches or turns of a loop differ in where the rows are")
 
 

@@ -23,3 +23,30 @@ def test_what_does_not_fit_into_32_bits_without_a_sign_is_cut_in_more_than_one_w
     assert proof(Node("Cast", ("x",), ("y",), {"to": 12}), x=rows(4)).rounding == "steps"
     assert proof(Node("Cast", ("x",), ("y",), {"to": 12}), x=rows(4, dtype="int64")).rounding == "exact"
     assert proof(Node("Cast", ("x",), ("y",), {"to": 6}), x=rows(4)).rounding == "exact"
+
+
+def test_a_label_stays_one_by_way_of_floats_that_hold_it() -> None:
+    def rounding(wide: int, *between: Node) -> str:
+        label = node("ArgMax", "p", to="l", axis=1)
+        there = Node("Cast", ("l",), ("f",), {"to": wide})
+        back = Node("Cast", ("g" if between else "f",), ("y",), {"to": 7})
+        return proof(PRODUCT, label, there, *between, back, half=constant(0.5), **SETTINGS).rounding
+
+    assert rounding(1) == rounding(11) == "labels"
+    assert rounding(1, node("Identity", "f", to="g")) == "labels"
+    assert rounding(10) == "steps"
+    assert rounding(1, node("Mul", "f", "half", to="g")) == "steps"
+    assert rounding(1, node("Sqrt", "f", to="g")) == "steps"
+
+
+def test_sums_of_64_bit_integers_are_exact_where_floats_hold_them() -> None:
+    def rounding(dtype: str, *nodes: Node, operator: str = "ReduceSum") -> str:
+        total = node(operator, "b" if nodes else "x", "axis", to="y")
+        return proof(*nodes, total, x=rows(None, 4, dtype=dtype), axis=[1], zero=constant(0)).rounding
+
+    mask = (node("Greater", "x", "zero", to="a"), Node("Cast", ("a",), ("b",), {"to": 7}))
+    assert rounding("int64") == rounding("uint64") == rounding("int64", operator="ReduceMean") == "steps"
+    assert rounding("int32") == rounding("int64", *mask) == "exact"
+    assert rounding("int64", operator="ReduceMax") == "exact"
+    assert rounding("int32", operator="ReduceLogSumExp") == "steps"
+    assert rounding("float32") == "rounding"

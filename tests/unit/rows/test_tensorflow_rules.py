@@ -15,7 +15,8 @@ from cortex.rows.rules.tensorflow.registry import DOMAIN, OUTPUTS
 from cortex.rows.saved_models import CONTROL
 from cortex.rows.sizes import NUMBER_OF_ROWS as N
 from cortex.rows.sizes import times
-from cortex.rows.values import Kind
+from cortex.rows.values import Kind, Value
+from cortex.wire.batching import Proof
 from cortex.wire.graphs import FunctionName, Node, Shapes, Tensor
 
 
@@ -770,3 +771,25 @@ def test_whatever_else_tensorflow_has_is_refused(tensorflow: Any) -> None:
 
 def test_a_function_is_not_called_by_an_attribute_that_no_operator_has() -> None:
     assert not proof(op("Neg", "x", f=FunctionName("gone")), x=X).proved
+
+
+def test_a_number_of_elements_is_one_where_its_type_holds_it() -> None:
+    """In 32 bits the number goes round; where no shorter input would do nothing is known of it."""
+
+    def found(out_type: str, times: int) -> Proof:
+        longer, shape = op("Tile", "x", "repeats", name="t"), op("Shape", "t", name="shape", out_type=out_type)
+        whole = op("Prod", "shape", "zero", name="n", keep_dims=True)
+        there, back = op("Reshape", "t", "n", name="f"), op("Reshape", "f", "shape")
+        return proof(longer, shape, whole, there, back, x=rows(None, None), zero=[0], repeats=[1, 1, times])
+
+    assert found("int32", 3).proved
+    assert found("int32", 3).sizes == ()
+    assert [one.at_most for one in found("int32", 512).sizes] == [362, 362]
+    assert not found("int32", 2**15).proved
+    assert found("int64", 2**15).proved
+
+    def counted(out_type: str) -> Value:
+        longer = op("Tile", "x", "repeats", name="t")
+        return result(longer, op("Size", "t", out_type=out_type), x=rows(None, None), repeats=[1, 1, 2**15])
+
+    assert counted("int64").elements != counted("int32").elements

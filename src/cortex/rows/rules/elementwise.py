@@ -258,7 +258,7 @@ def converted(call: Call, value: Value, dtype: str) -> Value:
     """A value in another type; says what that adds to noise."""
     is_float = not value.dtype or value.dtype.startswith(("float", "bfloat"))
     to_float = dtype.startswith(("float", "bfloat"))
-    if is_float and not to_float:
+    if is_float and not to_float and not value.is_whole:
         call.rounds = Rounds.CHOOSES if dtype == "bool" else Rounds.STEPS
     if is_float and dtype == "uint32":
         call.rounds = Rounds.SUMS_AND_STEPS  # what does not fit becomes 0 in a vector, and not in its remainder
@@ -268,6 +268,8 @@ def converted(call: Call, value: Value, dtype: str) -> Value:
         and holds(dtype, times(NUMBER_OF_ROWS, value.stride))
     ):
         value = dataclasses.replace(value, kind=Kind.NUMBERED)
+    is_whole = value.dtype in INTEGERS or value.dtype == "bool" or value.is_whole
+    value = dataclasses.replace(value, is_whole=is_whole and dtype in ("float32", "float64"))
     if value.dtype == "bool" and dtype in _WIDE:
         value = dataclasses.replace(value, below=2)
     elif dtype not in _WIDE:

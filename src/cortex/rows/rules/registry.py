@@ -15,7 +15,7 @@ from cortex.wire.graphs import Attribute, Graph, LongList, Tensor
 if TYPE_CHECKING:
     from cortex.rows.flow import Flow, Scope
 
-NEWEST: Final = {"": 26, "ai.onnx.ml": 5, "com.microsoft": 1, "tensorflow": 1}
+NEWEST: Final = {"": 28, "ai.onnx.ml": 5, "com.microsoft": 1, "tensorflow": 1}
 """The newest operator set of each domain whose operators were read for these rules. A newer one is not proved."""
 
 CHOOSES: Final = "chooses rows by their number"
@@ -60,7 +60,7 @@ class Rule:
     takes_counts: bool
     """The function copes with uniform values that count the rows."""
     keeps_bounds: bool
-    """The function says what elements are below; of other rules nothing is known of that."""
+    """The function says what elements are below and whether they are whole; of other rules nothing is known of that."""
     when_uniform: bool
     """Of uniform inputs its outputs are uniform, whatever the function says."""
 
