@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -262,7 +261,7 @@ def _readable(signature: SignatureDef, definition: Any) -> tuple[SignatureDef, l
         for name, kind in kinds.items()
         if kind is not None
     ]
-    return replace(signature, outputs=outputs), notes
+    return SignatureDef(signature.inputs, outputs, signature.method_name, signature), notes
 
 
 def _unsupported(spec: TensorSpec, tensor: Any) -> str | None:
