@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from graph_builder import constant, node, proved, refusal, rows, weights
+from graph_builder import constant, node, proved, refusal, result, rows, weights
 
+from cortex.rows.values import Kind
 from cortex.wire.graphs import Node, Tensor
 
 
@@ -36,3 +37,18 @@ def test_rows_are_found_by_places_that_their_type_holds() -> None:
     assert found(7, constant)
     assert found(6, lambda number: Tensor("int32", (), (number,)))
     assert not found(1, lambda number: constant(float(number)))
+
+
+def test_a_row_has_a_place_where_the_last_one_is_within_its_type() -> None:
+    def kind(dtype: str, to: int, stride: int) -> Kind:
+        nodes = (
+            node("Shape", "x", to="s", start=0, end=1), node("Squeeze", "s", "axes", to="n0"),
+            Node("Cast", ("n0",), ("n",), {"to": to}), node("Range", "start", "n", "one", to="r"),
+            node("Mul", "r", "stride", to="y"),
+        )  # fmt: skip
+        typed = {"start": 0, "one": 1, "stride": stride}
+        named = {name: Tensor(dtype, (), (number,)) for name, number in typed.items()}
+        return result(*nodes, x=rows(4), axes=[0], **named).kind
+
+    assert kind("int32", 6, 2**20) is kind("int64", 7, 2**40) is Kind.PLACES
+    assert kind("int32", 6, 2**27) is Kind.NUMBERED

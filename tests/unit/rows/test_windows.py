@@ -533,3 +533,16 @@ def test_rows_that_may_be_taken_for_an_image_s_height_are_refused() -> None:
 def test_a_number_of_rows_is_not_resized() -> None:
     verdict = refusal(node("Shape", "x", to="shape"), node("Resize", "shape", "", "", "size"), x=rows(3), size=[2])
     assert verdict == "the number of rows used as data"
+
+
+def test_a_size_is_scaled_as_floats_of_32_bits_do_it() -> None:
+    """They hold what is at most 2^24, and each power of two times that."""
+
+    def longest(*scales: float) -> list[int | None]:
+        resized = node("Resize", "x", "", "scales", mode="nearest")
+        found = proof(resized, x=rows(1, 1, None), scales=list(scales))
+        assert found.proved
+        return [one.at_most for one in found.sizes]
+
+    assert longest(1.0, 1.0, 1.0, 2.0) == []
+    assert longest(1.0, 1.0, 1.0, 3.0) == [2**24 // 3]
