@@ -24,7 +24,7 @@ from typing import IO, Final
 import msgspec
 from cases import as_text
 from judging import Judgement, crashed
-from mutants import WITHOUT_A_CASE, Mutant, Trace, mutants, rule_functions
+from mutants import ANSWERS_ONLY, Mutant, Trace, mutants, rule_functions
 from operator_cases import modules, nodes_of
 from pool import Done, Pool, Task
 from sources import case_of, cases_of, written
@@ -151,7 +151,7 @@ class Campaign:
         """Take each check out by itself, and ask for the cases that its function looked at."""
         refused, ran = self._traced([*self.totals.mixing, *self.totals.moving])
         moving = frozenset(self.totals.moving)
-        found = mutants()
+        found = [one for one in mutants() if not one.is_of_tensorflow]  # those have cases of their own
         spread = random.Random(self._seed)
 
         def some(keys: Sequence[str], most: int = _MOST_CASES_A_MUTANT) -> list[str]:
@@ -196,7 +196,8 @@ class Campaign:
     def unkilled_rules(self) -> list[tuple[str, str]]:
         """Rules without which nothing that was tried goes wrong."""
         killed = {(mutant.module, mutant.function) for mutant in self.killed}
-        return sorted(rule_functions() - killed - set(WITHOUT_A_CASE))
+        ours = {(mutant.module, mutant.function) for mutant in [*self.killed, *self.survivors]} & rule_functions()
+        return sorted(ours - killed - set(ANSWERS_ONLY))
 
     def minimised(self, judgement: Judgement) -> str:
         """A wrongly proved case as text, as small as it could be made."""

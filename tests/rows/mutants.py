@@ -1,36 +1,48 @@
 """
-The prover without one of its checks: whatever it then proves wrongly shows that the check is needed, and tried.
+The prover without one of its checks: whatever it then says wrongly shows that the check is needed, and tried.
 
 A check is found in the source: an `if` that ends in a refusal, a call that may refuse and whose result nobody takes,
 one of several conditions for going on. A rule is also tried as one that hands its first input on, and as one that never
-rounds.
+rounds. Code is exchanged in place, so that thousands can be tried in seconds.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import copy
+import dataclasses
 import functools
 import importlib
-import importlib.abc
-import importlib.util
+import inspect
 import sys
+import textwrap
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import CodeType, FrameType, ModuleType
-from typing import Any, Final
+from types import CodeType, FrameType, FunctionType
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
+from cases import Expected
 
 import cortex
+from cortex.rows import prove, prove_saved_model
+from cortex.rows.refusal import NotProved
+from cortex.rows.rules.registry import RULES, Rounds, Rule
+from cortex.rows.rules.tensorflow.patterns import PATTERNS
+from cortex.rows.rules.tensorflow.registry import DOMAIN
+from cortex.wire.batching import Proof, Rounding
 from cortex.wire.graphs import Model
 
 PACKAGE: Final = "cortex.rows"
 _ROOT: Final = Path(cortex.__file__).parent / "rows"
 _REFUSALS: Final = ("refuse", "mixed")
 _OF_TENSORFLOW: Final = (f"{PACKAGE}.saved_models", f"{PACKAGE}.rules.tensorflow")
-"""No ONNX model comes by there: `tests/unit/rows/test_tensorflow_rules.py` has refusals of its own."""
+"""No ONNX model comes by there."""
+
+ROUNDS: Final = "what rounds"
+"""Its operators round nothing."""
 
 
 class Mutant(msgspec.Struct, frozen=True, order=True):
@@ -39,114 +51,135 @@ class Mutant(msgspec.Struct, frozen=True, order=True):
     module: str
     """As it is imported."""
     function: str
+    """By its qualified name, and if it stands in another one by that one's."""
     line: int
     text: str
     """The check, as it is written."""
     index: int
-    """Among those of its module."""
+    """Among those of its function."""
 
     @property
     def place(self) -> str:
         return f"{self.module.removeprefix(PACKAGE + '.').replace('.', '/')}.py:{self.line}"
+
+    @property
+    def is_of_tensorflow(self) -> bool:
+        return self.module.startswith(_OF_TENSORFLOW)
+
+
+_ELEMENTS: Final = "each element by itself"
+_SCALAR: Final = "each element by itself; what else it takes is a single element, as no row is"
+_LIST: Final = "a list, of which `joined` and whatever takes a tensor out say what it may hold"
+_KEPT: Final = "what the model keeps, which no row changes"
+_AS_IT_IS: Final = "hands on what it gets"
+_SHAPE: Final = "makes a constant"
+
+ANSWERS_ONLY: Final[Mapping[tuple[str, str], str]] = {
+    (f"{PACKAGE}.rules.{module}", function): reason
+    for module, reason, functions in (
+        ("classical", _ELEMENTS, "category_mapper"),
+        ("elementwise", _ELEMENTS, "cast_like"),
+        ("elementwise", _AS_IT_IS, "identity"),
+        ("sequences", _LIST, "concat construct empty length"),
+        ("shapes", _SHAPE, "constant"),
+        ("tensorflow.arrays", _SHAPE, "constant lin_space rank"),
+        ("tensorflow.elements", _AS_IT_IS, "checked default identities identity"),
+        ("tensorflow.elements", _ELEMENTS, "bucketize cast matches number_of_text parsed_number text"),
+        ("tensorflow.elements", _SCALAR, "fake_quantize matches_given"),
+        ("tensorflow.lists", _LIST, "empty length_of pop_back reserve stack"),
+        ("tensorflow.patterns", "a sign is a label, other bits are steps", "sign_bit"),
+        ("tensorflow.state", _KEPT, "device exported is_there read shape_of table table_of_tensors table_size"),
+        ("tensorflow.state", _KEPT, "variable variable_of_old"),
+    )
+    for function in functions.split()
+}
+"""
+Rules that say what they know and cannot be wrong by themselves, with the reason: a case shows only that their word is
+needed.
+"""
 
 
 # ---- finding checks ---------------------------------------------------------------------------------------------
 
 
 def mutants() -> list[Mutant]:
-    """All checks of the package that ONNX models come by, in the order of its files."""
+    """All checks of the package, in the order of its files."""
     found = []
     for path in sorted(_ROOT.rglob("*.py")):
         relative = path.relative_to(_ROOT).with_suffix("")
-        parts = [part for part in relative.parts if part != "__init__"]
-        module = ".".join([PACKAGE, *parts])
-        if module.startswith(_OF_TENSORFLOW):
-            continue
-        for index, (function, line, text, _) in enumerate(_changes(ast.parse(path.read_text()))):
-            found.append(Mutant(module, function, line, text, index))
+        module = ".".join([PACKAGE, *(part for part in relative.parts if part != "__init__")])
+        for name, node in _functions_in(module).items():
+            if node.name in _NO_CHECK:
+                continue
+            for index, (line, text, _) in enumerate(_changes(node)):
+                found.append(Mutant(module, name, line, text, index))
+            registered = _registered(module, name)
+            if registered:
+                found += [Mutant(module, name, node.lineno, text, -1) for text in _INSTEAD]
+            if any(set(rule.rounds) != {Rounds.NOTHING} for rule in registered.values()):
+                found.append(Mutant(module, name, node.lineno, ROUNDS, -1))
     return found
 
 
-_ELEMENTWISE: Final = "each element by itself; nothing to check"
-_LISTS: Final = "a list handed on is no tensor; what it may hold is checked by `joined`, `stacked` and the output"
-WITHOUT_A_CASE: Final[Mapping[tuple[str, str], str]] = {
-    **{
-        (f"{PACKAGE}.rules.{module}", function): reason
-        for module, reason, functions in (
-            ("classical", _ELEMENTWISE, ("binarizer", "category_mapper", "label_encoder")),
-            ("elementwise", _ELEMENTWISE, ("cast", "cast_like", "clip", "identity", "quantized_curve")),
-            ("products", "rows stay where they are; weights are wherever onnxruntime packed them", ("mat_mul_n_bits",)),
-            ("sequences", _LISTS, ("at", "concat", "construct", "empty", "erase", "insert", "length")),
-            ("shapes", "makes what no tensor can be handed on for", ("constant", "constant_of_shape")),
-        )
-        for function in functions
-    },
-}
-"""Rules of which no check can be missed by itself, with the reason."""
+_NO_CHECK: Final = ("refuse", "mixed", "not_proved")
+"""They are the refusal itself."""
 
 
 def rule_functions() -> set[tuple[str, str]]:
-    """Module and name of each function that is the rule of an operator of ONNX."""
-    from cortex.rows.rules.registry import RULES
-
-    return {
-        (rule.function.__module__, rule.function.__name__)
-        for (domain, _), rule in RULES.items()
-        if domain != "tensorflow"
-    }
+    """Module and name of each function that is the rule of an operator, or of two of TensorFlow together."""
+    return set(map(_name_of, [*(rule.function for rule in RULES.values()), *PATTERNS.values()]))
 
 
-_Change = tuple[str, int, str, Callable[[], None]]
-"""The function it is in, its line, the check as text, and what takes it out of the tree."""
+def _name_of(function: Callable[..., Any]) -> tuple[str, str]:
+    return function.__module__, function.__qualname__
 
 
-def _changes(tree: ast.Module) -> list[_Change]:
-    found: list[_Change] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and not _is_refusal_itself(node):
-            found += [(node.name, *change) for change in _changes_in(node)]
-            registrations = _registrations(node, tree)
-            if registrations:
-                found.append((node.name, node.lineno, "the rule as a whole", functools.partial(_hand_on, node)))
-            for call in registrations:
-                found += [
-                    (node.name, call.lineno, ast.unparse(keyword), functools.partial(call.keywords.remove, keyword))
-                    for keyword in call.keywords
-                    if keyword.arg == "rounds"
-                ]
+def _registered(module: str, name: str) -> dict[tuple[str, str], Rule]:
+    """The rules that a function is."""
+    return {key: rule for key, rule in RULES.items() if _name_of(rule.function) == (module, name)}
+
+
+@functools.cache
+def _functions_in(module: str) -> Mapping[str, ast.FunctionDef]:
+    """A module's functions, and its classes' methods, by qualified name."""
+    found = {}
+    for node in ast.parse(_path_of(module).read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = node
+        elif isinstance(node, ast.ClassDef):
+            found.update({f"{node.name}.{one.name}": one for one in node.body if isinstance(one, ast.FunctionDef)})
     return found
 
 
-def _changes_in(function: ast.FunctionDef) -> Iterator[tuple[int, str, Callable[[], None]]]:
-    for node in _own_nodes(function):
-        if isinstance(node, ast.If):
-            if _ends_in_refusal(node.body):
-                yield node.lineno, f"if {ast.unparse(node.test)}", functools.partial(_never, node)
-                yield from _parts(node.test, ast.Or)
-            else:
-                yield from _parts(node.test, ast.And)
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
-            if node.value.func.id != "refuse":
-                yield node.lineno, ast.unparse(node), functools.partial(_drop, node)
-        elif isinstance(node, ast.IfExp):
-            if _is_refusal(node.orelse):
-                yield node.lineno, ast.unparse(node.test), functools.partial(_always, node, True)
-            elif _is_refusal(node.body):
-                yield node.lineno, ast.unparse(node.test), functools.partial(_always, node, False)
-        elif isinstance(node, ast.Assign | ast.Return) and node.value is not None:
-            yield from _parts(node.value, ast.And)
-        elif isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or) and any(map(_is_refusal, node.values)):
-            yield node.lineno, ast.unparse(node), functools.partial(_without_refusal, node)
+_Change = tuple[int, str, Callable[[], None]]
+"""The check's line, the check as text, and what takes it out of the tree."""
 
 
-def _own_nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
-    """Nodes of a function, but not of functions in it: those are looked at by themselves."""
-    waiting: list[ast.AST] = list(function.body)
-    while waiting:
-        node = waiting.pop(0)
-        yield node
-        if not isinstance(node, ast.FunctionDef):
-            waiting += ast.iter_child_nodes(node)
+def _changes(function: ast.FunctionDef) -> Iterator[_Change]:
+    for statement in function.body:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.If):
+                if _ends_in_refusal(node.body):
+                    yield node.lineno, f"if {ast.unparse(node.test)}", functools.partial(_never, node)
+                    yield from _parts(node.test, ast.Or)
+                else:
+                    yield from _parts(node.test, ast.And)
+            elif (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Call)
+                and isinstance(node.value.func, ast.Name)
+            ):
+                if node.value.func.id != "refuse":
+                    yield node.lineno, ast.unparse(node), functools.partial(_drop, node)
+            elif isinstance(node, ast.IfExp):
+                if _is_refusal(node.orelse):
+                    yield node.lineno, ast.unparse(node.test), functools.partial(_always, node, True)
+                elif _is_refusal(node.body):
+                    yield node.lineno, ast.unparse(node.test), functools.partial(_always, node, False)
+            elif isinstance(node, ast.Assign | ast.Return) and node.value is not None:
+                yield from _parts(node.value, ast.And)
+            elif isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or) and any(map(_is_refusal, node.values)):
+                yield node.lineno, ast.unparse(node), functools.partial(_without_refusal, node)
 
 
 def _parts(test: ast.expr, kind: type[ast.boolop]) -> Iterator[tuple[int, str, Callable[[], None]]]:
@@ -175,24 +208,6 @@ def _ends_in_refusal(body: Sequence[ast.stmt]) -> bool:
     return False
 
 
-def _is_refusal_itself(node: ast.FunctionDef) -> bool:
-    return node.name in ("refuse", "mixed", "not_proved")
-
-
-def _registrations(node: ast.FunctionDef, tree: ast.Module) -> list[ast.Call]:
-    """The calls of `rule` that make it one: a decorator, or the first half of `rule(…)(name)`."""
-    found = [one for one in node.decorator_list if isinstance(one, ast.Call) and ast.unparse(one.func) == "rule"]
-    for call in ast.walk(tree):
-        if (
-            isinstance(call, ast.Call)
-            and isinstance(call.func, ast.Call)
-            and ast.unparse(call.func.func) == "rule"
-            and any(isinstance(name, ast.Name) and name.id == node.name for one in call.args for name in ast.walk(one))
-        ):
-            found.append(call.func)
-    return found
-
-
 # ---- taking them out --------------------------------------------------------------------------------------------
 
 
@@ -216,25 +231,44 @@ def _without_refusal(node: ast.BoolOp) -> None:
     node.values = [value for value in node.values if not _is_refusal(value)] * 2
 
 
-def _hand_on(function: ast.FunctionDef) -> None:
-    """Each output is the first input that has rows, as it is."""
-    (argument, *_) = function.args.args
-    source = (
-        f"given = [value for value in {argument.arg}.given if not value.is_uniform] or {argument.arg}.given\n"
-        f"return [given[0]] * max(1, {argument.arg}.outputs)"
-    )
-    function.body = ast.parse(source).body
+_INSTEAD: Final = {
+    "the rule, instead of its first rows": """
+        found = [value for value in call.given if value.is_rows] or call.given
+        return found[:1] * max(1, call.outputs)
+    """,
+    "the rule, instead of its first input": """
+        found = [value for value in call.given if not value.is_uniform] or call.given
+        return found[:1] * max(1, call.outputs)
+    """,
+    "the rule, instead of a refusal": """
+        raise NotImplementedError
+    """,
+}
+"""Other bodies of a rule."""
 
 
-def mutated(mutant: Mutant) -> CodeType:
-    """The code of the mutant's module without its check."""
-    path = _path_of(mutant.module)
-    tree = ast.parse(path.read_text())
-    function, line, text, change = _changes(tree)[mutant.index]
-    if (function, line, text) != (mutant.function, mutant.line, mutant.text):
-        raise ValueError(f"{mutant.place} was changed since")
-    change()
-    return compile(ast.fix_missing_locations(tree), str(path), "exec")
+def _mutated(mutant: Mutant) -> CodeType:
+    """The code of the mutant's function without its check."""
+    function = copy.deepcopy(_functions_in(mutant.module)[mutant.function])
+    if mutant.text in _INSTEAD:
+        function.body = ast.parse(textwrap.dedent(_INSTEAD[mutant.text])).body
+    else:
+        line, text, change = list(_changes(function))[mutant.index]
+        if (line, text) != (mutant.line, mutant.text):
+            raise ValueError(f"{mutant.place} was changed since")
+        change()
+    function.decorator_list = []
+    body: list[ast.stmt] = [function]
+    for around in mutant.function.split(".")[:-1]:  # a method may call `super`
+        body = [ast.ClassDef(around, [], [], body, [])]
+    module = ast.fix_missing_locations(ast.Module([ast.parse("from __future__ import annotations").body[0], *body], []))
+    return _code_of(mutant.function.split("."), compile(module, str(_path_of(mutant.module)), "exec"))
+
+
+def _code_of(names: Sequence[str], code: CodeType) -> CodeType:
+    for name in names:
+        code = next(one for one in code.co_consts if isinstance(one, CodeType) and one.co_name == name)
+    return code
 
 
 def _path_of(module: str) -> Path:
@@ -242,52 +276,81 @@ def _path_of(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-# ---- running without them ---------------------------------------------------------------------------------------
-
-
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Has one module of the package made of other code."""
-
-    def __init__(self, module: str, code: CodeType) -> None:
-        self._module = module
-        self._code = code
-
-    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != self._module:
-            return None
-        file = _path_of(name)
-        return importlib.util.spec_from_file_location(
-            name, file, loader=self, submodule_search_locations=[str(file.parent)] if self.is_package(name) else None
-        )
-
-    def is_package(self, name: str) -> bool:
-        return _path_of(name).name == "__init__.py"
-
-    def get_source(self, name: str) -> None:
-        return None
-
-    def get_code(self, name: str) -> CodeType:
-        return self._code
+def _function(module: str, name: str) -> FunctionType:
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = inspect.getattr_static(found, part)
+    if isinstance(found, property):
+        found = found.fget
+    if isinstance(found, staticmethod | classmethod):
+        found = found.__func__
+    return found  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
-def prover_without(mutant: Mutant) -> Iterator[Callable[[Any], Any]]:
-    """`prove`, of a package of its own in which a check is missing."""
-    kept = {name: module for name, module in sys.modules.items() if name == PACKAGE or name.startswith(PACKAGE + ".")}
-    before = getattr(cortex, "rows", None)
-    finder = _Finder(mutant.module, mutated(mutant))
-    for name in kept:
-        del sys.modules[name]
-    sys.meta_path.insert(0, finder)
+def without(mutant: Mutant) -> Iterator[None]:
+    """The check is missing in the prover that everybody uses."""
+    if mutant.text == ROUNDS:
+        kept = _registered(mutant.module, mutant.function)
+        RULES.update({key: dataclasses.replace(rule, rounds=(Rounds.NOTHING,)) for key, rule in kept.items()})
+        try:
+            yield
+        finally:
+            RULES.update(kept)
+        return
+    function = _function(mutant.module, mutant.function)
+    code = function.__code__
+    function.__code__ = _mutated(mutant)
     try:
-        yield importlib.import_module(PACKAGE).prove
+        yield
     finally:
-        sys.meta_path.remove(finder)
-        for name in [name for name in sys.modules if name == PACKAGE or name.startswith(PACKAGE + ".")]:
-            del sys.modules[name]
-        sys.modules.update(kept)
-        if before is not None:
-            cortex.rows = before
+        function.__code__ = code
+
+
+# ---- what shows that they are missing ---------------------------------------------------------------------------
+
+
+class Known(NamedTuple):
+    """A case whose truth is known: the runtime that runs it was asked."""
+
+    key: str
+    model: Model
+    expected: Expected
+    rounding: Rounding | None = None
+    """What rounding may do, where the case says so."""
+
+
+Kill: TypeAlias = Literal["wrong", "rounding", "answer"]
+"""
+How a case shows that a check is missing. `wrong`: its rows mix, and it is proved; `rounding`: it is told that rounding
+does something else; `answer`: what is right is refused, or what has to be refused is proved.
+"""
+
+
+def kill(mutant: Mutant, cases: Iterable[Known]) -> tuple[Kill, str] | None:
+    """How the first case shows that the check is missing, and the case's key; the gravest that any shows."""
+    found: dict[Kill, str] = {}
+    with without(mutant):
+        for case in cases:
+            how = _how(case, said_of(case.model))
+            if how == "wrong":
+                return how, case.key
+            if how is not None:
+                found.setdefault(how, case.key)
+    return next(((how, found[how]) for how in ("rounding", "answer") if how in found), None)
+
+
+def _how(case: Known, said: Proof) -> Kill | None:
+    if case.expected == "mixes":
+        return "wrong" if said.proved else None
+    if said.proved and case.rounding not in (None, said.rounding):
+        return "rounding"
+    return "answer" if said.proved != (case.expected == "proved") else None
+
+
+def said_of(model: Model) -> Proof:
+    is_saved_model = any(node.domain == DOMAIN for node in model.graph.nodes)
+    return prove_saved_model(model) if is_saved_model else prove(model)
 
 
 def killer(
@@ -300,18 +363,38 @@ def killer(
         mixing: wrong when run, and refused with the check.
         moving: proved with it, and its rows differ by bits: not `exact`.
     """
-    try:
-        with prover_without(msgspec.convert(mutant, Mutant)) as prove:
-            for key, model in mixing:
-                if prove(model).proved:
-                    return key
-            for key, model in moving:
-                found = prove(model)
-                if found.proved and found.rounding == "exact":
-                    return key
-    except (ImportError, ValueError, TypeError, AttributeError):
-        return None  # without it the package does not even load
+    with without(msgspec.convert(mutant, Mutant)):
+        for key, model in mixing:
+            if said_of(model).proved:
+                return key
+        for key, model in moving:
+            found = said_of(model)
+            if found.proved and found.rounding == "exact":
+                return key
     return None
+
+
+def by_function(cases: Iterable[Known]) -> Mapping[str, list[Known]]:
+    """Cases by the functions that they meet, as `module:function`; those that mix rows first."""
+    found: dict[str, list[Known]] = defaultdict(list)
+    for case in sorted(cases, key=lambda one: one.expected != "mixes"):
+        for name in traced(case.model).ran:
+            found[name].append(case)
+    return found
+
+
+def notices(functions: Iterable[tuple[str, str]], cases: Iterable[Known]) -> dict[tuple[str, str], Kill | None]:
+    """How the cases show that each function is needed, or one of its checks; None where none does."""
+    met = by_function(cases)
+    found: dict[tuple[str, str], Kill | None] = dict.fromkeys(functions)
+    for mutant in mutants():
+        function = (mutant.module, mutant.function)
+        if function not in found or found[function] == "wrong":
+            continue
+        noticed = kill(mutant, met[":".join(function)])
+        if noticed is not None and found[function] != "rounding":
+            found[function], _ = noticed
+    return found
 
 
 class Trace(msgspec.Struct, frozen=True):
@@ -324,15 +407,13 @@ class Trace(msgspec.Struct, frozen=True):
 
 def traced(model: Model) -> Trace:
     """Prove, and see by which functions."""
-    from cortex.rows import prove
-    from cortex.rows.refusal import NotProved
-
     ran: set[str] = set()
     refused: set[str] = set()
 
     def name_of(frame: FrameType) -> str | None:
         module = frame.f_globals.get("__name__", "")
-        return f"{module}:{frame.f_code.co_name}" if module.startswith(PACKAGE) else None
+        name, _, _ = frame.f_code.co_qualname.partition(".<locals>")
+        return f"{module}:{name}" if module.startswith(PACKAGE) else None
 
     def enter(frame: FrameType, event: str, argument: object) -> None:
         name = name_of(frame) if event == "call" else None
@@ -349,7 +430,7 @@ def traced(model: Model) -> Trace:
     NotProved.__init__ = note  # type: ignore[method-assign, assignment]
     sys.setprofile(enter)
     try:
-        prove(model)
+        said_of(model)
     finally:
         sys.setprofile(None)
         NotProved.__init__ = kept  # type: ignore[method-assign]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from cases import drawn, row_counts
+from saved_model_cases import CASES, SavedCase, write
 from truth import Batch, Truth, compare
 
 from cortex.rows import prove_saved_model
@@ -144,7 +145,7 @@ def saved(tf: Any, written: Written, folder: Path) -> None:
     tf.saved_model.save(module, str(folder), signatures={"serving_default": function})
 
 
-def judged(folder: Path) -> tuple[Proof, Truth]:
+def judged(folder: Path, batches: int = 8) -> tuple[Proof, Truth]:
     """What is proved of a model, and what was seen when it ran."""
     from cortex.replica.backends.tensorflow import load
 
@@ -172,7 +173,7 @@ def judged(folder: Path) -> tuple[Proof, Truth]:
         return [{spec.name: feed(spec, count) for spec in backend.signature.inputs} for count in row_counts(rng)]
 
     try:
-        return proof, compare(backend, draw, proof.rounding if proof.proved else "rounding", batches=8)
+        return proof, compare(backend, draw, proof.rounding if proof.proved else "rounding", batches=batches)
     finally:
         backend.close()
 
@@ -198,6 +199,18 @@ def test_what_may_mix_rows_is_refused_whatever_is_seen(tensorflow: Any, tmp_path
     saved(tensorflow, written, tmp_path)
     proof, _ = judged(tmp_path)
     assert not proof.proved
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_what_is_written_for_a_rule_is_as_it_says(tensorflow: Any, tmp_path: Path, case: SavedCase) -> None:
+    if case.needs_gpu and not tensorflow.config.list_physical_devices("GPU"):
+        pytest.skip("TensorFlow runs it on a GPU only")
+    write(tensorflow, case, tmp_path)
+    proof, truth = judged(tmp_path, batches=32 if case.expected == "mixes" else 4)
+    assert proof.proved == (case.expected == "proved"), proof
+    assert case.rounding in (None, proof.rounding)
+    assert truth.is_right == proof.proved, truth
+    assert (truth.wrong is not None) == (case.expected == "mixes")
 
 
 # ---- Keras ----------------------------------------------------------------------------------------------------------

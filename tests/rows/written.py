@@ -68,6 +68,7 @@ CONSTANTS: Final[Mapping[str, Any]] = {
     "two_scales": np.array([0.05, 0.1], np.float32), "two_zeros": np.zeros(2, np.uint8),
     "two_rows_u8": _RNG.integers(0, 255, (2, 4)).astype(np.uint8),
     "kernel_u8": _RNG.integers(0, 9, (1, 4, 3)).astype(np.uint8),
+    "packed_u8": _RNG.integers(0, 255, (2, 1, 16)).astype(np.uint8),
     "weights_u8": _RNG.integers(0, 255, (4, 3)).astype(np.uint8),
 }  # fmt: skip
 """Only those that a graph names are put into its model."""

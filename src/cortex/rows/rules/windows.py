@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from cortex.rows.refusal import refuse
@@ -238,20 +238,26 @@ rule("AveragePool", "LpPool", rounds=Rounds.SUMS)(_pooled)
 rule("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", rounds=Rounds.SUMS)(_pooled_whole)
 
 
-def _quantised(pool: Callable[[Call], Value]) -> Callable[[Call], Value]:
-    """The pool between a scale and another."""
-
-    def quantised(call: Call) -> Value:
-        must_be_constant(*call.inputs[1:])
-        if call.integer("channels_last", 0):
-            refuse("channels are the last dimension")
-        return pool(call)
-
-    return quantised
+@rule("QLinearAveragePool", domain=_MICROSOFT, rounds=Rounds.STEPS)
+def quantized_pool(call: Call) -> Value:
+    _must_have_constant_scales(call)
+    return _pooled(call)
 
 
-rule("QLinearAveragePool", domain=_MICROSOFT, rounds=Rounds.STEPS)(_quantised(_pooled))
-rule("QLinearGlobalAveragePool", domain=_MICROSOFT, rounds=Rounds.STEPS)(_quantised(_pooled_whole))
+@rule("QLinearGlobalAveragePool", domain=_MICROSOFT, rounds=Rounds.STEPS)
+def quantized_global_pool(call: Call) -> Value:
+    _must_have_constant_scales(call)
+    return _pooled_whole(call)
+
+
+def _must_have_constant_scales(call: Call) -> None:
+    """
+    Raises:
+        NotProved: a scale or zero point is not constant, or channels are not dimension 1.
+    """
+    must_be_constant(*call.inputs[1:])
+    if call.integer("channels_last", 0):
+        refuse("channels are the last dimension")
 
 
 # ---- normalisation -----------------------------------------------------------------------------------------------
