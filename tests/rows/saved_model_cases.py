@@ -383,4 +383,93 @@ _WINDOWS: Final = [
         max_total_size=2, iou_threshold=0.5, score_threshold=0.0)[1], (F, 2, 1)),
 ]  # fmt: skip
 
-CASES: Final[Sequence[SavedCase]] = [*_ARRAYS, *_ELEMENTS, *_LISTS, *_STATE, *_SUMS, *_WINDOWS]
+# ---- single checks ----------------------------------------------------------------------------------------------
+
+
+def merged(tf: Any, x: Any) -> Any:
+    """Pairs of rows' vectors: those of each row beside each other."""
+    return tf.reshape(x, [-1, x.shape[2]])
+
+
+def merged_apart(tf: Any, x: Any) -> Any:
+    """The same, but each row's first vector before all second ones."""
+    return tf.reshape(tf.transpose(x, [1, 0, 2]), [-1, x.shape[2]])
+
+
+_CHECKS: Final = [
+    # shapes, layout, indices
+    mixes("plus the only of all", lambda tf, r, x, z: z + tf.reshape(tf.squeeze(x), [1]), (F, 1), (F, 4)),
+    mixes("a column by the number of rows", lambda tf, r, x: x[:, tf.minimum(count(tf, x), 4)], (F, 5)),
+    mixes("plus one of its sizes, whichever a variable says", lambda tf, r, x: x + tf.shape(x)[
+        tf.compat.v1.Variable(0, use_resource=True)], (W, 2)),
+    mixes("less the first row", lambda tf, r, x: x - x[0], (F, 4)),
+    mixes("in the order of the last row first", lambda tf, r, x: x[::-1], (F, 4)),
+    mixes("turned round as far as two rows say", lambda tf, r, x, z: r.ReverseSequence(
+        input=x, seq_lengths=z % 3, seq_dim=2, batch_dim=1), (F, 2, 3), (W,)),
+    mixes("the number of rows, chosen beside nothing", lambda tf, r, x: x + tf.gather(
+        tf.shape(x)[None], [[0]], batch_dims=1), (W, 2)),
+    mixes("the first row, chosen by each row", lambda tf, r, x, i: tf.transpose(tf.gather(
+        tf.transpose(x), tf.transpose(i * 0), axis=1, batch_dims=1)), (F, 2), (W, 2)),
+    mixes("a choice of each of two rows", lambda tf, r, x: tf.gather(
+        x, of(tf, [0], [1]), axis=1, batch_dims=1), (F, 4)),
+    mixes("pieces of rows and back", lambda tf, r, x: tf.batch_to_space(tf.space_to_batch(
+        tf.transpose(x, [1, 0, 2]), [2], [[0, 0]]), [2], [[0, 0]]), (F, 2, 3)),
+    # elements
+    mixes("equal to what does not fit", lambda tf, r, x: r.Equal(
+        x=x, y=of(tf, 1, 2, 3, 4), incompatible_shape_error=False), (W, 3)),
+    mixes("a constant and the bias of one row", lambda tf, r, x: tf.transpose(
+        tf.nn.bias_add(tf.ones([4, 1]), x)), (F,)),
+    mixes("a grid by what two rows say", lambda tf, r, x, z: tf.quantization.fake_quant_with_min_max_vars_per_channel(
+        x, -1.0 - tf.abs(z), 1.0 + tf.abs(z)), (F, 2), (F,)),
+    mixes("a range by what two rows say", lambda tf, r, x, z: r.QuantizeAndDequantizeV3(
+        input=x, num_bits=8, input_min=-1.0 - tf.abs(z), input_max=1.0 + tf.abs(z), axis=1), (F, 2), (F,)),
+    mixes("a range for each of two rows", lambda tf, r, x: r.QuantizeAndDequantizeV3(
+        input=x, num_bits=8, input_min=of(tf, -1.0, -2.0), input_max=of(tf, 1.0, 2.0), axis=0), (F, 4)),
+    # lists and records
+    mixes("a list of sizes", lambda tf, r, x: x + item(r, r.TensorListFromTensor(
+        tensor=tf.shape(x), element_shape=tf.constant([], tf.int32)), 0, tf.int32), (W, 2)),
+    mixes("records with a default of one row", lambda tf, r, s, z: r.ParseExample(
+        serialized=records(tf, s), names=[], sparse_keys=[], dense_keys=["none"], dense_defaults=[z],
+        sparse_types=[], dense_shapes=[[1]]).dense_values[0], (S,), (L,)),
+    mixes("records filled up to the longest", lambda tf, r, s: tf.io.parse_example(
+        records(tf, s), {"some": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)})["some"], (S,)),
+    # sums and orders
+    mixes("plus whether two rows have it", lambda tf, r, x: x + tf.cast(r.InTopKV2(
+        predictions=x, targets=of(tf, 0, 1), k=1), tf.float32), (F, 2)),
+    mixes("whether the best of another row have it", lambda tf, r, x, i: tf.transpose(tf.reshape(r.InTopKV2(
+        predictions=merged(tf, x), targets=tf.reshape(tf.transpose(i % 3), [-1]), k=1), [2, -1])), (F, 2, 3), (W, 2)),
+    mixes("counts with weights of two rows", lambda tf, r, i: r.DenseBincount(
+        input=i, size=5, weights=of(tf, [1.0, 2.0], [3.0, 4.0])), (W, 2)),
+    mixes("counts with weights of other rows", lambda tf, r, i, w: tf.reshape(r.DenseBincount(
+        input=merged(tf, i), size=5, weights=merged_apart(tf, w)), [-1, 2, 5]), (W, 2, 3), (F, 2, 3)),
+    mixes("normalised by what two rows say", lambda tf, r, x, z: r.FusedBatchNormV3(
+        x=x, scale=z, offset=z, mean=z, variance=tf.abs(z), is_training=False)[0], (F, 1, 1, 2), (F,)),
+    mixes("normalised by constants of two rows", lambda tf, r, x: tf.transpose(r.FusedBatchNormV3(
+        x=tf.transpose(x)[None, None], scale=of(tf, 1.0, 2.0), offset=of(tf, 1.0, 2.0), mean=of(tf, 1.0, 2.0),
+        variance=of(tf, 1.0, 2.0), is_training=False)[0][0, 0]), (F, 4)),
+    mixes("normalised over rows by what two rows say", lambda tf, r, x, z: r.FusedBatchNormV3(
+        x=x, scale=z, offset=z, mean=[], variance=[], is_training=True)[0], (F, 1, 2, 2), (F,)),
+    mixes("normalised as in Keras 2, by constants of two rows", lambda tf, r, x: r.FusedBatchNormV3(
+        x=x[None, :, :, None], scale=of(tf, 1.0, 2.0), offset=of(tf, 1.0, 2.0), mean=[], variance=[],
+        is_training=True, data_format="NCHW")[0][0, :, :, 0], (F, 4)),
+    # windows
+    mixes("a kernel as high as there are rows", lambda tf, r, x, z: tf.nn.conv2d(
+        x, z, 1, "SAME"), (F, 4, 1, 3), (F, 1, 3, 2)),
+    mixes("spread by a kernel as high as there are rows", lambda tf, r, x, z: tf.nn.conv2d_transpose(
+        x, z, tf.shape(x), 1, "SAME"), (F, 4, 1, 3), (F, 1, 3, 3)),
+    mixes("the largest in windows as high as there are rows", lambda tf, r, x, z: r.Dilation2D(
+        input=x, filter=z, strides=[1] * 4, rates=[1] * 4, padding="SAME"), (F, 4, 1, 3), (F, 1, 3)),
+    mixes("resized by what two rows say", lambda tf, r, x, z: tf.reduce_sum(r.ResizeBilinear(
+        images=x, size=z + 1), [1, 2]), (F, 2, 2, 3), (W,)),
+    mixes("as large as two rows say", lambda tf, r, x, z: tf.reduce_sum(r.ImageProjectiveTransformV3(
+        images=x, transforms=of(tf, [1.0, 0, 0, 0, 1, 0, 0, 0]), output_shape=z + 1, fill_value=0.0,
+        interpolation="NEAREST"), [1, 2]), (F, 2, 2, 3), (W,)),
+    mixes("transformed by what another row says", lambda tf, r, x, z: tf.reshape(r.ImageProjectiveTransformV3(
+        images=tf.reshape(x, [-1, 2, 2, 1]), transforms=merged_apart(tf, z), output_shape=[2, 2], fill_value=0.0,
+        interpolation="NEAREST"), [-1, 2, 2, 2]), (F, 2, 2, 2), (F, 2, 8)),
+    mixes("boxes of another row", lambda tf, r, x, z: tf.reshape(tf.reduce_sum(r.CombinedNonMaxSuppression(
+        boxes=tf.reshape(x, [-1, 3, 1, 4]), scores=merged_apart(tf, z)[:, :, None], max_output_size_per_class=2,
+        max_total_size=2, iou_threshold=0.5, score_threshold=0.0)[0], 1), [-1, 2, 4]), (F, 2, 3, 4), (F, 2, 3)),
+]  # fmt: skip
+
+CASES: Final[Sequence[SavedCase]] = [*_ARRAYS, *_ELEMENTS, *_LISTS, *_STATE, *_SUMS, *_WINDOWS, *_CHECKS]

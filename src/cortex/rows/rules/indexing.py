@@ -172,15 +172,15 @@ def slice_(call: Call) -> Value:
         axes = call.optional_integers("axes")
         steps: Sequence[Dim] | None = None
     else:
-        starts, ends = _bounds(call, call.value(1)), _bounds(call, call.value(2))
+        starts, ends = bounds_of(call, call.value(1)), bounds_of(call, call.value(2))
         given, stepped = call.optional(3), call.optional(4)
         axes = None if given is None else numbers_of(given, "axes")
-        steps = None if stepped is None else _bounds(call, stepped)
+        steps = None if stepped is None else bounds_of(call, stepped)
     axes = axes if axes is not None else list(range(len(starts)))
     return cut(call, call.x, axes, starts, ends, steps or [1] * len(axes))
 
 
-def _bounds(call: Call, value: Value) -> list[Dim]:
+def bounds_of(call: Call, value: Value) -> list[Dim]:
     """Known bounds, or symbols for uniform ones that are not known."""
     if not value.is_uniform:
         refuse("bounds depend on rows")
@@ -393,7 +393,7 @@ def pad(call: Call) -> Value:
         amounts: Sequence[Dim] = call.integers("pads" if call.opset >= 2 else "paddings")
         axes = list(range(x.rank))
     else:
-        amounts = _bounds(call, call.value(1))
+        amounts = bounds_of(call, call.value(1))
         given = call.optional(3)
         axes = list(range(x.rank)) if given is None else numbers_of(given, "axes")
         must_be_constant(call.optional(2))

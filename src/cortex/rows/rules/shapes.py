@@ -49,8 +49,6 @@ def constant_of_shape(call: Call) -> Value:
     tensor = call.tensor("value")
     dtype = tensor.dtype if tensor is not None else "float32"
     with_rows = [index for index, dim in enumerate(shape) if counts_rows(dim)]
-    if len(with_rows) > 1:
-        refuse("rows in two dimensions")
     if with_rows:
         return filled(shape, with_rows[0], dtype)
     count = element_count(tuple(shape))

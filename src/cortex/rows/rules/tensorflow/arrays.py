@@ -6,7 +6,7 @@ from typing import Final
 
 from cortex.rows.refusal import refuse
 from cortex.rows.rules.elementwise import held
-from cortex.rows.rules.indexing import concatenated, cut, gathered, padded, parts
+from cortex.rows.rules.indexing import bounds_of, concatenated, cut, gathered, padded, parts
 from cortex.rows.rules.layout import expanded, inserted, removed, reshaped, tiled, transposed
 from cortex.rows.rules.registry import (
     CHOOSES,
@@ -72,8 +72,6 @@ def fill(call: Call) -> Value:
     shape, value = dims_of(call.value(0), "the shape"), call.value(1)
     must_be_constant(value)
     with_rows = [index for index, dim in enumerate(shape) if counts_rows(dim)]
-    if len(with_rows) > 1:
-        refuse("rows in two dimensions")
     if with_rows:
         return filled(shape, with_rows[0], value.dtype)
     count = element_count(tuple(shape))
@@ -169,8 +167,6 @@ def pack(call: Call) -> Value:
 @rule("Unpack", takes_counts=True)
 def unpack(call: Call) -> list[Value]:
     axis = axis_of(call.integer("axis", 0), call.x.rank)
-    if call.x.is_rows and axis == call.x.axis:
-        refuse("splits the rows")
     return [removed(part, [axis]) for part in parts(call, call.x, axis, [1] * call.integer("num"))]
 
 
@@ -221,7 +217,7 @@ def _not_rows(value: Value, axis: int, reason: str) -> int:
 
 @rule("Slice", takes_counts=True)
 def slice_(call: Call) -> Value:
-    starts, sizes = _bounds(call, call.value(1)), _bounds(call, call.value(2))
+    starts, sizes = bounds_of(call, call.value(1)), bounds_of(call, call.value(2))
     x = call.x
     if len(starts) != x.rank or len(sizes) != x.rank:
         refuse("another number of bounds than dimensions")
@@ -242,18 +238,6 @@ def _end(call: Call, start: Dim, size: Dim, whole: Dim) -> Dim:
     return call.formula("end of a slice", start, size)
 
 
-def _bounds(call: Call, value: Value) -> list[Dim]:
-    """Known bounds, or symbols for uniform ones that are not known."""
-    if not value.is_uniform:
-        refuse("bounds depend on rows")
-    if value.elements is not None:
-        return dims_of(value, "a bound")
-    length = value.known_shape[0] if value.rank == 1 else refuse("bounds are not known")
-    if not isinstance(length, int):
-        refuse("bounds are not known")
-    return [call.symbols.fresh(least=None) for _ in range(length)]
-
-
 @rule("StridedSlice", takes=NUMBERS, takes_counts=True)
 def strided_slice(call: Call) -> Value:
     """
@@ -262,7 +246,7 @@ def strided_slice(call: Call) -> Value:
     Source: TensorFlow, "StridedSlice": an ellipsis stands for all dimensions that nothing else is said about.
     """
     x = call.x
-    begins, ends, strides = (_bounds(call, call.value(index)) for index in (1, 2, 3))
+    begins, ends, strides = (bounds_of(call, call.value(index)) for index in (1, 2, 3))
     begin_mask, end_mask = call.integer("begin_mask", 0), call.integer("end_mask", 0)
     new_mask, one_mask = call.integer("new_axis_mask", 0), call.integer("shrink_axis_mask", 0)
     ellipsis = call.integer("ellipsis_mask", 0)
@@ -292,9 +276,7 @@ def strided_slice(call: Call) -> Value:
 
 
 def _one(call: Call, value: Value, axis: int, index: Dim) -> Value:
-    """The element of this index, with a dimension of size 1."""
-    if not value.is_uniform and axis == value.axis:
-        refuse("takes some of the rows")
+    """The element of this index, with a dimension of size 1, which is removed afterwards: never that of the rows."""
     if counts_rows(index):
         refuse("the number of rows used as an index")
     if value.elements is not None and isinstance(index, int):
@@ -399,8 +381,6 @@ def one_hot(call: Call) -> Value:
 def pad(call: Call) -> Value:
     x, amounts = call.value(0), call.value(1)
     must_be_constant(*call.inputs[1:])
-    if amounts.elements is None:
-        refuse("how much is filled up is not known")
     found = dims_of(amounts, "how much is filled up")
     if len(found) != 2 * x.rank:
         refuse("another number of pads than dimensions")

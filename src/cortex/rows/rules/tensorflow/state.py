@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.registry import Call, must_be_constant
+from cortex.rows.rules.registry import Call
 from cortex.rows.rules.tensorflow.arrays import gathered_in_batches
 from cortex.rows.rules.tensorflow.registry import rule
 from cortex.rows.values import Kind, Value, tensors, uniform, vector
@@ -91,7 +91,6 @@ def look_up(call: Call) -> Value:
     A default of another shape is one for each key, of as many keys as there happen to be.
     """
     held, keys, default = _held(call.x).known_shape, call.value(1), call.value(2)
-    must_be_constant(default)
     if default.shape != held:
         refuse("a default that is not one for all keys")
     shape = [*keys.known_shape, *held]

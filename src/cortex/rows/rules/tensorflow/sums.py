@@ -14,7 +14,6 @@ from cortex.rows.rules.reductions import along, extreme, reduced
 from cortex.rows.rules.reductions import multiplied as product_of
 from cortex.rows.rules.registry import (
     ALONG_ROWS,
-    COUNTED,
     Call,
     Rounds,
     axis_of,
@@ -25,7 +24,7 @@ from cortex.rows.rules.registry import (
     numbers_of,
 )
 from cortex.rows.rules.tensorflow.registry import rule
-from cortex.rows.sizes import Dim, counts_rows
+from cortex.rows.sizes import Dim
 from cortex.rows.values import Value, uniform, vector
 
 # ---- reductions -----------------------------------------------------------------------------------------------------
@@ -92,8 +91,6 @@ def top_k(call: Call) -> list[Value]:
     else:
         must_be_constant(call.value(1))
         count = dims_of(call.value(1), "k")[0] if call.value(1).elements else call.fresh()
-    if counts_rows(count):
-        refuse(COUNTED)
     chosen = like(x, [*x.known_shape[:-1], count], x.axis)
     return [chosen, chosen.typed(call.text("index_type", "int32"))]
 
@@ -126,8 +123,6 @@ def bin_count(call: Call) -> Value:
     elif weights.shape != x.shape or weights.layout != x.layout:
         refuse("weights of other rows")
     count = dims_of(size, "how many are counted")[0] if size.elements else call.fresh()
-    if counts_rows(count):
-        refuse(COUNTED)
     return x.moved([x.known_shape[0], count], 0).typed(weights.dtype)
 
 
@@ -156,7 +151,7 @@ def real_spectrum(call: Call) -> Value:
     last = _REAL_SPECTRA[call.operator]
     x = _beside_rows(call.x, last)
     lengths = dims_of(call.value(1), "the lengths")
-    if len(lengths) != last or any(map(counts_rows, lengths)):
+    if len(lengths) != last:
         refuse("lengths that are not known")
     if call.operator.startswith("RFFT"):
         end = lengths[-1]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.registry import COUNTED, Call, Rounds, dims_of, must_be_constant, must_have_rows_first
+from cortex.rows.rules.registry import Call, Rounds, dims_of, must_be_constant, must_have_rows_first
 from cortex.rows.rules.tensorflow.registry import rule
-from cortex.rows.sizes import Dim, counts_rows, times
+from cortex.rows.sizes import Dim, times
 from cortex.rows.values import Value, mixed
 
 
@@ -159,8 +159,6 @@ def _resized(call: Call) -> Value:
     must_have_rows_first(x)
     must_be_constant(size)
     height, width = dims_of(size, "the size") if size.elements else (call.fresh(), call.fresh())
-    if counts_rows(height) or counts_rows(width):
-        refuse(COUNTED)
     batch, _, _, channels = x.known_shape
     found = x.moved([batch, height, width, channels], 0)
     return found if call.operator == "ResizeNearestNeighbor" else found.typed("float32")
