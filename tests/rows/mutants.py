@@ -4,6 +4,8 @@ The prover without one of its checks: whatever it then says wrongly shows that t
 A check is found in the source: an `if` that ends in a refusal, a call that may refuse and whose result nobody takes,
 one of several conditions for going on. A rule is also tried as one that hands its first input on, and as one that never
 rounds. Code is exchanged in place, so that thousands can be tried in seconds.
+
+`python tests/rows/mutants.py` lists which case shows each rule to be needed, and the checks that no case shows.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import functools
 import importlib
 import inspect
 import sys
+import tempfile
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +28,9 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from cases import Expected
+from prover import graph_of
+from saved_model_cases import CASES, write
+from written import written_cases
 
 import cortex
 from cortex.rows import prove, prove_saved_model
@@ -34,6 +40,7 @@ from cortex.rows.rules.tensorflow.patterns import PATTERNS
 from cortex.rows.rules.tensorflow.registry import DOMAIN
 from cortex.wire.batching import Proof, Rounding
 from cortex.wire.graphs import Model
+from cortex.wire.saved_model_proto import read_graph
 
 PACKAGE: Final = "cortex.rows"
 _ROOT: Final = Path(cortex.__file__).parent / "rows"
@@ -320,6 +327,9 @@ class Known(NamedTuple):
     """What rounding may do, where the case says so."""
 
 
+Function: TypeAlias = tuple[str, str]
+"""Module and qualified name."""
+
 Kill: TypeAlias = Literal["wrong", "rounding", "answer"]
 """
 How a case shows that a check is missing. `wrong`: its rows mix, and it is proved; `rounding`: it is told that rounding
@@ -374,6 +384,22 @@ def killer(
     return None
 
 
+def known_onnx() -> list[Known]:
+    """The cases in `written/` and `found/`."""
+    return [Known(one.name, graph_of(one.model), one.expected, one.rounding) for one in written_cases() if one.expected]
+
+
+def known_saved_models(tensorflow: Any, folder: Path) -> list[Known]:
+    """The cases of `saved_model_cases`, written into an empty folder."""
+    found = []
+    for index, case in enumerate(CASES):
+        path = folder / str(index)
+        path.mkdir()
+        write(tensorflow, case, path)
+        found.append(Known(case.name, read_graph(path, None), case.expected, case.rounding))
+    return found
+
+
 def by_function(cases: Iterable[Known]) -> Mapping[str, list[Known]]:
     """Cases by the functions that they meet, as `module:function`; those that mix rows first."""
     found: dict[str, list[Known]] = defaultdict(list)
@@ -383,18 +409,37 @@ def by_function(cases: Iterable[Known]) -> Mapping[str, list[Known]]:
     return found
 
 
-def notices(functions: Iterable[tuple[str, str]], cases: Iterable[Known]) -> dict[tuple[str, str], Kill | None]:
-    """How the cases show that each function is needed, or one of its checks; None where none does."""
+class Notice(NamedTuple):
+    """That a check is missing was seen."""
+
+    how: Kill
+    mutant: Mutant
+    case: str
+
+
+def notices(cases: Iterable[Known], found: Iterable[Mutant]) -> Iterator[tuple[Mutant, Notice | None]]:
+    """Of each mutant the gravest that a case shows of it."""
     met = by_function(cases)
-    found: dict[tuple[str, str], Kill | None] = dict.fromkeys(functions)
-    for mutant in mutants():
-        function = (mutant.module, mutant.function)
-        if function not in found or found[function] == "wrong":
-            continue
-        noticed = kill(mutant, met[":".join(function)])
-        if noticed is not None and found[function] != "rounding":
-            found[function], _ = noticed
-    return found
+    for mutant in found:
+        noticed = kill(mutant, met[f"{mutant.module}:{mutant.function}"])
+        yield mutant, None if noticed is None else Notice(noticed[0], mutant, noticed[1])
+
+
+def by_rule(functions: Iterable[Function], cases: Iterable[Known]) -> dict[Function, Notice | None]:
+    """How the cases show that each rule is needed, or one of its checks; None where none does."""
+    best: dict[Function, Notice | None] = dict.fromkeys(functions)
+
+    def wanted() -> Iterator[Mutant]:
+        for mutant in mutants():
+            known = best.get((mutant.module, mutant.function), False)
+            if known is None or (known and known.how != "wrong"):
+                yield mutant
+
+    for mutant, noticed in notices(cases, wanted()):
+        known = best[mutant.module, mutant.function]
+        if noticed is not None and (known is None or noticed.how == "wrong"):
+            best[mutant.module, mutant.function] = noticed
+    return best
 
 
 class Trace(msgspec.Struct, frozen=True):
@@ -435,3 +480,20 @@ def traced(model: Model) -> Trace:
         sys.setprofile(None)
         NotProved.__init__ = kept  # type: ignore[method-assign]
     return Trace(sorted(ran), sorted(refused))
+
+
+def main() -> None:
+    import tensorflow
+
+    with tempfile.TemporaryDirectory() as folder:
+        cases = [*known_onnx(), *known_saved_models(tensorflow, Path(folder))]
+    for (module, function), found in sorted(by_rule(rule_functions(), cases).items()):
+        shown = "NOTHING" if found is None else f"{found.how} without {found.mutant.text[:60]}: {found.case}"
+        print(f"{module.removeprefix(PACKAGE + '.rules.')} {function}: {shown}")
+    for mutant, noticed in notices(cases, mutants()):
+        if noticed is None and mutant.text not in (*_INSTEAD, ROUNDS):
+            print(f"no case: {mutant.place} {mutant.function}: {mutant.text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
-import pytest
 from cases import Case, text_case
-from mutants import ANSWERS_ONLY, Kill, Known, Mutant, killer, mutants, notices, rule_functions, traced, without
+from mutants import (
+    ANSWERS_ONLY,
+    Function,
+    Known,
+    Mutant,
+    by_rule,
+    killer,
+    known_onnx,
+    known_saved_models,
+    mutants,
+    rule_functions,
+    traced,
+    without,
+)
 from prover import graph_of, proof_of
-from saved_model_cases import CASES, write
-from written import written_cases
-
-from cortex.wire.saved_model_proto import read_graph
-
-Function: TypeAlias = tuple[str, str]
 
 
 def over_rows() -> Case:
@@ -64,49 +70,37 @@ def test_functions_that_a_case_meets_and_those_that_refuse_it_are_known() -> Non
 # ---- each rule has a case -----------------------------------------------------------------------------------------
 
 
-def unnoticed(functions: Collection[Function], cases: Iterable[Known]) -> dict[Function, Kill | None]:
+def unnoticed(functions: Collection[Function], cases: Sequence[Known]) -> dict[Function, str]:
     """Rules without which no rows mix, and of those that only answer the ones that nobody needs."""
-    found = notices(functions, cases)
-    return {one: how for one, how in found.items() if (how is None if one in ANSWERS_ONLY else how != "wrong")}
-
-
-def test_without_a_rule_of_onnx_some_case_mixes_rows() -> None:
-    functions = {one for one in rule_functions() if not is_of_tensorflow(one)}
-    cases = [Known(one.name, graph_of(one.model), one.expected, one.rounding) for one in written_cases()]
-
-    assert len(functions) > 100
-    assert unnoticed(functions, cases) == {}
-
-
-def test_without_a_rule_of_tensorflow_some_case_mixes_rows(saved_models: Sequence[Known]) -> None:
-    functions = {one for one in rule_functions() if is_of_tensorflow(one)}
-
-    assert len(functions) > 100
-    assert unnoticed(functions, saved_models) == {}
-
-
-@pytest.fixture
-def saved_models(tensorflow: Any, tmp_path: Path) -> Sequence[Known]:
-    found = []
-    for index, case in enumerate(CASES):
-        folder = tmp_path / str(index)
-        folder.mkdir()
-        write(tensorflow, case, folder)
-        found.append(Known(case.name, read_graph(folder, None), case.expected, case.rounding))
-    return found
+    found = {function: notice.how if notice else "" for function, notice in by_rule(functions, cases).items()}
+    return {one: how for one, how in found.items() if (not how if one in ANSWERS_ONLY else how != "wrong")}
 
 
 def is_of_tensorflow(function: Function) -> bool:
     return function[0].startswith("cortex.rows.rules.tensorflow.")
 
 
+def test_without_a_rule_of_onnx_some_case_mixes_rows() -> None:
+    functions = {one for one in rule_functions() if not is_of_tensorflow(one)}
+
+    assert len(functions) > 100
+    assert unnoticed(functions, known_onnx()) == {}
+
+
+def test_without_a_rule_of_tensorflow_some_case_mixes_rows(tensorflow: Any, tmp_path: Path) -> None:
+    functions = {one for one in rule_functions() if is_of_tensorflow(one)}
+
+    assert len(functions) > 100
+    assert unnoticed(functions, known_saved_models(tensorflow, tmp_path)) == {}
+
+
 def test_a_rule_that_no_case_needs_is_named() -> None:
     (function,) = {one for one in rule_functions() if one[1] == "cum_sum"}
-    case = over_rows()
+    graph = graph_of(over_rows().model)
 
-    assert unnoticed({function}, [Known("it", graph_of(case.model), "refused")]) == {function: "answer"}
-    assert unnoticed({function}, [Known("it", graph_of(case.model), "mixes")]) == {}
-    assert unnoticed({function}, []) == {function: None}
+    assert unnoticed({function}, [Known("it", graph, "mixes")]) == {}
+    assert unnoticed({function}, [Known("it", graph, "refused")]) == {function: "answer"}
+    assert unnoticed({function}, []) == {function: ""}
 
 
 def test_only_rules_are_said_to_be_right_by_themselves() -> None:
