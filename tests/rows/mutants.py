@@ -48,6 +48,8 @@ _REFUSALS: Final = ("refuse", "mixed")
 _OF_TENSORFLOW: Final = (f"{PACKAGE}.saved_models", f"{PACKAGE}.rules.tensorflow")
 """No ONNX model comes by there."""
 
+GONE: Final = "the rule, instead of a refusal"
+"""Only what is proved shows that."""
 ROUNDS: Final = "what rounds"
 """Its operators round nothing."""
 
@@ -247,7 +249,7 @@ _INSTEAD: Final = {
         found = [value for value in call.given if not value.is_uniform] or call.given
         return found[:1] * max(1, call.outputs)
     """,
-    "the rule, instead of a refusal": """
+    GONE: """
         raise NotImplementedError
     """,
 }
