@@ -215,3 +215,56 @@ def until_sent(clients: Clients, count: int) -> None:
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
+
+
+LATE = """
+import time
+
+def pre_inference(sample, metadata):
+    time.sleep(sample)
+    return [[1, 2, 3, 4]]
+"""
+LATE_YAML = """
+- {kind: deployment, name: late}
+- {kind: api, name: x, model: m.onnx, request_handler: h.py, timeout: 1s, compute: {cpu: 50m}}
+"""
+
+
+def counts_of(home: Home, api: str) -> dict[str, int]:
+    requests = home.cortex("get", api, "-o", "json").json["requests"]
+    return {kind: requests[kind] for kind in ("2xx", "4xx", "5xx")}
+
+
+def test_readers_see_what_was_answered_before_they_asked_and_a_removed_api_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    project = write_project(tmp_path / "late", {"cortex.yaml": LATE_YAML, "h.py": LATE, "m.onnx": rows_model()})
+    with running_home() as home:
+        home.deploy(project)
+
+        def post(sample: object) -> int:
+            connection = Connection(home.port)
+            try:
+                return connection.ask("POST", "/late/x", json.dumps(sample).encode()).status
+            finally:
+                connection.sock.close()
+
+        expected = {"2xx": 0, "4xx": 0, "5xx": 0}
+        for sample, kind in ((0, "2xx"), ("text", "5xx"), (0, "2xx")):
+            post(sample)
+            expected[kind] += 1
+            assert counts_of(home, "late/x") == expected
+        # Within what the ingress waits on top of the timeout, and beyond it: once each, whoever answers.
+        for seconds in (1.2, 1.9):
+            assert post(seconds) == 504
+            expected["5xx"] += 1
+        assert post(0) == 200
+        expected["2xx"] += 1
+        assert counts_of(home, "late/x") == expected
+        assert counts_of(home, "late/x") == expected, "and once only"
+        home.cortex("delete", "late", "-y")
+        home.deploy(project)
+        shown = home.cortex("get", "late/x", "-o", "json").json
+        assert counts_of(home, "late/x") == {"2xx": 0, "4xx": 0, "5xx": 0}
+        assert shown["all_versions"]["requests"]["2xx"] == 0
+        assert shown["requests"]["latency_ms"]["mean"] is None

@@ -74,6 +74,8 @@ HOUSEKEEPING_S = 2.0
 STRAYS_S = 60.0
 """How often processes are looked for that a replica left behind; as each replica ends they are, too."""
 LOG_POLL_S = 0.2
+COUNT_PATIENCE_S = 0.15
+"""How long a reader's question is held up by replicas that do not say that they have counted."""
 LOG_CLEANING_S = 300.0
 RAW_OUTPUT_S = 2.0
 """How often output past Python is looked at: a disk fills quickly."""
@@ -324,6 +326,15 @@ class Agent:
             if lines.lines or lines.more or not request.cursor or self._clock.monotonic_s() >= deadline_s:
                 return lines
             await asyncio.sleep(LOG_POLL_S)
+
+    async def count_now(self) -> AgentReport:
+        await asyncio.gather(self.replicas.count_now(COUNT_PATIENCE_S), self._count_refusals_soon())
+        return self.report()
+
+    async def _count_refusals_soon(self) -> None:
+        with contextlib.suppress(TimeoutError, CortexError, OSError):
+            async with asyncio.timeout(COUNT_PATIENCE_S):
+                await self._count_refusals()
 
     def stop(self, drain_timeout_s: float) -> None:
         """Negative: end ourselves only and leave everything running."""

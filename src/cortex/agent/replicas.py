@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -134,6 +135,8 @@ class Replica:
     launching: asyncio.Task[None] | None = None
     forking: bool = False
     """A launcher was asked for its process: from then on only who asked can say whether there is one."""
+    told_counts: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by each status, and when there will be none."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once its process is gone, or there will be none."""
     oom_kills_before: int = 0
@@ -202,6 +205,8 @@ class Replicas:
         """How processes ended, by replica and attempt, until somebody asks."""
         self._exit_waiters: dict[tuple[ReplicaId, int], asyncio.Event] = {}
         self._checked_s = clock.monotonic_s()
+        self._counts_asked = time.time_ns()
+        """Grows; above what a former agent asked with, as replicas remember that."""
         self.safekeeping = Safekeeping(layout)
         self.launchers = Launchers(
             python=provisions.python,
@@ -661,6 +666,7 @@ class Replicas:
 
         def closed() -> None:
             replica.control = replica.told = None
+            replica.told_counts.set()
 
         try:
             replica.control = await channel.connect(
@@ -679,6 +685,7 @@ class Replicas:
         if status.attempt != replica.order.attempt or replica.phase is Phase.EXITED:
             return
         before, replica.status = replica.status, status
+        replica.told_counts.set()
         replica.heard = True
         replica.answered_s = self._clock.monotonic_s()
         changed = False
@@ -706,6 +713,24 @@ class Replicas:
             self._set_phase(replica, phase)
         elif changed:
             self._on_change()
+
+    async def count_now(self, patience_s: float) -> None:
+        """Have every replica write its counters. One that does not answer in time is not waited for."""
+        self._counts_asked += 1
+        number = self._counts_asked
+        asked = [replica for replica in self if replica.control is not None and replica.was_ready and not replica.gone]
+        for replica in asked:
+            assert replica.control is not None
+            replica.control.send(msgspec.json.encode(Ask(counts=number)))
+
+        async def counted(replica: Replica) -> None:
+            while replica.control is not None and (replica.status is None or replica.status.counts < number):
+                replica.told_counts.clear()
+                await replica.told_counts.wait()
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await asyncio.gather(*map(counted, asked))
 
     async def check_health(self) -> None:
         """

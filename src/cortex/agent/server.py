@@ -17,6 +17,7 @@ from cortex.wire.agent import (
     NEVER_MIND,
     AgentReply,
     AgentRequest,
+    CountNow,
     GiveOrders,
     InspectBuild,
     InspectedBuild,
@@ -77,6 +78,7 @@ class Service(Protocol):
     async def sweep_environments(self, in_use: tuple[str, ...]) -> tuple[str, ...]: ...
 
     async def read_logs(self, request: ReadLogs) -> LogLines: ...
+    async def count_now(self) -> AgentReport: ...
     def stop(self, drain_timeout_s: float) -> None: ...
 
 
@@ -173,6 +175,8 @@ async def _answer(payload: bytes, service: Service, tell: Tell) -> AgentReply:
                 return SweptEnvironments(removed=await service.sweep_environments(in_use))
             case ReadLogs():
                 return await service.read_logs(request)
+            case CountNow():
+                return Observed(report=await service.count_now())
             case StopAgent(drain_timeout_s=drain_timeout_s):
                 service.stop(drain_timeout_s)
                 return Stopping()

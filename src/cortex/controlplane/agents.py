@@ -28,6 +28,7 @@ from cortex.wire.agent import (
     NEVER_MIND,
     AgentReply,
     AgentRequest,
+    CountNow,
     GiveOrders,
     InspectBuild,
     InspectedBuild,
@@ -64,6 +65,7 @@ INSPECT_TRIES = 5
 """How many agents may die over one inspection."""
 PACKAGES_SILENCE_S = 300.0
 """An agent that works on packages says something every few seconds, but a slow disk may keep it longer."""
+COUNT_PATIENCE_S = 0.5
 HUNG_AFTER_S = 60.0
 """An agent whose process runs but that has not answered for this long is killed and started again."""
 ORDERS_MESSAGE_BYTES = 32 * 2**20
@@ -217,6 +219,20 @@ class LocalAgent:
         if isinstance(reply, LogLines):
             return reply
         raise AgentUnreachable(getattr(reply, "reason", "an unexpected answer"))
+
+    def count_now(self) -> None:
+        """
+        Have everything that was answered so far counted, in the replicas' files and in `reports`. An agent that does
+        not answer in a moment is not waited for.
+        """
+        try:
+            with contextlib.closing(_Line(self._layout)) as line:
+                reply = line.ask(CountNow(), timeout_s=COUNT_PATIENCE_S)
+        except AgentUnreachable as error:
+            log.info("counts may be a second old: %s", error)
+            return
+        if isinstance(reply, Observed):
+            self._take(reply.report)
 
     def stop_agent(self, drain_timeout_s: float) -> None:
         """Have everything on the node drained and ended, the agent itself last. Returns when it is gone."""

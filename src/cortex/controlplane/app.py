@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +63,7 @@ from cortex.wire.build import BuildSpec
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import (
     ApiStatus,
+    ChangeKind,
     DeploymentStatus,
     DeployProgress,
     DeployRequest,
@@ -326,12 +327,27 @@ class ControlPlane:
         if result.committed:
             # Readers must see the deploy from now on, even before the next tick.
             self._publish(self._new_world())
+            removed = [change.api for change in result.changes if change.kind is ChangeKind.REMOVED]
+            self._forget_counts(api_key(DeploymentName(name), api) for api in removed)
         return result
+
+    def _forget_counts(self, apis: Iterable[ApiKey]) -> None:
+        """Of apis that are gone: one of that name is another one, and begins at 0."""
+        gone = tuple(apis)
+        if gone:
+            self._collect_now()
+            self._statistics.forget(gone)
+
+    def _collect_now(self) -> None:
+        """Readers see what was answered before they asked."""
+        self._agent.count_now()
+        self._statistics.collect()
 
     def delete(self, deployment: DeploymentName, api: ApiKey | None) -> Removed | None:
         gone = [r.wanted.api for r in self._state.apis(deployment) if api is None or r.wanted.api == api]
         if not self._state.delete(deployment, api):
             return None
+        self._forget_counts(gone)
         self._publish(self._new_world())
         self._wanted_changed()
         return Removed(apis=tuple(gone))
@@ -340,7 +356,7 @@ class ControlPlane:
         return statuses.deployments(self._state.deployments(), self._view.statuses())
 
     def apis(self, deployment: str | None) -> tuple[ApiStatus, ...]:
-        self._statistics.collect()
+        self._collect_now()
         return self._counted(self._view.statuses(deployment))
 
     def _counted(self, found: tuple[ApiStatus, ...]) -> tuple[ApiStatus, ...]:
@@ -372,7 +388,7 @@ class ControlPlane:
         record = self._state.api(ApiKey(f"{deployment}/{name}"))
         if status is None or record is None:
             return status
-        self._statistics.collect()
+        self._collect_now()
         build = record.wanted.build
         status = self._statistics.with_everything(status, build.version, build.tracker)
         return msgspec.structs.replace(status, spec=record.spec, signature=record.inspection.signature)

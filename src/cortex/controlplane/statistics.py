@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,15 @@ class Statistics:
                 self._merge_refusals(self._store, reports)
             except (CortexError, OSError) as error:
                 log.warning("statistics could not be collected, will be tried again: %s", error)
+
+    def forget(self, apis: Iterable[ApiKey]) -> None:
+        """Nothing that these apis have counted is shown any more, nor what their replicas still count."""
+        with self._collecting:
+            try:
+                if self._store is not None and not self._closed:
+                    self._store.forget_apis(apis)
+            except CortexError as error:
+                log.warning("statistics of removed apis could not be forgotten: %s", error)
 
     def with_requests(self, status: ApiStatus, version: Version) -> ApiStatus:
         """A status with what was answered by this version, over at most 14 days."""

@@ -116,6 +116,8 @@ MIGRATIONS = (
     INSERT INTO seen_run SELECT replica, attempt, '', reading FROM seen;
     DROP TABLE seen
     """,
+    # 1: its api is gone, and it counts no more.
+    "ALTER TABLE seen_run ADD COLUMN discarded INTEGER NOT NULL DEFAULT 0",
 )
 """Script n brings a file from schema version n to n + 1. Scripts are never changed, only appended."""
 
@@ -227,6 +229,25 @@ class StatsStore:
             db.executemany("DELETE FROM seen_run WHERE replica = ? AND attempt = ?", keys)
             self._warned.difference_update(keys)
 
+    def forget_apis(self, apis: Iterable[ApiKey]) -> None:
+        """
+        Forget what these apis have counted. What runs of theirs that were seen still count is left out for good.
+        """
+        with self._changing() as db:
+            for api in apis:
+                of_api = "(SELECT id FROM series WHERE api = ?)"
+                db.execute(
+                    "DELETE FROM class_count WHERE class IN (SELECT id FROM class WHERE series IN " + of_api + ")",
+                    (api,),
+                )
+                db.execute("DELETE FROM class WHERE series IN " + of_api, (api,))
+                db.execute("DELETE FROM slice WHERE series IN " + of_api, (api,))
+                for table in ("series", "lifetime", "named_class"):
+                    db.execute(f"DELETE FROM {table} WHERE api = ?", (api,))
+                prefix = f"{api.replace('/', '.')}."
+                db.execute("UPDATE seen_run SET discarded = 1 WHERE substr(replica, 1, ?) = ?", (len(prefix), prefix))
+            self._windows.clear()
+
     def sync(self) -> bool:
         """
         Make everything merged so far survive a loss of power; merging alone survives only the end of processes.
@@ -326,8 +347,9 @@ class StatsStore:
             self._warn_once(key, str(error))
             return None
         row = db.execute(
-            "SELECT reading FROM seen_run WHERE replica = ? AND attempt = ? AND run = ?", (*key, file.run)
+            "SELECT reading, discarded FROM seen_run WHERE replica = ? AND attempt = ? AND run = ?", (*key, file.run)
         ).fetchone()
+        discarded = row is not None and row[1] == 1
         before = Reading(NOTHING, {}) if row is None else _reading(row[0])
         if before == now:
             return None
@@ -336,10 +358,10 @@ class StatsStore:
             self._warn_once(key, f"counters of {file.replica} (attempt {file.attempt}) went backwards; left out")
             return None
         db.execute(
-            "INSERT OR REPLACE INTO seen_run (replica, attempt, run, reading) VALUES (?, ?, ?, ?)",
-            (*key, file.run, _encode(now)),
+            "INSERT OR REPLACE INTO seen_run (replica, attempt, run, reading, discarded) VALUES (?, ?, ?, ?, ?)",
+            (*key, file.run, _encode(now), int(discarded)),
         )
-        return grown
+        return None if discarded else grown
 
     def _see_ingress(self, db: sqlite3.Connection, counted: IngressCounts) -> Counts | None:
         key = (counted.instance, counted.api)

@@ -124,6 +124,7 @@ class _Replica:
             on_drain=self._drain,
             on_signal=self._signalled,
             every_second=self._every_second,
+            write_counters=self._stats.write,
             complain=lambda text: self._say("ERROR", text),
         )
         self._condition.announce = self._control.announce

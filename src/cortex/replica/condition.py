@@ -77,6 +77,8 @@ class Condition:
         self.problem: Problem | None = None
         self.warnings: tuple[Problem, ...] = ()
         self.batching = BatchingCondition(spec.batches)
+        self.counts = 0
+        """Of the last `Ask` whose counters are in the file."""
         self.facts: dict[str, Any] = {}
         """What was found out while starting."""
         self.in_hand = InHand(f"{spec.stats_path}{inhand.SUFFIX}" if spec.stats_path else "")
@@ -137,6 +139,7 @@ class Condition:
             problem=self.problem,
             warnings=self.warnings,
             batching=self.batching.state(),
+            counts=self.counts,
             spec=self.spec if with_spec else None,
             facts=self._facts(),
         )

@@ -59,6 +59,7 @@ class Control:
         on_drain: Callable[[float], None],
         on_signal: Callable[[int], None],
         every_second: Callable[[], None],
+        write_counters: Callable[[], None],
         complain: Callable[[str], None],
     ) -> None:
         listener.setblocking(False)
@@ -68,6 +69,7 @@ class Control:
         self._on_drain = on_drain
         self._on_signal = on_signal
         self._every_second = every_second
+        self._write_counters = write_counters
         self._complain = complain
         self.interval_s = HOUSEKEEPING_INTERVAL_S
         """How often `every_second` is really called; less while the end is near."""
@@ -177,7 +179,10 @@ class Control:
             self._complain(f"control socket: unreadable request: {error}")
             return
         match request:
-            case Ask():
+            case Ask(counts=counts):
+                if counts:
+                    self._write_counters()
+                    self._condition.counts = max(self._condition.counts, counts)
                 channel.send(msgspec.json.encode(self._condition.status()))
             case AskListener():
                 payload = msgspec.json.encode(self._condition.status(with_spec=True))

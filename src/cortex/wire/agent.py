@@ -97,6 +97,10 @@ class ReadLogs(msgspec.Struct, frozen=True, kw_only=True, tag="read_logs"):
     """With a cursor: how long to wait for a first new line."""
 
 
+class CountNow(msgspec.Struct, frozen=True, kw_only=True, tag="count_now"):
+    """Have everything that was answered so far counted: in the replicas' files, and in the next report."""
+
+
 class StopAgent(msgspec.Struct, frozen=True, kw_only=True, tag="stop_agent"):
     """Drain and end every replica, the ingress and the launchers, then exit."""
 
@@ -111,6 +115,7 @@ AgentRequest = (
     | PrepareEnvironment
     | SweepEnvironments
     | ReadLogs
+    | CountNow
     | StopAgent
 )
 

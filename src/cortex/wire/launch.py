@@ -155,6 +155,9 @@ LauncherReply = Forked | ForkFailed | ChildExited | Inspected
 class Ask(msgspec.Struct, frozen=True, kw_only=True, tag="ask"):
     """To a replica's control socket: answer with your status now."""
 
+    counts: int = 0
+    """Not 0: write your counters first, and say this number in `ReplicaStatus.counts`."""
+
 
 class AskListener(msgspec.Struct, frozen=True, kw_only=True, tag="ask_listener"):
     """To a replica's control socket: answer with your status and a copy of your listening socket."""
@@ -214,6 +217,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Why it is about to exit."""
     warnings: tuple[Problem, ...] = ()
     batching: BatchingState = BatchingState()
+    counts: int = 0
+    """Of the last `Ask` whose counters are in the file."""
     spec: ReplicaSpec | None = None
     """Only in the answer to `AskListener`."""
     facts: dict[str, Any] = {}

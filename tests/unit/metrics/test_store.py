@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.ids import ApiKey, Version
+from cortex.ids import ApiKey, ReplicaId, Version
 from cortex.metrics.counts import NOTHING, Counts, IngressCounts, Lifetime, total
 from cortex.metrics.slices import DAY_S, HOUR_S, MINUTE_S, Slice, window_start
 from cortex.metrics.store import MIGRATIONS, NAMED_CLASSES, StatsStore, StatsStoreUnusable, Window
@@ -588,3 +588,28 @@ def test_a_failing_disk_is_a_named_error_and_nothing_is_half_written(store, buil
 def test_an_unfinished_tracker_without_classes_counts_its_misses(store, build):
     store.merge([build.file(tracker=TrackerStats(misses=3))], NOW_S)
     assert counted(store) == Counts(misses=3)
+
+
+# ---- apis that are gone ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_removed_api_has_counted_is_gone_with_everything_of_it(store, build):
+    other = ApiKey("iris/other")
+    store.merge(
+        [build.classes({"a": 2, "b": 1}, ok=3), build.file(ok=5, replica=ReplicaId("iris.other.0000.0"), api=other)],
+        NOW_S,
+    )
+    store.forget_apis([API])
+    assert store.window(API, now_wall_s=NOW_S, classes=True) == Window()
+    assert store.versions(API) == ()
+    assert list(store.lifetimes()) == [other]
+    assert store.window(other, now_wall_s=NOW_S).counts.ok == 5
+
+
+def test_a_replica_of_a_removed_api_that_still_drains_counts_for_none_of_its_name(store, build):
+    draining = build.file(ok=3, run="before")
+    store.merge([draining], NOW_S)
+    store.forget_apis([draining.api])
+    store.merge([build.file(ok=4, run="before", last=True), build.file(ok=1, run="after")], NOW_S)
+    assert store.window(draining.api, now_wall_s=NOW_S).counts.ok == 1
+    assert store.lifetimes()[draining.api].counts.ok == 1
