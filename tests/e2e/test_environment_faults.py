@@ -258,7 +258,7 @@ def test_a_clock_that_jumps_back_and_forth_disturbs_neither_serving_nor_deploys(
             assert predicted(home) == 10.0
             served += 1
         shown = home.cortex("get", "f/x").out
-        assert re.search(r"deployed \d+[a-z]+ ago", shown), shown
+        assert re.search(r"updated \d+[a-z]+ ago", shown), shown
     assert home.replica_pids("f/x") == [pid], "nothing was restarted for it"
     counted = eventually(lambda: (c := requests(home)["2xx"]) >= served and c, "all requests are counted")
     assert counted == served

@@ -258,7 +258,9 @@ def _conclude(
         terminal.say(f"\n{terminal.paint_talk('note:', 'yellow')} {harmless(note)} ({', '.join(a.name for a in apis)})")
     live = sum(row.outcome is Outcome.LIVE for row in rows)
     if live < len(rows):
-        terminal.say(f"\n{live} of {text.count(len(rows), 'api')} {'is' if 1 in (live, len(rows)) else 'are'} live")
+        terminal.say(
+            f"\n{live} of {text.count(len(rows), 'api')} {'is' if 1 in (live, len(rows)) else 'are'} live as deployed"
+        )
     return DONE if live == len(rows) else FAILED
 
 

@@ -309,7 +309,7 @@ def _one_api(terminal: Terminal, api: ApiStatus, *, verbose: bool) -> Frame:
 def _facts(terminal: Terminal, api: ApiStatus) -> list[tuple[str, str]]:
     replicas, requests = api.replicas, api.requests
     since = text.ago(api.last_updated, terminal.clock.wall_s())
-    version = api.version if since == "-" else f"{api.version}, deployed {since}"
+    version = api.version if since == "-" else f"{api.version}, updated {since}"
     if api.serving and api.serving != api.version:
         version += f"; {api.serving} serves"
     status = terminal.paint(str(api.status), COLOURS[api.status], "bold")
@@ -353,7 +353,9 @@ def _by_status(requests: RequestCounts) -> str:
 
 
 def _versions(together: AllVersions) -> str:
-    return f"all {text.count(together.versions, 'version')} in 14 days"
+    if together.versions == 1:
+        return "an earlier version, in 14 days"  # of this one there is nothing yet: else both were the same
+    return f"all {together.versions} versions in 14 days"
 
 
 def _traffic(terminal: Terminal, traffic: Traffic) -> str:

@@ -182,13 +182,23 @@ class Deployer:
         self._models.keep_cloud(request)
         self._state.commit_deploy(
             DeployChange(
-                deployment=DeploymentRecord(name=deployment, source=request.source, updated_wall_s=wall_s),
+                deployment=DeploymentRecord(
+                    name=deployment,
+                    source=request.source,
+                    updated_wall_s=self._updated_wall_s(deployment, result, wall_s),
+                ),
                 apis=tuple(_dated(r, c, known.get(r.wanted.api), wall_s) for r, c in zip(inspected, told, strict=True)),
                 versions=tuple(_history(inspected, told, wall_s)),
             )
         )
         self._committed()
         return result
+
+    def _updated_wall_s(self, deployment: DeploymentName, result: DeployResult, wall_s: float) -> float:
+        """When something of it changed, as for its apis; not when the same was deployed again."""
+        before = next((known for known in self._state.deployments() if known.name == deployment), None)
+        changes_something = any(change.kind is not ChangeKind.UNCHANGED for change in result.changes)
+        return wall_s if before is None or changes_something else before.updated_wall_s
 
     # ---- from a request to records ------------------------------------------------------------------------------
 
@@ -420,15 +430,18 @@ class Deployer:
             for done, future in enumerate(as_completed(futures)):
                 version = futures[future]
                 key = todo[version].wanted.api
-                emit(
-                    DeployProgress(
-                        message="checked model and handler", api=split_api_key(key)[1], done=done + 1, total=len(todo)
-                    )
-                )
                 try:
                     report = future.result()
                 except CortexError as error:
                     report = InspectReport(problems=(error.problem(),))
+                emit(
+                    DeployProgress(
+                        message=_checked(todo[version].wanted.build, report),
+                        api=split_api_key(key)[1],
+                        done=done + 1,
+                        total=len(todo),
+                    )
+                )
                 if report.batching is not None:  # it is kept by model, whatever becomes of this version
                     build = todo[version].wanted.build
                     self._state.record_verdict(build.model_key, report.batching, place=place_of(build))
@@ -583,6 +596,12 @@ def _check_sample(spec: ApiSpec, sample: SampleUpload) -> None:
             f"the sample has {len(sample.body)} bytes, at most {MAX_SAMPLE_BYTES} are taken",
             hint="use a smaller one that the handler takes: it is asked of every new replica",
         )
+
+
+def _checked(build: BuildSpec, report: InspectReport) -> str:
+    """What was looked at, and whether anything is wrong with it."""
+    what = "model and handler" if build.handler is not None else "model"
+    return f"found fault with {what}" if report.problems else f"checked {what}"
 
 
 def _while_awaited(emit: Emit, left: threading.Event) -> Emit:

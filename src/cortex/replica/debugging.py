@@ -35,10 +35,17 @@ class Trace:
         self._last_s = perf_counter()
 
     def note(self, step: str, value: Any) -> None:
-        """Log the value that a step has made, and the microseconds since the step before."""
-        took_us = (perf_counter() - self._last_s) * 1e6
-        self._log.record("log", "DEBUG", f"debug: {step}: {shorten(value)} ({took_us:.0f} µs)", self._request)
+        """Log the value that a step has made, and the time since the step before."""
+        took = _took(perf_counter() - self._last_s)
+        self._log.record("log", "DEBUG", f"debug: {step}: {shorten(value)} ({took})", self._request)
         self._last_s = perf_counter()
+
+
+def _took(seconds: float) -> str:
+    """`35 µs`, `200 ms`, `1.25 s`."""
+    if seconds < 0.01:
+        return f"{seconds * 1e6:.0f} µs"
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1.0 else f"{seconds:.2f} s"
 
 
 def shorten(value: Any) -> str:

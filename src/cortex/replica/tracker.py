@@ -323,7 +323,8 @@ class Tracker:
         now_s = self._monotonic_s()
         if now_s >= self._next_warning_s:
             self._next_warning_s = now_s + WARN_INTERVAL_S
-            self._warn(f"tracker: nothing to count in this response: {reason} ({self._misses} misses so far)")
+            misses = "miss" if self._misses == 1 else "misses"
+            self._warn(f"tracker: nothing to count in this response: {reason} ({self._misses} {misses} so far)")
 
 
 def _class_name(value: Any) -> str | None:

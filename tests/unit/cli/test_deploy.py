@@ -188,7 +188,7 @@ def test_no_progress_ends_the_waiting_not_the_deploy(
     assert ran.code == 1
     assert "sklearn: creating, no progress any more after 1m 00s\n" in ran.talk
     assert "no progress for 1m: sklearn. The deploy goes on; `cortex get` shows it\n" in ran.talk
-    assert ran.talk.endswith("1 of 2 apis is live\n")
+    assert ran.talk.endswith("1 of 2 apis is live as deployed\n")
 
 
 def test_problems_of_the_file_are_told_before_anything_is_started(cortex: Any, project: Path) -> None:

@@ -301,6 +301,16 @@ def test_one_line_tells_of_all_versions_classes(cortex: Any, running: Any, fakes
     assert last == "all 3 versions in 14 days: 8 predictions: b  75.0 %, a 25.0 %"
 
 
+def test_a_version_without_requests_tells_of_the_one_before_it(cortex: Any, running: Any, busy: Any) -> None:
+    fresh = msgspec.structs.replace(
+        busy, requests=RequestCounts(), all_versions=AllVersions(versions=1, requests=busy.requests)
+    )
+    running.apis = [fresh]
+    out = cortex("get", "sklearn").out
+    assert "5XX of an earlier version, in 14 days" in out
+    assert "all 1 version" not in out
+
+
 def test_a_single_version_is_not_told_twice(cortex: Any, running: Any, busy: Any) -> None:
     same = AllVersions(versions=1, requests=busy.requests, tracker=busy.tracker)
     running.apis = [msgspec.structs.replace(busy, all_versions=same)]

@@ -242,6 +242,26 @@ def test_the_same_again_changes_nothing_and_is_not_inspected_again(world):
     assert len(world.state.history(KEY)) == 1
 
 
+def test_the_same_again_is_no_update_in_any_view(world):
+    world.deploy(world.api())
+    (before,) = world.state.deployments()
+    world.clock.advance(60.0)
+    world.deploy(world.api())
+    (again,) = world.state.deployments()
+    assert again.updated_wall_s == before.updated_wall_s == world.wanted().deployed_wall_s
+    world.clock.advance(60.0)
+    world.deploy(world.api(timeout="5s"))
+    (changed,) = world.state.deployments()
+    assert changed.updated_wall_s == world.wanted().deployed_wall_s > before.updated_wall_s
+
+
+def test_only_what_is_fine_is_called_checked(world):
+    world.reports["b"] = InspectReport(problems=(Problem(reference="model-broken", message="boom"),))
+    world.problems(world.api(), world.api("b", model="other"))
+    told = {(event.api, event.message) for event in world.told if event.api}
+    assert told == {("a", "checked model"), ("b", "found fault with model")}
+
+
 def test_other_bytes_make_a_new_version_and_say_which_file(world):
     first = world.change(world.api())
     again = world.change(world.api(model="new bytes"))
