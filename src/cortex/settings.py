@@ -95,6 +95,11 @@ class HomeLayout:
         return self.home / "secrets"
 
     @property
+    def cloud_keys(self) -> Path:
+        """What the last deploy of each api handed over for its handler, one file each, mode 0600."""
+        return self.secrets / ".cloud"
+
+    @property
     def cloud_file(self) -> Path:
         """With what remote models are fetched, as the last deploy of one handed it over; mode 0600."""
         return self.home / "cloud.json"

@@ -170,3 +170,57 @@ def test_a_value_is_in_the_secret_store_and_nowhere_else(home, folder):
     assert holding == [home.path / "secrets" / "api-token"]
     assert holding[0].stat().st_mode & 0o777 == 0o600
     assert [text for text in (*said, *titles) if OLD in text or NEW in text] == []
+
+
+# ---- what leads to clouds --------------------------------------------------------------------------------------------
+
+KEY = "AWS_ACCESS_KEY_ID"
+ROW = b"[1, 2, 3, 4]"
+USES_KEYS = {
+    "cortex.yaml": """\
+        - kind: deployment
+          name: s
+        - kind: api
+          name: x
+          model: m.onnx
+          request_handler: handler.py
+        """,
+    "handler.py": """\
+        import os
+        KEY = os.environ["AWS_ACCESS_KEY_ID"]
+        print("the region is", os.environ["AWS_REGION"], "and the key", KEY)
+        def post_inference(prediction, metadata):
+            return [KEY, os.getpid()]
+        """,
+    "m.onnx": rows_model(),
+}
+
+
+def test_handlers_get_the_keys_of_the_last_deploy_of_their_api_whoever_started_what(tmp_path: Path) -> None:
+    project = write_project(tmp_path / "project", USES_KEYS)
+    shell = {KEY: "key-of-another-shell", "AWS_REGION": "moon-1"}
+    with running_home() as home:
+        home.cortex("up", **shell)
+        ran = home.deploy(project, code=1, **dict.fromkeys(shell, ""))
+        assert f"KeyError: '{KEY}'" in ran.err, "handed over by no deploy"
+        for key in ("key-of-the-first", "key-of-the-second"):
+            home.deploy(project, **{**shell, KEY: key})
+            assert ask(home, ROW)[0] == key
+        assert {oct(file.stat().st_mode & 0o777) for file in home.files_with(b"key-of-the-second")} == {"0o600"}
+        pid = ask(home, ROW)[1]
+        os.kill(pid, signal.SIGKILL)
+        assert eventually(lambda: (found := ask(home, ROW))[1] != pid and found[0], "it is back") == "key-of-the-second"
+        home.cortex("down")
+        home.cortex("up")
+        eventually(lambda: home.cortex("get", "s/x", "-o", "json").json["status"] == "live", "it is restored")
+        assert ask(home, ROW)[0] == "key-of-the-second"
+        for environ in Path("/proc").glob("*/environ"):
+            try:
+                content = environ.read_bytes()
+            except OSError:
+                continue
+            if str(home.path).encode() in content:
+                assert b"key-of-" not in content, environ.with_name("cmdline").read_bytes()
+        assert "the region is moon-1 and the key ****" in home.logs("s/x")
+        home.cortex("delete", "s", "-y")
+        assert not list((home.path / "secrets" / ".cloud").iterdir())

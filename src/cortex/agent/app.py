@@ -64,7 +64,7 @@ from cortex.wire.orders import (
 )
 from cortex.wire.packages import PackageLock
 from cortex.wire.reports import AgentReport, IngressRefusals, IngressReport, Phase
-from cortex.wire.secrecy import problem_without, to_mask
+from cortex.wire.secrecy import confidential, problem_without, to_mask
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,12 @@ class Agent:
             clock=clock,
             installer=Installer(os.environ, handed_over=partial(read_handed_over, layout.indexes_file)),
         )
-        self._provisions = Provisions(store=store, environments=self.environments, secrets=SecretStore(layout.secrets))
+        self._provisions = Provisions(
+            store=store,
+            environments=self.environments,
+            secrets=SecretStore(layout.secrets),
+            cloud=SecretStore(layout.cloud_keys),
+        )
         self._strays = Strays(self._is_own)
         self.replicas = Replicas(
             settings=settings,
@@ -713,7 +718,7 @@ def _tell(error: Exception) -> None:
 
 def _masked(report: InspectReport, secrets: Mapping[str, str]) -> InspectReport:
     """Users' code knows its secrets, and may have died quoting one."""
-    parts = to_mask(secrets.values())
+    parts = to_mask(confidential(secrets))
     return msgspec.structs.replace(
         report,
         problems=tuple(problem_without(parts, problem) for problem in report.problems),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from cortex.agent.environments import Environments
 from cortex.agent.installer import Tell
 from cortex.artifacts.store import ArtifactStore
-from cortex.state.secrets import SecretStore
+from cortex.state.secrets import SecretStore, unpacked_cloud
 from cortex.wire.build import BuildSpec
 
 
@@ -22,16 +22,22 @@ class Provided(NamedTuple):
     """Its file or folder."""
     project: Path | None
     secrets: Mapping[str, str]
-    """Values by variable. They go into the process and nowhere else: never into a log or a file."""
+    """
+    Values by variable, what leads to clouds among them. They go into the process and nowhere else: never into a log or a
+    file.
+    """
 
 
 class Provisions:
     """Finds models, projects, packages and secrets of builds."""
 
-    def __init__(self, *, store: ArtifactStore, environments: Environments, secrets: SecretStore) -> None:
+    def __init__(
+        self, *, store: ArtifactStore, environments: Environments, secrets: SecretStore, cloud: SecretStore
+    ) -> None:
         self._store = store
         self._environments = environments
         self._secrets = secrets
+        self._cloud = cloud
 
     async def provide(self, build: BuildSpec, tell: Tell = lambda _doing: None) -> Provided:
         """
@@ -62,4 +68,8 @@ class Provisions:
         return model, self._store.tree_path(build.project)
 
     def _values(self, build: BuildSpec) -> dict[str, str]:
-        return {variable: self._secrets.value(pin) for variable, pin in sorted(build.secrets.items())}
+        values = {variable: self._secrets.value(pin) for variable, pin in sorted(build.secrets.items())}
+        if build.cloud is None:
+            return values
+        cloud = unpacked_cloud(self._cloud.value(build.cloud))
+        return {**{name: value for name, value in cloud.items() if name not in build.env}, **values}

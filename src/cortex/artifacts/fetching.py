@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from cortex.errors import CortexError, GiveUp, Problem
+from cortex.wire.cloud import leads_to_clouds, without_clouds
 from cortex.wire.fetch import Fetched, FetchEvent, FetchProgress, FetchRefused, FetchRequest
 
 COMMAND = (sys.executable, "-P", "-m", "cortex.artifacts.fetcher")
@@ -24,10 +25,9 @@ END_GRACE_S = 3.0
 """To remove a half-written file. Whoever waits for an answer of a store is ended after it."""
 LAST_WORDS_BYTES = 4000
 
-CLOUD_PREFIXES = ("AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_", "GCE_METADATA_")
 CLOUD_NAMES = frozenset(
     [
-        *("HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "IDENTITY_ENDPOINT", "IDENTITY_HEADER"),
+        *("HOME", "SSL_CERT_FILE", "SSL_CERT_DIR"),
         *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     ]
 )
@@ -63,11 +63,7 @@ class FetchDied(CortexError):
 
 def cloud_variables(environ: Mapping[str, str], cwd: str) -> dict[str, str]:
     """Those variables of a shell that say how it reaches its clouds; paths are made absolute."""
-    found = {
-        name: value
-        for name, value in environ.items()
-        if value and (name in CLOUD_NAMES or name.startswith(CLOUD_PREFIXES))
-    }
+    found = {name: value for name, value in environ.items() if value and (name in CLOUD_NAMES or leads_to_clouds(name))}
     for name in FILE_VARIABLES & found.keys():
         found[name] = os.path.join(cwd, os.path.expanduser(found[name]))
     return found
@@ -94,7 +90,7 @@ def fetch_in_process(
         GiveUp: it cannot be had; says why.
         FetchStopped, FetchDied
     """
-    plain = {name: value for name, value in environ.items() if not name.startswith(CLOUD_PREFIXES)}
+    plain = without_clouds(environ)
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             command,

@@ -37,6 +37,7 @@ from cortex.clock import Clock, SystemClock
 from cortex.errors import CortexError
 from cortex.processes import ControlPlaneRecord, ProcessIdentity, identify, is_alive, open_pidfd, send_signal
 from cortex.settings import HomeLayout, Settings, environment_of
+from cortex.wire.cloud import without_clouds
 
 if TYPE_CHECKING:
     import subprocess
@@ -463,8 +464,11 @@ def _running(file: Path, kind: type[Record]) -> Record | None:
 
 
 def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    """The user's environment for a process that runs in `/`: relative entries of PYTHONPATH would be lost."""
-    inherited = dict(environ)
+    """
+    The user's environment for a process of ours that runs in `/`: relative entries of PYTHONPATH would be lost, and
+    handlers are not to get the cloud credentials of whoever happened to start Cortex.
+    """
+    inherited = without_clouds(environ)  # a deploy hands over what its models and handlers need
     if inherited.get("PYTHONPATH"):
         entries = inherited["PYTHONPATH"].split(os.pathsep)
         inherited["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in entries if entry)

@@ -241,7 +241,7 @@ def prepare(
         refresh_only: `NAME` or `DEPLOYMENT/NAME` of the api that `refresh` is about; None means all.
         home: keeps digests between deploys, if it exists.
         environ: the shell's variables. What they say about where packages come from is handed over, and if a model has
-            to be fetched, those that lead to clouds. None hands over none.
+            to be fetched or there is a handler, those that lead to clouds. None hands over none.
 
     Raises:
         Problems: everything that is wrong, with places.
@@ -301,7 +301,7 @@ def _cloud(loaded: Loaded, environ: Mapping[str, str] | None, cwd: Path) -> Clou
     from cortex.artifacts.fetching import cloud_variables
     from cortex.spec.locations import is_remote
 
-    if environ is None or not any(is_remote(api.model) for api in loaded.spec.apis):
+    if environ is None or not any(is_remote(api.model) or api.request_handler for api in loaded.spec.apis):
         return None
     return CloudEnvironment(variables=cloud_variables(environ, str(cwd)))
 

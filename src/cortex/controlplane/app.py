@@ -37,7 +37,7 @@ from cortex.controlplane.fetching import Models
 from cortex.controlplane.housekeeping import Housekeeping
 from cortex.controlplane.observe import look
 from cortex.controlplane.proving import Proving
-from cortex.controlplane.secrets import Secrets
+from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.tick import StaleEpoch, World, tick
 from cortex.controlplane.upkeep import Upkeep
@@ -137,10 +137,15 @@ class ControlPlane:
             reports=self._agent.reports,
         )
         self._secret_store = SecretStore(layout.secrets)
+        self._cloud_keys = CloudKeys(SecretStore(layout.cloud_keys), clock)
         self.secrets = Secrets(store=self._secret_store, known=state.apis, clock=clock)
         self._models = Models(store=store, known=state.apis, cloud_file=layout.cloud_file, environ=os.environ)
         self._housekeeping = Housekeeping(
-            state=state, secrets=self._secret_store, sweep=self._agent.sweep_environments, clock=clock
+            state=state,
+            secrets=self._secret_store,
+            cloud=self._cloud_keys,
+            sweep=self._agent.sweep_environments,
+            clock=clock,
         )
         self._proving = Proving(state=state, clock=clock, missing=self._to_prove, inspect=self._inspect)
         self._considered: object = None
@@ -308,6 +313,7 @@ class ControlPlane:
                 store=self.store, node=self._agent, known=self._state.apis, indexes_file=self._layout.indexes_file
             ),
             secrets=self._secret_store,
+            cloud=self._cloud_keys,
             committed=self._wanted_changed,
             ingress_url=self._ingress_url,
         )
@@ -328,15 +334,19 @@ class ControlPlane:
             # Readers must see the deploy from now on, even before the next tick.
             self._publish(self._new_world())
             removed = [change.api for change in result.changes if change.kind is ChangeKind.REMOVED]
-            self._forget_counts(api_key(DeploymentName(name), api) for api in removed)
+            self._forget(api_key(DeploymentName(name), api) for api in removed)
         return result
 
-    def _forget_counts(self, apis: Iterable[ApiKey]) -> None:
-        """Of apis that are gone: one of that name is another one, and begins at 0."""
+    def _forget(self, apis: Iterable[ApiKey]) -> None:
+        """What apis that are gone have left: one of that name is another one, and begins at 0."""
         gone = tuple(apis)
         if gone:
             self._collect_now()
             self._statistics.forget(gone)
+            try:
+                self._cloud_keys.forget(gone)
+            except CortexError as error:
+                log.warning("credentials of removed apis could not be removed: %s", error)
 
     def _collect_now(self) -> None:
         """Readers see what was answered before they asked."""
@@ -347,7 +357,7 @@ class ControlPlane:
         gone = [r.wanted.api for r in self._state.apis(deployment) if api is None or r.wanted.api == api]
         if not self._state.delete(deployment, api):
             return None
-        self._forget_counts(gone)
+        self._forget(gone)
         self._publish(self._new_world())
         self._wanted_changed()
         return Removed(apis=tuple(gone))

@@ -30,7 +30,7 @@ def describe(old: ApiRecord | None, new: ApiRecord, *, endpoint: str) -> ApiChan
     before = old.wanted.build
     causes = list(_version_causes(old, new))
     settings = list(_setting_causes(old, new))
-    rolls = [cause for cause in settings if cause.split(" ", 1)[0] in ("cpu", "mem", "gpu", "concurrency")]
+    rolls = [cause for cause in settings if cause.split(" ", 1)[0] in ("cpu", "mem", "gpu", "concurrency", "cloud")]
     if before.version != build.version:
         kind, told = ChangeKind.NEW_VERSION, causes + settings
     elif before.revision != build.revision:
@@ -187,6 +187,8 @@ def _setting_causes(old: ApiRecord, new: ApiRecord) -> Iterator[str]:
 
     yield from differing(_COMPUTE, old.spec.get("compute") or {}, new.spec.get("compute") or {})
     yield from differing(_SETTINGS, old.spec, new.spec)
+    if old.wanted.build.cloud != new.wanted.build.cloud:
+        yield "cloud credentials changed"
 
 
 def _shown(value: object) -> str:

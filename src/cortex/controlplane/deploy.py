@@ -19,7 +19,7 @@ from cortex.clock import Clock
 from cortex.controlplane import changes
 from cortex.controlplane.fetching import DeployLeft, Models
 from cortex.controlplane.packages import DeployPackages, Packages
-from cortex.controlplane.secrets import pinned, stored_builds
+from cortex.controlplane.secrets import CloudKeys, pinned, stored_builds
 from cortex.controlplane.versions import revision_of, trees_of, version_of
 from cortex.engines.base import Engine
 from cortex.errors import CortexError, Problem, Problems
@@ -71,6 +71,7 @@ class Deployer:
         models: fetches the remote ones.
         packages: resolves and prepares what requirements.txt asks for.
         secrets: what `env` may name.
+        cloud: keeps what handlers get to reach their clouds.
         committed: called after the wanted state has changed.
     """
 
@@ -86,6 +87,7 @@ class Deployer:
         models: Models,
         packages: Packages,
         secrets: SecretStore,
+        cloud: CloudKeys,
         committed: Callable[[], None],
         ingress_url: Callable[[], str],
     ) -> None:
@@ -98,6 +100,7 @@ class Deployer:
         self._models = models
         self._packages = packages
         self._secrets = secrets
+        self._cloud = cloud
         self._committed = committed
         self._ingress_url = ingress_url
         self._one_at_a_time = threading.Lock()
@@ -271,10 +274,11 @@ class Deployer:
             cpu_millis=spec.compute.cpu_millis, mem_bytes=spec.compute.mem_bytes, gpus=spec.compute.gpu
         )
         sample = upload.sample
+        cloud = self._cloud.pinned(key, request.cloud, old.wanted.build if old else None) if handler else None
         build = BuildSpec(
             api=key,
             version=version,
-            revision=revision_of(version, resources, spec.compute.concurrency),
+            revision=revision_of(version, resources, spec.compute.concurrency, cloud),
             model=model,
             project=project if handler else None,
             handler=handler,
@@ -283,6 +287,7 @@ class Deployer:
             secrets=pinned(
                 self._secrets, secrets, [build for build in before if build.version == version], api=spec.name
             ),
+            cloud=cloud,
             environment=settled.environment if settled else None,
             batching=spec.batching != "off",
             trust_rows=spec.batching == "on",

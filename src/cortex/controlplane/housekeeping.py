@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Collection
 
 from cortex.clock import Clock
-from cortex.controlplane.secrets import stored_builds
+from cortex.controlplane.secrets import CloudKeys, stored_builds
 from cortex.controlplane.upkeep import wanted_trees
 from cortex.errors import CortexError
 from cortex.state.base import StateStore
@@ -38,11 +38,13 @@ class Housekeeping:
         *,
         state: StateStore,
         secrets: SecretStore,
+        cloud: CloudKeys,
         sweep: Callable[[Collection[str]], object],
         clock: Clock,
     ) -> None:
         self._state = state
         self._secrets = secrets
+        self._cloud = cloud
         self._sweep = sweep
         self._clock = clock
         self._woken = threading.Event()
@@ -70,6 +72,7 @@ class Housekeeping:
         builds = [build for record in self._state.apis() for build in stored_builds(record)]
         pins = [pin for build in builds for pin in build.secrets.values()]
         self._secrets.prune(pins, wall_s=self._clock.wall_s())
+        self._cloud.prune(builds)
         trees, _versions = wanted_trees(self._state)  # the digest of a lock is also that of its environment
         self._sweep(trees)
 

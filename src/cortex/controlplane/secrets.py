@@ -7,11 +7,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from cortex.clock import Clock
 from cortex.controlplane.statuses import rfc3339
 from cortex.errors import CortexError, Problem, Problems
+from cortex.ids import ApiKey
 from cortex.state.base import ApiRecord
-from cortex.state.secrets import SecretFacts, SecretMissing, SecretStore
+from cortex.state.secrets import (
+    SecretFacts,
+    SecretMissing,
+    SecretStore,
+    cloud_entry,
+    packed_cloud,
+    unpacked_cloud,
+)
 from cortex.wire.build import BuildSpec, SecretPin
+from cortex.wire.cloud import for_handlers
 from cortex.wire.launch import IMPORT_TIME_VARIABLES
-from cortex.wire.operator import SecretStatus
+from cortex.wire.operator import CloudEnvironment, SecretStatus
 
 
 class UnknownSecret(CortexError):
@@ -89,6 +98,49 @@ class Secrets:
                 for pin in build.secrets.values():
                     if pin.name == name:
                         yield record, pin
+
+
+class CloudKeys:
+    """
+    What the last deploy of each api handed over to reach its clouds, as its handler gets it.
+
+    Args:
+        store: apart from that of users' secrets, one entry an api.
+    """
+
+    def __init__(self, store: SecretStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    def pinned(self, api: ApiKey, cloud: CloudEnvironment | None, before: BuildSpec | None) -> SecretPin | None:
+        """
+        The variables that a build gets: what is handed over now, or where nobody says, what the build before has.
+
+        Raises:
+            SecretsUnusable, SecretRefused
+        """
+        had = before.cloud if before is not None else None
+        if cloud is None:
+            return had
+        variables = for_handlers(cloud.variables)
+        if had is not None and self._store.has(had):
+            if unpacked_cloud(self._store.value(had)) == variables:
+                return had
+        elif not variables:
+            return None
+        entry = cloud_entry(api)
+        facts = self._store.set(entry, packed_cloud(variables), wall_s=self._clock.wall_s())
+        return SecretPin(name=entry, generation=facts.generation)
+
+    def forget(self, apis: Iterable[ApiKey]) -> None:
+        """Of apis that are gone. Raises SecretsUnusable."""
+        for api in apis:
+            self._store.delete(cloud_entry(api))
+
+    def prune(self, builds: Iterable[BuildSpec]) -> None:
+        """Forget what was handed over before, but for what stored builds have. Raises SecretsUnusable."""
+        pins = [build.cloud for build in builds if build.cloud is not None]
+        self._store.prune(pins, wall_s=self._clock.wall_s())
 
 
 def stored_builds(record: ApiRecord) -> tuple[BuildSpec, ...]:

@@ -10,7 +10,7 @@ import msgspec
 from cortex.ids import Revision, Version, short
 from cortex.state.base import ApiRecord, VersionRecord
 from cortex.wire.batching import Mode
-from cortex.wire.build import BuildSpec, ModelArtifact, Resources, TrackerConfig
+from cortex.wire.build import BuildSpec, ModelArtifact, Resources, SecretPin, TrackerConfig
 from cortex.wire.operator import CURRENT
 
 
@@ -54,17 +54,18 @@ def version_of(
     )
 
 
-def revision_of(version: Version, resources: Resources, concurrency: int | None) -> Revision:
+def revision_of(
+    version: Version, resources: Resources, concurrency: int | None, cloud: SecretPin | None = None
+) -> Revision:
     """The digest of a version and of what else needs new processes."""
-    return Revision(
-        _digest(
-            {
-                "version": version,
-                "resources": [resources.cpu_millis, resources.mem_bytes, resources.gpus],
-                "concurrency": concurrency,
-            }
-        )
-    )
+    facts: dict[str, object] = {
+        "version": version,
+        "resources": [resources.cpu_millis, resources.mem_bytes, resources.gpus],
+        "concurrency": concurrency,
+    }
+    if cloud is not None:
+        facts["cloud"] = cloud.generation
+    return Revision(_digest(facts))
 
 
 def revisions_of_version(record: ApiRecord, history: Iterable[VersionRecord], version: str) -> set[str]:
@@ -81,7 +82,7 @@ def revisions_of_version(record: ApiRecord, history: Iterable[VersionRecord], ve
     found = {build.revision for build in builds if build.version.startswith(version)}
     for line in history:
         if line.version.startswith(version):
-            found.add(revision_of(line.version, wanted.resources, wanted.concurrency))
+            found.add(revision_of(line.version, wanted.resources, wanted.concurrency, wanted.cloud))
             found |= {line.revision} if line.revision is not None else set()
     return {short(revision) for revision in found}
 

@@ -41,7 +41,7 @@ from cortex.replica.tracker import Tracker
 from cortex.replica.warmup import SampleRefused, WarmUp
 from cortex.wire.launch import ENDING_S, ReplicaSpec
 from cortex.wire.reports import Phase
-from cortex.wire.secrecy import unpacked
+from cortex.wire.secrecy import confidential, unpacked
 from cortex.wire.stats import LastWords
 
 if TYPE_CHECKING:  # imported only where traces are asked for: it takes half a second
@@ -91,7 +91,7 @@ class _Replica:
         process.raise_oom_score()
         process.apply_environment(process.replica_environment(spec, os.environ, secrets))
         process.forget_launcher()
-        secrecy.keep(secrets.values())
+        secrecy.keep(confidential(secrets))
         process.set_title("cortex-replica", spec.home, spec.api, short(spec.version), spec.replica)
         self._spec = spec
         self._streams = logs.install(self._log, spec.project_dir)

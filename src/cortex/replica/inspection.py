@@ -40,7 +40,7 @@ from cortex.wire.batching import RULES, BatchingVerdict, Mode, Proof, Trial
 from cortex.wire.build import Sample, TrackerConfig
 from cortex.wire.launch import Inspect, InspectReport, MadeUpSample, ReplicaSpec
 from cortex.wire.logline import parse_line
-from cortex.wire.secrecy import unpacked
+from cortex.wire.secrecy import confidential, unpacked
 from cortex.wire.signature import Signature, TensorSpec
 
 _MAX_REPORT_BYTES = 64 * 2**20
@@ -202,7 +202,7 @@ def _live(request: Inspect, *, pipe_fd: int, output_fd: int, secrets_fd: int | N
         process.raise_oom_score()
         process.apply_environment(process.replica_environment(spec, os.environ, secrets))
         process.forget_launcher()
-        secrecy.keep(secrets.values())
+        secrecy.keep(confidential(secrets))
         process.set_title("cortex-inspect", spec.home, spec.api)
         process.limit_inspection(spec.start_timeout_s * max(2, spec.threads))
         streams = logs.install(logs.LogFile("", 0))

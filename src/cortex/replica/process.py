@@ -36,11 +36,10 @@ _INHERITED_NAMES = frozenset(
         *("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"),
         *("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"),
         "CUDA_DEVICE_ORDER",
-        *("GCLOUD_PROJECT", "IDENTITY_ENDPOINT", "IDENTITY_HEADER", "MSI_ENDPOINT", "MSI_SECRET"),
     }
 )
-_INHERITED_PREFIXES = ("LC_", "AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_", "OTEL_")
-"""Locale, what the credential chains of the three clouds read, and where traces go."""
+_INHERITED_PREFIXES = ("LC_", "OTEL_")
+"""Locale, and where traces go. What leads to clouds comes with the secrets, as the api's last deploy handed it over."""
 
 THREAD_VARIABLES = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"),

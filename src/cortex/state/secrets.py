@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from cortex.errors import CortexError
+from cortex.ids import ApiKey
 from cortex.processes import write_whole
 from cortex.wire.build import SecretPin
 
@@ -202,6 +203,24 @@ class SecretStore:
             write_whole(file, msgspec.json.encode(stored))
         except OSError as error:
             raise SecretsUnusable(self._folder, error) from None
+
+
+# ---- what leads to clouds: one entry an api, all its variables together ----------------------------------------------
+
+
+def cloud_entry(api: ApiKey) -> str:
+    """The name under which an api's variables are kept, in a store of their own."""
+    return api.replace("/", ".")
+
+
+def packed_cloud(variables: Mapping[str, str]) -> str:
+    """Variables as one value. The same ones give the same value."""
+    return msgspec.json.encode(dict(variables), order="deterministic").decode()
+
+
+def unpacked_cloud(value: str) -> dict[str, str]:
+    """What `packed_cloud` packed."""
+    return msgspec.json.decode(value, type=dict[str, str])
 
 
 def _still_needed(name: str, stored: _Stored, keep: Collection[tuple[str, str]], wall_s: float) -> Mapping[str, _Value]:

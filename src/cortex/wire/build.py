@@ -84,7 +84,8 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `version` covers model, project, handler, signature key, tracker, batching, env, names of secrets, packages and the
     refresh counter; which value a secret has is pinned when the version is made.
-    `revision` covers `version` and resources and concurrency. The sample is in neither: it only guards the start.
+    `revision` covers `version`, resources, concurrency and what leads to clouds. The sample is in neither: it only
+    guards the start.
     """
 
     api: ApiKey
@@ -99,6 +100,8 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     secrets: dict[str, SecretPin] = {}
     """Further variables, by name; the node looks their values up when it starts a process."""
+    cloud: SecretPin | None = None
+    """Which variables that lead to clouds its handler gets: those that the last deploy of the api handed over."""
     environment: str | None = None
     """Digest of the lock of users' packages; None: what is installed with Cortex serves."""
     batching: bool = True

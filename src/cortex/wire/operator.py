@@ -286,7 +286,7 @@ class DeployRequest(msgspec.Struct, frozen=True, kw_only=True):
     refresh_only: str = ""
     """Of this api alone; empty: of all."""
     cloud: CloudEnvironment | None = None
-    """With what remote models are fetched; None: with what the last deploy handed over."""
+    """With what remote models are fetched, and what handlers get; None: what the last deploy handed over."""
     indexes: dict[str, str] | None = None
     """Variables that say where packages come from (`wire.indexes`); None: those of the last deploy stay."""
 

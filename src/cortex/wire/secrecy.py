@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from cortex.errors import Problem
+from cortex.wire.cloud import is_confidential
 
 MASK = "****"
 SHORTEST_MASKED = 6
@@ -39,6 +40,11 @@ def _quoted(value: str) -> tuple[str, ...]:
 
     in_json = [json.dumps(value, ensure_ascii=ascii)[1:-1] for ascii in (False, True)]
     return (repr(value)[1:-1], *in_json, quote(value, safe=""), quote(value), quote_plus(value))
+
+
+def confidential(values: Mapping[str, str]) -> list[str]:
+    """What is to be masked of the variables that a process gets."""
+    return [value for name, value in values.items() if is_confidential(name)]
 
 
 def without(parts: Sequence[str], text: str) -> str:

@@ -16,6 +16,7 @@ from cortex.controlplane import deploy as deploy_module
 from cortex.controlplane.deploy import Deployer
 from cortex.controlplane.fetching import DeployLeft, Models
 from cortex.controlplane.packages import Packages
+from cortex.controlplane.secrets import CloudKeys
 from cortex.controlplane.upkeep import wanted_trees
 from cortex.engines.local import LocalEngine
 from cortex.errors import CortexError, GiveUp, Problem, Problems
@@ -25,7 +26,7 @@ from cortex.settings import Settings
 from cortex.spec.locations import masked_model
 from cortex.spec.models import ApiSpec
 from cortex.state.memory import MemoryStateStore
-from cortex.state.secrets import SecretStore
+from cortex.state.secrets import SecretStore, unpacked_cloud
 from cortex.testing.builders import a_node
 from cortex.testing.clock import FakeClock
 from cortex.wire.batching import RULES, BatchingVerdict, Disagreement, Proof, Trial
@@ -121,6 +122,7 @@ class World:
         self.asked_of_rows: list[tuple[str, str]] = []
         self.committed = 0
         self.told: list[DeployProgress] = []
+        self.cloud = SecretStore(folder / "secrets" / ".cloud")
         self.deployer = Deployer(
             settings=Settings(home=folder),
             state=self.state,
@@ -139,6 +141,7 @@ class World:
                 store=self.store, node=NoNode(), known=self.state.apis, indexes_file=folder / "indexes.json"
             ),
             secrets=SecretStore(folder / "secrets"),
+            cloud=CloudKeys(self.cloud, self.clock),
             committed=self._commit,
             ingress_url=lambda: "http://127.0.0.1:8880",
         )
@@ -748,6 +751,43 @@ def test_credentials_are_kept_for_later_once_a_deploy_was_accepted(world, tmp_pa
     (file,) = tmp_path.rglob("cloud.json")
     assert file.stat().st_mode & 0o777 == 0o600
     assert "the-value" not in f"{cloud}{world.state.apis()}"
+
+
+KEYS_A = {"AWS_ACCESS_KEY_ID": "a", "AWS_REGION": "eu-west-1"}
+KEYS_B = {"AWS_ACCESS_KEY_ID": "b", "AWS_REGION": "eu-west-1"}
+
+
+def with_keys(world, keys, **fields):
+    cloud = None if keys is None else CloudEnvironment(variables={"HOME": "/home/ann", **keys})
+    project = world.stored(h__py="x")
+    return world.change(world.api(request_handler="h.py", **fields), project=project, cloud=cloud)
+
+
+def keys_of(world):
+    pin = world.wanted().build.cloud
+    return None if pin is None else unpacked_cloud(world.cloud.value(pin))
+
+
+def test_a_handler_gets_what_the_last_deploy_handed_over_until_the_next_one(world):
+    with_keys(world, KEYS_A)
+    first = world.wanted().build
+    assert keys_of(world) == KEYS_A, "and nothing that does not lead to clouds"
+    assert with_keys(world, KEYS_A).kind is ChangeKind.UNCHANGED
+    assert with_keys(world, None).kind is ChangeKind.UNCHANGED, "nobody said anything"
+    change = with_keys(world, KEYS_B)
+    assert (change.kind, change.causes) == (ChangeKind.ROLLED, ("cloud credentials changed",))
+    assert keys_of(world) == KEYS_B
+    assert unpacked_cloud(world.cloud.value(first.cloud)) == KEYS_A, "for what still serves"
+    with_keys(world, {})
+    assert keys_of(world) == {}
+
+
+def test_where_there_is_nothing_to_hand_over_or_no_handler_nothing_is_kept(world):
+    with_keys(world, {})
+    assert world.wanted().build.cloud is None
+    world.deploy(world.api("model"), cloud=CloudEnvironment(variables=KEYS_A))
+    assert world.wanted(ApiKey("iris/model")).build.cloud is None
+    assert world.cloud.all() == ()
 
 
 def test_what_serves_or_may_be_wanted_back_is_never_removed_however_small_the_store_may_be(world):

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from cortex.controlplane.housekeeping import Housekeeping
-from cortex.controlplane.secrets import SecretInUse, Secrets, UnknownSecret, pinned
+from cortex.controlplane.secrets import CloudKeys, SecretInUse, Secrets, UnknownSecret, pinned
 from cortex.errors import Problems
 from cortex.state.base import ApiRecord
 from cortex.state.memory import MemoryStateStore
@@ -104,7 +104,7 @@ def test_an_unknown_secret_cannot_be_deleted(store, clock):
             secrets.delete("token", force=force)
 
 
-def test_what_no_stored_version_needs_is_cleared_up(store, clock):
+def test_what_no_stored_version_needs_is_cleared_up(store, clock, tmp_path):
     state = MemoryStateStore()
     facts = [store.set("token", value, wall_s=clock.wall_s()) for value in ("unused", "served", "wanted", "newest")]
     unused, served, wanted, newest = map(pin, facts)
@@ -113,7 +113,13 @@ def test_what_no_stored_version_needs_is_cleared_up(store, clock):
     state.commit_deploy(a_deploy(a_wanted_api(new, serving=old)))
     swept = []
     clock.advance(2 * REPLACED_GRACE_S)
-    housekeeping = Housekeeping(state=state, secrets=store, sweep=swept.append, clock=clock)
+    housekeeping = Housekeeping(
+        state=state,
+        secrets=store,
+        cloud=CloudKeys(SecretStore(tmp_path / "cloud"), clock),
+        sweep=swept.append,
+        clock=clock,
+    )
     housekeeping.clear_up()
     assert [store.has(one) for one in (unused, served, wanted, newest)] == [False, True, True, True]
     assert {"a" * 64, "b" * 64} <= swept[0]

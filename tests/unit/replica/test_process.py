@@ -63,7 +63,10 @@ def test_a_replica_sees_its_names_and_nothing_it_should_not() -> None:
     }
 
 
-_UNWANTED = {"CORTEX_HOME", "SECRET_OF_THE_SHELL", "PYTHONPATH"}
+_UNWANTED = {
+    *("CORTEX_HOME", "SECRET_OF_THE_SHELL", "PYTHONPATH"),
+    *("AWS_ACCESS_KEY_ID", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_CLIENT_ID"),
+}
 
 
 def test_of_the_gpus_a_replica_sees_those_that_its_lease_holds() -> None:
