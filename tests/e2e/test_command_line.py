@@ -353,3 +353,47 @@ def test_refresh_down_up_and_purge(tmp_path: Path) -> None:
 
 def versions(home: Home) -> dict[str, str]:
     return {api["name"]: api["version"] for api in json.loads(home.cortex("get", "-a", "-o", "json").out)}
+
+
+HANGING = {
+    "cortex.yaml": """\
+        - {kind: deployment, name: hanging}
+        - {kind: api, name: x, model: m.onnx, request_handler: h.py, compute: {cpu: 50m}}
+        """,
+    "h.py": """\
+        import time
+        time.sleep(600)
+        def post_inference(prediction, metadata):
+            return 1
+        """,
+    "m.onnx": rows_model(),
+}
+
+
+def test_an_import_that_hangs_blocks_only_its_own_deploy_and_ends_with_ctrl_c(home: Home, tmp_path: Path) -> None:
+    def inspecting() -> list[str]:
+        return [title for _pid, title in home.processes() if title.startswith("cortex-inspect")]
+
+    project = write_project(tmp_path / "hanging", HANGING)
+    other = write_project(
+        tmp_path / "other",
+        {
+            "cortex.yaml": "- {kind: deployment, name: beside}\n- {kind: api, name: y, model: m.onnx}\n",
+            "m.onnx": rows_model(),
+        },
+    )
+    for end in (signal.SIGINT, signal.SIGKILL):
+        process = home.start("deploy", project)
+        eventually(inspecting, "its handler is being imported")
+        home.deploy(other)
+        assert process.poll() is None
+        process.send_signal(end)
+        _out, err = process.communicate(timeout=60)
+        if end is signal.SIGINT:
+            assert process.returncode == 130
+            assert "interrupted: the deploy is called off" in err.decode()
+        eventually(lambda: not inspecting(), "its inspection has ended")
+    write_project(project, {**HANGING, "h.py": HANGING["h.py"].replace("600", "0")})
+    home.deploy(project)
+    home.cortex("delete", "hanging", "-y")
+    home.cortex("delete", "beside", "-y")

@@ -33,6 +33,7 @@ from cortex.wire.batching import Mode
 from cortex.wire.framing import UNREADABLE, close_all
 from cortex.wire.launch import (
     IMPORT_TIME_VARIABLES,
+    CallOff,
     ChildExited,
     Fork,
     Forked,
@@ -223,6 +224,10 @@ class Launcher:
             with _packed(secrets) as packed:
                 conn.send(msgspec.json.encode(message), packed)
             return await future
+        except asyncio.CancelledError:
+            if not conn.closed:
+                conn.send(msgspec.json.encode(CallOff(request=request)))
+            raise
         except LauncherLost:
             await self._see_ended(identity, conn)  # only then are its children ours, and can be ended
             raise

@@ -66,6 +66,8 @@ INSPECT_TRIES = 5
 PACKAGES_SILENCE_S = 300.0
 """An agent that works on packages says something every few seconds, but a slow disk may keep it longer."""
 COUNT_PATIENCE_S = 0.5
+LOOK_EVERY_S = 0.1
+"""How soon it is noticed that nobody waits for an answer any more."""
 HUNG_AFTER_S = 60.0
 """An agent whose process runs but that has not answered for this long is killed and started again."""
 ORDERS_MESSAGE_BYTES = 32 * 2**20
@@ -81,6 +83,10 @@ class AgentUnreachable(RetryLater):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the agent of this node does not answer: {reason}", after_s=0.2)
+
+
+class CalledOff(Exception):
+    """Nobody waits for an answer any more, and the agent knows."""
 
 
 class LocalAgent:
@@ -142,14 +148,25 @@ class LocalAgent:
 
     # ---- questions ----------------------------------------------------------------------------------------------
 
-    def inspect(self, build: BuildSpec, timeout_s: float, *, rows: Mode = "off") -> InspectReport:
+    def inspect(
+        self, build: BuildSpec, timeout_s: float, *, rows: Mode = "off", left: threading.Event | None = None
+    ) -> InspectReport:
         """
         Have model and handler looked at in a child of the node, and the model's rows if it is said how.
 
-        An agent that is just being started, or started again, is waited for. Raises AgentUnreachable.
+        An agent that is just being started, or started again, is waited for.
+
+        Args:
+            left: set when nobody waits for the report any more; then its child is ended.
+
+        Raises:
+            AgentUnreachable
+            CalledOff: `left` was set.
         """
         request = InspectBuild(build=build, timeout_s=timeout_s, rows=rows)
-        reply = self._asked_patiently(lambda line: line.ask(request, timeout_s=timeout_s + 30.0))
+        reply = self._asked_patiently(
+            lambda line: line.converse(request, lambda _: None, silence_s=timeout_s + 30.0, left=left)
+        )
         if isinstance(reply, InspectedBuild):
             return reply.report
         raise AgentUnreachable(getattr(reply, "reason", "an unexpected answer"))
@@ -372,12 +389,23 @@ class _Line:
         """Ask and wait for the answer. Raises AgentUnreachable: nobody knows what became of the request."""
         return self.converse(request, lambda _: None, silence_s=timeout_s)
 
-    def converse(self, request: AgentRequest, tell: Callable[[str], None], *, silence_s: float) -> AgentReply:
+    def converse(
+        self,
+        request: AgentRequest,
+        tell: Callable[[str], None],
+        *,
+        silence_s: float,
+        left: threading.Event | None = None,
+    ) -> AgentReply:
         """
         Ask and wait for the last answer; `tell` gets what is said on the way to it.
 
+        Args:
+            left: set when nobody waits for the answer any more; the agent is then told so.
+
         Raises:
             AgentUnreachable: also when nothing is said for `silence_s`.
+            CalledOff: `left` was set.
         """
         with self._lock:
             try:
@@ -388,6 +416,8 @@ class _Line:
                 self._sock.settimeout(silence_s)
                 send_frame(self._sock, msgspec.json.encode(request))
                 while True:
+                    if left is not None:
+                        _await_word(self._sock, silence_s, left)
                     payload, _fds = receive_frame(self._sock)
                     reply = _REPLIES.decode(payload)
                     if not isinstance(reply, PackageProgress):
@@ -418,6 +448,14 @@ class _Line:
 
 
 _REPLIES: msgspec.json.Decoder[AgentReply] = msgspec.json.Decoder(AgentReply)
+
+
+def _await_word(sock: socket.socket, silence_s: float, left: threading.Event) -> None:
+    """Return when there is something to read, or after `silence_s`. Raises CalledOff when `left` is set meanwhile."""
+    deadline_s = time.monotonic() + silence_s
+    while not _wait_readable(sock.fileno(), LOOK_EVERY_S) and time.monotonic() < deadline_s:
+        if left.is_set():
+            raise CalledOff
 
 
 def _packages_refused(reply: AgentReply) -> CortexError:

@@ -248,8 +248,8 @@ class ControlPlane:
         """What one thread works on; the loop keeps one, others make one for a single look."""
         return World(state=self._state, engine=self._engine, agents=self._agent, clock=self._clock, epoch=self._epoch)
 
-    def _inspect(self, build: BuildSpec, rows: Mode) -> InspectReport:
-        return self._agent.inspect(build, self._settings.start_timeout_s, rows=rows)
+    def _inspect(self, build: BuildSpec, rows: Mode, left: threading.Event | None = None) -> InspectReport:
+        return self._agent.inspect(build, self._settings.start_timeout_s, rows=rows, left=left)
 
     def _to_prove(self) -> tuple[ToProve, ...]:
         observation = look(self._new_world())

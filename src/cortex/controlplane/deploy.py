@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane import changes
+from cortex.controlplane.agents import CalledOff
 from cortex.controlplane.fetching import DeployLeft, Models
 from cortex.controlplane.packages import DeployPackages, Packages
 from cortex.controlplane.secrets import CloudKeys, pinned, stored_builds
@@ -58,16 +59,16 @@ WAITING_SAID_S = 1.0
 """How often a deploy that waits for another one says so, and notices that nobody waits for it any more."""
 
 Emit = Callable[[DeployProgress], None]
-Inspector = Callable[[BuildSpec, Mode], InspectReport]
+Inspector = Callable[[BuildSpec, Mode, threading.Event], InspectReport]
 
 
 class Deployer:
     """
-    Takes deploys in, one at a time.
+    Takes deploys in: of each deployment one at a time, of several side by side.
 
     Args:
-        inspect: looks at a build in a child of the node, and at its model's rows if it is said how; raises
-            CortexError when the node cannot be asked.
+        inspect: looks at a build in a child of the node, and at its model's rows if it is said how, until the event is
+            set; raises CortexError when the node cannot be asked.
         models: fetches the remote ones.
         packages: resolves and prepares what requirements.txt asks for.
         secrets: what `env` may name.
@@ -103,7 +104,8 @@ class Deployer:
         self._cloud = cloud
         self._committed = committed
         self._ingress_url = ingress_url
-        self._one_at_a_time = threading.Lock()
+        self._turns: dict[DeploymentName, threading.Lock] = {}
+        """Held by who deploys: what a deploy takes for known of its deployment stays so until it is written."""
 
     def deploy(
         self, name: str, request: DeployRequest, emit: Emit, left: threading.Event | None = None
@@ -112,8 +114,9 @@ class Deployer:
         Check a deploy and, unless it is a dry run, write it.
 
         Args:
-            left: set when nobody waits for the result any more, which ends the deploy: nobody wants an installer to go
-                on that was called off. Where nothing takes long it is not looked at, and what is accepted stays so.
+            left: set when nobody waits for the result any more, which ends the deploy: nobody wants an installer or an
+                import to go on that was called off. Where nothing takes long it is not looked at, and what is accepted
+                stays so.
 
         Raises:
             Problems: something is wrong with it; nothing was changed.
@@ -126,14 +129,16 @@ class Deployer:
             left = left or threading.Event()
             fetched = self._models.of_deploy(specs, request, emit, left, pin)
             emit = _while_awaited(emit, left)
-            if not self._one_at_a_time.acquire(blocking=False):
-                emit(DeployProgress(message="waiting for another deploy"))
-                while not self._one_at_a_time.acquire(timeout=WAITING_SAID_S):
-                    emit(DeployProgress(message="waiting for another deploy"))
+            turn = self._turns.setdefault(deployment, threading.Lock())
+            if not turn.acquire(blocking=False):
+                waiting = DeployProgress(message=f"waiting for another deploy of {deployment}")
+                emit(waiting)
+                while not turn.acquire(timeout=WAITING_SAID_S):
+                    emit(waiting)
             try:
-                return self._deploy(deployment, specs, _with_models(request, fetched), fetched, emit)
+                return self._deploy(deployment, specs, _with_models(request, fetched), fetched, emit, left)
             finally:
-                self._one_at_a_time.release()
+                turn.release()
 
     def _known(self, deployment: DeploymentName) -> dict[ApiKey, ApiRecord]:
         return {record.wanted.api: record for record in self._state.apis(deployment)}
@@ -145,6 +150,7 @@ class Deployer:
         request: DeployRequest,
         fetched: Mapping[int, Fetched],
         emit: Emit,
+        left: threading.Event,
     ) -> DeployResult:
         known = self._known(deployment)
         self._guard_folder(deployment, request, known)
@@ -158,7 +164,7 @@ class Deployer:
         self._check_room(records)
         with self._store.pin(*(tree for record in records for tree in trees_of(record.wanted.build))):
             self._packages.prepare((record.wanted.build for record in records), _telling(emit))
-            inspected, warnings = self._inspect_new(records, known, emit)
+            inspected, warnings = self._inspect_new(records, known, emit, left)
             warnings += package_warnings
             return self._commit(deployment, specs, request, known, inspected, warnings)
 
@@ -410,9 +416,15 @@ class Deployer:
             raise Problems(problems)
 
     def _inspect_new(
-        self, records: Sequence[ApiRecord], known: Mapping[ApiKey, ApiRecord], emit: Emit
+        self, records: Sequence[ApiRecord], known: Mapping[ApiKey, ApiRecord], emit: Emit, left: threading.Event
     ) -> tuple[list[ApiRecord], list[Problem]]:
-        """Have each version looked at that has not been before. Raises Problems with all that is wrong."""
+        """
+        Have each version looked at that has not been before.
+
+        Raises:
+            Problems: all that is wrong.
+            DeployLeft: nobody waits any more; what was being looked at has been ended.
+        """
         reports: dict[Version, InspectReport] = {}
         todo: dict[Version, ApiRecord] = {}
         for record in records:
@@ -429,7 +441,7 @@ class Deployer:
         rows = asked_of_rows([record.wanted.build for record in todo.values()], Known(self._state.batching()))
         with ThreadPoolExecutor(INSPECTIONS_AT_ONCE, thread_name_prefix="inspect") as pool:
             futures = {
-                pool.submit(self._inspect, record.wanted.build, rows[version]): version
+                pool.submit(self._inspect, record.wanted.build, rows[version], left): version
                 for version, record in todo.items()
             }
             for done, future in enumerate(as_completed(futures)):
@@ -437,6 +449,9 @@ class Deployer:
                 key = todo[version].wanted.api
                 try:
                     report = future.result()
+                except CalledOff:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise DeployLeft("the deploy was called off") from None
                 except CortexError as error:
                     report = InspectReport(problems=(error.problem(),))
                 emit(

@@ -38,6 +38,7 @@ from cortex.replica.channel import Channel
 from cortex.wire.build import ModelFormat
 from cortex.wire.framing import close_all
 from cortex.wire.launch import (
+    CallOff,
     ChildExited,
     Fork,
     Forked,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:  # imported by `preload`, once the environment is right
     from cortex.replica.inspection import Inspection
 
 IDLE_EXIT_S = 60.0
-INSPECTIONS_AT_ONCE = 4
+INSPECTIONS_AT_ONCE = 8
 """Each loads a model; more at once would only swap."""
 KEPT_EXITS = 1000
 """Reports of ended children that are kept for an agent to come."""
@@ -200,6 +201,9 @@ class Launcher:
             case Inspect() if len(fds) <= 1:
                 self._queued.append(_Queued(agent, request, tuple(fds)))
                 self._start_inspections()
+            case CallOff(request=mark):
+                close_all(fds)
+                self._call_off(mark)
             case _:
                 close_all(fds)
                 _say(f"{type(request).__name__} came with {len(fds)} descriptors")
@@ -302,6 +306,15 @@ class Launcher:
             finally:
                 close_all(fds)
             self._inspections[started.pid] = started
+
+    def _call_off(self, mark: str) -> None:
+        for queued in tuple(self._queued):
+            if queued.request.request == mark:
+                self._queued.remove(queued)
+                close_all(queued.fds)
+        for running in self._inspections.values():
+            if running.request == mark and running.exit_code is None:
+                running.kill()
 
     def _watch_inspections(self) -> None:
         """Report those that have ended, end those that take too long or nobody waits for, begin those that waited."""

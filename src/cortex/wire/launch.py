@@ -92,7 +92,13 @@ class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag="inspect"):
     """
 
 
-LauncherRequest = Fork | Inspect
+class CallOff(msgspec.Struct, frozen=True, kw_only=True, tag="call_off"):
+    """Nobody waits for an inspection any more: end its child, or never begin."""
+
+    request: str
+
+
+LauncherRequest = Fork | Inspect | CallOff
 
 
 class Forked(msgspec.Struct, frozen=True, kw_only=True, tag="forked"):

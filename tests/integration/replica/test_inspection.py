@@ -11,7 +11,7 @@ from replica_harness import LauncherLink, LauncherProcess, eventually, spec_for
 
 from cortex.replica.launcher import INSPECTIONS_AT_ONCE
 from cortex.wire.build import Sample, TrackerConfig
-from cortex.wire.launch import Inspect, Inspected, InspectReport
+from cortex.wire.launch import CallOff, Inspect, Inspected, InspectReport
 
 pytestmark = pytest.mark.slow
 
@@ -118,6 +118,16 @@ def test_an_endless_import_is_ended_and_others_go_on_meanwhile(
     for report in reports.values():
         assert only_problem(report).reference == "inspection-timeout"
         assert only_problem(report).message == "importing handler.py took more than 5 s"
+
+
+def test_an_inspection_that_is_called_off_is_ended_or_never_begun(other_agent: LauncherLink, folder: Path) -> None:
+    endless = spec_for(folder, IRIS, handler_source="import time\ntime.sleep(600)", start_timeout_s=600.0)
+    for number in range(INSPECTIONS_AT_ONCE + 1):
+        other_agent.send(Inspect(request=str(number), spec=endless))
+    for number in reversed(range(INSPECTIONS_AT_ONCE + 1)):
+        other_agent.send(CallOff(request=str(number)))
+    ended = {other_agent.wait_for(Inspected).request for _ in range(INSPECTIONS_AT_ONCE)}
+    assert ended == {str(number) for number in range(INSPECTIONS_AT_ONCE)}, "the last one had not begun"
 
 
 def test_a_replica_is_forked_while_as_many_inspections_run_as_may(

@@ -13,6 +13,7 @@ from cortex.artifacts.errors import InvalidTree
 from cortex.artifacts.fetching import FetchStopped
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane import deploy as deploy_module
+from cortex.controlplane.agents import CalledOff
 from cortex.controlplane.deploy import Deployer
 from cortex.controlplane.fetching import DeployLeft, Models
 from cortex.controlplane.packages import Packages
@@ -146,7 +147,7 @@ class World:
             ingress_url=lambda: "http://127.0.0.1:8880",
         )
 
-    def _inspect(self, build, rows) -> InspectReport:
+    def _inspect(self, build, rows, left) -> InspectReport:
         name = build.api.partition("/")[2]
         self.inspected.append(name)
         self.asked_of_rows.append((name, rows))
@@ -554,18 +555,43 @@ def test_a_deployment_without_apis_is_legal_and_empties_it(world):
 # ---- one at a time ---------------------------------------------------------------------------------------------------
 
 
-def test_a_second_deploy_waits_for_the_first_and_says_so(world):
-    inspecting, go_on = threading.Event(), threading.Event()
+class Held:
+    """Inspections of api `a` that last until they are let go, or called off."""
 
-    def inspect(_build, _rows):
-        inspecting.set()
-        assert go_on.wait(DEADLINE_S)
+    def __init__(self, world):
+        self.begun, self.go_on, self.called_off = threading.Event(), threading.Event(), threading.Event()
+        world.deployer._inspect = self._inspect
+
+    def _inspect(self, build, _rows, left):
+        if build.api != KEY:
+            return GOOD
+        self.begun.set()
+        while not self.go_on.wait(0.01):
+            if left.is_set():
+                self.called_off.set()
+                raise CalledOff
         return GOOD
 
-    world.deployer._inspect = inspect
-    first = threading.Thread(target=world.deploy, args=(world.api("a"),))
-    first.start()
-    assert inspecting.wait(DEADLINE_S)
+
+def in_thread(world, name, api, emit=lambda _event: None, left=None):
+    outcome = []
+
+    def run():
+        try:
+            request = DeployRequest(deployment=name, source="/x", apis=(api,))
+            outcome.append(world.deployer.deploy(name, request, emit, left))
+        except DeployLeft as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, outcome
+
+
+def test_a_second_deploy_of_a_deployment_waits_for_the_first_and_says_so(world):
+    held = Held(world)
+    first, _ = in_thread(world, "iris", world.api("a"))
+    assert held.begun.wait(DEADLINE_S)
     told = []
     waiting = threading.Event()
 
@@ -573,23 +599,47 @@ def test_a_second_deploy_waits_for_the_first_and_says_so(world):
         told.append(event.message)
         waiting.set()
 
-    request = DeployRequest(deployment="other", source="/x", apis=(world.api("b", model="b"),))
-    second = threading.Thread(target=world.deployer.deploy, args=("other", request, emit))
-    second.start()
+    second, _ = in_thread(world, "iris", world.api("b", model="b"), emit)
     assert waiting.wait(DEADLINE_S)
     assert world.state.apis() == ()
-    go_on.set()
+    held.go_on.set()
     first.join(DEADLINE_S)
     second.join(DEADLINE_S)
-    assert [first.is_alive(), second.is_alive()] == [False, False]
-    assert told[0] == "waiting for another deploy"
+    assert told[0] == "waiting for another deploy of iris"
+    assert [record.wanted.api for record in world.state.apis()] == ["iris/b"]
+
+
+def test_a_hanging_import_blocks_no_deploy_of_another_deployment(world):
+    held = Held(world)
+    hanging, _ = in_thread(world, "iris", world.api("a"))
+    assert held.begun.wait(DEADLINE_S)
+    other, outcome = in_thread(world, "other", world.api("b", model="b"))
+    other.join(DEADLINE_S)
+    assert outcome[0].committed
+    assert [record.wanted.api for record in world.state.apis()] == ["other/b"]
+    held.go_on.set()
+    hanging.join(DEADLINE_S)
     assert [record.wanted.api for record in world.state.apis()] == ["iris/a", "other/b"]
+
+
+def test_a_caller_that_leaves_ends_what_is_being_looked_at_and_the_deploy(world):
+    held = Held(world)
+    left = threading.Event()
+    deploying, outcome = in_thread(world, "iris", world.api("a"), left=left)
+    assert held.begun.wait(DEADLINE_S)
+    left.set()
+    deploying.join(DEADLINE_S)
+    assert held.called_off.is_set()
+    assert isinstance(outcome[0], DeployLeft)
+    assert world.state.apis() == ()
+    held.go_on.set()
+    assert world.deploy(world.api("a")).committed, "and nothing is in the way of the next"
 
 
 def test_what_is_being_deployed_cannot_be_collected_as_garbage_meanwhile(world):
     seen = []
 
-    def inspect(_build, _rows):
+    def inspect(_build, _rows, _left):
         world.clock.advance(3600.0)  # long after the store would have forgotten that it was touched
         collected = world.store.collect_garbage((), 0, world.clock.wall_s() + 10 * 365 * 86400.0)
         seen.append(collected.trees)
