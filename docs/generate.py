@@ -157,6 +157,7 @@ NOT_CLASSES: Mapping[str, str] = {
     "replaced-meanwhile": "Another deploy wanted another version of the api before this one was live.",
     "prediction-is-an-array": "`post_inference` does what arrays cannot, e.g. `.index`; the line to write is shown.",
     "removed-meanwhile": "The api was deleted while its new version was on the way.",
+    "project-read-only": "The machine allows no view of the project, which is too large to be copied: write elsewhere.",
     "replica-failed": "A replica ended by itself; how, and its last words, are shown.",
     "sample-not-found": "There is no file at `sample`.",
     "sample-too-large": "The sample is larger than the api's `max_body`.",

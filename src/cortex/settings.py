@@ -64,6 +64,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the artifact store may hold. The least recently used goes first; what serves, or is among the last versions
     of an api, stays whatever the size. Large enough for some versions of most models; 0 keeps nothing beyond those.
     `CORTEX_ARTIFACTS_GB`."""
+    view_bytes: int = 64 * 2**20
+    """What a replica may write beside its handler: memory, and gone with it. Enough for caches and small databases;
+    what is larger belongs on a disk. `CORTEX_VIEW_MB`."""
     log_bytes: int = 200 * 2**20
     """What the logs of replicas that are gone may take up together; those of live ones are bounded by rotation."""
     log_age_s: float = 7 * 86400.0
@@ -347,6 +350,13 @@ SETTINGS: tuple[Setting, ...] = (
         default="10",
         help="Gigabytes of stored models and projects beyond which unused ones are removed.",
     ),
+    Setting(
+        field="view_bytes",
+        flag="--view-mb",
+        variable="CORTEX_VIEW_MB",
+        default="64",
+        help="Megabytes that a replica may write beside its handler, in memory and for its own life.",
+    ),
 )
 
 
@@ -380,6 +390,7 @@ def load_settings(environ: Mapping[str, str], **flags: str | None) -> Settings:
         environment=values["environment"],
         start_timeout_s=_seconds("start_timeout_s", values["start_timeout_s"]),
         artifact_bytes=_gigabytes("artifact_bytes", values["artifact_bytes"]),
+        view_bytes=_megabytes("view_bytes", values["view_bytes"]),
     )
 
 
@@ -393,6 +404,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
         "CORTEX_ENV": settings.environment,
         "CORTEX_START_TIMEOUT": str(settings.start_timeout_s),
         "CORTEX_ARTIFACTS_GB": str(settings.artifact_bytes / 10**9),
+        "CORTEX_VIEW_MB": str(settings.view_bytes >> 20),
     }
 
 
@@ -424,3 +436,9 @@ def _gigabytes(field: str, value: str) -> int:
     if 0 <= gigabytes < 1e9:
         return round(gigabytes * 10**9)
     raise WrongSetting(f"{_variable(field)} must be a number of gigabytes, 0 or more, not {value!r}")
+
+
+def _megabytes(field: str, value: str) -> int:
+    if value.isascii() and value.isdigit() and 1 <= int(value) < 10**9:
+        return int(value) << 20
+    raise WrongSetting(f"{_variable(field)} must be a whole number of megabytes, 1 or more, not {value!r}")

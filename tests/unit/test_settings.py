@@ -54,6 +54,13 @@ def test_a_size_that_is_none_is_refused(value):
         load_settings({"CORTEX_ARTIFACTS_GB": value})
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "0.5", "64Mi"])
+def test_a_view_that_holds_nothing_is_refused(value):
+    assert load_settings({"CORTEX_VIEW_MB": "2"}).view_bytes == 2 * 2**20
+    with pytest.raises(WrongSetting, match="CORTEX_VIEW_MB"):
+        load_settings({"CORTEX_VIEW_MB": value})
+
+
 def test_a_child_process_gets_the_same_settings(tmp_path):
     settings = load_settings(
         {
@@ -62,6 +69,7 @@ def test_a_child_process_gets_the_same_settings(tmp_path):
             "CORTEX_PORT": "9000",
             "CORTEX_OPERATOR_PORT": "9001",
             "CORTEX_ARTIFACTS_GB": "2.5",
+            "CORTEX_VIEW_MB": "5",
         }
     )
     assert load_settings(environment_of(settings)) == settings

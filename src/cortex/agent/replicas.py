@@ -605,6 +605,8 @@ class Replicas:
             log_path=str(self._log_file(order)),
             stats_path=str(self._stats_file(order)),
             scratch=str(self._scratch_folder(order)),
+            read_only=(str(self._layout.artifacts), str(self._layout.environments)),
+            view_bytes=self._settings.view_bytes,
             start_timeout_s=self._settings.start_timeout_s,
         )
 

@@ -26,7 +26,7 @@ import uvloop
 from cortex import processes
 from cortex.errors import Problem
 from cortex.ids import short, split_api_key
-from cortex.replica import logs, offspring, process, secrecy
+from cortex.replica import logs, offspring, process, secrecy, view
 from cortex.replica.backends import base
 from cortex.replica.condition import Condition
 from cortex.replica.control import Control
@@ -93,7 +93,8 @@ class _Replica:
         process.forget_launcher()
         secrecy.keep(confidential(secrets))
         process.set_title("cortex-replica", spec.home, spec.api, short(spec.version), spec.replica)
-        self._spec = spec
+        self._view = view.enter(spec)
+        self._spec = spec = self._view.spec
         self._streams = logs.install(self._log, spec.project_dir)
         processes.become_subreaper()
         self._slot = socket.socket(fileno=slot_fd)
@@ -216,6 +217,7 @@ class _Replica:
             streams=self._streams,
         )
         service.predictor = predictor
+        service.hint = self._view.hint
         self._log.raw_belongs_to_request = predictor.one_at_a_time
         if predictor.one_at_a_time:
             condition.in_hand.one_at_a_time()
@@ -231,7 +233,8 @@ class _Replica:
             loop=loop,
         )
         warm_up.run()
-        for warning in map(secrecy.masked_problem, warm_up.warnings):
+        warnings = [*warm_up.warnings, *([self._view.warning] if self._view.warning is not None else [])]
+        for warning in map(secrecy.masked_problem, warnings):
             condition.warn(warning)
             self._say("WARNING", warning.message)
         server = Server(

@@ -70,9 +70,10 @@ class Ending:
             ("on_stop", self._call_on_stop),
             ("the end of its tasks", self._cancel_tasks),
             ("its executors", self._finish_executors),
-            ("its atexit functions", atexit._run_exitfuncs),
+            ("its atexit functions", _run_atexit),
             ("flushing its files", self._flush_files),
             ("its processes", end_descendants),
+            ("what multiprocessing cleans up", _end_multiprocessing),
         )
         for self.step, work in steps:
             try:
@@ -124,6 +125,20 @@ class Ending:
                 work(file)
             except BaseException as error:
                 self._say("ERROR", f"{getattr(file, 'name', file)}: {one_line(error)}")
+
+
+def _run_atexit() -> None:
+    """Without what `multiprocessing` registers: that waits for its processes, which are yet to be told to end."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        atexit.unregister(util._exit_function)
+    atexit._run_exitfuncs()
+
+
+def _end_multiprocessing() -> None:
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util._exit_function()
 
 
 def end_descendants(patience_s: float = TERMINATE_S) -> None:

@@ -26,7 +26,7 @@ import uvloop
 from cortex import processes
 from cortex.errors import Problem
 from cortex.ids import split_api_key
-from cortex.replica import logs, offspring, process, secrecy
+from cortex.replica import logs, offspring, process, secrecy, view
 from cortex.replica.backends import base
 from cortex.replica.codec import BadBody, Decoder
 from cortex.replica.foresight import sure_failures
@@ -204,12 +204,14 @@ def _live(request: Inspect, *, pipe_fd: int, output_fd: int, secrets_fd: int | N
         process.forget_launcher()
         secrecy.keep(confidential(secrets))
         process.set_title("cortex-inspect", spec.home, spec.api)
+        seen = view.enter(spec)
+        request = msgspec.structs.replace(request, spec=seen.spec)
         process.limit_inspection(spec.start_timeout_s * max(2, spec.threads))
         streams = logs.install(logs.LogFile("", 0))
         processes.become_subreaper()
         offspring.set_apart(
             title=process.child_title(spec),
-            project_dir=spec.project_dir,
+            project_dir=seen.spec.project_dir,
             descriptors=(pipe_fd,),
             forget_output=streams.forget,
         )

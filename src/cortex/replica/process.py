@@ -195,17 +195,14 @@ def forget_launcher() -> None:
     """
     Have `__main__` be an empty module: workers that `spawn` starts would import the launcher's in its place.
 
-    Nor is it for us to do what the launcher wanted done at its end. What the standard library registered when it was
-    imported there is registered anew, so that it comes last.
+    Nor is it for us to do what the launcher wanted done at its end. `logging`, which registered itself when it was
+    imported there, is registered anew, so that it comes last; see `ending` for `multiprocessing`.
     """
     sys.modules["__main__"] = ModuleType("__main__")
     atexit._clear()
     weakref.finalize._registry.clear()  # type: ignore[attr-defined]
     weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
     atexit.register(logging.shutdown)
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        atexit.register(util._exit_function)
 
 
 def set_title(process: str, *words: str) -> None:

@@ -137,6 +137,8 @@ class Service:
         self.predictor: Predictor | None = None
         self.description: dict[str, Any] = {}
         """What GET answers, without how to call it."""
+        self.hint: Callable[[BaseException], str] = lambda error: ""
+        """What a handler can do about an error of its own, for the log."""
         self.sample_type = "application/json"
         """Content type of the api's own sample."""
         self.unproven = ""
@@ -329,7 +331,7 @@ class Service:
             trace = f"hint: {error.hint}"
         elif isinstance(error, HookFailed) and error.cause is not None and (advice := advice_for(error.cause)):
             trace += f"\nhint: {advice}"
-        text = f"{code}: {error}" + (f"\n{trace}" if trace else "")
+        text = "\n".join(filter(None, (f"{code}: {error}", trace, self.hint(cause))))
         self._log.record("log", "ERROR", text, exchange.id)
 
 

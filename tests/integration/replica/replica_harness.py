@@ -307,6 +307,8 @@ class LauncherProcess:
     folder: Path
     backend: str = "onnx"
     environment: dict[str, str] = field(default_factory=dict)
+    wrapper: tuple[str, ...] = ()
+    """A command that executes the launcher in other circumstances."""
     replicas: list[Replica] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -315,7 +317,7 @@ class LauncherProcess:
         with self.log_path.open("ab") as output:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "cortex.replica.launcher"),
+                    *(*self.wrapper, sys.executable, "-m", "cortex.replica.launcher"),
                     *("--socket", str(self.socket_path), "--home", str(self.folder)),
                     *("--backend", self.backend, "--key", "test"),
                 ],
@@ -406,7 +408,11 @@ def listen(path: Path) -> socket.socket:
 def spec_for(
     folder: Path, model: Path, *, replica: str = "t.a.00000000.0", attempt: int = 1, **fields: Any
 ) -> ReplicaSpec:
-    """A spec with sane defaults whose files lie in `folder`. `handler_source` makes a project with that handler."""
+    """
+    A spec with sane defaults whose files lie in `folder`, which the handler finds as `FOLDER` in its environment.
+
+    `handler_source` makes a project with that handler. What a handler writes into that nobody else sees.
+    """
     source = fields.pop("handler_source", None)
     if source is not None:
         project = folder / "project"
@@ -427,6 +433,7 @@ def spec_for(
             "stats_path": str(folder / f"{replica}.{attempt}.json"),
             "scratch": str(folder / f"{replica}.{attempt}"),
             **fields,
+            "env": {"FOLDER": str(folder), **fields.get("env", {})},
         }
     )
 

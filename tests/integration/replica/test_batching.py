@@ -180,13 +180,16 @@ def test_an_order_is_obeyed_while_it_runs(start: Start, models: Path) -> None:
 
 
 def test_an_order_may_come_before_the_model_is_loaded(start: Start, models: Path, folder: Path) -> None:
-    waits = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.005)\ndef post_inference(p, m): return p\n"
+    waits = (
+        "import os, time\nwhile not os.path.exists(os.environ['FOLDER'] + '/go'): time.sleep(0.005)\n"
+        "def post_inference(p, m): return p\n"
+    )
     replica = start(waits, model=models / "rowwise.onnx", wait=False)
     with replica.control() as control:
         control.send(SetBatching(order=TOGETHER))
         loading = control.until(lambda status: status.batching.order == TOGETHER)
         assert loading.facts == {}
-        (folder / "project" / "go").touch()
+        (folder / "go").touch()
         assert control.until(lambda status: bool(status.facts)).facts["batching"] is True
 
 

@@ -245,7 +245,8 @@ def test_requests_wait_in_the_slot_while_a_replica_ends(
     replica = serve(
         start,
         note,
-        "import time\ndef on_stop():\n    note('stop')\n    while not os.path.exists('go'): time.sleep(0.01)\n",
+        "import time\ndef on_stop():\n    note('stop')\n"
+        "    while not os.path.exists(os.environ['FOLDER'] + '/go'): time.sleep(0.01)\n",
     )
     with replica.client() as idle:
         idle.post(b"[5.1, 3.5, 1.4, 0.2]")
@@ -258,7 +259,7 @@ def test_requests_wait_in_the_slot_while_a_replica_ends(
         with replica.control() as control:
             assert control.status().heartbeat_age_s == 0.0
             assert control.ask().phase is Phase.DRAINING
-        (folder / "project" / "go").touch()
+        (folder / "go").touch()
         assert exit_of(shared_launcher, replica) == (0, None)
         again = shared_launcher.fork(
             spec_for(folder, Path(replica.spec.model_path), attempt=2, replica=replica.spec.replica), slot=replica.slot

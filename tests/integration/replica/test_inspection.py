@@ -135,7 +135,7 @@ def test_a_replica_is_forked_while_as_many_inspections_run_as_may(
 ) -> None:
     begin_inspections(other_agent, folder)
     assert start().post([1, 2, 3, 4]).status == 200
-    (folder / "project" / "go").touch()
+    (folder / "go").touch()
     reports = [other_agent.wait_for(Inspected).report for _ in range(2 * INSPECTIONS_AT_ONCE)]
     assert [report.problems for report in reports] == [()] * len(reports)
 
@@ -145,8 +145,8 @@ def begin_inspections(link: LauncherLink, folder: Path) -> list[Path]:
     spec = spec_for(  # made once: whoever already runs would read a file that is just being written again
         folder,
         IRIS,
-        handler_source="import os, time\nopen(f'began-{os.getpid()}', 'w').close()\n"
-        "while not os.path.exists('go'): time.sleep(0.01)\n" + HANDLER,
+        handler_source="import os, time\nopen(os.environ['FOLDER'] + f'/began-{os.getpid()}', 'w').close()\n"
+        "while not os.path.exists(os.environ['FOLDER'] + '/go'): time.sleep(0.01)\n" + HANDLER,
     )
     for number in range(2 * INSPECTIONS_AT_ONCE):
         link.send(Inspect(request=str(number), spec=spec))
@@ -156,7 +156,7 @@ def begin_inspections(link: LauncherLink, folder: Path) -> list[Path]:
 
 
 def marks_in(folder: Path) -> list[Path]:
-    return sorted((folder / "project").glob("began-*"))
+    return sorted(folder.glob("began-*"))
 
 
 def test_an_agent_that_leaves_takes_its_questions_along(

@@ -29,14 +29,14 @@ WAITS = """
 import os, time
 def pre_inference(sample, metadata):
     print("began")
-    while not os.path.exists("go"): time.sleep(0.005)
+    while not os.path.exists(os.environ["FOLDER"] + "/go"): time.sleep(0.005)
     return sample
 """
 
 
 WAITS_AT_IMPORT = """
 import os, time
-while not os.path.exists("go"): time.sleep(0.005)
+while not os.path.exists(os.environ["FOLDER"] + "/go"): time.sleep(0.005)
 def post_inference(prediction, metadata): return prediction
 """
 
@@ -70,7 +70,7 @@ def test_phases_and_progress_are_pushed_in_order(start: Start, folder: Path) -> 
             return status.phase is Phase.READY and not status.progress
 
         control.until(lambda status: not ready(status) and status.progress == "importing handler.py")
-        (folder / "project" / "go").touch()
+        (folder / "go").touch()
         last = control.until(ready)
     phases = [phase for phase, _ in seen]
     assert phases == sorted(phases, key=list(Phase).index)
@@ -87,7 +87,7 @@ def test_requests_wait_in_the_slot_until_the_replica_serves(start: Start, folder
     with replica.client() as client:
         client.send(request(orjson.dumps(SAMPLE)))
         assert replica.status().phase is Phase.LOADING
-        (folder / "project" / "go").touch()
+        (folder / "go").touch()
         assert client.receive().status == 200
 
 
@@ -150,7 +150,7 @@ def problem_told_by(replica: Replica, folder: Path) -> Problem | None:
     try:
         with replica.control() as control:
             control.status()
-            (folder / "project" / "go").touch()
+            (folder / "go").touch()
             return control.until(lambda status: status.problem is not None).problem
     except ConnectionError:
         return None
@@ -215,15 +215,15 @@ def test_a_replica_to_which_nobody_is_connected_outlives_pythons_garbage_collect
         """
 import gc, os, threading, time
 def collect():
-    while not os.path.exists("go"): time.sleep(0.005)
+    while not os.path.exists(os.environ["FOLDER"] + "/go"): time.sleep(0.005)
     while gc.collect(): pass
-    open("collected", "w").close()
+    open(os.environ["FOLDER"] + "/collected", "w").close()
 threading.Thread(target=collect, daemon=True).start()
 def post_inference(prediction, metadata): return prediction
 """
     )
-    (folder / "project" / "go").touch()
-    eventually((folder / "project" / "collected").exists, "what nobody holds is gone")
+    (folder / "go").touch()
+    eventually((folder / "collected").exists, "what nobody holds is gone")
     assert replica.post(SAMPLE).status == 200
 
 
@@ -236,7 +236,7 @@ def test_health_answers_while_a_handler_blocks(start: Start, folder: Path) -> No
         control.status()
         status = eventually(lambda: (s := control.ask()).oldest_request_age_s > 0.05 and s, "the request grows old")
         assert (status.phase, status.in_flight, status.overdue) == (Phase.READY, 1, False)
-        (folder / "project" / "go").touch()
+        (folder / "go").touch()
         assert client.receive().status == 200
         status = eventually(lambda: (s := control.ask()).in_flight == 0 and s, "the request is over")
         assert status.oldest_request_age_s == 0
@@ -247,7 +247,7 @@ def test_a_blocked_handler_past_its_timeout_is_overdue(start: Start, folder: Pat
     with replica.client() as client:
         client.send(request(orjson.dumps(SAMPLE), {"x-cortex-limits": "10,1000"}))
         eventually(lambda: replica.status().overdue, "the request is overdue")
-        (folder / "project" / "go").touch()
+        (folder / "go").touch()
         client.receive()
     eventually(lambda: not replica.status().overdue, "its code has ended, which may be after it was answered")
 
@@ -303,7 +303,7 @@ def test_a_drain_finishes_what_is_in_flight_and_what_waits(
             control.send(Drain(timeout_s=600))
             assert control.until(lambda status: status.phase is Phase.DRAINING).in_flight == 1
         late.send(request(orjson.dumps(SAMPLE)))
-        (folder / "project" / "go").touch()
+        (folder / "go").touch()
         for each in (client, late):
             answer = each.receive()
             assert answer.status == 200
@@ -339,7 +339,7 @@ def test_sigterm_is_a_drain(start: Start, shared_launcher: LauncherProcess, fold
     with begin(replica) as client:
         replica.kill(signal.SIGTERM)
         eventually(lambda: replica.status().phase is Phase.DRAINING, "it drains")
-        (folder / "project" / "go").touch()
+        (folder / "go").touch()
         assert client.receive().status == 200
     assert exit_of(shared_launcher, replica) == (0, None)
 
@@ -424,7 +424,7 @@ def test_a_request_that_waits_when_the_replica_is_killed_reaches_the_next_attemp
         replica.kill(signal.SIGKILL)
         assert exit_of(shared_launcher, replica) == (None, signal.SIGKILL)
         assert lost.at_end()
-        (folder / "project" / "go").touch()
+        (folder / "go").touch()
         spec = spec_for(folder, Path(replica.spec.model_path), replica=replica.spec.replica, attempt=2)
         again = shared_launcher.fork(spec, slot=replica.slot)
         assert waiting.receive().status == 200

@@ -196,13 +196,13 @@ async def post_inference(p, m, request):
         await asyncio.gather(task, *others)
     return os.getpid()
 async def step():
-    with open("steps", "a") as file:
+    with open(os.environ["FOLDER"] + "/steps", "a") as file:
         file.write(f"{os.getpid()}\\n")
 """
     )
     assert ask(replica, "fork") == replica.pid
     eventually(lambda: any("in the task's child" in line.text for line in replica.lines()), "it is in the log")
-    steps = (folder / "project" / "steps").read_text().split()
+    steps = (folder / "steps").read_text().split()
     assert steps == [str(replica.pid)] * 5
     assert ask(replica, "pid") == replica.pid
 

@@ -216,9 +216,11 @@ def test_an_on_start_that_fails_keeps_the_replica_out(start: Start, kind: str, e
 
 def test_on_start_is_named_while_it_runs(start: Start, folder: Path) -> None:
     replica = start(
-        "import os, time\ndef on_start():\n    while not os.path.exists('go'): time.sleep(0.005)\n", wait=False
+        "import os, time\ndef on_start():\n"
+        "    while not os.path.exists(os.environ['FOLDER'] + '/go'): time.sleep(0.005)\n",
+        wait=False,
     )
     status = eventually(lambda: (s := replica.status()).progress == "running on_start of handler.py" and s, "it runs")
     assert status.phase is Phase.LOADING
-    (folder / "project" / "go").touch()
+    (folder / "go").touch()
     replica.ready()
