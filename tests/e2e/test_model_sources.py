@@ -111,6 +111,40 @@ def test_replicas_serve_the_bytes_of_the_deploy_until_the_next_one(
     assert ask(home) == [[8.0]]
 
 
+def damage_model(home: Home) -> None:
+    """As a disk, or somebody who is root, may do it: the blob too, which is the same file."""
+    for file in (home.path / "artifacts" / "trees").rglob("*.onnx"):
+        file.chmod(0o644)
+        file.write_bytes(b"x" * file.stat().st_size)
+
+
+def test_a_damaged_model_is_had_again_from_where_it_came(home: Home, s3: S3, tmp_path: Path) -> None:
+    s3.put("m.onnx", onnx_bytes(1.0))
+    home.deploy(project(tmp_path / "p", s3.url("m.onnx")))
+    (before,) = home.settled_replicas("s/x")
+    damage_model(home)
+    os.kill(before, signal.SIGKILL)
+    assert home.once_ready("/s/x", b"[[1, 1, 1, 1]]").json == [[[4.0]]]
+    assert "put right from s3://" in (home.path / "logs" / "controlplane.log").read_text()
+
+
+def test_a_damaged_model_that_is_another_one_by_now_takes_a_deploy(home: Home, s3: S3, tmp_path: Path) -> None:
+    s3.put("m.onnx", onnx_bytes(1.0))
+    folder = project(tmp_path / "p", s3.url("m.onnx"))
+    home.deploy(folder)
+    (before,) = home.settled_replicas("s/x")
+    s3.put("m.onnx", onnx_bytes(2.0))
+    damage_model(home)
+    os.kill(before, signal.SIGKILL)
+    log = home.path / "logs" / "controlplane.log"
+    eventually(lambda: "is another one by now: deploy it" in log.read_text(), "it was looked at")
+    shown = home.cortex("get", "x", "-v").out
+    assert "artifact-corrupt" in shown or "no longer has the bytes" in shown, shown
+    assert "deploy again" in shown
+    home.deploy(folder)
+    assert ask(home) == [[8.0]]
+
+
 def test_a_second_deploy_and_more_replicas_read_nothing(home: Home, s3: S3, door: Door, tmp_path: Path) -> None:
     s3.put_all({"m/m.onnx": onnx_bytes(external="w"), "m/w": weights_bytes()})
     home.deploy(project(tmp_path / "p", s3.url("m")))

@@ -34,6 +34,7 @@ from cortex.clock import Clock, SystemClock, until_beat_s
 from cortex.controlplane import statuses
 from cortex.controlplane.agents import LocalAgent
 from cortex.controlplane.fetching import Models
+from cortex.controlplane.healing import Healing
 from cortex.controlplane.housekeeping import Housekeeping
 from cortex.controlplane.observe import look
 from cortex.controlplane.proving import Proving
@@ -140,6 +141,7 @@ class ControlPlane:
         self._cloud_keys = CloudKeys(SecretStore(layout.cloud_keys), clock)
         self.secrets = Secrets(store=self._secret_store, known=state.apis, clock=clock)
         self._models = Models(store=store, known=state.apis, cloud_file=layout.cloud_file, environ=os.environ)
+        self._healing = Healing(store=store, known=state.apis, reports=self._agent.reports, fetch=self._models.again)
         self._housekeeping = Housekeeping(
             state=state,
             secrets=self._secret_store,
@@ -160,6 +162,7 @@ class ControlPlane:
         self._statistics.start()
         self._upkeep.start()
         self._housekeeping.start()
+        self._healing.start()
         self._proving.start()
 
     def close(self) -> None:
@@ -168,6 +171,7 @@ class ControlPlane:
         self._wake.set()
         self._upkeep.close()
         self._housekeeping.close()
+        self._healing.close()
         self._proving.close()
         self._agent.close()
         self._loop.join(timeout=5.0)

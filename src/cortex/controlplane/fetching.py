@@ -146,6 +146,15 @@ class Models:
         emit(DeployProgress(message="checking models and handlers"))
         return found
 
+    def again(self, model: str, model_format: ModelFormat | None, left: threading.Event) -> Fetched:
+        """
+        Fetch a model whose stored bytes are damaged, with what the last deploy handed over.
+
+        Raises:
+            CortexError: it cannot be had.
+        """
+        return self._fetch(model, model_format, self._kept_cloud(), lambda _told: None, left)
+
     def keep_cloud(self, request: DeployRequest) -> None:
         """Let later deploys that bring nothing use what this one handed over. Raises OSError."""
         if request.cloud is not None:
@@ -261,8 +270,9 @@ class Models:
             )
 
     def _cloud_of(self, request: DeployRequest) -> Mapping[str, str]:
-        if request.cloud is not None:
-            return request.cloud.variables
+        return request.cloud.variables if request.cloud is not None else self._kept_cloud()
+
+    def _kept_cloud(self) -> Mapping[str, str]:
         try:
             return msgspec.json.decode(self._cloud_file.read_bytes(), type=CloudEnvironment).variables
         except FileNotFoundError:
