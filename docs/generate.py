@@ -69,19 +69,20 @@ PREDICTION: Mapping[str, tuple[str, str, str]] = {
     "unsupported-content-encoding": ("415", "Another content encoding than gzip.", "Send gzip, or the body as it is."),
     "input-mismatch": (
         "422",
-        "The sample does not fit the model's signature: the answer names input, expectation and finding.",
+        "The sample does not fit the model's signature, or the model itself calls it invalid: the answer names input, "
+        "expectation and finding.",
         "`GET` the endpoint: it shows inputs and a sample.",
     ),
     "head-too-large": ("431", "More, or longer, headers than are read.", "Send fewer."),
     "request-error": ("4xx", "The handler raised `cortex.RequestError`.", "See the message, which is the handler's."),
     "handler-failed": (
         "500",
-        "The handler raised something else.",
+        "The handler raised something else, or `pre_inference` returned other names than the model's.",
         "`cortex logs API --request ID` has the traceback.",
     ),
     "model-failed": (
         "500",
-        "The model failed on an input that fits its signature.",
+        "The model failed, and not because its input was invalid.",
         "`cortex logs API --request ID` has its words.",
     ),
     "result-not-serialisable": (
