@@ -568,7 +568,7 @@ def test_a_result_without_a_json_form_is_500_and_says_where_and_what_to_write(ho
         },
     )
     logged = home.logs("h/results", "--request", answer.headers["x-request-id"])
-    assert logged == [f"result-not-serialisable: {path}: {found} cannot be written as JSON", f"hint: {hint}"]
+    assert logged == [f"result-not-serialisable: {path}: {found} cannot be written as JSON\nhint: {hint}"]
 
 
 SANE = str.maketrans(dict.fromkeys('"[] ', "-"))
