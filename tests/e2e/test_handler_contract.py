@@ -555,7 +555,7 @@ def test_keys_become_text_and_keep_their_order(post):
     ],
 )
 def test_a_result_without_a_json_form_is_500_and_says_where_and_what_to_write(home, post, which, path, found, hint):
-    answer = post("results", which, {"x-request-id": f"unserialisable-{path}".translate(SANE)})
+    answer = post("results", which, {"x-request-id": f"unserialisable-{which}".translate(SANE)})
     assert (answer.status, answer.json) == (
         500,
         {

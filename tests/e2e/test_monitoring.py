@@ -95,7 +95,14 @@ def metrics(home: Home, token: str) -> tuple[int, str]:
 @pytest.mark.timeout(300)
 def test_everything_that_is_answered_is_counted_as_what_it_is_and_stays(home: Home) -> None:
     classes = ["日本", "日本", LONG, "a\nb\x1b[2J", 3, True, "numpy", ["only"]]
-    misses = [{"lable": "a"}, {"label": None}, {"label": 1.5}, {"label": [["a", "b"], ["c", "d"]]}, {"label": {}}, "no object"]
+    misses = [
+        {"lable": "a"},
+        {"label": None},
+        {"label": 1.5},
+        {"label": [["a", "b"], ["c", "d"]]},
+        {"label": {}},
+        "no object",
+    ]
     assert ask(home, "classes", *classes, *misses) == [200] * len(classes + misses)
     assert ask(home, "classes", "unserialisable") == [500]
     with Connection(home.port) as connection:

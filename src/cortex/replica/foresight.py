@@ -48,7 +48,10 @@ def sure_failures(source: str, signature: Signature, *, file: str) -> list[Probl
 
 def advice_for(error: BaseException) -> str:
     """The line to write where a handler failed with an array in place of a list or a number; empty if it did not."""
-    text = str(error)
+    try:
+        text = str(error)
+    except BaseException:  # of a class of the handler's own
+        return ""
     for kind, pattern, line in _ADVICE:
         found = re.search(pattern, text)
         if isinstance(error, kind) and found:

@@ -150,6 +150,14 @@ def test_what_failed_for_an_array_in_the_place_of_a_list_comes_with_the_line_to_
     assert line in advice if line else advice == ""
 
 
+def test_an_error_without_words_gets_no_advice():
+    class Mute(TypeError):
+        def __str__(self):
+            raise KeyboardInterrupt
+
+    assert advice_for(Mute()) == ""
+
+
 def test_a_handler_that_was_told_works_with_the_line_that_it_was_told():
     prediction = {"scores": np.array([0.1, 0.7, 0.2]), "ids": np.array([1]), "text": np.array(["a"]), "any": np.ones(1)}
     for body in (
