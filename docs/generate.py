@@ -374,9 +374,9 @@ A list of resources: any number of `kind: api`, and at most one `kind: deploymen
 
 Without `kind: deployment` the deployment is called `default`, and its apis live at `/<api>` instead of
 `/<deployment>/<api>`. What the file no longer has is removed by the next deploy; from another folder than the last
-one only with `cortex deploy --prune`. Unknown keys, duplicate keys and duplicate names are errors, and all problems of a file are shown
-at once. `null` means the default. Fields of `tracker` and `compute` that stand beside `name`, as in a page whose
-indentation got lost, are taken as if they stood in their block, with a note that shows it.
+one only with `cortex deploy --prune`. Unknown keys, duplicate keys and duplicate names are errors, and all problems
+of a file are shown at once. `null` means the default. Fields of `tracker` and `compute` that stand beside `name`, as
+in a page whose indentation got lost, are taken as if they stood in their block, with a note that shows it.
 
 Quantities are those of Kubernetes: `0.2` = `200m` cpu, `512Mi`, `1G`, `129e6` bytes. Durations: `30s`, `10m`, `1h30m`,
 or seconds. An editor completes and checks the file with the schema that `cortex schema` prints.
