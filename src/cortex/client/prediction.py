@@ -34,6 +34,7 @@ CONTENT_TYPES: Mapping[str, str] = {
     ".m4a": "audio/mp4",
     ".npy": "application/x-npy",
     ".txt": "text/plain",
+    ".bin": "application/octet-stream",
 }
 OTHER_CONTENT_TYPE = "application/octet-stream"
 
@@ -124,7 +125,7 @@ def read_sample(path: Path) -> tuple[bytes, str]:
     named = content_type_of(path.name)
     if body.lstrip()[:1] in (b"{", b"[") and not why_no_json(body):
         return body, "application/json"
-    if named != OTHER_CONTENT_TYPE:
+    if path.suffix.lower() in CONTENT_TYPES:
         return body, named
     sniffed = sniffed_content_type(body)
     return body, named if sniffed == "application/json" and why_no_json(body) else sniffed

@@ -59,6 +59,8 @@ def test_the_content_type_follows_from_the_ending(name: str, content_type: str) 
         ("photo", b"\xff\xd8\xff\xe0", "image/jpeg"),
         ("photo.png", b"whatever", "image/png"),
         ("blob", b"{ not json", "application/octet-stream"),
+        ("blob.bin", b"1234", "application/octet-stream"),
+        ("blob.bin", b"[1]", "application/json"),
         ("blob.bin", b"\x00\x01", "application/octet-stream"),
         ("empty", b"", "application/octet-stream"),
     ],
