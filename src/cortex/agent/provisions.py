@@ -23,8 +23,8 @@ class Provided(NamedTuple):
     project: Path | None
     secrets: Mapping[str, str]
     """
-    Values by variable, what leads to clouds among them. They go into the process and nowhere else: never into a log or a
-    file.
+    Values by variable, what leads to clouds among them. They go into the process and nowhere else: never into a log or
+    a file.
     """
 
 
