@@ -217,7 +217,7 @@ class Campaign:
         if len(keys) > len(ended):
             ended = list(self._judged(f"{part} again", ({**task, "key": key} for task, key in keys), len(keys)))
         again: Iterable[Task] = ({**done.task, "do": "run alone"} for done in ended)
-        for done in self._carry_out("whether it crashes alone", again, len(ended)):
+        for done in self._pool.carry_out(again):  # also when time is over: they are few, and would go untold
             key = done.task["key"]
             self._add(part, crashed(key, case_of(key), alone=done.crashed))
 
