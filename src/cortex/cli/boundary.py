@@ -151,7 +151,11 @@ def _option_hint(error: click.NoSuchOption, context: click.Context | None) -> st
 
     if context is None:
         return ""
-    options = [name for parameter in context.command.get_params(context) for name in parameter.opts]
+    options = [
+        name
+        for parameter in context.command.get_params(context)
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    ]
     name = context.command.name if context.parent is not None else ""
     return option_hint(name or "", error.option_name, options)
 

@@ -84,7 +84,9 @@ def alike(word: str, choices: Iterable[str]) -> list[str]:
 
 
 def are_opposite(one: str, other: str) -> bool:
-    """Whether one word is the other one with a "not" before it."""
+    """Whether one word says "not" and the other does not: misspelt, `--no-folow` is never `--follow`."""
+    if one.startswith("--no-") != other.startswith("--no-"):
+        return True
     plain = [word.removeprefix("--").replace("-", "") for word in (one, other)]
     short, long = sorted(plain, key=len)
     return any(long == f"{no}{short}" for no in ("no", "not", "un", "de", "dis", "non"))
