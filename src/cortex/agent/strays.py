@@ -64,10 +64,20 @@ class Strays:
     def __init__(self, is_own: Callable[[int, str], bool]) -> None:
         self._is_own = is_own
         self._sweeping = asyncio.Lock()
+        self._gone: set[ProcessIdentity] = set()
+        """Those that nobody has looked after yet."""
+        self._asked = self._done = 0
 
     async def end(self, *gone: ProcessIdentity) -> None:
         """End everything that replicas which are gone have left, these and others; returns once nothing is found."""
+        self._gone |= set(gone)
+        self._asked += 1
+        mine = self._asked
         async with self._sweeping:
+            if self._done >= mine:
+                return  # whoever went before has looked after this call
+            self._done = self._asked
+            gone, self._gone = tuple(self._gone), set()
             seen_before: set[int] = set()
             for _ in range(LOOKS):
                 unknown = self._unknown_children()

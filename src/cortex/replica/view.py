@@ -85,10 +85,18 @@ def lay_overlay(spec: ReplicaSpec) -> None:
 
     The tmpfs is mounted where the overlay comes to lie, which hides it: nobody reaches its files but through the view.
     """
-    assert spec.project_dir is not None
-    project = os.path.realpath(spec.project_dir)
     is_root = os.geteuid() == 0
     _enter_namespace(is_root)
+    try:
+        _lay(spec, "" if is_root else ",userxattr")
+    finally:
+        if not is_root:
+            _keep_one_capability()
+
+
+def _lay(spec: ReplicaSpec, more_options: str) -> None:
+    assert spec.project_dir is not None
+    project = os.path.realpath(spec.project_dir)
     # As a slave: what the system mounts or unmounts later is so here too, or its disks would stay busy.
     _mount(None, "/", None, _MS_REC | _MS_SLAVE)
     for folder in filter(os.path.isdir, map(os.path.realpath, spec.read_only)):
@@ -101,7 +109,7 @@ def lay_overlay(spec: ReplicaSpec) -> None:
             for name in ("upper", "work"):
                 os.mkdir(os.path.join(project, name), 0o755)
             os.chdir(project)  # relative paths: a comma or a colon in one would mean something else
-            options = f"lowerdir=/proc/self/fd/{lower},upperdir=upper,workdir=work" + ("" if is_root else ",userxattr")
+            options = f"lowerdir=/proc/self/fd/{lower},upperdir=upper,workdir=work{more_options}"
             _mount("cortex", project, "overlay", _MS_NOSUID | _MS_NODEV, options)
         except OSError:
             os.chdir("/")
@@ -110,8 +118,6 @@ def lay_overlay(spec: ReplicaSpec) -> None:
     finally:
         os.chdir("/")
         os.close(lower)
-        if not is_root:
-            _keep_one_capability()
 
 
 def _enter_namespace(is_root: bool) -> None:
