@@ -30,6 +30,7 @@ from cortex.replica.intended import HOOKS, HookName, find_slip
 from cortex.replica.tracebacks import format_user_traceback, one_line, user_location
 
 LifeHookName = Literal["on_start", "on_stop"]
+LIFE_HOOKS: tuple[LifeHookName, ...] = ("on_start", "on_stop")
 _VALUE = {"pre_inference": "sample", "post_inference": "prediction"}
 
 REQUIREMENTS: Mapping[str, str] = {
@@ -293,16 +294,13 @@ def load_handler(project_dir: str, handler: str, api: str) -> Handler:
     """
     path = os.path.join(os.path.abspath(project_dir), handler)
     module = _import_file(path, handler, project_dir, api)
-    found = {hook: _find_hook(module, hook, handler) for hook in HOOKS}
-    slip = find_slip(vars(module), [name for name, hook in found.items() if hook is not None])
+    hooks = {name: _find_hook(module, name, handler) for name in HOOKS}
+    start, stop = (_find_life_hook(module, name, handler) for name in LIFE_HOOKS)
+    there: dict[str, Hook | LifeHook | None] = {**hooks, "on_start": start, "on_stop": stop}
+    slip = find_slip(vars(module), [name for name, hook in there.items() if hook is not None])
     if slip is not None:
         raise HandlerError(slip.reference, slip.message, where=_place(slip.value, module, handler), hint=slip.hint)
-    return Handler(
-        pre=found["pre_inference"],
-        post=found["post_inference"],
-        start=_find_life_hook(module, "on_start", handler),
-        stop=_find_life_hook(module, "on_stop", handler),
-    )
+    return Handler(pre=hooks["pre_inference"], post=hooks["post_inference"], start=start, stop=stop)
 
 
 def run_on_start(hook: LifeHook, loop: asyncio.AbstractEventLoop, project_dir: str) -> None:

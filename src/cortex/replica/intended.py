@@ -31,13 +31,13 @@ class Slip(NamedTuple):
     """What to look for in the file; None for nothing in particular."""
 
 
-def find_slip(names: Mapping[str, Any], found: Collection[HookName]) -> Slip | None:
+def find_slip(names: Mapping[str, Any], found: Collection[str]) -> Slip | None:
     """
     Return what is wrong with the names of a handler's file; None if nothing is.
 
     Args:
         names: its global variables.
-        found: the hooks that it has.
+        found: the hooks that it has, `on_start` and `on_stop` among them.
 
     Returns:
         A hook whose name is misspelt, whether the other one is there or not; where neither is, what else there is.
