@@ -296,8 +296,8 @@ def load_handler(project_dir: str, handler: str, api: str) -> Handler:
     module = _import_file(path, handler, project_dir, api)
     hooks = {name: _find_hook(module, name, handler) for name in HOOKS}
     start, stop = (_find_life_hook(module, name, handler) for name in LIFE_HOOKS)
-    there: dict[str, Hook | LifeHook | None] = {**hooks, "on_start": start, "on_stop": stop}
-    slip = find_slip(vars(module), [name for name, hook in there.items() if hook is not None])
+    found = [hook.name for hook in (*hooks.values(), start, stop) if hook is not None]
+    slip = find_slip(vars(module), found)
     if slip is not None:
         raise HandlerError(slip.reference, slip.message, where=_place(slip.value, module, handler), hint=slip.hint)
     return Handler(pre=hooks["pre_inference"], post=hooks["post_inference"], start=start, stop=stop)

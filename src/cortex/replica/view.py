@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -212,31 +212,48 @@ def refuse_writes(folder: str) -> None:
     inside = os.path.join(os.path.realpath(folder), "")
 
     def refuse(event: str, arguments: Sequence[Any]) -> None:
-        for path in _changed(event, arguments):
+        for path, folder_fd in _changed(event, arguments):
             if isinstance(path, str | bytes | os.PathLike):
-                full = os.path.join(os.path.realpath(os.path.dirname(os.fsdecode(path)) or "."), "")
-                if full.startswith(inside):
+                folder = os.path.dirname(os.fsdecode(path)) or "."
+                if isinstance(folder_fd, int) and folder_fd >= 0:
+                    folder = os.path.join(f"/proc/self/fd/{folder_fd}", folder)
+                if os.path.join(os.path.realpath(folder), "").startswith(inside):
                     raise OSError(errno.EROFS, f"the project's folder is read-only here: {_elsewhere()}", path)
 
     sys.addaudithook(refuse)
 
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGES: Collection[str] = frozenset(
-    f"os.{name}"
-    for name in (
-        *("chflags", "chmod", "chown", "link", "mkdir", "remove", "removexattr", "rename", "rmdir", "setxattr"),
-        *("symlink", "truncate", "utime"),
-    )
-)
-"""Events of `sys.audit` whose first two arguments may be paths of what is changed. Source: Python's table of them."""
+_CHANGES: Mapping[str, Sequence[tuple[int, int | None]]] = {
+    "os.chflags": [(0, None)],
+    "os.chmod": [(0, 2)],
+    "os.chown": [(0, 3)],
+    "os.link": [(1, 3)],
+    "os.mkdir": [(0, 2)],
+    "os.remove": [(0, 1)],
+    "os.removexattr": [(0, None)],
+    "os.rename": [(0, 2), (1, 3)],
+    "os.rmdir": [(0, 1)],
+    "os.setxattr": [(0, None)],
+    "os.symlink": [(1, 2)],
+    "os.truncate": [(0, None)],
+    "os.utime": [(0, 3)],
+}
+"""
+Events of `sys.audit` that tell of a change: at which place their arguments have the path of what is changed, and the
+descriptor of the folder that it is relative to. Source: Python's table of audit events.
+"""
 
 
-def _changed(event: str, arguments: Sequence[Any]) -> Sequence[Any]:
+def _changed(event: str, arguments: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield paths that an event is about to change, and what each is relative to; None: to the working directory."""
     if event == "open":
         path, _, flags = arguments
-        return (path,) if isinstance(flags, int) and flags & _WRITING else ()
-    return arguments[:2] if event in _CHANGES else ()
+        if isinstance(flags, int) and flags & _WRITING:
+            yield path, None
+    else:
+        for path, folder_fd in _CHANGES.get(event, ()):
+            yield arguments[path], None if folder_fd is None else arguments[folder_fd]
 
 
 def _elsewhere() -> str:

@@ -25,6 +25,7 @@ import os
 def note(text):
     with open(os.environ["NOTE"], "a") as file:
         file.write(text + "\\n")
+def post_inference(prediction, metadata): return prediction
 """
 
 
@@ -254,7 +255,7 @@ def test_requests_wait_in_the_slot_while_a_replica_ends(
         eventually(note.exists, "it ends")
         assert idle.at_end()
     with replica.client() as late:
-        late.send(b"POST /t/a HTTP/1.1\r\ncontent-length: 2\r\n\r\n[]")
+        late.send(b"POST /t/a HTTP/1.1\r\ncontent-length: 4\r\n\r\ntrue")
         assert replica.slot_path.exists()
         with replica.control() as control:
             assert control.status().heartbeat_age_s == 0.0

@@ -261,7 +261,7 @@ def begin():
     subprocess.Popen(["bash", "-c", f"{sys.executable} -c \\"$0\\" & wait", code], env={"NOTE": os.environ["NOTE"]})
 """
 LEFT = 6
-AT_IMPORT = LEAVES + "begin()\n"
+AT_IMPORT = LEAVES + "begin()\ndef post_inference(p, m): return p\n"
 IN_REQUEST = LEAVES + "def post_inference(p, m):\n    begin()\n    return os.getpid()\n"
 
 

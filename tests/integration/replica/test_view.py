@@ -55,9 +55,12 @@ def fill():
         file.write(bytes(8 << 20))
 
 def elsewhere():
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(bytes(8 << 20))
-        return os.path.exists(file.name)
+    with tempfile.TemporaryDirectory() as folder:
+        os.symlink(__file__, os.path.join(folder, "state.txt"))
+        with open(os.path.join(folder, "big"), "wb") as file:
+            file.write(bytes(8 << 20))
+        there = sorted(os.listdir(folder))
+    return there == ["big", "state.txt"] and not os.path.exists(folder)
 
 def outside():
     found = []
