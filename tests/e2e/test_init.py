@@ -372,7 +372,7 @@ def test_a_sample_that_no_model_was_seen_to_take_gates_nothing(home: Home, tmp_p
         described = connection.ask("GET", "/choosy/model").json
     assert "call" not in described
     assert "requested shape:{5,7}" in described["note"]
-    assert ask(home, "/choosy/model", project / "sample.json").status == 500
+    assert ask(home, "/choosy/model", project / "sample.json").status == 422
     (project / "sample.json").write_text(json.dumps(np.ones((5, 7)).tolist()))
     assert ask(home, "/choosy/model", project / "sample.json").status == 200
     home.operator().remove("choosy")

@@ -268,8 +268,9 @@ def test_an_estimator_of_tensorflow_1_answers_by_each_of_its_signatures(
     assert answered(home, "/estimator/predict", {"age": 5}) == {"label": ["old"], "score": [15.0]}
     assert answered(home, "/estimator/classify", example(2)) == {"classes": ["young"], "scores": [6.0]}
     assert answered(home, "/estimator/regress", {"inputs": [example(2), example(5)]}) == {"outputs": [[6.0], [15.0]]}
+    assert answered(home, "/estimator/regress", [{"age": 2}, {"age": 5}]) == {"outputs": [[6.0], [15.0]]}
     answer = ask(home, "/estimator/regress", {"b64": "AAEC"})
-    assert (answer.status, "Could not parse example" in answer.json["message"]) == (500, True), answer.body
+    assert (answer.status, "Could not parse example" in answer.json["message"]) == (422, True), answer.body
     answer = ask(home, "/estimator/regress", {"b64": "not base64"})
     assert (answer.status, answer.json["input"]) == (422, "inputs")
 

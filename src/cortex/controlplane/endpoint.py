@@ -200,12 +200,18 @@ def _any_of(forms: Sequence[Schema]) -> Schema:
     return different[0] if len(different) == 1 else {"anyOf": different}
 
 
-def _nested(shape: Sequence[Dim], element: Schema) -> Schema:
+def _nested(shape: Sequence[Dim], element: Schema, *, may_be_empty: bool = False) -> Schema:
+    """
+    Lists of a shape.
+
+    Args:
+        may_be_empty: whether a list may be empty in which further lists are: an answer says nothing of their sizes.
+    """
     for depth, dim in reversed(list(enumerate(shape, start=1))):
         element = {"type": "array", "items": element}
         if isinstance(dim, int):
             element.update(minItems=dim, maxItems=dim)
-        elif depth < len(shape):
+        elif depth < len(shape) and not may_be_empty:
             element["minItems"] = 1  # without a single item the inner sizes are unknown
     return element
 
@@ -247,7 +253,8 @@ def _given(spec: TensorSpec, *, presented: bool) -> Schema:
         return {}
     rank = max(1, len(spec.shape)) if presented else len(spec.shape)
     ranks = {rank, rank - 1} if presented and rank >= 2 else {rank}
-    return _any_of([_nested([None] * rank, _scalar(spec.dtype)) for rank in sorted(ranks, reverse=True)])
+    scalar = _scalar(spec.dtype)
+    return _any_of([_nested([None] * rank, scalar, may_be_empty=True) for rank in sorted(ranks, reverse=True)])
 
 
 def _scalar(dtype: str) -> Schema:

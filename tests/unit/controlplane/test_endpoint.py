@@ -75,6 +75,7 @@ def test_outputs_by_name_may_come_without_their_batch():
     schema = prediction_schema(ROWS.outputs, by_name=True)
     assert valid(schema, {"label": [1], "scores": [0.1, 0.2, None]})
     assert valid(schema, {"label": [1, 2], "scores": [[0.1, 0.2, 0.7], [1, 0, 0]]})
+    assert valid(schema, {"label": [], "scores": []})  # of no rows
     assert not valid(schema, {"label": [1]})
 
 
