@@ -165,7 +165,7 @@ def test_a_replica_that_asks_for_several_sees_all_of_them_and_who_comes_later_wa
     assert ask(home, "a").split(",") == list(DEVICES)
     apis = ("name: a, compute: {gpu: 2}", "name: b, compute: {gpu: 1}")
     home.deploy(project(tmp_path / "p", *apis), "--no-wait")
-    assert waiting_api(home, "b", "gpu 2 of 2 requested, 1 asked")["status"] == "compute unavailable"
+    assert waiting_api(home, "b", "gpu 2 of 2 requested (g/a 2), 1 asked")["status"] == "compute unavailable"
     home.deploy(project(tmp_path / "p", "name: b, compute: {gpu: 1}"))
     assert ask(home, "b") == DEVICES[0]
 
@@ -175,7 +175,7 @@ def test_with_every_gpu_in_use_an_update_waits_and_is_forced(home: Home, tmp_pat
     home.deploy(project(tmp_path / "p", api))
     changed = project(tmp_path / "p", api, handler=HANDLER + "# changed\n")
     home.deploy(changed, "--no-wait")
-    waiting_api(home, "a", "gpu 2 of 2 requested, 2 asked")
+    waiting_api(home, "a", "gpu 2 of 2 requested (g/a 2), 2 asked")
     assert ask(home, "a").split(",") == list(DEVICES)
     home.deploy(changed, "--force")
     assert ask(home, "a").split(",") == list(DEVICES)
