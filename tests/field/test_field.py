@@ -157,8 +157,11 @@ class Played:
             body = b""
 
         def ask(_: int) -> Answer:
-            with Connection(self._home.port) as connection:
-                return connection.ask(method, f"/{path}", body, headers)
+            try:
+                with Connection(self._home.port) as connection:
+                    return connection.ask(method, f"/{path}", body, headers)
+            except ConnectionError as error:
+                return Answer(0, {}, f"no answer: {error}".encode())
 
         with ThreadPoolExecutor(step.times if step.together else 1) as pool:
             return list(pool.map(ask, range(step.times)))

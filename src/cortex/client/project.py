@@ -11,9 +11,10 @@ import os
 import posixpath
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -438,7 +439,7 @@ class _Gathering:
     def _project(self, handlers: Mapping[int, str]) -> tuple[StoredFile, ...]:
         from cortex.artifacts.project import collect_project
 
-        leave_out = [self._file, *sorted(self._left_out)]
+        leave_out = [self._file, *_own_output(), *sorted(self._left_out)]
         try:
             project = collect_project(self._folder, leave_out=leave_out, cache=self._cache)
         except CortexError as error:
@@ -492,6 +493,14 @@ class _Gathering:
 def _is_our_folder(home: Path) -> bool:
     """Nothing is written to a home that a start would refuse."""
     return home.is_dir() and home.stat().st_uid == os.getuid()
+
+
+def _own_output() -> Iterator[Path]:
+    """Yield the files that this command itself writes to: in a project they would change while they are shipped."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                yield Path(os.readlink(f"/proc/self/fd/{descriptor}"))
 
 
 def _read(file: Path) -> bytes:

@@ -7,6 +7,7 @@ always means what it says.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -64,9 +65,13 @@ def columns_of(sample: object) -> dict[str, list[Any]] | None:
         if record.keys() != first.keys():
             lacking = [str(key) for key in first if key not in record]
             further = [str(key) for key in record if key not in first]
-            said = f"lacks {quoted(lacking)}" if lacking else f"has {quoted(further)}"
+            said = " and ".join(
+                f"{verb} {quoted(keys)}" for verb, keys in (("lacks", lacking), ("has", further)) if keys
+            )
+            close = [match for key in further for match in difflib.get_close_matches(key, lacking, n=1)]
             raise _no_table(
-                f"record [{index}] {said}, unlike record [0]", "give all records the same keys, with null for nothing"
+                f"record [{index}] {said}, unlike record [0]",
+                f'did you mean "{close[0]}"?' if close else "give all records the same keys, with null for nothing",
             )
     return {str(key): [record[key] for record in records] for key in first}
 
