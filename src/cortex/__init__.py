@@ -1,5 +1,5 @@
 """
-Cortex serves trained models as autoscaling HTTP APIs.
+Cortex serves trained models as HTTP APIs.
 
 Handlers may import `RequestError` and `Response` from here. Both are imported when they are asked for, so that
 `import cortex` alone costs nothing: the command line has to be able to take Ctrl-C before anything is loaded.

@@ -68,6 +68,16 @@ def test_every_page_is_in_the_index() -> None:
     assert [name for name in pages if f"]({name})" not in index] == []
 
 
+def test_a_reader_sees_which_file_a_block_is() -> None:
+    hidden = []
+    for block in BLOCKS:
+        name = block.options.get("file")
+        above = "\n".join(block.page.read_text().splitlines()[: block.line - 1]).rpartition("```")[2]
+        if name is not None and name not in block.text.partition("\n")[0] and f"`{name}`" not in above:
+            hidden.append(f"{block}: {name}")
+    assert hidden == [], "name the file in the block's first line or above it: the mark behind the fence is not shown"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)

@@ -51,7 +51,7 @@ class CortexGroup(click.Group):
         super().__init__(
             PROGRAM,
             params=[*setting_options(), _version_option()],
-            help="Serves trained models as autoscaling HTTP APIs.",
+            help="Serves trained models as HTTP APIs.",
             callback=_begin,
             invoke_without_command=True,
             subcommand_metavar="COMMAND …",
