@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from asyncio.events import _get_running_loop, _set_running_loop
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from queue import SimpleQueue
@@ -117,7 +117,7 @@ class Steps:
         pre = self.pre
         if pre is None:
             return self._plainly(exchange, sample)
-        return self.converted(exchange, pre.call(sample, self._inputs, exchange))
+        return self.converted(exchange, pre.call(sample, self._inputs, exchange), sample)
 
     async def feeds_async(self, exchange: Exchange) -> Feeds:
         """As `feeds`, with a `pre_inference` of either kind."""
@@ -130,7 +130,7 @@ class Steps:
         else:
             with hidden_loop():
                 value = pre.call(sample, self._inputs, exchange)
-        return self.converted(exchange, value)
+        return self.converted(exchange, value, sample)
 
     def reply(self, exchange: Exchange, outputs: Outputs, feeds: Feeds) -> Reply:
         """
@@ -179,15 +179,26 @@ class Steps:
             exchange.trace.note("sample", sample)
         return sample
 
-    def converted(self, exchange: Exchange, value: Any) -> Feeds:
+    def converted(self, exchange: Exchange, value: Any, sample: Any) -> Feeds:
+        """What `pre_inference` made of the sample, as the model's input. Raises InputMismatch, HookFailed."""
         if exchange.trace is not None:
             exchange.trace.note("pre_inference", value)
         try:
             return self._convert(value, "pre_inference")
         except WrongNames as error:
+            if value is sample and self._is_as_sent(exchange, sample):
+                raise  # handed on as it came: the names are the caller's
             said = str(error) if error.input else error.reason
             message = f"pre_inference returned what the model has no use for: {said}"
             raise HookFailed("pre_inference", None, f"{message} ({error.hint})" if error.hint else message) from None
+
+    def _is_as_sent(self, exchange: Exchange, sample: Any) -> bool:
+        """Whether a sample still has the keys that it came with: a hook may have changed it in place."""
+        content_type = exchange.headers.get(b"content-type")
+        sent = self._decode(exchange.body, None if content_type is None else content_type.decode("latin-1"))
+        if not isinstance(sent, Mapping) or not isinstance(sample, Mapping):
+            return isinstance(sent, Mapping) == isinstance(sample, Mapping)
+        return sent.keys() == sample.keys()
 
     def failed(self, feeds: Feeds, error: BaseException) -> InputMismatch | ModelFailed:
         """What it means that the model raised: a mistake in its input, or a failure."""

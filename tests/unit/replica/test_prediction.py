@@ -411,6 +411,23 @@ def test_names_that_the_model_lacks_are_the_handlers_mistake(replica: Replica, m
     assert "handler-failed: pre_inference returned" in replica.log.text
 
 
+@pytest.mark.parametrize("sent", [{"y": [[1, 2]]}, {"x": [[1, 2]], "y": 1}, {}])
+def test_names_that_a_hook_hands_on_as_they_came_are_the_callers_mistake(replica: Replica, sent: Any) -> None:
+    replica.use(lambda sample, metadata: sample)
+    answer = replica.ask(sent)
+    assert (answer.status, answer.json["error"], answer.json["after"]) == (422, "input-mismatch", "pre_inference")
+    assert replica.log.text == ""
+
+
+def test_names_that_a_hook_adds_to_the_sample_are_its_own(replica: Replica) -> None:
+    def add(sample: Any, metadata: Any) -> Any:
+        sample["y"] = 1
+        return sample
+
+    replica.use(add)
+    assert replica.ask({"x": [[1, 2]]}).status == 500
+
+
 def test_what_is_told_of_a_long_integer_has_all_its_digits(replica: Replica) -> None:
     replica.backend.signature = Signature(inputs=(TensorSpec("x", "string", (None,)),), outputs=())
     replica.use()
