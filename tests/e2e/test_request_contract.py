@@ -467,6 +467,10 @@ def test_an_api_that_is_not_ready_yet_is_503_with_retry_after_then_serves(home, 
 
         while not pathlib.Path({str(go)!r}).exists() and not os.environ["CORTEX_REPLICA"].startswith("inspect"):
             time.sleep(0.05)
+
+
+        def post_inference(prediction, metadata):
+            return prediction
     """
     project = write_project(
         tmp_path / "p",
