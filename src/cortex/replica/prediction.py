@@ -183,6 +183,9 @@ class Steps:
         """What `pre_inference` made of the sample, as the model's input. Raises InputMismatch, HookFailed."""
         if exchange.trace is not None:
             exchange.trace.note("pre_inference", value)
+        if value is None and sample is not None and self._converter.needs_value:
+            # for a float it would be NaN, and an answer
+            raise HookFailed("pre_inference", None, "pre_inference returned None: does it end without a `return`?")
         try:
             return self._convert(value, "pre_inference")
         except WrongNames as error:

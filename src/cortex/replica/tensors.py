@@ -69,7 +69,7 @@ class Converter:
         takes_bytes: whether text inputs may hold bytes that are not UTF-8 (TensorFlow: yes, ONNX: no).
     """
 
-    __slots__ = ("_dimensions", "_key", "_lone", "_names", "_only", "_only_name", "_plans", "_specs")
+    __slots__ = ("_dimensions", "_key", "_lone", "_names", "_only", "_only_name", "_plans", "_specs", "needs_value")
 
     def __init__(self, signature: Signature, *, takes_bytes: bool = False) -> None:
         self._specs = signature.inputs
@@ -79,6 +79,8 @@ class Converter:
         self._names = tuple(spec.name for spec in signature.inputs)
         self._key = signature.key
         needed = [(spec.name, plan) for spec, plan in self._plans if not spec.optional]
+        self.needs_value = bool(needed)
+        """Whether there is an input that may not be left out."""
         self._lone = needed[0] if len(needed) == 1 else None
         """The input that a value without a name is for, beside others that may be left out."""
         dimensions = Dimensions(signature.inputs)
@@ -368,6 +370,8 @@ class _Tensor:
         if isinstance(value, type) or not hasattr(value, "__array__"):
             return None
         try:
+            if isinstance(value, np.ma.MaskedArray):  # numpy would give what lies under the mask
+                return np.array(value.tolist(), object) if np.ma.is_masked(value) else value.data
             return np.asarray(value)
         except Exception as error:
             raise InputMismatch(

@@ -411,6 +411,13 @@ def test_names_that_the_model_lacks_are_the_handlers_mistake(replica: Replica, m
     assert "handler-failed: pre_inference returned" in replica.log.text
 
 
+def test_a_hook_that_forgets_its_return_answers_nothing(replica: Replica) -> None:
+    replica.use(lambda sample, metadata: None)
+    answer = replica.ask()
+    assert (answer.status, answer.json["error"]) == (500, "handler-failed")
+    assert "pre_inference returned None: does it end without a `return`?" in answer.json["message"]
+
+
 @pytest.mark.parametrize("sent", [{"y": [[1, 2]]}, {"x": [[1, 2]], "y": 1}, {}])
 def test_names_that_a_hook_hands_on_as_they_came_are_the_callers_mistake(replica: Replica, sent: Any) -> None:
     replica.use(lambda sample, metadata: sample)

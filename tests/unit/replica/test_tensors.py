@@ -151,6 +151,14 @@ def test_nan_and_infinities_of_handlers_reach_floats_only(value):
     mismatch(TensorSpec("x", "int8", ("N",)), sample=np.array([value]))
 
 
+def test_what_lies_under_the_mask_of_an_array_is_never_used():
+    masked = np.ma.array([1.0, 2.0], mask=[False, True])
+    assert str(one("float32", (None,), masked).tolist()) == "[1.0, nan]"
+    assert one("int64", (None,), np.ma.array([1, 2])).tolist() == [1, 2]
+    found = mismatch(TensorSpec("x", "int64", (None,)), sample=masked.astype("int64"))
+    assert "[1] is null" in str(found)
+
+
 def test_integers_beyond_the_precision_of_floats_stay_exact():
     assert one("int64", ("N",), [9007199254740993, 1.0]).tolist() == [9007199254740993, 1]
     assert one("uint64", ("N",), [2**64 - 1]).tolist() == [2**64 - 1]
