@@ -518,6 +518,16 @@ IDS = {"i": ("INT64", ["n", "m"])}
             {"x": np.ones((2, 3), np.float32), "k": np.array([5])},
             "TopK: k argument [5] should not be greater than specified axis dim value [3]",
         ),
+        *(
+            (
+                [(operator, ["i", "j"], ["k"], {}), ("Cast", ["k"], ["y"], {"to": 1})],
+                {"i": ("INT64", ["n"]), "j": ("INT64", ["n"])},
+                [],
+                {"i": np.array([5]), "j": np.array([0])},
+                f"{operator}: Integer {noun} by zero",
+            )
+            for operator, noun in (("Div", "division"), ("Mod", "modulo"))
+        ),
     ],
 )
 def test_what_a_caller_can_mend_is_told_without_words_about_the_source(
