@@ -13,18 +13,18 @@ from typing import Any, Final
 
 from cortex.replica.mismatch import LISTS, InputMismatch, quoted
 
-_WRAPPERS: Final = ("instances", "inputs", "dataframe_split")
+_WRAPPERS: Final = ("instances", "inputs", "dataframe_split", "dataframe_records")
 """
 Keys whose value is the sample, where the model has no input of that name.
 
 Source:
     TensorFlow Serving, "RESTful API": `instances` (rows), `inputs` (columns). MLflow, "Inference server
-    specification": `dataframe_split`, and the first two.
+    specification": `dataframe_split`, `dataframe_records`, and the first two.
 """
 _SIGNATURE: Final = "signature_name"
 """May stand beside them, as TensorFlow Serving has it."""
 _SPLIT: Final = frozenset({"columns", "data", "index"})
-OTHER_WRAPPERS: Final = ("data", "dataframe_records", "ndarray", "samples", "records", "features")
+OTHER_WRAPPERS: Final = ("data", "ndarray", "samples", "records", "features")
 """Keys that elsewhere hold a sample: taken away for the sake of a hint, never for an answer."""
 
 
@@ -37,17 +37,41 @@ def unwrapped(sample: object, inputs: Sequence[str], signature_key: str | None) 
         signature_key: the one that is served; another one that the sample names is a mistake.
 
     Raises:
-        InputMismatch: `dataframe_split` holds no table.
+        InputMismatch: `dataframe_split` holds no table, or another signature than the served one is asked for.
     """
     if not isinstance(sample, Mapping) or not 1 <= len(sample) <= 2:
         return sample
     wrapper = next((name for name in _WRAPPERS if name in sample and name not in inputs), None)
     if wrapper is None:
         return sample
-    if len(sample) == 2 and (_SIGNATURE in inputs or signature_key is None or sample.get(_SIGNATURE) != signature_key):
-        return sample
+    if len(sample) == 2:
+        if _SIGNATURE not in sample or _SIGNATURE in inputs:
+            return sample
+        if signature_key is None or sample[_SIGNATURE] != signature_key:
+            serves = "the model has no signatures" if signature_key is None else f'this api serves "{signature_key}"'
+            raise _no_table(f"{serves}, and the sample asks for another", f'leave "{_SIGNATURE}" out')
     inner = sample[wrapper]
     return _split(inner, inputs) if wrapper == "dataframe_split" else inner
+
+
+def without_index(sample: object) -> object:
+    """Columns as `DataFrame.to_json()` writes them, objects from index to value, as lists; the sample if it is none."""
+    if not isinstance(sample, Mapping) or not all(isinstance(column, Mapping) for column in sample.values()):
+        return sample
+    indexes = [list(column) for column in sample.values()]
+    if not indexes or not indexes[0] or indexes[0] == ["b64"] or any(index != indexes[0] for index in indexes):
+        return sample
+    return {name: list(column.values()) for name, column in sample.items()}
+
+
+def column_hint(columns: Mapping[Any, Any]) -> str:
+    """What to send to a model with one input in place of columns, none of which has its name."""
+    if {"name", "shape", "data"} <= columns.keys():  # the Open Inference Protocol, as KServe and Triton have it
+        return "send data itself, nested as shape says"
+    for wrapper in _WRAPPERS:
+        if wrapper in columns:
+            return f'leave out what stands beside "{wrapper}"'
+    return "the model knows no columns: send rows without names, [[…], …], in the order that it was trained with"
 
 
 def columns_of(sample: object) -> dict[str, list[Any]] | None:

@@ -37,7 +37,7 @@ from cortex.replica.mismatch import (
     wrong_names,
 )
 from cortex.replica.shapes import Shape, ShapeRules, shape_advice
-from cortex.replica.tables import OTHER_WRAPPERS, columns_of, unwrapped
+from cortex.replica.tables import OTHER_WRAPPERS, column_hint, columns_of, unwrapped, without_index
 from cortex.wire.signature import Signature, TensorSpec, shape_text
 
 __all__ = ["Array", "Converter", "Feeds", "InputMismatch", "WrongNames", "build_converter", "to_bfloat16"]
@@ -220,7 +220,7 @@ class Converter:
         """
         form = sample
         if is_callers:
-            form = unwrapped(sample, self._names, self._key)
+            form = without_index(unwrapped(sample, self._names, self._key))
             if form is not sample:
                 try:
                     return self._direct(form)
@@ -241,7 +241,10 @@ class Converter:
         if len(self._specs) != 1:
             return True
         spec = self._specs[0]
-        return spec.kind == "tensor" and type(sample) is list and bool(sample) and spec.name in _keys(sample[0])
+        if spec.kind not in ("tensor", "ragged") or type(sample) is not list or not sample:
+            return False
+        keys = _keys(sample[0])
+        return spec.name in keys or (len(keys) > 0 and not spec.features and not _is_b64(sample[0]))
 
     def _tried_hint(self, sample: Mapping[Any, Any], mismatch: WrongNames) -> str:
         """The hint of a mismatch of names, tried: who follows it is not told of the next mistake only then."""
@@ -255,6 +258,8 @@ class Converter:
             problem = self._problem(renamed)
             if problem is not None and not isinstance(problem, WrongNames):
                 return f"{mismatch.hint} Its value does not fit either: {problem}"
+        elif len(self._specs) == 1 and len(sample) > 1 and mismatch.input:
+            return column_hint(sample)
         return mismatch.hint
 
     def _problem(self, sample: object) -> InputMismatch | None:

@@ -41,10 +41,21 @@ READ = {"age": [[22], [38]], "city": [["Bern"], ["Rom"]], "count": [1, 2]}
         [{name: values[row] for name, values in TABLE.items()} for row in range(2)],
         {"instances": [{name: values[row] for name, values in TABLE.items()} for row in range(2)]},
         {"inputs": TABLE},
+        {name: dict(zip("01", column, strict=True)) for name, column in TABLE.items()},
+        {"dataframe_records": [{name: values[row] for name, values in TABLE.items()} for row in range(2)]},
         {"dataframe_split": {"columns": list(TABLE), "data": [[22, "Bern", 1], [38, "Rom", 2]], "index": [0, 1]}},
         {"dataframe_split": {"columns": ["city", "count", "age"], "data": [["Bern", 1, 22], ["Rom", 2, 38]]}},
     ],
-    ids=["columns", "records", "instances", "inputs", "split", "split in another order"],
+    ids=[
+        "columns",
+        "records",
+        "instances",
+        "inputs",
+        "columns with an index",
+        "mlflow records",
+        "split",
+        "split in another order",
+    ],
 )
 def test_a_table_is_taken_in_each_of_its_forms(sample):
     assert convert(COLUMNS, sample) == READ
@@ -82,10 +93,42 @@ def test_a_name_of_the_models_own_is_no_envelope():
 def test_a_signature_may_be_named_beside_if_it_is_the_one_that_is_served():
     sample = {"signature_name": "serving_default", "instances": ROWS}
     assert convert(FEATURES, sample, key="serving_default") == {"x": ROWS}
-    assert '"signature_name"' in str(mismatch(FEATURES, sample, key="predict"))
-    mismatch(FEATURES, sample)
+    another = mismatch(FEATURES, sample, key="predict")
+    assert (str(another), another.hint) == (
+        'this api serves "predict", and the sample asks for another',
+        'leave "signature_name" out',
+    )
+    assert "the model has no signatures" in str(mismatch(FEATURES, sample))
     mismatch(FEATURES, {"instances": ROWS, "more": 1})
     mismatch(FEATURES, {"instances": ROWS, "inputs": ROWS})
+
+
+@pytest.mark.parametrize(
+    ("sample", "hint"),
+    [
+        ([{"a": 1, "b": 2, "c": 3, "d": 4}], "send rows without names"),
+        ({"a": [1, 5], "b": [2, 6], "c": [3, 7], "d": [4, 8]}, "send rows without names"),
+        ({"dataframe_records": [{"a": 1, "b": 2}]}, "send rows without names"),
+        ([{"X": [1, 2, 3, 4]}], 'did you mean "x" where you wrote "X"?'),
+        ({"instances": [{"X": [1, 2, 3, 4]}]}, 'did you mean "x" where you wrote "X"?'),
+        ({"instances": ROWS, "parameters": {}}, 'leave out what stands beside "instances"'),
+        ({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}, "send data itself"),
+    ],
+)
+def test_names_that_a_model_with_one_input_does_not_know_are_told_as_names(sample, hint):
+    error = mismatch(FEATURES, sample)
+    assert "which is missing; the model has no input" in str(error)
+    assert hint in error.hint
+
+
+def test_columns_whose_indexes_differ_are_no_table():
+    mismatch(COLUMNS, {"age": {"0": 1, "1": 2}, "city": {"1": "a", "0": "b"}, "count": {"0": 1, "1": 2}})
+
+
+def test_records_of_a_ragged_input_are_rows_of_any_length():
+    inputs = (TensorSpec("r", "int32", (None, None), kind="ragged", ragged_rank=1),)
+    feeds = build_converter(Signature(inputs, ())).convert([{"r": [1, 2]}, {"r": [3]}])
+    assert [row.tolist() for row in feeds["r"]] == [[1, 2], [3]]
 
 
 def test_a_single_record_is_one_row_and_nothing_else():
@@ -117,7 +160,7 @@ def test_columns_of_several_values_are_rows_too():
         ({"dataframe_split": {"columns": ["age"]}}, "no object with columns and data", "send"),
         ({"dataframe_split": {"columns": 1, "data": [1]}}, "no list", "send"),
         ({"dataframe_split": [1]}, "no object with columns and data", "send"),
-        ({"dataframe_records": RECORDS}, '"dataframe_records"', "without the object around it"),
+        ({"records": RECORDS}, '"records"', "without the object around it"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said_in_its_own_words(sample, words, hint):

@@ -411,7 +411,8 @@ _FAILURE: Final = re.compile(
 """Of the machine, the model or us, whatever code it comes with."""
 _OF_THE_INPUT: Final = re.compile(
     r"\b(?:shapes?|dims?|dimensions?|dimensionality|rank|axis|axes|broadcast\w*|indices|index|channels?|sizes?|lengths?|"
-    r"elements?|negative|invalid|must|should|cannot|can't|out of (?:range|bounds?)|by zero|stod|stof|stol|stoll|stoi)\b",
+    r"elements?|negative|invalid|must|should|cannot|can't|out of (?:range|bounds?)|by zero|"
+    r"stod|stof|stol|stoll|stoi)\b",
     re.IGNORECASE,
 )
 
