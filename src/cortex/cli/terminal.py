@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cortex.clock import Clock, SystemClock
+from cortex.errors import CortexError
 
 DEFAULT_WIDTH = 80
 DEFAULT_HEIGHT = 24
@@ -117,10 +118,21 @@ class Terminal:
         return all(_can_show(stream) for stream in (self.stdout, self.stderr))
 
     def out(self, text: str = "") -> None:
-        """Print a result."""
+        """
+        Print a result.
+
+        Raises:
+            OutputFailed: where stdout leads cannot be written.
+            BrokenPipeError: who read it has left.
+        """
         self.has_results = True
-        self.stdout.write(text + "\n")
-        self.stdout.flush()
+        try:
+            self.stdout.write(text + "\n")
+            self.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputFailed(error.strerror or str(error)) from error
 
     def say(self, text: str = "") -> None:
         """Print talk: progress, notes, errors. On a terminal sentences are broken between words."""
@@ -128,8 +140,13 @@ class Terminal:
             from cortex.cli.text import sentence
 
             text = "\n".join(part for line in text.split("\n") for part in sentence(line, self.width))
-        self.stderr.write(text + "\n")
-        self.stderr.flush()
+        try:
+            self.stderr.write(text + "\n")
+            self.stderr.flush()
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass  # a full disk that talk is redirected to is no reason to stop halfway
 
     def ask(self, question: str) -> bool:
         """Ask yes or no; everything but y and yes is no."""
@@ -195,6 +212,16 @@ class Terminal:
             if size > 0:
                 return size
         return default
+
+
+class OutputFailed(CortexError):
+    """What a command prints cannot be written where stdout leads."""
+
+    reference = "output-failed"
+    hint = "look at where the output is redirected to; what the command did stays done"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"stdout cannot be written: {reason[:1].lower()}{reason[1:]}")
 
 
 def harmless(text: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 INTERRUPTED_WHILE_IMPORTING = """
 import os, signal, sys
@@ -35,6 +38,30 @@ def test_ctrl_c_while_the_command_is_imported_is_a_word_and_130() -> None:
 def test_an_interrupt_that_a_shell_has_ignored_stays_ignored() -> None:
     process = ran("signal.signal(signal.SIGINT, signal.SIG_IGN)")
     assert (process.returncode, process.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_open_on_nothing(closed: str) -> None:
+    program = (
+        "import os, sys; from cortex.cli import entry; entry.open_streams(); print('x'); "
+        "[os.fstat(number) for number in range(3)]; os._exit(None in (sys.stdin, sys.stdout, sys.stderr))"
+    )
+    command = f'exec "$0" -c "$1" {closed}'
+    process = subprocess.run(["sh", "-c", command, sys.executable, program], capture_output=True, check=False)
+    assert (process.returncode, process.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_output_that_cannot_be_written_is_no_matter_of_the_home() -> None:
+    program = "from cortex.cli import entry; entry.run()"
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", program, "schema"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+        assert process.returncode == 1
+        assert process.stderr.startswith("error: output-failed\n  stdout cannot be written: no space left on device")
+        process = subprocess.run([sys.executable, "-c", program, "no-such-command"], stderr=full, check=False)
+        assert process.returncode == 2
 
 
 def test_nothing_but_ours_is_loaded_before_ctrl_c_is_taken() -> None:
