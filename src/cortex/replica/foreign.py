@@ -165,6 +165,7 @@ def _having(*names: str, module: str = "") -> Callable[[Any], bool]:
 
 _ADVICE: Final[tuple[tuple[Callable[[Any], bool], str], ...]] = (
     (_of(type), "return an object of it, or its name: Class.__name__"),
+    (_having("get_secret_value"), "return str(value), which masks it"),
     (
         _having("save", "tobytes", module="PIL."),
         'buffer = io.BytesIO(); image.save(buffer, "PNG"); return cortex.Response(buffer.getvalue(), '
@@ -198,6 +199,8 @@ _ADVICE: Final[tuple[tuple[Callable[[Any], bool], str], ...]] = (
     (_having("to_dict"), "return value.to_dict()"),
     (_having("tolist"), "return value.tolist()"),
     (_having("__iter__"), "return list(value)"),
+    (_having("limit_denominator"), "return float(value)"),
     (lambda value: hasattr(value, "__dict__"), "return its attributes: vars(value)"),
+    (lambda value: any("__str__" in kind.__dict__ for kind in type(value).__mro__[:-1]), "return str(value)"),
 )
 """The first that fits."""

@@ -8,6 +8,7 @@ walked in Python, and that walk either finds a way or says where the trouble is.
 
 from __future__ import annotations
 
+import array
 import base64
 import dataclasses
 import datetime
@@ -231,6 +232,10 @@ def _time(value: datetime.datetime | datetime.date | datetime.time) -> str | Non
     return None if foreign.is_missing(value) else value.isoformat()
 
 
+def _numbers(value: array.array[Any]) -> Any:
+    return value.tounicode() if value.typecode in "uw" else np.array(value)
+
+
 def _b64(value: bytes | bytearray | memoryview) -> dict[str, str]:
     return {"b64": base64.b64encode(value).decode("ascii")}
 
@@ -240,6 +245,7 @@ _CONVERSIONS: Final[tuple[tuple[Any, Callable[[Any], Any]], ...]] = (
     (Mapping, dict),
     (np.generic, _scalar),
     ((Set, ValuesView), list),
+    (array.array, _numbers),
     (Sequence, list),
     ((datetime.datetime, datetime.date, datetime.time), _time),
     (decimal.Decimal, _decimal),
@@ -394,13 +400,30 @@ def _key_text(key: Any) -> str:
     if isinstance(key, datetime.datetime | datetime.date | datetime.time):
         return key.isoformat()
     if isinstance(key, tuple):
-        return str(tuple(part.item() if isinstance(part, np.generic) else part for part in key))
+        return str(tuple(map(_key_part, key)))
     if isinstance(key, str | frozenset | decimal.Decimal | complex | uuid.UUID | _NAMED_BY_THEIR_TEXT):
         return str(key)
     text = foreign.key_text(key)
     if text is None:
         raise NoForm(f"a key of type {type(key).__name__}", "write its text: {str(key): …}")
     return text
+
+
+def _key_part(part: Any) -> Any:
+    """An item of a tuple that is a key, as something whose `repr` is what it would be as a value. Raises NoForm."""
+    if type(part) in (str, int, float, bool, bytes, complex) and part == part:
+        return part
+    if isinstance(part, tuple):
+        return tuple(map(_key_part, part))
+    if part is None or foreign.is_missing(part):
+        return None
+    if isinstance(part, np.float32 | np.float16):
+        return float(_key_text(part))
+    if isinstance(part, np.generic) and part.dtype.kind in "biuf":
+        return part.item()
+    if isinstance(part, enum.Enum):
+        return _key_part(part.value)
+    return _key_text(part)
 
 
 _NAMED_BY_THEIR_TEXT: Final = datetime.timedelta | np.timedelta64 | pathlib.PurePath

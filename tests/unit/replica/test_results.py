@@ -1,12 +1,15 @@
 """Tests of `cortex.replica.results`."""
 
+import array
 import base64
 import collections
 import dataclasses
 import datetime
 import decimal
 import enum
+import fractions
 import io
+import ipaddress
 import json
 import math
 import os
@@ -18,6 +21,7 @@ import uuid
 import ml_dtypes
 import numpy as np
 import orjson
+import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,6 +91,8 @@ def text(value):
         (Temperature(1.5), "1.5"),
         ((1, [2]), "[1,[2]]"),
         (Pair(1, 2), "[1,2]"),
+        (array.array("f", [0.1]), "[0.1]"),
+        (array.array("q", [1, 2]), "[1,2]"),
         ({1}, "[1]"),
         (frozenset(["a"]), '["a"]'),
         ({"b": 1, "a": 2}, '{"b":1,"a":2}'),
@@ -187,6 +193,8 @@ def test_a_raw_prediction_with_maps():
         (np.str_("a"), "a"),
         (np.bool_(False), "false"),
         ((1, 2), "(1, 2)"),
+        ((np.float32(0.1), np.int64(1), None, True), "(0.1, 1, None, True)"),
+        ((datetime.date(2024, 1, 2), ("a", Level.LOW)), "('2024-01-02', ('a', 1))"),
         (b"a", "a"),
         (Colour.RED, "red"),
         (Level.LOW, "1"),
@@ -319,6 +327,10 @@ def test_an_array_interface_that_fails_is_explained():
         (Foo, "Class.__name__"),
         (math, "of that module"),
         (types.SimpleNamespace(a=1), "vars(value)"),
+        (pydantic.SecretStr("a"), "str(value), which masks it"),
+        (fractions.Fraction(1, 3), "float(value)"),
+        (ipaddress.ip_address("127.0.0.1"), "str(value)"),
+        (np.dtype("float32"), "str(value)"),
         (object(), "text, numbers, lists or dicts"),
     ],
     ids=lambda value: type(value).__name__,
