@@ -37,6 +37,13 @@ OLD_OPTIONS: Mapping[tuple[str, str], str] = {
     ("delete", "--keep-cache"): "no cache is kept that would be deleted: leave it out",
     ("delete", "-f"): "here it is `-y`, which deletes without asking",
     ("delete", "--force"): "here it is `-y`, which deletes without asking",
+    **dict.fromkeys(
+        (("delete", "-d"), ("delete", "--deployment")),
+        "a deployment is named without a flag: cortex delete DEPLOYMENT, one api of it DEPLOYMENT/API",
+    ),
+    **dict.fromkeys(
+        (("configure", "-p"), ("configure", "--print")), "without any flag `cortex configure` shows what is configured"
+    ),
     ("deploy", "-f"): "here it is `--force`; a yaml file is named without a flag: cortex deploy FILE",
     ("refresh", "-f"): "here it is `--force`",
     ("deploy", "-r"): "here it is a command: `cortex refresh`",
@@ -85,8 +92,10 @@ def alike(word: str, choices: Iterable[str]) -> list[str]:
 
 def are_opposite(one: str, other: str) -> bool:
     """Whether one word says "not" and the other does not: misspelt, `--no-folow` is never `--follow`."""
+    plain = [word.removeprefix("--").replace("-", "") for word in (one, other)]
+    if plain[0] == plain[1]:
+        return False  # `--nofollow`
     if one.startswith("--no-") != other.startswith("--no-"):
         return True
-    plain = [word.removeprefix("--").replace("-", "") for word in (one, other)]
     short, long = sorted(plain, key=len)
     return any(long == f"{no}{short}" for no in ("no", "not", "un", "de", "dis", "non"))

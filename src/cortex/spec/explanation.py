@@ -211,7 +211,10 @@ class _Finding:
             if (value := fields.get(old)) is not None
         ]
         meant = lines or ["model: model.onnx", "request_handler: handler.py"]
-        return f"its fields stand beside `name:` here: {' and '.join(f'`{line}`' for line in meant)}"
+        hint = f"its fields stand beside `name:` here: {' and '.join(f'`{line}`' for line in meant)}"
+        if any(line.startswith("model:") for line in meant) or "model" in self._beside:
+            return hint
+        return f"{hint}, and a `model:`, a file of ONNX or a SavedModel, which Cortex runs itself"
 
     def _wrong_type(self, expected: str) -> Problem:
         return self._said("wrong-type", f"expected {expected}, found {self._shown}", self._type_hint(expected))

@@ -51,3 +51,15 @@ def test_every_word_leads_to_a_command_that_there_is() -> None:
 
 def test_the_beginning_of_an_option_is_completed_even_if_it_does_harm() -> None:
     assert option_hint("down", "--pur", OPTIONS) == "did you mean --purge?"
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "hint"),
+    [
+        ("logs", "--nofollow", "did you mean --no-follow?"),
+        ("delete", "-d", "a deployment is named without a flag"),
+        ("configure", "--print", "without any flag"),
+    ],
+)
+def test_what_is_typed_for_lack_of_a_dash_or_out_of_habit_is_told(command: str, option: str, hint: str) -> None:
+    assert option_hint(command, option, OPTIONS).startswith(hint)

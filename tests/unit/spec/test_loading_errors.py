@@ -228,7 +228,7 @@ CASES = [
         error: unknown-field
           cortex.yaml:8:3   api "rose": predictor
           "predictor" is not a field of an api
-          hint: its fields stand beside `name:` here: `request_handler: predictor.py`
+          hint: its fields stand beside `name:` here: `request_handler: predictor.py`, and a `model:`, a file of ONNX or a SavedModel, which Cortex runs itself
         error: unknown-field
           cortex.yaml:11:3   api "rose": autoscaling
           "autoscaling" is not a field of an api
