@@ -148,7 +148,7 @@ def why_left_out(folder: Path, path: str, *, leave_out: Iterable[Path] = ()) -> 
     by_default: str | None = None
     for depth in range(1, len(parts) + 1):
         above = "/".join(parts[:depth])
-        is_folder = depth < len(parts)
+        is_folder = depth < len(parts) or (folder / above).is_dir()
         verdict = rules.verdict(above, is_folder=is_folder, within_default=by_default is not None)
         if verdict.kind is _Kind.OUT:
             return verdict.reason

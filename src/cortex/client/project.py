@@ -7,6 +7,7 @@ once, each with its place in the file.
 
 from __future__ import annotations
 
+import difflib
 import os
 import posixpath
 import re
@@ -142,13 +143,13 @@ _MISSING_FILE = re.compile(r"FileNotFoundError: .*'([^']+)'")
 
 def _left_out_hint(folder: Path, path: str) -> str:
     """What to do about a file that is in the project's folder and not in the project; empty if that is not it."""
-    from cortex.artifacts.project import IGNORE_FILE, why_left_out
+    from cortex.artifacts.project import why_left_out
 
     normal = posixpath.normpath(path)
     if normal.startswith(("/", "..")) or not (folder / normal).exists():
         return ""
     reason = why_left_out(folder, normal)
-    return f"{normal} is here, and not shipped: {reason}; `!/{normal}` in {IGNORE_FILE} takes it in" if reason else ""
+    return f"{normal} is here, and not shipped: {reason}" if reason else ""
 
 
 def own_module_hint(folder: Path, module: str, handler: str | None) -> str:
@@ -166,6 +167,12 @@ def own_module_hint(folder: Path, module: str, handler: str | None) -> str:
                 return hint
     top = parts[0]
     inside = [posixpath.dirname(handler)] if handler and posixpath.dirname(handler) else []
+    for searched in (folder, *(folder / place for place in inside if len(parts) > 1)):
+        if (searched / f"{top}.py").exists() or (searched / top).is_dir():
+            return _not_in_it(searched, parts)
+    alike = [one for one in _modules_in(folder) if one.lower() == top.lower()]
+    if alike:
+        return f"{alike[0]} is yours: import it as it is written, {'.'.join([alike[0], *parts[1:]])}"
     for place in (*inside, "src", "lib"):
         for form in (f"{top}.py", top):
             if (folder / place / form).exists():
@@ -178,6 +185,28 @@ def own_module_hint(folder: Path, module: str, handler: str | None) -> str:
             if (above / form).exists() and above != Path("/"):
                 return f"{above / form} is outside the project: move it into the folder of cortex.yaml, {folder}"
     return ""
+
+
+def _not_in_it(folder: Path, parts: list[str]) -> str:
+    """The hint for a module that a package of the project lacks."""
+    if len(parts) == 1 and folder.joinpath(*parts).is_dir():
+        return f"{parts[0]} is here, and nothing of what is in it is shipped"
+    depth = 1
+    while depth < len(parts) and folder.joinpath(*parts[:depth]).is_dir():
+        depth += 1
+    within = folder.joinpath(*parts[: depth - 1])
+    name = parts[depth - 1]
+    if not within.is_dir() or depth == 1:
+        return f"{parts[0]}.py is yours, and no package with modules in it"
+    close = difflib.get_close_matches(name, _modules_in(within), n=1)
+    meant = f": did you mean {'.'.join([*parts[: depth - 1], close[0]])}?" if close else ""
+    return f"{parts[0]} is yours, and {'/'.join(parts[: depth - 1])} has no {name}{meant}"
+
+
+def _modules_in(folder: Path) -> list[str]:
+    """Names that can be imported from a folder."""
+    files = sorted(folder.iterdir())
+    return [file.stem for file in files if file.suffix == ".py" or (file.is_dir() and file.name.isidentifier())]
 
 
 def locate(path: str | None, cwd: Path) -> Path:

@@ -323,6 +323,11 @@ def test_the_two_files_of_the_iris_example_ship_the_handlers_and_neither_models_
     ("lies_at", "module", "hint"),
     [
         ("project/tests/mypkg.py", "tests.mypkg", "tests/mypkg.py is here, and not shipped: "),
+        ("project/tests/mypkg.py", "tests", "tests is here, and not shipped: "),
+        ("project/mypkg/util.py", "mypkg.utils", "mypkg is yours, and mypkg has no utils: did you mean mypkg.util?"),
+        ("project/mypkg/util.py", "Mypkg.util", "mypkg is yours: import it as it is written, mypkg.util"),
+        ("project/mypkg.py", "mypkg.part", "mypkg.py is yours, and no package with modules in it"),
+        ("project/handlers/mypkg/util.py", "mypkg.utils", "mypkg is yours, and mypkg has no utils: did you mean"),
         ("project/src/mypkg/__init__.py", "mypkg.part", "src/mypkg is yours, and only the folder of cortex.yaml is"),
         ("project/handlers/mypkg.py", "mypkg", "handlers/mypkg.py is yours, and only the folder of cortex.yaml is"),
         ("mypkg/__init__.py", "mypkg", "ABOVE/mypkg is outside the project: move it into the folder of cortex.yaml"),
@@ -352,7 +357,8 @@ def test_a_file_that_is_left_out_by_default_is_told_how_to_take_it_in(folder: Pa
     found = Problem(reference="handler-import-failed", message=message, path=("apis", 0, "request_handler"), hint="x")
     hint = prepared(folder).told(found).hint
     assert hint.startswith("prompt.md is here, and not shipped: ")
-    assert hint.endswith("; `!/prompt.md` in .cortexignore takes it in")
+    assert hint.endswith("; `!/prompt.md` in .cortexignore ships it")
+    assert hint.count("cortexignore") == 1
     (folder / "prompt.md").unlink()
     assert prepared(folder).told(found).hint == "x"
 
