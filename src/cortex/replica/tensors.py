@@ -1078,6 +1078,8 @@ def _not_a_number(value: object, wanted: str = "number") -> _BadElement:
         except ValueError:
             if value.lower() in ("true", "false"):
                 hint = "send true and false without quotes"
+            elif value.lstrip()[:1] in ("[", "{"):
+                hint = "JSON goes without quotes around it, and with -H 'content-type: application/json'"
         return _BadElement(f"is text, {shown(value)}, where a {wanted} is expected", hint)
     if isinstance(value, Mapping):
         return _BadElement(f"is an object where a {wanted} is expected")

@@ -151,6 +151,10 @@ def test_nan_and_infinities_of_handlers_reach_floats_only(value):
     mismatch(TensorSpec("x", "int8", ("N",)), sample=np.array([value]))
 
 
+def test_json_that_came_as_text_is_told_how_to_be_sent():
+    assert "content-type: application/json" in mismatch(TensorSpec("x", "float32", (None, 2)), sample="[1, 2]").hint
+
+
 def test_what_lies_under_the_mask_of_an_array_is_never_used():
     masked = np.ma.array([1.0, 2.0], mask=[False, True])
     assert str(one("float32", (None,), masked).tolist()) == "[1.0, nan]"
