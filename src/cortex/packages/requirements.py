@@ -319,6 +319,8 @@ class _Reading:
         first, *drawing = reason.splitlines()
         one_equals = _ONE_EQUALS.match(text)
         hint = f"did you mean {one_equals[1]}=={one_equals[2]}?" if one_equals else ""
+        if one_equals and one_equals[1].lower() == "python":  # as conda lists it
+            hint = "delete this line: handlers run on the Python that runs Cortex"
         message = "\n".join([f"{quoted(text)} is no requirement: {first[:1].lower()}{first[1:]}", *drawing])
         self._problem("requirements-syntax", message, where, hint or "such as pillow, pillow==11.0.0 or pillow>=10,<12")
 

@@ -131,6 +131,7 @@ def test_cortex_itself_is_left_out_and_that_is_said():
     ("line", "reference", "hint"),
     [
         ("pillow=11", "requirements-syntax", "did you mean pillow==11?"),
+        ("python=3.9", "requirements-syntax", "delete this line"),
         ("pil low", "requirements-syntax", "such as pillow"),
         ("pillow===", "requirements-syntax", "such as pillow"),
         ("-e .", "requirements-local", "the folder of cortex.yaml is on sys.path"),
