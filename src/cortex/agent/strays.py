@@ -3,7 +3,9 @@ Processes that handlers started and that outlive their replica: found by descent
 
 A replica collects its descendants itself, and its launcher those of a replica that was killed. Of a replica whose
 launcher died they become our children, if we were its ancestor. What a former agent's launchers left behind when they
-died is nobody's child that we know of: it still bears the mark of the process that started it.
+died is nobody's child that we know of: it still bears the mark of the process that started it. That stands in the
+mounts of its namespace, which a process cannot shed by a new session or an empty environment, and, where no namespace
+could be had, in its environment or title.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import NamedTuple
 
 from cortex import processes
 from cortex.processes import ProcessIdentity
-from cortex.wire.launch import CHILD_TITLE, PROCESS_VARIABLE
+from cortex.wire.launch import CHILD_TITLE, PROCESS_VARIABLE, VIEW_SOURCE
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class Seen(NamedTuple):
     start_ticks: int
     command: str
     mark: str
-    """Which replica's process it names: in its environment, or as a forked child in its title. Empty: none."""
+    """Which replica's process it names: in its mounts, its environment, or a forked child's title. Empty: none."""
 
 
 def left_behind(seen: Iterable[Seen], gone: Collection[ProcessIdentity], is_alive: Callable[[str], bool]) -> list[Seen]:
@@ -121,6 +123,7 @@ def _sweep(gone: Collection[ProcessIdentity]) -> list[Seen]:
 def _look() -> list[Seen]:
     """Every process of this user."""
     own = os.getuid()
+    marks = {os.readlink("/proc/self/ns/mnt"): ""}
     found = []
     for entry in os.scandir("/proc"):
         if not entry.name.isdecimal():
@@ -132,10 +135,38 @@ def _look() -> list[Seen]:
             if fields[0] in (b"Z", b"X"):
                 continue
             command = processes.command_line(int(entry.name))
-            found.append(
-                Seen(int(entry.name), int(fields[3]), int(fields[19]), command, _mark(Path(entry.path), command))
-            )
+            mark = _mark_of_mounts(Path(entry.path), marks) or _mark(Path(entry.path), command)
+            found.append(Seen(int(entry.name), int(fields[3]), int(fields[19]), command, mark))
     return found
+
+
+def _mark_of_mounts(entry: Path, known: dict[str, str]) -> str:
+    """
+    The mark in a process's mount namespace, if it has one.
+
+    Args:
+        known: by namespace, those that were read before; added to.
+    """
+    namespace = os.readlink(entry / "ns" / "mnt")
+    if namespace not in known:
+        known[namespace] = mark_of_mounts((entry / "mountinfo").read_text(errors="replace"))
+    return known[namespace]
+
+
+def mark_of_mounts(mountinfo: str) -> str:
+    """
+    Which replica's view a mount namespace has. Empty: none's.
+
+    Source: proc_pid_mountinfo(5): after a `-` come the file system's type, its source and its options. The last view
+    counts: a namespace that was made in a replica has that one's as well.
+    """
+    marks = [
+        word.removeprefix(VIEW_SOURCE)
+        for line in mountinfo.splitlines()
+        for word in line.rpartition(" - ")[2].split(" ")[1:2]
+        if word.startswith(VIEW_SOURCE)
+    ]
+    return marks[-1] if marks else ""
 
 
 def _mark(entry: Path, command: str) -> str:

@@ -24,7 +24,8 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from cortex.errors import Problem
-from cortex.wire.launch import ReplicaSpec
+from cortex.processes import own_mark
+from cortex.wire.launch import VIEW_SOURCE, ReplicaSpec
 
 COPIED_BYTES = 32 * 2**20
 COPIED_FILES = 2_000
@@ -84,6 +85,7 @@ def lay_overlay(spec: ReplicaSpec) -> None:
     Enter a mount namespace with an overlay on the project. Raises OSError: this machine does not allow it.
 
     The tmpfs is mounted where the overlay comes to lie, which hides it: nobody reaches its files but through the view.
+    Its source is this process's mark: whatever this process starts is in the same namespace, and found by that.
     """
     is_root = os.geteuid() == 0
     _enter_namespace(is_root)
@@ -104,13 +106,14 @@ def _lay(spec: ReplicaSpec, more_options: str) -> None:
         _mount(None, folder, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _locked_flags(folder))
     lower = os.open(project, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _mount("cortex", project, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={spec.view_bytes},mode=0700")
+        source = VIEW_SOURCE + own_mark()
+        _mount(source, project, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={spec.view_bytes},mode=0700")
         try:
             for name in ("upper", "work"):
                 os.mkdir(os.path.join(project, name), 0o755)
             os.chdir(project)  # relative paths: a comma or a colon in one would mean something else
             options = f"lowerdir=/proc/self/fd/{lower},upperdir=upper,workdir=work{more_options}"
-            _mount("cortex", project, "overlay", _MS_NOSUID | _MS_NODEV, options)
+            _mount(source, project, "overlay", _MS_NOSUID | _MS_NODEV, options)
         except OSError:
             os.chdir("/")
             _call("umount2", os.fsencode(project), _MNT_DETACH)

@@ -58,6 +58,8 @@ PROCESS_VARIABLE = "CORTEX_PROCESS"
 """The replica's own mark (`processes.own_mark`), by which programs that it started are found once it is gone."""
 CHILD_TITLE = "cortex-child"
 """How the title of a forked child begins. Last in it is the same mark."""
+VIEW_SOURCE = "cortex-view:"
+"""How the source of the mount begins that is a handler's view of its project; what follows is the same mark."""
 
 IMPORT_TIME_VARIABLES = ("TF_", "ORT_", "OMP_", "OPENBLAS_", "MKL_", "LD_", "MALLOC_", "PYTHON")
 """Prefixes of variables that libraries read when imported, so they must be set before the launcher imports them."""

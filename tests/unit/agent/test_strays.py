@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cortex import processes
-from cortex.agent.strays import Seen, left_behind
+from cortex.agent.strays import Seen, left_behind, mark_of_mounts
 from cortex.processes import ProcessIdentity
 
 GONE = ProcessIdentity(pid=100, start_ticks=1000, boot_id="b")
@@ -44,3 +44,24 @@ def test_a_process_knows_its_own_mark_and_no_recycled_one() -> None:
     pid, ticks = own.split(".")
     assert processes.is_marked_alive(own)
     assert not processes.is_marked_alive(f"{pid}.{int(ticks) - 1}")
+
+
+def mounts(*lines: str) -> str:
+    return "".join(f"{line}\n" for line in ("22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw", *lines))
+
+
+def test_a_view_among_the_mounts_names_its_replica() -> None:
+    assert mark_of_mounts(mounts()) == ""
+    hidden = "94 92 0:44 / /store/trees/a\\040-\\040b rw - tmpfs cortex-view:100.1000 rw,size=65536k"
+    view = "95 94 0:45 / /store/trees/a\\040-\\040b rw - overlay cortex-view:100.1000 rw,lowerdir=/proc/self/fd/5"
+    assert mark_of_mounts(mounts(hidden, view)) == "100.1000"
+
+
+def test_a_view_that_was_made_in_another_ones_namespace_counts() -> None:
+    outer, inner = (f"9{n} 22 0:4{n} / /p{n} rw - overlay cortex-view:{n}00.1 rw" for n in (1, 2))
+    assert mark_of_mounts(mounts(outer, inner)) == "200.1"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "nonsense\n", "22 1 8:1 / / rw - \n"])
+def test_mounts_that_cannot_be_read_name_nobody(text: str) -> None:
+    assert mark_of_mounts(text) == ""
