@@ -69,7 +69,7 @@ class Inspection:
         self.deadline_s = deadline_s
         self.exit_code: int | None = None
         """As from `os.waitstatus_to_exitcode`; the launcher sets it."""
-        self._spec = request.spec
+        self.spec = request.spec
         self._output_fd = output_fd
         self._received = bytearray()
         self.killed = False
@@ -158,7 +158,7 @@ class Inspection:
         if self.killed:
             return Problem(
                 reference="inspection-timeout",
-                message=f"{step} took more than {self._spec.start_timeout_s:g} s",
+                message=f"{step} took more than {self.spec.start_timeout_s:g} s",
                 hint="if it needs longer, set CORTEX_START_TIMEOUT to more seconds",
                 traceback=output,
             )

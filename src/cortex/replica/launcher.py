@@ -21,8 +21,7 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ import msgspec
 
 from cortex import polling, processes
 from cortex.errors import CortexError, Problem
-from cortex.ids import ReplicaId
+from cortex.ids import ReplicaId, split_api_key
 from cortex.replica import process
 from cortex.replica.channel import Channel
 from cortex.wire.build import ModelFormat
@@ -48,6 +47,7 @@ from cortex.wire.launch import (
     InspectReport,
     LauncherReply,
     LauncherRequest,
+    ReplicaSpec,
 )
 
 if TYPE_CHECKING:  # imported by `preload`, once the environment is right
@@ -55,7 +55,7 @@ if TYPE_CHECKING:  # imported by `preload`, once the environment is right
 
 IDLE_EXIT_S = 60.0
 INSPECTIONS_AT_ONCE = 8
-"""Each loads a model; more at once would only swap."""
+"""Each loads a model; more at once would only swap. A deployment that has none among them does not wait for others'."""
 KEPT_EXITS = 1000
 """Reports of ended children that are kept for an agent to come."""
 
@@ -73,6 +73,18 @@ class _Queued(NamedTuple):
     request: Inspect
     fds: tuple[int, ...]
     """What its secrets are in, if it gets any."""
+
+
+def next_in_turn(waiting: Iterable[str], running: Collection[str]) -> int | None:
+    """
+    Which inspection begins next, by its place among those that wait; None: none of them yet.
+
+    Args:
+        waiting: their deployments, first come first.
+        running: the deployments of those that run.
+    """
+    has_room = len(running) < INSPECTIONS_AT_ONCE
+    return next((place for place, deployment in enumerate(waiting) if has_room or deployment not in running), None)
 
 
 class Launcher:
@@ -107,7 +119,7 @@ class Launcher:
         """The last end of each replica, until its next attempt."""
         self._inspections: dict[int, Inspection] = {}
         """By pid."""
-        self._queued: deque[_Queued] = deque()
+        self._queued: list[_Queued] = []
         self._signals, self._signal_writer = socket.socketpair()
         self._signals.setblocking(False)
         self._signal_writer.setblocking(False)
@@ -283,8 +295,8 @@ class Launcher:
     def _start_inspections(self) -> None:
         from cortex.replica import inspection
 
-        while self._queued and len(self._inspections) < INSPECTIONS_AT_ONCE:
-            agent, request, fds = self._queued.popleft()
+        while (place := self._next_in_turn()) is not None:
+            agent, request, fds = self._queued.pop(place)
             if agent.closed:  # nobody waits for it any more
                 close_all(fds)
                 continue
@@ -306,6 +318,12 @@ class Launcher:
             finally:
                 close_all(fds)
             self._inspections[started.pid] = started
+
+    def _next_in_turn(self) -> int | None:
+        if not self._queued:
+            return None
+        waiting = (_deployment(queued.request.spec) for queued in self._queued)
+        return next_in_turn(waiting, [_deployment(running.spec) for running in self._inspections.values()])
 
     def _call_off(self, mark: str) -> None:
         for queued in tuple(self._queued):
@@ -395,6 +413,10 @@ def bind(path: Path) -> socket.socket:
 
 class AlreadyRunning(Exception):
     """There is a launcher at this socket already."""
+
+
+def _deployment(spec: ReplicaSpec) -> str:
+    return split_api_key(spec.api)[0]
 
 
 def _fork_now() -> int:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from replica_harness import LauncherLink, LauncherProcess, eventually, spec_for
 
-from cortex.replica.launcher import INSPECTIONS_AT_ONCE
+from cortex.ids import ApiKey
+from cortex.replica.launcher import INSPECTIONS_AT_ONCE, next_in_turn
 from cortex.wire.build import Sample, TrackerConfig
 from cortex.wire.launch import CallOff, Inspect, Inspected, InspectReport
 
@@ -118,6 +119,31 @@ def test_an_endless_import_is_ended_and_others_go_on_meanwhile(
     for report in reports.values():
         assert only_problem(report).reference == "inspection-timeout"
         assert only_problem(report).message == "importing handler.py took more than 5 s"
+
+
+def test_a_deployment_does_not_wait_for_the_endless_imports_of_another(other_agent: LauncherLink, folder: Path) -> None:
+    endless = spec_for(folder, IRIS, handler_source="import time\ntime.sleep(600)", start_timeout_s=600.0)
+    for number in range(INSPECTIONS_AT_ONCE + 1):
+        other_agent.send(Inspect(request=str(number), spec=endless))
+    for number in range(3):
+        mark = f"other-{number}"
+        other_agent.send(Inspect(request=mark, spec=spec_for(folder, IRIS, api=ApiKey(f"other/{number}"))))
+    ended = [other_agent.wait_for(Inspected).request for _ in range(3)]
+    assert ended == ["other-0", "other-1", "other-2"]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "running", "begins"),
+    [
+        ([], [], None),
+        (["a", "b"], [], 0),
+        (["a", "b"], ["a"] * (INSPECTIONS_AT_ONCE - 1), 0),
+        (["a", "a", "b"], ["a"] * INSPECTIONS_AT_ONCE, 2),
+        (["a", "b"], ["a"] * INSPECTIONS_AT_ONCE + ["b"], None),
+    ],
+)
+def test_whose_turn_it_is(waiting: list[str], running: list[str], begins: int | None) -> None:
+    assert next_in_turn(waiting, running) == begins
 
 
 def test_an_inspection_that_is_called_off_is_ended_or_never_begun(other_agent: LauncherLink, folder: Path) -> None:
