@@ -591,7 +591,13 @@ class Agent:
         env = {**os.environ, **environment_of(self._settings), "CORTEX_OPERATOR_PORT": str(record.operator_port)}
         with (self._layout.logs / "controlplane.out").open("ab") as output:
             self._control_plane = subprocess.Popen(
-                [sys.executable, "-P", "-m", "cortex.controlplane"],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "cortex.controlplane",
+                    os.fspath(self._layout.home),
+                ],  # the home for `down`
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -64,6 +64,8 @@ DATABASE_ENDINGS = ("-wal", "-shm", "-journal")
 
 CONTROLPLANE_COMMAND = (sys.executable, "-P", "-m", "cortex.controlplane")
 """`-P`: the working directory is `/`, and nothing there is ours to import."""
+SWEEPS = 5
+"""What dies last may have started something before: so often `stop` looks for what runs and ends it."""
 
 
 Record = TypeVar("Record", bound=ProcessIdentity)
@@ -203,10 +205,13 @@ class LocalEnvironment:
             if running and self._asked_to_stop(drain_timeout_s):
                 self._wait_for_end(running, drain_timeout_s + STOP_GRACE_S)
             killed = self._end(drain_timeout_s) if self._processes() else []
-            killed += self._kill(self._left_behind())
-            left = tuple(process.pid for process in (*self._processes(), *self._left_behind()))
-            if left:
-                raise StopFailed(left)
+            for _ in range(SWEEPS):
+                left = (*self._processes(), *self._left_behind())
+                if not left:
+                    break
+                killed += self._kill(left)
+            else:
+                raise StopFailed(tuple(process.pid for process in left))
             return Stopped(was_running=bool(running or killed), killed=tuple(killed))
 
     def purge(self) -> tuple[str, ...]:
@@ -410,7 +415,8 @@ class LocalEnvironment:
             command = " ".join(facts["cmdline"] or ())
             if facts["uids"] is None or facts["uids"].real != os.getuid():
                 continue
-            named = command.startswith("cortex-") or "haproxy" in command.partition(" ")[0]
+            # The last is one that was just started and has yet to take its title.
+            named = command.startswith("cortex-") or "haproxy" in command.partition(" ")[0] or " -m cortex." in command
             holder = ports.Holder(pid=facts["pid"], name="", command=command)
             identity = identify(facts["pid"])
             if named and identity is not None and ports.belongs_to(self.settings.home, holder):

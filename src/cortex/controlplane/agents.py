@@ -365,7 +365,7 @@ class LocalAgent:
         self._restarts.note_start(now_s)
         with (self._layout.logs / "agent.out").open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "cortex.agent"],
+                [sys.executable, "-P", "-m", "cortex.agent", os.fspath(self._layout.home)],  # for `down`
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -304,6 +304,28 @@ def test_what_was_left_behind_is_found_by_its_title_and_home(build: Build, home:
     assert others.returncode == -signal.SIGKILL  # ours; a SIGTERM from `stop` would have come before
 
 
+@pytest.mark.usefixtures("quick")
+def test_what_was_only_just_started_is_ended_before_it_has_a_title(build: Build, home: Path) -> None:
+    home.mkdir()
+    command = [sys.executable, "-P", "-c", "import time; time.sleep(60)", "-m", "cortex.agent", os.fspath(home)]
+    with subprocess.Popen(command) as starting:
+        stopped = build().stop(drain_timeout_s=0.1)
+        assert stopped == Stopped(was_running=True, killed=(starting.pid,))
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_started_by_one_that_is_being_ended_is_ended_too(build: Build, home: Path) -> None:
+    home.mkdir()
+    starter = (
+        f"trap 'setsid bash -c \"exec -a cortex-agent\\ {home} sleep 60\" & exit' TERM; while :; do read -t 1 x; done"
+    )
+    argv = ["cortex-controlplane", "-c", starter, f" {home} "]
+    with subprocess.Popen(argv, executable="/bin/bash", stdin=subprocess.PIPE) as first:
+        stopped = build().stop(drain_timeout_s=0.1)
+    assert first.pid in stopped.killed
+    assert len(stopped.killed) == 2
+
+
 def test_up_waits_for_a_down_that_was_interrupted(build: Build, home: Path, fake: Any, fakes: Any) -> None:
     layout = fake.write_home(home)
     layout.down_mark.touch()
