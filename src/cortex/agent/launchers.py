@@ -132,6 +132,8 @@ class Launcher:
         self._channel: channel.Channel | None = None
         self._connecting = asyncio.Lock()
         self._identity: ProcessIdentity | None = None
+        self._has_listened = False
+        """Whether that process is known to have begun to listen."""
         self._process: subprocess.Popen[bytes] | None = None
         self._forks: dict[tuple[ReplicaId, int], asyncio.Future[int]] = {}
         self._inspections: dict[str, asyncio.Future[InspectReport]] = {}
@@ -259,6 +261,7 @@ class Launcher:
                 raise
             self._failures = 0
             self._learn_identity(self._channel.listener_pid)
+            self._has_listened = True
             return self._channel
 
     async def _connected(self) -> channel.Channel:
@@ -269,6 +272,9 @@ class Launcher:
                 return await channel.connect(
                     self.socket_path, on_frame=self._received, on_close=self._lost, timeout_s=5.0
                 )
+            except (ConnectionRefusedError, FileNotFoundError):
+                if self._has_listened:  # somebody has told it to end: it lives for its children, and forks no more
+                    self._identity = self._process = None
             except OSError:
                 pass
             if self._closing:
@@ -296,6 +302,7 @@ class Launcher:
                     self.socket_path, on_frame=self._received, on_close=self._lost, timeout_s=2.0
                 )
                 self._learn_identity(self._channel.listener_pid)
+                self._has_listened = True
 
     @property
     def log_file(self) -> Path:
@@ -303,7 +310,7 @@ class Launcher:
 
     def adopt(self, identity: ProcessIdentity) -> None:
         """Take an already running process for ours."""
-        self._identity = identity
+        self._identity, self._has_listened = identity, True
 
     async def stop(self, *, for_good: bool) -> None:
         """
@@ -367,7 +374,7 @@ class Launcher:
                 env={**self._inherited(), **self.variables},
                 start_new_session=True,
             )
-        self._identity = processes.identify(self._process.pid)
+        self._identity, self._has_listened = processes.identify(self._process.pid), False
         self._write_record()
         log.info("started the %s launcher, pid %s", self.backend, self._process.pid)
 
