@@ -15,7 +15,7 @@ from cortex.errors import CortexError
 from cortex.ids import ApiKey, Version, api_key
 from cortex.metrics import summary
 from cortex.metrics.collect import Collector
-from cortex.metrics.counts import Attempt, IngressCounts, Lifetime
+from cortex.metrics.counts import IngressCounts, Lifetime
 from cortex.metrics.store import StatsStore, Window
 from cortex.wire.build import TrackerConfig
 from cortex.wire.operator import AllVersions, ApiStatus, Traffic
@@ -70,7 +70,12 @@ class Statistics:
     def collect(self) -> None:
         """Merge what the replicas have written since the last time."""
         reports = self._reports()
-        live = _live(reports)
+        live = {
+            (replica.replica, replica.attempt)
+            for report in reports
+            for replica in report.replicas
+            if replica.phase is not Phase.EXITED
+        }
         with self._collecting:
             if self._closed:
                 return
@@ -88,7 +93,7 @@ class Statistics:
         with self._collecting:
             try:
                 if self._store is not None and not self._closed:
-                    self._store.forget_apis(apis, _live(self._reports()))
+                    self._store.forget_apis(apis)
             except CortexError as error:
                 log.warning("statistics of removed apis could not be forgotten: %s", error)
 
@@ -175,16 +180,6 @@ class Statistics:
                 self.collect()
             except Exception:
                 log.exception("a fault of ours; statistics will be collected again")
-
-
-def _live(reports: Iterable[AgentReport]) -> set[Attempt]:
-    """Attempts whose process may still run."""
-    return {
-        (replica.replica, replica.attempt)
-        for report in reports
-        for replica in report.replicas
-        if replica.phase is not Phase.EXITED
-    }
 
 
 def _told(tracker: TrackerConfig | None, window: Window) -> dict[str, Any] | None:

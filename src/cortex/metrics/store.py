@@ -121,9 +121,6 @@ MIGRATIONS = (
 )
 """Script n brings a file from schema version n to n + 1. Scripts are never changed, only appended."""
 
-_ANY_RUN = "*"
-"""A row of `seen_run` that discards whichever runs of an attempt have not been seen: no run has such a name."""
-
 _encode = msgspec.msgpack.Encoder().encode
 _counts = msgspec.msgpack.Decoder(Counts).decode
 _reading = msgspec.msgpack.Decoder(Reading).decode
@@ -232,14 +229,10 @@ class StatsStore:
             db.executemany("DELETE FROM seen_run WHERE replica = ? AND attempt = ?", keys)
             self._warned.difference_update(keys)
 
-    def forget_apis(self, apis: Iterable[ApiKey], live: Iterable[Attempt] = ()) -> None:
+    def forget_apis(self, apis: Iterable[ApiKey]) -> None:
         """
         Forget what these apis have counted. What runs of theirs that were seen still count is left out for good.
-
-        Args:
-            live: attempts of any api that may still run. Those of these apis are left out if they were not seen, too.
         """
-        live, nothing = tuple(live), _encode(Reading(NOTHING, {}))
         with self._changing() as db:
             for api in apis:
                 of_api = "(SELECT id FROM series WHERE api = ?)"
@@ -253,8 +246,6 @@ class StatsStore:
                     db.execute(f"DELETE FROM {table} WHERE api = ?", (api,))
                 prefix = f"{api.replace('/', '.')}."
                 db.execute("UPDATE seen_run SET discarded = 1 WHERE substr(replica, 1, ?) = ?", (len(prefix), prefix))
-                rows = ((*attempt, _ANY_RUN, nothing) for attempt in live if attempt[0].startswith(prefix))
-                db.executemany("INSERT OR REPLACE INTO seen_run VALUES (?, ?, ?, ?, 1)", rows)
             self._windows.clear()
 
     def sync(self) -> bool:
@@ -358,7 +349,7 @@ class StatsStore:
         row = db.execute(
             "SELECT reading, discarded FROM seen_run WHERE replica = ? AND attempt = ? AND run = ?", (*key, file.run)
         ).fetchone()
-        discarded = row[1] == 1 if row is not None else self._is_discarded(db, key)
+        discarded = row is not None and row[1] == 1
         before = Reading(NOTHING, {}) if row is None else _reading(row[0])
         if before == now:
             return None
@@ -371,10 +362,6 @@ class StatsStore:
             (*key, file.run, _encode(now), int(discarded)),
         )
         return None if discarded else grown
-
-    def _is_discarded(self, db: sqlite3.Connection, attempt: Attempt) -> bool:
-        query = "SELECT 1 FROM seen_run WHERE replica = ? AND attempt = ? AND run = ?"
-        return db.execute(query, (*attempt, _ANY_RUN)).fetchone() is not None
 
     def _see_ingress(self, db: sqlite3.Connection, counted: IngressCounts) -> Counts | None:
         key = (counted.instance, counted.api)

@@ -613,21 +613,3 @@ def test_a_replica_of_a_removed_api_that_still_drains_counts_for_none_of_its_nam
     store.merge([build.file(ok=4, run="before", last=True), build.file(ok=1, run="after")], NOW_S)
     assert store.window(draining.api, now_wall_s=NOW_S).counts.ok == 1
     assert store.lifetimes()[draining.api].counts.ok == 1
-
-
-def test_the_first_request_of_a_replica_of_a_removed_api_counts_for_none_of_its_name(store, build):
-    late = build.file(ok=1, run="r")
-    store.forget_apis([late.api], [(late.replica, late.attempt)])
-    store.merge([late], NOW_S)
-    store.merge([build.file(ok=2, run="r", last=True)], NOW_S)
-    assert store.window(late.api, now_wall_s=NOW_S) == Window()
-    assert (late.replica, late.attempt) in store.known()
-    store.forget([(late.replica, late.attempt)])
-    assert store.known() == frozenset()
-
-
-def test_replicas_of_others_go_on_counting_when_an_api_is_removed(store, build):
-    own = build.file(ok=1)
-    store.forget_apis([ApiKey("iris/other")], [(own.replica, own.attempt)])
-    store.merge([own], NOW_S)
-    assert store.window(own.api, now_wall_s=NOW_S).counts.ok == 1
