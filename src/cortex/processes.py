@@ -10,6 +10,7 @@ import fcntl
 import os
 import select
 import signal
+import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -119,6 +120,13 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def outlive_parent() -> None:
+    """Take `end_with_parent` back."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
 def children(of: int | None = None) -> set[int]:
     """
     Pids of a process's children, whichever thread has forked them; of ours by default.
@@ -225,8 +233,11 @@ def write_identity(file: Path, record: msgspec.Struct) -> None:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Replace a file atomically, mode 0600. A crash leaves the old content or the new, never half."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    """
+    Replace a file atomically, mode 0600. A crash leaves the old content or the new, never half; of several who write
+    at once, in threads too, whoever ends last is read.
+    """
+    temporary = file.with_name(f".{file.name}.{threading.get_native_id()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as stream:

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from cortex import processes
 from cortex.processes import ProcessIdentity
@@ -125,3 +127,18 @@ def test_only_one_holds_a_lock_for_life(tmp_path):
     again = processes.hold_for_life(tmp_path / "a.lock")
     assert again is not None
     os.close(again)
+
+
+def test_several_threads_may_write_one_file_at_once(tmp_path):
+    file = tmp_path / "f"
+    together = threading.Barrier(4, timeout=30)
+
+    def write(number: int) -> None:
+        for _ in range(50):
+            together.wait()
+            processes.write_whole(file, b"%d" % number * 1000)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert file.read_bytes() in [b"%d" % number * 1000 for number in range(4)]
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]

@@ -30,6 +30,7 @@ from cortex import processes
 from cortex.agent import logs, rotation, server
 from cortex.agent.environments import Environments
 from cortex.agent.installer import Installer, Tell
+from cortex.agent.kept import Kept
 from cortex.agent.launchers import Launcher, LauncherLost
 from cortex.agent.logs import LogReader
 from cortex.agent.provisions import Provisions
@@ -40,7 +41,7 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock, SystemClock, until_beat_s
 from cortex.engines import machine
 from cortex.errors import CortexError, Problem
-from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId
+from cortex.ids import ApiKey, DeviceId, NodeId, replica_id
 from cortex.ingress.handover import ListenAddress
 from cortex.ingress.supervisor import Ingress
 from cortex.processes import ControlPlaneRecord, ProcessIdentity
@@ -254,15 +255,18 @@ class Agent:
     async def inspect(self, request: InspectBuild) -> InspectReport:
         if self._stop_asked.done():
             raise server.Ending
+        build = request.build
         order = StartReplica(
-            replica=ReplicaId(f"inspect.{request.build.version[:12]}"),
+            replica=replica_id(build.api, build.revision, 0),  # what is kept becomes the first one
             attempt=0,
-            build=request.build,
-            devices=self._devices_to_inspect_on(request.build),
+            build=build,
+            devices=self._devices_to_inspect_on(build),
         )
+        self.replicas.kept.end(build.api)
         scratch = self._layout.scratch / f"inspection-{secrets.token_hex(8)}"
+        is_kept = False
         try:
-            provided = await self._provisions.provide(request.build)
+            provided = await self._provisions.provide(build)
             spec = msgspec.structs.replace(
                 self.replicas.replica_spec(order, provided),
                 start_timeout_s=request.timeout_s,
@@ -270,10 +274,13 @@ class Agent:
                 stats_path="",
                 scratch=str(scratch),
             )
-            build = request.build
             launcher = self.replicas.launchers.get(build.model.format, build.env, build.environment)
-            async with asyncio.timeout(request.timeout_s + 10.0):
-                return _masked(await self._inspected(launcher, spec, provided.secrets, request.rows), provided.secrets)
+            keep = request.keep and not order.devices  # which others may be waiting for
+            report = await self._inspected(launcher, spec, provided.secrets, request.rows, keep=keep)
+            if report.kept:
+                self.replicas.kept.add(Kept(report.kept, launcher, spec, provided.secrets))
+                is_kept = True
+            return _masked(msgspec.structs.replace(report, kept="", rows_left=False), provided.secrets)
         except CortexError as error:
             return InspectReport(problems=(error.problem(),))
         except TimeoutError:
@@ -289,7 +296,8 @@ class Agent:
             message = f"this machine cannot check models and handlers now: {error}"
             return InspectReport(problems=(Problem(reference="node-fault", message=message),))
         finally:
-            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+            if not is_kept:
+                await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     def _devices_to_inspect_on(self, build: BuildSpec) -> tuple[DeviceId, ...]:
         """As many GPUs as its replicas get: those that no replica holds, others only when these are too few."""
@@ -297,13 +305,38 @@ class Agent:
         return tuple(sorted(self._node.devices, key=held.__contains__)[: build.resources.gpus])
 
     async def _inspected(
-        self, launcher: Launcher, spec: ReplicaSpec, values: Mapping[str, str], rows: Mode
+        self, launcher: Launcher, spec: ReplicaSpec, values: Mapping[str, str], rows: Mode, *, keep: bool
+    ) -> InspectReport:
+        report = await self._looked(launcher, spec, values, rows, keep=keep)
+        if not report.rows_left:
+            return report
+        alone = _model_alone(spec, with_sample=not report.has_pre)
+        try:
+            of_rows = await self._looked(launcher, alone, {}, rows, keep=False)
+        except BaseException:
+            launcher.call_off(report.kept)
+            raise
+        if of_rows.problems:
+            launcher.call_off(report.kept)
+            report = msgspec.structs.replace(report, kept="")
+        problems = (*report.problems, *of_rows.problems)
+        return msgspec.structs.replace(report, problems=problems, batching=of_rows.batching or report.batching)
+
+    async def _looked(
+        self, launcher: Launcher, spec: ReplicaSpec, values: Mapping[str, str], rows: Mode, *, keep: bool
     ) -> InspectReport:
         for tries_left in reversed(range(INSPECT_TRIES)):
             try:
-                return await launcher.inspect(
-                    spec, values, model=True, handler=spec.handler is not None, run_sample=False, rows=rows
-                )
+                async with asyncio.timeout(spec.start_timeout_s + 10.0):
+                    return await launcher.inspect(
+                        spec,
+                        values,
+                        model=True,
+                        handler=spec.handler is not None,
+                        run_sample=False,
+                        rows=rows,
+                        keep=keep,
+                    )
             except LauncherLost:
                 self._end_children("cortex-inspect")  # nobody waits for what it had begun
                 await self._strays.end()
@@ -688,6 +721,7 @@ class Agent:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5.0):
                 await self.replicas.closed()
+        self.replicas.kept.end()
         await self.replicas.launchers.stop()
         await self.replicas.safekeeping.stop()
         self._end_children()
@@ -720,6 +754,19 @@ def _tell(error: Exception) -> None:
         log.warning("will be tried again: %s", error)
     else:
         log.error("a fault of ours, will be tried again", exc_info=error)
+
+
+def _model_alone(spec: ReplicaSpec, *, with_sample: bool) -> ReplicaSpec:
+    """Without its handler, which says nothing about rows."""
+    return msgspec.structs.replace(
+        spec,
+        handler=None,
+        project_dir=None,
+        env={},
+        scratch="",
+        tracker=None,
+        sample=spec.sample if with_sample else None,
+    )
 
 
 def _masked(report: InspectReport, secrets: Mapping[str, str]) -> InspectReport:

@@ -171,13 +171,20 @@ class Launcher:
         return bool(self._forks or self._inspections or self._connecting.locked())
 
     async def fork(
-        self, spec: ReplicaSpec, slot: socket.socket, control: socket.socket, secrets: Mapping[str, str]
+        self,
+        spec: ReplicaSpec,
+        slot: socket.socket,
+        control: socket.socket,
+        secrets: Mapping[str, str],
+        *,
+        kept: str = "",
     ) -> int:
         """
         Fork a replica; returns its pid.
 
         Args:
             secrets: values by variable. The launcher hands them on unread.
+            kept: of an inspection: its child is to become the replica, if it is still there.
 
         Raises:
             LauncherLost: the launcher ended before it answered. The replica may run or not, but no launcher will fork
@@ -190,7 +197,7 @@ class Launcher:
         self._forks[(spec.replica, spec.attempt)] = future
         try:
             with _packed(secrets) as packed:
-                conn.send(msgspec.json.encode(Fork(spec=spec)), (slot.fileno(), control.fileno(), *packed))
+                conn.send(msgspec.json.encode(Fork(spec=spec, kept=kept)), (slot.fileno(), control.fileno(), *packed))
             async with asyncio.timeout(FORK_TIMEOUT_S):
                 return await future
         except TimeoutError:
@@ -212,8 +219,9 @@ class Launcher:
         handler: bool,
         run_sample: bool,
         rows: Mode = "off",
+        keep: bool = False,
     ) -> InspectReport:
-        """Have a short-lived child look at model and handler. Raises LauncherLost."""
+        """Have a short-lived child look at model and handler, and keep it if that is asked for. Raises LauncherLost."""
         conn = await self.connection()
         identity = self._identity
         request = f"{os.getpid()}-{next(self._inspection_numbers)}"
@@ -221,14 +229,13 @@ class Launcher:
         self._inspections[request] = future
         try:
             message = Inspect(
-                request=request, spec=spec, model=model, handler=handler, run_sample=run_sample, rows=rows
+                request=request, spec=spec, keep=keep, model=model, handler=handler, run_sample=run_sample, rows=rows
             )
             with _packed(secrets) as packed:
                 conn.send(msgspec.json.encode(message), packed)
             return await future
         except asyncio.CancelledError:
-            if not conn.closed:
-                conn.send(msgspec.json.encode(CallOff(request=request)))
+            self.call_off(request)
             raise
         except LauncherLost:
             await self._see_ended(identity, conn)  # only then are its children ours, and can be ended
@@ -236,6 +243,11 @@ class Launcher:
         finally:
             self._inspections.pop(request, None)
             self.last_used_s = self._clock.monotonic_s()
+
+    def call_off(self, request: str) -> None:
+        """Nobody waits for this inspection, or for what was kept of it. Of a lost launcher there is none."""
+        if self._channel is not None and not self._channel.closed:
+            self._channel.send(msgspec.json.encode(CallOff(request=request)))
 
     async def connection(self) -> channel.Channel:
         """

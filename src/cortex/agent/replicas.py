@@ -27,6 +27,7 @@ import msgspec
 
 from cortex import processes
 from cortex.agent import channel, logs, recovery
+from cortex.agent.kept import KeptInspections
 from cortex.agent.launchers import ForkRefused, Launcher, LauncherLost, Launchers
 from cortex.agent.provisions import Provided, Provisions
 from cortex.agent.safekeeping import Safekeeping
@@ -208,6 +209,7 @@ class Replicas:
         self._counts_asked = time.time_ns()
         """Grows; above what a former agent asked with, as replicas remember that."""
         self.safekeeping = Safekeeping(layout)
+        self.kept = KeptInspections()
         self.launchers = Launchers(
             python=provisions.python,
             settings=settings,
@@ -508,7 +510,7 @@ class Replicas:
             provided = await self._provisions.provide(build, lambda doing: self._note_progress(replica, doing))
             spec = self.replica_spec(replica.order, provided)
             replica.forking = True
-            pid = await self._forked_once(self._launcher_of(build), spec, replica, provided.secrets)
+            pid = await self._started_once(self._launcher_of(build), spec, replica, provided.secrets)
         except (CortexError, OSError) as error:
             problem = error.problem() if isinstance(error, CortexError) else _os_problem(error)
             log.error("%s could not be started: %s", replica.label, problem.message)
@@ -531,8 +533,21 @@ class Replicas:
             self._set_phase(replica, Phase.LOADING)
         await self._connect_control(replica)
 
-    async def _forked_once(
+    async def _started_once(
         self, launcher: Launcher, spec: ReplicaSpec, replica: Replica, secrets: Mapping[str, str]
+    ) -> int | None:
+        """As `_forked_once`, if possible with what an inspection has loaded."""
+        kept = self.kept.take(launcher, spec, secrets)
+        pid = None
+        try:
+            pid = await self._forked_once(launcher, spec, replica, secrets, kept)
+        finally:
+            if kept and pid is None:
+                launcher.call_off(kept)
+        return pid
+
+    async def _forked_once(
+        self, launcher: Launcher, spec: ReplicaSpec, replica: Replica, secrets: Mapping[str, str], kept: str
     ) -> int | None:
         """
         Have the process forked, once, even by a launcher that dies over it; returns its pid.
@@ -544,7 +559,7 @@ class Replicas:
             if replica.stopping or replica.forgotten:
                 return None
             try:
-                return await self._fork(launcher, spec, replica, secrets)
+                return await self._fork(launcher, spec, replica, secrets, kept)
             except LauncherLost:
                 pid = await self._orphan(replica)
                 if pid is not None:
@@ -566,13 +581,15 @@ class Replicas:
             if self._clock.monotonic_s() > deadline_s:
                 raise LauncherLost("the launcher ended over the fork, and what it forked does not answer")
 
-    async def _fork(self, launcher: Launcher, spec: ReplicaSpec, replica: Replica, secrets: Mapping[str, str]) -> int:
+    async def _fork(
+        self, launcher: Launcher, spec: ReplicaSpec, replica: Replica, secrets: Mapping[str, str], kept: str
+    ) -> int:
         path = self._layout.control_socket(replica.stem)
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
             control.bind(str(path))
             control.listen(16)
-            return await launcher.fork(spec, replica.slot, control, secrets)
+            return await launcher.fork(spec, replica.slot, control, secrets, kept=kept)
 
     def _note_progress(self, replica: Replica, doing: str) -> None:
         if replica.progress != doing:

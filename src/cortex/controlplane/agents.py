@@ -149,7 +149,13 @@ class LocalAgent:
     # ---- questions ----------------------------------------------------------------------------------------------
 
     def inspect(
-        self, build: BuildSpec, timeout_s: float, *, rows: Mode = "off", left: threading.Event | None = None
+        self,
+        build: BuildSpec,
+        timeout_s: float,
+        *,
+        rows: Mode = "off",
+        keep: bool = False,
+        left: threading.Event | None = None,
     ) -> InspectReport:
         """
         Have model and handler looked at in a child of the node, and the model's rows if it is said how.
@@ -157,13 +163,14 @@ class LocalAgent:
         An agent that is just being started, or started again, is waited for.
 
         Args:
+            keep: a replica of it is about to be started.
             left: set when nobody waits for the report any more; then its child is ended.
 
         Raises:
             AgentUnreachable
             CalledOff: `left` was set.
         """
-        request = InspectBuild(build=build, timeout_s=timeout_s, rows=rows)
+        request = InspectBuild(build=build, timeout_s=timeout_s, rows=rows, keep=keep)
         reply = self._asked_patiently(
             lambda line: line.converse(request, lambda _: None, silence_s=timeout_s + 30.0, left=left)
         )

@@ -252,8 +252,10 @@ class ControlPlane:
         """What one thread works on; the loop keeps one, others make one for a single look."""
         return World(state=self._state, engine=self._engine, agents=self._agent, clock=self._clock, epoch=self._epoch)
 
-    def _inspect(self, build: BuildSpec, rows: Mode, left: threading.Event | None = None) -> InspectReport:
-        return self._agent.inspect(build, self._settings.start_timeout_s, rows=rows, left=left)
+    def _inspect(
+        self, build: BuildSpec, rows: Mode, left: threading.Event | None = None, *, keep: bool = False
+    ) -> InspectReport:
+        return self._agent.inspect(build, self._settings.start_timeout_s, rows=rows, keep=keep, left=left)
 
     def _to_prove(self) -> tuple[ToProve, ...]:
         observation = look(self._new_world())

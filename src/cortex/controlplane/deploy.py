@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Protocol
 
 import msgspec
 from pydantic import ValidationError
@@ -59,7 +60,16 @@ WAITING_SAID_S = 1.0
 """How often a deploy that waits for another one says so, and notices that nobody waits for it any more."""
 
 Emit = Callable[[DeployProgress], None]
-Inspector = Callable[[BuildSpec, Mode, threading.Event], InspectReport]
+
+
+class Inspector(Protocol):
+    """
+    Looks at a build in a child of the node, and at its model's rows if it is said how, until the event is set.
+
+    `keep`: a replica of it is about to be started. Raises CortexError when the node cannot be asked.
+    """
+
+    def __call__(self, build: BuildSpec, rows: Mode, left: threading.Event, /, *, keep: bool) -> InspectReport: ...
 
 
 class Deployer:
@@ -67,8 +77,6 @@ class Deployer:
     Takes deploys in: of each deployment one at a time, of several side by side.
 
     Args:
-        inspect: looks at a build in a child of the node, and at its model's rows if it is said how, until the event is
-            set; raises CortexError when the node cannot be asked.
         models: fetches the remote ones.
         packages: resolves and prepares what requirements.txt asks for.
         secrets: what `env` may name.
@@ -164,7 +172,7 @@ class Deployer:
         self._check_room(records)
         with self._store.pin(*(tree for record in records for tree in trees_of(record.wanted.build))):
             self._packages.prepare((record.wanted.build for record in records), _telling(emit))
-            inspected, warnings = self._inspect_new(records, known, emit, left)
+            inspected, warnings = self._inspect_new(records, known, emit, left, keep=not request.dry_run)
             warnings += package_warnings
             return self._commit(deployment, specs, request, known, inspected, warnings)
 
@@ -416,10 +424,19 @@ class Deployer:
             raise Problems(problems)
 
     def _inspect_new(
-        self, records: Sequence[ApiRecord], known: Mapping[ApiKey, ApiRecord], emit: Emit, left: threading.Event
+        self,
+        records: Sequence[ApiRecord],
+        known: Mapping[ApiKey, ApiRecord],
+        emit: Emit,
+        left: threading.Event,
+        *,
+        keep: bool,
     ) -> tuple[list[ApiRecord], list[Problem]]:
         """
         Have each version looked at that has not been before.
+
+        Args:
+            keep: replicas of them are about to be started.
 
         Raises:
             Problems: all that is wrong.
@@ -441,7 +458,7 @@ class Deployer:
         rows = asked_of_rows([record.wanted.build for record in todo.values()], Known(self._state.batching()))
         with ThreadPoolExecutor(INSPECTIONS_AT_ONCE, thread_name_prefix="inspect") as pool:
             futures = {
-                pool.submit(self._inspect, record.wanted.build, rows[version], left): version
+                pool.submit(self._inspect, record.wanted.build, rows[version], left, keep=keep): version
                 for version, record in todo.items()
             }
             for done, future in enumerate(as_completed(futures)):

@@ -16,17 +16,16 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import uvloop
 
-from cortex import processes
 from cortex.errors import Problem
 from cortex.ids import short, split_api_key
-from cortex.replica import logs, offspring, process, secrecy, view
+from cortex.replica import logs, offspring, process, secrecy
 from cortex.replica.backends import base
 from cortex.replica.condition import Condition
 from cortex.replica.control import Control
@@ -36,12 +35,13 @@ from cortex.replica.inference import Inference
 from cortex.replica.prediction import Steps, build_predictor, hide_loop
 from cortex.replica.server import Server, Service
 from cortex.replica.stats import Counters, StatsWriter, write_last_words
+from cortex.replica.surroundings import Surroundings, settle
 from cortex.replica.tracebacks import one_line
 from cortex.replica.tracker import Tracker
 from cortex.replica.warmup import SampleRefused, WarmUp
 from cortex.wire.launch import ENDING_S, ReplicaSpec
 from cortex.wire.reports import Phase
-from cortex.wire.secrecy import confidential, unpacked
+from cortex.wire.secrecy import unpacked
 from cortex.wire.stats import LastWords
 
 if TYPE_CHECKING:  # imported only where traces are asked for: it takes half a second
@@ -66,12 +66,62 @@ SAY_GOODBYE_S = 1.0
 """How long the last status may take to reach those who listen."""
 
 
+class Loaded(NamedTuple):
+    """Model and handler, of a process that had them before it became a replica."""
+
+    backend: base.Backend
+    handler: Handler | None
+    loop: asyncio.AbstractEventLoop
+    """The one that was current while the handler was imported."""
+    descriptors: Mapping[int, str]
+    """Ours, of the time before (`offspring.Ours`)."""
+    load_s: float
+
+
 def live(spec: ReplicaSpec, *, slot_fd: int, control_fd: int, secrets_fd: int | None = None) -> NoReturn:
     """Be this replica. Called in the forked child; does not return."""
+
+    def run() -> int:
+        surroundings = settle(
+            spec,
+            {} if secrets_fd is None else unpacked(secrets_fd),
+            descriptors=(slot_fd, control_fd),
+            open_log=lambda: logs.LogFile(spec.log_path, spec.attempt),
+            title=_title(spec),
+        )
+        return _Replica(surroundings, slot_fd=slot_fd, control_fd=control_fd).run()
+
+    _live(run)
+
+
+def go_on(surroundings: Surroundings, loaded: Loaded, spec: ReplicaSpec, *, slot_fd: int, control_fd: int) -> NoReturn:
+    """
+    Be this replica from now on. Called in a child that has all of it loaded; does not return.
+
+    Args:
+        surroundings: its log has no path yet.
+        spec: as the one that it was settled by, but for what has no effect before a model serves.
+    """
+
+    def run() -> int:
+        surroundings.log.move_to(spec.log_path, spec.attempt)
+        faulthandler.enable(surroundings.log.descriptor)
+        process.set_title(*_title(spec))
+        process.move_import_folder(surroundings.spec.scratch, spec.scratch)
+        view = surroundings.view._replace(spec=spec)
+        return _Replica(surroundings._replace(view=view), slot_fd=slot_fd, control_fd=control_fd, loaded=loaded).run()
+
+    _live(run)
+
+
+def _title(spec: ReplicaSpec) -> tuple[str, ...]:
+    return "cortex-replica", spec.home, spec.api, short(spec.version), spec.replica
+
+
+def _live(run: Callable[[], int]) -> NoReturn:
     code = EXIT_BUG
     try:
-        secrets = {} if secrets_fd is None else unpacked(secrets_fd)
-        code = _Replica(spec, slot_fd=slot_fd, control_fd=control_fd, secrets=secrets).run()
+        code = run()
     except BaseException:
         try:
             os.write(2, traceback.format_exc().encode("utf-8", "backslashreplace"))
@@ -82,21 +132,16 @@ def live(spec: ReplicaSpec, *, slot_fd: int, control_fd: int, secrets_fd: int | 
 
 
 class _Replica:
-    def __init__(self, spec: ReplicaSpec, *, slot_fd: int, control_fd: int, secrets: Mapping[str, str]) -> None:
-        process.detach()
-        process.close_descriptors_except((slot_fd, control_fd))
-        self._log = logs.LogFile(spec.log_path, spec.attempt)
-        faulthandler.enable(self._log.descriptor)
-        process.reseed()
-        process.raise_oom_score()
-        process.apply_environment(process.replica_environment(spec, os.environ, secrets))
-        process.forget_launcher()
-        secrecy.keep(confidential(secrets))
-        process.set_title("cortex-replica", spec.home, spec.api, short(spec.version), spec.replica)
-        self._view = view.enter(spec)
-        self._spec = spec = self._view.spec
-        self._streams = logs.install(self._log, spec.project_dir)
-        processes.become_subreaper()
+    def __init__(
+        self, surroundings: Surroundings, *, slot_fd: int, control_fd: int, loaded: Loaded | None = None
+    ) -> None:
+        self._view, self._log, self._streams = surroundings
+        self._spec = spec = surroundings.spec
+        self._loaded = loaded
+        self._not_ours = set[int]()
+        """Descriptors that users' code may have opened."""
+        if loaded is not None:
+            self._not_ours = offspring.own_descriptors().keys() - {slot_fd, control_fd}
         self._slot = socket.socket(fileno=slot_fd)
         self._condition = Condition(spec)
         self._counters = Counters()
@@ -113,9 +158,11 @@ class _Replica:
         self._ends: Ending | None = None
         """While the handler's code is being ended."""
         self._tracing: Tracing | None = None
-        self._loop = uvloop.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         """The one that serves."""
-        self._idle_loop = self._loop if spec.handler is None else uvloop.new_event_loop()
+        self._idle_loop: asyncio.AbstractEventLoop = self._loop
+        if spec.handler is not None:
+            self._idle_loop = uvloop.new_event_loop() if loaded is None else loaded.loop
         """The one that is current while the other one serves, see `_give_loop`."""
         self._handlers_loop = self._idle_loop
         self._control = Control(
@@ -132,19 +179,24 @@ class _Replica:
 
     def run(self) -> int:
         """Load, warm up, serve. Returns the exit code when that failed; otherwise does not return."""
+        before = {} if self._loaded is None else self._loaded.descriptors
+        by_now = offspring.own_descriptors()
         offspring.set_apart(
-            title=process.child_title(self._spec),
-            project_dir=self._spec.project_dir,
-            descriptors=offspring.own_descriptors(),
-            sockets=[self._slot.getsockname(), self._control.address],
-            loops=[self._loop, self._idle_loop],
-            handlers=[self._handle_signal],
-            forget_output=self._streams.forget,
+            offspring.Ours(
+                title=process.child_title(self._spec),
+                project_dir=self._spec.project_dir,
+                descriptors={**before, **{fd: by_now[fd] for fd in by_now.keys() - self._not_ours}},
+                sockets=[self._slot.getsockname(), self._control.address],
+                loops=[self._loop, self._idle_loop],
+                handlers=[self._handle_signal],
+                forget_output=self._streams.forget,
+            )
         )
         self._control.start()
         self._control.hear_signals()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle_signal)
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # users' code goes first
+                signal.signal(number, self._handle_signal)
         try:
             self._serve()
         except (HandlerError, base.ModelError, SampleRefused) as error:
@@ -167,17 +219,11 @@ class _Replica:
     def _serve(self) -> None:
         spec, condition = self._spec, self._condition
         started_s = perf_counter()
+        loaded_s = 0.0 if self._loaded is None else self._loaded.load_s
         self._start_tracing()  # before the handler, which may add spans of its own
         handler = self._load_handler()
         loop = self._loop
-        condition.report("loading the model")
-        backend = base.load(
-            spec.model_format,
-            spec.model_path,
-            threads=spec.threads,
-            gpu=spec.resources.gpus > 0,
-            signature_key=spec.signature_key,
-        )
+        backend = self._load_model()
         tracker = None
         if spec.tracker is not None:
             tracker = Tracker(
@@ -250,7 +296,7 @@ class _Replica:
         with self._lock:
             self._server = server
         condition.facts = {
-            "load_ms": round((perf_counter() - started_s) * 1000, 1),
+            "load_ms": round((perf_counter() - started_s + loaded_s) * 1000, 1),
             "model_us": round(inference.mean_s * 1e6, 1),
             "inline": inference.inline,
         }
@@ -281,14 +327,31 @@ class _Replica:
         except Exception as error:
             self._say("WARNING", f"OTEL_… variables ask for traces, but there will be none: {one_line(error)}")
 
+    def _load_model(self) -> base.Backend:
+        if self._loaded is not None:
+            return self._loaded.backend
+        spec = self._spec
+        self._condition.report("loading the model")
+        return base.load(
+            spec.model_format,
+            spec.model_path,
+            threads=spec.threads,
+            gpu=spec.resources.gpus > 0,
+            signature_key=spec.signature_key,
+        )
+
     def _load_handler(self) -> Handler | None:
         spec = self._spec
-        process.enter_project(spec)
         if spec.handler is None or spec.project_dir is None:
+            process.enter_project(spec)
             return None
-        self._condition.report(f"importing {spec.handler}")
-        asyncio.set_event_loop(self._idle_loop)
-        handler = load_handler(spec.project_dir, spec.handler, split_api_key(spec.api)[1])
+        if self._loaded is not None and self._loaded.handler is not None:
+            handler = self._loaded.handler
+        else:
+            process.enter_project(spec)
+            self._condition.report(f"importing {spec.handler}")
+            asyncio.set_event_loop(self._idle_loop)
+            handler = load_handler(spec.project_dir, spec.handler, split_api_key(spec.api)[1])
         if self._idle_loop.is_closed():
             self._idle_loop = uvloop.new_event_loop()
         asyncio.set_event_loop(self._idle_loop)  # `asyncio.run` leaves none

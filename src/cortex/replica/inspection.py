@@ -3,22 +3,28 @@ What a model and a handler are, found out in a short-lived child: they may crash
 
 `Inspection` is the launcher's side and never waits; `inspect` is the child's. Between them is a pipe with lines of
 JSON: what the child is about to do, and last of all its report.
+
+A child may be kept after its report, and become a replica: what took long to load is not loaded again. So whatever
+only the report needs is done aside, in a fork of the child that takes its memory along.
 """
 
 from __future__ import annotations
 
 import asyncio
 import difflib
-import faulthandler
 import importlib.machinery
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from time import perf_counter
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 import msgspec
 import uvloop
@@ -26,13 +32,14 @@ import uvloop
 from cortex import processes
 from cortex.errors import Problem
 from cortex.ids import split_api_key
-from cortex.replica import logs, offspring, process, secrecy, view
+from cortex.replica import child, logs, offspring, process, secrecy
 from cortex.replica.backends import base
 from cortex.replica.codec import BadBody, Decoder
 from cortex.replica.foresight import sure_failures
 from cortex.replica.handler import Handler, HandlerError, load_handler
 from cortex.replica.made_up import make_up_sample
 from cortex.replica.mismatch import InputMismatch
+from cortex.replica.surroundings import Surroundings, settle
 from cortex.replica.tensors import Feeds, build_converter
 from cortex.replica.tracebacks import one_line
 from cortex.replica.trial import try_rows
@@ -40,7 +47,7 @@ from cortex.wire.batching import RULES, BatchingVerdict, Mode, Proof, Trial
 from cortex.wire.build import Sample, TrackerConfig
 from cortex.wire.launch import Inspect, InspectReport, MadeUpSample, ReplicaSpec
 from cortex.wire.logline import parse_line
-from cortex.wire.secrecy import confidential, unpacked
+from cortex.wire.secrecy import unpacked
 from cortex.wire.signature import Signature, TensorSpec
 
 _MAX_REPORT_BYTES = 64 * 2**20
@@ -59,7 +66,15 @@ class Inspection:
     """A running inspection, as the launcher sees it. Use `start`."""
 
     def __init__(
-        self, request: Inspect, *, pid: int, fd: int, output_fd: int, asked_by: Any, deadline_s: float
+        self,
+        request: Inspect,
+        *,
+        pid: int,
+        fd: int,
+        output_fd: int,
+        asked_by: Any,
+        deadline_s: float,
+        successor: socket.socket | None = None,
     ) -> None:
         self.request = request.request
         self.pid = pid
@@ -72,6 +87,10 @@ class Inspection:
         self.spec = request.spec
         self._output_fd = output_fd
         self._received = bytearray()
+        self._successor = successor
+        """Where a child that is kept hears which replica it is to be; None: it is not to be kept."""
+        self.kept = False
+        """It has reported, which was told, and waits for what it is to be."""
         self.killed = False
         """It took too long, or nobody waits for it any more."""
 
@@ -88,15 +107,20 @@ class Inspection:
         """Fork the child. `secrets_fd` stays the caller's. Raises what `fork` raises."""
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
         output_fd = os.memfd_create("cortex-inspection")
+        ours, its = socket.socketpair() if request.keep else (None, None)
         try:
             pid = fork()
         except BaseException:
             for fd in (read_fd, write_fd, output_fd):
                 os.close(fd)
+            for end in filter(None, (ours, its)):
+                end.close()
             raise
         if pid == 0:
-            _live(request, pipe_fd=write_fd, output_fd=output_fd, secrets_fd=secrets_fd)
+            _live(request, pipe_fd=write_fd, output_fd=output_fd, secrets_fd=secrets_fd, successor=its)
         os.close(write_fd)
+        if its is not None:
+            its.close()
         os.set_blocking(read_fd, False)
         return cls(
             request,
@@ -105,7 +129,42 @@ class Inspection:
             output_fd=output_fd,
             asked_by=asked_by,
             deadline_s=now_s + request.spec.start_timeout_s,
+            successor=ours,
         )
+
+    def keep(self) -> InspectReport | None:
+        """The report of a child that is kept, once; None if it has not come yet, or it is not kept."""
+        if self._successor is None or self.kept or self.fd is not None or self.killed:
+            return None
+        _, report = self._said()
+        if report is None or not report.kept:
+            return None
+        self.kept = True
+        return report
+
+    def become(self, spec: ReplicaSpec, *, slot_fd: int, control_fd: int) -> None:
+        """
+        Have a kept child be this replica. Descriptors stay the caller's; the inspection is over.
+
+        Raises:
+            OSError: it is about to end.
+        """
+        assert self._successor is not None
+        order_fd = os.memfd_create("cortex-replica")  # a sample may make it too large for a message
+        try:
+            with open(order_fd, "wb", closefd=False) as order:
+                order.write(msgspec.json.encode(spec))
+            socket.send_fds(self._successor, [b"!"], [order_fd, slot_fd, control_fd])
+        finally:
+            os.close(order_fd)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._close_pipe()  # a process that the child started may still have its other end
+        if self._successor is not None:
+            self._successor.close()
+        os.close(self._output_fd)
 
     def receive(self) -> None:
         """Take what the child has written, and close the pipe once there will be no more. Does not wait."""
@@ -135,6 +194,16 @@ class Inspection:
     def finish(self) -> InspectReport:
         """The child has ended: its report, or what there is to say without one."""
         self.receive()
+        step, report = self._said()
+        try:
+            if report is not None:
+                return msgspec.structs.replace(report, kept="")
+            return InspectReport(problems=(self._death(step),))
+        finally:
+            self.close()
+
+    def _said(self) -> tuple[str, InspectReport | None]:
+        """What the child was doing last, and its report if that has come."""
         step = "starting"
         report: InspectReport | None = None
         for data in bytes(self._received).splitlines():
@@ -144,13 +213,7 @@ class Inspection:
                 continue
             step = line.step or step
             report = line.report or report
-        try:
-            if report is not None:
-                return report
-            return InspectReport(problems=(self._death(step),))
-        finally:
-            self._close_pipe()  # a process that the child started may still have its other end
-            os.close(self._output_fd)
+        return step, report
 
     def _death(self, step: str) -> Problem:
         code = self.exit_code or 0
@@ -186,42 +249,91 @@ class Inspection:
 _LINES = msgspec.json.Decoder(_Line)
 
 
-def _live(request: Inspect, *, pipe_fd: int, output_fd: int, secrets_fd: int | None) -> NoReturn:
+def _live(
+    request: Inspect, *, pipe_fd: int, output_fd: int, secrets_fd: int | None, successor: socket.socket | None
+) -> NoReturn:
     """Be the child. Does not return."""
     code = 1
     try:
         spec = request.spec
         secrets = {} if secrets_fd is None else unpacked(secrets_fd)
         processes.end_with_parent()
-        process.detach()
         os.dup2(output_fd, 1)
         os.dup2(output_fd, 2)
-        process.close_descriptors_except((pipe_fd,))
-        faulthandler.enable(2)
-        process.reseed()
-        process.raise_oom_score()
-        process.apply_environment(process.replica_environment(spec, os.environ, secrets))
-        process.forget_launcher()
-        secrecy.keep(confidential(secrets))
-        process.set_title("cortex-inspect", spec.home, spec.api)
-        seen = view.enter(spec)
-        request = msgspec.structs.replace(request, spec=seen.spec)
-        process.limit_inspection(spec.start_timeout_s * max(2, spec.threads))
-        streams = logs.install(logs.LogFile("", 0))
-        processes.become_subreaper()
-        offspring.set_apart(
-            title=process.child_title(spec),
-            project_dir=seen.spec.project_dir,
-            descriptors=(pipe_fd,),
-            forget_output=streams.forget,
+        here = settle(
+            spec,
+            secrets,
+            descriptors=(pipe_fd,) if successor is None else (pipe_fd, successor.fileno()),
+            open_log=lambda: logs.LogFile("", 0),
+            title=("cortex-inspect", spec.home, spec.api),
         )
-        report = inspect(request, announce=lambda step: _write_line(pipe_fd, _Line(step=step)))
+        lift_limits = process.limit_inspection(spec.start_timeout_s * max(2, spec.threads))
+        loop = uvloop.new_event_loop()
+        descriptors = offspring.own_descriptors()
+        offspring.set_apart(
+            offspring.Ours(
+                title=process.child_title(spec),
+                project_dir=here.spec.project_dir,
+                descriptors={**descriptors, pipe_fd: os.readlink(f"/proc/self/fd/{pipe_fd}")},
+                loops=(loop,),
+                forget_output=here.streams.forget,
+            )
+        )
+        began_s = perf_counter()
+        found = inspect(
+            msgspec.structs.replace(request, spec=here.spec),
+            announce=lambda step: _write_line(pipe_fd, _Line(step=step)),
+            loop=loop,
+            aside=do_here if successor is None else do_in_fork,
+        )
+        report = found.report
+        if successor is not None and _can_serve(found, here):
+            report = msgspec.structs.replace(report, kept=request.request)
+        load_s = perf_counter() - began_s
         _write_line(pipe_fd, _Line(report=_masked(report)))
+        os.close(pipe_fd)
+        if successor is not None and found.backend is not None and report.kept:
+            loaded = child.Loaded(
+                backend=found.backend,
+                handler=found.handler,
+                loop=loop,
+                descriptors=descriptors,
+                load_s=load_s,
+            )
+            _wait_to_serve(here, loaded, successor, lift_limits)
         code = 0
     except BaseException:
         os.write(2, secrecy.masked(traceback.format_exc()).encode("utf-8", "backslashreplace"))
     finally:
         os._exit(code)
+
+
+def _can_serve(found: Found, here: Surroundings) -> bool:
+    """Whether this process is as a replica would be that had loaded the same."""
+    return (
+        found.backend is not None
+        and not found.report.problems
+        and here.view.kind != "copy"  # lies where a replica's does not
+        and not process.asks_for_traces(os.environ)  # begin before the handler
+        and not processes.children()  # of the handler, with limits that nobody would lift
+    )
+
+
+def _wait_to_serve(
+    here: Surroundings, loaded: child.Loaded, successor: socket.socket, lift_limits: Callable[[], None]
+) -> None:
+    """Become the replica that the launcher names. Returns if it names none."""
+    _, fds, _, _ = socket.recv_fds(successor, 1, 3)
+    successor.close()
+    if len(fds) != 3:
+        return
+    order_fd, slot_fd, control_fd = fds
+    with open(order_fd, "rb") as order:
+        order.seek(0)
+        spec = msgspec.json.decode(order.read(), type=ReplicaSpec)
+    lift_limits()
+    processes.outlive_parent()
+    child.go_on(here, loaded, spec, slot_fd=slot_fd, control_fd=control_fd)
 
 
 def _masked(report: InspectReport) -> InspectReport:
@@ -255,15 +367,79 @@ def prove_rows(spec: ReplicaSpec) -> Proof:
         return Proof(rules=RULES, proved=False, reason=f"the graph cannot be read: {one_line(error)}")
 
 
+Result = TypeVar("Result", Proof, Trial)
+
+
+class Aside(Protocol):
+    """Does what leaves nothing behind in this process; returns None where it cannot."""
+
+    def __call__(self, work: Callable[[], Result], kind: type[Result], /) -> Result | None: ...
+
+
+def do_here(work: Callable[[], Result], _kind: type[Result]) -> Result | None:
+    """In a process that has nothing to become afterwards."""
+    return work()
+
+
+def do_in_fork(work: Callable[[], Result], kind: type[Result]) -> Result | None:
+    """
+    In a fork of this process, which ends with it, and as it does if that ends badly.
+
+    Returns:
+        None if there are threads, which a fork would lack with their locks held for ever.
+    """
+    if process.single_thread_offenders():
+        return None
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            processes.end_with_parent()
+            with open(write_fd, "wb") as pipe:
+                pipe.write(msgspec.json.encode(work()))
+            code = 0
+        except BaseException:
+            os.write(2, secrecy.masked(traceback.format_exc()).encode("utf-8", "backslashreplace"))
+        finally:
+            os._exit(code)
+    os.close(write_fd)
+    with open(read_fd, "rb") as pipe:
+        data = pipe.read()
+    code = 0 if data else 1
+    with suppress(ChildProcessError):  # users' code may have it collected
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code == 0:
+        return msgspec.json.decode(data, type=kind)
+    if code < 0:
+        with suppress(OSError):  # of SIGKILL, which nobody can handle
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code if code > 0 else 1)
+
+
+class Found(NamedTuple):
+    report: InspectReport
+    handler: Handler | None
+    backend: base.Backend | None
+
+
 def inspect(
-    request: Inspect, *, announce: Callable[[str], None], prove: Callable[[ReplicaSpec], Proof] = prove_rows
-) -> InspectReport:
+    request: Inspect,
+    *,
+    announce: Callable[[str], None],
+    prove: Callable[[ReplicaSpec], Proof] = prove_rows,
+    loop: asyncio.AbstractEventLoop | None = None,
+    aside: Aside = do_here,
+) -> Found:
     """
     Load what is asked for and describe it. What is wrong with it is in the report; other errors pass through.
 
     Args:
         announce: told what comes next, in case it never ends.
         prove: what the graph of the spec's model says about rows.
+        loop: the current one while the handler is imported; None: whichever is.
+        aside: for what only the report needs.
     """
     spec = request.spec
     problems: list[Problem] = []
@@ -272,19 +448,21 @@ def inspect(
     backend: base.Backend | None = None
     proof: Proof | None = None
     trial: Trial | None = None
+    rows_left = False
     made_up: MadeUpSample | None = None
+    if request.model and request.rows != "off":
+        announce("reading the graph")
+        proof = aside(lambda: prove(spec), Proof) or prove(spec)
     if request.handler and spec.handler is not None and spec.project_dir is not None:
         announce(f"importing {spec.handler}")
         process.enter_project(spec)
-        asyncio.set_event_loop(uvloop.new_event_loop())  # as in a replica
+        if loop is not None:
+            asyncio.set_event_loop(loop)
         warnings += shadowed_packages(spec.project_dir, spec.handler)
         try:
             handler = load_handler(spec.project_dir, spec.handler, split_api_key(spec.api)[1])
         except HandlerError as error:
             problems.append(_about("request_handler", error.problem()))
-    if request.model and request.rows != "off":
-        announce("reading the graph")  # before the model is loaded: a proof costs its memory to nobody
-        proof = prove(spec)
     if request.model:
         announce("loading the model")
         try:
@@ -305,8 +483,9 @@ def inspect(
             made_up = make_up_sample(backend)
         if proof is not None and _is_tried(request.rows, proof):
             announce("running rows alone and together")
-            trial = _try_rows(backend, proof, spec, handler)
-    return InspectReport(
+            trial = aside(partial(_try_rows, backend, proof, spec, handler), Trial)
+            rows_left = trial is None
+    report = InspectReport(
         problems=tuple(problems),
         warnings=tuple(warnings),
         signature=backend.signature if backend is not None else None,
@@ -317,7 +496,9 @@ def inspect(
         batching=None if proof is None else BatchingVerdict(proof=proof, trial=trial),
         notes=tuple(getattr(backend, "notes", ())),
         made_up=made_up,
+        rows_left=rows_left,
     )
+    return Found(report, handler, backend)
 
 
 def tracker_problems(tracker: TrackerConfig, signature: Signature) -> list[Problem]:

@@ -164,7 +164,9 @@ class Launcher:
         return watched
 
     def _wait_s(self) -> float | None:
-        deadlines = [running.deadline_s for running in self._inspections.values() if not running.killed]
+        deadlines = [
+            running.deadline_s for running in self._inspections.values() if not (running.killed or running.kept)
+        ]
         if not self._agents and not self._replicas and not self._inspections:
             deadlines.append(self._idle_since_s + self._idle_exit_s)
         return min(deadlines) - self._monotonic_s() if deadlines else None
@@ -233,8 +235,9 @@ class Launcher:
 
         spec = request.spec
         fds = (slot_fd, control_fd) if secrets_fd is None else (slot_fd, control_fd, secrets_fd)
+        pid = self._taken_from_inspection(request, slot_fd=slot_fd, control_fd=control_fd)
         try:
-            pid = _fork_now()
+            pid = pid or _fork_now()
         except (OSError, ForkRefused) as error:
             close_all(fds)
             _say(f"cannot fork {spec.replica}: {error}")
@@ -246,6 +249,20 @@ class Launcher:
         self._replicas[pid] = (spec.replica, spec.attempt)
         self._exits.pop(spec.replica, None)
         self._reply(agent, Forked(replica=spec.replica, attempt=spec.attempt, pid=pid))
+
+    def _taken_from_inspection(self, request: Fork, *, slot_fd: int, control_fd: int) -> int | None:
+        """The pid of the child that becomes this replica; None if there is none that could."""
+        for pid, inspection in self._inspections.items():
+            if inspection.kept and inspection.request == request.kept and inspection.exit_code is None:
+                try:
+                    inspection.become(request.spec, slot_fd=slot_fd, control_fd=control_fd)
+                except OSError as error:
+                    _say(f"{request.spec.replica} is forked, as what was loaded for it is gone: {error}")
+                    inspection.kill()
+                    return None
+                del self._inspections[pid]
+                return pid
+        return None
 
     def _reap(self) -> None:
         """Collect every child that has ended, and end what it has left behind."""
@@ -323,7 +340,8 @@ class Launcher:
         if not self._queued:
             return None
         waiting = (_deployment(queued.request.spec) for queued in self._queued)
-        return next_in_turn(waiting, [_deployment(running.spec) for running in self._inspections.values()])
+        running = [_deployment(running.spec) for running in self._inspections.values() if not running.kept]
+        return next_in_turn(waiting, running)
 
     def _call_off(self, mark: str) -> None:
         for queued in tuple(self._queued):
@@ -335,17 +353,21 @@ class Launcher:
                 running.kill()
 
     def _watch_inspections(self) -> None:
-        """Report those that have ended, end those that take too long or nobody waits for, begin those that waited."""
+        """Report those that are done, end those that take too long or nobody waits for, begin those that waited."""
         now_s = self._monotonic_s()
         for pid, inspection in tuple(self._inspections.items()):
             agent = cast(Channel, inspection.asked_by)
             if inspection.exit_code is None:
-                if (agent.closed or now_s >= inspection.deadline_s) and not inspection.killed:
+                is_late = now_s >= inspection.deadline_s and not inspection.kept
+                if (agent.closed or is_late) and not inspection.killed:
                     inspection.kill()
+                elif (report := inspection.keep()) is not None:
+                    self._reply(agent, Inspected(request=inspection.request, report=report))
                 continue
             del self._inspections[pid]
             report = inspection.finish()
-            self._reply(agent, Inspected(request=inspection.request, report=report))
+            if not inspection.kept:
+                self._reply(agent, Inspected(request=inspection.request, report=report))
         self._start_inspections()
 
 

@@ -25,13 +25,14 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import orjson
 
 from cortex.lib.log import get_logger
 from cortex.replica import secrecy
 from cortex.replica.tracebacks import format_user_traceback
-from cortex.wire.logline import is_ours
-from cortex.wire.rawoutput import MAX_WAITING_BYTES, SUFFIX, RawOutput
+from cortex.wire.logline import encode_line, is_ours, parse_line
+from cortex.wire.rawoutput import MAX_WAITING_BYTES, SUFFIX, RawOutput, left_out
 
 REQUEST_ID: ContextVar[str] = ContextVar("cortex_request_id", default="")
 """Id of the request whose code is running; empty between requests."""
@@ -110,6 +111,34 @@ class LogFile:
     def descriptor(self) -> int:
         """For output that cannot wait for us, such as a fault handler's."""
         return self._fd if self._raw is None else self._raw.fd
+
+    def move_to(self, path: str, attempt: int) -> None:
+        """
+        From now on be the log at a path, and begin with what was written until now.
+
+        Only for one that was opened without a path, on a descriptor 2 that is a file of this process alone.
+        """
+        before = os.dup(self._fd)
+        try:
+            fresh = _open(path)
+            self._raw = RawOutput(path + SUFFIX)
+            for fd in (1, 2):
+                os.dup2(self._raw.fd, fd)
+            os.dup2(fresh, self._fd, inheritable=False)  # at once: other threads write meanwhile
+            os.close(fresh)
+            self._path, self._attempt = path, attempt
+            self._size = os.fstat(self._fd).st_size
+            records: list[bytes] = []
+            for line in _last_lines(before):
+                logged = parse_line(line)
+                if is_ours(line):
+                    records.append(encode_line(msgspec.structs.replace(logged, attempt=attempt)) + b"\n")
+                elif logged.text:
+                    records += self._encoded("raw", "", logged.text, "")
+            for start in range(0, len(records), RECORDS_AT_ONCE):
+                self._write(b"".join(records[start : start + RECORDS_AT_ONCE]))
+        finally:
+            os.close(before)
 
     def record(self, stream: str, level: str, text: str, request: str | None = None) -> None:
         """Append one record, without the values of secrets; cut into several when very long."""
@@ -253,6 +282,14 @@ class LogFile:
         self._size += len(data)
         if self._size >= MAX_FILE_BYTES:
             self._rotate_if_full()
+
+
+def _last_lines(fd: int) -> list[bytes]:
+    """Of a file, without their ends; so much as is taken of what nobody reads while it is written."""
+    size = os.fstat(fd).st_size
+    begin = max(0, size - MAX_WAITING_BYTES)
+    lines = os.pread(fd, size - begin, begin).split(b"\n")
+    return lines if begin == 0 else [left_out(begin), *lines[1:]]
 
 
 def _open(path: str) -> int:

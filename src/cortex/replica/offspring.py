@@ -16,9 +16,9 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import setproctitle
 
@@ -28,35 +28,45 @@ is_child = False
 """Whether this is a process that a handler forked. Tested wherever a handler's code returns to us."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT)
-_project_dir: str | None = None
 
 
-def set_apart(
-    *,
-    title: str,
-    project_dir: str | None,
-    descriptors: Collection[int] = (),
-    sockets: Collection[str] = (),
-    loops: Iterable[asyncio.AbstractEventLoop] = (),
-    handlers: Collection[Callable[..., object]] = (),
-    forget_output: Callable[[], None] = lambda: None,
-) -> None:
+class Ours(NamedTuple):
+    """What is this process's own, and no child's."""
+
+    title: str
+    """Of children, for `ps`."""
+    project_dir: str | None
+    """Tracebacks name files as they are called in there."""
+    descriptors: Mapping[int, str] = {}
+    """With what they lead to: users' code may close one, and open a file of its own by that number."""
+    sockets: Collection[str] = ()
+    """Paths of listening sockets: a child has neither them nor what was accepted from them."""
+    loops: Collection[asyncio.AbstractEventLoop] = ()
+    """Must not go on in a child."""
+    handlers: Collection[Callable[..., object]] = ()
+    """Of signals. Those that users' code put in their place are its children's too."""
+    forget_output: Callable[[], None] = lambda: None
+    """Drops text that was printed here and not written yet."""
+
+
+_ours: Ours | None = None
+"""None: nobody has called `set_apart` yet."""
+
+
+def set_apart(ours: Ours) -> None:
     """
     From now on make every process that this one forks a child as described above.
 
-    Args:
-        title: for `ps`.
-        project_dir: tracebacks name files as they are called in there.
-        descriptors: ours, which a child must not have.
-        sockets: paths of listening sockets of ours: a child has neither them nor what was accepted from them.
-        loops: ours, which must not go on in a child.
-        handlers: our signal handlers. Those that users' code put in their place are its children's too.
-        forget_output: drops text that was printed here and not written yet.
+    Called again, it goes by what is ours now.
     """
-    global _project_dir
-    _project_dir = project_dir
-    ours = tuple(loops)
+    global _ours
+    is_new = _ours is None
+    _ours = ours
+    if is_new:
+        _hook_forks()
 
+
+def _hook_forks() -> None:
     masks: dict[int, set[int]] = {}
     """By thread that forks: a signal that a child gets before it is one would be taken for its replica's."""
 
@@ -69,28 +79,40 @@ def set_apart(
     def become_child() -> None:
         global is_child
         is_child = True
+        assert _ours is not None
         signal.set_wakeup_fd(-1)
         for number in _SIGNALS:
-            _reset(number, handlers)
-        _replace({*descriptors, *_named(sockets)})
-        forget_output()
-        setproctitle.setproctitle(title)
-        _leave_loops(ours)
+            _reset(number, _ours.handlers)
+        _replace({*_still(_ours.descriptors), *_named(_ours.sockets)})
+        _ours.forget_output()
+        setproctitle.setproctitle(_ours.title)
+        _leave_loops(_ours.loops)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what came meanwhile comes now
 
     os.register_at_fork(before=hold_signals, after_in_parent=release_signals, after_in_child=become_child)
 
 
-def own_descriptors() -> set[int]:
+def own_descriptors() -> dict[int, str]:
     """
-    Descriptors of this process that a child must not have: of sockets, epoll, io_uring, events. Called before users'
-    code opens any. Pipes are left out: libuv makes those that it needs anew in a child.
+    Descriptors of this process that a child must not have, with what they lead to: sockets, epoll, io_uring, events.
+    Called before users' code opens any. Pipes are left out: libuv makes those that it needs anew in a child.
     """
-    found = set()
+    found = {}
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # the listing's own
-            if os.readlink(f"/proc/self/fd/{name}").startswith(("anon_inode:", "socket:")):
-                found.add(int(name))
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if target.startswith(("anon_inode:", "socket:")):
+                found[int(name)] = target
+    return found
+
+
+def _still(descriptors: Mapping[int, str]) -> set[int]:
+    """Those that lead to the same as before."""
+    found = set()
+    for descriptor, target in descriptors.items():
+        with suppress(OSError):  # closed
+            if os.readlink(f"/proc/self/fd/{descriptor}") == target:
+                found.add(descriptor)
     return found
 
 
@@ -103,7 +125,7 @@ def leave(error: BaseException | None) -> NoReturn:
         elif isinstance(error, SystemExit):
             code = _exit_code(error)
         else:
-            print(format_user_traceback(error, _project_dir), file=sys.stderr)
+            print(format_user_traceback(error, None if _ours is None else _ours.project_dir), file=sys.stderr)
         for stream in (sys.stdout, sys.stderr):
             getattr(stream, "flush_all", stream.flush)()
     finally:

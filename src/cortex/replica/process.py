@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -146,23 +146,30 @@ def raise_oom_score() -> None:
         pass
 
 
-def limit_inspection(cpu_s: float) -> None:
+def limit_inspection(cpu_s: float) -> Callable[[], None]:
     """
-    Bounds for a short-lived child that loads unknown code and models.
+    Bounds for a short-lived child that loads unknown code and models; returns what takes them away again.
 
     Address space is bounded by the machine's memory on top of what is mapped already: a runaway allocation then
     raises MemoryError in the child, instead of waking the kernel's OOM killer.
     """
-    cpu_limit_s = max(1, int(cpu_s) + 1)
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_limit_s, cpu_limit_s + 5))
     page_bytes = os.sysconf("SC_PAGE_SIZE")
     mapped_pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit_bytes = (mapped_pages + os.sysconf("SC_PHYS_PAGES")) * page_bytes
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard != resource.RLIM_INFINITY:
-        limit_bytes = min(limit_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    limits = {
+        resource.RLIMIT_CPU: max(1, int(cpu_s) + 1),
+        resource.RLIMIT_AS: (mapped_pages + os.sysconf("SC_PHYS_PAGES")) * page_bytes,
+        resource.RLIMIT_CORE: 0,
+    }
+    before = {kind: resource.getrlimit(kind) for kind in limits}
+    for kind, limit in limits.items():
+        hard = before[kind][1]
+        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+    def lift() -> None:
+        for kind, bounds in before.items():
+            resource.setrlimit(kind, bounds)
+
+    return lift
 
 
 def enter_project(spec: ReplicaSpec) -> None:
@@ -189,6 +196,12 @@ def enter_project(spec: ReplicaSpec) -> None:
                 importing.leave_shim(last[-1], os.path.join(project, spec.handler), split_api_key(spec.api)[1])
     own = ("", project, *last)
     sys.path[:] = [project, *(entry for entry in sys.path if entry not in own), *last]
+
+
+def move_import_folder(before: str, now: str) -> None:
+    """The scratch folder has another name by now: other processes find the handler there (see `importing`)."""
+    former = os.path.join(before, "import")
+    sys.path[:] = [os.path.join(now, "import") if entry == former else entry for entry in sys.path]
 
 
 def forget_launcher() -> None:

@@ -40,6 +40,8 @@ class InspectBuild(msgspec.Struct, frozen=True, kw_only=True, tag="inspect_build
     timeout_s: float
     rows: Mode = "off"
     """As `wire.launch.Inspect.rows`."""
+    keep: bool = False
+    """A replica of it is about to be started, which is to go on with what was loaded."""
 
 
 class ResolvePackages(msgspec.Struct, frozen=True, kw_only=True, tag="resolve_packages"):

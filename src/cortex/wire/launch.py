@@ -72,6 +72,8 @@ class Fork(msgspec.Struct, frozen=True, kw_only=True, tag="fork"):
     """
 
     spec: ReplicaSpec
+    kept: str = ""
+    """The child of this inspection, if it is still there, is to become the replica instead: it has all loaded."""
 
 
 class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag="inspect"):
@@ -83,6 +85,11 @@ class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag="inspect"):
     request: str
     """Answered with the same mark."""
     spec: ReplicaSpec
+    keep: bool = False
+    """
+    Leave the child as it is once it has reported, if it can become a replica (`InspectReport.kept`), until a `Fork` or
+    a `CallOff` names it. It then does nothing that would stay in a replica's memory.
+    """
     model: bool = True
     """Load and describe the model."""
     handler: bool = True
@@ -99,7 +106,7 @@ class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag="inspect"):
 
 
 class CallOff(msgspec.Struct, frozen=True, kw_only=True, tag="call_off"):
-    """Nobody waits for an inspection any more: end its child, or never begin."""
+    """Nobody waits for an inspection any more, or for what was kept of it: end its child, or never begin."""
 
     request: str
 
@@ -159,6 +166,10 @@ class InspectReport(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     made_up: MadeUpSample | None = None
     """Only if it was asked for; None also where a sample would be too large to read or write as JSON."""
+    kept: str = ""
+    """The mark of the inspection, if its child was kept."""
+    rows_left: bool = False
+    """Rows are yet to be run alone and together, by another inspection: a child that is kept could not do it aside."""
 
 
 LauncherReply = Forked | ForkFailed | ChildExited | Inspected

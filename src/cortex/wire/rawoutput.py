@@ -76,8 +76,7 @@ class RawOutput:
         lines: list[bytes] = []
         if size - begin > most_waiting:
             begin = size - most_waiting // 2
-            left_out = begin - self._read_bytes
-            lines.append(b"[%.1f MiB of output were too much at once and are left out]" % (left_out / 2**20))
+            lines.append(left_out(begin - self._read_bytes))
         content = os.pread(self.fd, min(size - begin, max_bytes), begin)
         end = content.rfind(b"\n") + 1
         is_all = begin + len(content) >= size
@@ -97,6 +96,11 @@ class RawOutput:
             # No holes on this file system. What is written between these two lines is lost; it would not end otherwise.
             os.ftruncate(self.fd, 0)
             self._read_bytes = 0
+
+
+def left_out(size_bytes: int) -> bytes:
+    """The line in place of so much output that nobody took in time."""
+    return b"[%.1f MiB of output were too much at once and are left out]" % (size_bytes / 2**20)
 
 
 def leftover(path: str | os.PathLike[str]) -> tuple[list[bytes], float]:

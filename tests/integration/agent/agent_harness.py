@@ -229,8 +229,11 @@ class Node:
         assert isinstance(reply, Observed), reply
         return reply.report
 
-    def inspect(self, build: BuildSpec, timeout_s: float = 60.0, *, rows: Mode = "off") -> InspectReport:
-        reply = self.ask(InspectBuild(build=build, timeout_s=timeout_s, rows=rows), timeout_s + DEADLINE_S)
+    def inspect(
+        self, build: BuildSpec, timeout_s: float = 60.0, *, rows: Mode = "off", keep: bool = False
+    ) -> InspectReport:
+        request = InspectBuild(build=build, timeout_s=timeout_s, rows=rows, keep=keep)
+        reply = self.ask(request, timeout_s + DEADLINE_S)
         assert isinstance(reply, InspectedBuild), reply
         return reply.report
 

@@ -7,6 +7,7 @@ import signal
 import socket
 from pathlib import Path
 
+import msgspec
 import pytest
 from agent_harness import DEADLINE_S, Asking, Node, eventually
 
@@ -49,6 +50,55 @@ def test_an_ordered_replica_gets_ready_and_answers_over_http(node: Node, api: st
     found = node.until(replica, Phase.READY)
     assert (found.was_ready, found.exit, found.version) == (True, None, build.version)
     assert is_alive(node.of(found))
+
+
+NOTES_IMPORT = """\
+import os
+
+with open({notes!r}, "a") as file:
+    file.write(f"{{os.getpid()}}\\n")
+
+def pre_inference(sample, metadata):
+    return [[5.2, 3.6, 1.4, 0.3]]
+"""
+
+
+def test_a_replica_goes_on_with_what_was_loaded_to_look_at_it(node: Node, api: str, tmp_path: Path):
+    notes = tmp_path / "imports"
+    build = node.build(api, NOTES_IMPORT.format(notes=str(notes)))
+    assert node.inspect(build, rows="auto", keep=True).kept == "", "an affair of the node"
+    (replica,) = node.serve(build)
+    found = node.until(replica, Phase.READY)
+    assert notes.read_text() == f"{found.pid}\n"
+    send_signal(node.of(found), signal.SIGKILL)
+    node.until(replica, Phase.EXITED)
+    node.restart(build)
+    second = node.until(replica, Phase.READY, attempt=2)
+    assert notes.read_text() == f"{found.pid}\n{second.pid}\n", "the next attempt loads by itself"
+    node.remove(build, replica)
+    eventually(lambda: not node.files_of(replica) and not list(node.layout.scratch.iterdir()), "nothing is left")
+
+
+def test_rows_of_a_model_with_threads_are_tried_beside_what_is_kept(node: Node, api: str, tmp_path: Path):
+    notes = tmp_path / "imports"
+    build = node.build(api, NOTES_IMPORT.format(notes=str(notes)))
+    build = msgspec.structs.replace(build, resources=msgspec.structs.replace(build.resources, cpu_millis=2000))
+    report = node.inspect(build, rows="auto", keep=True)
+    assert report.batching is not None
+    assert report.batching.trial is not None
+    assert (report.rows_left, len(notes.read_text().split())) == (False, 1)
+    (replica,) = node.serve(build)
+    assert notes.read_text() == f"{node.until(replica, Phase.READY).pid}\n"
+
+
+def test_looking_again_ends_what_was_kept_before(node: Node, api: str):
+    build = node.build(api)
+    kept = f"cortex-inspect {node.layout.home} {build.api}"
+    for _ in range(2):
+        node.inspect(build, keep=True)
+        assert len(node.processes(kept)) == 1
+    node.inspect(build)
+    eventually(lambda: not node.processes(kept), "it has ended")
 
 
 def test_the_same_order_again_changes_nothing(node: Node, api: str):

@@ -43,8 +43,14 @@ def own_launcher(folder: Path) -> Iterator[LauncherProcess]:
 
 
 @pytest.fixture
-def start(shared_launcher: LauncherProcess, folder: Path) -> Iterator[Callable[..., Replica]]:
-    """Fork a replica of the shared launcher, on the iris model unless told otherwise."""
+def birth(request: pytest.FixtureRequest) -> str:
+    """How a replica begins: `forked`, or `kept` by the inspection that loaded it; see `either_birth`."""
+    return getattr(request, "param", "forked")
+
+
+@pytest.fixture
+def start(shared_launcher: LauncherProcess, folder: Path, birth: str) -> Iterator[Callable[..., Replica]]:
+    """Start a replica of the shared launcher, on the iris model unless told otherwise."""
     started: list[Replica] = []
 
     def start(
@@ -56,7 +62,9 @@ def start(shared_launcher: LauncherProcess, folder: Path) -> Iterator[Callable[.
         **fields: Any,
     ) -> Replica:
         fields.setdefault("replica", f"t.a.00000000.{next(_NUMBERS)}")
-        replica = shared_launcher.fork(spec_for(folder, model, handler_source=source, **fields), secrets=secrets)
+        spec = spec_for(folder, model, handler_source=source, **fields)
+        kept = shared_launcher.keep(spec, secrets=secrets).kept if birth == "kept" else ""
+        replica = shared_launcher.fork(spec, secrets=secrets, kept=kept)
         started.append(replica)
         return replica.ready() if wait else replica
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import orjson
+import pytest
 
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
 from cortex.processes import ProcessIdentity, identify, is_alive, send_signal
@@ -46,6 +47,9 @@ LAUNCHER_DEADLINE_S = 100.0
 """Importing tensorflow takes 4 s on an idle machine, three times that while its modules are not compiled yet, and more
 than a minute where a dozen processes share two cores."""
 T = TypeVar("T")
+
+either_birth = pytest.mark.parametrize("birth", ["forked", "kept"], indirect=True)
+"""For tests of what holds of a replica however it began."""
 
 
 def eventually(look: Callable[[], T | None], what: str, deadline_s: float = DEADLINE_S) -> T:
@@ -349,20 +353,29 @@ class LauncherProcess:
         slot: socket.socket | None = None,
         link: LauncherLink | None = None,
         secrets: dict[str, str] | None = None,
+        kept: str = "",
     ) -> Replica:
-        """Fork a replica on its own slot, or on one that an earlier attempt had."""
+        """Fork a replica on its own slot, or on one that an earlier attempt had; or make one of a kept inspection."""
         link = link or self.link
         if slot is None:
             slot = listen(self.folder / f"s{spec.replica}")
         replica = Replica(spec, slot)
         replica.control_path.unlink(missing_ok=True)
         with listen(replica.control_path) as control, packed_secrets(secrets) as packed:
-            link.send(Fork(spec=spec), [slot.fileno(), control.fileno(), *packed])
+            link.send(Fork(spec=spec, kept=kept), [slot.fileno(), control.fileno(), *packed])
             reply = link.wait_for(Forked | ForkFailed)  # type: ignore[arg-type]
         assert isinstance(reply, Forked), reply
         replica.pid, replica.identity = reply.pid, identify(reply.pid)
         self.replicas.append(replica)
         return replica
+
+    def keep(self, spec: ReplicaSpec, *, secrets: dict[str, str] | None = None, **options: Any) -> InspectReport:
+        """Inspect what a replica of this spec would load, as an agent does, and have the child kept if it can be."""
+        before = msgspec.structs.replace(spec, attempt=0, log_path="", stats_path="", scratch=f"{spec.scratch}.before")
+        report = self.link.inspect(before, secrets=secrets, keep=True, **{"rows": "auto", **options})
+        if report.kept and Path(before.scratch).exists():
+            Path(before.scratch).rename(spec.scratch)
+        return report
 
     def stop(self) -> None:
         for replica in self.replicas:

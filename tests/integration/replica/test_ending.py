@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from replica_harness import LauncherProcess, Replica, eventually, spec_for
+from replica_harness import LauncherProcess, Replica, either_birth, eventually, spec_for
 from test_life import exit_of
 
 from cortex.wire.build import Sample
@@ -43,6 +43,7 @@ def serve(start: Start, note: Path, source: str, **fields: object) -> Replica:
     return start(NOTES + source, env={"NOTE": str(note)}, **fields)
 
 
+@either_birth
 def test_nothing_that_is_buffered_is_lost(start: Start, shared_launcher: LauncherProcess, folder: Path) -> None:
     replica = start(
         """
@@ -90,6 +91,7 @@ def post_inference(p, m, request):
     assert replica.stats().last
 
 
+@either_birth
 @pytest.mark.parametrize("kind", ["async def", "def"])
 @pytest.mark.parametrize("hook", ["async def", "def"])
 def test_its_end_has_an_order(start: Start, shared_launcher: LauncherProcess, note: Path, kind: str, hook: str) -> None:
@@ -217,6 +219,7 @@ def on_start():
     assert note.read_text() == "runs\ntold\n"
 
 
+@either_birth
 def test_sigterm_ends_a_handler_as_a_drain_does(start: Start, shared_launcher: LauncherProcess, note: Path) -> None:
     replica = serve(start, note, "def on_stop():\n    note('stop')\n")
     replica.kill(signal.SIGTERM)

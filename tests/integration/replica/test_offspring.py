@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from replica_harness import LauncherProcess, Replica, can_connect, eventually, spec_for
+from replica_harness import LauncherProcess, Replica, can_connect, either_birth, eventually, spec_for
 
 from cortex.processes import ProcessIdentity, identify, is_alive
 
@@ -129,6 +129,7 @@ def ask(replica: Replica, k: str) -> Any:
 # ---- while they live ------------------------------------------------------------------------------------------------
 
 
+@either_birth
 def test_processes_behave_as_in_a_plain_script(replica: Replica) -> None:
     before = ask(replica, "pid")
     assert ask(replica, "pool") == ask(replica, "pool_closed") == [1, 4, 9]
@@ -143,18 +144,21 @@ def test_processes_behave_as_in_a_plain_script(replica: Replica) -> None:
     assert ask(replica, "pid") == before == replica.pid
 
 
+@either_birth
 def test_a_child_has_default_signals_and_nothing_blocked(replica: Replica) -> None:
     ran, forked = ask(replica, "signals")
     assert ran == "[True, True, True] set()"
     assert forked == "[True, True, True, True, True, 0]"
 
 
+@either_birth
 def test_a_child_has_no_socket_and_no_loop_of_its_replica(replica: Replica) -> None:
     with replica.client() as kept:  # a connection that was accepted
         kept.post(b"[5.1, 3.5, 1.4, 0.2]", target="/t/a?k=pid")
         assert ask(replica, "descriptors") in ("0", "2"), "but for a pair by which uvloop hears of signals"
 
 
+@either_birth
 def test_signal_handlers_that_a_handler_sets_are_its_childrens_too(start: Start) -> None:
     replica = start(
         "import signal\nsignal.signal(signal.SIGTERM, mine := lambda *_: None)\n"
@@ -207,6 +211,7 @@ async def step():
     assert ask(replica, "pid") == replica.pid
 
 
+@either_birth
 @pytest.mark.parametrize("where", ["at import", "on_start", "thread"])
 def test_a_child_forked_anywhere_is_no_second_replica(start: Start, where: str) -> None:
     source = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from replica_harness import Replica, eventually
+from replica_harness import Replica, either_birth, eventually
 
 from cortex.wire.reports import Phase
 
@@ -55,11 +55,13 @@ def test_what_lies_beside_a_handler_is_found_last(start: Start, folder: Path) ->
     assert own.endswith("handlers/own.py")
 
 
+@either_birth
 def test_nothing_of_the_launcher_is_the_main_module(start: Start) -> None:
     replica = start("import __main__\ndef post_inference(p, m):\n    return sorted(vars(__main__))\n")
     assert all(name.startswith("__") for name in replica.post(SAMPLE).json)
 
 
+@either_birth
 def test_workers_that_are_started_anew_find_the_handlers_functions(start: Start) -> None:
     replica = start(
         CALLS_ITSELF
@@ -108,6 +110,7 @@ task = loop.create_task(tick())
 """
 
 
+@either_birth
 def test_an_async_handler_is_served_by_the_loop_that_it_found_at_import(start: Start) -> None:
     replica = start(
         MADE_AT_IMPORT
@@ -124,6 +127,7 @@ async def post_inference(p, m, request):
     assert replica.post(SAMPLE).json == [True, "from a timer", "made at import"]
 
 
+@either_birth
 def test_a_sync_handler_runs_coroutines_on_the_loop_that_it_found_at_import(start: Start) -> None:
     replica = start(
         MADE_AT_IMPORT
@@ -156,6 +160,7 @@ async def post_inference(p, m):
     assert [replica.post(SAMPLE).json for _ in range(2)] == [1, 1]
 
 
+@either_birth
 @pytest.mark.parametrize("at_import", ["loop.close()", "asyncio.run(prepare())", "asyncio.set_event_loop(None)"])
 @pytest.mark.parametrize("kind", ["async def", "def"])
 def test_a_handler_may_do_with_loops_at_import_what_it_likes(start: Start, at_import: str, kind: str) -> None:
@@ -186,6 +191,7 @@ def test_a_handler_that_stops_the_loop_is_told_and_served_on(start: Start) -> No
 # ---- on_start -------------------------------------------------------------------------------------------------------
 
 
+@either_birth
 @pytest.mark.parametrize("start_kind", ["async def", "def"])
 @pytest.mark.parametrize("kind", ["async def", "def"])
 def test_on_start_runs_once_before_the_first_request(start: Start, start_kind: str, kind: str) -> None:

@@ -57,7 +57,7 @@ class FakeLauncher:
         self.outcomes = list(outcomes)
         self.forks = 0
 
-    async def fork(self, spec, slot, control, secrets):
+    async def fork(self, spec, slot, control, secrets, *, kept=""):
         self.forks += 1
         raise self.outcomes.pop(0)
 

@@ -120,6 +120,8 @@ class World:
         self.verdicts: dict[str, BatchingVerdict | None] = {}
         """Of an api's model's rows; of all others they are proved."""
         self.inspected: list[str] = []
+        self.kept: list[str] = []
+        """Inspected to be started at once."""
         self.asked_of_rows: list[tuple[str, str]] = []
         self.committed = 0
         self.told: list[DeployProgress] = []
@@ -147,9 +149,10 @@ class World:
             ingress_url=lambda: "http://127.0.0.1:8880",
         )
 
-    def _inspect(self, build, rows, left) -> InspectReport:
+    def _inspect(self, build, rows, left, *, keep) -> InspectReport:
         name = build.api.partition("/")[2]
         self.inspected.append(name)
+        self.kept += [name] if keep else []
         self.asked_of_rows.append((name, rows))
         report = self.reports.get(name, GOOD)
         if isinstance(report, CortexError):
@@ -417,9 +420,15 @@ def test_a_node_that_cannot_be_asked_changes_nothing(world):
     assert problem.message == "the agent does not answer"
 
 
+def test_a_dry_run_keeps_nothing_of_what_it_looks_at(world):
+    world.deploy(world.api("a"), dry_run=True)
+    world.deploy(world.api("b"))
+    assert (world.inspected, world.kept) == (["a", "b"], ["b"])
+
+
 def test_a_fault_of_ours_in_an_inspection_changes_nothing(world, monkeypatch):
     before = world.everything()
-    monkeypatch.setattr(world.deployer, "_inspect", lambda *_what: 1 / 0)
+    monkeypatch.setattr(world.deployer, "_inspect", lambda *_what, **_how: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         world.deploy(world.api())
     assert world.everything() == before
@@ -562,7 +571,7 @@ class Held:
         self.begun, self.go_on, self.called_off = threading.Event(), threading.Event(), threading.Event()
         world.deployer._inspect = self._inspect
 
-    def _inspect(self, build, _rows, left):
+    def _inspect(self, build, _rows, left, *, keep):
         if build.api != KEY:
             return GOOD
         self.begun.set()
@@ -639,7 +648,7 @@ def test_a_caller_that_leaves_ends_what_is_being_looked_at_and_the_deploy(world)
 def test_what_is_being_deployed_cannot_be_collected_as_garbage_meanwhile(world):
     seen = []
 
-    def inspect(_build, _rows, _left):
+    def inspect(_build, _rows, _left, *, keep):
         world.clock.advance(3600.0)  # long after the store would have forgotten that it was touched
         collected = world.store.collect_garbage((), 0, world.clock.wall_s() + 10 * 365 * 86400.0)
         seen.append(collected.trees)

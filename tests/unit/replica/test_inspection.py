@@ -119,7 +119,7 @@ class Look:
             Inspect(request="1", spec=spec_of(model, **fields), rows=rows),
             announce=self.steps.append,
             prove=self._prove,
-        )
+        ).report
 
     def _prove(self, spec: ReplicaSpec) -> Proof:
         self.steps.append(f"proving {Path(spec.model_path).name}")
