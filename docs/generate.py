@@ -22,7 +22,7 @@ from cortex.packages.requirements import REFERENCES as REQUIREMENTS
 from cortex.replica.codec import BadBody
 from cortex.replica.server import STATUS
 from cortex.settings import SETTINGS
-from cortex.spec.effects import EFFECTS
+from cortex.spec.effects import EFFECTS, NOT_IN_EFFECT_YET
 from cortex.spec.models import BLOCKS, FLAT_FORM, RESOURCES
 from cortex.spec.problems import REFERENCES as SPEC
 from cortex.spec.schema import json_schema
@@ -105,7 +105,7 @@ PREDICTION: Mapping[str, tuple[str, str, str]] = {
     "overloaded": (
         "503",
         "Every replica is busy and the queue is full.",
-        "Send again after `retry-after`; raise `max_replicas`.",
+        "Send again after `retry-after`; raise `min_replicas`.",
     ),
     "stopping": ("503", "The replica ends before it could answer.", "Send again after `retry-after`."),
     "timeout": (
@@ -169,6 +169,7 @@ NOT_CLASSES: Mapping[str, str] = {
     "tracker-never-matches": "The tracker asks for something that the model never answers.",
     "unknown-api": "There is no api of this name.",
     "unknown-deployment": "There is no deployment of this name.",
+    "unknown-variable": "A warning: a variable that begins with `CORTEX_` is no setting, and does nothing.",
     "unknown-version": "An api has no version that begins so: `cortex history` lists them.",
     "wrong-usage": "A command line that cannot be meant.",
 }
@@ -367,7 +368,7 @@ A list of resources: any number of `kind: api`, and at most one `kind: deploymen
   tracker:
     model_type: classification
   compute:
-    max_replicas: 4
+    min_replicas: 2
     cpu: 500m
     mem: 512Mi
 ```
@@ -383,7 +384,8 @@ or seconds. An editor completes and checks the file with the schema that `cortex
 
 A change to a field, when it is deployed, makes a *new version*, which replaces the old one once it is ready and whose
 statistics begin anew; or it *rolls replicas*, which are replaced by ones of the same version; or it takes effect *in
-place*. Nothing of that loses a request.
+place*. Nothing of that loses a request. What has *no effect yet* is checked, and each deploy of a file that has it
+notes it.
 """
     parts = [head]
     for kind, model in RESOURCES.items():
@@ -393,7 +395,8 @@ place*. Nothing of that loses a request.
     settings = [(f"`{s.flag}`", f"`{s.variable}`", f"`{s.default}`", s.help) for s in SETTINGS]
     parts.append(
         "## Settings\n\nOf a command and of what it starts. A flag comes before an environment variable, a variable "
-        "before the default.\nTwo homes with different ports never disturb each other.\n"
+        "before the default.\nAny other variable that begins with `CORTEX_` does nothing, and commands warn of it. Two "
+        "homes with different ports\nnever disturb each other.\n"
     )
     parts.append(_table(("flag", "variable", "default", "meaning"), settings))
     return "\n".join(parts)
@@ -427,7 +430,8 @@ def _effect(kind: str, inside: str, name: str) -> str:
         return "another api" if kind == "api" else "another deployment"
     if name in BLOCKS:
         return "see below"
-    return str(EFFECTS[f"{inside}.{name}" if inside == "compute" else inside or name])
+    path = f"{inside}.{name}" if inside == "compute" else inside or name
+    return "no effect yet" if path in NOT_IN_EFFECT_YET else str(EFFECTS[path])
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """
 Settings of this installation and where its files lie. Built once per process, at the edge, and passed in.
 
-`SETTINGS` declares each setting once: flag, environment variable, default and help come from the same row.
+`SETTINGS` declares each setting once: flag, environment variable, default and help come from the same row. What else
+begins with `CORTEX_` in an environment does nothing, which `without_effect` says.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import msgspec
 
-from cortex.errors import CortexError
+from cortex.errors import CortexError, Problem
 
 MAX_SOCKET_PATH_BYTES = 97
 """HAProxy's limit for the path of a unix socket it binds. Source: docs of HAProxy 2.8, `bind`, and our own runs."""
@@ -358,6 +359,90 @@ SETTINGS: tuple[Setting, ...] = (
         help="Megabytes that a replica may write beside its handler, in memory and for its own life.",
     ),
 )
+
+
+PREFIX = "CORTEX_"
+
+NOT_IN_EFFECT_YET: Mapping[str, str] = {
+    "CORTEX_NODES_MIN": "there are no clusters yet",
+    "CORTEX_NODES_MAX": "there are no clusters yet",
+    "CORTEX_DOWNSCALE_WINDOW": "replicas are not scaled yet: their number stays as it is",
+    "CORTEX_AUTH": "there are no prediction keys yet: whoever reaches the port is answered",
+    "CORTEX_INSECURE": "there are no prediction keys yet: whoever reaches the port is answered",
+    "CORTEX_TLS_CERT": "there is no TLS yet: the port speaks plain HTTP",
+    "CORTEX_TLS_KEY": "there is no TLS yet: the port speaks plain HTTP",
+    "CORTEX_OPERATOR_HOST": "the control plane always listens on loopback",
+    "CORTEX_TRUSTED_PROXIES": "headers of proxies are not looked at yet",
+    "CORTEX_SANDBOX": "handlers are not kept apart from the machine yet",
+    "CORTEX_REQUIRE_SANDBOX": "handlers are not kept apart from the machine yet",
+    "CORTEX_READABLE": "handlers are not kept apart from the machine yet: they read what you can read",
+}
+"""Variables that a later version will have, with what is so instead. Whoever makes one work deletes its row."""
+
+_OWN = frozenset(
+    f"{PREFIX}{name}"
+    for name in (
+        # what a handler finds, and a `cortex` that it starts
+        *("DEPLOYMENT", "API", "VERSION", "REPLICA", "PROCESS"),
+        # what tests and benchmarks are told
+        *("GOLDEN", "SEED", "SIM_SEED", "SIM_MOOD", "SIM_RUNS", "TEST_FAILURES"),
+    )
+)
+"""Variables of ours that are no settings."""
+
+_OF_A_SERVICE = re.compile(r"CORTEX_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_URL_OF_A_SERVICE = re.compile(r"(tcp|udp|sctp)://.*")
+"""
+What Kubernetes tells each container of a service called `cortex` or `cortex-…`, and the value of its `CORTEX_…_PORT`.
+
+Source:
+    Kubernetes, "Service": discovering services by environment variables.
+"""
+_SIMILAR = 0.7
+"""Of what comes after `CORTEX_`: `HOEM` and `HOME` are 0.75 alike, `TOKEN` and `ENV` 0.5."""
+
+
+def without_effect(environ: Mapping[str, str]) -> tuple[Problem, ...]:
+    """
+    What to say of variables that look like settings and do nothing, by name: misspelt ones, unknown ones, and those of
+    later versions. Empty ones count as absent, as everywhere.
+    """
+    known = {setting.variable for setting in SETTINGS}
+    return tuple(
+        _without_effect(name, known)
+        for name, value in sorted(environ.items())
+        if value
+        and name.upper().startswith(PREFIX)
+        and name not in known | _OWN
+        and not (_OF_A_SERVICE.fullmatch(name) or _URL_OF_A_SERVICE.fullmatch(value))
+    )
+
+
+def _without_effect(name: str, known: Collection[str]) -> Problem:
+    if name in NOT_IN_EFFECT_YET:
+        return Problem(reference="not-in-effect", message=f"{name} does nothing yet: {NOT_IN_EFFECT_YET[name]}")
+    meant = _meant(name, sorted({*known, *NOT_IN_EFFECT_YET}))
+    hint = "`cortex --help` lists all settings with their variables"
+    if meant is not None:
+        later = ", which does nothing yet" if meant in NOT_IN_EFFECT_YET else ""
+        hint = f"did you mean {meant}{later}?"
+    return Problem(reference="unknown-variable", message=f"{name} is no setting of Cortex, and does nothing", hint=hint)
+
+
+def _meant(name: str, choices: Iterable[str]) -> str | None:
+    """The variable that was probably meant: spelled alike, or else the only one that it begins or ends like."""
+    from difflib import get_close_matches  # most processes of ours never need it
+
+    plain = {_letters(choice): choice for choice in choices}
+    wanted = _letters(name)
+    close = get_close_matches(wanted, plain, n=1, cutoff=_SIMILAR)
+    if not close and len(wanted) > 2:
+        close = [letters for letters in plain if wanted.startswith(letters) or letters.endswith(wanted)]
+    return plain[close[0]] if len(close) == 1 else None
+
+
+def _letters(variable: str) -> str:
+    return variable.upper().removeprefix(PREFIX).replace("_", "")
 
 
 def load_settings(environ: Mapping[str, str], **flags: str | None) -> Settings:

@@ -1,12 +1,23 @@
 """Tests of `cortex.settings`."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from cortex.settings import SETTINGS, HomeLayout, Settings, UnusableHome, WrongSetting, environment_of, load_settings
+from cortex.settings import (
+    NOT_IN_EFFECT_YET,
+    SETTINGS,
+    HomeLayout,
+    Settings,
+    UnusableHome,
+    WrongSetting,
+    environment_of,
+    load_settings,
+    without_effect,
+)
 
 
 @pytest.fixture
@@ -119,3 +130,73 @@ def test_sockets_of_a_home_that_haproxy_cannot_write_down_lie_elsewhere(name):
     sockets = HomeLayout(home).sockets
     assert not sockets.is_relative_to(home)
     assert sockets == HomeLayout(home).sockets != HomeLayout(Path("/tmp") / f"{name}2").sockets
+
+
+# ---- variables without effect ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("CORTEX_HOEM", "CORTEX_HOME"),
+        ("cortex_home", "CORTEX_HOME"),
+        ("CORTEX_PRT", "CORTEX_PORT"),
+        ("CORTEX_OPERATER_PORT", "CORTEX_OPERATOR_PORT"),
+        ("CORTEX_OPERATORPORT", "CORTEX_OPERATOR_PORT"),
+        ("CORTEX_TIMEOUT", "CORTEX_START_TIMEOUT"),
+        ("CORTEX_ENVIRONMENT", "CORTEX_ENV"),
+        ("CORTEX_ARTIFACT_GB", "CORTEX_ARTIFACTS_GB"),
+        ("CORTEX_NODE_MIN", "CORTEX_NODES_MIN, which does nothing yet"),
+    ],
+)
+def test_a_misspelt_variable_is_told_with_the_one_that_was_meant(name, meant):
+    (problem,) = without_effect({name: "1", "HOME": "/h", "CORTEX_PORT": "9000"})
+    assert (problem.reference, problem.message, problem.hint) == (
+        "unknown-variable",
+        f"{name} is no setting of Cortex, and does nothing",
+        f"did you mean {meant}?",
+    )
+
+
+def test_an_unknown_variable_is_told_with_where_the_known_ones_are():
+    (problem,) = without_effect({"CORTEX_LOG_LEVEL": "debug"})
+    assert problem.hint == "`cortex --help` lists all settings with their variables"
+
+
+@pytest.mark.parametrize("name", sorted(NOT_IN_EFFECT_YET))
+def test_a_variable_of_a_later_version_is_told_with_what_is_so_instead(name):
+    (problem,) = without_effect({name: "1"})
+    assert problem.reference == "not-in-effect"
+    assert problem.message.startswith(f"{name} does nothing yet: ")
+
+
+def test_a_setting_is_never_said_to_do_nothing():
+    assert not {setting.variable for setting in SETTINGS} & set(NOT_IN_EFFECT_YET)
+    assert without_effect({setting.variable: "1" for setting in SETTINGS}) == ()
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"CORTEX_PROT": ""},
+        {"CORTEX_DEPLOYMENT": "iris", "CORTEX_API": "a", "CORTEX_VERSION": "01234567", "CORTEX_REPLICA": "iris.a.0.0"},
+        {"CORTEX_PROCESS": "1-2-3", "_CORTEX_COMPLETE": "zsh_complete", "CORTEXT": "1"},
+        {"CORTEX_GOLDEN": "write", "CORTEX_SIM_SEED": "7"},
+        {"CORTEX_SERVICE_HOST": "10.0.0.1", "CORTEX_SERVICE_PORT_HTTP": "80", "CORTEX_PORT_80_TCP_ADDR": "10.0.0.1"},
+        {"CORTEX_WEB_PORT": "tcp://10.0.0.1:80", "CORTEX_WEB_SERVICE_PORT": "80"},
+        environment_of(load_settings({})),
+    ],
+    ids=["empty", "a handler's", "a process's", "a test's", "a service's", "another service's", "a child's"],
+)
+def test_nothing_is_said_of_variables_that_nobody_meant_as_settings(environ):
+    assert without_effect(environ) == ()
+
+
+def test_every_variable_that_the_source_reads_is_a_setting_or_one_of_our_own():
+    """What a process of ours passes to another, or a test is told, is never warned of."""
+    root = Path(__file__).parents[2]
+    files = [file for folder in ("src", "tests", "bench") for file in (root / folder).rglob("*.py")]
+    read = re.compile(r"""(?:environ\S*(?:\.get\(|\[)|getenv\(|_VARIABLE = )["'](CORTEX_[A-Z_]+)""")
+    found = {name for file in files for name in read.findall(file.read_text())}
+    assert {"CORTEX_GOLDEN", "CORTEX_PROCESS", "CORTEX_ENV"} <= found
+    assert without_effect(dict.fromkeys(found, "1")) == ()

@@ -12,7 +12,7 @@ import click
 
 from cortex.cli.terminal import Terminal
 from cortex.errors import CortexError
-from cortex.settings import LOCAL, SETTINGS, Settings
+from cortex.settings import LOCAL, SETTINGS, Settings, without_effect
 
 if TYPE_CHECKING:
     from cortex.client.environments import Environment
@@ -103,6 +103,8 @@ class Command(click.Command):
         edge = ctx.ensure_object(Edge)
         values = dict(ctx.params)
         edge.take_flags(values)
+        if self.needs_settings:
+            _warn_of_variables(edge.terminal)
         arguments = (edge.terminal, edge.settings()) if self.needs_settings else (edge.terminal,)
         try:
             return self.function(*arguments, **values)
@@ -121,6 +123,16 @@ class Command(click.Command):
         if self.needs_settings:
             formatter.write_paragraph()
             formatter.write_text("Flags for settings (`cortex --help`) may stand here too.")
+
+
+def _warn_of_variables(terminal: Terminal) -> None:
+    """Once a command: whoever misspelt one waits in vain for what it should do."""
+    told = without_effect(terminal.environ)
+    if told:
+        from cortex.cli.boundary import show_problems
+
+        show_problems(terminal, told, level="warning")
+        terminal.say()
 
 
 def help_option() -> click.Option:

@@ -45,7 +45,12 @@ class UnknownCommand(click.UsageError):
 
 
 class CortexGroup(click.Group):
-    """Imports a command's module when it is used. Takes the beginning of a command's name for the name."""
+    """
+    Imports a command's module when it is used.
+
+    A command is its whole name: `cortex do` may have been meant as anything, and would stop all that runs; what is
+    unique today is taken for another command tomorrow.
+    """
 
     def __init__(self) -> None:
         super().__init__(
@@ -73,13 +78,11 @@ class CortexGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         given = args[0]
-        begins_so = [name for name in NAMES if name.startswith(given)]
-        name = given if given in NAMES else begins_so[0] if len(begins_so) == 1 else None
-        if name is not None:
-            return name, self.get_command(ctx, name), args[1:]
+        if given in NAMES:
+            return given, self.get_command(ctx, given), args[1:]
         from cortex.cli.suggestion import command_hint
 
-        hint = command_hint(given, NAMES, begins_so)
+        hint = command_hint(given, NAMES)
         raise UnknownCommand(given, hint or "`cortex --help` lists all commands", ctx)
 
     def invoke(self, ctx: click.Context) -> int:

@@ -23,7 +23,8 @@ prints `{"problems": […]}` then, with `reference`, `message` and `hint` of eac
 and not when `NO_COLOR` is set. API is `NAME` or `DEPLOYMENT/NAME`; `NAME` alone means the deployment of the nearest
 `cortex.yaml`, else the only api of that name. Where several apis make sense, as for `get` and `logs`, the name of a
 deployment stands for all of it. Tables fold on narrow terminals; in a pipe each row is one line. `cx` is short for
-`cortex`, and the beginning of a command's name stands for it as long as only one begins so.
+`cortex`; commands and flags are not abbreviated. A variable that begins with `CORTEX_` and does nothing, as it is
+misspelt or of a later version, is a warning on stderr.
 
 | exit code | means |
 |---|---|

@@ -56,19 +56,15 @@ OLD_OPTIONS: Mapping[tuple[str, str], str] = {
 """What flags of other versions are called here, by command (empty: all) and flag."""
 
 
-def command_hint(word: str, names: Sequence[str], begins_so: Sequence[str]) -> str:
-    """
-    The hint for a command that there is none of.
-
-    Args:
-        begins_so: those of `names` that the word is the beginning of.
-    """
+def command_hint(word: str, names: Sequence[str]) -> str:
+    """The hint for a command that there is none of. A word may be the beginning of one of `names`, or misspelt."""
     meant = MEANT.get(word.lower())
     if meant == "cortex --help":
         return "here it is `cortex --help`, and `cortex COMMAND --help` for one command"
     if meant is not None:
         return f"here it is `{meant}`"
-    close = begins_so or alike(word.lower(), names)
+    plain = word.lower()
+    close = [name for name in names if plain and name.startswith(plain)] or alike(plain, names)
     return f"did you mean {' or '.join(f'`cortex {name}`' for name in close)}?" if close else ""
 
 

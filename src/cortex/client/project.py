@@ -404,7 +404,9 @@ class _Gathering:
 
     def _api(self, number: int, api: ApiSpec) -> ApiUpload:
         return ApiUpload(
-            spec=api.model_dump(mode="json"), model=self._model(number, api), sample=self._sample(number, api)
+            spec=api.model_dump(mode="json", exclude_unset=True),
+            model=self._model(number, api),
+            sample=self._sample(number, api),
         )
 
     def _model(self, number: int, api: ApiSpec) -> ModelUpload | None:

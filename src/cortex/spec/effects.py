@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pydantic import BaseModel
+
 from cortex.errors import Problem
-from cortex.spec.models import ApiSpec, ComputeSpec, ProjectSpec
+from cortex.spec.models import ApiSpec, ProjectSpec
 
 
 class Effect(StrEnum):
@@ -51,27 +53,25 @@ class Pending:
 
     reason: str
     """What happens instead, in words for the user."""
-    applies: Callable[[ApiSpec], bool]
-    """Whether the user asked for what is not there yet."""
+    holds: Callable[[ApiSpec], bool] = lambda _api: False
+    """Whether what was written is true all the same."""
 
-
-_DEFAULTS = ComputeSpec()
 
 NOT_IN_EFFECT_YET: Mapping[str, Pending] = {
     "compute.max_replicas": Pending(
         "replicas are not scaled yet: their number stays as it is",
-        lambda api: api.compute.max_replicas not in (_DEFAULTS.max_replicas, api.compute.min_replicas),
+        holds=lambda api: api.compute.max_replicas == api.compute.min_replicas,
     ),
-    "compute.target_cpu_utilization": Pending(
-        "replicas are not scaled yet: their number stays as it is",
-        lambda api: api.compute.target_cpu_utilization != _DEFAULTS.target_cpu_utilization,
-    ),
+    "compute.target_cpu_utilization": Pending("replicas are not scaled yet: their number stays as it is"),
 }
 """Fields by path. Whoever makes one work deletes its row."""
 
 
 def not_in_effect(project: ProjectSpec) -> tuple[Problem, ...]:
-    """Return a note for every field that the user set and that does nothing yet. Paths lead into the `ProjectSpec`."""
+    """
+    Return a note for every field that the user wrote and that does nothing yet, whatever its value: who writes the
+    default relies on it. Paths lead into the `ProjectSpec`.
+    """
     return tuple(
         Problem(
             reference="not-in-effect",
@@ -81,5 +81,13 @@ def not_in_effect(project: ProjectSpec) -> tuple[Problem, ...]:
         )
         for number, api in enumerate(project.apis)
         for path, pending in NOT_IN_EFFECT_YET.items()
-        if pending.applies(api)
+        if _is_written(api, path.split(".")) and not pending.holds(api)
     )
+
+
+def _is_written(block: BaseModel, path: Sequence[str]) -> bool:
+    """Whether a field stands in the file. An explicit null does not: it means the default."""
+    name, *below = path
+    if name not in block.model_fields_set:
+        return False
+    return not below or _is_written(getattr(block, name), below)

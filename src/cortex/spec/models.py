@@ -1,7 +1,8 @@
 """
 The blocks of a cortex.yaml as frozen models: every field with its default and its rule.
 
-The models are what travels: `model_dump(mode="json")` of a `ProjectSpec` is validated again by the control plane.
+The models are what travels: `model_dump(mode="json", exclude_unset=True)` is validated again by the control plane,
+which so knows what the user wrote.
 Fields keep the user's own spelling, which is what `cortex get -v` shows; properties that end in a unit are what code
 computes with. Explicit `null` means the default everywhere. Whether models, handlers and secrets exist is not looked
 at here.

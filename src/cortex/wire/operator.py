@@ -256,7 +256,7 @@ class ApiUpload(msgspec.Struct, frozen=True, kw_only=True):
     """One api of a deploy."""
 
     spec: dict[str, Any]
-    """`spec.models.ApiSpec` as JSON; validated again on arrival."""
+    """`spec.models.ApiSpec` as JSON, of its fields those that the user wrote; validated again on arrival."""
     model: ModelUpload | None = None
     """None: the control plane's side fetches it from `spec["model"]`."""
     sample: SampleUpload | None = None

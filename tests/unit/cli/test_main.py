@@ -65,12 +65,10 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("deploy --timeout 90s -o json", "deploy", DEPLOY | {"timeout": 90.0, "output": "json"}),
     ("deploy --timeout=1h30m", "deploy", DEPLOY | {"timeout": 5400.0}),
-    ("dep", "deploy", DEPLOY),
     ("refresh", "refresh", REFRESH),
     ("refresh a --path x.yaml --force", "refresh", REFRESH | {"api": "a", "path": "x.yaml", "force": True}),
     ("refresh --no-wait --timeout 5", "refresh", REFRESH | {"no_wait": True, "timeout": 5.0}),
     ("get", "get", GET),
-    ("g", "get", GET),
     ("get a", "get", GET | {"api": "a"}),
     ("get iris/a -v", "get", GET | {"api": "iris/a", "verbose": True}),
     ("get -d iris -w", "get", GET | {"deployment": "iris", "watch": True}),
@@ -82,7 +80,7 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("logs a --no-follow --follow", "logs", LOGS),
     ("logs a --replica aaaa.0 --request r-1", "logs", LOGS | {"replica": "aaaa.0", "request": "r-1"}),
     ("logs a -o json", "logs", LOGS | {"output": "json"}),
-    ("log a -d iris", "logs", LOGS | {"deployment": "iris"}),
+    ("logs a -d iris", "logs", LOGS | {"deployment": "iris"}),
     ("predict a x.json", "predict", PREDICT),
     ("predict a", "predict", PREDICT | {"sample": None}),
     ("predict a - --debug", "predict", PREDICT | {"sample": "-", "debug": True}),
@@ -105,7 +103,6 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
         CONFIGURE | {"action": "edit", "words": ("gpu", "https://h"), "predictions": "https://p", "token": True},
     ),
     ("version", "version", {"output": "text"}),
-    ("v", "version", {"output": "text"}),
     ("completion zsh", "completion", {"shell": "zsh"}),
     ("completion", "completion", {"shell": None}),
     ("schema", "schema", {}),
@@ -147,6 +144,46 @@ def test_settings_are_flags_before_and_after_the_command(cortex: Any, recorded: 
     assert recorded.settings.home == cortex.home
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_beginning_of_a_command_runs_it(cortex: Any, recorded: Recorder, name: str) -> None:
+    for end in range(len(name)):
+        if name[:end] not in NAMES:
+            ran = cortex(name[:end])
+            assert (ran.code, ran.out, recorded.calls) == (2, "", [])
+            assert f"`cortex {name}`" in ran.talk or not end
+
+
+def test_a_variable_that_does_nothing_is_a_warning_of_each_command_once(cortex: Any, recorded: Recorder) -> None:
+    cortex.environ = {"CORTEX_PROT": "9000", "CORTEX_NODES_MIN": "2", "CORTEX_REPLICA": "iris.a.0123.0"}
+    ran = cortex("get", "-o", "json")
+    assert (ran.code, ran.out, recorded.calls) == (0, "", [("get", GET | {"output": "json"})])
+    assert ran.talk == (
+        "warning: not-in-effect\n"
+        "  CORTEX_NODES_MIN does nothing yet: there are no clusters yet\n\n"
+        "warning: unknown-variable\n"
+        "  CORTEX_PROT is no setting of Cortex, and does nothing\n"
+        "  hint: did you mean CORTEX_PORT?\n\n"
+    )
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_variable_that_does_nothing_is_told_where_another_is_wrong(cortex: Any) -> None:
+    cortex.environ = {"CORTEX_PROT": "9000", "CORTEX_PORT": "http"}
+    ran = cortex("up")
+    assert ran.code == 2
+    assert [line for line in ran.talk.splitlines() if line[:1].isalpha()] == [
+        "warning: unknown-variable",
+        "error: wrong-setting",
+    ]
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("line", ["--help", "get --help", "--version", "schema", "completion zsh"])
+def test_what_needs_no_settings_says_nothing_of_variables(cortex: Any, line: str) -> None:
+    cortex.environ = {"CORTEX_PROT": "9000"}
+    assert cortex(*line.split()).talk == ""
+
+
 def test_flags_beat_environment_variables(cortex: Any, recorded: Recorder) -> None:
     cortex.environ = {"CORTEX_PORT": "7000", "CORTEX_OPERATOR_PORT": "7001"}
     cortex("get", "--port", "9000")
@@ -157,6 +194,9 @@ def test_flags_beat_environment_variables(cortex: Any, recorded: Recorder) -> No
 WRONG: list[tuple[str, str, str]] = [
     ("depoy", 'there is no command "depoy"', "did you mean `cortex deploy`?"),
     ("de", 'there is no command "de"', "did you mean `cortex deploy` or `cortex delete`?"),
+    ("do", 'there is no command "do"', "did you mean `cortex down`?"),
+    ("dow --purge -y", 'there is no command "dow"', "did you mean `cortex down`?"),
+    ("DOWN", 'there is no command "DOWN"', "did you mean `cortex down`?"),
     ("xyzzy", 'there is no command "xyzzy"', "`cortex --help` lists all commands"),
     ("get --verbos", "--verbos", "did you mean --verbose?"),
     ("undeploy", 'there is no command "undeploy"', "hint: here it is `cortex delete`\n"),

@@ -41,7 +41,7 @@ def test_nothing_harmful_or_opposite_is_offered_for_a_misspelt_option(pair: tupl
 
 @pytest.mark.parametrize(("word", "hint"), [("rm", "delete"), ("STOP", "down"), ("ls", "get"), ("apply", "deploy")])
 def test_words_of_other_tools_are_told_what_they_are_called_here(word: str, hint: str) -> None:
-    assert command_hint(word, NAMES, []) == f"here it is `cortex {hint}`"
+    assert command_hint(word, NAMES) == f"here it is `cortex {hint}`"
 
 
 def test_every_word_leads_to_a_command_that_there_is() -> None:

@@ -174,14 +174,14 @@ class World:
     def api(self, name="a", *, model="bytes", sample=None, entry="model.onnx", **fields) -> ApiUpload:
         spec = ApiSpec(name=name, model="model.onnx", **fields)
         return ApiUpload(
-            spec=spec.model_dump(mode="json"),
+            spec=spec.model_dump(mode="json", exclude_unset=True),
             model=ModelUpload(files=self.stored(model__onnx=model), entry=entry, format="onnx"),
             sample=None if sample is None else SampleUpload(body=sample, content_type="application/json", gate=True),
         )
 
     def remote(self, model: str, name="a", **fields) -> ApiUpload:
         """An api whose model has to be fetched."""
-        return ApiUpload(spec=ApiSpec(name=name, model=model, **fields).model_dump(mode="json"))
+        return ApiUpload(spec=ApiSpec(name=name, model=model, **fields).model_dump(mode="json", exclude_unset=True))
 
     def deploy(self, *apis: ApiUpload, name="iris", source="/home/ann/iris", project=(), **fields):
         request = DeployRequest(deployment=name, source=source, apis=apis, project=tuple(project), **fields)

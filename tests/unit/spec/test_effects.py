@@ -61,9 +61,12 @@ def test_a_project_that_asks_for_nothing_new_has_no_notes():
     ("fields", "noted"),
     [
         ({"compute": {"max_replicas": 10}}, ["compute.max_replicas"]),
+        ({"compute": {"max_replicas": 100}}, ["compute.max_replicas"]),
+        ({"compute": {"max_replicas": None, "target_cpu_utilization": None}}, []),
         ({"compute": {"min_replicas": 10, "max_replicas": 10}}, []),
         ({"compute": {"init_replicas": 2}}, []),
         ({"compute": {"target_cpu_utilization": 50}}, ["compute.target_cpu_utilization"]),
+        ({"compute": {"target_cpu_utilization": 80}}, ["compute.target_cpu_utilization"]),
         ({"compute": {"gpu": 1}}, []),
         ({"model_format": "tensorflow"}, []),
         ({"model": "iris.zip"}, []),
@@ -72,14 +75,18 @@ def test_a_project_that_asks_for_nothing_new_has_no_notes():
         ({"batching": "off"}, []),
     ],
 )
-def test_a_field_that_does_nothing_yet_is_noted_when_it_is_set(fields, noted):
+def test_a_field_that_does_nothing_yet_is_noted_when_it_is_written_whatever_its_value(fields, noted):
     assert [path for path in noted if path not in NOT_IN_EFFECT_YET] == []
     assert notes(**fields) == noted
 
 
-def test_notes_are_the_same_after_the_way_to_the_control_plane():
-    project = ProjectSpec.model_validate({"apis": [IRIS]})
-    assert not_in_effect(ProjectSpec.model_validate(project.model_dump(mode="json"))) == ()
+@pytest.mark.parametrize("compute", [{}, {"min_replicas": 2}, {"max_replicas": 100}])
+def test_notes_are_the_same_after_the_way_to_the_control_plane(compute):
+    project = ProjectSpec.model_validate({"apis": [IRIS | {"compute": compute}]})
+    arrived = ProjectSpec.model_validate(project.model_dump(mode="json", exclude_unset=True))
+    assert arrived == project
+    assert not_in_effect(arrived) == not_in_effect(project)
+    assert len(not_in_effect(arrived)) == ("max_replicas" in compute)
 
 
 def test_a_note_is_shown_like_a_problem():
