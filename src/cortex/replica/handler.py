@@ -21,16 +21,14 @@ import urllib.parse
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CoroutineType, ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from cortex.errors import CortexError, Problem, RequestError
 from cortex.replica import importing, offspring
 from cortex.replica.http import Exchange
-from cortex.replica.intended import HOOKS, HookName, find_slip
+from cortex.replica.intended import HOOKS, LIFE_HOOKS, HookName, LifeHookName, find_slip
 from cortex.replica.tracebacks import format_user_traceback, one_line, user_location
 
-LifeHookName = Literal["on_start", "on_stop"]
-LIFE_HOOKS: tuple[LifeHookName, ...] = ("on_start", "on_stop")
 _VALUE = {"pre_inference": "sample", "post_inference": "prediction"}
 
 REQUIREMENTS: Mapping[str, str] = {
@@ -297,7 +295,7 @@ def load_handler(project_dir: str, handler: str, api: str) -> Handler:
     hooks = {name: _find_hook(module, name, handler) for name in HOOKS}
     start, stop = (_find_life_hook(module, name, handler) for name in LIFE_HOOKS)
     found = [hook.name for hook in (*hooks.values(), start, stop) if hook is not None]
-    slip = find_slip(vars(module), found)
+    slip = find_slip(vars(module), found, _source(path))
     if slip is not None:
         raise HandlerError(slip.reference, slip.message, where=_place(slip.value, module, handler), hint=slip.hint)
     return Handler(pre=hooks["pre_inference"], post=hooks["post_inference"], start=start, stop=stop)
@@ -338,6 +336,12 @@ def _import_file(path: str, shown: str, project_dir: str, api: str) -> ModuleTyp
         sys.modules.pop(name, None)
         raise _import_failure(error, shown, path, project_dir) from error
     return module
+
+
+def _source(path: str) -> str:
+    """The text of a file that was imported."""
+    with open(path, "rb") as file:
+        return importlib.util.decode_source(file.read())
 
 
 def _import_failure(error: BaseException, shown: str, path: str, project_dir: str) -> HandlerError:

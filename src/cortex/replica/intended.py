@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 HookName = Literal["pre_inference", "post_inference"]
+LifeHookName = Literal["on_start", "on_stop"]
 HOOKS: Final[tuple[HookName, ...]] = ("pre_inference", "post_inference")
+LIFE_HOOKS: Final[tuple[LifeHookName, ...]] = ("on_start", "on_stop")
 LINES: Final[Mapping[str, str]] = {
     "pre_inference": "def pre_inference(sample, metadata):",
     "post_inference": "def post_inference(prediction, metadata):",
@@ -18,6 +21,11 @@ LINES: Final[Mapping[str, str]] = {
 _NEAR: Final = 0.87
 """`inference` alone is as near as 0.86, and `post_inference` is to `pre_inference` as 0.8."""
 _SHORT: Final = {"preinfer": "pre_inference", "postinfer": "post_inference"}
+_START: Final = frozenset({"start", "startup", "started", "begin", "boot", "init", "initialize", "initialise", "setup"})
+_STOP: Final = frozenset(
+    {"stop", "stopped", "shutdown", "exit", "end", "close", "cleanup", "teardown", "terminate", "finalize", "finalise"}
+)
+"""What others call `on_start` and `on_stop`, with `on_` before it or without."""
 _PAGE: Final = "docs/from-cortex-0.md has both side by side"
 
 
@@ -31,13 +39,14 @@ class Slip(NamedTuple):
     """What to look for in the file; None for nothing in particular."""
 
 
-def find_slip(names: Mapping[str, Any], found: Collection[str]) -> Slip | None:
+def find_slip(names: Mapping[str, Any], found: Collection[str], source: str) -> Slip | None:
     """
     Return what is wrong with the names of a handler's file; None if nothing is.
 
     Args:
         names: its global variables.
         found: the hooks that it has, `on_start` and `on_stop` among them.
+        source: its text: a `shutdown` that the file itself calls or registers is no misspelt `on_stop`.
 
     Returns:
         A hook whose name is misspelt, whether the other one is there or not; where neither is, what else there is.
@@ -52,7 +61,63 @@ def find_slip(names: Mapping[str, Any], found: Collection[str]) -> Slip | None:
                         hint=f'did you mean "{hook}"?',
                         value=function,
                     )
-    return None if found else _without_hooks(names)
+    slip = _life_slip(names, found, source)
+    if found:
+        return slip
+    return slip if slip is not None and slip.value.__name__.startswith("on") else _without_hooks(names)
+
+
+def _life_slip(names: Mapping[str, Any], found: Collection[str], source: str) -> Slip | None:
+    """A function that nobody calls, with a name like `on_start` or `on_stop` and as easily called."""
+    module = names.get("__name__")
+    for name, function in names.items():
+        hook = _meant_life_hook(name)
+        if (
+            hook is not None
+            and hook not in found
+            and inspect.isfunction(function)
+            and (function.__module__, function.__name__) == (module, name)
+            and _takes_nothing(function)
+            and not _is_used(name, source)
+        ):
+            return Slip(
+                reference="handler-hook-misspelt",
+                message=f"{name} is never called: Cortex calls `on_start` and `on_stop`",
+                hint=f'did you mean "{hook}"?',
+                value=function,
+            )
+    return None
+
+
+def _meant_life_hook(name: str) -> LifeHookName | None:
+    plain = _plain(name)
+    for hook, others in zip(LIFE_HOOKS, (_START, _STOP), strict=True):
+        wanted = _plain(hook)
+        is_misspelt = sorted(plain) == sorted(wanted) or difflib.SequenceMatcher(None, plain, wanted).ratio() > _NEAR
+        if name not in LIFE_HOOKS and (plain.removeprefix("on") in others or is_misspelt):
+            return hook
+    return None
+
+
+def _takes_nothing(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    return True
+
+
+def _is_used(name: str, source: str) -> bool:
+    """Whether a file does something with a function of its own, be it a decorator's doing."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, RecursionError):  # it was imported: in doubt it does
+        return True
+    return any(
+        (isinstance(node, ast.Name) and node.id == name)
+        or (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name and node.decorator_list)
+        for node in nodes
+    )
 
 
 def _without_hooks(names: Mapping[str, Any]) -> Slip:

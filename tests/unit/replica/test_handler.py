@@ -112,6 +112,59 @@ def test_a_hook_that_is_misspelt_is_an_error_whether_there_is_another_or_not(
     assert problem.where == "handler.py:3"
 
 
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        *((name, "on_start") for name in ("onstart", "on_startup", "On_Start", "on_strat", "on_init", "startup", "init")),
+        *((name, "on_stop") for name in ("onstop", "on_shutdown", "on_sotp", "on_exit", "shutdown", "teardown")),
+    ],
+)
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_misspelt_on_start_or_on_stop_is_an_error(
+    load: Callable[..., Handler], name: str, hook: str, kind: str
+) -> None:
+    source = f"def pre_inference(sample, metadata): return sample\n\n{kind} {name}(): pass"
+    problem = problem_of(load, source).problem()
+    assert (problem.reference, problem.where) == ("handler-hook-misspelt", "handler.py:3")
+    assert problem.message == f"{name} is never called: Cortex calls `on_start` and `on_stop`"
+    assert problem.hint == f'did you mean "{hook}"?'
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "def startup(): pass\nstartup()",
+        "import atexit\ndef shutdown(): pass\natexit.register(shutdown)",
+        "import atexit\n@atexit.register\ndef on_shutdown(): pass",
+        "def on_start(): startup()\ndef startup(): pass",
+        "def on_start(): pass\ndef on_startup(): pass",
+        "def on_exit(code): pass",
+        "def on_step(): pass",
+        "def on_state(): pass",
+        "from asyncio import run as startup",
+        "class startup: pass",
+        "close = open",
+    ],
+)
+def test_what_a_handler_uses_itself_or_cannot_be_meant_is_no_misspelt_on_start_or_on_stop(
+    load: Callable[..., Handler], rest: str
+) -> None:
+    assert load(f"def pre_inference(sample, metadata): return sample\n{rest}").pre is not None
+
+
+@pytest.mark.parametrize(
+    ("source", "reference"),
+    [
+        ("def on_startup(): pass", "handler-hook-misspelt"),
+        ("def init(): pass\ndef run(raw_data): pass", "handler-without-hook"),
+    ],
+)
+def test_a_file_with_nothing_but_a_misspelt_on_start_is_told_that_first(
+    load: Callable[..., Handler], source: str, reference: str
+) -> None:
+    assert problem_of(load, source).problem().reference == reference
+
+
 def test_helpers_beside_a_hook_may_have_any_name(load: Callable[..., Handler]) -> None:
     handler = load(
         """
