@@ -379,8 +379,9 @@ one only with `cortex deploy --prune`. Unknown keys, duplicate keys and duplicat
 of a file are shown at once. `null` means the default. Fields of `tracker` and `compute` that stand beside `name`, as
 in a page whose indentation got lost, are taken as if they stood in their block, with a note that shows it.
 
-Quantities are those of Kubernetes: `0.2` = `200m` cpu, `512Mi`, `1G`, `129e6` bytes. Durations: `30s`, `10m`, `1h30m`,
-or seconds. An editor completes and checks the file with the schema that `cortex schema` prints.
+Quantities are those of Kubernetes: `0.2` = `200m` cpu, `512Mi`, `1G`, `129e6` bytes. `mem: 512` would be 512 bytes, in
+which nothing runs, and is refused with `512Mi`. Durations: `30s`, `10m`, `1h30m`, or seconds. An editor completes and
+checks the file with the schema that `cortex schema` prints.
 
 A change to a field, when it is deployed, makes a *new version*, which replaces the old one once it is ready and whose
 statistics begin anew; or it *rolls replicas*, which are replaced by ones of the same version; or it takes effect *in

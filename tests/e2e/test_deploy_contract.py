@@ -150,6 +150,10 @@ REFUSED: Mapping[str, Files] = {
         "cortex.yaml": "- {kind: api, name: x, model: m.onnx, compute: {cpu: 99999, mem: 99999Gi}}\n",
         "m.onnx": rows_model(),
     },
+    "memory without its unit": {
+        "cortex.yaml": "- {kind: api, name: x, model: m.onnx, compute: {mem: 512}}\n",
+        "m.onnx": rows_model(),
+    },
     "several mistakes at once": {
         "cortex.yaml": "- {kind: api, name: X, model: m.onnx, compute: {max_replica: 2}, concurrency: 1, timeout: x}\n",
         "m.onnx": rows_model(),

@@ -35,7 +35,7 @@ from cortex.ids import DEFAULT_DEPLOYMENT, DeploymentName
 from cortex.spec import rules
 from cortex.spec.locations import ModelFormat, infer_format, masked_model, sample_path
 from cortex.spec.problems import quoted
-from cortex.spec.quantities import DURATION_PATTERN, QUANTITY_PATTERN, Cpu, Duration, Size
+from cortex.spec.quantities import DURATION_PATTERN, MIN_MEMORY_BYTES, QUANTITY_PATTERN, Cpu, Duration, Memory, Size
 
 ModelType = Literal["classification", "regression"]
 
@@ -85,6 +85,12 @@ Text = Annotated[str, PlainValidator(rules.check_text), WithJsonSchema(_TEXT)]
 Count = Annotated[int, PlainValidator(rules.check_at_least(1)), WithJsonSchema(_COUNT)]
 CountOrZero = Annotated[int, PlainValidator(rules.check_at_least(0)), WithJsonSchema({**_COUNT, "minimum": 0})]
 CpuField = Annotated[Cpu, PlainValidator(rules.check_parsed(Cpu)), _as_spelled, WithJsonSchema(_QUANTITY)]
+MemoryField = Annotated[
+    Memory,
+    PlainValidator(rules.check_parsed(Memory)),
+    _as_spelled,
+    WithJsonSchema({**_QUANTITY, "minimum": MIN_MEMORY_BYTES}),
+]
 SizeField = Annotated[Size, PlainValidator(rules.check_parsed(Size)), _as_spelled, WithJsonSchema(_QUANTITY)]
 DurationField = Annotated[
     Duration, PlainValidator(rules.check_parsed(Duration)), _as_spelled, WithJsonSchema(_DURATION)
@@ -168,7 +174,9 @@ class ComputeSpec(_Block):
     target_cpu_utilization: Count = Field(default=80, description="Per cent of the cpu request that triggers scaling.")
     cpu: CpuField = Field(default=Cpu.parse("200m"), description="CPU request of a replica, such as 200m, 0.5 or 2.")
     gpu: CountOrZero = Field(default=0, description="GPUs that a replica gets for itself.")
-    mem: SizeField | None = Field(default=None, description="Memory request of a replica, such as 512Mi.")
+    mem: MemoryField | None = Field(
+        default=None, description="Memory request of a replica, such as 512Mi; at least 1Mi."
+    )
     concurrency: Count | None = Field(
         default=None, description="Requests inside the handler at once, per replica: 1 for sync handlers, 64 for async."
     )

@@ -30,6 +30,9 @@ MAX_NUMBER = 2**63 - 1
 MAX_CPU_MILLIS = 100_000_000
 """A hundred thousand cpus: more than any machine has, and `500M` was meant as `500m`."""
 
+MIN_MEMORY_BYTES = 2**20
+"""A mebibyte: no process runs in less, and `512` was meant as `512Mi`."""
+
 _SUFFIXES = {
     **{
         suffix: Fraction(1000) ** power
@@ -136,6 +139,41 @@ class Size:
             hint = f'did you mean "{meant}" or "{meant}i"?' if meant != text else "write a number of bytes, or 512Mi"
             raise QuantityError(value, f"{text} is less than one byte: the suffix m stands for thousandths", hint=hint)
         return cls(parse_bytes(value), text)
+
+
+class Memory(Size):
+    """What a process may take up: a `Size` of at least `MIN_MEMORY_BYTES`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: str | int | float) -> Self:
+        """Raises QuantityError as `Size.parse`, and for what is too little for any process."""
+        exact, text = parse_quantity(value), _spelling(value)
+        is_plain = re.fullmatch(r"\+?[0-9.]+", text) is not None
+        if 0 < exact < MIN_MEMORY_BYTES and (is_plain or exact >= 1):
+            amount = "a number of bytes" if is_plain else f"{parse_bytes(value)} bytes"
+            meant = _meant_memory(text)
+            message = f"{text} is {amount}, and nothing runs in less than a mebibyte"
+            raise QuantityError(value, message, hint=f'did you mean "{meant}"?' if meant else "such as 512Mi or 2Gi")
+        return super().parse(value)
+
+
+def _meant_memory(text: str) -> str:
+    """The memory that a number of bytes, or of kilobytes, was probably meant as; empty if nobody can tell."""
+    match = re.fullmatch(r"\+?(?P<number>[0-9]*\.?[0-9]+)\.?0*(?P<suffix>[kK]i?)?", text)
+    if match is None:
+        return ""
+    number, suffix = match["number"], match["suffix"]
+    is_few = float(number) < _LEAST_MEBIBYTES
+    if suffix:
+        return "" if is_few else f"{number}{'Mi' if suffix.endswith('i') else 'M'}"
+    return f"{number}{'Gi' if is_few else 'Mi' if float(number) < _LEAST_KIBIBYTES else 'Ki'}"
+
+
+_LEAST_MEBIBYTES = 16
+_LEAST_KIBIBYTES = 2**16
+"""Whoever writes 512 means mebibytes, who writes 2 means gibibytes, and who writes 524288 means kibibytes."""
 
 
 @dataclass(frozen=True, slots=True)

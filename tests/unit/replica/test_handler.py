@@ -115,7 +115,10 @@ def test_a_hook_that_is_misspelt_is_an_error_whether_there_is_another_or_not(
 @pytest.mark.parametrize(
     ("name", "hook"),
     [
-        *((name, "on_start") for name in ("onstart", "on_startup", "On_Start", "on_strat", "on_init", "startup", "init")),
+        *(
+            (name, "on_start")
+            for name in ("onstart", "on_startup", "On_Start", "on_strat", "on_init", "startup", "init")
+        ),
         *((name, "on_stop") for name in ("onstop", "on_shutdown", "on_sotp", "on_exit", "shutdown", "teardown")),
     ],
 )

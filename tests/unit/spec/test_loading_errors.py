@@ -756,6 +756,21 @@ CASES = [
         """,
     ),
     Case(
+        "memory without a suffix",
+        """
+        - kind: api
+          name: iris
+          model: iris.onnx
+          mem: 512
+        """,
+        """
+        error: bad-quantity
+          cortex.yaml:4:3   api "iris": compute: mem
+          512 is a number of bytes, and nothing runs in less than a mebibyte
+          hint: did you mean "512Mi"?
+        """,
+    ),
+    Case(
         "a quantity with a huge exponent",
         """
         - kind: api

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cortex.spec.models import BLOCKS, KEPT_AS_WRITTEN, ApiSpec, ComputeSpec, DeploymentSpec, ProjectSpec, SecretRef
-from cortex.spec.quantities import Cpu, Duration, Size
+from cortex.spec.quantities import Cpu, Duration, Memory, Size
 
 # Machines may be busy; the timeout of pytest ends what hangs.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -112,7 +112,7 @@ def test_a_project_survives_the_way_to_the_control_plane():
 
 AMOUNTS = {
     "cpu": st.sampled_from(["200m", "1", 2, 0.25, "1e-1", "1n"]),
-    "mem": st.sampled_from([None, "1Gi", 1024, "1.5G", "129e6"]),
+    "mem": st.sampled_from([None, "1Gi", 2**20, "1.5G", "129e6"]),
     "gpu": st.integers(0, 8),
     "min_replicas": st.integers(1, 50),
     "max_replicas": st.integers(50, 200),
@@ -257,7 +257,7 @@ def test_every_quantity_and_duration_is_kept_as_written():
         (*block, name)
         for block, model in [((), ApiSpec), *(((block,), model) for block, model in BLOCKS.items())]
         for name, field in model.model_fields.items()
-        if any(kind.__name__ in str(field.annotation) for kind in (Cpu, Size, Duration))
+        if any(kind.__name__ in str(field.annotation) for kind in (Cpu, Memory, Size, Duration))
     }
     assert amounts == KEPT_AS_WRITTEN
 

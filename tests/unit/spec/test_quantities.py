@@ -13,6 +13,7 @@ from cortex.spec.quantities import (
     Cpu,
     Duration,
     DurationError,
+    Memory,
     QuantityError,
     Size,
     parse_bytes,
@@ -310,3 +311,42 @@ def test_more_cpu_than_any_machine_has_is_a_slip(value, meant):
         Cpu.parse(value)
     assert meant in caught.value.hint
     assert "cpus" in str(caught.value)
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+PLAIN = "is a number of bytes, and nothing runs in less than a mebibyte"
+
+
+@pytest.mark.parametrize(
+    ("value", "message", "hint"),
+    [
+        (512, f"512 {PLAIN}", 'did you mean "512Mi"?'),
+        ("512", f"512 {PLAIN}", 'did you mean "512Mi"?'),
+        (2, f"2 {PLAIN}", 'did you mean "2Gi"?'),
+        (0.5, f"0.5 {PLAIN}", 'did you mean "0.5Gi"?'),
+        (524288, f"524288 {PLAIN}", 'did you mean "524288Ki"?'),
+        ("1Ki", "1Ki is 1024 bytes, and nothing runs in less than a mebibyte", "such as 512Mi or 2Gi"),
+        ("512Ki", "512Ki is 524288 bytes, and nothing runs in less than a mebibyte", 'did you mean "512Mi"?'),
+        ("512k", "512k is 512000 bytes, and nothing runs in less than a mebibyte", 'did you mean "512M"?'),
+        ("1e3", "1e3 is 1000 bytes, and nothing runs in less than a mebibyte", "such as 512Mi or 2Gi"),
+        ("512m", "512m is less than one byte: the suffix m stands for thousandths", 'did you mean "512M" or "512Mi"?'),
+    ],
+)
+def test_memory_in_which_nothing_runs_is_refused_with_what_was_meant(value, message, hint):
+    with pytest.raises(QuantityError) as caught:
+        Memory.parse(value)
+    assert (str(caught.value), caught.value.hint) == (message, hint)
+
+
+@pytest.mark.parametrize("value", [2**20, "1Mi", "1024Ki", "129e6", 128974848, "0.001Gi"])
+def test_memory_may_be_a_number_of_bytes_if_there_are_enough(value):
+    assert Memory.parse(value).bytes == Size.parse(value).bytes
+
+
+@given(st.integers(1, 2**20 - 1))
+def test_what_is_meant_instead_of_too_little_memory_is_enough(count):
+    with pytest.raises(QuantityError) as caught:
+        Memory.parse(count)
+    meant = caught.value.hint.removeprefix('did you mean "').removesuffix('"?')
+    assert Memory.parse(meant).bytes >= 2**24

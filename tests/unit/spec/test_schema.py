@@ -80,6 +80,7 @@ def test_what_may_be_written_is_valid(data, validator, accepted):
         with_(compute={"mem": "512MB"}),
         with_(compute={"mem": "1 Gi"}),
         with_(compute={"mem": "-1Gi"}),
+        with_(compute={"mem": 512}),
         with_(compute={"gpu": -1}),
         with_(compute=[]),
         with_(tracker={}),
