@@ -63,6 +63,7 @@ _GONE = {
 """Fields of other versions, with what is done about them."""
 _OLD_BLOCKS = ("onnx", "tensorflow", "predictor", "python")
 """Blocks of later versions of old: what stood in them stands beside `name` here."""
+_SIDE_BY_SIDE = "docs/from-cortex-0.md has both side by side"
 _OLD_NAMES = {
     "model": "model",
     "model_path": "model",
@@ -189,9 +190,9 @@ class _Finding:
         if home:
             return self._said("misplaced-field", message, home)
         if block == "api" and self._field in _OLD_BLOCKS:
-            return self._said("unknown-field", message, self._without_block())
+            return self._said("unknown-field", message, f"{self._without_block()}; {_SIDE_BY_SIDE}")
         if block == "api" and self._field in _GONE:
-            return self._said("unknown-field", message, _GONE[self._field])
+            return self._said("unknown-field", message, f"{_GONE[self._field]}; {_SIDE_BY_SIDE}")
         compares = len(self._beside) <= _COMPARED_KEYS
         meant = nearest(self._field, _FIELDS[block]) if compares else None
         if meant is not None:
@@ -205,13 +206,16 @@ class _Finding:
     def _without_block(self) -> str:
         """Say where the fields of a block of old stand here."""
         fields = self._value if isinstance(self._value, Mapping) else {}
+        if isinstance(models := fields.get("models"), Mapping):
+            fields = {**models, **fields, "model_path": models.get("path")}
         lines = [
             f"{name}: {value}" if isinstance(value, str) else f"{name}:"
             for old, name in _OLD_NAMES.items()
             if (value := fields.get(old)) is not None
         ]
         meant = lines or ["model: model.onnx", "request_handler: handler.py"]
-        hint = f"its fields stand beside `name:` here: {' and '.join(f'`{line}`' for line in meant)}"
+        *others, last = [f"`{line}`" for line in meant]
+        hint = f"its fields stand beside `name:` here: {' and '.join([', '.join(others), last] if others else [last])}"
         if any(line.startswith("model:") for line in meant) or "model" in self._beside:
             return hint
         return f"{hint}, and a `model:`, a file of ONNX or a SavedModel, which Cortex runs itself"

@@ -23,10 +23,6 @@ SMALLEST_FILE = """\
   name: iris
   model: model.onnx"""
 
-_FLAT_FIELDS = frozenset(ApiSpec.model_fields).union(*(model.model_fields for model in BLOCKS.values()))
-_API_FIELDS = _FLAT_FIELDS - frozenset(DeploymentSpec.model_fields)
-"""A resource without a kind that has one of these is meant as an api."""
-
 
 @dataclass(frozen=True)
 class Loaded:
@@ -148,7 +144,9 @@ class _Reading:
         if isinstance(self._data, Mapping):
             hint = f'put "- " in front of the first line and indent the others, such as\n{SMALLEST_FILE}'
         self._add("not-a-list", f"expected a list of resources, found {found(self._data)}", hint=hint)
-        if not (isinstance(self._data, Mapping) and "kind" in self._data):
+        if not isinstance(self._data, Mapping):
+            return []
+        if "kind" not in self._data and not ("name" in self._data and _is_like_an_api(self._data)):
             return []
         self._document = self._document.wrapped()
         self._data = self._document.value(_is_kept_as_written)
@@ -166,7 +164,7 @@ class _Reading:
             return kind
         meant = nearest(kind, RESOURCES) if isinstance(kind, str) else None
         if kind is None:
-            guess = "api" if _API_FIELDS.intersection(resource) else None
+            guess = "api" if _is_like_an_api(resource) else None
             hint = f"add kind: {guess}" if guess else "add kind: api or kind: deployment"
             self._add("missing-field", '"kind" is missing', (number, "kind"), hint)
             return guess
@@ -254,6 +252,11 @@ class _Reading:
                 here, _ = self._document.locate((number, "name"))
                 message = f"two apis are named {quoted(name)}: at line {line} and at line {here}"
                 self._add("duplicate-name", message, (number, "name"), "rename one of them")
+
+
+def _is_like_an_api(resource: Mapping[Any, Any]) -> bool:
+    """Whether it has more than a deployment can have, be it in words of other versions or misspelt."""
+    return any(isinstance(key, str) and nearest(key, DeploymentSpec.model_fields) is None for key in resource)
 
 
 def _is_kept_as_written(path: Path, value: object) -> bool:

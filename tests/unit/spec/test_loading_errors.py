@@ -114,7 +114,7 @@ CASES = [
         error: unknown-field
           cortex.yaml:4:3   api "iris": tags
           "tags" is not a field of an api
-          hint: tags never had an effect and are gone: delete them
+          hint: tags never had an effect and are gone: delete them; docs/from-cortex-0.md has both side by side
         """,
     ),
     Case(
@@ -224,15 +224,86 @@ CASES = [
         error: unknown-field
           cortex.yaml:3:3   api "iris": onnx
           "onnx" is not a field of an api
-          hint: its fields stand beside `name:` here: `model: s3://bucket/iris.onnx` and `request_handler: handler.py`
+          hint: its fields stand beside `name:` here: `model: s3://bucket/iris.onnx` and `request_handler: handler.py`; docs/from-cortex-0.md has both side by side
         error: unknown-field
           cortex.yaml:8:3   api "rose": predictor
           "predictor" is not a field of an api
-          hint: its fields stand beside `name:` here: `request_handler: predictor.py`, and a `model:`, a file of ONNX or a SavedModel, which Cortex runs itself
+          hint: its fields stand beside `name:` here: `request_handler: predictor.py`, and a `model:`, a file of ONNX or a SavedModel, which Cortex runs itself; docs/from-cortex-0.md has both side by side
         error: unknown-field
           cortex.yaml:11:3   api "rose": autoscaling
           "autoscaling" is not a field of an api
-          hint: its fields belong under `compute:`
+          hint: its fields belong under `compute:`; docs/from-cortex-0.md has both side by side
+        """,
+    ),
+    Case(
+        "a resource of a later version of old without a kind",
+        """
+        - name: iris
+          predictor:
+            type: tensorflow
+            path: predictor.py
+            models: {path: s3://bucket/iris, signature_key: predict}
+          networking: {}
+          compute: {mem: 1}
+        """,
+        """
+        error: missing-field
+          cortex.yaml:1:3   resource "iris": kind
+          "kind" is missing
+          hint: add kind: api
+        error: unknown-field
+          cortex.yaml:2:3   resource "iris": predictor
+          "predictor" is not a field of an api
+          hint: its fields stand beside `name:` here: `model: s3://bucket/iris`, `request_handler: predictor.py` and `tf_signature_key: predict`; docs/from-cortex-0.md has both side by side
+        error: unknown-field
+          cortex.yaml:6:3   resource "iris": networking
+          "networking" is not a field of an api
+          hint: an api answers at /<deployment>/<name>: delete it; docs/from-cortex-0.md has both side by side
+        error: bad-quantity
+          cortex.yaml:7:13   resource "iris": compute: mem
+          1 is a number of bytes, and nothing runs in less than a mebibyte
+          hint: did you mean "1Gi"?
+        """,
+    ),
+    Case(
+        "a single resource of a later version of old without a kind or a list",
+        """
+        name: iris
+        onnx: {model: iris.onnx}
+        """,
+        """
+        error: not-a-list
+          cortex.yaml:1:1
+          expected a list of resources, found a mapping
+          hint: put "- " in front of the first line and indent the others, such as
+                - kind: api
+                  name: iris
+                  model: model.onnx
+        error: missing-field
+          cortex.yaml:1:1   resource "iris": kind
+          "kind" is missing
+          hint: add kind: api
+        error: unknown-field
+          cortex.yaml:2:1   resource "iris": onnx
+          "onnx" is not a field of an api
+          hint: its fields stand beside `name:` here: `model: iris.onnx`; docs/from-cortex-0.md has both side by side
+        """,
+    ),
+    Case(
+        "a resource without a kind whose fields are misspelt",
+        """
+        - name: iris
+          modle: iris.onnx
+        """,
+        """
+        error: missing-field
+          cortex.yaml:1:3   resource "iris": kind
+          "kind" is missing
+          hint: add kind: api
+        error: unknown-field
+          cortex.yaml:2:3   resource "iris": modle
+          "modle" is not a field of an api
+          hint: did you mean "model"?
         """,
     ),
     Case(
