@@ -99,6 +99,7 @@ def run(
         file = locate(path, terminal.cwd)
         place = environment(terminal, settings)
         shown_file = text.shown_path(file, terminal.cwd)
+        warnings: tuple[Problem, ...] = ()
         try:
             with prepare(
                 file,
@@ -115,10 +116,19 @@ def run(
                 operator = place.ensure(even_if_down=not dry_run)
                 calls = Reconnecting(place, operator, clock=terminal.clock, sleep=terminal.sleep, say=terminal.say)
                 # Sent again, a deploy comes to the same: what it says is addressed by content.
-                result = calls.call(lambda client: _send(terminal, client, package))
+                try:
+                    result = calls.call(lambda client: _send(terminal, client, package))
+                except Problems:  # what was odd before may be why
+                    warnings = tuple(_placed(package.loaded, warning) for warning in package.warnings)
+                    _show_warnings(terminal, warnings)
+                    if warnings:
+                        terminal.say()
+                    raise
         except Problems as error:
             if output == "json":
-                print_json(terminal, _for_programs("", DeployResult(problems=error.problems), (), "refused"))
+                print_json(
+                    terminal, _for_programs("", DeployResult(problems=error.problems, warnings=warnings), (), "refused")
+                )
             raise
     loaded, deployment = package.loaded, package.request.deployment
     if output == "text":

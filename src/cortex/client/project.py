@@ -117,11 +117,17 @@ class Package:
     sources: Mapping[str, Path] = field(repr=False)
     """A file with the bytes, for each SHA-256 that the request names."""
     warnings: tuple[Problem, ...] = ()
+    own_modules: Mapping[str, str] = field(default_factory=dict)
+    """Paths of the project's modules that requirements.txt asks an index for, by the name of the package."""
 
     def told(self, problem: Problem) -> Problem:
         """A problem that the control plane found, with its place in the file and with what only this machine knows."""
         if problem.reference == "handler-missing-module":
             problem = self._missing_module(problem)
+        elif problem.reference.startswith("packages-"):
+            asked = (name for name in self.own_modules if _names(problem.message, name))
+            if name := next(asked, None):
+                problem = msgspec.structs.replace(problem, hint=_own_module_asked_for(name, self.own_modules[name])[1])
         elif missing := _MISSING_FILE.search(problem.message):
             hint = _left_out_hint(Path(self.request.source), missing[1])
             problem = msgspec.structs.replace(problem, hint=hint) if hint else problem
@@ -135,6 +141,20 @@ class Package:
         handler = apis[number].request_handler if isinstance(number, int) and number < len(apis) else None
         hint = own_module_hint(Path(self.request.source), module[1], handler) if module else ""
         return msgspec.structs.replace(problem, hint=hint) if hint else problem
+
+
+def _names(text: str, package: str) -> bool:
+    """Whether a text has a package's name, normalised or not."""
+    return re.search(rf"(?<![\w.-]){package.replace('-', '[-_.]')}(?![\w-])", text, re.IGNORECASE) is not None
+
+
+def _own_module_asked_for(name: str, path: str) -> tuple[str, str]:
+    """Message and hint for a package of an index that has the name of a module of the project."""
+    return (
+        f"{name} is installed from the package index, where anybody may own that name, and {path} is yours",
+        "delete the line: modules of the project are imported as they are; "
+        f"if that of the index is meant, rename {path}",
+    )
 
 
 _MISSING_MODULE = re.compile(r"No module named '([^']+)'")
@@ -306,6 +326,7 @@ def prepare(
             ),
             sources=gathering.sources,
             warnings=(*loaded.notes, *gathering.warnings),
+            own_modules=gathering.own_modules,
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -394,6 +415,7 @@ class _Gathering:
         self.sources: dict[str, Path] = {}
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
+        self.own_modules: dict[str, str] = {}
 
     def everything(self) -> tuple[tuple[ApiUpload, ...], tuple[StoredFile, ...]]:
         apis = self._loaded.spec.apis
@@ -479,18 +501,18 @@ class _Gathering:
         self.warnings += project.warnings
         self.sources.update({file.sha256: self._folder / file.path for file in project.files})
         shipped = {file.path for file in project.files}
-        self._check_requirements(shipped)
+        self._check_requirements(shipped, {posixpath.normpath(handler) for handler in handlers.values()})
         for number, handler in handlers.items():
             if posixpath.normpath(handler) not in shipped:
                 self._add(self._missing_handler(handler, sorted(shipped), leave_out), number, "request_handler")
         return project.stored
 
-    def _check_requirements(self, shipped: Collection[str]) -> None:
+    def _check_requirements(self, shipped: Collection[str], handlers: Collection[str]) -> None:
         """What is wrong with requirements.txt is told together with the rest; the control plane resolves it."""
-        from cortex.packages.requirements import read_requirements
+        from cortex.packages.requirements import modules_of_ones_own, read_requirements
 
         try:
-            read_requirements(
+            requirements = read_requirements(
                 lambda path: (self._folder / path).read_bytes() if path in shipped else None,
                 folder=posixpath.dirname(self._loaded.file),
             )
@@ -498,6 +520,14 @@ class _Gathering:
             self.problems += error.problems
         except OSError as error:
             raise FileUnreadable(Path(error.filename), error.strerror or str(error)) from error
+        else:
+            # A handler is imported under a name of its own, whatever its file is called.
+            own = modules_of_ones_own(requirements, set(shipped) - set(handlers)) if requirements is not None else {}
+            for line, path in own.items():
+                message, hint = _own_module_asked_for(line.name, path)
+                self.own_modules[line.name] = path
+                warning = Problem(reference="requirements-own-module", message=message, where=line.where, hint=hint)
+                self.warnings.append(warning)
 
     def _missing_handler(self, handler: str, shipped: Sequence[str], leave_out: Sequence[Path]) -> Problem:
         from cortex.artifacts.project import why_left_out

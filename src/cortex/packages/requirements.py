@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from urllib.parse import urlsplit
 
 import msgspec
@@ -93,6 +93,34 @@ def read_requirements(read: Read, file: str = FILE_NAME, *, folder: str = "") ->
         warnings=tuple(reading.warnings),
     )
 
+
+def modules_of_ones_own(requirements: Requirements, files: Collection[str]) -> dict[RequirementLine, str]:
+    """
+    The requirements that have the name of a module of the project, with its path: whoever wrote them may not know that
+    anybody may own that name on an index, and that what lies there is installed and run.
+
+    What an URL, a digest or a folder of wheels pins is what it is.
+
+    Args:
+        files: paths of the project's modules.
+    """
+    if "--no-index" in requirements.options:
+        return {}
+    modules: dict[str, str] = {}
+    for path in sorted(files, reverse=True):
+        inside = next((path.removeprefix(place) for place in _SOURCE_FOLDERS if path.startswith(place)), path)
+        name, slash, rest = inside.partition("/")
+        if rest == "__init__.py" or (not slash and name.endswith(".py")):
+            modules[canonicalize_name(name.removesuffix(".py"))] = path.removesuffix("__init__.py")
+    return {
+        line: modules[line.name]
+        for line in requirements.lines
+        if line.name in modules and not line.hashes and "@" not in line.text
+    }
+
+
+_SOURCE_FOLDERS = ("src/", "lib/")
+"""Where modules of a project often lie, beside its own folder."""
 
 _COMMENT = re.compile(r"(^|\s+)#.*$")
 _HASH = re.compile(r"\s+--hash[=\s]\s*(\S+)")
@@ -365,6 +393,7 @@ REFERENCES = {
     "requirements-include": "requirements.txt includes a file by URL.",
     "requirements-local": "requirements.txt names a folder or archive on the user's own machine.",
     "requirements-option": "An option in requirements.txt is not supported, or has no value.",
+    "requirements-own-module": "A warning: requirements.txt names a package like a module of the project.",
     "requirements-ours": "requirements.txt names Cortex itself, which is left out.",
     "requirements-outside": "A path in requirements.txt leads out of the project.",
     "requirements-syntax": "A line of requirements.txt is no requirement.",

@@ -219,6 +219,26 @@ def test_problems_of_the_control_plane_get_their_place_in_the_file(
     assert ran.talk.endswith('error: compute-unavailable\n  iris/cortex.yaml:7:3   api "raw": compute\n  too large\n')
 
 
+def test_what_was_odd_before_the_control_plane_refused_is_told_as_well(
+    cortex: Any, project: Path, running: Any
+) -> None:
+    (project / "requirements.txt").write_text("pricing\n")
+    (project / "pricing.py").touch()
+    running.events = [DeployResult(problems=(Problem(reference="packages-unreachable", message="no answer"),))]
+    ran = cortex("deploy", "iris")
+    assert ran.code == 1
+    assert ran.talk.endswith(
+        "warning: requirements-own-module\n"
+        "  iris/requirements.txt:1\n"
+        "  pricing is installed from the package index, where anybody may own that name, and pricing.py is yours\n"
+        "  hint: delete the line: modules of the project are imported as they are; if that of the index is meant, "
+        "rename pricing.py\n\n"
+        "error: packages-unreachable\n  no answer\n"
+    )
+    shown = json.loads(cortex("deploy", "iris", "-o", "json").out)
+    assert [warning["reference"] for warning in shown["warnings"]] == ["requirements-own-module"]
+
+
 def test_warnings_are_told_once_each(cortex: Any, project: Path, accepted: Any, fakes: Any) -> None:
     def warning(number: int, reference: str) -> Problem:
         return Problem(reference=reference, message="as said", subject="x", path=("apis", number, "model"))

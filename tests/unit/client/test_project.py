@@ -245,6 +245,56 @@ def test_requirements_that_are_not_shipped_are_not_looked_at(folder: Path) -> No
     assert "requirements.txt" not in [file.path for file in prepared(folder).request.project]
 
 
+@pytest.mark.parametrize(
+    ("lies_at", "requirement", "told"),
+    [
+        ("mypkg/__init__.py", "mypkg", "mypkg/"),
+        ("my_pkg/__init__.py", "My.Pkg>=1", "my_pkg/"),
+        ("mypkg.py", "mypkg==1.0", "mypkg.py"),
+        ("src/mypkg/__init__.py", "mypkg", "src/mypkg/"),
+        ("lib/mypkg.py", "mypkg", "lib/mypkg.py"),
+        ("mypkg/notes.txt", "mypkg", None),
+        ("handlers/mypkg.py", "mypkg", None),
+        ("handlers/a.py", "a", None),
+        ("a.py", "other", None),
+        ("mypkg/__init__.py", "mypkg @ https://example.com/mypkg-1.0.zip", None),
+        ("mypkg/__init__.py", f"mypkg==1.0 --hash=sha256:{'0' * 64}", None),
+        ("mypkg/__init__.py", "--no-index\n--find-links wheels\nmypkg==1.0", None),
+    ],
+)
+def test_a_requirement_with_the_name_of_an_own_module_is_a_warning(
+    folder: Path, lies_at: str, requirement: str, told: str | None
+) -> None:
+    (folder / lies_at).parent.mkdir(parents=True, exist_ok=True)
+    (folder / lies_at).touch()
+    (folder / "requirements.txt").write_text(f"# ours\n{requirement}\n")
+    warnings = prepared(folder).warnings
+    if told is None:
+        assert warnings == ()
+        return
+    name = "my-pkg" if "my_pkg" in lies_at else "mypkg"
+    assert warnings == (
+        Problem(
+            reference="requirements-own-module",
+            message=f"{name} is installed from the package index, where anybody may own that name, and {told} is yours",
+            where="requirements.txt:2",
+            hint="delete the line: modules of the project are imported as they are; if that of the index is meant, "
+            f"rename {told}",
+        ),
+    )
+
+
+def test_an_own_module_that_no_index_has_is_not_looked_for_elsewhere(folder: Path) -> None:
+    (folder / "my_pkg.py").touch()
+    (folder / "requirements.txt").write_text("my-pkg\n")
+    message = "resolving packages failed:\nBecause {} was not found in the package registry"
+    found = Problem(reference="packages-unknown", message=message.format("my-pkg"), hint="check the spelling")
+    package = prepared(folder)
+    assert package.told(found).hint.startswith("delete the line: modules of the project are imported as they are")
+    other = msgspec.structs.replace(found, message=message.format("my-pkg-extras"))
+    assert package.told(other) == other
+
+
 def test_unpacked_models_are_gone_afterwards(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
