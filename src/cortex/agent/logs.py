@@ -20,6 +20,7 @@ from cortex.ids import ReplicaId, revision_of, split_api_key
 from cortex.wire import rawoutput
 from cortex.wire.agent import LogLine, LogLines, ReadLogs
 from cortex.wire.logline import LoggedLine, encode_line, is_ours, parse_line
+from cortex.wire.places import Places
 
 MAX_LINES = 10_000
 MAX_ANSWER_BYTES = 4 * 2**20
@@ -260,11 +261,12 @@ def _beginning(asked: str) -> str:
     return asked.removesuffix("...").removesuffix("…")
 
 
-def take_leftover(log_file: Path, attempt: int, request: str = "") -> None:
+def take_leftover(log_file: Path, attempt: int, request: str = "", *, places: Places | None = None) -> None:
     """
     Append to a dead replica's log what it wrote past Python and had no time to read. Never raises.
 
     Args:
+        places: names the files in a fault handler's frames as their owner calls them.
         request: whose code ran as it died, where that is known.
     """
     lines, written_s = rawoutput.leftover(f"{log_file}{rawoutput.SUFFIX}")
@@ -277,12 +279,16 @@ def take_leftover(log_file: Path, attempt: int, request: str = "") -> None:
                 stream="raw",
                 attempt=attempt,
                 request=request,
-                text=line.decode("utf-8", "backslashreplace"),
+                text=_in_words_of(places, line.decode("utf-8", "backslashreplace")),
             )
         )
         for line in lines
     )
     _append(log_file, b"".join(record + b"\n" for record in records))
+
+
+def _in_words_of(places: Places | None, text: str) -> str:
+    return text if places is None else places.called_in_frames(text)
 
 
 def note_end(log_file: Path, attempt: int, text: str, requests: Sequence[str], wall_s: float) -> None:

@@ -46,6 +46,7 @@ from cortex.wire.inhand import SUFFIX as IN_HAND_SUFFIX
 from cortex.wire.inhand import LeftInHand, left_in_hand
 from cortex.wire.launch import ENDING_S, Ask, ChildExited, Drain, ReplicaSpec, ReplicaStatus, SetBatching
 from cortex.wire.orders import StartReplica
+from cortex.wire.places import Places
 from cortex.wire.reports import ExitReport, Phase, ReplicaReport
 from cortex.wire.stats import EXIT_FILE_SUFFIX, LastWords
 
@@ -941,7 +942,8 @@ class Replicas:
         self._exit_statuses.pop(replica.key, None)
         in_hand = left_in_hand(self._in_hand_file(replica.order))
         log_file, attempt = self._log_file(replica.order), replica.order.attempt
-        await asyncio.to_thread(logs.take_leftover, log_file, attempt, in_hand.running)
+        places = Places(str(self._settings.home))
+        await asyncio.to_thread(logs.take_leftover, log_file, attempt, in_hand.running, places=places)
         await asyncio.to_thread(shutil.rmtree, self._scratch_folder(replica.order), ignore_errors=True)
         said = self._said_at_exit(replica)
         if replica.ended_by_us is not None:

@@ -25,7 +25,7 @@ import uvloop
 
 from cortex.errors import Problem
 from cortex.ids import short, split_api_key
-from cortex.replica import logs, offspring, process, secrecy
+from cortex.replica import logs, offspring, places, process, secrecy
 from cortex.replica.backends import base
 from cortex.replica.condition import Condition
 from cortex.replica.control import Control
@@ -129,6 +129,11 @@ def _live(run: Callable[[], int]) -> NoReturn:
             pass
     finally:
         os._exit(code)
+
+
+def _told(problem: Problem) -> Problem:
+    """A problem without secrets, and with files named as their owner calls them."""
+    return places.as_told(secrecy.masked_problem(problem))
 
 
 class _Replica:
@@ -280,7 +285,7 @@ class _Replica:
         )
         warm_up.run()
         warnings = [*warm_up.warnings, *([self._view.warning] if self._view.warning is not None else [])]
-        for warning in map(secrecy.masked_problem, warnings):
+        for warning in map(_told, warnings):
             condition.warn(warning)
             self._say("WARNING", warning.message)
         server = Server(
@@ -379,7 +384,7 @@ class _Replica:
     def _fail(self, problem: Problem, *, permanent: bool, code: int) -> int:
         """Say why, to those who listen, to the log, and in writing."""
         self._ending = True
-        problem = secrecy.masked_problem(problem)
+        problem = _told(problem)
         write_last_words(self._spec, LastWords(problem=problem, permanent=permanent))
         text = f"{problem.reference}: {problem.message}"
         # What failed in the rehearsal was logged with its traceback as any request's is.

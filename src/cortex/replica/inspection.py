@@ -32,7 +32,7 @@ import uvloop
 from cortex import processes
 from cortex.errors import Problem
 from cortex.ids import split_api_key
-from cortex.replica import child, logs, offspring, process, secrecy
+from cortex.replica import child, logs, offspring, places, process, secrecy
 from cortex.replica.backends import base
 from cortex.replica.codec import BadBody, Decoder
 from cortex.replica.foresight import sure_failures
@@ -243,7 +243,7 @@ class Inspection:
         """The end of what the child wrote, as text."""
         size = os.fstat(self._output_fd).st_size
         data = os.pread(self._output_fd, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
-        return "\n".join(parse_line(line).text for line in data.splitlines())
+        return places.of(self.spec).called("\n".join(parse_line(line).text for line in data.splitlines()))
 
 
 _LINES = msgspec.json.Decoder(_Line)
@@ -290,7 +290,7 @@ def _live(
         if successor is not None and _can_serve(found, here):
             report = msgspec.structs.replace(report, kept=request.request)
         load_s = perf_counter() - began_s
-        _write_line(pipe_fd, _Line(report=_masked(report)))
+        _write_line(pipe_fd, _Line(report=_told(report)))
         os.close(pipe_fd)
         if successor is not None and found.backend is not None and report.kept:
             loaded = child.Loaded(
@@ -336,11 +336,11 @@ def _wait_to_serve(
     child.go_on(here, loaded, spec, slot_fd=slot_fd, control_fd=control_fd)
 
 
-def _masked(report: InspectReport) -> InspectReport:
+def _told(report: InspectReport) -> InspectReport:
     return msgspec.structs.replace(
         report,
-        problems=tuple(map(secrecy.masked_problem, report.problems)),
-        warnings=tuple(map(secrecy.masked_problem, report.warnings)),
+        problems=tuple(places.as_told(secrecy.masked_problem(problem)) for problem in report.problems),
+        warnings=tuple(places.as_told(secrecy.masked_problem(problem)) for problem in report.warnings),
     )
 
 

@@ -29,7 +29,7 @@ import msgspec
 import orjson
 
 from cortex.lib.log import get_logger
-from cortex.replica import secrecy
+from cortex.replica import places, secrecy
 from cortex.replica.tracebacks import format_user_traceback
 from cortex.wire.logline import encode_line, is_ours, parse_line
 from cortex.wire.rawoutput import MAX_WAITING_BYTES, SUFFIX, RawOutput, left_out
@@ -151,7 +151,7 @@ class LogFile:
             self._write(record)
 
     def _encoded(self, stream: str, level: str, text: str, request: str) -> list[bytes]:
-        text = secrecy.masked(text)
+        text = places.as_called_in_frames(secrecy.masked(text))
         if len(text) <= MAX_TEXT_CHARS:
             return [self._encode(stream, level, text, request)]
         return [
@@ -408,6 +408,11 @@ class _BinaryWriter(io.RawIOBase):
         return True
 
 
+def _formatted(handler: logging.Handler, record: logging.LogRecord) -> str:
+    text = handler.format(record)
+    return places.as_called(text) if record.exc_info else text
+
+
 class RecordHandler(logging.Handler):
     """Python's logging into the log file: level and text, with a traceback kept in the same record."""
 
@@ -417,7 +422,7 @@ class RecordHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._log.record("log", record.levelname, self.format(record))
+            self._log.record("log", record.levelname, _formatted(self, record))
         except RecursionError:
             raise
         except Exception:
@@ -496,7 +501,7 @@ def _emit_to_stream(self: logging.StreamHandler[Any], record: logging.LogRecord)
         _emit_elsewhere(self, record)
         return
     try:
-        stream.log_record(record.levelname, self.format(record))
+        stream.log_record(record.levelname, _formatted(self, record))
     except RecursionError:
         raise
     except Exception:

@@ -38,6 +38,7 @@ from cortex.replica.http import (
 )
 from cortex.replica.logs import LogFile
 from cortex.replica.mismatch import InputMismatch
+from cortex.replica.places import as_called
 from cortex.replica.prediction import HANDLED, ModelFailed, Predictor, Reply
 from cortex.replica.results import Unserialisable, encode
 from cortex.replica.stats import Counters
@@ -104,6 +105,8 @@ def describe(error: BaseException) -> tuple[int, str, str, dict[str, Any]]:
         status, message = error.status, error.message
     elif isinstance(error, BadBody):
         code = code or error.reference
+    elif isinstance(error, HookFailed | ModelFailed):
+        message = as_called(message)
     elif code == "internal-error":
         message = "an error inside Cortex; its log has the details"
     elif code == "stopping":
@@ -331,7 +334,7 @@ class Service:
             trace = f"hint: {error.hint}"
         elif isinstance(error, HookFailed) and error.cause is not None and (advice := advice_for(error.cause)):
             trace += f"\nhint: {advice}"
-        text = "\n".join(filter(None, (f"{code}: {error}", trace, self.hint(cause))))
+        text = "\n".join(filter(None, (f"{code}: {as_called(str(error))}", trace, self.hint(cause))))
         self._log.record("log", "ERROR", text, exchange.id)
 
 

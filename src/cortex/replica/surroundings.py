@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from cortex import processes
-from cortex.replica import logs, process, secrecy, view
+from cortex.replica import logs, places, process, secrecy, view
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.secrecy import confidential
 
@@ -51,6 +51,7 @@ def settle(
     secrecy.keep(confidential(secrets))
     process.set_title(*title)
     seen = view.enter(spec)
+    places.keep(seen.spec)
     streams = logs.install(log, seen.spec.project_dir)
     processes.become_subreaper()
     return Surroundings(seen, log, streams)

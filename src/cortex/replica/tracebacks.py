@@ -8,6 +8,7 @@ import traceback
 from types import TracebackType
 
 import cortex
+from cortex.replica.places import as_called
 from cortex.replica.secrecy import masked
 
 MAX_CHARS = 20_000
@@ -28,7 +29,7 @@ def format_user_traceback(error: BaseException, project_dir: str | None) -> str:
         text = "".join(summary.format()).rstrip()
     except Exception as broken:  # e.g. a RecursionError while formatting one
         text = f"{type(error).__name__} (its traceback cannot be shown: {type(broken).__name__})"
-    text = masked(text)
+    text = as_called(masked(text))
     if len(text) > MAX_CHARS:
         half = MAX_CHARS // 2
         text = f"{text[:half]}\n… {len(text) - MAX_CHARS} characters left out …\n{text[-half:]}"
@@ -58,7 +59,7 @@ def one_line(error: BaseException, max_chars: int = 300) -> str:
         message = str(error).strip()
     except Exception:
         message = "<its message cannot be shown>"
-    message = masked(message).split("\n", 1)[0]
+    message = as_called(masked(message)).split("\n", 1)[0]
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
