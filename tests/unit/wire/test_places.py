@@ -18,7 +18,7 @@ PLACES = Places("/srv/my home", ("/srv/my home/scratch/a/project",))
     ("text", "called"),
     [
         (f"cannot import name 'x' from 'm' ({TREE}/m.py)", "cannot import name 'x' from 'm' (m.py)"),
-        (f"[Errno 2] No such file or directory: '{TREE}/data/a b.txt'", "[Errno 2] No such file or directory: 'data/a b.txt'"),
+        (f"[Errno 2] No such file: '{TREE}/data/a b.txt'", "[Errno 2] No such file: 'data/a b.txt'"),
         (f"Load model from {TREE}//model.onnx failed", "Load model from model.onnx failed"),
         (f"there is nothing in {TREE}.", "there is nothing in .."),
         (f"there is nothing in '{TREE}'", "there is nothing in '.'"),
@@ -28,7 +28,7 @@ PLACES = Places("/srv/my home", ("/srv/my home/scratch/a/project",))
         ("/srv/my home/state.db is locked", "/srv/my home/state.db is locked"),
         ("no path at all", "no path at all"),
     ],
-)  # fmt: skip
+)
 def test_files_of_a_project_or_a_model_are_called_by_their_path_in_it(text: str, called: str) -> None:
     assert PLACES.called(text) == called
 

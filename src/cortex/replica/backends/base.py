@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, cast
 
@@ -285,3 +286,27 @@ class InputRefused(InferenceFailed):
     What the runtime calls an invalid argument: an index that is out of range, sizes that do not go together, bytes that
     are no image. Whoever made the input can do something about it.
     """
+
+
+def machines_memory_bytes() -> int:
+    """All of it, used or not."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def refused_for_its_size(operation: str, wanted_bytes: int) -> InputRefused | None:
+    """
+    What it means that a runtime got no memory for one tensor: more than the machine has is what the input asks for, be
+    it by a number that is taken for a size or by its own; less may be there for the same input a moment later (None).
+
+    Args:
+        operation: of the graph, for the message; empty if it is not known.
+    """
+    if wanted_bytes <= machines_memory_bytes():
+        return None
+    amount, unit = wanted_bytes / 2**30, "GiB"
+    for larger in ("TiB", "PiB", "EiB"):
+        if amount >= 1024:
+            amount, unit = amount / 1024, larger
+    asked = f"a result of {amount:,.0f} {unit} is asked for, which is more memory than there is"
+    why = "a number in the input is taken for a size, or there are too many values"
+    return InputRefused(f"{operation}: {asked}; {why}" if operation else f"{asked}; {why}")

@@ -28,6 +28,7 @@ from cortex.replica.backends.base import (
     UnsupportedOperator,
     UnsupportedOpset,
     UnsupportedType,
+    refused_for_its_size,
     runtime_text,
 )
 from cortex.replica.backends.cuda import LOOK_AT_THE_DRIVER, GpuUnusable, driver_problem
@@ -380,6 +381,10 @@ def _run_error(error: Exception) -> InferenceFailed:
     """
     text = str(error)
     reason = _reason(error)
+    wanted = _WANTED.search(text)
+    too_large = refused_for_its_size(wanted["operator"] or "", int(wanted["size"])) if wanted is not None else None
+    if too_large is not None:
+        return too_large
     code = _CODE.match(text)
     if code is None or _FAILURE.search(text):
         return InferenceFailed(reason)
@@ -403,6 +408,9 @@ _CALLERS_CHARS: Final = 300
 
 
 _CODE: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : (\w+) :")
+_WANTED: Final = re.compile(
+    r"(?:running (?P<operator>\w+) node\..*)?Failed to allocate memory for requested buffer of size (?P<size>\d+)", re.S
+)
 _FAILURE: Final = re.compile(
     r"Failed to allocate|bad_alloc|out of memory|Missing Input|Unexpected input data type|Invalid input name|"
     r"not implemented|(?:CUDA|CUDNN|CUBLAS|CUFFT)\w* (?:failure|error)",

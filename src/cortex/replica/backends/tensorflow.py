@@ -8,6 +8,7 @@ assets are those that every SavedModel has, and a call costs a tenth of what a `
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,6 +29,7 @@ from cortex.replica.backends.base import (
     ModelError,
     ModelUnreadable,
     UnsupportedType,
+    refused_for_its_size,
     runtime_text,
 )
 from cortex.replica.backends.cuda import LOOK_AT_THE_DRIVER, GpuUnusable, driver_problem
@@ -730,9 +732,24 @@ def _load_error(error: Exception, step: str, path: str) -> ModelError:
 def _run_error(error: Exception) -> InferenceFailed:
     """Tell what the caller can mend from what is a failure."""
     reason = _reason(error)
+    wanted = _WANTED.search(reason) if isinstance(error, tf.errors.ResourceExhaustedError) else None
+    if wanted is not None and (too_large := refused_for_its_size("", _bytes_of(wanted))) is not None:
+        return too_large
     if isinstance(error, _REFUSALS) and not _EXPORTERS.search(str(error)):
         return InputRefused(reason if len(reason) <= _CALLERS_CHARS else reason[: _CALLERS_CHARS - 1] + "…")
     return InferenceFailed(reason)
+
+
+_WANTED: Final = re.compile(r"OOM when allocating tensor with shape\[(?P<shape>[\d,]*)\] and type (?P<type>\w+)")
+
+
+def _bytes_of(wanted: re.Match[str]) -> int:
+    sizes = [int(size) for size in wanted["shape"].split(",") if size]
+    try:
+        item_bytes = int(tf.dtypes.as_dtype(wanted["type"]).size)
+    except TypeError:  # of a kind that only TensorFlow itself names
+        item_bytes = 1
+    return math.prod(sizes) * item_bytes
 
 
 _REFUSALS: Final = (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError, tf.errors.DataLossError)

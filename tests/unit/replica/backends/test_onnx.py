@@ -443,7 +443,8 @@ def test_what_is_wrong_with_the_model_is_told_on_a_gpu_too(models, with_cuda):
 # ---- running --------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_fails_says_why_in_one_line_and_prints_nothing(models, capfd):
+def test_a_model_that_fails_says_why_in_one_line_and_prints_nothing(models, capfd, monkeypatch):
+    monkeypatch.setattr(base, "machines_memory_bytes", lambda: 1 << 50)  # so that it is short of it just now
     loaded = models.load([("Expand", ["x", "s"], ["y"], {})], {"x": ("FLOAT", [1]), "s": ("INT64", ["n"])})
     with pytest.raises(InferenceFailed) as caught:
         loaded.run({"x": np.ones(1, np.float32), "s": np.array([1 << 40])})
@@ -527,6 +528,14 @@ IDS = {"i": ("INT64", ["n", "m"])}
                 f"{operator}: Integer {noun} by zero",
             )
             for operator, noun in (("Div", "division"), ("Mod", "modulo"))
+        ),
+        (
+            [("ConstantOfShape", ["n"], ["y"], {})],
+            {"n": ("INT64", ["d"])},
+            [],
+            {"n": np.array([10**14])},
+            "ConstantOfShape: a result of 364 TiB is asked for, which is more memory than there is; "
+            "a number in the input is taken for a size, or there are too many values",
         ),
     ],
 )

@@ -812,6 +812,13 @@ def test_a_failing_run_is_told_without_nodes_and_stacks(saved_models):
         (lambda tf, x: tf.audio.decode_wav(x)[0], "string", [], "no sound", "Header mismatch"),
         (lambda tf, x: tf.strings.to_number(x), "string", [None], ["abc"], "StringToNumberOp could not correctly"),
         (lambda tf, x: tf.io.decode_compressed(x, "GZIP"), "string", [None], ["no gzip"], ""),
+        (
+            lambda tf, x: tf.fill(x, 1.0),
+            "int64",
+            [None],
+            [10**14],
+            "a result of 364 TiB is asked for",
+        ),
         (lambda tf, x: tf.debugging.check_numerics(x, "not a number"), "float32", [None], [None], "not a number"),
     ],
 )
