@@ -67,6 +67,8 @@ ROWS: tuple[Row, ...] = (
     Row("a number beyond floats", "/t/rows", JSON, b"[1e999, 2, 3, 4]"),
     Row("a byte that is not UTF-8", "/t/rows", JSON, b'{"a": "\xff"}'),
     Row("UTF-16 that nobody announced", "/t/rows", JSON, "[1, 2, 3, 4]".encode("utf-16")),
+    Row("UTF-16 without a mark", "/t/rows", JSON, "[1, 2, 3, 4]".encode("utf-16-le")),
+    Row("UTF-32 that nobody announced", "/t/rows", CURL, "[1, 2, 3, 4]".encode("utf-32")),
     Row("a hundred thousand brackets", "/t/rows", JSON, b"[" * 100_000),
     Row("XML", "/t/rows", JSON, b"<features>1</features>"),
     Row("a form as curl sends it", "/t/rows", CURL, b"features=1&features=2"),

@@ -394,15 +394,50 @@ def _retry_json(body: bytes, content_type: str | None, error: orjson.JSONDecodeE
         raise UnsupportedContentType(content_type, message, hint=hint)
     if not body.strip():
         raise BadJson("it is empty", hint="send a JSON value, e.g. -d '[1, 2, 3]'")
+    encoding = _unicode_of(body)
+    if encoding is not None:
+        raise BadJson(f"it is {encoding}", hint=_SEND_UTF8)
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as bad:
         line_start = body.rfind(b"\n", 0, bad.start) + 1
         line = body.count(b"\n", 0, bad.start) + 1
         column = bad.start - line_start + 1
+        hint = hint or _SEND_UTF8
         raise BadJson("it is not UTF-8", line=line, column=column, position=bad.start, hint=hint) from None
     reason, advice = _json_advice(text, error)
     raise BadJson(reason, line=error.lineno, column=error.colno, position=error.pos, hint=hint or advice) from None
+
+
+_SEND_UTF8: Final = "JSON is sent in UTF-8 (RFC 8259), or with its charset in the content type"
+
+
+def _unicode_of(body: bytes) -> str | None:
+    """
+    The encoding of a JSON text in one of Unicode's wide forms; None if it is in none of them.
+
+    Source:
+        RFC 4627, section 3: JSON begins with two ASCII characters, so NULs tell its encoding. Taken out of RFC 8259, as
+        only UTF-8 is left.
+    """
+    nulls = [byte == 0 for byte in body[:4]]
+    for name, mark, pattern in _WIDE:
+        if body.startswith(mark) or nulls in (pattern, pattern[:2]):  # two bytes are all of one digit
+            try:
+                body.decode(name)
+            except UnicodeDecodeError:
+                continue
+            return name
+    return None
+
+
+_WIDE: Final = (
+    ("UTF-32LE", codecs.BOM_UTF32_LE, [False, True, True, True]),
+    ("UTF-32BE", codecs.BOM_UTF32_BE, [True, True, True, False]),
+    ("UTF-16LE", codecs.BOM_UTF16_LE, [False, True, False, True]),
+    ("UTF-16BE", codecs.BOM_UTF16_BE, [True, False, True, False]),
+)
+"""Name, byte order mark, and which of the first four bytes are NUL. UTF-32 first: its mark begins like UTF-16's."""
 
 
 def _json_advice(text: str, error: orjson.JSONDecodeError) -> tuple[str, str]:

@@ -135,6 +135,26 @@ def test_a_byte_order_mark_and_other_character_sets_are_read():
     assert PLAIN.decode('["é"]'.encode("utf-16"), "application/json; charset=utf-16") == ["é"]
 
 
+@pytest.mark.parametrize("charset", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("text", ["[1, 2]", '{"é": "日本"}', "7", "[1,"])
+@pytest.mark.parametrize("content_type", [None, "application/json", "application/geo+json", "text/json"])
+def test_json_in_another_encoding_of_unicode_is_told_which(charset, mark, text, content_type):
+    with pytest.raises(BadJson) as caught:
+        PLAIN.decode((mark + text).encode(charset), content_type)
+    name = charset.upper().replace("-LE", "LE").replace("-BE", "BE")
+    assert str(caught.value) == f"the body is not valid JSON: it is {name}"
+    assert caught.value.facts == {"hint": "JSON is sent in UTF-8 (RFC 8259), or with its charset in the content type"}
+
+
+@pytest.mark.parametrize("body", [b"\0", b"\0\0", b"\0\0\0\0", b"a\0b", b"\xff\xfea", b"[\0\x31"])
+def test_what_only_has_zeros_in_it_is_not_taken_for_another_encoding(body):
+    with pytest.raises(BadJson) as caught:
+        PLAIN.decode(body, "application/json")
+    assert "UTF-16" not in str(caught.value)
+    assert "UTF-32" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("body", "message", "hint", "place"),
     [
@@ -166,7 +186,12 @@ def test_a_byte_order_mark_and_other_character_sets_are_read():
             "send JSON, e.g. -d '[1, 2, 3]'",
             (1, 1, 0),
         ),
-        (b'["\xc3\xa9",\n"\xff"]', "the body is not valid JSON: it is not UTF-8 at line 2, column 2", "", (2, 2, 8)),
+        (
+            b'["\xc3\xa9",\n"\xff"]',
+            "the body is not valid JSON: it is not UTF-8 at line 2, column 2",
+            "JSON is sent in UTF-8 (RFC 8259), or with its charset in the content type",
+            (2, 2, 8),
+        ),
     ],
 )
 def test_json_errors_name_the_place_and_the_way_out(body, message, hint, place):

@@ -735,7 +735,7 @@ def _run_error(error: Exception) -> InferenceFailed:
     wanted = _WANTED.search(reason) if isinstance(error, tf.errors.ResourceExhaustedError) else None
     if wanted is not None and (too_large := refused_for_its_size("", _bytes_of(wanted))) is not None:
         return too_large
-    if isinstance(error, _REFUSALS) and not _EXPORTERS.search(str(error)):
+    if isinstance(error, _REFUSALS) and not _EXPORTERS.search(_said(error)):
         return InputRefused(reason if len(reason) <= _CALLERS_CHARS else reason[: _CALLERS_CHARS - 1] + "…")
     return InferenceFailed(reason)
 
@@ -752,10 +752,16 @@ def _bytes_of(wanted: re.Match[str]) -> int:
     return math.prod(sizes) * item_bytes
 
 
-_REFUSALS: Final = (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError, tf.errors.DataLossError)
+_REFUSALS: Final = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.OutOfRangeError,
+    tf.errors.DataLossError,
+    UnicodeDecodeError,
+)
 """
 Of values that an operation does not take, of indices, and of bytes that are damaged. Memory, missing kernels and
-variables without a value have other classes.
+variables without a value have other classes. A message that quotes bytes of the input which are no UTF-8 cannot become
+an exception of TensorFlow's.
 
 Source: tensorflow/core/protobuf/error_codes.proto, and what 2.21 was seen to raise.
 """
@@ -766,13 +772,22 @@ _EXPORTERS: Final = re.compile(
 _CALLERS_CHARS: Final = 300
 
 
+def _said(error: Exception) -> str:
+    """TensorFlow's message as it stands. It breaks off where it quotes a NUL of the input."""
+    if isinstance(error, UnicodeDecodeError):
+        return error.object.decode("utf-8", "backslashreplace")
+    return str(getattr(error, "message", "") or error)
+
+
 def _reason(error: Exception) -> str:
     """TensorFlow's message in one line, without the stacks of those who built the graph, and names of its nodes."""
-    text = str(getattr(error, "message", "") or error)
+    text = re.sub(r"^Graph execution error:\s+", "", _said(error))
     text = re.split(r"\nNode: '[^']*'\n", text)[-1]
+    text = re.sub(r"(?s)^(Could not parse example input), value: '.*", r"\1: it is no serialized tf.Example", text)
+    text = text.replace("Name: <unknown>, ", "")
     text = re.split(r"\n\s*(?:Original stack trace|Errors may have originated|Registered devices|Hint:)", text)[0]
     text = re.sub(r"\{\{(?:function_node|node) [^}]*\}\}", "", text)
     text = re.sub(r"\s\[\[[^\]]*\]\]\s*$", "", text)
     text = "".join(character if character.isprintable() else " " for character in text)
-    text = " ".join(text.split())
+    text = re.sub(r"(?:[,:]? value)?: '[^']*$", "", " ".join(text.split()))  # a quotation that was broken off
     return text if len(text) <= _REASON_CHARS else text[: _REASON_CHARS - 1] + "…"

@@ -202,11 +202,19 @@ def test_predict_may_be_fed_in_the_middle_of_the_graph(saved_models):
     assert answer(loaded, 2) == {"result": [6.0]}
 
 
-def test_a_bad_example_is_refused_in_one_line(saved_models):
+@pytest.mark.parametrize("content", [b"\0\1\2", b"hello", b"quo'te", b"\n\xff", b"'", b"{'age': 1}", b"a" * 1000])
+def test_bytes_that_are_no_example_are_refused_without_what_was_quoted_of_them(saved_models, content):
     loaded = saved_models.load(estimator(saved_models), signature_key="regress")
-    with pytest.raises(InputRefused, match="Could not parse example input") as caught:
-        outputs(loaded, {"b64": "AAEC"})
-    assert str(caught.value).isprintable()
+    with pytest.raises(InputRefused) as caught:
+        outputs(loaded, {"b64": base64.b64encode(content).decode()})
+    assert caught.value.reason == "Could not parse example input: it is no serialized tf.Example"
+
+
+def test_an_example_without_a_feature_is_refused_with_its_name(saved_models):
+    loaded = saved_models.load(estimator(saved_models), signature_key="regress")
+    with pytest.raises(InputRefused) as caught:
+        outputs(loaded, example(saved_models.tf))
+    assert caught.value.reason.startswith("Feature: age (data type: ")
 
 
 def vocabulary(saved_models, *words):
