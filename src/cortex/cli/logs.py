@@ -23,10 +23,11 @@ from cortex.cli.command import (
 from cortex.cli.following import Read, follow_all, follow_one
 from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.client.addressing import deployment_here, find, full_name
+from cortex.client.errors import OperatorFailed
 from cortex.client.operator import ALL_LINES, OperatorClient
 from cortex.settings import Settings
 from cortex.wire.agent import LogLine, LogLines
-from cortex.wire.operator import CURRENT, ApiStatus
+from cortex.wire.operator import CURRENT, ApiStatus, Status
 
 LAST_LINES = 100
 SHORT_REQUEST = 6
@@ -92,10 +93,16 @@ def logs(
 
     with on_interrupt("no longer reading; the api is not affected"):
         cursors = _show_first(operator, apis, read, show_of, number)
-        if not cursors.any_line and not follow:
-            about = full_name(apis[0]) if not several and apis else f"the apis of {found}"
-            terminal.say(f"nothing was written by {about}{_filtered(since, replica, version, request)}")
         if not follow:
+            is_of_today = first_version == CURRENT and number > 0
+            if not cursors.any_line:
+                about = full_name(apis[0]) if not several and apis else f"the apis of {found}"
+                filtered = _filtered(since, replica, version, request)
+                yet = _yet(terminal, operator, apis) if is_of_today and not filtered else ""
+                terminal.say(f"nothing was written by {about}{filtered}{yet}")
+            elif is_of_today:
+                for api_ in apis:
+                    _say_whose(terminal, operator, api_)
             return DONE
         if several:
             follow_all(
@@ -111,6 +118,33 @@ def logs(
             name = full_name(apis[0])
             follow_one(terminal, place, operator, name, cursors.by_api[name], read=read, show=show_of(name))
         return DONE
+
+
+def _say_whose(terminal: Terminal, operator: OperatorClient, api: ApiStatus) -> None:
+    """Lines are of what is wanted and of what serves until that is live: say so where all are of the latter."""
+    if api.serving and api.serving != api.version and not _last_line(operator, api, api.version):
+        goes_on = "which goes on serving" if api.status is Status.UPDATE_FAILED else "which serves until then"
+        note = f"version {api.version} of {full_name(api)} has written nothing yet, only {api.serving}, {goes_on}"
+        terminal.say(f"{terminal.paint_talk('note:', 'yellow')} {note}")
+
+
+def _yet(terminal: Terminal, operator: OperatorClient, apis: Sequence[ApiStatus]) -> str:
+    """What to add to "nothing was written": where versions before this one did, how to see it."""
+    last = [line.wall_s for api in apis for line in _last_line(operator, api)]
+    if not last:
+        return " yet"
+    age_h = (terminal.clock.wall_s() - max(last)) / 3600
+    reaches = next((hours for hours in (1, 24) if age_h < hours), 168)
+    whose = f"version {apis[0].version}" if len(apis) == 1 else "the current versions"
+    return f" in {whose} yet; --since {reaches}h shows what was before"
+
+
+def _last_line(operator: OperatorClient, api: ApiStatus, version: str | None = None) -> Sequence[LogLine]:
+    """The last line of a version, or of any; none where there is none, or the api is gone meanwhile."""
+    try:
+        return operator.logs(api.deployment, api.name, version=version, tail=1).lines
+    except OperatorFailed:
+        return ()
 
 
 class _Shown(msgspec.Struct, frozen=True):

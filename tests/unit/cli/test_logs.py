@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from cortex.wire.operator import Status
+
 
 @pytest.fixture(autouse=True)
 def in_utc(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -164,7 +166,7 @@ def test_for_programs_a_line_each(cortex: Any, written: Any) -> None:
 def test_nothing_written_is_said(cortex: Any, running: Any, fakes: Any) -> None:
     running.apis = [fakes.api()]
     ran = cortex("logs", "sklearn", "--no-follow")
-    assert (ran.code, ran.out, ran.talk) == (0, "", "nothing was written by iris/sklearn\n")
+    assert (ran.code, ran.out, ran.talk) == (0, "", "nothing was written by iris/sklearn yet\n")
     assert cortex("logs", "sklearn", "--no-follow", "--since", "1m", "--request", "x").talk == (
         "nothing was written by iris/sklearn in that time for request x\n"
     )
@@ -184,3 +186,47 @@ def test_after_down_it_says_down(cortex: Any) -> None:
     cortex.home.mkdir()
     (cortex.home / "down").touch()
     assert cortex("logs", "sklearn").talk.startswith("error: down\n")
+
+
+# ---- while a version is starting ------------------------------------------------------------------------------------
+
+
+def test_lines_of_the_version_that_serves_are_said_to_be_its_own_until_the_new_one_writes(
+    cortex: Any, running: Any, fakes: Any
+) -> None:
+    running.apis = [fakes.api(status=Status.UPDATING, version="22223333", serving="11112222")]
+    running.logs_of = {"current": (fakes.log_line("of the old"),), "22223333": ()}
+    ran = cortex("logs", "sklearn", "--no-follow")
+    assert (ran.code, ran.out.split("  ")[-1]) == (0, "of the old\n")
+    assert ran.talk == (
+        "note: version 22223333 of iris/sklearn has written nothing yet, only 11112222, which serves until then\n"
+    )
+    running.logs_of["22223333"] = (fakes.log_line("of the new"),)
+    assert cortex("logs", "sklearn", "--no-follow").talk == ""
+
+
+def test_of_an_update_that_failed_the_old_version_goes_on_serving(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api(status=Status.UPDATE_FAILED, version="22223333", serving="11112222")]
+    running.logs_of = {"current": (fakes.log_line("of the old"),), "22223333": ()}
+    assert cortex("logs", "sklearn", "--no-follow").talk.endswith("only 11112222, which goes on serving\n")
+
+
+@pytest.mark.parametrize(("age_s", "hours"), [(60, 1), (7200, 24), (3 * 86400, 168)])
+def test_where_only_older_versions_wrote_it_is_said_how_to_see_that(
+    cortex: Any, running: Any, fakes: Any, age_s: int, hours: int
+) -> None:
+    running.apis = [fakes.api(version="22223333")]
+    running.logs_of = {"current": (), "": (fakes.log_line("of an older one"),)}
+    cortex.clock.wall += age_s
+    ran = cortex("logs", "sklearn", "--no-follow", "-o", "json")
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.talk == (
+        f"nothing was written by iris/sklearn in version 22223333 yet; --since {hours}h shows what was before\n"
+    )
+
+
+def test_who_asks_for_one_version_is_told_of_that_one_alone(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api(status=Status.UPDATING, version="22223333", serving="11112222")]
+    running.logs_of = {"22223333": (), "": (fakes.log_line("of an older one"),)}
+    ran = cortex("logs", "sklearn", "--no-follow", "--version", "22223333")
+    assert ran.talk == "nothing was written by iris/sklearn by version 22223333\n"

@@ -92,6 +92,8 @@ class FakeOperator:
         """What `watch` answers, one after the other; the last one stays until the time is up."""
         self.log_batches: list[tuple[LogLine, ...]] = [()]
         """What `logs` answers, one after the other; then 404, as if the api had been deleted."""
+        self.logs_of: dict[str, tuple[LogLine, ...]] = {}
+        """What `logs` answers for one version instead; of all of them by an empty one, and `current` for the usual."""
         self.history: list[HistoryLine] = []
         self.blobs: dict[str, bytes] = {}
         self.failures: dict[str, tuple[int, Failure | bytes]] = {}
@@ -268,7 +270,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json(found[0]) if found else self._not_found(name)
             case "GET", ["apis", _, name, "logs"]:
                 asked_for = int(request.query.get("cursor") or 0)
-                if asked_for < len(fake.log_batches):
+                version = request.query.get("version", "")
+                if not asked_for and version in fake.logs_of:
+                    self._json(LogLines(lines=fake.logs_of[version], cursor="1"))
+                elif asked_for < len(fake.log_batches):
                     self._json(LogLines(lines=fake.log_batches[asked_for], cursor=str(asked_for + 1)))
                 else:
                     self._not_found(name)
