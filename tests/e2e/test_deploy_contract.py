@@ -127,6 +127,8 @@ REFUSED: Mapping[str, Files] = {
         "def post_inference(prediction, metadata):\n    scores = prediction['score']\n    return scores.index(1.0)\n"
     ),
     "sys.exit at import": handler("import sys\n\nsys.exit(2)\n"),
+    "a name that a module of the project lacks": handler("from rules import prize\n") | {"rules.py": "price = 1\n"},
+    "a misspelt on_start": handler("def pre_inference(sample, metadata): pass\n\n\ndef on_startup(): pass\n"),
     "a process that ends at import": handler("import os\n\nprint('bye', flush=True)\nos._exit(2)\n"),
     "an endless loop at import": handler("import time\n\nprint('waiting for the database')\ntime.sleep(1000)\n"),
     "a handler that fails on its sample": handler(
@@ -153,6 +155,10 @@ REFUSED: Mapping[str, Files] = {
     "memory without its unit": {
         "cortex.yaml": "- {kind: api, name: x, model: m.onnx, compute: {mem: 512}}\n",
         "m.onnx": rows_model(),
+    },
+    "a block of a later version of old, and no kind": {
+        "cortex.yaml": "- {name: x, predictor: {type: python, path: p.py}, autoscaling: {min_replicas: 1}}\n",
+        "p.py": "class PythonPredictor: pass\n",
     },
     "several mistakes at once": {
         "cortex.yaml": "- {kind: api, name: X, model: m.onnx, compute: {max_replica: 2}, concurrency: 1, timeout: x}\n",

@@ -396,7 +396,7 @@ def _retry_json(body: bytes, content_type: str | None, error: orjson.JSONDecodeE
         raise BadJson("it is empty", hint="send a JSON value, e.g. -d '[1, 2, 3]'")
     encoding = _unicode_of(body)
     if encoding is not None:
-        raise BadJson(f"it is {encoding}", hint=_SEND_UTF8)
+        raise BadJson(f"it is {encoding}", line=1, column=1, position=0, hint=_SEND_UTF8)
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as bad:

@@ -143,8 +143,13 @@ def test_json_in_another_encoding_of_unicode_is_told_which(charset, mark, text, 
     with pytest.raises(BadJson) as caught:
         PLAIN.decode((mark + text).encode(charset), content_type)
     name = charset.upper().replace("-LE", "LE").replace("-BE", "BE")
-    assert str(caught.value) == f"the body is not valid JSON: it is {name}"
-    assert caught.value.facts == {"hint": "JSON is sent in UTF-8 (RFC 8259), or with its charset in the content type"}
+    assert str(caught.value) == f"the body is not valid JSON: it is {name} at line 1, column 1"
+    assert caught.value.facts == {
+        "line": 1,
+        "column": 1,
+        "position": 0,
+        "hint": "JSON is sent in UTF-8 (RFC 8259), or with its charset in the content type",
+    }
 
 
 @pytest.mark.parametrize("body", [b"\0", b"\0\0", b"\0\0\0\0", b"a\0b", b"\xff\xfea", b"[\0\x31"])
