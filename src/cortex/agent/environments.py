@@ -40,6 +40,7 @@ from cortex.version import __version__
 from cortex.wire.agent import ResolvePackages
 from cortex.wire.build import ModelFormat
 from cortex.wire.packages import PackageLock
+from cortex.wire.places import Places
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ class Environments:
         self._settings = settings
         self._root = layout.environments
         self._store = store
+        self._places = Places(str(settings.home))
         self._clock = clock
         self._installer = installer
         self._package = package or Path(os.path.abspath(cortex.__file__)).parent
@@ -205,7 +207,7 @@ class Environments:
         try:
             return await self._installer.uv(arguments, cwd=cwd, timeout_s=timeout_s, tell=tell, doing=doing)
         except InstallerFailed as error:
-            raise PackagesFailed(_problem(error, doing)) from error
+            raise PackagesFailed(self._places.told(_problem(error, doing))) from error
 
     # ---- building -----------------------------------------------------------------------------------------------
 
