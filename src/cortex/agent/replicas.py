@@ -44,7 +44,7 @@ from cortex.wire.build import BuildSpec
 from cortex.wire.framing import UNREADABLE, close_all
 from cortex.wire.inhand import SUFFIX as IN_HAND_SUFFIX
 from cortex.wire.inhand import LeftInHand, left_in_hand
-from cortex.wire.launch import ENDING_S, Ask, ChildExited, Drain, ReplicaSpec, ReplicaStatus, SetBatching
+from cortex.wire.launch import ENDING_S, MOST_ENDING_S, Ask, ChildExited, Drain, ReplicaSpec, ReplicaStatus, SetBatching
 from cortex.wire.orders import StartReplica
 from cortex.wire.places import Places
 from cortex.wire.reports import ExitReport, Phase, ReplicaReport
@@ -139,6 +139,8 @@ class Replica:
     """A launcher was asked for its process: from then on only who asked can say whether there is one."""
     told_counts: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by each status, and when there will be none."""
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it says that its handler's code is being ended, and when its process is gone."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once its process is gone, or there will be none."""
     oom_kills_before: int = 0
@@ -708,6 +710,8 @@ class Replicas:
         replica.told_counts.set()
         replica.heard = True
         replica.answered_s = self._clock.monotonic_s()
+        if status.ending:
+            replica.ending.set()
         changed = False
         if status.progress != replica.progress:
             replica.progress = status.progress
@@ -878,8 +882,12 @@ class Replicas:
         else:
             self._kill(replica, signal.SIGTERM)
         patience_s = left_s + ENDING_S + KILL_AFTER_S
-        if not await _ends(replica, patience_s):
-            log.warning("%s did not end in %.0f s and is killed", replica.label, patience_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await replica.ending.wait()
+        # Code that never gives way may keep even the replica's watchdog from its turn.
+        if not await _ends(replica, min(patience_s, MOST_ENDING_S + KILL_AFTER_S) if replica.ending.is_set() else 0.0):
+            log.warning("%s did not end in time and is killed", replica.label)
             self._kill(replica, signal.SIGKILL)
 
     def _kill(self, replica: Replica, number: signal.Signals) -> None:
@@ -900,6 +908,7 @@ class Replicas:
 
         def readable() -> None:
             self._unwatch(replica)
+            replica.ending.set()
             replica.ended.set()
             clearing = asyncio.ensure_future(_logged(self._end_strays(replica.identity), replica.label))
             self._closing.add(clearing)
@@ -993,6 +1002,7 @@ class Replicas:
             return
         replica.exit = exit_report
         replica.gone = True
+        replica.ending.set()
         replica.ended.set()
         self._set_phase(replica, Phase.EXITED)
         log.info("%s ended: %s", replica.label, exit_report.text)

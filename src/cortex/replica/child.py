@@ -39,7 +39,7 @@ from cortex.replica.surroundings import Surroundings, settle
 from cortex.replica.tracebacks import one_line
 from cortex.replica.tracker import Tracker
 from cortex.replica.warmup import SampleRefused, WarmUp
-from cortex.wire.launch import ENDING_S, ReplicaSpec
+from cortex.wire.launch import ENDING_S, MOST_ENDING_S, ReplicaSpec
 from cortex.wire.reports import Phase
 from cortex.wire.secrecy import unpacked
 from cortex.wire.stats import LastWords
@@ -402,13 +402,17 @@ class _Replica:
     def _end(self, code: int) -> NoReturn:
         """End users' code, in the main thread, and leave."""
         self._ending = self._condition.ending = True
+        self._condition.announce()
+        self._stats.write()  # whatever that code does to this process
+        now_s = time.monotonic()
+        left_s = (self._drain_deadline_s or 0.0) - now_s
         ends = Ending(
             on_stop=self._on_stop,
             loops=(self._loop, self._idle_loop),
             loop=self._handlers_loop,
             project_dir=self._spec.project_dir,
             say=self._say,
-            until_s=max(self._drain_deadline_s or 0.0, time.monotonic() + ENDING_S),
+            until_s=now_s + min(max(left_s, ENDING_S), MOST_ENDING_S),
         )
         self._exit_code, self._ends = code, ends
         self._control.interval_s = DRAIN_LOOK_S  # the control thread sees to it that it ends

@@ -133,6 +133,7 @@ class Condition:
             oldest_request_age_s=oldest_s,
             overdue=overdue,
             stuck=serving and self.until_stuck_s() <= 0,
+            ending=self.ending,
             in_flight=count,
             progress=self.progress,
             progress_wall_s=self.progress_wall_s,

@@ -188,12 +188,17 @@ class AskListener(msgspec.Struct, frozen=True, kw_only=True, tag="ask_listener")
 
 ENDING_S = 3.0
 """After its last request a replica has what is left of a drain, and at least this long, to end its handler's code."""
+MOST_ENDING_S = 10.0
+"""
+And at most this long, however much is left: a drain's time is for requests. What was written for containers fits, as
+they are stopped in 10 s unless somebody says otherwise.
+"""
 
 
 class Drain(msgspec.Struct, frozen=True, kw_only=True, tag="drain"):
     """
     To a replica's control socket: finish what you hold for at most `timeout_s`, end the handler's code in what is left
-    of it, at least in `ENDING_S`, then exit 0.
+    of it, in no less than `ENDING_S` and no more than `MOST_ENDING_S`, then exit 0.
     """
 
     timeout_s: float
@@ -232,6 +237,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A request has outlived its timeout inside code that cannot be stopped: replace me."""
     stuck: bool = False
     """The event loop sits in a handler that is over its time: send me nothing until it comes round."""
+    ending: bool = False
+    """No request is in hand any more, and the handler's code is being ended: in `MOST_ENDING_S` I am gone."""
     in_flight: int = 0
     progress: str = ""
     """What it is doing while it loads, e.g. `importing handler.py`."""

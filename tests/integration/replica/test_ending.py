@@ -179,6 +179,18 @@ def test_an_end_that_does_not_end_is_broken_off_and_counts_are_written(
     assert any("out of time at" in line.text for line in replica.lines())
 
 
+def test_a_drains_time_is_for_requests_and_not_for_an_end_that_hangs(
+    start: Start, shared_launcher: LauncherProcess, note: Path
+) -> None:
+    replica = serve(start, note, "import time\ndef on_stop():\n    note('stop')\n    time.sleep(600)\n")
+    assert replica.post(SAMPLE).status == 200
+    replica.drain(600)
+    assert exit_of(shared_launcher, replica) == (0, None)
+    assert note.read_text() == "stop\n"
+    assert (replica.stats().ok, replica.stats().last) == (1, True)
+    assert any("out of time at on_stop" in line.text for line in replica.lines())
+
+
 @pytest.mark.parametrize(
     "waits",
     [
