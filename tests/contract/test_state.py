@@ -252,6 +252,15 @@ def test_exits_become_ages(store: StateStore) -> None:
     )
 
 
+def test_an_end_before_it_was_ready_is_a_crash_like_any_other(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    crash(store, 1, wall_s=100.0)
+    store.record_exit(API, V1.revision, SLOT, 2, an_exit(), was_ready=False, wall_s=101.0)
+    store.record_exit(API, V1.revision, SLOT, 3, an_exit(drained=True), was_ready=True, wall_s=102.0)
+    (record,) = store.desired(now_wall_s=103.0).records
+    assert (record.crashes, record.row.count) == (2, 2)
+
+
 def test_ends_in_a_row_are_remembered_until_the_next_deploy(store: StateStore) -> None:
     store.commit_deploy(a_deploy(a_wanted_api(V1)))
     for attempt in (1, 2, 3):
@@ -276,7 +285,7 @@ def test_failed_starts_count_up_until_the_replica_is_ready(store: StateStore) ->
     for attempt in (1, 2):
         crash(store, attempt, wall_s=0.0, was_ready=False)
     (record,) = store.desired(now_wall_s=0.0).records
-    assert (record.crashes, record.slots[SLOT].failed_starts) == (0, 2)
+    assert (record.crashes, record.slots[SLOT].failed_starts) == (2, 2)
     store.record_ready(API, V1.revision, SLOT)
     (record,) = store.desired(now_wall_s=0.0).records
     assert (record.slots[SLOT].failed_starts, record.slots[SLOT].attempt) == (0, 2)

@@ -74,7 +74,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     revision: Revision
     slots: dict[ReplicaId, SlotRecord] = {}
     crashes: int = 0
-    """All exits so far that nobody asked for, after having been ready; shown to users."""
+    """All ends so far that nobody asked for, whether or not it had been ready; shown to users."""
     last_exit: ExitReport | None = None
     """The newest of all slots."""
     last_exit_age_s: float = 0.0

@@ -321,7 +321,7 @@ def _problem(failed: list[Slot], last_exit: ExitReport | None) -> Problem | None
 
 def _crashing_text(ends: int, last: ExitReport) -> str:
     served = f" while it served request {last.request}" if last.request else ""
-    return f"replicas end again and again, {_count(ends, 'time')} in a row; the last: {last.text}{served}"
+    return f"{_crashes(ends)} in a row; the last: {last.text}{served}"
 
 
 def _memory_text(wanted: WantedApi, own: list[Slot], record: RunRecord) -> str:
@@ -333,8 +333,13 @@ def _memory_text(wanted: WantedApi, own: list[Slot], record: RunRecord) -> str:
         words.append(f"peak {mem_text(peak)}")
     words.append(f"request {mem_text(asked)}" if asked is not None else "no memory request")
     if record.crashes:
-        words.append(f"{_count(record.crashes, 'crash', 'crashes')} so far")
+        words.append(f"{_crashes(record.crashes)} so far")
     return ", ".join(words)
+
+
+def _crashes(number: int) -> str:
+    """The one word for an end that nobody asked for, here and wherever they are counted."""
+    return _count(number, "crash", "crashes")
 
 
 def _progress(own: list[Slot]) -> str:

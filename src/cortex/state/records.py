@@ -339,7 +339,7 @@ class RecordStore:
             if not exit_report.drained:
                 run = msgspec.structs.replace(
                     run,
-                    crashes=run.crashes + was_ready,
+                    crashes=run.crashes + 1,
                     last_exit=exit_report,
                     last_exit_wall_s=wall_s,
                     row=crashes.after_end(run.at(wall_s).row, wall_s=exit_report.wall_s),
