@@ -243,6 +243,8 @@ def test_credentials_are_handed_over_by_each_deploy_and_are_in_one_private_file_
     home.variables["AWS_SECRET_ACCESS_KEY"] = "a-new-secret"
     home.deploy(folder)
     assert SECRET.encode() not in file.read_bytes()
+    home.cortex("delete", "s", "--yes")
+    assert home.files_with(b"a-new-secret") == []
 
 
 def test_init_looks_at_a_remote_model(home: Home, s3: S3, tmp_path: Path) -> None:

@@ -147,6 +147,7 @@ class ControlPlane:
             secrets=self._secret_store,
             cloud=self._cloud_keys,
             sweep=self._agent.sweep_environments,
+            forget_cloud=self._models.forget_cloud,
             clock=clock,
         )
         self._proving = Proving(state=state, clock=clock, missing=self._to_prove, inspect=self._inspect)
@@ -351,7 +352,8 @@ class ControlPlane:
             self._statistics.forget(gone)
             try:
                 self._cloud_keys.forget(gone)
-            except CortexError as error:
+                self._models.forget_cloud()
+            except (CortexError, OSError) as error:
                 log.warning("credentials of removed apis could not be removed: %s", error)
 
     def _collect_now(self) -> None:

@@ -160,6 +160,11 @@ class Models:
         if request.cloud is not None:
             write_whole(self._cloud_file, msgspec.json.encode(request.cloud))
 
+    def forget_cloud(self) -> None:
+        """Drop what was kept once no stored api has a model that might have to be fetched again. Raises OSError."""
+        if not any(record.origin is not None and is_remote(record.origin.url) for record in self._known()):
+            self._cloud_file.unlink(missing_ok=True)
+
     # ---- one model ------------------------------------------------------------------------------------------------
 
     def _fetch(

@@ -1,5 +1,5 @@
 """
-What no stored version needs any more is removed: environments of packages, and replaced values of secrets.
+What nobody needs any more is removed: environments of packages, replaced values of secrets, and keys to clouds.
 
 Apart from `upkeep`, which waits for quiet moments and reads much: this is quick, and done after each deploy.
 """
@@ -31,6 +31,7 @@ class Housekeeping:
 
     Args:
         sweep: has environments removed that are not among those given. Raises CortexError when the node is away.
+        forget_cloud: drops what models were fetched with, if none might be fetched again. Raises OSError.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class Housekeeping:
         secrets: SecretStore,
         cloud: CloudKeys,
         sweep: Callable[[Collection[str]], object],
+        forget_cloud: Callable[[], None],
         clock: Clock,
     ) -> None:
         self._state = state
         self._secrets = secrets
         self._cloud = cloud
         self._sweep = sweep
+        self._forget_cloud = forget_cloud
         self._clock = clock
         self._woken = threading.Event()
         self._stopping = threading.Event()
@@ -67,8 +70,9 @@ class Housekeeping:
         Once, now.
 
         Raises:
-            CortexError: the node is away, or the disk fails; what could be removed is.
+            CortexError, OSError: the node is away, or the disk fails; what could be removed is.
         """
+        self._forget_cloud()
         builds = [build for record in self._state.apis() for build in stored_builds(record)]
         pins = [pin for build in builds for pin in build.secrets.values()]
         self._secrets.prune(pins, wall_s=self._clock.wall_s())
@@ -80,7 +84,7 @@ class Housekeeping:
         while not self._stopping.wait(SETTLING_S):
             try:
                 self.clear_up()
-            except CortexError as error:
+            except (CortexError, OSError) as error:
                 log.info("clearing up is put off: %s", error)
             except Exception:
                 log.exception("a fault of ours")

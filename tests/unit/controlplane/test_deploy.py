@@ -126,6 +126,13 @@ class World:
         self.committed = 0
         self.told: list[DeployProgress] = []
         self.cloud = SecretStore(folder / "secrets" / ".cloud")
+        self.models = Models(
+            store=self.store,
+            known=self.state.apis,
+            cloud_file=folder / "cloud.json",
+            environ={},
+            run=self.fetcher,
+        )
         self.deployer = Deployer(
             settings=Settings(home=folder),
             state=self.state,
@@ -133,13 +140,7 @@ class World:
             engine=LocalEngine(a_node()),
             clock=self.clock,
             inspect=self._inspect,
-            models=Models(
-                store=self.store,
-                known=self.state.apis,
-                cloud_file=folder / "cloud.json",
-                environ={},
-                run=self.fetcher,
-            ),
+            models=self.models,
             packages=Packages(
                 store=self.store, node=NoNode(), known=self.state.apis, indexes_file=folder / "indexes.json"
             ),
@@ -810,6 +811,18 @@ def test_credentials_are_kept_for_later_once_a_deploy_was_accepted(world, tmp_pa
     (file,) = tmp_path.rglob("cloud.json")
     assert file.stat().st_mode & 0o777 == 0o600
     assert "the-value" not in f"{cloud}{world.state.apis()}"
+
+
+def test_credentials_go_with_the_last_api_whose_model_they_might_fetch_again(world, tmp_path):
+    world.fetcher.at_origin[URL] = "one"
+    cloud = CloudEnvironment(variables={"AWS_SECRET_ACCESS_KEY": "the-value"})
+    world.deploy(world.remote(URL), cloud=cloud)
+    world.models.forget_cloud()
+    assert len(list(tmp_path.rglob("cloud.json"))) == 1
+    world.change(world.api())
+    world.models.forget_cloud()
+    assert not list(tmp_path.rglob("cloud.json"))
+    world.models.forget_cloud()
 
 
 KEYS_A = {"AWS_ACCESS_KEY_ID": "a", "AWS_REGION": "eu-west-1"}

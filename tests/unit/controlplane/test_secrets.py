@@ -111,15 +111,17 @@ def test_what_no_stored_version_needs_is_cleared_up(store, clock, tmp_path):
     new = msgspec.structs.replace(build_with("v2", TOKEN=wanted), environment="b" * 64)
     old = msgspec.structs.replace(build_with("v1", TOKEN=served), environment="a" * 64)
     state.commit_deploy(a_deploy(a_wanted_api(new, serving=old)))
-    swept = []
+    swept, forgotten = [], []
     clock.advance(2 * REPLACED_GRACE_S)
     housekeeping = Housekeeping(
         state=state,
         secrets=store,
         cloud=CloudKeys(SecretStore(tmp_path / "cloud"), clock),
         sweep=swept.append,
+        forget_cloud=lambda: forgotten.append(True),
         clock=clock,
     )
     housekeeping.clear_up()
     assert [store.has(one) for one in (unused, served, wanted, newest)] == [False, True, True, True]
     assert {"a" * 64, "b" * 64} <= swept[0]
+    assert forgotten
