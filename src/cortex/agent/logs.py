@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import os
 import re
 import zlib
@@ -19,8 +20,8 @@ import msgspec
 from cortex.ids import ReplicaId, revision_of, split_api_key
 from cortex.wire import rawoutput
 from cortex.wire.agent import LogLine, LogLines, ReadLogs
+from cortex.wire.frames import readable
 from cortex.wire.logline import LoggedLine, encode_line, is_ours, parse_line
-from cortex.wire.places import Places
 
 MAX_LINES = 10_000
 MAX_ANSWER_BYTES = 4 * 2**20
@@ -261,34 +262,24 @@ def _beginning(asked: str) -> str:
     return asked.removesuffix("...").removesuffix("…")
 
 
-def take_leftover(log_file: Path, attempt: int, request: str = "", *, places: Places | None = None) -> None:
+def take_leftover(log_file: Path, attempt: int, request: str = "", projects: Sequence[str] = ()) -> None:
     """
     Append to a dead replica's log what it wrote past Python and had no time to read. Never raises.
 
     Args:
-        places: names the files in a fault handler's frames as their owner calls them.
         request: whose code ran as it died, where that is known.
+        projects: traces name files as they are called in these folders.
     """
     lines, written_s = rawoutput.leftover(f"{log_file}{rawoutput.SUFFIX}")
-    records = (
-        line
-        if is_ours(line)
-        else encode_line(
-            LoggedLine(
-                wall_s=written_s,
-                stream="raw",
-                attempt=attempt,
-                request=request,
-                text=_in_words_of(places, line.decode("utf-8", "backslashreplace")),
-            )
-        )
-        for line in lines
-    )
+    records: list[bytes] = []
+    for of_ours, group in itertools.groupby(lines, is_ours):
+        if of_ours:
+            records += group
+            continue
+        for text in readable([line.decode("utf-8", "backslashreplace") for line in group], projects):
+            line = LoggedLine(wall_s=written_s, stream="raw", attempt=attempt, request=request, text=text)
+            records.append(encode_line(line))
     _append(log_file, b"".join(record + b"\n" for record in records))
-
-
-def _in_words_of(places: Places | None, text: str) -> str:
-    return text if places is None else places.called_in_frames(text)
 
 
 def note_end(log_file: Path, attempt: int, text: str, requests: Sequence[str], wall_s: float) -> None:

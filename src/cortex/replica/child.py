@@ -27,6 +27,7 @@ from cortex.errors import Problem
 from cortex.ids import short, split_api_key
 from cortex.replica import logs, offspring, places, process, secrecy
 from cortex.replica.backends import base
+from cortex.replica.background import Background
 from cortex.replica.condition import Condition
 from cortex.replica.control import Control
 from cortex.replica.ending import Ending, end_descendants, signal_descendants
@@ -36,7 +37,7 @@ from cortex.replica.prediction import Steps, build_predictor, hide_loop
 from cortex.replica.server import Server, Service
 from cortex.replica.stats import Counters, StatsWriter, write_last_words
 from cortex.replica.surroundings import Surroundings, settle
-from cortex.replica.tracebacks import one_line
+from cortex.replica.tracebacks import format_fault, one_line
 from cortex.replica.tracker import Tracker
 from cortex.replica.warmup import SampleRefused, WarmUp
 from cortex.wire.launch import ENDING_S, MOST_ENDING_S, ReplicaSpec
@@ -170,6 +171,15 @@ class _Replica:
             self._idle_loop = uvloop.new_event_loop() if loaded is None else loaded.loop
         """The one that is current while the other one serves, see `_give_loop`."""
         self._handlers_loop = self._idle_loop
+        self._background = Background(
+            tell=lambda level, text, request: self._log.record("log", level, text, request),
+            is_in_hand=self._condition.has_in_hand,
+            project_dir=spec.project_dir,
+        )
+        if spec.handler is not None:
+            self._background.watch_executors()
+            for loop in (self._loop, self._idle_loop):
+                self._background.watch_loop(loop)
         self._control = Control(
             self._condition,
             listener=socket.socket(fileno=control_fd),
@@ -210,7 +220,7 @@ class _Replica:
             message = f"out of memory while {self._condition.progress}: {one_line(error)}"
             return self._fail(Problem(reference="out-of-memory", message=message), permanent=False, code=EXIT_MEMORY)
         except BaseException as error:
-            trace = traceback.format_exc()
+            trace = format_fault(error, self._spec.project_dir)
             problem = Problem(
                 reference="replica-failed",
                 message=f"while {self._condition.progress or 'starting'}: {one_line(error)}",
@@ -359,6 +369,7 @@ class _Replica:
             handler = load_handler(spec.project_dir, spec.handler, split_api_key(spec.api)[1])
         if self._idle_loop.is_closed():
             self._idle_loop = uvloop.new_event_loop()
+            self._background.watch_loop(self._idle_loop)
         asyncio.set_event_loop(self._idle_loop)  # `asyncio.run` leaves none
         if handler.start is not None:
             self._condition.report(f"running on_start of {spec.handler}")
@@ -447,6 +458,7 @@ class _Replica:
     def _every_second(self) -> None:
         self._stats.write()
         self._log.every_second()
+        self._background.look()
         now_s = time.monotonic()
         if self._ends is not None:
             self._watch_end(self._ends, now_s)
@@ -477,6 +489,7 @@ class _Replica:
         self._ending = True
         self._leaving.acquire()
         try:
+            self._background.look(last=True)
             self._streams.finish()
             self._stats.write(last=True)
             if self._tracing is not None:

@@ -151,6 +151,10 @@ class Condition:
         batches = self.batching.batches
         return {**self.facts, "batching": batches, "largest_batch": MAX_BATCH_ROWS if batches else 1}
 
+    def has_in_hand(self, request: str) -> bool:
+        """Whether a request of this id is being worked on."""
+        return any(exchange.id == request for exchange in self._requests())
+
     def until_stuck_s(self) -> float:
         """Seconds until the event loop counts as stuck, unless it answers before; 0 or less: it is, infinity: never."""
         due_s = [e.started_s + e.timeout_s for e in self._requests() if not e.answered]

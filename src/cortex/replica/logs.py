@@ -31,6 +31,7 @@ import orjson
 from cortex.lib.log import get_logger
 from cortex.replica import places, secrecy
 from cortex.replica.tracebacks import format_user_traceback
+from cortex.wire.frames import readable, readable_text
 from cortex.wire.logline import encode_line, is_ours, parse_line
 from cortex.wire.rawoutput import MAX_WAITING_BYTES, SUFFIX, RawOutput, left_out
 
@@ -94,6 +95,8 @@ class LogFile:
         self._raw: RawOutput | None = None
         self._taking = threading.Lock()
         self._keeping_up: threading.Thread | None = None
+        self.projects: tuple[str, ...] = ()
+        """Traces name files as they are called in these folders."""
         self.raw_belongs_to_request = False
         """Whether what arrives past Python while a request's code runs can only be of that request."""
         if path:
@@ -204,12 +207,16 @@ class LogFile:
                 request = _alone
             request = request if self.raw_belongs_to_request else ""
             records: list[bytes] = []
-            for line in lines:
-                if is_ours(line):  # of a process that users' code forked, see `_write`
-                    records.append(line + b"\n")
-                elif line:
-                    text = line.decode("utf-8", "backslashreplace").rstrip("\r")
+            texts: list[str] = []
+            for line in (*lines, b""):
+                if line and not is_ours(line):
+                    texts.append(line.decode("utf-8", "backslashreplace").rstrip("\r"))
+                    continue
+                for text in readable(texts, self.projects):
                     records += self._encoded("raw", "", text, request)
+                texts.clear()
+                if line:  # of a process that users' code forked, see `_write`
+                    records.append(line + b"\n")
             for start in range(0, len(records), RECORDS_AT_ONCE):
                 self._write(b"".join(records[start : start + RECORDS_AT_ONCE]))
             return sum(map(len, lines))
@@ -335,6 +342,8 @@ class LineWriter(io.TextIOBase):
             lines.append(rest)
         elif rest:
             self.unfinished[author] = rest
+        if 'File "' in pending:
+            lines = readable(lines, self._log.projects, in_pieces=True)
         for line in lines:
             if line:
                 self._log.record(self._stream, "", line)
@@ -361,7 +370,7 @@ class LineWriter(io.TextIOBase):
 
     def log_record(self, level: str, text: str) -> None:
         """A record of Python's logging that was meant for this stream."""
-        self._log.record("log", level, text)
+        self._log.record("log", level, readable_text(text, self._log.projects))
 
     def close(self) -> None:
         """Stays open: the next request prints too."""
@@ -422,7 +431,7 @@ class RecordHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._log.record("log", record.levelname, _formatted(self, record))
+            self._log.record("log", record.levelname, readable_text(_formatted(self, record), self._log.projects))
         except RecursionError:
             raise
         except Exception:
@@ -468,6 +477,7 @@ def install(log: LogFile, project_dir: str | None = None) -> Streams:
     Args:
         project_dir: tracebacks name files as they are called in there.
     """
+    log.projects = () if project_dir is None else (project_dir,)
     out, err = LineWriter(log, "out", 1), LineWriter(log, "err", 2)
     sys.stdout = sys.__stdout__ = out  # type: ignore[misc,assignment]
     sys.stderr = sys.__stderr__ = err  # type: ignore[misc,assignment]

@@ -405,7 +405,7 @@ class AsyncPredictor:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, exchange: Exchange) -> None:
-        task = self._loop.create_task(self._predict(exchange))
+        task = asyncio.Task(self._predict(exchange), loop=self._loop)  # none of those that are watched for the handler
         self._tasks.add(task)
         exchange.cancel = exchange.stop = partial(_cancel, task)
         task.add_done_callback(partial(self._ended, exchange))

@@ -12,7 +12,6 @@ import re
 import select
 import shlex
 import socket
-import traceback
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -42,7 +41,7 @@ from cortex.replica.places import as_called
 from cortex.replica.prediction import HANDLED, ModelFailed, Predictor, Reply
 from cortex.replica.results import Unserialisable, encode
 from cortex.replica.stats import Counters
-from cortex.replica.tracebacks import format_user_traceback
+from cortex.replica.tracebacks import format_fault, format_user_traceback
 from cortex.replica.tracker import Mismatch, Tracker
 
 METHODS = b"GET, HEAD, POST, OPTIONS"
@@ -323,7 +322,7 @@ class Service:
         """The whole story into the log, with the user's own frames first."""
         cause = error.cause if isinstance(error, HookFailed | ModelFailed) and error.cause is not None else error
         if code == "internal-error":
-            trace = "".join(traceback.format_exception(error)).rstrip()
+            trace = format_fault(error, self._project_dir)
         elif isinstance(error, OutOfTime | Overloaded | Unserialisable) or (
             isinstance(error, HookFailed) and error.cause is None
         ):

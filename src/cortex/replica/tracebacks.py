@@ -36,6 +36,17 @@ def format_user_traceback(error: BaseException, project_dir: str | None) -> str:
     return text
 
 
+def format_fault(error: BaseException, project_dir: str | None) -> str:
+    """The traceback of what nobody expected: as users should read it if their code took part, else with all of ours."""
+    if project_dir is not None and _passes_through(error, os.path.join(os.path.abspath(project_dir), "")):
+        return format_user_traceback(error, project_dir)
+    return masked("".join(traceback.format_exception(error)).rstrip())
+
+
+def _passes_through(error: BaseException, folder: str) -> bool:
+    return any(frame.f_code.co_filename.startswith(folder) for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
 def user_location(error: BaseException, project_dir: str | None) -> str:
     """`file:line` of the innermost frame inside the project; the innermost that is not ours otherwise; or empty."""
     if isinstance(error, SyntaxError) and error.filename:
