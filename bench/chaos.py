@@ -36,6 +36,10 @@ SAMPLES = (
 )
 KILLED = ("replica", "replica", "replica", "agent", "launcher", "controlplane")
 """What a kill hits, drawn evenly: replicas most."""
+STOPPED = ("agent", "launcher", "controlplane")
+"""What is now and then stopped instead, and never told to go on by us: whoever needs it has to notice."""
+STOPS = 0.25
+"""Of all hits on those, how many stop. One at a time: the agent and the control plane look after each other."""
 KEPT_FOR_S = 5.0
 """A kept connection that was idle for longer is not used again: a server may close it at any moment."""
 
@@ -86,6 +90,7 @@ class Tally:
     slowest_s: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
+    stops: Counter[str] = field(default_factory=Counter)
     deploys: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     story: list[str] = field(default_factory=list)
@@ -348,12 +353,19 @@ def _kill_things(world: World, rng: random.Random, tally: Tally, stop: threading
     while not stop.wait(rng.expovariate(1 / 1.5)):
         kind = rng.choice(KILLED)
         pids = [pid for pid, title in sorted(world.processes().items()) if title.startswith(f"cortex-{kind} ")]
-        if pids:
+        if pids and not any(map(_is_stopped, world.processes())):
             with contextlib.suppress(ProcessLookupError):
                 pid = rng.choice(pids)
-                os.kill(pid, signal.SIGKILL)
-                tally.kills[kind] += 1
-                tally.story.append(f"{_clock()} killed {kind} {pid}")
+                stops = kind in STOPPED and rng.random() < STOPS
+                os.kill(pid, signal.SIGSTOP if stops else signal.SIGKILL)
+                (tally.stops if stops else tally.kills)[kind] += 1
+                tally.story.append(f"{_clock()} {'stopped' if stops else 'killed'} {kind} {pid}")
+
+
+def _is_stopped(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()[0] == b"T"
+    return False
 
 
 def _end(world: World) -> list[str]:
@@ -389,6 +401,7 @@ def _print_receipt(seed: int, seconds: float, tally: Tally) -> None:
         ("wrong answers", len(tally.wrong)),
         ("latency p50, p99, worst", f"{p50:.1f} ms, {p99:.1f} ms, {tally.slowest_s * 1000:.0f} ms"),
         ("kill -9", ", ".join(f"{n} {kind}" for kind, n in sorted(tally.kills.items())) or "none"),
+        ("stopped", ", ".join(f"{n} {kind}" for kind, n in sorted(tally.stops.items())) or "none"),
         ("deploys", ", ".join(f"{n} {kind}" for kind, n in sorted(tally.deploys.items())) or "none"),
         ("other faults", len(tally.faults)),
     ]

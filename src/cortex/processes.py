@@ -14,6 +14,7 @@ import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -65,6 +66,44 @@ def _stat(pid: int) -> list[bytes]:
         return Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()
     except (OSError, IndexError):
         return []
+
+
+class Pulse:
+    """
+    Why a process of ours does not answer, as far as the kernel can tell: looked at now and then while it should.
+
+    Time alone says little on a busy machine, where a process that is well may get no turn for seconds. But one whose
+    turn has not come is ready to run, or waits for a disk. One that only sleeps, and has used no processor time since,
+    has nothing on the way that could wake it up: it hangs.
+    """
+
+    STOPPED_LOOKS = 2
+    """In a row: some tools stop a process for a moment."""
+
+    def __init__(self, identity: ProcessIdentity, *, hangs_after_s: float) -> None:
+        self.identity = identity
+        self._hangs_after_s = hangs_after_s
+        self._stopped_looks = 0
+        self._used_ticks = -1
+        self._still_since_s = 0.0
+
+    def look(self, now_s: float, *, owes: bool = True) -> Literal["well", "stopped", "hung"]:
+        """
+        Look at it.
+
+        Args:
+            owes: it has something to do, so that it should not sleep.
+        """
+        fields = _stat(self.identity.pid)
+        if len(fields) < 20 or int(fields[19]) != self.identity.start_ticks:
+            return "well"  # it has ended, which others see to
+        state, used_ticks = fields[0], int(fields[11]) + int(fields[12])
+        if not owes or state != b"S" or used_ticks != self._used_ticks:
+            self._used_ticks, self._still_since_s = used_ticks, now_s
+        self._stopped_looks = self._stopped_looks + 1 if state == b"T" else 0
+        if self._stopped_looks >= self.STOPPED_LOOKS:
+            return "stopped"
+        return "hung" if now_s - self._still_since_s >= self._hangs_after_s else "well"
 
 
 def identify(pid: int) -> ProcessIdentity | None:

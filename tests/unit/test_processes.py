@@ -1,14 +1,28 @@
 """Tests of `cortex.processes`."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 
 from cortex import processes
 from cortex.processes import ProcessIdentity
+
+DEADLINE_S = 60.0
+
+
+def eventually(look: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + DEADLINE_S
+    while not look():
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
 
 
 def test_this_process_is_alive_by_its_own_identity():
@@ -142,3 +156,64 @@ def test_several_threads_may_write_one_file_at_once(tmp_path):
         list(pool.map(write, range(4)))
     assert file.read_bytes() in [b"%d" % number * 1000 for number in range(4)]
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+# ---- what a silent process does ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def silent() -> Iterator[Callable[[str], ProcessIdentity]]:
+    """Starts a process that runs some code; returns once it prints that it has begun."""
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def start(code: str) -> ProcessIdentity:
+        child = subprocess.Popen([sys.executable, "-c", f"print(flush=True)\n{code}"], stdout=subprocess.PIPE)
+        begun.append(child)
+        assert child.stdout is not None
+        assert child.stdout.readline()
+        identity = processes.identify(child.pid)
+        assert identity is not None
+        return identity
+
+    yield start
+    for child in begun:
+        child.kill()
+        child.communicate()
+
+
+def in_state(identity: ProcessIdentity, state: bytes) -> bool:
+    return processes._stat(identity.pid)[0] == state
+
+
+def test_a_process_that_was_stopped_is_known_by_two_looks_and_goes_on(silent):
+    identity = silent("import signal; signal.pause()")
+    eventually(lambda: in_state(identity, b"S"))
+    pulse = processes.Pulse(identity, hangs_after_s=math.inf)
+    processes.send_signal(identity, signal.SIGSTOP)
+    eventually(lambda: in_state(identity, b"T"))
+    assert [pulse.look(0.0), pulse.look(0.1)] == ["well", "stopped"]
+    processes.send_signal(identity, signal.SIGCONT)
+    eventually(lambda: in_state(identity, b"S"))
+    assert pulse.look(0.2) == "well"
+
+
+def test_a_process_hangs_that_sleeps_although_it_owes_something(silent):
+    identity = silent("import signal; signal.pause()")
+    eventually(lambda: in_state(identity, b"S"))
+    pulse = processes.Pulse(identity, hangs_after_s=3.0)
+    assert [pulse.look(now_s, owes=False) for now_s in (0.0, 100.0)] == ["well", "well"]
+    assert [pulse.look(now_s) for now_s in (101.0, 102.9, 103.0)] == ["well", "well", "hung"]
+
+
+def test_a_process_that_works_or_waits_for_its_turn_does_not_hang_however_long_it_takes(silent):
+    identity = silent("while True: pass")
+    eventually(lambda: in_state(identity, b"R"))
+    pulse = processes.Pulse(identity, hangs_after_s=3.0)
+    assert {pulse.look(now_s) for now_s in (0.0, 100.0, 200.0)} == {"well"}
+
+
+def test_a_process_that_is_gone_or_another_one_by_now_is_left_to_others(silent):
+    identity = silent("import signal; signal.pause()")
+    before_it = ProcessIdentity(pid=identity.pid, start_ticks=identity.start_ticks - 1, boot_id=identity.boot_id)
+    pulse = processes.Pulse(before_it, hangs_after_s=0.0)
+    assert [pulse.look(0.0), pulse.look(9.0)] == ["well", "well"]

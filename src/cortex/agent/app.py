@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import logging.handlers
+import math
 import os
 import resource
 import secrets
@@ -132,6 +133,7 @@ class Agent:
         """The one that we started last."""
         self._control_plane_fd: int | None = None
         """A pidfd, while one runs that we know of."""
+        self._control_plane_pulse: processes.Pulse | None = None
         self._listening: asyncio.Server | None = None
         self._listening_inode = 0
         self._homeless_looks = 0
@@ -605,6 +607,7 @@ class Agent:
     def _keep_control_plane(self) -> None:
         """Start the control plane again when it has died, unless the environment is meant to be down."""
         if self._control_plane_fd is not None:
+            self._have_control_plane_go_on()
             return
         if self._control_plane is not None and self._control_plane.poll() is None:
             return
@@ -660,7 +663,15 @@ class Agent:
 
         asyncio.get_running_loop().add_reader(pidfd, ended)
         self._control_plane_fd = pidfd
+        self._control_plane_pulse = processes.Pulse(identity, hangs_after_s=math.inf)
         return True
+
+    def _have_control_plane_go_on(self) -> None:
+        """If somebody has stopped it."""
+        pulse = self._control_plane_pulse
+        if pulse is not None and pulse.look(self._clock.monotonic_s()) == "stopped":
+            log.warning("the control plane was stopped, pid %s: it goes on", pulse.identity.pid)
+            processes.send_signal(pulse.identity, signal.SIGCONT)
 
     def _reap_strangers(self) -> None:
         """Orphans that became our children and that nobody waits for would stay zombies."""

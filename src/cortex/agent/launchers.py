@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import logging
+import math
 import os
 import signal
 import socket
@@ -52,7 +53,11 @@ START_DEADLINE_S = 180.0
 """A cold `import tensorflow` takes 4 s on an idle machine; on a crowded one it took more than a minute."""
 IDLE_STOP_S = 60.0
 FORK_TIMEOUT_S = 30.0
-"""A fork takes milliseconds; a launcher that owes an answer for this long hangs."""
+"""A fork takes milliseconds; a launcher that owes an answer for this long hangs, whatever it seems to do."""
+FORK_LOOK_S = 0.25
+"""How often a launcher that owes an answer is looked at: one that was stopped is told to go on."""
+HANGS_AFTER_S = 3.0
+"""One that sleeps for so long over a fork hangs: what a fork waits for is the processor, memory or a disk."""
 MAX_STARTS = 3
 """How often a launcher that ends by itself while it starts is started again for one request."""
 LONGEST_PAUSE_S = 30.0
@@ -132,6 +137,7 @@ class Launcher:
         self._channel: channel.Channel | None = None
         self._connecting = asyncio.Lock()
         self._identity: ProcessIdentity | None = None
+        self._pulse: processes.Pulse | None = None
         self._has_listened = False
         """Whether that process is known to have begun to listen."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -198,17 +204,39 @@ class Launcher:
         try:
             with _packed(secrets) as packed:
                 conn.send(msgspec.json.encode(Fork(spec=spec, kept=kept)), (slot.fileno(), control.fileno(), *packed))
-            async with asyncio.timeout(FORK_TIMEOUT_S):
-                return await future
-        except TimeoutError:
-            await self._see_ended(identity, conn)
-            raise LauncherLost(f"the {self.backend} launcher did not answer for {FORK_TIMEOUT_S:.0f} s") from None
+            return await self._answer(future, identity)
         except LauncherLost:
             await self._see_ended(identity, conn)
             raise
         finally:
             self._forks.pop((spec.replica, spec.attempt), None)
             self.last_used_s = self._clock.monotonic_s()
+
+    async def _answer(self, future: asyncio.Future[int], identity: ProcessIdentity | None) -> int:
+        """The launcher's answer to a fork. Raises LauncherLost: there will be none."""
+        asked_s = self._clock.monotonic_s()
+        pulse = None if identity is None else processes.Pulse(identity, hangs_after_s=HANGS_AFTER_S)
+        while not (await asyncio.wait([future], timeout=FORK_LOOK_S))[0]:
+            silent_s = self._clock.monotonic_s() - asked_s
+            if silent_s > FORK_TIMEOUT_S or (pulse is not None and self._hangs(pulse)):
+                raise LauncherLost(f"the {self.backend} launcher did not answer for {silent_s:.1f} s")
+        return future.result()
+
+    def look(self) -> None:
+        """Have it go on if somebody has stopped it. To be called every now and then while it owes something."""
+        identity = self._identity
+        if identity is None:
+            return
+        if self._pulse is None or self._pulse.identity != identity:
+            self._pulse = processes.Pulse(identity, hangs_after_s=math.inf)
+        self._hangs(self._pulse)
+
+    def _hangs(self, pulse: processes.Pulse) -> bool:
+        found = pulse.look(self._clock.monotonic_s())
+        if found == "stopped":
+            log.warning("the %s launcher was stopped, pid %s: it goes on", self.backend, pulse.identity.pid)
+            processes.send_signal(pulse.identity, signal.SIGCONT)
+        return found == "hung"
 
     async def inspect(
         self,
@@ -508,6 +536,8 @@ class Launchers:
         works = []
         for launcher in self:
             launcher.collect()
+            if launcher.in_use:
+                launcher.look()
             if launcher.key in wanted_keys:
                 if not launcher.connected and launcher.can_start:
                     works.append(_reconnect(launcher))

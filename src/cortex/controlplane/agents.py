@@ -70,6 +70,12 @@ LOOK_EVERY_S = 0.1
 """How soon it is noticed that nobody waits for an answer any more."""
 HUNG_AFTER_S = 60.0
 """An agent whose process runs but that has not answered for this long is killed and started again."""
+AGENT_LOOK_S = 1.0
+"""How often an agent that is being asked is looked at: one that was stopped is told to go on."""
+ANSWER_DUE_S = 6.0
+"""After `OBSERVE_TIMEOUT_S` an agent answers even if there is nothing new; the rest is for its way."""
+HANGS_AFTER_S = 10.0
+"""One that owes an answer and sleeps for so long hangs, and is killed: its loop never waits but for messages."""
 ORDERS_MESSAGE_BYTES = 32 * 2**20
 """Orders carry samples; more of them than this go in several messages, since the agent takes no endless one."""
 FAULT_PAUSE_S = 1.0
@@ -307,7 +313,7 @@ class LocalAgent:
                 timeout_s=until_beat_s(self._clock.monotonic_s(), OBSERVE_TIMEOUT_S),
             )
             try:
-                reply = line.ask(observe, timeout_s=2 * OBSERVE_TIMEOUT_S + 10.0)
+                reply = line.ask(observe, timeout_s=ANSWER_DUE_S + 2 * HANGS_AFTER_S, look=self._looks())
                 silent_since_s = None
                 if isinstance(reply, Observed):
                     self._take(reply.report)
@@ -327,6 +333,29 @@ class LocalAgent:
                 log.exception("a fault of ours")
                 self._stopping.wait(FAULT_PAUSE_S)
         line.close()
+
+    def _looks(self) -> Callable[[], None]:
+        """What to call while an answer of the agent's is awaited: a stopped one goes on, one that hangs is killed."""
+        asked_s = self._clock.monotonic_s()
+        pulse: processes.Pulse | None = None
+
+        def look() -> None:
+            nonlocal pulse
+            now_s = self._clock.monotonic_s()
+            if pulse is None:
+                identity = self._identity()
+                if identity is None:
+                    return
+                pulse = processes.Pulse(identity, hangs_after_s=HANGS_AFTER_S)
+            match pulse.look(now_s, owes=now_s - asked_s > ANSWER_DUE_S):
+                case "stopped":
+                    log.warning("the agent was stopped, pid %s: it goes on", pulse.identity.pid)
+                    processes.send_signal(pulse.identity, signal.SIGCONT)
+                case "hung":
+                    log.error("the agent (pid %s) sleeps over a question and is killed", pulse.identity.pid)
+                    processes.send_signal(pulse.identity, signal.SIGKILL)
+
+        return look
 
     def _take(self, report: AgentReport) -> None:
         with self._lock:
@@ -392,9 +421,17 @@ class _Line:
         self._sock: socket.socket | None = None
         self._lock = threading.Lock()
 
-    def ask(self, request: AgentRequest, *, timeout_s: float) -> AgentReply:
-        """Ask and wait for the answer. Raises AgentUnreachable: nobody knows what became of the request."""
-        return self.converse(request, lambda _: None, silence_s=timeout_s)
+    def ask(self, request: AgentRequest, *, timeout_s: float, look: Callable[[], None] | None = None) -> AgentReply:
+        """
+        Ask and wait for the answer.
+
+        Args:
+            look: called every `AGENT_LOOK_S` until it is there.
+
+        Raises:
+            AgentUnreachable: nobody knows what became of the request.
+        """
+        return self.converse(request, lambda _: None, silence_s=timeout_s, look=look)
 
     def converse(
         self,
@@ -403,12 +440,14 @@ class _Line:
         *,
         silence_s: float,
         left: threading.Event | None = None,
+        look: Callable[[], None] | None = None,
     ) -> AgentReply:
         """
         Ask and wait for the last answer; `tell` gets what is said on the way to it.
 
         Args:
             left: set when nobody waits for the answer any more; the agent is then told so.
+            look: called every `AGENT_LOOK_S` meanwhile.
 
         Raises:
             AgentUnreachable: also when nothing is said for `silence_s`.
@@ -425,6 +464,8 @@ class _Line:
                 while True:
                     if left is not None:
                         _await_word(self._sock, silence_s, left)
+                    elif look is not None:
+                        _look_until_word(self._sock, silence_s, look)
                     payload, _fds = receive_frame(self._sock)
                     reply = _REPLIES.decode(payload)
                     if not isinstance(reply, PackageProgress):
@@ -463,6 +504,15 @@ def _await_word(sock: socket.socket, silence_s: float, left: threading.Event) ->
     while not _wait_readable(sock.fileno(), LOOK_EVERY_S) and time.monotonic() < deadline_s:
         if left.is_set():
             raise CalledOff
+
+
+def _look_until_word(sock: socket.socket, silence_s: float, look: Callable[[], None]) -> None:
+    """Return when there is something to read, or after `silence_s`; call `look` every `AGENT_LOOK_S` meanwhile."""
+    deadline_s = time.monotonic() + silence_s
+    while not _wait_readable(sock.fileno(), until_beat_s(time.monotonic(), AGENT_LOOK_S)):
+        if time.monotonic() > deadline_s:
+            return
+        look()
 
 
 def _packages_refused(reply: AgentReply) -> CortexError:

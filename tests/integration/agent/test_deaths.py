@@ -12,7 +12,7 @@ import pytest
 from agent_harness import DEADLINE_S, Node, eventually
 
 from cortex.ids import ReplicaId
-from cortex.processes import is_alive
+from cortex.processes import is_alive, send_signal
 from cortex.wire.framing import close_all, receive_frame, send_frame
 from cortex.wire.keeper import KeeperReply, SlotHeld, Slots, SlotsEnd
 from cortex.wire.orders import ForgetReplica
@@ -252,3 +252,29 @@ def test_an_agent_killed_at_any_moment_leaves_nothing_that_the_next_one_does_not
 def _settled(node: Node, replica: ReplicaId):
     found = node.seen(replica)
     return found if found is not None and found.phase in (Phase.READY, Phase.EXITED) else None
+
+
+def test_a_stopped_launcher_goes_on_as_soon_as_it_is_needed_and_the_waiting_request_is_answered(own_node: Node, api):
+    """
+    Two looks, 0.3 s apart while the end of the replica is found out and 0.25 s apart during the fork: well below the
+    5 s that a request waits for a replica.
+    """
+    build = own_node.build(api)
+    (replica,) = own_node.serve(build)
+    identity = own_node.of(own_node.until(replica, Phase.READY))
+    launcher = own_node.only("cortex-launcher")
+    send_signal(launcher, signal.SIGSTOP)
+    own_node.kill(identity)
+    asking = own_node.posting(build)
+    assert _exit_of(own_node, replica).signal == signal.SIGKILL
+    send_signal(launcher, signal.SIGSTOP)
+    own_node.restart(build)
+    assert asking.outcome()[0] == 200
+    assert own_node.only("cortex-launcher") == launcher
+
+
+def test_a_stopped_launcher_inspects_all_the_same(own_node: Node, api):
+    own_node.serve(own_node.build(api))
+    launcher = own_node.only("cortex-launcher")
+    send_signal(launcher, signal.SIGSTOP)
+    assert own_node.inspect(own_node.build(f"{api}i")).problems == ()

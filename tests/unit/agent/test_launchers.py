@@ -1,6 +1,7 @@
 """Tests of `cortex.agent.launchers`, against a pretended launcher on this test's own event loop."""
 
 import asyncio
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -205,16 +206,34 @@ def test_a_launcher_that_ends_over_a_fork_is_lost_and_the_next_one_answers(launc
     assert asyncio.run(story()) == 78
 
 
-def test_a_launcher_that_does_not_answer_a_fork_is_given_up(monkeypatch, launcher):
-    monkeypatch.setattr(launchers, "FORK_TIMEOUT_S", 0.02)
+def test_a_launcher_that_does_not_answer_a_fork_is_given_up(monkeypatch, launcher, clock):
+    monkeypatch.setattr(launchers, "FORK_LOOK_S", 0.001)
+
+    async def story():
+        async with PretendedLauncher(launcher) as pretended:
+            fork = asyncio.create_task(forked(launcher))
+            await until(lambda: pretended.asked)
+            clock.advance(launchers.FORK_TIMEOUT_S + 0.1)
+            with pytest.raises(LauncherLost, match="did not answer"):
+                await fork
+            return launcher.connected
+
+    assert asyncio.run(story()) is False
+
+
+def test_a_launcher_that_was_stopped_over_a_fork_goes_on_and_one_that_hangs_is_given_up(monkeypatch, launcher):
+    monkeypatch.setattr(launchers, "FORK_LOOK_S", 0.001)
+    found, signalled = ["well", "stopped", "well", "hung"], []
+    monkeypatch.setattr(launchers.processes.Pulse, "look", lambda _self, _now_s: found.pop(0))
+    monkeypatch.setattr(launchers.processes, "send_signal", lambda _identity, number: signalled.append(number))
 
     async def story():
         async with PretendedLauncher(launcher):
             with pytest.raises(LauncherLost, match="did not answer"):
                 await forked(launcher)
-            return launcher.connected
 
-    assert asyncio.run(story()) is False
+    asyncio.run(story())
+    assert (found, signalled) == ([], [signal.SIGCONT])
 
 
 def test_a_lost_launcher_that_still_runs_is_ended_before_anything_is_forked_again(monkeypatch, launcher):

@@ -47,6 +47,9 @@ class FakeProvisions:
     def python(self, environment):
         return Path("/usr/bin/python3")
 
+    def project_path(self, build):
+        return None
+
 
 class FakeLauncher:
     """Raises what it is given, one for each fork."""
@@ -56,6 +59,9 @@ class FakeLauncher:
     def __init__(self, *outcomes: Exception) -> None:
         self.outcomes = list(outcomes)
         self.forks = 0
+
+    def look(self) -> None:
+        pass
 
     async def fork(self, spec, slot, control, secrets, *, kept=""):
         self.forks += 1
