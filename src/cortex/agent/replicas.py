@@ -112,6 +112,8 @@ class Replica:
     answered_s: float = 0.0
     progress: str = ""
     progress_since_s: float = 0.0
+    got_on_wall_s: float = 0.0
+    """The same moment for people."""
     was_ready: bool = False
     exit: ExitReport | None = None
     ended_by_us: Problem | None = None
@@ -375,12 +377,22 @@ class Replicas:
             peak_rss_bytes=replica.peak_rss_bytes,
             cpu_s=replica.cpu_s,
             progress=replica.progress,
+            **self._waits(replica),
             warnings=status.warnings if status else (),
             model=build.model_key,
             batches=replica.order.batches,
             batching=status.batching if status else None,
             exit=replica.exit,
         )
+
+    def _waits(self, replica: Replica) -> dict[str, float]:
+        """Of a process that starts: since when it is at what it does, and until when it may be."""
+        if replica.phase not in (Phase.LOADING, Phase.WARMING):
+            return {}
+        limit_s = self._settings.start_timeout_s
+        if replica.phase is Phase.WARMING:
+            limit_s = min(limit_s, _sample_limit_s(replica.order.build))
+        return {"got_on_wall_s": replica.got_on_wall_s, "given_up_wall_s": replica.got_on_wall_s + limit_s}
 
     # ---- after our own restart ----------------------------------------------------------------------------------
 
@@ -446,6 +458,7 @@ class Replicas:
         )
         replica.oom_kills_before = machine.oom_kills()
         replica.phase_since_s = replica.progress_since_s = replica.answered_s = self._clock.monotonic_s()
+        replica.got_on_wall_s = self._clock.wall_s()
         self._replicas[order.replica] = replica
         if lives and self._watch(replica):
             log.info("adopted %s, pid %s", replica.label, identity.pid if identity else None)
@@ -715,6 +728,7 @@ class Replicas:
         if status.progress != replica.progress:
             replica.progress = status.progress
             replica.progress_since_s = self._clock.monotonic_s()
+            replica.got_on_wall_s = self._clock.wall_s()
             changed = True
         if status.stuck != replica.stuck:
             replica.stuck = status.stuck
@@ -800,7 +814,7 @@ class Replicas:
         starting = replica.phase in (Phase.STARTING, Phase.LOADING, Phase.WARMING)
         if starting:
             sample = replica.order.build.sample
-            limit_s = SAMPLE_TRIES * sample.timeout_s + SAMPLE_GRACE_S if sample and sample.timeout_s else math.inf
+            limit_s = _sample_limit_s(replica.order.build)
             if replica.phase is Phase.WARMING and status is not None and status.oldest_request_age_s > limit_s:
                 return Problem(
                     reference="sample-failed",
@@ -992,6 +1006,7 @@ class Replicas:
                         await waiter.wait()
                 if was_collected:
                     break
+                self._launcher_of(replica.order.build).look()  # who should collect it may have been stopped
         finally:
             self._exit_waiters.pop(replica.key, None)
         return self._exit_statuses.get(replica.key) or _reap(replica.identity.pid)
@@ -1047,6 +1062,7 @@ class Replicas:
     def _set_phase(self, replica: Replica, phase: Phase) -> None:
         replica.phase = phase
         replica.phase_since_s = replica.progress_since_s = self._clock.monotonic_s()
+        replica.got_on_wall_s = self._clock.wall_s()
         if phase is Phase.READY:
             replica.unready_since_s = None
             replica.hold_expired = False
@@ -1110,6 +1126,12 @@ _ASK = msgspec.json.encode(Ask())
 def threads_for(cpu_millis: int) -> int:
     """Threads for numeric libraries: whole cores of the request, at least one."""
     return max(1, cpu_millis // 1000)
+
+
+def _sample_limit_s(build: BuildSpec) -> float:
+    """How long a build's sample may be on its way, with everything."""
+    sample = build.sample
+    return SAMPLE_TRIES * sample.timeout_s + SAMPLE_GRACE_S if sample and sample.timeout_s else math.inf
 
 
 def _identity_of(status: ReplicaStatus) -> ProcessIdentity:

@@ -32,6 +32,8 @@ from cortex.wire.signature import TensorSpec
 
 REDRAW_S = 1.0
 CLASSES_SHOWN = 20
+WAIT_SHOWN_S = 5.0
+"""What a replica on its way is at is told from then on: most are at nothing for so long."""
 _NO_LIMIT = 10_000
 _VALUES_AT = len("endpoint") + len(text.GAP)
 """Column in which the values of an api's facts begin."""
@@ -191,7 +193,8 @@ def _remarks(terminal: Terminal, apis: Sequence[ApiStatus], *, several: bool) ->
     for api in apis:
         name = full_name(api) if several else api.name
         notes = [note for note in api.notes if note not in common]
-        told = [harmless(remark) for remark in (_why(api), *_replica_remarks(api), *notes) if remark]
+        waits = _waits(api, terminal.clock.wall_s())
+        told = [harmless(remark) for remark in (_why(api), waits, *_replica_remarks(api), *notes) if remark]
         for remark in told:
             first, *rest = text.wrapped(remark, max(terminal.width - len(name) - 2, text.BAR_WIDTH))
             lines.append(f"{paint(name, 'bold')}: {first}")
@@ -222,6 +225,16 @@ def _why(api: ApiStatus) -> str:
     if api.status is Status.LIVE:
         return ""
     return (api.reason or api.progress).strip()
+
+
+def _waits(api: ApiStatus, now_wall_s: float) -> str:
+    """What it has waited for, if not only for a moment, and how long it still will."""
+    waits = api.waits
+    since_s, until_s = (text.instant(waits.since), text.instant(waits.until)) if waits is not None else (None, None)
+    if waits is None or since_s is None or until_s is None or now_wall_s - since_s < WAIT_SHOWN_S:
+        return ""
+    left = f"ended in {text.age(until_s - now_wall_s)} if it does not get on" if until_s > now_wall_s else "to be ended"
+    return f"{waits.replica}: {waits.doing}, for {text.age(now_wall_s - since_s)} now; {left}"
 
 
 def _empty(operator: OperatorClient, here: str | None, *, given: bool) -> Frame:
@@ -299,7 +312,10 @@ def _one_api(terminal: Terminal, api: ApiStatus, *, verbose: bool) -> Frame:
         lines += ["", *rendered(problem_of(api), terminal.paint, width=width).split("\n")]
     if api.ends is not None and api.ends.last_lines:
         since = text.ago(api.ends.since, terminal.clock.wall_s())
-        lines += ["", f"what it wrote last (it has been crashing since {since}):"]
+        if api.status is Status.CRASHING:
+            lines += ["", f"what it wrote last (it has been crashing since {since}):"]
+        else:
+            lines += ["", f"what the last replica that ended wrote ({since}):"]
         lines += [f"  {harmless(line)}" for line in api.ends.last_lines]
     if verbose:
         lines += ["", *_verbose(terminal, api)]
@@ -320,6 +336,7 @@ def _facts(terminal: Terminal, api: ApiStatus) -> list[tuple[str, str]]:
         return "\n".join(text.wrapped(value, room))
 
     told = [] if api.problem is not None else [harmless(_why(api))]
+    told += [fitted(harmless(_waits(api, terminal.clock.wall_s())))]
     told += [fitted(harmless(note)) for note in api.notes]
     rows += [("", remark) for remark in told if remark]
     counts = [f"{replicas.ready} of {replicas.requested} ready"]

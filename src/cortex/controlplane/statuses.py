@@ -12,7 +12,8 @@ from cortex.planning.batching import Decision
 from cortex.planning.model import RunRecord, WantedApi
 from cortex.planning.status import StatusView, statuses
 from cortex.state.base import DeploymentRecord
-from cortex.wire.operator import ApiStatus, Batching, DeploymentStatus, Ends, Status
+from cortex.wire.operator import ApiStatus, Batching, DeploymentStatus, Ends, Status, Waits
+from cortex.wire.reports import ReplicaReport
 
 _MOVING = frozenset((Status.CREATING, Status.UPDATING, Status.STOPPING))
 
@@ -61,6 +62,7 @@ def _shown(key: ApiKey, wanted: WantedApi | None, view: StatusView, ingress_url:
         reason=view.reason,
         problem=view.problem,
         ends=_ends(view.ends) if view.ends is not None else None,
+        waits=_waits(view.waits) if view.waits is not None else None,
         crashes=view.crashes,
         progress=view.progress,
         serving=view.serving,
@@ -79,6 +81,15 @@ def _ends(record: RunRecord) -> Ends:
         signal=last.signal if last is not None else None,
         last_lines=last.last_lines if last is not None else (),
         request=last.request if last is not None else "",
+    )
+
+
+def _waits(report: ReplicaReport) -> Waits:
+    return Waits(
+        replica=report.replica,
+        doing=report.progress or report.phase,
+        since=rfc3339(report.got_on_wall_s),
+        until=rfc3339(report.given_up_wall_s),
     )
 
 

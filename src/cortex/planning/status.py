@@ -10,7 +10,7 @@ What is true of an api now, in words a user can read. Pure, from the same facts 
 | update failed | the wanted build was given up, and another one answers |
 | error (out of memory) | nothing of the above, and its replicas were killed for memory |
 | error | the wanted build was given up, or its replicas end again and again |
-| updating | another build serves while the wanted one is on its way |
+| updating | another build serves while the wanted one is on its way, or fewer replicas of it than wanted do |
 | compute unavailable | there is no room for `min_replicas` |
 | creating | it is on its way |
 """
@@ -31,7 +31,7 @@ from cortex.planning.model import Desired, LeaseState, Rules, RunRecord, SlotRec
 from cortex.planning.rollout import decide, goal_and_fallback
 from cortex.planning.slots import NOTHING_SEEN, SeenApi, Slot, SlotState, join, of_revision
 from cortex.wire.operator import ReplicaCounts, Status
-from cortex.wire.reports import ExitReport
+from cortex.wire.reports import ExitReport, ReplicaReport
 
 _PROGRESS_WORDS = {
     SlotState.READY: "ready",
@@ -57,7 +57,9 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     crashes: int = 0
     ends: RunRecord | None = None
-    """While it is crashing: how it ends."""
+    """While it is crashing, or its replicas do not start: how they end."""
+    waits: ReplicaReport | None = None
+    """While a replica of the wanted build is on its way: the one that has not got on for longest."""
     serving: str = ""
     """8 digits of the version that answers now, when another is wanted."""
     batching: Decision | None = None
@@ -224,6 +226,8 @@ def api_status(
             progress="" if status is Status.LIVE and up_to_date >= wanted.replicas else _progress(own),
             notes=tuple(note for note in notes if note != reason),
             crashes=record.crashes if record is not None else 0,
+            ends=record if status is not Status.LIVE and _does_not_start(record) else None,
+            waits=_waits(own),
             serving=serving,
         )
 
@@ -276,7 +280,8 @@ def api_status(
         if record is not None and last_exit is not None and last_exit.oom:
             return view(Status.OUT_OF_MEMORY, _memory_text(wanted, own, record), _problem(failed, last_exit))
         return view(Status.ERROR, ends, _problem(failed, last_exit))
-    return view(Status.CREATING, f"{up_to_date} of at least {wanted.min_replicas} replicas are ready")
+    status = Status.UPDATING if answering else Status.CREATING
+    return view(status, f"{up_to_date} of at least {wanted.min_replicas} replicas are ready")
 
 
 def _returns(slot: Slot, wait_left_s: Callable[[Slot], float], rules: Rules) -> bool:
@@ -309,6 +314,17 @@ def _ends(failed: list[Slot], record: RunRecord | None, wait_left_s: Callable[[S
         again = f", tried again in {left_s:.0f} s" if left_s >= 1 else ""
         lines.append(f"{slot.replica} {what} ({how}){again}")
     return "\n".join(lines) or None
+
+
+def _does_not_start(record: RunRecord | None) -> bool:
+    """Whether a replica ended before it was ready, and has not been since."""
+    return record is not None and record.row.count > 0 and any(slot.failed_starts for slot in record.slots.values())
+
+
+def _waits(own: list[Slot]) -> ReplicaReport | None:
+    """Of those that start the one that has been at the same step for longest."""
+    starting = [slot.report for slot in own if slot.state is SlotState.STARTING and slot.report is not None]
+    return min((report for report in starting if report.got_on_wall_s), key=lambda r: r.got_on_wall_s, default=None)
 
 
 def _problem(failed: list[Slot], last_exit: ExitReport | None) -> Problem | None:

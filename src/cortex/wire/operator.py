@@ -91,7 +91,7 @@ class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ends(msgspec.Struct, frozen=True, kw_only=True):
-    """How the replicas of an api that crashes end: the last time, and since when."""
+    """How the replicas of an api that crashes, or does not start, end: the last time, and since when."""
 
     count: int
     """One after another, each within a minute of the one before."""
@@ -104,6 +104,17 @@ class Ends(msgspec.Struct, frozen=True, kw_only=True):
     """What it wrote last, oldest first."""
     request: str = ""
     """Id of the request whose code ran, where that is known."""
+
+
+class Waits(msgspec.Struct, frozen=True, kw_only=True):
+    """What an api waits for: the replica of the wanted version that has been at the same step for longest."""
+
+    replica: str
+    doing: str
+    since: str
+    """RFC 3339, UTC, as is the next."""
+    until: str
+    """When it is ended unless it gets on before; `CORTEX_START_TIMEOUT` after `since`, or what a sample may take."""
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,7 +181,9 @@ class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
     """The failure behind the reason, with the user's traceback."""
     ends: Ends | None = None
-    """While it is crashing: how."""
+    """While it is crashing, or its replicas do not start: how."""
+    waits: Waits | None = None
+    """While a replica is on its way."""
     crashes: int = 0
     """Replicas of the current version that ended on their own since it was deployed."""
     progress: str = ""

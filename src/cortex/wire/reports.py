@@ -101,6 +101,10 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     """CPU time used since it started."""
     progress: str = ""
     """What it is doing while it starts."""
+    got_on_wall_s: float = 0.0
+    """While its process starts: when it last got on with that. For people, as is the next."""
+    given_up_wall_s: float = 0.0
+    """When it is ended unless it gets on before."""
     warnings: tuple[Problem, ...] = ()
     model: ModelKey | None = None
     """None from an agent that does not say."""

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from cortex.cli.get import _waits
 from cortex.errors import Problem
-from cortex.wire.operator import AllVersions, Batching, Latency, ReplicaCounts, RequestCounts, Status, Traffic
+from cortex.wire.operator import AllVersions, Batching, Latency, ReplicaCounts, RequestCounts, Status, Traffic, Waits
 from cortex.wire.signature import Signature, TensorSpec
 
 TRACEBACK = """\
@@ -138,6 +139,7 @@ def test_for_programs_a_list_without_tracker_and_spec(cortex: Any, running: Any,
         "reason",
         "problem",
         "ends",
+        "waits",
         "crashes",
         "progress",
         "serving",
@@ -452,3 +454,18 @@ def test_whoever_only_looks_begins_nothing_in_a_home_that_may_be_mistyped(cortex
         "  hint: `cortex deploy` starts it here; --home or CORTEX_HOME names another home\n"
     )
     assert not cortex.home.exists()
+
+
+def test_what_an_api_waits_for_is_told_once_that_takes_longer_than_most(fakes: Any) -> None:
+    waits = Waits(
+        replica="iris.a.11111111.0",
+        doing="running on_start of h.py",
+        since="1970-01-01T00:01:40Z",
+        until="1970-01-01T00:06:40Z",
+    )
+    api = fakes.api("a", status=Status.UPDATING, waits=waits)
+    assert _waits(api, 104.0) == ""
+    words = "iris.a.11111111.0: running on_start of h.py, for"
+    assert _waits(api, 142.0) == f"{words} 42s now; ended in 4m if it does not get on"
+    assert _waits(api, 401.0) == f"{words} 5m now; to be ended"
+    assert _waits(fakes.api("a"), 142.0) == ""

@@ -287,6 +287,46 @@ def test_a_restart_that_takes_long_is_not_called_live() -> None:
     assert (found.status, found.reason) == (Status.CREATING, "0 of at least 1 replicas are ready")
 
 
+def test_what_an_update_waits_for_is_the_replica_that_has_not_got_on_for_longest() -> None:
+    wanted = a_wanted_api(V2, serving=V1, replicas=2)
+    old = (a_replica(V1, 0), a_replica(V1, 1))
+    hangs, starts = (
+        msgspec.structs.replace(a_replica(V2, n, Phase.LOADING), got_on_wall_s=since_s, given_up_wall_s=since_s + 300)
+        for n, since_s in ((0, 100.0), (1, 130.0))
+    )
+    seen = a_snapshot(*old, hangs, starts, routes=(a_route(wanted, *old, build=V1),))
+    found = seen_as(wanted, seen)
+    assert (found.status, found.waits) == (Status.UPDATING, hangs)
+
+
+def test_a_live_version_that_grows_is_updating_and_says_what_it_waits_for() -> None:
+    wanted = a_wanted_api(V1, live=True, replicas=2, min_replicas=2)
+    ready = a_replica(V1, 0)
+    hangs = msgspec.structs.replace(a_replica(V1, 1, Phase.LOADING), got_on_wall_s=100.0, phase_age_s=20.0)
+    found = seen_as(wanted, a_snapshot(ready, hangs, routes=(a_route(wanted, ready),)))
+    assert (found.status, found.reason) == (Status.UPDATING, "1 of at least 2 replicas are ready")
+    assert found.waits == hangs
+
+
+def test_a_live_api_says_what_replicas_beyond_its_minimum_are_at() -> None:
+    wanted = a_wanted_api(V1, live=True, replicas=2, min_replicas=1)
+    ready = a_replica(V1, 0)
+    hangs = msgspec.structs.replace(a_replica(V1, 1, Phase.LOADING), got_on_wall_s=100.0)
+    found = seen_as(wanted, a_snapshot(ready, hangs, routes=(a_route(wanted, ready),)))
+    assert (found.status, found.waits, found.ends) == (Status.LIVE, hangs, None)
+
+
+def test_an_api_that_does_not_start_again_says_how_the_last_start_ended_while_the_next_is_on_its_way() -> None:
+    wanted = a_wanted_api(V1, live=True)
+    timed_out = msgspec.structs.replace(an_exit(), problem=Problem(reference="start-timeout", message="no progress"))
+    loading = msgspec.structs.replace(a_replica(V1, phase=Phase.LOADING, attempt=3), phase_age_s=20.0)
+    record = msgspec.structs.replace(
+        a_record(V1, SlotRecord(attempt=2, failed_starts=1, last_exit=timed_out)), row=Row(count=1, ages_s=(20.0,))
+    )
+    found = seen_as(wanted, a_snapshot(loading, routes=(a_route(wanted, loading),)), record)
+    assert (found.status, found.ends) == (Status.CREATING, record)
+
+
 def test_nothing_serves_during_an_update() -> None:
     wanted = a_wanted_api(V2, serving=V1)
     loading = a_replica(V2, phase=Phase.LOADING)
