@@ -128,7 +128,11 @@ class ControlPlane:
         self._started_wall_s = clock.wall_s()
         self._agent = LocalAgent(settings=settings, layout=layout, clock=clock, on_report=self._wake.set)
         self._statistics = Statistics(
-            folder=layout.stats, file=layout.stats_file, clock=clock, reports=self._agent.reports
+            folder=layout.stats,
+            file=layout.stats_file,
+            clock=clock,
+            reports=self._agent.reports,
+            wanted=lambda: (record.wanted.api for record in state.apis()),
         )
         self._upkeep = Upkeep(
             state=state,

@@ -35,15 +35,23 @@ class Statistics:
         folder: where replicas write.
         file: the store.
         reports: the agents' last reports; empty while none has come since our start.
+        wanted: the apis that there are.
     """
 
     def __init__(
-        self, *, folder: Path, file: Path, clock: Clock, reports: Callable[[], tuple[AgentReport, ...]]
+        self,
+        *,
+        folder: Path,
+        file: Path,
+        clock: Clock,
+        reports: Callable[[], tuple[AgentReport, ...]],
+        wanted: Callable[[], Iterable[ApiKey]],
     ) -> None:
         self._folder = folder
         self._file = file
         self._clock = clock
         self._reports = reports
+        self._wanted = wanted
         self._store: StatsStore | None = None
         self._collector: Collector | None = None
         self._merged_refusals: tuple[IngressRefusals, ...] = ()
@@ -70,11 +78,13 @@ class Statistics:
     def collect(self) -> None:
         """Merge what the replicas have written since the last time."""
         reports = self._reports()
-        live = {
+        wanted = frozenset(self._wanted())
+        replicas = [replica for report in reports for replica in report.replicas]
+        live = {(replica.replica, replica.attempt) for replica in replicas if replica.phase is not Phase.EXITED}
+        serving = {
             (replica.replica, replica.attempt)
-            for report in reports
-            for replica in report.replicas
-            if replica.phase is not Phase.EXITED
+            for replica in replicas
+            if replica.phase is Phase.READY and replica.api in wanted
         }
         with self._collecting:
             if self._closed:
@@ -83,7 +93,7 @@ class Statistics:
                 if self._collector is None or self._store is None:
                     self._store = StatsStore(self._file)
                     self._collector = Collector(self._folder, self._store, self._clock)
-                self._collector.collect(live if reports else None)
+                self._collector.collect(live if reports else None, wanted=wanted, serving=serving)
                 self._merge_refusals(self._store, reports)
             except (CortexError, OSError) as error:
                 log.warning("statistics could not be collected, will be tried again: %s", error)
@@ -92,8 +102,8 @@ class Statistics:
         """Nothing that these apis have counted is shown any more, nor what their replicas still count."""
         with self._collecting:
             try:
-                if self._store is not None and not self._closed:
-                    self._store.forget_apis(apis)
+                if self._collector is not None and not self._closed:
+                    self._collector.forget_apis(apis)
             except CortexError as error:
                 log.warning("statistics of removed apis could not be forgotten: %s", error)
 

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import stat
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from enum import Enum
 from pathlib import Path
@@ -23,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from cortex.clock import Clock
-from cortex.ids import ReplicaId
+from cortex.ids import ApiKey, ReplicaId
 from cortex.metrics.counts import Attempt
 from cortex.metrics.slices import HOUR_S
 from cortex.metrics.store import StatsStore
@@ -75,16 +76,26 @@ class Collector:
         """By name; None for a name that is not ours."""
         self._seen: set[Attempt] | None = None
         """Attempts that the store has seen; None before the first pass."""
+        self._discarded: frozenset[Attempt] | None = None
+        """Attempts that count for nobody, as their api was removed; None: the store knows."""
         self._missing_since_s: dict[Attempt, float] = {}
         self._maintained_hour: int | None = None
 
-    def collect(self, live: AbstractSet[Attempt] | None) -> Collected:
+    def collect(
+        self,
+        live: AbstractSet[Attempt] | None,
+        *,
+        wanted: AbstractSet[ApiKey] | None = None,
+        serving: AbstractSet[Attempt] = frozenset(),
+    ) -> Collected:
         """
         Merge what changed since the last pass, and delete the files of attempts that are gone.
 
         Args:
             live: attempts whose process may still run, as known before this call; None while that is not known:
                 then only files that say they are the last of their attempt are deleted.
+            wanted: apis that there are; see `StatsStore.merge`.
+            serving: attempts that answer requests of an api that there is.
 
         Raises:
             StatsStoreUnusable: nothing is lost; a later pass does what this one could not.
@@ -97,7 +108,8 @@ class Collector:
             files = [self._end(file) if file.attempt not in live else file for file in files]
         changed = [file for file in files if file.kind is not _Kind.TEMPORARY and file.found != file.read]
         changed.sort(key=lambda file: file.kind is not _Kind.ENDED)  # an ended file is older than one of its name
-        merged = self._merge(changed)
+        merged = self._merge(changed, wanted)
+        self._take_back(serving)
         deleted = self._delete([file for file in files if file.last or (file.kind is _Kind.ENDED and file.read)])
         if live is not None:
             self._clean_up([file for file in files if file.kind is _Kind.TEMPORARY and file.attempt not in live])
@@ -142,7 +154,24 @@ class Collector:
         ended.found = file.found
         return ended
 
-    def _merge(self, changed: list[_File]) -> int:
+    def forget_apis(self, apis: Iterable[ApiKey]) -> None:
+        """See `StatsStore.forget_apis`."""
+        self._store.forget_apis(apis)
+        self._discarded = None
+
+    def _take_back(self, serving: AbstractSet[Attempt]) -> None:
+        """
+        Count what an api of the same name has taken over when one was removed: the same build was deployed again before
+        its replicas were told to end. Those that were end with what they have in hand, and that counts for nobody.
+        """
+        if self._discarded is None:
+            self._discarded = self._store.discarded()
+        taken_over = self._discarded & serving
+        if taken_over:
+            self._store.count_again(taken_over)
+            self._discarded -= taken_over
+
+    def _merge(self, changed: list[_File], wanted: AbstractSet[ApiKey] | None) -> int:
         assert self._seen is not None
         merged = 0
         for first in range(0, len(changed), FILES_AT_ONCE):
@@ -161,7 +190,7 @@ class Collector:
                     continue
                 contents.append(content)
                 read.append((file, signature, content.last))
-            merged += self._store.merge(contents, self._clock.wall_s())
+            merged += self._store.merge(contents, self._clock.wall_s(), wanted=wanted)
             self._seen.update((content.replica, content.attempt) for content in contents)
             for file, signature, last in read:  # only now: had the merge failed, they would be read again
                 file.read, file.last = signature, last

@@ -172,12 +172,16 @@ class StatsStore:
 
     # ---- what is counted ----------------------------------------------------------------------------------------
 
-    def merge(self, files: Iterable[StatsFile], now_wall_s: float) -> int:
+    def merge(self, files: Iterable[StatsFile], now_wall_s: float, *, wanted: Collection[ApiKey] | None = None) -> int:
         """
         Add what these files hold beyond what was seen of them before.
 
         Growth is counted in the minute in which the file was written. A file whose counters went backwards, or
         that is implausible, is left out with one warning.
+
+        Args:
+            wanted: apis that there are. A run that is seen for the first time while its api is not among them counts
+                for none of its name. None: all are.
 
         Returns:
             How many of the files held anything new.
@@ -186,7 +190,7 @@ class StatsStore:
         grown_files = 0
         with self._changing() as db:
             for file in files:
-                grown = self._see(db, file)
+                grown = self._see(db, file, is_wanted=wanted is None or file.api in wanted)
                 if grown is None:
                     continue
                 grown_files += 1
@@ -247,6 +251,17 @@ class StatsStore:
                 prefix = f"{api.replace('/', '.')}."
                 db.execute("UPDATE seen_run SET discarded = 1 WHERE substr(replica, 1, ?) = ?", (len(prefix), prefix))
             self._windows.clear()
+
+    def discarded(self) -> frozenset[Attempt]:
+        """Attempts of removed apis with runs that are left out."""
+        with self._reading() as db:
+            rows = db.execute("SELECT DISTINCT replica, attempt FROM seen_run WHERE discarded = 1")
+            return frozenset((ReplicaId(replica), attempt) for replica, attempt in rows)
+
+    def count_again(self, attempts: Iterable[Attempt]) -> None:
+        """From what was last seen of them on: an api of the same name has taken them over."""
+        with self._changing() as db:
+            db.executemany("UPDATE seen_run SET discarded = 0 WHERE replica = ? AND attempt = ?", attempts)
 
     def sync(self) -> bool:
         """
@@ -338,8 +353,13 @@ class StatsStore:
 
     # ---- one step each, inside a transaction --------------------------------------------------------------------
 
-    def _see(self, db: sqlite3.Connection, file: StatsFile) -> Reading | None:
-        """Store what a file holds as last seen and return what is new; None when nothing is."""
+    def _see(self, db: sqlite3.Connection, file: StatsFile, *, is_wanted: bool) -> Reading | None:
+        """
+        Store what a file holds as last seen and return what is new; None when nothing is.
+
+        Also of a run that has counted nothing yet: should its api be removed, what it has in hand is known to be that
+        one's.
+        """
         key = (file.replica, file.attempt)
         try:
             now = read(file)
@@ -349,9 +369,9 @@ class StatsStore:
         row = db.execute(
             "SELECT reading, discarded FROM seen_run WHERE replica = ? AND attempt = ? AND run = ?", (*key, file.run)
         ).fetchone()
-        discarded = row is not None and row[1] == 1
+        discarded = not is_wanted if row is None else row[1] == 1
         before = Reading(NOTHING, {}) if row is None else _reading(row[0])
-        if before == now:
+        if before == now and row is not None:
             return None
         grown = growth(before, now)
         if grown is None:
@@ -361,7 +381,7 @@ class StatsStore:
             "INSERT OR REPLACE INTO seen_run (replica, attempt, run, reading, discarded) VALUES (?, ?, ?, ?, ?)",
             (*key, file.run, _encode(now), int(discarded)),
         )
-        return None if discarded else grown
+        return None if discarded or before == now else grown
 
     def _see_ingress(self, db: sqlite3.Connection, counted: IngressCounts) -> Counts | None:
         key = (counted.instance, counted.api)

@@ -315,6 +315,7 @@ class _Replica:
             "model_us": round(inference.mean_s * 1e6, 1),
             "inline": inference.inline,
         }
+        self._stats.write()  # before the first request, so that the process is known before it has one in hand
         server.open()
         if predictor.hides_loop:
             loop.call_soon(hide_loop)

@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from cortex.controlplane.statistics import Statistics
-from cortex.ids import ApiKey, ReplicaId, Version
+from cortex.ids import ApiKey, NodeId, ReplicaId, Version
+from cortex.testing.builders import a_build, a_replica
 from cortex.testing.clock import FakeClock
 from cortex.wire.build import TrackerConfig
 from cortex.wire.operator import ApiStatus, Status
-from cortex.wire.reports import AgentReport, IngressRefusals, IngressReport, NodeReport
+from cortex.wire.reports import AgentReport, IngressRefusals, IngressReport, NodeReport, Phase, ReplicaReport
 from cortex.wire.stats import StatsFile, TrackerStats
 
 API, OLD, NEW = ApiKey("iris/sklearn"), Version("a" * 64), Version("b" * 64)
@@ -29,11 +30,18 @@ class World:
         self.file = folder / "stats.db"
         self.clock = FakeClock()
         self.reports: tuple[AgentReport, ...] = ()
+        self.wanted = {API}
         self.statistics = self.restarted()
 
     def restarted(self) -> Statistics:
         """Another control plane on the same files."""
-        return Statistics(folder=self.folder, file=self.file, clock=self.clock, reports=lambda: self.reports)
+        return Statistics(
+            folder=self.folder,
+            file=self.file,
+            clock=self.clock,
+            reports=lambda: self.reports,
+            wanted=lambda: self.wanted,
+        )
 
     def wrote(self, version: Version, classes: dict[str, int], **facts: Any) -> None:
         """A replica of this version has answered so many requests."""
@@ -122,3 +130,41 @@ def test_an_unusable_file_shows_no_figures_and_breaks_nothing(world: World) -> N
     world.file = world.folder / "nowhere" / "stats.db"
     world.statistics = world.restarted()
     assert world.shown() == STATUS
+
+
+def removed_with_a_request_in_hand(world: World) -> ReplicaReport:
+    """The replica, as it was; nothing had been answered yet."""
+    replica = a_replica(a_build("v1", api=API))
+    replica = msgspec.structs.replace(replica, replica=ReplicaId(f"iris.sklearn.{replica.version[:8]}.0"))
+    world.wrote(replica.version, {}, run="old")
+    world.reports = (a_report(replica),)
+    world.statistics.collect()
+    world.wanted.clear()
+    world.statistics.collect()
+    world.statistics.forget([API])
+    return replica
+
+
+def a_report(*replicas: ReplicaReport) -> AgentReport:
+    node = NodeReport(node=NodeId("local"), cpu_millis=4000, mem_bytes=2**32)
+    return AgentReport(node=node, serial=1, agent="a", epoch=1, pid=1, started_wall_s=0.0, replicas=replicas)
+
+
+def test_what_a_removed_api_had_in_hand_counts_neither_for_it_nor_for_the_next_of_its_name(world: World) -> None:
+    replica = removed_with_a_request_in_hand(world)
+    world.reports = (a_report(msgspec.structs.replace(replica, phase=Phase.DRAINING)),)
+    world.wanted.add(API)
+    world.statistics.collect()
+    world.wrote(replica.version, {"a": 1}, run="old", last=True)
+    assert world.shown(replica.version).requests.ok == 0
+    world.wrote(replica.version, {"a": 2}, run="new")
+    world.reports = (a_report(replica),)
+    assert world.shown(replica.version).requests.ok == 2, "attempts are numbered anew"
+
+
+def test_a_replica_that_the_next_api_of_its_name_takes_over_goes_on_counting(world: World) -> None:
+    replica = removed_with_a_request_in_hand(world)
+    world.wanted.add(API)
+    world.statistics.collect()
+    world.wrote(replica.version, {"a": 3}, run="old")
+    assert world.shown(replica.version).requests.ok == 3

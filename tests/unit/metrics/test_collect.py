@@ -281,13 +281,13 @@ class CrashingStore(StatsStore):
         self.step()
         return result
 
-    def merge(self, files, now_wall_s):
+    def merge(self, files, now_wall_s, **facts):
         def crashing():
             for file in files:
                 self.step()
                 yield file
 
-        return self.around(lambda: StatsStore.merge(self, crashing(), now_wall_s))
+        return self.around(lambda: StatsStore.merge(self, crashing(), now_wall_s, **facts))
 
     def sync(self):
         return self.around(lambda: StatsStore.sync(self))

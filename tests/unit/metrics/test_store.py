@@ -613,3 +613,39 @@ def test_a_replica_of_a_removed_api_that_still_drains_counts_for_none_of_its_nam
     store.merge([build.file(ok=4, run="before", last=True), build.file(ok=1, run="after")], NOW_S)
     assert store.window(draining.api, now_wall_s=NOW_S).counts.ok == 1
     assert store.lifetimes()[draining.api].counts.ok == 1
+
+
+def test_the_first_request_of_a_replica_of_a_removed_api_counts_for_none_of_its_name(store, build):
+    """It was in hand when the api was removed: until then the replica had written that it had answered nothing."""
+    begun = build.file(ok=0, run="before")
+    assert store.merge([begun], NOW_S) == 0
+    store.forget_apis([begun.api])
+    store.merge([build.file(ok=1, run="before", last=True)], NOW_S)
+    assert store.window(begun.api, now_wall_s=NOW_S) == Window()
+
+
+def test_a_replica_whose_attempt_has_the_number_of_one_of_a_removed_api_counts_in_full(store, build):
+    begun = build.file(ok=0, run="before")
+    store.merge([begun], NOW_S)
+    store.forget_apis([begun.api])
+    store.merge([build.file(ok=2, run="after")], NOW_S)
+    assert store.window(begun.api, now_wall_s=NOW_S).counts.ok == 2
+
+
+def test_a_run_that_is_first_seen_while_its_api_is_not_wanted_counts_for_none_of_its_name(store, build):
+    store.merge([build.file(ok=1, run="late")], NOW_S, wanted={ApiKey("iris/other")})
+    store.merge([build.file(ok=3, run="late"), build.file(ok=2, run="new")], NOW_S, wanted={API})
+    assert store.window(API, now_wall_s=NOW_S).counts.ok == 2
+
+
+def test_what_an_api_of_the_same_name_has_taken_over_counts_from_then_on(store, build):
+    file = build.file(ok=4)
+    store.merge([file], NOW_S)
+    store.forget_apis([API])
+    store.merge([build.file(ok=5)], NOW_S)
+    attempt = (file.replica, file.attempt)
+    assert store.discarded() == {attempt}
+    store.count_again([attempt])
+    assert store.discarded() == frozenset()
+    store.merge([build.file(ok=7)], NOW_S)
+    assert store.window(API, now_wall_s=NOW_S).counts.ok == 2
