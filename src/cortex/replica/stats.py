@@ -99,10 +99,17 @@ class StatsWriter:
         )
 
     def write(self, *, last: bool = False) -> None:
-        """Replace the file if anything changed since the last time. A full disk is no reason to stop serving."""
+        """
+        Replace the file if anything changed since the last time. A full disk is no reason to stop serving.
+
+        Args:
+            last: nothing is written after this: another thread may be about to, until the process is gone.
+        """
         if not self._spec.stats_path:
             return
         with self._lock:
+            if self._written is not None and self._written.last:
+                return
             now = self.snapshot(last=last)
             if now == self._written:
                 return

@@ -57,6 +57,13 @@ def test_each_duration_falls_into_its_bucket(spec: ReplicaSpec) -> None:
     assert found.latency_sum_ms == pytest.approx(1000 * sum(durations_s))
 
 
+def test_whoever_writes_after_the_last_time_changes_nothing(spec: ReplicaSpec) -> None:
+    writer = StatsWriter(spec, Counters())
+    writer.write(last=True)
+    writer.write()  # a thread that is still at it while the process ends
+    assert read(spec).last
+
+
 def test_reading_meanwhile_loses_and_doubles_no_duration(spec: ReplicaSpec) -> None:
     counters = Counters()
     writer = StatsWriter(spec, counters)
