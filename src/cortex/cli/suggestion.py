@@ -15,6 +15,12 @@ SIMILAR = 0.75
 HARMFUL = frozenset(("--yes", "--force", "--purge", "--prune"))
 """Offered to whoever typed their beginning, not to whoever typed something like them: `--prune` is not `--purge`."""
 
+OLD_COMMANDS: Mapping[str, str] = {
+    "help": "here it is `cortex --help`, and `cortex COMMAND --help` for one command",
+    "cluster": "a machine needs no cluster: `cortex up` starts Cortex here, and `cortex info` describes it",
+}
+"""What commands of other versions are called here, where one word does not say it."""
+
 MEANT: Mapping[str, str] = {
     **dict.fromkeys(("undeploy", "remove", "rm", "destroy"), "cortex delete"),
     **dict.fromkeys(("list", "ls", "ps", "status", "show", "describe"), "cortex get"),
@@ -26,7 +32,6 @@ MEANT: Mapping[str, str] = {
     **dict.fromkeys(("test", "curl", "query"), "cortex predict"),
     **dict.fromkeys(("versions",), "cortex history"),
     **dict.fromkeys(("new",), "cortex init"),
-    "help": "cortex --help",
 }
 """Commands by what they are called elsewhere."""
 
@@ -58,9 +63,9 @@ OLD_OPTIONS: Mapping[tuple[str, str], str] = {
 
 def command_hint(word: str, names: Sequence[str]) -> str:
     """The hint for a command that there is none of. A word may be the beginning of one of `names`, or misspelt."""
+    if word.lower() in OLD_COMMANDS:
+        return OLD_COMMANDS[word.lower()]
     meant = MEANT.get(word.lower())
-    if meant == "cortex --help":
-        return "here it is `cortex --help`, and `cortex COMMAND --help` for one command"
     if meant is not None:
         return f"here it is `{meant}`"
     plain = word.lower()

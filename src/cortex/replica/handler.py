@@ -28,6 +28,7 @@ from cortex.replica import importing, offspring
 from cortex.replica.http import Exchange
 from cortex.replica.intended import HOOKS, LIFE_HOOKS, HookName, LifeHookName, find_slip
 from cortex.replica.tracebacks import format_user_traceback, one_line, user_location
+from cortex.wire.cloud import leads_to_clouds
 
 _VALUE = {"pre_inference": "sample", "post_inference": "prediction"}
 
@@ -381,15 +382,35 @@ def _import_failure(error: BaseException, shown: str, path: str, project_dir: st
 def _import_hint(error: BaseException, shown: str) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, KeyError) and error.args and frames and frames[-1].filename in (os.__file__, "<frozen os>"):
-        return f"set it in cortex.yaml: env: {{{error.args[0]}: …}}"
+        return _variable_hint(str(error.args[0]))
+    if type(error).__name__ in _NO_CREDENTIALS:
+        return _cloud_hint("them")
     if isinstance(error, FileNotFoundError):
         return "paths start at the folder of cortex.yaml; a model that it names is not shipped with the project"
     variables = [name for name in _VARIABLE.findall(str(error)) if not name.startswith("CORTEX_")]
     if variables:
-        return f"handlers do not get the shell's variables: set it in cortex.yaml: env: {{{variables[0]}: …}}"
+        return f"handlers do not get the shell's variables: {_variable_hint(variables[0])}"
     return f"`python {shown}` in the folder of cortex.yaml shows it without a deploy"
 
 
+def _variable_hint(name: str) -> str:
+    """How a handler gets a variable: what is confidential does not belong into a file."""
+    if leads_to_clouds(name):
+        return _cloud_hint(name)
+    if any(word in name.upper() for word in _SECRET_WORDS):
+        return f"`cortex secret set {name}`, and in cortex.yaml: env: {{{name}: {{secret: {name}}}}}"
+    return f"set it in cortex.yaml: env: {{{name}: …}}"
+
+
+def _cloud_hint(what: str) -> str:
+    return f"handlers get the cloud credentials of the shell that deploys: export {what} there, and deploy again"
+
+
+_NO_CREDENTIALS = frozenset(
+    ("NoCredentialsError", "NoRegionError", "DefaultCredentialsError", "CredentialUnavailableError")
+)
+"""What the libraries of AWS, Google and Azure raise where they find no credentials."""
+_SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "KEY", "CREDENTIAL")
 _VARIABLE = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
 """What in a message is most likely the name of an environment variable."""
 

@@ -58,9 +58,19 @@ _GONE = {
     "autoscaling": "its fields belong under `compute:`",
     "endpoint": "an api answers at /<deployment>/<name>: delete it",
     "networking": "an api answers at /<deployment>/<name>: delete it",
+    "monitoring": "it is called `tracker:` here",
     "update_strategy": "new replicas are always started before old ones end: delete it",
 }
 """Fields of other versions, with what is done about them."""
+_GONE_OF_COMPUTE = {
+    **dict.fromkeys(
+        ("processes_per_replica", "workers_per_replica"), "here it is `min_replicas`: each replica is one process"
+    ),
+    **dict.fromkeys(
+        ("threads_per_process", "threads_per_worker", "max_replica_concurrency"), "here it is `concurrency`"
+    ),
+}
+"""The same, of what stands below `compute:`."""
 _OLD_BLOCKS = ("onnx", "tensorflow", "predictor", "python")
 """Blocks of later versions of old: what stood in them stands beside `name` here."""
 _SIDE_BY_SIDE = "docs/from-cortex-0.md has both side by side"
@@ -193,6 +203,8 @@ class _Finding:
             return self._said("unknown-field", message, f"{self._without_block()}; {_SIDE_BY_SIDE}")
         if block == "api" and self._field in _GONE:
             return self._said("unknown-field", message, f"{_GONE[self._field]}; {_SIDE_BY_SIDE}")
+        if block == "compute" and self._field in _GONE_OF_COMPUTE:
+            return self._said("unknown-field", message, _GONE_OF_COMPUTE[self._field])
         compares = len(self._beside) <= _COMPARED_KEYS
         meant = nearest(self._field, _FIELDS[block]) if compares else None
         if meant is not None:

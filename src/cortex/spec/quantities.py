@@ -109,10 +109,8 @@ class Cpu:
             )
         if millis > MAX_CPU_MILLIS:
             text = _spelling(value)
-            meant = re.sub(r"[kKMGTPE]i?$", "m", text)
             message = f"{quoted(text)} is {millis // 1000} cpus"
-            hint = f'did you mean "{meant}"?' if meant != text else "200m is a fifth of a cpu"
-            raise QuantityError(value, message, hint=hint)
+            raise QuantityError(value, message, hint=_meant_cpus(text))
         return cls(millis, _spelling(value))
 
 
@@ -193,6 +191,14 @@ class Duration:
                 value, f"expected a duration from 1ms to 576h, found {_spelling(value)}", hint=_DURATION_EXAMPLES
             )
         return cls(seconds, _spelling(value))
+
+
+def _meant_cpus(text: str) -> str:
+    """The hint for more cpus than any machine has: `500M` has the wrong case, and `2Gi` a suffix of memory."""
+    number = re.sub(r"[kKMGTPE]i?$", "", text)
+    if number == text:
+        return "200m is a fifth of a cpu"
+    return f'did you mean "{number}m"?' if text.endswith("M") else f'did you mean "{number}"? cpus have no such suffix'
 
 
 def parse_quantity(value: str | int | float) -> Fraction:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex.cli.main import NAMES
-from cortex.cli.suggestion import HARMFUL, MEANT, alike, are_opposite, command_hint, option_hint
+from cortex.cli.suggestion import HARMFUL, MEANT, OLD_COMMANDS, alike, are_opposite, command_hint, option_hint
 
 OPTIONS = (
     "--follow",
@@ -45,8 +45,8 @@ def test_words_of_other_tools_are_told_what_they_are_called_here(word: str, hint
 
 
 def test_every_word_leads_to_a_command_that_there_is() -> None:
-    assert {meant.split()[1] for meant in MEANT.values()} <= {*NAMES, "--help"}
-    assert not set(MEANT) & set(NAMES)
+    assert {meant.split()[1] for meant in MEANT.values()} <= set(NAMES)
+    assert not {*MEANT, *OLD_COMMANDS} & set(NAMES)
 
 
 def test_the_beginning_of_an_option_is_completed_even_if_it_does_harm() -> None:

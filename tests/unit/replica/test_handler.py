@@ -263,10 +263,23 @@ def test_an_exception_at_import_comes_with_the_users_own_frames(load: Callable[.
 @pytest.mark.parametrize(
     ("source", "hint"),
     [
-        ("import os; os.environ['NO_SUCH_TOKEN']", "set it in cortex.yaml: env: {NO_SUCH_TOKEN: …}"),
+        ("import os; os.environ['NO_SUCH_PLACE']", "set it in cortex.yaml: env: {NO_SUCH_PLACE: …}"),
+        (
+            "import os; os.environ['NO_SUCH_TOKEN']",
+            "`cortex secret set NO_SUCH_TOKEN`, and in cortex.yaml: env: {NO_SUCH_TOKEN: {secret: NO_SUCH_TOKEN}}",
+        ),
+        (
+            "import os; os.environ['AWS_NO_SUCH_KEY']",
+            "handlers get the cloud credentials of the shell that deploys: export AWS_NO_SUCH_KEY there, and deploy",
+        ),
+        (
+            "class NoCredentialsError(Exception): pass\nraise NoCredentialsError('Unable to locate credentials')",
+            "handlers get the cloud credentials of the shell that deploys: export them there, and deploy again",
+        ),
         (
             "raise RuntimeError('pass api_key or set the OPENAI_API_KEY environment variable')",
-            "handlers do not get the shell's variables: set it in cortex.yaml: env: {OPENAI_API_KEY: …}",
+            "handlers do not get the shell's variables: `cortex secret set OPENAI_API_KEY`, and in cortex.yaml: env: "
+            "{OPENAI_API_KEY: {secret: OPENAI_API_KEY}}",
         ),
         ("{}['key']", "`python handler.py` in the folder of cortex.yaml shows it without a deploy"),
         ("open('no.txt')", "paths start at the folder of cortex.yaml; a model that it names is not shipped"),

@@ -219,6 +219,11 @@ CASES = [
             path: predictor.py
           autoscaling:
             min_replicas: 1
+          monitoring:
+            model_type: regression
+          compute:
+            workers_per_replica: 2
+            threads_per_worker: 4
         """,
         """
         error: unknown-field
@@ -233,6 +238,18 @@ CASES = [
           cortex.yaml:11:3   api "rose": autoscaling
           "autoscaling" is not a field of an api
           hint: its fields belong under `compute:`; docs/from-cortex-0.md has both side by side
+        error: unknown-field
+          cortex.yaml:13:3   api "rose": monitoring
+          "monitoring" is not a field of an api
+          hint: it is called `tracker:` here; docs/from-cortex-0.md has both side by side
+        error: unknown-field
+          cortex.yaml:16:5   api "rose": compute: workers_per_replica
+          "workers_per_replica" is not a field of compute
+          hint: here it is `min_replicas`: each replica is one process
+        error: unknown-field
+          cortex.yaml:17:5   api "rose": compute: threads_per_worker
+          "threads_per_worker" is not a field of compute
+          hint: here it is `concurrency`
         """,
     ),
     Case(

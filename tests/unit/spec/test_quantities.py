@@ -305,7 +305,9 @@ def test_quantities_and_problems_are_light_to_import():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("value", "meant"), [("500M", '"500m"'), ("2G", '"2m"'), (200_000_000, "a fifth of a cpu")])
+@pytest.mark.parametrize(
+    ("value", "meant"), [("500M", '"500m"'), ("2G", '"2"'), ("4Gi", '"4"'), (200_000_000, "a fifth of a cpu")]
+)
 def test_more_cpu_than_any_machine_has_is_a_slip(value, meant):
     with pytest.raises(QuantityError) as caught:
         Cpu.parse(value)
