@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import logging.handlers
 import math
@@ -451,11 +452,7 @@ class Agent:
             await self._ingress.start()
             self._ingress_problem = None
         except (CortexError, OSError) as error:
-            self._ingress_problem = (
-                error.problem()
-                if isinstance(error, CortexError)
-                else Problem(reference="ingress-failed", message=str(error))
-            )
+            self._ingress_problem = ingress_problem(error, self._layout.home)
             log.error("the ingress could not be started: %s", error)
 
     async def _sync_ingress_once(self) -> None:
@@ -743,6 +740,19 @@ class Agent:
                 left.unlink(missing_ok=True)
         self._layout.agent_socket.unlink(missing_ok=True)
         self._layout.agent_file.unlink(missing_ok=True)
+
+
+def ingress_problem(error: CortexError | OSError, home: Path) -> Problem:
+    """Why the ingress does not start, in words: whoever runs Cortex may have to make room."""
+    if isinstance(error, CortexError):
+        return error.problem()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Problem(
+            reference="ingress-failed",
+            message=f"predictions are not listened for, since the disk of {home} is full",
+            hint="free space there: nothing has to be started anew",
+        )
+    return Problem(reference="ingress-failed", message=f"predictions are not listened for: {error}")
 
 
 def _ended_child() -> int | None:

@@ -8,10 +8,15 @@ from cortex.cli import text
 from cortex.cli.boundary import DONE
 from cortex.cli.command import Command, flag, local_environment, on_interrupt, output_option, print_json
 from cortex.cli.terminal import Terminal
+from cortex.client.operator import OperatorClient
 from cortex.processes import ControlPlaneRecord
 from cortex.settings import LOCAL, Settings
 from cortex.version import __version__
 from cortex.wire.operator import Info
+
+LISTENS_WITHIN_S = 10.0
+"""Usually a tenth of a second after the control plane answers."""
+LOOK_AGAIN_S = 0.05
 
 
 def up(terminal: Terminal, settings: Settings, *, foreground: bool, path: str | None, output: str) -> int:
@@ -25,7 +30,7 @@ def up(terminal: Terminal, settings: Settings, *, foreground: bool, path: str | 
     before = place.control_plane()
     with on_interrupt("starting goes on; `cortex get` shows how far it is"):
         operator = place.ensure(even_if_down=True)
-        info = operator.info()
+        info = _listening(terminal, operator)
     if output == "json":
         print_json(terminal, info)
         return DONE
@@ -35,9 +40,21 @@ def up(terminal: Terminal, settings: Settings, *, foreground: bool, path: str | 
         terminal.say(f"{text.count(info.apis, 'api')} deployed; `cortex get -a` shows how they are doing")
     else:
         terminal.say("nothing is deployed; `cortex deploy` in a folder with a cortex.yaml changes that")
+    if not (info.ingress_up or info.notes):
+        terminal.say("predictions are not listened for yet: `cortex info` shows when they are")
     for remark in remarks(settings, info, place.control_plane()):
         terminal.say(f"{terminal.paint_talk('note:', 'yellow')} {remark}")
     return DONE
+
+
+def _listening(terminal: Terminal, operator: OperatorClient) -> Info:
+    """What runs, once predictions are listened for or it is known why not: the URL that is told is asked next."""
+    deadline_s = terminal.clock.monotonic_s() + LISTENS_WITHIN_S
+    while True:
+        info = operator.info()
+        if info.ingress_up or info.notes or terminal.clock.monotonic_s() >= deadline_s:
+            return info
+        terminal.sleep(LOOK_AGAIN_S)
 
 
 def remarks(settings: Settings, info: Info, record: ControlPlaneRecord | None = None) -> list[str]:

@@ -36,6 +36,27 @@ def test_up_where_it_runs_already(cortex: Any, running: Any, fakes: Any) -> None
     assert json.loads(cortex("up", "-o", "json").out)["environment"] == "local"
 
 
+def test_up_is_done_once_predictions_are_listened_for(cortex: Any, running: Any) -> None:
+    running.info_fields = {"ingress_up": False}
+    cortex.clock.on_sleep = [lambda: None, lambda: running.info_fields.clear()]
+    ran = cortex("up")
+    assert (ran.code, cortex.clock.on_sleep) == (0, [])
+    assert "listened for" not in ran.talk
+
+
+def test_up_does_not_wait_for_ever_for_an_ingress(cortex: Any, running: Any) -> None:
+    running.info_fields = {"ingress_up": False}
+    began_s = cortex.clock.monotonic_s()
+    ran = cortex("up")
+    assert ran.code == 0
+    assert "predictions are not listened for yet: `cortex info` shows when they are\n" in ran.talk
+    assert cortex.clock.monotonic_s() - began_s <= 11
+    running.info_fields |= {"notes": ("the disk is full",)}
+    began_s = cortex.clock.monotonic_s()
+    assert cortex("up").talk.endswith("note: the disk is full\n")
+    assert cortex.clock.monotonic_s() == began_s, "known why"
+
+
 def test_up_takes_the_mark_of_down_away(cortex: Any, running: Any) -> None:
     (cortex.home / "down").touch()
     ran = cortex("up")
