@@ -11,6 +11,7 @@ import difflib
 import os
 import posixpath
 import re
+import shlex
 import shutil
 import stat
 import tempfile
@@ -52,8 +53,8 @@ class NoCortexYaml(CortexError):
             self.hint = f"rename {misspelt} to {FILE_NAME}"
         elif models := models_in(folder):
             there = models[0] if len(models) == 1 else "MODEL"
-            where_to = "" if given is None else f" {given}"
-            name = there if given is None or there == "MODEL" else os.path.join(given, there)
+            where_to = "" if given is None else f" {shlex.quote(given)}"
+            name = there if there == "MODEL" else shlex.quote(os.path.join(given or "", there))
             self.hint = f"`cortex init {name}{where_to}` writes one for the model that lies there"
         elif given is None:
             self.hint = "go to its folder, or name it: cortex deploy PATH; `cortex init MODEL` writes one for a model"
@@ -62,15 +63,22 @@ class NoCortexYaml(CortexError):
 
 
 def models_in(folder: Path) -> tuple[str, ...]:
-    """Names of the models that lie in a folder: .onnx files and SavedModels, itself one as `.`."""
+    """Names of models in a folder: .onnx files, SavedModels, folders of their versions; `.` if it is one itself."""
     try:
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError:
         return ()
-    if "saved_model.pb" in names:
+    if _is_saved_model(folder):
         return (".",)
-    return tuple(
-        name for name in names if name.lower().endswith(".onnx") or (folder / name / "saved_model.pb").is_file()
+    return tuple(name for name in names if name.lower().endswith(".onnx") or _is_saved_model(folder / name))
+
+
+def _is_saved_model(folder: Path) -> bool:
+    """Whether a folder is a SavedModel, or holds versions of one: `bert/1568244606/saved_model.pb`."""
+    if (folder / "saved_model.pb").is_file():
+        return True
+    return folder.is_dir() and any(
+        version.name.isdecimal() and (version / "saved_model.pb").is_file() for version in folder.iterdir()
     )
 
 

@@ -418,6 +418,9 @@ def test_a_file_that_is_left_out_by_default_is_told_how_to_take_it_in(folder: Pa
     [
         (None, ("m.onnx",), "`cortex init m.onnx` writes one for the model that lies there"),
         ("sub", ("m.onnx",), "`cortex init sub/m.onnx sub` writes one for the model that lies there"),
+        ("sub", ("my m.onnx",), "`cortex init 'sub/my m.onnx' sub` writes one for the model that lies there"),
+        (None, ("bert/12/saved_model.pb",), "`cortex init bert` writes one for the model that lies there"),
+        (None, ("9/saved_model.pb", "10/saved_model.pb"), "`cortex init .` writes one for the model that lies there"),
         (None, ("a.onnx", "b.onnx"), "`cortex init MODEL` writes one for the model that lies there"),
         (None, (), "go to its folder, or name it: cortex deploy PATH; `cortex init MODEL` writes one for a model"),
     ],
@@ -428,6 +431,7 @@ def test_a_folder_with_a_model_and_without_cortex_yaml_points_to_init(
     folder = tmp_path / (given or "")
     folder.mkdir(exist_ok=True)
     for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     with pytest.raises(NoCortexYaml) as caught:
         locate(given, tmp_path)
