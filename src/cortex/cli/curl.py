@@ -1,10 +1,14 @@
-"""A curl line that can be pasted: with the sample that the cortex.yaml of this folder names, if it is there."""
+"""
+A curl line that can be pasted: with the sample that the cortex.yaml of this folder names, if it is there, else with the
+one that the api's own page offers.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from cortex.cli.text import quoted_for_shell, shown_path
+from cortex.client import prediction
 from cortex.client.prediction import content_type_of
 from cortex.spec.locations import sample_path
 from cortex.wire.operator import ApiStatus
@@ -17,10 +21,19 @@ def curl_command(api: ApiStatus, cwd: Path) -> str:
     """The command for an api that is deployed; sample files are looked for beside the nearest cortex.yaml."""
     from cortex.client.addressing import find_file
 
-    if has_failing_sample(api):
-        return curl_line(api.endpoint, None, folder=None, cwd=cwd)
     file = find_file(cwd)
-    return curl_line(api.endpoint, api.spec.get("sample"), folder=file.parent if file else None, cwd=cwd)
+    return proven_line(api, api.endpoint, api.spec.get("sample"), folder=file.parent if file else None, cwd=cwd)
+
+
+def proven_line(api: ApiStatus, endpoint: str, sample: object, *, folder: Path | None, cwd: Path) -> str:
+    """As `curl_line`, with nothing that failed; and without a sample at hand, with one that a replica has answered."""
+    if has_failing_sample(api):
+        return curl_line(endpoint, None, folder=None, cwd=cwd)
+    line = curl_line(endpoint, sample, folder=folder, cwd=cwd)
+    if line == curl_line(endpoint, None, folder=None, cwd=cwd) and api.replicas.ready:
+        body = _body(prediction.answered_sample(endpoint))
+        return line if body is None else _with_json(line, body)
+    return line
 
 
 def has_failing_sample(api: ApiStatus) -> bool:
@@ -43,10 +56,12 @@ def curl_line(endpoint: str, sample: object, *, folder: Path | None, cwd: Path) 
         option = "-d" if content_type == "application/json" else "--data-binary"
         path = quoted_for_shell(f"@{shown_path(file, cwd)}")
         return f"curl {url} -H 'content-type: {content_type}' {option} {path}"
-    inline = _inline(sample)
-    if inline is not None:
-        return f"curl {url} -H 'content-type: application/json' -d {quoted_for_shell(inline)}"
-    return f"curl {url}"
+    body = None if sample_path(sample) is not None else _body(sample)
+    return f"curl {url}" if body is None else _with_json(f"curl {url}", body)
+
+
+def _with_json(line: str, body: str) -> str:
+    return f"{line} -H 'content-type: application/json' -d {quoted_for_shell(body)}"
 
 
 def _sample_file(sample: object, folder: Path | None) -> Path | None:
@@ -56,8 +71,9 @@ def _sample_file(sample: object, folder: Path | None) -> Path | None:
     return folder / name if name is not None and (folder / name).is_file() else None
 
 
-def _inline(sample: object) -> str | None:
-    if sample is None or sample_path(sample) is not None:
+def _body(sample: object) -> str | None:
+    """A value as JSON, if it is short enough for a line. None is no sample."""
+    if sample is None:
         return None
     import msgspec
 

@@ -21,7 +21,7 @@ from cortex.cli.command import (
     output_option,
     print_json,
 )
-from cortex.cli.curl import curl_line, has_failing_sample
+from cortex.cli.curl import proven_line
 from cortex.cli.get import listed, notes_of
 from cortex.cli.live import display
 from cortex.cli.terminal import Paint, Terminal, harmless
@@ -255,12 +255,13 @@ def _conclude(
         return FAILED if failed or stalled else DONE
     samples = {api.name: api.sample for api in loaded.spec.apis}
     endpoints = {change.api: change.endpoint for change in result.changes}
+    untried = {change.api for change in result.changes if change.sample_untried}
     for row in rows:
         if row.outcome is Outcome.LIVE and row.status is not None:
             endpoint = row.status.endpoint or endpoints.get(row.name, "")
-            folder = None if has_failing_sample(row.status) else file.parent
-            sample = None if folder is None else samples.get(row.name)
-            line = curl_line(endpoint, sample, folder=folder, cwd=terminal.cwd)
+            folder = None if row.name in untried else file.parent
+            sample = None if row.name in untried else samples.get(row.name)
+            line = proven_line(row.status, endpoint, sample, folder=folder, cwd=terminal.cwd)
             terminal.out(f"\n{terminal.paint(row.name, 'bold')}  {terminal.paint(endpoint, 'cyan')}\n  {line}")
             if row.status.sample_problem is not None:
                 show_problems(terminal, [_placed(loaded, row.status.sample_problem)], level="warning")

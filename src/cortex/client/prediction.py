@@ -16,6 +16,8 @@ from cortex.errors import CortexError, Problem
 PREDICT_TIMEOUT_S = 24 * 3600.0
 """The api's own `timeout` answers first; this only ends what nobody answers."""
 CONNECT_TIMEOUT_S = 10.0
+DESCRIPTION_TIMEOUT_S = 1.0
+"""A page of an api is a millisecond away, or its api has other worries than an example."""
 
 CONTENT_TYPES: Mapping[str, str] = {
     ".json": "application/json",
@@ -175,6 +177,21 @@ def post(
             request_id=request_id,
         )
     raise _refusal(endpoint, response.status, response.reason, content, request_id)
+
+
+def answered_sample(endpoint: str, *, timeout_s: float = DESCRIPTION_TIMEOUT_S) -> Any:
+    """The sample that an endpoint's own page offers, as a replica has answered it. None if there is none."""
+    url = urlsplit(endpoint)
+    connection = connection_to(url.hostname or "", url.port, encrypted=url.scheme == "https", timeout_s=timeout_s)
+    try:
+        connection.request("GET", url.path or "/")
+        response = connection.getresponse()
+        page = msgspec.json.decode(response.read(), type=dict[str, Any])
+    except (http.client.HTTPException, OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    finally:
+        connection.close()
+    return page.get("sample") if response.status == 200 and "call" in page else None
 
 
 def _refusal(endpoint: str, status: int, reason: str, content: bytes, request_id: str) -> PredictionRefused:

@@ -10,7 +10,7 @@ from cortex.ids import short, split_api_key
 from cortex.packages.lock import version_changes
 from cortex.packages.requirements import FILE_NAME as REQUIREMENTS
 from cortex.state.base import ApiRecord
-from cortex.wire.build import BuildSpec
+from cortex.wire.build import BuildSpec, Sample
 from cortex.wire.fetch import Origin, described
 from cortex.wire.operator import ApiChange, ChangeKind, StoredFile
 from cortex.wire.signature import Signature, TensorSpec
@@ -18,6 +18,7 @@ from cortex.wire.signature import Signature, TensorSpec
 MOST_FILES_NAMED = 5
 MOST_OBJECTS_NAMED = 2
 """Each comes with two ETags and two dates."""
+SAMPLE_CHANGED = "sample changed"
 
 
 def describe(old: ApiRecord | None, new: ApiRecord, *, endpoint: str) -> ApiChange:
@@ -35,8 +36,9 @@ def describe(old: ApiRecord | None, new: ApiRecord, *, endpoint: str) -> ApiChan
         kind, told = ChangeKind.NEW_VERSION, causes + settings
     elif before.revision != build.revision:
         kind, told = ChangeKind.ROLLED, rolls + [cause for cause in settings if cause not in rolls]
-    elif settings or before.sample != build.sample:
-        kind, told = ChangeKind.SETTINGS, settings or ["sample changed"]
+    elif settings or is_another_request(before.sample, build.sample):
+        sample = [SAMPLE_CHANGED] if is_another_request(before.sample, build.sample) else []
+        kind, told = ChangeKind.SETTINGS, settings + sample
     elif old.wanted.failed is not None:
         kind, told = ChangeKind.UNCHANGED, ["it failed before and is tried again"]
     else:
@@ -50,6 +52,13 @@ def describe(old: ApiRecord | None, new: ApiRecord, *, endpoint: str) -> ApiChan
         endpoint=endpoint,
         breaking=tuple(breaking_changes(old.inspection.signature, new.inspection.signature)),
     )
+
+
+def is_another_request(before: Sample | None, now: Sample | None) -> bool:
+    """Whether a sample is another one. The time that it may take is the api's `timeout`, which is told as that."""
+    if before is None or now is None:
+        return before is not now
+    return (before.body, before.content_type, before.gate) != (now.body, now.content_type, now.gate)
 
 
 def removed(old: ApiRecord) -> ApiChange:

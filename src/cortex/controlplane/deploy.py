@@ -511,7 +511,15 @@ class Deployer:
             # A disagreement is a warning, and batches are what everybody expects.
             if decision.mode == "auto" and not decision.order.batches and decision.disagreement is None:
                 notes.append(decision.text)
-        return msgspec.structs.replace(change, notes=tuple(notes))
+        untried = (
+            change.kind is ChangeKind.SETTINGS
+            and changes.SAMPLE_CHANGED in change.causes
+            and record.wanted.build.sample is not None
+        )
+        if untried:
+            name = "/".join(split_api_key(record.wanted.api))
+            notes.append(f"the new sample is tried when a replica starts next: `cortex refresh {name}` does it now")
+        return msgspec.structs.replace(change, notes=tuple(notes), sample_untried=untried)
 
 
 def asked_of_rows(builds: Iterable[BuildSpec], known: Known) -> dict[Version, Mode]:

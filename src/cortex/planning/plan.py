@@ -159,7 +159,7 @@ def _plan_api(
         fallback_fails=fallback is not None and _fails(records.get(fallback.revision)),
     )
     route, route_changes_after_s = wanted_route(wanted, decision, wait_left_s, rules)
-    starts = _starts(decision, record_of, wait_left_s, known, seen)
+    starts = _starts(wanted, decision, record_of, wait_left_s, known, seen)
     actions: tuple[Action, ...] = (
         *exits,
         *readies,
@@ -332,6 +332,7 @@ class _Starts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _starts(
+    wanted: WantedApi,
     decision: Decision,
     record_of: Callable[[Slot], SlotRecord | None],
     wait_left_s: Callable[[Slot], float],
@@ -363,12 +364,31 @@ def _starts(
             order = StartReplica(
                 replica=slot.replica,
                 attempt=attempt,
-                build=build,
+                build=_unguarded(build) if _has_served(wanted, build) else build,
                 devices=slot.lease.devices,
                 batches=known.decision(build).order,
             )
             orders.append(OrderNode(node=slot.node, api=build.api, order=order))
     return _Starts(orders=tuple(orders), waits_s=tuple(waits_s), notes=tuple(notes))
+
+
+def _has_served(wanted: WantedApi, build: BuildSpec) -> bool:
+    """Whether a build has been live at full size: its sample guards nothing any more."""
+    if build.revision == wanted.build.revision and _was_live(wanted):
+        return True
+    return wanted.serving_was_live and wanted.serving is not None and wanted.serving.revision == build.revision
+
+
+def _unguarded(build: BuildSpec) -> BuildSpec:
+    """
+    A build whose sample only warns.
+
+    The gate keeps what is new from replacing what serves. Here nothing else serves: a sample that was changed since, or
+    that needs what is away just now, would keep a replica that died from coming back.
+    """
+    if build.sample is None or not build.sample.gate:
+        return build
+    return msgspec.structs.replace(build, sample=msgspec.structs.replace(build.sample, gate=False))
 
 
 def _waiting_text(replica: ReplicaId, record: SlotRecord | None, left_s: float) -> str:

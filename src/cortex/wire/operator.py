@@ -329,6 +329,8 @@ class ApiChange(msgspec.Struct, frozen=True, kw_only=True):
     """Signature changes that break callers, in words."""
     notes: tuple[str, ...] = ()
     """E.g. which signature or version folder was chosen; fields not in effect yet."""
+    sample_untried: bool = False
+    """No replica has answered the new sample, since none was started for it."""
 
 
 class DeployProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):

@@ -139,6 +139,14 @@ def running(cortex: Outside, fake: Any) -> Any:
     return fake
 
 
+@pytest.fixture(autouse=True)
+def pages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Samples that endpoints' own pages offer. None does until a test says so, and no endpoint is asked."""
+    offered: dict[str, Any] = {}
+    monkeypatch.setattr("cortex.client.prediction.answered_sample", lambda endpoint, **_: offered.get(endpoint))
+    return offered
+
+
 @pytest.fixture
 def golden() -> Callable[..., None]:
     """Compares text with a file beside the tests; `WRITE_GOLDEN=1 pytest …` writes the files anew."""

@@ -13,6 +13,7 @@ from cortex.client.prediction import (
     Answer,
     EndpointUnreachable,
     PredictionRefused,
+    answered_sample,
     content_type_of,
     post,
     read_sample,
@@ -117,6 +118,30 @@ def test_a_refusal_that_is_not_json_is_told_as_it_is(endpoint: str, fake: Any) -
         post(endpoint, b"[1]", "application/json")
     assert caught.value.problem().message == "busy\nstatus 503, request id req-1"
     assert caught.value.problem().reference == "http-503"
+
+
+@pytest.mark.parametrize(
+    ("status", "page", "sample"),
+    [
+        (200, b'{"api": "iris/sklearn", "sample": [[1]], "call": "curl \xe2\x80\xa6"}', [[1]]),
+        (200, b'{"api": "iris/sklearn", "sample": [[1]], "note": "it was not answered"}', None),
+        (200, b"[1]", None),
+        (200, b"<html>", None),
+        (503, b'{"error": "no-ready-replica", "sample": 1, "call": "x"}', None),
+    ],
+)
+def test_the_page_of_an_api_offers_what_it_has_answered(
+    endpoint: str, fake: Any, status: int, page: bytes, sample: object
+) -> None:
+    fake.answers["/iris/sklearn"] = (status, {}, page)
+    assert answered_sample(endpoint) == sample
+    assert [request.call for request in fake.requests] == ["GET /iris/sklearn"]
+
+
+def test_an_api_that_is_away_offers_nothing() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        assert answered_sample(f"http://127.0.0.1:{taken.getsockname()[1]}/x") is None
 
 
 def test_no_answer_is_told() -> None:

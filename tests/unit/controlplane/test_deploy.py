@@ -310,9 +310,15 @@ def test_settings_change_in_place(world):
 def test_another_sample_makes_no_new_replicas(world):
     world.deploy(world.api(sample=b"1"))
     revision = world.wanted().build.revision
-    assert world.change(world.api(sample=b"2")).causes == ("sample changed",)
+    change = world.change(world.api(sample=b"2"))
+    assert (change.kind, change.causes, change.sample_untried) == (ChangeKind.SETTINGS, ("sample changed",), True)
+    told = "the new sample is tried when a replica starts next: `cortex refresh iris/a` does it now"
+    assert change.notes[-1] == told
+    assert not world.change(world.api(sample=b"2")).sample_untried
+    assert world.change(world.api(sample=b"2", timeout="5s")).causes == ("timeout 10m -> 5s",)
     assert world.wanted().build.revision == revision
     assert world.wanted().build.sample.body == b"2"
+    assert world.change(world.api(sample=b"3", timeout="6s")).causes == ("timeout 5s -> 6s", "sample changed")
 
 
 def test_an_api_that_is_not_in_the_file_any_more_is_removed(world):

@@ -42,7 +42,7 @@ from cortex.testing.builders import (
     a_wanted_api,
     an_exit,
 )
-from cortex.wire.build import BuildSpec, Resources
+from cortex.wire.build import BuildSpec, Resources, Sample
 from cortex.wire.orders import DrainReplica, ForgetReplica, RemoveRoute, SetRoute, StartReplica
 from cortex.wire.reports import ExitReport, Phase, ReplicaReport
 
@@ -678,6 +678,23 @@ def test_a_replica_is_started_on_the_gpus_of_its_lease_and_adopted_with_those_it
     (recovered,) = decided(wanted, seen)
     assert isinstance(recovered, RecoverLease)
     assert recovered.devices == devices
+
+
+def test_a_sample_guards_a_build_until_it_has_been_live_and_only_warns_after_that() -> None:
+    def gates(wanted: WantedApi, build: BuildSpec) -> bool:
+        orders = decided(wanted, a_snapshot(leases=(a_lease(build),)))
+        (start,) = [a.order for a in orders if isinstance(a, OrderNode) and isinstance(a.order, StartReplica)]
+        assert start.build.sample is not None
+        return start.build.sample.gate
+
+    guarded = msgspec.structs.replace(V1, sample=Sample(body=b"1", gate=True))
+    newer = msgspec.structs.replace(V2, sample=Sample(body=b"2", gate=True))
+    assert gates(a_wanted_api(guarded), guarded), "the first version"
+    assert gates(a_wanted_api(newer, serving=guarded), newer), "a new version"
+    assert not gates(a_wanted_api(guarded, live=True), guarded), "one that died and comes back"
+    assert not gates(a_wanted_api(newer, serving=guarded), guarded), "one that serves until the new version does"
+    another = msgspec.structs.replace(guarded, sample=Sample(body=b"3", gate=True))
+    assert not gates(a_wanted_api(another, serving=guarded), another), "the same to run, with another sample"
 
 
 # ---- nodes -----------------------------------------------------------------------------------------------------------
