@@ -44,6 +44,8 @@ class Step(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What a command reads from a pipe."""
     env: dict[str, str] = {}
     """Further variables of a command."""
+    width: int | None = None
+    """The command is run on a terminal of so many columns, which no line may exceed, instead of in a pipe."""
     signal: str = "KILL"
 
     status: int | None = None
@@ -121,6 +123,9 @@ def differences(step: Step, seen: Seen) -> list[str]:
         found.append(f"{name} {seen.code}, not {wanted}")
     found += [f"it does not say {text!r}" for text in step.says if text not in seen.text]
     found += [f"it says {text!r}" for text in step.never if text in seen.text]
+    if step.width is not None:
+        wide = [line for line in seen.text.splitlines() if len(line) > step.width]
+        found += [f"it is wider than {step.width} columns: {line}" for line in wide]
     for wanted, whole in (step.answer, True), (step.has, False):
         if wanted is msgspec.UNSET:
             continue

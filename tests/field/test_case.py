@@ -46,6 +46,7 @@ def test_a_file_that_is_no_case_says_what_is_wrong(tmp_path: Path, steps: str, w
         (Step(post="a"), Seen(code=500), "status 500, not 200"),
         (Step(post="a", status=422), Seen(code=200), "status 200, not 422"),
         (Step(get="a", says=["b"]), Seen(code=200, text="a"), "it does not say 'b'"),
+        (Step(cortex="get", width=3), Seen(code=0, text="abc\nabcd"), "it is wider than 3 columns: abcd"),
         (Step(get="a", never=["a"]), Seen(code=200, text="a"), "it says 'a'"),
         (Step(get="a", answer=[1]), Seen(code=200, text="a"), "it is no JSON"),
         (Step(get="a", answer=None), Seen(code=200, value=0), "it is not null"),
@@ -62,6 +63,7 @@ def test_what_is_not_as_the_step_says_is_told(step: Step, seen: Seen, wrong: str
         (Step(cortex="get"), Seen(code=0)),
         (Step(post="a", status=422, says=["b"], never=["c"]), Seen(code=422, text="abd")),
         (Step(kill="a"), Seen()),
+        (Step(cortex="get", width=3), Seen(code=0, text="abc\nde")),
         (Step(get="a", has={"a": [{"b": 1.0}]}), Seen(code=200, value={"a": [{"b": 1, "c": 2}], "d": 3})),
     ],
 )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import re
+import select
 import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -120,6 +126,8 @@ class Played:
             **self._case.env,
             **step.env,
         }
+        if step.width is not None:
+            return _on_a_terminal(argv, step.width, self._project, environment)
         try:
             ran = subprocess.run(
                 argv,
@@ -165,6 +173,31 @@ class Played:
 
         with ThreadPoolExecutor(step.times if step.together else 1) as pool:
             return list(pool.map(ask, range(step.times)))
+
+
+def _on_a_terminal(argv: list[str], width: int, cwd: Path, environment: dict[str, str]) -> Seen:
+    """What a command shows on a terminal, colours left out."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
+    environment = {name: value for name, value in environment.items() if value and name != "COLUMNS"} | {
+        "TERM": "xterm"
+    }
+    child = subprocess.Popen(argv, cwd=cwd, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = bytearray()
+    deadline_s = time.monotonic() + COMMAND_DEADLINE_S
+    try:
+        while select.select([ours], [], [], max(0.0, deadline_s - time.monotonic()))[0]:
+            try:
+                shown += os.read(ours, 65536)
+            except OSError:  # nobody has it open any more
+                break
+        else:
+            child.kill()
+    finally:
+        os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode("utf-8", "replace"))
+    return Seen(code=child.wait(), text=text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _seen(answer: Answer) -> Seen:
