@@ -161,7 +161,7 @@ NOT_CLASSES: Mapping[str, str] = {
     "project-read-only": "The machine allows no view of the project, which is too large to be copied: write elsewhere.",
     "replica-failed": "A replica ended by itself; how, and its last words, are shown.",
     "sample-not-found": "There is no file at `sample`.",
-    "sample-too-large": "The sample is larger than the api's `max_body`.",
+    "sample-too-large": "The sample is larger than the api's `max_body`, or than a sample may be.",
     "secret-read-at-import": "A variable that libraries read when they are imported cannot be a secret.",
     "shadowed-package": "A file of the project hides an installed package of its name.",
     "socket-removed": "Somebody removed the file of a replica's socket; the replica was replaced.",

@@ -82,6 +82,15 @@ def _is_saved_model(folder: Path) -> bool:
     )
 
 
+def _files_beside(folder: Path, name: str) -> list[str]:
+    """Paths of what lies where a file of that path would, relative to the folder."""
+    place = os.path.dirname(name)
+    try:
+        return [os.path.join(place, entry.name) for entry in sorted((folder / place).iterdir()) if entry.is_file()]
+    except OSError:
+        return []
+
+
 class NoSuchPath(CortexError):
     """The path given to deploy does not exist, or is neither a folder nor a yaml file."""
 
@@ -471,6 +480,7 @@ class _Gathering:
 
     def _sample(self, number: int, api: ApiSpec) -> SampleUpload | None:
         from cortex.spec.locations import sample_path
+        from cortex.spec.problems import nearest
 
         if api.sample is None:
             file = self._folder / SAMPLE_FILE
@@ -488,7 +498,8 @@ class _Gathering:
             if content_type_of(name) == "application/json":
                 msgspec.json.decode(body)
         except FileUnreadable as error:
-            hint = "the path is relative to the folder of cortex.yaml"
+            meant = nearest(name, _files_beside(self._folder, name))
+            hint = f'did you mean "{meant}"?' if meant else "the path is relative to the folder of cortex.yaml"
             self._add(Problem(reference="sample-not-found", message=str(error), hint=hint), number, "sample")
             return None
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:

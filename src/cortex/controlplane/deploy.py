@@ -641,6 +641,14 @@ def _check_sample(spec: ApiSpec, sample: SampleUpload) -> None:
             f"the sample has {len(sample.body)} bytes, at most {MAX_SAMPLE_BYTES} are taken",
             hint="use a smaller one that the handler takes: it is asked of every new replica",
         )
+    if sample.gate and len(sample.body) > spec.max_body_bytes:
+        raise _problem(
+            spec,
+            "sample",
+            "sample-too-large",
+            f"the sample has {len(sample.body)} bytes, and `max_body` takes no more than {spec.max_body_bytes}",
+            hint="raise `max_body:`, or use a smaller sample",
+        )
 
 
 def _checked(build: BuildSpec, report: InspectReport) -> str:

@@ -22,6 +22,8 @@ from cortex.spec.quantities import Cpu, Duration, DurationError, QuantityError, 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 MAX_NAME_CHARACTERS = 42
 SECRET_NAME_PATTERN = r"^[A-Za-z0-9_][-._A-Za-z0-9]*$"
+OTHER_SOURCES = (".ipynb", ".pyc", ".pyi", ".pyx", ".js", ".ts", ".r", ".sh", ".txt", ".json", ".yaml", ".yml", ".md")
+"""Endings of files: `handler.js` is none of a module's names, as `handlers.iris` is."""
 MAX_SECRET_NAME_CHARACTERS = 128
 ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 MAX_ENV_NAME_CHARACTERS = 255
@@ -223,7 +225,7 @@ def check_handler(value: object) -> str:
         raise refusal("bad-handler", message, hint="move the file into the project")
     stem, ending = posixpath.splitext(path)
     if ending != ".py" or posixpath.basename(written) != posixpath.basename(path):
-        is_module = re.fullmatch(r"\w+(\.\w+)+", path) and ending not in (".ipynb", ".pyc")
+        is_module = re.fullmatch(r"\w+(\.\w+)+", path) and ending not in OTHER_SOURCES
         meant = f"{path.replace('.', '/') if is_module else stem}.py"
         hint = "such as handler.py" if stem.startswith(".") else f"did you mean {quoted(meant)}?"
         raise refusal("bad-handler", f"{quoted(written)} is not a Python file", hint=hint)

@@ -493,6 +493,13 @@ def test_a_sample_that_is_too_large_to_travel_is_refused(world, monkeypatch):
     assert (problem.reference, problem.path) == ("sample-too-large", ("apis", 0, "sample"))
 
 
+def test_a_sample_that_no_caller_could_send_is_refused(world):
+    (problem,) = world.problems(world.api(sample=b"12345", max_body="4"))
+    assert (problem.reference, problem.path) == ("sample-too-large", ("apis", 0, "sample"))
+    assert str(problem.message) == "the sample has 5 bytes, and `max_body` takes no more than 4"
+    world.deploy(world.api(sample=b"1234", max_body="4"))
+
+
 def test_a_specification_is_not_believed_because_a_client_sent_it(world):
     api = world.api()
     found = world.problems(
