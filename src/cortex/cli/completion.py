@@ -58,6 +58,20 @@ def deployed_names(ctx: click.Context, *, apis: bool = True, deployments: bool =
     return [*groups, *([*near, *(full_name(api) for api in found)] if apis else [])]
 
 
+def secret_names(ctx: click.Context) -> list[str]:
+    """Names of secrets, for the shell; as `deployed_names`."""
+    from cortex.cli.command import environment
+
+    edge = ctx.find_object(Edge)
+    if edge is None:
+        return []
+    try:
+        secrets = environment(edge.terminal, edge.settings()).connect().secrets(timeout_s=ASK_TIMEOUT_S)
+    except CortexError:
+        return []
+    return [secret.name for secret in secrets]
+
+
 COMMAND = Command(
     "completion",
     completion,

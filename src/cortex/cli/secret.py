@@ -100,6 +100,12 @@ def _delete(terminal: Terminal, settings: Settings, name: str, force: bool) -> i
     return DONE
 
 
+def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from cortex.cli.completion import secret_names
+
+    return [name for name in secret_names(ctx) if name.startswith(incomplete)]
+
+
 COMMAND = Command(
     "secret",
     secret,
@@ -114,7 +120,7 @@ COMMAND = Command(
     """,
     parameters=(
         click.Argument(["action"], type=click.Choice(ACTIONS), metavar="set|list|delete"),
-        click.Argument(["name"], required=False),
+        click.Argument(["name"], required=False, shell_complete=_names),
         click.Argument(["rest"], nargs=-1, metavar=""),
         flag("--force", help="Delete it even though deployed apis get it."),
         output_option(),

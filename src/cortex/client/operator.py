@@ -209,9 +209,9 @@ class OperatorClient:
         path = f"/v1/apis/{_segment(deployment)}/{_segment(api)}/history"
         return self._get(path, tuple[HistoryLine, ...])
 
-    def secrets(self) -> tuple[SecretStatus, ...]:
+    def secrets(self, *, timeout_s: float = CALL_TIMEOUT_S) -> tuple[SecretStatus, ...]:
         """All secrets, by name; never their values."""
-        return self._get("/v1/secrets", tuple[SecretStatus, ...])
+        return self._get("/v1/secrets", tuple[SecretStatus, ...], timeout_s=timeout_s)
 
     def set_secret(self, name: str, value: str) -> SecretStatus:
         """Keep a value, which new versions get from now on."""

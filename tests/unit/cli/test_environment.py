@@ -9,7 +9,7 @@ import pytest
 
 from cortex.cli import completion, down, foreground, up
 from cortex.client.local import LocalEnvironment, Stopped
-from cortex.wire.operator import HistoryLine
+from cortex.wire.operator import HistoryLine, SecretStatus
 
 
 @pytest.fixture
@@ -274,6 +274,7 @@ def test_completion_without_a_shell_takes_the_users(cortex: Any) -> None:
         ("cortex delete ir", ["plain,iris", "plain,iris/raw", "plain,iris/sklearn"]),
         ("cortex get -d i", ["plain,iris"]),
         ("cortex logs --deployment i", ["plain,iris"]),
+        ("cortex secret delete t", ["plain,token"]),
     ],
 )
 def test_commands_options_and_apis_are_completed(
@@ -287,6 +288,7 @@ def test_commands_options_and_apis_are_completed(
 ) -> None:
     (cortex.cwd / "cortex.yaml").write_text("- kind: deployment\n  name: iris\n")
     running.apis = [fakes.api("raw"), fakes.api("sklearn")]
+    running.secrets = [SecretStatus(name=name, updated="2027-01-15T08:00:00Z") for name in ("token", "key")]
     monkeypatch.setenv("COMP_WORDS", words)
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
     cortex.environ = {"_CORTEX_COMPLETE": "bash_complete"}
