@@ -160,6 +160,8 @@ _FLAGS: tuple[tuple[str, str], ...] = (
     (r"leave model_format out", "leave --model-format out"),
     (r"model_format is (\w+)", r"--model-format is \1"),
     (r"say `model: ([^`]+)`", r"say `cortex init \1`"),
+    (r"e\.g\. `model: ([^`]+)`", r"e.g. `cortex init \1`"),
+    (r"and name the folder in `model:`", "and name the folder"),
     (r"\btf_signature_key: (\S+)", r"--signature \1"),
     (r"\btf_signature_key\b", "--signature"),
     (r"add one to the api in cortex\.yaml, e\.g\.", "name one, e.g."),

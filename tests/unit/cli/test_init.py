@@ -218,6 +218,8 @@ def test_without_exactly_one_model_it_has_to_be_named(
         ),
         ("if it is an ONNX model, say `model_format: onnx`", "if it is an ONNX model, say --model-format onnx"),
         ("say `model: bert/1`", "say `cortex init bert/1`"),
+        ("name the one to serve, e.g. `model: two/a.onnx`", "name the one to serve, e.g. `cortex init two/a.onnx`"),
+        ("unpack it yourself and name the folder in `model:`", "unpack it yourself and name the folder"),
         ("leave model_format out", "leave --model-format out"),
     ],
 )
