@@ -40,7 +40,7 @@ from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout, Settings
 from cortex.wire import rawoutput
 from cortex.wire.batching import BatchingOrder, BatchingState
-from cortex.wire.build import BuildSpec
+from cortex.wire.build import BuildSpec, Sample
 from cortex.wire.framing import UNREADABLE, close_all
 from cortex.wire.inhand import SUFFIX as IN_HAND_SUFFIX
 from cortex.wire.inhand import LeftInHand, left_in_hand
@@ -813,12 +813,12 @@ class Replicas:
         status, limit_s = replica.status, self._settings.hung_after_s
         starting = replica.phase in (Phase.STARTING, Phase.LOADING, Phase.WARMING)
         if starting:
-            sample = replica.order.build.sample
+            timeout_s = _guarding_timeout_s(replica.order.build.sample)
             limit_s = _sample_limit_s(replica.order.build)
             if replica.phase is Phase.WARMING and status is not None and status.oldest_request_age_s > limit_s:
                 return Problem(
                     reference="sample-failed",
-                    message=f"the sample was not answered within {sample.timeout_s:g} s, which is the api's `timeout`",  # type: ignore[union-attr]  # limit_s
+                    message=f"the sample was not answered within {timeout_s:g} s, which is the api's `timeout`",
                     hint="a new version must answer its sample before it replaces anything: raise `timeout:`, or "
                     "make it faster",
                 )
@@ -1129,9 +1129,8 @@ def threads_for(cpu_millis: int) -> int:
 
 
 def _sample_limit_s(build: BuildSpec) -> float:
-    """How long a build's sample may be on its way, with everything."""
-    sample = build.sample
-    return SAMPLE_TRIES * sample.timeout_s + SAMPLE_GRACE_S if sample and sample.timeout_s else math.inf
+    """How long a build's sample may be on its way, with everything; infinite for one that guards nothing."""
+    return SAMPLE_TRIES * _guarding_timeout_s(build.sample) + SAMPLE_GRACE_S
 
 
 def _identity_of(status: ReplicaStatus) -> ProcessIdentity:
@@ -1211,3 +1210,8 @@ async def _logged(work: Awaitable[None], label: str) -> None:
 
 
 __all__ = ["ForkRefused", "Replica", "Replicas", "threads_for"]
+
+
+def _guarding_timeout_s(sample: Sample | None) -> float:
+    """How long a sample may take before its replica is given up; infinite for one that guards nothing."""
+    return math.inf if sample is None or not sample.gate or not sample.timeout_s else sample.timeout_s

@@ -250,6 +250,18 @@ def test_a_sample_has_the_apis_timeout_and_a_second_try_as_the_first_run_is_the_
     assert len(calls) == 2
 
 
+def test_a_sample_that_guards_nothing_is_tried_once_and_only_warned_of(rehearse: Make) -> None:
+    calls: list[int] = []
+
+    async def too_slow(sample: Any, metadata: Any) -> Any:
+        calls.append(1)
+        await asyncio.sleep(1000)
+
+    rehearsal = rehearse(sample=Sample(body=b"[1, 2]", timeout_s=0.01))
+    assert [warning.reference for warning in rehearsal.run(too_slow).warnings] == ["sample-failed"]
+    assert len(calls) == 1
+
+
 def test_a_handler_that_refuses_its_own_sample_shuts_the_gate(rehearse: Make) -> None:
     def refuse(*_: Any) -> Any:
         raise RequestError(400, "never good enough")
