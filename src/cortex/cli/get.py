@@ -26,6 +26,7 @@ from cortex.cli.command import (
 from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.client.addressing import DeploymentNotFound, deployment_here, find, full_name
 from cortex.client.operator import OperatorClient
+from cortex.errors import Problem
 from cortex.settings import Settings
 from cortex.wire.operator import AllVersions, ApiStatus, DeploymentStatus, RequestCounts, Status, Traffic
 from cortex.wire.signature import TensorSpec
@@ -310,7 +311,7 @@ def _one_api(terminal: Terminal, api: ApiStatus, *, verbose: bool) -> Frame:
 
         width = terminal.width if terminal.shows_results else None
         lines += ["", *rendered(problem_of(api), terminal.paint, width=width).split("\n")]
-    if api.ends is not None and api.ends.last_lines:
+    if api.ends is not None and any(line not in _said(api.problem) for line in api.ends.last_lines):
         since = text.ago(api.ends.since, terminal.clock.wall_s())
         if api.status is Status.CRASHING:
             lines += ["", f"what it wrote last (it has been crashing since {since}):"]
@@ -320,6 +321,11 @@ def _one_api(terminal: Terminal, api: ApiStatus, *, verbose: bool) -> Frame:
     if verbose:
         lines += ["", *_verbose(terminal, api)]
     return Frame(tuple(lines), (), msgspec.to_builtins(api))
+
+
+def _said(problem: Problem | None) -> str:
+    """What a replica that ends by a problem writes of it, which need not be shown twice."""
+    return "" if problem is None else f"{problem.reference}: {problem.message}\n{problem.traceback}\n{problem.hint}"
 
 
 def _facts(terminal: Terminal, api: ApiStatus) -> list[tuple[str, str]]:
