@@ -461,6 +461,8 @@ def load_settings(environ: Mapping[str, str], **flags: str | None) -> Settings:
     given: set[str] = set()
     for setting in SETTINGS:
         value = flags.get(setting.field) or environ.get(setting.variable)
+        if value and _URL_OF_A_SERVICE.fullmatch(value):
+            value = None
         if value:
             given.add(setting.field)
         values[setting.field] = value or setting.default

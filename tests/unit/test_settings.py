@@ -192,6 +192,11 @@ def test_nothing_is_said_of_variables_that_nobody_meant_as_settings(environ):
     assert without_effect(environ) == ()
 
 
+def test_the_address_of_a_service_called_cortex_is_no_port_of_ours():
+    settings = load_settings({"CORTEX_PORT": "tcp://10.0.0.1:80"})
+    assert (settings.port, settings.port_given) == (load_settings({}).port, False)
+
+
 def test_every_variable_that_the_source_reads_is_a_setting_or_one_of_our_own():
     """What a process of ours passes to another, or a test is told, is never warned of."""
     root = Path(__file__).parents[2]

@@ -985,7 +985,8 @@ class Replicas:
             last_lines=() if replica.stopping else await asyncio.to_thread(logs.last_lines, log_file, attempt),
             **said,  # type: ignore[arg-type]
         )
-        if in_hand.requests or not (replica.stopping or said):
+        lost = in_hand.requests and (replica.was_ready or not replica.stopping)  # else only its sample was on its way
+        if lost or not (replica.stopping or said):
             await asyncio.to_thread(
                 logs.note_end, log_file, attempt, _end_text(exit_report, in_hand), in_hand.requests, exit_report.wall_s
             )

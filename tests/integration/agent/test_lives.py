@@ -11,8 +11,10 @@ import msgspec
 import pytest
 from agent_harness import DEADLINE_S, Asking, Node, eventually
 
+from cortex.ids import socket_stem
 from cortex.processes import is_alive, send_signal
 from cortex.wire.agent import GiveOrders, Refused
+from cortex.wire.build import Sample
 from cortex.wire.framing import receive_frame, send_frame
 from cortex.wire.orders import ForgetReplica, Orders
 from cortex.wire.reports import Phase
@@ -85,7 +87,8 @@ def test_a_replica_goes_on_with_what_was_loaded_to_look_at_it(node: Node, api: s
     second = node.until(replica, Phase.READY, attempt=2)
     assert notes.read_text() == f"{found.pid}\n{second.pid}\n", "the next attempt loads by itself"
     node.remove(build, replica)
-    eventually(lambda: not node.files_of(replica) and not list(node.layout.scratch.iterdir()), "nothing is left")
+    scratch = node.layout.scratch
+    eventually(lambda: not node.files_of(replica) and not list(scratch.glob(f"{socket_stem(replica)}.*")), "it is gone")
 
 
 def test_rows_of_a_model_with_threads_are_tried_beside_what_is_kept(node: Node, api: str, tmp_path: Path):
@@ -108,6 +111,27 @@ def test_looking_again_ends_what_was_kept_before(node: Node, api: str):
         assert len(node.processes(kept)) == 1
     node.inspect(build)
     eventually(lambda: not node.processes(kept), "it has ended")
+
+
+WAITS_FOR_ITS_SAMPLE = """\
+import os, time
+
+def pre_inference(sample, metadata):
+    open({begun!r}, "w").close()
+    time.sleep(600)
+"""
+
+
+def test_a_replica_told_to_end_over_its_sample_has_lost_nobodys_request(node: Node, api: str, tmp_path: Path):
+    begun = tmp_path / "begun"
+    build = node.build(api, WAITS_FOR_ITS_SAMPLE.format(begun=str(begun)))
+    build = msgspec.structs.replace(build, sample=Sample(body=b"[]", content_type="application/json", gate=True))
+    start = node.start_order(build)
+    node.order(start)
+    eventually(begun.exists, "the sample is on its way")
+    node.retire(build, start.replica)
+    node.until(start.replica, Phase.EXITED)
+    assert "ended with the request" not in (node.layout.replica_logs / f"{start.replica}.log").read_text()
 
 
 def test_the_same_order_again_changes_nothing(node: Node, api: str):
