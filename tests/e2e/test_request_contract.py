@@ -463,10 +463,12 @@ def test_an_answer_that_takes_too_long_is_504_and_names_the_setting(ask):
 def test_an_api_that_is_not_ready_yet_is_503_with_retry_after_then_serves(home, ask, tmp_path):
     go = tmp_path / "go"
     late = f"""
-        import os, pathlib, time
+        import pathlib, time
 
-        while not pathlib.Path({str(go)!r}).exists() and not os.environ["CORTEX_REPLICA"].startswith("inspect"):
-            time.sleep(0.05)
+
+        def on_start():
+            while not pathlib.Path({str(go)!r}).exists():
+                time.sleep(0.05)
 
 
         def post_inference(prediction, metadata):
