@@ -22,6 +22,7 @@ from cortex.wire import rawoutput
 from cortex.wire.agent import LogLine, LogLines, ReadLogs
 from cortex.wire.frames import readable
 from cortex.wire.logline import LoggedLine, encode_line, is_ours, parse_line
+from cortex.wire.places import Places
 
 MAX_LINES = 10_000
 MAX_ANSWER_BYTES = 4 * 2**20
@@ -262,13 +263,13 @@ def _beginning(asked: str) -> str:
     return asked.removesuffix("...").removesuffix("…")
 
 
-def take_leftover(log_file: Path, attempt: int, request: str = "", projects: Sequence[str] = ()) -> None:
+def take_leftover(log_file: Path, attempt: int, places: Places, request: str = "") -> None:
     """
     Append to a dead replica's log what it wrote past Python and had no time to read. Never raises.
 
     Args:
+        places: what traces call files.
         request: whose code ran as it died, where that is known.
-        projects: traces name files as they are called in these folders.
     """
     lines, written_s = rawoutput.leftover(f"{log_file}{rawoutput.SUFFIX}")
     records: list[bytes] = []
@@ -276,7 +277,7 @@ def take_leftover(log_file: Path, attempt: int, request: str = "", projects: Seq
         if of_ours:
             records += group
             continue
-        for text in readable([line.decode("utf-8", "backslashreplace") for line in group], projects):
+        for text in readable([line.decode("utf-8", "backslashreplace") for line in group], places):
             line = LoggedLine(wall_s=written_s, stream="raw", attempt=attempt, request=request, text=text)
             records.append(encode_line(line))
     _append(log_file, b"".join(record + b"\n" for record in records))

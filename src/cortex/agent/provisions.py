@@ -11,7 +11,6 @@ from typing import NamedTuple
 from cortex.agent.environments import Environments
 from cortex.agent.installer import Tell
 from cortex.artifacts.store import ArtifactStore
-from cortex.errors import CortexError
 from cortex.state.secrets import SecretStore, unpacked_cloud
 from cortex.wire.build import BuildSpec
 
@@ -59,13 +58,6 @@ class Provisions:
     def python(self, environment: str | None) -> Path:
         """The interpreter that runs a build with these packages."""
         return Path(sys.executable) if environment is None else self._environments.python(environment)
-
-    def project_path(self, build: BuildSpec) -> Path | None:
-        """Where a build's project lies; None where there is none, or it is gone."""
-        try:
-            return None if build.project is None else self._store.tree_path(build.project)
-        except CortexError:
-            return None
 
     def _found(self, build: BuildSpec) -> tuple[Path, Path | None]:
         self._store.verify(build.model.tree)

@@ -46,6 +46,7 @@ from cortex.wire.inhand import SUFFIX as IN_HAND_SUFFIX
 from cortex.wire.inhand import LeftInHand, left_in_hand
 from cortex.wire.launch import ENDING_S, MOST_ENDING_S, Ask, ChildExited, Drain, ReplicaSpec, ReplicaStatus, SetBatching
 from cortex.wire.orders import StartReplica
+from cortex.wire.places import Places
 from cortex.wire.reports import ExitReport, Phase, ReplicaReport
 from cortex.wire.stats import EXIT_FILE_SUFFIX, LastWords
 
@@ -197,6 +198,7 @@ class Replicas:
         self._layout = layout
         self._clock = clock
         self._provisions = provisions
+        self._places = Places(str(layout.home))
         self._settle_routes = settle_routes
         self._quiesced = quiesced
         self._abandon = abandon
@@ -964,8 +966,7 @@ class Replicas:
         self._exit_statuses.pop(replica.key, None)
         in_hand = left_in_hand(self._in_hand_file(replica.order))
         log_file, attempt = self._log_file(replica.order), replica.order.attempt
-        projects = await asyncio.to_thread(self._projects, replica.order)
-        await asyncio.to_thread(logs.take_leftover, log_file, attempt, in_hand.running, projects)
+        await asyncio.to_thread(logs.take_leftover, log_file, attempt, self._places, in_hand.running)
         await asyncio.to_thread(shutil.rmtree, self._scratch_folder(replica.order), ignore_errors=True)
         said = self._said_at_exit(replica)
         if replica.ended_by_us is not None:
@@ -1077,11 +1078,6 @@ class Replicas:
 
     def _scratch_folder(self, order: StartReplica) -> Path:
         return self._layout.scratch / f"{socket_stem(order.replica)}.{order.attempt}"
-
-    def _projects(self, order: StartReplica) -> tuple[str, ...]:
-        """Where it may have found its project: in the store, or in a copy of its own."""
-        stored = self._provisions.project_path(order.build)
-        return () if stored is None else (str(stored), str(self._scratch_folder(order) / "project"))
 
     def _exit_file(self, order: StartReplica) -> Path:
         """The replica's last words. They stay until its next attempt: a successor of ours may ask again."""

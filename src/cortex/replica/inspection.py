@@ -32,7 +32,7 @@ import uvloop
 from cortex import processes
 from cortex.errors import Problem
 from cortex.ids import split_api_key
-from cortex.replica import child, logs, offspring, places, process, secrecy, view
+from cortex.replica import child, logs, offspring, places, process, secrecy
 from cortex.replica.backends import base
 from cortex.replica.codec import BadBody, Decoder
 from cortex.replica.foresight import sure_failures
@@ -45,7 +45,7 @@ from cortex.replica.tracebacks import one_line
 from cortex.replica.trial import try_rows
 from cortex.wire.batching import RULES, BatchingVerdict, Mode, Proof, Trial
 from cortex.wire.build import Sample, TrackerConfig
-from cortex.wire.frames import readable
+from cortex.wire.frames import readable_text
 from cortex.wire.launch import Inspect, InspectReport, MadeUpSample, ReplicaSpec
 from cortex.wire.logline import parse_line
 from cortex.wire.secrecy import unpacked
@@ -244,8 +244,9 @@ class Inspection:
         """The end of what the child wrote, as text."""
         size = os.fstat(self._output_fd).st_size
         data = os.pread(self._output_fd, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
-        lines = [parse_line(line).text for line in data.splitlines()]
-        return places.of(self.spec).called("\n".join(readable(lines, view.folders(self.spec))))
+        text = "\n".join(parse_line(line).text for line in data.splitlines())
+        its = places.of(self.spec)
+        return its.called(readable_text(text, its))
 
 
 _LINES = msgspec.json.Decoder(_Line)

@@ -14,12 +14,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import itertools
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from types import TracebackType
@@ -31,7 +32,6 @@ import orjson
 from cortex.lib.log import get_logger
 from cortex.replica import places, secrecy
 from cortex.replica.tracebacks import format_user_traceback
-from cortex.wire.frames import readable, readable_text
 from cortex.wire.logline import encode_line, is_ours, parse_line
 from cortex.wire.rawoutput import MAX_WAITING_BYTES, SUFFIX, RawOutput, left_out
 
@@ -95,8 +95,6 @@ class LogFile:
         self._raw: RawOutput | None = None
         self._taking = threading.Lock()
         self._keeping_up: threading.Thread | None = None
-        self.projects: tuple[str, ...] = ()
-        """Traces name files as they are called in these folders."""
         self.raw_belongs_to_request = False
         """Whether what arrives past Python while a request's code runs can only be of that request."""
         if path:
@@ -131,15 +129,13 @@ class LogFile:
             os.close(fresh)
             self._path, self._attempt = path, attempt
             self._size = os.fstat(self._fd).st_size
-            records: list[bytes] = []
-            for line in _last_lines(before):
-                logged = parse_line(line)
-                if is_ours(line):
-                    records.append(encode_line(msgspec.structs.replace(logged, attempt=attempt)) + b"\n")
-                elif logged.text:
-                    records += self._encoded("raw", "", logged.text, "")
-            for start in range(0, len(records), RECORDS_AT_ONCE):
-                self._write(b"".join(records[start : start + RECORDS_AT_ONCE]))
+            self._write_lines(
+                (
+                    encode_line(msgspec.structs.replace(parse_line(line), attempt=attempt)) if is_ours(line) else line
+                    for line in _last_lines(before)
+                ),
+                request="",
+            )
         finally:
             os.close(before)
 
@@ -154,7 +150,7 @@ class LogFile:
             self._write(record)
 
     def _encoded(self, stream: str, level: str, text: str, request: str) -> list[bytes]:
-        text = places.as_called_in_frames(secrecy.masked(text))
+        text = secrecy.masked(text)
         if len(text) <= MAX_TEXT_CHARS:
             return [self._encode(stream, level, text, request)]
         return [
@@ -206,22 +202,23 @@ class LogFile:
             if not request and alone_before in ("", _alone):  # else nobody knows of which of the two it is
                 request = _alone
             request = request if self.raw_belongs_to_request else ""
-            records: list[bytes] = []
-            texts: list[str] = []
-            for line in (*lines, b""):
-                if line and not is_ours(line):
-                    texts.append(line.decode("utf-8", "backslashreplace").rstrip("\r"))
-                    continue
-                for text in readable(texts, self.projects):
-                    records += self._encoded("raw", "", text, request)
-                texts.clear()
-                if line:  # of a process that users' code forked, see `_write`
-                    records.append(line + b"\n")
-            for start in range(0, len(records), RECORDS_AT_ONCE):
-                self._write(b"".join(records[start : start + RECORDS_AT_ONCE]))
+            self._write_lines(lines, request)
             return sum(map(len, lines))
         finally:
             self._taking.release()
+
+    def _write_lines(self, lines: Iterable[bytes], request: str) -> None:
+        """Make records of lines. Some are records already: of a process that users' code forked, see `_write`."""
+        records: list[bytes] = []
+        for of_ours, group in itertools.groupby(lines, is_ours):
+            if of_ours:
+                records += (line + b"\n" for line in group)
+                continue
+            texts = [line.decode("utf-8", "backslashreplace").rstrip("\r") for line in group]
+            for text in filter(None, places.readable(texts)):
+                records += self._encoded("raw", "", text, request)
+        for start in range(0, len(records), RECORDS_AT_ONCE):
+            self._write(b"".join(records[start : start + RECORDS_AT_ONCE]))
 
     def take_raw_of(self, request: str) -> None:
         """Called as a request's code ends: what it left past Python is its own, also an unfinished line."""
@@ -342,12 +339,14 @@ class LineWriter(io.TextIOBase):
             lines.append(rest)
         elif rest:
             self.unfinished[author] = rest
-        if 'File "' in pending:
-            lines = readable(lines, self._log.projects, in_pieces=True)
-        for line in lines:
-            if line:
-                self._log.record(self._stream, "", line)
+        self._record(lines)
         return len(text)
+
+    def _record(self, lines: Sequence[str], request: str | None = None) -> None:
+        if any('File "' in line for line in lines):
+            lines = places.readable(lines, in_pieces=True)
+        for line in filter(None, lines):
+            self._log.record(self._stream, "", line, request)
 
     def writelines(self, lines: Iterable[Any], /) -> None:
         for line in lines:
@@ -356,8 +355,7 @@ class LineWriter(io.TextIOBase):
     def flush(self) -> None:
         """Make a line of what this thread has pending for this request."""
         pending = self.unfinished.pop((threading.get_ident(), REQUEST_ID.get()), "")
-        if pending:
-            self._log.record(self._stream, "", pending)
+        self._record([pending])
 
     def flush_all(self) -> None:
         """Make a line of whatever any thread has pending."""
@@ -366,11 +364,11 @@ class LineWriter(io.TextIOBase):
                 (_thread, request), pending = self.unfinished.popitem()
             except KeyError:
                 return
-            self._log.record(self._stream, "", pending, request)
+            self._record([pending], request)
 
     def log_record(self, level: str, text: str) -> None:
         """A record of Python's logging that was meant for this stream."""
-        self._log.record("log", level, readable_text(text, self._log.projects))
+        self._log.record("log", level, text)
 
     def close(self) -> None:
         """Stays open: the next request prints too."""
@@ -418,7 +416,7 @@ class _BinaryWriter(io.RawIOBase):
 
 
 def _formatted(handler: logging.Handler, record: logging.LogRecord) -> str:
-    text = handler.format(record)
+    text = places.readable_text(handler.format(record))
     return places.as_called(text) if record.exc_info else text
 
 
@@ -431,7 +429,7 @@ class RecordHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._log.record("log", record.levelname, readable_text(_formatted(self, record), self._log.projects))
+            self._log.record("log", record.levelname, _formatted(self, record))
         except RecursionError:
             raise
         except Exception:
@@ -477,7 +475,6 @@ def install(log: LogFile, project_dir: str | None = None) -> Streams:
     Args:
         project_dir: tracebacks name files as they are called in there.
     """
-    log.projects = () if project_dir is None else (project_dir,)
     out, err = LineWriter(log, "out", 1), LineWriter(log, "err", 2)
     sys.stdout = sys.__stdout__ = out  # type: ignore[misc,assignment]
     sys.stderr = sys.__stderr__ = err  # type: ignore[misc,assignment]

@@ -5,7 +5,10 @@ whatever passes the text of an exception on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cortex.errors import Problem
+from cortex.wire import frames
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.places import Places
 
@@ -28,11 +31,16 @@ def as_called(text: str) -> str:
     return _places.called(text)
 
 
-def as_called_in_frames(text: str) -> str:
-    """As `as_called`, of nothing but the files of a traceback's frames."""
-    return _places.called_in_frames(text)
-
-
 def as_told(problem: Problem) -> Problem:
     """A problem as its readers call things."""
     return _places.told(problem)
+
+
+def readable(lines: Sequence[str], *, in_pieces: bool = False) -> list[str]:
+    """See `wire.frames.readable`."""
+    return frames.readable(lines, _places, in_pieces=in_pieces)
+
+
+def readable_text(text: str) -> str:
+    """See `wire.frames.readable_text`."""
+    return frames.readable_text(text, _places)

@@ -26,13 +26,11 @@ import msgspec
 from cortex.errors import Problem
 from cortex.processes import own_mark
 from cortex.wire.launch import VIEW_SOURCE, ReplicaSpec
+from cortex.wire.places import COPY_NAME
 
 COPIED_BYTES = 32 * 2**20
 COPIED_FILES = 2_000
 """A larger project is not copied for each replica: 90 MB in 5,000 files take up to a second and a half."""
-
-COPY_NAME = "project"
-"""Of a copy, in a replica's scratch folder."""
 
 # Source: sched.h, sys/mount.h, linux/capability.h and linux/prctl.h.
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x0002_0000, 0x1000_0000
@@ -81,13 +79,6 @@ def enter(spec: ReplicaSpec, *, overlay: Callable[[ReplicaSpec], None] | None = 
     except OSError as error:
         return _without_namespace(spec, error)
     return View("overlay", spec)
-
-
-def folders(spec: ReplicaSpec) -> tuple[str, ...]:
-    """Where a process with a view may have found its project, for those who only know what it was told."""
-    if spec.project_dir is None:
-        return ()
-    return (spec.project_dir, *([os.path.join(spec.scratch, COPY_NAME)] if spec.scratch else []))
 
 
 def lay_overlay(spec: ReplicaSpec) -> None:

@@ -1,8 +1,9 @@
 """
 Frames of traces that were printed, by Python or by its fault handler, as users should read them.
 
-Files of their project have the names that they have there, and frames of this package are left out, unless nothing else
-would be left: then the fault is ours. Pure text, as what wrote it may be dead.
+Files are called as `places` calls them, and frames of this package are left out, unless nothing else would be left:
+then the fault is ours. The rest of a text is left alone, as whoever prints a path himself wants it as it is. Pure, as
+what wrote a trace may be dead.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from cortex.wire.places import Places
+
 _FRAME = re.compile(r'(?P<indent>[ |]*)File "(?P<path>[^"\n]*)", line (?:\d+|\?\?\?)(?P<rest>,? in .*)?')
 _OTHER_THREAD = re.compile(r"Thread 0x[0-9a-f]+ .*\(most recent call first\):")
-_OURS = re.compile(r"<frozen |.*/cortex/(?:(?:replica|wire|lib)/.*|[a-z]+\.py)$|.*/threading\.py$")
+_OURS = re.compile(r"<frozen |.*/cortex/(?:(?:replica|wire|lib)/.*|[a-z]+\.py)$|.*/\w+3\.\d+\w*/threading\.py$")
 """Of this package, wherever it is installed, and around it: a thread's first frames are those of `threading`."""
 
 
-def readable(lines: Sequence[str], projects: Sequence[str], *, in_pieces: bool = False) -> list[str]:
+def readable(lines: Sequence[str], places: Places, *, in_pieces: bool = False) -> list[str]:
     """
     The same lines with frames as users should read them; lines of anything else stay as they are.
 
     Args:
-        projects: folders that users' files are named from.
+        places: files in there are users', whatever they are called.
         in_pieces: a trace comes in several calls, and it is one that a handler printed: none of ours is worth a line.
     """
     shown: list[str] = []
@@ -31,23 +34,23 @@ def readable(lines: Sequence[str], projects: Sequence[str], *, in_pieces: bool =
             shown.append(rest.pop(0))
             continue
         frames = list(_taken(rest))
-        theirs = [frame for frame in frames if not _is_ours(frame[0], projects)]
+        theirs = [frame for frame in frames if not _is_ours(_path(frame[0]), places)]
         is_fault = " in " in frames[0][0] and ", in " not in frames[0][0]
-        if in_pieces or (theirs if is_fault else any(_is_in(frame[0], projects) for frame in theirs)):
+        if in_pieces or (theirs if is_fault else any(places.has(_path(frame[0])) for frame in theirs)):
             frames = theirs
         elif shown and _OTHER_THREAD.fullmatch(shown[-1]):
             shown.pop()
             del rest[: bool(rest) and not rest[0]]
             continue
-        shown += [line for first, *more in frames for line in (_named(first, projects), *more)]
+        shown += [line for first, *more in frames for line in (_named(first, places), *more)]
     return shown
 
 
-def readable_text(text: str, projects: Sequence[str], *, in_pieces: bool = False) -> str:
+def readable_text(text: str, places: Places) -> str:
     """The same of a text, which is nearly always one without frames."""
     if 'File "' not in text:
         return text
-    return "\n".join(readable(text.split("\n"), projects, in_pieces=in_pieces))
+    return "\n".join(readable(text.split("\n"), places))
 
 
 def _taken(rest: list[str]) -> Iterator[list[str]]:
@@ -66,15 +69,10 @@ def _path(line: str) -> str:
     return match["path"]
 
 
-def _is_in(line: str, projects: Sequence[str]) -> bool:
-    return any(_path(line).startswith(f"{project}/") for project in projects)
+def _is_ours(path: str, places: Places) -> bool:
+    return not places.has(path) and _OURS.match(path) is not None
 
 
-def _is_ours(line: str, projects: Sequence[str]) -> bool:
-    return not _is_in(line, projects) and _OURS.match(_path(line)) is not None
-
-
-def _named(line: str, projects: Sequence[str]) -> str:
-    for project in projects:
-        line = line.replace(f'File "{project}/', 'File "', 1)
-    return line
+def _named(line: str, places: Places) -> str:
+    path = _path(line)
+    return line.replace(path, places.called(path), 1)

@@ -13,11 +13,11 @@ import msgspec
 
 from cortex.errors import Problem
 
-_TREE = r"/artifacts/trees/[0-9a-f]{64}"
-"""Below a home: a folder of the artifact store, which has a project or a model."""
+COPY_NAME = "project"
+"""What a process's own copy of its project is called in its scratch folder."""
+_PLACE = rf"/(?:artifacts/trees/[0-9a-f]{{64}}|scratch/[^/\s]+/{COPY_NAME})"
+"""Below a home: a folder of the artifact store, which has a project or a model; or such a copy."""
 _ITS_END = r"(?P<slash>/+)?(?(slash)|(?![-\w/]|\.\w))"
-_FRAME = re.compile(r'^( *File ")(/[^"\n]+)', re.MULTILINE)
-"""How a line begins that tells a frame, of Python's tracebacks and of its fault handler's."""
 
 
 class Places:
@@ -26,13 +26,13 @@ class Places:
 
     Args:
         home: of Cortex.
-        folders: further ones, such as a replica's own copy of its project.
+        folders: further ones, that are elsewhere.
     """
 
     def __init__(self, home: str, folders: Sequence[str] = ()) -> None:
         homes = {os.path.abspath(home), os.path.realpath(home)} if home else set()
         known = {path for folder in folders if folder and (path := os.path.abspath(folder)) != "/"}
-        patterns = [re.escape(path) + _TREE for path in homes] + [re.escape(path) for path in known]
+        patterns = [re.escape(path) + _PLACE for path in homes] + [re.escape(path) for path in known]
         self._pattern = re.compile(f"(?:{'|'.join(sorted(patterns, key=len, reverse=True))}){_ITS_END}")
         self._knows_any = bool(patterns)
 
@@ -42,11 +42,9 @@ class Places:
             return text
         return self._pattern.sub(lambda match: "" if match["slash"] else ".", text)
 
-    def called_in_frames(self, text: str) -> str:
-        """As `called`, of nothing but the files of frames: whoever prints a path himself wants it as it is."""
-        if 'File "' not in text:
-            return text
-        return _FRAME.sub(lambda match: match[1] + self.called(match[2]), text)
+    def has(self, path: str) -> bool:
+        """Whether a file lies in one of them."""
+        return self.called(path) != path
 
     def told(self, problem: Problem) -> Problem:
         """A problem as its readers call things."""

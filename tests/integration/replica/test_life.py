@@ -17,6 +17,7 @@ from replica_harness import LAUNCHER_DEADLINE_S, LauncherProcess, Replica, event
 from cortex.agent.logs import take_leftover
 from cortex.errors import Problem
 from cortex.processes import identify, is_alive
+from cortex.replica.places import of
 from cortex.wire.build import Sample
 from cortex.wire.launch import AskListener, ChildExited, Drain
 from cortex.wire.reports import Phase
@@ -437,7 +438,7 @@ def test_a_crash_leaves_a_python_traceback_in_the_log(start: Start, shared_launc
         client.send(request(orjson.dumps(SAMPLE)))
         assert client.at_end()
     assert exit_of(shared_launcher, replica) == (None, signal.SIGSEGV)
-    take_leftover(Path(replica.spec.log_path), 1)  # as the agent does
+    take_leftover(Path(replica.spec.log_path), 1, of(replica.spec))  # as the agent does
     text = "\n".join(line.text for line in replica.lines())
     assert "Fatal Python error: Segmentation fault" in text
     assert "in post_inference" in text

@@ -12,7 +12,7 @@ from replica_harness import LauncherProcess, Replica, eventually, request
 from test_life import exit_of
 
 from cortex.agent.logs import take_leftover
-from cortex.replica.view import folders
+from cortex.replica.places import of
 from cortex.wire.logline import LoggedLine
 
 pytestmark = pytest.mark.slow
@@ -103,7 +103,7 @@ def test_a_crash_shows_the_users_frames_alone(start: Start, shared_launcher: Lau
         client.send(request(orjson.dumps(SAMPLE)))
         assert client.at_end()
     assert exit_of(shared_launcher, replica) == (None, signal.SIGSEGV)
-    take_leftover(Path(replica.spec.log_path), 1, projects=folders(replica.spec))  # as the agent does
+    take_leftover(Path(replica.spec.log_path), 1, of(replica.spec))  # as the agent does
     text = "\n".join(line.text for line in replica.lines())
     assert "Fatal Python error: Segmentation fault" in text
     assert '  File "handler.py", line 3 in post_inference' in text

@@ -9,6 +9,9 @@ from cortex.agent import logs
 from cortex.agent.logs import LogReader, clean_up, cut_process_logs
 from cortex.ids import ApiKey, ReplicaId
 from cortex.wire.agent import ReadLogs
+from cortex.wire.places import Places
+
+NOWHERE = Places("")
 
 
 def record(wall_s, text, request=""):
@@ -213,8 +216,8 @@ def test_what_a_dead_replica_left_unread_ends_its_log(folder):
     raw = folder / "iris.a.11111111.0.log.raw"
     raw.write_bytes(b"Fatal Python error\n" + record(5, "of a child", "r9").encode() + b"half \xff")
     os.utime(raw, (6, 6))
-    logs.take_leftover(log_file, 3)
-    logs.take_leftover(log_file, 3)
+    logs.take_leftover(log_file, 3, NOWHERE)
+    logs.take_leftover(log_file, 3, NOWHERE)
     found = LogReader(folder).read(ask(replica=ReplicaId("11111111.0"))).lines
     assert [(line.wall_s, line.stream, line.request, line.text) for line in found] == [
         (1, "out", "r1", "one"),
@@ -226,7 +229,7 @@ def test_what_a_dead_replica_left_unread_ends_its_log(folder):
 
 
 def test_a_replica_that_left_nothing_gets_no_log(tmp_path):
-    logs.take_leftover(tmp_path / "iris.a.11111111.0.log", 1)
+    logs.take_leftover(tmp_path / "iris.a.11111111.0.log", 1, NOWHERE)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -47,9 +47,6 @@ class FakeProvisions:
     def python(self, environment):
         return Path("/usr/bin/python3")
 
-    def project_path(self, build):
-        return None
-
 
 class FakeLauncher:
     """Raises what it is given, one for each fork."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from cortex.wire.frames import readable, readable_text
+import pytest
 
-PROJECT = "/home/ann/.cortex/artifacts/trees/ab12"
+from cortex.wire.frames import readable, readable_text
+from cortex.wire.places import Places
+
+HOME = "/home/ann/.cortex"
+PLACES = Places(HOME)
+PROJECT = f"{HOME}/artifacts/trees/{'0123456789abcdef' * 4}"
+COPY = f"{HOME}/scratch/t.a.11111111.0.1/project"
 OURS = "/opt/venv/lib/python3.11/site-packages/cortex"
 ORT = "/opt/venv/lib/python3.11/site-packages/onnxruntime/capi/session.py"
 
 
-def shown(text: str, *, in_pieces: bool = False) -> str:
-    return readable_text(text.strip("\n"), (PROJECT, "/scratch/project"), in_pieces=in_pieces)
+def shown(text: str) -> str:
+    return readable_text(text.strip("\n"), PLACES)
 
 
 def test_a_fatal_error_shows_the_users_frames_under_their_names_and_none_of_our_threads() -> None:
@@ -121,7 +127,7 @@ def test_exception_groups_are_read_as_well() -> None:
   + Exception Group Traceback (most recent call last):
   |   File "{OURS}/replica/prediction.py", line 9, in _predict
   |     await self._steps
-  |   File "/scratch/project/handler.py", line 3, in post_inference
+  |   File "{COPY}/handler.py", line 3, in post_inference
   |     async with group
   | ExceptionGroup: two (2 sub-exceptions)
 """)
@@ -136,7 +142,7 @@ def test_exception_groups_are_read_as_well() -> None:
 
 def test_pieces_of_a_trace_that_are_ours_alone_are_left_out() -> None:
     piece = f'  File "{OURS}/replica/handler.py", line 210, in call\n    return self._function()'
-    assert readable(piece.split("\n"), (PROJECT,), in_pieces=True) == []
+    assert readable(piece.split("\n"), PLACES, in_pieces=True) == []
     assert shown(piece) == piece.strip("\n")
 
 
@@ -144,6 +150,32 @@ def test_a_users_own_cortex_folder_is_theirs() -> None:
     assert (
         shown(f'  File "{PROJECT}/cortex/replica/a.py", line 2, in f') == '  File "cortex/replica/a.py", line 2, in f'
     )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{PROJECT}/threading.py",
+        "/opt/venv/lib/python3.11/site-packages/sentry_sdk/integrations/threading.py",
+        "/opt/venv/lib/python3.11/site-packages/cortexlib/replica/a.py",
+    ],
+)
+def test_frames_of_files_that_are_called_like_ours_are_shown(path: str) -> None:
+    frame = [f'  File "{path}", line 2, in f']
+    assert readable(frame, PLACES, in_pieces=True) == [frame[0].replace(f"{PROJECT}/", "")]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/usr/lib/python3.11/threading.py",
+        "/home/ann/.local/share/uv/python/cpython-3.13.1-linux-x86_64-gnu/lib/python3.13t/threading.py",
+        f"{HOME}/environments/platform/cortex/replica/child.py",
+        f"{OURS}/polling.py",
+    ],
+)
+def test_frames_of_ours_and_of_a_threads_beginning_are_not(path: str) -> None:
+    assert readable([f'  File "{path}", line 2, in f'], PLACES, in_pieces=True) == []
 
 
 def test_what_is_no_trace_is_left_alone() -> None:
