@@ -55,6 +55,13 @@ def test_references_are_found_wherever_they_are_given() -> None:
     assert "spec/rules.py" in found["reserved-env-name"].files, "by place"
 
 
+def test_every_decision_is_listed_once_and_in_order() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"^\| \[(\d+)\]\((.+)\) \|", (folder / "README.md").read_text(), re.MULTILINE)
+    files = sorted(file.name for file in folder.glob("[0-9]*.md"))
+    assert listed == [(str(int(name[:4])), name) for name in files]
+
+
 def test_every_command_and_setting_is_on_its_page() -> None:
     commands = (ROOT / "docs" / "cli.md").read_text()
     configuration = (ROOT / "docs" / "configuration.md").read_text()
