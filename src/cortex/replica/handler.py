@@ -8,6 +8,7 @@ Loading raises `HandlerError`s that a user can act on. What a hook raises while 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib.machinery
 import importlib.util
@@ -20,6 +21,7 @@ import types
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import CoroutineType, ModuleType
 from typing import Any
 
@@ -296,7 +298,7 @@ def load_handler(project_dir: str, handler: str, api: str) -> Handler:
     hooks = {name: _find_hook(module, name, handler) for name in HOOKS}
     start, stop = (_find_life_hook(module, name, handler) for name in LIFE_HOOKS)
     found = [hook.name for hook in (*hooks.values(), start, stop) if hook is not None]
-    slip = find_slip(vars(module), found, _source(path))
+    slip = find_slip(vars(module), found, _source(path), functools.partial(_other_sources, project_dir, path))
     if slip is not None:
         raise HandlerError(slip.reference, slip.message, where=_place(slip.value, module, handler), hint=slip.hint)
     return Handler(pre=hooks["pre_inference"], post=hooks["post_inference"], start=start, stop=stop)
@@ -343,6 +345,14 @@ def _source(path: str) -> str:
     """The text of a file that was imported."""
     with open(path, "rb") as file:
         return importlib.util.decode_source(file.read())
+
+
+def _other_sources(project_dir: str, path: str) -> Iterator[str]:
+    """The texts of a project's other files, but for those that nobody could import."""
+    for file in sorted(Path(project_dir).rglob("*.py")):
+        if str(file) != path:
+            with contextlib.suppress(OSError, SyntaxError, ValueError):
+                yield _source(str(file))
 
 
 def _import_failure(error: BaseException, shown: str, path: str, project_dir: str) -> HandlerError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 HookName = Literal["pre_inference", "post_inference"]
@@ -39,7 +39,9 @@ class Slip(NamedTuple):
     """What to look for in the file; None for nothing in particular."""
 
 
-def find_slip(names: Mapping[str, Any], found: Collection[str], source: str) -> Slip | None:
+def find_slip(
+    names: Mapping[str, Any], found: Collection[str], source: str, others: Callable[[], Iterable[str]] = tuple
+) -> Slip | None:
     """
     Return what is wrong with the names of a handler's file; None if nothing is.
 
@@ -47,6 +49,7 @@ def find_slip(names: Mapping[str, Any], found: Collection[str], source: str) -> 
         names: its global variables.
         found: the hooks that it has, `on_start` and `on_stop` among them.
         source: its text: a `shutdown` that the file itself calls or registers is no misspelt `on_stop`.
+        others: the texts of the project's other files, asked for only where they matter: nor is one that these import.
 
     Returns:
         A hook whose name is misspelt, whether the other one is there or not; where neither is, what else there is.
@@ -61,13 +64,15 @@ def find_slip(names: Mapping[str, Any], found: Collection[str], source: str) -> 
                         hint=f'did you mean "{hook}"?',
                         value=function,
                     )
-    slip = _life_slip(names, found, source)
+    slip = _life_slip(names, found, source, others)
     if found:
         return slip
     return slip if slip is not None and slip.value.__name__.startswith("on") else _without_hooks(names)
 
 
-def _life_slip(names: Mapping[str, Any], found: Collection[str], source: str) -> Slip | None:
+def _life_slip(
+    names: Mapping[str, Any], found: Collection[str], source: str, others: Callable[[], Iterable[str]]
+) -> Slip | None:
     """A function that nobody calls, with a name like `on_start` or `on_stop` and as easily called."""
     module = names.get("__name__")
     for name, function in names.items():
@@ -79,6 +84,7 @@ def _life_slip(names: Mapping[str, Any], found: Collection[str], source: str) ->
             and (function.__module__, function.__name__) == (module, name)
             and _takes_nothing(function)
             and not _is_used(name, source)
+            and not any(_is_asked_for(name, text) for text in others())
         ):
             return Slip(
                 reference="handler-hook-misspelt",
@@ -108,16 +114,37 @@ def _takes_nothing(function: Any) -> bool:
 
 
 def _is_used(name: str, source: str) -> bool:
-    """Whether a file does something with a function of its own, be it a decorator's doing."""
-    try:
-        nodes = list(ast.walk(ast.parse(source)))
-    except (SyntaxError, ValueError, RecursionError):  # it was imported: in doubt it does
-        return True
-    return any(
+    """Whether a file does something with a function of its own, be it a decorator's doing. In doubt it does."""
+    nodes = _nodes(source)
+    return nodes is None or any(
         (isinstance(node, ast.Name) and node.id == name)
         or (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name and node.decorator_list)
+        or _is_text_of(node, name)
         for node in nodes
     )
+
+
+def _is_asked_for(name: str, source: str) -> bool:
+    """Whether a file may do something with a function of another one."""
+    nodes = _nodes(source) if name in source else []
+    return nodes is None or any(
+        (isinstance(node, ast.alias) and node.name == name)
+        or (isinstance(node, ast.Attribute) and node.attr == name)
+        or _is_text_of(node, name)
+        for node in nodes
+    )
+
+
+def _is_text_of(node: ast.AST, name: str) -> bool:
+    """As `__all__`, `getattr` and `mock.patch` name what they mean."""
+    return isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.split(".")[-1] == name
+
+
+def _nodes(source: str) -> list[ast.AST] | None:
+    try:
+        return list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, RecursionError):
+        return None
 
 
 def _without_hooks(names: Mapping[str, Any]) -> Slip:

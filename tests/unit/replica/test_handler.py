@@ -147,12 +147,38 @@ def test_a_misspelt_on_start_or_on_stop_is_an_error(
         "from asyncio import run as startup",
         "class startup: pass",
         "close = open",
+        "__all__ = ['setup']\ndef setup(): pass",
+        "def setup(): pass\ndef other(): return globals()['setup']()",
     ],
 )
 def test_what_a_handler_uses_itself_or_cannot_be_meant_is_no_misspelt_on_start_or_on_stop(
     load: Callable[..., Handler], rest: str
 ) -> None:
     assert load(f"def pre_inference(sample, metadata): return sample\n{rest}").pre is not None
+
+
+@pytest.mark.parametrize(
+    ("other", "is_meant"),
+    [
+        ("from handler import setup", True),
+        ("import handler\nhandler.setup()", True),
+        ("from unittest import mock\nmock.patch('handler.setup')", True),
+        ("def setup(): pass", False),
+        ("# setup", False),
+        ("print 'setup'", True),
+        ("x = '\0'", False),
+    ],
+)
+def test_what_another_file_of_the_project_asks_for_is_no_misspelt_on_start(
+    load: Callable[..., Handler], tmp_path: Path, other: str, is_meant: bool
+) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "train.py").write_text(other)
+    source = "def setup(): pass\ndef pre_inference(sample, metadata): return sample"
+    if is_meant:
+        assert load(source).pre is not None
+    else:
+        assert problem_of(load, source).problem().reference == "handler-hook-misspelt"
 
 
 @pytest.mark.parametrize(
