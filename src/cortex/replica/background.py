@@ -25,13 +25,18 @@ GRACE_S = 5.0
 MOST_AT_ONCE = 20
 """Told in one look, which is a second's; of more there is only the number."""
 MOST_REMEMBERED = 1000
+"""Of more the oldest are given up: asyncio tells of theirs once they are collected, which what is kept never is."""
 
 Tell = Callable[[str, str, str], None]
 """Takes level, text, and the request that it belongs to."""
 
 
+_Work = asyncio.Future[Any] | Future[Any]
+"""A task, or a call of an executor as the loop knows it or as the executor does."""
+
+
 class _Ended(NamedTuple):
-    work: asyncio.Task[Any] | Future[Any]
+    work: _Work
     request: str
     due_s: float
 
@@ -61,8 +66,19 @@ class Background:
         self._looking = threading.Lock()
 
     def watch_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on watch the tasks of a loop, unless users' code makes them in a way of its own."""
+        """
+        From now on watch the tasks of a loop, unless users' code makes them in a way of its own, and what it has
+        executors do: the loop asks them for the outcome, whether or not anybody asks the loop.
+        """
+        run = loop.run_in_executor
+
+        def run_watched(executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+            future: asyncio.Future[Any] = run(executor, func, *args)
+            future.add_done_callback(partial(self._work_ended, request=REQUEST_ID.get()))
+            return future
+
         loop.set_task_factory(self._new_task)
+        loop.run_in_executor = run_watched  # type: ignore[method-assign,assignment]
 
     def watch_executors(self) -> None:
         """From now on watch what is submitted to threads, in this process."""
@@ -72,7 +88,7 @@ class Background:
             pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
         ) -> Future[Any]:
             future = submit(pool, fn, *args, **kwargs)
-            future.add_done_callback(partial(self._call_ended, request=REQUEST_ID.get()))
+            future.add_done_callback(partial(self._work_ended, request=REQUEST_ID.get()))
             return future
 
         def result_looked_at(future: Future[Any], timeout: float | None = None) -> Any:
@@ -116,18 +132,14 @@ class Background:
 
     def _new_task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **options)
-        task.add_done_callback(partial(self._task_ended, request=REQUEST_ID.get()))
+        task.add_done_callback(partial(self._work_ended, request=REQUEST_ID.get()))
         return task
 
-    def _task_ended(self, task: asyncio.Task[Any], *, request: str) -> None:
-        if _is_unseen(task):
-            self._ended.append(_Ended(task, request, self._clock_s() + GRACE_S))
+    def _work_ended(self, work: _Work, *, request: str) -> None:
+        if _is_unseen(work):
+            self._ended.append(_Ended(work, request, self._clock_s() + GRACE_S))
 
-    def _call_ended(self, future: Future[Any], *, request: str) -> None:
-        if _is_unseen(future):
-            self._ended.append(_Ended(future, request, self._clock_s() + GRACE_S))
-
-    def _text(self, work: asyncio.Task[Any] | Future[Any]) -> str:
+    def _text(self, work: _Work) -> str:
         error = work.exception()
         assert error is not None
         if isinstance(work, asyncio.Task):
@@ -138,15 +150,15 @@ class Background:
         return f"exception in a {what}\n{format_user_traceback(error, self._project_dir)}"
 
 
-def _is_unseen(work: asyncio.Task[Any] | Future[Any]) -> bool:
+def _is_unseen(work: _Work) -> bool:
     """Whether it ended with an exception that nobody has asked for."""
-    if isinstance(work, asyncio.Task):
+    if isinstance(work, asyncio.Future):
         return bool(getattr(work, "_log_traceback", False))  # cleared by `result`, `exception` and `await`
     failed = not work.cancelled() and getattr(work, "_exception", None) is not None
     return failed and not getattr(work, "_looked_at", False)
 
 
-def _note_seen(work: asyncio.Task[Any] | Future[Any]) -> None:
+def _note_seen(work: _Work) -> None:
     """So that asyncio does not tell of it once more when it is collected."""
-    if isinstance(work, asyncio.Task):
+    if isinstance(work, asyncio.Future):
         work.exception()

@@ -182,10 +182,36 @@ def test_a_call_of_an_executor_is_told_unless_somebody_asks_for_its_outcome(exec
     assert unseen.done()
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_what_the_loop_has_an_executor_do_is_told_unless_it_is_awaited(
+    executors: World, caplog: pytest.LogCaptureFixture, is_kept: bool
+) -> None:
+    kept = []
+
+    async def begin() -> None:
+        REQUEST_ID.set("r3")
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(None, int, "nothing")
+        await asyncio.wait([future])
+        if is_kept:
+            kept.append(future)
+
+    executors.loop.run_until_complete(begin())
+    executors.loop.run_until_complete(executors.loop.shutdown_default_executor())
+    ((level, text, request),) = executors.later()
+    assert (level, request) == ("ERROR", "r3")
+    assert text.startswith("exception in a call of an executor, whose outcome nobody has asked for\nTraceback")
+    assert len(executors.later()) == 1
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
 def test_what_the_loop_awaits_of_an_executor_is_not_told(executors: World) -> None:
     async def begin() -> None:
         with pytest.raises(ValueError, match="invalid"):
             await asyncio.get_running_loop().run_in_executor(None, int, "x")
+        with pytest.raises(ValueError, match="invalid"):
+            await asyncio.to_thread(int, "x")
 
     executors.loop.run_until_complete(begin())
     executors.loop.run_until_complete(executors.loop.shutdown_default_executor())
