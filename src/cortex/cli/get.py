@@ -23,6 +23,7 @@ from cortex.cli.command import (
     print_json,
     print_json_line,
 )
+from cortex.cli.live import patience
 from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.client.addressing import DeploymentNotFound, deployment_here, find, full_name
 from cortex.client.operator import OperatorClient
@@ -33,8 +34,6 @@ from cortex.wire.signature import TensorSpec
 
 REDRAW_S = 1.0
 CLASSES_SHOWN = 20
-WAIT_SHOWN_S = 5.0
-"""What a replica on its way is at is told from then on: most are at nothing for so long."""
 _NO_LIMIT = 10_000
 _VALUES_AT = len("endpoint") + len(text.GAP)
 """Column in which the values of an api's facts begin."""
@@ -230,12 +229,11 @@ def _why(api: ApiStatus) -> str:
 
 def _waits(api: ApiStatus, now_wall_s: float) -> str:
     """What it has waited for, if not only for a moment, and how long it still will."""
-    waits = api.waits
-    since_s, until_s = (text.instant(waits.since), text.instant(waits.until)) if waits is not None else (None, None)
-    if waits is None or since_s is None or until_s is None or now_wall_s - since_s < WAIT_SHOWN_S:
+    found = patience(api.waits, now_wall_s)
+    if api.waits is None or found is None:
         return ""
-    left = f"ended in {text.age(until_s - now_wall_s)} if it does not get on" if until_s > now_wall_s else "to be ended"
-    return f"{waits.replica}: {waits.doing}, for {text.age(now_wall_s - since_s)} now; {left}"
+    age, left = found
+    return f"{api.waits.replica}: {api.waits.doing}, for {age} now; {left}"
 
 
 def _empty(operator: OperatorClient, here: str | None, *, given: bool) -> Frame:

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Protocol, Self
 from cortex.cli import text
 from cortex.cli.terminal import Terminal, harmless
 from cortex.client.follow import Followed, Outcome
+from cortex.wire.operator import Waits
 
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.text import Text
 
+WAIT_SHOWN_S = 5.0
+"""How long a replica on its way is at one thing before it is told until when: most are at nothing for so long."""
 SHOWN_AFTER_S = 1.0
 """What is over sooner is not worth a line."""
 PLAIN_PAUSE_S = 2.0
@@ -81,9 +84,11 @@ class PlainDisplay:
         for row in rows:
             before, told_s = self._told.setdefault(row.name, ("", now_s))
             line = _plain_line(row, now_s)
-            if line and line != before and (row.is_done or now_s - told_s >= PLAIN_PAUSE_S):
-                self._told[row.name] = (line, now_s)
-                self._terminal.say(f"{row.name}: {line}")
+            left = _left(row, self._terminal.clock.wall_s()) if line else ""
+            news = f"{line}; …" if left else line  # which is told once, not each second anew
+            if line and news != before and (row.is_done or now_s - told_s >= PLAIN_PAUSE_S):
+                self._told[row.name] = (news, now_s)
+                self._terminal.say(f"{row.name}: {line}{left}")
 
 
 def _plain_line(row: Followed, now_s: float) -> str:
@@ -201,7 +206,7 @@ class MovingDisplay:
         line.append(f"{status:<10}  ", style="yellow")
         line.append(f"{text.age(row.elapsed_s(now_s)):>4}")
         room = self._terminal.width - 1 - len(line.plain) - 2
-        progress = text.cut(_progress(row), max(room, 0))
+        progress = text.cut(_progress(row) + _left(row, self._terminal.clock.wall_s()), max(room, 0))
         line.append(f"  {progress}" if progress else "", style="dim")
         return line
 
@@ -226,6 +231,23 @@ class MovingDisplay:
 
 def _status_words(row: Followed) -> str:
     return "removed" if row.status is None else str(row.status.status)
+
+
+def patience(waits: Waits | None, now_wall_s: float) -> tuple[str, str] | None:
+    """
+    How long a replica has been at what it does, and what becomes of it: `42s`, `ended in 4m if it does not get on`.
+    None where that is no time worth a word.
+    """
+    since_s, until_s = (text.instant(waits.since), text.instant(waits.until)) if waits is not None else (None, None)
+    if since_s is None or until_s is None or now_wall_s - since_s < WAIT_SHOWN_S:
+        return None
+    left = f"ended in {text.age(until_s - now_wall_s)} if it does not get on" if until_s > now_wall_s else "to be ended"
+    return text.age(now_wall_s - since_s), left
+
+
+def _left(row: Followed, now_wall_s: float) -> str:
+    found = patience(row.status.waits, now_wall_s) if row.status is not None and not row.is_done else None
+    return f"; {found[1]}" if found is not None else ""
 
 
 def _progress(row: Followed) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from cortex.cli.live import PLAIN_PAUSE_S, MovingDisplay, PlainDisplay, display
 from cortex.client.follow import Followed, Outcome
-from cortex.wire.operator import Status
+from cortex.wire.operator import Status, Waits
 
 
 @pytest.fixture
@@ -62,6 +63,41 @@ def test_each_api_has_a_line(terminal: Any, cortex: Any, row: Any) -> None:
         ]
         cortex.clock.monotonic += 70
         assert lines(shown)[1] == "⠙ raw      creating      1m"
+
+
+@pytest.fixture
+def waits(cortex: Any) -> Waits:
+    begun_s = cortex.clock.wall_s()
+    since, until = (
+        datetime.fromtimestamp(moment_s, UTC).isoformat().replace("+00:00", "Z")
+        for moment_s in (begun_s, begun_s + 300)
+    )
+    return Waits(replica="iris.a.11111111.0", doing="running on_start of h.py", since=since, until=until)
+
+
+def test_until_when_a_replica_may_take_is_told_once_it_takes_long(
+    terminal: Any, cortex: Any, row: Any, waits: Waits
+) -> None:
+    shown = MovingDisplay(terminal)
+    with shown:
+        shown.follow([row("a", progress="1 starting (running on_start of h.py)", waits=waits)])
+        assert "ended" not in lines(shown)[0]
+        cortex.clock.wall += 60.0
+        assert lines(shown)[0].endswith("  1 starting (running on_start of h.py); ended in 4m if i…")
+
+
+def test_plain_lines_tell_once_until_when_a_replica_may_take(cortex: Any, row: Any, waits: Waits) -> None:
+    terminal = cortex.terminal()
+    with PlainDisplay(terminal) as shown:
+        for _ in range(6):
+            shown.follow([row("a", progress="1 starting (importing h.py)", waits=waits)])
+            cortex.clock.monotonic += PLAIN_PAUSE_S
+            cortex.clock.wall += PLAIN_PAUSE_S
+        shown.follow([row("a", Outcome.LIVE, status=Status.LIVE)])
+    first, then, end = terminal.stderr.content.splitlines()
+    assert first == "a: creating: 1 starting (importing h.py)"
+    assert then == "a: creating: 1 starting (importing h.py); ended in 4m if it does not get on"
+    assert end.startswith("a: live after")
 
 
 def test_finished_apis_move_above(terminal: Any, cortex: Any, row: Any) -> None:
