@@ -191,6 +191,8 @@ class Collector:
                 contents.append(content)
                 read.append((file, signature, content.last))
             merged += self._store.merge(contents, self._clock.wall_s(), wanted=wanted)
+            if wanted is not None and any(content.api not in wanted for content in contents):
+                self._discarded = None
             self._seen.update((content.replica, content.attempt) for content in contents)
             for file, signature, last in read:  # only now: had the merge failed, they would be read again
                 file.read, file.last = signature, last

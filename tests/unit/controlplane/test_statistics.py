@@ -162,6 +162,22 @@ def test_what_a_removed_api_had_in_hand_counts_neither_for_it_nor_for_the_next_o
     assert world.shown(replica.version).requests.ok == 2, "attempts are numbered anew"
 
 
+def test_a_replica_that_was_first_seen_after_the_removal_counts_as_well_once_it_is_taken_over(world: World) -> None:
+    replica = a_replica(a_build("v1", api=API))
+    replica = msgspec.structs.replace(replica, replica=ReplicaId(f"iris.sklearn.{replica.version[:8]}.0"))
+    world.reports = (a_report(replica),)
+    world.wanted.clear()
+    world.statistics.collect()
+    world.statistics.forget([API])
+    world.statistics.collect()
+    world.wrote(replica.version, {"a": 1}, run="late")
+    world.statistics.collect()
+    world.wanted.add(API)
+    world.statistics.collect()
+    world.wrote(replica.version, {"a": 3}, run="late")
+    assert world.shown(replica.version).requests.ok == 2
+
+
 def test_a_replica_that_the_next_api_of_its_name_takes_over_goes_on_counting(world: World) -> None:
     replica = removed_with_a_request_in_hand(world)
     world.wanted.add(API)
