@@ -95,7 +95,7 @@ def logs(
         cursors = _show_first(operator, apis, read, show_of, number)
         if not follow:
             is_of_today = first_version == CURRENT and number > 0
-            if not cursors.any_line:
+            if not cursors.any_line and number > 0:
                 about = full_name(apis[0]) if not several and apis else f"the apis of {found}"
                 filtered = _filtered(since, replica, version, request)
                 yet = _yet(terminal, operator, apis) if is_of_today and not filtered else ""

@@ -170,6 +170,7 @@ def test_nothing_written_is_said(cortex: Any, running: Any, fakes: Any) -> None:
     assert cortex("logs", "sklearn", "--no-follow", "--since", "1m", "--request", "x").talk == (
         "nothing was written by iris/sklearn in that time for request x\n"
     )
+    assert cortex("logs", "sklearn", "--no-follow", "-n", "0").talk == "", "nothing was asked for"
 
 
 def test_ctrl_c_while_following(cortex: Any, written: Any) -> None:
