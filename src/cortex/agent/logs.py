@@ -20,9 +20,9 @@ import msgspec
 from cortex.ids import ReplicaId, revision_of, split_api_key
 from cortex.wire import rawoutput
 from cortex.wire.agent import LogLine, LogLines, ReadLogs
-from cortex.wire.frames import readable
 from cortex.wire.logline import LoggedLine, encode_line, is_ours, parse_line
 from cortex.wire.places import Places
+from cortex.wire.stacks import readable
 
 MAX_LINES = 10_000
 MAX_ANSWER_BYTES = 4 * 2**20

@@ -45,11 +45,11 @@ from cortex.replica.tracebacks import one_line
 from cortex.replica.trial import try_rows
 from cortex.wire.batching import RULES, BatchingVerdict, Mode, Proof, Trial
 from cortex.wire.build import Sample, TrackerConfig
-from cortex.wire.frames import readable_text
 from cortex.wire.launch import Inspect, InspectReport, MadeUpSample, ReplicaSpec
 from cortex.wire.logline import parse_line
 from cortex.wire.secrecy import unpacked
 from cortex.wire.signature import Signature, TensorSpec
+from cortex.wire.stacks import readable_text
 
 _MAX_REPORT_BYTES = 64 * 2**20
 _TAIL_BYTES = 4000

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cortex.errors import Problem
-from cortex.wire import frames
+from cortex.wire import stacks
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.places import Places
 
@@ -37,10 +37,10 @@ def as_told(problem: Problem) -> Problem:
 
 
 def readable(lines: Sequence[str], *, in_pieces: bool = False) -> list[str]:
-    """See `wire.frames.readable`."""
-    return frames.readable(lines, _places, in_pieces=in_pieces)
+    """See `wire.stacks.readable`."""
+    return stacks.readable(lines, _places, in_pieces=in_pieces)
 
 
 def readable_text(text: str) -> str:
-    """See `wire.frames.readable_text`."""
-    return frames.readable_text(text, _places)
+    """See `wire.stacks.readable_text`."""
+    return stacks.readable_text(text, _places)

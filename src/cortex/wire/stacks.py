@@ -1,5 +1,5 @@
 """
-Frames of traces that were printed, by Python or by its fault handler, as users should read them.
+Stacks of calls that were printed, by Python's tracebacks or by its fault handler, as users should read them.
 
 Files are called as `places` calls them, and frames of this package are left out, unless nothing else would be left:
 then the fault is ours. The rest of a text is left alone, as whoever prints a path himself wants it as it is. Pure, as

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cortex.wire.frames import readable, readable_text
 from cortex.wire.places import Places
+from cortex.wire.stacks import readable, readable_text
 
 HOME = "/home/ann/.cortex"
 PLACES = Places(HOME)
