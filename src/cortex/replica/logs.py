@@ -15,11 +15,13 @@ import contextlib
 import ctypes
 import io
 import itertools
+import linecache
 import logging
 import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
@@ -489,6 +491,7 @@ def install(log: LogFile, project_dir: str | None = None) -> Streams:
         ours.removeHandler(stale)
     ours.addHandler(handler)
     logging.captureWarnings(False)
+    warnings.formatwarning = _format_warning
     logging.StreamHandler.emit = _emit_to_stream  # type: ignore[method-assign,assignment]
     threading.Thread.start = _start_for_request  # type: ignore[method-assign]
     ThreadPoolExecutor.submit = _submit_for_request  # type: ignore[method-assign,assignment]
@@ -496,6 +499,17 @@ def install(log: LogFile, project_dir: str | None = None) -> Streams:
     threading.excepthook = _thread_excepthook(log, project_dir)
     _write_lines_of_c_code_at_once()
     return Streams(log, out, err)
+
+
+_format_warning_anyhow = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """`warnings.formatwarning`, except that files are named as in their project."""
+    shown = linecache.getline(filename, lineno) if line is None else line
+    return _format_warning_anyhow(message, category, places.as_called(filename), lineno, shown)
 
 
 _emit_elsewhere = logging.StreamHandler.emit

@@ -101,7 +101,7 @@ def describe(error: BaseException) -> tuple[int, str, str, dict[str, Any]]:
     facts: dict[str, Any] = dict(getattr(error, "facts", {}))
     message = str(error)
     if isinstance(error, RequestError):
-        status, message = error.status, error.message
+        status, message = error.status, as_called(error.message)  # often the text of another exception
     elif isinstance(error, BadBody):
         code = code or error.reference
     elif isinstance(error, HookFailed | ModelFailed):

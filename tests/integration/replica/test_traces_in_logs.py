@@ -97,6 +97,25 @@ def test_tracebacks_that_a_handler_logs_or_prints_name_its_files_as_it_does(star
     assert (replica.spec.project_dir in text, "cortex/replica" in text) == (False, False)
 
 
+WARNS = """
+import warnings
+from cortex import RequestError
+warnings.warn("careful")
+def post_inference(prediction, metadata):
+    raise RequestError(404, f"there is no {__file__}")
+"""
+
+
+def test_warnings_and_answers_of_a_handler_name_its_files_as_it_does(start: Start) -> None:
+    replica = start(WARNS)
+    assert replica.post(SAMPLE).json["message"] == "there is no handler.py"
+    lines = [line.text for line in replica.lines()]
+    assert [line for line in lines if "careful" in line] == [
+        "handler.py:4: UserWarning: careful",
+        '  warnings.warn("careful")',
+    ]
+
+
 def test_a_crash_shows_the_users_frames_alone(start: Start, shared_launcher: LauncherProcess) -> None:
     replica = start("import ctypes\ndef post_inference(p, m):\n    ctypes.string_at(0)\n")
     with replica.client() as client:
