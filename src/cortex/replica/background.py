@@ -54,12 +54,12 @@ class Background:
         self,
         *,
         tell: Tell,
-        is_in_hand: Callable[[str], bool],
+        is_in_hand: Callable[[str], bool] = lambda _request: False,
         project_dir: str | None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tell = tell
-        self._is_in_hand = is_in_hand
+        self.is_in_hand = is_in_hand
         self._project_dir = project_dir
         self._clock_s = clock_s
         self._ended: deque[_Ended] = deque(maxlen=MOST_REMEMBERED)
@@ -120,7 +120,7 @@ class Background:
             one = self._ended.popleft()
             if not _is_unseen(one.work):
                 continue
-            if not last and (now_s < one.due_s or (one.request and self._is_in_hand(one.request))):
+            if not last and (now_s < one.due_s or (one.request and self.is_in_hand(one.request))):
                 self._ended.append(one)
                 continue
             told += 1

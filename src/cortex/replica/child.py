@@ -8,7 +8,6 @@ launcher's, and its clean-up is not for us to do.
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import gc
 import os
 import signal
@@ -67,6 +66,34 @@ SAY_GOODBYE_S = 1.0
 """How long the last status may take to reach those who listen."""
 
 
+class SignalRelay:
+    """
+    What handles the signals that end a replica, where users' code does not. That may call it, as the handler that its
+    own replaces; in a process that becomes a replica after that code is imported, too.
+    """
+
+    NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.pass_on: Callable[[int], None] | None = None
+        """Takes a signal's number; None: this is no replica yet, and ends."""
+        self.was_called = False
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        self.was_called = True
+        if self.pass_on is not None:
+            self.pass_on(number)
+            return
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def stand_in(self) -> None:
+        """Handle what nobody does so far."""
+        for number in self.NUMBERS:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # users' code goes first
+                signal.signal(number, self)
+
+
 class Loaded(NamedTuple):
     """Model and handler, of a process that had them before it became a replica."""
 
@@ -74,6 +101,9 @@ class Loaded(NamedTuple):
     handler: Handler | None
     loop: asyncio.AbstractEventLoop
     """The one that was current while the handler was imported."""
+    background: Background
+    """Watches that loop and, since before the import, executors."""
+    relay: SignalRelay
     descriptors: Mapping[int, str]
     """Ours, of the time before (`offspring.Ours`)."""
     load_s: float
@@ -106,7 +136,6 @@ def go_on(surroundings: Surroundings, loaded: Loaded, spec: ReplicaSpec, *, slot
 
     def run() -> int:
         surroundings.log.move_to(spec.log_path, spec.attempt)
-        faulthandler.enable(surroundings.log.descriptor)
         process.set_title(*_title(spec))
         process.move_import_folder(surroundings.spec.scratch, spec.scratch)
         view = surroundings.view._replace(spec=spec)
@@ -171,15 +200,20 @@ class _Replica:
             self._idle_loop = uvloop.new_event_loop() if loaded is None else loaded.loop
         """The one that is current while the other one serves, see `_give_loop`."""
         self._handlers_loop = self._idle_loop
-        self._background = Background(
-            tell=lambda level, text, request: self._log.record("log", level, text, request),
-            is_in_hand=self._condition.has_in_hand,
-            project_dir=spec.project_dir,
-        )
+        if loaded is not None:
+            self._background = loaded.background
+        else:
+            self._background = Background(
+                tell=lambda level, text, request: self._log.record("log", level, text, request),
+                project_dir=spec.project_dir,
+            )
+            if spec.handler is not None:
+                self._background.watch_executors()
+                self._background.watch_loop(self._idle_loop)
+        self._background.is_in_hand = self._condition.has_in_hand
         if spec.handler is not None:
-            self._background.watch_executors()
-            for loop in (self._loop, self._idle_loop):
-                self._background.watch_loop(loop)
+            self._background.watch_loop(self._loop)
+        self._relay = SignalRelay() if loaded is None else loaded.relay
         self._control = Control(
             self._condition,
             listener=socket.socket(fileno=control_fd),
@@ -191,6 +225,7 @@ class _Replica:
             complain=lambda text: self._say("ERROR", text),
         )
         self._condition.announce = self._control.announce
+        self._relay.pass_on = self._control.pass_signal
 
     def run(self) -> int:
         """Load, warm up, serve. Returns the exit code when that failed; otherwise does not return."""
@@ -203,15 +238,13 @@ class _Replica:
                 descriptors={**before, **{fd: by_now[fd] for fd in by_now.keys() - self._not_ours}},
                 sockets=[self._slot.getsockname(), self._control.address],
                 loops=[self._loop, self._idle_loop],
-                handlers=[self._handle_signal],
+                handlers=[self._relay],
                 forget_output=self._streams.forget,
             )
         )
         self._control.start()
         self._control.hear_signals()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # users' code goes first
-                signal.signal(number, self._handle_signal)
+        self._relay.stand_in()
         try:
             self._serve()
         except (HandlerError, base.ModelError, SampleRefused) as error:
@@ -431,12 +464,9 @@ class _Replica:
         ends.run()
         self._leave(code)
 
-    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
-        self._control.pass_signal(number)
-
     def _signalled(self, number: int) -> None:
-        ours = signal.getsignal(number) == self._handle_signal  # unless users' code handles it
-        if ours and not self._ending:
+        ours = signal.getsignal(number) is self._relay  # unless users' code handles it
+        if (ours or self._relay.was_called) and not self._ending:
             self._drain(DEFAULT_DRAIN_S)
 
     def _drain(self, timeout_s: float) -> None:

@@ -34,6 +34,7 @@ from cortex.errors import Problem
 from cortex.ids import split_api_key
 from cortex.replica import child, logs, offspring, places, process, secrecy
 from cortex.replica.backends import base
+from cortex.replica.background import Background
 from cortex.replica.codec import BadBody, Decoder
 from cortex.replica.foresight import sure_failures
 from cortex.replica.handler import Handler, HandlerError, load_handler
@@ -45,6 +46,7 @@ from cortex.replica.tracebacks import one_line
 from cortex.replica.trial import try_rows
 from cortex.wire.batching import RULES, BatchingVerdict, Mode, Proof, Trial
 from cortex.wire.build import Sample, TrackerConfig
+from cortex.wire.framing import receive_frame, send_frame
 from cortex.wire.launch import Inspect, InspectReport, MadeUpSample, ReplicaSpec
 from cortex.wire.logline import parse_line
 from cortex.wire.secrecy import unpacked
@@ -155,7 +157,7 @@ class Inspection:
         try:
             with open(order_fd, "wb", closefd=False) as order:
                 order.write(msgspec.json.encode(spec))
-            socket.send_fds(self._successor, [b"!"], [order_fd, slot_fd, control_fd])
+            send_frame(self._successor, b"", (order_fd, slot_fd, control_fd))
         finally:
             os.close(order_fd)
         self.close()
@@ -272,6 +274,17 @@ def _live(
         )
         lift_limits = process.limit_inspection(spec.start_timeout_s * max(2, spec.threads))
         loop = uvloop.new_event_loop()
+        background = Background(
+            tell=lambda level, text, request: here.log.record("log", level, text, request),
+            project_dir=here.spec.project_dir,
+        )
+        relay = child.SignalRelay()
+        if successor is not None:
+            relay.stand_in()
+            if spec.handler is not None:
+                background.watch_executors()
+                background.watch_loop(loop)
+        has_before = process.Machinery()
         descriptors = offspring.own_descriptors()
         offspring.set_apart(
             offspring.Ours(
@@ -279,6 +292,7 @@ def _live(
                 project_dir=here.spec.project_dir,
                 descriptors={**descriptors, pipe_fd: os.readlink(f"/proc/self/fd/{pipe_fd}")},
                 loops=(loop,),
+                handlers=(relay,),
                 forget_output=here.streams.forget,
             )
         )
@@ -290,7 +304,8 @@ def _live(
             aside=do_here if successor is None else do_in_fork,
         )
         report = found.report
-        if successor is not None and _can_serve(found, here):
+        lift_limits()  # before it is known that there are no children, who would keep them
+        if successor is not None and has_before.is_left() and _can_serve(found, here):
             report = msgspec.structs.replace(report, kept=request.request)
         load_s = perf_counter() - began_s
         _write_line(pipe_fd, _Line(report=_told(report)))
@@ -300,10 +315,12 @@ def _live(
                 backend=found.backend,
                 handler=found.handler,
                 loop=loop,
+                background=background,
+                relay=relay,
                 descriptors=descriptors,
                 load_s=load_s,
             )
-            _wait_to_serve(here, loaded, successor, lift_limits)
+            _wait_to_serve(here, loaded, successor)
         code = 0
     except BaseException:
         os.write(2, secrecy.masked(traceback.format_exc()).encode("utf-8", "backslashreplace"))
@@ -318,23 +335,17 @@ def _can_serve(found: Found, here: Surroundings) -> bool:
         and not found.report.problems
         and here.view.kind != "copy"  # lies where a replica's does not
         and not process.asks_for_traces(os.environ)  # begin before the handler
-        and not processes.children()  # of the handler, with limits that nobody would lift
+        and not processes.children()  # of the handler, with an inspection's limits
     )
 
 
-def _wait_to_serve(
-    here: Surroundings, loaded: child.Loaded, successor: socket.socket, lift_limits: Callable[[], None]
-) -> None:
-    """Become the replica that the launcher names. Returns if it names none."""
-    _, fds, _, _ = socket.recv_fds(successor, 1, 3)
+def _wait_to_serve(here: Surroundings, loaded: child.Loaded, successor: socket.socket) -> NoReturn:
+    """Become the replica that the launcher names. Raises ConnectionLost: it is gone."""
+    _, (order_fd, slot_fd, control_fd) = receive_frame(successor)
     successor.close()
-    if len(fds) != 3:
-        return
-    order_fd, slot_fd, control_fd = fds
     with open(order_fd, "rb") as order:
         order.seek(0)
         spec = msgspec.json.decode(order.read(), type=ReplicaSpec)
-    lift_limits()
     processes.outlive_parent()
     child.go_on(here, loaded, spec, slot_fd=slot_fd, control_fd=control_fd)
 

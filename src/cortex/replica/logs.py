@@ -35,7 +35,7 @@ from cortex.lib.log import get_logger
 from cortex.replica import places, secrecy
 from cortex.replica.tracebacks import format_user_traceback
 from cortex.wire.logline import encode_line, is_ours, parse_line
-from cortex.wire.rawoutput import MAX_WAITING_BYTES, SUFFIX, RawOutput, left_out
+from cortex.wire.rawoutput import MAX_WAITING_BYTES, SUFFIX, RawOutput, keep_end, left_out
 
 REQUEST_ID: ContextVar[str] = ContextVar("cortex_request_id", default="")
 """Id of the request whose code is running; empty between requests."""
@@ -83,7 +83,7 @@ class LogFile:
 
     Args:
         path: opened for appending. The process's descriptors 1 and 2 become a file beside it. Empty: records go to what
-            descriptor 2 already is, and nothing is rotated.
+            descriptor 2 already is, and of much only the end is kept.
         attempt: written into every record.
     """
 
@@ -95,6 +95,8 @@ class LogFile:
         """About: rotation need not be exact to the byte."""
         self._rotating = threading.Lock()
         self._raw: RawOutput | None = None
+        self.descriptor: int
+        """For output that cannot wait for us, such as a fault handler's. Stays the same."""
         self._taking = threading.Lock()
         self._keeping_up: threading.Thread | None = None
         self.raw_belongs_to_request = False
@@ -105,30 +107,30 @@ class LogFile:
             self._raw = RawOutput(path + SUFFIX)
             os.dup2(self._raw.fd, 1)
             os.dup2(self._raw.fd, 2)
+            self.descriptor = self._raw.fd
         else:
-            self._fd = os.dup(2)
+            self._fd, self.descriptor = os.dup(2), os.dup(2)
         # Our own descriptor: users' code may close 1, and the next file it opens would then be number 1.
         os.set_inheritable(self._fd, False)
-
-    @property
-    def descriptor(self) -> int:
-        """For output that cannot wait for us, such as a fault handler's."""
-        return self._fd if self._raw is None else self._raw.fd
 
     def move_to(self, path: str, attempt: int) -> None:
         """
         From now on be the log at a path, and begin with what was written until now.
 
-        Only for one that was opened without a path, on a descriptor 2 that is a file of this process alone.
+        Only for one that was opened without a path, on a descriptor 2 that is a file of this process alone. Copies of
+        that descriptor, which users' code may have made, move as well.
         """
         before = os.dup(self._fd)
         try:
+            outputs = _same_as(before) - {before, self._fd}
             fresh = _open(path)
-            self._raw = RawOutput(path + SUFFIX)
-            for fd in (1, 2):
-                os.dup2(self._raw.fd, fd)
-            os.dup2(fresh, self._fd, inheritable=False)  # at once: other threads write meanwhile
+            raw = RawOutput(path + SUFFIX)
+            # At once, as other threads write meanwhile; and only those, as users' code may have led 1 elsewhere.
+            os.dup2(fresh, self._fd, inheritable=False)
+            for fd in outputs:
+                os.dup2(raw.fd, fd, inheritable=os.get_inheritable(fd))
             os.close(fresh)
+            self._raw = raw
             self._path, self._attempt = path, attempt
             self._size = os.fstat(self._fd).st_size
             self._write_lines(
@@ -260,9 +262,12 @@ class LogFile:
     # ---- the file -----------------------------------------------------------------------------------------------
 
     def _rotate_if_full(self) -> None:
-        if self._size < MAX_FILE_BYTES or not self._path or not self._rotating.acquire(blocking=False):
+        if self._size < MAX_FILE_BYTES or not self._rotating.acquire(blocking=False):
             return
         try:
+            if not self._path:
+                keep_end(self._fd, keep_bytes=MAX_WAITING_BYTES)
+                return
             for number in range(KEPT_FILES - 1, 0, -1):
                 older = f"{self._path}.{number - 1}" if number > 1 else self._path
                 if os.path.exists(older):
@@ -288,6 +293,17 @@ class LogFile:
         self._size += len(data)
         if self._size >= MAX_FILE_BYTES:
             self._rotate_if_full()
+
+
+def _same_as(fd: int) -> set[int]:
+    """Descriptors of this process that are the same file."""
+    file = os.fstat(fd)
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own
+            if os.path.samestat(os.fstat(int(name)), file):
+                found.add(int(name))
+    return found
 
 
 def _last_lines(fd: int) -> list[bytes]:

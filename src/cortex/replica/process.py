@@ -164,12 +164,41 @@ def limit_inspection(cpu_s: float) -> Callable[[], None]:
     for kind, limit in limits.items():
         hard = before[kind][1]
         resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    ours = {kind: resource.getrlimit(kind) for kind in limits}
 
     def lift() -> None:
         for kind, bounds in before.items():
-            resource.setrlimit(kind, bounds)
+            if resource.getrlimit(kind) == ours[kind]:  # else users' code has set one of its own
+                resource.setrlimit(kind, bounds)
 
     return lift
+
+
+class Machinery:
+    """
+    What of Python's own modules a replica runs on, which users' code may replace: gevent puts its own in the place of
+    threads and sockets. A replica that began before keeps what it had; one that begins afterwards would get the other.
+    """
+
+    MODULES = ("_thread", "asyncio", "os", "select", "signal", "socket", "threading", "time")
+
+    def __init__(self) -> None:
+        self._before = self._functions()
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def is_left(self) -> bool:
+        """Whether all of it still is what it was when this was made, and threads would hear the same signals."""
+        now = self._functions()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        return blocked == self._blocked and all(now.get(name) is found for name, found in self._before.items())
+
+    def _functions(self) -> dict[tuple[str, str], object]:
+        return {
+            (module, name): found
+            for module in self.MODULES
+            for name, found in vars(sys.modules[module]).items()
+            if callable(found) and name != "excepthook"  # called only for what users' code starts
+        }
 
 
 def enter_project(spec: ReplicaSpec) -> None:

@@ -133,8 +133,13 @@ def shrink(path: str | os.PathLike[str], *, keep_bytes: int) -> bool:
     except OSError:
         return False
     with contextlib.closing(os.fdopen(descriptor, "r+b", buffering=0)):
-        size = os.fstat(descriptor).st_size
-        return size > keep_bytes and _punched(descriptor, size - keep_bytes)
+        return keep_end(descriptor, keep_bytes=keep_bytes)
+
+
+def keep_end(fd: int, *, keep_bytes: int) -> bool:
+    """As `shrink`, of an open file. Raises OSError."""
+    size = os.fstat(fd).st_size
+    return size > keep_bytes and _punched(fd, size - keep_bytes)
 
 
 def _first_data(fd: int) -> int:

@@ -143,8 +143,10 @@ PASSES = "\ndef pre_inference(sample, metadata):\n    return sample\n"
         ("import multiprocessing\npool = multiprocessing.get_context('fork').Pool(1)", {}),
         ("", {"OTEL_TRACES_EXPORTER": "console"}),
         ("raise ValueError", {}),
+        ("import threading\nclass Mine(threading.Thread): pass\nthreading.Thread = Mine", {}),
+        ("import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])", {}),
     ],
-    ids=["has a program", "has a pool", "has traces", "has failed"],
+    ids=["has a program", "has a pool", "has traces", "has failed", "has other threads", "hears no signal"],
 )
 def test_what_would_be_another_state_than_a_replicas_is_not_kept(
     shared_launcher: LauncherProcess, folder: Path, source: str, env: dict[str, str]
@@ -210,3 +212,156 @@ def test_what_it_was_loaded_for_is_described_as_ever(shared_launcher: LauncherPr
     assert isinstance(kept.signature, Signature)
     assert msgspec.structs.replace(kept, kept="") == ended
     shared_launcher.link.send(CallOff(request=kept.kept))
+
+
+ROWS = "def pre_inference(sample, metadata):\n    return [[5.2, 3.6, 1.4, 0.3]]\n"
+
+
+def test_no_program_that_a_handler_runs_gets_a_descriptor_of_the_replicas(
+    shared_launcher: LauncherProcess, folder: Path
+) -> None:
+    source = """
+import os
+def post_inference(prediction, metadata):
+    return [name for name in os.listdir("/proc/self/fd") if int(name) > 2 and is_inherited(int(name))]
+def is_inherited(fd):
+    try:
+        return os.get_inheritable(fd)
+    except OSError:  # the listing's own
+        return False
+"""
+    replica = born(shared_launcher, spec_for(folder, IRIS, handler_source=ROWS + source, replica=folder.name))
+    assert replica.post({}).json == []
+
+
+def test_limits_that_a_handler_has_set_stay(shared_launcher: LauncherProcess, folder: Path) -> None:
+    source = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))
+resource.setrlimit(resource.RLIMIT_CPU, (5000, 6000))
+def post_inference(prediction, metadata):
+    return [resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU)]
+"""
+    replica = born(shared_launcher, spec_for(folder, IRIS, handler_source=ROWS + source, replica=folder.name))
+    assert replica.post({}).json == [[2**40, 2**40], [5000, 6000]]
+
+
+def test_processes_that_it_starts_while_it_waits_have_no_limits_of_an_inspection(
+    launcher: LauncherProcess, folder: Path
+) -> None:
+    source = """
+import os, subprocess, threading
+def start():
+    while not os.path.exists(os.path.join(os.environ["FOLDER"], "go")):
+        pass
+    child = subprocess.Popen(["sleep", "600"])
+    with open(os.path.join(os.environ["FOLDER"], "started.tmp"), "w") as file:
+        file.write(str(child.pid))
+    os.rename(file.name, os.path.join(os.environ["FOLDER"], "started"))
+threading.Thread(target=start, daemon=True).start()
+"""
+    spec = spec_for(folder, IRIS, handler_source=ROWS + source)
+    report = launcher.keep(spec)
+    (folder / "go").touch()
+    eventually((folder / "started").exists, "it has started a process")
+    kinds = (resource.RLIMIT_CPU, resource.RLIMIT_AS)
+    limits = [resource.prlimit(int((folder / "started").read_text()), kind) for kind in kinds]
+    assert limits == [resource.prlimit(launcher.pid, kind) for kind in kinds]
+    launcher.link.send(CallOff(request=report.kept))
+
+
+def test_output_stays_where_a_handler_has_led_it(shared_launcher: LauncherProcess, folder: Path) -> None:
+    source = """
+import faulthandler, os
+copy = os.fdopen(os.dup(1), "w", buffering=1)
+own = open(os.path.join(os.environ["FOLDER"], "own"), "w")
+os.dup2(own.fileno(), 1)
+faulthandler.enable(open(os.path.join(os.environ["FOLDER"], "faults"), "w"))
+def post_inference(prediction, metadata):
+    os.write(1, b"to a file of its own")
+    print("through a copy", file=copy)
+    return 1
+"""
+    replica = born(shared_launcher, spec_for(folder, IRIS, handler_source=ROWS + source, replica=folder.name))
+    assert replica.post({}).status == 200
+    assert (folder / "own").read_text() == "to a file of its own"
+    eventually(lambda: "through a copy" in [line.text for line in replica.lines()], "it is logged")
+    replica.kill(signal.SIGSEGV)
+    eventually(lambda: "Segmentation fault" in (folder / "faults").read_text(), "its own file has the fault")
+
+
+def test_of_much_that_is_printed_at_import_the_end_is_kept(shared_launcher: LauncherProcess, folder: Path) -> None:
+    source = """
+import os
+for number in range(40_000):
+    print("x" * 1000, number)
+size = next(os.stat(f"/proc/self/fd/{name}").st_blocks * 512
+            for name in os.listdir("/proc/self/fd")
+            if "cortex-inspection" in os.readlink(f"/proc/self/fd/{name}"))
+def post_inference(prediction, metadata):
+    return size
+"""
+    replica = born(shared_launcher, spec_for(folder, IRIS, handler_source=ROWS + source, replica=folder.name))
+    assert replica.post({}).json < 20 * 2**20
+    texts = [line.text for line in replica.lines()]
+    assert "left out" in texts[0]
+    assert any(text.endswith(" 39999") for text in texts)
+
+
+def test_what_fails_behind_an_import_is_told(shared_launcher: LauncherProcess, folder: Path) -> None:
+    source = """
+import asyncio, concurrent.futures
+def fails(where):
+    raise ValueError(f"in {where}")
+async def fails_in_a_task():
+    fails("a task")
+pool = concurrent.futures.ThreadPoolExecutor(1)
+call = pool.submit(fails, "a call")
+loop = asyncio.get_event_loop()
+task = loop.create_task(fails_in_a_task())
+loop.run_until_complete(asyncio.sleep(0))
+"""
+    replica = born(shared_launcher, spec_for(folder, IRIS, handler_source=ROWS + source, replica=folder.name))
+    for where in ("a task", "a call"):
+        told = f"ValueError: in {where}"
+        eventually(lambda told=told: any(told in line.text for line in replica.lines()), "it is told")
+
+
+def test_tasks_are_made_as_a_handler_wants_them(shared_launcher: LauncherProcess, folder: Path) -> None:
+    source = """
+import asyncio
+def make(loop, coroutine, **options):
+    return asyncio.Task(coroutine, loop=loop, **options)
+asyncio.get_event_loop().set_task_factory(make)
+def post_inference(prediction, metadata):
+    return asyncio.get_event_loop().get_task_factory() is make
+"""
+    replica = born(shared_launcher, spec_for(folder, IRIS, handler_source=ROWS + source, replica=folder.name))
+    assert replica.post({}).json is True
+
+
+def test_a_signal_handler_can_pass_on_to_the_one_that_it_replaced(
+    shared_launcher: LauncherProcess, folder: Path
+) -> None:
+    source = """
+import os, signal
+before = signal.getsignal(signal.SIGTERM)
+def told(number, frame):
+    open(os.path.join(os.environ["FOLDER"], "told"), "w").close()
+    before(number, frame)
+signal.signal(signal.SIGTERM, told)
+"""
+    replica = born(shared_launcher, spec_for(folder, IRIS, handler_source=ROWS + source, replica=folder.name))
+    replica.kill(signal.SIGTERM)
+    eventually(lambda: not replica.alive(), "it has ended in order")
+    assert (folder / "told").exists()
+
+
+def test_one_that_is_kept_ends_by_a_signal(shared_launcher: LauncherProcess, folder: Path) -> None:
+    api = f"t/{folder.name}"
+    shared_launcher.keep(spec_for(folder, IRIS, handler_source=ROWS, api=api))
+    (pid,) = of_api(api)
+    identity = identify(pid)
+    assert identity is not None
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: not is_alive(identity), "it has ended")
