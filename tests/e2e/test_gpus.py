@@ -130,8 +130,7 @@ def test_each_replica_gets_a_gpu_of_its_own_and_keeps_it_when_it_is_started_agai
 def test_a_model_is_checked_on_a_gpu_that_nobody_holds_as_long_as_there_is_one(home: Home, tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     handler = HANDLER + (
-        f"with open({str(seen)!r}, 'a') as file:\n"
-        "    print(os.environ['CUDA_VISIBLE_DEVICES'], file=file)\n"
+        f"with open({str(seen)!r}, 'a') as file:\n    print(os.environ['CUDA_VISIBLE_DEVICES'], file=file)\n"
     )
 
     def checked_on() -> str:

@@ -75,6 +75,7 @@ STILL_BEATS = 2
 A replica's event loop hangs when this many answers in a row say that it stood still. One may come right after the
 machine was suspended, from the thread that woke up first.
 """
+STARTING = (Phase.STARTING, Phase.LOADING, Phase.WARMING)
 OUR_OWN_LIMITS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 """Why we cannot connect, when that says nothing about the replica."""
 
@@ -103,6 +104,8 @@ class Replica:
     started_wall_s: float = 0.0
     identity: ProcessIdentity | None = None
     pidfd: int | None = None
+    pulse: processes.Pulse | None = None
+    """While it starts."""
     meter: UsageMeter | None = None
     """While its process is watched."""
     control: channel.Channel | None = None
@@ -788,6 +791,8 @@ class Replicas:
                 continue
             self._sample_usage(replica)
             self._note_beat(replica)
+            if replica.phase in STARTING:
+                self._have_go_on(replica, now_s)
             problem = self._complaint(replica, now_s)
             if problem is not None and replica.ended_by_us is None:
                 log.error("%s is ended: %s", replica.label, problem.message)
@@ -801,6 +806,15 @@ class Replicas:
                 replica.control.send(_ASK)
         self._checked_s = now_s
 
+    def _have_go_on(self, replica: Replica, now_s: float) -> None:
+        """If somebody has stopped it: of one that starts nobody expects answers, so that it would not be missed."""
+        assert replica.identity is not None
+        if replica.pulse is None:
+            replica.pulse = processes.Pulse(replica.identity, hangs_after_s=math.inf)
+        if replica.pulse.look(now_s) == "stopped":
+            log.warning("%s was stopped while it started, pid %s: it goes on", replica.label, replica.identity.pid)
+            processes.send_signal(replica.identity, signal.SIGCONT)
+
     def _note_beat(self, replica: Replica) -> None:
         """Count in how many answers in a row the event loop stood still; without a new answer nothing changes."""
         status = replica.status
@@ -813,8 +827,7 @@ class Replicas:
     def _complaint(self, replica: Replica, now_s: float) -> Problem | None:
         """Why a replica has to be replaced, if it has to."""
         status, limit_s = replica.status, self._settings.hung_after_s
-        starting = replica.phase in (Phase.STARTING, Phase.LOADING, Phase.WARMING)
-        if starting:
+        if replica.phase in STARTING:
             timeout_s = _guarding_timeout_s(replica.order.build.sample)
             limit_s = _sample_limit_s(replica.order.build)
             if replica.phase is Phase.WARMING and status is not None and status.oldest_request_age_s > limit_s:

@@ -273,6 +273,15 @@ def test_a_stopped_launcher_goes_on_as_soon_as_it_is_needed_and_the_waiting_requ
     assert own_node.only("cortex-launcher") == launcher
 
 
+def test_what_is_stopped_while_it_waits_to_become_a_replica_goes_on(node: Node, api: str):
+    build = node.build(api)
+    assert node.inspect(build, keep=True).problems == ()
+    waiting = node.only(f"cortex-inspect {node.layout.home} {build.api}")
+    send_signal(waiting, signal.SIGSTOP)
+    (replica,) = node.serve(build)
+    assert node.until(replica, Phase.READY).pid == waiting.pid
+
+
 def test_a_stopped_launcher_inspects_all_the_same(own_node: Node, api):
     own_node.serve(own_node.build(api))
     launcher = own_node.only("cortex-launcher")
