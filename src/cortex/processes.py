@@ -7,6 +7,8 @@ Reads /proc; signals only through a pidfd that was checked after it was opened, 
 from __future__ import annotations
 
 import fcntl
+import logging
+import math
 import os
 import select
 import signal
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+
+log = logging.getLogger(__name__)
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,13 +79,18 @@ class Pulse:
     Time alone says little on a busy machine, where a process that is well may get no turn for seconds. But one whose
     turn has not come is ready to run, or waits for a disk. One that only sleeps, and has used no processor time since,
     has nothing on the way that could wake it up: it hangs.
+
+    Args:
+        who: for the log.
+        hangs_after_s: of sleep, while it owes something; infinity: it never does.
     """
 
     STOPPED_LOOKS = 2
     """In a row: some tools stop a process for a moment."""
 
-    def __init__(self, identity: ProcessIdentity, *, hangs_after_s: float) -> None:
+    def __init__(self, identity: ProcessIdentity, who: str, *, hangs_after_s: float = math.inf) -> None:
         self.identity = identity
+        self._who = who
         self._hangs_after_s = hangs_after_s
         self._stopped_looks = 0
         self._used_ticks = -1
@@ -104,6 +113,14 @@ class Pulse:
         if self._stopped_looks >= self.STOPPED_LOOKS:
             return "stopped"
         return "hung" if now_s - self._still_since_s >= self._hangs_after_s else "well"
+
+    def hangs(self, now_s: float, *, owes: bool = True) -> bool:
+        """Look at it, and have it go on if somebody has stopped it."""
+        found = self.look(now_s, owes=owes)
+        if found == "stopped":
+            log.warning("%s was stopped, pid %s: it goes on", self._who, self.identity.pid)
+            send_signal(self.identity, signal.SIGCONT)
+        return found == "hung"
 
 
 def identify(pid: int) -> ProcessIdentity | None:

@@ -1,6 +1,5 @@
 """Tests of `cortex.processes`."""
 
-import math
 import os
 import signal
 import subprocess
@@ -188,11 +187,11 @@ def in_state(identity: ProcessIdentity, state: bytes) -> bool:
 def test_a_process_that_was_stopped_is_known_by_two_looks_and_goes_on(silent):
     identity = silent("import signal; signal.pause()")
     eventually(lambda: in_state(identity, b"S"))
-    pulse = processes.Pulse(identity, hangs_after_s=math.inf)
+    pulse = processes.Pulse(identity, "it")
     processes.send_signal(identity, signal.SIGSTOP)
     eventually(lambda: in_state(identity, b"T"))
     assert [pulse.look(0.0), pulse.look(0.1)] == ["well", "stopped"]
-    processes.send_signal(identity, signal.SIGCONT)
+    assert not pulse.hangs(0.2)
     eventually(lambda: in_state(identity, b"S"))
     assert pulse.look(0.2) == "well"
 
@@ -200,7 +199,7 @@ def test_a_process_that_was_stopped_is_known_by_two_looks_and_goes_on(silent):
 def test_a_process_hangs_that_sleeps_although_it_owes_something(silent):
     identity = silent("import signal; signal.pause()")
     eventually(lambda: in_state(identity, b"S"))
-    pulse = processes.Pulse(identity, hangs_after_s=3.0)
+    pulse = processes.Pulse(identity, "it", hangs_after_s=3.0)
     assert [pulse.look(now_s, owes=False) for now_s in (0.0, 100.0)] == ["well", "well"]
     assert [pulse.look(now_s) for now_s in (101.0, 102.9, 103.0)] == ["well", "well", "hung"]
 
@@ -208,12 +207,12 @@ def test_a_process_hangs_that_sleeps_although_it_owes_something(silent):
 def test_a_process_that_works_or_waits_for_its_turn_does_not_hang_however_long_it_takes(silent):
     identity = silent("while True: pass")
     eventually(lambda: in_state(identity, b"R"))
-    pulse = processes.Pulse(identity, hangs_after_s=3.0)
+    pulse = processes.Pulse(identity, "it", hangs_after_s=3.0)
     assert {pulse.look(now_s) for now_s in (0.0, 100.0, 200.0)} == {"well"}
 
 
 def test_a_process_that_is_gone_or_another_one_by_now_is_left_to_others(silent):
     identity = silent("import signal; signal.pause()")
     before_it = ProcessIdentity(pid=identity.pid, start_ticks=identity.start_ticks - 1, boot_id=identity.boot_id)
-    pulse = processes.Pulse(before_it, hangs_after_s=0.0)
+    pulse = processes.Pulse(before_it, "it", hangs_after_s=0.0)
     assert [pulse.look(0.0), pulse.look(9.0)] == ["well", "well"]

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import logging
 import logging.handlers
-import math
 import os
 import resource
 import secrets
@@ -537,6 +536,7 @@ class Agent:
 
     async def _keep_house(self) -> None:
         self._keep_control_plane()
+        self._ingress.look()
         self._reap_strangers()
         if self._unwritten:
             self._remember()
@@ -604,7 +604,8 @@ class Agent:
     def _keep_control_plane(self) -> None:
         """Start the control plane again when it has died, unless the environment is meant to be down."""
         if self._control_plane_fd is not None:
-            self._have_control_plane_go_on()
+            if self._control_plane_pulse is not None:
+                self._control_plane_pulse.hangs(self._clock.monotonic_s())
             return
         if self._control_plane is not None and self._control_plane.poll() is None:
             return
@@ -660,15 +661,8 @@ class Agent:
 
         asyncio.get_running_loop().add_reader(pidfd, ended)
         self._control_plane_fd = pidfd
-        self._control_plane_pulse = processes.Pulse(identity, hangs_after_s=math.inf)
+        self._control_plane_pulse = processes.Pulse(identity, "the control plane")
         return True
-
-    def _have_control_plane_go_on(self) -> None:
-        """If somebody has stopped it."""
-        pulse = self._control_plane_pulse
-        if pulse is not None and pulse.look(self._clock.monotonic_s()) == "stopped":
-            log.warning("the control plane was stopped, pid %s: it goes on", pulse.identity.pid)
-            processes.send_signal(pulse.identity, signal.SIGCONT)
 
     def _reap_strangers(self) -> None:
         """Orphans that became our children and that nobody waits for would stay zombies."""

@@ -215,10 +215,11 @@ class Launcher:
     async def _answer(self, future: asyncio.Future[int], identity: ProcessIdentity | None) -> int:
         """The launcher's answer to a fork. Raises LauncherLost: there will be none."""
         asked_s = self._clock.monotonic_s()
-        pulse = None if identity is None else processes.Pulse(identity, hangs_after_s=HANGS_AFTER_S)
+        pulse = None if identity is None else self._new_pulse(identity, HANGS_AFTER_S)
         while not (await asyncio.wait([future], timeout=FORK_LOOK_S))[0]:
             silent_s = self._clock.monotonic_s() - asked_s
-            if silent_s > FORK_TIMEOUT_S or (pulse is not None and self._hangs(pulse)):
+            if silent_s > FORK_TIMEOUT_S or (pulse is not None and pulse.hangs(self._clock.monotonic_s())):
+                future.cancel()
                 raise LauncherLost(f"the {self.backend} launcher did not answer for {silent_s:.1f} s")
         return future.result()
 
@@ -228,15 +229,11 @@ class Launcher:
         if identity is None:
             return
         if self._pulse is None or self._pulse.identity != identity:
-            self._pulse = processes.Pulse(identity, hangs_after_s=math.inf)
-        self._hangs(self._pulse)
+            self._pulse = self._new_pulse(identity, math.inf)
+        self._pulse.hangs(self._clock.monotonic_s())
 
-    def _hangs(self, pulse: processes.Pulse) -> bool:
-        found = pulse.look(self._clock.monotonic_s())
-        if found == "stopped":
-            log.warning("the %s launcher was stopped, pid %s: it goes on", self.backend, pulse.identity.pid)
-            processes.send_signal(pulse.identity, signal.SIGCONT)
-        return found == "hung"
+    def _new_pulse(self, identity: ProcessIdentity, hangs_after_s: float) -> processes.Pulse:
+        return processes.Pulse(identity, f"the {self.backend} launcher", hangs_after_s=hangs_after_s)
 
     async def inspect(
         self,

@@ -810,10 +810,8 @@ class Replicas:
         """If somebody has stopped it: of one that starts nobody expects answers, so that it would not be missed."""
         assert replica.identity is not None
         if replica.pulse is None:
-            replica.pulse = processes.Pulse(replica.identity, hangs_after_s=math.inf)
-        if replica.pulse.look(now_s) == "stopped":
-            log.warning("%s was stopped while it started, pid %s: it goes on", replica.label, replica.identity.pid)
-            processes.send_signal(replica.identity, signal.SIGCONT)
+            replica.pulse = processes.Pulse(replica.identity, replica.label)
+        replica.pulse.hangs(now_s)
 
     def _note_beat(self, replica: Replica) -> None:
         """Count in how many answers in a row the event loop stood still; without a new answer nothing changes."""

@@ -346,14 +346,10 @@ class LocalAgent:
                 identity = self._identity()
                 if identity is None:
                     return
-                pulse = processes.Pulse(identity, hangs_after_s=HANGS_AFTER_S)
-            match pulse.look(now_s, owes=now_s - asked_s > ANSWER_DUE_S):
-                case "stopped":
-                    log.warning("the agent was stopped, pid %s: it goes on", pulse.identity.pid)
-                    processes.send_signal(pulse.identity, signal.SIGCONT)
-                case "hung":
-                    log.error("the agent (pid %s) sleeps over a question and is killed", pulse.identity.pid)
-                    processes.send_signal(pulse.identity, signal.SIGKILL)
+                pulse = processes.Pulse(identity, "the agent", hangs_after_s=HANGS_AFTER_S)
+            if pulse.hangs(now_s, owes=now_s - asked_s > ANSWER_DUE_S):
+                log.error("the agent (pid %s) sleeps over a question and is killed", pulse.identity.pid)
+                processes.send_signal(pulse.identity, signal.SIGKILL)
 
         return look
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cortex.ingress.errors import HaproxyMissing, HaproxyUnsupported
-from cortex.processes import ProcessIdentity, has_ended, identify, open_pidfd, send_signal
+from cortex.processes import ProcessIdentity, Pulse, has_ended, identify, open_pidfd, send_signal
 
 _OLDEST = (2, 8)
 _VERSION = re.compile(r"HAProxy version (\d+)\.(\d+)\S*")
@@ -62,6 +62,7 @@ class HaproxyProcess:
     def __init__(self, identity: ProcessIdentity, *, on_exit: Callable[[], None]) -> None:
         self.identity = identity
         self._on_exit = on_exit
+        self._pulse = Pulse(identity, "haproxy")
         self.exit_reason = ""
         """How it ended, in words; empty while it runs, and for one that was not our child."""
         self._exited = asyncio.Event()
@@ -120,6 +121,10 @@ class HaproxyProcess:
         if self._pidfd is not None and has_ended(self._pidfd):
             self._note_exit()
         return not self._exited.is_set()
+
+    def look(self, now_s: float) -> None:
+        """Have it go on if somebody has stopped it. To be called every now and then."""
+        self._pulse.hangs(now_s)
 
     def signal(self, number: signal.Signals) -> None:
         """Signal it; nothing happens when it is gone."""

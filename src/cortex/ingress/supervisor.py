@@ -303,6 +303,14 @@ class Ingress:
                         if server_name(address.key) == server
                     )
 
+    def look(self) -> None:
+        """
+        Have workers go on that somebody has stopped: nobody else takes their requests. To be called every now and then,
+        whatever else goes on, which may be waiting for them.
+        """
+        for worker in self._live():
+            worker.process.look(self._clock.monotonic_s())
+
     async def refusals(self) -> tuple[ApiRefusals, ...]:
         """
         What the ingress answered itself, by process and api; processes that ended since our start are included.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -354,6 +356,24 @@ def test_a_killed_haproxy_is_back_at_once_on_the_same_port(run, monkeypatch):
             assert told[-1].restarts == restarts
         assert "killed by signal 9" in ingress.status().last_error
         assert [status.restarts for status in told] == sorted(status.restarts for status in told)
+
+    run(scenario)
+
+
+def test_a_stopped_haproxy_goes_on_and_answers_what_waited(run):
+    async def scenario(world):
+        ingress = await world.started(world.route("iris/a", world.backend()))
+        pid = await world.pid_of("door")
+        os.kill(pid, signal.SIGSTOP)
+        asking = asyncio.create_task(world.ask("POST", "/iris/a"))
+
+        def answered() -> bool:
+            ingress.look()
+            return asking.done()
+
+        await world.until(answered)
+        assert (await asking).status == 200
+        assert (await world.pid_of("door"), ingress.status().restarts) == (pid, 0)
 
     run(scenario)
 

@@ -1,6 +1,7 @@
 """Tests of `cortex.agent.launchers`, against a pretended launcher on this test's own event loop."""
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -209,7 +210,10 @@ def test_a_launcher_that_ends_over_a_fork_is_lost_and_the_next_one_answers(launc
 def test_a_launcher_that_does_not_answer_a_fork_is_given_up(monkeypatch, launcher, clock):
     monkeypatch.setattr(launchers, "FORK_LOOK_S", 0.001)
 
+    unheard = []
+
     async def story():
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unheard.append(context["message"]))
         async with PretendedLauncher(launcher) as pretended:
             fork = asyncio.create_task(forked(launcher))
             await until(lambda: pretended.asked)
@@ -219,12 +223,14 @@ def test_a_launcher_that_does_not_answer_a_fork_is_given_up(monkeypatch, launche
             return launcher.connected
 
     assert asyncio.run(story()) is False
+    gc.collect()
+    assert unheard == [], "nobody is left who waits for the answer"
 
 
 def test_a_launcher_that_was_stopped_over_a_fork_goes_on_and_one_that_hangs_is_given_up(monkeypatch, launcher):
     monkeypatch.setattr(launchers, "FORK_LOOK_S", 0.001)
     found, signalled = ["well", "stopped", "well", "hung"], []
-    monkeypatch.setattr(launchers.processes.Pulse, "look", lambda _self, _now_s: found.pop(0))
+    monkeypatch.setattr(launchers.processes.Pulse, "look", lambda _self, _now_s, **_more: found.pop(0))
     monkeypatch.setattr(launchers.processes, "send_signal", lambda _identity, number: signalled.append(number))
 
     async def story():
