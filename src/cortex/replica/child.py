@@ -193,12 +193,12 @@ class _Replica:
         self._ends: Ending | None = None
         """While the handler's code is being ended."""
         self._tracing: Tracing | None = None
-        self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-        """The one that serves."""
-        self._idle_loop: asyncio.AbstractEventLoop = self._loop
-        if spec.handler is not None:
-            self._idle_loop = uvloop.new_event_loop() if loaded is None else loaded.loop
+        self._idle_loop: asyncio.AbstractEventLoop = uvloop.new_event_loop() if loaded is None else loaded.loop
         """The one that is current while the other one serves, see `_give_loop`."""
+        self._loop: asyncio.AbstractEventLoop = self._idle_loop
+        """The one that serves."""
+        if spec.handler is not None:
+            self._loop = uvloop.new_event_loop()
         self._handlers_loop = self._idle_loop
         if loaded is not None:
             self._background = loaded.background

@@ -54,6 +54,8 @@ from cortex.wire.signature import Signature, TensorSpec
 from cortex.wire.stacks import readable_text
 
 _MAX_REPORT_BYTES = 64 * 2**20
+_SAME_SAMPLE = b"same sample"
+"""With an order to become a replica: its sample is the one that the child has already."""
 _TAIL_BYTES = 4000
 """Of what a dead child wrote, to be shown with its end."""
 
@@ -153,11 +155,14 @@ class Inspection:
             OSError: it is about to end.
         """
         assert self._successor is not None
-        order_fd = os.memfd_create("cortex-replica")  # a sample may make it too large for a message
+        left_out = b""
+        if spec.sample == self.spec.sample:  # which may be large: the child would hold it twice
+            left_out, spec = _SAME_SAMPLE, msgspec.structs.replace(spec, sample=None)
+        order_fd = os.memfd_create("cortex-replica")  # another sample may make it too large for a message
         try:
             with open(order_fd, "wb", closefd=False) as order:
                 order.write(msgspec.json.encode(spec))
-            send_frame(self._successor, b"", (order_fd, slot_fd, control_fd))
+            send_frame(self._successor, left_out, (order_fd, slot_fd, control_fd))
         finally:
             os.close(order_fd)
         self.close()
@@ -341,11 +346,13 @@ def _can_serve(found: Found, here: Surroundings) -> bool:
 
 def _wait_to_serve(here: Surroundings, loaded: child.Loaded, successor: socket.socket) -> NoReturn:
     """Become the replica that the launcher names. Raises ConnectionLost: it is gone."""
-    _, (order_fd, slot_fd, control_fd) = receive_frame(successor)
+    left_out, (order_fd, slot_fd, control_fd) = receive_frame(successor)
     successor.close()
     with open(order_fd, "rb") as order:
         order.seek(0)
         spec = msgspec.json.decode(order.read(), type=ReplicaSpec)
+    if left_out == _SAME_SAMPLE:
+        spec = msgspec.structs.replace(spec, sample=here.spec.sample)
     processes.outlive_parent()
     child.go_on(here, loaded, spec, slot_fd=slot_fd, control_fd=control_fd)
 

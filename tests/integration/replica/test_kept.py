@@ -14,6 +14,7 @@ from replica_harness import LauncherLink, LauncherProcess, Replica, eventually, 
 
 from cortex.processes import command_line, identify, is_alive
 from cortex.replica.launcher import INSPECTIONS_AT_ONCE
+from cortex.wire.build import Sample
 from cortex.wire.launch import CallOff, ChildExited, Inspect, Inspected, ReplicaSpec
 from cortex.wire.signature import Signature
 
@@ -232,6 +233,23 @@ def is_inherited(fd):
 """
     replica = born(shared_launcher, spec_for(folder, IRIS, handler_source=ROWS + source, replica=folder.name))
     assert replica.post({}).json == []
+
+
+def test_it_holds_no_more_files_than_one_that_was_forked(shared_launcher: LauncherProcess, folder: Path) -> None:
+    def open_files(replica: Replica) -> int:
+        assert replica.post([[5.2, 3.6, 1.4, 0.3]]).status == 200
+        return len(os.listdir(f"/proc/{replica.pid}/fd"))
+
+    kept = born(shared_launcher, spec_for(folder, IRIS, replica=f"{folder.name}k"))
+    forked = shared_launcher.fork(spec_for(folder, IRIS, replica=f"{folder.name}f")).ready()
+    assert abs(open_files(kept) - open_files(forked)) <= 1  # the connection that asks may be there still
+
+
+def test_a_large_sample_is_in_its_memory_once(shared_launcher: LauncherProcess, folder: Path) -> None:
+    sample = Sample(body=b"[[5.2, 3.6, 1.4, 0.3" + b" " * (15 * 2**20) + b"]]", content_type="application/json")
+    kept = born(shared_launcher, spec_for(folder, IRIS, replica=f"{folder.name}k", sample=sample))
+    forked = shared_launcher.fork(spec_for(folder, IRIS, replica=f"{folder.name}f", sample=sample)).ready()
+    assert kept.rss_kib() - forked.rss_kib() < 12 * 2**10
 
 
 def test_limits_that_a_handler_has_set_stay(shared_launcher: LauncherProcess, folder: Path) -> None:
