@@ -265,15 +265,19 @@ class Launcher:
         return None
 
     def _reap(self) -> None:
-        """Collect every child that has ended, and end what it has left behind."""
+        """Collect every child that has ended, and end what it has left behind. Inspections that were stopped go on."""
         has_reaped = False
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
             except ChildProcessError:
                 return
             if pid == 0:
                 break
+            if os.WIFSTOPPED(status):
+                if pid in self._inspections:  # a deploy waits for it
+                    os.kill(pid, signal.SIGCONT)
+                continue
             has_reaped = True
             code = os.waitstatus_to_exitcode(status)
             inspection = self._inspections.get(pid)
