@@ -306,7 +306,7 @@ def _live(
             msgspec.structs.replace(request, spec=here.spec),
             announce=lambda step: _write_line(pipe_fd, _Line(step=step)),
             loop=loop,
-            aside=do_here if successor is None else do_in_fork,
+            aside=do_here if successor is None else partial(do_in_fork, has_before),
         )
         report = found.report
         lift_limits()  # before it is known that there are no children, who would keep them
@@ -402,17 +402,23 @@ def do_here(work: Callable[[], Result], _kind: type[Result]) -> Result | None:
     return work()
 
 
-def do_in_fork(work: Callable[[], Result], kind: type[Result]) -> Result | None:
+def do_in_fork(machinery: process.Machinery, work: Callable[[], Result], kind: type[Result]) -> Result | None:
     """
     In a fork of this process, which ends with it, and as it does if that ends badly.
 
     Returns:
-        None if there are threads, which a fork would lack with their locks held for ever.
+        None if there are threads, which a fork would lack with their locks held for ever, or if it would be another's
+        idea of a fork, such as gevent's, which waits for its own threads in the child; or if there is no room for it.
     """
-    if process.single_thread_offenders():
+    if process.single_thread_offenders() or not machinery.is_left():
         return None
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(read_fd)
+        os.close(write_fd)
+        return None
     if pid == 0:
         code = 1
         try:

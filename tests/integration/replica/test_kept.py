@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -13,7 +14,10 @@ import pytest
 from replica_harness import LauncherLink, LauncherProcess, Replica, eventually, running, spec_for
 
 from cortex.processes import command_line, identify, is_alive
+from cortex.replica import process
+from cortex.replica.inspection import do_in_fork
 from cortex.replica.launcher import INSPECTIONS_AT_ONCE
+from cortex.wire.batching import Proof
 from cortex.wire.build import Sample
 from cortex.wire.launch import CallOff, ChildExited, Inspect, Inspected, ReplicaSpec
 from cortex.wire.signature import Signature
@@ -243,6 +247,33 @@ def test_it_holds_no_more_files_than_one_that_was_forked(shared_launcher: Launch
     kept = born(shared_launcher, spec_for(folder, IRIS, replica=f"{folder.name}k"))
     forked = shared_launcher.fork(spec_for(folder, IRIS, replica=f"{folder.name}f")).ready()
     assert open_files(kept) - open_files(forked) <= 3  # connections that have asked may be there still
+
+
+def test_a_handler_that_replaces_what_forks_need_is_inspected_and_serves(
+    shared_launcher: LauncherProcess, folder: Path
+) -> None:
+    source = """
+import os, time
+def fork():
+    pid = really_fork()
+    if pid == 0:
+        time.sleep(600)
+    return pid
+really_fork, os.fork = os.fork, fork
+"""
+    spec = spec_for(folder, IRIS, handler_source=source + ROWS, replica=folder.name)
+    report = shared_launcher.keep(spec)
+    assert (report.problems, report.kept, report.rows_left) == ((), "", True)
+    assert shared_launcher.fork(spec).ready().post({}).status == 200
+
+
+def test_without_room_for_a_fork_rows_are_left_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room() -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(os, "fork", no_room)
+    monkeypatch.setattr(process, "single_thread_offenders", list)
+    assert do_in_fork(process.Machinery(), lambda: Proof(rules=0, proved=False), Proof) is None
 
 
 def test_one_that_is_stopped_goes_on(shared_launcher: LauncherProcess, folder: Path) -> None:
