@@ -165,6 +165,7 @@ class Inspection:
             send_frame(self._successor, left_out, (order_fd, slot_fd, control_fd))
         finally:
             os.close(order_fd)
+        os.kill(self.pid, signal.SIGCONT)  # if somebody has stopped it just now, nobody would hear of it any more
         self.close()
 
     def close(self) -> None:
