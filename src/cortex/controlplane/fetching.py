@@ -20,9 +20,9 @@ import msgspec
 from cortex.artifacts.fetching import FetchDied, FetchStopped, fetch_in_process
 from cortex.artifacts.store import ArtifactStore, Pin
 from cortex.artifacts.trees import tree_digest
+from cortex.controlplane.keeping import keep
 from cortex.errors import CortexError, Problem, Problems
 from cortex.metrics.exposition import FetchCounts
-from cortex.processes import write_whole
 from cortex.spec.locations import is_remote, masked_model
 from cortex.state.base import ApiRecord
 from cortex.wire.build import ModelFormat
@@ -156,9 +156,9 @@ class Models:
         return self._fetch(model, model_format, self._kept_cloud(), lambda _told: None, left)
 
     def keep_cloud(self, request: DeployRequest) -> None:
-        """Let later deploys that bring nothing use what this one handed over. Raises OSError."""
+        """Let later deploys that bring nothing use what this one handed over. Raises NotKept."""
         if request.cloud is not None:
-            write_whole(self._cloud_file, msgspec.json.encode(request.cloud))
+            keep(self._cloud_file, request.cloud)
 
     def forget_cloud(self) -> None:
         """Drop what was kept once no stored api has a model that might have to be fetched again. Raises OSError."""

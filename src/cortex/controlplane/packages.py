@@ -15,6 +15,7 @@ from typing import Protocol
 import msgspec
 
 from cortex.artifacts.store import ArtifactStore
+from cortex.controlplane.keeping import keep
 from cortex.errors import GiveUp, Problem, Problems
 from cortex.packages import explanation, lock
 from cortex.packages.requirements import FILE_NAME, Requirements, read_requirements
@@ -26,7 +27,6 @@ from cortex.packages.runtime import (
     python_here,
     runtime_requirements,
 )
-from cortex.processes import write_whole
 from cortex.state.base import ApiRecord, PackagesRecord
 from cortex.wire.agent import PrepareEnvironment, ResolvePackages
 from cortex.wire.build import BuildSpec, ModelFormat
@@ -76,16 +76,12 @@ class Packages:
         Let installers know where packages come from, from now on: an environment may have to be built again much later.
 
         Raises:
-            Problems: it cannot be written.
+            NotKept
         """
         handed_over = index_variables(indexes)
         if handed_over == read_handed_over(self._indexes_file):
             return
-        try:
-            write_whole(self._indexes_file, msgspec.json.encode(handed_over, order="deterministic"))
-        except OSError as error:
-            message = f"{self._indexes_file} cannot be written: {error.strerror or error}"
-            raise Problems([Problem(reference="unusable-home", message=message)]) from error
+        keep(self._indexes_file, handed_over)
 
     def of_deploy(
         self, project: str | None, files: Sequence[StoredFile], *, refresh: bool, tell: Tell

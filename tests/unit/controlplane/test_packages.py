@@ -1,11 +1,13 @@
 """Tests of `cortex.controlplane.packages`, on a node that answers from a table."""
 
+import errno
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from cortex.artifacts.store import ArtifactStore
+from cortex.controlplane.keeping import NotKept
 from cortex.controlplane.packages import Packages
 from cortex.errors import GiveUp, Problem, Problems
 from cortex.packages import lock
@@ -254,6 +256,12 @@ def test_what_a_deploys_shell_says_about_indexes_is_kept_for_installers_alone(wo
 
 def test_indexes_that_cannot_be_kept_are_a_problem_that_names_the_file(world):
     (world.folder / "indexes.json").mkdir()
-    with pytest.raises(Problems) as refused:
+    with pytest.raises(NotKept, match=r"indexes.json cannot be written: Is a directory") as refused:
         world.packages.take_over({"UV_OFFLINE": "1"})
-    assert "indexes.json cannot be written" in str(refused.value.problems[0])
+    assert refused.value.reference == "unusable-home"
+
+
+def test_a_full_disk_is_told_as_such_whichever_file_finds_out():
+    refused = NotKept(Path("/home/ann/.cortex/cloud.json"), OSError(errno.ENOSPC, "No space left on device"))
+    assert refused.problem().reference == "disk-full"
+    assert "free space on the disk that holds /home/ann/.cortex" in refused.problem().hint
