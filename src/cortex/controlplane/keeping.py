@@ -13,7 +13,7 @@ from cortex.processes import write_whole
 
 
 class NotKept(CortexError):
-    """A file of the home cannot be written; what was there before still is."""
+    """A folder or a file of the home cannot be used; names it and says why."""
 
     reference = "unusable-home"
 
