@@ -29,6 +29,8 @@ from cortex.wire.framing import receive_frame, send_frame
 pytestmark = pytest.mark.slow
 
 WIDTH = 1024
+LAYERS = 16
+"""A model that takes less than a millisecond runs each request alone, and four layers may on a fast machine."""
 CALLERS = 8
 TWO = """\
 - {kind: deployment, name: f}
@@ -43,11 +45,11 @@ def mixing_model() -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     constants = {f"w{layer}": rng.normal(0, 0.04, (WIDTH, WIDTH)).astype(np.float32) for layer in range(4)}
     constants |= {"along": np.array([1]), "across": np.array([0])}
-    nodes = [helper.make_node("MatMul", [f"x{layer}", f"w{layer}"], [f"x{layer + 1}"]) for layer in range(4)]
+    nodes = [helper.make_node("MatMul", [f"x{layer}", f"w{layer % 4}"], [f"x{layer + 1}"]) for layer in range(LAYERS)]
     nodes += [helper.make_node("ReduceSum", ["x0", "along"], ["sum"])]
     nodes += [helper.make_node("ReduceSum", ["sum", "across"], ["total"])]
     nodes += [helper.make_node("Add", ["sum", "total"], ["tag"])]
-    sizes = {"tag": 1, "x4": WIDTH}
+    sizes = {"tag": 1, f"x{LAYERS}": WIDTH}
     return model_of(
         nodes,
         [helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["N", WIDTH])],

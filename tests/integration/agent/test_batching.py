@@ -21,6 +21,8 @@ pytestmark = pytest.mark.slow
 
 TOGETHER, ALONE = BatchingOrder(True), BatchingOrder()
 WIDTH = 1024
+LAYERS = 16
+"""A model that takes less than a millisecond runs each request alone, and four layers may on a fast machine."""
 BODY = json.dumps([[1] + [0] * (WIDTH - 1)]).encode()
 CALLERS = 8
 
@@ -32,7 +34,7 @@ def mixing_model() -> bytes:
     rng = np.random.default_rng(0)
     constants = {f"w{layer}": rng.normal(0, 0.04, (WIDTH, WIDTH)).astype(np.float32) for layer in range(4)}
     constants |= {"along": np.array([1]), "across": np.array([0])}
-    nodes = [helper.make_node("MatMul", [f"x{layer}", f"w{layer}"], [f"x{layer + 1}"]) for layer in range(4)]
+    nodes = [helper.make_node("MatMul", [f"x{layer}", f"w{layer % 4}"], [f"x{layer + 1}"]) for layer in range(LAYERS)]
     nodes += [helper.make_node("ReduceSum", ["x0", "along"], ["sum"])]
     nodes += [helper.make_node("ReduceSum", ["sum", "across"], ["total"])]
     nodes += [helper.make_node("Add", ["sum", "total"], ["tag"])]
@@ -42,7 +44,7 @@ def mixing_model() -> bytes:
         [helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["N", WIDTH])],
         [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size])
-            for name, size in (("tag", 1), ("x4", WIDTH))
+            for name, size in (("tag", 1), (f"x{LAYERS}", WIDTH))
         ],
         [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
     )

@@ -28,6 +28,8 @@ TOGETHER = BatchingOrder(batches=True)
 ALONE = BatchingOrder()
 CALLERS = 8
 WIDTH = 1024
+LAYERS = 16
+"""A model that takes less than a millisecond runs each request alone, and four layers may on a fast machine."""
 
 
 def save(path: Path, nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any], **constants: Any) -> Path:
@@ -47,16 +49,16 @@ def save(path: Path, nodes: list[Any], inputs: dict[str, Any], outputs: dict[str
 
 def layered(path: Path, *, mixes: bool) -> Path:
     """
-    x0: float [N, 1024] → tag: twice the sum of a row; if it mixes, the sum of a row and that of all rows. Four large
+    x0: float [N, 1024] → tag: twice the sum of a row; if it mixes, the sum of a row and that of all rows. Many large
     layers make it so slow that others come while it runs.
     """
     rng = np.random.default_rng(0)
     layers = {f"w{layer}": rng.normal(0, 0.04, (WIDTH, WIDTH)).astype(np.float32) for layer in range(4)}
-    nodes = [("MatMul", [f"x{layer}", f"w{layer}"], [f"x{layer + 1}"], {}) for layer in range(4)]
+    nodes = [("MatMul", [f"x{layer}", f"w{layer % 4}"], [f"x{layer + 1}"], {}) for layer in range(LAYERS)]
     nodes += [("ReduceSum", ["x0", "along"], ["sum"], {}), ("Add", ["sum", "total" if mixes else "sum"], ["tag"], {})]
     if mixes:
         nodes.insert(-1, ("ReduceSum", ["sum", "across"], ["total"], {}))
-    outputs = {"tag": ["N", 1], "x4": ["N", WIDTH]}
+    outputs = {"tag": ["N", 1], f"x{LAYERS}": ["N", WIDTH]}
     return save(path, nodes, {"x0": ["N", WIDTH]}, outputs, along=np.array([1]), across=np.array([0]), **layers)
 
 

@@ -41,14 +41,15 @@ def post_inference(prediction, metadata):
 
 @pytest.fixture(scope="module")
 def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four large layers: several milliseconds a row, so that it runs on its own thread, in batches."""
-    width = 1024
+    """Large layers: several milliseconds a row on any machine, so that it runs on its own thread, in batches."""
+    width, layers = 1024, 16
     rng = np.random.default_rng(0)
     nodes, weights = [], []
-    for layer in range(4):
+    for number in range(4):
         weight = rng.normal(0, 0.04, (width, width)).astype(np.float32)
-        weights.append(onnx.numpy_helper.from_array(weight, f"w{layer}"))
-        nodes.append(onnx.helper.make_node("MatMul", [f"x{layer}", f"w{layer}"], [f"x{layer + 1}"]))
+        weights.append(onnx.numpy_helper.from_array(weight, f"w{number}"))
+    for layer in range(layers):
+        nodes.append(onnx.helper.make_node("MatMul", [f"x{layer}", f"w{layer % 4}"], [f"x{layer + 1}"]))
     nodes.append(onnx.helper.make_node("ReduceSum", ["x0", "axes"], ["tag"], keepdims=1))
     weights.append(onnx.numpy_helper.from_array(np.array([1], np.int64), "axes"))
     floats = onnx.TensorProto.FLOAT
@@ -58,7 +59,7 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [onnx.helper.make_tensor_value_info("x0", floats, ["N", width])],
         [
             onnx.helper.make_tensor_value_info("tag", floats, ["N", 1]),
-            onnx.helper.make_tensor_value_info("x4", floats, ["N", width]),
+            onnx.helper.make_tensor_value_info(f"x{layers}", floats, ["N", width]),
         ],
         weights,
     )
