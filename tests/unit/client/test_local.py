@@ -316,10 +316,7 @@ def test_what_was_only_just_started_is_ended_before_it_has_a_title(build: Build,
 @pytest.mark.usefixtures("quick")
 def test_what_is_started_by_one_that_is_being_ended_is_ended_too(build: Build, home: Path) -> None:
     home.mkdir()
-    starter = (
-        f"trap 'setsid bash -c \"exec -a cortex-agent\\ {home} sleep 60\" & exit' TERM; echo ready; "
-        "while :; do read -t 1 x; done"
-    )
+    starter = f"trap '(exec -a cortex-agent\\ {home} sleep 60) & exit' TERM; echo ready; while :; do read -t 1 x; done"
     argv = ["cortex-controlplane", "-c", starter, f" {home} "]
     with subprocess.Popen(argv, executable="/bin/bash", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
