@@ -248,8 +248,7 @@ class RequestView:
     @property
     def content_type(self) -> str:
         """The media type without parameters, in lower case; empty when none was sent."""
-        raw = self._exchange.headers.get(b"content-type", b"")
-        return raw.partition(b";")[0].strip().lower().decode("latin-1")
+        return (self._exchange.content_type or "").partition(";")[0].strip().lower()
 
     @property
     def body(self) -> bytes:

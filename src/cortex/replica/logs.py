@@ -69,12 +69,18 @@ disk stands still, better lines without their request than late answers.
 
 def work_for(request: str) -> None:
     """
-    From now on the only code that runs is a request's, or, if empty, nobody's. Called by whoever runs one at a time;
-    before the next, `Streams.finish_lines`.
+    From now on the only code that runs is a request's. Called by whoever runs one at a time; before the next,
+    `Streams.finish_lines` and `work_ended`.
     """
     global _alone
     _alone = request
     REQUEST_ID.set(request)
+
+
+def work_ended() -> None:
+    """Nobody's code runs any more. This context's `REQUEST_ID` stays: none of it runs before the next `work_for`."""
+    global _alone
+    _alone = ""
 
 
 class LogFile:
@@ -462,13 +468,13 @@ class Streams:
         self._out = out
         self._err = err
 
-    def finish_lines(self) -> None:
-        """Write out what this thread left unfinished for its request. Cheap when there is nothing, as nearly always."""
+    def finish_lines(self, request: str) -> None:
+        """Write out what this thread left unfinished for a request. Cheap when there is nothing, as nearly always."""
         if self._out.unfinished:
             self._out.flush()
         if self._err.unfinished:
             self._err.flush()
-        self._log.take_raw_of(REQUEST_ID.get())
+        self._log.take_raw_of(request)
 
     def forget(self) -> None:
         """In a forked child: what was printed before belongs to its parent."""

@@ -29,7 +29,7 @@ from cortex.replica.codec import Decoder, reread, unpack
 from cortex.replica.handler import Handler, Hook, HookFailed
 from cortex.replica.http import JSON, Exchange, render_headers
 from cortex.replica.inference import LARGE_BODY_BYTES, Inference
-from cortex.replica.logs import REQUEST_ID, Streams, work_for
+from cortex.replica.logs import REQUEST_ID, Streams, work_ended, work_for
 from cortex.replica.mismatch import InputMismatch, WrongNames
 from cortex.replica.results import Unserialisable, encode
 from cortex.replica.tensors import Feeds, build_converter
@@ -169,12 +169,10 @@ class Steps:
 
     def sample(self, exchange: Exchange) -> Any:
         """Body to sample. Raises BadBody."""
-        headers = exchange.headers
-        encoding = headers.get(b"content-encoding")
+        encoding = exchange.headers.get(b"content-encoding")
         if encoding is not None:
             exchange.body = unpack(exchange.body, encoding.decode("latin-1"), limit=exchange.max_body_bytes)
-        content_type = headers.get(b"content-type")
-        sample = self._decode(exchange.body, None if content_type is None else content_type.decode("latin-1"))
+        sample = self._decode(exchange.body, exchange.content_type)
         if exchange.trace is not None:
             exchange.trace.note("sample", sample)
         return sample
@@ -197,8 +195,7 @@ class Steps:
 
     def _is_as_sent(self, exchange: Exchange, sample: Any) -> bool:
         """Whether a sample still has the keys that it came with: a hook may have changed it in place."""
-        content_type = exchange.headers.get(b"content-type")
-        sent = self._decode(exchange.body, None if content_type is None else content_type.decode("latin-1"))
+        sent = self._decode(exchange.body, exchange.content_type)
         if not isinstance(sent, Mapping) or not isinstance(sample, Mapping):
             return isinstance(sent, Mapping) == isinstance(sample, Mapping)
         return sent.keys() == sample.keys()
@@ -248,18 +245,18 @@ class InlinePredictor:
         self._has_handler = steps.pre is not None or steps.post is not None
 
     def start(self, exchange: Exchange) -> None:
-        desk, inference = self._desk, self._inference
+        desk, steps, inference = self._desk, self._steps, self._inference
         has_handler = self._has_handler
         if has_handler:
             work_for(exchange.id)
         try:
-            feeds = self._steps.feeds(exchange)
+            feeds = steps.feeds(exchange)
             if inference.inline and len(exchange.body) < LARGE_BODY_BYTES:
                 try:
                     outputs = inference.run(feeds)
                 except BaseException as error:
-                    raise self._steps.failed(feeds, error) from error
-                desk.finish(exchange, self._steps.reply(exchange, outputs, feeds))
+                    raise steps.failed(feeds, error) from error
+                desk.finish(exchange, steps.reply(exchange, outputs, feeds))
             else:
                 job = inference.submit(feeds, partial(self._modelled, exchange, feeds))
                 exchange.cancel = job.cancel
@@ -269,8 +266,8 @@ class InlinePredictor:
             desk.fail(exchange, error)
         finally:
             if has_handler:
-                self._streams.finish_lines()
-                work_for("")
+                self._streams.finish_lines(exchange.id)
+                work_ended()
         desk.release(exchange)
 
     def _modelled(self, exchange: Exchange, feeds: Feeds, outputs: Outputs, failure: BaseException | None) -> None:
@@ -284,8 +281,8 @@ class InlinePredictor:
         except BaseException as error:
             desk.fail(exchange, error)
         finally:
-            self._streams.finish_lines()
-            work_for("")
+            self._streams.finish_lines(exchange.id)
+            work_ended()
         desk.release(exchange)
 
 
@@ -331,7 +328,7 @@ class PooledPredictor:
                 outcome = turn.step(exchange)
             except BaseException as error:
                 outcome = partial(self._failed, exchange, error)
-            self._streams.finish_lines()
+            self._streams.finish_lines(exchange.id)
             REQUEST_ID.set("")
             try:
                 self._loop.call_soon_threadsafe(outcome)
@@ -436,7 +433,7 @@ class AsyncPredictor:
         except BaseException as error:
             desk.fail(exchange, error)
         finally:
-            self._streams.finish_lines()
+            self._streams.finish_lines(exchange.id)
 
     async def _modelled(self, exchange: Exchange, feeds: Feeds) -> Outputs:
         """The model's turn on its own thread. Raises InputMismatch, ModelFailed."""

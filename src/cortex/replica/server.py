@@ -198,11 +198,12 @@ class Service:
     # ---- for predictors -----------------------------------------------------------------------------------------
 
     def finish(self, exchange: Exchange, reply: Reply) -> None:
-        if perf_counter() - exchange.started_s > exchange.timeout_s and not exchange.answered:
+        duration_s = perf_counter() - exchange.started_s
+        if duration_s > exchange.timeout_s and not exchange.answered:
             self.fail(exchange, _out_of_time(exchange))  # nobody could tell before: the loop was busy
             return
         status, content_type, body, extra, result, rows = reply
-        if self._answer(exchange, status, content_type, body, extra):
+        if self._answer(exchange, status, content_type, body, extra, True, duration_s):
             if self._tracker is None:
                 return
             try:
@@ -251,10 +252,11 @@ class Service:
 
     def release(self, exchange: Exchange) -> None:
         self._in_flight.pop(exchange, None)
-        if exchange.place >= 0:
+        if exchange.place:
             self._in_hand.put(exchange.place)
-            exchange.place = -1
-        exchange.view = None  # a cycle, which would keep the body
+            exchange.place = 0
+        if exchange.view is not None:
+            exchange.view = None  # a cycle, which would keep the body
 
     def expect(self, exchange: Exchange) -> None:
         remaining_s = exchange.timeout_s - (perf_counter() - exchange.started_s)
@@ -270,17 +272,25 @@ class Service:
         body: bytes,
         extra: bytes = b"",
         counted: bool = True,
+        duration_s: float | None = None,
     ) -> bool:
-        """Send an answer, once. False: nobody got it, or it was nothing that is counted."""
+        """
+        Send an answer, once. False: nobody got it, or it was nothing that is counted.
+
+        Args:
+            duration_s: since the request was there; None: until now.
+        """
         if exchange.answered:
             return False
         exchange.answered = True
         if exchange.timer is not None:
             exchange.timer.cancel()
-        duration_s = perf_counter() - exchange.started_s
+        if duration_s is None:
+            duration_s = perf_counter() - exchange.started_s
+        connection = exchange.connection
         # Too late, and the ingress has answered in our place: it has also counted the request.
-        given_up = duration_s > exchange.timeout_s > 0 and exchange.connection.peer_has_left()
-        delivered = exchange.connection.respond(exchange, status, content_type, body, extra) and not given_up
+        given_up = duration_s > exchange.timeout_s > 0 and connection.peer_has_left()
+        delivered = connection.respond(exchange, status, content_type, body, extra) and not given_up
         if not counted or exchange.warmup:
             return False
         if delivered:

@@ -79,7 +79,7 @@ def rehearse(
     answer = Answer(loop)
     exchange = Exchange(answer)
     exchange.method, exchange.target = b"POST", b"/"
-    exchange.headers = {b"content-type": content_type.encode("latin-1", "replace")}
+    exchange.take_headers({b"content-type": content_type.encode("latin-1", "replace")})
     exchange.body = body
     exchange.id, exchange.id_bytes = "warmup", b"warmup"
     exchange.timeout_s, exchange.max_body_bytes = timeout_s, 2**62

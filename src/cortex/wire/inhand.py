@@ -18,6 +18,7 @@ PLACES = 64
 """As many ids are kept; a replica with more in hand forgets the youngest."""
 MAX_ID_BYTES = 128
 _PLACE = struct.Struct(f"<d{MAX_ID_BYTES}s")
+_write = _PLACE.pack_into
 _SIZE = 1 + PLACES * _PLACE.size
 _ONE_AT_A_TIME = 1
 _NOBODY = b"\0" * 8
@@ -33,7 +34,7 @@ class InHand:
 
     def __init__(self, path: str = "") -> None:
         self._map = _mapped(path)
-        self._free = list(range(PLACES - 1, -1, -1))
+        self._free = list(range(_SIZE - _PLACE.size, 0, -_PLACE.size))
 
     def one_at_a_time(self) -> None:
         """Say that only one request's code runs at a time: the one that came first."""
@@ -47,18 +48,17 @@ class InHand:
             started_s: on any clock that only grows; above 0.
 
         Returns:
-            Its place, for `put`; -1: there is none left.
+            Where its place begins, for `put`; 0: there is none left.
         """
         if not self._free:
-            return -1
+            return 0
         place = self._free.pop()
-        _PLACE.pack_into(self._map, 1 + place * _PLACE.size, started_s, id_bytes)
+        _write(self._map, place, started_s, id_bytes)
         return place
 
     def put(self, place: int) -> None:
         """The request of this place is done with."""
-        begin = 1 + place * _PLACE.size
-        self._map[begin : begin + 8] = _NOBODY
+        self._map[place : place + 8] = _NOBODY
         self._free.append(place)
 
 

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import errno
 import os
+from os import SEEK_END, lseek
 
 SUFFIX = ".raw"
 MAX_WAITING_BYTES = 4 * 2**20
@@ -48,7 +49,7 @@ class RawOutput:
         """Whether there is something unread. Asked for each request and each line that is printed: one system call."""
         # The position of a descriptor that appends means nothing to those who write.
         try:
-            return os.lseek(self.fd, 0, os.SEEK_END) > self._read_bytes
+            return lseek(self.fd, 0, SEEK_END) > self._read_bytes
         except OSError:  # users' code has closed every descriptor it found
             return False
 

@@ -38,7 +38,7 @@ class Unshowable:
         Unshowable(),
         [Unshowable()],
         "line\nbreak",
-        Prediction([np.zeros(10**6)], {"a": 0}),
+        Prediction.of([np.zeros(10**6)], {"a": 0}),
         [10**5000],
     ],
 )

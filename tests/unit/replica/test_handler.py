@@ -31,6 +31,7 @@ def load(tmp_path: Path) -> Iterator[Callable[..., Handler]]:
 
 def exchange(**fields: Any) -> Exchange:
     made = Exchange(None)  # type: ignore[arg-type]
+    made.take_headers(fields.pop("headers", {}))
     for name, value in fields.items():
         setattr(made, name, value)
     return made

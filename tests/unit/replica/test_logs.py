@@ -71,7 +71,7 @@ def test_unfinished_lines_are_kept_apart_and_completed(tmp_path: Path) -> None:
         other.start(); other.join()
         print(" and right")
         print("never finished", end="")
-        streams.finish_lines()
+        streams.finish_lines(logs.REQUEST_ID.get())
         sys.stdout.write("10%\\r20%\\r\\n30%\\n")
         print("until the end", end="")
         """,
@@ -153,7 +153,7 @@ def test_a_handler_that_closes_every_descriptor_fails_nothing(tmp_path: Path) ->
         os.closerange(3, 100)
         print("lost")
         log.every_second()
-        streams.finish_lines()
+        streams.finish_lines(logs.REQUEST_ID.get())
         """,
     )
     assert [line.text for line in lines] == ["before"]
@@ -173,14 +173,14 @@ def test_output_past_python_belongs_to_the_request_whose_code_runs_alone(tmp_pat
         log.every_second()
         logs.REQUEST_ID.set("r-1")
         os.write(1, b"of one\\nunfinished")
-        streams.finish_lines()
+        streams.finish_lines(logs.REQUEST_ID.get())
         logs.REQUEST_ID.set("")
         os.write(1, b"between\\n")
         log.every_second()
         log.raw_belongs_to_request = False
         logs.REQUEST_ID.set("r-2")
         os.write(1, b"of nobody knows whom\\n")
-        streams.finish_lines()
+        streams.finish_lines(logs.REQUEST_ID.get())
         """,
     )
     assert [(line.request, line.text) for line in lines] == [
@@ -203,8 +203,8 @@ def test_output_past_python_that_the_control_thread_takes_in_belongs_to_the_requ
         control = threading.Thread(target=log.every_second)
         control.start()
         control.join()
-        streams.finish_lines()
-        logs.work_for("")
+        streams.finish_lines(logs.REQUEST_ID.get())
+        logs.work_ended()
         os.write(1, b"afterwards\\n")
         log.every_second()
         """,

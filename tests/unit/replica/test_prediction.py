@@ -81,7 +81,7 @@ class Log:
 
 
 class Streams:
-    def finish_lines(self) -> None:
+    def finish_lines(self, request: str) -> None:
         pass
 
 
@@ -172,6 +172,7 @@ class Replica:
         exchange.body = value if isinstance(value, bytes) else orjson.dumps(value)
         exchange.id, exchange.id_bytes = "r-1", b"r-1"
         exchange.timeout_s, exchange.max_body_bytes = timeout_s, 1000
+        exchange.take_headers(fields.pop("headers", {}))
         for name, field in fields.items():
             setattr(exchange, name, field)
         if self.hides_loop:

@@ -68,7 +68,7 @@ class Log:
 
 
 class Streams:
-    def finish_lines(self) -> None:
+    def finish_lines(self, request: str) -> None:
         pass
 
 

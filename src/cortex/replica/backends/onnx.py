@@ -61,17 +61,21 @@ class Prediction(list[Any]):
     __slots__ = ("_positions",)
     _positions: Mapping[str, int]
 
-    def __init__(self, outputs: Iterable[Any] = (), positions: Mapping[str, int] | None = None) -> None:
-        super().__init__(outputs)
-        self._positions = {} if positions is None else positions
+    @classmethod
+    def of(cls, outputs: Iterable[Any], positions: Mapping[str, int]) -> Prediction:
+        """With each output's place by its name. (`__init__` would take a quarter of a microsecond more.)"""
+        prediction = cls(outputs)
+        prediction._positions = positions
+        return prediction
 
     def __getitem__(self, key: Any) -> Any:
         if type(key) is not str:
             return super().__getitem__(key)
+        positions: Mapping[str, int] = getattr(self, "_positions", {})  # none in what a handler made of the class
         try:
-            return super().__getitem__(self._positions[key])
+            return super().__getitem__(positions[key])
         except KeyError:
-            names = ", ".join(self._positions)
+            names = ", ".join(positions)
             raise KeyError(f'the model has no output "{key}"; it has {names}') from None
 
 
@@ -135,7 +139,7 @@ class OnnxBackend:
 
     def present(self, outputs: Sequence[Any], feeds: Mapping[str, Any]) -> Prediction:
         """Return the outputs; in maps, floats with the digits of their float32, as tensors are written."""
-        prediction = Prediction(outputs, self._positions)
+        prediction = Prediction.of(outputs, self._positions)
         for place in self._maps_of_float32:
             prediction[place] = _in_maps(prediction[place], _shortened)
         return prediction
@@ -143,7 +147,7 @@ class OnnxBackend:
     def plain(self, prediction: Prediction) -> Prediction:
         """Return the prediction with text as keys of its maps."""
         if self._maps_by_number:
-            prediction = Prediction(prediction, self._positions)
+            prediction = Prediction.of(prediction, self._positions)
             for place in self._maps_by_number:
                 prediction[place] = _in_maps(prediction[place], _with_text_keys)
         return prediction

@@ -607,7 +607,7 @@ def test_floats_in_maps_have_the_digits_of_their_float32(models):
 
 
 def test_a_prediction_is_copied_pickled_and_written_as_json():
-    prediction = Prediction([1, [2]], {"a": 0, "b": 1})
+    prediction = Prediction.of([1, [2]], {"a": 0, "b": 1})
     for same in (copy.copy(prediction), copy.deepcopy(prediction), pickle.loads(pickle.dumps(prediction))):
         assert same == [1, [2]]
         assert same["b"] == [2]
