@@ -185,8 +185,9 @@ class TracedService(Service):
         body: bytes,
         extra: bytes = b"",
         counted: bool = True,
+        duration_s: float | None = None,
     ) -> bool:
-        delivered = super()._answer(exchange, status, content_type, body, extra, counted)
+        delivered = super()._answer(exchange, status, content_type, body, extra, counted, duration_s)
         self._end(exchange, status)
         return delivered
 
