@@ -22,9 +22,9 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from cortex.replica.backends import base
-from cortex.replica.codec import Decoder
-from cortex.replica.results import encode
-from cortex.replica.tensors import build_converter
+from cortex.replica.protocols.codec import Decoder
+from cortex.replica.protocols.results import encode
+from cortex.replica.tensors.conversion import build_converter
 
 BODY = b"[5.1, 3.5, 1.4, 0.2]"
 CALLS_A_ROUND = 500

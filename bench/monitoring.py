@@ -30,7 +30,7 @@ def post_inference(prediction, metadata):
     return prediction["label"][0]
 """
 WITHOUT = """
-from cortex.replica.stats import Counters, StatsWriter
+from cortex.replica.observation.stats import Counters, StatsWriter
 
 Counters.answered = lambda *_: None
 StatsWriter.write = lambda *_, **__: None

@@ -3,7 +3,7 @@ What can go wrong, as facts. Imports nothing of the package.
 
 Every error of ours derives from `CortexError` and carries its facts as fields; where a person or another process
 has to see it, it becomes a `Problem`. HTTP statuses and exit codes are chosen at the edges (`controlplane/api.py`,
-`cli/main.py`, `replica/server.py`), never here.
+`cli/main.py`, `replica/transport/server.py`), never here.
 """
 
 from __future__ import annotations

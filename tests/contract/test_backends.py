@@ -15,9 +15,9 @@ import pytest
 from cortex.replica.backends import base
 from cortex.replica.backends.base import InferenceFailed, ModelError
 from cortex.replica.backends.made_up_feeds import accepted_feeds
-from cortex.replica.results import encode
-from cortex.replica.tensors import build_converter
-from cortex.replica.trial import try_rows
+from cortex.replica.inspection.trial import try_rows
+from cortex.replica.protocols.results import encode
+from cortex.replica.tensors.conversion import build_converter
 
 
 class OnnxModels:

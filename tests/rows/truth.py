@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cortex.replica.backends.base import InferenceFailed, ModelError
 from cortex.replica.backends.onnx import load
-from cortex.replica.batching import merge
+from cortex.replica.prediction.batching import merge
 from cortex.wire.batching import TOLERANCES, Rounding
 from cortex.wire.signature import Signature
 

@@ -57,9 +57,10 @@ _TO_PLATFORM = "../../../../platform"
 
 PROBE = """\
 import sys
-from cortex.replica import launcher, process
+from cortex.replica import launcher
+from cortex.replica.process import isolation
 launcher.preload(sys.argv[1])
-threads = process.single_thread_offenders()
+threads = isolation.single_thread_offenders()
 if threads:
     sys.exit("importing these packages starts threads, so replicas cannot be forked: " + ", ".join(threads))
 """

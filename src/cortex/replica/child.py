@@ -24,28 +24,30 @@ import uvloop
 
 from cortex.errors import Problem
 from cortex.ids import short, split_api_key
-from cortex.replica import logs, offspring, places, process, secrecy
 from cortex.replica.backends import base
-from cortex.replica.background import Background
-from cortex.replica.condition import Condition
-from cortex.replica.control import Control
-from cortex.replica.ending import Ending, end_descendants, signal_descendants
-from cortex.replica.handler import Handler, HandlerError, LifeHook, load_handler, run_on_start
-from cortex.replica.inference import Inference
-from cortex.replica.prediction import Steps, build_predictor, hide_loop
-from cortex.replica.server import Server, Service
-from cortex.replica.stats import Counters, StatsWriter, write_last_words
-from cortex.replica.surroundings import Surroundings, settle
-from cortex.replica.tracebacks import format_fault, one_line
-from cortex.replica.tracker import Tracker
-from cortex.replica.warmup import SampleRefused, WarmUp
+from cortex.replica.handler import offspring
+from cortex.replica.handler.background import Background
+from cortex.replica.handler.ending import Ending, end_descendants, signal_descendants
+from cortex.replica.handler.hooks import Handler, HandlerError, LifeHook, load_handler, run_on_start
+from cortex.replica.observation import logs, places, secrecy
+from cortex.replica.observation.stats import Counters, StatsWriter, write_last_words
+from cortex.replica.observation.tracebacks import format_fault, one_line
+from cortex.replica.observation.tracker import Tracker
+from cortex.replica.prediction.inference import Inference
+from cortex.replica.prediction.predictors import Steps, build_predictor, hide_loop
+from cortex.replica.prediction.warmup import SampleRefused, WarmUp
+from cortex.replica.process import isolation
+from cortex.replica.process.condition import Condition
+from cortex.replica.process.control import Control
+from cortex.replica.process.surroundings import Surroundings, settle
+from cortex.replica.transport.server import Server, Service
 from cortex.wire.launch import ENDING_S, MOST_ENDING_S, ReplicaSpec
 from cortex.wire.reports import Phase
 from cortex.wire.secrecy import unpacked
 from cortex.wire.stats import LastWords
 
 if TYPE_CHECKING:  # imported only where traces are asked for: it takes half a second
-    from cortex.replica.tracing import Tracing
+    from cortex.replica.observation.tracing import Tracing
 
 EXIT_EXPLAINED = 3
 """The build cannot be served as it is; the problem says why, and the same build would fail again."""
@@ -136,8 +138,8 @@ def go_on(surroundings: Surroundings, loaded: Loaded, spec: ReplicaSpec, *, slot
 
     def run() -> int:
         surroundings.log.move_to(spec.log_path, spec.attempt)
-        process.set_title(*_title(spec))
-        process.move_import_folder(surroundings.spec.scratch, spec.scratch)
+        isolation.set_title(*_title(spec))
+        isolation.move_import_folder(surroundings.spec.scratch, spec.scratch)
         view = surroundings.view._replace(spec=spec)
         return _Replica(surroundings._replace(view=view), slot_fd=slot_fd, control_fd=control_fd, loaded=loaded).run()
 
@@ -233,7 +235,7 @@ class _Replica:
         by_now = offspring.own_descriptors()
         offspring.set_apart(
             offspring.Ours(
-                title=process.child_title(self._spec),
+                title=isolation.child_title(self._spec),
                 project_dir=self._spec.project_dir,
                 descriptors={**before, **{fd: by_now[fd] for fd in by_now.keys() - self._not_ours}},
                 sockets=[self._slot.getsockname(), self._control.address],
@@ -363,11 +365,11 @@ class _Replica:
 
     def _start_tracing(self) -> None:
         """Traces are an extra, in every sense: whatever is wrong with them, predictions are served."""
-        if not process.asks_for_traces(os.environ):
+        if not isolation.asks_for_traces(os.environ):
             return
         self._condition.report("starting traces")
         try:
-            from cortex.replica.tracing import Tracing
+            from cortex.replica.observation.tracing import Tracing
 
             self._tracing = Tracing(self._spec, os.environ)
         except ImportError as error:
@@ -392,12 +394,12 @@ class _Replica:
     def _load_handler(self) -> Handler | None:
         spec = self._spec
         if spec.handler is None or spec.project_dir is None:
-            process.enter_project(spec)
+            isolation.enter_project(spec)
             return None
         if self._loaded is not None and self._loaded.handler is not None:
             handler = self._loaded.handler
         else:
-            process.enter_project(spec)
+            isolation.enter_project(spec)
             self._condition.report(f"importing {spec.handler}")
             asyncio.set_event_loop(self._idle_loop)
             handler = load_handler(spec.project_dir, spec.handler, split_api_key(spec.api)[1])

@@ -19,8 +19,8 @@ import msgspec
 
 from cortex import polling, processes
 from cortex.errors import CortexError
-from cortex.replica import process
 from cortex.replica.launcher import preload
+from cortex.replica.process import isolation
 from cortex.wire.build import ModelFormat
 from cortex.wire.launch import Inspect, InspectReport
 
@@ -51,9 +51,9 @@ def _missing(model_format: ModelFormat) -> InspectReport | None:
 
 def _look(request: Inspect) -> InspectReport | None:
     """Fork the child and wait for its report; None if nobody waits for it any more."""
-    from cortex.replica.inspection import Inspection
+    from cortex.replica.inspection.findings import Inspection
 
-    process.set_title("cortex-inspector", request.spec.home)
+    isolation.set_title("cortex-inspector", request.spec.home)
     processes.become_subreaper()
     inspection = Inspection.start(request, fork=os.fork, asked_by=None, now_s=time.monotonic())
     ended = os.pidfd_open(inspection.pid)

@@ -32,8 +32,8 @@ import msgspec
 from cortex import polling, processes
 from cortex.errors import CortexError, Problem
 from cortex.ids import ReplicaId, split_api_key
-from cortex.replica import process
-from cortex.replica.channel import Channel
+from cortex.replica.process import isolation
+from cortex.replica.process.channel import Channel
 from cortex.wire.build import ModelFormat
 from cortex.wire.framing import close_all
 from cortex.wire.launch import (
@@ -51,7 +51,7 @@ from cortex.wire.launch import (
 )
 
 if TYPE_CHECKING:  # imported by `preload`, once the environment is right
-    from cortex.replica.inspection import Inspection
+    from cortex.replica.inspection.findings import Inspection
 
 IDLE_EXIT_S = 60.0
 INSPECTIONS_AT_ONCE = 8
@@ -314,7 +314,7 @@ class Launcher:
     # ---- inspections --------------------------------------------------------------------------------------------
 
     def _start_inspections(self) -> None:
-        from cortex.replica import inspection
+        from cortex.replica.inspection import findings
 
         while (place := self._next_in_turn()) is not None:
             agent, request, fds = self._queued.pop(place)
@@ -324,7 +324,7 @@ class Launcher:
             if self._complete_preload is not None and self._complete_preload():
                 self._complete_preload = None
             try:
-                started = inspection.Inspection.start(
+                started = findings.Inspection.start(
                     request,
                     fork=_fork_now,
                     asked_by=agent,
@@ -384,7 +384,7 @@ def preload(backend: ModelFormat) -> None:
     Raises:
         BackendMissing: the library that runs models is not installed; the rest is imported.
     """
-    os.environ.update(process.SINGLE_THREADED)
+    os.environ.update(isolation.SINGLE_THREADED)
     for name in _PRELOADED:
         importlib.import_module(name)
     from cortex.replica.backends import base
@@ -405,7 +405,7 @@ def _try_to_preload(backend: ModelFormat) -> bool:
 
 
 _PRELOADED = (
-    *("cortex.lib.log", "cortex.replica.child", "cortex.replica.inspection"),
+    *("cortex.lib.log", "cortex.replica.child", "cortex.replica.inspection.findings"),
     # What these import only when it is first needed.
     *("numpy.ma", "numpy.random", "encodings.idna", "encodings.latin_1", "concurrent.futures.thread"),
 )
@@ -453,7 +453,7 @@ def _fork_now() -> int:
         ForkRefused: there is a second thread, which the child would lack with its locks held for ever.
         OSError: no memory or too many processes.
     """
-    offenders = process.single_thread_offenders()
+    offenders = isolation.single_thread_offenders()
     if offenders:
         raise ForkRefused(f"the launcher has threads besides the main one: {', '.join(offenders)}")
     sys.stdout.flush()
@@ -477,7 +477,7 @@ def main(arguments: list[str] | None = None) -> int:
         del sys.path[0]  # put there by `-m`: users' code must not import from wherever we were started
     backend: Literal["onnx", "tensorflow"] = options.backend
     is_whole = _try_to_preload(backend)
-    process.set_title("cortex-launcher", options.home, backend)
+    isolation.set_title("cortex-launcher", options.home, backend)
     try:
         listener = bind(options.socket)
     except (OSError, AlreadyRunning) as error:

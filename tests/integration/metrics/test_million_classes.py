@@ -11,8 +11,8 @@ from cortex.ids import ApiKey, ReplicaId, Version
 from cortex.metrics import summary
 from cortex.metrics.collect import Collector
 from cortex.metrics.store import StatsStore
-from cortex.replica.stats import Counters, StatsWriter
-from cortex.replica.tracker import Tracker
+from cortex.replica.observation.stats import Counters, StatsWriter
+from cortex.replica.observation.tracker import Tracker
 from cortex.wire.build import TrackerConfig
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.stats import EXACT_CLASSES

@@ -17,7 +17,7 @@ import orjson
 import pytest
 from replica_harness import LauncherProcess, Replica, eventually, running, spec_for
 
-from cortex.replica.inference import LARGE_BODY_BYTES
+from cortex.replica.prediction.inference import LARGE_BODY_BYTES
 from cortex.wire.batching import BatchingOrder, BatchingState, BatchingVerdict, Disagreement
 from cortex.wire.launch import SetBatching
 

@@ -14,9 +14,9 @@ import pytest
 from replica_harness import LauncherLink, LauncherProcess, Replica, eventually, running, spec_for
 
 from cortex.processes import command_line, identify, is_alive
-from cortex.replica import process
-from cortex.replica.inspection import do_in_fork
+from cortex.replica.inspection.findings import do_in_fork
 from cortex.replica.launcher import INSPECTIONS_AT_ONCE
+from cortex.replica.process import isolation
 from cortex.wire.batching import Proof
 from cortex.wire.build import Sample
 from cortex.wire.launch import CallOff, ChildExited, Inspect, Inspected, ReplicaSpec
@@ -272,8 +272,8 @@ def test_without_room_for_a_fork_rows_are_left_to_another(monkeypatch: pytest.Mo
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     monkeypatch.setattr(os, "fork", no_room)
-    monkeypatch.setattr(process, "single_thread_offenders", list)
-    assert do_in_fork(process.Machinery(), lambda: Proof(rules=0, proved=False), Proof) is None
+    monkeypatch.setattr(isolation, "single_thread_offenders", list)
+    assert do_in_fork(isolation.Machinery(), lambda: Proof(rules=0, proved=False), Proof) is None
 
 
 def test_one_that_is_stopped_goes_on(shared_launcher: LauncherProcess, folder: Path) -> None:

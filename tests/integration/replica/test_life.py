@@ -17,7 +17,7 @@ from replica_harness import LAUNCHER_DEADLINE_S, LauncherProcess, Replica, event
 from cortex.agent.logs import take_leftover
 from cortex.errors import Problem
 from cortex.processes import identify, is_alive
-from cortex.replica.places import of
+from cortex.replica.observation.places import of
 from cortex.wire.build import Sample
 from cortex.wire.launch import AskListener, ChildExited, Drain
 from cortex.wire.reports import Phase
@@ -352,10 +352,10 @@ import os, socket, sys, time
 from pathlib import Path
 import uvloop
 from replica_harness import listen, spec_for
-from cortex.replica.condition import Condition
-from cortex.replica.logs import LogFile
-from cortex.replica.server import SETTLE_S, Server, Service
-from cortex.replica.stats import Counters
+from cortex.replica.process.condition import Condition
+from cortex.replica.observation.logs import LogFile
+from cortex.replica.transport.server import SETTLE_S, Server, Service
+from cortex.replica.observation.stats import Counters
 
 folder = Path(sys.argv[1])
 loop, log = uvloop.new_event_loop(), LogFile("", 1)

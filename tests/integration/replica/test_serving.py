@@ -18,7 +18,7 @@ import orjson
 import pytest
 from replica_harness import Replica, eventually, request
 
-from cortex.replica.batching import MAX_BATCH_ROWS
+from cortex.replica.prediction.batching import MAX_BATCH_ROWS
 from cortex.wire.batching import BatchingOrder
 from cortex.wire.build import TrackerConfig
 

@@ -12,7 +12,7 @@ from replica_harness import LauncherProcess, Replica, eventually, request
 from test_life import exit_of
 
 from cortex.agent.logs import take_leftover
-from cortex.replica.places import of
+from cortex.replica.observation.places import of
 from cortex.wire.logline import LoggedLine
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from replica_harness import LauncherProcess, Replica, eventually, running, spec_for
 
-from cortex.replica.view import COPIED_FILES
+from cortex.replica.handler.view import COPIED_FILES
 
 pytestmark = pytest.mark.slow
 

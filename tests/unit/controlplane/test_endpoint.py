@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cortex.controlplane.endpoint import describe_endpoint, prediction_schema, sample_schema
-from cortex.replica.mismatch import InputMismatch
-from cortex.replica.tensors import build_converter
+from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.tensors.mismatch import InputMismatch
 from cortex.wire.operator import ApiStatus, Status
 from cortex.wire.signature import Signature, TensorSpec
 

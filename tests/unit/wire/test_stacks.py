@@ -26,7 +26,7 @@ Fatal Python error: Segmentation fault
 
 Thread 0x00007f1c (most recent call first):
   File "{OURS}/polling.py", line 30 in wait
-  File "{OURS}/replica/control.py", line 128 in _serve
+  File "{OURS}/replica/process/control.py", line 128 in _serve
   File "/usr/lib/python3.11/threading.py", line 982 in run
   File "/usr/lib/python3.11/threading.py", line 1002 in _bootstrap
 
@@ -37,7 +37,7 @@ Thread 0x00007f1d (most recent call first):
 Current thread 0x00007f1e (most recent call first):
   File "/usr/lib/python3.11/ctypes/__init__.py", line 517 in string_at
   File "{PROJECT}/handler.py", line 3 in post_inference
-  File "{OURS}/replica/handler.py", line 210 in call
+  File "{OURS}/replica/handler/hooks.py", line 210 in call
   File "{OURS}/replica/launcher.py", line 460 in <module>
   File "<frozen runpy>", line 88 in _run_code
 
@@ -64,7 +64,7 @@ def test_a_fatal_error_in_a_models_runtime_shows_the_runtime() -> None:
 Current thread 0x00007f1e (most recent call first):
   File "{ORT}", line 294 in run
   File "{OURS}/replica/backends/onnx.py", line 300 in run
-  File "{OURS}/replica/inference.py", line 100 in _run
+  File "{OURS}/replica/prediction/inference.py", line 100 in _run
 """)
         == f"""
 Current thread 0x00007f1e (most recent call first):
@@ -76,14 +76,14 @@ Current thread 0x00007f1e (most recent call first):
 def test_our_frames_are_shown_where_there_are_no_others() -> None:
     text = f"""
 Current thread 0x00007f1e (most recent call first):
-  File "{OURS}/replica/server.py", line 294 in handle
+  File "{OURS}/replica/transport/server.py", line 294 in handle
   File "{OURS}/replica/child.py", line 300 in _serve""".strip("\n")
     assert shown(text) == text
 
 
 TRACEBACK = f"""
 Traceback (most recent call last):
-  File "{OURS}/replica/handler.py", line 210, in call
+  File "{OURS}/replica/handler/hooks.py", line 210, in call
     return self._function(sample, metadata)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "{PROJECT}/handler.py", line 7, in pre_inference
@@ -125,7 +125,7 @@ def test_exception_groups_are_read_as_well() -> None:
     assert (
         shown(f"""
   + Exception Group Traceback (most recent call last):
-  |   File "{OURS}/replica/prediction.py", line 9, in _predict
+  |   File "{OURS}/replica/prediction/predictors.py", line 9, in _predict
   |     await self._steps
   |   File "{COPY}/handler.py", line 3, in post_inference
   |     async with group
@@ -141,7 +141,7 @@ def test_exception_groups_are_read_as_well() -> None:
 
 
 def test_pieces_of_a_trace_that_are_ours_alone_are_left_out() -> None:
-    piece = f'  File "{OURS}/replica/handler.py", line 210, in call\n    return self._function()'
+    piece = f'  File "{OURS}/replica/handler/hooks.py", line 210, in call\n    return self._function()'
     assert readable(piece.split("\n"), PLACES, in_pieces=True) == []
     assert shown(piece) == piece.strip("\n")
 

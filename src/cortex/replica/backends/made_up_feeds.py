@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cortex.replica.backends.base import Backend, InferenceFailed
-from cortex.replica.examples import serialise
+from cortex.replica.tensors.examples import serialise
 from cortex.wire.signature import Dim, Signature, TensorSpec
 
 _ATTEMPTS: Final = ((1, 1), (1, 0), (32, 1), (32, 0), (64, 1), (224, 1), (224, 0))

@@ -32,7 +32,7 @@ from cortex.replica.backends.base import (
     runtime_text,
 )
 from cortex.replica.backends.cuda import LOOK_AT_THE_DRIVER, GpuUnusable, driver_problem
-from cortex.replica.floats import shortest
+from cortex.replica.tensors.floats import shortest
 from cortex.wire.onnx_proto import ModelHeader, ValueInfo, external_files, read_header
 from cortex.wire.signature import Dim, Kind, Signature, TensorSpec
 

@@ -37,7 +37,7 @@ from cortex.replica.backends.example_features import features_of
 from cortex.replica.backends.made_up_feeds import accepted_feeds
 from cortex.replica.backends.ragged_inputs import ragged_inputs
 from cortex.replica.backends.signatures import Choice, NoSignature, SignatureDef, choose, natural_order
-from cortex.replica.tracebacks import one_line
+from cortex.replica.observation.tracebacks import one_line
 from cortex.wire.signature import DTYPES, Dim, Signature, TensorSpec
 
 

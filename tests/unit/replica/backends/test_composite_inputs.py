@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cortex.replica.batching import may_be_batched
-from cortex.replica.examples import serialise
-from cortex.replica.made_up import make_up_sample
-from cortex.replica.mismatch import InputMismatch
-from cortex.replica.tensors import build_converter
+from cortex.replica.inspection.made_up import make_up_sample
+from cortex.replica.prediction.batching import may_be_batched
+from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.tensors.examples import serialise
+from cortex.replica.tensors.mismatch import InputMismatch
 from cortex.wire.signature import TensorSpec
 
 

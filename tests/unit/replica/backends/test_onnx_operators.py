@@ -23,9 +23,9 @@ from onnx import numpy_helper
 from cortex.replica.backends import locales
 from cortex.replica.backends import onnx as backend
 from cortex.replica.backends.base import InferenceFailed, ModelError, UnsupportedType
-from cortex.replica.codec import Decoder
-from cortex.replica.results import encode
-from cortex.replica.tensors import build_converter
+from cortex.replica.protocols.codec import Decoder
+from cortex.replica.protocols.results import encode
+from cortex.replica.tensors.conversion import build_converter
 
 pytestmark = pytest.mark.slow  # all of them together
 

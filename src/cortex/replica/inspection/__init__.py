@@ -1,0 +1,1 @@
+"""What a model and a handler are, found out before they serve."""

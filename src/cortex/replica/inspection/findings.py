@@ -1,0 +1,699 @@
+"""
+What a model and a handler are, found out in a short-lived child: they may crash, hang, or eat all memory.
+
+`Inspection` is the launcher's side and never waits; `inspect` is the child's. Between them is a pipe with lines of
+JSON: what the child is about to do, and last of all its report.
+
+A child may be kept after its report, and become a replica: what took long to load is not loaded again. So whatever
+only the report needs is done aside, in a fork of the child that takes its memory along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import importlib.machinery
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+
+import msgspec
+import uvloop
+
+from cortex import processes
+from cortex.errors import Problem
+from cortex.ids import split_api_key
+from cortex.replica import child
+from cortex.replica.backends import base
+from cortex.replica.handler import offspring
+from cortex.replica.handler.background import Background
+from cortex.replica.handler.foresight import sure_failures
+from cortex.replica.handler.hooks import Handler, HandlerError, load_handler
+from cortex.replica.inspection.made_up import make_up_sample
+from cortex.replica.inspection.trial import try_rows
+from cortex.replica.observation import logs, places, secrecy
+from cortex.replica.observation.tracebacks import one_line
+from cortex.replica.process import isolation
+from cortex.replica.process.surroundings import Surroundings, settle
+from cortex.replica.protocols.codec import BadBody, Decoder
+from cortex.replica.tensors.conversion import Feeds, build_converter
+from cortex.replica.tensors.mismatch import InputMismatch
+from cortex.wire.batching import RULES, BatchingVerdict, Mode, Proof, Trial
+from cortex.wire.build import Sample, TrackerConfig
+from cortex.wire.framing import receive_frame, send_frame
+from cortex.wire.launch import Inspect, InspectReport, MadeUpSample, ReplicaSpec
+from cortex.wire.logline import parse_line
+from cortex.wire.secrecy import unpacked
+from cortex.wire.signature import Signature, TensorSpec
+from cortex.wire.stacks import readable_text
+
+_MAX_REPORT_BYTES = 64 * 2**20
+_SAME_SAMPLE = b"same sample"
+"""With an order to become a replica: its sample is the one that the child has already."""
+_TAIL_BYTES = 4000
+"""Of what a dead child wrote, to be shown with its end."""
+
+
+class _Line(msgspec.Struct, omit_defaults=True):
+    """One line of the pipe: a step that begins, or the report."""
+
+    step: str = ""
+    report: InspectReport | None = None
+
+
+class Inspection:
+    """A running inspection, as the launcher sees it. Use `start`."""
+
+    def __init__(
+        self,
+        request: Inspect,
+        *,
+        pid: int,
+        fd: int,
+        output_fd: int,
+        asked_by: Any,
+        deadline_s: float,
+        successor: socket.socket | None = None,
+    ) -> None:
+        self.request = request.request
+        self.pid = pid
+        self.fd: int | None = fd
+        """Readable when the child has said something, or has ended; None once there is nothing more to read."""
+        self.asked_by = asked_by
+        self.deadline_s = deadline_s
+        self.exit_code: int | None = None
+        """As from `os.waitstatus_to_exitcode`; the launcher sets it."""
+        self.spec = request.spec
+        self._output_fd = output_fd
+        self._received = bytearray()
+        self._successor = successor
+        """Where a child that is kept hears which replica it is to be; None: it is not to be kept."""
+        self.kept = False
+        """It has reported, which was told, and waits for what it is to be."""
+        self.killed = False
+        """It took too long, or nobody waits for it any more."""
+
+    @classmethod
+    def start(
+        cls,
+        request: Inspect,
+        *,
+        fork: Callable[[], int],
+        asked_by: Any,
+        now_s: float,
+        secrets_fd: int | None = None,
+    ) -> Inspection:
+        """Fork the child. `secrets_fd` stays the caller's. Raises what `fork` raises."""
+        read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        output_fd = os.memfd_create("cortex-inspection")
+        ours, its = socket.socketpair() if request.keep else (None, None)
+        try:
+            pid = fork()
+        except BaseException:
+            for fd in (read_fd, write_fd, output_fd):
+                os.close(fd)
+            for end in filter(None, (ours, its)):
+                end.close()
+            raise
+        if pid == 0:
+            _live(request, pipe_fd=write_fd, output_fd=output_fd, secrets_fd=secrets_fd, successor=its)
+        os.close(write_fd)
+        if its is not None:
+            its.close()
+        os.set_blocking(read_fd, False)
+        return cls(
+            request,
+            pid=pid,
+            fd=read_fd,
+            output_fd=output_fd,
+            asked_by=asked_by,
+            deadline_s=now_s + request.spec.start_timeout_s,
+            successor=ours,
+        )
+
+    def keep(self) -> InspectReport | None:
+        """The report of a child that is kept, once; None if it has not come yet, or it is not kept."""
+        if self._successor is None or self.kept or self.fd is not None or self.killed:
+            return None
+        _, report = self._said()
+        if report is None or not report.kept:
+            return None
+        self.kept = True
+        return report
+
+    def become(self, spec: ReplicaSpec, *, slot_fd: int, control_fd: int) -> None:
+        """
+        Have a kept child be this replica. Descriptors stay the caller's; the inspection is over.
+
+        Raises:
+            OSError: it is about to end.
+        """
+        assert self._successor is not None
+        left_out = b""
+        if spec.sample == self.spec.sample:  # which may be large: the child would hold it twice
+            left_out, spec = _SAME_SAMPLE, msgspec.structs.replace(spec, sample=None)
+        order_fd = os.memfd_create("cortex-replica")  # another sample may make it too large for a message
+        try:
+            with open(order_fd, "wb", closefd=False) as order:
+                order.write(msgspec.json.encode(spec))
+            send_frame(self._successor, left_out, (order_fd, slot_fd, control_fd))
+        finally:
+            os.close(order_fd)
+        os.kill(self.pid, signal.SIGCONT)  # if somebody has stopped it just now, nobody would hear of it any more
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._close_pipe()  # a process that the child started may still have its other end
+        if self._successor is not None:
+            self._successor.close()
+        os.close(self._output_fd)
+
+    def receive(self) -> None:
+        """Take what the child has written, and close the pipe once there will be no more. Does not wait."""
+        try:
+            while self.fd is not None:
+                data = os.read(self.fd, 65536)
+                self._received += data
+                if not data or len(self._received) > _MAX_REPORT_BYTES:
+                    self._close_pipe()
+        except BlockingIOError:
+            pass
+
+    def _close_pipe(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+    def kill(self) -> None:
+        """End a child that takes too long or that nobody waits for, with whatever it has started."""
+        self.killed = True
+        for kill in (os.killpg, os.kill):  # it may not have its own group yet
+            try:
+                kill(self.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+
+    def finish(self) -> InspectReport:
+        """The child has ended: its report, or what there is to say without one."""
+        self.receive()
+        step, report = self._said()
+        try:
+            if report is not None:
+                return msgspec.structs.replace(report, kept="")
+            return InspectReport(problems=(self._death(step),))
+        finally:
+            self.close()
+
+    def _said(self) -> tuple[str, InspectReport | None]:
+        """What the child was doing last, and its report if that has come."""
+        step = "starting"
+        report: InspectReport | None = None
+        for data in bytes(self._received).splitlines():
+            try:
+                line = _LINES.decode(data)
+            except msgspec.MsgspecError:
+                continue
+            step = line.step or step
+            report = line.report or report
+        return step, report
+
+    def _death(self, step: str) -> Problem:
+        code = self.exit_code or 0
+        output = self._output()
+        if self.killed:
+            return Problem(
+                reference="inspection-timeout",
+                message=f"{step} took more than {self.spec.start_timeout_s:g} s",
+                hint="if it needs longer, set CORTEX_START_TIMEOUT to more seconds",
+                traceback=output,
+            )
+        if code == -signal.SIGXCPU:
+            message = f"{step} used more processor time than a start may take"
+            hint = "do less of it at import, or set CORTEX_START_TIMEOUT to more seconds"
+        elif code == -signal.SIGKILL:
+            message = f"the process was killed while {step}, most likely for memory"
+            hint = "free memory on this machine, or load less"
+        elif code < 0:
+            message = f"the process crashed while {step}: {signal.strsignal(-code) or 'unknown'} (signal {-code})"
+            hint = "a native library crashed: the lines above say where; try another version of it"
+        else:
+            message = f"the process ended while {step}, with exit code {code}"
+            hint = "find what ends the process, such as os._exit, and have it raise an exception instead"
+        return Problem(reference="inspection-died", message=message, hint=hint, traceback=output)
+
+    def _output(self) -> str:
+        """The end of what the child wrote, as text."""
+        size = os.fstat(self._output_fd).st_size
+        data = os.pread(self._output_fd, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+        text = "\n".join(parse_line(line).text for line in data.splitlines())
+        its = places.of(self.spec)
+        return its.called(readable_text(text, its))
+
+
+_LINES = msgspec.json.Decoder(_Line)
+
+
+def _live(
+    request: Inspect, *, pipe_fd: int, output_fd: int, secrets_fd: int | None, successor: socket.socket | None
+) -> NoReturn:
+    """Be the child. Does not return."""
+    code = 1
+    try:
+        spec = request.spec
+        secrets = {} if secrets_fd is None else unpacked(secrets_fd)
+        processes.end_with_parent()
+        os.dup2(output_fd, 1)
+        os.dup2(output_fd, 2)
+        here = settle(
+            spec,
+            secrets,
+            descriptors=(pipe_fd,) if successor is None else (pipe_fd, successor.fileno()),
+            open_log=lambda: logs.LogFile("", 0),
+            title=("cortex-inspect", spec.home, spec.api),
+        )
+        lift_limits = isolation.limit_inspection(spec.start_timeout_s * max(2, spec.threads))
+        loop = uvloop.new_event_loop()
+        background = Background(
+            tell=lambda level, text, request: here.log.record("log", level, text, request),
+            project_dir=here.spec.project_dir,
+        )
+        relay = child.SignalRelay()
+        if successor is not None:
+            relay.stand_in()
+            if spec.handler is not None:
+                background.watch_executors()
+                background.watch_loop(loop)
+        has_before = isolation.Machinery()
+        descriptors = offspring.own_descriptors()
+        offspring.set_apart(
+            offspring.Ours(
+                title=isolation.child_title(spec),
+                project_dir=here.spec.project_dir,
+                descriptors={**descriptors, pipe_fd: os.readlink(f"/proc/self/fd/{pipe_fd}")},
+                loops=(loop,),
+                handlers=(relay,),
+                forget_output=here.streams.forget,
+            )
+        )
+        began_s = perf_counter()
+        found = inspect(
+            msgspec.structs.replace(request, spec=here.spec),
+            announce=lambda step: _write_line(pipe_fd, _Line(step=step)),
+            loop=loop,
+            aside=do_here if successor is None else partial(do_in_fork, has_before),
+        )
+        report = found.report
+        lift_limits()  # before it is known that there are no children, who would keep them
+        if successor is not None and has_before.is_left() and _can_serve(found, here):
+            report = msgspec.structs.replace(report, kept=request.request)
+        load_s = perf_counter() - began_s
+        _write_line(pipe_fd, _Line(report=_told(report)))
+        os.close(pipe_fd)
+        if successor is not None and found.backend is not None and report.kept:
+            loaded = child.Loaded(
+                backend=found.backend,
+                handler=found.handler,
+                loop=loop,
+                background=background,
+                relay=relay,
+                descriptors=descriptors,
+                load_s=load_s,
+            )
+            _wait_to_serve(here, loaded, successor)
+        code = 0
+    except BaseException:
+        os.write(2, secrecy.masked(traceback.format_exc()).encode("utf-8", "backslashreplace"))
+    finally:
+        os._exit(code)
+
+
+def _can_serve(found: Found, here: Surroundings) -> bool:
+    """Whether this process is as a replica would be that had loaded the same."""
+    return (
+        found.backend is not None
+        and not found.report.problems
+        and here.view.kind != "copy"  # lies where a replica's does not
+        and not isolation.asks_for_traces(os.environ)  # begin before the handler
+        and not processes.children()  # of the handler, with an inspection's limits
+    )
+
+
+def _wait_to_serve(here: Surroundings, loaded: child.Loaded, successor: socket.socket) -> NoReturn:
+    """Become the replica that the launcher names. Raises ConnectionLost: it is gone."""
+    left_out, (order_fd, slot_fd, control_fd) = receive_frame(successor)
+    successor.close()
+    with open(order_fd, "rb") as order:
+        order.seek(0)
+        spec = msgspec.json.decode(order.read(), type=ReplicaSpec)
+    if left_out == _SAME_SAMPLE:
+        spec = msgspec.structs.replace(spec, sample=here.spec.sample)
+    processes.outlive_parent()
+    child.go_on(here, loaded, spec, slot_fd=slot_fd, control_fd=control_fd)
+
+
+def _told(report: InspectReport) -> InspectReport:
+    return msgspec.structs.replace(
+        report,
+        problems=tuple(places.as_told(secrecy.masked_problem(problem)) for problem in report.problems),
+        warnings=tuple(places.as_told(secrecy.masked_problem(problem)) for problem in report.warnings),
+    )
+
+
+def _write_line(fd: int, line: _Line) -> None:
+    data = memoryview(msgspec.json.encode(line) + b"\n")
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def prove_rows(spec: ReplicaSpec) -> Proof:
+    """What a model's graph says about its rows. Reads the graph without weights; one it cannot read proves nothing."""
+    try:
+        if spec.model_format == "onnx":
+            from cortex.rows import prove
+            from cortex.wire import onnx_proto
+
+            return prove(onnx_proto.read_graph(spec.model_path))
+        from cortex.rows import prove_saved_model
+        from cortex.wire import saved_model_proto
+
+        gpu = spec.resources.gpus > 0
+        return prove_saved_model(saved_model_proto.read_graph(spec.model_path, spec.signature_key, gpu=gpu))
+    except Exception as error:
+        return Proof(rules=RULES, proved=False, reason=f"the graph cannot be read: {one_line(error)}")
+
+
+Result = TypeVar("Result", Proof, Trial)
+
+
+class Aside(Protocol):
+    """Does what leaves nothing behind in this process; returns None where it cannot."""
+
+    def __call__(self, work: Callable[[], Result], kind: type[Result], /) -> Result | None: ...
+
+
+def do_here(work: Callable[[], Result], _kind: type[Result]) -> Result | None:
+    """In a process that has nothing to become afterwards."""
+    return work()
+
+
+def do_in_fork(machinery: isolation.Machinery, work: Callable[[], Result], kind: type[Result]) -> Result | None:
+    """
+    In a fork of this process, which ends with it, and as it does if that ends badly.
+
+    Returns:
+        None if there are threads, which a fork would lack with their locks held for ever, or if it would be another's
+        idea of a fork, such as gevent's, which waits for its own threads in the child; or if there is no room for it.
+    """
+    if isolation.single_thread_offenders() or not machinery.is_left():
+        return None
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(read_fd)
+        os.close(write_fd)
+        return None
+    if pid == 0:
+        code = 1
+        try:
+            processes.end_with_parent()
+            with open(write_fd, "wb") as pipe:
+                pipe.write(msgspec.json.encode(work()))
+            code = 0
+        except BaseException:
+            os.write(2, secrecy.masked(traceback.format_exc()).encode("utf-8", "backslashreplace"))
+        finally:
+            os._exit(code)
+    os.close(write_fd)
+    with open(read_fd, "rb") as pipe:
+        data = pipe.read()
+    code = 0 if data else 1
+    with suppress(ChildProcessError):  # users' code may have it collected
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code == 0:
+        return msgspec.json.decode(data, type=kind)
+    if code < 0:
+        with suppress(OSError):  # of SIGKILL, which nobody can handle
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code if code > 0 else 1)
+
+
+class Found(NamedTuple):
+    report: InspectReport
+    handler: Handler | None
+    backend: base.Backend | None
+
+
+def inspect(
+    request: Inspect,
+    *,
+    announce: Callable[[str], None],
+    prove: Callable[[ReplicaSpec], Proof] = prove_rows,
+    loop: asyncio.AbstractEventLoop | None = None,
+    aside: Aside = do_here,
+) -> Found:
+    """
+    Load what is asked for and describe it. What is wrong with it is in the report; other errors pass through.
+
+    Args:
+        announce: told what comes next, in case it never ends.
+        prove: what the graph of the spec's model says about rows.
+        loop: the current one while the handler is imported; None: whichever is.
+        aside: for what only the report needs.
+    """
+    spec = request.spec
+    problems: list[Problem] = []
+    warnings: list[Problem] = []
+    handler: Handler | None = None
+    backend: base.Backend | None = None
+    proof: Proof | None = None
+    trial: Trial | None = None
+    rows_left = False
+    made_up: MadeUpSample | None = None
+    if request.model and request.rows != "off":
+        announce("reading the graph")
+        proof = aside(lambda: prove(spec), Proof) or prove(spec)
+    if request.handler and spec.handler is not None and spec.project_dir is not None:
+        announce(f"importing {spec.handler}")
+        isolation.enter_project(spec)
+        if loop is not None:
+            asyncio.set_event_loop(loop)
+        warnings += shadowed_packages(spec.project_dir, spec.handler)
+        try:
+            handler = load_handler(spec.project_dir, spec.handler, split_api_key(spec.api)[1])
+        except HandlerError as error:
+            problems.append(_about("request_handler", error.problem()))
+    if request.model:
+        announce("loading the model")
+        try:
+            backend = _load(spec)
+        except base.ModelError as error:
+            problems.append(_about("model", error.problem()))
+    if backend is not None:
+        announce("trying the model")
+        if handler is not None and handler.post is not None:
+            problems += _foreseen(spec, backend.signature)
+        if spec.tracker is not None and (spec.handler is None or (handler is not None and handler.post is None)):
+            problems += tracker_problems(spec.tracker, backend.signature)
+        if request.run_sample and spec.sample is not None and (handler is None or handler.pre is None):
+            refused = _try_sample(backend, spec.sample)
+            if refused is not None:
+                (problems if spec.sample.gate else warnings).append(_about("sample", refused))
+        if request.make_up_sample:
+            made_up = make_up_sample(backend)
+        if proof is not None and _is_tried(request.rows, proof):
+            announce("running rows alone and together")
+            trial = aside(partial(_try_rows, backend, proof, spec, handler), Trial)
+            rows_left = trial is None
+    report = InspectReport(
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+        signature=backend.signature if backend is not None else None,
+        signature_keys=tuple(getattr(backend, "signature_keys", ())),
+        has_pre=handler is not None and handler.pre is not None,
+        has_post=handler is not None and handler.post is not None,
+        is_async=handler is not None and handler.is_async,
+        batching=None if proof is None else BatchingVerdict(proof=proof, trial=trial),
+        notes=tuple(getattr(backend, "notes", ())),
+        made_up=made_up,
+        rows_left=rows_left,
+    )
+    return Found(report, handler, backend)
+
+
+def tracker_problems(tracker: TrackerConfig, signature: Signature) -> list[Problem]:
+    """
+    Why a tracker can never match a model's raw predictions. Empty unless that is certain.
+
+    Only for apis without `post_inference`: what a handler returns nobody can foresee.
+    """
+    outputs = {output.name: output for output in signature.outputs}
+    names = ", ".join(f'"{name}"' for name in outputs)
+    if tracker.key is None and len(outputs) != 1:
+        return [
+            _tracker_problem(
+                f"the model has {len(outputs)} outputs ({names}), and nothing says which is counted",
+                f"add `key:` below `tracker:`, with one of {names}",
+            )
+        ]
+    if tracker.key is not None and tracker.key not in outputs:
+        close = difflib.get_close_matches(tracker.key, outputs, n=1)
+        hint = f'did you mean "{close[0]}"?' if close else f"the model's outputs are {names}"
+        return [_tracker_problem(f'the model has no output "{tracker.key}"', hint)]
+    output = outputs[tracker.key] if tracker.key is not None else signature.outputs[0]
+    reason = _never_counts(tracker, output)
+    return [_tracker_problem(f'the output "{output.name}" is {output}: {reason}', _TRACKER_HINT)] if reason else []
+
+
+_TRACKER_HINT = "track another output with `key:`, or return a single value from a post_inference"
+
+
+def _never_counts(tracker: TrackerConfig, output: TensorSpec) -> str:
+    if output.kind != "tensor":
+        return "it is no single value"
+    sizes = [dim for dim in (output.shape or ())[1:] if isinstance(dim, int)]
+    if any(size > 1 for size in sizes):
+        return "each row has several values"
+    if tracker.model_type == "classification" and "float" in output.dtype:
+        return "a class is text or an integer"
+    if tracker.model_type == "regression" and output.dtype in ("string", "bool"):
+        return "a regression's result is a number"
+    return ""
+
+
+def _tracker_problem(message: str, hint: str) -> Problem:
+    problem = Problem(reference="tracker-never-matches", message=f"the tracker can never match: {message}", hint=hint)
+    return _about("tracker", problem)
+
+
+def _about(field: str, problem: Problem) -> Problem:
+    """The problem with the field of cortex.yaml that it is about, so that the CLI can show its line."""
+    return msgspec.structs.replace(problem, subject=": ".join(filter(None, (field, problem.subject))), path=(field,))
+
+
+def shadowed_packages(project_dir: str, handler: str) -> list[Problem]:
+    """
+    Files of a project that have the name of something else that can be imported.
+
+    Those in the project's folder are found in place of a module of Python's or an installed package. Those beside the
+    handler are not found where there is one. The handler itself is never in the way.
+    """
+    file = os.path.join(project_dir, handler)
+    beside = os.path.dirname(file)
+    elsewhere = [entry for entry in sys.path if entry and os.path.abspath(entry) not in (project_dir, beside)]
+    folders = [project_dir] if beside == project_dir else [project_dir, beside]
+    warnings = []
+    for folder in folders:
+        for name, path in _modules_in(folder):
+            if path == file:
+                continue
+            shown = os.path.relpath(path, project_dir)
+            if name in sys.stdlib_module_names:
+                what = "a module of Python's standard library"
+            elif _is_installed(name, elsewhere):
+                what = "an installed package"
+            else:
+                continue
+            message = f"`import {name}` in this project finds {shown}, not {what}"
+            if folder != project_dir:
+                message = f"`import {name}` in this project finds {what}, not {shown}"
+            warnings.append(Problem(reference="shadowed-package", message=message, where=shown, hint=f"rename {shown}"))
+    return warnings
+
+
+def _modules_in(folder: str) -> Iterator[tuple[str, str]]:
+    """Name and path of what can be imported from a folder."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        name = entry.name.removesuffix(".py")
+        is_module = entry.name.endswith(".py") and name.isidentifier()
+        if is_module or (entry.name.isidentifier() and os.path.isfile(os.path.join(entry.path, "__init__.py"))):
+            yield name, entry.path
+
+
+def _is_installed(name: str, path: list[str]) -> bool:
+    try:
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None  # without: just a folder of that name
+
+
+def _load(spec: ReplicaSpec) -> base.Backend:
+    """Raises ModelError, whatever the library behind the backend raised."""
+    try:
+        return base.load(
+            spec.model_format,
+            spec.model_path,
+            threads=spec.threads,
+            gpu=spec.resources.gpus > 0,
+            signature_key=spec.signature_key,
+        )
+    except base.ModelError:
+        raise
+    except MemoryError as error:
+        raise base.ModelError(f"there is not enough memory to load {Path(spec.model_path).name}") from error
+    except Exception as error:
+        raise base.ModelError(f"{Path(spec.model_path).name} cannot be loaded: {one_line(error)}") from error
+
+
+def _try_sample(backend: base.Backend, sample: Sample) -> Problem | None:
+    """What is wrong with the sample as the model's input."""
+    try:
+        backend.run(_sample_feeds(backend, sample))
+    except (BadBody, InputMismatch, base.InferenceFailed) as error:
+        problem = error.problem()
+        return Problem(
+            reference="sample-failed",
+            message=f"the model does not take the sample: {problem.message}",
+            hint=problem.hint,
+        )
+    return None
+
+
+def _sample_feeds(backend: base.Backend, sample: Sample) -> Feeds:
+    """The sample as the model's input, without a handler. Raises BadBody, InputMismatch."""
+    converter = build_converter(backend.signature, takes_bytes=backend.takes_bytes)
+    return converter.convert(Decoder(has_pre_inference=False).decode(sample.body, sample.content_type))
+
+
+def _is_tried(mode: Mode, proof: Proof) -> bool:
+    """Whether to run rows alone and together. Of what moves by whole steps now and then no trial shows anything."""
+    return mode == "on" or (mode == "auto" and proof.proved and proof.rounding != "steps")
+
+
+def _foreseen(spec: ReplicaSpec, signature: Signature) -> list[Problem]:
+    """What the handler's `post_inference` cannot do with the outputs of this model."""
+    assert spec.project_dir is not None
+    assert spec.handler is not None
+    try:
+        source = Path(spec.project_dir, spec.handler).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):  # in another encoding it can be imported all the same
+        return []
+    return [_about("request_handler", found) for found in sure_failures(source, signature, file=spec.handler)]
+
+
+def _try_rows(backend: base.Backend, proof: Proof, spec: ReplicaSpec, handler: Handler | None) -> Trial:
+    sample: Feeds | None = None
+    if spec.sample is not None and (spec.handler is None or (handler is not None and handler.pre is None)):
+        try:
+            sample = _sample_feeds(backend, spec.sample)
+        except (BadBody, InputMismatch):
+            pass
+    if not proof.proved:  # the user's word: for all sizes, and of rounding nobody knows better
+        return try_rows(backend, "rounding", sample=sample, clock_s=time.monotonic)
+    return try_rows(backend, proof.rounding, sample=sample, clock_s=time.monotonic, sizes=proof.sizes)

@@ -1,0 +1,1 @@
+"""A prediction between its edges: hooks, the model's turn, batches and their guard."""

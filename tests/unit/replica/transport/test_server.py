@@ -1,0 +1,61 @@
+"""The table of statuses, and how the server stops. What it answers is tested in test_prediction.py."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cortex.errors import RequestError
+from cortex.replica.handler.hooks import HookFailed
+from cortex.replica.prediction.predictors import ModelFailed
+from cortex.replica.protocols.codec import BadJson, BodyTooLarge, UnsupportedContentType, UnsupportedEncoding
+from cortex.replica.protocols.results import Unserialisable
+from cortex.replica.tensors.mismatch import InputMismatch
+from cortex.replica.transport.http import HeadTooLarge, MalformedRequest
+from cortex.replica.transport.server import STATUS, MethodNotAllowed, OutOfTime, Overloaded, Stopping, describe
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (BadJson("x"), 400, "malformed-json"),
+        (BodyTooLarge(5), 413, "body-too-large"),
+        (UnsupportedContentType("a/b"), 415, "unsupported-content-type"),
+        (UnsupportedEncoding("br"), 415, "unsupported-content-encoding"),
+        (InputMismatch("x", expected_dtype="float32", expected_shape=(1,)), 422, "input-mismatch"),
+        (RequestError(418, "teapot"), 418, "request-error"),
+        (MalformedRequest("x"), 400, "malformed-request"),
+        (HeadTooLarge("x"), 431, "head-too-large"),
+        (MethodNotAllowed("x"), 405, "method-not-allowed"),
+        (OutOfTime("x"), 504, "timeout"),
+        (Overloaded("x"), 503, "overloaded"),
+        (Stopping(), 503, "stopping"),
+        (asyncio.CancelledError(), 503, "stopping"),
+        (HookFailed("pre_inference", ValueError("x")), 500, "handler-failed"),
+        (ModelFailed(ValueError("x")), 500, "model-failed"),
+        (Unserialisable("result", "x"), 500, "result-not-serialisable"),
+        (ValueError("our own mistake"), 500, "internal-error"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_every_error_has_its_status_and_code(error: BaseException, status: int, code: str) -> None:
+    found = describe(error)
+    assert found[:2] == (status, code)
+    assert found[2], "and says something"
+
+
+def test_our_own_mistakes_tell_the_caller_nothing() -> None:
+    assert "our own mistake" not in describe(ValueError("our own mistake"))[2]
+
+
+def test_facts_are_those_of_the_error() -> None:
+    assert describe(BodyTooLarge(5))[3]["limit"] == 5
+    assert describe(RequestError(404, "x", known=[1]))[3] == {"known": [1]}
+
+
+def test_the_table_ends_with_what_catches_everything() -> None:
+    assert STATUS[-1][0] is BaseException
+    for index, (kind, _, _) in enumerate(STATUS):
+        for earlier, _, _ in STATUS[:index]:
+            assert not issubclass(kind, earlier), f"{kind.__name__} is never reached"
