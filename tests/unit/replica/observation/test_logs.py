@@ -214,7 +214,8 @@ def test_output_past_python_that_the_control_thread_takes_in_belongs_to_the_requ
 
 def test_secrets_are_masked_in_output_past_python(tmp_path: Path) -> None:
     lines = run(
-        tmp_path, 'from cortex.replica.observation import secrecy; secrecy.keep(["hunter22"]); os.system("echo pw=hunter22")'
+        tmp_path,
+        'from cortex.replica.observation import secrecy; secrecy.keep(["hunter22"]); os.system("echo pw=hunter22")',
     )
     assert [line.text for line in lines] == ["pw=****"]
 
