@@ -447,7 +447,7 @@ def test_attempts_append_to_one_file(tmp_path: Path) -> None:
 
 
 def test_a_log_without_a_path_goes_to_stderr() -> None:
-    code = 'import sys; from cortex.replica.observation import logs; logs.LogFile("", 1).record("log", "INFO", "hello", "")'
+    code = 'from cortex.replica.observation import logs; logs.LogFile("", 1).record("log", "INFO", "hello", "")'
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=110, check=True)
     assert parse_line(done.stderr).text == "hello"
 
