@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cortex.replica.tensors.conversion import InputMismatch, WrongNames, build_converter, to_bfloat16
+from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.tensors.mismatch import InputMismatch, WrongNames
+from cortex.replica.tensors.numbers import to_bfloat16
 from cortex.wire.signature import Signature, TensorSpec
 
 FLOATS = ("float16", "float32", "float64", "bfloat16")

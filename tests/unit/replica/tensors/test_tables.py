@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.replica.tensors.conversion import InputMismatch, build_converter
+from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.tensors.mismatch import InputMismatch
 from cortex.wire.signature import Signature, TensorSpec
 
 COLUMNS = (
