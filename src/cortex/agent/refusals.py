@@ -13,7 +13,7 @@ from pathlib import Path
 from cortex.clock import Clock
 from cortex.ids import ApiKey, split_api_key
 from cortex.ingress.configuration import Refusal
-from cortex.ingress.supervisor import ApiRefusals
+from cortex.ingress.counters import ApiRefusals
 from cortex.wire.logline import LoggedLine, encode_line
 
 QUIET_S = 60.0

@@ -1,6 +1,7 @@
 """
-The HTTP door of a node: HAProxy, as pure text (`routes`, `slots`, `configuration`, `convergence`) and as processes.
+The HTTP door of a node: HAProxy, as pure decisions and text, and as processes.
 
-Only `runtime`, `handover`, `process` and `supervisor` touch sockets, files or processes; the rest decides and does
-no I/O. The agent uses `supervisor.Ingress` and the types of `routes`; nothing else needs to be known outside.
+Pure: `routes`, `slots`, `configuration`, `convergence`, `generations`. What touches sockets, files or processes:
+`runtime` (the admin socket), `handover` and `listeners`, `process`, `files`, `workers`, and `supervisor`, which has
+them do what was decided. The agent uses `supervisor.Ingress` and the types of `routes` and `counters`.
 """

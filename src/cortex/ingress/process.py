@@ -20,6 +20,7 @@ from pathlib import Path
 from cortex.ingress.errors import HaproxyMissing, HaproxyUnsupported
 from cortex.processes import ProcessIdentity, Pulse, has_ended, identify, open_pidfd, send_signal
 
+KILL_TIMEOUT_S = 5.0
 _OLDEST = (2, 8)
 _VERSION = re.compile(r"HAProxy version (\d+)\.(\d+)\S*")
 
@@ -143,8 +144,12 @@ class HaproxyProcess:
         """SIGTERM, and SIGKILL if it still runs after `grace_s`."""
         self.signal(signal.SIGTERM)
         if not await self.wait(grace_s):
-            self.signal(signal.SIGKILL)
-            await self.wait(grace_s)
+            await self.kill()
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait for its end, which takes a moment at most."""
+        self.signal(signal.SIGKILL)
+        await self.wait(KILL_TIMEOUT_S)
 
     def close(self) -> None:
         """Stop watching; the process is left as it is."""

@@ -44,24 +44,14 @@ class FrontendRow(msgspec.Struct, frozen=True):
     connections: int
     """Client connections, idle ones too."""
     listening: bool
-    requests_total: int
 
 
 class SlotRow(msgspec.Struct, frozen=True):
-    """One pool backend since its worker started. Counts include what the ingress answered itself."""
+    """One pool backend."""
 
     slot: int
     requests: int
     """In it now: waiting for their body, queued, or at a server."""
-    queued: int
-    requests_total: int
-    responses_1xx: int
-    responses_2xx: int
-    responses_3xx: int
-    responses_4xx: int
-    responses_5xx: int
-    retries_total: int
-    redispatches_total: int
 
 
 class ServerRow(msgspec.Struct, frozen=True):
@@ -70,7 +60,6 @@ class ServerRow(msgspec.Struct, frozen=True):
     address: ServerAddress
     requests: int
     """At it or queued for it now; idle connections do not count."""
-    requests_total: int
     max_connections: int
     in_rotation: bool
 
@@ -89,7 +78,7 @@ class AdminSocket:
 
     def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
         self.path = path
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._kept: _Conversation | None = None
 
     def close(self) -> None:
@@ -160,7 +149,6 @@ class AdminSocket:
                 ServerRow(
                     address=ServerAddress(slot=slot, key=row["svname"]),
                     requests=_number(row, "scur") + _number(row, "qcur"),
-                    requests_total=_number(row, "stot"),
                     max_connections=_number(row, "slim"),
                     in_rotation=not row["status"].startswith(("MAINT", "DRAIN")),
                 )
@@ -174,21 +162,7 @@ class AdminSocket:
             slot = slot_number(row["pxname"])
             if slot is None:
                 continue
-            rows.append(
-                SlotRow(
-                    slot=slot,
-                    requests=_number(row, "scur"),
-                    queued=_number(row, "qcur"),
-                    requests_total=_number(row, "stot"),
-                    responses_1xx=_number(row, "hrsp_1xx"),
-                    responses_2xx=_number(row, "hrsp_2xx"),
-                    responses_3xx=_number(row, "hrsp_3xx"),
-                    responses_4xx=_number(row, "hrsp_4xx"),
-                    responses_5xx=_number(row, "hrsp_5xx"),
-                    retries_total=_number(row, "wretr"),
-                    redispatches_total=_number(row, "wredis"),
-                )
-            )
+            rows.append(SlotRow(slot=slot, requests=_number(row, "scur")))
         return rows
 
     async def requests(self) -> int:
@@ -201,7 +175,6 @@ class AdminSocket:
         return FrontendRow(
             connections=_number(row, "scur"),
             listening=row["status"] != "STOP",
-            requests_total=_number(row, "req_tot"),
         )
 
     async def refusals(self) -> list[RefusalRow]:
@@ -232,7 +205,7 @@ class AdminSocket:
 
     async def _exchange(self, commands: Sequence[str]) -> tuple[list[str], int]:
         with self._naming_errors():
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self.timeout_s):
                 conversation = await _Conversation.begun(self.path)
                 try:
                     return await conversation.ask(commands), conversation.listener_pid
@@ -242,7 +215,7 @@ class AdminSocket:
     async def _answer_again(self, command: str) -> str:
         """The answer to a question that changes nothing, over the connection on which it was asked before."""
         with self._naming_errors():
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self.timeout_s):
                 conversation, self._kept = self._kept, None  # who is cut short leaves it to nobody
                 if conversation is not None:
                     try:
@@ -266,7 +239,7 @@ class AdminSocket:
         try:
             yield
         except TimeoutError:
-            raise AdminUnreachable(self.path, f"no answer within {self._timeout_s:g} s") from None
+            raise AdminUnreachable(self.path, f"no answer within {self.timeout_s:g} s") from None
         except OSError as error:
             raise AdminUnreachable(self.path, error.strerror or str(error)) from error
 

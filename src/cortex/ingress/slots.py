@@ -12,6 +12,56 @@ NOWHERE = 0
 """A slot that never has servers: what an old HAProxy is told about an api whose slot it does not have."""
 
 
+class HeldSlots(msgspec.Struct, frozen=True):
+    """What a worker that was found running has of the pool."""
+
+    pool_size: int
+    owners: Mapping[ApiKey, int]
+    """Where its routes point."""
+    busy: frozenset[int]
+    """Slots with servers or requests."""
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """The empty backends that every worker has, and who has which."""
+
+    size: int
+    """Slots 1 to `size` exist."""
+    owners: Mapping[ApiKey, int] = {}
+    vacating: frozenset[int] = frozenset()
+    """Slots of apis that left, not to be given away until somebody has seen them empty."""
+
+    def placed(self, apis: Iterable[ApiKey]) -> Pool:
+        """The pool once these apis and no others have slots; larger if too few were left."""
+        wanted = tuple(apis)
+        assignment = assign_slots(wanted, self.owners, self.vacating, self.size)
+        size = grown_pool_size(self.size, assignment)
+        if size != self.size:
+            assignment = assign_slots(wanted, self.owners, self.vacating, size)
+        left = set(self.owners.values()) - set(assignment.slots.values())
+        return Pool(size=size, owners=assignment.slots, vacating=self.vacating | left)
+
+    def recovered(self, found: Iterable[HeldSlots]) -> Pool:
+        """
+        The pool as workers have it that were found running.
+
+        Args:
+            found: of two that claim one slot for different apis the later wins; the other api gets a new one.
+        """
+        size, slots, busy = self.size, dict(self.owners), set(self.vacating)
+        for held in found:
+            size = max(size, held.pool_size)
+            slots |= held.owners
+            busy |= held.busy | set(held.owners.values())
+        owners = {slot: api for api, slot in slots.items()}
+        slots = {api: slot for slot, api in owners.items()}
+        return Pool(size=size, owners=slots, vacating=frozenset(busy - set(owners)))
+
+    def released(self, used: Collection[int]) -> Pool:
+        """The pool once somebody has seen which slots still have something in them."""
+        return msgspec.structs.replace(self, vacating=self.vacating & set(used))
+
+
 class SlotAssignment(msgspec.Struct, frozen=True):
     """The outcome of `assign_slots`."""
 

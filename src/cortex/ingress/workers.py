@@ -1,55 +1,43 @@
-"""What we know of each running HAProxy, and `ingress.json`, by which a later agent finds them again."""
+"""The HAProxy processes of a node: found, started, replaced, told what they lack, and forgotten."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from cortex.ingress.configuration import Tier
-from cortex.ingress.convergence import Holdings
-from cortex.ingress.process import HaproxyProcess
+from cortex.clock import Clock
+from cortex.ingress import generations, handover
+from cortex.ingress.configuration import (
+    LAYOUT,
+    IngressLimits,
+    Tier,
+    WorkerConfiguration,
+    render_configuration,
+    render_map,
+)
+from cortex.ingress.convergence import Holdings, Steps, steps_between, wanted_of
+from cortex.ingress.counters import Counters
+from cortex.ingress.errors import AdminUnreachable, CommandsRefused, IngressDown, IngressError, IngressStartFailed
+from cortex.ingress.files import IngressFiles, IngressRecord, WorkerName, WorkerRecord
+from cortex.ingress.generations import IngressTimes, Patience, Replace, Retire, Start
+from cortex.ingress.listeners import Listeners
+from cortex.ingress.process import HaproxyProcess, last_words
 from cortex.ingress.routes import IngressRoute
 from cortex.ingress.runtime import AdminSocket
-from cortex.processes import ProcessIdentity, boot_id, write_whole
+from cortex.ingress.slots import Pool
+from cortex.processes import write_whole
 
 log = logging.getLogger(__name__)
 
-LONGEST_BACKOFF_S = 5.0
-_FILE = re.compile(r"((?:door|bulk)-(\d+))\.(?:cfg|map|log)")
-_SOCKET = re.compile(r"h-((?:door|bulk)-\d+)\.sock(?:\.\d+\.tmp)?")
-
-
-class WorkerName(msgspec.Struct, frozen=True):
-    """What a worker is called, and so are its files."""
-
-    tier: Tier
-    generation: int
-    """Never the same twice among the workers of a folder, whatever their tier."""
-
-    def __str__(self) -> str:
-        return f"{self.tier.value}-{self.generation}"
-
-    @property
-    def config_file(self) -> str:
-        return f"{self}.cfg"
-
-    @property
-    def map_file(self) -> str:
-        return f"{self}.map"
-
-    @property
-    def log_file(self) -> str:
-        return f"{self}.log"
-
-    @property
-    def admin_socket(self) -> str:
-        """Short: HAProxy takes 97 bytes of path."""
-        return f"h-{self}.sock"
+START_TIMEOUT_S = 10.0
+END_GRACE_S = 5.0
 
 
 @dataclass(eq=False)
@@ -72,77 +60,397 @@ class Worker:
     """Set once it no longer listens: when its last connections are cut."""
 
     @property
-    def tier(self) -> Tier:
-        return self.name.tier
-
-    @property
     def instance(self) -> str:
         """Names the process among all that ever were."""
         identity = self.process.identity
         return f"{identity.pid}-{identity.start_ticks}-{identity.boot_id[:8]}"
 
 
-class WorkerRecord(msgspec.Struct, frozen=True):
-    """A worker in `ingress.json`."""
+class Blueprint(msgspec.Struct, frozen=True):
+    """What every worker is started from."""
 
-    identity: ProcessIdentity
-    name: WorkerName
+    binary: Path
+    digest: str
+    """Names everything here and the addresses: a worker with another one is replaced."""
+    max_clients: int
+    limits: IngressLimits
 
 
-class IngressRecord(msgspec.Struct, frozen=True):
-    """`ingress.json`: which processes are ours, and what was applied last."""
+class Wanted(msgspec.Struct, frozen=True):
+    """What all workers are to have."""
 
-    workers: tuple[WorkerRecord, ...] = ()
     routes: tuple[IngressRoute, ...] = ()
-    boot_id: str = ""
+    pool: Pool = Pool(size=0)
 
 
-@dataclass
-class Patience:
-    """When a tier may be started again."""
+class Workers:
+    """
+    Those that run, and what they are to have.
 
-    failures: int = 0
-    not_before_s: float = field(default=float("-inf"))
+    Args:
+        admin: makes the client of a worker's admin socket.
+        wake: called when one has ended, or wants to be looked at.
+    """
 
-    def note_failure(self, now_s: float) -> None:
-        """The first restart is at once, further ones wait for twice as long each time."""
-        self.failures += 1
-        delay_s = 0.0 if self.failures == 1 else min(LONGEST_BACKOFF_S, 0.1 * 2 ** (self.failures - 2))
-        self.not_before_s = now_s + delay_s
+    def __init__(
+        self,
+        *,
+        files: IngressFiles,
+        listeners: Listeners,
+        clock: Clock,
+        times: IngressTimes,
+        admin: Callable[[Path], AdminSocket],
+        wake: Callable[[], None],
+    ) -> None:
+        self._files = files
+        self._listeners = listeners
+        self._clock = clock
+        self._times = times
+        self._admin = admin
+        self._wake = wake
+        self._patience = {tier: Patience() for tier in Tier}
+        self.wanted = Wanted()
+        self.counters = Counters()
+        self.all: list[Worker] = []
+        """Also those that have ended and were not looked at since."""
+        self.reloads = 0
+        """How often workers were replaced on purpose."""
+        self.restarts = 0
+        """How often a worker ended by itself."""
+        self.last_error = ""
 
+    def live(self) -> list[Worker]:
+        return [worker for worker in self.all if worker.process.alive()]
 
-def read_record(file: Path) -> IngressRecord:
-    """What was written last; empty when there is nothing, or nothing that can be read."""
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=IngressRecord)
-    except FileNotFoundError:
-        return IngressRecord()
-    except (OSError, msgspec.MsgspecError, ValueError) as error:
-        log.warning("%s cannot be read and is ignored: %s", file, error)
-        return IngressRecord()
+    def current(self, tier: Tier) -> Worker | None:
+        return generations.current(self.live(), tier)
 
+    def due_s(self, tiers: Sequence[Tier]) -> dict[Tier, float]:
+        """Tiers that lack a worker, with when they may have one."""
+        return {tier: self._patience[tier].not_before_s for tier in tiers if self.current(tier) is None}
 
-def write_record(file: Path, workers: Iterable[Worker], routes: Sequence[IngressRoute]) -> None:
-    record = IngressRecord(
-        workers=tuple(WorkerRecord(identity=worker.process.identity, name=worker.name) for worker in workers),
-        routes=tuple(routes),
-        boot_id=boot_id(),
-    )
-    write_whole(file, msgspec.json.encode(record))
+    def note(self, error: BaseException) -> None:
+        """Something went wrong, and is seen to."""
+        self.last_error = str(error)
+        log.warning("%s", error)
 
+    # ---- which there are ----------------------------------------------------------------------------------------
 
-def next_generation(directory: Path, workers: Iterable[Worker]) -> int:
-    """A number that no worker and no file of one has."""
-    taken = [worker.name.generation for worker in workers]
-    taken += [int(match[2]) for file in directory.iterdir() if (match := _FILE.fullmatch(file.name))]
-    return max(taken, default=0) + 1
+    async def adopt(self, record: IngressRecord) -> tuple[list[Worker], list[Worker]]:
+        """
+        Find the workers of an earlier life, remove the files of those that are gone.
 
+        Returns:
+            All that run, and those among them that are of another version of ours: they cannot be given commands, and
+            are not counted among ours.
+        """
+        found = [worker for known in record.workers if (worker := await self._adopted(known)) is not None]
+        self.all = [worker for worker in found if worker.layout == LAYOUT]
+        self._files.remove_leftovers(worker.name for worker in found)
+        self._patience = {tier: Patience() for tier in Tier}
+        return found, [worker for worker in found if worker.layout != LAYOUT]
 
-def remove_leftovers(directory: Path, sockets: Path, kept: Iterable[Worker]) -> None:
-    """Remove the files of workers that are gone, from folders that need not be there."""
-    names = {str(worker.name) for worker in kept}
-    for folder, pattern in ((directory, _FILE), (sockets, _SOCKET)):
-        for file in folder.glob("*"):
-            match = pattern.fullmatch(file.name)
-            if match and match[1] not in names:
-                file.unlink(missing_ok=True)
+    async def carry_out(self, step: Start | Replace | Retire, blueprint: Blueprint) -> None:
+        """
+        Raises:
+            IngressDown: a worker failed lately and is not to be started yet.
+            IngressStartFailed: it ended or did not answer.
+        """
+        match step:
+            case Start(tier):
+                await self._start(tier, blueprint)
+            case Replace(name):
+                await self._start(name.tier, blueprint)
+                self.reloads += 1
+                await self._retire(name)
+                log.info("haproxy %s is replaced and finishes what it has", name)
+            case Retire(name):
+                await self._retire(name)
+
+    def drop_ended(self) -> None:
+        """Forget workers that ended; one that ended by itself counts as a failure of its tier."""
+        for worker in [worker for worker in self.all if not worker.process.alive()]:
+            if worker.leaving_until_s is None:
+                self._patience[worker.name.tier].note_end(worker.started_s, self._clock.monotonic_s())
+                self.restarts += 1
+                kept = self._files.keep_log(worker.name)
+                reason = worker.process.exit_reason or "nobody knows why"
+                self.note(IngressError(f"haproxy {worker.name} ended by itself ({reason}); see {kept}"))
+            self._forget(worker)
+
+    async def end(self) -> None:
+        """End all of them, and leave nothing of theirs."""
+        await asyncio.gather(*(worker.process.end(grace_s=END_GRACE_S) for worker in self.all))
+        for worker in list(self.all):
+            self._forget(worker)
+
+    def record(self, *starting: Worker) -> None:
+        """Write down which processes are ours, and what they are to route."""
+        workers = (WorkerRecord(identity=w.process.identity, name=w.name) for w in (*self.all, *starting))
+        self._files.write(workers, self.wanted.routes)
+
+    def let_go(self) -> None:
+        """Forget all of them, and leave them as they are."""
+        for worker in self.all:
+            worker.process.close()
+            worker.admin.close()
+        self.all = []
+
+    # ---- what they have -----------------------------------------------------------------------------------------
+
+    async def holdings(self, worker: Worker) -> Holdings:
+        if worker.holdings is None:
+            worker.holdings = await worker.admin.holdings(worker.name.map_file)
+            worker.answered_s = self._clock.monotonic_s()
+        return worker.holdings
+
+    async def converge(self, tiers: Sequence[Tier]) -> None:
+        """
+        Give every worker the commands it lacks, all workers one batch at a time.
+
+        Args:
+            tiers: in the order in which they hear of new routes.
+
+        Raises:
+            IngressError: a worker that listens did not take them. Those that did have them.
+        """
+        order = {tier: position for position, tier in enumerate(tiers)}
+        plans: list[tuple[Worker, Steps]] = []
+        failed: dict[Worker, IngressError] = {}
+        for worker in sorted(self.live(), key=lambda worker: order.get(worker.name.tier, 0)):
+            try:
+                holdings = await self.holdings(worker)
+            except (AdminUnreachable, CommandsRefused) as error:
+                failed[worker] = error
+                continue
+            wanted = wanted_of(self.wanted.routes, self.wanted.pool.owners, worker.pool_size)
+            plans.append((worker, steps_between(holdings, wanted, worker.name.map_file)))
+            worker.holdings = None  # until everything is known to have been carried out
+        # Whoever passes requests on hears of a route last and forgets it first.
+        batches = [
+            *((worker, steps.add) for worker, steps in plans),
+            *((worker, steps.point) for worker, steps in plans),
+            *((worker, steps.unpoint) for worker, steps in reversed(plans)),
+            *((worker, steps.retire) for worker, steps in reversed(plans)),
+        ]
+        for worker, commands in batches:
+            if commands and worker not in failed:
+                try:
+                    await worker.admin.run(commands)
+                    worker.answered_s = self._clock.monotonic_s()
+                except (AdminUnreachable, CommandsRefused) as error:
+                    failed[worker] = error
+        for worker, steps in plans:
+            if worker not in failed:
+                worker.holdings = steps.outcome
+        for worker, problem in failed.items():
+            if worker.leaving_until_s is None:
+                raise problem
+            self.note(problem)  # it may be on its way out
+
+    async def count(self, worker: Worker) -> None:
+        """Read what a worker answered itself."""
+        rows = await worker.admin.refusals()
+        worker.answered_s = self._clock.monotonic_s()  # which saves asking it whether it answers
+        self.counters.note(worker.instance, rows)
+
+    @contextlib.contextmanager
+    def noting_errors(self, worker: Worker) -> Iterator[None]:
+        """What one worker fails to do must not keep the others from it."""
+        try:
+            yield
+        except (AdminUnreachable, CommandsRefused) as error:
+            worker.holdings = None
+            if worker.process.alive():
+                self.note(error)
+
+    # ---- looking after one --------------------------------------------------------------------------------------
+
+    async def look_after(self, worker: Worker) -> None:
+        """Clear what a worker is done with, end it if it has left, and see that it answers."""
+        with self.noting_errors(worker):
+            await self._delete_retired(worker)
+            await self._end_if_left(worker)
+        await self._probe(worker)
+        self._files.cap_log(worker.name)
+
+    async def _delete_retired(self, worker: Worker) -> None:
+        """Delete servers that left rotation and have nothing connected to them any more."""
+        holdings = await self.holdings(worker)
+        if not holdings.retired:
+            return
+        gone = set(await worker.admin.delete(holdings.retired))
+        worker.holdings = Holdings(
+            entries=holdings.entries,
+            servers={address: state for address, state in holdings.servers.items() if address not in gone},
+        )
+
+    async def _end_if_left(self, worker: Worker) -> None:
+        if worker.leaving_until_s is None:
+            return
+        connections = (await worker.admin.frontend()).connections
+        if not generations.has_left(worker, connections, self._clock.monotonic_s()):
+            return
+        if connections:
+            log.warning("haproxy pid %d still has %d connections; they are cut", worker.process.pid, connections)
+        await self.count(worker)
+        await worker.process.end(grace_s=END_GRACE_S)
+        self._forget(worker)
+
+    async def _probe(self, worker: Worker) -> None:
+        """Kill a worker that runs but does not answer."""
+        now_s = self._clock.monotonic_s()
+        if not generations.is_to_be_asked(worker, now_s, self._times) or not worker.process.alive():
+            return
+        try:
+            await worker.admin.info()
+            worker.answered_s = self._clock.monotonic_s()
+        except AdminUnreachable as error:
+            self.note(error)
+            if generations.is_deaf(worker, self._clock.monotonic_s(), self._times):
+                deaf_s = self._times.deaf_after_s
+                log.error("haproxy pid %d has not answered for %g s and is killed", worker.process.pid, deaf_s)
+                await worker.process.kill()
+                self._wake()
+
+    # ---- inside -------------------------------------------------------------------------------------------------
+
+    async def _adopted(self, known: WorkerRecord) -> Worker | None:
+        """The worker of a record, if it still runs and answers; one that runs and does not answer is killed."""
+        process = HaproxyProcess(known.identity, on_exit=self._wake)
+        if not process.alive():
+            process.close()
+            return None
+        name = known.name
+        admin = self._admin(self._files.sockets / name.admin_socket)
+        try:
+            info = await admin.info()
+            label = info.label if info.label and info.label.layout == LAYOUT else None
+            listening = label is None or (await admin.frontend()).listening
+        except (AdminUnreachable, CommandsRefused) as error:
+            log.warning("haproxy %s (pid %d) does not answer and is killed: %s", name, process.pid, error)
+            await process.kill()
+            process.close()
+            return None
+        if info.pid != process.pid:
+            process.close()
+            return None
+        now_s = self._clock.monotonic_s()
+        log.info("haproxy %s found running as pid %d", name, process.pid)
+        return Worker(
+            process=process,
+            name=name,
+            layout=label.layout if label else 0,
+            digest=label.digest if label else "",
+            pool_size=label.pool_size if label else 0,
+            admin=admin,
+            started_s=now_s,
+            answered_s=now_s,
+            leaving_until_s=None if listening else self._leaving_until_s(),
+        )
+
+    async def _start(self, tier: Tier, blueprint: Blueprint) -> None:
+        """Start a worker with everything that is wanted already in its configuration."""
+        patience = self._patience[tier]
+        now_s = self._clock.monotonic_s()
+        if now_s < patience.not_before_s:
+            reason = self.last_error or f"haproxy ({tier.value}) keeps ending"
+            raise IngressDown(reason, after_s=patience.not_before_s - now_s)
+        files, pool = self._files, self.wanted.pool
+        name = WorkerName(tier=tier, generation=files.next_generation(worker.name.generation for worker in self.all))
+        admin = self._admin(files.sockets / name.admin_socket)
+        configuration = WorkerConfiguration(
+            tier=tier,
+            generation=name.generation,
+            digest=blueprint.digest,
+            binds=self._listeners.binds(tier),
+            admin_socket=admin.path,
+            map_file=name.map_file,
+            bulk_socket=files.bulk_socket,
+            pool_size=pool.size,
+            max_clients=blueprint.max_clients,
+            limits=blueprint.limits,
+        )
+        wanted = wanted_of(self.wanted.routes, pool.owners, pool.size)
+        config = files.directory / name.config_file
+        write_whole(config, render_configuration(configuration, wanted.by_slot()).encode())
+        write_whole(files.directory / name.map_file, render_map(wanted.entries).encode())
+
+        with handover.Lender(files.lend_socket, self._listeners.of(tier)) as lender:
+            process = HaproxyProcess.start(
+                blueprint.binary,
+                config,
+                lender=lender.path,
+                directory=files.directory,
+                log=files.directory / name.log_file,
+                on_exit=self._wake,
+            )
+            worker = Worker(
+                process=process,
+                name=name,
+                layout=LAYOUT,
+                digest=blueprint.digest,
+                pool_size=pool.size,
+                admin=admin,
+                started_s=now_s,
+                answered_s=now_s,
+                holdings=wanted.holdings(),
+            )
+            try:
+                # Written before it listens: whoever comes after us knows every process that was ever started.
+                self.record(worker)
+                await self._answering(worker)
+            except BaseException as error:
+                await process.kill()
+                process.close()
+                if isinstance(error, AdminUnreachable):
+                    patience.note_failure(self._clock.monotonic_s())
+                    failure = IngressStartFailed(config, last_words(files.directory / name.log_file))
+                    self.note(failure)
+                    raise failure from error
+                raise
+        worker.answered_s = self._clock.monotonic_s()
+        self.all.append(worker)
+        log.info("haproxy %s runs as pid %d with %d slots", name, process.pid, pool.size)
+
+    async def _answering(self, worker: Worker) -> None:
+        """
+        Raises:
+            AdminUnreachable: the worker ended, or did not answer in time.
+        """
+        deadline_s = self._clock.monotonic_s() + START_TIMEOUT_S
+        while True:
+            try:
+                info = await worker.admin.info()
+                if info.pid == worker.process.pid:
+                    return
+            except AdminUnreachable:
+                if self._clock.monotonic_s() >= deadline_s:
+                    raise
+            if await worker.process.wait(0.005):
+                raise AdminUnreachable(worker.admin.path, "the process ended")
+
+    async def _retire(self, name: WorkerName) -> None:
+        for worker in [worker for worker in self.all if worker.name == name]:
+            worker.leaving_until_s = self._leaving_until_s()
+            try:
+                # Not SIGUSR1, with which it would close its admin socket too: it still needs to hear of every change.
+                await worker.admin.run(["shutdown frontend ingress"])
+            except CommandsRefused as error:
+                log.info("haproxy pid %d: %s", worker.process.pid, error)
+            except AdminUnreachable as error:
+                self.note(error)
+                worker.admin.close()  # it waits for whoever is connected
+                worker.process.signal(signal.SIGUSR1)
+
+    def _leaving_until_s(self) -> float:
+        timeouts_s = (route.timeout_s for route in self.wanted.routes)
+        return generations.leaving_until_s(timeouts_s, self._clock.monotonic_s(), self._times)
+
+    def _forget(self, worker: Worker) -> None:
+        worker.process.close()
+        worker.admin.close()
+        if worker in self.all:
+            self.all.remove(worker)
+        self._files.remove(worker.name)
+        self.record()

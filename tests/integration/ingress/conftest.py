@@ -184,6 +184,8 @@ class World:
         self.journal.touch()
         self.backends: list[Backend] = []
         self.ingresses: list[Ingress] = []
+        self.admins: dict[Path, AdminSocket] = {}
+        """How the ingress talks to each worker, by the path of its admin socket."""
         self.port = 0
         self._connections: list[Connection] = []
         self._reserved: list[socket.socket] = []
@@ -193,11 +195,18 @@ class World:
         port = options.pop("port", 0)
         options.setdefault("fd_limit", min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         options.setdefault("pool_size", 16)
+        talk_to = options.pop("admin", AdminSocket)
+
+        def admin(path: Path) -> AdminSocket:
+            self.admins[path] = talk_to(path)
+            return self.admins[path]
+
         ingress = Ingress(
             directory=self.directory / "ingress",
             sockets=self.sockets,
             listen=(ListenAddress("127.0.0.1", port),),
             clock=SystemClock(),
+            admin=admin,
             **options,
         )
         self.ingresses.append(ingress)

@@ -13,7 +13,7 @@ from collections import Counter
 import msgspec
 import pytest
 
-from cortex.ingress import configuration, supervisor
+from cortex.ingress import configuration, workers
 from cortex.ingress.configuration import Tier
 from cortex.ingress.errors import (
     HaproxyMissing,
@@ -23,9 +23,10 @@ from cortex.ingress.errors import (
     PortTaken,
     StillInRotation,
 )
+from cortex.ingress.files import IngressRecord, WorkerName, WorkerRecord
+from cortex.ingress.generations import IngressTimes
 from cortex.ingress.routes import IngressServer
 from cortex.ingress.runtime import AdminSocket
-from cortex.ingress.workers import IngressRecord, WorkerName, WorkerRecord
 from cortex.processes import identify, is_alive
 
 pytestmark = pytest.mark.slow
@@ -90,24 +91,25 @@ def test_replicas_come_and_go_under_load_without_a_failure(run, limits, threads)
 def test_a_server_that_left_gets_nothing_new_and_finishes_what_it_has(run):
     async def scenario(world):
         old, new = world.backend("old"), world.backend("new")
-        ingress = await world.started(world.route("iris/a", old))
+        looks = []
+
+        class Watched(AdminSocket):
+            async def servers(self, slots=None):
+                if slots is not None:
+                    looks.append(slots)
+                return await super().servers(slots)
+
+        ingress = await world.started(world.route("iris/a", old), admin=Watched)
         idle = await world.connect()
         assert (await idle.ask("POST", "/iris/a")).json()["server"] == "old"
         running = asyncio.create_task(world.ask("POST", "/iris/a?hold"))
         await world.until(lambda: len(world.journal.read_text().splitlines()) == 2)
-        looks, is_quiet = [], ingress._is_quiet
-
-        async def noted(server):
-            looks.append(await is_quiet(server))
-            return looks[-1]
-
-        ingress._is_quiet = noted
         await ingress.apply([world.route("iris/a", new)])
         quiet = asyncio.create_task(ingress.quiesced("old"))
         # Also a client whose connection to the old one is still open goes to the new one.
         assert (await idle.ask("POST", "/iris/a")).json()["server"] == "new"
-        await world.until(lambda: len(looks) > 3)
-        assert not any(looks)
+        seen = len(looks)
+        await world.until(lambda: len(looks) > seen + 3)
         assert not quiet.done()
         world.let_go()
         assert (await running).json()["server"] == "old"
@@ -258,23 +260,22 @@ def test_a_slot_is_given_away_only_after_its_last_request(run):
     run(scenario)
 
 
-def test_a_hundred_apis_are_routed_by_two_conversations_with_each_haproxy(run, monkeypatch):
+def test_a_hundred_apis_are_routed_by_two_conversations_with_each_haproxy(run):
     """Their number is what costs time: commands that are sent together take some 10 ms for a hundred apis."""
     spoken = []
-    exchange = AdminSocket._exchange
 
-    async def noted(admin, commands):
-        if list(commands) != ["show info"]:  # asked now and then, to see that it is alive
-            spoken.append((admin.path.name, len(commands)))
-        return await exchange(admin, commands)
-
-    monkeypatch.setattr(AdminSocket, "_exchange", noted)
+    class Overheard(AdminSocket):
+        async def run(self, commands):
+            commands = list(commands)
+            if commands:
+                spoken.append((self.path.name, len(commands)))
+            return await super().run(commands)
 
     async def scenario(world):
         backend = world.backend()
         servers = [IngressServer(f"s{n}", str(backend.path), 8) for n in range(100)]
         routes = [world.route(f"iris/a{n}", server) for n, server in enumerate(servers)]
-        ingress = await world.started(pool_size=512)
+        ingress = await world.started(pool_size=512, admin=Overheard)
         spoken.clear()
         await ingress.apply(routes)
         # First servers, then routes; each of them hears of both.
@@ -335,16 +336,15 @@ def test_an_api_that_a_replaced_haproxy_cannot_serve_is_not_unknown_there(run):
 # ---- HAProxy ------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_haproxy_is_back_at_once_on_the_same_port(run, monkeypatch):
+def test_a_killed_haproxy_is_back_at_once_on_the_same_port(run):
     # It is back because its end is noticed, not because it is looked at now and then.
-    monkeypatch.setattr(supervisor, "WATCH_S", 3600.0)
-    monkeypatch.setattr(supervisor, "RETIRED_POLL_S", 3600.0)
+    never = IngressTimes(watch_s=3600.0, leaving_poll_s=3600.0)
 
     async def scenario(world):
         backends = [world.backend(), world.backend()]
         told = []
         ingress = await world.started(
-            world.route("iris/a", *backends), on_change=lambda: told.append(world.ingresses[0].status())
+            world.route("iris/a", *backends), times=never, on_change=lambda: told.append(world.ingresses[0].status())
         )
         for restarts in (1, 2):
             pid = await world.pid_of("door")
@@ -402,8 +402,8 @@ def test_changes_made_while_haproxy_is_down_are_there_when_it_is_back(run):
 def test_a_haproxy_that_keeps_ending_is_not_started_in_a_loop(run, monkeypatch):
     async def scenario(world):
         ingress = await world.started(world.route("iris/a", world.backend()))
-        good = supervisor.render_configuration
-        monkeypatch.setattr(supervisor, "render_configuration", lambda *_: "nonsense\n")
+        good = workers.render_configuration
+        monkeypatch.setattr(workers, "render_configuration", lambda *_: "nonsense\n")
         world.kill(await world.pid_of("door"))
         await world.until(lambda: "nonsense" in ingress.status().last_error)
         assert not ingress.status().up
@@ -417,44 +417,38 @@ def test_a_haproxy_that_keeps_ending_is_not_started_in_a_loop(run, monkeypatch):
                 except IngressStartFailed:
                     pass
                 await asyncio.sleep(0.01)
-        monkeypatch.setattr(supervisor, "render_configuration", good)
+        monkeypatch.setattr(workers, "render_configuration", good)
         await world.until(lambda: ingress.status().up)
         assert (await world.ask("POST", "/iris/b")).status == 503
 
     run(scenario)
 
 
-def test_a_haproxy_that_stands_still_is_killed_and_started_again(run, monkeypatch):
-    monkeypatch.setattr(supervisor, "WATCH_S", 0.1)
-    monkeypatch.setattr(supervisor, "DEAF_AFTER_S", 0.3)
-
+def test_a_haproxy_that_stands_still_is_killed_and_started_again(run):
     async def scenario(world):
-        ingress = await world.started(world.route("iris/a", world.backend()))
-        pid = await halted_door(world, ingress)
+        times = IngressTimes(watch_s=0.1, deaf_after_s=0.3)
+        await world.started(world.route("iris/a", world.backend()), times=times)
+        pid = await halted_door(world)
         assert (await world.ask("POST", "/iris/a")).status == 200
         assert await world.pid_of("door") != pid
 
     run(scenario)
 
 
-async def halted_door(world, ingress):
+async def halted_door(world):
     """Have the door stand still, and be waited for only shortly; returns its pid."""
     pid = await world.pid_of("door")
     world.halt(pid)
-    for worker in ingress._workers:
-        if worker.process.pid == pid:
-            worker.admin._timeout_s = 0.2
+    world.admins[world.admin().path].timeout_s = 0.2
     return pid
 
 
-def test_a_haproxy_that_does_not_say_what_it_refused_is_looked_at_at_once(run, monkeypatch):
-    monkeypatch.setattr(supervisor, "WATCH_S", 3600.0)
-    monkeypatch.setattr(supervisor, "DEAF_AFTER_S", 0.3)
-
+def test_a_haproxy_that_does_not_say_what_it_refused_is_looked_at_at_once(run):
     async def scenario(world):
-        ingress = await world.started(world.route("iris/a", world.backend()))
+        times = IngressTimes(watch_s=3600.0, deaf_after_s=0.3)
+        ingress = await world.started(world.route("iris/a", world.backend()), times=times)
         await ingress.refusals()
-        pid = await halted_door(world, ingress)
+        pid = await halted_door(world)
         await ingress.refusals()
         assert (await world.ask("POST", "/iris/a")).status == 200
         assert await world.pid_of("door") != pid
@@ -524,14 +518,14 @@ def test_a_restarted_agent_adopts_what_runs_and_changes_nothing(run):
         first = await world.started(*routes)
         idle = await world.connect()
         await idle.ask("POST", "/iris/a")
-        workers = world.workers()
+        recorded = world.workers()
         await first.detach()
         assert (await idle.ask("POST", "/iris/a")).status == 200  # nobody looks after it, and it serves
 
         second = world.ingress(port=world.port)
         await second.start()
         await second.apply(routes)
-        assert world.workers() == workers
+        assert world.workers() == recorded
         assert second.status().addresses == (("127.0.0.1", world.port),)
         assert (await idle.ask("POST", "/iris/a")).status == 200
         # It knows what was routed before, so that it can change that.
@@ -604,7 +598,7 @@ def test_a_haproxy_of_another_version_of_ours_finishes_what_it_has_while_a_new_o
         async with world.load("/iris/a") as load:
             await first.detach()
             monkeypatch.setattr(configuration, "LAYOUT", 2)
-            monkeypatch.setattr(supervisor, "LAYOUT", 2)
+            monkeypatch.setattr(workers, "LAYOUT", 2)
             second = world.ingress(port=world.port)
             await second.start()
             await load.progress(200)
@@ -670,17 +664,18 @@ def test_a_process_that_took_over_the_pid_is_neither_adopted_nor_killed(run):
     run(scenario)
 
 
-def test_a_haproxy_that_does_not_answer_at_adoption_is_replaced(run, monkeypatch):
+def test_a_haproxy_that_does_not_answer_at_adoption_is_replaced(run):
     async def scenario(world):
         first = await world.started(world.route("iris/a", world.backend()), port=world.reserved_port())
         deaf = {world.admin(tier).path for tier in ("door", "bulk")}
         for pid in [await world.pid_of(tier) for tier in ("door", "bulk")]:
             world.halt(pid)
         await first.detach()
-        monkeypatch.setattr(
-            supervisor, "AdminSocket", lambda path: AdminSocket(path, timeout_s=0.2 if path in deaf else 5.0)
-        )
-        second = world.ingress(port=world.port)
+
+        def impatient(path):
+            return AdminSocket(path, timeout_s=0.2 if path in deaf else 5.0)
+
+        second = world.ingress(port=world.port, admin=impatient)
         await second.start()
         assert (await world.ask("POST", "/iris/a")).status == 200
 

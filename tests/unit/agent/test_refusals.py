@@ -8,7 +8,7 @@ from cortex.agent.logs import LogReader
 from cortex.agent.refusals import MAX_FILE_BYTES, QUIET_S, RefusalLog, refusals_text
 from cortex.ids import ApiKey
 from cortex.ingress.configuration import Refusal
-from cortex.ingress.supervisor import ApiRefusals
+from cortex.ingress.counters import ApiRefusals
 from cortex.testing.clock import FakeClock
 from cortex.wire.agent import ReadLogs
 

@@ -10,7 +10,7 @@ import pytest
 from cortex.ingress.configuration import Refusal, Tier
 from cortex.ingress.convergence import ServerAddress, ServerState
 from cortex.ingress.errors import AdminUnreachable, CommandsRefused
-from cortex.ingress.runtime import AdminSocket, parse_csv
+from cortex.ingress.runtime import AdminSocket, FrontendRow, SlotRow, parse_csv
 
 COLUMNS = (
     "# pxname,svname,qcur,scur,slim,stot,status,wretr,wredis,hrsp_1xx,hrsp_2xx,hrsp_3xx,hrsp_4xx,hrsp_5xx,req_tot,"
@@ -154,11 +154,9 @@ def test_statistics_are_typed_rows(path):
         a: ServerState(max_connections=8, in_rotation=True),
         b: ServerState(max_connections=0, in_rotation=False),
     }
-    assert [(row.requests, row.requests_total) for row in servers] == [(3, 30), (0, 4)]
-    assert [(row.slot, row.queued, row.requests, row.responses_2xx, row.retries_total) for row in slots] == [
-        (3, 3, 5, 80, 2)
-    ]
-    assert (frontend.connections, frontend.listening, frontend.requests_total) == (7, False, 12)
+    assert [row.requests for row in servers] == [3, 0]
+    assert slots == [SlotRow(slot=3, requests=5)]
+    assert frontend == FrontendRow(connections=7, listening=False)
     (row,) = refusals
     assert row.api == "d/a"
     assert {k: n for k, n in row.counts.items() if n} == {Refusal.METHOD_NOT_ALLOWED: 2, Refusal.NO_READY_REPLICA: 3}

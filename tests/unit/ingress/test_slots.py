@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex.ids import ApiKey
-from cortex.ingress.slots import assign_slots, grown_pool_size, slot_name, slot_number
+from cortex.ingress.slots import HeldSlots, Pool, assign_slots, grown_pool_size, slot_name, slot_number
 
 A, B, C = ApiKey("d/a"), ApiKey("d/b"), ApiKey("d/c")
 
@@ -71,3 +71,23 @@ def test_no_slot_is_shared_or_taken_from_where_it_is_needed(wanted, current, bus
         if before.get(api) != slot:
             assert slot not in busy
             assert slot not in owners
+
+
+def test_a_slot_that_was_left_is_given_away_once_it_was_seen_empty():
+    pool = Pool(size=8).placed([A, B]).placed([B])
+    assert (dict(pool.owners), pool.vacating) == ({B: 2}, {1})
+    assert dict(pool.placed([B, C]).owners) == {B: 2, C: 3}
+    assert pool.released(used={1, 5}).vacating == {1}
+    assert dict(pool.released(used=()).placed([B, C]).owners) == {B: 2, C: 1}
+
+
+def test_a_pool_grows_for_whoever_finds_no_slot():
+    pool = Pool(size=2).placed([A, B, C])
+    assert (pool.size, dict(pool.owners)) == (4, {A: 1, B: 2, C: 3})
+
+
+def test_a_pool_is_as_the_youngest_worker_has_it_and_what_others_use_is_kept_free():
+    old = HeldSlots(pool_size=4, owners={A: 1, B: 2}, busy=frozenset((1, 3)))
+    young = HeldSlots(pool_size=8, owners={A: 1, C: 2}, busy=frozenset())
+    pool = Pool(size=2).recovered([old, young])
+    assert (pool.size, dict(pool.owners), pool.vacating) == (8, {A: 1, C: 2}, {3})

@@ -1,0 +1,114 @@
+"""The listening sockets of a node's ingress: taken back from HAProxy where it has them, else bound; kept; given up."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cortex.ingress import handover
+from cortex.ingress.configuration import Tier
+from cortex.ingress.handover import ListenAddress
+
+
+class Listeners:
+    """
+    Those of both tiers. They are kept here so that they outlive HAProxy.
+
+    Args:
+        wanted: public addresses.
+        bulk_socket: where the bulk tier listens.
+    """
+
+    def __init__(self, wanted: Sequence[ListenAddress], bulk_socket: Path) -> None:
+        self._wanted = tuple(wanted)
+        self._bulk_socket = bulk_socket
+        self._public: list[socket.socket] = []
+        self._bulk: socket.socket | None = None
+
+    def of(self, tier: Tier) -> list[socket.socket]:
+        if tier is Tier.DOOR:
+            return self._public
+        assert self._bulk is not None
+        return [self._bulk]
+
+    def binds(self, tier: Tier) -> tuple[str, ...]:
+        """Arguments of HAProxy's `bind` by which a worker of a tier finds its sockets among those lent to it."""
+        return tuple(handover.bind_argument(listener) for listener in self.of(tier))
+
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of every public socket."""
+        names = [listener.getsockname()[:2] for listener in self._public if listener.fileno() >= 0]
+        return tuple((str(host), int(port)) for host, port in names)
+
+    def take_back(self, borrowed: Iterable[socket.socket]) -> list[socket.socket]:
+        """
+        Keep those of a worker's sockets that are wanted and not here yet.
+
+        Returns:
+            Public ones that are not wanted any more: nobody shall listen there. The other ones are closed.
+        """
+        surplus: list[socket.socket] = []
+        for listener in borrowed:
+            if self._keeps(listener):
+                continue
+            if listener.family == socket.AF_UNIX or self._is_public(listener):
+                listener.close()
+            else:
+                surplus.append(listener)
+        return surplus
+
+    async def bind_missing(self, tiers: Iterable[Tier]) -> None:
+        """
+        Bind what nobody holds.
+
+        Raises:
+            PortTaken: something else listens on a public address.
+        """
+        for address in self._wanted:
+            if not self._has(address):
+                self._public.append(await handover.bind_patiently(address))
+        if self._bulk is None and Tier.BULK in tiers:
+            self._bulk = handover.bind_unix(self._bulk_socket)
+
+    def stop_public(self) -> None:
+        """Take no new clients, whoever else has the sockets."""
+        for listener in self._public:
+            stop_listening(listener)
+        self._public = []
+
+    def close(self) -> None:
+        """Hold them no longer; a HAProxy that has them goes on listening."""
+        for listener in (*self._public, *([self._bulk] if self._bulk else [])):
+            listener.close()
+        self._public, self._bulk = [], None
+
+    def _keeps(self, listener: socket.socket) -> bool:
+        if listener.family == socket.AF_UNIX:
+            if listener.getsockname() == str(self._bulk_socket) and self._bulk is None:
+                self._bulk = listener
+                return True
+            return False
+        for address in self._wanted:
+            if handover.matches(listener, address) and not self._has(address):
+                self._public.append(listener)
+                return True
+        return False
+
+    def _has(self, address: ListenAddress) -> bool:
+        return any(handover.matches(listener, address) for listener in self._public)
+
+    def _is_public(self, listener: socket.socket) -> bool:
+        return any(listener.getsockname() == kept.getsockname() for kept in self._public)
+
+
+def stop_listening(listener: socket.socket) -> None:
+    """
+    Close a listening socket for everyone who has it.
+
+    HAProxy keeps its copy open as long as it runs; without the shutdown, clients would connect and wait for nothing.
+    """
+    with contextlib.suppress(OSError):
+        listener.shutdown(socket.SHUT_RDWR)
+    listener.close()

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from cortex.ingress.configuration import Tier
+from cortex.ingress.handover import ListenAddress, bind_public, bind_unix
+from cortex.ingress.listeners import Listeners
+
+ANYWHERE = ListenAddress("127.0.0.1", 0)
+BOTH = (Tier.BULK, Tier.DOOR)
+
+
+@pytest.fixture
+def bulk():
+    with tempfile.TemporaryDirectory(prefix="cortex-", dir="/tmp") as folder:
+        yield Path(folder) / "b.sock"
+
+
+@pytest.fixture
+def listeners(bulk):
+    with contextlib.closing(Listeners([ANYWHERE], bulk)) as listeners:
+        yield listeners
+
+
+def test_what_nobody_holds_is_bound(listeners, bulk):
+    asyncio.run(listeners.bind_missing(BOTH))
+    ((host, port),) = listeners.addresses()
+    assert (host, listeners.binds(Tier.DOOR)) == ("127.0.0.1", (f"ipv4@127.0.0.1:{port}",))
+    assert listeners.binds(Tier.BULK) == (f"unix@{bulk}",)
+
+
+def test_sockets_of_a_worker_are_kept_where_they_are_wanted(listeners, bulk):
+    public, behind = bind_public(ANYWHERE), bind_unix(bulk)
+    copies = [socket.socket(fileno=listener.detach()) for listener in (public.dup(), behind.dup())]
+    other = bind_public(ANYWHERE)
+    address = public.getsockname()
+    with other:
+        assert listeners.take_back([public, behind]) == []
+        assert listeners.take_back([*copies, other]) == [other]
+        assert [copy.fileno() for copy in copies] == [-1, -1]
+        asyncio.run(listeners.bind_missing(BOTH))
+        assert (listeners.addresses(), listeners.of(Tier.BULK)) == ((address,), [behind])
+
+
+def test_nobody_connects_to_what_was_given_up_though_others_hold_it_open(listeners):
+    asyncio.run(listeners.bind_missing([Tier.DOOR]))
+    (address,) = listeners.addresses()
+    (listener,) = listeners.of(Tier.DOOR)
+    with listener.dup():
+        socket.create_connection(address).close()
+        listeners.stop_public()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+    assert listeners.addresses() == ()
