@@ -7,7 +7,8 @@ brought in by a process of its own: `fetching` starts it, `fetcher` is it, and `
 
 * Nothing here runs, imports or loads what users wrote: files are listed, hashed and copied, no more.
 * Everything stored is named by its digest and never changes; whoever reads it can check it.
-* Every write is complete or absent, whenever the process or the disk stops. `store` reads no clock.
-* Imports the standard library, msgspec, pathspec and `cortex.{errors,ids,wire,spec}`. The fetching process alone:
-  obstore, in `origin`, and setproctitle.
+* Every write is complete or absent, whenever the process or the disk stops. The store (`store`, and what it says it is
+  made of) reads no clock.
+* Imports the standard library, msgspec, pathspec and `cortex.{errors,ids,processes,wire,spec}`. The fetching process
+  alone: obstore, in `origin`, and setproctitle.
 """

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import msgspec
 
+from cortex.artifacts.blobs import StoredBlob
 from cortex.artifacts.download import ATTEMPTS, Download, Interrupted, Item, Piece, RangesUnsupported, Source
 from cortex.artifacts.errors import (
     ArtifactCorrupt,
@@ -30,7 +31,7 @@ from cortex.artifacts.errors import (
     UnusableModel,
 )
 from cortex.artifacts.models import Names, ResolvedModel, Search, ZipPlace, is_searched
-from cortex.artifacts.store import ArtifactStore, StoredBlob
+from cortex.artifacts.store import ArtifactStore
 from cortex.artifacts.zips import ModelZip
 from cortex.spec.locations import infer_format
 from cortex.wire.build import ModelFormat

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from cortex.artifacts.fetching import FetchDied, FetchStopped, fetch_in_process
-from cortex.artifacts.store import ArtifactStore, Pin
+from cortex.artifacts.pins import Pin
+from cortex.artifacts.store import ArtifactStore
 from cortex.artifacts.trees import tree_digest
 from cortex.controlplane.keeping import keep
 from cortex.errors import CortexError, Problem, Problems

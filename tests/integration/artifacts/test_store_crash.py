@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cortex.artifacts.errors import ArtifactCorrupt
-from cortex.artifacts.store import STRAY_AGE_S, ArtifactStore
+from cortex.artifacts.garbage import STRAY_AGE_S
+from cortex.artifacts.store import ArtifactStore
 
 pytestmark = pytest.mark.slow
 MUCH_LATER = 1e10

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.artifacts import store as store_module
+from cortex.artifacts import disk, verification
+from cortex.artifacts.blobs import FICLONE, Blobs, StoredBlob
 from cortex.artifacts.errors import (
     ArtifactCorrupt,
     ArtifactMissing,
@@ -29,16 +30,11 @@ from cortex.artifacts.errors import (
     StoreUnavailable,
     UnusableFile,
 )
-from cortex.artifacts.store import (
-    STRAY_AGE_S,
-    UNUSED_GRACE_S,
-    UPLOAD_GRACE_S,
-    ArtifactStore,
-    Collected,
-    StoredBlob,
-    Verified,
-)
+from cortex.artifacts.garbage import STRAY_AGE_S, UNUSED_GRACE_S, UPLOAD_GRACE_S, Collected
+from cortex.artifacts.scrub import SCRUB_STEP_BYTES
+from cortex.artifacts.store import ArtifactStore
 from cortex.artifacts.trees import tree_digest
+from cortex.artifacts.verification import Verification, Verified
 from cortex.wire.operator import StoredFile
 
 Put = Callable[[Mapping[str, bytes]], tuple[StoredFile, ...]]
@@ -204,11 +200,11 @@ def test_a_users_file_shares_its_blocks_where_that_is_possible(
     real = fcntl.ioctl
 
     def cloned(descriptor: int, request: int, argument: int) -> int:
-        if request != store_module.FICLONE:
+        if request != FICLONE:
             return real(descriptor, request, argument)
         return os.sendfile(descriptor, argument, 0, os.fstat(argument).st_size)
 
-    monkeypatch.setattr(store_module.fcntl, "ioctl", cloned)
+    monkeypatch.setattr(fcntl, "ioctl", cloned)
     assert store.put_file(source, sha256=sha256(b"weights")) == StoredBlob(sha256(b"weights"), 7)
     assert blob_path(store, b"weights").read_bytes() == b"weights"
 
@@ -218,13 +214,13 @@ def test_a_users_file_that_changes_while_it_is_copied_is_noticed(
 ) -> None:
     source = tmp_path / "model.onnx"
     source.write_bytes(b"x" * 3_000_000)
-    read = store_module._read_users_file
+    read = os.read
 
-    def rewritten_meanwhile(descriptor: int, path: Path) -> bytes:
+    def rewritten_meanwhile(descriptor: int, length: int) -> bytes:
         source.write_bytes(b"y" * 3_000_000)
-        return read(descriptor, path)
+        return read(descriptor, length)
 
-    monkeypatch.setattr(store_module, "_read_users_file", rewritten_meanwhile)
+    monkeypatch.setattr(os, "read", rewritten_meanwhile)
     with pytest.raises(FileChanged, match=r"model\.onnx changed"):
         store.put_file(source)
     assert leftovers(store) == []
@@ -320,7 +316,7 @@ def test_an_inode_with_too_many_names_is_copied(store: ArtifactStore, stored: Pu
     def full(source: Path, target: Path, **options: object) -> None:
         raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
 
-    monkeypatch.setattr(store_module.os, "link", full)
+    monkeypatch.setattr(os, "link", full)
     tree = store.tree_path(store.put_tree(files))
     assert content_of(tree) == {"a": (b"1", 0o444), "b": (b"2", 0o555)}
     assert (tree / "a").stat().st_nlink == 1
@@ -450,8 +446,8 @@ def test_while_one_file_is_lost_the_sound_ones_are_not_hashed_each_time(
     with pytest.raises(ArtifactCorrupt):
         store.verify(digest)
     hashed = []
-    original = store_module._hash_stored
-    monkeypatch.setattr(store_module, "_hash_stored", lambda path: hashed.append(path.name) or original(path))
+    original = disk.hash_stored
+    monkeypatch.setattr(verification, "hash_stored", lambda path: hashed.append(path.name) or original(path))
     with pytest.raises(ArtifactCorrupt):
         store.verify(digest)
     assert hashed == ["small"]
@@ -521,7 +517,7 @@ def test_a_file_the_disk_cannot_read_is_corrupt(store: ArtifactStore, stored: Pu
     def failing(descriptor: int) -> str:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(store_module, "hash_descriptor", failing)
+    monkeypatch.setattr(disk, "hash_descriptor", failing)
     with pytest.raises(ArtifactCorrupt):
         store.verify(digest)
 
@@ -558,27 +554,27 @@ def test_when_both_twins_are_damaged_both_are_set_aside(store: ArtifactStore, st
 
 def test_a_tree_collected_while_it_is_verified_is_missing(store: ArtifactStore, stored: Put, monkeypatch) -> None:
     digest = store.put_tree(stored({"a": b"1"}))
-    verify = store._verify
+    verify = Verification.verify
 
-    def after_collection(*arguments: object) -> Verified:
+    def after_collection(trees: Verification, wanted: str) -> Verified:
         store.collect_garbage(set(), 0, MUCH_LATER)
-        return verify(*arguments)  # type: ignore[arg-type]
+        return verify(trees, wanted)
 
-    monkeypatch.setattr(store, "_verify", after_collection)
+    monkeypatch.setattr(Verification, "verify", after_collection)
     with pytest.raises(ArtifactMissing):
         store.verify(digest)
 
 
 def test_a_blob_set_aside_while_a_tree_is_laid_out_is_asked_for(store: ArtifactStore, stored: Put, monkeypatch) -> None:
     files = stored({"a": b"1"})
-    sound = store._sound
+    sound = Blobs.sound
 
-    def set_aside_afterwards(sha: str, executable: bool) -> tuple:
-        found = sound(sha, executable)
+    def set_aside_afterwards(blobs: Blobs, sha: str, executable: bool) -> tuple:
+        found = sound(blobs, sha, executable)
         blob_path(store, b"1").unlink()
         return found
 
-    monkeypatch.setattr(store, "_sound", set_aside_afterwards)
+    monkeypatch.setattr(Blobs, "sound", set_aside_afterwards)
     with pytest.raises(BlobsMissing):
         store.put_tree(files)
     assert leftovers(store) == []
@@ -592,7 +588,7 @@ def test_scrubbing_reads_everything_once_at_the_rate_asked_for(store: ArtifactSt
     steps = list(store.scrub(bytes_per_s=1_000_000))
     assert sum(step.read_bytes for step in steps) == 9_000_000 + 4 + 4
     assert sum(step.wait_s for step in steps) == pytest.approx(9.000008)
-    assert max(step.read_bytes for step in steps) <= store_module.SCRUB_STEP_BYTES
+    assert max(step.read_bytes for step in steps) <= SCRUB_STEP_BYTES
     assert {step.damage for step in steps} == {None}
 
 
@@ -618,9 +614,7 @@ def test_scrubbing_puts_right_what_has_a_sound_twin(store: ArtifactStore, stored
 def test_scrubbing_looks_at_files_of_trees_that_share_no_blob(store: ArtifactStore, stored: Put, monkeypatch) -> None:
     files = stored({"a": b"weights"})
     with monkeypatch.context() as patch:
-        patch.setattr(
-            store_module.os, "link", lambda *args, **options: (_ for _ in ()).throw(OSError(errno.EMLINK, ""))
-        )
+        patch.setattr(os, "link", lambda *args, **options: (_ for _ in ()).throw(OSError(errno.EMLINK, "")))
         digest = store.put_tree(files)
     damage(store.tree_path(digest) / "a")
     assert [step.damage for step in store.scrub(bytes_per_s=1e9) if step.damage] == []
@@ -633,7 +627,7 @@ def test_scrubbing_names_what_the_disk_cannot_read(store: ArtifactStore, monkeyp
     def failing(descriptor: int, length: int, position: int) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(store_module.os, "pread", failing)
+    monkeypatch.setattr(os, "pread", failing)
     damages = [step.damage for step in store.scrub(bytes_per_s=1e9) if step.damage]
     assert [error.digest for error in damages] == [sha256(b"weights")]
 
@@ -793,9 +787,7 @@ def test_a_tree_with_copies_instead_of_links_frees_what_it_holds(
 ) -> None:
     files = stored({"a": b"x" * 100})
     with monkeypatch.context() as patch:
-        patch.setattr(
-            store_module.os, "link", lambda *args, **options: (_ for _ in ()).throw(OSError(errno.EMLINK, ""))
-        )
+        patch.setattr(os, "link", lambda *args, **options: (_ for _ in ()).throw(OSError(errno.EMLINK, "")))
         digest = store.put_tree(files)
     (store.root / "records" / f"{digest}.json").unlink()  # then its folder tells when it was made
     made = store.tree_path(digest).stat().st_ctime
@@ -819,7 +811,7 @@ def test_a_users_disk_that_cannot_be_read_is_not_blamed_on_the_store(
     def failing(descriptor: int, length: int) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(store_module.os, "read", failing)
+    monkeypatch.setattr(os, "read", failing)
     with pytest.raises(UnusableFile, match=r"a cannot be read \(Input/output error\)"):
         store.put_file(tmp_path / "a")
     assert leftovers(store) == []
@@ -836,7 +828,7 @@ def test_trouble_while_putting_a_blob_is_named_and_leaves_nothing(
         def fail(*args: object, **options: object) -> None:
             raise OSError(code, os.strerror(code))
 
-        patch.setattr(store_module.os, call, fail)
+        patch.setattr(os, call, fail)
         with pytest.raises(StoreUnavailable) as caught:
             store.put(sha256(b"x"), [b"x"])
     assert caught.value.errno == code
@@ -855,7 +847,7 @@ def test_trouble_while_laying_out_a_tree_is_named_and_leaves_nothing(
         def fail(*args: object, **options: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        patch.setattr(store_module.os, call, fail)
+        patch.setattr(os, call, fail)
         with pytest.raises(StoreUnavailable, match="No space left on device"):
             store.put_tree(files)
     assert leftovers(store) == []
