@@ -6,8 +6,9 @@ stderr. Heavy imports (rich, pydantic, ruamel.yaml, psutil) stand inside the fun
 answers in under 200 ms. Never imports the control plane, the agent or the replica; it starts them as processes.
 
 entry       the scripts' first code: Ctrl-C at once       main        the group, settings as flags
-command     how a command is declared; common options
-boundary    errors → text and exit codes, fault reports  terminal    where input, output and time come from
-text        words, tables, durations                     live        the moving part of a deploy
-reference   docs/cli.md out of the commands' own help   starter     what `cortex init` writes
+command     how a command is declared                     parameters  what several commands take, completed by a shell
+boundary    errors → exit codes, fault reports            problems    errors → text
+terminal    where input, output and time come from        text        words, tables, durations
+live        the moving part of a deploy                   starter     what `cortex init` writes
+reference   docs/cli.md out of the commands' own help
 """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cortex.cli.problems import problems_of, show_problems
 from cortex.cli.terminal import Terminal
 from cortex.errors import CortexError
 from cortex.settings import LOCAL, SETTINGS, Settings, without_effect
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from cortex.client.environments import Environment
     from cortex.client.local import LocalEnvironment
     from cortex.client.operator import OperatorClient
+
+PROGRAM = "cortex"
+COMPLETE_VARIABLE = "_CORTEX_COMPLETE"
 
 _SETTING_PREFIX = "setting_"
 _METAVARS = {
@@ -110,8 +114,6 @@ class Command(click.Command):
             return self.function(*arguments, **values)
         except CortexError as error:
             if values.get("output") == "json" and not edge.terminal.has_results:
-                from cortex.cli.boundary import problems_of
-
                 print_json_line(edge.terminal, {"problems": problems_of(error)})
             raise
 
@@ -129,8 +131,6 @@ def _warn_of_variables(terminal: Terminal) -> None:
     """Once a command: whoever misspelt one waits in vain for what it should do."""
     told = without_effect(terminal.environ)
     if told:
-        from cortex.cli.boundary import show_problems
-
         show_problems(terminal, told, level="warning")
         terminal.say()
 
@@ -166,83 +166,6 @@ def setting_options(*, hidden: bool = False) -> list[click.Option]:
     ]
 
 
-class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
-    """`30s`, `10m`, `1h30m`, or seconds; the value is seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from cortex.spec.quantities import QuantityError, parse_duration
-
-        try:
-            return parse_duration(value)
-        except QuantityError as error:
-            self.fail(f"{error}\n{error.hint}".strip(), param, ctx)
-
-
-class ApiName(click.ParamType):  # type: ignore[type-arg]
-    """
-    `NAME` or `DEPLOYMENT/NAME`; completed in the shell from what is deployed.
-
-    Args:
-        deployments: whether a deployment may be named as well.
-        apis: whether apis may be; else only deployments.
-    """
-
-    name = "api"
-
-    def __init__(self, *, apis: bool = True, deployments: bool = False) -> None:
-        self._apis = apis
-        self._deployments = deployments
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value).strip("/")
-        if not self._apis:
-            if not text or "/" in text:
-                self.fail(f"{value!r} is no name of a deployment", param, ctx)
-        elif not text or text.count("/") > 1 or text.startswith(".") or "//" in str(value):
-            self.fail(f"{value!r} is neither NAME nor DEPLOYMENT/NAME", param, ctx)
-        return text
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-        from click.shell_completion import CompletionItem
-
-        from cortex.cli.completion import deployed_names
-
-        names = deployed_names(ctx, apis=self._apis, deployments=self._deployments or not self._apis)
-        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
-
-
-def api_argument(*, required: bool = True, deployments: bool = False) -> click.Argument:
-    """`API`; with `deployments` a deployment's name stands for all its apis."""
-    metavar = "API or DEPLOYMENT" if deployments else "API"
-    return click.Argument(
-        ["api"],
-        type=ApiName(deployments=deployments),
-        required=required,
-        metavar=metavar if required else f"[{metavar}]",
-    )
-
-
-def deployment_option() -> click.Option:
-    return click.Option(
-        ["-d", "--deployment"], type=ApiName(apis=False), metavar="NAME", help="Look in this deployment."
-    )
-
-
-def full_api(api: str, deployment: str | None) -> str:
-    """
-    API, looked for in the deployment of `-d` if that is given.
-
-    Raises:
-        UsageError: API names another deployment.
-    """
-    owner = api.rpartition("/")[0]
-    if deployment and owner not in ("", deployment):
-        raise click.UsageError(f"API names deployment {owner}, and -d {deployment}")
-    return api if owner or not deployment else f"{deployment}/{api}"
-
-
 class NeedsYes(click.UsageError):
     """Nobody can be asked whether to remove something, and nobody said yes beforehand."""
 
@@ -262,20 +185,6 @@ def confirmed(terminal: Terminal, question: str, otherwise: str) -> bool:
     if not terminal.can_ask:
         raise NeedsYes(otherwise)
     return terminal.ask(question)
-
-
-def output_option() -> click.Option:
-    return click.Option(
-        ["-o", "--output"],
-        type=click.Choice(["text", "json"]),
-        default="text",
-        metavar="FORMAT",
-        help="text (the default) or json.",
-    )
-
-
-def flag(*names: str, help: str) -> click.Option:
-    return click.Option(list(names), is_flag=True, help=help)
 
 
 def environment(terminal: Terminal, settings: Settings) -> Environment:

@@ -9,7 +9,8 @@ import msgspec
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE, FAILED
-from cortex.cli.command import Command, flag, hidden_value, output_option, print_json
+from cortex.cli.command import Command, hidden_value, print_json
+from cortex.cli.parameters import flag, output_option
 from cortex.cli.terminal import Terminal
 from cortex.settings import LOCAL, HomeLayout, Settings
 

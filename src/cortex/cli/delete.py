@@ -6,7 +6,8 @@ import click
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE, FAILED
-from cortex.cli.command import ApiName, Command, confirmed, flag, look, on_interrupt, output_option, print_json
+from cortex.cli.command import Command, confirmed, look, on_interrupt, print_json
+from cortex.cli.parameters import ApiName, flag, output_option
 from cortex.cli.terminal import Terminal
 from cortex.client.addressing import ApiNotFound, DeploymentNotFound, deployment_here, full_name
 from cortex.client.operator import OperatorClient

@@ -10,20 +10,13 @@ import click
 import msgspec
 
 from cortex.cli import text
-from cortex.cli.boundary import DONE, FAILED, show_problems
-from cortex.cli.command import (
-    Command,
-    Duration,
-    Interrupted,
-    environment,
-    flag,
-    on_interrupt,
-    output_option,
-    print_json,
-)
+from cortex.cli.boundary import DONE, FAILED
+from cortex.cli.command import Command, Interrupted, environment, on_interrupt, print_json
 from cortex.cli.curl import proven_line
 from cortex.cli.get import listed, notes_of
 from cortex.cli.live import display
+from cortex.cli.parameters import Duration, flag, output_option
+from cortex.cli.problems import show_problems
 from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.client.errors import OperatorFailed
 from cortex.client.follow import Followed, Outcome, follow

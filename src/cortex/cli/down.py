@@ -6,7 +6,8 @@ import click
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE, FAILED
-from cortex.cli.command import Command, Duration, confirmed, flag, local_environment, on_interrupt
+from cortex.cli.command import Command, confirmed, local_environment, on_interrupt
+from cortex.cli.parameters import Duration, flag
 from cortex.cli.terminal import Terminal
 from cortex.settings import Settings
 

@@ -11,19 +11,9 @@ import msgspec
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE
-from cortex.cli.command import (
-    Command,
-    api_argument,
-    deployment_option,
-    environment,
-    flag,
-    full_api,
-    on_interrupt,
-    output_option,
-    print_json,
-    print_json_line,
-)
+from cortex.cli.command import Command, environment, on_interrupt, print_json, print_json_line
 from cortex.cli.live import patience
+from cortex.cli.parameters import api_argument, deployment_option, flag, full_api, output_option
 from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.client.addressing import DeploymentNotFound, deployment_here, find, full_name
 from cortex.client.operator import OperatorClient
@@ -304,7 +294,7 @@ def _one_api(terminal: Terminal, api: ApiStatus, *, verbose: bool) -> Frame:
             line = f"{_versions(together)}: {_tracked(together.tracker)}"
             lines += text.wrapped(line, terminal.width) if terminal.shows_results else [line]
     if api.problem is not None and api.status is not Status.LIVE:
-        from cortex.cli.boundary import rendered
+        from cortex.cli.problems import rendered
         from cortex.client.follow import problem_of
 
         width = terminal.width if terminal.shows_results else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE
-from cortex.cli.command import Command, api_argument, deployment_option, full_api, look, output_option, print_json
+from cortex.cli.command import Command, look, print_json
+from cortex.cli.parameters import api_argument, deployment_option, full_api, output_option
 from cortex.cli.terminal import Terminal, harmless
 from cortex.client.addressing import deployment_here, find_api
 from cortex.settings import Settings

@@ -14,9 +14,11 @@ import click
 import msgspec
 
 from cortex.cli import text
-from cortex.cli.boundary import DONE, problems_of, show_problems
-from cortex.cli.command import Command, flag, on_interrupt
+from cortex.cli.boundary import DONE
+from cortex.cli.command import Command, on_interrupt
 from cortex.cli.live import display
+from cortex.cli.parameters import flag
+from cortex.cli.problems import problems_of, show_problems
 from cortex.cli.starter import HANDLER_FILE, IGNORE_FILE, SAMPLE_FILE, YAML_FILE, Starter, described, ignore_text
 from cortex.cli.terminal import Terminal, harmless
 from cortex.client.errors import FolderGone

@@ -9,18 +9,9 @@ import click
 import msgspec
 
 from cortex.cli.boundary import DONE
-from cortex.cli.command import (
-    Command,
-    Duration,
-    api_argument,
-    deployment_option,
-    environment,
-    full_api,
-    on_interrupt,
-    output_option,
-    print_json_line,
-)
+from cortex.cli.command import Command, environment, on_interrupt, print_json_line
 from cortex.cli.following import Read, follow_all, follow_one
+from cortex.cli.parameters import Duration, api_argument, deployment_option, full_api, output_option
 from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.client.addressing import deployment_here, find, full_name
 from cortex.client.errors import OperatorFailed

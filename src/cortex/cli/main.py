@@ -11,12 +11,10 @@ from typing import NoReturn
 import click
 
 from cortex.cli import boundary
-from cortex.cli.command import Command, Edge, help_option, setting_options, write_examples
+from cortex.cli.command import COMPLETE_VARIABLE, PROGRAM, Command, Edge, help_option, setting_options, write_examples
 from cortex.cli.terminal import Terminal
 from cortex.version import __version__
 
-PROGRAM = "cortex"
-COMPLETE_VARIABLE = "_CORTEX_COMPLETE"
 WIDEST_HELP = 100
 
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from cortex.cli.command import Command, Edge
-from cortex.cli.main import PROGRAM, SECTIONS, CortexGroup
+from cortex.cli.command import PROGRAM, Command, Edge
+from cortex.cli.main import SECTIONS, CortexGroup
 from cortex.cli.terminal import Terminal
 
 WIDTH = 80

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from cortex.cli.command import Command, api_argument
+from cortex.cli.command import Command
 from cortex.cli.deploy import options, run
+from cortex.cli.parameters import api_argument
 from cortex.cli.terminal import Terminal
 from cortex.settings import Settings
 

@@ -8,7 +8,8 @@ import click
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE, FAILED
-from cortex.cli.command import Command, flag, hidden_value, output_option, print_json, reach
+from cortex.cli.command import Command, hidden_value, print_json, reach
+from cortex.cli.parameters import flag, output_option
 from cortex.cli.terminal import Terminal
 from cortex.settings import Settings
 
@@ -101,7 +102,7 @@ def _delete(terminal: Terminal, settings: Settings, name: str, force: bool) -> i
 
 
 def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from cortex.cli.completion import secret_names
+    from cortex.cli.parameters import secret_names
 
     return [name for name in secret_names(ctx) if name.startswith(incomplete)]
 

@@ -6,7 +6,8 @@ import click
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE
-from cortex.cli.command import Command, flag, local_environment, on_interrupt, output_option, print_json
+from cortex.cli.command import Command, local_environment, on_interrupt, print_json
+from cortex.cli.parameters import flag, output_option
 from cortex.cli.terminal import Terminal
 from cortex.client.operator import OperatorClient
 from cortex.processes import ControlPlaneRecord

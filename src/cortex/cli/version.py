@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE
-from cortex.cli.command import Command, environment, output_option, print_json
+from cortex.cli.command import Command, environment, print_json
+from cortex.cli.parameters import output_option
 from cortex.cli.terminal import Terminal
 from cortex.errors import CortexError
 from cortex.settings import Settings

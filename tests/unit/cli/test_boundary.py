@@ -15,7 +15,6 @@ import pytest
 
 from cortex.cli import boundary, main
 from cortex.cli.command import Interrupted
-from cortex.cli.terminal import Paint
 from cortex.errors import CortexError, Problem, Problems
 
 
@@ -192,11 +191,6 @@ def test_a_pipe_that_closes_early_leaves_no_noise(running: Any, cortex: Any, fak
         os.close(read)
         assert process.stderr is not None
         assert (process.stderr.read(), process.wait()) == (b"", 1)
-
-
-def test_notes_and_warnings_use_the_same_form() -> None:
-    problem = Problem(reference="sample-failed", message="no")
-    assert boundary.rendered(problem, Paint(False), level="warning") == "warning: sample-failed\n  no"
 
 
 @pytest.mark.parametrize(
