@@ -69,7 +69,7 @@ T = TypeVar("T")
 
 
 class Operator(Protocol):
-    """What the API calls; `app.ControlPlane` is it."""
+    """What the API calls; `facade.ControlPlane` is it."""
 
     store: ArtifactStore
     secrets: Secrets

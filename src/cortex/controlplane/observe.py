@@ -40,14 +40,6 @@ def observe(world: World) -> Observation:
     return Observation(desired=memory.desired, seen=_snapshot(world, now_s, reports, memory.leases))
 
 
-def look(world: World) -> Observation:
-    """The same, read afresh and without touching what the loop remembers: for any thread, to show statuses."""
-    now_s = world.clock.monotonic_s()
-    desired = world.state.desired(now_wall_s=world.steady_wall_s())
-    leases = tuple(_seen_lease(lease) for lease in world.engine.leases())
-    return Observation(desired=desired, seen=_snapshot(world, now_s, world.agents.reports(), leases))
-
-
 def running_leases(world: World) -> tuple[Lease, ...]:
     """The room that everything reported holds, for an engine that has to be told again after our restart."""
     return tuple(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cortex.clock import Clock
-from cortex.controlplane.statuses import rfc3339
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import ApiKey
 from cortex.state.base import ApiRecord
@@ -20,7 +19,7 @@ from cortex.state.secrets import (
 from cortex.wire.build import BuildSpec, SecretPin
 from cortex.wire.cloud import for_handlers
 from cortex.wire.launch import IMPORT_TIME_VARIABLES
-from cortex.wire.operator import CloudEnvironment, SecretStatus
+from cortex.wire.operator import CloudEnvironment, SecretStatus, rfc3339
 
 
 class UnknownSecret(CortexError):

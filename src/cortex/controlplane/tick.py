@@ -1,4 +1,4 @@
-"""One turn of the control plane: observe, plan, apply. The loop around it only waits and calls it."""
+"""One turn of the control plane: observe, assess, show, plan, apply. The loop around it only waits and calls it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cortex.controlplane.observe import observe, running_leases
 from cortex.controlplane.world import Agents, StaleEpoch, World
 from cortex.errors import CortexError
 from cortex.planning.actions import Plan
+from cortex.planning.assessment import assess
 
 __all__ = ["Agents", "StaleEpoch", "World", "tick"]
 
@@ -36,13 +37,15 @@ def tick(world: World) -> Plan:
         _recover(world)
     observation = observe(world)
     seen = observation.seen
+    assessment = assess(observation.desired, seen, world.rules)
+    world.show(assessment)
     situation = (memory.desired_revision, memory.leases_revision, memory.reports_seen, seen.settled)
     left_s = memory.plan.wake_after_s
     if left_s is not None:
         left_s = max(0.0, left_s - (seen.now_s - memory.planned_s))
     if not memory.plan.actions and memory.planned_for == situation and (left_s is None or left_s > 0):
         return msgspec.structs.replace(memory.plan, wake_after_s=left_s)
-    plan = world.planner(observation.desired, seen, world.rules)
+    plan = world.planner(assessment)
     memory.plan, memory.planned_for, memory.planned_s = plan, situation, seen.now_s
     if not plan.actions:
         return plan

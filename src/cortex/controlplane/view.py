@@ -1,7 +1,7 @@
 """
 What the control plane shows, and who waits for it to change.
 
-Statuses are computed once for each tick, by `planning.status`, and kept for readers; a watcher passes the token of
+Statuses follow from what each tick acts on (`planning.status`), and are kept for readers; a watcher passes the token of
 what it has seen and is answered as soon as there is something else.
 """
 
@@ -11,8 +11,14 @@ import asyncio
 import contextlib
 import secrets
 import threading
+from collections.abc import Iterable
 
-from cortex.wire.operator import ApiStatus, Watched
+from cortex.settings import Settings
+from cortex.state.base import DeploymentRecord
+from cortex.wire.operator import ApiStatus, DeploymentStatus, Status, Watched, rfc3339
+from cortex.wire.reports import AgentReport
+
+_MOVING = frozenset((Status.CREATING, Status.UPDATING, Status.STOPPING))
 
 
 class View:
@@ -70,3 +76,41 @@ class View:
             with self._lock:
                 self._waiting.discard(entry)
         return self.now(deployment)
+
+
+def deployment_statuses(records: Iterable[DeploymentRecord], apis: Iterable[ApiStatus]) -> tuple[DeploymentStatus, ...]:
+    """Every deployment with what is true of its apis together."""
+    known = {str(record.name): record for record in records}
+    by_name: dict[str, list[ApiStatus]] = {name: [] for name in known}
+    for api in apis:
+        by_name.setdefault(api.deployment, []).append(api)
+    return tuple(
+        DeploymentStatus(
+            name=name,
+            status=_together([api.status for api in found]),
+            apis=len(found),
+            last_updated=rfc3339(known[name].updated_wall_s) if name in known else None,
+            source=known[name].source if name in known else "",
+        )
+        for name, found in sorted(by_name.items())
+    )
+
+
+def ingress_url(reports: Iterable[AgentReport], settings: Settings) -> str:
+    """Where predictions are asked for: as reported, or else as it will be."""
+    for report in reports:
+        if report.ingress is not None:
+            host = report.ingress.host
+            shown = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+            return f"http://{f'[{shown}]' if ':' in shown else shown}:{report.ingress.port}"
+    return f"http://{settings.host}:{settings.port}"
+
+
+def _together(found: list[Status]) -> str:
+    if not found:
+        return "empty"
+    if all(status is Status.LIVE for status in found):
+        return "live"
+    if any(status in _MOVING for status in found):
+        return "updating"
+    return "error"

@@ -11,13 +11,18 @@ from cortex.engines.base import Engine
 from cortex.errors import CortexError
 from cortex.ids import NodeId
 from cortex.planning.actions import Action, Plan
-from cortex.planning.model import Desired, Rules, SeenLease, Snapshot
+from cortex.planning.assessment import Assessment
+from cortex.planning.model import Desired, Rules, SeenLease
 from cortex.planning.plan import plan
 from cortex.state.base import StateStore
 from cortex.wire.orders import Orders
 from cortex.wire.reports import AgentReport
 
-Planner = Callable[[Desired, Snapshot, Rules], Plan]
+Planner = Callable[[Assessment], Plan]
+
+
+def show_nobody(_assessment: Assessment) -> None:
+    """Where nobody looks on."""
 
 
 class StaleEpoch(CortexError):
@@ -63,6 +68,7 @@ class World:
 
     Args:
         epoch: from `StateStore.take_epoch`; every order carries it.
+        show: told in each tick what is about to be acted on. What people see comes from nothing else.
     """
 
     state: StateStore
@@ -72,6 +78,7 @@ class World:
     epoch: int
     rules: Rules = field(default_factory=Rules)
     planner: Planner = plan
+    show: Callable[[Assessment], None] = show_nobody
     memory: Memory = field(default_factory=lambda: Memory())
 
     def __post_init__(self) -> None:

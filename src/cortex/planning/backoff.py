@@ -23,6 +23,7 @@ import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import ReplicaId
+from cortex.planning import crashes
 from cortex.planning.model import RunRecord, SlotRecord
 from cortex.wire.reports import ExitReport
 
@@ -64,11 +65,48 @@ def after_exit(slot: SlotRecord, attempt: int, exit_report: ExitReport, *, was_r
     )
 
 
+def run_after_exit(
+    run: RunRecord, replica: ReplicaId, attempt: int, exit_report: ExitReport, *, was_ready: bool
+) -> RunRecord:
+    """
+    The record of a revision after one more exit; the same record when the exit is known already.
+
+    Args:
+        run: as of now.
+    """
+    before = run.slots.get(replica, SlotRecord())
+    after = after_exit(before, attempt, exit_report, was_ready=was_ready)
+    if after is before:
+        return run
+    run = msgspec.structs.replace(run, slots={**run.slots, replica: after})
+    if exit_report.drained:
+        return run
+    return msgspec.structs.replace(
+        run,
+        crashes=run.crashes + 1,
+        last_exit=exit_report,
+        last_exit_age_s=0.0,
+        row=crashes.after_end(run.row, wall_s=exit_report.wall_s),
+    )
+
+
 def aged(slot: SlotRecord, older_s: float) -> SlotRecord:
     """The same record `older_s` seconds later."""
-    if not older_s or slot.last_exit is None:
+    if slot.last_exit is None:
         return slot
     return msgspec.structs.replace(slot, last_exit_age_s=slot.last_exit_age_s + older_s)
+
+
+def run_aged(run: RunRecord, older_s: float) -> RunRecord:
+    """The same record `older_s` seconds later."""
+    if not older_s:
+        return run
+    return msgspec.structs.replace(
+        run,
+        slots={replica: aged(slot, older_s) for replica, slot in run.slots.items()},
+        last_exit_age_s=run.last_exit_age_s + older_s,
+        row=crashes.aged(run.row, older_s),
+    )
 
 
 def restart_delay_s(slot: SlotRecord) -> float:
@@ -81,16 +119,11 @@ def restart_delay_s(slot: SlotRecord) -> float:
     return delay_s
 
 
-def wait_left_s(slot: SlotRecord | None, *, older_s: float = 0.0) -> float:
-    """
-    Seconds until the slot may be started again; 0: now.
-
-    Args:
-        older_s: how long ago the record's ages were true.
-    """
+def wait_left_s(slot: SlotRecord | None) -> float:
+    """Seconds until the slot may be started again; 0: now."""
     if slot is None:
         return 0.0
-    left_s = restart_delay_s(slot) - slot.last_exit_age_s - older_s
+    left_s = restart_delay_s(slot) - slot.last_exit_age_s
     return left_s if left_s > _EPSILON else 0.0
 
 

@@ -49,11 +49,11 @@ def aged(row: Row, older_s: float) -> Row:
     return msgspec.structs.replace(row, ages_s=tuple(age_s + older_s for age_s in row.ages_s))
 
 
-def is_in_a_row(row: Row, *, older_s: float = 0.0) -> bool:
-    """Whether an end now, or `older_s` later, would be of the same row."""
-    return bool(row.ages_s) and row.ages_s[-1] + older_s < WINDOW_S
+def is_in_a_row(row: Row) -> bool:
+    """Whether an end now would be of the same row."""
+    return bool(row.ages_s) and row.ages_s[-1] < WINDOW_S
 
 
-def is_crashing(row: Row, *, older_s: float = 0.0) -> bool:
-    """Whether the api crashes, `older_s` seconds after what the row says."""
-    return row.crashing and is_in_a_row(row, older_s=older_s)
+def is_crashing(row: Row) -> bool:
+    """Whether the api crashes."""
+    return row.crashing and is_in_a_row(row)

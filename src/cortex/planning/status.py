@@ -1,5 +1,5 @@
 """
-What is true of an api now, in words a user can read. Pure, from the same facts that planning sees.
+What is true of each api, for users to read. Pure, and from the same assessment that the plan follows from.
 
 | status | when (the first that holds) |
 |---|---|
@@ -18,117 +18,94 @@ What is true of an api now, in words a user can read. Pure, from the same facts 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-
-import msgspec
+from collections.abc import Sequence
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, Revision, short
-from cortex.planning import backoff, crashes
-from cortex.planning.actions import mem_text, room_text
+from cortex.ids import ApiKey, NodeId, route_path, short, split_api_key
+from cortex.planning import wording
+from cortex.planning.assessment import Assessment
 from cortex.planning.batching import Decision, Known
-from cortex.planning.model import Desired, LeaseState, Rules, RunRecord, SlotRecord, Snapshot, WantedApi
-from cortex.planning.rollout import decide, goal_and_fallback
-from cortex.planning.slots import NOTHING_SEEN, SeenApi, Slot, SlotState, join, of_revision
-from cortex.wire.operator import ReplicaCounts, Status
-from cortex.wire.reports import ExitReport, ReplicaReport
-
-_PROGRESS_WORDS = {
-    SlotState.READY: "ready",
-    SlotState.STARTING: "starting",
-    SlotState.WAITING: "about to start",
-    SlotState.PLACING: "waiting for room",
-    SlotState.EXITED: "ended",
-}
-_DEFAULT_RULES = Rules()
-
-
-class StatusView(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything about an api that follows from what is wanted and seen."""
-
-    status: Status
-    counts: ReplicaCounts = ReplicaCounts()
-    reason: str | None = None
-    """Why the status is what it is, when that is not obvious; one or a few lines."""
-    problem: Problem | None = None
-    """The failure behind the reason, with the user's traceback."""
-    progress: str = ""
-    """While starting: what the replicas are doing."""
-    notes: tuple[str, ...] = ()
-    crashes: int = 0
-    ends: RunRecord | None = None
-    """While it is crashing, or its replicas do not start: how they end."""
-    waits: ReplicaReport | None = None
-    """While a replica of the wanted build is on its way: the one that has not got on for longest."""
-    serving: str = ""
-    """8 digits of the version that answers now, when another is wanted."""
-    batching: Decision | None = None
-    """What replicas of the wanted build do about batches."""
-    sample_problem: Problem | None = None
-    """What is wrong with the api's own sample, which serves all the same."""
-
-
-def statuses(desired: Desired, seen: Snapshot, rules: Rules = _DEFAULT_RULES) -> dict[ApiKey, StatusView]:
-    """The status of every api that is wanted or still there."""
-    by_api = join(seen)
-    older_s = 0.0 if desired.as_of_s is None else max(0.0, seen.now_s - desired.as_of_s)
-    records: dict[ApiKey, dict[Revision, RunRecord]] = {}
-    for record in desired.records:
-        records.setdefault(record.api, {})[record.revision] = record
-    views = {
-        wanted.api: api_status(
-            wanted,
-            by_api.get(wanted.api, NOTHING_SEEN),
-            records.get(wanted.api, {}),
-            older_s=older_s,
-            rules=rules,
-        )
-        for wanted in desired.apis
-    }
-    known = Known(desired.batching)
-    for wanted in desired.apis:
-        of_api = by_api.get(wanted.api, NOTHING_SEEN)
-        views[wanted.api] = _with_batching(_with_sample(views[wanted.api], wanted, of_api), wanted, of_api, known)
-    for wanted in desired.apis:
-        shared = _shared_cpu(seen, by_api.get(wanted.api, NOTHING_SEEN))
-        if shared:
-            views[wanted.api] = msgspec.structs.replace(views[wanted.api], notes=(*views[wanted.api].notes, *shared))
-    closed = _closed_door(seen)
-    if closed is not None:
-        for api, view in views.items():
-            if view.counts.ready:
-                reason = f"no request reaches it: {closed.message}"
-                views[api] = msgspec.structs.replace(view, status=Status.ERROR, reason=reason, problem=closed)
-    for api in by_api.keys() - views.keys():
-        views[api] = stopping_status(by_api[api])
-    return dict(sorted(views.items()))
-
-
-def _with_sample(view: StatusView, wanted: WantedApi, of_api: SeenApi) -> StatusView:
-    """With what its replicas found wrong with a sample that guards nothing."""
-    reports = [slot.report for slot in of_api.slots if of_revision(slot, wanted.build.revision)]
-    warnings = [warning for report in reports if report is not None for warning in report.warnings]
-    found = next((warning for warning in warnings if warning.reference in _OF_SAMPLES), None)
-    if found is None:
-        return view
-    return msgspec.structs.replace(view, sample_problem=found, notes=(*view.notes, found.message))
-
+from cortex.planning.model import LeaseState, RunRecord, Snapshot, WantedApi
+from cortex.planning.slots import SeenApi, Slot, SlotState, of_revision
+from cortex.planning.standing import Facts, Standing, facts_of, standing_of
+from cortex.wire.operator import ApiStatus, Batching, Ends, ReplicaCounts, Status, Waits, rfc3339
+from cortex.wire.reports import ReplicaReport
 
 _OF_SAMPLES = frozenset(("sample-failed", "tracker-never-matches"))
 
 
-def _with_batching(view: StatusView, wanted: WantedApi, of_api: SeenApi, known: Known) -> StatusView:
-    """With what its replicas do about batches; where that differs, because their runtimes do, what ends it."""
-    says = [
-        slot.report.batching
-        for slot in of_api.slots
-        if slot.report is not None and slot.report.batching is not None and of_revision(slot, wanted.build.revision)
-    ]
-    runtimes = sorted({state.runtime for state in says if state.runtime}) or [""]
-    decisions = [known.decision(wanted.build, runtime) for runtime in runtimes]
-    found = min(decisions, key=lambda decision: (decision.disagreement is None, decision.order.batches))
-    notes = view.notes if found.disagreement is None else (*view.notes, found.text)
-    return msgspec.structs.replace(view, batching=found, notes=notes)
+def statuses(assessment: Assessment, ingress_url: str = "") -> dict[ApiKey, ApiStatus]:
+    """The status of every api that is wanted or still there, sorted by api."""
+    closed, shared = _closed_door(assessment.seen), _shared_cpu(assessment.seen)
+    found = {}
+    for case in assessment.cases:
+        facts = facts_of(case, assessment.rules)
+        remarks = [text for node, text in shared.items() if any(slot.node == node for slot in case.seen.slots)]
+        found[case.wanted.api] = _wanted(facts, assessment.known, remarks, closed, ingress_url)
+    found.update((api, _unwanted(api, of_api, ingress_url)) for api, of_api in assessment.unwanted)
+    return dict(sorted(found.items()))
+
+
+def _wanted(facts: Facts, known: Known, remarks: Sequence[str], closed: Problem | None, ingress_url: str) -> ApiStatus:
+    wanted, record = facts.wanted, facts.record
+    found = standing_of(facts)
+    is_live = found.status is Status.LIVE
+    batching = _batching_decision(wanted, facts.case.seen, known)
+    sample_problem = _sample_problem(wanted, facts.case.seen)
+    notes = (
+        *_rollout_notes(facts, found),
+        *(() if sample_problem is None else (sample_problem.message,)),
+        *(() if batching.disagreement is None else (batching.text,)),
+        *remarks,
+    )
+    ends = record if found.status is Status.CRASHING or (not is_live and _does_not_start(record)) else None
+    shown = _behind(closed, found, facts.ready)
+    deployment, name = split_api_key(wanted.api)
+    return ApiStatus(
+        deployment=deployment,
+        name=name,
+        status=shown.status,
+        endpoint=ingress_url + route_path(wanted.api),
+        version=short(wanted.build.version),
+        last_updated=rfc3339(wanted.deployed_wall_s) if wanted.deployed_wall_s else None,
+        replicas=ReplicaCounts(
+            requested=wanted.replicas,
+            ready=facts.ready,
+            up_to_date=facts.up_to_date,
+            stale=facts.ready - facts.up_to_date,
+            failed=len(facts.failed),
+        ),
+        reason=shown.reason,
+        problem=shown.problem,
+        ends=_ends(ends) if ends is not None else None,
+        waits=_waits(facts.own),
+        crashes=record.crashes if record is not None else 0,
+        progress="" if is_live and facts.up_to_date >= wanted.replicas else wording.progress(facts.own),
+        serving=_serving(facts),
+        notes=notes,
+        batching=_batching(batching),
+        sample_problem=sample_problem,
+    )
+
+
+def _unwanted(api: ApiKey, of_api: SeenApi, ingress_url: str) -> ApiStatus:
+    """An api that is not wanted any more but still there."""
+    draining = sum(slot.state is SlotState.DRAINING for slot in of_api.slots)
+    ready = sum(slot.ready for slot in of_api.slots)
+    deployment, name = split_api_key(api)
+    return ApiStatus(
+        deployment=deployment,
+        name=name,
+        status=Status.STOPPING,
+        endpoint=ingress_url + route_path(api),
+        version="",
+        last_updated=None,
+        replicas=ReplicaCounts(ready=ready, stale=ready),
+        progress=f"{draining} draining" if draining else "",
+    )
+
+
+# ---- the door --------------------------------------------------------------------------------------------------------
 
 
 def _closed_door(seen: Snapshot) -> Problem | None:
@@ -139,181 +116,105 @@ def _closed_door(seen: Snapshot) -> Problem | None:
     return doors[0].problem
 
 
-def _shared_cpu(seen: Snapshot, of_api: SeenApi) -> tuple[str, ...]:
-    """That more cpu is requested than there is, of each node where an api has a replica."""
-    notes = []
+def _behind(closed: Problem | None, found: Standing, ready: int) -> Standing:
+    """What holds once the door is looked at, too."""
+    if closed is None or not ready:
+        return found
+    return Standing(Status.ERROR, f"no request reaches it: {closed.message}", closed)
+
+
+# ---- notes -----------------------------------------------------------------------------------------------------------
+
+
+def _rollout_notes(facts: Facts, found: Standing) -> tuple[str, ...]:
+    notes: tuple[str, ...] = ()
+    if found.status is not Status.LIVE:
+        notes = facts.case.decision.notes
+    elif facts.placing:
+        placed = len(facts.own) - len(facts.placing)
+        notes = (f"capped: {placed} of {facts.wanted.replicas} replicas, {wording.room(facts.placing)}",)
+    return tuple(note for note in notes if note != found.reason)
+
+
+def _shared_cpu(seen: Snapshot) -> dict[NodeId, str]:
+    """Of each node where more cpu is requested than there is, that it is so."""
+    requested_millis: Counter[NodeId] = Counter()
+    for lease in seen.leases:
+        if lease.node is not None and lease.state is LeaseState.GRANTED and not lease.surge:
+            requested_millis[lease.node] += lease.resources.cpu_millis
+    notes = {}
     for node in seen.nodes:
-        if node.cpu_millis is None or not any(slot.node == node.node for slot in of_api.slots):
-            continue
-        requested_millis = sum(
-            lease.resources.cpu_millis
-            for lease in seen.leases
-            if lease.node == node.node and lease.state is LeaseState.GRANTED and not lease.surge
-        )
-        if requested_millis > node.cpu_millis:
-            notes.append(f"cpu is shared: {requested_millis}m requested of the {node.cpu_millis}m of node {node.node}")
-    return tuple(notes)
+        requested, there = requested_millis[node.node], node.cpu_millis
+        if there is not None and requested > there:
+            notes[node.node] = f"cpu is shared: {requested}m requested of the {there}m of node {node.node}"
+    return notes
 
 
-def stopping_status(of_api: SeenApi) -> StatusView:
-    """The status of an api that is not wanted any more but still there."""
-    draining = sum(slot.state is SlotState.DRAINING for slot in of_api.slots)
-    ready = sum(slot.ready for slot in of_api.slots)
-    return StatusView(
-        status=Status.STOPPING,
-        counts=ReplicaCounts(ready=ready, stale=ready),
-        progress=f"{draining} draining" if draining else "",
+# ---- what replicas say -----------------------------------------------------------------------------------------------
+
+
+def _reports(wanted: WantedApi, of_api: SeenApi) -> list[ReplicaReport]:
+    """Of replicas of the wanted build."""
+    return [
+        slot.report for slot in of_api.slots if slot.report is not None and of_revision(slot, wanted.build.revision)
+    ]
+
+
+def _sample_problem(wanted: WantedApi, of_api: SeenApi) -> Problem | None:
+    """What replicas found wrong with a sample that guards nothing."""
+    warnings = (warning for report in _reports(wanted, of_api) for warning in report.warnings)
+    return next((warning for warning in warnings if warning.reference in _OF_SAMPLES), None)
+
+
+def _batching_decision(wanted: WantedApi, of_api: SeenApi, known: Known) -> Decision:
+    """What replicas do about batches; where that differs, because their runtimes do, what ends it."""
+    says = [report.batching for report in _reports(wanted, of_api) if report.batching is not None]
+    runtimes = sorted({state.runtime for state in says if state.runtime}) or [""]
+    decisions = [known.decision(wanted.build, runtime) for runtime in runtimes]
+    return min(decisions, key=lambda decision: (decision.disagreement is None, decision.order.batches))
+
+
+def _batching(decision: Decision) -> Batching:
+    verdict, stop = decision.verdict, decision.stop
+    seen_in = stop if decision.disagreement is not None else None
+    return Batching(
+        batches=decision.order.batches,
+        text=decision.text,
+        mode=decision.mode,
+        runtime=decision.runtime,
+        proof=verdict.proof if verdict is not None else None,
+        trial=verdict.trial if verdict is not None else None,
+        disagreement=decision.disagreement,
+        disagreed=rfc3339(seen_in.wall_s) if seen_in is not None else None,
+        disagreed_in=seen_in.replica if seen_in is not None else "",
     )
 
 
-def api_status(
-    wanted: WantedApi,
-    of_api: SeenApi,
-    records: Mapping[Revision, RunRecord],
-    *,
-    older_s: float = 0.0,
-    rules: Rules = _DEFAULT_RULES,
-) -> StatusView:
-    """
-    The status of a wanted api.
-
-    Args:
-        records: what is remembered of the runs of its revisions.
-        older_s: how long ago the ages in `records` were true.
-    """
-    revision = wanted.build.revision
-    record = records.get(revision)
-
-    def record_of(slot: Slot) -> SlotRecord | None:
-        found = next((r for r in records.values() if of_revision(slot, r.revision)), None)
-        return found.slots.get(slot.replica) if found is not None else None
-
-    def wait_left_s(slot: Slot) -> float:
-        return backoff.wait_left_s(record_of(slot), older_s=older_s)
-
-    own = [slot for slot in of_api.slots if of_revision(slot, revision) and not slot.lost]
-    ready = sum(slot.ready for slot in of_api.slots)
-    up_to_date = sum(slot.ready for slot in own)
-    failed = [slot for slot in own if slot.state is SlotState.EXITED and not slot.drained]
-    counts = ReplicaCounts(
-        requested=wanted.replicas,
-        ready=ready,
-        up_to_date=up_to_date,
-        stale=ready - up_to_date,
-        failed=len(failed),
-    )
-    returning = sum(_returns(slot, wait_left_s, rules) for slot in own)
-    # A replica answers once it is routed; until a moment ago nobody could reach it.
-    answering = sum(slot.ready and slot.routed for slot in own) + returning
-    placing = [slot for slot in own if slot.placing]
-    serving = ""
-    if wanted.serving is not None and wanted.serving.revision != revision and ready > up_to_date:
-        serving = short(wanted.serving.version)
-        serving = serving if serving != short(wanted.build.version) else ""
-    ends = _ends(failed, record, wait_left_s)
-
-    def view(status: Status, reason: str | None = None, problem: Problem | None = None) -> StatusView:
-        notes: tuple[str, ...] = ()
-        if status is not Status.LIVE:
-            notes = decide(wanted, of_api.slots, wait_left_s).notes
-        elif placing:
-            notes = (f"capped: {len(own) - len(placing)} of {wanted.replicas} replicas, {_room_reason(placing)}",)
-        return StatusView(
-            status=status,
-            counts=counts,
-            reason=reason,
-            problem=problem,
-            progress="" if status is Status.LIVE and up_to_date >= wanted.replicas else _progress(own),
-            notes=tuple(note for note in notes if note != reason),
-            crashes=record.crashes if record is not None else 0,
-            ends=record if status is not Status.LIVE and _does_not_start(record) else None,
-            waits=_waits(own),
-            serving=serving,
-        )
-
-    if (
-        record is not None
-        and record.last_exit is not None
-        and wanted.live_wall_s is not None
-        and crashes.is_crashing(record.row, older_s=older_s)
-    ):
-        last = record.last_exit
-        if last.oom:
-            return view(Status.OUT_OF_MEMORY, _memory_text(wanted, own, record), _problem(failed, last))
-        crashing = view(Status.CRASHING, _crashing_text(record.row.count, last), last.problem)
-        return msgspec.structs.replace(crashing, ends=record)
-    older = sum(slot.ready and slot.routed and not of_revision(slot, revision) for slot in of_api.slots)
-    alone = wanted.failed is not None or not (older or of_api.routes_pending)
-    if answering >= wanted.min_replicas and not alone:
-        first = wanted.serving is None or (wanted.serving.revision == revision and not older)
-        return view(Status.CREATING if first else Status.UPDATING)
-    if answering >= wanted.min_replicas:
-        if returning:
-            return view(Status.LIVE, f"{_count(returning, 'replica')} of {wanted.replicas} {_restarts(returning)}")
-        if wanted.failed is not None:
-            return view(Status.LIVE, wanted.failed.message, wanted.failed)
-        return view(Status.LIVE, ends)
-    if wanted.failed is not None:
-        if wanted.serving is not None and wanted.serving.revision != revision and ready:
-            return view(Status.UPDATE_FAILED, wanted.failed.message, wanted.failed)
-        status = Status.OUT_OF_MEMORY if wanted.failed.reference == "out-of-memory" else Status.ERROR
-        return view(status, wanted.failed.message, wanted.failed)
-    last_exit = record.last_exit if record is not None else None
-    fallback = goal_and_fallback(wanted)[1]
-    if fallback is not None:
-        if ready:
-            stuck = next(iter(decide(wanted, of_api.slots, wait_left_s).notes), None)
-            return view(Status.UPDATING, ends or stuck, _problem(failed, last_exit))
-        if ends:
-            return view(Status.ERROR, f"nothing serves now; {ends}", _problem(failed, last_exit))
-        return view(Status.UPDATING, "nothing serves now, both versions are on their way")
-    if len(own) - len(placing) < wanted.min_replicas and placing:
-        asked = room_text(wanted.build.resources)
-        return view(
-            Status.COMPUTE_UNAVAILABLE,
-            f"{len(own) - len(placing)} of at least {wanted.min_replicas} replicas have room; each asks for {asked}: "
-            f"{_room_reason(placing)}",
-        )
-    if wanted.live_wall_s is None:
-        return view(Status.CREATING, ends, _problem(failed, last_exit))
-    if ends is not None:
-        if record is not None and last_exit is not None and last_exit.oom:
-            return view(Status.OUT_OF_MEMORY, _memory_text(wanted, own, record), _problem(failed, last_exit))
-        return view(Status.ERROR, ends, _problem(failed, last_exit))
-    status = Status.UPDATING if answering else Status.CREATING
-    return view(status, f"{up_to_date} of at least {wanted.min_replicas} replicas are ready")
-
-
-def _returns(slot: Slot, wait_left_s: Callable[[Slot], float], rules: Rules) -> bool:
-    """It ended, and will answer again before a request that waits for it gives up."""
-    if slot.ready or slot.drained or not slot.routed or slot.report is None or wait_left_s(slot):
-        return False
-    if slot.state is SlotState.DRAINING:
-        return False
-    return slot.report.phase_age_s <= rules.hold_timeout_s
-
-
-def _restarts(count: int) -> str:
-    return "restarts" if count == 1 else "restart"
-
-
-def _ends(failed: list[Slot], record: RunRecord | None, wait_left_s: Callable[[Slot], float]) -> str | None:
-    """That replicas end again and again, with the numbers; None while they do not."""
-    if record is None:
+def _waits(own: Sequence[Slot]) -> Waits | None:
+    """Of those that start the one that has been at the same step for longest."""
+    starting = [slot.report for slot in own if slot.state is SlotState.STARTING and slot.report is not None]
+    waiting = [report for report in starting if report.got_on_wall_s]
+    if not waiting:
         return None
-    lines = []
-    for slot in failed:
-        known = record.slots.get(slot.replica)
-        if known is None or known.last_exit is None:
-            continue
-        left_s = wait_left_s(slot)
-        if not known.failed_starts and not left_s:
-            continue
-        how = known.last_exit.text
-        what = f"failed {_count(known.failed_starts, 'start')} in a row" if known.failed_starts else "keeps crashing"
-        again = f", tried again in {left_s:.0f} s" if left_s >= 1 else ""
-        lines.append(f"{slot.replica} {what} ({how}){again}")
-    return "\n".join(lines) or None
+    longest = min(waiting, key=lambda report: report.got_on_wall_s)
+    return Waits(
+        replica=longest.replica,
+        doing=longest.progress or longest.phase,
+        since=rfc3339(longest.got_on_wall_s),
+        until=rfc3339(longest.given_up_wall_s),
+    )
+
+
+def _ends(record: RunRecord) -> Ends:
+    last = record.last_exit
+    return Ends(
+        count=record.row.count,
+        since=rfc3339(record.row.since_wall_s),
+        exit_code=last.code if last is not None else None,
+        signal=last.signal if last is not None else None,
+        last_lines=last.last_lines if last is not None else (),
+        request=last.request if last is not None else "",
+    )
 
 
 def _does_not_start(record: RunRecord | None) -> bool:
@@ -321,60 +222,10 @@ def _does_not_start(record: RunRecord | None) -> bool:
     return record is not None and record.row.count > 0 and any(slot.failed_starts for slot in record.slots.values())
 
 
-def _waits(own: list[Slot]) -> ReplicaReport | None:
-    """Of those that start the one that has been at the same step for longest."""
-    starting = [slot.report for slot in own if slot.state is SlotState.STARTING and slot.report is not None]
-    return min((report for report in starting if report.got_on_wall_s), key=lambda r: r.got_on_wall_s, default=None)
-
-
-def _problem(failed: list[Slot], last_exit: ExitReport | None) -> Problem | None:
-    """What a replica that is down said itself, or the last one that ended."""
-    if not failed:
-        return None
-    exits = [slot.report.exit for slot in failed if slot.report is not None]
-    return next((e.problem for e in (*exits, last_exit) if e is not None and e.problem is not None), None)
-
-
-def _crashing_text(ends: int, last: ExitReport) -> str:
-    served = f" while it served request {last.request}" if last.request else ""
-    return f"{_crashes(ends)} in a row; the last: {last.text}{served}"
-
-
-def _memory_text(wanted: WantedApi, own: list[Slot], record: RunRecord) -> str:
-    peak = max((slot.report.peak_rss_bytes for slot in own if slot.report is not None), default=0)
-    asked = wanted.build.resources.mem_bytes
-    down = sum(slot.state is SlotState.EXITED and not slot.drained for slot in own)
-    words = [f"{_count(down, 'replica')} " * bool(down) + "killed by the kernel for memory"]
-    if peak:
-        words.append(f"peak {mem_text(peak)}")
-    words.append(f"request {mem_text(asked)}" if asked is not None else "no memory request")
-    if record.crashes:
-        words.append(f"{_crashes(record.crashes)} so far")
-    return ", ".join(words)
-
-
-def _crashes(number: int) -> str:
-    """The one word for an end that nobody asked for, here and wherever they are counted."""
-    return _count(number, "crash", "crashes")
-
-
-def _progress(own: list[Slot]) -> str:
-    """`1 ready, 2 starting (loading model.onnx)`."""
-    counts = Counter(slot.state for slot in own if slot.state in _PROGRESS_WORDS and not slot.drained)
-    parts = []
-    for state, words in _PROGRESS_WORDS.items():
-        if counts[state]:
-            doing = sorted(
-                {slot.report.progress for slot in own if slot.state is state and slot.report and slot.report.progress}
-            )
-            detail = f" ({', '.join(doing)})" if doing and state is SlotState.STARTING else ""
-            parts.append(f"{counts[state]} {words}{detail}")
-    return ", ".join(parts)
-
-
-def _room_reason(placing: list[Slot]) -> str:
-    return next((slot.lease.reason for slot in placing if slot.lease and slot.lease.reason), "waiting for room")
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"
+def _serving(facts: Facts) -> str:
+    """8 digits of the version that answers now, when another is wanted."""
+    serving = facts.wanted.serving
+    if serving is None or not facts.is_another_serving or facts.ready <= facts.up_to_date:
+        return ""
+    version = short(serving.version)
+    return version if version != short(facts.wanted.build.version) else ""

@@ -84,6 +84,18 @@ class StoredRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             row=crashes.aged(self.row, max(0.0, now_wall_s - self.last_exit_wall_s)),
         )
 
+    @classmethod
+    def of(cls, run: RunRecord, now_wall_s: float) -> StoredRun:
+        return cls(
+            api=run.api,
+            revision=run.revision,
+            slots={replica: StoredSlot.of(slot, now_wall_s) for replica, slot in run.slots.items()},
+            crashes=run.crashes,
+            last_exit=run.last_exit,
+            last_exit_wall_s=now_wall_s - run.last_exit_age_s if run.last_exit else 0.0,
+            row=crashes.aged(run.row, -run.last_exit_age_s),
+        )
+
 
 class Write(msgspec.Struct, frozen=True):
     """One record as it shall be; None removes it."""
@@ -331,20 +343,10 @@ class RecordStore:
                 return
             key = _run_key(api, revision)
             run: StoredRun = self._content["runs"].get(key) or StoredRun(api=api, revision=revision)
-            before = run.slots.get(replica, StoredSlot()).at(wall_s)
-            after = backoff.after_exit(before, attempt, exit_report, was_ready=was_ready)
-            if after is before:
-                return
-            run = msgspec.structs.replace(run, slots={**run.slots, replica: StoredSlot.of(after, wall_s)})
-            if not exit_report.drained:
-                run = msgspec.structs.replace(
-                    run,
-                    crashes=run.crashes + 1,
-                    last_exit=exit_report,
-                    last_exit_wall_s=wall_s,
-                    row=crashes.after_end(run.at(wall_s).row, wall_s=exit_report.wall_s),
-                )
-            self._write([Write("runs", key, run)])
+            before = run.at(wall_s)
+            after = backoff.run_after_exit(before, replica, attempt, exit_report, was_ready=was_ready)
+            if after is not before:
+                self._write([Write("runs", key, StoredRun.of(after, wall_s))])
 
     def record_ready(self, api: ApiKey, revision: Revision, replica: ReplicaId) -> None:
         with self._lock:

@@ -37,8 +37,9 @@ from cortex.errors import Problem, RetryLater
 from cortex.ids import ApiKey, DeploymentName, NodeId, ReplicaId, Version, replica_ordinal, split_api_key
 from cortex.planning import backoff
 from cortex.planning.actions import Plan
+from cortex.planning.assessment import Assessment
 from cortex.planning.batching import place_of
-from cortex.planning.model import Desired, LeaseState, Rules, Snapshot, WantedApi
+from cortex.planning.model import LeaseState, Rules, Snapshot, WantedApi
 from cortex.planning.plan import plan as real_plan
 from cortex.planning.rollout import goal_and_fallback
 from cortex.state.memory import MemoryStateStore
@@ -525,9 +526,9 @@ class Simulation:
         if self._crash_in is not None:
             self._crash_in -= 1
 
-    def _plan(self, desired: Desired, seen: Snapshot, rules: Rules) -> Plan:
-        self._issue = self._issue_now(seen)
-        return self._planner(desired, seen, rules)
+    def _plan(self, assessment: Assessment) -> Plan:
+        self._issue = self._issue_now(assessment.seen)
+        return self._planner(assessment)
 
     def _settle(self) -> None:
         """Call tick as the loop does, until it has nothing to do at once."""

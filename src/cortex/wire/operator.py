@@ -25,6 +25,7 @@ Errors: status 4xx or 5xx with `Failure`. Each request carries `authorization: B
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -37,6 +38,11 @@ from cortex.wire.signature import Signature
 
 CURRENT = "current"
 """As `version` of logs: what is wanted of an api, and what serves until that is live."""
+
+
+def rfc3339(wall_s: float) -> str:
+    """`2026-01-31T12:00:00Z`."""
+    return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Status(StrEnum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cortex.controlplane.observe import SETTLE_LIMIT_S, look, observe, running_leases
+from cortex.controlplane.observe import SETTLE_LIMIT_S, observe, running_leases
 from cortex.controlplane.world import World
 from cortex.engines.base import Lease, LeaseRequest, LeaseState
 from cortex.engines.fake import FakeEngine
@@ -76,15 +76,6 @@ def test_ages_are_as_of_when_they_were_loaded() -> None:
     again = observe(world).desired
     assert again.as_of_s == loaded.as_of_s == world.clock.monotonic_s() - 5.0
     assert [record.last_exit_age_s for record in again.records] == [3.0]
-
-
-def test_a_look_is_fresh_and_leaves_the_loops_memory_alone() -> None:
-    world = a_world()
-    observe(world)
-    world.state.commit_deploy(a_deploy(a_wanted_api(V1)))
-    before = world.memory.desired_revision
-    assert [wanted.api for wanted in look(world).desired.apis] == [API]
-    assert world.memory.desired_revision == before
 
 
 def test_usage_is_passed_on_once_a_report() -> None:

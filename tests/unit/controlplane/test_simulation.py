@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
+from cortex.controlplane.world import Planner
 from cortex.planning import backoff, rollout
 from cortex.planning import plan as plan_module
 from cortex.planning.actions import (
@@ -30,8 +30,8 @@ from cortex.planning.actions import (
     RecoverLease,
     ReleaseLease,
 )
+from cortex.planning.assessment import Assessment
 from cortex.planning.batching import Known
-from cortex.planning.model import Desired, Rules, Snapshot
 from cortex.planning.plan import plan
 from cortex.planning.rollout import SURGE
 from cortex.testing.simulation import Mood, Simulation, Violation
@@ -86,22 +86,21 @@ def test_schedules_of_every_mood_do_what_they_say(mood: Mood) -> None:
 
 # ---- the simulation notices ------------------------------------------------------------------------------------------
 
-Planner = Callable[[Desired, Snapshot, Rules], Plan]
-
 
 def without(*kinds: type[Action]) -> Planner:
     """A planner that forgets some actions."""
 
-    def forgetful(desired: Desired, seen: Snapshot, rules: Rules) -> Plan:
-        found = plan(desired, seen, rules)
+    def forgetful(assessment: Assessment) -> Plan:
+        found = plan(assessment)
         return msgspec.structs.replace(found, actions=tuple(a for a in found.actions if not isinstance(a, kinds)))
 
     return forgetful
 
 
-def hasty(desired: Desired, seen: Snapshot, rules: Rules) -> Plan:
+def hasty(assessment: Assessment) -> Plan:
     """A planner that does not wait until every node has reported."""
-    return plan(desired, msgspec.structs.replace(seen, settled=True), rules)
+    seen = msgspec.structs.replace(assessment.seen, settled=True)
+    return plan(msgspec.structs.replace(assessment, seen=seen))
 
 
 def violation(planner: Planner = plan, *, saying: str = "", schedules: int = 300, mood: Mood | None = None) -> str:
@@ -208,8 +207,8 @@ def test_it_notices_a_disagreement_that_is_not_remembered() -> None:
 
 
 def test_it_notices_replicas_that_go_on_batching_after_a_disagreement() -> None:
-    def deaf(desired: Desired, seen: Snapshot, rules: Rules) -> Plan:
-        found = plan(desired, seen, rules)
+    def deaf(assessment: Assessment) -> Plan:
+        found = plan(assessment)
         told = [a for a in found.actions if not (isinstance(a, OrderNode) and isinstance(a.order, SetReplicaBatching))]
         return msgspec.structs.replace(found, actions=tuple(told))
 

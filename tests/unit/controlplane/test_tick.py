@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from cortex.controlplane.observe import look
 from cortex.controlplane.tick import REPEAT_PAUSE_S, StaleEpoch, World, tick
 from cortex.engines.base import LeaseState
 from cortex.engines.fake import FakeEngine
@@ -15,14 +14,15 @@ from cortex.engines.local import LocalEngine
 from cortex.errors import Problem
 from cortex.ids import ApiKey, NodeId, ReplicaId, replica_id
 from cortex.planning.actions import Plan
+from cortex.planning.assessment import Assessment
 from cortex.planning.model import WantedApi
-from cortex.planning.status import StatusView, statuses
+from cortex.planning.status import statuses
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents, Fate, Life
 from cortex.wire.build import Resources
-from cortex.wire.operator import Status
+from cortex.wire.operator import ApiStatus, Status
 from cortex.wire.orders import Orders
 from cortex.wire.reports import Phase
 
@@ -50,7 +50,11 @@ class Lab:
             agents=self.agents,
             clock=self.clock,
             epoch=self.state.take_epoch(),
+            show=self.show,
         )
+
+    def show(self, assessment: Assessment) -> None:
+        self.shown = assessment
 
     def restart(self) -> None:
         """The control plane ends and starts again, with an engine that has forgotten everything."""
@@ -92,8 +96,12 @@ class Lab:
         return record.wanted
 
     def status(self) -> Status:
-        observed = look(self.world)
-        return statuses(observed.desired, observed.seen)[API].status
+        return self.statuses()[API].status
+
+    def statuses(self) -> dict[ApiKey, ApiStatus]:
+        """What is shown."""
+        tick(self.world)
+        return statuses(self.shown)
 
 
 @pytest.fixture
@@ -405,11 +413,6 @@ def sized(cpu_millis: int, *, replicas: int, minimum: int = 1, api: ApiKey = API
     return a_wanted_api(build, replicas=replicas, min_replicas=minimum)
 
 
-def views(lab: Lab) -> dict[ApiKey, StatusView]:
-    observed = look(lab.world)
-    return statuses(observed.desired, observed.seen)
-
-
 def sizes(lab: Lab) -> list[int]:
     """The cpu of each ready replica."""
     return sorted(r.resources.cpu_millis for _n, r in lab.agents.replicas() if r.phase is Phase.READY)
@@ -418,8 +421,8 @@ def sizes(lab: Lab) -> list[int]:
 def test_many_idle_apis_share_the_cpu_of_one_machine_and_say_so(small: Lab) -> None:
     keys = [ApiKey(f"iris/a{number}") for number in range(30)]
     small.deploy(*(sized(200, replicas=1, api=key) for key in keys))
-    assert {view.status for view in views(small).values()} == {Status.LIVE}
-    assert {view.notes for view in views(small).values()} == {
+    assert {view.status for view in small.statuses().values()} == {Status.LIVE}
+    assert {view.notes for view in small.statuses().values()} == {
         ("cpu is shared: 6000m requested of the 2000m of node local",)
     }
 
@@ -436,7 +439,7 @@ def test_a_larger_size_keeps_as_many_as_fit_and_the_old_serve_until_then(small: 
             break
     assert sizes(small) == [900, 900]
     assert min(ready) == 2
-    view = views(small)[API]
+    view = small.statuses()[API]
     assert view.status is Status.LIVE
     assert view.notes == ("capped: 2 of 6 replicas, node local: cpu 1800m of 2000m requested, 900m asked",)
 
@@ -446,17 +449,17 @@ def test_nothing_is_booked_for_good(small: Lab) -> None:
     small.deploy(sized(20, replicas=6))
     small.deploy(sized(900, replicas=6))
     small.deploy(sized(900, replicas=6), sized(900, replicas=1, api=other))
-    assert views(small)[other].status is Status.LIVE
+    assert small.statuses()[other].status is Status.LIVE
     small.deploy(sized(100, replicas=6))
     assert sizes(small) == [100] * 6
-    assert views(small)[API].notes == ()
+    assert small.statuses()[API].notes == ()
 
 
 def test_a_minimum_grows_however_much_cpu_is_requested(small: Lab) -> None:
     small.deploy(sized(20, replicas=6, minimum=6))
     small.deploy(sized(900, replicas=6, minimum=6), seconds=30.0)
     assert sizes(small) == [900] * 6
-    view = views(small)[API]
+    view = small.statuses()[API]
     assert (view.status, view.notes) == (
         Status.LIVE,
         ("cpu is shared: 5400m requested of the 2000m of node local",),
@@ -474,7 +477,7 @@ def test_a_larger_size_that_cannot_start_leaves_the_old_at_full_size(small: Lab)
     small.deploy(sized(20, replicas=6))
     small.agents.lives = lambda order: Life(start_error=BOOM) if order.build.resources.cpu_millis == 900 else Life()
     small.deploy(sized(900, replicas=6), seconds=60.0)
-    assert views(small)[API].status is Status.UPDATE_FAILED
+    assert small.statuses()[API].status is Status.UPDATE_FAILED
     assert sizes(small) == [20] * 6
 
 

@@ -101,9 +101,9 @@ def test_an_end_that_was_asked_for_only_counts_the_attempt() -> None:
 def test_what_is_left_to_wait_never_goes_below_zero_and_a_femtosecond_is_nothing() -> None:
     slot = SlotRecord(attempt=2, failed_starts=2, last_exit=an_exit(), last_exit_age_s=0.1)
     assert backoff.wait_left_s(slot) == pytest.approx(0.4)
-    assert backoff.wait_left_s(slot, older_s=0.3) == pytest.approx(0.1)
-    assert backoff.wait_left_s(slot, older_s=0.4 - 1e-12) == 0.0
-    assert backoff.wait_left_s(slot, older_s=1e9) == 0.0
+    assert backoff.wait_left_s(backoff.aged(slot, 0.3)) == pytest.approx(0.1)
+    assert backoff.wait_left_s(backoff.aged(slot, 0.4 - 1e-12)) == 0.0
+    assert backoff.wait_left_s(backoff.aged(slot, 1e9)) == 0.0
     assert backoff.wait_left_s(None) == 0.0
 
 

@@ -40,8 +40,8 @@ def test_three_ends_within_a_minute_are_a_crash_loop_until_a_minute_without_one(
 ) -> None:
     row = after(*pauses_s)
     assert is_crashing(row) is crashing
-    assert not is_crashing(row, older_s=60.0)
-    assert is_crashing(aged(row, 59.0)) is is_crashing(row, older_s=59.0) is crashing
+    assert not is_crashing(aged(row, 60.0))
+    assert is_crashing(aged(row, 59.0)) is crashing
 
 
 def test_a_row_begins_anew_after_a_minute_without_an_end() -> None:
@@ -65,4 +65,4 @@ def test_it_agrees_with_looking_at_all_ends_at_once(pauses_s: list[float], since
             crashing = crashing or in_a_row
     expected = crashing and since_s < WINDOW_S
     near = any(abs(a - b - WINDOW_S) < 1e-6 for a in (*at_s, now_s + since_s) for b in at_s)
-    assert near or is_crashing(after(*pauses_s), older_s=since_s) is expected
+    assert near or is_crashing(aged(after(*pauses_s), since_s)) is expected

@@ -6,6 +6,7 @@ import pytest
 from cortex.errors import Problem
 from cortex.ids import ApiKey, NodeId
 from cortex.planning.actions import OrderNode, RecordStop
+from cortex.planning.assessment import assess
 from cortex.planning.batching import BatchingRecord, Stop, place_of
 from cortex.planning.guarding import ToProve, to_prove
 from cortex.planning.model import Desired, SeenNode
@@ -56,7 +57,7 @@ def planned(*reports, wanted=None, records=(), settled=True):
     """Actions about batches, orders by replica."""
     apis = (a_wanted_api(BUILD, replicas=9, live=True),) if wanted is None else wanted
     desired = Desired(apis=apis, batching=tuple(records))
-    actions = plan(desired, a_snapshot(*reports, settled=settled)).actions
+    actions = plan(assess(desired, a_snapshot(*reports, settled=settled))).actions
     orders = {
         action.order.replica: action.order.batches
         for action in actions
@@ -87,7 +88,9 @@ def test_a_replica_starts_with_what_is_known_of_its_model(mode, records, batches
     wanted = a_wanted_api(with_mode(mode))
     seen = a_snapshot(leases=(a_lease(wanted.build),))
     orders = [
-        a.order for a in plan(Desired(apis=(wanted,), batching=tuple(records)), seen).actions if hasattr(a, "order")
+        a.order
+        for a in plan(assess(Desired(apis=(wanted,), batching=tuple(records)), seen)).actions
+        if hasattr(a, "order")
     ]
     assert [order.batches for order in orders if isinstance(order, StartReplica)] == [batches]
 
@@ -149,7 +152,7 @@ def test_a_disagreement_is_remembered_and_told_to_all_replicas_of_the_model():
 def test_a_disagreement_comes_before_everything_else_in_a_plan():
     seer = a_replica(batches=True, batching=says(disagreement=APART))
     wanted = a_wanted_api(BUILD, replicas=3, live=True)
-    actions = plan(Desired(apis=(wanted,), batching=(a_record(),)), a_snapshot(seer)).actions
+    actions = plan(assess(Desired(apis=(wanted,), batching=(a_record(),)), a_snapshot(seer))).actions
     assert isinstance(actions[0], RecordStop)
     assert isinstance(actions[1].order, SetReplicaBatching)
     assert len(actions) > 2
@@ -165,7 +168,7 @@ def test_a_disagreement_that_is_remembered_changes_nothing_more():
     seer = a_replica(batches=False, batching=says(disagreement=APART, batches=False))
     wanted = a_wanted_api(BUILD, live=True)
     desired = Desired(apis=(wanted,), batching=(a_record(stops=(a_stop(seer),)),))
-    assert plan(desired, a_snapshot(seer, routes=(a_route(wanted, seer),))).actions == ()
+    assert plan(assess(desired, a_snapshot(seer, routes=(a_route(wanted, seer),)))).actions == ()
 
 
 def test_a_disagreement_of_before_other_rules_is_not_taken_for_a_new_one():
@@ -198,7 +201,9 @@ def test_replicas_on_every_node_are_told():
     elsewhere = a_replica(ordinal=1, batches=True, batching=says())
     seen = a_snapshot(seer)
     far = SeenNode(node=NodeId("far"), replicas=(elsewhere,))
-    actions = plan(Desired(batching=(a_record(),)), msgspec.structs.replace(seen, nodes=(*seen.nodes, far))).actions
+    actions = plan(
+        assess(Desired(batching=(a_record(),)), msgspec.structs.replace(seen, nodes=(*seen.nodes, far)))
+    ).actions
     told = [a.node for a in actions if isinstance(a, OrderNode) and isinstance(a.order, SetReplicaBatching)]
     assert told == [NODE, "far"]
 

@@ -20,6 +20,7 @@ from cortex.planning.actions import (
     RecoverLease,
     ReleaseLease,
 )
+from cortex.planning.assessment import assess
 from cortex.planning.model import (
     Desired,
     LeaseState,
@@ -137,7 +138,7 @@ def decided(wanted: WantedApi | None, seen: Snapshot, *records: RunRecord) -> li
 
 
 def the_plan(wanted: WantedApi | None, seen: Snapshot, *records: RunRecord) -> Plan:
-    return plan(Desired(apis=() if wanted is None else (wanted,), records=records), seen)
+    return plan(assess(Desired(apis=() if wanted is None else (wanted,), records=records), seen))
 
 
 # ---- first deploy ----------------------------------------------------------------------------------------------------
@@ -528,9 +529,11 @@ def test_ages_go_on_after_they_were_loaded() -> None:
     down = a_replica(V1, phase=Phase.EXITED, attempt=6, was_ready=True)
     seen = a_snapshot(down, routes=(a_route(wanted, down),), now_s=1000.0)
     records = (a_record(V1, _0=crash_loop(6.5)),)
-    found = plan(Desired(apis=(wanted,), records=records, as_of_s=999.5), seen)
+    found = plan(assess(Desired(apis=(wanted,), records=records, as_of_s=999.5), seen))
     assert (found.actions, found.wake_after_s) == ((), 0.5)
-    assert plan(Desired(apis=(wanted,), records=records, as_of_s=999.0), seen).actions == (start(V1, attempt=7),)
+    assert plan(assess(Desired(apis=(wanted,), records=records, as_of_s=999.0), seen)).actions == (
+        start(V1, attempt=7),
+    )
 
 
 def test_failed_starts_are_over_once_their_replica_is_ready() -> None:

@@ -22,6 +22,7 @@ from cortex.planning.actions import (
     RecoverLease,
     ReleaseLease,
 )
+from cortex.planning.assessment import assess
 from cortex.planning.model import (
     Desired,
     LeaseState,
@@ -125,9 +126,9 @@ def worlds(draw: st.DrawFn) -> tuple[Desired, Snapshot]:
 @given(worlds())
 def test_the_same_world_gives_the_same_plan(world: tuple[Desired, Snapshot]) -> None:
     desired, seen = world
-    assert plan(desired, seen) == plan(desired, seen)
+    assert plan(assess(desired, seen)) == plan(assess(desired, seen))
     copy = msgspec.json.decode(msgspec.json.encode(seen), type=Snapshot)
-    assert plan(desired, copy) == plan(desired, seen)
+    assert plan(assess(desired, copy)) == plan(assess(desired, seen))
 
 
 @given(worlds())
@@ -139,19 +140,19 @@ def test_the_order_in_which_things_are_reported_does_not_matter(world: tuple[Des
         nodes=(msgspec.structs.replace(node, replicas=tuple(reversed(node.replicas))),),
         leases=tuple(reversed(seen.leases)),
     )
-    assert plan(desired, shuffled) == plan(desired, seen)
+    assert plan(assess(desired, shuffled)) == plan(assess(desired, seen))
 
 
 @given(worlds())
 def test_nothing_is_done_before_every_node_has_reported(world: tuple[Desired, Snapshot]) -> None:
     desired, seen = world
-    assert not plan(desired, msgspec.structs.replace(seen, settled=False)).actions
+    assert not plan(assess(desired, msgspec.structs.replace(seen, settled=False))).actions
 
 
 @given(worlds())
 def test_a_drain_comes_after_a_route_without_it_in_the_same_plan(world: tuple[Desired, Snapshot]) -> None:
     route: SetRoute | None = None
-    for action in plan(*world).actions:
+    for action in plan(assess(*world)).actions:
         if isinstance(action, OrderNode) and isinstance(action.order, SetRoute):
             route = action.order
         if isinstance(action, OrderNode) and isinstance(action.order, DrainReplica):
@@ -163,7 +164,7 @@ def test_a_drain_comes_after_a_route_without_it_in_the_same_plan(world: tuple[De
 def test_what_leaves_is_seen_out_of_every_route_before_it_is_touched(world: tuple[Desired, Snapshot]) -> None:
     desired, seen = world
     routed = {target for node in seen.nodes for route in node.routes for target in route.targets}
-    for action in plan(desired, seen).actions:
+    for action in plan(assess(desired, seen)).actions:
         if isinstance(action, OrderNode) and isinstance(action.order, DrainReplica | ForgetReplica):
             assert action.order.replica not in routed
 
@@ -181,7 +182,7 @@ def test_the_route_never_has_fewer_ready_replicas_than_before_and_than_are_wante
     (node,) = seen.nodes
     ready = {r.replica for r in node.replicas if r.phase is Phase.READY} - lost
     before = ready & {target for route in node.routes for target in route.targets}
-    for action in plan(desired, seen).actions:
+    for action in plan(assess(desired, seen)).actions:
         if isinstance(action, OrderNode) and isinstance(action.order, SetRoute):
             after = ready & set(action.order.targets)
             assert len(after) >= min(len(before), wanted.replicas - pending)
@@ -192,7 +193,7 @@ def test_no_name_is_started_twice_and_none_that_runs(world: tuple[Desired, Snaps
     desired, seen = world
     (node,) = seen.nodes
     running = {r.replica for r in node.replicas if r.phase is not Phase.EXITED}
-    actions = plan(desired, seen).actions
+    actions = plan(assess(desired, seen)).actions
     starts = [a.order for a in actions if isinstance(a, OrderNode) and isinstance(a.order, StartReplica)]
     assert len({order.replica for order in starts}) == len(starts)
     assert not running & {order.replica for order in starts}
@@ -204,7 +205,7 @@ def test_no_name_is_started_twice_and_none_that_runs(world: tuple[Desired, Snaps
 def test_at_most_one_surge_is_asked_for_and_never_more_than_wanted_plus_one(world: tuple[Desired, Snapshot]) -> None:
     desired, seen = world
     (wanted,) = desired.apis
-    asked = [a for a in plan(desired, seen).actions if isinstance(a, AcquireLease)]
+    asked = [a for a in plan(assess(desired, seen)).actions if isinstance(a, AcquireLease)]
     known = {lease.replica for lease in seen.leases} | {r.replica for n in seen.nodes for r in n.replicas}
     new = [a for a in asked if a.replica not in known]
     assert sum(a.surge for a in new) <= SURGE
@@ -214,8 +215,8 @@ def test_at_most_one_surge_is_asked_for_and_never_more_than_wanted_plus_one(worl
 @given(worlds())
 def test_plans_and_statuses_of_any_world_can_be_told(world: tuple[Desired, Snapshot]) -> None:
     desired, seen = world
-    assert plan(desired, seen).describe()
-    assert statuses(desired, seen)[API].status
+    assert plan(assess(desired, seen)).describe()
+    assert statuses(assess(desired, seen))[API].status
 
 
 # ---- liveness: something good happens --------------------------------------------------------------------------------
@@ -229,14 +230,14 @@ def test_applied_again_and_again_plans_come_to_rest(world: tuple[Desired, Snapsh
     desired, seen = world
     desired = msgspec.structs.replace(desired, as_of_s=seen.now_s)
     for _ in range(60):
-        found = plan(desired, seen)
+        found = plan(assess(desired, seen))
         before = (desired, seen)
         desired, seen = carried_out(desired, seen, found.actions)
         if not found.actions and found.wake_after_s is None and (desired, seen) == before:
             break
         seen = msgspec.structs.replace(seen, now_s=seen.now_s + 100.0)
     else:
-        raise AssertionError(plan(desired, seen).describe())
+        raise AssertionError(plan(assess(desired, seen)).describe())
     (wanted,) = desired.apis
     (node,) = seen.nodes
     goal = wanted.serving if wanted.failed is not None else wanted.build

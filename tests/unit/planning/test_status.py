@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from cortex.errors import Problem
-from cortex.ids import ReplicaId, replica_id
+from cortex.ids import ReplicaId, replica_id, route_path
+from cortex.planning.assessment import assess
 from cortex.planning.batching import BatchingRecord, Stop
 from cortex.planning.crashes import Row
 from cortex.planning.model import Desired, LeaseState, RunRecord, SlotRecord, Snapshot, WantedApi
-from cortex.planning.status import StatusView, statuses
+from cortex.planning.status import statuses
 from cortex.testing.builders import (
     API,
     a_build,
@@ -22,8 +25,8 @@ from cortex.testing.builders import (
 )
 from cortex.wire.batching import RULES, BatchingState, Disagreement, Proof, Trial
 from cortex.wire.build import BuildSpec, Resources
-from cortex.wire.operator import ReplicaCounts, Status
-from cortex.wire.reports import ExitReport, IngressReport, Phase
+from cortex.wire.operator import ApiStatus, Batching, Ends, ReplicaCounts, Status, Waits, rfc3339
+from cortex.wire.reports import ExitReport, IngressReport, Phase, ReplicaReport
 
 V1, V2 = a_build("v1"), a_build("v2")
 BOOM = Problem(reference="handler-error", message="ZeroDivisionError: division by zero", traceback="Traceback …")
@@ -34,9 +37,32 @@ def name(build: BuildSpec, ordinal: int = 0) -> ReplicaId:
     return replica_id(build.api, build.revision, ordinal)
 
 
-def seen_as(wanted: WantedApi, seen: Snapshot, *records: RunRecord) -> StatusView:
+def seen_as(wanted: WantedApi, seen: Snapshot, *records: RunRecord) -> ApiStatus:
     """Without what there is to say of batches."""
-    return msgspec.structs.replace(statuses(Desired(apis=(wanted,), records=records), seen)[API], batching=None)
+    shown = statuses(assess(Desired(apis=(wanted,), records=records), seen), "http://x")[API]
+    return msgspec.structs.replace(shown, batching=None)
+
+
+def waiting_for(replica: ReplicaReport) -> Waits:
+    return Waits(
+        replica=replica.replica,
+        doing=replica.phase,
+        since=rfc3339(replica.got_on_wall_s),
+        until=rfc3339(replica.given_up_wall_s),
+    )
+
+
+def a_status(status: Status, *, version: str = V1.version[:8], **facts: Any) -> ApiStatus:
+    deployment, name = API.split("/")
+    return ApiStatus(
+        deployment=deployment,
+        name=name,
+        status=status,
+        endpoint=f"http://x{route_path(API)}",
+        version=version,
+        last_updated=None,
+        **facts,
+    )
 
 
 def a_record(build: BuildSpec, slot: SlotRecord, crashes: int = 0) -> RunRecord:
@@ -53,8 +79,8 @@ def a_record(build: BuildSpec, slot: SlotRecord, crashes: int = 0) -> RunRecord:
 def test_live() -> None:
     wanted = a_wanted_api(V1, live=True, replicas=2)
     ready = (a_replica(V1, 0), a_replica(V1, 1))
-    assert seen_as(wanted, a_snapshot(*ready, routes=(a_route(wanted, *ready),))) == StatusView(
-        status=Status.LIVE, counts=ReplicaCounts(requested=2, ready=2, up_to_date=2)
+    assert seen_as(wanted, a_snapshot(*ready, routes=(a_route(wanted, *ready),))) == a_status(
+        Status.LIVE, replicas=ReplicaCounts(requested=2, ready=2, up_to_date=2)
     )
 
 
@@ -62,9 +88,9 @@ def test_creating_until_the_first_version_answers_with_what_its_replicas_do() ->
     wanted = a_wanted_api(V1, replicas=2, min_replicas=2)
     loading = msgspec.structs.replace(a_replica(V1, 0, Phase.LOADING), progress="importing handler.py")
     seen = a_snapshot(loading, leases=(a_lease(V1, 0), a_lease(V1, 1)), routes=(a_route(wanted),))
-    assert seen_as(wanted, seen) == StatusView(
-        status=Status.CREATING,
-        counts=ReplicaCounts(requested=2),
+    assert seen_as(wanted, seen) == a_status(
+        Status.CREATING,
+        replicas=ReplicaCounts(requested=2),
         progress="1 starting (importing handler.py), 1 about to start",
     )
 
@@ -107,9 +133,10 @@ def test_updating_names_the_version_that_serves_meanwhile() -> None:
     old, new = a_replica(V1), a_replica(V2, phase=Phase.LOADING)
     leases = (a_lease(V1), a_lease(V2, surge=True))
     found = seen_as(wanted, a_snapshot(old, new, leases=leases, routes=(a_route(wanted, old, build=V1),)))
-    assert found == StatusView(
-        status=Status.UPDATING,
-        counts=ReplicaCounts(requested=1, ready=1, stale=1),
+    assert found == a_status(
+        Status.UPDATING,
+        version=V2.version[:8],
+        replicas=ReplicaCounts(requested=1, ready=1, stale=1),
         progress="1 starting",
         serving=V1.version[:8],
     )
@@ -132,7 +159,7 @@ def test_an_update_whose_first_starts_fail_is_still_updating_and_says_so() -> No
     leases = (a_lease(V1), a_lease(V2, surge=True))
     seen = a_snapshot(old, down, leases=leases, routes=(a_route(wanted, old, build=V1),))
     found = seen_as(wanted, seen, a_record(V2, SlotRecord(attempt=2, failed_starts=2, last_exit=exit_report)))
-    assert (found.status, found.counts.failed, found.problem) == (Status.UPDATING, 1, BOOM)
+    assert (found.status, found.replicas.failed, found.problem) == (Status.UPDATING, 1, BOOM)
     assert found.reason == f"{name(V2)} failed 2 starts in a row (ZeroDivisionError: division by zero)"
 
 
@@ -141,7 +168,7 @@ def test_updating_for_as_long_as_an_older_version_is_in_rotation() -> None:
     replicas = (a_replica(V1, 0), a_replica(V1, 1), a_replica(V2, 0))
     found = seen_as(wanted, a_snapshot(*replicas, routes=(a_route(wanted, *replicas),)))
     assert (found.status, found.serving, found.progress) == (Status.UPDATING, V1.version[:8], "1 ready")
-    assert found.counts == ReplicaCounts(requested=3, ready=3, up_to_date=1, stale=2)
+    assert found.replicas == ReplicaCounts(requested=3, ready=3, up_to_date=1, stale=2)
 
 
 def test_live_once_the_older_version_is_out_of_the_route() -> None:
@@ -165,7 +192,7 @@ def test_an_error_with_the_reason_while_no_ingress_can_be_started() -> None:
     ready = a_replica(V1, 0)
     seen = a_snapshot(ready, routes=(a_route(wanted, ready),))
 
-    def behind(door: IngressReport) -> StatusView:
+    def behind(door: IngressReport) -> ApiStatus:
         nodes = tuple(msgspec.structs.replace(node, ingress=door) for node in seen.nodes)
         return seen_as(wanted, msgspec.structs.replace(seen, nodes=nodes))
 
@@ -180,9 +207,10 @@ def test_an_error_with_the_reason_while_no_ingress_can_be_started() -> None:
 def test_update_failed_keeps_the_old_version_and_shows_the_reason() -> None:
     wanted = msgspec.structs.replace(a_wanted_api(V2, serving=V1), failed=BOOM)
     old = a_replica(V1)
-    assert seen_as(wanted, a_snapshot(old, routes=(a_route(wanted, old, build=V1),))) == StatusView(
-        status=Status.UPDATE_FAILED,
-        counts=ReplicaCounts(requested=1, ready=1, stale=1),
+    assert seen_as(wanted, a_snapshot(old, routes=(a_route(wanted, old, build=V1),))) == a_status(
+        Status.UPDATE_FAILED,
+        version=V2.version[:8],
+        replicas=ReplicaCounts(requested=1, ready=1, stale=1),
         reason="ZeroDivisionError: division by zero",
         problem=BOOM,
         serving=V1.version[:8],
@@ -200,7 +228,7 @@ def test_error_when_a_live_version_ends_again_and_again() -> None:
     down = a_replica(V1, phase=Phase.EXITED, attempt=8, was_ready=True, exit=an_exit(signal=11))
     slot = SlotRecord(attempt=8, crash_pressure=8.0, last_exit=an_exit(signal=11))
     found = seen_as(wanted, a_snapshot(down, routes=(a_route(wanted, down),)), a_record(V1, slot, crashes=8))
-    assert (found.status, found.crashes, found.counts.failed) == (Status.ERROR, 8, 1)
+    assert (found.status, found.crashes, found.replicas.failed) == (Status.ERROR, 8, 1)
     assert found.reason == f"{name(V1)} keeps crashing (killed by signal 11 (SIGSEGV)), tried again in 2 s"
 
 
@@ -239,8 +267,9 @@ def test_an_api_that_crashes_is_not_called_live_while_it_is_up_and_says_how_it_e
     found = seen_as(wanted, seen, crashing_record(last))
     assert found.status is Status.CRASHING
     assert found.reason == ("5 crashes in a row; the last: killed by signal 11 (SIGSEGV) while it served request 4f0c")
-    assert found.ends is not None
-    assert found.ends.last_exit == last
+    assert found.ends == Ends(
+        count=5, since=rfc3339(100.0), signal=11, last_lines=("so far", "so good"), request="4f0c"
+    )
     assert seen_as(wanted, seen, crashing_record(last, newest_age_s=60.0)).status is Status.LIVE
 
 
@@ -277,7 +306,7 @@ def test_a_replica_that_crashed_once_and_recovered_is_only_counted() -> None:
     ready = a_replica(V1, attempt=2)
     slot = SlotRecord(attempt=1, crash_pressure=1.0, last_exit=an_exit(signal=11))
     found = seen_as(wanted, a_snapshot(ready, routes=(a_route(wanted, ready),)), a_record(V1, slot, crashes=1))
-    assert found == StatusView(status=Status.LIVE, counts=ReplicaCounts(requested=1, ready=1, up_to_date=1), crashes=1)
+    assert found == a_status(Status.LIVE, replicas=ReplicaCounts(requested=1, ready=1, up_to_date=1), crashes=1)
 
 
 def test_a_restart_that_takes_long_is_not_called_live() -> None:
@@ -296,7 +325,7 @@ def test_what_an_update_waits_for_is_the_replica_that_has_not_got_on_for_longest
     )
     seen = a_snapshot(*old, hangs, starts, routes=(a_route(wanted, *old, build=V1),))
     found = seen_as(wanted, seen)
-    assert (found.status, found.waits) == (Status.UPDATING, hangs)
+    assert (found.status, found.waits) == (Status.UPDATING, waiting_for(hangs))
 
 
 def test_a_live_version_that_grows_is_updating_and_says_what_it_waits_for() -> None:
@@ -305,7 +334,7 @@ def test_a_live_version_that_grows_is_updating_and_says_what_it_waits_for() -> N
     hangs = msgspec.structs.replace(a_replica(V1, 1, Phase.LOADING), got_on_wall_s=100.0, phase_age_s=20.0)
     found = seen_as(wanted, a_snapshot(ready, hangs, routes=(a_route(wanted, ready),)))
     assert (found.status, found.reason) == (Status.UPDATING, "1 of at least 2 replicas are ready")
-    assert found.waits == hangs
+    assert found.waits == waiting_for(hangs)
 
 
 def test_a_live_api_says_what_replicas_beyond_its_minimum_are_at() -> None:
@@ -313,7 +342,7 @@ def test_a_live_api_says_what_replicas_beyond_its_minimum_are_at() -> None:
     ready = a_replica(V1, 0)
     hangs = msgspec.structs.replace(a_replica(V1, 1, Phase.LOADING), got_on_wall_s=100.0)
     found = seen_as(wanted, a_snapshot(ready, hangs, routes=(a_route(wanted, ready),)))
-    assert (found.status, found.waits, found.ends) == (Status.LIVE, hangs, None)
+    assert (found.status, found.waits, found.ends) == (Status.LIVE, waiting_for(hangs), None)
 
 
 def test_an_api_that_does_not_start_again_says_how_the_last_start_ended_while_the_next_is_on_its_way() -> None:
@@ -324,7 +353,7 @@ def test_an_api_that_does_not_start_again_says_how_the_last_start_ended_while_th
         a_record(V1, SlotRecord(attempt=2, failed_starts=1, last_exit=timed_out)), row=Row(count=1, ages_s=(20.0,))
     )
     found = seen_as(wanted, a_snapshot(loading, routes=(a_route(wanted, loading),)), record)
-    assert (found.status, found.ends) == (Status.CREATING, record)
+    assert (found.status, found.ends) == (Status.CREATING, Ends(count=1, since=rfc3339(0.0), exit_code=1))
 
 
 def test_nothing_serves_during_an_update() -> None:
@@ -351,15 +380,15 @@ def test_a_first_version_that_failed_in_part_is_live_with_the_reason_if_that_is_
 def test_stopping_until_the_last_replica_is_gone() -> None:
     draining = a_replica(V1, phase=Phase.DRAINING)
     seen = a_snapshot(draining)
-    assert statuses(Desired(), seen) == {
-        API: StatusView(status=Status.STOPPING, progress="1 draining"),
+    assert statuses(assess(Desired(), seen), "http://x") == {
+        API: a_status(Status.STOPPING, version="", progress="1 draining"),
     }
-    assert statuses(Desired(), a_snapshot()) == {}
+    assert statuses(assess(Desired(), a_snapshot())) == {}
 
 
 def test_all_apis_are_told_of_in_the_order_of_their_names() -> None:
     apis = tuple(a_wanted_api(a_build(api=key)) for key in ("b/b", "a/a"))  # type: ignore[arg-type]
-    assert list(statuses(Desired(apis=apis), a_snapshot())) == ["a/a", "b/b"]
+    assert list(statuses(assess(Desired(apis=apis), a_snapshot()))) == ["a/a", "b/b"]
 
 
 # ---- batching --------------------------------------------------------------------------------------------------------
@@ -369,7 +398,7 @@ APART = Disagreement(output="y", alone="0.5", together="0.7")
 PROOF = Proof(rules=RULES, proved=True, operators=3)
 
 
-def batching_of(*runtimes: str, trials: tuple[Trial, ...] = (), stops: tuple[Stop, ...] = ()) -> StatusView:
+def batching_of(*runtimes: str, trials: tuple[Trial, ...] = (), stops: tuple[Stop, ...] = ()) -> ApiStatus:
     """The status of a live api whose replicas say that they run on these."""
     replicas = tuple(
         a_replica(V1, number, batching=BatchingState(runtime=runtime)) for number, runtime in enumerate(runtimes)
@@ -377,7 +406,7 @@ def batching_of(*runtimes: str, trials: tuple[Trial, ...] = (), stops: tuple[Sto
     wanted = a_wanted_api(V1, live=True, replicas=len(replicas))
     record = BatchingRecord(model=V1.model_key, rules=RULES, proof=PROOF, trials=trials, stops=stops)
     seen = a_snapshot(*replicas, routes=(a_route(wanted, *replicas),))
-    return statuses(Desired(apis=(wanted,), batching=(record,)), seen)[API]
+    return statuses(assess(Desired(apis=(wanted,), batching=(record,)), seen))[API]
 
 
 def a_stop(runtime: str) -> Stop:
@@ -412,7 +441,7 @@ def test_a_sample_that_guards_nothing_and_is_not_answered_is_told() -> None:
     wanted = a_wanted_api(V1, live=True)
     replica = msgspec.structs.replace(a_replica(V1), warnings=(other, failed))
     seen = a_snapshot(replica, routes=(a_route(wanted, replica),))
-    view = statuses(Desired(apis=(wanted,)), seen)[API]
+    view = statuses(assess(Desired(apis=(wanted,)), seen))[API]
     assert (view.status, view.sample_problem, view.notes) == (Status.LIVE, failed, (failed.message,))
 
 
@@ -420,7 +449,50 @@ def test_a_model_that_is_not_proved_is_no_remark() -> None:
     wanted = a_wanted_api(V1)
     refused = Proof(rules=RULES, proved=False, operator="Conv c", reason="rows are dimension 2, not 0")
     record = BatchingRecord(model=V1.model_key, rules=RULES, proof=refused)
-    view = statuses(Desired(apis=(wanted,), batching=(record,)), a_snapshot())[API]
+    view = statuses(assess(Desired(apis=(wanted,), batching=(record,)), a_snapshot()))[API]
     assert view.batching is not None
     assert view.batching.text.startswith("not batched: Conv c: rows are dimension 2, not 0.")
     assert view.notes == ()
+
+
+def test_what_batching_rests_on_is_shown_as_facts() -> None:
+    trial = Trial(runtime=ORT, rows=9)
+    assert batching_of(ORT, trials=(trial,)).batching == Batching(
+        batches=True,
+        text="batching: proved from 3 operators, every bit stays the same; tried with 9 rows, no difference",
+        mode="auto",
+        runtime=ORT,
+        proof=PROOF,
+        trial=trial,
+    )
+
+
+def test_a_disagreement_is_shown_with_when_and_where_it_was_seen() -> None:
+    found = batching_of(ORT, trials=(Trial(runtime=ORT, rows=9),), stops=(a_stop(ORT),)).batching
+    assert found is not None
+    assert (found.batches, found.disagreement, found.disagreed, found.disagreed_in) == (
+        False,
+        APART,
+        "1970-01-01T00:00:07Z",
+        name(V1),
+    )
+
+
+# ---- what was seen just now ------------------------------------------------------------------------------------------
+
+
+def test_an_exit_counts_in_what_is_shown_before_anybody_has_stored_it() -> None:
+    wanted = a_wanted_api(V1)
+    ended = a_replica(V1, phase=Phase.EXITED, attempt=2, exit=an_exit())
+    before = a_record(V1, SlotRecord(attempt=1, failed_starts=1, last_exit=an_exit(), last_exit_age_s=1.0), crashes=1)
+    found = seen_as(wanted, a_snapshot(ended, leases=(a_lease(V1),)), before)
+    assert (found.status, found.crashes) == (Status.CREATING, 2)
+    assert found.reason == f"{name(V1)} failed 2 starts in a row (exit code 1)"
+
+
+def test_a_build_is_shown_as_failed_in_the_tick_that_gives_it_up() -> None:
+    wanted = a_wanted_api(V2, serving=V1)
+    old = a_replica(V1)
+    broken = a_replica(V2, phase=Phase.EXITED, exit=msgspec.structs.replace(an_exit(permanent=True), problem=BOOM))
+    found = seen_as(wanted, a_snapshot(old, broken, routes=(a_route(wanted, old, build=V1),)))
+    assert (found.status, found.problem) == (Status.UPDATE_FAILED, BOOM)

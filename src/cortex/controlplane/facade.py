@@ -1,0 +1,295 @@
+"""What the API calls: questions and changes, answered from the parts that `app.build` has put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from cortex.artifacts.store import ArtifactStore
+from cortex.clock import Clock
+from cortex.controlplane.agents import LocalAgent
+from cortex.controlplane.fetching import Models
+from cortex.controlplane.loop import Loop
+from cortex.controlplane.secrets import CloudKeys, Secrets
+from cortex.controlplane.statistics import Statistics
+from cortex.controlplane.versions import revisions_of_version
+from cortex.controlplane.view import View, deployment_statuses
+from cortex.engines.base import Engine
+from cortex.errors import CortexError
+from cortex.ids import ApiKey, DeploymentName, api_key, short
+from cortex.metrics.exposition import Observed, exposition
+from cortex.settings import Settings
+from cortex.state.base import StateStore
+from cortex.version import __version__
+from cortex.wire.agent import LogLines, ReadLogs
+from cortex.wire.operator import (
+    ApiStatus,
+    ChangeKind,
+    DeploymentStatus,
+    DeployProgress,
+    DeployRequest,
+    DeployResult,
+    HistoryLine,
+    Info,
+    Removed,
+    StopRequest,
+    Watched,
+    rfc3339,
+)
+
+if TYPE_CHECKING:
+    from cortex.controlplane.deploy import Deployer
+
+log = logging.getLogger(__name__)
+
+
+class Part(Protocol):
+    """Something with a thread of its own."""
+
+    def start(self) -> None: ...
+
+    def close(self) -> None:
+        """Begin nothing new."""
+        ...
+
+
+class ControlPlane:
+    """
+    Implements `api.Operator`.
+
+    Args:
+        ingress_url: where predictions are asked for.
+        wanted_changed: called when something is wanted or not wanted any more.
+        make_deployer: called when the first deploy comes: what it needs takes longer to import than the rest together.
+        parts: all that works in the background besides loop, agent and statistics.
+        shut_down: ends this process in order.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        clock: Clock,
+        state: StateStore,
+        store: ArtifactStore,
+        engine: Engine,
+        agent: LocalAgent,
+        loop: Loop,
+        view: View,
+        statistics: Statistics,
+        secrets: Secrets,
+        cloud_keys: CloudKeys,
+        models: Models,
+        make_deployer: Callable[[], Deployer],
+        ingress_url: Callable[[], str],
+        wanted_changed: Callable[[], None],
+        parts: Sequence[Part],
+        shut_down: Callable[[], None],
+    ) -> None:
+        self.store = store
+        self.secrets = secrets
+        self.stopped = False
+        """It was told to end everything, and did."""
+        self._settings = settings
+        self._clock = clock
+        self._state = state
+        self._engine = engine
+        self._agent = agent
+        self._loop = loop
+        self._view = view
+        self._statistics = statistics
+        self._cloud_keys = cloud_keys
+        self._models = models
+        self._make_deployer = make_deployer
+        self._ingress_url = ingress_url
+        self._wanted_changed = wanted_changed
+        self._parts = parts
+        self._shut_down = shut_down
+        self._started_wall_s = clock.wall_s()
+
+    def start(self) -> None:
+        self._agent.start()
+        self._loop.start()
+        self._statistics.start()
+        for part in self._parts:
+            part.start()
+
+    def close(self) -> None:
+        """Stop looking after the world. What runs goes on running."""
+        self._loop.stop()
+        for part in self._parts:
+            part.close()
+        self._agent.close()
+        self._loop.join(5.0)
+        self._statistics.close()
+
+    @property
+    def stopping(self) -> bool:
+        return self._loop.stopping
+
+    def stop(self, request: StopRequest) -> Info:
+        """
+        Stop everything, in this order: no new decisions; replicas drained, ingress and launchers ended, agent gone;
+        then this process, after it has answered.
+        """
+        info = self.info()
+        self._loop.stop()
+        self._loop.join(10.0)
+        self._agent.stop_agent(request.drain_timeout_s)
+        self.stopped = True
+        self._shut_down()
+        return info
+
+    # ---- changes ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _deployer(self) -> Deployer:
+        return self._make_deployer()
+
+    def deploy(
+        self,
+        name: str,
+        request: DeployRequest,
+        emit: Callable[[DeployProgress], None],
+        left: threading.Event | None = None,
+    ) -> DeployResult:
+        result = self._deployer.deploy(name, request, emit, left)
+        if result.committed:
+            self._loop.catch_up()  # readers see the deploy from now on
+            removed = [change.api for change in result.changes if change.kind is ChangeKind.REMOVED]
+            self._forget(api_key(DeploymentName(name), api) for api in removed)
+        return result
+
+    def delete(self, deployment: DeploymentName, api: ApiKey | None) -> Removed | None:
+        gone = [r.wanted.api for r in self._state.apis(deployment) if api is None or r.wanted.api == api]
+        if not self._state.delete(deployment, api):
+            return None
+        self._forget(gone)
+        self._wanted_changed()
+        self._loop.catch_up()
+        return Removed(apis=tuple(gone))
+
+    def _forget(self, apis: Iterable[ApiKey]) -> None:
+        """What apis that are gone have left: one of that name is another one, and begins at 0."""
+        gone = tuple(apis)
+        if gone:
+            self._collect_now()
+            self._statistics.forget(gone)
+            try:
+                self._cloud_keys.forget(gone)
+                self._models.forget_cloud()
+            except (CortexError, OSError) as error:
+                log.warning("credentials of removed apis could not be removed: %s", error)
+
+    # ---- questions ----------------------------------------------------------------------------------------------
+
+    def info(self) -> Info:
+        report = next(iter(self._agent.reports()), None)
+        node = next(iter(self._engine.nodes()), None)
+        ingress = report.ingress if report else None
+        problem = ingress.problem.message if ingress and ingress.problem else None
+        return Info(
+            version=__version__,
+            environment=self._settings.environment,
+            home=str(self._settings.home),
+            operator=f"http://127.0.0.1:{self._settings.operator_port}",
+            ingress=self._ingress_url(),
+            pid=os.getpid(),
+            started=rfc3339(self._started_wall_s),
+            agent_pid=report.pid if report else None,
+            ingress_pid=ingress.pid if ingress else None,
+            ingress_up=bool(ingress and ingress.up),
+            cpu_millis=node.cpu_millis if node else 0,
+            mem_bytes=node.mem_bytes if node else 0,
+            gpus=node.gpus if node else 0,
+            requested_cpu_millis=node.requested_cpu_millis if node else 0,
+            requested_mem_bytes=node.requested_mem_bytes if node else 0,
+            requested_gpus=node.requested_gpus if node else 0,
+            apis=len(self._state.apis()),
+            replicas=len(report.replicas) if report else 0,
+            notes=(problem,) if problem else (),
+        )
+
+    def deployments(self) -> tuple[DeploymentStatus, ...]:
+        return deployment_statuses(self._state.deployments(), self._view.statuses())
+
+    def apis(self, deployment: str | None) -> tuple[ApiStatus, ...]:
+        self._collect_now()
+        return self._counted(self._view.statuses(deployment))
+
+    def api(self, deployment: str, name: str) -> ApiStatus | None:
+        status = self._view.status(deployment, name)
+        record = self._state.api(ApiKey(f"{deployment}/{name}"))
+        if status is None or record is None:
+            return status
+        self._collect_now()
+        build = record.wanted.build
+        status = self._statistics.with_everything(status, build.version, build.tracker)
+        return msgspec.structs.replace(status, spec=record.spec, signature=record.inspection.signature)
+
+    async def watch(self, token: str, timeout_s: float, deployment: str | None) -> Watched:
+        seen = await self._view.changed(token, timeout_s, deployment)
+        return msgspec.structs.replace(seen, apis=await asyncio.to_thread(self._counted, seen.apis))
+
+    def _collect_now(self) -> None:
+        """Readers see what was answered before they asked."""
+        self._agent.count_now()
+        self._statistics.collect()
+
+    def _counted(self, found: tuple[ApiStatus, ...]) -> tuple[ApiStatus, ...]:
+        """With the requests of each api's wanted version."""
+        versions = {record.wanted.api: record.wanted.build.version for record in self._state.apis()}
+        keyed = ((api_key(status.deployment, status.name), status) for status in found)
+        return tuple(
+            self._statistics.with_requests(status, versions[key]) if key in versions else status
+            for key, status in keyed
+        )
+
+    def metrics(self) -> str:
+        """The page that Prometheus scrapes."""
+        self._statistics.collect()
+        return exposition(
+            Observed(
+                version=__version__,
+                apis=self._view.statuses(),
+                lifetimes=self._statistics.lifetimes(),
+                disagreements=Counter(stop.api for record in self._state.batching() for stop in record.stops),
+                agents=self._agent.reports(),
+                planner=self._loop.counts,
+                fetched=self._models.counts,
+            )
+        )
+
+    def revisions(self, api: ApiKey, version: str) -> tuple[str, ...]:
+        """
+        Whose replicas are of a version of an api, 8 digits each; none if there is no such version.
+
+        Args:
+            version: its first digits, or `CURRENT`: what is wanted, and what serves until that is live.
+        """
+        record = self._state.api(api)
+        if record is None:
+            return ()
+        return tuple(sorted(revisions_of_version(record, self._state.history(api), version)))
+
+    def logs(self, request: ReadLogs) -> LogLines:
+        return self._agent.read_logs(request)
+
+    def history(self, api: ApiKey) -> tuple[HistoryLine, ...]:
+        return tuple(
+            HistoryLine(
+                version=short(line.version),
+                deployed=rfc3339(line.deployed_wall_s),
+                cause=line.cause,
+                outcome=line.outcome,
+            )
+            for line in self._state.history(api)
+        )
