@@ -2,8 +2,8 @@
 What can go wrong, as facts. Imports nothing of the package.
 
 Every error of ours derives from `CortexError` and carries its facts as fields; where a person or another process
-has to see it, it becomes a `Problem`. HTTP statuses and exit codes are chosen at the edges (`controlplane/api.py`,
-`cli/main.py`, `replica/transport/server.py`), never here.
+has to see it, it becomes a `Problem`. HTTP statuses and exit codes are chosen at the edges, never here:
+`controlplane/api/refusals.py`, `cli/main.py`, `replica/transport/server.py`.
 """
 
 from __future__ import annotations

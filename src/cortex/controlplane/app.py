@@ -228,7 +228,7 @@ def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.so
     _write_record(settings, layout)
     plane.start()
     try:
-        from cortex.controlplane.api import build_app
+        from cortex.controlplane.api.application import build_app
         from cortex.controlplane.serving import SleepingServer
 
         server = SleepingServer(build_app(plane, token, metrics_token), timeout_graceful_shutdown_s=5)

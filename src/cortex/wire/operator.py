@@ -1,5 +1,5 @@
 """
-The control plane's HTTP API, as data: what `client` sends and `controlplane/api.py` answers, JSON both ways.
+The control plane's HTTP API, as data: what `client` sends and `controlplane/api/` answers, JSON both ways.
 
 | call | body | answer |
 |---|---|---|

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cortex.controlplane.api import build_app
+from cortex.controlplane.api.application import build_app
 
 TOKEN = "a-token"
 

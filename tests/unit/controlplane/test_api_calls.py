@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from cortex.artifacts.store import ArtifactStore
-from cortex.controlplane import api as api_module
 from cortex.controlplane.agents import AgentUnreachable
-from cortex.controlplane.api import build_app
+from cortex.controlplane.api import bodies, deployments
+from cortex.controlplane.api.application import build_app
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import ApiKey, ReplicaId
 from cortex.state.base import StateFull
@@ -239,7 +239,7 @@ def test_a_body_that_cannot_be_read_is_422_in_our_form(call, body):
 
 
 def test_a_body_over_the_limit_is_413(call, monkeypatch):
-    monkeypatch.setattr(api_module, "MAX_JSON_BYTES", 100)
+    monkeypatch.setattr(bodies, "MAX_JSON_BYTES", 100)
     assert failure(call("POST", "/v1/stop", content=b" " * 101)) == (413, "body-too-large")
 
     async def in_chunks():
@@ -415,8 +415,8 @@ def test_bytes_of_another_digest_are_refused_and_not_kept(call, operator):
 
 
 def test_an_upload_over_the_limit_is_413_and_read_to_its_end(call, operator, monkeypatch):
-    monkeypatch.setattr(api_module, "MAX_BLOB_BYTES", 5000)
-    monkeypatch.setattr(api_module, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(deployments, "MAX_BLOB_BYTES", 5000)
+    monkeypatch.setattr(bodies, "PIECE_BYTES", 1000)
     sent = 0
 
     async def chunks():
