@@ -183,7 +183,9 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Models, handlers and projects": (
         "artifacts/",
         "replica/",
+        "controlplane/candidates.py",
         "controlplane/deploy.py",
+        "controlplane/inspecting.py",
         "controlplane/secrets.py",
         "client/project.py",
         "cli/init.py",

@@ -13,13 +13,13 @@ from cortex.errors import Problem
 from cortex.ids import ApiKey, DeploymentName, replica_id
 from cortex.planning.batching import BatchingRecord, Stop
 from cortex.planning.crashes import Row
-from cortex.planning.model import Desired, RunRecord, SlotRecord, WantedApi
-from cortex.state.base import ApiRecord, StateStore, VersionRecord
+from cortex.planning.model import Desired, RunRecord, Scale, SlotRecord, WantedApi
+from cortex.state.base import StateStore, VersionLine, VersionRecord
 from cortex.state.memory import MemoryStateStore
 from cortex.state.sqlite import SqliteStateStore
-from cortex.testing.builders import API, a_build, a_deploy, a_wanted_api, an_exit
+from cortex.testing.builders import API, a_build, a_deploy, a_record, a_wanted_api, an_exit
 from cortex.wire.batching import BatchingVerdict, Disagreement, Proof, Trial
-from cortex.wire.build import Sample
+from cortex.wire.build import BuildSpec, Resources, Sample
 from cortex.wire.launch import InspectReport
 
 V1, V2 = a_build("v1"), a_build("v2")
@@ -41,6 +41,17 @@ def wanted_of(store: StateStore, api: ApiKey = API) -> WantedApi:
     return record.wanted
 
 
+def bounded(least: int, most: int, *, build: BuildSpec = V1) -> WantedApi:
+    """An api with these bounds, at first with as few replicas as they allow."""
+    return msgspec.structs.replace(a_wanted_api(build, min_replicas=least, replicas=least), max_replicas=most)
+
+
+def line(build: BuildSpec, *, wall_s: float = 0.0) -> VersionLine:
+    return VersionLine(
+        api=API, version=build.version, revision=build.revision, deployed_wall_s=wall_s, cause="first deploy"
+    )
+
+
 def outcomes(store: StateStore) -> list[tuple[str, str]]:
     """(version's label, outcome), newest first."""
     labels = {V1.version: "v1", V2.version: "v2"}
@@ -60,13 +71,15 @@ def test_an_empty_store_wants_nothing(store: StateStore) -> None:
 
 
 def test_a_deploy_is_there_as_it_was_given(store: StateStore) -> None:
-    change = a_deploy(a_wanted_api(V1, replicas=3), wall_s=5.0)
+    wanted = msgspec.structs.replace(a_wanted_api(V1), scale=Scale(replicas=3, since_wall_s=5.0), rollout_replicas=3)
+    change = a_deploy(wanted, wall_s=5.0)
     store.commit_deploy(change)
-    assert store.desired(now_wall_s=0.0) == Desired(apis=(change.apis[0].wanted,))
+    assert store.desired(now_wall_s=0.0) == Desired(apis=(wanted,))
     assert store.deployments() == (change.deployment,)
-    assert store.apis() == store.apis(IRIS) == change.apis
-    assert store.api(API) == change.apis[0]
-    assert store.history(API) == change.versions
+    assert store.apis() == store.apis(IRIS) == (a_record(wanted),)
+    assert store.api(API) == a_record(wanted)
+    assert store.versions() == (VersionRecord(build=V1),)
+    assert store.history(API) == (line(V1, wall_s=5.0),)
 
 
 def test_apis_that_a_deploy_leaves_out_are_removed_with_what_is_remembered_of_them(store: StateStore) -> None:
@@ -76,7 +89,7 @@ def test_apis_that_a_deploy_leaves_out_are_removed_with_what_is_remembered_of_th
     store.commit_deploy(a_deploy(a_wanted_api(a_build(api=other))))
     assert [record.wanted.api for record in store.apis()] == [other]
     assert store.desired(now_wall_s=0.0).records == ()
-    assert store.history(API) == ()
+    assert [version.build.api for version in store.versions()] == [other]
 
 
 def test_a_deployment_may_be_without_apis(store: StateStore) -> None:
@@ -104,10 +117,13 @@ def test_the_same_version_stays_live_when_only_settings_change(store: StateStore
     store.commit_deploy(a_deploy(a_wanted_api(V1)))
     store.mark_live(API, V1.revision, wall_s=7.0)
     sampled = msgspec.structs.replace(V1, sample=Sample(body=b"[1]"))
-    store.commit_deploy(a_deploy(a_wanted_api(sampled, replicas=4)))
+    changed = msgspec.structs.replace(a_wanted_api(sampled), timeout_s=3.0)
+    store.commit_deploy(a_deploy(changed, cause=""))
     wanted = wanted_of(store)
-    assert (wanted.live_wall_s, wanted.replicas) == (7.0, 4)
+    assert (wanted.live_wall_s, wanted.timeout_s) == (7.0, 3.0)
     assert wanted.serving == sampled
+    assert [(version.build, version.turn) for version in store.versions()] == [(sampled, 1)]
+    assert outcomes(store) == [("v1", "live")]
 
 
 def test_deploying_a_failed_version_again_gives_it_a_fresh_chance(store: StateStore) -> None:
@@ -140,24 +156,137 @@ def test_runs_of_the_version_that_serves_are_kept(store: StateStore) -> None:
 def test_an_api_or_a_whole_deployment_can_be_deleted(store: StateStore) -> None:
     other = ApiKey("iris/other")
     store.commit_deploy(a_deploy(a_wanted_api(V1), a_wanted_api(a_build(api=other))))
-    assert store.delete(IRIS, API)
-    assert not store.delete(IRIS, API)
-    assert not store.delete(DeploymentName("default"), other)
+    assert store.delete(IRIS, API, wall_s=0.0)
+    assert not store.delete(IRIS, API, wall_s=0.0)
+    assert not store.delete(DeploymentName("default"), other, wall_s=0.0)
     assert [record.wanted.api for record in store.apis()] == [other]
-    assert store.delete(IRIS)
-    assert not store.delete(IRIS)
-    assert (store.apis(), store.deployments()) == ((), ())
+    assert store.delete(IRIS, wall_s=0.0)
+    assert not store.delete(IRIS, wall_s=0.0)
+    assert (store.apis(), store.deployments(), store.versions()) == ((), (), ())
+
+
+# ---- how many --------------------------------------------------------------------------------------------------------
 
 
 def test_the_number_of_replicas_stays_within_the_bounds(store: StateStore) -> None:
-    wanted = msgspec.structs.replace(a_wanted_api(V1, min_replicas=2, replicas=2), max_replicas=5)
-    store.commit_deploy(a_deploy(wanted))
+    store.commit_deploy(a_deploy(bounded(2, 5), wall_s=1.0))
     counts = []
     for replicas in (1, 4, 9):
-        store.set_replicas(API, replicas)
+        store.set_scale(API, replicas, reason="busy", wall_s=2.0)
         counts.append(wanted_of(store).replicas)
     assert counts == [2, 4, 5]
-    store.set_replicas(ApiKey("iris/gone"), 3)
+    store.set_scale(ApiKey("iris/gone"), 3, reason="busy", wall_s=2.0)
+
+
+def test_a_number_is_kept_with_why_and_since_when(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(bounded(1, 5), wall_s=1.0))
+    store.set_scale(API, 3, reason="8 of 8 seats are busy", wall_s=2.0)
+    grown = Scale(replicas=3, last_up_wall_s=2.0, reason="8 of 8 seats are busy", since_wall_s=2.0)
+    assert wanted_of(store).scale == grown
+    store.set_scale(API, 3, reason="still", wall_s=3.0)
+    assert wanted_of(store).scale == grown
+    store.set_scale(API, 1, reason="1 of 24 seats is busy", wall_s=4.0)
+    fallen = Scale(replicas=1, last_up_wall_s=2.0, reason="1 of 24 seats is busy", since_wall_s=4.0)
+    assert wanted_of(store).scale == fallen
+    store.set_scale(API, 1, reason="nobody asked for 5 min", wall_s=5.0, asleep=True)
+    assert wanted_of(store).scale == msgspec.structs.replace(
+        fallen, asleep=True, reason="nobody asked for 5 min", since_wall_s=5.0
+    )
+
+
+def test_a_deploy_that_overlaps_a_change_of_the_number_loses_neither(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(bounded(1, 5)))
+    being_checked = a_deploy(bounded(1, 9, build=V2), wall_s=9.0)
+    store.set_scale(API, 4, reason="busy", wall_s=3.0)
+    store.commit_deploy(being_checked)
+    wanted = wanted_of(store)
+    assert (wanted.build, wanted.max_replicas) == (V2, 9)
+    assert wanted.scale == Scale(replicas=4, last_up_wall_s=3.0, reason="busy", since_wall_s=3.0)
+
+
+def test_an_api_that_was_deleted_and_is_deployed_again_begins_with_its_first_number(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(bounded(1, 5)))
+    store.set_scale(API, 4, reason="busy", wall_s=1.0)
+    store.delete(IRIS, API, wall_s=2.0)
+    store.commit_deploy(a_deploy(bounded(1, 5), wall_s=3.0))
+    assert wanted_of(store).scale == Scale(replicas=1, since_wall_s=3.0)
+
+
+def test_a_rollout_needs_what_was_wanted_when_it_began(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(bounded(1, 5)))
+    store.set_scale(API, 2, reason="busy", wall_s=1.0)
+    store.commit_deploy(a_deploy(bounded(1, 5, build=V2)))
+    store.set_scale(API, 5, reason="busy", wall_s=2.0)
+    assert (wanted_of(store).rollout_replicas, wanted_of(store).replicas) == (2, 5)
+    store.mark_live(API, V2.revision, wall_s=3.0)
+    store.commit_deploy(a_deploy(bounded(1, 5, build=V2), cause=""))
+    assert wanted_of(store).rollout_replicas == 2
+
+
+# ---- versions --------------------------------------------------------------------------------------------------------
+
+
+def go_live(store: StateStore, *labels: str, **named: Resources) -> None:
+    for label in labels:
+        build = a_build(label, **named)
+        store.commit_deploy(a_deploy(a_wanted_api(build)))
+        store.mark_live(API, build.revision, wall_s=0.0)
+
+
+def trees(store: StateStore) -> list[str]:
+    """Labels of the models of all that is kept, the last live ones in front."""
+    labels = {a_build(f"v{number}").model.tree: f"v{number}" for number in range(20)}
+    return [labels[version.build.model.tree] for version in store.versions()]
+
+
+def test_the_last_ten_live_versions_are_kept_with_what_they_were_made_of(store: StateStore) -> None:
+    go_live(store, *(f"v{number}" for number in range(13)))
+    assert trees(store) == [f"v{number}" for number in range(12, 2, -1)]
+
+
+def test_a_version_that_never_was_live_goes_with_the_next_deploy(store: StateStore) -> None:
+    go_live(store, "v1")
+    for label in ("v2", "v3"):
+        store.commit_deploy(a_deploy(a_wanted_api(a_build(label))))
+        assert trees(store) == ["v1", label]
+
+
+def test_what_is_wanted_is_kept_beside_the_last_ten(store: StateStore) -> None:
+    go_live(store, *(f"v{number}" for number in range(1, 11)), "v0")
+    store.commit_deploy(a_deploy(a_wanted_api(a_build("v1"))))
+    store.mark_failed(API, a_build("v1").revision, BOOM, wall_s=0.0)
+    assert wanted_of(store).serving == a_build("v0")
+    assert trees(store) == ["v0", *(f"v{number}" for number in range(10, 0, -1))]
+
+
+def test_a_version_is_kept_with_the_resources_that_it_last_ran_with(store: StateStore) -> None:
+    go_live(store, "v1", resources=Resources(cpu_millis=100))
+    go_live(store, "v1", resources=Resources(cpu_millis=300))
+    assert [version.build.resources.cpu_millis for version in store.versions()] == [300]
+    failing = a_build("v1", resources=Resources(cpu_millis=900))
+    store.commit_deploy(a_deploy(a_wanted_api(failing), cause=""))
+    assert [version.build.resources.cpu_millis for version in store.versions()] == [300, 900]
+    go_live(store, "v2")
+    assert [version.build.resources.cpu_millis for version in store.versions()] == [200, 300]
+
+
+def test_a_version_that_comes_back_is_the_last_live_one_again(store: StateStore) -> None:
+    go_live(store, "v1", "v2", "v1")
+    assert trees(store) == ["v1", "v2"]
+
+
+def test_the_history_of_a_deleted_api_stays_for_a_fortnight_as_text(store: StateStore) -> None:
+    go_live(store, "v1")
+    store.commit_deploy(a_deploy(a_wanted_api(V2)))
+    store.delete(IRIS, API, wall_s=100.0)
+    assert store.versions() == ()
+    assert outcomes(store) == [("v2", "deleted"), ("v1", "deleted")]
+    store.commit_deploy(a_deploy(a_wanted_api(V1), wall_s=200.0))
+    assert outcomes(store) == [("v1", ""), ("v2", "deleted"), ("v1", "deleted")]
+    store.forget_deleted(now_wall_s=100.0 + 14 * 86400.0 - 1.0)
+    assert len(outcomes(store)) == 3
+    store.forget_deleted(now_wall_s=100.0 + 14 * 86400.0)
+    assert outcomes(store) == [("v1", "")]
 
 
 # ---- marks -----------------------------------------------------------------------------------------------------------
@@ -346,9 +475,11 @@ def test_the_revision_changes_with_what_is_wanted_and_only_then(store: StateStor
     assert not changed()
     store.mark_live(API, V1.revision, wall_s=0.0)
     assert changed()
-    store.set_replicas(API, 2)
+    store.set_scale(API, 2, reason="busy", wall_s=0.0)
     assert changed()
-    store.delete(IRIS)
+    store.set_scale(API, 2, reason="still", wall_s=1.0)
+    assert not changed()
+    store.delete(IRIS, wall_s=0.0)
     assert changed()
 
 
@@ -402,24 +533,23 @@ def test_many_threads_may_write(store: StateStore) -> None:
 
 
 def test_everything_of_an_api_is_kept(store: StateStore) -> None:
-    record = ApiRecord(
-        wanted=a_wanted_api(V1),
+    version = VersionRecord(
+        build=V1,
         spec={"name": "sklearn", "compute": {"min_replicas": 1, "cpu": 0.2}, "env": None},
         inspection=InspectReport(warnings=(BOOM,), has_pre=True),
         refresh=3,
     )
-    change = msgspec.structs.replace(a_deploy(a_wanted_api(V1)), apis=(record,))
-    store.commit_deploy(change)
-    assert store.api(API) == record
+    change = a_deploy(a_wanted_api(V1))
+    (api,) = change.apis
+    store.commit_deploy(msgspec.structs.replace(change, apis=(msgspec.structs.replace(api, version=version),)))
+    assert store.api(API) == a_record(a_wanted_api(V1), version)
 
 
 def test_versions_of_other_apis_do_not_mix_into_a_history(store: StateStore) -> None:
     other = a_build(api=ApiKey("iris/other"))
     store.commit_deploy(a_deploy(a_wanted_api(V1), a_wanted_api(other)))
     assert [line.api for line in store.history(API)] == [API]
-    assert store.history(API) == (
-        VersionRecord(api=API, version=V1.version, deployed_wall_s=0.0, cause="first deploy"),
-    )
+    assert store.history(API) == (line(V1),)
 
 
 # ---- batching --------------------------------------------------------------------------------------------------------
@@ -486,7 +616,7 @@ def test_a_deploy_and_a_delete_leave_what_is_known_of_rows(store: StateStore) ->
     store.commit_deploy(a_deploy(a_wanted_api(V1)))
     store.record_stop(MODEL, STOP, rules=7)
     store.commit_deploy(a_deploy(a_wanted_api(V2)))
-    store.delete(IRIS)
+    store.delete(IRIS, wall_s=0.0)
     assert [record.stops for record in store.batching()] == [(STOP,)]
 
 
@@ -504,6 +634,6 @@ def test_disagreements_are_not_forgotten_while_there_is_the_api_that_saw_them(st
     store.record_stop(MODEL, STOP, rules=7)
     store.prune_batching({V2.model.tree})
     assert [record.stops for record in store.batching()] == [(STOP,)]
-    store.delete(IRIS)
+    store.delete(IRIS, wall_s=0.0)
     store.prune_batching({V2.model.tree})
     assert store.batching() == ()

@@ -128,7 +128,6 @@ def build(
         from cortex.controlplane.packages import Packages
 
         return Deployer(
-            settings=settings,
             state=state,
             store=store,
             engine=engine,

@@ -9,7 +9,7 @@ from typing import Any
 from cortex.ids import short, split_api_key
 from cortex.packages.lock import version_changes
 from cortex.packages.requirements import FILE_NAME as REQUIREMENTS
-from cortex.state.base import ApiRecord
+from cortex.state.base import ApiRecord, VersionRecord
 from cortex.wire.build import BuildSpec, Sample
 from cortex.wire.fetch import Origin, described
 from cortex.wire.operator import ApiChange, ChangeKind, StoredFile
@@ -21,16 +21,16 @@ MOST_OBJECTS_NAMED = 2
 SAMPLE_CHANGED = "sample changed"
 
 
-def describe(old: ApiRecord | None, new: ApiRecord, *, endpoint: str) -> ApiChange:
+def describe(old: ApiRecord | None, new: VersionRecord, *, endpoint: str) -> ApiChange:
     """What becomes of one api that the new configuration holds."""
-    build = new.wanted.build
-    name = split_api_key(new.wanted.api)[1]
+    build = new.build
+    name = split_api_key(build.api)[1]
     version = short(build.version)
     if old is None:
         return ApiChange(api=name, kind=ChangeKind.ADDED, version=version, endpoint=endpoint)
     before = old.wanted.build
-    causes = list(_version_causes(old, new))
-    settings = list(_setting_causes(old, new))
+    causes = list(_version_causes(old.version, new))
+    settings = list(_setting_causes(old.version, new))
     rolls = [cause for cause in settings if cause.split(" ", 1)[0] in ("cpu", "mem", "gpu", "concurrency", "cloud")]
     if before.version != build.version:
         kind, told = ChangeKind.NEW_VERSION, causes + settings
@@ -50,7 +50,7 @@ def describe(old: ApiRecord | None, new: ApiRecord, *, endpoint: str) -> ApiChan
         version=version,
         previous=short(before.version),
         endpoint=endpoint,
-        breaking=tuple(breaking_changes(old.inspection.signature, new.inspection.signature)),
+        breaking=tuple(breaking_changes(old.version.inspection.signature, new.inspection.signature)),
     )
 
 
@@ -124,8 +124,8 @@ def _described(tensor: TensorSpec) -> str:
     return f"{tensor.dtype}[{','.join(str(d) if isinstance(d, int) and d >= 0 else 'N' for d in tensor.shape)}]"
 
 
-def _version_causes(old: ApiRecord, new: ApiRecord) -> Iterator[str]:
-    before, after = old.wanted.build, new.wanted.build
+def _version_causes(old: VersionRecord, new: VersionRecord) -> Iterator[str]:
+    before, after = old.build, new.build
     if before.model.tree != after.model.tree or before.model.entry != after.model.entry:
         files = origin_changes(old.origin, new.origin) or file_changes(old.model_files, new.model_files)
         chosen = [note.partition(",")[0] for note in (old.model_note, new.model_note)]
@@ -156,8 +156,8 @@ def _version_causes(old: ApiRecord, new: ApiRecord) -> Iterator[str]:
         yield "refreshed"
 
 
-def _package_causes(old: ApiRecord, new: ApiRecord) -> Iterator[str]:
-    if old.wanted.build.environment == new.wanted.build.environment:
+def _package_causes(old: VersionRecord, new: VersionRecord) -> Iterator[str]:
+    if old.build.environment == new.build.environment:
         return
     before = old.packages.versions if old.packages else {}
     after = new.packages.versions if new.packages else {}
@@ -188,7 +188,7 @@ _COMPUTE = (
 )
 
 
-def _setting_causes(old: ApiRecord, new: ApiRecord) -> Iterator[str]:
+def _setting_causes(old: VersionRecord, new: VersionRecord) -> Iterator[str]:
     def differing(names: Iterable[str], before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
         for name in names:
             if before.get(name) != after.get(name):
@@ -196,7 +196,7 @@ def _setting_causes(old: ApiRecord, new: ApiRecord) -> Iterator[str]:
 
     yield from differing(_COMPUTE, old.spec.get("compute") or {}, new.spec.get("compute") or {})
     yield from differing(_SETTINGS, old.spec, new.spec)
-    if old.wanted.build.cloud != new.wanted.build.cloud:
+    if old.build.cloud != new.build.cloud:
         yield "cloud credentials changed"
 
 

@@ -170,7 +170,7 @@ class ControlPlane:
 
     def delete(self, deployment: DeploymentName, api: ApiKey | None) -> Removed | None:
         gone = [r.wanted.api for r in self._state.apis(deployment) if api is None or r.wanted.api == api]
-        if not self._state.delete(deployment, api):
+        if not self._state.delete(deployment, api, wall_s=self._clock.wall_s()):
             return None
         self._forget(gone)
         self._wanted_changed()
@@ -233,7 +233,8 @@ class ControlPlane:
         self._collect_now()
         build = record.wanted.build
         status = self._statistics.with_everything(status, build.version, build.tracker)
-        return msgspec.structs.replace(status, spec=record.spec, signature=record.inspection.signature)
+        version = record.version
+        return msgspec.structs.replace(status, spec=version.spec, signature=version.inspection.signature)
 
     async def watch(self, token: str, timeout_s: float, deployment: str | None) -> Watched:
         seen = await self._view.changed(token, timeout_s, deployment)

@@ -163,7 +163,8 @@ class Models:
 
     def forget_cloud(self) -> None:
         """Drop what was kept once no stored api has a model that might have to be fetched again. Raises OSError."""
-        if not any(record.origin is not None and is_remote(record.origin.url) for record in self._known()):
+        origins = (record.version.origin for record in self._known())
+        if not any(origin is not None and is_remote(origin.url) for origin in origins):
             self._cloud_file.unlink(missing_ok=True)
 
     # ---- one model ------------------------------------------------------------------------------------------------
@@ -245,15 +246,16 @@ class Models:
             if _place(known.origin.url) == place:
                 yield known
         for record in self._known():
-            if record.origin is not None and _place(record.origin.url) == place:
-                artifact = record.wanted.build.model
+            version = record.version
+            if version.origin is not None and _place(version.origin.url) == place:
+                artifact = version.build.model
                 yield KnownModel(
-                    origin=record.origin,
+                    origin=version.origin,
                     model=ModelUpload(
-                        files=record.model_files,
+                        files=version.model_files,
                         entry=artifact.entry,
                         format=artifact.format,
-                        note=record.origin.note,
+                        note=version.origin.note,
                     ),
                 )
 

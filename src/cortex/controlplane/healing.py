@@ -47,7 +47,8 @@ def damaged(reports: Iterable[AgentReport], records: Iterable[ApiRecord]) -> lis
 
 def _can_be_asked(record: ApiRecord) -> bool:
     """A signed URL cannot: what signed it was never kept."""
-    return record.origin is not None and is_remote(record.origin.url) and not record.origin.url.endswith("?***")
+    origin = record.version.origin
+    return origin is not None and is_remote(origin.url) and not origin.url.endswith("?***")
 
 
 class Healing:
@@ -100,7 +101,7 @@ class Healing:
         return any(replica.exit is not None for report in self._reports() for replica in report.replicas)
 
     def _heal(self, record: ApiRecord) -> bool:
-        build, origin = record.wanted.build, record.origin
+        build, origin = record.wanted.build, record.version.origin
         assert origin is not None
         try:
             self._store.verify(build.model.tree)

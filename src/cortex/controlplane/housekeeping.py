@@ -1,5 +1,6 @@
 """
-What nobody needs any more is removed: environments of packages, replaced values of secrets, and keys to clouds.
+What nobody needs any more is removed: environments of packages, replaced values of secrets, keys to clouds, and the
+history of what was deleted long ago.
 
 Apart from `upkeep`, which waits for quiet moments and reads much: this is quick, and done after each deploy.
 """
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Callable, Collection
 
 from cortex.clock import Clock
-from cortex.controlplane.secrets import CloudKeys, stored_builds
+from cortex.controlplane.secrets import CloudKeys
 from cortex.controlplane.upkeep import wanted_trees
 from cortex.errors import CortexError
 from cortex.state.base import StateStore
@@ -73,10 +74,12 @@ class Housekeeping:
             CortexError, OSError: the node is away, or the disk fails; what could be removed is.
         """
         self._forget_cloud()
-        builds = [build for record in self._state.apis() for build in stored_builds(record)]
-        pins = [pin for build in builds for pin in build.secrets.values()]
-        self._secrets.prune(pins, wall_s=self._clock.wall_s())
-        self._cloud.prune(builds)
+        wall_s = self._clock.wall_s()
+        self._state.forget_deleted(now_wall_s=wall_s)
+        pins = [pin for kept in self._state.versions() for pin in kept.build.secrets.values()]
+        self._secrets.prune(pins, wall_s=wall_s)
+        # What leads to clouds is of use to what runs only: with a version that comes back today's go.
+        self._cloud.prune(build for record in self._state.apis() for build in record.wanted.builds)
         trees, _versions = wanted_trees(self._state)  # the digest of a lock is also that of its environment
         self._sweep(trees)
 

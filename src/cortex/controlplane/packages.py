@@ -129,8 +129,9 @@ class Packages:
         with self._guard:
             found = self._remembered.get(asked)
         for record in self._known():
-            if found is None and record.packages is not None and record.packages.asked == asked:
-                found = record.packages
+            packages = record.version.packages
+            if found is None and packages is not None and packages.asked == asked:
+                found = packages
         return found if found is not None and found.environment in self._store.trees() else None
 
     def keep(self, asked: str, locked: PackageLock) -> PackagesRecord:

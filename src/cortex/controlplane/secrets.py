@@ -93,7 +93,7 @@ class Secrets:
 
     def _pins(self, name: str) -> Iterable[tuple[ApiRecord, SecretPin]]:
         for record in self._known():
-            for build in stored_builds(record):
+            for build in record.wanted.builds:
                 for pin in build.secrets.values():
                     if pin.name == name:
                         yield record, pin
@@ -140,12 +140,6 @@ class CloudKeys:
         """Forget what was handed over before, but for what stored builds have. Raises SecretsUnusable."""
         pins = [build.cloud for build in builds if build.cloud is not None]
         self._store.prune(pins, wall_s=self._clock.wall_s())
-
-
-def stored_builds(record: ApiRecord) -> tuple[BuildSpec, ...]:
-    """What may be started of an api: what is wanted, and what a failing version goes back to."""
-    serving = record.wanted.serving
-    return (record.wanted.build,) if serving is None else (record.wanted.build, serving)
 
 
 def pinned(

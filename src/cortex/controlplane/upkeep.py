@@ -29,8 +29,6 @@ SCRUB_FIRST_AFTER_S = 3600.0
 SCRUB_EVERY_S = 7 * 86400.0
 SCRUB_BYTES_PER_S = 8.0 * 2**20
 """About 2 % of a core, and little enough for a disk that also serves; 100 GiB take three and a half hours."""
-KEPT_VERSIONS = 10
-"""Of each api, so that it can go back to them."""
 
 
 class Upkeep:
@@ -130,17 +128,8 @@ class Upkeep:
 
 def wanted_trees(state: StateStore) -> tuple[set[str], set[Version]]:
     """Stored folders that may still be wanted, locks of packages among them, and the versions that they belong to."""
-    trees: set[str] = set()
-    versions: set[Version] = set()
-    for record in state.apis():
-        for build in (record.wanted.build, record.wanted.serving):
-            if build is not None:
-                trees.update(trees_of(build))
-                versions.add(build.version)
-        for line in state.history(record.wanted.api)[:KEPT_VERSIONS]:
-            trees.update(line.trees)
-            versions.add(line.version)
-    return trees, versions
+    kept = state.versions()
+    return {tree for one in kept for tree in trees_of(one.build)}, {one.build.version for one in kept}
 
 
 def is_quiet(reports: Iterable[AgentReport], known: Iterable[Version]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from cortex.ids import Revision, Version, short
-from cortex.state.base import ApiRecord, VersionRecord
+from cortex.state.base import ApiRecord, VersionLine
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec, ModelArtifact, Resources, SecretPin, TrackerConfig
 from cortex.wire.operator import CURRENT
@@ -68,15 +68,14 @@ def revision_of(
     return Revision(_digest(facts))
 
 
-def revisions_of_version(record: ApiRecord, history: Iterable[VersionRecord], version: str) -> set[str]:
+def revisions_of_version(record: ApiRecord, history: Iterable[VersionLine], version: str) -> set[str]:
     """
     The revisions of a version, 8 digits each: that of its first deploy, and that with the resources of today.
 
     Args:
         version: its first digits, or `CURRENT`: what is wanted, and what serves until that is live.
     """
-    wanted, serving = record.wanted.build, record.wanted.serving
-    builds = [wanted] if serving is None else [wanted, serving]
+    wanted, builds = record.wanted.build, record.wanted.builds
     if version == CURRENT:
         return {short(build.revision) for build in builds}
     found = {build.revision for build in builds if build.version.startswith(version)}

@@ -13,7 +13,7 @@ import msgspec
 from cortex.ids import Revision
 from cortex.planning.actions import OrderNode, RecordStop
 from cortex.planning.batching import BatchingRecord, Known, Stop
-from cortex.planning.model import Desired, Snapshot, WantedApi
+from cortex.planning.model import Desired, Snapshot
 from cortex.wire.batching import RULES, BatchingOrder, Mode
 from cortex.wire.build import BuildSpec, ModelKey
 from cortex.wire.orders import SetReplicaBatching
@@ -65,7 +65,7 @@ def known_with(desired: Desired, stops: tuple[RecordStop, ...]) -> Known:
 
 def batching_orders(desired: Desired, seen: Snapshot, known: Known) -> Iterator[OrderNode]:
     """Replicas that were ordered something else about batches than they should do."""
-    builds = {build.revision: build for wanted in desired.apis for build in _builds(wanted)}
+    builds = {build.revision: build for wanted in desired.apis for build in wanted.builds}
     for node in seen.nodes:
         for report in node.replicas:
             if report.batches is None or report.phase is Phase.EXITED:
@@ -106,7 +106,7 @@ def to_prove(desired: Desired, seen: Snapshot) -> tuple[ToProve, ...]:
     known = Known(desired.batching)
     found: dict[tuple[ModelKey, str], ToProve] = {}
     for wanted in desired.apis:
-        for build in _builds(wanted):
+        for build in wanted.builds:
             if wanted.failed is not None and build.revision == wanted.build.revision:
                 continue
             runtimes = _runtimes(seen, build.revision)
@@ -126,8 +126,3 @@ def _runtimes(seen: Snapshot, revision: Revision) -> set[str]:
         for report in node.replicas
         if report.revision == revision and report.phase is not Phase.EXITED and report.batching is not None
     } - {""}
-
-
-def _builds(wanted: WantedApi) -> tuple[BuildSpec, ...]:
-    """What may run of an api."""
-    return (wanted.build,) if wanted.serving is None else (wanted.build, wanted.serving)

@@ -15,21 +15,23 @@ from cortex.wire.orders import SetRoute
 from cortex.wire.reports import ExitReport, IngressReport, ReplicaReport
 
 
-class WantedApi(msgspec.Struct, frozen=True, kw_only=True):
-    """An api as the user wants it. One stored row."""
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    """How many replicas an api has: decided while it serves, bounded by its deploys. One stored row."""
+
+    replicas: int = 1
+    """Between `min_replicas` and `max_replicas`."""
+    asleep: bool = False
+    last_up_wall_s: float | None = None
+    """When the number last grew; None: it never did."""
+    reason: str = ""
+    """Why it is this number, in words."""
+    since_wall_s: float = 0.0
+
+
+class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a deploy says of an api that is no part of a version: it holds for whichever version serves."""
 
     api: ApiKey
-    build: BuildSpec
-    """What should serve."""
-    serving: BuildSpec | None = None
-    """
-    What a failing `build` goes back to: the last build that was live, kept at full size until `build` is, or for
-    good when `build` fails. Of a first version it is the build itself from its first ready replica on.
-    """
-    serving_was_live: bool = False
-    """`serving` has been live at full size: it is never given up, only tried again for ever."""
-    replicas: int = 1
-    """How many replicas now; between `min_replicas` and `max_replicas`."""
     min_replicas: int = 1
     """Where cpu is shared, these are placed however much of it is requested."""
     max_replicas: int = 100
@@ -39,11 +41,45 @@ class WantedApi(msgspec.Struct, frozen=True, kw_only=True):
     retry: bool = True
     force: bool = False
     """The user accepts a gap when there is no room for a surge replica."""
-    failed: Problem | None = None
-    """Why `build` was given up; it is not tried again until the next deploy."""
     deployed_wall_s: float = 0.0
+
+
+class ApiProgress(ApiSettings, frozen=True, kw_only=True):
+    """The same, and how far the wanted version has come."""
+
+    serving_was_live: bool = False
+    """What serves has been live at full size: it is never given up, only tried again for ever."""
+    rollout_replicas: int = 1
+    """How many were wanted when the rollout of the wanted version began: with as many ready it is live."""
+    failed: Problem | None = None
+    """Why the wanted version was given up; it is not tried again until the next deploy."""
     live_wall_s: float | None = None
-    """When `build` became live; None while it has not."""
+    """When the wanted version became live; None while it has not."""
+
+
+class WantedApi(ApiProgress, frozen=True, kw_only=True):
+    """An api as it shall be."""
+
+    build: BuildSpec
+    """What should serve."""
+    serving: BuildSpec | None = None
+    """
+    What a failing `build` goes back to: the last build that was live, kept at full size until `build` is, or for
+    good when `build` fails. Of a first version it is the build itself from its first ready replica on.
+    """
+    scale: Scale = Scale()
+
+    @property
+    def replicas(self) -> int:
+        """How many there shall be now."""
+        return self.scale.replicas
+
+    @property
+    def builds(self) -> tuple[BuildSpec, ...]:
+        """What may run of it."""
+        if self.serving is None or self.serving.revision == self.build.revision:
+            return (self.build,)
+        return (self.build, self.serving)
 
 
 class SlotRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -117,7 +117,9 @@ def _marks(wanted: WantedApi, decision: Decision) -> Iterator[Action]:
     as_full_as_can_be = (
         alone and ready >= max(1, decision.floor, wanted.min_replicas) and not decision.leave and not decision.add
     )
-    if wanted.live_wall_s is None and (ready >= wanted.replicas or as_full_as_can_be):
+    # Not the number of this moment, which may move on for as long as the rollout takes; unless there are to be fewer.
+    enough = min(wanted.rollout_replicas, wanted.replicas)
+    if wanted.live_wall_s is None and (ready >= enough or as_full_as_can_be):
         yield MarkLive(api=wanted.api, revision=goal.revision)
     elif ready and alone and (wanted.serving is None or wanted.serving.revision != goal.revision):
         yield MarkServing(api=wanted.api, revision=goal.revision)

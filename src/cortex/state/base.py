@@ -10,9 +10,9 @@ import msgspec
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version
 from cortex.planning.batching import BatchingRecord, Stop
-from cortex.planning.model import Desired, WantedApi
+from cortex.planning.model import ApiSettings, Desired, WantedApi
 from cortex.wire.batching import BatchingVerdict
-from cortex.wire.build import ModelKey
+from cortex.wire.build import BuildSpec, ModelKey
 from cortex.wire.fetch import Origin
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import StoredFile
@@ -30,14 +30,20 @@ class PackagesRecord(msgspec.Struct, frozen=True, kw_only=True):
     """By name, for people: a version, or the URL of an archive."""
 
 
-class ApiRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """An api as stored: what planning needs, and what only people need."""
+class VersionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What a revision of an api was made of: everything needed to start it, also later on. One stored row.
 
-    wanted: WantedApi
-    spec: dict[str, Any]
+    It is there as long as the revision may be started: see `StateStore.versions`. What it refers to, in the artifact
+    store and among secrets, is kept as long.
+    """
+
+    build: BuildSpec
+    """With the sample, the resources and the concurrency that it last ran with."""
+    spec: dict[str, Any] = {}
     """The resolved configuration, as `cortex get -v` shows it."""
-    inspection: InspectReport
-    """Signature and handler facts of `wanted.build`."""
+    inspection: InspectReport = InspectReport()
+    """Signature and handler facts of `build`."""
     refresh: int = 0
     """Counts `cortex refresh`; part of the version."""
     project: tuple[StoredFile, ...] = ()
@@ -49,6 +55,16 @@ class ApiRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What the model was where it was fetched from; None for one of this machine."""
     packages: PackagesRecord | None = None
     """None: nothing is asked for, and what is installed with Cortex serves."""
+    turn: int = 0
+    """Counts up each time that a revision of the api goes live; 0: it never did."""
+
+
+class ApiRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An api as read: what planning needs of it, and what its wanted version was made of."""
+
+    wanted: WantedApi
+    version: VersionRecord
+    """Of `wanted.build`."""
 
 
 class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,8 +74,8 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
     updated_wall_s: float
 
 
-class VersionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of an api's history."""
+class VersionLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of an api's history: text, which outlives what it tells of."""
 
     api: ApiKey
     version: Version
@@ -67,21 +83,31 @@ class VersionRecord(msgspec.Struct, frozen=True, kw_only=True):
     cause: str
     """What made it, e.g. `model changed, handler.py changed`."""
     outcome: str = ""
-    """`live`, `failed: …`, `replaced`, or empty while under way."""
+    """`live`, `failed: …`, `replaced`, `deleted`, or empty while under way."""
     revision: Revision | None = None
     """With which it was first deployed; None in lines that were written before this was kept."""
-    trees: tuple[str, ...] = ()
-    """Digests of the stored folders that it runs from: kept as long as it may be wanted back."""
+    deleted_wall_s: float | None = None
+    """When its api was deleted."""
+
+
+class DeployedApi(msgspec.Struct, frozen=True, kw_only=True):
+    """What a deploy writes of one api. Bounds, but no number of replicas: that is decided while it serves."""
+
+    settings: ApiSettings
+    version: VersionRecord
+    first_replicas: int = 1
+    """How many an api has that is new."""
+    cause: str = ""
+    """What made its version a new one; empty: it is the wanted one already."""
 
 
 class DeployChange(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one deploy writes, in one transaction: all of it or nothing."""
 
     deployment: DeploymentRecord
-    apis: tuple[ApiRecord, ...]
+    apis: tuple[DeployedApi, ...]
     """The complete new content of the deployment: apis absent here are removed."""
-    versions: tuple[VersionRecord, ...] = ()
-    """New lines of history."""
+    wall_s: float
 
 
 class StateError(CortexError):
@@ -167,18 +193,21 @@ class StateStore(Protocol):
         """
         Write a whole deploy; it survives a power failure once this returns.
 
-        An api that exists keeps `serving`, `live_wall_s` when its revision is unchanged, and its run records;
-        its `failed` mark is cleared and its revision's failed starts are forgotten, so that deploying the same thing
-        again tries it again.
+        An api that exists keeps what serves, its number of replicas as far as the bounds allow it, whether its wanted
+        revision is live when that is unchanged, and its run records; its `failed` mark is cleared and its revision's
+        failed starts are forgotten, so that deploying the same thing again tries it again.
         """
         ...
 
-    def delete(self, deployment: DeploymentName, api: ApiKey | None = None) -> bool:
-        """Remove a deployment or one api of it, with what is remembered of it. False when there was none."""
+    def delete(self, deployment: DeploymentName, api: ApiKey | None = None, *, wall_s: float) -> bool:
+        """
+        Remove a deployment or one api of it, with its versions and all that is remembered of it. False when there was
+        none. The text of its history stays, see `forget_deleted`.
+        """
         ...
 
-    def set_replicas(self, api: ApiKey, replicas: int) -> None:
-        """How many replicas from now on, within the api's bounds. Ignored when the api is gone."""
+    def set_scale(self, api: ApiKey, replicas: int, *, reason: str, wall_s: float, asleep: bool = False) -> None:
+        """How many replicas from now on, within the api's bounds, and why. Ignored when the api is gone."""
         ...
 
     def mark_serving(self, api: ApiKey, revision: Revision) -> None:
@@ -241,8 +270,19 @@ class StateStore(Protocol):
         """
         ...
 
-    def history(self, api: ApiKey) -> Sequence[VersionRecord]:
-        """Newest first."""
+    def versions(self) -> tuple[VersionRecord, ...]:
+        """
+        Everything that may be started: of each api what is wanted, what serves, and the last ten versions that were
+        live, each as it last was. Sorted by api, those that were live last in front.
+        """
+        ...
+
+    def history(self, api: ApiKey) -> Sequence[VersionLine]:
+        """Newest first; also of an api that was deleted, and of one of that name before it was."""
+        ...
+
+    def forget_deleted(self, *, now_wall_s: float) -> None:
+        """Forget the history of what was deleted 14 days ago or earlier."""
         ...
 
     def take_epoch(self) -> int:

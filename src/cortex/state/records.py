@@ -8,26 +8,38 @@ change, hands all of them to `_persist` as one transaction, and only then change
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version, split_api_key
-from cortex.planning import backoff, crashes
+from cortex.planning import backoff, crashes, scale
 from cortex.planning.batching import BatchingRecord, Stop
 from cortex.planning.crashes import Row
-from cortex.planning.model import Desired, RunRecord, SlotRecord, WantedApi
-from cortex.state.base import ApiRecord, DeployChange, DeploymentRecord, VersionRecord
+from cortex.planning.model import ApiProgress, ApiSettings, Desired, RunRecord, Scale, SlotRecord, WantedApi
+from cortex.state.base import ApiRecord, DeployChange, DeployedApi, DeploymentRecord, VersionLine, VersionRecord
 from cortex.wire.batching import BatchingVerdict
 from cortex.wire.build import ModelKey
 from cortex.wire.reports import ExitReport
 
 HISTORY_LINES = 100
 """Lines of history kept for each api."""
+DELETED_KEPT_S = 14 * 86400.0
+"""For so long the history of a deleted api is there, as text."""
+KEPT_VERSIONS = 10
+"""Of each api, that were live: it can go back to them."""
 
-Kind = Literal["deployments", "apis", "runs", "history", "meta", "batching"]
+Kind = Literal["deployments", "apis", "versions", "scale", "runs", "history", "meta", "batching"]
+KINDS: tuple[Kind, ...] = ("deployments", "apis", "versions", "scale", "runs", "history", "meta", "batching")
+
+
+class ApiRow(ApiProgress, frozen=True, kw_only=True):
+    """An api as stored: what may change of it, and which of its versions are which."""
+
+    wanted: Revision
+    serving: Revision | None = None
 
 
 class StoredSlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -131,7 +143,7 @@ class RecordStore:
         """
 
     def _load(self, content: Iterable[Write]) -> None:
-        self._content = {"deployments": {}, "apis": {}, "runs": {}, "history": {}, "meta": {}, "batching": {}}
+        self._content = {kind: {} for kind in KINDS}
         self._apply(content)
 
     def _apply(self, writes: Iterable[Write]) -> None:
@@ -141,7 +153,7 @@ class RecordStore:
                 records.pop(write.key, None)
             else:
                 records[write.key] = write.record
-            if write.kind in ("apis", "runs", "batching"):
+            if write.kind in ("apis", "versions", "scale", "runs", "batching"):
                 self._revision += 1
 
     def _write(self, writes: Sequence[Write], *, durable: bool = False) -> None:
@@ -160,10 +172,10 @@ class RecordStore:
 
     def desired(self, *, now_wall_s: float) -> Desired:
         with self._lock:
-            apis = self._content["apis"]
+            rows = self._content["apis"]
             runs = self._content["runs"]
             return Desired(
-                apis=tuple(apis[key].wanted for key in sorted(apis)),
+                apis=tuple(self._joined(rows[key]).wanted for key in sorted(rows)),
                 records=tuple(runs[key].at(now_wall_s) for key in sorted(runs)),
                 batching=self.batching(),
             )
@@ -175,15 +187,37 @@ class RecordStore:
 
     def apis(self, deployment: DeploymentName | None = None) -> tuple[ApiRecord, ...]:
         with self._lock:
-            apis: dict[ApiKey, ApiRecord] = self._content["apis"]  # type: ignore[assignment]
-            return tuple(apis[key] for key in sorted(apis) if deployment is None or split_api_key(key)[0] == deployment)
+            return tuple(self._joined(row) for row in self._rows(deployment))
 
     def api(self, key: ApiKey) -> ApiRecord | None:
         with self._lock:
-            record: ApiRecord | None = self._content["apis"].get(key)
-            return record
+            row = self._row(key)
+            return self._joined(row) if row is not None else None
 
-    def history(self, api: ApiKey) -> Sequence[VersionRecord]:
+    def versions(self) -> tuple[VersionRecord, ...]:
+        with self._lock:
+            found: Iterable[VersionRecord] = self._content["versions"].values()
+            return tuple(sorted(found, key=lambda one: (one.build.api, -one.turn, one.build.revision)))
+
+    def _row(self, key: ApiKey) -> ApiRow | None:
+        row: ApiRow | None = self._content["apis"].get(key)
+        return row
+
+    def _rows(self, deployment: DeploymentName | None) -> Iterator[ApiRow]:
+        for key in sorted(self._content["apis"]):
+            if deployment is None or split_api_key(ApiKey(key))[0] == deployment:
+                yield self._content["apis"][key]
+
+    def _joined(self, row: ApiRow) -> ApiRecord:
+        """An api with its versions and its scale."""
+        versions = self._content["versions"]
+        version: VersionRecord = versions[_key(row.api, row.wanted)]
+        serving = versions[_key(row.api, row.serving)].build if row.serving is not None else None
+        shared = {name: getattr(row, name) for name in ApiProgress.__struct_fields__}
+        wanted = WantedApi(**shared, build=version.build, serving=serving, scale=self._content["scale"][row.api])
+        return ApiRecord(wanted=wanted, version=version)
+
+    def history(self, api: ApiKey) -> Sequence[VersionLine]:
         with self._lock:
             return tuple(reversed(self._content["history"].get(api, ())))
 
@@ -198,132 +232,166 @@ class RecordStore:
         with self._lock:
             name = change.deployment.name
             writes = [Write("deployments", name, change.deployment)]
-            kept = {record.wanted.api for record in change.apis}
-            for old in self.apis(name):
-                if old.wanted.api not in kept:
-                    writes += self._removal(old.wanted.api)
-            for record in change.apis:
-                merged = deployed(self.api(record.wanted.api), record)
-                writes.append(Write("apis", merged.wanted.api, merged))
-                writes += self._runs_after_deploy(merged.wanted)
-            for api in kept:
-                lines = [line for line in change.versions if line.api == api]
-                if lines:
-                    writes.append(Write("history", api, self._history_with(api, lines)))
+            kept = {deployed.settings.api for deployed in change.apis}
+            for row in self._rows(name):
+                if row.api not in kept:
+                    writes += self._removal(row.api, change.wall_s)
+            for deployed in change.apis:
+                writes += self._deployment(deployed, change.wall_s)
             self._write(writes, durable=True)
 
-    def delete(self, deployment: DeploymentName, api: ApiKey | None = None) -> bool:
+    def _deployment(self, deployed: DeployedApi, wall_s: float) -> Iterator[Write]:
+        """What a deploy changes of one api."""
+        api, build = deployed.settings.api, deployed.version.build
+        before = self._row(api)
+        known: VersionRecord | None = self._content["versions"].get(_key(api, build.revision))
+        version = msgspec.structs.replace(deployed.version, turn=known.turn if known is not None else 0)
+        scaled = scale.deployed(
+            self._content["scale"].get(api), before, deployed.settings, first=deployed.first_replicas, wall_s=wall_s
+        )
+        row = _deployed_row(before, deployed.settings, build.revision, scaled)
+        yield Write("apis", api, row)
+        yield Write("scale", api, scaled)
+        yield from self._versions_after(row, version)
+        yield from self._runs_after_deploy(row)
+        if deployed.cause or before is None:
+            line = VersionLine(
+                api=api,
+                version=build.version,
+                revision=build.revision,
+                deployed_wall_s=wall_s,
+                cause=deployed.cause or "first deploy",
+            )
+            yield Write("history", api, (*_closed(self._lines(api), "replaced"), line)[-HISTORY_LINES:])
+
+    def delete(self, deployment: DeploymentName, api: ApiKey | None = None, *, wall_s: float) -> bool:
         with self._lock:
             if api is None:
                 if deployment not in self._content["deployments"]:
                     return False
                 writes = [Write("deployments", deployment, None)]
-                for record in self.apis(deployment):
-                    writes += self._removal(record.wanted.api)
+                for row in self._rows(deployment):
+                    writes += self._removal(row.api, wall_s)
             else:
-                if self.api(api) is None or split_api_key(api)[0] != deployment:
+                if self._row(api) is None or split_api_key(api)[0] != deployment:
                     return False
-                writes = self._removal(api)
+                writes = [*self._removal(api, wall_s)]
             self._write(writes, durable=True)
             return True
 
-    def set_replicas(self, api: ApiKey, replicas: int) -> None:
-        def changed(wanted: WantedApi) -> WantedApi:
-            bounded = max(wanted.min_replicas, min(wanted.max_replicas, replicas))
-            return msgspec.structs.replace(wanted, replicas=bounded)
-
-        with self._lock:
-            record = self.api(api)
-            if record is not None:
-                self._write([_wanted_write(record, changed(record.wanted))])
-
-    def _removal(self, api: ApiKey) -> list[Write]:
-        runs = [key for key, run in self._content["runs"].items() if run.api == api]
-        return [
-            Write("apis", api, None),
-            Write("history", api, None),
-            *(Write("runs", key, None) for key in runs),
+    def _removal(self, api: ApiKey, wall_s: float) -> Iterator[Write]:
+        yield Write("apis", api, None)
+        yield Write("scale", api, None)
+        yield from (Write("versions", key, None) for key, version in self._of_api("versions", api))
+        yield from (Write("runs", key, None) for key, _run in self._of_api("runs", api))
+        lines = [
+            line if line.deleted_wall_s is not None else msgspec.structs.replace(line, deleted_wall_s=wall_s)
+            for line in _closed(_ended(self._lines(api), "live", "deleted"), "deleted")
         ]
+        yield Write("history", api, tuple(lines))
 
-    def _runs_after_deploy(self, wanted: WantedApi) -> list[Write]:
+    def forget_deleted(self, *, now_wall_s: float) -> None:
+        with self._lock:
+            writes = []
+            for api, lines in self._content["history"].items():
+                kept = tuple(
+                    line
+                    for line in lines
+                    if line.deleted_wall_s is None or now_wall_s - line.deleted_wall_s < DELETED_KEPT_S
+                )
+                writes.append(Write("history", api, kept or None))
+            self._write(writes)
+
+    def set_scale(self, api: ApiKey, replicas: int, *, reason: str, wall_s: float, asleep: bool = False) -> None:
+        with self._lock:
+            row = self._row(api)
+            if row is not None:
+                before: Scale = self._content["scale"][api]
+                after = scale.changed(before, row, replicas, reason=reason, wall_s=wall_s, asleep=asleep)
+                self._write([Write("scale", api, after)])
+
+    def _of_api(self, kind: Literal["versions", "runs"], api: ApiKey) -> Iterator[tuple[str, Any]]:
+        start = _key(api, Revision(""))
+        return ((key, record) for key, record in self._content[kind].items() if key.startswith(start))
+
+    def _lines(self, api: ApiKey) -> tuple[VersionLine, ...]:
+        lines: tuple[VersionLine, ...] = self._content["history"].get(api, ())
+        return lines
+
+    # ---- what is kept -------------------------------------------------------------------------------------------
+
+    def _versions_after(self, row: ApiRow, changed: VersionRecord) -> Iterator[Write]:
+        """One version as it is now; those that cannot be started again go."""
+        changed_key = _key(row.api, changed.build.revision)
+        found: dict[str, VersionRecord] = {**dict(self._of_api("versions", row.api)), changed_key: changed}
+        kept = kept_versions(found.values(), {row.wanted, row.serving})
+        yield Write("versions", changed_key, changed)
+        yield from (Write("versions", key, None) for key, one in found.items() if one.build.revision not in kept)
+
+    def _runs_after_deploy(self, row: ApiRow) -> Iterator[Write]:
         """The new revision gets a fresh chance; runs of builds that cannot come back are forgotten."""
-        writes = self._forget_other_runs(wanted)
-        key = _run_key(wanted.api, wanted.build.revision)
+        yield from self._forget_other_runs(row)
+        key = _key(row.api, row.wanted)
         run: StoredRun | None = self._content["runs"].get(key)
         if run is not None:
             slots = {replica: StoredSlot(attempt=slot.attempt) for replica, slot in run.slots.items()}
-            writes.append(Write("runs", key, msgspec.structs.replace(run, slots=slots, row=Row())))
-        return writes
+            yield Write("runs", key, msgspec.structs.replace(run, slots=slots, row=Row()))
 
-    def _forget_other_runs(self, wanted: WantedApi) -> list[Write]:
-        keep = {wanted.build.revision}
-        if wanted.serving is not None:
-            keep.add(wanted.serving.revision)
-        return [
-            Write("runs", key, None)
-            for key, run in self._content["runs"].items()
-            if run.api == wanted.api and run.revision not in keep
-        ]
-
-    def _history_with(self, api: ApiKey, new: Sequence[VersionRecord]) -> tuple[VersionRecord, ...]:
-        lines = [
-            msgspec.structs.replace(line, outcome=line.outcome or "replaced")
-            for line in self._content["history"].get(api, ())
-        ]
-        return (*lines, *new)[-HISTORY_LINES:]
+    def _forget_other_runs(self, row: ApiRow) -> Iterator[Write]:
+        for key, run in self._of_api("runs", row.api):
+            if run.revision not in (row.wanted, row.serving):
+                yield Write("runs", key, None)
 
     # ---- marks --------------------------------------------------------------------------------------------------
 
     def mark_serving(self, api: ApiKey, revision: Revision) -> None:
         with self._lock:
-            record = self._wanted_as(api, revision)
-            if record is not None:
-                wanted = msgspec.structs.replace(record.wanted, serving=record.wanted.build, serving_was_live=False)
-                self._write([_wanted_write(record, wanted), *self._forget_other_runs(wanted)])
+            row = self._row(api)
+            if row is not None and row.wanted == revision:
+                row = msgspec.structs.replace(row, serving=revision, serving_was_live=False)
+                version = self._content["versions"][_key(api, revision)]
+                self._write(
+                    [Write("apis", api, row), *self._versions_after(row, version), *self._forget_other_runs(row)]
+                )
 
     def mark_live(self, api: ApiKey, revision: Revision, *, wall_s: float) -> None:
         with self._lock:
-            record = self._wanted_as(api, revision)
-            if record is None:
+            row = self._row(api)
+            if row is None or row.wanted != revision:
                 return
-            wanted = msgspec.structs.replace(
-                record.wanted,
-                serving=record.wanted.build,
+            live = msgspec.structs.replace(
+                row,
+                serving=revision,
                 serving_was_live=True,
-                live_wall_s=wall_s if record.wanted.live_wall_s is None else record.wanted.live_wall_s,
+                live_wall_s=wall_s if row.live_wall_s is None else row.live_wall_s,
                 failed=None,
             )
-            lines = [
-                msgspec.structs.replace(line, outcome="replaced") if line.outcome == "live" else line
-                for line in self._content["history"].get(api, ())
-            ]
+            version: VersionRecord = self._content["versions"][_key(api, revision)]
+            if row.live_wall_s is None:
+                last = max(one.turn for _key, one in self._of_api("versions", api))
+                version = msgspec.structs.replace(version, turn=last + 1)
+            lines = _ended(self._lines(api), "live", "replaced")
             self._write(
                 [
-                    _wanted_write(record, wanted),
-                    *self._forget_other_runs(wanted),
-                    Write("history", api, _with_outcome(lines, wanted.build.version, "live")),
+                    Write("apis", api, live),
+                    *self._versions_after(live, version),
+                    *self._forget_other_runs(live),
+                    Write("history", api, _with_outcome(lines, version.build.version, "live")),
                 ]
             )
 
     def mark_failed(self, api: ApiKey, revision: Revision, problem: Problem, *, wall_s: float) -> None:
         with self._lock:
-            record = self._wanted_as(api, revision)
-            if record is None or record.wanted.live_wall_s is not None:
+            row = self._row(api)
+            if row is None or row.wanted != revision or row.live_wall_s is not None:
                 return
-            wanted = msgspec.structs.replace(record.wanted, failed=problem)
-            writes = [_wanted_write(record, wanted)]
-            serving = wanted.serving
-            if serving is None or serving.version != wanted.build.version:
+            writes = [Write("apis", api, msgspec.structs.replace(row, failed=problem))]
+            wanted = self._joined(row).wanted
+            if wanted.serving is None or wanted.serving.version != wanted.build.version:
                 # A roll of the version that serves (other resources) fails without making the version a failure.
-                lines = self._content["history"].get(api, ())
-                first_line = problem.message.partition("\n")[0]
-                outcome = _with_outcome(lines, wanted.build.version, f"failed: {first_line}")
-                writes.append(Write("history", api, outcome))
+                outcome = "failed: " + problem.message.partition("\n")[0]
+                writes.append(Write("history", api, _with_outcome(self._lines(api), wanted.build.version, outcome)))
             self._write(writes)
-
-    def _wanted_as(self, api: ApiKey, revision: Revision) -> ApiRecord | None:
-        record = self.api(api)
-        return record if record is not None and record.wanted.build.revision == revision else None
 
     # ---- runs ---------------------------------------------------------------------------------------------------
 
@@ -339,9 +407,9 @@ class RecordStore:
         wall_s: float,
     ) -> None:
         with self._lock:
-            if self.api(api) is None:
+            if self._row(api) is None:
                 return
-            key = _run_key(api, revision)
+            key = _key(api, revision)
             run: StoredRun = self._content["runs"].get(key) or StoredRun(api=api, revision=revision)
             before = run.at(wall_s)
             after = backoff.run_after_exit(before, replica, attempt, exit_report, was_ready=was_ready)
@@ -350,7 +418,7 @@ class RecordStore:
 
     def record_ready(self, api: ApiKey, revision: Revision, replica: ReplicaId) -> None:
         with self._lock:
-            key = _run_key(api, revision)
+            key = _key(api, revision)
             run: StoredRun | None = self._content["runs"].get(key)
             if run is None or replica not in run.slots:
                 return
@@ -383,7 +451,7 @@ class RecordStore:
     def prune_batching(self, trees: Collection[str]) -> None:
         with self._lock:
             gone = {key: record for key, record in self._content["batching"].items() if record.model.tree not in trees}
-            kept = {key for key, record in gone.items() if any(self.api(stop.api) for stop in record.stops)}
+            kept = {key for key, record in gone.items() if any(self._row(stop.api) for stop in record.stops)}
             self._write([Write("batching", key, None) for key in gone.keys() - kept])
 
     def _batching_of(self, model: ModelKey, rules: int) -> tuple[str, BatchingRecord]:
@@ -406,29 +474,43 @@ class RecordStore:
         """Nothing to let go of."""
 
 
-def deployed(old: ApiRecord | None, new: ApiRecord) -> ApiRecord:
-    """What a deploy makes of an api: the new record, with what was reached before it."""
-    if old is None:
-        return new
-    was, wanted = old.wanted, new.wanted
-    serving = was.serving
-    if serving is not None and serving.revision == wanted.build.revision:
-        serving = wanted.build  # the same to run, but perhaps with another sample
-    wanted = msgspec.structs.replace(
-        wanted,
-        serving=serving,
-        serving_was_live=was.serving_was_live,
-        live_wall_s=was.live_wall_s if was.build.revision == wanted.build.revision else None,
-        failed=None,
+def kept_versions(versions: Iterable[VersionRecord], in_use: Collection[Revision | None]) -> set[Revision]:
+    """Which revisions of an api stay: those in use, and the last versions that were live, each as it last was."""
+    kept = {version.build.revision for version in versions if version.build.revision in in_use}
+    newest: dict[Version, Revision] = {}
+    for version in sorted(versions, key=lambda version: -version.turn):
+        if version.turn and len(newest) < KEPT_VERSIONS:
+            newest.setdefault(version.build.version, version.build.revision)
+    return kept | set(newest.values())
+
+
+def _deployed_row(before: ApiRow | None, settings: ApiSettings, revision: Revision, scaled: Scale) -> ApiRow:
+    """What a deploy makes of an api: the new settings, with what was reached before."""
+    told = {name: getattr(settings, name) for name in ApiSettings.__struct_fields__}
+    if before is None:
+        return ApiRow(**told, wanted=revision, rollout_replicas=scaled.replicas)
+    goes_on = before.wanted == revision and before.live_wall_s is not None
+    return ApiRow(
+        **told,
+        wanted=revision,
+        serving=before.serving,
+        serving_was_live=before.serving_was_live,
+        rollout_replicas=before.rollout_replicas if goes_on else scaled.replicas,
+        live_wall_s=before.live_wall_s if goes_on else None,
     )
-    return msgspec.structs.replace(new, wanted=wanted)
 
 
-def _wanted_write(record: ApiRecord, wanted: WantedApi) -> Write:
-    return Write("apis", wanted.api, msgspec.structs.replace(record, wanted=wanted))
+def _closed(lines: Iterable[VersionLine], outcome: str) -> tuple[VersionLine, ...]:
+    """The lines, with none under way any more."""
+    return _ended(lines, "", outcome)
 
 
-def _with_outcome(lines: Iterable[VersionRecord], version: Version, outcome: str) -> tuple[VersionRecord, ...]:
+def _ended(lines: Iterable[VersionLine], before: str, after: str) -> tuple[VersionLine, ...]:
+    """The lines, with another outcome where it was this one."""
+    return tuple(msgspec.structs.replace(line, outcome=after) if line.outcome == before else line for line in lines)
+
+
+def _with_outcome(lines: Iterable[VersionLine], version: Version, outcome: str) -> tuple[VersionLine, ...]:
     """The lines with the newest one of a version ending so."""
     found = list(lines)
     for index in reversed(range(len(found))):
@@ -446,5 +528,6 @@ def _not_after(run: StoredRun, now_wall_s: float) -> StoredRun:
     return msgspec.structs.replace(run, slots=slots, last_exit_wall_s=min(run.last_exit_wall_s, now_wall_s))
 
 
-def _run_key(api: ApiKey, revision: Revision) -> str:
+def _key(api: ApiKey, revision: Revision) -> str:
+    """Of a row that a revision of an api has."""
     return f"{api}@{revision}"

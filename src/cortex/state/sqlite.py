@@ -11,29 +11,43 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from cortex.planning.batching import BatchingRecord
+from cortex.planning.model import Scale
+from cortex.state import older
 from cortex.state.base import (
-    ApiRecord,
     DeploymentRecord,
     StateBusy,
     StateCorrupt,
     StateError,
     StateFull,
     StateTooNew,
+    VersionLine,
     VersionRecord,
 )
-from cortex.state.records import Kind, RecordStore, StoredRun, Write
+from cortex.state.records import KINDS, ApiRow, Kind, RecordStore, StoredRun, Write
 
 BUSY_TIMEOUT_S = 5.0
 """How long a write waits for another process, e.g. a backup that reads the file."""
 
-MIGRATIONS: tuple[str, ...] = (
+Execute = Callable[..., sqlite3.Cursor]
+
+
+def _versions_as_rows(execute: Execute) -> None:
+    """Each api held two whole builds and its number of replicas, and each line of history what it had run from."""
+    for kind in ("versions", "scale"):
+        execute(f"CREATE TABLE {kind} (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID")
+    for (record,) in execute("SELECT record FROM apis").fetchall():
+        for kind, row_key, row in older.rows_of(msgspec.json.decode(record)):
+            execute(f"INSERT OR REPLACE INTO {kind} VALUES (?, ?)", (row_key, msgspec.json.encode(row)))
+
+
+MIGRATIONS: tuple[str | Callable[[Execute], None], ...] = (
     """
     CREATE TABLE deployments (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE apis (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
@@ -44,14 +58,17 @@ MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE batching (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
     """,
+    _versions_as_rows,
 )
 """What brings the file from schema version i to i + 1. Append only: released ones have run on users' files."""
 
 _TYPES: dict[Kind, Any] = {
     "deployments": DeploymentRecord,
-    "apis": ApiRecord,
+    "apis": ApiRow,
+    "versions": VersionRecord,
+    "scale": Scale,
     "runs": StoredRun,
-    "history": tuple[VersionRecord, ...],
+    "history": tuple[VersionLine, ...],
     "meta": str,
     "batching": BatchingRecord,
 }
@@ -138,14 +155,23 @@ class SqliteStateStore(RecordStore):
             if found > len(MIGRATIONS):
                 raise StateTooNew(str(self._file), found=found, known=len(MIGRATIONS))
             for migration in MIGRATIONS[found:]:
-                for statement in migration.split(";"):
-                    if statement.strip():
-                        execute(statement)
+                self._bring_up(migration, execute)
             execute("DELETE FROM schema_version")
             execute("INSERT INTO schema_version VALUES (?)", (len(MIGRATIONS),))
 
+    def _bring_up(self, migration: str | Callable[[Execute], None], execute: Execute) -> None:
+        if isinstance(migration, str):
+            for statement in migration.split(";"):
+                if statement.strip():
+                    execute(statement)
+            return
+        try:
+            migration(execute)
+        except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
+            raise self._corrupt(f"a record of an older Cortex cannot be read: {error}") from error
+
     def _read_all(self) -> Iterator[Write]:
-        for kind in _TYPES:
+        for kind in KINDS:
             for key, record in self._connection.execute(f"SELECT key, record FROM {kind}"):
                 try:
                     yield Write(kind, key, self._decoders[kind].decode(record))
@@ -181,7 +207,6 @@ class SqliteStateStore(RecordStore):
 
 
 _UPSERT = {
-    kind: f"INSERT INTO {kind} VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET record = excluded.record"
-    for kind in _TYPES
+    kind: f"INSERT INTO {kind} VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET record = excluded.record" for kind in KINDS
 }
-_DELETE = {kind: f"DELETE FROM {kind} WHERE key = ?" for kind in _TYPES}
+_DELETE = {kind: f"DELETE FROM {kind} WHERE key = ?" for kind in KINDS}

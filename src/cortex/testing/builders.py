@@ -16,11 +16,10 @@ from cortex.ids import (
     route_path,
     split_api_key,
 )
-from cortex.planning.model import LeaseState, SeenLease, SeenNode, Snapshot, WantedApi
-from cortex.state.base import ApiRecord, DeployChange, DeploymentRecord, VersionRecord
+from cortex.planning.model import ApiSettings, LeaseState, Scale, SeenLease, SeenNode, Snapshot, WantedApi
+from cortex.state.base import ApiRecord, DeployChange, DeployedApi, DeploymentRecord, VersionRecord
 from cortex.wire.batching import BatchingOrder, BatchingState
 from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample
-from cortex.wire.launch import InspectReport
 from cortex.wire.orders import SetRoute
 from cortex.wire.reports import ExitReport, NodeReport, Phase, ReplicaReport
 
@@ -73,6 +72,7 @@ def a_wanted_api(
 
     Args:
         serving: the build that was live; by default none, i.e. a first deploy.
+        replicas: wanted now, and when the rollout began.
         live: whether `build` is live; by default whether it is what serves.
     """
     build = build or a_build()
@@ -85,7 +85,8 @@ def a_wanted_api(
         build=build,
         serving=serving,
         serving_was_live=serving is not None,
-        replicas=replicas,
+        scale=Scale(replicas=replicas),
+        rollout_replicas=replicas,
         min_replicas=min_replicas,
         path=route_path(build.api),
         force=force,
@@ -223,15 +224,32 @@ def a_node(node: NodeId = NODE, *, cpu_millis: int = 8000, mem_bytes: int = 16 *
     return NodeReport(node=node, cpu_millis=cpu_millis, mem_bytes=mem_bytes, gpus=gpus, devices=devices)
 
 
+def a_record(wanted: WantedApi | None = None, version: VersionRecord | None = None) -> ApiRecord:
+    """An api as read from a store; of its version nothing but the build is known unless given."""
+    wanted = wanted or a_wanted_api()
+    return ApiRecord(wanted=wanted, version=version or VersionRecord(build=wanted.build))
+
+
 def a_deploy(
     *wanted: WantedApi, deployment: str | None = None, wall_s: float = 0.0, cause: str = "first deploy"
 ) -> DeployChange:
-    """A deploy of these apis, all of one deployment."""
+    """
+    A deploy of these apis, all of one deployment.
+
+    Args:
+        cause: what made the version of each a new one; empty: they are what is wanted already.
+    """
     name = DeploymentName(deployment) if deployment is not None else split_api_key(wanted[0].api)[0]
     return DeployChange(
         deployment=DeploymentRecord(name=name, source="/home/ann/iris", updated_wall_s=wall_s),
-        apis=tuple(ApiRecord(wanted=one, spec={}, inspection=InspectReport()) for one in wanted),
-        versions=tuple(
-            VersionRecord(api=one.api, version=one.build.version, deployed_wall_s=wall_s, cause=cause) for one in wanted
+        apis=tuple(
+            DeployedApi(
+                settings=ApiSettings(**{field: getattr(one, field) for field in ApiSettings.__struct_fields__}),
+                version=VersionRecord(build=one.build),
+                first_replicas=one.replicas,
+                cause=cause,
+            )
+            for one in wanted
         ),
+        wall_s=wall_s,
     )

@@ -237,6 +237,7 @@ class Simulation:
         users: list[tuple[float, str, Callable[[], None]]] = [
             (5, "deploy", self._deploy),
             (2, "scale", self._scale),
+            (1, "deploy while the number moves", self._deploy_while_the_number_moves),
             (1, "delete", self._delete),
             (1, "wall clock jumps", self._jump_wall),
             (1, "rows disagree", self._disagree),
@@ -360,14 +361,21 @@ class Simulation:
             wanted = self._random.choice(records).wanted
             replicas = max(wanted.min_replicas, self._random.randint(1, 4))
             self._note(f"{wanted.api}: {replicas} replicas")
-            self._state.set_replicas(wanted.api, replicas)
+            self._state.set_scale(wanted.api, replicas, reason="the schedule says so", wall_s=self._clock.wall_s())
+
+    def _deploy_while_the_number_moves(self) -> None:
+        self._deploy()
+        for _ in range(self._random.randint(1, 4)):
+            self._settle()
+            self._let_pass(self._random.choice([0.05, 0.3, 1.0]))
+            self._scale()
 
     def _delete(self) -> None:
         records = self._state.apis()
         if records and self._random.random() < 0.5:
             key = self._random.choice(records).wanted.api
             self._forget(key)
-            self._state.delete(split_api_key(key)[0], key)
+            self._state.delete(split_api_key(key)[0], key, wall_s=self._clock.wall_s())
 
     def _forget(self, key: ApiKey) -> None:
         self._apis[key].deleted = True

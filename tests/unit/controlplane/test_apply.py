@@ -21,7 +21,7 @@ from cortex.planning.actions import (
     RecoverLease,
     ReleaseLease,
 )
-from cortex.state.base import StateFull
+from cortex.state.base import DeployChange, StateFull
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api, an_exit
 from cortex.testing.clock import FakeClock
@@ -53,10 +53,17 @@ class Recorder:
 
 
 class FullDisk(MemoryStateStore):
-    """A store that cannot write any more."""
+    """A store that cannot write any more, after this deploy."""
+
+    def __init__(self, change: DeployChange) -> None:
+        self._full = False
+        super().__init__()
+        self.commit_deploy(change)
+        self._full = True
 
     def _persist(self, writes: object, *, durable: bool) -> None:
-        raise StateFull("state.db", "the disk is full")
+        if self._full:
+            raise StateFull("state.db", "the disk is full")
 
 
 @pytest.fixture
@@ -144,16 +151,14 @@ def test_room_is_released_only_after_the_replica_was_forgotten(agents: Recorder)
 
 
 def test_a_full_disk_does_not_keep_a_crashed_replica_down(agents: Recorder) -> None:
-    state = FullDisk()
-    state._content["apis"][API] = a_deploy(a_wanted_api(V1)).apis[0]
+    state = FullDisk(a_deploy(a_wanted_api(V1)))
     failures = apply(Plan(actions=(a_record_of_an_exit(), start(), drain())), a_world(agents, state))
     assert agents.given == [(NODE, orders(start()))]
     assert failures.apis == {API}
 
 
 def test_a_version_that_cannot_be_marked_live_does_not_replace_the_old_one(agents: Recorder) -> None:
-    state = FullDisk()
-    state._content["apis"][API] = a_deploy(a_wanted_api(V1)).apis[0]
+    state = FullDisk(a_deploy(a_wanted_api(V1)))
     apply(Plan(actions=(MarkLive(api=API, revision=V1.revision), drain())), a_world(agents, state))
     assert agents.given == []
 
@@ -226,6 +231,6 @@ def test_rows_that_disagreed_are_kept_with_when_and_where_and_logged(
 
 def test_replicas_are_told_not_to_batch_even_if_the_reason_cannot_be_kept(agents: Recorder) -> None:
     tell = OrderNode(node=NODE, api=API, order=SetReplicaBatching(replica=name(), batches=BatchingOrder()))
-    failures = apply(Plan(actions=(STOP, tell)), a_world(agents, FullDisk()))
+    failures = apply(Plan(actions=(STOP, tell)), a_world(agents, FullDisk(a_deploy(a_wanted_api(V1)))))
     assert failures.apis == {API}
     assert agents.given == [(NODE, (tell.order,))]

@@ -7,9 +7,8 @@ from cortex.controlplane.versions import revision_of, version_of
 from cortex.errors import Problem
 from cortex.ids import ApiKey
 from cortex.planning.model import WantedApi
-from cortex.state.base import ApiRecord, PackagesRecord
+from cortex.state.base import ApiRecord, PackagesRecord, VersionRecord
 from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample, SecretPin
-from cortex.wire.launch import InspectReport
 from cortex.wire.operator import ChangeKind, StoredFile
 from cortex.wire.signature import Signature, TensorSpec
 
@@ -21,7 +20,7 @@ def a_file(path, content="1", *, executable=False):
 HANDLER = (a_file("handler.py"),)
 
 
-def a_record(*, model="a", files=HANDLER, cpu=200, refresh=0, timeout="10m", sample=None, failed=None, batching="auto"):
+def a_version(*, model="a", files=HANDLER, cpu=200, refresh=0, timeout="10m", sample=None, batching="auto"):
     artifact = ModelArtifact(format="onnx", tree=model * 64, entry="m.onnx")
     project = "".join(f.sha256[0] for f in files).ljust(64, "0")
     version = version_of(
@@ -40,68 +39,71 @@ def a_record(*, model="a", files=HANDLER, cpu=200, refresh=0, timeout="10m", sam
         batching=batching != "off",
         trust_rows=batching == "on",
     )
-    return ApiRecord(
-        wanted=WantedApi(api=build.api, build=build, failed=failed),
+    return VersionRecord(
+        build=build,
         spec={"timeout": timeout, "compute": {"cpu": f"{cpu}m"}},
-        inspection=InspectReport(),
         refresh=refresh,
         project=tuple(files),
         model_files=(a_file("m.onnx", model),),
     )
 
 
-def told(old, new):
-    change = describe(old, new, endpoint="http://x/iris/a")
+def stored(version, failed=None):
+    return ApiRecord(wanted=WantedApi(api=version.build.api, build=version.build, failed=failed), version=version)
+
+
+def told(old, new, failed=None):
+    change = describe(stored(old, failed) if old else None, new, endpoint="http://x/iris/a")
     return change.kind, change.causes
 
 
 def test_an_api_that_was_not_there_is_added():
-    assert told(None, a_record()) == (ChangeKind.ADDED, ())
+    assert told(None, a_version()) == (ChangeKind.ADDED, ())
 
 
 def test_the_same_again_is_unchanged():
-    assert told(a_record(), a_record()) == (ChangeKind.UNCHANGED, ())
+    assert told(a_version(), a_version()) == (ChangeKind.UNCHANGED, ())
 
 
 def test_a_failed_version_deployed_again_is_tried_again():
-    failed = a_record(failed=Problem(reference="x", message="x"))
-    assert told(failed, a_record()) == (ChangeKind.UNCHANGED, ("it failed before and is tried again",))
+    problem = Problem(reference="x", message="x")
+    assert told(a_version(), a_version(), problem) == (ChangeKind.UNCHANGED, ("it failed before and is tried again",))
 
 
 def test_a_changed_file_is_named():
-    new = a_record(files=(a_file("handler.py", "2"),))
-    assert told(a_record(), new) == (ChangeKind.NEW_VERSION, ("handler.py changed",))
+    new = a_version(files=(a_file("handler.py", "2"),))
+    assert told(a_version(), new) == (ChangeKind.NEW_VERSION, ("handler.py changed",))
 
 
 def test_a_changed_model_is_named():
-    assert told(a_record(), a_record(model="b")) == (ChangeKind.NEW_VERSION, ("model changed (m.onnx changed)",))
+    assert told(a_version(), a_version(model="b")) == (ChangeKind.NEW_VERSION, ("model changed (m.onnx changed)",))
 
 
 def test_another_version_folder_is_told_by_its_name():
     old, new = (
-        msgspec.structs.replace(a_record(model=model), model_note=f"bert/{version}, the highest version of 2 in bert")
+        msgspec.structs.replace(a_version(model=model), model_note=f"bert/{version}, the highest version of 2 in bert")
         for model, version in (("a", 9), ("b", 10))
     )
     assert told(old, new) == (ChangeKind.NEW_VERSION, ("model changed (bert/9 -> bert/10)",))
-    same = msgspec.structs.replace(a_record(model="b"), model_note=old.model_note)
+    same = msgspec.structs.replace(a_version(model="b"), model_note=old.model_note)
     assert told(old, same) == (ChangeKind.NEW_VERSION, ("model changed (m.onnx changed)",))
 
 
 def test_more_cpu_rolls_the_replicas_of_the_same_version():
-    kind, causes = told(a_record(), a_record(cpu=500))
+    kind, causes = told(a_version(), a_version(cpu=500))
     assert (kind, causes) == (ChangeKind.ROLLED, ("cpu 200m -> 500m",))
 
 
 def test_a_timeout_changes_in_place():
-    assert told(a_record(), a_record(timeout="30s")) == (ChangeKind.SETTINGS, ("timeout 10m -> 30s",))
+    assert told(a_version(), a_version(timeout="30s")) == (ChangeKind.SETTINGS, ("timeout 10m -> 30s",))
 
 
 def test_a_sample_changes_in_place():
-    assert told(a_record(), a_record(sample=Sample(body=b"1"))) == (ChangeKind.SETTINGS, ("sample changed",))
+    assert told(a_version(), a_version(sample=Sample(body=b"1"))) == (ChangeKind.SETTINGS, ("sample changed",))
 
 
 def test_a_refresh_makes_a_new_version():
-    assert told(a_record(), a_record(refresh=1)) == (ChangeKind.NEW_VERSION, ("refreshed",))
+    assert told(a_version(), a_version(refresh=1)) == (ChangeKind.NEW_VERSION, ("refreshed",))
 
 
 def with_packages(record, files=(), **versions):
@@ -113,26 +115,24 @@ def with_packages(record, files=(), **versions):
 def rebuilt(record, *, packages=None, project=None, secrets=None, environment=None):
     """Another version of a record."""
     build = msgspec.structs.replace(
-        record.wanted.build,
+        record.build,
         version=f"{environment}{sorted((secrets or {}).items())}",
         environment=environment,
         project="".join(file.sha256[0] for file in project or ()).ljust(64, "0"),
         secrets=secrets or {},
     )
-    return msgspec.structs.replace(
-        record, wanted=msgspec.structs.replace(record.wanted, build=build), packages=packages, project=project or ()
-    )
+    return msgspec.structs.replace(record, build=build, packages=packages, project=project or ())
 
 
 def test_changed_packages_are_told_in_place_of_the_file_that_asks_for_them():
-    old = with_packages(a_record(), (a_file("handler.py"), a_file("requirements.txt")), pillow="10.4.0", six="1")
-    new = with_packages(a_record(), (a_file("handler.py"), a_file("requirements.txt", "2")), pillow="11.0.0", six="1")
+    old = with_packages(a_version(), (a_file("handler.py"), a_file("requirements.txt")), pillow="10.4.0", six="1")
+    new = with_packages(a_version(), (a_file("handler.py"), a_file("requirements.txt", "2")), pillow="11.0.0", six="1")
     assert told(old, new) == (ChangeKind.NEW_VERSION, ("requirements.txt: pillow 10.4.0 -> 11.0.0",))
 
 
 def test_packages_that_come_and_go_are_told():
     files = (a_file("handler.py"),)
-    none, some = with_packages(a_record(), files), with_packages(a_record(), files, pillow="11.0.0", six="1")
+    none, some = with_packages(a_version(), files), with_packages(a_version(), files, pillow="11.0.0", six="1")
     assert told(none, some)[1] == ("requirements.txt: 2 packages",)
     assert told(some, none)[1] == ("requirements.txt: no packages any more",)
 
@@ -140,23 +140,23 @@ def test_packages_that_come_and_go_are_told():
 def test_a_secret_in_place_of_a_value_is_told_by_its_variable_alone():
     files = (a_file("handler.py"),)
     pin = SecretPin(name="api-token", generation="0011")
-    old, new = rebuilt(a_record(), project=files), rebuilt(a_record(), project=files, secrets={"TOKEN": pin})
+    old, new = rebuilt(a_version(), project=files), rebuilt(a_version(), project=files, secrets={"TOKEN": pin})
     assert told(old, new) == (ChangeKind.NEW_VERSION, ("env changed (TOKEN)",))
 
 
 def test_another_value_of_the_same_secret_is_no_change_of_the_configuration():
     files = (a_file("handler.py"),)
     old, new = (
-        rebuilt(a_record(), project=files, secrets={"TOKEN": SecretPin(name="api-token", generation=generation)})
+        rebuilt(a_version(), project=files, secrets={"TOKEN": SecretPin(name="api-token", generation=generation)})
         for generation in ("0011", "0022")
     )
     assert told(old, new)[1] == ()
 
 
 def test_a_removed_api_is_told_with_its_last_version():
-    record = a_record()
-    change = removed(record)
-    assert (change.api, change.kind, change.previous) == ("a", ChangeKind.REMOVED, record.wanted.build.version[:8])
+    version = a_version()
+    change = removed(stored(version))
+    assert (change.api, change.kind, change.previous) == ("a", ChangeKind.REMOVED, version.build.version[:8])
 
 
 def test_files_are_told_as_changed_added_and_removed():
@@ -203,6 +203,6 @@ def test_an_input_or_output_that_is_gone_breaks_callers():
 
 
 def test_another_batching_is_told_in_the_words_of_the_file():
-    trusted = a_record(batching="on")
-    assert told(a_record(), trusted) == (ChangeKind.NEW_VERSION, ("batching auto -> on",))
-    assert told(trusted, a_record(batching="off")) == (ChangeKind.NEW_VERSION, ("batching on -> off",))
+    trusted = a_version(batching="on")
+    assert told(a_version(), trusted) == (ChangeKind.NEW_VERSION, ("batching auto -> on",))
+    assert told(trusted, a_version(batching="off")) == (ChangeKind.NEW_VERSION, ("batching on -> off",))

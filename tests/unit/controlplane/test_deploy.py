@@ -12,7 +12,7 @@ import pytest
 from cortex.artifacts.errors import InvalidTree
 from cortex.artifacts.fetching import FetchStopped
 from cortex.artifacts.store import ArtifactStore
-from cortex.controlplane import deploy as deploy_module
+from cortex.controlplane import candidates
 from cortex.controlplane.agents import CalledOff
 from cortex.controlplane.deploy import Deployer
 from cortex.controlplane.fetching import DeployLeft, Models
@@ -23,7 +23,6 @@ from cortex.engines.local import LocalEngine
 from cortex.errors import CortexError, GiveUp, Problem, Problems
 from cortex.ids import ApiKey, DeploymentName, short
 from cortex.planning.batching import Stop, place_of
-from cortex.settings import Settings
 from cortex.spec.locations import masked_model
 from cortex.spec.models import ApiSpec
 from cortex.state.memory import MemoryStateStore
@@ -123,6 +122,7 @@ class World:
         self.kept: list[str] = []
         """Inspected to be started at once."""
         self.asked_of_rows: list[tuple[str, str]] = []
+        self.inspect = self.looked_at
         self.committed = 0
         self.told: list[DeployProgress] = []
         self.cloud = SecretStore(folder / "secrets" / ".cloud")
@@ -134,12 +134,11 @@ class World:
             run=self.fetcher,
         )
         self.deployer = Deployer(
-            settings=Settings(home=folder),
             state=self.state,
             store=self.store,
             engine=LocalEngine(a_node()),
             clock=self.clock,
-            inspect=self._inspect,
+            inspect=lambda *what, **how: self.inspect(*what, **how),
             models=self.models,
             packages=Packages(
                 store=self.store, node=NoNode(), known=self.state.apis, indexes_file=folder / "indexes.json"
@@ -150,7 +149,7 @@ class World:
             ingress_url=lambda: "http://127.0.0.1:8880",
         )
 
-    def _inspect(self, build, rows, left, *, keep) -> InspectReport:
+    def looked_at(self, build, rows, left, *, keep) -> InspectReport:
         name = build.api.partition("/")[2]
         self.inspected.append(name)
         self.kept += [name] if keep else []
@@ -226,17 +225,17 @@ def test_a_first_deploy_adds_its_apis_and_makes_them_wanted(world):
     assert result.committed
     assert world.committed == 1
     record = world.state.api(KEY)
-    assert record.inspection == GOOD
+    assert record.version.inspection == GOOD
     assert (record.wanted.replicas, record.wanted.path) == (1, "/iris/a")
     assert [short(line.version) for line in world.state.history(KEY)] == [result.changes[0].version]
     assert world.state.deployments()[0].source == "/home/ann/iris"
 
 
-def test_a_version_of_the_history_knows_what_it_is_made_of(world):
+def test_what_a_version_is_made_of_is_kept(world):
     project = world.stored(handler__py="pass")
     world.deploy(world.api(request_handler="handler.py"), project=project)
     build = world.wanted().build
-    assert world.state.history(KEY)[0].trees == (build.model.tree, build.project)
+    assert wanted_trees(world.state) == ({build.model.tree, build.project}, {build.version})
 
 
 def test_the_same_again_changes_nothing_and_is_not_inspected_again(world):
@@ -382,7 +381,7 @@ def test_init_replicas_count_only_when_an_api_is_new(world):
     compute = {"min_replicas": 1, "init_replicas": 3, "max_replicas": 10}
     world.deploy(world.api(compute=compute))
     assert world.wanted().replicas == 3
-    world.state.set_replicas(KEY, 6)
+    world.state.set_scale(KEY, 6, reason="busy", wall_s=0.0)
     world.deploy(world.api(compute=compute, model="new"))
     assert world.wanted().replicas == 6
 
@@ -399,7 +398,7 @@ def test_init_replicas_count_only_when_an_api_is_new(world):
 )
 def test_a_redeploy_keeps_the_count_within_the_new_bounds(world, reached, compute, expected):
     world.deploy(world.api(compute={"min_replicas": 2, "max_replicas": 10}))
-    world.state.set_replicas(KEY, reached)
+    world.state.set_scale(KEY, reached, reason="busy", wall_s=0.0)
     world.deploy(world.api(compute=compute))
     assert world.wanted().replicas == expected
 
@@ -433,9 +432,9 @@ def test_a_dry_run_keeps_nothing_of_what_it_looks_at(world):
     assert (world.inspected, world.kept) == (["a", "b"], ["b"])
 
 
-def test_a_fault_of_ours_in_an_inspection_changes_nothing(world, monkeypatch):
+def test_a_fault_of_ours_in_an_inspection_changes_nothing(world):
     before = world.everything()
-    monkeypatch.setattr(world.deployer, "_inspect", lambda *_what, **_how: 1 / 0)
+    world.inspect = lambda *_what, **_how: 1 / 0
     with pytest.raises(ZeroDivisionError):
         world.deploy(world.api())
     assert world.everything() == before
@@ -488,7 +487,7 @@ def test_a_replica_larger_than_any_node_can_be_is_refused_at_once(world):
 
 
 def test_a_sample_that_is_too_large_to_travel_is_refused(world, monkeypatch):
-    monkeypatch.setattr(deploy_module, "MAX_SAMPLE_BYTES", 10)
+    monkeypatch.setattr(candidates, "MAX_SAMPLE_BYTES", 10)
     (problem,) = world.problems(world.api(sample=b"x" * 11))
     assert (problem.reference, problem.path) == ("sample-too-large", ("apis", 0, "sample"))
 
@@ -583,7 +582,7 @@ class Held:
 
     def __init__(self, world):
         self.begun, self.go_on, self.called_off = threading.Event(), threading.Event(), threading.Event()
-        world.deployer._inspect = self._inspect
+        world.inspect = self._inspect
 
     def _inspect(self, build, _rows, left, *, keep):
         if build.api != KEY:
@@ -668,7 +667,7 @@ def test_what_is_being_deployed_cannot_be_collected_as_garbage_meanwhile(world):
         seen.append(collected.trees)
         return GOOD
 
-    world.deployer._inspect = inspect
+    world.inspect = inspect
     world.deploy(world.api())
     assert seen == [()]
     assert world.store.verify(world.wanted().build.model.tree)
@@ -684,7 +683,7 @@ def test_a_remote_model_is_served_from_the_store_and_keeps_what_it_was(world):
     world.deploy(world.remote(URL))
     record = world.state.api(KEY)
     assert (record.wanted.build.model.source, record.wanted.build.model.entry) == (URL, "m.onnx")
-    assert [one.etag for one in record.origin.objects] == ['"one"']
+    assert [one.etag for one in record.version.origin.objects] == ['"one"']
     assert (world.store.tree_path(record.wanted.build.model.tree) / "m.onnx").read_text() == "one"
 
 
@@ -742,7 +741,7 @@ def test_a_signature_is_used_for_fetching_and_kept_nowhere(world):
     result = world.deploy(world.remote(url))
     assert world.fetcher.asked == [url]
     assert "SECRET" not in f"{world.state.apis()}{result}{world.told}"
-    assert world.state.api(KEY).spec["model"] == "https://host/m.onnx?***"
+    assert world.state.api(KEY).version.spec["model"] == "https://host/m.onnx?***"
 
 
 def test_two_deploys_of_one_model_share_a_download(world):
@@ -880,7 +879,8 @@ def test_what_serves_or_may_be_wanted_back_is_never_removed_however_small_the_st
     for content in ("one", "two"):
         world.fetcher.at_origin[URL] = content
         world.deploy(world.remote(URL))
-        trees.append(world.state.api(KEY).wanted.build.model.tree)
+        trees.append(world.wanted().build.model.tree)
+        world.state.mark_live(KEY, world.wanted().build.revision, wall_s=0.0)
     world.fetcher.at_origin["s3://bucket/unused.onnx"] = "three"
     world.deploy(world.remote("s3://bucket/unused.onnx"), name="tried", dry_run=True)
     in_use, _ = wanted_trees(world.state)
@@ -920,7 +920,7 @@ def test_what_an_inspection_finds_out_of_rows_is_kept_beside_the_version(world):
         (PROVED.trial,),
     )
     assert record.runtimes == {place_of(build): "ort, cpu"}
-    assert world.state.api(KEY).inspection.batching is None
+    assert world.state.api(KEY).version.inspection.batching is None
 
 
 def test_a_version_is_the_same_whatever_is_known_of_its_rows(world):

@@ -13,10 +13,9 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane.healing import Healing, damaged
 from cortex.errors import Problem
 from cortex.ids import NodeId
-from cortex.state.base import ApiRecord
-from cortex.testing.builders import a_build, a_node, a_replica, a_wanted_api, an_exit
+from cortex.state.base import ApiRecord, VersionRecord
+from cortex.testing.builders import a_build, a_node, a_record, a_replica, a_wanted_api, an_exit
 from cortex.wire.fetch import Fetched, Origin
-from cortex.wire.launch import InspectReport
 from cortex.wire.operator import ModelUpload, StoredFile
 from cortex.wire.reports import AgentReport, Phase
 
@@ -39,7 +38,7 @@ def record(url: str | None = URL, tree: str | None = None) -> ApiRecord:
     if tree is not None:
         build = msgspec.structs.replace(build, model=msgspec.structs.replace(build.model, tree=tree))
     origin = None if url is None else Origin(url=url, objects=())
-    return ApiRecord(wanted=a_wanted_api(build), spec={}, inspection=InspectReport(), origin=origin)
+    return a_record(version=VersionRecord(build=build, origin=origin), wanted=a_wanted_api(build))
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_what_has_not_changed_is_not_loaded_again() -> None:
     second = observe(world)
     assert second.desired is first.desired
     assert second.seen.leases is first.seen.leases
-    world.state.set_replicas(API, 3)
+    world.state.set_scale(API, 3, reason="busy", wall_s=0.0)
     assert observe(world).desired.apis[0].replicas == 3
 
 

@@ -12,10 +12,9 @@ from cortex.controlplane.packages import Packages
 from cortex.errors import GiveUp, Problem, Problems
 from cortex.packages import lock
 from cortex.packages.runtime import REPLICA
-from cortex.state.base import ApiRecord
-from cortex.testing.builders import a_build, a_wanted_api
+from cortex.state.base import VersionRecord
+from cortex.testing.builders import a_build, a_record
 from cortex.wire.indexes import read_handed_over
-from cortex.wire.launch import InspectReport
 from cortex.wire.operator import StoredFile
 from cortex.wire.packages import LockedPackage, PackageLock
 
@@ -124,7 +123,7 @@ def test_the_same_question_is_asked_once(world):
 
 def test_a_control_plane_that_was_started_anew_knows_the_answer_from_what_is_stored(world):
     first = world.settle("pillow")
-    world.records = [ApiRecord(wanted=a_wanted_api(), spec={}, inspection=InspectReport(), packages=first)]
+    world.records = [a_record(version=VersionRecord(build=a_build(), packages=first))]
     assert world.settle("pillow", packages=world.anew()) == first
     assert len(world.node.asked) == 1
 

@@ -6,13 +6,12 @@ import pytest
 from cortex.controlplane.housekeeping import Housekeeping
 from cortex.controlplane.secrets import CloudKeys, SecretInUse, Secrets, UnknownSecret, pinned
 from cortex.errors import Problems
-from cortex.state.base import ApiRecord
 from cortex.state.memory import MemoryStateStore
 from cortex.state.secrets import REPLACED_GRACE_S, SecretStore
+from cortex.testing import builders
 from cortex.testing.builders import a_build, a_deploy, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.wire.build import SecretPin
-from cortex.wire.launch import InspectReport
 from cortex.wire.operator import SecretStatus
 
 
@@ -35,7 +34,7 @@ def build_with(label="v1", **secrets):
 
 
 def a_record(build, serving=None):
-    return ApiRecord(wanted=a_wanted_api(build, serving=serving), spec={}, inspection=InspectReport())
+    return builders.a_record(a_wanted_api(build, serving=serving))
 
 
 def test_a_new_version_gets_the_newest_value(store):
@@ -110,7 +109,9 @@ def test_what_no_stored_version_needs_is_cleared_up(store, clock, tmp_path):
     unused, served, wanted, newest = map(pin, facts)
     new = msgspec.structs.replace(build_with("v2", TOKEN=wanted), environment="b" * 64)
     old = msgspec.structs.replace(build_with("v1", TOKEN=served), environment="a" * 64)
-    state.commit_deploy(a_deploy(a_wanted_api(new, serving=old)))
+    state.commit_deploy(a_deploy(a_wanted_api(old)))
+    state.mark_live(old.api, old.revision, wall_s=0.0)
+    state.commit_deploy(a_deploy(a_wanted_api(new)))
     swept, forgotten = [], []
     clock.advance(2 * REPLACED_GRACE_S)
     housekeeping = Housekeeping(

@@ -125,6 +125,33 @@ def test_a_deploy_goes_live_and_comes_to_rest(lab: Lab) -> None:
     assert [line.outcome for line in lab.state.history(API)] == ["live"]
 
 
+def test_a_rollout_comes_to_its_end_although_the_number_grows_all_the_while(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1, replicas=2))
+    lab.agents.lives = lambda _order: Life(ready_after_s=1.0)
+    lab.state.commit_deploy(a_deploy(a_wanted_api(V2)))
+    for replicas in range(3, 30):
+        lab.state.set_scale(API, replicas, reason="busy", wall_s=lab.clock.wall_s())
+        lab.run(0.9)
+        assert lab.agents.ask(API).outcome == "answered"
+        ready = [replica for replica, phase in lab.phases().items() if phase == Phase.READY]
+        assert sum(name(ordinal, "v2") in ready for ordinal in range(replicas)) < replicas, "as many as are wanted now"
+    assert lab.wanted().live_wall_s is not None
+    assert lab.wanted().serving == V2
+    assert lab.run(5.0) == Plan()
+    assert lab.phases() == {name(ordinal, "v2"): Phase.READY for ordinal in range(29)}
+
+
+def test_a_rollout_comes_to_its_end_with_fewer_when_there_are_to_be_fewer(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1, replicas=3))
+    lab.agents.lives = lambda _order: Life(ready_after_s=1.0)
+    lab.state.commit_deploy(a_deploy(a_wanted_api(V2)))
+    lab.run(0.5)
+    lab.state.set_scale(API, 1, reason="quiet", wall_s=lab.clock.wall_s())
+    assert lab.run(5.0) == Plan()
+    assert lab.phases() == {name(0, "v2"): Phase.READY}
+    assert lab.wanted().live_wall_s is not None
+
+
 def test_a_rollout_answers_every_request(lab: Lab) -> None:
     lab.deploy(a_wanted_api(V1, replicas=3))
     lab.agents.lives = lambda _order: Life(ready_after_s=0.5, drain_s=0.3)
@@ -168,7 +195,7 @@ def test_deploying_the_failed_version_again_tries_it_again(lab: Lab) -> None:
 def test_a_deleted_api_leaves_nothing(lab: Lab) -> None:
     lab.agents.lives = lambda _order: Life(drain_s=1.0)
     lab.deploy(a_wanted_api(V1, replicas=2))
-    lab.state.delete(lab.state.deployments()[0].name)
+    lab.state.delete(lab.state.deployments()[0].name, wall_s=lab.clock.wall_s())
     lab.run(0.5)
     assert set(lab.phases().values()) == {Phase.DRAINING}
     assert lab.agents.ask(API).outcome == "unknown"
@@ -225,7 +252,7 @@ def test_a_wall_clock_that_is_set_neither_ends_nor_prolongs_a_wait(lab: Lab) -> 
         plan = fresh.settle()
         assert plan.wake_after_s is not None
         fresh.clock.jump_wall(jump_s)
-        fresh.state.set_replicas(API, 1)
+        fresh.state.set_scale(API, 1, reason="quiet", wall_s=0.0)
         fresh.state.set_meta("anything", "else")
         again = fresh.settle()
         assert again.wake_after_s == pytest.approx(plan.wake_after_s)

@@ -5,10 +5,9 @@ import pytest
 
 from cortex.controlplane.versions import revision_of, revisions_of_version, version_of
 from cortex.ids import Revision, Version, short
-from cortex.state.base import ApiRecord, VersionRecord
-from cortex.testing.builders import a_build, a_wanted_api
+from cortex.state.base import VersionLine
+from cortex.testing.builders import a_build, a_record, a_wanted_api
 from cortex.wire.build import ModelArtifact, Resources, TrackerConfig
-from cortex.wire.launch import InspectReport
 from cortex.wire.operator import CURRENT
 
 MODEL = ModelArtifact(format="onnx", tree="a" * 64, entry="model.onnx")
@@ -94,9 +93,9 @@ def test_the_revisions_of_a_version_are_those_of_its_first_deploy_and_with_the_r
         a_build(resources=resources), version=new, revision=revision_of(new, resources, None)
     )
     serving = msgspec.structs.replace(build, version=old, revision=Revision("c" * 64))
-    record = ApiRecord(wanted=a_wanted_api(build, serving=serving), spec={}, inspection=InspectReport())
+    record = a_record(a_wanted_api(build, serving=serving))
     history = [
-        VersionRecord(api=build.api, version=old, revision=Revision("d" * 64), deployed_wall_s=0.0, cause="first"),
+        VersionLine(api=build.api, version=old, revision=Revision("d" * 64), deployed_wall_s=0.0, cause="first"),
     ]
     assert revisions_of_version(record, history, CURRENT) == {short(build.revision), "c" * 8}
     assert revisions_of_version(record, history, "bbbb") == {short(build.revision)}

@@ -7,13 +7,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cortex.ids import replica_id
+from cortex.ids import replica_id, short
 from cortex.planning.batching import Stop
 from cortex.state import sqlite
 from cortex.state.base import StateBusy, StateCorrupt, StateError, StateFull, StateTooNew
@@ -34,6 +35,14 @@ def store(file: Path) -> Iterator[SqliteStateStore]:
     made = SqliteStateStore(file)
     yield made
     made.close()
+
+
+def unpack_state(schema: int, file: Path) -> None:
+    """The state of a home that an older one of us made."""
+    with tarfile.open(Path(__file__).parents[2] / "homes" / f"schema_{schema}.tar.gz") as archive:
+        content = archive.extractfile("home/state.db")
+        assert content is not None
+        file.write_bytes(content.read())
 
 
 def reopened(file: Path) -> SqliteStateStore:
@@ -191,18 +200,62 @@ def test_an_older_schema_is_brought_up_to_date_with_what_it_holds(file: Path, mo
     connection.close()
 
 
-def test_a_file_from_before_rows_were_proved_is_brought_up_to_date(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(sqlite, "MIGRATIONS", MIGRATIONS[:1])
-        patch.setattr(sqlite, "_TYPES", {kind: type_ for kind, type_ in sqlite._TYPES.items() if kind != "batching"})
-        store = SqliteStateStore(file)
-        store.commit_deploy(a_deploy(a_wanted_api(V1)))
-        store.close()
+def test_a_file_from_before_rows_were_proved_is_brought_up_to_date(file: Path) -> None:
+    unpack_state(2, file)
+    with sqlite3.connect(file) as connection:
+        connection.execute("DROP TABLE batching")
+        connection.execute("UPDATE schema_version SET version = 1")
+    connection.close()
     again = SqliteStateStore(file)
     again.record_verdict(V1.model_key, BatchingVerdict(proof=Proof(rules=1, proved=True)), place="here")
     again.close()
-    assert [record.wanted.build for record in again.apis()] == [V1]
+    assert [record.wanted.api for record in again.apis()] == ["old/handled", "old/plain"]
     assert reopened(file).batching() == again.batching() != ()
+
+
+def test_a_file_from_before_versions_were_rows_is_brought_up_to_date_with_all_it_held(file: Path) -> None:
+    unpack_state(2, file)
+    store = SqliteStateStore(file)
+    handled, plain = store.apis()
+    wanted = handled.wanted
+    assert wanted.serving is not None
+    assert wanted.failed is not None
+    assert [(short(build.version), short(build.revision)) for build in (wanted.build, wanted.serving)] == [
+        ("1390bd7e", "d996f345"),
+        ("d1783445", "274ed483"),
+    ]
+    assert (wanted.serving_was_live, wanted.live_wall_s, wanted.scale.replicas) == (True, None, 1)
+    assert wanted.failed.message.endswith("of no use")
+    assert (handled.version.spec["timeout"], handled.version.inspection.has_pre) == ("10m", True)
+    assert (short(plain.wanted.build.version), short(plain.wanted.build.revision)) == ("2ce64a8d", "83073fe4")
+    assert (plain.wanted.scale.replicas, plain.wanted.rollout_replicas) == (2, 2)
+    assert [(short(version.build.revision), version.turn) for version in store.versions()] == [
+        ("274ed483", 1),
+        ("d996f345", 0),
+        ("83073fe4", 1),
+    ]
+    assert {pin.generation for version in store.versions() for pin in version.build.secrets.values()} == {
+        "2fa9cfce7a30a678"
+    }
+    assert [(short(line.version), line.outcome.partition(":")[0]) for line in store.history(wanted.api)] == [
+        ("1390bd7e", "failed"),
+        ("d1783445", "live"),
+        ("1773a776", "replaced"),
+    ]
+    store.close()
+    assert reopened(file).apis() == (handled, plain)
+
+
+def test_a_record_of_an_older_schema_that_cannot_be_read_leaves_the_file_as_it_was(file: Path) -> None:
+    unpack_state(2, file)
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE apis SET record = '{}' WHERE key = 'old/plain'")
+    connection.close()
+    with pytest.raises(StateCorrupt, match="a record of an older Cortex cannot be read"):
+        SqliteStateStore(file)
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(2,)]
+    connection.close()
 
 
 def test_a_disagreement_outlives_the_process(store: SqliteStateStore, file: Path) -> None:

@@ -1,0 +1,41 @@
+"""How the number of replicas of an api comes about. Pure: the row before and what happened in, the row after out."""
+
+from __future__ import annotations
+
+from cortex.planning.model import ApiSettings, Scale
+
+
+def deployed(scale: Scale | None, before: ApiSettings | None, now: ApiSettings, *, first: int, wall_s: float) -> Scale:
+    """
+    After a deploy, which says bounds and no number: what was reached stays, within them.
+
+    A number that stood at the old minimum follows the minimum, down as well as up.
+
+    Args:
+        first: how many an api has that is new.
+    """
+    if scale is None:
+        return Scale(replicas=_bounded(first, now), since_wall_s=wall_s)
+    at_minimum = before is not None and scale.replicas == before.min_replicas
+    replicas = now.min_replicas if at_minimum else scale.replicas
+    return changed(scale, now, replicas, reason="the bounds have changed", wall_s=wall_s, asleep=scale.asleep)
+
+
+def changed(
+    scale: Scale, settings: ApiSettings, replicas: int, *, reason: str, wall_s: float, asleep: bool = False
+) -> Scale:
+    """After a decision for a number, which is kept within the bounds; the same row where that changes nothing."""
+    replicas = _bounded(replicas, settings)
+    if (replicas, asleep) == (scale.replicas, scale.asleep):
+        return scale
+    return Scale(
+        replicas=replicas,
+        asleep=asleep,
+        last_up_wall_s=wall_s if replicas > scale.replicas else scale.last_up_wall_s,
+        reason=reason,
+        since_wall_s=wall_s,
+    )
+
+
+def _bounded(replicas: int, settings: ApiSettings) -> int:
+    return max(settings.min_replicas, min(settings.max_replicas, replicas))
