@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -34,13 +35,17 @@ from cortex.replica.observation.stats import Counters, StatsWriter, write_last_w
 from cortex.replica.observation.tracebacks import format_fault, one_line
 from cortex.replica.observation.tracker import Tracker
 from cortex.replica.prediction.inference import Inference
-from cortex.replica.prediction.predictors import Steps, build_predictor, hide_loop
+from cortex.replica.prediction.pipeline import Pipeline
+from cortex.replica.prediction.predictors import build_predictor, hide_loop
 from cortex.replica.prediction.warmup import SampleRefused, WarmUp
 from cortex.replica.process import isolation
 from cortex.replica.process.condition import Condition
 from cortex.replica.process.control import Control
 from cortex.replica.process.surroundings import Surroundings, settle
-from cortex.replica.transport.server import Server, Service
+from cortex.replica.protocols.cortex import CortexProtocol
+from cortex.replica.transport.rehearsal import Rehearsal
+from cortex.replica.transport.server import Server
+from cortex.replica.transport.service import Service
 from cortex.wire.launch import ENDING_S, MOST_ENDING_S, ReplicaSpec
 from cortex.wire.reports import Phase
 from cortex.wire.secrecy import unpacked
@@ -284,18 +289,29 @@ class _Replica:
             )
             self._stats.tracker = tracker
         condition.batching.runtime = backend.runtime
+        make_service: Callable[..., Service] = Service
+        make_pipeline: Callable[..., Pipeline] = Pipeline
+        if self._tracing is not None:
+            from cortex.replica.transport.traced import TracedService
+
+            make_service, make_pipeline = partial(TracedService, self._tracing), self._tracing.pipeline
+        pipeline = make_pipeline(backend, handler, tracks=tracker is not None)
         inference = Inference(
             backend.run,
+            explain=pipeline.failed,
             signature=backend.signature,
             batching=condition.batching,
             loop=loop,
             say=self._say,
             announce=condition.announce,
         )
-        make_service, make_steps = (
-            (Service, Steps) if self._tracing is None else (self._tracing.service, self._tracing.steps)
+        protocol = CortexProtocol(
+            has_pre_inference=pipeline.pre is not None,
+            may_be_empty=all(one.optional for one in backend.signature.inputs),
         )
         service = make_service(
+            protocol=protocol,
+            below={},
             condition=condition,
             counters=self._counters,
             tracker=tracker,
@@ -304,7 +320,7 @@ class _Replica:
             project_dir=spec.project_dir,
         )
         predictor = build_predictor(
-            make_steps(backend, handler, tracks=tracker is not None),
+            pipeline,
             inference,
             is_async=handler is not None and handler.is_async,
             concurrency=spec.concurrency,
@@ -322,13 +338,12 @@ class _Replica:
         warm_up = WarmUp(
             spec,
             backend=backend,
-            handler=handler,
+            has_hooks=pipeline.has_hooks,
             inference=inference,
-            service=service,
-            predictor=predictor,
-            loop=loop,
+            tracker=tracker,
+            rehearsal=Rehearsal(service, predictor, loop),
         )
-        warm_up.run()
+        protocol.introduction = warm_up.run()
         warnings = [*warm_up.warnings, *([self._view.warning] if self._view.warning is not None else [])]
         for warning in map(_told, warnings):
             condition.warn(warning)
@@ -338,7 +353,6 @@ class _Replica:
             condition=condition,
             slot=self._slot,
             loop=loop,
-            log=self._log,
             stopped=self._stop_serving,
         )
         gc.collect()
@@ -381,15 +395,8 @@ class _Replica:
     def _load_model(self) -> base.Backend:
         if self._loaded is not None:
             return self._loaded.backend
-        spec = self._spec
         self._condition.report("loading the model")
-        return base.load(
-            spec.model_format,
-            spec.model_path,
-            threads=spec.threads,
-            gpu=spec.resources.gpus > 0,
-            signature_key=spec.signature_key,
-        )
+        return base.load_for(self._spec)
 
     def _load_handler(self) -> Handler | None:
         spec = self._spec

@@ -17,7 +17,7 @@ import orjson
 import pytest
 from replica_harness import LauncherProcess, Replica, eventually, running, spec_for
 
-from cortex.replica.prediction.inference import LARGE_BODY_BYTES
+from cortex.replica.transport.http import LARGE_REQUEST_BYTES
 from cortex.wire.batching import BatchingOrder, BatchingState, BatchingVerdict, Disagreement
 from cortex.wire.launch import SetBatching
 
@@ -89,7 +89,7 @@ class Crowd:
         def call(number: int) -> None:
             with self.replica.client() as client:
                 for _ in range(turns):
-                    answer = client.post(self.body(number).ljust(LARGE_BODY_BYTES))
+                    answer = client.post(self.body(number).ljust(LARGE_REQUEST_BYTES))
                     assert answer.status == 200, answer.body
                     found[number].append(self.answer(answer.json))
 

@@ -354,13 +354,24 @@ import uvloop
 from replica_harness import listen, spec_for
 from cortex.replica.process.condition import Condition
 from cortex.replica.observation.logs import LogFile
-from cortex.replica.transport.server import SETTLE_S, Server, Service
+from cortex.replica.protocols.cortex import CortexProtocol
+from cortex.replica.transport.server import SETTLE_S, Server
+from cortex.replica.transport.service import Service
 from cortex.replica.observation.stats import Counters
 
 folder = Path(sys.argv[1])
 loop, log = uvloop.new_event_loop(), LogFile("", 1)
 condition = Condition(spec_for(folder, folder))
-service = Service(condition=condition, counters=Counters(), tracker=None, log=log, loop=loop, project_dir=None)
+service = Service(
+    protocol=CortexProtocol(has_pre_inference=False),
+    below={},
+    condition=condition,
+    counters=Counters(),
+    tracker=None,
+    log=log,
+    loop=loop,
+    project_dir=None,
+)
 slot, client = listen(folder / "s"), socket.socket(socket.AF_UNIX)
 
 def drain() -> None:
@@ -376,7 +387,7 @@ def stopped() -> None:
     finally:
         os._exit(0)
 
-server = Server(service, condition=condition, slot=slot, loop=loop, log=log, stopped=stopped)
+server = Server(service, condition=condition, slot=slot, loop=loop, stopped=stopped)
 server.open()
 loop.call_later(0.05, drain)
 loop.run_forever()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, cast
 
 from cortex.errors import CortexError
 from cortex.wire.build import ModelFormat
+from cortex.wire.launch import ReplicaSpec
 from cortex.wire.signature import Signature
 
 
@@ -111,6 +112,17 @@ def load(
     """
     adapter = importlib.import_module(f"{__package__}.{model_format}")
     return cast("Backend", adapter.load(path, threads=threads, gpu=gpu, signature_key=signature_key))
+
+
+def load_for(spec: ReplicaSpec) -> Backend:
+    """Load the model that a replica is to serve; raises as `load` does."""
+    return load(
+        spec.model_format,
+        spec.model_path,
+        threads=spec.threads,
+        gpu=spec.resources.gpus > 0,
+        signature_key=spec.signature_key,
+    )
 
 
 class ModelError(CortexError):

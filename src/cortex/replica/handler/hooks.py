@@ -18,7 +18,6 @@ import re
 import sys
 import traceback
 import types
-import urllib.parse
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from cortex.errors import CortexError, Problem, RequestError
 from cortex.replica.handler import importing, offspring
 from cortex.replica.handler.intended import HOOKS, LIFE_HOOKS, HookName, LifeHookName, find_slip
 from cortex.replica.observation.tracebacks import format_user_traceback, one_line, user_location
-from cortex.replica.transport.http import Exchange
+from cortex.replica.prediction.calls import Call
 from cortex.wire.cloud import leads_to_clouds
 
 _VALUE = {"pre_inference": "sample", "post_inference": "prediction"}
@@ -109,7 +108,7 @@ class Hook:
         self.takes_request, self.takes_request_by_name = _check_parameters(name, function)
         self.is_async = _is_async(function)
 
-    def call(self, value: Any, metadata: Any, exchange: Exchange) -> Any:
+    def call(self, value: Any, metadata: Any, call: Call) -> Any:
         """
         Call a sync hook.
 
@@ -119,9 +118,9 @@ class Hook:
         """
         try:
             if self.takes_request:
-                result = self.function(value, metadata, _view(exchange))
+                result = self.function(value, metadata, _view(call))
             elif self.takes_request_by_name:
-                result = self.function(value, metadata, request=_view(exchange))
+                result = self.function(value, metadata, request=_view(call))
             else:
                 result = self.function(value, metadata)
         except BaseException as error:
@@ -139,7 +138,7 @@ class Hook:
             )
         return result
 
-    async def call_async(self, value: Any, metadata: Any, exchange: Exchange) -> Any:
+    async def call_async(self, value: Any, metadata: Any, call: Call) -> Any:
         """
         Await an async hook; raises as `call` does. A cancellation of ours passes through.
 
@@ -147,9 +146,9 @@ class Hook:
         """
         try:
             if self.takes_request:
-                result = self.function(value, metadata, _view(exchange))
+                result = self.function(value, metadata, _view(call))
             elif self.takes_request_by_name:
-                result = self.function(value, metadata, request=_view(exchange))
+                result = self.function(value, metadata, request=_view(call))
             else:
                 result = self.function(value, metadata)
             # A decorator may have awaited already.
@@ -158,7 +157,7 @@ class Hook:
             if offspring.is_child:
                 offspring.leave(error)
             # Answered: cancelled by us, as it is out of time, or the replica ends.
-            if isinstance(error, RequestError) or exchange.answered:
+            if isinstance(error, RequestError) or call.answered:
                 raise
             raise HookFailed(self.name, error) from error
         if offspring.is_child:
@@ -212,72 +211,6 @@ class Handler:
     @property
     def is_async(self) -> bool:
         return any(hook is not None and hook.is_async for hook in (self.pre, self.post))
-
-
-class RequestView:
-    """
-    What a hook sees of its request: `.id .headers .query .content_type .body .warmup .state`.
-
-    `state` is a dict that pre and post of one request share.
-    """
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self.state: dict[Any, Any] = {}
-
-    @property
-    def id(self) -> str:
-        return self._exchange.id
-
-    @functools.cached_property
-    def headers(self) -> Mapping[str, str]:
-        """Case-insensitive."""
-        raw = self._exchange.headers
-        text = {k.decode("latin-1"): v.decode("latin-1") for k, v in raw.items()}
-        return Headers({**text, "x-request-id": self.id})
-
-    @functools.cached_property
-    def query(self) -> dict[str, str]:
-        """Parameters of the URL; of a repeated one the last value."""
-        text = self._exchange.query.decode("latin-1")
-        try:
-            return dict(urllib.parse.parse_qsl(text, keep_blank_values=True))
-        except ValueError:  # more parameters than Python wants to separate
-            return {}
-
-    @property
-    def content_type(self) -> str:
-        """The media type without parameters, in lower case; empty when none was sent."""
-        return (self._exchange.content_type or "").partition(";")[0].strip().lower()
-
-    @property
-    def body(self) -> bytes:
-        """As it was sent, unpacked if it was compressed."""
-        return self._exchange.body
-
-    @property
-    def warmup(self) -> bool:
-        """True for the request that tries a replica before it gets any traffic."""
-        return self._exchange.warmup
-
-
-class Headers(Mapping[str, str]):
-    """Request headers, found whatever the case of their name."""
-
-    def __init__(self, by_lower_name: dict[str, str]) -> None:
-        self._items = by_lower_name
-
-    def __getitem__(self, name: str) -> str:
-        return self._items[name.lower()]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __repr__(self) -> str:
-        return repr(self._items)
 
 
 def load_handler(project_dir: str, handler: str, api: str) -> Handler:
@@ -557,8 +490,8 @@ def _article(word: str) -> str:
     return f"an {word}" if word[:1].lower() in "aeiou" else f"a {word}"
 
 
-def _view(exchange: Exchange) -> RequestView:
-    view: RequestView | None = exchange.view
+def _view(call: Call) -> Any:
+    view = call.view
     if view is None:
-        view = exchange.view = RequestView(exchange)
+        view = call.view = call.protocol.view(call)
     return view

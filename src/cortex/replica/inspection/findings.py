@@ -636,13 +636,7 @@ def _is_installed(name: str, path: list[str]) -> bool:
 def _load(spec: ReplicaSpec) -> base.Backend:
     """Raises ModelError, whatever the library behind the backend raised."""
     try:
-        return base.load(
-            spec.model_format,
-            spec.model_path,
-            threads=spec.threads,
-            gpu=spec.resources.gpus > 0,
-            signature_key=spec.signature_key,
-        )
+        return base.load_for(spec)
     except base.ModelError:
         raise
     except MemoryError as error:

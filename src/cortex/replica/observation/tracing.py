@@ -2,7 +2,7 @@
 OpenTelemetry traces: a span for each prediction, and below it one for `pre_inference`, inference, `post_inference`.
 
 Imported only in a replica whose environment asks for traces, and after the fork, since the exporter has a thread.
-`TracedService` and `TracedSteps` stand in for the plain ones, so that without traces nothing is asked on the way.
+`TracedService` and `TracedPipeline` stand in for the plain ones, so that without traces nothing is asked on the way.
 
 While a hook runs its span is the current one: calls that a handler makes carry it on (`traceparent`) if their library
 is instrumented, and spans of its own are below it.
@@ -34,10 +34,9 @@ from cortex.replica.backends.base import Backend
 from cortex.replica.handler.hooks import Handler, Hook, HookFailed
 from cortex.replica.observation.tracebacks import one_line
 from cortex.replica.prediction.batching import Outputs
-from cortex.replica.prediction.predictors import ModelFailed, Reply, Steps
+from cortex.replica.prediction.calls import Call
+from cortex.replica.prediction.pipeline import ModelFailed, Pipeline
 from cortex.replica.tensors.conversion import Feeds
-from cortex.replica.transport.http import Exchange
-from cortex.replica.transport.server import Service
 from cortex.version import __version__
 from cortex.wire.launch import ReplicaSpec
 
@@ -96,40 +95,34 @@ class Tracing:
         self._tracer = self._provider.get_tracer("cortex", __version__)
         self._route = route_path(spec.api)
 
-    def service(self, **parts: Any) -> TracedService:
-        return TracedService(self, **parts)
+    def pipeline(self, backend: Backend, handler: Handler | None, *, tracks: bool) -> TracedPipeline:
+        return TracedPipeline(self, backend, handler, tracks=tracks)
 
-    def steps(self, backend: Backend, handler: Handler | None, *, tracks: bool) -> TracedSteps:
-        return TracedSteps(self, backend, handler, tracks=tracks)
-
-    def begin(self, exchange: Exchange) -> None:
+    def begin(self, call: Call) -> None:
         """Open the span of a prediction, below its caller's; it began when the whole request was there."""
-        if exchange.answered:  # out of time while it waited for a thread
+        if call.answered or call.warmup:  # the former: out of time while it waited for a thread
             return
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in exchange.headers.items()}
-        parent = propagate.extract(headers)
-        started_ns = time.time_ns() - int((perf_counter() - exchange.started_s) * 1e9)
+        origin = call.origin()
+        parent = propagate.extract(origin.carried)
+        started_ns = time.time_ns() - int((perf_counter() - call.started_s) * 1e9)
         span = self._tracer.start_span(
             f"POST {self._route}",
             parent,
             SpanKind.SERVER,
-            {
-                "http.request.method": "POST",
-                "http.route": self._route,
-                "url.path": exchange.target.partition(b"?")[0].decode("latin-1"),
-                "url.scheme": "http",
-                "cortex.request_id": exchange.id,
-            },
+            {"http.route": self._route, **origin.attributes, "cortex.request_id": call.id},
             start_time=started_ns,
         )
-        exchange.span = Request(span, trace.set_span_in_context(span, parent))
+        call.span = Request(span, trace.set_span_in_context(span, parent))
 
-    def model_next(self, request: Request) -> None:
+    def model_next(self, request: Request | None) -> None:
         """Everything before the model is done."""
-        request.model_from_ns = time.time_ns()
+        if request is not None:
+            request.model_from_ns = time.time_ns()
 
-    def model_ended(self, request: Request, error: BaseException | None = None) -> None:
+    def model_ended(self, request: Request | None, error: BaseException | None = None) -> None:
         """Make the span of inference, from when its input was ready: waiting for its turn and its batch included."""
+        if request is None:
+            return
         started_ns, request.model_from_ns = request.model_from_ns, 0
         if not started_ns:
             return
@@ -150,52 +143,19 @@ class Tracing:
                 _failed(span, error.cause or error)
                 raise
 
-    def close(self) -> None:
-        """Send what is left, if that takes no longer than `FLUSH_S`."""
-        flushing = threading.Thread(target=self._provider.shutdown, name="cortex-traces", daemon=True)
-        flushing.start()
-        flushing.join(FLUSH_S)
+    def failed(self, request: Request, error: BaseException) -> None:
+        """An error is about to be answered."""
+        if isinstance(error, ModelFailed):
+            self.model_ended(request, error.cause)
+        if not isinstance(error, RequestError):  # else it is the handler's answer
+            request.span.record_exception(getattr(error, "cause", None) or error)
 
-
-class TracedService(Service):
-    """Ends the span of each prediction with its answer."""
-
-    def __init__(self, tracing: Tracing, **parts: Any) -> None:
-        super().__init__(**parts)
-        self._tracing = tracing
-
-    def fail(self, exchange: Exchange, error: BaseException) -> None:
-        request: Request | None = exchange.span
-        if request is not None:
-            if isinstance(error, ModelFailed):
-                self._tracing.model_ended(request, error.cause)
-            if not isinstance(error, RequestError):  # else it is the handler's answer
-                request.span.record_exception(getattr(error, "cause", None) or error)
-        super().fail(exchange, error)
-
-    def gone(self, exchange: Exchange) -> None:
-        super().gone(exchange)
-        self._end(exchange, None)
-
-    def _answer(
-        self,
-        exchange: Exchange,
-        status: int,
-        content_type: bytes,
-        body: bytes,
-        extra: bytes = b"",
-        counted: bool = True,
-        duration_s: float | None = None,
-    ) -> bool:
-        delivered = super()._answer(exchange, status, content_type, body, extra, counted, duration_s)
-        self._end(exchange, status)
-        return delivered
-
-    def _end(self, exchange: Exchange, status: int | None) -> None:
-        request: Request | None = exchange.span
+    def answered(self, call: Call, status: int | None) -> None:
+        """A call has its answer, or (None) nobody waits for one any more: end its span."""
+        request: Request | None = call.span
         if request is None:
             return
-        exchange.span = None
+        call.span = None
         if status is None:
             request.span.set_status(StatusCode.ERROR, "the caller went away")
         else:
@@ -204,9 +164,15 @@ class TracedService(Service):
                 request.span.set_status(StatusCode.ERROR)
         request.span.end()
 
+    def close(self) -> None:
+        """Send what is left, if that takes no longer than `FLUSH_S`."""
+        flushing = threading.Thread(target=self._provider.shutdown, name="cortex-traces", daemon=True)
+        flushing.start()
+        flushing.join(FLUSH_S)
 
-class TracedSteps(Steps):
-    """`Steps` that tell what they do. Warm-ups are not traced."""
+
+class TracedPipeline(Pipeline):
+    """A `Pipeline` that tells what it does. Warm-ups are not traced."""
 
     def __init__(self, tracing: Tracing, backend: Backend, handler: Handler | None, *, tracks: bool) -> None:
         super().__init__(backend, handler, tracks=tracks)
@@ -214,39 +180,26 @@ class TracedSteps(Steps):
         self.pre = self.pre and _TracedHook(tracing, self.pre)
         self.post = self.post and _TracedHook(tracing, self.post)
 
-    def feeds(self, exchange: Exchange) -> Feeds:
-        if exchange.warmup:
-            return super().feeds(exchange)
-        self._tracing.begin(exchange)
-        feeds = super().feeds(exchange)
-        self._model_next(exchange)
+    def feeds(self, call: Call) -> Feeds:
+        if call.span is None:
+            self._tracing.begin(call)
+        feeds = super().feeds(call)
+        self._tracing.model_next(call.span)
         return feeds
 
-    async def feeds_async(self, exchange: Exchange) -> Feeds:
-        if exchange.warmup:
-            return await super().feeds_async(exchange)
-        self._tracing.begin(exchange)
-        feeds = await super().feeds_async(exchange)
-        self._model_next(exchange)
+    async def feeds_async(self, call: Call) -> Feeds:
+        self._tracing.begin(call)
+        feeds = await super().feeds_async(call)
+        self._tracing.model_next(call.span)
         return feeds
 
-    def reply(self, exchange: Exchange, outputs: Outputs, feeds: Feeds) -> Reply:
-        self._model_ended(exchange)
-        return super().reply(exchange, outputs, feeds)
+    def answer(self, call: Call, outputs: Outputs, feeds: Feeds) -> Any:
+        self._tracing.model_ended(call.span)
+        return super().answer(call, outputs, feeds)
 
-    async def reply_async(self, exchange: Exchange, outputs: Outputs, feeds: Feeds) -> Reply:
-        self._model_ended(exchange)
-        return await super().reply_async(exchange, outputs, feeds)
-
-    def _model_next(self, exchange: Exchange) -> None:
-        request: Request | None = exchange.span
-        if request is not None:
-            self._tracing.model_next(request)
-
-    def _model_ended(self, exchange: Exchange) -> None:
-        request: Request | None = exchange.span
-        if request is not None:
-            self._tracing.model_ended(request)
+    async def answer_async(self, call: Call, outputs: Outputs, feeds: Feeds) -> Any:
+        self._tracing.model_ended(call.span)
+        return await super().answer_async(call, outputs, feeds)
 
 
 class _TracedHook(Hook):
@@ -258,19 +211,19 @@ class _TracedHook(Hook):
         super().__init__(hook.name, hook.function)
         self._tracing = tracing
 
-    def call(self, value: Any, metadata: Any, exchange: Exchange) -> Any:
-        request: Request | None = exchange.span
+    def call(self, value: Any, metadata: Any, call: Call) -> Any:
+        request: Request | None = call.span
         if request is None:
-            return super().call(value, metadata, exchange)
+            return super().call(value, metadata, call)
         with self._tracing.hook(request, self.name):
-            return super().call(value, metadata, exchange)
+            return super().call(value, metadata, call)
 
-    async def call_async(self, value: Any, metadata: Any, exchange: Exchange) -> Any:
-        request: Request | None = exchange.span
+    async def call_async(self, value: Any, metadata: Any, call: Call) -> Any:
+        request: Request | None = call.span
         if request is None:
-            return await super().call_async(value, metadata, exchange)
+            return await super().call_async(value, metadata, call)
         with self._tracing.hook(request, self.name):
-            return await super().call_async(value, metadata, exchange)
+            return await super().call_async(value, metadata, call)
 
 
 def _failed(span: Span, error: BaseException) -> None:

@@ -41,8 +41,6 @@ from cortex.wire.signature import Signature
 INLINE_BELOW_S = 0.001
 """Slower models get a thread: a millisecond is what a neighbour's request may have to wait for the loop."""
 INLINE_AGAIN_BELOW_S = 0.0005
-LARGE_BODY_BYTES = 256 * 1024
-"""A request this large says nothing like the mean: it never runs on the loop."""
 _WEIGHT = 0.1
 """Of the latest run in the mean: about ten runs to forget a slow one."""
 _LONGEST_S = 3 * INLINE_BELOW_S
@@ -55,6 +53,7 @@ class Inference:
 
     Args:
         run: thread-safe; feeds to outputs.
+        explain: what it means for those feeds that the model raised that.
         signature: of the model.
         batching: says whether requests may share a run, which may change at any moment, and is told what the guard
             sees, and whether the model can be batched at all.
@@ -67,6 +66,7 @@ class Inference:
         self,
         run: Run,
         *,
+        explain: Callable[[Feeds, BaseException], BaseException],
         signature: Signature,
         batching: BatchingCondition,
         loop: asyncio.AbstractEventLoop,
@@ -74,6 +74,7 @@ class Inference:
         announce: Callable[[], None],
     ) -> None:
         self._run = run
+        self._explain = explain
         self._signature = signature
         self._optional = frozenset(spec.name for spec in signature.inputs if spec.optional)
         self._batching = batching
@@ -98,10 +99,23 @@ class Inference:
         """Requests that the thread has not taken up yet."""
         return self._waiting.qsize()
 
-    def run(self, feeds: Feeds) -> Outputs:
-        """Run the model now, in the caller's thread. Raises whatever the model raises."""
+    def run(self, feeds: Feeds, is_large: bool) -> Outputs | None:
+        """
+        Run the model now, in the caller's thread, if it is small; None if it is not: then `submit`.
+
+        Args:
+            is_large: the request says nothing like the mean: it never runs on the loop.
+
+        Raises:
+            BaseException: what the model's failure means.
+        """
+        if is_large or not self.inline:
+            return None
         started_s = perf_counter()
-        outputs = self._run(feeds)
+        try:
+            outputs = self._run(feeds)
+        except BaseException as error:
+            raise self._explain(feeds, error) from error
         self._learn(perf_counter() - started_s)
         return outputs
 
@@ -110,7 +124,8 @@ class Inference:
         Have the model run on its own thread, together with what else is waiting by then.
 
         Args:
-            deliver: called on the loop with outputs or an exception; not at all once the job was cancelled.
+            deliver: called on the loop with outputs or what the model's failure means; not at all once the job was
+                cancelled.
         """
         job = Job(feeds, deliver, self._optional)
         self._waiting.put(job)
@@ -172,12 +187,22 @@ class Inference:
                 # Only lone runs: a row of a batch is cheaper than what the loop would have to bear.
                 self._learn(perf_counter() - started_s)
             try:
-                self._loop.call_soon_threadsafe(_deliver, outcomes)
+                self._loop.call_soon_threadsafe(self._deliver, outcomes)
             except RuntimeError:  # the loop is closed: the process is about to end
                 return
             del batch, outcomes  # while this thread waits it keeps nobody's tensors in memory
             if self._guard.is_due(perf_counter()):
                 self._check()
+
+    def _deliver(self, outcomes: list[Outcome]) -> None:
+        for job, outputs, error in outcomes:
+            if job.cancelled:
+                continue
+            failure = None
+            if error is not None:
+                failure = self._explain(job.feeds, error)
+                failure.__cause__ = error
+            job.deliver(outputs, failure)
 
     def _saw(self, feeds: Feeds, outputs: Outputs) -> None:
         self._guard.saw(feeds, outputs, perf_counter())
@@ -213,9 +238,3 @@ class Inference:
                 f"with others: {explained(found)}. Answers that batches gave before cannot be taken back. "
                 "`batching: off` in cortex.yaml says so from the start",
             )
-
-
-def _deliver(outcomes: list[Outcome]) -> None:
-    for job, outputs, error in outcomes:
-        if not job.cancelled:
-            job.deliver(outputs, error)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Mapping
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import orjson
@@ -13,21 +13,19 @@ from cortex.errors import CortexError, Problem
 from cortex.replica.backends.base import Backend, InferenceFailed
 from cortex.replica.backends.made_up_feeds import accepted_feeds, refusal
 from cortex.replica.handler.foresight import advice_for
-from cortex.replica.handler.hooks import Handler, HookFailed
+from cortex.replica.handler.hooks import HookFailed
 from cortex.replica.inspection.made_up import forms
 from cortex.replica.observation.tracebacks import format_user_traceback, user_location
+from cortex.replica.observation.tracker import Mismatch, Tracker
+from cortex.replica.prediction.calls import Call, OutOfTime
 from cortex.replica.prediction.inference import Inference
-from cortex.replica.prediction.predictors import ModelFailed, Predictor, hide_loop
-from cortex.replica.protocols.results import encode
+from cortex.replica.prediction.pipeline import ModelFailed
 from cortex.replica.tensors.conversion import Feeds
-from cortex.replica.transport.http import Exchange
-from cortex.replica.transport.server import OutOfTime, Service
 from cortex.wire.build import Sample
 from cortex.wire.launch import ReplicaSpec
 
 MAX_SHOWN_SAMPLE_BYTES = 16 * 1024
 """A larger sample is not repeated by GET."""
-_SHOWN_ANSWER_CHARS = 500
 _QUICK_S = 0.1
 """A model that takes longer is timed once: nobody wants to wait for statistics."""
 
@@ -45,90 +43,71 @@ class SampleRefused(CortexError):
         return self.problem_
 
 
-class Answer:
-    """Plays the connection of a rehearsed request, and keeps the answer."""
+class Introduction(NamedTuple):
+    """What is told of an api to whoever asks how to call it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self.status = 0
-        self.body = b""
-
-    @property
-    def ok(self) -> bool:
-        return 200 <= self.status <= 299
-
-    def respond(self, exchange: Exchange, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> bool:
-        self.status, self.body = status, body
-        self._loop.stop()
-        return True
-
-    def peer_has_left(self) -> bool:
-        return False
+    description: Mapping[str, Any] = {}
+    """Its name, version, inputs and outputs, and a sample that was answered, if it is not too large."""
+    sample_type: str = "application/json"
+    """Content type of the api's own sample."""
+    unproven: str = ""
+    """Why no request is shown as one that works; empty if there is one that was answered."""
 
 
-def rehearse(
-    service: Service,
-    predictor: Predictor,
-    loop: asyncio.AbstractEventLoop,
-    *,
-    body: bytes,
-    content_type: str,
-    timeout_s: float,
-) -> tuple[Answer, Exchange]:
-    """Send one request through everything that a real one goes through, but the socket and the counters."""
-    answer = Answer(loop)
-    exchange = Exchange(answer)
-    exchange.method, exchange.target = b"POST", b"/"
-    exchange.take_headers({b"content-type": content_type.encode("latin-1", "replace")})
-    exchange.body = body
-    exchange.id, exchange.id_bytes = "warmup", b"warmup"
-    exchange.timeout_s, exchange.max_body_bytes = timeout_s, 2**62
-    exchange.warmup = True
-    if predictor.hides_loop:
-        loop.call_soon(hide_loop)
-    loop.call_soon(service.handle, exchange)
-    loop.run_forever()
-    return answer, exchange
+class Rehearsed(NamedTuple):
+    """How a rehearsed call was answered."""
+
+    ok: bool
+    said: str
+    """The answer in a line, if it is not ok."""
+    hint: str
+    call: Call
+
+
+class Rehearsal(Protocol):
+    """Has calls answered as real ones are, without anybody who made them."""
+
+    def ask(self, body: bytes, content_type: str, timeout_s: float) -> Rehearsed:
+        """A sample as somebody would send it."""
+        ...
+
+    def ask_value(self, value: Any, most_bytes: int, timeout_s: float) -> tuple[bool, Any]:
+        """Whether a value, written in at most so many bytes, is answered; and how it reads when it is written."""
+        ...
 
 
 class WarmUp:
-    """
-    Warms up one replica.
-
-    Args:
-        service: with its predictor set.
-    """
+    """Warms up one replica."""
 
     def __init__(
         self,
         spec: ReplicaSpec,
         *,
         backend: Backend,
-        handler: Handler | None,
+        has_hooks: bool,
         inference: Inference,
-        service: Service,
-        predictor: Predictor,
-        loop: asyncio.AbstractEventLoop,
+        tracker: Tracker | None,
+        rehearsal: Rehearsal,
     ) -> None:
         self._spec = spec
         self._backend = backend
-        self._has_handler = handler is not None and (handler.pre is not None or handler.post is not None)
+        self._has_hooks = has_hooks
         self._inference = inference
-        self._service = service
-        self._predictor = predictor
-        self._loop = loop
+        self._tracker = tracker
+        self._rehearsal = rehearsal
+        self._unproven = ""
         self.warnings: list[Problem] = []
 
-    def run(self) -> None:
+    def run(self) -> Introduction:
         """
-        Try the sample or a made-up input, measure, and write what GET answers.
+        Try the sample or a made-up input, and measure.
 
         Raises:
             SampleRefused: a sample that gates was not answered with 2xx.
         """
         sample = self._spec.sample
         shown: Any = None
-        self._service.unproven = _NO_SAMPLE
+        self._unproven = _NO_SAMPLE
         feeds: Feeds | None = None
         with self._inference.watched() as seen:
             if sample is not None:
@@ -138,31 +117,29 @@ class WarmUp:
                 feeds = self._accepted()
                 if feeds is None and sample is None:
                     self.warnings.append(_not_tried(refusal(self._backend)))
-                if feeds is not None and sample is None and not self._has_handler:
+                if feeds is not None and sample is None and not self._has_hooks:
                     shown = self._prove(feeds)
         if feeds is not None:
             self._measure(feeds)
-        self._service.description = self._describe(shown)
-        if sample is not None:
-            self._service.sample_type = sample.content_type
+        described = Introduction(self._describe(shown), unproven=self._unproven)
+        return described if sample is None else described._replace(sample_type=sample.content_type)
 
     def _try_sample(self, sample: Sample) -> Any:
         """Returns what GET shows of the sample: nothing if it did not work."""
         timeout_s = sample.timeout_s or self._spec.start_timeout_s
-        answer, exchange = self._rehearse(sample.body, sample.content_type, timeout_s)
-        if (
-            isinstance(exchange.failure, OutOfTime) and sample.gate
-        ):  # the first run of all may be slower than any after it
-            answer, exchange = self._rehearse(sample.body, sample.content_type, timeout_s)
+        answer = self._rehearsal.ask(sample.body, sample.content_type, timeout_s)
+        if isinstance(answer.call.failure, OutOfTime) and sample.gate:
+            # the first run of all may be slower than any after it
+            answer = self._rehearsal.ask(sample.body, sample.content_type, timeout_s)
         if not answer.ok:
-            problem = self._refusal(answer, exchange, gate=sample.gate)
+            problem = self._refusal(answer, gate=sample.gate)
             if sample.gate:
                 raise SampleRefused(problem)
             self.warnings.append(problem)
-            self._service.unproven = f"{problem.message}; {_NO_SAMPLE}"
+            self._unproven = f"{problem.message}; {_NO_SAMPLE}"
             return None
-        self._service.unproven = ""
-        mismatch = self._service.never_tracked(exchange)
+        self._unproven = ""
+        mismatch = self._never_tracked(answer.call)
         if mismatch is not None:
             problem = Problem(
                 reference="tracker-never-matches",
@@ -188,27 +165,22 @@ class WarmUp:
     def _prove(self, feeds: Feeds) -> Any:
         """A made-up input as JSON, if that really is answered."""
         for value in forms(self._backend.signature, feeds):
-            try:
-                body = encode(value)
-            except CortexError:
-                continue
-            if len(body) > MAX_SHOWN_SAMPLE_BYTES:
-                continue
-            answer, _ = self._rehearse(body, "application/json", self._spec.start_timeout_s)
-            if answer.ok:
-                self._service.unproven = ""
-                return orjson.loads(body)
+            answered, shown = self._rehearsal.ask_value(value, MAX_SHOWN_SAMPLE_BYTES, self._spec.start_timeout_s)
+            if answered:
+                self._unproven = ""
+                return shown
         return None
 
-    def _rehearse(self, body: bytes, content_type: str, timeout_s: float) -> tuple[Answer, Exchange]:
-        return rehearse(
-            self._service,
-            self._predictor,
-            self._loop,
-            body=body,
-            content_type=content_type,
-            timeout_s=timeout_s,
-        )
+    def _never_tracked(self, call: Call) -> Mismatch | None:
+        """Why the tracker counts neither what a call was answered nor anything like it; None if it may."""
+        if self._tracker is None or call.failure is not None:
+            return None
+        try:
+            if call.rows is None:
+                return self._tracker.never_counts(call.result)
+            return self._tracker.never_counts_prediction(call.result, call.rows)
+        except Exception:  # a result's own classes may do anything when looked at
+            return None
 
     def _measure(self, feeds: Feeds) -> None:
         """Time the model, so that the first real request already runs in the right place."""
@@ -224,9 +196,9 @@ class WarmUp:
                 break
         self._inference.seed(min(durations_s))
 
-    def _refusal(self, answer: Answer, exchange: Exchange, *, gate: bool) -> Problem:
-        said, advice = _said(answer.body)
-        failure = exchange.failure
+    def _refusal(self, answer: Rehearsed, *, gate: bool) -> Problem:
+        advice = answer.hint
+        failure = answer.call.failure
         cause: BaseException | None = None
         if isinstance(failure, HookFailed | ModelFailed):
             cause = failure.cause
@@ -239,7 +211,7 @@ class WarmUp:
             advice = advice_for(cause) or advice
         return Problem(
             reference=SampleRefused.reference,
-            message=f"the sample was answered with {answer.status}{said}",
+            message=f"the sample was answered with {answer.said}",
             where=user_location(cause, project_dir) if is_users and cause is not None else "",
             traceback=format_user_traceback(cause, project_dir) if is_users and cause is not None else "",
             hint=advice or (f"{_GATE}: {mend}" if gate else ""),
@@ -256,22 +228,6 @@ class WarmUp:
         if sample is not None:
             description["sample"] = sample
         return description
-
-
-def _said(body: bytes) -> tuple[str, str]:
-    """What an answer that is an error says, in words, to stand behind its status; and the advice that it has."""
-    try:
-        facts = orjson.loads(body)
-    except orjson.JSONDecodeError:  # a handler's own text
-        facts = {"message": body.decode("utf-8", "replace").strip()}
-    if not isinstance(facts, dict):
-        return "", ""
-    code = str(facts["error"]) if "error" in facts and "message" in facts else ""
-    text = str(facts.get("message") or facts.get("error") or "")
-    text = text if len(text) <= _SHOWN_ANSWER_CHARS else text[:_SHOWN_ANSWER_CHARS] + "…"
-    advice = facts.get("hint")
-    said = f" ({code}): {text}" if code else f": {text}"
-    return said if text else "", advice if isinstance(advice, str) else ""
 
 
 _GATE = "a new version must answer its sample with 2xx before it replaces anything"

@@ -16,7 +16,7 @@ from typing import Any
 from cortex.errors import Problem
 from cortex.processes import start_ticks
 from cortex.replica.prediction.batching import MAX_BATCH_ROWS
-from cortex.replica.transport.http import Exchange
+from cortex.replica.prediction.calls import Call
 from cortex.wire import inhand
 from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement
 from cortex.wire.inhand import InHand
@@ -82,8 +82,8 @@ class Condition:
         self.facts: dict[str, Any] = {}
         """What was found out while starting."""
         self.in_hand = InHand(f"{spec.stats_path}{inhand.SUFFIX}" if spec.stats_path else "")
-        self.in_flight: dict[Exchange, None] = {}
-        """Oldest first. An exchange leaves when its code has ended, which may be after it was answered."""
+        self.in_flight: dict[Call, None] = {}
+        """Oldest first. A call leaves when its code has ended, which may be after it was answered."""
         self.heartbeat_s = perf_counter()
         """When the event loop last came round."""
         self.ending = False
@@ -153,14 +153,14 @@ class Condition:
 
     def has_in_hand(self, request: str) -> bool:
         """Whether a request of this id is being worked on."""
-        return any(exchange.id == request for exchange in self._requests())
+        return any(call.id == request for call in self._requests())
 
     def until_stuck_s(self) -> float:
         """Seconds until the event loop counts as stuck, unless it answers before; 0 or less: it is, infinity: never."""
         due_s = [e.started_s + e.timeout_s for e in self._requests() if not e.answered]
         return min(due_s, default=math.inf) + STUCK_AFTER_S - perf_counter()
 
-    def _requests(self) -> list[Exchange]:
+    def _requests(self) -> list[Call]:
         for _ in range(10):
             try:
                 return list(self.in_flight)  # atomic in CPython but for a resize at the wrong moment
@@ -170,11 +170,11 @@ class Condition:
 
     def _look_at_requests(self, now_s: float) -> tuple[float, bool, int]:
         """Age of the oldest request, whether any has outlived its timeout, and how many there are."""
-        exchanges = self._requests()
+        calls = self._requests()
         oldest_s = 0.0
         overdue = False
-        for exchange in exchanges:
-            age_s = now_s - exchange.started_s
+        for call in calls:
+            age_s = now_s - call.started_s
             oldest_s = max(oldest_s, age_s)
-            overdue = overdue or age_s > exchange.timeout_s + OVERDUE_GRACE_S
-        return oldest_s, overdue, len(exchanges)
+            overdue = overdue or age_s > call.timeout_s + OVERDUE_GRACE_S
+        return oldest_s, overdue, len(calls)

@@ -1,1 +1,1 @@
-"""Bytes to samples and results to bytes: what stands at the edges of a prediction."""
+"""Bytes to samples and results to bytes: protocols stand at the edges of a prediction, and nothing in between knows one."""

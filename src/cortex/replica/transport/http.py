@@ -15,13 +15,14 @@ import re
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, cast
 
 import httptools
 
+from cortex.replica.prediction.calls import Call, Origin
 from cortex.replica.protocols.codec import BodyTooLarge
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -40,49 +41,38 @@ SLOWEST_BYTES_PER_S = 1024
 """this on the whole: it holds a connection that others wait for. The ingress waits for small bodies itself."""
 HUGE_BODY_BYTES = 8 * 2**20
 """What bodies from here on took is given back to the system; see `Service.huge`."""
-LARGE_BODY_BYTES = 32 * 1024
+LARGE_REQUEST_BYTES = 256 * 1024
+"""A request with such a body is large (`Call.is_large`)."""
+LARGE_ANSWER_BYTES = 32 * 1024
 """From here on copying a response's body next to its head costs more than a second write."""
 
 JSON = b"application/json"
 _SANE_ID = re.compile(rb"[!-~]+")
 
 
-class Exchange:
-    """One request and the answer to it."""
+class Message(NamedTuple):
+    """What is answered."""
+
+    status: int
+    content_type: bytes
+    body: bytes
+    headers: bytes = b""
+    """Further header lines, rendered."""
+
+
+class Exchange(Call):
+    """A request that came over HTTP, and where its answer goes."""
 
     # Defaults live on the class: a request then pays only for what it sets.
     method = b""
     target = b""
     body = b""
-    id = ""
     id_bytes = b""
-    timeout_s = 0.0
     max_body_bytes = 0
     close = False
     """The connection ends after this answer."""
     refusal: Exception | None = None
     """Why the request is answered without being looked at further."""
-    failure: BaseException | None = None
-    """What was answered with an error."""
-    reply: Any = None
-    """What a rehearsal was answered."""
-    warmup = False
-    answered = False
-    started_s = 0.0
-    """`perf_counter` when the whole request was there; 0 before."""
-    place = 0
-    """Among the requests in hand (`wire.inhand`)."""
-    timer: asyncio.TimerHandle | None = None
-    cancel: Callable[[], None] | None = None
-    """Gives up work that has not begun, or waits for the model; None while that is not so."""
-    stop: Callable[[], None] | None = None
-    """Ends the work wherever it is; None if its code cannot be ended."""
-    view: Any = None
-    """What handlers see of the request; made on demand."""
-    trace: Any = None
-    """Takes notes when the caller asked for `debug`."""
-    span: Any = None
-    """Of the trace, when there is one (`replica.tracing`)."""
 
     headers: Mapping[bytes, bytes] = MappingProxyType({})
     """By lower-case name; repeated ones joined with a comma."""
@@ -97,10 +87,26 @@ class Exchange:
         content_type = headers.get(b"content-type")
         self.content_type = None if content_type is None else content_type.decode("latin-1")
 
+    def take_body(self, body: bytes) -> None:
+        self.body = body
+        self.is_large = len(body) >= LARGE_REQUEST_BYTES
+
+    @property
+    def path(self) -> bytes:
+        return self.target.partition(b"?")[0]
+
     @property
     def query(self) -> bytes:
         """The raw query string, without the question mark."""
         return self.target.partition(b"?")[2].partition(b"#")[0]
+
+    def headers_text(self) -> dict[str, str]:
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers.items()}
+
+    def origin(self) -> Origin:
+        path = self.path.decode("latin-1")
+        attributes = {"http.request.method": "POST", "url.path": path, "url.scheme": "http"}
+        return Origin(attributes, self.headers_text())
 
 
 class Sink(Protocol):
@@ -268,6 +274,7 @@ class Shapes:
             or not _PLAIN.isdisjoint(headers)
             or headers.get(b"x-request-id") != exchange.id_bytes
             or len(data) != end + 4 + int(length)
+            or exchange.is_large
         ):
             return
         value_end = data.find(b"\r\n", start + 2, end + 2)
@@ -331,6 +338,19 @@ class MalformedRequest(Exception):
 
 class RequestStalled(Exception):
     """The request arrives too slowly, or not at all any more."""
+
+
+class MethodNotAllowed(Exception):
+    """
+    A method that means nothing where it was sent.
+
+    Args:
+        allowed: those that do, as they stand in `allow`.
+    """
+
+    def __init__(self, message: str, allowed: bytes) -> None:
+        self.allowed = allowed
+        super().__init__(message)
 
 
 class HeadTooLarge(Exception):
@@ -590,7 +610,7 @@ class Connection(asyncio.Protocol):
             return
         body = self._body
         if body:
-            exchange.body = body[0] if len(body) == 1 else b"".join(body)
+            exchange.take_body(body[0] if len(body) == 1 else b"".join(body))
             body.clear()
         if exchange.refusal is not None and exchange.answered:
             return
@@ -629,7 +649,7 @@ class Connection(asyncio.Protocol):
             head = heads.rendered.get((status, content_type)) or heads.get(status, content_type)
             if exchange.method == b"HEAD":
                 data = b"%b%d\r\nx-request-id: %b\r\n%b\r\n" % (head, len(body), exchange.id_bytes, extra)
-            elif len(body) < LARGE_BODY_BYTES:
+            elif len(body) < LARGE_ANSWER_BYTES:
                 data = b"%b%d\r\nx-request-id: %b\r\n%b\r\n%b" % (
                     head,
                     len(body),

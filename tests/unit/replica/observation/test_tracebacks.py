@@ -8,7 +8,7 @@ import pytest
 from cortex.replica.handler.hooks import Hook, HookFailed
 from cortex.replica.observation import tracebacks
 from cortex.replica.observation.tracebacks import format_user_traceback, one_line, user_location
-from cortex.replica.transport.http import Exchange
+from cortex.replica.prediction.calls import Call
 
 
 def failure(source: str, path: Path) -> BaseException:
@@ -17,7 +17,7 @@ def failure(source: str, path: Path) -> BaseException:
     namespace: dict[str, Any] = {}
     exec(compile(source, str(path), "exec"), namespace)
     with pytest.raises(HookFailed) as caught:
-        Hook("pre_inference", namespace["pre_inference"]).call(1, 2, Exchange(None))  # type: ignore[arg-type]
+        Hook("pre_inference", namespace["pre_inference"]).call(1, 2, Call())
     assert caught.value.cause is not None
     return caught.value.cause
 

@@ -53,6 +53,10 @@ def model() -> Model:
     return Model()
 
 
+class Explained(Exception):
+    """What a failure means."""
+
+
 class Room:
     """What there is around an inference."""
 
@@ -65,6 +69,7 @@ class Room:
     def inference(self, run: Any, signature: Signature = SIGNATURE) -> Inference:
         return Inference(
             run,
+            explain=lambda feeds, error: Explained(f"{len(feeds['x'])} row: {error}"),
             signature=signature,
             batching=self.batching,
             loop=self.loop,
@@ -111,10 +116,20 @@ class Answers:
         return self.by_name
 
 
-def test_run_is_at_once_and_raises_what_the_model_raises(inference: Inference) -> None:
-    assert inference.run(row(2))[0] == 4
-    with pytest.raises(ValueError, match="negative"):
-        inference.run(row(-1))
+def test_run_is_at_once_and_says_what_a_failure_means(inference: Inference) -> None:
+    outputs = inference.run(row(2), False)
+    assert outputs is not None
+    assert outputs[0] == 4
+    with pytest.raises(Explained, match="1 row: negative") as caught:
+        inference.run(row(-1), False)
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_what_is_large_never_runs_at_once(inference: Inference, model: Model) -> None:
+    assert inference.run(row(2), True) is None
+    inference.seed(2 * INLINE_BELOW_S)
+    assert inference.run(row(2), False) is None
+    assert model.rows == []
 
 
 def together(inference: Inference, model: Model, loop: asyncio.AbstractEventLoop, *values: float) -> dict[Any, Any]:
@@ -210,7 +225,7 @@ def test_failures_and_departures_reach_only_their_owner(
     gone.cancel()
     model.gate.set()
     found = answers.wait()
-    assert isinstance(found.pop("poison"), ValueError)
+    assert repr(found.pop("poison")) == "Explained('1 row: negative')"
     assert found == {"first": 2, "second": 4, "fourth": 8}
 
 
@@ -353,17 +368,23 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> TimedModel:
     return made
 
 
-def test_a_slow_model_leaves_the_loop_and_a_fast_one_comes_back(room: Room, timed: TimedModel) -> None:
+def test_a_slow_model_leaves_the_loop_and_a_fast_one_comes_back(
+    room: Room, timed: TimedModel, loop: asyncio.AbstractEventLoop
+) -> None:
     inference = room.inference(timed.run)
     inference.seed(0.0)
     assert inference.inline
     timed.run_s = 2 * INLINE_BELOW_S
     for _ in range(50):
-        inference.run(row(1))
+        inference.run(row(1), False)
     assert not inference.inline
     timed.run_s = 0.0
-    for _ in range(200):
-        inference.run(row(1))
+    for number in range(200):
+        if inference.inline:
+            break
+        answers = Answers(loop, 1)
+        inference.submit(row(1), answers.taker(number))
+        answers.wait()
     assert inference.inline
 
 
@@ -371,7 +392,7 @@ def test_one_run_that_lost_the_processor_moves_nothing(room: Room, timed: TimedM
     inference = room.inference(timed.run)
     inference.seed(0.0)
     timed.run_s = 50 * INLINE_BELOW_S
-    inference.run(row(1))
+    inference.run(row(1), False)
     assert inference.inline
 
 
@@ -382,7 +403,7 @@ def test_a_slow_first_measurement_counts_at_once(inference: Inference) -> None:
 
 def test_watching_sees_every_run(inference: Inference) -> None:
     with inference.watched() as seen:
-        inference.run(row(1))
-        inference.run(row(2))
-    inference.run(row(3))
+        inference.run(row(1), False)
+        inference.run(row(2), False)
+    inference.run(row(3), False)
     assert [float(feeds["x"][0, 0]) for feeds in seen] == [1, 2]

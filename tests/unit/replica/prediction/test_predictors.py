@@ -21,10 +21,13 @@ from cortex.replica.observation.logs import REQUEST_ID
 from cortex.replica.observation.stats import Counters
 from cortex.replica.observation.tracker import Tracker
 from cortex.replica.prediction.inference import INLINE_BELOW_S, Inference
-from cortex.replica.prediction.predictors import Steps, build_predictor, hide_loop
+from cortex.replica.prediction.pipeline import Pipeline
+from cortex.replica.prediction.predictors import build_predictor, hide_loop
+from cortex.replica.prediction.warmup import Introduction
 from cortex.replica.process.condition import BatchingCondition, Condition
+from cortex.replica.protocols.cortex import CortexProtocol
 from cortex.replica.transport.http import Exchange
-from cortex.replica.transport.server import MAX_IN_FLIGHT, Service
+from cortex.replica.transport.service import MAX_IN_FLIGHT, Service
 from cortex.wire.batching import BatchingOrder
 from cortex.wire.build import TrackerConfig
 from cortex.wire.launch import ReplicaSpec
@@ -127,22 +130,6 @@ class Replica:
             warn=lambda text: None,
             monotonic_s=time.monotonic,
         )
-        self.service = Service(
-            condition=self.condition,
-            counters=self.counters,
-            tracker=self.tracker,
-            log=self.log,  # type: ignore[arg-type]
-            loop=loop,
-            project_dir=None,
-        )
-        self.inference = Inference(
-            self.backend.run,
-            signature=self.backend.signature,
-            batching=BatchingCondition(BatchingOrder(batches=True)),
-            loop=loop,
-            say=lambda level, text: None,
-            announce=lambda: None,
-        )
         self.hides_loop = False
 
     def use(
@@ -151,8 +138,29 @@ class Replica:
         handler = Handler(
             pre=Hook("pre_inference", pre) if pre else None, post=Hook("post_inference", post) if post else None
         )
+        pipeline = Pipeline(self.backend, handler, tracks=True)
+        self.protocol = CortexProtocol(has_pre_inference=pre is not None)
+        self.service = Service(
+            protocol=self.protocol,
+            below={},
+            condition=self.condition,
+            counters=self.counters,
+            tracker=self.tracker,
+            log=self.log,  # type: ignore[arg-type]
+            loop=self.loop,
+            project_dir=None,
+        )
+        self.inference = Inference(
+            self.backend.run,
+            explain=pipeline.failed,
+            signature=self.backend.signature,
+            batching=BatchingCondition(BatchingOrder(batches=True)),
+            loop=self.loop,
+            say=lambda level, text: None,
+            announce=lambda: None,
+        )
         predictor = build_predictor(
-            Steps(self.backend, handler, tracks=True),
+            pipeline,
             self.inference,
             is_async=handler.is_async,
             concurrency=concurrency,
@@ -169,7 +177,7 @@ class Replica:
         answer = Answer()
         exchange = Exchange(answer)
         exchange.method = b"POST"
-        exchange.body = value if isinstance(value, bytes) else orjson.dumps(value)
+        exchange.take_body(value if isinstance(value, bytes) else orjson.dumps(value))
         exchange.id, exchange.id_bytes = "r-1", b"r-1"
         exchange.timeout_s, exchange.max_body_bytes = timeout_s, 1000
         exchange.take_headers(fields.pop("headers", {}))
@@ -800,7 +808,7 @@ def test_debug_logs_every_step_with_the_request(replica: Replica) -> None:
 
 def test_the_signature_is_told_and_not_counted(replica: Replica) -> None:
     replica.use()
-    replica.service.description = {"api": "t/a", "sample": [1, 2]}
+    replica.protocol.introduction = Introduction({"api": "t/a", "sample": [1, 2]})
     answer = replica.ask(method=b"GET", target=b"/t/a?x", headers={b"host": b"localhost:8880"})
     assert answer.json["api"] == "t/a"
     assert answer.json["call"] == "curl http://localhost:8880/t/a -H 'content-type: application/json' -d '[1,2]'"

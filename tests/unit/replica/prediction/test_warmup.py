@@ -21,11 +21,14 @@ from cortex.replica.handler.hooks import Handler, Hook
 from cortex.replica.observation.stats import Counters
 from cortex.replica.observation.tracker import Tracker
 from cortex.replica.prediction.inference import INLINE_BELOW_S, Inference
-from cortex.replica.prediction.predictors import Steps, build_predictor
-from cortex.replica.prediction.warmup import SampleRefused, WarmUp
+from cortex.replica.prediction.pipeline import Pipeline
+from cortex.replica.prediction.predictors import build_predictor
+from cortex.replica.prediction.warmup import Introduction, SampleRefused, WarmUp
 from cortex.replica.process.condition import Condition
+from cortex.replica.protocols.cortex import CortexProtocol
 from cortex.replica.transport.http import Exchange
-from cortex.replica.transport.server import Service
+from cortex.replica.transport.rehearsal import Rehearsal
+from cortex.replica.transport.service import Service
 from cortex.wire.batching import BatchingOrder
 from cortex.wire.build import Sample, TrackerConfig
 from cortex.wire.launch import ReplicaSpec
@@ -72,8 +75,8 @@ class Streams:
         pass
 
 
-class Rehearsal:
-    """Everything that a warm-up needs, around one backend."""
+class Replica:
+    """A replica that warms up, around one backend."""
 
     def __init__(self, tracker: TrackerConfig | None = None, **fields: Any) -> None:
         self.backend = Backend()
@@ -90,68 +93,76 @@ class Rehearsal:
             model_path="/m",
             **fields,
         )
+        self.tracker = (
+            None
+            if tracker is None
+            else Tracker(tracker, output_names=["y"], warn=lambda text: None, monotonic_s=lambda: 0.0)
+        )
+        self.introduction = Introduction()
+
+    def run(self, pre: Any = None, post: Any = None) -> WarmUp:
+        handler = Handler(
+            pre=Hook("pre_inference", pre) if pre else None, post=Hook("post_inference", post) if post else None
+        )
         condition = Condition(self.spec)
+        pipeline = Pipeline(self.backend, handler, tracks=self.tracker is not None)
         self.inference = Inference(
             self.backend.run,
+            explain=pipeline.failed,
             signature=self.backend.signature,
             batching=condition.batching,
             loop=self.loop,
             say=lambda level, text: None,
             announce=lambda: None,
         )
-        self.service = Service(
+        self.protocol = CortexProtocol(has_pre_inference=pre is not None)
+        service = Service(
+            protocol=self.protocol,
+            below={},
             condition=condition,
             counters=self.counters,
-            tracker=None
-            if tracker is None
-            else Tracker(tracker, output_names=["y"], warn=lambda text: None, monotonic_s=lambda: 0.0),
+            tracker=self.tracker,
             log=Log(),  # type: ignore[arg-type]
             loop=self.loop,
             project_dir=None,
         )
-
-    def run(self, pre: Any = None, post: Any = None) -> WarmUp:
-        handler = Handler(
-            pre=Hook("pre_inference", pre) if pre else None, post=Hook("post_inference", post) if post else None
-        )
         predictor = build_predictor(
-            Steps(self.backend, handler, tracks=False),
+            pipeline,
             self.inference,
             is_async=handler.is_async,
             concurrency=None,
-            desk=self.service,
+            desk=service,
             loop=self.loop,
             streams=Streams(),  # type: ignore[arg-type]
         )
-        self.service.predictor = predictor
+        service.predictor = predictor
         warm_up = WarmUp(
             self.spec,
             backend=self.backend,
-            handler=handler,
+            has_hooks=pipeline.has_hooks,
             inference=self.inference,
-            service=self.service,
-            predictor=predictor,
-            loop=self.loop,
+            tracker=self.tracker,
+            rehearsal=Rehearsal(service, predictor, self.loop),
         )
-        warm_up.run()
+        self.introduction = self.protocol.introduction = warm_up.run()
         assert sum(self.counters.by_class) == 0
         return warm_up
 
 
 @pytest.fixture
-def rehearse() -> Iterator[Callable[..., Rehearsal]]:
-    made: list[Rehearsal] = []
+def make() -> Iterator[Callable[..., Replica]]:
+    made: list[Replica] = []
 
-    def rehearse(**fields: Any) -> Rehearsal:
-        made.append(Rehearsal(**fields))
+    def build(**fields: Any) -> Replica:
+        made.append(Replica(**fields))
         return made[-1]
 
-    yield rehearse
+    yield build
     for each in made:
         each.loop.close()
 
 
-Make = Callable[..., Rehearsal]
+Make = Callable[..., Replica]
 
 
 def pre(sample: Any, metadata: Any) -> Any:
@@ -162,34 +173,34 @@ async def async_pre(sample: Any, metadata: Any) -> Any:
     return sample["x"]
 
 
-def test_without_a_sample_one_is_made_up_proven_and_shown(rehearse: Make) -> None:
-    rehearsal = rehearse()
-    assert rehearsal.run().warnings == []
-    sample = rehearsal.service.description["sample"]
+def test_without_a_sample_one_is_made_up_proven_and_shown(make: Make) -> None:
+    replica = make()
+    assert replica.run().warnings == []
+    sample = replica.introduction.description["sample"]
     assert np.shape(sample) == (1, 2)
-    described = orjson.loads(orjson.dumps(rehearsal.service.description))
+    described = orjson.loads(orjson.dumps(replica.introduction.description))
     assert described["inputs"] == [{"name": "x", "dtype": "float32", "shape": [None, 2]}]
 
 
-def test_what_was_not_proven_with_the_handler_is_not_shown(rehearse: Make) -> None:
-    rehearsal = rehearse()
-    assert rehearsal.run(pre).warnings == []
-    assert "sample" not in rehearsal.service.description
+def test_what_was_not_proven_with_the_handler_is_not_shown(make: Make) -> None:
+    replica = make()
+    assert replica.run(pre).warnings == []
+    assert "sample" not in replica.introduction.description
 
 
-def test_a_model_that_refuses_everything_made_up_only_warns(rehearse: Make) -> None:
-    rehearsal = rehearse()
-    rehearsal.backend.limit = -1
-    (warning,) = rehearsal.run().warnings
+def test_a_model_that_refuses_everything_made_up_only_warns(make: Make) -> None:
+    replica = make()
+    replica.backend.limit = -1
+    (warning,) = replica.run().warnings
     assert warning.reference == "not-warmed-up"
     assert "sample:" in warning.hint
 
 
 @pytest.mark.parametrize("hook", [pre, async_pre])
-def test_a_sample_goes_through_handler_and_model(rehearse: Make, hook: Any) -> None:
-    rehearsal = rehearse(sample=Sample(body=b'{"x": [3, 4]}', gate=True))
-    assert rehearsal.run(hook).warnings == []
-    assert rehearsal.service.description["sample"] == {"x": [3, 4]}
+def test_a_sample_goes_through_handler_and_model(make: Make, hook: Any) -> None:
+    replica = make(sample=Sample(body=b'{"x": [3, 4]}', gate=True))
+    assert replica.run(hook).warnings == []
+    assert replica.introduction.description["sample"] == {"x": [3, 4]}
 
 
 @pytest.mark.parametrize(
@@ -201,18 +212,16 @@ def test_a_sample_goes_through_handler_and_model(rehearse: Make, hook: Any) -> N
     ],
 )
 @pytest.mark.parametrize("gate", [True, False])
-def test_a_sample_that_is_not_answered_shuts_the_gate_or_warns(
-    rehearse: Make, hook: Any, status: int, gate: bool
-) -> None:
-    rehearsal = rehearse(sample=Sample(body=b"[1, 2]", gate=gate))
-    rehearsal.backend.limit = 5
+def test_a_sample_that_is_not_answered_shuts_the_gate_or_warns(make: Make, hook: Any, status: int, gate: bool) -> None:
+    replica = make(sample=Sample(body=b"[1, 2]", gate=gate))
+    replica.backend.limit = 5
     if gate:
         with pytest.raises(SampleRefused) as caught:
-            rehearsal.run(hook)
+            replica.run(hook)
         problem = caught.value.problem()
     else:
-        (problem,) = rehearsal.run(hook).warnings
-        assert "sample" not in rehearsal.service.description
+        (problem,) = replica.run(hook).warnings
+        assert "sample" not in replica.introduction.description
     assert problem.reference == "sample-failed"
     assert f"answered with {status}" in problem.message
     assert ("ZeroDivisionError" in problem.traceback) is ("ZeroDivisionError" in problem.message)
@@ -221,7 +230,7 @@ def test_a_sample_that_is_not_answered_shuts_the_gate_or_warns(
 @pytest.mark.parametrize("slow_times", [1, 2])
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_sample_has_the_apis_timeout_and_a_second_try_as_the_first_run_is_the_slowest(
-    rehearse: Make, is_async: bool, slow_times: int
+    make: Make, is_async: bool, slow_times: int
 ) -> None:
     calls: list[int] = []
 
@@ -237,53 +246,53 @@ def test_a_sample_has_the_apis_timeout_and_a_second_try_as_the_first_run_is_the_
             await asyncio.sleep(1000)
         return sample
 
-    rehearsal = rehearse(sample=Sample(body=b"[1, 2]", gate=True, timeout_s=0.01))
+    replica = make(sample=Sample(body=b"[1, 2]", gate=True, timeout_s=0.01))
     hook = async_slow_at_first if is_async else slow_at_first
     if slow_times == 1:
         # What is quick enough may still take longer than that here: only that it was tried again is certain.
         with contextlib.suppress(SampleRefused):
-            rehearsal.run(hook)
+            replica.run(hook)
     else:
         with pytest.raises(SampleRefused, match=r"504.*no answer within 0\.01 s, which is") as found:
-            rehearsal.run(hook)
+            replica.run(hook)
         assert "raise `timeout:`" in found.value.problem().hint
     assert len(calls) == 2
 
 
-def test_a_sample_that_guards_nothing_is_tried_once_and_only_warned_of(rehearse: Make) -> None:
+def test_a_sample_that_guards_nothing_is_tried_once_and_only_warned_of(make: Make) -> None:
     calls: list[int] = []
 
     async def too_slow(sample: Any, metadata: Any) -> Any:
         calls.append(1)
         await asyncio.sleep(1000)
 
-    rehearsal = rehearse(sample=Sample(body=b"[1, 2]", timeout_s=0.01))
-    assert [warning.reference for warning in rehearsal.run(too_slow).warnings] == ["sample-failed"]
+    replica = make(sample=Sample(body=b"[1, 2]", timeout_s=0.01))
+    assert [warning.reference for warning in replica.run(too_slow).warnings] == ["sample-failed"]
     assert len(calls) == 1
 
 
-def test_a_handler_that_refuses_its_own_sample_shuts_the_gate(rehearse: Make) -> None:
+def test_a_handler_that_refuses_its_own_sample_shuts_the_gate(make: Make) -> None:
     def refuse(*_: Any) -> Any:
         raise RequestError(400, "never good enough")
 
     with pytest.raises(SampleRefused, match="answered with 400"):
-        rehearse(sample=Sample(body=b"1", gate=True)).run(refuse)
+        make(sample=Sample(body=b"1", gate=True)).run(refuse)
 
 
-def test_a_gate_says_what_failed_and_the_line_to_write(rehearse: Make) -> None:
-    rehearsal = rehearse(sample=Sample(body=b"[1, 2]", gate=True))
+def test_a_gate_says_what_failed_and_the_line_to_write(make: Make) -> None:
+    replica = make(sample=Sample(body=b"[1, 2]", gate=True))
     with pytest.raises(SampleRefused) as caught:
-        rehearsal.run(post=lambda prediction, metadata: prediction[0].index(2))
+        replica.run(post=lambda prediction, metadata: prediction[0].index(2))
     problem = caught.value.problem()
     assert problem.message == (
         "the sample was answered with 500 (handler-failed): post_inference raised AttributeError: "
         "'numpy.ndarray' object has no attribute 'index'"
     )
     assert problem.hint == "outputs are numpy arrays: write `.tolist()` before `.index`"
-    rehearsal = rehearse(sample=Sample(body=b"[1, 2]", gate=True))
-    rehearsal.backend.limit = 2.0
+    replica = make(sample=Sample(body=b"[1, 2]", gate=True))
+    replica.backend.limit = 2.0
     with pytest.raises(SampleRefused, match=r"with 500 \(model-failed\): .*too large"):
-        rehearsal.run()
+        replica.run()
 
 
 @pytest.mark.parametrize("gate", [True, False])
@@ -296,54 +305,54 @@ def test_a_gate_says_what_failed_and_the_line_to_write(rehearse: Make) -> None:
     ],
 )
 def test_a_tracker_that_cannot_count_what_the_sample_is_answered_shuts_the_gate_or_warns(
-    rehearse: Make, tracker: TrackerConfig, result: Any, message: str, hint: str, gate: bool
+    make: Make, tracker: TrackerConfig, result: Any, message: str, hint: str, gate: bool
 ) -> None:
-    rehearsal = rehearse(tracker=tracker, sample=Sample(body=b"[1, 2]", gate=gate))
+    replica = make(tracker=tracker, sample=Sample(body=b"[1, 2]", gate=gate))
     if gate:
         with pytest.raises(SampleRefused) as caught:
-            rehearsal.run(post=lambda prediction, metadata: result)
+            replica.run(post=lambda prediction, metadata: result)
         problem = caught.value.problem()
     else:
-        (problem,) = rehearsal.run(post=lambda prediction, metadata: result).warnings
-        assert rehearsal.service.description["sample"] == [1, 2], "it was answered all the same"
+        (problem,) = replica.run(post=lambda prediction, metadata: result).warnings
+        assert replica.introduction.description["sample"] == [1, 2], "it was answered all the same"
     assert problem.reference == "tracker-never-matches"
     assert message in problem.message
     assert hint in problem.hint
 
 
-def test_a_tracker_without_a_handler_is_tried_on_what_the_model_answers(rehearse: Make) -> None:
+def test_a_tracker_without_a_handler_is_tried_on_what_the_model_answers(make: Make) -> None:
     never = TrackerConfig(model_type="classification")
     with pytest.raises(SampleRefused, match="expected text or an integer, found an array of shape"):
-        rehearse(tracker=never, sample=Sample(body=b"[1, 2]", gate=True)).run()
+        make(tracker=never, sample=Sample(body=b"[1, 2]", gate=True)).run()
     counted = TrackerConfig(model_type="regression")
-    rehearse(tracker=counted, sample=Sample(body=b"[1, 2]", gate=True)).run(post=lambda p, m: p[0].sum())
+    make(tracker=counted, sample=Sample(body=b"[1, 2]", gate=True)).run(post=lambda p, m: p[0].sum())
 
 
-def test_what_was_not_answered_is_not_called_working(rehearse: Make) -> None:
+def test_what_was_not_answered_is_not_called_working(make: Make) -> None:
     for sample, post, told in (
         (b"[1, 2, 3]", None, "the sample was answered with 422 (input-mismatch): "),
         (b"[1, 2]", lambda prediction, metadata: {}["a"], "the sample was answered with 500 (handler-failed): "),
         (None, lambda prediction, metadata: prediction, "no request is known that this api answers"),
     ):
-        rehearsal = rehearse(sample=None if sample is None else Sample(body=sample, gate=False))
-        rehearsal.run(post=post)
-        assert rehearsal.service.unproven.startswith(told)
+        replica = make(sample=None if sample is None else Sample(body=sample, gate=False))
+        replica.run(post=post)
+        assert replica.introduction.unproven.startswith(told)
     for fields in ({"sample": Sample(body=b"[1, 2]", gate=False)}, {}):
-        rehearsal = rehearse(**fields)
-        rehearsal.run()
-        assert rehearsal.service.unproven == ""
+        replica = make(**fields)
+        replica.run()
+        assert replica.introduction.unproven == ""
 
 
-def test_any_2xx_will_do(rehearse: Make) -> None:
+def test_any_2xx_will_do(make: Make) -> None:
     sample = Sample(body=b"[1, 2]", gate=True)
-    warm_up = rehearse(sample=sample).run(post=lambda prediction, metadata: Response(b"", status=204))
+    warm_up = make(sample=sample).run(post=lambda prediction, metadata: Response(b"", status=204))
     assert warm_up.warnings == []
 
 
-def test_a_sample_that_is_no_json_opens_the_gate_and_is_not_shown(rehearse: Make) -> None:
-    rehearsal = rehearse(sample=Sample(body=b"\xff\xd8", content_type="image/jpeg", gate=True))
-    assert rehearsal.run(lambda sample, metadata: [len(sample), 0]).warnings == []
-    assert "sample" not in rehearsal.service.description
+def test_a_sample_that_is_no_json_opens_the_gate_and_is_not_shown(make: Make) -> None:
+    replica = make(sample=Sample(body=b"\xff\xd8", content_type="image/jpeg", gate=True))
+    assert replica.run(lambda sample, metadata: [len(sample), 0]).warnings == []
+    assert "sample" not in replica.introduction.description
 
 
 @pytest.mark.parametrize(
@@ -354,36 +363,34 @@ def test_a_sample_that_is_no_json_opens_the_gate_and_is_not_shown(rehearse: Make
         ("application/json", "curl http://here/t/a -H 'content-type: application/json' -d '[1,2]'"),
     ],
 )
-def test_get_says_how_to_send_a_sample_of_its_kind(rehearse: Make, content_type: str, call: str) -> None:
-    rehearsal = rehearse(sample=Sample(body=b"[1,2]", content_type=content_type, gate=True))
-    rehearsal.run(lambda sample, metadata: [1, 2])
+def test_get_says_how_to_send_a_sample_of_its_kind(make: Make, content_type: str, call: str) -> None:
+    replica = make(sample=Sample(body=b"[1,2]", content_type=content_type, gate=True))
+    replica.run(lambda sample, metadata: [1, 2])
     exchange = Exchange(None)
     exchange.headers, exchange.target = {b"host": b"here"}, b"/t/a?debug=1"
-    assert rehearsal.service.call_line(exchange) == call
+    assert replica.protocol.call_line(exchange) == call
 
 
-def test_a_made_up_input_is_named_where_the_model_has_optional_ones_too(rehearse: Make) -> None:
-    rehearsal = rehearse()
+def test_a_made_up_input_is_named_where_the_model_has_optional_ones_too(make: Make) -> None:
+    replica = make()
     optional = TensorSpec("y", "float32", (None, 2), optional=True)
-    rehearsal.backend.signature = msgspec.structs.replace(
-        Backend.signature, inputs=(*Backend.signature.inputs, optional)
-    )
-    assert rehearsal.run().warnings == []
-    assert rehearsal.service.description["sample"] == {"x": [[0.85, 0.63]]}
+    replica.backend.signature = msgspec.structs.replace(Backend.signature, inputs=(*Backend.signature.inputs, optional))
+    assert replica.run().warnings == []
+    assert replica.introduction.description["sample"] == {"x": [[0.85, 0.63]]}
 
 
 @pytest.mark.parametrize(("run_s", "inline"), [(0.0, True), (3 * INLINE_BELOW_S, False)])
 def test_the_model_is_timed_before_the_first_request(
-    rehearse: Make, monkeypatch: pytest.MonkeyPatch, run_s: float, inline: bool
+    make: Make, monkeypatch: pytest.MonkeyPatch, run_s: float, inline: bool
 ) -> None:
-    rehearsal = rehearse()
-    rehearsal.backend.run_s = run_s
-    monkeypatch.setattr("cortex.replica.prediction.warmup.perf_counter", lambda: rehearsal.backend.now_s)
-    rehearsal.run()
-    assert rehearsal.inference.inline is inline
+    replica = make()
+    replica.backend.run_s = run_s
+    monkeypatch.setattr("cortex.replica.prediction.warmup.perf_counter", lambda: replica.backend.now_s)
+    replica.run()
+    assert replica.inference.inline is inline
 
 
-def test_no_replica_tries_rows_together(rehearse: Make) -> None:
-    rehearsal = rehearse(batches=BatchingOrder(batches=True))
-    rehearsal.run()
-    assert set(rehearsal.backend.rows) == {1}
+def test_no_replica_tries_rows_together(make: Make) -> None:
+    replica = make(batches=BatchingOrder(batches=True))
+    replica.run()
+    assert set(replica.backend.rows) == {1}

@@ -10,8 +10,8 @@ import pytest
 from cortex.errors import Problem
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
 from cortex.replica.prediction.batching import MAX_BATCH_ROWS
+from cortex.replica.prediction.calls import Call
 from cortex.replica.process.condition import OVERDUE_GRACE_S, STUCK_AFTER_S, Condition
-from cortex.replica.transport.http import Exchange
 from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.reports import Phase
@@ -37,8 +37,8 @@ def condition(monkeypatch: pytest.MonkeyPatch) -> Condition:
     )
 
 
-def exchange(age_s: float, timeout_s: float = 60.0) -> Any:
-    made = Exchange(None)  # type: ignore[arg-type]
+def call(age_s: float, timeout_s: float = 60.0) -> Any:
+    made = Call()
     made.started_s = NOW_S - age_s
     made.timeout_s = timeout_s
     return made
@@ -69,27 +69,27 @@ def test_each_change_is_announced(condition: Condition) -> None:
 
 def test_the_oldest_request_is_told(condition: Condition) -> None:
     assert condition.status().oldest_request_age_s == 0.0
-    condition.in_flight |= dict.fromkeys((exchange(5), exchange(1)))
+    condition.in_flight |= dict.fromkeys((call(5), call(1)))
     status = condition.status()
     assert (status.in_flight, status.oldest_request_age_s, status.overdue) == (2, 5.0, False)
 
 
 def test_any_request_past_its_timeout_is_overdue_after_a_grace(condition: Condition) -> None:
-    condition.in_flight |= dict.fromkeys((exchange(100, 600), exchange(10, 10 - OVERDUE_GRACE_S / 2)))
+    condition.in_flight |= dict.fromkeys((call(100, 600), call(10, 10 - OVERDUE_GRACE_S / 2)))
     assert not condition.status().overdue
-    condition.in_flight[exchange(10, 10 - OVERDUE_GRACE_S * 2)] = None
+    condition.in_flight[call(10, 10 - OVERDUE_GRACE_S * 2)] = None
     assert condition.status().overdue
 
 
 def test_the_loop_is_stuck_once_a_request_is_over_its_time_and_was_not_even_told_so(condition: Condition) -> None:
     condition.enter(Phase.READY)
     assert condition.until_stuck_s() == math.inf
-    told = exchange(10, 5)
+    told = call(10, 5)
     told.answered = True
-    condition.in_flight |= dict.fromkeys((told, exchange(10, 10), exchange(1)))
+    condition.in_flight |= dict.fromkeys((told, call(10, 10), call(1)))
     assert not condition.status().stuck
     assert condition.until_stuck_s() == STUCK_AFTER_S
-    late = exchange(10, 10 - 2 * STUCK_AFTER_S)
+    late = call(10, 10 - 2 * STUCK_AFTER_S)
     condition.in_flight[late] = None
     assert condition.status().stuck
     del condition.in_flight[late]

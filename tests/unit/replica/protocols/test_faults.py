@@ -1,4 +1,4 @@
-"""The table of statuses, and how the server stops. What it answers is tested in test_prediction.py."""
+"""The table of statuses."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import pytest
 
 from cortex.errors import RequestError
 from cortex.replica.handler.hooks import HookFailed
-from cortex.replica.prediction.predictors import ModelFailed
+from cortex.replica.prediction.calls import OutOfTime, Overloaded, Stopping
+from cortex.replica.prediction.pipeline import ModelFailed
 from cortex.replica.protocols.codec import BadJson, BodyTooLarge, UnsupportedContentType, UnsupportedEncoding
+from cortex.replica.protocols.faults import STATUS, describe
 from cortex.replica.protocols.results import Unserialisable
 from cortex.replica.tensors.mismatch import InputMismatch
-from cortex.replica.transport.http import HeadTooLarge, MalformedRequest
-from cortex.replica.transport.server import STATUS, MethodNotAllowed, OutOfTime, Overloaded, Stopping, describe
+from cortex.replica.transport.http import HeadTooLarge, MalformedRequest, MethodNotAllowed, RequestStalled
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,8 @@ from cortex.replica.transport.server import STATUS, MethodNotAllowed, OutOfTime,
         (RequestError(418, "teapot"), 418, "request-error"),
         (MalformedRequest("x"), 400, "malformed-request"),
         (HeadTooLarge("x"), 431, "head-too-large"),
-        (MethodNotAllowed("x"), 405, "method-not-allowed"),
+        (RequestStalled("x"), 408, "request-timeout"),
+        (MethodNotAllowed("x", b"GET"), 405, "method-not-allowed"),
         (OutOfTime("x"), 504, "timeout"),
         (Overloaded("x"), 503, "overloaded"),
         (Stopping(), 503, "stopping"),
@@ -41,17 +43,23 @@ from cortex.replica.transport.server import STATUS, MethodNotAllowed, OutOfTime,
 )
 def test_every_error_has_its_status_and_code(error: BaseException, status: int, code: str) -> None:
     found = describe(error)
-    assert found[:2] == (status, code)
-    assert found[2], "and says something"
+    assert (found.status, found.code) == (status, code)
+    assert found.message, "and says something"
+
+
+def test_what_belongs_to_a_status_stands_in_the_headers() -> None:
+    assert describe(MethodNotAllowed("x", b"GET, HEAD")).headers == b"allow: GET, HEAD\r\n"
+    assert describe(Overloaded("x")).headers == describe(Stopping()).headers == b"retry-after: 1\r\n"
+    assert describe(ValueError()).headers == b""
 
 
 def test_our_own_mistakes_tell_the_caller_nothing() -> None:
-    assert "our own mistake" not in describe(ValueError("our own mistake"))[2]
+    assert "our own mistake" not in describe(ValueError("our own mistake")).message
 
 
 def test_facts_are_those_of_the_error() -> None:
-    assert describe(BodyTooLarge(5))[3]["limit"] == 5
-    assert describe(RequestError(404, "x", known=[1]))[3] == {"known": [1]}
+    assert describe(BodyTooLarge(5)).facts["limit"] == 5
+    assert describe(RequestError(404, "x", known=[1])).facts == {"known": [1]}
 
 
 def test_the_table_ends_with_what_catches_everything() -> None:
