@@ -39,10 +39,16 @@ class CortexError(Exception):
 
     reference: ClassVar[str] = "error"
     hint: str = ""
+    problems: tuple[Problem, ...] = ()
+    """What was found together, if it stands for several."""
 
     def problem(self) -> Problem:
         """This error as it is shown to a user."""
         return Problem(reference=self.reference, message=str(self), hint=self.hint)
+
+    def all_problems(self) -> tuple[Problem, ...]:
+        """All that it stands for; at least one."""
+        return self.problems or (self.problem(),)
 
 
 class Problems(CortexError):

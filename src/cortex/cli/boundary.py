@@ -13,7 +13,7 @@ import click
 
 from cortex.cli import text
 from cortex.cli.command import Interrupted
-from cortex.cli.problems import problems_of, show_problems
+from cortex.cli.problems import show_problems
 from cortex.cli.terminal import Terminal
 from cortex.errors import CortexError, Problem
 from cortex.settings import HomeLayout, UnusableHome, WrongSetting, load_settings
@@ -76,7 +76,7 @@ def _of_home(error: OSError, terminal: Terminal, argv: Sequence[str]) -> Unusabl
 
 def _tell(error: BaseException, terminal: Terminal, argv: Sequence[str]) -> None:
     if isinstance(error, CortexError):
-        show_problems(terminal, problems_of(error))
+        show_problems(terminal, error.all_problems())
     elif isinstance(error, click.ClickException):
         show_problems(terminal, [_usage_problem(error)])
     elif isinstance(error, Interrupted | KeyboardInterrupt):

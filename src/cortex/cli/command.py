@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cortex.cli.problems import problems_of, show_problems
+from cortex.cli.problems import show_problems
 from cortex.cli.terminal import Terminal
 from cortex.errors import CortexError
 from cortex.settings import LOCAL, SETTINGS, Settings, without_effect
@@ -114,7 +114,7 @@ class Command(click.Command):
             return self.function(*arguments, **values)
         except CortexError as error:
             if values.get("output") == "json" and not edge.terminal.has_results:
-                print_json_line(edge.terminal, {"problems": problems_of(error)})
+                print_json_line(edge.terminal, {"problems": error.all_problems()})
             raise
 
     def get_help_option(self, ctx: click.Context) -> click.Option:

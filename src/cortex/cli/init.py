@@ -18,7 +18,7 @@ from cortex.cli.boundary import DONE
 from cortex.cli.command import Command, on_interrupt
 from cortex.cli.live import display
 from cortex.cli.parameters import flag
-from cortex.cli.problems import problems_of, show_problems
+from cortex.cli.problems import show_problems
 from cortex.cli.starter import HANDLER_FILE, IGNORE_FILE, SAMPLE_FILE, YAML_FILE, Starter, described, ignore_text
 from cortex.cli.terminal import Terminal, harmless
 from cortex.client.errors import FolderGone
@@ -144,7 +144,7 @@ def init(
                     scratch=Path(scratch),
                 )
             except CortexError as error:
-                raise Problems(map(_by_flags, problems_of(error))) from error
+                raise Problems(map(_by_flags, error.all_problems())) from error
     files = looked.starter.files()
     _check(terminal, place, files)
     unshippable = _why_unshippable(place, looked.model_files)
@@ -474,7 +474,7 @@ def _why_unshippable(place: Path, model_files: tuple[Path, ...]) -> tuple[Proble
     try:
         collect_project(place, leave_out=[place / YAML_FILE, *model_files])
     except CortexError as error:
-        return problems_of(error)
+        return error.all_problems()
     return ()
 
 

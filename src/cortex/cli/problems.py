@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cortex.cli import text
 from cortex.cli.terminal import Paint, Terminal, harmless
-from cortex.errors import CortexError, Problem
+from cortex.errors import Problem
 
 
 def show_problems(terminal: Terminal, problems: Sequence[Problem], *, level: str = "error") -> None:
@@ -35,12 +35,6 @@ def rendered(problem: Problem, paint: Paint, *, level: str = "error", width: int
     if width is not None:
         lines = [part for line in lines for part in _broken(line, width)]
     return "\n".join([*painted, *(_painted_hint(line, paint) for line in lines)])
-
-
-def problems_of(error: CortexError) -> tuple[Problem, ...]:
-    """All problems that an error stands for."""
-    several = getattr(error, "problems", ())
-    return tuple(several) or (error.problem(),)
 
 
 def _broken(line: str, width: int) -> list[str]:

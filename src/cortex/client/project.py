@@ -515,7 +515,7 @@ class _Gathering:
         try:
             project = collect_project(self._folder, leave_out=leave_out, cache=self._cache)
         except CortexError as error:
-            self.problems += getattr(error, "problems", ()) or [error.problem()]
+            self.problems += error.all_problems()
             return ()
         self.warnings += project.warnings
         self.sources.update({file.sha256: self._folder / file.path for file in project.files})

@@ -14,13 +14,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from typing import TypeVar
 
 import msgspec
 
 from cortex import processes
 from cortex.clock import Clock, until_beat_s
 from cortex.controlplane.world import StaleEpoch
-from cortex.errors import CortexError, GiveUp, RetryLater
+from cortex.errors import GiveUp, RetryLater
 from cortex.ids import NodeId
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout, Settings, environment_of
@@ -44,6 +45,7 @@ from cortex.wire.agent import (
     ResolvedPackages,
     ResolvePackages,
     StopAgent,
+    Stopping,
     SweepEnvironments,
     SweptEnvironments,
 )
@@ -56,6 +58,8 @@ from cortex.wire.packages import PackageLock
 from cortex.wire.reports import AgentReport
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=AgentReply)
 
 OBSERVE_TIMEOUT_S = 4.0
 """A long poll this long keeps usage figures fresh without costing anything."""
@@ -89,6 +93,10 @@ class AgentUnreachable(RetryLater):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the agent of this node does not answer: {reason}", after_s=0.2)
+
+
+class AgentRefused(AgentUnreachable):
+    """The node's agent answers, and does not do what it was asked."""
 
 
 class CalledOff(Exception):
@@ -144,13 +152,7 @@ class LocalAgent:
     def order(self, node: NodeId, orders: Orders) -> None:
         """Give orders. Raises AgentUnreachable, or StaleEpoch when someone newer is in charge."""
         for message in _messages(orders):
-            reply = self._orders_line.ask(message, timeout_s=30.0)
-            if isinstance(reply, Refused):
-                if reply.stale_epoch:
-                    raise StaleEpoch(reply.reason)
-                raise AgentUnreachable(reply.reason)
-            if isinstance(reply, Observed):
-                self._take(reply.report)
+            self._take(self._orders_line.ask(message, Observed, timeout_s=30.0).report)
 
     # ---- questions ----------------------------------------------------------------------------------------------
 
@@ -177,12 +179,9 @@ class LocalAgent:
             CalledOff: `left` was set.
         """
         request = InspectBuild(build=build, timeout_s=timeout_s, rows=rows, keep=keep)
-        reply = self._asked_patiently(
-            lambda line: line.converse(request, lambda _: None, silence_s=timeout_s + 30.0, left=left)
-        )
-        if isinstance(reply, InspectedBuild):
-            return reply.report
-        raise AgentUnreachable(getattr(reply, "reason", "an unexpected answer"))
+        return self._asked_patiently(
+            lambda line: line.converse(request, InspectedBuild, silence_s=timeout_s + 30.0, left=left)
+        ).report
 
     def resolve_packages(self, request: ResolvePackages, tell: Callable[[str], None]) -> PackageLock:
         """
@@ -195,10 +194,9 @@ class LocalAgent:
             GiveUp: they cannot be found; says why.
             AgentUnreachable
         """
-        reply = self._asked_patiently(lambda line: line.converse(request, tell, silence_s=PACKAGES_SILENCE_S))
-        if isinstance(reply, ResolvedPackages):
-            return reply.lock
-        raise _packages_refused(reply)
+        return self._asked_patiently(
+            lambda line: line.converse(request, ResolvedPackages, tell=tell, silence_s=PACKAGES_SILENCE_S)
+        ).lock
 
     def prepare_environment(self, request: PrepareEnvironment, tell: Callable[[str], None]) -> None:
         """
@@ -208,20 +206,17 @@ class LocalAgent:
             GiveUp: it cannot be built; says why.
             AgentUnreachable
         """
-        reply = self._asked_patiently(lambda line: line.converse(request, tell, silence_s=PACKAGES_SILENCE_S))
-        if not isinstance(reply, PreparedEnvironment):
-            raise _packages_refused(reply)
+        self._asked_patiently(
+            lambda line: line.converse(request, PreparedEnvironment, tell=tell, silence_s=PACKAGES_SILENCE_S)
+        )
 
     def sweep_environments(self, in_use: Collection[str]) -> tuple[str, ...]:
         """Have environments removed that are neither among these nor used there. Raises AgentUnreachable."""
         with contextlib.closing(_Line(self._layout)) as line:
             request = SweepEnvironments(in_use=tuple(sorted(in_use)))
-            reply = line.ask(request, timeout_s=PACKAGES_SILENCE_S)
-        if isinstance(reply, SweptEnvironments):
-            return reply.removed
-        raise AgentUnreachable(getattr(reply, "reason", "an unexpected answer"))
+            return line.ask(request, SweptEnvironments, timeout_s=PACKAGES_SILENCE_S).removed
 
-    def _asked_patiently(self, ask: Callable[[_Line], AgentReply]) -> AgentReply:
+    def _asked_patiently(self, ask: Callable[[_Line], R]) -> R:
         """
         The answer to what may take long, and may be asked again: an agent that starts, or starts again, is waited for.
 
@@ -234,6 +229,8 @@ class LocalAgent:
             try:
                 with contextlib.closing(_Line(self._layout)) as line:
                     return ask(line)
+            except AgentRefused:
+                raise
             except AgentUnreachable:
                 now_s = self._clock.monotonic_s()
                 if now_s - asked_s > FAULT_PAUSE_S:  # it was there, and died over this or of something else
@@ -245,10 +242,7 @@ class LocalAgent:
     def read_logs(self, request: ReadLogs) -> LogLines:
         """Raises AgentUnreachable."""
         with contextlib.closing(_Line(self._layout)) as line:
-            reply = line.ask(request, timeout_s=request.wait_s + 30.0)
-        if isinstance(reply, LogLines):
-            return reply
-        raise AgentUnreachable(getattr(reply, "reason", "an unexpected answer"))
+            return line.ask(request, LogLines, timeout_s=request.wait_s + 30.0)
 
     def count_now(self) -> None:
         """
@@ -257,12 +251,9 @@ class LocalAgent:
         """
         try:
             with contextlib.closing(_Line(self._layout)) as line:
-                reply = line.ask(CountNow(), timeout_s=COUNT_PATIENCE_S)
+                self._take(line.ask(CountNow(), Observed, timeout_s=COUNT_PATIENCE_S).report)
         except AgentUnreachable as error:
             log.info("counts may be a second old: %s", error)
-            return
-        if isinstance(reply, Observed):
-            self._take(reply.report)
 
     def stop_agent(self, drain_timeout_s: float) -> None:
         """Have everything on the node drained and ended, the agent itself last. Returns when it is gone."""
@@ -287,8 +278,8 @@ class LocalAgent:
             identity = self._identity()
             alive = identity is not None and processes.is_alive(identity)
             try:
-                with contextlib.closing(_Line(self._layout)) as line:
-                    line.ask(StopAgent(drain_timeout_s=drain_timeout_s), timeout_s=10.0)
+                with contextlib.closing(_Line(self._layout)) as line, contextlib.suppress(AgentRefused):
+                    line.ask(StopAgent(drain_timeout_s=drain_timeout_s), Stopping, timeout_s=10.0)
                 return self._identity() or identity
             except AgentUnreachable as error:
                 starting = self._process is not None and self._process.poll() is None
@@ -313,12 +304,12 @@ class LocalAgent:
                 timeout_s=until_beat_s(self._clock.monotonic_s(), OBSERVE_TIMEOUT_S),
             )
             try:
-                reply = line.ask(observe, timeout_s=ANSWER_DUE_S + 2 * HANGS_AFTER_S, look=self._looks())
+                timeout_s = ANSWER_DUE_S + 2 * HANGS_AFTER_S
+                self._take(line.ask(observe, Observed, timeout_s=timeout_s, look=self._looks()).report)
                 silent_since_s = None
-                if isinstance(reply, Observed):
-                    self._take(reply.report)
-                else:
-                    self._stopping.wait(0.5)
+            except AgentRefused:
+                silent_since_s = None
+                self._stopping.wait(0.5)
             except AgentUnreachable:
                 now_s = self._clock.monotonic_s()
                 silent_since_s = now_s if silent_since_s is None else silent_since_s
@@ -417,38 +408,67 @@ class _Line:
         self._sock: socket.socket | None = None
         self._lock = threading.Lock()
 
-    def ask(self, request: AgentRequest, *, timeout_s: float, look: Callable[[], None] | None = None) -> AgentReply:
+    def ask(
+        self, request: AgentRequest, kind: type[R], *, timeout_s: float, look: Callable[[], None] | None = None
+    ) -> R:
         """
         Ask and wait for the answer.
 
         Args:
+            kind: what answers this request, unless it is refused.
             look: called every `AGENT_LOOK_S` until it is there.
 
         Raises:
             AgentUnreachable: nobody knows what became of the request.
+            AgentRefused, StaleEpoch, GiveUp: it was not carried out.
         """
-        return self.converse(request, lambda _: None, silence_s=timeout_s, look=look)
+        return self.converse(request, kind, silence_s=timeout_s, look=look)
 
     def converse(
         self,
         request: AgentRequest,
-        tell: Callable[[str], None],
+        kind: type[R],
         *,
         silence_s: float,
+        tell: Callable[[str], None] = lambda _: None,
         left: threading.Event | None = None,
         look: Callable[[], None] | None = None,
-    ) -> AgentReply:
+    ) -> R:
         """
-        Ask and wait for the last answer; `tell` gets what is said on the way to it.
+        Ask and wait for the last answer.
 
         Args:
+            kind: what answers this request, unless it is refused.
+            tell: gets what is said on the way to it.
             left: set when nobody waits for the answer any more; the agent is then told so.
             look: called every `AGENT_LOOK_S` meanwhile.
 
         Raises:
             AgentUnreachable: also when nothing is said for `silence_s`.
+            AgentRefused, StaleEpoch, GiveUp: it was not carried out.
             CalledOff: `left` was set.
         """
+        reply = self._last_reply(request, silence_s=silence_s, tell=tell, left=left, look=look)
+        if isinstance(reply, kind):
+            return reply
+        match reply:
+            case Refused(stale_epoch=True, reason=reason):
+                raise StaleEpoch(reason)
+            case Refused(reason=reason):
+                raise AgentRefused(reason)
+            case PackagesRefused(problem=problem):
+                raise GiveUp(problem)
+        raise AgentRefused("an unexpected answer")
+
+    def _last_reply(
+        self,
+        request: AgentRequest,
+        *,
+        silence_s: float,
+        tell: Callable[[str], None],
+        left: threading.Event | None,
+        look: Callable[[], None] | None,
+    ) -> AgentReply:
         with self._lock:
             try:
                 if self._sock is None:
@@ -509,12 +529,6 @@ def _look_until_word(sock: socket.socket, silence_s: float, look: Callable[[], N
         if time.monotonic() > deadline_s:
             return
         look()
-
-
-def _packages_refused(reply: AgentReply) -> CortexError:
-    if isinstance(reply, PackagesRefused):
-        return GiveUp(reply.problem)
-    return AgentUnreachable(getattr(reply, "reason", "an unexpected answer"))
 
 
 def _messages(orders: Orders) -> Iterator[GiveOrders]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cortex.cli.problems import problems_of, rendered
+from cortex.cli.problems import rendered
 from cortex.cli.terminal import Paint
-from cortex.errors import CortexError, Problem, Problems
+from cortex.errors import Problem
 
 LONG = Problem(reference="too-long", where="cortex.yaml:3:1", message="one two three", hint="four five six")
 
@@ -22,8 +22,3 @@ def test_sentences_are_broken_between_words_and_go_on_below_themselves() -> None
         "  hint: four",
         "        five six",
     ]
-
-
-def test_an_error_stands_for_all_the_problems_that_it_carries() -> None:
-    assert problems_of(Problems([LONG, LONG])) == (LONG, LONG)
-    assert [problem.message for problem in problems_of(CortexError("no"))] == ["no"]

@@ -17,7 +17,7 @@ from cortex.controlplane.api.bodies import LargeBody, as_json, encode, read_body
 from cortex.controlplane.api.document import Documented
 from cortex.controlplane.api.operator import Operator
 from cortex.controlplane.api.refusals import OUR_FAULT, BadRequest, NotFound, checked_digest, checked_name
-from cortex.errors import CortexError, Problems
+from cortex.errors import CortexError
 from cortex.ids import DeploymentName, api_key
 from cortex.wire.operator import DeployEvent, DeploymentStatus, DeployRequest, DeployResult, Digests, Removed
 
@@ -93,10 +93,8 @@ async def _deploy_events(operator: Operator, name: str, request: DeployRequest) 
     def run() -> None:
         try:
             emit(operator.deploy(name, request, emit, left))
-        except Problems as error:
-            emit(DeployResult(problems=error.problems))
         except CortexError as error:
-            emit(DeployResult(problems=(error.problem(),)))
+            emit(DeployResult(problems=error.all_problems()))
         except Exception:
             log.exception("a deploy failed through a fault of ours")
             emit(DeployResult(problems=(OUR_FAULT,)))

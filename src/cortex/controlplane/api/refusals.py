@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from cortex.errors import CortexError, Problem, Problems
+from cortex.errors import CortexError, Problem
 from cortex.wire.operator import Failure
 
 log = logging.getLogger(__name__)
@@ -102,8 +102,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def our_error(_request: Request, error: CortexError) -> Response:
         problem = error.problem()
         status = STATUS_OF.get(problem.reference, 422)
-        problems = error.problems if isinstance(error, Problems) else (problem,)
-        return _failure(status, problem.reference, problem.message, problems)
+        return _failure(status, problem.reference, problem.message, error.all_problems())
 
     @app.exception_handler(Exception)
     async def our_fault(_request: Request, error: Exception) -> Response:
