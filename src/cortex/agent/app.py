@@ -32,11 +32,13 @@ from cortex.agent import logs, rotation, server
 from cortex.agent.environments import Environments
 from cortex.agent.installer import Installer, Tell
 from cortex.agent.kept import Kept
-from cortex.agent.launchers import Launcher, LauncherLost
+from cortex.agent.launchers import Launcher, LauncherLost, Launchers
 from cortex.agent.logs import LogReader
 from cortex.agent.provisions import Provisions
 from cortex.agent.refusals import RefusalLog
 from cortex.agent.replicas import Replicas
+from cortex.agent.safekeeping import Safekeeping
+from cortex.agent.specs import replica_spec
 from cortex.agent.strays import Strays
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock, SystemClock, until_beat_s
@@ -65,7 +67,7 @@ from cortex.wire.orders import (
     StartReplica,
 )
 from cortex.wire.packages import PackageLock
-from cortex.wire.reports import AgentReport, IngressRefusals, IngressReport, Phase
+from cortex.wire.reports import AgentReport, IngressRefusals, IngressReport
 from cortex.wire.secrecy import confidential, problem_without, to_mask
 
 log = logging.getLogger(__name__)
@@ -157,11 +159,20 @@ class Agent:
             cloud=SecretStore(layout.cloud_keys),
         )
         self._strays = Strays(self._is_own)
+        launchers = Launchers(
+            python=self._provisions.python,
+            settings=settings,
+            layout=layout,
+            clock=clock,
+            on_child_exited=lambda message: self.replicas.child_exited(message),
+        )
         self.replicas = Replicas(
             settings=settings,
             layout=layout,
             clock=clock,
             provisions=self._provisions,
+            launchers=launchers,
+            safekeeping=Safekeeping(layout),
             settle_routes=self._settle_routes,
             quiesced=self._quiesced,
             abandon=self._abandon,
@@ -270,7 +281,7 @@ class Agent:
         try:
             provided = await self._provisions.provide(build)
             spec = msgspec.structs.replace(
-                self.replicas.replica_spec(order, provided),
+                replica_spec(order, provided, settings=self._settings, layout=self._layout),
                 start_timeout_s=request.timeout_s,
                 log_path="",
                 stats_path="",
@@ -303,7 +314,7 @@ class Agent:
 
     def _devices_to_inspect_on(self, build: BuildSpec) -> tuple[DeviceId, ...]:
         """As many GPUs as its replicas get: those that no replica holds, others only when these are too few."""
-        held = {device for replica in self.replicas for device in replica.order.devices}
+        held = {device for life in self.replicas.lives.values() for device in life.order.devices}
         return tuple(sorted(self._node.devices, key=held.__contains__)[: build.resources.gpus])
 
     async def _inspected(
@@ -457,7 +468,7 @@ class Agent:
     async def _sync_ingress_once(self) -> None:
         """Bring the ingress to what routes and readiness say now."""
         routes = tuple(self._remembered.routes)
-        await self._ingress.apply(rotation.ingress_routes(routes, self.replicas.by_id(), self._layout))
+        await self._ingress.apply(rotation.ingress_routes(routes, self.replicas.lives, self._layout))
         if self._applied_routes != routes:
             self._applied_routes = routes
             self._serial += 1
@@ -557,7 +568,7 @@ class Agent:
         removed = await asyncio.to_thread(
             logs.clean_up,
             self._layout.replica_logs,
-            frozenset(self.replicas.by_id()),
+            frozenset(self.replicas.lives),
             keep_bytes=self._settings.log_bytes,
             keep_s=self._settings.log_age_s,
             now_wall_s=self._clock.wall_s(),
@@ -678,7 +689,7 @@ class Agent:
         return pid in self._own_pids() or str(self._layout.ingress) in command
 
     def _own_pids(self) -> set[int]:
-        known = {replica.identity.pid for replica in self.replicas if replica.identity is not None and not replica.exit}
+        known = self.replicas.pids()
         known |= {launcher.pid for launcher in self.replicas.launchers if launcher.pid is not None}
         known |= {self._control_plane.pid} if self._control_plane is not None else set()
         known |= self._ingress.pids()
@@ -710,16 +721,14 @@ class Agent:
         except (CortexError, OSError) as error:
             log.error("the ingress could not be stopped in order: %s", error)
         self._door_closed = True
-        for replica in self.replicas:
-            self.replicas.drain(replica.id, max(1.0, deadline_s - self._clock.monotonic_s()))
+        for replica in self.replicas.lives:
+            self.replicas.drain(replica, max(1.0, deadline_s - self._clock.monotonic_s()))
         deadline_s = max(deadline_s, self._clock.monotonic_s() + 1.0) + ENDING_S + 3.0
-        while any(r.phase is not Phase.EXITED for r in self.replicas) and self._clock.monotonic_s() < deadline_s:
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.2):
-                    await self._changed.wait()
-        for replica in self.replicas:
-            self.replicas.forget(replica.id)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s - self._clock.monotonic_s()):
+                await self.replicas.exited()
+        for replica in self.replicas.lives:
+            self.replicas.forget(replica)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5.0):
                 await self.replicas.closed()

@@ -1,15 +1,15 @@
-"""From routes as ordered and replicas as they are to what the ingress shall have. Pure."""
+"""From routes as ordered and lives as they are to what the ingress shall have. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
+from cortex.agent.life.state import Intent, Life
 from cortex.ids import ReplicaId, short, socket_stem
 from cortex.ingress.routes import IngressRoute, IngressServer, Readiness, servers_in_rotation
 from cortex.settings import HomeLayout
 from cortex.wire.build import BuildSpec
-from cortex.wire.orders import SetRoute, StartReplica
+from cortex.wire.orders import SetRoute
 from cortex.wire.reports import Phase
 
 LARGEST_BATCH = 32
@@ -21,46 +21,33 @@ MAX_QUEUED = 2048
 """A burst waits in the ingress, for a bounded time; see `ingress.configuration`. Beyond it: 503 with Retry-After."""
 
 
-class SeenReplica(Protocol):
-    """What rotation needs to know of a replica; `replicas.Replica` is one."""
-
-    order: StartReplica
-    phase: Phase
-    gone: bool
-    unready_since_s: float | None
-    hold_expired: bool
-    stopping: bool
-    leaving: bool
-    stuck: bool
-
-
 def ingress_routes(
-    routes: Iterable[SetRoute], replicas: Mapping[ReplicaId, SeenReplica], layout: HomeLayout
+    routes: Iterable[SetRoute], lives: Mapping[ReplicaId, Life], layout: HomeLayout
 ) -> tuple[IngressRoute, ...]:
     """
     What the ingress shall have.
 
     Targets that run on other nodes are unknown here and left out.
     """
-    return tuple(_ingress_route(route, replicas, layout) for route in routes)
+    return tuple(_ingress_route(route, lives, layout) for route in routes)
 
 
-def readiness(replica: SeenReplica, *, hold: bool) -> Readiness:
+def readiness(life: Life, *, hold: bool) -> Readiness:
     """
     Whether a replica may get requests.
 
     Args:
         hold: whether its route still expects a replacement for a dead one.
     """
-    if replica.stopping or replica.phase is Phase.DRAINING:
+    if life.intent >= Intent.DRAIN:
         return Readiness.DRAINING
-    if (replica.leaving or replica.stuck) and not replica.gone:
+    if life.runs and (life.intent > Intent.SERVE or life.is_stuck):
         # Somebody else told it to end: it takes requests until then, and its successor those that come after. Or it
-        # sits in a handler that is over its time: it goes on when that is through, or is replaced.
+        # sits in a handler that is over its time: it goes on when that is through, or is replaced. Or it is killed.
         return Readiness.HELD if hold else Readiness.UNREADY
-    if replica.phase is Phase.READY and not replica.gone:
+    if life.runs and life.phase is Phase.READY:
         return Readiness.READY
-    if hold and replica.unready_since_s is not None and not replica.hold_expired:
+    if hold and life.hold is not None and not life.hold.is_over:
         return Readiness.HELD
     return Readiness.UNREADY
 
@@ -71,18 +58,18 @@ def max_connections(build: BuildSpec) -> int:
     return max(concurrency, LARGEST_BATCH) + SPARE
 
 
-def _ingress_route(route: SetRoute, replicas: Mapping[ReplicaId, SeenReplica], layout: HomeLayout) -> IngressRoute:
-    here = [(target, replicas[target]) for target in route.targets if target in replicas]
+def _ingress_route(route: SetRoute, lives: Mapping[ReplicaId, Life], layout: HomeLayout) -> IngressRoute:
+    here = [(target, lives[target]) for target in route.targets if target in lives]
     servers = [
         IngressServer(
             name=socket_stem(target),
             socket=str(layout.slot_socket(socket_stem(target))),
-            max_connections=max_connections(replica.order.build),
+            max_connections=max_connections(life.order.build),
             max_queued=MAX_QUEUED,
         )
-        for target, replica in here
+        for target, life in here
     ]
-    states = {socket_stem(target): readiness(replica, hold=route.hold) for target, replica in here}
+    states = {socket_stem(target): readiness(life, hold=route.hold) for target, life in here}
     return IngressRoute(
         api=route.api,
         path=route.path,

@@ -1,16 +1,17 @@
 """Tests of `cortex.agent.rotation`."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from cortex.agent.life.state import Hold, Intent, Life, Process, Progress
 from cortex.agent.rotation import ASYNC_CONCURRENCY, LARGEST_BATCH, SPARE, ingress_routes, max_connections, readiness
 from cortex.ids import replica_id, short, socket_stem
 from cortex.ingress.routes import Readiness
 from cortex.settings import HomeLayout
 from cortex.testing.builders import a_build, a_route, a_wanted_api
+from cortex.wire.launch import ReplicaStatus
 from cortex.wire.orders import StartReplica
 from cortex.wire.reports import Phase
 
@@ -22,48 +23,49 @@ def an_order(ordinal: int = 0) -> StartReplica:
     return StartReplica(replica=replica_id(BUILD.api, BUILD.revision, ordinal), attempt=1, build=BUILD)
 
 
-@dataclass
-class Seen:
-    phase: Phase = Phase.READY
-    gone: bool = False
-    unready_since_s: float | None = None
-    hold_expired: bool = False
-    stopping: bool = False
-    leaving: bool = False
-    stuck: bool = False
-    order: StartReplica = field(default_factory=an_order)
+def a_life(ordinal: int = 0, **fields) -> Life:
+    defaults = {"process": Process.RUNNING, "phase": Phase.READY, "phase_since_s": 0.0, "started_wall_s": 0.0}
+    progress = Progress(since_s=0.0, since_wall_s=0.0)
+    return Life(**{"order": an_order(ordinal), "progress": progress, **defaults, **fields})
+
+
+def stuck() -> ReplicaStatus:
+    times = {"start_ticks": 1, "phase_wall_s": 0.0, "started_wall_s": 0.0}
+    return ReplicaStatus(replica=an_order().replica, attempt=1, pid=1, phase=Phase.READY, stuck=True, **times)
+
+
+GONE = {"process": Process.GONE, "hold": Hold(1.0)}
+LONG_GONE = {"process": Process.OVER, "phase": Phase.EXITED, "hold": Hold(1.0, is_over=True)}
 
 
 @pytest.mark.parametrize(
-    ("seen", "hold", "expected"),
+    ("life", "hold", "expected"),
     [
-        pytest.param(Seen(), True, Readiness.READY, id="ready"),
-        pytest.param(Seen(phase=Phase.WARMING), True, Readiness.UNREADY, id="never was ready"),
-        pytest.param(Seen(gone=True, unready_since_s=1.0), True, Readiness.HELD, id="died a moment ago"),
-        pytest.param(Seen(gone=True, unready_since_s=1.0), False, Readiness.UNREADY, id="died, nobody comes"),
-        pytest.param(
-            Seen(gone=True, unready_since_s=1.0, hold_expired=True), True, Readiness.UNREADY, id="died long ago"
-        ),
-        pytest.param(Seen(phase=Phase.LOADING, unready_since_s=1.0), True, Readiness.HELD, id="its successor loads"),
-        pytest.param(Seen(stopping=True), True, Readiness.DRAINING, id="about to be drained"),
-        pytest.param(Seen(phase=Phase.DRAINING), True, Readiness.DRAINING, id="drains"),
-        pytest.param(Seen(leaving=True), True, Readiness.HELD, id="told to end by somebody else"),
-        pytest.param(Seen(stuck=True), True, Readiness.HELD, id="sits in a handler for too long"),
-        pytest.param(Seen(leaving=True), False, Readiness.UNREADY, id="told to end, nobody comes"),
-        pytest.param(
-            Seen(leaving=True, gone=True, unready_since_s=1.0), True, Readiness.HELD, id="told to end, and has"
-        ),
+        pytest.param(a_life(), True, Readiness.READY, id="ready"),
+        pytest.param(a_life(phase=Phase.WARMING), True, Readiness.UNREADY, id="never was ready"),
+        pytest.param(a_life(**GONE), True, Readiness.HELD, id="died a moment ago"),
+        pytest.param(a_life(**GONE), False, Readiness.UNREADY, id="died, nobody comes"),
+        pytest.param(a_life(**LONG_GONE), True, Readiness.UNREADY, id="died long ago"),
+        pytest.param(a_life(phase=Phase.LOADING, hold=Hold(1.0)), True, Readiness.HELD, id="its successor loads"),
+        pytest.param(a_life(intent=Intent.DRAIN), True, Readiness.DRAINING, id="about to be drained"),
+        pytest.param(a_life(intent=Intent.DRAIN, phase=Phase.DRAINING), True, Readiness.DRAINING, id="drains"),
+        pytest.param(a_life(intent=Intent.LEAVE), True, Readiness.HELD, id="told to end by somebody else"),
+        pytest.param(a_life(intent=Intent.END), True, Readiness.HELD, id="killed"),
+        pytest.param(a_life(status=stuck()), True, Readiness.HELD, id="sits in a handler for too long"),
+        pytest.param(a_life(intent=Intent.LEAVE), False, Readiness.UNREADY, id="told to end, nobody comes"),
+        pytest.param(a_life(intent=Intent.LEAVE, **GONE), True, Readiness.HELD, id="told to end, and has"),
+        pytest.param(a_life(status=stuck(), **GONE), True, Readiness.HELD, id="sat in a handler, and has ended"),
     ],
 )
-def test_who_may_get_requests(seen, hold, expected):
-    assert readiness(seen, hold=hold) is expected
+def test_who_may_get_requests(life, hold, expected):
+    assert readiness(life, hold=hold) is expected
 
 
 def test_a_route_has_its_ready_replicas_by_the_paths_of_their_slots():
     wanted = a_wanted_api(BUILD)
-    ready, loading = Seen(), Seen(phase=Phase.LOADING, order=an_order(1))
-    replicas = {seen.order.replica: seen for seen in (ready, loading)}
-    (route,) = ingress_routes([a_route(wanted, *replicas)], replicas, LAYOUT)
+    ready, loading = a_life(), a_life(1, phase=Phase.LOADING)
+    lives = {life.id: life for life in (ready, loading)}
+    (route,) = ingress_routes([a_route(wanted, *lives)], lives, LAYOUT)
     stem = socket_stem(ready.order.replica)
     assert [(server.name, server.socket) for server in route.servers] == [(stem, str(LAYOUT.slot_socket(stem)))]
     assert (route.api, route.path, route.version) == (wanted.api, wanted.path, short(BUILD.version))

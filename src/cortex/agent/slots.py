@@ -1,0 +1,97 @@
+"""
+Slots: the listening socket of one replica id each.
+
+We bind it once and hand it to each attempt, so that requests wait in its backlog while an attempt is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from cortex.agent import recovery
+
+BACKLOG = 4096
+"""Requests that can wait in a slot; the kernel caps it at net.core.somaxconn."""
+
+
+CONTROL_BACKLOG = 16
+
+
+class Slot:
+    """A listening socket, and the path that leads to it until somebody removes the file or binds another one there."""
+
+    def __init__(self, path: Path, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.path = path
+        self.socket = sock
+        self._inode = path.stat().st_ino
+
+    def is_reachable(self) -> bool:
+        """Whether its path leads to it."""
+        try:
+            return self.path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+    def turn_away(self) -> None:
+        """Close every connection that waits in its backlog."""
+        turn_away(self.socket)
+
+    def close(self) -> None:
+        """For good; another slot on its path stays."""
+        if self.socket.fileno() < 0:
+            return
+        if self.is_reachable():
+            self.path.unlink(missing_ok=True)
+        self.socket.close()
+
+
+def bind(path: Path) -> Slot:
+    """A new slot. Raises OSError: it cannot be bound."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(str(path))
+        sock.listen(BACKLOG)
+        return Slot(path, sock)
+    except OSError:
+        sock.close()
+        raise
+
+
+@contextlib.contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """A control socket for a process that is about to be forked: we keep none. Raises OSError: it cannot be bound."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+        control.bind(str(path))
+        control.listen(CONTROL_BACKLOG)
+        yield control
+
+
+def found_again(path: Path, sock: socket.socket | None) -> Slot | None:
+    """A slot that a former agent has bound; None, and its connections closed, if nobody would ever reach it."""
+    if sock is None:
+        return None
+    if recovery.leads_somewhere(path):
+        with contextlib.suppress(OSError):
+            return Slot(path, sock)
+    sock.setblocking(False)
+    turn_away(sock)
+    sock.close()
+    return None
+
+
+def turn_away(listening: socket.socket) -> None:
+    try:
+        while True:
+            waiting, _ = listening.accept()
+            waiting.close()
+    except OSError:
+        return

@@ -1,0 +1,46 @@
+"""From a build to what a replica's process needs to know on this node."""
+
+from __future__ import annotations
+
+from cortex.agent.files import files_of
+from cortex.agent.provisions import Provided
+from cortex.settings import HomeLayout, Settings
+from cortex.wire.launch import ReplicaSpec
+from cortex.wire.orders import StartReplica
+
+
+def replica_spec(order: StartReplica, provided: Provided, *, settings: Settings, layout: HomeLayout) -> ReplicaSpec:
+    """A build with its digests resolved to paths of this node."""
+    build, files = order.build, files_of(layout, order)
+    return ReplicaSpec(
+        replica=order.replica,
+        attempt=order.attempt,
+        api=build.api,
+        version=build.version,
+        revision=build.revision,
+        home=str(settings.home),
+        model_format=build.model.format,
+        model_path=str(provided.model),
+        signature_key=build.model.signature_key,
+        project_dir=str(provided.project) if provided.project else None,
+        handler=build.handler,
+        tracker=build.tracker,
+        env=build.env,
+        batches=order.batches,
+        concurrency=build.concurrency,
+        resources=build.resources,
+        devices=order.devices,
+        threads=threads_for(build.resources.cpu_millis),
+        sample=build.sample,
+        log_path=str(files.log),
+        stats_path=str(files.stats),
+        scratch=str(files.scratch),
+        read_only=(str(layout.artifacts), str(layout.environments)),
+        view_bytes=settings.view_bytes,
+        start_timeout_s=settings.start_timeout_s,
+    )
+
+
+def threads_for(cpu_millis: int) -> int:
+    """Threads for numeric libraries: whole cores of the request, at least one."""
+    return max(1, cpu_millis // 1000)
