@@ -58,3 +58,6 @@ def test_everything_goes_on_after_an_update_and_can_be_deployed_further(home: Ho
         answer = connection.ask("POST", "/old/handled", b'{"row": [1, 2, 3, 4]}')
     assert answer.json == {**HANDLED, "by": 4}
     assert home.settled_replicas("old/plain", 2) == pids[1:]
+
+    home.cortex("delete", "old/handled", "--yes")
+    assert {outcome for _version, outcome in history(home, "old/handled")} == {"deleted", "failed", "replaced"}

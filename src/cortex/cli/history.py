@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from cortex.cli import text
 from cortex.cli.boundary import DONE
 from cortex.cli.command import Command, look, print_json
 from cortex.cli.parameters import api_argument, deployment_option, full_api, output_option
 from cortex.cli.terminal import Terminal, harmless
-from cortex.client.addressing import deployment_here, find_api
+from cortex.client.addressing import ApiNotFound, deployment_here, find_api
+from cortex.client.errors import OperatorFailed
+from cortex.client.operator import OperatorClient
 from cortex.settings import Settings
+from cortex.wire.operator import HistoryLine
 
 
 def history(terminal: Terminal, settings: Settings, *, api: str, deployment: str | None, output: str) -> int:
     operator = look(terminal, settings)
-    found = find_api(operator, full_api(api, deployment), deployment_here(terminal.cwd))
-    lines = operator.history(found.deployment, found.name)
+    lines = _lines(operator, full_api(api, deployment), deployment_here(terminal.cwd))
     if output == "json":
         print_json(terminal, lines)
         return DONE
@@ -34,6 +38,19 @@ def history(terminal: Terminal, settings: Settings, *, api: str, deployment: str
     for line in shown:
         terminal.out(line)
     return DONE
+
+
+def _lines(operator: OperatorClient, api: str, here: str | None) -> tuple[HistoryLine, ...]:
+    """Also of an api that was deleted, which goes by its full name alone."""
+    try:
+        found = find_api(operator, api, here)
+    except ApiNotFound:
+        deployment, is_full, name = api.partition("/")
+        with contextlib.suppress(OperatorFailed):
+            if is_full and (lines := operator.history(deployment, name)):
+                return lines
+        raise
+    return operator.history(found.deployment, found.name)
 
 
 def _one_line(words: str) -> str:

@@ -8,7 +8,7 @@ Anything wrong, and nothing is changed. What each api would be comes from `candi
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 from pydantic import ValidationError
@@ -144,18 +144,15 @@ class Deployer:
         with self._store.pin(*(tree for build in builds for tree in trees_of(build))):
             self._packages.prepare(builds, _telling(emit))
             inspected, warnings = self._inspections.of_deploy(candidates, known, emit, left, keep=not request.dry_run)
-            told = [
-                self._change(one, known.get(one.settings.api), upload)
-                for one, upload in zip(inspected, request.apis, strict=True)
-            ]
-            gone = [
-                changes.removed(known[key]) for key in sorted(known.keys() - {one.settings.api for one in inspected})
-            ]
             warnings += [*package_warnings, *not_in_effect(ProjectSpec(deployment=deployment, apis=tuple(specs)))]
-            result = DeployResult(changes=(*told, *gone), warnings=tuple(warnings), committed=not request.dry_run)
+            result = DeployResult(
+                changes=tuple(self._changes(inspected, known, request.apis)),
+                warnings=tuple(warnings),
+                committed=not request.dry_run,
+            )
             if not request.dry_run:
                 self._models.keep_cloud(request)
-                self._commit(deployment, request.source, known, list(zip(inspected, told, strict=True)), result)
+                self._commit(deployment, request.source, known, inspected, result)
             return result
 
     def _asked(
@@ -176,16 +173,26 @@ class Deployer:
             for key, spec, upload in keyed
         ]
 
+    def _changes(
+        self, inspected: Sequence[DeployedApi], known: Mapping[ApiKey, ApiRecord], uploads: Sequence[ApiUpload]
+    ) -> Iterator[ApiChange]:
+        """What becomes of each api: of those that stay in their sequence, then of those that go."""
+        for one, upload in zip(inspected, uploads, strict=True):
+            yield self._change(one, known.get(one.settings.api), upload)
+        for key in sorted(known.keys() - {one.settings.api for one in inspected}):
+            yield changes.removed(known[key])
+
     def _commit(
         self,
         deployment: DeploymentName,
         source: str,
         known: Mapping[ApiKey, ApiRecord],
-        told: Sequence[tuple[DeployedApi, ApiChange]],
+        inspected: Sequence[DeployedApi],
         result: DeployResult,
     ) -> None:
         wall_s = self._clock.wall_s()
         updated_wall_s = self._updated_wall_s(deployment, result, wall_s)
+        told = zip(inspected, result.changes, strict=False)  # those that go come last
         self._state.commit_deploy(
             DeployChange(
                 deployment=DeploymentRecord(name=deployment, source=source, updated_wall_s=updated_wall_s),

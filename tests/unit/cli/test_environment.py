@@ -239,6 +239,15 @@ def test_history(cortex: Any, running: Any, fakes: Any, golden: Any) -> None:
     }
 
 
+def test_the_history_of_a_deleted_api_is_shown_by_its_full_name(cortex: Any, running: Any, fakes: Any) -> None:
+    running.apis = [fakes.api()]
+    running.history = [
+        HistoryLine(version="3fa1c09d", deployed="2027-01-15T07:52:00Z", cause="first deploy", outcome="deleted")
+    ]
+    assert "deleted" in cortex("history", "iris/gone").out
+    assert cortex("history", "gone").code == 1
+
+
 # ---- schema, completion ---------------------------------------------------------------------------------------------
 
 
