@@ -217,6 +217,15 @@ class RecordStore:
         wanted = WantedApi(**shared, build=version.build, serving=serving, scale=self._content["scale"][row.api])
         return ApiRecord(wanted=wanted, version=version)
 
+    def _incomplete(self) -> str | None:
+        """Of which api a row is missing, if of any."""
+        for row in self._rows(None):
+            revisions = [row.wanted, *([row.serving] if row.serving is not None else [])]
+            known = all(_key(row.api, revision) in self._content["versions"] for revision in revisions)
+            if not known or row.api not in self._content["scale"]:
+                return row.api
+        return None
+
     def history(self, api: ApiKey) -> Sequence[VersionLine]:
         with self._lock:
             return tuple(reversed(self._content["history"].get(api, ())))

@@ -99,6 +99,8 @@ class SqliteStateStore(RecordStore):
                 self._check()
                 self._migrate()
                 super().__init__(self._read_all())
+                if (api := self._incomplete()) is not None:
+                    raise self._corrupt(f"of the api {api!r} a version or the scale is missing")
         except BaseException:
             self._connection.close()
             raise

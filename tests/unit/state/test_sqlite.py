@@ -175,6 +175,17 @@ def test_a_record_that_cannot_be_read_is_named(file: Path) -> None:
         SqliteStateStore(file)
 
 
+@pytest.mark.parametrize("kind", ["versions", "scale"])
+def test_an_api_without_its_version_or_scale_is_named(store: SqliteStateStore, file: Path, kind: str) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    store.close()
+    with sqlite3.connect(file) as connection:
+        connection.execute(f"DELETE FROM {kind}")
+    connection.close()
+    with pytest.raises(StateCorrupt, match="of the api 'iris/sklearn' a version or the scale is missing"):
+        SqliteStateStore(file)
+
+
 def test_a_newer_schema_is_refused_by_number(file: Path) -> None:
     SqliteStateStore(file).close()
     with sqlite3.connect(file) as connection:
