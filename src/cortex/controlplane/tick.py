@@ -37,13 +37,17 @@ def tick(world: World) -> Plan:
         _recover(world)
     observation = observe(world)
     seen = observation.seen
-    assessment = assess(observation.desired, seen, world.rules)
-    world.show(assessment)
     situation = (memory.desired_revision, memory.leases_revision, memory.reports_seen, seen.settled)
     left_s = memory.plan.wake_after_s
     if left_s is not None:
         left_s = max(0.0, left_s - (seen.now_s - memory.planned_s))
-    if not memory.plan.actions and memory.planned_for == situation and (left_s is None or left_s > 0):
+    is_planned = not memory.plan.actions and memory.planned_for == situation and (left_s is None or left_s > 0)
+    if is_planned and world.show is None:
+        return msgspec.structs.replace(memory.plan, wake_after_s=left_s)
+    assessment = assess(observation.desired, seen, world.rules)
+    if world.show is not None:
+        world.show(assessment)
+    if is_planned:
         return msgspec.structs.replace(memory.plan, wake_after_s=left_s)
     plan = world.planner(assessment)
     memory.plan, memory.planned_for, memory.planned_s = plan, situation, seen.now_s

@@ -21,10 +21,6 @@ from cortex.wire.reports import AgentReport
 Planner = Callable[[Assessment], Plan]
 
 
-def show_nobody(_assessment: Assessment) -> None:
-    """Where nobody looks on."""
-
-
 class StaleEpoch(CortexError):
     """An agent has taken orders from a control plane newer than us: we are not in charge any more."""
 
@@ -68,7 +64,7 @@ class World:
 
     Args:
         epoch: from `StateStore.take_epoch`; every order carries it.
-        show: told in each tick what is about to be acted on. What people see comes from nothing else.
+        show: told in each tick what is about to be acted on: what people see comes from nothing else.
     """
 
     state: StateStore
@@ -78,7 +74,7 @@ class World:
     epoch: int
     rules: Rules = field(default_factory=Rules)
     planner: Planner = plan
-    show: Callable[[Assessment], None] = show_nobody
+    show: Callable[[Assessment], None] | None = None
     memory: Memory = field(default_factory=lambda: Memory())
 
     def __post_init__(self) -> None:

@@ -106,11 +106,11 @@ def decide(
         draining = tuple(slot for slot in slots if slot.state is SlotState.DRAINING)
         leave = tuple(slot for slot in slots if slot.state is not SlotState.DRAINING)
         return Decision(goal=None, draining=draining, leave=leave)
-    case = _Case(wanted, goal, fallback, wait_left_s, fallback_fails)
-    groups = _grouped(case, slots)
-    staying = _who_stays(case, groups)
-    room = _room(case, staying, draining=len(groups.draining))
-    ousted = _ousted(case, staying, room, quiet=not staying.leave and not groups.draining)
+    rollout = Rollout(wanted, goal, fallback, wait_left_s, fallback_fails)
+    groups = _grouped(rollout, slots)
+    staying = who_stays(rollout, groups)
+    room = room_for(rollout, staying, draining=len(groups.draining))
+    ousted = _ousted(rollout, staying, room, quiet=not staying.leave and not groups.draining)
     stay = (*staying.news, *staying.olds, *staying.lost)
     used = {slot.replica for slot in slots}
     return Decision(
@@ -119,11 +119,11 @@ def decide(
         stay=tuple(slot for slot in stay if slot is not ousted),
         leave=tuple(staying.leave if ousted is None else [*staying.leave, ousted]),
         draining=tuple(groups.draining),
-        renew=tuple(_renewals(case, staying, room)),
-        add=tuple(_additions(case, staying, room, used)),
+        renew=tuple(_renewals(rollout, staying, room)),
+        add=tuple(_additions(rollout, staying, room, used)),
         floor=staying.floor,
         crowded=room.crowded,
-        notes=tuple(_notes(case, staying, room)),
+        notes=tuple(_notes(rollout, staying, room)),
     )
 
 
@@ -137,7 +137,7 @@ def goal_and_fallback(wanted: WantedApi) -> tuple[BuildSpec | None, BuildSpec | 
 
 
 @dataclass(frozen=True)
-class _Case:
+class Rollout:
     """What is decided on, and how slots are judged."""
 
     wanted: WantedApi
@@ -189,7 +189,7 @@ class _Case:
 
 
 @dataclass
-class _Groups:
+class Groups:
     """The slots of an api by what they are to a rollout; the best of each group first."""
 
     news: list[Slot] = field(default_factory=list)
@@ -199,9 +199,9 @@ class _Groups:
     useless: list[Slot] = field(default_factory=list)
 
 
-def _grouped(case: _Case, slots: Sequence[Slot]) -> _Groups:
-    groups = _Groups()
-    fallback = case.fallback
+def _grouped(rollout: Rollout, slots: Sequence[Slot]) -> Groups:
+    groups = Groups()
+    fallback = rollout.fallback
     for slot in slots:
         if slot.state is SlotState.DRAINING:
             groups.draining.append(slot)
@@ -209,7 +209,7 @@ def _grouped(case: _Case, slots: Sequence[Slot]) -> _Groups:
             groups.useless.append(slot)
         elif slot.lost:
             groups.lost.append(slot)
-        elif of_revision(slot, case.goal.revision) and not slot.stranger:
+        elif of_revision(slot, rollout.goal.revision) and not slot.stranger:
             groups.news.append(slot)
         elif fallback is not None and of_revision(slot, fallback.revision) and not slot.stranger:
             groups.olds.append(slot)
@@ -218,14 +218,14 @@ def _grouped(case: _Case, slots: Sequence[Slot]) -> _Groups:
         else:
             groups.useless.append(slot)
     if len(groups.news) > 1:
-        groups.news.sort(key=case.worth)
+        groups.news.sort(key=rollout.worth)
     if len(groups.olds) > 1:
-        groups.olds.sort(key=case.worth)
+        groups.olds.sort(key=rollout.worth)
     return groups
 
 
 @dataclass
-class _Staying:
+class Staying:
     """Who stays and who leaves, before any room is asked for."""
 
     news: list[Slot]
@@ -242,8 +242,8 @@ class _Staying:
     """Old replicas that nowhere had room: as many of the goal may wait for it instead."""
 
 
-def _who_stays(case: _Case, groups: _Groups) -> _Staying:
-    n = case.wanted.replicas
+def who_stays(rollout: Rollout, groups: Groups) -> Staying:
+    n = rollout.wanted.replicas
     news, spare_news = groups.news[:n], groups.news[n:]
     proven = any(slot.ready for slot in groups.news)
     placed_olds = [slot for slot in groups.olds if not slot.placing]
@@ -257,7 +257,7 @@ def _who_stays(case: _Case, groups: _Groups) -> _Staying:
     floor = max(0, n - unplaced)
     ready = sum(slot.ready for slot in groups.news) + sum(slot.ready for slot in placed_olds)
     # Old replicas stay as far as the goal does not make up for them yet.
-    steady = sum(slot.ready or case.returns(slot) for slot in news)
+    steady = sum(slot.ready or rollout.returns(slot) for slot in news)
     keep = max(0, floor - steady)
     olds = placed_olds[:keep]
     # Of the others the worst go first, a ready one only while those left are more than the floor.
@@ -267,16 +267,16 @@ def _who_stays(case: _Case, groups: _Groups) -> _Staying:
             stays = ready <= floor
             ready -= not stays
         else:
-            stays = group is olds and ready < floor and case.returns(slot)
+            stays = group is olds and ready < floor and rollout.returns(slot)
         (group if stays else leave).append(slot)
     # The size may have shrunk while new ones were on their way.
     for slot in reversed(tuple(news)):
-        if len(news) + len(olds) + len(pending_olds) > n + SURGE and not slot.ready and not case.returns(slot):
+        if len(news) + len(olds) + len(pending_olds) > n + SURGE and not slot.ready and not rollout.returns(slot):
             news.remove(slot)
             leave.append(slot)
     lost = [slot for slot in groups.lost if slot.ready and ready < floor]
     leave += [slot for slot in groups.lost if not (slot.ready and ready < floor)]
-    return _Staying(
+    return Staying(
         news=news,
         olds=[*olds, *pending_olds],
         lost=lost,
@@ -289,7 +289,7 @@ def _who_stays(case: _Case, groups: _Groups) -> _Staying:
 
 
 @dataclass
-class _Room:
+class Room:
     """What is to be asked for."""
 
     settle: list[Slot] = field(default_factory=list)
@@ -304,36 +304,36 @@ class _Room:
     """Nothing serves, and what served does not come up by itself: there is nothing to lose."""
 
 
-def _room(case: _Case, staying: _Staying, *, draining: int) -> _Room:
+def room_for(rollout: Rollout, staying: Staying, *, draining: int) -> Room:
     """Settle the surge, fill up what is missing, ask for the next surge."""
-    n = case.wanted.replicas
+    n = rollout.wanted.replicas
     news, olds = staying.news, staying.olds
     surges = [slot for slot in news if slot.surge]
-    hopeless = case.fallback_fails and not staying.ready and all(case.fails(slot) for slot in olds)
+    hopeless = rollout.fallback_fails and not staying.ready and all(rollout.fails(slot) for slot in olds)
     missing = n - (len(news) + len(olds) - len(surges)) - staying.swaps
     stuck = next((slot for slot in surges if slot.placing), None) if olds else None
     lacks_only_cpu = stuck is not None and stuck.lease is not None and stuck.lease.lacks_only_cpu
-    capped = lacks_only_cpu and sum(slot.ready for slot in news) >= case.minimum
+    capped = lacks_only_cpu and sum(slot.ready for slot in news) >= rollout.minimum
     settle = []
     for slot in surges:
         # A surge that never served counts for nothing, unless it is all there will be.
-        counts = slot.ready or case.returns(slot) or not olds or case.wanted.force or hopeless or capped
+        counts = slot.ready or rollout.returns(slot) or not olds or rollout.wanted.force or hopeless or capped
         if missing > 0 and counts:
             missing -= 1
             # One without room keeps its turn until what it was to take over from is gone.
             if not slot.placing or not (olds or staying.leave or draining):
                 settle.append(slot)
-    if staying.proven or case.fallback is None:
-        add = [case.goal] * min(missing + staying.swaps, n - len(news))
+    if staying.proven or rollout.fallback is None:
+        add = [rollout.goal] * min(missing + staying.swaps, n - len(news))
     else:
-        add = [case.fallback] * missing
+        add = [rollout.fallback] * missing
     total = len(news) + len(olds) + len(staying.leave) + draining
-    underway = len(news) + sum(build is case.goal for build in add)
+    underway = len(news) + sum(build is rollout.goal for build in add)
     wants_surge = bool(olds) and not surges and underway < n and total + len(add) < n + SURGE
-    return _Room(
+    return Room(
         settle=settle,
         add=add,
-        surge=case.goal if wants_surge else None,
+        surge=rollout.goal if wants_surge else None,
         crowded=total > n + SURGE,
         stuck=stuck,
         capped=capped,
@@ -341,24 +341,24 @@ def _room(case: _Case, staying: _Staying, *, draining: int) -> _Room:
     )
 
 
-def _ousted(case: _Case, staying: _Staying, room: _Room, *, quiet: bool) -> Slot | None:
+def _ousted(rollout: Rollout, staying: Staying, room: Room, *, quiet: bool) -> Slot | None:
     """
     The old replica that has to make room for a surge that gets none, one after the other.
 
     Only if a gap is accepted, there is nothing to lose, or there are to be fewer of them as each asks for more cpu;
     else nothing changes until there is room.
     """
-    if room.stuck is None or not (case.wanted.force or room.hopeless or room.capped):
+    if room.stuck is None or not (rollout.wanted.force or room.hopeless or room.capped):
         return None
     if not quiet or not all(
         slot.ready or slot is room.stuck or (slot.placing and room.capped) for slot in staying.news
     ):
         return None
     placed = [slot for slot in staying.olds if not slot.placing]
-    return max(placed, key=case.worth, default=None)
+    return max(placed, key=rollout.worth, default=None)
 
 
-def _additions(case: _Case, staying: _Staying, room: _Room, used: set[ReplicaId]) -> Iterator[Addition]:
+def _additions(rollout: Rollout, staying: Staying, room: Room, used: set[ReplicaId]) -> Iterator[Addition]:
     """Names for what is added: the lowest ordinals that no slot has."""
     wanted = [(build, False) for build in room.add]
     if room.surge is not None:
@@ -367,21 +367,21 @@ def _additions(case: _Case, staying: _Staying, room: _Room, used: set[ReplicaId]
     counts = {True: len(staying.news), False: len(_placed(staying.news)) + len(staying.olds)}
     for build, surge in wanted:
         ordinal = 0
-        while (name := replica_id(case.wanted.api, build.revision, ordinal)) in used:
+        while (name := replica_id(rollout.wanted.api, build.revision, ordinal)) in used:
             ordinal += 1
         used.add(name)
-        is_goal = build is case.goal
+        is_goal = build is rollout.goal
         yield Addition(
             replica=name,
             build=build,
             surge=surge,
-            minimum=counts[is_goal] < case.minimum,
+            minimum=counts[is_goal] < rollout.minimum,
             successor_of_cpu_millis=_next_to_go_cpu_millis(staying.olds) if surge else 0,
         )
         counts[is_goal] += 1
 
 
-def _renewals(case: _Case, staying: _Staying, room: _Room) -> Iterator[Renewal]:
+def _renewals(rollout: Rollout, staying: Staying, room: Room) -> Iterator[Renewal]:
     """Leases that are to be asked for once more, as what they are by now."""
     others = len(_placed(staying.news))
     numbered = [*enumerate(staying.news), *enumerate(staying.olds, start=others)]
@@ -393,7 +393,7 @@ def _renewals(case: _Case, staying: _Staying, room: _Room) -> Iterator[Renewal]:
         renewed = Renewal(
             slot=slot,
             surge=surge,
-            minimum=number < case.minimum,
+            minimum=number < rollout.minimum,
             successor_of_cpu_millis=_next_to_go_cpu_millis(staying.olds) if surge else 0,
         )
         if (lease.surge, lease.minimum, lease.successor_of_cpu_millis) != (
@@ -418,20 +418,20 @@ def _next_to_go_cpu_millis(olds: Sequence[Slot]) -> int:
     return 0
 
 
-def _notes(case: _Case, staying: _Staying, room: _Room) -> Iterator[str]:
+def _notes(rollout: Rollout, staying: Staying, room: Room) -> Iterator[str]:
     if room.stuck is not None and room.capped:
         yield (
-            f"not all {case.wanted.replicas} replicas fit at their new size{_because(room.stuck)}; the "
+            f"not all {rollout.wanted.replicas} replicas fit at their new size{_because(room.stuck)}; the "
             f"{len(staying.olds)} older ones serve until those that fit do"
         )
-    elif room.stuck is not None and not (case.wanted.force or room.hopeless):
+    elif room.stuck is not None and not (rollout.wanted.force or room.hopeless):
         yield (
             f"no room for one more replica beside the {len(staying.olds)} that serve{_because(room.stuck)}; nothing "
             "changes until there is, or until a deploy with --force, which stops one first"
         )
     pending = [slot for slot in (*staying.news, *staying.olds) if slot.placing and not slot.surge]
     if pending:
-        yield f"no room for {len(pending)} of {case.wanted.replicas} replicas{_because(pending[0])}"
+        yield f"no room for {len(pending)} of {rollout.wanted.replicas} replicas{_because(pending[0])}"
 
 
 def _because(slot: Slot) -> str:

@@ -40,7 +40,7 @@ class World:
         self.runtime = ""
         self.answer: InspectReport | CortexError = a_report()
         self.asked: list[tuple[BuildSpec, Mode]] = []
-        self.proving = Proving(state=self.state, clock=self.clock, missing=self._missing, inspect=self._inspect)
+        self.proving = Proving(state=self.state, clock=self.clock, missing=self._missing, inspect=self.inspect)
 
     def _missing(self):
         desired = self.state.desired(now_wall_s=0.0)
@@ -48,7 +48,7 @@ class World:
         reports = (a_replica(wanted.build, batches=False, batching=says) for wanted in desired.apis)
         return to_prove(desired, a_snapshot(*reports))
 
-    def _inspect(self, build: BuildSpec, rows: Mode) -> InspectReport:
+    def inspect(self, build: BuildSpec, rows: Mode) -> InspectReport:
         self.asked.append((build, rows))
         if isinstance(self.answer, CortexError):
             raise self.answer
@@ -164,11 +164,13 @@ def test_the_thread_looks_when_it_is_woken_and_ends_when_it_is_told() -> None:
         return ()
 
     world = World(V1)
-    proving = Proving(state=world.state, clock=world.clock, missing=missing, inspect=world._inspect)
+    proving = Proving(state=world.state, clock=world.clock, missing=missing, inspect=world.inspect)
     proving.start()
     proving.wake()
     assert looked.wait(DEADLINE_S)
     proving.close()
-    proving._thread.join(DEADLINE_S)
-    assert not proving._thread.is_alive()
+    for thread in threading.enumerate():
+        if thread.name == "proving":
+            thread.join(DEADLINE_S)
+            assert not thread.is_alive()
     assert asked == [False]

@@ -122,7 +122,7 @@ def test_a_violation_tells_how_to_repeat_it_and_what_happened_before() -> None:
 
 
 def test_it_notices_an_old_version_taken_down_before_the_new_one_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    stays = rollout._who_stays
+    stays = rollout.who_stays
 
     def too_early(case: Any, groups: Any) -> Any:
         found = stays(case, groups)
@@ -132,7 +132,7 @@ def test_it_notices_an_old_version_taken_down_before_the_new_one_is_ready(monkey
             found.olds = [slot for slot in found.olds if slot not in gone]
         return found
 
-    monkeypatch.setattr(rollout, "_who_stays", too_early)
+    monkeypatch.setattr(rollout, "who_stays", too_early)
     assert violation(saying=r"a route on .* leaves 0 of \d ready replicas", mood=Mood.CALM)
 
 
@@ -144,13 +144,13 @@ def test_it_notices_too_many_replicas_at_once(monkeypatch: pytest.MonkeyPatch) -
 def test_it_notices_old_replicas_that_wait_for_good_for_a_new_size_that_never_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    room_of = rollout._room
-    monkeypatch.setattr(rollout, "_room", lambda *given, **named: replace(room_of(*given, **named), capped=False))
+    room_of = rollout.room_for
+    monkeypatch.setattr(rollout, "room_for", lambda *given, **named: replace(room_of(*given, **named), capped=False))
     assert violation(saying="neither live nor failed", mood=Mood.SHARED)
 
 
 def test_it_notices_a_minimum_that_is_not_asked_for_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout._Case, "minimum", 0)
+    monkeypatch.setattr(rollout.Rollout, "minimum", 0)
     assert violation(saying=r"is there, .* is wanted|neither live nor failed", mood=Mood.SHARED)
 
 
@@ -197,8 +197,8 @@ def test_it_notices_requests_that_are_not_held(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_it_notices_a_surge_that_never_settles(monkeypatch: pytest.MonkeyPatch) -> None:
-    room_of = rollout._room
-    monkeypatch.setattr(rollout, "_room", lambda *given, **named: replace(room_of(*given, **named), settle=[]))
+    room_of = rollout.room_for
+    monkeypatch.setattr(rollout, "room_for", lambda *given, **named: replace(room_of(*given, **named), settle=[]))
     assert violation()
 
 
