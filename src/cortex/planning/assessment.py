@@ -130,9 +130,7 @@ def _new_exits(wanted: WantedApi, seen: SeenApi, records: Mapping[Revision, RunR
         report = slot.report
         if slot.state is not SlotState.EXITED or report is None or report.exit is None or slot.drained:
             continue
-        if report.revision != wanted.build.revision and (
-            wanted.serving is None or report.revision != wanted.serving.revision
-        ):
+        if not any(report.revision == build.revision for build in wanted.builds):
             continue
         record = records.get(report.revision)
         known = record.slots.get(slot.replica) if record is not None else None

@@ -11,7 +11,7 @@ import pytest
 
 from cortex.controlplane.loop import Loop
 from cortex.engines.fake import FakeEngine
-from cortex.ids import ApiKey
+from cortex.ids import ApiKey, DeploymentName
 from cortex.planning.assessment import Assessment
 from cortex.planning.status import statuses
 from cortex.state.memory import MemoryStateStore
@@ -76,7 +76,7 @@ def test_what_was_stored_is_shown_once_the_loop_has_caught_up(lab: Lab) -> None:
     lab.state.commit_deploy(a_deploy(a_wanted_api(V1)))
     lab.loop.catch_up()
     assert lab.shown[API].version == V1.version[:8]
-    lab.state.delete("iris", wall_s=0.0)  # type: ignore[arg-type]
+    lab.state.delete(DeploymentName("iris"), wall_s=0.0)
     lab.loop.catch_up()
     assert lab.shown.get(API) is None or lab.shown[API].status is Status.STOPPING
 
