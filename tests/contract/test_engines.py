@@ -221,7 +221,8 @@ def test_a_surge_that_becomes_an_ordinary_lease_keeps_its_room(make_engine: Make
 
 
 def shares_cpu(engine: Engine) -> bool:
-    return engine.capabilities.shares_cpu
+    """Requests of cpu bound what is added above an api's minimum, and nothing else."""
+    return engine.impossible(Resources(cpu_millis=1), replicas=10**9) is None
 
 
 def test_only_where_cpu_is_shared_a_minimum_is_placed_however_much_cpu_is_requested(make_engine: MakeEngine) -> None:

@@ -346,7 +346,6 @@ class Agent:
                         values,
                         model=True,
                         handler=spec.handler is not None,
-                        run_sample=False,
                         rows=rows,
                         keep=keep,
                     )

@@ -87,7 +87,6 @@ class _Mark(msgspec.Struct, frozen=True):
     """Of the interpreter that it links to: `3.11.7`."""
     cortex: str
     """The version of ours that it was last known to work with."""
-    package_count: int = 0
 
 
 class Environments:
@@ -298,7 +297,7 @@ class Environments:
             await self._install(install, folder, timeout_s, tell, doing)
             self._let_in(folder)
             await self._probe(folder, model_format, tell)
-            mark = _Mark(python=_python_version(), cortex=__version__, package_count=count)
+            mark = _Mark(python=_python_version(), cortex=__version__)
             (folder / _MARK).write_bytes(msgspec.json.encode(mark))
             await asyncio.to_thread(self._publish, folder, digest)
         except BaseException:

@@ -242,7 +242,6 @@ class Launcher:
         *,
         model: bool,
         handler: bool,
-        run_sample: bool,
         rows: Mode = "off",
         keep: bool = False,
     ) -> InspectReport:
@@ -253,9 +252,7 @@ class Launcher:
         future: asyncio.Future[InspectReport] = asyncio.get_running_loop().create_future()
         self._inspections[request] = future
         try:
-            message = Inspect(
-                request=request, spec=spec, keep=keep, model=model, handler=handler, run_sample=run_sample, rows=rows
-            )
+            message = Inspect(request=request, spec=spec, keep=keep, model=model, handler=handler, rows=rows)
             with _packed(secrets) as packed:
                 conn.send(msgspec.json.encode(message), packed)
             return await future

@@ -14,7 +14,6 @@ touching it (a chmod to the mode it has) move and which nobody can set back.
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +23,9 @@ from cortex import processes
 from cortex.artifacts.blobs import Blobs, BlobWriter, StoredBlob
 from cortex.artifacts.checkout import lay_out
 from cortex.artifacts.disk import StoreDisk, check_digest
-from cortex.artifacts.errors import ArtifactMissing, BlobsMissing, FileChanged, UnusableFile
+from cortex.artifacts.errors import ArtifactMissing, BlobsMissing
 from cortex.artifacts.garbage import Collected, Garbage
-from cortex.artifacts.hashing import CHUNK_BYTES, open_regular, same_content
+from cortex.artifacts.hashing import CHUNK_BYTES
 from cortex.artifacts.pins import Pin
 from cortex.artifacts.records import Records
 from cortex.artifacts.scrub import Scrub, ScrubStep
@@ -105,35 +104,6 @@ class ArtifactStore:
         if sha256 is not None:
             check_digest(sha256)
         return BlobWriter(self._blobs, sha256, size_limit)
-
-    def put_file(self, path: Path, *, sha256: str | None = None) -> StoredBlob:
-        """
-        Copy a user's file into the store, sharing its blocks where the file system can (never its inode).
-
-        Args:
-            sha256: what the file must hash to; None takes it as it is.
-
-        Raises:
-            FileChanged: it was written to while it was copied.
-            DigestMismatch: it has another digest. Nothing is kept; same for the other errors.
-            UnusableFile: it cannot be read, or is no regular file. A missing one too.
-            InvalidDigest, StoreUnavailable
-        """
-        try:
-            source = open_regular(path)
-        except FileNotFoundError as error:
-            raise UnusableFile(path, "does not exist") from error
-        try:
-            before = os.fstat(source)
-            with self.writer(sha256) as writer:
-                if not writer.clone(source):
-                    while chunk := _read_users_file(source, path):
-                        writer.write(chunk)
-                    if not same_content(before, os.fstat(source)):
-                        raise FileChanged(path)
-                return writer.commit()
-        finally:
-            os.close(source)
 
     def blob_path(self, sha256: str) -> Path:
         """
@@ -293,10 +263,3 @@ def _chunks(source: Iterable[bytes] | BinaryIO) -> Iterator[bytes]:
             yield chunk
     else:
         yield from source
-
-
-def _read_users_file(descriptor: int, path: Path) -> bytes:
-    try:
-        return os.read(descriptor, CHUNK_BYTES)
-    except OSError as error:
-        raise UnusableFile(path, f"cannot be read ({error.strerror})") from error

@@ -11,7 +11,7 @@ from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId
 from cortex.planning.model import LeaseState
 from cortex.wire.build import Resources
 
-__all__ = ["Capabilities", "Engine", "Lease", "LeaseRequest", "LeaseState", "Node"]
+__all__ = ["Engine", "Lease", "LeaseRequest", "LeaseState", "Node"]
 
 
 class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,16 +55,6 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     requested_gpus: int = 0
 
 
-class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What callers may rely on, as data rather than by asking which engine it is."""
-
-    adds_nodes: bool = False
-    shares_cpu: bool = False
-    """Requests of cpu bound what is added above an api's minimum, and nothing else."""
-    survives_control_plane: bool = True
-    """Leases outlive the control plane; where they do not, `recover` gives them back."""
-
-
 class Engine(Protocol):
     """
     Grants leases. Every method is quick, may be repeated, and never blocks on a node.
@@ -72,9 +62,6 @@ class Engine(Protocol):
     Calls that reach for something outside this process may raise RetryLater. The contract suite
     `tests/contract/test_engines.py` holds every implementation to this.
     """
-
-    @property
-    def capabilities(self) -> Capabilities: ...
 
     @property
     def revision(self) -> int:

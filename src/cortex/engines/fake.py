@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from cortex.clock import Clock
-from cortex.engines.base import Capabilities, Lease, LeaseRequest, Node
+from cortex.engines.base import Lease, LeaseRequest, Node
 from cortex.engines.ledger import Ledger, impossible_text
 from cortex.errors import RetryLater
 from cortex.ids import NodeId, ReplicaId
@@ -73,14 +73,6 @@ class FakeEngine:
         self._asked_s: dict[ReplicaId, float] = {}
         self._node_due_s: float | None = None
         self._advanced: object = None
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(
-            adds_nodes=self._new_node is not None,
-            shares_cpu=self._shares_cpu,
-            survives_control_plane=not self.forgets,
-        )
 
     @property
     def revision(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 
-from cortex.engines.base import Capabilities, Lease, LeaseRequest, Node
+from cortex.engines.base import Lease, LeaseRequest, Node
 from cortex.engines.ledger import Ledger, impossible_text
 from cortex.ids import ReplicaId
 from cortex.wire.build import Resources
@@ -28,10 +28,6 @@ class LocalEngine:
         self._capacity = capacity
         self._ledger = Ledger([capacity], shares_cpu=True)
         self._lock = threading.Lock()
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(adds_nodes=False, shares_cpu=True, survives_control_plane=False)
 
     @property
     def revision(self) -> int:

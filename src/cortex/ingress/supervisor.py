@@ -67,7 +67,6 @@ class IngressStatus(msgspec.Struct, frozen=True):
     workers: int = 0
     """HAProxy processes, those that are being replaced included."""
     pool_size: int = 0
-    slots_used: int = 0
     reloads: int = 0
     """How often workers were replaced on purpose since our start."""
     restarts: int = 0
@@ -261,7 +260,6 @@ class Ingress:
             addresses=self._listeners.addresses(),
             workers=len(workers.all),
             pool_size=workers.wanted.pool.size,
-            slots_used=len(workers.wanted.pool.owners),
             reloads=workers.reloads,
             restarts=workers.restarts,
             last_error=workers.last_error,

@@ -354,11 +354,6 @@ def _samples_of(metric: Metric) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield metric.name, metric.labels
 
 
-def sample_labels(sample: str) -> tuple[str, ...]:
-    """Labels of the series of this name: a metric's, with a suffix if it is a histogram or summary."""
-    return _SAMPLES[sample][1]
-
-
 _SAMPLES = {sample: (metric.name, labels) for metric in METRICS for sample, labels in _samples_of(metric)}
 
 

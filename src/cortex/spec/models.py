@@ -255,11 +255,6 @@ class ApiSpec(_Block):
     )
 
     @property
-    def known_format(self) -> ModelFormat | None:
-        """The format that the file gives or the model's name tells; None if only the model's content can tell."""
-        return self.model_format or infer_format(self.model)
-
-    @property
     def masked_model(self) -> str:
         """`model` as it may be shown."""
         return masked_model(self.model)

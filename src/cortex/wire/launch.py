@@ -94,8 +94,6 @@ class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag="inspect"):
     """Load and describe the model."""
     handler: bool = True
     """Import and check the handler."""
-    run_sample: bool = False
-    """Also try the sample through the model alone."""
     make_up_sample: bool = False
     """Also make up a sample from the model's signature, and try it."""
     rows: Mode = "off"

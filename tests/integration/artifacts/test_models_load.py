@@ -42,7 +42,8 @@ def test_onnxruntime_loads_a_stored_model_with_its_weights_beside_it(tmp_path: P
     assert [file.path for file in upload.files] == ["model.onnx", "model.onnx.data", "more/b.bin"]
     store = ArtifactStore(tmp_path / "store")
     for stored, (_, source) in zip(upload.files, resolved.files, strict=True):
-        store.put_file(source, sha256=stored.sha256)
+        with source.open("rb") as bytes_of_file:
+            store.put(stored.sha256, bytes_of_file)
     digest = store.put_tree(upload.files)
 
     entry = store.verify(digest).path / upload.entry

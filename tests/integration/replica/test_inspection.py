@@ -11,7 +11,7 @@ from replica_harness import LauncherLink, LauncherProcess, eventually, spec_for
 
 from cortex.ids import ApiKey
 from cortex.replica.launcher import INSPECTIONS_AT_ONCE, next_in_turn
-from cortex.wire.build import Sample, TrackerConfig
+from cortex.wire.build import TrackerConfig
 from cortex.wire.launch import CallOff, Inspect, Inspected, InspectReport
 
 pytestmark = pytest.mark.slow
@@ -29,11 +29,10 @@ def inspect(shared_launcher: LauncherProcess, folder: Path) -> Callable[..., Ins
         model_path: Path = IRIS,
         model: bool = True,
         handler: bool = True,
-        run_sample: bool = False,
         **fields: Any,
     ) -> InspectReport:
         spec = spec_for(folder, model_path, handler_source=source, **fields)
-        return shared_launcher.link.inspect(spec, model=model, handler=handler, run_sample=run_sample)
+        return shared_launcher.link.inspect(spec, model=model, handler=handler)
 
     return inspect
 
@@ -191,25 +190,6 @@ def test_an_agent_that_leaves_takes_its_questions_along(
     other_agent.close()
     assert shared_launcher.link.inspect(spec_for(folder, IRIS)).problems == (), "those that ran were ended"
     assert marks_in(folder) == running, "none of those that waited was begun"
-
-
-@pytest.mark.parametrize(
-    ("body", "gate", "problems", "warnings"),
-    [(b"[1, 2, 3, 4]", True, 0, 0), (b"[1]", True, 1, 0), (b"[1]", False, 0, 1), (b"[1", True, 1, 0)],
-)
-def test_a_sample_is_tried_on_the_model(inspect: Look, body: bytes, gate: bool, problems: int, warnings: int) -> None:
-    report = inspect(run_sample=True, sample=Sample(body=body, gate=gate))
-    assert (len(report.problems), len(report.warnings)) == (problems, warnings)
-    for problem in (*report.problems, *report.warnings):
-        assert problem.reference == "sample-failed"
-        assert problem.message.startswith("the model does not take the sample: ")
-
-
-def test_a_sample_for_a_handler_is_left_to_the_replica(inspect: Look) -> None:
-    report = inspect(
-        "def pre_inference(s, m): return s['x']", run_sample=True, sample=Sample(body=b'{"x": [1]}', gate=True)
-    )
-    assert report.problems == ()
 
 
 def test_a_tracker_that_can_never_match_is_a_problem(inspect: Look) -> None:

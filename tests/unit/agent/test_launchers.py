@@ -262,7 +262,7 @@ def test_inspections_are_answered_by_their_mark_in_any_order(launcher):
     async def story():
         async with PretendedLauncher(launcher) as pretended:
             asking = [
-                asyncio.create_task(launcher.inspect(SPEC, {}, model=True, handler=handler, run_sample=False))
+                asyncio.create_task(launcher.inspect(SPEC, {}, model=True, handler=handler))
                 for handler in (True, False)
             ]
             await until(lambda: len(pretended.asked) == 2)
@@ -341,7 +341,7 @@ def test_a_wanted_launcher_that_was_lost_is_connected_again(all_launchers, launc
 def test_a_launcher_that_nobody_has_needed_for_long_is_stopped_unless_it_is_at_work(all_launchers, launcher, clock):
     async def story():
         async with PretendedLauncher(launcher) as pretended:
-            inspecting = asyncio.create_task(launcher.inspect(SPEC, {}, model=True, handler=False, run_sample=False))
+            inspecting = asyncio.create_task(launcher.inspect(SPEC, {}, model=True, handler=False))
             await until(lambda: pretended.asked)
             clock.advance(IDLE_STOP_S + 1)
             await all_launchers.keep(set())

@@ -24,11 +24,9 @@ from cortex.artifacts.errors import (
     BlobsMissing,
     BlobTooLarge,
     DigestMismatch,
-    FileChanged,
     InvalidDigest,
     InvalidTree,
     StoreUnavailable,
-    UnusableFile,
 )
 from cortex.artifacts.garbage import STRAY_AGE_S, UNUSED_GRACE_S, UPLOAD_GRACE_S, Collected
 from cortex.artifacts.scrub import SCRUB_STEP_BYTES
@@ -181,22 +179,10 @@ def test_a_writer_left_without_commit_keeps_nothing(store: ArtifactStore) -> Non
     assert leftovers(store) == []
 
 
-def test_a_users_file_is_copied_and_never_shares_its_inode(store: ArtifactStore, tmp_path: Path) -> None:
-    source = tmp_path / "model.onnx"
-    source.write_bytes(b"weights")
-    assert store.put_file(source) == StoredBlob(sha256(b"weights"), 7)
-    with source.open("r+b") as file:  # exporters rewrite in place
-        file.write(b"changed")
-    assert blob_path(store, b"weights").read_bytes() == b"weights"
-    assert source.stat().st_nlink == 1
-
-
-def test_a_users_file_shares_its_blocks_where_that_is_possible(
-    store: ArtifactStore, tmp_path: Path, monkeypatch
+def test_a_twin_shares_the_blocks_of_a_blob_where_that_is_possible(
+    store: ArtifactStore, stored: Put, monkeypatch
 ) -> None:
     """Stands in for a file system with FICLONE, which the kernel offers on btrfs and xfs."""
-    source = tmp_path / "model.onnx"
-    source.write_bytes(b"weights")
     real = fcntl.ioctl
 
     def cloned(descriptor: int, request: int, argument: int) -> int:
@@ -205,46 +191,9 @@ def test_a_users_file_shares_its_blocks_where_that_is_possible(
         return os.sendfile(descriptor, argument, 0, os.fstat(argument).st_size)
 
     monkeypatch.setattr(fcntl, "ioctl", cloned)
-    assert store.put_file(source, sha256=sha256(b"weights")) == StoredBlob(sha256(b"weights"), 7)
-    assert blob_path(store, b"weights").read_bytes() == b"weights"
-
-
-def test_a_users_file_that_changes_while_it_is_copied_is_noticed(
-    store: ArtifactStore, tmp_path: Path, monkeypatch
-) -> None:
-    source = tmp_path / "model.onnx"
-    source.write_bytes(b"x" * 3_000_000)
-    read = os.read
-
-    def rewritten_meanwhile(descriptor: int, length: int) -> bytes:
-        source.write_bytes(b"y" * 3_000_000)
-        return read(descriptor, length)
-
-    monkeypatch.setattr(os, "read", rewritten_meanwhile)
-    with pytest.raises(FileChanged, match=r"model\.onnx changed"):
-        store.put_file(source)
-    assert leftovers(store) == []
-    assert list((store.root / "blobs").rglob("*")) == []
-
-
-def test_a_users_file_that_is_not_what_was_announced_is_refused(store: ArtifactStore, tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"new")
-    with pytest.raises(DigestMismatch):
-        store.put_file(tmp_path / "a", sha256=sha256(b"old"))
-
-
-def test_users_files_that_cannot_be_read_are_named(store: ArtifactStore, tmp_path: Path, unprivileged) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "secret").write_bytes(b"x")
-    (tmp_path / "secret").chmod(0)
-    unprivileged()
-    for name, reason in [
-        ("nowhere", "does not exist"),
-        ("pipe", "is no regular file"),
-        ("secret", r"cannot be read \(Permission denied\)"),
-    ]:
-        with pytest.raises(UnusableFile, match=f"{name} {reason}"):
-            store.put_file(tmp_path / name)
+    digest = store.put_tree(stored({"run.sh*": b"weights"}))
+    assert content_of(store.tree_path(digest)) == {"run.sh": (b"weights", 0o555)}
+    assert blob_path(store, b"weights", executable=True).read_bytes() == b"weights"
 
 
 # --- trees ---
@@ -801,20 +750,6 @@ def test_collecting_in_an_empty_store_does_nothing(store: ArtifactStore) -> None
 
 
 # --- trouble ---
-
-
-def test_a_users_disk_that_cannot_be_read_is_not_blamed_on_the_store(
-    store: ArtifactStore, tmp_path: Path, monkeypatch
-) -> None:
-    (tmp_path / "a").write_bytes(b"x")
-
-    def failing(descriptor: int, length: int) -> bytes:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(os, "read", failing)
-    with pytest.raises(UnusableFile, match=r"a cannot be read \(Input/output error\)"):
-        store.put_file(tmp_path / "a")
-    assert leftovers(store) == []
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])

@@ -81,7 +81,6 @@ def test_demand_adds_nodes_up_to_the_maximum() -> None:
     engine.node_delay_s = 30.0
     for name in ("a", "b", "c", "d"):
         engine.acquire(a_request(name))
-    assert engine.capabilities.adds_nodes
     assert len(engine.nodes()) == 2
     clock.advance(30.0)
     assert placed(engine)["c"] == (LeaseState.GRANTED, "extra-1")
@@ -96,7 +95,6 @@ def test_an_engine_that_forgets_is_empty_after_a_restart() -> None:
     engine.restart()
     assert len(engine.leases()) == 1
     engine.forgets = True
-    assert not engine.capabilities.survives_control_plane
     engine.restart()
     assert engine.leases() == ()
 

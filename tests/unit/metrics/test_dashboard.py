@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cortex.metrics.dashboard import dashboard, text
-from cortex.metrics.exposition import METRICS, sample_labels
+from cortex.metrics.exposition import METRICS
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -23,6 +23,12 @@ def expressions() -> Iterator[tuple[str, str]]:
     for variable in board["templating"]["list"]:
         if variable["type"] == "query":
             yield variable["name"], variable["query"]["query"]
+
+
+def sample_labels(sample: str) -> tuple[str, ...]:
+    """Labels of the metric that has samples of this name, with a suffix if it is a histogram or summary."""
+    labels = {metric.name: metric.labels for metric in METRICS}
+    return labels[sample if sample in labels else sample.rpartition("_")[0]]
 
 
 def test_the_committed_file_is_up_to_date():

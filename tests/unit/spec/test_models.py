@@ -189,20 +189,6 @@ def test_the_default_maximum_bounds_the_minimum():
 
 
 @pytest.mark.parametrize(
-    ("fields", "known"),
-    [
-        ({"model": "a.onnx"}, "onnx"),
-        ({"model": "a.zip"}, "tensorflow"),
-        ({"model": "a"}, None),
-        ({"model": "a", "model_format": "onnx"}, "onnx"),
-        ({"model": "a.onnx", "model_format": "tensorflow"}, "tensorflow"),
-    ],
-)
-def test_the_known_format_is_what_the_file_says_before_what_the_name_tells(fields, known):
-    assert api(**fields).known_format == known
-
-
-@pytest.mark.parametrize(
     "fields",
     [{"model": "a.onnx"}, {"model_format": "onnx"}, {"model": "a.zip", "model_format": "onnx"}],
 )

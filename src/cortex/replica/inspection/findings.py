@@ -506,10 +506,6 @@ def inspect(
             problems += _foreseen(spec, backend.signature)
         if spec.tracker is not None and (spec.handler is None or (handler is not None and handler.post is None)):
             problems += tracker_problems(spec.tracker, backend.signature)
-        if request.run_sample and spec.sample is not None and (handler is None or handler.pre is None):
-            refused = _try_sample(backend, spec.sample)
-            if refused is not None:
-                (problems if spec.sample.gate else warnings).append(_about("sample", refused))
         if request.make_up_sample:
             made_up = make_up_sample(backend)
         if proof is not None and _is_tried(request.rows, proof):
@@ -643,20 +639,6 @@ def _load(spec: ReplicaSpec) -> base.Backend:
         raise base.ModelError(f"there is not enough memory to load {Path(spec.model_path).name}") from error
     except Exception as error:
         raise base.ModelError(f"{Path(spec.model_path).name} cannot be loaded: {one_line(error)}") from error
-
-
-def _try_sample(backend: base.Backend, sample: Sample) -> Problem | None:
-    """What is wrong with the sample as the model's input."""
-    try:
-        backend.run(_sample_feeds(backend, sample))
-    except (BadBody, InputMismatch, base.InferenceFailed) as error:
-        problem = error.problem()
-        return Problem(
-            reference="sample-failed",
-            message=f"the model does not take the sample: {problem.message}",
-            hint=problem.hint,
-        )
-    return None
 
 
 def _sample_feeds(backend: base.Backend, sample: Sample) -> Feeds:
