@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from cortex.database import Database, SchemaTooNew, Trouble, trouble_of
 from cortex.errors import CortexError
 from cortex.ids import ApiKey, ReplicaId, Version
 from cortex.metrics.counts import (
@@ -40,8 +41,6 @@ from cortex.wire.stats import EXACT_CLASSES, StatsFile
 
 log = logging.getLogger(__name__)
 
-BUSY_TIMEOUT_S = 5.0
-"""How long a writer waits for another process, e.g. a control plane that is just ending."""
 NAMED_CLASSES = 20
 """Classes of an api that have a lifetime count of their own: scrapers keep one series for each."""
 CACHED_WINDOWS = 256
@@ -164,11 +163,11 @@ class StatsStore:
         self._windows: dict[tuple[ApiKey, Version | None], _CachedWindow] = {}
         self._windows_version = 0
         self._warned: set[tuple[str, int | str]] = set()
-        self._db = _open(file)
+        self.database = _open(file)
 
     def close(self) -> None:
         with self._lock:
-            self._db.close()
+            self.database.close()
 
     # ---- what is counted ----------------------------------------------------------------------------------------
 
@@ -432,21 +431,18 @@ class StatsStore:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
-                yield self._db
+                yield self.database.connection
             except sqlite3.Error as error:
                 raise StatsStoreUnusable(self._file, str(error)) from error
 
     @contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
-        with self._reading() as db:
+        with self._reading():
             try:
-                db.execute("BEGIN IMMEDIATE")
-                yield db
-                db.execute("COMMIT")
+                with self.database.transaction() as db:
+                    yield db
             except BaseException:
                 self._windows.clear()  # they may hold what was not written
-                if db.in_transaction:  # a full disk has rolled back already
-                    db.execute("ROLLBACK")
                 raise
 
 
@@ -680,12 +676,12 @@ def _class_counts(db: sqlite3.Connection, api: ApiKey, version: Version | None, 
 # ---- the file -------------------------------------------------------------------------------------------------------
 
 
-def _open(file: Path) -> sqlite3.Connection:
+def _open(file: Path) -> Database:
     try:
         return _connect(file)
-    except sqlite3.OperationalError as error:
-        raise StatsStoreUnusable(file, str(error)) from error
-    except sqlite3.DatabaseError as error:
+    except sqlite3.Error as error:
+        if trouble_of(error) is not Trouble.DAMAGED:
+            raise StatsStoreUnusable(file, str(error)) from error
         log.error("statistics in %s are damaged (%s): moved aside, counting begins anew", file, error)
     try:
         for ending in ("-shm", "-wal", ""):  # the file last: a new one would take over the old one's log
@@ -697,30 +693,18 @@ def _open(file: Path) -> sqlite3.Connection:
         raise StatsStoreUnusable(file, str(error)) from error
 
 
-def _connect(file: Path) -> sqlite3.Connection:
+def _connect(file: Path) -> Database:
     """
     Open the file and bring it to the newest schema version.
 
     Raises:
-        StatsStoreUnusable: it was written by a newer Cortex.
+        StatsStoreUnusable: there is no room for it, or it was written by a newer Cortex.
         sqlite3.Error: it cannot be opened, or is no database.
     """
-    db = sqlite3.connect(file, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.execute("PRAGMA journal_size_limit = 16777216")
-        db.execute("BEGIN IMMEDIATE")
-        (found,) = db.execute("PRAGMA user_version").fetchone()
-        if found > len(MIGRATIONS):
-            reason = f"written by a newer Cortex (schema version {found}, known are up to {len(MIGRATIONS)})"
-            raise StatsStoreUnusable(file, reason, hint="install that version of Cortex again, or move the file away")
-        for version, script in enumerate(MIGRATIONS[found:], start=found + 1):
-            for statement in script.split(";"):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {version}")
-        db.execute("COMMIT")
-    except BaseException:
-        db.close()
-        raise
-    return db
+        return Database(file, MIGRATIONS)
+    except SchemaTooNew as error:
+        hint = "install that version of Cortex again, or move the file away"
+        raise StatsStoreUnusable(file, str(error), hint=hint) from error
+    except OSError as error:
+        raise StatsStoreUnusable(file, error.strerror or str(error)) from error

@@ -1,22 +1,21 @@
 """
-State in one SQLite file, for one machine.
+State in one SQLite file (`cortex.database`), for one machine.
 
-Write-ahead log, so that readers of the file see whole transactions even while one is written, and a process that is
-killed at any moment leaves the last whole one. Deploys are forced to disk before they count; marks and exits may
-lose the last moment at a power failure, and are then simply found out again.
+Deploys are forced to disk before they count; marks and exits may lose the last moment at a power failure, and are then
+simply found out again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from cortex.database import Database, Execute, Migration, SchemaTooNew, Trouble, trouble_of
 from cortex.planning.batching import BatchingRecord
 from cortex.planning.model import Scale
 from cortex.state import older
@@ -32,11 +31,6 @@ from cortex.state.base import (
 )
 from cortex.state.records import KINDS, ApiRow, Kind, RecordStore, StoredRun, Write
 
-BUSY_TIMEOUT_S = 5.0
-"""How long a write waits for another process, e.g. a backup that reads the file."""
-
-Execute = Callable[..., sqlite3.Cursor]
-
 
 def _versions_as_rows(execute: Execute) -> None:
     """Each api held two whole builds and its number of replicas, and each line of history what it had run from."""
@@ -47,7 +41,7 @@ def _versions_as_rows(execute: Execute) -> None:
             execute(f"INSERT OR REPLACE INTO {kind} VALUES (?, ?)", (row_key, msgspec.json.encode(row)))
 
 
-MIGRATIONS: tuple[str | Callable[[Execute], None], ...] = (
+MIGRATIONS: tuple[Migration, ...] = (
     """
     CREATE TABLE deployments (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE apis (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
@@ -89,92 +83,52 @@ class SqliteStateStore(RecordStore):
         self._file = file
         self._decoders = {kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()}
         with self._named_errors():
-            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
-            self._connection = sqlite3.connect(
-                file, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
-        try:
-            with self._named_errors():
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._check()
-                self._migrate()
+            self.database = self._opened()
+            try:
+                if damage := self.database.damage():
+                    raise self._corrupt(damage)
                 super().__init__(self._read_all())
                 if (api := self._incomplete()) is not None:
                     raise self._corrupt(f"of the api {api!r} a version or the scale is missing")
-        except BaseException:
-            self._connection.close()
-            raise
+            except BaseException:
+                self.database.close()
+                raise
 
     def take_epoch(self) -> int:
-        with self._lock, self._named_errors(), self._transaction(durable=True) as execute:
+        with self._lock, self._named_errors(), self.database.transaction(durable=True) as connection:
             # Read within the transaction: another process may have taken one since we started.
-            rows = execute("SELECT record FROM meta WHERE key = 'epoch'").fetchall()
+            rows = connection.execute("SELECT record FROM meta WHERE key = 'epoch'").fetchall()
             epoch = 1 + (int(self._decoders["meta"].decode(rows[0][0])) if rows else 0)
             write = Write("meta", "epoch", str(epoch))
-            execute(_UPSERT["meta"], (write.key, msgspec.json.encode(write.record)))
+            connection.execute(_UPSERT["meta"], (write.key, msgspec.json.encode(write.record)))
         self._apply([write])
         return epoch
 
     def close(self) -> None:
         with self._lock:
-            self._connection.close()
+            self.database.close()
 
     # ---- RecordStore --------------------------------------------------------------------------------------------
 
     def _persist(self, writes: Sequence[Write], *, durable: bool) -> None:
-        with self._named_errors(), self._transaction(durable=durable) as execute:
+        with self._named_errors(), self.database.transaction(durable=durable) as connection:
             for write in writes:
                 if write.record is None:
-                    execute(_DELETE[write.kind], (write.key,))
+                    connection.execute(_DELETE[write.kind], (write.key,))
                 else:
-                    execute(_UPSERT[write.kind], (write.key, msgspec.json.encode(write.record)))
+                    connection.execute(_UPSERT[write.kind], (write.key, msgspec.json.encode(write.record)))
 
     # ---- the file -----------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _transaction(self, *, durable: bool) -> Iterator[Any]:
-        connection = self._connection
-        connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-        connection.execute("BEGIN IMMEDIATE")
+    def _opened(self) -> Database:
         try:
-            yield connection.execute
-            connection.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            raise
-
-    def _check(self) -> None:
-        found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found != "ok":
-            raise self._corrupt(found)
-
-    def _migrate(self) -> None:
-        with self._transaction(durable=True) as execute:
-            execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
-            row = execute("SELECT version FROM schema_version").fetchone()
-            found = row[0] if row is not None else 0
-            if found > len(MIGRATIONS):
-                raise StateTooNew(str(self._file), found=found, known=len(MIGRATIONS))
-            for migration in MIGRATIONS[found:]:
-                self._bring_up(migration, execute)
-            execute("DELETE FROM schema_version")
-            execute("INSERT INTO schema_version VALUES (?)", (len(MIGRATIONS),))
-
-    def _bring_up(self, migration: str | Callable[[Execute], None], execute: Execute) -> None:
-        if isinstance(migration, str):
-            for statement in migration.split(";"):
-                if statement.strip():
-                    execute(statement)
-            return
-        try:
-            migration(execute)
+            return Database(self._file, MIGRATIONS, version_table=True)
         except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
             raise self._corrupt(f"a record of an older Cortex cannot be read: {error}") from error
 
     def _read_all(self) -> Iterator[Write]:
         for kind in KINDS:
-            for key, record in self._connection.execute(f"SELECT key, record FROM {kind}"):
+            for key, record in self.database.connection.execute(f"SELECT key, record FROM {kind}"):
                 try:
                     yield Write(kind, key, self._decoders[kind].decode(record))
                 except msgspec.MsgspecError as error:
@@ -190,22 +144,25 @@ class SqliteStateStore(RecordStore):
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
         """SQLite's errors as ours, by what a user can do about them."""
+        place, hint = str(self._file), "check that the folder exists and can be written"
         try:
             yield
+        except SchemaTooNew as error:
+            raise StateTooNew(place, found=error.found, known=error.known) from error
         except sqlite3.Error as error:
-            code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-            place, text = str(self._file), str(error)
-            if code == sqlite3.SQLITE_FULL:
-                hint = "free some space; what was deployed before goes on serving"
-                raise StateFull(place, f"the disk is full ({text})", hint=hint) from error
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise self._corrupt(text) from error
-            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise StateBusy(place, f"another process holds it ({text})", hint="try again") from error
-            raise StateError(place, text, hint="check that the folder exists and can be written") from error
+            text = str(error)
+            match trouble_of(error):
+                case Trouble.FULL:
+                    hint = "free some space; what was deployed before goes on serving"
+                    raise StateFull(place, f"the disk is full ({text})", hint=hint) from error
+                case Trouble.DAMAGED:
+                    raise self._corrupt(text) from error
+                case Trouble.BUSY:
+                    raise StateBusy(place, f"another process holds it ({text})", hint="try again") from error
+                case _:
+                    raise StateError(place, text, hint=hint) from error
         except OSError as error:
-            hint = "check that the folder exists and can be written"
-            raise StateError(str(self._file), error.strerror or str(error), hint=hint) from error
+            raise StateError(place, error.strerror or str(error), hint=hint) from error
 
 
 _UPSERT = {

@@ -51,7 +51,10 @@ def test_a_million_classes_are_counted_in_bounded_room_and_the_top_20_are_right_
 
     window = store.window(API, VERSION, now_wall_s=clock.wall_s(), classes=True)
     shown = summary.tracker("classification", window.counts, window.classes)
-    rows = [store._db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0] for table in ("class", "class_count")]
+    rows = [
+        store.database.connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+        for table in ("class", "class_count")
+    ]
     store.close()
     assert shown["count"] == len(stream)
     assert sum(shown["classes"].values()) + shown["other"] == len(stream)

@@ -117,18 +117,18 @@ def test_a_merge_interrupted_anywhere_counts_all_or_nothing(tmp_path, build):
     interrupted, ok, finished = 0, 1, False
     while not finished:
         before = both(store)
-        store._db.set_progress_handler(Interrupter(interrupted + 1), 10)
+        store.database.connection.set_progress_handler(Interrupter(interrupted + 1), 10)
         try:
             store.merge(files(ok), NOW_S)
             finished = True
         except StatsStoreUnusable:
             interrupted += 1
-            store._db.set_progress_handler(None, 0)
+            store.database.connection.set_progress_handler(None, 0)
             fresh = StatsStore(tmp_path / "stats.db")
             assert both(store) == both(fresh) == before
             fresh.close()
             store.merge(files(ok), NOW_S)
-        store._db.set_progress_handler(None, 0)
+        store.database.connection.set_progress_handler(None, 0)
         assert [window.counts.ok for window in both(store)] == [ok, ok]
         assert [window.classes for window in both(store)] == [{"a": ok}, {"a": ok}]
         ok += 1
@@ -575,11 +575,11 @@ def test_a_failing_disk_is_a_named_error_and_nothing_is_half_written(store, buil
     other = sqlite3.connect(tmp_path / "stats.db")
     (pages,) = other.execute("PRAGMA page_count").fetchone()
     other.close()
-    store._db.execute(f"PRAGMA max_page_count = {pages}")  # as if the disk were full
+    store.database.connection.execute(f"PRAGMA max_page_count = {pages}")  # as if the disk were full
     with pytest.raises(StatsStoreUnusable, match="full"):
         store.merge([build.classes({f"class {n}": 1 for n in range(2000)}, ok=2)], NOW_S)
     assert counted(store).ok == 1
-    store._db.execute("PRAGMA max_page_count = 1000000")
+    store.database.connection.execute("PRAGMA max_page_count = 1000000")
     store.merge([build.classes({f"class {n}": 1 for n in range(2000)}, ok=2)], NOW_S)
     assert counted(store).ok == 2
     assert len(classes_of(store)) == 2000

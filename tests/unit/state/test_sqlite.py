@@ -97,7 +97,7 @@ WRITER = """
             print("in the middle", flush=True)
             sys.stdin.readline()
 
-    store._connection.set_trace_callback(stop_in_the_middle)
+    store.database.connection.set_trace_callback(stop_in_the_middle)
     store.commit_deploy(a_deploy(a_wanted_api(a_build("v2")), wall_s=9.0))
     print("committed", flush=True)
     sys.stdin.readline()
@@ -133,8 +133,8 @@ def test_a_process_killed_in_the_middle_of_a_deploy_leaves_all_of_it_or_nothing(
 
 def test_a_full_disk_is_named_and_changes_nothing(store: SqliteStateStore, file: Path) -> None:
     store.commit_deploy(a_deploy(a_wanted_api(V1)))
-    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
-    store._connection.execute(f"PRAGMA max_page_count = {pages + 1}")
+    pages = store.database.connection.execute("PRAGMA page_count").fetchone()[0]
+    store.database.connection.execute(f"PRAGMA max_page_count = {pages + 1}")
     many = [a_wanted_api(a_build("v2", api=API))] + [a_wanted_api(a_build(api=f"iris/a{n}")) for n in range(50)]  # type: ignore[arg-type]
     with pytest.raises(StateFull) as raised:
         store.commit_deploy(a_deploy(*many))
@@ -142,7 +142,7 @@ def test_a_full_disk_is_named_and_changes_nothing(store: SqliteStateStore, file:
     assert raised.value.problem().hint == "free some space; what was deployed before goes on serving"
     assert [record.wanted.build for record in store.apis()] == [V1]
     assert [record.wanted.build for record in reopened(file).apis()] == [V1]
-    store._connection.execute("PRAGMA max_page_count = 100000")
+    store.database.connection.execute("PRAGMA max_page_count = 100000")
     store.commit_deploy(a_deploy(*many))
     assert len(store.apis()) == 51
 
@@ -290,7 +290,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(file: Path, monkeypatc
 
 
 def test_a_file_that_someone_else_holds_is_busy_and_nothing_is_written(store: SqliteStateStore, file: Path) -> None:
-    store._connection.execute("PRAGMA busy_timeout = 50")
+    store.database.connection.execute("PRAGMA busy_timeout = 50")
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StateBusy):
