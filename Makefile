@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 CHAOS_SECONDS ?= 60
 SECONDS ?=
 SEED ?=
+COUNT ?= 300
+MODULE ?=
 ARGS ?=
 
 # uv installs in seconds what takes pip minutes. Without one on PATH it is put into .venv first.
@@ -20,7 +22,7 @@ DEV := $(VENV)/.installed-dev
 ALL := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test e2e field check rows batching chaos bench clean
+.PHONY: help install demo smoke test e2e field check rows mutants batching chaos bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,7 +34,7 @@ demo: $(CORE) ## deploy examples/iris on this machine and ask it something
 
 test: $(DEV) ## run all tests but the end-to-end ones; choose with ARGS, e.g. make test ARGS="-k rollout"
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal \
-		tests/unit tests/contract tests/integration tests/rows tests/field/test_case.py \
+		tests/unit tests/contract tests/integration tests/rows tests/mutation tests/field/test_case.py \
 		tests/docs/test_pages.py $(ARGS)
 
 # Bytecode of tests is kept even where Python may write none: they would be compiled for a third of the time.
@@ -56,6 +58,10 @@ check: $(DEV) ## formatting, lint, types, import direction
 rows: $(DEV) ## look for rows that are proved to be apart and are not; SECONDS=600 stops it earlier, SEED=1 repeats it
 	$(BIN)/python tests/rows/campaign.py --keep build/rows \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+mutants: $(DEV) ## change pure code in COUNT (300) small ways: do unit tests notice? MODULE=planning narrows, SEED=1 repeats
+	$(BIN)/python tests/mutation/sample.py --count $(COUNT) \
+		$(if $(SEED),--seed $(SEED)) $(if $(MODULE),--module $(MODULE)) $(ARGS)
 
 batching: $(DEV) ## prove 250 models, ask each alone and in batches, write docs/batching.md (downloads 2 GB the first time)
 	$(BIN)/python bench/batching/models.py --write $(ARGS)
