@@ -152,11 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         with progress:
-            stages = sorted({stage for path, _ in picked for stage in by_path[path].tests})
-            task = progress.add_task("tests as they are", total=len(stages))
-            for stage in stages:
-                if copy.try_unchanged(stage).code != 0:
-                    console.print(f"without any change these fail: {' '.join(stage)}\n{copy.log.read_text()}")
+            tests = sorted({test for path, _ in picked for stage in by_path[path].tests for test in stage})
+            task = progress.add_task("tests as they are", total=len(tests))
+            for test in tests:
+                if copy.try_unchanged(test).code != 0:
+                    console.print(f"without any change it fails: {test}\n{copy.log.read_text()}")
                     return 2
                 progress.advance(task)
             task = progress.add_task("mutants", total=len(picked))

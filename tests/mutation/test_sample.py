@@ -76,7 +76,7 @@ def test_a_change_is_killed_or_survives_and_the_tree_is_as_it_was(tree: Path, tm
     path, tests = "src/small/limits.py", ("tests/unit/test_limits.py",)
     source = (tree / path).read_text()
     copy = Copy(tree, tmp_path / "copy")
-    assert copy.try_unchanged(tests).code == 0
+    assert copy.try_unchanged(*tests).code == 0
     assert copy.try_changed(path, source.replace("< 3", "< 4"), [tests]) == "killed"
     assert copy.try_changed(path, source.replace("< 3", "<= 2"), [tests]) == "survived"
     assert copy.try_changed(path, "not Python", [tests]) == "killed"
@@ -89,7 +89,7 @@ def test_a_change_is_killed_or_survives_and_the_tree_is_as_it_was(tree: Path, tm
 def test_a_change_that_loops_for_ever_is_ended(tree: Path, tmp_path: Path) -> None:
     path, tests = "src/small/limits.py", ("tests/unit/test_limits.py",)
     copy = Copy(tree, tmp_path / "copy", least_cpu_s=0)
-    copy.try_unchanged(tests)
+    copy.try_unchanged(*tests)
     endless = (tree / path).read_text().replace("count + 1", "count - 0")
     assert copy.try_changed(path, endless, [tests]) == "timed out"
 

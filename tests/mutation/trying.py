@@ -54,7 +54,7 @@ class Copy:
     def __init__(self, root: Path, folder: Path, *, least_cpu_s: float = 20.0) -> None:
         self._folder = folder
         self._least_cpu_s = least_cpu_s
-        self._limits_s: dict[tuple[str, ...], float] = {}
+        self._cpu_s: dict[str, float] = {}
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for entry in sorted(root.iterdir()):
@@ -67,10 +67,10 @@ class Copy:
                 shutil.copy(entry, folder / entry.name)
         self._times = 0
 
-    def try_unchanged(self, tests: Sequence[str]) -> Run:
-        """Run tests on the tree as it is, which also says how long they may take on a changed one."""
-        run = self._run(tests, limit_s=3600.0, keeps_bytecode=True)
-        self._limits_s[tuple(tests)] = self._least_cpu_s + _CPU_FACTOR * run.cpu_s
+    def try_unchanged(self, test: str) -> Run:
+        """Run a file of tests on the tree as it is, which also says how long it may take on a changed one."""
+        run = self._run([test], limit_s=3600.0, keeps_bytecode=True)
+        self._cpu_s[test] = run.cpu_s
         return run
 
     def try_changed(self, path: str, source: str, stages: Sequence[Sequence[str]]) -> Outcome:
@@ -78,11 +78,11 @@ class Copy:
         Run stages of tests until one fails.
 
         Args:
-            stages: each was tried unchanged before.
+            stages: of files, each of which was tried unchanged before.
         """
         with self._changed(self._folder / path, source):
             for tests in stages:
-                run = self._run(tests, self._limits_s[tuple(tests)])
+                run = self._run(tests, self._least_cpu_s + _CPU_FACTOR * sum(self._cpu_s[test] for test in tests))
                 if run.code in (-signal.SIGXCPU, -signal.SIGKILL):
                     return "timed out"
                 if run.code != 0:
