@@ -188,6 +188,17 @@ def test_a_version_is_live_at_the_size_there_is_room_for_if_that_is_min_replicas
     assert [note.text for note in found.notes] == ["no room for 1 of 3 replicas (node local: no room)"]
 
 
+def test_one_replica_makes_a_version_live_where_there_is_room_for_one_and_one_is_enough() -> None:
+    wanted = a_wanted_api(V1, serving=V1, live=False, replicas=2)
+    ready = a_replica(V1)
+    leases = (a_lease(V1, 0), a_lease(V1, 1, LeaseState.PENDING))
+    seen = a_snapshot(ready, leases=leases, routes=(a_route(wanted, ready),))
+    assert decided(wanted, seen) == [MarkLive(api=API, revision=V1.revision)]
+    # With none ready, as after a crash, it is not.
+    ended = a_replica(V1, phase=Phase.LOADING)
+    assert decided(wanted, a_snapshot(ended, leases=leases, routes=(a_route(wanted),))) == []
+
+
 def test_an_api_at_rest_needs_nothing() -> None:
     wanted = a_wanted_api(V1, live=True, replicas=2)
     ready = (a_replica(V1, 0), a_replica(V1, 1))
