@@ -27,8 +27,8 @@ from cortex.agent.kept import KeptInspections
 from cortex.agent.launchers import Launcher, LauncherLost, Launchers
 from cortex.agent.life import effects, events
 from cortex.agent.life.adopting import Found, adopt
-from cortex.agent.life.effects import Effect, Next, ReplicaRecord
-from cortex.agent.life.events import Event
+from cortex.agent.life.effects import Do, Effect, Next, ReplicaRecord
+from cortex.agent.life.events import Event, Happened
 from cortex.agent.life.report import report
 from cortex.agent.life.starting import begin, may_begin
 from cortex.agent.life.state import Closing, Life, Now, Process
@@ -71,7 +71,7 @@ class Replica:
         self.process = Attended(self.label, lambda: on_gone(self))
         self.provided: Provided | None = None
         self.oom_kills_before = machine.oom_kills()
-        self.works: dict[type[Effect], asyncio.Task[None]] = {}
+        self.works: dict[Do | type[Effect], asyncio.Task[None]] = {}
         self.timer: asyncio.TimerHandle | None = None
         self.moved = asyncio.Event()
         """Set by each event."""
@@ -193,7 +193,7 @@ class Replicas:
         replica = self._replicas.pop(replica_id, None)
         if replica is not None:
             self._forgotten.add(replica)
-            self._tell(replica, events.ForgetAsked())
+            self._tell(replica, Happened.FORGET_ASKED)
 
     def _order(self, replica_id: ReplicaId, event: Event) -> None:
         replica = self._replicas.get(replica_id)
@@ -398,7 +398,7 @@ class Replicas:
             return
         delay_s = max(SOONEST_S, due_s - self._clock.monotonic_s())
         loop = asyncio.get_running_loop()
-        replica.timer = loop.call_later(delay_s, self._tell, replica, events.Woke())
+        replica.timer = loop.call_later(delay_s, self._tell, replica, Happened.WOKE)
 
     def _is_succeeded(self, replica: Replica) -> bool:
         return self._replicas.get(replica.id) is not replica and replica not in self._forgotten
@@ -411,52 +411,52 @@ class Replicas:
                 log.log(_LEVELS[level], "%s %s", replica.label, text)
             case effects.WriteRecord(record=record):
                 self._write_record(replica, record)
-            case effects.Provide():
+            case Do.PROVIDE:
                 self._work(replica, effect, self._provide(replica), events.StartFailed(problem=FAULT_OF_OURS))
-            case effects.StopProviding():
-                _stop(replica, effects.Provide)
-            case effects.Fork():
+            case Do.STOP_PROVIDING:
+                _stop(replica, Do.PROVIDE)
+            case Do.FORK:
                 self._work(replica, effect, self._fork(replica), events.LauncherDied(problem=FAULT_OF_OURS))
-            case effects.SeekOrphan():
+            case Do.SEEK_ORPHAN:
                 self._work(replica, effect, self._seek_orphan(replica), events.OrphanSought(is_silent=True))
-            case effects.EndUnknown():
+            case Do.END_UNKNOWN:
                 self._end_unknown(lambda replica_id: replica_id == replica.id)
             case effects.EndStray(identity=identity):
                 log.warning("%s: pid %s is in its place and is ended", replica.label, identity.pid)
                 attending.end(identity)
             case effects.Watch(identity=identity):
                 self._watch(replica, identity)
-            case effects.Connect():
+            case Do.CONNECT:
                 self._work(replica, effect, self._connect(replica), events.NotConnected())
-            case effects.HangUp():
+            case Do.HANG_UP:
                 replica.process.hang_up()
             case effects.Send(request=request):
                 replica.process.send(request)
-            case effects.HaveGoOn():
+            case Do.HAVE_GO_ON:
                 replica.process.have_go_on(self._clock.monotonic_s())
-            case effects.Quiet():
+            case Do.QUIET:
                 self._work(replica, effect, self._quiet(replica))
-            case effects.StopQuieting():
-                _stop(replica, effects.Quiet)
+            case Do.STOP_QUIETING:
+                _stop(replica, Do.QUIET)
             case effects.Kill(number=number):
                 replica.process.signal(number)
             case effects.EndDescendants(identity=identity):
                 self._clear(self._end_strays(identity), replica)
-            case effects.LookAtEnd():
+            case Do.LOOK_AT_END:
                 self._look_at_end(replica)
-            case effects.HurryLauncher():
+            case Do.HURRY_LAUNCHER:
                 self._launcher_of(replica).look()
             case effects.ReadRemains(with_lines=with_lines):
                 self._work(replica, effect, self._read_remains(replica, with_lines), events.RemainsRead())
             case effects.NoteEnd():
-                self._work(replica, effect, self._note_end(replica, effect), events.EndNoted())
-            case effects.Abandon():
+                self._work(replica, effect, self._note_end(replica, effect), Happened.END_NOTED)
+            case Do.ABANDON:
                 self._clear(self._turn_away_waiting(replica), replica)
-            case effects.TurnAway():
+            case Do.TURN_AWAY:
                 replica.slot.turn_away()
-            case effects.SettleRoutes():
-                self._work(replica, effect, self._settle(), events.RoutesSettled())
-            case effects.CloseSlot():
+            case Do.SETTLE_ROUTES:
+                self._work(replica, effect, self._settle(), Happened.ROUTES_SETTLED)
+            case Do.CLOSE_SLOT:
                 self._clear(self._close(replica), replica)
 
     def _work(
@@ -466,7 +466,7 @@ class Replicas:
         Carry out what takes a while; what it returns is told, or `failed`. The same effect again meanwhile is the same
         work.
         """
-        kind = type(effect)
+        kind = effect if isinstance(effect, Do) else type(effect)
         if kind in replica.works:
             work.close()
             return
@@ -503,7 +503,7 @@ class Replicas:
             files.write_record(replica.files, record)
         except OSError as error:
             log.error("%s: its record cannot be written: %s", replica.label, error)
-            self._tell(replica, events.NotWritten())
+            self._tell(replica, Happened.NOT_WRITTEN)
 
     def _end_unknown(self, are_ours: Callable[[str], bool]) -> None:
         """Processes that no life knows: their record could not be written, and they do not say who they are."""
@@ -525,7 +525,7 @@ class Replicas:
             )
         except (CortexError, OSError) as error:
             return _start_failed(replica, error)
-        return events.Provided()
+        return Happened.PROVIDED
 
     async def _fork(self, replica: Replica) -> Event:
         """With what an inspection has loaded, if there is such a thing."""
@@ -560,7 +560,7 @@ class Replicas:
                 self._tell(replica, events.ProcessGone(was_watched=False))
         except OSError as error:
             log.error("%s cannot be watched now: %s", replica.label, error)
-            self._tell(replica, events.NotWatched())
+            self._tell(replica, Happened.NOT_WATCHED)
 
     async def _connect(self, replica: Replica) -> Event:
         def told(status: ReplicaStatus) -> None:
@@ -568,18 +568,18 @@ class Replicas:
 
         try:
             await replica.process.connect(
-                replica.files.control, told, lambda: self._tell(replica, events.Disconnected())
+                replica.files.control, told, lambda: self._tell(replica, Happened.DISCONNECTED)
             )
         except OSError as error:
             log.warning("%s: its control socket does not answer: %s", replica.label, error)
             return events.NotConnected(was_our_limit=error.errno in OUR_OWN_LIMITS)
-        return events.Connected()
+        return Happened.CONNECTED
 
     # ---- ending -------------------------------------------------------------------------------------------------
 
     async def _quiet(self, replica: Replica) -> Event:
         await self._quiesced(replica.files.stem)
-        return events.Quieted()
+        return Happened.QUIETED
 
     def child_exited(self, message: ChildExited) -> None:
         """A launcher tells how a process ended; it may be known already that it has, or not."""
@@ -604,16 +604,16 @@ class Replicas:
 
     async def _note_end(self, replica: Replica, effect: effects.NoteEnd) -> Event:
         await asyncio.to_thread(files.note_end, replica.files, effect)
-        return events.EndNoted()
+        return Happened.END_NOTED
 
     async def _turn_away_waiting(self, replica: Replica) -> None:
         """Who is at the slot by then decides about those that wait there."""
         await self._abandon(replica.files.stem)
-        self._order(replica.id, events.Abandoned())
+        self._order(replica.id, Happened.ABANDONED)
 
     async def _settle(self) -> Event:
         await self._settle_routes()
-        return events.RoutesSettled()
+        return Happened.ROUTES_SETTLED
 
     async def _close(self, replica: Replica) -> None:
         for task in replica.works.values():
@@ -650,7 +650,7 @@ def _has_counted(life: Life, number: int) -> bool:
     return life.status is not None and life.status.counts >= number
 
 
-def _stop(replica: Replica, kind: type[Effect]) -> None:
+def _stop(replica: Replica, kind: Do) -> None:
     task = replica.works.pop(kind, None)
     if task is not None:
         task.cancel()

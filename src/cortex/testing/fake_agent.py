@@ -49,7 +49,7 @@ from cortex.wire.reports import AgentReport, ExitReport, IngressReport, NodeRepo
 
 RETRY_AFTER_S = 0.2
 KILL_AFTER_S = 2.0
-"""What an agent adds to a drain's time before it kills. As in `agent/replicas.py`."""
+"""What an agent adds to a drain's time before it kills. As in `agent/life/ending.py`."""
 RUNTIME = "pretended 1.0, cpu, 1 thread"
 _NEVER_S = float("inf")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cortex.agent.life.effects import Connect, EndStray, Next, ReplicaRecord, Say, asking, in_turn
+from cortex.agent.life.effects import Do, EndStray, Next, ReplicaRecord, Say, asking, in_turn
 from cortex.agent.life.ending import ending_begun, held, killed, leave, read_remains
 from cortex.agent.life.events import StatusTold
 from cortex.agent.life.living import status_told
@@ -72,7 +72,7 @@ def _goes_on(life: Life, found: Found, now: Now) -> Next:
         life,
         lambda life: asking(life, said),
         lambda life: _believed(life, found, now),
-        lambda life: asking(life, Connect()),
+        lambda life: asking(life, Do.CONNECT),
         lambda life: leave(life, now),
         lambda life: ending_begun(life, now),
     )

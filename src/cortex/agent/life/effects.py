@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from enum import Enum
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -25,6 +26,43 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_wall_s: float = 0.0
 
 
+class Do(Enum):
+    """Where there is nothing more to be said than what."""
+
+    PROVIDE = "provide"
+    """Have everything there that its build needs: `Doing`, then `PROVIDED` or `StartFailed`."""
+    STOP_PROVIDING = "stop_providing"
+    """Nobody needs it any more."""
+    FORK = "fork"
+    """Have a launcher fork it: `Forked`, `LauncherDied` or `StartFailed`."""
+    SEEK_ORPHAN = "seek_orphan"
+    """Ask its control socket who is there: `OrphanSought`."""
+    END_UNKNOWN = "end_unknown"
+    """End processes of this replica that nobody looks after, if there are any."""
+    CONNECT = "connect"
+    """To its control socket: `CONNECTED` or `NotConnected`; then `StatusTold` and `DISCONNECTED`."""
+    HANG_UP = "hang_up"
+    """Close that connection."""
+    HAVE_GO_ON = "have_go_on"
+    """If somebody has stopped it."""
+    QUIET = "quiet"
+    """Have the ingress send it nothing more: `QUIETED` once nothing is there."""
+    STOP_QUIETING = "stop_quieting"
+    """There is nobody left to be drained."""
+    LOOK_AT_END = "look_at_end"
+    """How its process ended: `EndSeen`."""
+    HURRY_LAUNCHER = "hurry_launcher"
+    """Have its launcher go on if somebody has stopped it: it owes an answer."""
+    ABANDON = "abandon"
+    """Tell the requests that wait in the ingress for its slot that nobody will come: `ABANDONED`."""
+    TURN_AWAY = "turn_away"
+    """Close the connections that wait in its slot: the ingress then tries elsewhere or answers 503."""
+    SETTLE_ROUTES = "settle_routes"
+    """Have the ingress know what routes and readiness say now: `ROUTES_SETTLED`."""
+    CLOSE_SLOT = "close_slot"
+    """Close and remove everything of it, but for what its successor of the same id has by now."""
+
+
 class Say(msgspec.Struct, frozen=True, kw_only=True):
     """Into our log, after its name."""
 
@@ -33,29 +71,9 @@ class Say(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WriteRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """On disk. Told only if it fails: `NotWritten`."""
+    """On disk. Told only if it fails: `NOT_WRITTEN`."""
 
     record: ReplicaRecord
-
-
-class Provide(msgspec.Struct, frozen=True, kw_only=True):
-    """Have everything there that its build needs: `Doing`, then `Provided` or `StartFailed`."""
-
-
-class StopProviding(msgspec.Struct, frozen=True, kw_only=True):
-    """Nobody needs it any more."""
-
-
-class Fork(msgspec.Struct, frozen=True, kw_only=True):
-    """Have a launcher fork it: `Forked`, `LauncherDied` or `StartFailed`."""
-
-
-class SeekOrphan(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask its control socket who is there: `OrphanSought`."""
-
-
-class EndUnknown(msgspec.Struct, frozen=True, kw_only=True):
-    """End processes of this replica that nobody looks after, if there are any."""
 
 
 class EndStray(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,35 +83,15 @@ class EndStray(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
-    """Notice when its process ends: `ProcessGone`, at once if it has. `NotWatched` if that cannot be done now."""
+    """Notice when its process ends: `ProcessGone`, at once if it has. `NOT_WATCHED` if that cannot be done now."""
 
     identity: ProcessIdentity
-
-
-class Connect(msgspec.Struct, frozen=True, kw_only=True):
-    """To its control socket: `Connected` or `NotConnected`; then `StatusTold` and `Disconnected`."""
-
-
-class HangUp(msgspec.Struct, frozen=True, kw_only=True):
-    """Close that connection."""
 
 
 class Send(msgspec.Struct, frozen=True, kw_only=True):
     """Over that connection, if it still is there."""
 
     request: ReplicaRequest
-
-
-class HaveGoOn(msgspec.Struct, frozen=True, kw_only=True):
-    """If somebody has stopped it."""
-
-
-class Quiet(msgspec.Struct, frozen=True, kw_only=True):
-    """Have the ingress send it nothing more: `Quieted` once nothing is there."""
-
-
-class StopQuieting(msgspec.Struct, frozen=True, kw_only=True):
-    """There is nobody left to be drained."""
 
 
 class Kill(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,14 +106,6 @@ class EndDescendants(msgspec.Struct, frozen=True, kw_only=True):
     identity: ProcessIdentity
 
 
-class LookAtEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """How its process ended: `EndSeen`."""
-
-
-class HurryLauncher(msgspec.Struct, frozen=True, kw_only=True):
-    """Have its launcher go on if somebody has stopped it: it owes an answer."""
-
-
 class ReadRemains(msgspec.Struct, frozen=True, kw_only=True):
     """What it left in files: `RemainsRead`. Clears away what nobody needs."""
 
@@ -123,56 +113,14 @@ class ReadRemains(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NoteEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """In its log, for each of these requests or for none: `EndNoted`."""
+    """In its log, for each of these requests or for none: `END_NOTED`."""
 
     text: str
     requests: tuple[str, ...]
     wall_s: float
 
 
-class Abandon(msgspec.Struct, frozen=True, kw_only=True):
-    """Tell the requests that wait in the ingress for its slot that nobody will come: `Abandoned`."""
-
-
-class TurnAway(msgspec.Struct, frozen=True, kw_only=True):
-    """Close the connections that wait in its slot: the ingress then tries elsewhere or answers 503."""
-
-
-class SettleRoutes(msgspec.Struct, frozen=True, kw_only=True):
-    """Have the ingress know what routes and readiness say now: `RoutesSettled`."""
-
-
-class CloseSlot(msgspec.Struct, frozen=True, kw_only=True):
-    """Close and remove everything of it, but for what its successor of the same id has by now."""
-
-
-Effect = (
-    Say
-    | WriteRecord
-    | Provide
-    | StopProviding
-    | Fork
-    | SeekOrphan
-    | EndUnknown
-    | EndStray
-    | Watch
-    | Connect
-    | HangUp
-    | Send
-    | HaveGoOn
-    | Quiet
-    | StopQuieting
-    | Kill
-    | EndDescendants
-    | LookAtEnd
-    | HurryLauncher
-    | ReadRemains
-    | NoteEnd
-    | Abandon
-    | TurnAway
-    | SettleRoutes
-    | CloseSlot
-)
+Effect = Do | Say | WriteRecord | EndStray | Watch | Send | Kill | EndDescendants | ReadRemains | NoteEnd
 
 
 class Next(NamedTuple):

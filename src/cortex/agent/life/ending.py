@@ -7,24 +7,14 @@ import signal
 import msgspec
 
 from cortex.agent.life.effects import (
-    Abandon,
-    CloseSlot,
-    Connect,
+    Do,
     EndDescendants,
-    HangUp,
-    HurryLauncher,
     Kill,
-    LookAtEnd,
     Next,
     NoteEnd,
-    Quiet,
     ReadRemains,
     Say,
     Send,
-    SettleRoutes,
-    StopProviding,
-    StopQuieting,
-    TurnAway,
     asking,
     in_turn,
     recorded,
@@ -79,7 +69,7 @@ def _let_leave(life: Life, now: Now) -> Next:
     match life.process:
         case Process.PROVIDING:
             exited = ExitReport(wall_s=now.wall_s, drained=True)
-            return in_turn(life, lambda life: asking(life, StopProviding()), lambda life: finished(life, exited, now))
+            return in_turn(life, lambda life: asking(life, Do.STOP_PROVIDING), lambda life: finished(life, exited, now))
         case Process.RUNNING:
             return leave(life, now)
         case _:
@@ -95,7 +85,7 @@ def leave(life: Life, now: Now) -> Next:
         life = alarmed(_at(life, Stage.TOLD), Alarm.KILL, now.s + KILL_AFTER_S)
         return asking(life, Kill(number=signal.SIGTERM))
     until_s = now.s + drain.timeout_s
-    return asking(alarmed(_at(life, Stage.QUIETING, until_s), Alarm.QUIET, until_s), Quiet())
+    return asking(alarmed(_at(life, Stage.QUIETING, until_s), Alarm.QUIET, until_s), Do.QUIET)
 
 
 def quieted(life: Life, now: Now) -> Next:
@@ -108,7 +98,7 @@ def quieted(life: Life, now: Now) -> Next:
 def quiet_due(life: Life, now: Now) -> Next:
     """The ingress had its time; what it still has is in danger now."""
     say = Say(level="warning", text="is told to end although the ingress still had requests for it")
-    return in_turn(life, lambda life: asking(life, say, StopQuieting()), lambda life: quieted(life, now))
+    return in_turn(life, lambda life: asking(life, say, Do.STOP_QUIETING), lambda life: quieted(life, now))
 
 
 def _tell_to_end(life: Life, now: Now) -> Next:
@@ -116,7 +106,7 @@ def _tell_to_end(life: Life, now: Now) -> Next:
     if life.line is Line.UP:
         return told_to_end(life, now)
     life = _at(life, Stage.TELLING)
-    return asking(changed(life, line=Line.CALLING), Connect()) if life.line is Line.DOWN else Next(life)
+    return asking(changed(life, line=Line.CALLING), Do.CONNECT) if life.line is Line.DOWN else Next(life)
 
 
 def told_to_end(life: Life, now: Now) -> Next:
@@ -166,7 +156,7 @@ def _at(life: Life, stage: Stage, until_s: float | None = None) -> Life:
 def killed(life: Life, now: Now) -> Next:
     """End it now: again and again, as we may be short of what that takes."""
     life = changed(silenced(life, Alarm.QUIET), intent=max(life.intent, Intent.END), drain=None)
-    return asking(alarmed(life, Alarm.KILL, now.s + KILL_AGAIN_S), StopQuieting(), Kill(number=signal.SIGKILL))
+    return asking(alarmed(life, Alarm.KILL, now.s + KILL_AGAIN_S), Do.STOP_QUIETING, Kill(number=signal.SIGKILL))
 
 
 def kill_due(life: Life, now: Now) -> Next:
@@ -188,13 +178,13 @@ def process_gone(life: Life, event: ProcessGone, now: Now) -> Next:
     life = changed(_with_only(life, Alarm.HOLD, Alarm.ROUTES), process=Process.GONE, line=Line.DOWN, told=None, looks=0)
     return in_turn(
         life,
-        lambda life: asking(life, HangUp(), StopQuieting(), *left),
+        lambda life: asking(life, Do.HANG_UP, Do.STOP_QUIETING, *left),
         lambda life: over(life) if life.intent is Intent.FORGET else _asked_how(held(life, now)),
     )
 
 
 def _asked_how(life: Life) -> Next:
-    return asking(life, LookAtEnd())
+    return asking(life, Do.LOOK_AT_END)
 
 
 def end_seen(life: Life, event: EndSeen, now: Now) -> Next:
@@ -211,7 +201,7 @@ def look_due(life: Life, _now: Now) -> Next:
     """Who should collect it may have been stopped."""
     if life.process is not Process.GONE:
         return Next(life)
-    return asking(life, *((HurryLauncher(),) if life.looks < EXIT_STATUS_WAITS else ()), LookAtEnd())
+    return asking(life, *((Do.HURRY_LAUNCHER,) if life.looks < EXIT_STATUS_WAITS else ()), Do.LOOK_AT_END)
 
 
 def read_remains(life: Life) -> Next:
@@ -284,12 +274,12 @@ def held(life: Life, now: Now) -> Life:
 def hold_due(life: Life, _now: Now) -> Next:
     if life.hold is None:
         return Next(life)
-    return asking(changed(life, hold=Hold(life.hold.since_s, is_over=True)), Abandon())
+    return asking(changed(life, hold=Hold(life.hold.since_s, is_over=True)), Do.ABANDON)
 
 
 def abandoned(life: Life) -> Next:
     """Who waits in the slot itself is turned away as well, unless somebody has come to serve it after all."""
-    return asking(life, TurnAway()) if life.hold is not None and life.hold.is_over else Next(life)
+    return asking(life, Do.TURN_AWAY) if life.hold is not None and life.hold.is_over else Next(life)
 
 
 def forget_asked(life: Life, now: Now) -> Next:
@@ -299,7 +289,7 @@ def forget_asked(life: Life, now: Now) -> Next:
     life = changed(life, intent=Intent.FORGET, closing=Closing.LEAVING, drain=None, owes_record=False)
     life = _with_only(life, Alarm.WATCH, Alarm.ASK, Alarm.ORPHAN)
     life = alarmed(life, Alarm.ROUTES, now.s + SLOT_CLOSE_TIMEOUT_S)
-    return in_turn(life, lambda life: _ended(life, now), lambda life: asking(life, StopQuieting(), SettleRoutes()))
+    return in_turn(life, lambda life: _ended(life, now), lambda life: asking(life, Do.STOP_QUIETING, Do.SETTLE_ROUTES))
 
 
 def _ended(life: Life, now: Now) -> Next:
@@ -307,7 +297,7 @@ def _ended(life: Life, now: Now) -> Next:
         case Process.RUNNING:
             return killed(life, now)
         case Process.PROVIDING:
-            return asking(changed(life, process=Process.OVER), StopProviding())
+            return asking(changed(life, process=Process.OVER), Do.STOP_PROVIDING)
         case Process.FORKING | Process.ORPHANED:
             return Next(life)  # whether there is anybody to be ended is open
         case _:
@@ -319,7 +309,7 @@ def routes_settled(life: Life) -> Next:
     if life.closing is not Closing.LEAVING:
         return Next(life)
     life = changed(silenced(life, Alarm.ROUTES), closing=Closing.EMPTY)
-    return in_turn(life, lambda life: asking(life, TurnAway()), _closed_once_over)
+    return in_turn(life, lambda life: asking(life, Do.TURN_AWAY), _closed_once_over)
 
 
 def routes_due(life: Life, _now: Now) -> Next:
@@ -335,7 +325,7 @@ def over(life: Life) -> Next:
 def _closed_once_over(life: Life) -> Next:
     if life.closing is not Closing.EMPTY or life.process is not Process.OVER:
         return Next(life)
-    return asking(changed(life, closing=Closing.CLOSED, alarms={}), CloseSlot())
+    return asking(changed(life, closing=Closing.CLOSED, alarms={}), Do.CLOSE_SLOT)
 
 
 def _with_only(life: Life, *alarms: Alarm) -> Life:

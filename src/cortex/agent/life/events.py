@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 import msgspec
 
 from cortex.errors import Problem
@@ -10,6 +12,34 @@ from cortex.wire.batching import BatchingOrder
 from cortex.wire.inhand import LeftInHand
 from cortex.wire.launch import ChildExited, ReplicaStatus
 from cortex.wire.stats import LastWords
+
+
+class Happened(Enum):
+    """Where there is nothing more to be said than that it has."""
+
+    FORGET_ASKED = "forget_asked"
+    """It is to end now, and its slot to be closed."""
+    PROVIDED = "provided"
+    """What it needs is there."""
+    CONNECTED = "connected"
+    """To its control socket."""
+    DISCONNECTED = "disconnected"
+    """The connection has ended."""
+    WOKE = "woke"
+    """An alarm may be due."""
+    NOT_WRITTEN = "not_written"
+    """Its record could not be written."""
+    QUIETED = "quieted"
+    """The ingress sends it nothing more and has nothing there."""
+    NOT_WATCHED = "not_watched"
+    """Whether it ends cannot be noticed now: we are out of descriptors."""
+    END_NOTED = "end_noted"
+    """Its log says how it ended, if that could be written."""
+    ABANDONED = "abandoned"
+    """The ingress has turned away who waited for its slot."""
+    ROUTES_SETTLED = "routes_settled"
+    """The ingress has what routes and readiness say now."""
+
 
 # ---- orders ----------------------------------------------------------------------------------------------------------
 
@@ -26,10 +56,6 @@ class BatchingAsked(msgspec.Struct, frozen=True, kw_only=True):
     batches: BatchingOrder
 
 
-class ForgetAsked(msgspec.Struct, frozen=True, kw_only=True):
-    """It is to end now, and its slot to be closed."""
-
-
 # ---- starting --------------------------------------------------------------------------------------------------------
 
 
@@ -37,10 +63,6 @@ class Doing(msgspec.Struct, frozen=True, kw_only=True):
     """What it needs is being made ready, and this takes long."""
 
     what: str
-
-
-class Provided(msgspec.Struct, frozen=True, kw_only=True):
-    """What it needs is there."""
 
 
 class StartFailed(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,19 +95,11 @@ class OrphanSought(msgspec.Struct, frozen=True, kw_only=True):
 # ---- living ----------------------------------------------------------------------------------------------------------
 
 
-class Connected(msgspec.Struct, frozen=True, kw_only=True):
-    """To its control socket."""
-
-
 class NotConnected(msgspec.Struct, frozen=True, kw_only=True):
     """Its control socket does not answer."""
 
     was_our_limit: bool = False
     """We are out of descriptors or memory, which says nothing about it."""
-
-
-class Disconnected(msgspec.Struct, frozen=True, kw_only=True):
-    """The connection has ended."""
 
 
 class StatusTold(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,23 +117,7 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     """Of its slot, if that leads to it no more."""
 
 
-class Woke(msgspec.Struct, frozen=True, kw_only=True):
-    """An alarm may be due."""
-
-
-class NotWritten(msgspec.Struct, frozen=True, kw_only=True):
-    """Its record could not be written."""
-
-
 # ---- ending ----------------------------------------------------------------------------------------------------------
-
-
-class Quieted(msgspec.Struct, frozen=True, kw_only=True):
-    """The ingress sends it nothing more and has nothing there."""
-
-
-class NotWatched(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether it ends cannot be noticed now: we are out of descriptors."""
 
 
 class ProcessGone(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,41 +145,19 @@ class RemainsRead(msgspec.Struct, frozen=True, kw_only=True):
     """The kernel has killed somebody for memory since it was started."""
 
 
-class EndNoted(msgspec.Struct, frozen=True, kw_only=True):
-    """Its log says how it ended, if that could be written."""
-
-
-class Abandoned(msgspec.Struct, frozen=True, kw_only=True):
-    """The ingress has turned away who waited for its slot."""
-
-
-class RoutesSettled(msgspec.Struct, frozen=True, kw_only=True):
-    """The ingress has what routes and readiness say now."""
-
-
 Event = (
-    DrainAsked
+    Happened
+    | DrainAsked
     | BatchingAsked
-    | ForgetAsked
     | Doing
-    | Provided
     | StartFailed
     | Forked
     | LauncherDied
     | OrphanSought
-    | Connected
     | NotConnected
-    | Disconnected
     | StatusTold
     | Checked
-    | Woke
-    | NotWritten
-    | Quieted
-    | NotWatched
     | ProcessGone
     | EndSeen
     | RemainsRead
-    | EndNoted
-    | Abandoned
-    | RoutesSettled
 )

@@ -6,20 +6,10 @@ import math
 
 import msgspec
 
-from cortex.agent.life.effects import Connect, HangUp, HaveGoOn, Next, Say, Send, asking, in_turn, recorded
+from cortex.agent.life.effects import Do, Next, Say, Send, asking, in_turn, recorded
 from cortex.agent.life.ending import ending_begun, killed, leaving, told_to_end, untold
 from cortex.agent.life.events import BatchingAsked, Checked, NotConnected, StatusTold
-from cortex.agent.life.state import (
-    Intent,
-    Life,
-    Line,
-    Now,
-    Process,
-    Progress,
-    Stage,
-    changed,
-    in_phase,
-)
+from cortex.agent.life.state import Intent, Life, Line, Now, Process, Progress, Stage, changed, in_phase
 from cortex.errors import Problem
 from cortex.wire.build import BuildSpec
 from cortex.wire.launch import Ask, ReplicaStatus, SetBatching
@@ -44,7 +34,7 @@ STARTING = (Phase.STARTING, Phase.LOADING, Phase.WARMING)
 
 def connected(life: Life, now: Now) -> Next:
     if not life.runs:
-        return asking(life, HangUp())
+        return asking(life, Do.HANG_UP)
     life = changed(life, line=Line.UP)
     return told_to_end(life, now) if _waits_to_be_told(life) else Next(life)
 
@@ -152,7 +142,7 @@ def _beat_noted(life: Life, now: Now) -> Life:
 
 def _examined(life: Life, event: Checked, now: Now) -> Next:
     # Of one that starts nobody expects answers, so that it would not be missed if somebody has stopped it.
-    go_on = (HaveGoOn(),) if life.phase in STARTING else ()
+    go_on = (Do.HAVE_GO_ON,) if life.phase in STARTING else ()
     problem = complaint(life, event, now) if life.intent is not Intent.END and life.fault is None else None
     if problem is not None:
         said = Say(level="error", text=f"is ended: {problem.message}")
@@ -166,7 +156,7 @@ def _asked(life: Life) -> Next:
         case Line.CALLING:
             return Next(life)
         case Line.DOWN:
-            return asking(changed(life, line=Line.CALLING), Connect())
+            return asking(changed(life, line=Line.CALLING), Do.CONNECT)
     untaken = life.status is not None and life.status.batching.order != life.order.batches
     return in_turn(
         life,

@@ -4,19 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cortex.agent.life.effects import (
-    Connect,
-    EndStray,
-    EndUnknown,
-    Fork,
-    Next,
-    Provide,
-    SeekOrphan,
-    Watch,
-    asking,
-    in_turn,
-    recorded,
-)
+from cortex.agent.life.effects import Do, EndStray, Next, Watch, asking, in_turn, recorded
 from cortex.agent.life.ending import finished, killed, leave
 from cortex.agent.life.events import Doing, Forked, LauncherDied, OrphanSought, StartFailed
 from cortex.agent.life.state import (
@@ -65,7 +53,7 @@ def begin(order: StartReplica, before: Life | None, now: Now) -> Next:
     )
     if life.hold is not None and not life.hold.is_over:
         life = alarmed(life, Alarm.HOLD, life.hold.since_s + now.settings.hold_timeout_s)
-    return in_turn(life, recorded, lambda life: asking(life, Provide()))
+    return in_turn(life, recorded, lambda life: asking(life, Do.PROVIDE))
 
 
 def doing(life: Life, event: Doing) -> Next:
@@ -79,7 +67,7 @@ def provided(life: Life) -> Next:
 
 
 def fork(life: Life) -> Next:
-    return asking(changed(life, process=Process.FORKING, tries_left=life.tries_left - 1), Fork())
+    return asking(changed(life, process=Process.FORKING, tries_left=life.tries_left - 1), Do.FORK)
 
 
 def start_failed(life: Life, event: StartFailed, now: Now) -> Next:
@@ -117,7 +105,7 @@ def _begun(life: Life, now: Now) -> Next:
     if life.phase is Phase.STARTING:
         life = in_phase(life, Phase.LOADING, now)
     life = changed(life, line=Line.CALLING)
-    return in_turn(life, recorded, lambda life: asking(life, Connect()), lambda life: leave(life, now))
+    return in_turn(life, recorded, lambda life: asking(life, Do.CONNECT), lambda life: leave(life, now))
 
 
 def launcher_died(life: Life, event: LauncherDied, now: Now) -> Next:
@@ -129,7 +117,7 @@ def launcher_died(life: Life, event: LauncherDied, now: Now) -> Next:
 
 def orphaned(life: Life, now: Now) -> Next:
     life = alarmed(changed(life, process=Process.ORPHANED), Alarm.ORPHAN, now.s + ORPHAN_TIMEOUT_S)
-    return asking(life, SeekOrphan())
+    return asking(life, Do.SEEK_ORPHAN)
 
 
 def orphan_sought(life: Life, event: OrphanSought, now: Now) -> Next:
@@ -146,11 +134,11 @@ def orphan_sought(life: Life, event: OrphanSought, now: Now) -> Next:
 
 
 def _alone(life: Life) -> Next:
-    return asking(life, EndUnknown())
+    return asking(life, Do.END_UNKNOWN)
 
 
 def ask_due(life: Life, _now: Now) -> Next:
-    return asking(life, SeekOrphan()) if life.process is Process.ORPHANED else Next(life)
+    return asking(life, Do.SEEK_ORPHAN) if life.process is Process.ORPHANED else Next(life)
 
 
 def orphan_due(life: Life, now: Now) -> Next:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from cortex.agent.life import ending, events, living, starting
 from cortex.agent.life.effects import Next, in_turn
-from cortex.agent.life.events import Event
+from cortex.agent.life.events import Event, Happened
 from cortex.agent.life.state import Alarm, Intent, Life, Now, changed, silenced
 
 
@@ -22,11 +22,11 @@ def step(life: Life, event: Event, now: Now) -> Next:
             return ending.drain_asked(life, event, now)
         case events.BatchingAsked():
             return living.batching_asked(life, event)
-        case events.ForgetAsked():
+        case Happened.FORGET_ASKED:
             return ending.forget_asked(life, now)
         case events.Doing():
             return starting.doing(life, event)
-        case events.Provided():
+        case Happened.PROVIDED:
             return starting.provided(life)
         case events.StartFailed():
             return starting.start_failed(life, event, now)
@@ -36,23 +36,23 @@ def step(life: Life, event: Event, now: Now) -> Next:
             return starting.launcher_died(life, event, now)
         case events.OrphanSought():
             return starting.orphan_sought(life, event, now)
-        case events.Connected():
+        case Happened.CONNECTED:
             return living.connected(life, now)
         case events.NotConnected():
             return living.not_connected(life, event, now)
-        case events.Disconnected():
+        case Happened.DISCONNECTED:
             return living.disconnected(life)
         case events.StatusTold():
             return living.status_told(life, event, now)
         case events.Checked():
             return in_turn(life, lambda life: _rung(life, now), lambda life: living.checked(life, event, now))
-        case events.Woke():
+        case Happened.WOKE:
             return _rung(life, now)
-        case events.NotWritten():
+        case Happened.NOT_WRITTEN:
             return Next(changed(life, owes_record=life.intent is not Intent.FORGET))
-        case events.Quieted():
+        case Happened.QUIETED:
             return ending.quieted(life, now)
-        case events.NotWatched():
+        case Happened.NOT_WATCHED:
             return starting.not_watched(life, now)
         case events.ProcessGone():
             return ending.process_gone(life, event, now)
@@ -60,11 +60,11 @@ def step(life: Life, event: Event, now: Now) -> Next:
             return ending.end_seen(life, event, now)
         case events.RemainsRead():
             return ending.remains_read(life, event, now)
-        case events.EndNoted():
+        case Happened.END_NOTED:
             return ending.end_noted(life, now)
-        case events.Abandoned():
+        case Happened.ABANDONED:
             return ending.abandoned(life)
-        case events.RoutesSettled():
+        case Happened.ROUTES_SETTLED:
             return ending.routes_settled(life)
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -8,8 +7,8 @@ import pytest
 
 from cortex.agent.life import effects, events
 from cortex.agent.life.adopting import Found, adopt
-from cortex.agent.life.effects import Effect, Next, ReplicaRecord
-from cortex.agent.life.events import Event
+from cortex.agent.life.effects import Do, Effect, Next, ReplicaRecord
+from cortex.agent.life.events import Event, Happened
 from cortex.agent.life.starting import begin
 from cortex.agent.life.state import Intent, Life, Now
 from cortex.agent.life.step import step
@@ -49,8 +48,8 @@ class Story:
         return Now(self.clock.monotonic_s(), self.clock.wall_s(), self.settings)
 
     @property
-    def kinds(self) -> list[type[Effect]]:
-        return [type(effect) for effect in self.effects if not isinstance(effect, effects.Say)]
+    def kinds(self) -> list[Do | type[Effect]]:
+        return [kind_of(effect) for effect in self.effects if not isinstance(effect, effects.Say)]
 
     def _follow(self, found: Next) -> Life:
         self.life, self.effects = found.life, list(found.effects)
@@ -93,18 +92,18 @@ class Story:
 
     def loading(self, **build: Any) -> Life:
         self.order(**build)
-        return self.tell(events.Provided(), events.Forked(identity=PROCESS))
+        return self.tell(Happened.PROVIDED, events.Forked(identity=PROCESS))
 
     def running(self, phase: Phase = Phase.READY, **build: Any) -> Life:
         """One that is connected, and has come so far."""
         self.loading(**build)
-        self.tell(events.Connected())
+        self.tell(Happened.CONNECTED)
         return self.says(phase=phase) if phase is not Phase.LOADING else self.life
 
     def draining(self, timeout_s: float = 10.0) -> Life:
         """One that has been told to drain."""
         self.running()
-        return self.tell(events.DrainAsked(timeout_s=timeout_s), events.Quieted())
+        return self.tell(events.DrainAsked(timeout_s=timeout_s), Happened.QUIETED)
 
     def of(self, kind: type[Any]) -> list[Any]:
         """Those effects of the last event."""
@@ -114,14 +113,14 @@ class Story:
         """Let time pass until the next alarm is due."""
         due_s = self.life.next_alarm_s
         assert due_s is not None
-        return self.tell(events.Woke(), after_s=max(0.0, due_s - self.clock.monotonic_s()))
+        return self.tell(Happened.WOKE, after_s=max(0.0, due_s - self.clock.monotonic_s()))
 
     def is_killed(self) -> bool:
         return self.life.intent >= Intent.END
 
 
-def names(found: Iterable[type[Any]]) -> list[str]:
-    return [kind.__name__ for kind in found]
+def kind_of(effect: Effect) -> Do | type[Effect]:
+    return effect if isinstance(effect, Do) else type(effect)
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from cortex.agent.life import effects, events
-from cortex.agent.life.effects import ReplicaRecord
+from cortex.agent.life.effects import Do, ReplicaRecord
+from cortex.agent.life.events import Happened
 from cortex.agent.life.state import Intent, Process
 from cortex.processes import ProcessIdentity
 from cortex.wire.launch import Drain
@@ -23,13 +24,13 @@ def answers(story, **fields):
 def test_one_that_answers_goes_on_as_it_says(story):
     life = story.adopt({"identity": story.PROCESS}, **answers(story, phase=Phase.WARMING))
     assert (life.phase, life.process) == (Phase.WARMING, Process.RUNNING)
-    assert story.kinds == [effects.Watch, effects.Connect]
+    assert story.kinds == [effects.Watch, Do.CONNECT]
 
 
 @pytest.mark.parametrize(("was_ready", "phase"), [(True, Phase.READY), (False, Phase.LOADING)])
 def test_one_that_does_not_answer_in_time_may_be_well(story, was_ready, phase):
     life = story.adopt({"identity": story.PROCESS, "was_ready": was_ready}, is_silent=True)
-    assert (life.phase, life.intent, story.kinds) == (phase, Intent.SERVE, [effects.Watch, effects.Connect])
+    assert (life.phase, life.intent, story.kinds) == (phase, Intent.SERVE, [effects.Watch, Do.CONNECT])
     assert [story.check() is None for _ in range(4)] == [True, True, True, not was_ready], "its health is seen to"
 
 
@@ -42,14 +43,14 @@ def test_one_whose_record_was_never_written_is_written_down(story):
 def test_one_that_nobody_can_reach_is_ended(story):
     life = story.adopt({"identity": story.PROCESS, "was_ready": True}, is_reachable=False, **answers(story))
     assert KILL in story.effects
-    assert (life.is_ending, effects.Connect in story.kinds) == (True, False)
+    assert (life.is_ending, Do.CONNECT in story.kinds) == (True, False)
 
 
 def test_one_that_died_without_an_agent_is_held_and_found_out_about(story):
     story.adopt({"identity": story.PROCESS, "was_ready": True})
     assert story.kinds[0] is effects.Watch
     life = story.tell(events.ProcessGone(was_watched=False))
-    assert (life.hold is not None, story.kinds[-1]) == (True, effects.LookAtEnd)
+    assert (life.hold is not None, story.kinds[-1]) == (True, Do.LOOK_AT_END)
 
 
 def test_another_attempt_in_its_place_is_ended(story):
@@ -67,14 +68,14 @@ def test_one_that_was_never_forked_has_ended(story):
 
 def test_one_that_was_being_forked_is_sought(story):
     story.adopt({}, is_silent=True)
-    assert story.kinds == [effects.SeekOrphan]
+    assert story.kinds == [Do.SEEK_ORPHAN]
     assert story.tell(events.OrphanSought(identity=story.PROCESS)).phase is Phase.LOADING
 
 
 def test_one_that_was_being_forked_and_is_not_there_is_not_forked_by_us(story):
     story.adopt({}, is_silent=True)
     assert story.tell(events.OrphanSought()).phase is Phase.EXITED
-    assert effects.Fork not in story.kinds
+    assert Do.FORK not in story.kinds
 
 
 def test_one_that_was_being_forked_for_a_slot_that_is_gone_is_ended_when_it_says_who_it_is(story):
@@ -87,8 +88,8 @@ def test_one_that_was_being_forked_for_a_slot_that_is_gone_is_ended_when_it_says
 def test_a_drain_goes_on_whether_it_was_told_or_not(story, said):
     record = {"identity": story.PROCESS, "was_ready": True, "draining": True}
     life = story.adopt(record, **answers(story, phase=said, was_ready=True))
-    assert (life.phase, story.kinds) == (Phase.DRAINING, [effects.Watch, effects.Connect, effects.Quiet])
-    story.tell(events.Connected(), events.Quieted(), after_s=1.0)
+    assert (life.phase, story.kinds) == (Phase.DRAINING, [effects.Watch, Do.CONNECT, Do.QUIET])
+    story.tell(Happened.CONNECTED, Happened.QUIETED, after_s=1.0)
     assert story.effects == [effects.Send(request=Drain(timeout_s=pytest.approx(59.0)))]
 
 

@@ -5,7 +5,9 @@ import signal
 import pytest
 
 from cortex.agent.life import effects, events
+from cortex.agent.life.effects import Do
 from cortex.agent.life.ending import EXIT_STATUS_WAITS
+from cortex.agent.life.events import Happened
 from cortex.agent.life.state import Closing, Intent, Process
 from cortex.errors import Problem
 from cortex.wire.inhand import LeftInHand
@@ -24,7 +26,7 @@ def an_end(code=None, number=None) -> ChildExited:
 def ended(story, end=None, **left):
     """Until it has exited."""
     story.tell(events.ProcessGone(), events.EndSeen(end=end or an_end(code=0)), events.RemainsRead(**left))
-    return story.tell(events.EndNoted())
+    return story.tell(Happened.END_NOTED)
 
 
 def left_to_kill_s(story) -> float:
@@ -39,14 +41,14 @@ def left_to_kill_s(story) -> float:
 def test_a_drained_replica_leaves_the_ingress_before_it_is_told(story):
     story.running()
     life = story.tell(events.DrainAsked(timeout_s=10.0))
-    assert (life.phase, story.kinds) == (Phase.DRAINING, [effects.WriteRecord, effects.Quiet])
-    story.tell(events.Quieted(), after_s=4.0)
+    assert (life.phase, story.kinds) == (Phase.DRAINING, [effects.WriteRecord, Do.QUIET])
+    story.tell(Happened.QUIETED, after_s=4.0)
     assert story.effects == [effects.Send(request=Drain(timeout_s=pytest.approx(6.0)))]
 
 
 def test_the_same_drain_again_changes_nothing(story):
     before = story.draining()
-    assert story.tell(events.DrainAsked(timeout_s=1.0), events.Quieted()) == before
+    assert story.tell(events.DrainAsked(timeout_s=1.0), Happened.QUIETED) == before
     assert story.effects == []
 
 
@@ -81,15 +83,15 @@ def test_a_kill_is_repeated_until_the_process_is_gone(story):
 
 def test_one_that_is_to_be_told_is_connected_to_first(story):
     story.running()
-    story.tell(events.Disconnected(), events.DrainAsked(timeout_s=10.0), events.Quieted())
-    assert story.kinds == [effects.Connect]
-    story.tell(events.Connected())
+    story.tell(Happened.DISCONNECTED, events.DrainAsked(timeout_s=10.0), Happened.QUIETED)
+    assert story.kinds == [Do.CONNECT]
+    story.tell(Happened.CONNECTED)
     assert story.kinds == [effects.Send]
 
 
 def test_one_that_cannot_be_told_gets_a_signal(story):
     story.running()
-    story.tell(events.Disconnected(), events.DrainAsked(timeout_s=10.0), events.Quieted(), events.NotConnected())
+    story.tell(Happened.DISCONNECTED, events.DrainAsked(timeout_s=10.0), Happened.QUIETED, events.NotConnected())
     assert story.effects == [TERM]
 
 
@@ -103,8 +105,8 @@ def test_one_that_was_never_ready_gets_a_signal_at_once_and_2_s(story):
 
 def test_one_that_is_forked_when_it_was_drained_already_is_ended_then(story):
     story.order()
-    story.tell(events.Provided(), events.DrainAsked(timeout_s=600.0))
-    assert effects.Quiet not in story.kinds
+    story.tell(Happened.PROVIDED, events.DrainAsked(timeout_s=600.0))
+    assert Do.QUIET not in story.kinds
     life = story.tell(events.Forked(identity=story.PROCESS))
     assert (life.phase, story.effects[-1]) == (Phase.DRAINING, TERM)
 
@@ -112,9 +114,9 @@ def test_one_that_is_forked_when_it_was_drained_already_is_ended_then(story):
 def test_one_that_is_drained_before_there_is_anything_ends_at_once(story):
     story.order()
     life = story.tell(events.DrainAsked(timeout_s=600.0))
-    assert story.kinds == [effects.WriteRecord, effects.StopProviding]
+    assert story.kinds == [effects.WriteRecord, Do.STOP_PROVIDING]
     assert (life.phase, life.exit.drained) == (Phase.EXITED, True)
-    story.tell(events.Provided())
+    story.tell(Happened.PROVIDED)
     assert story.effects == []
 
 
@@ -134,7 +136,7 @@ def test_a_process_that_is_gone_is_out_of_rotation_before_anybody_knows_why(stor
     story.running()
     life = story.tell(events.ProcessGone())
     assert (life.runs, life.phase, life.hold is not None) == (False, Phase.READY, True)
-    assert story.kinds == [effects.HangUp, effects.StopQuieting, effects.EndDescendants, effects.LookAtEnd]
+    assert story.kinds == [Do.HANG_UP, Do.STOP_QUIETING, effects.EndDescendants, Do.LOOK_AT_END]
 
 
 def test_nobody_is_sought_in_the_name_of_a_process_that_was_gone_when_we_came(story):
@@ -150,7 +152,7 @@ def test_a_launcher_that_has_yet_to_collect_an_ended_replica_is_waited_for_and_l
         story.tell(events.EndSeen(is_uncollected=True))
         assert story.effects == []
         story.wake()
-        assert story.kinds == [effects.HurryLauncher, effects.LookAtEnd]
+        assert story.kinds == [Do.HURRY_LAUNCHER, Do.LOOK_AT_END]
     story.tell(events.EndSeen(end=an_end(number=9)))
     assert (story.life.process, story.kinds) == (Process.READ, [effects.ReadRemains])
 
@@ -171,8 +173,8 @@ def test_a_replica_that_somebody_else_collected_ended_for_reasons_unknown(story)
     story.running()
     story.tell(events.ProcessGone(), events.EndSeen())
     story.wake()
-    assert story.kinds == [effects.LookAtEnd]
-    story.tell(events.EndSeen(), events.RemainsRead(), events.EndNoted())
+    assert story.kinds == [Do.LOOK_AT_END]
+    story.tell(events.EndSeen(), events.RemainsRead(), Happened.END_NOTED)
     assert (story.life.exit.code, story.life.exit.signal) == (None, None)
     assert story.life.exit.text == "ended while nobody watched"
 
@@ -184,7 +186,7 @@ def test_an_end_that_nobody_asked_for_is_noted_in_the_log_before_it_is_reported(
     (note,) = story.of(effects.NoteEnd)
     assert note.text == "this replica ended with the request in hand: killed by signal 9 (SIGKILL), with 1 more in hand"
     assert (note.requests, story.life.phase) == (("a", "b"), Phase.READY)
-    life = story.tell(events.EndNoted())
+    life = story.tell(Happened.END_NOTED)
     assert (life.phase, life.exit.signal, life.exit.request) == (Phase.EXITED, 9, "a")
 
 
@@ -244,9 +246,9 @@ def test_requests_are_turned_away_when_nobody_came_for_as_long_as_they_are_held(
     story.running()
     ended(story)
     story.wake()
-    assert story.kinds == [effects.Abandon]
-    story.tell(events.Abandoned())
-    assert story.kinds == [effects.TurnAway]
+    assert story.kinds == [Do.ABANDON]
+    story.tell(Happened.ABANDONED)
+    assert story.kinds == [Do.TURN_AWAY]
 
 
 def test_a_successor_that_is_ready_by_then_keeps_those_that_wait(story):
@@ -254,9 +256,9 @@ def test_a_successor_that_is_ready_by_then_keeps_those_that_wait(story):
     ended(story)
     story.wake()
     story.order(2, story.life)
-    story.tell(events.Provided(), events.Forked(identity=story.PROCESS))
+    story.tell(Happened.PROVIDED, events.Forked(identity=story.PROCESS))
     story.says(phase=Phase.READY, attempt=2)
-    story.tell(events.Abandoned())
+    story.tell(Happened.ABANDONED)
     assert (story.effects, story.life.hold) == ([], None)
 
 
@@ -270,45 +272,51 @@ def test_nobody_waits_for_one_that_never_was_ready(story):
 
 def test_a_forgotten_replica_is_killed_and_its_slot_closed_once_the_ingress_has_let_go_and_it_is_gone(story):
     story.running()
-    life = story.tell(events.ForgetAsked())
+    life = story.tell(Happened.FORGET_ASKED)
     assert KILL in story.effects
-    assert story.kinds[-1] is effects.SettleRoutes
-    story.tell(events.RoutesSettled())
-    assert story.kinds == [effects.TurnAway]
+    assert story.kinds[-1] is Do.SETTLE_ROUTES
+    story.tell(Happened.ROUTES_SETTLED)
+    assert story.kinds == [Do.TURN_AWAY]
     life = story.tell(events.ProcessGone())
-    assert (story.kinds[-1], life.closing) == (effects.CloseSlot, Closing.CLOSED)
-    for again in (events.RoutesSettled(), events.ProcessGone(), events.ForgetAsked(), events.EndSeen(), events.Woke()):
+    assert (story.kinds[-1], life.closing) == (Do.CLOSE_SLOT, Closing.CLOSED)
+    for again in (
+        Happened.ROUTES_SETTLED,
+        events.ProcessGone(),
+        Happened.FORGET_ASKED,
+        events.EndSeen(),
+        Happened.WOKE,
+    ):
         story.tell(again)
         assert story.effects == []
 
 
 def test_an_ingress_that_does_not_let_go_has_5_s(story):
     story.running()
-    story.tell(events.ForgetAsked(), events.ProcessGone())
-    assert effects.CloseSlot not in story.kinds
+    story.tell(Happened.FORGET_ASKED, events.ProcessGone())
+    assert Do.CLOSE_SLOT not in story.kinds
     asked_s = story.clock.monotonic_s()
     story.wake()
-    assert story.kinds == [effects.TurnAway, effects.CloseSlot]
+    assert story.kinds == [Do.TURN_AWAY, Do.CLOSE_SLOT]
     assert story.clock.monotonic_s() - asked_s == pytest.approx(5.0)
 
 
 def test_a_slot_is_not_closed_before_the_process_is_gone(story):
     story.running()
-    story.tell(events.ForgetAsked(), events.RoutesSettled())
+    story.tell(Happened.FORGET_ASKED, Happened.ROUTES_SETTLED)
     for _ in range(5):
         story.wake()
-        assert effects.CloseSlot not in story.kinds
+        assert Do.CLOSE_SLOT not in story.kinds
         assert KILL in story.effects
 
 
 def test_a_replica_forgotten_while_it_is_forked_is_killed_when_it_comes(story):
     story.order()
-    story.tell(events.Provided(), events.ForgetAsked(), events.RoutesSettled())
-    assert effects.CloseSlot not in story.kinds
+    story.tell(Happened.PROVIDED, Happened.FORGET_ASKED, Happened.ROUTES_SETTLED)
+    assert Do.CLOSE_SLOT not in story.kinds
     story.tell(events.Forked(identity=story.PROCESS))
-    assert story.kinds == [effects.Watch, effects.StopQuieting, effects.Kill]
+    assert story.kinds == [effects.Watch, Do.STOP_QUIETING, effects.Kill]
     story.tell(events.ProcessGone())
-    assert effects.CloseSlot in story.kinds
+    assert Do.CLOSE_SLOT in story.kinds
 
 
 @pytest.mark.parametrize("until", ["ordered", "gone", "read", "exited"])
@@ -320,13 +328,13 @@ def test_one_that_is_forgotten_without_a_process_is_closed_as_soon_as_the_ingres
     if until in ("read", "exited"):
         story.tell(events.EndSeen(end=an_end(code=0)))
     if until == "exited":
-        story.tell(events.RemainsRead(), events.EndNoted())
-    story.tell(events.ForgetAsked(), events.RoutesSettled())
-    assert story.kinds == [effects.TurnAway, effects.CloseSlot]
+        story.tell(events.RemainsRead(), Happened.END_NOTED)
+    story.tell(Happened.FORGET_ASKED, Happened.ROUTES_SETTLED)
+    assert story.kinds == [Do.TURN_AWAY, Do.CLOSE_SLOT]
     assert story.life.intent is Intent.FORGET
 
 
 def test_a_fork_that_failed_leaves_a_forgotten_one_nothing_to_wait_for(story):
     story.order()
-    story.tell(events.Provided(), events.ForgetAsked(), events.RoutesSettled(), events.StartFailed(problem=BROKEN))
-    assert story.kinds == [effects.CloseSlot]
+    story.tell(Happened.PROVIDED, Happened.FORGET_ASKED, Happened.ROUTES_SETTLED, events.StartFailed(problem=BROKEN))
+    assert story.kinds == [Do.CLOSE_SLOT]

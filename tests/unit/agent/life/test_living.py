@@ -3,6 +3,8 @@
 import pytest
 
 from cortex.agent.life import effects, events
+from cortex.agent.life.effects import Do
+from cortex.agent.life.events import Happened
 from cortex.agent.life.state import Intent, Line
 from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement
 from cortex.wire.build import Sample
@@ -127,10 +129,10 @@ def test_the_socket_of_one_that_never_was_ready_or_is_to_end_may_be_gone(story):
 def test_one_that_starts_is_told_to_go_on_in_case_somebody_stopped_it(story):
     story.running(Phase.WARMING)
     story.check()
-    assert effects.HaveGoOn in story.kinds
+    assert Do.HAVE_GO_ON in story.kinds
     story.says(phase=Phase.READY)
     story.check()
-    assert effects.HaveGoOn not in story.kinds
+    assert Do.HAVE_GO_ON not in story.kinds
 
 
 def test_what_is_wrong_is_found_once_and_the_kill_is_repeated(story):
@@ -140,7 +142,7 @@ def test_what_is_wrong_is_found_once_and_the_kill_is_repeated(story):
     assert (story.life.intent, len(story.of(effects.Kill))) == (Intent.END, 1)
     story.check()
     assert (story.life.fault.reference, story.of(effects.Kill)) == ("overdue", [])
-    story.tell(events.Woke(), after_s=5.0)
+    story.tell(Happened.WOKE, after_s=5.0)
     assert len(story.of(effects.Kill)) == 1
 
 
@@ -149,19 +151,19 @@ def test_what_is_wrong_is_found_once_and_the_kill_is_repeated(story):
 
 def test_a_connection_that_was_lost_is_made_again_when_health_is_looked_at(story):
     story.running()
-    story.tell(events.Disconnected())
+    story.tell(Happened.DISCONNECTED)
     story.check()
-    assert story.kinds == [effects.Connect]
+    assert story.kinds == [Do.CONNECT]
     story.check()
     assert story.kinds == [], "one is under way"
     story.tell(events.NotConnected())
     story.check()
-    assert story.kinds == [effects.Connect]
+    assert story.kinds == [Do.CONNECT]
 
 
 def test_that_we_are_short_of_descriptors_is_not_held_against_it(story):
     story.running()
-    story.tell(events.Disconnected())
+    story.tell(Happened.DISCONNECTED)
     for _ in range(10):
         assert story.check() is None
         story.tell(events.NotConnected(was_our_limit=True))
@@ -169,8 +171,8 @@ def test_that_we_are_short_of_descriptors_is_not_held_against_it(story):
 
 def test_a_connection_that_comes_when_its_process_is_gone_is_hung_up(story):
     story.loading()
-    story.tell(events.ProcessGone(), events.Connected())
-    assert (story.kinds, story.life.line) == ([effects.HangUp], Line.DOWN)
+    story.tell(events.ProcessGone(), Happened.CONNECTED)
+    assert (story.kinds, story.life.line) == ([Do.HANG_UP], Line.DOWN)
 
 
 # ---- statuses --------------------------------------------------------------------------------------------------------
@@ -226,7 +228,7 @@ def test_one_that_was_ready_before_we_heard_of_it_was_ready(story):
 def test_a_record_that_cannot_be_written_is_owed_and_keeps_nobody_from_getting_ready(story):
     story.loading()
     story.says(phase=Phase.READY)
-    life = story.tell(events.NotWritten())
+    life = story.tell(Happened.NOT_WRITTEN)
     assert (life.phase, life.owes_record) == (Phase.READY, True)
     story.check()
     assert (effects.WriteRecord in story.kinds, story.life.owes_record) == (True, False)
@@ -259,7 +261,7 @@ def test_the_same_order_about_batches_again_changes_nothing(story):
 
 def test_a_replica_that_is_still_starting_is_told_about_batches_once_it_says_something(story):
     story.loading()
-    story.tell(events.BatchingAsked(batches=BATCH), events.Connected())
+    story.tell(events.BatchingAsked(batches=BATCH), Happened.CONNECTED)
     story.says(phase=Phase.LOADING, batching=batching())
     assert told(story) == [BATCH]
     story.says(phase=Phase.WARMING, batching=batching())
@@ -281,7 +283,7 @@ def test_a_replica_that_does_not_take_up_what_it_was_told_is_told_again_when_its
 
 def test_what_was_told_over_a_connection_that_is_gone_is_told_again(story):
     story.running()
-    story.tell(events.BatchingAsked(batches=BATCH), events.Disconnected(), events.Connected())
+    story.tell(events.BatchingAsked(batches=BATCH), Happened.DISCONNECTED, Happened.CONNECTED)
     story.says(batching=batching())
     assert told(story) == [BATCH]
 

@@ -22,8 +22,8 @@ import pytest
 
 from cortex.agent.life import effects, ending, events, living, starting, step
 from cortex.agent.life.adopting import Found, adopt
-from cortex.agent.life.effects import Effect, Next, ReplicaRecord
-from cortex.agent.life.events import Event
+from cortex.agent.life.effects import Do, Effect, Next, ReplicaRecord
+from cortex.agent.life.events import Event, Happened
 from cortex.agent.life.starting import begin, may_begin
 from cortex.agent.life.state import Alarm, Closing, Intent, Life, Line, Now, Process
 from cortex.agent.rotation import readiness
@@ -51,7 +51,8 @@ SETTINGS = Settings(home=os.devnull, start_timeout_s=60.0)  # type: ignore[arg-t
 BOOT = "b"
 PATIENCE_S = 400.0
 """In which everything has to come to rest after the last fault: starts, drains and orphans have their time."""
-REPEATABLE = (events.StatusTold, events.EndSeen, events.ProcessGone, events.Quieted, events.Abandoned, events.Woke)
+REPEATABLE = (events.StatusTold, events.EndSeen, events.ProcessGone)
+REPEATABLE_NEWS = (Happened.QUIETED, Happened.ABANDONED, Happened.WOKE)
 """What comes from others, who may say it twice. What our own shell says of what it did, it says once."""
 PROBLEM = Problem(reference="fork-refused", message="no")
 LOST = Problem(reference="launcher-lost", message="the launcher ended")
@@ -59,6 +60,14 @@ LOST = Problem(reference="launcher-lost", message="the launcher ended")
 
 class Violation(AssertionError):
     """A promise was broken. The message has the seed, and what happened before."""
+
+
+def kind_of(effect: Effect) -> Do | type[Effect]:
+    return effect if isinstance(effect, Do) else type(effect)
+
+
+def name_of(effect: Effect) -> str:
+    return effect.value if isinstance(effect, Do) else type(effect).__name__
 
 
 @dataclass(eq=False)
@@ -112,7 +121,7 @@ class Carried:
     slot: Slot
     watched: Proc | None = None
     line: Proc | None = None
-    works: dict[type[Effect], int] = field(default_factory=dict)
+    works: dict[Do | type[Effect], int] = field(default_factory=dict)
     """Numbers of what is under way."""
     is_provided: bool = False
 
@@ -185,7 +194,7 @@ class Node:
         for carried in self.carried():
             alarm_s = carried.life.next_alarm_s
             if alarm_s is not None and alarm_s <= now_s:
-                self.tell(carried, events.Woke())
+                self.tell(carried, Happened.WOKE)
         if self.next_check_s <= now_s:
             self.next_check_s = now_s + SETTINGS.health_interval_s
             if self.current is not None:
@@ -201,7 +210,8 @@ class Node:
         if event is None or carried is None or not self.agent_up:
             return
         self.tell(carried, event)
-        if self.reckless and isinstance(event, REPEATABLE) and self.roll.random() < 0.3:
+        repeatable = isinstance(event, REPEATABLE) or event in REPEATABLE_NEWS
+        if self.reckless and repeatable and self.roll.random() < 0.3:
             self.later(carried, lambda: event, most_s=8.0)
 
     def later(self, carried: Carried | None, what: Callable[[], Event | None], *, most_s: float = 0.5) -> int:
@@ -215,7 +225,7 @@ class Node:
         before = carried.life
         found = step.step(before, event, self.now())
         assert found == step.step(before, event, self.now()), "same arguments, same result"
-        self.note(f"{type(event).__name__} -> {[type(effect).__name__ for effect in found.effects]} {event}")
+        self.note(f"{event} -> {[name_of(effect) for effect in found.effects]}")
         self.check_move(before, found)
         self.follow(carried, found)
         self.check()
@@ -233,19 +243,19 @@ class Node:
         match effect:
             case effects.WriteRecord(record=record):
                 if self.disk_full:
-                    self.later(carried, events.NotWritten, most_s=0.0)
+                    self.later(carried, lambda: Happened.NOT_WRITTEN, most_s=0.0)
                 else:
                     self.record = record
-            case effects.Provide():
+            case Do.PROVIDE:
                 failed = self.reckless and roll.random() < 0.05
                 self.work(carried, effect, lambda: self.provided(carried, failed), most_s=3.0)
-            case effects.StopProviding():
-                self.stop(carried, effects.Provide)
-            case effects.Fork():
+            case Do.STOP_PROVIDING:
+                self.stop(carried, Do.PROVIDE)
+            case Do.FORK:
                 self.ask_launcher(carried, effect)
-            case effects.SeekOrphan():
+            case Do.SEEK_ORPHAN:
                 self.work(carried, effect, lambda: self.sought(carried))
-            case effects.EndUnknown():
+            case Do.END_UNKNOWN:
                 self.end_unknown()
             case effects.EndStray(identity=identity):
                 for proc in self.running():
@@ -253,44 +263,44 @@ class Node:
                         self.die(proc, signal.SIGKILL)
             case effects.Watch(identity=identity):
                 self.watch(carried, identity)
-            case effects.Connect():
+            case Do.CONNECT:
                 self.work(carried, effect, lambda: self.connected(carried))
-            case effects.HangUp():
+            case Do.HANG_UP:
                 self.hang_up(carried)
             case effects.Send(request=request):
                 self.send(carried, request)
-            case effects.HaveGoOn():
+            case Do.HAVE_GO_ON:
                 if carried.watched is not None:
                     carried.watched.stopped = False
-            case effects.Quiet():
+            case Do.QUIET:
                 if not self.ingress_away:
-                    self.work(carried, effect, events.Quieted, most_s=2.0)
-            case effects.StopQuieting():
-                self.stop(carried, effects.Quiet)
+                    self.work(carried, effect, lambda: Happened.QUIETED, most_s=2.0)
+            case Do.STOP_QUIETING:
+                self.stop(carried, Do.QUIET)
             case effects.Kill(number=number):
                 self.kill(carried, number)
-            case effects.LookAtEnd():
+            case Do.LOOK_AT_END:
                 self.later(carried, lambda: self.end_of(life), most_s=0.0)
             case effects.ReadRemains():
                 in_hand = LeftInHand(("r1",), "r1") if roll.random() < 0.3 else LeftInHand()
                 self.work(carried, effect, lambda: events.RemainsRead(in_hand=in_hand))
             case effects.NoteEnd():
-                self.work(carried, effect, events.EndNoted)
-            case effects.Abandon():
+                self.work(carried, effect, lambda: Happened.END_NOTED)
+            case Do.ABANDON:
                 self.later(None, lambda: self.abandoned())
-            case effects.TurnAway():
+            case Do.TURN_AWAY:
                 if life.closing is Closing.OPEN and readiness(life, hold=True) is Readiness.READY:
                     self.violated("who waits for a replica that is ready is turned away")
-            case effects.SettleRoutes():
+            case Do.SETTLE_ROUTES:
                 if not self.ingress_away:
-                    self.work(carried, effect, events.RoutesSettled, most_s=2.0)
-            case effects.CloseSlot():
+                    self.work(carried, effect, lambda: Happened.ROUTES_SETTLED, most_s=2.0)
+            case Do.CLOSE_SLOT:
                 self.close(carried)
-            case effects.Say() | effects.EndDescendants() | effects.HurryLauncher():
+            case effects.Say() | effects.EndDescendants() | Do.HURRY_LAUNCHER:
                 pass
 
     def work(self, carried: Carried, effect: Effect, what: Callable[[], Event | None], *, most_s: float = 0.5) -> None:
-        kind = type(effect)
+        kind = kind_of(effect)
         if kind in carried.works:
             return
 
@@ -300,22 +310,22 @@ class Node:
 
         carried.works[kind] = self.later(carried, done, most_s=most_s)
 
-    def stop(self, carried: Carried, kind: type[Effect]) -> None:
+    def stop(self, carried: Carried, kind: Do) -> None:
         number = carried.works.pop(kind, None)
         self.pending = [entry for entry in self.pending if entry[1] != number]
 
     def provided(self, carried: Carried, failed: bool) -> Event | None:
         if any(one.life.is_launching for one in self.forgotten):
-            self.work(carried, effects.Provide(), lambda: self.provided(carried, failed))
+            self.work(carried, Do.PROVIDE, lambda: self.provided(carried, failed))
             return None
         carried.is_provided = not failed
-        return events.StartFailed(problem=PROBLEM) if failed else events.Provided()
+        return events.StartFailed(problem=PROBLEM) if failed else Happened.PROVIDED
 
     def ask_launcher(self, carried: Carried, effect: Effect) -> None:
         """It forks, refuses, or dies before or after it has forked."""
         attempt, slot = carried.life.order.attempt, carried.slot
         lucky, dies = self.roll.random(), self.launcher_dies
-        if effects.Fork in carried.works:
+        if Do.FORK in carried.works:
             return
         if not carried.is_provided:
             self.violated("what it needs is not there")
@@ -327,10 +337,10 @@ class Node:
             return
         at_s = self.now_s() + self.roll.uniform(0.0, 0.3)
         self.unforked.append((at_s, attempt, slot))
-        carried.works[effects.Fork] = number = next(self.numbers)
+        carried.works[Do.FORK] = number = next(self.numbers)
 
         def answered() -> Event | None:
-            carried.works.pop(effects.Fork, None)
+            carried.works.pop(Do.FORK, None)
             if dies and lucky < 0.8:
                 return events.LauncherDied(problem=LOST)
             proc = [proc for proc in self.procs if proc.attempt == attempt and proc.slot is slot][-1]
@@ -368,7 +378,7 @@ class Node:
         if proc is None:
             self.later(carried, lambda: events.ProcessGone(was_watched=False), most_s=0.0)
         elif self.no_descriptors and carried.watched is not proc:
-            self.later(carried, events.NotWatched, most_s=0.0)
+            self.later(carried, lambda: Happened.NOT_WATCHED, most_s=0.0)
         else:
             carried.watched = proc
 
@@ -380,7 +390,7 @@ class Node:
             return events.NotConnected()
         carried.line = proc
         self.later(carried, lambda: self.says(carried, proc))
-        return events.Connected()
+        return Happened.CONNECTED
 
     def says(self, carried: Carried, proc: Proc) -> Event | None:
         """It gets on a little each time."""
@@ -394,7 +404,7 @@ class Node:
     def hang_up(self, carried: Carried) -> None:
         if carried.line is not None:
             carried.line = None
-            self.later(carried, events.Disconnected, most_s=0.0)
+            self.later(carried, lambda: Happened.DISCONNECTED, most_s=0.0)
 
     def send(self, carried: Carried, request: object) -> None:
         proc = carried.line
@@ -452,7 +462,7 @@ class Node:
 
     def abandoned(self) -> None:
         if self.current is not None and self.agent_up:
-            self.tell(self.current, events.Abandoned())
+            self.tell(self.current, Happened.ABANDONED)
 
     def close(self, carried: Carried) -> None:
         if carried.slot.closed and carried not in self.forgotten:
@@ -490,7 +500,7 @@ class Node:
         if self.current is not None and self.agent_up:
             carried, self.current = self.current, None
             self.forgotten.append(carried)
-            self.tell(carried, events.ForgetAsked())
+            self.tell(carried, Happened.FORGET_ASKED)
 
     def set_batching(self) -> None:
         if self.current is not None and self.agent_up:
@@ -619,13 +629,13 @@ class Node:
     # ---- what has to hold -----------------------------------------------------------------------------------------
 
     def check_move(self, before: Life, found: Next) -> None:
-        after, kinds = found.life, {type(effect) for effect in found.effects}
+        after, kinds = found.life, {kind_of(effect) for effect in found.effects}
         order = list(Phase)
         if order.index(after.phase) < order.index(before.phase):
             self.violated(f"a phase goes back: {before.phase} -> {after.phase}")
         if after.intent < before.intent:
             self.violated("an intent is taken back")
-        if before.intent >= Intent.DRAIN and kinds & {effects.Fork, effects.Provide}:
+        if before.intent >= Intent.DRAIN and kinds & {Do.FORK, Do.PROVIDE}:
             self.violated("a replica that was told to end is started")
         if before.identity is not None and after.identity != before.identity:
             self.violated("a life changes its process")
@@ -633,7 +643,7 @@ class Node:
             self.violated("an end is told twice")
         if before.closing is Closing.CLOSED and found.effects:
             self.violated("a slot that was closed is touched")
-        if effects.CloseSlot in kinds and before.closing is Closing.CLOSED:
+        if Do.CLOSE_SLOT in kinds and before.closing is Closing.CLOSED:
             self.violated("a slot is closed twice")
 
     def check(self) -> None:
@@ -744,7 +754,7 @@ def _never_kills(life: Life, now: Now) -> Next:
 def _closes_at_once(life: Life) -> Next:
     if life.closing is not Closing.LEAVING:
         return Next(life)
-    return Next(msgspec.structs.replace(life, closing=Closing.CLOSED), (effects.CloseSlot(),))
+    return Next(msgspec.structs.replace(life, closing=Closing.CLOSED), (Do.CLOSE_SLOT,))
 
 
 def _believes_everything(life: Life, event: events.StatusTold, now: Now) -> Next:

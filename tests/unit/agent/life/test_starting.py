@@ -3,6 +3,8 @@
 import pytest
 
 from cortex.agent.life import effects, events
+from cortex.agent.life.effects import Do
+from cortex.agent.life.events import Happened
 from cortex.agent.life.starting import may_begin
 from cortex.agent.life.state import Hold, Process
 from cortex.errors import Problem
@@ -16,7 +18,7 @@ OTHER = ProcessIdentity(pid=99, start_ticks=1, boot_id="b")
 
 def forking(story):
     story.order()
-    return story.tell(events.Provided())
+    return story.tell(Happened.PROVIDED)
 
 
 def orphaned(story):
@@ -26,7 +28,7 @@ def orphaned(story):
 
 def test_an_order_is_written_down_before_anything_is_asked_for(story):
     story.order()
-    assert story.kinds == [effects.WriteRecord, effects.Provide]
+    assert story.kinds == [effects.WriteRecord, Do.PROVIDE]
     assert (story.life.phase, story.life.process) == (Phase.STARTING, Process.PROVIDING)
 
 
@@ -37,15 +39,15 @@ def test_what_takes_long_before_a_process_is_progress(story):
 
 def test_a_process_is_watched_before_it_is_written_down_and_connected_to(story):
     forking(story)
-    assert story.kinds == [effects.Fork]
+    assert story.kinds == [Do.FORK]
     story.tell(events.Forked(identity=story.PROCESS))
-    assert story.kinds == [effects.Watch, effects.WriteRecord, effects.Connect]
+    assert story.kinds == [effects.Watch, effects.WriteRecord, Do.CONNECT]
     assert (story.life.phase, story.life.identity) == (Phase.LOADING, story.PROCESS)
 
 
 def test_the_same_news_again_changes_nothing(story):
     forking(story)
-    story.tell(events.Provided())
+    story.tell(Happened.PROVIDED)
     assert story.effects == []
     before = story.tell(events.Forked(identity=story.PROCESS))
     assert story.tell(events.Forked(identity=story.PROCESS)) == before
@@ -63,7 +65,7 @@ def test_a_process_that_comes_when_nobody_waits_for_it_is_ended(story):
 def test_what_cannot_be_had_is_the_reason_of_the_exit(story, provided):
     story.order()
     if provided:
-        story.tell(events.Provided())
+        story.tell(Happened.PROVIDED)
     life = story.tell(events.StartFailed(problem=NO))
     assert (life.phase, life.exit.problem) == (Phase.EXITED, NO)
 
@@ -71,16 +73,16 @@ def test_what_cannot_be_had_is_the_reason_of_the_exit(story, provided):
 def test_a_process_that_cannot_be_watched_is_watched_for_again_until_it_can(story):
     story.loading()
     for _ in range(3):
-        story.tell(events.NotWatched())
+        story.tell(Happened.NOT_WATCHED)
         story.wake()
         assert story.kinds == [effects.Watch]
 
 
 def test_a_launcher_that_dies_over_the_fork_may_have_forked(story):
     orphaned(story)
-    assert story.kinds == [effects.SeekOrphan]
+    assert story.kinds == [Do.SEEK_ORPHAN]
     life = story.tell(events.OrphanSought(identity=story.PROCESS))
-    assert story.kinds == [effects.Watch, effects.WriteRecord, effects.Connect, effects.EndUnknown]
+    assert story.kinds == [effects.Watch, effects.WriteRecord, Do.CONNECT, Do.END_UNKNOWN]
     assert (life.identity, life.fault) == (story.PROCESS, None)
 
 
@@ -88,7 +90,7 @@ def test_launchers_that_die_are_asked_three_times(story):
     forking(story)
     for _ in range(2):
         story.tell(events.LauncherDied(problem=LOST), events.OrphanSought())
-        assert story.kinds == [effects.EndUnknown, effects.Fork]
+        assert story.kinds == [Do.END_UNKNOWN, Do.FORK]
     life = story.tell(events.LauncherDied(problem=LOST), events.OrphanSought())
     assert (life.phase, life.exit.problem) == (Phase.EXITED, LOST)
 
@@ -99,9 +101,9 @@ def test_an_orphan_that_does_not_answer_is_asked_again_for_30_s_and_then_ended(s
     while story.life.phase is Phase.STARTING:
         story.tell(events.OrphanSought(is_silent=True))
         story.wake()
-        assert {effects.SeekOrphan, effects.EndUnknown} & set(story.kinds)
+        assert {Do.SEEK_ORPHAN, Do.END_UNKNOWN} & set(story.kinds)
     assert story.clock.monotonic_s() - began_s == pytest.approx(30.0)
-    assert story.kinds == [effects.EndUnknown]
+    assert story.kinds == [Do.END_UNKNOWN]
     assert "does not answer" in story.life.exit.problem.message
 
 
@@ -109,7 +111,7 @@ def test_no_other_launcher_is_asked_for_one_that_is_to_end(story):
     orphaned(story)
     life = story.tell(events.DrainAsked(timeout_s=9.0), events.OrphanSought())
     assert (life.exit.drained, life.exit.problem) == (True, None)
-    assert effects.Fork not in story.kinds
+    assert Do.FORK not in story.kinds
 
 
 def test_an_attempt_that_was_seen_already_is_not_begun_again(story):
@@ -129,10 +131,10 @@ def test_the_next_attempt_holds_requests_only_for_what_is_left_of_their_time(sto
     story.running()
     story.tell(events.ProcessGone(), events.EndSeen(), after_s=1.0)
     story.wake()
-    story.tell(events.EndSeen(), events.RemainsRead(), events.EndNoted())
+    story.tell(events.EndSeen(), events.RemainsRead(), Happened.END_NOTED)
     began_s = story.life.hold.since_s
     story.order(2, story.life)
     assert story.life.hold == Hold(began_s)
     story.wake()
     assert story.clock.monotonic_s() - began_s == pytest.approx(story.settings.hold_timeout_s)
-    assert (story.life.hold.is_over, story.kinds) == (True, [effects.Abandon])
+    assert (story.life.hold.is_over, story.kinds) == (True, [Do.ABANDON])
