@@ -160,6 +160,7 @@ NOT_CLASSES: Mapping[str, str] = {
     "removed-meanwhile": "The api was deleted while its new version was on the way.",
     "project-read-only": "The machine allows no view of the project, which is too large to be copied: write elsewhere.",
     "replica-failed": "A replica ended by itself; how, and its last words, are shown.",
+    "sample-lost": "What is stored of the api's own sample is damaged or gone: deploy again, which brings it back.",
     "sample-not-found": "There is no file at `sample`.",
     "sample-too-large": "The sample is larger than the api's `max_body`, or than a sample may be.",
     "secret-read-at-import": "A variable that libraries read when they are imported cannot be a secret.",

@@ -17,9 +17,9 @@ from cortex.planning.model import Desired, RunRecord, Scale, SlotRecord, WantedA
 from cortex.state.base import StateStore, VersionLine, VersionRecord
 from cortex.state.memory import MemoryStateStore
 from cortex.state.sqlite import SqliteStateStore
-from cortex.testing.builders import API, a_build, a_deploy, a_record, a_wanted_api, an_exit
+from cortex.testing.builders import API, a_build, a_deploy, a_record, a_sample, a_wanted_api, an_exit
 from cortex.wire.batching import BatchingVerdict, Disagreement, Proof, Trial
-from cortex.wire.build import BuildSpec, Resources, Sample
+from cortex.wire.build import BuildSpec, Resources
 from cortex.wire.launch import InspectReport
 
 V1, V2 = a_build("v1"), a_build("v2")
@@ -116,7 +116,7 @@ def test_a_new_version_keeps_what_served_and_is_not_live_yet(store: StateStore) 
 def test_the_same_version_stays_live_when_only_settings_change(store: StateStore) -> None:
     store.commit_deploy(a_deploy(a_wanted_api(V1)))
     store.mark_live(API, V1.revision, wall_s=7.0)
-    sampled = msgspec.structs.replace(V1, sample=Sample(body=b"[1]"))
+    sampled = msgspec.structs.replace(V1, sample=a_sample(b"[1]"))
     changed = msgspec.structs.replace(a_wanted_api(sampled), timeout_s=3.0)
     store.commit_deploy(a_deploy(changed, cause=""))
     wanted = wanted_of(store)

@@ -789,6 +789,7 @@ def _model_alone(spec: ReplicaSpec, *, with_sample: bool) -> ReplicaSpec:
         scratch="",
         tracker=None,
         sample=spec.sample if with_sample else None,
+        sample_path=spec.sample_path if with_sample else None,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -15,8 +16,10 @@ from cortex import processes
 from cortex.agent import logs
 from cortex.agent.life.effects import NoteEnd, ReplicaRecord
 from cortex.agent.life.events import RemainsRead
+from cortex.artifacts import samples
 from cortex.ids import ReplicaId, socket_stem
 from cortex.settings import HomeLayout
+from cortex.wire import older
 from cortex.wire.framing import UNREADABLE
 from cortex.wire.inhand import SUFFIX as IN_HAND_SUFFIX
 from cortex.wire.inhand import left_in_hand
@@ -107,11 +110,26 @@ def read_records(layout: HomeLayout) -> list[ReplicaRecord]:
     records = []
     for file in sorted(folder.glob("*.json")):
         try:
-            records.append(msgspec.json.decode(file.read_bytes(), type=ReplicaRecord))
+            records.append(_record_of(file.read_bytes()))
         except (OSError, *UNREADABLE) as error:
             log.error("a replica's record cannot be read and is dropped: %s: %s", file, error)
             file.unlink(missing_ok=True)
     return records
+
+
+def _record_of(data: bytes) -> ReplicaRecord:
+    """Read a record, also of a Cortex that came before. Raises MsgspecError."""
+    try:
+        return msgspec.json.decode(data, type=ReplicaRecord)
+    except msgspec.ValidationError:
+        raw = msgspec.json.decode(data, type=dict[str, Any])
+        order = msgspec.convert(raw.get("order"), dict[str, Any])
+        build = msgspec.convert(order.get("build"), dict[str, Any])
+        try:
+            build = older.build_of_now(build, samples.tree_of)
+        except ValueError as error:
+            raise msgspec.ValidationError(str(error)) from error
+        return msgspec.convert({**raw, "order": {**order, "build": build}}, ReplicaRecord)
 
 
 def _records(layout: HomeLayout) -> Path:

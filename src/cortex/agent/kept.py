@@ -54,6 +54,7 @@ def _loads(spec: ReplicaSpec) -> ReplicaSpec:
         batches=BatchingOrder(),
         concurrency=None,
         sample=None,
+        sample_path=None,
         log_path="",
         stats_path="",
         scratch="",

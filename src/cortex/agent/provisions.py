@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import NamedTuple
 
 from cortex.agent.environments import Environments
 from cortex.agent.installer import Tell
+from cortex.artifacts import samples
 from cortex.artifacts.store import ArtifactStore
+from cortex.errors import CortexError
 from cortex.state.secrets import SecretStore, unpacked_cloud
 from cortex.wire.build import BuildSpec
+
+log = logging.getLogger(__name__)
 
 
 class Provided(NamedTuple):
@@ -21,6 +26,8 @@ class Provided(NamedTuple):
     model: Path
     """Its file or folder."""
     project: Path | None
+    sample: Path | None
+    """The file with its sample's body, if that can be had."""
     secrets: Mapping[str, str]
     """
     Values by variable, what leads to clouds among them. They go into the process and nowhere else: never into a log or
@@ -49,23 +56,32 @@ class Provisions:
         Raises:
             CortexError: something is missing, corrupt, or cannot be installed; says which and what to do.
         """
-        model, project = await asyncio.to_thread(self._found, build)
+        model, project, sample = await asyncio.to_thread(self._found, build)
         if build.environment is not None:
             await self._environments.ensure(build.environment, build.model.format, project=build.project, tell=tell)
         secrets = await asyncio.to_thread(self._values, build)
-        return Provided(model, project, secrets)
+        return Provided(model, project, sample, secrets)
 
     def python(self, environment: str | None) -> Path:
         """The interpreter that runs a build with these packages."""
         return Path(sys.executable) if environment is None else self._environments.python(environment)
 
-    def _found(self, build: BuildSpec) -> tuple[Path, Path | None]:
-        self._store.verify(build.model.tree)
-        model = self._store.tree_path(build.model.tree) / build.model.entry
-        if build.project is None:
-            return model, None
-        self._store.verify(build.project)
-        return model, self._store.tree_path(build.project)
+    def _found(self, build: BuildSpec) -> tuple[Path, Path | None, Path | None]:
+        model = self._store.verify(build.model.tree).path / build.model.entry
+        project = self._store.verify(build.project).path if build.project is not None else None
+        return model, project, self._sample(build)
+
+    def _sample(self, build: BuildSpec) -> Path | None:
+        """What only warns is no reason not to serve: without its body, the replica says that it is untried."""
+        if build.sample is None:
+            return None
+        try:
+            return samples.body_file(self._store, build.sample.tree)
+        except CortexError as error:
+            if build.sample.gate:
+                raise
+            log.error("%s: its sample cannot be had: %s; %s", build.api, error, error.hint)
+            return None
 
     def _values(self, build: BuildSpec) -> dict[str, str]:
         values = {variable: self._secrets.value(pin) for variable, pin in sorted(build.secrets.items())}

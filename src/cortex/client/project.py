@@ -8,6 +8,7 @@ once, each with its place in the file.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import posixpath
 import re
@@ -487,11 +488,12 @@ class _Gathering:
             if not file.is_file():
                 return None
             self._left_out.add(file)
-            return SampleUpload(body=_read(file), content_type=content_type_of(SAMPLE_FILE), gate=False)
+            return self._sample_of(_read(file), file, content_type_of(SAMPLE_FILE), gate=False)
         name = sample_path(api.sample)
         if name is None:
-            body = msgspec.json.encode(api.sample)
-            return SampleUpload(body=body, content_type="application/json", gate=True)
+            body, file = msgspec.json.encode(api.sample), self._scratch / f"sample-{number}"
+            file.write_bytes(body)
+            return self._sample_of(body, file, "application/json", gate=True)
         self._left_out.add(self._folder / name)
         try:
             body = _read(self._folder / name)
@@ -506,7 +508,12 @@ class _Gathering:
             message = f"{name} is not JSON: {error}"
             self._add(Problem(reference="bad-sample", message=message), number, "sample")
             return None
-        return SampleUpload(body=body, content_type=content_type_of(name), gate=True)
+        return self._sample_of(body, self._folder / name, content_type_of(name), gate=True)
+
+    def _sample_of(self, body: bytes, file: Path, content_type: str, *, gate: bool) -> SampleUpload:
+        sha256 = hashlib.sha256(body).hexdigest()
+        self.sources[sha256] = file
+        return SampleUpload(sha256=sha256, content_type=content_type, gate=gate)
 
     def _project(self, handlers: Mapping[int, str]) -> tuple[StoredFile, ...]:
         from cortex.artifacts.project import collect_project

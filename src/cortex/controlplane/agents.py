@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import msgspec
@@ -53,7 +53,7 @@ from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
 from cortex.wire.framing import UNREADABLE, receive_frame, send_frame
 from cortex.wire.launch import InspectReport
-from cortex.wire.orders import Order, Orders
+from cortex.wire.orders import Orders
 from cortex.wire.packages import PackageLock
 from cortex.wire.reports import AgentReport
 
@@ -80,8 +80,6 @@ ANSWER_DUE_S = 6.0
 """After `OBSERVE_TIMEOUT_S` an agent answers even if there is nothing new; the rest is for its way."""
 HANGS_AFTER_S = 10.0
 """One that owes an answer and sleeps for so long hangs, and is killed: its loop never waits but for messages."""
-ORDERS_MESSAGE_BYTES = 32 * 2**20
-"""Orders carry samples; more of them than this go in several messages, since the agent takes no endless one."""
 FAULT_PAUSE_S = 1.0
 REMEMBERED_AGENTS = 16
 
@@ -151,8 +149,7 @@ class LocalAgent:
 
     def order(self, node: NodeId, orders: Orders) -> None:
         """Give orders. Raises AgentUnreachable, or StaleEpoch when someone newer is in charge."""
-        for message in _messages(orders):
-            self._take(self._orders_line.ask(message, Observed, timeout_s=30.0).report)
+        self._take(self._orders_line.ask(GiveOrders(orders=orders), Observed, timeout_s=30.0).report)
 
     # ---- questions ----------------------------------------------------------------------------------------------
 
@@ -529,20 +526,6 @@ def _look_until_word(sock: socket.socket, silence_s: float, look: Callable[[], N
         if time.monotonic() > deadline_s:
             return
         look()
-
-
-def _messages(orders: Orders) -> Iterator[GiveOrders]:
-    """The orders in as few messages as their size allows, in their sequence."""
-    batch: list[Order] = []
-    size = 0
-    for order in orders.orders:
-        more = len(msgspec.json.encode(order))
-        if batch and size + more > ORDERS_MESSAGE_BYTES:
-            yield GiveOrders(orders=Orders(epoch=orders.epoch, orders=tuple(batch)))
-            batch, size = [], 0
-        batch.append(order)
-        size += more
-    yield GiveOrders(orders=Orders(epoch=orders.epoch, orders=tuple(batch)))
 
 
 def _wait_readable(fd: int, timeout_s: float) -> bool:

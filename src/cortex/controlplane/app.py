@@ -18,12 +18,14 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import setproctitle
 
 from cortex import processes
+from cortex.artifacts import samples
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock, SystemClock
 from cortex.controlplane.agents import LocalAgent
@@ -198,8 +200,8 @@ def main() -> int:
 
 
 def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.socket, lock: int) -> int:
-    state = SqliteStateStore(layout.state_file)
     store = ArtifactStore(layout.artifacts)
+    state = SqliteStateStore(layout.state_file, sample_stored=partial(samples.put_body, store))
     node = machine.node_report(LOCAL_NODE, environ=os.environ)
     server: SleepingServer | None = None
     ended = threading.Event()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from cortex.artifacts import samples
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane.packages import DeployPackages, Packages
 from cortex.controlplane.secrets import CloudKeys, pinned
@@ -24,7 +25,7 @@ from cortex.wire.build import BuildSpec, ModelArtifact, ModelFormat, Resources, 
 from cortex.wire.operator import ApiUpload, DeployRequest, ModelUpload, SampleUpload, StoredFile
 
 MAX_SAMPLE_BYTES = 16 * 2**20
-"""A sample travels inside orders and is kept with each version; one that shows what works is far smaller."""
+"""Each replica that starts reads it; one that shows what works is far smaller."""
 
 Tell = Callable[[str], None]
 
@@ -106,8 +107,7 @@ class Candidates:
         handled = spec.request_handler is not None
         if handled:
             _check_handler_is_there(spec, shared.request)
-        if upload.sample is not None:
-            _check_sample(spec, upload.sample)
+        sample = self._store_sample(spec, upload.sample) if upload.sample is not None else None
         pinned(self._secrets, _secret_names(spec), api=spec.name)  # told before anything takes long
         packages = shared.packages_of(asked, model.format) if handled else None
         refresh = asked.old.version.refresh if asked.old is not None else 0
@@ -127,7 +127,7 @@ class Candidates:
             trust_rows=spec.batching == "on",
             concurrency=spec.compute.concurrency,
             resources=_resources(spec),
-            sample=_sample(spec, upload.sample),
+            sample=sample,
         )
         return VersionRecord(
             build=self._named(unnamed, asked, shared, refresh),
@@ -187,6 +187,11 @@ class Candidates:
             source=masked_model(spec.model),
         )
 
+    def _store_sample(self, spec: ApiSpec, sample: SampleUpload) -> Sample:
+        tree = self._store_tree(samples.files_of(sample.sha256), f'sample of api "{spec.name}"')
+        _check_sample(spec, samples.body_file(self._store, tree).stat().st_size, gate=sample.gate)
+        return Sample(tree=tree, content_type=sample.content_type, gate=sample.gate, timeout_s=spec.timeout_s)
+
     def _store_tree(self, files: Sequence[StoredFile], what: str) -> str:
         missing = set(self._store.missing([file.sha256 for file in files]))
         if missing:
@@ -226,12 +231,6 @@ def _resources(spec: ApiSpec) -> Resources:
     return Resources(cpu_millis=spec.compute.cpu_millis, mem_bytes=spec.compute.mem_bytes, gpus=spec.compute.gpu)
 
 
-def _sample(spec: ApiSpec, sample: SampleUpload | None) -> Sample | None:
-    if sample is None:
-        return None
-    return Sample(body=sample.body, content_type=sample.content_type, gate=sample.gate, timeout_s=spec.timeout_s)
-
-
 def _secret_names(spec: ApiSpec) -> dict[str, str]:
     """Of secrets, by the variable that gets the value."""
     return {name: value.secret for name, value in spec.env.items() if isinstance(value, SecretRef)}
@@ -259,21 +258,21 @@ def _check_entry(spec: ApiSpec, model: ModelUpload) -> None:
         raise _problem(spec, "model", "bad-request", f"{model.entry!r} is not among the model's files")
 
 
-def _check_sample(spec: ApiSpec, sample: SampleUpload) -> None:
-    if len(sample.body) > MAX_SAMPLE_BYTES:
+def _check_sample(spec: ApiSpec, size_bytes: int, *, gate: bool) -> None:
+    if size_bytes > MAX_SAMPLE_BYTES:
         raise _problem(
             spec,
             "sample",
             "sample-too-large",
-            f"the sample has {len(sample.body)} bytes, at most {MAX_SAMPLE_BYTES} are taken",
+            f"the sample has {size_bytes} bytes, at most {MAX_SAMPLE_BYTES} are taken",
             hint="use a smaller one that the handler takes: it is asked of every new replica",
         )
-    if sample.gate and len(sample.body) > spec.max_body_bytes:
+    if gate and size_bytes > spec.max_body_bytes:
         raise _problem(
             spec,
             "sample",
             "sample-too-large",
-            f"the sample has {len(sample.body)} bytes, and `max_body` takes no more than {spec.max_body_bytes}",
+            f"the sample has {size_bytes} bytes, and `max_body` takes no more than {spec.max_body_bytes}",
             hint="raise `max_body:`, or use a smaller sample",
         )
 

@@ -58,7 +58,7 @@ def is_another_request(before: Sample | None, now: Sample | None) -> bool:
     """Whether a sample is another one. The time that it may take is the api's `timeout`, which is told as that."""
     if before is None or now is None:
         return before is not now
-    return (before.body, before.content_type, before.gate) != (now.body, now.content_type, now.gate)
+    return (before.tree, before.content_type, before.gate) != (now.tree, now.content_type, now.gate)
 
 
 def removed(old: ApiRecord) -> ApiChange:

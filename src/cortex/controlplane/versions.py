@@ -87,8 +87,9 @@ def revisions_of_version(record: ApiRecord, history: Iterable[VersionLine], vers
 
 
 def trees_of(build: BuildSpec) -> tuple[str, ...]:
-    """Digests of everything in the artifact store that a build needs: model, project, lock of its packages."""
-    return tuple(tree for tree in (build.model.tree, build.project, build.environment) if tree is not None)
+    """Digests of everything in the artifact store that a build needs: model, project, lock of its packages, sample."""
+    sample = build.sample.tree if build.sample is not None else None
+    return tuple(tree for tree in (build.model.tree, build.project, build.environment, sample) if tree is not None)
 
 
 def _digest(facts: object) -> str:

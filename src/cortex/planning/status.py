@@ -31,7 +31,7 @@ from cortex.planning.standing import Facts, Standing, facts_of, standing_of
 from cortex.wire.operator import ApiStatus, Batching, Ends, ReplicaCounts, Status, Waits, rfc3339
 from cortex.wire.reports import ReplicaReport
 
-_OF_SAMPLES = frozenset(("sample-failed", "tracker-never-matches"))
+_OF_SAMPLES = frozenset(("sample-failed", "sample-lost", "tracker-never-matches"))
 
 
 def statuses(assessment: Assessment, ingress_url: str = "") -> dict[ApiKey, ApiStatus]:

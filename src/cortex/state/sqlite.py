@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,13 @@ from cortex.state.base import (
     VersionRecord,
 )
 from cortex.state.records import KINDS, ApiRow, Kind, RecordStore, StoredRun, Write
+from cortex.wire.older import build_of_now
+
+SampleStored = Callable[[bytes], str]
+"""Stores a sample's body among the artifacts, and returns the digest of its folder."""
 
 
-def _versions_as_rows(execute: Execute) -> None:
+def _versions_as_rows(execute: Execute, _sample_stored: SampleStored) -> None:
     """Each api held two whole builds and its number of replicas, and each line of history what it had run from."""
     for kind in ("versions", "scale"):
         execute(f"CREATE TABLE {kind} (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID")
@@ -41,7 +45,15 @@ def _versions_as_rows(execute: Execute) -> None:
             execute(f"INSERT OR REPLACE INTO {kind} VALUES (?, ?)", (row_key, msgspec.json.encode(row)))
 
 
-MIGRATIONS: tuple[Migration, ...] = (
+def _samples_by_digest(execute: Execute, sample_stored: SampleStored) -> None:
+    """Bodies of samples lay in the builds."""
+    for key, record in execute("SELECT key, record FROM versions").fetchall():
+        version = msgspec.json.decode(record)
+        version["build"] = build_of_now(version["build"], sample_stored)
+        execute("UPDATE versions SET record = ? WHERE key = ?", (msgspec.json.encode(version), key))
+
+
+MIGRATIONS: tuple[str | Callable[[Execute, SampleStored], None], ...] = (
     """
     CREATE TABLE deployments (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE apis (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
@@ -53,8 +65,14 @@ MIGRATIONS: tuple[Migration, ...] = (
     CREATE TABLE batching (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
     """,
     _versions_as_rows,
+    _samples_by_digest,
 )
 """What brings the file from schema version i to i + 1. Append only: released ones have run on users' files."""
+
+
+def _with(migration: Callable[[Execute, SampleStored], None], sample_stored: SampleStored) -> Migration:
+    return lambda execute: migration(execute, sample_stored)
+
 
 _TYPES: dict[Kind, Any] = {
     "deployments": DeploymentRecord,
@@ -73,17 +91,21 @@ class SqliteStateStore(RecordStore):
     """
     Implements `StateStore` in a file, which is created (mode 0600) when there is none.
 
+    Args:
+        sample_stored: for the state of an older Cortex, which held bodies of samples; None: there are none in it.
+
     Raises:
         StateTooNew: a newer Cortex wrote the file.
         StateCorrupt: it is damaged, or no file of ours.
         StateError: it cannot be opened; says why.
+        CortexError: a body of a sample cannot be stored; nothing was changed.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, sample_stored: SampleStored | None = None) -> None:
         self._file = file
         self._decoders = {kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()}
         with self._named_errors():
-            self.database = self._opened()
+            self.database = self._opened(sample_stored or self._has_no_samples)
             try:
                 if damage := self.database.damage():
                     raise self._corrupt(damage)
@@ -120,9 +142,13 @@ class SqliteStateStore(RecordStore):
 
     # ---- the file -----------------------------------------------------------------------------------------------
 
-    def _opened(self) -> Database:
+    def _has_no_samples(self, _body: bytes) -> str:
+        raise StateError(str(self._file), "an older Cortex wrote it", hint="start Cortex, which brings it up to date")
+
+    def _opened(self, sample_stored: SampleStored) -> Database:
+        steps = (one if isinstance(one, str) else _with(one, sample_stored) for one in MIGRATIONS)
         try:
-            return Database(self._file, MIGRATIONS, version_table=True)
+            return Database(self._file, tuple(steps), version_table=True)
         except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
             raise self._corrupt(f"a record of an older Cortex cannot be read: {error}") from error
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
+from typing import Any
 
+from cortex.artifacts import samples
 from cortex.ids import (
     ApiKey,
     DeploymentName,
@@ -56,6 +59,19 @@ def a_build(
         resources=resources,
         sample=sample,
     )
+
+
+def a_sample(body: bytes, **fields: Any) -> Sample:
+    """A sample with this body, which need not be stored anywhere."""
+    return Sample(tree=samples.tree_of(body), **fields)
+
+
+def a_sample_at_hand(folder: Path, body: bytes, **fields: Any) -> dict[str, Any]:
+    """A sample's fields of a `ReplicaSpec`, with its body in a file of the folder."""
+    sample = a_sample(body, **fields)
+    file = folder / f"sample-{sample.tree[:8]}"
+    file.write_bytes(body)
+    return {"sample": sample, "sample_path": str(file)}
 
 
 def a_wanted_api(

@@ -53,9 +53,10 @@ class ModelKey(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """A request body that should work."""
+    """A request that should work. Its body is in the artifact store: `artifacts.samples`."""
 
-    body: bytes
+    tree: str
+    """Digest of the stored folder that holds the body and nothing else."""
     content_type: str = "application/json"
     gate: bool = False
     """True: a replica that does not answer it with 2xx never becomes ready. False: a failure only warns."""

@@ -15,8 +15,11 @@ from collections.abc import Sequence
 import msgspec
 
 LENGTH = struct.Struct("!I")
-MAX_FRAME_BYTES = 256 * 2**20
-"""Guards against garbage; samples travel inline, so frames can be large."""
+MAX_FRAME_BYTES = 32 * 2**20
+"""
+Guards against garbage. Bodies and files are named by digest, so that messages have kilobytes. The largest that there
+may be are log lines, 4 MiB that JSON can write six times as long, and starts of many replicas with a mebibyte of `env`.
+"""
 MAX_DESCRIPTORS = 4
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What `msgspec` raises for bytes that are no message: wrong JSON, wrong types, wrong UTF-8, too deeply nested."""

@@ -43,6 +43,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     """Threads for the backend and for numeric libraries, from the cpu request."""
     sample: Sample | None = None
+    sample_path: str | None = None
+    """The file with its body; None where there is no sample, or where its body cannot be had."""
     log_path: str = ""
     stats_path: str = ""
     scratch: str = ""
@@ -247,6 +249,4 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     batching: BatchingState = BatchingState()
     counts: int = 0
     """Of the last `Ask` whose counters are in the file."""
-    spec: ReplicaSpec | None = None
-    """Only in the answer to `AskListener`."""
     facts: dict[str, Any] = {}

@@ -266,7 +266,9 @@ class ModelUpload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SampleUpload(msgspec.Struct, frozen=True, kw_only=True):
-    body: bytes
+    """A sample whose body the CLI uploaded."""
+
+    sha256: str
     content_type: str
     gate: bool
 

@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from cortex.artifacts import samples
 from cortex.artifacts.store import ArtifactStore
 from cortex.ids import ReplicaId, Revision, Version, api_key, replica_id, route_path, socket_stem
 from cortex.processes import ProcessIdentity, identify, is_alive, send_signal
@@ -269,7 +270,7 @@ class Node:
             model=ModelArtifact(format="onnx", tree=tree, entry="model.onnx"),
             project=project,
             handler="handler.py" if handler is not None else None,
-            sample=None if sample is None else Sample(body=sample, gate=True),
+            sample=None if sample is None else Sample(tree=samples.put_body(self.store, sample), gate=True),
         )
 
     def _stored(self, files: Mapping[str, bytes]) -> str:

@@ -14,7 +14,6 @@ from agent_harness import DEADLINE_S, Asking, Node, eventually
 from cortex.ids import socket_stem
 from cortex.processes import is_alive, send_signal
 from cortex.wire.agent import GiveOrders, Refused
-from cortex.wire.build import Sample
 from cortex.wire.framing import receive_frame, send_frame
 from cortex.wire.orders import ForgetReplica, Orders
 from cortex.wire.reports import Phase
@@ -124,8 +123,7 @@ def pre_inference(sample, metadata):
 
 def test_a_replica_told_to_end_over_its_sample_has_lost_nobodys_request(node: Node, api: str, tmp_path: Path):
     begun = tmp_path / "begun"
-    build = node.build(api, WAITS_FOR_ITS_SAMPLE.format(begun=str(begun)))
-    build = msgspec.structs.replace(build, sample=Sample(body=b"[]", content_type="application/json", gate=True))
+    build = node.build(api, WAITS_FOR_ITS_SAMPLE.format(begun=str(begun)), sample=b"[]")
     start = node.start_order(build)
     node.order(start)
     eventually(begun.exists, "the sample is on its way")

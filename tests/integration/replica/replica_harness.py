@@ -20,6 +20,7 @@ import pytest
 
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
 from cortex.processes import ProcessIdentity, identify, is_alive, send_signal
+from cortex.testing.builders import a_sample_at_hand
 from cortex.wire.framing import receive_frame, send_frame
 from cortex.wire.launch import (
     Ask,
@@ -424,8 +425,11 @@ def spec_for(
     """
     A spec with sane defaults whose files lie in `folder`, which the handler finds as `FOLDER` in its environment.
 
-    `handler_source` makes a project with that handler. What a handler writes into that nobody else sees.
+    `handler_source` makes a project with that handler. What a handler writes into that nobody else sees. `sample` is
+    its body, `gate` whether it gates.
     """
+    if "sample" in fields:
+        fields |= a_sample_at_hand(folder, fields.pop("sample"), gate=fields.pop("gate", False))
     source = fields.pop("handler_source", None)
     if source is not None:
         project = folder / "project"

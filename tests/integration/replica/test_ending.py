@@ -13,7 +13,6 @@ import pytest
 from replica_harness import LauncherProcess, Replica, either_birth, eventually, spec_for
 from test_life import exit_of
 
-from cortex.wire.build import Sample
 from cortex.wire.reports import Phase
 
 pytestmark = pytest.mark.slow
@@ -244,7 +243,7 @@ def test_a_replica_that_fails_its_sample_ends_its_handler_too(
 ) -> None:
     source = "import atexit\natexit.register(lambda: note('atexit'))\ndef on_stop():\n    note('stop')\n"
     source += "def post_inference(p, m):\n    raise ValueError\n"
-    replica = serve(start, note, source, sample=Sample(body=b"[1, 2, 3, 4]", gate=True), wait=False)
+    replica = serve(start, note, source, sample=b"[1, 2, 3, 4]", gate=True, wait=False)
     assert exit_of(shared_launcher, replica) == (3, None)
     assert note.read_text() == "stop\natexit\n"
 

@@ -18,7 +18,6 @@ from cortex.replica.inspection.findings import do_in_fork
 from cortex.replica.launcher import INSPECTIONS_AT_ONCE
 from cortex.replica.process import isolation
 from cortex.wire.batching import Proof
-from cortex.wire.build import Sample
 from cortex.wire.launch import CallOff, ChildExited, Inspect, Inspected, ReplicaSpec
 from cortex.wire.signature import Signature
 
@@ -288,7 +287,7 @@ def test_one_that_is_stopped_goes_on(shared_launcher: LauncherProcess, folder: P
 
 
 def test_a_large_sample_is_in_its_memory_once(shared_launcher: LauncherProcess, folder: Path) -> None:
-    sample = Sample(body=b"[[5.2, 3.6, 1.4, 0.3" + b" " * (15 * 2**20) + b"]]", content_type="application/json")
+    sample = b"[[5.2, 3.6, 1.4, 0.3" + b" " * (15 * 2**20) + b"]]"
     kept = born(shared_launcher, spec_for(folder, IRIS, replica=f"{folder.name}k", sample=sample))
     forked = shared_launcher.fork(spec_for(folder, IRIS, replica=f"{folder.name}f", sample=sample)).ready()
     assert kept.rss_kib() - forked.rss_kib() < 12 * 2**10

@@ -18,7 +18,6 @@ from cortex.agent.logs import take_leftover
 from cortex.errors import Problem
 from cortex.processes import identify, is_alive
 from cortex.replica.observation.places import of
-from cortex.wire.build import Sample
 from cortex.wire.launch import AskListener, ChildExited, Drain
 from cortex.wire.reports import Phase
 
@@ -101,13 +100,13 @@ def test_several_agents_may_listen_and_one_may_ask_for_the_slot(start: Start) ->
     replica = start()
     with replica.control() as first, replica.control() as second:
         assert first.status().phase is second.status().phase is Phase.READY
-        assert first.ask().spec is None
+        assert first.ask().phase is Phase.READY
         second.send(AskListener())
         while not (frame := receive_frame(second.sock))[1]:
             pass  # pushed to everybody
         payload, fds = frame
         status = msgspec.json.decode(payload, type=ReplicaStatus)
-        assert status.spec == replica.spec
+        assert (status.replica, status.attempt) == (replica.spec.replica, replica.spec.attempt)
         assert Path(f"/proc/self/fd/{fds[0]}").readlink() == Path(f"/proc/self/fd/{replica.slot.fileno()}").readlink()
         close_all(fds)
 
@@ -172,7 +171,8 @@ def test_a_gate_that_is_not_answered_with_2xx_keeps_the_replica_out(
 ) -> None:
     replica = start(
         "def pre_inference(sample, metadata):\n    return sample['petals']\n",
-        sample=Sample(body=b'{"sepals": 1}', gate=True),
+        sample=b'{"sepals": 1}',
+        gate=True,
         wait=False,
     )
     assert exit_of(shared_launcher, replica) == (3, None)
@@ -194,7 +194,7 @@ def test_a_gate_that_is_not_answered_with_2xx_keeps_the_replica_out(
     ],
 )
 def test_a_gate_that_is_answered_is_shown_and_not_counted(start: Start, source: str, extra: dict[str, Any]) -> None:
-    replica = start(source, sample=Sample(body=b"[1, 2, 3, 4]", gate=True), **extra)
+    replica = start(source, sample=b"[1, 2, 3, 4]", gate=True, **extra)
     with replica.client() as client:
         assert client.get().json["sample"] == [1, 2, 3, 4]
     replica.drain()
@@ -202,7 +202,7 @@ def test_a_gate_that_is_answered_is_shown_and_not_counted(start: Start, source: 
 
 
 def test_a_found_sample_that_fails_only_warns(start: Start) -> None:
-    replica = start(sample=Sample(body=b"[1]", gate=False))
+    replica = start(sample=b"[1]", gate=False)
     (warning,) = replica.status().warnings
     assert warning.reference == "sample-failed"
     assert "answered with 422" in warning.message

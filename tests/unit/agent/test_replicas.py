@@ -46,7 +46,7 @@ class FakeProvisions:
             await self.ready.wait()
         if self.error is not None:
             raise self.error
-        return Provided(Path("/m"), None, {})
+        return Provided(Path("/m"), None, None, {})
 
 
 class FakeLauncher:

@@ -23,5 +23,5 @@ def test_threads_are_whole_cores_of_the_request_and_at_least_one(cpu_millis, thr
 def test_a_process_is_told_what_was_ordered_about_batches_since(settings, layout):
     order = StartReplica(replica=replica_id(BUILD.api, BUILD.revision, 0), attempt=1, build=BUILD)
     order = msgspec.structs.replace(order, batches=BatchingOrder(True))
-    spec = replica_spec(order, Provided(Path("/m"), None, {}), settings=settings, layout=layout)
+    spec = replica_spec(order, Provided(Path("/m"), None, None, {}), settings=settings, layout=layout)
     assert (spec.batches, spec.model_path, spec.attempt) == (BatchingOrder(True), "/m", 1)

@@ -92,7 +92,7 @@ def test_a_deploy_sends_what_the_folder_holds(cortex: Any, project: Path, accept
         False,
     )
     assert [file.path for file in sent.project] == ["handler.py"]
-    assert len(accepted.blobs) == 2
+    assert len(accepted.blobs) == 4, "a model, a handler, a sample.json and a sample that is in the file"
 
 
 def test_refresh_asks_for_new_versions(cortex: Any, project: Path, accepted: Any) -> None:

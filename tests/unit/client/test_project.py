@@ -30,8 +30,9 @@ def folder(tmp_path: Path) -> Path:
         made,
         "- kind: deployment\n  name: iris\n"
         "- kind: api\n  name: a\n  model: model.onnx\n  request_handler: handlers/a.py\n"
-        "- kind: api\n  name: b\n  model: model.onnx\n  sample: [1.0, 2, 3, 4]\n",
+        "- kind: api\n  name: b\n  model: model.onnx\n  sample: b.json\n",
     )
+    (made / "b.json").write_text("[1.0, 2, 3, 4]")
     return made
 
 
@@ -130,6 +131,7 @@ def test_sources_lead_from_each_digest_to_a_file(folder: Path) -> None:
     assert package.sources == {
         digest(folder / "model.onnx"): folder / "model.onnx",
         digest(folder / "handlers" / "a.py"): folder / "handlers" / "a.py",
+        digest(folder / "b.json"): folder / "b.json",
     }
 
 
@@ -157,31 +159,40 @@ def test_digests_are_kept_in_a_home_that_exists(folder: Path, tmp_path: Path) ->
 # ---- samples --------------------------------------------------------------------------------------------------------
 
 
+def uploaded(body: bytes, content_type: str = "application/json", *, gate: bool) -> SampleUpload:
+    return SampleUpload(sha256=hashlib.sha256(body).hexdigest(), content_type=content_type, gate=gate)
+
+
 def sample_of(folder: Path, *lines: str) -> SampleUpload | None:
     one_api(folder, "model: model.onnx", *lines)
     return prepared(folder).request.apis[0].sample
 
 
 def test_a_sample_in_the_file_gates(folder: Path) -> None:
-    assert sample_of(folder, "sample: {x: [1, 2.5]}") == SampleUpload(
-        body=b'{"x":[1,2.5]}', content_type="application/json", gate=True
-    )
-    assert sample_of(folder, "sample: some text") == SampleUpload(
-        body=b'"some text"', content_type="application/json", gate=True
-    )
+    assert sample_of(folder, "sample: {x: [1, 2.5]}") == uploaded(b'{"x":[1,2.5]}', gate=True)
+    assert sample_of(folder, "sample: some text") == uploaded(b'"some text"', gate=True)
 
 
 def test_a_sample_file_gates_with_the_content_type_of_its_ending(folder: Path) -> None:
     (folder / "photo.jpg").write_bytes(b"\xff\xd8\xff")
-    assert sample_of(folder, "sample: photo.jpg") == SampleUpload(
-        body=b"\xff\xd8\xff", content_type="image/jpeg", gate=True
-    )
+    assert sample_of(folder, "sample: photo.jpg") == uploaded(b"\xff\xd8\xff", "image/jpeg", gate=True)
 
 
 def test_a_sample_json_that_is_found_gates_nothing(folder: Path) -> None:
     assert sample_of(folder) is None
     (folder / "sample.json").write_text("[1]")
-    assert sample_of(folder) == SampleUpload(body=b"[1]", content_type="application/json", gate=False)
+    assert sample_of(folder) == uploaded(b"[1]", gate=False)
+
+
+@pytest.mark.parametrize("lines", [("sample: {x: 1}",), ("sample: there.json",), ()])
+def test_the_body_of_a_sample_is_there_to_be_uploaded(folder: Path, lines: tuple[str, ...]) -> None:
+    (folder / "there.json").write_text('{"x":1}')
+    (folder / "sample.json").write_text('{"x":1}')
+    one_api(folder, "model: model.onnx", *lines)
+    with prepare(folder / "cortex.yaml", shown_file="c", home=folder / "no-home", now_wall_s=0.0) as package:
+        sample = package.request.apis[0].sample
+        assert sample is not None
+        assert package.sources[sample.sha256].read_bytes() == b'{"x":1}'
 
 
 # ---- problems -------------------------------------------------------------------------------------------------------
@@ -315,7 +326,7 @@ def operator(fake: Any, fakes: Any) -> OperatorClient:
 
 def test_only_what_is_missing_is_uploaded(folder: Path, operator: OperatorClient, fake: Any) -> None:
     model, handler = folder / "model.onnx", folder / "handlers" / "a.py"
-    fake.blobs[digest(handler)] = handler.read_bytes()
+    fake.blobs |= {digest(file): file.read_bytes() for file in (handler, folder / "b.json")}
     told: list[tuple[int, int]] = []
     upload(operator, prepared(folder), lambda done, total: told.append((done, total)))
     size = model.stat().st_size

@@ -8,7 +8,8 @@ from cortex.errors import Problem
 from cortex.ids import ApiKey
 from cortex.planning.model import WantedApi
 from cortex.state.base import ApiRecord, PackagesRecord, VersionRecord
-from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample, SecretPin
+from cortex.testing.builders import a_sample
+from cortex.wire.build import BuildSpec, ModelArtifact, Resources, SecretPin
 from cortex.wire.operator import ChangeKind, StoredFile
 from cortex.wire.signature import Signature, TensorSpec
 
@@ -99,7 +100,7 @@ def test_a_timeout_changes_in_place():
 
 
 def test_a_sample_changes_in_place():
-    assert told(a_version(), a_version(sample=Sample(body=b"1"))) == (ChangeKind.SETTINGS, ("sample changed",))
+    assert told(a_version(), a_version(sample=a_sample(b"1"))) == (ChangeKind.SETTINGS, ("sample changed",))
 
 
 def test_a_refresh_makes_a_new_version():

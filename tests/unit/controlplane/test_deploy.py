@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cortex.artifacts.errors import InvalidTree
+from cortex.artifacts import samples
+from cortex.artifacts.errors import ArtifactCorrupt, InvalidTree
 from cortex.artifacts.fetching import FetchStopped
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane import candidates
@@ -176,8 +177,14 @@ class World:
         return ApiUpload(
             spec=spec.model_dump(mode="json", exclude_unset=True),
             model=ModelUpload(files=self.stored(model__onnx=model), entry=entry, format="onnx"),
-            sample=None if sample is None else SampleUpload(body=sample, content_type="application/json", gate=True),
+            sample=None if sample is None else self.sample(sample),
         )
+
+    def sample(self, body: bytes) -> SampleUpload:
+        """A sample, uploaded."""
+        with self.store.writer() as writer:
+            writer.write(body)
+            return SampleUpload(sha256=writer.commit().sha256, content_type="application/json", gate=True)
 
     def remote(self, model: str, name="a", **fields) -> ApiUpload:
         """An api whose model has to be fetched."""
@@ -316,8 +323,35 @@ def test_another_sample_makes_no_new_replicas(world):
     assert not world.change(world.api(sample=b"2")).sample_untried
     assert world.change(world.api(sample=b"2", timeout="5s")).causes == ("timeout 10m -> 5s",)
     assert world.wanted().build.revision == revision
-    assert world.wanted().build.sample.body == b"2"
+    assert world.wanted().build.sample.tree == samples.tree_of(b"2")
     assert world.change(world.api(sample=b"3", timeout="6s")).causes == ("timeout 5s -> 6s", "sample changed")
+
+
+def test_the_body_of_a_sample_is_stored_and_kept_as_long_as_its_build(world):
+    world.deploy(world.api(sample=b"[1]"))
+    tree = world.wanted().build.sample.tree
+    assert samples.body_file(world.store, tree).read_bytes() == b"[1]"
+    assert tree in wanted_trees(world.state)[0]
+
+
+def test_a_sample_that_was_not_uploaded_changes_nothing(world):
+    upload = msgspec.structs.replace(
+        world.api(), sample=SampleUpload(sha256="0" * 64, content_type="application/json", gate=True)
+    )
+    (problem,) = world.problems(upload)
+    assert (problem.reference, problem.path) == ("blobs-missing", ("apis", 0))
+    assert "sample" in problem.message
+
+
+def test_a_sample_whose_stored_body_was_damaged_is_put_right_by_deploying_it_again(world):
+    world.deploy(world.api(sample=b"[1]"))
+    file = samples.body_file(world.store, world.wanted().build.sample.tree)
+    file.chmod(0o644)
+    file.write_bytes(b"[2]")
+    with pytest.raises(ArtifactCorrupt):
+        samples.body_file(world.store, world.wanted().build.sample.tree)
+    world.deploy(world.api(sample=b"[1]"))
+    assert samples.body_file(world.store, world.wanted().build.sample.tree).read_bytes() == b"[1]"
 
 
 def test_an_api_that_is_not_in_the_file_any_more_is_removed(world):

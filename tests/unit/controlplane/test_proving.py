@@ -13,10 +13,10 @@ from cortex.planning.batching import place_of
 from cortex.planning.guarding import ToProve, to_prove
 from cortex.state.base import StateFull
 from cortex.state.memory import MemoryStateStore
-from cortex.testing.builders import a_build, a_deploy, a_replica, a_snapshot, a_wanted_api
+from cortex.testing.builders import a_build, a_deploy, a_replica, a_sample, a_snapshot, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.wire.batching import RULES, BatchingState, BatchingVerdict, Mode, Proof, Trial
-from cortex.wire.build import BuildSpec, Sample, SecretPin, TrackerConfig
+from cortex.wire.build import BuildSpec, SecretPin, TrackerConfig
 from cortex.wire.launch import InspectReport
 
 ORT = "onnxruntime 1.32.0, cpu, 1 thread"
@@ -77,7 +77,7 @@ def test_only_the_model_is_looked_at() -> None:
         handler="handler.py",
         secrets={"TOKEN": SecretPin(name="token", generation="1")},
         tracker=TrackerConfig(model_type="regression"),
-        sample=Sample(body=b"[1]"),
+        sample=a_sample(b"[1]"),
         environment="e" * 64,
         env={"A": "1"},
     )
@@ -89,9 +89,9 @@ def test_only_the_model_is_looked_at() -> None:
 
 
 def test_a_sample_that_the_model_takes_goes_along() -> None:
-    world = World(msgspec.structs.replace(V1, sample=Sample(body=b"[1]")))
+    world = World(msgspec.structs.replace(V1, sample=a_sample(b"[1]")))
     world.proving.step()
-    assert world.asked[0][0].sample == Sample(body=b"[1]")
+    assert world.asked[0][0].sample == a_sample(b"[1]")
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,12 @@ from cortex.testing.builders import (
     a_lease,
     a_replica,
     a_route,
+    a_sample,
     a_snapshot,
     a_wanted_api,
     an_exit,
 )
-from cortex.wire.build import BuildSpec, Resources, Sample
+from cortex.wire.build import BuildSpec, Resources
 from cortex.wire.orders import DrainReplica, ForgetReplica, RemoveRoute, SetRoute, StartReplica
 from cortex.wire.reports import ExitReport, Phase, ReplicaReport
 
@@ -701,13 +702,13 @@ def test_a_sample_guards_a_build_until_it_has_been_live_and_only_warns_after_tha
         assert start.build.sample is not None
         return start.build.sample.gate
 
-    guarded = msgspec.structs.replace(V1, sample=Sample(body=b"1", gate=True))
-    newer = msgspec.structs.replace(V2, sample=Sample(body=b"2", gate=True))
+    guarded = msgspec.structs.replace(V1, sample=a_sample(b"1", gate=True))
+    newer = msgspec.structs.replace(V2, sample=a_sample(b"2", gate=True))
     assert gates(a_wanted_api(guarded), guarded), "the first version"
     assert gates(a_wanted_api(newer, serving=guarded), newer), "a new version"
     assert not gates(a_wanted_api(guarded, live=True), guarded), "one that died and comes back"
     assert not gates(a_wanted_api(newer, serving=guarded), guarded), "one that serves until the new version does"
-    another = msgspec.structs.replace(guarded, sample=Sample(body=b"3", gate=True))
+    another = msgspec.structs.replace(guarded, sample=a_sample(b"3", gate=True))
     assert not gates(a_wanted_api(another, serving=guarded), another), "the same to run, with another sample"
 
 

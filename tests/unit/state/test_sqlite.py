@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sqlite3
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from cortex.artifacts.errors import StoreUnavailable
+from cortex.artifacts.samples import tree_of
 from cortex.ids import replica_id, short
 from cortex.planning.batching import Stop
 from cortex.state import sqlite
 from cortex.state.base import StateBusy, StateCorrupt, StateError, StateFull, StateTooNew
 from cortex.state.sqlite import MIGRATIONS, SqliteStateStore
-from cortex.testing.builders import API, a_build, a_deploy, a_wanted_api, an_exit
+from cortex.testing.builders import API, a_build, a_deploy, a_sample, a_wanted_api, an_exit
 from cortex.wire.batching import BatchingVerdict, Disagreement, Proof
 
 V1, V2 = a_build("v1"), a_build("v2")
@@ -217,7 +220,7 @@ def test_a_file_from_before_rows_were_proved_is_brought_up_to_date(file: Path) -
         connection.execute("DROP TABLE batching")
         connection.execute("UPDATE schema_version SET version = 1")
     connection.close()
-    again = SqliteStateStore(file)
+    again = SqliteStateStore(file, sample_stored=tree_of)
     again.record_verdict(V1.model_key, BatchingVerdict(proof=Proof(rules=1, proved=True)), place="here")
     again.close()
     assert [record.wanted.api for record in again.apis()] == ["old/handled", "old/plain"]
@@ -226,7 +229,7 @@ def test_a_file_from_before_rows_were_proved_is_brought_up_to_date(file: Path) -
 
 def test_a_file_from_before_versions_were_rows_is_brought_up_to_date_with_all_it_held(file: Path) -> None:
     unpack_state(2, file)
-    store = SqliteStateStore(file)
+    store = SqliteStateStore(file, sample_stored=tree_of)
     handled, plain = store.apis()
     wanted = handled.wanted
     assert wanted.serving is not None
@@ -263,10 +266,44 @@ def test_a_record_of_an_older_schema_that_cannot_be_read_leaves_the_file_as_it_w
         connection.execute("UPDATE apis SET record = '{}' WHERE key = 'old/plain'")
     connection.close()
     with pytest.raises(StateCorrupt, match="a record of an older Cortex cannot be read"):
+        SqliteStateStore(file, sample_stored=tree_of)
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(2,)]
+    connection.close()
+
+
+def test_bodies_of_samples_are_stored_and_named_by_digest_from_then_on(file: Path) -> None:
+    unpack_state(2, file)
+    stored: set[bytes] = set()
+
+    def store(body: bytes) -> str:
+        stored.add(body)
+        return tree_of(body)
+
+    migrated = SqliteStateStore(file, sample_stored=store)
+    migrated.close()
+    handled, plain = migrated.apis()
+    assert handled.wanted.build.sample == a_sample(b'{"row":[1,2,3,4]}', gate=True, timeout_s=600.0)
+    assert plain.wanted.build.sample is None
+    assert stored == {b'{"row":[1,2,3,4]}'}
+    assert reopened(file).versions() == migrated.versions(), "and nothing is to be stored any more"
+
+
+def test_a_body_that_cannot_be_stored_leaves_the_file_as_it_was(file: Path) -> None:
+    def full(_body: bytes) -> str:
+        raise StoreUnavailable(Path("/artifacts"), OSError(errno.ENOSPC, "no room"))
+
+    unpack_state(2, file)
+    with pytest.raises(StoreUnavailable):
+        SqliteStateStore(file, sample_stored=full)
+    with pytest.raises(StateError, match="an older Cortex wrote it"):
         SqliteStateStore(file)
     with sqlite3.connect(file) as connection:
         assert connection.execute("SELECT version FROM schema_version").fetchall() == [(2,)]
     connection.close()
+    migrated = SqliteStateStore(file, sample_stored=tree_of)
+    migrated.close()
+    assert len(migrated.apis()) == 2
 
 
 def test_a_disagreement_outlives_the_process(store: SqliteStateStore, file: Path) -> None:

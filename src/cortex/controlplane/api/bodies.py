@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect
 from cortex.controlplane.api.refusals import BadRequest
 from cortex.wire.framing import UNREADABLE
 
-MAX_JSON_BYTES = 256 * 2**20
-"""A deploy's body: samples travel in it."""
+MAX_JSON_BYTES = 32 * 2**20
+"""A deploy's body: the names of 50,000 files, a couple of hundred bytes each, have 10 MiB."""
 PIECE_BYTES = 2**20
 """What is handed to a thread at once: a hash and a write of this take longer than getting there."""
 MAX_DROPPED_BYTES = 2**30

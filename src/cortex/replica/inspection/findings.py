@@ -48,7 +48,7 @@ from cortex.replica.protocols.codec import BadBody, Decoder
 from cortex.replica.tensors.conversion import Feeds, build_converter
 from cortex.replica.tensors.mismatch import InputMismatch
 from cortex.wire.batching import RULES, BatchingVerdict, Mode, Proof, Trial
-from cortex.wire.build import Sample, TrackerConfig
+from cortex.wire.build import TrackerConfig
 from cortex.wire.framing import receive_frame, send_frame
 from cortex.wire.launch import Inspect, InspectReport, MadeUpSample, ReplicaSpec
 from cortex.wire.logline import parse_line
@@ -57,8 +57,6 @@ from cortex.wire.signature import Signature, TensorSpec
 from cortex.wire.stacks import readable_text
 
 _MAX_REPORT_BYTES = 64 * 2**20
-_SAME_SAMPLE = b"same sample"
-"""With an order to become a replica: its sample is the one that the child has already."""
 _TAIL_BYTES = 4000
 """Of what a dead child wrote, to be shown with its end."""
 
@@ -158,14 +156,11 @@ class Inspection:
             OSError: it is about to end.
         """
         assert self._successor is not None
-        left_out = b""
-        if spec.sample == self.spec.sample:  # which may be large: the child would hold it twice
-            left_out, spec = _SAME_SAMPLE, msgspec.structs.replace(spec, sample=None)
-        order_fd = os.memfd_create("cortex-replica")  # another sample may make it too large for a message
+        order_fd = os.memfd_create("cortex-replica")  # variables may make it too large for a socket's buffer
         try:
             with open(order_fd, "wb", closefd=False) as order:
                 order.write(msgspec.json.encode(spec))
-            send_frame(self._successor, left_out, (order_fd, slot_fd, control_fd))
+            send_frame(self._successor, b"", (order_fd, slot_fd, control_fd))
         finally:
             os.close(order_fd)
         os.kill(self.pid, signal.SIGCONT)  # if somebody has stopped it just now, nobody would hear of it any more
@@ -350,13 +345,11 @@ def _can_serve(found: Found, here: Surroundings) -> bool:
 
 def _wait_to_serve(here: Surroundings, loaded: child.Loaded, successor: socket.socket) -> NoReturn:
     """Become the replica that the launcher names. Raises ConnectionLost: it is gone."""
-    left_out, (order_fd, slot_fd, control_fd) = receive_frame(successor)
+    _, (order_fd, slot_fd, control_fd) = receive_frame(successor)
     successor.close()
     with open(order_fd, "rb") as order:
         order.seek(0)
         spec = msgspec.json.decode(order.read(), type=ReplicaSpec)
-    if left_out == _SAME_SAMPLE:
-        spec = msgspec.structs.replace(spec, sample=here.spec.sample)
     processes.outlive_parent()
     child.go_on(here, loaded, spec, slot_fd=slot_fd, control_fd=control_fd)
 
@@ -641,10 +634,10 @@ def _load(spec: ReplicaSpec) -> base.Backend:
         raise base.ModelError(f"{Path(spec.model_path).name} cannot be loaded: {one_line(error)}") from error
 
 
-def _sample_feeds(backend: base.Backend, sample: Sample) -> Feeds:
-    """The sample as the model's input, without a handler. Raises BadBody, InputMismatch."""
+def _sample_feeds(backend: base.Backend, body: bytes, content_type: str) -> Feeds:
+    """A sample as the model's input, without a handler. Raises BadBody, InputMismatch."""
     converter = build_converter(backend.signature, takes_bytes=backend.takes_bytes)
-    return converter.convert(Decoder(has_pre_inference=False).decode(sample.body, sample.content_type))
+    return converter.convert(Decoder(has_pre_inference=False).decode(body, content_type))
 
 
 def _is_tried(mode: Mode, proof: Proof) -> bool:
@@ -665,10 +658,11 @@ def _foreseen(spec: ReplicaSpec, signature: Signature) -> list[Problem]:
 
 def _try_rows(backend: base.Backend, proof: Proof, spec: ReplicaSpec, handler: Handler | None) -> Trial:
     sample: Feeds | None = None
-    if spec.sample is not None and (spec.handler is None or (handler is not None and handler.pre is None)):
+    is_the_models = spec.handler is None or (handler is not None and handler.pre is None)
+    if spec.sample is not None and spec.sample_path is not None and is_the_models:
         try:
-            sample = _sample_feeds(backend, spec.sample)
-        except (BadBody, InputMismatch):
+            sample = _sample_feeds(backend, Path(spec.sample_path).read_bytes(), spec.sample.content_type)
+        except (BadBody, InputMismatch, OSError):
             pass
     if not proof.proved:  # the user's word: for all sizes, and of rounding nobody knows better
         return try_rows(backend, "rounding", sample=sample, clock_s=time.monotonic)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
@@ -126,11 +127,15 @@ class WarmUp:
 
     def _try_sample(self, sample: Sample) -> Any:
         """Returns what GET shows of the sample: nothing if it did not work."""
+        try:
+            body = self._read_body()
+        except OSError as error:
+            return self._untried(sample, error)
         timeout_s = sample.timeout_s or self._spec.start_timeout_s
-        answer = self._rehearsal.ask(sample.body, sample.content_type, timeout_s)
+        answer = self._rehearsal.ask(body, sample.content_type, timeout_s)
         if isinstance(answer.call.failure, OutOfTime) and sample.gate:
             # the first run of all may be slower than any after it
-            answer = self._rehearsal.ask(sample.body, sample.content_type, timeout_s)
+            answer = self._rehearsal.ask(body, sample.content_type, timeout_s)
         if not answer.ok:
             problem = self._refusal(answer, gate=sample.gate)
             if sample.gate:
@@ -149,12 +154,28 @@ class WarmUp:
             if sample.gate:
                 raise SampleRefused(problem)
             self.warnings.append(problem)
-        if len(sample.body) > MAX_SHOWN_SAMPLE_BYTES or "json" not in sample.content_type:
+        if len(body) > MAX_SHOWN_SAMPLE_BYTES or "json" not in sample.content_type:
             return None
         try:
-            return orjson.loads(sample.body)
+            return orjson.loads(body)
         except orjson.JSONDecodeError:
             return None
+
+    def _read_body(self) -> bytes:
+        if self._spec.sample_path is None:
+            raise FileNotFoundError("it is damaged, or gone")
+        return Path(self._spec.sample_path).read_bytes()
+
+    def _untried(self, sample: Sample, error: OSError) -> None:
+        """A sample whose stored body cannot be read says nothing about the api."""
+        problem = Problem(
+            reference="sample-lost",
+            message=f"the stored sample cannot be read, so it is untried: {error.strerror or error}",
+            hint="deploy again, which brings it back",
+        )
+        if sample.gate:
+            raise SampleRefused(problem)
+        self.warnings.append(problem)
 
     def _accepted(self) -> Feeds | None:
         try:

@@ -116,7 +116,7 @@ class Condition:
         self.problem = problem
         self.announce()
 
-    def status(self, *, with_spec: bool = False) -> ReplicaStatus:
+    def status(self) -> ReplicaStatus:
         now_s = perf_counter()
         oldest_s, overdue, count = self._look_at_requests(now_s)
         serving = self.phase in (Phase.READY, Phase.DRAINING) and not self.ending
@@ -141,7 +141,6 @@ class Condition:
             warnings=self.warnings,
             batching=self.batching.state(),
             counts=self.counts,
-            spec=self.spec if with_spec else None,
             facts=self._facts(),
         )
 

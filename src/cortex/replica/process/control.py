@@ -185,8 +185,7 @@ class Control:
                     self._condition.counts = max(self._condition.counts, counts)
                 channel.send(msgspec.json.encode(self._condition.status()))
             case AskListener():
-                payload = msgspec.json.encode(self._condition.status(with_spec=True))
-                channel.send(payload, [self._slot.fileno()])
+                channel.send(msgspec.json.encode(self._condition.status()), [self._slot.fileno()])
             case Drain(timeout_s=timeout_s):
                 self._on_drain(timeout_s)
             case SetBatching(order=order):

@@ -15,8 +15,9 @@ import pytest
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
 from cortex.replica.handler.hooks import Handler, Hook
 from cortex.replica.inspection.findings import inspect, prove_rows, shadowed_packages, tracker_problems
+from cortex.testing.builders import a_sample_at_hand
 from cortex.wire.batching import RULES, BatchingVerdict, Mode, Proof, Rounding
-from cortex.wire.build import Resources, Sample, TrackerConfig
+from cortex.wire.build import Resources, TrackerConfig
 from cortex.wire.launch import Inspect, InspectReport, ReplicaSpec
 from cortex.wire.signature import Dim, Kind, Signature, TensorSpec
 
@@ -201,9 +202,9 @@ def test_a_trial_contradicts_a_wrong_proof_and_a_users_word(tmp_path: Path, rows
 def test_the_apis_own_sample_is_tried_where_no_handler_makes_something_else_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample = Sample(body=b"[[1, 1], [1, 1]]", gate=True)
+    sample = a_sample_at_hand(tmp_path, b"[[1, 1], [1, 1]]", gate=True)
     model = save(tmp_path, mixes=True)
-    trial = Look(model, "on", NOT_PROVED, sample=sample).verdict.trial
+    trial = Look(model, "on", NOT_PROVED, **sample).verdict.trial
     assert trial is not None
     assert trial.disagreement is not None
     assert (trial.disagreement.alone, trial.disagreement.together) == ("2.0", "3.0")
@@ -211,14 +212,14 @@ def test_the_apis_own_sample_is_tried_where_no_handler_makes_something_else_of_i
     monkeypatch.setattr("cortex.replica.process.isolation.enter_project", lambda spec: None)  # this process is no child
     monkeypatch.setattr("cortex.replica.inspection.findings.load_handler", lambda *_: handler)
     handled = {"project_dir": str(tmp_path), "handler": "handler.py"}
-    other = Look(model, "on", NOT_PROVED, sample=sample, **handled).verdict.trial
+    other = Look(model, "on", NOT_PROVED, **sample, **handled).verdict.trial
     assert other is not None
     assert other.disagreement is not None
     assert (other.disagreement.alone, other.disagreement.together) != ("2.0", "3.0")
 
 
 def test_a_sample_that_the_model_does_not_take_leaves_what_is_made_up(tmp_path: Path) -> None:
-    trial = Look(save(tmp_path, mixes=False), "on", PROVED, sample=Sample(body=b'{"no": 1}')).verdict.trial
+    trial = Look(save(tmp_path, mixes=False), "on", PROVED, **a_sample_at_hand(tmp_path, b'{"no": 1}')).verdict.trial
     assert trial is not None
     assert trial.rows > 0
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
@@ -29,8 +30,9 @@ from cortex.replica.protocols.cortex import CortexProtocol
 from cortex.replica.transport.http import Exchange
 from cortex.replica.transport.rehearsal import Rehearsal
 from cortex.replica.transport.service import Service
+from cortex.testing.builders import a_sample_at_hand
 from cortex.wire.batching import BatchingOrder
-from cortex.wire.build import Sample, TrackerConfig
+from cortex.wire.build import TrackerConfig
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.signature import Signature, TensorSpec
 
@@ -75,10 +77,20 @@ class Streams:
         pass
 
 
+def at_hand(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a spec, of which `sample` is a body and how it is sent."""
+    body, sample = fields.pop("sample", None) or (None, {})
+    return fields if body is None else {**fields, **a_sample_at_hand(folder, body, **sample)}
+
+
+def a_request(body: bytes, **fields: Any) -> tuple[bytes, dict[str, Any]]:
+    return body, fields
+
+
 class Replica:
     """A replica that warms up, around one backend."""
 
-    def __init__(self, tracker: TrackerConfig | None = None, **fields: Any) -> None:
+    def __init__(self, folder: Path, tracker: TrackerConfig | None = None, **fields: Any) -> None:
         self.backend = Backend()
         self.loop = uvloop.new_event_loop()
         self.counters = Counters()
@@ -91,7 +103,7 @@ class Replica:
             home="/h",
             model_format="onnx",
             model_path="/m",
-            **fields,
+            **at_hand(folder, fields),
         )
         self.tracker = (
             None
@@ -150,11 +162,11 @@ class Replica:
 
 
 @pytest.fixture
-def make() -> Iterator[Callable[..., Replica]]:
+def make(tmp_path: Path) -> Iterator[Callable[..., Replica]]:
     made: list[Replica] = []
 
     def build(**fields: Any) -> Replica:
-        made.append(Replica(**fields))
+        made.append(Replica(tmp_path, **fields))
         return made[-1]
 
     yield build
@@ -171,6 +183,19 @@ def pre(sample: Any, metadata: Any) -> Any:
 
 async def async_pre(sample: Any, metadata: Any) -> Any:
     return sample["x"]
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_a_sample_whose_body_is_lost_says_nothing_about_the_api(make: Make, *, gate: bool) -> None:
+    replica = make(sample=a_request(b'{"x": [3, 4]}', gate=gate))
+    Path(replica.spec.sample_path or "").unlink()
+    if gate:
+        with pytest.raises(SampleRefused, match="the stored sample cannot be read"):
+            replica.run(pre)
+        return
+    (warning,) = replica.run(pre).warnings
+    assert (warning.reference, warning.hint) == ("sample-lost", "deploy again, which brings it back")
+    assert "sample" not in replica.introduction.description
 
 
 def test_without_a_sample_one_is_made_up_proven_and_shown(make: Make) -> None:
@@ -198,7 +223,7 @@ def test_a_model_that_refuses_everything_made_up_only_warns(make: Make) -> None:
 
 @pytest.mark.parametrize("hook", [pre, async_pre])
 def test_a_sample_goes_through_handler_and_model(make: Make, hook: Any) -> None:
-    replica = make(sample=Sample(body=b'{"x": [3, 4]}', gate=True))
+    replica = make(sample=a_request(b'{"x": [3, 4]}', gate=True))
     assert replica.run(hook).warnings == []
     assert replica.introduction.description["sample"] == {"x": [3, 4]}
 
@@ -213,7 +238,7 @@ def test_a_sample_goes_through_handler_and_model(make: Make, hook: Any) -> None:
 )
 @pytest.mark.parametrize("gate", [True, False])
 def test_a_sample_that_is_not_answered_shuts_the_gate_or_warns(make: Make, hook: Any, status: int, gate: bool) -> None:
-    replica = make(sample=Sample(body=b"[1, 2]", gate=gate))
+    replica = make(sample=a_request(b"[1, 2]", gate=gate))
     replica.backend.limit = 5
     if gate:
         with pytest.raises(SampleRefused) as caught:
@@ -246,7 +271,7 @@ def test_a_sample_has_the_apis_timeout_and_a_second_try_as_the_first_run_is_the_
             await asyncio.sleep(1000)
         return sample
 
-    replica = make(sample=Sample(body=b"[1, 2]", gate=True, timeout_s=0.01))
+    replica = make(sample=a_request(b"[1, 2]", gate=True, timeout_s=0.01))
     hook = async_slow_at_first if is_async else slow_at_first
     if slow_times == 1:
         # What is quick enough may still take longer than that here: only that it was tried again is certain.
@@ -266,7 +291,7 @@ def test_a_sample_that_guards_nothing_is_tried_once_and_only_warned_of(make: Mak
         calls.append(1)
         await asyncio.sleep(1000)
 
-    replica = make(sample=Sample(body=b"[1, 2]", timeout_s=0.01))
+    replica = make(sample=a_request(b"[1, 2]", timeout_s=0.01))
     assert [warning.reference for warning in replica.run(too_slow).warnings] == ["sample-failed"]
     assert len(calls) == 1
 
@@ -276,11 +301,11 @@ def test_a_handler_that_refuses_its_own_sample_shuts_the_gate(make: Make) -> Non
         raise RequestError(400, "never good enough")
 
     with pytest.raises(SampleRefused, match="answered with 400"):
-        make(sample=Sample(body=b"1", gate=True)).run(refuse)
+        make(sample=a_request(b"1", gate=True)).run(refuse)
 
 
 def test_a_gate_says_what_failed_and_the_line_to_write(make: Make) -> None:
-    replica = make(sample=Sample(body=b"[1, 2]", gate=True))
+    replica = make(sample=a_request(b"[1, 2]", gate=True))
     with pytest.raises(SampleRefused) as caught:
         replica.run(post=lambda prediction, metadata: prediction[0].index(2))
     problem = caught.value.problem()
@@ -289,7 +314,7 @@ def test_a_gate_says_what_failed_and_the_line_to_write(make: Make) -> None:
         "'numpy.ndarray' object has no attribute 'index'"
     )
     assert problem.hint == "outputs are numpy arrays: write `.tolist()` before `.index`"
-    replica = make(sample=Sample(body=b"[1, 2]", gate=True))
+    replica = make(sample=a_request(b"[1, 2]", gate=True))
     replica.backend.limit = 2.0
     with pytest.raises(SampleRefused, match=r"with 500 \(model-failed\): .*too large"):
         replica.run()
@@ -307,7 +332,7 @@ def test_a_gate_says_what_failed_and_the_line_to_write(make: Make) -> None:
 def test_a_tracker_that_cannot_count_what_the_sample_is_answered_shuts_the_gate_or_warns(
     make: Make, tracker: TrackerConfig, result: Any, message: str, hint: str, gate: bool
 ) -> None:
-    replica = make(tracker=tracker, sample=Sample(body=b"[1, 2]", gate=gate))
+    replica = make(tracker=tracker, sample=a_request(b"[1, 2]", gate=gate))
     if gate:
         with pytest.raises(SampleRefused) as caught:
             replica.run(post=lambda prediction, metadata: result)
@@ -323,9 +348,9 @@ def test_a_tracker_that_cannot_count_what_the_sample_is_answered_shuts_the_gate_
 def test_a_tracker_without_a_handler_is_tried_on_what_the_model_answers(make: Make) -> None:
     never = TrackerConfig(model_type="classification")
     with pytest.raises(SampleRefused, match="expected text or an integer, found an array of shape"):
-        make(tracker=never, sample=Sample(body=b"[1, 2]", gate=True)).run()
+        make(tracker=never, sample=a_request(b"[1, 2]", gate=True)).run()
     counted = TrackerConfig(model_type="regression")
-    make(tracker=counted, sample=Sample(body=b"[1, 2]", gate=True)).run(post=lambda p, m: p[0].sum())
+    make(tracker=counted, sample=a_request(b"[1, 2]", gate=True)).run(post=lambda p, m: p[0].sum())
 
 
 def test_what_was_not_answered_is_not_called_working(make: Make) -> None:
@@ -334,23 +359,23 @@ def test_what_was_not_answered_is_not_called_working(make: Make) -> None:
         (b"[1, 2]", lambda prediction, metadata: {}["a"], "the sample was answered with 500 (handler-failed): "),
         (None, lambda prediction, metadata: prediction, "no request is known that this api answers"),
     ):
-        replica = make(sample=None if sample is None else Sample(body=sample, gate=False))
+        replica = make(sample=None if sample is None else a_request(sample, gate=False))
         replica.run(post=post)
         assert replica.introduction.unproven.startswith(told)
-    for fields in ({"sample": Sample(body=b"[1, 2]", gate=False)}, {}):
+    for fields in ({"sample": a_request(b"[1, 2]", gate=False)}, {}):
         replica = make(**fields)
         replica.run()
         assert replica.introduction.unproven == ""
 
 
 def test_any_2xx_will_do(make: Make) -> None:
-    sample = Sample(body=b"[1, 2]", gate=True)
+    sample = a_request(b"[1, 2]", gate=True)
     warm_up = make(sample=sample).run(post=lambda prediction, metadata: Response(b"", status=204))
     assert warm_up.warnings == []
 
 
 def test_a_sample_that_is_no_json_opens_the_gate_and_is_not_shown(make: Make) -> None:
-    replica = make(sample=Sample(body=b"\xff\xd8", content_type="image/jpeg", gate=True))
+    replica = make(sample=a_request(b"\xff\xd8", content_type="image/jpeg", gate=True))
     assert replica.run(lambda sample, metadata: [len(sample), 0]).warnings == []
     assert "sample" not in replica.introduction.description
 
@@ -364,7 +389,7 @@ def test_a_sample_that_is_no_json_opens_the_gate_and_is_not_shown(make: Make) ->
     ],
 )
 def test_get_says_how_to_send_a_sample_of_its_kind(make: Make, content_type: str, call: str) -> None:
-    replica = make(sample=Sample(body=b"[1,2]", content_type=content_type, gate=True))
+    replica = make(sample=a_request(b"[1,2]", content_type=content_type, gate=True))
     replica.run(lambda sample, metadata: [1, 2])
     exchange = Exchange(None)
     exchange.headers, exchange.target = {b"host": b"here"}, b"/t/a?debug=1"
