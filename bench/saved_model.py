@@ -124,7 +124,7 @@ def print_starts(folder: Path) -> None:
         print(f"TensorFlow imported        {launcher_s:.1f} s, once; {os.getloadavg()[0]:.1f} processes want a core")
         ready_ms, cpu_ms, replicas = [], [], []
         for number in range(REPLICAS):
-            spec = spec_for(folder, MODEL, replica=f"t.a.00000000.{number}", model_format="tensorflow")
+            spec = spec_for(folder, MODEL, replica=f"t.a.00000000.{number}", runtime="tensorflow")
             started_s = time.perf_counter()
             replica = launcher.fork(spec).ready()
             ready_ms.append((time.perf_counter() - started_s) * 1000)

@@ -62,10 +62,10 @@ def test_the_launcher_has_one_thread(launcher: LauncherProcess) -> None:
 def test_children_answer_and_end_in_order(launcher: LauncherProcess, backend: str) -> None:
     _, model, sample = BACKENDS[backend]
     for number in range(3):
-        spec = spec_for(launcher.folder, model, replica=f"t.a.00000000.{number}", model_format=backend, threads=2)
+        spec = spec_for(launcher.folder, model, replica=f"t.a.00000000.{number}", runtime=backend, threads=2)
         replica = launcher.fork(spec)
         assert replica.post(sample).status == 200
-        assert launcher.fork(spec_for(launcher.folder, model, replica=f"t.b.0.{number}", model_format=backend)).ready()
+        assert launcher.fork(spec_for(launcher.folder, model, replica=f"t.b.0.{number}", runtime=backend)).ready()
         replica.drain()
         exited = launcher.link.wait_for(ChildExited, lambda message, pid=replica.pid: message.pid == pid)
         assert (exited.code, exited.signal) == (0, None)
@@ -81,14 +81,14 @@ def libraries_of(pid: int) -> set[str]:
 
 def test_children_have_no_library_left_to_load(launcher: LauncherProcess, backend: str) -> None:
     _, model, _ = BACKENDS[backend]
-    replica = launcher.fork(spec_for(launcher.folder, model, replica="t.c.0.0", model_format=backend)).ready()
+    replica = launcher.fork(spec_for(launcher.folder, model, replica="t.c.0.0", runtime=backend)).ready()
     assert libraries_of(launcher.pid)
     assert libraries_of(replica.pid) <= libraries_of(launcher.pid), "what a child loads, each replica loads for itself"
 
 
 def test_inspection_answers(launcher: LauncherProcess, backend: str) -> None:
     _, model, _ = BACKENDS[backend]
-    report = launcher.link.inspect(spec_for(launcher.folder, model, model_format=backend))
+    report = launcher.link.inspect(spec_for(launcher.folder, model, runtime=backend))
     assert report.problems == ()
     assert report.signature is not None
 
@@ -100,7 +100,7 @@ def test_a_missing_library_is_named_and_used_once_it_is_there(backend: str) -> N
     hidden.mkdir()
     (hidden / f"{library}.py").write_text(f"raise ModuleNotFoundError('hidden', name={library!r})")
     for launcher in running(folder, backend=backend, environment={"PYTHONPATH": str(hidden)}):
-        spec = spec_for(folder, model, model_format=backend)
+        spec = spec_for(folder, model, runtime=backend)
         (problem,) = launcher.link.inspect(spec).problems
         assert problem.reference == "backend-missing"
         assert problem.hint.startswith("pip install ")

@@ -287,7 +287,7 @@ class Agent:
                 stats_path="",
                 scratch=str(scratch),
             )
-            launcher = self.replicas.launchers.get(build.model.format, build.env, build.environment)
+            launcher = self.replicas.launchers.get(build.runtime, build.env, build.environment)
             keep = request.keep and not order.devices  # which others may be waiting for
             report = await self._inspected(launcher, spec, provided.secrets, request.rows, keep=keep)
             if report.kept:
@@ -364,7 +364,7 @@ class Agent:
     async def prepare_environment(self, request: PrepareEnvironment, tell: Tell) -> None:
         if self._stop_asked.done():
             raise server.Ending
-        await self.environments.ensure(request.environment, request.model_format, project=request.project, tell=tell)
+        await self.environments.ensure(request.environment, request.runtime, project=request.project, tell=tell)
 
     async def sweep_environments(self, in_use: tuple[str, ...]) -> tuple[str, ...]:
         return await self.environments.sweep({*in_use, *self.replicas.environments()})

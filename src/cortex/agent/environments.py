@@ -38,7 +38,7 @@ from cortex.packages.runtime import platform_here, python_here
 from cortex.settings import HomeLayout, Settings
 from cortex.version import __version__
 from cortex.wire.agent import ResolvePackages
-from cortex.wire.build import ModelFormat
+from cortex.wire.build import Runtime
 from cortex.wire.packages import PackageLock
 from cortex.wire.places import Places
 
@@ -212,14 +212,14 @@ class Environments:
     # ---- building -----------------------------------------------------------------------------------------------
 
     async def ensure(
-        self, digest: str, model_format: ModelFormat, *, project: str | None, tell: Tell = lambda _doing: None
+        self, digest: str, runtime: Runtime, *, project: str | None, tell: Tell = lambda _doing: None
     ) -> Path:
         """
         The interpreter of an environment, which is built first if need be; whoever needs it meanwhile waits along.
 
         Args:
             digest: of the lock.
-            model_format: what it must be able to run.
+            runtime: what has to run with it.
             project: digest of a project that brings wheels along; None when the lock needs none.
 
         Raises:
@@ -232,7 +232,7 @@ class Environments:
         self._listeners.setdefault(digest, []).append(tell)
         build = self._builds.get(digest)
         if build is None:
-            build = asyncio.ensure_future(self._make_usable(digest, model_format, project))
+            build = asyncio.ensure_future(self._make_usable(digest, runtime, project))
             self._builds[digest] = build
             build.add_done_callback(lambda done: self._built(digest, done))
         try:
@@ -256,17 +256,17 @@ class Environments:
         elif build.exception() is not None:
             log.error("environment %s could not be built: %s", digest, build.exception())
 
-    async def _make_usable(self, digest: str, model_format: ModelFormat, project: str | None) -> None:
+    async def _make_usable(self, digest: str, runtime: Runtime, project: str | None) -> None:
         def tell(doing: str) -> None:
             for listener in tuple(self._listeners.get(digest, ())):
                 listener(doing)
 
         mark = self._read_mark(digest)
         if mark is None or mark.python != _python_version():
-            await self._build(digest, model_format, project, tell)
+            await self._build(digest, runtime, project, tell)
         elif mark.cortex != __version__:
             # Another Cortex made it: replicas may need by now what was not asked for then.
-            await self._probe(self._root / digest, model_format, tell)
+            await self._probe(self._root / digest, runtime, tell)
         self._known.add(digest)
 
     def _read_mark(self, digest: str) -> _Mark | None:
@@ -277,7 +277,7 @@ class Environments:
             return None
         return mark if self.python(digest).exists() else None  # its base interpreter may have gone
 
-    async def _build(self, digest: str, model_format: ModelFormat, project: str | None, tell: Tell) -> None:
+    async def _build(self, digest: str, runtime: Runtime, project: str | None, tell: Tell) -> None:
         locked = await asyncio.to_thread(self._read_lock, digest)
         count = len(locked.packages)
         doing = f"installing {count} packages"
@@ -296,7 +296,7 @@ class Environments:
             ]
             await self._install(install, folder, timeout_s, tell, doing)
             self._let_in(folder)
-            await self._probe(folder, model_format, tell)
+            await self._probe(folder, runtime, tell)
             mark = _Mark(python=_python_version(), cortex=__version__)
             (folder / _MARK).write_bytes(msgspec.json.encode(mark))
             await asyncio.to_thread(self._publish, folder, digest)
@@ -319,10 +319,10 @@ class Environments:
             raise PackagesFailed(Problem(reference="packages-conflict", message=message, hint=hint))
         (site_packages / _PATH_FILE).write_text(_TO_PLATFORM + "\n")
 
-    async def _probe(self, folder: Path, model_format: ModelFormat, tell: Tell) -> None:
+    async def _probe(self, folder: Path, runtime: Runtime, tell: Tell) -> None:
         """Import what a launcher will: better now, with a message, than in a replica that does not come up."""
         doing = "trying the packages"
-        command = [str(folder / "bin" / "python"), "-P", "-c", self._probe_code, model_format]
+        command = [str(folder / "bin" / "python"), "-P", "-c", self._probe_code, runtime]
         try:
             await self._installer.run(command, cwd=folder, timeout_s=PROBE_TIMEOUT_S, tell=tell, doing=doing)
         except InstallerFailed as error:

@@ -33,6 +33,7 @@ from cortex.version import __version__
 from cortex.wire.batching import Mode
 from cortex.wire.framing import UNREADABLE, close_all
 from cortex.wire.launch import (
+    EDITION,
     IMPORT_TIME_VARIABLES,
     CallOff,
     ChildExited,
@@ -100,7 +101,7 @@ def launcher_key(python: Path, backend: str, variables: Mapping[str, str]) -> st
     Args:
         python: the interpreter; of an environment of users' packages, its path has the environment's digest.
     """
-    parts = (str(python), __version__, backend, *(f"{k}={v}" for k, v in sorted(variables.items())))
+    parts = (str(python), __version__, str(EDITION), backend, *(f"{k}={v}" for k, v in sorted(variables.items())))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 class Provided(NamedTuple):
     """Everything of a build, on this node."""
 
-    model: Path
-    """Its file or folder."""
+    model: Path | None
+    """Its file or folder, if it has one."""
     project: Path | None
     sample: Path | None
     """The file with its sample's body, if that can be had."""
@@ -58,7 +58,7 @@ class Provisions:
         """
         model, project, sample = await asyncio.to_thread(self._found, build)
         if build.environment is not None:
-            await self._environments.ensure(build.environment, build.model.format, project=build.project, tell=tell)
+            await self._environments.ensure(build.environment, build.runtime, project=build.project, tell=tell)
         secrets = await asyncio.to_thread(self._values, build)
         return Provided(model, project, sample, secrets)
 
@@ -66,8 +66,8 @@ class Provisions:
         """The interpreter that runs a build with these packages."""
         return Path(sys.executable) if environment is None else self._environments.python(environment)
 
-    def _found(self, build: BuildSpec) -> tuple[Path, Path | None, Path | None]:
-        model = self._store.verify(build.model.tree).path / build.model.entry
+    def _found(self, build: BuildSpec) -> tuple[Path | None, Path | None, Path | None]:
+        model = self._store.verify(build.model.tree).path / build.model.entry if build.model is not None else None
         project = self._store.verify(build.project).path if build.project is not None else None
         return model, project, self._sample(build)
 

@@ -251,7 +251,7 @@ class Replicas:
 
     def _launcher_of(self, replica: Replica) -> Launcher:
         build = replica.life.order.build
-        return self.launchers.get(build.model.format, build.env, build.environment)
+        return self.launchers.get(build.runtime, build.env, build.environment)
 
     async def count_now(self, patience_s: float) -> None:
         """Have every replica write its counters. One that does not answer in time is not waited for."""

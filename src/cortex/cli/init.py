@@ -399,7 +399,7 @@ def _inspect(
             version=Version(""),
             revision=Revision(""),
             home=str(settings.home),
-            model_format=model_format,
+            runtime=model_format,
             model_path=str(model_path),
             signature_key=signature_key,
             start_timeout_s=settings.start_timeout_s,

@@ -21,7 +21,7 @@ from cortex.spec.models import ApiSpec, SecretRef
 from cortex.spec.problems import nearest
 from cortex.state.base import ApiRecord, DeployedApi, PackagesRecord, VersionRecord
 from cortex.state.secrets import SecretStore
-from cortex.wire.build import BuildSpec, ModelArtifact, ModelFormat, Resources, Sample, TrackerConfig
+from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Runtime, Sample, TrackerConfig
 from cortex.wire.operator import ApiUpload, DeployRequest, ModelUpload, SampleUpload, StoredFile
 
 MAX_SAMPLE_BYTES = 16 * 2**20
@@ -53,9 +53,9 @@ class _Shared(msgspec.Struct, frozen=True, kw_only=True):
     def refreshes(self, spec: ApiSpec) -> bool:
         return self.request.refresh and self.request.refresh_only in ("", spec.name)
 
-    def packages_of(self, asked: Asked, model_format: ModelFormat) -> PackagesRecord | None:
+    def packages_of(self, asked: Asked, runtime: Runtime) -> PackagesRecord | None:
         packages = self.resolved_anew if self.refreshes(asked.spec) else self.settled
-        return packages.of(model_format, asked.old.version.packages if asked.old is not None else None)
+        return packages.of(runtime, asked.old.version.packages if asked.old is not None else None)
 
 
 class Candidates:
@@ -104,12 +104,13 @@ class Candidates:
     def _version(self, asked: Asked, shared: _Shared) -> VersionRecord:
         spec, upload = asked.spec, asked.upload
         model = self._store_model(spec, upload)
+        runtime: Runtime = model.format  # of models of either format there is one
         handled = spec.request_handler is not None
         if handled:
             _check_handler_is_there(spec, shared.request)
         sample = self._store_sample(spec, upload.sample) if upload.sample is not None else None
         pinned(self._secrets, _secret_names(spec), api=spec.name)  # told before anything takes long
-        packages = shared.packages_of(asked, model.format) if handled else None
+        packages = shared.packages_of(asked, runtime) if handled else None
         refresh = asked.old.version.refresh if asked.old is not None else 0
         if shared.refreshes(spec):
             refresh = asked.last_refresh + 1
@@ -117,6 +118,7 @@ class Candidates:
             api=asked.key,
             version=Version(""),
             revision=Revision(""),
+            runtime=runtime,
             model=model,
             project=shared.project if handled else None,
             handler=spec.request_handler,
@@ -143,6 +145,7 @@ class Candidates:
         """The build by its digests, pinned to values of secrets and to what leads to clouds."""
         names = _secret_names(asked.spec)
         version = version_of(
+            runtime=build.runtime,
             model=build.model,
             project=build.project,
             handler=build.handler,

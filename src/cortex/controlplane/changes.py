@@ -126,16 +126,7 @@ def _described(tensor: TensorSpec) -> str:
 
 def _version_causes(old: VersionRecord, new: VersionRecord) -> Iterator[str]:
     before, after = old.build, new.build
-    if before.model.tree != after.model.tree or before.model.entry != after.model.entry:
-        files = origin_changes(old.origin, new.origin) or file_changes(old.model_files, new.model_files)
-        chosen = [note.partition(",")[0] for note in (old.model_note, new.model_note)]
-        if all(chosen) and chosen[0] != chosen[1]:
-            files = [" -> ".join(chosen)]  # another folder's files: what differs in them says less
-        yield f"model changed ({', '.join(files)})" if files else "model changed"
-    if before.model.format != after.model.format:
-        yield f"model_format {before.model.format} -> {after.model.format}"
-    if before.model.signature_key != after.model.signature_key:
-        yield f"tf_signature_key {before.model.signature_key} -> {after.model.signature_key}"
+    yield from _model_causes(old, new)
     if before.handler != after.handler:
         yield f"request_handler {before.handler or 'none'} -> {after.handler or 'none'}"
     packages = list(_package_causes(old, new))
@@ -154,6 +145,24 @@ def _version_causes(old: VersionRecord, new: VersionRecord) -> Iterator[str]:
         yield f"batching {before.batching_mode} -> {after.batching_mode}"
     if old.refresh != new.refresh:
         yield "refreshed"
+
+
+def _model_causes(old: VersionRecord, new: VersionRecord) -> Iterator[str]:
+    before, after = old.build.model, new.build.model
+    if before is None or after is None:
+        if before is not after:
+            yield "model added" if before is None else "model removed"
+        return
+    if before.tree != after.tree or before.entry != after.entry:
+        files = origin_changes(old.origin, new.origin) or file_changes(old.model_files, new.model_files)
+        chosen = [note.partition(",")[0] for note in (old.model_note, new.model_note)]
+        if all(chosen) and chosen[0] != chosen[1]:
+            files = [" -> ".join(chosen)]  # another folder's files: what differs in them says less
+        yield f"model changed ({', '.join(files)})" if files else "model changed"
+    if before.format != after.format:
+        yield f"model_format {before.format} -> {after.format}"
+    if before.signature_key != after.signature_key:
+        yield f"tf_signature_key {before.signature_key} -> {after.signature_key}"
 
 
 def _package_causes(old: VersionRecord, new: VersionRecord) -> Iterator[str]:

@@ -247,8 +247,8 @@ class Models:
                 yield known
         for record in self._known():
             version = record.version
-            if version.origin is not None and _place(version.origin.url) == place:
-                artifact = version.build.model
+            artifact = version.build.model
+            if artifact is not None and version.origin is not None and _place(version.origin.url) == place:
                 yield KnownModel(
                     origin=version.origin,
                     model=ModelUpload(

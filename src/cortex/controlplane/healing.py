@@ -103,6 +103,7 @@ class Healing:
     def _heal(self, record: ApiRecord) -> bool:
         build, origin = record.wanted.build, record.version.origin
         assert origin is not None
+        assert build.model is not None
         try:
             self._store.verify(build.model.tree)
             return True  # it is the project that is damaged, or somebody was faster

@@ -108,7 +108,7 @@ class Inspections:
                     report = InspectReport(problems=(error.problem(),))
                 name = split_api_key(build.api)[1]
                 emit(DeployProgress(message=_checked(build, report), api=name, done=done + 1, total=len(builds)))
-                if report.batching is not None:
+                if report.batching is not None and build.model_key is not None:
                     self._state.record_verdict(build.model_key, report.batching, place=place_of(build))
                 reports[build.version] = msgspec.structs.replace(report, batching=None)
         return reports
@@ -153,7 +153,7 @@ def asked_of_rows(builds: Iterable[BuildSpec], known: Known) -> dict[Version, Mo
     Where a trial speaks against batches it is made again: what it ran on may be another runtime by now.
     """
     asked: dict[Version, Mode] = {}
-    said: set[tuple[ModelKey, str, Mode]] = set()
+    said: set[tuple[ModelKey | None, str, Mode]] = set()
     for build in builds:
         decision = known.decision(build)
         contradicted = decision.stop is None and decision.disagreement is not None

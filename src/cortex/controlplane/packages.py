@@ -29,7 +29,7 @@ from cortex.packages.runtime import (
 )
 from cortex.state.base import ApiRecord, PackagesRecord
 from cortex.wire.agent import PrepareEnvironment, ResolvePackages
-from cortex.wire.build import BuildSpec, ModelFormat
+from cortex.wire.build import BuildSpec, Runtime
 from cortex.wire.indexes import index_variables, read_handed_over
 from cortex.wire.operator import StoredFile
 from cortex.wire.packages import PackageLock
@@ -114,9 +114,7 @@ class Packages:
         """
         wanted = {build.environment: build for build in builds if build.environment is not None}
         for digest, build in wanted.items():
-            request = PrepareEnvironment(
-                environment=digest or "", model_format=build.model.format, project=build.project
-            )
+            request = PrepareEnvironment(environment=digest or "", runtime=build.runtime, project=build.project)
             try:
                 self._node.prepare_environment(request, tell)
             except GiveUp as error:
@@ -170,15 +168,15 @@ class DeployPackages:
         self._files = tuple(files)
         self._refresh = refresh
         self._tell = tell
-        self._settled: dict[ModelFormat, PackagesRecord | None] = {}
+        self._settled: dict[Runtime, PackagesRecord | None] = {}
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
         return self._requirements.warnings if self._requirements is not None else ()
 
-    def of(self, model_format: ModelFormat, before: PackagesRecord | None) -> PackagesRecord | None:
+    def of(self, runtime: Runtime, before: PackagesRecord | None) -> PackagesRecord | None:
         """
-        What handlers beside models of a format get; None when nothing is asked for.
+        What handlers in a runtime get; None when nothing is asked for.
 
         Args:
             before: what the api had until now: versions that still fit stay.
@@ -189,20 +187,18 @@ class DeployPackages:
         """
         if self._requirements is None:
             return None
-        if model_format not in self._settled:
-            self._settled[model_format] = None
-            self._settled[model_format] = self._settle(self._requirements, model_format, before)
-        settled = self._settled[model_format]
+        if runtime not in self._settled:
+            self._settled[runtime] = None
+            self._settled[runtime] = self._settle(self._requirements, runtime, before)
+        settled = self._settled[runtime]
         if settled is None:
             raise Problems(())
         return settled
 
-    def _settle(
-        self, requirements: Requirements, model_format: ModelFormat, before: PackagesRecord | None
-    ) -> PackagesRecord:
+    def _settle(self, requirements: Requirements, runtime: Runtime, before: PackagesRecord | None) -> PackagesRecord:
         names = {line.name for line in requirements.lines}
         while True:
-            needed = runtime_requirements(model_format, names)
+            needed = runtime_requirements(runtime, names)
             conflicts = [
                 explanation.direct_conflict(line, need, preferred_versions().get(line.name))
                 for line, need in out_of_range(requirements.lines, needed)
@@ -214,7 +210,7 @@ class DeployPackages:
             if found is not None:
                 return found
             locked = self._resolve(requirements, needed, before)
-            others = _other_backends(model_format, needed, locked)
+            others = _other_backends(runtime, needed, locked)
             if not others:
                 return self._packages.keep(asked, locked)
             names |= others  # they hold the same module: an environment can have only one of them
@@ -243,9 +239,9 @@ class DeployPackages:
             raise Problems([_placed(msgspec.structs.replace(error.problem(), where=error.line.where))]) from error
 
 
-def _other_backends(model_format: ModelFormat, needed: Sequence[str], locked: PackageLock) -> set[str]:
+def _other_backends(runtime: Runtime, needed: Sequence[str], locked: PackageLock) -> set[str]:
     """Packages that run the same models as the one that is needed, and that came along with something else."""
-    found = {package.name for package in locked.packages} & set(BACKENDS[model_format])
+    found = {package.name for package in locked.packages} & set(BACKENDS[runtime])
     ours = {name for name in found if any(need.startswith((f"{name}<", f"{name}>", f"{name}=")) for need in needed)}
     return found - ours if ours else set()
 

@@ -80,7 +80,7 @@ class Proving:
         Raises:
             CortexError: the state cannot be written now.
         """
-        missing = {(one.build.model_key, one.runtime): one for one in self._missing()}
+        missing = {(one.model, one.runtime): one for one in self._missing()}
         self._tries = {key: tried for key, tried in self._tries.items() if key in missing}
         now_s = self._clock.monotonic_s()
         waits_s = []
@@ -107,7 +107,7 @@ class Proving:
             reasons = "; ".join(problem.message for problem in report.problems) or "nothing was said of its rows"
             log.warning("the model of %s could not be looked at, will be tried again: %s", build.api, reasons)
             return
-        self._state.record_verdict(build.model_key, report.batching, place=place_of(build))
+        self._state.record_verdict(one.model, report.batching, place=place_of(build))
         log.info("the model of %s: %s", build.api, Known(self._state.batching()).decision(build, one.runtime).text)
 
     def _run(self) -> None:

@@ -10,13 +10,14 @@ import msgspec
 from cortex.ids import Revision, Version, short
 from cortex.state.base import ApiRecord, VersionLine
 from cortex.wire.batching import Mode
-from cortex.wire.build import BuildSpec, ModelArtifact, Resources, SecretPin, TrackerConfig
+from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Runtime, SecretPin, TrackerConfig
 from cortex.wire.operator import CURRENT
 
 
 def version_of(
     *,
-    model: ModelArtifact,
+    runtime: Runtime,
+    model: ModelArtifact | None,
     project: str | None,
     handler: str | None,
     tracker: TrackerConfig | None,
@@ -36,12 +37,16 @@ def version_of(
         environment: digest of the lock of users' packages.
     """
     # What was not asked for leaves no trace, so that versions from before it could be asked for stay what they are.
-    asked_for = {"secrets": sorted((secrets or {}).items()), "environment": environment}
+    asked_for = {
+        "secrets": sorted((secrets or {}).items()),
+        "environment": environment,
+        "runtime": None if model is not None and runtime == model.format else runtime,
+    }
     return Version(
         _digest(
             {
                 **{name: value for name, value in asked_for.items() if value},
-                "model": [model.format, model.tree, model.entry, model.signature_key],
+                "model": None if model is None else [model.format, model.tree, model.entry, model.signature_key],
                 "project": project,
                 "handler": handler,
                 "tracker": None if tracker is None else [tracker.model_type, tracker.key],
@@ -88,8 +93,9 @@ def revisions_of_version(record: ApiRecord, history: Iterable[VersionLine], vers
 
 def trees_of(build: BuildSpec) -> tuple[str, ...]:
     """Digests of everything in the artifact store that a build needs: model, project, lock of its packages, sample."""
+    model = build.model.tree if build.model is not None else None
     sample = build.sample.tree if build.sample is not None else None
-    return tuple(tree for tree in (build.model.tree, build.project, build.environment, sample) if tree is not None)
+    return tuple(tree for tree in (model, build.project, build.environment, sample) if tree is not None)
 
 
 def _digest(facts: object) -> str:

@@ -15,17 +15,17 @@ from packaging.version import Version
 
 from cortex.errors import CortexError
 from cortex.packages.requirements import OURS, RequirementLine
-from cortex.wire.build import ModelFormat
+from cortex.wire.build import Runtime
 
 REPLICA = ("httptools", "msgspec", "numpy", "orjson", "setproctitle", "uvloop")
 """What `cortex.replica`, `cortex.wire` and `cortex.lib` import. A test starts a launcher with these and a backend."""
 
-BACKENDS: dict[ModelFormat, tuple[str, ...]] = {
+BACKENDS: dict[Runtime, tuple[str, ...]] = {
     "onnx": ("onnxruntime", "onnxruntime-gpu"),
     "tensorflow": ("tensorflow-cpu", "tensorflow", "tensorflow-gpu"),
 }
 """
-Packages that run models of a format, and that hold the same module: an environment gets one of them. The first is the
+Packages that a runtime stands on, and that hold the same module: an environment gets one of them. The first is the
 default; later ones use GPUs too.
 """
 
@@ -41,19 +41,19 @@ class RuntimeUnknown(CortexError):
         super().__init__(f"the metadata of {OURS} does not say which {package} replicas need")
 
 
-def runtime_requirements(model_format: ModelFormat, asked: Collection[str] = ()) -> tuple[str, ...]:
+def runtime_requirements(runtime: Runtime, asked: Collection[str] = ()) -> tuple[str, ...]:
     """
-    What replicas with models of a format need, as lines of a requirements.txt.
+    What replicas of a runtime need, as lines of a requirements.txt.
 
     Args:
-        asked: names that the user's requirements have, normalised: of several packages that run models of a format,
-            the one that is among them is taken, else the one that is installed here, for GPUs if several are.
+        asked: names that the user's requirements have, normalised: of several packages that the runtime can stand
+            on, the one that is among them is taken, else the one that is installed here, for GPUs if several are.
 
     Raises:
         RuntimeUnknown
     """
     ranges = _ranges()
-    candidates = BACKENDS[model_format]
+    candidates = BACKENDS[runtime]
     here = next((name for name in reversed(candidates) if _installed(name) is not None), candidates[0])
     backend = next((name for name in candidates if name in asked), here)
     conditions = dict(ranges)

@@ -112,6 +112,8 @@ class Known:
         """
         runtime = runtime or self.runtime_at(build)
         model, mode = build.model_key, build.batching_mode
+        if model is None:
+            return Decision(order=BatchingOrder(), text="not batched: there is no model", mode=mode)
         found = self._decisions.get((model, mode, runtime))
         if found is None:
             found = decide(mode, self.verdict(model, runtime), self.stop(model, runtime))
@@ -120,7 +122,7 @@ class Known:
 
     def runtime_at(self, build: BuildSpec) -> str:
         """What a replica of this build will run on; empty if nobody can tell."""
-        record = self._records.get(build.model_key)
+        record = self._records.get(build.model_key) if build.model_key is not None else None
         return record.runtimes.get(place_of(build), "") if record is not None else ""
 
     def verdict(self, model: ModelKey, runtime: str) -> BatchingVerdict | None:
@@ -139,8 +141,10 @@ class Known:
 
     def to_be_asked(self, build: BuildSpec, runtime: str = "") -> Mode:
         """What an inspection of this build has to find out: nothing (`off`), or what its mode takes."""
-        mode = build.batching_mode
-        verdict = self.verdict(build.model_key, runtime or self.runtime_at(build))
+        model, mode = build.model_key, build.batching_mode
+        if model is None:
+            return "off"
+        verdict = self.verdict(model, runtime or self.runtime_at(build))
         if mode == "off" or (verdict is not None and not _wants_trial(mode, verdict)):
             return "off"
         return mode

@@ -92,6 +92,8 @@ class ToProve(msgspec.Struct, frozen=True, kw_only=True):
     """A model that an inspection should look at, for replicas that do not batch until it has."""
 
     build: BuildSpec
+    model: ModelKey
+    """That of the build."""
     runtime: str
     """What a replica says that it runs on and the model was not tried on; empty if the proof itself is missing."""
     rows: Mode
@@ -107,15 +109,17 @@ def to_prove(desired: Desired, seen: Snapshot) -> tuple[ToProve, ...]:
     found: dict[tuple[ModelKey, str], ToProve] = {}
     for wanted in desired.apis:
         for build in wanted.builds:
-            if wanted.failed is not None and build.revision == wanted.build.revision:
+            model = build.model_key
+            if model is None or (wanted.failed is not None and build.revision == wanted.build.revision):
                 continue
             runtimes = _runtimes(seen, build.revision)
-            if known.verdict(build.model_key, "") is None:
+            if known.verdict(model, "") is None:
                 runtimes = {""}
             for runtime in sorted(runtimes):
                 rows = known.to_be_asked(build, runtime)
                 if rows != "off":
-                    found.setdefault((build.model_key, runtime), ToProve(build=build, runtime=runtime, rows=rows))
+                    one = ToProve(build=build, model=model, runtime=runtime, rows=rows)
+                    found.setdefault((model, runtime), one)
     return tuple(found.values())
 
 

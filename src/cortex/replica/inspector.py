@@ -21,7 +21,7 @@ from cortex import polling, processes
 from cortex.errors import CortexError
 from cortex.replica.launcher import preload
 from cortex.replica.process import isolation
-from cortex.wire.build import ModelFormat
+from cortex.wire.build import Runtime
 from cortex.wire.launch import Inspect, InspectReport
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
@@ -32,7 +32,7 @@ def main() -> int:
     output = os.dup(_STDOUT)
     os.dup2(_STDERR, _STDOUT)  # whatever libraries print is no part of the report
     request = msgspec.json.decode(_read_line(_STDIN), type=Inspect)
-    report = _missing(request.spec.model_format) or _look(request)
+    report = _missing(request.spec.runtime) or _look(request)
     if report is None:
         return 1
     with open(output, "wb") as stream:
@@ -40,10 +40,10 @@ def main() -> int:
     return 0
 
 
-def _missing(model_format: ModelFormat) -> InspectReport | None:
+def _missing(runtime: Runtime) -> InspectReport | None:
     """What there is to say if models of a format cannot be run here; None if they can. Imports what runs them."""
     try:
-        preload(model_format)
+        preload(runtime)
     except CortexError as error:
         return InspectReport(problems=(error.problem(),))
     return None

@@ -34,7 +34,7 @@ from cortex.errors import CortexError, Problem
 from cortex.ids import ReplicaId, split_api_key
 from cortex.replica.process import isolation
 from cortex.replica.process.channel import Channel
-from cortex.wire.build import ModelFormat
+from cortex.wire.build import Runtime
 from cortex.wire.framing import close_all
 from cortex.wire.launch import (
     CallOff,
@@ -375,7 +375,7 @@ class Launcher:
         self._start_inspections()
 
 
-def preload(backend: ModelFormat) -> None:
+def preload(backend: Runtime) -> None:
     """
     Import everything that replicas need, with one thread.
 
@@ -394,7 +394,7 @@ def preload(backend: ModelFormat) -> None:
     gc.freeze()  # the collector would touch, and so copy, every page that children share with us
 
 
-def _try_to_preload(backend: ModelFormat) -> bool:
+def _try_to_preload(backend: Runtime) -> bool:
     """Preload all that can be; returns whether nothing is missing."""
     try:
         preload(backend)

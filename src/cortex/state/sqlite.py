@@ -45,8 +45,8 @@ def _versions_as_rows(execute: Execute, _sample_stored: SampleStored) -> None:
             execute(f"INSERT OR REPLACE INTO {kind} VALUES (?, ?)", (row_key, msgspec.json.encode(row)))
 
 
-def _samples_by_digest(execute: Execute, sample_stored: SampleStored) -> None:
-    """Bodies of samples lay in the builds."""
+def _builds_of_now(execute: Execute, sample_stored: SampleStored) -> None:
+    """Builds of before are brought to the form of today; see `wire.older`."""
     for key, record in execute("SELECT key, record FROM versions").fetchall():
         version = msgspec.json.decode(record)
         version["build"] = build_of_now(version["build"], sample_stored)
@@ -65,7 +65,8 @@ MIGRATIONS: tuple[str | Callable[[Execute, SampleStored], None], ...] = (
     CREATE TABLE batching (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
     """,
     _versions_as_rows,
-    _samples_by_digest,
+    _builds_of_now,  # they held bodies of samples
+    _builds_of_now,  # they named no runtime
 )
 """What brings the file from schema version i to i + 1. Append only: released ones have run on users' files."""
 

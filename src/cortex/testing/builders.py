@@ -55,6 +55,7 @@ def a_build(
         api=api,
         version=Version(a_digest(f"{api} {label}")),
         revision=Revision(a_digest(f"{api} {label} {room}")),
+        runtime="onnx",
         model=ModelArtifact(format="onnx", tree=a_digest(f"model {model or label}"), entry="model.onnx"),
         resources=resources,
         sample=sample,

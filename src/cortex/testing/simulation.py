@@ -335,6 +335,7 @@ class Simulation:
 
     def _record_proof(self, build: BuildSpec) -> None:
         verdict = BatchingVerdict(proof=Proof(rules=RULES, proved=True), trial=Trial(runtime=RUNTIME, rows=2))
+        assert build.model_key is not None
         self._state.record_verdict(build.model_key, verdict, place=place_of(build))
 
     def _prove(self) -> None:
@@ -707,7 +708,8 @@ class Simulation:
             case StartReplica():
                 self._check_devices(node, order)
                 self._check_started(order, issue)
-                self._check_may_batch(order.replica, order.build.model_key, order.batches, issue)
+                if order.build.model_key is not None:
+                    self._check_may_batch(order.replica, order.build.model_key, order.batches, issue)
             case SetReplicaBatching(replica=replica, batches=batches):
                 for _node, report in self._agents.replicas():
                     if report.replica == replica and report.model is not None:

@@ -12,7 +12,7 @@ import msgspec
 from cortex.errors import Problem
 from cortex.ids import ApiKey, ReplicaId
 from cortex.wire.batching import Mode
-from cortex.wire.build import BuildSpec, ModelFormat
+from cortex.wire.build import BuildSpec, Runtime
 from cortex.wire.launch import InspectReport
 from cortex.wire.orders import Orders
 from cortex.wire.packages import PackageLock
@@ -71,7 +71,8 @@ class PrepareEnvironment(msgspec.Struct, frozen=True, kw_only=True, tag="prepare
     """
 
     environment: str
-    model_format: ModelFormat
+    runtime: Runtime
+    """What has to run with it."""
     project: str | None = None
 
 

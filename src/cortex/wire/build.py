@@ -10,6 +10,9 @@ from cortex.ids import ApiKey, Revision, Version
 from cortex.wire.batching import Mode
 
 ModelFormat = Literal["onnx", "tensorflow"]
+"""What a model's files are."""
+Runtime = Literal["onnx", "tensorflow"]
+"""What executes a build: names its launcher, what its environment has to hold, and the backend in its replicas."""
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,8 +86,8 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True):
     """
     One immutable build of an api plus what else rolls its replicas.
 
-    `version` covers model, project, handler, signature key, tracker, batching, env, names of secrets, packages and the
-    refresh counter; which value a secret has is pinned when the version is made.
+    `version` covers runtime, model, project, handler, signature key, tracker, batching, env, names of secrets, packages
+    and the refresh counter; which value a secret has is pinned when the version is made.
     `revision` covers `version`, resources, concurrency and what leads to clouds. The sample is in neither: it only
     guards the start.
     """
@@ -92,7 +95,9 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True):
     api: ApiKey
     version: Version
     revision: Revision
-    model: ModelArtifact
+    runtime: Runtime
+    model: ModelArtifact | None = None
+    """cortex.yaml has one for each api."""
     project: str | None = None
     """Digest of the project's stored folder; None when the api has no handler."""
     handler: str | None = None
@@ -115,9 +120,11 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True):
     sample: Sample | None = None
 
     @property
-    def model_key(self) -> ModelKey:
-        """Which model it runs."""
+    def model_key(self) -> ModelKey | None:
+        """Which model it runs, if it has one."""
         model = self.model
+        if model is None:
+            return None
         gpu = model.format == "tensorflow" and self.resources.gpus > 0
         return ModelKey(model.format, model.tree, model.entry, model.signature_key, gpu)
 

@@ -13,9 +13,12 @@ import msgspec
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeviceId, ReplicaId, Revision, Version
 from cortex.wire.batching import BatchingOrder, BatchingState, BatchingVerdict, Mode
-from cortex.wire.build import ModelFormat, Resources, Sample, TrackerConfig
+from cortex.wire.build import Resources, Runtime, Sample, TrackerConfig
 from cortex.wire.reports import Phase
 from cortex.wire.signature import Signature
+
+EDITION = 2
+"""Of what an agent says to a launcher. One that speaks another is not asked any more; its replicas live on."""
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,8 +31,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     revision: Revision
     home: str
     """Only for the process title."""
-    model_format: ModelFormat
-    model_path: str
+    runtime: Runtime
+    model_path: str | None = None
     signature_key: str | None = None
     project_dir: str | None = None
     handler: str | None = None

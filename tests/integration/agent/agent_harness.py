@@ -267,6 +267,7 @@ class Node:
             api=key,
             version=Version(digest),
             revision=Revision(digest),
+            runtime="onnx",
             model=ModelArtifact(format="onnx", tree=tree, entry="model.onnx"),
             project=project,
             handler="handler.py" if handler is not None else None,

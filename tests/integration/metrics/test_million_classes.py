@@ -78,7 +78,7 @@ def count_and_collect(stream, attempt, folder, collector):
         version=VERSION,
         revision="",
         home="",
-        model_format="onnx",
+        runtime="onnx",
         model_path="",
         stats_path=str(folder / f"{replica}.{attempt}.json"),
     )

@@ -444,7 +444,7 @@ def spec_for(
             "version": Version("0123456789abcdef" * 4),
             "revision": Revision("f" * 64),
             "home": str(folder),
-            "model_format": "onnx",
+            "runtime": "onnx",
             "model_path": str(model),
             "log_path": str(folder / f"{replica}.log"),
             "stats_path": str(folder / f"{replica}.{attempt}.json"),

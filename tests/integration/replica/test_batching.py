@@ -296,7 +296,7 @@ def text_model(tensorflow: Any) -> Iterator[Path]:
 def test_text_that_is_padded_to_the_longest_is_found_out(text_model: Path, folder: Path) -> None:
     texts = {number: " ".join(["the cat sat on the mat"] * number) for number in range(1, CALLERS + 1)}
     for launcher in running(folder, backend="tensorflow"):
-        spec = spec_for(folder, text_model, model_format="tensorflow", batches=TOGETHER)
+        spec = spec_for(folder, text_model, runtime="tensorflow", batches=TOGETHER)
         report = launcher.link.inspect(spec, rows="on")
         assert report.batching is not None
         assert report.batching.trial is not None

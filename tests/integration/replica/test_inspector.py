@@ -33,7 +33,7 @@ def start(
             version=Version(""),
             revision=Revision(""),
             home=home,
-            model_format=model_format,
+            runtime=model_format,
             model_path=str(model),
             **fields,
         ),

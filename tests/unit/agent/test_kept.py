@@ -31,7 +31,7 @@ def a_spec(**fields):
             "version": Version("1" * 64),
             "revision": Revision("2" * 64),
             "home": "/home",
-            "model_format": "onnx",
+            "runtime": "onnx",
             "model_path": "/models/a.onnx",
             **fields,
         }

@@ -46,7 +46,7 @@ SPEC = ReplicaSpec(
     version=BUILD.version,
     revision=BUILD.revision,
     home="/h",
-    model_format="onnx",
+    runtime="onnx",
     model_path="/m",
 )
 _REQUESTS = msgspec.json.Decoder(LauncherRequest)

@@ -46,6 +46,11 @@ def test_a_build_gets_the_files_of_its_model_and_its_sample(node: Node) -> None:
     assert node.provide(None).sample is None
 
 
+def test_a_build_may_have_no_model(node: Node) -> None:
+    build = msgspec.structs.replace(node.build(None), model=None)
+    assert asyncio.run(node.provisions.provide(build)) == Provided(None, None, None, {})
+
+
 def test_a_sample_that_guards_has_to_be_there_and_sound(node: Node) -> None:
     with pytest.raises(ArtifactMissing):
         node.provide(a_sample(b"[1]", gate=True))

@@ -25,13 +25,21 @@ def a_version(*, model="a", files=HANDLER, cpu=200, refresh=0, timeout="10m", sa
     artifact = ModelArtifact(format="onnx", tree=model * 64, entry="m.onnx")
     project = "".join(f.sha256[0] for f in files).ljust(64, "0")
     version = version_of(
-        model=artifact, project=project, handler="handler.py", tracker=None, env={}, batching=batching, refresh=refresh
+        runtime="onnx",
+        model=artifact,
+        project=project,
+        handler="handler.py",
+        tracker=None,
+        env={},
+        batching=batching,
+        refresh=refresh,
     )
     resources = Resources(cpu_millis=cpu)
     build = BuildSpec(
         api=ApiKey("iris/a"),
         version=version,
         revision=revision_of(version, resources, None),
+        runtime="onnx",
         model=artifact,
         project=project,
         handler="handler.py",
@@ -97,6 +105,15 @@ def test_more_cpu_rolls_the_replicas_of_the_same_version():
 
 def test_a_timeout_changes_in_place():
     assert told(a_version(), a_version(timeout="30s")) == (ChangeKind.SETTINGS, ("timeout 10m -> 30s",))
+
+
+def test_a_model_that_comes_or_goes_is_told():
+    with_model = a_version()
+    without = msgspec.structs.replace(
+        with_model, build=msgspec.structs.replace(with_model.build, model=None, version="w")
+    )
+    assert told(with_model, without) == (ChangeKind.NEW_VERSION, ("model removed",))
+    assert told(without, with_model) == (ChangeKind.NEW_VERSION, ("model added",))
 
 
 def test_a_sample_changes_in_place():

@@ -3,15 +3,16 @@
 import msgspec
 import pytest
 
-from cortex.controlplane.versions import revision_of, revisions_of_version, version_of
+from cortex.controlplane.versions import revision_of, revisions_of_version, trees_of, version_of
 from cortex.ids import Revision, Version, short
 from cortex.state.base import VersionLine
-from cortex.testing.builders import a_build, a_record, a_wanted_api
+from cortex.testing.builders import a_build, a_record, a_sample, a_wanted_api
 from cortex.wire.build import ModelArtifact, Resources, TrackerConfig
 from cortex.wire.operator import CURRENT
 
 MODEL = ModelArtifact(format="onnx", tree="a" * 64, entry="model.onnx")
 FACTS = {
+    "runtime": "onnx",
     "model": MODEL,
     "project": "b" * 64,
     "handler": "handler.py",
@@ -33,6 +34,8 @@ def test_the_same_facts_are_the_same_version():
         ("model", ModelArtifact(format="onnx", tree="a" * 64, entry="other.onnx")),
         ("model", ModelArtifact(format="tensorflow", tree="a" * 64, entry="model.onnx")),
         ("model", ModelArtifact(format="onnx", tree="a" * 64, entry="model.onnx", signature_key="predict")),
+        ("model", None),
+        ("runtime", "tensorflow"),
         ("project", "d" * 64),
         ("project", None),
         ("handler", "other.py"),
@@ -54,6 +57,16 @@ def test_versions_from_before_batching_could_be_on_stay_what_they_are():
     assert version_of(**FACTS).startswith("94eb42919966a14f")
     assert version_of(**{**FACTS, "batching": "off"}).startswith("578a4a47837d3d0d")
     assert version_of(**{**FACTS, "batching": "on"}) != version_of(**{**FACTS, "batching": "off"})
+
+
+def test_what_runs_a_build_without_a_model_is_part_of_its_version():
+    assert version_of(**{**FACTS, "model": None}) != version_of(**{**FACTS, "model": None, "runtime": "tensorflow"})
+
+
+def test_a_build_without_a_model_needs_what_else_it_has():
+    build = msgspec.structs.replace(a_build(), model=None, project="b" * 64)
+    assert trees_of(build) == ("b" * 64,)
+    assert trees_of(msgspec.structs.replace(build, sample=a_sample(b"1"))) == ("b" * 64, a_sample(b"1").tree)
 
 
 def test_what_is_not_asked_for_leaves_versions_as_they_were():

@@ -278,3 +278,11 @@ def test_a_record_keeps_one_trial_for_each_runtime():
 def test_a_verdict_without_a_trial_leaves_those_there_are():
     record = a_record(REFUSED, TRIED, runtimes={"a": ORT})
     assert record.with_verdict(BatchingVerdict(proof=PROVED), "b") == a_record(PROVED, TRIED, runtimes={"a": ORT})
+
+
+def test_without_a_model_nothing_is_batched_or_asked():
+    build = msgspec.structs.replace(BUILD, model=None)
+    for mode in ("auto", "on", "off"):
+        decision = Known([a_record(PROVED, TRIED)]).decision(with_mode(mode, build), ORT)
+        assert (decision.order, decision.text, decision.mode) == (OFF, "not batched: there is no model", mode)
+        assert Known(()).to_be_asked(with_mode(mode, build)) == "off"

@@ -217,8 +217,12 @@ def proving(*reports, wanted=None, records=()):
 
 
 def test_a_model_that_nothing_is_known_of_is_to_be_proved():
-    assert proving() == (ToProve(build=BUILD, runtime="", rows="auto"),)
+    assert proving() == (ToProve(build=BUILD, model=BUILD.model_key, runtime="", rows="auto"),)
     assert proving(records=[a_record(rules=RULES + 1)]) == proving()
+
+
+def test_where_there_is_no_model_there_is_nothing_to_be_proved():
+    assert proving(wanted=(a_wanted_api(msgspec.structs.replace(BUILD, model=None), live=True),)) == ()
 
 
 def test_what_is_known_need_not_be_proved_again():
@@ -228,7 +232,9 @@ def test_what_is_known_need_not_be_proved_again():
 
 def test_a_runtime_that_a_replica_says_it_has_and_the_model_was_not_tried_on_is_to_be_tried():
     report = a_replica(batches=False, batching=says(runtime=NEWER))
-    assert proving(report, records=[a_record()]) == (ToProve(build=BUILD, runtime=NEWER, rows="auto"),)
+    assert proving(report, records=[a_record()]) == (
+        ToProve(build=BUILD, model=BUILD.model_key, runtime=NEWER, rows="auto"),
+    )
 
 
 def test_a_place_where_nothing_runs_yet_needs_no_trial():
@@ -238,7 +244,7 @@ def test_a_place_where_nothing_runs_yet_needs_no_trial():
 
 def test_a_model_of_several_apis_is_proved_once():
     wanted = (a_wanted_api(BUILD, live=True), a_wanted_api(SAME_MODEL, live=True))
-    assert proving(wanted=wanted) == (ToProve(build=BUILD, runtime="", rows="auto"),)
+    assert proving(wanted=wanted) == (ToProve(build=BUILD, model=BUILD.model_key, runtime="", rows="auto"),)
 
 
 def test_what_failed_is_not_proved_but_what_serves_in_its_place_is():

@@ -285,6 +285,7 @@ def test_bodies_of_samples_are_stored_and_named_by_digest_from_then_on(file: Pat
     handled, plain = migrated.apis()
     assert handled.wanted.build.sample == a_sample(b'{"row":[1,2,3,4]}', gate=True, timeout_s=600.0)
     assert plain.wanted.build.sample is None
+    assert {version.build.runtime for version in migrated.versions()} == {"onnx"}
     assert stored == {b'{"row":[1,2,3,4]}'}
     assert reopened(file).versions() == migrated.versions(), "and nothing is to be stored any more"
 

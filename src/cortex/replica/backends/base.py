@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, cast
 
 from cortex.errors import CortexError
-from cortex.wire.build import ModelFormat
+from cortex.wire.build import Runtime
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.signature import Signature
 
@@ -84,24 +84,24 @@ def runtime_text(library: str, version: str, device: str, threads: int) -> str:
     return f"{library} {version}, {device}, {threads} thread{'s' * (threads != 1)}"
 
 
-def preload(model_format: ModelFormat) -> None:
+def preload(runtime: Runtime) -> None:
     """
-    Import what runs models of a format, so that forked processes need not.
+    Import what a runtime stands on, so that forked processes need not.
 
     Raises:
         BackendMissing: its library is not installed.
     """
-    importlib.import_module(f"{__package__}.{model_format}")
+    importlib.import_module(f"{__package__}.{runtime}")
 
 
 def load(
-    model_format: ModelFormat, path: str, *, threads: int = 1, gpu: bool = False, signature_key: str | None = None
+    runtime: Runtime, path: str, *, threads: int = 1, gpu: bool = False, signature_key: str | None = None
 ) -> Backend:
     """
     Load a model.
 
     Args:
-        model_format: which backend.
+        runtime: which backend.
         path: of the model file or folder.
         threads: for one run.
         gpu: whether to run on a GPU.
@@ -110,14 +110,16 @@ def load(
     Raises:
         ModelError: the subclass says what is wrong with the model, and how to mend it.
     """
-    adapter = importlib.import_module(f"{__package__}.{model_format}")
+    adapter = importlib.import_module(f"{__package__}.{runtime}")
     return cast("Backend", adapter.load(path, threads=threads, gpu=gpu, signature_key=signature_key))
 
 
 def load_for(spec: ReplicaSpec) -> Backend:
     """Load the model that a replica is to serve; raises as `load` does."""
+    if spec.model_path is None:
+        raise ModelError(f"what runs as `{spec.runtime}` needs a model, and there is none")
     return load(
-        spec.model_format,
+        spec.runtime,
         spec.model_path,
         threads=spec.threads,
         gpu=spec.resources.gpus > 0,

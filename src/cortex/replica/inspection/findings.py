@@ -370,8 +370,9 @@ def _write_line(fd: int, line: _Line) -> None:
 
 def prove_rows(spec: ReplicaSpec) -> Proof:
     """What a model's graph says about its rows. Reads the graph without weights; one it cannot read proves nothing."""
+    assert spec.model_path is not None
     try:
-        if spec.model_format == "onnx":
+        if spec.runtime == "onnx":
             from cortex.rows import prove
             from cortex.wire import onnx_proto
 
@@ -474,7 +475,7 @@ def inspect(
     trial: Trial | None = None
     rows_left = False
     made_up: MadeUpSample | None = None
-    if request.model and request.rows != "off":
+    if request.model and spec.model_path is not None and request.rows != "off":
         announce("reading the graph")
         proof = aside(lambda: prove(spec), Proof) or prove(spec)
     if request.handler and spec.handler is not None and spec.project_dir is not None:
@@ -629,9 +630,13 @@ def _load(spec: ReplicaSpec) -> base.Backend:
     except base.ModelError:
         raise
     except MemoryError as error:
-        raise base.ModelError(f"there is not enough memory to load {Path(spec.model_path).name}") from error
+        raise base.ModelError(f"there is not enough memory to load {_model_name(spec)}") from error
     except Exception as error:
-        raise base.ModelError(f"{Path(spec.model_path).name} cannot be loaded: {one_line(error)}") from error
+        raise base.ModelError(f"{_model_name(spec)} cannot be loaded: {one_line(error)}") from error
+
+
+def _model_name(spec: ReplicaSpec) -> str:
+    return Path(spec.model_path or "").name
 
 
 def _sample_feeds(backend: base.Backend, body: bytes, content_type: str) -> Feeds:

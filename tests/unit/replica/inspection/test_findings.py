@@ -140,7 +140,7 @@ def spec_of(model: Path, **fields: Any) -> ReplicaSpec:
         version=Version("1" * 64),
         revision=Revision("2" * 64),
         home="/h",
-        model_format="onnx",
+        runtime="onnx",
         model_path=str(model),
         **fields,
     )
@@ -236,7 +236,7 @@ def test_of_a_model_that_cannot_be_loaded_there_is_the_proof(tmp_path: Path) -> 
 def test_a_graph_that_cannot_be_read_proves_nothing(tmp_path: Path, model_format: str, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "model").write_bytes(content)
-    proof = prove_rows(msgspec.structs.replace(spec_of(tmp_path / "model"), model_format=model_format))
+    proof = prove_rows(msgspec.structs.replace(spec_of(tmp_path / "model"), runtime=model_format))
     assert (proof.rules, proof.proved) == (RULES, False)
     assert proof.reason.startswith("the graph cannot be read: ")
 
@@ -252,6 +252,6 @@ def test_on_a_gpu_a_saved_model_is_proved_by_the_graph_that_it_brings_for_one(te
             add = builder.add_meta_graph if mixes else partial(builder.add_meta_graph_and_variables, session)
             add(tags, {"serving_default": signature})
     builder.save()
-    spec = msgspec.structs.replace(spec_of(tmp_path / "model"), model_format="tensorflow")
+    spec = msgspec.structs.replace(spec_of(tmp_path / "model"), runtime="tensorflow")
     on_gpu = msgspec.structs.replace(spec, resources=Resources(gpus=1))
     assert [prove_rows(one).proved for one in (spec, on_gpu)] == [True, False]

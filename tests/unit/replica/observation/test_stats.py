@@ -24,7 +24,7 @@ def spec(tmp_path: Path) -> ReplicaSpec:
         version=Version("1" * 64),
         revision=Revision("2" * 64),
         home="/h",
-        model_format="onnx",
+        runtime="onnx",
         model_path="/m",
         stats_path=str(tmp_path / "s.json"),
     )

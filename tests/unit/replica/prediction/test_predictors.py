@@ -229,7 +229,7 @@ SPEC = ReplicaSpec(
     version=Version("1" * 64),
     revision=Revision("2" * 64),
     home="/h",
-    model_format="onnx",
+    runtime="onnx",
     model_path="/m",
 )
 

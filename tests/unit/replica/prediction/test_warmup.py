@@ -101,7 +101,7 @@ class Replica:
             version=Version("1" * 64),
             revision=Revision("2" * 64),
             home="/h",
-            model_format="onnx",
+            runtime="onnx",
             model_path="/m",
             **at_hand(folder, fields),
         )

@@ -31,7 +31,7 @@ def condition(monkeypatch: pytest.MonkeyPatch) -> Condition:
             version=Version("1" * 64),
             revision=Revision("2" * 64),
             home="/h",
-            model_format="onnx",
+            runtime="onnx",
             model_path="/m",
         )
     )
