@@ -279,7 +279,8 @@ class ControlPlane:
         record = self._state.api(api)
         if record is None:
             return ()
-        return tuple(sorted(revisions_of_version(record, self._state.history(api), version)))
+        state = self._state
+        return tuple(sorted(revisions_of_version(record, state.versions(), state.history(api), version)))
 
     def logs(self, request: ReadLogs) -> LogLines:
         return self._agent.read_logs(request)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from cortex.ids import Revision, Version, short
-from cortex.state.base import ApiRecord, VersionLine
+from cortex.state.base import ApiRecord, VersionLine, VersionRecord
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Runtime, SecretPin, TrackerConfig
 from cortex.wire.operator import CURRENT
@@ -73,21 +73,21 @@ def revision_of(
     return Revision(_digest(facts))
 
 
-def revisions_of_version(record: ApiRecord, history: Iterable[VersionLine], version: str) -> set[str]:
+def revisions_of_version(
+    record: ApiRecord, kept: Iterable[VersionRecord], history: Iterable[VersionLine], version: str
+) -> set[str]:
     """
-    The revisions of a version, 8 digits each: that of its first deploy, and that with the resources of today.
+    The revisions of a version of an api, 8 digits each: that of its first deploy, and those that are kept.
 
     Args:
+        kept: of all apis.
         version: its first digits, or `CURRENT`: what is wanted, and what serves until that is live.
     """
-    wanted, builds = record.wanted.build, record.wanted.builds
     if version == CURRENT:
-        return {short(build.revision) for build in builds}
+        return {short(build.revision) for build in record.wanted.builds}
+    builds = (one.build for one in kept if one.build.api == record.wanted.api)
     found = {build.revision for build in builds if build.version.startswith(version)}
-    for line in history:
-        if line.version.startswith(version):
-            found.add(revision_of(line.version, wanted.resources, wanted.concurrency, wanted.cloud))
-            found |= {line.revision} if line.revision is not None else set()
+    found |= {line.revision for line in history if line.revision is not None and line.version.startswith(version)}
     return {short(revision) for revision in found}
 
 

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from cortex.controlplane.versions import revision_of, revisions_of_version, trees_of, version_of
-from cortex.ids import Revision, Version, short
-from cortex.state.base import VersionLine
+from cortex.ids import ApiKey, Revision, Version
+from cortex.state.base import VersionLine, VersionRecord
 from cortex.testing.builders import a_build, a_record, a_sample, a_wanted_api
 from cortex.wire.build import ModelArtifact, Resources, TrackerConfig
 from cortex.wire.operator import CURRENT
@@ -99,18 +99,17 @@ def test_resources_and_concurrency_make_revisions_of_one_version():
     assert len(others | {base}) == 5
 
 
-def test_the_revisions_of_a_version_are_those_of_its_first_deploy_and_with_the_resources_of_today():
+def test_the_revisions_of_a_version_are_that_of_its_first_deploy_and_those_that_are_kept():
     old, new = Version("a" * 64), Version("b" * 64)
-    resources = Resources(cpu_millis=200)
-    build = msgspec.structs.replace(
-        a_build(resources=resources), version=new, revision=revision_of(new, resources, None)
-    )
+    build = msgspec.structs.replace(a_build(), version=new, revision=Revision("1" * 64))
     serving = msgspec.structs.replace(build, version=old, revision=Revision("c" * 64))
     record = a_record(a_wanted_api(build, serving=serving))
+    elsewhere = msgspec.structs.replace(build, api=ApiKey("iris/other"), revision=Revision("2" * 64))
+    kept = [VersionRecord(build=one) for one in (serving, build, elsewhere)]
     history = [
         VersionLine(api=build.api, version=old, revision=Revision("d" * 64), deployed_wall_s=0.0, cause="first"),
     ]
-    assert revisions_of_version(record, history, CURRENT) == {short(build.revision), "c" * 8}
-    assert revisions_of_version(record, history, "bbbb") == {short(build.revision)}
-    assert revisions_of_version(record, history, "aaaa") == {"c" * 8, "d" * 8, short(revision_of(old, resources, None))}
-    assert revisions_of_version(record, history, "eeee") == set()
+    assert revisions_of_version(record, kept, history, CURRENT) == {"1" * 8, "c" * 8}
+    assert revisions_of_version(record, kept, history, "bbbb") == {"1" * 8}
+    assert revisions_of_version(record, kept, history, "aaaa") == {"c" * 8, "d" * 8}
+    assert revisions_of_version(record, kept, history, "eeee") == set()
