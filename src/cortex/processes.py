@@ -12,13 +12,20 @@ import math
 import os
 import select
 import signal
+import sys
 import threading
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
+
+from cortex.backoff import Backoff
+
+if TYPE_CHECKING:
+    from subprocess import Popen
 
 log = logging.getLogger(__name__)
 
@@ -226,15 +233,15 @@ def is_marked_alive(mark: str) -> bool:
     return start_ticks(int(pid)) == int(ticks)
 
 
-def has_ended(pidfd: int) -> bool:
+def has_ended(pidfd: int, timeout_s: float = 0.0) -> bool:
     """
-    Whether the process of a pidfd has ended, with all its threads.
+    Whether the process of a pidfd has ended, with all its threads, or does so in time.
 
     For looks that repeat: on an idle machine, where nothing is in a cache, reading /proc/pid/stat takes milliseconds.
     """
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(math.ceil(max(0.0, timeout_s) * 1000)))
 
 
 def send_signal(identity: ProcessIdentity, number: signal.Signals) -> bool:
@@ -249,6 +256,47 @@ def send_signal(identity: ProcessIdentity, number: signal.Signals) -> bool:
     finally:
         os.close(pidfd)
     return True
+
+
+def spawn(command: Sequence[str], *, output: Path, environ: Mapping[str, str] | None = None) -> Popen[bytes]:
+    """
+    Start a process of ours that outlives us: in a session of its own, in `/`, with nothing of ours open.
+
+    Args:
+        output: what it prints is appended to this file.
+        environ: by default ours.
+    """
+    import subprocess  # the commands that start nothing need it not
+
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            cwd="/",
+            env=environ,
+            start_new_session=True,
+        )
+    finally:
+        os.close(descriptor)
+
+
+def module_command(module: str, *arguments: str | os.PathLike[str], python: str = sys.executable) -> list[str]:
+    """The command line that runs a module of ours, whatever lies in the folder that it runs in."""
+    return [python, "-P", "-m", module, *(os.fspath(argument) for argument in arguments)]
+
+
+def ends_within(identity: ProcessIdentity, timeout_s: float) -> bool:
+    """Wait for the end of a process, child or not. False: it still runs."""
+    pidfd = open_pidfd(identity)
+    if pidfd is None:
+        return True
+    try:
+        return has_ended(pidfd, timeout_s)
+    finally:
+        os.close(pidfd)
 
 
 class RestartBudget:
@@ -266,21 +314,21 @@ class RestartBudget:
 
     def __init__(self) -> None:
         self._started_s: float | None = None
-        self._ended_s: float | None = None
-        self._died_young = 0
+        self._ended = False
+        self._backoff = Backoff(first_s=self.FIRST_PAUSE_S, longest_s=self.LONGEST_PAUSE_S, free=1)
 
     def note_start(self, now_s: float) -> None:
-        self._started_s, self._ended_s = now_s, None
+        self._started_s, self._ended = now_s, False
 
     def may_start(self, now_s: float) -> bool:
         """Whether to start it now, given that it is not running; the first call after its end notes when that was."""
-        if self._started_s is None:
-            return True
-        if self._ended_s is None:
-            self._ended_s = now_s
-            self._died_young = self._died_young + 1 if now_s - self._started_s < self.GOOD_LIFE_S else 0
-        pause_s = self.FIRST_PAUSE_S * 2 ** (self._died_young - 2) if self._died_young > 1 else 0.0
-        return now_s - self._ended_s >= min(pause_s, self.LONGEST_PAUSE_S)
+        if self._started_s is not None and not self._ended:
+            self._ended = True
+            if now_s - self._started_s >= self.GOOD_LIFE_S:
+                self._backoff = Backoff(first_s=self.FIRST_PAUSE_S, longest_s=self.LONGEST_PAUSE_S, free=1)
+            else:
+                self._backoff.note_failure(now_s)
+        return not self._backoff.wait_s(now_s)
 
 
 def write_identity(file: Path, record: msgspec.Struct) -> None:

@@ -41,6 +41,7 @@ from cortex.agent.safekeeping import Safekeeping
 from cortex.agent.specs import replica_spec
 from cortex.agent.strays import Strays
 from cortex.artifacts.store import ArtifactStore
+from cortex.backoff import Backoff
 from cortex.clock import Clock, SystemClock, until_beat_s
 from cortex.engines import machine
 from cortex.errors import CortexError, Problem
@@ -519,19 +520,18 @@ class Agent:
 
     async def _keep(self, work: Callable[[], Awaitable[None]], *, wait: asyncio.Event) -> None:
         """Do the work whenever the event is set; again after a while if it fails."""
-        retry_s = RETRY_S
+        backoff = Backoff(first_s=RETRY_S, longest_s=LONGEST_RETRY_S)
         while True:
             await wait.wait()
             wait.clear()
             try:
                 await work()
-                retry_s = RETRY_S
+                backoff.note_success()
             except asyncio.CancelledError:
                 raise
             except Exception as error:
                 _tell(error)
-                await asyncio.sleep(retry_s)
-                retry_s = min(LONGEST_RETRY_S, 2 * retry_s)
+                await asyncio.sleep(backoff.note_failure(self._clock.monotonic_s()))
                 wait.set()
 
     async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
@@ -633,22 +633,8 @@ class Agent:
             return
         self._control_plane_restarts.note_start(now_s)
         env = {**os.environ, **environment_of(self._settings), "CORTEX_OPERATOR_PORT": str(record.operator_port)}
-        with (self._layout.logs / "controlplane.out").open("ab") as output:
-            self._control_plane = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "cortex.controlplane",
-                    os.fspath(self._layout.home),
-                ],  # the home for `down`
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd="/",
-                env=env,
-                start_new_session=True,
-            )
+        command = processes.module_command("cortex.controlplane", self._layout.home)  # the home for `down`
+        self._control_plane = processes.spawn(command, output=self._layout.logs / "controlplane.out", environ=env)
         log.warning("the control plane had died; started it again, pid %s", self._control_plane.pid)
         started = processes.identify(self._control_plane.pid)
         if started is not None:

@@ -24,6 +24,7 @@ import msgspec
 
 from cortex import processes
 from cortex.agent import channel
+from cortex.backoff import Backoff
 from cortex.clock import Clock
 from cortex.errors import CortexError
 from cortex.ids import ReplicaId
@@ -61,7 +62,7 @@ HANGS_AFTER_S = 3.0
 """One that sleeps for so long over a fork hangs: what a fork waits for is the processor, memory or a disk."""
 MAX_STARTS = 3
 """How often a launcher that ends by itself while it starts is started again for one request."""
-LONGEST_PAUSE_S = 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Between two rounds of starts that all failed."""
 OUTPUT_LINES = 10
 """How much of what it wrote is shown when it does not start."""
@@ -146,8 +147,7 @@ class Launcher:
         self._inspections: dict[str, asyncio.Future[InspectReport]] = {}
         self._inspection_numbers = itertools.count()
         self._closing = False
-        self._failures = 0
-        self._not_before_s = 0.0
+        self._backoff = Backoff(first_s=FIRST_PAUSE_S, longest_s=LONGEST_PAUSE_S)
         self._last_failure = ""
         self.last_used_s = clock.monotonic_s()
 
@@ -284,17 +284,15 @@ class Launcher:
             self.last_used_s = self._clock.monotonic_s()
             if self._channel is not None and not self._channel.closed:
                 return self._channel
-            if self._clock.monotonic_s() < self._not_before_s:
+            if self._backoff.wait_s(self._clock.monotonic_s()):
                 raise LauncherLost(self._last_failure)
             try:
                 self._channel = await self._connected()
             except LauncherLost as error:
-                self._failures += 1
-                pause_s = min(LONGEST_PAUSE_S, 0.5 * 2.0**self._failures)
-                self._not_before_s = self._clock.monotonic_s() + pause_s
+                self._backoff.note_failure(self._clock.monotonic_s())
                 self._last_failure = str(error)
                 raise
-            self._failures = 0
+            self._backoff.note_success()
             self._learn_identity(self._channel.listener_pid)
             self._has_listened = True
             return self._channel
@@ -396,19 +394,11 @@ class Launcher:
 
     def _start_process(self) -> None:
         self.socket_path.unlink(missing_ok=True)
-        command = [str(self._python), "-P", "-m", "cortex.replica.launcher"]
-        command += ["--socket", str(self.socket_path), "--home", str(self._settings.home)]
-        command += ["--backend", self.backend, "--key", self.key]
-        with self.log_file.open("ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd="/",
-                env={**self._inherited(), **self.variables},
-                start_new_session=True,
-            )
+        options = ["--socket", str(self.socket_path), "--home", str(self._settings.home)]
+        options += ["--backend", self.backend, "--key", self.key]
+        command = processes.module_command("cortex.replica.launcher", *options, python=str(self._python))
+        environ = {**self._inherited(), **self.variables}
+        self._process = processes.spawn(command, output=self.log_file, environ=environ)
         self._identity, self._has_listened = processes.identify(self._process.pid), False
         self._write_record()
         log.info("started the %s launcher, pid %s", self.backend, self._process.pid)

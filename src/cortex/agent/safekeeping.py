@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import subprocess
-import sys
 
 import msgspec
 
@@ -107,9 +105,7 @@ class Safekeeping:
         if self._process is not None and self._process.poll() is None:
             identity = processes.identify(self._process.pid)
         if identity is not None:
-            deadline_s = asyncio.get_running_loop().time() + QUIT_TIMEOUT_S
-            while processes.is_alive(identity) and asyncio.get_running_loop().time() < deadline_s:
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(processes.ends_within, identity, QUIT_TIMEOUT_S)
             processes.send_signal(identity, signal.SIGKILL)
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
@@ -124,18 +120,8 @@ class Safekeeping:
     def _ensure_process(self) -> None:
         if self.pid is not None:
             return
-        with (self._layout.logs / "keeper.out").open("ab") as output:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "cortex.agent.keeper"),
-                    *(os.fspath(self._layout.keeper_socket), os.fspath(self._layout.home)),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd="/",
-                start_new_session=True,
-            )
+        command = processes.module_command("cortex.agent.keeper", self._layout.keeper_socket, self._layout.home)
+        self._process = processes.spawn(command, output=self._layout.logs / "keeper.out")
 
     def _received(self, payload: bytes, fds: list[int]) -> None:
         match _REPLIES.decode(payload):

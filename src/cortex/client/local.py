@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import signal
 import socket
 import stat
@@ -35,7 +34,7 @@ from cortex.client.errors import (
 from cortex.client.operator import OperatorClient
 from cortex.clock import Clock, SystemClock
 from cortex.errors import CortexError
-from cortex.processes import ControlPlaneRecord, ProcessIdentity, identify, is_alive, open_pidfd, send_signal
+from cortex.processes import ControlPlaneRecord, ProcessIdentity, ends_within, identify, is_alive, send_signal, spawn
 from cortex.settings import HomeLayout, Settings, environment_of
 from cortex.wire.cloud import without_clouds
 
@@ -291,21 +290,11 @@ class LocalEnvironment:
         )
         ports.remember(self.layout.ports_file, self.settings, chosen)
         settings = msgspec.structs.replace(self.settings, port=chosen.port, operator_port=chosen.operator_port)
-        import subprocess
 
         self._say(f"starting cortex in {self.settings.home}")
         log = self.layout.logs / "controlplane.out"
-        with open(log, "ab", opener=_private) as output:
-            begin = output.seek(0, os.SEEK_END)
-            process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd="/",
-                env=_inherited(self._environ) | environment_of(settings),
-                start_new_session=True,
-            )
+        begin = log.stat().st_size if log.exists() else 0
+        process = spawn(self._command, output=log, environ=_inherited(self._environ) | environment_of(settings))
         try:
             return self._await_answer(process, log, begin)
         finally:
@@ -428,15 +417,8 @@ class LocalEnvironment:
         deadline_s = self._clock.monotonic_s() + timeout_s
         left = []
         for process in processes:
-            descriptor = open_pidfd(process)
-            if descriptor is None:
-                continue
-            try:
-                remaining_s = max(deadline_s - self._clock.monotonic_s(), 0.0)
-                if not select.select([descriptor], [], [], remaining_s)[0]:
-                    left.append(process)
-            finally:
-                os.close(descriptor)
+            if not ends_within(process, deadline_s - self._clock.monotonic_s()):
+                left.append(process)
         return left
 
     def _is_ours(self, name: str) -> bool:
@@ -479,10 +461,6 @@ def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
         entries = inherited["PYTHONPATH"].split(os.pathsep)
         inherited["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in entries if entry)
     return inherited
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _last_lines(log: Path, begin: int) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from cortex.backoff import Backoff
 from cortex.client.environments import Environment
 from cortex.client.errors import OperatorFailed, OperatorUnreachable, WrongToken
 from cortex.client.operator import OperatorClient
@@ -53,7 +54,7 @@ class Reconnecting:
             OperatorUnreachable: a minute after the first failure it still fails.
         """
         since_s: float | None = None
-        pause_s = FIRST_PAUSE_S
+        backoff = Backoff(first_s=FIRST_PAUSE_S, longest_s=LONGEST_PAUSE_S)
         while True:
             try:
                 return ask(self._operator)
@@ -69,8 +70,7 @@ class Reconnecting:
                 if away_s > GIVE_UP_AFTER_S:
                     raise
                 self._find(away_s)
-            self._sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            self._sleep(backoff.note_failure(now_s))
 
     def _find(self, away_s: float) -> None:
         """Look for where the control plane is now. Its token may be new, or not written yet."""

@@ -9,7 +9,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -257,13 +256,9 @@ class LocalAgent:
         self._stopping.set()
         deadline_s = self._clock.monotonic_s() + drain_timeout_s + 15.0
         identity = self._told_to_stop(drain_timeout_s, deadline_s)
-        pidfd = processes.open_pidfd(identity) if identity is not None else None
-        if identity is not None and pidfd is not None:
-            try:
-                _wait_readable(pidfd, max(0.0, deadline_s - self._clock.monotonic_s()))
-            finally:
-                os.close(pidfd)
-            if processes.send_signal(identity, signal.SIGKILL):
+        if identity is not None:
+            in_time = processes.ends_within(identity, deadline_s - self._clock.monotonic_s())
+            if not in_time and processes.send_signal(identity, signal.SIGKILL):
                 log.error("the agent did not end and was killed, pid %s", identity.pid)
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -383,16 +378,9 @@ class LocalAgent:
         if not self._restarts.may_start(now_s):
             return False
         self._restarts.note_start(now_s)
-        with (self._layout.logs / "agent.out").open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "cortex.agent", os.fspath(self._layout.home)],  # for `down`
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd="/",
-                env={**os.environ, **environment_of(self._settings)},
-                start_new_session=True,
-            )
+        command = processes.module_command("cortex.agent", self._layout.home)  # the home for `down`
+        environ = {**os.environ, **environment_of(self._settings)}
+        self._process = processes.spawn(command, output=self._layout.logs / "agent.out", environ=environ)
         log.info("started the agent, pid %s", self._process.pid)
         return True
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from cortex.backoff import Backoff
 from cortex.clock import Clock
 from cortex.errors import CortexError
 from cortex.planning.batching import Known, place_of
@@ -52,7 +53,7 @@ class Proving:
         self._clock = clock
         self._missing = missing
         self._inspect = inspect
-        self._tries: dict[tuple[ModelKey, str], tuple[int, float]] = {}
+        self._tries: dict[tuple[ModelKey, str], Backoff] = {}
         """How often in vain, and when again (monotonic)."""
         self._woken = threading.Event()
         self._stopping = threading.Event()
@@ -85,14 +86,13 @@ class Proving:
         now_s = self._clock.monotonic_s()
         waits_s = []
         for key, one in missing.items():
-            failures, due_s = self._tries.get(key, (0, now_s))
-            if due_s > now_s:
-                waits_s.append(due_s - now_s)
+            tried = self._tries.setdefault(key, Backoff(first_s=FIRST_PAUSE_S, longest_s=LONGEST_PAUSE_S))
+            if wait_s := tried.wait_s(now_s):
+                waits_s.append(wait_s)
                 continue
             self._look(one)
             # Found out, it is not missing any more. Else: what was tried is another runtime than replicas run on.
-            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**failures)
-            self._tries[key] = (failures + 1, self._clock.monotonic_s() + pause_s)
+            tried.note_failure(self._clock.monotonic_s())
             return 0.0
         return min(waits_s, default=None)
 

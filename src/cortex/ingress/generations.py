@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -13,7 +12,8 @@ from cortex.ingress.configuration import Tier
 from cortex.ingress.convergence import Holdings
 from cortex.ingress.files import WorkerName
 
-LONGEST_BACKOFF_S = 5.0
+FIRST_RESTART_S, LONGEST_RESTART_S = 0.1, 5.0
+"""The first restart is at once, further ones wait for twice as long each time."""
 SETTLED_AFTER_S = 10.0
 """A worker that ran this long had a good start: the next restart is at once."""
 
@@ -134,23 +134,3 @@ def is_to_be_asked(worker: SeenWorker, now_s: float, times: IngressTimes) -> boo
 def is_deaf(worker: SeenWorker, now_s: float, times: IngressTimes) -> bool:
     """Whether one that does not answer is to be killed."""
     return now_s - worker.answered_s >= times.deaf_after_s
-
-
-@dataclass
-class Patience:
-    """When a tier may be started again."""
-
-    failures: int = 0
-    not_before_s: float = field(default=float("-inf"))
-
-    def note_end(self, started_s: float, now_s: float) -> None:
-        """A worker ended by itself."""
-        if now_s - started_s >= SETTLED_AFTER_S:
-            self.failures = 0
-        self.note_failure(now_s)
-
-    def note_failure(self, now_s: float) -> None:
-        """The first restart is at once, further ones wait for twice as long each time."""
-        self.failures += 1
-        delay_s = 0.0 if self.failures == 1 else min(LONGEST_BACKOFF_S, 0.1 * 2 ** (self.failures - 2))
-        self.not_before_s = now_s + delay_s

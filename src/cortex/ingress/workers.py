@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from cortex.backoff import Backoff
 from cortex.clock import Clock
 from cortex.ingress import generations, handover
 from cortex.ingress.configuration import (
@@ -26,7 +27,15 @@ from cortex.ingress.convergence import Holdings, Steps, steps_between, wanted_of
 from cortex.ingress.counters import Counters
 from cortex.ingress.errors import AdminUnreachable, CommandsRefused, IngressDown, IngressError, IngressStartFailed
 from cortex.ingress.files import IngressFiles, IngressRecord, WorkerName, WorkerRecord
-from cortex.ingress.generations import IngressTimes, Patience, Replace, Retire, Start
+from cortex.ingress.generations import (
+    FIRST_RESTART_S,
+    LONGEST_RESTART_S,
+    SETTLED_AFTER_S,
+    IngressTimes,
+    Replace,
+    Retire,
+    Start,
+)
 from cortex.ingress.listeners import Listeners
 from cortex.ingress.process import HaproxyProcess, last_words
 from cortex.ingress.routes import IngressRoute
@@ -108,7 +117,7 @@ class Workers:
         self._times = times
         self._admin = admin
         self._wake = wake
-        self._patience = {tier: Patience() for tier in Tier}
+        self._patience = _patience()
         self.wanted = Wanted()
         self.counters = Counters()
         self.all: list[Worker] = []
@@ -147,7 +156,7 @@ class Workers:
         found = [worker for known in record.workers if (worker := await self._adopted(known)) is not None]
         self.all = [worker for worker in found if worker.layout == LAYOUT]
         self._files.remove_leftovers(worker.name for worker in found)
-        self._patience = {tier: Patience() for tier in Tier}
+        self._patience = _patience()
         return found, [worker for worker in found if worker.layout != LAYOUT]
 
     async def carry_out(self, step: Start | Replace | Retire, blueprint: Blueprint) -> None:
@@ -171,7 +180,10 @@ class Workers:
         """Forget workers that ended; one that ended by itself counts as a failure of its tier."""
         for worker in [worker for worker in self.all if not worker.process.alive()]:
             if worker.leaving_until_s is None:
-                self._patience[worker.name.tier].note_end(worker.started_s, self._clock.monotonic_s())
+                now_s, patience = self._clock.monotonic_s(), self._patience[worker.name.tier]
+                if now_s - worker.started_s >= SETTLED_AFTER_S:
+                    patience.note_success()
+                patience.note_failure(now_s)
                 self.restarts += 1
                 kept = self._files.keep_log(worker.name)
                 reason = worker.process.exit_reason or "nobody knows why"
@@ -454,3 +466,8 @@ class Workers:
             self.all.remove(worker)
         self._files.remove(worker.name)
         self.record()
+
+
+def _patience() -> dict[Tier, Backoff]:
+    """When each tier may be started again."""
+    return {tier: Backoff(first_s=FIRST_RESTART_S, longest_s=LONGEST_RESTART_S, free=1) for tier in Tier}

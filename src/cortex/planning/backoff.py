@@ -21,6 +21,7 @@ import signal
 
 import msgspec
 
+from cortex.backoff import doubling_s
 from cortex.errors import Problem
 from cortex.ids import ReplicaId
 from cortex.planning import crashes
@@ -113,9 +114,10 @@ def restart_delay_s(slot: SlotRecord) -> float:
     """Seconds between the last exit and the next start."""
     delay_s = 0.0
     if slot.failed_starts > 1:
-        delay_s = _doubling(slot.failed_starts - 1)
+        delay_s = doubling_s(slot.failed_starts - 1, first_s=FIRST_DELAY_S, longest_s=MAX_DELAY_S)
     if slot.crash_pressure > FREE_CRASHES:
-        delay_s = max(delay_s, _doubling(math.ceil(slot.crash_pressure - FREE_CRASHES - _EPSILON)))
+        over = math.ceil(slot.crash_pressure - FREE_CRASHES - _EPSILON)
+        delay_s = max(delay_s, doubling_s(over, first_s=FIRST_DELAY_S, longest_s=MAX_DELAY_S))
     return delay_s
 
 
@@ -174,8 +176,3 @@ def _given_up(replica: ReplicaId, exit_report: ExitReport, what: str) -> Problem
     return Problem(
         reference="replica-failed", message=message, hint="see cortex logs for what it wrote before it ended"
     )
-
-
-def _doubling(step: int) -> float:
-    """0.5 s at step 1, then twice as much each step, at most 60 s."""
-    return min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** (min(step, 32) - 1))

@@ -8,7 +8,7 @@ from cortex.ingress import generations
 from cortex.ingress.configuration import Tier
 from cortex.ingress.convergence import Holdings, ServerAddress, ServerState
 from cortex.ingress.files import WorkerName
-from cortex.ingress.generations import IngressTimes, Patience, Replace, Retire, Start
+from cortex.ingress.generations import IngressTimes, Replace, Retire, Start
 
 BOTH = (Tier.BULK, Tier.DOOR)
 NOTHING = Holdings(entries={}, servers={})
@@ -62,23 +62,6 @@ def test_a_tier_that_is_no_longer_wanted_goes_after_the_door_that_used_it():
     assert changes(bulk, young, tiers=(Tier.DOOR,), digest="e") == (Retire(BULK),)
     bulk.leaving_until_s = 9.0
     assert changes(bulk, young, tiers=(Tier.DOOR,), digest="e") == ()
-
-
-def test_the_first_restart_is_at_once_and_further_ones_wait_longer_up_to_a_bound():
-    patience = Patience()
-    waits = []
-    for _ in range(9):
-        patience.note_failure(100.0)
-        waits.append(round(patience.not_before_s - 100.0, 1))
-    assert waits == [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
-
-
-def test_a_worker_that_ran_for_long_had_a_good_start():
-    patience = Patience(failures=5)
-    patience.note_end(started_s=0.0, now_s=9.9)
-    assert patience.not_before_s > 9.9
-    patience.note_end(started_s=20.0, now_s=30.0)
-    assert patience.not_before_s == 30.0
 
 
 def pause(*workers, due_s=None, is_vacating=False, now_s=100.0):
