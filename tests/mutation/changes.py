@@ -2,7 +2,8 @@
 Small changes to a source, as somebody might get it wrong: Cosmic Ray's operators, and two of our own.
 
 Of the operators those are taken that leave a program which still makes sense: `+` becomes `-`, and not `|`, which only
-raises a TypeError that any test notices. Annotations are left alone, since nothing reads them.
+raises a TypeError that any test notices. Annotations are left alone, since nothing reads them,
+and so is that a class is frozen.
 """
 
 from __future__ import annotations
@@ -83,6 +84,10 @@ _TAKEN: Final = frozenset(
         "ZeroIterationForLoop",
     }
 )  # fmt: skip
+
+
+_DECLARED: Final = ("frozen", "kw_only", "slots", "gc")
+"""What is said of a class so that it is used as it is meant: a program that does so runs the same without."""
 
 
 def operators() -> dict[str, Operator]:
@@ -178,7 +183,7 @@ def _scopes(source: str) -> list[tuple[int, int, str]]:
 
 
 def _unread(source: str) -> list[tuple[_Position, _Position]]:
-    """Where annotations and aliases of types begin and end."""
+    """Where annotations, aliases of types and what is declared of classes for those who use them begin and end."""
     found: list[ast.expr | None] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.arg | ast.AnnAssign):
@@ -187,6 +192,9 @@ def _unread(source: str) -> list[tuple[_Position, _Position]]:
             found.append(node.value)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             found.append(node.returns)
+        if isinstance(node, ast.ClassDef):
+            declared = [node, *(each for each in node.decorator_list if isinstance(each, ast.Call))]
+            found += [word.value for of in declared for word in of.keywords if word.arg in _DECLARED]
     return [
         ((node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or node.col_offset))
         for node in found

@@ -17,6 +17,7 @@ from __future__ import annotations
 LIMIT = 3
 
 
+@dataclass(frozen=True)
 class Counter:
     @property
     def full(self) -> int | None:

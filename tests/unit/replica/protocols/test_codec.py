@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from cortex.replica.protocols import codec
 from cortex.replica.protocols.codec import (
+    ACCEPTED,
     BadArray,
     BadBody,
     BadCompression,
@@ -171,6 +172,13 @@ def test_what_only_has_zeros_in_it_is_not_taken_for_another_encoding(body):
             (None, None, None),
         ),
         (b"[1, NaN]", "the body is not valid JSON: NaN is not JSON at line 1, column 5", "send null", (1, 5, 4)),
+        # After a byte order mark, which stands nowhere in the text.
+        (
+            b"\xef\xbb\xbf[1, NaN]",
+            "the body is not valid JSON: NaN is not JSON at line 1, column 5",
+            "send null",
+            (1, 5, 4),
+        ),
         (
             b"[-Infinity]",
             "the body is not valid JSON: -Infinity is not JSON at line 1, column 3",
@@ -544,7 +552,41 @@ def test_what_is_no_whole_gzip_is_refused(body, words):
 def test_other_encodings_are_refused(encoding):
     with pytest.raises(UnsupportedEncoding) as caught:
         unpack(b"x", encoding, limit=10)
-    assert caught.value.facts["accepted"] == ["gzip"]
+    shown = encoding[:60]
+    assert str(caught.value) == f'content encoding "{shown}" is not accepted'
+    assert caught.value.hint == "send gzip, or no content-encoding"
+    assert caught.value.facts == {"content_encoding": shown, "accepted": ["gzip"], "hint": caught.value.hint}
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "facts"),
+    [
+        (BadJson("it is empty"), "the body is not valid JSON: it is empty", {}),
+        (
+            BadJson("what is this", line=1, column=2, position=0, hint="send null"),
+            "the body is not valid JSON: what is this at line 1, column 2",
+            {"line": 1, "column": 2, "position": 0, "hint": "send null"},
+        ),
+        (BadArray("no array"), "no array", {}),
+        (
+            BodyTooLarge(5),
+            "the body is larger than 5 bytes",
+            {"limit": 5, "hint": "raise max_body in cortex.yaml"},
+        ),
+        (
+            UnsupportedContentType(None, "no content type", hint="send one"),
+            "no content type",
+            {"content_type": None, "accepted": list(ACCEPTED), "hint": "send one"},
+        ),
+        (
+            UnsupportedContentType("x" * 61),
+            f'content type "{"x" * 60}" is not accepted; accepted are {", ".join(ACCEPTED)}',
+            {"content_type": "x" * 60, "accepted": list(ACCEPTED)},
+        ),
+    ],
+)
+def test_errors_say_in_words_and_in_facts_what_they_are(error, message, facts):
+    assert (str(error), error.facts) == (message, facts)
 
 
 def test_every_error_has_a_reference_of_its_own():
