@@ -31,8 +31,9 @@ from cortex import processes
 from cortex.agent import logs, rotation, server
 from cortex.agent.environments import Environments
 from cortex.agent.installer import Installer, Tell
-from cortex.agent.kept import Kept
+from cortex.agent.kept import Kept, KeptInspections
 from cortex.agent.launchers import Launcher, LauncherLost, Launchers
+from cortex.agent.lives import Lives
 from cortex.agent.logs import LogReader
 from cortex.agent.provisions import Provisions
 from cortex.agent.refusals import RefusalLog
@@ -165,20 +166,31 @@ class Agent:
             settings=settings,
             layout=layout,
             clock=clock,
-            on_child_exited=lambda message: self.replicas.child_exited(message),
+            on_child_exited=lambda message: lives.child_exited(message),
         )
-        self.replicas = Replicas(
+        safekeeping = Safekeeping(layout)
+        self._kept = KeptInspections()
+        lives = Lives(
             settings=settings,
             layout=layout,
             clock=clock,
             provisions=self._provisions,
             launchers=launchers,
-            safekeeping=Safekeeping(layout),
+            kept=self._kept,
+            safekeeping=safekeeping,
             settle_routes=self._settle_routes,
             quiesced=self._quiesced,
             abandon=self._abandon,
             end_strays=self._strays.end,
             on_change=self.note_change,
+        )
+        self.replicas = Replicas(
+            settings=settings,
+            layout=layout,
+            clock=clock,
+            lives=lives,
+            launchers=launchers,
+            safekeeping=safekeeping,
         )
 
     async def run(self) -> None:
@@ -276,7 +288,7 @@ class Agent:
             build=build,
             devices=self._devices_to_inspect_on(build),
         )
-        self.replicas.kept.end(build.api)
+        self._kept.end(build.api)
         scratch = self._layout.scratch / f"inspection-{secrets.token_hex(8)}"
         is_kept = False
         try:
@@ -292,7 +304,7 @@ class Agent:
             keep = request.keep and not order.devices  # which others may be waiting for
             report = await self._inspected(launcher, spec, provided.secrets, request.rows, keep=keep)
             if report.kept:
-                self.replicas.kept.add(Kept(report.kept, launcher, spec, provided.secrets))
+                self._kept.add(Kept(report.kept, launcher, spec, provided.secrets))
                 is_kept = True
             return _masked(msgspec.structs.replace(report, kept="", rows_left=False), provided.secrets)
         except CortexError as error:
@@ -717,7 +729,7 @@ class Agent:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5.0):
                 await self.replicas.closed()
-        self.replicas.kept.end()
+        self._kept.end()
         await self.replicas.launchers.stop()
         await self.replicas.safekeeping.stop()
         self._end_children()

@@ -5,16 +5,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cortex.agent.files import files_of, read_records, write_record
+from cortex.agent.files import clear_away, files_of, read_records, read_remains, write_record
 from cortex.agent.life.effects import ReplicaRecord
+from cortex.errors import Problem
 from cortex.ids import replica_id
 from cortex.settings import HomeLayout
 from cortex.testing.builders import a_build, a_sample
 from cortex.wire.orders import StartReplica
+from cortex.wire.places import Places
+from cortex.wire.stats import LastWords
 
 SAMPLE = a_sample(b"[5.2, 3.6, 1.4, 0.3]", gate=True, timeout_s=600.0)
 BUILD = a_build(sample=SAMPLE)
 ORDER = StartReplica(replica=replica_id(BUILD.api, BUILD.revision, 0), attempt=1, build=BUILD)
+OTHER = msgspec.structs.replace(ORDER, replica=replica_id(BUILD.api, BUILD.revision, 1))
 RECORD = ReplicaRecord(order=ORDER, was_ready=True, started_wall_s=5.0)
 
 
@@ -61,3 +65,34 @@ def test_what_is_no_record_is_removed(layout: HomeLayout, content: bytes) -> Non
 def test_a_record_is_small_whatever_its_sample_holds() -> None:
     large = msgspec.structs.replace(RECORD.order, build=a_build(sample=a_sample(b"0" * 2**20)))
     assert len(msgspec.json.encode(msgspec.structs.replace(RECORD, order=large))) < 2000
+
+
+def test_what_a_replica_left_is_read_and_its_scratch_folder_removed(layout: HomeLayout) -> None:
+    layout.prepare()
+    of_one, said = files_of(layout, ORDER), LastWords(problem=Problem(reference="r", message="m"), permanent=True)
+    of_one.scratch.mkdir(parents=True)
+    of_one.last_words.write_bytes(msgspec.json.encode(said))
+    left = read_remains(of_one, Places(str(layout.home)), with_lines=True)
+    assert (left.words, left.in_hand.requests, left.last_lines) == (said, (), ())
+    assert not of_one.scratch.exists()
+    assert read_remains(of_one, Places(str(layout.home)), with_lines=False).words == said, "it may be asked again"
+
+
+def test_words_that_cannot_be_read_are_none(layout: HomeLayout) -> None:
+    layout.prepare()
+    of_one = files_of(layout, ORDER)
+    of_one.last_words.write_bytes(b"{")
+    assert read_remains(of_one, Places(str(layout.home)), with_lines=True).words is None
+
+
+def test_files_of_replicas_that_nobody_knows_are_cleared_away(layout: HomeLayout) -> None:
+    layout.prepare()
+    known, unknown = files_of(layout, ORDER), files_of(layout, OTHER)
+    for one in (known, unknown):
+        one.scratch.mkdir(parents=True)
+        for file in (one.slot, one.last_words, one.in_hand, one.stats):
+            file.touch()
+    clear_away(layout, [known])
+    assert all(file.exists() for file in (known.slot, known.last_words, known.in_hand, known.scratch))
+    assert not any(file.exists() for file in (unknown.slot, unknown.last_words, unknown.in_hand, unknown.scratch))
+    assert unknown.stats.exists(), "what it counted is merged by others"

@@ -1,4 +1,4 @@
-"""Tests of `cortex.agent.replicas`: what lives ask for is done, by a launcher that refuses, dies, or starts `sleep`."""
+"""Tests of `cortex.agent.replicas` and `lives`, with a launcher that refuses, dies, or starts `sleep`."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,9 @@ import pytest
 
 from cortex import processes
 from cortex.agent.files import files_of, read_records
+from cortex.agent.kept import KeptInspections
 from cortex.agent.launchers import ForkRefused, LauncherLost
+from cortex.agent.lives import Lives
 from cortex.agent.provisions import Provided
 from cortex.agent.replicas import Replicas
 from cortex.agent.safekeeping import Safekeeping
@@ -135,18 +137,28 @@ class Bench:
         self.cleared: list[object] = []
         self.provisions = FakeProvisions()
         self.launcher = FakeLauncher(*outcomes)
-        self.replicas = Replicas(
+        launchers, self.safekeeping = FakeLaunchers(self.launcher), Safekeeping(layout)
+        self.lives = Lives(
             settings=settings,
             layout=layout,
             clock=self.clock,
             provisions=self.provisions,
-            launchers=FakeLaunchers(self.launcher),
-            safekeeping=Safekeeping(layout),
+            launchers=launchers,
+            kept=KeptInspections(),
+            safekeeping=self.safekeeping,
             settle_routes=self._settle,
             quiesced=self._quiet,
             abandon=self._abandon,
             end_strays=self._clear,
             on_change=self._changed,
+        )
+        self.replicas = Replicas(
+            settings=settings,
+            layout=layout,
+            clock=self.clock,
+            lives=self.lives,
+            launchers=launchers,
+            safekeeping=self.safekeeping,
         )
 
     async def _settle(self) -> None:
@@ -406,10 +418,10 @@ def test_a_replica_that_dies_is_missed_at_once_and_reported_with_how_it_died(pla
 
 def test_what_a_launcher_says_of_an_end_counts_for_that_process_alone(play):
     async def story(bench):
-        bench.replicas.child_exited(ChildExited(pid=1, replica=REPLICA, attempt=1, code=3, signal=None))
+        bench.lives.child_exited(ChildExited(pid=1, replica=REPLICA, attempt=1, code=3, signal=None))
         process = await bench.serve()
         told = ChildExited(pid=process.pid, replica=REPLICA, attempt=1, code=4, signal=None)
-        bench.replicas.child_exited(told)  # a launcher may be faster than the kernel
+        bench.lives.child_exited(told)  # a launcher may be faster than the kernel
         os.kill(process.pid, signal.SIGKILL)
         return (await bench.exit_of()).code
 
@@ -514,7 +526,7 @@ def test_what_was_ordered_and_never_forked_has_ended_for_the_next_agent(play, se
         await other.replicas.adopt()
         exited = other.report.exit
         await other.close()
-        await other.replicas.safekeeping.stop()
+        await other.safekeeping.stop()
         return exited.text
 
     assert play(story) == "ended while nobody watched"

@@ -675,8 +675,12 @@ class Node:
             self.violated("it is in rotation and should not be")
         if life.phase is Phase.DRAINING and ready is not Readiness.DRAINING:
             self.violated("it drains, and may get requests")
+        if life.closing is not Closing.OPEN and life.phase is Phase.EXITED and life.process is not Process.OVER:
+            self.violated("it has exited, and there may be a process")
         if life.closing is Closing.OPEN and (life.phase is Phase.EXITED) != (life.process is Process.OVER):
             self.violated("its phase says another thing than its process")
+        if life.closing is Closing.OPEN and life.phase is Phase.EXITED and life.alarms.keys() - {Alarm.HOLD}:
+            self.violated("something is waited for of what has exited")
         if life.phase is Phase.EXITED and life.exit is None:
             self.violated("it has exited, and nobody says how")
         if (life.intent is Intent.FORGET) != (life.closing is not Closing.OPEN):
