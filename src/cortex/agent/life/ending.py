@@ -268,13 +268,13 @@ def held(life: Life, now: Now) -> Life:
     """Requests wait for a replacement for a while, then are told that there is none."""
     if not life.was_ready or life.intent is Intent.DRAIN or life.hold is not None:
         return life
-    return alarmed(changed(life, hold=Hold(now.s)), Alarm.HOLD, now.s + now.settings.hold_timeout_s)
+    return alarmed(changed(life, hold=Hold(since_s=now.s)), Alarm.HOLD, now.s + now.settings.hold_timeout_s)
 
 
 def hold_due(life: Life, _now: Now) -> Next:
     if life.hold is None:
         return Next(life)
-    return asking(changed(life, hold=Hold(life.hold.since_s, is_over=True)), Do.ABANDON)
+    return asking(changed(life, hold=Hold(since_s=life.hold.since_s, is_over=True)), Do.ABANDON)
 
 
 def abandoned(life: Life) -> Next:

@@ -114,7 +114,7 @@ class Alarm(Enum):
     """The ingress has not let go of its slot in time."""
 
 
-class Hold(msgspec.Struct, frozen=True):
+class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """Its slot has been ready once, and has nobody to serve it."""
 
     since_s: float

@@ -1,5 +1,6 @@
 """Tests of `cortex.agent.life.ending`: drains, kills, what is said of an end, and how a slot is closed."""
 
+import itertools
 import signal
 
 import pytest
@@ -75,8 +76,8 @@ def test_an_end_that_has_begun_has_not_the_whole_drain(story):
 
 def test_a_kill_is_repeated_until_the_process_is_gone(story):
     story.draining()
-    for _ in range(3):
-        left_to_kill_s(story)
+    times_s = [left_to_kill_s(story) for _ in range(3)]
+    assert [later - earlier for earlier, later in itertools.pairwise(times_s)] == pytest.approx([5.0, 5.0])
     story.tell(events.ProcessGone())
     assert story.life.alarms == {}
 
