@@ -9,7 +9,7 @@ from cortex.agent.life import effects, events
 from cortex.agent.life.effects import Do
 from cortex.agent.life.ending import EXIT_STATUS_WAITS
 from cortex.agent.life.events import Happened
-from cortex.agent.life.state import Closing, Intent, Process
+from cortex.agent.life.state import Alarm, Closing, Intent, Process
 from cortex.errors import Problem
 from cortex.wire.inhand import LeftInHand
 from cortex.wire.launch import ChildExited, Drain
@@ -102,6 +102,22 @@ def test_one_that_was_never_ready_gets_a_signal_at_once_and_2_s(story):
     asked_s = story.clock.monotonic_s()
     assert TERM in story.effects
     assert left_to_kill_s(story) - asked_s == pytest.approx(2.0)
+
+
+def test_one_that_was_never_ready_has_no_more_time_once_it_says_that_it_ends(story):
+    story.running(Phase.WARMING)
+    story.tell(events.DrainAsked(timeout_s=600.0))
+    asked_s = story.clock.monotonic_s()
+    story.says(phase=Phase.DRAINING, ending=True)
+    assert left_to_kill_s(story) - asked_s == pytest.approx(2.0)
+
+
+def test_one_that_says_that_it_ends_before_it_is_told_has_its_time_from_then(story):
+    story.running()
+    story.tell(events.DrainAsked(timeout_s=600.0))
+    story.says(phase=Phase.DRAINING, ending=True)
+    asked_s = story.tell(Happened.QUIETED).alarms[Alarm.KILL] - story.clock.monotonic_s()
+    assert asked_s == pytest.approx(10.0 + 2.0)
 
 
 def test_one_that_is_forked_when_it_was_drained_already_is_ended_then(story):

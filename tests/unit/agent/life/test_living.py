@@ -6,8 +6,8 @@ from cortex.agent.life import effects, events
 from cortex.agent.life.effects import Do
 from cortex.agent.life.events import Happened
 from cortex.agent.life.state import Intent, Line
+from cortex.testing.builders import a_sample
 from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement
-from cortex.wire.build import Sample
 from cortex.wire.launch import Ask, SetBatching
 from cortex.wire.reports import Phase
 
@@ -103,12 +103,12 @@ def test_a_machine_that_slept_over_a_start_has_not_used_up_its_time(story):
 
 
 def test_a_guarding_sample_that_came_too_late_twice_costs_its_replica_and_one_that_only_warns_does_not(story):
-    story.running(Phase.WARMING, sample=Sample(body=b"[]", gate=True, timeout_s=2.0))
+    story.running(Phase.WARMING, sample=a_sample(b"[]", gate=True, timeout_s=2.0))
     story.says(oldest_request_age_s=9.0)
     assert story.check() is None
     story.says(oldest_request_age_s=9.1)
     assert "not answered within 2 s" in story.check().message
-    story.running(Phase.WARMING, sample=Sample(body=b"[]", gate=False, timeout_s=2.0))
+    story.running(Phase.WARMING, sample=a_sample(b"[]", gate=False, timeout_s=2.0))
     story.says(oldest_request_age_s=900.0)
     assert story.check() is None
 
