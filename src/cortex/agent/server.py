@@ -55,7 +55,7 @@ class Ending(Exception):
 
 
 class Service(Protocol):
-    """What the socket's requests are passed on to; `app.Agent` is it."""
+    """What the socket's requests are passed on to; `service.Agent` is it."""
 
     def take_orders(self, orders: Orders) -> AgentReport:
         """Raises StaleEpoch, Ending, and OSError where one could not be carried out: nor were those after it."""

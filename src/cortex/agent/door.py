@@ -1,0 +1,185 @@
+"""The node's ingress as the agent sees it: started, told who is in rotation, and asked what it refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cortex.agent import rotation
+from cortex.agent.life.state import Life
+from cortex.agent.refusals import RefusalLog
+from cortex.errors import CortexError, Problem
+from cortex.ids import ApiKey, ReplicaId
+from cortex.ingress.supervisor import Ingress
+from cortex.settings import HomeLayout, Settings
+from cortex.wire.orders import SetRoute
+from cortex.wire.reports import IngressRefusals, IngressReport
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.2
+
+
+class Door:
+    """
+    Keeps the ingress to what was ordered.
+
+    Args:
+        routes: as ordered.
+        lives: of the node's replicas.
+        refusal_log: where is written what the ingress refused.
+        on_change: called when the ingress is another one, which has to be told everything.
+        on_applied: called when it has other routes than before.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        layout: HomeLayout,
+        ingress: Ingress,
+        routes: Callable[[], tuple[SetRoute, ...]],
+        lives: Callable[[], Mapping[ReplicaId, Life]],
+        refusal_log: RefusalLog,
+        on_change: Callable[[], None],
+        on_applied: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._ingress = ingress
+        self._routes = routes
+        self._lives = lives
+        self._refusal_log = refusal_log
+        self._on_change = on_change
+        self._on_applied = on_applied
+        self._closed = False
+        self._problem: Problem | None = None
+        self._applied: tuple[SetRoute, ...] = ()
+        self._refusals: tuple[IngressRefusals, ...] = ()
+
+    async def start(self) -> None:
+        """What keeps it from being started is reported, and tried again by `keep`."""
+        try:
+            await self._ingress.start()
+            self._problem = None
+        except (CortexError, OSError) as error:
+            self._problem = ingress_problem(error, self._layout.home)
+            log.error("the ingress could not be started: %s", error)
+
+    async def keep(self) -> None:
+        """Start it if that failed."""
+        if self._problem is not None:
+            await self.start()
+            self._on_change()
+
+    async def detach(self) -> None:
+        """Leave it running."""
+        await self._ingress.detach()
+
+    async def close(self, drain_timeout_s: float) -> None:
+        """Take no new connections, finish what there is, and end."""
+        try:
+            await self._ingress.stop(drain_timeout_s)
+        except (CortexError, OSError) as error:
+            log.error("the ingress could not be stopped in order: %s", error)
+        self._closed = True
+
+    def look(self) -> None:
+        self._ingress.look()
+
+    def pids(self) -> frozenset[int]:
+        return self._ingress.pids()
+
+    # ---- who is in rotation -------------------------------------------------------------------------------------
+
+    async def sync(self) -> None:
+        """Bring the ingress to what routes and readiness say now."""
+        routes = self._routes()
+        await self._ingress.apply(rotation.ingress_routes(routes, self._lives(), self._layout))
+        if self._applied != routes:
+            self._applied = routes
+            self._on_applied()
+
+    async def settle(self) -> None:
+        """The same, where nobody minds that it may fail."""
+        try:
+            await self.sync()
+        except (CortexError, OSError) as error:
+            log.info("the ingress does not have the routes yet: %s", error)
+
+    async def quiesced(self, stem: str) -> None:
+        """Take a replica that drains out of the ingress, and wait until no request is there any more."""
+        while not self._closed:
+            try:
+                await self.settle()
+                await self._ingress.quiesced(stem)
+                return
+            except (CortexError, OSError) as error:
+                log.warning("the ingress could not be asked whether %s is quiet: %s", stem, error)
+            await asyncio.sleep(RETRY_S)
+
+    async def abandon(self, stem: str) -> None:
+        """Tell the requests that wait for a replica that nobody will come."""
+        try:
+            await self.settle()
+            await self._ingress.abandon(stem)
+        except (CortexError, OSError) as error:
+            log.warning("requests at %s could not be turned away: %s", stem, error)
+
+    # ---- what is reported ---------------------------------------------------------------------------------------
+
+    async def count_refusals(self) -> None:
+        """Requests that the ingress answered itself are counted with those that replicas answered."""
+        versions = {route.api: route.version for route in self._routes()}
+        refused = await self._ingress.refusals()
+        self._refusal_log.note(refused)
+        self._refusals = tuple(
+            IngressRefusals(
+                instance=found.instance,
+                api=found.api,
+                version=versions[found.api],
+                client_error=found.client_error,
+                server_error=found.server_error,
+            )
+            for found in refused
+            if found.api in versions
+        )
+
+    async def count_refusals_within(self, patience_s: float) -> None:
+        """The same; if it takes longer, what is known already has to do."""
+        with contextlib.suppress(TimeoutError, CortexError, OSError):
+            async with asyncio.timeout(patience_s):
+                await self.count_refusals()
+
+    def pending_routes(self) -> tuple[ApiKey, ...]:
+        """Apis whose route is not in the ingress yet."""
+        return tuple(sorted({route.api for route in set(self._routes()) ^ set(self._applied)}))
+
+    def report(self) -> IngressReport:
+        status = self._ingress.status()
+        return IngressReport(
+            up=status.up,
+            host=self._settings.host,
+            port=self._settings.port,
+            pid=status.pid,
+            restarts=status.restarts,
+            problem=self._problem,
+            refusals=self._refusals,
+        )
+
+
+def ingress_problem(error: CortexError | OSError, home: Path) -> Problem:
+    """Why the ingress does not start, in words: whoever runs Cortex may have to make room."""
+    if isinstance(error, CortexError):
+        return error.problem()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Problem(
+            reference="ingress-failed",
+            message=f"predictions are not listened for, since the disk of {home} is full",
+            hint="free space there: nothing has to be started anew",
+        )
+    return Problem(reference="ingress-failed", message=f"predictions are not listened for: {error}")

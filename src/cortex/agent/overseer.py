@@ -1,0 +1,95 @@
+"""The control plane is started again when it has died, as it starts the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+from collections.abc import Callable
+
+import msgspec
+
+from cortex import processes
+from cortex.agent import beats
+from cortex.clock import Clock
+from cortex.processes import ControlPlaneRecord, ProcessIdentity
+from cortex.settings import HomeLayout, Settings, environment_of
+from cortex.wire.framing import UNREADABLE
+
+log = logging.getLogger(__name__)
+
+
+class Overseer:
+    """
+    Looks after the control plane of this home.
+
+    Args:
+        is_ending: whether nothing is started any more.
+    """
+
+    def __init__(self, *, settings: Settings, layout: HomeLayout, clock: Clock, is_ending: Callable[[], bool]) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._clock = clock
+        self._is_ending = is_ending
+        self._restarts = processes.RestartBudget()
+        self._process: subprocess.Popen[bytes] | None = None
+        """The one that we started last."""
+        self._pidfd: int | None = None
+        """While one runs that we know of."""
+        self._pulse: processes.Pulse | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the one that is a child of ours."""
+        return self._process.pid if self._process is not None else None
+
+    def keep(self) -> None:
+        """Start the control plane again when it has died, unless the environment is meant to be down."""
+        if self._pidfd is not None:
+            if self._pulse is not None:
+                self._pulse.hangs(self._clock.monotonic_s())
+            return
+        if self._process is not None and self._process.poll() is None:
+            return
+        self._process = None
+        if self._layout.down_mark.exists() or self._is_ending():
+            return
+        try:
+            record = msgspec.json.decode(self._layout.controlplane_file.read_bytes(), type=ControlPlaneRecord)
+        except (OSError, *UNREADABLE):
+            return  # it ended in order, or never ran: whoever wants it starts it
+        if self._watch(record):
+            return
+        now_s = self._clock.monotonic_s()
+        if not self._restarts.may_start(now_s):
+            return
+        self._restarts.note_start(now_s)
+        env = {**os.environ, **environment_of(self._settings), "CORTEX_OPERATOR_PORT": str(record.operator_port)}
+        command = processes.module_command("cortex.controlplane", self._layout.home)  # the home for `down`
+        self._process = processes.spawn(command, output=self._layout.logs / "controlplane.out", environ=env)
+        log.warning("the control plane had died; started it again, pid %s", self._process.pid)
+        started = processes.identify(self._process.pid)
+        if started is not None:
+            self._watch(started)
+
+    def _watch(self, identity: ProcessIdentity) -> bool:
+        """Replace it as soon as it ends: until then nothing else that dies is replaced. False: it has ended already."""
+        pidfd = processes.open_pidfd(identity)
+        if pidfd is None:
+            return False
+
+        def ended() -> None:
+            asyncio.get_running_loop().remove_reader(pidfd)
+            os.close(pidfd)
+            self._pidfd = None
+            try:
+                self.keep()
+            except Exception as error:
+                beats.tell(error)
+
+        asyncio.get_running_loop().add_reader(pidfd, ended)
+        self._pidfd = pidfd
+        self._pulse = processes.Pulse(identity, "the control plane")
+        return True

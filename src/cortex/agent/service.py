@@ -1,0 +1,366 @@
+"""
+The agent itself: orders in, reports out, and what it does in between.
+
+What must survive our own death is on disk (`node/`): replicas, launchers, routes, the highest epoch. After a restart
+it is all found again before the first order is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+from functools import partial
+
+from cortex import processes
+from cortex.agent import beats, server
+from cortex.agent.children import Children
+from cortex.agent.cleaning import Cleaning
+from cortex.agent.door import Door
+from cortex.agent.environments import Environments
+from cortex.agent.inspections import Inspections
+from cortex.agent.installer import Tell
+from cortex.agent.logs import LogReader
+from cortex.agent.memory import Memory
+from cortex.agent.overseer import Overseer
+from cortex.agent.replicas import Replicas
+from cortex.agent.strays import Strays
+from cortex.clock import Clock
+from cortex.errors import CortexError
+from cortex.settings import HomeLayout, Settings
+from cortex.wire.agent import InspectBuild, LogLines, PrepareEnvironment, ReadLogs, ResolvePackages
+from cortex.wire.launch import ENDING_S, InspectReport
+from cortex.wire.orders import (
+    DrainReplica,
+    ForgetReplica,
+    Order,
+    Orders,
+    RemoveRoute,
+    SetReplicaBatching,
+    SetRoute,
+    StartReplica,
+)
+from cortex.wire.packages import PackageLock
+from cortex.wire.reports import AgentReport, NodeReport
+
+log = logging.getLogger(__name__)
+
+HOUSEKEEPING_S = 2.0
+"""How soon a keeper or launcher that died is missed. Looks are most of what an idle node does."""
+STRAYS_S = 60.0
+"""How often processes are looked for that a replica left behind; as each replica ends they are, too."""
+LOG_POLL_S = 0.2
+COUNT_PATIENCE_S = 0.15
+"""How long a reader's question is held up by replicas that do not say that they have counted."""
+LOG_CLEANING_S = 300.0
+RAW_OUTPUT_S = 2.0
+"""How often output past Python is looked at: a disk fills quickly."""
+LEFT_OUTPUT_S = 10.0
+"""The same for that of replicas that are gone, whose subprocesses may go on: a whole folder has to be read for it."""
+HOME_GONE_LOOKS = 3
+"""Looks in a row at a home that is not ours any more, until we believe it."""
+DRAIN_WITHOUT_HOME_S = 30.0
+
+
+class Changes:
+    """That something has changed which a report shows, and whether routes may have to be set."""
+
+    def __init__(self) -> None:
+        self.serial = 0
+        self.routes_due = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    def note(self) -> None:
+        self.note_shown()
+        self.routes_due.set()
+
+    def note_shown(self) -> None:
+        """The ingress has nothing to be told of it."""
+        self.serial += 1
+        self._changed.set()
+
+    async def after(self, serial: int) -> None:
+        """Wait while the serial is this one."""
+        while self.serial == serial:
+            self._changed.clear()
+            await self._changed.wait()
+
+
+class Stop:
+    """Whether, and how, the agent was asked to end."""
+
+    def __init__(self) -> None:
+        self._asked: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+    def ask(self, drain_timeout_s: float) -> None:
+        """Negative: end ourselves only and leave everything running."""
+        if not self._asked.done():
+            self._asked.set_result(drain_timeout_s)
+
+    @property
+    def is_asked(self) -> bool:
+        return self._asked.done()
+
+    async def asked(self) -> float:
+        """Wait for it."""
+        return await self._asked
+
+
+class Agent:
+    """Implements `server.Service`."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        layout: HomeLayout,
+        clock: Clock,
+        node: NodeReport,
+        memory: Memory,
+        changes: Changes,
+        stop: Stop,
+        door: Door,
+        environments: Environments,
+        replicas: Replicas,
+        inspections: Inspections,
+        strays: Strays,
+        children: Children,
+        overseer: Overseer,
+        cleaning: Cleaning,
+        lock: int,
+    ) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._clock = clock
+        self._node = node
+        self._memory = memory
+        self._changes = changes
+        self._stop = stop
+        self._door = door
+        self._environments = environments
+        self._replicas = replicas
+        self._inspections = inspections
+        self._strays = strays
+        self._children = children
+        self._overseer = overseer
+        self._cleaning = cleaning
+        self._lock = lock
+        self._agent_id = secrets.token_hex(8)
+        self._started_wall_s = clock.wall_s()
+        self._logs = LogReader(layout.replica_logs)
+        self._listening: asyncio.Server | None = None
+        self._listening_inode = 0
+        self._homeless_looks = 0
+
+    async def run(self) -> None:
+        """Take over what runs, then serve until told to stop."""
+        self._memory.recall()
+        strays = self._environments.adopt()
+        await self._replicas.adopt()
+        await self._strays.end()
+        await self._door.start()
+        every = partial(beats.every, clock=self._clock)
+        health_s = self._settings.health_interval_s
+        launchers, safekeeping = self._replicas.launchers, self._replicas.safekeeping
+        works = (
+            beats.whenever(self._changes.routes_due, self._door.sync, self._clock),
+            every(health_s, self._replicas.check_health),
+            every(health_s, self._door.count_refusals),
+            # One loop each: what takes long for one must not keep the others waiting.
+            every(HOUSEKEEPING_S, self._keep_house),
+            every(HOUSEKEEPING_S, self._door.keep),
+            every(HOUSEKEEPING_S, safekeeping.keep),
+            every(HOUSEKEEPING_S, lambda: launchers.keep(self._replicas.launcher_keys())),
+            every(STRAYS_S, self._strays.end),
+            every(LOG_CLEANING_S, self._cleaning.clean),
+            every(RAW_OUTPUT_S, self._cleaning.bound_raw_output),
+            every(LEFT_OUTPUT_S, self._cleaning.bound_left_output),
+            self._prestart(),
+            self._environments.clear_away(strays),
+        )
+        background = [asyncio.ensure_future(work) for work in works]
+        self._changes.routes_due.set()
+        await self._listen()
+        log.info("agent %s ready, %s replicas adopted", self._agent_id, len(self._replicas.reports()))
+        drain_timeout_s = await self._stop.asked()
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        if drain_timeout_s < 0:
+            log.info("the agent ends; what it looks after goes on")
+            await self._door.detach()
+            await self._environments.close()
+        else:
+            await self._stop_everything(drain_timeout_s)
+        if self._listening is not None:
+            self._listening.close()
+
+    # ---- server.Service -----------------------------------------------------------------------------------------
+
+    def take_orders(self, orders: Orders) -> AgentReport:
+        self._refuse_while_ending()
+        if orders.epoch < self._memory.epoch:
+            raise server.StaleEpoch(f"orders of epoch {orders.epoch}, but epoch {self._memory.epoch} is in charge")
+        self._memory.epoch = orders.epoch
+        try:
+            # One that fails ends the batch: what comes later may take away what it was to replace.
+            for order in orders.orders:
+                self._take(order)
+        finally:
+            self._memory.write()
+        return self.report()
+
+    def _take(self, order: Order) -> None:
+        match order:
+            case StartReplica():
+                self._replicas.start(order)
+            case SetReplicaBatching(replica=replica, batches=batches):
+                self._replicas.set_batching(replica, batches)
+            case DrainReplica(replica=replica, timeout_s=timeout_s):
+                self._replicas.drain(replica, timeout_s)
+            case ForgetReplica(replica=replica):
+                self._replicas.forget(replica)
+            case SetRoute():
+                self._memory.set_route(order)
+                self._changes.note()
+            case RemoveRoute(api=api):
+                self._memory.remove_route(api)
+                self._changes.note()
+
+    async def observe(self, agent: str, serial: int, timeout_s: float) -> AgentReport:
+        if agent == self._agent_id:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._changes.after(serial)
+        return self.report()
+
+    async def inspect(self, request: InspectBuild) -> InspectReport:
+        self._refuse_while_ending()
+        return await self._inspections.inspect(request)
+
+    async def resolve_packages(self, request: ResolvePackages, tell: Tell) -> PackageLock:
+        self._refuse_while_ending()
+        return await self._environments.resolve(request, tell)
+
+    async def prepare_environment(self, request: PrepareEnvironment, tell: Tell) -> None:
+        self._refuse_while_ending()
+        await self._environments.ensure(request.environment, request.runtime, project=request.project, tell=tell)
+
+    async def sweep_environments(self, in_use: tuple[str, ...]) -> tuple[str, ...]:
+        return await self._environments.sweep({*in_use, *self._replicas.environments()})
+
+    async def read_logs(self, request: ReadLogs) -> LogLines:
+        deadline_s = self._clock.monotonic_s() + request.wait_s
+        while True:
+            lines = await asyncio.to_thread(self._logs.read, request)
+            if lines.lines or lines.more or not request.cursor or self._clock.monotonic_s() >= deadline_s:
+                return lines
+            await asyncio.sleep(LOG_POLL_S)
+
+    async def count_now(self) -> AgentReport:
+        await asyncio.gather(
+            self._replicas.count_now(COUNT_PATIENCE_S), self._door.count_refusals_within(COUNT_PATIENCE_S)
+        )
+        return self.report()
+
+    def stop(self, drain_timeout_s: float) -> None:
+        self._stop.ask(drain_timeout_s)
+
+    def _refuse_while_ending(self) -> None:
+        if self._stop.is_asked:
+            raise server.Ending
+
+    # ---- reports ------------------------------------------------------------------------------------------------
+
+    def report(self) -> AgentReport:
+        return AgentReport(
+            node=self._node,
+            serial=self._changes.serial,
+            agent=self._agent_id,
+            epoch=self._memory.epoch,
+            pid=os.getpid(),
+            started_wall_s=self._started_wall_s,
+            replicas=self._replicas.reports(),
+            routes=self._memory.routes,
+            pending_routes=self._door.pending_routes(),
+            ingress=self._door.report(),
+        )
+
+    # ---- background ---------------------------------------------------------------------------------------------
+
+    async def _keep_house(self) -> None:
+        self._overseer.keep()
+        self._door.look()
+        self._children.reap_strangers()
+        self._memory.write_again()
+        if self._is_at_home():
+            await self._keep_listening()
+
+    async def _prestart(self) -> None:
+        """Have a launcher ready before the first deploy asks for one."""
+        with contextlib.suppress(CortexError, OSError):
+            await self._replicas.launchers.get("onnx", {}).connection()
+
+    async def _listen(self) -> None:
+        self._listening = await server.serve(self._layout.agent_socket, self)
+        self._listening_inode = self._layout.agent_socket.stat().st_ino
+
+    async def _keep_listening(self) -> None:
+        """Without the file of our socket nobody would ever find us."""
+        try:
+            if self._layout.agent_socket.stat().st_ino == self._listening_inode:
+                return
+        except FileNotFoundError:
+            pass
+        log.error("the file of our socket was removed: made again")
+        self._layout.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._listening is not None:
+            self._listening.close()
+        await self._listen()
+
+    def _is_at_home(self) -> bool:
+        """A home that was removed, or replaced by another one, has nobody who would ever end what runs for it."""
+        if processes.is_same_file(self._lock, self._layout.agent_lock):
+            self._homeless_looks = 0
+            return True
+        self._homeless_looks += 1
+        if self._homeless_looks >= HOME_GONE_LOOKS:
+            log.error("the home %s is gone: everything ends", self._layout.home)
+            self.stop(DRAIN_WITHOUT_HOME_S)
+        return False
+
+    # ---- stopping -----------------------------------------------------------------------------------------------
+
+    async def _stop_everything(self, drain_timeout_s: float) -> None:
+        """
+        Stop the node: 1. ingress takes no new connections and finishes what it has; 2. replicas drain, in the time
+        that is left; 3. launchers and keeper end, with whatever became our child; 4. sockets and records go.
+        """
+        log.info("stopping everything")
+        await self._environments.close()
+        deadline_s = self._clock.monotonic_s() + drain_timeout_s
+        await self._door.close(drain_timeout_s)
+        for replica in self._replicas.lives:
+            self._replicas.drain(replica, max(1.0, deadline_s - self._clock.monotonic_s()))
+        deadline_s = max(deadline_s, self._clock.monotonic_s() + 1.0) + ENDING_S + 3.0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s - self._clock.monotonic_s()):
+                await self._replicas.exited()
+        for replica in self._replicas.lives:
+            self._replicas.forget(replica)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5.0):
+                await self._replicas.closed()
+        self._inspections.kept.end()
+        await self._replicas.launchers.stop()
+        await self._replicas.safekeeping.stop()
+        self._children.end()
+        self._memory.clear_routes()
+        self._memory.write()
+        for pattern in ("r-*.sock", "c-*.sock", "l-*.sock", "*.sock.tmp"):
+            for left in self._layout.sockets.glob(pattern):
+                left.unlink(missing_ok=True)
+        self._layout.agent_socket.unlink(missing_ok=True)
+        self._layout.agent_file.unlink(missing_ok=True)
