@@ -112,6 +112,9 @@ def _marks(wanted: WantedApi, decision: Decision) -> Iterator[Action]:
     goal = decision.goal
     if goal is None or goal.revision != wanted.build.revision:
         return
+    serves = wanted.serving is not None and wanted.serving.revision == goal.revision
+    if serves and wanted.live_wall_s is not None:
+        return
     ready = sum(slot.ready and not slot.lost for slot in decision.stay if decision.is_new(slot))
     alone = all(decision.is_new(slot) for slot in decision.stay)
     as_full_as_can_be = (
@@ -121,7 +124,7 @@ def _marks(wanted: WantedApi, decision: Decision) -> Iterator[Action]:
     enough = min(wanted.rollout_replicas, wanted.replicas)
     if wanted.live_wall_s is None and (ready >= enough or as_full_as_can_be):
         yield MarkLive(api=wanted.api, revision=goal.revision)
-    elif ready and alone and (wanted.serving is None or wanted.serving.revision != goal.revision):
+    elif ready and alone and not serves:
         yield MarkServing(api=wanted.api, revision=goal.revision)
 
 

@@ -33,12 +33,14 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     case: Case
     record: RunRecord | None
     """Of the wanted build."""
+    of_build: tuple[Slot, ...]
+    """Of the wanted build."""
     own: tuple[Slot, ...]
-    """Of the wanted build, without the lost."""
+    """Of these, without the lost."""
     failed: tuple[Slot, ...]
-    """Of these: ended, and not because we asked."""
+    """Of the latter: ended, and not because we asked."""
     placing: tuple[Slot, ...]
-    """Of these: waiting for room."""
+    """Of the latter: waiting for room."""
     ready: int
     """Of any build."""
     up_to_date: int
@@ -83,13 +85,15 @@ def facts_of(case: Case, rules: Rules) -> Facts:
     """Count what there is of an api."""
     slots, wait_left_s = case.seen.slots, case.runs.wait_left_s
     revision = case.wanted.build.revision
-    own = tuple(slot for slot in slots if of_revision(slot, revision) and not slot.lost)
+    of_build = tuple(slot for slot in slots if of_revision(slot, revision))
+    own = tuple(slot for slot in of_build if not slot.lost)
     failed = tuple(slot for slot in own if slot.state is SlotState.EXITED and not slot.drained)
     returning = sum(_returns(slot, wait_left_s, rules) for slot in own)
     record = case.runs.of(case.wanted.build)
     return Facts(
         case=case,
         record=record,
+        of_build=of_build,
         own=own,
         failed=failed,
         placing=tuple(slot for slot in own if slot.placing),
@@ -97,7 +101,7 @@ def facts_of(case: Case, rules: Rules) -> Facts:
         up_to_date=sum(slot.ready for slot in own),
         returning=returning,
         answering=sum(slot.ready and slot.routed for slot in own) + returning,
-        older=sum(slot.ready and slot.routed and not of_revision(slot, revision) for slot in slots),
+        older=sum(slot.ready and slot.routed for slot in slots) - sum(slot.ready and slot.routed for slot in of_build),
         ends=wording.ends(failed, record, wait_left_s) if record is not None else None,
     )
 

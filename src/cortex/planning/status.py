@@ -26,7 +26,7 @@ from cortex.planning import wording
 from cortex.planning.assessment import Assessment
 from cortex.planning.batching import Decision, Known
 from cortex.planning.model import LeaseState, RunRecord, Snapshot, WantedApi
-from cortex.planning.slots import SeenApi, Slot, SlotState, of_revision
+from cortex.planning.slots import SeenApi, Slot, SlotState
 from cortex.planning.standing import Facts, Standing, facts_of, standing_of
 from cortex.wire.operator import ApiStatus, Batching, Ends, ReplicaCounts, Status, Waits, rfc3339
 from cortex.wire.reports import ReplicaReport
@@ -50,8 +50,9 @@ def _wanted(facts: Facts, known: Known, remarks: Sequence[str], closed: Problem 
     wanted, record = facts.wanted, facts.record
     found = standing_of(facts)
     is_live = found.status is Status.LIVE
-    batching = _batching_decision(wanted, facts.case.seen, known)
-    sample_problem = _sample_problem(wanted, facts.case.seen)
+    reports = [slot.report for slot in facts.of_build if slot.report is not None]
+    batching = _batching_decision(wanted, reports, known)
+    sample_problem = _sample_problem(reports)
     notes = (
         *_rollout_notes(facts, found),
         *(() if sample_problem is None else (sample_problem.message,)),
@@ -153,23 +154,19 @@ def _shared_cpu(seen: Snapshot) -> dict[NodeId, str]:
 # ---- what replicas say -----------------------------------------------------------------------------------------------
 
 
-def _reports(wanted: WantedApi, of_api: SeenApi) -> list[ReplicaReport]:
-    """Of replicas of the wanted build."""
-    return [
-        slot.report for slot in of_api.slots if slot.report is not None and of_revision(slot, wanted.build.revision)
-    ]
-
-
-def _sample_problem(wanted: WantedApi, of_api: SeenApi) -> Problem | None:
+def _sample_problem(reports: Sequence[ReplicaReport]) -> Problem | None:
     """What replicas found wrong with a sample that guards nothing."""
-    warnings = (warning for report in _reports(wanted, of_api) for warning in report.warnings)
-    return next((warning for warning in warnings if warning.reference in _OF_SAMPLES), None)
+    for report in reports:
+        for warning in report.warnings:
+            if warning.reference in _OF_SAMPLES:
+                return warning
+    return None
 
 
-def _batching_decision(wanted: WantedApi, of_api: SeenApi, known: Known) -> Decision:
+def _batching_decision(wanted: WantedApi, reports: Sequence[ReplicaReport], known: Known) -> Decision:
     """What replicas do about batches; where that differs, because their runtimes do, what ends it."""
-    says = [report.batching for report in _reports(wanted, of_api) if report.batching is not None]
-    runtimes = sorted({state.runtime for state in says if state.runtime}) or [""]
+    says = {report.batching.runtime for report in reports if report.batching is not None}
+    runtimes = sorted(says - {""}) or [""]
     decisions = [known.decision(wanted.build, runtime) for runtime in runtimes]
     return min(decisions, key=lambda decision: (decision.disagreement is None, decision.order.batches))
 
