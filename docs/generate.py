@@ -53,7 +53,11 @@ PREDICTION: Mapping[str, tuple[str, str, str]] = {
     "malformed-body": ("400", "The body is not what its content type says.", "See the message."),
     "malformed-request": ("400", "What arrived is no HTTP request.", "Use an HTTP client."),
     "bad-request": ("400", "Not valid HTTP, or the body broke off.", "Use an HTTP client; send the whole body."),
-    "not-found": ("404", "Nothing is deployed at this path. Paths match as a whole.", "`cortex get` shows endpoints."),
+    "not-found": (
+        "404",
+        "Nothing is deployed at this path. Paths match as a whole, but for `/v2` below an endpoint.",
+        "`cortex get` shows endpoints.",
+    ),
     "method-not-allowed": ("405", "Another method than GET, HEAD, POST and OPTIONS.", "POST a sample."),
     "request-timeout": ("408", "The request did not arrive in time.", "Send faster, or smaller bodies."),
     "body-too-large": (

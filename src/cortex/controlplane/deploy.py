@@ -102,7 +102,7 @@ class Deployer:
             DeployLeft: nothing was changed either.
         """
         deployment = DeploymentName(name)
-        specs = _validated(request.apis)
+        specs = _validated(deployment, request.apis)
         self._guard_folder(deployment, request, self._known(deployment))
         with self._store.pin() as pin:
             left = left or threading.Event()
@@ -288,7 +288,7 @@ def _with_models(request: DeployRequest, fetched: Mapping[int, Fetched]) -> Depl
     return msgspec.structs.replace(request, apis=apis)
 
 
-def _validated(uploads: Sequence[ApiUpload]) -> list[ApiSpec]:
+def _validated(deployment: DeploymentName, uploads: Sequence[ApiUpload]) -> list[ApiSpec]:
     """The specs of a request, checked again: a client is not trusted to have done it."""
     specs, problems = [], []
     names: set[str] = set()
@@ -310,6 +310,12 @@ def _validated(uploads: Sequence[ApiUpload]) -> list[ApiSpec]:
             )
         names.add(spec.name)
         specs.append(spec)
+    if not problems:
+        try:
+            ProjectSpec(deployment=deployment, apis=tuple(specs))
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                problems.append(Problem(reference=detail["type"], message=detail["msg"]))
     if problems:
         raise Problems(problems)
     return specs

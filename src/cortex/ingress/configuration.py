@@ -353,6 +353,8 @@ defaults base
 def _frontend(configuration: WorkerConfiguration) -> str:
     binds = "".join(f"    bind {bind} proto h1\n" for bind in configuration.binds)
     map_file = quoted(configuration.map_file)
+    # Below an endpoint only the Open Inference Protocol is found: `/sklearn/v2/…`, `/iris/sklearn/v2/…`.
+    below_api, below_both = (f"{{ path_reg ^(/[^/]+){{{names}}}/v2(/|$) }}" for names in (1, 2))
     bulk = ""
     if configuration.tier is Tier.DOOR and Tier.BULK in configuration.limits.tiers:
         # A chunked body has no length to judge by: bulk reads until it ends or its buffer is full.
@@ -370,6 +372,8 @@ frontend {FRONTEND} from base
     http-request set-header x-request-id %[var(txn.id)]
     http-request set-var(txn.route) path,map({map_file})
     http-request set-var(txn.route) path,regsub(/$,),map({map_file}) if !{{ var(txn.route) -m found }} {{ path_end / }}
+    http-request set-var(txn.route) path,field(1,/,2),map({map_file}) if !{{ var(txn.route) -m found }} {below_api}
+    http-request set-var(txn.route) path,field(1,/,3),map({map_file}) if !{{ var(txn.route) -m found }} {below_both}
     http-request return {_error(404, "not-found", "nothing is deployed at this path")} if !{{ var(txn.route) -m found }}
 {bulk}\
     use_backend %[var(txn.route),field(1,|)]

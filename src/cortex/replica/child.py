@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import uvloop
 
 from cortex.errors import Problem
-from cortex.ids import short, split_api_key
+from cortex.ids import route_path, short, split_api_key
 from cortex.replica.backends import base
 from cortex.replica.handler import offspring
 from cortex.replica.handler.background import Background
@@ -42,7 +42,9 @@ from cortex.replica.process import isolation
 from cortex.replica.process.condition import Condition
 from cortex.replica.process.control import Control
 from cortex.replica.process.surroundings import Surroundings, settle
+from cortex.replica.protocols import open_inference
 from cortex.replica.protocols.cortex import CortexProtocol
+from cortex.replica.protocols.open_inference import OpenInference
 from cortex.replica.transport.rehearsal import Rehearsal
 from cortex.replica.transport.server import Server
 from cortex.replica.transport.service import Service
@@ -311,7 +313,17 @@ class _Replica:
         )
         service = make_service(
             protocol=protocol,
-            below={},
+            below={
+                open_inference.PATH: OpenInference(
+                    endpoint=route_path(spec.api),
+                    name=split_api_key(spec.api)[1],
+                    version=short(spec.version),
+                    platform=open_inference.PLATFORMS.get(spec.runtime, spec.runtime),
+                    signature=backend.signature,
+                    takes_bytes=backend.takes_bytes,
+                    has_hooks=pipeline.has_hooks,
+                )
+            },
             condition=condition,
             counters=self._counters,
             tracker=tracker,

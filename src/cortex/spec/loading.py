@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from cortex.errors import Problem, Problems
 from cortex.ids import DEFAULT_DEPLOYMENT, DeploymentName
+from cortex.spec import rules
 from cortex.spec.document import Document, Flaw, MapNode, ScalarNode, UnreadableError, parse, spelled
 from cortex.spec.explanation import explain
 from cortex.spec.indentation import mended
@@ -112,7 +113,7 @@ class _Reading:
         self._data = self._document.value(_is_kept_as_written)
         specs = [self._spec(number, kind) for number, kind in enumerate(kinds)]
         self._check_deployments([number for number, kind in enumerate(kinds) if kind == "deployment"])
-        self._check_names([number for number, kind in enumerate(kinds) if kind == "api"])
+        self._check_names([number for number, kind in enumerate(kinds) if kind == "api"], "deployment" not in kinds)
         if self._found:
             raise _sorted(self._found, self._file)
         apis = {number: spec for number, spec in enumerate(specs) if isinstance(spec, ApiSpec)}
@@ -243,7 +244,7 @@ class _Reading:
             message = f"a file has at most one deployment; the first is at line {line}"
             self._add("several-deployments", message, (number,), "keep one file to one deployment")
 
-    def _check_names(self, numbers: list[int]) -> None:
+    def _check_names(self, numbers: list[int], in_default: bool) -> None:
         first: dict[str, int] = {}
         for number in numbers:
             name = self._data[number].get("name")
@@ -252,6 +253,9 @@ class _Reading:
                 here, _ = self._document.locate((number, "name"))
                 message = f"two apis are named {quoted(name)}: at line {line} and at line {here}"
                 self._add("duplicate-name", message, (number, "name"), "rename one of them")
+            reserved = rules.reserved_api_name(str(name), in_default=in_default)
+            if reserved is not None:
+                self._add(reserved.type, reserved.message(), (number, "name"), (reserved.context or {})["hint"])
 
 
 def _is_like_an_api(resource: Mapping[Any, Any]) -> bool:

@@ -42,6 +42,7 @@ ModelType = Literal["classification", "regression"]
 _COUNT = {"type": "integer", "minimum": 1, "maximum": rules.MAX_COUNT}
 _TEXT = {"type": "string", "minLength": 1, "maxLength": rules.MAX_TEXT_CHARACTERS}
 _NAME = {"type": "string", "pattern": rules.NAME_PATTERN, "maxLength": rules.MAX_NAME_CHARACTERS}
+_DEPLOYMENT = {**_NAME, "not": {"enum": list(rules.PROBE_NAMES)}}
 _QUANTITY = {
     "type": ["string", "number"],
     "pattern": rf"^\+?(?=[0-9.]*[1-9])({QUANTITY_PATTERN})$",
@@ -286,7 +287,7 @@ class ApiSpec(_Block):
 class DeploymentSpec(_Block):
     """One `kind: deployment`: the name of a group of apis."""
 
-    name: Annotated[DeploymentName, PlainValidator(rules.check_name), WithJsonSchema(_NAME)] = Field(
+    name: Annotated[DeploymentName, PlainValidator(rules.check_deployment_name), WithJsonSchema(_DEPLOYMENT)] = Field(
         description="Name of the group of apis: lower-case letters, digits and dashes, at most 42 characters."
     )
 
@@ -294,7 +295,7 @@ class DeploymentSpec(_Block):
 class ProjectSpec(_Block):
     """A whole cortex.yaml."""
 
-    deployment: Annotated[DeploymentName, PlainValidator(rules.check_name)] = Field(
+    deployment: Annotated[DeploymentName, PlainValidator(rules.check_deployment_name)] = Field(
         default=DEFAULT_DEPLOYMENT, description="Name of the deployment."
     )
     apis: tuple[ApiSpec, ...] = Field(default=(), description="Its apis, in the order of the file.")
@@ -313,6 +314,11 @@ class ProjectSpec(_Block):
             for number, api in enumerate(self.apis)
             if first[api.name] != number
         ]
+        in_default = self.deployment == DEFAULT_DEPLOYMENT
+        for number, api in enumerate(self.apis):
+            reserved = rules.reserved_api_name(api.name, in_default=in_default)
+            if reserved is not None:
+                errors.append(InitErrorDetails(type=reserved, loc=("apis", number, "name"), input=api.name))
         if errors:
             raise ValidationError.from_exception_data("ProjectSpec", errors)
         return self

@@ -34,6 +34,7 @@ REFERENCES: Mapping[str, str] = {
     "out-of-range": "A number is too small or too large.",
     "replica-bounds": "min_replicas ≤ init_replicas ≤ max_replicas does not hold.",
     "reserved-env-name": "An environment variable that Cortex sets itself.",
+    "reserved-name": "An api or deployment has a name whose path belongs to something else.",
     "several-deployments": "More than one `kind: deployment` in a file.",
     "several-documents": "More than one YAML document in a file.",
     "signature-key-with-onnx": "`tf_signature_key` with an ONNX model.",

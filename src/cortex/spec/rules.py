@@ -21,6 +21,10 @@ from cortex.spec.quantities import Cpu, Duration, DurationError, QuantityError, 
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 MAX_NAME_CHARACTERS = 42
+PROBE_NAMES = ("healthz", "readyz")
+"""First names of paths that are the ingress's own."""
+BELOW_ENDPOINTS = ("v2",)
+"""Names below an endpoint that are a protocol's: at `/iris/v2` it speaks to the api `iris` of deployment `default`."""
 SECRET_NAME_PATTERN = r"^[A-Za-z0-9_][-._A-Za-z0-9]*$"
 OTHER_SOURCES = (".ipynb", ".pyc", ".pyi", ".pyx", ".js", ".ts", ".r", ".sh", ".txt", ".json", ".yaml", ".yml", ".md")
 """Endings of files: `handler.js` is none of a module's names, as `handlers.iris` is."""
@@ -159,6 +163,27 @@ def check_name(value: object) -> str:
         rule = "lower-case letters, digits and dashes, starts with a letter and does not end in a dash"
         raise refusal("bad-name", f"{quoted(name)} is not a name: a name has {rule}", hint=hint)
     return name
+
+
+def check_deployment_name(value: object) -> str:
+    """The name of a deployment, below which its apis are found."""
+    name = check_name(value)
+    if name in PROBE_NAMES:
+        raise _reserved(name, "deployment")
+    return name
+
+
+def reserved_api_name(name: str, *, in_default: bool) -> PydanticCustomError | None:
+    """Why an api may not have a name; None if it may. Those of deployment `default` have paths of one name."""
+    taken = PROBE_NAMES if in_default else BELOW_ENDPOINTS
+    return _reserved(name, "api") if name in taken else None
+
+
+def _reserved(name: str, kind: str) -> PydanticCustomError:
+    path = f"/{name}" if name in PROBE_NAMES else f"<endpoint>/{name}"
+    owner = "the ingress itself" if name in PROBE_NAMES else "the Open Inference Protocol"
+    message = f"no {kind} can be named {quoted(name)} here: {path} belongs to {owner}"
+    return refusal("reserved-name", message, hint=f'choose another name, such as "{name}-{kind}"')
 
 
 def suggest_name(text: str) -> str | None:

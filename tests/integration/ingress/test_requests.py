@@ -36,6 +36,9 @@ def test_only_the_exact_path_reaches_an_api(run):
         assert await served_by("/iris/a?debug=true") == "a"
         assert await served_by("/iris/a/?x=/iris/ab") == "a"
         assert await served_by("/solo") == "c"
+        for below in ("/v2", "/v2/", "/v2/models/a/infer", "/v2/v2", "/v2?x=/iris/ab"):
+            assert await served_by(f"/iris/a{below}") == "a", below
+            assert await served_by(f"/solo{below}") == "c", below
         unknown = (
             "/",
             "/iris",
@@ -46,9 +49,42 @@ def test_only_the_exact_path_reaches_an_api(run):
             "/IRIS/a",
             "//iris/a",
             "/default/solo",
+            "/iris/a/v2x",
+            "/iris/a/v2.1/health",
+            "/iris/a/v1/v2",
+            "/iris/ab/c/v2",
+            "/iris/v2",
+            "/iris/v2/health/live",
+            "/v2",
+            "/v2/health/live",
+            "//v2",
+            "/iris/a/%76%32",
         )
         for target in unknown:
             assert await served_by(target) == 404, target
+
+    run(scenario)
+
+
+def test_names_like_the_protocols_do_not_hide_each_other(run):
+    async def scenario(world):
+        a, b, c, d = (world.backend(name) for name in "abcd")
+        await world.started(
+            world.route("default/v2", a),
+            world.route("v2/x", b),
+            world.route("default/iris", c),
+            world.route("iris/a", d),
+        )
+        for target, server in (
+            ("/v2", "a"),
+            ("/v2/v2", "a"),
+            ("/v2/v2/models/v2", "a"),
+            ("/v2/x", "b"),
+            ("/v2/x/v2/health/live", "b"),
+            ("/iris/v2/models/iris", "c"),
+            ("/iris/a/v2/models/a", "d"),
+        ):
+            assert (await world.ask("POST", target)).json()["server"] == server, target
 
     run(scenario)
 

@@ -543,6 +543,11 @@ def test_a_specification_is_not_believed_because_a_client_sent_it(world):
     assert {problem.subject for problem in found} == {"api at index 0", "api at index 1"}
 
 
+def test_names_of_paths_that_are_taken_are_refused(world):
+    (problem,) = world.problems(world.api("v2"))
+    assert problem.reference == "reserved-name"
+
+
 def test_two_apis_of_one_name_are_refused(world):
     (problem,) = world.problems(world.api(), world.api(model="other"))
     assert (problem.reference, problem.path) == ("duplicate-name", ("apis", 1))

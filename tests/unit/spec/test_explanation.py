@@ -38,6 +38,14 @@ def test_a_project_that_came_by_http_is_explained_like_a_file():
         ({"apis": [5]}, "wrong-type", "api at index 0", "expected a mapping, found the number 5"),
         ({"apis": [{"model": "m"}]}, "missing-field", "api at index 0: name", '"name" is missing'),
         ({"apis": [IRIS, IRIS]}, "duplicate-name", 'api "iris": name', 'two apis are named "iris"'),
+        ({"deployment": "healthz"}, "reserved-name", "deployment", 'no deployment can be named "healthz"'),
+        ({"apis": [IRIS | {"name": "readyz"}]}, "reserved-name", 'api "readyz": name', 'no api can be named "readyz"'),
+        (
+            {"deployment": "a", "apis": [IRIS | {"name": "v2"}]},
+            "reserved-name",
+            'api "v2": name',
+            'no api can be named "v2" here: <endpoint>/v2 belongs to the Open Inference Protocol',
+        ),
         ([], "wrong-type", "", "expected a mapping, found a list"),
         ({"apis": [IRIS | {"cpu": 1}]}, "misplaced-field", 'api "iris": cpu', '"cpu" is not a field of an api'),
         (

@@ -1505,6 +1505,46 @@ CASES = [
         """,
     ),
     Case(
+        "names of paths that are taken",
+        """
+        - kind: deployment
+          name: readyz
+        - kind: api
+          name: v2
+          model: iris.onnx
+        - kind: api
+          name: healthz
+          model: iris.onnx
+        """,
+        """
+        error: reserved-name
+          cortex.yaml:2:3   deployment "readyz": name
+          no deployment can be named "readyz" here: /readyz belongs to the ingress itself
+          hint: choose another name, such as "readyz-deployment"
+        error: reserved-name
+          cortex.yaml:4:3   api "v2": name
+          no api can be named "v2" here: <endpoint>/v2 belongs to the Open Inference Protocol
+          hint: choose another name, such as "v2-api"
+        """,
+    ),
+    Case(
+        "names of paths that are taken without a deployment",
+        """
+        - kind: api
+          name: v2
+          model: iris.onnx
+        - kind: api
+          name: healthz
+          model: iris.onnx
+        """,
+        """
+        error: reserved-name
+          cortex.yaml:5:3   api "healthz": name
+          no api can be named "healthz" here: /healthz belongs to the ingress itself
+          hint: choose another name, such as "healthz-api"
+        """,
+    ),
+    Case(
         "an empty resource",
         """
         - kind: api

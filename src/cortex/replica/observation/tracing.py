@@ -104,12 +104,13 @@ class Tracing:
             return
         origin = call.origin()
         parent = propagate.extract(origin.carried)
+        route = self._route + origin.below
         started_ns = time.time_ns() - int((perf_counter() - call.started_s) * 1e9)
         span = self._tracer.start_span(
-            f"POST {self._route}",
+            f"POST {route}",
             parent,
             SpanKind.SERVER,
-            {"http.route": self._route, **origin.attributes, "cortex.request_id": call.id},
+            {"http.route": route, **origin.attributes, "cortex.request_id": call.id},
             start_time=started_ns,
         )
         call.span = Request(span, trace.set_span_in_context(span, parent))

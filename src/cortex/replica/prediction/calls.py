@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 class Origin(NamedTuple):
     """What a trace tells of where a call came from."""
 
+    below: str
+    """Where below the api's route."""
     attributes: Mapping[str, str]
     carried: Mapping[str, str]
     """What came along with it, among which may be the caller's own trace."""
@@ -27,11 +29,11 @@ class RequestProtocol(Protocol):
     """
 
     takes_tensors: bool
-    """Whether `read` returns the model's inputs, rather than a sample, and `write` takes the model's outputs."""
+    """Whether `read` returns the model's inputs by name, rather than a sample, and `write` takes its outputs."""
 
     def read(self, call: Any) -> Any:
         """
-        Return the sample that a call carries; or, if it `takes_tensors`, the feeds.
+        Return the sample that a call carries.
 
         Raises:
             Exception: for the caller; `refuse` of the same protocol knows it.
@@ -48,7 +50,7 @@ class RequestProtocol(Protocol):
 
     def write(self, call: Any, result: Any) -> Any:
         """
-        Return the answer for a result; or, if it `takes_tensors`, for the model's outputs. The desk knows its form.
+        Return the answer for a result; if it `takes_tensors`, for the model's outputs. The desk knows its form.
 
         Raises:
             Exception: it has no form that can be sent.
@@ -95,7 +97,7 @@ class Call:
 
     def origin(self) -> Origin:
         """For traces."""
-        return Origin({}, {})
+        return Origin("", {}, {})
 
 
 class Desk(Protocol):

@@ -1,6 +1,6 @@
 """
-The middle of a prediction: sample to `pre_inference` to tensors, the model's outputs to `post_inference`. Or tensors
-straight in and outputs straight out, for a protocol of such calls and a model without hooks.
+The middle of a prediction: sample to `pre_inference` to tensors, the model's outputs to `post_inference`. For a
+protocol of tensors and a model without hooks: tensors in, and the model's outputs as they are.
 
 Knows what happens in which order, not where and when: that is a predictor's business.
 """
@@ -119,8 +119,6 @@ class Pipeline:
 
     def _plainly(self, call: Call, sample: Any) -> Feeds:
         """A sample as the model's input, without a hook in between. Raises InputMismatch."""
-        if call.protocol.takes_tensors:
-            return sample  # type: ignore[no-any-return]
         try:
             return self._convert(sample)
         except InputMismatch:

@@ -13,7 +13,7 @@ from cortex.replica.prediction.pipeline import ModelFailed
 from cortex.replica.protocols.codec import BadBody, BodyTooLarge, UnsupportedContentType, UnsupportedEncoding
 from cortex.replica.protocols.results import Unserialisable
 from cortex.replica.tensors.mismatch import InputMismatch
-from cortex.replica.transport.http import HeadTooLarge, MalformedRequest, MethodNotAllowed, RequestStalled
+from cortex.replica.transport.http import HeadTooLarge, MalformedRequest, MethodNotAllowed, NotFound, RequestStalled
 
 RETRY_AFTER_S = 1
 
@@ -27,6 +27,7 @@ STATUS: tuple[tuple[type[BaseException], int, str], ...] = (
     (MalformedRequest, 400, "malformed-request"),
     (HeadTooLarge, 431, "head-too-large"),
     (RequestStalled, 408, "request-timeout"),
+    (NotFound, 404, "not-found"),
     (MethodNotAllowed, 405, "method-not-allowed"),
     (OutOfTime, 504, "timeout"),
     (Overloaded, 503, "overloaded"),

@@ -71,6 +71,10 @@ class Exchange(Call):
     max_body_bytes = 0
     close = False
     """The connection ends after this answer."""
+    below = ""
+    """Where below the endpoint it was sent to, without what differs from one api to another."""
+    asked: Any = None
+    """What its protocol has read of it besides the sample."""
     refusal: Exception | None = None
     """Why the request is answered without being looked at further."""
 
@@ -106,7 +110,7 @@ class Exchange(Call):
     def origin(self) -> Origin:
         path = self.path.decode("latin-1")
         attributes = {"http.request.method": "POST", "url.path": path, "url.scheme": "http"}
-        return Origin(attributes, self.headers_text())
+        return Origin(self.below, attributes, self.headers_text())
 
 
 class Sink(Protocol):
@@ -338,6 +342,10 @@ class MalformedRequest(Exception):
 
 class RequestStalled(Exception):
     """The request arrives too slowly, or not at all any more."""
+
+
+class NotFound(Exception):
+    """There is nothing at the request's path."""
 
 
 class MethodNotAllowed(Exception):
