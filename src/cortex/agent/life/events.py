@@ -111,7 +111,7 @@ class StatusTold(msgspec.Struct, frozen=True, kw_only=True):
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
     """Its health is to be looked at."""
 
-    late_s: float = 0.0
+    late_s: float
     """For so long we ourselves did not run, or the machine was suspended: not held against it."""
     lost_path: str = ""
     """Of its slot, if that leads to it no more."""

@@ -198,7 +198,7 @@ class Node:
         if self.next_check_s <= now_s:
             self.next_check_s = now_s + SETTINGS.health_interval_s
             if self.current is not None:
-                self.tell(self.current, events.Checked())
+                self.tell(self.current, events.Checked(late_s=0.0))
 
     def carried(self) -> list[Carried]:
         return [one for one in (self.current, *self.forgotten) if one is not None]
