@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 
@@ -14,26 +13,33 @@ from cortex.wire.reports import Phase, ReplicaReport
 
 V1, V2 = a_build("v1"), a_build("v2")
 
-FROM_BEST = ["ready", "warming", "loading", "starting", "about to start", "ended", "ended, and waits", "has no room"]
+FROM_BEST = [
+    "ready",
+    "ready, out of the route",
+    "warming",
+    "loading",
+    "starting",
+    "about to start",
+    "ended",
+    "ended, and waits",
+    "has no room",
+]
 
 
 def leaves(*situations: str) -> list[str]:
     """Of slots in these situations, all of one build, those that leave when one less is wanted."""
     wanted = a_wanted_api(V1, live=True, replicas=len(situations) - 1)
-    replicas, leases, slots = [], [], {}
+    replicas, routed, leases, slots = [], [], [], {}
     for ordinal, situation in enumerate(situations):
         lease = a_lease(V1, ordinal, LeaseState.PENDING if situation == "has no room" else LeaseState.GRANTED)
         leases.append(lease)
-        phase: Any = {"ready": "ready", "ended": "exited", "ended, and waits": "exited"}.get(situation, situation)
+        phase = {"ended": "exited"}.get(situation.split(", ")[0], situation.split(", ")[0])
         if phase in list(Phase):
             replicas.append(a_replica(V1, ordinal, Phase(phase)))
+            routed += [replicas[-1]] * (situation == "ready")
         if situation == "ended, and waits":
             slots[lease.replica] = SlotRecord(attempt=1, crash_pressure=9.0, last_exit=an_exit())
-    seen = a_snapshot(
-        *replicas,
-        leases=tuple(leases),
-        routes=(a_route(wanted, *(report for report in replicas if report.phase is Phase.READY)),),
-    )
+    seen = a_snapshot(*replicas, leases=tuple(leases), routes=(a_route(wanted, *routed),))
     record = RunRecord(api=API, revision=V1.revision, slots=slots)
     (case,) = assess(Desired(apis=(wanted,), records=(record,)), seen).cases
     return [situations[slot.ordinal] for slot in case.decision.leave]
