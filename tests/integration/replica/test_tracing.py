@@ -156,6 +156,17 @@ def test_without_a_caller_that_traces_a_trace_begins_here(start: Start, collecto
     assert collector.resources[0]["service.name"] == "iris"
 
 
+def test_tensors_are_traced_by_the_route_of_their_protocol(start: Start, collector: Collector) -> None:
+    replica = start(None, env=collector.env())
+    tensor = {"name": "input", "datatype": "FP32", "shape": [1, 4], "data": SAMPLE}
+    path = "/t/a/v2/models/a/infer"
+    assert replica.post({"inputs": [tensor]}, TRACEPARENT, path).status == 200
+    request, _ = collector.wait_for("POST /t/a/v2/models/{model}/infer", "inference")
+    told = attributes(request)
+    assert (told["http.route"], told["url.path"]) == ("/t/a/v2/models/{model}/infer", path)
+    assert request.parent_span_id.hex() == CALLER
+
+
 def test_a_failing_handler_is_an_error_in_its_span_and_the_requests(start: Start, collector: Collector) -> None:
     replica = start(CALLING_ON, env=collector.env())
     assert replica.post("fail").status == 500

@@ -475,7 +475,7 @@ def test_compressed_requests_are_unpacked_within_the_limit() -> None:
         (request(one(data=None, parameters={"binary_data_size": 8})), "says that it has 8 bytes, and 0 are left"),
         (request(one(data=None, parameters={"binary_data_size": -1})), "has -1 for binary_data_size"),
         (request(one(data=None, parameters={"binary_data_size": True})), "has True for binary_data_size"),
-        (request(one(data=None, parameters={"binary_data_size": 2**70})), "binary_data_size"),
+        (request(one(data=None, parameters={"binary_data_size": 2**70})), "bytes, and 0 are left behind the JSON"),
         (request(one(parameters={"binary_data_size": 0})), 'has both "data" and "binary_data_size"'),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
