@@ -29,6 +29,8 @@ _PACK_CODES: Final = {
 }  # fmt: skip  # fmt: skip
 _PACK_REFUSES: Final = (struct.error, TypeError, ValueError, OverflowError)
 _LARGEST_BFLOAT16: Final = 3.3895313892515355e38
+_READ_AS_FLOAT: Final = -(2.0**63)
+"""What orjson makes of -2**63 - 1 and of some integers below it: the only such float that int64 has room for."""
 _PLAIN_NUMBERS: Final = frozenset({float, int, bool})
 
 
@@ -122,6 +124,8 @@ class NumberInput(TensorInput):
                 raise BadElement(f"is {value}, which is no integer")
             if not value.is_integer():
                 raise BadElement(f"is {value!r}, which is not a whole number")
+            if value == _READ_AS_FLOAT:
+                raise BadElement("is a float that may stand for other integers", "write it without a point or exponent")
             return int(value)
         if value is None:
             if self._is_float:

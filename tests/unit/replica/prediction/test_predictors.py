@@ -451,6 +451,17 @@ def test_what_is_told_of_a_long_integer_has_all_its_digits(replica: Replica) -> 
     assert told["hint"] == 'put it in quotes: "123456789012345678901234567890"'
 
 
+def test_an_integer_just_below_64_bits_is_refused_and_not_rounded(replica: Replica) -> None:
+    replica.backend.signature = Signature(inputs=(TensorSpec("x", "int64", (None,)),), outputs=())
+    replica.use()
+    told = replica.ask(b"[-9223372036854775809]")
+    assert told.status == 422
+    assert "is -9223372036854775809, outside the range of int64" in told.json["message"]
+    told = replica.ask(b"[-9223372036854775808.0]")
+    assert told.status == 422
+    assert told.json["hint"] == "write it without a point or exponent"
+
+
 def test_a_mismatch_after_pre_inference_says_so(replica: Replica) -> None:
     replica.use(lambda sample, metadata: [1, 2, 3])
     answer = replica.ask()
