@@ -25,7 +25,7 @@ def spec(**fields: Any) -> ReplicaSpec:
             "version": Version("0123456789" * 6),
             "revision": Revision("2" * 64),
             "home": "/h",
-            "model_format": "onnx",
+            "runtime": "onnx",
             "model_path": "/m",
             **fields,
         }
