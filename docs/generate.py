@@ -184,7 +184,7 @@ BASES = frozenset({"error", "problems", "retry-later", "gave-up", "ingress", "mo
 """References of classes that others derive from; they are never shown."""
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "Packages": ("packages/", "agent/environments.py", "agent/installer.py"),
+    "Packages": ("packages/", "agent/installations.py", "agent/installer.py"),
     "Models, handlers and projects": (
         "artifacts/",
         "replica/",

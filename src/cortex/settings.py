@@ -60,7 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """For finding versions of packages: seconds, unless packages without wheels have to be built to know what they
     need."""
     install_timeout_s: float = 1800.0
-    """For each step of building an environment: gigabytes are downloaded, and sources may be compiled."""
+    """For each step of installing packages: gigabytes are downloaded, and sources may be compiled."""
     artifact_bytes: int = 10 * 10**9
     """What the artifact store may hold. The least recently used goes first; what serves, or is among the last versions
     of an api, stays whatever the size. Large enough for some versions of most models; 0 keeps nothing beyond those.
@@ -89,8 +89,8 @@ class HomeLayout:
         return self.home / "artifacts"
 
     @property
-    def environments(self) -> Path:
-        """Python environments of users' packages, by the digest of their lock."""
+    def installations(self) -> Path:
+        """Installations of users' packages, by the digest of their lock."""
         return self.home / "environments"
 
     @property
@@ -233,7 +233,7 @@ class HomeLayout:
         for folder in (
             self.home,
             self.artifacts,
-            self.environments,
+            self.installations,
             self.secrets,
             self.logs,
             self.replica_logs,
@@ -481,7 +481,7 @@ def load_settings(environ: Mapping[str, str], **flags: str | None) -> Settings:
     )
 
 
-def environment_of(settings: Settings) -> dict[str, str]:
+def variables_of(settings: Settings) -> dict[str, str]:
     """The environment variables that give a child process the same settings."""
     return {
         "CORTEX_HOME": str(settings.home),

@@ -14,8 +14,8 @@ from cortex.settings import (
     Settings,
     UnusableHome,
     WrongSetting,
-    environment_of,
     load_settings,
+    variables_of,
     without_effect,
 )
 
@@ -83,7 +83,7 @@ def test_a_child_process_gets_the_same_settings(tmp_path):
             "CORTEX_VIEW_MB": "5",
         }
     )
-    assert load_settings(environment_of(settings)) == settings
+    assert load_settings(variables_of(settings)) == settings
 
 
 def test_every_setting_has_a_field_a_flag_a_variable_and_help():
@@ -184,7 +184,7 @@ def test_a_setting_is_never_said_to_do_nothing():
         {"CORTEX_GOLDEN": "write", "CORTEX_SIM_SEED": "7"},
         {"CORTEX_SERVICE_HOST": "10.0.0.1", "CORTEX_SERVICE_PORT_HTTP": "80", "CORTEX_PORT_80_TCP_ADDR": "10.0.0.1"},
         {"CORTEX_WEB_PORT": "tcp://10.0.0.1:80", "CORTEX_WEB_SERVICE_PORT": "80"},
-        environment_of(load_settings({})),
+        variables_of(load_settings({})),
     ],
     ids=["empty", "a handler's", "a process's", "a test's", "a service's", "another service's", "a child's"],
 )

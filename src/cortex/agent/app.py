@@ -18,8 +18,8 @@ from cortex import processes
 from cortex.agent.children import Children
 from cortex.agent.cleaning import Cleaning
 from cortex.agent.door import Door
-from cortex.agent.environments import Environments
 from cortex.agent.inspections import Inspections
+from cortex.agent.installations import Installations
 from cortex.agent.installer import Installer
 from cortex.agent.kept import KeptInspections
 from cortex.agent.launchers import Launchers
@@ -93,7 +93,7 @@ def build(settings: Settings, layout: HomeLayout, stop: Stop, lock: int) -> Agen
     changes = Changes()
     memory = Memory(layout.node / "agent-state.json")
     store = ArtifactStore(layout.artifacts)
-    environments = Environments(
+    installations = Installations(
         settings=settings,
         layout=layout,
         store=store,
@@ -102,7 +102,7 @@ def build(settings: Settings, layout: HomeLayout, stop: Stop, lock: int) -> Agen
     )
     provisions = Provisions(
         store=store,
-        environments=environments,
+        installations=installations,
         secrets=SecretStore(layout.secrets),
         cloud=SecretStore(layout.cloud_keys),
     )
@@ -135,7 +135,7 @@ def build(settings: Settings, layout: HomeLayout, stop: Stop, lock: int) -> Agen
     def known() -> set[int]:
         single = (overseer.pid, safekeeping.pid, *(launcher.pid for launcher in launchers))
         pids = {pid for pid in single if pid is not None}
-        return pids | replicas.pids() | door.pids() | environments.pids
+        return pids | replicas.pids() | door.pids() | installations.pids
 
     children = Children(known=known, ingress=layout.ingress)
     strays = Strays(children.is_own)
@@ -171,7 +171,7 @@ def build(settings: Settings, layout: HomeLayout, stop: Stop, lock: int) -> Agen
         changes=changes,
         stop=stop,
         door=door,
-        environments=environments,
+        installations=installations,
         replicas=replicas,
         inspections=Inspections(
             settings=settings,

@@ -83,7 +83,7 @@ class Inspections:
                 stats_path="",
                 scratch=str(scratch),
             )
-            launcher = self._replicas.launchers.get(build.runtime, build.env, build.environment)
+            launcher = self._replicas.launchers.get(build.runtime, build.env, build.packages)
             keep = request.keep and not order.devices  # which others may be waiting for
             report = await self._inspected(launcher, spec, provided.secrets, request.rows, keep=keep)
             if report.kept:

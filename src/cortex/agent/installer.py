@@ -104,8 +104,8 @@ def find_installer() -> str:
         return found
 
 
-def installer_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of our environment an installer gets: where packages and compilers are, and no credentials of others."""
+def installer_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of our variables an installer gets: where packages and compilers are, and no credentials of others."""
     inherited = {
         name: value
         for name, value in environ.items()
@@ -117,13 +117,13 @@ def installer_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**inherited, **_FIXED}
 
 
-def _merged(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+def _merged(arguments: Sequence[str], variables: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """
     Options that are given *and* set by a variable: uv takes one or the other, pip takes both, and so do we.
 
     All of it goes into the variable: a command line is for everybody on the machine to see.
     """
-    merged = dict(environment)
+    merged = dict(variables)
     left: list[str] = []
     given: dict[str, list[str]] = {}
     rest = iter(arguments)
@@ -134,7 +134,7 @@ def _merged(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[l
             left.append(argument)
     for option, values in given.items():
         variable, separator = _ADDED[option]
-        merged[variable] = separator.join(filter(None, [*values, environment.get(variable, "")]))
+        merged[variable] = separator.join(filter(None, [*values, variables.get(variable, "")]))
     return left, merged
 
 
@@ -143,7 +143,7 @@ class Installer:
     Runs programs that install packages.
 
     Args:
-        environ: of this process; `installer_environment` says what of it is passed on.
+        environ: of this process; `installer_variables` says what of it is passed on.
         handed_over: where packages come from, as the last deploy's shell had it; asked at each run.
         find: where uv is; asked at each run, so that one installed meanwhile is found.
     """
@@ -172,10 +172,10 @@ class Installer:
         Raises:
             InstallerFailed, InstallerMissing
         """
-        environment = installer_environment(with_handed_over(self._environ, self._handed_over()))
-        arguments, environment = _merged(arguments, environment)
+        variables = installer_variables(with_handed_over(self._environ, self._handed_over()))
+        arguments, variables = _merged(arguments, variables)
         command = [self._find(), *arguments]
-        return await self._run(command, environment, cwd=cwd, timeout_s=timeout_s, tell=tell, doing=doing)
+        return await self._run(command, variables, cwd=cwd, timeout_s=timeout_s, tell=tell, doing=doing)
 
     async def run(self, command: Sequence[str], *, cwd: Path, timeout_s: float, tell: Tell, doing: str) -> str:
         """
@@ -188,14 +188,14 @@ class Installer:
         Raises:
             InstallerFailed: carries everything it wrote.
         """
-        environment = installer_environment(self._environ)
-        environment = {name: value for name, value in environment.items() if not name.startswith("UV_")}
-        return await self._run(command, environment, cwd=cwd, timeout_s=timeout_s, tell=tell, doing=doing)
+        variables = installer_variables(self._environ)
+        variables = {name: value for name, value in variables.items() if not name.startswith("UV_")}
+        return await self._run(command, variables, cwd=cwd, timeout_s=timeout_s, tell=tell, doing=doing)
 
     async def _run(
         self,
         command: Sequence[str],
-        environment: Mapping[str, str],
+        variables: Mapping[str, str],
         *,
         cwd: Path,
         timeout_s: float,
@@ -209,11 +209,11 @@ class Installer:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             cwd=cwd,
-            env=environment,
+            env=variables,
             start_new_session=True,
         )
         self._running.add(process)
-        output = _Output(tell, doing, hidden=to_mask(passwords(environment)))
+        output = _Output(tell, doing, hidden=to_mask(passwords(variables)))
         reading = asyncio.ensure_future(output.read(process))
         try:
             try:

@@ -1,7 +1,7 @@
 """
 The node's launchers: started when needed, found again after our own restart, started again when they die.
 
-One launcher for each Python environment, backend, and set of variables that libraries read at import.
+One launcher for each lock of users' packages, runtime, and set of variables that libraries read at import.
 """
 
 from __future__ import annotations
@@ -84,25 +84,25 @@ class LauncherRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What is written down to find a launcher again."""
 
     key: str
-    backend: str
+    runtime: str = msgspec.field(name="backend")
     variables: dict[str, str]
     identity: ProcessIdentity
-    environment: str | None = None
+    packages: str | None = msgspec.field(default=None, name="environment")
 
 
 def import_time_variables(env: Mapping[str, str]) -> dict[str, str]:
-    """Those variables of a handler's environment that only take effect before the launcher's imports."""
+    """Those of a handler's variables that only take effect before the launcher's imports."""
     return {name: value for name, value in sorted(env.items()) if name.startswith(IMPORT_TIME_VARIABLES)}
 
 
-def launcher_key(python: Path, backend: str, variables: Mapping[str, str]) -> str:
+def launcher_key(python: Path, runtime: str, variables: Mapping[str, str]) -> str:
     """
     Two replicas share a launcher exactly when their keys are equal. 64 hex digits.
 
     Args:
-        python: the interpreter; of an environment of users' packages, its path has the environment's digest.
+        python: the interpreter; of users' packages, its path has the digest of their lock.
     """
-    parts = (str(python), __version__, str(EDITION), backend, *(f"{k}={v}" for k, v in sorted(variables.items())))
+    parts = (str(python), __version__, str(EDITION), runtime, *(f"{k}={v}" for k, v in sorted(variables.items())))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -116,10 +116,10 @@ class Launcher:
     def __init__(
         self,
         key: str,
-        backend: str,
+        runtime: str,
         variables: dict[str, str],
         *,
-        environment: str | None,
+        packages: str | None,
         python: Path,
         settings: Settings,
         layout: HomeLayout,
@@ -127,9 +127,9 @@ class Launcher:
         on_child_exited: Callable[[ChildExited], None],
     ) -> None:
         self.key = key
-        self.backend = backend
+        self.runtime = runtime
         self.variables = variables
-        self.environment = environment
+        self.packages = packages
         """Digest of the users' packages that it imports; None: what is installed with us."""
         self._python = python
         self._settings = settings
@@ -221,7 +221,7 @@ class Launcher:
             silent_s = self._clock.monotonic_s() - asked_s
             if silent_s > FORK_TIMEOUT_S or (pulse is not None and pulse.hangs(self._clock.monotonic_s())):
                 future.cancel()
-                raise LauncherLost(f"the {self.backend} launcher did not answer for {silent_s:.1f} s")
+                raise LauncherLost(f"the {self.runtime} launcher did not answer for {silent_s:.1f} s")
         return future.result()
 
     def look(self) -> None:
@@ -234,7 +234,7 @@ class Launcher:
         self._pulse.hangs(self._clock.monotonic_s())
 
     def _new_pulse(self, identity: ProcessIdentity, hangs_after_s: float) -> processes.Pulse:
-        return processes.Pulse(identity, f"the {self.backend} launcher", hangs_after_s=hangs_after_s)
+        return processes.Pulse(identity, f"the {self.runtime} launcher", hangs_after_s=hangs_after_s)
 
     async def inspect(
         self,
@@ -311,15 +311,15 @@ class Launcher:
             except OSError:
                 pass
             if self._closing:
-                raise LauncherLost(f"the {self.backend} launcher is stopping")
+                raise LauncherLost(f"the {self.runtime} launcher is stopping")
             if not self._runs():
                 if starts == MAX_STARTS:
-                    raise LauncherLost(f"the {self.backend} launcher ends as soon as it is started; {self._output()}")
+                    raise LauncherLost(f"the {self.runtime} launcher ends as soon as it is started; {self._output()}")
                 self._start_process()
                 starts += 1
             if self._clock.monotonic_s() > deadline_s:
                 raise LauncherLost(
-                    f"the {self.backend} launcher did not start in {START_DEADLINE_S:.0f} s; {self._output()}"
+                    f"the {self.runtime} launcher did not start in {START_DEADLINE_S:.0f} s; {self._output()}"
                 )
             await asyncio.sleep(0.02)
 
@@ -339,7 +339,7 @@ class Launcher:
 
     @property
     def log_file(self) -> Path:
-        return self._layout.logs / f"launcher-{self.backend}-{self.key[:6]}.log"
+        return self._layout.logs / f"launcher-{self.runtime}-{self.key[:6]}.log"
 
     def adopt(self, identity: ProcessIdentity) -> None:
         """Take an already running process for ours."""
@@ -395,17 +395,17 @@ class Launcher:
     def _start_process(self) -> None:
         self.socket_path.unlink(missing_ok=True)
         options = ["--socket", str(self.socket_path), "--home", str(self._settings.home)]
-        options += ["--backend", self.backend, "--key", self.key]
+        options += ["--backend", self.runtime, "--key", self.key]
         command = processes.module_command("cortex.replica.launcher", *options, python=str(self._python))
         environ = {**self._inherited(), **self.variables}
         self._process = processes.spawn(command, output=self.log_file, environ=environ)
         self._identity, self._has_listened = processes.identify(self._process.pid), False
         self._write_record()
-        log.info("started the %s launcher, pid %s", self.backend, self._process.pid)
+        log.info("started the %s launcher, pid %s", self.runtime, self._process.pid)
 
     def _inherited(self) -> dict[str, str]:
-        """Our environment; for users' packages without what would put other packages in their way."""
-        if self.environment is None:
+        """Our variables; for users' packages without what would put other packages in their way."""
+        if self.packages is None:
             return dict(os.environ)
         return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
 
@@ -415,10 +415,10 @@ class Launcher:
             return
         record = LauncherRecord(
             key=self.key,
-            backend=self.backend,
+            runtime=self.runtime,
             variables=self.variables,
             identity=self._identity,
-            environment=self.environment,
+            packages=self.packages,
         )
         try:
             self.record_file.parent.mkdir(mode=0o700, exist_ok=True)
@@ -452,7 +452,7 @@ class Launcher:
 
     def _lost(self) -> None:
         self._channel = None
-        lost = LauncherLost(f"the {self.backend} launcher ended")
+        lost = LauncherLost(f"the {self.runtime} launcher ended")
         for fork in self._forks.values():
             _settle(fork, lost)
         for inspection in self._inspections.values():
@@ -464,7 +464,7 @@ class Launchers:
     Every launcher of the node, by key.
 
     Args:
-        python: the interpreter of an environment, by its digest; of None, the one that runs us.
+        python: the interpreter for users' packages, by the digest of their lock; for None, the one that runs us.
     """
 
     def __init__(
@@ -482,16 +482,16 @@ class Launchers:
         self._clock = clock
         self._on_child_exited = on_child_exited
         self._launchers: dict[tuple[str, tuple[tuple[str, str], ...], str | None], Launcher] = {}
-        """By backend, variables and environment: their keys are digests of these, too dear to be made for each look."""
+        """By runtime, variables and packages: their keys are digests of these, too dear to be made for each look."""
 
-    def get(self, backend: str, env: Mapping[str, str], environment: str | None = None) -> Launcher:
+    def get(self, runtime: str, env: Mapping[str, str], packages: str | None = None) -> Launcher:
         """
-        The launcher for a backend and a handler's variables and packages; not started yet if it is new.
+        The launcher for a runtime and a handler's variables and packages; not started yet if it is new.
 
         Args:
-            environment: digest of users' packages, which must be there before the launcher is used.
+            packages: digest of the lock of users' packages, which must be there before the launcher is used.
         """
-        return self._by_key(backend, import_time_variables(env), environment)
+        return self._by_key(runtime, import_time_variables(env), packages)
 
     async def adopt(self) -> None:
         """Find the launchers that a former agent left running."""
@@ -505,12 +505,12 @@ class Launchers:
             if not processes.is_alive(record.identity):
                 file.unlink(missing_ok=True)
                 self._layout.launcher_socket(record.key).unlink(missing_ok=True)
-            elif record.key != launcher_key(self._python(record.environment), record.backend, record.variables):
+            elif record.key != launcher_key(self._python(record.packages), record.runtime, record.variables):
                 # Of another version of Cortex: its replicas live on, new ones come from a new launcher.
                 processes.send_signal(record.identity, signal.SIGTERM)
                 file.unlink(missing_ok=True)
             else:
-                self._by_key(record.backend, record.variables, record.environment).adopt(record.identity)
+                self._by_key(record.runtime, record.variables, record.packages).adopt(record.identity)
         await asyncio.gather(*(launcher.meet() for launcher in self))
 
     def __iter__(self) -> Iterator[Launcher]:
@@ -537,15 +537,15 @@ class Launchers:
     async def stop(self) -> None:
         await asyncio.gather(*(launcher.stop(for_good=True) for launcher in self))
 
-    def _by_key(self, backend: str, variables: dict[str, str], environment: str | None) -> Launcher:
-        asked = (backend, tuple(sorted(variables.items())), environment)
+    def _by_key(self, runtime: str, variables: dict[str, str], packages: str | None) -> Launcher:
+        asked = (runtime, tuple(sorted(variables.items())), packages)
         if asked not in self._launchers:
-            python = self._python(environment)
+            python = self._python(packages)
             self._launchers[asked] = Launcher(
-                launcher_key(python, backend, variables),
-                backend,
+                launcher_key(python, runtime, variables),
+                runtime,
                 variables,
-                environment=environment,
+                packages=packages,
                 python=python,
                 settings=self._settings,
                 layout=self._layout,

@@ -181,7 +181,7 @@ class Lives:
 
     def launcher_of(self, replica: Replica) -> Launcher:
         build = replica.life.order.build
-        return self._launchers.get(build.runtime, build.env, build.environment)
+        return self._launchers.get(build.runtime, build.env, build.packages)
 
     # ---- events in ----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from cortex import processes
 from cortex.agent import beats
 from cortex.clock import Clock
 from cortex.processes import ControlPlaneRecord, ProcessIdentity
-from cortex.settings import HomeLayout, Settings, environment_of
+from cortex.settings import HomeLayout, Settings, variables_of
 from cortex.wire.framing import UNREADABLE
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Overseer:
         if not self._restarts.may_start(now_s):
             return
         self._restarts.note_start(now_s)
-        env = {**os.environ, **environment_of(self._settings), "CORTEX_OPERATOR_PORT": str(record.operator_port)}
+        env = {**os.environ, **variables_of(self._settings), "CORTEX_OPERATOR_PORT": str(record.operator_port)}
         command = processes.module_command("cortex.controlplane", self._layout.home)  # the home for `down`
         self._process = processes.spawn(command, output=self._layout.logs / "controlplane.out", environ=env)
         log.warning("the control plane had died; started it again, pid %s", self._process.pid)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from cortex.agent.environments import Environments
+from cortex.agent.installations import Installations
 from cortex.agent.installer import Tell
 from cortex.artifacts import samples
 from cortex.artifacts.store import ArtifactStore
@@ -39,10 +39,10 @@ class Provisions:
     """Finds models, projects, packages and secrets of builds."""
 
     def __init__(
-        self, *, store: ArtifactStore, environments: Environments, secrets: SecretStore, cloud: SecretStore
+        self, *, store: ArtifactStore, installations: Installations, secrets: SecretStore, cloud: SecretStore
     ) -> None:
         self._store = store
-        self._environments = environments
+        self._installations = installations
         self._secrets = secrets
         self._cloud = cloud
 
@@ -57,14 +57,14 @@ class Provisions:
             CortexError: something is missing, corrupt, or cannot be installed; says which and what to do.
         """
         model, project, sample = await asyncio.to_thread(self._found, build)
-        if build.environment is not None:
-            await self._environments.ensure(build.environment, build.runtime, project=build.project, tell=tell)
+        if build.packages is not None:
+            await self._installations.ensure(build.packages, build.runtime, project=build.project, tell=tell)
         secrets = await asyncio.to_thread(self._values, build)
         return Provided(model, project, sample, secrets)
 
-    def python(self, environment: str | None) -> Path:
+    def python(self, packages: str | None) -> Path:
         """The interpreter that runs a build with these packages."""
-        return Path(sys.executable) if environment is None else self._environments.python(environment)
+        return Path(sys.executable) if packages is None else self._installations.python(packages)
 
     def _found(self, build: BuildSpec) -> tuple[Path | None, Path | None, Path | None]:
         model = self._store.verify(build.model.tree).path / build.model.entry if build.model is not None else None

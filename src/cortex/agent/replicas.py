@@ -121,10 +121,10 @@ class Replicas:
         """Of processes whose end is ours to learn."""
         return self._lives.pids()
 
-    def environments(self) -> set[str]:
+    def packages_in_use(self) -> set[str]:
         """Digests of users' packages that replicas or launchers here run with."""
-        needed = {replica.life.order.build.environment for replica in self._all()}
-        needed |= {launcher.environment for launcher in self.launchers if launcher.pid is not None}
+        needed = {replica.life.order.build.packages for replica in self._all()}
+        needed |= {launcher.packages for launcher in self.launchers if launcher.pid is not None}
         return {digest for digest in needed if digest is not None}
 
     def raw_output(self) -> list[str]:

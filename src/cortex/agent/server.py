@@ -21,21 +21,21 @@ from cortex.wire.agent import (
     GiveOrders,
     InspectBuild,
     InspectedBuild,
+    InstalledPackages,
+    InstallPackages,
     LogLines,
     Observe,
     Observed,
     PackageProgress,
     PackagesRefused,
-    PreparedEnvironment,
-    PrepareEnvironment,
     ReadLogs,
     Refused,
     ResolvedPackages,
     ResolvePackages,
     StopAgent,
     Stopping,
-    SweepEnvironments,
-    SweptEnvironments,
+    SweepPackages,
+    SweptPackages,
 )
 from cortex.wire.framing import LENGTH, MAX_FRAME_BYTES, UNREADABLE
 from cortex.wire.launch import InspectReport
@@ -71,11 +71,11 @@ class Service(Protocol):
         """Raises Ending, and CortexError with what the user has to know."""
         ...
 
-    async def prepare_environment(self, request: PrepareEnvironment, tell: Tell) -> None:
+    async def install_packages(self, request: InstallPackages, tell: Tell) -> None:
         """Raises Ending, and CortexError with what the user has to know."""
         ...
 
-    async def sweep_environments(self, in_use: tuple[str, ...]) -> tuple[str, ...]: ...
+    async def sweep_packages(self, in_use: tuple[str, ...]) -> tuple[str, ...]: ...
 
     async def read_logs(self, request: ReadLogs) -> LogLines: ...
     async def count_now(self) -> AgentReport: ...
@@ -168,11 +168,11 @@ async def _answer(payload: bytes, service: Service, tell: Tell) -> AgentReply:
                 return InspectedBuild(report=await service.inspect(request))
             case ResolvePackages():
                 return ResolvedPackages(lock=await service.resolve_packages(request, tell))
-            case PrepareEnvironment():
-                await service.prepare_environment(request, tell)
-                return PreparedEnvironment()
-            case SweepEnvironments(in_use=in_use):
-                return SweptEnvironments(removed=await service.sweep_environments(in_use))
+            case InstallPackages():
+                await service.install_packages(request, tell)
+                return InstalledPackages()
+            case SweepPackages(in_use=in_use):
+                return SweptPackages(removed=await service.sweep_packages(in_use))
             case ReadLogs():
                 return await service.read_logs(request)
             case CountNow():
@@ -185,7 +185,7 @@ async def _answer(payload: bytes, service: Service, tell: Tell) -> AgentReply:
     except Ending:
         return Refused(reason="the agent is ending")
     except CortexError as error:
-        if isinstance(request, ResolvePackages | PrepareEnvironment):
+        if isinstance(request, ResolvePackages | InstallPackages):
             return PackagesRefused(problem=error.problem())
         log.exception("a request failed: %s", type(request).__name__)
         return Refused(reason=f"the agent failed: {error}")

@@ -19,8 +19,8 @@ from cortex.agent import beats, server
 from cortex.agent.children import Children
 from cortex.agent.cleaning import Cleaning
 from cortex.agent.door import Door
-from cortex.agent.environments import Environments
 from cortex.agent.inspections import Inspections
+from cortex.agent.installations import Installations
 from cortex.agent.installer import Tell
 from cortex.agent.logs import LogReader
 from cortex.agent.memory import Memory
@@ -30,7 +30,7 @@ from cortex.agent.strays import Strays
 from cortex.clock import Clock
 from cortex.errors import CortexError
 from cortex.settings import HomeLayout, Settings
-from cortex.wire.agent import InspectBuild, LogLines, PrepareEnvironment, ReadLogs, ResolvePackages
+from cortex.wire.agent import InspectBuild, InstallPackages, LogLines, ReadLogs, ResolvePackages
 from cortex.wire.launch import ENDING_S, InspectReport
 from cortex.wire.orders import (
     DrainReplica,
@@ -122,7 +122,7 @@ class Agent:
         changes: Changes,
         stop: Stop,
         door: Door,
-        environments: Environments,
+        installations: Installations,
         replicas: Replicas,
         inspections: Inspections,
         strays: Strays,
@@ -139,7 +139,7 @@ class Agent:
         self._changes = changes
         self._stop = stop
         self._door = door
-        self._environments = environments
+        self._installations = installations
         self._replicas = replicas
         self._inspections = inspections
         self._strays = strays
@@ -157,7 +157,7 @@ class Agent:
     async def run(self) -> None:
         """Take over what runs, then serve until told to stop."""
         self._memory.recall()
-        strays = self._environments.adopt()
+        strays = self._installations.adopt()
         await self._replicas.adopt()
         await self._strays.end()
         await self._door.start()
@@ -178,7 +178,7 @@ class Agent:
             every(RAW_OUTPUT_S, self._cleaning.bound_raw_output),
             every(LEFT_OUTPUT_S, self._cleaning.bound_left_output),
             self._prestart(),
-            self._environments.clear_away(strays),
+            self._installations.clear_away(strays),
         )
         background = [asyncio.ensure_future(work) for work in works]
         self._changes.routes_due.set()
@@ -191,7 +191,7 @@ class Agent:
         if drain_timeout_s < 0:
             log.info("the agent ends; what it looks after goes on")
             await self._door.detach()
-            await self._environments.close()
+            await self._installations.close()
         else:
             await self._stop_everything(drain_timeout_s)
         if self._listening is not None:
@@ -242,14 +242,14 @@ class Agent:
 
     async def resolve_packages(self, request: ResolvePackages, tell: Tell) -> PackageLock:
         self._refuse_while_ending()
-        return await self._environments.resolve(request, tell)
+        return await self._installations.resolve(request, tell)
 
-    async def prepare_environment(self, request: PrepareEnvironment, tell: Tell) -> None:
+    async def install_packages(self, request: InstallPackages, tell: Tell) -> None:
         self._refuse_while_ending()
-        await self._environments.ensure(request.environment, request.runtime, project=request.project, tell=tell)
+        await self._installations.ensure(request.packages, request.runtime, project=request.project, tell=tell)
 
-    async def sweep_environments(self, in_use: tuple[str, ...]) -> tuple[str, ...]:
-        return await self._environments.sweep({*in_use, *self._replicas.environments()})
+    async def sweep_packages(self, in_use: tuple[str, ...]) -> tuple[str, ...]:
+        return await self._installations.sweep({*in_use, *self._replicas.packages_in_use()})
 
     async def read_logs(self, request: ReadLogs) -> LogLines:
         deadline_s = self._clock.monotonic_s() + request.wait_s
@@ -339,7 +339,7 @@ class Agent:
         that is left; 3. launchers and keeper end, with whatever became our child; 4. sockets and records go.
         """
         log.info("stopping everything")
-        await self._environments.close()
+        await self._installations.close()
         deadline_s = self._clock.monotonic_s() + drain_timeout_s
         await self._door.close(drain_timeout_s)
         for replica in self._replicas.lives:

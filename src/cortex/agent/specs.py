@@ -36,7 +36,7 @@ def replica_spec(order: StartReplica, provided: Provided, *, settings: Settings,
         log_path=str(files.log),
         stats_path=str(files.stats),
         scratch=str(files.scratch),
-        read_only=(str(layout.artifacts), str(layout.environments)),
+        read_only=(str(layout.artifacts), str(layout.installations)),
         view_bytes=settings.view_bytes,
         start_timeout_s=settings.start_timeout_s,
     )

@@ -4,8 +4,8 @@ Processes that handlers started and that outlive their replica: found by descent
 A replica collects its descendants itself, and its launcher those of a replica that was killed. Of a replica whose
 launcher died they become our children, if we were its ancestor. What a former agent's launchers left behind when they
 died is nobody's child that we know of: it still bears the mark of the process that started it. That stands in the
-mounts of its namespace, which a process cannot shed by a new session or an empty environment, and, where no namespace
-could be had, in its environment or title.
+mounts of its namespace, which a process cannot shed by a new session or empty variables, and, where no namespace
+could be had, in its variables or title.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Seen(NamedTuple):
     start_ticks: int
     command: str
     mark: str
-    """Which replica's process it names: in its mounts, its environment, or a forked child's title. Empty: none."""
+    """Which replica's process it names: in its mounts, its variables, or a forked child's title. Empty: none."""
 
 
 def left_behind(seen: Iterable[Seen], gone: Collection[ProcessIdentity], is_alive: Callable[[str], bool]) -> list[Seen]:

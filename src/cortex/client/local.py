@@ -35,7 +35,7 @@ from cortex.client.operator import OperatorClient
 from cortex.clock import Clock, SystemClock
 from cortex.errors import CortexError
 from cortex.processes import ControlPlaneRecord, ProcessIdentity, ends_within, identify, is_alive, send_signal, spawn
-from cortex.settings import HomeLayout, Settings, environment_of
+from cortex.settings import HomeLayout, Settings, variables_of
 from cortex.wire.cloud import without_clouds
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ class LocalEnvironment:
         self._say(f"starting cortex in {self.settings.home}")
         log = self.layout.logs / "controlplane.out"
         begin = log.stat().st_size if log.exists() else 0
-        process = spawn(self._command, output=log, environ=_inherited(self._environ) | environment_of(settings))
+        process = spawn(self._command, output=log, environ=_inherited(self._environ) | variables_of(settings))
         try:
             return self._await_answer(process, log, begin)
         finally:

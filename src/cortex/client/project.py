@@ -30,7 +30,7 @@ from cortex.client.operator import OperatorClient
 from cortex.client.prediction import content_type_of
 from cortex.errors import CortexError, Problem, Problems
 from cortex.wire.indexes import index_variables
-from cortex.wire.operator import ApiUpload, CloudEnvironment, DeployRequest, ModelUpload, SampleUpload, StoredFile
+from cortex.wire.operator import ApiUpload, CloudVariables, DeployRequest, ModelUpload, SampleUpload, StoredFile
 
 if TYPE_CHECKING:
     from cortex.artifacts.hashing import HashCache
@@ -365,14 +365,14 @@ def _working_folder(file: Path) -> Path:
         return file.parent
 
 
-def _cloud(loaded: Loaded, environ: Mapping[str, str] | None, cwd: Path) -> CloudEnvironment | None:
+def _cloud(loaded: Loaded, environ: Mapping[str, str] | None, cwd: Path) -> CloudVariables | None:
     """What nobody needs is not handed over."""
     from cortex.artifacts.fetching import cloud_variables
     from cortex.spec.locations import is_remote
 
     if environ is None or not any(is_remote(api.model) or api.request_handler for api in loaded.spec.apis):
         return None
-    return CloudEnvironment(variables=cloud_variables(environ, str(cwd)))
+    return CloudVariables(variables=cloud_variables(environ, str(cwd)))
 
 
 def upload(operator: OperatorClient, package: Package, on_bytes: Callable[[int, int], None] | None = None) -> None:

@@ -23,7 +23,7 @@ from cortex.controlplane.world import StaleEpoch
 from cortex.errors import GiveUp, RetryLater
 from cortex.ids import NodeId
 from cortex.processes import ProcessIdentity
-from cortex.settings import HomeLayout, Settings, environment_of
+from cortex.settings import HomeLayout, Settings, variables_of
 from cortex.wire.agent import (
     NEVER_MIND,
     AgentReply,
@@ -32,21 +32,21 @@ from cortex.wire.agent import (
     GiveOrders,
     InspectBuild,
     InspectedBuild,
+    InstalledPackages,
+    InstallPackages,
     LogLines,
     Observe,
     Observed,
     PackageProgress,
     PackagesRefused,
-    PreparedEnvironment,
-    PrepareEnvironment,
     ReadLogs,
     Refused,
     ResolvedPackages,
     ResolvePackages,
     StopAgent,
     Stopping,
-    SweepEnvironments,
-    SweptEnvironments,
+    SweepPackages,
+    SweptPackages,
 )
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
@@ -194,23 +194,23 @@ class LocalAgent:
             lambda line: line.converse(request, ResolvedPackages, tell=tell, silence_s=PACKAGES_SILENCE_S)
         ).lock
 
-    def prepare_environment(self, request: PrepareEnvironment, tell: Callable[[str], None]) -> None:
+    def install_packages(self, request: InstallPackages, tell: Callable[[str], None]) -> None:
         """
-        Have an environment ready on the node; builds it there if need be.
+        Have users' packages ready on the node; installs them there if need be.
 
         Raises:
             GiveUp: it cannot be built; says why.
             AgentUnreachable
         """
         self._asked_patiently(
-            lambda line: line.converse(request, PreparedEnvironment, tell=tell, silence_s=PACKAGES_SILENCE_S)
+            lambda line: line.converse(request, InstalledPackages, tell=tell, silence_s=PACKAGES_SILENCE_S)
         )
 
-    def sweep_environments(self, in_use: Collection[str]) -> tuple[str, ...]:
-        """Have environments removed that are neither among these nor used there. Raises AgentUnreachable."""
+    def sweep_packages(self, in_use: Collection[str]) -> tuple[str, ...]:
+        """Have installations removed that are neither among these nor used there. Raises AgentUnreachable."""
         with contextlib.closing(_Line(self._layout)) as line:
-            request = SweepEnvironments(in_use=tuple(sorted(in_use)))
-            return line.ask(request, SweptEnvironments, timeout_s=PACKAGES_SILENCE_S).removed
+            request = SweepPackages(in_use=tuple(sorted(in_use)))
+            return line.ask(request, SweptPackages, timeout_s=PACKAGES_SILENCE_S).removed
 
     def _asked_patiently(self, ask: Callable[[_Line], R]) -> R:
         """
@@ -379,7 +379,7 @@ class LocalAgent:
             return False
         self._restarts.note_start(now_s)
         command = processes.module_command("cortex.agent", self._layout.home)  # the home for `down`
-        environ = {**os.environ, **environment_of(self._settings)}
+        environ = {**os.environ, **variables_of(self._settings)}
         self._process = processes.spawn(command, output=self._layout.logs / "agent.out", environ=environ)
         log.info("started the agent, pid %s", self._process.pid)
         return True

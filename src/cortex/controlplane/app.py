@@ -116,7 +116,7 @@ def build(
         state=state,
         secrets=secret_store,
         cloud=cloud_keys,
-        sweep=agent.sweep_environments,
+        sweep=agent.sweep_packages,
         forget_cloud=models.forget_cloud,
         clock=clock,
     )

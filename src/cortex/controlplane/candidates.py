@@ -124,7 +124,7 @@ class Candidates:
             handler=spec.request_handler,
             tracker=_tracker(spec),
             env={name: value for name, value in spec.env.items() if isinstance(value, str)},
-            environment=packages.environment if packages is not None else None,
+            packages=packages.lock if packages is not None else None,
             batching=spec.batching != "off",
             trust_rows=spec.batching == "on",
             concurrency=spec.compute.concurrency,
@@ -154,7 +154,7 @@ class Candidates:
             batching=build.batching_mode,
             refresh=refresh,
             secrets=names,
-            environment=build.environment,
+            packages=build.packages,
         )
         known = asked.old.wanted.builds if asked.old is not None else ()
         cloud = None

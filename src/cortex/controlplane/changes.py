@@ -166,7 +166,7 @@ def _model_causes(old: VersionRecord, new: VersionRecord) -> Iterator[str]:
 
 
 def _package_causes(old: VersionRecord, new: VersionRecord) -> Iterator[str]:
-    if old.build.environment == new.build.environment:
+    if old.build.packages == new.build.packages:
         return
     before = old.packages.versions if old.packages else {}
     after = new.packages.versions if new.packages else {}
@@ -180,7 +180,7 @@ def _package_causes(old: VersionRecord, new: VersionRecord) -> Iterator[str]:
 
 
 def _variables(build: BuildSpec) -> dict[str, str | tuple[str]]:
-    """What a handler finds in its environment; of a secret its name, as nothing else of it is to be told."""
+    """What a handler finds among its variables; of a secret its name, as nothing else of it is to be told."""
     return {**build.env, **{variable: (pin.name,) for variable, pin in build.secrets.items()}}
 
 

@@ -28,7 +28,7 @@ from cortex.spec.locations import is_remote, masked_model
 from cortex.state.base import ApiRecord
 from cortex.wire.build import ModelFormat
 from cortex.wire.fetch import Fetched, FetchProgress, FetchRequest, KnownModel
-from cortex.wire.operator import CloudEnvironment, DeployProgress, DeployRequest, ModelUpload
+from cortex.wire.operator import CloudVariables, DeployProgress, DeployRequest, ModelUpload
 
 if TYPE_CHECKING:
     from cortex.spec.models import ApiSpec
@@ -282,7 +282,7 @@ class Models:
 
     def _kept_cloud(self) -> Mapping[str, str]:
         try:
-            return msgspec.json.decode(self._cloud_file.read_bytes(), type=CloudEnvironment).variables
+            return msgspec.json.decode(self._cloud_file.read_bytes(), type=CloudVariables).variables
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.MsgspecError) as error:

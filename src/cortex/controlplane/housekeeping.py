@@ -1,5 +1,5 @@
 """
-What nobody needs any more is removed: environments of packages, replaced values of secrets, keys to clouds, and the
+What nobody needs any more is removed: installations of packages, replaced values of secrets, keys to clouds, and the
 history of what was deleted long ago.
 
 Apart from `upkeep`, which waits for quiet moments and reads much: this is quick, and done after each deploy.
@@ -31,7 +31,7 @@ class Housekeeping:
     A thread that clears up now and then.
 
     Args:
-        sweep: has environments removed that are not among those given. Raises CortexError when the node is away.
+        sweep: has installations removed that are not among those given. Raises CortexError when the node is away.
         forget_cloud: drops what models were fetched with, if none might be fetched again. Raises OSError.
     """
 
@@ -80,7 +80,7 @@ class Housekeeping:
         self._secrets.prune(pins, wall_s=wall_s)
         # What leads to clouds is of use to what runs only: with a version that comes back today's go.
         self._cloud.prune(build for record in self._state.apis() for build in record.wanted.builds)
-        trees, _versions = wanted_trees(self._state)  # the digest of a lock is also that of its environment
+        trees, _versions = wanted_trees(self._state)  # the digest of a lock is also that of its installation
         self._sweep(trees)
 
     def _run(self) -> None:

@@ -28,7 +28,7 @@ from cortex.packages.runtime import (
     runtime_requirements,
 )
 from cortex.state.base import ApiRecord, PackagesRecord
-from cortex.wire.agent import PrepareEnvironment, ResolvePackages
+from cortex.wire.agent import InstallPackages, ResolvePackages
 from cortex.wire.build import BuildSpec, Runtime
 from cortex.wire.indexes import index_variables, read_handed_over
 from cortex.wire.operator import StoredFile
@@ -46,7 +46,7 @@ class Node(Protocol):
         """Raises GiveUp with what the user has to know, or RetryLater."""
         ...
 
-    def prepare_environment(self, request: PrepareEnvironment, tell: Tell) -> None:
+    def install_packages(self, request: InstallPackages, tell: Tell) -> None:
         """Raises GiveUp with what the user has to know, or RetryLater."""
         ...
 
@@ -73,7 +73,7 @@ class Packages:
 
     def take_over(self, indexes: Mapping[str, str]) -> None:
         """
-        Let installers know where packages come from, from now on: an environment may have to be built again much later.
+        Let installers know where packages come from, from now on: packages may have to be installed again much later.
 
         Raises:
             NotKept
@@ -106,17 +106,17 @@ class Packages:
 
     def prepare(self, builds: Iterable[BuildSpec], tell: Tell) -> None:
         """
-        Have the environments of builds ready on the node.
+        Have the packages of builds ready on the node.
 
         Raises:
             Problems: one cannot be built; has the installer's own words.
             RetryLater: the node cannot be asked.
         """
-        wanted = {build.environment: build for build in builds if build.environment is not None}
+        wanted = {build.packages: build for build in builds if build.packages is not None}
         for digest, build in wanted.items():
-            request = PrepareEnvironment(environment=digest or "", runtime=build.runtime, project=build.project)
+            request = InstallPackages(packages=digest or "", runtime=build.runtime, project=build.project)
             try:
-                self._node.prepare_environment(request, tell)
+                self._node.install_packages(request, tell)
             except GiveUp as error:
                 raise Problems([_placed(error.problem())]) from error
 
@@ -130,7 +130,7 @@ class Packages:
             packages = record.version.packages
             if found is None and packages is not None and packages.asked == asked:
                 found = packages
-        return found if found is not None and found.environment in self._store.trees() else None
+        return found if found is not None and found.lock in self._store.trees() else None
 
     def keep(self, asked: str, locked: PackageLock) -> PackagesRecord:
         """Store a lock and remember what it is the answer to."""
@@ -138,7 +138,7 @@ class Packages:
             writer.write(lock.encoded(locked))
             sha256 = writer.commit().sha256
         digest = self._store.put_tree([StoredFile(path=lock.FILE_NAME, sha256=sha256)])
-        record = PackagesRecord(asked=asked, environment=digest, versions=lock.versions(locked))
+        record = PackagesRecord(asked=asked, lock=digest, versions=lock.versions(locked))
         with self._guard:
             self._remembered[asked] = record
             while len(self._remembered) > MOST_REMEMBERED:
@@ -213,7 +213,7 @@ class DeployPackages:
             others = _other_backends(runtime, needed, locked)
             if not others:
                 return self._packages.keep(asked, locked)
-            names |= others  # they hold the same module: an environment can have only one of them
+            names |= others  # they hold the same module: there can be only one of them
 
     def _resolve(self, requirements: Requirements, needed: Sequence[str], before: PackagesRecord | None) -> PackageLock:
         preferred = preferred_versions()

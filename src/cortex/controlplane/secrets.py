@@ -19,7 +19,7 @@ from cortex.state.secrets import (
 from cortex.wire.build import BuildSpec, SecretPin
 from cortex.wire.cloud import for_handlers
 from cortex.wire.launch import IMPORT_TIME_VARIABLES
-from cortex.wire.operator import CloudEnvironment, SecretStatus, rfc3339
+from cortex.wire.operator import CloudVariables, SecretStatus, rfc3339
 
 
 class UnknownSecret(CortexError):
@@ -111,7 +111,7 @@ class CloudKeys:
         self._store = store
         self._clock = clock
 
-    def pinned(self, api: ApiKey, cloud: CloudEnvironment | None, before: BuildSpec | None) -> SecretPin | None:
+    def pinned(self, api: ApiKey, cloud: CloudVariables | None, before: BuildSpec | None) -> SecretPin | None:
         """
         The variables that a build gets: what is handed over now, or where nobody says, what the build before has.
 

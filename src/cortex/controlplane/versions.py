@@ -25,7 +25,7 @@ def version_of(
     batching: Mode,
     refresh: int,
     secrets: Mapping[str, str] | None = None,
-    environment: str | None = None,
+    packages: str | None = None,
 ) -> Version:
     """
     The digest of everything that makes one immutable build of an api.
@@ -34,12 +34,12 @@ def version_of(
 
     Args:
         secrets: names of secrets by the variable that gets the value; nothing of their values is part of a version.
-        environment: digest of the lock of users' packages.
+        packages: digest of the lock of users' packages.
     """
     # What was not asked for leaves no trace, so that versions from before it could be asked for stay what they are.
     asked_for = {
         "secrets": sorted((secrets or {}).items()),
-        "environment": environment,
+        "environment": packages,
         "runtime": None if model is not None and runtime == model.format else runtime,
     }
     return Version(
@@ -95,7 +95,7 @@ def trees_of(build: BuildSpec) -> tuple[str, ...]:
     """Digests of everything in the artifact store that a build needs: model, project, lock of its packages, sample."""
     model = build.model.tree if build.model is not None else None
     sample = build.sample.tree if build.sample is not None else None
-    return tuple(tree for tree in (model, build.project, build.environment, sample) if tree is not None)
+    return tuple(tree for tree in (model, build.project, build.packages, sample) if tree is not None)
 
 
 def _digest(facts: object) -> str:

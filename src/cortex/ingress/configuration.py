@@ -14,7 +14,7 @@ Both have the same pool of empty backends and the same routes, and both talk to 
 Everything HAProxy knows about an api is one map entry, so that an api changes as a whole:
 
     /iris/sklearn pool-0001|600000,104857600|600500|104857600|on|64|iris/sklearn|0a1b2c3d
-                  slot      limits           wait   max body  retry queue api      version
+                  backend   limits           wait   max body  retry queue api      version
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import msgspec
 
 from cortex.ids import ApiKey
 from cortex.ingress.errors import TooFewFiles
+from cortex.ingress.pool import NOWHERE, backend_name, backend_number
 from cortex.ingress.routes import IngressRoute, IngressServer
-from cortex.ingress.slots import NOWHERE, slot_name, slot_number
 
 LAYOUT = 1
 """Changes when the names or the fields that admin commands rely on change: then an older worker takes no commands."""
@@ -149,7 +149,7 @@ class WorkerLabel(msgspec.Struct, frozen=True):
 class Entry(msgspec.Struct, frozen=True):
     """What of a map entry is read back."""
 
-    slot: int
+    backend: int
     api: ApiKey
 
 
@@ -198,12 +198,12 @@ def server_name(key: str) -> str:
     return key.rpartition(".")[0] or key
 
 
-def render_entry(route: IngressRoute, slot: int) -> str:
+def render_entry(route: IngressRoute, backend: int) -> str:
     """The map entry's value for a route; see the module's docstring."""
     timeout_ms = min(LONGEST_TIMEOUT_MS, max(1, round(route.timeout_s * 1000)))
     queue = sum(server.max_queued for server in route.servers)
     fields = (
-        slot_name(slot),
+        backend_name(backend),
         f"{timeout_ms},{route.max_body_bytes}",
         str(timeout_ms + REPLICA_GRACE_MS),
         str(route.max_body_bytes),
@@ -216,12 +216,12 @@ def render_entry(route: IngressRoute, slot: int) -> str:
 
 
 def parse_entry(value: str) -> Entry | None:
-    """Slot and api of a map entry; None if it is not one of this layout."""
+    """Backend and api of a map entry; None if it is not one of this layout."""
     fields = value.split("|")
     if len(fields) != 8:
         return None
-    slot = slot_number(fields[0])
-    return None if slot is None else Entry(slot=slot, api=ApiKey(fields[6]))
+    backend = backend_number(fields[0])
+    return None if backend is None else Entry(backend=backend, api=ApiKey(fields[6]))
 
 
 def render_map(entries: Mapping[str, str]) -> str:
@@ -263,7 +263,7 @@ def render_configuration(configuration: WorkerConfiguration, servers: Mapping[in
     The whole haproxy.cfg.
 
     Args:
-        servers: by slot, those that the worker starts with.
+        servers: by backend, those that the worker starts with.
     """
     blocks = [
         _global(configuration),
@@ -274,7 +274,9 @@ def render_configuration(configuration: WorkerConfiguration, servers: Mapping[in
     ]
     if configuration.tier is Tier.DOOR and Tier.BULK in configuration.limits.tiers:
         blocks.append(_bulk_backend(configuration))
-    blocks += [_slot(slot, servers.get(slot, ())) for slot in range(NOWHERE, configuration.pool_size + 1)]
+    blocks += [
+        _pool_backend(backend, servers.get(backend, ())) for backend in range(NOWHERE, configuration.pool_size + 1)
+    ]
     return "".join(blocks)
 
 
@@ -458,12 +460,12 @@ def _account() -> str:
 {counts}"""
 
 
-def _slot(slot: int, servers: Iterable[IngressServer]) -> str:
+def _pool_backend(backend: int, servers: Iterable[IngressServer]) -> str:
     lines = "".join(
         f"    server {server_key(server)} {quoted('unix@' + server.socket)} maxconn {server.max_connections}\n"
         for server in servers
     )
-    return f"backend {slot_name(slot)} from pool\n{lines}"
+    return f"backend {backend_name(backend)} from pool\n{lines}"
 
 
 def _error(status: int, code: str, message: str, facts: str = "") -> str:

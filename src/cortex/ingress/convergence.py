@@ -8,19 +8,19 @@ import msgspec
 
 from cortex.ids import ApiKey
 from cortex.ingress.configuration import render_entry, server_key
+from cortex.ingress.pool import NOWHERE, backend_name
 from cortex.ingress.routes import IngressRoute, IngressServer
-from cortex.ingress.slots import NOWHERE, slot_name
 
 
 class ServerAddress(msgspec.Struct, frozen=True):
     """Where a server is in HAProxy."""
 
-    slot: int
+    backend: int
     key: str
     """`configuration.server_key`."""
 
     def __str__(self) -> str:
-        return f"{slot_name(self.slot)}/{self.key}"
+        return f"{backend_name(self.backend)}/{self.key}"
 
 
 class ServerState(msgspec.Struct, frozen=True):
@@ -49,12 +49,12 @@ class Wanted(msgspec.Struct, frozen=True):
     entries: Mapping[str, str]
     servers: Mapping[ServerAddress, IngressServer]
 
-    def by_slot(self) -> dict[int, list[IngressServer]]:
-        """Servers of each slot, for the configuration text."""
-        slots: dict[int, list[IngressServer]] = {}
+    def by_backend(self) -> dict[int, list[IngressServer]]:
+        """Servers of each backend, for the configuration text."""
+        backends: dict[int, list[IngressServer]] = {}
         for address, server in self.servers.items():
-            slots.setdefault(address.slot, []).append(server)
-        return slots
+            backends.setdefault(address.backend, []).append(server)
+        return backends
 
     def holdings(self) -> Holdings:
         """What a worker has that starts with all this."""
@@ -71,7 +71,7 @@ class Steps(msgspec.Struct, frozen=True):
     """Commands in the order in which no request is lost; each batch is complete before the next begins."""
 
     add: tuple[str, ...]
-    """Servers join their slots."""
+    """Servers join their backends."""
     point: tuple[str, ...]
     """Routes come or change."""
     unpoint: tuple[str, ...]
@@ -82,23 +82,23 @@ class Steps(msgspec.Struct, frozen=True):
     """What the worker has afterwards."""
 
 
-def wanted_of(routes: Sequence[IngressRoute], slots: Mapping[ApiKey, int], pool_size: int) -> Wanted:
+def wanted_of(routes: Sequence[IngressRoute], backends: Mapping[ApiKey, int], pool_size: int) -> Wanted:
     """
     Return what a worker with this pool ought to have.
 
-    A route whose slot the worker lacks is pointed NOWHERE: a client that still talks to an HAProxy that is being
+    A route whose backend the worker lacks is pointed NOWHERE: a client that still talks to an HAProxy that is being
     replaced gets a 503 and a closed connection, not a 404, and reaches the new one with its next request.
     """
     entries: dict[str, str] = {}
     servers: dict[ServerAddress, IngressServer] = {}
     for route in routes:
-        slot = slots.get(route.api, NOWHERE)
-        if slot > pool_size:
-            slot = NOWHERE
-        entries[route.path] = render_entry(route, slot)
-        if slot != NOWHERE:
+        backend = backends.get(route.api, NOWHERE)
+        if backend > pool_size:
+            backend = NOWHERE
+        entries[route.path] = render_entry(route, backend)
+        if backend != NOWHERE:
             for server in route.servers:
-                servers[ServerAddress(slot=slot, key=server_key(server))] = server
+                servers[ServerAddress(backend=backend, key=server_key(server))] = server
     return Wanted(entries=entries, servers=servers)
 
 

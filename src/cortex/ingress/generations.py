@@ -29,7 +29,7 @@ class IngressTimes(msgspec.Struct, frozen=True):
     deaf_after_s: float = 10.0
     """A worker that runs but has not answered for this long is killed and started again."""
     leaving_poll_s: float = 0.25
-    """How often is looked while servers, slots or workers are about to become free."""
+    """How often is looked while servers, backends or workers are about to become free."""
     leaving_grace_s: float = 120.0
     """A replaced worker may live this much longer than the longest timeout of a route; then its connections are cut."""
 
@@ -109,7 +109,7 @@ def pause_s(
 
     Args:
         due_s: tiers that lack a worker, with when they may have one.
-        is_vacating: some slots of the pool are about to become free.
+        is_vacating: some backends of the pool are about to become free.
     """
     busy = is_vacating or any(w.leaving_until_s or w.holdings is None or w.holdings.retired for w in workers)
     pause = times.leaving_poll_s if busy else until_beat_s(now_s, times.watch_s)

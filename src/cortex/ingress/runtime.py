@@ -20,7 +20,7 @@ import msgspec
 from cortex.ingress.configuration import FRONTEND, TABLE, Refusal, WorkerLabel, parse_label
 from cortex.ingress.convergence import Holdings, ServerAddress, ServerState, escaped
 from cortex.ingress.errors import AdminUnreachable, CommandsRefused
-from cortex.ingress.slots import slot_name, slot_number
+from cortex.ingress.pool import backend_name, backend_number
 
 _PROMPT = b"\n> "
 _SEVERITY = re.compile(r"\[(\d)\]: ")
@@ -46,10 +46,10 @@ class FrontendRow(msgspec.Struct, frozen=True):
     listening: bool
 
 
-class SlotRow(msgspec.Struct, frozen=True):
+class BackendRow(msgspec.Struct, frozen=True):
     """One pool backend."""
 
-    slot: int
+    backend: int
     requests: int
     """In it now: waiting for their body, queued, or at a server."""
 
@@ -138,16 +138,16 @@ class AdminSocket:
             },
         )
 
-    async def servers(self, slots: Sequence[int] | None = None) -> list[ServerRow]:
-        """Servers of some slots, by default of the whole pool."""
+    async def servers(self, backends: Sequence[int] | None = None) -> list[ServerRow]:
+        """Servers of some backends, by default of the whole pool."""
         rows: list[ServerRow] = []
-        for row in await self._rows(_SERVERS, ["-1"] if slots is None else [slot_name(s) for s in slots]):
-            slot = slot_number(row["pxname"])
-            if slot is None:
+        for row in await self._rows(_SERVERS, ["-1"] if backends is None else [backend_name(s) for s in backends]):
+            backend = backend_number(row["pxname"])
+            if backend is None:
                 continue
             rows.append(
                 ServerRow(
-                    address=ServerAddress(slot=slot, key=row["svname"]),
+                    address=ServerAddress(backend=backend, key=row["svname"]),
                     requests=_number(row, "scur") + _number(row, "qcur"),
                     max_connections=_number(row, "slim"),
                     in_rotation=not row["status"].startswith(("MAINT", "DRAIN")),
@@ -155,14 +155,14 @@ class AdminSocket:
             )
         return rows
 
-    async def slots(self, slots: Sequence[int] | None = None) -> list[SlotRow]:
-        """Backends of some slots, by default of the whole pool."""
-        rows: list[SlotRow] = []
-        for row in await self._rows(_BACKENDS, ["-1"] if slots is None else [slot_name(s) for s in slots]):
-            slot = slot_number(row["pxname"])
-            if slot is None:
+    async def backends(self, backends: Sequence[int] | None = None) -> list[BackendRow]:
+        """Those of the pool with these numbers, by default of the whole pool."""
+        rows: list[BackendRow] = []
+        for row in await self._rows(_BACKENDS, ["-1"] if backends is None else [backend_name(s) for s in backends]):
+            backend = backend_number(row["pxname"])
+            if backend is None:
                 continue
-            rows.append(SlotRow(slot=slot, requests=_number(row, "scur")))
+            rows.append(BackendRow(backend=backend, requests=_number(row, "scur")))
         return rows
 
     async def requests(self) -> int:

@@ -40,10 +40,10 @@ from cortex.ingress.files import IngressFiles
 from cortex.ingress.generations import IngressTimes
 from cortex.ingress.handover import ListenAddress
 from cortex.ingress.listeners import Listeners, stop_listening
+from cortex.ingress.pool import NOWHERE, HeldPool, Pool
 from cortex.ingress.process import find_haproxy
 from cortex.ingress.routes import IngressRoute, check_unique
 from cortex.ingress.runtime import AdminSocket
-from cortex.ingress.slots import NOWHERE, HeldSlots, Pool
 from cortex.ingress.workers import Blueprint, Wanted, Worker, Workers
 from cortex.processes import send_signal
 
@@ -362,7 +362,7 @@ class Ingress:
         )
         # The youngest door is asked last, so that it is right.
         ours = sorted(workers.all, key=lambda worker: (worker.name.tier is Tier.DOOR, worker.name.generation))
-        pool = workers.wanted.pool.recovered([await self._held_slots(worker) for worker in ours])
+        pool = workers.wanted.pool.recovered([await self._held_pool(worker) for worker in ours])
         workers.wanted = msgspec.structs.replace(workers.wanted, pool=pool)
         await self._settle()
         for worker in strangers:
@@ -388,14 +388,14 @@ class Ingress:
         await self._listeners.bind_missing(self._limits.tiers)
         return surplus
 
-    async def _held_slots(self, worker: Worker) -> HeldSlots:
+    async def _held_pool(self, worker: Worker) -> HeldPool:
         holdings = await self._workers.holdings(worker)
         entries = [entry for value in holdings.entries.values() if (entry := parse_entry(value)) is not None]
-        busy = {address.slot for address in holdings.servers}
-        busy |= {row.slot for row in await worker.admin.slots() if row.requests}
-        return HeldSlots(
+        busy = {address.backend for address in holdings.servers}
+        busy |= {row.backend for row in await worker.admin.backends() if row.requests}
+        return HeldPool(
             pool_size=worker.pool_size,
-            owners={entry.api: entry.slot for entry in entries if entry.slot != NOWHERE},
+            owners={entry.api: entry.backend for entry in entries if entry.backend != NOWHERE},
             busy=frozenset(busy),
         )
 
@@ -437,20 +437,20 @@ class Ingress:
             problem = error  # one tier that is down must not keep the other from being looked after
         for worker in self._workers.live():
             await self._workers.look_after(worker)
-        await self._release_slots()
+        await self._release_backends()
         if problem is not None:
             raise problem
 
-    async def _release_slots(self) -> None:
-        """Give slots back to the pool that no worker has servers or requests in."""
+    async def _release_backends(self) -> None:
+        """Give backends back to the pool that no worker has servers or requests in."""
         workers, pool = self._workers, self._workers.wanted.pool
         if not pool.vacating:
             return
         used: set[int] = set()
         for worker in workers.live():
-            used |= {address.slot for address in (await workers.holdings(worker)).servers}
-            slots = sorted(slot for slot in pool.vacating if slot <= worker.pool_size)
-            used |= {row.slot for row in await worker.admin.slots(slots) if row.requests}
+            used |= {address.backend for address in (await workers.holdings(worker)).servers}
+            backends = sorted(backend for backend in pool.vacating if backend <= worker.pool_size)
+            used |= {row.backend for row in await worker.admin.backends(backends) if row.requests}
         workers.wanted = msgspec.structs.replace(workers.wanted, pool=pool.released(used))
 
     async def _stop_keeping(self) -> None:
@@ -473,7 +473,7 @@ class Ingress:
                 if any(state.in_rotation for state in addresses.values()):
                     return False
                 if addresses:
-                    rows = await worker.admin.servers(sorted({address.slot for address in addresses}))
+                    rows = await worker.admin.servers(sorted({address.backend for address in addresses}))
                     if any(row.requests for row in rows if row.address in addresses):
                         return False
             except (AdminUnreachable, CommandsRefused) as error:

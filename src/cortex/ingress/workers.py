@@ -37,10 +37,10 @@ from cortex.ingress.generations import (
     Start,
 )
 from cortex.ingress.listeners import Listeners
+from cortex.ingress.pool import Pool
 from cortex.ingress.process import HaproxyProcess, last_words
 from cortex.ingress.routes import IngressRoute
 from cortex.ingress.runtime import AdminSocket
-from cortex.ingress.slots import Pool
 from cortex.processes import write_whole
 
 log = logging.getLogger(__name__)
@@ -385,7 +385,7 @@ class Workers:
         )
         wanted = wanted_of(self.wanted.routes, pool.owners, pool.size)
         config = files.directory / name.config_file
-        write_whole(config, render_configuration(configuration, wanted.by_slot()).encode())
+        write_whole(config, render_configuration(configuration, wanted.by_backend()).encode())
         write_whole(files.directory / name.map_file, render_map(wanted.entries).encode())
 
         with handover.Lender(files.lend_socket, self._listeners.of(tier)) as lender:
@@ -423,7 +423,7 @@ class Workers:
                 raise
         worker.answered_s = self._clock.monotonic_s()
         self.all.append(worker)
-        log.info("haproxy %s runs as pid %d with %d slots", name, process.pid, pool.size)
+        log.info("haproxy %s runs as pid %d with %d backends", name, process.pid, pool.size)
 
     async def _answering(self, worker: Worker) -> None:
         """

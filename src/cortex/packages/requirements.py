@@ -314,7 +314,7 @@ class _Reading:
         self._problem("requirements-local", message, where, hint)
 
     def _built_elsewhere(self, requirement: Requirement, where: str) -> None:
-        """As `pip freeze` writes it in an environment of conda's, and of what was installed from a folder."""
+        """As `pip freeze` writes it in a folder of conda's, and of what was installed from a folder."""
         message = f"{requirement.name} is named by the folder that it was built in, which is on no other machine"
         hint = (
             f"write its version: {requirement.name}==VERSION\n"

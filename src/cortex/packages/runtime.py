@@ -25,7 +25,7 @@ BACKENDS: dict[Runtime, tuple[str, ...]] = {
     "tensorflow": ("tensorflow-cpu", "tensorflow", "tensorflow-gpu"),
 }
 """
-Packages that a runtime stands on, and that hold the same module: an environment gets one of them. The first is the
+Packages that a runtime stands on, and that hold the same module: an installation gets one of them. The first is the
 default; later ones use GPUs too.
 """
 
@@ -68,7 +68,7 @@ def preferred_versions() -> dict[str, str]:
 
 
 def python_here() -> str:
-    """`3.11`: environments are made for the Python that runs us."""
+    """`3.11`: packages are installed for the Python that runs us."""
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 

@@ -152,7 +152,7 @@ class Known:
 
 def place_of(build: BuildSpec) -> str:
     """What a runtime follows from, as far as that is known before anything runs: packages, GPUs and threads."""
-    return f"{build.environment or 'installed with Cortex'}, {build.resources.cpu_millis}m, {build.resources.gpus}"
+    return f"{build.packages or 'installed with Cortex'}, {build.resources.cpu_millis}m, {build.resources.gpus}"
 
 
 def decide(mode: Mode, verdict: BatchingVerdict | None, stop: Stop | None) -> Decision:

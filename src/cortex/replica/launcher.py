@@ -50,7 +50,7 @@ from cortex.wire.launch import (
     ReplicaSpec,
 )
 
-if TYPE_CHECKING:  # imported by `preload`, once the environment is right
+if TYPE_CHECKING:  # imported by `preload`, once the variables are right
     from cortex.replica.inspection.findings import Inspection
 
 IDLE_EXIT_S = 60.0
@@ -379,7 +379,7 @@ def preload(backend: Runtime) -> None:
     """
     Import everything that replicas need, with one thread.
 
-    The environment comes first: numpy and onnxruntime start threads as they are imported, unless told not to.
+    The variables come first: numpy and onnxruntime start threads as they are imported, unless told not to.
 
     Raises:
         BackendMissing: the library that runs models is not installed; the rest is imported.
@@ -471,7 +471,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--socket", required=True, type=Path, help="unix socket to listen on")
     parser.add_argument("--home", required=True, help="shown in the process title")
     parser.add_argument("--backend", required=True, choices=("onnx", "tensorflow"))
-    parser.add_argument("--key", default="", help="which environment this launcher is for; shown by `ps`")
+    parser.add_argument("--key", default="", help="what this launcher is for; shown by `ps`")
     options = parser.parse_args(arguments)
     if not sys.flags.safe_path and sys.path and sys.path[0] == os.getcwd():
         del sys.path[0]  # put there by `-m`: users' code must not import from wherever we were started

@@ -24,7 +24,7 @@ class PackagesRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     asked: str
     """Digest of what was asked: the same question keeps its answer until somebody refreshes."""
-    environment: str
+    lock: str = msgspec.field(name="environment")
     """Digest of the lock."""
     versions: dict[str, str]
     """By name, for people: a version, or the URL of an archive."""

@@ -64,20 +64,21 @@ class ResolvePackages(msgspec.Struct, frozen=True, kw_only=True, tag="resolve_pa
     """Digest of the project, when folders of it are among the options."""
 
 
-class PrepareEnvironment(msgspec.Struct, frozen=True, kw_only=True, tag="prepare_environment"):
+class InstallPackages(msgspec.Struct, frozen=True, kw_only=True, tag="install_packages"):
     """
-    Have an environment ready, built first if need be. Takes long: answered with any number of `PackageProgress`, then
-    `PreparedEnvironment` or `PackagesRefused`.
+    Have users' packages ready, installed first if need be. Takes long: answered with any number of `PackageProgress`,
+    then `InstalledPackages` or `PackagesRefused`.
     """
 
-    environment: str
+    packages: str
+    """Digest of their lock."""
     runtime: Runtime
     """What has to run with it."""
     project: str | None = None
 
 
-class SweepEnvironments(msgspec.Struct, frozen=True, kw_only=True, tag="sweep_environments"):
-    """Remove environments that are neither among these nor used here, nor were lately."""
+class SweepPackages(msgspec.Struct, frozen=True, kw_only=True, tag="sweep_packages"):
+    """Remove installations of packages that are neither among these locks' nor used here, nor were lately."""
 
     in_use: tuple[str, ...]
 
@@ -115,8 +116,8 @@ AgentRequest = (
     | GiveOrders
     | InspectBuild
     | ResolvePackages
-    | PrepareEnvironment
-    | SweepEnvironments
+    | InstallPackages
+    | SweepPackages
     | ReadLogs
     | CountNow
     | StopAgent
@@ -166,7 +167,7 @@ class ResolvedPackages(msgspec.Struct, frozen=True, kw_only=True, tag="resolved_
     lock: PackageLock
 
 
-class PreparedEnvironment(msgspec.Struct, frozen=True, kw_only=True, tag="prepared_environment"):
+class InstalledPackages(msgspec.Struct, frozen=True, kw_only=True, tag="installed_packages"):
     pass
 
 
@@ -176,7 +177,7 @@ class PackagesRefused(msgspec.Struct, frozen=True, kw_only=True, tag="packages_r
     problem: Problem
 
 
-class SweptEnvironments(msgspec.Struct, frozen=True, kw_only=True, tag="swept_environments"):
+class SweptPackages(msgspec.Struct, frozen=True, kw_only=True, tag="swept_packages"):
     removed: tuple[str, ...]
 
 
@@ -196,9 +197,9 @@ AgentReply = (
     | InspectedBuild
     | PackageProgress
     | ResolvedPackages
-    | PreparedEnvironment
+    | InstalledPackages
     | PackagesRefused
-    | SweptEnvironments
+    | SweptPackages
     | LogLines
     | Refused
     | Stopping

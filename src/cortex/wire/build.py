@@ -12,7 +12,7 @@ from cortex.wire.batching import Mode
 ModelFormat = Literal["onnx", "tensorflow"]
 """What a model's files are."""
 Runtime = Literal["onnx", "tensorflow"]
-"""What executes a build: names its launcher, what its environment has to hold, and the backend in its replicas."""
+"""What executes a build: names its launcher, what users' packages have to hold, and the backend in its replicas."""
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +108,7 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Further variables, by name; the node looks their values up when it starts a process."""
     cloud: SecretPin | None = None
     """Which variables that lead to clouds its handler gets: those that the last deploy of the api handed over."""
-    environment: str | None = None
+    packages: str | None = msgspec.field(default=None, name="environment")
     """Digest of the lock of users' packages; None: what is installed with Cortex serves."""
     batching: bool = True
     """`batching` in cortex.yaml is not `off`."""

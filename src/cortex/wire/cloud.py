@@ -25,7 +25,7 @@ def for_handlers(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def without_clouds(environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment for a process of ours."""
+    """The variables of a process of ours."""
     return {name: value for name, value in environ.items() if not leads_to_clouds(name)}
 
 

@@ -2,7 +2,7 @@
 Messages between whoever needs a remote model and the process that fetches it (`artifacts.fetcher`), lines of JSON.
 
 On its stdin one `FetchRequest`; the pipe stays open for as long as the model is wanted. On its stdout any number of
-`FetchProgress`, then `Fetched` or `FetchRefused`. Credentials travel in the process's environment, never here.
+`FetchProgress`, then `Fetched` or `FetchRefused`. Credentials travel in the process's variables, never here.
 """
 
 from __future__ import annotations

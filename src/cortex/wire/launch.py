@@ -53,7 +53,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     scratch: str = ""
     """A folder of this attempt's own: it makes it, the agent removes it afterwards. Empty: it has none."""
     read_only: tuple[str, ...] = ()
-    """Folders that users' code must not change: those of the artifact store and of environments."""
+    """Folders that users' code must not change: those of the artifact store and of installed packages."""
     view_bytes: int = 64 * 2**20
     """How much it may write into its view of the project."""
     start_timeout_s: float = 300.0

@@ -283,13 +283,13 @@ class ApiUpload(msgspec.Struct, frozen=True, kw_only=True):
     sample: SampleUpload | None = None
 
 
-class CloudEnvironment(msgspec.Struct, frozen=True, kw_only=True):
+class CloudVariables(msgspec.Struct, frozen=True, kw_only=True):
     """How the deploying shell reaches its clouds: variables, and with them the places of profiles. Only inward."""
 
     variables: dict[str, str]
 
     def __repr__(self) -> str:
-        return f"CloudEnvironment({', '.join(sorted(self.variables))})"
+        return f"CloudVariables({', '.join(sorted(self.variables))})"
 
 
 class DeployRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -306,7 +306,7 @@ class DeployRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Make new versions even when nothing changed."""
     refresh_only: str = ""
     """Of this api alone; empty: of all."""
-    cloud: CloudEnvironment | None = None
+    cloud: CloudVariables | None = None
     """With what remote models are fetched, and what handlers get; None: what the last deploy handed over."""
     indexes: dict[str, str] | None = None
     """Variables that say where packages come from (`wire.indexes`); None: those of the last deploy stay."""

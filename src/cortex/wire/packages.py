@@ -6,7 +6,7 @@ import msgspec
 
 
 class LockedPackage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One package of an environment."""
+    """One package of a lock."""
 
     name: str
     """Normalised as PEP 503 has it: lower case, dashes."""
@@ -24,7 +24,7 @@ class LockedPackage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class PackageLock(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Everything that one environment consists of. Its digest names the environment."""
+    """Everything that is installed together. Its digest names the installation."""
 
     python: str
     """`3.11`: what was resolved for."""

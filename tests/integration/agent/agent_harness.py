@@ -22,7 +22,7 @@ from cortex.artifacts import samples
 from cortex.artifacts.store import ArtifactStore
 from cortex.ids import ReplicaId, Revision, Version, api_key, replica_id, route_path, socket_stem
 from cortex.processes import ProcessIdentity, identify, is_alive, send_signal
-from cortex.settings import HomeLayout, Settings, environment_of
+from cortex.settings import HomeLayout, Settings, variables_of
 from cortex.testing.builders import a_digest
 from cortex.wire.agent import (
     AgentReply,
@@ -136,7 +136,7 @@ class Node:
         with (self.layout.home / "agent.out").open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-P", "-c", PATIENT_AGENT, *times],
-                env={**os.environ, **environment_of(self.settings)},
+                env={**os.environ, **variables_of(self.settings)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -374,9 +374,9 @@ class World:
         youngest = max(w["name"]["generation"] for w in self.workers() if w["name"]["tier"] == tier)
         return AdminSocket(self.sockets / f"h-{tier}-{youngest}.sock")
 
-    async def slots_in_use(self) -> set[str]:
+    async def backends_in_use(self) -> set[str]:
         """`show stat` names of the pool backends that have servers."""
-        return {str(row.address.slot) for row in await self.admin().servers()}
+        return {str(row.address.backend) for row in await self.admin().servers()}
 
     async def pid_of(self, tier: str) -> int:
         """Of the youngest worker of a tier."""

@@ -94,10 +94,10 @@ def test_a_server_that_left_gets_nothing_new_and_finishes_what_it_has(run):
         looks = []
 
         class Watched(AdminSocket):
-            async def servers(self, slots=None):
-                if slots is not None:
-                    looks.append(slots)
-                return await super().servers(slots)
+            async def servers(self, backends=None):
+                if backends is not None:
+                    looks.append(backends)
+                return await super().servers(backends)
 
         ingress = await world.started(world.route("iris/a", old), admin=Watched)
         idle = await world.connect()
@@ -232,14 +232,14 @@ def test_other_apis_come_and_go_under_load_without_a_failure(run):
     run(scenario)
 
 
-def test_a_slot_is_given_away_only_after_its_last_request(run):
+def test_a_backend_is_given_away_only_after_its_last_request(run):
     async def scenario(world):
         a, b = world.backend("a"), world.backend("b")
         ingress = await world.started(world.route("iris/a", a))
         running = asyncio.create_task(world.ask("POST", "/iris/a?hold"))
         await world.until(lambda: world.journal.read_text() != "")
         await ingress.apply([world.route("iris/b", b)])
-        assert await world.slots_in_use() == {"1", "2"}
+        assert await world.backends_in_use() == {"1", "2"}
         assert (await world.ask("POST", "/iris/b")).json()["server"] == "b"
         world.let_go()
         assert (await running).json()["server"] == "a"
@@ -250,9 +250,9 @@ def test_a_slot_is_given_away_only_after_its_last_request(run):
 
         async def the_next_has_it():
             await ingress.apply([world.route("iris/c", c)])
-            slots = await world.slots_in_use()
+            backends = await world.backends_in_use()
             await ingress.apply([])
-            return slots == {"1"}
+            return backends == {"1"}
 
         c = world.backend("c")
         await world.eventually(the_next_has_it)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.agent.installer import Installer, InstallerFailed, installer_environment
+from cortex.agent.installer import Installer, InstallerFailed, installer_variables
 
 SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
 
@@ -40,7 +40,7 @@ def test_an_installer_sees_where_packages_and_compilers_are_and_no_credentials_o
         "CORTEX_HOME": "/x",
         "PYTHONPATH": "/y",
     }
-    got = installer_environment(environ)
+    got = installer_variables(environ)
     assert got["PATH"] == "/bin"
     assert (got["CC"], got["LC_ALL"], got["UV_INDEX_URL"]) == ("clang", "C", "https://a")
     assert not got.keys() & {"AWS_SECRET_ACCESS_KEY", "CORTEX_HOME", "PYTHONPATH"}
@@ -48,10 +48,10 @@ def test_an_installer_sees_where_packages_and_compilers_are_and_no_credentials_o
 
 def test_what_was_set_for_pip_counts_unless_uv_has_its_own():
     pip = {"PIP_INDEX_URL": "https://p", "PIP_CERT": "/ca.pem"}
-    assert installer_environment(pip)["UV_INDEX_URL"] == "https://p"
-    assert installer_environment(pip)["SSL_CERT_FILE"] == "/ca.pem"
-    assert installer_environment({**pip, "UV_INDEX_URL": "https://u"})["UV_INDEX_URL"] == "https://u"
-    assert "PIP_INDEX_URL" not in installer_environment(pip)
+    assert installer_variables(pip)["UV_INDEX_URL"] == "https://p"
+    assert installer_variables(pip)["SSL_CERT_FILE"] == "/ca.pem"
+    assert installer_variables({**pip, "UV_INDEX_URL": "https://u"})["UV_INDEX_URL"] == "https://u"
+    assert "PIP_INDEX_URL" not in installer_variables(pip)
 
 
 def test_the_last_deploys_shell_says_where_packages_come_from(uv):

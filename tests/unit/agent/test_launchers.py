@@ -363,7 +363,7 @@ def test_records_of_launchers_that_are_gone_or_cannot_be_read_are_cleared_away(a
     folder.mkdir()
     dead = LauncherRecord(
         key=launcher_key(Path(sys.executable), "onnx", {}),
-        backend="onnx",
+        runtime="onnx",
         variables={},
         identity=ProcessIdentity(pid=1, start_ticks=-1, boot_id="another"),
     )

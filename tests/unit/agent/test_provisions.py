@@ -22,7 +22,7 @@ class Node:
         self.store = ArtifactStore(folder / "artifacts")
         self.model = samples.put_body(self.store, b"a model")
         secrets = SecretStore(folder / "secrets.json")
-        self.provisions = Provisions(store=self.store, environments=None, secrets=secrets, cloud=secrets)  # type: ignore[arg-type]
+        self.provisions = Provisions(store=self.store, installations=None, secrets=secrets, cloud=secrets)  # type: ignore[arg-type]
 
     def provide(self, sample: Sample | None) -> Provided:
         return asyncio.run(self.provisions.provide(self.build(sample)))

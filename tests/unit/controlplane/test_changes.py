@@ -125,17 +125,17 @@ def test_a_refresh_makes_a_new_version():
 
 
 def with_packages(record, files=(), **versions):
-    environment = "e".join(sorted(f"{n}{v}" for n, v in versions.items())).ljust(64, "0") if versions else None
-    packages = PackagesRecord(asked="", environment=environment, versions=versions) if versions else None
-    return rebuilt(record, packages=packages, environment=environment, project=tuple(files) or record.project)
+    lock = "e".join(sorted(f"{n}{v}" for n, v in versions.items())).ljust(64, "0") if versions else None
+    packages = PackagesRecord(asked="", lock=lock, versions=versions) if versions else None
+    return rebuilt(record, packages=packages, lock=lock, project=tuple(files) or record.project)
 
 
-def rebuilt(record, *, packages=None, project=None, secrets=None, environment=None):
+def rebuilt(record, *, packages=None, project=None, secrets=None, lock=None):
     """Another version of a record."""
     build = msgspec.structs.replace(
         record.build,
-        version=f"{environment}{sorted((secrets or {}).items())}",
-        environment=environment,
+        version=f"{lock}{sorted((secrets or {}).items())}",
+        packages=lock,
         project="".join(file.sha256[0] for file in project or ()).ljust(64, "0"),
         secrets=secrets or {},
     )

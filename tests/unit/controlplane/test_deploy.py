@@ -37,7 +37,7 @@ from cortex.wire.operator import (
     ApiChange,
     ApiUpload,
     ChangeKind,
-    CloudEnvironment,
+    CloudVariables,
     DeployProgress,
     DeployRequest,
     ModelUpload,
@@ -60,7 +60,7 @@ class NoNode:
     def resolve_packages(self, request, tell):
         raise AssertionError("no requirements.txt, no resolving")
 
-    def prepare_environment(self, request, tell):
+    def install_packages(self, request, tell):
         raise AssertionError("no packages, no environment")
 
 
@@ -853,7 +853,7 @@ def test_one_of_two_that_leaves_does_not_end_the_others_download(world):
 
 def test_credentials_are_kept_for_later_once_a_deploy_was_accepted(world, tmp_path):
     world.fetcher.at_origin[URL] = "one"
-    cloud = CloudEnvironment(variables={"AWS_SECRET_ACCESS_KEY": "the-value"})
+    cloud = CloudVariables(variables={"AWS_SECRET_ACCESS_KEY": "the-value"})
     world.deploy(world.remote(URL), cloud=cloud, dry_run=True)
     assert not list(tmp_path.rglob("cloud.json"))
     world.deploy(world.remote(URL), cloud=cloud)
@@ -866,7 +866,7 @@ def test_credentials_are_kept_for_later_once_a_deploy_was_accepted(world, tmp_pa
 
 def test_credentials_go_with_the_last_api_whose_model_they_might_fetch_again(world, tmp_path):
     world.fetcher.at_origin[URL] = "one"
-    cloud = CloudEnvironment(variables={"AWS_SECRET_ACCESS_KEY": "the-value"})
+    cloud = CloudVariables(variables={"AWS_SECRET_ACCESS_KEY": "the-value"})
     world.deploy(world.remote(URL), cloud=cloud)
     world.models.forget_cloud()
     assert len(list(tmp_path.rglob("cloud.json"))) == 1
@@ -881,7 +881,7 @@ KEYS_B = {"AWS_ACCESS_KEY_ID": "b", "AWS_REGION": "eu-west-1"}
 
 
 def with_keys(world, keys, **fields):
-    cloud = None if keys is None else CloudEnvironment(variables={"HOME": "/home/ann", **keys})
+    cloud = None if keys is None else CloudVariables(variables={"HOME": "/home/ann", **keys})
     project = world.stored(h__py="x")
     return world.change(world.api(request_handler="h.py", **fields), project=project, cloud=cloud)
 
@@ -908,7 +908,7 @@ def test_a_handler_gets_what_the_last_deploy_handed_over_until_the_next_one(worl
 def test_where_there_is_nothing_to_hand_over_or_no_handler_nothing_is_kept(world):
     with_keys(world, {})
     assert world.wanted().build.cloud is None
-    world.deploy(world.api("model"), cloud=CloudEnvironment(variables=KEYS_A))
+    world.deploy(world.api("model"), cloud=CloudVariables(variables=KEYS_A))
     assert world.wanted(ApiKey("iris/model")).build.cloud is None
     assert world.cloud.all() == ()
 

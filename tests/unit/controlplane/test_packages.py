@@ -44,8 +44,8 @@ class FakeNode:
         ]
         return PackageLock(python="3.11", platform="linux-x86_64", packages=tuple(packages), options=request.options)
 
-    def prepare_environment(self, request, tell):
-        self.prepared.append(request.environment)
+    def install_packages(self, request, tell):
+        self.prepared.append(request.packages)
         if self.refusal is not None:
             raise GiveUp(self.refusal)
 
@@ -100,7 +100,7 @@ def test_what_is_asked_for_is_resolved_together_with_what_replicas_need(world):
     assert asked.constraints == ("six<2",)
     assert {need.partition(">")[0] for need in asked.needed} == {*REPLICA, "onnxruntime"}
     assert found.versions["pillow"] == "1"
-    stored = world.store.tree_path(found.environment) / lock.FILE_NAME
+    stored = world.store.tree_path(found.lock) / lock.FILE_NAME
     assert lock.versions(lock.decoded(stored.read_bytes())) == found.versions
     assert world.told == ["resolving"]
 
@@ -163,9 +163,7 @@ def test_another_wheel_under_the_same_name_is_another_question(world):
 
 def test_versions_that_still_fit_stay_and_a_refresh_lets_go_of_them(world):
     before = world.settle("pillow")
-    before = type(before)(
-        asked="x", environment=before.environment, versions={"pillow": "0.9", "url": "https://x/y.zip"}
-    )
+    before = type(before)(asked="x", lock=before.lock, versions={"pillow": "0.9", "url": "https://x/y.zip"})
     world.settle("pillow\nsix", before)
     world.settle("pillow\nsix\nmore", before, refresh=True)
     kept, fresh = (asked.preferred for asked in world.node.asked[1:])
@@ -230,7 +228,7 @@ def test_digests_that_the_user_accepts_count(world):
 
 
 def test_each_environment_is_prepared_once(world):
-    builds = [msgspec.structs.replace(a_build(), environment=environment) for environment in ("a", None, "b", "a")]
+    builds = [msgspec.structs.replace(a_build(), packages=lock_digest) for lock_digest in ("a", None, "b", "a")]
     world.packages.prepare(builds, print)
     assert world.node.prepared == ["a", "b"]
 
@@ -238,7 +236,7 @@ def test_each_environment_is_prepared_once(world):
 def test_an_environment_that_cannot_be_built_is_a_problem_of_the_file(world):
     world.node.refusal = Problem(reference="packages-build-failed", message="no compiler")
     with pytest.raises(Problems) as caught:
-        world.packages.prepare([msgspec.structs.replace(a_build(), environment="a")], print)
+        world.packages.prepare([msgspec.structs.replace(a_build(), packages="a")], print)
     assert [p.where for p in caught.value.problems] == ["requirements.txt"]
 
 

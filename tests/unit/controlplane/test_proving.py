@@ -78,14 +78,14 @@ def test_only_the_model_is_looked_at() -> None:
         secrets={"TOKEN": SecretPin(name="token", generation="1")},
         tracker=TrackerConfig(model_type="regression"),
         sample=a_sample(b"[1]"),
-        environment="e" * 64,
+        packages="e" * 64,
         env={"A": "1"},
     )
     world = World(build)
     world.proving.step()
     ((asked, _rows),) = world.asked
     assert (asked.project, asked.handler, asked.secrets, asked.tracker, asked.sample) == (None, None, {}, None, None)
-    assert (asked.model, asked.environment, asked.env) == (build.model, build.environment, build.env)
+    assert (asked.model, asked.packages, asked.env) == (build.model, build.packages, build.env)
 
 
 def test_a_sample_that_the_model_takes_goes_along() -> None:

@@ -107,8 +107,8 @@ def test_what_no_stored_version_needs_is_cleared_up(store, clock, tmp_path):
     state = MemoryStateStore()
     facts = [store.set("token", value, wall_s=clock.wall_s()) for value in ("unused", "served", "wanted", "newest")]
     unused, served, wanted, newest = map(pin, facts)
-    new = msgspec.structs.replace(build_with("v2", TOKEN=wanted), environment="b" * 64)
-    old = msgspec.structs.replace(build_with("v1", TOKEN=served), environment="a" * 64)
+    new = msgspec.structs.replace(build_with("v2", TOKEN=wanted), packages="b" * 64)
+    old = msgspec.structs.replace(build_with("v1", TOKEN=served), packages="a" * 64)
     state.commit_deploy(a_deploy(a_wanted_api(old)))
     state.mark_live(old.api, old.revision, wall_s=0.0)
     state.commit_deploy(a_deploy(a_wanted_api(new)))

@@ -43,7 +43,7 @@ def test_the_same_facts_are_the_same_version():
         ("tracker", TrackerConfig(model_type="classification", key="label")),
         ("env", {"A": "2"}),
         ("secrets", {"TOKEN": "api-token"}),
-        ("environment", "e" * 64),
+        ("packages", "e" * 64),
         ("batching", "off"),
         ("batching", "on"),
         ("refresh", 1),
@@ -70,7 +70,7 @@ def test_a_build_without_a_model_needs_what_else_it_has():
 
 
 def test_what_is_not_asked_for_leaves_versions_as_they_were():
-    assert version_of(**FACTS, secrets={}, environment=None) == version_of(**FACTS)
+    assert version_of(**FACTS, secrets={}, packages=None) == version_of(**FACTS)
 
 
 def test_a_variable_and_a_secret_of_the_same_name_make_different_versions():

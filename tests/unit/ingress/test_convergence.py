@@ -29,8 +29,8 @@ def route(api, *servers, **options):
     return IngressRoute(ApiKey(api), "/" + api, servers, **values)
 
 
-def wanted(*routes, slots=None, pool_size=8):
-    known = slots or {r.api: n for n, r in enumerate(routes, 1)}
+def wanted(*routes, backends=None, pool_size=8):
+    known = backends or {r.api: n for n, r in enumerate(routes, 1)}
     return wanted_of(routes, known, pool_size)
 
 
@@ -59,7 +59,7 @@ def test_a_replaced_server_leaves_rotation_after_its_successor_came():
     assert [command.split()[0] for command in steps.add] == ["add", "set"]
     assert steps.point == ()
     assert steps.retire == (f"set server pool-0001/{server_key(server('a'))} state maint",)
-    assert steps.outcome.retired == (ServerAddress(slot=1, key=server_key(server("a"))),)
+    assert steps.outcome.retired == (ServerAddress(backend=1, key=server_key(server("a"))),)
 
 
 def test_a_removed_api_loses_its_route_before_its_servers():
@@ -70,7 +70,7 @@ def test_a_removed_api_loses_its_route_before_its_servers():
 
 
 def test_a_server_that_comes_back_is_not_added_again():
-    address = ServerAddress(slot=1, key=server_key(server("a")))
+    address = ServerAddress(backend=1, key=server_key(server("a")))
     before = Holdings(entries={}, servers={address: ServerState(max_connections=8, in_rotation=False)})
     steps = steps_between(before, wanted(route("d/x", server("a"))), "m.map")
     assert steps.add == (f"set server {address} state ready",)
@@ -98,12 +98,12 @@ def test_an_api_whose_slot_the_worker_lacks_is_pointed_nowhere_and_gets_no_serve
     routes = (route("d/x", server("a")), route("d/y", server("b")))
     want = wanted_of(routes, {routes[0].api: 1, routes[1].api: 9}, pool_size=8)
     assert want.entries["/d/y"].startswith("pool-0000|")
-    assert [address.slot for address in want.servers] == [1]
+    assert [address.backend for address in want.servers] == [1]
 
 
 def test_a_map_entry_is_read_back():
     entry = parse_entry(render_entry(route("d/x"), 7))
-    assert (entry.slot, entry.api) == (7, "d/x")
+    assert (entry.backend, entry.api) == (7, "d/x")
     assert parse_entry("pool-0001|old layout") is None
     assert parse_entry("elsewhere|1,1|1|1|on|1|d/x|v") is None
 
@@ -138,8 +138,8 @@ def carried_out(holdings, commands):
             assert (path in entries) == (words[0] != "add")
             entries.pop(path) if words[0] == "del" else entries.update({path: value[0]})
             continue
-        slot, key = re.search(r"pool-(\d+)/(\S+)", command).groups()
-        address = ServerAddress(slot=int(slot), key=key)
+        backend, key = re.search(r"pool-(\d+)/(\S+)", command).groups()
+        address = ServerAddress(backend=int(backend), key=key)
         assert (address in servers) == (words[0] != "add")
         old = servers.get(address)
         if words[0] == "add":

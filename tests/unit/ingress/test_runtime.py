@@ -10,7 +10,7 @@ import pytest
 from cortex.ingress.configuration import Refusal, Tier
 from cortex.ingress.convergence import ServerAddress, ServerState
 from cortex.ingress.errors import AdminUnreachable, CommandsRefused
-from cortex.ingress.runtime import AdminSocket, FrontendRow, SlotRow, parse_csv
+from cortex.ingress.runtime import AdminSocket, BackendRow, FrontendRow, parse_csv
 
 COLUMNS = (
     "# pxname,svname,qcur,scur,slim,stot,status,wretr,wredis,hrsp_1xx,hrsp_2xx,hrsp_3xx,hrsp_4xx,hrsp_5xx,req_tot,"
@@ -142,20 +142,20 @@ def test_statistics_are_typed_rows(path):
         return (
             await admin.holdings("m.map"),
             await admin.servers(),
-            await admin.slots([3]),
+            await admin.backends([3]),
             await admin.frontend(),
             await admin.refusals(),
         )
 
-    (holdings, servers, slots, frontend, refusals), _ = talk(path, answers, use)
-    a, b = ServerAddress(slot=1, key="a.00"), ServerAddress(slot=2, key="b.00")
+    (holdings, servers, backends, frontend, refusals), _ = talk(path, answers, use)
+    a, b = ServerAddress(backend=1, key="a.00"), ServerAddress(backend=2, key="b.00")
     assert holdings.entries == {"/d/a": "pool-0001|x y", "/d/b": "pool-0002|"}
     assert holdings.servers == {
         a: ServerState(max_connections=8, in_rotation=True),
         b: ServerState(max_connections=0, in_rotation=False),
     }
     assert [row.requests for row in servers] == [3, 0]
-    assert slots == [SlotRow(slot=3, requests=5)]
+    assert backends == [BackendRow(backend=3, requests=5)]
     assert frontend == FrontendRow(connections=7, listening=False)
     (row,) = refusals
     assert row.api == "d/a"
@@ -245,7 +245,7 @@ def test_a_refused_question_about_refusals_is_an_error(path):
 
 
 def test_of_servers_to_delete_those_that_are_gone_are_told(path):
-    a, b, c = (ServerAddress(slot=1, key=key) for key in "abc")
+    a, b, c = (ServerAddress(backend=1, key=key) for key in "abc")
     answers = {
         f"del server {a}": "[6]: Server deleted.\n",
         f"del server {b}": "[3]: Server still has connections attached to it, cannot remove it.\n",

@@ -220,7 +220,7 @@ def test_a_place_is_another_one_with_other_packages_threads_or_gpus():
     others = [
         a_build(resources=Resources(cpu_millis=4000)),
         a_build(resources=Resources(gpus=1)),
-        msgspec.structs.replace(BUILD, environment="e" * 64),
+        msgspec.structs.replace(BUILD, packages="e" * 64),
     ]
     assert len({place_of(build) for build in (BUILD, *others)}) == 4
     assert place_of(a_build("v2")) == place_of(BUILD)

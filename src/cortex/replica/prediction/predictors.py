@@ -6,7 +6,7 @@ Where handler code and the model run for a call:
 * `PooledPredictor`: sync handlers with a higher concurrency, on so many threads.
 * `AsyncPredictor`: async handlers, as tasks on the event loop.
 
-`concurrency` bounds handler code only: a slot is held in pre and in post, and released while waiting for the model.
+`concurrency` bounds handler code only: a seat is held in pre and in post, and released while waiting for the model.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class AsyncPredictor:
         self._desk = desk
         self._loop = loop
         self._streams = streams
-        self._slots = asyncio.Semaphore(concurrency)
+        self._seats = asyncio.Semaphore(concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, call: Call) -> None:
@@ -213,16 +213,16 @@ class AsyncPredictor:
 
     async def _predict(self, call: Call) -> None:
         REQUEST_ID.set(call.id)
-        desk, slots = self._desk, self._slots
+        desk, seats = self._desk, self._seats
         try:
-            async with slots:
+            async with seats:
                 call.cancel = None
                 feeds = await self._pipeline.feeds_async(call)
             outputs = self._inference.run(feeds, call.is_large)
             if outputs is None:
                 outputs = await self._modelled(call, feeds)
             call.cancel = call.stop
-            async with slots:
+            async with seats:
                 call.cancel = None
                 answer = await self._pipeline.answer_async(call, outputs, feeds)
             desk.finish(call, answer)

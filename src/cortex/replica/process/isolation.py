@@ -1,5 +1,5 @@
 """
-What makes a forked child a process of its own: session, descriptors, environment, random state, limits, title.
+What makes a forked child a process of its own: session, descriptors, variables, random state, limits, title.
 
 Every function here is called once, right after the fork, before any thread exists.
 """
@@ -59,11 +59,11 @@ Set in the launcher before numpy, onnxruntime or tensorflow is imported: a threa
 """
 
 
-def replica_environment(
+def replica_variables(
     spec: ReplicaSpec, inherited: Mapping[str, str], secrets: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """
-    The whole environment of a replica: users' `env` wins over what is inherited, our names over users'.
+    All variables of a replica: users' `env` wins over what is inherited, our names over users'.
 
     Of the node's GPUs a replica sees those that its lease holds, so one that asked for none sees none.
     """
@@ -87,24 +87,24 @@ def replica_environment(
     }
 
 
-def asks_for_traces(environment: Mapping[str, str]) -> bool:
+def asks_for_traces(variables: Mapping[str, str]) -> bool:
     """
     Whether OpenTelemetry's variables ask for traces: they name an exporter or a place, and do not say no.
 
     Source: OpenTelemetry, "Environment variable specification". Its default, a collector on this machine, would have
     every installation look for one.
     """
-    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if variables.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
-    exporter = environment.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    exporter = variables.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     places = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-    return exporter != "none" and (bool(exporter) or any(environment.get(place) for place in places))
+    return exporter != "none" and (bool(exporter) or any(variables.get(place) for place in places))
 
 
-def apply_environment(environment: Mapping[str, str]) -> None:
-    """Replace the process's environment, for C code too."""
+def apply_variables(variables: Mapping[str, str]) -> None:
+    """Replace the process's variables, for C code too."""
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(variables)
     time.tzset()
 
 

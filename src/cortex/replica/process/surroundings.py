@@ -1,4 +1,4 @@
-"""What a forked child stands in before it loads anything: a session, a log, an environment, a view of its project."""
+"""What a forked child stands in before it loads anything: a session, a log, variables, a view of its project."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def settle(
     faulthandler.enable(log.descriptor)
     isolation.reseed()
     isolation.raise_oom_score()
-    isolation.apply_environment(isolation.replica_environment(spec, os.environ, secrets))
+    isolation.apply_variables(isolation.replica_variables(spec, os.environ, secrets))
     isolation.forget_launcher()
     secrecy.keep(confidential(secrets))
     isolation.set_title(*title)

@@ -47,7 +47,7 @@ def test_a_replica_sees_its_names_and_nothing_it_should_not() -> None:
         "SECRET_OF_THE_SHELL": "x",
         "PYTHONPATH": "/p",
     }
-    found = isolation.replica_environment(spec(threads=3, env={"TOKEN": "t"}), inherited)
+    found = isolation.replica_variables(spec(threads=3, env={"TOKEN": "t"}), inherited)
     assert found.pop("OMP_NUM_THREADS") == found.pop("OPENBLAS_NUM_THREADS") == found.pop("MKL_NUM_THREADS") == "3"
     for name in (*isolation.THREAD_VARIABLES, "ORT_DISABLE_TELEMETRY"):
         found.pop(name, None)
@@ -72,12 +72,12 @@ _UNWANTED = {
 def test_of_the_gpus_a_replica_sees_those_that_its_lease_holds() -> None:
     inherited = {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b,GPU-c", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     env = {"CUDA_VISIBLE_DEVICES": "GPU-c"}
-    found = isolation.replica_environment(spec(devices=("GPU-b", "GPU-a"), env=env), inherited)
+    found = isolation.replica_variables(spec(devices=("GPU-b", "GPU-a"), env=env), inherited)
     assert (found["CUDA_VISIBLE_DEVICES"], found["CUDA_DEVICE_ORDER"]) == ("GPU-b,GPU-a", "PCI_BUS_ID")
 
 
 def test_users_variables_win_over_ours_but_for_our_names() -> None:
-    found = isolation.replica_environment(
+    found = isolation.replica_variables(
         spec(env={"OMP_NUM_THREADS": "8", "PATH": "/mine", "CORTEX_API": "forged"}), {"PATH": "/bin"}
     )
     assert (found["OMP_NUM_THREADS"], found["PATH"], found["CORTEX_API"]) == ("8", "/mine", "a")
@@ -103,7 +103,7 @@ def test_traces_are_made_where_a_variable_names_where_to(environment: dict[str, 
 
 def test_where_traces_go_is_inherited_and_an_apis_own_comes_first() -> None:
     inherited = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318", "OTEL_SERVICE_NAME": "all"}
-    found = isolation.replica_environment(spec(env={"OTEL_SERVICE_NAME": "own"}), inherited)
+    found = isolation.replica_variables(spec(env={"OTEL_SERVICE_NAME": "own"}), inherited)
     assert (found["OTEL_EXPORTER_OTLP_ENDPOINT"], found["OTEL_SERVICE_NAME"]) == ("http://a:4318", "own")
 
 

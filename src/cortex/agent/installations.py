@@ -1,13 +1,14 @@
 """
-The node's Python environments: resolved, built once for each lock, shared, and removed when nobody needs them.
+Users' packages as they are installed on this node: resolved, built once for each lock, shared, removed when nobody
+needs them.
 
     <home>/environments/
-    ├── <digest>/           one environment, there whole or not at all; read-only
+    ├── <digest>/           one installation, there whole or not at all; read-only
     │   └── environment.json what it was made for
-    ├── platform/cortex     a link to the package that we are: what environments see of us, and nothing beside it
+    ├── platform/cortex     a link to the package that we are: what installations see of us, and nothing beside it
     └── .new-…, .gone-…     being built, being removed
 
-A lock is a tree of the artifact store with one file; its digest names the environment. Building runs installers in
+A lock is a tree of the artifact store with one file; its digest names the installation. Building runs installers in
 confined processes (`agent.installer`); nothing of users' packages is ever imported here.
 """
 
@@ -45,7 +46,7 @@ from cortex.wire.places import Places
 log = logging.getLogger(__name__)
 
 UNUSED_GRACE_S = 900.0
-"""An environment is kept for this long after its last use: a deploy that was just inspected may be about to commit."""
+"""An installation is kept for this long after its last use: a deploy that was just inspected may be about to commit."""
 PROBE_TIMEOUT_S = 120.0
 """For importing what a launcher imports, from a disk that has never been read, on a busy machine."""
 
@@ -53,7 +54,7 @@ _NEW, _GONE = ".new-", ".gone-"
 _MARK = "environment.json"
 _PATH_FILE = "_cortex.pth"
 _TO_PLATFORM = "../../../../platform"
-"""From an environment's `lib/python3.x/site-packages` to the folder that holds a link to us, and nothing else."""
+"""From an installation's `lib/python3.x/site-packages` to the folder that holds a link to us, and nothing else."""
 
 PROBE = """\
 import sys
@@ -64,7 +65,7 @@ threads = isolation.single_thread_offenders()
 if threads:
     sys.exit("importing these packages starts threads, so replicas cannot be forked: " + ", ".join(threads))
 """
-"""Run in an environment before it is used for the first time: does what a launcher does as it starts."""
+"""Run in an installation before it is used for the first time: does what a launcher does as it starts."""
 
 
 class PackagesFailed(CortexError):
@@ -81,7 +82,7 @@ class PackagesFailed(CortexError):
 
 
 class _Mark(msgspec.Struct, frozen=True):
-    """`environment.json`: what an environment was made for."""
+    """`environment.json`: what an installation was made for."""
 
     python: str
     """Of the interpreter that it links to: `3.11.7`."""
@@ -89,14 +90,14 @@ class _Mark(msgspec.Struct, frozen=True):
     """The version of ours that it was last known to work with."""
 
 
-class Environments:
+class Installations:
     """
-    Every environment of this node.
+    Every installation of this node.
 
     Args:
         store: holds locks, and projects with wheels of their own.
-        package: the folder of this package, which environments import.
-        probe: Python code that an environment must run, with the model format as its argument.
+        package: the folder of this package, which installations import.
+        probe: Python code that an installation must run, with the model format as its argument.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Environments:
         probe: str = PROBE,
     ) -> None:
         self._settings = settings
-        self._root = layout.environments
+        self._root = layout.installations
         self._store = store
         self._places = Places(str(settings.home))
         self._clock = clock
@@ -121,7 +122,7 @@ class Environments:
         self._builds: dict[str, asyncio.Task[None]] = {}
         self._listeners: dict[str, list[Tell]] = {}
         self._known: set[str] = set()
-        """Environments that were found fit to use since we started."""
+        """Installations that were found fit to use since we started."""
         self._used_s: dict[str, float] = {}
         self._started_s = clock.monotonic_s()
         self._removing = asyncio.Lock()
@@ -132,12 +133,12 @@ class Environments:
         return self._installer.pids
 
     def python(self, digest: str) -> Path:
-        """The interpreter of an environment, whether or not it has been built."""
+        """The interpreter of an installation, whether or not it has been built."""
         return self._root / digest / "bin" / "python"
 
     def adopt(self) -> tuple[Path, ...]:
         """
-        Let environments see the package that we are now. Never fails: who needs no packages is served anyway.
+        Let installations see the package that we are now. Never fails: who needs no packages is served anyway.
 
         Returns:
             What a former agent left unfinished, for `clear_away`.
@@ -147,7 +148,7 @@ class Environments:
             self._link_package()
             return tuple(self._root / name for name in os.listdir(self._root) if name.startswith((_NEW, _GONE)))
         except OSError as error:
-            log.error("environments of users' packages cannot be used: %s", error)
+            log.error("installations of users' packages cannot be used: %s", error)
             return ()
 
     async def clear_away(self, strays: Iterable[Path]) -> None:
@@ -215,7 +216,7 @@ class Environments:
         self, digest: str, runtime: Runtime, *, project: str | None, tell: Tell = lambda _doing: None
     ) -> Path:
         """
-        The interpreter of an environment, which is built first if need be; whoever needs it meanwhile waits along.
+        The interpreter of an installation, which is built first if need be; whoever needs it meanwhile waits along.
 
         Args:
             digest: of the lock.
@@ -252,9 +253,9 @@ class Environments:
     def _built(self, digest: str, build: asyncio.Task[None]) -> None:
         self._builds.pop(digest, None)
         if build.cancelled():
-            log.info("building environment %s was called off", digest)
+            log.info("building installation %s was called off", digest)
         elif build.exception() is not None:
-            log.error("environment %s could not be built: %s", digest, build.exception())
+            log.error("installation %s could not be built: %s", digest, build.exception())
 
     async def _make_usable(self, digest: str, runtime: Runtime, project: str | None) -> None:
         def tell(doing: str) -> None:
@@ -270,7 +271,7 @@ class Environments:
         self._known.add(digest)
 
     def _read_mark(self, digest: str) -> _Mark | None:
-        """What an environment was made for; None when there is none that could be used."""
+        """What an installation was made for; None when there is none that could be used."""
         try:
             mark = msgspec.json.decode((self._root / digest / _MARK).read_bytes(), type=_Mark)
         except (OSError, msgspec.MsgspecError):
@@ -282,7 +283,7 @@ class Environments:
         count = len(locked.packages)
         doing = f"installing {count} packages"
         folder = self._root / f"{_NEW}{secrets.token_hex(8)}"
-        log.info("building environment %s: %s packages", digest, count)
+        log.info("building installation %s: %s packages", digest, count)
         try:
             timeout_s = self._settings.install_timeout_s
             create = ["venv", "--quiet", "--relocatable", "--no-project", "--python", sys.executable, str(folder)]
@@ -303,7 +304,7 @@ class Environments:
         except BaseException:
             await asyncio.shield(asyncio.to_thread(_remove, folder))
             raise
-        log.info("environment %s is built", digest)
+        log.info("installation %s is built", digest)
 
     def _read_lock(self, digest: str) -> PackageLock:
         self._store.verify(digest)
@@ -336,7 +337,7 @@ class Environments:
             ) from error
 
     def _publish(self, folder: Path, digest: str) -> None:
-        """Let an environment appear, whole, under its own name, and for good."""
+        """Let an installation appear, whole, under its own name, and for good."""
         for parent, folders, files in os.walk(folder, topdown=False):
             for name in files:
                 file = os.path.join(parent, name)
@@ -371,7 +372,7 @@ class Environments:
 
     async def sweep(self, in_use: Collection[str], *, grace_s: float = UNUSED_GRACE_S) -> tuple[str, ...]:
         """
-        Remove environments that nobody needs; returns their digests.
+        Remove installations that nobody needs; returns their digests.
 
         Args:
             in_use: digests that are wanted, by stored builds or by what runs here.
@@ -387,7 +388,7 @@ class Environments:
                 self._known.discard(name)
                 (self._root / name).rename(self._root / f"{_GONE}{name}")
                 removed.append(name)
-                log.info("environment %s is removed: nothing needs it any more", name)
+                log.info("installation %s is removed: nothing needs it any more", name)
             for name in removed:
                 await asyncio.to_thread(_remove, self._root / f"{_GONE}{name}")
             return tuple(removed)

@@ -1,4 +1,4 @@
-"""Environments are built with the real installer, from wheels made here: no network, no packages of replicas."""
+"""Packages are installed with the real installer, from wheels made here: no network, no packages of replicas."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.agent.environments import PROBE, Environments, PackagesFailed
+from cortex.agent.installations import PROBE, Installations, PackagesFailed
 from cortex.agent.installer import Installer, InstallerFailed
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import SystemClock
@@ -32,7 +32,7 @@ def prepare_metadata_for_build_wheel(folder, config_settings=None):
 
 
 class Node:
-    """An agent's environments without the agent."""
+    """An agent's installations without the agent."""
 
     def __init__(self, folder: Path, *, probe: str = NOTHING, environ=None, **settings) -> None:
         self.folder = folder
@@ -45,7 +45,7 @@ class Node:
         self.installer = CountingInstaller(
             {**os.environ, "UV_CACHE_DIR": str(folder / "cache"), **(environ or {})}, self.runs
         )
-        self.environments = Environments(
+        self.installations = Installations(
             settings=Settings(home=self.layout.home, **settings),
             layout=self.layout,
             store=self.store,
@@ -55,9 +55,9 @@ class Node:
         )
 
     async def lock(self, *requirements: str, **fields):
-        self.environments.adopt()
+        self.installations.adopt()
         request = {"needed": (), "options": ("--no-index", "--find-links", str(self.wheels)), **fields}
-        return await self.environments.resolve(ResolvePackages(requirements=requirements, **request), self.told.append)
+        return await self.installations.resolve(ResolvePackages(requirements=requirements, **request), self.told.append)
 
     def digest(self, locked) -> str:
         return a_tree(self.store, {lock.FILE_NAME: lock.encoded(locked)})
@@ -67,11 +67,11 @@ class Node:
         return digest, await self.ensure(digest)
 
     async def ensure(self, digest: str, project: str | None = None) -> Path:
-        return await self.environments.ensure(digest, "onnx", project=project, tell=self.told.append)
+        return await self.installations.ensure(digest, "onnx", project=project, tell=self.told.append)
 
     @property
     def left(self) -> list[str]:
-        return sorted(os.listdir(self.layout.environments))
+        return sorted(os.listdir(self.layout.installations))
 
 
 class CountingInstaller(Installer):
@@ -199,7 +199,7 @@ def test_nothing_half_is_left_when_a_build_breaks_off(node):
         build = asyncio.ensure_future(node.ensure(digest))
         while "venv --quiet" not in node.runs:
             await asyncio.sleep(0)
-        await node.environments.close()
+        await node.installations.close()
         with pytest.raises(asyncio.CancelledError):
             await build
 
@@ -209,10 +209,10 @@ def test_nothing_half_is_left_when_a_build_breaks_off(node):
 
 
 def test_what_a_killed_agent_left_is_cleared_away_by_the_next(node):
-    half = node.layout.environments / ".new-0011"
+    half = node.layout.installations / ".new-0011"
     (half / "bin").mkdir(parents=True)
     half.chmod(0o555)
-    asyncio.run(node.environments.clear_away(node.environments.adopt()))
+    asyncio.run(node.installations.clear_away(node.installations.adopt()))
     assert node.left == ["platform"]
 
 
@@ -243,8 +243,8 @@ def test_an_environment_sees_the_package_that_we_are_now(node, tmp_path):
     moved.mkdir(parents=True)
     (moved / "__init__.py").write_text("HERE = True")
     later = Node(tmp_path)
-    later.environments._package = moved
-    later.environments.adopt()
+    later.installations._package = moved
+    later.installations.adopt()
     assert said_by(python, "import cortex; print(cortex.HERE)") == "True"
     assert digest in later.left
 
@@ -374,8 +374,8 @@ def test_environments_that_nobody_needs_are_removed(node):
 
     async def swept():
         (used, _), (unused, _), (recent, _) = [await node.build(f"tinya=={n}.0") for n in (1, 2, 3)]
-        node.environments._used_s[recent] += 1000.0
-        return used, unused, recent, await node.environments.sweep({used}, grace_s=0.0)
+        node.installations._used_s[recent] += 1000.0
+        return used, unused, recent, await node.installations.sweep({used}, grace_s=0.0)
 
     used, unused, recent, removed = asyncio.run(swept())
     assert removed == (unused,)
@@ -387,7 +387,7 @@ def test_an_environment_that_was_just_used_is_kept(node):
 
     async def swept():
         await node.build("tinya")
-        return await node.environments.sweep(())
+        return await node.installations.sweep(())
 
     assert asyncio.run(swept()) == ()
 
@@ -397,7 +397,7 @@ def test_a_removed_environment_is_built_again_when_it_is_needed(node):
 
     async def again():
         digest, _ = await node.build("tinya")
-        await node.environments.sweep((), grace_s=0.0)
+        await node.installations.sweep((), grace_s=0.0)
         return await node.ensure(digest)
 
     assert said_by(asyncio.run(again()), "import tinya; print(tinya.VERSION)") == "1.0"
