@@ -25,6 +25,7 @@ import msgspec
 from cortex.backoff import Backoff
 
 if TYPE_CHECKING:
+    import socket
     from subprocess import Popen
 
 log = logging.getLogger(__name__)
@@ -231,6 +232,19 @@ def is_marked_alive(mark: str) -> bool:
     if not (pid.isdecimal() and ticks.isdecimal()):
         return True
     return start_ticks(int(pid)) == int(ticks)
+
+
+def listener_pid(sock: socket.socket) -> int:
+    """
+    The process that called `listen` on the unix socket that this one is connected to.
+
+    Source: unix(7), SO_PEERCRED: pid, user and group.
+    """
+    import socket
+    import struct
+
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[0])
 
 
 def has_ended(pidfd: int, timeout_s: float = 0.0) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from cortex import processes
-from cortex.agent import channel
+from cortex.agent import peers
 from cortex.agent.usage import Usage, UsageMeter
 from cortex.ids import ReplicaId
 from cortex.processes import ProcessIdentity
@@ -38,7 +38,7 @@ class Attended:
         self._pidfd: int | None = None
         self._pulse: processes.Pulse | None = None
         self._meter: UsageMeter | None = None
-        self._line: channel.Channel | None = None
+        self._line: peers.Peer | None = None
         self.usage = Usage(cpu_s=0.0, rss_bytes=0)
         self.peak_rss_bytes = 0
 
@@ -123,7 +123,7 @@ class Attended:
             told(_STATUS.decode(payload))
 
         self.hang_up()
-        line = await channel.connect(path, on_frame=received, on_close=hung_up, timeout_s=CONNECT_TIMEOUT_S)
+        line = await peers.connect(path, on_frame=received, on_close=hung_up, timeout_s=CONNECT_TIMEOUT_S)
         self._line = line
 
     def hang_up(self) -> None:

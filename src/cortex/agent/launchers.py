@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from cortex import processes
-from cortex.agent import channel
+from cortex.agent import peers
 from cortex.backoff import Backoff
 from cortex.clock import Clock
 from cortex.errors import CortexError
@@ -136,7 +136,7 @@ class Launcher:
         self._layout = layout
         self._clock = clock
         self._on_child_exited = on_child_exited
-        self._channel: channel.Channel | None = None
+        self._channel: peers.Peer | None = None
         self._connecting = asyncio.Lock()
         self._identity: ProcessIdentity | None = None
         self._pulse: processes.Pulse | None = None
@@ -272,7 +272,7 @@ class Launcher:
         if self._channel is not None and not self._channel.closed:
             self._channel.send(msgspec.json.encode(CallOff(request=request)))
 
-    async def connection(self) -> channel.Channel:
+    async def connection(self) -> peers.Peer:
         """
         Our connection, made first if need be, with the process started first if need be.
 
@@ -297,12 +297,12 @@ class Launcher:
             self._has_listened = True
             return self._channel
 
-    async def _connected(self) -> channel.Channel:
+    async def _connected(self) -> peers.Peer:
         deadline_s = self._clock.monotonic_s() + START_DEADLINE_S
         starts = 0
         while True:
             try:
-                return await channel.connect(
+                return await peers.connect(
                     self.socket_path, on_frame=self._received, on_close=self._lost, timeout_s=5.0
                 )
             except (ConnectionRefusedError, FileNotFoundError):
@@ -331,7 +331,7 @@ class Launcher:
         """
         async with self._connecting:
             with contextlib.suppress(OSError):
-                self._channel = await channel.connect(
+                self._channel = await peers.connect(
                     self.socket_path, on_frame=self._received, on_close=self._lost, timeout_s=2.0
                 )
                 self._learn_identity(self._channel.listener_pid)
@@ -379,7 +379,7 @@ class Launcher:
         self.collect()  # after that look: who was found dead is collected before another one takes its place
         return runs
 
-    async def _see_ended(self, identity: ProcessIdentity | None, conn: channel.Channel) -> None:
+    async def _see_ended(self, identity: ProcessIdentity | None, conn: peers.Peer) -> None:
         """A launcher that we lost must not go on: it might fork what we then have forked by another one."""
         conn.close()
         if identity is not None and not await _gone(identity, timeout_s=0.1):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from cortex.agent import channel
+from cortex.agent import peers
 from cortex.wire.framing import close_all
 from cortex.wire.launch import AskListener, ReplicaStatus
 
@@ -52,7 +52,7 @@ async def ask(control: Path, *, timeout_s: float) -> Answer:
             answer.set_result(Answer())
 
     try:
-        connection = await channel.connect(control, on_frame=received, on_close=closed, timeout_s=CONNECT_TIMEOUT_S)
+        connection = await peers.connect(control, on_frame=received, on_close=closed, timeout_s=CONNECT_TIMEOUT_S)
     except (ConnectionRefusedError, FileNotFoundError):
         return Answer()
     except OSError:

@@ -12,7 +12,7 @@ import subprocess
 import msgspec
 
 from cortex import processes
-from cortex.agent import channel
+from cortex.agent import peers
 from cortex.ids import ReplicaId
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout
@@ -36,7 +36,7 @@ class Safekeeping:
 
     def __init__(self, layout: HomeLayout) -> None:
         self._layout = layout
-        self._channel: channel.Channel | None = None
+        self._channel: peers.Peer | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._identity: ProcessIdentity | None = None
         """Of the keeper that we were connected to last."""
@@ -58,7 +58,7 @@ class Safekeeping:
         deadline_s = asyncio.get_running_loop().time() + START_DEADLINE_S
         while self._channel is None:
             try:
-                self._channel = await channel.connect(
+                self._channel = await peers.connect(
                     self._layout.keeper_socket, on_frame=self._received, on_close=self._lost, timeout_s=2.0
                 )
             except OSError:

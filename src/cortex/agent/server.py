@@ -37,7 +37,7 @@ from cortex.wire.agent import (
     SweepPackages,
     SweptPackages,
 )
-from cortex.wire.framing import LENGTH, MAX_FRAME_BYTES, UNREADABLE
+from cortex.wire.framing import UNREADABLE, FrameReader, framed
 from cortex.wire.launch import InspectReport
 from cortex.wire.orders import Orders
 from cortex.wire.packages import PackageLock
@@ -93,7 +93,7 @@ async def serve(path: Path, service: Service) -> asyncio.Server:
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await _talk(reader, writer, service)
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        except (OSError, asyncio.CancelledError):
             pass  # the peer left, or we end
         finally:
             writer.close()
@@ -115,20 +115,16 @@ async def serve(path: Path, service: Service) -> asyncio.Server:
 
 
 async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, service: Service) -> None:
+    frames = FrameReader()
     while True:
-        head = await reader.read(LENGTH.size)
-        if not head:
-            return
-        head += await reader.readexactly(LENGTH.size - len(head))
-        (length,) = LENGTH.unpack(head)
-        if length > MAX_FRAME_BYTES:
-            return
+        while (frame := frames.take(await reader.read(frames.wanted))) is None:
+            pass
 
         def tell(message: str) -> None:
             if not writer.is_closing():
                 _write(writer, PackageProgress(message=message))
 
-        answering = asyncio.ensure_future(_answer(await reader.readexactly(length), service, tell))
+        answering = asyncio.ensure_future(_answer(frame[0], service, tell))
         called_off = asyncio.ensure_future(_called_off(reader, answering))
         try:
             reply = await answering
@@ -149,8 +145,7 @@ async def _called_off(reader: asyncio.StreamReader, answering: asyncio.Future[Ag
 
 
 def _write(writer: asyncio.StreamWriter, reply: AgentReply) -> None:
-    payload = msgspec.json.encode(reply)
-    writer.write(LENGTH.pack(len(payload)) + payload)
+    writer.write(framed(msgspec.json.encode(reply)))
 
 
 async def _answer(payload: bytes, service: Service, tell: Tell) -> AgentReply:

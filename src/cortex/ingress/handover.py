@@ -13,7 +13,6 @@ of a namespace, one for that of an interface, and an int; after every message th
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import errno
@@ -27,6 +26,7 @@ from pathlib import Path
 import msgspec
 
 from cortex.ingress.errors import AdminUnreachable, PortTaken
+from cortex.wire.framing import receive_some
 
 BACKLOG = 4096
 """Connections that wait while no HAProxy accepts; the kernel caps it at net.core.somaxconn."""
@@ -192,15 +192,10 @@ def borrowed(admin_socket: Path, *, timeout_s: float = 2.0) -> list[socket.socke
             connection.sendall(_COMMAND)
             (expected,) = _NUMBER.unpack(connection.recv(_NUMBER.size, socket.MSG_WAITALL))
             while len(listeners) < expected:
-                room = socket.CMSG_SPACE(_BATCH * _NUMBER.size)
-                data, messages, _, _ = connection.recvmsg(1 << 20, room, socket.MSG_CMSG_CLOEXEC)
+                data, descriptors = receive_some(connection, 1 << 20, _BATCH)
                 if not data:
                     raise ConnectionError(errno.EPIPE, os.strerror(errno.EPIPE))
-                for level, kind, content in messages:
-                    if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                        descriptors = array.array("i")
-                        descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
-                        listeners += [socket.socket(fileno=descriptor) for descriptor in descriptors]
+                listeners += [socket.socket(fileno=descriptor) for descriptor in descriptors]
                 connection.sendall(_NUMBER.pack(len(listeners)))
     except (OSError, struct.error) as error:
         for listener in listeners:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import socket
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
+from cortex import processes
 from cortex.ingress.configuration import FRONTEND, TABLE, Refusal, WorkerLabel, parse_label
 from cortex.ingress.convergence import Holdings, ServerAddress, ServerState, escaped
 from cortex.ingress.errors import AdminUnreachable, CommandsRefused
@@ -262,12 +261,7 @@ class _Conversation:
 
     @property
     def listener_pid(self) -> int:
-        """The process that the kernel knows the listener by."""
-        credentials = self._writer.get_extra_info("socket").getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
-        )
-        (pid, _, _) = struct.unpack("3i", credentials)
-        return int(pid)
+        return processes.listener_pid(self._writer.get_extra_info("socket"))
 
     async def ask(self, commands: Sequence[str]) -> list[str]:
         """Raises OSError. After that, and when it is cut short, it is good for nothing more."""

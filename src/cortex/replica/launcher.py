@@ -33,8 +33,8 @@ from cortex import polling, processes
 from cortex.errors import CortexError, Problem
 from cortex.ids import ReplicaId, split_api_key
 from cortex.replica.process import isolation
-from cortex.replica.process.channel import Channel
 from cortex.wire.build import Runtime
+from cortex.wire.channel import Channel
 from cortex.wire.framing import close_all
 from cortex.wire.launch import (
     CallOff,

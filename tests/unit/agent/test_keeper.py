@@ -11,7 +11,7 @@ import pytest
 from cortex.agent import keeper
 from cortex.agent.keeper import LOCK_SUFFIX, Keeper
 from cortex.ids import ReplicaId
-from cortex.wire.framing import LENGTH, ConnectionLost, receive_frame, send_frame
+from cortex.wire.framing import LENGTH, ConnectionLost, framed, receive_frame, send_frame
 from cortex.wire.keeper import Hold, KeeperReply, Quit, Release, SlotHeld, Slots, SlotsEnd
 
 DEADLINE_S = 30.0
@@ -170,7 +170,7 @@ def test_a_peer_that_asks_twice_and_does_not_listen_is_let_go_and_nobody_else(li
     other = Line(path)
     other.sock.shutdown(socket.SHUT_RD)
     question = msgspec.json.encode(Slots())
-    other.sock.sendall(2 * (LENGTH.pack(len(question)) + question))  # in one go: after the first it may be let go
+    other.sock.sendall(2 * framed(question))  # in one go: after the first it may be let go
     other.sock.close()
     held = line.slots()
     assert set(held) == {A}

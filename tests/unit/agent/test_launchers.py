@@ -25,7 +25,7 @@ from cortex.ids import ReplicaId
 from cortex.processes import ProcessIdentity, identify, own_identity, write_identity
 from cortex.testing.builders import a_build
 from cortex.testing.clock import FakeClock
-from cortex.wire.framing import LENGTH
+from cortex.wire.framing import LENGTH, framed
 from cortex.wire.launch import (
     ChildExited,
     Fork,
@@ -95,8 +95,7 @@ class PretendedLauncher:
             writer.close()
 
     def say(self, reply) -> None:
-        payload = msgspec.json.encode(reply)
-        self._writers[-1].write(LENGTH.pack(len(payload)) + payload)
+        self._writers[-1].write(framed(msgspec.json.encode(reply)))
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from cortex.ids import replica_id
 from cortex.testing.builders import a_build
 from cortex.testing.clock import FakeClock
 from cortex.wire.batching import BatchingOrder
-from cortex.wire.framing import LENGTH
+from cortex.wire.framing import LENGTH, framed
 from cortex.wire.launch import Ask, ChildExited, Drain, ReplicaRequest, ReplicaStatus, SetBatching
 from cortex.wire.orders import StartReplica
 from cortex.wire.reports import ExitReport, Phase
@@ -86,8 +86,7 @@ class FakeLauncher:
             with contextlib.suppress(asyncio.IncompleteReadError, OSError):
                 while True:
                     status = a_status(spec, identity, phase=self.phase, counts=counts)
-                    payload = msgspec.json.encode(status)
-                    writer.write(LENGTH.pack(len(payload)) + payload)
+                    writer.write(framed(msgspec.json.encode(status)))
                     (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
                     request = msgspec.json.decode(await reader.readexactly(length), type=ReplicaRequest)
                     self.asked.append(request)

@@ -24,7 +24,7 @@ from cortex.wire.agent import (
     StopAgent,
     Stopping,
 )
-from cortex.wire.framing import LENGTH, MAX_FRAME_BYTES
+from cortex.wire.framing import LENGTH, MAX_FRAME_BYTES, framed
 from cortex.wire.launch import InspectReport
 from cortex.wire.orders import Orders
 from cortex.wire.reports import AgentReport
@@ -77,7 +77,7 @@ class Line:
         return await self.receive()
 
     def send(self, payload: bytes) -> None:
-        self.writer.write(LENGTH.pack(len(payload)) + payload)
+        self.writer.write(framed(payload))
 
     async def receive(self) -> AgentReply:
         (length,) = LENGTH.unpack(await self.reader.readexactly(LENGTH.size))

@@ -20,8 +20,8 @@ from time import perf_counter
 import msgspec
 
 from cortex import polling
-from cortex.replica.process.channel import Channel
 from cortex.replica.process.condition import Condition
+from cortex.wire.channel import Channel
 from cortex.wire.framing import close_all
 from cortex.wire.launch import Ask, AskListener, Drain, ReplicaRequest, SetBatching
 

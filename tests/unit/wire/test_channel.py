@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cortex.replica.process.channel import MAX_UNSENT_BYTES, Channel
+from cortex.wire.channel import MAX_UNSENT_BYTES, Channel
 from cortex.wire.framing import LENGTH, MAX_FRAME_BYTES, receive_frame, send_frame
 
 
@@ -28,10 +28,10 @@ def test_frames_go_both_ways(ends: Ends) -> None:
     channel, peer = ends
     send_frame(peer, b"one")
     send_frame(peer, b"")
-    assert channel.receive() == [(b"one", []), (b"", [])]
+    assert list(channel.receive()) == [(b"one", []), (b"", [])]
     channel.send(b"two")
     assert receive_frame(peer) == (b"two", [])
-    assert channel.receive() == []
+    assert list(channel.receive()) == []
     assert not channel.closed
 
 
@@ -41,7 +41,7 @@ def test_descriptors_stay_with_their_frame(ends: Ends) -> None:
         send_frame(peer, b"plain")
         send_frame(peer, b"with", [first.fileno(), second.fileno()])
         send_frame(peer, b"after")
-        frames = channel.receive()
+        frames = list(channel.receive())
         assert [(payload, len(fds)) for payload, fds in frames] == [(b"plain", 0), (b"with", 2), (b"after", 0)]
         for fd in frames[1][1]:
             os.close(fd)
@@ -56,9 +56,9 @@ def test_a_frame_may_come_in_pieces(ends: Ends) -> None:
     data = LENGTH.pack(6) + b"pieces"
     for index in range(len(data) - 1):
         peer.sendall(data[index : index + 1])
-        assert channel.receive() == []
+        assert list(channel.receive()) == []
     peer.sendall(data[-1:])
-    assert channel.receive() == [(b"pieces", [])]
+    assert list(channel.receive()) == [(b"pieces", [])]
 
 
 def test_what_does_not_fit_is_sent_later(ends: Ends) -> None:
@@ -88,7 +88,7 @@ def test_what_a_peer_said_before_it_left_is_still_heard(ends: Ends) -> None:
     send_frame(peer, b"goodbye")
     peer.close()
     channel.send(b"unheard")
-    assert channel.receive() == [(b"goodbye", [])]
+    assert list(channel.receive()) == [(b"goodbye", [])]
     assert channel.closed
     channel.send(b"nobody")
 
@@ -98,5 +98,37 @@ def test_nonsense_closes_the_channel(ends: Ends, nonsense: bytes) -> None:
     channel, peer = ends
     peer.sendall(nonsense)
     peer.shutdown(socket.SHUT_WR)
-    assert channel.receive() == []
+    assert list(channel.receive()) == []
     assert channel.closed
+
+
+def test_a_frame_that_cannot_be_sent_ends_the_channel_and_not_only_what_is_sent(ends: Ends) -> None:
+    channel, peer = ends
+    send_frame(peer, b"before")
+    peer.shutdown(socket.SHUT_RD)
+    channel.send(b"unheard")
+    assert channel.flushed
+    assert list(channel.receive()) == [(b"before", [])]
+    assert channel.closed
+
+
+def test_who_closes_it_over_a_frame_gets_no_more_of_them(ends: Ends) -> None:
+    channel, peer = ends
+    with open(os.devnull) as file:
+        send_frame(peer, b"one")
+        send_frame(peer, b"two", [file.fileno()])
+    got = []
+    for payload, _fds in channel.receive():
+        got.append(payload)
+        channel.close()
+    assert got == [b"one"]
+
+
+def test_without_a_limit_any_amount_waits_for_a_peer() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        channel = Channel(ours, max_unsent_bytes=None)
+        for _ in range(MAX_UNSENT_BYTES // 10_000_000 + 2):
+            channel.send(b"x" * 10_000_000)
+        assert not channel.closed
+        channel.close()

@@ -1,4 +1,4 @@
-"""Tests of `cortex.agent.channel`."""
+"""Tests of `cortex.agent.peers`."""
 
 import asyncio
 import os
@@ -7,8 +7,8 @@ import socket
 import msgspec
 import pytest
 
-from cortex.agent import channel as channel_module
-from cortex.agent.channel import Channel
+from cortex.agent import peers
+from cortex.agent.peers import Peer
 from cortex.wire.framing import receive_frame, send_frame
 
 
@@ -22,12 +22,12 @@ def connected():
     ours, theirs = socket.socketpair()
     theirs.settimeout(60)
     frames, closed = [], []
-    channel = Channel(ours, on_frame=lambda p, f: frames.append((p, f)), on_close=lambda: closed.append(True))
-    return channel, theirs, frames, closed
+    peer = Peer(ours, on_frame=lambda p, f: frames.append((p, f)), on_close=lambda: closed.append(True))
+    return peer, theirs, frames, closed
 
 
 async def _frames_and_descriptors_stay_together():
-    channel, theirs, frames, _closed = connected()
+    peer, theirs, frames, _closed = connected()
     read_end, write_end = os.pipe()
     send_frame(theirs, b"one")
     send_frame(theirs, b"two", [write_end])
@@ -38,7 +38,7 @@ async def _frames_and_descriptors_stay_together():
     assert [len(fds) for _, fds in frames] == [0, 1, 0]
     os.close(frames[1][1][0])
     os.close(read_end)
-    channel.close()
+    peer.close()
     theirs.close()
 
 
@@ -47,14 +47,14 @@ def test_frames_and_their_descriptors_stay_together():
 
 
 async def _large_frame_does_not_block_the_loop():
-    channel, theirs, _frames, _closed = connected()
+    peer, theirs, _frames, _closed = connected()
     payload = os.urandom(4_000_000)
-    channel.send(payload)
-    channel.send(b"after")
+    peer.send(payload)
+    peer.send(b"after")
     received = await asyncio.to_thread(receive_frame, theirs)
     assert received[0] == payload
     assert (await asyncio.to_thread(receive_frame, theirs))[0] == b"after"
-    channel.close()
+    peer.close()
     theirs.close()
 
 
@@ -63,11 +63,11 @@ def test_a_large_frame_is_sent_without_blocking_the_loop():
 
 
 async def _end_of_the_peer_is_told_once():
-    channel, theirs, _frames, closed = connected()
+    peer, theirs, _frames, closed = connected()
     theirs.close()
     await until(lambda: closed)
-    channel.close()
-    channel.send(b"into the void")
+    peer.close()
+    peer.send(b"into the void")
     assert closed == [True]
 
 
@@ -78,7 +78,7 @@ def test_the_end_of_the_peer_is_told_once():
 async def _nonsense_is_the_end_of_a_peer():
     ours, theirs = socket.socketpair()
     closed = []
-    channel = Channel(ours, on_frame=lambda p, _f: msgspec.json.decode(p, type=int), on_close=lambda: closed.append(1))
+    peer = Peer(ours, on_frame=lambda p, _f: msgspec.json.decode(p, type=int), on_close=lambda: closed.append(1))
     read_end, write_end = os.pipe()
     send_frame(theirs, b'"\xff"', [write_end])
     os.close(write_end)
@@ -86,7 +86,7 @@ async def _nonsense_is_the_end_of_a_peer():
     assert os.read(read_end, 1) == b"", "the descriptor that came along was closed"
     os.close(read_end)
     theirs.close()
-    assert channel.closed
+    assert peer.closed
 
 
 def test_a_peer_that_sends_nonsense_is_let_go_with_its_descriptors():
@@ -94,16 +94,16 @@ def test_a_peer_that_sends_nonsense_is_let_go_with_its_descriptors():
 
 
 def connect(path):
-    return channel_module.connect(path, on_frame=lambda _p, _f: None, on_close=lambda: None, timeout_s=60)
+    return peers.connect(path, on_frame=lambda _p, _f: None, on_close=lambda: None, timeout_s=60)
 
 
 async def _who_listens_is_known(path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         listener.listen(4)
-        channel = await connect(path)
-        assert channel.listener_pid == os.getpid()
-        channel.close()
+        peer = await connect(path)
+        assert peer.listener_pid == os.getpid()
+        peer.close()
 
 
 def test_the_process_that_listens_is_known(layout):
@@ -114,10 +114,10 @@ async def _full_backlog_is_no_connection(path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         listener.listen(0)
-        channel = await connect(path)
+        peer = await connect(path)
         with pytest.raises(OSError):
             await connect(path)
-        channel.close()
+        peer.close()
 
 
 def test_a_listener_without_room_for_us_is_an_error_and_no_connection(layout):
