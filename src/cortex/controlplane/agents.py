@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from cortex import processes
+from cortex import polling, processes
 from cortex.clock import Clock, until_beat_s
 from cortex.controlplane.world import StaleEpoch
 from cortex.errors import GiveUp, RetryLater
@@ -148,7 +148,7 @@ class LocalAgent:
 
     def order(self, node: NodeId, orders: Orders) -> None:
         """Give orders. Raises AgentUnreachable, or StaleEpoch when someone newer is in charge."""
-        self._take(self._orders_line.ask(GiveOrders(orders=orders), Observed, timeout_s=30.0).report)
+        self._take(self._orders_line.ask(GiveOrders(orders=orders), Observed, silence_s=30.0).report)
 
     # ---- questions ----------------------------------------------------------------------------------------------
 
@@ -175,8 +175,15 @@ class LocalAgent:
             CalledOff: `left` was set.
         """
         request = InspectBuild(build=build, timeout_s=timeout_s, rows=rows, keep=keep)
+
+        def look() -> None:
+            if left is not None and left.is_set():
+                raise CalledOff
+
         return self._asked_patiently(
-            lambda line: line.converse(request, InspectedBuild, silence_s=timeout_s + 30.0, left=left)
+            lambda line: line.ask(
+                request, InspectedBuild, silence_s=timeout_s + 30.0, look=look, look_every_s=LOOK_EVERY_S
+            )
         ).report
 
     def resolve_packages(self, request: ResolvePackages, tell: Callable[[str], None]) -> PackageLock:
@@ -191,7 +198,7 @@ class LocalAgent:
             AgentUnreachable
         """
         return self._asked_patiently(
-            lambda line: line.converse(request, ResolvedPackages, tell=tell, silence_s=PACKAGES_SILENCE_S)
+            lambda line: line.ask(request, ResolvedPackages, tell=tell, silence_s=PACKAGES_SILENCE_S)
         ).lock
 
     def install_packages(self, request: InstallPackages, tell: Callable[[str], None]) -> None:
@@ -203,14 +210,14 @@ class LocalAgent:
             AgentUnreachable
         """
         self._asked_patiently(
-            lambda line: line.converse(request, InstalledPackages, tell=tell, silence_s=PACKAGES_SILENCE_S)
+            lambda line: line.ask(request, InstalledPackages, tell=tell, silence_s=PACKAGES_SILENCE_S)
         )
 
     def sweep_packages(self, in_use: Collection[str]) -> tuple[str, ...]:
         """Have installations removed that are neither among these nor used there. Raises AgentUnreachable."""
         with contextlib.closing(_Line(self._layout)) as line:
             request = SweepPackages(in_use=tuple(sorted(in_use)))
-            return line.ask(request, SweptPackages, timeout_s=PACKAGES_SILENCE_S).removed
+            return line.ask(request, SweptPackages, silence_s=PACKAGES_SILENCE_S).removed
 
     def _asked_patiently(self, ask: Callable[[_Line], R]) -> R:
         """
@@ -238,7 +245,7 @@ class LocalAgent:
     def read_logs(self, request: ReadLogs) -> LogLines:
         """Raises AgentUnreachable."""
         with contextlib.closing(_Line(self._layout)) as line:
-            return line.ask(request, LogLines, timeout_s=request.wait_s + 30.0)
+            return line.ask(request, LogLines, silence_s=request.wait_s + 30.0)
 
     def count_now(self) -> None:
         """
@@ -247,7 +254,7 @@ class LocalAgent:
         """
         try:
             with contextlib.closing(_Line(self._layout)) as line:
-                self._take(line.ask(CountNow(), Observed, timeout_s=COUNT_PATIENCE_S).report)
+                self._take(line.ask(CountNow(), Observed, silence_s=COUNT_PATIENCE_S).report)
         except AgentUnreachable as error:
             log.info("counts may be a second old: %s", error)
 
@@ -271,7 +278,7 @@ class LocalAgent:
             alive = identity is not None and processes.is_alive(identity)
             try:
                 with contextlib.closing(_Line(self._layout)) as line, contextlib.suppress(AgentRefused):
-                    line.ask(StopAgent(drain_timeout_s=drain_timeout_s), Stopping, timeout_s=10.0)
+                    line.ask(StopAgent(drain_timeout_s=drain_timeout_s), Stopping, silence_s=10.0)
                 return self._identity() or identity
             except AgentUnreachable as error:
                 starting = self._process is not None and self._process.poll() is None
@@ -297,7 +304,7 @@ class LocalAgent:
             )
             try:
                 timeout_s = ANSWER_DUE_S + 2 * HANGS_AFTER_S
-                self._take(line.ask(observe, Observed, timeout_s=timeout_s, look=self._looks()).report)
+                self._take(line.ask(observe, Observed, silence_s=timeout_s, look=self._looks()).report)
                 silent_since_s = None
             except AgentRefused:
                 silent_since_s = None
@@ -394,30 +401,14 @@ class _Line:
         self._lock = threading.Lock()
 
     def ask(
-        self, request: AgentRequest, kind: type[R], *, timeout_s: float, look: Callable[[], None] | None = None
-    ) -> R:
-        """
-        Ask and wait for the answer.
-
-        Args:
-            kind: what answers this request, unless it is refused.
-            look: called every `AGENT_LOOK_S` until it is there.
-
-        Raises:
-            AgentUnreachable: nobody knows what became of the request.
-            AgentRefused, StaleEpoch, GiveUp: it was not carried out.
-        """
-        return self.converse(request, kind, silence_s=timeout_s, look=look)
-
-    def converse(
         self,
         request: AgentRequest,
         kind: type[R],
         *,
         silence_s: float,
         tell: Callable[[str], None] = lambda _: None,
-        left: threading.Event | None = None,
         look: Callable[[], None] | None = None,
+        look_every_s: float = AGENT_LOOK_S,
     ) -> R:
         """
         Ask and wait for the last answer.
@@ -425,15 +416,13 @@ class _Line:
         Args:
             kind: what answers this request, unless it is refused.
             tell: gets what is said on the way to it.
-            left: set when nobody waits for the answer any more; the agent is then told so.
-            look: called every `AGENT_LOOK_S` meanwhile.
+            look: called meanwhile. What it raises ends the question: the agent is told that nobody waits any more.
 
         Raises:
-            AgentUnreachable: also when nothing is said for `silence_s`.
+            AgentUnreachable: nobody knows what became of the request; also when nothing is said for `silence_s`.
             AgentRefused, StaleEpoch, GiveUp: it was not carried out.
-            CalledOff: `left` was set.
         """
-        reply = self._last_reply(request, silence_s=silence_s, tell=tell, left=left, look=look)
+        reply = self._last_reply(request, silence_s, tell, look, look_every_s)
         if isinstance(reply, kind):
             return reply
         match reply:
@@ -448,11 +437,10 @@ class _Line:
     def _last_reply(
         self,
         request: AgentRequest,
-        *,
         silence_s: float,
         tell: Callable[[str], None],
-        left: threading.Event | None,
         look: Callable[[], None] | None,
+        look_every_s: float,
     ) -> AgentReply:
         with self._lock:
             try:
@@ -463,10 +451,8 @@ class _Line:
                 self._sock.settimeout(silence_s)
                 send_frame(self._sock, msgspec.json.encode(request))
                 while True:
-                    if left is not None:
-                        _await_word(self._sock, silence_s, left)
-                    elif look is not None:
-                        _look_until_word(self._sock, silence_s, look)
+                    if look is not None:
+                        _look_until_word(self._sock, silence_s, look, look_every_s)
                     payload, _fds = receive_frame(self._sock)
                     reply = _REPLIES.decode(payload)
                     if not isinstance(reply, PackageProgress):
@@ -499,24 +485,10 @@ class _Line:
 _REPLIES: msgspec.json.Decoder[AgentReply] = msgspec.json.Decoder(AgentReply)
 
 
-def _await_word(sock: socket.socket, silence_s: float, left: threading.Event) -> None:
-    """Return when there is something to read, or after `silence_s`. Raises CalledOff when `left` is set meanwhile."""
+def _look_until_word(sock: socket.socket, silence_s: float, look: Callable[[], None], every_s: float) -> None:
+    """Return when there is something to read, or after `silence_s`; call `look` meanwhile."""
     deadline_s = time.monotonic() + silence_s
-    while not _wait_readable(sock.fileno(), LOOK_EVERY_S) and time.monotonic() < deadline_s:
-        if left.is_set():
-            raise CalledOff
-
-
-def _look_until_word(sock: socket.socket, silence_s: float, look: Callable[[], None]) -> None:
-    """Return when there is something to read, or after `silence_s`; call `look` every `AGENT_LOOK_S` meanwhile."""
-    deadline_s = time.monotonic() + silence_s
-    while not _wait_readable(sock.fileno(), until_beat_s(time.monotonic(), AGENT_LOOK_S)):
+    while not polling.wait({sock.fileno(): select.POLLIN}, until_beat_s(time.monotonic(), every_s)):
         if time.monotonic() > deadline_s:
             return
         look()
-
-
-def _wait_readable(fd: int, timeout_s: float) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(timeout_s * 1000))
