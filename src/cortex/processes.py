@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -159,6 +159,70 @@ def open_pidfd(identity: ProcessIdentity) -> int | None:
         os.close(pidfd)
         return None
     return pidfd
+
+
+class Watched:
+    """
+    A process of ours whose end the event loop notices, child or not. To be closed, unless it ends first.
+
+    Args:
+        who: for the log.
+        on_end: called once, by the event loop, when it ends while it is watched.
+    """
+
+    def __init__(self, identity: ProcessIdentity, who: str, on_end: Callable[[], None]) -> None:
+        self.identity = identity
+        self._on_end = on_end
+        self._pulse = Pulse(identity, who)
+        self._pidfd: int | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        return self._pidfd is not None
+
+    def watch(self) -> bool:
+        """
+        Begin, or go on. False: it has ended already.
+
+        Raises:
+            OSError: we are out of descriptors.
+        """
+        import asyncio  # only processes that have an event loop need it
+
+        if self._pidfd is None:
+            self._pidfd = open_pidfd(self.identity)
+            if self._pidfd is None:
+                return False
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(self._pidfd, self._ended)
+        return True
+
+    def close(self) -> None:
+        """Its end is no affair of ours any more."""
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    def has_ended(self) -> bool:
+        """As of now, and not as of the last turn of the event loop. False while it is not watched."""
+        return self._pidfd is not None and has_ended(self._pidfd)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Exactly this process; one that has ended is not there to be signalled."""
+        with suppress(OSError):
+            if self._pidfd is not None:
+                signal.pidfd_send_signal(self._pidfd, number)
+            else:
+                send_signal(self.identity, number)
+
+    def have_go_on(self, now_s: float) -> None:
+        """If somebody has stopped it. To be called every now and then."""
+        self._pulse.hangs(now_s)
+
+    def _ended(self) -> None:
+        self.close()
+        self._on_end()
 
 
 PR_SET_PDEATHSIG = 1

@@ -1,5 +1,6 @@
 """Tests of `cortex.processes`."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -216,3 +217,66 @@ def test_a_process_that_is_gone_or_another_one_by_now_is_left_to_others(silent):
     before_it = ProcessIdentity(pid=identity.pid, start_ticks=identity.start_ticks - 1, boot_id=identity.boot_id)
     pulse = processes.Pulse(before_it, "it", hangs_after_s=0.0)
     assert [pulse.look(0.0), pulse.look(9.0)] == ["well", "well"]
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+def identify(child) -> ProcessIdentity:
+    identity = processes.identify(child.pid)
+    assert identity is not None
+    return identity
+
+
+def test_the_end_of_a_process_that_is_watched_is_told_once_and_known_at_once(child):
+    async def story():
+        ends = []
+        ended = asyncio.Event()
+        watched = processes.Watched(identify(child), "it", lambda: (ends.append(watched.is_watched), ended.set()))
+        assert not watched.has_ended()
+        assert watched.watch()
+        assert watched.watch()
+        watched.signal(signal.SIGKILL)
+        eventually(watched.has_ended)  # while the event loop gets no turn
+        assert ends == []
+        async with asyncio.timeout(60):
+            await ended.wait()
+        assert ends == [False]
+        assert not watched.watch()
+        watched.signal(signal.SIGKILL)
+        watched.close()
+
+    asyncio.run(story())
+
+
+def test_of_a_process_that_is_watched_no_more_no_end_is_told(child):
+    async def story():
+        ends = []
+        other = processes.Watched(identify(child), "other", lambda: ends.append("other"))
+        watched = processes.Watched(identify(child), "it", lambda: ends.append("it"))
+        assert other.watch()
+        assert watched.watch()
+        other.close()
+        watched.signal(signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while "it" not in ends:
+                await asyncio.sleep(0.001)
+        assert ends == ["it"]
+
+    asyncio.run(story())
+
+
+def test_who_has_taken_over_a_pid_is_neither_watched_nor_signalled(child):
+    async def story():
+        identity = identify(child)
+        former = ProcessIdentity(pid=identity.pid, start_ticks=identity.start_ticks - 1, boot_id=identity.boot_id)
+        watched = processes.Watched(former, "it", lambda: None)
+        assert not watched.watch()
+        watched.signal(signal.SIGKILL)
+
+    asyncio.run(story())
+    assert processes.is_alive(identify(child))

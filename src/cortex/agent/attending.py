@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -34,9 +33,7 @@ class Attended:
     def __init__(self, label: str, on_gone: Callable[[], None]) -> None:
         self._label = label
         self._on_gone = on_gone
-        self._identity: ProcessIdentity | None = None
-        self._pidfd: int | None = None
-        self._pulse: processes.Pulse | None = None
+        self._process: processes.Watched | None = None
         self._meter: UsageMeter | None = None
         self._line: peers.Peer | None = None
         self.usage = Usage(cpu_s=0.0, rss_bytes=0)
@@ -49,14 +46,9 @@ class Attended:
         Raises:
             OSError: we are out of descriptors.
         """
-        self._identity = identity
-        if self._pidfd is not None:
-            return True
-        self._pidfd = processes.open_pidfd(identity)
-        if self._pidfd is None:
-            return False
-        asyncio.get_running_loop().add_reader(self._pidfd, self._gone)
-        return True
+        if self._process is None or not self._process.is_watched:
+            self._process = processes.Watched(identity, self._label, self._gone)
+        return self._process.watch()
 
     def _gone(self) -> None:
         self.let_go()
@@ -65,37 +57,28 @@ class Attended:
     def let_go(self) -> None:
         """Its end is no affair of ours any more."""
         self.hang_up()
-        if self._pidfd is not None:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None
+        if self._process is not None:
+            self._process.close()
         if self._meter is not None:
             self._meter.close()
             self._meter = None
 
     def signal(self, number: signal.Signals) -> None:
-        """Exactly this process; one that has ended is not there to be signalled."""
-        with contextlib.suppress(OSError):
-            if self._pidfd is not None:
-                signal.pidfd_send_signal(self._pidfd, number)
-            elif self._identity is not None:
-                processes.send_signal(self._identity, number)
+        if self._process is not None:
+            self._process.signal(number)
 
     def have_go_on(self, now_s: float) -> None:
         """If somebody has stopped it."""
-        if self._identity is None:
-            return
-        if self._pulse is None:
-            self._pulse = processes.Pulse(self._identity, self._label)
-        self._pulse.hangs(now_s)
+        if self._process is not None:
+            self._process.have_go_on(now_s)
 
     def measure(self) -> None:
         """What it uses now."""
-        if self._pidfd is None or self._identity is None:
+        if self._process is None or not self._process.is_watched:
             return  # it has ended, and nobody would close what is opened now
         if self._meter is None:
             try:
-                self._meter = UsageMeter(self._identity)
+                self._meter = UsageMeter(self._process.identity)
             except OSError:
                 return  # it ends just now, or we are out of descriptors
         used = self._meter.read()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import subprocess
@@ -36,9 +35,8 @@ class Overseer:
         self._restarts = processes.RestartBudget()
         self._process: subprocess.Popen[bytes] | None = None
         """The one that we started last."""
-        self._pidfd: int | None = None
+        self._running: processes.Watched | None = None
         """While one runs that we know of."""
-        self._pulse: processes.Pulse | None = None
 
     @property
     def pid(self) -> int | None:
@@ -47,9 +45,8 @@ class Overseer:
 
     def keep(self) -> None:
         """Start the control plane again when it has died, unless the environment is meant to be down."""
-        if self._pidfd is not None:
-            if self._pulse is not None:
-                self._pulse.hangs(self._clock.monotonic_s())
+        if self._running is not None:
+            self._running.have_go_on(self._clock.monotonic_s())
             return
         if self._process is not None and self._process.poll() is None:
             return
@@ -76,20 +73,13 @@ class Overseer:
 
     def _watch(self, identity: ProcessIdentity) -> bool:
         """Replace it as soon as it ends: until then nothing else that dies is replaced. False: it has ended already."""
-        pidfd = processes.open_pidfd(identity)
-        if pidfd is None:
-            return False
+        running = processes.Watched(identity, "the control plane", self._ended)
+        self._running = running if running.watch() else None
+        return self._running is not None
 
-        def ended() -> None:
-            asyncio.get_running_loop().remove_reader(pidfd)
-            os.close(pidfd)
-            self._pidfd = None
-            try:
-                self.keep()
-            except Exception as error:
-                beats.tell(error)
-
-        asyncio.get_running_loop().add_reader(pidfd, ended)
-        self._pidfd = pidfd
-        self._pulse = processes.Pulse(identity, "the control plane")
-        return True
+    def _ended(self) -> None:
+        self._running = None
+        try:
+            self.keep()
+        except Exception as error:
+            beats.tell(error)

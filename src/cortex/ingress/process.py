@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cortex.ingress.errors import HaproxyMissing, HaproxyUnsupported
-from cortex.processes import ProcessIdentity, Pulse, has_ended, identify, open_pidfd, send_signal
+from cortex.processes import ProcessIdentity, Watched, identify
 
 KILL_TIMEOUT_S = 5.0
 _OLDEST = (2, 8)
@@ -63,16 +63,13 @@ class HaproxyProcess:
     def __init__(self, identity: ProcessIdentity, *, on_exit: Callable[[], None]) -> None:
         self.identity = identity
         self._on_exit = on_exit
-        self._pulse = Pulse(identity, "haproxy")
         self.exit_reason = ""
         """How it ended, in words; empty while it runs, and for one that was not our child."""
         self._exited = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._pidfd = open_pidfd(identity)
-        if self._pidfd is None:
+        self._watched = Watched(identity, "haproxy", self._note_exit)
+        if not self._watched.watch():
             self._note_exit()
-        else:
-            self._loop.add_reader(self._pidfd, self._note_exit)
 
     @classmethod
     def start(
@@ -119,18 +116,18 @@ class HaproxyProcess:
 
     def alive(self) -> bool:
         """Whether it runs, as of now and not as of the last turn of the event loop."""
-        if self._pidfd is not None and has_ended(self._pidfd):
+        if self._watched.has_ended():
             self._note_exit()
         return not self._exited.is_set()
 
     def look(self, now_s: float) -> None:
         """Have it go on if somebody has stopped it. To be called every now and then."""
-        self._pulse.hangs(now_s)
+        self._watched.have_go_on(now_s)
 
     def signal(self, number: signal.Signals) -> None:
         """Signal it; nothing happens when it is gone."""
         if not self._exited.is_set():
-            send_signal(self.identity, number)
+            self._watched.signal(number)
 
     async def wait(self, timeout_s: float) -> bool:
         """Wait for its end; False when it still runs after `timeout_s`."""
@@ -153,10 +150,7 @@ class HaproxyProcess:
 
     def close(self) -> None:
         """Stop watching; the process is left as it is."""
-        if self._pidfd is not None:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None
+        self._watched.close()
 
     def _note_exit(self) -> None:
         self.close()
