@@ -24,6 +24,8 @@ MAX_SOCKET_PATH_BYTES = 97
 """HAProxy's limit for the path of a unix socket it binds. Source: docs of HAProxy 2.8, `bind`, and our own runs."""
 LOCAL = "local"
 """The environment on this machine, which is always there."""
+OPERATOR_HOST = "127.0.0.1"
+"""Where every control plane listens: its token is all that keeps others out."""
 LONGEST_SOCKET_NAME = "l-0123456789ab.sock.tmp"
 
 

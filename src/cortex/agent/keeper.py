@@ -8,7 +8,6 @@ of. It outlives agents, and ends when told to, or when it has held nothing and n
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
@@ -19,10 +18,12 @@ import msgspec
 import setproctitle
 
 from cortex import polling, processes
+from cortex.binding import bind_unix
 from cortex.ids import ReplicaId
 from cortex.wire.framing import UNREADABLE, close_all, receive_frame, send_frame
 from cortex.wire.keeper import Hold, KeeperRequest, Quit, Release, SlotHeld, Slots, SlotsEnd
 
+BACKLOG = 16
 IDLE_LIMIT_S = 60.0
 """With nothing to hold and nobody connected for this long, there is no node to keep anything for."""
 FRAME_TIMEOUT_S = 5.0
@@ -124,18 +125,9 @@ def main(path: str, home: str) -> int:
     setproctitle.setproctitle(f"cortex-keeper {home}")
     if processes.hold_for_life(Path(path + LOCK_SUFFIX)) is None:
         return 0
-    # Whoever finds the socket's file finds someone who listens.
-    temporary = f"{path}.tmp"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(temporary)
-        os.chmod(temporary, 0o600)
-        listener.listen(16)
-        os.rename(temporary, path)
+    with bind_unix(Path(path), BACKLOG, at_once=True) as listener:
         Keeper(listener).run()
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    Path(path).unlink(missing_ok=True)
     return 0
 
 

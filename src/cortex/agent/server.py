@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from cortex.agent.installer import Tell
+from cortex.binding import bind_unix
 from cortex.errors import CortexError
 from cortex.wire.agent import (
     NEVER_MIND,
@@ -44,6 +44,8 @@ from cortex.wire.packages import PackageLock
 from cortex.wire.reports import AgentReport
 
 log = logging.getLogger(__name__)
+
+BACKLOG = 100
 
 
 class StaleEpoch(Exception):
@@ -100,18 +102,7 @@ async def serve(path: Path, service: Service) -> asyncio.Server:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(str(temporary))
-        temporary.chmod(0o600)
-        server = await asyncio.start_unix_server(connected, sock=listener)
-        temporary.rename(path)  # whoever finds it, finds someone who listens
-    except OSError:
-        listener.close()
-        raise
-    return server
+    return await asyncio.start_unix_server(connected, sock=bind_unix(path, BACKLOG, at_once=True), backlog=BACKLOG)
 
 
 async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, service: Service) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cortex.agent import recovery
+from cortex.binding import bind_unix
 
 BACKLOG = 4096
 """Requests that can wait in a slot; the kernel caps it at net.core.somaxconn."""
@@ -54,11 +55,8 @@ class Slot:
 def bind(path: Path) -> Slot:
     """A new slot. Raises OSError: it cannot be bound."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = bind_unix(path, BACKLOG)
     try:
-        sock.bind(str(path))
-        sock.listen(BACKLOG)
         return Slot(path, sock)
     except OSError:
         sock.close()
@@ -68,10 +66,7 @@ def bind(path: Path) -> Slot:
 @contextlib.contextmanager
 def listening(path: Path) -> Iterator[socket.socket]:
     """A control socket for a process that is about to be forked: we keep none. Raises OSError: it cannot be bound."""
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-        control.bind(str(path))
-        control.listen(CONTROL_BACKLOG)
+    with bind_unix(path, CONTROL_BACKLOG) as control:
         yield control
 
 

@@ -35,7 +35,7 @@ from cortex.client.operator import OperatorClient
 from cortex.clock import Clock, SystemClock
 from cortex.errors import CortexError
 from cortex.processes import ControlPlaneRecord, ProcessIdentity, ends_within, identify, is_alive, send_signal, spawn
-from cortex.settings import HomeLayout, Settings, variables_of
+from cortex.settings import OPERATOR_HOST, HomeLayout, Settings, variables_of
 from cortex.wire.cloud import without_clouds
 
 if TYPE_CHECKING:
@@ -239,12 +239,12 @@ class LocalEnvironment:
         return left
 
     def _client(self, record: ControlPlaneRecord) -> OperatorClient:
-        url = f"http://{ports.OPERATOR_HOST}:{record.operator_port}"
+        url = f"http://{OPERATOR_HOST}:{record.operator_port}"
         try:
             token = self.layout.token_file.read_text("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise OperatorUnreachable(url, f"its token cannot be read ({error})") from error
-        return OperatorClient(host=ports.OPERATOR_HOST, port=record.operator_port, token=token)
+        return OperatorClient(host=OPERATOR_HOST, port=record.operator_port, token=token)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

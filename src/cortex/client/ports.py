@@ -5,17 +5,16 @@ from __future__ import annotations
 import errno
 import re
 import shlex
-import socket
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
 
+from cortex.binding import bind_tcp
 from cortex.errors import CortexError
 from cortex.processes import write_whole
-from cortex.settings import SETTINGS, Settings, WrongSetting
+from cortex.settings import OPERATOR_HOST, SETTINGS, Settings, WrongSetting
 
-OPERATOR_HOST = "127.0.0.1"
 PORTS_TRIED = 200
 """How far above a default port a free one is looked for."""
 
@@ -167,19 +166,11 @@ def is_free(host: str, port: int) -> bool:
         UnusableAddress: it cannot, for another reason than that it is taken.
     """
     try:
-        family, kind, protocol, _name, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        bind_tcp(host, port, backlog=None).close()
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
         raise UnusableAddress(host, port, str(error.strerror or error)) from error
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections do not count
-        try:
-            probe.bind(address)  # never to listen: that would be in the way of whoever takes this port now
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return False
-            raise UnusableAddress(host, port, str(error.strerror)) from error
     return True
 
 

@@ -27,6 +27,7 @@ import setproctitle
 from cortex import processes
 from cortex.artifacts import samples
 from cortex.artifacts.store import ArtifactStore
+from cortex.binding import bind_tcp
 from cortex.clock import Clock, SystemClock
 from cortex.controlplane.agents import LocalAgent
 from cortex.controlplane.facade import ControlPlane
@@ -47,7 +48,7 @@ from cortex.ids import NodeId
 from cortex.planning.guarding import ToProve, to_prove
 from cortex.planning.status import statuses
 from cortex.processes import ControlPlaneRecord
-from cortex.settings import HomeLayout, Settings, load_settings
+from cortex.settings import OPERATOR_HOST, HomeLayout, Settings, load_settings
 from cortex.state.base import StateStore
 from cortex.state.secrets import SecretStore
 from cortex.state.sqlite import SqliteStateStore
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOCAL_NODE = NodeId("local")
+BACKLOG = 128
 
 
 def build(
@@ -190,8 +192,8 @@ def main() -> int:
         setproctitle.setproctitle(f"cortex-controlplane {settings.home}")
         for file in (layout.controlplane_file, layout.token_file, layout.metrics_token_file):
             processes.remove_unfinished(layout.home, file.name)
-        sock = _bind(settings)
-        return _serve(settings, layout, clock, sock, lock)
+        with bind_tcp(OPERATOR_HOST, settings.operator_port, BACKLOG) as sock:
+            return _serve(settings, layout, clock, sock, lock)
     except (CortexError, OSError) as error:
         log.exception("the control plane could not start")
         hint = error.hint if isinstance(error, CortexError) else ""
@@ -244,14 +246,6 @@ def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.so
             layout.controlplane_file.unlink(missing_ok=True)
     log.info("the control plane has ended")
     return 0
-
-
-def _bind(settings: Settings) -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(("127.0.0.1", settings.operator_port))
-    sock.listen(128)
-    return sock
 
 
 def _token(file: Path) -> str:

@@ -26,7 +26,7 @@ from cortex.engines.base import Engine
 from cortex.errors import CortexError
 from cortex.ids import ApiKey, DeploymentName, api_key, short
 from cortex.metrics.exposition import Observed, exposition
-from cortex.settings import Settings
+from cortex.settings import OPERATOR_HOST, Settings
 from cortex.state.base import StateStore
 from cortex.version import __version__
 from cortex.wire.agent import LogLines, ReadLogs
@@ -200,7 +200,7 @@ class ControlPlane:
             version=__version__,
             environment=self._settings.environment,
             home=str(self._settings.home),
-            operator=f"http://127.0.0.1:{self._settings.operator_port}",
+            operator=f"http://{OPERATOR_HOST}:{self._settings.operator_port}",
             ingress=self._ingress_url(),
             pid=os.getpid(),
             started=rfc3339(self._started_wall_s),

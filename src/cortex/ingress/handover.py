@@ -25,6 +25,7 @@ from pathlib import Path
 
 import msgspec
 
+from cortex.binding import bind_tcp, bind_unix
 from cortex.ingress.errors import AdminUnreachable, PortTaken
 from cortex.wire.framing import receive_some
 
@@ -56,23 +57,9 @@ def bind_public(address: ListenAddress) -> socket.socket:
         PortTaken: it cannot be bound; names host, port and the system's reason.
     """
     try:
-        family, kind, protocol, _, name = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
+        return bind_tcp(address.host, address.port, BACKLOG)
     except OSError as error:
-        raise PortTaken(address.host, address.port, str(error)) from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            # So that 0.0.0.0 can be listened on beside it.
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(name)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
         raise PortTaken(address.host, address.port, error.strerror or str(error)) from error
-    return listener
 
 
 async def bind_patiently(address: ListenAddress, *, tries: int = BIND_TRIES) -> socket.socket:
@@ -87,20 +74,6 @@ async def bind_patiently(address: ListenAddress, *, tries: int = BIND_TRIES) -> 
             return bind_public(address)
         await asyncio.sleep(BIND_PAUSE_S)
     return bind_public(address)
-
-
-def bind_unix(path: Path) -> socket.socket:
-    """Return a listening unix socket at `path`, in place of whatever was there."""
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(str(path))
-        path.chmod(0o600)
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 def matches(listener: socket.socket, address: ListenAddress) -> bool:
@@ -138,7 +111,7 @@ class Lender:
     def __init__(self, path: Path, listeners: Sequence[socket.socket]) -> None:
         self.path = path
         self._listeners = tuple(listeners)
-        self._door = bind_unix(path)
+        self._door = bind_unix(path, BACKLOG)
         self._thread = threading.Thread(target=self._lend, name="ingress-lender", daemon=True)
 
     def __enter__(self) -> Lender:

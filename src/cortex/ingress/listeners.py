@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from cortex.binding import bind_unix
 from cortex.ingress import handover
 from cortex.ingress.configuration import Tier
 from cortex.ingress.handover import ListenAddress
@@ -70,7 +71,7 @@ class Listeners:
             if not self._has(address):
                 self._public.append(await handover.bind_patiently(address))
         if self._bulk is None and Tier.BULK in tiers:
-            self._bulk = handover.bind_unix(self._bulk_socket)
+            self._bulk = bind_unix(self._bulk_socket, handover.BACKLOG)
 
     def stop_public(self) -> None:
         """Take no new clients, whoever else has the sockets."""

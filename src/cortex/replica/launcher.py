@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 import msgspec
 
 from cortex import polling, processes
+from cortex.binding import bind_unix
 from cortex.errors import CortexError, Problem
 from cortex.ids import ReplicaId, split_api_key
 from cortex.replica.process import isolation
@@ -53,6 +54,7 @@ from cortex.wire.launch import (
 if TYPE_CHECKING:  # imported by `preload`, once the variables are right
     from cortex.replica.inspection.findings import Inspection
 
+BACKLOG = 16
 IDLE_EXIT_S = 60.0
 INSPECTIONS_AT_ONCE = 8
 """Each loads a model; more at once would only swap. A deployment that has none among them does not wait for others'."""
@@ -419,22 +421,14 @@ def bind(path: Path) -> socket.socket:
     Raises:
         AlreadyRunning: another launcher answers there.
     """
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with probe:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
         except OSError:
             pass
         else:
             raise AlreadyRunning(f"another launcher answers at {path}")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    listener.bind(str(temporary))
-    temporary.chmod(0o600)
-    listener.listen(16)
-    temporary.rename(path)  # whoever can connect finds someone who listens
-    return listener
+    return bind_unix(path, BACKLOG, at_once=True)
 
 
 class AlreadyRunning(Exception):

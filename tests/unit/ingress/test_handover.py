@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cortex.binding import bind_unix
 from cortex.ingress import handover
 from cortex.ingress.errors import AdminUnreachable, PortTaken
 from cortex.ingress.handover import (
@@ -15,7 +16,6 @@ from cortex.ingress.handover import (
     bind_argument,
     bind_patiently,
     bind_public,
-    bind_unix,
     borrowed,
     matches,
 )
@@ -38,7 +38,7 @@ def listener():
 
 
 def test_lent_sockets_are_the_very_same_sockets(folder, listener):
-    with bind_unix(folder / "u.sock") as other, Lender(folder / "l.sock", [listener, other]):
+    with bind_unix(folder / "u.sock", 4) as other, Lender(folder / "l.sock", [listener, other]):
         copies = borrowed(folder / "l.sock")
         try:
             assert [copy.getsockname() for copy in copies] == [listener.getsockname(), str(folder / "u.sock")]
@@ -83,7 +83,7 @@ def test_nobody_to_borrow_from_is_an_error(folder):
 def test_a_bind_argument_says_family_address_and_port(folder, listener):
     port = listener.getsockname()[1]
     assert bind_argument(listener) == f"ipv4@127.0.0.1:{port}"
-    with bind_unix(folder / "u.sock") as unix:
+    with bind_unix(folder / "u.sock", 4) as unix:
         assert bind_argument(unix) == f"unix@{folder}/u.sock"
         assert (folder / "u.sock").stat().st_mode & 0o777 == 0o600
 
@@ -103,7 +103,7 @@ def test_a_socket_matches_its_address_and_any_port(listener, folder):
     assert matches(listener, ListenAddress("127.0.0.1", 0))
     assert not matches(listener, ListenAddress("127.0.0.1", port + 1))
     assert not matches(listener, ListenAddress("0.0.0.0", port))
-    with bind_unix(folder / "u.sock") as unix:
+    with bind_unix(folder / "u.sock", 4) as unix:
         assert not matches(unix, ListenAddress("127.0.0.1", 0))
 
 

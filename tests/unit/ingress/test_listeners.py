@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cortex.binding import bind_unix
 from cortex.ingress.configuration import Tier
-from cortex.ingress.handover import ListenAddress, bind_public, bind_unix
+from cortex.ingress.handover import ListenAddress, bind_public
 from cortex.ingress.listeners import Listeners
 
 ANYWHERE = ListenAddress("127.0.0.1", 0)
@@ -36,7 +37,7 @@ def test_what_nobody_holds_is_bound(listeners, bulk):
 
 
 def test_sockets_of_a_worker_are_kept_where_they_are_wanted(listeners, bulk):
-    public, behind = bind_public(ANYWHERE), bind_unix(bulk)
+    public, behind = bind_public(ANYWHERE), bind_unix(bulk, 4)
     copies = [socket.socket(fileno=listener.detach()) for listener in (public.dup(), behind.dup())]
     other = bind_public(ANYWHERE)
     address = public.getsockname()

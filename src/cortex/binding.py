@@ -1,0 +1,60 @@
+"""Listening sockets: bound here, whoever they are for."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+
+def bind_unix(path: Path, backlog: int, *, at_once: bool = False) -> socket.socket:
+    """
+    A listening unix socket at a path, mode 0600, in place of whatever was there.
+
+    Args:
+        at_once: whoever finds it there finds somebody who listens. The kernel then knows it by another name.
+
+    Raises:
+        OSError: it cannot be bound.
+    """
+    place = path.with_name(f"{path.name}.tmp") if at_once else path
+    place.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(place))
+        place.chmod(0o600)
+        listener.listen(backlog)
+        if at_once:
+            place.rename(path)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def bind_tcp(host: str, port: int, backlog: int | None) -> socket.socket:
+    """
+    A TCP socket that listens; closed connections that had its port do not count.
+
+    Args:
+        host: an IP address or a name; `0.0.0.0` or `::` for every interface of that family.
+        port: 0: the system chooses.
+        backlog: None: it does not listen, and so is in nobody's way.
+
+    Raises:
+        OSError: it cannot be bound.
+    """
+    family, kind, protocol, _, name = socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # so that 0.0.0.0 can be listened on beside it
+        sock.bind(name)
+        if backlog is not None:
+            sock.listen(backlog)
+    except OSError:
+        sock.close()
+        raise
+    return sock
