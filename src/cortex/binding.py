@@ -1,8 +1,14 @@
-"""Listening sockets: bound here, whoever they are for."""
+"""
+Listening sockets: bound here, whoever they are for.
+
+Whoever looks for a free port binds it, and hands the socket on to the process that serves there: between a look and a
+bind, somebody else may take it.
+"""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -31,14 +37,13 @@ def bind_unix(path: Path, backlog: int, *, at_once: bool = False) -> socket.sock
     return listener
 
 
-def bind_tcp(host: str, port: int, backlog: int | None) -> socket.socket:
+def bind_tcp(host: str, port: int) -> socket.socket:
     """
     A TCP socket that listens; closed connections that had its port do not count.
 
     Args:
         host: an IP address or a name; `0.0.0.0` or `::` for every interface of that family.
         port: 0: the system chooses.
-        backlog: None: it does not listen, and so is in nobody's way.
 
     Raises:
         OSError: it cannot be bound.
@@ -52,9 +57,23 @@ def bind_tcp(host: str, port: int, backlog: int | None) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # so that 0.0.0.0 can be listened on beside it
         sock.bind(name)
-        if backlog is not None:
-            sock.listen(backlog)
+        sock.listen(socket.SOMAXCONN)
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def handed_over(arguments: Sequence[str]) -> dict[int, socket.socket]:
+    """
+    By port, what whoever started us has bound.
+
+    Args:
+        arguments: of our command line; numbers among them are descriptors (`processes.spawn`).
+    """
+    found = {}
+    for number in filter(str.isdecimal, arguments):
+        sock = socket.socket(fileno=int(number))
+        sock.set_inheritable(False)
+        found[sock.getsockname()[1]] = sock
+    return found

@@ -336,26 +336,35 @@ def send_signal(identity: ProcessIdentity, number: signal.Signals) -> bool:
     return True
 
 
-def spawn(command: Sequence[str], *, output: Path, environ: Mapping[str, str] | None = None) -> Popen[bytes]:
+def spawn(
+    command: Sequence[str],
+    *,
+    output: Path,
+    environ: Mapping[str, str] | None = None,
+    sockets: Sequence[socket.socket] = (),
+) -> Popen[bytes]:
     """
-    Start a process of ours that outlives us: in a session of its own, in `/`, with nothing of ours open.
+    Start a process of ours that outlives us: in a session of its own, in `/`, with nothing of ours open but `sockets`.
 
     Args:
         output: what it prints is appended to this file.
         environ: by default ours.
+        sockets: handed over to it, by their numbers at the end of its command line (`binding.handed_over`).
     """
     import subprocess  # the commands that start nothing need it not
 
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
+        numbers = [sock.fileno() for sock in sockets]
         return subprocess.Popen(
-            command,
+            [*command, *map(str, numbers)],
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,
             cwd="/",
             env=environ,
             start_new_session=True,
+            pass_fds=numbers,
         )
     finally:
         os.close(descriptor)

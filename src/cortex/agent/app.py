@@ -33,6 +33,7 @@ from cortex.agent.safekeeping import Safekeeping
 from cortex.agent.service import Agent, Changes, Stop
 from cortex.agent.strays import Strays
 from cortex.artifacts.store import ArtifactStore
+from cortex.binding import handed_over
 from cortex.clock import SystemClock
 from cortex.engines import machine
 from cortex.errors import CortexError
@@ -114,6 +115,7 @@ def build(settings: Settings, layout: HomeLayout, stop: Stop, lock: int) -> Agen
             sockets=layout.sockets,
             listen=[ListenAddress(host=settings.host, port=settings.port)],
             clock=clock,
+            bound=tuple(handed_over(sys.argv).values()),
             on_change=changes.note,
         ),
         routes=lambda: memory.routes,

@@ -15,7 +15,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -280,21 +280,31 @@ class LocalEnvironment:
         return record
 
     def _start(self) -> ControlPlaneRecord:
-        chosen = ports.choose(
-            self.settings,
-            ports.read_remembered(self.layout.ports_file),
-            is_free=ports.is_free,
-            holder=ports.holder,
-            is_ours=lambda holder: ports.belongs_to(self.settings.home, holder),
-            say=self._say,
-        )
-        ports.remember(self.layout.ports_file, self.settings, chosen)
-        settings = msgspec.structs.replace(self.settings, port=chosen.port, operator_port=chosen.operator_port)
-
-        self._say(f"starting cortex in {self.settings.home}")
         log = self.layout.logs / "controlplane.out"
-        begin = log.stat().st_size if log.exists() else 0
-        process = spawn(self._command, output=log, environ=_inherited(self._environ) | variables_of(settings))
+        with ExitStack() as handed_on:  # bound until those who serve there have them
+            sockets: list[socket.socket] = []
+
+            def take(host: str, port: int) -> bool:
+                sock = ports.bound(host, port)
+                if sock is not None:
+                    sockets.append(handed_on.enter_context(sock))
+                return sock is not None
+
+            chosen = ports.choose(
+                self.settings,
+                ports.read_remembered(self.layout.ports_file),
+                take=take,
+                holder=ports.holder,
+                is_ours=lambda holder: ports.belongs_to(self.settings.home, holder),
+                say=self._say,
+            )
+            ports.remember(self.layout.ports_file, self.settings, chosen)
+            settings = msgspec.structs.replace(self.settings, port=chosen.port, operator_port=chosen.operator_port)
+            environ = _inherited(self._environ) | variables_of(settings)
+
+            self._say(f"starting cortex in {self.settings.home}")
+            begin = log.stat().st_size if log.exists() else 0
+            process = spawn(self._command, output=log, environ=environ, sockets=sockets)
         try:
             return self._await_answer(process, log, begin)
         finally:

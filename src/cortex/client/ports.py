@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shlex
+import socket
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def choose(
     settings: Settings,
     remembered: RememberedPorts,
     *,
-    is_free: Callable[[str, int], bool],
+    take: Callable[[str, int], bool],
     holder: Callable[[int], Holder | None],
     is_ours: Callable[[Holder], bool],
     say: Callable[[str], None],
@@ -108,7 +109,7 @@ def choose(
     Return the ports to start with.
 
     Args:
-        is_free: whether (host, port) can be listened on.
+        take: whether (host, port) could be bound; from then on it is ours.
         is_ours: whether a process belongs to this home: a port that our own ingress still holds is not taken.
         say: told in a sentence when a default port had to move.
 
@@ -119,7 +120,7 @@ def choose(
     """
 
     def usable(host: str, port: int) -> bool:
-        if is_free(host, port):
+        if take(host, port):
             return True
         found = holder(port)
         return found is not None and is_ours(found)
@@ -134,7 +135,7 @@ def choose(
         if wanted not in avoid and usable(host, wanted):
             return wanted
         for port in range(wanted + 1, min(wanted + PORTS_TRIED, 65536)):
-            if port not in avoid and is_free(host, port):
+            if port not in avoid and take(host, port):
                 by = holder(wanted)
                 other = home_of(by) if by else None
                 reason = f" by the Cortex of {other}" if other else f" by {by}" if by else ""
@@ -158,20 +159,19 @@ def choose(
     return Ports(port=port, operator_port=operator_port)
 
 
-def is_free(host: str, port: int) -> bool:
+def bound(host: str, port: int) -> socket.socket | None:
     """
-    Whether this address can be listened on now.
+    A socket that listens on this address; None where it is taken.
 
     Raises:
-        UnusableAddress: it cannot, for another reason than that it is taken.
+        UnusableAddress: it cannot be listened on for another reason.
     """
     try:
-        bind_tcp(host, port, backlog=None).close()
+        return bind_tcp(host, port)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return False
+            return None
         raise UnusableAddress(host, port, str(error.strerror or error)) from error
-    return True
 
 
 def holder(port: int) -> Holder | None:

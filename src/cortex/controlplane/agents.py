@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -107,13 +107,23 @@ class LocalAgent:
     Implements `tick.Agents` for the one node of the local environment.
 
     Args:
+        bound: sockets for the ingress, which the agent gets when it is started.
         on_report: called from our own thread after each new report.
     """
 
-    def __init__(self, *, settings: Settings, layout: HomeLayout, clock: Clock, on_report: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        layout: HomeLayout,
+        clock: Clock,
+        bound: Sequence[socket.socket],
+        on_report: Callable[[], None],
+    ) -> None:
         self._settings = settings
         self._layout = layout
         self._clock = clock
+        self._bound = tuple(bound)
         self._on_report = on_report
         self._report: AgentReport | None = None
         self._former: deque[str] = deque(maxlen=REMEMBERED_AGENTS)
@@ -306,6 +316,7 @@ class LocalAgent:
                 timeout_s = ANSWER_DUE_S + 2 * HANGS_AFTER_S
                 self._take(line.ask(observe, Observed, silence_s=timeout_s, look=self._looks()).report)
                 silent_since_s = None
+                self._close_bound()
             except AgentRefused:
                 silent_since_s = None
                 self._stopping.wait(0.5)
@@ -387,9 +398,17 @@ class LocalAgent:
         self._restarts.note_start(now_s)
         command = processes.module_command("cortex.agent", self._layout.home)  # the home for `down`
         environ = {**os.environ, **variables_of(self._settings)}
-        self._process = processes.spawn(command, output=self._layout.logs / "agent.out", environ=environ)
+        output = self._layout.logs / "agent.out"
+        self._process = processes.spawn(command, output=output, environ=environ, sockets=self._bound)
+        self._close_bound()
         log.info("started the agent, pid %s", self._process.pid)
         return True
+
+    def _close_bound(self) -> None:
+        """An agent has them, or has bound others."""
+        for sock in self._bound:
+            sock.close()
+        self._bound = ()
 
 
 class _Line:

@@ -27,7 +27,7 @@ import setproctitle
 from cortex import processes
 from cortex.artifacts import samples
 from cortex.artifacts.store import ArtifactStore
-from cortex.binding import bind_tcp
+from cortex.binding import bind_tcp, handed_over
 from cortex.clock import Clock, SystemClock
 from cortex.controlplane.agents import LocalAgent
 from cortex.controlplane.facade import ControlPlane
@@ -64,7 +64,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOCAL_NODE = NodeId("local")
-BACKLOG = 128
 
 
 def build(
@@ -72,6 +71,7 @@ def build(
     settings: Settings,
     layout: HomeLayout,
     clock: Clock,
+    bound: tuple[socket.socket, ...],
     state: StateStore,
     store: ArtifactStore,
     engine: Engine,
@@ -82,6 +82,7 @@ def build(
     Put the control plane together.
 
     Args:
+        bound: sockets for the ingress.
         in_charge: whether this is still the one control plane of its home.
         shut_down: ends this process in order.
     """
@@ -89,7 +90,7 @@ def build(
     secret_store = SecretStore(layout.secrets)
     cloud_keys = CloudKeys(SecretStore(layout.cloud_keys), clock)
     models = Models(store=store, known=state.apis, cloud_file=layout.cloud_file, environ=os.environ)
-    agent = LocalAgent(settings=settings, layout=layout, clock=clock, on_report=lambda: loop.wake())
+    agent = LocalAgent(settings=settings, layout=layout, clock=clock, bound=bound, on_report=lambda: loop.wake())
 
     def where() -> str:
         return ingress_url(agent.reports(), settings)
@@ -192,8 +193,9 @@ def main() -> int:
         setproctitle.setproctitle(f"cortex-controlplane {settings.home}")
         for file in (layout.controlplane_file, layout.token_file, layout.metrics_token_file):
             processes.remove_unfinished(layout.home, file.name)
-        with bind_tcp(OPERATOR_HOST, settings.operator_port, BACKLOG) as sock:
-            return _serve(settings, layout, clock, sock, lock)
+        bound = handed_over(sys.argv)
+        with bound.pop(settings.operator_port, None) or bind_tcp(OPERATOR_HOST, settings.operator_port) as sock:
+            return _serve(settings, layout, clock, sock, tuple(bound.values()), lock)
     except (CortexError, OSError) as error:
         log.exception("the control plane could not start")
         hint = error.hint if isinstance(error, CortexError) else ""
@@ -201,7 +203,14 @@ def main() -> int:
         return 1
 
 
-def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.socket, lock: int) -> int:
+def _serve(
+    settings: Settings,
+    layout: HomeLayout,
+    clock: Clock,
+    sock: socket.socket,
+    bound: tuple[socket.socket, ...],
+    lock: int,
+) -> int:
     store = ArtifactStore(layout.artifacts)
     state = SqliteStateStore(layout.state_file, sample_stored=partial(samples.put_body, store))
     node = machine.node_report(LOCAL_NODE, environ=os.environ)
@@ -217,6 +226,7 @@ def _serve(settings: Settings, layout: HomeLayout, clock: Clock, sock: socket.so
         settings=settings,
         layout=layout,
         clock=clock,
+        bound=bound,
         state=state,
         store=store,
         engine=LocalEngine(node),

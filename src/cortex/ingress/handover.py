@@ -57,14 +57,14 @@ def bind_public(address: ListenAddress) -> socket.socket:
         PortTaken: it cannot be bound; names host, port and the system's reason.
     """
     try:
-        return bind_tcp(address.host, address.port, BACKLOG)
+        return bind_tcp(address.host, address.port)
     except OSError as error:
         raise PortTaken(address.host, address.port, error.strerror or str(error)) from error
 
 
 async def bind_patiently(address: ListenAddress, *, tries: int = BIND_TRIES) -> socket.socket:
     """
-    As `bind_public`, tried again for a moment: what had the port may be about to end, or only have looked at it.
+    As `bind_public`, tried again for a moment: whoever has the port may be about to let it go.
 
     Raises:
         PortTaken: of the last try.

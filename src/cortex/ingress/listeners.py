@@ -20,13 +20,17 @@ class Listeners:
     Args:
         wanted: public addresses.
         bulk_socket: where the bulk tier listens.
+        bound: those that are there already.
     """
 
-    def __init__(self, wanted: Sequence[ListenAddress], bulk_socket: Path) -> None:
+    def __init__(self, wanted: Sequence[ListenAddress], bulk_socket: Path, bound: Sequence[socket.socket] = ()) -> None:
         self._wanted = tuple(wanted)
         self._bulk_socket = bulk_socket
         self._public: list[socket.socket] = []
         self._bulk: socket.socket | None = None
+        for listener in bound:
+            if not self._keeps(listener):
+                listener.close()
 
     def of(self, tier: Tier) -> list[socket.socket]:
         if tier is Tier.DOOR:

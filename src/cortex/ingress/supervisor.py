@@ -83,6 +83,7 @@ class Ingress:
         sockets: folder with a short path for unix sockets; by default `directory`.
         listen: public addresses. They are bound here and outlive HAProxy; after a restart of this process they are
             taken back from the running HAProxy.
+        bound: sockets that whoever started us has bound to those addresses.
         clock: for backoff and deadlines.
         limits: how HAProxy is dimensioned.
         times: how often is looked, and what is waited for.
@@ -99,6 +100,7 @@ class Ingress:
         listen: Sequence[ListenAddress],
         clock: Clock,
         sockets: Path | None = None,
+        bound: Sequence[socket.socket] = (),
         limits: IngressLimits | None = None,
         times: IngressTimes | None = None,
         pool_size: int = POOL_SIZE,
@@ -107,7 +109,7 @@ class Ingress:
         admin: Callable[[Path], AdminSocket] = AdminSocket,
     ) -> None:
         self._files = IngressFiles(directory, sockets or directory)
-        self._listeners = Listeners(listen, self._files.bulk_socket)
+        self._listeners = Listeners(listen, self._files.bulk_socket, bound)
         self._clock = clock
         self._limits = limits or IngressLimits()
         self._times = times or IngressTimes()
@@ -149,10 +151,10 @@ class Ingress:
         async with self._lock:
             if self._running:
                 return
-            self._files.prepare()
-            clients = max_clients(self._fd_limit or _hard_fd_limit())
-            binary, version = await asyncio.to_thread(find_haproxy)
             try:
+                self._files.prepare()
+                clients = max_clients(self._fd_limit or _hard_fd_limit())
+                binary, version = await asyncio.to_thread(find_haproxy)
                 await self._recover(clients, binary, version)
             except BaseException:
                 # What was adopted goes on; only our hold on it is given up, so that start() can be tried again.

@@ -13,6 +13,7 @@ from collections import Counter
 import msgspec
 import pytest
 
+from cortex.binding import bind_tcp
 from cortex.ingress import configuration, workers
 from cortex.ingress.configuration import Tier
 from cortex.ingress.errors import (
@@ -712,9 +713,26 @@ def test_a_missing_haproxy_is_an_error_that_says_what_to_install(run, monkeypatc
     async def scenario(world):
         monkeypatch.setattr("cortex.ingress.process._from_wheel", lambda: None)
         monkeypatch.setenv("PATH", "/nonexistent")
+        bound = bind_tcp("127.0.0.1", 0)
         with pytest.raises(HaproxyMissing) as missing:
-            await world.ingress().start()
+            await world.ingress(bound=[bound]).start()
         assert "pip install" in missing.value.hint
+        assert bound.fileno() == -1, "nobody connects and waits for nothing"
+
+    run(scenario)
+
+
+def test_who_waits_at_a_socket_that_was_bound_for_the_ingress_is_served_by_it(run):
+    async def scenario(world):
+        bound = bind_tcp("127.0.0.1", 0)
+        address = bound.getsockname()
+        with socket.create_connection(address, timeout=60) as early:
+            early.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            ingress = world.ingress(bound=[bound])
+            await ingress.start()
+            assert ingress.status().addresses == (address,)
+            answer = await asyncio.to_thread(early.recv, 100)
+        assert answer.startswith(b"HTTP/1.1 404")
 
     run(scenario)
 

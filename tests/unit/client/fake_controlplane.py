@@ -7,6 +7,7 @@ A process that behaves as a control plane does towards `client.local`. Standard 
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 home = os.environ["CORTEX_HOME"]
 port = int(os.environ["CORTEX_OPERATOR_PORT"])
 mode = os.environ.get("FAKE", "")
+handed_over = [socket.socket(fileno=int(number)) for number in sys.argv[1:]]
+bound = {sock.getsockname()[1]: sock for sock in handed_over}
 
 with open(os.path.join(home, "starts"), "a") as starts:
     facts = {
@@ -24,6 +27,7 @@ with open(os.path.join(home, "starts"), "a") as starts:
         "path": os.environ.get("PYTHONPATH"),
         "mine": os.environ.get("MINE"),
         "stdin": os.read(0, 1) == b"",
+        "bound": sorted(bound),
     }
     starts.write(json.dumps(facts) + "\n")
 
@@ -61,7 +65,9 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-server = HTTPServer(("127.0.0.1", port), Handler)
+server = HTTPServer(("127.0.0.1", port), Handler, bind_and_activate=False)
+server.socket.close()
+server.socket = bound[port]
 
 
 def write(name, text):

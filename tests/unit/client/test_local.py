@@ -154,6 +154,7 @@ def test_what_is_missing_is_started_apart_from_us(build: Build, home: Path) -> N
         "path": None,
         "mine": "kept",
         "stdin": True,
+        "bound": sorted((environment.settings.port, environment.settings.operator_port)),
     }
     assert (home / "logs" / "controlplane.out").stat().st_mode & 0o777 == 0o600
     assert environment.connect().info().pid == started["pid"]

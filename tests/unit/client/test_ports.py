@@ -18,9 +18,9 @@ from cortex.client.ports import (
     RememberedPorts,
     UnusableAddress,
     belongs_to,
+    bound,
     choose,
     holder,
-    is_free,
     read_remembered,
     remember,
 )
@@ -44,7 +44,7 @@ def chosen(
     ports = choose(
         wanted,
         remembered or RememberedPorts(),
-        is_free=lambda _host, port: port not in taken,
+        take=lambda _host, port: port not in taken,
         holder=lambda port: SOMEBODY if port in taken else None,
         is_ours=lambda _holder: ours,
         say=said.append,
@@ -138,22 +138,23 @@ def test_a_listening_port_is_not_free_and_its_holder_is_seen() -> None:
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
         with socket.create_server(("127.0.0.1", port)):
-            assert not is_free("127.0.0.1", port)
+            assert bound("127.0.0.1", port) is None
             found = holder(port)
         assert found is not None
         assert found.pid == os.getpid()
-        assert is_free("127.0.0.1", port)
         assert holder(port) is None
+        with bound("127.0.0.1", port):
+            assert holder(port).pid == os.getpid(), "from now on it is ours"
 
 
 def test_a_port_taken_on_all_addresses_is_not_free_on_one() -> None:
     with socket.create_server(("0.0.0.0", 0)) as server:
-        assert not is_free("127.0.0.1", server.getsockname()[1])
+        assert bound("127.0.0.1", server.getsockname()[1]) is None
 
 
 def test_an_address_of_another_machine_is_an_error() -> None:
     with pytest.raises(UnusableAddress):
-        is_free("192.0.2.1", 0)
+        bound("192.0.2.1", 0)
 
 
 def test_processes_of_this_home_are_recognised_by_their_command_line() -> None:

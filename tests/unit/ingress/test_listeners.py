@@ -49,6 +49,14 @@ def test_sockets_of_a_worker_are_kept_where_they_are_wanted(listeners, bulk):
         assert (listeners.addresses(), listeners.of(Tier.BULK)) == ((address,), [behind])
 
 
+def test_of_what_is_bound_already_the_wanted_is_kept_and_the_rest_closed(bulk):
+    first, second = bind_public(ANYWHERE), bind_public(ANYWHERE)
+    address = first.getsockname()
+    with contextlib.closing(Listeners([ANYWHERE], bulk, [first, second])) as listeners:
+        asyncio.run(listeners.bind_missing([Tier.DOOR]))
+        assert (listeners.addresses(), second.fileno()) == ((address,), -1)
+
+
 def test_nobody_connects_to_what_was_given_up_though_others_hold_it_open(listeners):
     asyncio.run(listeners.bind_missing([Tier.DOOR]))
     (address,) = listeners.addresses()
