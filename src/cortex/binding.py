@@ -11,8 +11,13 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+BACKLOG = 4096
+"""Requests that may wait where nobody accepts; the kernel caps it at net.core.somaxconn."""
+CONTROL_BACKLOG = 16
+"""Among our processes."""
 
-def bind_unix(path: Path, backlog: int, *, at_once: bool = False) -> socket.socket:
+
+def bind_unix(path: Path, backlog: int = BACKLOG, *, at_once: bool = False) -> socket.socket:
     """
     A listening unix socket at a path, mode 0600, in place of whatever was there.
 
@@ -57,7 +62,7 @@ def bind_tcp(host: str, port: int) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # so that 0.0.0.0 can be listened on beside it
         sock.bind(name)
-        sock.listen(socket.SOMAXCONN)
+        sock.listen(BACKLOG)
     except OSError:
         sock.close()
         raise

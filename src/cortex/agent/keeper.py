@@ -18,12 +18,11 @@ import msgspec
 import setproctitle
 
 from cortex import polling, processes
-from cortex.binding import bind_unix
+from cortex.binding import CONTROL_BACKLOG, bind_unix
 from cortex.ids import ReplicaId
 from cortex.wire.framing import UNREADABLE, close_all, receive_frame, send_frame
 from cortex.wire.keeper import Hold, KeeperRequest, Quit, Release, SlotHeld, Slots, SlotsEnd
 
-BACKLOG = 16
 IDLE_LIMIT_S = 60.0
 """With nothing to hold and nobody connected for this long, there is no node to keep anything for."""
 FRAME_TIMEOUT_S = 5.0
@@ -125,7 +124,7 @@ def main(path: str, home: str) -> int:
     setproctitle.setproctitle(f"cortex-keeper {home}")
     if processes.hold_for_life(Path(path + LOCK_SUFFIX)) is None:
         return 0
-    with bind_unix(Path(path), BACKLOG, at_once=True) as listener:
+    with bind_unix(Path(path), CONTROL_BACKLOG, at_once=True) as listener:
         Keeper(listener).run()
     Path(path).unlink(missing_ok=True)
     return 0

@@ -12,13 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cortex.agent import recovery
-from cortex.binding import bind_unix
-
-BACKLOG = 4096
-"""Requests that can wait in a slot; the kernel caps it at net.core.somaxconn."""
-
-
-CONTROL_BACKLOG = 16
+from cortex.binding import CONTROL_BACKLOG, bind_unix
 
 
 class Slot:
@@ -55,7 +49,7 @@ class Slot:
 def bind(path: Path) -> Slot:
     """A new slot. Raises OSError: it cannot be bound."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    sock = bind_unix(path, BACKLOG)
+    sock = bind_unix(path)
     try:
         return Slot(path, sock)
     except OSError:

@@ -29,8 +29,6 @@ from cortex.binding import bind_tcp, bind_unix
 from cortex.ingress.errors import AdminUnreachable, PortTaken
 from cortex.wire.framing import receive_some
 
-BACKLOG = 4096
-"""Connections that wait while no HAProxy accepts; the kernel caps it at net.core.somaxconn."""
 BIND_TRIES = 20
 BIND_PAUSE_S = 0.05
 _COMMAND = b"_getsocks\n"
@@ -111,7 +109,7 @@ class Lender:
     def __init__(self, path: Path, listeners: Sequence[socket.socket]) -> None:
         self.path = path
         self._listeners = tuple(listeners)
-        self._door = bind_unix(path, BACKLOG)
+        self._door = bind_unix(path)
         self._thread = threading.Thread(target=self._lend, name="ingress-lender", daemon=True)
 
     def __enter__(self) -> Lender:

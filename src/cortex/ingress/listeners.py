@@ -75,7 +75,7 @@ class Listeners:
             if not self._has(address):
                 self._public.append(await handover.bind_patiently(address))
         if self._bulk is None and Tier.BULK in tiers:
-            self._bulk = bind_unix(self._bulk_socket, handover.BACKLOG)
+            self._bulk = bind_unix(self._bulk_socket)
 
     def stop_public(self) -> None:
         """Take no new clients, whoever else has the sockets."""

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 import msgspec
 
 from cortex import polling, processes
-from cortex.binding import bind_unix
+from cortex.binding import CONTROL_BACKLOG, bind_unix
 from cortex.errors import CortexError, Problem
 from cortex.ids import ReplicaId, split_api_key
 from cortex.replica.process import isolation
@@ -54,7 +54,6 @@ from cortex.wire.launch import (
 if TYPE_CHECKING:  # imported by `preload`, once the variables are right
     from cortex.replica.inspection.findings import Inspection
 
-BACKLOG = 16
 IDLE_EXIT_S = 60.0
 INSPECTIONS_AT_ONCE = 8
 """Each loads a model; more at once would only swap. A deployment that has none among them does not wait for others'."""
@@ -428,7 +427,7 @@ def bind(path: Path) -> socket.socket:
             pass
         else:
             raise AlreadyRunning(f"another launcher answers at {path}")
-    return bind_unix(path, BACKLOG, at_once=True)
+    return bind_unix(path, CONTROL_BACKLOG, at_once=True)
 
 
 class AlreadyRunning(Exception):

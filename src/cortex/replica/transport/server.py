@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from time import perf_counter
 
+from cortex.binding import BACKLOG
 from cortex.replica.process.condition import Condition
 from cortex.replica.transport.http import Connection
 from cortex.replica.transport.service import Service
@@ -49,9 +50,10 @@ class Server:
     def open(self) -> None:
         """Accept from the loop's next turn on: what waited in the backlog comes first."""
         self._slot.setblocking(False)
-        # A copy: the loop's server owns its socket, and ours is handed out on the control socket.
+        # A copy: the loop's server owns its socket, and ours is handed out on the control socket. It listens anew, with
+        # a backlog of its own.
         creation = self._loop.create_unix_server(
-            self._make_connection, sock=self._slot.dup(), backlog=_BACKLOG, start_serving=False
+            self._make_connection, sock=self._slot.dup(), backlog=BACKLOG, start_serving=False
         )
         # Held for life: the loop does not, and the collector would close the socket once nobody is connected.
         self._listening = self._loop.run_until_complete(creation)
@@ -131,7 +133,3 @@ def trim_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-_BACKLOG = 4096
-"""`listen` is called once more on the inherited socket and sets this anew; as the agent does. Capped by the kernel."""
