@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from subprocess import Popen
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -421,6 +423,14 @@ class RestartBudget:
 def write_identity(file: Path, record: msgspec.Struct) -> None:
     """Write a record for whoever comes after us: whole or not at all, mode 0600."""
     write_whole(file, msgspec.json.encode(record))
+
+
+def read_record(file: Path, kind: type[R]) -> R | None:
+    """What was written there; None when there is nothing, or it cannot be read."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def write_whole(file: Path, content: bytes) -> None:

@@ -70,6 +70,16 @@ def test_a_zombie_does_not_count_as_alive():
     assert not processes.is_zombie(child.pid), "collected"
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b'{"pid": 1}', b'"\xff"', b"[" * 100_000])
+def test_a_record_that_cannot_be_read_is_none(tmp_path, content):
+    file = tmp_path / "record.json"
+    assert processes.read_record(file, ProcessIdentity) is None
+    processes.write_identity(file, processes.own_identity())
+    assert processes.read_record(file, ProcessIdentity) == processes.own_identity()
+    file.write_bytes(content)
+    assert processes.read_record(file, ProcessIdentity) is None
+
+
 def test_a_file_is_replaced_whole_and_private(tmp_path):
     file = tmp_path / "record.json"
     processes.write_whole(file, b"old")

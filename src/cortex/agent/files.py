@@ -145,7 +145,7 @@ def read_remains(files: Files, places: Places, *, with_lines: bool) -> RemainsRe
     logs.take_leftover(files.log, files.attempt, places, in_hand.running)
     files.remove_scratch()
     return RemainsRead(
-        words=_last_words(files),
+        words=processes.read_record(files.last_words, LastWords),
         in_hand=in_hand,
         last_lines=logs.last_lines(files.log, files.attempt) if with_lines else (),
     )
@@ -153,14 +153,6 @@ def read_remains(files: Files, places: Places, *, with_lines: bool) -> RemainsRe
 
 def note_end(files: Files, end: NoteEnd) -> None:
     logs.note_end(files.log, files.attempt, end.text, end.requests, end.wall_s)
-
-
-def _last_words(files: Files) -> LastWords | None:
-    """What it wrote about its end: this outlives a moment without an agent."""
-    try:
-        return msgspec.json.decode(files.last_words.read_bytes(), type=LastWords)
-    except (OSError, *UNREADABLE):
-        return None
 
 
 def clear_away(layout: HomeLayout, used: Iterable[Files]) -> None:

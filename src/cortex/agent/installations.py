@@ -29,6 +29,7 @@ from pathlib import Path
 import msgspec
 
 import cortex
+from cortex import processes
 from cortex.agent.installer import Installer, InstallerFailed, Tell
 from cortex.artifacts.hashing import is_sha256
 from cortex.artifacts.store import ArtifactStore
@@ -272,10 +273,7 @@ class Installations:
 
     def _read_mark(self, digest: str) -> _Mark | None:
         """What an installation was made for; None when there is none that could be used."""
-        try:
-            mark = msgspec.json.decode((self._root / digest / _MARK).read_bytes(), type=_Mark)
-        except (OSError, msgspec.MsgspecError):
-            return None
+        mark = processes.read_record(self._root / digest / _MARK, _Mark)
         return mark if self.python(digest).exists() else None  # its base interpreter may have gone
 
     async def _build(self, digest: str, runtime: Runtime, project: str | None, tell: Tell) -> None:

@@ -7,14 +7,11 @@ import os
 import subprocess
 from collections.abc import Callable
 
-import msgspec
-
 from cortex import processes
 from cortex.agent import beats
 from cortex.clock import Clock
 from cortex.processes import ControlPlaneRecord, ProcessIdentity
 from cortex.settings import HomeLayout, Settings, variables_of
-from cortex.wire.framing import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +50,8 @@ class Overseer:
         self._process = None
         if self._layout.down_mark.exists() or self._is_ending():
             return
-        try:
-            record = msgspec.json.decode(self._layout.controlplane_file.read_bytes(), type=ControlPlaneRecord)
-        except (OSError, *UNREADABLE):
+        record = processes.read_record(self._layout.controlplane_file, ControlPlaneRecord)
+        if record is None:
             return  # it ended in order, or never ran: whoever wants it starts it
         if self._watch(record):
             return

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from cortex import processes
 from cortex.artifacts.disk import Stamp, StoreDisk, mode_of, names
 from cortex.artifacts.errors import InvalidDigest, InvalidTree
 from cortex.artifacts.trees import tree_digest
@@ -52,10 +53,7 @@ class Records:
         return self._disk.records / f"{digest}.json"
 
     def read(self, digest: str) -> Record | None:
-        try:
-            return msgspec.json.decode(self.path(digest).read_bytes(), type=Record)
-        except (OSError, msgspec.DecodeError):
-            return None
+        return processes.read_record(self.path(digest), Record)
 
     def is_current(self, record: Record) -> bool:
         return record.boot_id == self._boot_id != ""

@@ -13,7 +13,7 @@ import msgspec
 
 from cortex.binding import bind_tcp
 from cortex.errors import CortexError
-from cortex.processes import write_whole
+from cortex.processes import read_record, write_whole
 from cortex.settings import OPERATOR_HOST, SETTINGS, Settings, WrongSetting
 
 PORTS_TRIED = 200
@@ -211,10 +211,7 @@ def home_of(holder: Holder) -> Path | None:
 
 def read_remembered(file: Path) -> RememberedPorts:
     """What was remembered; nothing when there is no file, or it cannot be read."""
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=RememberedPorts)
-    except (OSError, msgspec.MsgspecError):
-        return RememberedPorts()
+    return read_record(file, RememberedPorts) or RememberedPorts()
 
 
 def remember(file: Path, settings: Settings, ports: Ports) -> None:

@@ -369,10 +369,7 @@ class LocalAgent:
             self._on_report()
 
     def _identity(self) -> ProcessIdentity | None:
-        try:
-            return msgspec.json.decode(self._layout.agent_file.read_bytes(), type=ProcessIdentity)
-        except (OSError, *UNREADABLE):
-            return None
+        return processes.read_record(self._layout.agent_file, ProcessIdentity)
 
     def _ensure_running(self, *, silent_s: float) -> bool:
         """
