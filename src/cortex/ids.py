@@ -48,10 +48,6 @@ def replica_id(key: ApiKey, revision: Revision, ordinal: int) -> ReplicaId:
     return ReplicaId(f"{deployment}.{api}.{short(revision)}.{ordinal}")
 
 
-def replica_ordinal(replica: ReplicaId) -> int:
-    return int(replica.rsplit(".", 1)[1])
-
-
 def revision_of(replica: str) -> str:
     """The first digits of a replica's revision; empty for what is no id of a replica."""
     return replica.rsplit(".", 2)[-2] if replica.count(".") >= 2 else ""

@@ -42,7 +42,6 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     """For `obstore`: on top of what it takes from the environment itself."""
     source: str
     """Where the credentials come from, in words that never tell them."""
-    anonymous: bool = False
     root_certificate: bytes | None = None
     """Further authorities to trust, PEM."""
     allow_http: bool = False
@@ -116,7 +115,6 @@ def access_to(scheme: str, around: Surroundings) -> Access:
     return Access(
         config={},
         source="the URL itself",
-        anonymous=True,
         root_certificate=around.root_certificate(),
         allow_http=scheme == "http",
     )
@@ -150,7 +148,6 @@ def _s3(around: Surroundings) -> Access:
     return Access(
         config=config | keys,
         source=source,
-        anonymous="skip_signature" in keys,
         root_certificate=around.root_certificate("AWS_CA_BUNDLE"),
         allow_http=allow_http,
     )
@@ -283,7 +280,6 @@ def _gs(around: Surroundings) -> Access:
     return Access(
         config=config,
         source=source,
-        anonymous="skip_signature" in config,
         root_certificate=around.root_certificate(),
         allow_http=around.is_set("GOOGLE_ALLOW_HTTP"),
     )
@@ -328,7 +324,6 @@ def _az(around: Surroundings) -> Access:
     return Access(
         config=config | keys,
         source=source,
-        anonymous="skip_signature" in keys,
         root_certificate=around.root_certificate(),
         allow_http=around.is_set("AZURE_ALLOW_HTTP"),
     )

@@ -105,16 +105,14 @@ def to_prove(desired: Desired, seen: Snapshot) -> tuple[ToProve, ...]:
 
     A new version's model is looked at by its deploy. Nothing that failed for good is of interest.
     """
-    known = Known(desired.batching)
+    known, runtimes_of = Known(desired.batching), _runtimes(seen)
     found: dict[tuple[ModelKey, str], ToProve] = {}
     for wanted in desired.apis:
         for build in wanted.builds:
             model = build.model_key
             if model is None or (wanted.failed is not None and build.revision == wanted.build.revision):
                 continue
-            runtimes = _runtimes(seen, build.revision)
-            if known.verdict(model, "") is None:
-                runtimes = {""}
+            runtimes = {""} if known.verdict(model, "") is None else runtimes_of.get(build.revision, set())
             for runtime in sorted(runtimes):
                 rows = known.to_be_asked(build, runtime)
                 if rows != "off":
@@ -123,10 +121,11 @@ def to_prove(desired: Desired, seen: Snapshot) -> tuple[ToProve, ...]:
     return tuple(found.values())
 
 
-def _runtimes(seen: Snapshot, revision: Revision) -> set[str]:
-    return {
-        report.batching.runtime
-        for node in seen.nodes
-        for report in node.replicas
-        if report.revision == revision and report.phase is not Phase.EXITED and report.batching is not None
-    } - {""}
+def _runtimes(seen: Snapshot) -> dict[Revision, set[str]]:
+    """What replicas of each revision say that they run on."""
+    found: dict[Revision, set[str]] = {}
+    for node in seen.nodes:
+        for report in node.replicas:
+            if report.phase is not Phase.EXITED and report.batching is not None and report.batching.runtime:
+                found.setdefault(report.revision, set()).add(report.batching.runtime)
+    return found

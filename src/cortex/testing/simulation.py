@@ -34,7 +34,7 @@ from cortex.controlplane.tick import World, tick
 from cortex.controlplane.world import Planner
 from cortex.engines.fake import FakeEngine
 from cortex.errors import Problem, RetryLater
-from cortex.ids import ApiKey, DeploymentName, NodeId, ReplicaId, Version, replica_ordinal, split_api_key
+from cortex.ids import ApiKey, DeploymentName, NodeId, ReplicaId, Version, split_api_key
 from cortex.planning import backoff
 from cortex.planning.actions import Plan
 from cortex.planning.assessment import Assessment
@@ -638,7 +638,7 @@ class Simulation:
                 return Life(ready_after_s=0.05, ignores_sigterm=True)
             case Kind.FLAKY if order.attempt == 1 and not self._healed:
                 return Life(start_error=boom)
-            case Kind.HALF_BAD if replica_ordinal(order.replica) > 0 and not self._healed:
+            case Kind.HALF_BAD if not order.replica.endswith(".0") and not self._healed:
                 return Life(start_error=boom)
             case Kind.CRASHING if not self._healed:
                 return Life(ready_after_s=0.05, crash_after_s=roll.uniform(0.05, 2.0))

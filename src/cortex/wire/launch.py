@@ -162,7 +162,6 @@ class InspectReport(msgspec.Struct, frozen=True, kw_only=True):
     signature: Signature | None = None
     signature_keys: tuple[str, ...] = ()
     has_pre: bool = False
-    has_post: bool = False
     is_async: bool = False
     batching: BatchingVerdict | None = None
     """Only if it was asked for."""

@@ -52,7 +52,7 @@ def test_a_model_and_a_handler_are_described(inspect: Look) -> None:
     assert [spec.name for spec in report.signature.inputs] == ["input"]
     assert [spec.name for spec in report.signature.outputs] == ["label", "probabilities"]
     assert report.batching is None, "nobody has asked"
-    assert (report.has_pre, report.has_post, report.is_async) == (False, True, True)
+    assert (report.has_pre, report.is_async) == (False, True)
 
 
 def test_only_what_is_asked_for_is_looked_at(inspect: Look, folder: Path) -> None:

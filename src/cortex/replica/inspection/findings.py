@@ -512,7 +512,6 @@ def inspect(
         signature=backend.signature if backend is not None else None,
         signature_keys=tuple(getattr(backend, "signature_keys", ())),
         has_pre=handler is not None and handler.pre is not None,
-        has_post=handler is not None and handler.post is not None,
         is_async=handler is not None and handler.is_async,
         batching=None if proof is None else BatchingVerdict(proof=proof, trial=trial),
         notes=tuple(getattr(backend, "notes", ())),
