@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+import msgspec
+
 from cortex.client.operator import WATCH_S
 from cortex.clock import Clock
 from cortex.errors import Problem
@@ -92,15 +94,7 @@ def problem_of(status: ApiStatus) -> Problem:
         return Problem(
             reference=reference, subject=subject, message=status.reason or f"it is in status {status.status}", hint=hint
         )
-    return Problem(
-        reference=found.reference,
-        message=found.message,
-        subject=found.subject or subject,
-        where=found.where,
-        path=found.path,
-        hint=found.hint or hint,
-        traceback=found.traceback,
-    )
+    return msgspec.structs.replace(found, subject=found.subject or subject, hint=found.hint or hint)
 
 
 def judge(status: ApiStatus, version: str) -> Outcome:

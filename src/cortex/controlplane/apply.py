@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from cortex.controlplane.world import World
 from cortex.engines.base import Lease, LeaseRequest
 from cortex.errors import CortexError, RetryLater
@@ -30,7 +32,6 @@ from cortex.planning.actions import (
     ReleaseLease,
     describe,
 )
-from cortex.planning.batching import Stop
 from cortex.planning.model import LeaseState
 from cortex.wire.batching import RULES
 from cortex.wire.orders import DrainReplica, ForgetReplica, Orders
@@ -112,19 +113,9 @@ def _carry_out(action: Action, world: World) -> None:
                 wall_s=world.steady_wall_s(),
             )
         case RecordStop():
-            state.record_stop(
-                action.model,
-                Stop(
-                    api=action.api,
-                    replica=action.replica,
-                    started_wall_s=action.started_wall_s,
-                    runtime=action.runtime,
-                    disagreement=action.disagreement,
-                    wall_s=world.clock.wall_s(),
-                ),
-                rules=RULES,
-            )
-            log.warning("%s, on %s", describe(action), action.runtime or "a runtime that it did not name")
+            stop = msgspec.structs.replace(action.stop, wall_s=world.clock.wall_s())
+            state.record_stop(action.model, stop, rules=RULES)
+            log.warning("%s, on %s", describe(action), stop.runtime or "a runtime that it did not name")
         case RecordReady():
             state.record_ready(action.api, action.revision, action.replica)
         case MarkServing():

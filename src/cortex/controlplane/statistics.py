@@ -15,7 +15,7 @@ from cortex.errors import CortexError
 from cortex.ids import ApiKey, Version, api_key
 from cortex.metrics import summary
 from cortex.metrics.collect import Collector
-from cortex.metrics.counts import IngressCounts, Lifetime
+from cortex.metrics.counts import Lifetime
 from cortex.metrics.store import StatsStore, Window
 from cortex.wire.build import TrackerConfig
 from cortex.wire.operator import AllVersions, ApiStatus, Traffic
@@ -168,20 +168,7 @@ class Statistics:
         refusals = tuple(refusal for ingress in ingresses for refusal in ingress.refusals)
         if not refusals or refusals == self._merged_refusals:
             return
-        store.merge_ingress(
-            (
-                IngressCounts(
-                    instance=refusal.instance,
-                    api=refusal.api,
-                    version=refusal.version,
-                    client_error=refusal.client_error,
-                    server_error=refusal.server_error,
-                )
-                for refusal in refusals
-            ),
-            live={refusal.instance for refusal in refusals},
-            now_wall_s=self._clock.wall_s(),
-        )
+        store.merge_ingress(refusals, live={refusal.instance for refusal in refusals}, now_wall_s=self._clock.wall_s())
         self._merged_refusals = refusals
 
     def _run(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from cortex.errors import CortexError
-from cortex.ids import ApiKey, ReplicaId, Version
+from cortex.ids import ReplicaId
 from cortex.wire.stats import StatsFile
 
 Key = TypeVar("Key")
@@ -109,21 +109,6 @@ class Lifetime(msgspec.Struct, frozen=True, kw_only=True):
     """A few frequent classes: how often each was predicted since it was given its own count."""
     rest: int = 0
     """All other predictions of classes, `counts.other` among them."""
-
-
-class IngressCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    Requests of one api that an ingress process answered itself, since it began to count them.
-
-    `instance` names the process, and whatever else begins its counters anew: within one instance they only grow.
-    """
-
-    instance: str
-    api: ApiKey
-    version: Version
-    """The version that was routed to: growth since the last report is counted there."""
-    client_error: int = 0
-    server_error: int = 0
 
 
 class ImplausibleStats(CortexError):

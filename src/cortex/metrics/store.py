@@ -27,7 +27,6 @@ from cortex.metrics.counts import (
     Attempt,
     Counts,
     ImplausibleStats,
-    IngressCounts,
     Lifetime,
     Reading,
     Tally,
@@ -37,6 +36,7 @@ from cortex.metrics.counts import (
     total,
 )
 from cortex.metrics.slices import DAY_S, HOUR_S, MINUTE_S, Slice, day_of, minutes_start, rollup, slice_of, window_start
+from cortex.wire.reports import IngressRefusals
 from cortex.wire.stats import EXACT_CLASSES, StatsFile
 
 log = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ class StatsStore:
                 self._count(db, api, version, part, now_wall_s)
         return grown_files
 
-    def merge_ingress(self, counts: Iterable[IngressCounts], *, live: Collection[str], now_wall_s: float) -> None:
+    def merge_ingress(self, counts: Iterable[IngressRefusals], *, live: Collection[str], now_wall_s: float) -> None:
         """
         Add what ingress processes answered themselves, beyond what was seen of them before.
 
@@ -382,7 +382,7 @@ class StatsStore:
         )
         return None if discarded or before == now else grown
 
-    def _see_ingress(self, db: sqlite3.Connection, counted: IngressCounts) -> Counts | None:
+    def _see_ingress(self, db: sqlite3.Connection, counted: IngressRefusals) -> Counts | None:
         key = (counted.instance, counted.api)
         row = db.execute(
             "SELECT client_error, server_error FROM ingress_seen WHERE instance = ? AND api = ?", key

@@ -6,8 +6,7 @@ import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId, Revision, short
-from cortex.planning.batching import disagreement_text
-from cortex.wire.batching import Disagreement
+from cortex.planning.batching import Stop, disagreement_text
 from cortex.wire.build import ModelKey, Resources
 from cortex.wire.orders import (
     DrainReplica,
@@ -72,12 +71,12 @@ class RecordExit(msgspec.Struct, frozen=True, kw_only=True):
 class RecordStop(msgspec.Struct, frozen=True, kw_only=True):
     """A replica saw rows disagree: its model is not batched on that runtime any more, by any api."""
 
-    api: ApiKey
     model: ModelKey
-    replica: ReplicaId
-    started_wall_s: float
-    runtime: str
-    disagreement: Disagreement
+    stop: Stop
+
+    @property
+    def api(self) -> ApiKey:
+        return self.stop.api
 
 
 class RecordReady(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,8 +171,9 @@ def describe(action: Action) -> str:
             return f"{action.api}: on {node}: {_describe_order(order)}"
         case RecordExit(replica=replica, attempt=attempt, exit=report):
             return f"{action.api}: {replica} (attempt {attempt}) ended: {report.text}"
-        case RecordStop(replica=replica, disagreement=disagreement):
-            return f"{action.api}: {replica} batches no more: rows disagreed ({disagreement_text(disagreement)})"
+        case RecordStop(stop=stop):
+            why = disagreement_text(stop.disagreement)
+            return f"{action.api}: {stop.replica} batches no more: rows disagreed ({why})"
         case RecordReady(replica=replica):
             return f"{action.api}: {replica} is ready after failed starts"
         case MarkServing(revision=revision):

@@ -36,8 +36,8 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str
     """Empty if it had not said: then it holds for all."""
     disagreement: Disagreement
-    wall_s: float
-    """When we heard of it, for people."""
+    wall_s: float = 0.0
+    """When it was recorded, for people."""
 
     def is_of(self, replica: ReplicaId, started_wall_s: float) -> bool:
         """Whether this run of a replica saw it."""

@@ -25,12 +25,14 @@ def stops_to_record(desired: Desired, seen: Snapshot) -> tuple[RecordStop, ...]:
     known = {(record.model, stop.replica, stop.started_wall_s) for record in desired.batching for stop in record.stops}
     return tuple(
         RecordStop(
-            api=report.api,
             model=report.model,
-            replica=report.replica,
-            started_wall_s=report.started_wall_s,
-            runtime=report.batching.runtime,
-            disagreement=report.batching.disagreement,
+            stop=Stop(
+                api=report.api,
+                replica=report.replica,
+                started_wall_s=report.started_wall_s,
+                runtime=report.batching.runtime,
+                disagreement=report.batching.disagreement,
+            ),
         )
         for node in seen.nodes
         for report in node.replicas
@@ -43,23 +45,7 @@ def stops_to_record(desired: Desired, seen: Snapshot) -> tuple[RecordStop, ...]:
 
 def known_with(desired: Desired, stops: tuple[RecordStop, ...]) -> Known:
     """Everything that is known of models' rows once the stops are recorded."""
-    added = [
-        BatchingRecord(
-            model=stop.model,
-            rules=RULES,
-            stops=(
-                Stop(
-                    api=stop.api,
-                    replica=stop.replica,
-                    started_wall_s=stop.started_wall_s,
-                    runtime=stop.runtime,
-                    disagreement=stop.disagreement,
-                    wall_s=0.0,
-                ),
-            ),
-        )
-        for stop in stops
-    ]
+    added = (BatchingRecord(model=found.model, rules=RULES, stops=(found.stop,)) for found in stops)
     return Known([*added, *desired.batching])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from pydantic import ValidationError
 
 from cortex.errors import Problem, Problems
@@ -286,15 +287,7 @@ def _sorted(found_: Iterable[tuple[int, int, Problem]], file: str) -> Problems:
 
 
 def _with_place(problem: Problem, where: str) -> Problem:
-    return Problem(
-        reference=problem.reference,
-        message=problem.message,
-        subject=problem.subject,
-        where=where,
-        path=problem.path,
-        hint=problem.hint,
-        traceback=problem.traceback,
-    )
+    return msgspec.structs.replace(problem, where=where)
 
 
 def _colon(position: tuple[int, int]) -> str:

@@ -128,12 +128,16 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class IngressRefusals(msgspec.Struct, frozen=True, kw_only=True):
-    """What one process of the ingress answered itself for one api. Cumulative while `instance` lives."""
+    """
+    What one process of the ingress answered itself for one api, since it began to count.
+
+    `instance` names the process, and whatever else begins its counters anew: within one instance they only grow.
+    """
 
     instance: str
     api: ApiKey
     version: Version
-    """The version that is routed to now."""
+    """The version that is routed to now: growth since the last report is counted there."""
     client_error: int = 0
     server_error: int = 0
 

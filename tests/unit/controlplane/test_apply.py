@@ -21,6 +21,7 @@ from cortex.planning.actions import (
     RecoverLease,
     ReleaseLease,
 )
+from cortex.planning.batching import Stop
 from cortex.state.base import DeployChange, StateFull
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api, an_exit
@@ -211,7 +212,8 @@ def test_the_same_failure_is_logged_once(agents: Recorder, caplog: pytest.LogCap
 
 APART = Disagreement(output="y", alone="0.5", together="0.7")
 STOP = RecordStop(
-    api=API, model=V1.model_key, replica=name(), started_wall_s=3.0, runtime="ort, cpu", disagreement=APART
+    model=V1.model_key,
+    stop=Stop(api=API, replica=name(), started_wall_s=3.0, runtime="ort, cpu", disagreement=APART),
 )
 
 

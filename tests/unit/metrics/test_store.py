@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortex.ids import ApiKey, ReplicaId, Version
-from cortex.metrics.counts import NOTHING, Counts, IngressCounts, Lifetime, total
+from cortex.metrics.counts import NOTHING, Counts, Lifetime, total
 from cortex.metrics.slices import DAY_S, HOUR_S, MINUTE_S, Slice, window_start
 from cortex.metrics.store import MIGRATIONS, NAMED_CLASSES, StatsStore, StatsStoreUnusable, Window
 from cortex.testing.clock import START_WALL_S
+from cortex.wire.reports import IngressRefusals
 from cortex.wire.stats import EXACT_CLASSES, StatsFile, TrackerStats
 
 API = ApiKey("iris/sklearn")
@@ -335,8 +336,8 @@ def test_a_class_that_left_the_window_makes_room(store, build, monkeypatch):
 # ---- ingress --------------------------------------------------------------------------------------------------------
 
 
-def refused(client: int, server: int, instance: str = "haproxy 1", version: Version = VERSION) -> IngressCounts:
-    return IngressCounts(instance=instance, api=API, version=version, client_error=client, server_error=server)
+def refused(client: int, server: int, instance: str = "haproxy 1", version: Version = VERSION) -> IngressRefusals:
+    return IngressRefusals(instance=instance, api=API, version=version, client_error=client, server_error=server)
 
 
 def test_what_the_ingress_refused_is_counted_once_and_across_its_restart(store):

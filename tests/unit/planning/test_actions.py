@@ -23,6 +23,7 @@ from cortex.planning.actions import (
     describe,
     mem_text,
 )
+from cortex.planning.batching import Stop
 from cortex.testing.builders import API, NODE, a_build, a_route, a_wanted_api, an_exit
 from cortex.wire.batching import BatchingOrder, Disagreement
 from cortex.wire.build import Resources
@@ -31,6 +32,7 @@ from cortex.wire.orders import DrainReplica, ForgetReplica, Order, RemoveRoute, 
 V1 = a_build("v1")
 R0 = replica_id(API, V1.revision, 0)
 BOOM = Problem(reference="x", message="boom")
+APART = Disagreement(output="y", alone="0.5", together="0.7", difference=0.2, tolerance=1e-5)
 ROOM = Resources(cpu_millis=200, mem_bytes=2**30, gpus=1)
 
 
@@ -57,12 +59,8 @@ def ordered(order: Order) -> Action:
         (ordered(SetReplicaBatching(replica=R0, batches=BatchingOrder())), f"on local: have {R0} not batch"),
         (
             RecordStop(
-                api=API,
                 model=V1.model_key,
-                replica=R0,
-                started_wall_s=0.0,
-                runtime="",
-                disagreement=Disagreement(output="y", alone="0.5", together="0.7", difference=0.2, tolerance=1e-5),
+                stop=Stop(api=API, replica=R0, started_wall_s=0.0, runtime="", disagreement=APART),
             ),
             f'{R0} batches no more: rows disagreed (output "y" is 0.5 alone and 0.7 beside others, 0.2 apart where '
             "rounding explains 1e-05)",

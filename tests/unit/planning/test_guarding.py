@@ -144,7 +144,10 @@ def test_a_disagreement_is_remembered_and_told_to_all_replicas_of_the_model():
     other_model = a_replica(a_build(api=OTHER_API, label="v2"), batches=True, batching=says())
     stops, orders = planned(seer, same_api, loading, same_model, other_model, records=[a_record()])
     assert stops == [
-        RecordStop(api=seer.api, model=MODEL, replica=seer.replica, started_wall_s=0.0, runtime=ORT, disagreement=APART)
+        RecordStop(
+            model=MODEL,
+            stop=Stop(api=seer.api, replica=seer.replica, started_wall_s=0.0, runtime=ORT, disagreement=APART),
+        )
     ]
     assert orders == {report.replica: ALONE for report in (seer, same_api, loading, same_model)}
 
@@ -182,7 +185,7 @@ def test_a_disagreement_of_before_other_rules_is_not_taken_for_a_new_one():
 def test_a_replica_that_started_anew_and_disagrees_again_is_another_one():
     seer = msgspec.structs.replace(a_replica(batches=False, batching=says(disagreement=APART)), started_wall_s=8.0)
     stops, _orders = planned(seer, records=[a_record(stops=(a_stop(a_replica()),))])
-    assert [stop.started_wall_s for stop in stops] == [8.0]
+    assert [stop.stop.started_wall_s for stop in stops] == [8.0]
 
 
 def test_one_that_is_on_its_way_out_is_heard_and_told_as_well():
