@@ -7,10 +7,11 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from cortex.engines.base import Engine, Lease, LeaseRequest, LeaseState
+from cortex.engines.base import Engine
 from cortex.engines.fake import FakeEngine
 from cortex.engines.local import LocalEngine
 from cortex.ids import DeviceId, ReplicaId
+from cortex.planning.model import Lease, LeaseRequest, LeaseState
 from cortex.testing.builders import API, NODE, a_node
 from cortex.testing.clock import FakeClock
 from cortex.wire.build import Resources
@@ -70,8 +71,7 @@ def test_room_is_granted_on_a_node_and_counted_there(make_engine: MakeEngine) ->
             devices=a_node(gpus=1).devices,
         ),
     )
-    (node,) = engine.nodes()
-    assert (node.requested_cpu_millis, node.requested_mem_bytes, node.requested_gpus) == (500, 300, 1)
+    assert engine.requested() == {NODE: Resources(cpu_millis=500, mem_bytes=300, gpus=1)}
 
 
 def test_each_gpu_is_held_by_one_lease_and_handed_on_when_it_is_released(make_engine: MakeEngine) -> None:
@@ -116,7 +116,7 @@ def test_asking_twice_is_asking_once(make_engine: MakeEngine) -> None:
     for _ in range(2):
         engine.acquire(a_request("a", cpu=600))
     assert states(engine) == {"a": LeaseState.GRANTED}
-    assert engine.nodes()[0].requested_cpu_millis == 600
+    assert engine.requested()[NODE].cpu_millis == 600
 
 
 def test_released_room_can_be_had_again(make_engine: MakeEngine) -> None:
@@ -297,7 +297,7 @@ def test_memory_that_is_not_stated_counts_as_what_the_replica_was_seen_to_use(ma
     engine.acquire(a_request("stated", mem=100 * 2**20))
     engine.note_usage({ReplicaId(name): 700 * 2**20 for name in ("a", "stated", "nobody")})
     engine.note_usage({ReplicaId("a"): 600 * 2**20})
-    assert engine.nodes()[0].requested_mem_bytes == 800 * 2**20
+    assert engine.requested()[NODE].mem_bytes == 800 * 2**20
     engine.acquire(a_request("b", mem=300 * 2**20))
     assert lease_of(engine, "b").state is LeaseState.PENDING
 

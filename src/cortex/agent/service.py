@@ -43,7 +43,7 @@ from cortex.wire.orders import (
     StartReplica,
 )
 from cortex.wire.packages import PackageLock
-from cortex.wire.reports import AgentReport, NodeReport
+from cortex.wire.reports import AgentReport, Node
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Agent:
         settings: Settings,
         layout: HomeLayout,
         clock: Clock,
-        node: NodeReport,
+        node: Node,
         memory: Memory,
         changes: Changes,
         stop: Stop,

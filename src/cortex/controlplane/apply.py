@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from cortex.controlplane.world import World
-from cortex.engines.base import Lease, LeaseRequest
 from cortex.errors import CortexError, RetryLater
 from cortex.ids import ApiKey, NodeId
 from cortex.planning.actions import (
@@ -32,7 +31,6 @@ from cortex.planning.actions import (
     ReleaseLease,
     describe,
 )
-from cortex.planning.model import LeaseState
 from cortex.wire.batching import RULES
 from cortex.wire.orders import DrainReplica, ForgetReplica, Orders
 
@@ -125,29 +123,15 @@ def _carry_out(action: Action, world: World) -> None:
         case MarkFailed():
             state.mark_failed(action.api, action.revision, action.problem, wall_s=world.clock.wall_s())
         case AcquireLease():
-            engine.acquire(_request(action))
+            engine.acquire(action.request)
         case RecoverLease():
-            lease = Lease(request=_request(action), state=LeaseState.GRANTED, node=action.node, devices=action.devices)
-            engine.recover([lease])
+            engine.recover([action.lease])
         case OrderNode() | ReleaseLease():
             raise AssertionError(f"carried out elsewhere: {action}")
 
 
-def _request(action: AcquireLease | RecoverLease) -> LeaseRequest:
-    if isinstance(action, RecoverLease):
-        return LeaseRequest(replica=action.replica, api=action.api, resources=action.resources)
-    return LeaseRequest(
-        replica=action.replica,
-        api=action.api,
-        resources=action.resources,
-        surge=action.surge,
-        minimum=action.minimum,
-        successor_of_cpu_millis=action.successor_of_cpu_millis,
-    )
-
-
 def _is_above_the_minimum(action: Action) -> bool:
-    return isinstance(action, AcquireLease) and not action.minimum and not action.surge
+    return isinstance(action, AcquireLease) and not action.request.minimum and not action.request.surge
 
 
 def _takes_away(action: OrderNode) -> bool:

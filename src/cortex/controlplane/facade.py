@@ -30,6 +30,7 @@ from cortex.settings import OPERATOR_HOST, Settings
 from cortex.state.base import StateStore
 from cortex.version import __version__
 from cortex.wire.agent import LogLines, ReadLogs
+from cortex.wire.build import Resources
 from cortex.wire.operator import (
     ApiStatus,
     ChangeKind,
@@ -194,6 +195,7 @@ class ControlPlane:
     def info(self) -> Info:
         report = next(iter(self._agent.reports()), None)
         node = next(iter(self._engine.nodes()), None)
+        requested = self._engine.requested()[node.node] if node else Resources(cpu_millis=0)
         ingress = report.ingress if report else None
         problem = ingress.problem.message if ingress and ingress.problem else None
         return Info(
@@ -210,9 +212,9 @@ class ControlPlane:
             cpu_millis=node.cpu_millis if node else 0,
             mem_bytes=node.mem_bytes if node else 0,
             gpus=node.gpus if node else 0,
-            requested_cpu_millis=node.requested_cpu_millis if node else 0,
-            requested_mem_bytes=node.requested_mem_bytes if node else 0,
-            requested_gpus=node.requested_gpus if node else 0,
+            requested_cpu_millis=requested.cpu_millis,
+            requested_mem_bytes=requested.mem_bytes or 0,
+            requested_gpus=requested.gpus,
             apis=len(self._state.apis()),
             replicas=len(report.replicas) if report else 0,
             notes=(problem,) if problem else (),

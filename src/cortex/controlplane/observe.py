@@ -7,8 +7,7 @@ from operator import is_
 import msgspec
 
 from cortex.controlplane.world import World
-from cortex.engines.base import Lease, LeaseRequest
-from cortex.planning.model import Desired, LeaseState, SeenLease, SeenNode, Snapshot
+from cortex.planning.model import Desired, Lease, Snapshot
 from cortex.wire.reports import AgentReport
 
 SETTLE_LIMIT_S = 30.0
@@ -35,45 +34,24 @@ def observe(world: World) -> Observation:
     _pass_on_usage(world, reports)
     engine_revision = world.engine.revision
     if memory.leases_revision != engine_revision:
-        memory.leases = tuple(_seen_lease(lease) for lease in world.engine.leases())
+        memory.leases = world.engine.leases()
         memory.leases_revision = engine_revision
-    return Observation(desired=memory.desired, seen=_snapshot(world, now_s, reports, memory.leases))
+    settled = world.agents.settled or now_s - memory.started_s >= SETTLE_LIMIT_S
+    seen = Snapshot(now_s=now_s, nodes=reports, leases=memory.leases, settled=settled)
+    return Observation(desired=memory.desired, seen=seen)
 
 
 def running_leases(world: World) -> tuple[Lease, ...]:
     """The room that everything reported holds, for an engine that has to be told again after our restart."""
     return tuple(
-        Lease(
-            request=LeaseRequest(replica=replica.replica, api=replica.api, resources=replica.resources),
-            state=LeaseState.GRANTED,
-            node=report.node.node,
-            devices=replica.devices,
-        )
-        for report in world.agents.reports()
-        for replica in report.replicas
+        Lease.of_running(replica, report.name) for report in world.agents.reports() for replica in report.replicas
     )
-
-
-def _snapshot(world: World, now_s: float, reports: tuple[AgentReport, ...], leases: tuple[SeenLease, ...]) -> Snapshot:
-    nodes = tuple(
-        SeenNode(
-            node=report.node.node,
-            cpu_millis=report.node.cpu_millis,
-            replicas=report.replicas,
-            routes=report.routes,
-            pending_routes=report.pending_routes,
-            ingress=report.ingress,
-        )
-        for report in reports
-    )
-    settled = world.agents.settled or now_s - world.memory.started_s >= SETTLE_LIMIT_S
-    return Snapshot(now_s=now_s, nodes=nodes, leases=leases, settled=settled)
 
 
 def _pass_on_usage(world: World, reports: tuple[AgentReport, ...]) -> None:
     """Tell the engine what replicas without a memory request use, once for each report."""
     memory = world.memory
-    memory.reports_seen = tuple((report.node.node, report.agent, report.serial) for report in reports)
+    memory.reports_seen = tuple((report.name, report.agent, report.serial) for report in reports)
     if len(reports) == len(memory.reports) and all(map(is_, reports, memory.reports)):
         return
     memory.reports = reports
@@ -85,20 +63,3 @@ def _pass_on_usage(world: World, reports: tuple[AgentReport, ...]) -> None:
     }
     if peaks:
         world.engine.note_usage(peaks)
-
-
-def _seen_lease(lease: Lease) -> SeenLease:
-    request = lease.request
-    return SeenLease(
-        replica=request.replica,
-        api=request.api,
-        resources=request.resources,
-        state=lease.state,
-        node=lease.node,
-        devices=lease.devices,
-        surge=request.surge,
-        minimum=request.minimum,
-        successor_of_cpu_millis=request.successor_of_cpu_millis,
-        reason=lease.reason,
-        lacks_only_cpu=lease.lacks_only_cpu,
-    )

@@ -12,7 +12,7 @@ from cortex.errors import CortexError
 from cortex.ids import NodeId
 from cortex.planning.actions import Action, Plan
 from cortex.planning.assessment import Assessment
-from cortex.planning.model import Desired, Rules, SeenLease
+from cortex.planning.model import Desired, Lease, Rules
 from cortex.planning.plan import plan
 from cortex.state.base import StateStore
 from cortex.wire.orders import Orders
@@ -100,7 +100,7 @@ class Memory:
     """The engine knows what runs, and stored instants lie in the past."""
     desired: Desired = field(default_factory=Desired)
     desired_revision: int | None = None
-    leases: tuple[SeenLease, ...] = ()
+    leases: tuple[Lease, ...] = ()
     leases_revision: int | None = None
     reports_seen: tuple[tuple[NodeId, str, int], ...] | None = None
     """(node, agent, serial) of each report of the last tick."""

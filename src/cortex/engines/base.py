@@ -5,54 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-import msgspec
-
-from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId
-from cortex.planning.model import LeaseState
+from cortex.ids import NodeId, ReplicaId
+from cortex.planning.model import Lease, LeaseRequest
 from cortex.wire.build import Resources
-
-__all__ = ["Engine", "Lease", "LeaseRequest", "LeaseState", "Node"]
-
-
-class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Room for one replica; named after the replica, so that asking twice is asking once."""
-
-    replica: ReplicaId
-    api: ApiKey
-    resources: Resources
-    surge: bool = False
-    """For a rollout: cpu may be overcommitted for it, memory and gpus may not."""
-    minimum: bool = False
-    """Among the first `min_replicas` of its api: where cpu is shared, it is placed however much is requested."""
-    successor_of_cpu_millis: int = 0
-    """Of a surge: the cpu of the replica that it takes over from. Where cpu is shared, only the growth must fit."""
-
-
-class Lease(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a request."""
-
-    request: LeaseRequest
-    state: LeaseState
-    node: NodeId | None = None
-    devices: tuple[DeviceId, ...] = ()
-    """Once it is granted: which GPUs of the node, as many as were asked for. No two leases hold the same one."""
-    reason: str = ""
-    """Why it is pending or lost, in words with numbers."""
-    lacks_only_cpu: bool = False
-    """It is pending, and memory and gpus would do."""
-
-
-class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine with its capacity and what leases ask for of it."""
-
-    node: NodeId
-    cpu_millis: int
-    mem_bytes: int
-    gpus: int = 0
-    requested_cpu_millis: int = 0
-    """May be more than there is, where cpu is shared."""
-    requested_mem_bytes: int = 0
-    requested_gpus: int = 0
+from cortex.wire.reports import Node
 
 
 class Engine(Protocol):
@@ -79,6 +35,10 @@ class Engine(Protocol):
 
     def nodes(self) -> tuple[Node, ...]:
         """The machines there are now."""
+        ...
+
+    def requested(self) -> dict[NodeId, Resources]:
+        """What leases hold of each of them; of cpu it may be more than there is, where that is shared."""
         ...
 
     def leases(self) -> tuple[Lease, ...]:

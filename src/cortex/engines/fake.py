@@ -20,13 +20,12 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from cortex.clock import Clock
-from cortex.engines.base import Lease, LeaseRequest, Node
 from cortex.engines.ledger import Ledger, impossible_text
 from cortex.errors import RetryLater
 from cortex.ids import NodeId, ReplicaId
-from cortex.planning.model import LeaseState
+from cortex.planning.model import Lease, LeaseRequest, LeaseState
 from cortex.wire.build import Resources
-from cortex.wire.reports import NodeReport
+from cortex.wire.reports import Node
 
 RETRY_AFTER_S = 0.2
 
@@ -45,10 +44,10 @@ class FakeEngine:
 
     def __init__(
         self,
-        nodes: Iterable[NodeReport],
+        nodes: Iterable[Node],
         *,
         clock: Clock,
-        new_node: NodeReport | None = None,
+        new_node: Node | None = None,
         max_nodes: int = 0,
         shares_cpu: bool = False,
     ) -> None:
@@ -90,6 +89,10 @@ class FakeEngine:
         self._advance()
         return self._ledger.nodes()
 
+    def requested(self) -> dict[NodeId, Resources]:
+        self._advance()
+        return self._ledger.requested()
+
     def leases(self) -> tuple[Lease, ...]:
         self._advance()
         return self._ledger.leases()
@@ -124,7 +127,7 @@ class FakeEngine:
     def lose_node(self, node: NodeId) -> None:
         self._ledger.remove_node(node, f"node {node} is gone")
 
-    def add_node(self, node: NodeReport) -> None:
+    def add_node(self, node: Node) -> None:
         self._ledger.add_node(node)
 
     def restart(self) -> None:

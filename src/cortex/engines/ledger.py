@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
-from cortex.engines.base import Lease, LeaseRequest, Node
 from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId
 from cortex.planning.actions import mem_text, room_text
-from cortex.planning.model import LeaseState
+from cortex.planning.model import Lease, LeaseRequest, LeaseState
 from cortex.wire.build import Resources
-from cortex.wire.reports import NodeReport
+from cortex.wire.reports import Node
 
 NODES_NAMED = 3
 """How many nodes a reason tells about; more would not be read."""
@@ -22,9 +23,22 @@ HOLDERS_NAMED = 3
 """Likewise, how many apis that hold what is lacking."""
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _one_at_a_time(method: Callable[Concatenate[Ledger, P], R]) -> Callable[Concatenate[Ledger, P], R]:
+    @functools.wraps(method)
+    def alone(self: Ledger, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return alone
+
+
 class Ledger:
     """
-    Leases in the order of asking. Not thread-safe.
+    Leases in the order of asking. Thread-safe.
 
     Args:
         nodes: the machines.
@@ -34,7 +48,7 @@ class Ledger:
 
     def __init__(
         self,
-        nodes: Iterable[NodeReport],
+        nodes: Iterable[Node],
         *,
         refuse: Callable[[LeaseRequest], str | None] = lambda _request: None,
         shares_cpu: bool = False,
@@ -45,9 +59,11 @@ class Ledger:
         self._nodes = {node.node: node for node in nodes}
         self._leases: dict[ReplicaId, Lease] = {}
         self._peak_bytes: dict[ReplicaId, int] = {}
+        self._lock = threading.RLock()
 
     # ---- asking -------------------------------------------------------------------------------------------------
 
+    @_one_at_a_time
     def acquire(self, request: LeaseRequest) -> None:
         known = self._leases.get(request.replica)
         if known is None:
@@ -58,12 +74,14 @@ class Ledger:
                 self._put(msgspec.structs.replace(known, request=renewed))
         self.place_pending()
 
+    @_one_at_a_time
     def release(self, replica: ReplicaId) -> None:
         if self._leases.pop(replica, None) is not None:
             self.revision += 1
             self._peak_bytes.pop(replica, None)
             self.place_pending()
 
+    @_one_at_a_time
     def recover(self, running: Iterable[Lease]) -> None:
         for lease in running:
             known = self._leases.get(lease.request.replica)
@@ -74,6 +92,7 @@ class Ledger:
                 self._put(granted)
         self.place_pending()
 
+    @_one_at_a_time
     def note_usage(self, peak_bytes: Mapping[ReplicaId, int]) -> None:
         for replica, peak in peak_bytes.items():
             lease = self._leases.get(replica)
@@ -85,11 +104,13 @@ class Ledger:
 
     # ---- machines -----------------------------------------------------------------------------------------------
 
-    def add_node(self, node: NodeReport) -> None:
+    @_one_at_a_time
+    def add_node(self, node: Node) -> None:
         self._nodes[node.node] = node
         self.revision += 1
         self.place_pending()
 
+    @_one_at_a_time
     def remove_node(self, node: NodeId, reason: str) -> None:
         """The machine is gone, and what was leased there is lost."""
         if self._nodes.pop(node, None) is not None:
@@ -98,12 +119,14 @@ class Ledger:
             if lease.node == node and lease.state is LeaseState.GRANTED:
                 self.lose(lease.request.replica, reason)
 
+    @_one_at_a_time
     def lose(self, replica: ReplicaId, reason: str) -> None:
         lease = self._leases.get(replica)
         if lease is not None:
             self._put(msgspec.structs.replace(lease, state=LeaseState.LOST, reason=reason, lacks_only_cpu=False))
             self.place_pending()
 
+    @_one_at_a_time
     def clear(self) -> None:
         """Forget every lease."""
         self._leases.clear()
@@ -112,31 +135,25 @@ class Ledger:
 
     # ---- answers ------------------------------------------------------------------------------------------------
 
+    @_one_at_a_time
     def leases(self) -> tuple[Lease, ...]:
         return tuple(self._leases.values())
 
     def nodes(self) -> tuple[Node, ...]:
-        requested = {node: [0, 0, 0] for node in self._nodes}
-        for lease in self._leases.values():
-            if lease.state is LeaseState.GRANTED and lease.node in requested:
-                sums = requested[lease.node]
-                resources = lease.request.resources
-                sums[0] += resources.cpu_millis
-                sums[1] += self._mem_bytes(lease.request)
-                sums[2] += resources.gpus
-        return tuple(
-            Node(
-                node=node.node,
-                cpu_millis=node.cpu_millis,
-                mem_bytes=node.mem_bytes,
-                gpus=node.gpus,
-                requested_cpu_millis=requested[node.node][0],
-                requested_mem_bytes=requested[node.node][1],
-                requested_gpus=requested[node.node][2],
-            )
-            for node in self._nodes.values()
-        )
+        return tuple(self._nodes.values())
 
+    @_one_at_a_time
+    def requested(self) -> dict[NodeId, Resources]:
+        sums = {node: [0, 0, 0] for node in self._nodes}
+        for lease in self._leases.values():
+            if lease.state is LeaseState.GRANTED and lease.node in sums:
+                of_node, resources = sums[lease.node], lease.request.resources
+                of_node[0] += resources.cpu_millis
+                of_node[1] += self._mem_bytes(lease.request)
+                of_node[2] += resources.gpus
+        return {node: Resources(cpu_millis=cpu, mem_bytes=mem, gpus=gpus) for node, (cpu, mem, gpus) in sums.items()}
+
+    @_one_at_a_time
     def place_pending(self) -> None:
         """
         Grant what fits now: rollouts, minimums, the rest, each oldest first; say of the others why they do not fit.
@@ -147,27 +164,26 @@ class Ledger:
         pending = [lease for lease in self._leases.values() if lease.state is LeaseState.PENDING]
         if not pending:
             return
-        nodes = self.nodes()
+        requested = self.requested()
         for lease in sorted(pending, key=lambda lease: (not lease.request.surge, not lease.request.minimum)):
             refusal = self._refuse(lease.request)
             refused = msgspec.structs.replace(lease, reason=refusal or "", lacks_only_cpu=False)
-            placed = self._placed(lease, nodes) if refusal is None else refused
+            placed = self._placed(lease, requested) if refusal is None else refused
             if placed != lease:
-                if placed.state is LeaseState.GRANTED:
-                    placed = msgspec.structs.replace(placed, devices=self._free_devices(placed))
                 self._put(placed)
                 if placed.state is LeaseState.GRANTED:
-                    nodes = self.nodes()
+                    requested = self.requested()
 
-    def _placed(self, lease: Lease, nodes: Iterable[Node]) -> Lease:
+    def _placed(self, lease: Lease, requested: Mapping[NodeId, Resources]) -> Lease:
         """The lease granted on the first node with room, or with the reason why there is none."""
         shortages = []
-        for node in nodes:
-            shortage = self._shortage(node, lease.request)
+        for node in self._nodes.values():
+            shortage = self._shortage(node, requested[node.node], lease.request)
             if shortage is None:
-                return msgspec.structs.replace(
+                placed = msgspec.structs.replace(
                     lease, state=LeaseState.GRANTED, node=node.node, reason="", lacks_only_cpu=False
                 )
+                return msgspec.structs.replace(placed, devices=self._free_devices(placed))
             shortages.append(shortage)
         texts = [shortage.text for shortage in shortages]
         if len(texts) > NODES_NAMED:
@@ -178,24 +194,24 @@ class Ledger:
             lacks_only_cpu=any(shortage.only_cpu for shortage in shortages),
         )
 
-    def _shortage(self, node: Node, request: LeaseRequest) -> _Shortage | None:
-        """What a node lacks for a request; None: it fits."""
+    def _shortage(self, node: Node, requested: Resources, request: LeaseRequest) -> _Shortage | None:
+        """What a node lacks for a request, with what is requested of it already; None: it fits."""
         asked = request.resources
         lacks_cpu = _needed_cpu_millis(request, shares_cpu=self._shares_cpu)
-        requested_cpu_millis = node.requested_cpu_millis - self._handed_over_cpu_millis(node.node)
+        requested_cpu_millis = requested.cpu_millis - self._handed_over_cpu_millis(node.node)
         cpu = ""
         if lacks_cpu and requested_cpu_millis + lacks_cpu > node.cpu_millis:
-            cpu = f"cpu {node.requested_cpu_millis}m of {node.cpu_millis}m requested, {asked.cpu_millis}m asked"
+            cpu = f"cpu {requested.cpu_millis}m of {node.cpu_millis}m requested, {asked.cpu_millis}m asked"
         others = []
-        mem_bytes = asked.mem_bytes or 0
-        if mem_bytes and node.requested_mem_bytes + mem_bytes > node.mem_bytes:
+        mem_bytes, requested_mem_bytes = asked.mem_bytes or 0, requested.mem_bytes or 0
+        if mem_bytes and requested_mem_bytes + mem_bytes > node.mem_bytes:
             others.append(
-                f"mem {mem_text(node.requested_mem_bytes)} of {mem_text(node.mem_bytes)} requested"
+                f"mem {mem_text(requested_mem_bytes)} of {mem_text(node.mem_bytes)} requested"
                 f"{self._held_by(node.node, self._mem_bytes, mem_text)}, {mem_text(mem_bytes)} asked"
             )
-        if asked.gpus and node.requested_gpus + asked.gpus > node.gpus:
+        if asked.gpus and requested.gpus + asked.gpus > node.gpus:
             held = self._held_by(node.node, lambda one: one.resources.gpus, str)
-            others.append(f"gpu {node.requested_gpus} of {node.gpus} requested{held}, {asked.gpus} asked")
+            others.append(f"gpu {requested.gpus} of {node.gpus} requested{held}, {asked.gpus} asked")
         lacks = [lack for lack in (cpu, *others) if lack]
         return _Shortage(f"node {node.node}: {', '.join(lacks)}", only_cpu=not others) if lacks else None
 
@@ -205,18 +221,20 @@ class Ledger:
             return 0
         return sum(
             min(lease.request.resources.cpu_millis, lease.request.successor_of_cpu_millis)
-            for lease in self._leases.values()
-            if lease.state is LeaseState.GRANTED and lease.node == node and lease.request.surge
+            for lease in self._granted(node)
+            if lease.request.surge
         )
 
     def _held_by(self, node: NodeId, share: Callable[[LeaseRequest], int], written: Callable[[int], str]) -> str:
         """Which apis ask for most of what a node lacks, ` (iris/a 600Mi, iris/b 300Mi)`."""
         held: Counter[ApiKey] = Counter()
-        for lease in self._leases.values():
-            if lease.state is LeaseState.GRANTED and lease.node == node:
-                held[lease.request.api] += share(lease.request)
+        for lease in self._granted(node):
+            held[lease.request.api] += share(lease.request)
         named = [f"{api} {written(amount)}" for api, amount in held.most_common(HOLDERS_NAMED) if amount]
         return f" ({', '.join(named)})" if named else ""
+
+    def _granted(self, node: NodeId) -> Iterator[Lease]:
+        return (one for one in self._leases.values() if one.state is LeaseState.GRANTED and one.node == node)
 
     def _has_devices_of(self, lease: Lease) -> bool:
         node = self._nodes.get(lease.node) if lease.node is not None else None
@@ -228,12 +246,7 @@ class Ledger:
         node = self._nodes.get(lease.node) if lease.node is not None else None
         if not asked or node is None:
             return ()
-        held = {
-            device
-            for other in self._leases.values()
-            if other.state is LeaseState.GRANTED and other.node == node.node
-            for device in other.devices
-        }
+        held = {device for other in self._granted(node.node) for device in other.devices}
         return tuple(device for device in _devices(node) if device not in held)[:asked]
 
     def _mem_bytes(self, request: LeaseRequest) -> int:
@@ -245,7 +258,7 @@ class Ledger:
         self.revision += 1
 
 
-def _devices(node: NodeReport) -> tuple[DeviceId, ...]:
+def _devices(node: Node) -> tuple[DeviceId, ...]:
     """Names of a node's GPUs; where only their number is known, CUDA's own numbers."""
     return node.devices or tuple(DeviceId(str(number)) for number in range(node.gpus))
 
@@ -267,7 +280,7 @@ def _needed_cpu_millis(request: LeaseRequest, *, shares_cpu: bool) -> int:
 
 
 def impossible_text(
-    largest: Iterable[NodeReport], resources: Resources, replicas: int, *, shares_cpu: bool = False
+    largest: Iterable[Node], resources: Resources, replicas: int, *, shares_cpu: bool = False
 ) -> str | None:
     """Why these machines could not hold so many replicas even if they were empty; None when they could."""
     nodes = tuple(largest)
@@ -295,7 +308,7 @@ def impossible_text(
     return "a replica asks for " + ("; ".join(lacks) or "a combination of cpu, mem and gpu that no one node has")
 
 
-def _holds(node: NodeReport, resources: Resources) -> bool:
+def _holds(node: Node, resources: Resources) -> bool:
     return (
         resources.cpu_millis <= node.cpu_millis
         and (resources.mem_bytes or 0) <= node.mem_bytes
@@ -303,7 +316,7 @@ def _holds(node: NodeReport, resources: Resources) -> bool:
     )
 
 
-def _how_many(node: NodeReport, resources: Resources, *, shares_cpu: bool) -> int:
+def _how_many(node: Node, resources: Resources, *, shares_cpu: bool) -> int:
     """How many such replicas a node holds when it is empty."""
     shares = [(node.mem_bytes, resources.mem_bytes or 0), (node.gpus, resources.gpus)]
     shares += [] if shares_cpu else [(node.cpu_millis, resources.cpu_millis)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cortex.engines import gpus
 from cortex.ids import NodeId
-from cortex.wire.reports import NodeReport
+from cortex.wire.reports import Node
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 _UNLIMITED_BYTES = 2**60
@@ -22,7 +22,7 @@ _UNLIMITED_BYTES = 2**60
 
 def node_report(
     node: NodeId, *, environ: Mapping[str, str], root: Path = CGROUP_ROOT, proc: Path = Path("/proc")
-) -> NodeReport:
+) -> Node:
     """
     Capacity of this machine for us.
 
@@ -30,7 +30,7 @@ def node_report(
         environ: our environment; may say which GPUs are ours.
     """
     devices = gpus.usable_devices(environ, proc=proc)
-    return NodeReport(
+    return Node(
         node=node,
         cpu_millis=usable_cpu_millis(root=root, proc=proc),
         mem_bytes=usable_memory_bytes(root=root, proc=proc),

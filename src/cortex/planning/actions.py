@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId, Revision, short
+from cortex.ids import ApiKey, NodeId, ReplicaId, Revision, short
 from cortex.planning.batching import Stop, disagreement_text
+from cortex.planning.model import Lease, LeaseRequest
 from cortex.wire.build import ModelKey, Resources
 from cortex.wire.orders import (
     DrainReplica,
@@ -23,23 +24,21 @@ from cortex.wire.reports import ExitReport
 class AcquireLease(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for room. For a lease that was asked for already: whether it is a surge, or of the minimum, by now."""
 
-    replica: ReplicaId
-    api: ApiKey
-    resources: Resources
-    surge: bool = False
-    minimum: bool = False
-    successor_of_cpu_millis: int = 0
-    """Of a surge: the cpu of the replica that it takes over from."""
+    request: LeaseRequest
+
+    @property
+    def api(self) -> ApiKey:
+        return self.request.api
 
 
 class RecoverLease(msgspec.Struct, frozen=True, kw_only=True):
-    """Take back the room of a replica that runs on `node` and that the engine does not know of."""
+    """Take back the room of a replica that runs and that the engine does not know of."""
 
-    replica: ReplicaId
-    api: ApiKey
-    resources: Resources
-    node: NodeId
-    devices: tuple[DeviceId, ...] = ()
+    lease: Lease
+
+    @property
+    def api(self) -> ApiKey:
+        return self.lease.request.api
 
 
 class ReleaseLease(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,12 +158,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 def describe(action: Action) -> str:
     """An action in words."""
     match action:
-        case AcquireLease(replica=replica, resources=resources, surge=surge, minimum=minimum):
-            kinds = [word for word, holds in (("surge", surge), ("minimum", minimum)) if holds]
+        case AcquireLease(request=asked):
+            kinds = [word for word, holds in (("surge", asked.surge), ("minimum", asked.minimum)) if holds]
             kind = f" ({', '.join(kinds)})" if kinds else ""
-            return f"{action.api}: ask for {room_text(resources)} for {replica}{kind}"
-        case RecoverLease(replica=replica, resources=resources, node=node):
-            return f"{action.api}: take back {room_text(resources)} on {node} for {replica}, which runs there"
+            return f"{action.api}: ask for {room_text(asked.resources)} for {asked.replica}{kind}"
+        case RecoverLease(lease=lease):
+            room = f"{room_text(lease.request.resources)} on {lease.node}"
+            return f"{action.api}: take back {room} for {lease.request.replica}, which runs there"
         case ReleaseLease(replica=replica):
             return f"{action.api}: release the room of {replica}"
         case OrderNode(node=node, order=order):

@@ -59,7 +59,7 @@ def batching_orders(desired: Desired, seen: Snapshot, known: Known) -> Iterator[
             batches = _wanted(report, builds.get(report.revision), known)
             if batches != report.batches:
                 order = SetReplicaBatching(replica=report.replica, batches=batches)
-                yield OrderNode(node=node.node, api=report.api, order=order)
+                yield OrderNode(node=node.name, api=report.api, order=order)
 
 
 def _wanted(report: ReplicaReport, build: BuildSpec | None, known: Known) -> BatchingOrder:

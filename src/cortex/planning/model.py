@@ -11,8 +11,7 @@ from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId, Revision
 from cortex.planning.batching import BatchingRecord
 from cortex.planning.crashes import Row
 from cortex.wire.build import BuildSpec, Resources
-from cortex.wire.orders import SetRoute
-from cortex.wire.reports import ExitReport, IngressReport, ReplicaReport
+from cortex.wire.reports import AgentReport, ExitReport, ReplicaReport
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,39 +142,38 @@ class LeaseState(StrEnum):
     """The node or its lease is gone; whatever ran there has ended or soon will."""
 
 
-class SeenNode(msgspec.Struct, frozen=True, kw_only=True):
-    """One node as its agent last reported it."""
-
-    node: NodeId
-    cpu_millis: int | None = None
-    """What there is for replicas; None where nobody says."""
-    replicas: tuple[ReplicaReport, ...] = ()
-    routes: tuple[SetRoute, ...] = ()
-    """As ordered."""
-    pending_routes: tuple[ApiKey, ...] = ()
-    """Apis whose route is not in the ingress yet."""
-    ingress: IngressReport | None = None
-
-
-class SeenLease(msgspec.Struct, frozen=True, kw_only=True):
-    """One lease as the engine has it."""
+class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Room for one replica; named after the replica, so that asking twice is asking once."""
 
     replica: ReplicaId
     api: ApiKey
     resources: Resources
+    surge: bool = False
+    """For a rollout: cpu may be overcommitted for it, memory and gpus may not."""
+    minimum: bool = False
+    """Among the first `min_replicas` of its api: where cpu is shared, it is placed however much is requested."""
+    successor_of_cpu_millis: int = 0
+    """Of a surge: the cpu of the replica that it takes over from. Where cpu is shared, only the growth must fit."""
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a request."""
+
+    request: LeaseRequest
     state: LeaseState
     node: NodeId | None = None
     devices: tuple[DeviceId, ...] = ()
-    """The GPUs that it holds there."""
-    surge: bool = False
-    minimum: bool = False
-    """It was asked for as one of the first `min_replicas` of its api."""
-    successor_of_cpu_millis: int = 0
-    """Of a surge: the cpu of the replica that it takes over from."""
+    """Once it is granted: which GPUs of the node, as many as were asked for. No two leases hold the same one."""
     reason: str = ""
     """Why it is pending or lost, in words with numbers."""
     lacks_only_cpu: bool = False
     """It is pending, and memory and gpus would do."""
+
+    @classmethod
+    def of_running(cls, report: ReplicaReport, node: NodeId) -> Lease:
+        """What a replica holds that runs on a node."""
+        request = LeaseRequest(replica=report.replica, api=report.api, resources=report.resources)
+        return cls(request=request, state=LeaseState.GRANTED, node=node, devices=report.devices)
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,9 +181,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     now_s: float
     """Monotonic seconds; only differences mean anything."""
-    nodes: tuple[SeenNode, ...] = ()
-    """Nodes whose agent has reported. A node that has not reported yet is absent, and so is what runs there."""
-    leases: tuple[SeenLease, ...] = ()
+    nodes: tuple[AgentReport, ...] = ()
+    """As their agents last reported them. One that has not reported yet is absent, and so is what runs there."""
+    leases: tuple[Lease, ...] = ()
     settled: bool = True
     """False right after our own start, until every known agent has reported: nothing may be started or released."""
 

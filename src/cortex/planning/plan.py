@@ -29,11 +29,11 @@ from cortex.planning.actions import (
     ReleaseLease,
 )
 from cortex.planning.assessment import Assessment, Case
-from cortex.planning.model import LeaseState, Rules, SlotRecord, Snapshot, WantedApi
+from cortex.planning.model import Lease, LeaseState, Rules, SlotRecord, Snapshot, WantedApi
 from cortex.planning.rollout import Decision
 from cortex.planning.routes import remove_route, set_route, wanted_route
 from cortex.planning.slots import SeenApi, Slot, SlotState
-from cortex.wire.build import BuildSpec, Resources
+from cortex.wire.build import BuildSpec
 from cortex.wire.orders import DrainReplica, ForgetReplica, StartReplica
 
 
@@ -77,7 +77,7 @@ def _plan_case(case: Case, assessment: Assessment) -> Plan:
         *case.exits,
         *_readies_to_record(case),
         *_marks(wanted, decision),
-        *_room(decision, case.seen),
+        *_room(decision),
         *starts.orders,
         *set_route(nodes, case.seen, route, anyway=_drains(decision.leave)),
         *_farewell(decision.leave, rules),
@@ -128,53 +128,15 @@ def _marks(wanted: WantedApi, decision: Decision) -> Iterator[Action]:
         yield MarkServing(api=wanted.api, revision=goal.revision)
 
 
-def _room(decision: Decision, of_api: SeenApi) -> Iterator[Action]:
+def _room(decision: Decision) -> Iterator[Action]:
     """Leases to ask for, and those to put right."""
     for slot in decision.stay:
-        build, report = decision.build_of(slot), slot.report
+        report = slot.report
         unleased = slot.lease is None or slot.lease.state is LeaseState.PENDING
         if unleased and report is not None and slot.node is not None and not slot.stranger:
-            resources = report.resources if build is None else build.resources
-            yield RecoverLease(
-                replica=slot.replica, api=report.api, resources=resources, node=slot.node, devices=report.devices
-            )
-    for renewal in decision.renew:
-        slot = renewal.slot
-        assert slot.lease is not None
-        yield AcquireLease(
-            replica=slot.replica,
-            api=slot.lease.api,
-            resources=slot.lease.resources,
-            surge=renewal.surge,
-            minimum=renewal.minimum,
-            successor_of_cpu_millis=renewal.successor_of_cpu_millis,
-        )
-    for new in decision.add:
-        yield AcquireLease(
-            replica=new.replica,
-            api=new.build.api,
-            resources=_resources(new.build, of_api),
-            surge=new.surge,
-            minimum=new.minimum,
-            successor_of_cpu_millis=new.successor_of_cpu_millis,
-        )
-
-
-def _resources(build: BuildSpec, of_api: SeenApi) -> Resources:
-    """What a replica asks for; memory that nobody stated counts as the most that the version was seen to use."""
-    if build.resources.mem_bytes is not None:
-        return build.resources
-    peak = max(
-        (
-            slot.report.peak_rss_bytes
-            for slot in of_api.slots
-            if slot.report is not None and slot.report.version == build.version
-        ),
-        default=0,
-    )
-    if not peak:
-        return build.resources
-    return Resources(cpu_millis=build.resources.cpu_millis, mem_bytes=peak, gpus=build.resources.gpus)
+            yield RecoverLease(lease=Lease.of_running(report, slot.node))
+    for request in (*decision.renew, *decision.add):
+        yield AcquireLease(request=request)
 
 
 class _Starts(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,7 +152,7 @@ def _starts(case: Case, assessment: Assessment) -> _Starts:
     orders: list[OrderNode] = []
     waits_s: list[float] = []
     notes: list[str] = []
-    nodes = {node.node for node in assessment.seen.nodes}
+    nodes = {node.name for node in assessment.seen.nodes}
     for slot in decision.stay:
         build = decision.build_of(slot)
         if slot.state not in (SlotState.WAITING, SlotState.EXITED) or build is None:
@@ -264,7 +226,7 @@ def _farewell(leave: tuple[Slot, ...], rules: Rules) -> Iterator[Action]:
                 continue
             orders.append(OrderNode(node=slot.node, api=api, order=ForgetReplica(replica=slot.replica)))
         if slot.lease is not None:
-            releases.append(ReleaseLease(replica=slot.replica, api=slot.lease.api))
+            releases.append(ReleaseLease(replica=slot.replica, api=slot.lease.request.api))
     yield from orders
     yield from releases
 

@@ -26,33 +26,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from cortex.ids import ReplicaId, replica_id
-from cortex.planning.model import WantedApi
+from cortex.ids import replica_id
+from cortex.planning.model import LeaseRequest, WantedApi
 from cortex.planning.slots import Slot, SlotState, of_revision
-from cortex.wire.build import BuildSpec
+from cortex.wire.build import BuildSpec, Resources
 from cortex.wire.reports import Phase
 
 SURGE = 1
 """One, whatever the size: the promise is that room for one more replica is enough."""
-
-
-class Addition(msgspec.Struct, frozen=True, kw_only=True):
-    """A replica to be added: first of all, room for it."""
-
-    replica: ReplicaId
-    build: BuildSpec
-    surge: bool = False
-    minimum: bool = False
-    successor_of_cpu_millis: int = 0
-
-
-class Renewal(msgspec.Struct, frozen=True, kw_only=True):
-    """A lease that has been asked for and has become another kind of lease."""
-
-    slot: Slot
-    surge: bool
-    minimum: bool
-    successor_of_cpu_millis: int
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,9 +48,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """To be taken out of the route, drained, forgotten, released, as far as each has come."""
     draining: tuple[Slot, ...] = ()
     """On their way out, nothing to do."""
-    renew: tuple[Renewal, ...] = ()
+    renew: tuple[LeaseRequest, ...] = ()
     """Surges that settle, and what waits for room and is of the minimum by now, or is not any more."""
-    add: tuple[Addition, ...] = ()
+    add: tuple[LeaseRequest, ...] = ()
+    """Replicas to be added: first of all, room for them."""
     floor: int = 0
     crowded: bool = False
     """Until some of those that leave are gone, a surge would be one too many: it is not started yet."""
@@ -112,7 +94,6 @@ def decide(
     room = room_for(rollout, staying, draining=len(groups.draining))
     ousted = _ousted(rollout, staying, room, quiet=not staying.leave and not groups.draining)
     stay = (*staying.news, *staying.olds, *staying.lost)
-    used = {slot.replica for slot in slots}
     return Decision(
         goal=goal,
         fallback=fallback,
@@ -120,7 +101,7 @@ def decide(
         leave=tuple(staying.leave if ousted is None else [*staying.leave, ousted]),
         draining=tuple(groups.draining),
         renew=tuple(_renewals(rollout, staying, room)),
-        add=tuple(_additions(rollout, staying, room, used)),
+        add=tuple(_additions(rollout, staying, room, slots)),
         floor=staying.floor,
         crowded=room.crowded,
         notes=tuple(_notes(rollout, staying, room)),
@@ -358,8 +339,9 @@ def _ousted(rollout: Rollout, staying: Staying, room: Room, *, quiet: bool) -> S
     return max(placed, key=rollout.worth, default=None)
 
 
-def _additions(rollout: Rollout, staying: Staying, room: Room, used: set[ReplicaId]) -> Iterator[Addition]:
-    """Names for what is added: the lowest ordinals that no slot has."""
+def _additions(rollout: Rollout, staying: Staying, room: Room, slots: Sequence[Slot]) -> Iterator[LeaseRequest]:
+    """What is added is named by the lowest ordinals that no slot has."""
+    used = {slot.replica for slot in slots}
     wanted = [(build, False) for build in room.add]
     if room.surge is not None:
         wanted.append((room.surge, True))
@@ -371,9 +353,10 @@ def _additions(rollout: Rollout, staying: Staying, room: Room, used: set[Replica
             ordinal += 1
         used.add(name)
         is_goal = build is rollout.goal
-        yield Addition(
+        yield LeaseRequest(
             replica=name,
-            build=build,
+            api=build.api,
+            resources=_resources(build, slots),
             surge=surge,
             minimum=counts[is_goal] < rollout.minimum,
             successor_of_cpu_millis=_next_to_go_cpu_millis(staying.olds) if surge else 0,
@@ -381,7 +364,16 @@ def _additions(rollout: Rollout, staying: Staying, room: Room, used: set[Replica
         counts[is_goal] += 1
 
 
-def _renewals(rollout: Rollout, staying: Staying, room: Room) -> Iterator[Renewal]:
+def _resources(build: BuildSpec, slots: Sequence[Slot]) -> Resources:
+    """What a replica asks for; memory that nobody stated counts as the most that the version was seen to use."""
+    if build.resources.mem_bytes is not None:
+        return build.resources
+    reports = (slot.report for slot in slots if slot.report is not None and slot.report.version == build.version)
+    peak = max((report.peak_rss_bytes for report in reports), default=0)
+    return msgspec.structs.replace(build.resources, mem_bytes=peak or None)
+
+
+def _renewals(rollout: Rollout, staying: Staying, room: Room) -> Iterator[LeaseRequest]:
     """Leases that are to be asked for once more, as what they are by now."""
     others = len(_placed(staying.news))
     numbered = [*enumerate(staying.news), *enumerate(staying.olds, start=others)]
@@ -389,18 +381,14 @@ def _renewals(rollout: Rollout, staying: Staying, room: Room) -> Iterator[Renewa
         lease = slot.lease
         if lease is None or not (slot.placing or slot in room.settle):
             continue
-        surge = lease.surge and slot not in room.settle
-        renewed = Renewal(
-            slot=slot,
+        surge = lease.request.surge and slot not in room.settle
+        renewed = msgspec.structs.replace(
+            lease.request,
             surge=surge,
             minimum=number < rollout.minimum,
             successor_of_cpu_millis=_next_to_go_cpu_millis(staying.olds) if surge else 0,
         )
-        if (lease.surge, lease.minimum, lease.successor_of_cpu_millis) != (
-            renewed.surge,
-            renewed.minimum,
-            renewed.successor_of_cpu_millis,
-        ):
+        if renewed != lease.request:
             yield renewed
 
 
@@ -412,7 +400,7 @@ def _next_to_go_cpu_millis(olds: Sequence[Slot]) -> int:
     """What the old replica asks for that goes first; the best of them are in front."""
     for slot in reversed(olds):
         if slot.lease is not None and not slot.placing:
-            return slot.lease.resources.cpu_millis
+            return slot.lease.request.resources.cpu_millis
         if slot.report is not None:
             return slot.report.resources.cpu_millis
     return 0

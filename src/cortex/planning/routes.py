@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 
 from cortex.ids import ApiKey, route_path
 from cortex.planning.actions import OrderNode
-from cortex.planning.model import Rules, SeenNode, WantedApi
+from cortex.planning.model import Rules, WantedApi
 from cortex.planning.rollout import Decision
 from cortex.planning.slots import SeenApi, Slot
 from cortex.wire.orders import RemoveRoute, SetRoute
+from cortex.wire.reports import AgentReport
 
 
 def wanted_route(
@@ -59,7 +60,7 @@ def wanted_route(
 
 
 def set_route(
-    nodes: tuple[SeenNode, ...], seen: SeenApi, route: SetRoute, *, anyway: bool = False
+    nodes: tuple[AgentReport, ...], seen: SeenApi, route: SetRoute, *, anyway: bool = False
 ) -> Iterator[OrderNode]:
     """
     Orders for the nodes whose route is another one, or that have none.
@@ -69,13 +70,13 @@ def set_route(
     """
     have = dict(seen.routes)
     for node in nodes:
-        if anyway or have.get(node.node) != route:
-            yield OrderNode(node=node.node, api=route.api, order=route)
+        if anyway or have.get(node.name) != route:
+            yield OrderNode(node=node.name, api=route.api, order=route)
 
 
-def remove_route(nodes: tuple[SeenNode, ...], api: ApiKey, seen: SeenApi, *, anyway: bool) -> Iterator[OrderNode]:
+def remove_route(nodes: tuple[AgentReport, ...], api: ApiKey, seen: SeenApi, *, anyway: bool) -> Iterator[OrderNode]:
     """Orders for the nodes that still have a route; with `anyway`, for all."""
     have = {node for node, _route in seen.routes}
     for node in nodes:
-        if anyway or node.node in have:
-            yield OrderNode(node=node.node, api=api, order=RemoveRoute(api=api))
+        if anyway or node.name in have:
+            yield OrderNode(node=node.name, api=api, order=RemoveRoute(api=api))

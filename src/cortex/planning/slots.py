@@ -19,7 +19,7 @@ from enum import StrEnum
 import msgspec
 
 from cortex.ids import ApiKey, NodeId, ReplicaId, Revision
-from cortex.planning.model import LeaseState, SeenLease, Snapshot
+from cortex.planning.model import Lease, LeaseState, Snapshot
 from cortex.wire.orders import SetRoute
 from cortex.wire.reports import Phase, ReplicaReport
 
@@ -52,7 +52,7 @@ class Slot(msgspec.Struct, frozen=True, gc=False):
     node: NodeId | None
     """Where it runs, else where its lease is."""
     report: ReplicaReport | None
-    lease: SeenLease | None
+    lease: Lease | None
     routed: bool
     """Some node's route names it."""
     stranger: bool = False
@@ -74,7 +74,7 @@ class Slot(msgspec.Struct, frozen=True, gc=False):
     @property
     def surge(self) -> bool:
         """Its room is one more than wanted, for a rollout."""
-        return self.lease is not None and self.lease.surge
+        return self.lease is not None and self.lease.request.surge
 
     @property
     def drained(self) -> bool:
@@ -117,10 +117,10 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
     routed: set[ReplicaId] = set()
     for node in seen.nodes:
         for route in node.routes:
-            routes.setdefault(route.api, []).append((node.node, route))
+            routes.setdefault(route.api, []).append((node.name, route))
             routed.update(route.targets)
     slots: dict[ApiKey, list[Slot]] = {}
-    leases = {lease.replica: lease for lease in seen.leases}
+    leases = {lease.request.replica: lease for lease in seen.leases}
     joined: set[ReplicaId] = set()
     for node in seen.nodes:
         for report in node.replicas:
@@ -128,22 +128,22 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
             lease = leases.get(replica)
             stranger = False
             if lease is not None:
-                if lease.node is None or lease.node == node.node:
+                if lease.node is None or lease.node == node.name:
                     joined.add(replica)
                 else:
                     lease, stranger = None, True
             digits, ordinal = _parts(replica)
             state = _STATES[report.phase]
-            slot = Slot(replica, digits, ordinal, state, node.node, report, lease, replica in routed, stranger)
+            slot = Slot(replica, digits, ordinal, state, node.name, report, lease, replica in routed, stranger)
             slots.setdefault(report.api, []).append(slot)
     for lease in seen.leases:
-        replica = lease.replica
+        replica = lease.request.replica
         if replica in joined:
             continue
         digits, ordinal = _parts(replica)
         state = SlotState.PLACING if lease.state is LeaseState.PENDING else SlotState.WAITING
         slot = Slot(replica, digits, ordinal, state, lease.node, None, lease, replica in routed)
-        slots.setdefault(lease.api, []).append(slot)
+        slots.setdefault(lease.request.api, []).append(slot)
     for of_api in slots.values():
         if len(of_api) > 1:
             of_api.sort(key=_by_name)

@@ -141,13 +141,13 @@ def _shared_cpu(seen: Snapshot) -> dict[NodeId, str]:
     """Of each node where more cpu is requested than there is, that it is so."""
     requested_millis: Counter[NodeId] = Counter()
     for lease in seen.leases:
-        if lease.node is not None and lease.state is LeaseState.GRANTED and not lease.surge:
-            requested_millis[lease.node] += lease.resources.cpu_millis
+        if lease.node is not None and lease.state is LeaseState.GRANTED and not lease.request.surge:
+            requested_millis[lease.node] += lease.request.resources.cpu_millis
     notes = {}
     for node in seen.nodes:
-        requested, there = requested_millis[node.node], node.cpu_millis
-        if there is not None and requested > there:
-            notes[node.node] = f"cpu is shared: {requested}m requested of the {there}m of node {node.node}"
+        requested, there = requested_millis[node.name], node.node.cpu_millis
+        if requested > there:
+            notes[node.name] = f"cpu is shared: {requested}m requested of the {there}m of node {node.name}"
     return notes
 
 

@@ -19,12 +19,12 @@ from cortex.ids import (
     route_path,
     split_api_key,
 )
-from cortex.planning.model import ApiSettings, LeaseState, Scale, SeenLease, SeenNode, Snapshot, WantedApi
+from cortex.planning.model import ApiSettings, Lease, LeaseRequest, LeaseState, Scale, Snapshot, WantedApi
 from cortex.state.base import ApiRecord, DeployChange, DeployedApi, DeploymentRecord, VersionRecord
 from cortex.wire.batching import BatchingOrder, BatchingState
 from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample
 from cortex.wire.orders import SetRoute
-from cortex.wire.reports import ExitReport, NodeReport, Phase, ReplicaReport
+from cortex.wire.reports import AgentReport, ExitReport, IngressReport, Node, Phase, ReplicaReport
 
 API = ApiKey("iris/sklearn")
 NODE = NodeId("local")
@@ -173,7 +173,7 @@ def a_lease(
     minimum: bool | None = None,
     reason: str = "",
     lacks_only_cpu: bool = False,
-) -> SeenLease:
+) -> Lease:
     """
     A lease as the engine has it.
 
@@ -181,15 +181,17 @@ def a_lease(
         minimum: by default the first of a build is of its minimum. A surge takes over from one of its own size.
     """
     build = build or a_build()
-    return SeenLease(
-        replica=replica_id(build.api, build.revision, ordinal),
-        api=build.api,
-        resources=build.resources,
+    return Lease(
+        request=LeaseRequest(
+            replica=replica_id(build.api, build.revision, ordinal),
+            api=build.api,
+            resources=build.resources,
+            surge=surge,
+            minimum=ordinal == 0 if minimum is None else minimum,
+            successor_of_cpu_millis=build.resources.cpu_millis if surge else 0,
+        ),
         state=state,
         node=None if state is LeaseState.PENDING else node,
-        surge=surge,
-        minimum=ordinal == 0 if minimum is None else minimum,
-        successor_of_cpu_millis=build.resources.cpu_millis if surge else 0,
         reason=reason,
         lacks_only_cpu=lacks_only_cpu,
     )
@@ -214,31 +216,45 @@ def a_route(
 def a_snapshot(
     *replicas: ReplicaReport,
     routes: tuple[SetRoute, ...] = (),
-    leases: tuple[SeenLease, ...] | None = None,
+    leases: tuple[Lease, ...] | None = None,
     node: NodeId = NODE,
     now_s: float = 1000.0,
     settled: bool = True,
 ) -> Snapshot:
     """One node with these replicas; unless given, each has a granted lease there."""
     if leases is None:
-        leases = tuple(
-            SeenLease(
-                replica=report.replica,
-                api=report.api,
-                resources=report.resources,
-                state=LeaseState.GRANTED,
-                node=node,
-            )
-            for report in replicas
-        )
-    seen = SeenNode(node=node, replicas=replicas, routes=routes)
+        leases = tuple(Lease.of_running(report, node) for report in replicas)
+    seen = an_agent_report(node, replicas=replicas, routes=routes)
     return Snapshot(now_s=now_s, nodes=(seen,), leases=leases, settled=settled)
 
 
-def a_node(node: NodeId = NODE, *, cpu_millis: int = 8000, mem_bytes: int = 16 * 2**30, gpus: int = 0) -> NodeReport:
+def an_agent_report(
+    node: NodeId | Node = NODE,
+    *,
+    replicas: tuple[ReplicaReport, ...] = (),
+    routes: tuple[SetRoute, ...] = (),
+    pending_routes: tuple[ApiKey, ...] = (),
+    ingress: IngressReport | None = None,
+) -> AgentReport:
+    """What the agent of a node says."""
+    return AgentReport(
+        node=node if isinstance(node, Node) else a_node(node),
+        serial=0,
+        agent="",
+        epoch=0,
+        pid=1,
+        started_wall_s=0.0,
+        replicas=replicas,
+        routes=routes,
+        pending_routes=pending_routes,
+        ingress=ingress,
+    )
+
+
+def a_node(node: NodeId = NODE, *, cpu_millis: int = 8000, mem_bytes: int = 16 * 2**30, gpus: int = 0) -> Node:
     """A machine with plenty of room."""
     devices = tuple(DeviceId(f"GPU-{number}") for number in range(gpus))
-    return NodeReport(node=node, cpu_millis=cpu_millis, mem_bytes=mem_bytes, gpus=gpus, devices=devices)
+    return Node(node=node, cpu_millis=cpu_millis, mem_bytes=mem_bytes, gpus=gpus, devices=devices)
 
 
 def a_record(wanted: WantedApi | None = None, version: VersionRecord | None = None) -> ApiRecord:

@@ -45,7 +45,7 @@ from cortex.wire.orders import (
     SetRoute,
     StartReplica,
 )
-from cortex.wire.reports import AgentReport, ExitReport, IngressReport, NodeReport, Phase, ReplicaReport
+from cortex.wire.reports import AgentReport, ExitReport, IngressReport, Node, Phase, ReplicaReport
 
 RETRY_AFTER_S = 0.2
 KILL_AFTER_S = 2.0
@@ -130,7 +130,7 @@ class _Made:
 
 @dataclass(eq=False)
 class _Node:
-    node: NodeReport
+    node: Node
     agent: str
     serial: int = 1
     epoch: int = 0
@@ -155,9 +155,7 @@ class FakeAgents:
         start_timeout_s: after which a replica that hangs while it loads is given up.
     """
 
-    def __init__(
-        self, clock: Clock, nodes: Iterable[NodeReport] = (a_node(),), *, start_timeout_s: float = 300.0
-    ) -> None:
+    def __init__(self, clock: Clock, nodes: Iterable[Node] = (a_node(),), *, start_timeout_s: float = 300.0) -> None:
         self.lives: Callable[[StartReplica], Life] = lambda _order: Life()
         """How the replica of a start order will fare."""
         self.runtimes: Callable[[StartReplica], str] = lambda _order: RUNTIME
@@ -274,7 +272,7 @@ class FakeAgents:
             if replica.phase is not Phase.EXITED:
                 self.on_exit(node, self._report(replica))
 
-    def add_node(self, node: NodeReport) -> None:
+    def add_node(self, node: Node) -> None:
         """A machine with a new agent, on which nothing runs."""
         self._nodes[node.node] = _Node(node=node, agent=self._new_agent(), changed_s=self._clock.monotonic_s())
 

@@ -49,7 +49,7 @@ from cortex.testing.fake_agent import RUNTIME, Answer, FakeAgents, Fate, Life
 from cortex.wire.batching import RULES, BatchingOrder, BatchingVerdict, Proof, Trial
 from cortex.wire.build import BuildSpec, ModelKey, Resources
 from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, SetReplicaBatching, SetRoute, StartReplica
-from cortex.wire.reports import NodeReport, Phase, ReplicaReport
+from cortex.wire.reports import Node, Phase, ReplicaReport
 
 LONGEST_WAIT_S = 5.0
 """The loop around `tick` looks at the world this often even if nothing wakes it."""
@@ -608,7 +608,7 @@ class Simulation:
 
     # ---- what replicas and orders do ----------------------------------------------------------------------------
 
-    def _machine(self, index: int, count: int) -> NodeReport:
+    def _machine(self, index: int, count: int) -> Node:
         name = NodeId("local" if count == 1 else f"node-{index}")
         if self.mood is Mood.TIGHT:
             room = self._random.randint(2, 6)

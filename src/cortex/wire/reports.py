@@ -116,7 +116,7 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     """Always there when `phase` is `exited`."""
 
 
-class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
+class Node(msgspec.Struct, frozen=True, kw_only=True):
     """A machine and what a process may really use of it."""
 
     node: NodeId
@@ -157,7 +157,7 @@ class IngressReport(msgspec.Struct, frozen=True, kw_only=True):
 class AgentReport(msgspec.Struct, frozen=True, kw_only=True):
     """Everything observed on one node."""
 
-    node: NodeReport
+    node: Node
     serial: int
     """Grows with each change; starts anew with each agent process."""
     agent: str
@@ -172,3 +172,8 @@ class AgentReport(msgspec.Struct, frozen=True, kw_only=True):
     pending_routes: tuple[ApiKey, ...] = ()
     """Apis whose route is ordered but not in the ingress yet: requests may still go where they went before."""
     ingress: IngressReport | None = None
+
+    @property
+    def name(self) -> NodeId:
+        """Of the node."""
+        return self.node.node

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from cortex.controlplane.apply import apply
 from cortex.controlplane.world import StaleEpoch, World
-from cortex.engines.base import LeaseRequest
 from cortex.engines.fake import FakeEngine
 from cortex.errors import RetryLater
 from cortex.ids import ApiKey, NodeId, ReplicaId, replica_id
@@ -22,9 +22,10 @@ from cortex.planning.actions import (
     ReleaseLease,
 )
 from cortex.planning.batching import Stop
+from cortex.planning.model import Lease, LeaseRequest
 from cortex.state.base import DeployChange, StateFull
 from cortex.state.memory import MemoryStateStore
-from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api, an_exit
+from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_replica, a_wanted_api, an_exit
 from cortex.testing.clock import FakeClock
 from cortex.wire.batching import RULES, BatchingOrder, Disagreement
 from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, RemoveRoute, SetReplicaBatching, StartReplica
@@ -103,7 +104,7 @@ def release(api: ApiKey = API) -> Action:
 
 
 def acquire(api: ApiKey = API) -> AcquireLease:
-    return AcquireLease(replica=name(api), api=api, resources=V1.resources)
+    return AcquireLease(request=LeaseRequest(replica=name(api), api=api, resources=V1.resources))
 
 
 def a_record_of_an_exit() -> Action:
@@ -175,10 +176,8 @@ def test_an_engine_out_of_reach_costs_no_replica(agents: Recorder) -> None:
 
 def test_room_can_be_taken_back_for_what_runs(agents: Recorder) -> None:
     world = a_world(agents)
-    apply(
-        Plan(actions=(RecoverLease(replica=name(), api=API, resources=V1.resources, node=N2, devices=("GPU-1",)),)),
-        world,
-    )
+    running = msgspec.structs.replace(a_replica(V1), devices=("GPU-1",))
+    apply(Plan(actions=(RecoverLease(lease=Lease.of_running(running, N2)),)), world)
     leases = [(lease.state, lease.node, lease.devices) for lease in world.engine.leases()]
     assert leases == [("granted", N2, ("GPU-1",))]
 

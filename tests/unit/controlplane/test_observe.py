@@ -6,10 +6,9 @@ import msgspec
 
 from cortex.controlplane.observe import SETTLE_LIMIT_S, observe, running_leases
 from cortex.controlplane.world import World
-from cortex.engines.base import Lease, LeaseRequest, LeaseState
 from cortex.engines.fake import FakeEngine
 from cortex.ids import DeviceId, NodeId, replica_id
-from cortex.planning.model import SeenLease
+from cortex.planning.model import Lease, LeaseRequest, LeaseState
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api, an_exit
 from cortex.testing.clock import FakeClock
@@ -46,9 +45,13 @@ def test_everything_there_is_is_seen() -> None:
     found = observe(world)
     assert [wanted.api for wanted in found.desired.apis] == [API]
     (node,) = found.seen.nodes
-    assert (node.node, [report.replica for report in node.replicas]) == (NODE, [R0])
+    assert (node.name, [report.replica for report in node.replicas]) == (NODE, [R0])
     assert found.seen.leases == (
-        SeenLease(replica=R0, api=API, resources=V1.resources, state=LeaseState.GRANTED, node=NODE, surge=True),
+        Lease(
+            request=LeaseRequest(replica=R0, api=API, resources=V1.resources, surge=True),
+            state=LeaseState.GRANTED,
+            node=NODE,
+        ),
     )
     assert found.seen.settled
     assert found.seen.now_s == world.clock.monotonic_s()
@@ -85,7 +88,7 @@ def test_usage_is_passed_on_once_a_report() -> None:
     world.engine.acquire(LeaseRequest(replica=R0, api=API, resources=V1.resources))
     start_one(world)
     observe(world)
-    assert world.engine.nodes()[0].requested_mem_bytes == 2**20
+    assert world.engine.requested()[NODE].mem_bytes == 2**20
 
 
 def test_usage_that_grows_without_anything_else_happening_is_passed_on() -> None:
@@ -108,7 +111,7 @@ def test_usage_that_grows_without_anything_else_happening_is_passed_on() -> None
 
     world.agents = Grown()
     observe(world)
-    assert world.engine.nodes()[0].requested_mem_bytes == 2**30
+    assert world.engine.requested()[NODE].mem_bytes == 2**30
 
 
 def test_everything_reported_holds_room() -> None:

@@ -13,7 +13,7 @@ from cortex.testing.builders import a_build, a_replica
 from cortex.testing.clock import FakeClock
 from cortex.wire.build import TrackerConfig
 from cortex.wire.operator import ApiStatus, Status
-from cortex.wire.reports import AgentReport, IngressRefusals, IngressReport, NodeReport, Phase, ReplicaReport
+from cortex.wire.reports import AgentReport, IngressRefusals, IngressReport, Node, Phase, ReplicaReport
 from cortex.wire.stats import StatsFile, TrackerStats
 
 API, OLD, NEW = ApiKey("iris/sklearn"), Version("a" * 64), Version("b" * 64)
@@ -108,7 +108,7 @@ def test_without_a_tracker_there_is_traffic_and_no_prediction(world: World) -> N
 def test_what_the_ingress_refused_is_in_the_counts_of_the_version_it_routed_to(world: World) -> None:
     refusals = IngressRefusals(instance="haproxy 1", api=API, version=NEW, client_error=2, server_error=3)
     ingress = IngressReport(up=True, host="127.0.0.1", port=8880, refusals=(refusals,))
-    node = NodeReport(node="local", cpu_millis=1000, mem_bytes=1)  # type: ignore[arg-type]
+    node = Node(node="local", cpu_millis=1000, mem_bytes=1)  # type: ignore[arg-type]
     world.reports = (AgentReport(node=node, serial=1, agent="a", epoch=1, pid=1, started_wall_s=0.0, ingress=ingress),)
     shown = world.shown()
     assert (shown.requests.client_error, shown.requests.server_error) == (2, 3)
@@ -146,7 +146,7 @@ def removed_with_a_request_in_hand(world: World) -> ReplicaReport:
 
 
 def a_report(*replicas: ReplicaReport) -> AgentReport:
-    node = NodeReport(node=NodeId("local"), cpu_millis=4000, mem_bytes=2**32)
+    node = Node(node=NodeId("local"), cpu_millis=4000, mem_bytes=2**32)
     return AgentReport(node=node, serial=1, agent="a", epoch=1, pid=1, started_wall_s=0.0, replicas=replicas)
 
 

@@ -8,14 +8,13 @@ import msgspec
 import pytest
 
 from cortex.controlplane.tick import REPEAT_PAUSE_S, StaleEpoch, World, tick
-from cortex.engines.base import LeaseState
 from cortex.engines.fake import FakeEngine
 from cortex.engines.local import LocalEngine
 from cortex.errors import Problem
 from cortex.ids import ApiKey, NodeId, ReplicaId, replica_id
 from cortex.planning.actions import Plan
 from cortex.planning.assessment import Assessment
-from cortex.planning.model import WantedApi
+from cortex.planning.model import LeaseState, WantedApi
 from cortex.planning.status import statuses
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api
@@ -399,7 +398,7 @@ def test_a_wait_is_told_as_it_runs_down_and_ends_the_rest(lab: Lab) -> None:
 def test_memory_that_is_not_stated_is_counted_as_it_is_seen(lab: Lab) -> None:
     lab.agents.lives = lambda _order: Life(peak_rss_bytes=2**30)
     lab.deploy(a_wanted_api(V1, replicas=2))
-    assert lab.engine.nodes()[0].requested_mem_bytes == 2 * 2**30
+    assert lab.engine.requested()[NODE].mem_bytes == 2 * 2**30
 
 
 def test_apis_do_not_disturb_each_other(lab: Lab) -> None:

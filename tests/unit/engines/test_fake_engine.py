@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cortex.engines.base import LeaseRequest, LeaseState
 from cortex.engines.fake import FakeEngine
 from cortex.errors import RetryLater
 from cortex.ids import NodeId, ReplicaId
+from cortex.planning.model import LeaseRequest, LeaseState
 from cortex.testing.builders import API, a_node
 from cortex.testing.clock import FakeClock
 from cortex.wire.build import Resources

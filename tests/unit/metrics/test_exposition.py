@@ -24,7 +24,7 @@ from cortex.metrics.exposition import (
 from cortex.testing.builders import a_build, a_replica
 from cortex.wire.build import Resources
 from cortex.wire.operator import ApiStatus, ReplicaCounts, Status
-from cortex.wire.reports import AgentReport, IngressReport, NodeReport, Phase
+from cortex.wire.reports import AgentReport, IngressReport, Node, Phase
 from cortex.wire.stats import bucket_of
 
 API = ApiKey("iris/sklearn")
@@ -47,7 +47,7 @@ def a_status(**changes) -> ApiStatus:
 
 def an_agent(*replicas, **changes) -> AgentReport:
     facts = {
-        "node": NodeReport(node="local", cpu_millis=2000, mem_bytes=8 * 2**30, gpus=1),
+        "node": Node(node="local", cpu_millis=2000, mem_bytes=8 * 2**30, gpus=1),
         "serial": 1,
         "agent": "a",
         "epoch": 1,

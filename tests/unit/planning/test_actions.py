@@ -24,7 +24,8 @@ from cortex.planning.actions import (
     mem_text,
 )
 from cortex.planning.batching import Stop
-from cortex.testing.builders import API, NODE, a_build, a_route, a_wanted_api, an_exit
+from cortex.planning.model import Lease, LeaseRequest
+from cortex.testing.builders import API, NODE, a_build, a_replica, a_route, a_wanted_api, an_exit
 from cortex.wire.batching import BatchingOrder, Disagreement
 from cortex.wire.build import Resources
 from cortex.wire.orders import DrainReplica, ForgetReplica, Order, RemoveRoute, SetReplicaBatching, StartReplica
@@ -40,13 +41,17 @@ def ordered(order: Order) -> Action:
     return OrderNode(node=NODE, api=API, order=order)
 
 
+def acquire(room: Resources, *, surge: bool = False) -> Action:
+    return AcquireLease(request=LeaseRequest(replica=R0, api=API, resources=room, surge=surge))
+
+
 @pytest.mark.parametrize(
     ("action", "words"),
     [
-        (AcquireLease(replica=R0, api=API, resources=ROOM), f"ask for 200m cpu, 1024Mi mem, 1 gpu for {R0}"),
-        (AcquireLease(replica=R0, api=API, resources=Resources(), surge=True), f"ask for 200m cpu for {R0} (surge)"),
+        (acquire(ROOM), f"ask for 200m cpu, 1024Mi mem, 1 gpu for {R0}"),
+        (acquire(Resources(), surge=True), f"ask for 200m cpu for {R0} (surge)"),
         (
-            RecoverLease(replica=R0, api=API, resources=Resources(), node=NODE),
+            RecoverLease(lease=Lease.of_running(a_replica(V1), NODE)),
             f"take back 200m cpu on local for {R0}, which runs there",
         ),
         (ReleaseLease(replica=R0, api=API), f"release the room of {R0}"),

@@ -9,9 +9,18 @@ from cortex.planning.actions import OrderNode, RecordStop
 from cortex.planning.assessment import assess
 from cortex.planning.batching import BatchingRecord, Stop, place_of
 from cortex.planning.guarding import ToProve, to_prove
-from cortex.planning.model import Desired, SeenNode
+from cortex.planning.model import Desired
 from cortex.planning.plan import plan
-from cortex.testing.builders import NODE, a_build, a_lease, a_replica, a_route, a_snapshot, a_wanted_api
+from cortex.testing.builders import (
+    NODE,
+    a_build,
+    a_lease,
+    a_replica,
+    a_route,
+    a_snapshot,
+    a_wanted_api,
+    an_agent_report,
+)
 from cortex.wire.batching import RULES, BatchingOrder, BatchingState, BatchingVerdict, Disagreement, Proof, Trial
 from cortex.wire.build import Resources
 from cortex.wire.orders import SetReplicaBatching, StartReplica
@@ -203,7 +212,7 @@ def test_replicas_on_every_node_are_told():
     seer = a_replica(batches=True, batching=says(disagreement=APART))
     elsewhere = a_replica(ordinal=1, batches=True, batching=says())
     seen = a_snapshot(seer)
-    far = SeenNode(node=NodeId("far"), replicas=(elsewhere,))
+    far = an_agent_report(NodeId("far"), replicas=(elsewhere,))
     actions = plan(
         assess(Desired(batching=(a_record(),)), msgspec.structs.replace(seen, nodes=(*seen.nodes, far)))
     ).actions

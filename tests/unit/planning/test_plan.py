@@ -23,10 +23,10 @@ from cortex.planning.actions import (
 from cortex.planning.assessment import assess
 from cortex.planning.model import (
     Desired,
+    Lease,
+    LeaseRequest,
     LeaseState,
     RunRecord,
-    SeenLease,
-    SeenNode,
     SlotRecord,
     Snapshot,
     WantedApi,
@@ -42,6 +42,7 @@ from cortex.testing.builders import (
     a_sample,
     a_snapshot,
     a_wanted_api,
+    an_agent_report,
     an_exit,
 )
 from cortex.wire.build import BuildSpec, Resources
@@ -70,12 +71,14 @@ def acquire(
     """By default the first of a build is of its minimum, and a surge takes over from one of its own size."""
     of_cpu_millis = build.resources.cpu_millis if successor_of_cpu_millis is None else successor_of_cpu_millis
     return AcquireLease(
-        replica=name(build, ordinal),
-        api=API,
-        resources=resources or build.resources,
-        surge=surge,
-        minimum=ordinal == 0 if minimum is None else minimum,
-        successor_of_cpu_millis=of_cpu_millis if surge else 0,
+        request=LeaseRequest(
+            replica=name(build, ordinal),
+            api=API,
+            resources=resources or build.resources,
+            surge=surge,
+            minimum=ordinal == 0 if minimum is None else minimum,
+            successor_of_cpu_millis=of_cpu_millis if surge else 0,
+        )
     )
 
 
@@ -677,7 +680,7 @@ def test_a_wanted_replica_that_runs_without_a_lease_is_adopted_and_not_killed() 
     wanted = a_wanted_api(V1, live=True)
     ready = a_replica(V1)
     seen = a_snapshot(ready, leases=(), routes=(a_route(wanted, ready),))
-    assert decided(wanted, seen) == [RecoverLease(replica=name(V1), api=API, resources=V1.resources, node=NODE)]
+    assert decided(wanted, seen) == [RecoverLease(lease=Lease.of_running(a_replica(V1), NODE))]
 
 
 def test_a_replica_is_started_on_the_gpus_of_its_lease_and_adopted_with_those_it_has() -> None:
@@ -692,7 +695,7 @@ def test_a_replica_is_started_on_the_gpus_of_its_lease_and_adopted_with_those_it
     seen = a_snapshot(ready, leases=(), routes=(a_route(wanted, ready),))
     (recovered,) = decided(wanted, seen)
     assert isinstance(recovered, RecoverLease)
-    assert recovered.devices == devices
+    assert recovered.lease.devices == devices
 
 
 def test_a_sample_guards_a_build_until_it_has_been_live_and_only_warns_after_that() -> None:
@@ -719,9 +722,8 @@ OTHER = NodeId("node-2")
 
 def test_what_was_on_a_lost_node_is_released_and_started_elsewhere() -> None:
     wanted = a_wanted_api(V1, live=True)
-    lost = SeenLease(
-        replica=name(V1), api=API, resources=V1.resources, state=LeaseState.LOST, node=OTHER, reason="gone"
-    )
+    request = LeaseRequest(replica=name(V1), api=API, resources=V1.resources)
+    lost = Lease(request=request, state=LeaseState.LOST, node=OTHER, reason="gone")
     seen = a_snapshot(leases=(lost,), routes=(a_route(wanted),))
     assert decided(wanted, seen) == [acquire(V1, 1, minimum=True), release(V1)]
 
@@ -743,8 +745,8 @@ def test_a_replica_that_comes_back_on_a_node_thought_lost_serves_until_its_repla
     back, the_route = a_replica(V1), a_route(wanted, a_replica(V1))
 
     def seen(phase: Phase) -> Snapshot:
-        here = SeenNode(node=NODE, replicas=(a_replica(V1, phase=phase),), routes=(the_route,))
-        there = SeenNode(node=OTHER, replicas=(back,), routes=(the_route,))
+        here = an_agent_report(NODE, replicas=(a_replica(V1, phase=phase),), routes=(the_route,))
+        there = an_agent_report(OTHER, replicas=(back,), routes=(the_route,))
         return Snapshot(now_s=0.0, nodes=(here, there), leases=(a_lease(V1, node=NODE),))
 
     assert decided(wanted, seen(Phase.LOADING)) == []
@@ -765,7 +767,7 @@ def test_every_node_gets_the_route_to_all_replicas() -> None:
     ready = a_replica(V1)
     seen = Snapshot(
         now_s=0.0,
-        nodes=(SeenNode(node=NODE, replicas=(ready,)), SeenNode(node=OTHER)),
+        nodes=(an_agent_report(NODE, replicas=(ready,)), an_agent_report(OTHER)),
         leases=(a_lease(V1),),
     )
     the_route = a_route(wanted, ready)
@@ -778,7 +780,7 @@ def test_a_replica_is_drained_only_once_every_node_routes_without_it() -> None:
     after, before = a_route(live, new), a_route(live, old, new)
     seen = Snapshot(
         now_s=0.0,
-        nodes=(SeenNode(node=NODE, replicas=(old, new), routes=(after,)), SeenNode(node=OTHER, routes=(before,))),
+        nodes=(an_agent_report(NODE, replicas=(old, new), routes=(after,)), an_agent_report(OTHER, routes=(before,))),
         leases=(a_lease(V1), a_lease(V2)),
     )
     assert decided(live, seen) == [route(after, node=OTHER)]

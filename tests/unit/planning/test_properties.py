@@ -25,10 +25,10 @@ from cortex.planning.actions import (
 from cortex.planning.assessment import assess
 from cortex.planning.model import (
     Desired,
+    Lease,
+    LeaseRequest,
     LeaseState,
     RunRecord,
-    SeenLease,
-    SeenNode,
     SlotRecord,
     Snapshot,
     WantedApi,
@@ -36,7 +36,7 @@ from cortex.planning.model import (
 from cortex.planning.plan import plan
 from cortex.planning.rollout import SURGE
 from cortex.planning.status import statuses
-from cortex.testing.builders import API, NODE, a_build, a_replica, a_route, a_wanted_api, an_exit
+from cortex.testing.builders import API, NODE, a_build, a_replica, a_route, a_wanted_api, an_agent_report, an_exit
 from cortex.wire.orders import DrainReplica, ForgetReplica, RemoveRoute, SetRoute, StartReplica
 from cortex.wire.reports import Phase, ReplicaReport
 
@@ -65,7 +65,7 @@ def worlds(draw: st.DrawFn) -> tuple[Desired, Snapshot]:
     """Any state of one api on one node, however it may have come about."""
     wanted = draw(wanted_apis())
     replicas: list[ReplicaReport] = []
-    leases: list[SeenLease] = []
+    leases: list[Lease] = []
     slots: dict[tuple[int, int], SlotRecord] = {}
     for which, ordinal in draw(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), max_size=6, unique=True)):
         build = BUILDS[which]
@@ -85,13 +85,15 @@ def worlds(draw: st.DrawFn) -> tuple[Desired, Snapshot]:
         if state is not None or phase is None:
             state = state or LeaseState.GRANTED
             leases.append(
-                SeenLease(
-                    replica=replica_id(API, build.revision, ordinal),
-                    api=API,
-                    resources=build.resources,
+                Lease(
+                    request=LeaseRequest(
+                        replica=replica_id(API, build.revision, ordinal),
+                        api=API,
+                        resources=build.resources,
+                        surge=draw(st.booleans()),
+                    ),
                     state=state,
                     node=None if state is LeaseState.PENDING else NODE,
-                    surge=draw(st.booleans()),
                 )
             )
         if draw(st.booleans()):
@@ -114,7 +116,7 @@ def worlds(draw: st.DrawFn) -> tuple[Desired, Snapshot]:
     )
     seen = Snapshot(
         now_s=draw(st.sampled_from((0.0, 1000.0))),
-        nodes=(SeenNode(node=NODE, replicas=tuple(replicas), routes=routes),),
+        nodes=(an_agent_report(NODE, replicas=tuple(replicas), routes=routes),),
         leases=tuple(leases),
     )
     return Desired(apis=(wanted,), records=records), seen
@@ -177,8 +179,8 @@ def test_the_route_never_has_fewer_ready_replicas_than_before_and_than_are_wante
     (wanted,) = desired.apis
     if wanted.force or (wanted.failed is not None and wanted.serving is None):
         return
-    lost = {lease.replica for lease in seen.leases if lease.state is LeaseState.LOST}
-    pending = sum(lease.state is LeaseState.PENDING and not lease.surge for lease in seen.leases)
+    lost = {lease.request.replica for lease in seen.leases if lease.state is LeaseState.LOST}
+    pending = sum(lease.state is LeaseState.PENDING and not lease.request.surge for lease in seen.leases)
     (node,) = seen.nodes
     ready = {r.replica for r in node.replicas if r.phase is Phase.READY} - lost
     before = ready & {target for route in node.routes for target in route.targets}
@@ -206,9 +208,9 @@ def test_at_most_one_surge_is_asked_for_and_never_more_than_wanted_plus_one(worl
     desired, seen = world
     (wanted,) = desired.apis
     asked = [a for a in plan(assess(desired, seen)).actions if isinstance(a, AcquireLease)]
-    known = {lease.replica for lease in seen.leases} | {r.replica for n in seen.nodes for r in n.replicas}
-    new = [a for a in asked if a.replica not in known]
-    assert sum(a.surge for a in new) <= SURGE
+    known = {lease.request.replica for lease in seen.leases} | {r.replica for n in seen.nodes for r in n.replicas}
+    new = [a for a in asked if a.request.replica not in known]
+    assert sum(a.request.surge for a in new) <= SURGE
     assert len(new) <= wanted.replicas + SURGE
 
 
@@ -243,14 +245,14 @@ def test_applied_again_and_again_plans_come_to_rest(world: tuple[Desired, Snapsh
     goal = wanted.serving if wanted.failed is not None else wanted.build
     expected = [(goal.revision, Phase.READY)] * wanted.replicas if goal is not None else []
     assert [(replica.revision, replica.phase) for replica in node.replicas] == expected
-    assert {lease.replica for lease in seen.leases} == {replica.replica for replica in node.replicas}
+    assert {lease.request.replica for lease in seen.leases} == {replica.replica for replica in node.replicas}
 
 
 def carried_out(desired: Desired, seen: Snapshot, actions: tuple[Action, ...]) -> tuple[Desired, Snapshot]:
     """The world some time after a plan, where room is plenty and replicas are ready or gone at once."""
     (wanted,), (node,) = desired.apis, seen.nodes
     records = {record.revision: record for record in desired.records}
-    leases = {lease.replica: lease for lease in seen.leases}
+    leases = {lease.request.replica: lease for lease in seen.leases}
     replicas = {replica.replica: replica for replica in node.replicas}
     routes = {route.api: route for route in node.routes}
     for action in actions:
@@ -274,14 +276,8 @@ def carried_out(desired: Desired, seen: Snapshot, actions: tuple[Action, ...]) -
             case MarkFailed(problem=problem):
                 wanted = msgspec.structs.replace(wanted, failed=problem)
             case AcquireLease() | RecoverLease():
-                leases[action.replica] = SeenLease(
-                    replica=action.replica,
-                    api=API,
-                    resources=action.resources,
-                    state=LeaseState.GRANTED,
-                    node=NODE,
-                    surge=isinstance(action, AcquireLease) and action.surge,
-                )
+                request = action.request if isinstance(action, AcquireLease) else action.lease.request
+                leases[request.replica] = Lease(request=request, state=LeaseState.GRANTED, node=NODE)
             case ReleaseLease(replica=name):
                 leases.pop(name, None)
             case OrderNode(order=StartReplica() as order):
@@ -318,7 +314,7 @@ def moved_on(replica: ReplicaReport) -> ReplicaReport:
     return replica
 
 
-def granted(lease: SeenLease) -> SeenLease:
+def granted(lease: Lease) -> Lease:
     if lease.state is LeaseState.PENDING:
         return msgspec.structs.replace(lease, state=LeaseState.GRANTED, node=NODE)
     return lease

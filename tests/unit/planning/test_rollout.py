@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from cortex.planning.assessment import assess
-from cortex.planning.model import Desired, LeaseState, RunRecord, SeenLease, SlotRecord, WantedApi
+from cortex.planning.model import Desired, Lease, LeaseState, RunRecord, SlotRecord, WantedApi
 from cortex.testing.builders import API, a_build, a_lease, a_replica, a_route, a_snapshot, a_wanted_api, an_exit
 from cortex.wire.reports import Phase, ReplicaReport
 
@@ -38,7 +38,7 @@ def leaves(*situations: str) -> list[str]:
             replicas.append(a_replica(V1, ordinal, Phase(phase)))
             routed += [replicas[-1]] * (situation == "ready")
         if situation == "ended, and waits":
-            slots[lease.replica] = SlotRecord(attempt=1, crash_pressure=9.0, last_exit=an_exit())
+            slots[lease.request.replica] = SlotRecord(attempt=1, crash_pressure=9.0, last_exit=an_exit())
     seen = a_snapshot(*replicas, leases=tuple(leases), routes=(a_route(wanted, *routed),))
     record = RunRecord(api=API, revision=V1.revision, slots=slots)
     (case,) = assess(Desired(apis=(wanted,), records=(record,)), seen).cases
@@ -54,12 +54,12 @@ def test_of_all_at_once_the_last_goes() -> None:
     assert leaves(*FROM_BEST) == leaves(*reversed(FROM_BEST)) == [FROM_BEST[-1]]
 
 
-def settling(wanted: WantedApi, *replicas: ReplicaReport, leases: tuple[SeenLease, ...]) -> list[str]:
+def settling(wanted: WantedApi, *replicas: ReplicaReport, leases: tuple[Lease, ...]) -> list[str]:
     """Surges that become ordinary replicas."""
     routed = [report for report in replicas if report.was_ready]
     seen = a_snapshot(*replicas, leases=leases, routes=(a_route(wanted, *routed),))
     (case,) = assess(Desired(apis=(wanted,)), seen).cases
-    return [renewal.slot.replica for renewal in case.decision.renew if not renewal.surge]
+    return [request.replica for request in case.decision.renew if not request.surge]
 
 
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.READY, Phase.EXITED])

@@ -9,10 +9,10 @@ from cortex.errors import Problem
 from cortex.ids import ApiKey, NodeId, replica_id
 from cortex.planning.actions import OrderNode
 from cortex.planning.assessment import assess
-from cortex.planning.model import Desired, LeaseState, Rules, SeenLease, SeenNode, Snapshot, WantedApi
+from cortex.planning.model import Desired, Lease, LeaseState, Rules, Snapshot, WantedApi
 from cortex.planning.routes import remove_route, set_route, wanted_route
 from cortex.planning.slots import SeenApi
-from cortex.testing.builders import API, a_build, a_lease, a_replica, a_route, a_snapshot, a_wanted_api
+from cortex.testing.builders import API, a_build, a_lease, a_replica, a_route, a_snapshot, a_wanted_api, an_agent_report
 from cortex.wire.orders import RemoveRoute, SetRoute
 from cortex.wire.reports import Phase, ReplicaReport
 
@@ -44,10 +44,10 @@ def test_the_ready_ones_and_those_that_come_back_are_named_once_each_in_order() 
         (a_lease(V1, state=LeaseState.LOST), False),
     ],
 )
-def test_one_that_served_is_named_as_long_as_there_is_room_for_it(lease: SeenLease, named: bool) -> None:
+def test_one_that_served_is_named_as_long_as_there_is_room_for_it(lease: Lease, named: bool) -> None:
     wanted = a_wanted_api(V1, live=True)
-    seen = a_snapshot(leases=(lease,), routes=(a_route(wanted, lease.replica),))
-    assert routed(wanted, seen)[0].targets == ((lease.replica,) if named else ())
+    seen = a_snapshot(leases=(lease,), routes=(a_route(wanted, lease.request.replica),))
+    assert routed(wanted, seen)[0].targets == ((lease.request.replica,) if named else ())
 
 
 @pytest.mark.parametrize(
@@ -92,23 +92,23 @@ def test_a_path_that_nobody_chose_is_that_of_the_name() -> None:
     assert routed(chosen, a_snapshot())[0].path == "/flowers"
 
 
-A, B, C = (SeenNode(node=NodeId(name)) for name in "abc")
+A, B, C = (an_agent_report(NodeId(name)) for name in "abc")
 
 
 def test_nodes_that_have_no_route_or_another_one_are_told_and_all_of_them_if_need_be() -> None:
     wanted = a_wanted_api(V1)
     right, wrong = a_route(wanted, replica_id(API, V1.revision, 0)), a_route(wanted)
-    seen = SeenApi(routes=((A.node, right), (B.node, wrong)))
+    seen = SeenApi(routes=((A.name, right), (B.name, wrong)))
     assert [order.node for order in set_route((A, B, C), seen, right)] == ["b", "c"]
     assert list(set_route((A, C), seen, right, anyway=True)) == [
-        OrderNode(node=node.node, api=API, order=right) for node in (A, C)
+        OrderNode(node=node.name, api=API, order=right) for node in (A, C)
     ]
 
 
 def test_only_nodes_that_have_a_route_lose_it_and_all_of_them_if_need_be() -> None:
     api = ApiKey("iris/gone")
-    seen = SeenApi(routes=((B.node, a_route(a_wanted_api(V1))),))
+    seen = SeenApi(routes=((B.name, a_route(a_wanted_api(V1))),))
     assert list(remove_route((A, B), api, seen, anyway=False)) == [
-        OrderNode(node=B.node, api=api, order=RemoveRoute(api=api))
+        OrderNode(node=B.name, api=api, order=RemoveRoute(api=api))
     ]
     assert [order.node for order in remove_route((A, B), api, seen, anyway=True)] == ["a", "b"]

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from cortex.ids import ApiKey, NodeId, ReplicaId
-from cortex.planning.model import LeaseState, SeenNode, Snapshot
+from cortex.planning.model import LeaseState, Snapshot
 from cortex.planning.slots import NOTHING_SEEN, SeenApi, Slot, SlotState, join, of_revision
 from cortex.testing.builders import (
     API,
@@ -19,6 +19,7 @@ from cortex.testing.builders import (
     a_route,
     a_snapshot,
     a_wanted_api,
+    an_agent_report,
     an_exit,
 )
 from cortex.wire.reports import Phase
@@ -96,7 +97,7 @@ def test_slots_come_by_revision_then_by_number_then_by_node() -> None:
     first, second = sorted((V1, V2), key=lambda build: build.revision)
     replicas = tuple(a_replica(build, ordinal) for build in (second, first) for ordinal in (10, 9))
     seen = a_snapshot(*replicas, leases=())
-    twice = SeenNode(node=NodeId("a"), replicas=(a_replica(first, 9),))
+    twice = an_agent_report(NodeId("a"), replicas=(a_replica(first, 9),))
     found = slots(msgspec.structs.replace(seen, nodes=(*seen.nodes, twice)))
     assert [(slot.digits, slot.ordinal, slot.node) for slot in found] == [
         (first.revision[:8], 9, "a"),
@@ -121,7 +122,7 @@ def test_a_route_is_seen_with_its_node_and_by_those_it_names() -> None:
 
 def test_a_route_alone_makes_an_api_seen_and_a_lease_may_be_routed_before_anybody_reports() -> None:
     wanted, lease = a_wanted_api(V1), a_lease(V1)
-    route = a_route(wanted, lease.replica)
+    route = a_route(wanted, lease.request.replica)
     assert join(a_snapshot(routes=(route,))) == {API: SeenApi(routes=((NODE, route),))}
     assert [slot.routed for slot in slots(a_snapshot(routes=(route,), leases=(lease,)))] == [True]
     assert join(a_snapshot()) == {}
@@ -165,6 +166,8 @@ def test_a_slot_is_of_the_revision_whose_digits_its_name_has() -> None:
 
 
 def test_the_name_of_a_replica_is_read_from_its_end_as_names_of_apis_may_have_dots() -> None:
-    lease = msgspec.structs.replace(a_lease(V1), replica=ReplicaId("iris.v1.0.sklearn.0a1b2c3d.12"))
+    lease = a_lease(V1)
+    named = msgspec.structs.replace(lease.request, replica=ReplicaId("iris.v1.0.sklearn.0a1b2c3d.12"))
+    lease = msgspec.structs.replace(lease, request=named)
     (slot,) = slots(a_snapshot(leases=(lease,)))
     assert (slot.digits, slot.ordinal) == ("0a1b2c3d", 12)
