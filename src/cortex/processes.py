@@ -163,7 +163,7 @@ def open_pidfd(identity: ProcessIdentity) -> int | None:
     return pidfd
 
 
-class Watched:
+class WatchedProcess:
     """
     A process of ours whose end the event loop notices, child or not. To be closed, unless it ends first.
 

@@ -11,7 +11,7 @@ import pytest
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeploymentName, replica_id
-from cortex.planning.batching import BatchingRecord, Stop
+from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.crashes import Row
 from cortex.planning.model import Desired, RunRecord, Scale, SlotRecord, WantedApi
 from cortex.state.base import StateStore, VersionLine, VersionRecord
@@ -558,7 +558,7 @@ MODEL = V1.model_key
 PROOF = Proof(rules=7, proved=True, rounding="labels", rounding_operator="ArgMax a", operators=12)
 TRIAL = Trial(runtime="onnxruntime 1.32.0, cpu, 1 thread", rows=24, worst=0.5)
 APART = Disagreement(output="y", alone="0.5", together="0.7", difference=0.2, tolerance=1e-5)
-STOP = Stop(api=API, replica=SLOT, started_wall_s=3.0, runtime=TRIAL.runtime, disagreement=APART, wall_s=5.0)
+STOP = BatchingStop(api=API, replica=SLOT, started_wall_s=3.0, runtime=TRIAL.runtime, disagreement=APART, wall_s=5.0)
 
 
 def test_a_verdict_is_kept_by_model_and_rules(store: StateStore) -> None:

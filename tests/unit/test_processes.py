@@ -246,7 +246,9 @@ def test_the_end_of_a_process_that_is_watched_is_told_once_and_known_at_once(chi
     async def story():
         ends = []
         ended = asyncio.Event()
-        watched = processes.Watched(identify(child), "it", lambda: (ends.append(watched.is_watched), ended.set()))
+        watched = processes.WatchedProcess(
+            identify(child), "it", lambda: (ends.append(watched.is_watched), ended.set())
+        )
         assert not watched.has_ended()
         assert watched.watch()
         assert watched.watch()
@@ -266,8 +268,8 @@ def test_the_end_of_a_process_that_is_watched_is_told_once_and_known_at_once(chi
 def test_of_a_process_that_is_watched_no_more_no_end_is_told(child):
     async def story():
         ends = []
-        other = processes.Watched(identify(child), "other", lambda: ends.append("other"))
-        watched = processes.Watched(identify(child), "it", lambda: ends.append("it"))
+        other = processes.WatchedProcess(identify(child), "other", lambda: ends.append("other"))
+        watched = processes.WatchedProcess(identify(child), "it", lambda: ends.append("it"))
         assert other.watch()
         assert watched.watch()
         other.close()
@@ -284,7 +286,7 @@ def test_who_has_taken_over_a_pid_is_neither_watched_nor_signalled(child):
     async def story():
         identity = identify(child)
         former = ProcessIdentity(pid=identity.pid, start_ticks=identity.start_ticks - 1, boot_id=identity.boot_id)
-        watched = processes.Watched(former, "it", lambda: None)
+        watched = processes.WatchedProcess(former, "it", lambda: None)
         assert not watched.watch()
         watched.signal(signal.SIGKILL)
 

@@ -24,13 +24,13 @@ from cortex.agent.installer import Installer
 from cortex.agent.kept import KeptInspections
 from cortex.agent.launchers import Launchers
 from cortex.agent.lives import Lives
-from cortex.agent.memory import Memory
+from cortex.agent.memory import AgentMemory
 from cortex.agent.overseer import Overseer
 from cortex.agent.provisions import Provisions
 from cortex.agent.refusals import RefusalLog
 from cortex.agent.replicas import Replicas
 from cortex.agent.safekeeping import Safekeeping
-from cortex.agent.service import Agent, Changes, Stop
+from cortex.agent.service import Agent, AgentStop, Changes
 from cortex.agent.strays import Strays
 from cortex.artifacts.store import ArtifactStore
 from cortex.binding import handed_over
@@ -76,13 +76,13 @@ def main() -> int:
 
 
 async def _run(settings: Settings, layout: HomeLayout, lock: int) -> None:
-    stop = Stop()
+    stop = AgentStop()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.ask, -1.0)
     await build(settings, layout, stop, lock).run()
 
 
-def build(settings: Settings, layout: HomeLayout, stop: Stop, lock: int) -> Agent:
+def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) -> Agent:
     """
     Put the agent together.
 
@@ -92,7 +92,7 @@ def build(settings: Settings, layout: HomeLayout, stop: Stop, lock: int) -> Agen
     clock = SystemClock()
     node = machine.node_report(LOCAL_NODE, environ=os.environ)
     changes = Changes()
-    memory = Memory(layout.node / "agent-state.json")
+    memory = AgentMemory(layout.node / "agent-state.json")
     store = ArtifactStore(layout.artifacts)
     installations = Installations(
         settings=settings,

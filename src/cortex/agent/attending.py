@@ -33,7 +33,7 @@ class Attended:
     def __init__(self, label: str, on_gone: Callable[[], None]) -> None:
         self._label = label
         self._on_gone = on_gone
-        self._process: processes.Watched | None = None
+        self._process: processes.WatchedProcess | None = None
         self._meter: UsageMeter | None = None
         self._line: peers.Peer | None = None
         self.usage = Usage(cpu_s=0.0, rss_bytes=0)
@@ -47,7 +47,7 @@ class Attended:
             OSError: we are out of descriptors.
         """
         if self._process is None or not self._process.is_watched:
-            self._process = processes.Watched(identity, self._label, self._gone)
+            self._process = processes.WatchedProcess(identity, self._label, self._gone)
         return self._process.watch()
 
     def _gone(self) -> None:

@@ -21,7 +21,7 @@ from cortex import polling, processes
 from cortex.binding import CONTROL_BACKLOG, bind_unix
 from cortex.ids import ReplicaId
 from cortex.wire.framing import UNREADABLE, close_all, receive_frame, send_frame
-from cortex.wire.keeper import Hold, KeeperRequest, Quit, Release, SlotHeld, Slots, SlotsEnd
+from cortex.wire.keeper import HoldSocket, KeeperRequest, Quit, Release, SlotHeld, Slots, SlotsEnd
 
 IDLE_LIMIT_S = 60.0
 """With nothing to hold and nobody connected for this long, there is no node to keep anything for."""
@@ -79,7 +79,7 @@ class Keeper:
     def _obey(self, peer: socket.socket, request: KeeperRequest, fds: list[int]) -> None:
         """Takes out of `fds` what is kept."""
         match request:
-            case Hold(replica=replica) if fds:
+            case HoldSocket(replica=replica) if fds:
                 self._let_go(replica)
                 self._held[replica] = fds.pop(0)
             case Release(replica=replica):

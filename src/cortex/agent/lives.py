@@ -30,7 +30,7 @@ from cortex.agent.life.state import Closing, Life, Now, Process
 from cortex.agent.life.step import step
 from cortex.agent.provisions import Provided, Provisions
 from cortex.agent.safekeeping import Safekeeping
-from cortex.agent.slots import Slot
+from cortex.agent.slots import SlotSocket
 from cortex.agent.specs import replica_spec
 from cortex.clock import Clock
 from cortex.engines import machine
@@ -53,7 +53,7 @@ _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ER
 class Replica:
     """One attempt: its life, and what that is carried out with."""
 
-    def __init__(self, life: Life, slot: Slot, layout: HomeLayout, on_gone: Callable[[Replica], None]) -> None:
+    def __init__(self, life: Life, slot: SlotSocket, layout: HomeLayout, on_gone: Callable[[Replica], None]) -> None:
         self.life = life
         self.slot = slot
         self.files = files_of(layout, life.order)
@@ -147,7 +147,7 @@ class Lives:
         files_of(self._layout, order).remove_remains()
         self.take_up(begin(order, before, self.now()), slot)
 
-    def bound(self, order: StartReplica) -> Slot:
+    def bound(self, order: StartReplica) -> SlotSocket:
         """A new slot. Raises OSError."""
         slot = slots.bind(files_of(self._layout, order).slot)
         self._safekeeping.hold(order.replica, slot.socket)
@@ -188,7 +188,7 @@ class Lives:
     def now(self) -> Now:
         return Now(self._clock.monotonic_s(), self._clock.wall_s(), self._settings)
 
-    def take_up(self, begun: Next, slot: Slot) -> None:
+    def take_up(self, begun: Next, slot: SlotSocket) -> None:
         """A life begins."""
         replica = Replica(begun.life, slot, self._layout, self._gone)
         self.current[replica.id] = replica
@@ -384,7 +384,7 @@ class Lives:
         try:
             with slots.listening(replica.files.control) as control:
                 pid = await launcher.fork(spec, replica.slot.socket, control, provided.secrets, kept=kept)
-            return events.Forked(identity=attending.newborn(pid))
+            return events.ProcessForked(identity=attending.newborn(pid))
         except LauncherLost as error:
             return events.LauncherDied(problem=error.problem())
         except (CortexError, OSError) as error:
@@ -507,7 +507,7 @@ def _disarm(replica: Replica) -> None:
         replica.timer = None
 
 
-def _succeeded(known: Replica, slot: Slot) -> None:
+def _succeeded(known: Replica, slot: SlotSocket) -> None:
     """Its next attempt begins, in this slot."""
     known.files.remove_remains()
     _disarm(known)

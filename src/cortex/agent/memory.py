@@ -22,7 +22,7 @@ class Remembered(msgspec.Struct, kw_only=True):
     routes: list[SetRoute] = []
 
 
-class Memory:
+class AgentMemory:
     """
     Kept in a file.
 

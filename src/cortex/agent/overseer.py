@@ -32,7 +32,7 @@ class Overseer:
         self._restarts = processes.RestartBudget()
         self._process: subprocess.Popen[bytes] | None = None
         """The one that we started last."""
-        self._running: processes.Watched | None = None
+        self._running: processes.WatchedProcess | None = None
         """While one runs that we know of."""
 
     @property
@@ -69,7 +69,7 @@ class Overseer:
 
     def _watch(self, identity: ProcessIdentity) -> bool:
         """Replace it as soon as it ends: until then nothing else that dies is replaced. False: it has ended already."""
-        running = processes.Watched(identity, "the control plane", self._ended)
+        running = processes.WatchedProcess(identity, "the control plane", self._ended)
         self._running = running if running.watch() else None
         return self._running is not None
 

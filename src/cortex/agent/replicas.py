@@ -201,7 +201,7 @@ class Replicas:
         )
         self._lives.take_up(adopt(record, found, self._lives.now()), slot or self._lives.bound(order))
 
-    async def _who_answers(self, order: StartReplica) -> recovery.Answer:
+    async def _who_answers(self, order: StartReplica) -> recovery.SocketOwner:
         return await recovery.ask(files_of(self._layout, order).control, timeout_s=self._settings.hung_after_s)
 
     async def _clear_strays(self) -> None:

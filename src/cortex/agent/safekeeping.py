@@ -17,7 +17,7 @@ from cortex.ids import ReplicaId
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout
 from cortex.wire.framing import close_all
-from cortex.wire.keeper import Hold, KeeperReply, KeeperRequest, Quit, Release, SlotHeld, Slots, SlotsEnd
+from cortex.wire.keeper import HoldSocket, KeeperReply, KeeperRequest, Quit, Release, SlotHeld, Slots, SlotsEnd
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Safekeeping:
                 await asyncio.sleep(0.02)
         self._identity = processes.identify(self._channel.listener_pid)
         for replica, slot in tuple(self._held.items()):
-            self._send(Hold(replica=replica), slot)
+            self._send(HoldSocket(replica=replica), slot)
 
     async def recover(self) -> dict[ReplicaId, socket.socket]:
         """The sockets that it held while there was no agent. The caller owns them."""
@@ -90,7 +90,7 @@ class Safekeeping:
     def hold(self, replica: ReplicaId, slot: socket.socket) -> None:
         """Give it a copy of a slot's socket."""
         self._held[replica] = slot
-        self._send(Hold(replica=replica), slot)
+        self._send(HoldSocket(replica=replica), slot)
 
     def release(self, replica: ReplicaId) -> None:
         """The slot is gone for good."""

@@ -48,15 +48,15 @@ log = logging.getLogger(__name__)
 BACKLOG = 100
 
 
-class StaleEpoch(Exception):
+class OutdatedOrders(Exception):
     """Orders from a control plane that is no longer in charge."""
 
 
-class Ending(Exception):
+class AgentEnding(Exception):
     """The agent is on its way out and begins nothing new."""
 
 
-class Service(Protocol):
+class AgentService(Protocol):
     """What the socket's requests are passed on to; `service.Agent` is it."""
 
     def take_orders(self, orders: Orders) -> AgentReport:
@@ -84,7 +84,7 @@ class Service(Protocol):
     def stop(self, drain_timeout_s: float) -> None: ...
 
 
-async def serve(path: Path, service: Service) -> asyncio.Server:
+async def serve(path: Path, service: AgentService) -> asyncio.Server:
     """
     Listen on the agent's socket, mode 0600, in place of whatever was there.
 
@@ -105,7 +105,7 @@ async def serve(path: Path, service: Service) -> asyncio.Server:
     return await asyncio.start_unix_server(connected, sock=bind_unix(path, BACKLOG, at_once=True), backlog=BACKLOG)
 
 
-async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, service: Service) -> None:
+async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, service: AgentService) -> None:
     frames = FrameReader()
     while True:
         while (frame := frames.take(await reader.read(frames.wanted))) is None:
@@ -139,7 +139,7 @@ def _write(writer: asyncio.StreamWriter, reply: AgentReply) -> None:
     writer.write(framed(msgspec.json.encode(reply)))
 
 
-async def _answer(payload: bytes, service: Service, tell: Tell) -> AgentReply:
+async def _answer(payload: bytes, service: AgentService, tell: Tell) -> AgentReply:
     try:
         request = _REQUESTS.decode(payload)
     except UNREADABLE as error:
@@ -166,9 +166,9 @@ async def _answer(payload: bytes, service: Service, tell: Tell) -> AgentReply:
             case StopAgent(drain_timeout_s=drain_timeout_s):
                 service.stop(drain_timeout_s)
                 return Stopping()
-    except StaleEpoch as error:
+    except OutdatedOrders as error:
         return Refused(reason=str(error), stale_epoch=True)
-    except Ending:
+    except AgentEnding:
         return Refused(reason="the agent is ending")
     except CortexError as error:
         if isinstance(request, ResolvePackages | InstallPackages):

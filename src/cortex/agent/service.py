@@ -23,7 +23,7 @@ from cortex.agent.inspections import Inspections
 from cortex.agent.installations import Installations
 from cortex.agent.installer import Tell
 from cortex.agent.logs import LogReader
-from cortex.agent.memory import Memory
+from cortex.agent.memory import AgentMemory
 from cortex.agent.overseer import Overseer
 from cortex.agent.replicas import Replicas
 from cortex.agent.strays import Strays
@@ -88,7 +88,7 @@ class Changes:
             await self._changed.wait()
 
 
-class Stop:
+class AgentStop:
     """Whether, and how, the agent was asked to end."""
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Stop:
 
 
 class Agent:
-    """Implements `server.Service`."""
+    """Implements `server.AgentService`."""
 
     def __init__(
         self,
@@ -118,9 +118,9 @@ class Agent:
         layout: HomeLayout,
         clock: Clock,
         node: Node,
-        memory: Memory,
+        memory: AgentMemory,
         changes: Changes,
-        stop: Stop,
+        stop: AgentStop,
         door: Door,
         installations: Installations,
         replicas: Replicas,
@@ -197,12 +197,12 @@ class Agent:
         if self._listening is not None:
             self._listening.close()
 
-    # ---- server.Service -----------------------------------------------------------------------------------------
+    # ---- server.AgentService ------------------------------------------------------------------------------------
 
     def take_orders(self, orders: Orders) -> AgentReport:
         self._refuse_while_ending()
         if orders.epoch < self._memory.epoch:
-            raise server.StaleEpoch(f"orders of epoch {orders.epoch}, but epoch {self._memory.epoch} is in charge")
+            raise server.OutdatedOrders(f"orders of epoch {orders.epoch}, but epoch {self._memory.epoch} is in charge")
         self._memory.epoch = orders.epoch
         try:
             # One that fails ends the batch: what comes later may take away what it was to replace.
@@ -270,7 +270,7 @@ class Agent:
 
     def _refuse_while_ending(self) -> None:
         if self._stop.is_asked:
-            raise server.Ending
+            raise server.AgentEnding
 
     # ---- reports ------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from cortex.agent import recovery
 from cortex.binding import CONTROL_BACKLOG, bind_unix
 
 
-class Slot:
+class SlotSocket:
     """A listening socket, and the path that leads to it until somebody removes the file or binds another one there."""
 
     def __init__(self, path: Path, sock: socket.socket) -> None:
@@ -46,12 +46,12 @@ class Slot:
         self.socket.close()
 
 
-def bind(path: Path) -> Slot:
+def bind(path: Path) -> SlotSocket:
     """A new slot. Raises OSError: it cannot be bound."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
     sock = bind_unix(path)
     try:
-        return Slot(path, sock)
+        return SlotSocket(path, sock)
     except OSError:
         sock.close()
         raise
@@ -64,13 +64,13 @@ def listening(path: Path) -> Iterator[socket.socket]:
         yield control
 
 
-def found_again(path: Path, sock: socket.socket | None) -> Slot | None:
+def found_again(path: Path, sock: socket.socket | None) -> SlotSocket | None:
     """A slot that a former agent has bound; None, and its connections closed, if nobody would ever reach it."""
     if sock is None:
         return None
     if recovery.leads_somewhere(path):
         with contextlib.suppress(OSError):
-            return Slot(path, sock)
+            return SlotSocket(path, sock)
     sock.setblocking(False)
     turn_away(sock)
     sock.close()

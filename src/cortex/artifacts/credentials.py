@@ -60,7 +60,7 @@ class CredentialsUnusable(CortexError):
         super().__init__(message)
 
 
-class Surroundings:
+class CredentialSurroundings:
     """
     What the chain looks at.
 
@@ -101,7 +101,7 @@ class Surroundings:
             raise CredentialsUnusable(f"the certificates in {file} cannot be read ({error.strerror})") from error
 
 
-def access_to(scheme: str, around: Surroundings) -> Access:
+def access_to(scheme: str, around: CredentialSurroundings) -> Access:
     """
     Raises:
         CredentialsUnusable: what is named cannot be used; says what to do.
@@ -123,7 +123,7 @@ def access_to(scheme: str, around: Surroundings) -> Access:
 # ---- Amazon S3 and what speaks its protocol -----------------------------------------------------------------------
 
 
-def _s3(around: Surroundings) -> Access:
+def _s3(around: CredentialSurroundings) -> Access:
     named = around.get("AWS_PROFILE", "AWS_DEFAULT_PROFILE")
     profile = _Profile(around, named or "default")
     if named is not None and not profile.exists and around.get("AWS_ACCESS_KEY_ID") is None:
@@ -153,7 +153,7 @@ def _s3(around: Surroundings) -> Access:
     )
 
 
-def _s3_keys(around: Surroundings, profile: _Profile, named: str | None) -> tuple[str, Config]:
+def _s3_keys(around: CredentialSurroundings, profile: _Profile, named: str | None) -> tuple[str, Config]:
     if around.is_set("AWS_SKIP_SIGNATURE"):
         return "none (AWS_SKIP_SIGNATURE is set)", {"skip_signature": True}
     key = around.get("AWS_ACCESS_KEY_ID")
@@ -187,7 +187,7 @@ def _s3_keys(around: Surroundings, profile: _Profile, named: str | None) -> tupl
 class _Profile:
     """One profile of AWS's shared files."""
 
-    def __init__(self, around: Surroundings, name: str) -> None:
+    def __init__(self, around: CredentialSurroundings, name: str) -> None:
         self.name = name
         self._around = around
         credentials = around.path(around.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials")
@@ -272,7 +272,7 @@ def _ini(file: Path) -> dict[str, dict[str, str]]:
 # ---- Google Cloud Storage -------------------------------------------------------------------------------------------
 
 
-def _gs(around: Surroundings) -> Access:
+def _gs(around: CredentialSurroundings) -> Access:
     source, config = _gs_keys(around)
     base_url = around.get("GOOGLE_BASE_URL")
     if base_url:
@@ -285,7 +285,7 @@ def _gs(around: Surroundings) -> Access:
     )
 
 
-def _gs_keys(around: Surroundings) -> tuple[str, Config]:
+def _gs_keys(around: CredentialSurroundings) -> tuple[str, Config]:
     if around.is_set("GOOGLE_SKIP_SIGNATURE"):
         return "none (GOOGLE_SKIP_SIGNATURE is set)", {"skip_signature": True}
     for name in ("GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_BEARER_TOKEN"):
@@ -310,7 +310,7 @@ def _gs_keys(around: Surroundings) -> tuple[str, Config]:
 # ---- Azure Blob Storage ---------------------------------------------------------------------------------------------
 
 
-def _az(around: Surroundings) -> Access:
+def _az(around: CredentialSurroundings) -> Access:
     config = _connection_string(around)
     account = around.get("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT") or config.get("account_name")
     if account:
@@ -329,7 +329,7 @@ def _az(around: Surroundings) -> Access:
     )
 
 
-def _az_keys(around: Surroundings, config: Config) -> tuple[str, Config]:
+def _az_keys(around: CredentialSurroundings, config: Config) -> tuple[str, Config]:
     if around.is_set("AZURE_SKIP_SIGNATURE"):
         return "none (AZURE_SKIP_SIGNATURE is set)", {"skip_signature": True}
     if "account_key" in config or "sas_key" in config:
@@ -354,7 +354,7 @@ def _az_keys(around: Surroundings, config: Config) -> tuple[str, Config]:
     return "none", {"skip_signature": True}
 
 
-def _connection_string(around: Surroundings) -> Config:
+def _connection_string(around: CredentialSurroundings) -> Config:
     text = around.get("AZURE_STORAGE_CONNECTION_STRING")
     if text is None:
         return {}

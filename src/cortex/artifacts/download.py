@@ -1,7 +1,7 @@
 """
 Reads objects over connections that break: in ranges, several at once, in order, with bounded memory.
 
-Knows nothing of object stores: what is read is a `Source`, and what comes out are pieces in the order in which they
+Knows nothing of object stores: what is read is a `Readable`, and what comes out are pieces in the order in which they
 lie in their objects, so that they can be hashed on the way to the disk.
 """
 
@@ -42,7 +42,7 @@ class Item(NamedTuple):
     size_bytes: int
 
 
-class Source(Protocol):
+class Readable(Protocol):
     """Where objects are read from. Used by several threads at once."""
 
     def read(self, name: str, start: int, end: int) -> Iterator[bytes]:
@@ -81,7 +81,7 @@ class Download:
 
     def __init__(
         self,
-        source: Source,
+        source: Readable,
         *,
         on_bytes: Callable[[int], None] = lambda _count: None,
         on_trouble: Callable[[str], None] = lambda _words: None,
@@ -106,7 +106,7 @@ class Download:
 
         Raises:
             Interrupted: several attempts in a row brought nothing.
-            RangesUnsupported: see `Source.read`; nothing of this object has been handed out.
+            RangesUnsupported: see `Readable.read`; nothing of this object has been handed out.
             Anything that the source raises.
         """
         pool = ThreadPoolExecutor(self._connections, thread_name_prefix="download")

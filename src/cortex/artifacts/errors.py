@@ -142,7 +142,7 @@ class FileChanged(CortexError):
         super().__init__(f"{path} changed while it was being read")
 
 
-class ModelError(CortexError):
+class ModelSourceError(CortexError):
     """Base of what can be wrong with a model that `cortex.yaml` names. `model` is the text found there."""
 
     reference = "model"
@@ -153,7 +153,7 @@ class ModelError(CortexError):
         super().__init__(message)
 
 
-class ModelNotFound(ModelError):
+class ModelNotFound(ModelSourceError):
     """There is nothing at the model's path."""
 
     reference = "model-not-found"
@@ -173,7 +173,7 @@ class ModelNotFound(ModelError):
         super().__init__(model, f"there is no file or folder {path}", hint=hint)
 
 
-class NoModel(ModelError):
+class NoModel(ModelSourceError):
     """A folder or zip holds nothing that could be a model; says what was looked for."""
 
     reference = "no-model"
@@ -182,7 +182,7 @@ class NoModel(ModelError):
         super().__init__(model, message, hint=hint)
 
 
-class AmbiguousModel(ModelError):
+class AmbiguousModel(ModelSourceError):
     """A folder or zip holds several models and nothing says which is meant; lists them."""
 
     reference = "ambiguous-model"
@@ -195,7 +195,7 @@ class AmbiguousModel(ModelError):
         super().__init__(model, "\n".join([f"{message}:", *shown]), hint=hint)
 
 
-class ExternalDataMissing(ModelError):
+class ExternalDataMissing(ModelSourceError):
     """A file of weights that an `.onnx` names is not beside it."""
 
     reference = "external-data-missing"
@@ -211,13 +211,13 @@ class ExternalDataMissing(ModelError):
         )
 
 
-class ModelFormatMismatch(ModelError):
+class ModelFormatMismatch(ModelSourceError):
     """`model_format` contradicts what is there."""
 
     reference = "model-format-mismatch"
 
 
-class UnusableModel(ModelError):
+class UnusableModel(ModelSourceError):
     """A file of a model is empty, unreadable, or not what its name says."""
 
     reference = "unusable-model"
@@ -228,7 +228,7 @@ class UnusableModel(ModelError):
         super().__init__(model, f"{path}: {reason}", hint=hint)
 
 
-class UnusableZip(ModelError):
+class UnusableZip(ModelSourceError):
     """A zip is damaged, encrypted, or would write more or elsewhere than an archive of a model may."""
 
     reference = "unusable-zip"
@@ -239,7 +239,7 @@ class UnusableZip(ModelError):
         super().__init__(model, f"{path}: {reason}", hint=hint)
 
 
-class InvalidLocation(ModelError):
+class InvalidLocation(ModelSourceError):
     """A URL that leads nowhere: no bucket, no host, or a name that none can have."""
 
     reference = "invalid-model-location"
@@ -249,7 +249,7 @@ class InvalidLocation(ModelError):
         super().__init__(model, f"{model} {reason}", hint=hint)
 
 
-class OriginDenied(ModelError):
+class OriginDenied(ModelSourceError):
     """An object store refuses access. `source` says in words which credentials were used."""
 
     reference = "model-access-denied"
@@ -261,7 +261,7 @@ class OriginDenied(ModelError):
         super().__init__(model, f"{shown}: access denied ({reason}; {with_what})", hint=hint)
 
 
-class BucketNotFound(ModelError):
+class BucketNotFound(ModelSourceError):
     """There is no such bucket or container."""
 
     reference = "bucket-not-found"
@@ -271,7 +271,7 @@ class BucketNotFound(ModelError):
         super().__init__(model, f'there is no bucket "{bucket}" at {endpoint}', hint=hint)
 
 
-class OriginUnreachable(ModelError):
+class OriginUnreachable(ModelSourceError):
     """What a model is to be fetched from does not answer, or breaks off again and again."""
 
     reference = "model-unreachable"
@@ -282,7 +282,7 @@ class OriginUnreachable(ModelError):
         super().__init__(model, f"{shown} cannot be fetched: {reason}", hint=hint)
 
 
-class OriginChanged(ModelError):
+class OriginChanged(ModelSourceError):
     """An object was overwritten while it was fetched, so that what was read fits nothing."""
 
     reference = "model-changed"
@@ -296,7 +296,7 @@ class OriginChanged(ModelError):
         )
 
 
-class NoRoomForModel(ModelError):
+class NoRoomForModel(ModelSourceError):
     """The disk of the artifact store has less room than the model needs."""
 
     reference = "disk-full"

@@ -19,7 +19,7 @@ from typing import BinaryIO, NoReturn
 import msgspec
 import setproctitle
 
-from cortex.artifacts.credentials import Surroundings, access_to
+from cortex.artifacts.credentials import CredentialSurroundings, access_to
 from cortex.artifacts.remote import fetch
 from cortex.artifacts.store import ArtifactStore
 from cortex.errors import CortexError
@@ -82,7 +82,7 @@ def run(request: FetchRequest, environ: dict[str, str], teller: Teller) -> Fetch
     from cortex.artifacts.origin import open_origin
 
     try:
-        access = access_to(request.model.partition("://")[0].lower(), Surroundings(environ))
+        access = access_to(request.model.partition("://")[0].lower(), CredentialSurroundings(environ))
         return fetch(
             open_origin(request.model, access),
             ArtifactStore(Path(request.store)),

@@ -163,7 +163,7 @@ class _Candidate(NamedTuple):
         return cls(folder, numbers[-1] if numbers else None)
 
 
-class Place(Protocol):
+class ModelPlace(Protocol):
     """A folder or a zip in which a model is looked for."""
 
     shown: str
@@ -194,7 +194,7 @@ class Search:
         self.names: dict[Path, str] = {}
         """How people know a file that was brought here from elsewhere."""
 
-    def inside(self, place: Place) -> ResolvedModel:
+    def inside(self, place: ModelPlace) -> ResolvedModel:
         """Choose the model among what a folder or zip holds."""
         saved, onnx = place.found()
         if self.wanted == "tensorflow" and not saved and onnx:
@@ -216,7 +216,7 @@ class Search:
             return self.onnx(place, onnx[0], note=f"{onnx[0]}, the only .onnx in {place.shown}")
         raise self.nothing_found(place)
 
-    def best(self, place: Place, folders: Sequence[str]) -> tuple[_Candidate, str]:
+    def best(self, place: ModelPlace, folders: Sequence[str]) -> tuple[_Candidate, str]:
         """The version to take, and a note on why it."""
         candidates = [_Candidate.at(folder) for folder in folders]
         if len(candidates) == 1:
@@ -237,7 +237,7 @@ class Search:
             )
         return best[0], f"{best[0].folder}, the highest version of {len(candidates)} in {place.shown}"
 
-    def saved_model(self, place: Place, chosen: tuple[_Candidate, str]) -> ResolvedModel:
+    def saved_model(self, place: ModelPlace, chosen: tuple[_Candidate, str]) -> ResolvedModel:
         candidate, note = chosen
         names = place.below(candidate.folder)
         inner = [posixpath.relpath(name, candidate.folder or ".") for name in names]
@@ -246,7 +246,7 @@ class Search:
             self.check_file(source, may_be_empty=name not in MARKERS)
         return ResolvedModel(format="tensorflow", entry=".", files=tuple(zip(inner, sources, strict=True)), note=note)
 
-    def onnx(self, place: Place, name: str, *, note: str) -> ResolvedModel:
+    def onnx(self, place: ModelPlace, name: str, *, note: str) -> ResolvedModel:
         """The `.onnx` and the files of weights that it names, laid out as they are beside it."""
         folder, entry = posixpath.split(name)
         source = place.sources([name])[0]
@@ -317,7 +317,7 @@ class Search:
             self.model, f"{shown} is neither an .onnx file, nor a SavedModel folder, nor a zip of one", hint=advice
         )
 
-    def nothing_found(self, place: Place) -> NoModel:
+    def nothing_found(self, place: ModelPlace) -> NoModel:
         looked_for = "a SavedModel (saved_model.pb, here or in version folders such as 1/) or exactly one .onnx file"
         if self.wanted == "onnx":
             looked_for = "exactly one .onnx file"
@@ -408,7 +408,7 @@ class Names:
         self._known = frozenset(self._names)
 
     def found(self) -> tuple[list[str], list[str]]:
-        """See `Place.found`."""
+        """See `ModelPlace.found`."""
         marked = {posixpath.dirname(name) for name in self._names if posixpath.basename(name) in MARKERS}
         saved = {folder for folder in marked if not any(_is_inside(folder, other) for other in marked - {folder})}
         onnx = [

@@ -30,7 +30,7 @@ from cortex.artifacts.download import Interrupted, RangesUnsupported
 from cortex.artifacts.errors import (
     BucketNotFound,
     InvalidLocation,
-    ModelError,
+    ModelSourceError,
     NoModel,
     OriginChanged,
     OriginDenied,
@@ -66,7 +66,7 @@ _STALE = ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefresh
 _REGION = re.compile(r"expecting '?([a-z]{2}(?:-[a-z]+)+-\d)")
 
 
-class Origin:
+class ObjectOrigin:
     """
     One place in an object store, or one URL. May be used by several threads.
 
@@ -139,7 +139,7 @@ class Origin:
 
     def read(self, name: str, start: int, end: int) -> Iterator[bytes]:
         """
-        See `download.Source`. Names are keys that `find` or `below` have told of.
+        See `download.Readable`. Names are keys that `find` or `below` have told of.
 
         Raises:
             OriginChanged: it is not any more what it was when it was found.
@@ -208,7 +208,7 @@ class Origin:
         named = self._access.config.get("endpoint") or self._access.config.get("base_url")
         return masked_model(named) if named else usual.get(self._scheme, "")
 
-    def _changed(self, key: str, found: OriginObject | None = None) -> ModelError:
+    def _changed(self, key: str, found: OriginObject | None = None) -> ModelSourceError:
         expected = self._expected[key]
         if found is None:
             try:
@@ -227,7 +227,7 @@ class Origin:
             return self._explained(error, key)
         return Interrupted(_in_words(error))
 
-    def _explained(self, error: Exception, key: str) -> ModelError:
+    def _explained(self, error: Exception, key: str) -> ModelSourceError:
         text = str(error)
         code = _code(text)
         shown = self.url_of(key)
@@ -263,7 +263,7 @@ class Origin:
         return ""
 
 
-class BucketOrigin(Origin):
+class BucketOrigin(ObjectOrigin):
     """`s3://`, `gs://`, `az://`: a bucket, and a key or a folder in it."""
 
     def __init__(self, model: str, access: Access) -> None:
@@ -356,7 +356,7 @@ _NEEDED = {
 }
 
 
-class UrlOrigin(Origin):
+class UrlOrigin(ObjectOrigin):
     """
     `https://`: one file. Its query belongs to it alone, so that files beside it are only found without one.
 
@@ -407,7 +407,7 @@ class UrlOrigin(Origin):
         return "what lies behind a login needs a signed URL, or another source"
 
 
-def open_origin(model: str, access: Access) -> Origin:
+def open_origin(model: str, access: Access) -> ObjectOrigin:
     """
     Raises:
         InvalidLocation: the URL leads nowhere.

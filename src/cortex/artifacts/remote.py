@@ -20,7 +20,7 @@ from typing import Protocol
 import msgspec
 
 from cortex.artifacts.blobs import StoredBlob
-from cortex.artifacts.download import ATTEMPTS, Download, Interrupted, Item, Piece, RangesUnsupported, Source
+from cortex.artifacts.download import ATTEMPTS, Download, Interrupted, Item, Piece, RangesUnsupported, Readable
 from cortex.artifacts.errors import (
     ArtifactCorrupt,
     BlobsMissing,
@@ -43,8 +43,8 @@ ZIP_START = b"PK\x03\x04"
 Tell = Callable[[FetchProgress], None]
 
 
-class RemoteOrigin(Source, Protocol):
-    """What is asked of an origin; `origin.Origin` is it."""
+class RemoteOrigin(Readable, Protocol):
+    """What is asked of an origin; `origin.ObjectOrigin` is it."""
 
     shown: str
     key: str
@@ -76,7 +76,7 @@ def fetch(
         pause: waits that many seconds.
 
     Raises:
-        As `models.resolve` for what is there, `origin.Origin` for getting at it, and
+        As `models.resolve` for what is there, `origin.ObjectOrigin` for getting at it, and
         NoRoomForModel: the disk is too small for it.
         StoreUnavailable: the store cannot take it.
     """
@@ -206,7 +206,7 @@ class _Fetch:
 
 class RemotePlace:
     """
-    A folder of an origin; what is chosen in it is brought into the store. A `models.Place`.
+    A folder of an origin; what is chosen in it is brought into the store. A `models.ModelPlace`.
 
     Args:
         folder: its key.

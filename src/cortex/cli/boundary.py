@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from cortex.cli import text
-from cortex.cli.command import Interrupted
+from cortex.cli.command import StoppedByUser
 from cortex.cli.problems import show_problems
 from cortex.cli.terminal import Terminal
 from cortex.errors import CortexError, Problem
@@ -29,7 +29,7 @@ EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
     (CortexError, FAILED),
     (click.ClickException, USAGE),
     (BrokenPipeError, FAILED),
-    (Interrupted, INTERRUPTED),
+    (StoppedByUser, INTERRUPTED),
     (KeyboardInterrupt, INTERRUPTED),
     (BaseException, OUR_FAULT),
 )
@@ -79,9 +79,9 @@ def _tell(error: BaseException, terminal: Terminal, argv: Sequence[str]) -> None
         show_problems(terminal, error.all_problems())
     elif isinstance(error, click.ClickException):
         show_problems(terminal, [_usage_problem(error)])
-    elif isinstance(error, Interrupted | KeyboardInterrupt):
+    elif isinstance(error, StoppedByUser | KeyboardInterrupt):
         sentence = f": {error}" if str(error) else ""
-        quiet = isinstance(error, Interrupted) and not sentence
+        quiet = isinstance(error, StoppedByUser) and not sentence
         lines = text.wrapped(f"interrupted{sentence}", terminal.width if terminal.shows_talk else sys.maxsize)
         terminal.say("\n".join([""] if quiet else ["", *lines]))
     elif not isinstance(error, BrokenPipeError):

@@ -55,7 +55,7 @@ class Edge:
                 self.flags[setting.field] = value
 
 
-class Interrupted(Exception):
+class StoppedByUser(Exception):
     """Ctrl-C, with a sentence on what state things are in."""
 
 
@@ -65,7 +65,7 @@ def on_interrupt(sentence: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(sentence) from None
+        raise StoppedByUser(sentence) from None
 
 
 class Command(click.Command):

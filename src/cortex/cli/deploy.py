@@ -11,11 +11,11 @@ import msgspec
 
 from cortex.cli import text
 from cortex.cli.boundary import DONE, FAILED
-from cortex.cli.command import Command, Interrupted, environment, on_interrupt, print_json
+from cortex.cli.command import Command, StoppedByUser, environment, on_interrupt, print_json
 from cortex.cli.curl import proven_line
 from cortex.cli.get import listed, notes_of
 from cortex.cli.live import display
-from cortex.cli.parameters import Duration, flag, output_option
+from cortex.cli.parameters import DurationType, flag, output_option
 from cortex.cli.problems import show_problems
 from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.client.errors import OperatorFailed
@@ -182,7 +182,7 @@ def _send(terminal: Terminal, operator: OperatorClient, package: Package) -> Dep
                 else:
                     result = event
         except KeyboardInterrupt:
-            raise Interrupted(BROKEN_OFF if is_fetching else CALLED_OFF) from None
+            raise StoppedByUser(BROKEN_OFF if is_fetching else CALLED_OFF) from None
         except OperatorFailed as error:
             if not error.problems:
                 raise
@@ -340,7 +340,7 @@ def options() -> tuple[click.Option, ...]:
         flag("--no-wait", help="Return as soon as the deploy is accepted."),
         click.Option(
             ["--timeout"],
-            type=Duration(),
+            type=DurationType(),
             default=PATIENCE_S,
             metavar="TIME",
             help="Stop following after this long without progress: 10m unless given.",

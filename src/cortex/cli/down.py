@@ -7,7 +7,7 @@ import click
 from cortex.cli import text
 from cortex.cli.boundary import DONE, FAILED
 from cortex.cli.command import Command, confirmed, local_environment, on_interrupt
-from cortex.cli.parameters import Duration, flag
+from cortex.cli.parameters import DurationType, flag
 from cortex.cli.terminal import Terminal
 from cortex.settings import Settings
 
@@ -55,7 +55,7 @@ COMMAND = Command(
         ),
         click.Option(
             ["--drain"],
-            type=Duration(),
+            type=DurationType(),
             default=DRAIN_S,
             metavar="TIME",
             help="How long requests under way may take: 30s unless given.",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from cortex.cli.boundary import DONE, FAILED
-from cortex.cli.command import Interrupted, local_environment
+from cortex.cli.command import StoppedByUser, local_environment
 from cortex.cli.deploy import PATIENCE_S, run
 from cortex.cli.down import DRAIN_S
 from cortex.cli.following import follow_all, read_since
@@ -55,7 +55,7 @@ def run_here(terminal: Terminal, settings: Settings, *, path: str | None) -> int
             except Terminated:
                 terminal.say("SIGTERM: stopping")
             except KeyboardInterrupt:
-                raise Interrupted("everything here was stopped") from None
+                raise StoppedByUser("everything here was stopped") from None
             except OperatorDown:
                 terminal.say("`cortex down` was run: ending")
         finally:

@@ -11,7 +11,7 @@ import msgspec
 from cortex.cli.boundary import DONE
 from cortex.cli.command import Command, environment, on_interrupt, print_json_line
 from cortex.cli.following import Read, follow_all, follow_one
-from cortex.cli.parameters import Duration, api_argument, deployment_option, full_api, output_option
+from cortex.cli.parameters import DurationType, api_argument, deployment_option, full_api, output_option
 from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.client.addressing import deployment_here, find, full_name
 from cortex.client.errors import OperatorFailed
@@ -260,7 +260,7 @@ COMMAND = Command(
             ["--follow/--no-follow", "-f/"], default=True, help="Go on with what is written (the default), or end."
         ),
         click.Option(["-n", "--tail"], type=click.IntRange(0), metavar="N", help="The last N lines: 100 unless given."),
-        click.Option(["--since"], type=Duration(), metavar="TIME", help="Everything that is younger, e.g. 10m."),
+        click.Option(["--since"], type=DurationType(), metavar="TIME", help="Everything that is younger, e.g. 10m."),
         click.Option(["--replica"], metavar="ID", help="One replica only."),
         click.Option(["--version"], metavar="V", help="One version only, as `cortex history` shows it."),
         click.Option(

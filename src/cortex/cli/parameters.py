@@ -13,7 +13,7 @@ ASK_TIMEOUT_S = 0.5
 """Somebody waits for the Tab key."""
 
 
-class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
+class DurationType(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
     """`30s`, `10m`, `1h30m`, or seconds; the value is seconds."""
 
     name = "duration"

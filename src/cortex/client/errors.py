@@ -118,7 +118,7 @@ class UnknownEnvironment(CortexError):
         super().__init__(f'there is no environment "{name}"')
 
 
-class StartFailed(CortexError):
+class ControlPlaneNotUp(CortexError):
     """The control plane was started and did not come up. `output` are the last lines that it wrote."""
 
     reference = "start-failed"

@@ -24,11 +24,11 @@ import msgspec
 
 from cortex.client import ports
 from cortex.client.errors import (
+    ControlPlaneNotUp,
     NeverUp,
     OperatorDown,
     OperatorFailed,
     OperatorUnreachable,
-    StartFailed,
     StopFailed,
 )
 from cortex.client.operator import OperatorClient
@@ -336,13 +336,13 @@ class LocalEnvironment:
             if code:  # 0: the agent was faster and started one, which is about to say where it is
                 raise self._start_failed(_how_it_ended(code), log, begin)
 
-    def _start_failed(self, reason: str, log: Path, begin: int) -> StartFailed:
+    def _start_failed(self, reason: str, log: Path, begin: int) -> ControlPlaneNotUp:
         """Why it did not start: what it wrote, or that there was no room to write anything."""
         output, hint = _last_lines(log, begin), ""
         if is_full(self.settings.home):
             reason += f", and the disk of {self.settings.home} is full"
             hint = "free space there, or set CORTEX_HOME to a folder on another disk"
-        return StartFailed(reason, output=output, log=log, hint=hint)
+        return ControlPlaneNotUp(reason, output=output, log=log, hint=hint)
 
     def _mark_down(self) -> None:
         descriptor = os.open(self.layout.down_mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

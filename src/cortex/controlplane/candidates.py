@@ -30,7 +30,7 @@ MAX_SAMPLE_BYTES = 16 * 2**20
 Tell = Callable[[str], None]
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class AskedApi(msgspec.Struct, frozen=True, kw_only=True):
     """One api of a request, and what is known of it."""
 
     key: ApiKey
@@ -53,7 +53,7 @@ class _Shared(msgspec.Struct, frozen=True, kw_only=True):
     def refreshes(self, spec: ApiSpec) -> bool:
         return self.request.refresh and self.request.refresh_only in ("", spec.name)
 
-    def packages_of(self, asked: Asked, runtime: Runtime) -> PackagesRecord | None:
+    def packages_of(self, asked: AskedApi, runtime: Runtime) -> PackagesRecord | None:
         packages = self.resolved_anew if self.refreshes(asked.spec) else self.settled
         return packages.of(runtime, asked.old.version.packages if asked.old is not None else None)
 
@@ -68,7 +68,7 @@ class Candidates:
         self._cloud = cloud
 
     def of_deploy(
-        self, asked: Sequence[Asked], request: DeployRequest, tell: Tell
+        self, asked: Sequence[AskedApi], request: DeployRequest, tell: Tell
     ) -> tuple[list[DeployedApi], tuple[Problem, ...]]:
         """
         What a request proposes of each api, in its sequence, and warnings.
@@ -93,7 +93,7 @@ class Candidates:
             raise Problems(problems)
         return [found[index] for index in sorted(found)], settled.warnings
 
-    def _candidate(self, asked: Asked, shared: _Shared) -> DeployedApi:
+    def _candidate(self, asked: AskedApi, shared: _Shared) -> DeployedApi:
         compute = asked.spec.compute
         return DeployedApi(
             settings=_settings(asked.key, asked.spec, force=shared.request.force),
@@ -101,7 +101,7 @@ class Candidates:
             first_replicas=compute.init_replicas or compute.min_replicas,
         )
 
-    def _version(self, asked: Asked, shared: _Shared) -> VersionRecord:
+    def _version(self, asked: AskedApi, shared: _Shared) -> VersionRecord:
         spec, upload = asked.spec, asked.upload
         model = self._store_model(spec, upload)
         runtime: Runtime = model.format  # of models of either format there is one
@@ -141,7 +141,7 @@ class Candidates:
             packages=packages,
         )
 
-    def _named(self, build: BuildSpec, asked: Asked, shared: _Shared, refresh: int) -> BuildSpec:
+    def _named(self, build: BuildSpec, asked: AskedApi, shared: _Shared, refresh: int) -> BuildSpec:
         """The build by its digests, pinned to values of secrets and to what leads to clouds."""
         names = _secret_names(asked.spec)
         version = version_of(

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane import changes
-from cortex.controlplane.candidates import Asked, Candidates
+from cortex.controlplane.candidates import AskedApi, Candidates
 from cortex.controlplane.fetching import DeployLeft, Models
-from cortex.controlplane.inspecting import Inspections, Inspector
+from cortex.controlplane.inspecting import DeployInspections, Inspector
 from cortex.controlplane.packages import Packages
 from cortex.controlplane.secrets import CloudKeys
 from cortex.controlplane.versions import trees_of
@@ -77,7 +77,7 @@ class Deployer:
         self._store = store
         self._engine = engine
         self._clock = clock
-        self._inspections = Inspections(state=state, inspect=inspect)
+        self._inspections = DeployInspections(state=state, inspect=inspect)
         self._models = models
         self._packages = packages
         self._candidates = Candidates(store=store, packages=packages, secrets=secrets, cloud=cloud)
@@ -161,7 +161,7 @@ class Deployer:
         specs: Sequence[ApiSpec],
         request: DeployRequest,
         known: Mapping[ApiKey, ApiRecord],
-    ) -> list[Asked]:
+    ) -> list[AskedApi]:
         refreshes: dict[ApiKey, int] = {}
         for version in self._state.versions():
             refreshes[version.build.api] = max(version.refresh, refreshes.get(version.build.api, 0))
@@ -169,7 +169,7 @@ class Deployer:
             (api_key(deployment, spec.name), spec, upload) for spec, upload in zip(specs, request.apis, strict=True)
         )
         return [
-            Asked(key=key, spec=spec, upload=upload, old=known.get(key), last_refresh=refreshes.get(key, 0))
+            AskedApi(key=key, spec=spec, upload=upload, old=known.get(key), last_refresh=refreshes.get(key, 0))
             for key, spec, upload in keyed
         ]
 

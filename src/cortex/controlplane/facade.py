@@ -25,7 +25,7 @@ from cortex.controlplane.view import View, deployment_statuses
 from cortex.engines.base import Engine
 from cortex.errors import CortexError
 from cortex.ids import ApiKey, DeploymentName, api_key, short
-from cortex.metrics.exposition import Observed, exposition
+from cortex.metrics.exposition import Exposed, exposition
 from cortex.settings import OPERATOR_HOST, Settings
 from cortex.state.base import StateStore
 from cortex.version import __version__
@@ -260,7 +260,7 @@ class ControlPlane:
         """The page that Prometheus scrapes."""
         self._statistics.collect()
         return exposition(
-            Observed(
+            Exposed(
                 version=__version__,
                 apis=self._view.statuses(),
                 lifetimes=self._statistics.lifetimes(),

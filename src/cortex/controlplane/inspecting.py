@@ -17,7 +17,7 @@ from cortex.controlplane.agents import CalledOff
 from cortex.controlplane.fetching import DeployLeft
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import ApiKey, Version, split_api_key
-from cortex.planning.batching import Decision, Known, disagreement_text, place_of
+from cortex.planning.batching import BatchingDecision, Known, disagreement_text, place_of
 from cortex.state.base import ApiRecord, DeployedApi, StateStore
 from cortex.wire.batching import Disagreement, Mode
 from cortex.wire.build import BuildSpec, ModelKey
@@ -40,7 +40,7 @@ class Inspector(Protocol):
     def __call__(self, build: BuildSpec, rows: Mode, left: threading.Event, /, *, keep: bool) -> InspectReport: ...
 
 
-class Inspections:
+class DeployInspections:
     """Those of deploys; what is found out of a model's rows is kept by model, whatever becomes of the version."""
 
     def __init__(self, *, state: StateStore, inspect: Inspector) -> None:
@@ -131,7 +131,7 @@ def _known_reports(
     return reports
 
 
-def _judged(report: InspectReport, rows: Decision) -> tuple[Sequence[Problem], Sequence[Problem]]:
+def _judged(report: InspectReport, rows: BatchingDecision) -> tuple[Sequence[Problem], Sequence[Problem]]:
     """What is wrong with a new version, and what there is to warn of."""
     if rows.disagreement is None:
         return report.problems, report.warnings
@@ -163,7 +163,7 @@ def asked_of_rows(builds: Iterable[BuildSpec], known: Known) -> dict[Version, Mo
     return asked
 
 
-def _contradiction(decision: Decision, disagreement: Disagreement) -> Problem:
+def _contradiction(decision: BatchingDecision, disagreement: Disagreement) -> Problem:
     """What there is to say where rows disagreed: against the user's word, or against what was proved."""
     seen = "in a replica" if decision.stop is not None else "when they were tried"
     return Problem(

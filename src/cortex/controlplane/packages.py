@@ -39,7 +39,7 @@ MOST_REMEMBERED = 100
 Tell = Callable[[str], None]
 
 
-class Node(Protocol):
+class PackageHost(Protocol):
     """Where packages are resolved and installed; `agents.LocalAgent` is it."""
 
     def resolve_packages(self, request: ResolvePackages, tell: Tell) -> PackageLock:
@@ -61,7 +61,7 @@ class Packages:
     """
 
     def __init__(
-        self, *, store: ArtifactStore, node: Node, known: Callable[[], Iterable[ApiRecord]], indexes_file: Path
+        self, *, store: ArtifactStore, node: PackageHost, known: Callable[[], Iterable[ApiRecord]], indexes_file: Path
     ) -> None:
         self._store = store
         self._node = node

@@ -75,7 +75,7 @@ class World:
     rules: Rules = field(default_factory=Rules)
     planner: Planner = plan
     show: Callable[[Assessment], None] | None = None
-    memory: Memory = field(default_factory=lambda: Memory())
+    memory: TickMemory = field(default_factory=lambda: TickMemory())
 
     def __post_init__(self) -> None:
         self.memory.started_s = self.clock.monotonic_s()
@@ -91,7 +91,7 @@ class World:
 
 
 @dataclass
-class Memory:
+class TickMemory:
     """What the last tick saw, so that the next need not look again at what has not changed."""
 
     started_s: float = 0.0

@@ -43,7 +43,7 @@ class Holdings(msgspec.Struct, frozen=True):
         return tuple(address for address, state in self.servers.items() if not state.in_rotation)
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class WantedHoldings(msgspec.Struct, frozen=True):
     """What a worker ought to have."""
 
     entries: Mapping[str, str]
@@ -82,7 +82,7 @@ class Steps(msgspec.Struct, frozen=True):
     """What the worker has afterwards."""
 
 
-def wanted_of(routes: Sequence[IngressRoute], backends: Mapping[ApiKey, int], pool_size: int) -> Wanted:
+def wanted_of(routes: Sequence[IngressRoute], backends: Mapping[ApiKey, int], pool_size: int) -> WantedHoldings:
     """
     Return what a worker with this pool ought to have.
 
@@ -99,10 +99,10 @@ def wanted_of(routes: Sequence[IngressRoute], backends: Mapping[ApiKey, int], po
         if backend != NOWHERE:
             for server in route.servers:
                 servers[ServerAddress(backend=backend, key=server_key(server))] = server
-    return Wanted(entries=entries, servers=servers)
+    return WantedHoldings(entries=entries, servers=servers)
 
 
-def steps_between(holdings: Holdings, wanted: Wanted, map_file: str) -> Steps:
+def steps_between(holdings: Holdings, wanted: WantedHoldings, map_file: str) -> Steps:
     """
     Return the commands that bring a worker from what it has to what it ought to have.
 

@@ -36,7 +36,7 @@ class ApiRefusals(msgspec.Struct, frozen=True):
         return sum(self.counts.values()) - self.client_error
 
 
-class Counters:
+class IngressCounters:
     """The counters last read of each process; the oldest ones are forgotten."""
 
     def __init__(self) -> None:

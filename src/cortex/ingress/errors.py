@@ -37,7 +37,7 @@ class HaproxyUnsupported(IngressError):
         super().__init__(f"{binary} is no HAProxy 2.8 or newer that runs here: {found}")
 
 
-class PortTaken(IngressError):
+class IngressPortTaken(IngressError):
     """Something else listens where the ingress should."""
 
     reference = "ingress-port-taken"

@@ -26,7 +26,7 @@ from pathlib import Path
 import msgspec
 
 from cortex.binding import bind_tcp, bind_unix
-from cortex.ingress.errors import AdminUnreachable, PortTaken
+from cortex.ingress.errors import AdminUnreachable, IngressPortTaken
 from cortex.wire.framing import receive_some
 
 BIND_TRIES = 20
@@ -57,7 +57,7 @@ def bind_public(address: ListenAddress) -> socket.socket:
     try:
         return bind_tcp(address.host, address.port)
     except OSError as error:
-        raise PortTaken(address.host, address.port, error.strerror or str(error)) from error
+        raise IngressPortTaken(address.host, address.port, error.strerror or str(error)) from error
 
 
 async def bind_patiently(address: ListenAddress, *, tries: int = BIND_TRIES) -> socket.socket:
@@ -68,7 +68,7 @@ async def bind_patiently(address: ListenAddress, *, tries: int = BIND_TRIES) -> 
         PortTaken: of the last try.
     """
     for _ in range(tries - 1):
-        with contextlib.suppress(PortTaken):
+        with contextlib.suppress(IngressPortTaken):
             return bind_public(address)
         await asyncio.sleep(BIND_PAUSE_S)
     return bind_public(address)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cortex.ingress.errors import HaproxyMissing, HaproxyUnsupported
-from cortex.processes import ProcessIdentity, Watched, identify
+from cortex.processes import ProcessIdentity, WatchedProcess, identify
 
 KILL_TIMEOUT_S = 5.0
 _OLDEST = (2, 8)
@@ -67,7 +67,7 @@ class HaproxyProcess:
         """How it ended, in words; empty while it runs, and for one that was not our child."""
         self._exited = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._watched = Watched(identity, "haproxy", self._note_exit)
+        self._watched = WatchedProcess(identity, "haproxy", self._note_exit)
         if not self._watched.watch():
             self._note_exit()
 

@@ -24,7 +24,7 @@ from cortex.ingress.configuration import (
     render_map,
 )
 from cortex.ingress.convergence import Holdings, Steps, steps_between, wanted_of
-from cortex.ingress.counters import Counters
+from cortex.ingress.counters import IngressCounters
 from cortex.ingress.errors import AdminUnreachable, CommandsRefused, IngressDown, IngressError, IngressStartFailed
 from cortex.ingress.files import IngressFiles, IngressRecord, WorkerName, WorkerRecord
 from cortex.ingress.generations import (
@@ -119,7 +119,7 @@ class Workers:
         self._wake = wake
         self._patience = _patience()
         self.wanted = Wanted()
-        self.counters = Counters()
+        self.counters = IngressCounters()
         self.all: list[Worker] = []
         """Also those that have ended and were not looked at since."""
         self.reloads = 0

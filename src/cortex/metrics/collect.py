@@ -50,7 +50,7 @@ _TEMPORARY_NAME = re.compile(r"\.(.+)\.\d+\.tmp")
 _decode = msgspec.json.Decoder(StatsFile).decode
 
 
-class Collected(msgspec.Struct, frozen=True, kw_only=True):
+class CollectedCounts(msgspec.Struct, frozen=True, kw_only=True):
     """What one pass did."""
 
     read: int = 0
@@ -87,7 +87,7 @@ class Collector:
         *,
         wanted: AbstractSet[ApiKey] | None = None,
         serving: AbstractSet[Attempt] = frozenset(),
-    ) -> Collected:
+    ) -> CollectedCounts:
         """
         Merge what changed since the last pass, and delete the files of attempts that are gone.
 
@@ -116,7 +116,7 @@ class Collector:
             present = (file.attempt for file in self._files.values() if file is not None)
             self._forget(self._seen.difference(live, present))
         self._maintain()
-        return Collected(read=len(changed), merged=merged, deleted=deleted)
+        return CollectedCounts(read=len(changed), merged=merged, deleted=deleted)
 
     def _scan(self) -> list[_File]:
         """Every file of ours in the folder, its times and size as they are now."""

@@ -184,7 +184,7 @@ class FetchCounts(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 0
 
 
-class Observed(msgspec.Struct, frozen=True, kw_only=True):
+class Exposed(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that is shown."""
 
     version: str
@@ -198,7 +198,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     fetched: FetchCounts = FetchCounts()
 
 
-def exposition(observed: Observed) -> str:
+def exposition(observed: Exposed) -> str:
     """Return the page that Prometheus scrapes, to be sent as `CONTENT_TYPE`."""
     page = _Page()
     page.add("cortex_build_info", (observed.version,), 1)
@@ -270,7 +270,7 @@ def _durations(page: _Page, api: tuple[str, str], counts: Counts) -> None:
     page.add("cortex_request_duration_seconds_count", api, buckets[-1][1])
 
 
-def _replicas(page: _Page, observed: Observed) -> None:
+def _replicas(page: _Page, observed: Exposed) -> None:
     phases = {api_key(status.deployment, status.name): Counter[Phase]() for status in observed.apis}
     for replica in (replica for agent in observed.agents for replica in agent.replicas):
         phases.setdefault(replica.api, Counter())[replica.phase] += 1

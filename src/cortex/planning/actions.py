@@ -6,7 +6,7 @@ import msgspec
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, NodeId, ReplicaId, Revision, short
-from cortex.planning.batching import Stop, disagreement_text
+from cortex.planning.batching import BatchingStop, disagreement_text
 from cortex.planning.model import Lease, LeaseRequest
 from cortex.wire.build import ModelKey, Resources
 from cortex.wire.orders import (
@@ -71,7 +71,7 @@ class RecordStop(msgspec.Struct, frozen=True, kw_only=True):
     """A replica saw rows disagree: its model is not batched on that runtime any more, by any api."""
 
     model: ModelKey
-    stop: Stop
+    stop: BatchingStop
 
     @property
     def api(self) -> ApiKey:

@@ -26,7 +26,7 @@ from cortex.wire.batching import (
 from cortex.wire.build import BuildSpec, ModelKey
 
 
-class Stop(msgspec.Struct, frozen=True, kw_only=True):
+class BatchingStop(msgspec.Struct, frozen=True, kw_only=True):
     """A replica saw a row answered differently alone and together: nobody batches that model there any more."""
 
     api: ApiKey
@@ -54,7 +54,7 @@ class BatchingRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One for each runtime."""
     runtimes: dict[str, str] = {}
     """What the last inspection ran on, by place (`place_of`)."""
-    stops: tuple[Stop, ...] = ()
+    stops: tuple[BatchingStop, ...] = ()
 
     def with_verdict(self, verdict: BatchingVerdict, place: str) -> BatchingRecord:
         """With what an inspection at a place has found out."""
@@ -73,7 +73,7 @@ class BatchingRecord(msgspec.Struct, frozen=True, kw_only=True):
         return next((trial for trial in self.trials if trial.runtime == runtime), None)
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class BatchingDecision(msgspec.Struct, frozen=True, kw_only=True):
     """What replicas of a build do about batches, and why."""
 
     order: BatchingOrder
@@ -81,7 +81,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """For people, in one line."""
     mode: Mode
     verdict: BatchingVerdict | None = None
-    stop: Stop | None = None
+    stop: BatchingStop | None = None
     disagreement: Disagreement | None = None
     """Why nothing is batched, if it is that rows were answered differently alone and together."""
     runtime: str = ""
@@ -100,10 +100,10 @@ class Known:
         in_force = [record for record in records if record.rules == rules]
         self._records = {record.model: record for record in in_force}
         self._stops = [(record.model, stop) for record in in_force for stop in record.stops]
-        self._decisions: dict[tuple[ModelKey, Mode, str], Decision] = {}
+        self._decisions: dict[tuple[ModelKey, Mode, str], BatchingDecision] = {}
         """Those that were made: hundreds of replicas ask for the same few."""
 
-    def decision(self, build: BuildSpec, runtime: str = "") -> Decision:
+    def decision(self, build: BuildSpec, runtime: str = "") -> BatchingDecision:
         """
         What a replica of this build does.
 
@@ -113,7 +113,7 @@ class Known:
         runtime = runtime or self.runtime_at(build)
         model, mode = build.model_key, build.batching_mode
         if model is None:
-            return Decision(order=BatchingOrder(), text="not batched: there is no model", mode=mode)
+            return BatchingDecision(order=BatchingOrder(), text="not batched: there is no model", mode=mode)
         found = self._decisions.get((model, mode, runtime))
         if found is None:
             found = decide(mode, self.verdict(model, runtime), self.stop(model, runtime))
@@ -132,7 +132,7 @@ class Known:
             return None
         return BatchingVerdict(proof=record.proof, trial=record.trial_on(runtime))
 
-    def stop(self, model: ModelKey, runtime: str) -> Stop | None:
+    def stop(self, model: ModelKey, runtime: str) -> BatchingStop | None:
         """Why nobody batches it on this runtime; while the runtime is not known, any reason counts."""
         for stopped, stop in self._stops:
             if stopped.may_be(model) and (not runtime or stop.runtime in ("", runtime)):
@@ -155,7 +155,7 @@ def place_of(build: BuildSpec) -> str:
     return f"{build.packages or 'installed with Cortex'}, {build.resources.cpu_millis}m, {build.resources.gpus}"
 
 
-def decide(mode: Mode, verdict: BatchingVerdict | None, stop: Stop | None) -> Decision:
+def decide(mode: Mode, verdict: BatchingVerdict | None, stop: BatchingStop | None) -> BatchingDecision:
     """
     Whether requests share runs, and the words for it.
 
@@ -167,9 +167,11 @@ def decide(mode: Mode, verdict: BatchingVerdict | None, stop: Stop | None) -> De
         stop: a disagreement that a replica has seen on that runtime.
     """
 
-    def found(text: str, *, batches: bool = False, disagreement: Disagreement | None = None) -> Decision:
+    def found(text: str, *, batches: bool = False, disagreement: Disagreement | None = None) -> BatchingDecision:
         order = _together(verdict) if batches else BatchingOrder()
-        return Decision(order=order, text=text, mode=mode, verdict=verdict, stop=stop, disagreement=disagreement)
+        return BatchingDecision(
+            order=order, text=text, mode=mode, verdict=verdict, stop=stop, disagreement=disagreement
+        )
 
     if mode == "off":
         return found("not batched: batching is off in cortex.yaml")

@@ -12,7 +12,7 @@ import msgspec
 
 from cortex.ids import Revision
 from cortex.planning.actions import OrderNode, RecordStop
-from cortex.planning.batching import BatchingRecord, Known, Stop
+from cortex.planning.batching import BatchingRecord, BatchingStop, Known
 from cortex.planning.model import Desired, Snapshot
 from cortex.wire.batching import RULES, BatchingOrder, Mode
 from cortex.wire.build import BuildSpec, ModelKey
@@ -26,7 +26,7 @@ def stops_to_record(desired: Desired, seen: Snapshot) -> tuple[RecordStop, ...]:
     return tuple(
         RecordStop(
             model=report.model,
-            stop=Stop(
+            stop=BatchingStop(
                 api=report.api,
                 replica=report.replica,
                 started_wall_s=report.started_wall_s,

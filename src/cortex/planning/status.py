@@ -24,7 +24,7 @@ from cortex.errors import Problem
 from cortex.ids import ApiKey, NodeId, route_path, short, split_api_key
 from cortex.planning import wording
 from cortex.planning.assessment import Assessment
-from cortex.planning.batching import Decision, Known
+from cortex.planning.batching import BatchingDecision, Known
 from cortex.planning.model import LeaseState, RunRecord, Snapshot, WantedApi
 from cortex.planning.slots import SeenApi, Slot, SlotState
 from cortex.planning.standing import Facts, Standing, facts_of, standing_of
@@ -163,7 +163,7 @@ def _sample_problem(reports: Sequence[ReplicaReport]) -> Problem | None:
     return None
 
 
-def _batching_decision(wanted: WantedApi, reports: Sequence[ReplicaReport], known: Known) -> Decision:
+def _batching_decision(wanted: WantedApi, reports: Sequence[ReplicaReport], known: Known) -> BatchingDecision:
     """What replicas do about batches; where that differs, because their runtimes do, what ends it."""
     says = {report.batching.runtime for report in reports if report.batching is not None}
     runtimes = sorted(says - {""}) or [""]
@@ -171,7 +171,7 @@ def _batching_decision(wanted: WantedApi, reports: Sequence[ReplicaReport], know
     return min(decisions, key=lambda decision: (decision.disagreement is None, decision.order.batches))
 
 
-def _batching(decision: Decision) -> Batching:
+def _batching(decision: BatchingDecision) -> Batching:
     verdict, stop = decision.verdict, decision.stop
     seen_in = stop if decision.disagreement is not None else None
     return Batching(

@@ -45,7 +45,7 @@ from cortex.replica.process.surroundings import Surroundings, settle
 from cortex.replica.protocols import open_inference
 from cortex.replica.protocols.cortex import CortexProtocol
 from cortex.replica.protocols.open_inference import OpenInference
-from cortex.replica.transport.rehearsal import Rehearsal
+from cortex.replica.transport.rehearsal import ServiceRehearsal
 from cortex.replica.transport.server import Server
 from cortex.replica.transport.service import Service
 from cortex.wire.launch import ENDING_S, MOST_ENDING_S, ReplicaSpec
@@ -103,7 +103,7 @@ class SignalRelay:
                 signal.signal(number, self)
 
 
-class Loaded(NamedTuple):
+class LoadedBefore(NamedTuple):
     """Model and handler, of a process that had them before it became a replica."""
 
     backend: base.Backend
@@ -134,7 +134,9 @@ def live(spec: ReplicaSpec, *, slot_fd: int, control_fd: int, secrets_fd: int | 
     _live(run)
 
 
-def go_on(surroundings: Surroundings, loaded: Loaded, spec: ReplicaSpec, *, slot_fd: int, control_fd: int) -> NoReturn:
+def go_on(
+    surroundings: Surroundings, loaded: LoadedBefore, spec: ReplicaSpec, *, slot_fd: int, control_fd: int
+) -> NoReturn:
     """
     Be this replica from now on. Called in a child that has all of it loaded; does not return.
 
@@ -177,7 +179,7 @@ def _told(problem: Problem) -> Problem:
 
 class _Replica:
     def __init__(
-        self, surroundings: Surroundings, *, slot_fd: int, control_fd: int, loaded: Loaded | None = None
+        self, surroundings: Surroundings, *, slot_fd: int, control_fd: int, loaded: LoadedBefore | None = None
     ) -> None:
         self._view, self._log, self._streams = surroundings
         self._spec = spec = surroundings.spec
@@ -353,7 +355,7 @@ class _Replica:
             has_hooks=pipeline.has_hooks,
             inference=inference,
             tracker=tracker,
-            rehearsal=Rehearsal(service, predictor, loop),
+            rehearsal=ServiceRehearsal(service, predictor, loop),
         )
         protocol.introduction = warm_up.run()
         warnings = [*warm_up.warnings, *([self._view.warning] if self._view.warning is not None else [])]

@@ -63,7 +63,7 @@ KEPT_EXITS = 1000
 _REQUESTS = msgspec.json.Decoder(LauncherRequest)
 
 
-class ForkRefused(Exception):
+class UnsafeFork(Exception):
     """Forking now would make a broken child; says why."""
 
 
@@ -88,7 +88,7 @@ def next_in_turn(waiting: Iterable[str], running: Collection[str]) -> int | None
     return next((place for place, deployment in enumerate(waiting) if has_room or deployment not in running), None)
 
 
-class Launcher:
+class LauncherLoop:
     """
     The loop and what it looks after.
 
@@ -239,7 +239,7 @@ class Launcher:
         pid = self._taken_from_inspection(request, slot_fd=slot_fd, control_fd=control_fd)
         try:
             pid = pid or _fork_now()
-        except (OSError, ForkRefused) as error:
+        except (OSError, UnsafeFork) as error:
             close_all(fds)
             _say(f"cannot fork {spec.replica}: {error}")
             self._reply(agent, ForkFailed(replica=spec.replica, attempt=spec.attempt, reason=str(error)))
@@ -332,7 +332,7 @@ class Launcher:
                     now_s=self._monotonic_s(),
                     secrets_fd=fds[0] if fds else None,
                 )
-            except (OSError, ForkRefused) as error:
+            except (OSError, UnsafeFork) as error:
                 problem = Problem(reference="node-fault", message=f"cannot inspect it here: {error}")
                 report = InspectReport(problems=(problem,))
                 self._reply(agent, Inspected(request=request.request, report=report))
@@ -448,7 +448,7 @@ def _fork_now() -> int:
     """
     offenders = isolation.single_thread_offenders()
     if offenders:
-        raise ForkRefused(f"the launcher has threads besides the main one: {', '.join(offenders)}")
+        raise UnsafeFork(f"the launcher has threads besides the main one: {', '.join(offenders)}")
     sys.stdout.flush()
     sys.stderr.flush()
     return os.fork()
@@ -476,7 +476,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, AlreadyRunning) as error:
         _say(str(error))
         return 1
-    Launcher(listener, complete_preload=None if is_whole else partial(_try_to_preload, backend)).run()
+    LauncherLoop(listener, complete_preload=None if is_whole else partial(_try_to_preload, backend)).run()
     return 0
 
 

@@ -11,12 +11,12 @@ import msgspec
 
 from cortex.rows import rules
 from cortex.rows.refusal import NotProved, refuse
-from cortex.rows.rules.registry import COUNTED, RULES, Call, Rounds, Rule
-from cortex.rows.sizes import NUMBER_OF_ROWS, AtMost, Dim, Size, Supposition, Symbol, Symbols
+from cortex.rows.rules.registry import COUNTED, RULES, Op, Rounds, Rule
+from cortex.rows.sizes import NUMBER_OF_ROWS, AtMost, Dim, Supposition, Symbol, Symbols, Term
 from cortex.rows.values import EXACT, Grade, Kind, Noise, Value, mixed, rows, uniform
 from cortex.wire import batching
 from cortex.wire.batching import Proof, SizeCondition
-from cortex.wire.graphs import Attribute, Function, Graph, GraphInput, Model, Node, Reference, Tensor
+from cortex.wire.graphs import Attribute, Function, Graph, GraphInput, GraphNode, Model, Reference, Tensor
 
 _ = rules  # imported for what it registers
 
@@ -203,12 +203,12 @@ class Flow:
         self.steps = 0
         self.work = work
         """What counts towards `MAX_WORK`, with that of the passes before."""
-        self._orders: dict[int, Sequence[Node]] = {}
+        self._orders: dict[int, Sequence[GraphNode]] = {}
         """By identity of the nodes in the order of the file."""
 
     def place_of(self, symbol: Symbol) -> Place:
         """The first dimension of an input that has this size."""
-        return next(place for place, size in self._sizes.items() if size == Size(1, (symbol,)))
+        return next(place for place, size in self._sizes.items() if size == Term(1, (symbol,)))
 
     def run(self) -> list[Value]:
         """
@@ -327,7 +327,7 @@ class Flow:
         self.looks_at_names(2 * len(value.elements or ()))
         return value if len(value.shape or ()) <= MAX_RANK else mixed(f"more than {MAX_RANK} dimensions", name)
 
-    def _ordered(self, nodes: Sequence[Node]) -> Sequence[Node]:
+    def _ordered(self, nodes: Sequence[GraphNode]) -> Sequence[GraphNode]:
         """As `ordered`, found out once."""
         found = self._orders.get(id(nodes))
         if found is None:
@@ -338,7 +338,7 @@ class Flow:
     def _find(scope: Scope, name: str) -> Value:
         return scope.find(name) or mixed(f'there is no value "{name}"')
 
-    def _node(self, node: Node, scope: Scope) -> None:
+    def _node(self, node: GraphNode, scope: Scope) -> None:
         inputs = [self._find(scope, name) if name else None for name in node.inputs]
         self.looks_at_operator(inputs, len(node.outputs))
         results = self._results(node, inputs, scope)
@@ -347,7 +347,7 @@ class Flow:
                 missing = mixed("an output that no rule knows", label(node))
                 scope[name] = self.kept(results[index], label(node)) if index < len(results) else missing
 
-    def _results(self, node: Node, inputs: Sequence[Value | None], scope: Scope) -> Sequence[Value]:
+    def _results(self, node: GraphNode, inputs: Sequence[Value | None], scope: Scope) -> Sequence[Value]:
         for value in inputs:
             if value is not None and value.kind is Kind.MIXED:
                 return [value] * len(node.outputs)
@@ -364,7 +364,7 @@ class Flow:
         except Exception as error:  # a fault in a rule: what it was asked about is not proved
             return self._refused(node, f"the rule failed ({type(error).__name__}: {error})")
 
-    def _refused(self, node: Node, reason: str) -> Sequence[Value]:
+    def _refused(self, node: GraphNode, reason: str) -> Sequence[Value]:
         value = mixed(reason, label(node))
         self.refused = self.refused or value
         return [value] * len(node.outputs)
@@ -401,7 +401,7 @@ class Flow:
         return [self._find(inner, name) for name in function.outputs]
 
     def apply(
-        self, node: Node, inputs: Sequence[Value | None], attributes: Mapping[str, Attribute], scope: Scope
+        self, node: GraphNode, inputs: Sequence[Value | None], attributes: Mapping[str, Attribute], scope: Scope
     ) -> Sequence[Value]:
         """
         Apply an operator's rule.
@@ -416,7 +416,7 @@ class Flow:
             refuse("no rule knows this operator")
         if not found.since <= opset <= found.until:
             refuse(f"no rule knows this operator in operator set {opset}")
-        call = Call(
+        call = Op(
             operator=node.operator,
             domain=domain,
             opset=opset,
@@ -430,7 +430,7 @@ class Flow:
         return apply_rule(found, call, label(node))
 
 
-def apply_rule(rule: Rule, call: Call, name: str) -> Sequence[Value]:
+def apply_rule(rule: Rule, call: Op, name: str) -> Sequence[Value]:
     """
     What a rule says about its outputs, with what it adds to their noise.
 
@@ -474,12 +474,12 @@ _UNEXPECTED: Final = {
 }
 
 
-def _results(rule: Rule, call: Call) -> list[Value]:
+def _results(rule: Rule, call: Op) -> list[Value]:
     result = rule.function(call)
     return [result] if isinstance(result, Value) else list(result)
 
 
-def _of_uniform(rule: Rule, call: Call) -> Sequence[Value]:
+def _of_uniform(rule: Rule, call: Op) -> Sequence[Value]:
     """
     Outputs of an operator without rows among its inputs: the same for all rows, whatever it computes.
 
@@ -521,12 +521,12 @@ def constant(tensor: Tensor) -> Value:
     return Value(Kind.UNIFORM, tensor.shape, elements=tensor.elements, dtype=tensor.dtype)
 
 
-def label(node: Node) -> str:
+def label(node: GraphNode) -> str:
     """How an operator is called in a verdict."""
     return f"{node.operator} {node.name}".strip()
 
 
-def ordered(nodes: Sequence[Node]) -> Sequence[Node]:
+def ordered(nodes: Sequence[GraphNode]) -> Sequence[GraphNode]:
     """
     Nodes in an order in which each comes after those whose values it takes: nearly always that of the file.
 
@@ -552,7 +552,7 @@ def ordered(nodes: Sequence[Node]) -> Sequence[Node]:
     return found
 
 
-def _names(node: Node) -> Iterator[str]:
+def _names(node: GraphNode) -> Iterator[str]:
     """Names that a node takes, its graphs included."""
     yield from node.inputs
     for value in node.attributes.values():
@@ -562,7 +562,7 @@ def _names(node: Node) -> Iterator[str]:
             yield from value.outputs
 
 
-def _bound(node: Node, scope: Scope) -> Mapping[str, Attribute]:
+def _bound(node: GraphNode, scope: Scope) -> Mapping[str, Attribute]:
     """The node's attributes, with those that are the function's in place."""
     if not any(isinstance(value, Reference) for value in node.attributes.values()):
         return node.attributes

@@ -25,14 +25,14 @@ from cortex.rows.flow import (
 )
 from cortex.rows.refusal import NotProved, refuse
 from cortex.rows.rules.control import finished, next_state
-from cortex.rows.rules.registry import NEWEST, RULES, Call
+from cortex.rows.rules.registry import NEWEST, RULES, Op
 from cortex.rows.rules.tensorflow.effects import CHECKS, more_than_computes
 from cortex.rows.rules.tensorflow.patterns import PATTERNS, Made
 from cortex.rows.rules.tensorflow.registry import DOMAIN, OUTPUTS
-from cortex.rows.sizes import ROWS, Size, Supposition, Symbol
+from cortex.rows.sizes import ROWS, Supposition, Symbol, Term
 from cortex.rows.values import Kind, Value, joined, mixed
 from cortex.wire.batching import Proof
-from cortex.wire.graphs import Function, FunctionName, FunctionNames, Model, Node, Reference
+from cortex.wire.graphs import Function, FunctionName, FunctionNames, GraphNode, Model, Reference
 
 _MAX_TURNS: Final = 8
 """What is known of a loop's state gets less with each turn; it settles after few, or the loop is not proved."""
@@ -59,7 +59,7 @@ class SavedModelFlow(Flow):
     def __init__(self, model: Model, suppositions: Mapping[Place, Supposed] | None = None, work: int = 0) -> None:
         super().__init__(model, suppositions, work)
         self._scope = Scope(NEWEST)
-        self._bodies: dict[str, Mapping[str, Node]] = {}
+        self._bodies: dict[str, Mapping[str, GraphNode]] = {}
         self._calls: dict[tuple[str, tuple[Value, ...]], list[Value]] = {}
 
     def run(self) -> list[Value]:
@@ -100,7 +100,7 @@ class SavedModelFlow(Flow):
                 waiting.pop()
         return body.found(reference)
 
-    def _outputs(self, node: Node, body: _Body) -> Sequence[Value] | Value:
+    def _outputs(self, node: GraphNode, body: _Body) -> Sequence[Value] | Value:
         """An operator's outputs; one value that is mixed stands for all of them."""
         inputs = [body.found(reference) for reference in node.inputs]
         self.looks_at_operator(inputs, 1)
@@ -124,7 +124,7 @@ class SavedModelFlow(Flow):
         except Exception as error:  # a fault in a rule: what it was asked about is not proved
             return mixed(f"the rule failed ({type(error).__name__}: {error})", label(node))
 
-    def _in_place_of(self, node: Node, inputs: Sequence[Value], body: _Body) -> Made:
+    def _in_place_of(self, node: GraphNode, inputs: Sequence[Value], body: _Body) -> Made:
         """What an operator comes to: itself, unless the one before it says more."""
         pattern = PATTERNS.get(node.operator)
         if pattern is not None:
@@ -139,9 +139,9 @@ class SavedModelFlow(Flow):
             return Made("", ())
         return Made(node.operator, [body.found(one) for one in node.inputs])
 
-    def _asked(self, node: Node, operator: str, inputs: Sequence[Value]) -> Call:
+    def _asked(self, node: GraphNode, operator: str, inputs: Sequence[Value]) -> Op:
         """What a rule is told."""
-        return Call(
+        return Op(
             operator=operator,
             domain=DOMAIN,
             opset=1,
@@ -155,7 +155,7 @@ class SavedModelFlow(Flow):
 
     # ---- functions, branches, loops ---------------------------------------------------------------------------------
 
-    def _controlled(self, node: Node, inputs: Sequence[Value], depth: int) -> Sequence[Value]:
+    def _controlled(self, node: GraphNode, inputs: Sequence[Value], depth: int) -> Sequence[Value]:
         if node.operator in _LOOPS:
             return self._loop(node, inputs, depth)
         if node.operator in _IFS:
@@ -165,17 +165,17 @@ class SavedModelFlow(Flow):
         name = _function_of(node, "f") if node.operator in _CALLS else node.operator
         return self._function(name, inputs, depth)
 
-    def _if(self, node: Node, inputs: Sequence[Value], depth: int) -> Sequence[Value]:
+    def _if(self, node: GraphNode, inputs: Sequence[Value], depth: int) -> Sequence[Value]:
         condition, *arguments = inputs
         _must_be_uniform(condition)
         names = [_function_of(node, "then_branch"), _function_of(node, "else_branch")]
         if condition.elements is not None and len(condition.elements) == 1:
             (element,) = condition.elements
-            if not isinstance(element, Size):
+            if not isinstance(element, Term):
                 return self._function(names[0 if element else 1], arguments, depth)
         return self._either(names, arguments, depth)
 
-    def _case(self, node: Node, inputs: Sequence[Value], depth: int) -> Sequence[Value]:
+    def _case(self, node: GraphNode, inputs: Sequence[Value], depth: int) -> Sequence[Value]:
         index, *arguments = inputs
         _must_be_uniform(index)
         branches = node.attributes.get("branches")
@@ -191,7 +191,7 @@ class SavedModelFlow(Flow):
             merged = [joined(a, b, self.symbols) for a, b in zip(merged, results, strict=True)]
         return merged
 
-    def _loop(self, node: Node, inputs: Sequence[Value], depth: int) -> Sequence[Value]:
+    def _loop(self, node: GraphNode, inputs: Sequence[Value], depth: int) -> Sequence[Value]:
         condition, body = _function_of(node, "cond"), _function_of(node, "body")
         call = self._asked(node, node.operator, inputs)
         state = list(inputs)
@@ -240,7 +240,7 @@ class SavedModelFlow(Flow):
 class _Body:
     """The nodes of the graph or of a function, and what is known of their values."""
 
-    def __init__(self, nodes: Mapping[str, Node], given: Mapping[str, Value], *, depth: int) -> None:
+    def __init__(self, nodes: Mapping[str, GraphNode], given: Mapping[str, Value], *, depth: int) -> None:
         self.nodes = nodes
         self.depth = depth
         """0: the graph itself, where a value is `<node>:<index>`; in functions it is `<node>:<output>:<index>`."""
@@ -272,7 +272,7 @@ class _Body:
     def _name(self, reference: str) -> str:
         return reference if self.depth or ":" in reference else f"{reference}:0"
 
-    def _index(self, node: Node, place: Sequence[str]) -> int | None:
+    def _index(self, node: GraphNode, place: Sequence[str]) -> int | None:
         if not place or not place[-1].isdecimal() or len(place) != (2 if self.depth else 1):
             return None
         index = int(place[-1])
@@ -289,7 +289,7 @@ class _Body:
         return None
 
 
-def _outputs_of(node: Node) -> list[tuple[str, int]]:
+def _outputs_of(node: GraphNode) -> list[tuple[str, int]]:
     """
     Names of an operator's outputs, and how many there are of each; empty where it has one, or none.
 
@@ -311,14 +311,14 @@ def _node_of(reference: str) -> str:
     return reference.partition(":")[0]
 
 
-def _by_name(nodes: Sequence[Node]) -> dict[str, Node]:
+def _by_name(nodes: Sequence[GraphNode]) -> dict[str, GraphNode]:
     found = {node.name: node for node in nodes}
     if len(found) != len(nodes):
         refuse("two operators have one name")
     return found
 
 
-def _function_of(node: Node, attribute: str) -> str:
+def _function_of(node: GraphNode, attribute: str) -> str:
     found = node.attributes.get(attribute)
     return found.name if isinstance(found, FunctionName) else refuse(f"{attribute} is not known")
 
@@ -357,7 +357,7 @@ def _symbols_of(values: Sequence[Value]) -> set[Symbol]:
             value.stride,
             value.below,
         ):
-            if isinstance(dim, Size):
+            if isinstance(dim, Term):
                 found.update(dim.symbols)
         if value.item is not None:
             found |= _symbols_of([value.item])
@@ -367,7 +367,7 @@ def _symbols_of(values: Sequence[Value]) -> set[Symbol]:
 # ---- what a model does besides ---------------------------------------------------------------------------------------
 
 
-def _obstacle(model: Model, nodes: Mapping[str, Node]) -> Value | None:
+def _obstacle(model: Model, nodes: Mapping[str, GraphNode]) -> Value | None:
     """The first operator that does more than compute, or may, of all that the signature reaches."""
     waiting: list[str] = []
     seen: set[str] = set()
@@ -390,7 +390,7 @@ def _obstacle(model: Model, nodes: Mapping[str, Node]) -> Value | None:
     return None
 
 
-def _reached(model: Model, nodes: Mapping[str, Node]) -> Iterator[Node]:
+def _reached(model: Model, nodes: Mapping[str, GraphNode]) -> Iterator[GraphNode]:
     """Nodes that the outputs need, by data or by control; not what only inputs would need."""
     given = {declared.name for declared in model.graph.inputs}
 
@@ -415,7 +415,7 @@ def _reached(model: Model, nodes: Mapping[str, Node]) -> Iterator[Node]:
         waiting += [*needed(node.inputs), *node.after]
 
 
-def _own_obstacle(model: Model, node: Node) -> Value | None:
+def _own_obstacle(model: Model, node: GraphNode) -> Value | None:
     is_function = (DOMAIN, node.operator) in model.functions
     if is_function and (node.operator in CONTROL or (DOMAIN, node.operator) in RULES or node.operator in CHECKS):
         return mixed("a function of the model has the name of an operator, and either may be run", label(node))
@@ -425,7 +425,7 @@ def _own_obstacle(model: Model, node: Node) -> Value | None:
     return mixed(why, label(node)) if why else None
 
 
-def _called(model: Model, node: Node) -> list[str]:
+def _called(model: Model, node: GraphNode) -> list[str]:
     """The functions that an operator may call."""
     names = [node.operator] if (DOMAIN, node.operator) in model.functions else []
     for value in node.attributes.values():

@@ -41,8 +41,8 @@ class Symbol:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Size:
-    """A factor times at least one symbol. A product without symbols is an `int`, never a `Size`."""
+class Term:
+    """A factor times at least one symbol. A product without symbols is an `int`, never a `Term`."""
 
     factor: int
     symbols: tuple[Symbol, ...]
@@ -74,7 +74,7 @@ class Size:
         return "*".join(names if self.factor == 1 else [str(self.factor), *names])
 
 
-Dim: TypeAlias = int | Size
+Dim: TypeAlias = int | Term
 """How long a dimension is."""
 
 MAX_FACTORS: Final = 32
@@ -91,7 +91,7 @@ Exporters write this, or more, for "to the end".
 """
 
 ROWS: Final = Symbol(0, of_rows=True, most=MOST_ROWS)
-NUMBER_OF_ROWS: Final = Size(1, (ROWS,))
+NUMBER_OF_ROWS: Final = Term(1, (ROWS,))
 
 
 class Symbols:
@@ -99,19 +99,19 @@ class Symbols:
 
     def __init__(self) -> None:
         self._next = 1
-        self._formulas: dict[tuple[object, ...], Size] = {}
+        self._formulas: dict[tuple[object, ...], Term] = {}
 
     @property
     def next_index(self) -> int:
         """Symbols that are made from now on have this index or a larger one."""
         return self._next
 
-    def fresh(self, *, least: int | None = 0, widened: bool = False) -> Size:
+    def fresh(self, *, least: int | None = 0, widened: bool = False) -> Term:
         """Return a size that nothing more is known of, but that it does not depend on the number of rows."""
         most = None if least is None else LONGEST
         return self._sized(Symbol(self._next, least=least, widened=widened, most=most))
 
-    def of_input(self, name: str = "", most: int | None = None, *, fixed: int = 1) -> Size:
+    def of_input(self, name: str = "", most: int | None = None, *, fixed: int = 1) -> Term:
         """
         Return the size of a free dimension of an input.
 
@@ -124,7 +124,7 @@ class Symbols:
         most = product if most is None else min(most, product)
         return self._sized(Symbol(self._next, of_input=True, input=name, most=most, product=product))
 
-    def formula(self, name: str, *arguments: object, least: int | None = None, most: int | None = None) -> Size:
+    def formula(self, name: str, *arguments: object, least: int | None = None, most: int | None = None) -> Term:
         """
         Return the symbol that stands for this formula of these arguments.
 
@@ -142,19 +142,19 @@ class Symbols:
             self._formulas[key] = found
         return found
 
-    def _sized(self, symbol: Symbol) -> Size:
+    def _sized(self, symbol: Symbol) -> Term:
         self._next += 1
-        return Size(1, (symbol,))
+        return Term(1, (symbol,))
 
 
 def counts_rows(element: object) -> bool:
     """Whether a size, or an element of a known value, depends on the number of rows."""
-    return isinstance(element, Size) and element.counts_rows
+    return isinstance(element, Term) and element.counts_rows
 
 
 def is_widened(dim: Dim, since: int) -> bool:
     """Whether a size stands for several, by a symbol made since then."""
-    return isinstance(dim, Size) and any(symbol.widened and symbol.index >= since for symbol in dim.symbols)
+    return isinstance(dim, Term) and any(symbol.widened and symbol.index >= since for symbol in dim.symbols)
 
 
 def _index(symbol: Symbol) -> int:
@@ -177,7 +177,7 @@ def times(a: Dim, b: Dim) -> Dim:
         refuse("a size of too many factors")
     if not symbols:
         return factor
-    return Size(factor, tuple(sorted(symbols, key=_index))) if factor else 0
+    return Term(factor, tuple(sorted(symbols, key=_index))) if factor else 0
 
 
 def product(dims: Iterable[Dim]) -> Dim:
@@ -200,7 +200,7 @@ def divided(a: Dim, b: Dim) -> Dim | None:
     factor = a_factor // b_factor
     if not a_symbols or not factor:
         return factor
-    return Size(factor, tuple(a_symbols))
+    return Term(factor, tuple(a_symbols))
 
 
 class AtMost(NamedTuple):
@@ -322,7 +322,7 @@ def quotient(a: Dim, b: Dim) -> Dim | None:
     if len(b_symbols) == 1 and b_symbols[0].of_input:
         candidates = [symbol for symbol in a_symbols if symbol.of_input]
         if len(candidates) == 1:
-            equal(Size(1, (candidates[0],)), Size(1, (b_symbols[0],)))
+            equal(Term(1, (candidates[0],)), Term(1, (b_symbols[0],)))
     return None
 
 

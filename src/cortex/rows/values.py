@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cortex.rows.refusal import refuse
-from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Size, Symbols, counts_rows, divided, is_widened
+from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Symbols, Term, counts_rows, divided, is_widened
 from cortex.wire.graphs import MAX_ELEMENTS
 
-Element: TypeAlias = int | float | bool | str | Size
+Element: TypeAlias = int | float | bool | str | Term
 Shape: TypeAlias = tuple[Dim, ...]
 
 
@@ -222,7 +222,7 @@ def filled(shape: Iterable[Dim], axis: int, dtype: str = "") -> Value:
     """
     dims = tuple(shape)
     size = dims[axis]
-    if not isinstance(size, Size) or not size.is_multiple_of_rows:
+    if not isinstance(size, Term) or not size.is_multiple_of_rows:
         refuse("the number of rows in a formula")
     after = divided(size, NUMBER_OF_ROWS)
     return rows(dims, axis, after=1 if after is None else after, dtype=dtype)

@@ -9,7 +9,7 @@ import msgspec
 
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version
-from cortex.planning.batching import BatchingRecord, Stop
+from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.model import ApiSettings, Desired, WantedApi
 from cortex.wire.batching import BatchingVerdict
 from cortex.wire.build import BuildSpec, ModelKey
@@ -254,7 +254,7 @@ class StateStore(Protocol):
         """
         ...
 
-    def record_stop(self, model: ModelKey, stop: Stop, *, rules: int) -> None:
+    def record_stop(self, model: ModelKey, stop: BatchingStop, *, rules: int) -> None:
         """
         A replica saw rows disagree. Once for each (replica, start); survives a power failure once this returns.
 

@@ -16,7 +16,7 @@ import msgspec
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version, split_api_key
 from cortex.planning import backoff, crashes, scale
-from cortex.planning.batching import BatchingRecord, Stop
+from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.crashes import Row
 from cortex.planning.model import ApiProgress, ApiSettings, Desired, RunRecord, Scale, SlotRecord, WantedApi
 from cortex.state.base import ApiRecord, DeployChange, DeployedApi, DeploymentRecord, VersionLine, VersionRecord
@@ -450,7 +450,7 @@ class RecordStore:
             key, record = self._batching_of(model, verdict.proof.rules)
             self._write([Write("batching", key, record.with_verdict(verdict, place))])
 
-    def record_stop(self, model: ModelKey, stop: Stop, *, rules: int) -> None:
+    def record_stop(self, model: ModelKey, stop: BatchingStop, *, rules: int) -> None:
         with self._lock:
             key, record = self._batching_of(model, rules)
             if not any(known.is_of(stop.replica, stop.started_wall_s) for known in record.stops):

@@ -1,13 +1,13 @@
 """
 Agents for tests: pretended nodes with replicas that live on a clock you move, and whose misfortunes are settings.
 
-How a replica of a build behaves is its `Life`; what becomes of orders on their way is a `Fate`.
+How a replica of a build behaves is its `FakeLife`; what becomes of orders on their way is a `Fate`.
 
 | to see what happens when … | use |
 |---|---|
-| a build starts slowly, never, or fails to start | `Life.ready_after_s`, `never_ready`, `start_error`, `permanent` |
-| a replica dies by itself some time after it was ready | `Life.crash_after_s`, `exit_code`, `exit_signal`, `oom` |
-| a replica takes long to drain, or ignores being asked to end | `Life.drain_s`, `ignores_sigterm` |
+| a build starts late, never or fails | `FakeLife.ready_after_s`, `never_ready`, `start_error`, `permanent` |
+| a replica dies by itself some time after it was ready | `FakeLife.crash_after_s`, `exit_code`, `exit_signal`, `oom` |
+| a replica takes long to drain, or ignores being asked to end | `FakeLife.drain_s`, `ignores_sigterm` |
 | somebody kills a replica | `FakeAgents.kill` |
 | a replica sees that rows disagree | `FakeAgents.disagree` |
 | an agent is restarted: it adopts what runs, orders on their way are lost | `restart_agent` |
@@ -54,7 +54,7 @@ RUNTIME = "pretended 1.0, cpu, 1 thread"
 _NEVER_S = float("inf")
 
 
-class Life(msgspec.Struct, frozen=True, kw_only=True):
+class FakeLife(msgspec.Struct, frozen=True, kw_only=True):
     """How the replicas of a build fare."""
 
     ready_after_s: float = 0.05
@@ -92,7 +92,7 @@ class Fate(StrEnum):
     """Carried out twice, and answered."""
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class IngressAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What a client gets from a node's ingress now."""
 
     outcome: str
@@ -104,7 +104,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(eq=False)
 class _Replica:
     order: StartReplica
-    life: Life
+    life: FakeLife
     phase: Phase
     since_s: float
     due_s: float = _NEVER_S
@@ -156,7 +156,7 @@ class FakeAgents:
     """
 
     def __init__(self, clock: Clock, nodes: Iterable[Node] = (a_node(),), *, start_timeout_s: float = 300.0) -> None:
-        self.lives: Callable[[StartReplica], Life] = lambda _order: Life()
+        self.lives: Callable[[StartReplica], FakeLife] = lambda _order: FakeLife()
         """How the replica of a start order will fare."""
         self.runtimes: Callable[[StartReplica], str] = lambda _order: RUNTIME
         """What the replica of a start order runs on."""
@@ -312,14 +312,14 @@ class FakeAgents:
                 node.replicas[replica].in_flight = in_flight
                 self._touch(node, node.replicas[replica])
 
-    def ask(self, api: ApiKey, node: NodeId | None = None) -> Answer:
+    def ask(self, api: ApiKey, node: NodeId | None = None) -> IngressAnswer:
         """What a client's request gets now, at the door of a node (by default the first)."""
         self._advance()
         if node is None:
             node = next(iter(self._nodes), None)
         route = self._nodes[node].routes.get(api) if node in self._nodes else None
         if route is None:
-            return Answer(outcome="unknown")
+            return IngressAnswer(outcome="unknown")
         held = False
         for target in route.targets:
             for of_node in self._nodes.values():
@@ -327,9 +327,9 @@ class FakeAgents:
                 if replica is None or replica.stopping:
                     continue
                 if replica.phase is Phase.READY:
-                    return Answer(outcome="answered", replica=target, version=replica.order.build.version)
+                    return IngressAnswer(outcome="answered", replica=target, version=replica.order.build.version)
                 held = route.hold
-        return Answer(outcome="held" if held else "unavailable")
+        return IngressAnswer(outcome="held" if held else "unavailable")
 
     def next_change_s(self) -> float | None:
         """Monotonic time of the next thing that happens by itself; None: nothing will."""
@@ -438,7 +438,7 @@ class FakeAgents:
             replica.due_s = _NEVER_S if life.crash_after_s is None else due_s + life.crash_after_s
             self._touch(node, replica)
 
-    def _own_end(self, life: Life, problem: Problem | None) -> ExitReport:
+    def _own_end(self, life: FakeLife, problem: Problem | None) -> ExitReport:
         return ExitReport(
             wall_s=self._clock.wall_s(),
             code=None if life.exit_signal else life.exit_code,

@@ -45,7 +45,7 @@ from cortex.planning.rollout import goal_and_fallback
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import a_build, a_deploy, a_node, a_wanted_api
 from cortex.testing.clock import FakeClock
-from cortex.testing.fake_agent import RUNTIME, Answer, FakeAgents, Fate, Life
+from cortex.testing.fake_agent import RUNTIME, FakeAgents, FakeLife, Fate, IngressAnswer
 from cortex.wire.batching import RULES, BatchingOrder, BatchingVerdict, Proof, Trial
 from cortex.wire.build import BuildSpec, ModelKey, Resources
 from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, SetReplicaBatching, SetRoute, StartReplica
@@ -67,7 +67,7 @@ MODELS = 3
 TRACE_LINES = 80
 
 
-class Kind(StrEnum):
+class BuildKind(StrEnum):
     """How the replicas of a build fare."""
 
     GOOD = "good"
@@ -89,7 +89,7 @@ class Kind(StrEnum):
     """Becomes ready, and ends by itself soon after."""
 
 
-SOUND = frozenset({Kind.GOOD, Kind.SLOW, Kind.STUBBORN})
+SOUND = frozenset({BuildKind.GOOD, BuildKind.SLOW, BuildKind.STUBBORN})
 
 
 class Mood(StrEnum):
@@ -115,7 +115,7 @@ class Crashed(BaseException):
     """The control plane's process ends here. Not an Exception: nothing may catch it."""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class ScheduleOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What a schedule amounted to."""
 
     seed: int
@@ -130,7 +130,7 @@ class _Api:
     """What the simulation remembers of an api."""
 
     versions: set[Version] = field(default_factory=set)
-    kinds: dict[Version, Kind] = field(default_factory=dict)
+    kinds: dict[Version, BuildKind] = field(default_factory=dict)
     fault: int = 0
     """Number of the last fault that took one of its replicas."""
     fault_s: float = float("-inf")
@@ -215,7 +215,7 @@ class Simulation:
         self._issue = self._issue_now(Snapshot(now_s=0.0))
         self._start_control_plane()
 
-    def run(self) -> Outcome:
+    def run(self) -> ScheduleOutcome:
         """Run the schedule. Raises Violation when a promise is broken."""
         self._deploy()
         self._let_pass(1.0)
@@ -229,7 +229,9 @@ class Simulation:
         self._heal()
         self._come_to_rest()
         self._check_rest()
-        return Outcome(seed=self.seed, mood=self.mood, ticks=self._ticks, answers=self._answers, events=self._events)
+        return ScheduleOutcome(
+            seed=self.seed, mood=self.mood, ticks=self._ticks, answers=self._answers, events=self._events
+        )
 
     # ---- what happens -------------------------------------------------------------------------------------------
 
@@ -318,9 +320,9 @@ class Simulation:
     def _new_build(self, key: ApiKey) -> BuildSpec:
         roll = self._random
         self._builds += 1
-        kind = Kind.GOOD if roll.random() < 0.4 else roll.choice(list(Kind))
-        if self.mood in (Mood.CALM, Mood.SHARED, Mood.KILLS) and kind is Kind.CRASHING:
-            kind = Kind.GOOD  # nobody can promise answers from a build that crashes by itself
+        kind = BuildKind.GOOD if roll.random() < 0.4 else roll.choice(list(BuildKind))
+        if self.mood in (Mood.CALM, Mood.SHARED, Mood.KILLS) and kind is BuildKind.CRASHING:
+            kind = BuildKind.GOOD  # nobody can promise answers from a build that crashes by itself
         resources = Resources(cpu_millis=200)
         if self.mood is Mood.TIGHT:
             resources = Resources(cpu_millis=200, mem_bytes=REPLICA_MEM_BYTES, gpus=1)
@@ -617,31 +619,31 @@ class Simulation:
             return a_node(name, cpu_millis=LITTLE_CPU_MILLIS)
         return a_node(name, cpu_millis=self._random.choice([1000, 3000, 64_000]))
 
-    def _kind(self, build: BuildSpec) -> Kind:
+    def _kind(self, build: BuildSpec) -> BuildKind:
         return self._apis[build.api].kinds[build.version]
 
-    def _life(self, order: StartReplica) -> Life:
+    def _life(self, order: StartReplica) -> FakeLife:
         kind = self._kind(order.build)
         roll = self._random
         boom = Problem(reference="model-broken", message="the model cannot be read", traceback="ValueError: bad")
-        good = Life(ready_after_s=roll.uniform(0.01, 0.2), drain_s=roll.choice([0.0, 0.1, 1.0]))
+        good = FakeLife(ready_after_s=roll.uniform(0.01, 0.2), drain_s=roll.choice([0.0, 0.1, 1.0]))
         match kind:
-            case Kind.BROKEN:
-                return Life(start_error=boom, permanent=True)
-            case Kind.FAILING:
-                return Life(start_error=boom, ready_after_s=roll.uniform(0.01, 0.5))
-            case Kind.HANGING:
-                return Life(never_ready=True)
-            case Kind.SLOW:
-                return Life(ready_after_s=roll.uniform(0.5, SLOWEST_START_S))
-            case Kind.STUBBORN:
-                return Life(ready_after_s=0.05, ignores_sigterm=True)
-            case Kind.FLAKY if order.attempt == 1 and not self._healed:
-                return Life(start_error=boom)
-            case Kind.HALF_BAD if not order.replica.endswith(".0") and not self._healed:
-                return Life(start_error=boom)
-            case Kind.CRASHING if not self._healed:
-                return Life(ready_after_s=0.05, crash_after_s=roll.uniform(0.05, 2.0))
+            case BuildKind.BROKEN:
+                return FakeLife(start_error=boom, permanent=True)
+            case BuildKind.FAILING:
+                return FakeLife(start_error=boom, ready_after_s=roll.uniform(0.01, 0.5))
+            case BuildKind.HANGING:
+                return FakeLife(never_ready=True)
+            case BuildKind.SLOW:
+                return FakeLife(ready_after_s=roll.uniform(0.5, SLOWEST_START_S))
+            case BuildKind.STUBBORN:
+                return FakeLife(ready_after_s=0.05, ignores_sigterm=True)
+            case BuildKind.FLAKY if order.attempt == 1 and not self._healed:
+                return FakeLife(start_error=boom)
+            case BuildKind.HALF_BAD if not order.replica.endswith(".0") and not self._healed:
+                return FakeLife(start_error=boom)
+            case BuildKind.CRASHING if not self._healed:
+                return FakeLife(ready_after_s=0.05, crash_after_s=roll.uniform(0.05, 2.0))
         return good
 
     def _fate(self, _node: NodeId, _orders: Orders) -> Fate:
@@ -812,7 +814,7 @@ class Simulation:
                 self._answers[answer.outcome] += 1
                 self._check_answer(wanted, node, answer)
 
-    def _check_answer(self, wanted: WantedApi, node: NodeId, answer: Answer) -> None:
+    def _check_answer(self, wanted: WantedApi, node: NodeId, answer: IngressAnswer) -> None:
         known = self._apis[wanted.api]
         now_s = self._now()
         forced = wanted.force and wanted.live_wall_s is None
@@ -979,4 +981,4 @@ def hash_share(name: str) -> float:
     return random.Random(name).random()
 
 
-__all__ = ["Crashed", "Kind", "Mood", "Outcome", "RetryLater", "Simulation", "Violation"]
+__all__ = ["BuildKind", "Crashed", "Mood", "RetryLater", "ScheduleOutcome", "Simulation", "Violation"]

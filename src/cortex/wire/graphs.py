@@ -82,7 +82,7 @@ Attribute: TypeAlias = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Node:
+class GraphNode:
     """One operation."""
 
     operator: str
@@ -117,7 +117,7 @@ class GraphInput:
 class Graph:
     """Nodes in the order of the file, which need not be the order of their dependencies in TensorFlow."""
 
-    nodes: tuple[Node, ...]
+    nodes: tuple[GraphNode, ...]
     inputs: tuple[GraphInput, ...]
     """With those that have a default in `constants`."""
     outputs: tuple[str, ...]
@@ -135,7 +135,7 @@ class Function:
 
     name: str
     domain: str
-    nodes: tuple[Node, ...]
+    nodes: tuple[GraphNode, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     """Names of values, in the order of the call's outputs."""

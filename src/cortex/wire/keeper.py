@@ -7,7 +7,7 @@ import msgspec
 from cortex.ids import ReplicaId
 
 
-class Hold(msgspec.Struct, frozen=True, kw_only=True, tag="hold"):
+class HoldSocket(msgspec.Struct, frozen=True, kw_only=True, tag="hold"):
     """Keep this slot's listening socket: one descriptor comes with it. Replaces an earlier one."""
 
     replica: ReplicaId
@@ -27,7 +27,7 @@ class Quit(msgspec.Struct, frozen=True, kw_only=True, tag="quit"):
     """The node goes down: let everything go and end."""
 
 
-KeeperRequest = Hold | Release | Slots | Quit
+KeeperRequest = HoldSocket | Release | Slots | Quit
 
 
 class SlotHeld(msgspec.Struct, frozen=True, kw_only=True, tag="slot_held"):

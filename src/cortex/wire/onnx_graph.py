@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from cortex.wire.graphs import Attribute, Function, Graph, GraphInput, LongList, Model, Node, Reference, Tensor
+from cortex.wire.graphs import Attribute, Function, Graph, GraphInput, GraphNode, LongList, Model, Reference, Tensor
 from cortex.wire.onnx_schema import (
     ATTRIBUTE_LISTS,
     AttributeTag,
@@ -131,7 +131,7 @@ class GraphReader:
         if depth > MAX_NESTED_GRAPHS:
             raise ValueError(f"its graphs are nested more than {MAX_NESTED_GRAPHS} deep")
         source = self._source
-        nodes: list[Node] = []
+        nodes: list[GraphNode] = []
         inputs: list[GraphInput] = []
         outputs: list[GraphInput] = []
         constants: dict[str, Tensor] = {}
@@ -163,7 +163,7 @@ class GraphReader:
         inputs: list[str] = []
         outputs: list[str] = []
         attributes: list[str] = []
-        nodes: list[Node] = []
+        nodes: list[GraphNode] = []
         defaults: dict[str, Attribute] = {}
         opsets: dict[str, int] = {}
         for tag, first, last in source.tagged(start, end):
@@ -199,7 +199,7 @@ class GraphReader:
             opsets=opsets,
         )
 
-    def _node(self, start: int, end: int, depth: int) -> Node:
+    def _node(self, start: int, end: int, depth: int) -> GraphNode:
         self._nodes_left -= 1
         if self._nodes_left < 0:
             raise ValueError(f"it has more than {MAX_NODES} nodes")
@@ -229,7 +229,7 @@ class GraphReader:
                     domain = read_domain(source, first, last)
                 case NodeTag.OVERLOAD:
                     overload = source.name(first, last)
-        return Node(_overloaded(operator, overload), tuple(inputs), tuple(outputs), attributes, name, domain)
+        return GraphNode(_overloaded(operator, overload), tuple(inputs), tuple(outputs), attributes, name, domain)
 
     def _attribute(self, start: int, end: int, depth: int) -> tuple[str, Attribute]:
         source = self._source

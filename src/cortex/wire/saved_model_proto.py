@@ -16,7 +16,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cortex.wire.graphs import Attribute, Function, FunctionName, FunctionNames, Graph, GraphInput, Model, Node, Tensor
+from cortex.wire.graphs import (
+    Attribute,
+    Function,
+    FunctionName,
+    FunctionNames,
+    Graph,
+    GraphInput,
+    GraphNode,
+    Model,
+    Tensor,
+)
 from cortex.wire.protobuf import Source, Span
 from cortex.wire.saved_model_schema import (
     FunctionSignatureTag,
@@ -264,13 +274,13 @@ class _Reader:
                 return self._source.name(first, last)
         return ""
 
-    def _reached(self, outputs: Iterable[str], given: set[str]) -> tuple[Node, ...]:
+    def _reached(self, outputs: Iterable[str], given: set[str]) -> tuple[GraphNode, ...]:
         """
         Return the nodes that the values of these names need, by data or control.
 
         What a given value would need is not among them: a session does not look behind it.
         """
-        read: dict[str, Node] = {}
+        read: dict[str, GraphNode] = {}
         waiting = [_node_of(name) for name in outputs if name not in given]
         while waiting:
             name = waiting.pop()
@@ -286,7 +296,7 @@ class _Reader:
             waiting += node.after
         return tuple(read.values())
 
-    def _called(self, nodes: Iterable[Node]) -> dict[tuple[str, str], Function]:
+    def _called(self, nodes: Iterable[GraphNode]) -> dict[tuple[str, str], Function]:
         """Return the functions that these nodes call, those that they call in turn, and those in place of any."""
         called: dict[tuple[str, str], Function] = {}
         waiting = list(self._named(nodes))
@@ -300,7 +310,7 @@ class _Reader:
                 waiting += self._by_task().get(function.task, ())
         return called
 
-    def _named(self, nodes: Iterable[Node]) -> Iterator[str]:
+    def _named(self, nodes: Iterable[GraphNode]) -> Iterator[str]:
         for node in nodes:
             names = [node.operator]
             for value in node.attributes.values():
@@ -310,7 +320,7 @@ class _Reader:
                     names += value.names
             yield from (name for name in names if name in self._functions)
 
-    def _node(self, start: int, end: int) -> Node:
+    def _node(self, start: int, end: int) -> GraphNode:
         self._nodes_left -= 1
         if self._nodes_left < 0:
             raise ValueError(f"it has more than {MAX_NODES} nodes")
@@ -336,12 +346,12 @@ class _Reader:
                 name = source.name(first, last)
             elif tag == NodeTag.OPERATOR:
                 operator = source.name(first, last)
-        return Node(operator, tuple(inputs), (), attributes, name, DOMAIN, tuple(after))
+        return GraphNode(operator, tuple(inputs), (), attributes, name, DOMAIN, tuple(after))
 
     def _function(self, wanted: str, start: int, end: int) -> Function:
         source = self._source
         name = ""
-        nodes: list[Node] = []
+        nodes: list[GraphNode] = []
         inputs: list[str] = []
         outputs: list[str] = []
         returned: dict[str, str] = {}

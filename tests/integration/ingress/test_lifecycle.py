@@ -19,9 +19,9 @@ from cortex.ingress.configuration import Tier
 from cortex.ingress.errors import (
     HaproxyMissing,
     IngressDown,
+    IngressPortTaken,
     IngressStartFailed,
     PathTooLong,
-    PortTaken,
     StillInRotation,
 )
 from cortex.ingress.files import IngressRecord, WorkerName, WorkerRecord
@@ -691,7 +691,7 @@ def test_a_taken_port_is_named(run):
         port = world.reserved_port()
         with socket.create_server(("127.0.0.1", port)):
             ingress = world.ingress(port=port)
-            with pytest.raises(PortTaken, match=str(port)) as refused:
+            with pytest.raises(IngressPortTaken, match=str(port)) as refused:
                 await ingress.start()
             assert str(port) in refused.value.hint
         await ingress.start()  # now it is free

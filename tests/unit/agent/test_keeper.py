@@ -12,7 +12,7 @@ from cortex.agent import keeper
 from cortex.agent.keeper import LOCK_SUFFIX, Keeper
 from cortex.ids import ReplicaId
 from cortex.wire.framing import LENGTH, ConnectionLost, framed, receive_frame, send_frame
-from cortex.wire.keeper import Hold, KeeperReply, Quit, Release, SlotHeld, Slots, SlotsEnd
+from cortex.wire.keeper import HoldSocket, KeeperReply, Quit, Release, SlotHeld, Slots, SlotsEnd
 
 DEADLINE_S = 30.0
 """For anything to happen; generous, since the machine may be busy."""
@@ -99,7 +99,7 @@ def close(held) -> None:
 def test_a_slot_lives_on_although_whoever_bound_it_is_gone(line, a_slot):
     slot = a_slot("a")
     path = slot.getsockname()
-    line.send(Hold(replica=A), slot)
+    line.send(HoldSocket(replica=A), slot)
     close(line.slots())  # it has it by now
     slot.close()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -110,8 +110,8 @@ def test_a_slot_lives_on_although_whoever_bound_it_is_gone(line, a_slot):
 
 
 def test_every_slot_is_given_to_whoever_asks(line, path, a_slot):
-    line.send(Hold(replica=A), a_slot("a"))
-    line.send(Hold(replica=B), a_slot("b"))
+    line.send(HoldSocket(replica=A), a_slot("a"))
+    line.send(HoldSocket(replica=B), a_slot("b"))
     close(line.slots())
     other = Line(path)
     held = other.slots()
@@ -124,8 +124,8 @@ def test_every_slot_is_given_to_whoever_asks(line, path, a_slot):
 
 
 def test_a_newer_slot_of_a_replica_takes_the_place_of_the_older(line, a_slot):
-    line.send(Hold(replica=A), a_slot("a"))
-    line.send(Hold(replica=A), a_slot("b"))
+    line.send(HoldSocket(replica=A), a_slot("a"))
+    line.send(HoldSocket(replica=A), a_slot("b"))
     held = line.slots()
     assert [slot.getsockname().rpartition("-")[2] for slot in held.values()] == ["b.sock"]
     close(held)
@@ -134,7 +134,7 @@ def test_a_newer_slot_of_a_replica_takes_the_place_of_the_older(line, a_slot):
 def test_a_released_slot_is_closed(line, a_slot):
     slot = a_slot("a")
     path = slot.getsockname()
-    line.send(Hold(replica=A), slot)
+    line.send(HoldSocket(replica=A), slot)
     line.send(Release(replica=A))
     line.send(Release(replica=B))
     assert line.slots() == {}
@@ -148,8 +148,8 @@ def test_what_an_agent_said_before_it_died_counts_before_the_next_one_is_answere
         listener.bind(str(path))
         listener.listen(4)
         before, after = Line(path), Line(path)
-        before.send(Hold(replica=A), a_slot("a"))
-        before.send(Hold(replica=B), a_slot("b"))
+        before.send(HoldSocket(replica=A), a_slot("a"))
+        before.send(HoldSocket(replica=B), a_slot("b"))
         before.send(Release(replica=B))
         before.sock.close()
         send_frame(after.sock, msgspec.json.encode(Slots()))
@@ -165,7 +165,7 @@ def test_what_an_agent_said_before_it_died_counts_before_the_next_one_is_answere
 
 
 def test_a_peer_that_asks_twice_and_does_not_listen_is_let_go_and_nobody_else(line, path, a_slot):
-    line.send(Hold(replica=A), a_slot("a"))
+    line.send(HoldSocket(replica=A), a_slot("a"))
     close(line.slots())
     other = Line(path)
     other.sock.shutdown(socket.SHUT_RD)
@@ -178,7 +178,7 @@ def test_a_peer_that_asks_twice_and_does_not_listen_is_let_go_and_nobody_else(li
 
 
 def test_a_slot_that_comes_without_its_socket_is_none(line):
-    line.send(Hold(replica=A))
+    line.send(HoldSocket(replica=A))
     assert line.slots() == {}
 
 
@@ -193,7 +193,7 @@ def test_a_slot_that_comes_without_its_socket_is_none(line):
     ],
 )
 def test_a_peer_that_sends_nonsense_is_let_go_and_nobody_else(line, path, a_slot, garbage):
-    line.send(Hold(replica=A), a_slot("a"))
+    line.send(HoldSocket(replica=A), a_slot("a"))
     other = Line(path)
     send_frame(other.sock, garbage, [a_slot("b").fileno()])
     with pytest.raises(ConnectionLost):
@@ -217,7 +217,7 @@ def test_a_peer_that_stops_in_the_middle_is_let_go(monkeypatch, line, path):
 def test_it_ends_when_told_to(line, running, a_slot):
     slot = a_slot("a")
     path = slot.getsockname()
-    line.send(Hold(replica=A), slot)
+    line.send(HoldSocket(replica=A), slot)
     line.send(Quit())
     running.join(DEADLINE_S)
     assert not running.is_alive()

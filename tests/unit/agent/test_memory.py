@@ -8,22 +8,22 @@ from pathlib import Path
 import pytest
 
 from cortex import processes
-from cortex.agent.memory import Memory
+from cortex.agent.memory import AgentMemory
 from cortex.testing.builders import API, a_route, a_wanted_api
 
 
 def test_a_later_agent_knows_the_epoch_and_the_routes(tmp_path: Path) -> None:
-    memory, route = Memory(tmp_path / "state.json"), a_route(a_wanted_api())
+    memory, route = AgentMemory(tmp_path / "state.json"), a_route(a_wanted_api())
     memory.epoch = 7
     memory.set_route(route)
     memory.write()
-    later = Memory(tmp_path / "state.json")
+    later = AgentMemory(tmp_path / "state.json")
     later.recall()
     assert (later.epoch, later.routes) == (7, (route,))
 
 
 def test_of_each_api_the_last_route_counts_until_it_is_removed(tmp_path: Path) -> None:
-    memory, wanted = Memory(tmp_path / "state.json"), a_wanted_api()
+    memory, wanted = AgentMemory(tmp_path / "state.json"), a_wanted_api()
     memory.set_route(a_route(wanted))
     memory.set_route(a_route(wanted))
     assert memory.routes == (a_route(wanted),)
@@ -34,14 +34,14 @@ def test_of_each_api_the_last_route_counts_until_it_is_removed(tmp_path: Path) -
 def test_a_file_that_cannot_be_read_is_as_none(tmp_path: Path) -> None:
     file = tmp_path / "state.json"
     file.write_bytes(b"{")
-    memory = Memory(file)
+    memory = AgentMemory(file)
     memory.recall()
     assert (memory.epoch, memory.routes) == (0, ())
 
 
 def test_what_a_full_disk_did_not_take_is_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "state.json"
-    memory = Memory(file)
+    memory = AgentMemory(file)
     memory.epoch = 7
 
     def full(*_arguments: object) -> None:
@@ -53,6 +53,6 @@ def test_what_a_full_disk_did_not_take_is_written_later(tmp_path: Path, monkeypa
         memory.write_again()
     assert not file.exists()
     memory.write_again()
-    later = Memory(file)
+    later = AgentMemory(file)
     later.recall()
     assert later.epoch == 7

@@ -8,7 +8,7 @@ import threading
 import msgspec
 
 from cortex.agent import recovery
-from cortex.agent.recovery import Answer, leads_somewhere
+from cortex.agent.recovery import SocketOwner, leads_somewhere
 from cortex.ids import ReplicaId
 from cortex.wire.framing import receive_frame, send_frame
 from cortex.wire.launch import ReplicaStatus
@@ -35,7 +35,7 @@ def listening(path, backlog: int = 4) -> socket.socket:
     return listener
 
 
-def ask(path, answer=None, timeout_s=60.0) -> Answer:
+def ask(path, answer=None, timeout_s=60.0) -> SocketOwner:
     """Ask, with `answer` called in a thread with the connection that comes."""
     listener = listening(path)
 
@@ -73,24 +73,24 @@ def test_a_replica_answers_with_its_status_and_a_copy_of_its_slot(tmp_path, layo
 
 def test_where_nobody_listens_there_is_no_process(layout):
     path = layout.control_socket("a")
-    assert asyncio.run(recovery.ask(path, timeout_s=60)) == Answer()
+    assert asyncio.run(recovery.ask(path, timeout_s=60)) == SocketOwner()
     listening(path).close()
-    assert asyncio.run(recovery.ask(path, timeout_s=60)) == Answer()
+    assert asyncio.run(recovery.ask(path, timeout_s=60)) == SocketOwner()
 
 
 def test_a_process_that_ends_while_it_is_asked_is_none(layout):
-    assert ask(layout.control_socket("a"), lambda connection: connection.close()) == Answer()
+    assert ask(layout.control_socket("a"), lambda connection: connection.close()) == SocketOwner()
 
 
 def test_a_process_that_talks_nonsense_is_not_believed(layout):
     slot = listening(layout.slot_socket("a"))
     found = ask(layout.control_socket("a"), lambda connection: send_frame(connection, b"\xff{", [slot.fileno()]))
-    assert found == Answer()
+    assert found == SocketOwner()
     slot.close()
 
 
 def test_somebody_who_does_not_answer_in_time_is_there_all_the_same(layout):
-    assert ask(layout.control_socket("a"), timeout_s=0.01) == Answer(silent=True)
+    assert ask(layout.control_socket("a"), timeout_s=0.01) == SocketOwner(silent=True)
 
 
 def test_a_path_leads_somewhere_as_long_as_somebody_listens(layout):

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from cortex.agent import server
-from cortex.agent.server import Ending, StaleEpoch
+from cortex.agent.server import AgentEnding, OutdatedOrders
 from cortex.ids import ApiKey
 from cortex.testing.builders import a_build, a_node
 from cortex.wire.agent import (
@@ -132,8 +132,8 @@ def test_each_request_is_passed_on_and_its_answer_given_back(layout, request_, a
 @pytest.mark.parametrize(
     ("error", "refused"),
     [
-        (StaleEpoch("epoch 2 is in charge"), Refused(reason="epoch 2 is in charge", stale_epoch=True)),
-        (Ending(), Refused(reason="the agent is ending")),
+        (OutdatedOrders("epoch 2 is in charge"), Refused(reason="epoch 2 is in charge", stale_epoch=True)),
+        (AgentEnding(), Refused(reason="the agent is ending")),
         (OSError(28, "No space left"), Refused(reason="the agent failed: [Errno 28] No space left")),
         (AssertionError("odd"), Refused(reason="the agent failed: odd")),
     ],

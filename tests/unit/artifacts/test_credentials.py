@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.artifacts.credentials import Access, CredentialsUnusable, Surroundings, access_to
+from cortex.artifacts.credentials import Access, CredentialsUnusable, CredentialSurroundings, access_to
 from cortex.artifacts.fetching import cloud_variables
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "the-secret"}
@@ -21,7 +21,9 @@ def home(tmp_path: Path) -> Path:
 
 def access(scheme: str, home: Path, *, machine: bool = False, **variables: str) -> Access:
     """What a shell with these variables gets; `machine`: one that was given a role."""
-    around = Surroundings({"HOME": str(home), **variables}, answers=lambda host, method, path, headers: machine)
+    around = CredentialSurroundings(
+        {"HOME": str(home), **variables}, answers=lambda host, method, path, headers: machine
+    )
     return access_to(scheme, around)
 
 

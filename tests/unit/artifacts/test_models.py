@@ -13,9 +13,9 @@ from cortex.artifacts.errors import (
     AmbiguousModel,
     ExternalDataMissing,
     FileChanged,
-    ModelError,
     ModelFormatMismatch,
     ModelNotFound,
+    ModelSourceError,
     NoModel,
     UnusableFile,
     UnusableModel,
@@ -493,7 +493,7 @@ def test_the_file_inside_a_saved_model_points_to_its_folder(find, write: Write) 
 def test_every_error_of_a_model_carries_what_the_user_wrote(find, write: Write) -> None:
     write({"m.zip": b"PK"})
     for model in ("nothing.onnx", "m.zip"):
-        with pytest.raises(ModelError) as caught:
+        with pytest.raises(ModelSourceError) as caught:
             find(model)
         assert caught.value.model == model
 

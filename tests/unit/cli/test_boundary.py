@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cortex.cli import boundary, main
-from cortex.cli.command import Interrupted
+from cortex.cli.command import StoppedByUser
 from cortex.errors import CortexError, Problem, Problems
 
 
@@ -165,9 +165,9 @@ def test_telling_that_fails_ends_with_3_and_the_traceback(
 def test_ctrl_c_exits_with_130(cortex: Any, raising: Any) -> None:
     raising(KeyboardInterrupt())
     assert (cortex("get").code, cortex("get").talk) == (130, "\ninterrupted\n")
-    raising(Interrupted("nothing was changed"))
+    raising(StoppedByUser("nothing was changed"))
     assert (cortex("get").code, cortex("get").talk) == (130, "\ninterrupted: nothing was changed\n")
-    raising(Interrupted(""))
+    raising(StoppedByUser(""))
     assert cortex("get").talk == "\n"
 
 

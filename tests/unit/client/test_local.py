@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from cortex.client import local
-from cortex.client.errors import OperatorDown, OperatorUnreachable, StartFailed
+from cortex.client.errors import ControlPlaneNotUp, OperatorDown, OperatorUnreachable
 from cortex.client.local import LocalEnvironment, NotOursAlone, Stopped, layout_entries
 from cortex.client.ports import PortTaken
 from cortex.processes import ControlPlaneRecord, ProcessIdentity, identify, is_alive, own_identity, write_identity
@@ -178,7 +178,7 @@ def test_the_down_mark_goes_when_it_is_started_on_purpose(build: Build, home: Pa
 def test_a_control_plane_that_dies_is_told_with_its_last_words(build: Build, home: Path) -> None:
     (home / "logs").mkdir(parents=True)
     (home / "logs" / "controlplane.out").write_text("from an earlier start\n")
-    with pytest.raises(StartFailed, match="exit code 1") as caught:
+    with pytest.raises(ControlPlaneNotUp, match="exit code 1") as caught:
         build(FAKE="dies").ensure()
     assert caught.value.output == "working on it\nthere is no room for me\nanywhere"
     assert caught.value.problem().traceback == caught.value.output
@@ -188,14 +188,14 @@ def test_the_down_mark_stays_when_starting_fails(build: Build, home: Path) -> No
     home.mkdir()
     (home / "down").touch()
     environment = build(FAKE="dies")
-    with pytest.raises(StartFailed):
+    with pytest.raises(ControlPlaneNotUp):
         environment.ensure(even_if_down=True)
     assert environment.is_marked_down
 
 
 def test_a_control_plane_that_does_not_answer_in_time_is_told(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "START_TIMEOUT_S", 0.1)
-    with pytest.raises(StartFailed, match=r"no answer within .* \(pid \d+\)") as caught:
+    with pytest.raises(ControlPlaneNotUp, match=r"no answer within .* \(pid \d+\)") as caught:
         build(FAKE="silent").ensure()
     # It may not have written down yet that it is there: then nobody else knows of it.
     pid = int(re.findall(r"pid (\d+)", str(caught.value))[0])

@@ -21,7 +21,7 @@ from cortex.planning.actions import (
     RecoverLease,
     ReleaseLease,
 )
-from cortex.planning.batching import Stop
+from cortex.planning.batching import BatchingStop
 from cortex.planning.model import Lease, LeaseRequest
 from cortex.state.base import DeployChange, StateFull
 from cortex.state.memory import MemoryStateStore
@@ -212,7 +212,7 @@ def test_the_same_failure_is_logged_once(agents: Recorder, caplog: pytest.LogCap
 APART = Disagreement(output="y", alone="0.5", together="0.7")
 STOP = RecordStop(
     model=V1.model_key,
-    stop=Stop(api=API, replica=name(), started_wall_s=3.0, runtime="ort, cpu", disagreement=APART),
+    stop=BatchingStop(api=API, replica=name(), started_wall_s=3.0, runtime="ort, cpu", disagreement=APART),
 )
 
 

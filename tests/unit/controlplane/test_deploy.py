@@ -23,7 +23,7 @@ from cortex.controlplane.upkeep import wanted_trees
 from cortex.engines.local import LocalEngine
 from cortex.errors import CortexError, GiveUp, Problem, Problems
 from cortex.ids import ApiKey, DeploymentName, short
-from cortex.planning.batching import Stop, place_of
+from cortex.planning.batching import BatchingStop, place_of
 from cortex.spec.locations import masked_model
 from cortex.spec.models import ApiSpec
 from cortex.state.memory import MemoryStateStore
@@ -1052,7 +1052,7 @@ def test_where_a_trial_spoke_against_batches_it_is_made_again(world):
 @pytest.mark.parametrize("batching", ["auto", "on"])
 def test_rows_that_disagreed_in_a_replica_are_a_warning_for_later_versions(world, batching):
     world.deploy(world.api())
-    stop = Stop(
+    stop = BatchingStop(
         api=KEY, replica="iris.a.01234567.0", started_wall_s=1.0, runtime="ort, cpu", disagreement=APART, wall_s=2.0
     )
     world.state.record_stop(world.wanted().build.model_key, stop, rules=RULES)

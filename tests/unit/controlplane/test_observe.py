@@ -12,7 +12,7 @@ from cortex.planning.model import Lease, LeaseRequest, LeaseState
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api, an_exit
 from cortex.testing.clock import FakeClock
-from cortex.testing.fake_agent import FakeAgents, Life
+from cortex.testing.fake_agent import FakeAgents, FakeLife
 from cortex.wire.build import Resources
 from cortex.wire.orders import Orders, StartReplica
 from cortex.wire.reports import AgentReport
@@ -84,7 +84,7 @@ def test_ages_are_as_of_when_they_were_loaded() -> None:
 def test_usage_is_passed_on_once_a_report() -> None:
     world = a_world()
     assert isinstance(world.agents, FakeAgents)
-    world.agents.lives = lambda _order: Life(peak_rss_bytes=2**20)
+    world.agents.lives = lambda _order: FakeLife(peak_rss_bytes=2**20)
     world.engine.acquire(LeaseRequest(replica=R0, api=API, resources=V1.resources))
     start_one(world)
     observe(world)

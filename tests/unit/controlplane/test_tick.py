@@ -19,7 +19,7 @@ from cortex.planning.status import statuses
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api
 from cortex.testing.clock import FakeClock
-from cortex.testing.fake_agent import FakeAgents, Fate, Life
+from cortex.testing.fake_agent import FakeAgents, FakeLife, Fate
 from cortex.wire.build import Resources
 from cortex.wire.operator import ApiStatus, Status
 from cortex.wire.orders import Orders
@@ -126,7 +126,7 @@ def test_a_deploy_goes_live_and_comes_to_rest(lab: Lab) -> None:
 
 def test_a_rollout_comes_to_its_end_although_the_number_grows_all_the_while(lab: Lab) -> None:
     lab.deploy(a_wanted_api(V1, replicas=2))
-    lab.agents.lives = lambda _order: Life(ready_after_s=1.0)
+    lab.agents.lives = lambda _order: FakeLife(ready_after_s=1.0)
     lab.state.commit_deploy(a_deploy(a_wanted_api(V2)))
     for replicas in range(3, 30):
         lab.state.set_scale(API, replicas, reason="busy", wall_s=lab.clock.wall_s())
@@ -142,7 +142,7 @@ def test_a_rollout_comes_to_its_end_although_the_number_grows_all_the_while(lab:
 
 def test_a_rollout_comes_to_its_end_with_fewer_when_there_are_to_be_fewer(lab: Lab) -> None:
     lab.deploy(a_wanted_api(V1, replicas=3))
-    lab.agents.lives = lambda _order: Life(ready_after_s=1.0)
+    lab.agents.lives = lambda _order: FakeLife(ready_after_s=1.0)
     lab.state.commit_deploy(a_deploy(a_wanted_api(V2)))
     lab.run(0.5)
     lab.state.set_scale(API, 1, reason="quiet", wall_s=lab.clock.wall_s())
@@ -153,7 +153,7 @@ def test_a_rollout_comes_to_its_end_with_fewer_when_there_are_to_be_fewer(lab: L
 
 def test_a_rollout_answers_every_request(lab: Lab) -> None:
     lab.deploy(a_wanted_api(V1, replicas=3))
-    lab.agents.lives = lambda _order: Life(ready_after_s=0.5, drain_s=0.3)
+    lab.agents.lives = lambda _order: FakeLife(ready_after_s=0.5, drain_s=0.3)
     lab.state.commit_deploy(a_deploy(a_wanted_api(V2, replicas=3)))
     answered = set()
     for _ in range(100):
@@ -169,7 +169,7 @@ def test_a_rollout_answers_every_request(lab: Lab) -> None:
 
 def test_a_version_that_cannot_start_is_given_up_and_the_old_one_serves(lab: Lab) -> None:
     lab.deploy(a_wanted_api(V1))
-    lab.agents.lives = lambda _order: Life(start_error=BOOM)
+    lab.agents.lives = lambda _order: FakeLife(start_error=BOOM)
     lab.deploy(a_wanted_api(V2))
     assert lab.phases() == {name(): Phase.READY}
     assert lab.status() is Status.UPDATE_FAILED
@@ -183,16 +183,16 @@ def test_a_version_that_cannot_start_is_given_up_and_the_old_one_serves(lab: Lab
 
 
 def test_deploying_the_failed_version_again_tries_it_again(lab: Lab) -> None:
-    lab.agents.lives = lambda _order: Life(start_error=BOOM, permanent=True)
+    lab.agents.lives = lambda _order: FakeLife(start_error=BOOM, permanent=True)
     lab.deploy(a_wanted_api(V1))
     assert lab.status() is Status.ERROR
-    lab.agents.lives = lambda _order: Life()
+    lab.agents.lives = lambda _order: FakeLife()
     lab.deploy(a_wanted_api(V1))
     assert lab.status() is Status.LIVE
 
 
 def test_a_deleted_api_leaves_nothing(lab: Lab) -> None:
-    lab.agents.lives = lambda _order: Life(drain_s=1.0)
+    lab.agents.lives = lambda _order: FakeLife(drain_s=1.0)
     lab.deploy(a_wanted_api(V1, replicas=2))
     lab.state.delete(lab.state.deployments()[0].name, wall_s=lab.clock.wall_s())
     lab.run(0.5)
@@ -206,7 +206,7 @@ def test_a_deleted_api_leaves_nothing(lab: Lab) -> None:
 
 
 def test_a_single_replica_killed_every_two_seconds_is_back_at_once_each_time(lab: Lab) -> None:
-    lab.agents.lives = lambda _order: Life(ready_after_s=0.1)
+    lab.agents.lives = lambda _order: FakeLife(ready_after_s=0.1)
     lab.deploy(a_wanted_api(V1))
     for _ in range(30):
         assert lab.agents.kill(name())
@@ -221,7 +221,7 @@ def test_a_single_replica_killed_every_two_seconds_is_back_at_once_each_time(lab
 def test_a_replica_that_crashes_by_itself_again_and_again_is_slowed_down(lab: Lab) -> None:
     lab.deploy(a_wanted_api(V1))
     attempts = []
-    lab.agents.lives = lambda order: attempts.append(order.attempt) or Life(ready_after_s=0.1, crash_after_s=0.1)  # type: ignore[func-returns-value]
+    lab.agents.lives = lambda order: attempts.append(order.attempt) or FakeLife(ready_after_s=0.1, crash_after_s=0.1)  # type: ignore[func-returns-value]
     lab.agents.kill(name())
     lab.run(60.0)
     assert len(attempts) == 12
@@ -246,7 +246,7 @@ def test_an_api_crashes_until_a_minute_has_passed_without_an_end_even_if_it_is_r
 def test_a_wall_clock_that_is_set_neither_ends_nor_prolongs_a_wait(lab: Lab) -> None:
     for jump_s in (-86400.0, 86400.0):
         fresh = Lab()
-        fresh.agents.lives = lambda _order: Life(ready_after_s=0.05, crash_after_s=0.05)
+        fresh.agents.lives = lambda _order: FakeLife(ready_after_s=0.05, crash_after_s=0.05)
         fresh.deploy(a_wanted_api(V1), seconds=0.1 * 8 + 0.5 + 1.0 + 0.1)  # waits for 2 s now
         plan = fresh.settle()
         assert plan.wake_after_s is not None
@@ -258,7 +258,7 @@ def test_a_wall_clock_that_is_set_neither_ends_nor_prolongs_a_wait(lab: Lab) -> 
 
 
 def test_a_wait_outlives_a_restart_of_the_control_plane_even_if_the_clock_was_set_back(lab: Lab) -> None:
-    lab.agents.lives = lambda _order: Life(ready_after_s=0.05, crash_after_s=0.05)
+    lab.agents.lives = lambda _order: FakeLife(ready_after_s=0.05, crash_after_s=0.05)
     lab.deploy(a_wanted_api(V1), seconds=20.0)
     assert lab.phases()[name()] == Phase.EXITED
     before = lab.agents.replicas()[0][1].attempt
@@ -383,7 +383,7 @@ def test_a_quiet_world_is_not_planned_again(lab: Lab) -> None:
 
 
 def test_a_wait_is_told_as_it_runs_down_and_ends_the_rest(lab: Lab) -> None:
-    lab.agents.lives = lambda _order: Life(start_error=BOOM)
+    lab.agents.lives = lambda _order: FakeLife(start_error=BOOM)
     lab.state.commit_deploy(a_deploy(a_wanted_api(V1)))
     lab.run(0.1)
     first = lab.settle()
@@ -396,7 +396,7 @@ def test_a_wait_is_told_as_it_runs_down_and_ends_the_rest(lab: Lab) -> None:
 
 
 def test_memory_that_is_not_stated_is_counted_as_it_is_seen(lab: Lab) -> None:
-    lab.agents.lives = lambda _order: Life(peak_rss_bytes=2**30)
+    lab.agents.lives = lambda _order: FakeLife(peak_rss_bytes=2**30)
     lab.deploy(a_wanted_api(V1, replicas=2))
     assert lab.engine.requested()[NODE].mem_bytes == 2 * 2**30
 
@@ -404,7 +404,7 @@ def test_memory_that_is_not_stated_is_counted_as_it_is_seen(lab: Lab) -> None:
 def test_apis_do_not_disturb_each_other(lab: Lab) -> None:
     other = a_build(api=ApiKey("iris/other"))
     lab.deploy(a_wanted_api(V1), a_wanted_api(other))
-    lab.agents.lives = lambda _order: Life(start_error=BOOM)
+    lab.agents.lives = lambda _order: FakeLife(start_error=BOOM)
     lab.state.commit_deploy(a_deploy(a_wanted_api(V2), a_wanted_api(other)))
     for _ in range(20):
         lab.run(0.1)
@@ -501,7 +501,9 @@ def test_a_raised_minimum_is_placed_where_what_was_above_it_had_no_room(small: L
 
 def test_a_larger_size_that_cannot_start_leaves_the_old_at_full_size(small: Lab) -> None:
     small.deploy(sized(20, replicas=6))
-    small.agents.lives = lambda order: Life(start_error=BOOM) if order.build.resources.cpu_millis == 900 else Life()
+    small.agents.lives = lambda order: (
+        FakeLife(start_error=BOOM) if order.build.resources.cpu_millis == 900 else FakeLife()
+    )
     small.deploy(sized(900, replicas=6), seconds=60.0)
     assert small.statuses()[API].status is Status.UPDATE_FAILED
     assert sizes(small) == [20] * 6

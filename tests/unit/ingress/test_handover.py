@@ -9,7 +9,7 @@ import pytest
 
 from cortex.binding import bind_unix
 from cortex.ingress import handover
-from cortex.ingress.errors import AdminUnreachable, PortTaken
+from cortex.ingress.errors import AdminUnreachable, IngressPortTaken
 from cortex.ingress.handover import (
     Lender,
     ListenAddress,
@@ -109,9 +109,9 @@ def test_a_socket_matches_its_address_and_any_port(listener, folder):
 
 def test_a_taken_port_and_an_impossible_address_are_named(listener):
     port = listener.getsockname()[1]
-    with pytest.raises(PortTaken, match=f"127.0.0.1 port {port}: Address already in use"):
+    with pytest.raises(IngressPortTaken, match=f"127.0.0.1 port {port}: Address already in use"):
         bind_public(ListenAddress("127.0.0.1", port))
-    with pytest.raises(PortTaken, match=r"192\.0\.2\.1"):
+    with pytest.raises(IngressPortTaken, match=r"192\.0\.2\.1"):
         bind_public(ListenAddress("192.0.2.1", 80))
 
 
@@ -130,5 +130,5 @@ def test_a_port_that_is_free_again_in_a_moment_is_waited_for(listener):
 
 
 def test_a_port_that_stays_taken_is_named_in_the_end(listener):
-    with pytest.raises(PortTaken, match="Address already in use"):
+    with pytest.raises(IngressPortTaken, match="Address already in use"):
         asyncio.run(bind_patiently(ListenAddress("127.0.0.1", listener.getsockname()[1]), tries=2))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortex.ids import ReplicaId
-from cortex.metrics.collect import FORGET_AFTER_S, LARGEST_FILE_BYTES, Collected, Collector
+from cortex.metrics.collect import FORGET_AFTER_S, LARGEST_FILE_BYTES, CollectedCounts, Collector
 from cortex.metrics.counts import Attempt
 from cortex.metrics.store import StatsStore
 from cortex.processes import write_whole
@@ -60,24 +60,24 @@ def test_changed_files_are_read_and_others_not(folder, collector, store, clock, 
     live = {attempt(one), attempt(two)}
     write(folder, one)
     write(folder, two)
-    assert collector.collect(live) == Collected(read=2, merged=2)
-    assert collector.collect(live) == Collected()
+    assert collector.collect(live) == CollectedCounts(read=2, merged=2)
+    assert collector.collect(live) == CollectedCounts()
     write(folder, build.file(ok=5))
-    assert collector.collect(live) == Collected(read=1, merged=1)
+    assert collector.collect(live) == CollectedCounts(read=1, merged=1)
     assert served(store, clock, build) == 7
 
 
 def test_a_new_collector_reads_everything_and_counts_nothing_twice(folder, collector, store, clock, build):
     write(folder, build.file(ok=1))
     collector.collect(None)
-    assert Collector(folder, store, clock).collect(None) == Collected(read=1, merged=0)
+    assert Collector(folder, store, clock).collect(None) == CollectedCounts(read=1, merged=0)
     assert served(store, clock, build) == 1
 
 
 def test_more_files_than_fit_one_transaction_are_all_merged(folder, collector, store, clock, build):
     for n in range(150):
         write(folder, build.file(ok=1, attempt=n))
-    assert collector.collect(None) == Collected(read=150, merged=150)
+    assert collector.collect(None) == CollectedCounts(read=150, merged=150)
     assert served(store, clock, build) == 150
 
 
@@ -93,7 +93,7 @@ def test_files_of_others_are_left_alone(folder, collector, store, build):
     )
     for name in names:
         (folder / name).write_bytes(b"{}")
-    assert collector.collect(set()) == Collected()
+    assert collector.collect(set()) == CollectedCounts()
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 
@@ -103,11 +103,11 @@ def test_a_file_that_cannot_be_read_is_skipped_with_one_warning_until_it_can(
     path = write(folder, build.file(ok=1))
     os.truncate(path, 10)
     with caplog.at_level(logging.WARNING):
-        assert collector.collect(None) == Collected(read=1)
-        assert collector.collect(None) == Collected()
+        assert collector.collect(None) == CollectedCounts(read=1)
+        assert collector.collect(None) == CollectedCounts()
     assert len(caplog.records) == 1
     write(folder, build.file(ok=2))
-    assert collector.collect(None) == Collected(read=1, merged=1)
+    assert collector.collect(None) == CollectedCounts(read=1, merged=1)
     assert served(store, clock, build) == 2
 
 
@@ -135,14 +135,14 @@ def test_what_is_no_file_is_left_alone(folder, collector, store, clock, build, t
     (folder / f"{build.replica}.1.json").symlink_to(target)
     os.mkfifo(folder / f"{build.replica}.2.json")
     (folder / f"{build.replica}.3.json").mkdir()
-    assert collector.collect(set()) == Collected()
+    assert collector.collect(set()) == CollectedCounts()
     assert len(list(folder.iterdir())) == 3
 
 
 def test_a_file_of_absurd_size_is_not_read(folder, collector, caplog, build):
     os.truncate(write(folder, build.file(ok=1)), LARGEST_FILE_BYTES + 1)
     with caplog.at_level(logging.WARNING):
-        assert collector.collect(None) == Collected(read=1)
+        assert collector.collect(None) == CollectedCounts(read=1)
     assert "too large" in caplog.text
 
 
@@ -153,7 +153,7 @@ def test_the_file_of_a_gone_replica_is_merged_and_deleted(folder, collector, sto
     gone, live = build.file(ok=1), build.file(ok=2, attempt=2)
     write(folder, gone)
     write(folder, live)
-    assert collector.collect({attempt(live)}) == Collected(read=2, merged=2, deleted=1)
+    assert collector.collect({attempt(live)}) == CollectedCounts(read=2, merged=2, deleted=1)
     assert [path.name for path in folder.iterdir()] == [f"{build.replica}.2.json"]
     assert served(store, clock, build) == 3
 
@@ -161,7 +161,7 @@ def test_the_file_of_a_gone_replica_is_merged_and_deleted(folder, collector, sto
 def test_a_file_that_says_it_is_the_last_is_deleted_at_once(folder, collector, store, clock, build):
     last = build.file(ok=1, last=True)
     write(folder, last)
-    assert collector.collect({attempt(last)}) == Collected(read=1, merged=1, deleted=1)
+    assert collector.collect({attempt(last)}) == CollectedCounts(read=1, merged=1, deleted=1)
     assert served(store, clock, build) == 1
 
 
@@ -178,15 +178,15 @@ def test_a_gone_replicas_file_is_read_once_more_though_it_looks_unchanged(folder
     path.write_bytes(msgspec.json.encode(build.file(ok=7)))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_size == before.st_size - len('{"10":1}') + len('{"10":7}')
-    assert collector.collect(None) == Collected()
-    assert collector.collect(set()) == Collected(read=1, merged=1, deleted=1)
+    assert collector.collect(None) == CollectedCounts()
+    assert collector.collect(set()) == CollectedCounts(read=1, merged=1, deleted=1)
     assert served(store, clock, build) == 7
 
 
 def test_nothing_is_deleted_before_it_is_on_disk(folder, collector, store, clock, build, monkeypatch):
     write(folder, build.file(ok=1))
     monkeypatch.setattr(store, "sync", lambda: False)
-    assert collector.collect(set()) == Collected(read=1, merged=1, deleted=0)
+    assert collector.collect(set()) == CollectedCounts(read=1, merged=1, deleted=0)
     assert len(list(folder.iterdir())) == 1
     monkeypatch.undo()
     assert collector.collect(set()).deleted == 1

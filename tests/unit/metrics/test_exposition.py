@@ -16,8 +16,8 @@ from cortex.metrics.exposition import (
     DURATION_BOUNDS_S,
     METRICS,
     REST,
+    Exposed,
     FetchCounts,
-    Observed,
     PlannerCounts,
     exposition,
 )
@@ -59,7 +59,7 @@ def an_agent(*replicas, **changes) -> AgentReport:
     return AgentReport(**(facts | changes))
 
 
-def everything() -> Observed:
+def everything() -> Exposed:
     """Something of every metric."""
     replica = msgspec.structs.replace(
         a_replica(a_build(resources=Resources(cpu_millis=500, mem_bytes=2**20, gpus=1)), in_flight=4),
@@ -82,7 +82,7 @@ def everything() -> Observed:
         numbers=2,
         number_sum=-3.5,
     )
-    return Observed(
+    return Exposed(
         version="1.0",
         apis=(a_status(),),
         lifetimes={API: Lifetime(counts=counts, classes={"setosa": 9}, rest=2)},
@@ -95,11 +95,11 @@ def everything() -> Observed:
     )
 
 
-def families(observed: Observed) -> dict[str, Metric]:
+def families(observed: Exposed) -> dict[str, Metric]:
     return {family.name: family for family in parse(exposition(observed))}
 
 
-def samples(observed: Observed, name: str) -> dict[tuple[tuple[str, str], ...], float]:
+def samples(observed: Exposed, name: str) -> dict[tuple[tuple[str, str], ...], float]:
     return {
         tuple(sample.labels.items()): sample.value
         for family in parse(exposition(observed))
@@ -108,7 +108,7 @@ def samples(observed: Observed, name: str) -> dict[tuple[tuple[str, str], ...], 
     }
 
 
-def value(observed: Observed, name: str, **labels: str) -> float:
+def value(observed: Exposed, name: str, **labels: str) -> float:
     return samples(observed, name)[tuple(labels.items())]
 
 
@@ -152,7 +152,7 @@ def test_each_metric_is_listed_once():
 
 @given(name=st.text(max_size=30))
 def test_any_class_name_comes_back_as_it_was(name):
-    observed = Observed(version="1", apis=(a_status(),), lifetimes={API: Lifetime(classes={name: 3}, rest=1)})
+    observed = Exposed(version="1", apis=(a_status(),), lifetimes={API: Lifetime(classes={name: 3}, rest=1)})
     found = samples(observed, "cortex_predictions_total")
     expected = {(*LABELS.items(), ("class", name)): 3.0, (*LABELS.items(), ("class", REST)): 1.0}
     if name == REST:
@@ -161,7 +161,7 @@ def test_any_class_name_comes_back_as_it_was(name):
 
 
 def test_an_installation_without_apis_has_a_page():
-    page = exposition(Observed(version="1"))
+    page = exposition(Exposed(version="1"))
     assert 'cortex_build_info{version="1"} 1\n' in page
     assert "cortex_planner_tick_duration_seconds_count 0\n" in page
     assert page.endswith("\n")
@@ -170,7 +170,7 @@ def test_an_installation_without_apis_has_a_page():
 
 def test_series_do_not_grow_with_classes_or_versions():
     many = Lifetime(counts=Counts(latency=dict.fromkeys(range(-300, 900), 1)), classes={"a": 1}, rest=10**9)
-    page = exposition(Observed(version="1", apis=(a_status(),), lifetimes={API: many}))
+    page = exposition(Exposed(version="1", apis=(a_status(),), lifetimes={API: many}))
     assert len([line for line in page.splitlines() if line.startswith("cortex_") and "sklearn" in line]) < 60
 
 
@@ -206,7 +206,7 @@ def test_durations_are_a_cumulative_histogram_in_seconds():
 
 @pytest.mark.parametrize("status", list(Status))
 def test_exactly_one_status_is_true(status):
-    found = samples(Observed(version="1", apis=(a_status(status=status),)), "cortex_api_status")
+    found = samples(Exposed(version="1", apis=(a_status(status=status),)), "cortex_api_status")
     assert {dict(labels)["status"] for labels, shown in found.items() if shown == 1.0} == {status.value}
     assert len(found) == len(Status)
 
@@ -222,7 +222,7 @@ def test_replicas_are_counted_by_phase_and_the_gone_hold_nothing():
 
 
 def test_replicas_of_an_api_that_is_on_its_way_out_are_still_counted():
-    observed = Observed(version="1", agents=(an_agent(a_replica(phase=Phase.DRAINING)),))
+    observed = Exposed(version="1", agents=(an_agent(a_replica(phase=Phase.DRAINING)),))
     assert value(observed, "cortex_replicas", **LABELS, state="draining") == 1.0
 
 
@@ -237,7 +237,7 @@ def test_a_node_shows_what_it_has_and_what_is_requested():
 
 
 def test_a_tracker_that_counted_nothing_shows_no_predictions():
-    found = families(Observed(version="1", apis=(a_status(),)))
+    found = families(Exposed(version="1", apis=(a_status(),)))
     assert not [name for name in found if name.startswith("cortex_predict")]
 
 

@@ -23,7 +23,7 @@ from cortex.planning.actions import (
     describe,
     mem_text,
 )
-from cortex.planning.batching import Stop
+from cortex.planning.batching import BatchingStop
 from cortex.planning.model import Lease, LeaseRequest
 from cortex.testing.builders import API, NODE, a_build, a_replica, a_route, a_wanted_api, an_exit
 from cortex.wire.batching import BatchingOrder, Disagreement
@@ -65,7 +65,7 @@ def acquire(room: Resources, *, surge: bool = False) -> Action:
         (
             RecordStop(
                 model=V1.model_key,
-                stop=Stop(api=API, replica=R0, started_wall_s=0.0, runtime="", disagreement=APART),
+                stop=BatchingStop(api=API, replica=R0, started_wall_s=0.0, runtime="", disagreement=APART),
             ),
             f'{R0} batches no more: rows disagreed (output "y" is 0.5 alone and 0.7 beside others, 0.2 apart where '
             "rounding explains 1e-05)",

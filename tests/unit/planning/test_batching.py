@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from cortex.planning.batching import BatchingRecord, Known, Stop, decide, disagreement_text, place_of
+from cortex.planning.batching import BatchingRecord, BatchingStop, Known, decide, disagreement_text, place_of
 from cortex.testing.builders import API, a_build
 from cortex.wire.batching import RULES, BatchingOrder, BatchingVerdict, Disagreement, Proof, SizeCondition, Trial
 from cortex.wire.build import ModelKey, Resources
@@ -21,7 +21,7 @@ OFF = BatchingOrder()
 
 
 def a_stop(runtime=ORT):
-    return Stop(
+    return BatchingStop(
         api=API, replica="iris.sklearn.0123abcd.0", started_wall_s=5.0, runtime=runtime, disagreement=APART, wall_s=9.0
     )
 

@@ -7,7 +7,7 @@ from cortex.errors import Problem
 from cortex.ids import ApiKey, NodeId
 from cortex.planning.actions import OrderNode, RecordStop
 from cortex.planning.assessment import assess
-from cortex.planning.batching import BatchingRecord, Stop, place_of
+from cortex.planning.batching import BatchingRecord, BatchingStop, place_of
 from cortex.planning.guarding import ToProve, to_prove
 from cortex.planning.model import Desired
 from cortex.planning.plan import plan
@@ -52,7 +52,7 @@ def says(*, runtime=ORT, disagreement=None, batches=True):
 
 
 def a_stop(report, *, runtime=ORT):
-    return Stop(
+    return BatchingStop(
         api=report.api,
         replica=report.replica,
         started_wall_s=report.started_wall_s,
@@ -155,7 +155,7 @@ def test_a_disagreement_is_remembered_and_told_to_all_replicas_of_the_model():
     assert stops == [
         RecordStop(
             model=MODEL,
-            stop=Stop(api=seer.api, replica=seer.replica, started_wall_s=0.0, runtime=ORT, disagreement=APART),
+            stop=BatchingStop(api=seer.api, replica=seer.replica, started_wall_s=0.0, runtime=ORT, disagreement=APART),
         )
     ]
     assert orders == {report.replica: ALONE for report in (seer, same_api, loading, same_model)}

@@ -9,7 +9,7 @@ import msgspec
 from cortex.errors import Problem
 from cortex.ids import ReplicaId, replica_id, route_path
 from cortex.planning.assessment import assess
-from cortex.planning.batching import BatchingRecord, Stop
+from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.crashes import Row
 from cortex.planning.model import Desired, LeaseState, RunRecord, SlotRecord, Snapshot, WantedApi
 from cortex.planning.status import statuses
@@ -398,7 +398,7 @@ APART = Disagreement(output="y", alone="0.5", together="0.7")
 PROOF = Proof(rules=RULES, proved=True, operators=3)
 
 
-def batching_of(*runtimes: str, trials: tuple[Trial, ...] = (), stops: tuple[Stop, ...] = ()) -> ApiStatus:
+def batching_of(*runtimes: str, trials: tuple[Trial, ...] = (), stops: tuple[BatchingStop, ...] = ()) -> ApiStatus:
     """The status of a live api whose replicas say that they run on these."""
     replicas = tuple(
         a_replica(V1, number, batching=BatchingState(runtime=runtime)) for number, runtime in enumerate(runtimes)
@@ -409,8 +409,8 @@ def batching_of(*runtimes: str, trials: tuple[Trial, ...] = (), stops: tuple[Sto
     return statuses(assess(Desired(apis=(wanted,), batching=(record,)), seen))[API]
 
 
-def a_stop(runtime: str) -> Stop:
-    return Stop(api=API, replica=name(V1), started_wall_s=0.0, runtime=runtime, disagreement=APART, wall_s=7.0)
+def a_stop(runtime: str) -> BatchingStop:
+    return BatchingStop(api=API, replica=name(V1), started_wall_s=0.0, runtime=runtime, disagreement=APART, wall_s=7.0)
 
 
 def test_what_batching_rests_on_is_told_for_the_runtime_of_the_replicas() -> None:

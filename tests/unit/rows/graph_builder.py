@@ -20,7 +20,7 @@ from cortex.rows.rules.registry import NEWEST
 from cortex.rows.sizes import Supposition, Symbol
 from cortex.rows.values import Value
 from cortex.wire.batching import Proof
-from cortex.wire.graphs import MAX_ELEMENTS, Attribute, Graph, GraphInput, Model, Node, Tensor
+from cortex.wire.graphs import MAX_ELEMENTS, Attribute, Graph, GraphInput, GraphNode, Model, Tensor
 
 
 def rows(*trailing: int | None, dtype: str = "float32") -> GraphInput:
@@ -40,21 +40,21 @@ def constant(array: Any) -> Tensor:
     return Tensor(str(array.dtype) if array.dtype.kind != "U" else "string", array.shape, elements)
 
 
-def node(operator: str, *inputs: str, to: str = "y", domain: str = "", **attributes: Attribute) -> Node:
+def node(operator: str, *inputs: str, to: str = "y", domain: str = "", **attributes: Attribute) -> GraphNode:
     """An operator; `to` are the names of its outputs. An input without a name is left out."""
-    return Node(operator, inputs, tuple(to.split()), attributes, domain=domain)
+    return GraphNode(operator, inputs, tuple(to.split()), attributes, domain=domain)
 
 
-def ml(operator: str, *inputs: str, to: str = "y", **attributes: Attribute) -> Node:
+def ml(operator: str, *inputs: str, to: str = "y", **attributes: Attribute) -> GraphNode:
     return node(operator, *inputs, to=to, domain="ai.onnx.ml", **attributes)
 
 
-def microsoft(operator: str, *inputs: str, to: str = "y", **attributes: Attribute) -> Node:
+def microsoft(operator: str, *inputs: str, to: str = "y", **attributes: Attribute) -> GraphNode:
     return node(operator, *inputs, to=to, domain="com.microsoft", **attributes)
 
 
 def model(
-    *nodes: Node,
+    *nodes: GraphNode,
     outputs: str = "y",
     opsets: Mapping[str, int] | None = None,
     **named: GraphInput | Tensor | Any,
@@ -69,26 +69,26 @@ def model(
     return Model(Graph(nodes, tuple(inputs), tuple(outputs.split()), constants), opsets={**NEWEST, **(opsets or {})})
 
 
-def proof(*nodes: Node, **settings: Any) -> Proof:
+def proof(*nodes: GraphNode, **settings: Any) -> Proof:
     """The verdict on a model; settings as of `model`."""
     return prove(model(*nodes, **settings))
 
 
-def proved(*nodes: Node, **settings: Any) -> bool:
+def proved(*nodes: GraphNode, **settings: Any) -> bool:
     return proof(*nodes, **settings).proved
 
 
-def refusal(*nodes: Node, **settings: Any) -> str:
+def refusal(*nodes: GraphNode, **settings: Any) -> str:
     """Why a model is not proved; empty if it is."""
     return proof(*nodes, **settings).reason
 
 
-def results(*nodes: Node, **settings: Any) -> list[Value]:
+def results(*nodes: GraphNode, **settings: Any) -> list[Value]:
     """What is known of a model's outputs, where sizes are as has to be supposed."""
     return supposing(*nodes, **settings)[0]
 
 
-def supposing(*nodes: Node, **settings: Any) -> tuple[list[Value], dict[Place, Supposed]]:
+def supposing(*nodes: GraphNode, **settings: Any) -> tuple[list[Value], dict[Place, Supposed]]:
     """What is known of a model's outputs, and what has to be supposed of sizes for that."""
     suppositions: dict[Place, Supposed] = {}
     while True:
@@ -100,6 +100,6 @@ def supposing(*nodes: Node, **settings: Any) -> tuple[list[Value], dict[Place, S
             suppositions[flow.place_of(wanted.symbol)] = size
 
 
-def result(*nodes: Node, **settings: Any) -> Value:
+def result(*nodes: GraphNode, **settings: Any) -> Value:
     """What is known of a model's first output."""
     return results(*nodes, **settings)[0]

@@ -19,19 +19,19 @@ from cortex.rows import prove_saved_model
 from cortex.rows.saved_models import SavedModelFlow
 from cortex.rows.values import Value
 from cortex.wire.batching import Proof
-from cortex.wire.graphs import Attribute, Function, Graph, GraphInput, Model, Node, Tensor
+from cortex.wire.graphs import Attribute, Function, Graph, GraphInput, GraphNode, Model, Tensor
 
 DOMAIN = "tensorflow"
 
 
-def op(operator: str, *inputs: str, name: str = "y", after: Sequence[str] = (), **attributes: Attribute) -> Node:
+def op(operator: str, *inputs: str, name: str = "y", after: Sequence[str] = (), **attributes: Attribute) -> GraphNode:
     """An operator; `after` are those that run before it without giving it a value."""
-    return Node(operator, inputs, (), attributes, name, DOMAIN, tuple(after))
+    return GraphNode(operator, inputs, (), attributes, name, DOMAIN, tuple(after))
 
 
 def function(
     name: str,
-    *nodes: Node,
+    *nodes: GraphNode,
     inputs: str = "",
     outputs: str = "",
     after: str = "",
@@ -50,14 +50,14 @@ def function(
     )
 
 
-def _with_outputs(node: Node, named: dict[str, Any]) -> Node:
+def _with_outputs(node: GraphNode, named: dict[str, Any]) -> GraphNode:
     """In functions a constant is called by its output's name, too."""
     inputs = tuple(f"{one}:output:0" if one in named else one for one in node.inputs)
     return dataclasses.replace(node, inputs=inputs)
 
 
-def model(*parts: Node | Function, outputs: str = "y", **named: GraphInput | Tensor | Any) -> Model:
-    nodes = [part for part in parts if isinstance(part, Node)]
+def model(*parts: GraphNode | Function, outputs: str = "y", **named: GraphInput | Tensor | Any) -> Model:
+    nodes = [part for part in parts if isinstance(part, GraphNode)]
     functions = {(DOMAIN, part.name): part for part in parts if isinstance(part, Function)}
     inputs = {name: value for name, value in named.items() if isinstance(value, GraphInput)}
     nodes += _constants({name: value for name, value in named.items() if name not in inputs})
@@ -72,27 +72,27 @@ def model(*parts: Node | Function, outputs: str = "y", **named: GraphInput | Ten
     return Model(graph, functions)
 
 
-def _constants(named: dict[str, Any]) -> list[Node]:
+def _constants(named: dict[str, Any]) -> list[GraphNode]:
     return [
         op("Const", name=name, value=value if isinstance(value, Tensor) else constant(value))
         for name, value in named.items()
     ]
 
 
-def proof(*parts: Node | Function, **settings: Any) -> Proof:
+def proof(*parts: GraphNode | Function, **settings: Any) -> Proof:
     """The verdict on a model; settings as of `model`."""
     return prove_saved_model(model(*parts, **settings))
 
 
-def proved(*parts: Node | Function, **settings: Any) -> bool:
+def proved(*parts: GraphNode | Function, **settings: Any) -> bool:
     return proof(*parts, **settings).proved
 
 
-def refusal(*parts: Node | Function, **settings: Any) -> str:
+def refusal(*parts: GraphNode | Function, **settings: Any) -> str:
     """Why a model is not proved; empty if it is."""
     return proof(*parts, **settings).reason
 
 
-def result(*parts: Node | Function, **settings: Any) -> Value:
+def result(*parts: GraphNode | Function, **settings: Any) -> Value:
     """What is known of a model's first output."""
     return SavedModelFlow(model(*parts, **settings)).run()[0]

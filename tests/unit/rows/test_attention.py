@@ -8,7 +8,7 @@ import pytest
 from graph_builder import microsoft, node, proof, proved, refusal, result, rows, weights
 
 from cortex.rows.sizes import NUMBER_OF_ROWS as N
-from cortex.wire.graphs import GraphInput, Node, Tensor
+from cortex.wire.graphs import GraphInput, GraphNode, Tensor
 
 FOUR = {"q": rows(4, 3, 8), "k": rows(2, 5, 8), "v": rows(2, 5, 6)}
 """4 heads of queries, 2 of keys; 3 steps of queries, 5 of keys."""
@@ -167,7 +167,7 @@ def test_what_has_no_heads_does_not_turn() -> None:
 MANY = {"q": rows(3, 32), "k": rows(5, 32), "v": rows(5, 24)}
 
 
-def many(*inputs: str) -> Node:
+def many(*inputs: str) -> GraphNode:
     return microsoft("MultiHeadAttention", "q", "k", "v", *inputs, num_heads=4)
 
 
@@ -206,7 +206,7 @@ def test_many_heads_of_operands_that_do_not_fit_are_refused(
 OWN: dict[str, Any] = {"x": rows(3, 16), "w": weights(16, 96), "b": weights(96)}
 
 
-def own(*inputs: str, **attributes: Any) -> Node:
+def own(*inputs: str, **attributes: Any) -> GraphNode:
     return microsoft("Attention", "x", "w", "b", *inputs, num_heads=4, **attributes)
 
 
@@ -236,7 +236,9 @@ def test_a_value_attends_to_itself() -> None:
         (own(do_rotary=1), {}),
     ],
 )
-def test_a_value_that_does_not_fit_itself_is_refused(operator: Node, changed: dict[str, GraphInput | Tensor]) -> None:
+def test_a_value_that_does_not_fit_itself_is_refused(
+    operator: GraphNode, changed: dict[str, GraphInput | Tensor]
+) -> None:
     assert not proved(operator, **{**OWN, **changed})
 
 
@@ -244,7 +246,7 @@ TABLES = {"w": weights(9, 16), "p": weights(7, 16), "t": weights(3, 16), "g": we
 WORDS = {"x": rows(3, dtype="int32"), "s": rows(3, dtype="int32")}
 
 
-def embedded(*inputs: str, segments: str = "s") -> Node:
+def embedded(*inputs: str, segments: str = "s") -> GraphNode:
     tables = ("w", "p", "t", "g", "b")
     return microsoft("EmbedLayerNormalization", "x", segments, *tables, *inputs, to="y n")
 
@@ -268,5 +270,5 @@ def test_words_become_vectors_of_their_row() -> None:
         *((embedded(), {name: rows(16)}) for name in "wptgb"),
     ],
 )
-def test_words_with_other_segments_are_refused(operator: Node, changed: dict[str, GraphInput | Tensor]) -> None:
+def test_words_with_other_segments_are_refused(operator: GraphNode, changed: dict[str, GraphInput | Tensor]) -> None:
     assert not proved(operator, **{**WORDS, **TABLES, **changed})

@@ -10,7 +10,7 @@ from graph_builder import constant, microsoft, ml, model, node, proof, proved, r
 from cortex.rows import prove
 from cortex.rows.sizes import NUMBER_OF_ROWS as N
 from cortex.rows.values import Kind
-from cortex.wire.graphs import Attribute, LongList, Node, Tensor
+from cortex.wire.graphs import Attribute, GraphNode, LongList, Tensor
 
 THIRD = {"ai.onnx.ml": 3}
 """The fifth set has trees of another kind."""
@@ -73,9 +73,9 @@ SCALED = ml("Scaler", "x", scale=(1.0, 2.0), offset=(0.0, 1.0))
 IMPUTED = ml("Imputer", "x", imputed_value_floats=(1.0, 2.0), replaced_value_float=0.0)
 
 
-def changed(operator: Node, **attributes: Attribute) -> Node:
+def changed(operator: GraphNode, **attributes: Attribute) -> GraphNode:
     kept = {name: value for name, value in {**operator.attributes, **attributes}.items() if value is not None}
-    return Node(operator.operator, operator.inputs, operator.outputs, kept, domain=operator.domain)
+    return GraphNode(operator.operator, operator.inputs, operator.outputs, kept, domain=operator.domain)
 
 
 # ---- scores and labels ------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def changed(operator: Node, **attributes: Attribute) -> Node:
 
 @pytest.mark.parametrize(("classifier", "features"), [(TREES, 2), (LINES, 2), (SVC, 3)])
 @pytest.mark.parametrize("labels", [(5, 6), ("a", "b")])
-def test_each_row_has_a_label_and_scores(classifier: Node, features: int, labels: tuple[Any, ...]) -> None:
+def test_each_row_has_a_label_and_scores(classifier: GraphNode, features: int, labels: tuple[Any, ...]) -> None:
     numbers = next(name for name in classifier.attributes if name.startswith("classlabels"))
     if isinstance(labels[0], str):
         classifier = changed(classifier, **{numbers: None, "classlabels_strings": labels})
@@ -94,7 +94,7 @@ def test_each_row_has_a_label_and_scores(classifier: Node, features: int, labels
 
 
 @pytest.mark.parametrize(("regressor", "features", "width"), [(TREE_SUMS, 2, 2), (LINE_SUMS, 2, 1), (SVR, 3, 1)])
-def test_each_row_has_its_values(regressor: Node, features: int, width: int) -> None:
+def test_each_row_has_its_values(regressor: GraphNode, features: int, width: int) -> None:
     values = result(regressor, x=rows(features), opsets=THIRD)
     assert (values.shape, values.axis, values.dtype) == ((N, width), 0, "float32")
 
@@ -109,7 +109,7 @@ def test_trees_of_the_fifth_set_have_values_of_the_type_of_their_features() -> N
 
 
 @pytest.mark.parametrize("operator", [TREES, LINES, SVC, TREE_SUMS, LINE_SUMS, SVR, NORMED, SCALED, IMPUTED])
-def test_only_a_matrix_has_a_row_for_each_row(operator: Node) -> None:
+def test_only_a_matrix_has_a_row_for_each_row(operator: GraphNode) -> None:
     out = operator.outputs[-1]
     assert refusal(operator, outputs=out, x=rows(), opsets=THIRD) == NO_MATRIX
     assert refusal(operator, outputs=out, x=rows(2, 3), opsets=THIRD) == NO_MATRIX
@@ -149,7 +149,7 @@ def test_one_class_is_a_label() -> None:
 
 
 @pytest.mark.parametrize("operator", [SVC, SVR])
-def test_support_vectors_have_as_many_features_as_rows(operator: Node) -> None:
+def test_support_vectors_have_as_many_features_as_rows(operator: GraphNode) -> None:
     out = operator.outputs[-1]
     assert refusal(operator, outputs=out, x=rows(4)) == "4 features for vectors of 3"
     (condition,) = proof(operator, outputs=out, x=rows(None)).sizes
@@ -174,7 +174,7 @@ def test_support_vectors_that_were_summed_up_have_as_many_features_as_rows() -> 
     ("operator", "rounding"),
     [(NORMED, "rounding"), (SCALED, "rounding"), (IMPUTED, "exact"), (ml("Binarizer", "x", threshold=0.5), "exact")],
 )
-def test_features_stay_where_they_are(operator: Node, rounding: str) -> None:
+def test_features_stay_where_they_are(operator: GraphNode, rounding: str) -> None:
     assert (result(operator, x=rows(2)).shape, proof(operator, x=rows(2)).rounding) == ((N, 2), rounding)
 
 
@@ -186,7 +186,7 @@ def test_features_stay_where_they_are(operator: Node, rounding: str) -> None:
         ml("Binarizer", "x", threshold=0.5),
     ],
 )
-def test_one_constant_for_all_is_of_any_shape(operator: Node) -> None:
+def test_one_constant_for_all_is_of_any_shape(operator: GraphNode) -> None:
     assert result(operator, x=rows()).shape == (N,)
     assert result(operator, x=rows(2, 3)).shape == (N, 2, 3)
 
@@ -200,7 +200,7 @@ def test_one_constant_for_all_is_of_any_shape(operator: Node) -> None:
         changed(IMPUTED, imputed_value_floats=LongList("floats")),
     ],
 )
-def test_several_constants_may_be_of_the_rows(operator: Node) -> None:
+def test_several_constants_may_be_of_the_rows(operator: GraphNode) -> None:
     assert refusal(operator, x=rows()) == NO_MATRIX
 
 
@@ -209,7 +209,7 @@ def test_integers_are_imputed_as_integers() -> None:
     assert result(imputed, x=rows(2, dtype="int64")).dtype == "int64"
 
 
-def jumps(operator: Node) -> str:
+def jumps(operator: GraphNode) -> str:
     return proof(node("Exp", "f", to="x"), operator, f=rows(2)).rounding
 
 
@@ -303,7 +303,7 @@ TEXTS = rows(dtype="string")
 LOWER = node("StringNormalizer", "x", case_change_action="LOWER", is_case_sensitive=0, locale="C")
 
 
-def words(text: str = "x", **attributes: Attribute) -> Node:
+def words(text: str = "x", **attributes: Attribute) -> GraphNode:
     settings: dict[str, Attribute] = {"mark": 0, "mincharnum": 1, "pad_value": "#", "separators": (" ",)}
     return microsoft("Tokenizer", text, to="t", **{**settings, **attributes})
 

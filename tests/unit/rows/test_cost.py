@@ -11,10 +11,10 @@ from graph_builder import model, node, proof, refusal, result, rows, weights
 
 from cortex.rows import prove
 from cortex.rows.flow import MAX_RANK, MAX_WORK, Flow
-from cortex.wire.graphs import Function, Graph, Node, Tensor
+from cortex.wire.graphs import Function, Graph, GraphNode, Tensor
 
 
-def chain(operator: str, first: str, *others: str, times: int, **attributes: Any) -> tuple[Node, ...]:
+def chain(operator: str, first: str, *others: str, times: int, **attributes: Any) -> tuple[GraphNode, ...]:
     names = [first, *(f"v{index}" for index in range(times - 1)), "y"]
     return tuple(node(operator, a, *others, to=b, **attributes) for a, b in itertools.pairwise(names))
 
@@ -55,7 +55,7 @@ def test_names_and_numbers_that_are_looked_at_are_counted() -> None:
 @pytest.mark.parametrize("what", ["operands", "constants"])
 def test_names_in_functions_are_counted_in_each_call(what: str) -> None:
     if what == "operands":
-        body: tuple[Node, ...] = (node("Sum", *["a"] * 5000, to="b"),)
+        body: tuple[GraphNode, ...] = (node("Sum", *["a"] * 5000, to="b"),)
     else:
         constants = {f"k{index}": Tensor("int64", ()) for index in range(5000)}
         branch = Graph((), (), ("a",), constants)
@@ -77,7 +77,7 @@ def test_passes_that_suppose_sizes_are_counted_together() -> None:
 
 
 def test_a_branch_that_is_not_taken_is_put_in_order_once() -> None:
-    class Counted(tuple[Node, ...]):
+    class Counted(tuple[GraphNode, ...]):
         walks = 0
 
         def __iter__(self) -> Any:

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortex.rows.rules.elementwise import most_of
-from cortex.rows.sizes import AtMost, Size
+from cortex.rows.sizes import AtMost, Term
 from cortex.rows.values import Element
 from cortex.wire.batching import MOST_ELEMENTS
-from cortex.wire.graphs import Node, Tensor
+from cortex.wire.graphs import GraphNode, Tensor
 
 
 def typed(value: Any, dtype: str) -> Tensor:
@@ -22,7 +22,7 @@ def typed(value: Any, dtype: str) -> Tensor:
     return Tensor(dtype, array.shape, tuple(array.reshape(-1).tolist()))
 
 
-def element(*nodes: Node, **named: Any) -> Element | None:
+def element(*nodes: GraphNode, **named: Any) -> Element | None:
     """What is known of the only element of the result."""
     found = result(*nodes, **named).elements
     assert found is None or len(found) == 1
@@ -49,7 +49,7 @@ ADD = node("Add", "a", "b")
     ],
 )
 def test_an_element_is_as_its_type_holds_it_or_unknown(
-    nodes: tuple[Node, ...], a: Tensor, b: Tensor, found: Element | None
+    nodes: tuple[GraphNode, ...], a: Tensor, b: Tensor, found: Element | None
 ) -> None:
     assert element(*nodes, a=a, b=b) == found
 
@@ -68,7 +68,7 @@ def test_an_element_is_as_its_type_holds_it_or_unknown(
 def test_an_element_in_another_type_is_as_that_holds_it_or_unknown(
     value: Tensor, to: int, found: Element | None
 ) -> None:
-    assert element(Node("Cast", ("a",), ("y",), {"to": to}), a=value) == found
+    assert element(GraphNode("Cast", ("a",), ("y",), {"to": to}), a=value) == found
 
 
 LENGTH = (node("Shape", "x", to="s", start=1), node("Squeeze", "s", "first", to="l"))
@@ -76,22 +76,22 @@ SETTINGS = {"x": rows(None), "first": [0], "zero": constant(0)}
 
 
 def test_half_a_size_is_another_number_once_it_is_cut_to_a_whole_one() -> None:
-    nodes = (Node("Cast", ("l",), ("f",), {"to": 1}), node("Mul", "f", "half", to="h"))
-    cut = Node("Cast", ("h",), ("y",), {"to": 7})
+    nodes = (GraphNode("Cast", ("l",), ("f",), {"to": 1}), node("Mul", "f", "half", to="h"))
+    cut = GraphNode("Cast", ("h",), ("y",), {"to": 7})
     fraction, whole = results(*LENGTH, *nodes, cut, outputs="h y", half=constant(0.5), **SETTINGS)
     assert fraction.elements != whole.elements
 
 
 def test_a_size_stays_itself_in_floats_and_back() -> None:
-    there, back = Node("Cast", ("l",), ("f",), {"to": 1}), Node("Cast", ("f",), ("y",), {"to": 7})
+    there, back = GraphNode("Cast", ("l",), ("f",), {"to": 1}), GraphNode("Cast", ("f",), ("y",), {"to": 7})
     length = element(*LENGTH, outputs="l", **SETTINGS)
-    assert isinstance(length, Size)
+    assert isinstance(length, Term)
     assert element(*LENGTH, there, back, **SETTINGS) == length
 
 
 def test_a_quotient_of_sizes_is_another_one_in_floats() -> None:
     named = {**SETTINGS, "three": constant(3), "threes": constant(3.0)}
-    there = Node("Cast", ("l",), ("f",), {"to": 1})
+    there = GraphNode("Cast", ("l",), ("f",), {"to": 1})
     quotients = (node("Div", "l", "three", to="a"), node("Div", "f", "threes", to="b"))
     whole, fraction = results(*LENGTH, there, *quotients, outputs="a b", **named)
     assert whole.elements != fraction.elements
@@ -103,19 +103,19 @@ def test_a_size_of_an_input_is_above_0_and_one_of_a_window_may_be_0() -> None:
     pooled = node("MaxPool", "x", to="p", kernel_shape=(3,))
     places = (node("Shape", "p", to="s", start=2), LENGTH[1])
     named = {**SETTINGS, "x": rows(4, None)}
-    assert isinstance(element(pooled, *places, more, **named), Size)
+    assert isinstance(element(pooled, *places, more, **named), Term)
 
 
 def test_a_product_of_sizes_is_above_minus_1_where_its_type_holds_it() -> None:
     named = {**SETTINGS, "least": constant(-1), "narrow": typed(-1, "int32")}
     product = node("Mul", "l", "l", to="p")
     assert element(*LENGTH, product, node("Greater", "p", "least"), **named) is True
-    narrow = (Node("Cast", ("p",), ("q",), {"to": 6}), node("Greater", "q", "narrow"))
+    narrow = (GraphNode("Cast", ("p",), ("q",), {"to": 6}), node("Greater", "q", "narrow"))
     found, supposed = supposing(*LENGTH, product, *narrow, **named)
     assert (found[0].elements, list(supposed.values())) == ((True,), [AtMost(46340)])
     large = {**named, "large": constant(2**30)}
     product = node("Mul", "l", "large", to="p")
-    assert isinstance(element(*LENGTH, product, *narrow, **large), Size)
+    assert isinstance(element(*LENGTH, product, *narrow, **large), Term)
 
 
 _TO: Final = {"int32": 6, "int64": 7, "uint32": 12, "uint64": 13, "float32": 1, "float64": 11}
@@ -149,7 +149,7 @@ def test_what_is_known_of_a_size_is_what_its_types_make_of_it(
         after = f"p{index}"
         match name:
             case "Cast":
-                nodes.append(Node("Cast", (before,), (after,), {"to": _TO[dtype]}))
+                nodes.append(GraphNode("Cast", (before,), (after,), {"to": _TO[dtype]}))
             case "Square":
                 nodes.append(node("Mul", before, before, to=after))
             case "ReduceProd":
@@ -160,11 +160,11 @@ def test_what_is_known_of_a_size_is_what_its_types_make_of_it(
                 nodes.append(node(name, before, f"c{index}", to=after))
         before = after
     (size, found), supposed = supposing(*nodes, outputs=f"l {before}", **SETTINGS, **constants)
-    if found.elements is None or not isinstance(found.elements[0], Size) or size.elements is None:
+    if found.elements is None or not isinstance(found.elements[0], Term) or size.elements is None:
         return
     (claimed,), (length,) = found.elements, size.elements
-    assert isinstance(length, Size)
-    if not isinstance(claimed, Size) or set(claimed.symbols) != set(length.symbols):
+    assert isinstance(length, Term)
+    if not isinstance(claimed, Term) or set(claimed.symbols) != set(length.symbols):
         return
     most = min((one.size for one in supposed.values() if isinstance(one, AtMost)), default=MOST_ELEMENTS)
     for value in {1, 1 + int(share * (most - 1)), most}:
@@ -203,7 +203,7 @@ def _as_it_runs(value: int, steps: list[tuple[str, str]], numbers: list[int]) ->
         node("StringNormalizer", "t", case_change_action="UPPER"),
     ],
 )
-def test_elements_of_the_input_are_not_taken_for_those_of_the_output(made: Node) -> None:
+def test_elements_of_the_input_are_not_taken_for_those_of_the_output(made: GraphNode) -> None:
     assert element(made, a=constant([5.0]), t=Tensor("string", (1,), ("five",)), none=Tensor("int64", (0,), ())) is None
 
 

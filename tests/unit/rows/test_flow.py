@@ -12,7 +12,7 @@ from cortex.rows.rules.registry import NEWEST
 from cortex.rows.sizes import NUMBER_OF_ROWS as N
 from cortex.rows.values import Kind
 from cortex.wire.batching import RULES, Proof, SizeCondition
-from cortex.wire.graphs import Function, Graph, GraphInput, LongList, Model, Node, Reference, Tensor
+from cortex.wire.graphs import Function, Graph, GraphInput, GraphNode, LongList, Model, Reference, Tensor
 
 I64 = "int64"
 
@@ -25,7 +25,7 @@ def number(value: int) -> Tensor:
     return Tensor(I64, (), (value,))
 
 
-def size_of(name: str, axis: int, to: str) -> tuple[Node, ...]:
+def size_of(name: str, axis: int, to: str) -> tuple[GraphNode, ...]:
     """A size of a value, as a vector of one."""
     return (node("Shape", name, to=f"shape_{to}"), node("Slice", f"shape_{to}", f"from_{axis}", f"to_{axis}", to=to))
 
@@ -69,7 +69,7 @@ def test_an_input_with_a_default_is_its_default() -> None:
         ((node("SequenceConstruct", "x"),), 'the output "y" has no rows'),
     ],
 )
-def test_an_output_that_is_no_row_for_each_row_is_named(nodes: tuple[Node, ...], reason: str) -> None:
+def test_an_output_that_is_no_row_for_each_row_is_named(nodes: tuple[GraphNode, ...], reason: str) -> None:
     assert refusal(*nodes, x=rows(4), w=weights(2, 4), flat=ints(-1)) == reason
 
 
@@ -79,7 +79,7 @@ def test_a_model_without_outputs_is_not_proved() -> None:
 
 def test_the_first_operator_in_the_way_is_named_however_far_from_the_output() -> None:
     found = proof(
-        Node("CumSum", ("x", "axis"), ("sums",), {}, "running"),
+        GraphNode("CumSum", ("x", "axis"), ("sums",), {}, "running"),
         node("Relu", "sums", to="z"),
         node("Exp", "z"),
         x=rows(4),
@@ -146,7 +146,7 @@ def test_numbers_that_grow_without_end_are_not_computed() -> None:
 
 @pytest.mark.parametrize("operator", ["Div", "Mul", "Add", "Max", "Pow"])
 def test_the_number_of_rows_is_no_operand(operator: str) -> None:
-    nodes = (*size_of("x", 0, "n"), Node("Cast", ("n",), ("float",), {"to": 1}), node(operator, "x", "float"))
+    nodes = (*size_of("x", 0, "n"), GraphNode("Cast", ("n",), ("float",), {"to": 1}), node(operator, "x", "float"))
     assert refusal(*nodes, x=rows(4), **BOUNDS) == "the number of rows used as data"
 
 
@@ -183,7 +183,7 @@ def test_a_branch_must_not_depend_on_rows_or_their_number() -> None:
 # ---- loops ------------------------------------------------------------------------------------------------------
 
 
-def body(*nodes: Node, outputs: str) -> Graph:
+def body(*nodes: GraphNode, outputs: str) -> Graph:
     return Graph(nodes, (GraphInput("i"), GraphInput("c"), GraphInput("s")), tuple(outputs.split()))
 
 
@@ -228,14 +228,14 @@ def test_a_scan_along_steps_is_proved_and_along_rows_is_not() -> None:
 # ---- functions --------------------------------------------------------------------------------------------------
 
 
-def with_function(function: Function, *nodes: Node, **named: GraphInput | Tensor) -> Proof:
+def with_function(function: Function, *nodes: GraphNode, **named: GraphInput | Tensor) -> Proof:
     made = model(*nodes, **named, opsets={"": 18, "local": 1})
     return prove(dataclasses.replace(made, functions={(function.domain, function.name): function}))
 
 
 def test_a_function_is_followed_with_the_attributes_of_the_call() -> None:
     function = Function(
-        "Soft", "local", (Node("Softmax", ("a",), ("b",), {"axis": Reference("along")}),), ("a",), ("b",),
+        "Soft", "local", (GraphNode("Softmax", ("a",), ("b",), {"axis": Reference("along")}),), ("a",), ("b",),
         defaults={"along": 1}, opsets={"": 18},
     )  # fmt: skip
     assert with_function(function, node("Soft", "x", domain="local"), x=rows(4)).proved
@@ -307,7 +307,7 @@ def test_a_size_that_no_length_can_have_is_not_supposed() -> None:
 # ---- rows' own places -------------------------------------------------------------------------------------------
 
 
-def numbers_of_rows(to: str) -> tuple[Node, ...]:
+def numbers_of_rows(to: str) -> tuple[GraphNode, ...]:
     return (
         *size_of("x", 0, "count"),
         node("Squeeze", "count", "first", to="n"),
@@ -344,7 +344,7 @@ def test_a_row_s_own_entry_by_its_number_is_its_own() -> None:
 def test_places_in_merged_rows_are_the_row_s_own_only_with_the_right_stride_and_less_than_it() -> None:
     """As exporters write a mask that is looked up by i × length + j."""
 
-    def nodes(stride: str, offset: str) -> tuple[Node, ...]:
+    def nodes(stride: str, offset: str) -> tuple[GraphNode, ...]:
         return (
             *numbers_of_rows("i"),
             *size_of("x", 1, "lengths"),
@@ -398,14 +398,18 @@ W = weights(4, 4)
         ((SUM, node("Greater", "z", "half")), "labels", "Greater"),
         ((SUM, node("Round", "z")), "steps", "Round"),
         ((node("Round", "x"),), "exact", ""),
-        ((SUM, Node("Cast", ("z",), ("y",), {"to": 7})), "steps", "Cast"),
+        ((SUM, GraphNode("Cast", ("z",), ("y",), {"to": 7})), "steps", "Cast"),
         ((SUM, node("QuantizeLinear", "z", "half", "point")), "steps", "QuantizeLinear"),
         ((node("QuantizeLinear", "x", "half", "point"),), "exact", ""),
-        ((SUM, Node("Cast", ("z",), ("h",), {"to": 10}), Node("Cast", ("h",), ("y",), {"to": 1})), "steps", ""),
-        ((SUM, Node("Cast", ("z",), ("h",), {"to": 10})), "rounding", ""),
+        (
+            (SUM, GraphNode("Cast", ("z",), ("h",), {"to": 10}), GraphNode("Cast", ("h",), ("y",), {"to": 1})),
+            "steps",
+            "",
+        ),
+        ((SUM, GraphNode("Cast", ("z",), ("h",), {"to": 10})), "rounding", ""),
     ],
 )
-def test_what_rounding_may_do(nodes: tuple[Node, ...], rounding: str, operator: str) -> None:
+def test_what_rounding_may_do(nodes: tuple[GraphNode, ...], rounding: str, operator: str) -> None:
     outputs = nodes[-1].outputs[0]
     found = proof(*nodes, outputs=outputs, x=rows(4), w=W, half=constant(0.5), point=Tensor("uint8", (), (0,)))
     assert found.proved

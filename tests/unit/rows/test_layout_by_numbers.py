@@ -16,17 +16,17 @@ from cortex.rows.flow import Flow, Scope
 from cortex.rows.refusal import NotProved
 from cortex.rows.rules.indexing import cut
 from cortex.rows.rules.layout import expanded, inserted, removed, reshaped, tiled, transposed
-from cortex.rows.rules.registry import Call
-from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Size, product, times
+from cortex.rows.rules.registry import Op
+from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Term, product, times
 from cortex.rows.values import Value, rows
 from cortex.wire.graphs import Graph, Model
 
 COUNTS = (1, 2, 3)
 
 
-def call() -> Call:
+def call() -> Op:
     flow = Flow(Model(Graph((), (), ())))
-    return Call("Test", "", 18, (), {}, 1, flow.symbols, flow, Scope({"": 18}))
+    return Op("Test", "", 18, (), {}, 1, flow.symbols, flow, Scope({"": 18}))
 
 
 def at(size: Dim, count: int) -> int:
@@ -57,7 +57,7 @@ def values(draw: st.DrawFn) -> Value:
 def new_shapes(draw: st.DrawFn, value: Value) -> list[Dim]:
     """Shapes of as many elements, most of them; with and without -1 and 0."""
     total = product(value.known_shape)
-    assert isinstance(total, Size)
+    assert isinstance(total, Term)
     left, dims = total.factor, []
     for _ in range(draw(st.integers(0, 3))):
         divisors = [size for size in range(1, left + 1) if left % size == 0]
@@ -99,9 +99,9 @@ def test_a_reshape_that_keeps_rows_in_order_is_known_to(data: st.DataObject, val
     wanted = data.draw(new_shapes(value))
     shapes = {count: [at(dim, count) for dim in wanted] for count in COUNTS}
     assume(all(dim != 0 for dim in wanted) and -1 not in wanted)
-    axis = next(index for index, dim in enumerate(wanted) if isinstance(dim, Size))
+    axis = next(index for index, dim in enumerate(wanted) if isinstance(dim, Term))
     size = wanted[axis]
-    assert isinstance(size, Size)
+    assert isinstance(size, Term)
     moved = {count: numbers(value, count).reshape(shapes[count]) for count in COUNTS}
     fits = [
         (before, size.factor // before)

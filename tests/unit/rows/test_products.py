@@ -8,7 +8,7 @@ import pytest
 from graph_builder import constant, microsoft, node, proof, proved, refusal, result, rows, weights
 
 from cortex.rows.sizes import NUMBER_OF_ROWS as N
-from cortex.wire.graphs import Node
+from cortex.wire.graphs import GraphNode
 
 TURN = node("Transpose", "x", to="t", perm=(1, 0))
 """Rows in dimension 1."""
@@ -245,7 +245,7 @@ def test_many_scales_of_rows_on_the_right_are_refused() -> None:
         (node("MatMulInteger", "x", "w", "z", "z"), "z z"),
     ],
 )
-def test_no_scale_may_be_made_of_rows(operator: Node, inputs: str) -> None:
+def test_no_scale_may_be_made_of_rows(operator: GraphNode, inputs: str) -> None:
     given = {name: {**BYTES, **ONE}[name] for name in operator.inputs if name}
     assert proved(operator, **given)
     for index, name in enumerate(operator.inputs):

@@ -8,7 +8,7 @@ import pytest
 from graph_builder import node, proof, proved, refusal, result, results, rows, weights
 
 from cortex.rows.sizes import NUMBER_OF_ROWS as N
-from cortex.wire.graphs import GraphInput, Node, Tensor
+from cortex.wire.graphs import GraphInput, GraphNode, Tensor
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 STEPS_FIRST = node("Transpose", "s", to="x", perm=(1, 0, 2))
@@ -73,7 +73,7 @@ BACK = node("Transpose", "h", to="z", perm=(1, 0, 2))
 LENGTHS = rows(dtype="int32")
 
 
-def with_states(*nodes: Node, **settings: Any) -> str:
+def with_states(*nodes: GraphNode, **settings: Any) -> str:
     return refusal(STEPS_FIRST, *nodes, WITH_STATES, BACK, outputs="z", s=S, **layers("LSTM"), **settings)
 
 
@@ -90,7 +90,7 @@ def test_lengths_and_first_states_are_those_of_the_rows() -> None:
         ((STATE, node("Unsqueeze", "m", "zero", to="n")), {"m": LENGTHS, "zero": [0], "h0": rows(1, 2)}),
     ],
 )
-def test_one_length_or_state_for_all_rows_is_refused(nodes: tuple[Node, ...], settings: dict[str, Any]) -> None:
+def test_one_length_or_state_for_all_rows_is_refused(nodes: tuple[GraphNode, ...], settings: dict[str, Any]) -> None:
     assert with_states(*nodes, **settings) == "lengths or first states are not those of the rows"
 
 

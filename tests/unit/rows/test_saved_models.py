@@ -11,7 +11,7 @@ from saved_model_builder import DOMAIN, function, model, op, proof, proved, refu
 
 from cortex.rows import prove_saved_model
 from cortex.rows.rules.registry import RULES as RULES_OF_OPERATORS
-from cortex.rows.rules.registry import Call
+from cortex.rows.rules.registry import Op
 from cortex.rows.sizes import NUMBER_OF_ROWS as N
 from cortex.rows.values import Value
 from cortex.wire.batching import RULES, Proof, SizeCondition
@@ -21,8 +21,8 @@ from cortex.wire.graphs import (
     FunctionNames,
     Graph,
     GraphInput,
+    GraphNode,
     Model,
-    Node,
     Reference,
     Tensor,
 )
@@ -30,15 +30,15 @@ from cortex.wire.graphs import (
 X = rows(4)
 
 
-def call(name: str, *inputs: str, out: int = 1, to: str = "y", **more: Any) -> Node:
+def call(name: str, *inputs: str, out: int = 1, to: str = "y", **more: Any) -> GraphNode:
     return op("StatefulPartitionedCall", *inputs, name=to, f=FunctionName(name), Tout=("float32",) * out, **more)
 
 
-def loop(*state: str, cond: str = "cond", body: str = "body", to: str = "y") -> Node:
+def loop(*state: str, cond: str = "cond", body: str = "body", to: str = "y") -> GraphNode:
     return op("While", *state, name=to, cond=FunctionName(cond), body=FunctionName(body), T=("float32",) * len(state))
 
 
-def branch(condition: str, *inputs: str, to: str = "y", out: int = 1) -> Node:
+def branch(condition: str, *inputs: str, to: str = "y", out: int = 1) -> GraphNode:
     return op(
         "If", condition, *inputs, name=to, then_branch=FunctionName("then"), else_branch=FunctionName("otherwise"),
         Tout=("float32",) * out,
@@ -119,7 +119,7 @@ def test_sizes_that_a_proof_supposes_are_told_by_the_names_of_callers() -> None:
         ((op("Sum", "x", "axis", keep_dims=Reference("keep")),), "an attribute that is not known"),
     ],
 )
-def test_a_graph_that_does_not_fit_together_is_refused(parts: tuple[Node, ...], reason: str) -> None:
+def test_a_graph_that_does_not_fit_together_is_refused(parts: tuple[GraphNode, ...], reason: str) -> None:
     assert reason in refusal(*parts, x=X, k=2, axis=1)
 
 
@@ -129,7 +129,7 @@ def test_a_model_of_too_many_operators_is_not_looked_at_to_its_end(monkeypatch: 
 
 
 def test_a_fault_in_a_rule_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(call: Call) -> Value:
+    def broken(call: Op) -> Value:
         raise KeyError("axis")
 
     monkeypatch.setitem(
@@ -349,12 +349,12 @@ def test_branches_return_as_many_values() -> None:
 COUNTING = function("cond", op("Less", "i", "n", name="c"), inputs="i n a", outputs="c:z:0")
 
 
-def body(*nodes: Node, outputs: str = "t:z:0", **named: Any) -> Function:
+def body(*nodes: GraphNode, outputs: str = "t:z:0", **named: Any) -> Function:
     step = op("AddV2", "i", "one", name="j")
     return function("body", step, *nodes, inputs="i n a", outputs=f"j:z:0 n {outputs}", one=1, **named)
 
 
-def turned(*parts: Node | Function, **named: Any) -> Any:
+def turned(*parts: GraphNode | Function, **named: Any) -> Any:
     return proof(loop("zero", "n", "x"), *parts, outputs="y:2", zero=0, **named)
 
 

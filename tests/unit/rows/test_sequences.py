@@ -7,7 +7,7 @@ from graph_builder import node, proof, proved, refusal, result, rows, weights
 
 from cortex.rows.sizes import NUMBER_OF_ROWS as N
 from cortex.rows.values import Kind
-from cortex.wire.graphs import GraphInput, Node, Tensor
+from cortex.wire.graphs import GraphInput, GraphNode, Tensor
 
 BOTH = node("SequenceConstruct", "a", "b", to="list")
 FIRST = node("SequenceAt", "list", "zero")
@@ -40,7 +40,7 @@ def test_sizes_that_differ_from_item_to_item_are_not_known() -> None:
         ((node("Transpose", "c", to="b", perm=(1, 0)),), rows(4)),
     ],
 )
-def test_a_list_of_rows_and_other_things_is_refused(nodes: tuple[Node, ...], b: GraphInput | Tensor) -> None:
+def test_a_list_of_rows_and_other_things_is_refused(nodes: tuple[GraphNode, ...], b: GraphInput | Tensor) -> None:
     other = {"c" if nodes else "b": b}
     assert refusal(*nodes, BOTH, FIRST, a=A, **other, **ZERO) == "a list of things that are not alike"
 
@@ -76,7 +76,7 @@ def test_what_is_inserted_has_to_be_alike() -> None:
         node("SequenceErase", "list", "i", to="other"),
     ],
 )
-def test_rows_do_not_choose_items(operator: Node) -> None:
+def test_rows_do_not_choose_items(operator: GraphNode) -> None:
     after = () if operator.outputs == ("y",) else (node("SequenceAt", "other", "zero"),)
     verdict = refusal(BOTH, operator, *after, a=A, b=B, i=rows(dtype="int64"), **ZERO)
     assert verdict == "an operand that must be constant depends on rows"
@@ -101,7 +101,7 @@ def test_rows_are_not_joined() -> None:
 
 
 @pytest.mark.parametrize("joining", [node("ConcatFromSequence", "list", axis=2), STACKED])
-def test_items_of_sizes_that_differ_are_not_joined_beside_each_other(joining: Node) -> None:
+def test_items_of_sizes_that_differ_are_not_joined_beside_each_other(joining: GraphNode) -> None:
     verdict = refusal(BOTH, joining, a=rows(4, 3), b=rows(5, 3))
     assert verdict == "sizes that differ from item to item"
 
@@ -113,7 +113,7 @@ def test_items_may_differ_where_they_are_joined() -> None:
 # ---- cut into items ---------------------------------------------------------------------------------------------
 
 
-def cut(*inputs: str, **attributes: int) -> Node:
+def cut(*inputs: str, **attributes: int) -> GraphNode:
     return node("SplitToSequence", "x", *inputs, to="list", **attributes)
 
 

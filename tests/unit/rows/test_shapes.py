@@ -8,7 +8,7 @@ import numpy as np
 from graph_builder import constant, node, proved, refusal, result, rows, weights
 
 from cortex.rows.values import Kind
-from cortex.wire.graphs import Node, Tensor
+from cortex.wire.graphs import GraphNode, Tensor
 
 
 def test_an_empty_list_of_axes_squeezes_each_dimension_of_size_1_as_none_at_all_does() -> None:
@@ -27,10 +27,10 @@ def test_rows_are_found_by_places_that_their_type_holds() -> None:
     def found(dtype: int, start: Any) -> bool:
         nodes = (
             node("Shape", "x", to="s", start=0, end=1), node("Squeeze", "s", "axes", to="n0"),
-            Node("Cast", ("n0",), ("n",), {"to": dtype}), node("Range", "start", "n", "one", to="r"),
+            GraphNode("Cast", ("n0",), ("n",), {"to": dtype}), node("Range", "start", "n", "one", to="r"),
             node("Shape", "x", to="t", start=1), node("Squeeze", "t", "axes", to="l0"),
-            Node("Cast", ("l0",), ("l",), {"to": dtype}), node("Mul", "r", "l", to="p"),
-            Node("Cast", ("p",), ("i",), {"to": 7}), node("Reshape", "x", "all", to="f"), node("Gather", "f", "i"),
+            GraphNode("Cast", ("l0",), ("l",), {"to": dtype}), node("Mul", "r", "l", to="p"),
+            GraphNode("Cast", ("p",), ("i",), {"to": 7}), node("Reshape", "x", "all", to="f"), node("Gather", "f", "i"),
         )  # fmt: skip
         return proved(*nodes, x=rows(None), axes=[0], start=start(0), one=start(1), all=[-1])
 
@@ -43,7 +43,7 @@ def test_a_row_has_a_place_where_the_last_one_is_within_its_type() -> None:
     def kind(dtype: str, to: int, stride: int) -> Kind:
         nodes = (
             node("Shape", "x", to="s", start=0, end=1), node("Squeeze", "s", "axes", to="n0"),
-            Node("Cast", ("n0",), ("n",), {"to": to}), node("Range", "start", "n", "one", to="r"),
+            GraphNode("Cast", ("n0",), ("n",), {"to": to}), node("Range", "start", "n", "one", to="r"),
             node("Mul", "r", "stride", to="y"),
         )  # fmt: skip
         typed = {"start": 0, "one": 1, "stride": stride}

@@ -11,9 +11,9 @@ from cortex.rows.sizes import (
     MAX_FACTORS,
     NUMBER_OF_ROWS,
     Dim,
-    Size,
     Symbol,
     Symbols,
+    Term,
     counts_rows,
     divided,
     product,
@@ -27,7 +27,7 @@ SYMBOLS = [NUMBER_OF_ROWS.symbols[0], Symbol(1), Symbol(2, least=0), Symbol(3, l
 def sizes(draw: st.DrawFn) -> Dim:
     factor = draw(st.integers(0, 6))
     symbols = draw(st.lists(st.sampled_from(SYMBOLS), max_size=4))
-    return product([factor, *(Size(1, (symbol,)) for symbol in symbols)])
+    return product([factor, *(Term(1, (symbol,)) for symbol in symbols)])
 
 
 def value_of(size: Dim, values: dict[Symbol, int]) -> int:
@@ -59,7 +59,7 @@ def test_what_was_multiplied_can_be_divided_again(a: Dim, b: Dim) -> None:
 
 @given(sizes(), some_values)
 def test_a_size_is_never_less_than_its_least(size: Dim, values: dict[Symbol, int]) -> None:
-    if isinstance(size, Size) and size.least is not None:
+    if isinstance(size, Term) and size.least is not None:
         assert value_of(size, values) >= size.least
         assert all(symbol.least is not None for symbol in size.symbols)
 
@@ -82,7 +82,7 @@ def test_a_formula_counts_the_rows_where_one_of_its_sizes_does() -> None:
 def test_only_the_number_of_rows_once_is_a_multiple_of_it() -> None:
     assert NUMBER_OF_ROWS.is_multiple_of_rows
     squared = times(NUMBER_OF_ROWS, NUMBER_OF_ROWS)
-    assert isinstance(squared, Size)
+    assert isinstance(squared, Term)
     assert not squared.is_multiple_of_rows
 
 

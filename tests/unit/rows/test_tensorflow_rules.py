@@ -17,7 +17,7 @@ from cortex.rows.sizes import NUMBER_OF_ROWS as N
 from cortex.rows.sizes import times
 from cortex.rows.values import Kind, Value
 from cortex.wire.batching import Proof
-from cortex.wire.graphs import FunctionName, Node, Shapes, Tensor
+from cortex.wire.graphs import FunctionName, GraphNode, Shapes, Tensor
 
 
 class Case(NamedTuple):
@@ -27,7 +27,7 @@ class Case(NamedTuple):
     named: dict[str, Any]
 
 
-def case(name: str, *parts: Node, reason: str = "", **named: Any) -> Case:
+def case(name: str, *parts: GraphNode, reason: str = "", **named: Any) -> Case:
     return Case(name, parts, reason, named)
 
 

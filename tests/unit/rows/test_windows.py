@@ -8,7 +8,7 @@ from graph_builder import constant, microsoft, node, proof, proved, refusal, res
 
 from cortex.rows.sizes import NUMBER_OF_ROWS as N
 from cortex.rows.sizes import Dim
-from cortex.wire.graphs import Attribute, GraphInput, Node
+from cortex.wire.graphs import Attribute, GraphInput, GraphNode
 
 TURN = node("Transpose", "x", to="t", perm=(1, 0, 2, 3))
 """Rows in dimension 1."""
@@ -16,11 +16,11 @@ ONE = {"s": constant(0.5), "z": constant(np.uint8(3))}
 BYTES = rows(3, 8, 8, dtype="uint8")
 
 
-def sizes(operator: Node, *trailing: int | None, w: tuple[int, ...] = (5, 3, 3, 3)) -> tuple[Dim, ...]:
+def sizes(operator: GraphNode, *trailing: int | None, w: tuple[int, ...] = (5, 3, 3, 3)) -> tuple[Dim, ...]:
     return result(operator, x=rows(*trailing), w=weights(*w)).known_shape[1:]
 
 
-def windows(**attributes: Attribute) -> Node:
+def windows(**attributes: Attribute) -> GraphNode:
     return node("Conv", "x", "w", **attributes)
 
 
@@ -161,7 +161,7 @@ def test_integer_windows_are_exact_and_quantised_ones_round_to_a_grid() -> None:
         microsoft("QLinearAveragePool", "x", "r", "z", "s", "z", kernel_shape=(2, 2)),
     ],
 )
-def test_scales_are_constants(operator: Node) -> None:
+def test_scales_are_constants(operator: GraphNode) -> None:
     taken = {"w": weights(5, 3, 3, 3, dtype="uint8"), **ONE}
     settings = {name: taken[name] for name in operator.inputs if name in taken}
     scale = rows(dtype="uint8" if operator.operator == "ConvInteger" else "float32")
@@ -238,7 +238,7 @@ def test_a_pool_over_all_leaves_1(operator: str) -> None:
 @pytest.mark.parametrize(
     "pool", [*(node(name, "t", kernel_shape=(2, 2)) for name in POOLS), *(node(name, "t") for name in WHOLE)]
 )
-def test_rows_are_not_pooled(pool: Node) -> None:
+def test_rows_are_not_pooled(pool: GraphNode) -> None:
     turn = node("Transpose", "x", to="t", perm=(1, 2, 0, 3))
     assert refusal(turn, pool, x=rows(3, 8, 8)) == "pools over the rows"
 
@@ -246,7 +246,7 @@ def test_rows_are_not_pooled(pool: Node) -> None:
 @pytest.mark.parametrize(
     "pool", [*(node(name, "x", kernel_shape=(2, 2)) for name in POOLS), *(node(name, "x") for name in WHOLE)]
 )
-def test_pools_of_floats_round_and_those_of_integers_do_not(pool: Node) -> None:
+def test_pools_of_floats_round_and_those_of_integers_do_not(pool: GraphNode) -> None:
     assert proof(pool, x=rows(3, 8, 8)).rounding == "rounding"
     assert proof(pool, x=rows(3, 8, 8, dtype="int8")).rounding == "exact"
 
@@ -321,13 +321,13 @@ def test_constants_of_each_channel_are_not_made_of_rows(index: int) -> None:
         node("LRN", "x", size=3),
     ],
 )
-def test_each_image_is_normalised_by_itself(operator: Node) -> None:
+def test_each_image_is_normalised_by_itself(operator: GraphNode) -> None:
     settings = STATISTICS if "c" in operator.inputs else {}
     assert proof(operator, x=rows(3, 8, 8), **settings).rounding == "rounding"
-    turned = Node(operator.operator, ("t", *operator.inputs[1:]), ("y",), operator.attributes)
+    turned = GraphNode(operator.operator, ("t", *operator.inputs[1:]), ("y",), operator.attributes)
     assert refusal(TURN, turned, x=rows(3, 8, 8), **settings) == "rows are dimension 1, not 0"
     if settings:
-        made = Node(operator.operator, ("x", "r", "c"), ("y",), operator.attributes)
+        made = GraphNode(operator.operator, ("x", "r", "c"), ("y",), operator.attributes)
         assert not proved(made, x=rows(3, 8, 8), r=rows(), **settings)
 
 
@@ -435,7 +435,7 @@ def test_a_matrix_that_requests_choose_is_supposed_to_fit() -> None:
 # ---- resizing ---------------------------------------------------------------------------------------------------
 
 
-def resized(*inputs: str, **attributes: Attribute) -> Node:
+def resized(*inputs: str, **attributes: Attribute) -> GraphNode:
     return node("Resize", "x", *inputs, **attributes)
 
 

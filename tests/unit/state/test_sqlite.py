@@ -18,7 +18,7 @@ import pytest
 from cortex.artifacts.errors import StoreUnavailable
 from cortex.artifacts.samples import tree_of
 from cortex.ids import replica_id, short
-from cortex.planning.batching import Stop
+from cortex.planning.batching import BatchingStop
 from cortex.state import sqlite
 from cortex.state.base import StateBusy, StateCorrupt, StateError, StateFull, StateTooNew
 from cortex.state.sqlite import MIGRATIONS, SqliteStateStore
@@ -309,7 +309,7 @@ def test_a_body_that_cannot_be_stored_leaves_the_file_as_it_was(file: Path) -> N
 
 def test_a_disagreement_outlives_the_process(store: SqliteStateStore, file: Path) -> None:
     apart = Disagreement(output="y", alone="0.5", together="0.7")
-    stop = Stop(
+    stop = BatchingStop(
         api=API, replica=replica_id(API, V1.revision, 0), started_wall_s=3.0, runtime="", disagreement=apart, wall_s=5.0
     )
     store.record_stop(V1.model_key, stop, rules=1)

@@ -10,7 +10,7 @@ from cortex.errors import Problem, RetryLater
 from cortex.ids import NodeId, ReplicaId, replica_id
 from cortex.testing.builders import API, NODE, a_build, a_node, a_route, a_wanted_api
 from cortex.testing.clock import FakeClock
-from cortex.testing.fake_agent import RUNTIME, Answer, FakeAgents, Fate, Life
+from cortex.testing.fake_agent import RUNTIME, FakeAgents, FakeLife, Fate, IngressAnswer
 from cortex.wire.batching import BatchingOrder, BatchingState
 from cortex.wire.orders import (
     DrainReplica,
@@ -60,7 +60,7 @@ def route(*targets: ReplicaId, hold: bool = True) -> SetRoute:
 
 
 def test_a_started_replica_becomes_ready_when_its_time_has_come(agents: FakeAgents, clock: FakeClock) -> None:
-    agents.lives = lambda _order: Life(ready_after_s=2.0)
+    agents.lives = lambda _order: FakeLife(ready_after_s=2.0)
     give(agents, start())
     assert (only(agents).phase, agents.next_change_s()) == (Phase.STARTING, 1002.0)
     clock.advance(2.0)
@@ -68,7 +68,7 @@ def test_a_started_replica_becomes_ready_when_its_time_has_come(agents: FakeAgen
 
 
 def test_a_replica_can_fail_to_start(agents: FakeAgents, clock: FakeClock) -> None:
-    agents.lives = lambda _order: Life(start_error=BOOM, permanent=True, exit_code=3)
+    agents.lives = lambda _order: FakeLife(start_error=BOOM, permanent=True, exit_code=3)
     give(agents, start())
     clock.advance(1.0)
     found = only(agents).exit
@@ -77,7 +77,7 @@ def test_a_replica_can_fail_to_start(agents: FakeAgents, clock: FakeClock) -> No
 
 
 def test_a_replica_that_hangs_while_it_loads_is_given_up(agents: FakeAgents, clock: FakeClock) -> None:
-    agents.lives = lambda _order: Life(never_ready=True)
+    agents.lives = lambda _order: FakeLife(never_ready=True)
     give(agents, start())
     clock.advance(299.0)
     assert only(agents).phase is Phase.STARTING
@@ -89,7 +89,7 @@ def test_a_replica_that_hangs_while_it_loads_is_given_up(agents: FakeAgents, clo
 
 
 def test_a_replica_can_crash_some_time_after_it_was_ready(agents: FakeAgents, clock: FakeClock) -> None:
-    agents.lives = lambda _order: Life(ready_after_s=1.0, crash_after_s=5.0, exit_signal=9, oom=True)
+    agents.lives = lambda _order: FakeLife(ready_after_s=1.0, crash_after_s=5.0, exit_signal=9, oom=True)
     give(agents, start())
     clock.advance(6.0)
     found = only(agents).exit
@@ -98,7 +98,7 @@ def test_a_replica_can_crash_some_time_after_it_was_ready(agents: FakeAgents, cl
 
 
 def test_draining_takes_as_long_as_there_is_something_to_finish(agents: FakeAgents, clock: FakeClock) -> None:
-    agents.lives = lambda _order: Life(ready_after_s=0.0, drain_s=3.0)
+    agents.lives = lambda _order: FakeLife(ready_after_s=0.0, drain_s=3.0)
     give(agents, start())
     give(agents, DrainReplica(replica=R0, timeout_s=60.0))
     assert only(agents).phase is Phase.DRAINING
@@ -109,7 +109,7 @@ def test_draining_takes_as_long_as_there_is_something_to_finish(agents: FakeAgen
 
 
 def test_a_replica_that_ignores_being_asked_is_killed_when_time_is_up(agents: FakeAgents, clock: FakeClock) -> None:
-    agents.lives = lambda _order: Life(ready_after_s=0.0, ignores_sigterm=True)
+    agents.lives = lambda _order: FakeLife(ready_after_s=0.0, ignores_sigterm=True)
     give(agents, start())
     give(agents, DrainReplica(replica=R0, timeout_s=10.0))
     clock.advance(11.0)
@@ -316,21 +316,21 @@ def test_a_new_control_plane_has_heard_of_nobody_yet(agents: FakeAgents) -> None
 
 
 def test_what_a_client_gets(agents: FakeAgents, clock: FakeClock) -> None:
-    assert agents.ask(API) == Answer(outcome="unknown")
+    assert agents.ask(API) == IngressAnswer(outcome="unknown")
     give(agents, route())
-    assert agents.ask(API) == Answer(outcome="unavailable")
+    assert agents.ask(API) == IngressAnswer(outcome="unavailable")
     give(agents, start(), route(R0))
-    assert agents.ask(API) == Answer(outcome="held")
+    assert agents.ask(API) == IngressAnswer(outcome="held")
     clock.advance(1.0)
-    assert agents.ask(API) == Answer(outcome="answered", replica=R0, version=V1.version)
+    assert agents.ask(API) == IngressAnswer(outcome="answered", replica=R0, version=V1.version)
     agents.kill(R0)
-    assert agents.ask(API) == Answer(outcome="held")
+    assert agents.ask(API) == IngressAnswer(outcome="held")
     give(agents, route(R0, hold=False))
-    assert agents.ask(API) == Answer(outcome="unavailable")
+    assert agents.ask(API) == IngressAnswer(outcome="unavailable")
 
 
 def test_a_draining_replica_gets_no_new_requests(agents: FakeAgents, clock: FakeClock) -> None:
-    agents.lives = lambda _order: Life(drain_s=5.0)
+    agents.lives = lambda _order: FakeLife(drain_s=5.0)
     give(agents, start(), route(R0))
     clock.advance(1.0)
     give(agents, DrainReplica(replica=R0, timeout_s=60.0))

@@ -16,7 +16,7 @@ from onnx import AttributeProto, TensorProto, TypeProto, helper, numpy_helper
 from onnx.backend.test import loader
 from onnx.backend.test.case import node as node_cases
 
-from cortex.wire.graphs import MAX_ELEMENTS, Function, Graph, GraphInput, LongList, Model, Node, Reference, Tensor
+from cortex.wire.graphs import MAX_ELEMENTS, Function, Graph, GraphInput, GraphNode, LongList, Model, Reference, Tensor
 from cortex.wire.onnx_proto import external_files, read_graph, read_header
 
 FLOAT = TensorProto.FLOAT
@@ -89,7 +89,7 @@ def value_of(proto):
 
 
 def node_of(proto):
-    return Node(
+    return GraphNode(
         operator=proto.op_type + (f":{proto.overload}" if proto.overload else ""),
         inputs=tuple(proto.input),
         outputs=tuple(proto.output),
@@ -495,14 +495,14 @@ def test_a_model_is_read_into_the_neutral_graph(saved):
     assert read_graph(saved(proto)) == Model(
         graph=Graph(
             nodes=(
-                Node("Conv", ("x", "w"), ("c",), {"kernel_shape": (3, 3), "group": 1}, "first"),
-                Node(
+                GraphNode("Conv", ("x", "w"), ("c",), {"kernel_shape": (3, 3), "group": 1}, "first"),
+                GraphNode(
                     "Scan",
                     ("c",),
                     ("y",),
                     {
                         "num_scan_inputs": 1,
-                        "body": Graph((Node("Neg", ("i",), ("o",)),), (GraphInput("i", "float32"),), ()),
+                        "body": Graph((GraphNode("Neg", ("i",), ("o",)),), (GraphInput("i", "float32"),), ()),
                     },
                 ),
             ),
@@ -537,7 +537,7 @@ def test_a_function_brings_its_own_operator_sets_and_defaults(saved):
         ("own", "Soft:narrow"): Function(
             name="Soft:narrow",
             domain="own",
-            nodes=(Node("Softmax", ("a",), ("b",), {"axis": Reference("dim")}),),
+            nodes=(GraphNode("Softmax", ("a",), ("b",), {"axis": Reference("dim")}),),
             inputs=("a",),
             outputs=("b",),
             attributes=("needed",),

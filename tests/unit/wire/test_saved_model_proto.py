@@ -20,9 +20,9 @@ from cortex.wire.graphs import (
     FunctionName,
     FunctionNames,
     GraphInput,
+    GraphNode,
     LongList,
     Model,
-    Node,
     Reference,
     Shapes,
     Tensor,
@@ -175,7 +175,7 @@ def test_nodes_are_those_that_outputs_reach_by_data_or_by_control(read: Read) ->
     ]
     found = {one.name: one for one in read(meta_graph(nodes)).graph.nodes}
     assert set(found) == {"y", "w", "handle", "logged", "counted"}
-    assert found["y"] == Node("Add", ("x", "w:1"), (), {}, "y", DOMAIN, ("logged",))
+    assert found["y"] == GraphNode("Add", ("x", "w:1"), (), {}, "y", DOMAIN, ("logged",))
 
 
 def test_a_given_value_hides_what_would_make_it_and_no_other_value_of_that_node(read: Read) -> None:
@@ -295,8 +295,8 @@ def test_functions_are_those_that_are_called_with_results_in_the_order_of_their_
         name="outer",
         domain=DOMAIN,
         nodes=(
-            Node("If", ("a",), (), {"then_branch": FunctionName("inner")}, "c", DOMAIN),
-            Node("AssignVariableOp", ("a",), (), {}, "w", DOMAIN, ("c",)),
+            GraphNode("If", ("a",), (), {"then_branch": FunctionName("inner")}, "c", DOMAIN),
+            GraphNode("AssignVariableOp", ("a",), (), {}, "w", DOMAIN, ("c",)),
         ),
         inputs=("a", "b"),
         outputs=("c:output:0", "b"),
@@ -538,7 +538,7 @@ def test_of_a_real_model_the_same_is_read_as_tensorflow_reads(tensorflow: Any, e
             _assert_same(tensorflow, read_node, one)
 
 
-def _assert_same(tf: Any, ours: Node, theirs: Any) -> None:
+def _assert_same(tf: Any, ours: GraphNode, theirs: Any) -> None:
     assert ours.operator == theirs.op
     assert ours.inputs == tuple(one for one in theirs.input if not one.startswith("^"))
     assert ours.after == tuple(one[1:] for one in theirs.input if one.startswith("^"))

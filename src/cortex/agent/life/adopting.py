@@ -9,7 +9,7 @@ from cortex.agent.life.ending import ending_begun, held, killed, leave, read_rem
 from cortex.agent.life.events import StatusTold
 from cortex.agent.life.living import status_told
 from cortex.agent.life.starting import orphaned, watched
-from cortex.agent.life.state import Drain, Intent, Life, Line, Now, Process, Progress, changed, in_phase
+from cortex.agent.life.state import Draining, Intent, Life, Line, Now, Process, Progress, changed, in_phase
 from cortex.processes import ProcessIdentity
 from cortex.wire.launch import ReplicaStatus
 from cortex.wire.reports import Phase
@@ -44,7 +44,7 @@ def adopt(record: ReplicaRecord, found: Found, now: Now) -> Next:
         owes_record=found.identity is not None and found.identity != record.identity,
     )
     if record.draining:
-        life = in_phase(changed(life, drain=Drain(timeout_s=now.settings.drain_timeout_s)), Phase.DRAINING, now)
+        life = in_phase(changed(life, drain=Draining(timeout_s=now.settings.drain_timeout_s)), Phase.DRAINING, now)
     stray = () if found.impostor is None else (EndStray(identity=found.impostor),)
     return in_turn(life, lambda life: asking(life, *stray), lambda life: _taken_over(life, found, now))
 

@@ -34,7 +34,7 @@ class Do(Enum):
     STOP_PROVIDING = "stop_providing"
     """Nobody needs it any more."""
     FORK = "fork"
-    """Have a launcher fork it: `Forked`, `LauncherDied` or `StartFailed`."""
+    """Have a launcher fork it: `ProcessForked`, `LauncherDied` or `StartFailed`."""
     SEEK_ORPHAN = "seek_orphan"
     """Ask its control socket who is there: `OrphanSought`."""
     END_UNKNOWN = "end_unknown"

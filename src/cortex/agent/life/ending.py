@@ -23,7 +23,7 @@ from cortex.agent.life.events import DrainAsked, EndSeen, ProcessGone, RemainsRe
 from cortex.agent.life.state import (
     Alarm,
     Closing,
-    Drain,
+    Draining,
     Hold,
     Intent,
     Life,
@@ -60,7 +60,7 @@ def drain_asked(life: Life, event: DrainAsked, now: Now) -> Next:
     """Out of rotation; what comes next depends on whether there is a process."""
     if life.intent >= Intent.DRAIN or life.process is Process.OVER:
         return Next(life)
-    drain = Drain(timeout_s=event.timeout_s) if life.intent < Intent.END else None
+    drain = Draining(timeout_s=event.timeout_s) if life.intent < Intent.END else None
     life = changed(life, intent=Intent.DRAIN, drain=drain)
     return in_turn(in_phase(life, Phase.DRAINING, now), recorded, lambda life: _let_leave(life, now))
 

@@ -71,7 +71,7 @@ class StartFailed(msgspec.Struct, frozen=True, kw_only=True):
     problem: Problem
 
 
-class Forked(msgspec.Struct, frozen=True, kw_only=True):
+class ProcessForked(msgspec.Struct, frozen=True, kw_only=True):
     """A launcher has forked its process."""
 
     identity: ProcessIdentity
@@ -151,7 +151,7 @@ Event = (
     | BatchingAsked
     | Doing
     | StartFailed
-    | Forked
+    | ProcessForked
     | LauncherDied
     | OrphanSought
     | NotConnected

@@ -6,7 +6,7 @@ import msgspec
 
 from cortex.agent.life.effects import Do, EndStray, Next, Watch, asking, in_turn, recorded
 from cortex.agent.life.ending import finished, killed, leave
-from cortex.agent.life.events import Doing, Forked, LauncherDied, OrphanSought, StartFailed
+from cortex.agent.life.events import Doing, LauncherDied, OrphanSought, ProcessForked, StartFailed
 from cortex.agent.life.state import (
     Alarm,
     Intent,
@@ -76,7 +76,7 @@ def start_failed(life: Life, event: StartFailed, now: Now) -> Next:
     return finished(life, ExitReport(wall_s=now.wall_s, problem=event.problem), now)
 
 
-def forked(life: Life, event: Forked, now: Now) -> Next:
+def forked(life: Life, event: ProcessForked, now: Now) -> Next:
     """There is a process. One that nobody waits for is ended."""
     if life.process not in (Process.FORKING, Process.ORPHANED):
         known = event.identity == life.identity
@@ -129,7 +129,7 @@ def orphan_sought(life: Life, event: OrphanSought, now: Now) -> Next:
     life = silenced(life, Alarm.ORPHAN, Alarm.ASK)
     if event.identity is None:
         return in_turn(life, _alone, lambda life: _tried_again(life, now))
-    known = Forked(identity=event.identity)
+    known = ProcessForked(identity=event.identity)
     return in_turn(life, lambda life: forked(life, known, now), _alone)
 
 

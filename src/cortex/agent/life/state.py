@@ -122,7 +122,7 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """Nobody will come soon: requests are not held for this slot any more."""
 
 
-class Drain(msgspec.Struct, frozen=True, kw_only=True):
+class Draining(msgspec.Struct, frozen=True, kw_only=True):
     """An order to drain, under way."""
 
     timeout_s: float
@@ -169,7 +169,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     """In so many answers in a row its event loop stood still."""
 
     hold: Hold | None = None
-    drain: Drain | None = None
+    drain: Draining | None = None
     end: ChildExited | None = None
     looks: int = 0
     """So often was looked for how it ended."""

@@ -30,7 +30,7 @@ def step(life: Life, event: Event, now: Now) -> Next:
             return starting.provided(life)
         case events.StartFailed():
             return starting.start_failed(life, event, now)
-        case events.Forked():
+        case events.ProcessForked():
             return starting.forked(life, event, now)
         case events.LauncherDied():
             return starting.launcher_died(life, event, now)

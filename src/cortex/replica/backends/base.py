@@ -155,7 +155,7 @@ class ModelUnreadable(ModelError):
         super().__init__(f"{path} cannot be read: {reason}", hint=hint)
 
 
-class ExternalDataMissing(ModelError):
+class WeightsFileMissing(ModelError):
     """
     A file of weights that the model names is not beside it.
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from cortex.replica.backends import locales
 from cortex.replica.backends.base import (
     BackendMissing,
-    ExternalDataMissing,
     InferenceFailed,
     InputRefused,
     ModelError,
@@ -28,6 +27,7 @@ from cortex.replica.backends.base import (
     UnsupportedOperator,
     UnsupportedOpset,
     UnsupportedType,
+    WeightsFileMissing,
     refused_for_its_size,
     runtime_text,
 )
@@ -365,7 +365,7 @@ def _missing_weights(path: str, name: str) -> ModelError | None:
         return ModelUnreadable(os.path.basename(path), str(error))
     for file in files:
         if not Path(path).parent.joinpath(file).is_file():
-            return ExternalDataMissing(name, file)
+            return WeightsFileMissing(name, file)
     return None
 
 

@@ -16,7 +16,7 @@ _CALLS: Final = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 _RAGGED: Final = "RaggedTensorSpec"
 
 
-class RaggedInput(NamedTuple):
+class RaggedParts(NamedTuple):
     """One ragged tensor among the inputs of a signature."""
 
     keys: tuple[str, ...]
@@ -26,7 +26,7 @@ class RaggedInput(NamedTuple):
     """How many dimensions after the first may differ in length."""
 
 
-def ragged_inputs(meta_graph: Any, definition: Any) -> list[RaggedInput]:
+def ragged_inputs(meta_graph: Any, definition: Any) -> list[RaggedParts]:
     """
     Return the ragged inputs of a signature.
 
@@ -53,7 +53,7 @@ def ragged_inputs(meta_graph: Any, definition: Any) -> list[RaggedInput]:
     return []
 
 
-def _found(signature: Any, inputs: Any, keys: Mapping[str, str]) -> Iterator[RaggedInput]:
+def _found(signature: Any, inputs: Any, keys: Mapping[str, str]) -> Iterator[RaggedParts]:
     place = 0
     for parts, spec in _flat(signature):
         names = list(inputs[place : place + parts])
@@ -65,7 +65,7 @@ def _found(signature: Any, inputs: Any, keys: Mapping[str, str]) -> Iterator[Rag
         if shape.unknown_rank or parts != rank + 1:
             continue
         dims = tuple(None if dim.size < 0 else int(dim.size) for dim in shape.dim)
-        yield RaggedInput(tuple(keys[name] for name in names), dims, int(rank))
+        yield RaggedParts(tuple(keys[name] for name in names), dims, int(rank))
 
 
 def _flat(value: Any) -> Iterator[tuple[int, Any]]:

@@ -43,7 +43,7 @@ _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
 Kind = Literal["none", "overlay", "copy", "read-only"]
 
 
-class View(NamedTuple):
+class ProjectView(NamedTuple):
     """What a process sees of its project."""
 
     kind: Kind
@@ -65,7 +65,7 @@ class View(NamedTuple):
             return False
 
 
-def enter(spec: ReplicaSpec, *, overlay: Callable[[ReplicaSpec], None] | None = None) -> View:
+def enter(spec: ReplicaSpec, *, overlay: Callable[[ReplicaSpec], None] | None = None) -> ProjectView:
     """
     Give this process a view of its own. Never fails: where all else does, the folder is read-only.
 
@@ -73,12 +73,12 @@ def enter(spec: ReplicaSpec, *, overlay: Callable[[ReplicaSpec], None] | None = 
         overlay: lays it, or raises OSError where that cannot be.
     """
     if spec.project_dir is None or spec.handler is None:
-        return View("none", spec)
+        return ProjectView("none", spec)
     try:
         (overlay or lay_overlay)(spec)
     except OSError as error:
         return _without_namespace(spec, error)
-    return View("overlay", spec)
+    return ProjectView("overlay", spec)
 
 
 def lay_overlay(spec: ReplicaSpec) -> None:
@@ -172,7 +172,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 # ---- without namespaces ---------------------------------------------------------------------------------------------
 
 
-def _without_namespace(spec: ReplicaSpec, reason: OSError) -> View:
+def _without_namespace(spec: ReplicaSpec, reason: OSError) -> ProjectView:
     assert spec.project_dir is not None
     copy = os.path.join(spec.scratch, COPY_NAME)
     try:
@@ -181,7 +181,7 @@ def _without_namespace(spec: ReplicaSpec, reason: OSError) -> View:
             shutil.copytree(spec.project_dir, copy, copy_function=_copy, dirs_exist_ok=True)
             for folder, _, _ in os.walk(copy):
                 os.chmod(folder, 0o755)
-            return View("copy", msgspec.structs.replace(spec, project_dir=copy))
+            return ProjectView("copy", msgspec.structs.replace(spec, project_dir=copy))
     except (OSError, shutil.Error) as error:
         reason = OSError(errno.EIO, f"{reason}; nor a copy: {error}")
     refuse_writes(spec.project_dir)
@@ -191,7 +191,7 @@ def _without_namespace(spec: ReplicaSpec, reason: OSError) -> View:
         f"not copied for each replica beyond {COPIED_BYTES >> 20} MiB or {COPIED_FILES} files",
         hint=_elsewhere(),
     )
-    return View("read-only", spec, warning)
+    return ProjectView("read-only", spec, warning)
 
 
 def measure(folder: str) -> int | None:

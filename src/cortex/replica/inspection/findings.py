@@ -315,7 +315,7 @@ def _live(
         _write_line(pipe_fd, _Line(report=_told(report)))
         os.close(pipe_fd)
         if successor is not None and found.backend is not None and report.kept:
-            loaded = child.Loaded(
+            loaded = child.LoadedBefore(
                 backend=found.backend,
                 handler=found.handler,
                 loop=loop,
@@ -332,7 +332,7 @@ def _live(
         os._exit(code)
 
 
-def _can_serve(found: Found, here: Surroundings) -> bool:
+def _can_serve(found: Findings, here: Surroundings) -> bool:
     """Whether this process is as a replica would be that had loaded the same."""
     return (
         found.backend is not None
@@ -343,7 +343,7 @@ def _can_serve(found: Found, here: Surroundings) -> bool:
     )
 
 
-def _wait_to_serve(here: Surroundings, loaded: child.Loaded, successor: socket.socket) -> NoReturn:
+def _wait_to_serve(here: Surroundings, loaded: child.LoadedBefore, successor: socket.socket) -> NoReturn:
     """Become the replica that the launcher names. Raises ConnectionLost: it is gone."""
     _, (order_fd, slot_fd, control_fd) = receive_frame(successor)
     successor.close()
@@ -443,7 +443,7 @@ def do_in_fork(machinery: isolation.Machinery, work: Callable[[], Result], kind:
     os._exit(code if code > 0 else 1)
 
 
-class Found(NamedTuple):
+class Findings(NamedTuple):
     report: InspectReport
     handler: Handler | None
     backend: base.Backend | None
@@ -456,7 +456,7 @@ def inspect(
     prove: Callable[[ReplicaSpec], Proof] = prove_rows,
     loop: asyncio.AbstractEventLoop | None = None,
     aside: Aside = do_here,
-) -> Found:
+) -> Findings:
     """
     Load what is asked for and describe it. What is wrong with it is in the report; other errors pass through.
 
@@ -518,7 +518,7 @@ def inspect(
         made_up=made_up,
         rows_left=rows_left,
     )
-    return Found(report, handler, backend)
+    return Findings(report, handler, backend)
 
 
 def tracker_problems(tracker: TrackerConfig, signature: Signature) -> list[Problem]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 
-class Origin(NamedTuple):
+class CallOrigin(NamedTuple):
     """What a trace tells of where a call came from."""
 
     below: str
@@ -95,9 +95,9 @@ class Call:
     rows: int | None = None
     """Of a model's own prediction; None: the result is `post_inference`'s."""
 
-    def origin(self) -> Origin:
+    def origin(self) -> CallOrigin:
         """For traces."""
-        return Origin("", {}, {})
+        return CallOrigin("", {}, {})
 
 
 class Desk(Protocol):
@@ -128,5 +128,5 @@ class Overloaded(Exception):
     """More calls are in flight than this replica holds."""
 
 
-class Stopping(Exception):
+class ReplicaEnding(Exception):
     """The replica ends before it could answer."""

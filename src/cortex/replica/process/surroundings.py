@@ -16,7 +16,7 @@ from cortex.wire.secrecy import confidential
 
 
 class Surroundings(NamedTuple):
-    view: view.View
+    view: view.ProjectView
     log: logs.LogFile
     streams: logs.Streams
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from cortex.errors import RequestError
 from cortex.replica.handler.hooks import HookFailed
 from cortex.replica.observation.places import as_called
-from cortex.replica.prediction.calls import OutOfTime, Overloaded, Stopping
+from cortex.replica.prediction.calls import OutOfTime, Overloaded, ReplicaEnding
 from cortex.replica.prediction.pipeline import ModelFailed
 from cortex.replica.protocols.codec import BadBody, BodyTooLarge, UnsupportedContentType, UnsupportedEncoding
 from cortex.replica.protocols.results import Unserialisable
 from cortex.replica.tensors.mismatch import InputMismatch
-from cortex.replica.transport.http import HeadTooLarge, MalformedRequest, MethodNotAllowed, NotFound, RequestStalled
+from cortex.replica.transport.http import HeadTooLarge, MalformedRequest, MethodNotAllowed, PathNotFound, RequestStalled
 
 RETRY_AFTER_S = 1
 
@@ -27,11 +27,11 @@ STATUS: tuple[tuple[type[BaseException], int, str], ...] = (
     (MalformedRequest, 400, "malformed-request"),
     (HeadTooLarge, 431, "head-too-large"),
     (RequestStalled, 408, "request-timeout"),
-    (NotFound, 404, "not-found"),
+    (PathNotFound, 404, "not-found"),
     (MethodNotAllowed, 405, "method-not-allowed"),
     (OutOfTime, 504, "timeout"),
     (Overloaded, 503, "overloaded"),
-    (Stopping, 503, "stopping"),
+    (ReplicaEnding, 503, "stopping"),
     (asyncio.CancelledError, 503, "stopping"),
     (HookFailed, 500, "handler-failed"),
     (ModelFailed, 500, "model-failed"),

@@ -29,7 +29,7 @@ from cortex.replica.protocols.tensor_data import (
     write_binary,
     write_json,
 )
-from cortex.replica.transport.http import JSON, Exchange, Message, MethodNotAllowed, NotFound
+from cortex.replica.transport.http import JSON, Exchange, Message, MethodNotAllowed, PathNotFound
 from cortex.version import __version__
 from cortex.wire.signature import Signature, TensorSpec, shape_text
 
@@ -138,9 +138,9 @@ class OpenInference:
     def _about_model(self, name: str, version: str | None, rest: Sequence[str]) -> Any:
         """What is told of the model; None: inference is asked for. Raises NotFound."""
         if name != self._name:
-            raise NotFound(f'there is no model "{name[:60]}" here, but "{self._name}"')
+            raise PathNotFound(f'there is no model "{name[:60]}" here, but "{self._name}"')
         if version is not None and version != self._version:
-            raise NotFound(f'model "{name}" has no version "{version[:60]}" here, but "{self._version}"')
+            raise PathNotFound(f'model "{name}" has no version "{version[:60]}" here, but "{self._version}"')
         match rest:
             case []:
                 return self._metadata
@@ -149,10 +149,10 @@ class OpenInference:
             case ["infer"]:
                 return None
             case _:
-                raise NotFound(f'"{"/".join(rest)[:60]}" is nothing that a model is asked for here')
+                raise PathNotFound(f'"{"/".join(rest)[:60]}" is nothing that a model is asked for here')
 
-    def _nothing_there(self, exchange: Exchange) -> NotFound:
-        return NotFound(f"nothing of the Open Inference Protocol is at {exchange.path.decode('latin-1')[:200]}")
+    def _nothing_there(self, exchange: Exchange) -> PathNotFound:
+        return PathNotFound(f"nothing of the Open Inference Protocol is at {exchange.path.decode('latin-1')[:200]}")
 
     # ---- for the pipeline ---------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import httptools
 
-from cortex.replica.prediction.calls import Call, Origin
+from cortex.replica.prediction.calls import Call, CallOrigin
 from cortex.replica.protocols.codec import BodyTooLarge
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -40,7 +40,7 @@ STALL_S = 30.0
 SLOWEST_BYTES_PER_S = 1024
 """this on the whole: it holds a connection that others wait for. The ingress waits for small bodies itself."""
 HUGE_BODY_BYTES = 8 * 2**20
-"""What bodies from here on took is given back to the system; see `Service.huge`."""
+"""What bodies from here on took is given back to the system; see `ExchangeTaker.huge`."""
 LARGE_REQUEST_BYTES = 256 * 1024
 """A request with such a body is large (`Call.is_large`)."""
 LARGE_ANSWER_BYTES = 32 * 1024
@@ -107,10 +107,10 @@ class Exchange(Call):
     def headers_text(self) -> dict[str, str]:
         return {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers.items()}
 
-    def origin(self) -> Origin:
+    def origin(self) -> CallOrigin:
         path = self.path.decode("latin-1")
         attributes = {"http.request.method": "POST", "url.path": path, "url.scheme": "http"}
-        return Origin(self.below, attributes, self.headers_text())
+        return CallOrigin(self.below, attributes, self.headers_text())
 
 
 class Sink(Protocol):
@@ -201,7 +201,7 @@ class Shape(NamedTuple):
     body_bytes: int
 
 
-class Shapes:
+class KnownHeads:
     """
     Heads that httptools has parsed before.
 
@@ -312,11 +312,11 @@ def _is_sane(request_id: bytes) -> bool:
     return (request_id.isalnum() or _SANE_ID.fullmatch(request_id) is not None) and len(request_id) <= MAX_ID_CHARS
 
 
-class Service(Protocol):
+class ExchangeTaker(Protocol):
     """Who answers exchanges."""
 
     heads: Heads
-    shapes: Shapes
+    shapes: KnownHeads
     limits: Limits
     draining: bool
     connections: set[Connection]
@@ -344,7 +344,7 @@ class RequestStalled(Exception):
     """The request arrives too slowly, or not at all any more."""
 
 
-class NotFound(Exception):
+class PathNotFound(Exception):
     """There is nothing at the request's path."""
 
 
@@ -393,7 +393,7 @@ class Connection(asyncio.Protocol):
         "parser",
     )
 
-    def __init__(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, service: ExchangeTaker, loop: asyncio.AbstractEventLoop) -> None:
         self._service = service
         self._shapes = service.shapes
         self._loop = loop

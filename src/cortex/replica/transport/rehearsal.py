@@ -34,7 +34,7 @@ class Audience:
         return False
 
 
-class Rehearsal:
+class ServiceRehearsal:
     """Asks a service, on its own loop, which does not run yet."""
 
     def __init__(self, service: Service, predictor: Predictor, loop: asyncio.AbstractEventLoop) -> None:

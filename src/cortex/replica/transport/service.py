@@ -19,7 +19,7 @@ from cortex.replica.observation.places import as_called
 from cortex.replica.observation.stats import Counters
 from cortex.replica.observation.tracebacks import format_fault, format_user_traceback
 from cortex.replica.observation.tracker import Tracker
-from cortex.replica.prediction.calls import OutOfTime, Overloaded, RequestProtocol, Stopping
+from cortex.replica.prediction.calls import OutOfTime, Overloaded, ReplicaEnding, RequestProtocol
 from cortex.replica.prediction.pipeline import ModelFailed
 from cortex.replica.prediction.predictors import Predictor
 from cortex.replica.process.condition import Condition
@@ -31,10 +31,10 @@ from cortex.replica.transport.http import (
     Connection,
     Exchange,
     Heads,
+    KnownHeads,
     Limits,
     Message,
     RequestStalled,
-    Shapes,
 )
 
 MAX_IN_FLIGHT = 1000
@@ -83,7 +83,7 @@ class Service:
     ) -> None:
         self.heads = Heads(condition.spec.version[:8])
         self.limits = Limits()
-        self.shapes = Shapes()
+        self.shapes = KnownHeads()
         self.draining = False
         self.connections: set[Connection] = set()
         self.huge = False
@@ -164,7 +164,7 @@ class Service:
         for exchange in left:
             if exchange.cancel is not None:
                 exchange.cancel()
-            self.fail(exchange, Stopping())
+            self.fail(exchange, ReplicaEnding())
 
     # ---- for predictors -----------------------------------------------------------------------------------------
 
@@ -194,7 +194,7 @@ class Service:
             # memory until the garbage collector finds the cycle, which with few requests is never.
             exchange.failure = error
         fault = describe(error)
-        if fault.status >= 500 and not isinstance(error, Stopping | asyncio.CancelledError):
+        if fault.status >= 500 and not isinstance(error, ReplicaEnding | asyncio.CancelledError):
             self._log_failure(exchange, fault, error)
         elif isinstance(error, BodyTooLarge | RequestStalled) and not exchange.warmup:
             # Who is still sending may only see the connection close.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.registry import Call, Rounds, like, must_be_constant, must_have_rows_first, rule
+from cortex.rows.rules.registry import Op, Rounds, like, must_be_constant, must_have_rows_first, rule
 from cortex.rows.sizes import Dim, divided, equal, times
 from cortex.rows.values import Value
 
@@ -63,7 +63,7 @@ def _width(size: Dim, heads: int) -> Dim:
 
 
 @rule("Attention", rounds=Rounds.SUMS, since=23)
-def attention(call: Call) -> Value:
+def attention(call: Op) -> Value:
     queries, keys, values, mask = call.value(0), call.value(1), call.value(2), call.optional(3)
     if len(call.given) > (3 if mask is None else 4):
         refuse("keys and values of before")
@@ -85,7 +85,7 @@ def attention(call: Call) -> Value:
 
 
 @rule("RotaryEmbedding", rounds=Rounds.SUMS, since=23)
-def rotary_embedding(call: Call) -> Value:
+def rotary_embedding(call: Op) -> Value:
     x, cosines, sines, places = call.value(0), call.value(1), call.value(2), call.optional(3)
     if x.rank == 3:
         steps, width = x.known_shape[1], _width(x.known_shape[2], call.integer("num_heads", 0))
@@ -108,7 +108,7 @@ def rotary_embedding(call: Call) -> Value:
 
 
 @rule("MultiHeadAttention", domain=_MICROSOFT, rounds=Rounds.SUMS)
-def multi_head_attention(call: Call) -> Value:
+def multi_head_attention(call: Op) -> Value:
     queries, keys, values = call.value(0), call.value(1), call.value(2)
     bias, padding, added = call.optional(3), call.optional(4), call.optional(5)
     if any(value is not None for value in call.inputs[6:]):
@@ -131,7 +131,7 @@ def multi_head_attention(call: Call) -> Value:
 
 
 @rule("Attention", domain=_MICROSOFT, rounds=Rounds.SUMS)
-def projecting_attention(call: Call) -> Value:
+def projecting_attention(call: Op) -> Value:
     """Attention of a value to itself, with the products before that make queries, keys and values of it."""
     x, weights, mask, added = call.value(0), call.value(1), call.optional(3), call.optional(5)
     if call.optional(4) is not None or call.optional(6) is not None or call.integer("do_rotary", 0):
@@ -151,7 +151,7 @@ def projecting_attention(call: Call) -> Value:
 
 
 @rule("EmbedLayerNormalization", domain=_MICROSOFT, rounds=(Rounds.SUMS, Rounds.NOTHING, Rounds.SUMS))
-def embed_layer_normalization(call: Call) -> list[Value]:
+def embed_layer_normalization(call: Op) -> list[Value]:
     """
     Words, places and segments as vectors, added up and normalised.
 

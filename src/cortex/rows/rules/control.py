@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.registry import COUNTED, Call, axis_of, like, rule
-from cortex.rows.sizes import Size, is_widened
+from cortex.rows.rules.registry import COUNTED, Op, axis_of, like, rule
+from cortex.rows.sizes import Term, is_widened
 from cortex.rows.values import Kind, Value, joined, mixed, uniform
 
 _TURNS: Final = 8
@@ -17,12 +17,12 @@ _ANY: Final = frozenset(Kind) - {Kind.MIXED}
 
 
 @rule("If", takes_counts=True, when_uniform=False)
-def if_(call: Call) -> Sequence[Value]:
+def if_(call: Op) -> Sequence[Value]:
     condition = call.x
     if not condition.is_uniform:
         refuse("the condition depends on rows")
     then, otherwise = call.graph("then_branch"), call.graph("else_branch")
-    if condition.elements is not None and not isinstance(condition.elements[0], Size):
+    if condition.elements is not None and not isinstance(condition.elements[0], Term):
         return call.flow.subgraph(then if condition.elements[0] else otherwise, call.scope)
     if condition.counts_rows:
         refuse("the condition depends on the number of rows")
@@ -33,7 +33,7 @@ def if_(call: Call) -> Sequence[Value]:
 
 
 @rule("Loop", takes=_ANY, takes_counts=True, when_uniform=False)
-def loop(call: Call) -> list[Value]:
+def loop(call: Op) -> list[Value]:
     body = call.graph("body")
     for value in (call.optional(0), call.optional(1)):
         if value is not None and (not value.is_uniform or value.counts_rows):
@@ -56,7 +56,7 @@ def loop(call: Call) -> list[Value]:
 
 
 @rule("Scan", takes=_ANY, takes_counts=True, when_uniform=False, since=9)
-def scan(call: Call) -> list[Value]:
+def scan(call: Op) -> list[Value]:
     body = call.graph("body")
     count = call.integer("num_scan_inputs")
     inputs = [value if value is not None else refuse("an input is left out") for value in call.inputs]
@@ -88,7 +88,7 @@ def _step(value: Value, axis: int) -> Value:
     return like(value, shape, value.axis - (axis < value.axis))
 
 
-def next_state(call: Call, state: Sequence[Value], results: Sequence[Value], since: int) -> tuple[bool, list[Value]]:
+def next_state(call: Op, state: Sequence[Value], results: Sequence[Value], since: int) -> tuple[bool, list[Value]]:
     """Whether another turn tells nothing new, and the state that each turn may begin with."""
     if len(results) < len(state):
         refuse("the body has fewer outputs than states")
@@ -96,7 +96,7 @@ def next_state(call: Call, state: Sequence[Value], results: Sequence[Value], sin
     return merged == list(state), merged
 
 
-def stacked(call: Call, value: Value, axis: int) -> Value:
+def stacked(call: Op, value: Value, axis: int) -> Value:
     """The values of all turns along a new dimension."""
     if value.kind is Kind.MIXED:
         return value
@@ -112,7 +112,7 @@ def stacked(call: Call, value: Value, axis: int) -> Value:
     return like(value, shape, value.axis + (axis <= value.axis))
 
 
-def finished(call: Call, value: Value, since: int) -> Value:
+def finished(call: Op, value: Value, since: int) -> Value:
     """A value after the loop: a size that differed from turn to turn is one that nothing else is equal to."""
     if value.shape is None:
         return value

@@ -11,12 +11,12 @@ from typing import Any, Final
 import numpy as np
 
 from cortex.rows.refusal import NotProved, refuse
-from cortex.rows.rules.registry import COUNTED, Call, Rounds, axis_of, must_be_constant, rule
+from cortex.rows.rules.registry import COUNTED, Op, Rounds, axis_of, must_be_constant, rule
 from cortex.rows.sizes import (
     NUMBER_OF_ROWS,
     ROWS,
     Dim,
-    Size,
+    Term,
     divided,
     equal,
     is_number,
@@ -130,7 +130,7 @@ _WIDE: Final = frozenset({"int32", "int64", "uint32", "uint64", "float32", "floa
 """Types that sizes are computed in; 32-bit floats do not hold a row's place among all elements."""
 
 
-def broadcast(call: Call, values: Sequence[Value]) -> Value:
+def broadcast(call: Op, values: Sequence[Value]) -> Value:
     """
     What is known of a value that is computed element by element, with broadcasting.
 
@@ -166,7 +166,7 @@ def broadcast(call: Call, values: Sequence[Value]) -> Value:
     return _numbered(call, values, found) if any(value.kind in NUMBERS for value in values) else found
 
 
-def _numbered(call: Call, values: Sequence[Value], found: Value) -> Value:
+def _numbered(call: Op, values: Sequence[Value], found: Value) -> Value:
     """A row's number times a stride, plus what is less than the stride, is a place of that row; all else no use."""
     places = [value for value in values if value.kind is Kind.PLACES]
     others = [value for value in values if value.kind is not Kind.PLACES]
@@ -181,7 +181,7 @@ def _numbered(call: Call, values: Sequence[Value], found: Value) -> Value:
             and len(other.elements) == 1
         ):
             (stride,) = other.elements
-            is_stride = isinstance(stride, Size) or (isinstance(stride, int) and is_number(stride) and stride > 0)
+            is_stride = isinstance(stride, Term) or (isinstance(stride, int) and is_number(stride) and stride > 0)
             if is_stride and holds(place.dtype, times(NUMBER_OF_ROWS, stride)):  # type: ignore[arg-type]
                 return dataclasses.replace(found, kind=Kind.PLACES, stride=stride, is_start=True)  # type: ignore[arg-type]
         if call.operator == "Add" and other.below == place.stride and other.kind is not Kind.NUMBERED:
@@ -195,14 +195,14 @@ def _without(value: Value, rank: int, axis: int) -> Shape:
     return tuple(1 if place == index else dim for place, dim in enumerate(value.known_shape))
 
 
-def _broadcast_shape(shapes: Sequence[Shape], call: Call) -> Shape:
+def _broadcast_shape(shapes: Sequence[Shape], call: Op) -> Shape:
     rank = max((len(shape) for shape in shapes), default=0)
     result: list[Dim] = []
     for place in range(-rank, 0):
         sizes = [shape[place] for shape in shapes if -place <= len(shape) and shape[place] != 1]
         if not sizes:
             result.append(1)
-        elif all(equal(size, sizes[0]) for size in sizes if isinstance(size, Size) == isinstance(sizes[0], Size)):
+        elif all(equal(size, sizes[0]) for size in sizes if isinstance(size, Term) == isinstance(sizes[0], Term)):
             result.append(next((size for size in sizes if isinstance(size, int)), sizes[0]))
         else:  # a number wins over a symbol, which is that number, or 1, or does not fit
             least = min(size if isinstance(size, int) else size.least or 0 for size in sizes)
@@ -211,7 +211,7 @@ def _broadcast_shape(shapes: Sequence[Shape], call: Call) -> Shape:
     return tuple(result)
 
 
-def _elementwise(call: Call) -> Value:
+def _elementwise(call: Op) -> Value:
     if not call.given:
         refuse("there are no operands")
     if call.opset < 7 and not call.domain and (call.has("axis") or call.has("broadcast")):
@@ -231,7 +231,7 @@ rule(*_MICROSOFT_CURVES, domain=_MICROSOFT, rounds=Rounds.SUMS)(_elementwise)
 
 
 @rule("Where", takes=NUMBERS, takes_counts=True)
-def where(call: Call) -> Value:
+def where(call: Op) -> Value:
     condition, chosen, other = call.value(0), call.value(1), call.value(2)
     found = _evaluated(call, [condition, chosen, other])
     if found is not None:
@@ -240,21 +240,21 @@ def where(call: Call) -> Value:
 
 
 @rule("Identity", takes=frozenset(Kind) - {Kind.MIXED}, takes_counts=True, keeps_bounds=True)
-def identity(call: Call) -> Value:
+def identity(call: Op) -> Value:
     return call.x
 
 
 @rule("Cast", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
-def cast(call: Call) -> Value:
+def cast(call: Op) -> Value:
     return converted(call, call.x, _DTYPES.get(call.integer("to"), ""))
 
 
 @rule("CastLike", takes_counts=True)
-def cast_like(call: Call) -> Value:
+def cast_like(call: Op) -> Value:
     return converted(call, call.x, call.value(1).dtype)
 
 
-def converted(call: Call, value: Value, dtype: str) -> Value:
+def converted(call: Op, value: Value, dtype: str) -> Value:
     """A value in another type; says what that adds to noise."""
     is_float = not value.dtype or value.dtype.startswith(("float", "bfloat"))
     to_float = dtype.startswith(("float", "bfloat"))
@@ -287,8 +287,8 @@ def converted(call: Call, value: Value, dtype: str) -> Value:
     return bounded(value.typed(dtype), value.below)
 
 
-def _cast(call: Call, element: Element, source: str, dtype: str) -> Element:
-    if isinstance(element, Size):
+def _cast(call: Op, element: Element, source: str, dtype: str) -> Element:
+    if isinstance(element, Term):
         if _keeps_all(source, dtype):
             return element
         is_whole = source in INTEGERS or _is_whole(element)
@@ -339,7 +339,7 @@ def bounded(value: Value, below: Dim | None) -> Value:
     return dataclasses.replace(value, below=below if most is not None and found is not None and found <= most else None)
 
 
-def held(call: Call, number: Dim, dtype: str, *, name: str = "") -> Dim:
+def held(call: Op, number: Dim, dtype: str, *, name: str = "") -> Dim:
     """A size in this type; a symbol of its own, which nothing is known of, where it might not be in it as it is."""
     return number if holds(dtype, number) else call.formula(f"{name or call.operator} in {dtype}", number)
 
@@ -372,13 +372,13 @@ def stored(number: Element, dtype: str) -> Element:
     return refuse(f"elements of {dtype or 'an unknown type'}")
 
 
-def _is_whole(size: Size) -> bool:
+def _is_whole(size: Term) -> bool:
     """Whether a size is certainly a size: in floats a formula may be a fraction."""
     return all(symbol.least is not None for symbol in size.symbols)
 
 
 @rule("Clip", rounds=Rounds.SUMS, takes_counts=True)
-def clip(call: Call) -> Value:
+def clip(call: Op) -> Value:
     must_be_constant(*call.inputs[1:])
     if call.x.counts_rows:
         refuse(COUNTED)
@@ -386,7 +386,7 @@ def clip(call: Call) -> Value:
 
 
 @rule("Dropout", when_uniform=False)
-def dropout(call: Call) -> list[Value]:
+def dropout(call: Op) -> list[Value]:
     training = call.optional(2)
     if training is not None and (training.elements is None or any(training.elements)):
         refuse("random numbers, as in training")
@@ -397,13 +397,13 @@ def dropout(call: Call) -> list[Value]:
 
 
 @rule("QuantizeLinear", rounds=Rounds.STEPS)
-def quantize(call: Call) -> Value:
+def quantize(call: Op) -> Value:
     zero_point = call.optional(2)
     return _scaled(call).typed(zero_point.dtype if zero_point is not None else "uint8")
 
 
 @rule("DequantizeLinear")
-def dequantize(call: Call) -> Value:
+def dequantize(call: Op) -> Value:
     found = _scaled(call).typed(call.value(1).dtype)
     return dataclasses.replace(found, is_dequantized=True) if found.is_uniform else found
 
@@ -412,7 +412,7 @@ rule("QuantizeLinear", domain=_MICROSOFT, rounds=Rounds.STEPS)(quantize)
 rule("DequantizeLinear", domain=_MICROSOFT)(dequantize)
 
 
-def _scaled(call: Call) -> Value:
+def _scaled(call: Op) -> Value:
     x, scale = call.x, call.value(1)
     must_be_constant(*call.inputs[1:])
     if x.is_uniform:
@@ -425,13 +425,13 @@ def _scaled(call: Call) -> Value:
 
 
 @rule("QLinearAdd", "QLinearMul", domain=_MICROSOFT)
-def quantized_pair(call: Call) -> Value:
+def quantized_pair(call: Op) -> Value:
     must_be_constant(*(value for index, value in enumerate(call.inputs) if index not in (0, 3)))
     return broadcast(call, [call.value(0), call.value(3)])
 
 
 @rule("QLinearSigmoid", "QLinearLeakyRelu", domain=_MICROSOFT)
-def quantized_curve(call: Call) -> Value:
+def quantized_curve(call: Op) -> Value:
     must_be_constant(*call.inputs[1:])
     return call.x if call.x.is_rows else uniform(call.x.shape, call.x.dtype)
 
@@ -477,7 +477,7 @@ _NUMERIC: Final[dict[str, Callable[..., Any]]] = {
 }
 
 
-def _evaluated(call: Call, values: Sequence[Value]) -> Value | None:
+def _evaluated(call: Op, values: Sequence[Value]) -> Value | None:
     """The result where all elements are known; None where it cannot be told."""
     compute = _NUMERIC.get(call.operator)
     if compute is None or call.domain or any(value.elements is None for value in values):
@@ -501,7 +501,7 @@ def _evaluated(call: Call, values: Sequence[Value]) -> Value | None:
     return known(array.reshape(arrays[0].shape), "bool" if call.operator in _TRUTHS else dtype)
 
 
-def element(call: Call, compute: Callable[..., Any], arguments: tuple[Any, ...], dtype: str, types: str) -> Element:
+def element(call: Op, compute: Callable[..., Any], arguments: tuple[Any, ...], dtype: str, types: str) -> Element:
     """
     One element of a result, a symbol for what is no product, or might leave the type that it is computed in.
 
@@ -512,7 +512,7 @@ def element(call: Call, compute: Callable[..., Any], arguments: tuple[Any, ...],
     name = call.operator
     if any(isinstance(argument, float) and not math.isfinite(argument) for argument in arguments):
         refuse("no finite number")
-    if not any(isinstance(argument, Size) for argument in arguments):
+    if not any(isinstance(argument, Term) for argument in arguments):
         if name == "Pow" and not (all(map(_is_int, arguments)) and 0 <= arguments[1] <= 64):
             refuse("a power that libraries round in their own ways, or too large to compute")
         result: Element = compute(*arguments)
@@ -521,7 +521,7 @@ def element(call: Call, compute: Callable[..., Any], arguments: tuple[Any, ...],
         return result if isinstance(result, bool | str) or dtype == "bool" else stored(result, dtype)
     a = arguments[0]
     b = arguments[1] if len(arguments) == 2 else None
-    sizes = all(_is_int(argument) or (isinstance(argument, Size) and _is_whole(argument)) for argument in arguments)
+    sizes = all(_is_int(argument) or (isinstance(argument, Term) and _is_whole(argument)) for argument in arguments)
     sizes = sizes or dtype in INTEGERS
     if name == "Mul" and sizes and b is not None:
         found = times(a, b)
@@ -537,7 +537,7 @@ def element(call: Call, compute: Callable[..., Any], arguments: tuple[Any, ...],
         return a if b == 0 else 0
     if name == "Where":
         condition, chosen, other = arguments
-        if not isinstance(condition, Size):
+        if not isinstance(condition, Term):
             return chosen if condition else other  # type: ignore[no-any-return]
         if chosen == other:
             return chosen  # type: ignore[no-any-return]
@@ -552,7 +552,7 @@ def element(call: Call, compute: Callable[..., Any], arguments: tuple[Any, ...],
 
 def _most(name: str, arguments: tuple[Any, ...], dtype: str) -> int | None:
     """What a formula of whole numbers is at most, its sign aside; None where nobody knows, or it leaves its type."""
-    if dtype not in INTEGERS or not all(isinstance(one, Size) or _is_int(one) for one in arguments):
+    if dtype not in INTEGERS or not all(isinstance(one, Term) or _is_int(one) for one in arguments):
         return None
     found = [magnitude(argument) for argument in arguments]
     if None in found:
@@ -589,14 +589,14 @@ def _ordered(a: Any, b: Any) -> int | None:
     """-1, 0 or 1 for less, equal, greater, where that does not depend on what symbols stand for."""
     if a == b:
         return 0
-    if isinstance(a, Size) and _is_int(b) and _is_more(a, b):
+    if isinstance(a, Term) and _is_int(b) and _is_more(a, b):
         return 1
-    if isinstance(b, Size) and _is_int(a) and _is_more(b, a):
+    if isinstance(b, Term) and _is_int(a) and _is_more(b, a):
         return -1
     return None
 
 
-def _is_more(size: Size, number: int) -> bool:
+def _is_more(size: Term, number: int) -> bool:
     """
     Whether a size is certainly more than a number.
 

@@ -14,7 +14,7 @@ from cortex.rows.rules.layout import reshaped
 from cortex.rows.rules.registry import (
     CHOOSES,
     COUNTED,
-    Call,
+    Op,
     Rounds,
     axis_of,
     dims_of,
@@ -24,7 +24,7 @@ from cortex.rows.rules.registry import (
     numbers_of,
     rule,
 )
-from cortex.rows.sizes import LONGEST, Dim, Size, counts_rows, magnitude, product, suppose_at_most, suppose_within
+from cortex.rows.sizes import LONGEST, Dim, Term, counts_rows, magnitude, product, suppose_at_most, suppose_within
 from cortex.rows.values import Element, Kind, Value, element_count, known, rows, uniform, vector
 from cortex.wire.graphs import MAX_ELEMENTS
 
@@ -32,14 +32,14 @@ from cortex.wire.graphs import MAX_ELEMENTS
 
 
 @rule("Concat", takes={Kind.PLACES}, takes_counts=True)
-def concat(call: Call) -> Value:
+def concat(call: Op) -> Value:
     values = call.given
     if not values:
         refuse("there are no operands")
     return concatenated(call, values, call.integer("axis", 1 if call.opset < 4 else None))
 
 
-def concatenated(call: Call, values: Sequence[Value], axis: int) -> Value:
+def concatenated(call: Op, values: Sequence[Value], axis: int) -> Value:
     """
     Values one after the other along a dimension that is not the rows'.
 
@@ -90,7 +90,7 @@ def _row_indices(values: Sequence[Value], axis: int, shape: Sequence[Dim]) -> Va
     return dataclasses.replace(first.moved(shape, first.axis), kind=Kind.ROW_INDICES)
 
 
-def _total(call: Call, sizes: Sequence[Dim]) -> Dim:
+def _total(call: Op, sizes: Sequence[Dim]) -> Dim:
     if all(isinstance(size, int) for size in sizes):
         return sum(size for size in sizes if isinstance(size, int))
     least = [size if isinstance(size, int) else size.least or 0 for size in sizes]
@@ -99,7 +99,7 @@ def _total(call: Call, sizes: Sequence[Dim]) -> Dim:
     return call.formula("sum of", *sizes, least=min(1, sum(least)), most=min(total, LONGEST))
 
 
-def _uniform_concatenated(call: Call, values: Sequence[Value], axis: int) -> Value:
+def _uniform_concatenated(call: Op, values: Sequence[Value], axis: int) -> Value:
     dtype = values[0].dtype
     counted = any(value.counts_rows for value in values)
     count = sum(len(value.elements) for value in values if value.elements is not None)
@@ -127,7 +127,7 @@ def _uniform_concatenated(call: Call, values: Sequence[Value], axis: int) -> Val
 
 
 @rule("Split", takes_counts=True)
-def split(call: Call) -> list[Value]:
+def split(call: Op) -> list[Value]:
     x = call.x
     axis = axis_of(call.integer("axis", 0), x.rank)
     if not x.is_uniform and axis == x.axis:
@@ -141,14 +141,14 @@ def split(call: Call) -> list[Value]:
     return parts(call, x, axis, dims)
 
 
-def _even_parts(call: Call, size: Dim, count: int) -> list[Dim]:
+def _even_parts(call: Op, size: Dim, count: int) -> list[Dim]:
     if not isinstance(size, int) or not count:
         return [call.fresh() for _ in range(count)]
     most = -(-size // count)
     return [max(0, min(most, size - index * most)) for index in range(count)]
 
 
-def parts(call: Call, value: Value, axis: int, sizes: Sequence[Dim]) -> list[Value]:
+def parts(call: Op, value: Value, axis: int, sizes: Sequence[Dim]) -> list[Value]:
     """A value cut along a dimension that is not the rows'."""
     found, start = [], 0
     for size in sizes:
@@ -165,7 +165,7 @@ def parts(call: Call, value: Value, axis: int, sizes: Sequence[Dim]) -> list[Val
 
 
 @rule("Slice", takes_counts=True, keeps_bounds=True)
-def slice_(call: Call) -> Value:
+def slice_(call: Op) -> Value:
     if call.opset < 10:
         starts: Sequence[Dim] = call.integers("starts")
         ends: Sequence[Dim] = call.integers("ends")
@@ -180,7 +180,7 @@ def slice_(call: Call) -> Value:
     return cut(call, call.x, axes, starts, ends, steps or [1] * len(axes))
 
 
-def bounds_of(call: Call, value: Value) -> list[Dim]:
+def bounds_of(call: Op, value: Value) -> list[Dim]:
     """Known bounds, or symbols for uniform ones that are not known."""
     if not value.is_uniform:
         refuse("bounds depend on rows")
@@ -193,7 +193,7 @@ def bounds_of(call: Call, value: Value) -> list[Dim]:
 
 
 def cut(
-    call: Call, value: Value, axes: Sequence[int], starts: Sequence[Dim], ends: Sequence[Dim], steps: Sequence[Dim]
+    call: Op, value: Value, axes: Sequence[int], starts: Sequence[Dim], ends: Sequence[Dim], steps: Sequence[Dim]
 ) -> Value:
     """
     A value between bounds in some dimensions.
@@ -246,7 +246,7 @@ def _chosen(start: int, end: int, step: int, size: int) -> range:
 
 
 @rule("Gather", takes={Kind.PLACES}, takes_counts=True)
-def gather(call: Call) -> Value:
+def gather(call: Op) -> Value:
     return gathered(call.x, call.value(1), call.integer("axis", 0))
 
 
@@ -286,7 +286,7 @@ def gathered(data: Value, index: Value, axis: int) -> Value:
 
 
 @rule("GatherElements")
-def gather_elements(call: Call) -> Value:
+def gather_elements(call: Op) -> Value:
     data, index = call.x, call.value(1)
     axis = axis_of(call.integer("axis", 0), data.rank)
     if index.is_uniform and data.is_uniform:
@@ -301,7 +301,7 @@ def gather_elements(call: Call) -> Value:
 
 
 @rule("GatherND", takes={Kind.ROW_INDICES})
-def gather_nd(call: Call) -> Value:
+def gather_nd(call: Op) -> Value:
     data, index = call.x, call.value(1)
     batch = call.integer("batch_dims", 0) if call.opset >= 12 else 0
     depth = index.known_shape[-1] if index.rank else 0
@@ -325,7 +325,7 @@ def gather_nd(call: Call) -> Value:
 
 
 @rule("Scatter", "ScatterElements")
-def scatter_elements(call: Call) -> Value:
+def scatter_elements(call: Op) -> Value:
     data = call.x
     axis = axis_of(call.integer("axis", 0), data.rank)
     for value in call.given:
@@ -337,7 +337,7 @@ def scatter_elements(call: Call) -> Value:
 
 
 @rule("ScatterND")
-def scatter_nd(call: Call) -> Value:
+def scatter_nd(call: Op) -> Value:
     data, index, updates = call.value(0), call.value(1), call.value(2)
     depth = index.known_shape[-1] if index.rank else 0
     fits = (
@@ -354,7 +354,7 @@ def scatter_nd(call: Call) -> Value:
 
 
 @rule("OneHot", rounds=Rounds.CHOOSES)
-def one_hot(call: Call) -> Value:
+def one_hot(call: Op) -> Value:
     x, depth, values = call.value(0), call.value(1), call.value(2)
     must_be_constant(depth, values)
     axis = axis_of(call.integer("axis", -1), x.rank + 1)
@@ -366,7 +366,7 @@ def one_hot(call: Call) -> Value:
 
 
 @rule("ArrayFeatureExtractor", domain="ai.onnx.ml")
-def array_feature_extractor(call: Call) -> Value:
+def array_feature_extractor(call: Op) -> Value:
     """Columns of a matrix; or, as exporters write a label's look-up, entries of a table for each row."""
     x, index = call.value(0), call.value(1)
     if x.is_uniform and index.is_rows:
@@ -387,7 +387,7 @@ def array_feature_extractor(call: Call) -> Value:
 
 
 @rule("Pad", takes_counts=True)
-def pad(call: Call) -> Value:
+def pad(call: Op) -> Value:
     x = call.x
     if call.opset < 11:
         amounts: Sequence[Dim] = call.integers("pads" if call.opset >= 2 else "paddings")
@@ -404,7 +404,7 @@ def pad(call: Call) -> Value:
     return padded(call, x, [(axis, amounts[at], amounts[at + len(axes)]) for at, axis in enumerate(axes)])
 
 
-def _shape_padded(call: Call, axes: Sequence[int], amounts: Sequence[Dim]) -> Value:
+def _shape_padded(call: Op, axes: Sequence[int], amounts: Sequence[Dim]) -> Value:
     """Known elements, such as a shape, with a known one before and after."""
     filling = call.optional(2) if call.opset >= 11 else None
     fill: Any = 0
@@ -423,7 +423,7 @@ def _shape_padded(call: Call, axes: Sequence[int], amounts: Sequence[Dim]) -> Va
     return known(np.pad(call.x.array(), widths, constant_values=fill), call.x.dtype)
 
 
-def padded(call: Call, value: Value, amounts: Sequence[tuple[int, Dim, Dim]]) -> Value:
+def padded(call: Op, value: Value, amounts: Sequence[tuple[int, Dim, Dim]]) -> Value:
     """A value filled up, by (axis, before, after), along dimensions that are not the rows'."""
     if value.counts_rows:
         refuse(COUNTED)
@@ -439,13 +439,13 @@ def padded(call: Call, value: Value, amounts: Sequence[tuple[int, Dim, Dim]]) ->
             shape[axis] = size + before + after
         else:
             grows = all(isinstance(amount, int) and amount >= 0 for amount in (before, after))
-            least = (size.least or 0) if grows and isinstance(size, Size) else 0
+            least = (size.least or 0) if grows and isinstance(size, Term) else 0
             shape[axis] = call.formula("pad", size, before, after, least=least)
     return like(value, shape, value.axis)
 
 
 @rule("Trilu", since=14)
-def trilu(call: Call) -> Value:
+def trilu(call: Op) -> Value:
     must_be_constant(call.optional(1))
     x = call.x
     if x.is_rows and x.axis >= x.rank - 2:
@@ -454,7 +454,7 @@ def trilu(call: Call) -> Value:
 
 
 @rule("ReverseSequence", since=10)
-def reverse_sequence(call: Call) -> Value:
+def reverse_sequence(call: Op) -> Value:
     x, lengths = call.value(0), call.value(1)
     if not x.is_rows or x.axis != axis_of(call.integer("batch_axis", 1), x.rank):
         refuse("its batch axis is not the rows")

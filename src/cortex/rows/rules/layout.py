@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.registry import COUNTED, Call, axis_of, dims_of, numbers_of, rule
-from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Size, counts_rows, divided, equal, product, quotient, times
+from cortex.rows.rules.registry import COUNTED, Op, axis_of, dims_of, numbers_of, rule
+from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Term, counts_rows, divided, equal, product, quotient, times
 from cortex.rows.values import NUMBERS, Kind, Shape, Value, filled, known, uniform
 
 _LAID_OUT = NUMBERS | {Kind.PADDED}
 
 
 @rule("Reshape", takes=_LAID_OUT, takes_counts=True, keeps_bounds=True)
-def reshape(call: Call) -> Value:
+def reshape(call: Op) -> Value:
     if call.opset < 5:
         wanted: list[Dim] = list(call.integers("shape"))
     else:
@@ -23,7 +23,7 @@ def reshape(call: Call) -> Value:
 
 
 @rule("Flatten", takes=_LAID_OUT, takes_counts=True, keeps_bounds=True)
-def flatten(call: Call) -> Value:
+def flatten(call: Op) -> Value:
     shape = call.x.known_shape
     at = call.integer("axis", 1)
     at = at + len(shape) if at < 0 else at
@@ -32,7 +32,7 @@ def flatten(call: Call) -> Value:
     return reshaped(call, call.x, [product(shape[:at]), product(shape[at:])], zero_copies=False)
 
 
-def reshaped(call: Call, value: Value, wanted: Sequence[Dim], *, zero_copies: bool) -> Value:
+def reshaped(call: Op, value: Value, wanted: Sequence[Dim], *, zero_copies: bool) -> Value:
     """
     A value in another shape of as many elements.
 
@@ -70,13 +70,13 @@ def reshaped(call: Call, value: Value, wanted: Sequence[Dim], *, zero_copies: bo
     return _rows_reshaped(value, target, total)
 
 
-def _unknown_reshaped(call: Call, value: Value, wanted: Sequence[Dim]) -> Value:
+def _unknown_reshaped(call: Op, value: Value, wanted: Sequence[Dim]) -> Value:
     if not value.is_uniform or any(map(counts_rows, wanted)):
         refuse("a value of unknown rank")
     return uniform((call.fresh() if dim in (-1, 0) else dim for dim in wanted), value.dtype)
 
 
-def _uniform_reshaped(call: Call, value: Value, target: Sequence[Dim]) -> Value:
+def _uniform_reshaped(call: Op, value: Value, target: Sequence[Dim]) -> Value:
     if any(map(counts_rows, target)) or any(map(counts_rows, value.shape or ())):
         refuse("a constant in the shape of rows")
     if value.elements is not None and all(isinstance(dim, int) for dim in target):
@@ -85,7 +85,7 @@ def _uniform_reshaped(call: Call, value: Value, target: Sequence[Dim]) -> Value:
         refuse(COUNTED)
     # what may be -1 or 0 when it runs is not the size that comes out
     return uniform(
-        (call.fresh() if isinstance(dim, Size) and dim.least is None else dim for dim in target), value.dtype
+        (call.fresh() if isinstance(dim, Term) and dim.least is None else dim for dim in target), value.dtype
     )
 
 
@@ -96,7 +96,7 @@ def _rows_reshaped(value: Value, target: Sequence[Dim], total: Dim) -> Value:
         refuse("rows are spread over dimensions")
     axis = holders[0]
     size = target[axis]
-    if not isinstance(size, Size) or not size.is_multiple_of_rows:
+    if not isinstance(size, Term) or not size.is_multiple_of_rows:
         refuse("the number of rows in a formula")
     if not equal(product(target), total):
         refuse(f"{_text(shape)} in the shape {_text(target)}: not provably as many elements")
@@ -117,7 +117,7 @@ def _text(shape: Iterable[Dim]) -> str:
 
 
 @rule("Transpose", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
-def transpose(call: Call) -> Value:
+def transpose(call: Op) -> Value:
     permutation = call.optional_integers("perm")
     return transposed(call.x, permutation if permutation is not None else range(call.x.rank)[::-1])
 
@@ -137,7 +137,7 @@ def transposed(value: Value, permutation: Sequence[int]) -> Value:
 
 
 @rule("Unsqueeze", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
-def unsqueeze(call: Call) -> Value:
+def unsqueeze(call: Op) -> Value:
     axes = call.integers("axes") if call.opset < 13 else numbers_of(call.value(1), "axes")
     return inserted(call.x, axes)
 
@@ -158,7 +158,7 @@ def inserted(value: Value, axes: Sequence[int]) -> Value:
 
 
 @rule("Squeeze", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
-def squeeze(call: Call) -> Value:
+def squeeze(call: Op) -> Value:
     if call.opset < 13:
         axes = call.optional_integers("axes")
     else:
@@ -190,11 +190,11 @@ def removed(value: Value, axes: Sequence[int]) -> Value:
 
 
 @rule("Expand", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
-def expand(call: Call) -> Value:
+def expand(call: Op) -> Value:
     return expanded(call, call.x, dims_of(call.value(1), "the new shape"))
 
 
-def expanded(call: Call, value: Value, wanted: Sequence[Dim]) -> Value:
+def expanded(call: Op, value: Value, wanted: Sequence[Dim]) -> Value:
     """
     A value repeated along dimensions of size 1, both ways of broadcasting.
 
@@ -234,11 +234,11 @@ def expanded(call: Call, value: Value, wanted: Sequence[Dim]) -> Value:
 
 
 @rule("Tile", takes=NUMBERS, takes_counts=True, keeps_bounds=True, since=6)
-def tile(call: Call) -> Value:
+def tile(call: Op) -> Value:
     return tiled(call, call.x, dims_of(call.value(1), "repeats"))
 
 
-def tiled(call: Call, value: Value, repeats: Sequence[Dim]) -> Value:
+def tiled(call: Op, value: Value, repeats: Sequence[Dim]) -> Value:
     """
     A value beside itself, so many times in each dimension.
 

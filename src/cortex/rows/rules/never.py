@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.registry import Call, rule
+from cortex.rows.rules.registry import Op, rule
 from cortex.rows.values import Value
 
 _RANDOM: Final = {
@@ -40,11 +40,11 @@ _MIXING_MICROSOFT: Final = {
 }
 
 
-def _random(call: Call) -> Value:
+def _random(call: Op) -> Value:
     refuse(_RANDOM[call.operator])
 
 
-def _mixing(call: Call) -> Value:
+def _mixing(call: Op) -> Value:
     refuse((_MIXING_MICROSOFT if call.domain else _MIXING)[call.operator])
 
 

@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 from cortex.rows.refusal import refuse
 from cortex.rows.rules.elementwise import broadcast
 from cortex.rows.rules.layout import transposed
-from cortex.rows.rules.registry import Call, Rounds, like, must_be_constant, rule
+from cortex.rows.rules.registry import Op, Rounds, like, must_be_constant, rule
 from cortex.rows.sizes import Dim
 from cortex.rows.values import Grade, Value, uniform
 
@@ -19,7 +19,7 @@ Label: TypeAlias = int | str
 
 
 def contracted(
-    call: Call, operands: Sequence[Value], labels: Sequence[Sequence[Label]], wanted: Sequence[Label]
+    call: Op, operands: Sequence[Value], labels: Sequence[Sequence[Label]], wanted: Sequence[Label]
 ) -> Value:
     """
     Products of operands, summed over the dimensions that are not wanted.
@@ -67,7 +67,7 @@ def _must_meet(value: Value, names: Sequence[Label], rows: Value, along: Label) 
             refuse(f"a constant of size {size} along the rows")
 
 
-def _common(call: Call, sizes: Sequence[Dim]) -> Dim:
+def _common(call: Op, sizes: Sequence[Dim]) -> Dim:
     """The size of what has these sizes, of which some may be 1."""
     longer = [size for size in sizes if size != 1]
     if not longer:
@@ -75,7 +75,7 @@ def _common(call: Call, sizes: Sequence[Dim]) -> Dim:
     return longer[0] if all(size == longer[0] for size in longer) else call.fresh()
 
 
-def multiplied(call: Call, a: Value, b: Value) -> Value:
+def multiplied(call: Op, a: Value, b: Value) -> Value:
     """
     A product of matrices, or stacks of them, as numpy has it.
 
@@ -101,7 +101,7 @@ def _turned(value: Value, flag: int) -> Value:
 # ---- floats -----------------------------------------------------------------------------------------------------
 
 
-def _say_what_rounds(call: Call) -> None:
+def _say_what_rounds(call: Op) -> None:
     """
     Of weights of few bits, which onnxruntime keeps as they are: it rounds each row to 8 bits and adds up whole numbers.
 
@@ -112,13 +112,13 @@ def _say_what_rounds(call: Call) -> None:
 
 
 @rule("MatMul", rounds=Rounds.SUMS)
-def mat_mul(call: Call) -> Value:
+def mat_mul(call: Op) -> Value:
     _say_what_rounds(call)
     return multiplied(call, call.value(0), call.value(1))
 
 
 @rule("FusedMatMul", domain=_MICROSOFT, rounds=Rounds.SUMS)
-def fused_mat_mul(call: Call) -> Value:
+def fused_mat_mul(call: Op) -> Value:
     if call.integer("transBatchA", 0) or call.integer("transBatchB", 0):
         refuse("moves its first dimension")
     a, b = call.value(0), call.value(1)
@@ -126,7 +126,7 @@ def fused_mat_mul(call: Call) -> Value:
 
 
 @rule("Gemm", rounds=Rounds.SUMS, since=7)
-def gemm(call: Call) -> Value:
+def gemm(call: Op) -> Value:
     _say_what_rounds(call)
     return _with_bias(call, _product_of_two(call, call.value(0), call.value(1)), call.optional(2))
 
@@ -134,13 +134,13 @@ def gemm(call: Call) -> Value:
 rule("FusedGemm", domain=_MICROSOFT, rounds=Rounds.SUMS)(gemm)  # an activation besides, element by element
 
 
-def _product_of_two(call: Call, a: Value, b: Value) -> Value:
+def _product_of_two(call: Op, a: Value, b: Value) -> Value:
     if a.rank != 2 or b.rank != 2:
         refuse("operands are no matrices")
     return multiplied(call, _turned(a, call.integer("transA", 0)), _turned(b, call.integer("transB", 0)))
 
 
-def _with_bias(call: Call, product: Value, bias: Value | None) -> Value:
+def _with_bias(call: Op, product: Value, bias: Value | None) -> Value:
     """
     A product to which something is added, which is stretched to its shape and never stretches it.
 
@@ -156,7 +156,7 @@ def _with_bias(call: Call, product: Value, bias: Value | None) -> Value:
 
 
 @rule("Einsum", rounds=Rounds.SUMS, since=12)
-def einsum(call: Call) -> Value:
+def einsum(call: Op) -> Value:
     if call.x.dtype in ("int64", "uint64"):  # onnxruntime sums them as ReduceSum does
         call.rounds = Rounds.SUMS_AND_STEPS
     equation = call.text("equation").replace(" ", "")
@@ -198,7 +198,7 @@ def _must_be_scales_of(operand: Value, *values: Value | None) -> None:
 
 
 @rule("MatMulInteger", since=10)
-def mat_mul_integer(call: Call) -> Value:
+def mat_mul_integer(call: Op) -> Value:
     a, b = call.value(0), call.value(1)
     _must_be_one_scale(call.optional(2))
     _must_be_scales_of(b, call.optional(3))
@@ -206,7 +206,7 @@ def mat_mul_integer(call: Call) -> Value:
 
 
 @rule("QLinearMatMul", rounds=Rounds.STEPS, since=10)
-def q_linear_mat_mul(call: Call) -> Value:
+def q_linear_mat_mul(call: Op) -> Value:
     a, b = call.value(0), call.value(3)
     _must_be_one_scale(call.value(1), call.value(2), call.value(6), call.value(7))
     _must_be_scales_of(b, call.value(4), call.value(5))
@@ -214,7 +214,7 @@ def q_linear_mat_mul(call: Call) -> Value:
 
 
 @rule("QGemm", domain=_MICROSOFT)
-def q_gemm(call: Call) -> Value:
+def q_gemm(call: Op) -> Value:
     a, b, y_scale, y_zero_point = call.value(0), call.value(3), call.optional(7), call.optional(8)
     _must_be_one_scale(call.value(1), call.value(2), y_scale, y_zero_point)
     _must_be_scales_of(b, call.value(4), call.value(5))
@@ -224,7 +224,7 @@ def q_gemm(call: Call) -> Value:
 
 
 @rule("MatMulIntegerToFloat", domain=_MICROSOFT, rounds=Rounds.SUMS)
-def mat_mul_integer_to_float(call: Call) -> Value:
+def mat_mul_integer_to_float(call: Op) -> Value:
     a, b, scale = call.value(0), call.value(1), call.value(2)
     _must_be_one_scale(scale, call.optional(4))
     _must_be_scales_of(b, call.value(3), call.optional(5), call.optional(6))
@@ -232,7 +232,7 @@ def mat_mul_integer_to_float(call: Call) -> Value:
 
 
 @rule("MatMulNBits", domain=_MICROSOFT)
-def mat_mul_n_bits(call: Call) -> Value:
+def mat_mul_n_bits(call: Op) -> Value:
     """A product with packed weights; at accuracy level 4 rows are rounded to 8 bits first, each by itself."""
     x = call.x
     must_be_constant(*call.inputs[1:])

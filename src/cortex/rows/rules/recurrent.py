@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.registry import Call, Rounds, must_be_constant, rule
+from cortex.rows.rules.registry import Op, Rounds, must_be_constant, rule
 from cortex.rows.values import Value
 
 
 @rule("LSTM", "GRU", "RNN", rounds=Rounds.SUMS, since=7)
-def recurrent(call: Call) -> list[Value]:
+def recurrent(call: Op) -> list[Value]:
     """
     Outputs Y, Y_h and, of an LSTM, Y_c.
 

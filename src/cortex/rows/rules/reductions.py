@@ -11,7 +11,7 @@ from cortex.rows.rules.elementwise import EXACT_TO, INTEGERS, bounded, broadcast
 from cortex.rows.rules.registry import (
     ALONG_ROWS,
     COUNTED,
-    Call,
+    Op,
     Rounds,
     axis_of,
     dims_of,
@@ -40,7 +40,7 @@ _AXES_AS_INPUT_SINCE: Final = {"ReduceSum": 13}
 """The others take axes as an input since 18."""
 
 
-def _reduce(call: Call) -> Value:
+def _reduce(call: Op) -> Value:
     as_input = call.opset >= _AXES_AS_INPUT_SINCE.get(call.operator, 18)
     given = call.optional(1) if as_input else None
     axes = call.optional_integers("axes") if not as_input else None if given is None else numbers_of(given, "axes")
@@ -59,7 +59,7 @@ def _reduce(call: Call) -> Value:
     return reduced(call.x, axes, keep=keep)
 
 
-def _jumps(call: Call, axes: Sequence[int]) -> bool:
+def _jumps(call: Op, axes: Sequence[int]) -> bool:
     """
     Whether a sum of whole numbers may differ from itself.
 
@@ -77,12 +77,12 @@ def _jumps(call: Call, axes: Sequence[int]) -> bool:
     return call.operator == "ReduceLogSumExp"
 
 
-def _only(call: Call, element: Dim, *, keep: bool) -> Value:
+def _only(call: Op, element: Dim, *, keep: bool) -> Value:
     """A single element, in place of those of a vector."""
     return dataclasses.replace(vector([element], call.x.dtype), shape=(1,) if keep else ())
 
 
-def multiplied(call: Call, dims: Sequence[Dim], dtype: str, most: int = MAX_SIZE) -> Dim:
+def multiplied(call: Op, dims: Sequence[Dim], dtype: str, most: int = MAX_SIZE) -> Dim:
     """
     The product of sizes, or a symbol that nothing is known of, where it may leave its type or be more than `most`.
 
@@ -97,7 +97,7 @@ def multiplied(call: Call, dims: Sequence[Dim], dtype: str, most: int = MAX_SIZE
     return call.formula(f"{call.operator} of {dtype}", *dims)
 
 
-def extreme(call: Call, dims: Sequence[Dim], *, largest: bool) -> Dim:
+def extreme(call: Op, dims: Sequence[Dim], *, largest: bool) -> Dim:
     """The largest, or smallest, of sizes."""
     if all(dim == dims[0] for dim in dims):
         return dims[0]
@@ -132,7 +132,7 @@ def reduced(value: Value, axes: Sequence[int], *, keep: bool) -> Value:
 
 
 @rule("ArgMax", "ArgMin", rounds=Rounds.CHOOSES, keeps_bounds=True)
-def arg_max(call: Call) -> Value:
+def arg_max(call: Op) -> Value:
     axis = axis_of(call.integer("axis", 0), call.x.rank)
     found = reduced(call.x, [axis], keep=bool(call.integer("keepdims", 1)))
     return bounded(found.typed("int64"), call.x.known_shape[axis])
@@ -151,7 +151,7 @@ def along(value: Value, axis: int) -> Value:
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax", rounds=Rounds.SUMS)
-def softmax(call: Call) -> Value:
+def softmax(call: Op) -> Value:
     if call.operator == "Hardmax":
         call.rounds = Rounds.CHOOSES
     if call.opset >= 13:
@@ -164,7 +164,7 @@ def softmax(call: Call) -> Value:
 
 
 @rule("QLinearSoftmax", domain=_MICROSOFT, rounds=Rounds.SUMS_AND_STEPS)
-def quantized_softmax(call: Call) -> Value:
+def quantized_softmax(call: Op) -> Value:
     must_be_constant(*call.inputs[1:])
     x = call.x
     axis = axis_of(call.integer("axis", -1), x.rank)
@@ -174,18 +174,18 @@ def quantized_softmax(call: Call) -> Value:
 
 
 @rule("LpNormalization", rounds=Rounds.SUMS)
-def lp_normalization(call: Call) -> Value:
+def lp_normalization(call: Op) -> Value:
     return along(call.x, call.integer("axis", -1))
 
 
 @rule("CumSum", rounds=Rounds.SUMS, since=11)
-def cum_sum(call: Call) -> Value:
+def cum_sum(call: Op) -> Value:
     (axis,) = numbers_of(call.value(1), "the axis")
     return along(call.x, axis)
 
 
 @rule("TopK", rounds=(Rounds.NOTHING, Rounds.CHOOSES))
-def top_k(call: Call) -> list[Value]:
+def top_k(call: Op) -> list[Value]:
     x = call.x
     axis = axis_of(call.integer("axis", -1), x.rank)
     if x.is_rows and axis == x.axis:
@@ -204,7 +204,7 @@ def top_k(call: Call) -> list[Value]:
 
 
 @rule("LayerNormalization", "RMSNormalization", rounds=Rounds.SUMS, since=1)
-def layer_normalization(call: Call) -> list[Value]:
+def layer_normalization(call: Op) -> list[Value]:
     x = call.x
     axis = axis_of(call.integer("axis", -1), x.rank)
     must_be_constant(*call.inputs[1:])
@@ -223,7 +223,7 @@ rule("LayerNormalization", "SimplifiedLayerNormalization", domain=_MICROSOFT, ro
 
 
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=_MICROSOFT, rounds=Rounds.SUMS)
-def skip_layer_normalization(call: Call) -> list[Value]:
+def skip_layer_normalization(call: Op) -> list[Value]:
     """Normalises the sum of two values over their last dimension; only the second may be stretched."""
     if not call.x.is_rows:
         refuse("rows are added to a constant")

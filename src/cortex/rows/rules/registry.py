@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from cortex.rows.refusal import refuse
-from cortex.rows.sizes import Dim, Size, Symbols
+from cortex.rows.sizes import Dim, Symbols, Term
 from cortex.rows.values import Element, Kind, Value
 from cortex.wire.graphs import Attribute, Graph, LongList, Tensor
 
@@ -43,7 +43,7 @@ class Rounds(Enum):
 
 
 Result: TypeAlias = "Value | Sequence[Value]"
-Function: TypeAlias = "Callable[[Call], Result]"
+Function: TypeAlias = "Callable[[Op], Result]"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def rule(
 
 
 @dataclasses.dataclass(slots=True)
-class Call:
+class Op:
     """One operator, as its rule sees it."""
 
     operator: str
@@ -183,11 +183,11 @@ class Call:
         found = self.attributes.get(name)
         return found if isinstance(found, Tensor) else None
 
-    def fresh(self) -> Size:
+    def fresh(self) -> Term:
         """A size that nothing is known of; it may be 0."""
         return self.symbols.fresh()
 
-    def formula(self, name: str, *arguments: object, least: int | None = None, most: int | None = None) -> Size:
+    def formula(self, name: str, *arguments: object, least: int | None = None, most: int | None = None) -> Term:
         return self.symbols.formula(name, *arguments, least=least, most=most)
 
 
@@ -222,7 +222,7 @@ def dims_of(value: Value, what: str) -> list[Dim]:
 
 
 def _dim(element: Element, what: str) -> Dim:
-    if isinstance(element, Size) or (isinstance(element, int) and not isinstance(element, bool)):
+    if isinstance(element, Term) or (isinstance(element, int) and not isinstance(element, bool)):
         return element
     return refuse(f"{what} is no size")
 

@@ -6,7 +6,7 @@ import dataclasses
 
 from cortex.rows.refusal import refuse
 from cortex.rows.rules.control import stacked
-from cortex.rows.rules.registry import ALONG_ROWS, Call, axis_of, like, must_be_constant, rule
+from cortex.rows.rules.registry import ALONG_ROWS, Op, axis_of, like, must_be_constant, rule
 from cortex.rows.sizes import Dim
 from cortex.rows.values import Kind, Value, joined, tensors, uniform
 
@@ -14,7 +14,7 @@ _LISTS = {Kind.TENSORS}
 
 
 @rule("SequenceConstruct", when_uniform=False, since=11)
-def construct(call: Call) -> Value:
+def construct(call: Op) -> Value:
     item = call.x
     for value in call.given[1:]:
         item = joined(item, value, call.symbols)
@@ -22,37 +22,37 @@ def construct(call: Call) -> Value:
 
 
 @rule("SequenceEmpty", when_uniform=False, since=11)
-def empty(call: Call) -> Value:
+def empty(call: Op) -> Value:
     return tensors(None)
 
 
 @rule("SequenceInsert", takes=_LISTS, when_uniform=False, since=11)
-def insert(call: Call) -> Value:
+def insert(call: Op) -> Value:
     must_be_constant(call.optional(2))
     known = _list(call).item
     return _list_of(call.value(1) if known is None else joined(known, call.value(1), call.symbols))
 
 
 @rule("SequenceErase", takes=_LISTS, when_uniform=False, since=11)
-def erase(call: Call) -> Value:
+def erase(call: Op) -> Value:
     must_be_constant(call.optional(1))
     return _list(call)
 
 
 @rule("SequenceAt", takes=_LISTS, when_uniform=False, since=11)
-def at(call: Call) -> Value:
+def at(call: Op) -> Value:
     must_be_constant(call.value(1))
     return _item(call)
 
 
 @rule("SequenceLength", takes=_LISTS, when_uniform=False, since=11)
-def length(call: Call) -> Value:
+def length(call: Op) -> Value:
     _list(call)
     return uniform((), "int64")
 
 
 @rule("SplitToSequence", when_uniform=False, since=11)
-def split(call: Call) -> Value:
+def split(call: Op) -> Value:
     x, sizes = call.x, call.optional(1)
     axis = axis_of(call.integer("axis", 0), x.rank)
     must_be_constant(sizes)
@@ -67,7 +67,7 @@ def split(call: Call) -> Value:
 
 
 @rule("ConcatFromSequence", takes=_LISTS, when_uniform=False, since=11)
-def concat(call: Call) -> Value:
+def concat(call: Op) -> Value:
     """
     All items one after the other, or along a new dimension.
 
@@ -87,7 +87,7 @@ def concat(call: Call) -> Value:
     return like(item, shape, item.axis)
 
 
-def _must_be_of_one_shape(call: Call, *, but_for: int | None) -> None:
+def _must_be_of_one_shape(call: Op, *, but_for: int | None) -> None:
     """
     Raises:
         NotProved: rows of a list's items have sizes that may differ from item to item.
@@ -99,16 +99,16 @@ def _must_be_of_one_shape(call: Call, *, but_for: int | None) -> None:
         refuse("sizes that differ from item to item")
 
 
-def _list(call: Call) -> Value:
+def _list(call: Op) -> Value:
     return call.x if call.x.kind is Kind.TENSORS else refuse("a tensor used as a list")
 
 
-def _item(call: Call) -> Value:
+def _item(call: Op) -> Value:
     item = _list(call).item
     return any_item(call, item) if item is not None else refuse("nothing is known of what is in an empty list")
 
 
-def any_item(call: Call, item: Value) -> Value:
+def any_item(call: Op, item: Value) -> Value:
     """
     One of a list's items, which need not have the sizes of another one.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cortex.rows.refusal import refuse
 from cortex.rows.rules.elementwise import bounded
-from cortex.rows.rules.registry import COUNTED, Call, dims_of, elements_of, rule
-from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Size, counts_rows, product
+from cortex.rows.rules.registry import COUNTED, Op, dims_of, elements_of, rule
+from cortex.rows.sizes import NUMBER_OF_ROWS, Dim, Term, counts_rows, product
 from cortex.rows.values import NUMBERS, Kind, Value, element_count, filled, scalar, uniform, vector
 from cortex.wire.graphs import MAX_ELEMENTS
 
@@ -13,7 +13,7 @@ _ANY_ROWS = NUMBERS | {Kind.ROW_INDICES}
 
 
 @rule("Constant", when_uniform=False)
-def constant(call: Call) -> Value:
+def constant(call: Op) -> Value:
     tensor = call.tensor("value")
     if tensor is not None:
         return Value(Kind.UNIFORM, tensor.shape, elements=tensor.elements, dtype=tensor.dtype)
@@ -31,7 +31,7 @@ def constant(call: Call) -> Value:
 
 
 @rule("Shape", takes=_ANY_ROWS, takes_counts=True)
-def shape_of(call: Call) -> Value:
+def shape_of(call: Op) -> Value:
     shape = call.x.known_shape
     start = call.integer("start", 0)
     end = call.attributes.get("end")
@@ -39,12 +39,12 @@ def shape_of(call: Call) -> Value:
 
 
 @rule("Size", takes=_ANY_ROWS, takes_counts=True)
-def size(call: Call) -> Value:
+def size(call: Op) -> Value:
     return scalar(product(call.x.known_shape))
 
 
 @rule("ConstantOfShape", takes_counts=True)
-def constant_of_shape(call: Call) -> Value:
+def constant_of_shape(call: Op) -> Value:
     shape = dims_of(call.x, "the shape")
     tensor = call.tensor("value")
     dtype = tensor.dtype if tensor is not None else "float32"
@@ -59,7 +59,7 @@ def constant_of_shape(call: Call) -> Value:
 
 
 @rule("Range", takes_counts=True, keeps_bounds=True)
-def range_(call: Call) -> Value:
+def range_(call: Op) -> Value:
     start, limit, step = (_only(call.value(index)) for index in range(3))
     dtype = call.x.dtype
     if any(map(counts_rows, (start, limit, step))):
@@ -70,8 +70,8 @@ def range_(call: Call) -> Value:
         found = range(start, limit, step)
         made = vector(list(found), dtype) if len(found) <= MAX_ELEMENTS else uniform((len(found),), dtype)
         return bounded(made, len(found) if start == 0 and step == 1 else None)
-    is_length = start == 0 and step == 1 and isinstance(limit, Size) and limit.least is not None
-    length: Dim = limit if is_length and isinstance(limit, Size) else call.fresh()
+    is_length = start == 0 and step == 1 and isinstance(limit, Term) and limit.least is not None
+    length: Dim = limit if is_length and isinstance(limit, Term) else call.fresh()
     return bounded(uniform((length,), dtype), length if start == 0 and step == 1 else None)
 
 
@@ -81,7 +81,7 @@ def _only(value: Value) -> object:
 
 
 @rule("EyeLike")
-def eye_like(call: Call) -> Value:
+def eye_like(call: Op) -> Value:
     """Only of uniform values: over rows it is a diagonal."""
     if not call.x.is_uniform:
         refuse("a diagonal over rows")

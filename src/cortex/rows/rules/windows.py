@@ -9,7 +9,7 @@ from cortex.rows.refusal import refuse
 from cortex.rows.rules.elementwise import EXACT_TO
 from cortex.rows.rules.registry import (
     COUNTED,
-    Call,
+    Op,
     Rounds,
     axis_of,
     dims_of,
@@ -19,7 +19,7 @@ from cortex.rows.rules.registry import (
     must_have_rows_first,
     rule,
 )
-from cortex.rows.sizes import LONGEST, Dim, Size, counts_rows, divided, equal, magnitude, product, suppose_within, times
+from cortex.rows.sizes import LONGEST, Dim, Term, counts_rows, divided, equal, magnitude, product, suppose_within, times
 from cortex.rows.values import Element, Grade, Value, mixed
 
 _MICROSOFT: Final = "com.microsoft"
@@ -48,7 +48,7 @@ def _images(value: Value) -> Value:
 class _Window:
     """What a window's attributes say about one dimension."""
 
-    def __init__(self, call: Call, kernel: Sequence[Dim], index: int) -> None:
+    def __init__(self, call: Op, kernel: Sequence[Dim], index: int) -> None:
         count = len(kernel)
         self.kernel = kernel[index]
         self.stride = call.integers("strides", [1] * count)[index]
@@ -62,7 +62,7 @@ class _Window:
     def key(self) -> tuple[object, ...]:
         return (self.kernel, self.stride, self.dilation, self.padding, self.pads, self.ceil)
 
-    def places(self, call: Call, size: Dim) -> Dim:
+    def places(self, call: Op, size: Dim) -> Dim:
         """How many places the window has in a dimension of this size; nobody serves a model for images of none."""
         found: Dim | None = None
         if self.padding.startswith("SAME"):
@@ -91,7 +91,7 @@ class _Window:
         last = -(-steps // self.stride) * self.stride
         return last // self.stride + 1 if last < size else None
 
-    def spread(self, call: Call, size: Dim, padding: int) -> Dim:
+    def spread(self, call: Op, size: Dim, padding: int) -> Dim:
         """How long a dimension of this size becomes when each element is spread over a window."""
         if isinstance(size, int) and isinstance(self.kernel, int) and self.padding in ("NOTSET", "VALID"):
             return (size - 1) * self.stride + padding + (self.kernel - 1) * self.dilation + 1 - self.pads
@@ -118,12 +118,12 @@ def _sum_of_magnitudes(*sizes: Dim) -> int | None:
 # ---- convolutions ------------------------------------------------------------------------------------------------
 
 
-def _kernel(call: Call, kernels: Value) -> list[Dim]:
+def _kernel(call: Op, kernels: Value) -> list[Dim]:
     shape = call.optional_integers("kernel_shape")
     return list(shape) if shape is not None else list(kernels.known_shape[2:])
 
 
-def _convolved(call: Call, images: Value, kernels: Value) -> Value:
+def _convolved(call: Op, images: Value, kernels: Value) -> Value:
     """Images through kernels that do not depend on rows; all other inputs are checked by the caller."""
     _images(images)
     must_be_constant(kernels)
@@ -135,13 +135,13 @@ def _convolved(call: Call, images: Value, kernels: Value) -> Value:
 
 
 @rule("Conv", rounds=Rounds.SUMS)
-def conv(call: Call) -> Value:
+def conv(call: Op) -> Value:
     must_be_constant(call.optional(2))
     return _convolved(call, call.x, call.value(1))
 
 
 @rule("FusedConv", domain=_MICROSOFT, rounds=Rounds.SUMS)
-def fused_conv(call: Call) -> Value:
+def fused_conv(call: Op) -> Value:
     """A convolution, a sum with what has the same shape, and an activation."""
     must_be_constant(call.optional(2))
     result, added = _convolved(call, call.x, call.value(1)), call.optional(3)
@@ -151,19 +151,19 @@ def fused_conv(call: Call) -> Value:
 
 
 @rule("ConvInteger", since=10)
-def conv_integer(call: Call) -> Value:
+def conv_integer(call: Op) -> Value:
     must_be_constant(*call.inputs[2:])
     return _convolved(call, call.x, call.value(1)).typed("int32")
 
 
 @rule("QLinearConv", rounds=Rounds.STEPS, since=10)
-def q_linear_conv(call: Call) -> Value:
+def q_linear_conv(call: Op) -> Value:
     must_be_constant(*call.inputs[1:])
     return _convolved(call, call.x, call.value(3)).typed(call.value(7).dtype)
 
 
 @rule("DeformConv", rounds=Rounds.SUMS, since=19)
-def deform_conv(call: Call) -> Value:
+def deform_conv(call: Op) -> Value:
     """A convolution whose windows each row moves and masks by itself."""
     images, kernels, moves, mask = call.value(0), call.value(1), call.value(2), call.optional(4)
     must_be_constant(call.optional(3))
@@ -181,7 +181,7 @@ def deform_conv(call: Call) -> Value:
 
 
 @rule("ConvTranspose", rounds=Rounds.SUMS)
-def conv_transpose(call: Call) -> Value:
+def conv_transpose(call: Op) -> Value:
     images, kernels = _images(call.x), call.value(1)
     must_be_constant(*call.inputs[1:])
     kernel = _kernel(call, kernels)
@@ -215,7 +215,7 @@ def _channels(value: Value) -> Value:
     return value
 
 
-def _pooled(call: Call) -> Value:
+def _pooled(call: Op) -> Value:
     x = _channels(call.x)
     kernel = call.integers("kernel_shape")
     if len(kernel) != x.rank - 2:
@@ -224,13 +224,13 @@ def _pooled(call: Call) -> Value:
     return like(x, [*x.known_shape[:2], *places], x.axis)
 
 
-def _pooled_whole(call: Call) -> Value:
+def _pooled_whole(call: Op) -> Value:
     x = _channels(call.x)
     return like(x, [*x.known_shape[:2], *[1] * (x.rank - 2)], x.axis)
 
 
 @rule("MaxPool", rounds=Rounds.SUMS)  # picks one, of 0 and -0 any
-def max_pool(call: Call) -> list[Value]:
+def max_pool(call: Op) -> list[Value]:
     return [_pooled(call), mixed("its indices count over the whole tensor", call.operator)]
 
 
@@ -239,18 +239,18 @@ rule("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", rounds=Rounds.SUMS)(_
 
 
 @rule("QLinearAveragePool", domain=_MICROSOFT, rounds=Rounds.STEPS)
-def quantized_pool(call: Call) -> Value:
+def quantized_pool(call: Op) -> Value:
     _must_have_constant_scales(call)
     return _pooled(call)
 
 
 @rule("QLinearGlobalAveragePool", domain=_MICROSOFT, rounds=Rounds.STEPS)
-def quantized_global_pool(call: Call) -> Value:
+def quantized_global_pool(call: Op) -> Value:
     _must_have_constant_scales(call)
     return _pooled_whole(call)
 
 
-def _must_have_constant_scales(call: Call) -> None:
+def _must_have_constant_scales(call: Op) -> None:
     """
     Raises:
         NotProved: a scale or zero point is not constant, or channels are not dimension 1.
@@ -264,7 +264,7 @@ def _must_have_constant_scales(call: Call) -> None:
 
 
 @rule("BatchNormalization", rounds=Rounds.SUMS, since=7)
-def batch_normalization(call: Call) -> Value:
+def batch_normalization(call: Op) -> Value:
     """By constants of each channel, as in inference."""
     x = call.x
     if call.outputs > 1 or call.integer("training_mode", 0):
@@ -277,7 +277,7 @@ def batch_normalization(call: Call) -> Value:
     return like(x, x.known_shape, x.axis)
 
 
-def _normalised_images(call: Call) -> Value:
+def _normalised_images(call: Op) -> Value:
     x = _images(call.x)
     must_be_constant(*call.inputs[1:])
     return like(x, x.known_shape, x.axis)
@@ -291,7 +291,7 @@ rule("LRN", rounds=Rounds.SUMS)(_normalised_images)
 # ---- other grids of pixels ---------------------------------------------------------------------------------------
 
 
-def _blocks(call: Call) -> tuple[Value, Dim, Dim, Dim, int]:
+def _blocks(call: Op) -> tuple[Value, Dim, Dim, Dim, int]:
     x = _images(call.x)
     if x.rank != 4:
         refuse("no images")
@@ -300,21 +300,21 @@ def _blocks(call: Call) -> tuple[Value, Dim, Dim, Dim, int]:
 
 
 @rule("DepthToSpace")
-def depth_to_space(call: Call) -> Value:
+def depth_to_space(call: Op) -> Value:
     x, channels, height, width, block = _blocks(call)
     depth = divided(channels, block * block)
     return like(x, [x.known_shape[0], depth or call.fresh(), times(height, block), times(width, block)], 0)
 
 
 @rule("SpaceToDepth")
-def space_to_depth(call: Call) -> Value:
+def space_to_depth(call: Op) -> Value:
     x, channels, height, width, block = _blocks(call)
     sizes = [divided(size, block) or call.fresh() for size in (height, width)]
     return like(x, [x.known_shape[0], times(channels, block * block), *sizes], 0)
 
 
 @rule("GridSample", rounds=Rounds.SUMS, since=16)
-def grid_sample(call: Call) -> Value:
+def grid_sample(call: Op) -> Value:
     x, grid = _images(call.x), _images(call.value(1))
     if not x.is_rows or not grid.is_rows or x.layout != grid.layout:
         refuse("images and grids are not of the same rows")
@@ -328,7 +328,7 @@ def grid_sample(call: Call) -> Value:
 
 
 @rule("AffineGrid", rounds=Rounds.SUMS, since=20, takes_counts=True)
-def affine_grid(call: Call) -> Value:
+def affine_grid(call: Op) -> Value:
     theta = call.x
     sizes = dims_of(call.value(1), "the size")
     count = len(sizes) - 2
@@ -343,7 +343,7 @@ def affine_grid(call: Call) -> Value:
 
 
 @rule("Upsample", rounds=Rounds.SUMS, since=7, until=9)
-def upsample(call: Call) -> Value:
+def upsample(call: Op) -> Value:
     if call.opset >= 9:
         scales: Sequence[Element] = elements_of(call.value(1), "its scales")
     else:
@@ -353,7 +353,7 @@ def upsample(call: Call) -> Value:
 
 
 @rule("Resize", rounds=Rounds.SUMS, since=10, takes_counts=True)
-def resize(call: Call) -> Value:
+def resize(call: Op) -> Value:
     x = call.x
     if x.counts_rows:
         refuse(COUNTED)
@@ -371,14 +371,14 @@ def resize(call: Call) -> Value:
     return _resized(call, axes, wanted)
 
 
-def _scaled(call: Call, axes: Sequence[int], scales: Sequence[Element]) -> list[Dim]:
+def _scaled(call: Op, axes: Sequence[int], scales: Sequence[Element]) -> list[Dim]:
     """The sizes that scales come to, as far as rounding leaves no doubt."""
     if len(scales) != len(axes):
         refuse("another number of scales than dimensions")
     return [_times(call, call.x.known_shape[axis], scale) for axis, scale in zip(axes, scales, strict=True)]
 
 
-def _times(call: Call, size: Dim, scale: Element) -> Dim:
+def _times(call: Op, size: Dim, scale: Element) -> Dim:
     if not isinstance(scale, int | float):
         return refuse("its scales are no numbers")
     if scale == int(scale):
@@ -389,11 +389,11 @@ def _times(call: Call, size: Dim, scale: Element) -> Dim:
     return int(product) if product == int(product) and product <= _LARGEST else _any_size(call, size)
 
 
-def _any_size(call: Call, size: Dim) -> Size:
+def _any_size(call: Op, size: Dim) -> Term:
     return refuse(COUNTED) if counts_rows(size) else call.symbols.fresh(least=1)
 
 
-def _resized(call: Call, axes: Sequence[int], sizes: Sequence[Dim]) -> Value:
+def _resized(call: Op, axes: Sequence[int], sizes: Sequence[Dim]) -> Value:
     """
     Images in other sizes, of which the rows' stays as it is.
 

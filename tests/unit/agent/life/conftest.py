@@ -92,7 +92,7 @@ class Story:
 
     def loading(self, **build: Any) -> Life:
         self.order(**build)
-        return self.tell(Happened.PROVIDED, events.Forked(identity=PROCESS))
+        return self.tell(Happened.PROVIDED, events.ProcessForked(identity=PROCESS))
 
     def running(self, phase: Phase = Phase.READY, **build: Any) -> Life:
         """One that is connected, and has come so far."""

@@ -124,7 +124,7 @@ def test_one_that_is_forked_when_it_was_drained_already_is_ended_then(story):
     story.order()
     story.tell(Happened.PROVIDED, events.DrainAsked(timeout_s=600.0))
     assert Do.QUIET not in story.kinds
-    life = story.tell(events.Forked(identity=story.PROCESS))
+    life = story.tell(events.ProcessForked(identity=story.PROCESS))
     assert (life.phase, story.effects[-1]) == (Phase.DRAINING, TERM)
 
 
@@ -273,7 +273,7 @@ def test_a_successor_that_is_ready_by_then_keeps_those_that_wait(story):
     ended(story)
     story.wake()
     story.order(2, story.life)
-    story.tell(Happened.PROVIDED, events.Forked(identity=story.PROCESS))
+    story.tell(Happened.PROVIDED, events.ProcessForked(identity=story.PROCESS))
     story.says(phase=Phase.READY, attempt=2)
     story.tell(Happened.ABANDONED)
     assert (story.effects, story.life.hold) == ([], None)
@@ -330,7 +330,7 @@ def test_a_replica_forgotten_while_it_is_forked_is_killed_when_it_comes(story):
     story.order()
     story.tell(Happened.PROVIDED, Happened.FORGET_ASKED, Happened.ROUTES_SETTLED)
     assert Do.CLOSE_SLOT not in story.kinds
-    story.tell(events.Forked(identity=story.PROCESS))
+    story.tell(events.ProcessForked(identity=story.PROCESS))
     assert story.kinds == [effects.Watch, Do.STOP_QUIETING, effects.Kill]
     story.tell(events.ProcessGone())
     assert Do.CLOSE_SLOT in story.kinds

@@ -344,7 +344,7 @@ class Node:
             if dies and lucky < 0.8:
                 return events.LauncherDied(problem=LOST)
             proc = [proc for proc in self.procs if proc.attempt == attempt and proc.slot is slot][-1]
-            return events.Forked(identity=proc.identity)
+            return events.ProcessForked(identity=proc.identity)
 
         self.pending.append((at_s + self.roll.uniform(0.0, 0.3), number, carried, answered))
 

@@ -40,7 +40,7 @@ def test_what_takes_long_before_a_process_is_progress(story):
 def test_a_process_is_watched_before_it_is_written_down_and_connected_to(story):
     forking(story)
     assert story.kinds == [Do.FORK]
-    story.tell(events.Forked(identity=story.PROCESS))
+    story.tell(events.ProcessForked(identity=story.PROCESS))
     assert story.kinds == [effects.Watch, effects.WriteRecord, Do.CONNECT]
     assert (story.life.phase, story.life.identity) == (Phase.LOADING, story.PROCESS)
 
@@ -49,14 +49,14 @@ def test_the_same_news_again_changes_nothing(story):
     forking(story)
     story.tell(Happened.PROVIDED)
     assert story.effects == []
-    before = story.tell(events.Forked(identity=story.PROCESS))
-    assert story.tell(events.Forked(identity=story.PROCESS)) == before
+    before = story.tell(events.ProcessForked(identity=story.PROCESS))
+    assert story.tell(events.ProcessForked(identity=story.PROCESS)) == before
     assert story.effects == []
 
 
 def test_a_process_that_comes_when_nobody_waits_for_it_is_ended(story):
     story.loading()
-    story.tell(events.Forked(identity=OTHER))
+    story.tell(events.ProcessForked(identity=OTHER))
     assert story.effects == [effects.EndStray(identity=OTHER)]
     assert story.life.identity == story.PROCESS
 

@@ -15,7 +15,6 @@ from cortex.replica.backends import base, locales
 from cortex.replica.backends import onnx as backend
 from cortex.replica.backends.base import (
     BackendMissing,
-    ExternalDataMissing,
     InferenceFailed,
     InputRefused,
     ModelError,
@@ -24,6 +23,7 @@ from cortex.replica.backends.base import (
     UnsupportedOperator,
     UnsupportedOpset,
     UnsupportedType,
+    WeightsFileMissing,
 )
 from cortex.replica.backends.cuda import GpuUnusable
 from cortex.replica.backends.onnx import Prediction
@@ -236,7 +236,7 @@ def test_a_file_that_is_not_there_or_is_a_folder(tmp_path):
 
 
 def test_missing_weights_name_the_file_to_add(models):
-    error = refused(ExternalDataMissing, models.write_bytes(with_external_weights("model.onnx.data")))
+    error = refused(WeightsFileMissing, models.write_bytes(with_external_weights("model.onnx.data")))
     assert str(error) == "model.onnx needs model.onnx.data beside it"
     assert (error.model, error.file) == ("model.onnx", "model.onnx.data")
 

@@ -28,7 +28,7 @@ from cortex.replica.prediction.warmup import Introduction, SampleRefused, WarmUp
 from cortex.replica.process.condition import Condition
 from cortex.replica.protocols.cortex import CortexProtocol
 from cortex.replica.transport.http import Exchange
-from cortex.replica.transport.rehearsal import Rehearsal
+from cortex.replica.transport.rehearsal import ServiceRehearsal
 from cortex.replica.transport.service import Service
 from cortex.testing.builders import a_sample_at_hand
 from cortex.wire.batching import BatchingOrder
@@ -154,7 +154,7 @@ class Replica:
             has_hooks=pipeline.has_hooks,
             inference=self.inference,
             tracker=self.tracker,
-            rehearsal=Rehearsal(service, predictor, self.loop),
+            rehearsal=ServiceRehearsal(service, predictor, self.loop),
         )
         self.introduction = self.protocol.introduction = warm_up.run()
         assert sum(self.counters.by_class) == 0

@@ -8,7 +8,7 @@ import pytest
 
 from cortex.errors import RequestError
 from cortex.replica.handler.hooks import HookFailed
-from cortex.replica.prediction.calls import OutOfTime, Overloaded, Stopping
+from cortex.replica.prediction.calls import OutOfTime, Overloaded, ReplicaEnding
 from cortex.replica.prediction.pipeline import ModelFailed
 from cortex.replica.protocols.codec import BadJson, BodyTooLarge, UnsupportedContentType, UnsupportedEncoding
 from cortex.replica.protocols.faults import STATUS, describe
@@ -32,7 +32,7 @@ from cortex.replica.transport.http import HeadTooLarge, MalformedRequest, Method
         (MethodNotAllowed("x", b"GET"), 405, "method-not-allowed"),
         (OutOfTime("x"), 504, "timeout"),
         (Overloaded("x"), 503, "overloaded"),
-        (Stopping(), 503, "stopping"),
+        (ReplicaEnding(), 503, "stopping"),
         (asyncio.CancelledError(), 503, "stopping"),
         (HookFailed("pre_inference", ValueError("x")), 500, "handler-failed"),
         (ModelFailed(ValueError("x")), 500, "model-failed"),
@@ -49,7 +49,7 @@ def test_every_error_has_its_status_and_code(error: BaseException, status: int, 
 
 def test_what_belongs_to_a_status_stands_in_the_headers() -> None:
     assert describe(MethodNotAllowed("x", b"GET, HEAD")).headers == b"allow: GET, HEAD\r\n"
-    assert describe(Overloaded("x")).headers == describe(Stopping()).headers == b"retry-after: 1\r\n"
+    assert describe(Overloaded("x")).headers == describe(ReplicaEnding()).headers == b"retry-after: 1\r\n"
     assert describe(ValueError()).headers == b""
 
 

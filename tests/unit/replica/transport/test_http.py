@@ -21,10 +21,10 @@ from cortex.replica.transport.http import (
     Exchange,
     Heads,
     HeadTooLarge,
+    KnownHeads,
     Limits,
     MalformedRequest,
     RequestStalled,
-    Shapes,
     render_headers,
 )
 
@@ -71,7 +71,7 @@ class Service:
     def __init__(self) -> None:
         self.heads = Heads("01234567")
         self.limits = Limits()
-        self.shapes = Shapes()
+        self.shapes = KnownHeads()
         self.draining = False
         self.connections: set[Connection] = set()
         self.handled: list[Exchange] = []

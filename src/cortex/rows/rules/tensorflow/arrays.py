@@ -12,7 +12,7 @@ from cortex.rows.rules.registry import (
     CHOOSES,
     COUNTED,
     RULES,
-    Call,
+    Op,
     axis_of,
     dims_of,
     elements_of,
@@ -21,7 +21,7 @@ from cortex.rows.rules.registry import (
     numbers_of,
 )
 from cortex.rows.rules.tensorflow.registry import rule
-from cortex.rows.sizes import Dim, Size, counts_rows, divided, is_number, product
+from cortex.rows.sizes import Dim, Term, counts_rows, divided, is_number, product
 from cortex.rows.values import NUMBERS, Kind, Value, element_count, filled, known, rows, scalar, uniform, vector
 from cortex.wire.graphs import MAX_ELEMENTS
 
@@ -34,7 +34,7 @@ _FROM_THE_START: Final = -(2**31)
 
 
 @rule("Const", when_uniform=False)
-def constant(call: Call) -> Value:
+def constant(call: Op) -> Value:
     tensor = call.tensor("value")
     if tensor is None:
         refuse("its value is not known")
@@ -42,33 +42,33 @@ def constant(call: Call) -> Value:
 
 
 @rule("Shape", takes=_ANY_ROWS, takes_counts=True)
-def shape_of(call: Call) -> Value:
+def shape_of(call: Op) -> Value:
     return _shape_of(call, call.x)
 
 
 @rule("ShapeN", takes=_ANY_ROWS, takes_counts=True)
-def shapes_of(call: Call) -> list[Value]:
+def shapes_of(call: Op) -> list[Value]:
     return [_shape_of(call, value) for value in call.given]
 
 
-def _shape_of(call: Call, value: Value) -> Value:
+def _shape_of(call: Op, value: Value) -> Value:
     dtype = call.text("out_type", "int32")
     return vector([held(call, dim, dtype) for dim in value.known_shape], dtype)
 
 
 @rule("Size", takes=_ANY_ROWS, takes_counts=True)
-def size(call: Call) -> Value:
+def size(call: Op) -> Value:
     dtype = call.text("out_type", "int32")
     return scalar(held(call, product(call.x.known_shape), dtype), dtype)
 
 
 @rule("Rank", takes=_ANY_ROWS, takes_counts=True)
-def rank(call: Call) -> Value:
+def rank(call: Op) -> Value:
     return scalar(call.x.rank, "int32")
 
 
 @rule("Fill", takes_counts=True)
-def fill(call: Call) -> Value:
+def fill(call: Op) -> Value:
     shape, value = dims_of(call.value(0), "the shape"), call.value(1)
     must_be_constant(value)
     with_rows = [index for index, dim in enumerate(shape) if counts_rows(dim)]
@@ -84,14 +84,14 @@ rule("Range", takes_counts=True, keeps_bounds=True)(RULES["", "Range"].function)
 
 
 @rule("LinSpace")
-def lin_space(call: Call) -> Value:
+def lin_space(call: Op) -> Value:
     must_be_constant(*call.inputs)
     count = call.value(2).elements
     return uniform((count[0] if count and is_number(count[0]) else call.fresh(),), call.x.dtype)  # type: ignore[arg-type]
 
 
 @rule("BroadcastArgs", takes_counts=True)
-def broadcast_args(call: Call) -> Value:
+def broadcast_args(call: Op) -> Value:
     """The shape that two shapes come to."""
     a, b = dims_of(call.value(0), "a shape"), dims_of(call.value(1), "a shape")
     longest = max(len(a), len(b))
@@ -107,7 +107,7 @@ def broadcast_args(call: Call) -> Value:
 
 
 @rule("InvertPermutation")
-def inverted(call: Call) -> Value:
+def inverted(call: Op) -> Value:
     order = numbers_of(call.x, "the order")
     return vector([order.index(place) for place in range(len(order))], call.x.dtype)
 
@@ -116,17 +116,17 @@ def inverted(call: Call) -> Value:
 
 
 @rule("Reshape", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
-def reshape(call: Call) -> Value:
+def reshape(call: Op) -> Value:
     return reshaped(call, call.x, dims_of(call.value(1), "the new shape"), zero_copies=False)
 
 
 @rule("ExpandDims", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
-def expand_dims(call: Call) -> Value:
+def expand_dims(call: Op) -> Value:
     return inserted(call.x, numbers_of(call.value(1), "the axis"))
 
 
 @rule("Squeeze", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
-def squeeze(call: Call) -> Value:
+def squeeze(call: Op) -> Value:
     axes = call.integers("squeeze_dims", [])
     if axes:
         return removed(call.x, axes)
@@ -140,23 +140,23 @@ def squeeze(call: Call) -> Value:
 
 
 @rule("Transpose", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
-def transpose(call: Call) -> Value:
+def transpose(call: Op) -> Value:
     order = numbers_of(call.value(1), "the order")
     return transposed(call.x, [axis_of(axis, call.x.rank) for axis in order])
 
 
 @rule("BroadcastTo", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
-def broadcast_to(call: Call) -> Value:
+def broadcast_to(call: Op) -> Value:
     return expanded(call, call.x, dims_of(call.value(1), "the new shape"))
 
 
 @rule("Tile", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
-def tile(call: Call) -> Value:
+def tile(call: Op) -> Value:
     return tiled(call, call.x, dims_of(call.value(1), "repeats"))
 
 
 @rule("Pack", takes={Kind.PLACES}, takes_counts=True)
-def pack(call: Call) -> Value:
+def pack(call: Op) -> Value:
     values = call.given
     if not values:
         refuse("there are no operands")
@@ -165,25 +165,25 @@ def pack(call: Call) -> Value:
 
 
 @rule("Unpack", takes_counts=True)
-def unpack(call: Call) -> list[Value]:
+def unpack(call: Op) -> list[Value]:
     axis = axis_of(call.integer("axis", 0), call.x.rank)
     return [removed(part, [axis]) for part in parts(call, call.x, axis, [1] * call.integer("num"))]
 
 
 @rule("ConcatV2", takes={Kind.PLACES}, takes_counts=True)
-def concat(call: Call) -> Value:
+def concat(call: Op) -> Value:
     *values, axis = call.given
     return concatenated(call, values, *numbers_of(axis, "the axis"))
 
 
 @rule("Concat", takes={Kind.PLACES}, takes_counts=True)
-def concat_of_old(call: Call) -> Value:
+def concat_of_old(call: Op) -> Value:
     axis, *values = call.given
     return concatenated(call, values, *numbers_of(axis, "the axis"))
 
 
 @rule("Split", takes_counts=True)
-def split(call: Call) -> list[Value]:
+def split(call: Op) -> list[Value]:
     (axis,), x = numbers_of(call.value(0), "the axis"), call.value(1)
     count = call.integer("num_split")
     axis = _not_rows(x, axis, "splits the rows")
@@ -192,7 +192,7 @@ def split(call: Call) -> list[Value]:
 
 
 @rule("SplitV", takes_counts=True)
-def split_by(call: Call) -> list[Value]:
+def split_by(call: Op) -> list[Value]:
     x, (axis,) = call.value(0), numbers_of(call.value(2), "the axis")
     axis = _not_rows(x, axis, "splits the rows")
     sizes = dims_of(call.value(1), "the sizes")
@@ -216,7 +216,7 @@ def _not_rows(value: Value, axis: int, reason: str) -> int:
 
 
 @rule("Slice", takes_counts=True)
-def slice_(call: Call) -> Value:
+def slice_(call: Op) -> Value:
     starts, sizes = bounds_of(call, call.value(1)), bounds_of(call, call.value(2))
     x = call.x
     if len(starts) != x.rank or len(sizes) != x.rank:
@@ -228,7 +228,7 @@ def slice_(call: Call) -> Value:
     return cut(call, x, range(x.rank), starts, ends, [1] * x.rank)
 
 
-def _end(call: Call, start: Dim, size: Dim, whole: Dim) -> Dim:
+def _end(call: Op, start: Dim, size: Dim, whole: Dim) -> Dim:
     if size == -1:
         return _TO_THE_END
     if start == 0:
@@ -239,7 +239,7 @@ def _end(call: Call, start: Dim, size: Dim, whole: Dim) -> Dim:
 
 
 @rule("StridedSlice", takes=NUMBERS, takes_counts=True)
-def strided_slice(call: Call) -> Value:
+def strided_slice(call: Op) -> Value:
     """
     `x[begin:end:stride, …]`: masks say where a bound is left out, an index takes one, or a dimension comes new.
 
@@ -275,7 +275,7 @@ def strided_slice(call: Call) -> Value:
     return removed(found, ones) if ones else found
 
 
-def _one(call: Call, value: Value, axis: int, index: Dim) -> Value:
+def _one(call: Op, value: Value, axis: int, index: Dim) -> Value:
     """The element of this index, with a dimension of size 1, which is removed afterwards: never that of the rows."""
     if counts_rows(index):
         refuse("the number of rows used as an index")
@@ -289,7 +289,7 @@ def _one(call: Call, value: Value, axis: int, index: Dim) -> Value:
     return like(value, shape, value.axis)
 
 
-def _between(call: Call, value: Value, axis: int, begin: Dim | None, end: Dim | None, stride: Dim) -> Value:
+def _between(call: Op, value: Value, axis: int, begin: Dim | None, end: Dim | None, stride: Dim) -> Value:
     if begin is None and end is None and stride == -1 and value.elements is None:  # turned round
         if not value.is_uniform and axis == value.axis:
             refuse("turns the order of the rows round")
@@ -303,7 +303,7 @@ def _between(call: Call, value: Value, axis: int, begin: Dim | None, end: Dim | 
 
 
 @rule("ReverseV2")
-def reverse(call: Call) -> Value:
+def reverse(call: Op) -> Value:
     x = call.x
     for axis in numbers_of(call.value(1), "the axes"):
         _not_rows(x, axis, "turns the order of the rows round")
@@ -311,7 +311,7 @@ def reverse(call: Call) -> Value:
 
 
 @rule("ReverseSequence")
-def reverse_sequence(call: Call) -> Value:
+def reverse_sequence(call: Op) -> Value:
     x, lengths = call.value(0), call.value(1)
     batch, along = axis_of(call.integer("batch_dim", 0), x.rank), axis_of(call.integer("seq_dim"), x.rank)
     if not x.is_rows:
@@ -329,17 +329,17 @@ def reverse_sequence(call: Call) -> Value:
 
 
 @rule("Gather", takes={Kind.PLACES}, takes_counts=True)
-def gather(call: Call) -> Value:
+def gather(call: Op) -> Value:
     return gathered_in_batches(call, call.value(0), call.value(1), 0, 0)
 
 
 @rule("GatherV2", takes={Kind.PLACES}, takes_counts=True)
-def gather_along(call: Call) -> Value:
+def gather_along(call: Op) -> Value:
     (axis,) = numbers_of(call.value(2), "the axis")
     return gathered_in_batches(call, call.value(0), call.value(1), axis, call.integer("batch_dims", 0))
 
 
-def gathered_in_batches(call: Call, data: Value, index: Value, axis: int, batch_dims: int) -> Value:
+def gathered_in_batches(call: Op, data: Value, index: Value, axis: int, batch_dims: int) -> Value:
     """
     As `gathered`; the first `batch_dims` dimensions of both go side by side.
 
@@ -362,14 +362,14 @@ rule("GatherNd", takes={Kind.ROW_INDICES})(RULES["", "GatherND"].function)
 
 
 @rule("OneHot")
-def one_hot(call: Call) -> Value:
+def one_hot(call: Op) -> Value:
     x, depth = call.value(0), call.value(1)
     must_be_constant(*call.inputs[1:])
     axis = axis_of(call.integer("axis", -1), x.rank + 1)
     shape = list(x.known_shape)
     found = elements_of(depth, "the depth")[0] if depth.elements else None
     shape.insert(
-        axis, found if isinstance(found, Size) or (isinstance(found, int) and is_number(found)) else call.fresh()
+        axis, found if isinstance(found, Term) or (isinstance(found, int) and is_number(found)) else call.fresh()
     )
     return like(x, shape, x.axis + (axis <= x.axis)).typed(call.value(2).dtype)
 
@@ -378,7 +378,7 @@ def one_hot(call: Call) -> Value:
 
 
 @rule("Pad", "PadV2", "MirrorPad")
-def pad(call: Call) -> Value:
+def pad(call: Op) -> Value:
     x, amounts = call.value(0), call.value(1)
     must_be_constant(*call.inputs[1:])
     found = dims_of(amounts, "how much is filled up")
@@ -388,7 +388,7 @@ def pad(call: Call) -> Value:
 
 
 @rule("MatrixBandPart")
-def band(call: Call) -> Value:
+def band(call: Op) -> Value:
     must_be_constant(*call.inputs[1:])
     return _by_matrix(call.x)
 
@@ -403,7 +403,7 @@ def _by_matrix(x: Value) -> Value:
 
 
 @rule("SpaceToBatchND", "BatchToSpaceND")
-def space_and_batch(call: Call) -> Value:
+def space_and_batch(call: Op) -> Value:
     """
     Pieces of pictures as pictures of their own, before the rows, and back.
 
@@ -433,7 +433,7 @@ def _rows_of(x: Value) -> Dim:
 
 
 @rule("DepthToSpace", "SpaceToDepth")
-def depth_and_space(call: Call) -> Value:
+def depth_and_space(call: Op) -> Value:
     x, block = call.x, call.integer("block_size")
     if call.text("data_format", "NHWC") != "NHWC":
         refuse("channels first")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.registry import RULES, Call
+from cortex.rows.rules.registry import RULES, Op
 from cortex.rows.rules.tensorflow.registry import DOMAIN, rule
 from cortex.rows.values import Kind, Value
 
@@ -142,5 +142,5 @@ MIXING: Final = {
 
 
 @rule(*MIXING, takes=_ANY)
-def mixing(call: Call) -> Value:
+def mixing(call: Op) -> Value:
     refuse(MIXING[call.operator])

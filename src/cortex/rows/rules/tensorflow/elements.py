@@ -9,9 +9,9 @@ from cortex.rows.refusal import refuse
 from cortex.rows.rules.elementwise import INTEGERS, broadcast, converted, stored
 from cortex.rows.rules.layout import inserted
 from cortex.rows.rules.reductions import reduced
-from cortex.rows.rules.registry import NEWEST, RULES, Call, Rounds, axis_of, must_be_constant, numbers_of
+from cortex.rows.rules.registry import NEWEST, RULES, Op, Rounds, axis_of, must_be_constant, numbers_of
 from cortex.rows.rules.tensorflow.registry import rule
-from cortex.rows.sizes import Size, divided, equal, is_number, magnitude
+from cortex.rows.sizes import Term, divided, equal, is_number, magnitude
 from cortex.rows.values import NUMBERS, Element, Kind, Value, uniform
 
 _EXACT: Final = {
@@ -138,7 +138,7 @@ _SAME_IN_ONNX: Final = {
 """Operators that compute sizes, and which rule of ONNX knows how: the same for whole numbers."""
 
 
-def of_known(call: Call) -> Value | None:
+def of_known(call: Op) -> Value | None:
     """The result where all elements are known; None where one is not."""
     name = _SAME_IN_ONNX.get(call.operator)
     given = call.given
@@ -153,18 +153,18 @@ def of_known(call: Call) -> Value | None:
     return result if isinstance(result, Value) else None
 
 
-def _divided(call: Call, a: Value, b: Value) -> Value | None:
+def _divided(call: Op, a: Value, b: Value) -> Value | None:
     """Sizes by a size, rounded down."""
     if b.elements is None or len(b.elements) != 1 or a.elements is None or a.rank < b.rank or a.dtype not in INTEGERS:
         return None
     (by,) = b.elements
-    if not (is_number(by) or isinstance(by, Size)) or by == 0:
+    if not (is_number(by) or isinstance(by, Term)) or by == 0:
         return None
 
     def one(element: Element) -> Element:
         if isinstance(element, int) and isinstance(by, int):
             return stored(element // by, a.dtype)
-        if not isinstance(element, int | Size) or not isinstance(by, int | Size):
+        if not isinstance(element, int | Term) or not isinstance(by, int | Term):
             return refuse("no size")
         exact = divided(element, by) if isinstance(by, int) or (by.least or 0) > 0 else None
         positive = isinstance(element, int) or element.least is not None
@@ -177,7 +177,7 @@ def _divided(call: Call, a: Value, b: Value) -> Value | None:
     return dataclasses.replace(a, elements=tuple(map(one, a.elements)))
 
 
-def _elementwise(call: Call) -> Value:
+def _elementwise(call: Op) -> Value:
     if not call.given:
         refuse("there are no operands")
     found = of_known(call)
@@ -198,7 +198,7 @@ def float_type(dtype: str) -> str:
     return "" if dtype.startswith("complex") else dtype
 
 
-def _named_as_in_onnx(call: Call) -> Call:
+def _named_as_in_onnx(call: Op) -> Op:
     """A product or sum may tell places of rows: under these names."""
     name = _SAME_IN_ONNX.get(call.operator)
     return dataclasses.replace(call, operator=name) if name in ("Add", "Mul") else call
@@ -214,7 +214,7 @@ for _names, _rounds in (
 
 
 @rule("Equal", "NotEqual", rounds=Rounds.CHOOSES, takes=NUMBERS, takes_counts=True)
-def equality(call: Call) -> Value:
+def equality(call: Op) -> Value:
     """Of shapes that do not fit it may be a single False, which no error tells."""
     x, y = call.value(0), call.value(1)
     if call.attributes.get("incompatible_shape_error", True) is not True:
@@ -227,7 +227,7 @@ def equality(call: Call) -> Value:
 
 
 @rule("SelectV2", takes=NUMBERS, takes_counts=True)
-def select(call: Call) -> Value:
+def select(call: Op) -> Value:
     found = of_known(call)
     if found is not None:
         return found.typed(call.value(1).dtype)
@@ -235,7 +235,7 @@ def select(call: Call) -> Value:
 
 
 @rule("Select")
-def select_rows(call: Call) -> Value:
+def select_rows(call: Op) -> Value:
     """A condition with one dimension chooses along the first dimension of what it chooses among."""
     condition, chosen, other = call.value(0), call.value(1), call.value(2)
     if condition.rank == 1 and chosen.rank > 1:
@@ -244,7 +244,7 @@ def select_rows(call: Call) -> Value:
 
 
 @rule("BiasAdd")
-def bias_add(call: Call) -> Value:
+def bias_add(call: Op) -> Value:
     x, bias = call.value(0), call.value(1)
     must_be_constant(bias)
     if call.text("data_format", "NHWC").startswith("NC"):
@@ -256,35 +256,35 @@ _ANY: Final = frozenset(Kind) - {Kind.MIXED}
 
 
 @rule("Identity", "PreventGradient", "Snapshot", "StopGradient", takes=_ANY, takes_counts=True, keeps_bounds=True)
-def identity(call: Call) -> Value:
+def identity(call: Op) -> Value:
     return call.x
 
 
 @rule("IdentityN", takes=_ANY, takes_counts=True, keeps_bounds=True)
-def identities(call: Call) -> list[Value]:
+def identities(call: Op) -> list[Value]:
     return call.given
 
 
 @rule("PlaceholderWithDefault", takes_counts=True)
-def default(call: Call) -> Value:
+def default(call: Op) -> Value:
     """No caller gives it: the default it is."""
     return call.x
 
 
 @rule("CheckNumerics", "CheckNumericsV2", "EnsureShape", takes_counts=True)
-def checked(call: Call) -> Value:
+def checked(call: Op) -> Value:
     """Fails, or hands through what it gets."""
     return call.x
 
 
 @rule("Cast", takes=NUMBERS, takes_counts=True, keeps_bounds=True)
-def cast(call: Call) -> Value:
+def cast(call: Op) -> Value:
     dtype = float_type(call.text("DstT"))
     return converted(call, call.x, dtype) if dtype else _same_shape(call.x, dtype)
 
 
 @rule("Bitcast", rounds=Rounds.STEPS)
-def bitcast(call: Call) -> Value:
+def bitcast(call: Op) -> Value:
     wide, narrow = _WIDTHS.get(call.text("T")), _WIDTHS.get(call.text("type"))
     if wide is None or wide != narrow:
         refuse("types of different width")
@@ -309,18 +309,18 @@ _WIDTHS: Final = {
 
 
 @rule("Bucketize", rounds=Rounds.CHOOSES)
-def bucketize(call: Call) -> Value:
+def bucketize(call: Op) -> Value:
     return _same_shape(call.x, "int32")
 
 
 @rule("FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVars", rounds=Rounds.STEPS)
-def fake_quantize(call: Call) -> Value:
+def fake_quantize(call: Op) -> Value:
     must_be_constant(*call.inputs[1:])
     return _same_shape(call.x, call.x.dtype)
 
 
 @rule("FakeQuantWithMinMaxVarsPerChannel", rounds=Rounds.STEPS)
-def fake_quantize_channels(call: Call) -> Value:
+def fake_quantize_channels(call: Op) -> Value:
     must_be_constant(*call.inputs[1:])
     if call.x.is_rows and call.x.axis == call.x.rank - 1:
         refuse("a scale for each row")
@@ -328,7 +328,7 @@ def fake_quantize_channels(call: Call) -> Value:
 
 
 @rule("QuantizeAndDequantizeV2", "QuantizeAndDequantizeV3", "QuantizeAndDequantizeV4", rounds=Rounds.STEPS)
-def quantize_and_dequantize(call: Call) -> Value:
+def quantize_and_dequantize(call: Op) -> Value:
     must_be_constant(*call.inputs[1:])
     if call.attributes.get("range_given", call.operator == "QuantizeAndDequantizeV3") is not True:
         refuse("one scale for the whole tensor")
@@ -346,7 +346,7 @@ def _same_shape(value: Value, dtype: str) -> Value:
 
 
 @rule("AdjustHue", "AdjustSaturation", "HSVToRGB", "RGBToHSV", rounds=Rounds.CHOOSES)
-def colour(call: Call) -> Value:
+def colour(call: Op) -> Value:
     """Pixel by pixel; which of three colours is the largest decides."""
     must_be_constant(*call.inputs[1:])
     if call.x.is_rows and call.x.axis == call.x.rank - 1:
@@ -355,7 +355,7 @@ def colour(call: Call) -> Value:
 
 
 @rule("AdjustContrastv2", rounds=Rounds.SUMS)
-def contrast(call: Call) -> Value:
+def contrast(call: Op) -> Value:
     """About the mean of each picture, which is the last three dimensions."""
     must_be_constant(*call.inputs[1:])
     if call.x.is_rows and call.x.axis >= call.x.rank - 3:
@@ -385,38 +385,38 @@ _NUMBERS_OF_TEXTS: Final = {
 
 
 @rule(*_TEXTS, rounds=Rounds.STEPS)
-def text(call: Call) -> Value:
+def text(call: Op) -> Value:
     return _same_shape(call.x, "string")
 
 
 @rule(*_NUMBERS_OF_TEXTS)
-def number_of_text(call: Call) -> Value:
+def number_of_text(call: Op) -> Value:
     return _same_shape(call.x, _NUMBERS_OF_TEXTS[call.operator])
 
 
 @rule("StringToNumber")
-def parsed_number(call: Call) -> Value:
+def parsed_number(call: Op) -> Value:
     return _same_shape(call.x, call.text("out_type", "float32"))
 
 
 @rule("StaticRegexFullMatch")
-def matches(call: Call) -> Value:
+def matches(call: Op) -> Value:
     return _same_shape(call.x, "bool")
 
 
 @rule("RegexFullMatch", "RegexReplace")
-def matches_given(call: Call) -> Value:
+def matches_given(call: Op) -> Value:
     must_be_constant(*call.inputs[1:])
     return _same_shape(call.x, "bool" if call.operator == "RegexFullMatch" else "string")
 
 
 @rule("StringJoin", "Substr")
-def joined_text(call: Call) -> Value:
+def joined_text(call: Op) -> Value:
     return broadcast(call, call.given).typed("string")
 
 
 @rule("ReduceJoin")
-def reduced_text(call: Call) -> Value:
+def reduced_text(call: Op) -> Value:
     axes = numbers_of(call.value(1), "axes")
     if not axes:
         refuse("no axes: versions differ in what that means")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.registry import COUNTED, Call, dims_of, like, must_be_constant
+from cortex.rows.rules.registry import COUNTED, Op, dims_of, like, must_be_constant
 from cortex.rows.rules.sequences import any_item
 from cortex.rows.rules.tensorflow.registry import rule
 from cortex.rows.sizes import Dim
@@ -24,7 +24,7 @@ def _list(value: Value) -> Value:
 
 
 @rule("TensorListReserve", takes_counts=True, when_uniform=False)
-def reserve(call: Call) -> Value:
+def reserve(call: Op) -> Value:
     """The shape that its tensors will have may count the rows, their number may not."""
     count = call.value(1)
     must_be_constant(count)
@@ -32,12 +32,12 @@ def reserve(call: Call) -> Value:
 
 
 @rule("EmptyTensorList", takes_counts=True, when_uniform=False)
-def empty(call: Call) -> Value:
+def empty(call: Op) -> Value:
     return list_of(None, None)
 
 
 @rule("TensorListFromTensor", takes_counts=True, when_uniform=False)
-def from_tensor(call: Call) -> Value:
+def from_tensor(call: Op) -> Value:
     x = call.x
     shape = x.known_shape
     if x.counts_rows:
@@ -50,12 +50,12 @@ def from_tensor(call: Call) -> Value:
 
 
 @rule("TensorListGetItem", takes=_LIST, takes_counts=True)
-def get_item(call: Call) -> Value:
+def get_item(call: Op) -> Value:
     must_be_constant(call.value(1))
     return _item(call, call.x)
 
 
-def _item(call: Call, value: Value) -> Value:
+def _item(call: Op, value: Value) -> Value:
     """
     One of a list's tensors; a size that differs from one to the other is equal to no other.
 
@@ -69,7 +69,7 @@ def _item(call: Call, value: Value) -> Value:
 
 
 @rule("TensorListSetItem", takes=_LIST, when_uniform=False)
-def set_item(call: Call) -> Value:
+def set_item(call: Op) -> Value:
     must_be_constant(call.value(1))
     whole = _list(call.x)
     grows = call.attributes.get("resize_if_index_out_of_bounds") is True
@@ -77,11 +77,11 @@ def set_item(call: Call) -> Value:
 
 
 @rule("TensorListPushBack", takes=_LIST, when_uniform=False)
-def push_back(call: Call) -> Value:
+def push_back(call: Op) -> Value:
     return _with_item(call, _list(call.x), call.value(1), None)
 
 
-def _with_item(call: Call, whole: Value, item: Value, length: Dim | None) -> Value:
+def _with_item(call: Op, whole: Value, item: Value, length: Dim | None) -> Value:
     if item.kind is Kind.TENSORS:
         refuse("lists in lists")
     if whole.item is not None:
@@ -90,12 +90,12 @@ def _with_item(call: Call, whole: Value, item: Value, length: Dim | None) -> Val
 
 
 @rule("TensorListPopBack", takes=_LIST, takes_counts=True)
-def pop_back(call: Call) -> list[Value]:
+def pop_back(call: Op) -> list[Value]:
     return [list_of(_list(call.x).item, None), _item(call, call.x)]
 
 
 @rule("TensorListStack", takes=_LIST, takes_counts=True)
-def stack(call: Call) -> Value:
+def stack(call: Op) -> Value:
     whole = _list(call.x)
     item = _item(call, whole)
     length = whole.shape[0] if whole.shape else call.fresh()
@@ -105,6 +105,6 @@ def stack(call: Call) -> Value:
 
 
 @rule("TensorListLength", takes=_LIST)
-def length_of(call: Call) -> Value:
+def length_of(call: Op) -> Value:
     whole = _list(call.x)
     return scalar(whole.shape[0], "int32") if whole.shape else uniform((), "int32")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.registry import Call, must_be_constant
+from cortex.rows.rules.registry import Op, must_be_constant
 from cortex.rows.rules.tensorflow.registry import rule
 from cortex.rows.values import Value, mixed, rows
 from cortex.wire.graphs import Shapes
@@ -14,17 +14,17 @@ _LISTS = "a list of what is in all rows"
 
 
 @rule("ParseExample")
-def parse(call: Call) -> list[Value]:
+def parse(call: Op) -> list[Value]:
     return [*[mixed(_LISTS)] * (3 * call.integer("Nsparse")), *_dense(call)]
 
 
 @rule("ParseExampleV2")
-def parse_with_ragged(call: Call) -> list[Value]:
+def parse_with_ragged(call: Op) -> list[Value]:
     ragged = call.length("ragged_value_types") or 0
     return [*[mixed(_LISTS)] * (3 * call.integer("num_sparse")), *_dense(call), *[mixed(_LISTS)] * (2 * ragged)]
 
 
-def _dense(call: Call) -> Sequence[Value]:
+def _dense(call: Op) -> Sequence[Value]:
     """Features of a shape that is the same in each record; of a free length they are padded to the longest."""
     records = call.x
     must_be_constant(*call.inputs[1:])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.registry import Call, Rounds, must_be_constant
+from cortex.rows.rules.registry import Op, Rounds, must_be_constant
 from cortex.rows.rules.tensorflow.registry import rule
 from cortex.rows.values import Value
 
 
 @rule("CudnnRNN", "CudnnRNNV2", "CudnnRNNV3", rounds=Rounds.SUMS)
-def cudnn(call: Call) -> list[Value]:
+def cudnn(call: Op) -> list[Value]:
     """
     Input, first states, weights, and in the third version lengths.
 

@@ -14,7 +14,7 @@ from cortex.rows.rules.reductions import along, extreme, reduced
 from cortex.rows.rules.reductions import multiplied as product_of
 from cortex.rows.rules.registry import (
     ALONG_ROWS,
-    Call,
+    Op,
     Rounds,
     axis_of,
     dims_of,
@@ -40,7 +40,7 @@ _SUMS: Final = {
 
 
 @rule(*_SUMS, rounds=Rounds.SUMS, takes_counts=True)
-def reduce_(call: Call) -> Value:
+def reduce_(call: Op) -> Value:
     x, keep = call.x, call.attributes.get("keep_dims") is True
     axes = numbers_of(call.value(1), "the axes")
     if call.operator in ("Max", "Min", "Prod") and x.elements and x.rank == 1 and axes in ([0], [-1]):
@@ -54,13 +54,13 @@ def reduce_(call: Call) -> Value:
 
 
 @rule("All", "Any")
-def reduce_truths(call: Call) -> Value:
+def reduce_truths(call: Op) -> Value:
     found = reduced(call.x, numbers_of(call.value(1), "the axes"), keep=call.attributes.get("keep_dims") is True)
     return found.typed("bool")
 
 
 @rule("ArgMax", "ArgMin", rounds=Rounds.CHOOSES, keeps_bounds=True)
-def arg_max(call: Call) -> Value:
+def arg_max(call: Op) -> Value:
     (axis,) = numbers_of(call.value(1), "the axis")
     found = reduced(call.x, [axis], keep=False)
     below = call.x.known_shape[axis_of(axis, call.x.rank)]
@@ -71,17 +71,17 @@ def arg_max(call: Call) -> Value:
 
 
 @rule("Softmax", "LogSoftmax", rounds=Rounds.SUMS)
-def softmax(call: Call) -> Value:
+def softmax(call: Op) -> Value:
     return along(call.x, -1)
 
 
 @rule("Cumsum", "Cumprod", "CumulativeLogsumexp", rounds=Rounds.SUMS)
-def cumulative(call: Call) -> Value:
+def cumulative(call: Op) -> Value:
     return along(call.x, *numbers_of(call.value(1), "the axis"))
 
 
 @rule("TopK", "TopKV2", rounds=(Rounds.SUMS, Rounds.CHOOSES))
-def top_k(call: Call) -> list[Value]:
+def top_k(call: Op) -> list[Value]:
     x = call.x
     if x.is_rows and x.axis == x.rank - 1:
         refuse(ALONG_ROWS)
@@ -96,7 +96,7 @@ def top_k(call: Call) -> list[Value]:
 
 
 @rule("InTopK", "InTopKV2", rounds=Rounds.CHOOSES)
-def in_top_k(call: Call) -> Value:
+def in_top_k(call: Op) -> Value:
     predictions, targets = call.value(0), call.value(1)
     must_be_constant(*call.inputs[2:])
     if predictions.is_uniform and targets.is_uniform:
@@ -109,7 +109,7 @@ def in_top_k(call: Call) -> Value:
 
 
 @rule("DenseBincount", rounds=Rounds.SUMS)
-def bin_count(call: Call) -> Value:
+def bin_count(call: Op) -> Value:
     """Of a matrix it counts line by line; of a vector all that is in it."""
     x, size, weights = call.value(0), call.value(1), call.value(2)
     must_be_constant(size)
@@ -142,12 +142,12 @@ _REAL_SPECTRA: Final = {"IRFFT": 1, "IRFFT2D": 2, "IRFFT3D": 3, "RFFT": 1, "RFFT
 
 
 @rule(*_SPECTRA, rounds=Rounds.SUMS)
-def spectrum(call: Call) -> Value:
+def spectrum(call: Op) -> Value:
     return _beside_rows(call.x, _SPECTRA[call.operator]).typed("")
 
 
 @rule(*_REAL_SPECTRA, rounds=Rounds.SUMS)
-def real_spectrum(call: Call) -> Value:
+def real_spectrum(call: Op) -> Value:
     last = _REAL_SPECTRA[call.operator]
     x = _beside_rows(call.x, last)
     lengths = dims_of(call.value(1), "the lengths")
@@ -179,7 +179,7 @@ def _turned(value: Value, *, turn: bool) -> Value:
 
 
 @rule("MatMul", rounds=Rounds.SUMS)
-def mat_mul(call: Call) -> Value:
+def mat_mul(call: Op) -> Value:
     a, b = call.value(0), call.value(1)
     if a.rank != 2 or b.rank != 2:
         refuse("operands are no matrices")
@@ -191,7 +191,7 @@ def mat_mul(call: Call) -> Value:
 
 
 @rule("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", rounds=Rounds.SUMS)
-def batch_mat_mul(call: Call) -> Value:
+def batch_mat_mul(call: Op) -> Value:
     a, b = call.value(0), call.value(1)
     if a.rank < 2 or b.rank < 2:
         refuse("operands are no matrices")
@@ -204,7 +204,7 @@ def batch_mat_mul(call: Call) -> Value:
 
 
 @rule("Einsum", "XlaEinsum", rounds=Rounds.SUMS)
-def einsum(call: Call) -> Value:
+def einsum(call: Op) -> Value:
     """Source: TensorFlow, "Einsum": an ellipsis stands for dimensions that are broadcast, wherever it is."""
     left, arrow, right = call.text("equation").replace(" ", "").partition("->")
     terms = left.split(",")
@@ -239,7 +239,7 @@ def einsum(call: Call) -> Value:
 
 
 @rule("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3", rounds=Rounds.SUMS)
-def batch_norm(call: Call) -> list[Value]:
+def batch_norm(call: Op) -> list[Value]:
     """
     In inference by constants. In training each channel by its own mean: with the rows as channels, as Keras 2 writes a
     layer normalisation, these are means of rows.
@@ -261,18 +261,18 @@ def batch_norm(call: Call) -> list[Value]:
 
 
 @rule("LRN", rounds=Rounds.SUMS)
-def lrn(call: Call) -> Value:
+def lrn(call: Op) -> Value:
     """Over neighbouring channels, which are the last dimension."""
     return along(call.x, -1)
 
 
 @rule("L2Loss", rounds=Rounds.SUMS)
-def l2_loss(call: Call) -> Value:
+def l2_loss(call: Op) -> Value:
     return reduced(call.x, range(call.x.rank), keep=False)
 
 
 @rule("Mfcc", rounds=Rounds.SUMS)
-def mfcc(call: Call) -> Value:
+def mfcc(call: Op) -> Value:
     must_be_constant(*call.inputs[1:])
     found = along(call.x, -1)
     return like(found, [*found.known_shape[:-1], call.integer("dct_coefficient_count", 13)], found.axis)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cortex.rows.refusal import refuse
-from cortex.rows.rules.registry import Call, Rounds, dims_of, must_be_constant, must_have_rows_first
+from cortex.rows.rules.registry import Op, Rounds, dims_of, must_be_constant, must_have_rows_first
 from cortex.rows.rules.tensorflow.registry import rule
 from cortex.rows.sizes import Dim, times
 from cortex.rows.values import Value, mixed
 
 
-def _spatial(call: Call, x: Value) -> tuple[list[int], int]:
+def _spatial(call: Op, x: Value) -> tuple[list[int], int]:
     """
     The dimensions that windows move along, and that of the channels.
 
@@ -27,7 +27,7 @@ def _spatial(call: Call, x: Value) -> tuple[list[int], int]:
     return refuse("a layout of dimensions that no rule knows")
 
 
-def _moved_by(call: Call, name: str, x: Value) -> list[int]:
+def _moved_by(call: Op, name: str, x: Value) -> list[int]:
     """An attribute with a number for each dimension, which is 1 for the batch."""
     found = call.integers(name, [1] * x.rank)
     if len(found) != x.rank or found[0] != 1:
@@ -35,7 +35,7 @@ def _moved_by(call: Call, name: str, x: Value) -> list[int]:
     return found
 
 
-def _size(call: Call, size: Dim, window: Dim, stride: int, dilation: int, margins: Sequence[int]) -> Dim:
+def _size(call: Op, size: Dim, window: Dim, stride: int, dilation: int, margins: Sequence[int]) -> Dim:
     """
     How many windows there are.
 
@@ -60,7 +60,7 @@ def _size(call: Call, size: Dim, window: Dim, stride: int, dilation: int, margin
     return call.formula("windows", padding, window, stride, dilation, *margins, size, least=0)
 
 
-def _margins(call: Call, x: Value, axis: int) -> list[int]:
+def _margins(call: Op, x: Value, axis: int) -> list[int]:
     if call.text("padding") != "EXPLICIT":
         return []
     found = call.integers("explicit_paddings", [])
@@ -70,7 +70,7 @@ def _margins(call: Call, x: Value, axis: int) -> list[int]:
 
 
 @rule("Conv2D", "Conv3D", "DepthwiseConv2dNative", rounds=Rounds.SUMS)
-def convolution(call: Call) -> Value:
+def convolution(call: Op) -> Value:
     x, kernel = call.value(0), call.value(1)
     must_be_constant(kernel)
     axes, channels = _spatial(call, x)
@@ -86,7 +86,7 @@ def convolution(call: Call) -> Value:
 
 
 @rule("Conv2DBackpropInput", "Conv3DBackpropInputV2", rounds=Rounds.SUMS, takes_counts=True)
-def transposed_convolution(call: Call) -> Value:
+def transposed_convolution(call: Op) -> Value:
     """The sizes are given; the batch among them has to be that of the rows."""
     shape, kernel, x = dims_of(call.value(0), "the sizes"), call.value(1), call.value(2)
     must_be_constant(kernel)
@@ -99,7 +99,7 @@ def transposed_convolution(call: Call) -> Value:
 
 
 @rule("Dilation2D", rounds=Rounds.SUMS)
-def dilation(call: Call) -> Value:
+def dilation(call: Op) -> Value:
     x, kernel = call.value(0), call.value(1)
     must_be_constant(kernel)
     axes, _ = _spatial(call, x)
@@ -111,12 +111,12 @@ def dilation(call: Call) -> Value:
 
 
 @rule("AvgPool", "AvgPool3D", "MaxPool", "MaxPool3D", rounds=Rounds.SUMS)
-def pool(call: Call) -> Value:
+def pool(call: Op) -> Value:
     return _pooled(call, call.x, _moved_by(call, "ksize", call.x), _moved_by(call, "strides", call.x))
 
 
 @rule("MaxPoolV2", rounds=Rounds.SUMS)
-def pool_by_inputs(call: Call) -> Value:
+def pool_by_inputs(call: Op) -> Value:
     windows, strides = dims_of(call.value(1), "the windows"), dims_of(call.value(2), "the strides")
     sizes = [
         [size if isinstance(size, int) else refuse("windows are not known") for size in one]
@@ -128,14 +128,14 @@ def pool_by_inputs(call: Call) -> Value:
 
 
 @rule("MaxPoolWithArgmax", rounds=Rounds.SUMS)
-def pool_with_places(call: Call) -> list[Value]:
+def pool_with_places(call: Op) -> list[Value]:
     found = _pooled(call, call.x, _moved_by(call, "ksize", call.x), _moved_by(call, "strides", call.x))
     if call.attributes.get("include_batch_in_index") is True:
         return [found, mixed("places that count over the whole batch")]
     return [found, found.typed(call.text("Targmax", "int64"))]
 
 
-def _pooled(call: Call, x: Value, windows: Sequence[int], strides: Sequence[int]) -> Value:
+def _pooled(call: Op, x: Value, windows: Sequence[int], strides: Sequence[int]) -> Value:
     _spatial(call, x)
     shape = list(x.known_shape)
     for axis in range(1, x.rank):
@@ -145,16 +145,16 @@ def _pooled(call: Call, x: Value, windows: Sequence[int], strides: Sequence[int]
 
 
 @rule("ResizeArea", "ResizeBicubic", "ResizeBilinear", rounds=Rounds.SUMS)
-def resize(call: Call) -> Value:
+def resize(call: Op) -> Value:
     return _resized(call)
 
 
 @rule("ResizeNearestNeighbor")
-def resize_to_nearest(call: Call) -> Value:
+def resize_to_nearest(call: Op) -> Value:
     return _resized(call)
 
 
-def _resized(call: Call) -> Value:
+def _resized(call: Op) -> Value:
     x, size = call.value(0), call.value(1)
     must_have_rows_first(x)
     must_be_constant(size)
@@ -165,7 +165,7 @@ def _resized(call: Call) -> Value:
 
 
 @rule("ImageProjectiveTransformV2", "ImageProjectiveTransformV3", rounds=Rounds.SUMS)
-def project(call: Call) -> Value:
+def project(call: Op) -> Value:
     """Each picture by its own transformation, or all by one."""
     x, transforms = call.value(0), call.value(1)
     must_have_rows_first(x)
@@ -184,7 +184,7 @@ def project(call: Call) -> Value:
 
 
 @rule("ExtractImagePatches")
-def patches(call: Call) -> Value:
+def patches(call: Op) -> Value:
     x = call.x
     must_have_rows_first(x)
     windows, strides, rates = (_moved_by(call, name, x) for name in ("ksizes", "strides", "rates"))
@@ -196,7 +196,7 @@ def patches(call: Call) -> Value:
 
 
 @rule("CombinedNonMaxSuppression", rounds=Rounds.CHOOSES)
-def detections(call: Call) -> list[Value]:
+def detections(call: Op) -> list[Value]:
     """Picture by picture; filled up to a number of its own."""
     boxes, scores = call.value(0), call.value(1)
     must_be_constant(*call.inputs[2:])
