@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, DeploymentName, replica_id
+from cortex.ids import ApiKey, DeploymentName, ReplicaId, replica_id
+from cortex.planning.actions import RecordExit
 from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.crashes import Row
 from cortex.planning.model import Desired, RunRecord, Scale, SlotRecord, WantedApi
@@ -21,6 +22,7 @@ from cortex.testing.builders import API, a_build, a_deploy, a_record, a_sample, 
 from cortex.wire.batching import BatchingVerdict, Disagreement, Proof, Trial
 from cortex.wire.build import BuildSpec, Resources
 from cortex.wire.launch import InspectReport
+from cortex.wire.reports import ExitReport
 
 V1, V2 = a_build("v1"), a_build("v2")
 IRIS = DeploymentName("iris")
@@ -58,8 +60,12 @@ def outcomes(store: StateStore) -> list[tuple[str, str]]:
     return [(labels[line.version], line.outcome) for line in store.history(API)]
 
 
+def ended(attempt: int, exit_: ExitReport, *, was_ready: bool = True, replica: ReplicaId = SLOT) -> RecordExit:
+    return RecordExit(api=API, revision=V1.revision, replica=replica, attempt=attempt, was_ready=was_ready, exit=exit_)
+
+
 def crash(store: StateStore, attempt: int, *, wall_s: float, was_ready: bool = True, signal: int = 11) -> None:
-    store.record_exit(API, V1.revision, SLOT, attempt, an_exit(signal=signal), was_ready=was_ready, wall_s=wall_s)
+    store.record_exit(ended(attempt, an_exit(signal=signal), was_ready=was_ready), wall_s=wall_s)
 
 
 # ---- deploys ---------------------------------------------------------------------------------------------------------
@@ -384,8 +390,8 @@ def test_exits_become_ages(store: StateStore) -> None:
 def test_an_end_before_it_was_ready_is_a_crash_like_any_other(store: StateStore) -> None:
     store.commit_deploy(a_deploy(a_wanted_api(V1)))
     crash(store, 1, wall_s=100.0)
-    store.record_exit(API, V1.revision, SLOT, 2, an_exit(), was_ready=False, wall_s=101.0)
-    store.record_exit(API, V1.revision, SLOT, 3, an_exit(drained=True), was_ready=True, wall_s=102.0)
+    store.record_exit(ended(2, an_exit(), was_ready=False), wall_s=101.0)
+    store.record_exit(ended(3, an_exit(drained=True)), wall_s=102.0)
     (record,) = store.desired(now_wall_s=103.0).records
     assert (record.crashes, record.row.count) == (2, 2)
 
@@ -520,7 +526,7 @@ def test_many_threads_may_write(store: StateStore) -> None:
     def work(slot: int) -> None:
         name = replica_id(API, V1.revision, slot)
         for attempt in range(1, 11):
-            store.record_exit(API, V1.revision, name, attempt, an_exit(), was_ready=True, wall_s=0.0)
+            store.record_exit(ended(attempt, an_exit(), replica=name), wall_s=0.0)
 
     threads = [threading.Thread(target=work, args=(slot,)) for slot in range(4)]
     for thread in threads:

@@ -101,15 +101,7 @@ def _carry_out(action: Action, world: World) -> None:
     state, engine = world.state, world.engine
     match action:
         case RecordExit():
-            state.record_exit(
-                action.api,
-                action.revision,
-                action.replica,
-                action.attempt,
-                action.exit,
-                was_ready=action.was_ready,
-                wall_s=world.steady_wall_s(),
-            )
+            state.record_exit(action, wall_s=world.steady_wall_s())
         case RecordStop():
             stop = msgspec.structs.replace(action.stop, wall_s=world.clock.wall_s())
             state.record_stop(action.model, stop, rules=RULES)

@@ -144,30 +144,15 @@ class Candidates:
     def _named(self, build: BuildSpec, asked: AskedApi, shared: _Shared, refresh: int) -> BuildSpec:
         """The build by its digests, pinned to values of secrets and to what leads to clouds."""
         names = _secret_names(asked.spec)
-        version = version_of(
-            runtime=build.runtime,
-            model=build.model,
-            project=build.project,
-            handler=build.handler,
-            tracker=build.tracker,
-            env=build.env,
-            batching=build.batching_mode,
-            refresh=refresh,
-            secrets=names,
-            packages=build.packages,
-        )
+        version = version_of(build, secrets=names, refresh=refresh)
         known = asked.old.wanted.builds if asked.old is not None else ()
         cloud = None
         if build.handler is not None:
             cloud = self._cloud.pinned(asked.key, shared.request.cloud, known[0] if known else None)
         same = [one for one in known if one.version == version]
-        return msgspec.structs.replace(
-            build,
-            version=version,
-            revision=revision_of(version, build.resources, build.concurrency, cloud),
-            secrets=pinned(self._secrets, names, same, api=asked.spec.name),
-            cloud=cloud,
-        )
+        secrets = pinned(self._secrets, names, same, api=asked.spec.name)
+        named = msgspec.structs.replace(build, version=version, secrets=secrets, cloud=cloud)
+        return msgspec.structs.replace(named, revision=revision_of(named))
 
     # ---- files --------------------------------------------------------------------------------------------------
 

@@ -9,24 +9,11 @@ import msgspec
 
 from cortex.ids import Revision, Version, short
 from cortex.state.base import ApiRecord, VersionLine, VersionRecord
-from cortex.wire.batching import Mode
-from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Runtime, SecretPin, TrackerConfig
+from cortex.wire.build import BuildSpec
 from cortex.wire.operator import CURRENT
 
 
-def version_of(
-    *,
-    runtime: Runtime,
-    model: ModelArtifact | None,
-    project: str | None,
-    handler: str | None,
-    tracker: TrackerConfig | None,
-    env: Mapping[str, str],
-    batching: Mode,
-    refresh: int,
-    secrets: Mapping[str, str] | None = None,
-    packages: str | None = None,
-) -> Version:
+def version_of(build: BuildSpec, *, secrets: Mapping[str, str], refresh: int) -> Version:
     """
     The digest of everything that makes one immutable build of an api.
 
@@ -34,23 +21,23 @@ def version_of(
 
     Args:
         secrets: names of secrets by the variable that gets the value; nothing of their values is part of a version.
-        packages: digest of the lock of users' packages.
     """
+    model, tracker, batching = build.model, build.tracker, build.batching_mode
     # What was not asked for leaves no trace, so that versions from before it could be asked for stay what they are.
     asked_for = {
-        "secrets": sorted((secrets or {}).items()),
-        "environment": packages,
-        "runtime": None if model is not None and runtime == model.format else runtime,
+        "secrets": sorted(secrets.items()),
+        "environment": build.packages,
+        "runtime": None if model is not None and build.runtime == model.format else build.runtime,
     }
     return Version(
         _digest(
             {
                 **{name: value for name, value in asked_for.items() if value},
                 "model": None if model is None else [model.format, model.tree, model.entry, model.signature_key],
-                "project": project,
-                "handler": handler,
+                "project": build.project,
+                "handler": build.handler,
                 "tracker": None if tracker is None else [tracker.model_type, tracker.key],
-                "env": sorted(env.items()),
+                "env": sorted(build.env.items()),
                 # As it was when it could only be auto or off.
                 "batching": batching if batching == "on" else batching == "auto",
                 "refresh": refresh,
@@ -59,17 +46,16 @@ def version_of(
     )
 
 
-def revision_of(
-    version: Version, resources: Resources, concurrency: int | None, cloud: SecretPin | None = None
-) -> Revision:
-    """The digest of a version and of what else needs new processes."""
+def revision_of(build: BuildSpec) -> Revision:
+    """The digest of a build's version and of what else needs new processes."""
+    resources = build.resources
     facts: dict[str, object] = {
-        "version": version,
+        "version": build.version,
         "resources": [resources.cpu_millis, resources.mem_bytes, resources.gpus],
-        "concurrency": concurrency,
+        "concurrency": build.concurrency,
     }
-    if cloud is not None:
-        facts["cloud"] = cloud.generation
+    if build.cloud is not None:
+        facts["cloud"] = build.cloud.generation
     return Revision(_digest(facts))
 
 

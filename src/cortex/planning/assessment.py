@@ -108,11 +108,9 @@ def assess(desired: Desired, seen: Snapshot, rules: Rules = DEFAULT_RULES) -> As
 
 def _judged(wanted: WantedApi, seen: SeenApi, records: dict[Revision, RunRecord]) -> Case:
     exits = _new_exits(wanted, seen, records)
-    for exit_ in exits:
-        known = records.get(exit_.revision) or RunRecord(api=wanted.api, revision=exit_.revision)
-        records[exit_.revision] = backoff.run_after_exit(
-            known, exit_.replica, exit_.attempt, exit_.exit, was_ready=exit_.was_ready
-        )
+    for ended in exits:
+        known = records.get(ended.revision) or RunRecord(api=wanted.api, revision=ended.revision)
+        records[ended.revision] = backoff.run_after_exit(known, ended)
     given_up = None
     if wanted.failed is None and not _was_live(wanted):
         given_up = backoff.reason_to_give_up(records.get(wanted.build.revision))

@@ -25,6 +25,7 @@ from cortex.backoff import doubling_s
 from cortex.errors import Problem
 from cortex.ids import ReplicaId
 from cortex.planning import crashes
+from cortex.planning.actions import RecordExit
 from cortex.planning.model import RunRecord, SlotRecord
 from cortex.wire.reports import ExitReport
 
@@ -66,28 +67,26 @@ def after_exit(slot: SlotRecord, attempt: int, exit_report: ExitReport, *, was_r
     )
 
 
-def run_after_exit(
-    run: RunRecord, replica: ReplicaId, attempt: int, exit_report: ExitReport, *, was_ready: bool
-) -> RunRecord:
+def run_after_exit(run: RunRecord, ended: RecordExit) -> RunRecord:
     """
     The record of a revision after one more exit; the same record when the exit is known already.
 
     Args:
         run: as of now.
     """
-    before = run.slots.get(replica, SlotRecord())
-    after = after_exit(before, attempt, exit_report, was_ready=was_ready)
+    before = run.slots.get(ended.replica, SlotRecord())
+    after = after_exit(before, ended.attempt, ended.exit, was_ready=ended.was_ready)
     if after is before:
         return run
-    run = msgspec.structs.replace(run, slots={**run.slots, replica: after})
-    if exit_report.drained:
+    run = msgspec.structs.replace(run, slots={**run.slots, ended.replica: after})
+    if ended.exit.drained:
         return run
     return msgspec.structs.replace(
         run,
         crashes=run.crashes + 1,
-        last_exit=exit_report,
+        last_exit=ended.exit,
         last_exit_age_s=0.0,
-        row=crashes.after_end(run.row, wall_s=exit_report.wall_s),
+        row=crashes.after_end(run.row, wall_s=ended.exit.wall_s),
     )
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version
+from cortex.planning.actions import RecordExit
 from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.model import ApiSettings, Desired, WantedApi
 from cortex.wire.batching import BatchingVerdict
@@ -16,7 +17,6 @@ from cortex.wire.build import BuildSpec, ModelKey
 from cortex.wire.fetch import Origin
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import StoredFile
-from cortex.wire.reports import ExitReport
 
 
 class PackagesRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,17 +224,7 @@ class StateStore(Protocol):
 
     def mark_failed(self, api: ApiKey, revision: Revision, problem: Problem, *, wall_s: float) -> None: ...
 
-    def record_exit(
-        self,
-        api: ApiKey,
-        revision: Revision,
-        replica: ReplicaId,
-        attempt: int,
-        exit_report: ExitReport,
-        *,
-        was_ready: bool,
-        wall_s: float,
-    ) -> None:
+    def record_exit(self, ended: RecordExit, *, wall_s: float) -> None:
         """Once for each (replica, attempt); repeats, and exits of apis that are gone, are ignored."""
         ...
 

@@ -16,6 +16,7 @@ import msgspec
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version, split_api_key
 from cortex.planning import backoff, crashes, scale
+from cortex.planning.actions import RecordExit
 from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.crashes import Row
 from cortex.planning.model import ApiProgress, ApiSettings, Desired, RunRecord, Scale, SlotRecord, WantedApi
@@ -404,24 +405,14 @@ class RecordStore:
 
     # ---- runs ---------------------------------------------------------------------------------------------------
 
-    def record_exit(
-        self,
-        api: ApiKey,
-        revision: Revision,
-        replica: ReplicaId,
-        attempt: int,
-        exit_report: ExitReport,
-        *,
-        was_ready: bool,
-        wall_s: float,
-    ) -> None:
+    def record_exit(self, ended: RecordExit, *, wall_s: float) -> None:
         with self._lock:
-            if self._row(api) is None:
+            if self._row(ended.api) is None:
                 return
-            key = _key(api, revision)
-            run: StoredRun = self._content["runs"].get(key) or StoredRun(api=api, revision=revision)
+            key = _key(ended.api, ended.revision)
+            run: StoredRun = self._content["runs"].get(key) or StoredRun(api=ended.api, revision=ended.revision)
             before = run.at(wall_s)
-            after = backoff.run_after_exit(before, replica, attempt, exit_report, was_ready=was_ready)
+            after = backoff.run_after_exit(before, ended)
             if after is not before:
                 self._write([Write("runs", key, StoredRun.of(after, wall_s))])
 

@@ -5,7 +5,7 @@ import msgspec
 from cortex.controlplane.changes import breaking_changes, describe, file_changes, removed
 from cortex.controlplane.versions import revision_of, version_of
 from cortex.errors import Problem
-from cortex.ids import ApiKey
+from cortex.ids import ApiKey, Revision, Version
 from cortex.planning.model import WantedApi
 from cortex.state.base import ApiRecord, PackagesRecord, VersionRecord
 from cortex.testing.builders import a_sample
@@ -24,30 +24,21 @@ HANDLER = (a_file("handler.py"),)
 def a_version(*, model="a", files=HANDLER, cpu=200, refresh=0, timeout="10m", sample=None, batching="auto"):
     artifact = ModelArtifact(format="onnx", tree=model * 64, entry="m.onnx")
     project = "".join(f.sha256[0] for f in files).ljust(64, "0")
-    version = version_of(
-        runtime="onnx",
-        model=artifact,
-        project=project,
-        handler="handler.py",
-        tracker=None,
-        env={},
-        batching=batching,
-        refresh=refresh,
-    )
-    resources = Resources(cpu_millis=cpu)
-    build = BuildSpec(
+    unnamed = BuildSpec(
         api=ApiKey("iris/a"),
-        version=version,
-        revision=revision_of(version, resources, None),
+        version=Version(""),
+        revision=Revision(""),
         runtime="onnx",
         model=artifact,
         project=project,
         handler="handler.py",
-        resources=resources,
+        resources=Resources(cpu_millis=cpu),
         sample=sample,
         batching=batching != "off",
         trust_rows=batching == "on",
     )
+    build = msgspec.structs.replace(unnamed, version=version_of(unnamed, secrets={}, refresh=refresh))
+    build = msgspec.structs.replace(build, revision=revision_of(build))
     return VersionRecord(
         build=build,
         spec={"timeout": timeout, "compute": {"cpu": f"{cpu}m"}},

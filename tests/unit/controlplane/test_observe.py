@@ -8,6 +8,7 @@ from cortex.controlplane.observe import SETTLE_LIMIT_S, observe, running_leases
 from cortex.controlplane.world import World
 from cortex.engines.fake import FakeEngine
 from cortex.ids import DeviceId, NodeId, replica_id
+from cortex.planning.actions import RecordExit
 from cortex.planning.model import Lease, LeaseRequest, LeaseState
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api, an_exit
@@ -72,7 +73,8 @@ def test_ages_are_as_of_when_they_were_loaded() -> None:
     world = a_world()
     assert isinstance(world.clock, FakeClock)
     world.state.commit_deploy(a_deploy(a_wanted_api(V1)))
-    world.state.record_exit(API, V1.revision, R0, 1, an_exit(), was_ready=True, wall_s=world.steady_wall_s())
+    ended = RecordExit(api=API, revision=V1.revision, replica=R0, attempt=1, was_ready=True, exit=an_exit())
+    world.state.record_exit(ended, wall_s=world.steady_wall_s())
     world.clock.advance(3.0)
     loaded = observe(world).desired
     world.clock.advance(5.0)

@@ -7,7 +7,7 @@ from cortex.controlplane.versions import revision_of, revisions_of_version, tree
 from cortex.ids import ApiKey, Revision, Version
 from cortex.state.base import VersionLine, VersionRecord
 from cortex.testing.builders import a_build, a_record, a_sample, a_wanted_api
-from cortex.wire.build import ModelArtifact, Resources, TrackerConfig
+from cortex.wire.build import BuildSpec, ModelArtifact, Resources, SecretPin, TrackerConfig
 from cortex.wire.operator import CURRENT
 
 MODEL = ModelArtifact(format="onnx", tree="a" * 64, entry="model.onnx")
@@ -18,13 +18,21 @@ FACTS = {
     "handler": "handler.py",
     "tracker": TrackerConfig(model_type="classification"),
     "env": {"A": "1"},
-    "batching": "auto",
-    "refresh": 0,
 }
 
 
+def a_build_of(*, batching="auto", **facts):
+    """A build of these facts, the rest as in `FACTS`."""
+    on = {"batching": batching != "off", "trust_rows": batching == "on"}
+    return BuildSpec(api="iris/a", version="", revision="", **on, **{**FACTS, **facts})
+
+
+def version(*, refresh=0, secrets=None, **facts):
+    return version_of(a_build_of(**facts), secrets=secrets or {}, refresh=refresh)
+
+
 def test_the_same_facts_are_the_same_version():
-    assert version_of(**FACTS) == version_of(**{**FACTS, "env": dict(FACTS["env"])})
+    assert version() == version(env=dict(FACTS["env"]))
 
 
 @pytest.mark.parametrize(
@@ -50,17 +58,17 @@ def test_the_same_facts_are_the_same_version():
     ],
 )
 def test_each_fact_makes_another_version(fact, value):
-    assert version_of(**{**FACTS, fact: value}) != version_of(**FACTS)
+    assert version(**{fact: value}) != version()
 
 
 def test_versions_from_before_batching_could_be_on_stay_what_they_are():
-    assert version_of(**FACTS).startswith("94eb42919966a14f")
-    assert version_of(**{**FACTS, "batching": "off"}).startswith("578a4a47837d3d0d")
-    assert version_of(**{**FACTS, "batching": "on"}) != version_of(**{**FACTS, "batching": "off"})
+    assert version().startswith("94eb42919966a14f")
+    assert version(batching="off").startswith("578a4a47837d3d0d")
+    assert version(batching="on") != version(batching="off")
 
 
 def test_what_runs_a_build_without_a_model_is_part_of_its_version():
-    assert version_of(**{**FACTS, "model": None}) != version_of(**{**FACTS, "model": None, "runtime": "tensorflow"})
+    assert version(model=None) != version(model=None, runtime="tensorflow")
 
 
 def test_a_build_without_a_model_needs_what_else_it_has():
@@ -70,33 +78,34 @@ def test_a_build_without_a_model_needs_what_else_it_has():
 
 
 def test_what_is_not_asked_for_leaves_versions_as_they_were():
-    assert version_of(**FACTS, secrets={}, packages=None) == version_of(**FACTS)
+    assert version(secrets={}, packages=None) == version()
 
 
 def test_a_variable_and_a_secret_of_the_same_name_make_different_versions():
-    assert version_of(**{**FACTS, "env": {"A": "x"}}) != version_of(**{**FACTS, "env": {}, "secrets": {"A": "x"}})
+    assert version(env={"A": "x"}) != version(env={}, secrets={"A": "x"})
 
 
 def test_where_a_model_came_from_makes_no_version():
     moved = ModelArtifact(format="onnx", tree="a" * 64, entry="model.onnx", source="elsewhere/model.onnx")
-    assert version_of(**{**FACTS, "model": moved}) == version_of(**FACTS)
+    assert version(model=moved) == version()
 
 
 def test_order_of_env_makes_no_version():
     forward, backward = {"A": "1", "B": "2"}, {"B": "2", "A": "1"}
-    assert version_of(**{**FACTS, "env": forward}) == version_of(**{**FACTS, "env": backward})
+    assert version(env=forward) == version(env=backward)
 
 
 def test_resources_and_concurrency_make_revisions_of_one_version():
-    version = version_of(**FACTS)
-    base = revision_of(version, Resources(), None)
-    others = {
-        revision_of(version, Resources(cpu_millis=500), None),
-        revision_of(version, Resources(mem_bytes=2**20), None),
-        revision_of(version, Resources(gpus=1), None),
-        revision_of(version, Resources(), 4),
-    }
-    assert len(others | {base}) == 5
+    facts = [
+        {},
+        {"resources": Resources(cpu_millis=500)},
+        {"resources": Resources(mem_bytes=2**20)},
+        {"resources": Resources(gpus=1)},
+        {"concurrency": 4},
+        {"cloud": SecretPin(name="aws", generation="1")},
+    ]
+    assert len({version(**one) for one in facts}) == 1
+    assert len({revision_of(a_build_of(**one)) for one in facts}) == len(facts)
 
 
 def test_the_revisions_of_a_version_are_that_of_its_first_deploy_and_those_that_are_kept():

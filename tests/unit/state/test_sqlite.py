@@ -18,6 +18,7 @@ import pytest
 from cortex.artifacts.errors import StoreUnavailable
 from cortex.artifacts.samples import tree_of
 from cortex.ids import replica_id, short
+from cortex.planning.actions import RecordExit
 from cortex.planning.batching import BatchingStop
 from cortex.state import sqlite
 from cortex.state.base import StateBusy, StateCorrupt, StateError, StateFull, StateTooNew
@@ -57,7 +58,9 @@ def reopened(file: Path) -> SqliteStateStore:
 def test_everything_is_there_again_after_a_restart(store: SqliteStateStore, file: Path) -> None:
     store.commit_deploy(a_deploy(a_wanted_api(V1), wall_s=1.0))
     store.mark_live(API, V1.revision, wall_s=2.0)
-    store.record_exit(API, V1.revision, replica_id(API, V1.revision, 0), 1, an_exit(), was_ready=True, wall_s=3.0)
+    replica = replica_id(API, V1.revision, 0)
+    ended = RecordExit(api=API, revision=V1.revision, replica=replica, attempt=1, was_ready=True, exit=an_exit())
+    store.record_exit(ended, wall_s=3.0)
     store.set_meta("ports", "8882")
     epoch = store.take_epoch()
     store.close()
