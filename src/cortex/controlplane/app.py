@@ -30,15 +30,16 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.binding import bind_tcp, handed_over
 from cortex.clock import Clock, SystemClock
 from cortex.controlplane.agents import LocalAgent
+from cortex.controlplane.chores import Chore
 from cortex.controlplane.facade import ControlPlane
 from cortex.controlplane.fetching import Models
-from cortex.controlplane.healing import Healing
-from cortex.controlplane.housekeeping import Housekeeping
+from cortex.controlplane.healing import LOOK_EVERY_S, Healing
+from cortex.controlplane.housekeeping import SETTLING_S, Housekeeping
 from cortex.controlplane.loop import Loop
 from cortex.controlplane.proving import Proving
 from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
-from cortex.controlplane.upkeep import Upkeep
+from cortex.controlplane.upkeep import EVERY_S, FIRST_AFTER_S, SCRUB_EVERY_S, Upkeep
 from cortex.controlplane.view import View, ingress_url
 from cortex.engines import machine
 from cortex.engines.base import Engine
@@ -104,7 +105,10 @@ def build(
         latest = loop.latest
         return to_prove(latest.desired, latest.seen) if latest is not None and latest.seen.settled else ()
 
-    proving = Proving(state=state, clock=clock, missing=missing_proofs, inspect=inspect)
+    stopping = threading.Event()
+    proving = Chore(
+        "proving", Proving(state=state, clock=clock, missing=missing_proofs, inspect=inspect).step, first_after_s=None
+    )
     loop = Loop(
         state=state,
         engine=engine,
@@ -115,13 +119,30 @@ def build(
         show=lambda assessment: view.publish(tuple(statuses(assessment, where()).values())),
         changed=proving.wake,
     )
-    housekeeping = Housekeeping(
+    clearing = Housekeeping(
         state=state,
         secrets=secret_store,
         cloud=cloud_keys,
         sweep=agent.sweep_packages,
         forget_cloud=models.forget_cloud,
         clock=clock,
+    )
+    housekeeping = Chore("housekeeping", clearing.step, settle_s=SETTLING_S)
+    upkeep = Upkeep(
+        state=state,
+        store=store,
+        clock=clock,
+        keep_bytes=settings.artifact_bytes,
+        reports=agent.reports,
+        stopping=stopping,
+    )
+    healing = Healing(store=store, known=state.apis, reports=agent.reports, fetch=models.again, stopping=stopping)
+    statistics = Statistics(
+        folder=layout.stats,
+        file=layout.stats_file,
+        clock=clock,
+        reports=agent.reports,
+        wanted=lambda: (record.wanted.api for record in state.apis()),
     )
 
     def wanted_changed() -> None:
@@ -155,13 +176,7 @@ def build(
         agent=agent,
         loop=loop,
         view=view,
-        statistics=Statistics(
-            folder=layout.stats,
-            file=layout.stats_file,
-            clock=clock,
-            reports=agent.reports,
-            wanted=lambda: (record.wanted.api for record in state.apis()),
-        ),
+        statistics=statistics,
         secrets=Secrets(store=secret_store, known=state.apis, clock=clock),
         cloud_keys=cloud_keys,
         models=models,
@@ -169,9 +184,11 @@ def build(
         ingress_url=where,
         wanted_changed=wanted_changed,
         parts=(
-            Upkeep(state=state, store=store, clock=clock, keep_bytes=settings.artifact_bytes, reports=agent.reports),
+            Chore("statistics", statistics.step),
+            Chore("garbage collection", upkeep.collect, first_after_s=FIRST_AFTER_S, fault_pause_s=EVERY_S),
+            Chore("scrub", upkeep.scrub, first_after_s=EVERY_S, fault_pause_s=SCRUB_EVERY_S, stopping=stopping),
+            Chore("healing", healing.look, first_after_s=LOOK_EVERY_S, stopping=stopping),
             housekeeping,
-            Healing(store=store, known=state.apis, reports=agent.reports, fetch=models.again),
             proving,
         ),
         shut_down=shut_down,

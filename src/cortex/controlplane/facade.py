@@ -9,13 +9,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane.agents import LocalAgent
+from cortex.controlplane.chores import Chore
 from cortex.controlplane.fetching import Models
 from cortex.controlplane.loop import Loop
 from cortex.controlplane.secrets import CloudKeys, Secrets
@@ -52,16 +53,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Part(Protocol):
-    """Something with a thread of its own."""
-
-    def start(self) -> None: ...
-
-    def close(self) -> None:
-        """Begin nothing new."""
-        ...
-
-
 class ControlPlane:
     """
     Implements `api.Operator`.
@@ -70,7 +61,7 @@ class ControlPlane:
         ingress_url: where predictions are asked for.
         wanted_changed: called when something is wanted or not wanted any more.
         make_deployer: called when the first deploy comes: what it needs takes longer to import than the rest together.
-        parts: all that works in the background besides loop, agent and statistics.
+        parts: all that works in the background besides loop and agent.
         shut_down: ends this process in order.
     """
 
@@ -92,7 +83,7 @@ class ControlPlane:
         make_deployer: Callable[[], Deployer],
         ingress_url: Callable[[], str],
         wanted_changed: Callable[[], None],
-        parts: Sequence[Part],
+        parts: Sequence[Chore],
         shut_down: Callable[[], None],
     ) -> None:
         self.store = store
@@ -119,7 +110,6 @@ class ControlPlane:
     def start(self) -> None:
         self._agent.start()
         self._loop.start()
-        self._statistics.start()
         for part in self._parts:
             part.start()
 

@@ -1,5 +1,5 @@
 """
-What the artifact store cannot put right by itself is had again where it came from. In a thread of its own.
+What the artifact store cannot put right by itself is had again where it came from.
 
 A replica whose model's stored bytes are damaged ends with `artifact-corrupt`, and is tried again. Where the model was
 fetched from a URL it is fetched once more: if its bytes are still the same, the store puts them in the place of the
@@ -58,6 +58,7 @@ class Healing:
     Args:
         known: all apis that are stored.
         reports: the agents' last reports.
+        stopping: ends a fetch that is under way.
     """
 
     def __init__(
@@ -67,26 +68,17 @@ class Healing:
         known: Callable[[], Sequence[ApiRecord]],
         reports: Callable[[], tuple[AgentReport, ...]],
         fetch: Fetch,
-        look_every_s: float = LOOK_EVERY_S,
+        stopping: threading.Event,
     ) -> None:
         self._store = store
         self._known = known
         self._reports = reports
         self._fetch = fetch
-        self._look_every_s = look_every_s
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="healing", daemon=True)
+        self._stopping = stopping
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        """Begin nothing new."""
-        self._stopping.set()
-
-    def look(self) -> bool:
+    def look(self) -> float:
         """
-        Heal what can be healed. False: something is damaged still.
+        Heal what can be healed. Returns seconds until the next look: later where something is damaged still.
 
         Raises:
             CortexError: state or store cannot be used now.
@@ -94,7 +86,7 @@ class Healing:
         healed = True
         for record in damaged(self._reports(), self._known()) if self._any_exit() else ():
             healed = self._heal(record) and healed
-        return healed
+        return LOOK_EVERY_S if healed else TRY_EVERY_S
 
     def _any_exit(self) -> bool:
         """Whether state has to be read at all, which is not so on a node that is well."""
@@ -120,17 +112,3 @@ class Healing:
             return False
         log.info("%s: its model was put right from %s", build.api, origin.url)
         return True
-
-    def _run(self) -> None:
-        pause_s = self._look_every_s
-        while not self._stopping.wait(pause_s):
-            pause_s = self._look_every_s
-            try:
-                if not self.look():
-                    pause_s = TRY_EVERY_S
-            except CortexError as error:
-                log.warning("damaged models could not be looked for, will be tried again: %s", error)
-                pause_s = TRY_EVERY_S
-            except Exception:
-                log.exception("a fault of ours; damaged models will be looked for again")
-                pause_s = TRY_EVERY_S

@@ -8,7 +8,6 @@ Apart from `upkeep`, which waits for quiet moments and reads much: this is quick
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Collection
 
 from cortex.clock import Clock
@@ -28,7 +27,7 @@ SETTLING_S = 5.0
 
 class Housekeeping:
     """
-    A thread that clears up now and then.
+    Clears up.
 
     Args:
         sweep: has installations removed that are not among those given. Raises CortexError when the node is away.
@@ -51,20 +50,6 @@ class Housekeeping:
         self._sweep = sweep
         self._forget_cloud = forget_cloud
         self._clock = clock
-        self._woken = threading.Event()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Something may not be needed any more."""
-        self._woken.set()
-
-    def close(self) -> None:
-        self._stopping.set()
-        self._woken.set()
 
     def clear_up(self) -> None:
         """
@@ -83,13 +68,10 @@ class Housekeeping:
         trees, _versions = wanted_trees(self._state)  # the digest of a lock is also that of its installation
         self._sweep(trees)
 
-    def _run(self) -> None:
-        while not self._stopping.wait(SETTLING_S):
-            try:
-                self.clear_up()
-            except (CortexError, OSError) as error:
-                log.info("clearing up is put off: %s", error)
-            except Exception:
-                log.exception("a fault of ours")
-            self._woken.wait(INTERVAL_S)
-            self._woken.clear()
+    def step(self) -> float:
+        """The same, or another time. Returns seconds until the next, at the latest."""
+        try:
+            self.clear_up()
+        except (CortexError, OSError) as error:
+            log.info("clearing up is put off: %s", error)
+        return INTERVAL_S

@@ -2,13 +2,12 @@
 Models whose rows nobody has looked at yet, or not by the rules or on the runtime that are in force now.
 
 A deploy has its models looked at. This is for what is wanted already: after an upgrade of Cortex or of a runtime, or
-when a record was lost. Until then such models are not batched. In a thread of its own, one model at a time.
+when a record was lost. Until then such models are not batched. One at a time.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -29,7 +28,6 @@ FIRST_PAUSE_S = 10.0
 """After a model could not be looked at; doubled each time."""
 LONGEST_PAUSE_S = 3600.0
 """Each try loads the model, and what keeps failing is most likely to fail again."""
-FAULT_PAUSE_S = 60.0
 
 
 class Proving:
@@ -55,21 +53,6 @@ class Proving:
         self._inspect = inspect
         self._tries: dict[tuple[ModelKey, str], Backoff] = {}
         """How often in vain, and when again (monotonic)."""
-        self._woken = threading.Event()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="proving", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def wake(self) -> None:
-        """There may be something to look at."""
-        self._woken.set()
-
-    def close(self) -> None:
-        """Begin nothing new."""
-        self._stopping.set()
-        self._woken.set()
 
     def step(self) -> float | None:
         """
@@ -109,22 +92,6 @@ class Proving:
             return
         self._state.record_verdict(one.model, report.batching, place=place_of(build))
         log.info("the model of %s: %s", build.api, Known(self._state.batching()).decision(build, one.runtime).text)
-
-    def _run(self) -> None:
-        wait_s: float | None = None
-        while True:
-            self._woken.wait(wait_s)
-            self._woken.clear()
-            if self._stopping.is_set():
-                return
-            try:
-                wait_s = self.step()
-            except CortexError as error:
-                log.warning("models are looked at later: %s", error)
-                wait_s = FAULT_PAUSE_S
-            except Exception:
-                log.exception("a fault of ours; models are looked at later")
-                wait_s = FAULT_PAUSE_S
 
 
 def _model_alone(build: BuildSpec) -> BuildSpec:

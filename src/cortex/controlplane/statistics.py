@@ -57,18 +57,10 @@ class Statistics:
         self._merged_refusals: tuple[IngressRefusals, ...] = ()
         self._collecting = threading.Lock()
         self._closed = False
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="statistics", daemon=True)
         self.collect()
-
-    def start(self) -> None:
-        self._thread.start()
 
     def close(self) -> None:
         """Count what there is for the last time."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5.0)
         self.collect()
         with self._collecting:
             self._closed = True
@@ -171,12 +163,10 @@ class Statistics:
         store.merge_ingress(refusals, live={refusal.instance for refusal in refusals}, now_wall_s=self._clock.wall_s())
         self._merged_refusals = refusals
 
-    def _run(self) -> None:
-        while not self._stopping.wait(until_beat_s(self._clock.monotonic_s(), COLLECT_EVERY_S)):
-            try:
-                self.collect()
-            except Exception:
-                log.exception("a fault of ours; statistics will be collected again")
+    def step(self) -> float:
+        """Collect; returns seconds until the next time."""
+        self.collect()
+        return until_beat_s(self._clock.monotonic_s(), COLLECT_EVERY_S)
 
 
 def _told(tracker: TrackerConfig | None, window: Window) -> dict[str, Any] | None:

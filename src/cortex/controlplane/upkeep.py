@@ -1,5 +1,5 @@
 """
-Keeping the artifact store from growing for ever, in quiet moments, and from rotting unseen. In threads of its own.
+Keeping the artifact store from growing for ever, in quiet moments, and from rotting unseen.
 
 What may still be wanted stays whatever its size: everything that serves or shall, and the last versions of each api.
 Of the rest the least recently used goes first, once the store is larger than the setting allows.
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane.versions import trees_of
-from cortex.errors import CortexError
 from cortex.ids import Version
 from cortex.state.base import StateStore
 from cortex.wire.reports import AgentReport, Phase
@@ -25,7 +24,6 @@ FIRST_AFTER_S = 120.0
 """After our start: whoever deploys right away shall not wait for it."""
 EVERY_S = 3600.0
 NOT_QUIET_PAUSE_S = 60.0
-SCRUB_FIRST_AFTER_S = 3600.0
 SCRUB_EVERY_S = 7 * 86400.0
 SCRUB_BYTES_PER_S = 8.0 * 2**20
 """About 2 % of a core, and little enough for a disk that also serves; 100 GiB take three and a half hours."""
@@ -38,6 +36,7 @@ class Upkeep:
     Args:
         keep_bytes: how large the store may remain; see `ArtifactStore.collect_garbage`.
         reports: the agents' last reports; empty while none has come since our start.
+        stopping: ends a scrub that is under way.
     """
 
     def __init__(
@@ -48,34 +47,25 @@ class Upkeep:
         clock: Clock,
         keep_bytes: int,
         reports: Callable[[], tuple[AgentReport, ...]],
+        stopping: threading.Event,
     ) -> None:
         self._state = state
         self._store = store
         self._clock = clock
         self._keep_bytes = keep_bytes
         self._reports = reports
-        self._stopping = threading.Event()
-        self._collector = threading.Thread(target=self._run_collector, name="upkeep", daemon=True)
-        self._scrubber = threading.Thread(target=self._run_scrubber, name="scrub", daemon=True)
+        self._stopping = stopping
 
-    def start(self) -> None:
-        self._collector.start()
-        self._scrubber.start()
-
-    def close(self) -> None:
-        """Begin nothing new."""
-        self._stopping.set()
-
-    def collect(self) -> bool:
+    def collect(self) -> float:
         """
-        Remove what nobody needs any more. False: this is not the moment, nothing was looked at.
+        Remove what nobody needs any more, unless this is not the moment. Returns seconds until the next look.
 
         Raises:
             CortexError: state or store cannot be used now.
         """
         in_use, versions = wanted_trees(self._state)
         if not is_quiet(self._reports(), versions):
-            return False
+            return NOT_QUIET_PAUSE_S
         self._state.prune_batching(in_use)
         done = self._store.collect_garbage(in_use, self._keep_bytes, self._clock.wall_s())
         if done.trees or done.blobs or done.strays:
@@ -87,11 +77,14 @@ class Upkeep:
                 done.freed_bytes,
                 done.kept_bytes,
             )
-        return True
+        return EVERY_S
 
-    def scrub(self) -> None:
+    def scrub(self) -> float:
         """
-        Read all that is stored, slowly, so that damage is known before a replica needs the file. Ends with `close`.
+        Read all that is stored, slowly, so that damage is known before a replica needs the file.
+
+        Returns:
+            Seconds until the next time.
 
         Raises:
             CortexError: the store cannot be used now.
@@ -100,30 +93,8 @@ class Upkeep:
             if step.damage is not None:
                 log.error("artifacts: %s; %s", step.damage, step.damage.hint)
             if self._stopping.wait(step.wait_s):
-                return
-
-    def _run_collector(self) -> None:
-        pause_s = FIRST_AFTER_S
-        while not self._stopping.wait(pause_s):
-            pause_s = EVERY_S
-            try:
-                if not self.collect():
-                    pause_s = NOT_QUIET_PAUSE_S
-            except CortexError as error:
-                log.warning("garbage could not be collected, will be tried again: %s", error)
-            except Exception:
-                log.exception("a fault of ours; garbage will be collected again")
-
-    def _run_scrubber(self) -> None:
-        pause_s = SCRUB_FIRST_AFTER_S
-        while not self._stopping.wait(pause_s):
-            pause_s = SCRUB_EVERY_S
-            try:
-                self.scrub()
-            except CortexError as error:
-                log.warning("stored files could not all be read, will be tried again: %s", error)
-            except Exception:
-                log.exception("a fault of ours; stored files will be read again")
+                break
+        return SCRUB_EVERY_S
 
 
 def wanted_trees(state: StateStore) -> tuple[set[str], set[Version]]:

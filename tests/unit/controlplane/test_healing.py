@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 
 from cortex.artifacts.errors import ArtifactCorrupt, ArtifactMissing, OriginUnreachable
 from cortex.artifacts.store import ArtifactStore
-from cortex.controlplane.healing import Healing, damaged
+from cortex.controlplane.healing import LOOK_EVERY_S, TRY_EVERY_S, Healing, damaged
 from cortex.errors import Problem
 from cortex.ids import NodeId
 from cortex.state.base import ApiRecord, VersionRecord
@@ -80,7 +81,11 @@ class Damaged:
 
         kept = record(tree=self.tree)
         self.healing = Healing(
-            store=self.store, known=lambda: [kept], reports=lambda: (report(ArtifactCorrupt.reference),), fetch=fetch
+            store=self.store,
+            known=lambda: [kept],
+            reports=lambda: (report(ArtifactCorrupt.reference),),
+            fetch=fetch,
+            stopping=threading.Event(),
         )
 
     def _stored(self, content: bytes) -> StoredFile:
@@ -92,15 +97,15 @@ class Damaged:
 
 def test_the_same_bytes_take_the_place_of_damaged_ones(tmp_path: Path) -> None:
     found = Damaged(tmp_path, BYTES)
-    assert found.healing.look()
+    assert found.healing.look() == LOOK_EVERY_S
     assert found.file.read_bytes() == BYTES
-    assert found.healing.look()
+    assert found.healing.look() == LOOK_EVERY_S
     assert found.fetched == 1, "what is sound is not fetched"
 
 
 @pytest.mark.parametrize("content", [b"another model", None])
 def test_other_bytes_or_none_change_nothing(tmp_path: Path, content: bytes | None) -> None:
     found = Damaged(tmp_path, content)
-    assert not found.healing.look()
+    assert found.healing.look() == TRY_EVERY_S
     with pytest.raises(ArtifactCorrupt):
         found.store.verify(found.tree)

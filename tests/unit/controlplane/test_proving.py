@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-
 import msgspec
 import pytest
 
 from cortex.controlplane.proving import FIRST_PAUSE_S, LONGEST_PAUSE_S, Proving
 from cortex.errors import CortexError, Problem, RetryLater
 from cortex.planning.batching import place_of
-from cortex.planning.guarding import ToProve, to_prove
+from cortex.planning.guarding import to_prove
 from cortex.state.base import StateFull
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import a_build, a_deploy, a_replica, a_sample, a_snapshot, a_wanted_api
@@ -21,7 +19,6 @@ from cortex.wire.launch import InspectReport
 
 ORT = "onnxruntime 1.32.0, cpu, 1 thread"
 V1 = a_build("v1")
-DEADLINE_S = 60.0
 """For what another thread does; generous, since the machine may be busy."""
 
 
@@ -153,24 +150,3 @@ def test_a_disk_that_is_full_is_told_to_the_caller(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(world.state, "record_verdict", full)
     with pytest.raises(StateFull):
         world.proving.step()
-
-
-def test_the_thread_looks_when_it_is_woken_and_ends_when_it_is_told() -> None:
-    looked, asked = threading.Event(), []
-
-    def missing() -> tuple[ToProve, ...]:
-        asked.append(looked.is_set())
-        looked.set()
-        return ()
-
-    world = World(V1)
-    proving = Proving(state=world.state, clock=world.clock, missing=missing, inspect=world.inspect)
-    proving.start()
-    proving.wake()
-    assert looked.wait(DEADLINE_S)
-    proving.close()
-    for thread in threading.enumerate():
-        if thread.name == "proving":
-            thread.join(DEADLINE_S)
-            assert not thread.is_alive()
-    assert asked == [False]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from cortex.artifacts.store import ArtifactStore
-from cortex.controlplane.upkeep import Upkeep
+from cortex.controlplane.upkeep import EVERY_S, NOT_QUIET_PAUSE_S, Upkeep
 from cortex.state.memory import MemoryStateStore
 from cortex.testing.builders import a_build, a_deploy, a_wanted_api
 from cortex.testing.clock import FakeClock
@@ -24,8 +25,20 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 
 @pytest.fixture
-def upkeep(store: ArtifactStore) -> Upkeep:
-    return Upkeep(state=MemoryStateStore(), store=store, clock=FakeClock(), keep_bytes=0, reports=lambda: ())
+def stopping() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def upkeep(store: ArtifactStore, stopping: threading.Event) -> Upkeep:
+    return Upkeep(
+        state=MemoryStateStore(),
+        store=store,
+        clock=FakeClock(),
+        keep_bytes=0,
+        reports=lambda: (),
+        stopping=stopping,
+    )
 
 
 def rot(store: ArtifactStore, content: bytes) -> str:
@@ -57,9 +70,9 @@ def test_a_scrub_of_sound_files_says_nothing(store, upkeep, caplog) -> None:
     assert caplog.records == []
 
 
-def test_a_scrub_ends_when_the_control_plane_does(store, upkeep, caplog) -> None:
+def test_a_scrub_ends_when_the_control_plane_does(store, upkeep, stopping) -> None:
     digests = {rot(store, b"one"), rot(store, b"two")}
-    upkeep.close()
+    stopping.set()
     upkeep.scrub()
     assert set(store.missing(digests)) == set()
 
@@ -70,10 +83,12 @@ def test_what_is_known_of_rows_goes_with_the_models(store) -> None:
     for build in (kept, gone):
         state.record_verdict(build.model_key, BatchingVerdict(proof=Proof(rules=1, proved=True)), place="here")
     agents = FakeAgents(FakeClock())
-    upkeep = Upkeep(state=state, store=store, clock=FakeClock(), keep_bytes=0, reports=agents.reports)
-    assert upkeep.collect()
+    upkeep = Upkeep(
+        state=state, store=store, clock=FakeClock(), keep_bytes=0, reports=agents.reports, stopping=threading.Event()
+    )
+    assert upkeep.collect() == EVERY_S
     assert [record.model for record in state.batching()] == [kept.model_key]
 
 
 def test_nothing_is_collected_before_an_agent_has_said_what_runs(upkeep) -> None:
-    assert not upkeep.collect()
+    assert upkeep.collect() == NOT_QUIET_PAUSE_S
