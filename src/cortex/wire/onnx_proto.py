@@ -55,11 +55,8 @@ class ValueInfo(NamedTuple):
 class ModelHeader(NamedTuple):
     """What a model says about itself, apart from its computation."""
 
-    ir_version: int
     opsets: dict[str, int]
     """Operator set version by domain; the standard domain is `""`."""
-    producer: str
-    """Name and version of the exporter, or an empty string."""
     inputs: tuple[ValueInfo, ...]
     """With the initialisers that old exporters list among them."""
     outputs: tuple[ValueInfo, ...]
@@ -75,20 +72,14 @@ def read_header(path: str | os.PathLike[str]) -> ModelHeader:
     """
     with Source(path) as source:
         _refuse_other_formats(source)
-        ir_version, producer, producer_version = 0, "", ""
         opsets: dict[str, int] = {}
         inputs: list[ValueInfo] = []
         outputs: list[ValueInfo] = []
         graphs = 0
         for tag, value, end in source.tagged(0, source.size):
             if end is None:
-                if tag == ModelTag.IR_VERSION:
-                    ir_version = value
-            elif tag == ModelTag.PRODUCER_NAME:
-                producer = source.text(value, end)
-            elif tag == ModelTag.PRODUCER_VERSION:
-                producer_version = source.text(value, end)
-            elif tag == ModelTag.OPSET_IMPORT:
+                continue
+            if tag == ModelTag.OPSET_IMPORT:
                 opsets.update([read_opset(source, value, end)])
             elif tag == ModelTag.GRAPH:
                 graphs += 1
@@ -100,13 +91,7 @@ def read_header(path: str | os.PathLike[str]) -> ModelHeader:
                         )
         if not graphs:
             raise ValueError("it holds no graph, so it is not an ONNX model")
-        return ModelHeader(
-            ir_version=ir_version,
-            opsets=opsets,
-            producer=f"{producer} {producer_version}".strip(),
-            inputs=tuple(inputs),
-            outputs=tuple(outputs),
-        )
+        return ModelHeader(opsets=opsets, inputs=tuple(inputs), outputs=tuple(outputs))
 
 
 def read_graph(path: str | os.PathLike[str]) -> Model:

@@ -15,9 +15,6 @@ from cortex.wire.protobuf import BYTES, FIXED32, FIXED64, VARINT, tag_of
 
 
 class ModelTag:
-    IR_VERSION: Final = tag_of(1, VARINT)
-    PRODUCER_NAME: Final = tag_of(2, BYTES)
-    PRODUCER_VERSION: Final = tag_of(3, BYTES)
     GRAPH: Final = tag_of(7, BYTES)
     OPSET_IMPORT: Final = tag_of(8, BYTES)
     TRAINING_INFO: Final = tag_of(20, BYTES)

@@ -48,14 +48,12 @@ def saved(tmp_path):
     return save
 
 
-def test_a_header_tells_version_operators_producer_inputs_and_outputs(saved):
+def test_a_header_tells_operators_inputs_and_outputs(saved):
     weights = numpy_helper.from_array(np.zeros(4, np.float32), "w")
     header = read_header(
         saved(model(inputs=[tensor_info("x", ["N", 4, None]), tensor_info("w", [4])], initializer=[weights]))
     )
-    assert header.ir_version == 10
     assert header.opsets == {"": 21, "ai.onnx.ml": 3}
-    assert header.producer == "pytorch 2.5"
     assert header.inputs == (ValueInfo("x", ("N", 4, None)), ValueInfo("w", (4,)))
     assert header.outputs == (ValueInfo("y", None),)
 
@@ -285,7 +283,6 @@ def test_the_onnx_package_agrees_on_every_model_it_ships(tmp_path):
     for path in paths:
         reference = onnx.load(path, load_external_data=False)
         header = read_header(path)
-        assert header.ir_version == reference.ir_version
         assert header.opsets == {opset.domain: opset.version for opset in reference.opset_import}
         assert [value.name for value in header.inputs] == [value.name for value in reference.graph.input]
         for value, expected in zip(header.inputs, reference.graph.input, strict=True):
