@@ -22,8 +22,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from cortex.replica.backends import base
-from cortex.replica.protocols.codec import Decoder
-from cortex.replica.protocols.results import encode
+from cortex.replica.bodies.codec import Decoder
+from cortex.replica.bodies.results import encode
 from cortex.replica.tensors.conversion import build_converter
 
 BODY = b"[5.1, 3.5, 1.4, 0.2]"

@@ -27,8 +27,8 @@ from pathlib import Path
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 from cortex.replica.backends import base
-from cortex.replica.protocols.codec import Decoder
-from cortex.replica.protocols.results import encode
+from cortex.replica.bodies.codec import Decoder
+from cortex.replica.bodies.results import encode
 from cortex.replica.tensors.conversion import build_converter
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,8 +15,8 @@ import pytest
 from cortex.replica.backends import base
 from cortex.replica.backends.base import InferenceFailed, ModelError
 from cortex.replica.backends.made_up_feeds import accepted_feeds
+from cortex.replica.bodies.results import encode
 from cortex.replica.inspection.trial import try_rows
-from cortex.replica.protocols.results import encode
 from cortex.replica.tensors.conversion import build_converter
 
 

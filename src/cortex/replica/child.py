@@ -16,7 +16,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from functools import partial
 from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -30,6 +29,8 @@ from cortex.replica.handler import offspring
 from cortex.replica.handler.background import Background
 from cortex.replica.handler.ending import Ending, end_descendants, signal_descendants
 from cortex.replica.handler.hooks import Handler, HandlerError, LifeHook, load_handler, run_on_start
+from cortex.replica.inspection.rehearsal import Rehearsal
+from cortex.replica.inspection.warmup import SampleRefused, WarmUp
 from cortex.replica.observation import logs, places, secrecy
 from cortex.replica.observation.stats import Counters, StatsWriter, write_last_words
 from cortex.replica.observation.tracebacks import format_fault, one_line
@@ -37,7 +38,6 @@ from cortex.replica.observation.tracker import Tracker
 from cortex.replica.prediction.inference import Inference
 from cortex.replica.prediction.pipeline import Pipeline
 from cortex.replica.prediction.predictors import build_predictor, hide_loop
-from cortex.replica.prediction.warmup import SampleRefused, WarmUp
 from cortex.replica.process import isolation
 from cortex.replica.process.condition import Condition
 from cortex.replica.process.control import Control
@@ -45,7 +45,6 @@ from cortex.replica.process.surroundings import Surroundings, settle
 from cortex.replica.protocols import open_inference
 from cortex.replica.protocols.cortex import CortexProtocol
 from cortex.replica.protocols.open_inference import OpenInference
-from cortex.replica.transport.rehearsal import Rehearsal
 from cortex.replica.transport.server import Server
 from cortex.replica.transport.service import Service
 from cortex.wire.launch import ENDING_S, MOST_ENDING_S, ReplicaSpec
@@ -54,7 +53,7 @@ from cortex.wire.secrecy import unpacked
 from cortex.wire.stats import LastWords
 
 if TYPE_CHECKING:  # imported only where traces are asked for: it takes half a second
-    from cortex.replica.observation.tracing import Tracing
+    from cortex.replica.tracing import Tracing
 
 EXIT_EXPLAINED = 3
 """The build cannot be served as it is; the problem says why, and the same build would fail again."""
@@ -294,9 +293,7 @@ class _Replica:
         make_service: Callable[..., Service] = Service
         make_pipeline: Callable[..., Pipeline] = Pipeline
         if self._tracing is not None:
-            from cortex.replica.transport.traced import TracedService
-
-            make_service, make_pipeline = partial(TracedService, self._tracing), self._tracing.pipeline
+            make_service, make_pipeline = self._tracing.service, self._tracing.pipeline
         pipeline = make_pipeline(backend, handler, tracks=tracker is not None)
         inference = Inference(
             backend.run,
@@ -395,7 +392,7 @@ class _Replica:
             return
         self._condition.report("starting traces")
         try:
-            from cortex.replica.observation.tracing import Tracing
+            from cortex.replica.tracing import Tracing
 
             self._tracing = Tracing(self._spec, os.environ)
         except ImportError as error:

@@ -51,7 +51,7 @@ def _missing(runtime: Runtime) -> InspectReport | None:
 
 def _look(request: Inspect) -> InspectReport | None:
     """Fork the child and wait for its report; None if nobody waits for it any more."""
-    from cortex.replica.inspection.findings import Inspection
+    from cortex.replica.inspected import Inspection
 
     isolation.set_title("cortex-inspector", request.spec.home)
     processes.become_subreaper()

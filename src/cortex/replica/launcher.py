@@ -52,7 +52,7 @@ from cortex.wire.launch import (
 )
 
 if TYPE_CHECKING:  # imported by `preload`, once the variables are right
-    from cortex.replica.inspection.findings import Inspection
+    from cortex.replica.inspected import Inspection
 
 IDLE_EXIT_S = 60.0
 INSPECTIONS_AT_ONCE = 8
@@ -315,7 +315,7 @@ class Launcher:
     # ---- inspections --------------------------------------------------------------------------------------------
 
     def _start_inspections(self) -> None:
-        from cortex.replica.inspection import findings
+        from cortex.replica.inspected import Inspection
 
         while (place := self._next_in_turn()) is not None:
             agent, request, fds = self._queued.pop(place)
@@ -325,7 +325,7 @@ class Launcher:
             if self._complete_preload is not None and self._complete_preload():
                 self._complete_preload = None
             try:
-                started = findings.Inspection.start(
+                started = Inspection.start(
                     request,
                     fork=_fork_now,
                     asked_by=agent,
@@ -406,7 +406,7 @@ def _try_to_preload(backend: Runtime) -> bool:
 
 
 _PRELOADED = (
-    *("cortex.lib.log", "cortex.replica.child", "cortex.replica.inspection.findings"),
+    *("cortex.lib.log", "cortex.replica.child", "cortex.replica.inspected"),
     # What these import only when it is first needed.
     *("numpy.ma", "numpy.random", "encodings.idna", "encodings.latin_1", "concurrent.futures.thread"),
 )

@@ -25,10 +25,10 @@ from types import CoroutineType, ModuleType
 from typing import Any
 
 from cortex.errors import CortexError, Problem, RequestError
+from cortex.replica.calls import Call
 from cortex.replica.handler import importing, offspring
 from cortex.replica.handler.intended import HOOKS, LIFE_HOOKS, HookName, LifeHookName, find_slip
 from cortex.replica.observation.tracebacks import format_user_traceback, one_line, user_location
-from cortex.replica.prediction.calls import Call
 from cortex.wire.cloud import leads_to_clouds
 
 _VALUE = {"pre_inference": "sample", "post_inference": "prediction"}

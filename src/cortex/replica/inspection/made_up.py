@@ -9,8 +9,8 @@ import msgspec
 
 from cortex.replica.backends.base import Backend, InferenceFailed
 from cortex.replica.backends.made_up_feeds import accepted_feeds, refusal, synthetic_feeds
-from cortex.replica.protocols.codec import BadBody, Decoder
-from cortex.replica.protocols.results import Unserialisable, encode
+from cortex.replica.bodies.codec import BadBody, Decoder
+from cortex.replica.bodies.results import Unserialisable, encode
 from cortex.replica.tensors.conversion import build_converter
 from cortex.replica.tensors.mismatch import InputMismatch
 from cortex.wire.launch import MadeUpSample

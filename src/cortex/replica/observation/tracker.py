@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 
 from cortex.errors import Response
-from cortex.replica.protocols.results import Unserialisable, encode
+from cortex.replica.bodies.results import Unserialisable, encode
 from cortex.wire.build import TrackerConfig
 from cortex.wire.stats import (
     BUCKETS_PER_E,

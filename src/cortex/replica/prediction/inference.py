@@ -33,9 +33,8 @@ from cortex.replica.prediction.batching import (
     take_batch,
 )
 from cortex.replica.prediction.guard import Guard
-from cortex.replica.process.condition import BatchingCondition
 from cortex.replica.tensors.conversion import Feeds
-from cortex.wire.batching import Disagreement
+from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement
 from cortex.wire.signature import Signature
 
 INLINE_BELOW_S = 0.001
@@ -45,6 +44,32 @@ _WEIGHT = 0.1
 """Of the latest run in the mean: about ten runs to forget a slow one."""
 _LONGEST_S = 3 * INLINE_BELOW_S
 """A longer run counts as this long: one that merely lost the processor for a while must not move the model."""
+
+
+class BatchingCondition:
+    """What this replica does about batches. Each fact is one attribute, and one thread writes it."""
+
+    def __init__(self, order: BatchingOrder) -> None:
+        self.order = order
+        """The last one given; the control thread takes it in."""
+        self.possible = False
+        """Whether the model's inputs can be stacked at all; known once it is loaded."""
+        self.runtime = ""
+        """What executes the model; known once it is loaded."""
+        self.guarded_rows = 0
+        """By the thread that runs batches, as is the next."""
+        self.disagreement: Disagreement | None = None
+        """Ends batches for good, whatever is ordered."""
+
+    @property
+    def most_rows(self) -> int:
+        """How many rows may share a run, now; 1: each request runs alone."""
+        return MAX_BATCH_ROWS if self.possible and self.order.batches and self.disagreement is None else 1
+
+    def state(self) -> BatchingState:
+        return BatchingState(
+            order=self.order, runtime=self.runtime, guarded_rows=self.guarded_rows, disagreement=self.disagreement
+        )
 
 
 class Inference:
@@ -178,7 +203,7 @@ class Inference:
                     queue.append(self._waiting.get_nowait())
             except Empty:
                 pass
-            batch = take_batch(queue, MAX_BATCH_ROWS if self._batching.batches else 1, self._batching.order.sizes)
+            batch = take_batch(queue, self._batching.most_rows, self._batching.order.sizes)
             if not batch:
                 continue
             started_s = perf_counter()

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from cortex.replica.backends.base import Backend, InputRefused
+from cortex.replica.calls import Call
 from cortex.replica.handler.hooks import Handler, Hook, HookFailed
 from cortex.replica.observation.tracebacks import one_line
 from cortex.replica.prediction.batching import Outputs, count_rows
-from cortex.replica.prediction.calls import Call
 from cortex.replica.tensors.conversion import Feeds, build_converter
 from cortex.replica.tensors.mismatch import InputMismatch, WrongNames
 

@@ -19,9 +19,9 @@ from functools import partial
 from queue import SimpleQueue
 from typing import ClassVar, Protocol
 
+from cortex.replica.calls import Call, Desk
 from cortex.replica.observation.logs import REQUEST_ID, Streams, work_ended, work_for
 from cortex.replica.prediction.batching import Outputs
-from cortex.replica.prediction.calls import Call, Desk
 from cortex.replica.prediction.inference import Inference
 from cortex.replica.prediction.pipeline import Pipeline
 from cortex.replica.tensors.conversion import Feeds

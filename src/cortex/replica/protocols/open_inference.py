@@ -15,10 +15,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import orjson
 
-from cortex.replica.protocols.codec import BadBody, Decoder, unpack
-from cortex.replica.protocols.faults import Fault
+from cortex.replica.bodies.codec import BadBody, Decoder, unpack
+from cortex.replica.bodies.results import encode
 from cortex.replica.protocols.request_view import RequestView
-from cortex.replica.protocols.results import encode
 from cortex.replica.protocols.tensor_data import (
     DATATYPES,
     DataError,
@@ -29,6 +28,7 @@ from cortex.replica.protocols.tensor_data import (
     write_binary,
     write_json,
 )
+from cortex.replica.transport.faults import Fault
 from cortex.replica.transport.http import JSON, Exchange, Message, MethodNotAllowed, NotFound
 from cortex.version import __version__
 from cortex.wire.signature import Signature, TensorSpec, shape_text

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import httptools
 
-from cortex.replica.prediction.calls import Call, Origin
-from cortex.replica.protocols.codec import BodyTooLarge
+from cortex.replica.bodies.codec import BodyTooLarge
+from cortex.replica.calls import Call, Origin
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers: HAProxy's own buffer for them is smaller."""

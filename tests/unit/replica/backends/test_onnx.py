@@ -27,7 +27,7 @@ from cortex.replica.backends.base import (
 )
 from cortex.replica.backends.cuda import GpuUnusable
 from cortex.replica.backends.onnx import Prediction
-from cortex.replica.protocols.results import encode
+from cortex.replica.bodies.results import encode
 from cortex.replica.tensors.conversion import build_converter
 from cortex.wire.signature import TensorSpec
 

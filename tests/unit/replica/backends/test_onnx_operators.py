@@ -23,8 +23,8 @@ from onnx import numpy_helper
 from cortex.replica.backends import locales
 from cortex.replica.backends import onnx as backend
 from cortex.replica.backends.base import InferenceFailed, ModelError, UnsupportedType
-from cortex.replica.protocols.codec import Decoder
-from cortex.replica.protocols.results import encode
+from cortex.replica.bodies.codec import Decoder
+from cortex.replica.bodies.results import encode
 from cortex.replica.tensors.conversion import build_converter
 
 pytestmark = pytest.mark.slow  # all of them together

@@ -25,8 +25,8 @@ from cortex.replica.backends.base import (
 from cortex.replica.backends.cuda import GpuUnusable
 from cortex.replica.backends.made_up_feeds import accepted_feeds
 from cortex.replica.backends.signatures import AmbiguousSignature, NoSignature, UnknownSignature
+from cortex.replica.bodies.results import encode
 from cortex.replica.prediction.batching import may_be_batched
-from cortex.replica.protocols.results import encode
 from cortex.replica.tensors.conversion import build_converter
 from cortex.wire.signature import TensorSpec
 

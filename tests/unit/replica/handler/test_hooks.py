@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from cortex.errors import RequestError
+from cortex.replica.calls import Call
 from cortex.replica.handler.hooks import Handler, HandlerError, Hook, HookFailed, load_handler
-from cortex.replica.prediction.calls import Call
 
 
 @pytest.fixture

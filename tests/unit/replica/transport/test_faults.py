@@ -7,13 +7,13 @@ import asyncio
 import pytest
 
 from cortex.errors import RequestError
+from cortex.replica.bodies.codec import BadJson, BodyTooLarge, UnsupportedContentType, UnsupportedEncoding
+from cortex.replica.bodies.results import Unserialisable
+from cortex.replica.calls import OutOfTime, Overloaded, Stopping
 from cortex.replica.handler.hooks import HookFailed
-from cortex.replica.prediction.calls import OutOfTime, Overloaded, Stopping
 from cortex.replica.prediction.pipeline import ModelFailed
-from cortex.replica.protocols.codec import BadJson, BodyTooLarge, UnsupportedContentType, UnsupportedEncoding
-from cortex.replica.protocols.faults import STATUS, describe
-from cortex.replica.protocols.results import Unserialisable
 from cortex.replica.tensors.mismatch import InputMismatch
+from cortex.replica.transport.faults import STATUS, describe
 from cortex.replica.transport.http import HeadTooLarge, MalformedRequest, MethodNotAllowed, RequestStalled
 
 

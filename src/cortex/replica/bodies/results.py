@@ -26,8 +26,8 @@ import orjson
 from numpy.typing import NDArray
 
 from cortex.errors import CortexError
-from cortex.replica.protocols import foreign
-from cortex.replica.protocols.foreign import NoForm
+from cortex.replica.bodies import foreign
+from cortex.replica.bodies.foreign import NoForm
 
 _Array: TypeAlias = NDArray[Any]
 

@@ -87,7 +87,7 @@ class Call:
     trace: Any = None
     """Takes notes when the caller asked for `debug`."""
     span: Any = None
-    """Of the trace, when there is one (`replica.observation.tracing`)."""
+    """Of the trace, when there is one (`replica.tracing`)."""
     failure: BaseException | None = None
     """What a rehearsal was answered with, if that is an error."""
     result: Any = None
