@@ -19,13 +19,11 @@ from time import perf_counter
 from typing import Any, NoReturn
 
 import msgspec
-import uvloop
 
 from cortex import processes
 from cortex.errors import Problem
 from cortex.replica import child
 from cortex.replica.handler import offspring
-from cortex.replica.handler.background import Background
 from cortex.replica.inspection.findings import Found, do_here, do_in_fork, inspect
 from cortex.replica.observation import logs, places, secrecy
 from cortex.replica.process import isolation
@@ -257,26 +255,17 @@ def _live(
             title=("cortex-inspect", spec.home, spec.api),
         )
         lift_limits = isolation.limit_inspection(spec.start_timeout_s * max(2, spec.threads))
-        loop = uvloop.new_event_loop()
-        background = Background(
-            tell=lambda level, text, request: here.log.record("log", level, text, request),
-            project_dir=here.spec.project_dir,
-        )
-        relay = child.SignalRelay()
+        begun = child.begin(here)
         if successor is not None:
-            relay.stand_in()
-            if spec.handler is not None:
-                background.watch_executors()
-                background.watch_loop(loop)
+            begun.relay.stand_in()
         has_before = isolation.Machinery()
-        descriptors = offspring.own_descriptors()
         offspring.set_apart(
             offspring.Ours(
                 title=isolation.child_title(spec),
                 project_dir=here.spec.project_dir,
-                descriptors={**descriptors, pipe_fd: os.readlink(f"/proc/self/fd/{pipe_fd}")},
-                loops=(loop,),
-                handlers=(relay,),
+                descriptors={**begun.descriptors, pipe_fd: os.readlink(f"/proc/self/fd/{pipe_fd}")},
+                loops=(begun.loop,),
+                handlers=(begun.relay,),
                 forget_output=here.streams.forget,
             )
         )
@@ -284,7 +273,7 @@ def _live(
         found = inspect(
             msgspec.structs.replace(request, spec=here.spec),
             announce=lambda step: _write_line(pipe_fd, _Line(step=step)),
-            loop=loop,
+            loop=begun.loop,
             aside=do_here if successor is None else partial(do_in_fork, has_before),
         )
         report = found.report
@@ -294,17 +283,9 @@ def _live(
         load_s = perf_counter() - began_s
         _write_line(pipe_fd, _Line(report=_told(report)))
         os.close(pipe_fd)
-        if successor is not None and found.backend is not None and report.kept:
-            loaded = child.Loaded(
-                backend=found.backend,
-                handler=found.handler,
-                loop=loop,
-                background=background,
-                relay=relay,
-                descriptors=descriptors,
-                load_s=load_s,
-            )
-            _wait_to_serve(here, loaded, successor)
+        if successor is not None and report.kept:
+            begun = begun._replace(backend=found.backend, handler=found.handler, load_s=load_s)
+            _wait_to_serve(here, begun, successor)
         code = 0
     except BaseException:
         os.write(2, secrecy.masked(traceback.format_exc()).encode("utf-8", "backslashreplace"))
@@ -323,7 +304,7 @@ def _can_serve(found: Found, here: Surroundings) -> bool:
     )
 
 
-def _wait_to_serve(here: Surroundings, loaded: child.Loaded, successor: socket.socket) -> NoReturn:
+def _wait_to_serve(here: Surroundings, begun: child.Begun, successor: socket.socket) -> NoReturn:
     """Become the replica that the launcher names. Raises ConnectionLost: it is gone."""
     _, (order_fd, slot_fd, control_fd) = receive_frame(successor)
     successor.close()
@@ -331,14 +312,14 @@ def _wait_to_serve(here: Surroundings, loaded: child.Loaded, successor: socket.s
         order.seek(0)
         spec = msgspec.json.decode(order.read(), type=ReplicaSpec)
     processes.outlive_parent()
-    child.go_on(here, loaded, spec, slot_fd=slot_fd, control_fd=control_fd)
+    child.go_on(here, begun, spec, slot_fd=slot_fd, control_fd=control_fd)
 
 
 def _told(report: InspectReport) -> InspectReport:
     return msgspec.structs.replace(
         report,
-        problems=tuple(places.as_told(secrecy.masked_problem(problem)) for problem in report.problems),
-        warnings=tuple(places.as_told(secrecy.masked_problem(problem)) for problem in report.warnings),
+        problems=tuple(map(places.as_told, report.problems)),
+        warnings=tuple(map(places.as_told, report.warnings)),
     )
 
 

@@ -25,7 +25,7 @@ from cortex.replica.observation.stats import Counters
 from cortex.replica.observation.tracker import Tracker
 from cortex.replica.prediction.inference import INLINE_BELOW_S, Inference
 from cortex.replica.prediction.pipeline import Pipeline
-from cortex.replica.prediction.predictors import build_predictor
+from cortex.replica.prediction.predictors import Around, build_predictor
 from cortex.replica.process.condition import Condition
 from cortex.replica.protocols.cortex import CortexProtocol, Introduction
 from cortex.replica.transport.http import Exchange
@@ -139,13 +139,9 @@ class Replica:
             project_dir=None,
         )
         predictor = build_predictor(
-            pipeline,
-            self.inference,
+            Around(pipeline, self.inference, service, self.loop, Streams()),  # type: ignore[arg-type]
             is_async=handler.is_async,
             concurrency=None,
-            desk=service,
-            loop=self.loop,
-            streams=Streams(),  # type: ignore[arg-type]
         )
         service.predictor = predictor
         warm_up = WarmUp(

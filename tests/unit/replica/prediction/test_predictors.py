@@ -23,7 +23,7 @@ from cortex.replica.observation.stats import Counters
 from cortex.replica.observation.tracker import Tracker
 from cortex.replica.prediction.inference import INLINE_BELOW_S, BatchingCondition, Inference
 from cortex.replica.prediction.pipeline import Pipeline
-from cortex.replica.prediction.predictors import build_predictor, hide_loop
+from cortex.replica.prediction.predictors import Around, build_predictor, hide_loop
 from cortex.replica.process.condition import Condition
 from cortex.replica.protocols.cortex import CortexProtocol
 from cortex.replica.transport.http import Exchange
@@ -160,13 +160,9 @@ class Replica:
             announce=lambda: None,
         )
         predictor = build_predictor(
-            pipeline,
-            self.inference,
+            Around(pipeline, self.inference, self.service, self.loop, Streams()),  # type: ignore[arg-type]
             is_async=handler.is_async,
             concurrency=concurrency,
-            desk=self.service,
-            loop=self.loop,
-            streams=Streams(),  # type: ignore[arg-type]
         )
         self.service.predictor = predictor
         self.hides_loop = predictor.hides_loop
