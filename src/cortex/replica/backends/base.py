@@ -21,7 +21,7 @@ class Backend(Protocol):
     """
 
     takes_bytes: ClassVar[bool]
-    """Whether text inputs may hold bytes that are not UTF-8; for `tensors.build_converter`."""
+    """Whether text inputs may hold bytes that are not UTF-8; for `tensors.Converter`."""
 
     @property
     def signature(self) -> Signature:

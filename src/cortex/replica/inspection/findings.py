@@ -35,7 +35,7 @@ from cortex.replica.inspection.trial import try_rows
 from cortex.replica.observation import secrecy
 from cortex.replica.observation.tracebacks import one_line
 from cortex.replica.process import isolation
-from cortex.replica.tensors.conversion import Feeds, build_converter
+from cortex.replica.tensors.conversion import Converter, Feeds
 from cortex.replica.tensors.mismatch import InputMismatch
 from cortex.wire.batching import RULES, BatchingVerdict, Mode, Proof, Trial
 from cortex.wire.build import TrackerConfig
@@ -316,7 +316,7 @@ def _model_name(spec: ReplicaSpec) -> str:
 
 def _sample_feeds(backend: base.Backend, body: bytes, content_type: str) -> Feeds:
     """A sample as the model's input, without a handler. Raises BadBody, InputMismatch."""
-    converter = build_converter(backend.signature, takes_bytes=backend.takes_bytes)
+    converter = Converter(backend.signature, takes_bytes=backend.takes_bytes)
     return converter.convert(Decoder(has_pre_inference=False).decode(body, content_type))
 
 

@@ -63,7 +63,7 @@ class OpenInference:
         name, version: of the api, as they stand in paths.
         platform: what executes the model, in the protocol's words.
         signature: of the model.
-        takes_bytes: as for `build_converter`.
+        takes_bytes: as for `Converter`.
         has_hooks: whether a handler stands before or behind the model: then there is nothing here to infer.
     """
 

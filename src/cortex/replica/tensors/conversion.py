@@ -1,7 +1,7 @@
 """
 Values to tensors: one sample, from JSON or from a handler, becomes the arrays that a model takes.
 
-What depends only on the model is worked out once, in `build_converter`; a request then costs about a microsecond an
+What depends only on the model is worked out once, in `Converter`; a request then costs about a microsecond an
 input. Each input is converted by the class for its kind: `numbers`, `text`, `composites`.
 """
 
@@ -268,11 +268,6 @@ def _fed_text(spec: TensorSpec, value: Any) -> str:
 
 def _keys(record: object) -> Collection[Any]:
     return record.keys() if isinstance(record, Mapping) else ()
-
-
-def build_converter(signature: Signature, *, takes_bytes: bool = False) -> Converter:
-    """Return the converter of a model; see `Converter`."""
-    return Converter(signature, takes_bytes=takes_bytes)
 
 
 _MISSING: Final = object()
