@@ -15,6 +15,7 @@ from cortex.replica.prediction.pipeline import ModelFailed
 from cortex.replica.tensors.mismatch import InputMismatch
 from cortex.replica.transport.faults import STATUS, describe
 from cortex.replica.transport.http import HeadTooLarge, MalformedRequest, MethodNotAllowed, RequestStalled
+from cortex.wire.signature import TensorSpec
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ from cortex.replica.transport.http import HeadTooLarge, MalformedRequest, Method
         (BodyTooLarge(5), 413, "body-too-large"),
         (UnsupportedContentType("a/b"), 415, "unsupported-content-type"),
         (UnsupportedEncoding("br"), 415, "unsupported-content-encoding"),
-        (InputMismatch("x", expected_dtype="float32", expected_shape=(1,)), 422, "input-mismatch"),
+        (InputMismatch(TensorSpec("x", "float32", (1,)), ("int64", ()), "x"), 422, "input-mismatch"),
         (RequestError(418, "teapot"), 418, "request-error"),
         (MalformedRequest("x"), 400, "malformed-request"),
         (HeadTooLarge("x"), 431, "head-too-large"),
