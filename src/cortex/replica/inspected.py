@@ -47,74 +47,55 @@ class _Line(msgspec.Struct, omit_defaults=True):
 
 
 class Inspection:
-    """A running inspection, as the launcher sees it. Use `start`."""
+    """
+    A running inspection, as the launcher sees it: made, it runs.
+
+    Args:
+        fork: as `os.fork`; what it raises passes through.
+        secrets_fd: stays the caller's.
+    """
 
     def __init__(
         self,
-        request: Inspect,
-        *,
-        pid: int,
-        fd: int,
-        output_fd: int,
-        asked_by: Any,
-        deadline_s: float,
-        successor: socket.socket | None = None,
-    ) -> None:
-        self.request = request.request
-        self.pid = pid
-        self.fd: int | None = fd
-        """Readable when the child has said something, or has ended; None once there is nothing more to read."""
-        self.asked_by = asked_by
-        self.deadline_s = deadline_s
-        self.exit_code: int | None = None
-        """As from `os.waitstatus_to_exitcode`; the launcher sets it."""
-        self.spec = request.spec
-        self._output_fd = output_fd
-        self._received = bytearray()
-        self._successor = successor
-        """Where a child that is kept hears which replica it is to be; None: it is not to be kept."""
-        self.kept = False
-        """It has reported, which was told, and waits for what it is to be."""
-        self.killed = False
-        """It took too long, or nobody waits for it any more."""
-
-    @classmethod
-    def start(
-        cls,
         request: Inspect,
         *,
         fork: Callable[[], int],
         asked_by: Any,
         now_s: float,
         secrets_fd: int | None = None,
-    ) -> Inspection:
-        """Fork the child. `secrets_fd` stays the caller's. Raises what `fork` raises."""
+    ) -> None:
+        self.request = request.request
+        self.spec = request.spec
+        self.asked_by = asked_by
+        self.deadline_s = now_s + request.spec.start_timeout_s
+        self.exit_code: int | None = None
+        """As from `os.waitstatus_to_exitcode`; the launcher sets it."""
+        self.kept = False
+        """It has reported, which was told, and waits for what it is to be."""
+        self.killed = False
+        """It took too long, or nobody waits for it any more."""
+        self._received = bytearray()
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-        output_fd = os.memfd_create("cortex-inspection")
-        ours, its = socket.socketpair() if request.keep else (None, None)
+        self.fd: int | None = read_fd
+        """Readable when the child has said something, or has ended; None once there is nothing more to read."""
+        self._output_fd = os.memfd_create("cortex-inspection")
+        self._successor: socket.socket | None
+        """Where a child that is kept hears which replica it is to be; None: it is not to be kept."""
+        self._successor, its = socket.socketpair() if request.keep else (None, None)
         try:
-            pid = fork()
+            self.pid = fork()
         except BaseException:
-            for fd in (read_fd, write_fd, output_fd):
-                os.close(fd)
-            for end in filter(None, (ours, its)):
-                end.close()
+            self.close()
+            os.close(write_fd)
+            if its is not None:
+                its.close()
             raise
-        if pid == 0:
-            _live(request, pipe_fd=write_fd, output_fd=output_fd, secrets_fd=secrets_fd, successor=its)
+        if self.pid == 0:
+            _live(request, pipe_fd=write_fd, output_fd=self._output_fd, secrets_fd=secrets_fd, successor=its)
         os.close(write_fd)
         if its is not None:
             its.close()
         os.set_blocking(read_fd, False)
-        return cls(
-            request,
-            pid=pid,
-            fd=read_fd,
-            output_fd=output_fd,
-            asked_by=asked_by,
-            deadline_s=now_s + request.spec.start_timeout_s,
-            successor=ours,
-        )
 
     def keep(self) -> InspectReport | None:
         """The report of a child that is kept, once; None if it has not come yet, or it is not kept."""

@@ -55,7 +55,7 @@ def _look(request: Inspect) -> InspectReport | None:
 
     isolation.set_title("cortex-inspector", request.spec.home)
     processes.become_subreaper()
-    inspection = Inspection.start(request, fork=os.fork, asked_by=None, now_s=time.monotonic())
+    inspection = Inspection(request, fork=os.fork, asked_by=None, now_s=time.monotonic())
     ended = os.pidfd_open(inspection.pid)
     is_wanted = True
     while True:

@@ -325,7 +325,7 @@ class Launcher:
             if self._complete_preload is not None and self._complete_preload():
                 self._complete_preload = None
             try:
-                started = Inspection.start(
+                started = Inspection(
                     request,
                     fork=_fork_now,
                     asked_by=agent,

@@ -224,17 +224,8 @@ class TracedService(Service):
         super().gone(exchange)
         self._tracing.answered(exchange, None)
 
-    def _answer(
-        self,
-        exchange: Exchange,
-        status: int,
-        content_type: bytes,
-        body: bytes,
-        headers: bytes = b"",
-        counted: bool = True,
-        duration_s: float | None = None,
-    ) -> bool:
-        delivered = super()._answer(exchange, status, content_type, body, headers, counted, duration_s)
+    def _answer(self, exchange: Exchange, status: int, *more: Any, **options: Any) -> bool:
+        delivered = super()._answer(exchange, status, *more, **options)
         self._tracing.answered(exchange, status)
         return delivered
 

@@ -327,9 +327,7 @@ def _load_error(path: str, error: Exception) -> ModelError:
     short = re.search(r"External initializer: (\S+) .*out of bounds", text)
     if short:
         reason = f"the weights of {short[1]} reach beyond the end of their file"
-        return ModelUnreadable(
-            os.path.basename(path), reason, hint=f"copy {name} and the files of its weights again, from one export"
-        )
+        return ModelUnreadable(name, reason, hint=f"copy {name} and the files of its weights again, from one export")
     locale = _MISSING_LOCALE.search(text)
     if locale:
         return ModelUnreadable(
@@ -340,10 +338,8 @@ def _load_error(path: str, error: Exception) -> ModelError:
         )
     unsupported = re.search(r"MLDataType for: (\S+) is not currently registered", text)
     if unsupported:
-        return ModelUnreadable(
-            os.path.basename(path), f"it uses {unsupported[1]}, which onnxruntime has no support for"
-        )
-    return ModelUnreadable(os.path.basename(path), _reason(error), hint="check it with onnx.checker.check_model(path)")
+        return ModelUnreadable(name, f"it uses {unsupported[1]}, which onnxruntime has no support for")
+    return ModelUnreadable(name, _reason(error), hint="check it with onnx.checker.check_model(path)")
 
 
 _UNKNOWN_OPERATOR: Final = tuple(
@@ -362,7 +358,7 @@ def _missing_weights(path: str, name: str) -> ModelError | None:
     try:
         files = external_files(path)
     except ValueError as error:
-        return ModelUnreadable(os.path.basename(path), str(error))
+        return ModelUnreadable(name, str(error))
     for file in files:
         if not Path(path).parent.joinpath(file).is_file():
             return ExternalDataMissing(name, file)

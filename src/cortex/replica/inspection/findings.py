@@ -27,15 +27,15 @@ from cortex import processes
 from cortex.errors import Problem
 from cortex.ids import split_api_key
 from cortex.replica.backends import base
-from cortex.replica.bodies.codec import BadBody, Decoder
+from cortex.replica.bodies.codec import BadBody
 from cortex.replica.handler.foresight import sure_failures
 from cortex.replica.handler.hooks import Handler, HandlerError, load_handler
-from cortex.replica.inspection.made_up import make_up_sample
+from cortex.replica.inspection.made_up import feeds_of, make_up_sample
 from cortex.replica.inspection.trial import try_rows
 from cortex.replica.observation import secrecy
 from cortex.replica.observation.tracebacks import one_line
 from cortex.replica.process import isolation
-from cortex.replica.tensors.conversion import Converter, Feeds
+from cortex.replica.tensors.conversion import Feeds
 from cortex.replica.tensors.mismatch import InputMismatch
 from cortex.wire.batching import RULES, BatchingVerdict, Mode, Proof, Trial
 from cortex.wire.build import TrackerConfig
@@ -314,12 +314,6 @@ def _model_name(spec: ReplicaSpec) -> str:
     return Path(spec.model_path or "").name
 
 
-def _sample_feeds(backend: base.Backend, body: bytes, content_type: str) -> Feeds:
-    """A sample as the model's input, without a handler. Raises BadBody, InputMismatch."""
-    converter = Converter(backend.signature, takes_bytes=backend.takes_bytes)
-    return converter.convert(Decoder(has_pre_inference=False).decode(body, content_type))
-
-
 def _is_tried(mode: Mode, proof: Proof) -> bool:
     """Whether to run rows alone and together. Of what moves by whole steps now and then no trial shows anything."""
     return mode == "on" or (mode == "auto" and proof.proved and proof.rounding != "steps")
@@ -341,7 +335,7 @@ def _try_rows(backend: base.Backend, proof: Proof, spec: ReplicaSpec, handler: H
     is_the_models = spec.handler is None or (handler is not None and handler.pre is None)
     if spec.sample is not None and spec.sample_path is not None and is_the_models:
         try:
-            sample = _sample_feeds(backend, Path(spec.sample_path).read_bytes(), spec.sample.content_type)
+            sample = feeds_of(backend, Path(spec.sample_path).read_bytes(), spec.sample.content_type)
         except (BadBody, InputMismatch, OSError):
             pass
     if not proof.proved:  # the user's word: for all sizes, and of rounding nobody knows better

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import io
 import itertools
 import linecache
@@ -25,7 +26,6 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -517,8 +517,8 @@ def install(log: LogFile, project_dir: str | None = None) -> Streams:
     logging.StreamHandler.emit = _emit_to_stream  # type: ignore[method-assign,assignment]
     threading.Thread.start = _start_for_request  # type: ignore[method-assign]
     ThreadPoolExecutor.submit = _submit_for_request  # type: ignore[method-assign,assignment]
-    sys.excepthook = _except_hook(log, project_dir)
-    threading.excepthook = _thread_excepthook(log, project_dir)
+    sys.excepthook = lambda _kind, error, _trace: log.record("log", "ERROR", format_user_traceback(error, project_dir))
+    threading.excepthook = functools.partial(_tell_of_thread, log, project_dir)
     _write_lines_of_c_code_at_once()
     return Streams(log, out, err)
 
@@ -601,18 +601,7 @@ _IOLBF = 1
 """Source: stdio.h of glibc and musl."""
 
 
-def _except_hook(log: LogFile, project_dir: str | None) -> Any:
-    def hook(_kind: type[BaseException], value: BaseException, _trace: TracebackType | None) -> None:
-        log.record("log", "ERROR", format_user_traceback(value, project_dir))
-
-    return hook
-
-
-def _thread_excepthook(log: LogFile, project_dir: str | None) -> Any:
-    def hook(args: threading.ExceptHookArgs) -> None:
-        if args.exc_type is SystemExit or args.exc_value is None:
-            return
+def _tell_of_thread(log: LogFile, project_dir: str | None, args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit and args.exc_value is not None:
         name = args.thread.name if args.thread else "?"
         log.record("log", "ERROR", f"exception in thread {name}\n{format_user_traceback(args.exc_value, project_dir)}")
-
-    return hook

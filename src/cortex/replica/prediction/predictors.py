@@ -121,7 +121,7 @@ class PooledPredictor(Predictor):
 
     def start(self, call: Call) -> None:
         turn = _Turn(call, self._before)
-        call.cancel = turn.cancel
+        call.cancel = turn.take
         self._desk.expect(call)
         self._work.put(turn)
 
@@ -161,7 +161,7 @@ class PooledPredictor(Predictor):
             self._ended(call, partial(self._desk.fail, call, failure))
             return
         turn = _Turn(call, partial(self._after, outputs, feeds))
-        call.cancel = turn.cancel
+        call.cancel = turn.take
         self._work.put(turn)
 
     def _after(self, outputs: Outputs, feeds: Feeds, call: Call) -> Callable[[], None]:
@@ -254,16 +254,13 @@ class _Turn:
 
     def claim(self) -> bool:
         """For the thread: whether the step is to be done."""
-        if not self._take():
+        if not self.take():
             return False
         self.call.cancel = None
         return True
 
-    def cancel(self) -> None:
+    def take(self) -> bool:
         """For the loop: the step is not done, unless it has begun."""
-        self._take()
-
-    def _take(self) -> bool:
         try:
             self._token.pop()  # atomic: exactly one taker
         except IndexError:

@@ -9,7 +9,7 @@ Source:
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -114,7 +114,8 @@ class OpenInference:
             case ["models", name, *rest]:
                 found = self._about_model(name, None, rest)
             case _:
-                raise self._nothing_there(exchange)
+                shown = exchange.path.decode("latin-1")[:200]
+                raise NotFound(f"nothing of the Open Inference Protocol is at {shown}")
         allowed = _ASKING if found is not None else _INFERRING
         if exchange.method == b"OPTIONS":
             return Message(204, b"", b"", b"allow: %b\r\n" % allowed)
@@ -150,9 +151,6 @@ class OpenInference:
                 return None
             case _:
                 raise NotFound(f'"{"/".join(rest)[:60]}" is nothing that a model is asked for here')
-
-    def _nothing_there(self, exchange: Exchange) -> NotFound:
-        return NotFound(f"nothing of the Open Inference Protocol is at {exchange.path.decode('latin-1')[:200]}")
 
     # ---- for the pipeline ---------------------------------------------------------------------------------------
 
@@ -244,15 +242,10 @@ class OpenInference:
     def view(self, exchange: Exchange) -> RequestView:
         return RequestView(exchange)
 
-    def _input(self, one: object, before: Mapping[str, Any]) -> TensorSpec:
+    def _input(self, one: Any, before: Mapping[str, Any]) -> TensorSpec:
         """What the model says of an input of the request. Raises BadBody."""
-        name = one.get("name") if isinstance(one, dict) else None
-        if not isinstance(one, dict) or not isinstance(name, str):
-            raise BadBody("each input is a JSON object with a name")
-        spec = self._inputs.get(name)
-        if spec is None:
-            names = ", ".join(f'"{known}"' for known in self._inputs)
-            raise BadBody(f'the model has no input "{name[:60]}"; it has {names}')
+        name = _name(one, "input", self._inputs)
+        spec = self._inputs[name]
         if name in before:
             raise DataError(name, "is there twice")
         datatype = one.get("datatype")
@@ -269,13 +262,8 @@ class OpenInference:
             raise BadBody('"outputs" is a list')
         found: dict[int, bool] = {}
         for one in wanted:
-            name = one.get("name") if isinstance(one, dict) else None
-            if not isinstance(one, dict) or not isinstance(name, str):
-                raise BadBody("each output is a JSON object with a name")
-            place = self._places.get(name)
-            if place is None:
-                names = ", ".join(f'"{known}"' for known in self._places)
-                raise BadBody(f'the model has no output "{name[:60]}"; it has {names}')
+            name = _name(one, "output", self._places)
+            place = self._places[name]
             if place in found:
                 raise BadBody(f'output "{name}" is asked for twice')
             if place not in self._usual:
@@ -283,6 +271,17 @@ class OpenInference:
             parameters = _parameters(one, f'output "{name}"')
             found[place] = _flag(parameters.get("binary_data", binary), "binary_data")
         return list(found.items())
+
+
+def _name(one: object, noun: str, known: Collection[str]) -> str:
+    """Of a tensor that a request names. Raises BadBody."""
+    name = one.get("name") if isinstance(one, dict) else None
+    if not isinstance(name, str):
+        raise BadBody(f"each {noun} is a JSON object with a name")
+    if name not in known:
+        names = ", ".join(f'"{other}"' for other in known)
+        raise BadBody(f'the model has no {noun} "{name[:60]}"; it has {names}')
+    return name
 
 
 def _is_tensor(spec: TensorSpec) -> bool:

@@ -445,12 +445,7 @@ class Connection(asyncio.Protocol):
         return -1 if sock is None else cast(int, sock.fileno())
 
     def peer_has_left(self) -> bool:
-        fd = self.fileno()
-        if fd < 0:
-            return True
-        poll = select.poll()
-        poll.register(fd, select.POLLRDHUP)
-        return bool(poll.poll(0))
+        return self._polled(select.POLLRDHUP) != 0
 
     # ---- asyncio.Protocol ---------------------------------------------------------------------------------------
 
@@ -754,12 +749,16 @@ class Connection(asyncio.Protocol):
 
     def _peer_is_gone(self) -> bool:
         """Whether the peer closed altogether: a unix socket tells that from half a close by POLLHUP."""
+        return self._polled(0) & (select.POLLHUP | select.POLLERR) != 0
+
+    def _polled(self, events: int) -> int:
+        """Which of these events there are, and errors; of a closed socket all."""
         fd = self.fileno()
         if fd < 0:
-            return True
+            return -1
         poll = select.poll()
-        poll.register(fd, 0)
-        return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
+        poll.register(fd, events)
+        return next((found for _, found in poll.poll(0)), 0)
 
 
 def _collect(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
