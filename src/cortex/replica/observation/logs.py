@@ -340,7 +340,7 @@ class LineWriter(io.TextIOBase):
 
     def __init__(self, log: LogFile, stream: str, fd: int) -> None:
         super().__init__()
-        self._log = log
+        self.log = log
         self._stream = stream
         self._fd = fd
         self.unfinished: dict[tuple[int, str], str] = {}
@@ -370,7 +370,7 @@ class LineWriter(io.TextIOBase):
         if any('File "' in line for line in lines):
             lines = places.readable(lines, in_pieces=True)
         for line in filter(None, lines):
-            self._log.record(self._stream, "", line, request)
+            self.log.record(self._stream, "", line, request)
 
     def writelines(self, lines: Iterable[Any], /) -> None:
         for line in lines:
@@ -389,10 +389,6 @@ class LineWriter(io.TextIOBase):
             except KeyError:
                 return
             self._record([pending], request)
-
-    def log_record(self, level: str, text: str) -> None:
-        """A record of Python's logging that was meant for this stream."""
-        self._log.record("log", level, text)
 
     def close(self) -> None:
         """Stays open: the next request prints too."""
@@ -439,9 +435,14 @@ class _BinaryWriter(io.RawIOBase):
         return True
 
 
-def _formatted(handler: logging.Handler, record: logging.LogRecord) -> str:
-    text = places.readable_text(handler.format(record))
-    return places.as_called(text) if record.exc_info else text
+def _emit(handler: logging.Handler, record: logging.LogRecord, log: LogFile) -> None:
+    try:
+        text = places.readable_text(handler.format(record))
+        log.record("log", record.levelname, places.as_called(text) if record.exc_info else text)
+    except RecursionError:
+        raise
+    except Exception:
+        handler.handleError(record)
 
 
 class RecordHandler(logging.Handler):
@@ -452,12 +453,7 @@ class RecordHandler(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._log.record("log", record.levelname, _formatted(self, record))
-        except RecursionError:
-            raise
-        except Exception:
-            self.handleError(record)
+        _emit(self, record, self._log)
 
 
 class Streams:
@@ -539,16 +535,10 @@ _emit_elsewhere = logging.StreamHandler.emit
 
 def _emit_to_stream(self: logging.StreamHandler[Any], record: logging.LogRecord) -> None:
     """`StreamHandler.emit`, except that a record meant for our stdout or stderr keeps its level and its lines."""
-    stream = self.stream
-    if not isinstance(stream, LineWriter):
+    if isinstance(self.stream, LineWriter):
+        _emit(self, record, self.stream.log)
+    else:
         _emit_elsewhere(self, record)
-        return
-    try:
-        stream.log_record(record.levelname, _formatted(self, record))
-    except RecursionError:
-        raise
-    except Exception:
-        self.handleError(record)
 
 
 # Python gives a thread no part of the context that it was started in, before 3.14 at least: what a handler's thread

@@ -110,14 +110,10 @@ class Inference:
         self._announce = announce
         self.inline = True
         """Whether `run` may be called on the loop."""
-        self._mean_s = 0.0
+        self.mean_s = 0.0
+        """Exponentially weighted mean of how long one request's run takes."""
         self._waiting: SimpleQueue[Job] = SimpleQueue()
         self._thread: threading.Thread | None = None
-
-    @property
-    def mean_s(self) -> float:
-        """Exponentially weighted mean of how long one request's run takes."""
-        return self._mean_s
 
     @property
     def waiting(self) -> int:
@@ -161,7 +157,7 @@ class Inference:
 
     def seed(self, duration_s: float) -> None:
         """Start the mean with a first measurement, of warm-up."""
-        self._mean_s = duration_s
+        self.mean_s = duration_s
         self.inline = duration_s < INLINE_BELOW_S
 
     @contextmanager
@@ -183,7 +179,7 @@ class Inference:
     def _learn(self, duration_s: float) -> None:
         if duration_s > _LONGEST_S:
             duration_s = _LONGEST_S
-        mean_s = self._mean_s = self._mean_s + _WEIGHT * (duration_s - self._mean_s)
+        mean_s = self.mean_s = self.mean_s + _WEIGHT * (duration_s - self.mean_s)
         if self.inline:
             if mean_s > INLINE_BELOW_S:
                 self.inline = False
