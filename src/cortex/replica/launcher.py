@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast, get_args
 
 import msgspec
 
@@ -463,12 +463,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="cortex-launcher", description="Forks replicas. Run by the agent.")
     parser.add_argument("--socket", required=True, type=Path, help="unix socket to listen on")
     parser.add_argument("--home", required=True, help="shown in the process title")
-    parser.add_argument("--backend", required=True, choices=("onnx", "tensorflow"))
+    parser.add_argument("--backend", required=True, choices=get_args(Runtime))
     parser.add_argument("--key", default="", help="what this launcher is for; shown by `ps`")
     options = parser.parse_args(arguments)
     if not sys.flags.safe_path and sys.path and sys.path[0] == os.getcwd():
         del sys.path[0]  # put there by `-m`: users' code must not import from wherever we were started
-    backend: Literal["onnx", "tensorflow"] = options.backend
+    backend: Runtime = options.backend
     is_whole = _try_to_preload(backend)
     isolation.set_title("cortex-launcher", options.home, backend)
     try:

@@ -231,11 +231,8 @@ def _header(path: str) -> tuple[ModelHeader | None, ModelError | None]:
     except OSError as error:
         raise ModelUnreadable(os.path.basename(path), error.strerror or str(error)) from error
     except ValueError as error:
-        return None, ModelUnreadable(os.path.basename(path), str(error), hint=_reexport_hint(str(error)))
-
-
-def _reexport_hint(reason: str) -> str:
-    return "" if ":" in reason else "export the model again and deploy that file"
+        hint = "" if ":" in str(error) else "export the model again and deploy that file"
+        return None, ModelUnreadable(os.path.basename(path), str(error), hint=hint)
 
 
 def _options(header: ModelHeader | None, threads: int) -> Any:

@@ -92,6 +92,7 @@ class Condition:
     def status(self) -> ReplicaStatus:
         now_s = perf_counter()
         oldest_s, overdue, count = self._look_at_requests(now_s)
+        most_rows = self.batching.most_rows
         serving = self.phase in (Phase.READY, Phase.DRAINING) and not self.ending
         return ReplicaStatus(
             replica=self.spec.replica,
@@ -114,14 +115,8 @@ class Condition:
             warnings=self.warnings,
             batching=self.batching.state(),
             counts=self.counts,
-            facts=self._facts(),
+            facts={**self.facts, "batching": most_rows > 1, "largest_batch": most_rows} if self.facts else {},
         )
-
-    def _facts(self) -> dict[str, Any]:
-        if not self.facts:
-            return {}
-        most_rows = self.batching.most_rows
-        return {**self.facts, "batching": most_rows > 1, "largest_batch": most_rows}
 
     def has_in_hand(self, request: str) -> bool:
         """Whether a request of this id is being worked on."""
