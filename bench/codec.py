@@ -22,9 +22,9 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from cortex.replica.backends import base
-from cortex.replica.protocols.codec import Decoder
-from cortex.replica.protocols.results import encode
-from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.bodies.codec import Decoder
+from cortex.replica.bodies.results import encode
+from cortex.replica.tensors.conversion import Converter
 
 BODY = b"[5.1, 3.5, 1.4, 0.2]"
 CALLS_A_ROUND = 500
@@ -81,7 +81,7 @@ def main() -> None:
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     decode = Decoder(has_pre_inference=False).decode
-    convert = build_converter(backend.signature).convert
+    convert = Converter(backend.signature).convert
     sample = decode(BODY, "application/json")
     feeds = convert(sample)
     outputs = backend.run(feeds)

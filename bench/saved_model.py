@@ -27,9 +27,9 @@ from pathlib import Path
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 from cortex.replica.backends import base
-from cortex.replica.protocols.codec import Decoder
-from cortex.replica.protocols.results import encode
-from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.bodies.codec import Decoder
+from cortex.replica.bodies.results import encode
+from cortex.replica.tensors.conversion import Converter
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "integration" / "replica"))
@@ -68,7 +68,7 @@ def print_calls(seconds: float) -> None:
     import tensorflow as tf
 
     tf.get_logger().setLevel("ERROR")
-    decode, convert = Decoder(has_pre_inference=False).decode, build_converter(backend.signature).convert
+    decode, convert = Decoder(has_pre_inference=False).decode, Converter(backend.signature).convert
     sample = decode(BODY, "application/json")
     feeds = convert(sample)
     outputs = backend.run(feeds)

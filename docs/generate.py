@@ -19,8 +19,8 @@ import cortex
 from cortex.cli import reference
 from cortex.ingress.configuration import Refusal
 from cortex.packages.requirements import REFERENCES as REQUIREMENTS
-from cortex.replica.protocols.codec import BadBody
-from cortex.replica.protocols.faults import STATUS
+from cortex.replica.bodies.codec import BadBody
+from cortex.replica.transport.faults import STATUS
 from cortex.settings import SETTINGS
 from cortex.spec.effects import EFFECTS, NOT_IN_EFFECT_YET
 from cortex.spec.models import BLOCKS, FLAT_FORM, RESOURCES

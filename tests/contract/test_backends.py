@@ -15,9 +15,9 @@ import pytest
 from cortex.replica.backends import base
 from cortex.replica.backends.base import InferenceFailed, ModelError
 from cortex.replica.backends.made_up_feeds import accepted_feeds
+from cortex.replica.bodies.results import encode
 from cortex.replica.inspection.trial import try_rows
-from cortex.replica.protocols.results import encode
-from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.tensors.conversion import Converter
 
 
 class OnnxModels:
@@ -140,7 +140,7 @@ def load(kit):
 
 
 def feeds(backend, sample):
-    return build_converter(backend.signature, takes_bytes=backend.takes_bytes).convert(sample)
+    return Converter(backend.signature, takes_bytes=backend.takes_bytes).convert(sample)
 
 
 def answer(backend, sample):

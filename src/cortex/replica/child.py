@@ -16,7 +16,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from functools import partial
 from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -30,14 +29,15 @@ from cortex.replica.handler import offspring
 from cortex.replica.handler.background import Background
 from cortex.replica.handler.ending import Ending, end_descendants, signal_descendants
 from cortex.replica.handler.hooks import Handler, HandlerError, LifeHook, load_handler, run_on_start
-from cortex.replica.observation import logs, places, secrecy
+from cortex.replica.inspection.rehearsal import Rehearsal
+from cortex.replica.inspection.warmup import SampleRefused, WarmUp
+from cortex.replica.observation import logs, places
 from cortex.replica.observation.stats import Counters, StatsWriter, write_last_words
 from cortex.replica.observation.tracebacks import format_fault, one_line
 from cortex.replica.observation.tracker import Tracker
 from cortex.replica.prediction.inference import Inference
 from cortex.replica.prediction.pipeline import Pipeline
-from cortex.replica.prediction.predictors import build_predictor, hide_loop
-from cortex.replica.prediction.warmup import SampleRefused, WarmUp
+from cortex.replica.prediction.predictors import Around, build_predictor, hide_loop
 from cortex.replica.process import isolation
 from cortex.replica.process.condition import Condition
 from cortex.replica.process.control import Control
@@ -45,7 +45,6 @@ from cortex.replica.process.surroundings import Surroundings, settle
 from cortex.replica.protocols import open_inference
 from cortex.replica.protocols.cortex import CortexProtocol
 from cortex.replica.protocols.open_inference import OpenInference
-from cortex.replica.transport.rehearsal import ServiceRehearsal
 from cortex.replica.transport.server import Server
 from cortex.replica.transport.service import Service
 from cortex.wire.launch import ENDING_S, MOST_ENDING_S, ReplicaSpec
@@ -54,7 +53,7 @@ from cortex.wire.secrecy import unpacked
 from cortex.wire.stats import LastWords
 
 if TYPE_CHECKING:  # imported only where traces are asked for: it takes half a second
-    from cortex.replica.observation.tracing import Tracing
+    from cortex.replica.tracing import Tracing
 
 EXIT_EXPLAINED = 3
 """The build cannot be served as it is; the problem says why, and the same build would fail again."""
@@ -103,19 +102,32 @@ class SignalRelay:
                 signal.signal(number, self)
 
 
-class LoadedBefore(NamedTuple):
-    """Model and handler, of a process that had them before it became a replica."""
+class Begun(NamedTuple):
+    """What stands ready for users' code; and what was loaded since, in a process that then became a replica."""
 
-    backend: base.Backend
-    handler: Handler | None
     loop: asyncio.AbstractEventLoop
-    """The one that was current while the handler was imported."""
+    """The one that is current while the handler is imported."""
     background: Background
-    """Watches that loop and, since before the import, executors."""
+    """Watches that loop and executors."""
     relay: SignalRelay
     descriptors: Mapping[int, str]
     """Ours, of the time before (`offspring.Ours`)."""
-    load_s: float
+    backend: base.Backend | None = None
+    handler: Handler | None = None
+    load_s: float = 0.0
+
+
+def begin(here: Surroundings) -> Begun:
+    """Make ready for users' code, none of which has run yet."""
+    loop = uvloop.new_event_loop()
+    background = Background(
+        tell=lambda level, text, request: here.log.record("log", level, text, request),
+        project_dir=here.spec.project_dir,
+    )
+    if here.spec.handler is not None:
+        background.watch_executors()
+        background.watch_loop(loop)
+    return Begun(loop, background, SignalRelay(), offspring.own_descriptors())
 
 
 def live(spec: ReplicaSpec, *, slot_fd: int, control_fd: int, secrets_fd: int | None = None) -> NoReturn:
@@ -129,14 +141,12 @@ def live(spec: ReplicaSpec, *, slot_fd: int, control_fd: int, secrets_fd: int | 
             open_log=lambda: logs.LogFile(spec.log_path, spec.attempt),
             title=_title(spec),
         )
-        return _Replica(surroundings, slot_fd=slot_fd, control_fd=control_fd).run()
+        return _Replica(surroundings, begin(surroundings), slot_fd=slot_fd, control_fd=control_fd).run()
 
     _live(run)
 
 
-def go_on(
-    surroundings: Surroundings, loaded: LoadedBefore, spec: ReplicaSpec, *, slot_fd: int, control_fd: int
-) -> NoReturn:
+def go_on(surroundings: Surroundings, begun: Begun, spec: ReplicaSpec, *, slot_fd: int, control_fd: int) -> NoReturn:
     """
     Be this replica from now on. Called in a child that has all of it loaded; does not return.
 
@@ -150,7 +160,7 @@ def go_on(
         isolation.set_title(*_title(spec))
         isolation.move_import_folder(surroundings.spec.scratch, spec.scratch)
         view = surroundings.view._replace(spec=spec)
-        return _Replica(surroundings._replace(view=view), slot_fd=slot_fd, control_fd=control_fd, loaded=loaded).run()
+        return _Replica(surroundings._replace(view=view), begun, slot_fd=slot_fd, control_fd=control_fd).run()
 
     _live(run)
 
@@ -172,22 +182,13 @@ def _live(run: Callable[[], int]) -> NoReturn:
         os._exit(code)
 
 
-def _told(problem: Problem) -> Problem:
-    """A problem without secrets, and with files named as their owner calls them."""
-    return places.as_told(secrecy.masked_problem(problem))
-
-
 class _Replica:
-    def __init__(
-        self, surroundings: Surroundings, *, slot_fd: int, control_fd: int, loaded: LoadedBefore | None = None
-    ) -> None:
+    def __init__(self, surroundings: Surroundings, begun: Begun, *, slot_fd: int, control_fd: int) -> None:
         self._view, self._log, self._streams = surroundings
         self._spec = spec = surroundings.spec
-        self._loaded = loaded
-        self._not_ours = set[int]()
-        """Descriptors that users' code may have opened."""
-        if loaded is not None:
-            self._not_ours = offspring.own_descriptors().keys() - {slot_fd, control_fd}
+        self._begun = begun
+        self._before = offspring.own_descriptors().keys() - {slot_fd, control_fd}
+        """Descriptors that users' code may have opened, unless they are in `begun`."""
         self._slot = socket.socket(fileno=slot_fd)
         self._condition = Condition(spec)
         self._counters = Counters()
@@ -204,27 +205,16 @@ class _Replica:
         self._ends: Ending | None = None
         """While the handler's code is being ended."""
         self._tracing: Tracing | None = None
-        self._idle_loop: asyncio.AbstractEventLoop = uvloop.new_event_loop() if loaded is None else loaded.loop
+        self._idle_loop = begun.loop
         """The one that is current while the other one serves, see `_give_loop`."""
-        self._loop: asyncio.AbstractEventLoop = self._idle_loop
-        """The one that serves."""
-        if spec.handler is not None:
-            self._loop = uvloop.new_event_loop()
-        self._handlers_loop = self._idle_loop
-        if loaded is not None:
-            self._background = loaded.background
-        else:
-            self._background = Background(
-                tell=lambda level, text, request: self._log.record("log", level, text, request),
-                project_dir=spec.project_dir,
-            )
-            if spec.handler is not None:
-                self._background.watch_executors()
-                self._background.watch_loop(self._idle_loop)
+        self._loop = self._handlers_loop = begun.loop
+        """The one that serves, and the handler's."""
+        self._background = begun.background
         self._background.is_in_hand = self._condition.has_in_hand
         if spec.handler is not None:
+            self._loop = uvloop.new_event_loop()
             self._background.watch_loop(self._loop)
-        self._relay = SignalRelay() if loaded is None else loaded.relay
+        self._relay = begun.relay
         self._control = Control(
             self._condition,
             listener=socket.socket(fileno=control_fd),
@@ -240,13 +230,12 @@ class _Replica:
 
     def run(self) -> int:
         """Load, warm up, serve. Returns the exit code when that failed; otherwise does not return."""
-        before = {} if self._loaded is None else self._loaded.descriptors
         by_now = offspring.own_descriptors()
         offspring.set_apart(
             offspring.Ours(
                 title=isolation.child_title(self._spec),
                 project_dir=self._spec.project_dir,
-                descriptors={**before, **{fd: by_now[fd] for fd in by_now.keys() - self._not_ours}},
+                descriptors={**self._begun.descriptors, **{fd: by_now[fd] for fd in by_now.keys() - self._before}},
                 sockets=[self._slot.getsockname(), self._control.address],
                 loops=[self._loop, self._idle_loop],
                 handlers=[self._relay],
@@ -278,11 +267,13 @@ class _Replica:
     def _serve(self) -> None:
         spec, condition = self._spec, self._condition
         started_s = perf_counter()
-        loaded_s = 0.0 if self._loaded is None else self._loaded.load_s
         self._start_tracing()  # before the handler, which may add spans of its own
         handler = self._load_handler()
         loop = self._loop
-        backend = self._load_model()
+        backend = self._begun.backend
+        if backend is None:
+            condition.report("loading the model")
+            backend = base.load_for(spec)
         tracker = None
         if spec.tracker is not None:
             tracker = Tracker(
@@ -296,9 +287,7 @@ class _Replica:
         make_service: Callable[..., Service] = Service
         make_pipeline: Callable[..., Pipeline] = Pipeline
         if self._tracing is not None:
-            from cortex.replica.transport.traced import TracedService
-
-            make_service, make_pipeline = partial(TracedService, self._tracing), self._tracing.pipeline
+            make_service, make_pipeline = self._tracing.service, self._tracing.pipeline
         pipeline = make_pipeline(backend, handler, tracks=tracker is not None)
         inference = Inference(
             backend.run,
@@ -334,13 +323,9 @@ class _Replica:
             project_dir=spec.project_dir,
         )
         predictor = build_predictor(
-            pipeline,
-            inference,
+            Around(pipeline, inference, service, loop, self._streams),
             is_async=handler is not None and handler.is_async,
             concurrency=spec.concurrency,
-            desk=service,
-            loop=loop,
-            streams=self._streams,
         )
         service.predictor = predictor
         service.hint = self._view.hint
@@ -355,11 +340,11 @@ class _Replica:
             has_hooks=pipeline.has_hooks,
             inference=inference,
             tracker=tracker,
-            rehearsal=ServiceRehearsal(service, predictor, loop),
+            rehearsal=Rehearsal(service, predictor, loop),
         )
         protocol.introduction = warm_up.run()
         warnings = [*warm_up.warnings, *([self._view.warning] if self._view.warning is not None else [])]
-        for warning in map(_told, warnings):
+        for warning in map(places.as_told, warnings):
             condition.warn(warning)
             self._say("WARNING", warning.message)
         server = Server(
@@ -374,7 +359,7 @@ class _Replica:
         with self._lock:
             self._server = server
         condition.facts = {
-            "load_ms": round((perf_counter() - started_s + loaded_s) * 1000, 1),
+            "load_ms": round((perf_counter() - started_s + self._begun.load_s) * 1000, 1),
             "model_us": round(inference.mean_s * 1e6, 1),
             "inline": inference.inline,
         }
@@ -397,7 +382,7 @@ class _Replica:
             return
         self._condition.report("starting traces")
         try:
-            from cortex.replica.observation.tracing import Tracing
+            from cortex.replica.tracing import Tracing
 
             self._tracing = Tracing(self._spec, os.environ)
         except ImportError as error:
@@ -406,20 +391,13 @@ class _Replica:
         except Exception as error:
             self._say("WARNING", f"OTEL_… variables ask for traces, but there will be none: {one_line(error)}")
 
-    def _load_model(self) -> base.Backend:
-        if self._loaded is not None:
-            return self._loaded.backend
-        self._condition.report("loading the model")
-        return base.load_for(self._spec)
-
     def _load_handler(self) -> Handler | None:
         spec = self._spec
         if spec.handler is None or spec.project_dir is None:
             isolation.enter_project(spec)
             return None
-        if self._loaded is not None and self._loaded.handler is not None:
-            handler = self._loaded.handler
-        else:
+        handler = self._begun.handler
+        if handler is None:
             isolation.enter_project(spec)
             self._condition.report(f"importing {spec.handler}")
             asyncio.set_event_loop(self._idle_loop)
@@ -452,7 +430,7 @@ class _Replica:
     def _fail(self, problem: Problem, *, permanent: bool, code: int) -> int:
         """Say why, to those who listen, to the log, and in writing."""
         self._ending = True
-        problem = _told(problem)
+        problem = places.as_told(problem)
         write_last_words(self._spec, LastWords(problem=problem, permanent=permanent))
         text = f"{problem.reference}: {problem.message}"
         # What failed in the rehearsal was logged with its traceback as any request's is.

@@ -21,7 +21,6 @@ from cortex import polling, processes
 from cortex.errors import CortexError
 from cortex.replica.launcher import preload
 from cortex.replica.process import isolation
-from cortex.wire.build import Runtime
 from cortex.wire.launch import Inspect, InspectReport
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
@@ -31,8 +30,15 @@ def main() -> int:
     """Returns the exit code: 0 if a report was written, whatever it says."""
     output = os.dup(_STDOUT)
     os.dup2(_STDERR, _STDOUT)  # whatever libraries print is no part of the report
-    request = msgspec.json.decode(_read_line(_STDIN), type=Inspect)
-    report = _missing(request.spec.runtime) or _look(request)
+    with open(_STDIN, "rb", buffering=0, closefd=False) as stdin:  # nothing is taken in that `poll` would wait for
+        request = msgspec.json.decode(stdin.readline(), type=Inspect)
+    report: InspectReport | None
+    try:
+        preload(request.spec.runtime)
+    except CortexError as error:  # models of this kind cannot be run here
+        report = InspectReport(problems=(error.problem(),))
+    else:
+        report = _look(request)
     if report is None:
         return 1
     with open(output, "wb") as stream:
@@ -40,22 +46,13 @@ def main() -> int:
     return 0
 
 
-def _missing(runtime: Runtime) -> InspectReport | None:
-    """What there is to say if models of a format cannot be run here; None if they can. Imports what runs them."""
-    try:
-        preload(runtime)
-    except CortexError as error:
-        return InspectReport(problems=(error.problem(),))
-    return None
-
-
 def _look(request: Inspect) -> InspectReport | None:
     """Fork the child and wait for its report; None if nobody waits for it any more."""
-    from cortex.replica.inspection.findings import Inspection
+    from cortex.replica.inspected import Inspection
 
     isolation.set_title("cortex-inspector", request.spec.home)
     processes.become_subreaper()
-    inspection = Inspection.start(request, fork=os.fork, asked_by=None, now_s=time.monotonic())
+    inspection = Inspection(request, fork=os.fork, asked_by=None, now_s=time.monotonic())
     ended = os.pidfd_open(inspection.pid)
     is_wanted = True
     while True:
@@ -79,17 +76,6 @@ def _look(request: Inspect) -> InspectReport | None:
     inspection.exit_code = os.waitstatus_to_exitcode(status)
     report = inspection.finish()
     return report if is_wanted else None
-
-
-def _read_line(descriptor: int) -> bytes:
-    """Unbuffered, so that nothing is taken in that `poll` would wait for."""
-    line = b""
-    while not line.endswith(b"\n"):
-        data = os.read(descriptor, 65536)
-        if not data:
-            break
-        line += data
-    return line
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast, get_args
 
 import msgspec
 
@@ -52,7 +52,7 @@ from cortex.wire.launch import (
 )
 
 if TYPE_CHECKING:  # imported by `preload`, once the variables are right
-    from cortex.replica.inspection.findings import Inspection
+    from cortex.replica.inspected import Inspection
 
 IDLE_EXIT_S = 60.0
 INSPECTIONS_AT_ONCE = 8
@@ -315,7 +315,7 @@ class LauncherLoop:
     # ---- inspections --------------------------------------------------------------------------------------------
 
     def _start_inspections(self) -> None:
-        from cortex.replica.inspection import findings
+        from cortex.replica.inspected import Inspection
 
         while (place := self._next_in_turn()) is not None:
             agent, request, fds = self._queued.pop(place)
@@ -325,7 +325,7 @@ class LauncherLoop:
             if self._complete_preload is not None and self._complete_preload():
                 self._complete_preload = None
             try:
-                started = findings.Inspection.start(
+                started = Inspection(
                     request,
                     fork=_fork_now,
                     asked_by=agent,
@@ -406,7 +406,7 @@ def _try_to_preload(backend: Runtime) -> bool:
 
 
 _PRELOADED = (
-    *("cortex.lib.log", "cortex.replica.child", "cortex.replica.inspection.findings"),
+    *("cortex.lib.log", "cortex.replica.child", "cortex.replica.inspected"),
     # What these import only when it is first needed.
     *("numpy.ma", "numpy.random", "encodings.idna", "encodings.latin_1", "concurrent.futures.thread"),
 )
@@ -463,12 +463,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="cortex-launcher", description="Forks replicas. Run by the agent.")
     parser.add_argument("--socket", required=True, type=Path, help="unix socket to listen on")
     parser.add_argument("--home", required=True, help="shown in the process title")
-    parser.add_argument("--backend", required=True, choices=("onnx", "tensorflow"))
+    parser.add_argument("--backend", required=True, choices=get_args(Runtime))
     parser.add_argument("--key", default="", help="what this launcher is for; shown by `ps`")
     options = parser.parse_args(arguments)
     if not sys.flags.safe_path and sys.path and sys.path[0] == os.getcwd():
         del sys.path[0]  # put there by `-m`: users' code must not import from wherever we were started
-    backend: Literal["onnx", "tensorflow"] = options.backend
+    backend: Runtime = options.backend
     is_whole = _try_to_preload(backend)
     isolation.set_title("cortex-launcher", options.home, backend)
     try:

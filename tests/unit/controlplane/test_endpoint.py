@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cortex.controlplane.endpoint import describe_endpoint, prediction_schema, sample_schema
-from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.tensors.conversion import Converter
 from cortex.replica.tensors.mismatch import InputMismatch
 from cortex.wire.operator import ApiStatus, Status
 from cortex.wire.signature import Signature, TensorSpec
@@ -123,7 +123,7 @@ def test_the_document_takes_what_the_replica_takes(spec, value, named):
     value = orjson.loads(orjson.dumps({"x": value} if named else value))
     takes = valid(sample_schema((spec,)), value)
     try:
-        build_converter(Signature((spec,), ())).convert(value)
+        Converter(Signature((spec,), ())).convert(value)
     except InputMismatch:
         inner = value["x"] if isinstance(value, dict) and "x" in value else value
         assume(shape_of(inner) is not None and spec.shape is not None)

@@ -21,27 +21,16 @@ class Backend(Protocol):
     """
 
     takes_bytes: ClassVar[bool]
-    """Whether text inputs may hold bytes that are not UTF-8; for `tensors.build_converter`."""
+    """Whether text inputs may hold bytes that are not UTF-8; for `tensors.Converter`."""
 
-    @property
-    def signature(self) -> Signature:
-        """Inputs and outputs, in model order."""
-        ...
-
-    @property
-    def metadata_inputs(self) -> Any:
-        """What `pre_inference` gets as `metadata`."""
-        ...
-
-    @property
-    def metadata_outputs(self) -> Any:
-        """What `post_inference` gets as `metadata`."""
-        ...
-
-    @property
-    def runtime(self) -> str:
-        """What executes it, e.g. `onnxruntime 1.32.0, cpu, 2 threads`: another may round otherwise."""
-        ...
+    signature: Signature
+    """Inputs and outputs, in model order."""
+    metadata_inputs: Any
+    """What `pre_inference` gets as `metadata`."""
+    metadata_outputs: Any
+    """What `post_inference` gets as `metadata`."""
+    runtime: str
+    """What executes it, e.g. `onnxruntime 1.32.0, cpu, 2 threads`: another may round otherwise."""
 
     def run(self, feeds: Mapping[str, Any]) -> Sequence[Any]:
         """

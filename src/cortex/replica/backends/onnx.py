@@ -94,14 +94,17 @@ class OnnxBackend:
     def __init__(self, session: Any, header: ModelHeader | None = None, *, runtime: str = "") -> None:
         self.runtime = runtime
         self._session = session
-        self._inputs: list[Any] = session.get_inputs()
-        self._outputs: list[Any] = session.get_outputs()
-        self._signature = _signature(self._inputs, self._outputs, header, session.get_overridable_initializers())
-        self._names = [output.name for output in self._outputs]
+        self.metadata_inputs: list[Any] = session.get_inputs()
+        """onnxruntime's `NodeArg`s: `.name`, `.type`, `.shape`."""
+        self.metadata_outputs: list[Any] = session.get_outputs()
+        self.signature = _signature(
+            self.metadata_inputs, self.metadata_outputs, header, session.get_overridable_initializers()
+        )
+        self._names = [output.name for output in self.metadata_outputs]
         self._positions = {name: index for index, name in enumerate(self._names)}
-        given = {arg.name for arg in self._inputs}
-        self._optional = [spec.name for spec in self._signature.inputs if spec.optional and spec.name in given]
-        outputs = list(enumerate(self._signature.outputs))
+        given = {arg.name for arg in self.metadata_inputs}
+        self._optional = [spec.name for spec in self.signature.inputs if spec.optional and spec.name in given]
+        outputs = list(enumerate(self.signature.outputs))
         maps = [(place, spec) for place, spec in outputs if spec.kind in ("map", "sequence_of_maps")]
         self._maps_of_float32 = [place for place, spec in maps if spec.dtype == "float32"]
         self._maps_by_number = [place for place, spec in maps if spec.key_dtype == "int64"]
@@ -109,20 +112,6 @@ class OnnxBackend:
         self._options = ort.RunOptions()
         self._options.log_severity_level = _SEVERITY_FATAL
         self._run = self._runner()
-
-    @property
-    def signature(self) -> Signature:
-        return self._signature
-
-    @property
-    def metadata_inputs(self) -> list[Any]:
-        """onnxruntime's `NodeArg`s: `.name`, `.type`, `.shape`."""
-        return self._inputs
-
-    @property
-    def metadata_outputs(self) -> list[Any]:
-        """As `metadata_inputs`."""
-        return self._outputs
 
     def run(self, feeds: Mapping[str, Any]) -> Sequence[Any]:
         """
@@ -164,7 +153,7 @@ class OnnxBackend:
         (bench/codec.py), so the object below it is called where it exists.
         """
         direct: Callable[[list[str], Any, Any], Sequence[Any]] = getattr(self._session, "_sess", self._session).run
-        specs = (*self._signature.inputs, *self._signature.outputs)
+        specs = (*self.signature.inputs, *self.signature.outputs)
         if any(spec.dtype == "bfloat16" for spec in specs):
             return self._run_bfloat16
         if self._optional:
@@ -174,7 +163,7 @@ class OnnxBackend:
 
     def _run_bfloat16(self, names: list[str], feeds: Mapping[str, Any], options: Any) -> list[Any]:
         """Run through `OrtValue`s, which hold what numpy has no type for. Tensors only."""
-        types = {spec.name: spec.dtype for spec in self._signature.inputs}
+        types = {spec.name: spec.dtype for spec in self.signature.inputs}
         values = {name: _ort_value(feed, types[name]) for name, feed in feeds.items()}
         return [_from_ort_value(value) for value in self._session.run_with_ort_values(names, values, options)]
 
@@ -242,11 +231,8 @@ def _header(path: str) -> tuple[ModelHeader | None, ModelError | None]:
     except OSError as error:
         raise ModelUnreadable(os.path.basename(path), error.strerror or str(error)) from error
     except ValueError as error:
-        return None, ModelUnreadable(os.path.basename(path), str(error), hint=_reexport_hint(str(error)))
-
-
-def _reexport_hint(reason: str) -> str:
-    return "" if ":" in reason else "export the model again and deploy that file"
+        hint = "" if ":" in str(error) else "export the model again and deploy that file"
+        return None, ModelUnreadable(os.path.basename(path), str(error), hint=hint)
 
 
 def _options(header: ModelHeader | None, threads: int) -> Any:
@@ -327,9 +313,7 @@ def _load_error(path: str, error: Exception) -> ModelError:
     short = re.search(r"External initializer: (\S+) .*out of bounds", text)
     if short:
         reason = f"the weights of {short[1]} reach beyond the end of their file"
-        return ModelUnreadable(
-            os.path.basename(path), reason, hint=f"copy {name} and the files of its weights again, from one export"
-        )
+        return ModelUnreadable(name, reason, hint=f"copy {name} and the files of its weights again, from one export")
     locale = _MISSING_LOCALE.search(text)
     if locale:
         return ModelUnreadable(
@@ -340,10 +324,8 @@ def _load_error(path: str, error: Exception) -> ModelError:
         )
     unsupported = re.search(r"MLDataType for: (\S+) is not currently registered", text)
     if unsupported:
-        return ModelUnreadable(
-            os.path.basename(path), f"it uses {unsupported[1]}, which onnxruntime has no support for"
-        )
-    return ModelUnreadable(os.path.basename(path), _reason(error), hint="check it with onnx.checker.check_model(path)")
+        return ModelUnreadable(name, f"it uses {unsupported[1]}, which onnxruntime has no support for")
+    return ModelUnreadable(name, _reason(error), hint="check it with onnx.checker.check_model(path)")
 
 
 _UNKNOWN_OPERATOR: Final = tuple(
@@ -362,7 +344,7 @@ def _missing_weights(path: str, name: str) -> ModelError | None:
     try:
         files = external_files(path)
     except ValueError as error:
-        return ModelUnreadable(os.path.basename(path), str(error))
+        return ModelUnreadable(name, str(error))
     for file in files:
         if not Path(path).parent.joinpath(file).is_file():
             return WeightsFileMissing(name, file)

@@ -110,32 +110,33 @@ class TensorFlowBackend:
         served, left_out = _readable(signatures[choice.key], definition)
         self.runtime = runtime
         self._session = session
-        self._signature = Signature(
+        self.signature = Signature(
             inputs=tuple(served.inputs.values()), outputs=tuple(served.outputs.values()), key=choice.key
         )
         self._refuse_unsupported(definition)
-        self._metadata = dict(signatures)
+        self.metadata_inputs = self.metadata_outputs = dict(signatures)
+        """Every signature that is for serving, by key."""
         self.signature_keys = tuple(signatures)
         self.notes: tuple[str, ...] = (*((choice.note,) if choice.note else ()), *left_out)
-        self._names = tuple(spec.name for spec in self._signature.outputs)
-        self._rows = tuple(spec.name for spec in self._signature.inputs if _may_have_rows(spec))
+        self._names = tuple(spec.name for spec in self.signature.outputs)
+        self._rows = tuple(spec.name for spec in self.signature.inputs if _may_have_rows(spec))
         self._droppable = tuple(
             spec.name
-            for spec in self._signature.outputs
+            for spec in self.signature.outputs
             if spec.shape is None or (len(spec.shape) >= 2 and not isinstance(spec.shape[0], int))
         )
         self._row_by_row: tuple[str, ...] | None = None if self._rows and self._droppable else ()
         """Outputs whose dimension 0 was seen to be the batch; None as long as nothing could be seen."""
         self._of_one_row = tuple(
-            spec.name for spec in self._signature.outputs if self._has_one_row(spec, definition.outputs[spec.name])
+            spec.name for spec in self.signature.outputs if self._has_one_row(spec, definition.outputs[spec.name])
         )
         """Outputs whose dimension 0 is always 1."""
-        self._scalars = tuple(spec.name for spec in self._signature.outputs if not spec.shape)
+        self._scalars = tuple(spec.name for spec in self.signature.outputs if not spec.shape)
         """Outputs that have no dimension, or may have none."""
 
-        parts = [(spec, ragged.get(spec.name, (spec.name,))) for spec in self._signature.inputs]
+        parts = [(spec, ragged.get(spec.name, (spec.name,))) for spec in self.signature.inputs]
         fed = [definition.inputs[key].name for _, keys in parts for key in keys]
-        given = [definition.outputs[spec.name].name for spec in self._signature.outputs]
+        given = [definition.outputs[spec.name].name for spec in self.signature.outputs]
         fetched = [name for name in dict.fromkeys(given) if name not in fed]
         # A signature of TensorFlow 1 may hand an input through, which a session refuses to fetch.
         places = {name: place for place, name in enumerate([*fetched, *fed])}
@@ -147,23 +148,9 @@ class TensorFlowBackend:
         )
         self._takers = tuple(
             (places[name], _TAKERS.get(spec.dtype, np.array))
-            for name, spec in zip(given, self._signature.outputs, strict=True)
+            for name, spec in zip(given, self.signature.outputs, strict=True)
         )
         self._call: Callable[..., Sequence[Any]] = _callable(session, fed, fetched)
-
-    @property
-    def signature(self) -> Signature:
-        return self._signature
-
-    @property
-    def metadata_inputs(self) -> Mapping[str, SignatureDef]:
-        """Every signature that is for serving, by key."""
-        return self._metadata
-
-    @property
-    def metadata_outputs(self) -> Mapping[str, SignatureDef]:
-        """As `metadata_inputs`."""
-        return self._metadata
 
     def run(self, feeds: Mapping[str, Any]) -> Sequence[Any]:
         """
@@ -244,8 +231,8 @@ class TensorFlowBackend:
 
     def _refuse_unsupported(self, definition: Any) -> None:
         for specs, tensors, is_input in (
-            (self._signature.inputs, definition.inputs, True),
-            (self._signature.outputs, definition.outputs, False),
+            (self.signature.inputs, definition.inputs, True),
+            (self.signature.outputs, definition.outputs, False),
         ):
             for spec in specs:
                 if (kind := _unsupported(spec, tensors[spec.name])) is not None:

@@ -111,24 +111,24 @@ class Background:
             last: there will be no other look.
         """
         with self._looking:
-            self._look(last=last)
-
-    def _look(self, *, last: bool) -> None:
-        now_s = self._clock_s()
-        told = 0
-        for _ in range(len(self._ended)):
-            one = self._ended.popleft()
-            if not _is_unseen(one.work):
-                continue
-            if not last and (now_s < one.due_s or (one.request and self.is_in_hand(one.request))):
-                self._ended.append(one)
-                continue
-            told += 1
-            if told <= MOST_AT_ONCE:
-                self._tell("ERROR", self._text(one.work), one.request)
-            _note_seen(one.work)
-        if told > MOST_AT_ONCE:
-            self._tell("ERROR", f"{told - MOST_AT_ONCE} more exceptions in the background that nobody looked at", "")
+            now_s = self._clock_s()
+            told = 0
+            for _ in range(len(self._ended)):
+                one = self._ended.popleft()
+                if not _is_unseen(one.work):
+                    continue
+                if not last and (now_s < one.due_s or (one.request and self.is_in_hand(one.request))):
+                    self._ended.append(one)
+                    continue
+                told += 1
+                if told <= MOST_AT_ONCE:
+                    self._tell("ERROR", self._text(one.work), one.request)
+                if isinstance(one.work, asyncio.Future):
+                    one.work.exception()  # asyncio does not tell of it once more when it is collected
+            if told > MOST_AT_ONCE:
+                self._tell(
+                    "ERROR", f"{told - MOST_AT_ONCE} more exceptions in the background that nobody looked at", ""
+                )
 
     def _new_task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **options)
@@ -156,9 +156,3 @@ def _is_unseen(work: _Work) -> bool:
         return bool(getattr(work, "_log_traceback", False))  # cleared by `result`, `exception` and `await`
     failed = not work.cancelled() and getattr(work, "_exception", None) is not None
     return failed and not getattr(work, "_looked_at", False)
-
-
-def _note_seen(work: _Work) -> None:
-    """So that asyncio does not tell of it once more when it is collected."""
-    if isinstance(work, asyncio.Future):
-        work.exception()

@@ -22,13 +22,13 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import CoroutineType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from cortex.errors import CortexError, Problem, RequestError
+from cortex.replica.calls import Call
 from cortex.replica.handler import importing, offspring
 from cortex.replica.handler.intended import HOOKS, LIFE_HOOKS, HookName, LifeHookName, find_slip
 from cortex.replica.observation.tracebacks import format_user_traceback, one_line, user_location
-from cortex.replica.prediction.calls import Call
 from cortex.wire.cloud import leads_to_clouds
 
 _VALUE = {"pre_inference": "sample", "post_inference": "prediction"}
@@ -72,20 +72,11 @@ class HandlerError(CortexError):
     """
 
     def __init__(self, reference: str, message: str, *, where: str = "", hint: str = "", trace: str = "") -> None:
-        self.problem_reference = reference
-        self.where = where
-        self.hint = hint
-        self.trace = trace
+        self._problem = Problem(reference=reference, message=message, where=where, hint=hint, traceback=trace)
         super().__init__(message)
 
     def problem(self) -> Problem:
-        return Problem(
-            reference=self.problem_reference,
-            message=str(self),
-            where=self.where,
-            hint=self.hint,
-            traceback=self.trace,
-        )
+        return self._problem
 
 
 class HookFailed(Exception):
@@ -168,9 +159,9 @@ class Hook:
 class LifeHook:
     """`on_start` or `on_stop`: called once, without arguments, plain or `async`."""
 
-    def __init__(self, name: LifeHookName, function: Callable[..., Any], where: str) -> None:
+    def __init__(self, name: LifeHookName, function: Callable[..., Any], *, shown: str) -> None:
         self.name = name
-        self.where = where
+        self.where = _where(function, shown)
         self._function = function
         _check_no_parameters(name, function)
 
@@ -227,13 +218,14 @@ def load_handler(project_dir: str, handler: str, api: str) -> Handler:
     """
     path = os.path.join(os.path.abspath(project_dir), handler)
     module = _import_file(path, handler, project_dir, api)
-    hooks = {name: _find_hook(module, name, handler) for name in HOOKS}
-    start, stop = (_find_life_hook(module, name, handler) for name in LIFE_HOOKS)
-    found = [hook.name for hook in (*hooks.values(), start, stop) if hook is not None]
+    life_hook = functools.partial(LifeHook, shown=handler)
+    pre, post = (_find(module, name, handler, f"{name}({_VALUE[name]}, metadata)", Hook) for name in HOOKS)
+    start, stop = (_find(module, name, handler, f"{name}()", life_hook) for name in LIFE_HOOKS)
+    found = [hook.name for hook in (pre, post, start, stop) if hook is not None]
     slip = find_slip(vars(module), found, _source(path), functools.partial(_other_sources, project_dir, path))
     if slip is not None:
         raise HandlerError(slip.reference, slip.message, where=_place(slip.value, module, handler), hint=slip.hint)
-    return Handler(pre=hooks["pre_inference"], post=hooks["post_inference"], start=start, stop=stop)
+    return Handler(pre, post, start, stop)
 
 
 def run_on_start(hook: LifeHook, loop: asyncio.AbstractEventLoop, project_dir: str) -> None:
@@ -363,38 +355,24 @@ def _requirement_hint(module: str) -> str:
     return f"add {requirement} to requirements.txt beside cortex.yaml"
 
 
-def _find_hook(module: ModuleType, name: HookName, shown: str) -> Hook | None:
-    function = _find_function(module, name, shown, f"{name}({_VALUE[name]}, metadata)")
-    if function is None:
-        return None
-    try:
-        return Hook(name, function)
-    except WrongParameters as error:
-        where = _where(function, shown)
-        raise HandlerError("handler-wrong-parameters", str(error), where=where, hint=error.hint) from error
+_Found = TypeVar("_Found", Hook, LifeHook)
 
 
-def _find_life_hook(module: ModuleType, name: LifeHookName, shown: str) -> LifeHook | None:
-    function = _find_function(module, name, shown, f"{name}()")
+def _find(
+    module: ModuleType, name: str, shown: str, usual: str, make: Callable[[Any, Callable[..., Any]], _Found]
+) -> _Found | None:
+    """A function that Cortex calls; None if the file has none of that name."""
+    function = getattr(module, name, None)
     if function is None:
         return None
     where = _where(function, shown)
+    if not callable(function):
+        message = f"{name} is {_article(type(function).__name__)}, not a function"
+        raise HandlerError("handler-not-callable", message, where=where, hint=f"define `def {usual}:`, or leave it out")
     try:
-        return LifeHook(name, function, where)
+        return make(name, function)
     except WrongParameters as error:
         raise HandlerError("handler-wrong-parameters", str(error), where=where, hint=error.hint) from error
-
-
-def _find_function(module: ModuleType, name: str, shown: str, usual: str) -> Callable[..., Any] | None:
-    function = getattr(module, name, None)
-    if function is not None and not callable(function):
-        raise HandlerError(
-            "handler-not-callable",
-            f"{name} is {_article(type(function).__name__)}, not a function",
-            where=_where(function, shown),
-            hint=f"define `def {usual}:`, or leave it out",
-        )
-    return function
 
 
 class WrongParameters(Exception):
@@ -417,14 +395,10 @@ def _check_parameters(name: HookName, function: Callable[..., Any]) -> tuple[boo
     """
     usual = f"{name}({_VALUE[name]}, metadata)"
     hint = f"write `def {usual}:`, with `request` as a third parameter if you need it"
-    unwrapped = inspect.unwrap(function)
-    if inspect.isgeneratorfunction(unwrapped) or inspect.isasyncgenfunction(unwrapped):
-        raise WrongParameters(f"{name} is a generator: it has `yield` where `return` is expected", hint)
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some functions written in C do not say
+    signature = _signature(name, function, "it has `yield` where `return` is expected", hint)
+    if signature is None:
         return False, False
-    found = f"{name}{signature.replace(return_annotation=inspect.Signature.empty)}"
+    found = f"{name}{signature}"
     positional = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     any_number = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
     by_name = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -446,18 +420,29 @@ def _check_parameters(name: HookName, function: Callable[..., Any]) -> tuple[boo
 def _check_no_parameters(name: LifeHookName, function: Callable[..., Any]) -> None:
     """Raises WrongParameters unless it can be called without arguments, once."""
     hint = f"write `def {name}():` or `async def {name}():`"
+    signature = _signature(name, function, "it has `yield`, and nobody would go on with it", hint)
+    try:
+        if signature is not None:
+            signature.bind()
+    except TypeError:
+        message = f"found {name}{signature}, expected {name}(): it is called without arguments"
+        raise WrongParameters(message, hint) from None
+
+
+def _signature(name: str, function: Callable[..., Any], why: str, hint: str) -> inspect.Signature | None:
+    """
+    A hook's parameters; None: some functions written in C do not say.
+
+    Raises:
+        WrongParameters: it is a generator; `why` says what is wrong with that.
+    """
     unwrapped = inspect.unwrap(function)
     if inspect.isgeneratorfunction(unwrapped) or inspect.isasyncgenfunction(unwrapped):
-        raise WrongParameters(f"{name} is a generator: it has `yield`, and nobody would go on with it", hint)
+        raise WrongParameters(f"{name} is a generator: {why}", hint)
     try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some functions written in C do not say
-        return
-    try:
-        signature.bind()
-    except TypeError:
-        found = f"{name}{signature.replace(return_annotation=inspect.Signature.empty)}"
-        raise WrongParameters(f"found {found}, expected {name}(): it is called without arguments", hint) from None
+        return inspect.signature(function).replace(return_annotation=inspect.Signature.empty)
+    except (TypeError, ValueError):
+        return None
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

@@ -1,1 +1,1 @@
-"""What a model and a handler are, found out before they serve."""
+"""What a model and a handler are, and whether they answer, found out before they serve."""

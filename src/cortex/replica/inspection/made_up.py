@@ -9,9 +9,9 @@ import msgspec
 
 from cortex.replica.backends.base import Backend, InferenceFailed
 from cortex.replica.backends.made_up_feeds import accepted_feeds, refusal, synthetic_feeds
-from cortex.replica.protocols.codec import BadBody, Decoder
-from cortex.replica.protocols.results import Unserialisable, encode
-from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.bodies.codec import BadBody, Decoder
+from cortex.replica.bodies.results import Unserialisable, encode
+from cortex.replica.tensors.conversion import Converter, Feeds
 from cortex.replica.tensors.mismatch import InputMismatch
 from cortex.wire.launch import MadeUpSample
 from cortex.wire.signature import Signature
@@ -69,9 +69,14 @@ def forms(signature: Signature, feeds: Mapping[str, Any]) -> Iterator[Any]:
 
 def _is_taken(backend: Backend, body: bytes) -> bool:
     """Whether the model runs on what is read from a body: what was written of a value may be less than it was."""
-    converter = build_converter(backend.signature, takes_bytes=backend.takes_bytes)
     try:
-        backend.run(converter.convert(Decoder(has_pre_inference=False).decode(body, "application/json")))
+        backend.run(feeds_of(backend, body, "application/json"))
     except (BadBody, InputMismatch, InferenceFailed):
         return False
     return True
+
+
+def feeds_of(backend: Backend, body: bytes, content_type: str) -> Feeds:
+    """A body as the model's input, without a handler. Raises BadBody, InputMismatch."""
+    converter = Converter(backend.signature, takes_bytes=backend.takes_bytes)
+    return converter.convert(Decoder(has_pre_inference=False).decode(body, content_type))

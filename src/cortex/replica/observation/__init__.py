@@ -1,1 +1,1 @@
-"""What is written down of what happens: logs, traces, counts."""
+"""What is written down of what happens: logs, tracebacks, counts."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import io
 import itertools
 import linecache
@@ -25,7 +26,6 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -340,7 +340,7 @@ class LineWriter(io.TextIOBase):
 
     def __init__(self, log: LogFile, stream: str, fd: int) -> None:
         super().__init__()
-        self._log = log
+        self.log = log
         self._stream = stream
         self._fd = fd
         self.unfinished: dict[tuple[int, str], str] = {}
@@ -370,7 +370,7 @@ class LineWriter(io.TextIOBase):
         if any('File "' in line for line in lines):
             lines = places.readable(lines, in_pieces=True)
         for line in filter(None, lines):
-            self._log.record(self._stream, "", line, request)
+            self.log.record(self._stream, "", line, request)
 
     def writelines(self, lines: Iterable[Any], /) -> None:
         for line in lines:
@@ -389,10 +389,6 @@ class LineWriter(io.TextIOBase):
             except KeyError:
                 return
             self._record([pending], request)
-
-    def log_record(self, level: str, text: str) -> None:
-        """A record of Python's logging that was meant for this stream."""
-        self._log.record("log", level, text)
 
     def close(self) -> None:
         """Stays open: the next request prints too."""
@@ -439,9 +435,14 @@ class _BinaryWriter(io.RawIOBase):
         return True
 
 
-def _formatted(handler: logging.Handler, record: logging.LogRecord) -> str:
-    text = places.readable_text(handler.format(record))
-    return places.as_called(text) if record.exc_info else text
+def _emit(handler: logging.Handler, record: logging.LogRecord, log: LogFile) -> None:
+    try:
+        text = places.readable_text(handler.format(record))
+        log.record("log", record.levelname, places.as_called(text) if record.exc_info else text)
+    except RecursionError:
+        raise
+    except Exception:
+        handler.handleError(record)
 
 
 class RecordHandler(logging.Handler):
@@ -452,12 +453,7 @@ class RecordHandler(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._log.record("log", record.levelname, _formatted(self, record))
-        except RecursionError:
-            raise
-        except Exception:
-            self.handleError(record)
+        _emit(self, record, self._log)
 
 
 class Streams:
@@ -517,8 +513,8 @@ def install(log: LogFile, project_dir: str | None = None) -> Streams:
     logging.StreamHandler.emit = _emit_to_stream  # type: ignore[method-assign,assignment]
     threading.Thread.start = _start_for_request  # type: ignore[method-assign]
     ThreadPoolExecutor.submit = _submit_for_request  # type: ignore[method-assign,assignment]
-    sys.excepthook = _except_hook(log, project_dir)
-    threading.excepthook = _thread_excepthook(log, project_dir)
+    sys.excepthook = lambda _kind, error, _trace: log.record("log", "ERROR", format_user_traceback(error, project_dir))
+    threading.excepthook = functools.partial(_tell_of_thread, log, project_dir)
     _write_lines_of_c_code_at_once()
     return Streams(log, out, err)
 
@@ -539,16 +535,10 @@ _emit_elsewhere = logging.StreamHandler.emit
 
 def _emit_to_stream(self: logging.StreamHandler[Any], record: logging.LogRecord) -> None:
     """`StreamHandler.emit`, except that a record meant for our stdout or stderr keeps its level and its lines."""
-    stream = self.stream
-    if not isinstance(stream, LineWriter):
+    if isinstance(self.stream, LineWriter):
+        _emit(self, record, self.stream.log)
+    else:
         _emit_elsewhere(self, record)
-        return
-    try:
-        stream.log_record(record.levelname, _formatted(self, record))
-    except RecursionError:
-        raise
-    except Exception:
-        self.handleError(record)
 
 
 # Python gives a thread no part of the context that it was started in, before 3.14 at least: what a handler's thread
@@ -601,18 +591,7 @@ _IOLBF = 1
 """Source: stdio.h of glibc and musl."""
 
 
-def _except_hook(log: LogFile, project_dir: str | None) -> Any:
-    def hook(_kind: type[BaseException], value: BaseException, _trace: TracebackType | None) -> None:
-        log.record("log", "ERROR", format_user_traceback(value, project_dir))
-
-    return hook
-
-
-def _thread_excepthook(log: LogFile, project_dir: str | None) -> Any:
-    def hook(args: threading.ExceptHookArgs) -> None:
-        if args.exc_type is SystemExit or args.exc_value is None:
-            return
+def _tell_of_thread(log: LogFile, project_dir: str | None, args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit and args.exc_value is not None:
         name = args.thread.name if args.thread else "?"
         log.record("log", "ERROR", f"exception in thread {name}\n{format_user_traceback(args.exc_value, project_dir)}")
-
-    return hook

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cortex.errors import Problem
+from cortex.replica.observation.secrecy import masked_problem
 from cortex.wire import stacks
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.places import Places
@@ -32,8 +33,8 @@ def as_called(text: str) -> str:
 
 
 def as_told(problem: Problem) -> Problem:
-    """A problem as its readers call things."""
-    return _places.told(problem)
+    """A problem as its readers call things, without the values of secrets."""
+    return _places.told(masked_problem(problem))
 
 
 def readable(lines: Sequence[str], *, in_pieces: bool = False) -> list[str]:

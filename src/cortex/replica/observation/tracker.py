@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 
 from cortex.errors import Response
-from cortex.replica.protocols.results import Unserialisable, encode
+from cortex.replica.bodies.results import Unserialisable, encode
 from cortex.wire.build import TrackerConfig
 from cortex.wire.stats import (
     BUCKETS_PER_E,
@@ -98,24 +98,21 @@ class Tracker:
 
     def snapshot(self) -> TrackerStats:
         with self._moving:
-            return self._snapshot()
-
-    def _snapshot(self) -> TrackerStats:
-        counted = self._count > 0
-        return TrackerStats(
-            classes=self._classes.copy(),
-            admitted=self._admitted.copy(),
-            other=self._other,
-            rounds=self._rounds,
-            positive_buckets=self._positive.copy(),
-            negative_buckets=self._negative.copy(),
-            zeros=self._zeros,
-            count=self._count,
-            total=max(-_LARGEST, min(_LARGEST, self._total)),  # JSON knows no infinity
-            least=self._least if counted else None,
-            greatest=self._greatest if counted else None,
-            misses=self._misses,
-        )
+            counted = self._count > 0
+            return TrackerStats(
+                classes=self._classes.copy(),
+                admitted=self._admitted.copy(),
+                other=self._other,
+                rounds=self._rounds,
+                positive_buckets=self._positive.copy(),
+                negative_buckets=self._negative.copy(),
+                zeros=self._zeros,
+                count=self._count,
+                total=max(-_LARGEST, min(_LARGEST, self._total)),  # JSON knows no infinity
+                least=self._least if counted else None,
+                greatest=self._greatest if counted else None,
+                misses=self._misses,
+            )
 
     def track_response(self, response: Any) -> None:
         """Count what a handler's `post_inference` returned: a prediction, several in a list of scalars, or a miss."""

@@ -1,1 +1,1 @@
-"""A prediction between its edges: calls, hooks, the model's turn, batches and their guard. Knows no protocol."""
+"""A prediction between its edges: hooks, the model's turn, batches and their guard. Knows no protocol."""

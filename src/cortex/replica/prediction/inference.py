@@ -33,9 +33,8 @@ from cortex.replica.prediction.batching import (
     take_batch,
 )
 from cortex.replica.prediction.guard import Guard
-from cortex.replica.process.condition import BatchingCondition
 from cortex.replica.tensors.conversion import Feeds
-from cortex.wire.batching import Disagreement
+from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement
 from cortex.wire.signature import Signature
 
 INLINE_BELOW_S = 0.001
@@ -45,6 +44,32 @@ _WEIGHT = 0.1
 """Of the latest run in the mean: about ten runs to forget a slow one."""
 _LONGEST_S = 3 * INLINE_BELOW_S
 """A longer run counts as this long: one that merely lost the processor for a while must not move the model."""
+
+
+class BatchingCondition:
+    """What this replica does about batches. Each fact is one attribute, and one thread writes it."""
+
+    def __init__(self, order: BatchingOrder) -> None:
+        self.order = order
+        """The last one given; the control thread takes it in."""
+        self.possible = False
+        """Whether the model's inputs can be stacked at all; known once it is loaded."""
+        self.runtime = ""
+        """What executes the model; known once it is loaded."""
+        self.guarded_rows = 0
+        """By the thread that runs batches, as is the next."""
+        self.disagreement: Disagreement | None = None
+        """Ends batches for good, whatever is ordered."""
+
+    @property
+    def most_rows(self) -> int:
+        """How many rows may share a run, now; 1: each request runs alone."""
+        return MAX_BATCH_ROWS if self.possible and self.order.batches and self.disagreement is None else 1
+
+    def state(self) -> BatchingState:
+        return BatchingState(
+            order=self.order, runtime=self.runtime, guarded_rows=self.guarded_rows, disagreement=self.disagreement
+        )
 
 
 class Inference:
@@ -85,14 +110,10 @@ class Inference:
         self._announce = announce
         self.inline = True
         """Whether `run` may be called on the loop."""
-        self._mean_s = 0.0
+        self.mean_s = 0.0
+        """Exponentially weighted mean of how long one request's run takes."""
         self._waiting: SimpleQueue[Job] = SimpleQueue()
         self._thread: threading.Thread | None = None
-
-    @property
-    def mean_s(self) -> float:
-        """Exponentially weighted mean of how long one request's run takes."""
-        return self._mean_s
 
     @property
     def waiting(self) -> int:
@@ -136,7 +157,7 @@ class Inference:
 
     def seed(self, duration_s: float) -> None:
         """Start the mean with a first measurement, of warm-up."""
-        self._mean_s = duration_s
+        self.mean_s = duration_s
         self.inline = duration_s < INLINE_BELOW_S
 
     @contextmanager
@@ -158,7 +179,7 @@ class Inference:
     def _learn(self, duration_s: float) -> None:
         if duration_s > _LONGEST_S:
             duration_s = _LONGEST_S
-        mean_s = self._mean_s = self._mean_s + _WEIGHT * (duration_s - self._mean_s)
+        mean_s = self.mean_s = self.mean_s + _WEIGHT * (duration_s - self.mean_s)
         if self.inline:
             if mean_s > INLINE_BELOW_S:
                 self.inline = False
@@ -178,7 +199,7 @@ class Inference:
                     queue.append(self._waiting.get_nowait())
             except Empty:
                 pass
-            batch = take_batch(queue, MAX_BATCH_ROWS if self._batching.batches else 1, self._batching.order.sizes)
+            batch = take_batch(queue, self._batching.most_rows, self._batching.order.sizes)
             if not batch:
                 continue
             started_s = perf_counter()

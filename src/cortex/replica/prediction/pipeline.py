@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from cortex.replica.backends.base import Backend, InputRefused
+from cortex.replica.calls import Call
 from cortex.replica.handler.hooks import Handler, Hook, HookFailed
 from cortex.replica.observation.tracebacks import one_line
 from cortex.replica.prediction.batching import Outputs, count_rows
-from cortex.replica.prediction.calls import Call
-from cortex.replica.tensors.conversion import Feeds, build_converter
+from cortex.replica.tensors.conversion import Converter, Feeds
 from cortex.replica.tensors.mismatch import InputMismatch, WrongNames
 
 
@@ -36,7 +36,7 @@ class Pipeline:
         self._tracks = tracks
         self.pre: Hook | None = handler.pre if handler is not None else None
         self.post: Hook | None = handler.post if handler is not None else None
-        self._converter = build_converter(backend.signature, takes_bytes=backend.takes_bytes)
+        self._converter = Converter(backend.signature, takes_bytes=backend.takes_bytes)
         self._convert = self._converter.convert
         self._present = backend.present
         self._plain = backend.plain

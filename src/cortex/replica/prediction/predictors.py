@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from asyncio.events import _set_running_loop
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple
 
+from cortex.replica.calls import Call, Desk
 from cortex.replica.observation.logs import REQUEST_ID, Streams, work_ended, work_for
 from cortex.replica.prediction.batching import Outputs
-from cortex.replica.prediction.calls import Call, Desk
 from cortex.replica.prediction.inference import Inference
 from cortex.replica.prediction.pipeline import Pipeline
 from cortex.replica.tensors.conversion import Feeds
@@ -30,20 +31,33 @@ DEFAULT_ASYNC_CONCURRENCY = 64
 """Async handlers mostly wait for others; so many at once keeps one replica busy without hiding an overload."""
 
 
-class Predictor(Protocol):
+class Around(NamedTuple):
+    """What every predictor stands among."""
+
+    pipeline: Pipeline
+    inference: Inference
+    desk: Desk
+    loop: asyncio.AbstractEventLoop
+    streams: Streams
+
+
+class Predictor(ABC):
     """Where and when the steps of a prediction run."""
 
-    hides_loop: ClassVar[bool]
+    hides_loop: ClassVar[bool] = False
     """`hide_loop` must be called each time the event loop has begun to run, before `start`."""
-    one_at_a_time: ClassVar[bool]
+    one_at_a_time: ClassVar[bool] = False
     """Whether handler code is only ever run for one call at once."""
 
+    def __init__(self, around: Around) -> None:
+        self._pipeline, self._inference, self._desk, self._loop, self._streams = around
+
+    @abstractmethod
     def start(self, call: Call) -> None:
         """Begin, on the event loop. Never raises; the desk is told what comes of it."""
-        ...
 
 
-class InlinePredictor:
+class InlinePredictor(Predictor):
     """
     Handler code in the main thread, between two turns of the event loop.
 
@@ -52,15 +66,12 @@ class InlinePredictor:
     for the handler would cost every call two hops.
     """
 
-    hides_loop: ClassVar[bool] = True
-    one_at_a_time: ClassVar[bool] = True
+    hides_loop = True
+    one_at_a_time = True
 
-    def __init__(self, pipeline: Pipeline, inference: Inference, *, desk: Desk, streams: Streams) -> None:
-        self._pipeline = pipeline
-        self._inference = inference
-        self._desk = desk
-        self._streams = streams
-        self._has_hooks = pipeline.has_hooks
+    def __init__(self, around: Around) -> None:
+        super().__init__(around)
+        self._has_hooks = around.pipeline.has_hooks
 
     def start(self, call: Call) -> None:
         desk, pipeline = self._desk, self._pipeline
@@ -99,34 +110,18 @@ class InlinePredictor:
         desk.release(call)
 
 
-class PooledPredictor:
+class PooledPredictor(Predictor):
     """Handler code of up to `concurrency` calls at once, each on a thread of a pool."""
 
-    hides_loop: ClassVar[bool] = False
-    one_at_a_time: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        inference: Inference,
-        *,
-        concurrency: int,
-        desk: Desk,
-        loop: asyncio.AbstractEventLoop,
-        streams: Streams,
-    ) -> None:
-        self._pipeline = pipeline
-        self._inference = inference
-        self._desk = desk
-        self._loop = loop
-        self._streams = streams
+    def __init__(self, around: Around, concurrency: int) -> None:
+        super().__init__(around)
         self._work: SimpleQueue[_Turn] = SimpleQueue()
         for number in range(concurrency):
             threading.Thread(target=self._serve, name=f"cortex-handler-{number}", daemon=True).start()
 
     def start(self, call: Call) -> None:
         turn = _Turn(call, self._before)
-        call.cancel = turn.cancel
+        call.cancel = turn.take
         self._desk.expect(call)
         self._work.put(turn)
 
@@ -166,7 +161,7 @@ class PooledPredictor:
             self._ended(call, partial(self._desk.fail, call, failure))
             return
         turn = _Turn(call, partial(self._after, outputs, feeds))
-        call.cancel = turn.cancel
+        call.cancel = turn.take
         self._work.put(turn)
 
     def _after(self, outputs: Outputs, feeds: Feeds, call: Call) -> Callable[[], None]:
@@ -180,34 +175,18 @@ class PooledPredictor:
         self._desk.release(call)
 
 
-class AsyncPredictor:
+class AsyncPredictor(Predictor):
     """Handler code as tasks on the event loop, up to `concurrency` of them inside it at once."""
 
-    hides_loop: ClassVar[bool] = False
-    one_at_a_time: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        inference: Inference,
-        *,
-        concurrency: int,
-        desk: Desk,
-        loop: asyncio.AbstractEventLoop,
-        streams: Streams,
-    ) -> None:
-        self._pipeline = pipeline
-        self._inference = inference
-        self._desk = desk
-        self._loop = loop
-        self._streams = streams
+    def __init__(self, around: Around, concurrency: int) -> None:
+        super().__init__(around)
         self._seats = asyncio.Semaphore(concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, call: Call) -> None:
         task = asyncio.Task(self._predict(call), loop=self._loop)  # none of those that are watched for the handler
         self._tasks.add(task)
-        call.cancel = call.stop = partial(_cancel, task)
+        call.cancel = call.stop = task.cancel
         task.add_done_callback(partial(self._ended, call))
         self._desk.expect(call)
 
@@ -226,10 +205,7 @@ class AsyncPredictor:
                 call.cancel = None
                 answer = await self._pipeline.answer_async(call, outputs, feeds)
             desk.finish(call, answer)
-        except asyncio.CancelledError as error:
-            # Ours: out of time, or nobody waits any more. Users' own are HookFailed by now.
-            desk.fail(call, error)
-        except BaseException as error:
+        except BaseException as error:  # CancelledError, too: out of time, or nobody waits. Users' own are HookFailed.
             desk.fail(call, error)
         finally:
             self._streams.finish_lines(call.id)
@@ -266,10 +242,6 @@ class AsyncPredictor:
         self._desk.release(call)
 
 
-def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-
-
 class _Turn:
     """A step that waits for a thread of the pool: either a thread claims it, or the loop cancels it."""
 
@@ -282,16 +254,13 @@ class _Turn:
 
     def claim(self) -> bool:
         """For the thread: whether the step is to be done."""
-        if not self._take():
+        if not self.take():
             return False
         self.call.cancel = None
         return True
 
-    def cancel(self) -> None:
+    def take(self) -> bool:
         """For the loop: the step is not done, unless it has begun."""
-        self._take()
-
-    def _take(self) -> bool:
         try:
             self._token.pop()  # atomic: exactly one taker
         except IndexError:
@@ -304,26 +273,10 @@ def hide_loop() -> None:
     _set_running_loop(None)
 
 
-def build_predictor(
-    pipeline: Pipeline,
-    inference: Inference,
-    *,
-    is_async: bool,
-    concurrency: int | None,
-    desk: Desk,
-    loop: asyncio.AbstractEventLoop,
-    streams: Streams,
-) -> Predictor:
+def build_predictor(around: Around, *, is_async: bool, concurrency: int | None) -> Predictor:
     """The predictor that fits a handler; `concurrency` None means the default for its kind."""
     if is_async:
-        return AsyncPredictor(
-            pipeline,
-            inference,
-            concurrency=concurrency or DEFAULT_ASYNC_CONCURRENCY,
-            desk=desk,
-            loop=loop,
-            streams=streams,
-        )
-    if concurrency is not None and concurrency > 1 and pipeline.has_hooks:
-        return PooledPredictor(pipeline, inference, concurrency=concurrency, desk=desk, loop=loop, streams=streams)
-    return InlinePredictor(pipeline, inference, desk=desk, streams=streams)
+        return AsyncPredictor(around, concurrency or DEFAULT_ASYNC_CONCURRENCY)
+    if concurrency is not None and concurrency > 1 and around.pipeline.has_hooks:
+        return PooledPredictor(around, concurrency)
+    return InlinePredictor(around)

@@ -15,10 +15,9 @@ from typing import Any
 
 from cortex.errors import Problem
 from cortex.processes import start_ticks
-from cortex.replica.prediction.batching import MAX_BATCH_ROWS
-from cortex.replica.prediction.calls import Call
+from cortex.replica.calls import Call
+from cortex.replica.prediction.inference import BatchingCondition
 from cortex.wire import inhand
-from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement
 from cortex.wire.inhand import InHand
 from cortex.wire.launch import ReplicaSpec, ReplicaStatus
 from cortex.wire.reports import Phase
@@ -32,32 +31,6 @@ A request whose time was up so long ago and which was not even told so: the even
 Less than the ingress waits on top of a timeout (`ingress.configuration.REPLICA_GRACE_MS`), so that what comes after it
 has given up that request already goes elsewhere.
 """
-
-
-class BatchingCondition:
-    """What this replica does about batches. Each fact is one attribute, and one thread writes it."""
-
-    def __init__(self, order: BatchingOrder) -> None:
-        self.order = order
-        """The last one given; the control thread takes it in."""
-        self.possible = False
-        """Whether the model's inputs can be stacked at all; known once it is loaded."""
-        self.runtime = ""
-        """What executes the model; known once it is loaded."""
-        self.guarded_rows = 0
-        """By the thread that runs batches, as is the next."""
-        self.disagreement: Disagreement | None = None
-        """Ends batches for good, whatever is ordered."""
-
-    @property
-    def batches(self) -> bool:
-        """Whether requests may share a run, now."""
-        return self.possible and self.order.batches and self.disagreement is None
-
-    def state(self) -> BatchingState:
-        return BatchingState(
-            order=self.order, runtime=self.runtime, guarded_rows=self.guarded_rows, disagreement=self.disagreement
-        )
 
 
 class Condition:
@@ -119,6 +92,7 @@ class Condition:
     def status(self) -> ReplicaStatus:
         now_s = perf_counter()
         oldest_s, overdue, count = self._look_at_requests(now_s)
+        most_rows = self.batching.most_rows
         serving = self.phase in (Phase.READY, Phase.DRAINING) and not self.ending
         return ReplicaStatus(
             replica=self.spec.replica,
@@ -141,14 +115,8 @@ class Condition:
             warnings=self.warnings,
             batching=self.batching.state(),
             counts=self.counts,
-            facts=self._facts(),
+            facts={**self.facts, "batching": most_rows > 1, "largest_batch": most_rows} if self.facts else {},
         )
-
-    def _facts(self) -> dict[str, Any]:
-        if not self.facts:
-            return {}
-        batches = self.batching.batches
-        return {**self.facts, "batching": batches, "largest_batch": MAX_BATCH_ROWS if batches else 1}
 
     def has_in_hand(self, request: str) -> bool:
         """Whether a request of this id is being worked on."""

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -122,7 +122,7 @@ def detach() -> None:
 
 def close_descriptors_except(kept: Collection[int]) -> None:
     """Close every descriptor above 2 but these: the launcher's sockets and its copies of other replicas' slots."""
-    for fd in _open_descriptors():
+    for fd in map(int, os.listdir("/proc/self/fd")):
         if fd > 2 and fd not in kept:
             try:
                 os.close(fd)
@@ -268,7 +268,3 @@ def single_thread_offenders() -> list[str]:
             except OSError:  # it ended meanwhile
                 pass
     return names
-
-
-def _open_descriptors() -> Iterator[int]:
-    return iter([int(name) for name in os.listdir("/proc/self/fd")])

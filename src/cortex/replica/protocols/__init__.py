@@ -1,1 +1,1 @@
-"""Bytes to samples and results to bytes: protocols stand at the edges of a prediction; what is between knows none."""
+"""What is asked of a replica over HTTP: each protocol reads its samples or tensors, and writes results and errors."""

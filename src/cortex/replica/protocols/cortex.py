@@ -8,21 +8,32 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import orjson
 
 from cortex.errors import Response
+from cortex.replica.bodies.codec import Decoder, reread, unpack
+from cortex.replica.bodies.results import Unserialisable, encode
 from cortex.replica.handler.hooks import HookFailed
 from cortex.replica.observation.tracebacks import one_line
-from cortex.replica.prediction.warmup import Introduction
-from cortex.replica.protocols.codec import Decoder, reread, unpack
-from cortex.replica.protocols.faults import Fault
 from cortex.replica.protocols.request_view import RequestView
-from cortex.replica.protocols.results import Unserialisable, encode
+from cortex.replica.transport.faults import Fault
 from cortex.replica.transport.http import JSON, Exchange, Message, MethodNotAllowed, render_headers
 
 METHODS = b"GET, HEAD, POST, OPTIONS"
+
+
+class Introduction(NamedTuple):
+    """What is told of an api to whoever asks how to call it."""
+
+    description: Mapping[str, Any] = {}
+    """Its name, version, inputs and outputs, and a sample that was answered, if it is not too large."""
+    sample_type: str = "application/json"
+    """Content type of the api's own sample."""
+    unproven: str = ""
+    """Why no request is shown as one that works; empty if there is one that was answered."""
 
 
 class CortexProtocol:

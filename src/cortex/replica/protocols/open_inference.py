@@ -9,16 +9,15 @@ Source:
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import orjson
 
-from cortex.replica.protocols.codec import BadBody, Decoder, unpack
-from cortex.replica.protocols.faults import Fault
+from cortex.replica.bodies.codec import BadBody, Decoder, unpack
+from cortex.replica.bodies.results import encode
 from cortex.replica.protocols.request_view import RequestView
-from cortex.replica.protocols.results import encode
 from cortex.replica.protocols.tensor_data import (
     DATATYPES,
     DataError,
@@ -29,6 +28,7 @@ from cortex.replica.protocols.tensor_data import (
     write_binary,
     write_json,
 )
+from cortex.replica.transport.faults import Fault
 from cortex.replica.transport.http import JSON, Exchange, Message, MethodNotAllowed, PathNotFound
 from cortex.version import __version__
 from cortex.wire.signature import Signature, TensorSpec, shape_text
@@ -63,7 +63,7 @@ class OpenInference:
         name, version: of the api, as they stand in paths.
         platform: what executes the model, in the protocol's words.
         signature: of the model.
-        takes_bytes: as for `build_converter`.
+        takes_bytes: as for `Converter`.
         has_hooks: whether a handler stands before or behind the model: then there is nothing here to infer.
     """
 
@@ -114,7 +114,8 @@ class OpenInference:
             case ["models", name, *rest]:
                 found = self._about_model(name, None, rest)
             case _:
-                raise self._nothing_there(exchange)
+                shown = exchange.path.decode("latin-1")[:200]
+                raise PathNotFound(f"nothing of the Open Inference Protocol is at {shown}")
         allowed = _ASKING if found is not None else _INFERRING
         if exchange.method == b"OPTIONS":
             return Message(204, b"", b"", b"allow: %b\r\n" % allowed)
@@ -150,9 +151,6 @@ class OpenInference:
                 return None
             case _:
                 raise PathNotFound(f'"{"/".join(rest)[:60]}" is nothing that a model is asked for here')
-
-    def _nothing_there(self, exchange: Exchange) -> PathNotFound:
-        return PathNotFound(f"nothing of the Open Inference Protocol is at {exchange.path.decode('latin-1')[:200]}")
 
     # ---- for the pipeline ---------------------------------------------------------------------------------------
 
@@ -244,15 +242,10 @@ class OpenInference:
     def view(self, exchange: Exchange) -> RequestView:
         return RequestView(exchange)
 
-    def _input(self, one: object, before: Mapping[str, Any]) -> TensorSpec:
+    def _input(self, one: Any, before: Mapping[str, Any]) -> TensorSpec:
         """What the model says of an input of the request. Raises BadBody."""
-        name = one.get("name") if isinstance(one, dict) else None
-        if not isinstance(one, dict) or not isinstance(name, str):
-            raise BadBody("each input is a JSON object with a name")
-        spec = self._inputs.get(name)
-        if spec is None:
-            names = ", ".join(f'"{known}"' for known in self._inputs)
-            raise BadBody(f'the model has no input "{name[:60]}"; it has {names}')
+        name = _name(one, "input", self._inputs)
+        spec = self._inputs[name]
         if name in before:
             raise DataError(name, "is there twice")
         datatype = one.get("datatype")
@@ -269,13 +262,8 @@ class OpenInference:
             raise BadBody('"outputs" is a list')
         found: dict[int, bool] = {}
         for one in wanted:
-            name = one.get("name") if isinstance(one, dict) else None
-            if not isinstance(one, dict) or not isinstance(name, str):
-                raise BadBody("each output is a JSON object with a name")
-            place = self._places.get(name)
-            if place is None:
-                names = ", ".join(f'"{known}"' for known in self._places)
-                raise BadBody(f'the model has no output "{name[:60]}"; it has {names}')
+            name = _name(one, "output", self._places)
+            place = self._places[name]
             if place in found:
                 raise BadBody(f'output "{name}" is asked for twice')
             if place not in self._usual:
@@ -283,6 +271,17 @@ class OpenInference:
             parameters = _parameters(one, f'output "{name}"')
             found[place] = _flag(parameters.get("binary_data", binary), "binary_data")
         return list(found.items())
+
+
+def _name(one: object, noun: str, known: Collection[str]) -> str:
+    """Of a tensor that a request names. Raises BadBody."""
+    name = one.get("name") if isinstance(one, dict) else None
+    if not isinstance(name, str):
+        raise BadBody(f"each {noun} is a JSON object with a name")
+    if name not in known:
+        names = ", ".join(f'"{other}"' for other in known)
+        raise BadBody(f'the model has no {noun} "{name[:60]}"; it has {names}')
+    return name
 
 
 def _is_tensor(spec: TensorSpec) -> bool:

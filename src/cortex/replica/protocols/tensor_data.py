@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cortex.replica.protocols.codec import BadBody
+from cortex.replica.bodies.codec import BadBody
 from cortex.replica.tensors.conversion import plan
 from cortex.wire.signature import TensorSpec, shape_text
 

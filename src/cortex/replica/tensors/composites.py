@@ -25,7 +25,9 @@ class RaggedInput:
     def __call__(self, value: object) -> list[Any]:
         rows = list(value) if isinstance(value, np.ndarray) and value.ndim else value
         if type(rows) not in LISTS:
-            raise _mismatch(self._spec, value, "a list of rows is expected", "put it in brackets: [[…], …]")
+            raise InputMismatch(
+                self._spec, describe(value), "a list of rows is expected", "put it in brackets: [[…], …]"
+            )
         if len(cast("Sequence[Any]", rows)) and _depth(rows) == len(self._spec.shape or ()) - 1:
             rows = [rows]  # a single row
         return self._level(cast("Sequence[Any]", rows), self._spec.ragged_rank, self._spec.name)
@@ -38,7 +40,9 @@ class RaggedInput:
                 result.append(self._level(row, rank - 1, here))
                 continue
             if rank > 1 or not (type(row) in LISTS or isinstance(row, np.ndarray)):
-                raise _mismatch(self._spec, rows, f"{here} is no list", "make all rows equally deep, of any length")
+                raise InputMismatch(
+                    self._spec, describe(rows), f"{here} is no list", "make all rows equally deep, of any length"
+                )
             try:
                 result.append(self._row(row))
             except InputMismatch as error:
@@ -76,7 +80,7 @@ class SequenceInput:
 
     def __call__(self, value: object) -> list[Any]:
         if not isinstance(value, list | tuple | np.ndarray) or (isinstance(value, np.ndarray) and not value.ndim):
-            raise _mismatch(self._spec, value, "a list is expected", "put it in brackets: […]")
+            raise InputMismatch(self._spec, describe(value), "a list is expected", "put it in brackets: […]")
         result = []
         for index, item in enumerate(value):
             try:
@@ -99,7 +103,7 @@ class MapInput:
 
     def __call__(self, value: object) -> dict[Any, Any]:
         if not isinstance(value, Mapping):
-            raise _mismatch(self._spec, value, "an object is expected", "send {key: number, …}")
+            raise InputMismatch(self._spec, describe(value), "an object is expected", "send {key: number, …}")
         result: dict[Any, Any] = {}
         for key, number in value.items():
             try:
@@ -115,20 +119,7 @@ class MapInput:
         try:
             integer = int(key) if isinstance(key, str) else operator.index(cast("int", key))
         except (TypeError, ValueError):
-            raise _mismatch(self._spec, value, f"the key {shown(key)} is no integer") from None
+            raise InputMismatch(self._spec, describe(value), f"the key {shown(key)} is no integer") from None
         if not -(1 << 63) <= integer < 1 << 63:
-            raise _mismatch(self._spec, value, f"the key {shown(key)} does not fit in 64 bits")
+            raise InputMismatch(self._spec, describe(value), f"the key {shown(key)} does not fit in 64 bits")
         return integer
-
-
-def _mismatch(spec: TensorSpec, value: object, reason: str, hint: str = "") -> InputMismatch:
-    dtype, shape = describe(value)
-    return InputMismatch(
-        spec.name,
-        expected_dtype=str(spec),
-        expected_shape=None,
-        found_dtype=dtype,
-        found_shape=shape,
-        reason=reason,
-        hint=hint,
-    )

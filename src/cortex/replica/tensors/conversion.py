@@ -1,7 +1,7 @@
 """
 Values to tensors: one sample, from JSON or from a handler, becomes the arrays that a model takes.
 
-What depends only on the model is worked out once, in `build_converter`; a request then costs about a microsecond an
+What depends only on the model is worked out once, in `Converter`; a request then costs about a microsecond an
 input. Each input is converted by the class for its kind: `numbers`, `text`, `composites`.
 """
 
@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+import msgspec
 import numpy as np
 
 from cortex.replica.tensors.composites import MapInput, RaggedInput, SequenceInput
@@ -107,23 +108,11 @@ class Converter:
         reason = f"the model does not take these values: {reason}"
         if spec is None:
             listed = ", ".join(f'"{one.name}" {_fed_text(one, feeds[one.name])}' for one in given[:_MOST_LISTED])
-            mismatch = InputMismatch(
-                "",
-                expected_dtype="object",
-                expected_shape=None,
-                found_dtype="object",
-                reason=f"{reason}; it was given {listed or 'nothing'}",
-            )
+            mismatch = InputMismatch(None, ("object", None), f"{reason}; it was given {listed or 'nothing'}")
+        elif spec.kind == "tensor":
+            mismatch = InputMismatch(spec, (spec.dtype, np.shape(feeds[spec.name])), reason)
         else:
-            is_tensor = spec.kind == "tensor"
-            mismatch = InputMismatch(
-                spec.name,
-                expected_dtype=spec.dtype if is_tensor else str(spec),
-                expected_shape=spec.shape if is_tensor else None,
-                found_dtype=spec.dtype if is_tensor else str(spec),
-                found_shape=np.shape(feeds[spec.name]) if is_tensor else None,
-                reason=reason,
-            )
+            mismatch = InputMismatch(spec, (str(spec), None), reason)
         mismatch.after = after
         return mismatch
 
@@ -270,32 +259,24 @@ def _keys(record: object) -> Collection[Any]:
     return record.keys() if isinstance(record, Mapping) else ()
 
 
-def build_converter(signature: Signature, *, takes_bytes: bool = False) -> Converter:
-    """Return the converter of a model; see `Converter`."""
-    return Converter(signature, takes_bytes=takes_bytes)
-
-
 _MISSING: Final = object()
 
 
 def plan(spec: TensorSpec, takes_bytes: bool) -> Plan:
     """How one input is converted."""
-    element: Plan
-    if spec.kind in ("map", "sequence_of_maps"):
-        element = MapInput(spec, NumberInput(TensorSpec(spec.name, spec.dtype, ())))
-    elif spec.kind == "ragged":
+    if spec.kind.startswith("sequence"):
+        one = msgspec.structs.replace(spec, kind="tensor" if spec.kind == "sequence" else "map")
+        return SequenceInput(spec, plan(one, takes_bytes))
+    if spec.kind == "map":
+        return MapInput(spec, NumberInput(TensorSpec(spec.name, spec.dtype, ())))
+    if spec.kind == "ragged":
         assert spec.shape is not None
         row = TensorSpec(spec.name, spec.dtype, (None, *spec.shape[spec.ragged_rank + 1 :]))
         return RaggedInput(spec, plan(row, takes_bytes))
-    elif spec.features:
-        features = tuple((feature, plan(feature, takes_bytes)) for feature in spec.features)
-        element = ExampleInput(spec, takes_bytes, features)
-    elif spec.dtype == "string":
-        element = TextInput(spec, takes_bytes)
-    elif spec.dtype == "bool":
-        element = BoolInput(spec)
-    elif spec.dtype == "bfloat16":
-        element = BFloat16Input(spec)
-    else:
-        element = NumberInput(spec)
-    return SequenceInput(spec, element) if spec.kind.startswith("sequence") else element
+    if spec.features:
+        return ExampleInput(spec, takes_bytes, tuple((one, plan(one, takes_bytes)) for one in spec.features))
+    if spec.dtype == "string":
+        return TextInput(spec, takes_bytes)
+    if spec.dtype == "bool":
+        return BoolInput(spec)
+    return BFloat16Input(spec) if spec.dtype == "bfloat16" else NumberInput(spec)

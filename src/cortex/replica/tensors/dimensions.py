@@ -138,12 +138,6 @@ def _rows_differ(spec: TensorSpec, other: TensorSpec, feeds: Mapping[str, Any]) 
 
 
 def _mismatch(spec: TensorSpec, feeds: Mapping[str, Any], reason: str, hint: str) -> InputMismatch:
-    return InputMismatch(
-        spec.name,
-        expected_dtype=spec.dtype,
-        expected_shape=spec.shape,
-        found_dtype=spec.dtype,
-        found_shape=getattr(feeds[spec.name], "shape", None),
-        reason=reason,
-        hint=hint,
-    )
+    mismatch = InputMismatch(spec, (spec.dtype, getattr(feeds[spec.name], "shape", None)), reason, hint)
+    mismatch.expected_dtype, mismatch.expected_shape = spec.dtype, spec.shape  # of one that is ragged, too
+    return mismatch

@@ -68,13 +68,8 @@ class TensorInput:
                 return np.array(value.tolist(), object) if np.ma.is_masked(value) else value.data
             return np.asarray(value)
         except Exception as error:
-            raise InputMismatch(
-                self.spec.name,
-                expected_dtype=self.spec.dtype,
-                expected_shape=self.spec.shape,
-                found_dtype=type(value).__name__,
-                reason=f"it cannot be made an array: {error}",
-            ) from error
+            reason = f"it cannot be made an array: {error}"
+            raise InputMismatch(self.spec, (type(value).__name__, None), reason) from error
 
     def flatten(self, value: Sequence[Any]) -> tuple[Shape, list[Any]]:
         """
@@ -108,16 +103,7 @@ class TensorInput:
         return reason, f"the model takes {shape_text(self.spec.shape)}"
 
     def mismatch(self, value: object, reason: str, hint: str = "") -> InputMismatch:
-        dtype, shape = describe(value)
-        return InputMismatch(
-            self.spec.name,
-            expected_dtype=self.spec.dtype,
-            expected_shape=self.spec.shape,
-            found_dtype=dtype,
-            found_shape=shape,
-            reason=reason,
-            hint=hint,
-        )
+        return InputMismatch(self.spec, describe(value), reason, hint)
 
     def element_mismatch(self, value: object, shape: Shape, index: int, bad: BadElement) -> InputMismatch:
         """The mismatch for one element, found at `index` of the flattened value."""

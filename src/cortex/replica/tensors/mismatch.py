@@ -25,11 +25,9 @@ class InputMismatch(CortexError):
     A sample does not match the model's signature.
 
     Args:
-        input: name of the input, empty if the sample as a whole is wrong.
-        expected_dtype: the model's type, as in `TensorSpec`.
-        expected_shape: the model's shape; None for any.
-        found_dtype: `int64`, `float64`, `bool`, `string`, `null`, `object`, `mixed`, an array's dtype; None if missing.
-        found_shape: None when what was found has no shape (it is missing, or ragged).
+        spec: of the input; None if the sample as a whole is wrong, which should be an object.
+        found: dtype (`int64`, `float64`, `bool`, `string`, `null`, `object`, `mixed`, an array's; None if it is
+            missing) and shape, None where it has none (it is missing, or ragged).
         reason: what is wrong, in words.
         hint: what to do about it.
     """
@@ -37,21 +35,13 @@ class InputMismatch(CortexError):
     reference = "input-mismatch"
 
     def __init__(
-        self,
-        input: str,
-        *,
-        expected_dtype: str,
-        expected_shape: tuple[Dim, ...] | None,
-        found_dtype: str | None = None,
-        found_shape: Shape | None = None,
-        reason: str = "",
-        hint: str = "",
+        self, spec: TensorSpec | None, found: tuple[str | None, Shape | None], reason: str, hint: str = ""
     ) -> None:
-        self.input = input
-        self.expected_dtype = expected_dtype
-        self.expected_shape = expected_shape
-        self.found_dtype = found_dtype
-        self.found_shape = found_shape
+        is_tensor = spec is not None and spec.kind == "tensor"
+        self.input = "" if spec is None else spec.name
+        self.expected_dtype = "object" if spec is None else spec.dtype if is_tensor else str(spec)
+        self.expected_shape = spec.shape if spec is not None and is_tensor else None
+        self.found_dtype, self.found_shape = found
         self.reason = reason
         self.hint = hint
         self.after: str | None = None
@@ -140,21 +130,10 @@ def wrong_names(specs: Sequence[TensorSpec], sample: Mapping[Any, Any], *, noun:
         reason = "which is missing" + (
             f", and so {_are(others)} {quoted([spec.name for spec in others])}" if others else ""
         )
-        mismatch = WrongNames(
-            first.name,
-            expected_dtype=first.dtype if first.kind == "tensor" else str(first),
-            expected_shape=first.shape if first.kind == "tensor" else None,
-            reason=f"{reason}; the model has no {noun} {quoted(unknown)}" if unknown else reason,
-        )
+        reason = f"{reason}; the model has no {noun} {quoted(unknown)}" if unknown else reason
+        mismatch = WrongNames(first, (None, None), reason, " ".join(hints))
     else:
-        mismatch = WrongNames(
-            "",
-            expected_dtype="object",
-            expected_shape=None,
-            found_dtype="object",
-            reason=f"the model has no {noun} {quoted(unknown)}",
-        )
-    mismatch.hint = " ".join(hints)
+        mismatch = WrongNames(None, ("object", None), f"the model has no {noun} {quoted(unknown)}", " ".join(hints))
     mismatch.meant = meant
     return mismatch
 
@@ -171,17 +150,9 @@ def _are(items: Sequence[object]) -> str:
 
 def no_object(specs: Sequence[TensorSpec], sample: object) -> WrongNames:
     """The mismatch for a sample that names no inputs, of a model that has several."""
-    dtype, shape = describe(sample)
     needed = [spec.name for spec in specs if not spec.optional] or [spec.name for spec in specs]
-    return WrongNames(
-        "",
-        expected_dtype="object",
-        expected_shape=None,
-        found_dtype=dtype,
-        found_shape=shape,
-        reason=f"the model has {len(specs)} inputs, and the sample is no object that names them",
-        hint=f"send an object with the keys {quoted(needed)}",
-    )
+    reason = f"the model has {len(specs)} inputs, and the sample is no object that names them"
+    return WrongNames(None, describe(sample), reason, f"send an object with the keys {quoted(needed)}")
 
 
 def quoted(names: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cortex.replica.tensors.elements import Array, BadElement, TensorInput, as_plain, not_a_number, stack, text_hint
-from cortex.replica.tensors.mismatch import LISTS, shown
+from cortex.replica.tensors.mismatch import LISTS, InputMismatch, shown
 from cortex.replica.tensors.shapes import Shape
 from cortex.wire.signature import TensorSpec
 
@@ -167,16 +167,21 @@ class NumberInput(TensorInput):
             with np.errstate(over="ignore", invalid="ignore"):
                 result = array.astype(self.dtype)
             if self.dtype.itemsize == 2 or (kind == "f" and array.dtype.itemsize > self.dtype.itemsize):
-                self._check_overflow(array, result)
+                bad = np.isinf(result) & np.isfinite(array)
+                if bad.any():
+                    raise self._out_of_range_in(array, array, bad)
             return result
         self._check_integers(array)
         return array.astype(self.dtype)
 
-    def _check_overflow(self, array: Array, result: Array) -> None:
-        bad = np.isinf(result) & np.isfinite(array)
-        if bad.any():
-            index = int(np.argmax(bad))
-            raise self.element_mismatch(array, array.shape, index, self._out_of_range(array.ravel()[index].item()))
+    def _out_of_range_in(self, value: object, array: Array, bad: Array) -> InputMismatch:
+        """The mismatch for the first element of which `bad` holds."""
+        index = int(np.argmax(bad))
+        found = array.ravel()[index].item()
+        refused = self._out_of_range(found)
+        if not self._is_float and not math.isfinite(found):
+            refused = BadElement(f"is {found}, which is no integer")
+        return self.element_mismatch(value, array.shape, index, refused)
 
     def _check_integers(self, array: Array) -> None:
         if array.dtype.kind == "b" or array.size == 0:
@@ -194,11 +199,7 @@ class NumberInput(TensorInput):
                 return
             bad = array == (low if low < info.min else high)
         if bad.any():
-            index = int(np.argmax(bad))
-            value = array.ravel()[index].item()
-            if isinstance(value, float) and not math.isfinite(value):
-                raise self.element_mismatch(array, array.shape, index, BadElement(f"is {value}, which is no integer"))
-            raise self.element_mismatch(array, array.shape, index, self._out_of_range(value))
+            raise self._out_of_range_in(array, array, bad)
 
     def _other(self, value: object) -> Array:
         """Values that JSON has no lists or numbers of: what handlers return, null, text, objects."""
@@ -232,8 +233,7 @@ class BFloat16Input(NumberInput):
         narrow = to_bfloat16(wide)
         bad = np.isinf(narrow) & np.isfinite(wide)
         if bad.any():
-            index = int(np.argmax(bad))
-            raise self.element_mismatch(value, wide.shape, index, self._out_of_range(wide.ravel()[index].item()))
+            raise self._out_of_range_in(value, wide, bad)
         return narrow
 
     def _largest(self) -> float:

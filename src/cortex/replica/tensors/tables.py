@@ -129,6 +129,4 @@ def _split(table: object, inputs: Collection[str]) -> object:
 
 
 def _no_table(reason: str, hint: str) -> InputMismatch:
-    return InputMismatch(
-        "", expected_dtype="object", expected_shape=None, found_dtype="object", reason=reason, hint=hint
-    )
+    return InputMismatch(None, ("object", None), reason, hint)

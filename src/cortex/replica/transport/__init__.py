@@ -1,1 +1,1 @@
-"""Connections: HTTP/1.1 to requests and back, and the socket that a replica listens on."""
+"""Connections: HTTP/1.1 to requests and back, what status an error has, and the socket that a replica listens on."""

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import httptools
 
-from cortex.replica.prediction.calls import Call, CallOrigin
-from cortex.replica.protocols.codec import BodyTooLarge
+from cortex.replica.bodies.codec import BodyTooLarge
+from cortex.replica.calls import Call, CallOrigin
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers: HAProxy's own buffer for them is smaller."""
@@ -40,7 +40,7 @@ STALL_S = 30.0
 SLOWEST_BYTES_PER_S = 1024
 """this on the whole: it holds a connection that others wait for. The ingress waits for small bodies itself."""
 HUGE_BODY_BYTES = 8 * 2**20
-"""What bodies from here on took is given back to the system; see `ExchangeTaker.huge`."""
+"""What bodies from here on took is given back to the system; see `Service.huge`."""
 LARGE_REQUEST_BYTES = 256 * 1024
 """A request with such a body is large (`Call.is_large`)."""
 LARGE_ANSWER_BYTES = 32 * 1024
@@ -445,12 +445,7 @@ class Connection(asyncio.Protocol):
         return -1 if sock is None else cast(int, sock.fileno())
 
     def peer_has_left(self) -> bool:
-        fd = self.fileno()
-        if fd < 0:
-            return True
-        poll = select.poll()
-        poll.register(fd, select.POLLRDHUP)
-        return bool(poll.poll(0))
+        return self._polled(select.POLLRDHUP) != 0
 
     # ---- asyncio.Protocol ---------------------------------------------------------------------------------------
 
@@ -754,12 +749,16 @@ class Connection(asyncio.Protocol):
 
     def _peer_is_gone(self) -> bool:
         """Whether the peer closed altogether: a unix socket tells that from half a close by POLLHUP."""
+        return self._polled(0) & (select.POLLHUP | select.POLLERR) != 0
+
+    def _polled(self, events: int) -> int:
+        """Which of these events there are, and errors; of a closed socket all."""
         fd = self.fileno()
         if fd < 0:
-            return True
+            return -1
         poll = select.poll()
-        poll.register(fd, 0)
-        return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
+        poll.register(fd, events)
+        return next((found for _, found in poll.poll(0)), 0)
 
 
 def _collect(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -7,6 +7,7 @@ import ctypes
 import select
 import socket
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 from cortex.binding import BACKLOG
@@ -53,7 +54,7 @@ class Server:
         # A copy: the loop's server owns its socket, and ours is handed out on the control socket. It listens anew, with
         # a backlog of its own.
         creation = self._loop.create_unix_server(
-            self._make_connection, sock=self._slot.dup(), backlog=BACKLOG, start_serving=False
+            partial(Connection, self._service, self._loop), sock=self._slot.dup(), backlog=BACKLOG, start_serving=False
         )
         # Held for life: the loop does not, and the collector would close the socket once nobody is connected.
         self._listening = self._loop.run_until_complete(creation)
@@ -105,9 +106,6 @@ class Server:
             if connection.fileno() >= 0:
                 poll.register(connection.fileno(), select.POLLIN)
         return bool(poll.poll(0))
-
-    def _make_connection(self) -> Connection:
-        return Connection(self._service, self._loop)
 
     def _beat(self) -> None:
         service = self._service

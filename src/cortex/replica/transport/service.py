@@ -11,6 +11,9 @@ from time import perf_counter
 from typing import Protocol, cast
 
 from cortex.ids import route_path
+from cortex.replica.bodies.codec import BodyTooLarge
+from cortex.replica.bodies.results import Unserialisable
+from cortex.replica.calls import OutOfTime, Overloaded, ReplicaEnding, RequestProtocol
 from cortex.replica.handler.foresight import advice_for
 from cortex.replica.handler.hooks import HookFailed
 from cortex.replica.observation.debugging import Trace, wants_debug
@@ -19,13 +22,10 @@ from cortex.replica.observation.places import as_called
 from cortex.replica.observation.stats import Counters
 from cortex.replica.observation.tracebacks import format_fault, format_user_traceback
 from cortex.replica.observation.tracker import Tracker
-from cortex.replica.prediction.calls import OutOfTime, Overloaded, ReplicaEnding, RequestProtocol
 from cortex.replica.prediction.pipeline import ModelFailed
 from cortex.replica.prediction.predictors import Predictor
 from cortex.replica.process.condition import Condition
-from cortex.replica.protocols.codec import BodyTooLarge
-from cortex.replica.protocols.faults import Fault, describe
-from cortex.replica.protocols.results import Unserialisable
+from cortex.replica.transport.faults import Fault, describe
 from cortex.replica.transport.http import (
     JSON,
     Connection,

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from cortex.replica.inspection.made_up import make_up_sample
 from cortex.replica.prediction.batching import may_be_batched
-from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.tensors.conversion import Converter
 from cortex.replica.tensors.examples import serialise
 from cortex.replica.tensors.mismatch import InputMismatch
 from cortex.wire.signature import TensorSpec
 
 
 def prediction(loaded, sample):
-    feeds = build_converter(loaded.signature, takes_bytes=True).convert(sample)
+    feeds = Converter(loaded.signature, takes_bytes=True).convert(sample)
     return dict(zip([spec.name for spec in loaded.signature.outputs], loaded.run(feeds), strict=True))
 
 

@@ -27,8 +27,8 @@ from cortex.replica.backends.base import (
 )
 from cortex.replica.backends.cuda import GpuUnusable
 from cortex.replica.backends.onnx import Prediction
-from cortex.replica.protocols.results import encode
-from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.bodies.results import encode
+from cortex.replica.tensors.conversion import Converter
 from cortex.wire.signature import TensorSpec
 
 IDENTITY = ("Identity", ["x"], ["y"], {})
@@ -52,7 +52,7 @@ NUMPY_NAMES = {
 
 def answer(loaded, sample):
     """JSON value in, outputs out, as for an api without a handler."""
-    return loaded.run(build_converter(loaded.signature).convert(sample))
+    return loaded.run(Converter(loaded.signature).convert(sample))
 
 
 def refused(error, path, **options):

@@ -23,9 +23,9 @@ from onnx import numpy_helper
 from cortex.replica.backends import locales
 from cortex.replica.backends import onnx as backend
 from cortex.replica.backends.base import InferenceFailed, ModelError, UnsupportedType
-from cortex.replica.protocols.codec import Decoder
-from cortex.replica.protocols.results import encode
-from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.bodies.codec import Decoder
+from cortex.replica.bodies.results import encode
+from cortex.replica.tensors.conversion import Converter
 
 pytestmark = pytest.mark.slow  # all of them together
 
@@ -121,7 +121,7 @@ def compare(path, values):
         return  # not even onnxruntime's own run() takes these; test_onnx.py does
     loaded = backend.load(path)
     values = {name: plain(value) for name, value in values.items() if value is not None}
-    feeds = build_converter(loaded.signature).convert(through_json(values))
+    feeds = Converter(loaded.signature).convert(through_json(values))
     direct = {arg.name: values[arg.name] for arg in session.get_inputs() if arg.name in values}
     for name, value in direct.items():
         assert_identical(feeds[name], value)

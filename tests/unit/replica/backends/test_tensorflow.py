@@ -25,9 +25,9 @@ from cortex.replica.backends.base import (
 from cortex.replica.backends.cuda import GpuUnusable
 from cortex.replica.backends.made_up_feeds import accepted_feeds
 from cortex.replica.backends.signatures import AmbiguousSignature, NoSignature, UnknownSignature
+from cortex.replica.bodies.results import encode
 from cortex.replica.prediction.batching import may_be_batched
-from cortex.replica.protocols.results import encode
-from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.tensors.conversion import Converter
 from cortex.wire.signature import TensorSpec
 
 IRIS = Path(__file__).parents[4] / "examples" / "iris" / "models" / "tensorflow"
@@ -45,7 +45,7 @@ def backend(tensorflow):
 
 
 def feeds(loaded, sample):
-    return build_converter(loaded.signature, takes_bytes=loaded.takes_bytes).convert(sample)
+    return Converter(loaded.signature, takes_bytes=loaded.takes_bytes).convert(sample)
 
 
 def outputs(loaded, sample):

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from cortex.errors import RequestError
+from cortex.replica.calls import Call
 from cortex.replica.handler.hooks import Handler, HandlerError, Hook, HookFailed, load_handler
-from cortex.replica.prediction.calls import Call
 
 
 @pytest.fixture
@@ -413,7 +413,7 @@ def test_a_wrong_number_shows_found_and_expected(load: Callable[..., Handler], d
     assert error.problem().reference == "handler-wrong-parameters"
     assert found in str(error)
     assert "pre_inference(sample, metadata)" in str(error)
-    assert "handler.py:" in error.where
+    assert "handler.py:" in error.problem().where
 
 
 def test_a_generator_and_a_constant_are_no_hooks(load: Callable[..., Handler]) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from cortex.replica.calls import Call
 from cortex.replica.handler.hooks import Hook, HookFailed
 from cortex.replica.observation import tracebacks
 from cortex.replica.observation.tracebacks import format_user_traceback, one_line, user_location
-from cortex.replica.prediction.calls import Call
 
 
 def failure(source: str, path: Path) -> BaseException:

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from cortex.errors import Response
 from cortex.metrics.counts import NOTHING, Reading, growth, read
+from cortex.replica.bodies.results import encode
 from cortex.replica.observation.tracker import MAX_ITEMS, MAX_NAME_CHARS, Tracker
-from cortex.replica.protocols.results import encode
 from cortex.wire.build import TrackerConfig
 from cortex.wire.stats import EXACT_CLASSES, StatsFile, number_bucket
 

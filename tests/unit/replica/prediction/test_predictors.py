@@ -17,14 +17,14 @@ from cortex.errors import RequestError, Response
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
 from cortex.replica.backends.base import InferenceFailed, InputRefused
 from cortex.replica.handler.hooks import Handler, Hook
+from cortex.replica.inspection.warmup import Introduction
 from cortex.replica.observation.logs import REQUEST_ID
 from cortex.replica.observation.stats import Counters
 from cortex.replica.observation.tracker import Tracker
-from cortex.replica.prediction.inference import INLINE_BELOW_S, Inference
+from cortex.replica.prediction.inference import INLINE_BELOW_S, BatchingCondition, Inference
 from cortex.replica.prediction.pipeline import Pipeline
-from cortex.replica.prediction.predictors import build_predictor, hide_loop
-from cortex.replica.prediction.warmup import Introduction
-from cortex.replica.process.condition import BatchingCondition, Condition
+from cortex.replica.prediction.predictors import Around, build_predictor, hide_loop
+from cortex.replica.process.condition import Condition
 from cortex.replica.protocols.cortex import CortexProtocol
 from cortex.replica.transport.http import Exchange
 from cortex.replica.transport.service import MAX_IN_FLIGHT, Service
@@ -160,13 +160,9 @@ class Replica:
             announce=lambda: None,
         )
         predictor = build_predictor(
-            pipeline,
-            self.inference,
+            Around(pipeline, self.inference, self.service, self.loop, Streams()),  # type: ignore[arg-type]
             is_async=handler.is_async,
             concurrency=concurrency,
-            desk=self.service,
-            loop=self.loop,
-            streams=Streams(),  # type: ignore[arg-type]
         )
         self.service.predictor = predictor
         self.hides_loop = predictor.hides_loop

@@ -24,7 +24,7 @@ from cortex.replica.observation.stats import Counters
 from cortex.replica.observation.tracker import Tracker
 from cortex.replica.prediction.inference import Inference
 from cortex.replica.prediction.pipeline import Pipeline
-from cortex.replica.prediction.predictors import InlinePredictor
+from cortex.replica.prediction.predictors import Around, InlinePredictor
 from cortex.replica.process.condition import Condition
 from cortex.replica.protocols.cortex import CortexProtocol
 from cortex.replica.protocols.open_inference import PATH, OpenInference
@@ -164,10 +164,7 @@ class Replica:
             project_dir=None,
         )
         self.service.predictor = InlinePredictor(
-            pipeline,
-            inference,
-            desk=self.service,
-            streams=Streams(),  # type: ignore[arg-type]
+            Around(pipeline, inference, self.service, None, Streams())  # type: ignore[arg-type]
         )
 
     def ask(

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.tensors.conversion import Converter
 from cortex.replica.tensors.mismatch import InputMismatch, WrongNames
 from cortex.replica.tensors.numbers import to_bfloat16
 from cortex.wire.signature import Signature, TensorSpec
@@ -26,7 +26,7 @@ NUMBERS = FLOATS + INTEGERS
 
 
 def converter(*inputs, **options):
-    return build_converter(Signature(tuple(inputs), ()), **options)
+    return Converter(Signature(tuple(inputs), ()), **options)
 
 
 def one(dtype, shape, sample, **options):

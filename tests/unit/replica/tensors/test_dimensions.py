@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.tensors.conversion import Converter
 from cortex.replica.tensors.dimensions import Dimensions
 from cortex.replica.tensors.mismatch import InputMismatch
 from cortex.wire.signature import Signature, TensorSpec
@@ -69,9 +69,9 @@ def test_one_input_may_have_a_name_twice():
     square = [spec("a", "n", "n")]
     Dimensions(square).check(feeds(a=(3, 3)))
     assert 'dimension 1 is 2, and dimension 0, which is "n" too, is 3' in str(problem(square, a=(3, 2)))
-    assert build_converter(Signature((spec("a", "n", "n"),), ())).convert([[1, 2], [3, 4]])["a"].shape == (2, 2)
+    assert Converter(Signature((spec("a", "n", "n"),), ())).convert([[1, 2], [3, 4]])["a"].shape == (2, 2)
     with pytest.raises(InputMismatch):
-        build_converter(Signature((spec("a", "n", "n"),), ())).convert([[1, 2, 3], [3, 4, 5]])
+        Converter(Signature((spec("a", "n", "n"),), ())).convert([[1, 2, 3], [3, 4, 5]])
 
 
 def test_an_absent_input_agrees_with_everything():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.replica.tensors.conversion import build_converter
+from cortex.replica.tensors.conversion import Converter
 from cortex.replica.tensors.mismatch import InputMismatch
 from cortex.wire.signature import Signature, TensorSpec
 
@@ -20,7 +20,7 @@ ROWS = [[1, 2, 3, 4], [5, 6, 7, 8]]
 
 
 def convert(inputs, sample, *, key=None, after=None):
-    feeds = build_converter(Signature(tuple(inputs), (), key=key)).convert(sample, after)
+    feeds = Converter(Signature(tuple(inputs), (), key=key)).convert(sample, after)
     return {name: value.tolist() for name, value in feeds.items()}
 
 
@@ -128,7 +128,7 @@ def test_columns_whose_indexes_differ_are_no_table():
 
 def test_records_of_a_ragged_input_are_rows_of_any_length():
     inputs = (TensorSpec("r", "int32", (None, None), kind="ragged", ragged_rank=1),)
-    feeds = build_converter(Signature(inputs, ())).convert([{"r": [1, 2]}, {"r": [3]}])
+    feeds = Converter(Signature(inputs, ())).convert([{"r": [1, 2]}, {"r": [3]}])
     assert [row.tolist() for row in feeds["r"]] == [[1, 2], [3]]
 
 
@@ -183,8 +183,8 @@ def test_what_a_handler_returns_is_in_no_envelope():
 def test_a_map_takes_any_key_of_its_own():
     inputs = (TensorSpec("m", "float32", (), kind="map", key_dtype="string"),)
     signature = Signature(inputs, ())
-    assert build_converter(signature).convert({"instances": 1, "m": 2}) == {"m": {"instances": 1.0, "m": 2.0}}
-    assert build_converter(signature).convert({"m": {"a": 1}}) == {"m": {"a": 1.0}}
+    assert Converter(signature).convert({"instances": 1, "m": 2}) == {"m": {"instances": 1.0, "m": 2.0}}
+    assert Converter(signature).convert({"m": {"a": 1}}) == {"m": {"a": 1.0}}
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.data())

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.replica.protocols.codec import BodyTooLarge
+from cortex.replica.bodies.codec import BodyTooLarge
 from cortex.replica.transport.http import (
     HUGE_BODY_BYTES,
     JSON,

@@ -6,12 +6,12 @@ import asyncio
 from typing import Any, NamedTuple
 
 from cortex.errors import RequestError
+from cortex.replica.bodies.codec import BadBody, BodyTooLarge, UnsupportedContentType, UnsupportedEncoding
+from cortex.replica.bodies.results import Unserialisable
+from cortex.replica.calls import OutOfTime, Overloaded, ReplicaEnding
 from cortex.replica.handler.hooks import HookFailed
 from cortex.replica.observation.places import as_called
-from cortex.replica.prediction.calls import OutOfTime, Overloaded, ReplicaEnding
 from cortex.replica.prediction.pipeline import ModelFailed
-from cortex.replica.protocols.codec import BadBody, BodyTooLarge, UnsupportedContentType, UnsupportedEncoding
-from cortex.replica.protocols.results import Unserialisable
 from cortex.replica.tensors.mismatch import InputMismatch
 from cortex.replica.transport.http import HeadTooLarge, MalformedRequest, MethodNotAllowed, PathNotFound, RequestStalled
 

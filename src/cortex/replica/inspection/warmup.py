@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import msgspec
 import orjson
@@ -13,14 +12,16 @@ import orjson
 from cortex.errors import CortexError, Problem
 from cortex.replica.backends.base import Backend, InferenceFailed
 from cortex.replica.backends.made_up_feeds import accepted_feeds, refusal
+from cortex.replica.calls import Call, OutOfTime
 from cortex.replica.handler.foresight import advice_for
 from cortex.replica.handler.hooks import HookFailed
 from cortex.replica.inspection.made_up import forms
+from cortex.replica.inspection.rehearsal import Rehearsal, Rehearsed
 from cortex.replica.observation.tracebacks import format_user_traceback, user_location
 from cortex.replica.observation.tracker import Mismatch, Tracker
-from cortex.replica.prediction.calls import Call, OutOfTime
 from cortex.replica.prediction.inference import Inference
 from cortex.replica.prediction.pipeline import ModelFailed
+from cortex.replica.protocols.cortex import Introduction
 from cortex.replica.tensors.conversion import Feeds
 from cortex.wire.build import Sample
 from cortex.wire.launch import ReplicaSpec
@@ -42,39 +43,6 @@ class SampleRefused(CortexError):
 
     def problem(self) -> Problem:
         return self.problem_
-
-
-class Introduction(NamedTuple):
-    """What is told of an api to whoever asks how to call it."""
-
-    description: Mapping[str, Any] = {}
-    """Its name, version, inputs and outputs, and a sample that was answered, if it is not too large."""
-    sample_type: str = "application/json"
-    """Content type of the api's own sample."""
-    unproven: str = ""
-    """Why no request is shown as one that works; empty if there is one that was answered."""
-
-
-class Rehearsed(NamedTuple):
-    """How a rehearsed call was answered."""
-
-    ok: bool
-    said: str
-    """The answer in a line, if it is not ok."""
-    hint: str
-    call: Call
-
-
-class Rehearsal(Protocol):
-    """Has calls answered as real ones are, without anybody who made them."""
-
-    def ask(self, body: bytes, content_type: str, timeout_s: float) -> Rehearsed:
-        """A sample as somebody would send it."""
-        ...
-
-    def ask_value(self, value: Any, most_bytes: int, timeout_s: float) -> tuple[bool, Any]:
-        """Whether a value, written in at most so many bytes, is answered; and how it reads when it is written."""
-        ...
 
 
 class WarmUp:

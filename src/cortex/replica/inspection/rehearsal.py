@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from cortex.errors import CortexError
+from cortex.replica.bodies.results import encode
+from cortex.replica.calls import Call
 from cortex.replica.prediction.predictors import Predictor, hide_loop
-from cortex.replica.prediction.warmup import Rehearsed
-from cortex.replica.protocols.results import encode
 from cortex.replica.transport.http import Exchange
 from cortex.replica.transport.service import Service
 
@@ -34,7 +34,17 @@ class Audience:
         return False
 
 
-class ServiceRehearsal:
+class Rehearsed(NamedTuple):
+    """How a rehearsed call was answered."""
+
+    ok: bool
+    said: str
+    """The answer in a line, if it is not ok."""
+    hint: str
+    call: Call
+
+
+class Rehearsal:
     """Asks a service, on its own loop, which does not run yet."""
 
     def __init__(self, service: Service, predictor: Predictor, loop: asyncio.AbstractEventLoop) -> None:
@@ -43,6 +53,7 @@ class ServiceRehearsal:
         self._loop = loop
 
     def ask(self, body: bytes, content_type: str, timeout_s: float) -> Rehearsed:
+        """A sample as somebody would send it."""
         audience = Audience(self._loop)
         exchange = Exchange(audience)
         exchange.method, exchange.target = b"POST", b"/"
@@ -59,7 +70,7 @@ class ServiceRehearsal:
         return Rehearsed(200 <= audience.status <= 299, f"{audience.status}{said}", hint, exchange)
 
     def ask_value(self, value: Any, most_bytes: int, timeout_s: float) -> tuple[bool, Any]:
-        """Whether a value is answered as JSON of at most so many bytes, and what that JSON says."""
+        """Whether a value, written in at most so many bytes, is answered; and how it reads when it is written."""
         try:
             body = encode(value)
         except CortexError:

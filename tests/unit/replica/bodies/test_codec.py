@@ -1,4 +1,4 @@
-"""Tests of `cortex.replica.protocols.codec`."""
+"""Tests of `cortex.replica.bodies.codec`."""
 
 import gzip
 import io
@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cortex.replica.protocols import codec
-from cortex.replica.protocols.codec import (
+from cortex.replica.bodies import codec
+from cortex.replica.bodies.codec import (
     ACCEPTED,
     BadArray,
     BadBody,

@@ -1,4 +1,4 @@
-"""Tests of `cortex.replica.protocols.foreign`: results made of types of pandas, pydantic, attrs and msgspec."""
+"""Tests of `cortex.replica.bodies.foreign`: results made of types of pandas, pydantic, attrs and msgspec."""
 
 import datetime
 import enum
@@ -14,7 +14,7 @@ import pydantic
 import pytest
 from pydantic import v1 as pydantic_1
 
-from cortex.replica.protocols.results import Unserialisable, encode
+from cortex.replica.bodies.results import Unserialisable, encode
 
 FRAME = pd.DataFrame(
     {
@@ -190,7 +190,7 @@ def test_a_table_that_gives_its_rows_is_written_by_them():
 
 def test_results_need_neither_pandas_nor_pydantic():
     script = (
-        "import sys, datetime; from cortex.replica.protocols.results import encode; "
+        "import sys, datetime; from cortex.replica.bodies.results import encode; "
         "encode({1: datetime.datetime(2024, 1, 1)}); "
         "print(sorted({'pandas', 'pydantic', 'attrs'} & set(sys.modules)))"
     )

@@ -7,14 +7,15 @@ import asyncio
 import pytest
 
 from cortex.errors import RequestError
+from cortex.replica.bodies.codec import BadJson, BodyTooLarge, UnsupportedContentType, UnsupportedEncoding
+from cortex.replica.bodies.results import Unserialisable
+from cortex.replica.calls import OutOfTime, Overloaded, ReplicaEnding
 from cortex.replica.handler.hooks import HookFailed
-from cortex.replica.prediction.calls import OutOfTime, Overloaded, ReplicaEnding
 from cortex.replica.prediction.pipeline import ModelFailed
-from cortex.replica.protocols.codec import BadJson, BodyTooLarge, UnsupportedContentType, UnsupportedEncoding
-from cortex.replica.protocols.faults import STATUS, describe
-from cortex.replica.protocols.results import Unserialisable
 from cortex.replica.tensors.mismatch import InputMismatch
+from cortex.replica.transport.faults import STATUS, describe
 from cortex.replica.transport.http import HeadTooLarge, MalformedRequest, MethodNotAllowed, RequestStalled
+from cortex.wire.signature import TensorSpec
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ from cortex.replica.transport.http import HeadTooLarge, MalformedRequest, Method
         (BodyTooLarge(5), 413, "body-too-large"),
         (UnsupportedContentType("a/b"), 415, "unsupported-content-type"),
         (UnsupportedEncoding("br"), 415, "unsupported-content-encoding"),
-        (InputMismatch("x", expected_dtype="float32", expected_shape=(1,)), 422, "input-mismatch"),
+        (InputMismatch(TensorSpec("x", "float32", (1,)), ("int64", ()), "x"), 422, "input-mismatch"),
         (RequestError(418, "teapot"), 418, "request-error"),
         (MalformedRequest("x"), 400, "malformed-request"),
         (HeadTooLarge("x"), 431, "head-too-large"),

@@ -316,15 +316,11 @@ def _media_type(content_type: str) -> tuple[str, dict[str, str]]:
     if semicolon:
         for match in _PARAMETER.finditer(rest):
             name, token, quoted = match.groups()
-            parameters.setdefault(name.lower(), token if quoted is None else _unquote(quoted))
+            parameters.setdefault(name.lower(), token if quoted is None else re.sub(r"\\(.)", r"\1", quoted))
     return media_type, parameters
 
 
 _PARAMETER: Final = re.compile(r"""\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:([^\s";]+)|"((?:[^"\\]|\\.)*)")\s*(?:;|$)""")
-
-
-def _unquote(quoted: str) -> str:
-    return re.sub(r"\\(.)", r"\1", quoted)
 
 
 def _read_json(body: bytes, content_type: str, parameters: dict[str, str]) -> Any:

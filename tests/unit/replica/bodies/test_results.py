@@ -1,4 +1,4 @@
-"""Tests of `cortex.replica.protocols.results`."""
+"""Tests of `cortex.replica.bodies.results`."""
 
 import array
 import base64
@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from cortex.replica.protocols.results import Unserialisable, encode
+from cortex.replica.bodies.results import Unserialisable, encode
 
 
 class Colour(enum.Enum):

@@ -26,8 +26,8 @@ import orjson
 from numpy.typing import NDArray
 
 from cortex.errors import CortexError
-from cortex.replica.protocols import foreign
-from cortex.replica.protocols.foreign import NoForm
+from cortex.replica.bodies import foreign
+from cortex.replica.bodies.foreign import NoForm
 
 _Array: TypeAlias = NDArray[Any]
 
@@ -224,10 +224,6 @@ def _decimal(value: decimal.Decimal) -> orjson.Fragment | None:
     return orjson.Fragment(str(value)) if value.is_finite() else None
 
 
-def _complex(value: complex) -> list[float]:
-    return [value.real, value.imag]
-
-
 def _time(value: datetime.datetime | datetime.date | datetime.time) -> str | None:
     return None if foreign.is_missing(value) else value.isoformat()
 
@@ -250,7 +246,7 @@ _CONVERSIONS: Final[tuple[tuple[Any, Callable[[Any], Any]], ...]] = (
     ((datetime.datetime, datetime.date, datetime.time), _time),
     (decimal.Decimal, _decimal),
     (float, float.__float__),
-    (complex, _complex),
+    (complex, lambda value: [value.real, value.imag]),
 )
 """Order matters: `np.bytes_` is bytes and a numpy scalar."""
 

@@ -19,16 +19,16 @@ from cortex.errors import RequestError, Response
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
 from cortex.replica.backends.base import InferenceFailed
 from cortex.replica.handler.hooks import Handler, Hook
+from cortex.replica.inspection.rehearsal import Rehearsal
+from cortex.replica.inspection.warmup import SampleRefused, WarmUp
 from cortex.replica.observation.stats import Counters
 from cortex.replica.observation.tracker import Tracker
 from cortex.replica.prediction.inference import INLINE_BELOW_S, Inference
 from cortex.replica.prediction.pipeline import Pipeline
-from cortex.replica.prediction.predictors import build_predictor
-from cortex.replica.prediction.warmup import Introduction, SampleRefused, WarmUp
+from cortex.replica.prediction.predictors import Around, build_predictor
 from cortex.replica.process.condition import Condition
-from cortex.replica.protocols.cortex import CortexProtocol
+from cortex.replica.protocols.cortex import CortexProtocol, Introduction
 from cortex.replica.transport.http import Exchange
-from cortex.replica.transport.rehearsal import ServiceRehearsal
 from cortex.replica.transport.service import Service
 from cortex.testing.builders import a_sample_at_hand
 from cortex.wire.batching import BatchingOrder
@@ -139,13 +139,9 @@ class Replica:
             project_dir=None,
         )
         predictor = build_predictor(
-            pipeline,
-            self.inference,
+            Around(pipeline, self.inference, service, self.loop, Streams()),  # type: ignore[arg-type]
             is_async=handler.is_async,
             concurrency=None,
-            desk=service,
-            loop=self.loop,
-            streams=Streams(),  # type: ignore[arg-type]
         )
         service.predictor = predictor
         warm_up = WarmUp(
@@ -154,7 +150,7 @@ class Replica:
             has_hooks=pipeline.has_hooks,
             inference=self.inference,
             tracker=self.tracker,
-            rehearsal=ServiceRehearsal(service, predictor, self.loop),
+            rehearsal=Rehearsal(service, predictor, self.loop),
         )
         self.introduction = self.protocol.introduction = warm_up.run()
         assert sum(self.counters.by_class) == 0
@@ -410,7 +406,7 @@ def test_the_model_is_timed_before_the_first_request(
 ) -> None:
     replica = make()
     replica.backend.run_s = run_s
-    monkeypatch.setattr("cortex.replica.prediction.warmup.perf_counter", lambda: replica.backend.now_s)
+    monkeypatch.setattr("cortex.replica.inspection.warmup.perf_counter", lambda: replica.backend.now_s)
     replica.run()
     assert replica.inference.inline is inline
 

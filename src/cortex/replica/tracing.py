@@ -31,12 +31,14 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 from cortex.errors import RequestError
 from cortex.ids import route_path, short
 from cortex.replica.backends.base import Backend
+from cortex.replica.calls import Call
 from cortex.replica.handler.hooks import Handler, Hook, HookFailed
 from cortex.replica.observation.tracebacks import one_line
 from cortex.replica.prediction.batching import Outputs
-from cortex.replica.prediction.calls import Call
 from cortex.replica.prediction.pipeline import ModelFailed, Pipeline
 from cortex.replica.tensors.conversion import Feeds
+from cortex.replica.transport.http import Exchange
+from cortex.replica.transport.service import Service
 from cortex.version import __version__
 from cortex.wire.launch import ReplicaSpec
 
@@ -97,6 +99,9 @@ class Tracing:
 
     def pipeline(self, backend: Backend, handler: Handler | None, *, tracks: bool) -> TracedPipeline:
         return TracedPipeline(self, backend, handler, tracks=tracks)
+
+    def service(self, **parts: Any) -> TracedService:
+        return TracedService(self, **parts)
 
     def begin(self, call: Call) -> None:
         """Open the span of a prediction, below its caller's; it began when the whole request was there."""
@@ -201,6 +206,28 @@ class TracedPipeline(Pipeline):
     async def answer_async(self, call: Call, outputs: Outputs, feeds: Feeds) -> Any:
         self._tracing.model_ended(call.span)
         return await super().answer_async(call, outputs, feeds)
+
+
+class TracedService(Service):
+    """Ends the span of each prediction with its answer."""
+
+    def __init__(self, tracing: Tracing, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._tracing = tracing
+
+    def fail(self, exchange: Exchange, error: BaseException) -> None:
+        if exchange.span is not None:
+            self._tracing.failed(exchange.span, error)
+        super().fail(exchange, error)
+
+    def gone(self, exchange: Exchange) -> None:
+        super().gone(exchange)
+        self._tracing.answered(exchange, None)
+
+    def _answer(self, exchange: Exchange, status: int, *more: Any, **options: Any) -> bool:
+        delivered = super()._answer(exchange, status, *more, **options)
+        self._tracing.answered(exchange, status)
+        return delivered
 
 
 class _TracedHook(Hook):

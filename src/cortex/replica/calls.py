@@ -78,16 +78,16 @@ class Call:
     place = 0
     """Among the requests in hand (`wire.inhand`)."""
     timer: asyncio.TimerHandle | None = None
-    cancel: Callable[[], None] | None = None
+    cancel: Callable[[], object] | None = None
     """Gives up work that has not begun, or waits for the model; None while that is not so."""
-    stop: Callable[[], None] | None = None
+    stop: Callable[[], object] | None = None
     """Ends the work wherever it is; None if its code cannot be ended."""
     view: Any = None
     """What handlers see of the request; made on demand."""
     trace: Any = None
     """Takes notes when the caller asked for `debug`."""
     span: Any = None
-    """Of the trace, when there is one (`replica.observation.tracing`)."""
+    """Of the trace, when there is one (`replica.tracing`)."""
     failure: BaseException | None = None
     """What a rehearsal was answered with, if that is an error."""
     result: Any = None

@@ -1,0 +1,1 @@
+"""Request bodies to the samples that they carry, and results to JSON. Pure: knows neither requests nor models."""
