@@ -9,7 +9,7 @@ Source:
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -138,9 +138,9 @@ class OpenInference:
     def _about_model(self, name: str, version: str | None, rest: Sequence[str]) -> Any:
         """What is told of the model; None: inference is asked for. Raises NotFound."""
         if name != self._name:
-            raise NotFound(f'there is no model "{name[:60]}" here, but "{self._name}"')
+            raise NotFound(f'there is no model "{_start(name)}" here, but "{self._name}"')
         if version is not None and version != self._version:
-            raise NotFound(f'model "{name}" has no version "{version[:60]}" here, but "{self._version}"')
+            raise NotFound(f'model "{name}" has no version "{_start(version)}" here, but "{self._version}"')
         match rest:
             case []:
                 return self._metadata
@@ -149,7 +149,7 @@ class OpenInference:
             case ["infer"]:
                 return None
             case _:
-                raise NotFound(f'"{"/".join(rest)[:60]}" is nothing that a model is asked for here')
+                raise NotFound(f'"{_start("/".join(rest))}" is nothing that a model is asked for here')
 
     def _nothing_there(self, exchange: Exchange) -> NotFound:
         return NotFound(f"nothing of the Open Inference Protocol is at {exchange.path.decode('latin-1')[:200]}")
@@ -246,18 +246,16 @@ class OpenInference:
 
     def _input(self, one: object, before: Mapping[str, Any]) -> TensorSpec:
         """What the model says of an input of the request. Raises BadBody."""
-        name = one.get("name") if isinstance(one, dict) else None
-        if not isinstance(one, dict) or not isinstance(name, str):
+        if not isinstance(one, dict) or not isinstance(name := one.get("name"), str):
             raise BadBody("each input is a JSON object with a name")
         spec = self._inputs.get(name)
         if spec is None:
-            names = ", ".join(f'"{known}"' for known in self._inputs)
-            raise BadBody(f'the model has no input "{name[:60]}"; it has {names}')
+            raise _unknown("input", name, self._inputs)
         if name in before:
             raise DataError(name, "is there twice")
         datatype = one.get("datatype")
         if datatype != DATATYPES[spec.dtype]:
-            raise DataError(name, f"is {DATATYPES[spec.dtype]}, and the request says {str(datatype)[:60]}")
+            raise DataError(name, f"is {DATATYPES[spec.dtype]}, and the request says {_start(str(datatype))}")
         return spec
 
     def _asked_outputs(self, request: Mapping[str, Any], binary: object) -> list[tuple[int, bool]]:
@@ -269,13 +267,11 @@ class OpenInference:
             raise BadBody('"outputs" is a list')
         found: dict[int, bool] = {}
         for one in wanted:
-            name = one.get("name") if isinstance(one, dict) else None
-            if not isinstance(one, dict) or not isinstance(name, str):
+            if not isinstance(one, dict) or not isinstance(name := one.get("name"), str):
                 raise BadBody("each output is a JSON object with a name")
             place = self._places.get(name)
             if place is None:
-                names = ", ".join(f'"{known}"' for known in self._places)
-                raise BadBody(f'the model has no output "{name[:60]}"; it has {names}')
+                raise _unknown("output", name, self._places)
             if place in found:
                 raise BadBody(f'output "{name}" is asked for twice')
             if place not in self._usual:
@@ -283,6 +279,16 @@ class OpenInference:
             parameters = _parameters(one, f'output "{name}"')
             found[place] = _flag(parameters.get("binary_data", binary), "binary_data")
         return list(found.items())
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> BadBody:
+    names = ", ".join(f'"{one}"' for one in known)
+    return BadBody(f'the model has no {what} "{_start(name)}"; it has {names}')
+
+
+def _start(text: str) -> str:
+    """As much of what a caller sent as is repeated to him."""
+    return text[:60]
 
 
 def _is_tensor(spec: TensorSpec) -> bool:
