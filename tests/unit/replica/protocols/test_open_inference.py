@@ -539,6 +539,18 @@ def test_what_is_wrong_with_binary_data_is_said(
     assert said in answer.error
 
 
+def test_an_input_has_what_those_before_it_have_left() -> None:
+    inputs = tuple(TensorSpec(name, "float32", (None,)) for name in "ab")
+    replica = Replica(inputs, run=lambda feeds: [feeds["b"]])
+    size = {"binary_data_size": 8}
+    asked = request(*(one(name, data=None, shape=[2], parameters=size) for name in "ab"))
+    header = json.dumps(asked).encode()
+    for binary, status in ((bytes(16), 200), (bytes(15), 400)):
+        answer = replica.post(header + binary, headers={"inference-header-content-length": len(header)})
+        assert answer.status == status
+    assert answer.error == 'input "b" says that it has 8 bytes, and 7 are left behind the JSON'
+
+
 @pytest.mark.parametrize(
     ("length", "said"),
     [
