@@ -32,12 +32,12 @@ install: $(ALL) ## set up .venv with every extra that runs anywhere (developer t
 demo: $(CORE) ## deploy examples/iris on this machine and ask it something
 	@examples/demo.sh
 
+# Bytecode of tests is kept even where Python may write none: each worker would spend a third of a minute compiling them.
 test: $(DEV) ## run all tests but the end-to-end ones; choose with ARGS, e.g. make test ARGS="-k rollout"
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal \
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal \
 		tests/unit tests/contract tests/integration tests/rows tests/mutation tests/field/test_case.py \
-		tests/docs/test_pages.py $(ARGS)
+		tests/docs --ignore tests/docs/test_blocks_run.py $(ARGS)
 
-# Bytecode of tests is kept even where Python may write none: they would be compiled for a third of the time.
 smoke: $(DEV) ## half a minute: lint, the fast unit and contract tests, one real deploy
 	$(BIN)/ruff check --quiet
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal \

@@ -212,6 +212,7 @@ class Found:
 
 
 @cache
+@cache
 def references() -> Mapping[str, Found]:
     """
     Every reference in the source: `reference = "…"` of a class, and literals that become the `reference`, `error` or

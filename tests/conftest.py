@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -57,6 +58,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tensorflow" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)  # its import alone takes seconds
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # eleven thousand tests are looked through for garbage again and again otherwise
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,6 @@ Outcome = Literal["killed", "timed out", "survived"]
 _COPIED: Final = ("src", "tests", "pyproject.toml")
 _MEMORY_BYTES: Final = 16 * 2**30
 """Of addresses: a change may make a list grow for ever."""
-_CPU_FACTOR: Final = 5
-"""A change that takes so many times the cpu is taken to loop for ever; cpu, since any machine may stand still."""
 _WALL_S: Final = 900.0
 """And one that does nothing for so long to wait for ever, should pytest's own time limit not end it."""
 
@@ -49,11 +47,13 @@ class Copy:
         root: of the tree; nothing is written there but below `folder`.
         folder: where the copy goes; what was there is removed.
         least_cpu_s: what every run may take, however short the tests are.
+        cpu_factor: a change that takes so much more cpu loops for ever; cpu, since any machine may stand still.
     """
 
-    def __init__(self, root: Path, folder: Path, *, least_cpu_s: float = 20.0) -> None:
+    def __init__(self, root: Path, folder: Path, *, least_cpu_s: float = 20.0, cpu_factor: float = 5.0) -> None:
         self._folder = folder
         self._least_cpu_s = least_cpu_s
+        self._cpu_factor = cpu_factor
         self._cpu_s: dict[str, float] = {}
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -82,7 +82,7 @@ class Copy:
         """
         with self._changed(self._folder / path, source):
             for tests in stages:
-                run = self._run(tests, self._least_cpu_s + _CPU_FACTOR * sum(self._cpu_s[test] for test in tests))
+                run = self._run(tests, self._least_cpu_s + self._cpu_factor * sum(self._cpu_s[test] for test in tests))
                 if run.code in (-signal.SIGXCPU, -signal.SIGKILL):
                     return "timed out"
                 if run.code != 0:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
 from cortex import processes
@@ -191,25 +192,25 @@ def silent() -> Iterator[Callable[[str], ProcessIdentity]]:
         child.communicate()
 
 
-def in_state(identity: ProcessIdentity, state: bytes) -> bool:
-    return processes._stat(identity.pid)[0] == state
+def in_state(identity: ProcessIdentity, state: str) -> bool:
+    return psutil.Process(identity.pid).status() == state
 
 
 def test_a_process_that_was_stopped_is_known_by_two_looks_and_goes_on(silent):
     identity = silent("import signal; signal.pause()")
-    eventually(lambda: in_state(identity, b"S"))
+    eventually(lambda: in_state(identity, psutil.STATUS_SLEEPING))
     pulse = processes.Pulse(identity, "it")
     processes.send_signal(identity, signal.SIGSTOP)
-    eventually(lambda: in_state(identity, b"T"))
+    eventually(lambda: in_state(identity, psutil.STATUS_STOPPED))
     assert [pulse.look(0.0), pulse.look(0.1)] == ["well", "stopped"]
     assert not pulse.hangs(0.2)
-    eventually(lambda: in_state(identity, b"S"))
+    eventually(lambda: in_state(identity, psutil.STATUS_SLEEPING))
     assert pulse.look(0.2) == "well"
 
 
 def test_a_process_hangs_that_sleeps_although_it_owes_something(silent):
     identity = silent("import signal; signal.pause()")
-    eventually(lambda: in_state(identity, b"S"))
+    eventually(lambda: in_state(identity, psutil.STATUS_SLEEPING))
     pulse = processes.Pulse(identity, "it", hangs_after_s=3.0)
     assert [pulse.look(now_s, owes=False) for now_s in (0.0, 100.0)] == ["well", "well"]
     assert [pulse.look(now_s) for now_s in (101.0, 102.9, 103.0)] == ["well", "well", "hung"]
@@ -217,7 +218,7 @@ def test_a_process_hangs_that_sleeps_although_it_owes_something(silent):
 
 def test_a_process_that_works_or_waits_for_its_turn_does_not_hang_however_long_it_takes(silent):
     identity = silent("while True: pass")
-    eventually(lambda: in_state(identity, b"R"))
+    eventually(lambda: in_state(identity, psutil.STATUS_RUNNING))
     pulse = processes.Pulse(identity, "it", hangs_after_s=3.0)
     assert {pulse.look(now_s) for now_s in (0.0, 100.0, 200.0)} == {"well"}
 

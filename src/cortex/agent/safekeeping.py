@@ -109,9 +109,13 @@ class Safekeeping:
             processes.send_signal(identity, signal.SIGKILL)
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
+        self.close()
+        self._layout.keeper_socket.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the keeper, which goes on holding."""
         if self._channel is not None:
             self._channel.close()
-        self._layout.keeper_socket.unlink(missing_ok=True)
 
     def _send(self, request: KeeperRequest, *slots: socket.socket) -> None:
         if self._channel is not None:

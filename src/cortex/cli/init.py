@@ -227,7 +227,7 @@ def _look_at(
                 error.hint = "MODEL is a path on this machine, relative to where you are"
             raise
     location = _Location.of(named, resolved, terminal.cwd, place)
-    report = _inspect(
+    report = inspect_model(
         terminal,
         settings,
         resolved.format,
@@ -371,7 +371,7 @@ def _loadable(resolved: ResolvedModel, folder: Path) -> Path:
     return folder / resolved.entry
 
 
-def _inspect(
+def inspect_model(
     terminal: Terminal,
     settings: Settings,
     model_format: ModelFormat,

@@ -87,7 +87,7 @@ class OperatorClient:
         info = self._get("/v1/info", Info, timeout_s=timeout_s)
         if not self._environment:
             return info
-        ingress = self._from_here(info.ingress)
+        ingress = self.from_here(info.ingress)
         return msgspec.structs.replace(info, environment=self._environment, operator=self.url, ingress=ingress)
 
     def missing_blobs(self, digests: Iterable[str]) -> tuple[str, ...]:
@@ -236,9 +236,9 @@ class OperatorClient:
 
     def _with_endpoint(self, told: Endpoint) -> Endpoint:
         """An api or a change of one, with its endpoint as it is reached from here."""
-        return msgspec.structs.replace(told, endpoint=self._from_here(told.endpoint)) if self._environment else told
+        return msgspec.structs.replace(told, endpoint=self.from_here(told.endpoint)) if self._environment else told
 
-    def _from_here(self, url: str) -> str:
+    def from_here(self, url: str) -> str:
         """
         A URL of the ingress as it is reached from this machine.
 

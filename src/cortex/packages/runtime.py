@@ -54,7 +54,7 @@ def runtime_requirements(runtime: Runtime, asked: Collection[str] = ()) -> tuple
     """
     ranges = _ranges()
     candidates = BACKENDS[runtime]
-    here = next((name for name in reversed(candidates) if _installed(name) is not None), candidates[0])
+    here = next((name for name in reversed(candidates) if installed_version(name) is not None), candidates[0])
     backend = next((name for name in candidates if name in asked), here)
     conditions = dict(ranges)
     conditions.setdefault(backend, _any_of(candidates, ranges))
@@ -64,7 +64,7 @@ def runtime_requirements(runtime: Runtime, asked: Collection[str] = ()) -> tuple
 def preferred_versions() -> dict[str, str]:
     """What is installed here of what replicas need: known to work, and known to be in the installer's cache."""
     names = {*REPLICA, *(name for names in BACKENDS.values() for name in names)}
-    return {name: version for name in sorted(names) if (version := _installed(name)) is not None}
+    return {name: version for name in sorted(names) if (version := installed_version(name)) is not None}
 
 
 def python_here() -> str:
@@ -128,7 +128,8 @@ def _shown(specifiers: SpecifierSet) -> str:
 
 
 @cache
-def _installed(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """Of a package that is installed here."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

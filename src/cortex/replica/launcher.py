@@ -238,7 +238,7 @@ class LauncherLoop:
         fds = (slot_fd, control_fd) if secrets_fd is None else (slot_fd, control_fd, secrets_fd)
         pid = self._taken_from_inspection(request, slot_fd=slot_fd, control_fd=control_fd)
         try:
-            pid = pid or _fork_now()
+            pid = pid or fork_alone()
         except (OSError, UnsafeFork) as error:
             close_all(fds)
             _say(f"cannot fork {spec.replica}: {error}")
@@ -327,7 +327,7 @@ class LauncherLoop:
             try:
                 started = Inspection(
                     request,
-                    fork=_fork_now,
+                    fork=fork_alone,
                     asked_by=agent,
                     now_s=self._monotonic_s(),
                     secrets_fd=fds[0] if fds else None,
@@ -438,7 +438,7 @@ def _deployment(spec: ReplicaSpec) -> str:
     return split_api_key(spec.api)[0]
 
 
-def _fork_now() -> int:
+def fork_alone() -> int:
     """
     Fork; returns as `os.fork` does.
 

@@ -93,7 +93,7 @@ class RawOutput:
         return lines
 
     def _forget(self, end: int) -> None:
-        if not _punched(self.fd, end) and os.lseek(self.fd, 0, os.SEEK_END) == end:
+        if not punched(self.fd, end) and os.lseek(self.fd, 0, os.SEEK_END) == end:
             # No holes on this file system. What is written between these two lines is lost; it would not end otherwise.
             os.ftruncate(self.fd, 0)
             self._read_bytes = 0
@@ -140,7 +140,7 @@ def shrink(path: str | os.PathLike[str], *, keep_bytes: int) -> bool:
 def keep_end(fd: int, *, keep_bytes: int) -> bool:
     """As `shrink`, of an open file. Raises OSError."""
     size = os.fstat(fd).st_size
-    return size > keep_bytes and _punched(fd, size - keep_bytes)
+    return size > keep_bytes and punched(fd, size - keep_bytes)
 
 
 def _first_data(fd: int) -> int:
@@ -157,6 +157,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
-def _punched(fd: int, end: int) -> bool:
+def punched(fd: int, end: int) -> bool:
     """Free the file's first bytes; False where the file system cannot."""
     return end <= 0 or _libc.fallocate(fd, _PUNCH_HOLE, 0, end) == 0

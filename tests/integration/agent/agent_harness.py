@@ -122,7 +122,7 @@ class Node:
         self.store = ArtifactStore(self.layout.artifacts)
         self.epoch = 1
         self._agent: subprocess.Popen[bytes] | None = None
-        self._line: socket.socket | None = None
+        self.line: socket.socket | None = None
 
     # ---- the agent's process ------------------------------------------------------------------------------------
 
@@ -153,12 +153,12 @@ class Node:
         assert self._agent is not None
         self._agent.kill()
         self._agent.wait()
-        self._hang_up()
+        self.hang_up()
 
     def signal_agent(self, number: signal.Signals) -> None:
         assert self._agent is not None
         self._agent.send_signal(number)
-        self._hang_up()
+        self.hang_up()
 
     def wait_for_end(self) -> int:
         """The agent's exit code, once it has one."""
@@ -168,7 +168,7 @@ class Node:
     def stop(self, drain_timeout_s: float = 5.0) -> int:
         """Have everything ended in order."""
         self.ask(StopAgent(drain_timeout_s=drain_timeout_s))
-        self._hang_up()
+        self.hang_up()
         return self.wait_for_end()
 
     def close(self) -> None:
@@ -178,7 +178,7 @@ class Node:
                 self.stop(0.5)
             except (OSError, AssertionError, subprocess.TimeoutExpired):
                 self.kill_agent()
-        self._hang_up()
+        self.hang_up()
         self._port.close()
         for identity in self.processes():
             send_signal(identity, signal.SIGKILL)
@@ -191,16 +191,16 @@ class Node:
         until = time.monotonic() + DEADLINE_S
         while True:
             try:
-                if self._line is None:
-                    self._line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                    self._line.settimeout(timeout_s)
-                    self._line.connect(str(self.layout.agent_socket))
-                self._line.settimeout(timeout_s)
-                send_frame(self._line, msgspec.json.encode(request))
-                payload, _fds = receive_frame(self._line)
+                if self.line is None:
+                    self.line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                    self.line.settimeout(timeout_s)
+                    self.line.connect(str(self.layout.agent_socket))
+                self.line.settimeout(timeout_s)
+                send_frame(self.line, msgspec.json.encode(request))
+                payload, _fds = receive_frame(self.line)
                 return _REPLIES.decode(payload)
             except OSError:
-                self._hang_up()
+                self.hang_up()
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.02)
@@ -242,16 +242,16 @@ class Node:
     def another_line(self) -> Iterator[Node]:
         """The same node on a connection of its own: for questions that take long."""
         other = copy.copy(self)
-        other._line = None
+        other.line = None
         try:
             yield other
         finally:
-            other._hang_up()
+            other.hang_up()
 
-    def _hang_up(self) -> None:
-        if self._line is not None:
-            self._line.close()
-            self._line = None
+    def hang_up(self) -> None:
+        if self.line is not None:
+            self.line.close()
+            self.line = None
 
     # ---- what it is told to run ---------------------------------------------------------------------------------
 

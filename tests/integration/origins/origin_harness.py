@@ -121,7 +121,7 @@ class Door:
     """
 
     def __init__(self, behind: str) -> None:
-        self._behind = behind.removeprefix("http://")
+        self.behind = behind.removeprefix("http://")
         self.asked: list[Asked] = []
         self.before: Callable[[Asked], None] = lambda asked: None
         self.refuse: Callable[[Asked], tuple[int, bytes] | None] = lambda asked: None
@@ -163,7 +163,7 @@ class Door:
                     if self.command != "HEAD":
                         self.wfile.write(body)
                     return
-                behind = http.client.HTTPConnection(door._behind, timeout=DEADLINE_S)
+                behind = http.client.HTTPConnection(door.behind, timeout=DEADLINE_S)
                 try:
                     behind.request(self.command, plainly(self.path), headers=dict(self.headers))
                     answer = behind.getresponse()

@@ -217,7 +217,7 @@ print(turns)
 def test_it_refuses_to_fork_with_a_second_thread_and_names_it() -> None:
     code = """
 import threading
-from cortex.replica.launcher import ForkRefused, _fork_now
+from cortex.replica.launcher import ForkRefused, fork_alone
 named, stop = threading.Event(), threading.Event()
 def second():
     open(f"/proc/self/task/{threading.get_native_id()}/comm", "w").write("the-second")
@@ -226,7 +226,7 @@ def second():
 threading.Thread(target=second).start()
 named.wait()
 try:
-    _fork_now()
+    fork_alone()
 except ForkRefused as error:
     print(error)
 stop.set()

@@ -57,18 +57,6 @@ def slot(layout):
         yield slot
 
 
-async def let_go(*safekeepings):
-    """An agent dies: its connections close."""
-    for safekeeping in safekeepings:
-        safekeeping._channel.close()
-
-
-async def until(condition):
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 async def recovered(layout) -> dict[ReplicaId, str]:
     """What a next agent gets."""
     safekeeping = Safekeeping(layout)
@@ -76,7 +64,7 @@ async def recovered(layout) -> dict[ReplicaId, str]:
     names = {replica: slot.getsockname() for replica, slot in found.items()}
     for held in found.values():
         held.close()
-    await let_go(safekeeping)
+    safekeeping.close()
     return names
 
 
@@ -87,7 +75,7 @@ def test_the_next_agent_gets_the_slots_of_the_one_before(layout, keeper, slot):
         first.hold(A, slot)
         first.hold(B, slot)
         first.release(B)
-        await let_go(first)
+        first.close()
         return await recovered(layout)
 
     assert asyncio.run(story()) == {A: slot.getsockname()}
@@ -99,11 +87,10 @@ def test_a_new_keeper_is_given_every_slot_again(layout, keeper, slot):
         await safekeeping.keep()
         safekeeping.hold(A, slot)
         await asyncio.to_thread(keeper.end)
-        await until(lambda: safekeeping._channel is None)
         safekeeping.hold(B, slot)  # while there is none
         keeper.start()
         await safekeeping.keep()
-        await let_go(safekeeping)
+        safekeeping.close()
         return await recovered(layout)
 
     assert set(asyncio.run(story())) == {A, B}

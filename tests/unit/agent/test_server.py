@@ -45,23 +45,23 @@ class Service:
         self.held.set()
 
     def take_orders(self, orders):
-        return self._note(orders, REPORT)
+        return self.note(orders, REPORT)
 
     async def observe(self, agent, serial, timeout_s):
         self.observing.set()
         await self.held.wait()
-        return self._note((agent, serial, timeout_s), REPORT)
+        return self.note((agent, serial, timeout_s), REPORT)
 
     async def inspect(self, request):
-        return self._note(request, InspectReport(notes=("fine",)))
+        return self.note(request, InspectReport(notes=("fine",)))
 
     async def read_logs(self, request):
-        return self._note(request, LogLines(lines=(), cursor="c"))
+        return self.note(request, LogLines(lines=(), cursor="c"))
 
     def stop(self, drain_timeout_s):
-        self._note(drain_timeout_s, None)
+        self.note(drain_timeout_s, None)
 
-    def _note(self, asked, answer):
+    def note(self, asked, answer):
         self.asked.append(asked)
         if self.error is not None:
             raise self.error
@@ -218,7 +218,7 @@ def test_what_is_done_for_a_request_ends_when_it_is_called_off_and_not_when_its_
             except asyncio.CancelledError:
                 ended.set()
                 raise
-            return service._note(agent, REPORT)
+            return service.note(agent, REPORT)
 
         service.observe = observe
         service.held.clear()

@@ -130,7 +130,8 @@ def test_without_a_usable_home_the_report_goes_to_the_temporary_folder(
 
 
 def test_without_any_place_the_report_is_printed(cortex: Any, raising: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boundary, "_report_folders", lambda _terminal: [])
+    cortex.home.write_text("a file")
+    monkeypatch.setattr(tempfile, "tempdir", str(cortex.home))
     raising(ValueError("oops"))
     ran = cortex("get")
     assert ran.code == 3

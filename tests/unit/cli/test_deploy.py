@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -320,16 +321,14 @@ def test_a_dry_run_after_down_starts_nothing(cortex: Any, project: Path) -> None
 def test_ctrl_c_says_what_state_things_are_in(
     cortex: Any, project: Path, accepted: Any, monkeypatch: pytest.MonkeyPatch, call: str, sentence: str
 ) -> None:
-    from cortex.client.operator import OperatorClient
+    real_request = HTTPConnection.request
 
-    real_exchange = OperatorClient._exchange
-
-    def exchange(self: OperatorClient, method: str, path: str, **rest: Any) -> Any:
+    def request(self: HTTPConnection, method: str, path: str, *rest: Any, **more: Any) -> None:
         if f"{method} {path.partition('?')[0]}" == call:
             raise KeyboardInterrupt
-        return real_exchange(self, method, path, **rest)
+        real_request(self, method, path, *rest, **more)
 
-    monkeypatch.setattr(OperatorClient, "_exchange", exchange)
+    monkeypatch.setattr(HTTPConnection, "request", request)
     ran = cortex("deploy", "iris")
     assert ran.code == 130
     assert ran.talk.endswith(f"\ninterrupted: {sentence}\n")

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from cortex.cli.get import _waits
 from cortex.errors import Problem
 from cortex.wire.operator import AllVersions, Batching, Latency, ReplicaCounts, RequestCounts, Status, Traffic, Waits
 from cortex.wire.signature import Signature, TensorSpec
@@ -456,7 +455,7 @@ def test_whoever_only_looks_begins_nothing_in_a_home_that_may_be_mistyped(cortex
     assert not cortex.home.exists()
 
 
-def test_what_an_api_waits_for_is_told_once_that_takes_longer_than_most(fakes: Any) -> None:
+def test_what_an_api_waits_for_is_told_once_that_takes_longer_than_most(cortex: Any, running: Any, fakes: Any) -> None:
     waits = Waits(
         replica="iris.a.11111111.0",
         doing="running on_start of h.py",
@@ -464,8 +463,14 @@ def test_what_an_api_waits_for_is_told_once_that_takes_longer_than_most(fakes: A
         until="1970-01-01T00:06:40Z",
     )
     api = fakes.api("a", status=Status.UPDATING, waits=waits)
-    assert _waits(api, 104.0) == ""
     words = "iris.a.11111111.0: running on_start of h.py, for"
-    assert _waits(api, 142.0) == f"{words} 42s now; ended in 4m if it does not get on"
-    assert _waits(api, 401.0) == f"{words} 5m now; to be ended"
-    assert _waits(fakes.api("a"), 142.0) == ""
+
+    def told(api: Any, now_wall_s: float) -> str:
+        running.apis = [api]
+        cortex.clock.wall = now_wall_s
+        return " ".join(cortex("get", "-a").out.split())
+
+    assert words not in told(api, 104.0)
+    assert f"a: {words} 42s now; ended in 4m if it does not get on" in told(api, 142.0)
+    assert f"a: {words} 5m now; to be ended" in told(api, 401.0)
+    assert words not in told(fakes.api("a"), 142.0)

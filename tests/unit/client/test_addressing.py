@@ -138,10 +138,10 @@ def test_a_file_that_is_no_text_says_nothing(tmp_path: Path) -> None:
 
 
 def test_the_usual_file_is_read_without_a_yaml_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_text: str) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError("parsed")
 
-    monkeypatch.setattr("cortex.client.addressing._parsed_deployment", fail)
+    monkeypatch.setattr("cortex.spec.loading.load", fail)
     example = Path(__file__).parents[3] / "examples" / "iris"
     assert deployment_here(example) == "iris"
     (tmp_path / "cortex.yaml").write_text("# a deployment without a name\n- kind: api\n  name: a\n  model: m.onnx\n")

@@ -38,11 +38,11 @@ def client(**fields: Any) -> OperatorClient:
 def test_this_machine_said_elsewhere_is_that_machine(
     operator: str, predictions: str, told: str, from_here: str
 ) -> None:
-    assert client(operator=operator, predictions=predictions)._from_here(told) == from_here
+    assert client(operator=operator, predictions=predictions).from_here(told) == from_here
 
 
 def test_what_the_control_plane_on_this_machine_says_is_taken_as_it_is() -> None:
-    assert OperatorClient(port=8881, token="t")._from_here("http://0.0.0.0:8880/a") == "http://0.0.0.0:8880/a"
+    assert OperatorClient(port=8881, token="t").from_here("http://0.0.0.0:8880/a") == "http://0.0.0.0:8880/a"
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_only_the_end_of_a_long_token_shows(token: str, shown: str) -> None:
 
 
 class _Door(http.server.BaseHTTPRequestHandler):
-    """Answers whatever is asked with the path and the authorization."""
+    """Answers whatever is asked with the path and the authorization, as if they were digests."""
 
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("content-length") or 0))
-        body = json.dumps([self.path, self.headers.get("authorization")]).encode()
+        body = json.dumps({"digests": [self.path, self.headers.get("authorization")]}).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -108,9 +108,9 @@ def test_a_control_plane_behind_a_proxy_with_tls_is_talked_to(
 ) -> None:
     url, certificate = encrypted
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    asked = client(operator=f"{url}/cortex")._get("/v1/anything", list[str])
-    assert asked == ["/cortex/v1/anything", "Bearer t"]
-    assert json.loads(post(f"{url}/iris/a", b"1", "application/json").body)[0] == "/iris/a"
+    asked = client(operator=f"{url}/cortex").missing_blobs(())
+    assert asked == ("/cortex/v1/blobs/missing", "Bearer t")
+    assert json.loads(post(f"{url}/iris/a", b"1", "application/json").body)["digests"][0] == "/iris/a"
 
 
 def test_a_certificate_that_is_not_trusted_is_told(

@@ -42,9 +42,13 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def calls(tmp_path: Path, fake: Any, clock: FakeClock) -> Reconnecting:
+def environment(tmp_path: Path, fake: Any, clock: FakeClock) -> LocalEnvironment:
     fake.write_home(tmp_path)
-    environment = LocalEnvironment(load_settings({"CORTEX_HOME": str(tmp_path)}), environ={}, clock=clock)
+    return LocalEnvironment(load_settings({"CORTEX_HOME": str(tmp_path)}), environ={}, clock=clock)
+
+
+@pytest.fixture
+def calls(environment: LocalEnvironment, clock: FakeClock) -> Reconnecting:
     return Reconnecting(environment, environment.connect(), clock=clock, sleep=clock.sleep)
 
 
@@ -91,13 +95,18 @@ def test_it_gives_up_after_a_while(calls: Reconnecting, clock: FakeClock, monkey
 
 
 def test_what_the_agent_does_not_restart_is_started(
-    calls: Reconnecting, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, fake: Any, fakes: Any, tmp_path: Path
+    environment: LocalEnvironment,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    fake: Any,
+    fakes: Any,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "controlplane.json").unlink()
     monkeypatch.setattr(LocalEnvironment, "ensure", lambda _self: OperatorClient(port=fake.port, token=fakes.TOKEN))
     fake.hang_up_on.add("GET /v1/info")
     broken = OperatorClient(port=1, token="")
-    calls._operator = broken
+    calls = Reconnecting(environment, broken, clock=clock, sleep=clock.sleep)
     assert calls.call(lambda operator: operator.url if operator is not broken else operator.info()) is not None
     assert clock.now_s > 3.0
 

@@ -83,6 +83,7 @@ class FakeFetcher:
         self.asked.append(request.model)
         self.clouds.append(dict(cloud))
         self.known.append([one.etag for known in request.known for one in known.origin.objects])
+        tell(FetchProgress(done_bytes=0, total_bytes=len(self.at_origin.get(request.model, ""))))
         self.before(stop)
         if stop.is_set():
             raise FetchStopped("nobody waits")
@@ -783,6 +784,11 @@ def test_a_signature_is_used_for_fetching_and_kept_nowhere(world):
     assert world.state.api(KEY).version.spec["model"] == "https://host/m.onnx?***"
 
 
+def is_fetching(told):
+    """Whether who is told of a deploy has heard how far a download is."""
+    return any(progress.message.startswith("fetching") for progress in told)
+
+
 def test_two_deploys_of_one_model_share_a_download(world):
     world.fetcher.at_origin[URL] = "one"
     go_on, begun = threading.Event(), threading.Event()
@@ -792,13 +798,15 @@ def test_two_deploys_of_one_model_share_a_download(world):
         assert go_on.wait(DEADLINE_S)
 
     world.fetcher.before = wait
-    listening = world.deployer._models._flights
+    told: list[DeployProgress] = []
+    request = DeployRequest(deployment="other", source="/x", apis=(world.remote(URL),))
     with ThreadPoolExecutor(2) as pool:
-        both = [pool.submit(world.deploy, world.remote(URL), name=name) for name in ("iris", "other")]
+        first = pool.submit(world.deploy, world.remote(URL))
         assert begun.wait(DEADLINE_S)
-        until(lambda: [len(flight.listeners) for flight in listening.values()] == [2])
+        second = pool.submit(world.deployer.deploy, "other", request, told.append, threading.Event())
+        until(lambda: is_fetching(told))
         go_on.set()
-        assert all(future.result(DEADLINE_S).committed for future in both)
+        assert all(future.result(DEADLINE_S).committed for future in (first, second))
     assert world.fetcher.asked == [URL]
 
 
@@ -837,13 +845,13 @@ def test_one_of_two_that_leaves_does_not_end_the_others_download(world):
     world.fetcher.at_origin[URL] = "one"
     left, go_on, begun = threading.Event(), threading.Event(), threading.Event()
     world.fetcher.before = lambda _stop: (begun.set(), go_on.wait(DEADLINE_S))
-    flights = world.deployer._models._flights
+    told: list[DeployProgress] = []
     request = DeployRequest(deployment="other", source="/x", apis=(world.remote(URL),))
     with ThreadPoolExecutor(2) as pool:
         stays = pool.submit(world.deploy, world.remote(URL))
         assert begun.wait(DEADLINE_S)
-        leaves = pool.submit(world.deployer.deploy, "other", request, world.told.append, left)
-        until(lambda: [len(flight.listeners) for flight in flights.values()] == [2])
+        leaves = pool.submit(world.deployer.deploy, "other", request, told.append, left)
+        until(lambda: is_fetching(told))
         left.set()
         with pytest.raises(DeployLeft):
             leaves.result(DEADLINE_S)

@@ -1,13 +1,15 @@
 """
 What is promised, under generated schedules of faults.
 
-`CORTEX_SIM_SEED=<seed>` repeats one schedule, `CORTEX_SIM_RUNS=<n>` sets how many are run; `bench/simulate.py` runs a
-hundred thousand. The tests at the end break the planner on purpose: a simulation that does not notice proves nothing.
+In CI they are the same each time, everywhere else new ones. `CORTEX_SIM_SEED=<seed>` repeats one, `CORTEX_SIM_RUNS=<n>`
+sets how many are run; `bench/simulate.py` runs a hundred thousand. The tests at the end break the planner on purpose: a
+simulation that does not notice proves nothing.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import re
 from collections import Counter
 from dataclasses import replace
@@ -37,10 +39,10 @@ from cortex.planning.rollout import SURGE
 from cortex.testing.simulation import Mood, Simulation, Violation
 from cortex.wire.orders import SetReplicaBatching
 
-RUNS = int(os.environ.get("CORTEX_SIM_RUNS", "2000"))
+RUNS = int(os.environ.get("CORTEX_SIM_RUNS", "800"))
 SEED = os.environ.get("CORTEX_SIM_SEED")
 MOOD = os.environ.get("CORTEX_SIM_MOOD")
-CHUNKS = 20
+CHUNKS = 16
 """The schedules are spread over so many tests, each with a time limit of its own."""
 
 
@@ -55,7 +57,10 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_promise_is_kept_under_generated_faults(chunk: int) -> None:
     answers: Counter[str] = Counter()
-    for seed in range(chunk, RUNS, CHUNKS):
+    first = (
+        0 if os.environ.get("CI") else random.randrange(10**9)
+    )  # the same for each chunk: pytest-randomly sees to that
+    for seed in range(first + chunk, first + RUNS, CHUNKS):
         answers += Simulation(seed).run().answers
     assert answers["answered"] > sum(answers.values()) / 3, "hardly anything was served: the schedules prove little"
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from cortex.binding import bind_unix
-from cortex.ingress import handover
 from cortex.ingress.errors import AdminUnreachable, IngressPortTaken
 from cortex.ingress.handover import (
     Lender,
@@ -51,12 +50,11 @@ def test_lent_sockets_are_the_very_same_sockets(folder, listener):
                 copy.close()
 
 
-def test_many_sockets_are_lent_in_batches(folder, listener, monkeypatch):
-    monkeypatch.setattr(handover, "_BATCH", 3)
-    copies = [listener.dup() for _ in range(7)]
+def test_more_sockets_are_lent_than_go_into_one_message(folder, listener):
+    copies = [listener.dup() for _ in range(300)]
     with Lender(folder / "l.sock", copies):
         got = borrowed(folder / "l.sock")
-    assert len(got) == 7
+    assert len(got) == 300
     for each in (*copies, *got):
         each.close()
 

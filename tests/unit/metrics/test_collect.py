@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortex.ids import ReplicaId
+from cortex.metrics import collect
 from cortex.metrics.collect import FORGET_AFTER_S, LARGEST_FILE_BYTES, CollectedCounts, Collector
 from cortex.metrics.counts import Attempt
 from cortex.metrics.store import StatsStore
@@ -299,14 +302,6 @@ class CrashingStore(StatsStore):
         self.around(lambda: StatsStore.maintain(self, now_wall_s))
 
 
-class CrashingCollector(Collector):
-    def _end(self, file):
-        return self._store.around(lambda: Collector._end(self, file))
-
-    def _unlink(self, file):
-        return self._store.around(lambda: Collector._unlink(self, file))
-
-
 @dataclass
 class World:
     """Replicas that serve, write and end, and a collector that may crash at any step."""
@@ -327,7 +322,7 @@ class World:
 
     def open(self) -> None:
         self.store = CrashingStore(self.root / "stats.db")
-        self.collector = CrashingCollector(self.folder, self.store, self.clock)
+        self.collector = Collector(self.folder, self.store, self.clock)
 
     def serve(self, ordinal: int, name: str) -> None:
         self.ordinals.setdefault(ordinal, 1)
@@ -374,7 +369,8 @@ class World:
         self.store.steps, self.store.crash_at, self.store.meanwhile = 0, crash_at, meanwhile
         crashed = False
         try:
-            self.collector.collect(live)
+            with patch.object(collect, "os", self.system()):
+                self.collector.collect(live)
         except Crash:
             crashed = True
             self.store.close()
@@ -382,6 +378,14 @@ class World:
         self.store.crash_at = self.store.meanwhile = None
         self.clock.advance(1.0)
         return not crashed
+
+    def system(self) -> SimpleNamespace:
+        """`os` as the collector has it: it may crash before or after each change of a file."""
+
+        def in_steps(change: Callable[..., object]) -> Callable[..., object]:
+            return lambda *names: self.store.around(lambda: change(*names))
+
+        return SimpleNamespace(**{**vars(os), "rename": in_steps(os.rename), "unlink": in_steps(os.unlink)})
 
     def counts_written(self) -> Counter:
         return sum(self.written.values(), Counter())

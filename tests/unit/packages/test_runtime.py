@@ -79,7 +79,7 @@ def test_of_packages_with_the_same_module_the_one_that_is_asked_for_is_taken(ask
     ],
 )
 def test_where_onnxruntime_for_gpus_is_installed_environments_get_it_too(monkeypatch, installed, taken):
-    monkeypatch.setattr(runtime, "_installed", lambda name: "1.0" if name in installed else None)
+    monkeypatch.setattr(runtime, "installed_version", lambda name: "1.0" if name in installed else None)
     assert named(runtime_requirements("onnx")).keys() == {*REPLICA, taken}
 
 

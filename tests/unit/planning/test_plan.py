@@ -335,6 +335,22 @@ def test_a_replica_lost_during_an_unproven_rollout_is_replaced_by_the_old_versio
     assert decided(rolling(2), seen) == [acquire(V1, 1)]
 
 
+def test_with_force_a_replica_on_its_way_takes_the_place_of_the_old_one_that_made_room() -> None:
+    old, new = a_replica(V1, 0), a_replica(V2, phase=Phase.LOADING)
+    leases = (a_lease(V1, 0), a_lease(V2, surge=True, minimum=True))
+    forced = rolling(2, force=True)
+    seen = a_snapshot(old, new, leases=leases, routes=(a_route(forced, old, build=V1),))
+    assert decided(forced, seen) == [acquire(V2, 0)]
+
+
+def test_the_repair_of_what_cannot_come_up_takes_the_place_of_what_is_missing() -> None:
+    down, new = a_replica(V1, phase=Phase.EXITED, attempt=6, was_ready=True), a_replica(V2, phase=Phase.LOADING)
+    leases = (a_lease(V1), a_lease(V2, surge=True, minimum=True))
+    seen = a_snapshot(down, new, leases=leases, routes=(a_route(rolling(2), build=V1),))
+    asked = [a for a in decided(rolling(2), seen, a_record(V1, _0=crash_loop(9.0))) if isinstance(a, AcquireLease)]
+    assert asked == [acquire(V2, 0)]
+
+
 def test_a_replica_lost_during_a_proven_rollout_is_replaced_by_the_new_version() -> None:
     old, new = a_replica(V1, 0), a_replica(V2, 0)
     seen = a_snapshot(old, new, routes=(a_route(rolling(3), old, new),))

@@ -119,7 +119,7 @@ def test_a_file_that_nobody_reads_is_cut_to_its_end(raw, file):
 
 
 def test_without_holes_a_file_that_was_read_is_emptied(monkeypatch, raw, file):
-    monkeypatch.setattr(rawoutput, "_punched", lambda fd, end: False)
+    monkeypatch.setattr(rawoutput, "punched", lambda fd, end: False)
     put(file, b"one\n")
     assert raw.take() == [b"one"]
     assert file.stat().st_size == 0

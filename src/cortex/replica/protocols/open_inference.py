@@ -139,9 +139,9 @@ class OpenInference:
     def _about_model(self, name: str, version: str | None, rest: Sequence[str]) -> Any:
         """What is told of the model; None: inference is asked for. Raises NotFound."""
         if name != self._name:
-            raise PathNotFound(f'there is no model "{name[:60]}" here, but "{self._name}"')
+            raise PathNotFound(f'there is no model "{_start(name)}" here, but "{self._name}"')
         if version is not None and version != self._version:
-            raise PathNotFound(f'model "{name}" has no version "{version[:60]}" here, but "{self._version}"')
+            raise PathNotFound(f'model "{name}" has no version "{_start(version)}" here, but "{self._version}"')
         match rest:
             case []:
                 return self._metadata
@@ -150,7 +150,7 @@ class OpenInference:
             case ["infer"]:
                 return None
             case _:
-                raise PathNotFound(f'"{"/".join(rest)[:60]}" is nothing that a model is asked for here')
+                raise PathNotFound(f'"{_start("/".join(rest))}" is nothing that a model is asked for here')
 
     # ---- for the pipeline ---------------------------------------------------------------------------------------
 
@@ -250,7 +250,7 @@ class OpenInference:
             raise DataError(name, "is there twice")
         datatype = one.get("datatype")
         if datatype != DATATYPES[spec.dtype]:
-            raise DataError(name, f"is {DATATYPES[spec.dtype]}, and the request says {str(datatype)[:60]}")
+            raise DataError(name, f"is {DATATYPES[spec.dtype]}, and the request says {_start(str(datatype))}")
         return spec
 
     def _asked_outputs(self, request: Mapping[str, Any], binary: object) -> list[tuple[int, bool]]:
@@ -280,8 +280,13 @@ def _name(one: object, noun: str, known: Collection[str]) -> str:
         raise BadBody(f"each {noun} is a JSON object with a name")
     if name not in known:
         names = ", ".join(f'"{other}"' for other in known)
-        raise BadBody(f'the model has no {noun} "{name[:60]}"; it has {names}')
+        raise BadBody(f'the model has no {noun} "{_start(name)}"; it has {names}')
     return name
+
+
+def _start(text: str) -> str:
+    """As much of what a caller sent as is repeated to him."""
+    return text[:60]
 
 
 def _is_tensor(spec: TensorSpec) -> bool:

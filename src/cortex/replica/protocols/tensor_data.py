@@ -158,9 +158,9 @@ def write_json(name: str, array: Array) -> Any:
         BadBody: an element is bytes that JSON has no text for.
     """
     if array.dtype.kind not in "OUS":
-        return array.reshape(-1)
+        return array.ravel()
     try:
-        return [one.decode() if isinstance(one, bytes) else str(one) for one in array.reshape(-1).tolist()]
+        return [one.decode() if isinstance(one, bytes) else str(one) for one in array.ravel().tolist()]
     except UnicodeDecodeError:
         raise BadBody(f'output "{name}" has bytes that are no text: ask for it with "binary_data": true') from None
 
@@ -168,7 +168,7 @@ def write_json(name: str, array: Array) -> Any:
 def write_binary(datatype: str, array: Array) -> bytes:
     """An output's elements, row-major and little-endian."""
     if datatype == "BYTES":
-        texts = [one if isinstance(one, bytes) else str(one).encode() for one in array.reshape(-1).tolist()]
+        texts = [one if isinstance(one, bytes) else str(one).encode() for one in array.ravel().tolist()]
         return b"".join(part for one in texts for part in (_LENGTH.pack(len(one)), one))
     if datatype == "BF16":  # its values are those of a bfloat16, in a float32
         return (np.ascontiguousarray(array, "<f4").view("<u4") >> 16).astype("<u2").tobytes()

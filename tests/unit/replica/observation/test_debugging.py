@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,6 @@ import pytest
 from cortex.replica.backends.onnx import Prediction
 from cortex.replica.observation import secrecy
 from cortex.replica.observation.debugging import Trace, shorten, wants_debug
-from cortex.wire.secrecy import to_mask
 
 
 @pytest.mark.parametrize("query", [b"debug", b"debug=true", b"debug=1", b"debug=yes", b"a=b&debug=True", b"debug="])
@@ -88,9 +88,15 @@ def test_each_step_is_logged_with_its_time_and_request() -> None:
     assert log.records[0][2].endswith(" µs)")
 
 
-def test_a_secret_is_masked_before_what_it_stands_in_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def secret() -> Iterator[str]:
     secret = ("it's a secret " * 40).strip()
-    monkeypatch.setattr(secrecy, "_parts", to_mask([secret]))
+    secrecy.keep([secret])
+    yield secret
+    secrecy.keep([])
+
+
+def test_a_secret_is_masked_before_what_it_stands_in_is_shortened(secret: str) -> None:
     assert shorten({"key": secret}) == "{'key': '****'}"
     assert shorten([np.str_(secret)]) == "['****']"
     assert shorten(secret.encode()) == "b'****'… (559 bytes)"

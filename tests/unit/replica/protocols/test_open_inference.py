@@ -30,6 +30,7 @@ from cortex.replica.protocols.cortex import CortexProtocol
 from cortex.replica.protocols.open_inference import PATH, OpenInference
 from cortex.replica.transport.http import Exchange
 from cortex.replica.transport.service import Service
+from cortex.version import __version__
 from cortex.wire.build import TrackerConfig
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.signature import Signature, TensorSpec
@@ -241,11 +242,19 @@ def test_the_server_and_the_model_say_what_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/health/live", "/health/ready", "/models/a/ready", "/models/a/versions/11111111/ready", "/?x=1"]
+    ("path", "told"),
+    [
+        ("/health/live", {"live": True}),
+        ("/health/ready", {"ready": True}),
+        ("/models/a/ready", {"name": "a", "ready": True}),
+        ("/models/a/versions/11111111/ready", {"name": "a", "ready": True}),
+        ("/?x=1", {"name": "cortex", "version": __version__, "extensions": ["binary_tensor_data"]}),
+    ],
 )
-def test_who_asks_for_health_gets_200(path: str) -> None:
+def test_who_asks_for_health_gets_200(path: str, told: object) -> None:
     replica = Replica()
-    assert replica.ask(f"/t/a/v2{path}").status == 200
+    answer = replica.ask(f"/t/a/v2{path}")
+    assert (answer.status, answer.json) == (200, told)
     assert replica.ask(f"/t/a/v2{path}", method="HEAD").status == 200
     assert sum(replica.counters.by_class) == 0, "none of it is a prediction"
 
@@ -435,6 +444,7 @@ def test_compressed_requests_are_unpacked_within_the_limit() -> None:
         ({"inputs": {}}, '"inputs"'),
         ({"inputs": [5]}, "each input is a JSON object with a name"),
         ({"inputs": [{}]}, "each input is a JSON object with a name"),
+        ({"inputs": [{"name": 1}]}, "each input is a JSON object with a name"),
         ({"inputs": []}, 'input "x" is missing'),
         (request(one("z")), 'the model has no input "z"; it has "x"'),
         (request(one(), one()), 'input "x" is there twice'),
@@ -463,6 +473,9 @@ def test_compressed_requests_are_unpacked_within_the_limit() -> None:
         (request(parameters={"binary_data_output": 1}), "binary_data_output is true or false"),
         (request(outputs={}), '"outputs" is a list'),
         (request(outputs=[1]), "each output is a JSON object with a name"),
+        (request(outputs=[{}]), "each output is a JSON object with a name"),
+        (request(outputs=[{"name": 1}]), "each output is a JSON object with a name"),
+        (request(outputs=[{"name": "z" * 61}]), f'the model has no output "{"z" * 60}"; it has "y"'),
         (request(outputs=[{"name": "z"}]), 'the model has no output "z"; it has "y"'),
         (request(outputs=[{"name": "y"}, {"name": "y"}]), "asked for twice"),
         (request(outputs=[{"name": "y", "parameters": {"binary_data": "yes"}}]), "binary_data is true or false"),
@@ -521,6 +534,18 @@ def test_what_is_wrong_with_binary_data_is_said(
     answer = replica.post(header + binary, headers={"inference-header-content-length": len(header)})
     assert answer.status == 400
     assert said in answer.error
+
+
+def test_an_input_has_what_those_before_it_have_left() -> None:
+    inputs = tuple(TensorSpec(name, "float32", (None,)) for name in "ab")
+    replica = Replica(inputs, run=lambda feeds: [feeds["b"]])
+    size = {"binary_data_size": 8}
+    asked = request(*(one(name, data=None, shape=[2], parameters=size) for name in "ab"))
+    header = json.dumps(asked).encode()
+    for binary, status in ((bytes(16), 200), (bytes(15), 400)):
+        answer = replica.post(header + binary, headers={"inference-header-content-length": len(header)})
+        assert answer.status == status
+    assert answer.error == 'input "b" says that it has 8 bytes, and 7 are left behind the JSON'
 
 
 @pytest.mark.parametrize(

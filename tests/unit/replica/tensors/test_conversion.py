@@ -85,7 +85,7 @@ JSON_SCALARS = st.one_of(
 
 @pytest.mark.slow
 @given(st.sampled_from([*NUMBERS, "bool"]), JSON_SCALARS)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_every_json_element_becomes_what_the_table_says(dtype, value):
     value = orjson.loads(orjson.dumps(value))
     expected = table(dtype, value)
@@ -328,7 +328,7 @@ def assert_explains_itself(error):
 
 @pytest.mark.slow
 @given(st.lists(SPECS, min_size=1, max_size=2), JSON)
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_any_json_becomes_matching_tensors_or_a_mismatch(specs, sample):
     specs = [TensorSpec(name, s.dtype, s.shape, s.optional, s.kind) for name, s in zip("xy", specs, strict=False)]
     try:

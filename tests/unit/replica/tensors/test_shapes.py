@@ -158,7 +158,7 @@ SIZES = st.lists(st.one_of(st.none(), st.sampled_from(["N", "rows"]), st.integer
 
 
 @given(FOUND, SIZES)
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_who_does_what_a_hint_says_is_not_refused_again(found, dims):
     rules = ShapeRules(dims)
     if rules.fit(found) is None:

@@ -126,6 +126,12 @@ def test_columns_whose_indexes_differ_are_no_table():
     mismatch(COLUMNS, {"age": {"0": 1, "1": 2}, "city": {"1": "a", "0": "b"}, "count": {"0": 1, "1": 2}})
 
 
+def test_rows_of_several_inputs_are_taken_apart_whatever_each_input_takes():
+    inputs = (TensorSpec("s", "float32", (), kind="sequence"), TensorSpec("x", "float32", (None,)))
+    feeds = Converter(Signature(inputs, ())).convert([{"s": 1.0, "x": 2.0}, {"s": 3.0, "x": 4.0}])
+    assert ([one.tolist() for one in feeds["s"]], feeds["x"].tolist()) == ([1.0, 3.0], [2.0, 4.0])
+
+
 def test_records_of_a_ragged_input_are_rows_of_any_length():
     inputs = (TensorSpec("r", "int32", (None, None), kind="ragged", ragged_rank=1),)
     feeds = Converter(Signature(inputs, ())).convert([{"r": [1, 2]}, {"r": [3]}])
