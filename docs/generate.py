@@ -2,12 +2,13 @@
 Writes the pages that follow from the code: `python docs/generate.py`. A test holds the pages to what this would write.
 
 `cli.md` is what the commands say of themselves, `configuration.md` what the models of cortex.yaml and the table of
-settings say, `errors.md` every code and reference that stands in the source.
+settings say, `errors.md` every code and reference that stands in the source, and of `metrics.md` its table.
 """
 
 from __future__ import annotations
 
 import ast
+import io
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import click
+
 import cortex
-from cortex.cli import reference
+from cortex.cli.command import PROGRAM, Command, Edge
+from cortex.cli.main import SECTIONS as COMMANDS
+from cortex.cli.main import CortexGroup
+from cortex.cli.terminal import Terminal
 from cortex.ingress.configuration import Refusal
+from cortex.metrics.exposition import METRICS
 from cortex.packages.requirements import REFERENCES as REQUIREMENTS
 from cortex.replica.bodies.codec import BadBody
 from cortex.replica.transport.faults import STATUS
@@ -443,6 +450,73 @@ def _effect(kind: str, inside: str, name: str) -> str:
     return "no effect yet" if path in NOT_IN_EFFECT_YET else str(EFFECTS[path])
 
 
+# ---- cli.md ---------------------------------------------------------------------------------------------------------
+
+COMMAND_WIDTH = 80
+
+COMMANDS_HEAD = """\
+# The command line
+
+This page is made from the commands' own help: `python docs/generate.py`.
+
+Results go to stdout, everything else to stderr. `-o json` prints for programs, with stable keys; a command that fails
+prints `{"problems": […]}` then, with `reference`, `message` and `hint` of each. Colours appear on a terminal only,
+and not when `NO_COLOR` is set. API is `NAME` or `DEPLOYMENT/NAME`; `NAME` alone means the deployment of the nearest
+`cortex.yaml`, else the only api of that name. Where several apis make sense, as for `get` and `logs`, the name of a
+deployment stands for all of it. Tables fold on narrow terminals; in a pipe each row is one line. `cx` is short for
+`cortex`; commands and flags are not abbreviated. A variable that begins with `CORTEX_` and does nothing, as it is
+misspelt or of a later version, is a warning on stderr.
+
+| exit code | means |
+|---|---|
+| 0 | done |
+| 1 | failed, as explained |
+| 2 | wrong usage |
+| 3 | a fault of Cortex: a report is written, and it is said where |
+| 130 | interrupted, with a sentence on what state things are in |
+"""
+
+
+def commands_page() -> str:
+    group = CortexGroup()
+    terminal = Terminal(
+        stdin=io.StringIO(),
+        stdout=io.StringIO(),
+        stderr=io.StringIO(),
+        environ={},
+        cwd=Path("/"),
+        fixed_width=COMMAND_WIDTH,
+    )
+    top = click.Context(group, info_name=PROGRAM, terminal_width=COMMAND_WIDTH, obj=Edge(terminal))
+    parts = [COMMANDS_HEAD, _block(group.get_help(top))]
+    for title, names in COMMANDS:
+        parts.append(f"## {title}\n")
+        for name in names:
+            command = group.get_command(top, name)
+            assert isinstance(command, Command)
+            context = click.Context(command, info_name=name, parent=top, terminal_width=COMMAND_WIDTH)
+            parts.append(f"### {PROGRAM} {name}\n")
+            parts.append(_block(command.get_help(context)))
+    return "\n".join(parts)
+
+
+def _block(text: str) -> str:
+    return f"```text\n{text.rstrip()}\n```\n"
+
+
+# ---- metrics.md -----------------------------------------------------------------------------------------------------
+
+BEGIN, END = "<!-- metrics: begin -->\n", "<!-- metrics: end -->\n"
+
+
+def metrics_page() -> str:
+    """The page that there is, with its table up to date."""
+    before, _, rest = (HERE / "metrics.md").read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    rows = ((f"`{m.name}`", m.type, ", ".join(f"`{label}`" for label in m.labels), m.help) for m in METRICS)
+    return f"{before}{BEGIN}{_table(('metric', 'type', 'labels', 'what'), rows)}{END}{after}"
+
+
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
@@ -451,7 +525,12 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
-PAGES = {"cli.md": reference.page, "configuration.md": configuration_page, "errors.md": errors_page}
+PAGES = {
+    "cli.md": commands_page,
+    "configuration.md": configuration_page,
+    "errors.md": errors_page,
+    "metrics.md": metrics_page,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

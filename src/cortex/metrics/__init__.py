@@ -2,5 +2,5 @@
 Counters: what replicas and the ingress have counted, kept durably, added up, and shown.
 
 `store` and `collect` do the I/O; `counts`, `slices`, `quantiles`, `summary` and `exposition` are pure. Used by the
-control plane only. `dashboard` and `reference` make parts of the documentation out of `exposition`'s metrics.
+control plane only.
 """
