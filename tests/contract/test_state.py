@@ -15,8 +15,8 @@ from cortex.planning.actions import RecordExit
 from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.crashes import Row
 from cortex.planning.model import Desired, RunRecord, Scale, SlotRecord, WantedApi
-from cortex.state.base import StateStore, VersionLine, VersionRecord
-from cortex.state.memory import MemoryStateStore
+from cortex.state.base import VersionLine, VersionRecord
+from cortex.state.records import StateStore
 from cortex.state.sqlite import SqliteStateStore
 from cortex.testing.builders import API, a_build, a_deploy, a_record, a_sample, a_wanted_api, an_exit
 from cortex.wire.batching import BatchingVerdict, Disagreement, Proof, Trial
@@ -32,7 +32,7 @@ BOOM = Problem(reference="model-broken", message="the model cannot be read\nat b
 
 @pytest.fixture(params=["memory", "sqlite"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateStore]:
-    made = MemoryStateStore() if request.param == "memory" else SqliteStateStore(tmp_path / "state.db")
+    made = StateStore() if request.param == "memory" else SqliteStateStore(tmp_path / "state.db")
     yield made
     made.close()
 

@@ -50,7 +50,7 @@ from cortex.planning.guarding import ToProve, to_prove
 from cortex.planning.status import statuses
 from cortex.processes import ControlPlaneRecord
 from cortex.settings import OPERATOR_HOST, HomeLayout, Settings, load_settings
-from cortex.state.base import StateStore
+from cortex.state.records import StateStore
 from cortex.state.secrets import SecretStore
 from cortex.state.sqlite import SqliteStateStore
 from cortex.version import __version__

@@ -28,7 +28,8 @@ from cortex.ids import DEFAULT_DEPLOYMENT, ApiKey, DeploymentName, api_key, rout
 from cortex.planning.batching import Known
 from cortex.spec.effects import not_in_effect
 from cortex.spec.models import ApiSpec, ProjectSpec
-from cortex.state.base import ApiRecord, DeployChange, DeployedApi, DeploymentRecord, StateStore
+from cortex.state.base import ApiRecord, DeployChange, DeployedApi, DeploymentRecord
+from cortex.state.records import StateStore
 from cortex.state.secrets import SecretStore
 from cortex.wire.fetch import Fetched
 from cortex.wire.operator import (

@@ -28,7 +28,7 @@ from cortex.errors import CortexError
 from cortex.ids import ApiKey, DeploymentName, api_key, short
 from cortex.metrics.exposition import Exposed, exposition
 from cortex.settings import OPERATOR_HOST, Settings
-from cortex.state.base import StateStore
+from cortex.state.records import StateStore
 from cortex.version import __version__
 from cortex.wire.agent import LogLines, ReadLogs
 from cortex.wire.build import Resources

@@ -14,7 +14,7 @@ from cortex.clock import Clock
 from cortex.controlplane.secrets import CloudKeys
 from cortex.controlplane.upkeep import wanted_trees
 from cortex.errors import CortexError
-from cortex.state.base import StateStore
+from cortex.state.records import StateStore
 from cortex.state.secrets import SecretStore
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from cortex.controlplane.fetching import DeployLeft
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import ApiKey, Version, split_api_key
 from cortex.planning.batching import BatchingDecision, Known, disagreement_text, place_of
-from cortex.state.base import ApiRecord, DeployedApi, StateStore
+from cortex.state.base import ApiRecord, DeployedApi
+from cortex.state.records import StateStore
 from cortex.wire.batching import Disagreement, Mode
 from cortex.wire.build import BuildSpec, ModelKey
 from cortex.wire.launch import InspectReport

@@ -17,7 +17,7 @@ from cortex.errors import CortexError
 from cortex.metrics.exposition import PlannerCounts
 from cortex.planning.actions import OrderNode, Plan
 from cortex.planning.assessment import Assessment
-from cortex.state.base import StateStore
+from cortex.state.records import StateStore
 
 log = logging.getLogger(__name__)
 

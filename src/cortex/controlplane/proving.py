@@ -17,7 +17,7 @@ from cortex.clock import Clock
 from cortex.errors import CortexError
 from cortex.planning.batching import Known, place_of
 from cortex.planning.guarding import ToProve
-from cortex.state.base import StateStore
+from cortex.state.records import StateStore
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec, ModelKey
 from cortex.wire.launch import InspectReport

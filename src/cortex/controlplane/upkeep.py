@@ -15,7 +15,7 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane.versions import trees_of
 from cortex.ids import Version
-from cortex.state.base import StateStore
+from cortex.state.records import StateStore
 from cortex.wire.reports import AgentReport, Phase
 
 log = logging.getLogger(__name__)

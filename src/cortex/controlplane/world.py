@@ -14,7 +14,7 @@ from cortex.planning.actions import Action, Plan
 from cortex.planning.assessment import Assessment
 from cortex.planning.model import Desired, Lease, Rules
 from cortex.planning.plan import plan
-from cortex.state.base import StateStore
+from cortex.state.records import StateStore
 from cortex.wire.orders import Orders
 from cortex.wire.reports import AgentReport
 

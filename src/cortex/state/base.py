@@ -1,19 +1,15 @@
-"""What a state store does; `sqlite` for one machine, `memory` for tests, a bucket for clusters."""
+"""What is stored, and what can go wrong with it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from cortex.errors import CortexError, Problem
-from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version
-from cortex.planning.actions import RecordExit
-from cortex.planning.batching import BatchingRecord, BatchingStop
-from cortex.planning.model import ApiSettings, Desired, WantedApi
-from cortex.wire.batching import BatchingVerdict
-from cortex.wire.build import BuildSpec, ModelKey
+from cortex.errors import CortexError
+from cortex.ids import ApiKey, DeploymentName, Revision, Version
+from cortex.planning.model import ApiSettings, WantedApi
+from cortex.wire.build import BuildSpec
 from cortex.wire.fetch import Origin
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import StoredFile
@@ -153,134 +149,3 @@ class StateTooNew(StateError):
             f"its schema is version {found}, this Cortex knows up to {known}",
             hint="install the Cortex that wrote it, or a newer one",
         )
-
-
-class StateStore(Protocol):
-    """
-    Durable state. Thread-safe; every method is one transaction, and raises StateError when it cannot be made.
-
-    The contract suite `tests/contract/test_state.py` holds every implementation to this.
-    """
-
-    @property
-    def revision(self) -> int:
-        """Another number after each change of what `desired` answers; saves loading it again."""
-        ...
-
-    def desired(self, *, now_wall_s: float) -> Desired:
-        """The wanted state; stored instants become ages against `now_wall_s`, never below 0."""
-        ...
-
-    def rebase(self, *, now_wall_s: float) -> None:
-        """
-        Let stored instants that lie in the future be now: the wall clock was set back while nobody looked.
-
-        Called once at our start, so that ages count from there instead of staying 0 until the clock has caught up.
-        """
-        ...
-
-    def deployments(self) -> tuple[DeploymentRecord, ...]:
-        """Sorted by name."""
-        ...
-
-    def apis(self, deployment: DeploymentName | None = None) -> tuple[ApiRecord, ...]:
-        """All apis, or one deployment's, sorted by name."""
-        ...
-
-    def api(self, key: ApiKey) -> ApiRecord | None: ...
-
-    def commit_deploy(self, change: DeployChange) -> None:
-        """
-        Write a whole deploy; it survives a power failure once this returns.
-
-        An api that exists keeps what serves, its number of replicas as far as the bounds allow it, whether its wanted
-        revision is live when that is unchanged, and its run records; its `failed` mark is cleared and its revision's
-        failed starts are forgotten, so that deploying the same thing again tries it again.
-        """
-        ...
-
-    def delete(self, deployment: DeploymentName, api: ApiKey | None = None, *, wall_s: float) -> bool:
-        """
-        Remove a deployment or one api of it, with its versions and all that is remembered of it. False when there was
-        none. The text of its history stays, see `forget_deleted`.
-        """
-        ...
-
-    def set_scale(self, api: ApiKey, replicas: int, *, reason: str, wall_s: float, asleep: bool = False) -> None:
-        """How many replicas from now on, within the api's bounds, and why. Ignored when the api is gone."""
-        ...
-
-    def mark_serving(self, api: ApiKey, revision: Revision) -> None:
-        """
-        `revision` carries the api alone, not yet at full size: a failing later version goes back to it.
-
-        Ignored when `revision` is no longer the wanted one. Same for `mark_live` and `mark_failed`.
-        """
-        ...
-
-    def mark_live(self, api: ApiKey, revision: Revision, *, wall_s: float) -> None:
-        """`revision` serves at full size: it becomes `serving`, and a failure that was noted is over."""
-        ...
-
-    def mark_failed(self, api: ApiKey, revision: Revision, problem: Problem, *, wall_s: float) -> None: ...
-
-    def record_exit(self, ended: RecordExit, *, wall_s: float) -> None:
-        """Once for each (replica, attempt); repeats, and exits of apis that are gone, are ignored."""
-        ...
-
-    def record_ready(self, api: ApiKey, revision: Revision, replica: ReplicaId) -> None:
-        """This replica's failed starts count from zero again."""
-        ...
-
-    def batching(self) -> tuple[BatchingRecord, ...]:
-        """What is known of models' rows, by any rules: what `desired` holds of it."""
-        ...
-
-    def record_verdict(self, model: ModelKey, verdict: BatchingVerdict, *, place: str) -> None:
-        """
-        Keep what an inspection found out, by the rules that it was found out with; see `BatchingRecord.with_verdict`.
-
-        Nothing of it is part of an api: better rules make no new versions.
-        """
-        ...
-
-    def record_stop(self, model: ModelKey, stop: BatchingStop, *, rules: int) -> None:
-        """
-        A replica saw rows disagree. Once for each (replica, start); survives a power failure once this returns.
-
-        Also of a model that nothing else is known of.
-        """
-        ...
-
-    def prune_batching(self, trees: Collection[str]) -> None:
-        """
-        Forget what is known of models that lie in none of these stored folders.
-
-        Disagreements stay for as long as there is the api that saw them: they are counted, and counts never go down.
-        """
-        ...
-
-    def versions(self) -> tuple[VersionRecord, ...]:
-        """
-        Everything that may be started: of each api what is wanted, what serves, and the last ten versions that were
-        live, each as it last was. Sorted by api, those that were live last in front.
-        """
-        ...
-
-    def history(self, api: ApiKey) -> Sequence[VersionLine]:
-        """Newest first; also of an api that was deleted, and of one of that name before it was."""
-        ...
-
-    def forget_deleted(self, *, now_wall_s: float) -> None:
-        """Forget the history of what was deleted 14 days ago or earlier."""
-        ...
-
-    def take_epoch(self) -> int:
-        """Become the one in charge: a number higher than anyone before got."""
-        ...
-
-    def meta(self, key: str) -> str | None: ...
-
-    def set_meta(self, key: str, value: str) -> None: ...
-
-    def close(self) -> None: ...

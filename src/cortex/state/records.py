@@ -118,9 +118,11 @@ class Write(msgspec.Struct, frozen=True):
     record: Any
 
 
-class RecordStore:
+class StateStore:
     """
-    Implements `StateStore` but for where records are kept; subclasses override `_persist`.
+    Durable state. Thread-safe; every method is one transaction, and raises StateError when it cannot be made.
+
+    This one keeps it for as long as the process lives; `sqlite` overrides `_persist`, as a bucket for clusters would.
 
     Args:
         content: what is stored already, by kind and key.
@@ -129,8 +131,8 @@ class RecordStore:
     def __init__(self, content: Iterable[Write] = ()) -> None:
         self._lock = threading.RLock()
         self._revision = 0
-        self._content: dict[Kind, dict[str, Any]] = {}
-        self._load(content)
+        self._content: dict[Kind, dict[str, Any]] = {kind: {} for kind in KINDS}
+        self._apply(content)
 
     def _persist(self, writes: Sequence[Write], *, durable: bool) -> None:
         """
@@ -142,10 +144,6 @@ class RecordStore:
         Raises:
             StateError: they could not be kept.
         """
-
-    def _load(self, content: Iterable[Write]) -> None:
-        self._content = {kind: {} for kind in KINDS}
-        self._apply(content)
 
     def _apply(self, writes: Iterable[Write]) -> None:
         for write in writes:
@@ -168,10 +166,12 @@ class RecordStore:
 
     @property
     def revision(self) -> int:
+        """Another number after each change of what `desired` answers; saves loading it again."""
         with self._lock:
             return self._revision
 
     def desired(self, *, now_wall_s: float) -> Desired:
+        """The wanted state; stored instants become ages against `now_wall_s`, never below 0."""
         with self._lock:
             rows = self._content["apis"]
             runs = self._content["runs"]
@@ -182,11 +182,13 @@ class RecordStore:
             )
 
     def deployments(self) -> tuple[DeploymentRecord, ...]:
+        """Sorted by name."""
         with self._lock:
             found = self._content["deployments"]
             return tuple(found[name] for name in sorted(found))
 
     def apis(self, deployment: DeploymentName | None = None) -> tuple[ApiRecord, ...]:
+        """All apis, or one deployment's, sorted by name."""
         with self._lock:
             return tuple(self._joined(row) for row in self._rows(deployment))
 
@@ -196,6 +198,10 @@ class RecordStore:
             return self._joined(row) if row is not None else None
 
     def versions(self) -> tuple[VersionRecord, ...]:
+        """
+        Everything that may be started: of each api what is wanted, what serves, and the last ten versions that were
+        live, each as it last was. Sorted by api, those that were live last in front.
+        """
         with self._lock:
             found: Iterable[VersionRecord] = self._content["versions"].values()
             return tuple(sorted(found, key=lambda one: (one.build.api, -one.turn, one.build.revision)))
@@ -228,6 +234,7 @@ class RecordStore:
         return None
 
     def history(self, api: ApiKey) -> Sequence[VersionLine]:
+        """Newest first; also of an api that was deleted, and of one of that name before it was."""
         with self._lock:
             return tuple(reversed(self._content["history"].get(api, ())))
 
@@ -239,6 +246,13 @@ class RecordStore:
     # ---- deploys ------------------------------------------------------------------------------------------------
 
     def commit_deploy(self, change: DeployChange) -> None:
+        """
+        Write a whole deploy; it survives a power failure once this returns.
+
+        An api that exists keeps what serves, its number of replicas as far as the bounds allow it, whether its wanted
+        revision is live when that is unchanged, and its run records; its `failed` mark is cleared and its revision's
+        failed starts are forgotten, so that deploying the same thing again tries it again.
+        """
         with self._lock:
             name = change.deployment.name
             writes = [Write("deployments", name, change.deployment)]
@@ -275,6 +289,10 @@ class RecordStore:
             yield Write("history", api, (*_closed(self._lines(api), "replaced"), line)[-HISTORY_LINES:])
 
     def delete(self, deployment: DeploymentName, api: ApiKey | None = None, *, wall_s: float) -> bool:
+        """
+        Remove a deployment or one api of it, with its versions and all that is remembered of it. False when there was
+        none. The text of its history stays, see `forget_deleted`.
+        """
         with self._lock:
             if api is None:
                 if deployment not in self._content["deployments"]:
@@ -301,6 +319,7 @@ class RecordStore:
         yield Write("history", api, tuple(lines))
 
     def forget_deleted(self, *, now_wall_s: float) -> None:
+        """Forget the history of what was deleted 14 days ago or earlier."""
         with self._lock:
             writes = []
             for api, lines in self._content["history"].items():
@@ -313,6 +332,7 @@ class RecordStore:
             self._write(writes)
 
     def set_scale(self, api: ApiKey, replicas: int, *, reason: str, wall_s: float, asleep: bool = False) -> None:
+        """How many replicas from now on, within the api's bounds, and why. Ignored when the api is gone."""
         with self._lock:
             row = self._row(api)
             if row is not None:
@@ -355,6 +375,11 @@ class RecordStore:
     # ---- marks --------------------------------------------------------------------------------------------------
 
     def mark_serving(self, api: ApiKey, revision: Revision) -> None:
+        """
+        `revision` carries the api alone, not yet at full size: a failing later version goes back to it.
+
+        Ignored when `revision` is no longer the wanted one. Same for `mark_live` and `mark_failed`.
+        """
         with self._lock:
             row = self._row(api)
             if row is not None and row.wanted == revision:
@@ -365,6 +390,7 @@ class RecordStore:
                 )
 
     def mark_live(self, api: ApiKey, revision: Revision, *, wall_s: float) -> None:
+        """`revision` serves at full size: it becomes `serving`, and a failure that was noted is over."""
         with self._lock:
             row = self._row(api)
             if row is None or row.wanted != revision:
@@ -406,6 +432,7 @@ class RecordStore:
     # ---- runs ---------------------------------------------------------------------------------------------------
 
     def record_exit(self, ended: RecordExit, *, wall_s: float) -> None:
+        """Once for each (replica, attempt); repeats, and exits of apis that are gone, are ignored."""
         with self._lock:
             if self._row(ended.api) is None:
                 return
@@ -417,6 +444,7 @@ class RecordStore:
                 self._write([Write("runs", key, StoredRun.of(after, wall_s))])
 
     def record_ready(self, api: ApiKey, revision: Revision, replica: ReplicaId) -> None:
+        """This replica's failed starts count from zero again."""
         with self._lock:
             key = _key(api, revision)
             run: StoredRun | None = self._content["runs"].get(key)
@@ -426,22 +454,38 @@ class RecordStore:
             self._write([Write("runs", key, msgspec.structs.replace(run, slots={**run.slots, replica: slot}))])
 
     def rebase(self, *, now_wall_s: float) -> None:
+        """
+        Let stored instants that lie in the future be now: the wall clock was set back while nobody looked.
+
+        Called once at our start, so that ages count from there instead of staying 0 until the clock has caught up.
+        """
         with self._lock:
             self._write([Write("runs", key, _not_after(run, now_wall_s)) for key, run in self._content["runs"].items()])
 
     # ---- batching -----------------------------------------------------------------------------------------------
 
     def batching(self) -> tuple[BatchingRecord, ...]:
+        """What is known of models' rows, by any rules: what `desired` holds of it."""
         with self._lock:
             found = self._content["batching"]
             return tuple(found[key] for key in sorted(found))
 
     def record_verdict(self, model: ModelKey, verdict: BatchingVerdict, *, place: str) -> None:
+        """
+        Keep what an inspection found out, by the rules that it was found out with; see `BatchingRecord.with_verdict`.
+
+        Nothing of it is part of an api: better rules make no new versions.
+        """
         with self._lock:
             key, record = self._batching_of(model, verdict.proof.rules)
             self._write([Write("batching", key, record.with_verdict(verdict, place))])
 
     def record_stop(self, model: ModelKey, stop: BatchingStop, *, rules: int) -> None:
+        """
+        A replica saw rows disagree. Once for each (replica, start); survives a power failure once this returns.
+
+        Also of a model that nothing else is known of.
+        """
         with self._lock:
             key, record = self._batching_of(model, rules)
             if not any(known.is_of(stop.replica, stop.started_wall_s) for known in record.stops):
@@ -449,6 +493,11 @@ class RecordStore:
                 self._write([Write("batching", key, stopped)], durable=True)
 
     def prune_batching(self, trees: Collection[str]) -> None:
+        """
+        Forget what is known of models that lie in none of these stored folders.
+
+        Disagreements stay for as long as there is the api that saw them: they are counted, and counts never go down.
+        """
         with self._lock:
             gone = {key: record for key, record in self._content["batching"].items() if record.model.tree not in trees}
             kept = {key for key, record in gone.items() if any(self._row(stop.api) for stop in record.stops)}
@@ -461,6 +510,7 @@ class RecordStore:
     # ---- the rest -----------------------------------------------------------------------------------------------
 
     def take_epoch(self) -> int:
+        """Become the one in charge: a number higher than anyone before got."""
         with self._lock:
             epoch = int(self.meta("epoch") or 0) + 1
             self._write([Write("meta", "epoch", str(epoch))], durable=True)

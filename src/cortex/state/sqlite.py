@@ -29,7 +29,7 @@ from cortex.state.base import (
     VersionLine,
     VersionRecord,
 )
-from cortex.state.records import KINDS, ApiRow, Kind, RecordStore, StoredRun, Write
+from cortex.state.records import KINDS, ApiRow, Kind, StateStore, StoredRun, Write
 from cortex.wire.older import build_of_now
 
 SampleStored = Callable[[bytes], str]
@@ -88,9 +88,9 @@ _TYPES: dict[Kind, Any] = {
 """What the records of each table are, as JSON. Fields that an older Cortex wrote may be missing, not renamed."""
 
 
-class SqliteStateStore(RecordStore):
+class SqliteStateStore(StateStore):
     """
-    Implements `StateStore` in a file, which is created (mode 0600) when there is none.
+    State in a file, which is created (mode 0600) when there is none.
 
     Args:
         sample_stored: for the state of an older Cortex, which held bodies of samples; None: there are none in it.
@@ -131,7 +131,7 @@ class SqliteStateStore(RecordStore):
         with self._lock:
             self.database.close()
 
-    # ---- RecordStore --------------------------------------------------------------------------------------------
+    # ---- one transaction ---------------------------------------------------------------------------------------
 
     def _persist(self, writes: Sequence[Write], *, durable: bool) -> None:
         with self._named_errors(), self.database.transaction(durable=durable) as connection:

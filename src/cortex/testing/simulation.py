@@ -26,7 +26,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import msgspec
 
@@ -42,7 +42,7 @@ from cortex.planning.batching import place_of
 from cortex.planning.model import LeaseState, Rules, Snapshot, WantedApi
 from cortex.planning.plan import plan as real_plan
 from cortex.planning.rollout import goal_and_fallback
-from cortex.state.memory import MemoryStateStore
+from cortex.state.records import StateStore
 from cortex.testing.builders import a_build, a_deploy, a_node, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import RUNTIME, FakeAgents, FakeLife, Fate, IngressAnswer
@@ -179,7 +179,7 @@ class Simulation:
         self._repeat = f"CORTEX_SIM_SEED={seed}" + (f" CORTEX_SIM_MOOD={mood}" if mood else "")
         self.mood = mood or roll.choice([Mood.CALM, Mood.KILLS, Mood.TIGHT, Mood.SHARED, Mood.ROUGH, Mood.ROUGH])
         self._clock = FakeClock()
-        self._state = MemoryStateStore()
+        self._state = StateStore()
         self._rules = Rules(drain_timeout_s=2.0)
         count = 1 if self.mood in (Mood.TIGHT, Mood.SHARED) or roll.random() < 0.6 else roll.randint(2, 3)
         self._machines = [self._machine(index, count) for index in range(count)]
@@ -514,7 +514,7 @@ class Simulation:
         self._engine.restart()
         self._agents.forget_reports()
         self._world = World(
-            state=_Breakable(self._state, self, STATE_ACTIONS),
+            state=cast(StateStore, _Breakable(self._state, self, STATE_ACTIONS)),
             engine=_Breakable(self._engine, self, ENGINE_ACTIONS),
             agents=_Breakable(self._agents, self, AGENT_ACTIONS),
             clock=self._clock,

@@ -24,7 +24,7 @@ from cortex.planning.actions import (
 from cortex.planning.batching import BatchingStop
 from cortex.planning.model import Lease, LeaseRequest
 from cortex.state.base import DeployChange, StateFull
-from cortex.state.memory import MemoryStateStore
+from cortex.state.records import StateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_replica, a_wanted_api, an_exit
 from cortex.testing.clock import FakeClock
 from cortex.wire.batching import RULES, BatchingOrder, Disagreement
@@ -54,7 +54,7 @@ class Recorder:
         self.given.append((node, orders.orders))
 
 
-class FullDisk(MemoryStateStore):
+class FullDisk(StateStore):
     """A store that cannot write any more, after this deploy."""
 
     def __init__(self, change: DeployChange) -> None:
@@ -73,10 +73,10 @@ def agents() -> Recorder:
     return Recorder()
 
 
-def a_world(agents: Recorder, state: MemoryStateStore | None = None) -> World:
+def a_world(agents: Recorder, state: StateStore | None = None) -> World:
     clock = FakeClock()
     engine = FakeEngine([a_node(), a_node(N2, gpus=2)], clock=clock)
-    return World(state=state or MemoryStateStore(), engine=engine, agents=agents, clock=clock, epoch=7)
+    return World(state=state or StateStore(), engine=engine, agents=agents, clock=clock, epoch=7)
 
 
 def name(api: ApiKey = API) -> ReplicaId:

@@ -26,7 +26,7 @@ from cortex.ids import ApiKey, DeploymentName, short
 from cortex.planning.batching import BatchingStop, place_of
 from cortex.spec.locations import masked_model
 from cortex.spec.models import ApiSpec
-from cortex.state.memory import MemoryStateStore
+from cortex.state.records import StateStore
 from cortex.state.secrets import SecretStore, unpacked_cloud
 from cortex.testing.builders import a_node
 from cortex.testing.clock import FakeClock
@@ -114,7 +114,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.store = ArtifactStore(folder / "artifacts")
         self.fetcher = FakeFetcher(self.store)
-        self.state = MemoryStateStore()
+        self.state = StateStore()
         self.clock = FakeClock()
         self.reports: dict[str, InspectReport | CortexError] = {}
         """By api; all others are fine."""

@@ -25,7 +25,7 @@ from cortex.planning.model import WantedApi
 from cortex.planning.status import statuses
 from cortex.settings import load_settings
 from cortex.state.base import StateFull, VersionRecord
-from cortex.state.memory import MemoryStateStore
+from cortex.state.records import StateStore
 from cortex.state.secrets import SecretStore
 from cortex.testing.builders import API, a_build, a_deploy, a_node, a_wanted_api
 from cortex.testing.clock import FakeClock
@@ -86,7 +86,7 @@ class Lab:
         self.story: list[str] = []
         """What was done to the parts around it, in order."""
         self.clock = clock = FakeClock()
-        self.state = MemoryStateStore()
+        self.state = StateStore()
         self.agent = FakeAgent(clock, self.story)
         self.stats = folder / "stats"
         self.stats.mkdir()

@@ -14,7 +14,7 @@ from cortex.engines.fake import FakeEngine
 from cortex.ids import ApiKey, DeploymentName
 from cortex.planning.assessment import Assessment
 from cortex.planning.status import statuses
-from cortex.state.memory import MemoryStateStore
+from cortex.state.records import StateStore
 from cortex.testing.builders import API, a_build, a_deploy, a_node, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents
@@ -39,7 +39,7 @@ class Lab:
 
     def __post_init__(self) -> None:
         clock = FakeClock()
-        self.state = MemoryStateStore()
+        self.state = StateStore()
         self.agents = FakeAgents(clock)
         self.agents.before_order = self.note_order
         self.loop = Loop(

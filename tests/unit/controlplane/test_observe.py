@@ -10,7 +10,7 @@ from cortex.engines.fake import FakeEngine
 from cortex.ids import DeviceId, NodeId, replica_id
 from cortex.planning.actions import RecordExit
 from cortex.planning.model import Lease, LeaseRequest, LeaseState
-from cortex.state.memory import MemoryStateStore
+from cortex.state.records import StateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api, an_exit
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents, FakeLife
@@ -25,7 +25,7 @@ R0 = replica_id(API, V1.revision, 0)
 def a_world(gpus: int = 0) -> World:
     clock = FakeClock()
     return World(
-        state=MemoryStateStore(),
+        state=StateStore(),
         engine=FakeEngine([a_node(gpus=gpus)], clock=clock),
         agents=FakeAgents(clock),
         clock=clock,

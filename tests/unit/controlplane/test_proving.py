@@ -10,7 +10,7 @@ from cortex.errors import CortexError, Problem, RetryLater
 from cortex.planning.batching import place_of
 from cortex.planning.guarding import to_prove
 from cortex.state.base import StateFull
-from cortex.state.memory import MemoryStateStore
+from cortex.state.records import StateStore
 from cortex.testing.builders import a_build, a_deploy, a_replica, a_sample, a_snapshot, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.wire.batching import RULES, BatchingState, BatchingVerdict, Mode, Proof, Trial
@@ -31,7 +31,7 @@ class World:
     """Builds that are wanted, with one replica each that says what it runs on."""
 
     def __init__(self, *builds: BuildSpec) -> None:
-        self.state = MemoryStateStore()
+        self.state = StateStore()
         self.state.commit_deploy(a_deploy(*(a_wanted_api(build, live=True) for build in builds)))
         self.clock = FakeClock()
         self.runtime = ""

@@ -6,7 +6,7 @@ import pytest
 from cortex.controlplane.housekeeping import Housekeeping
 from cortex.controlplane.secrets import CloudKeys, SecretInUse, Secrets, UnknownSecret, pinned
 from cortex.errors import Problems
-from cortex.state.memory import MemoryStateStore
+from cortex.state.records import StateStore
 from cortex.state.secrets import REPLACED_GRACE_S, SecretStore
 from cortex.testing import builders
 from cortex.testing.builders import a_build, a_deploy, a_wanted_api
@@ -104,7 +104,7 @@ def test_an_unknown_secret_cannot_be_deleted(store, clock):
 
 
 def test_what_no_stored_version_needs_is_cleared_up(store, clock, tmp_path):
-    state = MemoryStateStore()
+    state = StateStore()
     facts = [store.set("token", value, wall_s=clock.wall_s()) for value in ("unused", "served", "wanted", "newest")]
     unused, served, wanted, newest = map(pin, facts)
     new = msgspec.structs.replace(build_with("v2", TOKEN=wanted), packages="b" * 64)

@@ -16,7 +16,7 @@ from cortex.planning.actions import Plan
 from cortex.planning.assessment import Assessment
 from cortex.planning.model import LeaseState, WantedApi
 from cortex.planning.status import statuses
-from cortex.state.memory import MemoryStateStore
+from cortex.state.records import StateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents, FakeLife, Fate
@@ -34,7 +34,7 @@ class Lab:
     """A control plane with everything around it pretended."""
 
     clock: FakeClock = field(default_factory=FakeClock)
-    state: MemoryStateStore = field(default_factory=MemoryStateStore)
+    state: StateStore = field(default_factory=StateStore)
 
     def __post_init__(self) -> None:
         self.engine = FakeEngine([a_node()], clock=self.clock)

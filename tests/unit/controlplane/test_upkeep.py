@@ -12,7 +12,7 @@ import pytest
 
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane.upkeep import EVERY_S, NOT_QUIET_PAUSE_S, Upkeep
-from cortex.state.memory import MemoryStateStore
+from cortex.state.records import StateStore
 from cortex.testing.builders import a_build, a_deploy, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents
@@ -32,7 +32,7 @@ def stopping() -> threading.Event:
 @pytest.fixture
 def upkeep(store: ArtifactStore, stopping: threading.Event) -> Upkeep:
     return Upkeep(
-        state=MemoryStateStore(),
+        state=StateStore(),
         store=store,
         clock=FakeClock(),
         keep_bytes=0,
@@ -78,7 +78,7 @@ def test_a_scrub_ends_when_the_control_plane_does(store, upkeep, stopping) -> No
 
 
 def test_what_is_known_of_rows_goes_with_the_models(store) -> None:
-    state, kept, gone = MemoryStateStore(), a_build("v1"), a_build("v2")
+    state, kept, gone = StateStore(), a_build("v1"), a_build("v2")
     state.commit_deploy(a_deploy(a_wanted_api(kept)))
     for build in (kept, gone):
         state.record_verdict(build.model_key, BatchingVerdict(proof=Proof(rules=1, proved=True)), place="here")
