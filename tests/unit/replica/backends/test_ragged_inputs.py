@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cortex.replica.backends.ragged_inputs import RaggedInput, ragged_inputs
+from cortex.replica.backends.ragged_inputs import RaggedParts, ragged_inputs
 
 
 class Value(Proto):
@@ -66,12 +66,12 @@ def found(signature: Value, *keys: str, op: str = "StatefulPartitionedCall", inn
 
 @pytest.mark.parametrize("op", ["PartitionedCall", "StatefulPartitionedCall"])
 def test_the_parts_of_a_ragged_tensor_belong_together(op: str) -> None:
-    assert found(several(ragged(-1, -1)), "r", "r_1", op=op) == [RaggedInput(("r", "r_1"), (None, None), 1)]
+    assert found(several(ragged(-1, -1)), "r", "r_1", op=op) == [RaggedParts(("r", "r_1"), (None, None), 1)]
 
 
 def test_a_ragged_tensor_may_be_ragged_at_several_levels_and_have_fixed_sizes() -> None:
     signature = several(ragged(-1, -1, -1, 0, 3, rank=2))
-    assert found(signature, "r", "r_1", "r_2") == [RaggedInput(("r", "r_1", "r_2"), (None, None, None, 0, 3), 2)]
+    assert found(signature, "r", "r_1", "r_2") == [RaggedParts(("r", "r_1", "r_2"), (None, None, None, 0, 3), 2)]
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_a_ragged_tensor_may_be_ragged_at_several_levels_and_have_fixed_sizes() 
 )
 def test_what_comes_before_it_is_counted(before: Value) -> None:
     signature = several(before, Value(none_value=Proto()), ragged(-1))
-    assert found(signature, "x", "r", "r_1") == [RaggedInput(("r", "r_1"), (None,), 1)]
+    assert found(signature, "x", "r", "r_1") == [RaggedParts(("r", "r_1"), (None,), 1)]
 
 
 def test_arguments_in_a_dict_come_in_the_order_of_their_names() -> None:
     signature = Value(dict_value=Proto(fields={"b": ragged(-1), "a": TENSOR}))
-    assert found(signature, "a", "b", "b_1") == [RaggedInput(("b", "b_1"), (None,), 1)]
+    assert found(signature, "a", "b", "b_1") == [RaggedParts(("b", "b_1"), (None,), 1)]
 
 
 def test_several_are_found() -> None:
@@ -113,7 +113,7 @@ def test_several_are_found() -> None:
     ids=["of another kind", "of any rank", "in fewer parts"],
 )
 def test_what_is_not_plainly_ragged_is_left_as_it_is(odd: Value) -> None:
-    assert found(several(odd, ragged(-1)), "a", "a_1", "b", "b_1") == [RaggedInput(("b", "b_1"), (None,), 1)]
+    assert found(several(odd, ragged(-1)), "a", "a_1", "b", "b_1") == [RaggedParts(("b", "b_1"), (None,), 1)]
 
 
 def test_parts_that_are_no_inputs_of_the_signature_make_none() -> None:
