@@ -172,9 +172,9 @@ def test_it_ends_by_itself_without_agent_and_children(folder: Path) -> None:
     code = """
 import signal, sys
 from pathlib import Path
-from cortex.replica.launcher import IDLE_EXIT_S, Launcher, bind
+from cortex.replica.launcher import IDLE_EXIT_S, LauncherLoop, bind
 signal.alarm(int(IDLE_EXIT_S / 2))  # is the end of it, should it wait for as long as it does unless told otherwise
-Launcher(bind(Path(sys.argv[1])), idle_exit_s=0.1).run()
+LauncherLoop(bind(Path(sys.argv[1])), idle_exit_s=0.1).run()
 """
     assert run_python(code, str(folder / "l")).returncode == 0
 
@@ -184,7 +184,7 @@ def test_it_rests_after_a_child_that_was_reaped_in_the_turn_in_which_its_pipe_en
     code = """
 import os, sys
 from pathlib import Path
-from cortex.replica.launcher import Launcher, bind, preload
+from cortex.replica.launcher import LauncherLoop, bind, preload
 
 collect, turns = os.waitpid, 0
 
@@ -196,7 +196,7 @@ def waitpid(pid, options):
 
 preload("onnx")
 os.waitpid = waitpid
-Launcher(bind(Path(sys.argv[1])), idle_exit_s=0.5).run()
+LauncherLoop(bind(Path(sys.argv[1])), idle_exit_s=0.5).run()
 print(turns)
 """
     with subprocess.Popen(
@@ -217,7 +217,7 @@ print(turns)
 def test_it_refuses_to_fork_with_a_second_thread_and_names_it() -> None:
     code = """
 import threading
-from cortex.replica.launcher import ForkRefused, fork_alone
+from cortex.replica.launcher import UnsafeFork, fork_alone
 named, stop = threading.Event(), threading.Event()
 def second():
     open(f"/proc/self/task/{threading.get_native_id()}/comm", "w").write("the-second")
@@ -227,7 +227,7 @@ threading.Thread(target=second).start()
 named.wait()
 try:
     fork_alone()
-except ForkRefused as error:
+except UnsafeFork as error:
     print(error)
 stop.set()
 """
