@@ -217,6 +217,12 @@ def test_update_failed_keeps_the_old_version_and_shows_the_reason() -> None:
     )
 
 
+def test_an_update_that_failed_is_an_error_once_the_old_version_does_not_answer_either() -> None:
+    wanted = msgspec.structs.replace(a_wanted_api(V2, serving=V1), failed=BOOM)
+    found = seen_as(wanted, a_snapshot(routes=(a_route(wanted, build=V1),)))
+    assert (found.status, found.reason, found.problem) == (Status.ERROR, BOOM.message, BOOM)
+
+
 def test_error_when_a_first_version_failed() -> None:
     wanted = msgspec.structs.replace(a_wanted_api(V1), failed=BOOM)
     found = seen_as(wanted, a_snapshot(routes=(a_route(wanted, hold=False),)))
@@ -354,6 +360,30 @@ def test_an_api_that_does_not_start_again_says_how_the_last_start_ended_while_th
     )
     found = seen_as(wanted, a_snapshot(loading, routes=(a_route(wanted, loading),)), record)
     assert (found.status, found.ends) == (Status.CREATING, Ends(count=1, since=rfc3339(0.0), exit_code=1))
+
+
+def test_a_start_that_failed_in_an_earlier_row_of_ends_is_not_told_as_one_of_today() -> None:
+    wanted = a_wanted_api(V1, live=True)
+    loading = a_replica(V1, phase=Phase.LOADING, attempt=3)
+    record = a_record(V1, SlotRecord(attempt=2, failed_starts=1, last_exit=an_exit()))
+    assert seen_as(wanted, a_snapshot(loading, routes=(a_route(wanted, loading),)), record).ends is None
+
+
+def test_where_more_cpu_is_requested_than_there_is_that_is_a_remark_on_the_apis_of_that_node() -> None:
+    wanted = a_wanted_api(V1, live=True, replicas=2)
+    ready = [a_replica(V1, ordinal) for ordinal in range(2)]
+    seen = a_snapshot(*ready, routes=(a_route(wanted, *ready),))
+    asked = V1.resources.cpu_millis
+
+    def on(cpu_millis: int) -> tuple[str, ...]:
+        nodes = tuple(
+            msgspec.structs.replace(node, node=msgspec.structs.replace(node.node, cpu_millis=cpu_millis))
+            for node in seen.nodes
+        )
+        return seen_as(wanted, msgspec.structs.replace(seen, nodes=nodes)).notes
+
+    assert on(2 * asked) == ()
+    assert on(2 * asked - 1) == (f"cpu is shared: {2 * asked}m requested of the {2 * asked - 1}m of node local",)
 
 
 def test_nothing_serves_during_an_update() -> None:

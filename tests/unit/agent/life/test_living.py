@@ -33,6 +33,12 @@ def test_a_replica_that_does_not_answer_for_5_s_is_hung(story):
     assert story.of(effects.Kill)
 
 
+def test_nothing_is_held_against_one_that_is_told_to_end_nor_a_second_thing_against_anybody(story):
+    story.running()
+    hung = [story.check() for _ in range(4)][-1]
+    assert [story.check(lost_path="/gone") for _ in range(3)] == [hung] * 3
+
+
 def test_time_in_which_the_agent_itself_did_not_run_is_not_held_against_replicas(story):
     story.running()
     story.check()
