@@ -145,6 +145,14 @@ def test_a_huge_integer_is_out_of_range(dtype, value):
     assert "outside the range" in str(mismatch(TensorSpec("x", dtype, ("N",)), sample=[value]))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bounds"),
+    [("float16", "-65504 to 65504"), ("float32", "-3.403e+38 to 3.403e+38"), ("int8", "-128 to 127")],
+)
+def test_what_is_out_of_range_is_told_the_range(dtype, bounds):
+    assert bounds in str(mismatch(TensorSpec("x", dtype, ("N",)), sample=[10**400]))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_nan_and_infinities_of_handlers_reach_floats_only(value):
     assert same(one("float32", ("N",), [value]), "float32", [value])
@@ -181,6 +189,12 @@ def test_bfloat16_rounds_as_ml_dtypes_does_but_once(values):
         wide = values.astype(np.float64)
         assert (np.abs(direct - wide)[apart] <= np.abs(reference - wide)[apart]).all()
     assert not (direct.view(np.uint32) & 0xFFFF).any()
+
+
+@pytest.mark.parametrize(("bits", "rounded"), [(0x3F808000, 0x3F800000), (0x3F818000, 0x3F820000)])
+def test_a_tie_of_bfloat16_goes_to_even(bits, rounded):
+    tie = np.array([bits], np.uint32).view(np.float32)
+    assert to_bfloat16(tie).view(np.uint32).tolist() == [rounded]
 
 
 def test_bfloat16_does_not_round_twice():

@@ -116,6 +116,7 @@ def test_whatever_does_not_fit_gets_a_reason(found, dims):
         ((224, 224, 3), ("N", 3, 224, 224), "channels come last, and the model wants them first"),
         ((1, 3, 8, 8), (None, None, None, 3), "channels come first, and the model wants them last"),
         ((3, 8, 8), (8, 8, 3), "channels come first, and the model wants them last"),
+        *(((n, 8, 8), (8, 8, n), "channels come first, and the model wants them last") for n in (1, 2, 4)),
         ((2, 4), (3, 2, 4), "the batch dimension is missing"),
         ((1, 2, 4), (2, 4), "one dimension too many"),
         ((3,), ("N", 4), "4 values expected, 3 found"),

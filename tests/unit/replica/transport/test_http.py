@@ -585,6 +585,16 @@ def test_the_second_request_of_a_kind_is_recognised(
     assert [(e.id, e.body) for e in service.handled] == [("a", b"[1]"), ("b", b"[2]")]
 
 
+def test_the_requests_of_two_clients_in_turn_are_recognised(connection: Connection, service: Service) -> None:
+    service.now = True
+    for host in ("a", "b"):
+        connection.data_received(post(b"[1]", "x-request-id: x", f"host: {host}"))
+    connection.parser = None  # nothing is parsed from here on
+    for host in ("a", "b", "a"):
+        connection.data_received(post(b"[2]", "x-request-id: y", f"host: {host}"))
+    assert [e.headers[b"host"] for e in service.handled] == [b"a", b"b", b"a", b"b", b"a"]
+
+
 @pytest.mark.parametrize(
     "data",
     [
