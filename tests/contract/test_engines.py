@@ -39,16 +39,13 @@ def a_request(
     gpus: int = 0,
     surge: bool = False,
     minimum: bool = False,
-    takes_over: int | None = None,
 ) -> LeaseRequest:
-    """By default a surge takes over from one of its own size."""
     return LeaseRequest(
         replica=ReplicaId(name),
         api=API,
         resources=Resources(cpu_millis=cpu, mem_bytes=mem, gpus=gpus),
         surge=surge,
         minimum=minimum,
-        successor_of_cpu_millis=(cpu if takes_over is None else takes_over) if surge else 0,
     )
 
 
@@ -112,18 +109,18 @@ def test_what_ran_on_a_gpu_that_is_gone_gets_another(make_engine: MakeEngine) ->
 
 
 def test_asking_twice_is_asking_once(make_engine: MakeEngine) -> None:
-    engine = make_engine(cpu_millis=1000)
+    engine = make_engine(mem_bytes=1000 * 2**20)
     for _ in range(2):
-        engine.acquire(a_request("a", cpu=600))
+        engine.acquire(a_request("a", mem=600 * 2**20))
     assert states(engine) == {"a": LeaseState.GRANTED}
-    assert engine.requested()[NODE].cpu_millis == 600
+    assert engine.requested()[NODE].mem_bytes == 600 * 2**20
 
 
 def test_released_room_can_be_had_again(make_engine: MakeEngine) -> None:
-    engine = make_engine(cpu_millis=1000)
-    engine.acquire(a_request("a", cpu=800))
+    engine = make_engine(mem_bytes=1000 * 2**20)
+    engine.acquire(a_request("a", mem=800 * 2**20))
     engine.release(ReplicaId("a"))
-    engine.acquire(a_request("b", cpu=800))
+    engine.acquire(a_request("b", mem=800 * 2**20))
     assert states(engine) == {"b": LeaseState.GRANTED}
 
 
@@ -136,7 +133,6 @@ def test_releasing_an_unknown_name_is_nothing(make_engine: MakeEngine) -> None:
 @pytest.mark.parametrize(
     ("first", "second", "reason"),
     [
-        ({"cpu": 900}, {"cpu": 200}, "node local: cpu 900m of 1000m requested, 200m asked"),
         (
             {"mem": 900 * 2**20},
             {"mem": 200 * 2**20},
@@ -144,12 +140,13 @@ def test_releasing_an_unknown_name_is_nothing(make_engine: MakeEngine) -> None:
         ),
         ({"gpus": 1}, {"gpus": 1}, "node local: gpu 1 of 1 requested (iris/sklearn 1), 1 asked"),
         (
-            {"cpu": 900, "gpus": 1},
-            {"cpu": 200, "gpus": 1},
-            "node local: cpu 900m of 1000m requested, 200m asked, gpu 1 of 1 requested (iris/sklearn 1), 1 asked",
+            {"mem": 900 * 2**20, "gpus": 1},
+            {"mem": 200 * 2**20, "gpus": 1},
+            "node local: mem 900Mi of 1000Mi requested (iris/sklearn 900Mi), 200Mi asked, "
+            "gpu 1 of 1 requested (iris/sklearn 1), 1 asked",
         ),
     ],
-    ids=["cpu", "memory", "gpu", "several"],
+    ids=["memory", "gpu", "several"],
 )
 def test_without_room_a_lease_is_pending_and_says_why_with_numbers(
     make_engine: MakeEngine, first: dict[str, int], second: dict[str, int], reason: str
@@ -160,31 +157,30 @@ def test_without_room_a_lease_is_pending_and_says_why_with_numbers(
     assert states(engine) == {"a": LeaseState.GRANTED, "b": LeaseState.PENDING}
     assert lease_of(engine, "b").node is None
     assert lease_of(engine, "b").reason == reason
-    assert lease_of(engine, "b").lacks_only_cpu is ("mem" not in reason and "gpu" not in reason)
 
 
 def test_a_pending_lease_is_granted_when_room_becomes_free_and_the_reason_goes(make_engine: MakeEngine) -> None:
-    engine = make_engine(cpu_millis=1000)
-    engine.acquire(a_request("a", cpu=800))
-    engine.acquire(a_request("b", cpu=800))
+    engine = make_engine(mem_bytes=1000 * 2**20)
+    engine.acquire(a_request("a", mem=800 * 2**20))
+    engine.acquire(a_request("b", mem=800 * 2**20))
     engine.release(ReplicaId("a"))
-    assert engine.leases() == (Lease(request=a_request("b", cpu=800), state=LeaseState.GRANTED, node=NODE),)
+    assert engine.leases() == (Lease(request=a_request("b", mem=800 * 2**20), state=LeaseState.GRANTED, node=NODE),)
 
 
 def test_who_asked_first_is_served_first(make_engine: MakeEngine) -> None:
-    engine = make_engine(cpu_millis=1000)
-    engine.acquire(a_request("a", cpu=800))
+    engine = make_engine(mem_bytes=1000 * 2**20)
+    engine.acquire(a_request("a", mem=800 * 2**20))
     for name in ("c", "b", "d"):
-        engine.acquire(a_request(name, cpu=800))
+        engine.acquire(a_request(name, mem=800 * 2**20))
     engine.release(ReplicaId("a"))
     assert [name for name, state in states(engine).items() if state is LeaseState.GRANTED] == ["c"]
 
 
 def test_one_that_fits_may_pass_one_that_does_not(make_engine: MakeEngine) -> None:
-    engine = make_engine(cpu_millis=1000)
-    engine.acquire(a_request("a", cpu=800))
-    engine.acquire(a_request("large", cpu=500))
-    engine.acquire(a_request("small", cpu=100))
+    engine = make_engine(mem_bytes=1000 * 2**20)
+    engine.acquire(a_request("a", mem=800 * 2**20))
+    engine.acquire(a_request("large", mem=500 * 2**20))
+    engine.acquire(a_request("small", mem=100 * 2**20))
     assert states(engine) == {"a": LeaseState.GRANTED, "large": LeaseState.PENDING, "small": LeaseState.GRANTED}
 
 
@@ -221,28 +217,21 @@ def test_a_surge_that_becomes_an_ordinary_lease_keeps_its_room(make_engine: Make
 
 
 def shares_cpu(engine: Engine) -> bool:
-    """Requests of cpu bound what is added above an api's minimum, and nothing else."""
+    """Requests of cpu bound nothing: whoever decides how many replicas there are looks at what is used."""
     return engine.impossible(Resources(cpu_millis=1), replicas=10**9) is None
 
 
-def test_only_where_cpu_is_shared_a_minimum_is_placed_however_much_cpu_is_requested(make_engine: MakeEngine) -> None:
+def test_only_where_cpu_is_shared_replicas_are_placed_however_much_cpu_is_requested(make_engine: MakeEngine) -> None:
     engine = make_engine(cpu_millis=1000, mem_bytes=1000, gpus=1)
     for name in ("a", "b", "c"):
-        engine.acquire(a_request(name, cpu=900, minimum=True))
+        engine.acquire(a_request(name, cpu=900))
     granted = [lease.request.replica for lease in engine.leases() if lease.state is LeaseState.GRANTED]
     assert granted == (["a", "b", "c"] if shares_cpu(engine) else ["a"])
+    reason = "" if shares_cpu(engine) else "node local: cpu 900m of 1000m requested, 900m asked"
+    assert lease_of(engine, "b").reason == reason
     engine.acquire(a_request("mem", mem=1001, minimum=True))
     engine.acquire(a_request("gpu", gpus=2, minimum=True))
     assert {states(engine)["mem"], states(engine)["gpu"]} == {LeaseState.PENDING}
-
-
-def test_what_is_above_the_minimum_needs_cpu_that_nobody_requests(make_engine: MakeEngine) -> None:
-    engine = make_engine(cpu_millis=1000)
-    engine.acquire(a_request("minimum", cpu=900, minimum=True))
-    engine.acquire(a_request("above", cpu=200))
-    assert states(engine)["above"] is LeaseState.PENDING
-    engine.acquire(a_request("above", cpu=200, minimum=True))
-    assert states(engine)["above"] is (LeaseState.GRANTED if shares_cpu(engine) else LeaseState.PENDING)
 
 
 def test_a_minimum_is_served_before_what_was_asked_for_earlier(make_engine: MakeEngine) -> None:
@@ -254,39 +243,27 @@ def test_a_minimum_is_served_before_what_was_asked_for_earlier(make_engine: Make
     assert states(engine) == {"more": LeaseState.PENDING, "minimum": LeaseState.GRANTED}
 
 
-def test_where_cpu_is_shared_a_larger_successor_needs_what_it_grows_by(make_engine: MakeEngine) -> None:
-    engine = make_engine(cpu_millis=1000)
-    engine.acquire(a_request("old", cpu=500))
-    engine.acquire(a_request("fits", cpu=1000, surge=True, takes_over=500))
-    assert states(engine)["fits"] is LeaseState.GRANTED
-    engine.release(ReplicaId("fits"))
-    engine.acquire(a_request("too large", cpu=1001, surge=True, takes_over=500))
-    assert states(engine)["too large"] is (LeaseState.PENDING if shares_cpu(engine) else LeaseState.GRANTED)
-
-
-def test_where_cpu_is_shared_an_update_elsewhere_counts_only_as_what_it_grows_by(make_engine: MakeEngine) -> None:
-    engine = make_engine(cpu_millis=1000)
-    engine.acquire(a_request("old", cpu=500))
-    engine.acquire(a_request("new", cpu=600, surge=True, takes_over=500))
-    engine.acquire(a_request("other", cpu=400))
-    assert states(engine)["other"] is (LeaseState.GRANTED if shares_cpu(engine) else LeaseState.PENDING)
-
-
 def test_what_runs_gets_its_room_back_even_over_capacity(make_engine: MakeEngine) -> None:
-    engine = make_engine(cpu_millis=1000)
-    running = [Lease(request=a_request(name, cpu=800), state=LeaseState.GRANTED, node=NODE) for name in ("a", "b")]
+    engine = make_engine(mem_bytes=1000 * 2**20)
+    running = [
+        Lease(request=a_request(name, mem=800 * 2**20), state=LeaseState.GRANTED, node=NODE) for name in ("a", "b")
+    ]
     for _ in range(2):
         engine.recover(running)
     assert engine.leases() == tuple(running)
-    engine.acquire(a_request("c", cpu=100))
-    assert lease_of(engine, "c").reason == "node local: cpu 1600m of 1000m requested, 100m asked"
+    engine.acquire(a_request("c", mem=100 * 2**20))
+    assert lease_of(engine, "c").reason == (
+        "node local: mem 1600Mi of 1000Mi requested (iris/sklearn 1600Mi), 100Mi asked"
+    )
 
 
 def test_recovering_grants_a_lease_that_was_pending_and_leaves_others_as_they_are(make_engine: MakeEngine) -> None:
-    engine = make_engine(cpu_millis=1000)
-    engine.acquire(a_request("a", cpu=800, surge=True))
-    engine.acquire(a_request("b", cpu=800))
-    engine.recover(Lease(request=a_request(name, cpu=800), state=LeaseState.GRANTED, node=NODE) for name in ("a", "b"))
+    engine = make_engine(mem_bytes=1000 * 2**20)
+    engine.acquire(a_request("a", mem=800 * 2**20, surge=True))
+    engine.acquire(a_request("b", mem=800 * 2**20))
+    engine.recover(
+        Lease(request=a_request(name, mem=800 * 2**20), state=LeaseState.GRANTED, node=NODE) for name in ("a", "b")
+    )
     assert states(engine) == {"a": LeaseState.GRANTED, "b": LeaseState.GRANTED}
     assert lease_of(engine, "a").request.surge
 

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
@@ -43,7 +43,8 @@ class Ledger:
     Args:
         nodes: the machines.
         refuse: says why a request is not to be placed for now, whatever room there is; None: place it.
-        shares_cpu: whether requests of cpu bound only what is above an api's minimum.
+        shares_cpu: whether requests of cpu are shares, which bound nothing: whoever decides how many replicas there are
+            looks at what is really used (`planning.autoscale`).
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Ledger:
         for lease in running:
             known = self._leases.get(lease.request.replica)
             if known is None or known.state is not LeaseState.GRANTED or known.node != lease.node:
-                granted = msgspec.structs.replace(lease, state=LeaseState.GRANTED, reason="", lacks_only_cpu=False)
+                granted = msgspec.structs.replace(lease, state=LeaseState.GRANTED, reason="")
                 if not self._has_devices_of(granted):  # after a reboot a machine may have others
                     granted = msgspec.structs.replace(granted, devices=self._free_devices(granted))
                 self._put(granted)
@@ -123,7 +124,7 @@ class Ledger:
     def lose(self, replica: ReplicaId, reason: str) -> None:
         lease = self._leases.get(replica)
         if lease is not None:
-            self._put(msgspec.structs.replace(lease, state=LeaseState.LOST, reason=reason, lacks_only_cpu=False))
+            self._put(msgspec.structs.replace(lease, state=LeaseState.LOST, reason=reason))
             self.place_pending()
 
     @_one_at_a_time
@@ -167,7 +168,7 @@ class Ledger:
         requested = self.requested()
         for lease in sorted(pending, key=lambda lease: (not lease.request.surge, not lease.request.minimum)):
             refusal = self._refuse(lease.request)
-            refused = msgspec.structs.replace(lease, reason=refusal or "", lacks_only_cpu=False)
+            refused = msgspec.structs.replace(lease, reason=refusal or "")
             placed = self._placed(lease, requested) if refusal is None else refused
             if placed != lease:
                 self._put(placed)
@@ -180,50 +181,30 @@ class Ledger:
         for node in self._nodes.values():
             shortage = self._shortage(node, requested[node.node], lease.request)
             if shortage is None:
-                placed = msgspec.structs.replace(
-                    lease, state=LeaseState.GRANTED, node=node.node, reason="", lacks_only_cpu=False
-                )
+                placed = msgspec.structs.replace(lease, state=LeaseState.GRANTED, node=node.node, reason="")
                 return msgspec.structs.replace(placed, devices=self._free_devices(placed))
             shortages.append(shortage)
-        texts = [shortage.text for shortage in shortages]
-        if len(texts) > NODES_NAMED:
-            texts = [*texts[:NODES_NAMED], f"and {len(texts) - NODES_NAMED} more nodes without room"]
-        return msgspec.structs.replace(
-            lease,
-            reason="; ".join(texts) or "there is no node",
-            lacks_only_cpu=any(shortage.only_cpu for shortage in shortages),
-        )
+        if len(shortages) > NODES_NAMED:
+            shortages = [*shortages[:NODES_NAMED], f"and {len(shortages) - NODES_NAMED} more nodes without room"]
+        return msgspec.structs.replace(lease, reason="; ".join(shortages) or "there is no node")
 
-    def _shortage(self, node: Node, requested: Resources, request: LeaseRequest) -> _Shortage | None:
+    def _shortage(self, node: Node, requested: Resources, request: LeaseRequest) -> str | None:
         """What a node lacks for a request, with what is requested of it already; None: it fits."""
         asked = request.resources
-        lacks_cpu = _needed_cpu_millis(request, shares_cpu=self._shares_cpu)
-        requested_cpu_millis = requested.cpu_millis - self._handed_over_cpu_millis(node.node)
-        cpu = ""
-        if lacks_cpu and requested_cpu_millis + lacks_cpu > node.cpu_millis:
-            cpu = f"cpu {requested.cpu_millis}m of {node.cpu_millis}m requested, {asked.cpu_millis}m asked"
-        others = []
+        lacks = []
+        bound_by_cpu = not (self._shares_cpu or request.surge)
+        if bound_by_cpu and requested.cpu_millis + asked.cpu_millis > node.cpu_millis:
+            lacks.append(f"cpu {requested.cpu_millis}m of {node.cpu_millis}m requested, {asked.cpu_millis}m asked")
         mem_bytes, requested_mem_bytes = asked.mem_bytes or 0, requested.mem_bytes or 0
         if mem_bytes and requested_mem_bytes + mem_bytes > node.mem_bytes:
-            others.append(
+            lacks.append(
                 f"mem {mem_text(requested_mem_bytes)} of {mem_text(node.mem_bytes)} requested"
                 f"{self._held_by(node.node, self._mem_bytes, mem_text)}, {mem_text(mem_bytes)} asked"
             )
         if asked.gpus and requested.gpus + asked.gpus > node.gpus:
             held = self._held_by(node.node, lambda one: one.resources.gpus, str)
-            others.append(f"gpu {requested.gpus} of {node.gpus} requested{held}, {asked.gpus} asked")
-        lacks = [lack for lack in (cpu, *others) if lack]
-        return _Shortage(f"node {node.node}: {', '.join(lacks)}", only_cpu=not others) if lacks else None
-
-    def _handed_over_cpu_millis(self, node: NodeId) -> int:
-        """Where cpu is shared: what surges on a node ask for beside those that they take over from."""
-        if not self._shares_cpu:
-            return 0
-        return sum(
-            min(lease.request.resources.cpu_millis, lease.request.successor_of_cpu_millis)
-            for lease in self._granted(node)
-            if lease.request.surge
-        )
+            lacks.append(f"gpu {requested.gpus} of {node.gpus} requested{held}, {asked.gpus} asked")
+        return f"node {node.node}: {', '.join(lacks)}" if lacks else None
 
     def _held_by(self, node: NodeId, share: Callable[[LeaseRequest], int], written: Callable[[int], str]) -> str:
         """Which apis ask for most of what a node lacks, ` (iris/a 600Mi, iris/b 300Mi)`."""
@@ -261,22 +242,6 @@ class Ledger:
 def _devices(node: Node) -> tuple[DeviceId, ...]:
     """Names of a node's GPUs; where only their number is known, CUDA's own numbers."""
     return node.devices or tuple(DeviceId(str(number)) for number in range(node.gpus))
-
-
-class _Shortage(NamedTuple):
-    text: str
-    """E.g. `node local: cpu 1900m of 2000m requested, 200m asked`."""
-    only_cpu: bool
-
-
-def _needed_cpu_millis(request: LeaseRequest, *, shares_cpu: bool) -> int:
-    """How much cpu that nobody has asked for a request needs on its node; 0: it is placed however much is asked for."""
-    asked_millis = request.resources.cpu_millis
-    if not shares_cpu:
-        return 0 if request.surge else asked_millis
-    if request.minimum:
-        return 0
-    return max(0, asked_millis - request.successor_of_cpu_millis) if request.surge else asked_millis
 
 
 def impossible_text(

@@ -32,7 +32,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     api: ApiKey
     min_replicas: int = 1
-    """Where cpu is shared, these are placed however much of it is requested."""
+    """Of all apis these are placed before any gets more."""
     max_replicas: int = 100
     path: str = ""
     timeout_s: float = 600.0
@@ -151,9 +151,7 @@ class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
     surge: bool = False
     """For a rollout: cpu may be overcommitted for it, memory and gpus may not."""
     minimum: bool = False
-    """Among the first `min_replicas` of its api: where cpu is shared, it is placed however much is requested."""
-    successor_of_cpu_millis: int = 0
-    """Of a surge: the cpu of the replica that it takes over from. Where cpu is shared, only the growth must fit."""
+    """Among the first `min_replicas` of its api: it is placed before those that are not."""
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,8 +164,6 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """Once it is granted: which GPUs of the node, as many as were asked for. No two leases hold the same one."""
     reason: str = ""
     """Why it is pending or lost, in words with numbers."""
-    lacks_only_cpu: bool = False
-    """It is pending, and memory and gpus would do."""
 
     @classmethod
     def of_running(cls, report: ReplicaReport, node: NodeId) -> Lease:

@@ -10,10 +10,7 @@ words:
 * **floor**: how many ready replicas we never go below: as many as are wanted, less those there is no room for.
 * **surge**: one replica more than wanted. It may overcommit cpu, so there is one at a time, and once an old replica
   goes it takes over that one's room ("settles").
-* **minimum**: the first `min_replicas` of a build, at least one. Where cpu is shared, an engine never refuses these for
-  cpu; what lies above it has to fit, and so has what a replica above it grows by.
-* **capped**: the goal serves with its minimum, and its next surge would fit but for cpu. Then there is no waiting for
-  room that may never come: old replicas go one after the other until it fits, or none is left.
+* **minimum**: the first `min_replicas` of a build, at least one. Of all apis these get room before any gets more.
 
 An old replica goes only when the ready ones that stay are at least `floor`. A goal that was never ready adds nothing
 but the surge, so whatever else is missing meanwhile is filled up with the old build.
@@ -279,8 +276,6 @@ class Room:
     crowded: bool = False
     stuck: Slot | None = None
     """The surge that is asked for and has no room."""
-    capped: bool = False
-    """It would fit but for cpu, and the goal serves with its minimum."""
     hopeless: bool = False
     """Nothing serves, and what served does not come up by itself: there is nothing to lose."""
 
@@ -293,12 +288,10 @@ def room_for(rollout: Rollout, staying: Staying, *, draining: int) -> Room:
     hopeless = rollout.fallback_fails and not staying.ready and all(rollout.fails(slot) for slot in olds)
     missing = n - (len(news) + len(olds) - len(surges)) - staying.swaps
     stuck = next((slot for slot in surges if slot.placing), None) if olds else None
-    lacks_only_cpu = stuck is not None and stuck.lease is not None and stuck.lease.lacks_only_cpu
-    capped = lacks_only_cpu and sum(slot.ready for slot in news) >= rollout.minimum
     settle = []
     for slot in surges:
         # A surge that never served counts for nothing, unless it is all there will be.
-        counts = slot.ready or rollout.returns(slot) or not olds or rollout.wanted.force or hopeless or capped
+        counts = slot.ready or rollout.returns(slot) or not olds or rollout.wanted.force or hopeless
         if missing > 0 and counts:
             missing -= 1
             # One without room keeps its turn until what it was to take over from is gone.
@@ -317,7 +310,6 @@ def room_for(rollout: Rollout, staying: Staying, *, draining: int) -> Room:
         surge=rollout.goal if wants_surge else None,
         crowded=total > n + SURGE,
         stuck=stuck,
-        capped=capped,
         hopeless=hopeless,
     )
 
@@ -326,14 +318,11 @@ def _ousted(rollout: Rollout, staying: Staying, room: Room, *, quiet: bool) -> S
     """
     The old replica that has to make room for a surge that gets none, one after the other.
 
-    Only if a gap is accepted, there is nothing to lose, or there are to be fewer of them as each asks for more cpu;
-    else nothing changes until there is room.
+    Only if a gap is accepted, or there is nothing to lose; else nothing changes until there is room.
     """
-    if room.stuck is None or not (rollout.wanted.force or room.hopeless or room.capped):
+    if room.stuck is None or not (rollout.wanted.force or room.hopeless):
         return None
-    if not quiet or not all(
-        slot.ready or slot is room.stuck or (slot.placing and room.capped) for slot in staying.news
-    ):
+    if not quiet or not all(slot.ready or slot is room.stuck for slot in staying.news):
         return None
     placed = [slot for slot in staying.olds if not slot.placing]
     return max(placed, key=rollout.worth, default=None)
@@ -359,7 +348,6 @@ def _additions(rollout: Rollout, staying: Staying, room: Room, slots: Sequence[S
             resources=_resources(build, slots),
             surge=surge,
             minimum=counts[is_goal] < rollout.minimum,
-            successor_of_cpu_millis=_next_to_go_cpu_millis(staying.olds) if surge else 0,
         )
         counts[is_goal] += 1
 
@@ -386,7 +374,6 @@ def _renewals(rollout: Rollout, staying: Staying, room: Room) -> Iterator[LeaseR
             lease.request,
             surge=surge,
             minimum=number < rollout.minimum,
-            successor_of_cpu_millis=_next_to_go_cpu_millis(staying.olds) if surge else 0,
         )
         if renewed != lease.request:
             yield renewed
@@ -396,23 +383,8 @@ def _placed(slots: Sequence[Slot]) -> list[Slot]:
     return [slot for slot in slots if not slot.placing]
 
 
-def _next_to_go_cpu_millis(olds: Sequence[Slot]) -> int:
-    """What the old replica asks for that goes first; the best of them are in front."""
-    for slot in reversed(olds):
-        if slot.lease is not None and not slot.placing:
-            return slot.lease.request.resources.cpu_millis
-        if slot.report is not None:
-            return slot.report.resources.cpu_millis
-    return 0
-
-
 def _notes(rollout: Rollout, staying: Staying, room: Room) -> Iterator[str]:
-    if room.stuck is not None and room.capped:
-        yield (
-            f"not all {rollout.wanted.replicas} replicas fit at their new size{_because(room.stuck)}; the "
-            f"{len(staying.olds)} older ones serve until those that fit do"
-        )
-    elif room.stuck is not None and not (rollout.wanted.force or room.hopeless):
+    if room.stuck is not None and not (rollout.wanted.force or room.hopeless):
         yield (
             f"no room for one more replica beside the {len(staying.olds)} that serve{_because(room.stuck)}; nothing "
             "changes until there is, or until a deploy with --force, which stops one first"

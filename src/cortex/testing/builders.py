@@ -172,13 +172,12 @@ def a_lease(
     surge: bool = False,
     minimum: bool | None = None,
     reason: str = "",
-    lacks_only_cpu: bool = False,
 ) -> Lease:
     """
     A lease as the engine has it.
 
     Args:
-        minimum: by default the first of a build is of its minimum. A surge takes over from one of its own size.
+        minimum: by default the first of a build is of its minimum.
     """
     build = build or a_build()
     return Lease(
@@ -188,12 +187,10 @@ def a_lease(
             resources=build.resources,
             surge=surge,
             minimum=ordinal == 0 if minimum is None else minimum,
-            successor_of_cpu_millis=build.resources.cpu_millis if surge else 0,
         ),
         state=state,
         node=None if state is LeaseState.PENDING else node,
         reason=reason,
-        lacks_only_cpu=lacks_only_cpu,
     )
 
 

@@ -41,7 +41,6 @@ from cortex.planning.assessment import Assessment
 from cortex.planning.batching import place_of
 from cortex.planning.model import LeaseState, Rules, Snapshot, WantedApi
 from cortex.planning.plan import plan as real_plan
-from cortex.planning.rollout import goal_and_fallback
 from cortex.state.records import StateStore
 from cortex.testing.builders import a_build, a_deploy, a_node, a_wanted_api
 from cortex.testing.clock import FakeClock
@@ -60,8 +59,6 @@ PATIENCE_S = 900.0
 TICKS_IN_A_ROW = 100
 """More ticks than this without time passing, and the control plane chases its own tail."""
 REPLICA_MEM_BYTES = 2**30
-LITTLE_CPU_MILLIS = 2000
-CPU_SIZES_MILLIS = (20, 200, 500, 900)
 MODELS = 3
 """That builds share; others have one of their own."""
 TRACE_LINES = 80
@@ -101,8 +98,6 @@ class Mood(StrEnum):
     """Replicas are killed as well: requests are held, and answered as soon as the replacement is ready."""
     TIGHT = "tight"
     """Calm, but without room for a surge."""
-    SHARED = "shared"
-    """Calm, on one machine with less cpu than is asked for, by replicas of many sizes."""
     ROUGH = "rough"
     """Everything at once."""
 
@@ -152,8 +147,6 @@ class _Issue:
     """Replicas that were seen, and seen not to be ready."""
     wanted: dict[ApiKey, WantedApi]
     unplaced: Counter[ApiKey]
-    fitting: dict[ApiKey, int]
-    """Where cpu is shared: how many replicas of the wanted size fit beside the other apis, at least the minimum."""
     stopped: frozenset[ModelKey]
     """Models whose rows were known to have disagreed."""
     punctual: bool
@@ -177,11 +170,11 @@ class Simulation:
         self._random = random.Random(seed)
         roll = self._random
         self._repeat = f"CORTEX_SIM_SEED={seed}" + (f" CORTEX_SIM_MOOD={mood}" if mood else "")
-        self.mood = mood or roll.choice([Mood.CALM, Mood.KILLS, Mood.TIGHT, Mood.SHARED, Mood.ROUGH, Mood.ROUGH])
+        self.mood = mood or roll.choice([Mood.CALM, Mood.KILLS, Mood.TIGHT, Mood.ROUGH, Mood.ROUGH])
         self._clock = FakeClock()
         self._state = StateStore()
         self._rules = Rules(drain_timeout_s=2.0)
-        count = 1 if self.mood in (Mood.TIGHT, Mood.SHARED) or roll.random() < 0.6 else roll.randint(2, 3)
+        count = 1 if self.mood is Mood.TIGHT or roll.random() < 0.6 else roll.randint(2, 3)
         self._machines = [self._machine(index, count) for index in range(count)]
         self._engine = FakeEngine(self._machines, clock=self._clock, shares_cpu=count == 1)
         self._engine.forgets = count == 1 or roll.random() < 0.3
@@ -264,7 +257,6 @@ class Simulation:
         table = {
             Mood.CALM: users,
             Mood.TIGHT: users,
-            Mood.SHARED: users,
             Mood.KILLS: users + kills,
             Mood.ROUGH: users + kills + rough,
         }[self.mood]
@@ -307,7 +299,7 @@ class Simulation:
         roll = self._random
         replicas = was.replicas if was is not None else roll.choice([1, 1, 2, 3])
         force = self.mood is Mood.TIGHT and roll.random() < 0.3
-        minimum = roll.randint(1, replicas) if self.mood is Mood.SHARED else 1
+        minimum = roll.randint(1, replicas)
         wanted = a_wanted_api(build, replicas=replicas, min_replicas=minimum, live=False, force=force)
         return msgspec.structs.replace(
             wanted,
@@ -321,13 +313,11 @@ class Simulation:
         roll = self._random
         self._builds += 1
         kind = BuildKind.GOOD if roll.random() < 0.4 else roll.choice(list(BuildKind))
-        if self.mood in (Mood.CALM, Mood.SHARED, Mood.KILLS) and kind is BuildKind.CRASHING:
+        if self.mood in (Mood.CALM, Mood.KILLS) and kind is BuildKind.CRASHING:
             kind = BuildKind.GOOD  # nobody can promise answers from a build that crashes by itself
         resources = Resources(cpu_millis=200)
         if self.mood is Mood.TIGHT:
             resources = Resources(cpu_millis=200, mem_bytes=REPLICA_MEM_BYTES, gpus=1)
-        if self.mood is Mood.SHARED:
-            resources = Resources(cpu_millis=roll.choice(CPU_SIZES_MILLIS))
         model = roll.choice(["", *(f"m{number}" for number in range(MODELS))])
         build = a_build(f"v{self._builds}", api=key, resources=resources, model=model)
         if roll.random() < 0.5:
@@ -487,8 +477,7 @@ class Simulation:
         self._crash_in = None
         self._healed = True
         for machine in self._machines:
-            cpu_millis = machine.cpu_millis if self.mood is Mood.SHARED else 64_000
-            node = a_node(machine.node, mem_bytes=64 * REPLICA_MEM_BYTES, gpus=64, cpu_millis=cpu_millis)
+            node = a_node(machine.node, mem_bytes=64 * REPLICA_MEM_BYTES, gpus=64, cpu_millis=64_000)
             self._engine.add_node(node)
 
     def _standing_faults(self) -> bool:
@@ -615,8 +604,6 @@ class Simulation:
         if self.mood is Mood.TIGHT:
             room = self._random.randint(2, 6)
             return a_node(name, mem_bytes=REPLICA_MEM_BYTES * room, gpus=room, cpu_millis=64_000)
-        if self.mood is Mood.SHARED:
-            return a_node(name, cpu_millis=LITTLE_CPU_MILLIS)
         return a_node(name, cpu_millis=self._random.choice([1000, 3000, 64_000]))
 
     def _kind(self, build: BuildSpec) -> BuildKind:
@@ -683,22 +670,9 @@ class Simulation:
             ),
             wanted=wanted,
             unplaced=unplaced,
-            fitting={api: self._fitting(one) for api, one in wanted.items()} if self.mood is Mood.SHARED else {},
             stopped=self._known_stops() | _disagreed(report for node in seen.nodes for report in node.replicas),
             punctual=true_until_s is None and self._order_trouble == 0,
         )
-
-    def _fitting(self, wanted: WantedApi) -> int:
-        others_millis = sum(
-            lease.request.resources.cpu_millis
-            for lease in self._engine.leases()
-            if lease.state is LeaseState.GRANTED and lease.request.api != wanted.api
-        )
-        goal = goal_and_fallback(wanted)[0]
-        if goal is None:
-            return 0
-        fitting = max(0, LITTLE_CPU_MILLIS - others_millis) // goal.resources.cpu_millis
-        return max(wanted.min_replicas, min(wanted.replicas, fitting))
 
     def _check_order(self, node: NodeId, order: Order, orders: Orders) -> None:
         issue = self._issues[id(orders)][1]
@@ -726,8 +700,6 @@ class Simulation:
         if left >= had or wanted is None or wanted.force:
             return
         if left >= wanted.replicas - issue.unplaced[api] or self._excused(api, issue):
-            return
-        if left >= issue.fitting.get(api, wanted.replicas):
             return
         if wanted.failed is not None and wanted.serving is None and self._apis[api].deleted:
             return  # left over from before it was deleted and made anew
@@ -883,8 +855,7 @@ class Simulation:
             elif wanted.live_wall_s is None:
                 self._violated(f"{api}: neither live nor failed")
             found = [(r.phase, r.revision) for r in running.get(api, [])]
-            count = self._count_at_rest(wanted, goal, len(found)) if goal is not None else 0
-            expected = [(Phase.READY, goal.revision)] * count if goal is not None else []
+            expected = [(Phase.READY, goal.revision)] * wanted.replicas if goal is not None else []
             if found != expected:
                 self._violated(f"{api}: {found} is there, {expected} is wanted")
             for node in self._agents.nodes:
@@ -913,16 +884,6 @@ class Simulation:
         strays = {route.api for _node, route in self._agents.routes()} - apis.keys()
         if strays:
             self._violated(f"routes of {strays} are left")
-
-    def _count_at_rest(self, wanted: WantedApi, goal: BuildSpec, found: int) -> int:
-        """How many replicas there have to be: as many as are wanted, or fewer where one more does not fit."""
-        requested_millis = sum(
-            lease.request.resources.cpu_millis for lease in self._engine.leases() if lease.state is LeaseState.GRANTED
-        )
-        one_more_fits = requested_millis + goal.resources.cpu_millis <= LITTLE_CPU_MILLIS
-        if self.mood is not Mood.SHARED or found < max(1, wanted.min_replicas) or one_more_fits:
-            return wanted.replicas
-        return min(found, wanted.replicas)
 
     # ---- telling ------------------------------------------------------------------------------------------------
 

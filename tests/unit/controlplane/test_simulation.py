@@ -86,7 +86,7 @@ def test_schedules_of_every_mood_do_what_they_say(mood: Mood) -> None:
     assert ("kill" in events) is (mood in (Mood.KILLS, Mood.ROUGH))
     assert ("a node is lost" in events) is (mood is Mood.ROUGH)
     assert answers["answered"]
-    assert answers["held"] or mood in (Mood.CALM, Mood.TIGHT, Mood.SHARED)
+    assert answers["held"] or mood in (Mood.CALM, Mood.TIGHT)
 
 
 # ---- the simulation notices ------------------------------------------------------------------------------------------
@@ -144,19 +144,6 @@ def test_it_notices_an_old_version_taken_down_before_the_new_one_is_ready(monkey
 def test_it_notices_too_many_replicas_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout, "SURGE", SURGE + 2)
     assert violation(saying=r"makes \d replicas, \d (is|are) wanted", mood=Mood.CALM)
-
-
-def test_it_notices_old_replicas_that_wait_for_good_for_a_new_size_that_never_fits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    room_of = rollout.room_for
-    monkeypatch.setattr(rollout, "room_for", lambda *given, **named: replace(room_of(*given, **named), capped=False))
-    assert violation(saying="neither live nor failed", mood=Mood.SHARED)
-
-
-def test_it_notices_a_minimum_that_is_not_asked_for_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout.Rollout, "minimum", 0)
-    assert violation(saying=r"is there, .* is wanted|neither live nor failed", mood=Mood.SHARED)
 
 
 def test_it_notices_room_that_is_never_given_back() -> None:

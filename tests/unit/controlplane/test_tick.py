@@ -453,23 +453,6 @@ def test_many_idle_apis_share_the_cpu_of_one_machine_and_say_so(small: Lab) -> N
     }
 
 
-def test_a_larger_size_keeps_as_many_as_fit_and_the_old_serve_until_then(small: Lab) -> None:
-    small.deploy(sized(20, replicas=6))
-    small.state.commit_deploy(a_deploy(sized(900, replicas=6)))
-    ready = []
-    while True:
-        before = small.phases()
-        small.run(0.05)
-        ready.append(len(sizes(small)))
-        if before == small.phases() and 20 not in sizes(small):
-            break
-    assert sizes(small) == [900, 900]
-    assert min(ready) == 2
-    view = small.statuses()[API]
-    assert view.status is Status.LIVE
-    assert view.notes == ("capped: 2 of 6 replicas, node local: cpu 1800m of 2000m requested, 900m asked",)
-
-
 def test_nothing_is_booked_for_good(small: Lab) -> None:
     other = ApiKey("iris/other")
     small.deploy(sized(20, replicas=6))
@@ -490,13 +473,6 @@ def test_a_minimum_grows_however_much_cpu_is_requested(small: Lab) -> None:
         Status.LIVE,
         ("cpu is shared: 5400m requested of the 2000m of node local",),
     )
-
-
-def test_a_raised_minimum_is_placed_where_what_was_above_it_had_no_room(small: Lab) -> None:
-    small.deploy(sized(900, replicas=4))
-    assert sizes(small) == [900, 900]
-    small.deploy(sized(900, replicas=4, minimum=4))
-    assert sizes(small) == [900] * 4
 
 
 def test_a_larger_size_that_cannot_start_leaves_the_old_at_full_size(small: Lab) -> None:

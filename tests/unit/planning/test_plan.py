@@ -66,10 +66,8 @@ def acquire(
     surge: bool = False,
     minimum: bool | None = None,
     resources: Resources | None = None,
-    successor_of_cpu_millis: int | None = None,
 ) -> Action:
     """By default the first of a build is of its minimum, and a surge takes over from one of its own size."""
-    of_cpu_millis = build.resources.cpu_millis if successor_of_cpu_millis is None else successor_of_cpu_millis
     return AcquireLease(
         request=LeaseRequest(
             replica=name(build, ordinal),
@@ -77,7 +75,6 @@ def acquire(
             resources=resources or build.resources,
             surge=surge,
             minimum=ordinal == 0 if minimum is None else minimum,
-            successor_of_cpu_millis=of_cpu_millis if surge else 0,
         )
     )
 
