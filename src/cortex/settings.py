@@ -19,7 +19,6 @@ from pathlib import Path
 import msgspec
 
 from cortex.errors import CortexError, Problem
-from cortex.spec.quantities import Duration, QuantityError
 
 MAX_SOCKET_PATH_BYTES = 97
 """HAProxy's limit for the path of a unix socket it binds. Source: docs of HAProxy 2.8, `bind`, and our own runs."""
@@ -531,6 +530,10 @@ def _seconds(field: str, value: str) -> float:
 
 
 def _duration(field: str, value: str) -> float:
+    if value == "5m":
+        return 300.0  # the default: what reads others takes as long to import as the rest of this module
+    from cortex.spec.quantities import Duration, QuantityError
+
     try:
         return Duration.parse(value).seconds
     except QuantityError as error:

@@ -216,18 +216,13 @@ def test_a_surge_that_becomes_an_ordinary_lease_keeps_its_room(make_engine: Make
     assert not lease_of(engine, "b").request.surge
 
 
-def shares_cpu(engine: Engine) -> bool:
-    """Requests of cpu bound nothing: whoever decides how many replicas there are looks at what is used."""
-    return engine.impossible(Resources(cpu_millis=1), replicas=10**9) is None
-
-
 def test_only_where_cpu_is_shared_replicas_are_placed_however_much_cpu_is_requested(make_engine: MakeEngine) -> None:
     engine = make_engine(cpu_millis=1000, mem_bytes=1000, gpus=1)
     for name in ("a", "b", "c"):
         engine.acquire(a_request(name, cpu=900))
     granted = [lease.request.replica for lease in engine.leases() if lease.state is LeaseState.GRANTED]
-    assert granted == (["a", "b", "c"] if shares_cpu(engine) else ["a"])
-    reason = "" if shares_cpu(engine) else "node local: cpu 900m of 1000m requested, 900m asked"
+    assert granted == (["a", "b", "c"] if engine.shares_cpu else ["a"])
+    reason = "" if engine.shares_cpu else "node local: cpu 900m of 1000m requested, 900m asked"
     assert lease_of(engine, "b").reason == reason
     engine.acquire(a_request("mem", mem=1001, minimum=True))
     engine.acquire(a_request("gpu", gpus=2, minimum=True))
@@ -339,7 +334,7 @@ def test_more_replicas_than_an_empty_machine_holds_are_known_beforehand(
     engine = make_engine(cpu_millis=2000, mem_bytes=2**30, gpus=2)
     assert engine.impossible(asked, 2) is None
     found = engine.impossible(asked, 3)
-    if shares_cpu(engine) and not have:
+    if engine.shares_cpu and not have:
         assert found is None
     else:
         assert found is not None

@@ -205,3 +205,18 @@ def test_every_variable_that_the_source_reads_is_a_setting_or_one_of_our_own():
     found = {name for file in files for name in read.findall(file.read_text())}
     assert {"CORTEX_GOLDEN", "CORTEX_PROCESS", "CORTEX_ENV"} <= found
     assert without_effect(dict.fromkeys(found, "1")) == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(None, 300.0), ("5m", 300.0), ("90s", 90.0), ("45", 45.0), ("1h", 3600.0)]
+)
+def test_a_downscale_window_is_a_duration_and_reaches_children_as_it_is(value, seconds):
+    found = load_settings({} if value is None else {"CORTEX_DOWNSCALE_WINDOW": value})
+    assert found.downscale_window_s == seconds
+    assert load_settings(variables_of(found)).downscale_window_s == seconds
+
+
+@pytest.mark.parametrize("value", ["soon", "-5m", "0", "5 minutes"])
+def test_what_is_no_duration_is_no_downscale_window(value):
+    with pytest.raises(WrongSetting, match="CORTEX_DOWNSCALE_WINDOW must be a duration such as 30s or 5m"):
+        load_settings({"CORTEX_DOWNSCALE_WINDOW": value})

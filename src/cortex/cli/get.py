@@ -19,7 +19,7 @@ from cortex.client.addressing import DeploymentNotFound, deployment_here, find, 
 from cortex.client.operator import OperatorClient
 from cortex.errors import Problem
 from cortex.settings import Settings
-from cortex.wire.operator import AllVersions, ApiStatus, DeploymentStatus, RequestCounts, Status, Traffic
+from cortex.wire.operator import AllVersions, ApiStatus, DeploymentStatus, RequestCounts, ScalingStatus, Status, Traffic
 from cortex.wire.signature import TensorSpec
 
 REDRAW_S = 1.0
@@ -278,7 +278,7 @@ def listed(api: ApiStatus) -> dict[str, Any]:
     return {key: value for key, value in msgspec.to_builtins(api).items() if key not in _OF_ONE_API}
 
 
-_OF_ONE_API = frozenset(("tracker", "traffic", "all_versions", "spec", "signature"))
+_OF_ONE_API = frozenset(("tracker", "traffic", "all_versions", "scaling", "spec", "signature"))
 
 
 # ---- one api --------------------------------------------------------------------------------------------------------
@@ -505,7 +505,18 @@ def _verbose(terminal: Terminal, api: ApiStatus) -> list[str]:
     if api.batching is not None and api.batching.text not in api.notes:
         room = terminal.width if terminal.shows_results else _NO_LIMIT
         lines += ["", *text.wrapped(harmless(api.batching.text), room)]
+    if api.scaling is not None:
+        lines += ["", paint("scaling", "bold"), *_scaling(terminal, api.scaling)]
     return [*lines, "", paint("configuration", "bold"), *_configuration(api.spec)]
+
+
+def _scaling(terminal: Terminal, scaling: ScalingStatus) -> list[str]:
+    """Why there are as many replicas as there are."""
+    room = terminal.width - 2 if terminal.shows_results else _NO_LIMIT
+    remarks = [scaling.reason, scaling.advice]
+    if scaling.changed is not None:
+        remarks.append(f"last change {text.ago(scaling.changed, terminal.clock.wall_s())}: {scaling.change}")
+    return [f"  {line}" for remark in remarks if remark for line in text.wrapped(harmless(remark), room)]
 
 
 def _tensors(title: str, tensors: Sequence[TensorSpec], paint: Paint) -> list[str]:

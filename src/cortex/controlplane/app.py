@@ -37,6 +37,7 @@ from cortex.controlplane.healing import LOOK_EVERY_S, Healing
 from cortex.controlplane.housekeeping import SETTLING_S, Housekeeping
 from cortex.controlplane.loop import Loop
 from cortex.controlplane.proving import Proving
+from cortex.controlplane.scaling import Scaling
 from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.upkeep import EVERY_S, FIRST_AFTER_S, SCRUB_EVERY_S, Upkeep
@@ -119,6 +120,15 @@ def build(
         show=lambda assessment: view.publish(tuple(statuses(assessment, where()).values())),
         changed=proving.wake,
     )
+    scaling = Scaling(
+        state=state,
+        engine=engine,
+        clock=clock,
+        latest=lambda: loop.latest,
+        downscale_window_s=settings.downscale_window_s,
+        changed=lambda: loop.wake(),
+    )
+    scaler = Chore("scaling", scaling.step, first_after_s=None, fault_pause_s=1.0)
     clearing = Housekeeping(
         state=state,
         secrets=secret_store,
@@ -177,6 +187,7 @@ def build(
         loop=loop,
         view=view,
         statistics=statistics,
+        scaling=scaling,
         secrets=Secrets(store=secret_store, known=state.apis, clock=clock),
         cloud_keys=cloud_keys,
         models=models,
@@ -190,6 +201,7 @@ def build(
             Chore("healing", healing.look, first_after_s=LOOK_EVERY_S, stopping=stopping),
             housekeeping,
             proving,
+            scaler,
         ),
         shut_down=shut_down,
     )

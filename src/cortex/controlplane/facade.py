@@ -19,6 +19,7 @@ from cortex.controlplane.agents import LocalAgent
 from cortex.controlplane.chores import Chore
 from cortex.controlplane.fetching import Models
 from cortex.controlplane.loop import Loop
+from cortex.controlplane.scaling import Scaling
 from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.versions import revisions_of_version
@@ -77,6 +78,7 @@ class ControlPlane:
         loop: Loop,
         view: View,
         statistics: Statistics,
+        scaling: Scaling,
         secrets: Secrets,
         cloud_keys: CloudKeys,
         models: Models,
@@ -98,6 +100,7 @@ class ControlPlane:
         self._loop = loop
         self._view = view
         self._statistics = statistics
+        self._scaling = scaling
         self._cloud_keys = cloud_keys
         self._models = models
         self._make_deployer = make_deployer
@@ -226,7 +229,12 @@ class ControlPlane:
         build = record.wanted.build
         status = self._statistics.with_everything(status, build.version, build.tracker)
         version = record.version
-        return msgspec.structs.replace(status, spec=version.spec, signature=version.inspection.signature)
+        return msgspec.structs.replace(
+            status,
+            scaling=self._scaling.status(record.wanted),
+            spec=version.spec,
+            signature=version.inspection.signature,
+        )
 
     async def watch(self, token: str, timeout_s: float, deployment: str | None) -> Watched:
         seen = await self._view.changed(token, timeout_s, deployment)

@@ -24,6 +24,14 @@ class Engine(Protocol):
         """Another number whenever `nodes()` or `leases()` may answer differently than before; saves asking."""
         ...
 
+    @property
+    def shares_cpu(self) -> bool:
+        """
+        Whether there is one machine, where requests of cpu are shares and bound nothing: how many replicas are worth
+        having there follows from what is used.
+        """
+        ...
+
     def recover(self, running: Iterable[Lease]) -> None:
         """
         Take back the room of replicas that run, even over capacity; after our own restart, all of them.

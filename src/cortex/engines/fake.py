@@ -66,7 +66,7 @@ class FakeEngine:
         self._clock = clock
         self._new_node = new_node
         self._max_nodes = max_nodes
-        self._shares_cpu = shares_cpu
+        self.shares_cpu = shares_cpu
         self._largest = tuple(nodes)
         self._ledger = Ledger(self._largest, refuse=self._refuse, shares_cpu=shares_cpu)
         self._asked_s: dict[ReplicaId, float] = {}
@@ -113,7 +113,7 @@ class FakeEngine:
     def impossible(self, resources: Resources, replicas: int = 1) -> str | None:
         if self._new_node is not None:
             return impossible_text((*self._largest, self._new_node), resources, 1)
-        return impossible_text(self._largest, resources, replicas, shares_cpu=self._shares_cpu)
+        return impossible_text(self._largest, resources, replicas, shares_cpu=self.shares_cpu)
 
     # ---- misfortunes --------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import msgspec
 
 from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId
 from cortex.planning.actions import mem_text, room_text
-from cortex.planning.model import Lease, LeaseRequest, LeaseState
+from cortex.planning.model import Lack, Lease, LeaseRequest, LeaseState
 from cortex.wire.build import Resources
 from cortex.wire.reports import Node
 
@@ -55,7 +55,7 @@ class Ledger:
         shares_cpu: bool = False,
     ) -> None:
         self.revision = 0
-        self._shares_cpu = shares_cpu
+        self.shares_cpu = shares_cpu
         self._refuse = refuse
         self._nodes = {node.node: node for node in nodes}
         self._leases: dict[ReplicaId, Lease] = {}
@@ -87,7 +87,7 @@ class Ledger:
         for lease in running:
             known = self._leases.get(lease.request.replica)
             if known is None or known.state is not LeaseState.GRANTED or known.node != lease.node:
-                granted = msgspec.structs.replace(lease, state=LeaseState.GRANTED, reason="")
+                granted = msgspec.structs.replace(lease, state=LeaseState.GRANTED, reason="", lacks=None)
                 if not self._has_devices_of(granted):  # after a reboot a machine may have others
                     granted = msgspec.structs.replace(granted, devices=self._free_devices(granted))
                 self._put(granted)
@@ -124,7 +124,7 @@ class Ledger:
     def lose(self, replica: ReplicaId, reason: str) -> None:
         lease = self._leases.get(replica)
         if lease is not None:
-            self._put(msgspec.structs.replace(lease, state=LeaseState.LOST, reason=reason))
+            self._put(msgspec.structs.replace(lease, state=LeaseState.LOST, reason=reason, lacks=None))
             self.place_pending()
 
     @_one_at_a_time
@@ -168,7 +168,7 @@ class Ledger:
         requested = self.requested()
         for lease in sorted(pending, key=lambda lease: (not lease.request.surge, not lease.request.minimum)):
             refusal = self._refuse(lease.request)
-            refused = msgspec.structs.replace(lease, reason=refusal or "")
+            refused = msgspec.structs.replace(lease, reason=refusal or "", lacks=None)
             placed = self._placed(lease, requested) if refusal is None else refused
             if placed != lease:
                 self._put(placed)
@@ -177,34 +177,36 @@ class Ledger:
 
     def _placed(self, lease: Lease, requested: Mapping[NodeId, Resources]) -> Lease:
         """The lease granted on the first node with room, or with the reason why there is none."""
-        shortages = []
+        texts: list[str] = []
+        lacks: Lack | None = None
         for node in self._nodes.values():
             shortage = self._shortage(node, requested[node.node], lease.request)
-            if shortage is None:
-                placed = msgspec.structs.replace(lease, state=LeaseState.GRANTED, node=node.node, reason="")
+            if not shortage:
+                placed = msgspec.structs.replace(lease, state=LeaseState.GRANTED, node=node.node, reason="", lacks=None)
                 return msgspec.structs.replace(placed, devices=self._free_devices(placed))
-            shortages.append(shortage)
-        if len(shortages) > NODES_NAMED:
-            shortages = [*shortages[:NODES_NAMED], f"and {len(shortages) - NODES_NAMED} more nodes without room"]
-        return msgspec.structs.replace(lease, reason="; ".join(shortages) or "there is no node")
+            texts.append(f"node {node.node}: {', '.join(shortage.values())}")
+            lacks = lacks or next(iter(shortage))
+        if len(texts) > NODES_NAMED:
+            texts = [*texts[:NODES_NAMED], f"and {len(texts) - NODES_NAMED} more nodes without room"]
+        return msgspec.structs.replace(lease, reason="; ".join(texts) or "there is no node", lacks=lacks)
 
-    def _shortage(self, node: Node, requested: Resources, request: LeaseRequest) -> str | None:
-        """What a node lacks for a request, with what is requested of it already; None: it fits."""
+    def _shortage(self, node: Node, requested: Resources, request: LeaseRequest) -> dict[Lack, str]:
+        """What a node lacks for a request, with what is requested of it already; nothing: it fits."""
         asked = request.resources
-        lacks = []
-        bound_by_cpu = not (self._shares_cpu or request.surge)
+        lacks: dict[Lack, str] = {}
+        bound_by_cpu = not (self.shares_cpu or request.surge)
         if bound_by_cpu and requested.cpu_millis + asked.cpu_millis > node.cpu_millis:
-            lacks.append(f"cpu {requested.cpu_millis}m of {node.cpu_millis}m requested, {asked.cpu_millis}m asked")
+            lacks[Lack.CPU] = f"cpu {requested.cpu_millis}m of {node.cpu_millis}m requested, {asked.cpu_millis}m asked"
         mem_bytes, requested_mem_bytes = asked.mem_bytes or 0, requested.mem_bytes or 0
         if mem_bytes and requested_mem_bytes + mem_bytes > node.mem_bytes:
-            lacks.append(
+            lacks[Lack.MEMORY] = (
                 f"mem {mem_text(requested_mem_bytes)} of {mem_text(node.mem_bytes)} requested"
                 f"{self._held_by(node.node, self._mem_bytes, mem_text)}, {mem_text(mem_bytes)} asked"
             )
         if asked.gpus and requested.gpus + asked.gpus > node.gpus:
             held = self._held_by(node.node, lambda one: one.resources.gpus, str)
-            lacks.append(f"gpu {requested.gpus} of {node.gpus} requested{held}, {asked.gpus} asked")
-        return f"node {node.node}: {', '.join(lacks)}" if lacks else None
+            lacks[Lack.GPU] = f"gpu {requested.gpus} of {node.gpus} requested{held}, {asked.gpus} asked"
+        return lacks
 
     def _held_by(self, node: NodeId, share: Callable[[LeaseRequest], int], written: Callable[[int], str]) -> str:
         """Which apis ask for most of what a node lacks, ` (iris/a 600Mi, iris/b 300Mi)`."""

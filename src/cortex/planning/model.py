@@ -148,6 +148,15 @@ class LeaseState(StrEnum):
     """The node or its lease is gone; whatever ran there has ended or soon will."""
 
 
+class Lack(StrEnum):
+    """What there is no room for."""
+
+    MEMORY = "memory"
+    GPU = "gpu"
+    CPU = "cpu"
+    """Requests of cpu: what leases ask for, not what is used."""
+
+
 class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Room for one replica; named after the replica, so that asking twice is asking once."""
 
@@ -170,6 +179,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """Once it is granted: which GPUs of the node, as many as were asked for. No two leases hold the same one."""
     reason: str = ""
     """Why it is pending or lost, in words with numbers."""
+    lacks: Lack | None = None
+    """While it is pending for want of room: of what there is too little on the node that was looked at first."""
 
     @classmethod
     def of_running(cls, report: ReplicaReport, node: NodeId) -> Lease:

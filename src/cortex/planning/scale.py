@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cortex.planning import scaling_words
+from cortex.planning.autoscale import ScalingDecision, ScalingMemory, first_memory
 from cortex.planning.model import ApiSettings, Scale
 
 
@@ -19,6 +21,27 @@ def deployed(scale: Scale | None, before: ApiSettings | None, now: ApiSettings, 
     at_minimum = before is not None and scale.replicas == before.min_replicas
     replicas = now.min_replicas if at_minimum else scale.replicas
     return changed(scale, now, replicas, reason="the bounds have changed", wall_s=wall_s, asleep=scale.asleep)
+
+
+def autoscaled(scale: Scale, settings: ApiSettings, decision: ScalingDecision, *, wall_s: float) -> Scale:
+    """After a decision that followed the load. While an api sleeps, its number stays."""
+    if scale.asleep:
+        return scale
+    return changed(scale, settings, decision.replicas, reason=scaling_words.reason(decision), wall_s=wall_s)
+
+
+def remembered(scale: Scale, *, wall_s: float, now_s: float) -> ScalingMemory:
+    """
+    What autoscaling knows of an api when only the row is left, as after a restart. The downscale window begins anew.
+
+    Args:
+        now_s: seconds of the clock that decisions are made by, at `wall_s`. A wall clock that was set back makes no up
+            younger than now.
+    """
+    if scale.last_up_wall_s is None:
+        return first_memory(scale.replicas, now_s=now_s)
+    ago_s = max(0.0, wall_s - scale.last_up_wall_s)
+    return first_memory(scale.replicas, now_s=now_s, last_up_s=now_s - ago_s)
 
 
 def changed(

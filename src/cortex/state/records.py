@@ -17,6 +17,7 @@ from cortex.errors import Problem
 from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version, split_api_key
 from cortex.planning import backoff, crashes, scale
 from cortex.planning.actions import RecordExit
+from cortex.planning.autoscale import ScalingDecision
 from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.crashes import Row
 from cortex.planning.model import ApiProgress, ApiSettings, Desired, RunRecord, Scale, SlotRecord, WantedApi
@@ -330,6 +331,14 @@ class StateStore:
                 )
                 writes.append(Write("history", api, kept or None))
             self._write(writes)
+
+    def autoscale(self, decision: ScalingDecision, *, wall_s: float) -> None:
+        """The number of replicas follows the load, as was decided. Ignored when the api is gone."""
+        with self._lock:
+            row = self._row(decision.api)
+            if row is not None:
+                after = scale.autoscaled(self._content["scale"][row.api], row, decision, wall_s=wall_s)
+                self._write([Write("scale", row.api, after)])
 
     def set_scale(self, api: ApiKey, replicas: int, *, reason: str, wall_s: float, asleep: bool = False) -> None:
         """How many replicas from now on, within the api's bounds, and why. Ignored when the api is gone."""

@@ -162,11 +162,26 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True):
     """That replica."""
 
 
+class ScalingStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an api has as many replicas as it has."""
+
+    wanted: int
+    """As many as its load asks for, whatever bounds them."""
+    reason: str
+    """In words with figures: from what, and what bounded it."""
+    advice: str = ""
+    """How one replica could serve more, where that is so."""
+    changed: str | None = None
+    """RFC 3339, UTC: when the number changed last."""
+    change: str = ""
+    """Why it did; empty if it never has."""
+
+
 class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
     """
     An api as `cortex get API -o json` shows it.
 
-    In lists without `tracker`, `traffic`, `all_versions`, `spec`, `signature`.
+    In lists without `tracker`, `traffic`, `all_versions`, `scaling`, `spec`, `signature`.
     """
 
     deployment: str
@@ -201,6 +216,8 @@ class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
     """None once it is not wanted any more."""
     sample_problem: Problem | None = None
     """What replicas found wrong with a sample that guards nothing: it is no example of a request that works."""
+    scaling: ScalingStatus | None = None
+    """None while nothing is known of its load."""
     spec: dict[str, Any] = {}
     signature: Signature | None = None
 

@@ -16,6 +16,7 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane.facade import ControlPlane
 from cortex.controlplane.fetching import Models
 from cortex.controlplane.loop import Loop
+from cortex.controlplane.scaling import Scaling
 from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.view import View
@@ -120,6 +121,14 @@ class Lab:
                 clock=clock,
                 reports=self.agent.reports,
                 wanted=lambda: (record.wanted.api for record in self.state.apis()),
+            ),
+            scaling=Scaling(
+                state=self.state,
+                engine=FakeEngine([a_node()], clock=clock),
+                clock=clock,
+                latest=lambda: self.loop.latest,
+                downscale_window_s=300.0,
+                changed=self.loop.wake,
             ),
             secrets=Secrets(store=SecretStore(folder / "secrets"), known=self.state.apis, clock=clock),
             cloud_keys=CloudKeys(self.cloud, clock),

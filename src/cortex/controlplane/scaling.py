@@ -1,0 +1,136 @@
+"""The loop of autoscaling: readings of nodes in, numbers of replicas into the state. `planning.autoscale` decides."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+from cortex.clock import Clock
+from cortex.engines.base import Engine
+from cortex.ids import ApiKey
+from cortex.planning import scale, scaling_words
+from cortex.planning.assessment import Assessment, Case
+from cortex.planning.autoscale import Machine, Scalable, ScalingDecision, ScalingMemory, decide
+from cortex.planning.load import Loads
+from cortex.planning.model import Lack, LeaseState, WantedApi
+from cortex.state.records import StateStore
+from cortex.wire.loads import NodeLoads
+from cortex.wire.operator import ScalingStatus, rfc3339
+
+
+class Scaling:
+    """
+    Has the number of replicas of each api follow its load.
+
+    What it remembers of an api begins anew with this process, but for what its row says.
+
+    Args:
+        latest: what the control loop acted on last; None before it has.
+        engine: knows whether replicas share one machine.
+        downscale_window_s: of apis that say nothing of it.
+        changed: called when a number has changed.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: StateStore,
+        clock: Clock,
+        latest: Callable[[], Assessment | None],
+        engine: Engine,
+        downscale_window_s: float,
+        changed: Callable[[], None],
+    ) -> None:
+        self.decisions: dict[ApiKey, ScalingDecision] = {}
+        """The last of each api. Replaced as a whole."""
+        self._state = state
+        self._clock = clock
+        self._latest = latest
+        self._engine = engine
+        self._downscale_window_s = downscale_window_s
+        self._changed = changed
+        self._arrived: list[NodeLoads] = []
+        self._arriving = threading.Lock()
+        self._loads = Loads()
+        self._memories: dict[ApiKey, ScalingMemory] = {}
+
+    def take(self, loads: NodeLoads) -> None:
+        """A node has been read; it is looked at in the next step. From any thread."""
+        with self._arriving:
+            self._arrived.append(loads)
+
+    def step(self) -> None:
+        """Look at what has arrived, and decide."""
+        with self._arriving:
+            arrived, self._arrived = self._arrived, []
+        for loads in arrived:
+            self._loads.take(loads)
+        assessment = self._latest()
+        if assessment is None or not assessment.seen.settled:
+            return
+        self._loads.keep_nodes(node.name for node in assessment.seen.nodes)
+        now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
+        cases = [case for case in assessment.cases if case.decision.goal is not None and not case.wanted.scale.asleep]
+        memories = {
+            case.wanted.api: self._memories.get(case.wanted.api)
+            or scale.remembered(case.wanted.scale, wall_s=wall_s, now_s=now_s)
+            for case in cases
+        }
+        scalables = [_scalable(case, self._downscale_window_s) for case in cases]
+        decisions = decide(scalables, self._loads.lately(), memories, self._machine(assessment), now_s=now_s)
+        self._memories = {api: decision.memory for api, decision in decisions.items()}
+        self.decisions = decisions
+        moved = [one for one in decisions.values() if one.replicas != one.asked.replicas]
+        for decision in moved:
+            self._state.autoscale(decision, wall_s=wall_s)
+        if moved:
+            self._changed()
+
+    def status(self, wanted: WantedApi) -> ScalingStatus | None:
+        """What is told of an api; None while nothing was decided of it. From any thread."""
+        decision = self.decisions.get(wanted.api)
+        if decision is None:
+            return None
+        row = wanted.scale
+        return ScalingStatus(
+            wanted=decision.wanted,
+            reason=scaling_words.reason(decision),
+            advice=scaling_words.advice(decision) or "",
+            changed=rfc3339(row.since_wall_s) if row.reason else None,
+            change=row.reason,
+        )
+
+    def _machine(self, assessment: Assessment) -> Machine | None:
+        if not self._engine.shares_cpu:
+            return None
+        cores = sum(report.node.cpu_millis for report in assessment.seen.nodes) / 1000
+        return Machine(cores=cores, busy_cores=self._loads.busy_cores)
+
+
+def _scalable(case: Case, downscale_window_s: float) -> Scalable:
+    wanted, decision = case.wanted, case.decision
+    assert decision.goal is not None
+    resources = decision.goal.resources
+    own_window_s = wanted.downscale_window_s
+    return Scalable(
+        api=wanted.api,
+        replicas=wanted.replicas,
+        min_replicas=wanted.min_replicas,
+        max_replicas=wanted.max_replicas,
+        cpu_millis=resources.cpu_millis,
+        gpus=resources.gpus,
+        target_cpu_utilization=wanted.target_cpu_utilization,
+        target_in_flight=wanted.target_in_flight,
+        downscale_window_s=downscale_window_s if own_window_s is None else own_window_s,
+        starting=sum(not slot.ready and not slot.placing for slot in decision.stay),
+        lacks=next(_lacks(case), None),
+        in_rollout=decision.fallback is not None or (wanted.live_wall_s is None and wanted.failed is None),
+    )
+
+
+def _lacks(case: Case) -> Iterator[Lack]:
+    """What its replicas wait for that have no room."""
+    for slot in case.decision.stay:
+        lease = slot.lease
+        if lease is not None and lease.state is LeaseState.PENDING and lease.lacks is not None:
+            yield lease.lacks

@@ -1,0 +1,173 @@
+"""The rule of scaling at work on the model: who is decided about, what came of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+
+import msgspec
+
+from cortex.ids import ApiKey
+from cortex.planning import autoscale
+from cortex.planning.autoscale import Machine, Scalable, ScalingDecision, ScalingMemory
+from cortex.planning.load import ApiLoad, Loads
+from cortex.planning.model import Lack
+from cortex.simulation.queues import NodeModel, Queue, Work
+
+READ_S = 0.5
+"""Between two readings, each with a decision."""
+STEP_S = 0.05
+
+Rule = Callable[..., Mapping[ApiKey, ScalingDecision]]
+"""`autoscale.decide`, or what is to be compared with it."""
+Rate = Callable[[float], float]
+"""Requests a second, at a second of the model."""
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """An api of the model: what it may have, what its requests take, and how many come."""
+
+    scalable: Scalable
+    """As it is at the beginning."""
+    work: Work = Work()
+    rate: Rate
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """One api right after a decision."""
+
+    at_s: float
+    decision: ScalingDecision
+    replicas: int
+    """Wanted from now on."""
+    ready: int
+    begun: int
+    """All so far, as the next two."""
+    ended: int
+    refused: int
+    waiting: int
+    """Without a seat."""
+
+
+class ScalingRun:
+    """
+    Runs the model, and decides every half second.
+
+    Args:
+        cores: processors of the machine.
+        places: replicas that its memory has room for.
+        busy_cores: what others use of it.
+        rule: what decides.
+    """
+
+    def __init__(
+        self,
+        apis: Iterable[Served],
+        *,
+        cores: float = 2.0,
+        places: int | None = None,
+        busy_cores: Rate = lambda _at_s: 0.0,
+        seed: int = 0,
+        step_s: float = STEP_S,
+        rule: Rule = autoscale.decide,
+    ) -> None:
+        chance = random.Random(seed)
+        self.apis = tuple(apis)
+        self.now_s = 0.0
+        self.memories: dict[ApiKey, ScalingMemory] = {}
+        self.loads = Loads()
+        self._rule = rule
+        self._places = places
+        self._step_s = step_s
+        self._scalables = {served.scalable.api: served.scalable for served in self.apis}
+        self.queues = {
+            served.scalable.api: Queue(served.scalable.api, served.work, served.rate, chance) for served in self.apis
+        }
+        self.node = NodeModel(list(self.queues.values()), cores=cores, busy_cores=busy_cores)
+        for queue in self.queues.values():
+            for _ in range(self._scalables[queue.api].replicas):
+                queue.add(-queue.work.start_s)
+        self.loads.take(self.node.read(0.0))
+
+    def until(self, end_s: float) -> list[dict[ApiKey, Moment]]:
+        """Go on until then. Returns all apis after each decision."""
+        moments = []
+        while self.now_s < end_s - 1e-9:
+            moments.append(self.turn())
+        return moments
+
+    def turn(self) -> dict[ApiKey, Moment]:
+        """Half a second, a reading and a decision."""
+        steps = round(READ_S / self._step_s)
+        for _ in range(steps):
+            self.node.step(self.now_s, self._step_s)
+            self.now_s = round(self.now_s + self._step_s, 6)
+        self.loads.take(self.node.read(self.now_s))
+        decisions = self.decide()
+        for api, decision in decisions.items():
+            self._scalables[api] = msgspec.structs.replace(self._scalables[api], replicas=decision.replicas)
+            self.memories[api] = decision.memory
+        self._follow()
+        return {api: self._moment(decision) for api, decision in decisions.items()}
+
+    def decide(self) -> Mapping[ApiKey, ScalingDecision]:
+        """What is decided now; changes nothing."""
+        return self._rule(
+            [self._asked(scalable) for scalable in self._scalables.values()],
+            self.lately(),
+            self.memories,
+            Machine(cores=self.node.cores, busy_cores=self.loads.busy_cores),
+            now_s=self.now_s,
+        )
+
+    def lately(self) -> dict[ApiKey, ApiLoad]:
+        return self.loads.lately()
+
+    def _asked(self, scalable: Scalable) -> Scalable:
+        queue = self.queues[scalable.api]
+        missing = scalable.replicas - queue.replicas
+        return msgspec.structs.replace(
+            scalable, starting=queue.replicas - queue.ready, lacks=Lack.MEMORY if missing > 0 else None
+        )
+
+    def _follow(self) -> None:
+        """Take away what is too much, then start what is missing as far as there is room, by turns."""
+        for api, scalable in self._scalables.items():
+            while self.queues[api].replicas > scalable.replicas:
+                self.queues[api].remove()
+        missing = True
+        while missing:
+            missing = False
+            for api, scalable in self._scalables.items():
+                full = (
+                    self._places is not None and sum(queue.replicas for queue in self.queues.values()) >= self._places
+                )
+                if self.queues[api].replicas < scalable.replicas and not full:
+                    self.queues[api].add(self.now_s)
+                    missing = True
+
+    def _moment(self, decision: ScalingDecision) -> Moment:
+        queue = self.queues[decision.api]
+        return Moment(
+            at_s=self.now_s,
+            decision=decision,
+            replicas=decision.replicas,
+            ready=queue.ready,
+            begun=queue.begun,
+            ended=queue.ended,
+            refused=queue.refused,
+            waiting=queue.waiting,
+        )
+
+
+def changes(moments: Sequence[Moment]) -> int:
+    """How often the number of replicas was changed."""
+    return sum(moment.replicas != moment.decision.asked.replicas for moment in moments)
+
+
+def reversals(moments: Sequence[Moment]) -> int:
+    """How often a change went the other way than the one before it."""
+    moved = [moment.replicas - moment.decision.asked.replicas for moment in moments]
+    ways = [by > 0 for by in moved if by]
+    return sum(before != after for before, after in pairwise(ways))
