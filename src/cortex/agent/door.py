@@ -16,6 +16,7 @@ from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, ReplicaId
 from cortex.ingress.supervisor import Ingress
 from cortex.settings import HomeLayout, Settings
+from cortex.wire.loads import DoorReading
 from cortex.wire.orders import SetRoute
 from cortex.wire.reports import IngressRefusals, IngressReport
 
@@ -129,6 +130,17 @@ class Door:
             await self._ingress.abandon(stem)
         except (CortexError, OSError) as error:
             log.warning("requests at %s could not be turned away: %s", stem, error)
+
+    # ---- what is read -------------------------------------------------------------------------------------------
+
+    async def traffic(self) -> tuple[float, tuple[DoorReading, ...]]:
+        """
+        Monotonic seconds, and what had come for each routed api by then; at most `supervisor.FRESH_S` old.
+
+        Counters begin at 0 with the agent.
+        """
+        found = await self._ingress.traffic()
+        return found.at_s, tuple(DoorReading(api=api.api, begun=api.begun, queued=api.queued) for api in found.apis)
 
     # ---- what is reported ---------------------------------------------------------------------------------------
 

@@ -195,6 +195,7 @@ class World:
         port = options.pop("port", 0)
         options.setdefault("fd_limit", min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         options.setdefault("pool_size", 16)
+        options.setdefault("clock", SystemClock())
         talk_to = options.pop("admin", AdminSocket)
 
         def admin(path: Path) -> AdminSocket:
@@ -205,7 +206,6 @@ class World:
             directory=self.directory / "ingress",
             sockets=self.sockets,
             listen=(ListenAddress("127.0.0.1", port),),
-            clock=SystemClock(),
             admin=admin,
             **options,
         )

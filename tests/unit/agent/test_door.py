@@ -6,15 +6,18 @@ import asyncio
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cortex.agent.door import Door, ingress_problem
 from cortex.agent.refusals import RefusalLog
-from cortex.ingress.supervisor import IngressStatus
+from cortex.ingress.counters import ApiTraffic
+from cortex.ingress.supervisor import IngressStatus, TrafficReading
 from cortex.settings import HomeLayout, Settings
 from cortex.testing.builders import API, a_route, a_wanted_api
 from cortex.testing.clock import FakeClock
+from cortex.wire.loads import DoorReading
 
 
 @pytest.mark.parametrize(
@@ -47,16 +50,39 @@ class PretendedIngress:
         return IngressStatus(up=not self.full, pid=None, restarts=0)
 
 
+class BusyIngress(PretendedIngress):
+    async def traffic(self) -> TrafficReading:
+        return TrafficReading(at_s=12.5, apis=(ApiTraffic(api=API, begun=7, sent=5, queued=2),))
+
+
+def a_door(tmp_path: Path, ingress: PretendedIngress, **options: Any) -> Door:
+    values: dict[str, Any] = {
+        "routes": tuple,
+        "lives": dict,
+        "on_change": lambda: None,
+        "on_applied": lambda: None,
+        **options,
+    }
+    return Door(
+        settings=Settings(home=tmp_path),
+        layout=HomeLayout(tmp_path),
+        ingress=ingress,  # type: ignore[arg-type]
+        refusal_log=RefusalLog(tmp_path, FakeClock()),
+        **values,
+    )
+
+
+def test_what_came_for_each_api_is_told_with_its_instant(tmp_path: Path) -> None:
+    reading = asyncio.run(a_door(tmp_path, BusyIngress()).traffic())
+    assert reading == (12.5, (DoorReading(api=API, begun=7, queued=2),))
+
+
 def test_an_ingress_that_could_not_be_started_is_started_later_and_told_everything(tmp_path: Path) -> None:
     ingress, route, changes, applied = PretendedIngress(), a_route(a_wanted_api()), [], []
-    layout = HomeLayout(tmp_path)
-    door = Door(
-        settings=Settings(home=tmp_path),
-        layout=layout,
-        ingress=ingress,  # type: ignore[arg-type]
+    door = a_door(
+        tmp_path,
+        ingress,
         routes=lambda: (route,),
-        lives=dict,
-        refusal_log=RefusalLog(tmp_path, FakeClock()),
         on_change=lambda: changes.append(1),
         on_applied=lambda: applied.append(1),
     )
