@@ -58,15 +58,17 @@ class IngressCounters:
 
 
 class ApiTraffic(msgspec.Struct, frozen=True):
-    """What came for one api, all workers together. The sums never fall while we live."""
+    """What came for one api, all workers together. No sum of requests falls while we live."""
 
     api: ApiKey
     begun: int
     """Requests since we began to look, those that were refused included."""
-    sent: int
-    """How often one of them was given to a replica."""
+    done: int
+    """Those that replicas have answered, but for a few around the coming of a server."""
     queued: int
     """Those that wait for a replica now."""
+    mean_s: float
+    """What the slowest replica lately took for one, on average; 0: not known."""
 
 
 class IngressTraffic:
@@ -79,7 +81,7 @@ class IngressTraffic:
 
     def __init__(self) -> None:
         self._begun: dict[ApiKey, int] = {}
-        self._sent: dict[ApiKey, int] = {}
+        self._done: dict[ApiKey, int] = {}
         self._read: dict[str, dict[int, BackendRow]] = {}
         """By process and backend, as last read."""
 
@@ -97,8 +99,8 @@ class IngressTraffic:
             before = read.get(row.backend, _NOTHING)
             self._begun[api] = self._begun.get(api, 0) + row.begun - before.begun
             # A server that is seen for the first time may have been there before us.
-            sent = sum(sent - before.sent.get(server, sent) for server, sent in row.sent.items())
-            self._sent[api] = self._sent.get(api, 0) + sent
+            done = sum(done - before.done.get(server, done) for server, done in row.done.items())
+            self._done[api] = self._done.get(api, 0) + done
             read[row.backend] = row
 
     def forget(self, instance: str) -> None:
@@ -107,13 +109,19 @@ class IngressTraffic:
 
     def rows(self, owners: Mapping[int, ApiKey]) -> tuple[ApiTraffic, ...]:
         """Of the apis that have a backend."""
-        queued = dict.fromkeys(owners, 0)
+        rows: dict[int, list[BackendRow]] = {backend: [] for backend in owners}
         for read in self._read.values():
             for backend, row in read.items():
-                if backend in queued:
-                    queued[backend] += row.queued
+                if backend in rows:
+                    rows[backend].append(row)
         return tuple(
-            ApiTraffic(api=api, begun=self._begun.get(api, 0), sent=self._sent.get(api, 0), queued=queued[backend])
+            ApiTraffic(
+                api=api,
+                begun=self._begun.get(api, 0),
+                done=self._done.get(api, 0),
+                queued=sum(row.queued for row in rows[backend]),
+                mean_s=max((row.mean_s for row in rows[backend]), default=0.0),
+            )
             for backend, api in owners.items()
         )
 

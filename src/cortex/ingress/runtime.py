@@ -26,6 +26,7 @@ _SEVERITY = re.compile(r"\[(\d)\]: ")
 _WORST_ACCEPTABLE = 5
 """Syslog severities: 0 to 4 are warnings and errors, 5 and 6 notices and information."""
 _FRONTENDS, _BACKENDS, _SERVERS = 1, 2, 4
+_TRAFFIC = ("pxname", "svname", "qcur", "scur", "stot", "rtime")
 _ASKED_SINGLY = 64
 """Of 512 backends, HAProxy takes as long to show so many one by one as to show all at once: 2.5 ms."""
 
@@ -57,8 +58,10 @@ class BackendRow(msgspec.Struct, frozen=True):
     """Since the worker started; also what was refused."""
     queued: int = 0
     """Those in it now that wait for a server."""
-    sent: Mapping[str, int] = {}
-    """What its servers were sent since they came, by `server_key`; only `traffic` asks."""
+    done: Mapping[str, int] = {}
+    """Requests that each server has answered since it came, by `server_key`; only `traffic` asks for it, and for"""
+    mean_s: float = 0.0
+    """what the slowest of them takes, on average of its last 1,024 requests; 0 as long as there was none."""
 
 
 class ServerRow(msgspec.Struct, frozen=True):
@@ -181,7 +184,7 @@ class AdminSocket:
         return rows
 
     async def traffic(self, backends: Sequence[int]) -> list[BackendRow]:
-        """What has come to these backends, and what of it went to which server."""
+        """What has come to these backends, and what their servers make of it."""
         if not backends:
             return []
         proxies = ["-1"] if len(backends) > _ASKED_SINGLY else [backend_name(backend) for backend in backends]
@@ -190,18 +193,20 @@ class AdminSocket:
         _raise_refused(commands, answers)
         asked = set(backends)
         rows: list[BackendRow] = []
-        sent: dict[int, dict[str, int]] = {}
-        for answer in answers:
-            for proxy, name, queued, requests, begun in _cells(answer, ("pxname", "svname", "qcur", "scur", "stot")):
-                backend = backend_number(proxy)
-                if backend is None or backend not in asked:
-                    continue
-                servers = sent.setdefault(backend, {})
-                if name == "BACKEND":
-                    facts = int(requests or 0), int(begun or 0), int(queued or 0)
-                    rows.append(BackendRow(backend, *facts, sent=servers))
-                else:
-                    servers[name] = int(begun or 0)
+        done: dict[int, dict[str, int]] = {}
+        means_ms: dict[int, int] = {}
+        for proxy, name, *facts in (cells for answer in answers for cells in _cells(answer, _TRAFFIC)):
+            backend = backend_number(proxy)
+            if backend is None or backend not in asked:
+                continue
+            queued, requests, begun, mean_ms = (int(fact or 0) for fact in facts)
+            if name == "BACKEND":
+                mean_s = means_ms.get(backend, 0) / 1000.0
+                rows.append(BackendRow(backend, requests, begun, queued, done.get(backend, {}), mean_s))
+            else:
+                done.setdefault(backend, {})[name] = begun - requests
+                if begun > requests:
+                    means_ms[backend] = max(means_ms.get(backend, 1), mean_ms)
         return rows
 
     async def requests(self) -> int:
@@ -336,7 +341,7 @@ def _cells(answer: str, columns: Sequence[str]) -> Iterator[list[str]]:
     These columns of each row of `show stat`: much less work than `parse_csv` where rows are many and columns few.
 
     Args:
-        columns: in the order in which they stand, among the first of each row.
+        columns: in the order in which they stand.
     """
     head, _, body = answer.partition("\n")
     names = head.removeprefix("# ").split(",")

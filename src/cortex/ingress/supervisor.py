@@ -278,6 +278,10 @@ class Ingress:
                 self._traffic = TrafficReading(at_s=self._clock.monotonic_s(), apis=apis)
             return self._traffic
 
+    def routes(self) -> tuple[IngressRoute, ...]:
+        """Those last applied, by whoever was here before us if not by us."""
+        return self._workers.wanted.routes
+
     def status(self) -> IngressStatus:
         """How it is now, without asking HAProxy."""
         workers = self._workers
