@@ -118,6 +118,7 @@ def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) ->
             bound=tuple(handed_over(sys.argv).values()),
             on_change=changes.note,
         ),
+        clock=clock,
         routes=lambda: memory.routes,
         lives=lambda: replicas.lives,
         refusal_log=RefusalLog(layout.replica_logs, clock),

@@ -9,13 +9,16 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cortex.agent import rotation
+from cortex.agent import pace, rotation
 from cortex.agent.life.state import Life
+from cortex.agent.pace import Look, Pace, QueueBound
 from cortex.agent.refusals import RefusalLog
+from cortex.clock import Clock
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, ReplicaId
 from cortex.ingress.supervisor import Ingress
 from cortex.settings import HomeLayout, Settings
+from cortex.wire.loads import DoorReading
 from cortex.wire.orders import SetRoute
 from cortex.wire.reports import IngressRefusals, IngressReport
 
@@ -29,6 +32,7 @@ class Door:
     Keeps the ingress to what was ordered.
 
     Args:
+        clock: the one of the ingress.
         routes: as ordered.
         lives: of the node's replicas.
         refusal_log: where is written what the ingress refused.
@@ -42,6 +46,7 @@ class Door:
         settings: Settings,
         layout: HomeLayout,
         ingress: Ingress,
+        clock: Clock,
         routes: Callable[[], tuple[SetRoute, ...]],
         lives: Callable[[], Mapping[ReplicaId, Life]],
         refusal_log: RefusalLog,
@@ -51,6 +56,7 @@ class Door:
         self._settings = settings
         self._layout = layout
         self._ingress = ingress
+        self._clock = clock
         self._routes = routes
         self._lives = lives
         self._refusal_log = refusal_log
@@ -60,12 +66,16 @@ class Door:
         self._problem: Problem | None = None
         self._applied: tuple[SetRoute, ...] = ()
         self._refusals: tuple[IngressRefusals, ...] = ()
+        self._paces: dict[ApiKey, Pace] = {}
 
     async def start(self) -> None:
         """What keeps it from being started is reported, and tried again by `keep`."""
         try:
             await self._ingress.start()
             self._problem = None
+            for route in self._ingress.routes():
+                bound = QueueBound(route.max_queued, route.retry_after_s)
+                self._paces.setdefault(route.api, Pace(bound=bound))
         except (CortexError, OSError) as error:
             self._problem = ingress_problem(error, self._layout.home)
             log.error("the ingress could not be started: %s", error)
@@ -99,7 +109,7 @@ class Door:
     async def sync(self) -> None:
         """Bring the ingress to what routes and readiness say now."""
         routes = self._routes()
-        await self._ingress.apply(rotation.ingress_routes(routes, self._lives(), self._layout))
+        await self._ingress.apply(rotation.ingress_routes(routes, self._lives(), self._layout, self._bound))
         if self._applied != routes:
             self._applied = routes
             self._on_applied()
@@ -129,6 +139,45 @@ class Door:
             await self._ingress.abandon(stem)
         except (CortexError, OSError) as error:
             log.warning("requests at %s could not be turned away: %s", stem, error)
+
+    # ---- how many may wait --------------------------------------------------------------------------------------
+
+    async def follow(self) -> None:
+        """Have about as many requests wait as are done in a second. To be called each half second."""
+        found = await self._ingress.traffic()
+        seen = {api.api: api for api in found.apis}
+        lives = self._lives()
+        ready = {route.api: rotation.ready(route, lives) for route in self._routes()}
+        self._paces = {
+            api: pace.followed(
+                self._paces.get(api, Pace()),
+                Look(
+                    at_s=found.at_s,
+                    done=seen[api].done,
+                    queued=seen[api].queued,
+                    mean_s=seen[api].mean_s,
+                    ready=ready[api],
+                ),
+            )
+            for api in ready.keys() & seen.keys()
+        }
+        told = {route.api: QueueBound(route.max_queued, route.retry_after_s) for route in self._ingress.routes()}
+        if any(told[api] != self._bound(api, ready[api]) for api in ready.keys() & told.keys()):
+            await self.sync()
+
+    def _bound(self, api: ApiKey, ready: int) -> QueueBound:
+        return pace.bound_of(self._paces.get(api, Pace()), ready, self._clock.monotonic_s())
+
+    # ---- what is read -------------------------------------------------------------------------------------------
+
+    async def traffic(self) -> tuple[float, tuple[DoorReading, ...]]:
+        """
+        Monotonic seconds, and what had come for each routed api by then; at most `supervisor.FRESH_S` old.
+
+        Counters begin at 0 with the agent.
+        """
+        found = await self._ingress.traffic()
+        return found.at_s, tuple(DoorReading(api=api.api, begun=api.begun, queued=api.queued) for api in found.apis)
 
     # ---- what is reported ---------------------------------------------------------------------------------------
 

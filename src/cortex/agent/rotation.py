@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from cortex.agent.life.state import Intent, Life
-from cortex.ids import ReplicaId, short, socket_stem
+from cortex.agent.pace import QueueBound
+from cortex.ids import ApiKey, ReplicaId, short, socket_stem
 from cortex.ingress.routes import IngressRoute, IngressServer, Readiness, servers_in_rotation
 from cortex.settings import HomeLayout
 from cortex.wire.build import BuildSpec
@@ -17,19 +18,29 @@ LARGEST_BATCH = 32
 ASYNC_CONCURRENCY = 64
 SPARE = 8
 """So that the next request is there when one is answered."""
-MAX_QUEUED = 2048
-"""A burst waits in the ingress, for a bounded time; see `ingress.configuration`. Beyond it: 503 with Retry-After."""
 
 
 def ingress_routes(
-    routes: Iterable[SetRoute], lives: Mapping[ReplicaId, Life], layout: HomeLayout
+    routes: Iterable[SetRoute],
+    lives: Mapping[ReplicaId, Life],
+    layout: HomeLayout,
+    bound: Callable[[ApiKey, int], QueueBound],
 ) -> tuple[IngressRoute, ...]:
     """
     What the ingress shall have.
 
     Targets that run on other nodes are unknown here and left out.
+
+    Args:
+        bound: how many requests may wait for an api that has so many ready replicas.
     """
-    return tuple(_ingress_route(route, lives, layout) for route in routes)
+    return tuple(_ingress_route(route, lives, layout, bound(route.api, ready(route, lives))) for route in routes)
+
+
+def ready(route: SetRoute, lives: Mapping[ReplicaId, Life]) -> int:
+    """How many of its replicas get requests because they are ready."""
+    states = (readiness(lives[target], hold=route.hold) for target in route.targets if target in lives)
+    return sum(state is Readiness.READY for state in states)
 
 
 def readiness(life: Life, *, hold: bool) -> Readiness:
@@ -58,14 +69,15 @@ def max_connections(build: BuildSpec) -> int:
     return max(concurrency, LARGEST_BATCH) + SPARE
 
 
-def _ingress_route(route: SetRoute, lives: Mapping[ReplicaId, Life], layout: HomeLayout) -> IngressRoute:
+def _ingress_route(
+    route: SetRoute, lives: Mapping[ReplicaId, Life], layout: HomeLayout, bound: QueueBound
+) -> IngressRoute:
     here = [(target, lives[target]) for target in route.targets if target in lives]
     servers = [
         IngressServer(
             name=socket_stem(target),
             socket=str(layout.slot_socket(socket_stem(target))),
             max_connections=max_connections(life.order.build),
-            max_queued=MAX_QUEUED,
         )
         for target, life in here
     ]
@@ -78,4 +90,6 @@ def _ingress_route(route: SetRoute, lives: Mapping[ReplicaId, Life], layout: Hom
         max_body_bytes=route.max_body_bytes,
         retry=route.retry,
         version=short(route.version),
+        max_queued=bound.requests,
+        retry_after_s=bound.retry_after_s,
     )

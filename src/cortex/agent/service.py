@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 HOUSEKEEPING_S = 2.0
 """How soon a keeper or launcher that died is missed. Looks are most of what an idle node does."""
+TRAFFIC_S = 0.5
+"""How often is looked at what comes to the ingress: a queue that is too long is one for at most so long."""
 STRAYS_S = 60.0
 """How often processes are looked for that a replica left behind; as each replica ends they are, too."""
 LOG_POLL_S = 0.2
@@ -168,6 +170,7 @@ class Agent:
             beats.whenever(self._changes.routes_due, self._door.sync, self._clock),
             every(health_s, self._replicas.check_health),
             every(health_s, self._door.count_refusals),
+            every(TRAFFIC_S, self._door.follow),
             # One loop each: what takes long for one must not keep the others waiting.
             every(HOUSEKEEPING_S, self._keep_house),
             every(HOUSEKEEPING_S, self._door.keep),

@@ -13,8 +13,10 @@ Both have the same pool of empty backends and the same routes, and both talk to 
 
 Everything HAProxy knows about an api is one map entry, so that an api changes as a whole:
 
-    /iris/sklearn pool-0001|600000,104857600|600500|104857600|on|64|iris/sklearn|0a1b2c3d
-                  backend   limits           wait   max body  retry queue api      version
+    /iris/sklearn pool-0001|600000,104857600|600500|104857600|on|188|iris/sklearn|0a1b2c3d|1
+                  backend   limits           wait   max body  retry queue api      version  retry-after
+
+`queue` is how many may wait in front of it, in each worker; one more is told 503 at once, with `retry-after` seconds.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from cortex.ingress.errors import TooFewFiles
 from cortex.ingress.pool import NOWHERE, backend_name, backend_number
 from cortex.ingress.routes import IngressRoute, IngressServer
 
-LAYOUT = 1
+LAYOUT = 2
 """Changes when the names or the fields that admin commands rely on change: then an older worker takes no commands."""
 FRONTEND = "ingress"
 TABLE = "refusals"
@@ -95,8 +97,12 @@ class IngressLimits(msgspec.Struct, frozen=True):
     """HAProxy threads. Default 1: one core carries about 40,000 requests/s, more than replicas on few cores answer."""
     replay_bytes: int = 262144
     """Largest body that is delivered again when a replica dies with it. At most 16 KiB leaves out the bulk worker."""
-    queue_timeout_s: float = 5.0
-    """Longest wait in the queue of a route, then 503. Default: as long as a dead replica's requests are held."""
+    queue_timeout_s: float = 30.0
+    """
+    Longest wait in the queue of a route, then 503. Its bound by number comes first, a second of work, so that only
+    apis that do fewer than 4 requests a second come to this. Who waits when the last server of a route leaves rotation
+    is told at once.
+    """
     header_timeout_s: float = 15.0
     """Time for the headers of a request to arrive, then 408."""
     body_timeout_s: float = 60.0
@@ -201,16 +207,16 @@ def server_name(key: str) -> str:
 def render_entry(route: IngressRoute, backend: int) -> str:
     """The map entry's value for a route; see the module's docstring."""
     timeout_ms = min(LONGEST_TIMEOUT_MS, max(1, round(route.timeout_s * 1000)))
-    queue = sum(server.max_queued for server in route.servers)
     fields = (
         backend_name(backend),
         f"{timeout_ms},{route.max_body_bytes}",
         str(timeout_ms + REPLICA_GRACE_MS),
         str(route.max_body_bytes),
         "on" if route.retry else "off",
-        str(max(1, queue)),
+        str(route.max_queued),
         route.api,
         route.version,
+        str(route.retry_after_s),
     )
     return "|".join(fields)
 
@@ -218,7 +224,7 @@ def render_entry(route: IngressRoute, backend: int) -> str:
 def parse_entry(value: str) -> Entry | None:
     """Backend and api of a map entry; None if it is not one of this layout."""
     fields = value.split("|")
-    if len(fields) != 8:
+    if len(fields) != 9:
         return None
     backend = backend_number(fields[0])
     return None if backend is None else Entry(backend=backend, api=ApiKey(fields[6]))
@@ -318,16 +324,16 @@ backend {TABLE}
 
 
 def _base(limits: IngressLimits) -> str:
-    retry_after = " hdr retry-after 1"
     # iif tells a full api from one without replicas; HAProxy has one 503 for both.
     unavailable = "%[be_name,nbsrv,bool,iif(overloaded,no-ready-replica)]"
     why = "%[be_name,nbsrv,bool,iif(every replica is busy and the queue is full,no replica is ready)]"
+    broken = "the request is not valid HTTP, or its body broke off"
     errors = [
-        _error(400, Refusal.BAD_REQUEST.value, "the request is not valid HTTP or its body broke off"),
+        _error(400, Refusal.BAD_REQUEST.value, f"{broken}, or the client closed its end before the answer"),
         _error(408, Refusal.REQUEST_TIMEOUT.value, "the request did not arrive in time"),
         _error(500, Refusal.INGRESS_FAULT.value, "the ingress could not handle this request"),
         _error(502, Refusal.REPLICA_LOST.value, "the replica died with this request or broke off its answer"),
-        _error(503, unavailable, why) + retry_after,
+        _error(503, unavailable, why) + _RETRY_AFTER,
         _error(504, Refusal.TIMEOUT.value, "no answer within the timeout of this api"),
     ]
     lines = "".join(f"    http-error {error}\n" for error in errors)
@@ -340,6 +346,7 @@ defaults base
     timeout client {_ms(limits.client_timeout_s)}
     timeout queue {_ms(limits.queue_timeout_s)}
     timeout server 1h
+    option abortonclose
     option idle-close-on-response
     option http-ignore-probes
     http-reuse never
@@ -411,8 +418,9 @@ defaults pool from base
     http-request set-timeout server var(txn.route),field(3,|)
     http-request disable-l7-retry if {{ var(txn.route),field(5,|) off }} || {unrepeatable}
     http-request wait-for-body time {_ms(limits.body_timeout_s)} if !{unrepeatable}
+    http-request set-var(txn.whole) bool(true) if !{unrepeatable}
     http-request set-var(txn.max_queued) var(txn.route),field(6,|)
-    http-request return {full} hdr retry-after 1 if {{ queue,sub(txn.max_queued) ge 0 }}
+    http-request return {full}{_RETRY_AFTER} if {{ queue,sub(txn.max_queued) ge 0 }}
 {_account()}
 """
 
@@ -426,7 +434,7 @@ backend {BULK_BACKEND} from base
 {_track()}\
     http-request set-timeout server var(txn.route),field(3,|),add({extra_ms})
     http-request disable-l7-retry
-{_account()}\
+{_account(Refusal.BAD_REQUEST)}\
     server bulk {quoted("unix@" + str(configuration.bulk_socket))}
 
 """
@@ -436,10 +444,16 @@ def _track() -> str:
     return f"    http-request track-sc0 var(txn.route),field(7,|) table {TABLE}\n"
 
 
-def _account() -> str:
-    """Rules that leave a replica's answers alone, and complete and count those that HAProxy makes itself."""
+def _account(*others: Refusal) -> str:
+    """
+    Rules that leave a replica's answers alone, and complete and count those that HAProxy makes itself.
+
+    Args:
+        others: what somebody else counts.
+    """
     statuses = {
-        Refusal.BAD_REQUEST: "{ status 400 }",
+        # Of a whole request it means that the client left (abortonclose), which is no refusal.
+        Refusal.BAD_REQUEST: "{ status 400 } !{ var(txn.whole) -m found }",
         Refusal.METHOD_NOT_ALLOWED: "{ status 405 }",
         Refusal.REQUEST_TIMEOUT: "{ status 408 }",
         Refusal.BODY_TOO_LARGE: "{ status 413 }",
@@ -452,6 +466,7 @@ def _account() -> str:
     counts = "".join(
         f"    http-after-response sc-inc-gpc({index},0) if {statuses[refusal]}\n"
         for index, refusal in enumerate(Refusal)
+        if refusal not in others
     )
     return f"""\
     http-response set-var(txn.answered) bool(true)
@@ -471,6 +486,9 @@ def _pool_backend(backend: int, servers: Iterable[IngressServer]) -> str:
 def _error(status: int, code: str, message: str, facts: str = "") -> str:
     body = f'{{"error":"{code}","message":"{message}","request_id":"%[var(txn.id)]"{facts}}}'
     return f"status {status} content-type application/json lf-string '{body}'"
+
+
+_RETRY_AFTER = " hdr retry-after %[var(txn.route),field(9,|)]"
 
 
 def _ms(seconds: float) -> str:

@@ -1,14 +1,17 @@
-"""What HAProxy processes answered themselves, by api, and for a while after they ended."""
+"""
+What HAProxy processes have counted, by api: what they answered themselves, also for a while after they ended, and what
+has come to them since we began to look. Pure: no I/O here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from cortex.ids import ApiKey
 from cortex.ingress.configuration import Refusal
-from cortex.ingress.runtime import RefusalRow
+from cortex.ingress.runtime import BackendRow, RefusalRow
 
 REMEMBERED_INSTANCES = 16
 """Ended processes whose counters can still be read, so that a reader who comes once a second misses none."""
@@ -52,3 +55,75 @@ class IngressCounters:
 
     def rows(self) -> tuple[ApiRefusals, ...]:
         return tuple(row for rows in self._read.values() for row in rows)
+
+
+class ApiTraffic(msgspec.Struct, frozen=True):
+    """What came for one api, all workers together. No sum of requests falls while we live."""
+
+    api: ApiKey
+    begun: int
+    """Requests since we began to look, those that were refused included."""
+    done: int
+    """Those that replicas have answered, but for a few around the coming of a server."""
+    queued: int
+    """Those that wait for a replica now."""
+    mean_s: float
+    """What the slowest replica lately took for one, on average; 0: not known."""
+
+
+class IngressTraffic:
+    """
+    Adds up what each process says of each backend, whoever's backend it is at the time.
+
+    A process that we started has counted from 0. What was counted before somebody had a backend is nobody's:
+    `pass_over` is told of it, before the backend is given away and when a running process is found.
+    """
+
+    def __init__(self) -> None:
+        self._begun: dict[ApiKey, int] = {}
+        self._done: dict[ApiKey, int] = {}
+        self._read: dict[str, dict[int, BackendRow]] = {}
+        """By process and backend, as last read."""
+
+    def pass_over(self, instance: str, rows: Iterable[BackendRow]) -> None:
+        """What these backends have counted so far is no api's."""
+        self._read.setdefault(instance, {}).update((row.backend, row) for row in rows)
+
+    def note(self, instance: str, rows: Iterable[BackendRow], owners: Mapping[int, ApiKey]) -> None:
+        """A process says this now, and the backends are these apis'."""
+        read = self._read.setdefault(instance, {})
+        for row in rows:
+            api = owners.get(row.backend)
+            if api is None:
+                continue
+            before = read.get(row.backend, _NOTHING)
+            self._begun[api] = self._begun.get(api, 0) + row.begun - before.begun
+            # A server that is seen for the first time may have been there before us.
+            done = sum(done - before.done.get(server, done) for server, done in row.done.items())
+            self._done[api] = self._done.get(api, 0) + done
+            read[row.backend] = row
+
+    def forget(self, instance: str) -> None:
+        """A process has ended: nobody waits in it any more."""
+        self._read.pop(instance, None)
+
+    def rows(self, owners: Mapping[int, ApiKey]) -> tuple[ApiTraffic, ...]:
+        """Of the apis that have a backend."""
+        rows: dict[int, list[BackendRow]] = {backend: [] for backend in owners}
+        for read in self._read.values():
+            for backend, row in read.items():
+                if backend in rows:
+                    rows[backend].append(row)
+        return tuple(
+            ApiTraffic(
+                api=api,
+                begun=self._begun.get(api, 0),
+                done=self._done.get(api, 0),
+                queued=sum(row.queued for row in rows[backend]),
+                mean_s=max((row.mean_s for row in rows[backend]), default=0.0),
+            )
+            for backend, api in owners.items()
+        )
+
+
+_NOTHING = BackendRow(backend=0, requests=0)

@@ -31,6 +31,11 @@ class Pool(msgspec.Struct, frozen=True):
     vacating: frozenset[int] = frozenset()
     """Backends of apis that left, not to be given away until somebody has seen them empty."""
 
+    @property
+    def apis(self) -> dict[int, ApiKey]:
+        """Who has each backend that somebody has."""
+        return {backend: api for api, backend in self.owners.items()}
+
     def placed(self, apis: Iterable[ApiKey]) -> Pool:
         """The pool once these apis and no others have backends; larger if too few were left."""
         wanted = tuple(apis)

@@ -28,8 +28,6 @@ class IngressServer(msgspec.Struct, frozen=True):
     """Absolute path, at most 97 bytes."""
     max_connections: int
     """Requests it is sent at once; more wait in the queue of the route."""
-    max_queued: int = 64
-    """What it adds to the queue of the route, at least 1. One request more than all of them hold is refused (503)."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -41,8 +39,8 @@ class IngressServer(msgspec.Struct, frozen=True):
                 f"server {self.name}: socket path has {len(self.socket.encode())} bytes, "
                 f"HAProxy takes at most {SOCKET_PATH_LIMIT_BYTES}: {self.socket}"
             )
-        if self.max_connections < 1 or self.max_queued < 1:
-            raise ValueError(f"server {self.name}: max_connections and max_queued are at least 1")
+        if self.max_connections < 1:
+            raise ValueError(f"server {self.name}: max_connections is at least 1")
 
 
 class IngressRoute(msgspec.Struct, frozen=True):
@@ -59,6 +57,10 @@ class IngressRoute(msgspec.Struct, frozen=True):
     """Whether a request that a dying replica swallowed may be delivered a second time."""
     version: str
     """`x-cortex-version` of answers that the ingress gives itself; replicas set their own."""
+    max_queued: int = 2048
+    """Requests that may wait for a server, in each worker; one more is refused (503)."""
+    retry_after_s: int = 1
+    """When who is refused so may come again."""
 
     def __post_init__(self) -> None:
         if not _KEY.fullmatch(self.api):
@@ -69,6 +71,8 @@ class IngressRoute(msgspec.Struct, frozen=True):
             raise ValueError(f"api {self.api}: version {self.version!r} is not at most 64 of A-Z a-z 0-9 . _ -")
         if not self.timeout_s > 0 or self.max_body_bytes < 0:
             raise ValueError(f"api {self.api}: timeout_s is above 0 and max_body_bytes at least 0")
+        if self.max_queued < 1 or self.retry_after_s < 1:
+            raise ValueError(f"api {self.api}: max_queued and retry_after_s are at least 1")
         if len({server.name for server in self.servers}) != len(self.servers):
             raise ValueError(f"api {self.api}: two servers have one name")
 

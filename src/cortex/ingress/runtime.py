@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,6 +26,9 @@ _SEVERITY = re.compile(r"\[(\d)\]: ")
 _WORST_ACCEPTABLE = 5
 """Syslog severities: 0 to 4 are warnings and errors, 5 and 6 notices and information."""
 _FRONTENDS, _BACKENDS, _SERVERS = 1, 2, 4
+_TRAFFIC = ("pxname", "svname", "qcur", "scur", "stot", "rtime")
+_ASKED_SINGLY = 64
+"""Of 512 backends, HAProxy takes as long to show so many one by one as to show all at once: 2.5 ms."""
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):
@@ -51,6 +54,14 @@ class BackendRow(msgspec.Struct, frozen=True):
     backend: int
     requests: int
     """In it now: waiting for their body, queued, or at a server."""
+    begun: int = 0
+    """Since the worker started; also what was refused."""
+    queued: int = 0
+    """Those in it now that wait for a server."""
+    done: Mapping[str, int] = {}
+    """Requests that each server has answered since it came, by `server_key`; only `traffic` asks for it, and for"""
+    mean_s: float = 0.0
+    """what the slowest of them takes, on average of its last 1,024 requests; 0 as long as there was none."""
 
 
 class ServerRow(msgspec.Struct, frozen=True):
@@ -72,7 +83,8 @@ class RefusalRow(msgspec.Struct, frozen=True):
 
 class AdminSocket:
     """
-    One worker's admin socket. Keeps nothing open between calls, but for what is asked every few seconds: `refusals`.
+    One worker's admin socket. Keeps nothing open between calls, but for what is asked again and again: `refusals` and
+    `traffic`.
     """
 
     def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
@@ -161,7 +173,40 @@ class AdminSocket:
             backend = backend_number(row["pxname"])
             if backend is None:
                 continue
-            rows.append(BackendRow(backend=backend, requests=_number(row, "scur")))
+            rows.append(
+                BackendRow(
+                    backend=backend,
+                    requests=_number(row, "scur"),
+                    begun=_number(row, "stot"),
+                    queued=_number(row, "qcur"),
+                )
+            )
+        return rows
+
+    async def traffic(self, backends: Sequence[int]) -> list[BackendRow]:
+        """What has come to these backends, and what their servers make of it."""
+        if not backends:
+            return []
+        proxies = ["-1"] if len(backends) > _ASKED_SINGLY else [backend_name(backend) for backend in backends]
+        commands = [f"show stat {proxy} {_BACKENDS | _SERVERS} -1" for proxy in proxies]
+        answers = await self._answers_again(commands)
+        _raise_refused(commands, answers)
+        asked = set(backends)
+        rows: list[BackendRow] = []
+        done: dict[int, dict[str, int]] = {}
+        means_ms: dict[int, int] = {}
+        for proxy, name, *facts in (cells for answer in answers for cells in _cells(answer, _TRAFFIC)):
+            backend = backend_number(proxy)
+            if backend is None or backend not in asked:
+                continue
+            queued, requests, begun, mean_ms = (int(fact or 0) for fact in facts)
+            if name == "BACKEND":
+                mean_s = means_ms.get(backend, 0) / 1000.0
+                rows.append(BackendRow(backend, requests, begun, queued, done.get(backend, {}), mean_s))
+            else:
+                done.setdefault(backend, {})[name] = begun - requests
+                if begun > requests:
+                    means_ms[backend] = max(means_ms.get(backend, 1), mean_ms)
         return rows
 
     async def requests(self) -> int:
@@ -179,7 +224,7 @@ class AdminSocket:
     async def refusals(self) -> list[RefusalRow]:
         """What the worker answered itself, by api; an api that it never refused has no row."""
         command = f"show table {TABLE}"
-        answer = await self._answer_again(command)
+        (answer,) = await self._answers_again([command])
         _raise_refused([command], [answer])
         rows: list[RefusalRow] = []
         for line in answer.splitlines():
@@ -211,27 +256,27 @@ class AdminSocket:
                 finally:
                     conversation.close()
 
-    async def _answer_again(self, command: str) -> str:
-        """The answer to a question that changes nothing, over the connection on which it was asked before."""
+    async def _answers_again(self, commands: Sequence[str]) -> list[str]:
+        """The answers to questions that change nothing, over the connection on which was asked before."""
         with self._naming_errors():
             async with asyncio.timeout(self.timeout_s):
                 conversation, self._kept = self._kept, None  # who is cut short leaves it to nobody
                 if conversation is not None:
                     try:
-                        return await self._kept_answer(conversation, command)
+                        return await self._kept_answers(conversation, commands)
                     except OSError:
                         pass  # it has ended since, which says nothing about whoever listens now
-                return await self._kept_answer(await _Conversation.begun(self.path), command)
+                return await self._kept_answers(await _Conversation.begun(self.path), commands)
 
-    async def _kept_answer(self, conversation: _Conversation, command: str) -> str:
+    async def _kept_answers(self, conversation: _Conversation, commands: Sequence[str]) -> list[str]:
         try:
-            (answer,) = await conversation.ask([command])
+            answers = await conversation.ask(commands)
         except BaseException:
             conversation.close()
             raise
         self.close()
         self._kept = conversation
-        return answer
+        return answers
 
     @contextlib.contextmanager
     def _naming_errors(self) -> Iterator[None]:
@@ -289,6 +334,22 @@ def parse_csv(answer: str) -> list[dict[str, str]]:
     head, _, body = answer.partition("\n")
     columns = head.removeprefix("# ").split(",")
     return [dict(zip(columns, line.split(","), strict=False)) for line in body.splitlines() if line]
+
+
+def _cells(answer: str, columns: Sequence[str]) -> Iterator[list[str]]:
+    """
+    These columns of each row of `show stat`: much less work than `parse_csv` where rows are many and columns few.
+
+    Args:
+        columns: in the order in which they stand.
+    """
+    head, _, body = answer.partition("\n")
+    names = head.removeprefix("# ").split(",")
+    places = [names.index(column) for column in columns]
+    for line in body.splitlines():
+        if line:
+            cells = line.split(",", places[-1] + 1)
+            yield [cells[place] for place in places]
 
 
 def _number(row: dict[str, str], column: str) -> int:

@@ -34,7 +34,7 @@ from cortex.ingress.configuration import (
     parse_entry,
     server_name,
 )
-from cortex.ingress.counters import ApiRefusals
+from cortex.ingress.counters import ApiRefusals, ApiTraffic
 from cortex.ingress.errors import AdminUnreachable, CommandsRefused, IngressDown, IngressStartFailed, StillInRotation
 from cortex.ingress.files import IngressFiles
 from cortex.ingress.generations import IngressTimes
@@ -53,6 +53,8 @@ POOL_SIZE = 512
 """Source: 512 empty backends cost about 4 MB and 3 ms of start in each worker (bench: 12 MB with two backends)."""
 ATTEMPTS = 3
 QUIET_POLL_S = 0.02
+FRESH_S = 0.4
+"""So old may be what is known of the traffic for who asks: those who follow it each half second get the same."""
 
 
 class IngressStatus(msgspec.Struct, frozen=True):
@@ -72,6 +74,15 @@ class IngressStatus(msgspec.Struct, frozen=True):
     restarts: int = 0
     """How often a worker ended by itself and was started again since our start."""
     last_error: str = ""
+
+
+class TrafficReading(msgspec.Struct, frozen=True):
+    """What had come to the ingress at one instant."""
+
+    at_s: float
+    """Monotonic seconds."""
+    apis: tuple[ApiTraffic, ...]
+    """Those that are routed."""
 
 
 class Ingress:
@@ -127,6 +138,7 @@ class Ingress:
         self._workers.wanted = Wanted(pool=Pool(size=pool_size))
         self._blueprint: Blueprint | None = None
         self._shown: IngressStatus | None = None
+        self._traffic: TrafficReading | None = None
         self._running = False
         self._ended = False
         self._lock = asyncio.Lock()
@@ -251,6 +263,24 @@ class Ingress:
             if any(worker.holdings is None for worker in self._workers.all):
                 self._wake.set()  # one that does not answer is to be looked at
             return self._workers.counters.rows()
+
+    async def traffic(self) -> TrafficReading:
+        """
+        What has come for each api since our start, and waits now. HAProxy is asked at most each `FRESH_S`.
+
+        Of a worker that does not answer it is what it said last; what came since to one that was killed is not known.
+        """
+        async with self._lock:
+            now_s = self._clock.monotonic_s()
+            if self._traffic is None or now_s - self._traffic.at_s >= FRESH_S:
+                await asyncio.gather(*(self._watch(worker) for worker in self._workers.live()))
+                apis = self._workers.traffic.rows(self._workers.wanted.pool.apis)
+                self._traffic = TrafficReading(at_s=self._clock.monotonic_s(), apis=apis)
+            return self._traffic
+
+    def routes(self) -> tuple[IngressRoute, ...]:
+        """Those last applied, by whoever was here before us if not by us."""
+        return self._workers.wanted.routes
 
     def status(self) -> IngressStatus:
         """How it is now, without asking HAProxy."""
@@ -394,7 +424,9 @@ class Ingress:
         holdings = await self._workers.holdings(worker)
         entries = [entry for value in holdings.entries.values() if (entry := parse_entry(value)) is not None]
         busy = {address.backend for address in holdings.servers}
-        busy |= {row.backend for row in await worker.admin.backends() if row.requests}
+        rows = await worker.admin.backends()
+        self._workers.traffic.pass_over(worker.instance, rows)
+        busy |= {row.backend for row in rows if row.requests}
         return HeldPool(
             pool_size=worker.pool_size,
             owners={entry.api: entry.backend for entry in entries if entry.backend != NOWHERE},
@@ -452,7 +484,9 @@ class Ingress:
         for worker in workers.live():
             used |= {address.backend for address in (await workers.holdings(worker)).servers}
             backends = sorted(backend for backend in pool.vacating if backend <= worker.pool_size)
-            used |= {row.backend for row in await worker.admin.backends(backends) if row.requests}
+            rows = await worker.admin.backends(backends)
+            workers.traffic.pass_over(worker.instance, rows)
+            used |= {row.backend for row in rows if row.requests}
         workers.wanted = msgspec.structs.replace(workers.wanted, pool=pool.released(used))
 
     async def _stop_keeping(self) -> None:
@@ -494,6 +528,10 @@ class Ingress:
     async def _count(self, worker: Worker) -> None:
         with self._workers.noting_errors(worker):
             await self._workers.count(worker)
+
+    async def _watch(self, worker: Worker) -> None:
+        with self._workers.noting_errors(worker):
+            await self._workers.watch(worker)
 
     def _require_out_of_rotation(self, server: str) -> None:
         if any(server == wanted.name for route in self._workers.wanted.routes for wanted in route.servers):

@@ -24,7 +24,7 @@ from cortex.ingress.configuration import (
     render_map,
 )
 from cortex.ingress.convergence import Holdings, Steps, steps_between, wanted_of
-from cortex.ingress.counters import IngressCounters
+from cortex.ingress.counters import IngressCounters, IngressTraffic
 from cortex.ingress.errors import AdminUnreachable, CommandsRefused, IngressDown, IngressError, IngressStartFailed
 from cortex.ingress.files import IngressFiles, IngressRecord, WorkerName, WorkerRecord
 from cortex.ingress.generations import (
@@ -120,6 +120,7 @@ class Workers:
         self._patience = _patience()
         self.wanted = Wanted()
         self.counters = IngressCounters()
+        self.traffic = IngressTraffic()
         self.all: list[Worker] = []
         """Also those that have ended and were not looked at since."""
         self.reloads = 0
@@ -206,6 +207,7 @@ class Workers:
         for worker in self.all:
             worker.process.close()
             worker.admin.close()
+            self.traffic.forget(worker.instance)
         self.all = []
 
     # ---- what they have -----------------------------------------------------------------------------------------
@@ -266,6 +268,13 @@ class Workers:
         worker.answered_s = self._clock.monotonic_s()  # which saves asking it whether it answers
         self.counters.note(worker.instance, rows)
 
+    async def watch(self, worker: Worker) -> None:
+        """Read what has come to a worker."""
+        apis = {backend: api for backend, api in self.wanted.pool.apis.items() if backend <= worker.pool_size}
+        rows = await worker.admin.traffic(sorted(apis))
+        worker.answered_s = self._clock.monotonic_s()
+        self.traffic.note(worker.instance, rows, apis)
+
     @contextlib.contextmanager
     def noting_errors(self, worker: Worker) -> Iterator[None]:
         """What one worker fails to do must not keep the others from it."""
@@ -306,6 +315,7 @@ class Workers:
         if connections:
             log.warning("haproxy pid %d still has %d connections; they are cut", worker.process.pid, connections)
         await self.count(worker)
+        await self.watch(worker)
         await worker.process.end(grace_s=END_GRACE_S)
         self._forget(worker)
 
@@ -464,6 +474,7 @@ class Workers:
         worker.admin.close()
         if worker in self.all:
             self.all.remove(worker)
+        self.traffic.forget(worker.instance)
         self._files.remove(worker.name)
         self.record()
 

@@ -87,8 +87,8 @@ class Backend:
         self.kill()
         self._listener.close()
 
-    def server(self, *, max_connections: int = 64, max_queued: int = 64) -> IngressServer:
-        return IngressServer(self.name, str(self.path), max_connections, max_queued)
+    def server(self, *, max_connections: int = 64) -> IngressServer:
+        return IngressServer(self.name, str(self.path), max_connections)
 
 
 class Connection:
@@ -123,13 +123,24 @@ class Connection:
     async def ask(
         self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None, *, split: bool = False
     ) -> Answer:
+        await self.begin(method, target, body, headers, split=split)
+        return await self.receive(method)
+
+    async def begin(
+        self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None, *, split: bool = False
+    ) -> None:
+        """Send a request without waiting for its answer."""
         head = request_head(method, target, {"content-length": str(len(body)), **(headers or {})})
         await self.send(*((head, body) if split else (head + body,)))
-        return await self.receive(method)
 
     def close(self) -> None:
         self.closed = True
         self._writer.close()
+
+    async def close_own_end(self) -> None:
+        """Say that nothing more will be sent; the answer may still come."""
+        self._writer.write_eof()
+        await self._writer.drain()
 
     def abort(self) -> None:
         """Close it without sending what is left to send."""
@@ -195,6 +206,7 @@ class World:
         port = options.pop("port", 0)
         options.setdefault("fd_limit", min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         options.setdefault("pool_size", 16)
+        options.setdefault("clock", SystemClock())
         talk_to = options.pop("admin", AdminSocket)
 
         def admin(path: Path) -> AdminSocket:
@@ -205,7 +217,6 @@ class World:
             directory=self.directory / "ingress",
             sockets=self.sockets,
             listen=(ListenAddress("127.0.0.1", port),),
-            clock=SystemClock(),
             admin=admin,
             **options,
         )

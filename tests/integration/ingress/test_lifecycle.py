@@ -598,8 +598,8 @@ def test_a_haproxy_of_another_version_of_ours_finishes_what_it_has_while_a_new_o
         await world.until(lambda: world.journal.read_text() != "")
         async with world.load("/iris/a") as load:
             await first.detach()
-            monkeypatch.setattr(configuration, "LAYOUT", 2)
-            monkeypatch.setattr(workers, "LAYOUT", 2)
+            monkeypatch.setattr(configuration, "LAYOUT", configuration.LAYOUT + 1)
+            monkeypatch.setattr(workers, "LAYOUT", configuration.LAYOUT)
             second = world.ingress(port=world.port)
             await second.start()
             await load.progress(200)

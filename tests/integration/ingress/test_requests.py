@@ -218,9 +218,9 @@ def test_an_api_without_replicas_is_503_with_retry_after(run):
 
 def test_beyond_connections_and_queue_requests_are_refused_at_once(run, limits):
     async def scenario(world):
-        backend = world.backend()
-        server = backend.server(max_connections=2, max_queued=3)
-        ingress = await world.started(world.route("iris/a", server), limits=limits(queue_timeout_s=100.0))
+        server = world.backend().server(max_connections=2)
+        route = world.route("iris/a", server, max_queued=3, retry_after_s=7)
+        ingress = await world.started(route, limits=limits(queue_timeout_s=100.0))
         asked = [asyncio.create_task(world.ask("POST", "/iris/a?hold")) for _ in range(12)]
         await world.until(lambda: sum(one.done() for one in asked) >= 7)
         refused = [one.result() for one in asked if one.done()]
@@ -228,10 +228,124 @@ def test_beyond_connections_and_queue_requests_are_refused_at_once(run, limits):
         answers = await asyncio.gather(*asked)
         assert sorted(answer.status for answer in answers) == [200] * 5 + [503] * 7
         assert {answer.json()["error"] for answer in refused} == {"overloaded"}
-        assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+        assert {answer.headers["retry-after"] for answer in refused} == {"7"}
         assert len(refused) == 7  # 2 at the server, 3 in the queue
         (row,) = await ingress.refusals()
         assert row.server_error == 7
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_how_many_may_wait_changes_while_they_wait_and_turns_nobody_away_who_does(run, limits, size):
+    async def scenario(world):
+        server = world.backend().server(max_connections=1)
+        options = {"limits": limits(queue_timeout_s=100.0)}
+        ingress = await world.started(world.route("iris/a", server, max_queued=2), **options)
+        asked = [asyncio.create_task(world.ask("POST", "/iris/a?hold", b"1" * size))]
+        await world.eventually(lambda: begun_is(ingress, 1))
+
+        async def ask(number):
+            asked.extend(asyncio.create_task(world.ask("POST", "/iris/a?hold", b"1" * size)) for _ in range(number))
+            tier = "door" if size < 16384 else "bulk"
+
+            async def all_are_there():
+                (row,) = await world.admin(tier).backends([1])
+                return row.requests + sum(one.done() for one in asked) == len(asked)
+
+            await world.eventually(all_are_there)
+            return sum(one.done() for one in asked)
+
+        assert await ask(3) == 1
+        await ingress.apply([world.route("iris/a", server, max_queued=5, retry_after_s=3)])
+        assert await ask(4) == 2
+        await ingress.apply([world.route("iris/a", server, max_queued=1, retry_after_s=9)])
+        assert await ask(1) == 3
+        assert ingress.status().reloads == 0
+        assert [one.result().headers["retry-after"] for one in asked if one.done()] == ["1", "3", "9"]
+        world.let_go()
+        assert sorted([answer.status for answer in await asyncio.gather(*asked)]) == [200] * 6 + [503] * 3
+
+    run(scenario)
+
+
+def test_when_the_last_server_leaves_who_waits_is_told_at_once_and_who_is_there_is_answered(run, limits):
+    async def scenario(world):
+        server = world.backend().server(max_connections=2)
+        ingress = await world.started(world.route("iris/a", server), limits=limits(queue_timeout_s=100.0))
+        asked = [asyncio.create_task(world.ask("POST", "/iris/a?hold")) for _ in range(6)]
+        await world.until_requests(2)
+
+        async def all_are_there():
+            (row,) = await world.admin().backends([1])
+            return row.requests == 6
+
+        await world.eventually(all_are_there)
+        await ingress.apply([world.route("iris/a")])
+        await world.until(lambda: sum(one.done() for one in asked) == 4)
+        assert {one.result().json()["error"] for one in asked if one.done()} == {"no-ready-replica"}
+        world.let_go()
+        assert sorted([answer.status for answer in await asyncio.gather(*asked)]) == [200] * 2 + [503] * 4
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("size", [10, 100_000, 400_000])
+def test_a_client_that_left_is_given_up_wherever_its_request_is(run, size):
+    async def scenario(world):
+        server = world.backend().server(max_connections=1)
+        ingress = await world.started(world.route("iris/a", server))
+        clients = {}
+        for name in ("served", "waits"):
+            clients[name] = await world.connect()
+            await clients[name].begin("POST", "/iris/a?hold", b"1" * size, {"x-request-id": name})
+            await world.eventually(lambda: begun_is(ingress, len(clients)))
+
+        async def there_are(number):
+            rows = [row for tier in ("door", "bulk") for row in await world.admin(tier).backends()]
+            return sum(row.requests for row in rows) == number
+
+        clients["waits"].abort()
+        await world.eventually(lambda: there_are(1))
+        clients["served"].abort()
+        await world.eventually(lambda: there_are(0))
+        assert await world.admin().requests() == 0
+        assert world.deliveries("waits") == []
+        counted = sum(row.client_error + row.server_error for row in await ingress.refusals())
+        assert counted == (0 if size < 262_144 else 2)  # it does not know the end of a body that it need not keep
+
+    run(scenario)
+
+
+async def begun_is(ingress, number):
+    return [row.begun for row in (await ingress.traffic()).apis] == [number]
+
+
+def test_a_client_that_closes_its_end_is_told_so_or_is_given_up(run):
+    """Like a client that has left, to HAProxy; see docs/limits.md."""
+
+    async def scenario(world):
+        server = world.backend().server(max_connections=1)
+        ingress = await world.started(world.route("iris/a", server))
+        half = await world.connect()
+        await half.begin("POST", "/iris/a?hold", b"[1]")
+        await world.until_requests(1)
+        await half.close_own_end()
+        answer = await half.receive()
+        assert (answer.status, answer.json()["error"]) == (400, "bad-request")
+        assert "the client closed its end before the answer" in answer.json()["message"]
+        assert [row.counts for row in await ingress.refusals()] == []
+
+        served = asyncio.create_task(world.ask("POST", "/iris/a?hold"))
+        await world.until_requests(1)
+        waits = await world.connect()
+        await waits.begin("POST", "/iris/a?hold", b"[1]")
+        await world.eventually(lambda: begun_is(ingress, 3))
+        await waits.close_own_end()
+        with pytest.raises(asyncio.IncompleteReadError):  # closed without an answer
+            await waits.receive()
+        world.let_go()
+        assert (await served).status == 200
 
     run(scenario)
 

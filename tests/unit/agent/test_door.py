@@ -6,15 +6,24 @@ import asyncio
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from cortex.agent.door import Door, ingress_problem
+from cortex.agent.life.state import Life, Process, Progress
 from cortex.agent.refusals import RefusalLog
-from cortex.ingress.supervisor import IngressStatus
+from cortex.ids import replica_id
+from cortex.ingress.counters import ApiTraffic
+from cortex.ingress.routes import IngressRoute
+from cortex.ingress.supervisor import IngressStatus, TrafficReading
 from cortex.settings import HomeLayout, Settings
-from cortex.testing.builders import API, a_route, a_wanted_api
+from cortex.testing.builders import API, a_build, a_route, a_wanted_api
 from cortex.testing.clock import FakeClock
+from cortex.wire.loads import DoorReading
+from cortex.wire.orders import StartReplica
+from cortex.wire.reports import Phase
 
 
 @pytest.mark.parametrize(
@@ -35,28 +44,129 @@ class PretendedIngress:
     def __init__(self) -> None:
         self.full = True
         self.applied = 0
+        self.wanted: tuple[IngressRoute, ...] = ()
 
     async def start(self) -> None:
         if self.full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    async def apply(self, _routes: object) -> None:
+    async def apply(self, routes: tuple[IngressRoute, ...]) -> None:
         self.applied += 1
+        self.wanted = routes
+
+    def routes(self) -> tuple[IngressRoute, ...]:
+        return self.wanted
 
     def status(self) -> IngressStatus:
         return IngressStatus(up=not self.full, pid=None, restarts=0)
 
 
+class BusyIngress(PretendedIngress):
+    async def traffic(self) -> TrafficReading:
+        return TrafficReading(at_s=12.5, apis=(ApiTraffic(api=API, begun=7, done=5, queued=2, mean_s=0.004),))
+
+
+class FollowedIngress(PretendedIngress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.reading = TrafficReading(at_s=0.0, apis=())
+
+    def come(self, at_s: float, *, done: int, queued: int) -> None:
+        api = ApiTraffic(api=API, begun=done + queued, done=done, queued=queued, mean_s=0.0)
+        self.reading = TrafficReading(at_s=at_s, apis=(api,))
+
+    async def traffic(self) -> TrafficReading:
+        return self.reading
+
+
+def a_ready_life() -> Life:
+    build = a_build()
+    order = StartReplica(replica=replica_id(build.api, build.revision, 0), attempt=1, build=build)
+    progress = Progress(since_s=0.0, since_wall_s=0.0)
+    return Life(
+        order=order,
+        progress=progress,
+        process=Process.RUNNING,
+        phase=Phase.READY,
+        phase_since_s=0.0,
+        started_wall_s=0.0,
+    )
+
+
+def a_door(tmp_path: Path, ingress: PretendedIngress, **options: Any) -> Door:
+    values: dict[str, Any] = {
+        "clock": FakeClock(),
+        "routes": tuple,
+        "lives": dict,
+        "on_change": lambda: None,
+        "on_applied": lambda: None,
+        **options,
+    }
+    return Door(
+        settings=Settings(home=tmp_path),
+        layout=HomeLayout(tmp_path),
+        ingress=ingress,  # type: ignore[arg-type]
+        refusal_log=RefusalLog(tmp_path, FakeClock()),
+        **values,
+    )
+
+
+def test_what_came_for_each_api_is_told_with_its_instant(tmp_path: Path) -> None:
+    reading = asyncio.run(a_door(tmp_path, BusyIngress()).traffic())
+    assert reading == (12.5, (DoorReading(api=API, begun=7, queued=2),))
+
+
+def test_who_may_wait_follows_what_replicas_do_and_the_ingress_hears_only_of_changes(tmp_path: Path) -> None:
+    life = a_ready_life()
+    route = a_route(a_wanted_api(life.order.build), life.id)
+    ingress, clock = FollowedIngress(), FakeClock()
+    ingress.full = False
+    door = a_door(tmp_path, ingress, clock=clock, routes=lambda: (route,), lives=lambda: {life.id: life})
+
+    def bound() -> tuple[int, int, int]:
+        (wanted,) = ingress.wanted
+        return wanted.max_queued, wanted.retry_after_s, ingress.applied
+
+    async def scenario() -> None:
+        await door.start()
+        await door.follow()  # nothing is routed yet
+        await door.sync()
+        assert bound() == (100, 1, 1)
+        for looks, (done, queued, expected) in enumerate(
+            [(0, 0, (100, 1, 1)), (5, 500, (100, 1, 1)), (305, 500, (600, 1, 2)), (610, 500, (600, 1, 2))], 1
+        ):
+            clock.advance(0.5)
+            ingress.come(0.5 * looks, done=done, queued=queued)
+            await door.follow()
+            assert bound() == expected
+
+    asyncio.run(scenario())
+
+
+def test_an_agent_that_was_restarted_goes_on_with_the_bound_that_there_was(tmp_path: Path) -> None:
+    ingress = FollowedIngress()
+    ingress.full = False
+    life = a_ready_life()
+    route = a_route(a_wanted_api(life.order.build), life.id)
+    before = a_door(tmp_path, ingress, routes=lambda: (route,), lives=lambda: {life.id: life})
+    asyncio.run(before.sync())
+    ingress.wanted = tuple(msgspec.structs.replace(had, max_queued=700, retry_after_s=2) for had in ingress.wanted)
+    after = a_door(tmp_path, ingress, routes=lambda: (route,), lives=lambda: {life.id: life})
+
+    async def scenario() -> None:
+        await after.start()
+        await after.sync()
+
+    asyncio.run(scenario())
+    assert [(had.max_queued, had.retry_after_s) for had in ingress.wanted] == [(700, 2)]
+
+
 def test_an_ingress_that_could_not_be_started_is_started_later_and_told_everything(tmp_path: Path) -> None:
     ingress, route, changes, applied = PretendedIngress(), a_route(a_wanted_api()), [], []
-    layout = HomeLayout(tmp_path)
-    door = Door(
-        settings=Settings(home=tmp_path),
-        layout=layout,
-        ingress=ingress,  # type: ignore[arg-type]
+    door = a_door(
+        tmp_path,
+        ingress,
         routes=lambda: (route,),
-        lives=dict,
-        refusal_log=RefusalLog(tmp_path, FakeClock()),
         on_change=lambda: changes.append(1),
         on_applied=lambda: applied.append(1),
     )

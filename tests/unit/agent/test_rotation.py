@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from cortex.agent.life.state import Hold, Intent, Life, Process, Progress
+from cortex.agent.pace import HELD, QueueBound
 from cortex.agent.rotation import ASYNC_CONCURRENCY, LARGEST_BATCH, SPARE, ingress_routes, max_connections, readiness
 from cortex.ids import replica_id, short, socket_stem
 from cortex.ingress.routes import Readiness
@@ -65,7 +66,15 @@ def test_a_route_has_its_ready_replicas_by_the_paths_of_their_slots():
     wanted = a_wanted_api(BUILD)
     ready, loading = a_life(), a_life(1, phase=Phase.LOADING)
     lives = {life.id: life for life in (ready, loading)}
-    (route,) = ingress_routes([a_route(wanted, *lives)], lives, LAYOUT)
+    asked = []
+
+    def bound(api, ready):
+        asked.append((api, ready))
+        return QueueBound(300, 2)
+
+    (route,) = ingress_routes([a_route(wanted, *lives)], lives, LAYOUT, bound)
+    assert asked == [(wanted.api, 1)]
+    assert (route.max_queued, route.retry_after_s) == (300, 2)
     stem = socket_stem(ready.order.replica)
     assert [(server.name, server.socket) for server in route.servers] == [(stem, str(LAYOUT.slot_socket(stem)))]
     assert (route.api, route.path, route.version) == (wanted.api, wanted.path, short(BUILD.version))
@@ -73,7 +82,7 @@ def test_a_route_has_its_ready_replicas_by_the_paths_of_their_slots():
 
 def test_targets_that_run_elsewhere_are_left_out():
     wanted = a_wanted_api(BUILD)
-    (route,) = ingress_routes([a_route(wanted, an_order().replica)], {}, LAYOUT)
+    (route,) = ingress_routes([a_route(wanted, an_order().replica)], {}, LAYOUT, lambda _api, _ready: HELD)
     assert route.servers == ()
 
 

@@ -59,10 +59,10 @@ def test_without_large_replays_there_is_no_bulk():
 
 
 def test_the_map_names_every_fact_of_an_api():
-    servers = (IngressServer("a", "/a", 9, 10), IngressServer("b", "/b", 9, 5))
-    route = IngressRoute(ApiKey("iris/a"), "/iris/a", servers, 2.5, 1000, False, "v1")
+    servers = (IngressServer("a", "/a", 9), IngressServer("b", "/b", 9))
+    route = IngressRoute(ApiKey("iris/a"), "/iris/a", servers, 2.5, 1000, False, "v1", max_queued=15, retry_after_s=3)
     assert render_map({route.path: render_entry(route, 7)}) == (
-        "/iris/a pool-0007|2500,1000|3000|1000|off|15|iris/a|v1\n"
+        "/iris/a pool-0007|2500,1000|3000|1000|off|15|iris/a|v1|3\n"
     )
 
 

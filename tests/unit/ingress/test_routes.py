@@ -63,7 +63,6 @@ def test_a_server_of_which_nothing_is_known_is_not_in_rotation():
         ({"socket": "/" + "x" * 97}, "98 bytes, HAProxy takes at most 97"),
         ({"socket": "/" + "ä" * 49}, "99 bytes"),
         ({"max_connections": 0}, "at least 1"),
-        ({"max_queued": 0}, "at least 1"),
     ],
 )
 def test_a_server_that_haproxy_would_refuse_cannot_be_built(options, complaint):
@@ -89,6 +88,8 @@ def test_a_socket_path_of_97_bytes_is_taken():
         ({"timeout_s": 0.0}, "timeout_s"),
         ({"timeout_s": float("nan")}, "timeout_s"),
         ({"max_body_bytes": -1}, "max_body_bytes"),
+        ({"max_queued": 0}, "at least 1"),
+        ({"retry_after_s": 0}, "at least 1"),
         ({"servers": (server("a", "/1"), server("a", "/2"))}, "one name"),
     ],
 )

@@ -1,0 +1,118 @@
+"""
+How fast the replicas of an api do requests, and so how many more may wait in front of it. Pure.
+
+A queue of about one second of work keeps replicas busy and answers in time; a longer one makes every caller wait for as
+long as the queue is, and those that have less patience wait in vain. One that waits because nobody is ready yet, or any
+more, is another matter: the queue of a route that is held is as long as there is room, and when a replica is back it
+comes down to its bound before anybody is turned away for it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+SHORTEST_QUEUE = 100
+"""A burst that is not worth refusing, also of an api of which nothing is known yet."""
+LONGEST_QUEUE = 2048
+"""While nobody is ready to answer; see docs/limits.md for the connections that clients may have at all."""
+QUEUE_S = 1.0
+"""
+Work that may wait.
+
+Source: bench/overload.py: with clients that give up after 2 s and four times what a replica sustains, a queue of 2,048
+leaves no answer in time, one of half a second to a second all that the replica can do.
+"""
+LONGEST_RETRY_AFTER_S = 30
+"""Nobody waits longer in the queue (`IngressLimits.queue_timeout_s`)."""
+AFTER_HOLD_S = 10.0
+"""For at most so long a queue that filled up while nobody was ready may be longer than its bound."""
+TOLERANCE = 0.25
+"""By so much of it a bound has to be another one before the ingress is told."""
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """What was seen of an api at one instant."""
+
+    at_s: float
+    done: int
+    """Requests that its replicas have answered so far."""
+    queued: int
+    """Those that wait in the ingress."""
+    mean_s: float
+    """What one spends in a replica, lately and on average; 0: not known."""
+    ready: int
+    """Replicas that get requests."""
+
+
+class QueueBound(msgspec.Struct, frozen=True):
+    """How many requests may wait, and when who is one too many may come again."""
+
+    requests: int = SHORTEST_QUEUE
+    retry_after_s: int = 1
+
+
+HELD = QueueBound(LONGEST_QUEUE)
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of an api's pace."""
+
+    seen: Look | None = None
+    replica_rate: float = 0.0
+    """Requests a second that one replica does; 0: not known."""
+    is_measured: bool = False
+    """Somebody has waited all the while, so that it was as fast as it could."""
+    bound: QueueBound = QueueBound()
+    after_hold_until_s: float = 0.0
+    """Until then the queue may be one that filled up while nobody was ready."""
+
+
+def followed(pace: Pace, look: Look) -> Pace:
+    """What is known after one more look."""
+    if look.ready == 0:
+        return msgspec.structs.replace(pace, seen=look, after_hold_until_s=look.at_s + AFTER_HOLD_S)
+    rate, is_measured = _rate(pace, look)
+    bound = pace.bound
+    if rate > 0.0:
+        now = queue_bound(rate * look.ready)
+        if abs(now.requests - bound.requests) > TOLERANCE * bound.requests:
+            bound = now
+    until_s = pace.after_hold_until_s if look.queued >= bound.requests else 0.0
+    return Pace(seen=look, replica_rate=rate, is_measured=is_measured, bound=bound, after_hold_until_s=until_s)
+
+
+def queue_bound(rate: float) -> QueueBound:
+    """
+    One second of work.
+
+    Args:
+        rate: requests a second that the ready replicas do, above 0.
+    """
+    requests = min(LONGEST_QUEUE, max(SHORTEST_QUEUE, round(rate * QUEUE_S)))
+    return QueueBound(requests, min(LONGEST_RETRY_AFTER_S, max(1, math.ceil(requests / rate - TOLERANCE))))
+
+
+def bound_of(pace: Pace, ready: int, now_s: float) -> QueueBound:
+    """How many may wait now, with so many replicas that get requests."""
+    return HELD if ready == 0 or now_s < pace.after_hold_until_s else pace.bound
+
+
+def _rate(pace: Pace, look: Look) -> tuple[float, bool]:
+    """
+    Requests a second of one replica, and whether that is all it can do.
+
+    While somebody waits all the time, what is done is what can be done. Otherwise it can do at least what it does, and,
+    as long as it was never busy, at least one after the other.
+    """
+    before = pace.seen
+    rate = pace.replica_rate
+    if not pace.is_measured and look.mean_s > 0.0:
+        rate = max(rate, 1.0 / look.mean_s)
+    if before is None or before.ready != look.ready or look.at_s <= before.at_s:
+        return rate, pace.is_measured
+    done = max(0, look.done - before.done) / (look.at_s - before.at_s) / look.ready
+    if before.queued and look.queued:
+        return (rate + done) / 2 if pace.is_measured else done, True
+    return max(rate, done), pace.is_measured
