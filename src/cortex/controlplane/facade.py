@@ -263,6 +263,7 @@ class ControlPlane:
                 apis=self._view.statuses(),
                 lifetimes=self._statistics.lifetimes(),
                 disagreements=Counter(stop.api for record in self._state.batching() for stop in record.stops),
+                scaling=self._scaling.statuses(),
                 agents=self._agent.reports(),
                 planner=self._loop.counts,
                 fetched=self._models.counts,

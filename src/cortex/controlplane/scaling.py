@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 
@@ -16,6 +17,8 @@ from cortex.planning.model import Lack, LeaseState, WantedApi
 from cortex.state.records import StateStore
 from cortex.wire.loads import NodeLoads
 from cortex.wire.operator import ScalingStatus, rfc3339
+
+log = logging.getLogger(__name__)
 
 
 class Scaling:
@@ -82,9 +85,17 @@ class Scaling:
         self.decisions = decisions
         moved = [one for one in decisions.values() if one.replicas != one.asked.replicas]
         for decision in moved:
+            text = scaling_words.reason(decision)
+            log.info("%s: %s -> %s replicas: %s", decision.api, decision.asked.replicas, decision.replicas, text)
             self._state.autoscale(decision, wall_s=wall_s)
         if moved:
             self._changed()
+
+    def statuses(self) -> dict[ApiKey, ScalingStatus]:
+        """The same of all apis that were decided on."""
+        known = {record.wanted.api: record.wanted for record in self._state.apis()}
+        found = {api: self.status(wanted) for api, wanted in known.items()}
+        return {api: status for api, status in found.items() if status is not None}
 
     def status(self, wanted: WantedApi) -> ScalingStatus | None:
         """What is told of an api; None while nothing was decided of it. From any thread."""
@@ -95,6 +106,7 @@ class Scaling:
         return ScalingStatus(
             wanted=decision.wanted,
             reason=scaling_words.reason(decision),
+            bound=decision.bound or "",
             advice=scaling_words.advice(decision) or "",
             changed=rfc3339(row.since_wall_s) if row.reason else None,
             change=row.reason,

@@ -22,7 +22,7 @@ import msgspec
 from cortex.ids import ApiKey, api_key, split_api_key
 from cortex.metrics.counts import Counts, Lifetime
 from cortex.metrics.quantiles import bucket_middle
-from cortex.wire.operator import ApiStatus, Status
+from cortex.wire.operator import ApiStatus, ScalingStatus, Status
 from cortex.wire.reports import AgentReport, Phase
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -94,6 +94,14 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("cortex_replicas", "gauge", "", (*_API, "state"), "Replicas in this phase of their life."),
     Metric("cortex_replicas_requested", "gauge", "", _API, "Replicas that the api should have."),
+    Metric("cortex_replicas_wanted", "gauge", "", _API, "Replicas that the load asks for, whatever bounds them."),
+    Metric(
+        "cortex_replicas_bound_info",
+        "gauge",
+        "",
+        (*_API, "bound"),
+        "1 for what keeps the number of replicas from that: `maximum`, `window`, `processor`, and so on.",
+    ),
     Metric("cortex_replicas_up_to_date", "gauge", "", _API, "Replicas that are ready and of the wanted revision."),
     Metric(
         "cortex_replica_crashes_total",
@@ -193,6 +201,7 @@ class Exposed(msgspec.Struct, frozen=True, kw_only=True):
     lifetimes: Mapping[ApiKey, Lifetime] = {}
     disagreements: Mapping[ApiKey, int] = {}
     """Of rows alone and together, by the api whose replica saw them."""
+    scaling: Mapping[ApiKey, ScalingStatus] = {}
     agents: tuple[AgentReport, ...] = ()
     planner: PlannerCounts = PlannerCounts()
     fetched: FetchCounts = FetchCounts()
@@ -206,6 +215,10 @@ def exposition(observed: Exposed) -> str:
         _api(page, status)
         key = api_key(status.deployment, status.name)
         page.add("cortex_batching_disagreements_total", split_api_key(key), observed.disagreements.get(key, 0))
+        if (scaling := observed.scaling.get(key)) is not None:
+            page.add("cortex_replicas_wanted", split_api_key(key), scaling.wanted)
+            if scaling.bound:
+                page.add("cortex_replicas_bound_info", (*split_api_key(key), scaling.bound), 1)
         _lifetime(page, status, observed.lifetimes.get(key, Lifetime()))
     _replicas(page, observed)
     for agent in observed.agents:

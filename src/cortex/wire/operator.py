@@ -169,6 +169,8 @@ class ScalingStatus(msgspec.Struct, frozen=True, kw_only=True):
     """As many as its load asks for, whatever bounds them."""
     reason: str
     """In words with figures: from what, and what bounded it."""
+    bound: str = ""
+    """What keeps the number from that, such as `maximum` or `window`: a name of `planning.autoscale.Bound`."""
     advice: str = ""
     """How one replica could serve more, where that is so."""
     changed: str | None = None

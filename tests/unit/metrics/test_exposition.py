@@ -23,7 +23,7 @@ from cortex.metrics.exposition import (
 )
 from cortex.testing.builders import a_build, a_replica
 from cortex.wire.build import Resources
-from cortex.wire.operator import ApiStatus, ReplicaCounts, Status
+from cortex.wire.operator import ApiStatus, ReplicaCounts, ScalingStatus, Status
 from cortex.wire.reports import AgentReport, IngressReport, Node, Phase
 from cortex.wire.stats import bucket_of
 
@@ -219,6 +219,15 @@ def test_replicas_are_counted_by_phase_and_the_gone_hold_nothing():
     assert value(observed, "cortex_replicas_requested", **LABELS) == 2.0
     assert value(observed, "cortex_replicas_up_to_date", **LABELS) == 1.0
     assert sorted(samples(observed, "cortex_replica_requests_in_flight").values()) == [0.0, 4.0]
+
+
+def test_what_the_load_asks_for_is_shown_with_what_keeps_the_number_from_it():
+    scaling = {API: ScalingStatus(wanted=5, reason="as said", bound="maximum")}
+    observed = Exposed(version="1", apis=(a_status(),), scaling=scaling)
+    assert value(observed, "cortex_replicas_wanted", **LABELS) == 5.0
+    assert value(observed, "cortex_replicas_bound_info", **LABELS, bound="maximum") == 1.0
+    free = Exposed(version="1", apis=(a_status(),), scaling={API: ScalingStatus(wanted=2, reason="as said")})
+    assert samples(free, "cortex_replicas_bound_info") == {}
 
 
 def test_replicas_of_an_api_that_is_on_its_way_out_are_still_counted():
