@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import errno
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cortex.agent import rotation
 from cortex.agent.life.state import Life
+from cortex.agent.metering import DoorTraffic
 from cortex.agent.refusals import RefusalLog
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, ReplicaId
@@ -158,6 +160,10 @@ class Door:
     def pending_routes(self) -> tuple[ApiKey, ...]:
         """Apis whose route is not in the ingress yet."""
         return tuple(sorted({route.api for route in set(self._routes()) ^ set(self._applied)}))
+
+    async def traffic(self) -> DoorTraffic:
+        """What has come so far."""
+        return DoorTraffic(at_s=time.monotonic())
 
     def report(self) -> IngressReport:
         status = self._ingress.status()

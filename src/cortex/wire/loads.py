@@ -1,9 +1,9 @@
 """
 How much the replicas of a node have to do: counters with the instant at which they were read, every half second.
 
-Counters only grow. What a replica did before it was ready is in none of them, and what is under way is in them as far as
-it has come; so a difference of two readings says what happened between their instants, and nothing has to be known of what
-lies before or after.
+Counters only grow. What a replica did before it was ready is in none of them, and what is under way is in them as far
+as it has come; so a difference of two readings says what happened between their instants, and nothing has to be known
+of what lies before or after.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from cortex.ids import ApiKey, NodeId, ReplicaId, Revision
 HANDLER = "handler"
 """The row of seats for handler code: one, or so many threads or tasks as `concurrency` says."""
 MODEL = "model"
-"""The model's own thread: one seat, busy only while a full batch leaves somebody waiting, since else more would fit in."""
+"""The model's own thread: one seat, busy only while there is room in its run for no other request, or one waits."""
 LOOP = "loop"
 """The main thread: one seat, busy while it computes."""
 
 
 class SeatReading(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of a replica's seats. A request needs one of each row; the row that is fullest is what limits a replica."""
+    """One row of a replica's seats. A request needs one of each; the row that is fullest is what limits a replica."""
 
     row: str
     seats: int
