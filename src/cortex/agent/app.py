@@ -8,6 +8,7 @@ import logging
 import logging.handlers
 import os
 import resource
+import secrets
 import signal
 import sys
 from functools import partial
@@ -18,13 +19,16 @@ from cortex import processes
 from cortex.agent.children import Children
 from cortex.agent.cleaning import Cleaning
 from cortex.agent.door import Door
+from cortex.agent.families import Families
 from cortex.agent.inspections import Inspections
 from cortex.agent.installations import Installations
 from cortex.agent.installer import Installer
 from cortex.agent.kept import KeptInspections
 from cortex.agent.launchers import Launchers
 from cortex.agent.lives import Lives
+from cortex.agent.loads import Loads
 from cortex.agent.memory import AgentMemory
+from cortex.agent.metering import Metering
 from cortex.agent.overseer import Overseer
 from cortex.agent.provisions import Provisions
 from cortex.agent.refusals import RefusalLog
@@ -156,6 +160,7 @@ def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) ->
         abandon=door.abandon,
         end_strays=strays.end,
         on_change=changes.note,
+        on_active=lambda: metering.stir(),
     )
     replicas = Replicas(
         settings=settings,
@@ -165,7 +170,17 @@ def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) ->
         launchers=launchers,
         safekeeping=safekeeping,
     )
+    agent_id = secrets.token_hex(8)
+    metering = Metering(
+        node=node.node,
+        agent=agent_id,
+        clock=clock,
+        loads=Loads(replicas.metered, clock, Families()),
+        doors=door.traffic,
+        used_cpu_s=machine.ProcessorMeter().used_s,
+    )
     return Agent(
+        agent_id=agent_id,
         settings=settings,
         layout=layout,
         clock=clock,
@@ -176,6 +191,7 @@ def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) ->
         door=door,
         installations=installations,
         replicas=replicas,
+        metering=metering,
         inspections=Inspections(
             settings=settings,
             layout=layout,

@@ -23,6 +23,7 @@ from cortex.wire import older
 from cortex.wire.framing import UNREADABLE
 from cortex.wire.inhand import SUFFIX as IN_HAND_SUFFIX
 from cortex.wire.inhand import left_in_hand
+from cortex.wire.loadpage import SUFFIX as LOAD_SUFFIX
 from cortex.wire.orders import StartReplica
 from cortex.wire.places import Places
 from cortex.wire.stats import EXIT_FILE_SUFFIX, LastWords
@@ -75,8 +76,13 @@ class Files:
     def in_hand(self) -> Path:
         return Path(f"{self.stats}{IN_HAND_SUFFIX}")
 
+    @property
+    def load(self) -> Path:
+        return Path(f"{self.stats}{LOAD_SUFFIX}")
+
     def remove_remains(self) -> None:
-        """What is read once its process is gone."""
+        """What a process leaves that is gone."""
+        self.load.unlink(missing_ok=True)
         self.last_words.unlink(missing_ok=True)
         self.in_hand.unlink(missing_ok=True)
 
@@ -162,8 +168,8 @@ def clear_away(layout: HomeLayout, used: Iterable[Files]) -> None:
     for path in layout.sockets.glob("r-*.sock"):
         if path not in slots:
             path.unlink(missing_ok=True)
-    left = {file for files in used for file in (files.last_words, files.in_hand)}
-    for suffix in (EXIT_FILE_SUFFIX, IN_HAND_SUFFIX):
+    left = {file for files in used for file in (files.last_words, files.in_hand, files.load)}
+    for suffix in (EXIT_FILE_SUFFIX, IN_HAND_SUFFIX, LOAD_SUFFIX):
         for file in layout.stats.glob(f"*{suffix}"):
             if file not in left:
                 file.unlink(missing_ok=True)

@@ -90,6 +90,7 @@ class Lives:
         abandon: turns away the requests that wait at a slot (by stem).
         end_strays: ends what processes that are gone have left running.
         on_change: called after anything that a report shows has changed.
+        on_active: called when a replica says that something is done there.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Lives:
         abandon: Callable[[str], Awaitable[None]],
         end_strays: Callable[..., Awaitable[None]],
         on_change: Callable[[], None],
+        on_active: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._layout = layout
@@ -121,6 +123,7 @@ class Lives:
         self._abandon = abandon
         self._end_strays = end_strays
         self._on_change = on_change
+        self._on_active = on_active
         self.current: dict[ReplicaId, Replica] = {}
         self.forgotten: set[Replica] = set()
         """Those whose slots are not closed yet."""
@@ -412,6 +415,8 @@ class Lives:
     async def _connect(self, replica: Replica) -> Event:
         def told(status: ReplicaStatus) -> None:
             self.tell(replica, events.StatusTold(status=status))
+            if status.active:
+                self._on_active()
 
         try:
             await replica.process.connect(

@@ -18,6 +18,7 @@ from cortex.agent.life.effects import ReplicaRecord
 from cortex.agent.life.report import report
 from cortex.agent.life.state import Life
 from cortex.agent.lives import Lives, Replica, all_are
+from cortex.agent.loads import Metered
 from cortex.agent.safekeeping import Safekeeping
 from cortex.clock import Clock
 from cortex.ids import ReplicaId
@@ -116,6 +117,14 @@ class Replicas:
             )
             for replica in self._all()
         )
+
+    def metered(self) -> list[Metered]:
+        """Those of which can be read how much they have to do."""
+        return [
+            Metered(replica.life.order, replica.life.identity, replica.files.load)
+            for replica in self._all()
+            if replica.life.runs and replica.life.was_ready and replica.life.identity is not None
+        ]
 
     def pids(self) -> set[int]:
         """Of processes whose end is ours to learn."""

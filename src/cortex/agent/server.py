@@ -18,6 +18,8 @@ from cortex.wire.agent import (
     AgentReply,
     AgentRequest,
     CountNow,
+    FollowedLoads,
+    FollowLoads,
     GiveOrders,
     InspectBuild,
     InspectedBuild,
@@ -39,6 +41,7 @@ from cortex.wire.agent import (
 )
 from cortex.wire.framing import UNREADABLE, FrameReader, framed
 from cortex.wire.launch import InspectReport
+from cortex.wire.loads import NodeLoads
 from cortex.wire.orders import Orders
 from cortex.wire.packages import PackageLock
 from cortex.wire.reports import AgentReport
@@ -64,6 +67,8 @@ class AgentService(Protocol):
         ...
 
     async def observe(self, agent: str, serial: int, timeout_s: float) -> AgentReport: ...
+
+    async def follow_loads(self, agent: str, timeout_s: float) -> NodeLoads: ...
 
     async def inspect(self, request: InspectBuild) -> InspectReport:
         """Raises Ending."""
@@ -148,6 +153,8 @@ async def _answer(payload: bytes, service: AgentService, tell: Tell) -> AgentRep
         match request:
             case Observe(agent=agent, serial=serial, timeout_s=timeout_s):
                 return Observed(report=await service.observe(agent, serial, timeout_s))
+            case FollowLoads(agent=agent, timeout_s=timeout_s):
+                return FollowedLoads(loads=await service.follow_loads(agent, timeout_s))
             case GiveOrders(orders=orders):
                 return Observed(report=service.take_orders(orders))
             case InspectBuild():

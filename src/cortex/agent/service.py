@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 from functools import partial
 
 from cortex import processes
@@ -24,6 +23,7 @@ from cortex.agent.installations import Installations
 from cortex.agent.installer import Tell
 from cortex.agent.logs import LogReader
 from cortex.agent.memory import AgentMemory
+from cortex.agent.metering import Metering
 from cortex.agent.overseer import Overseer
 from cortex.agent.replicas import Replicas
 from cortex.agent.strays import Strays
@@ -32,6 +32,7 @@ from cortex.errors import CortexError
 from cortex.settings import HomeLayout, Settings
 from cortex.wire.agent import InspectBuild, InstallPackages, LogLines, ReadLogs, ResolvePackages
 from cortex.wire.launch import ENDING_S, InspectReport
+from cortex.wire.loads import NodeLoads
 from cortex.wire.orders import (
     DrainReplica,
     ForgetReplica,
@@ -116,6 +117,7 @@ class Agent:
     def __init__(
         self,
         *,
+        agent_id: str,
         settings: Settings,
         layout: HomeLayout,
         clock: Clock,
@@ -126,6 +128,7 @@ class Agent:
         door: Door,
         installations: Installations,
         replicas: Replicas,
+        metering: Metering,
         inspections: Inspections,
         strays: Strays,
         children: Children,
@@ -143,13 +146,14 @@ class Agent:
         self._door = door
         self._installations = installations
         self._replicas = replicas
+        self._metering = metering
         self._inspections = inspections
         self._strays = strays
         self._children = children
         self._overseer = overseer
         self._cleaning = cleaning
         self._lock = lock
-        self._agent_id = secrets.token_hex(8)
+        self._agent_id = agent_id
         self._started_wall_s = clock.wall_s()
         self._logs = LogReader(layout.replica_logs)
         self._listening: asyncio.Server | None = None
@@ -238,6 +242,9 @@ class Agent:
                 async with asyncio.timeout(timeout_s):
                     await self._changes.after(serial)
         return self.report()
+
+    async def follow_loads(self, agent: str, timeout_s: float) -> NodeLoads:
+        return await self._metering.follow(agent, timeout_s)
 
     async def inspect(self, request: InspectBuild) -> InspectReport:
         self._refuse_while_ending()

@@ -1,8 +1,9 @@
-"""What a replica's process uses, as the kernel counts it."""
+"""What processes use, as the kernel counts it."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import msgspec
 
@@ -19,6 +20,8 @@ class Usage(msgspec.Struct, frozen=True):
     cpu_s: float
     """Of the processor, since its start."""
     rss_bytes: int
+    collected_cpu_s: float = 0.0
+    """Likewise: of its children that have ended and that it has collected, with what those had collected."""
 
 
 class UsageMeter:
@@ -38,16 +41,38 @@ class UsageMeter:
         """
         What it uses now; None when it has ended, or is not who was meant.
 
-        Source: proc(5): fields 14 and 15 of /proc/pid/stat are utime and stime, 22 starttime and 24 rss, in pages.
+        Source: proc(5): field 22 of /proc/pid/stat is starttime.
         """
         try:
-            # After the last `)`, which ends the name, comes field number 3.
-            fields = os.pread(self._fd, _LARGEST_BYTES, 0).rsplit(b")", 1)[1].split()
+            fields = _fields(os.pread(self._fd, _LARGEST_BYTES, 0))
         except (OSError, IndexError):
             return None
-        if int(fields[19]) != self._start_ticks:
-            return None
-        return Usage(cpu_s=(int(fields[11]) + int(fields[12])) / _TICKS_PER_S, rss_bytes=int(fields[21]) * _PAGE_BYTES)
+        return _usage(fields) if int(fields[19]) == self._start_ticks else None
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def used_by(pid: int) -> Usage | None:
+    """What a process uses now, also one that has ended and is not collected yet; None when there is none."""
+    try:
+        return _usage(_fields(Path(f"/proc/{pid}/stat").read_bytes()))
+    except (OSError, IndexError):
+        return None
+
+
+def _fields(content: bytes) -> list[bytes]:
+    """Number 3 and those after it: before that comes the name, which ends with the last `)`."""
+    return content.rsplit(b")", 1)[1].split()
+
+
+def _usage(fields: list[bytes]) -> Usage:
+    """
+    Source: proc(5): fields 14 and 15 of /proc/pid/stat are utime and stime, 16 and 17 the same of children that were
+    waited for, and 24 is rss, in pages.
+    """
+    return Usage(
+        cpu_s=(int(fields[11]) + int(fields[12])) / _TICKS_PER_S,
+        rss_bytes=int(fields[21]) * _PAGE_BYTES,
+        collected_cpu_s=(int(fields[13]) + int(fields[14])) / _TICKS_PER_S,
+    )

@@ -29,6 +29,8 @@ from cortex.wire.agent import (
     AgentReply,
     AgentRequest,
     CountNow,
+    FollowedLoads,
+    FollowLoads,
     GiveOrders,
     InspectBuild,
     InspectedBuild,
@@ -52,6 +54,7 @@ from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
 from cortex.wire.framing import UNREADABLE, receive_frame, send_frame
 from cortex.wire.launch import InspectReport
+from cortex.wire.loads import NodeLoads
 from cortex.wire.orders import Orders
 from cortex.wire.packages import PackageLock
 from cortex.wire.reports import AgentReport
@@ -66,6 +69,9 @@ AGENT_PATIENCE_S = 20.0
 """How long a deploy waits for an agent that does not answer; starting one takes under a second."""
 INSPECT_TRIES = 5
 """How many agents may die over one inspection."""
+LOADS_SILENCE_S = OBSERVE_TIMEOUT_S + 10.0
+"""An agent that has not answered for so long is asked again; whether it hangs is seen by `Observe`."""
+LOADS_RETRY_S = 0.5
 PACKAGES_SILENCE_S = 300.0
 """An agent that works on packages says something every few seconds, but a slow disk may keep it longer."""
 COUNT_PATIENCE_S = 0.5
@@ -109,6 +115,8 @@ class LocalAgent:
     Args:
         bound: sockets for the ingress, which the agent gets when it is started.
         on_report: called from our own thread after each new report.
+        on_loads: called from another thread of ours with how much there is to do, each half second while anything
+            happens. None: nobody wants to know, and nothing is read for it.
     """
 
     def __init__(
@@ -119,6 +127,7 @@ class LocalAgent:
         clock: Clock,
         bound: Sequence[socket.socket],
         on_report: Callable[[], None],
+        on_loads: Callable[[NodeLoads], None] | None = None,
     ) -> None:
         self._settings = settings
         self._layout = layout
@@ -129,20 +138,26 @@ class LocalAgent:
         self._former: deque[str] = deque(maxlen=REMEMBERED_AGENTS)
         """Agent processes that another one has followed: what they said before they died may still arrive."""
         self._lock = threading.Lock()
-        self._orders_line = _Line(layout)
+        self._orders_line, self._loads_line = _Line(layout), _Line(layout)
         self._stopping = threading.Event()
         self._restarts = processes.RestartBudget()
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._watch, name="watch-agent", daemon=True)
+        self._follower: threading.Thread | None = None
+        if on_loads is not None:
+            self._follower = threading.Thread(target=self._follow, args=(on_loads,), name="follow-loads", daemon=True)
 
     def start(self) -> None:
         """Begin to watch; starts the agent if there is none."""
         self._thread.start()
+        if self._follower is not None:
+            self._follower.start()
 
     def close(self) -> None:
         """Stop watching. The agent goes on."""
         self._stopping.set()
         self._orders_line.close()
+        self._loads_line.close()
 
     # ---- tick.Agents --------------------------------------------------------------------------------------------
 
@@ -334,6 +349,22 @@ class LocalAgent:
                 log.exception("a fault of ours")
                 self._stopping.wait(FAULT_PAUSE_S)
         line.close()
+
+    def _follow(self, on_loads: Callable[[NodeLoads], None]) -> None:
+        agent = ""
+        while not self._stopping.is_set():
+            timeout_s = until_beat_s(self._clock.monotonic_s(), OBSERVE_TIMEOUT_S)
+            try:
+                request = FollowLoads(agent=agent, timeout_s=timeout_s)
+                loads = self._loads_line.ask(request, FollowedLoads, silence_s=LOADS_SILENCE_S).loads
+                agent = loads.agent
+                on_loads(loads)
+            except AgentUnreachable:  # whoever watches it starts it again
+                self._stopping.wait(LOADS_RETRY_S)
+            except Exception:
+                log.exception("a fault of ours")
+                self._stopping.wait(FAULT_PAUSE_S)
+        self._loads_line.close()
 
     def _looks(self) -> Callable[[], None]:
         """What to call while an answer of the agent's is awaited: a stopped one goes on, one that hangs is killed."""

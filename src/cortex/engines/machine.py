@@ -68,6 +68,59 @@ def usable_memory_bytes(*, root: Path = CGROUP_ROOT, proc: Path = Path("/proc"))
     return memory
 
 
+class ProcessorMeter:
+    """
+    Tells what anything has used of the processors that `usable_cpu_millis` counts: where a cgroup is allowed less than
+    the machine has, what that cgroup has used, else what those of the machine have, that are ours by affinity.
+    """
+
+    def __init__(self, *, root: Path = CGROUP_ROOT, proc: Path = Path("/proc")) -> None:
+        self._stat = proc / "stat"
+        self._processors = {f"cpu{number}".encode() for number in os.sched_getaffinity(0)}
+        millis = len(self._processors) * 1000
+        self._cgroup: Path | None = None
+        for folder in _cgroup_folders(root, proc, controller="cpu"):
+            quota = _quota_millis(folder)
+            if quota is not None and quota < millis and _cgroup_use_s(folder) is not None:
+                millis, self._cgroup = quota, folder
+
+    def used_s(self) -> float:
+        """
+        Seconds so far. Only differences say anything.
+
+        Source: proc(5), /proc/stat: user, nice, system, idle, iowait, irq, softirq and steal, in ticks. What a
+        hypervisor gave to somebody else is not there for us either.
+
+        Raises:
+            OSError: the kernel does not say.
+        """
+        if self._cgroup is not None:
+            used_s = _cgroup_use_s(self._cgroup)
+            if used_s is None:
+                raise FileNotFoundError(f"{self._cgroup} does not say what it has used")
+            return used_s
+        ticks = 0
+        for line in self._stat.read_bytes().splitlines():
+            name, *counts = line.split()
+            if name in self._processors:
+                user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, counts[:8])
+                ticks += user + nice + system + irq + softirq + steal
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _cgroup_use_s(folder: Path) -> float | None:
+    """Source: kernel docs, cgroup-v2 (cpu.stat, usage_usec) and cgroup-v1/cpuacct (cpuacct.usage, nanoseconds)."""
+    try:
+        for line in (folder / "cpu.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "usage_usec":
+                return int(value) / 1e6
+    except (OSError, ValueError):
+        pass
+    nanoseconds = _number(folder / "cpuacct.usage")
+    return None if nanoseconds is None else nanoseconds / 1e9
+
+
 def oom_kills(proc: Path = Path("/proc")) -> int:
     """How many processes the kernel has killed for memory since boot. Source: proc(5), vmstat `oom_kill`."""
     try:

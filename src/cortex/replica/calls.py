@@ -77,6 +77,10 @@ class Call:
     answered = False
     place = 0
     """Among the requests in hand (`wire.inhand`)."""
+    handler_s = 0.0
+    """For how long it has had room in handler code, so far; 0: it has not had any yet."""
+    model_s = 0.0
+    """The same at the model's own thread, as far as there was room for nobody else."""
     timer: asyncio.TimerHandle | None = None
     cancel: Callable[[], object] | None = None
     """Gives up work that has not begun, or waits for the model; None while that is not so."""

@@ -38,9 +38,11 @@ from cortex.replica.observation.tracker import Tracker
 from cortex.replica.prediction.inference import Inference
 from cortex.replica.prediction.pipeline import Pipeline
 from cortex.replica.prediction.predictors import Around, build_predictor, hide_loop
+from cortex.replica.prediction.seats import Workload
 from cortex.replica.process import isolation
 from cortex.replica.process.condition import Condition
 from cortex.replica.process.control import Control
+from cortex.replica.process.loads import LoadWriter
 from cortex.replica.process.surroundings import Surroundings, settle
 from cortex.replica.protocols import open_inference
 from cortex.replica.protocols.cortex import CortexProtocol
@@ -204,6 +206,8 @@ class _Replica:
         """Once the handler has begun."""
         self._ends: Ending | None = None
         """While the handler's code is being ended."""
+        self._load: LoadWriter | None = None
+        """Once it is ready."""
         self._tracing: Tracing | None = None
         self._idle_loop = begun.loop
         """The one that is current while the other one serves, see `_give_loop`."""
@@ -222,6 +226,7 @@ class _Replica:
             on_drain=self._drain,
             on_signal=self._signalled,
             every_second=self._every_second,
+            tell_load=self._tell_load,
             write_counters=self._stats.write,
             complain=lambda text: self._say("ERROR", text),
         )
@@ -367,7 +372,7 @@ class _Replica:
         server.open()
         if predictor.hides_loop:
             loop.call_soon(hide_loop)
-        loop.call_soon(condition.enter, Phase.READY)
+        loop.call_soon(self._become_ready, predictor.workload)
         loop.run_forever()
         while not self._ending:
             self._say("WARNING", "a handler stopped the event loop that serves it; it goes on")
@@ -375,6 +380,10 @@ class _Replica:
                 loop.call_soon(hide_loop)
             loop.run_forever()
         self._end(0)
+
+    def _become_ready(self, workload: Workload) -> None:
+        self._load = LoadWriter(self._spec.stats_path, workload, self._condition.in_flight)
+        self._condition.enter(Phase.READY)
 
     def _start_tracing(self) -> None:
         """Traces are an extra, in every sense: whatever is wrong with them, predictions are served."""
@@ -450,6 +459,7 @@ class _Replica:
         self._ending = self._condition.ending = True
         self._condition.announce()
         self._stats.write()  # whatever that code does to this process
+        self._tell_load()
         now_s = time.monotonic()
         left_s = (self._drain_deadline_s or 0.0) - now_s
         ends = Ending(
@@ -486,6 +496,9 @@ class _Replica:
         if self._condition.phase is not Phase.DRAINING:
             self._condition.enter(Phase.DRAINING)
         server.drain_soon(timeout_s)
+
+    def _tell_load(self) -> bool:
+        return self._load is not None and self._load.write()
 
     def _every_second(self) -> None:
         self._stats.write()

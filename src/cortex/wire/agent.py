@@ -1,7 +1,7 @@
 """
 What the control plane asks an agent, over the agent's unix socket: one request frame, one reply frame.
 
-A connection carries any number of requests, one after the other; long ones (`Observe`, `InspectBuild`,
+A connection carries any number of requests, one after the other; long ones (`Observe`, `FollowLoads`, `InspectBuild`,
 what has to do with packages) get a connection of their own. Where several frames answer, the last one is said below.
 """
 
@@ -14,6 +14,7 @@ from cortex.ids import ApiKey, ReplicaId
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec, Runtime
 from cortex.wire.launch import InspectReport
+from cortex.wire.loads import NodeLoads
 from cortex.wire.orders import Orders
 from cortex.wire.packages import PackageLock
 from cortex.wire.reports import AgentReport
@@ -24,6 +25,17 @@ class Observe(msgspec.Struct, frozen=True, kw_only=True, tag="observe"):
 
     agent: str = ""
     serial: int = -1
+    timeout_s: float = 0.0
+
+
+class FollowLoads(msgspec.Struct, frozen=True, kw_only=True, tag="follow_loads"):
+    """
+    Answer with how much there is to do: at the next half second while anything happens, else as soon as it does, or
+    when the time is up. What is answered says what was read by then, so whoever asks again at once misses nothing.
+    """
+
+    agent: str = ""
+    """Who gave the last answer; another agent answers at once."""
     timeout_s: float = 0.0
 
 
@@ -113,6 +125,7 @@ class StopAgent(msgspec.Struct, frozen=True, kw_only=True, tag="stop_agent"):
 
 AgentRequest = (
     Observe
+    | FollowLoads
     | GiveOrders
     | InspectBuild
     | ResolvePackages
@@ -151,6 +164,10 @@ class LogLines(msgspec.Struct, frozen=True, kw_only=True, tag="log_lines"):
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True, tag="observed"):
     report: AgentReport
+
+
+class FollowedLoads(msgspec.Struct, frozen=True, kw_only=True, tag="followed_loads"):
+    loads: NodeLoads
 
 
 class InspectedBuild(msgspec.Struct, frozen=True, kw_only=True, tag="inspected_build"):
@@ -194,6 +211,7 @@ class Stopping(msgspec.Struct, frozen=True, kw_only=True, tag="stopping"):
 
 AgentReply = (
     Observed
+    | FollowedLoads
     | InspectedBuild
     | PackageProgress
     | ResolvedPackages

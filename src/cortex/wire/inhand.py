@@ -7,11 +7,11 @@ the process is gone. One header byte, then places of a fixed size, each the requ
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import os
 import struct
 from typing import NamedTuple
+
+from cortex.wire.mapping import map_file
 
 SUFFIX = ".inhand"
 PLACES = 64
@@ -33,7 +33,7 @@ class InHand:
     """
 
     def __init__(self, path: str = "") -> None:
-        self._map = _mapped(path)
+        self._map = map_file(path, _SIZE)
         self._free = list(range(_SIZE - _PLACE.size, 0, -_PLACE.size))
 
     def one_at_a_time(self) -> None:
@@ -84,15 +84,3 @@ def left_in_hand(path: str | os.PathLike[str]) -> LeftInHand:
     requests = tuple(id_bytes.rstrip(b"\0").decode("ascii", "replace") for _started_s, id_bytes in found)
     is_known = len(requests) == 1 or content[0] == _ONE_AT_A_TIME
     return LeftInHand(requests, requests[0] if requests and is_known else "")
-
-
-def _mapped(path: str) -> mmap.mmap:
-    if path:
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                os.posix_fallocate(descriptor, 0, _SIZE)  # a write into a hole on a full disk would be a SIGBUS
-                return mmap.mmap(descriptor, _SIZE)
-            finally:
-                os.close(descriptor)
-    return mmap.mmap(-1, _SIZE)

@@ -251,4 +251,6 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     batching: BatchingState = BatchingState()
     counts: int = 0
     """Of the last `Ask` whose counters are in the file."""
+    active: bool = False
+    """Something is done there, or was a moment ago: its page (`wire.loadpage`) has news."""
     facts: dict[str, Any] = {}

@@ -15,7 +15,7 @@ from cortex.ids import ApiKey, NodeId, ReplicaId, Revision
 HANDLER = "handler"
 """The row of seats for handler code: one, or so many threads or tasks as `concurrency` says."""
 MODEL = "model"
-"""The model's own thread: one seat. With batches it is busy only while a full one leaves somebody waiting."""
+"""The model's own thread: one seat, busy only while there is room in its run for no other request, or one waits."""
 LOOP = "loop"
 """The main thread: one seat, busy while it computes."""
 

@@ -149,6 +149,7 @@ class Bench:
             quiesced=self._quiet,
             abandon=self._abandon,
             end_strays=self._clear,
+            on_active=lambda: None,
             on_change=self._changed,
         )
         self.replicas = Replicas(

@@ -7,11 +7,12 @@ A request that fails, is cancelled or fits nobody else reaches only itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from cortex.replica.calls import Call
 from cortex.replica.tensors.conversion import Feeds
 from cortex.wire.batching import MOST_ELEMENTS, SizeCondition
 from cortex.wire.signature import Signature
@@ -58,13 +59,17 @@ class Job:
         deliver: called once with outputs or an exception, unless the job was cancelled.
         optional: names of the inputs that may be absent. A job that sets one runs alone: that rows are independent
             was looked at with the model's own default, which others may go by.
+        call: whose turn it is, to be noted what of the model's time it took.
     """
 
-    __slots__ = ("cancelled", "deliver", "feeds", "key", "rows")
+    __slots__ = ("call", "cancelled", "deliver", "feeds", "key", "rows")
 
-    def __init__(self, feeds: Feeds, deliver: Deliver, optional: Collection[str] = ()) -> None:
+    def __init__(
+        self, feeds: Feeds, deliver: Deliver, optional: Collection[str] = (), call: Call | None = None
+    ) -> None:
         self.feeds = feeds
         self.deliver = deliver
+        self.call = call
         self.cancelled = False
         """Nobody waits for it: it is not run if it has not begun."""
         self.rows, self.key = _rows_and_key(feeds)
@@ -113,6 +118,20 @@ def take_batch(queue: deque[Job], max_rows: int, sizes: Sequence[SizeCondition] 
             passed.append(job)
     queue.extendleft(reversed(passed))
     return batch
+
+
+def has_room(batch: Sequence[Job], waiting: Iterable[Job], max_rows: int, sizes: Sequence[SizeCondition] = ()) -> bool:
+    """
+    Whether one request more could have shared a run.
+
+    Args:
+        batch: what `take_batch` returned, not empty.
+        waiting: what it left. Who had to stay behind found no room, whatever the reason.
+    """
+    first = batch[0]
+    if first.key is None or sum(job.rows for job in batch) >= max_rows or not keeps_to(sizes, first.feeds):
+        return False
+    return all(job.cancelled for job in waiting)
 
 
 def run_batch(

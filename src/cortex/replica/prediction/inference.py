@@ -18,6 +18,7 @@ from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import Any
 
+from cortex.replica.calls import Call
 from cortex.replica.observation.tracebacks import one_line
 from cortex.replica.prediction.agreement import explained, rows_lost
 from cortex.replica.prediction.batching import (
@@ -28,11 +29,13 @@ from cortex.replica.prediction.batching import (
     Outcome,
     Outputs,
     Run,
+    has_room,
     may_be_batched,
     run_batch,
     take_batch,
 )
 from cortex.replica.prediction.guard import Guard
+from cortex.replica.prediction.seats import LoneSeat
 from cortex.replica.tensors.conversion import Feeds
 from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement
 from cortex.wire.signature import Signature
@@ -112,6 +115,8 @@ class Inference:
         """Whether `run` may be called on the loop."""
         self.mean_s = 0.0
         """Exponentially weighted mean of how long one request's run takes."""
+        self.seat = LoneSeat()
+        """Taken while the thread runs the model and there is no room in the run for one request more."""
         self._waiting: SimpleQueue[Job] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -140,15 +145,16 @@ class Inference:
         self._learn(perf_counter() - started_s)
         return outputs
 
-    def submit(self, feeds: Feeds, deliver: Deliver) -> Job:
+    def submit(self, feeds: Feeds, deliver: Deliver, call: Call | None = None) -> Job:
         """
         Have the model run on its own thread, together with what else is waiting by then.
 
         Args:
             deliver: called on the loop with outputs or what the model's failure means; not at all once the job was
                 cancelled.
+            call: noted before that: its part of the time in which `seat` was taken.
         """
-        job = Job(feeds, deliver, self._optional)
+        job = Job(feeds, deliver, self._optional, call)
         self._waiting.put(job)
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="cortex-inference", daemon=True)
@@ -199,11 +205,15 @@ class Inference:
                     queue.append(self._waiting.get_nowait())
             except Empty:
                 pass
-            batch = take_batch(queue, self._batching.most_rows, self._batching.order.sizes)
+            most_rows, sizes = self._batching.most_rows, self._batching.order.sizes
+            batch = take_batch(queue, most_rows, sizes)
             if not batch:
                 continue
             started_s = perf_counter()
+            if not has_room(batch, queue, most_rows, sizes):
+                self.seat.take(started_s)
             outcomes = list(run_batch(batch, self._run, watch=self._saw, on_not_rowwise=self._lost_rows))
+            _note_turn(batch, self.seat.leave())
             if len(batch) == 1:
                 # Only lone runs: a row of a batch is cheaper than what the loop would have to bear.
                 self._learn(perf_counter() - started_s)
@@ -259,3 +269,10 @@ class Inference:
                 f"with others: {explained(found)}. Answers that batches gave before cannot be taken back. "
                 "`batching: off` in cortex.yaml says so from the start",
             )
+
+
+def _note_turn(batch: list[Job], taken_s: float) -> None:
+    """Each has had its part of the seat."""
+    for job in batch:
+        if job.call is not None:
+            job.call.model_s += taken_s / len(batch)

@@ -18,6 +18,7 @@ from asyncio.events import _set_running_loop
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
+from time import perf_counter
 from typing import ClassVar, NamedTuple
 
 from cortex.replica.calls import Call, Desk
@@ -25,6 +26,7 @@ from cortex.replica.observation.logs import REQUEST_ID, Streams, work_ended, wor
 from cortex.replica.prediction.batching import Outputs
 from cortex.replica.prediction.inference import Inference
 from cortex.replica.prediction.pipeline import Pipeline
+from cortex.replica.prediction.seats import LoneSeat, SeatRow, Seats, Workload
 from cortex.replica.tensors.conversion import Feeds
 
 DEFAULT_ASYNC_CONCURRENCY = 64
@@ -49,8 +51,9 @@ class Predictor(ABC):
     one_at_a_time: ClassVar[bool] = False
     """Whether handler code is only ever run for one call at once."""
 
-    def __init__(self, around: Around) -> None:
+    def __init__(self, around: Around, row: Seats) -> None:
         self._pipeline, self._inference, self._desk, self._loop, self._streams = around
+        self.workload = Workload(row, self._inference.seat)
 
     @abstractmethod
     def start(self, call: Call) -> None:
@@ -70,23 +73,30 @@ class InlinePredictor(Predictor):
     one_at_a_time = True
 
     def __init__(self, around: Around) -> None:
-        super().__init__(around)
+        self._seat = LoneSeat()
+        """The loop's. It is left before an answer is handed in: the next request may come along with that."""
+        super().__init__(around, self._seat)
         self._has_hooks = around.pipeline.has_hooks
 
     def start(self, call: Call) -> None:
-        desk, pipeline = self._desk, self._pipeline
+        desk, pipeline, seat = self._desk, self._pipeline, self._seat
         has_hooks = self._has_hooks
+        seat.take(call.started_s)
         if has_hooks:
             work_for(call.id)
         try:
             feeds = pipeline.feeds(call)
             outputs = self._inference.run(feeds, call.is_large)
             if outputs is None:
-                call.cancel = self._inference.submit(feeds, partial(self._modelled, call, feeds)).cancel
+                call.handler_s += seat.leave()
+                call.cancel = self._inference.submit(feeds, partial(self._modelled, call, feeds), call).cancel
                 desk.expect(call)
                 return
-            desk.finish(call, pipeline.answer(call, outputs, feeds))
+            answer = pipeline.answer(call, outputs, feeds)
+            call.handler_s += seat.leave()
+            desk.finish(call, answer)
         except BaseException as error:
+            call.handler_s += seat.leave()
             desk.fail(call, error)
         finally:
             if has_hooks:
@@ -95,14 +105,18 @@ class InlinePredictor(Predictor):
         desk.release(call)
 
     def _modelled(self, call: Call, feeds: Feeds, outputs: Outputs, failure: BaseException | None) -> None:
-        desk = self._desk
+        desk, seat = self._desk, self._seat
         call.cancel = None
+        seat.take(perf_counter())
         work_for(call.id)
         try:
             if failure is not None:
                 raise failure
-            desk.finish(call, self._pipeline.answer(call, outputs, feeds))
+            answer = self._pipeline.answer(call, outputs, feeds)
+            call.handler_s += seat.leave()
+            desk.finish(call, answer)
         except BaseException as error:
+            call.handler_s += seat.leave()
             desk.fail(call, error)
         finally:
             self._streams.finish_lines(call.id)
@@ -114,7 +128,8 @@ class PooledPredictor(Predictor):
     """Handler code of up to `concurrency` calls at once, each on a thread of a pool."""
 
     def __init__(self, around: Around, concurrency: int) -> None:
-        super().__init__(around)
+        self._row = SeatRow(concurrency)
+        super().__init__(around, self._row)
         self._work: SimpleQueue[_Turn] = SimpleQueue()
         for number in range(concurrency):
             threading.Thread(target=self._serve, name=f"cortex-handler-{number}", daemon=True).start()
@@ -131,6 +146,7 @@ class PooledPredictor(Predictor):
             if not turn.claim():
                 continue
             call = turn.call
+            since_s = self._row.take()
             REQUEST_ID.set(call.id)
             try:
                 outcome = turn.step(call)
@@ -138,6 +154,7 @@ class PooledPredictor(Predictor):
                 outcome = partial(self._ended, call, partial(self._desk.fail, call, error))
             self._streams.finish_lines(call.id)
             REQUEST_ID.set("")
+            call.handler_s += self._row.leave(since_s)
             try:
                 self._loop.call_soon_threadsafe(outcome)
             except RuntimeError:  # the loop is closed: the process is about to end
@@ -154,7 +171,7 @@ class PooledPredictor(Predictor):
         if call.answered:
             self._desk.release(call)
             return
-        call.cancel = self._inference.submit(feeds, partial(self._modelled, call, feeds)).cancel
+        call.cancel = self._inference.submit(feeds, partial(self._modelled, call, feeds), call).cancel
 
     def _modelled(self, call: Call, feeds: Feeds, outputs: Outputs, failure: BaseException | None) -> None:
         if failure is not None:
@@ -179,7 +196,8 @@ class AsyncPredictor(Predictor):
     """Handler code as tasks on the event loop, up to `concurrency` of them inside it at once."""
 
     def __init__(self, around: Around, concurrency: int) -> None:
-        super().__init__(around)
+        self._row = SeatRow(concurrency)
+        super().__init__(around, self._row)
         self._seats = asyncio.Semaphore(concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -192,17 +210,15 @@ class AsyncPredictor(Predictor):
 
     async def _predict(self, call: Call) -> None:
         REQUEST_ID.set(call.id)
-        desk, seats = self._desk, self._seats
+        desk = self._desk
         try:
-            async with seats:
-                call.cancel = None
+            async with _Seated(call, self._seats, self._row):
                 feeds = await self._pipeline.feeds_async(call)
             outputs = self._inference.run(feeds, call.is_large)
             if outputs is None:
                 outputs = await self._modelled(call, feeds)
             call.cancel = call.stop
-            async with seats:
-                call.cancel = None
+            async with _Seated(call, self._seats, self._row):
                 answer = await self._pipeline.answer_async(call, outputs, feeds)
             desk.finish(call, answer)
         except BaseException as error:  # CancelledError, too: out of time, or nobody waits. Users' own are HookFailed.
@@ -222,7 +238,7 @@ class AsyncPredictor(Predictor):
             else:
                 future.set_exception(failure)
 
-        job = self._inference.submit(feeds, deliver)
+        job = self._inference.submit(feeds, deliver, call)
         stop = call.stop
 
         def give_up() -> None:
@@ -240,6 +256,25 @@ class AsyncPredictor(Predictor):
         """Also called for a task that was cancelled before its first step."""
         self._tasks.discard(task)
         self._desk.release(call)
+
+
+class _Seated:
+    """In a seat, once there is one. Until then the call can be given up."""
+
+    __slots__ = ("_call", "_row", "_seats", "_since_s")
+
+    def __init__(self, call: Call, seats: asyncio.Semaphore, row: SeatRow) -> None:
+        self._call, self._seats, self._row = call, seats, row
+        self._since_s = 0.0
+
+    async def __aenter__(self) -> None:
+        await self._seats.acquire()
+        self._call.cancel = None
+        self._since_s = self._row.take()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._call.handler_s += self._row.leave(self._since_s)
+        self._seats.release()
 
 
 class _Turn:

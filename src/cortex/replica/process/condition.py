@@ -63,6 +63,11 @@ class Condition:
         """The event loop is not meant to come round any more: the handler's code is being ended."""
         self.resumed_s = 0.0
         """When the whole process last went on after it had been stopped or starved: no fault of the event loop's."""
+        self.rests = False
+        """Nothing has happened for a while, so that the control thread looks less often: who begins something has to
+        `stir`."""
+        self.active = False
+        """What the control thread found when it looked last: something happens."""
         self.announce: Callable[[], None] = lambda: None
         """Called after each change that should be pushed to whoever watches."""
 
@@ -73,6 +78,11 @@ class Condition:
         if phase is Phase.READY:
             self.was_ready = True
             self.progress = ""
+        self.announce()
+
+    def stir(self) -> None:
+        """After a rest a request has come."""
+        self.rests = False
         self.announce()
 
     def report(self, progress: str) -> None:
@@ -115,6 +125,7 @@ class Condition:
             warnings=self.warnings,
             batching=self.batching.state(),
             counts=self.counts,
+            active=self.active,
             facts={**self.facts, "batching": most_rows > 1, "largest_batch": most_rows} if self.facts else {},
         )
 

@@ -2,7 +2,8 @@
 The control thread: answers for the replica while its main thread loads a model or sits in a handler.
 
 Also does what must happen once a second whatever the event loop does: counters to their file, a new log file when the
-old one is full, and the end of a drain that is over time. The one thing that keeps it from answering is a C extension
+old one is full, and the end of a drain that is over time; and twice as often, while there is
+something to tell, how much there is to do. The one thing that keeps it from answering is a C extension
 that holds the interpreter's lock: that is what "hung" means.
 """
 
@@ -20,7 +21,9 @@ from time import perf_counter
 import msgspec
 
 from cortex import polling
+from cortex.clock import until_beat_s
 from cortex.replica.process.condition import Condition
+from cortex.wire import loadpage
 from cortex.wire.channel import Channel
 from cortex.wire.framing import close_all
 from cortex.wire.launch import Ask, AskListener, Drain, ReplicaRequest, SetBatching
@@ -47,6 +50,8 @@ class Control:
         on_drain: called on the control thread with the timeout of a `Drain`.
         on_signal: called on the control thread with the number of a signal; see `hear_signals`.
         every_second: called on the control thread once a second.
+        tell_load: called on the control thread once a second, and each `loadpage.INTERVAL_S` for as long as it returns
+            that anything has happened.
         complain: takes the text of an unexpected error of ours.
     """
 
@@ -59,6 +64,7 @@ class Control:
         on_drain: Callable[[float], None],
         on_signal: Callable[[int], None],
         every_second: Callable[[], None],
+        tell_load: Callable[[], bool],
         write_counters: Callable[[], None],
         complain: Callable[[str], None],
     ) -> None:
@@ -69,6 +75,7 @@ class Control:
         self._on_drain = on_drain
         self._on_signal = on_signal
         self._every_second = every_second
+        self._tell_load = tell_load
         self._write_counters = write_counters
         self._complain = complain
         self.interval_s = HOUSEKEEPING_INTERVAL_S
@@ -122,23 +129,34 @@ class Control:
             self._flushed.wait_for(lambda: self._delivered >= wanted, timeout_s)
 
     def _serve(self) -> None:
-        last_s = time.monotonic()
+        last_s = told_s = time.monotonic()
         awake_s = perf_counter()
+        condition = self._condition
         while True:
             try:
-                stuck_in_s = self._condition.until_stuck_s()
+                stuck_in_s = condition.until_stuck_s()
                 look_in_s = stuck_in_s if stuck_in_s > 0 else STUCK_POLL_S
-                wait_s = max(0.0, min(last_s + self.interval_s - time.monotonic(), look_in_s))
+                resting = condition.rests
+                due_s = last_s + until_beat_s(last_s, self.interval_s)
+                tell_s = told_s + until_beat_s(told_s, loadpage.IDLE_LOOK_S if resting else loadpage.INTERVAL_S)
+                wait_s = max(0.0, min(min(due_s, tell_s) - time.monotonic(), look_in_s))
                 self._channels = [channel for channel in self._channels if not channel.closed]
                 ready = polling.wait(self._watched(), wait_s)
                 last_awake_s, awake_s = awake_s, perf_counter()
                 if awake_s - last_awake_s > wait_s + STALLED_S:
-                    self._condition.resumed_s = awake_s
+                    condition.resumed_s = awake_s
+                now_s = time.monotonic()
+                if now_s >= tell_s or resting is not condition.rests:
+                    told_s = now_s
+                    was_active, condition.active = condition.active, self._tell_load()
+                    condition.rests = not condition.active
+                    if condition.active and not was_active and self._wake_fd not in ready:
+                        self.announce()
                 self._hear(ready)
                 self._note_delivery()
                 self._tell_if_stuck()
-                if time.monotonic() >= last_s + self.interval_s:
-                    last_s = time.monotonic()
+                if now_s >= due_s:
+                    last_s = now_s
                     self._every_second()
             except Exception as error:  # whatever it is, the replica must go on answering
                 self._complain(f"control thread: {type(error).__name__}: {error}")

@@ -93,6 +93,7 @@ class Service:
         self._protocol = protocol
         self._endpoint = route_path(condition.spec.api).encode()
         self._below = {self._endpoint + path: other for path, other in below.items()}
+        self._condition = condition
         self._in_flight = cast("dict[Exchange, None]", condition.in_flight)  # only we add to it
         self._in_hand = condition.in_hand
         self._counters = counters
@@ -114,6 +115,8 @@ class Service:
             self.fail(exchange, Overloaded(f"more than {MAX_IN_FLIGHT} requests are in flight here"))
             return
         in_flight[exchange] = None
+        if self._condition.rests:
+            self._condition.stir()
         exchange.place = self._in_hand.take(exchange.id_bytes, exchange.started_s)
         self.predictor.start(exchange)  # type: ignore[union-attr]  # one check a request for nothing
 
@@ -205,7 +208,8 @@ class Service:
         self._answer(exchange, *protocol.refuse(exchange, fault), counted=exchange.method not in (b"GET", b"HEAD"))
 
     def release(self, exchange: Exchange) -> None:
-        self._in_flight.pop(exchange, None)
+        if self._in_flight.pop(exchange, exchange) is None:  # the first time
+            self.predictor.workload.note_end(exchange)  # type: ignore[union-attr]  # as in `handle`
         if exchange.place:
             self._in_hand.put(exchange.place)
             exchange.place = 0
