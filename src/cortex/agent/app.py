@@ -26,7 +26,7 @@ from cortex.agent.installer import Installer
 from cortex.agent.kept import KeptInspections
 from cortex.agent.launchers import Launchers
 from cortex.agent.lives import Lives
-from cortex.agent.loads import Loads
+from cortex.agent.loads import ReplicaLoads
 from cortex.agent.memory import AgentMemory
 from cortex.agent.metering import Metering
 from cortex.agent.overseer import Overseer
@@ -175,7 +175,7 @@ def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) ->
         node=node.node,
         agent=agent_id,
         clock=clock,
-        loads=Loads(replicas.metered, clock, Families()),
+        loads=ReplicaLoads(replicas.metered, clock, Families()),
         doors=door.traffic,
         used_cpu_s=machine.ProcessorMeter().used_s,
     )

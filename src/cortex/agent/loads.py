@@ -28,7 +28,7 @@ class Metered(NamedTuple):
     page: Path
 
 
-class Loads:
+class ReplicaLoads:
     """
     Reads the replicas of this node.
 

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from cortex.agent.loads import Loads
+from cortex.agent.loads import ReplicaLoads
 from cortex.clock import Clock, until_beat_s
 from cortex.ids import NodeId
 from cortex.wire.loadpage import INTERVAL_S
@@ -49,7 +49,7 @@ class Metering:
         node: NodeId,
         agent: str,
         clock: Clock,
-        loads: Loads,
+        loads: ReplicaLoads,
         doors: Callable[[], Awaitable[DoorTraffic]],
         used_cpu_s: Callable[[], float],
     ) -> None:

@@ -58,6 +58,7 @@ from cortex.version import __version__
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
 from cortex.wire.launch import InspectReport
+from cortex.wire.loads import NodeLoads
 
 if TYPE_CHECKING:
     from cortex.controlplane.deploy import Deployer
@@ -92,7 +93,14 @@ def build(
     secret_store = SecretStore(layout.secrets)
     cloud_keys = CloudKeys(SecretStore(layout.cloud_keys), clock)
     models = Models(store=store, known=state.apis, cloud_file=layout.cloud_file, environ=os.environ)
-    agent = LocalAgent(settings=settings, layout=layout, clock=clock, bound=bound, on_report=lambda: loop.wake())
+
+    def read(loads: NodeLoads) -> None:
+        scaling.take(loads)
+        scaler.wake()
+
+    agent = LocalAgent(
+        settings=settings, layout=layout, clock=clock, bound=bound, on_report=lambda: loop.wake(), on_loads=read
+    )
 
     def where() -> str:
         return ingress_url(agent.reports(), settings)

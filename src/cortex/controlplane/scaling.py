@@ -134,7 +134,7 @@ def _scalable(case: Case, downscale_window_s: float) -> Scalable:
         target_cpu_utilization=wanted.target_cpu_utilization,
         target_in_flight=wanted.target_in_flight,
         downscale_window_s=downscale_window_s if own_window_s is None else own_window_s,
-        starting=sum(not slot.ready and not slot.placing for slot in decision.stay),
+        starting=sum(not one.ready and not one.placing for one in decision.stay),
         lacks=next(_lacks(case), None),
         in_rollout=decision.fallback is not None or (wanted.live_wall_s is None and wanted.failed is None),
     )
@@ -142,7 +142,7 @@ def _scalable(case: Case, downscale_window_s: float) -> Scalable:
 
 def _lacks(case: Case) -> Iterator[Lack]:
     """What its replicas wait for that have no room."""
-    for slot in case.decision.stay:
-        lease = slot.lease
+    for one in case.decision.stay:
+        lease = one.lease
         if lease is not None and lease.state is LeaseState.PENDING and lease.lacks is not None:
             yield lease.lacks
