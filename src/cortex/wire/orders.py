@@ -26,6 +26,17 @@ class StartReplica(msgspec.Struct, frozen=True, kw_only=True, tag="start_replica
     """What it does about batches until it is told otherwise."""
 
 
+class HoldSlot(msgspec.Struct, frozen=True, kw_only=True, tag="hold_slot"):
+    """
+    Open this replica's slot and hold it without a process: it sleeps until somebody knocks, which is reported.
+
+    A replica of that name that is known already is left alone. `StartReplica` wakes it, on the same slot.
+    """
+
+    replica: ReplicaId
+    build: BuildSpec
+
+
 class SetReplicaBatching(msgspec.Struct, frozen=True, kw_only=True, tag="set_replica_batching"):
     """Have the replica do this about batches from now on, also one that is still starting; later attempts not."""
 
@@ -72,7 +83,7 @@ class RemoveRoute(msgspec.Struct, frozen=True, kw_only=True, tag="remove_route")
     api: ApiKey
 
 
-Order = StartReplica | SetReplicaBatching | DrainReplica | ForgetReplica | SetRoute | RemoveRoute
+Order = StartReplica | HoldSlot | SetReplicaBatching | DrainReplica | ForgetReplica | SetRoute | RemoveRoute
 
 
 class Orders(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,8 @@ from cortex.wire.orders import SetRoute
 class Phase(StrEnum):
     """Where a replica is in its life; it only moves down this list."""
 
+    ASLEEP = "asleep"
+    """Its slot is open and nobody is there; whoever comes waits, and is reported as a knock."""
     STARTING = "starting"
     """Ordered; its process is being forked."""
     LOADING = "loading"
@@ -93,6 +95,8 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     """For people; never compared."""
     phase_age_s: float = 0.0
     """How long it has been in `phase`, on the node's monotonic clock, when the report was made."""
+    knocked_age_s: float | None = None
+    """While it sleeps: for how long somebody has waited for it when the report was made; None: nobody does."""
     pid: int | None = None
     in_flight: int = 0
     rss_bytes: int = 0
