@@ -30,6 +30,8 @@ _VALUES_AT = len("endpoint") + len(text.GAP)
 
 COLOURS: dict[Status, str] = {
     Status.LIVE: "green",
+    Status.ASLEEP: "cyan",
+    Status.WAKING: "yellow",
     Status.CREATING: "yellow",
     Status.UPDATING: "yellow",
     Status.UPDATE_FAILED: "red",
@@ -293,7 +295,7 @@ def _one_api(terminal: Terminal, api: ApiStatus, *, verbose: bool) -> Frame:
         if together is not None and together.tracker not in (None, api.tracker):
             line = f"{_versions(together)}: {_tracked(together.tracker)}"
             lines += text.wrapped(line, terminal.width) if terminal.shows_results else [line]
-    if api.problem is not None and api.status is not Status.LIVE:
+    if api.problem is not None and not api.status.is_well:
         from cortex.cli.problems import rendered
         from cortex.client.follow import problem_of
 

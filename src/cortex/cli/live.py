@@ -96,13 +96,18 @@ def _plain_line(row: Followed, now_s: float) -> str:
     if row.is_done:
         if not row.had_to_wait:
             return ""
-        words = "live" if row.outcome is Outcome.LIVE else _status_words(row)
+        words = _live_words(row) if row.outcome is Outcome.LIVE else _status_words(row)
         if row.outcome is Outcome.STALLED:
             return f"{words}, no progress any more after {text.took(row.elapsed_s(now_s))}"
         return f"{words} after {text.took(row.elapsed_s(now_s))}"
     if row.status is None:
         return ""
     return f"{row.status.status}{': ' if _progress(row) else ''}{_progress(row)}"
+
+
+def _live_words(row: Followed) -> str:
+    """`live`, or `asleep` once it has shown that it works."""
+    return "live" if row.status is None else str(row.status.status)
 
 
 class MovingDisplay:

@@ -21,7 +21,7 @@ from cortex.errors import CortexError
 from cortex.settings import Settings
 from cortex.spec.locations import sample_path
 from cortex.spec.problems import quoted
-from cortex.wire.operator import ApiStatus, Status
+from cortex.wire.operator import ApiStatus
 
 DEBUG_WAIT_S = 2.0
 """How long the steps of a debugged request may take to look the log."""
@@ -167,7 +167,7 @@ def _replicas(replica: object) -> str:
 
 
 def _next_step(api: ApiStatus, error: prediction.PredictionRefused) -> str:
-    if error.status >= 500 and api.status is not Status.LIVE:
+    if error.status >= 500 and not api.status.is_well:
         return f"the api is in status {api.status}: `cortex get {full_name(api)}`"
     if error.status >= 500 and error.request_id:
         return f"`cortex logs {full_name(api)} --no-follow --request {error.request_id}` shows what happened"

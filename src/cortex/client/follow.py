@@ -31,7 +31,7 @@ class Outcome(StrEnum):
 
     WAITING = "waiting"
     LIVE = "live"
-    """The version that was deployed serves."""
+    """The version that was deployed serves, or sleeps after it has shown that it does."""
     FAILED = "failed"
     """It will not serve without a change by the user."""
     STALLED = "stalled"
@@ -106,7 +106,7 @@ def judge(status: ApiStatus, version: str) -> Outcome:
     """
     if _is_other(status, version):
         return Outcome.WAITING
-    if status.status is Status.LIVE:
+    if status.status in (Status.LIVE, Status.ASLEEP):
         return Outcome.LIVE
     return Outcome.FAILED if status.status in _FAILED else Outcome.WAITING
 

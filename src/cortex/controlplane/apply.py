@@ -19,6 +19,7 @@ from cortex.ids import ApiKey, NodeId
 from cortex.planning.actions import (
     AcquireLease,
     Action,
+    MarkAwake,
     MarkFailed,
     MarkLive,
     MarkServing,
@@ -114,6 +115,8 @@ def _carry_out(action: Action, world: World) -> None:
             state.mark_live(action.api, action.revision, wall_s=world.clock.wall_s())
         case MarkFailed():
             state.mark_failed(action.api, action.revision, action.problem, wall_s=world.clock.wall_s())
+        case MarkAwake():
+            state.wake(action.api, wall_s=world.clock.wall_s())
         case AcquireLease():
             engine.acquire(action.request)
         case RecoverLease():

@@ -204,6 +204,7 @@ def _settings(key: ApiKey, spec: ApiSpec, *, force: bool) -> ApiSettings:
         target_cpu_utilization=spec.compute.target_cpu_utilization,
         target_in_flight=spec.compute.target_in_flight,
         downscale_window_s=spec.compute.downscale_window_s,
+        idle_timeout_s=spec.compute.idle_timeout_s,
         path=route_path(key),
         timeout_s=spec.timeout_s,
         max_body_bytes=spec.max_body_bytes,

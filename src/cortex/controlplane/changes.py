@@ -196,6 +196,7 @@ _COMPUTE = (
     "target_cpu_utilization",
     "target_in_flight",
     "downscale_window",
+    "idle_timeout",
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from cortex.clock import Clock
 from cortex.engines.base import Engine
@@ -14,6 +14,7 @@ from cortex.planning.assessment import Assessment, Case
 from cortex.planning.autoscale import Machine, Scalable, ScalingDecision, ScalingMemory, decide
 from cortex.planning.load import Loads
 from cortex.planning.model import Lack, LeaseState, WantedApi
+from cortex.planning.sleep import Idleness, idled, sleeps_in_s
 from cortex.state.records import StateStore
 from cortex.wire.loads import NodeLoads
 from cortex.wire.operator import ScalingStatus, rfc3339
@@ -56,21 +57,27 @@ class Scaling:
         self._arriving = threading.Lock()
         self._loads = Loads()
         self._memories: dict[ApiKey, ScalingMemory] = {}
+        self._idle: dict[ApiKey, Idleness] = {}
 
     def take(self, loads: NodeLoads) -> None:
         """A node has been read; it is looked at in the next step. From any thread."""
         with self._arriving:
             self._arrived.append(loads)
 
-    def step(self) -> None:
-        """Look at what has arrived, and decide."""
+    def step(self) -> float | None:
+        """
+        Look at what has arrived, and decide.
+
+        Returns:
+            Seconds until an api is to fall asleep if nobody asks for it; None: none is.
+        """
         with self._arriving:
             arrived, self._arrived = self._arrived, []
         for loads in arrived:
             self._loads.take(loads)
         assessment = self._latest()
         if assessment is None or not assessment.seen.settled:
-            return
+            return None
         self._loads.keep_nodes(node.name for node in assessment.seen.nodes)
         now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
         cases = [case for case in assessment.cases if case.decision.goal is not None and not case.wanted.scale.asleep]
@@ -83,13 +90,39 @@ class Scaling:
         decisions = decide(scalables, self._loads.lately(), memories, self._machine(assessment), now_s=now_s)
         self._memories = {api: decision.memory for api, decision in decisions.items()}
         self.decisions = decisions
-        moved = [one for one in decisions.values() if one.replicas != one.asked.replicas]
+        sleepy = self._drowse([case for case in cases if not case.wanted.min_replicas], now_s)
+        for case in sleepy:
+            self._sleep(case, wall_s)
+        asleep = {case.wanted.api for case in sleepy}
+        moved = [one for one in decisions.values() if one.replicas != one.asked.replicas and one.api not in asleep]
         for decision in moved:
             text = scaling_words.reason(decision)
             log.info("%s: %s -> %s replicas: %s", decision.api, decision.asked.replicas, decision.replicas, text)
             self._state.autoscale(decision, wall_s=wall_s)
-        if moved:
+        if moved or sleepy:
             self._changed()
+        due = (
+            sleeps_in_s(case, self._idle[case.wanted.api], now_s=now_s)
+            for case in cases
+            if not case.wanted.min_replicas
+        )
+        return min((due_s for due_s in due if due_s > 0), default=None)
+
+    def _drowse(self, cases: Sequence[Case], now_s: float) -> list[Case]:
+        """Which of the apis that may sleep do now."""
+        loads = self._loads.lately()
+        self._idle = {
+            api: idled(self._idle.get(api), case, loads.get(api), ended=self._loads.ended(api), now_s=now_s)
+            for case in cases
+            for api in (case.wanted.api,)
+        }
+        return [case for case in cases if sleeps_in_s(case, self._idle[case.wanted.api], now_s=now_s) <= 0]
+
+    def _sleep(self, case: Case, wall_s: float) -> None:
+        wanted = case.wanted
+        reason = f"nobody asked for {wanted.idle_timeout_s:g} s"
+        log.info("%s: falls asleep: %s", wanted.api, reason)
+        self._state.set_scale(wanted.api, 1, reason=reason, wall_s=wall_s, asleep=True)
 
     def statuses(self) -> dict[ApiKey, ScalingStatus]:
         """The same of all apis that were decided on."""
@@ -127,7 +160,7 @@ def _scalable(case: Case, downscale_window_s: float) -> Scalable:
     return Scalable(
         api=wanted.api,
         replicas=wanted.replicas,
-        min_replicas=wanted.min_replicas,
+        min_replicas=max(1, wanted.min_replicas),
         max_replicas=wanted.max_replicas,
         cpu_millis=resources.cpu_millis,
         gpus=resources.gpus,

@@ -109,7 +109,7 @@ def ingress_url(reports: Iterable[AgentReport], settings: Settings) -> str:
 def _together(found: list[Status]) -> str:
     if not found:
         return "empty"
-    if all(status is Status.LIVE for status in found):
+    if all(status.is_well for status in found):
         return "live"
     if any(status in _MOVING for status in found):
         return "updating"

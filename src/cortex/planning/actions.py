@@ -12,6 +12,7 @@ from cortex.wire.build import ModelKey, Resources
 from cortex.wire.orders import (
     DrainReplica,
     ForgetReplica,
+    HoldSlot,
     Order,
     RemoveRoute,
     SetReplicaBatching,
@@ -112,6 +113,12 @@ class MarkFailed(msgspec.Struct, frozen=True, kw_only=True):
     problem: Problem
 
 
+class MarkAwake(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody has knocked at an api that sleeps."""
+
+    api: ApiKey
+
+
 Action = (
     AcquireLease
     | RecoverLease
@@ -123,6 +130,7 @@ Action = (
     | MarkServing
     | MarkLive
     | MarkFailed
+    | MarkAwake
 )
 
 
@@ -180,6 +188,8 @@ def describe(action: Action) -> str:
             return f"{action.api}: revision {short(revision)} carries the api"
         case MarkLive(revision=revision):
             return f"{action.api}: revision {short(revision)} is live"
+        case MarkAwake():
+            return f"{action.api}: somebody has knocked: it wakes"
         case MarkFailed(revision=revision, problem=problem):
             return f"{action.api}: revision {short(revision)} is given up: {problem.message}"
 
@@ -188,6 +198,8 @@ def _describe_order(order: Order) -> str:
     match order:
         case StartReplica(replica=replica, attempt=attempt, devices=devices):
             return " on ".join((f"start {replica} (attempt {attempt})", *([", ".join(devices)] if devices else [])))
+        case HoldSlot(replica=replica):
+            return f"hold the slot of {replica}, which sleeps"
         case SetReplicaBatching(replica=replica, batches=batches):
             return f"have {replica} {'batch' if batches.batches else 'not batch'}"
         case DrainReplica(replica=replica, timeout_s=timeout_s):

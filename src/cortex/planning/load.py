@@ -194,6 +194,10 @@ class Loads:
         tracks = [(node, node.apis[api]) for node in self._nodes.values() if api in node.apis]
         return _window(tracks, window_s) if tracks else LoadWindow(seconds=0.0)
 
+    def ended(self, api: ApiKey) -> float:
+        """Predictions of an api that have ended since it was first read; only ever grows, for as long as nodes stay."""
+        return sum(node.apis[api].sums[_ENDED] for node in self._nodes.values() if api in node.apis)
+
     @property
     def busy_cores(self) -> float:
         """Processors in use by anything on the nodes, ours or not, over `PROCESSOR_S`."""

@@ -18,8 +18,9 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     """How many replicas an api has: decided while it serves, bounded by its deploys. One stored row."""
 
     replicas: int = 1
-    """Between `min_replicas` and `max_replicas`."""
+    """Between `min_replicas` and `max_replicas`, and at least 1."""
     asleep: bool = False
+    """It has none of them now, but a slot where the first request waits for one."""
     last_up_wall_s: float | None = None
     """When the number last grew; None: it never did."""
     reason: str = ""
@@ -32,7 +33,9 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     api: ApiKey
     min_replicas: int = 1
-    """Of all apis these are placed before any gets more."""
+    """Of all apis these are placed before any gets more. 0: it sleeps when nobody asks."""
+    idle_timeout_s: float = 300.0
+    """With a minimum of 0: how long nobody has to ask until it sleeps."""
     max_replicas: int = 100
     target_cpu_utilization: int = 80
     """Per cent of the cpu request, and of the seats, that shall be used."""

@@ -18,6 +18,7 @@ from cortex.planning import guarding
 from cortex.planning.actions import (
     AcquireLease,
     Action,
+    MarkAwake,
     MarkFailed,
     MarkLive,
     MarkServing,
@@ -34,7 +35,8 @@ from cortex.planning.rollout import Decision
 from cortex.planning.routes import remove_route, set_route, wanted_route
 from cortex.planning.slots import SeenApi, Slot, SlotState
 from cortex.wire.build import BuildSpec
-from cortex.wire.orders import DrainReplica, ForgetReplica, StartReplica
+from cortex.wire.orders import DrainReplica, ForgetReplica, HoldSlot, StartReplica
+from cortex.wire.reports import AgentReport
 
 
 def plan(assessment: Assessment) -> Plan:
@@ -79,8 +81,10 @@ def _plan_case(case: Case, assessment: Assessment) -> Plan:
         *_marks(wanted, decision),
         *_room(decision),
         *starts.orders,
+        *_sleep(wanted, decision, nodes),
         *set_route(nodes, case.seen, route, anyway=_drains(decision.leave)),
         *_farewell(decision.leave, rules),
+        *_spared_room(wanted, decision),
     )
     wakes = [*starts.waits_s, *(() if route_changes_after_s is None else (route_changes_after_s,))]
     notes = tuple(Note(api=wanted.api, text=text) for text in (*decision.notes, *starts.notes))
@@ -131,7 +135,7 @@ def _marks(wanted: WantedApi, decision: Decision) -> Iterator[Action]:
 def _room(decision: Decision) -> Iterator[Action]:
     """Leases to ask for, and those to put right."""
     for slot in decision.stay:
-        report = slot.report
+        report = slot.report if not slot.asleep else None
         unleased = slot.lease is None or slot.lease.state is LeaseState.PENDING
         if unleased and report is not None and slot.node is not None and not slot.stranger:
             yield RecoverLease(lease=Lease.of_running(report, slot.node))
@@ -155,7 +159,7 @@ def _starts(case: Case, assessment: Assessment) -> _Starts:
     nodes = {node.name for node in assessment.seen.nodes}
     for slot in decision.stay:
         build = decision.build_of(slot)
-        if slot.state not in (SlotState.WAITING, SlotState.EXITED) or build is None:
+        if build is None or not decision.starts(slot):
             continue
         if slot.lease is None or slot.lease.state is not LeaseState.GRANTED or slot.node is None:
             continue
@@ -180,6 +184,26 @@ def _starts(case: Case, assessment: Assessment) -> _Starts:
             )
             orders.append(OrderNode(node=slot.node, api=build.api, order=order))
     return _Starts(orders=tuple(orders), waits_s=tuple(waits_s), notes=tuple(notes))
+
+
+def _sleep(wanted: WantedApi, decision: Decision, nodes: tuple[AgentReport, ...]) -> Iterator[Action]:
+    """A slot to be held by an api that falls asleep, and its waking once somebody has knocked there."""
+    if not wanted.scale.asleep:
+        return
+    if any(slot.knocked for slot in decision.stay):
+        yield MarkAwake(api=wanted.api)
+    if decision.sleeper is not None and decision.goal is not None and nodes:
+        there = next((slot.node for slot in decision.stay if slot.node is not None), nodes[0].name)
+        order = HoldSlot(replica=decision.sleeper, build=decision.goal)
+        yield OrderNode(node=there, api=wanted.api, order=order)
+
+
+def _spared_room(wanted: WantedApi, decision: Decision) -> Iterator[ReleaseLease]:
+    """What sleeps needs no room."""
+    if wanted.scale.asleep:
+        for slot in decision.stay:
+            if slot.asleep and slot.lease is not None:
+                yield ReleaseLease(replica=slot.replica, api=wanted.api)
 
 
 def _has_served(case: Case, build: BuildSpec) -> bool:

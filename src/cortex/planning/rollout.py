@@ -12,19 +12,23 @@ words:
   goes it takes over that one's room ("settles").
 * **minimum**: the first `min_replicas` of a build, at least one. Of all apis these get room before any gets more.
 
+* **sleeper**: the slot of an api that sleeps, which has no process and needs no room. To fall asleep, a new slot is held
+  and takes the place of all replicas, which leave as ever; to wake, it gets room and a process like any other. One of an
+  old build is started only if somebody has knocked, and then it leaves only once it has answered.
+
 An old replica goes only when the ready ones that stay are at least `floor`. A goal that was never ready adds nothing
 but the surge, so whatever else is missing meanwhile is filled up with the old build.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from cortex.ids import replica_id
-from cortex.planning.model import LeaseRequest, WantedApi
+from cortex.ids import ApiKey, ReplicaId, replica_id
+from cortex.planning.model import LeaseRequest, LeaseState, WantedApi
 from cortex.planning.slots import Slot, SlotState, of_revision
 from cortex.wire.build import BuildSpec, Resources
 from cortex.wire.reports import Phase
@@ -52,6 +56,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     floor: int = 0
     crowded: bool = False
     """Until some of those that leave are gone, a surge would be one too many: it is not started yet."""
+    sleeper: ReplicaId | None = None
+    """A slot to be held, for an api that falls asleep."""
     notes: tuple[str, ...] = ()
 
     def build_of(self, slot: Slot) -> BuildSpec | None:
@@ -60,6 +66,12 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
             if build is not None and of_revision(slot, build.revision) and not slot.stranger:
                 return build
         return None
+
+    def starts(self, slot: Slot) -> bool:
+        """Whether a slot is to have a process that has none."""
+        if slot.asleep:
+            return self.sleeper is None and (slot.knocked or self.is_new(slot))
+        return slot.state in (SlotState.WAITING, SlotState.EXITED)
 
     def is_new(self, slot: Slot) -> bool:
         """Whether a slot runs the goal."""
@@ -85,6 +97,8 @@ def decide(
         draining = tuple(slot for slot in slots if slot.state is SlotState.DRAINING)
         leave = tuple(slot for slot in slots if slot.state is not SlotState.DRAINING)
         return Decision(goal=None, draining=draining, leave=leave)
+    if wanted.scale.asleep and fallback is None:
+        return _asleep(wanted, goal, slots)
     rollout = Rollout(wanted, goal, fallback, wait_left_s, fallback_fails)
     groups = _grouped(rollout, slots)
     staying = who_stays(rollout, groups)
@@ -112,6 +126,20 @@ def goal_and_fallback(wanted: WantedApi) -> tuple[BuildSpec | None, BuildSpec | 
     if wanted.serving is None or wanted.serving.revision == wanted.build.revision:
         return wanted.build, None
     return wanted.build, wanted.serving
+
+
+def _asleep(wanted: WantedApi, goal: BuildSpec, slots: Sequence[Slot]) -> Decision:
+    """One slot stays, without a process; until there is one, nothing changes."""
+    draining = tuple(slot for slot in slots if slot.state is SlotState.DRAINING)
+    others = [slot for slot in slots if slot.state is not SlotState.DRAINING]
+    sleeper = next((slot for slot in others if slot.asleep and of_revision(slot, goal.revision)), None)
+    if sleeper is not None:
+        leave = tuple(slot for slot in others if slot is not sleeper)
+        return Decision(goal=goal, stay=(sleeper,), leave=leave, draining=draining)
+    stay = tuple(slot for slot in others if slot.ready)
+    leave = tuple(slot for slot in others if not slot.ready)
+    name = _unused(wanted.api, goal, {slot.replica for slot in slots})
+    return Decision(goal=goal, stay=stay, leave=leave, draining=draining, sleeper=name)
 
 
 @dataclass(frozen=True)
@@ -158,7 +186,7 @@ class Rollout:
             case SlotState.STARTING:
                 phase = slot.report.phase if slot.report else Phase.STARTING
                 return {Phase.WARMING: 1, Phase.LOADING: 2}.get(phase, 3)
-            case SlotState.WAITING:
+            case SlotState.WAITING | SlotState.ASLEEP:
                 return 4
             case SlotState.EXITED:
                 return 6 if self.wait_left_s(slot) else 5
@@ -245,7 +273,7 @@ def who_stays(rollout: Rollout, groups: Groups) -> Staying:
             stays = ready <= floor
             ready -= not stays
         else:
-            stays = group is olds and ready < floor and rollout.returns(slot)
+            stays = slot.knocked or (group is olds and ready < floor and rollout.returns(slot))
         (group if stays else leave).append(slot)
     # The size may have shrunk while new ones were on their way.
     for slot in reversed(tuple(news)):
@@ -329,7 +357,13 @@ def _ousted(rollout: Rollout, staying: Staying, room: Room, *, quiet: bool) -> S
 
 
 def _additions(rollout: Rollout, staying: Staying, room: Room, slots: Sequence[Slot]) -> Iterator[LeaseRequest]:
-    """What is added is named by the lowest ordinals that no slot has."""
+    """What is added is named by the lowest ordinals that no slot has; a sleeper that wakes has a name."""
+    for number, slot in enumerate(staying.news):
+        if slot.asleep and slot.lease is None:
+            yield _waking(rollout.goal, slot, slots, minimum=number < rollout.minimum)
+    for slot in staying.olds:
+        if slot.knocked and slot.lease is None and rollout.fallback is not None:
+            yield _waking(rollout.fallback, slot, slots, minimum=False)
     used = {slot.replica for slot in slots}
     wanted = [(build, False) for build in room.add]
     if room.surge is not None:
@@ -337,9 +371,7 @@ def _additions(rollout: Rollout, staying: Staying, room: Room, slots: Sequence[S
     # Of the goal its own replicas count towards the minimum; what fills up meanwhile joins all that are placed.
     counts = {True: len(staying.news), False: len(_placed(staying.news)) + len(staying.olds)}
     for build, surge in wanted:
-        ordinal = 0
-        while (name := replica_id(rollout.wanted.api, build.revision, ordinal)) in used:
-            ordinal += 1
+        name = _unused(rollout.wanted.api, build, used)
         used.add(name)
         is_goal = build is rollout.goal
         yield LeaseRequest(
@@ -350,6 +382,19 @@ def _additions(rollout: Rollout, staying: Staying, room: Room, slots: Sequence[S
             minimum=counts[is_goal] < rollout.minimum,
         )
         counts[is_goal] += 1
+
+
+def _waking(build: BuildSpec, slot: Slot, slots: Sequence[Slot], *, minimum: bool) -> LeaseRequest:
+    resources = _resources(build, slots)
+    return LeaseRequest(replica=slot.replica, api=build.api, resources=resources, minimum=minimum)
+
+
+def _unused(api: ApiKey, build: BuildSpec, used: Collection[ReplicaId]) -> ReplicaId:
+    """The name of the lowest ordinal that no slot has."""
+    ordinal = 0
+    while (name := replica_id(api, build.revision, ordinal)) in used:
+        ordinal += 1
+    return name
 
 
 def _resources(build: BuildSpec, slots: Sequence[Slot]) -> Resources:
@@ -389,9 +434,13 @@ def _notes(rollout: Rollout, staying: Staying, room: Room) -> Iterator[str]:
             f"no room for one more replica beside the {len(staying.olds)} that serve{_because(room.stuck)}; nothing "
             "changes until there is, or until a deploy with --force, which stops one first"
         )
-    pending = [slot for slot in (*staying.news, *staying.olds) if slot.placing and not slot.surge]
+    pending = [slot for slot in (*staying.news, *staying.olds) if _waits_for_room(slot) and not slot.surge]
     if pending:
         yield f"no room for {len(pending)} of {rollout.wanted.replicas} replicas{_because(pending[0])}"
+
+
+def _waits_for_room(slot: Slot) -> bool:
+    return slot.placing or (slot.asleep and slot.lease is not None and slot.lease.state is LeaseState.PENDING)
 
 
 def _because(slot: Slot) -> str:

@@ -2,7 +2,8 @@
 Who answers for an api: the route that every node shall have.
 
 A route names the replicas of the whole api, wherever they run. It holds those that are ready, and those that have
-served and will again: the agents keep only ready ones in rotation, and hold requests while there is none.
+served and will again, and those that sleep: the agents keep only ready ones in rotation, and hold requests while there
+is none.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def wanted_route(
     for slot in decision.stay:
         if slot.ready:
             ready.append(slot)
+        elif slot.asleep:
+            back_after_s.append(0.0)
         elif slot.has_been_ready and not slot.lost and not slot.placing and decision.build_of(slot) is not None:
             back_after_s.append(wait_left_s(slot))
         else:

@@ -7,7 +7,15 @@ from cortex.planning.autoscale import ScalingDecision, ScalingMemory, first_memo
 from cortex.planning.model import ApiSettings, Scale
 
 
-def deployed(scale: Scale | None, before: ApiSettings | None, now: ApiSettings, *, first: int, wall_s: float) -> Scale:
+def deployed(
+    scale: Scale | None,
+    before: ApiSettings | None,
+    now: ApiSettings,
+    *,
+    first: int,
+    wall_s: float,
+    proves: bool = False,
+) -> Scale:
     """
     After a deploy, which says bounds and no number: what was reached stays, within them.
 
@@ -15,11 +23,15 @@ def deployed(scale: Scale | None, before: ApiSettings | None, now: ApiSettings, 
 
     Args:
         first: how many an api has that is new.
+        proves: what is wanted is another build: an api that sleeps wakes to show that it works.
     """
     if scale is None:
         return Scale(replicas=_bounded(first, now), since_wall_s=wall_s)
-    at_minimum = before is not None and scale.replicas == before.min_replicas
-    replicas = now.min_replicas if at_minimum else scale.replicas
+    at_minimum = before is not None and scale.replicas == max(1, before.min_replicas)
+    replicas = max(1, now.min_replicas) if at_minimum else scale.replicas
+    if scale.asleep and (proves or now.min_replicas > 0):
+        reason = "another version has to show that it works" if proves else "it may not sleep any more"
+        return changed(scale, now, replicas, reason=reason, wall_s=wall_s)
     return changed(scale, now, replicas, reason="the bounds have changed", wall_s=wall_s, asleep=scale.asleep)
 
 
@@ -61,4 +73,5 @@ def changed(
 
 
 def _bounded(replicas: int, settings: ApiSettings) -> int:
-    return max(settings.min_replicas, min(settings.max_replicas, replicas))
+    """One that may sleep has a replica while it is awake."""
+    return max(1, settings.min_replicas, min(settings.max_replicas, replicas))

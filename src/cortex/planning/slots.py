@@ -1,10 +1,11 @@
 """
-Leases and reports joined: one `Slot` for each replica id of an api, in one of six states.
+Leases and reports joined: one `Slot` for each replica id of an api, in one of seven states.
 
 | state | lease | reported |
 |---|---|---|
 | placing | pending | nothing |
 | waiting | granted (or lost) | nothing: not started yet, or its node has not reported |
+| asleep | any | asleep |
 | starting | any | starting, loading, warming |
 | ready | any | ready |
 | draining | any | draining |
@@ -31,6 +32,8 @@ class SlotState(StrEnum):
     """Room was asked for and is not there yet."""
     WAITING = "waiting"
     """There is room, and nothing is known to run."""
+    ASLEEP = "asleep"
+    """It is held without a process: whoever comes waits there, and wakes it."""
     STARTING = "starting"
     """Its process is on its way to ready."""
     READY = "ready"
@@ -65,6 +68,15 @@ class Slot(msgspec.Struct, frozen=True, gc=False):
     @property
     def placing(self) -> bool:
         return self.state is SlotState.PLACING
+
+    @property
+    def asleep(self) -> bool:
+        return self.state is SlotState.ASLEEP
+
+    @property
+    def knocked(self) -> bool:
+        """It sleeps, and somebody waits for it."""
+        return self.asleep and self.report is not None and self.report.knocked_age_s is not None
 
     @property
     def lost(self) -> bool:
@@ -102,6 +114,7 @@ class SeenApi(msgspec.Struct, frozen=True):
 NOTHING_SEEN = SeenApi()
 
 _STATES: Mapping[Phase, SlotState] = {
+    Phase.ASLEEP: SlotState.ASLEEP,
     Phase.STARTING: SlotState.STARTING,
     Phase.LOADING: SlotState.STARTING,
     Phase.WARMING: SlotState.STARTING,

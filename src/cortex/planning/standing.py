@@ -12,7 +12,7 @@ from cortex.errors import Problem
 from cortex.planning import crashes, wording
 from cortex.planning.actions import room_text
 from cortex.planning.assessment import Case
-from cortex.planning.model import Rules, RunRecord, WantedApi
+from cortex.planning.model import LeaseState, Rules, RunRecord, WantedApi
 from cortex.planning.rollout import goal_and_fallback
 from cortex.planning.slots import Slot, SlotState, of_revision
 from cortex.wire.operator import Status
@@ -60,7 +60,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_minimum(self) -> bool:
-        return self.answering >= self.wanted.min_replicas
+        return self.answering >= self.minimum
+
+    @property
+    def minimum(self) -> int:
+        """Fewest replicas with which it counts as live while it is awake."""
+        return max(1, self.wanted.min_replicas)
 
     @property
     def is_another_serving(self) -> bool:
@@ -109,6 +114,28 @@ def facts_of(case: Case, rules: Rules) -> Facts:
 def standing_of(facts: Facts) -> Standing:
     """The first rule that holds."""
     return next(found for rule in _RULES if (found := rule(facts)) is not None)
+
+
+def _sleeps(facts: Facts) -> Standing | None:
+    """It has no process any more, and may have been asked for again."""
+    scale, slots = facts.wanted.scale, facts.case.seen.slots
+    if not scale.asleep or not all(slot.asleep for slot in slots):
+        return None
+    if any(slot.knocked for slot in slots):
+        return Standing(Status.WAKING, "somebody has asked")
+    return Standing(Status.ASLEEP, scale.reason)
+
+
+def _wakes(facts: Facts) -> Standing | None:
+    """Requests wait for the first replica of one that slept."""
+    wanted = facts.wanted
+    if wanted.scale.asleep or wanted.min_replicas or wanted.live_wall_s is None or facts.ready or facts.failed:
+        return None
+    waking = [slot for slot in facts.own if slot.routed and (slot.asleep or slot.state is SlotState.STARTING)]
+    if not waking:
+        return None
+    pending = [slot for slot in waking if slot.lease is not None and slot.lease.state is LeaseState.PENDING]
+    return Standing(Status.WAKING, f"waiting for room: {wording.room(pending)}" if pending else None)
 
 
 def _crashes(facts: Facts) -> Standing | None:
@@ -163,7 +190,7 @@ def _is_updating(facts: Facts) -> Standing | None:
 
 
 def _lacks_room(facts: Facts) -> Standing | None:
-    placed, minimum = len(facts.own) - len(facts.placing), facts.wanted.min_replicas
+    placed, minimum = len(facts.own) - len(facts.placing), facts.minimum
     if placed >= minimum or not facts.placing:
         return None
     asked = room_text(facts.wanted.build.resources)
@@ -190,11 +217,13 @@ def _ends_again(facts: Facts) -> Standing | None:
 def _is_short(facts: Facts) -> Standing:
     """It was live, and has fewer replicas than it needs just now."""
     status = Status.UPDATING if facts.answering else Status.CREATING
-    return Standing(status, f"{facts.up_to_date} of at least {facts.wanted.min_replicas} replicas are ready")
+    return Standing(status, f"{facts.up_to_date} of at least {facts.minimum} replicas are ready")
 
 
 _RULES: tuple[Callable[[Facts], Standing | None], ...] = (
+    _sleeps,
     _crashes,
+    _wakes,
     _takes_over,
     _is_live,
     _is_given_up,
@@ -213,7 +242,7 @@ def _killed_for_memory(facts: Facts, record: RunRecord) -> Standing:
 
 def _returns(slot: Slot, wait_left_s: Callable[[Slot], float], rules: Rules) -> bool:
     """It ended, and will answer again before a request that waits for it gives up."""
-    if slot.ready or slot.drained or not slot.routed or slot.report is None or wait_left_s(slot):
+    if slot.ready or slot.asleep or slot.drained or not slot.routed or slot.report is None or wait_left_s(slot):
         return False
     if slot.state is SlotState.DRAINING:
         return False

@@ -5,8 +5,10 @@ What is true of each api, for users to read. Pure, and from the same assessment 
 |---|---|
 | stopping | nobody wants it any more |
 | error | its replicas are ready, but no ingress could be started |
+| asleep, waking | it sleeps and has no process any more; somebody has asked for it since |
 | error (out of memory), crashing | it was live, and replicas end again and again, even if one is ready just now |
-| live | at least `min_replicas` of the wanted build answer, or will again in a moment, and nothing older does |
+| waking | it slept, and requests wait for its first replica |
+| live | at least `min_replicas`, and one, of the wanted build answer, or will again in a moment, and nothing older does |
 | update failed | the wanted build was given up, and another one answers |
 | error (out of memory) | nothing of the above, and its replicas were killed for memory |
 | error | the wanted build was given up, or its replicas end again and again |
@@ -70,7 +72,7 @@ def _wanted(facts: Facts, known: Known, remarks: Sequence[str], closed: Problem 
         version=short(wanted.build.version),
         last_updated=rfc3339(wanted.deployed_wall_s) if wanted.deployed_wall_s else None,
         replicas=ReplicaCounts(
-            requested=wanted.replicas,
+            requested=0 if wanted.scale.asleep else wanted.replicas,
             ready=facts.ready,
             up_to_date=facts.up_to_date,
             stale=facts.ready - facts.up_to_date,

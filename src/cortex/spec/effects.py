@@ -35,6 +35,7 @@ EFFECTS: Mapping[str, Effect] = {
     "compute.target_cpu_utilization": Effect.IN_PLACE,
     "compute.target_in_flight": Effect.IN_PLACE,
     "compute.downscale_window": Effect.IN_PLACE,
+    "compute.idle_timeout": Effect.IN_PLACE,
     "sample": Effect.IN_PLACE,
     "retry": Effect.IN_PLACE,
     "timeout": Effect.IN_PLACE,

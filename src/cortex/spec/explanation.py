@@ -39,6 +39,7 @@ EXAMPLES = {
     "target_cpu_utilization": "target_cpu_utilization: 80",
     "target_in_flight": "target_in_flight: 4",
     "downscale_window": "downscale_window: 5m",
+    "idle_timeout": "idle_timeout: 5m",
     "cpu": "cpu: 200m",
     "gpu": "gpu: 1",
     "mem": "mem: 512Mi",

@@ -169,7 +169,9 @@ class TrackerSpec(_Block):
 class ComputeSpec(_Block):
     """What each replica gets, and how many there are: min_replicas ≤ init_replicas ≤ max_replicas."""
 
-    min_replicas: Count = Field(default=1, description="Fewest replicas; on one machine these share its cpu.")
+    min_replicas: CountOrZero = Field(
+        default=1, description="Fewest replicas; 0: the api sleeps while nobody asks, and the first request wakes it."
+    )
     max_replicas: Count = Field(default=100, validate_default=True, description="Most replicas.")
     init_replicas: Count = Field(
         default_factory=lambda data: data.get("min_replicas", 1),
@@ -188,6 +190,10 @@ class ComputeSpec(_Block):
         default=None,
         description="How long replicas stay that the load has just needed, such as 30s; CORTEX_DOWNSCALE_WINDOW unless "
         "given.",
+    )
+    idle_timeout: DurationField = Field(
+        default=Duration.parse("5m"),
+        description="With min_replicas: 0, how long without a prediction until the api sleeps, such as 30s.",
     )
     cpu: CpuField = Field(default=Cpu.parse("200m"), description="CPU request of a replica, such as 200m, 0.5 or 2.")
     gpu: CountOrZero = Field(default=0, description="GPUs that a replica gets for itself.")
@@ -209,6 +215,21 @@ class ComputeSpec(_Block):
     @property
     def downscale_window_s(self) -> float | None:
         return None if self.downscale_window is None else self.downscale_window.seconds
+
+    @property
+    def idle_timeout_s(self) -> float:
+        return self.idle_timeout.seconds
+
+    @field_validator("gpu")
+    @classmethod
+    def _what_has_a_gpu_is_awake(cls, gpu: int, info: ValidationInfo) -> int:
+        if gpu and info.data.get("min_replicas", 1) == 0:
+            raise rules.refusal(
+                "sleep-with-gpu",
+                "an api with a GPU cannot sleep: whoever wakes it may find the GPU taken",
+                hint="set min_replicas to 1 or more",
+            )
+        return gpu
 
     @field_validator("max_replicas")
     @classmethod
@@ -349,7 +370,14 @@ RESOURCES: Mapping[str, type[BaseModel]] = {"api": ApiSpec, "deployment": Deploy
 BLOCKS: Mapping[str, type[BaseModel]] = {"compute": ComputeSpec, "tracker": TrackerSpec}
 """The model of each block inside an api, by its field."""
 KEPT_AS_WRITTEN = frozenset(
-    [("compute", "cpu"), ("compute", "mem"), ("compute", "downscale_window"), ("timeout",), ("max_body",)]
+    [
+        ("compute", "cpu"),
+        ("compute", "mem"),
+        ("compute", "idle_timeout"),
+        ("compute", "downscale_window"),
+        ("timeout",),
+        ("max_body",),
+    ]
 )
 """
 Fields whose value is wanted as it is spelled: `129e6`, not 129000000.0. So are the values of `env`.

@@ -38,6 +38,7 @@ REFERENCES: Mapping[str, str] = {
     "several-deployments": "More than one `kind: deployment` in a file.",
     "several-documents": "More than one YAML document in a file.",
     "signature-key-with-onnx": "`tf_signature_key` with an ONNX model.",
+    "sleep-with-gpu": "An api that may sleep asks for a GPU.",
     "tab": "A tab where YAML wants spaces.",
     "too-deep": "Values are nested too deeply.",
     "too-many-values": "The file has, or its aliases expand to, too many values.",

@@ -272,7 +272,12 @@ class StateStore:
         known: VersionRecord | None = self._content["versions"].get(_key(api, build.revision))
         version = msgspec.structs.replace(deployed.version, turn=known.turn if known is not None else 0)
         scaled = scale.deployed(
-            self._content["scale"].get(api), before, deployed.settings, first=deployed.first_replicas, wall_s=wall_s
+            self._content["scale"].get(api),
+            before,
+            deployed.settings,
+            first=deployed.first_replicas,
+            wall_s=wall_s,
+            proves=before is not None and before.wanted != build.revision,
         )
         row = _deployed_row(before, deployed.settings, build.revision, scaled)
         yield Write("apis", api, row)
@@ -339,6 +344,13 @@ class StateStore:
             if row is not None:
                 after = scale.autoscaled(self._content["scale"][row.api], row, decision, wall_s=wall_s)
                 self._write([Write("scale", row.api, after)])
+
+    def wake(self, api: ApiKey, *, wall_s: float) -> None:
+        """Somebody asks for an api that sleeps. Ignored when it does not, or is gone."""
+        with self._lock:
+            row = self._row(api)
+            if row is not None and self._content["scale"][api].asleep:
+                self.set_scale(api, 1, reason="somebody asked while it slept", wall_s=wall_s)
 
     def set_scale(self, api: ApiKey, replicas: int, *, reason: str, wall_s: float, asleep: bool = False) -> None:
         """How many replicas from now on, within the api's bounds, and why. Ignored when the api is gone."""

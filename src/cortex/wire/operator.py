@@ -50,6 +50,10 @@ class Status(StrEnum):
 
     LIVE = "live"
     """At least `min_replicas` of the current version are ready."""
+    ASLEEP = "asleep"
+    """Nobody asked for a while: it has no replicas, and the first request starts one."""
+    WAKING = "waking"
+    """Somebody asked while it slept: a replica is on its way."""
     CREATING = "creating"
     """The first version is on its way."""
     UPDATING = "updating"
@@ -66,6 +70,11 @@ class Status(StrEnum):
     """Fewer than `min_replicas` can be placed."""
     STOPPING = "stopping"
     """Removed from the configuration, draining."""
+
+    @property
+    def is_well(self) -> bool:
+        """Whoever asks is answered, sooner or later."""
+        return self in (Status.LIVE, Status.ASLEEP, Status.WAKING)
 
 
 class ReplicaCounts(msgspec.Struct, frozen=True, kw_only=True):
