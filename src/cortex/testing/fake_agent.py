@@ -9,6 +9,7 @@ How a replica of a build behaves is its `FakeLife`; what becomes of orders on th
 | a replica dies by itself some time after it was ready | `FakeLife.crash_after_s`, `exit_code`, `exit_signal`, `oom` |
 | a replica takes long to drain, or ignores being asked to end | `FakeLife.drain_s`, `ignores_sigterm` |
 | somebody kills a replica | `FakeAgents.kill` |
+| somebody comes to a replica that sleeps | `FakeAgents.knock` |
 | a replica sees that rows disagree | `FakeAgents.disagree` |
 | an agent is restarted: it adopts what runs, orders on their way are lost | `restart_agent` |
 | a node is lost, or comes (back) | `lose_node`, `add_node` |
@@ -38,6 +39,7 @@ from cortex.wire.batching import BatchingState, Disagreement
 from cortex.wire.orders import (
     DrainReplica,
     ForgetReplica,
+    HoldSlot,
     Order,
     Orders,
     RemoveRoute,
@@ -50,6 +52,8 @@ from cortex.wire.reports import AgentReport, ExitReport, IngressReport, Node, Ph
 RETRY_AFTER_S = 0.2
 KILL_AFTER_S = 2.0
 """What an agent adds to a drain's time before it kills. As in `agent/life/ending.py`."""
+KNOCK_HELD_S = 30.0
+"""For how long whoever knocks waits for a replica to be started. As in `agent/life/sleeping.py`."""
 RUNTIME = "pretended 1.0, cpu, 1 thread"
 _NEVER_S = float("inf")
 
@@ -110,6 +114,8 @@ class _Replica:
     due_s: float = _NEVER_S
     """When it changes by itself."""
     was_ready: bool = False
+    knocked_s: float | None = None
+    """Since when somebody waits for it while it sleeps."""
     in_flight: int = 0
     exit: ExitReport | None = None
     stopping: bool = False
@@ -227,8 +233,22 @@ class FakeAgents:
         self._advance()
         for node in self._nodes.values():
             found = node.replicas.get(replica)
-            if found is not None and found.phase is not Phase.EXITED:
+            if found is not None and found.phase not in (Phase.ASLEEP, Phase.EXITED):
                 self._end(node, found, ExitReport(wall_s=self._clock.wall_s(), signal=signal, drained=found.stopping))
+                return True
+        return False
+
+    def knock(self, replica: ReplicaId) -> bool:
+        """Somebody comes to a replica that sleeps, and waits as long as is waited for one. False when none does."""
+        self._advance()
+        for node in self._nodes.values():
+            found = node.replicas.get(replica)
+            if found is not None and found.phase is Phase.ASLEEP:
+                if found.knocked_s is None:
+                    found.knocked_s = self._clock.monotonic_s()
+                    found.due_s = found.knocked_s + KNOCK_HELD_S
+                    self._next_due_s = min(self._next_due_s, found.due_s)
+                    self._touch(node, found)
                 return True
         return False
 
@@ -269,7 +289,7 @@ class FakeAgents:
         self._advance()
         found = self._nodes.pop(node)
         for replica in found.replicas.values():
-            if replica.phase is not Phase.EXITED:
+            if replica.phase not in (Phase.ASLEEP, Phase.EXITED):
                 self.on_exit(node, self._report(replica))
 
     def add_node(self, node: Node) -> None:
@@ -328,7 +348,7 @@ class FakeAgents:
                     continue
                 if replica.phase is Phase.READY:
                     return IngressAnswer(outcome="answered", replica=target, version=replica.order.build.version)
-                held = route.hold
+                held = held or route.hold or replica.phase is Phase.ASLEEP
         return IngressAnswer(outcome="held" if held else "unavailable")
 
     def next_change_s(self) -> float | None:
@@ -353,6 +373,8 @@ class FakeAgents:
             match order:
                 case StartReplica():
                     self._start(node, order)
+                case HoldSlot():
+                    self._hold(node, order)
                 case SetReplicaBatching(replica=replica, batches=batches):
                     found = node.replicas.get(replica)
                     if found is not None and found.phase is not Phase.EXITED and found.order.batches != batches:
@@ -373,7 +395,9 @@ class FakeAgents:
 
     def _start(self, node: _Node, order: StartReplica) -> None:
         known = node.replicas.get(order.replica)
-        if known is not None and (known.order.attempt >= order.attempt or known.phase is not Phase.EXITED):
+        if known is not None and (
+            known.order.attempt >= order.attempt or known.phase not in (Phase.ASLEEP, Phase.EXITED)
+        ):
             return
         life = self.lives(order)
         now_s = self._clock.monotonic_s()
@@ -384,12 +408,25 @@ class FakeAgents:
         node.replicas[order.replica] = replica
         self._touch(node)
 
+    def _hold(self, node: _Node, order: HoldSlot) -> None:
+        if order.replica in node.replicas:
+            return
+        asleep = StartReplica(replica=order.replica, attempt=0, build=order.build)
+        now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
+        node.replicas[order.replica] = _Replica(
+            order=asleep, life=FakeLife(), phase=Phase.ASLEEP, since_s=now_s, started_wall_s=wall_s
+        )
+        self._touch(node)
+
     def _drain(self, node: _Node, replica_id: ReplicaId, timeout_s: float) -> None:
         replica = node.replicas.get(replica_id)
         if replica is None or replica.stopping or replica.phase is Phase.EXITED:
             return
         now_s = self._clock.monotonic_s()
         replica.stopping = True
+        if replica.phase is Phase.ASLEEP:
+            self._end(node, replica, ExitReport(wall_s=self._clock.wall_s(), drained=True))
+            return
         replica.phase, replica.since_s = Phase.DRAINING, now_s
         takes_s = timeout_s + KILL_AFTER_S if replica.life.ignores_sigterm else min(timeout_s, replica.life.drain_s)
         replica.due_s = now_s + takes_s
@@ -418,7 +455,10 @@ class FakeAgents:
     def _live_on(self, node: _Node, replica: _Replica) -> None:
         life, due_s = replica.life, replica.due_s
         wall_s = self._clock.wall_s()
-        if replica.phase is Phase.DRAINING:
+        if replica.phase is Phase.ASLEEP:
+            replica.knocked_s, replica.due_s = None, _NEVER_S
+            self._touch(node, replica)
+        elif replica.phase is Phase.DRAINING:
             signal = signals.SIGKILL if life.ignores_sigterm else None
             code = None if life.ignores_sigterm else 0
             self._end(node, replica, ExitReport(wall_s=wall_s, code=code, signal=signal, drained=True))
@@ -503,12 +543,13 @@ class FakeAgents:
                 resources=build.resources,
                 devices=replica.order.devices,
                 was_ready=replica.was_ready,
+                knocked_age_s=None if replica.knocked_s is None else self._clock.monotonic_s() - replica.knocked_s,
                 started_wall_s=replica.started_wall_s,
                 in_flight=replica.in_flight,
                 peak_rss_bytes=replica.life.peak_rss_bytes,
                 model=build.model_key,
                 batches=replica.order.batches,
-                batching=None if replica.phase is Phase.STARTING else self._batching(replica),
+                batching=None if replica.phase in (Phase.ASLEEP, Phase.STARTING) else self._batching(replica),
                 exit=replica.exit,
             )
         return replica.seen

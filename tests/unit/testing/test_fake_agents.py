@@ -15,6 +15,7 @@ from cortex.wire.batching import BatchingOrder, BatchingState
 from cortex.wire.orders import (
     DrainReplica,
     ForgetReplica,
+    HoldSlot,
     Order,
     Orders,
     RemoveRoute,
@@ -310,6 +311,68 @@ def test_a_new_control_plane_has_heard_of_nobody_yet(agents: FakeAgents) -> None
     agents.reconnect(NODE)
     assert agents.settled
     assert len(agents.reports()) == 1
+
+
+# ---- sleep -----------------------------------------------------------------------------------------------------------
+
+
+def hold(ordinal: int = 0) -> HoldSlot:
+    return HoldSlot(replica=replica_id(API, V1.revision, ordinal), build=V1)
+
+
+def test_one_that_sleeps_waits_for_a_knock_and_is_started_on_its_slot(agents: FakeAgents, clock: FakeClock) -> None:
+    assert not agents.knock(R0)
+    give(agents, hold(), route(R0))
+    assert (only(agents).phase, only(agents).attempt, only(agents).knocked_age_s) == (Phase.ASLEEP, 0, None)
+    assert agents.ask(API).outcome == "held"
+    clock.advance(500.0)
+    assert agents.knock(R0)
+    clock.advance(2.0)
+    agents.knock(R0)
+    assert only(agents).knocked_age_s == 2.0, "since the first knock"
+    give(agents, start())
+    assert (only(agents).phase, only(agents).attempt, only(agents).knocked_age_s) == (Phase.STARTING, 1, None)
+    clock.advance(1.0)
+    assert agents.ask(API) == IngressAnswer(outcome="answered", replica=R0, version=V1.version)
+    assert not agents.knock(R0)
+
+
+def test_a_slot_is_held_once(agents: FakeAgents, clock: FakeClock) -> None:
+    give(agents, start(), hold())
+    assert only(agents).phase is Phase.STARTING
+    agents.kill(R0)
+    give(agents, hold())
+    assert only(agents).phase is Phase.EXITED
+    give(agents, ForgetReplica(replica=R0), hold())
+    agents.knock(R0)
+    give(agents, hold())
+    assert only(agents).knocked_age_s == 0.0
+
+
+def test_who_knocks_is_turned_away_after_a_while_and_may_knock_again(agents: FakeAgents, clock: FakeClock) -> None:
+    give(agents, hold())
+    agents.knock(R0)
+    clock.advance(29.9)
+    assert only(agents).knocked_age_s is not None
+    clock.advance(0.2)
+    assert (only(agents).phase, only(agents).knocked_age_s) == (Phase.ASLEEP, None)
+    agents.knock(R0)
+    assert only(agents).knocked_age_s == 0.0
+
+
+def test_there_is_nobody_to_be_killed_or_finished_in_one_that_sleeps(agents: FakeAgents) -> None:
+    lost: list[ReplicaReport] = []
+    agents.on_exit = lambda _node, report: lost.append(report)
+    give(agents, hold())
+    assert not agents.kill(R0)
+    give(agents, DrainReplica(replica=R0, timeout_s=60.0))
+    assert only(agents).phase is Phase.EXITED
+    exit_report = only(agents).exit
+    assert exit_report is not None
+    assert exit_report.drained
+    give(agents, hold(ordinal=1))
+    agents.lose_node(NODE)
+    assert lost == []
 
 
 # ---- clients ---------------------------------------------------------------------------------------------------------
