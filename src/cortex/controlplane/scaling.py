@@ -101,11 +101,8 @@ class Scaling:
             self._state.autoscale(decision, wall_s=wall_s)
         if moved or sleepy:
             self._changed()
-        due = (
-            sleeps_in_s(case, self._idle[case.wanted.api], now_s=now_s)
-            for case in cases
-            if not case.wanted.min_replicas
-        )
+        may_sleep = [case for case in cases if case.wanted.api in self._idle]
+        due = [sleeps_in_s(case, self._idle[case.wanted.api], now_s=now_s) for case in may_sleep]
         return min((due_s for due_s in due if due_s > 0), default=None)
 
     def _drowse(self, cases: Sequence[Case], now_s: float) -> list[Case]:

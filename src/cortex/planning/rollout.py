@@ -12,9 +12,9 @@ words:
   goes it takes over that one's room ("settles").
 * **minimum**: the first `min_replicas` of a build, at least one. Of all apis these get room before any gets more.
 
-* **sleeper**: the slot of an api that sleeps, which has no process and needs no room. To fall asleep, a new slot is held
-  and takes the place of all replicas, which leave as ever; to wake, it gets room and a process like any other. One of an
-  old build is started only if somebody has knocked, and then it leaves only once it has answered.
+* **sleeper**: the slot of an api that sleeps, which has no process and needs no room. To fall asleep, a new slot is
+  held and takes the place of all replicas, which leave as ever; to wake, it gets room and a process like any other. One
+  of an old build is started only if somebody has knocked, and then it leaves only once it has answered.
 
 An old replica goes only when the ready ones that stay are at least `floor`. A goal that was never ready adds nothing
 but the surge, so whatever else is missing meanwhile is filled up with the old build.

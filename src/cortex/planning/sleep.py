@@ -21,8 +21,8 @@ def idled(before: Idleness | None, case: Case, load: ApiLoad | None, *, ended: f
     """
     How idle an api is.
 
-    Only predictions keep it awake, those that wait at the ingress or in a replica included. Nor does it fall asleep before
-    it is at rest: the version that is wanted serves, and something is ready that could be asked.
+    Only predictions keep it awake, those that wait at the ingress or in a replica included. Nor does it fall asleep
+    before it is at rest: the version that is wanted serves, and something is ready that could be asked.
 
     Args:
         load: None: it was not read yet.

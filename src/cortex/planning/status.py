@@ -8,7 +8,7 @@ What is true of each api, for users to read. Pure, and from the same assessment 
 | asleep, waking | it sleeps and has no process any more; somebody has asked for it since |
 | error (out of memory), crashing | it was live, and replicas end again and again, even if one is ready just now |
 | waking | it slept, and requests wait for its first replica |
-| live | at least `min_replicas`, and one, of the wanted build answer, or will again in a moment, and nothing older does |
+| live | at least `min_replicas`, and one, of the wanted build answer, or will in a moment, and nothing older does |
 | update failed | the wanted build was given up, and another one answers |
 | error (out of memory) | nothing of the above, and its replicas were killed for memory |
 | error | the wanted build was given up, or its replicas end again and again |
