@@ -8,7 +8,7 @@ import msgspec
 
 from cortex.controlplane.world import World
 from cortex.planning.model import Desired, Lease, Snapshot
-from cortex.wire.reports import AgentReport
+from cortex.wire.reports import AgentReport, Phase
 
 SETTLE_LIMIT_S = 30.0
 """After our start, how long a silent node may keep us from acting on the others. Leases on it stay untouched."""
@@ -44,7 +44,10 @@ def observe(world: World) -> Observation:
 def running_leases(world: World) -> tuple[Lease, ...]:
     """The room that everything reported holds, for an engine that has to be told again after our restart."""
     return tuple(
-        Lease.of_running(replica, report.name) for report in world.agents.reports() for replica in report.replicas
+        Lease.of_running(replica, report.name)
+        for report in world.agents.reports()
+        for replica in report.replicas
+        if replica.phase is not Phase.ASLEEP
     )
 
 

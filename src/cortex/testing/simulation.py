@@ -238,6 +238,7 @@ class Simulation:
             (1, "rows disagree", self._disagree),
             (1, "models are proved", self._prove),
             (1, "control plane restarts", self._restart_between_ticks),
+            (2, "sleep", self._sleep),
         ]
         kills: list[tuple[float, str, Callable[[], None]]] = [(6, "kill", self._kill)]
         rough: list[tuple[float, str, Callable[[], None]]] = [
@@ -269,6 +270,9 @@ class Simulation:
         deployment = roll.choice(["iris", "default"])
         known = {record.wanted.api: record.wanted for record in self._state.apis(DeploymentName(deployment))}
         keys = [ApiKey(f"{deployment}/{name}") for name in ("a", "b")]
+        for was in known.values():
+            if was.scale.asleep:
+                self._apis[was.api].fault_s = self._now()  # it may have to wake for it
         wanted: list[WantedApi] = []
         for key in keys:
             was = known.get(key)
@@ -354,7 +358,17 @@ class Simulation:
             wanted = self._random.choice(records).wanted
             replicas = max(wanted.min_replicas, self._random.randint(1, 4))
             self._note(f"{wanted.api}: {replicas} replicas")
+            if wanted.scale.asleep:
+                self._apis[wanted.api].fault_s = self._now()
             self._state.set_scale(wanted.api, replicas, reason="the schedule says so", wall_s=self._clock.wall_s())
+
+    def _sleep(self) -> None:
+        """Nobody has asked an api for a while."""
+        for record in self._state.apis():
+            wanted = record.wanted
+            if wanted.live_wall_s is not None and self._random.random() < 0.5:
+                self._note(f"{wanted.api} falls asleep")
+                self._state.set_scale(wanted.api, 1, reason="nobody asked", wall_s=self._clock.wall_s(), asleep=True)
 
     def _deploy_while_the_number_moves(self) -> None:
         self._deploy()
@@ -562,6 +576,7 @@ class Simulation:
         while True:
             if self._world is None and self._back_s is not None and self._clock.monotonic_s() >= self._back_s:
                 self._start_control_plane()
+            self._visit()
             self._settle()
             if self.mood is not Mood.ROUGH:
                 self._check_batching()
@@ -699,6 +714,9 @@ class Simulation:
         wanted = issue.wanted.get(api)
         if left >= had or wanted is None or wanted.force:
             return
+        asleep = {r.replica for _node, r in self._agents.replicas() if r.phase is Phase.ASLEEP}
+        if wanted.scale.asleep and asleep & set(targets):
+            return  # whoever comes waits there
         if left >= wanted.replicas - issue.unplaced[api] or self._excused(api, issue):
             return
         if wanted.failed is not None and wanted.serving is None and self._apis[api].deleted:
@@ -782,9 +800,29 @@ class Simulation:
         for record in self._state.apis():
             wanted = record.wanted
             for node in self._agents.nodes:
+                if self._asleep(wanted.api):
+                    continue
                 answer = self._agents.ask(wanted.api, node)
                 self._answers[answer.outcome] += 1
                 self._check_answer(wanted, node, answer)
+
+    def _visit(self) -> None:
+        """Now and then somebody comes to an api that sleeps, and waits as for one that has ended."""
+        for record in self._state.apis():
+            api = record.wanted.api
+            asleep = self._asleep(api)
+            if asleep and self._random.random() < 0.2:
+                self._note(f"somebody knocks at {api}")
+                self._apis[api].fault_s = self._now()
+                for report in asleep:
+                    self._agents.knock(report.replica)
+
+    def _asleep(self, api: ApiKey) -> list[ReplicaReport]:
+        """Who sleeps in its routes, if nobody has come."""
+        routed = {replica for _node, route in self._agents.routes() if route.api == api for replica in route.targets}
+        reports = [report for _node, report in self._agents.replicas() if report.replica in routed]
+        asleep = [report for report in reports if report.phase is Phase.ASLEEP]
+        return asleep if all(report.knocked_age_s is None for report in asleep) else []
 
     def _check_answer(self, wanted: WantedApi, node: NodeId, answer: IngressAnswer) -> None:
         known = self._apis[wanted.api]
@@ -821,6 +859,11 @@ class Simulation:
             return False
         if self._kind(serving) not in SOUND or self._apis[wanted.api].gap:
             return False
+        asleep = {report.replica for _node, report in self._agents.replicas() if report.phase is Phase.ASLEEP}
+        if any(
+            lease.request.replica in asleep and lease.state is LeaseState.PENDING for lease in self._engine.leases()
+        ):
+            return False  # it slept, and others have its room
         if self.mood is Mood.ROUGH:
             if self._standing_faults():
                 self._trouble(0.0)
@@ -856,6 +899,8 @@ class Simulation:
                 self._violated(f"{api}: neither live nor failed")
             found = [(r.phase, r.revision) for r in running.get(api, [])]
             expected = [(Phase.READY, goal.revision)] * wanted.replicas if goal is not None else []
+            if goal is not None and wanted.scale.asleep:
+                expected = [(Phase.ASLEEP, goal.revision)]
             if found != expected:
                 self._violated(f"{api}: {found} is there, {expected} is wanted")
             for node in self._agents.nodes:
@@ -868,7 +913,8 @@ class Simulation:
             self._violated(f"rows of {self._stopped} have disagreed, {self._known_stops()} are remembered")
         self._stopped = set(self._known_stops())
         self._check_batching()
-        replicas = sorted(report.replica for reports in running.values() for report in reports)
+        awake = [report for reports in running.values() for report in reports if report.phase is not Phase.ASLEEP]
+        replicas = sorted(report.replica for report in awake)
         leases = sorted(
             lease.request.replica for lease in self._engine.leases() if lease.state is not LeaseState.PENDING
         )
