@@ -56,6 +56,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     floor: int = 0
     crowded: bool = False
     """Until some of those that leave are gone, a surge would be one too many: it is not started yet."""
+    sleeps: bool = False
+    """Nothing is to run."""
     sleeper: ReplicaId | None = None
     """A slot to be held, for an api that falls asleep."""
     notes: tuple[str, ...] = ()
@@ -70,7 +72,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     def starts(self, slot: Slot) -> bool:
         """Whether a slot is to have a process that has none."""
         if slot.asleep:
-            return self.sleeper is None and (slot.knocked or self.is_new(slot))
+            return not self.sleeps and (slot.knocked or self.is_new(slot))
         return slot.state in (SlotState.WAITING, SlotState.EXITED)
 
     def is_new(self, slot: Slot) -> bool:
@@ -135,11 +137,11 @@ def _asleep(wanted: WantedApi, goal: BuildSpec, slots: Sequence[Slot]) -> Decisi
     sleeper = next((slot for slot in others if slot.asleep and of_revision(slot, goal.revision)), None)
     if sleeper is not None:
         leave = tuple(slot for slot in others if slot is not sleeper)
-        return Decision(goal=goal, stay=(sleeper,), leave=leave, draining=draining)
+        return Decision(goal=goal, stay=(sleeper,), leave=leave, draining=draining, sleeps=True)
     stay = tuple(slot for slot in others if slot.ready)
     leave = tuple(slot for slot in others if not slot.ready)
     name = _unused(wanted.api, goal, {slot.replica for slot in slots})
-    return Decision(goal=goal, stay=stay, leave=leave, draining=draining, sleeper=name)
+    return Decision(goal=goal, stay=stay, leave=leave, draining=draining, sleeps=True, sleeper=name)
 
 
 @dataclass(frozen=True)

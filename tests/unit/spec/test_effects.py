@@ -30,6 +30,7 @@ def test_effects_are_those_of_the_documentation():
             "compute.target_cpu_utilization",
             "compute.target_in_flight",
             "compute.downscale_window",
+            "compute.idle_timeout",
             "sample",
             "retry",
             "timeout",

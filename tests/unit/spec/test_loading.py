@@ -36,6 +36,7 @@ FULL = textwrap.dedent("""\
         target_cpu_utilization: 50
         target_in_flight: 3
         downscale_window: 2m
+        idle_timeout: 1h
         cpu: 0.2
         gpu: 1
         mem: 129e6
@@ -141,6 +142,7 @@ def test_a_full_file_is_read_field_by_field(accepted):
             "target_cpu_utilization": 50,
             "target_in_flight": 3,
             "downscale_window": "2m",
+            "idle_timeout": "1h",
             "cpu": "0.2",
             "gpu": 1,
             "mem": "129e6",
@@ -254,6 +256,7 @@ def test_every_field_of_compute_may_be_null(api):
         "target_cpu_utilization",
         "target_in_flight",
         "downscale_window",
+        "idle_timeout",
         "cpu",
         "gpu",
         "mem",
@@ -314,11 +317,11 @@ def test_anchors_and_merges_share_what_apis_have_in_common(accepted):
 @pytest.mark.parametrize(
     ("path", "place"),
     [
-        ((1, "compute", "cpu"), (19, 5)),
-        (("apis", 0, "compute", "cpu"), (19, 5)),
-        (("apis", 0, "env", "TOKEN", "secret"), (32, 13)),
-        (("apis", 1, "model"), (39, 3)),
-        (("apis", 1, "compute", "cpu"), (37, 3)),
+        ((1, "compute", "cpu"), (22, 5)),
+        (("apis", 0, "compute", "cpu"), (22, 5)),
+        (("apis", 0, "env", "TOKEN", "secret"), (33, 13)),
+        (("apis", 1, "model"), (40, 3)),
+        (("apis", 1, "compute", "cpu"), (38, 3)),
         (("apis", 0), (5, 3)),
         (("apis", 7, "model"), (2, 1)),
         (("apis",), (2, 1)),
@@ -343,7 +346,7 @@ def test_a_problem_found_later_gets_its_place():
         reference="model-not-found",
         message="m",
         subject="s",
-        where="cortex.yaml:39:3",
+        where="cortex.yaml:40:3",
         path=("apis", 1, "model"),
         hint="h",
         traceback="t",

@@ -580,18 +580,35 @@ CASES = [
           name: iris
           model: iris.onnx
           compute:
-            min_replicas: 0
+            concurrency: 0
             gpu: -1
         """,
         """
         error: out-of-range
-          cortex.yaml:5:5   api "iris": compute: min_replicas
+          cortex.yaml:5:5   api "iris": compute: concurrency
           expected at least 1, found the number 0
-          hint: write, for example, min_replicas: 1
+          hint: write, for example, concurrency: 1
         error: out-of-range
           cortex.yaml:6:5   api "iris": compute: gpu
           expected at least 0, found the number -1
           hint: write, for example, gpu: 0
+        """,
+    ),
+    Case(
+        "a gpu of an api that may sleep",
+        """
+        - kind: api
+          name: iris
+          model: iris.onnx
+          compute:
+            min_replicas: 0
+            gpu: 1
+        """,
+        """
+        error: sleep-with-gpu
+          cortex.yaml:6:5   api "iris": compute: gpu
+          an api with a GPU cannot sleep: whoever wakes it may find the GPU taken
+          hint: set min_replicas to 1 or more
         """,
     ),
     Case(

@@ -28,6 +28,7 @@ EVERYTHING = {
         "target_cpu_utilization": 120,
         "target_in_flight": 0.5,
         "downscale_window": "45s",
+        "idle_timeout": "90s",
         "cpu": "0.5",
         "gpu": 1,
         "mem": "512Mi",
@@ -67,6 +68,7 @@ def test_an_api_with_only_a_name_and_a_model_has_every_documented_default():
             "target_cpu_utilization": 80,
             "target_in_flight": None,
             "downscale_window": None,
+            "idle_timeout": "5m",
             "cpu": "200m",
             "gpu": 0,
             "mem": None,
@@ -86,6 +88,7 @@ def test_code_reads_amounts_in_the_unit_that_the_name_says():
     assert spec.compute.cpu_millis == 500
     assert spec.compute.mem_bytes == 512 * 1024**2
     assert spec.compute.downscale_window_s == 45
+    assert spec.compute.idle_timeout_s == 90
     assert spec.timeout_s == 90
     assert spec.max_body_bytes == 1024**3
 
@@ -182,6 +185,12 @@ def test_only_min_init_max_in_this_order_are_accepted(low, start, high):
         assert ComputeSpec.model_validate(data).model_dump(include=set(data)) == data
     else:
         assert {kind for kind, _ in errors(ComputeSpec, data)} <= {"replica-bounds", "default_factory_not_called"}
+
+
+def test_an_api_that_may_sleep_has_no_gpu():
+    assert ComputeSpec.model_validate({"min_replicas": 0}).min_replicas == 0
+    assert ComputeSpec.model_validate({"min_replicas": 0, "gpu": 0}).gpu == 0
+    assert errors(ComputeSpec, {"min_replicas": 0, "gpu": 1}) == [("sleep-with-gpu", ("gpu",))]
 
 
 def test_bounds_are_checked_beside_other_mistakes():

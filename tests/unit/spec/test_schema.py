@@ -69,7 +69,7 @@ def test_what_may_be_written_is_valid(data, validator, accepted):
         with_(concurrency=1),
         with_(min_replicas="2"),
         with_(compute={"max_replica": 1}),
-        with_(compute={"min_replicas": 0}),
+        with_(compute={"max_replicas": 0}),
         with_(compute={"min_replicas": "2"}),
         with_(compute={"min_replicas": 2.5}),
         with_(compute={"min_replicas": True}),
