@@ -42,8 +42,8 @@ MAX_IN_FLIGHT = 1000
 
 LONG_S = 0.001
 """
-After a request that took longer the next one may have waited for the loop, and its caller may have left: that look takes
-0.7 µs. What waited for shorter ones has hardly waited.
+After a request that took longer the next one may have waited for the loop, and its caller may have left. That look
+takes 0.7 µs; what waited for shorter ones has hardly waited.
 """
 
 
