@@ -59,7 +59,11 @@ PREDICTION: Mapping[str, tuple[str, str, str]] = {
     ),
     "malformed-body": ("400", "The body is not what its content type says.", "See the message."),
     "malformed-request": ("400", "What arrived is no HTTP request.", "Use an HTTP client."),
-    "bad-request": ("400", "Not valid HTTP, or the body broke off.", "Use an HTTP client; send the whole body."),
+    "bad-request": (
+        "400",
+        "Not valid HTTP, or the body broke off, or the client closed its end before the answer.",
+        "Use an HTTP client; send the whole body, and close nothing before the answer is there.",
+    ),
     "not-found": (
         "404",
         "Nothing is deployed at this path. Paths match as a whole, but for `/v2` below an endpoint.",
@@ -115,7 +119,7 @@ PREDICTION: Mapping[str, tuple[str, str, str]] = {
     "no-ready-replica": ("503", "No replica is ready.", "Send again after `retry-after`; `cortex get API` says why."),
     "overloaded": (
         "503",
-        "Every replica is busy and the queue is full.",
+        "Every replica is busy, and about a second of work waits already.",
         "Send again after `retry-after`; raise `min_replicas`.",
     ),
     "stopping": ("503", "The replica ends before it could answer.", "Send again after `retry-after`."),

@@ -156,7 +156,6 @@ class Door:
                     at_s=found.at_s,
                     done=seen[api].done,
                     queued=seen[api].queued,
-                    mean_s=seen[api].mean_s,
                     ready=ready[api],
                 ),
             )

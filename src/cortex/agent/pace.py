@@ -40,8 +40,6 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that its replicas have answered so far."""
     queued: int
     """Those that wait in the ingress."""
-    mean_s: float
-    """What one spends in a replica, lately and on average; 0: not known."""
     ready: int
     """Replicas that get requests."""
 
@@ -62,8 +60,6 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     seen: Look | None = None
     replica_rate: float = 0.0
     """Requests a second that one replica does; 0: not known."""
-    is_measured: bool = False
-    """Somebody has waited all the while, so that it was as fast as it could."""
     bound: QueueBound = QueueBound()
     after_hold_until_s: float = 0.0
     """Until then the queue may be one that filled up while nobody was ready."""
@@ -72,15 +68,16 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 def followed(pace: Pace, look: Look) -> Pace:
     """What is known after one more look."""
     if look.ready == 0:
-        return msgspec.structs.replace(pace, seen=look, after_hold_until_s=look.at_s + AFTER_HOLD_S)
-    rate, is_measured = _rate(pace, look)
+        until_s = look.at_s + AFTER_HOLD_S if look.queued else 0.0
+        return msgspec.structs.replace(pace, seen=look, after_hold_until_s=until_s)
+    rate = _replica_rate(pace, look)
     bound = pace.bound
     if rate > 0.0:
         now = queue_bound(rate * look.ready)
         if abs(now.requests - bound.requests) > TOLERANCE * bound.requests:
             bound = now
     until_s = pace.after_hold_until_s if look.queued >= bound.requests else 0.0
-    return Pace(seen=look, replica_rate=rate, is_measured=is_measured, bound=bound, after_hold_until_s=until_s)
+    return Pace(seen=look, replica_rate=rate, bound=bound, after_hold_until_s=until_s)
 
 
 def queue_bound(rate: float) -> QueueBound:
@@ -99,20 +96,16 @@ def bound_of(pace: Pace, ready: int, now_s: float) -> QueueBound:
     return HELD if ready == 0 or now_s < pace.after_hold_until_s else pace.bound
 
 
-def _rate(pace: Pace, look: Look) -> tuple[float, bool]:
+def _replica_rate(pace: Pace, look: Look) -> float:
     """
-    Requests a second of one replica, and whether that is all it can do.
+    Requests a second of one replica.
 
-    While somebody waits all the time, what is done is what can be done. Otherwise it can do at least what it does, and,
-    as long as it was never busy, at least one after the other.
+    It can do at least what it does; while somebody waits all the time, that is all it can do.
     """
     before = pace.seen
     rate = pace.replica_rate
-    if not pace.is_measured and look.mean_s > 0.0:
-        rate = max(rate, 1.0 / look.mean_s)
     if before is None or before.ready != look.ready or look.at_s <= before.at_s:
-        return rate, pace.is_measured
+        return rate
     done = max(0, look.done - before.done) / (look.at_s - before.at_s) / look.ready
-    if before.queued and look.queued:
-        return (rate + done) / 2 if pace.is_measured else done, True
-    return max(rate, done), pace.is_measured
+    is_busy = before.queued and look.queued
+    return max(done, (rate + done) / 2 if is_busy else rate)

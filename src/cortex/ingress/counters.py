@@ -67,8 +67,6 @@ class ApiTraffic(msgspec.Struct, frozen=True):
     """Those that replicas have answered, but for a few around the coming of a server."""
     queued: int
     """Those that wait for a replica now."""
-    mean_s: float
-    """What the slowest replica lately took for one, on average; 0: not known."""
 
 
 class IngressTraffic:
@@ -109,19 +107,13 @@ class IngressTraffic:
 
     def rows(self, owners: Mapping[int, ApiKey]) -> tuple[ApiTraffic, ...]:
         """Of the apis that have a backend."""
-        rows: dict[int, list[BackendRow]] = {backend: [] for backend in owners}
+        queued = dict.fromkeys(owners, 0)
         for read in self._read.values():
             for backend, row in read.items():
-                if backend in rows:
-                    rows[backend].append(row)
+                if backend in queued:
+                    queued[backend] += row.queued
         return tuple(
-            ApiTraffic(
-                api=api,
-                begun=self._begun.get(api, 0),
-                done=self._done.get(api, 0),
-                queued=sum(row.queued for row in rows[backend]),
-                mean_s=max((row.mean_s for row in rows[backend]), default=0.0),
-            )
+            ApiTraffic(api=api, begun=self._begun.get(api, 0), done=self._done.get(api, 0), queued=queued[backend])
             for backend, api in owners.items()
         )
 

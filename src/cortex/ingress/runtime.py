@@ -26,7 +26,7 @@ _SEVERITY = re.compile(r"\[(\d)\]: ")
 _WORST_ACCEPTABLE = 5
 """Syslog severities: 0 to 4 are warnings and errors, 5 and 6 notices and information."""
 _FRONTENDS, _BACKENDS, _SERVERS = 1, 2, 4
-_TRAFFIC = ("pxname", "svname", "qcur", "scur", "stot", "rtime")
+_TRAFFIC = ("pxname", "svname", "qcur", "scur", "stot")
 _ASKED_SINGLY = 64
 """Of 512 backends, HAProxy takes as long to show so many one by one as to show all at once: 2.5 ms."""
 
@@ -59,9 +59,7 @@ class BackendRow(msgspec.Struct, frozen=True):
     queued: int = 0
     """Those in it now that wait for a server."""
     done: Mapping[str, int] = {}
-    """Requests that each server has answered since it came, by `server_key`; only `traffic` asks for it, and for"""
-    mean_s: float = 0.0
-    """what the slowest of them takes, on average of its last 1,024 requests; 0 as long as there was none."""
+    """Requests that each server has answered since it came, by `server_key`; only `traffic` asks for it."""
 
 
 class ServerRow(msgspec.Struct, frozen=True):
@@ -194,19 +192,16 @@ class AdminSocket:
         asked = set(backends)
         rows: list[BackendRow] = []
         done: dict[int, dict[str, int]] = {}
-        means_ms: dict[int, int] = {}
         for proxy, name, *facts in (cells for answer in answers for cells in _cells(answer, _TRAFFIC)):
             backend = backend_number(proxy)
             if backend is None or backend not in asked:
                 continue
-            queued, requests, begun, mean_ms = (int(fact or 0) for fact in facts)
+            queued, requests, begun = (int(fact or 0) for fact in facts)
+            servers = done.setdefault(backend, {})
             if name == "BACKEND":
-                mean_s = means_ms.get(backend, 0) / 1000.0
-                rows.append(BackendRow(backend, requests, begun, queued, done.get(backend, {}), mean_s))
+                rows.append(BackendRow(backend, requests, begun, queued, servers))
             else:
-                done.setdefault(backend, {})[name] = begun - requests
-                if begun > requests:
-                    means_ms[backend] = max(means_ms.get(backend, 1), mean_ms)
+                servers[name] = begun - requests
         return rows
 
     async def requests(self) -> int:
@@ -341,7 +336,7 @@ def _cells(answer: str, columns: Sequence[str]) -> Iterator[list[str]]:
     These columns of each row of `show stat`: much less work than `parse_csv` where rows are many and columns few.
 
     Args:
-        columns: in the order in which they stand.
+        columns: in the order in which they stand, among the first of each row.
     """
     head, _, body = answer.partition("\n")
     names = head.removeprefix("# ").split(",")

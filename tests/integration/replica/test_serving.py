@@ -389,6 +389,24 @@ def test_requests_whose_caller_left_are_not_begun(start: Start, folder: Path) ->
     assert replica.stats(lambda found: found.ok == 2).dropped == 3
 
 
+def test_requests_that_waited_for_the_loop_and_whose_caller_left_are_not_begun(start: Start, folder: Path) -> None:
+    replica = start(WAITS)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(replica.client()) for _ in range(5)]
+        clients[0].send(request(orjson.dumps([0, 1, 1, 1])))
+        eventually(lambda: [line.text for line in replica.lines()] == ["began 0"], "the loop is in the handler")
+        for number, client in enumerate(clients[1:], 1):
+            client.send(request(orjson.dumps([number, 1, 1, 1])))
+        for client in clients[1:3]:
+            client.sock.close()
+        clients[3].sock.shutdown(socket.SHUT_WR)  # who has only said all it has to say still listens
+        (folder / "go").touch()
+        for client in (clients[0], *clients[3:]):
+            assert client.receive().status == 200
+    assert sorted(line.text for line in replica.lines()) == ["began 0", "began 3", "began 4"]
+    assert replica.stats(lambda found: found.ok == 3).dropped == 2
+
+
 # ---- counts ---------------------------------------------------------------------------------------------------------
 
 

@@ -63,7 +63,7 @@ class PretendedIngress:
 
 class BusyIngress(PretendedIngress):
     async def traffic(self) -> TrafficReading:
-        return TrafficReading(at_s=12.5, apis=(ApiTraffic(api=API, begun=7, done=5, queued=2, mean_s=0.004),))
+        return TrafficReading(at_s=12.5, apis=(ApiTraffic(api=API, begun=7, done=5, queued=2),))
 
 
 class FollowedIngress(PretendedIngress):
@@ -72,7 +72,7 @@ class FollowedIngress(PretendedIngress):
         self.reading = TrafficReading(at_s=0.0, apis=())
 
     def come(self, at_s: float, *, done: int, queued: int) -> None:
-        api = ApiTraffic(api=API, begun=done + queued, done=done, queued=queued, mean_s=0.0)
+        api = ApiTraffic(api=API, begun=done + queued, done=done, queued=queued)
         self.reading = TrafficReading(at_s=at_s, apis=(api,))
 
     async def traffic(self) -> TrafficReading:

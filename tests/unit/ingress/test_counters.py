@@ -34,8 +34,8 @@ def test_faults_of_the_client_are_told_from_those_of_the_server():
 A, B = ApiKey("d/a"), ApiKey("d/b")
 
 
-def row(backend, begun, queued=0, mean_s=0.0, **done):
-    return BackendRow(backend=backend, requests=queued, begun=begun, queued=queued, done=done, mean_s=mean_s)
+def row(backend, begun, queued=0, **done):
+    return BackendRow(backend=backend, requests=queued, begun=begun, queued=queued, done=done)
 
 
 def traffic_of(traffic, *apis):
@@ -45,9 +45,9 @@ def traffic_of(traffic, *apis):
 def test_traffic_of_all_processes_is_added_up_and_an_ended_one_leaves_what_it_counted():
     traffic = IngressTraffic()
     traffic.note("door", [row(1, 5, queued=2, s=1)], {1: A})
-    traffic.note("bulk", [row(1, 3, queued=1, mean_s=0.2)], {1: A})
-    traffic.note("door", [row(1, 9, queued=4, mean_s=0.1, s=4)], {1: A})
-    assert traffic.rows({1: A}) == (ApiTraffic(api=A, begun=12, done=3, queued=5, mean_s=0.2),)
+    traffic.note("bulk", [row(1, 3, queued=1)], {1: A})
+    traffic.note("door", [row(1, 9, queued=4, s=4)], {1: A})
+    assert traffic.rows({1: A}) == (ApiTraffic(api=A, begun=12, done=3, queued=5),)
     traffic.forget("door")
     traffic.note("next", [row(1, 2, s=2)], {1: A})
     assert traffic_of(traffic, A) == [(14, 3, 1)]

@@ -33,6 +33,9 @@ class Audience:
     def peer_has_left(self) -> bool:
         return False
 
+    def peer_is_gone(self) -> bool:
+        return False
+
 
 class Rehearsed(NamedTuple):
     """How a rehearsed call was answered."""

@@ -121,7 +121,11 @@ class Sink(Protocol):
         ...
 
     def peer_has_left(self) -> bool:
-        """Whether the other side has closed, also if we have not been told so yet."""
+        """Whether the other side has closed its end, also if we have not been told so yet."""
+        ...
+
+    def peer_is_gone(self) -> bool:
+        """Whether it has closed altogether, so that nobody would read an answer."""
         ...
 
 
@@ -447,6 +451,10 @@ class Connection(asyncio.Protocol):
     def peer_has_left(self) -> bool:
         return self._polled(select.POLLRDHUP) != 0
 
+    def peer_is_gone(self) -> bool:
+        """A unix socket tells that from half a close by POLLHUP."""
+        return self._polled(0) & (select.POLLHUP | select.POLLERR) != 0
+
     # ---- asyncio.Protocol ---------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -535,7 +543,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._ended = True
-        if (self._active is None and not self._waiting) or self._peer_is_gone():
+        if (self._active is None and not self._waiting) or self.peer_is_gone():
             return False
         # Half closed: the peer has said all it has to say and listens for the answer.
         (self._waiting[-1] if self._waiting else cast(Exchange, self._active)).close = True
@@ -746,10 +754,6 @@ class Connection(asyncio.Protocol):
         if not self._paused_reading and self._transport is not None and not self._transport.is_closing():
             self._paused_reading = True
             self._transport.pause_reading()
-
-    def _peer_is_gone(self) -> bool:
-        """Whether the peer closed altogether: a unix socket tells that from half a close by POLLHUP."""
-        return self._polled(0) & (select.POLLHUP | select.POLLERR) != 0
 
     def _polled(self, events: int) -> int:
         """Which of these events there are, and errors; of a closed socket all."""

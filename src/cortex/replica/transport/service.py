@@ -40,6 +40,12 @@ from cortex.replica.transport.http import (
 MAX_IN_FLIGHT = 1000
 """More at once means that nobody in front of us counts: each holds its body in memory."""
 
+LONG_S = 0.001
+"""
+After a request that took longer the next one may have waited for the loop, and its caller may have left. That look
+takes 0.7 µs; what waited for shorter ones has hardly waited.
+"""
+
 
 class HttpProtocol(RequestProtocol, Protocol):
     """A protocol whose calls come over HTTP. It `write`s a message, or of one that is well (200) only the JSON."""
@@ -101,6 +107,8 @@ class Service:
         self._log = log
         self._loop = loop
         self._project_dir = project_dir
+        self._was_long = False
+        """Whether the request answered last took longer than `LONG_S`."""
 
     # ---- for connections ----------------------------------------------------------------------------------------
 
@@ -109,6 +117,10 @@ class Service:
         if exchange.target == self._endpoint and exchange.method == b"POST" and exchange.refusal is None:
             exchange.protocol = self._protocol  # nearly always
         elif not self._is_prediction(exchange):
+            return
+        if self._was_long and exchange.connection.peer_is_gone():
+            exchange.answered = True
+            self.never_started(1)
             return
         in_flight = self._in_flight
         if len(in_flight) >= MAX_IN_FLIGHT:
@@ -245,6 +257,7 @@ class Service:
             exchange.timer.cancel()
         if duration_s is None:
             duration_s = perf_counter() - exchange.started_s
+        self._was_long = duration_s > LONG_S
         connection = exchange.connection
         # Too late, and the ingress has answered in our place: it has also counted the request.
         given_up = duration_s > exchange.timeout_s > 0 and connection.peer_has_left()

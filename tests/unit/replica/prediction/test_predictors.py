@@ -99,6 +99,8 @@ class Answer:
         self.lost = False
         self.left = False
         self.times = 0
+        self.looks = 0
+        """How often was asked whether the caller is gone."""
 
     def respond(self, exchange: Exchange, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> bool:
         if self.lost:
@@ -109,6 +111,10 @@ class Answer:
 
     def peer_has_left(self) -> bool:
         return self.left
+
+    def peer_is_gone(self) -> bool:
+        self.looks += 1
+        return self.lost
 
     @property
     def json(self) -> Any:
@@ -781,6 +787,30 @@ def test_code_that_runs_is_not_stopped_when_its_caller_leaves(replica: Replica) 
     crowd.open.set()
     replica.until(lambda: not replica.condition.in_flight)
     assert (replica.counters.abandoned, replica.counters.dropped, sum(replica.counters.by_class)) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(("took_s", "looks"), [(1.0, 1), (-60.0, 0)], ids=["long", "short"])
+def test_what_waited_behind_a_long_request_is_not_begun_if_its_caller_is_gone(
+    replica: Replica, took_s: float, looks: int
+) -> None:
+    waiting: list[tuple[Exchange, Answer]] = []
+    handled: list[Any] = []
+
+    def slow(value: Any, metadata: Any) -> Any:
+        if not handled:
+            made.started_s -= took_s  # as if so long had passed
+            waiting.extend(replica.begin(number) for number in (2, 3))
+            waiting[0][1].lost = True
+        handled.append(value)
+        return [[1.0, 2.0]]
+
+    replica.use(slow)
+    made, first = replica.begin(1)
+    replica.until(lambda: 3 in handled and not replica.condition.in_flight)
+    assert (first.status, first.looks) == (200, 0)
+    assert [answer.looks for _, answer in waiting] == [looks, looks]
+    assert handled == ([1, 3] if looks else [1, 2, 3])
+    assert (replica.counters.abandoned, replica.counters.dropped) == (1, looks)
 
 
 def test_too_many_at_once_are_turned_away(replica: Replica) -> None:

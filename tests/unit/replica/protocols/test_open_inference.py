@@ -98,6 +98,9 @@ class Answer:
     def peer_has_left(self) -> bool:
         return False
 
+    def peer_is_gone(self) -> bool:
+        return False
+
     @property
     def json(self) -> Any:
         return json.loads(self.body)
