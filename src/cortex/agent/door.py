@@ -12,12 +12,12 @@ from pathlib import Path
 
 from cortex.agent import rotation
 from cortex.agent.life.state import Life
-from cortex.agent.metering import DoorTraffic
 from cortex.agent.refusals import RefusalLog
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, ReplicaId
 from cortex.ingress.supervisor import Ingress
 from cortex.settings import HomeLayout, Settings
+from cortex.wire.loads import DoorReading
 from cortex.wire.orders import SetRoute
 from cortex.wire.reports import IngressRefusals, IngressReport
 
@@ -161,9 +161,9 @@ class Door:
         """Apis whose route is not in the ingress yet."""
         return tuple(sorted({route.api for route in set(self._routes()) ^ set(self._applied)}))
 
-    async def traffic(self) -> DoorTraffic:
-        """What has come so far."""
-        return DoorTraffic(at_s=time.monotonic())
+    async def traffic(self) -> tuple[float, tuple[DoorReading, ...]]:
+        """Monotonic seconds, and what had come for each api by then."""
+        return time.monotonic(), ()
 
     def report(self) -> IngressReport:
         status = self._ingress.status()

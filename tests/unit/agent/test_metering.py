@@ -10,7 +10,7 @@ import pytest
 
 from cortex.agent.families import Families
 from cortex.agent.loads import IDLE_LAG_S, Loads, Metered
-from cortex.agent.metering import GOES_ON_S, LAG_S, DoorTraffic, Metering
+from cortex.agent.metering import GOES_ON_S, LAG_S, Metering
 from cortex.ids import NodeId, replica_id
 from cortex.processes import identify
 from cortex.testing.builders import a_build
@@ -93,7 +93,7 @@ class Node:
 
     async def _traffic(self):
         self.asked += 1
-        return DoorTraffic(self.clock.monotonic_s(), self.doors)
+        return self.clock.monotonic_s(), self.doors
 
     def replica(self):
         self.replicas.append(Replica(self.folder, self.clock, len(self.replicas)))
