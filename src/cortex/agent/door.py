@@ -11,7 +11,6 @@ from pathlib import Path
 
 from cortex.agent import pace, rotation
 from cortex.agent.life.state import Life
-from cortex.agent.metering import DoorTraffic
 from cortex.agent.pace import Look, Pace, QueueBound
 from cortex.agent.refusals import RefusalLog
 from cortex.clock import Clock
@@ -170,11 +169,14 @@ class Door:
 
     # ---- what is read -------------------------------------------------------------------------------------------
 
-    async def traffic(self) -> DoorTraffic:
-        """What had come for each routed api, at most `supervisor.FRESH_S` ago. Counters begin at 0 with the agent."""
+    async def traffic(self) -> tuple[float, tuple[DoorReading, ...]]:
+        """
+        Monotonic seconds, and what had come for each routed api by then; at most `supervisor.FRESH_S` old.
+
+        Counters begin at 0 with the agent.
+        """
         found = await self._ingress.traffic()
-        doors = tuple(DoorReading(api=api.api, begun=api.begun, queued=api.queued) for api in found.apis)
-        return DoorTraffic(at_s=found.at_s, doors=doors)
+        return found.at_s, tuple(DoorReading(api=api.api, begun=api.begun, queued=api.queued) for api in found.apis)
 
     # ---- what is reported ---------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ class ReplicaLoads:
     Reads the replicas of this node.
 
     Args:
-        metered: those that are ready, or were, and run.
+        metered: those that are ready.
     """
 
     def __init__(self, metered: Callable[[], Iterable[Metered]], clock: Clock, families: Families) -> None:

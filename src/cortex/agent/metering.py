@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
 
 from cortex.agent.loads import ReplicaLoads
 from cortex.clock import Clock, until_beat_s
@@ -26,20 +25,12 @@ LOOK_S = 2.0
 """How often is looked whether anything happens: as often as the agent is awake in any case."""
 
 
-class DoorTraffic(NamedTuple):
-    """What has come to the ingress."""
-
-    at_s: float
-    """Monotonic seconds."""
-    doors: tuple[DoorReading, ...] = ()
-
-
 class Metering:
     """
     Answers those who follow.
 
     Args:
-        doors: asks the ingress.
+        doors: asks the ingress what has come so far; monotonic seconds, and what had come by then.
         used_cpu_s: what anything on the node has used of the processor.
     """
 
@@ -50,7 +41,7 @@ class Metering:
         agent: str,
         clock: Clock,
         loads: ReplicaLoads,
-        doors: Callable[[], Awaitable[DoorTraffic]],
+        doors: Callable[[], Awaitable[tuple[float, tuple[DoorReading, ...]]]],
         used_cpu_s: Callable[[], float],
     ) -> None:
         self._node = node
@@ -94,14 +85,14 @@ class Metering:
                 return
 
     async def _read(self) -> NodeLoads:
-        traffic = await self._doors()
+        at_s, doors = await self._doors()
         last, read = self._last, self._loads.read()
         self._last = NodeLoads(
             node=self._node,
             agent=self._agent,
-            at_s=traffic.at_s,
+            at_s=at_s,
             replicas=read,
-            doors=traffic.doors,
+            doors=doors,
             busy_cpu_s=self._used_cpu_s(),
         )
         if last is not None and _has_moved(last, self._last):

@@ -119,11 +119,11 @@ class Replicas:
         )
 
     def metered(self) -> list[Metered]:
-        """Those of which can be read how much they have to do."""
+        """The ready ones."""
         return [
             Metered(replica.life.order, replica.life.identity, replica.files.load)
             for replica in self._all()
-            if replica.life.runs and replica.life.was_ready and replica.life.identity is not None
+            if replica.life.phase is Phase.READY and replica.life.identity is not None
         ]
 
     def pids(self) -> set[int]:

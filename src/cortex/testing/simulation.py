@@ -270,9 +270,9 @@ class Simulation:
         deployment = roll.choice(["iris", "default"])
         known = {record.wanted.api: record.wanted for record in self._state.apis(DeploymentName(deployment))}
         keys = [ApiKey(f"{deployment}/{name}") for name in ("a", "b")]
-        for was in known.values():
-            if was.scale.asleep:
-                self._apis[was.api].fault_s = self._now()  # it may have to wake for it
+        for one in known.values():
+            if one.scale.asleep:
+                self._apis[one.api].fault_s = self._now()  # it may have to wake for it
         wanted: list[WantedApi] = []
         for key in keys:
             was = known.get(key)

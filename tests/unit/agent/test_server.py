@@ -13,6 +13,8 @@ from cortex.testing.builders import a_build, a_node
 from cortex.wire.agent import (
     NEVER_MIND,
     AgentReply,
+    FollowedLoads,
+    FollowLoads,
     GiveOrders,
     InspectBuild,
     InspectedBuild,
@@ -26,10 +28,14 @@ from cortex.wire.agent import (
 )
 from cortex.wire.framing import LENGTH, MAX_FRAME_BYTES, framed
 from cortex.wire.launch import InspectReport
+from cortex.wire.loads import DoorReading, NodeLoads
 from cortex.wire.orders import Orders
 from cortex.wire.reports import AgentReport
 
 REPORT = AgentReport(node=a_node(), serial=3, agent="a", epoch=1, pid=1, started_wall_s=0.0)
+LOADS = NodeLoads(
+    node=REPORT.node.node, agent="a", at_s=1.5, doors=(DoorReading(api=ApiKey("t/a"), begun=3, queued=1),)
+)
 ORDERS = GiveOrders(orders=Orders(epoch=1, orders=()))
 _REPLIES = msgspec.json.Decoder(AgentReply)
 
@@ -51,6 +57,9 @@ class Service:
         self.observing.set()
         await self.held.wait()
         return self.note((agent, serial, timeout_s), REPORT)
+
+    async def follow_loads(self, agent, timeout_s):
+        return self.note((agent, timeout_s), LOADS)
 
     async def inspect(self, request):
         return self.note(request, InspectReport(notes=("fine",)))
@@ -111,6 +120,7 @@ def play(layout, story):
     ("request_", "asked", "reply"),
     [
         (Observe(agent="a", serial=2, timeout_s=0.0), ("a", 2, 0.0), Observed(report=REPORT)),
+        (FollowLoads(agent="a", timeout_s=4.0), ("a", 4.0), FollowedLoads(loads=LOADS)),
         (ORDERS, ORDERS.orders, Observed(report=REPORT)),
         (
             InspectBuild(build=a_build(), timeout_s=1.0),

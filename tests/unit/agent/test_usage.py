@@ -8,7 +8,7 @@ import msgspec
 import psutil
 import pytest
 
-from cortex.agent.usage import UsageMeter
+from cortex.agent.usage import UsageMeter, used_by
 from cortex.processes import identify, own_identity
 
 BUSY = "import sys\nx = b'x' * 64 * 2**20\nprint(flush=True)\nfor _ in range(10**6): pass\nprint(flush=True)\ninput()\n"
@@ -57,3 +57,21 @@ def test_a_closed_meter_leaves_no_descriptor_open():
     assert len(os.listdir("/proc/self/fd")) == before + 1
     meter.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_a_collected_child_has_used_is_told_beside_what_the_process_itself_has():
+    own = os.times()
+    used = used_by(os.getpid())
+    assert used.cpu_s == pytest.approx(own.user + own.system, abs=0.1)
+    assert used.collected_cpu_s == pytest.approx(own.children_user + own.children_system, abs=0.1)
+
+
+def test_one_that_is_not_collected_yet_has_used_what_it_has(child):
+    child.stdout.readline()
+    child.stdout.readline()
+    before = used_by(child.pid)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert used_by(child.pid).cpu_s >= before.cpu_s > 0
+    child.wait()
+    assert used_by(child.pid) is None

@@ -71,3 +71,57 @@ def test_kills_for_memory_are_counted(host):
     _root, proc = host
     (proc / "vmstat").write_text("nr_free_pages 1\noom_kill 3\n")
     assert machine.oom_kills(proc) == 3
+
+
+# ---- what is used ----------------------------------------------------------------------------------------------------
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def put_ticks(proc, *, user, idle=10**6, steal=0, foreign=10**7):
+    """Of each processor of ours, and of one that is not."""
+    ours = [f"cpu{number} {user} 0 0 {idle} 5 0 0 {steal} 0 0" for number in os.sched_getaffinity(0)]
+    (proc / "stat").write_text(
+        "\n".join([f"cpu {foreign} 0 0 0", *ours, f"cpu99999 {foreign} 0 0 0 0 0 0 0", "intr 5"])
+    )
+
+
+def test_without_limits_what_our_processors_did_is_what_was_used(host):
+    root, proc = host
+    put_ticks(proc, user=100)
+    meter = machine.ProcessorMeter(root=root, proc=proc)
+    before_s = meter.used_s()
+    put_ticks(proc, user=100 + TICKS_PER_S, idle=10**7, steal=TICKS_PER_S)
+    assert meter.used_s() - before_s == pytest.approx(2 * len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "folder"),
+    [
+        (
+            "0::/pod/container\n",
+            {"cpu__max": "50000 100000\n", "cpu__stat": "usage_usec 1500000\nuser_usec 1\n"},
+            "pod",
+        ),
+        (
+            "2:cpu,cpuacct:/box\n",
+            {"cpu__cfs_quota_us": "25000", "cpu__cfs_period_us": "100000", "cpuacct__usage": "1500000000"},
+            "cpu/box",
+        ),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_in_a_group_that_may_use_less_what_the_group_did_is_what_was_used(host, groups, files, folder):
+    root, proc = host
+    put_ticks(proc, user=100)
+    (proc / "self/cgroup").write_text(groups)
+    put(root / folder, **files)
+    assert machine.ProcessorMeter(root=root, proc=proc).used_s() == 1.5
+
+
+def test_a_group_without_a_limit_of_its_own_shares_the_machine(host):
+    root, proc = host
+    put_ticks(proc, user=TICKS_PER_S)
+    (proc / "self/cgroup").write_text("0::/pod\n")
+    put(root / "pod", cpu__max="max 100000\n", cpu__stat="usage_usec 1500000\n")
+    assert machine.ProcessorMeter(root=root, proc=proc).used_s() == len(os.sched_getaffinity(0))

@@ -213,7 +213,7 @@ class Inference:
             if not has_room(batch, queue, most_rows, sizes):
                 self.seat.take(started_s)
             outcomes = list(run_batch(batch, self._run, watch=self._saw, on_not_rowwise=self._lost_rows))
-            _note_turn(batch, self.seat.leave())
+            _note_turn(batch, self.seat.leave(started_s))
             if len(batch) == 1:
                 # Only lone runs: a row of a batch is cheaper than what the loop would have to bear.
                 self._learn(perf_counter() - started_s)

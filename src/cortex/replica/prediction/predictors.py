@@ -81,22 +81,24 @@ class InlinePredictor(Predictor):
     def start(self, call: Call) -> None:
         desk, pipeline, seat = self._desk, self._pipeline, self._seat
         has_hooks = self._has_hooks
-        seat.take(call.started_s)
+        seat.use_s -= call.started_s  # `take`, and below `leave`: calling them would cost more than what they do
         if has_hooks:
             work_for(call.id)
         try:
             feeds = pipeline.feeds(call)
             outputs = self._inference.run(feeds, call.is_large)
             if outputs is None:
-                call.handler_s += seat.leave()
+                call.handler_s += seat.leave(call.started_s)
                 call.cancel = self._inference.submit(feeds, partial(self._modelled, call, feeds), call).cancel
                 desk.expect(call)
                 return
             answer = pipeline.answer(call, outputs, feeds)
-            call.handler_s += seat.leave()
+            now_s = perf_counter()
+            seat.use_s += now_s
+            call.handler_s = now_s - call.started_s
             desk.finish(call, answer)
         except BaseException as error:
-            call.handler_s += seat.leave()
+            call.handler_s += seat.leave(call.started_s)
             desk.fail(call, error)
         finally:
             if has_hooks:
@@ -107,16 +109,17 @@ class InlinePredictor(Predictor):
     def _modelled(self, call: Call, feeds: Feeds, outputs: Outputs, failure: BaseException | None) -> None:
         desk, seat = self._desk, self._seat
         call.cancel = None
-        seat.take(perf_counter())
+        since_s = perf_counter()
+        seat.take(since_s)
         work_for(call.id)
         try:
             if failure is not None:
                 raise failure
             answer = self._pipeline.answer(call, outputs, feeds)
-            call.handler_s += seat.leave()
+            call.handler_s += seat.leave(since_s)
             desk.finish(call, answer)
         except BaseException as error:
-            call.handler_s += seat.leave()
+            call.handler_s += seat.leave(since_s)
             desk.fail(call, error)
         finally:
             self._streams.finish_lines(call.id)

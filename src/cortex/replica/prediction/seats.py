@@ -36,37 +36,35 @@ class Seats(Protocol):
 
 
 class LoneSeat:
-    """
-    A row of one seat, which one thread takes and leaves.
+    """A row of one seat, which one thread takes and leaves."""
 
-    Its use is one number, so that a reader never sees half a change: while the seat is free, the seconds for which it
-    was taken; while it is taken, the same less the instant since when, which is below 0, as no seat is taken for longer
-    than the clock has run.
-    """
-
-    __slots__ = ("_clock", "_since_s", "_use_s", "seats")
+    __slots__ = ("_clock", "seats", "use_s")
 
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
         self.seats = 1
         self._clock = clock
-        self._use_s = 0.0
-        self._since_s = 0.0
+        self.use_s = 0.0
+        """
+        While the seat is free: the seconds for which it was taken. While it is taken: the same less the instant since
+        when, which is below 0, as no seat is taken for longer than the clock has run. One number, so that a reader
+        never sees half a change.
+        """
 
-    def take(self, now_s: float) -> None:
+    def take(self, since_s: float) -> None:
         """Nobody is in it."""
-        self._since_s = now_s
-        self._use_s -= now_s
+        self.use_s -= since_s
 
-    def leave(self) -> float:
+    def leave(self, since_s: float) -> float:
         """Returns for how long it was taken; 0 if it is free already."""
-        if self._use_s >= 0:
+        use_s = self.use_s
+        if use_s >= 0:
             return 0.0
         now_s = self._clock()
-        self._use_s += now_s
-        return now_s - self._since_s
+        self.use_s = use_s + now_s
+        return now_s - since_s
 
     def read(self) -> SeatUse:
-        use_s = self._use_s  # before the clock: who comes in between is not there yet
+        use_s = self.use_s  # before the clock: who comes in between is not there yet
         if use_s < 0:
             use_s += self._clock()
         return SeatUse(use_s, use_s)
@@ -139,8 +137,10 @@ class Workload:
 
     def note_end(self, call: Call) -> None:
         """A request's code has ended. One that was given up before it had a seat says nothing of what requests cost."""
-        if call.handler_s:
+        handler_s = call.handler_s
+        if handler_s:
             self.ended += 1
             self.ended_s += self._clock() - call.started_s
-            self.ended_handler_s += call.handler_s
-            self.ended_model_s += call.model_s
+            self.ended_handler_s += handler_s
+            if call.model_s:
+                self.ended_model_s += call.model_s

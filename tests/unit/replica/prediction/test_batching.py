@@ -16,6 +16,7 @@ from cortex.replica.prediction.batching import (
     Job,
     NotRowwise,
     count_rows,
+    has_room,
     may_be_batched,
     merge,
     run_batch,
@@ -159,6 +160,28 @@ def test_a_request_that_does_not_keep_to_what_is_proved_runs_alone(condition: Si
     jobs = [Job({"x": np.zeros((1, 4, 3)), "mask": np.zeros((1, 4))}, lambda *_: None) for _ in range(2)]
     kept = SizeCondition("x", 2, 3)
     assert take_batch(deque(jobs), 8, [kept, condition]) == (jobs if together else jobs[:1])
+
+
+def jobs_of(*rows: int, width: int = 2) -> list[Job]:
+    return [Job(feeds(*range(count), width=width), lambda *_: None) for count in rows]
+
+
+def test_a_run_has_room_until_it_is_full_or_somebody_has_to_wait() -> None:
+    assert has_room(jobs_of(3, 4), [], 8)
+    assert not has_room(jobs_of(4, 4), [], 8)
+    assert not has_room(jobs_of(9), [], 8)
+    assert not has_room(jobs_of(1), [], 1), "without batches each run is full"
+    assert not has_room(jobs_of(3), jobs_of(1, width=3), 8), "nothing else fits, and another waits"
+    (gone,) = jobs_of(6)
+    gone.cancel()
+    assert has_room(jobs_of(3), [gone], 8)
+
+
+def test_a_run_of_one_that_has_to_be_alone_has_room_for_nobody() -> None:
+    alone = Job({"x": np.zeros((1, 2)), "extra": np.zeros((1, 2))}, lambda *_: None, ["extra"])
+    assert not has_room([alone], [], 8)
+    assert not has_room(jobs_of(1), [], 8, [SizeCondition("x", 1, 5)])
+    assert has_room(jobs_of(1), [], 8, [SizeCondition("x", 1, 2)])
 
 
 _SHAPES = st.sampled_from([(1, 2), (2, 2), (1, 3), (0, 2), (2, 0), (1,), (), (3, 2, 2), (1, 2, 2), (40, 2)])

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cortex.replica.calls import Call
+from cortex.replica.prediction.batching import MAX_BATCH_ROWS
 from cortex.replica.prediction.guard import FIRST_BATCHES, WITHIN_S
 from cortex.replica.prediction.inference import INLINE_BELOW_S, BatchingCondition, Inference
+from cortex.replica.tensors.conversion import Feeds
 from cortex.wire.batching import BatchingOrder, BatchingState, Disagreement, SizeCondition
 from cortex.wire.signature import Signature, TensorSpec
 
@@ -208,6 +211,47 @@ def test_a_request_that_sets_an_optional_input_runs_alone(
     model.gate.set()
     answers.wait()
     assert model.rows == [1, 1, 1, 1]
+
+
+def held_up(inference: Inference, model: Model, loop: asyncio.AbstractEventLoop, *requests: Feeds) -> list[Call]:
+    """Have these run: the first alone, since it comes first, and the others wait meanwhile."""
+    calls = [Call() for _ in requests]
+    answers = Answers(loop, len(requests))
+    model.gate.clear()
+    for number, (request, call) in enumerate(zip(requests, calls, strict=True)):
+        inference.submit(request, answers.taker(number), call)
+        assert model.entered.wait(60)
+    model.gate.set()
+    answers.wait()
+    return calls
+
+
+def test_the_models_seat_is_taken_while_a_run_has_room_for_nobody_else(
+    room: Room, inference: Inference, model: Model, loop: asyncio.AbstractEventLoop
+) -> None:
+    room.batching.order = BatchingOrder()
+    calls = held_up(inference, model, loop, row(1), row(2))
+    assert all(call.model_s > 0 for call in calls)
+    assert inference.seat.read() == pytest.approx((sum(call.model_s for call in calls),) * 2)
+
+
+def test_a_run_in_which_there_is_room_leaves_the_models_seat_free(
+    inference: Inference, model: Model, loop: asyncio.AbstractEventLoop
+) -> None:
+    calls = held_up(inference, model, loop, row(1), row(2), row(3))
+    assert [call.model_s for call in calls] == [0.0, 0.0, 0.0]
+    assert inference.seat.read() == (0.0, 0.0)
+
+
+def test_a_full_run_is_shared_by_its_requests_and_who_runs_behind_it_has_room(
+    inference: Inference, model: Model, loop: asyncio.AbstractEventLoop
+) -> None:
+    calls = held_up(inference, model, loop, row(0), *(row(number) for number in range(MAX_BATCH_ROWS + 1)))
+    assert model.rows[:3] == [1, MAX_BATCH_ROWS, 1]
+    first, *shared, last = (call.model_s for call in calls)
+    assert (first, last) == (0.0, 0.0)
+    assert shared == pytest.approx([inference.seat.read().busy_s / MAX_BATCH_ROWS] * MAX_BATCH_ROWS)
+    assert shared[0] > 0
 
 
 def test_failures_and_departures_reach_only_their_owner(

@@ -24,6 +24,7 @@ from cortex.replica.observation.tracker import Tracker
 from cortex.replica.prediction.inference import INLINE_BELOW_S, BatchingCondition, Inference
 from cortex.replica.prediction.pipeline import Pipeline
 from cortex.replica.prediction.predictors import Around, build_predictor, hide_loop
+from cortex.replica.prediction.seats import Workload
 from cortex.replica.process.condition import Condition
 from cortex.replica.protocols.cortex import CortexProtocol
 from cortex.replica.transport.http import Exchange
@@ -174,6 +175,11 @@ class Replica:
         self.hides_loop = predictor.hides_loop
         self.inference.seed(2 * INLINE_BELOW_S if slow_model else 0.0)
         return self
+
+    @property
+    def workload(self) -> Workload:
+        assert self.service.predictor is not None
+        return self.service.predictor.workload
 
     def begin(self, value: Any = (1, 2), *, timeout_s: float = 600.0, **fields: Any) -> tuple[Exchange, Answer]:
         answer = Answer()
@@ -861,3 +867,122 @@ def test_other_methods_are_refused_with_what_is_allowed(replica: Replica) -> Non
     assert answer.extra == b"allow: GET, HEAD, POST, OPTIONS\r\n"
     answer = replica.ask(method=b"OPTIONS")
     assert (answer.status, answer.body, answer.extra) == (204, b"", b"allow: GET, HEAD, POST, OPTIONS\r\n")
+
+
+# ---- for how long seats were taken -------------------------------------------------------------------------------
+
+
+@KINDS
+@MODELS
+def test_what_requests_had_of_the_seats_is_what_the_seats_were_taken_for(
+    replica: Replica, hooks: tuple[Any, Any], concurrency: int | None, slow_model: bool
+) -> None:
+    replica.use(*hooks, concurrency=concurrency, slow_model=slow_model)
+    calls = [replica.begin([number, 0]) for number in range(20)]
+    replica.until(lambda: not replica.condition.in_flight and all(answer.times for _, answer in calls))
+    workload = replica.workload
+    assert workload.ended == 20
+    assert 0 < workload.ended_handler_s <= workload.ended_s
+    assert workload.ended_handler_s == pytest.approx(sum(call.handler_s for call, _ in calls))
+    assert workload.handler.read().busy_s == pytest.approx(workload.ended_handler_s, abs=1e-3)
+    assert workload.ended_model_s == workload.model.read().busy_s == 0.0, "there was room in each run"
+
+
+@pytest.mark.parametrize("kind", ["sync", "pool", "async"])
+def test_a_request_under_way_takes_its_seat_while_it_waits_for_others(replica: Replica, kind: str) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def waiting(sample: Any, metadata: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return sample
+
+    async def waiting_async(sample: Any, metadata: Any) -> Any:
+        return await asyncio.to_thread(waiting, sample, metadata)
+
+    replica.use(waiting_async if kind == "async" else waiting, concurrency={"pool": 2}.get(kind))
+    row = replica.workload.handler
+    assert row.seats == {"sync": 1, "pool": 2, "async": 64}[kind]
+    looked: list[float] = []
+
+    def look() -> None:
+        """From another thread, as the loop may be in the handler."""
+        assert begun.wait(60)
+        while len(looked) < 2 or looked[-1] <= looked[0]:
+            looked.append(row.read().busy_s)
+        go_on.set()
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    answer = replica.ask([1, 2])
+    looking.join()
+    assert answer.status == 200
+    assert replica.workload.ended_handler_s >= looked[-1] - looked[0] > 0
+    busy_s, full_s = row.read()
+    assert full_s == (busy_s if kind == "sync" else 0.0)
+
+
+def test_a_failing_handler_leaves_its_seat(replica: Replica) -> None:
+    for hook in (raising(ValueError("secret")), raising_later(ValueError("secret"))):
+        for concurrency in (None, 2):
+            replica.use(hook, concurrency=concurrency)
+            assert replica.ask([1, 2]).status == 500
+            workload = replica.workload
+            busy_s, _ = workload.handler.read()
+            assert workload.ended == 1
+            assert workload.handler.read().busy_s == busy_s == pytest.approx(workload.ended_handler_s, abs=1e-3)
+
+
+def test_one_that_comes_along_with_an_answer_has_the_seat_after_the_first(replica: Replica) -> None:
+    """As pipelined requests do: the connection turns to the next one when it is given an answer."""
+    replica.use(pre, post)
+    second, answer = replica.begin([3, 4])
+    replica.until(lambda: answer.times)  # ready to be begun again
+    first, _ = replica.begin([1, 2])
+
+    class Pipelining(Answer):
+        def respond(self, *arguments: Any, **named: Any) -> bool:
+            answered = super().respond(*arguments, **named)
+            second.answered = False
+            second.handler_s = 0.0
+            replica.service.handle(second)
+            return answered
+
+    first.connection = Pipelining()
+    before_s, ended_s = replica.workload.handler.read().busy_s, replica.workload.ended_handler_s
+    replica.until(lambda: answer.times == 2 and not replica.condition.in_flight)
+    grown_s = replica.workload.handler.read().busy_s - before_s
+    assert grown_s == pytest.approx(first.handler_s + second.handler_s)
+    assert replica.workload.ended_handler_s - ended_s == pytest.approx(grown_s)
+
+
+def test_who_leaves_before_there_was_a_seat_is_counted_with_nobody(replica: Replica) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def waiting(sample: Any, metadata: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return sample
+
+    replica.use(waiting, concurrency=2)
+    exchanges = [replica.begin([1, 2])[0] for _ in range(3)]
+    replica.until(begun.is_set)
+    replica.until(lambda: sum(exchange.cancel is None for exchange in exchanges) == 2)
+    (last,) = [exchange for exchange in exchanges if exchange.cancel is not None]
+    replica.loop.call_soon(replica.service.gone, last)
+    replica.until(lambda: last not in replica.condition.in_flight)
+    go_on.set()
+    replica.until(lambda: not replica.condition.in_flight)
+    assert replica.workload.ended == 2
+
+
+def test_the_first_request_after_a_rest_stirs(replica: Replica) -> None:
+    replica.use(pre, post)
+    stirred: list[bool] = []
+    replica.condition.announce = lambda: stirred.append(replica.condition.rests)
+    replica.ask([1, 2])
+    assert stirred == []
+    replica.condition.rests = True
+    replica.ask([1, 2])
+    replica.ask([1, 2])
+    assert stirred == [False]
