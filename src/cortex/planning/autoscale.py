@@ -116,7 +116,7 @@ class ScalingMemory(msgspec.Struct, frozen=True, kw_only=True):
     kept: int = 0
     """What the last decision found necessary."""
     more: tuple[tuple[int, float], ...] = ()
-    """Larger numbers that were necessary before, falling, each with the last instant (s) at which it was."""
+    """Larger numbers that were necessary before, falling, each with the instant (s) at which fewer were found to do."""
     last_up_s: float = float("-inf")
 
 
@@ -303,8 +303,8 @@ def _up(api: Scalable, wanted: int) -> tuple[int, Bound | None]:
     if wanted > api.max_replicas and replicas >= api.max_replicas:
         replicas, bound = api.max_replicas, Bound.MAXIMUM
     if replicas < api.min_replicas:
-        replicas, bound = api.min_replicas, None
-    return replicas, bound
+        replicas, bound = api.min_replicas, bound if wanted > api.min_replicas else Bound.MINIMUM
+    return replicas, bound if replicas != wanted else None
 
 
 def _down(
@@ -328,7 +328,7 @@ def _down(
         replicas, bound = now, Bound.WINDOW
     else:
         replicas = min(now, in_window)
-        bound = Bound.WINDOW if replicas > low else None
+        bound = Bound.WINDOW if replicas > wanted else None
     if replicas < api.min_replicas or (replicas == api.min_replicas and wanted < replicas):
         replicas, bound = api.min_replicas, Bound.MINIMUM
     if replicas > api.max_replicas:
