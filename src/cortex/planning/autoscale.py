@@ -219,6 +219,8 @@ def _alone(
         rate = _up_rate(load, costs)
         need, ruling = _need(api, load, costs, rate)
         wanted = _rounded(need, now)
+        if wanted == now < need and load.waiting > load.ready * load.seats:  # more than chance makes of a full house
+            wanted = math.ceil(need)
         if load.long_seconds >= WHOLE_S:
             kept = _rounded(_need(api, load, costs, load.long_begun / load.long_seconds)[0], now)
     kept = min(max(kept, min(wanted, now), api.min_replicas), api.max_replicas)
@@ -250,14 +252,16 @@ def _up_rate(load: ApiLoad, costs: Costs | None) -> float:
     Requests a second that are there beyond doubt.
 
     Source:
-        The number of requests in a window is at best Poisson's, off by its root: that is taken off. But callers that
-        wait for an answer before they ask again come no faster than they are served: while every seat is busy nothing
-        is taken off, or they would wait for ever.
+        The number of requests in a window is at best Poisson's, off by its root: that is taken off, and of what came
+        all of a sudden twice as much. But callers that wait for an answer before they ask again come no faster than
+        they are served: while every seat is busy nothing is taken off, or they would wait for ever.
     """
     surely = load.begun if load.always_full else load.begun - math.sqrt(load.begun)
-    rate = surely / load.seconds
-    if load.queued:
-        rate += load.queued / max(QUEUE_S, costs.in_replica_s if costs else 0.0)
+    suddenly = load.sudden_begun - 2 * math.sqrt(load.sudden_begun)
+    rate = max(surely / load.seconds, suddenly / load.sudden_seconds)
+    waiting = load.waiting
+    if waiting > 0:
+        rate += waiting / max(QUEUE_S, costs.in_replica_s if costs else 0.0)
     return rate
 
 

@@ -97,17 +97,16 @@ class ScalingRun:
         return moments
 
     def turn(self) -> dict[ApiKey, Moment]:
-        """Half a second, a reading and a decision."""
-        steps = round(READ_S / self._step_s)
-        for _ in range(steps):
+        """Half a second and a reading; it is decided then, and whenever a replica has become ready meanwhile."""
+        for _ in range(round(READ_S / self._step_s)):
+            ready = [queue.ready for queue in self.queues.values()]
             self.node.step(self.now_s, self._step_s)
+            if any(queue.ready > before for queue, before in zip(self.queues.values(), ready, strict=True)):
+                self._follow(self.decide())
             self.now_s = round(self.now_s + self._step_s, 6)
         self.loads.take(self.node.read(self.now_s))
         decisions = self.decide()
-        for api, decision in decisions.items():
-            self._scalables[api] = msgspec.structs.replace(self._scalables[api], replicas=decision.replicas)
-            self.memories[api] = decision.memory
-        self._follow()
+        self._follow(decisions)
         return {api: self._moment(decision) for api, decision in decisions.items()}
 
     def decide(self) -> Mapping[ApiKey, ScalingDecision]:
@@ -130,8 +129,11 @@ class ScalingRun:
             scalable, starting=queue.replicas - queue.ready, lacks=Lack.MEMORY if missing > 0 else None
         )
 
-    def _follow(self) -> None:
+    def _follow(self, decisions: Mapping[ApiKey, ScalingDecision]) -> None:
         """Take away what is too much, then start what is missing as far as there is room, by turns."""
+        for api, decision in decisions.items():
+            self._scalables[api] = msgspec.structs.replace(self._scalables[api], replicas=decision.replicas)
+            self.memories[api] = decision.memory
         for api, scalable in self._scalables.items():
             while self.queues[api].replicas > scalable.replicas:
                 self.queues[api].remove()

@@ -47,7 +47,15 @@ def load(rate: float = 0.0, costs: Costs | None = WAITS, *, api: ApiKey = API, *
     """So many requests a second for long; the root of their number is added again, which the rule takes off."""
     seconds = fields.pop("seconds", 1e6)
     told = {"queued": 0, "in_flight": 0, "ready": 1, "cpu_s": 0.0, "ready_s": seconds, "always_full": False}
-    told |= {"long_seconds": 30.0, "long_begun": round(rate * 30), "long_ended": 100, "seats": 1, **fields}
+    told |= {
+        "sudden_seconds": 1.0,
+        "sudden_begun": 0,
+        "long_seconds": 30.0,
+        "long_begun": round(rate * 30),
+        "long_ended": 100,
+        "seats": 1,
+        **fields,
+    }
     return ApiLoad(api=api, seconds=seconds, begun=round(rate * seconds), costs=costs, **told)
 
 
@@ -107,16 +115,31 @@ def test_requests_in_a_replica_are_what_a_target_in_flight_counts():
 
 @pytest.mark.parametrize("queued", [100, 2000])
 def test_a_queue_is_to_be_worked_off_in_ten_seconds(queued):
-    decision = decided(asked(40), load(200, queued=queued))
+    decision = decided(asked(40), load(200, queued=queued, ready=0))
     assert decision.rate == pytest.approx(200 + queued / 10, rel=0.001)
 
 
+def test_requests_that_wait_in_replicas_are_of_the_queue_but_for_what_chance_makes():
+    assert decided(asked(9), load(100, in_flight=72, ready=9)).rate == pytest.approx(100 + (72 - 9 - 3) / 10, rel=0.001)
+    assert decided(asked(9), load(100, in_flight=12, ready=9)).rate == pytest.approx(100, rel=0.001)
+
+
+def test_a_tenth_too_few_are_not_enough_while_many_wait():
+    waits, none = load(200, ready=12, queued=60), load(200, ready=12)
+    assert (decided(asked(12), waits).wanted, decided(asked(12), none).wanted) == (13, 12)
+
+
 def test_a_queue_of_long_requests_has_as_long_as_one_of_them_takes():
-    assert decided(asked(), load(0, cost(40.0), queued=80)).rate == pytest.approx(2.0)
+    assert decided(asked(), load(0, cost(40.0), queued=80, ready=0)).rate == pytest.approx(2.0)
 
 
 def test_the_root_of_a_number_may_be_chance():
     assert decided(asked(), load(10, seconds=2.0)).rate == pytest.approx((20 - math.sqrt(20)) / 2)
+
+
+def test_what_comes_all_of_a_sudden_is_believed_less_and_seen_sooner():
+    decision = decided(asked(), load(10, seconds=2.0, sudden_begun=100))
+    assert decision.rate == pytest.approx(80.0)
 
 
 def test_while_every_seat_is_busy_all_that_came_counts():
