@@ -17,6 +17,8 @@ import msgspec
 from cortex.ids import ApiKey
 from cortex.planning.load import LONGEST_S, ApiLoad, Costs
 
+ENOUGH_ENDED = 5
+"""Requests that have to have ended within the longest window for their costs to be remembered."""
 TOLERANCE = 0.1
 """A number that is wrong by no more than this part of it is left alone."""
 QUEUE_S = 10.0
@@ -215,16 +217,18 @@ def _alone(
     bound: Bound | None
     known = load is not None and load.seconds > 0
     if load is not None and known:
-        costs = load.costs or costs
-        rate = _up_rate(load, costs)
-        need, ruling = _need(api, load, costs, rate)
+        seen = _seen(load, costs)
+        rate = _up_rate(load, seen)
+        need, ruling = _need(api, load, seen, rate)
         wanted = _rounded(need, now)
         if wanted == now < need and load.waiting > load.ready * load.seats:  # more than chance makes of a full house
             wanted = math.ceil(need)
         if load.long_seconds >= WHOLE_S:
-            kept = _rounded(_need(api, load, costs, load.long_begun / load.long_seconds)[0], now)
+            kept = _rounded(_need(api, load, seen, load.long_begun / load.long_seconds)[0], now)
+        costs = seen
     kept = min(max(kept, min(wanted, now), api.min_replicas), api.max_replicas)
-    memory = _remember(memory, costs, kept, now_s - api.downscale_window_s, now_s)
+    believed = costs if load is not None and load.long_ended >= ENOUGH_ENDED else memory.costs
+    memory = _remember(memory, believed, kept, now_s - api.downscale_window_s, now_s)
     if wanted > now:
         replicas, bound = _up(api, wanted)
     else:
@@ -245,6 +249,16 @@ def _alone(
         memory=memory,
         machine=machine,
     )
+
+
+def _seen(load: ApiLoad, remembered: Costs | None) -> Costs | None:
+    """What a request takes now. Of few that have ended it is believed that they took longer than what is remembered."""
+    seen = load.costs
+    if load.long_ended >= ENOUGH_ENDED:
+        return seen or remembered
+    if seen is not None and remembered is not None and seen.replica_s > remembered.replica_s:
+        return seen
+    return remembered
 
 
 def _up_rate(load: ApiLoad, costs: Costs | None) -> float:
@@ -268,17 +282,16 @@ def _up_rate(load: ApiLoad, costs: Costs | None) -> float:
 def _need(api: Scalable, load: ApiLoad, costs: Costs | None, rate: float) -> tuple[float, Ruling | None]:
     """Replicas that such a rate would use to the target, and what decides it."""
     need, ruling = 0.0, None
-    if costs is not None and rate > 0:
+    if costs is None:
+        if load.in_flight and load.seats:
+            need, ruling = load.in_flight / (api.target_in_flight or load.seats), Ruling.IN_FLIGHT
+    elif rate > 0:
         if api.target_in_flight is not None:
             need, ruling = rate * costs.in_replica_s / api.target_in_flight, Ruling.TIME_IN_REPLICA
         else:
             target = api.target_cpu_utilization / 100
             by_seats, by_cpu = rate * costs.replica_s / target, rate * costs.cpu_s * 1000 / api.cpu_millis / target
             need, ruling = (by_seats, Ruling.SEATS) if by_seats >= by_cpu else (by_cpu, Ruling.CPU)
-    if load.in_flight and load.costs is None and load.seats:
-        in_flight = load.in_flight / (api.target_in_flight or load.seats)
-        if in_flight > need:
-            need, ruling = in_flight, Ruling.IN_FLIGHT
     return need, ruling
 
 
@@ -396,7 +409,7 @@ class _Growing:
         self.decision = decision
         self.wanted = decision.replicas
         self.reached = max(api.replicas, api.min_replicas)
-        self.burn = decision.costs.burn if decision.costs else request
+        self.burn = _burn(decision)
         self.by_right = self.burn <= request
         self.grown_cores = 0.0
         self.bound: Bound | None = None
@@ -407,6 +420,14 @@ class _Growing:
         if self.reached > self.api.replicas:
             memory = msgspec.structs.replace(memory, last_up_s=now_s)
         return msgspec.structs.replace(self.decision, replicas=self.reached, bound=bound, memory=memory)
+
+
+def _burn(decision: ScalingDecision) -> float:
+    """Processors that one fully used replica takes: as long as that is not known, what each takes now."""
+    load = decision.load
+    if decision.costs is not None or load is None:
+        return decision.costs.burn if decision.costs is not None else 0.0
+    return max(load.cores, load.sudden_cores) / max(1, load.ready)
 
 
 def _used(api: Scalable, decision: ScalingDecision) -> float:

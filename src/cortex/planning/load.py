@@ -38,9 +38,6 @@ CLOSEST_S = 0.25
 UNSEEN_S = 2.0
 """A replica that is first read when it has been ready for no longer counts from when it became so."""
 
-ENOUGH_ENDED = 5
-"""Requests that have to have ended within the longest window for their costs to be believed."""
-
 ROWS = (HANDLER, MODEL, LOOP)
 
 _BEGUN, _ENDED, _ENDED_S, _CPU_S, _RUNNABLE_S, _READY_S = range(6)
@@ -149,9 +146,11 @@ class ApiLoad(msgspec.Struct, frozen=True, kw_only=True):
     seats: int
     """Of one replica, in its largest row; 0: none has been read."""
     costs: Costs | None = None
-    """Over the longest window; None while too few have ended in it to tell."""
+    """Over the longest window, of however few have ended in it; None: none has."""
     cores: float = 0.0
     """Processors that its replicas use, over `PROCESSOR_S`."""
+    sudden_cores: float = 0.0
+    """Likewise, over `SUDDEN_S`."""
 
     @property
     def waiting(self) -> float:
@@ -392,6 +391,7 @@ def _load(api: ApiKey, tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> ApiLoad:
         if recent_s < LONGEST_S:
             seconds, recent = _growth(tracks, recent_s)
     cpu_seconds, of_cpu = _growth(tracks, PROCESSOR_S)
+    sudden_seconds, sudden = _growth(tracks, SUDDEN_S)
     enough_s = ALWAYS * recent[_READY_S]
     _, newest = tracks[-1]
     return ApiLoad(
@@ -404,14 +404,15 @@ def _load(api: ApiKey, tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> ApiLoad:
         cpu_s=recent[_CPU_S],
         ready_s=recent[_READY_S],
         always_full=enough_s > 0 and max(recent[_FIRST_ROW + _FULL :: 3]) >= enough_s,
-        sudden_seconds=max([node.seconds(of, SUDDEN_S) for node, of in tracks]),
-        sudden_begun=round(sum([node.begun(of, SUDDEN_S) for node, of in tracks])),
+        sudden_seconds=sudden_seconds,
+        sudden_begun=round(sudden[_BEGUN]),
         long_seconds=long_seconds,
         long_begun=round(long[_BEGUN]),
         long_ended=round(long[_ENDED]),
         seats=max(newest.seats),
-        costs=_costs(long, newest.seats) if long[_ENDED] >= ENOUGH_ENDED else None,
+        costs=_costs(long, newest.seats) if long[_ENDED] else None,
         cores=of_cpu[_CPU_S] / cpu_seconds if cpu_seconds > 0 else 0.0,
+        sudden_cores=sudden[_CPU_S] / sudden_seconds if sudden_seconds > 0 else 0.0,
     )
 
 

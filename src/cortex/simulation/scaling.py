@@ -45,8 +45,10 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     """All so far, as the next two."""
     ended: int
     refused: int
+    in_service: int
+    """Requests that have a seat."""
     waiting: int
-    """Without a seat."""
+    """Those that have none."""
 
 
 class ScalingRun:
@@ -99,9 +101,9 @@ class ScalingRun:
     def turn(self) -> dict[ApiKey, Moment]:
         """Half a second and a reading; it is decided then, and whenever a replica has become ready meanwhile."""
         for _ in range(round(READ_S / self._step_s)):
-            ready = [queue.ready for queue in self.queues.values()]
+            ready = self.node.ready
             self.node.step(self.now_s, self._step_s)
-            if any(queue.ready > before for queue, before in zip(self.queues.values(), ready, strict=True)):
+            if self.node.ready > ready:
                 self._follow(self.decide())
             self.now_s = round(self.now_s + self._step_s, 6)
         self.loads.take(self.node.read(self.now_s))
@@ -158,6 +160,7 @@ class ScalingRun:
             begun=queue.begun,
             ended=queue.ended,
             refused=queue.refused,
+            in_service=queue.in_service,
             waiting=queue.waiting,
         )
 
