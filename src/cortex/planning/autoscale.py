@@ -346,10 +346,12 @@ def _down(
     else:
         replicas = min(now, in_window)
         bound = Bound.WINDOW if replicas > wanted else None
-    if replicas < api.min_replicas or (replicas == api.min_replicas and wanted < replicas):
+    if replicas < api.min_replicas:
         replicas, bound = api.min_replicas, Bound.MINIMUM
-    if replicas > api.max_replicas:
-        replicas, bound = api.max_replicas, Bound.MAXIMUM
+    elif replicas == api.min_replicas and wanted < replicas and bound is not Bound.YIELDED:
+        bound = Bound.MINIMUM
+    if max(replicas, wanted) > api.max_replicas:
+        replicas, bound = min(replicas, api.max_replicas), Bound.MAXIMUM
     return replicas, bound
 
 

@@ -153,10 +153,19 @@ def test_until_costs_are_known_requests_in_flight_count_as_a_seat_each():
     assert decided(asked(), load(1, None, in_flight=1)).wanted == 1
 
 
-def test_requests_that_do_not_end_are_seen_although_it_is_known_what_ended_ones_took():
-    memory = ScalingMemory(kept=1, costs=cost(0.01))
-    decision = decided(asked(), load(5, None, in_flight=12, seats=4), memory=memory)
-    assert (decision.wanted, decision.ruling) == (3, Ruling.IN_FLIGHT)
+def test_of_few_that_have_ended_it_is_believed_that_they_took_longer():
+    memory = ScalingMemory(kept=1, costs=WAITS)
+    slow, fast = load(10, cost(1.0), long_ended=4), load(10, cost(0.001), long_ended=4)
+    assert (decided(asked(), slow, memory=memory).wanted, decided(asked(), fast, memory=memory).costs) == (13, WAITS)
+    assert decided(asked(), slow, memory=memory).memory.costs == WAITS
+    assert decided(asked(), fast, memory=settled()).costs is None
+
+
+def test_what_burns_an_unknown_part_of_a_processor_is_taken_to_burn_what_it_does_now():
+    idle, busy = load(1, None, in_flight=9, cores=0.1), load(1, None, in_flight=9, cores=0.1, sudden_cores=1.0)
+    machine = Machine(cores=2.0, busy_cores=0.1)
+    assert said(decided(asked(), idle, machine=machine)) == (4, 9, Bound.STARTS)
+    assert said(decided(asked(), busy, machine=machine)) == (2, 9, Bound.PROCESSOR)
 
 
 def test_what_a_request_costs_is_remembered_while_none_comes():

@@ -161,8 +161,8 @@ def test_what_a_request_costs_is_what_ended_ones_took():
     )
 
 
-def test_costs_of_fewer_than_five_requests_are_not_believed():
-    assert costs(seats(busy_s=2.0, ended_busy_s=2.0), ended=4, cpu_s=1.0) is None
+def test_what_a_request_costs_is_not_known_before_one_has_ended():
+    assert costs(seats(busy_s=2.0), ended=0, cpu_s=1.0) is None
 
 
 def test_the_row_that_is_fullest_limits_a_replica():
