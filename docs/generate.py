@@ -29,7 +29,7 @@ from cortex.packages.requirements import REFERENCES as REQUIREMENTS
 from cortex.replica.bodies.codec import BadBody
 from cortex.replica.transport.faults import STATUS
 from cortex.settings import SETTINGS
-from cortex.spec.effects import EFFECTS, NOT_IN_EFFECT_YET
+from cortex.spec.effects import EFFECTS
 from cortex.spec.models import BLOCKS, FLAT_FORM, RESOURCES
 from cortex.spec.problems import REFERENCES as SPEC
 from cortex.spec.schema import json_schema
@@ -447,7 +447,7 @@ def _effect(kind: str, inside: str, name: str) -> str:
     if name in BLOCKS:
         return "see below"
     path = f"{inside}.{name}" if inside == "compute" else inside or name
-    return "no effect yet" if path in NOT_IN_EFFECT_YET else str(EFFECTS[path])
+    return str(EFFECTS[path])
 
 
 # ---- cli.md ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from cortex.errors import CortexError, Problem
+from cortex.spec.quantities import Duration, QuantityError
 
 MAX_SOCKET_PATH_BYTES = 97
 """HAProxy's limit for the path of a unix socket it binds. Source: docs of HAProxy 2.8, `bind`, and our own runs."""
@@ -70,6 +71,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     view_bytes: int = 64 * 2**20
     """What a replica may write beside its handler: memory, and gone with it. Enough for caches and small databases;
     what is larger belongs on a disk. `CORTEX_VIEW_MB`."""
+    downscale_window_s: float = 300.0
+    """How long replicas stay that the load has just needed: less, and each pause would cost starts. Apis may say
+    otherwise. `CORTEX_DOWNSCALE_WINDOW`."""
     log_bytes: int = 200 * 2**20
     """What the logs of replicas that are gone may take up together; those of live ones are bounded by rotation."""
     log_age_s: float = 7 * 86400.0
@@ -360,6 +364,14 @@ SETTINGS: tuple[Setting, ...] = (
         default="64",
         help="Megabytes that a replica may write beside its handler, in memory and for its own life.",
     ),
+    Setting(
+        field="downscale_window_s",
+        flag="--downscale-window",
+        variable="CORTEX_DOWNSCALE_WINDOW",
+        default="5m",
+        help="How long replicas stay that the load has just needed, such as 30s or 5m; compute: downscale_window of an "
+        "api goes before it.",
+    ),
 )
 
 
@@ -368,7 +380,6 @@ PREFIX = "CORTEX_"
 NOT_IN_EFFECT_YET: Mapping[str, str] = {
     "CORTEX_NODES_MIN": "there are no clusters yet",
     "CORTEX_NODES_MAX": "there are no clusters yet",
-    "CORTEX_DOWNSCALE_WINDOW": "replicas are not scaled yet: their number stays as it is",
     "CORTEX_AUTH": "there are no prediction keys yet: whoever reaches the port is answered",
     "CORTEX_INSECURE": "there are no prediction keys yet: whoever reaches the port is answered",
     "CORTEX_TLS_CERT": "there is no TLS yet: the port speaks plain HTTP",
@@ -456,8 +467,8 @@ def load_settings(environ: Mapping[str, str], **flags: str | None) -> Settings:
         flags: values of flags by field name; None when a flag was not given.
 
     Raises:
-        WrongSetting: a port is no number from 1 to 65535, a time no positive number, or a size no number; names the
-            variable.
+        WrongSetting: a port is no number from 1 to 65535, a time no positive number or no duration, or a size no
+            number; names the variable.
     """
     values: dict[str, str] = {}
     given: set[str] = set()
@@ -480,6 +491,7 @@ def load_settings(environ: Mapping[str, str], **flags: str | None) -> Settings:
         start_timeout_s=_seconds("start_timeout_s", values["start_timeout_s"]),
         artifact_bytes=_gigabytes("artifact_bytes", values["artifact_bytes"]),
         view_bytes=_megabytes("view_bytes", values["view_bytes"]),
+        downscale_window_s=_duration("downscale_window_s", values["downscale_window_s"]),
     )
 
 
@@ -494,6 +506,7 @@ def variables_of(settings: Settings) -> dict[str, str]:
         "CORTEX_START_TIMEOUT": str(settings.start_timeout_s),
         "CORTEX_ARTIFACTS_GB": str(settings.artifact_bytes / 10**9),
         "CORTEX_VIEW_MB": str(settings.view_bytes >> 20),
+        "CORTEX_DOWNSCALE_WINDOW": str(settings.downscale_window_s),
     }
 
 
@@ -515,6 +528,13 @@ def _seconds(field: str, value: str) -> float:
     if 0 < seconds < 1e9:
         return seconds
     raise WrongSetting(f"{_variable(field)} must be a number of seconds above 0, not {value!r}")
+
+
+def _duration(field: str, value: str) -> float:
+    try:
+        return Duration.parse(value).seconds
+    except QuantityError as error:
+        raise WrongSetting(f"{_variable(field)} must be a duration such as 30s or 5m, not {value!r}") from error
 
 
 def _gigabytes(field: str, value: str) -> int:

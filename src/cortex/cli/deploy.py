@@ -145,22 +145,15 @@ def run(
 
 
 def _show_warnings(terminal: Terminal, warnings: Sequence[Problem]) -> None:
-    """Each once, however many places it is about; what is merely not in effect yet, on one line."""
+    """Each once, however many places it is about."""
     places: dict[tuple[str, str, str, str], list[Problem]] = {}
     for warning in warnings:
         places.setdefault((warning.reference, warning.message, warning.hint, warning.traceback), []).append(warning)
     blocks: dict[str, list[Problem]] = {"note": [], "warning": []}
-    paint = terminal.paint_talk
     for same in places.values():
         more = f" and {text.count(len(same) - 1, 'more place')}" if len(same) > 1 else ""
-        if same[0].reference == "not-in-effect":
-            where = paint(same[0].where, "cyan")
-            note = f"  {paint('note:', 'yellow')} {harmless(same[0].message)} ({where}{more})"
-            width = terminal.width if terminal.shows_talk else None
-            terminal.say("\n".join(text.sentence(note, width, hang=" " * 8)))
-        else:
-            level = "note" if same[0].reference == "flat-form" else "warning"
-            blocks[level].append(msgspec.structs.replace(same[0], subject=same[0].subject + more))
+        level = "note" if same[0].reference == "flat-form" else "warning"
+        blocks[level].append(msgspec.structs.replace(same[0], subject=same[0].subject + more))
     for level, told in blocks.items():
         if told:
             terminal.say()

@@ -194,6 +194,8 @@ _COMPUTE = (
     "max_replicas",
     "init_replicas",
     "target_cpu_utilization",
+    "target_in_flight",
+    "downscale_window",
 )
 
 

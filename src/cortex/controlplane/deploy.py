@@ -26,7 +26,6 @@ from cortex.engines.base import Engine
 from cortex.errors import Problem, Problems
 from cortex.ids import DEFAULT_DEPLOYMENT, ApiKey, DeploymentName, api_key, route_path, split_api_key
 from cortex.planning.batching import Known
-from cortex.spec.effects import not_in_effect
 from cortex.spec.models import ApiSpec, ProjectSpec
 from cortex.state.base import ApiRecord, DeployChange, DeployedApi, DeploymentRecord
 from cortex.state.records import StateStore
@@ -145,7 +144,7 @@ class Deployer:
         with self._store.pin(*(tree for build in builds for tree in trees_of(build))):
             self._packages.prepare(builds, _telling(emit))
             inspected, warnings = self._inspections.of_deploy(candidates, known, emit, left, keep=not request.dry_run)
-            warnings += [*package_warnings, *not_in_effect(ProjectSpec(deployment=deployment, apis=tuple(specs)))]
+            warnings += package_warnings
             result = DeployResult(
                 changes=tuple(self._changes(inspected, known, request.apis)),
                 warnings=tuple(warnings),

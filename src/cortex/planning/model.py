@@ -34,6 +34,12 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     min_replicas: int = 1
     """Where cpu is shared, these are placed however much of it is requested."""
     max_replicas: int = 100
+    target_cpu_utilization: int = 80
+    """Per cent of the cpu request, and of the seats, that shall be used."""
+    target_in_flight: float | None = None
+    """Instead of that: mean requests in flight that a replica shall have."""
+    downscale_window_s: float | None = None
+    """How long replicas stay that the load has just needed; None: as the installation has it."""
     path: str = ""
     timeout_s: float = 600.0
     max_body_bytes: int = 100 * 2**20

@@ -9,7 +9,7 @@ quantities    `200m`, `512Mi`, `1h30m` as exact numbers that remember their spel
 locations     where models and samples are, as far as their names tell
 rules         what single values have to be: names, models, handlers, variables
 models        one frozen model per block of cortex.yaml, with all fields and defaults
-effects       what changing a field does, and which fields have no effect yet
+effects       what changing a field does
 document      YAML text as a tree with positions, bounded in size and depth
 indentation   what a text was before its indentation went
 loading       text of a cortex.yaml to a `ProjectSpec`, or all problems of the file at once

@@ -37,6 +37,8 @@ EXAMPLES = {
     "max_replicas": "max_replicas: 10",
     "init_replicas": "init_replicas: 1",
     "target_cpu_utilization": "target_cpu_utilization: 80",
+    "target_in_flight": "target_in_flight: 4",
+    "downscale_window": "downscale_window: 5m",
     "cpu": "cpu: 200m",
     "gpu": "gpu: 1",
     "mem": "mem: 512Mi",

@@ -86,6 +86,9 @@ Text = Annotated[str, PlainValidator(rules.check_text), WithJsonSchema(_TEXT)]
 Count = Annotated[int, PlainValidator(rules.check_at_least(1)), WithJsonSchema(_COUNT)]
 CountOrZero = Annotated[int, PlainValidator(rules.check_at_least(0)), WithJsonSchema({**_COUNT, "minimum": 0})]
 CpuField = Annotated[Cpu, PlainValidator(rules.check_parsed(Cpu)), _as_spelled, WithJsonSchema(_QUANTITY)]
+PositiveField = Annotated[
+    float, PlainValidator(rules.check_positive), WithJsonSchema({"type": "number", "exclusiveMinimum": 0})
+]
 MemoryField = Annotated[
     Memory,
     PlainValidator(rules.check_parsed(Memory)),
@@ -172,7 +175,20 @@ class ComputeSpec(_Block):
         default_factory=lambda data: data.get("min_replicas", 1),
         description="Replicas when the api is first created; min_replicas unless given.",
     )
-    target_cpu_utilization: Count = Field(default=80, description="Per cent of the cpu request that triggers scaling.")
+    target_cpu_utilization: Count = Field(
+        default=80,
+        description="How far a replica's cpu request, and what it can do at once, shall be used, in per cent.",
+    )
+    target_in_flight: PositiveField | None = Field(
+        default=None,
+        description="Mean requests in flight that a replica shall have, such as 4 or 0.5; used instead of "
+        "target_cpu_utilization.",
+    )
+    downscale_window: DurationField | None = Field(
+        default=None,
+        description="How long replicas stay that the load has just needed, such as 30s; CORTEX_DOWNSCALE_WINDOW unless "
+        "given.",
+    )
     cpu: CpuField = Field(default=Cpu.parse("200m"), description="CPU request of a replica, such as 200m, 0.5 or 2.")
     gpu: CountOrZero = Field(default=0, description="GPUs that a replica gets for itself.")
     mem: MemoryField | None = Field(
@@ -189,6 +205,10 @@ class ComputeSpec(_Block):
     @property
     def mem_bytes(self) -> int | None:
         return None if self.mem is None else self.mem.bytes
+
+    @property
+    def downscale_window_s(self) -> float | None:
+        return None if self.downscale_window is None else self.downscale_window.seconds
 
     @field_validator("max_replicas")
     @classmethod
@@ -328,7 +348,9 @@ RESOURCES: Mapping[str, type[BaseModel]] = {"api": ApiSpec, "deployment": Deploy
 """The model of each `kind`."""
 BLOCKS: Mapping[str, type[BaseModel]] = {"compute": ComputeSpec, "tracker": TrackerSpec}
 """The model of each block inside an api, by its field."""
-KEPT_AS_WRITTEN = frozenset([("compute", "cpu"), ("compute", "mem"), ("timeout",), ("max_body",)])
+KEPT_AS_WRITTEN = frozenset(
+    [("compute", "cpu"), ("compute", "mem"), ("compute", "downscale_window"), ("timeout",), ("max_body",)]
+)
 """
 Fields whose value is wanted as it is spelled: `129e6`, not 129000000.0. So are the values of `env`.
 """

@@ -29,7 +29,7 @@ REFERENCES: Mapping[str, str] = {
     "misplaced-field": "A field that exists, but in another block.",
     "missing-field": "A required field is not there.",
     "not-a-list": "The file is not a list of resources.",
-    "not-in-effect": "A field is accepted and checked, or a variable is set, but has no effect in this release.",
+    "not-in-effect": "A variable is set that has no effect in this release.",
     "not-utf8": "The file is not UTF-8 text.",
     "out-of-range": "A number is too small or too large.",
     "replica-bounds": "min_replicas ≤ init_replicas ≤ max_replicas does not hold.",

@@ -108,6 +108,15 @@ def check_at_least(minimum: int) -> Callable[[object], int]:
     return check
 
 
+def check_positive(value: object) -> float:
+    """The rule of a number above 0. Strict: neither `"2"` nor `true` is a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise wrong_type("a number")
+    if not 0 < value <= MAX_COUNT:
+        raise _out_of_range("above", 0) if value <= 0 else _out_of_range("at most", MAX_COUNT)
+    return float(value)
+
+
 def check_one_of(*words: str) -> Callable[[object], str]:
     """The rule of a field that takes one of a few words."""
 

@@ -34,6 +34,8 @@ FULL = textwrap.dedent("""\
         max_replicas: 4
         init_replicas: 3
         target_cpu_utilization: 50
+        target_in_flight: 3
+        downscale_window: 2m
         cpu: 0.2
         gpu: 1
         mem: 129e6
@@ -137,6 +139,8 @@ def test_a_full_file_is_read_field_by_field(accepted):
             "max_replicas": 4,
             "init_replicas": 3,
             "target_cpu_utilization": 50,
+            "target_in_flight": 3,
+            "downscale_window": "2m",
             "cpu": "0.2",
             "gpu": 1,
             "mem": "129e6",
@@ -248,6 +252,8 @@ def test_every_field_of_compute_may_be_null(api):
         "max_replicas",
         "init_replicas",
         "target_cpu_utilization",
+        "target_in_flight",
+        "downscale_window",
         "cpu",
         "gpu",
         "mem",
@@ -310,9 +316,9 @@ def test_anchors_and_merges_share_what_apis_have_in_common(accepted):
     [
         ((1, "compute", "cpu"), (19, 5)),
         (("apis", 0, "compute", "cpu"), (19, 5)),
-        (("apis", 0, "env", "TOKEN", "secret"), (30, 13)),
-        (("apis", 1, "model"), (37, 3)),
-        (("apis", 1, "compute", "cpu"), (35, 3)),
+        (("apis", 0, "env", "TOKEN", "secret"), (32, 13)),
+        (("apis", 1, "model"), (39, 3)),
+        (("apis", 1, "compute", "cpu"), (37, 3)),
         (("apis", 0), (5, 3)),
         (("apis", 7, "model"), (2, 1)),
         (("apis",), (2, 1)),
@@ -337,7 +343,7 @@ def test_a_problem_found_later_gets_its_place():
         reference="model-not-found",
         message="m",
         subject="s",
-        where="cortex.yaml:37:3",
+        where="cortex.yaml:39:3",
         path=("apis", 1, "model"),
         hint="h",
         traceback="t",

@@ -26,6 +26,8 @@ EVERYTHING = {
         "max_replicas": 10,
         "init_replicas": 3,
         "target_cpu_utilization": 120,
+        "target_in_flight": 0.5,
+        "downscale_window": "45s",
         "cpu": "0.5",
         "gpu": 1,
         "mem": "512Mi",
@@ -63,6 +65,8 @@ def test_an_api_with_only_a_name_and_a_model_has_every_documented_default():
             "max_replicas": 100,
             "init_replicas": 1,
             "target_cpu_utilization": 80,
+            "target_in_flight": None,
+            "downscale_window": None,
             "cpu": "200m",
             "gpu": 0,
             "mem": None,
@@ -81,6 +85,7 @@ def test_code_reads_amounts_in_the_unit_that_the_name_says():
     spec = ApiSpec.model_validate(EVERYTHING)
     assert spec.compute.cpu_millis == 500
     assert spec.compute.mem_bytes == 512 * 1024**2
+    assert spec.compute.downscale_window_s == 45
     assert spec.timeout_s == 90
     assert spec.max_body_bytes == 1024**3
 
@@ -253,3 +258,8 @@ def test_every_field_is_described():
         for name, field in model.model_fields.items():
             assert field.description, name
             assert field.description.endswith("."), name
+
+
+@pytest.mark.parametrize("value", [0, -1, "4", True, float("inf"), float("nan"), 10**12])
+def test_a_target_in_flight_is_a_number_above_0(value):
+    assert [loc for _, loc in errors(ComputeSpec, {"target_in_flight": value})] == [("target_in_flight",)]
