@@ -20,7 +20,7 @@ WIDEST_HELP = 100
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Deploy and look", ("init", "deploy", "get", "logs", "predict", "history", "refresh", "delete")),
     ("Environment", ("up", "down", "info", "secret", "configure")),
-    ("Other", ("completion", "schema", "version")),
+    ("Other", ("simulate", "completion", "schema", "version")),
 )
 """Every command, as `cortex --help` groups them; each is `COMMAND` in the module of its name."""
 

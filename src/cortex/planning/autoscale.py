@@ -18,6 +18,8 @@ from cortex.ids import ApiKey
 from cortex.planning.load import LONGEST_S, ApiLoad, Costs
 from cortex.planning.model import Lack
 
+ENOUGH_ENDED = 5
+"""Requests that have to have ended within the longest window for their costs to be remembered."""
 TOLERANCE = 0.1
 """A number that is wrong by no more than this part of it is left alone."""
 QUEUE_S = 10.0
@@ -108,7 +110,7 @@ class ScalingMemory(msgspec.Struct, frozen=True, kw_only=True):
     kept: int = 0
     """What the last decision found necessary."""
     more: tuple[tuple[int, float], ...] = ()
-    """Larger numbers that were necessary before, falling, each with the last instant (s) at which it was."""
+    """Larger numbers that were necessary before, falling, each with the instant (s) at which fewer were found to do."""
     last_up_s: float = float("-inf")
 
 
@@ -207,14 +209,18 @@ def _alone(
     bound: Bound | None
     known = load is not None and load.seconds > 0
     if load is not None and known:
-        costs = load.costs or costs
-        rate = _up_rate(load, costs)
-        need, ruling = _need(api, load, costs, rate)
+        seen = _seen(load, costs)
+        rate = _up_rate(load, seen)
+        need, ruling = _need(api, load, seen, rate)
         wanted = _rounded(need, now)
+        if wanted == now < need and load.waiting > load.ready * load.seats:  # more than chance makes of a full house
+            wanted = math.ceil(need)
         if load.long_seconds >= WHOLE_S:
-            kept = _rounded(_need(api, load, costs, load.long_begun / load.long_seconds)[0], now)
+            kept = _rounded(_need(api, load, seen, load.long_begun / load.long_seconds)[0], now)
+        costs = seen
     kept = min(max(kept, min(wanted, now), api.min_replicas), api.max_replicas)
-    memory = _remember(memory, costs, kept, now_s - api.downscale_window_s, now_s)
+    believed = costs if load is not None and load.long_ended >= ENOUGH_ENDED else memory.costs
+    memory = _remember(memory, believed, kept, now_s - api.downscale_window_s, now_s)
     if wanted > now:
         replicas, bound = _up(api, wanted)
     else:
@@ -237,36 +243,47 @@ def _alone(
     )
 
 
+def _seen(load: ApiLoad, remembered: Costs | None) -> Costs | None:
+    """What a request takes now. Of few that have ended it is believed that they took longer than what is remembered."""
+    seen = load.costs
+    if load.long_ended >= ENOUGH_ENDED:
+        return seen or remembered
+    if seen is not None and remembered is not None and seen.replica_s > remembered.replica_s:
+        return seen
+    return remembered
+
+
 def _up_rate(load: ApiLoad, costs: Costs | None) -> float:
     """
     Requests a second that are there beyond doubt.
 
     Source:
-        The number of requests in a window is at best Poisson's, off by its root: that is taken off. But callers that
-        wait for an answer before they ask again come no faster than they are served: while every seat is busy nothing
-        is taken off, or they would wait for ever.
+        The number of requests in a window is at best Poisson's, off by its root: that is taken off, and of what came
+        all of a sudden twice as much. But callers that wait for an answer before they ask again come no faster than
+        they are served: while every seat is busy nothing is taken off, or they would wait for ever.
     """
     surely = load.begun if load.always_full else load.begun - math.sqrt(load.begun)
-    rate = surely / load.seconds
-    if load.queued:
-        rate += load.queued / max(QUEUE_S, costs.in_replica_s if costs else 0.0)
+    suddenly = load.sudden_begun - 2 * math.sqrt(load.sudden_begun)
+    rate = max(surely / load.seconds, suddenly / load.sudden_seconds)
+    waiting = load.waiting
+    if waiting > 0:
+        rate += waiting / max(QUEUE_S, costs.in_replica_s if costs else 0.0)
     return rate
 
 
 def _need(api: Scalable, load: ApiLoad, costs: Costs | None, rate: float) -> tuple[float, Ruling | None]:
     """Replicas that such a rate would use to the target, and what decides it."""
     need, ruling = 0.0, None
-    if costs is not None and rate > 0:
+    if costs is None:
+        if load.in_flight and load.seats:
+            need, ruling = load.in_flight / (api.target_in_flight or load.seats), Ruling.IN_FLIGHT
+    elif rate > 0:
         if api.target_in_flight is not None:
             need, ruling = rate * costs.in_replica_s / api.target_in_flight, Ruling.TIME_IN_REPLICA
         else:
             target = api.target_cpu_utilization / 100
             by_seats, by_cpu = rate * costs.replica_s / target, rate * costs.cpu_s * 1000 / api.cpu_millis / target
             need, ruling = (by_seats, Ruling.SEATS) if by_seats >= by_cpu else (by_cpu, Ruling.CPU)
-    if load.in_flight and load.costs is None and load.seats:
-        in_flight = load.in_flight / (api.target_in_flight or load.seats)
-        if in_flight > need:
-            need, ruling = in_flight, Ruling.IN_FLIGHT
     return need, ruling
 
 
@@ -295,8 +312,8 @@ def _up(api: Scalable, wanted: int) -> tuple[int, Bound | None]:
     if wanted > api.max_replicas and replicas >= api.max_replicas:
         replicas, bound = api.max_replicas, Bound.MAXIMUM
     if replicas < api.min_replicas:
-        replicas, bound = api.min_replicas, None
-    return replicas, bound
+        replicas, bound = api.min_replicas, bound if wanted > api.min_replicas else Bound.MINIMUM
+    return replicas, bound if replicas != wanted else None
 
 
 def _down(
@@ -320,11 +337,13 @@ def _down(
         replicas, bound = now, Bound.WINDOW
     else:
         replicas = min(now, in_window)
-        bound = Bound.WINDOW if replicas > low else None
-    if replicas < api.min_replicas or (replicas == api.min_replicas and wanted < replicas):
+        bound = Bound.WINDOW if replicas > wanted else None
+    if replicas < api.min_replicas:
         replicas, bound = api.min_replicas, Bound.MINIMUM
-    if replicas > api.max_replicas:
-        replicas, bound = api.max_replicas, Bound.MAXIMUM
+    elif replicas == api.min_replicas and wanted < replicas and bound is not Bound.YIELDED:
+        bound = Bound.MINIMUM
+    if max(replicas, wanted) > api.max_replicas:
+        replicas, bound = min(replicas, api.max_replicas), Bound.MAXIMUM
     return replicas, bound
 
 
@@ -384,7 +403,7 @@ class _Growing:
         self.decision = decision
         self.wanted = decision.replicas
         self.reached = max(api.replicas, api.min_replicas)
-        self.burn = decision.costs.burn if decision.costs else request
+        self.burn = _burn(decision)
         self.by_right = self.burn <= request
         self.grown_cores = 0.0
         self.bound: Bound | None = None
@@ -395,6 +414,14 @@ class _Growing:
         if self.reached > self.api.replicas:
             memory = msgspec.structs.replace(memory, last_up_s=now_s)
         return msgspec.structs.replace(self.decision, replicas=self.reached, bound=bound, memory=memory)
+
+
+def _burn(decision: ScalingDecision) -> float:
+    """Processors that one fully used replica takes: as long as that is not known, what each takes now."""
+    load = decision.load
+    if decision.costs is not None or load is None:
+        return decision.costs.burn if decision.costs is not None else 0.0
+    return max(load.cores, load.sudden_cores) / max(1, load.ready)
 
 
 def _used(api: Scalable, decision: ScalingDecision) -> float:

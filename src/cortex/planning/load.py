@@ -8,6 +8,7 @@ difference of two sums, however many replicas there are.
 
 from __future__ import annotations
 
+import math
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -25,6 +26,8 @@ quiet one, whose seconds differ by chance, over half a minute. A window of 2 s a
 their number in it varies by a fifth.
 """
 LONGEST_S = WINDOWS_S[-1]
+SUDDEN_S = 1.0
+"""What comes all of a sudden is seen sooner in this."""
 ENOUGH_BEGUN = 20
 PROCESSOR_S = 5.0
 """Over how long the use of the processor by the machine and by apis is compared."""
@@ -34,9 +37,6 @@ CLOSEST_S = 0.25
 """A reading that comes sooner after another is left out: counters only grow, so the next one says it as well."""
 UNSEEN_S = 2.0
 """A replica that is first read when it has been ready for no longer counts from when it became so."""
-
-ENOUGH_ENDED = 5
-"""Requests that have to have ended within the longest window for their costs to be believed."""
 
 ROWS = (HANDLER, MODEL, LOOP)
 
@@ -125,7 +125,7 @@ class ApiLoad(msgspec.Struct, frozen=True, kw_only=True):
     queued: int
     """Requests that wait at the ingress now."""
     in_flight: int
-    """Requests that are in replicas now, as far as replicas know."""
+    """Requests that are in replicas now, those that wait there for a seat included."""
     ready: int
     """Replicas that are ready now."""
     seconds: float
@@ -136,6 +136,9 @@ class ApiLoad(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of ready replicas, summed."""
     always_full: bool
     """Every seat was busy for the whole of it: callers may wait in replicas, where the ingress sees no queue."""
+    sudden_seconds: float
+    sudden_begun: int
+    """In a window of `SUDDEN_S`."""
     long_seconds: float
     """The longest window, or as much of it as has been read."""
     long_begun: int
@@ -143,9 +146,23 @@ class ApiLoad(msgspec.Struct, frozen=True, kw_only=True):
     seats: int
     """Of one replica, in its largest row; 0: none has been read."""
     costs: Costs | None = None
-    """Over the longest window; None while too few have ended in it to tell."""
+    """Over the longest window, of however few have ended in it; None: none has."""
     cores: float = 0.0
     """Processors that its replicas use, over `PROCESSOR_S`."""
+    sudden_cores: float = 0.0
+    """Likewise, over `SUDDEN_S`."""
+
+    @property
+    def waiting(self) -> float:
+        """
+        Requests that have no seat now, beyond those that have none by chance.
+
+        Source:
+            How many there are at one time is Poisson's, as what comes by chance: more than there are seats, by the root
+            of that, are no sign that seats are too few.
+        """
+        seats = self.ready * self.seats
+        return max(0.0, self.queued + max(0, self.in_flight - seats) - math.sqrt(seats))
 
 
 class Loads:
@@ -207,7 +224,7 @@ class Loads:
 class _ApiTrack:
     """One api on one node."""
 
-    __slots__ = ("begun", "in_flight", "kept", "queued", "ready", "seats", "seen_s", "sums")
+    __slots__ = ("begun", "given", "in_flight", "kept", "queued", "ready", "seats", "seen_s", "sums")
 
     def __init__(self, *, of_known_node: bool) -> None:
         self.sums = [0.0] * _WIDTH
@@ -216,7 +233,7 @@ class _ApiTrack:
         self.seats = [0] * len(ROWS)
         self.begun: int | None = 0 if of_known_node else None
         """As the door last read it. None: whatever it reads first is of another time."""
-        self.queued = self.in_flight = self.ready = 0
+        self.queued = self.given = self.in_flight = self.ready = 0
         self.seen_s = 0.0
 
 
@@ -237,7 +254,7 @@ class _NodeTrack:
     def take(self, loads: NodeLoads) -> None:
         before_s, self.at_s = self.at_s, loads.at_s
         for track in self.apis.values():
-            track.queued = track.in_flight = track.ready = 0
+            track.queued = track.given = track.in_flight = track.ready = 0
             if loads.agent != self.agent:
                 track.begun = 0
         self.agent = loads.agent
@@ -254,6 +271,7 @@ class _NodeTrack:
             track.sums[_BEGUN] += door.begun - track.begun if door.begun >= track.begun else door.begun
         track.begun = door.begun
         track.queued = door.queued
+        track.given = door.given
 
     def _take_replica(self, reading: LoadReading, before_s: float) -> None:
         track = self._track(reading.api, before_s)
@@ -307,11 +325,15 @@ class _NodeTrack:
         seconds = self.at_s - self._instants[start]
         return max(0.0, (self._busy_cpu_s[-1] - self._busy_cpu_s[start]) / seconds) if seconds > 0 else 0.0
 
-    def growth(self, track: _ApiTrack, window_s: float) -> tuple[float, list[float]]:
-        """How long the window really is, and what each sum grew by in it."""
+    def growth(self, track: _ApiTrack, window_s: float) -> list[float]:
+        """What each sum grew by in a window."""
         row = self._row(track, window_s)
-        seconds = self.at_s - self._instants[row // _WIDTH - len(track.kept) // _WIDTH]
-        return seconds, list(map(sub, track.sums, track.kept[row : row + _WIDTH]))
+        return list(map(sub, track.sums, track.kept[row : row + _WIDTH]))
+
+    def seconds(self, track: _ApiTrack, window_s: float) -> float:
+        """How long such a window really is."""
+        row = self._row(track, window_s)
+        return self.at_s - self._instants[(row - len(track.kept)) // _WIDTH]
 
     def begun(self, track: _ApiTrack, window_s: float) -> float:
         return track.sums[_BEGUN] - track.kept[self._row(track, window_s) + _BEGUN]
@@ -373,24 +395,28 @@ def _load(api: ApiKey, tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> ApiLoad:
         if recent_s < LONGEST_S:
             seconds, recent = _growth(tracks, recent_s)
     cpu_seconds, of_cpu = _growth(tracks, PROCESSOR_S)
+    sudden_seconds, sudden = _growth(tracks, SUDDEN_S)
     enough_s = ALWAYS * recent[_READY_S]
     _, newest = tracks[-1]
     return ApiLoad(
         api=api,
         queued=sum([of.queued for _, of in tracks]),
-        in_flight=sum([of.in_flight for _, of in tracks]),
+        in_flight=max(sum([of.in_flight for _, of in tracks]), sum([of.given for _, of in tracks])),
         ready=sum([of.ready for _, of in tracks]),
         seconds=seconds,
         begun=round(recent[_BEGUN]),
         cpu_s=recent[_CPU_S],
         ready_s=recent[_READY_S],
         always_full=enough_s > 0 and max(recent[_FIRST_ROW + _FULL :: 3]) >= enough_s,
+        sudden_seconds=sudden_seconds,
+        sudden_begun=round(sudden[_BEGUN]),
         long_seconds=long_seconds,
         long_begun=round(long[_BEGUN]),
         long_ended=round(long[_ENDED]),
         seats=max(newest.seats),
-        costs=_costs(long, newest.seats) if long[_ENDED] >= ENOUGH_ENDED else None,
+        costs=_costs(long, newest.seats) if long[_ENDED] else None,
         cores=of_cpu[_CPU_S] / cpu_seconds if cpu_seconds > 0 else 0.0,
+        sudden_cores=sudden[_CPU_S] / sudden_seconds if sudden_seconds > 0 else 0.0,
     )
 
 
@@ -453,11 +479,10 @@ def _window(tracks: list[tuple[_NodeTrack, _ApiTrack]], window_s: float) -> Load
 
 
 def _growth(tracks: list[tuple[_NodeTrack, _ApiTrack]], window_s: float) -> tuple[float, list[float]]:
-    """On all nodes, whose windows are equally long but for moments."""
+    """How long a window is, and what each sum grew by in it: on all nodes, whose windows differ by moments only."""
+    seconds = max([node.seconds(of, window_s) for node, of in tracks])
     if len(tracks) == 1:
         node, of = tracks[0]
-        return node.growth(of, window_s)
-    parts = [node.growth(of, window_s) for node, of in tracks]
-    return max(seconds for seconds, _ in parts), [
-        sum(column) for column in zip(*(grown for _, grown in parts), strict=True)
-    ]
+        return seconds, node.growth(of, window_s)
+    grown = [node.growth(of, window_s) for node, of in tracks]
+    return seconds, [sum(column) for column in zip(*grown, strict=True)]

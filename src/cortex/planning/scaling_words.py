@@ -10,7 +10,7 @@ WAITS = 0.75
 """Handlers that compute for no more than the rest of their time are told that one replica could serve more."""
 MOST_ADVISED = 64
 
-_LACKS = {Lack.MEMORY: "memory", Lack.GPU: "a GPU", Lack.CPU: "cpu that nobody requests"}
+_LACKS = {Lack.MEMORY: "memory", Lack.GPU: "GPU", Lack.CPU: "unrequested cpu"}
 
 
 def reason(decision: ScalingDecision) -> str:
@@ -88,9 +88,7 @@ def _bound(decision: ScalingDecision, bound: Bound) -> str:
         case Bound.STARTS:
             return f"at most {most_starts(machine) if machine else 0} replicas start at one time"
         case Bound.ROOM:
-            return (
-                f"there is no {_LACKS[asked.lacks].removeprefix('a ')} for what it has already" if asked.lacks else ""
-            )
+            return f"there is no {_LACKS[asked.lacks] if asked.lacks else 'room'} yet for one of these"
         case Bound.WINDOW:
             return f"more were needed within the last {_duration(asked.downscale_window_s)}"
         case Bound.ROLLOUT:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from cortex.ids import ApiKey, NodeId, Revision, replica_id
+from cortex.ids import ApiKey, NodeId, ReplicaId, Revision, replica_id
 from cortex.wire.loads import HANDLER, LOOP, DoorReading, LoadReading, NodeLoads, SeatReading
 
 QUEUE_LIMIT = 2048
@@ -77,18 +77,21 @@ class Queue:
         return len(self._replicas)
 
     def add(self, now_s: float) -> None:
-        self._replicas.append(_Replica(self._ordinals, now_s + self.work.start_s))
+        name = replica_id(self.api, REVISION, self._ordinals)
+        self._replicas.append(_Replica(name, now_s + self.work.start_s))
         self._ordinals += 1
 
     def remove(self) -> None:
         """The newest one: if any still starts, it does. What it holds is finished."""
         self._replicas.pop()
+        self.ready = min(self.ready, len(self._replicas))
 
     # ---- time ---------------------------------------------------------------------------------------------------
 
     def arrive(self, now_s: float, step_s: float) -> None:
         """What is ready, and what has come, at the beginning of a step."""
-        self.ready = sum([replica.ready_s <= now_s + 1e-9 for replica in self._replicas])
+        if self.ready != len(self._replicas):
+            self.ready = sum([replica.ready_s <= now_s + 1e-9 for replica in self._replicas])
         come = self._come(self._rate(now_s) * step_s)
         self.begun += come
         room = max(0, QUEUE_LIMIT + self._held_by_replicas() - self.in_service - self.waiting)
@@ -222,7 +225,7 @@ class Queue:
             counts.ended += number < ended_more
             readings.append(
                 LoadReading(
-                    replica=replica_id(self.api, REVISION, replica.ordinal),
+                    replica=replica.name,
                     api=self.api,
                     revision=REVISION,
                     attempt=1,
@@ -258,8 +261,8 @@ class Queue:
 
 
 class _Replica:
-    def __init__(self, ordinal: int, ready_s: float) -> None:
-        self.ordinal = ordinal
+    def __init__(self, name: ReplicaId, ready_s: float) -> None:
+        self.name = name
         self.ready_s = ready_s
         self.counts = _Counts()
 
@@ -312,18 +315,24 @@ class NodeModel:
         self._busy_cores = busy_cores
         self._busy_cpu_s = 0.0
 
+    @property
+    def ready(self) -> int:
+        """Replicas."""
+        return sum([queue.ready for queue in self.queues])
+
     def step(self, now_s: float, step_s: float) -> None:
-        others = min(self.cores, self._busy_cores(now_s))
-        self._busy_cpu_s += others * step_s
         for queue in self.queues:
             queue.arrive(now_s, step_s)
         appetites = [queue.appetite(step_s) for queue in self.queues]
         wants = [(min(1.0, appetite), queue.ready) for appetite, queue in zip(appetites, self.queues, strict=True)]
-        share = even_share(wants, self.cores - others)
+        busy_cores = self._busy_cores(now_s)
+        others = math.ceil(busy_cores)
+        if others:
+            wants.append((busy_cores / others, others))
+        share = even_share(wants, self.cores)
+        self._busy_cpu_s += min(busy_cores, share * others) * step_s if others else 0.0
         for appetite, queue in zip(appetites, self.queues, strict=True):
-            slower = max(1.0, appetite / min(1.0, share)) if share > 0 else math.inf
-            if slower < math.inf:
-                self._busy_cpu_s += queue.serve(now_s, step_s, slower)
+            self._busy_cpu_s += queue.serve(now_s, step_s, max(1.0, appetite / min(1.0, share)))
 
     def read(self, now_s: float, agent: str = "model") -> NodeLoads:
         """What an agent on it would say."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 
 import msgspec
@@ -39,6 +39,8 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
 
     at_s: float
     decision: ScalingDecision
+    changed: tuple[tuple[float, ScalingDecision], ...]
+    """Decisions since the last moment that changed the number, with their instants."""
     replicas: int
     """Wanted from now on."""
     ready: int
@@ -46,8 +48,10 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     """All so far, as the next two."""
     ended: int
     refused: int
+    in_service: int
+    """Requests that have a seat."""
     waiting: int
-    """Without a seat."""
+    """Those that have none."""
 
 
 class ScalingRun:
@@ -98,18 +102,18 @@ class ScalingRun:
         return moments
 
     def turn(self) -> dict[ApiKey, Moment]:
-        """Half a second, a reading and a decision."""
-        steps = round(READ_S / self._step_s)
-        for _ in range(steps):
+        """Half a second and a reading; it is decided then, and whenever a replica has become ready meanwhile."""
+        changed: dict[ApiKey, list[tuple[float, ScalingDecision]]] = {api: [] for api in self.queues}
+        for _ in range(round(READ_S / self._step_s)):
+            ready = self.node.ready
             self.node.step(self.now_s, self._step_s)
+            if self.node.ready > ready:
+                self._follow(self.decide(), changed)
             self.now_s = round(self.now_s + self._step_s, 6)
         self.loads.take(self.node.read(self.now_s))
         decisions = self.decide()
-        for api, decision in decisions.items():
-            self._scalables[api] = msgspec.structs.replace(self._scalables[api], replicas=decision.replicas)
-            self.memories[api] = decision.memory
-        self._follow()
-        return {api: self._moment(decision) for api, decision in decisions.items()}
+        self._follow(decisions, changed)
+        return {api: self._moment(decision, changed[api]) for api, decision in decisions.items()}
 
     def decide(self) -> Mapping[ApiKey, ScalingDecision]:
         """What is decided now; changes nothing."""
@@ -131,8 +135,17 @@ class ScalingRun:
             scalable, starting=queue.replicas - queue.ready, lacks=Lack.MEMORY if missing > 0 else None
         )
 
-    def _follow(self) -> None:
+    def _follow(
+        self,
+        decisions: Mapping[ApiKey, ScalingDecision],
+        changed: Mapping[ApiKey, list[tuple[float, ScalingDecision]]],
+    ) -> None:
         """Take away what is too much, then start what is missing as far as there is room, by turns."""
+        for api, decision in decisions.items():
+            self._scalables[api] = msgspec.structs.replace(self._scalables[api], replicas=decision.replicas)
+            self.memories[api] = decision.memory
+            if decision.replicas != decision.asked.replicas:
+                changed[api].append((self.now_s, decision))
         for api, scalable in self._scalables.items():
             while self.queues[api].replicas > scalable.replicas:
                 self.queues[api].remove()
@@ -147,27 +160,28 @@ class ScalingRun:
                     self.queues[api].add(self.now_s)
                     missing = True
 
-    def _moment(self, decision: ScalingDecision) -> Moment:
+    def _moment(self, decision: ScalingDecision, changed: list[tuple[float, ScalingDecision]]) -> Moment:
         queue = self.queues[decision.api]
         return Moment(
             at_s=self.now_s,
             decision=decision,
+            changed=tuple(changed),
             replicas=decision.replicas,
             ready=queue.ready,
             begun=queue.begun,
             ended=queue.ended,
             refused=queue.refused,
+            in_service=queue.in_service,
             waiting=queue.waiting,
         )
 
 
-def changes(moments: Sequence[Moment]) -> int:
-    """How often the number of replicas was changed."""
-    return sum(moment.replicas != moment.decision.asked.replicas for moment in moments)
+def changes(moments: Iterable[Moment]) -> list[tuple[float, ScalingDecision]]:
+    """Each decision that changed the number of replicas, with its instant."""
+    return [change for moment in moments for change in moment.changed]
 
 
-def reversals(moments: Sequence[Moment]) -> int:
+def reversals(moments: Iterable[Moment]) -> int:
     """How often a change went the other way than the one before it."""
-    moved = [moment.replicas - moment.decision.asked.replicas for moment in moments]
-    ways = [by > 0 for by in moved if by]
+    ways = [decision.replicas > decision.asked.replicas for _, decision in changes(moments)]
     return sum(before != after for before, after in pairwise(ways))

@@ -64,6 +64,8 @@ class DoorReading(msgspec.Struct, frozen=True, kw_only=True):
     """Requests so far, those that it refused included."""
     queued: int
     """Requests that wait for a replica now."""
+    given: int = 0
+    """Requests that replicas have now, also where they have not read them yet; 0 where it is not known."""
 
 
 class NodeLoads(msgspec.Struct, frozen=True, kw_only=True):
