@@ -214,6 +214,8 @@ def a_load(*, in_flight: int = 0, queued: int = 0) -> ApiLoad:
         cpu_s=0.0,
         ready_s=2.0,
         always_full=False,
+        sudden_seconds=1.0,
+        sudden_begun=0,
         long_seconds=30.0,
         long_begun=0,
         long_ended=0,
