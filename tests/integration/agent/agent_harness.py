@@ -38,7 +38,8 @@ from cortex.wire.agent import (
 )
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec, ModelArtifact, Sample
-from cortex.wire.framing import receive_frame, send_frame
+from cortex.wire.framing import close_all, receive_frame, send_frame
+from cortex.wire.keeper import KeeperReply, SlotHeld, Slots, SlotsEnd
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import StoredFile
 from cortex.wire.orders import (
@@ -430,6 +431,22 @@ class Node:
             )
             if path.exists()
         ]
+
+    def is_kept(self, replica: ReplicaId) -> bool:
+        """Whether the keeper has a replica's slot: asked of it as an agent would."""
+        decode = msgspec.json.Decoder[KeeperReply](KeeperReply).decode
+        found = False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+            line.settimeout(DEADLINE_S)
+            try:
+                line.connect(str(self.layout.keeper_socket))
+                send_frame(line, msgspec.json.encode(Slots()))
+                while not isinstance(reply := decode((received := receive_frame(line))[0]), SlotsEnd):
+                    close_all(received[1])
+                    found = found or (isinstance(reply, SlotHeld) and reply.replica == replica)
+            except OSError:
+                return False
+        return found
 
     def sockets(self) -> list[Path]:
         return [path for path in self.layout.sockets.iterdir() if path.is_socket()]
