@@ -25,6 +25,7 @@ from cortex.agent.launchers import Launcher, LauncherLost, Launchers
 from cortex.agent.life import effects, events
 from cortex.agent.life.effects import Do, Effect, Next, ReplicaRecord
 from cortex.agent.life.events import Event, Happened
+from cortex.agent.life.sleeping import fall_asleep
 from cortex.agent.life.starting import begin, may_begin
 from cortex.agent.life.state import Closing, Life, Now, Process
 from cortex.agent.life.step import step
@@ -38,7 +39,7 @@ from cortex.errors import CortexError, Problem
 from cortex.ids import ReplicaId
 from cortex.settings import HomeLayout, Settings
 from cortex.wire.launch import ChildExited, ReplicaStatus
-from cortex.wire.orders import StartReplica
+from cortex.wire.orders import HoldSlot, StartReplica
 from cortex.wire.places import Places
 
 log = logging.getLogger(__name__)
@@ -149,6 +150,17 @@ class Lives:
             _succeeded(known, slot)
         files_of(self._layout, order).remove_remains()
         self.take_up(begin(order, before, self.now()), slot)
+
+    def hold_slot(self, order: HoldSlot) -> None:
+        """
+        A replica that sleeps, if none of that id is known.
+
+        Raises:
+            OSError: its slot cannot be bound; nothing was done.
+        """
+        if order.replica not in self.current:
+            begun = fall_asleep(order, self.now())
+            self.take_up(begun, self.bound(begun.life.order))
 
     def bound(self, order: StartReplica) -> SlotSocket:
         """A new slot. Raises OSError."""
@@ -306,6 +318,12 @@ class Lives:
                 replica.slot.turn_away()
             case Do.SETTLE_ROUTES:
                 self._work(replica, effect, self._settle(), Happened.ROUTES_SETTLED)
+            case Do.AWAIT_KNOCK:
+                replica.slot.await_knock(lambda: self.tell(replica, Happened.KNOCKED))
+            case Do.STOP_AWAITING:
+                replica.slot.stop_awaiting()
+            case Do.OPEN_SLOT:
+                self._open_slot(replica)
             case Do.CLOSE_SLOT:
                 self._clear(self._close(replica), replica)
 
@@ -346,6 +364,17 @@ class Lives:
         task = asyncio.ensure_future(run())
         self._clearing.add(task)
         task.add_done_callback(self._clearing.discard)
+
+    def _open_slot(self, replica: Replica) -> None:
+        """In place of one whose path leads nowhere. What cannot be bound now is tried again."""
+        lost = replica.slot
+        try:
+            replica.slot = self.bound(replica.life.order)
+        except OSError as error:
+            log.error("%s: its slot cannot be bound: %s", replica.label, error)
+            return
+        lost.turn_away()
+        lost.close()
 
     def _write_record(self, replica: Replica, record: ReplicaRecord) -> None:
         """What cannot be written now (a full disk) is tried again, and keeps nobody from serving."""
@@ -516,6 +545,7 @@ def _succeeded(known: Replica, slot: SlotSocket) -> None:
     """Its next attempt begins, in this slot."""
     known.files.remove_remains()
     _disarm(known)
+    known.slot.stop_awaiting()
     if known.slot is not slot:
         known.slot.turn_away()
         known.slot.close()

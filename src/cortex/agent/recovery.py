@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from pathlib import Path
@@ -68,15 +69,18 @@ async def ask(control: Path, *, timeout_s: float) -> SocketOwner:
 
 
 def leads_somewhere(path: Path) -> bool:
-    """Whether somebody listens behind a unix socket's path. The empty connection that this makes harms nobody."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+    """
+    Whether somebody has a stream socket that is bound to a path.
+
+    A datagram socket cannot be connected to one, so that nobody who listens there takes us for a caller: Linux says
+    EPROTOTYPE where there is somebody, ECONNREFUSED where there was.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(os.fspath(path))
-        except BlockingIOError:
-            return True  # so many wait that there is no room for us
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            return error.errno == errno.EPROTOTYPE
+        return False
 
 
 _STATUS = msgspec.json.Decoder(ReplicaStatus)

@@ -26,7 +26,7 @@ from cortex.settings import HomeLayout, Settings
 from cortex.wire import rawoutput
 from cortex.wire.batching import BatchingOrder
 from cortex.wire.launch import Ask
-from cortex.wire.orders import StartReplica
+from cortex.wire.orders import HoldSlot, StartReplica
 from cortex.wire.reports import Phase, ReplicaReport
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,15 @@ class Replicas:
             OSError: its slot cannot be bound; nothing was done.
         """
         self._lives.begin(order)
+
+    def hold_slot(self, order: HoldSlot) -> None:
+        """
+        Carry out an order to sleep; see `HoldSlot` for what repeats do.
+
+        Raises:
+            OSError: its slot cannot be bound; nothing was done.
+        """
+        self._lives.hold_slot(order)
 
     def drain(self, replica_id: ReplicaId, timeout_s: float) -> None:
         """Take it out of rotation, let it finish, end it."""
@@ -170,7 +179,8 @@ class Replicas:
         self._checked_s = now_s
         for replica in self._all():
             replica.process.measure()
-            lost = replica.life.runs and not replica.slot.is_reachable()
+            needed = replica.life.runs or replica.life.phase is Phase.ASLEEP
+            lost = needed and not replica.slot.is_reachable()
             self._lives.tell(replica, events.Checked(late_s=late_s, lost_path=str(replica.slot.path) if lost else ""))
 
     # ---- after our own restart ----------------------------------------------------------------------------------

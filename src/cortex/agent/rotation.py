@@ -7,12 +7,17 @@ from collections.abc import Callable, Iterable, Mapping
 from cortex.agent.life.state import Intent, Life
 from cortex.agent.pace import QueueBound
 from cortex.ids import ApiKey, ReplicaId, short, socket_stem
-from cortex.ingress.routes import IngressRoute, IngressServer, Readiness, servers_in_rotation
+from cortex.ingress.routes import IngressRoute, IngressServer, Readiness, Sleep, servers_in_rotation
 from cortex.settings import HomeLayout
 from cortex.wire.build import BuildSpec
 from cortex.wire.orders import SetRoute
 from cortex.wire.reports import Phase
 
+HELD_CONNECTIONS = 40
+"""
+Requests that may wait in a slot that nobody serves, the others in the queue of the route: what does not fit its backlog
+counts as a failure for HAProxy, and the kernel may allow no more than 128 (net.core.somaxconn).
+"""
 LARGEST_BATCH = 32
 """Requests that a replica may be sent beyond its handler's concurrency, so that a batch can form."""
 ASYNC_CONCURRENCY = 64
@@ -52,6 +57,8 @@ def readiness(life: Life, *, hold: bool) -> Readiness:
     """
     if life.intent >= Intent.DRAIN:
         return Readiness.DRAINING
+    if life.phase is Phase.ASLEEP:
+        return Readiness.UNREADY if life.hold is not None and life.hold.is_over else Readiness.HELD
     if life.runs and (life.intent > Intent.SERVE or life.is_stuck):
         # Somebody else told it to end: it takes requests until then, and its successor those that come after. Or it
         # sits in a handler that is over its time: it goes on when that is through, or is replaced. Or it is killed.
@@ -73,15 +80,15 @@ def _ingress_route(
     route: SetRoute, lives: Mapping[ReplicaId, Life], layout: HomeLayout, bound: QueueBound
 ) -> IngressRoute:
     here = [(target, lives[target]) for target in route.targets if target in lives]
+    states = {socket_stem(target): readiness(life, hold=route.hold) for target, life in here}
     servers = [
         IngressServer(
             name=socket_stem(target),
             socket=str(layout.slot_socket(socket_stem(target))),
-            max_connections=max_connections(life.order.build),
+            max_connections=_most_at_once(life, states[socket_stem(target)]),
         )
         for target, life in here
     ]
-    states = {socket_stem(target): readiness(life, hold=route.hold) for target, life in here}
     return IngressRoute(
         api=route.api,
         path=route.path,
@@ -92,4 +99,20 @@ def _ingress_route(
         version=short(route.version),
         max_queued=bound.requests,
         retry_after_s=bound.retry_after_s,
+        sleep=_sleep([life for target, life in here if states[socket_stem(target)] is Readiness.HELD], states.values()),
     )
+
+
+def _most_at_once(life: Life, state: Readiness) -> int:
+    served = max_connections(life.order.build)
+    return min(HELD_CONNECTIONS, served) if state is Readiness.HELD else served
+
+
+def _sleep(held: Iterable[Life], states: Iterable[Readiness]) -> Sleep:
+    """Of a route, with those of its replicas that nobody serves."""
+    if Readiness.READY in states:
+        return Sleep.AWAKE
+    holds = [life.hold for life in held if life.hold is not None and life.hold.is_knock]
+    if holds:
+        return Sleep.WAKING
+    return Sleep.ASLEEP if any(life.phase is Phase.ASLEEP for life in held) else Sleep.AWAKE

@@ -36,6 +36,7 @@ from cortex.wire.loads import NodeLoads
 from cortex.wire.orders import (
     DrainReplica,
     ForgetReplica,
+    HoldSlot,
     Order,
     Orders,
     RemoveRoute,
@@ -223,6 +224,8 @@ class Agent:
         match order:
             case StartReplica():
                 self._replicas.start(order)
+            case HoldSlot():
+                self._replicas.hold_slot(order)
             case SetReplicaBatching(replica=replica, batches=batches):
                 self._replicas.set_batching(replica, batches)
             case DrainReplica(replica=replica, timeout_s=timeout_s):

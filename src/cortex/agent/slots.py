@@ -6,9 +6,10 @@ We bind it once and hand it to each attempt, so that requests wait in its backlo
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cortex.agent import recovery
@@ -22,6 +23,7 @@ class SlotSocket:
         sock.setblocking(False)
         self.path = path
         self.socket = sock
+        self._awaiting: asyncio.AbstractEventLoop | None = None
         self._inode = path.stat().st_ino
 
     def is_reachable(self) -> bool:
@@ -33,6 +35,26 @@ class SlotSocket:
         except OSError:
             return True
 
+    def await_knock(self, on_knock: Callable[[], None]) -> None:
+        """
+        Call once when a connection waits in its backlog, also one that has come before.
+
+        It is watched no more from then on: it stays readable until somebody accepts what waits, whoever that is.
+        """
+
+        def knocked() -> None:
+            self.stop_awaiting()
+            on_knock()
+
+        self._awaiting = asyncio.get_running_loop()
+        self._awaiting.add_reader(self.socket.fileno(), knocked)
+
+    def stop_awaiting(self) -> None:
+        """Also before the socket is closed: others hold it as well, so that it would go on being watched."""
+        if self._awaiting is not None:
+            self._awaiting.remove_reader(self.socket.fileno())
+            self._awaiting = None
+
     def turn_away(self) -> None:
         """Close every connection that waits in its backlog."""
         turn_away(self.socket)
@@ -41,6 +63,7 @@ class SlotSocket:
         """For good; another slot on its path stays."""
         if self.socket.fileno() < 0:
             return
+        self.stop_awaiting()
         if self.is_reachable():
             self.path.unlink(missing_ok=True)
         self.socket.close()

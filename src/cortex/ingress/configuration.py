@@ -13,10 +13,12 @@ Both have the same pool of empty backends and the same routes, and both talk to 
 
 Everything HAProxy knows about an api is one map entry, so that an api changes as a whole:
 
-    /iris/sklearn pool-0001|600000,104857600|600500|104857600|on|188|iris/sklearn|0a1b2c3d|1
-                  backend   limits           wait   max body  retry queue api      version  retry-after
+    /iris/sklearn pool-0001|600000,104857600|600500|104857600|on|188|iris/sklearn|0a1b2c3d|1|awake
+                  backend   limits           wait   max body  retry queue api      version  | sleep
+                                                                                    retry-after
 
 `queue` is how many may wait in front of it, in each worker; one more is told 503 at once, with `retry-after` seconds.
+`sleep` says of an api that is asleep, or waking, that its health is answered here: asking for it wakes nobody.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from cortex.ingress.errors import TooFewFiles
 from cortex.ingress.pool import NOWHERE, backend_name, backend_number
 from cortex.ingress.routes import IngressRoute, IngressServer
 
-LAYOUT = 2
+LAYOUT = 3
 """Changes when the names or the fields that admin commands rely on change: then an older worker takes no commands."""
 FRONTEND = "ingress"
 TABLE = "refusals"
@@ -217,6 +219,7 @@ def render_entry(route: IngressRoute, backend: int) -> str:
         route.api,
         route.version,
         str(route.retry_after_s),
+        route.sleep.value,
     )
     return "|".join(fields)
 
@@ -224,7 +227,7 @@ def render_entry(route: IngressRoute, backend: int) -> str:
 def parse_entry(value: str) -> Entry | None:
     """Backend and api of a map entry; None if it is not one of this layout."""
     fields = value.split("|")
-    if len(fields) != 9:
+    if len(fields) != 10:
         return None
     backend = backend_number(fields[0])
     return None if backend is None else Entry(backend=backend, api=ApiKey(fields[6]))
@@ -384,11 +387,41 @@ frontend {FRONTEND} from base
     http-request set-var(txn.route) path,field(1,/,2),map({map_file}) if !{{ var(txn.route) -m found }} {below_api}
     http-request set-var(txn.route) path,field(1,/,3),map({map_file}) if !{{ var(txn.route) -m found }} {below_both}
     http-request return {_error(404, "not-found", "nothing is deployed at this path")} if !{{ var(txn.route) -m found }}
+{_health()}\
 {bulk}\
     use_backend %[var(txn.route),field(1,|)]
     http-after-response set-header x-request-id %[var(txn.id)]
 
 """
+
+
+def _health() -> str:
+    """
+    Rules that answer the health of an api that sleeps or wakes as a replica would, in no count, and wake nobody.
+
+    Whoever asks so each few seconds, a load balancer, would keep every api awake, or find it ill while it wakes.
+    """
+    name = "var(txn.route),field(7,|),field(2,/)"
+    sleeps = "{ var(txn.route),field(10,|) -m str asleep waking } { method GET HEAD }"
+    below = "^(/[^/]+){1,2}/v2"
+    status = " hdr cortex-status %[var(txn.route),field(10,|)] hdr x-cortex-version %[var(txn.route),field(8,|)]"
+
+    def answers(path: str, body: str, *conditions: str) -> str:
+        rule = f"status 200 content-type application/json lf-string '{body}'{status}"
+        return (
+            f"    http-request return {rule} if {' '.join([sleeps, f'{{ path_reg {below}{path}$ }}', *conditions])}\n"
+        )
+
+    return (
+        answers("/health/live", '{"live":true}')
+        + answers("/health/ready", '{"ready":true}')
+        + f"    http-request set-var(txn.name) {name} if {sleeps}\n"
+        + answers(
+            "/models/[^/]+/ready",
+            '{"name":"%[var(txn.name)]","ready":true}',
+            "{ path,field(-2,/),strcmp(txn.name) eq 0 }",
+        )
+    )
 
 
 def _pool_defaults(configuration: WorkerConfiguration) -> str:

@@ -43,6 +43,16 @@ class IngressServer(msgspec.Struct, frozen=True):
             raise ValueError(f"server {self.name}: max_connections is at least 1")
 
 
+class Sleep(enum.Enum):
+    """Whether there is anybody who could say how an api is; the value is its `cortex-status`."""
+
+    AWAKE = "awake"
+    ASLEEP = "asleep"
+    """Nobody is, and nobody comes until somebody asks."""
+    WAKING = "waking"
+    """Somebody has asked: requests wait for who is being started."""
+
+
 class IngressRoute(msgspec.Struct, frozen=True):
     """One api at one URL path. Without servers it answers 503 `no-ready-replica`; an unknown path answers 404."""
 
@@ -61,6 +71,8 @@ class IngressRoute(msgspec.Struct, frozen=True):
     """Requests that may wait for a server, in each worker; one more is refused (503)."""
     retry_after_s: int = 1
     """When who is refused so may come again."""
+    sleep: Sleep = Sleep.AWAKE
+    """Of one that sleeps or wakes the ingress answers health itself."""
 
     def __post_init__(self) -> None:
         if not _KEY.fullmatch(self.api):

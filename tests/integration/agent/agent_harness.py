@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import http.client
@@ -21,6 +22,7 @@ import msgspec
 from cortex.artifacts import samples
 from cortex.artifacts.store import ArtifactStore
 from cortex.ids import ReplicaId, Revision, Version, api_key, replica_id, route_path, socket_stem
+from cortex.ingress.runtime import AdminSocket
 from cortex.processes import ProcessIdentity, identify, is_alive, send_signal
 from cortex.settings import HomeLayout, Settings, variables_of
 from cortex.testing.builders import a_digest
@@ -36,10 +38,20 @@ from cortex.wire.agent import (
 )
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec, ModelArtifact, Sample
-from cortex.wire.framing import receive_frame, send_frame
+from cortex.wire.framing import close_all, receive_frame, send_frame
+from cortex.wire.keeper import KeeperReply, SlotHeld, Slots, SlotsEnd
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import StoredFile
-from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, RemoveRoute, SetRoute, StartReplica
+from cortex.wire.orders import (
+    DrainReplica,
+    ForgetReplica,
+    HoldSlot,
+    Order,
+    Orders,
+    RemoveRoute,
+    SetRoute,
+    StartReplica,
+)
 from cortex.wire.reports import AgentReport, Phase, ReplicaReport
 
 IRIS = Path(__file__).parents[3] / "examples" / "iris" / "models" / "sklearn.onnx"
@@ -49,13 +61,16 @@ DEADLINE_S = 60.0
 HOLD_S = 60.0
 """How long requests wait for a replacement here: one that is slow to come on a busy machine loses none of them."""
 HUNG_AFTER_S = 30.0
+KNOCK_HELD_S = 60.0
+"""The same for those that come to a replica that sleeps, but for most of them the ingress's queue ends before."""
 PATIENT_AGENT = """\
 import sys
 import msgspec
 from cortex.agent import app
+from cortex.agent.life import sleeping
 
 load = app.load_settings
-hold_s, hung_s = map(float, sys.argv[1:])
+hold_s, hung_s, sleeping.KNOCK_HELD_S = map(float, sys.argv[1:])
 app.load_settings = lambda environ: msgspec.structs.replace(load(environ), hold_timeout_s=hold_s, hung_after_s=hung_s)
 sys.exit(app.main())
 """
@@ -108,7 +123,7 @@ class Asking(Generic[T]):
 class Node:
     """One home with its agent."""
 
-    def __init__(self, home: Path, *, hold_timeout_s: float = HOLD_S) -> None:
+    def __init__(self, home: Path, *, hold_timeout_s: float = HOLD_S, knock_held_s: float = KNOCK_HELD_S) -> None:
         # Bound for as long as we need it, so that nobody else is given it; our agent may listen there all the same.
         self._port = socket.socket()
         self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -117,6 +132,7 @@ class Node:
         self.settings = Settings(
             home=home, port=port, port_given=True, hold_timeout_s=hold_timeout_s, hung_after_s=HUNG_AFTER_S
         )
+        self.knock_held_s = knock_held_s
         self.layout = HomeLayout(home)
         self.layout.prepare()
         self.store = ArtifactStore(self.layout.artifacts)
@@ -132,7 +148,7 @@ class Node:
         return self.report()
 
     def start_another(self) -> subprocess.Popen[bytes]:
-        times = (str(self.settings.hold_timeout_s), str(self.settings.hung_after_s))
+        times = map(str, (self.settings.hold_timeout_s, self.settings.hung_after_s, self.knock_held_s))
         with (self.layout.home / "agent.out").open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-P", "-c", PATIENT_AGENT, *times],
@@ -299,6 +315,26 @@ class Node:
         eventually(lambda: self.answers(build, body), "it answers")
         return replicas
 
+    def lay_asleep(self, build: BuildSpec, ordinal: int = 0, *, retry: bool = True) -> ReplicaId:
+        """Have a replica sleep, and be all that is routed to."""
+        replica = replica_id(build.api, build.revision, ordinal)
+        self.order(HoldSlot(replica=replica, build=build))
+        self.until(replica, Phase.ASLEEP, attempt=0)
+        self.route(build, replica, retry=retry)
+        return replica
+
+    def route(self, build: BuildSpec, *replicas: ReplicaId, retry: bool = True) -> None:
+        """Wait until the ingress has it."""
+        self.order(msgspec.structs.replace(self.route_order(build, *replicas), retry=retry))
+        eventually(lambda: build.api not in self.report().pending_routes, "the route is in the ingress")
+
+    def until_knocked(self, replica: ReplicaId) -> ReplicaReport:
+        def look() -> ReplicaReport | None:
+            found = self.seen(replica)
+            return found if found and found.knocked_age_s is not None else None
+
+        return eventually(look, f"somebody knocks at {replica}")
+
     def restart(self, build: BuildSpec, ordinal: int = 0, *, attempt: int = 2) -> None:
         self.order(self.start_order(build, ordinal, attempt=attempt))
 
@@ -321,6 +357,11 @@ class Node:
             return answer.status, answer.read()
         finally:
             connection.close()
+
+    def at_door(self) -> int:
+        """Requests that are in the ingress now, whatever they wait for."""
+        sockets = self.layout.sockets.glob("h-door-*.sock")
+        return sum(row.requests for path in sockets for row in asyncio.run(AdminSocket(path).backends()))
 
     def answers(self, build: BuildSpec, body: bytes = SETOSA) -> bool:
         """Whether an api answers now, with 200."""
@@ -390,6 +431,22 @@ class Node:
             )
             if path.exists()
         ]
+
+    def is_kept(self, replica: ReplicaId) -> bool:
+        """Whether the keeper has a replica's slot: asked of it as an agent would."""
+        decode = msgspec.json.Decoder[KeeperReply](KeeperReply).decode
+        found = False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+            line.settimeout(DEADLINE_S)
+            try:
+                line.connect(str(self.layout.keeper_socket))
+                send_frame(line, msgspec.json.encode(Slots()))
+                while not isinstance(reply := decode((received := receive_frame(line))[0]), SlotsEnd):
+                    close_all(received[1])
+                    found = found or (isinstance(reply, SlotHeld) and reply.replica == replica)
+            except OSError:
+                return False
+        return found
 
     def sockets(self) -> list[Path]:
         return [path for path in self.layout.sockets.iterdir() if path.is_socket()]

@@ -35,6 +35,12 @@ def hasty_node() -> Iterator[Node]:
 
 
 @pytest.fixture
+def curt_node() -> Iterator[Node]:
+    """An agent that lets who comes to a replica that sleeps wait for 2 seconds only."""
+    yield from _running(knock_held_s=2.0)
+
+
+@pytest.fixture
 def api() -> str:
     """A name that no other test has."""
     return f"a{next(_NUMBERS)}"

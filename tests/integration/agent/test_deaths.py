@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import random
 import signal
-import socket
 import time
 
-import msgspec
 import pytest
-from agent_harness import DEADLINE_S, Node, eventually
+from agent_harness import Node, eventually
 
 from cortex.ids import ReplicaId
 from cortex.processes import is_alive, send_signal
-from cortex.wire.framing import close_all, receive_frame, send_frame
-from cortex.wire.keeper import KeeperReply, SlotHeld, Slots, SlotsEnd
 from cortex.wire.orders import ForgetReplica
 from cortex.wire.reports import Phase
 
@@ -114,7 +110,7 @@ def test_a_killed_keeper_is_replaced_and_given_every_slot(node: Node, api: str):
     node.kill(keeper)
     other = eventually(lambda: [one for one in node.processes("cortex-keeper") if one != keeper], "there is another")[0]
     assert node.report().agent
-    eventually(lambda: _held(node, replica), "it holds the slot")
+    eventually(lambda: node.is_kept(replica), "it holds the slot")
     # Only the keeper is left to hold it now.
     replica_process = node.of(node.until(replica, Phase.READY))
     launcher = node.only("cortex-launcher")
@@ -126,23 +122,6 @@ def test_a_killed_keeper_is_replaced_and_given_every_slot(node: Node, api: str):
     node.until(replica, Phase.EXITED)
     node.restart(build)
     assert asking.outcome()[0] == 200
-
-
-def _held(node: Node, replica: ReplicaId) -> bool:
-    """Whether the keeper has a slot: asked of it as an agent would."""
-    decode = msgspec.json.Decoder[KeeperReply](KeeperReply).decode
-    found = False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-        line.settimeout(DEADLINE_S)
-        try:
-            line.connect(str(node.layout.keeper_socket))
-            send_frame(line, msgspec.json.encode(Slots()))
-            while not isinstance(reply := decode((received := receive_frame(line))[0]), SlotsEnd):
-                close_all(received[1])
-                found = found or (isinstance(reply, SlotHeld) and reply.replica == replica)
-        except OSError:
-            return False
-    return found
 
 
 def test_a_request_waits_while_agent_launcher_and_replica_die_together(node: Node, api: str):

@@ -35,8 +35,9 @@ def stuck() -> ReplicaStatus:
     return ReplicaStatus(replica=an_order().replica, attempt=1, pid=1, phase=Phase.READY, stuck=True, **times)
 
 
-GONE = {"process": Process.GONE, "hold": Hold(since_s=1.0)}
-LONG_GONE = {"process": Process.OVER, "phase": Phase.EXITED, "hold": Hold(since_s=1.0, is_over=True)}
+HOLD = Hold(since_s=1.0, limit_s=5.0)
+GONE = {"process": Process.GONE, "hold": HOLD}
+LONG_GONE = {"process": Process.OVER, "phase": Phase.EXITED, "hold": Hold(since_s=1.0, limit_s=5.0, is_over=True)}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ LONG_GONE = {"process": Process.OVER, "phase": Phase.EXITED, "hold": Hold(since_
         pytest.param(a_life(**GONE), True, Readiness.HELD, id="died a moment ago"),
         pytest.param(a_life(**GONE), False, Readiness.UNREADY, id="died, nobody comes"),
         pytest.param(a_life(**LONG_GONE), True, Readiness.UNREADY, id="died long ago"),
-        pytest.param(a_life(phase=Phase.LOADING, hold=Hold(since_s=1.0)), True, Readiness.HELD, id="a successor loads"),
+        pytest.param(a_life(phase=Phase.LOADING, hold=HOLD), True, Readiness.HELD, id="a successor loads"),
         pytest.param(a_life(intent=Intent.DRAIN), True, Readiness.DRAINING, id="about to be drained"),
         pytest.param(a_life(intent=Intent.DRAIN, phase=Phase.DRAINING), True, Readiness.DRAINING, id="drains"),
         pytest.param(a_life(intent=Intent.LEAVE), True, Readiness.HELD, id="told to end by somebody else"),

@@ -62,7 +62,7 @@ def test_the_map_names_every_fact_of_an_api():
     servers = (IngressServer("a", "/a", 9), IngressServer("b", "/b", 9))
     route = IngressRoute(ApiKey("iris/a"), "/iris/a", servers, 2.5, 1000, False, "v1", max_queued=15, retry_after_s=3)
     assert render_map({route.path: render_entry(route, 7)}) == (
-        "/iris/a pool-0007|2500,1000|3000|1000|off|15|iris/a|v1|3\n"
+        "/iris/a pool-0007|2500,1000|3000|1000|off|15|iris/a|v1|3|awake\n"
     )
 
 

@@ -42,7 +42,7 @@ def test_a_new_api_gets_its_servers_before_its_route():
         f"add server pool-0001/{key} unix@/run/a.sock maxconn 8",
         f"set server pool-0001/{key} state ready",
     )
-    assert steps.point == ("add map m.map /d/x pool-0001|1000,100|1500|100|on|2048|d/x|v1|1",)
+    assert steps.point == ("add map m.map /d/x pool-0001|1000,100|1500|100|on|2048|d/x|v1|1|awake",)
     assert (steps.unpoint, steps.retire) == ((), ())
 
 
@@ -91,7 +91,7 @@ def test_a_server_with_another_socket_is_another_server():
 def test_a_changed_route_is_one_command():
     before = wanted(route("d/x")).holdings()
     steps = steps_between(before, wanted(route("d/x", timeout_s=2.0, version="v2", retry=False)), "m.map")
-    assert steps.point == ("set map m.map /d/x pool-0001|2000,100|2500|100|off|2048|d/x|v2|1",)
+    assert steps.point == ("set map m.map /d/x pool-0001|2000,100|2500|100|off|2048|d/x|v2|1|awake",)
 
 
 def test_an_api_whose_slot_the_worker_lacks_is_pointed_nowhere_and_gets_no_servers():

@@ -5,14 +5,15 @@ from __future__ import annotations
 import msgspec
 
 from cortex.agent.life.effects import Do, EndStray, Next, ReplicaRecord, Say, asking, in_turn
-from cortex.agent.life.ending import ending_begun, held, killed, leave, read_remains
+from cortex.agent.life.ending import ending_begun, finished, held, killed, leave, read_remains
 from cortex.agent.life.events import StatusTold
 from cortex.agent.life.living import status_told
+from cortex.agent.life.sleeping import await_knock, found_asleep, holding, sleeps
 from cortex.agent.life.starting import orphaned, watched
 from cortex.agent.life.state import Draining, Intent, Life, Line, Now, Process, Progress, changed, in_phase
 from cortex.processes import ProcessIdentity
 from cortex.wire.launch import ReplicaStatus
-from cortex.wire.reports import Phase
+from cortex.wire.reports import ExitReport, Phase
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +33,8 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 def adopt(record: ReplicaRecord, found: Found, now: Now) -> Next:
     """A life from what is written and what is there."""
+    if sleeps(record.order):
+        return _still_asleep(record, found, now)
     life = Life(
         order=record.order,
         identity=found.identity or record.identity,
@@ -45,8 +48,22 @@ def adopt(record: ReplicaRecord, found: Found, now: Now) -> Next:
     )
     if record.draining:
         life = in_phase(changed(life, drain=Draining(timeout_s=now.settings.drain_timeout_s)), Phase.DRAINING, now)
+    if record.hold is not None and not record.was_ready:
+        since_s = min(now.s, record.hold.since_s)  # the machine may have been started anew
+        life = holding(life, msgspec.structs.replace(record.hold, since_s=since_s), now)
     stray = () if found.impostor is None else (EndStray(identity=found.impostor),)
     return in_turn(life, lambda life: asking(life, *stray), lambda life: _taken_over(life, found, now))
+
+
+def _still_asleep(record: ReplicaRecord, found: Found, now: Now) -> Next:
+    """Whoever has its control socket was started by an agent that could not write that down any more."""
+    stray = () if found.impostor is None else (EndStray(identity=found.impostor),)
+    life = found_asleep(record, now)
+    if record.draining:
+        exited = ExitReport(wall_s=now.wall_s, drained=True)
+        ended = changed(life, intent=Intent.DRAIN)
+        return in_turn(ended, lambda life: asking(life, *stray), lambda life: finished(life, exited, now))
+    return in_turn(life, lambda life: asking(life, *stray), await_knock)
 
 
 def _taken_over(life: Life, found: Found, now: Now) -> Next:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from cortex.agent.life.state import Intent, Life, changed
+from cortex.agent.life.state import Hold, Intent, Life, changed
 from cortex.processes import ProcessIdentity
 from cortex.wire.launch import ReplicaRequest
 from cortex.wire.orders import StartReplica
@@ -24,6 +24,8 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool = False
     """It was told to end, or is about to be."""
     started_wall_s: float = 0.0
+    hold: Hold | None = None
+    """What was owed to those who waited when it began. Until it is ready the next agent owes it to them."""
 
 
 class Do(Enum):
@@ -59,6 +61,12 @@ class Do(Enum):
     """Close the connections that wait in its slot: the ingress then tries elsewhere or answers 503."""
     SETTLE_ROUTES = "settle_routes"
     """Have the ingress know what routes and readiness say now: `ROUTES_SETTLED`."""
+    AWAIT_KNOCK = "await_knock"
+    """Notice when somebody waits in its slot: `KNOCKED`, once."""
+    STOP_AWAITING = "stop_awaiting"
+    """Whoever waits there is nothing to it any more."""
+    OPEN_SLOT = "open_slot"
+    """Bind its slot anew: its path leads nowhere."""
     CLOSE_SLOT = "close_slot"
     """Close and remove everything of it, but for what its successor of the same id has by now."""
 
@@ -151,5 +159,6 @@ def recorded(life: Life) -> Next:
         was_ready=life.was_ready,
         draining=life.intent is Intent.DRAIN,
         started_wall_s=life.started_wall_s,
+        hold=None if life.was_ready else life.hold,
     )
     return asking(changed(life, owes_record=False), WriteRecord(record=record))

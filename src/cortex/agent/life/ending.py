@@ -20,6 +20,7 @@ from cortex.agent.life.effects import (
     recorded,
 )
 from cortex.agent.life.events import DrainAsked, EndSeen, ProcessGone, RemainsRead
+from cortex.agent.life.sleeping import asleep_again, holding
 from cortex.agent.life.state import (
     Alarm,
     Closing,
@@ -58,7 +59,7 @@ PERMANENT = frozenset(("start-timeout", "sample-failed"))
 
 def drain_asked(life: Life, event: DrainAsked, now: Now) -> Next:
     """Out of rotation; what comes next depends on whether there is a process."""
-    if life.intent >= Intent.DRAIN or life.process is Process.OVER:
+    if life.intent >= Intent.DRAIN or life.phase is Phase.EXITED:
         return Next(life)
     drain = Draining(timeout_s=event.timeout_s) if life.intent < Intent.END else None
     life = changed(life, intent=Intent.DRAIN, drain=drain)
@@ -67,9 +68,10 @@ def drain_asked(life: Life, event: DrainAsked, now: Now) -> Next:
 
 def _let_leave(life: Life, now: Now) -> Next:
     match life.process:
-        case Process.PROVIDING:
+        case Process.PROVIDING | Process.OVER:
+            idle = Do.STOP_PROVIDING if life.process is Process.PROVIDING else Do.STOP_AWAITING
             exited = ExitReport(wall_s=now.wall_s, drained=True)
-            return in_turn(life, lambda life: asking(life, Do.STOP_PROVIDING), lambda life: finished(life, exited, now))
+            return in_turn(life, lambda life: asking(life, idle), lambda life: finished(life, exited, now))
         case Process.RUNNING:
             return leave(life, now)
         case _:
@@ -268,18 +270,25 @@ def held(life: Life, now: Now) -> Life:
     """Requests wait for a replacement for a while, then are told that there is none."""
     if not life.was_ready or life.intent is Intent.DRAIN or life.hold is not None:
         return life
-    return alarmed(changed(life, hold=Hold(since_s=now.s)), Alarm.HOLD, now.s + now.settings.hold_timeout_s)
+    return holding(life, Hold(since_s=now.s, limit_s=now.settings.hold_timeout_s), now)
 
 
 def hold_due(life: Life, _now: Now) -> Next:
     if life.hold is None:
         return Next(life)
-    return asking(changed(life, hold=Hold(since_s=life.hold.since_s, is_over=True)), Do.ABANDON)
+    return asking(changed(life, hold=msgspec.structs.replace(life.hold, is_over=True)), Do.ABANDON)
 
 
 def abandoned(life: Life) -> Next:
     """Who waits in the slot itself is turned away as well, unless somebody has come to serve it after all."""
-    return asking(life, Do.TURN_AWAY) if life.hold is not None and life.hold.is_over else Next(life)
+    if life.hold is None or not life.hold.is_over:
+        return Next(life)
+    sleeps_on = life.phase is Phase.ASLEEP and life.intent is Intent.SERVE
+    return in_turn(
+        life,
+        lambda life: asking(life, Do.TURN_AWAY),
+        lambda life: asleep_again(life) if sleeps_on else Next(life),
+    )
 
 
 def forget_asked(life: Life, now: Now) -> Next:
@@ -289,7 +298,12 @@ def forget_asked(life: Life, now: Now) -> Next:
     life = changed(life, intent=Intent.FORGET, closing=Closing.LEAVING, drain=None, owes_record=False)
     life = _with_only(life, Alarm.WATCH, Alarm.ASK, Alarm.ORPHAN)
     life = alarmed(life, Alarm.ROUTES, now.s + SLOT_CLOSE_TIMEOUT_S)
-    return in_turn(life, lambda life: _ended(life, now), lambda life: asking(life, Do.STOP_QUIETING, Do.SETTLE_ROUTES))
+    idle = (Do.STOP_AWAITING,) if life.phase is Phase.ASLEEP else ()
+    return in_turn(
+        life,
+        lambda life: _ended(life, now),
+        lambda life: asking(life, *idle, Do.STOP_QUIETING, Do.SETTLE_ROUTES),
+    )
 
 
 def _ended(life: Life, now: Now) -> Next:

@@ -25,6 +25,8 @@ class Happened(Enum):
     """To its control socket."""
     DISCONNECTED = "disconnected"
     """The connection has ended."""
+    KNOCKED = "knocked"
+    """Somebody waits in its slot."""
     WOKE = "woke"
     """An alarm may be due."""
     NOT_WRITTEN = "not_written"

@@ -9,6 +9,7 @@ import msgspec
 from cortex.agent.life.effects import Do, Next, Say, Send, asking, in_turn, recorded
 from cortex.agent.life.ending import ending_begun, killed, leaving, told_to_end, untold
 from cortex.agent.life.events import BatchingAsked, Checked, NotConnected, StatusTold
+from cortex.agent.life.sleeping import looked_after
 from cortex.agent.life.state import Intent, Life, Line, Now, Process, Progress, Stage, changed, in_phase
 from cortex.errors import Problem
 from cortex.wire.build import BuildSpec
@@ -122,6 +123,7 @@ def checked(life: Life, event: Checked, now: Now) -> Next:
         life,
         lambda life: recorded(life) if life.owes_record else Next(life),
         lambda life: _examined(_beat_noted(life, now), event, now) if life.runs else Next(life),
+        lambda life: looked_after(life, event) if life.phase is Phase.ASLEEP else Next(life),
     )
 
 

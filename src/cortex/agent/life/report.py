@@ -22,6 +22,7 @@ def report(life: Life, now: Now, *, rss_bytes: int, peak_rss_bytes: int, cpu_s: 
         was_ready=life.was_ready,
         started_wall_s=life.started_wall_s,
         phase_age_s=max(0.0, now.s - life.phase_since_s),
+        knocked_age_s=_knocked_age_s(life, now),
         pid=life.identity.pid if life.identity is not None and not has_exited else None,
         in_flight=status.in_flight if status is not None else 0,
         rss_bytes=rss_bytes,
@@ -35,6 +36,12 @@ def report(life: Life, now: Now, *, rss_bytes: int, peak_rss_bytes: int, cpu_s: 
         batching=status.batching if status is not None else None,
         exit=life.exit if has_exited else None,
     )
+
+
+def _knocked_age_s(life: Life, now: Now) -> float | None:
+    hold = life.hold
+    waits = life.phase is Phase.ASLEEP and hold is not None and not hold.is_over
+    return max(0.0, now.s - hold.since_s) if waits and hold is not None else None
 
 
 def _waits(life: Life, now: Now) -> dict[str, float]:

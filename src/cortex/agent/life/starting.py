@@ -7,6 +7,7 @@ import msgspec
 from cortex.agent.life.effects import Do, EndStray, Next, Watch, asking, in_turn, recorded
 from cortex.agent.life.ending import finished, killed, leave
 from cortex.agent.life.events import Doing, LauncherDied, OrphanSought, ProcessForked, StartFailed
+from cortex.agent.life.sleeping import holding, owed
 from cortex.agent.life.state import (
     Alarm,
     Intent,
@@ -34,7 +35,9 @@ LOST = Problem(
 
 def may_begin(known: Life | None, order: StartReplica) -> bool:
     """Whether an order is one for a new attempt, given the attempt that is known."""
-    return known is None or (known.phase is Phase.EXITED and known.order.attempt < order.attempt)
+    if known is None:
+        return True
+    return known.phase in (Phase.ASLEEP, Phase.EXITED) and known.order.attempt < order.attempt
 
 
 def begin(order: StartReplica, before: Life | None, now: Now) -> Next:
@@ -49,11 +52,8 @@ def begin(order: StartReplica, before: Life | None, now: Now) -> Next:
         phase_since_s=now.s,
         progress=Progress(since_s=now.s, since_wall_s=now.wall_s),
         started_wall_s=now.wall_s,
-        hold=before.hold if before is not None else None,
     )
-    if life.hold is not None and not life.hold.is_over:
-        life = alarmed(life, Alarm.HOLD, life.hold.since_s + now.settings.hold_timeout_s)
-    return in_turn(life, recorded, lambda life: asking(life, Do.PROVIDE))
+    return in_turn(holding(life, owed(before, now), now), recorded, lambda life: asking(life, Do.PROVIDE))
 
 
 def doing(life: Life, event: Doing) -> Next:

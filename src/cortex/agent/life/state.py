@@ -115,11 +115,19 @@ class Alarm(Enum):
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
-    """Its slot has been ready once, and has nobody to serve it."""
+    """Its slot is in rotation, and has nobody to serve it."""
 
     since_s: float
+    limit_s: float
+    """For so long, at most, requests are held."""
+    is_knock: bool = False
+    """They came while it slept; else whoever served them has died."""
     is_over: bool = False
     """Nobody will come soon: requests are not held for this slot any more."""
+
+    @property
+    def until_s(self) -> float:
+        return self.since_s + self.limit_s
 
 
 class Draining(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,7 +228,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
             self.was_ready,
             self.is_stuck,
             self.progress.doing,
-            self.hold is not None and self.hold.is_over,
+            self.hold,
             self.order.batches,
             _without_counts(batching),
             self.phase is Phase.EXITED and self.exit,

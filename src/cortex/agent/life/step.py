@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from cortex.agent.life import ending, events, living, starting
+from cortex.agent.life import ending, events, living, sleeping, starting
 from cortex.agent.life.effects import Next, in_turn
 from cortex.agent.life.events import Event, Happened
 from cortex.agent.life.state import Alarm, Intent, Life, Now, changed, silenced
@@ -46,6 +46,8 @@ def step(life: Life, event: Event, now: Now) -> Next:
             return living.status_told(life, event, now)
         case events.Checked():
             return in_turn(life, lambda life: _rung(life, now), lambda life: living.checked(life, event, now))
+        case Happened.KNOCKED:
+            return sleeping.knocked(life, now)
         case Happened.WOKE:
             return _rung(life, now)
         case Happened.NOT_WRITTEN:

@@ -101,5 +101,5 @@ def test_a_drain_of_one_that_never_was_ready_ends_it(story):
 def test_a_record_of_the_version_before_is_read(story):
     story.running()
     record = ReplicaRecord(order=story.life.order, identity=story.PROCESS, was_ready=True, started_wall_s=5.0)
-    fields = {"order", "identity", "was_ready", "draining", "started_wall_s"}
+    fields = {"order", "identity", "was_ready", "draining", "started_wall_s", "hold"}
     assert set(msgspec.json.decode(msgspec.json.encode(record))) == fields

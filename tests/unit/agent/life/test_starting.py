@@ -134,7 +134,7 @@ def test_the_next_attempt_holds_requests_only_for_what_is_left_of_their_time(sto
     story.tell(events.EndSeen(), events.RemainsRead(), Happened.END_NOTED)
     began_s = story.life.hold.since_s
     story.order(2, story.life)
-    assert story.life.hold == Hold(since_s=began_s)
+    assert story.life.hold == Hold(since_s=began_s, limit_s=story.settings.hold_timeout_s)
     story.wake()
     assert story.clock.monotonic_s() - began_s == pytest.approx(story.settings.hold_timeout_s)
     assert (story.life.hold.is_over, story.kinds) == (True, [Do.ABANDON])
