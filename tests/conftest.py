@@ -68,7 +68,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     turns: dict[Path, int] = {}
     for item in items:
-        taken = {*getattr(item, "fixturenames", ()), *(name for mark in item.iter_markers("takes") for name in mark.args)}
+        taken = {
+            *getattr(item, "fixturenames", ()),
+            *(name for mark in item.iter_markers("takes") for name in mark.args),
+        }
         if "tensorflow" in taken:
             item.add_marker(pytest.mark.slow)  # its import alone takes seconds
         turn = next((turn for turn, name in enumerate(SHARED) if name in taken), len(SHARED))

@@ -24,8 +24,8 @@ MODULES = 12
 """Operators of one module of so many are tried,"""
 NODES = 6
 """of each at most so many cases."""
-KNOWN_GRAPHS = 300
-NEW_GRAPHS = 200
+KNOWN_GRAPHS = 500
+NEW_GRAPHS = 300
 
 
 @pytest.fixture

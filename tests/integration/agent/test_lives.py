@@ -155,9 +155,7 @@ def test_a_drained_replica_finishes_what_it_holds(node: Node, api: str, tmp_path
     assert (found.exit.drained, found.exit.code) == (True, 0)
 
 
-def test_an_end_that_keeps_even_the_replicas_watchdog_from_its_turn_has_not_the_whole_drain(
-    hasty_node: Node, api: str
-):
+def test_an_end_that_keeps_even_the_replicas_watchdog_from_its_turn_has_not_the_whole_drain(hasty_node: Node, api: str):
     build = hasty_node.build(api, NEVER_GIVES_WAY)
     (replica,) = hasty_node.serve(build)
     hasty_node.retire(build, replica, timeout_s=600)

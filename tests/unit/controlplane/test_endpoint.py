@@ -117,7 +117,7 @@ def shape_of(value):
 
 @pytest.mark.slow
 @given(SPECS, arrays() | VALUES, st.booleans())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_the_document_takes_what_the_replica_takes(spec, value, named):
     """But for ragged lists and for inputs of any shape, which JSON Schema has no words for."""
     value = orjson.loads(orjson.dumps({"x": value} if named else value))

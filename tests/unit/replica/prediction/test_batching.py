@@ -168,7 +168,7 @@ _VALUES = st.dictionaries(
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(requests=st.lists(_VALUES, max_size=12))
 def test_whatever_is_batched_has_like_rows_and_not_too_many(
     requests: list[dict[str, tuple[tuple[int, ...], Any]]],
@@ -314,7 +314,7 @@ def test_rows_are_counted() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_whatever_the_schedule_everyone_gets_their_own_answer(data: st.DataObject) -> None:
     """Callers come in any order, in several shapes; some are poison, some leave at any moment."""
