@@ -115,7 +115,7 @@ class TensorFlowModels:
         return path
 
 
-KITS = [OnnxModels, pytest.param(TensorFlowModels, marks=pytest.mark.slow)]  # importing TensorFlow takes seconds
+KITS = [OnnxModels, pytest.param(TensorFlowModels, marks=pytest.mark.takes("tensorflow"))]
 
 
 @pytest.fixture(params=KITS, ids=lambda kit: kit.model_format)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,13 @@ def private_uses(source: str) -> Iterator[tuple[int, str]]:
                     pass  # no code
 
 
+@functools.cache
+def uses_in_tests() -> Sequence[tuple[Path, int, str]]:
+    """File, line and text of each use in any test; read once, since more than one test asks for it."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    return [(file, line, use) for file in files for line, use in private_uses(file.read_text())]
+
+
 def excused(use: str) -> bool:
     return not shapes(use).isdisjoint(PUBLIC_ALL_THE_SAME)
 
@@ -64,17 +72,15 @@ def shapes(use: str) -> set[str]:
 def test_no_test_reaches_into_what_is_private() -> None:
     reaching = [
         f"{file.relative_to(ROOT)}:{line}: {use}"
-        for file in sorted((ROOT / "tests").rglob("*.py"))
+        for file, line, use in uses_in_tests()
         if file != Path(__file__)  # whose samples do all that
-        for line, use in private_uses(file.read_text())
-        if not excused(use)
+        and not excused(use)
     ]
     assert reaching == [], "test what it does, or make public what is a part of its face"
 
 
 def test_every_exception_is_needed() -> None:
-    files = (ROOT / "tests").rglob("*.py")
-    used = {shape for file in files for _, use in private_uses(file.read_text()) for shape in shapes(use)}
+    used = {shape for _file, _line, use in uses_in_tests() for shape in shapes(use)}
     assert sorted(PUBLIC_ALL_THE_SAME.keys() - used) == []
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 from markdown import ROOT
@@ -31,14 +32,17 @@ def defined(source: str) -> Iterator[str]:
                 yield name
 
 
+@functools.cache
+def all_defined() -> Mapping[str, frozenset[str]]:
+    """What each file defines; read once, since each word asks for it."""
+    files = sorted(SOURCE.rglob("*.py"))
+    return {str(file.relative_to(SOURCE)): frozenset(defined(file.read_text())) - {"__slots__"} for file in files}
+
+
 def definitions(word: str) -> dict[str, list[str]]:
     """What has this word in its name, by file."""
-    found: dict[str, list[str]] = {}
-    for file in sorted(SOURCE.rglob("*.py")):
-        names = {name for name in defined(file.read_text()) if word in name.lower() and name != "__slots__"}
-        if names:
-            found[str(file.relative_to(SOURCE))] = sorted(names)
-    return found
+    found = {file: sorted(name for name in names if word in name.lower()) for file, names in all_defined().items()}
+    return {file: names for file, names in found.items() if names}
 
 
 @pytest.mark.parametrize("word", ["environment", "slot", "seat", "backend"])

@@ -127,9 +127,15 @@ def test_every_equivalent_mutant_is_one_that_can_still_be_made() -> None:
     listed = harness.equivalents((Path(harness.__file__).parent / "equivalent.toml").read_text())
     for path in {path for path, *_ in listed}:
         source = (harness.ROOT / path).read_text()
-        scopes = {scope for file, scope, *_ in listed if file == path}
-        places = [change for of_place in changes(source) for change in of_place if change.scope in scopes]
-        made = {mutant(path, source, change).key for change in places}
+        lines = source.splitlines()
+        # To make one takes a third of a second: only where a listed one begins or goes on.
+        places = {(scope, line) for file, scope, before, _ in listed if file == path for line in before.splitlines()}
+        made = {
+            mutant(path, source, change).key
+            for of_place in changes(source)
+            for change in of_place
+            if (change.scope, lines[change.line - 1].strip()) in places
+        }
         assert {key for key in listed if key[0] == path} <= made
     assert all(listed.values())
 

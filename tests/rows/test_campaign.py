@@ -34,8 +34,9 @@ def seed() -> int:
     return 0 if os.environ.get("CI") else random.randrange(10**6)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
+    """One for all that end nothing in it: its process takes a second to import what it runs."""
     with Pool(1) as pool:
         yield pool
 

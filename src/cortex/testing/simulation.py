@@ -541,8 +541,10 @@ class Simulation:
             self._crash_in -= 1
 
     def _plan(self, assessment: Assessment) -> Plan:
-        self._issue = self._issue_now(assessment.seen)
-        return self._planner(assessment)
+        plan = self._planner(assessment)
+        if plan.actions:
+            self._issue = self._issue_now(assessment.seen)
+        return plan
 
     def _settle(self) -> None:
         """Call tick as the loop does, until it has nothing to do at once."""

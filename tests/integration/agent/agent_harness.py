@@ -123,14 +123,21 @@ class Asking(Generic[T]):
 class Node:
     """One home with its agent."""
 
-    def __init__(self, home: Path, *, hold_timeout_s: float = HOLD_S, knock_held_s: float = KNOCK_HELD_S) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        hold_timeout_s: float = HOLD_S,
+        knock_held_s: float = KNOCK_HELD_S,
+        hung_after_s: float = HUNG_AFTER_S,
+    ) -> None:
         # Bound for as long as we need it, so that nobody else is given it; our agent may listen there all the same.
         self._port = socket.socket()
         self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._port.bind(("127.0.0.1", 0))
         port = self._port.getsockname()[1]
         self.settings = Settings(
-            home=home, port=port, port_given=True, hold_timeout_s=hold_timeout_s, hung_after_s=HUNG_AFTER_S
+            home=home, port=port, port_given=True, hold_timeout_s=hold_timeout_s, hung_after_s=hung_after_s
         )
         self.knock_held_s = knock_held_s
         self.layout = HomeLayout(home)

@@ -30,8 +30,8 @@ def own_node() -> Iterator[Node]:
 
 @pytest.fixture
 def hasty_node() -> Iterator[Node]:
-    """An agent that lets requests wait for a second only."""
-    yield from _running(hold_timeout_s=1.0)
+    """An agent that lets requests wait for a second only, and a replica hang for ten."""
+    yield from _running(hold_timeout_s=1.0, hung_after_s=10.0)
 
 
 @pytest.fixture

@@ -87,8 +87,7 @@ def test_a_replica_starts_with_what_was_ordered_and_follows_what_is_ordered_late
     node.remove(build, replica)
 
 
-def test_an_order_is_not_forgotten_when_the_agent_is_replaced(own_node: Node, api: str, mixing: bytes):
-    node = own_node
+def test_an_order_is_not_forgotten_when_the_agent_is_replaced(node: Node, api: str, mixing: bytes):
     build = node.build(api, model=mixing)
     (replica,) = serving(node, build, ALONE)
     node.order(SetReplicaBatching(replica=replica, batches=TOGETHER))
@@ -98,10 +97,10 @@ def test_an_order_is_not_forgotten_when_the_agent_is_replaced(own_node: Node, ap
     found = eventually(lambda: (seen := node.seen(replica)) and seen.batching is not None and seen, "it is adopted")
     assert found.batches == TOGETHER
     until_it_follows(node, replica, TOGETHER)
+    node.remove(build, replica)
 
 
-def test_rows_that_disagree_are_reported_and_still_known_to_the_next_agent(own_node: Node, api: str, mixing: bytes):
-    node = own_node
+def test_rows_that_disagree_are_reported_and_still_known_to_the_next_agent(node: Node, api: str, mixing: bytes):
     build = node.build(api, model=mixing)
     first, second = serving(node, build, TOGETHER, ALONE)
 
@@ -121,6 +120,7 @@ def test_rows_that_disagree_are_reported_and_still_known_to_the_next_agent(own_n
     assert found.batching is not None
     assert found.batching.disagreement == state.disagreement
     assert found.model == build.model_key
+    node.remove(build, first, second)
 
 
 def test_an_inspection_is_asked_about_rows_only_if_that_is_said(node: Node, api: str, mixing: bytes):

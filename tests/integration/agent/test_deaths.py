@@ -90,7 +90,7 @@ def test_a_killed_launcher_costs_nothing_and_its_replicas_are_still_watched(node
 def test_a_launcher_killed_again_and_again_forks_each_replica_once(node: Node, names):
     rng = random.Random(1)
     node.serve(node.build(names()))  # without anybody who needs it there may be no launcher
-    for _ in range(5):
+    for _ in range(3):
         build = node.build(names())
         start = node.start_order(build)
         launcher = node.only("cortex-launcher")
@@ -233,23 +233,23 @@ def _settled(node: Node, replica: ReplicaId):
     return found if found is not None and found.phase in (Phase.READY, Phase.EXITED) else None
 
 
-def test_a_stopped_launcher_goes_on_as_soon_as_it_is_needed_and_the_waiting_request_is_answered(own_node: Node, api):
+def test_a_stopped_launcher_goes_on_as_soon_as_it_is_needed_and_the_waiting_request_is_answered(node: Node, api):
     """
     Two looks, 0.3 s apart while the end of the replica is found out and 0.25 s apart during the fork: well below the
     5 s that a request waits for a replica.
     """
-    build = own_node.build(api)
-    (replica,) = own_node.serve(build)
-    identity = own_node.of(own_node.until(replica, Phase.READY))
-    launcher = own_node.only("cortex-launcher")
+    build = node.build(api)
+    (replica,) = node.serve(build)
+    identity = node.of(node.until(replica, Phase.READY))
+    launcher = node.only("cortex-launcher")
     send_signal(launcher, signal.SIGSTOP)
-    own_node.kill(identity)
-    asking = own_node.posting(build)
-    assert _exit_of(own_node, replica).signal == signal.SIGKILL
+    node.kill(identity)
+    asking = node.posting(build)
+    assert _exit_of(node, replica).signal == signal.SIGKILL
     send_signal(launcher, signal.SIGSTOP)
-    own_node.restart(build)
+    node.restart(build)
     assert asking.outcome()[0] == 200
-    assert own_node.only("cortex-launcher") == launcher
+    assert node.only("cortex-launcher") == launcher
 
 
 def test_what_is_stopped_while_it_waits_to_become_a_replica_goes_on(node: Node, api: str):
@@ -261,8 +261,8 @@ def test_what_is_stopped_while_it_waits_to_become_a_replica_goes_on(node: Node, 
     assert node.until(replica, Phase.READY).pid == waiting.pid
 
 
-def test_a_stopped_launcher_inspects_all_the_same(own_node: Node, api):
-    own_node.serve(own_node.build(api))
-    launcher = own_node.only("cortex-launcher")
+def test_a_stopped_launcher_inspects_all_the_same(node: Node, api):
+    node.serve(node.build(api))
+    launcher = node.only("cortex-launcher")
     send_signal(launcher, signal.SIGSTOP)
-    assert own_node.inspect(own_node.build(f"{api}i")).problems == ()
+    assert node.inspect(node.build(f"{api}i")).problems == ()

@@ -51,24 +51,24 @@ def test_a_stopped_node_finishes_its_requests_and_leaves_nothing(own_node: Node,
     assert not own_node.layout.agent_file.exists()
 
 
-def test_an_agent_that_is_told_to_end_by_signal_leaves_everything_running(own_node: Node, api: str):
-    build = own_node.build(api)
-    (replica,) = own_node.serve(build)
-    before = own_node.of(own_node.until(replica, Phase.READY))
-    own_node.signal_agent(signal.SIGTERM)
-    assert own_node.wait_for_end() == 0
-    assert own_node.post(build)[0] == 200
-    own_node.start()
-    assert own_node.of(own_node.until(replica, Phase.READY)) == before
+def test_an_agent_that_is_told_to_end_by_signal_leaves_everything_running(node: Node, api: str):
+    build = node.build(api)
+    (replica,) = node.serve(build)
+    before = node.of(node.until(replica, Phase.READY))
+    node.signal_agent(signal.SIGTERM)
+    assert node.wait_for_end() == 0
+    assert node.post(build)[0] == 200
+    node.start()
+    assert node.of(node.until(replica, Phase.READY)) == before
 
 
-def test_a_second_agent_ends_at_once_and_changes_nothing(own_node: Node, api: str):
-    build = own_node.build(api)
-    own_node.serve(build)
-    before = own_node.report().agent
-    assert own_node.start_another().wait(DEADLINE_S) == 0
-    assert own_node.report().agent == before
-    assert own_node.post(build)[0] == 200
+def test_a_second_agent_ends_at_once_and_changes_nothing(node: Node, api: str):
+    build = node.build(api)
+    node.serve(build)
+    before = node.report().agent
+    assert node.start_another().wait(DEADLINE_S) == 0
+    assert node.report().agent == before
+    assert node.post(build)[0] == 200
 
 
 def test_a_node_whose_ingress_was_killed_stops_all_the_same(own_node: Node, api: str):

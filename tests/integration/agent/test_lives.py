@@ -34,13 +34,13 @@ def post_inference(prediction, metadata):
     return "done"
 """
 NEVER_GIVES_WAY = """\
-import re
+import ctypes
 
 def pre_inference(sample, metadata):
     return [[5.2, 3.6, 1.4, 0.3]]
 
 def on_stop():
-    re.fullmatch("(a+)+", "a" * 60 + "b")  # years, and no other thread of the process runs meanwhile
+    ctypes.PyDLL(None).sleep(600)  # with the GIL held: no other thread of the process runs meanwhile
 """
 SLOW_IMPORT = "import time\ntime.sleep(600)\n"
 SLOW_LOADING = """\
@@ -155,11 +155,11 @@ def test_a_drained_replica_finishes_what_it_holds(node: Node, api: str, tmp_path
     assert (found.exit.drained, found.exit.code) == (True, 0)
 
 
-def test_an_end_that_keeps_even_the_replicas_watchdog_from_its_turn_has_not_the_whole_drain(node: Node, api: str):
-    build = node.build(api, NEVER_GIVES_WAY)
-    (replica,) = node.serve(build)
-    node.retire(build, replica, timeout_s=600)
-    found = node.until(replica, Phase.EXITED)
+def test_an_end_that_keeps_even_the_replicas_watchdog_from_its_turn_has_not_the_whole_drain(hasty_node: Node, api: str):
+    build = hasty_node.build(api, NEVER_GIVES_WAY)
+    (replica,) = hasty_node.serve(build)
+    hasty_node.retire(build, replica, timeout_s=600)
+    found = hasty_node.until(replica, Phase.EXITED)
     assert found.exit is not None
     assert (found.exit.drained, found.exit.signal) == (True, signal.SIGKILL)
 

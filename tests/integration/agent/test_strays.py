@@ -90,8 +90,7 @@ def test_whatever_is_killed_nothing_of_a_handlers_is_left(own_node: Node, names,
     _gone(others)
 
 
-def test_a_new_agent_ends_what_names_a_replica_that_is_gone(own_node: Node, names, tmp_path: Path):
-    node = own_node
+def test_a_new_agent_ends_what_names_a_replica_that_is_gone(node: Node, names, tmp_path: Path):
     replica, left = _left(node, names(), tmp_path)
     _, others = _left(node, names(), tmp_path)
     launcher = node.only("cortex-launcher")
@@ -103,8 +102,7 @@ def test_a_new_agent_ends_what_names_a_replica_that_is_gone(own_node: Node, name
     assert all(is_alive(identity) for identity in others)
 
 
-def test_a_replica_that_is_drained_or_forgotten_leaves_nothing(own_node: Node, names, tmp_path: Path):
-    node = own_node
+def test_a_replica_that_is_drained_or_forgotten_leaves_nothing(node: Node, names, tmp_path: Path):
     for way in ("drained", "forgotten"):
         api = names()
         _, left = _left(node, api, tmp_path)

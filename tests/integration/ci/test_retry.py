@@ -26,6 +26,8 @@ def ran(folder: Path, source: str, *arguments: str) -> subprocess.CompletedProce
     """Run one file of tests as CI runs them all, with our conftest.py beside it."""
     (folder / "conftest.py").write_bytes((ROOT / "tests" / "conftest.py").read_bytes())
     (folder / "test_it.py").write_text(source)
+    # pytest-randomly seeds NumPy too where it can be imported, which takes longer than all that is tested here.
+    (folder / "numpy.py").write_text("raise ImportError\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "CORTEX_TEST"))}
     environment["PYTEST_ADDOPTS"] = "-p no:schemathesis"  # as our own configuration has it: it takes long to import
     return subprocess.run(

@@ -39,10 +39,10 @@ from cortex.planning.rollout import SURGE
 from cortex.testing.simulation import Mood, Simulation, Violation
 from cortex.wire.orders import SetReplicaBatching
 
-RUNS = int(os.environ.get("CORTEX_SIM_RUNS", "800"))
+RUNS = int(os.environ.get("CORTEX_SIM_RUNS", "400"))
 SEED = os.environ.get("CORTEX_SIM_SEED")
 MOOD = os.environ.get("CORTEX_SIM_MOOD")
-CHUNKS = 16
+CHUNKS = 8
 """The schedules are spread over so many tests, each with a time limit of its own."""
 
 

@@ -15,7 +15,7 @@ import os
 import random
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -41,7 +41,7 @@ from cortex.wire.launch import ENDING_S, Ask, ChildExited, Drain, ReplicaStatus,
 from cortex.wire.orders import StartReplica
 from cortex.wire.reports import Phase
 
-RUNS = int(os.environ.get("CORTEX_SIM_RUNS", "800"))
+RUNS = int(os.environ.get("CORTEX_SIM_RUNS", "400"))
 SEED = os.environ.get("CORTEX_SIM_SEED")
 CHUNKS = 4
 STEPS = 40
@@ -69,6 +69,14 @@ def kind_of(effect: Effect) -> Do | type[Effect]:
 
 def name_of(effect: Effect) -> str:
     return effect.value if isinstance(effect, Do) else type(effect).__name__
+
+
+def told(noted: str | tuple[Event, Sequence[Effect]]) -> str:
+    """A line of the story. Written when it is read: most schedules have nothing to tell."""
+    if isinstance(noted, str):
+        return noted
+    event, found = noted
+    return f"{event} -> {[name_of(effect) for effect in found]}"
 
 
 @dataclass(eq=False)
@@ -134,7 +142,7 @@ class Node:
         self.seed = seed
         self.roll = random.Random(seed)
         self.clock = FakeClock()
-        self.trace: deque[str] = deque(maxlen=TRACE_LINES)
+        self.trace: deque[tuple[float, str | tuple[Event, Sequence[Effect]]]] = deque(maxlen=TRACE_LINES)
         self.procs: list[Proc] = []
         self.pids = itertools.count(100)
         self.numbers = itertools.count()
@@ -226,7 +234,7 @@ class Node:
         before = carried.life
         found = step.step(before, event, self.now())
         assert found == step.step(before, event, self.now()), "same arguments, same result"
-        self.note(f"{event} -> {[name_of(effect) for effect in found.effects]}")
+        self.trace.append((self.now_s(), (event, found.effects)))
         self.check_move(before, found)
         self.follow(carried, found)
         self.check()
@@ -715,10 +723,10 @@ class Node:
             self.violated("its record is out of date")
 
     def note(self, text: str) -> None:
-        self.trace.append(f"{self.now_s() - 1000.0:9.3f}  {text}")
+        self.trace.append((self.now_s(), text))
 
     def violated(self, what: str) -> None:
-        story = "\n".join(self.trace)
+        story = "\n".join(f"{at_s - 1000.0:9.3f}  {told(noted)}" for at_s, noted in self.trace)
         raise Violation(
             f"{what}\nat {self.now_s() - 1000.0:.3f} s; repeat it with CORTEX_SIM_SEED={self.seed}\n{story}"
         )
