@@ -26,6 +26,13 @@ CORTEX_YAML = """
     - {kind: deployment, name: t}
     - {kind: api, name: full, model: m.onnx, request_handler: held.py, env: {FOLDER: %s}, compute: {cpu: 50m}}
     - {kind: api, name: left, model: m.onnx, request_handler: held.py, env: {FOLDER: %s}, compute: {cpu: 50m}}
+    - kind: api
+      name: late
+      model: m.onnx
+      request_handler: held.py
+      env: {FOLDER: %s}
+      timeout: 1s
+      compute: {cpu: 50m}
     - {kind: api, name: slow, model: m.onnx, request_handler: slow.py, compute: {cpu: 50m, max_replicas: 1}}
 """
 HELD = """
@@ -57,9 +64,7 @@ def home() -> Iterator[Home]:
     with running_home() as home:
         project = home.path.parent / "p"
         files = {"held.py": HELD, "slow.py": SLOW % 0, "m.onnx": rows_model()}
-        home.deploy(
-            write_project(project, {"cortex.yaml": CORTEX_YAML % (home.path.parent, home.path.parent), **files})
-        )
+        home.deploy(write_project(project, {"cortex.yaml": CORTEX_YAML % ((home.path.parent,) * 3), **files}))
         yield home
 
 
@@ -143,6 +148,18 @@ def test_nothing_is_computed_for_clients_that_left_wherever_they_waited(home: Ho
         held.let_go()
         assert first.receive().status == stays.receive().status == 200
         assert held.began() == [0, len(held.clients) - 1]
+
+
+def test_nothing_is_computed_for_a_request_whose_time_was_up_while_it_waited(home: Home) -> None:
+    with Held(home, "late") as held:
+        held.begin()
+        (late,) = held.send(1)
+        answer = late.receive()
+        assert (answer.status, answer.json["error"]) == (504, "timeout")
+        held.let_go()
+        (after,) = held.send(1)
+        assert after.receive().status == 200
+        assert 1 not in held.began()
 
 
 def test_a_client_that_closes_its_end_is_told_so(home: Home) -> None:
