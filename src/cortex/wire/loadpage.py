@@ -83,12 +83,17 @@ class LoadPageReader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._last: tuple[bytes, Load] | None = None
 
     def read(self) -> Load | None:
         """What was written last. None: nothing was, or whoever wrote it was stopped or killed while it did."""
         for _ in range(_TRIES):
-            load = _load_of(os.pread(self._fd, _SIZE, 0))
+            content = os.pread(self._fd, _SIZE, 0)
+            if self._last is not None and self._last[0] == content:
+                return self._last[1]
+            load = _load_of(content)
             if load is not None:
+                self._last = content, load
                 return load
         return None
 
