@@ -21,8 +21,6 @@ from cortex.wire.mapping import map_file
 SUFFIX = ".load"
 INTERVAL_S = 0.5
 """How often a replica writes in which something happens."""
-IDLE_LOOK_S = 1.0
-"""How often one at rest looks whether it should: as often as its control thread is awake in any case."""
 
 _LAYOUT = 1
 """Of the page. One of another layout is none."""
