@@ -21,8 +21,6 @@ from cortex.wire.mapping import map_file
 SUFFIX = ".load"
 INTERVAL_S = 0.5
 """How often a replica writes in which something happens."""
-IDLE_LOOK_S = 1.0
-"""How often one at rest looks whether it should: as often as its control thread is awake in any case."""
 
 _LAYOUT = 1
 """Of the page. One of another layout is none."""
@@ -83,12 +81,17 @@ class LoadPageReader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._last: tuple[bytes, Load] | None = None
 
     def read(self) -> Load | None:
         """What was written last. None: nothing was, or whoever wrote it was stopped or killed while it did."""
         for _ in range(_TRIES):
-            load = _load_of(os.pread(self._fd, _SIZE, 0))
+            content = os.pread(self._fd, _SIZE, 0)
+            if self._last is not None and self._last[0] == content:
+                return self._last[1]
+            load = _load_of(content)
             if load is not None:
+                self._last = content, load
                 return load
         return None
 

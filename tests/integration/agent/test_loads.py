@@ -34,6 +34,8 @@ class Follower:
 
     def __init__(self, node: Node) -> None:
         self.told: list[NodeLoads] = []
+        self.stumbles = False
+        """Whoever is told fails over it."""
         self._news = threading.Condition()
         self.agent = LocalAgent(
             settings=node.settings,
@@ -49,6 +51,8 @@ class Follower:
         with self._news:
             self.told.append(loads)
             self._news.notify_all()
+        if self.stumbles:
+            raise ValueError("a fault of whoever is told")
 
     def until(self, accept: Callable[[NodeLoads], bool], what: str) -> NodeLoads:
         """The first that is told from now on and acceptable."""
@@ -141,6 +145,13 @@ def test_an_agent_that_is_killed_is_followed_again_and_what_replicas_did_meanwhi
     assert (after.replica, after.attempt, after.ready_s) == (before.replica, before.attempt, before.ready_s)
     assert after.ended >= before.ended
     follower.reading(replica, lambda one: one.ended == before.ended + 1, "what was done meanwhile is told")
+
+
+def test_who_fails_over_what_it_is_told_is_told_on(own_node: Node, follower: Follower, api: str) -> None:
+    own_node.serve(own_node.build(api))
+    follower.stumbles = True
+    for _ in range(2):
+        follower.until(lambda loads: True, "it is told again")
 
 
 def test_a_replica_that_leaves_is_told_no_more(own_node: Node, follower: Follower, api: str) -> None:

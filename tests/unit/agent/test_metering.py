@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from cortex.agent.families import Families
-from cortex.agent.loads import IDLE_LAG_S, Metered, ReplicaLoads
+from cortex.agent.loads import IDLE_LAG_S, IDLE_LOOK_S, Metered, ReplicaLoads
 from cortex.agent.metering import GOES_ON_S, LAG_S, Metering
 from cortex.ids import NodeId, replica_id
 from cortex.processes import identify
@@ -313,6 +313,7 @@ def test_a_replica_that_was_killed_is_told_no_more(node):
     other.write()
     assert len(node.loads.read()) == 2
     killed.end()
+    node.clock.advance(IDLE_LOOK_S)
     assert [reading.replica for reading in node.loads.read()] == [other.metered.order.replica]
 
 

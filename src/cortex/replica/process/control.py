@@ -2,9 +2,9 @@
 The control thread: answers for the replica while its main thread loads a model or sits in a handler.
 
 Also does what must happen once a second whatever the event loop does: counters to their file, a new log file when the
-old one is full, and the end of a drain that is over time; and twice as often, while there is
-something to tell, how much there is to do. The one thing that keeps it from answering is a C extension
-that holds the interpreter's lock: that is what "hung" means.
+old one is full, and the end of a drain that is over time; and each half second, while requests come, how much there is
+to do. The one thing that keeps it from answering is a C extension that holds the interpreter's lock: that is what
+"hung" means.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Control:
         on_drain: called on the control thread with the timeout of a `Drain`.
         on_signal: called on the control thread with the number of a signal; see `hear_signals`.
         every_second: called on the control thread once a second.
-        tell_load: called on the control thread once a second, and each `loadpage.INTERVAL_S` for as long as it returns
-            that anything has happened.
+        tell_load: called on the control thread with `every_second`, and each `loadpage.INTERVAL_S` for as long as it
+            returns that anything has happened.
         complain: takes the text of an unexpected error of ours.
     """
 
@@ -137,8 +137,8 @@ class Control:
                 stuck_in_s = condition.until_stuck_s()
                 look_in_s = stuck_in_s if stuck_in_s > 0 else STUCK_POLL_S
                 resting = condition.rests
-                due_s = last_s + until_beat_s(last_s, self.interval_s)
-                tell_s = told_s + until_beat_s(told_s, loadpage.IDLE_LOOK_S if resting else loadpage.INTERVAL_S)
+                due_s = last_s + self.interval_s
+                tell_s = due_s if resting else told_s + until_beat_s(told_s, loadpage.INTERVAL_S)
                 wait_s = max(0.0, min(min(due_s, tell_s) - time.monotonic(), look_in_s))
                 self._channels = [channel for channel in self._channels if not channel.closed]
                 ready = polling.wait(self._watched(), wait_s)
