@@ -15,6 +15,8 @@ from cortex import processes
 from cortex.agent.files import files_of, read_records
 from cortex.agent.kept import KeptInspections
 from cortex.agent.launchers import ForkRefused, LauncherLost
+from cortex.agent.life.events import Happened
+from cortex.agent.life.sleeping import KNOCK_HELD_S
 from cortex.agent.lives import Lives
 from cortex.agent.provisions import Provided
 from cortex.agent.replicas import Replicas
@@ -26,7 +28,7 @@ from cortex.testing.clock import FakeClock
 from cortex.wire.batching import BatchingOrder
 from cortex.wire.framing import LENGTH, framed
 from cortex.wire.launch import Ask, ChildExited, Drain, ReplicaRequest, ReplicaStatus, SetBatching
-from cortex.wire.orders import StartReplica
+from cortex.wire.orders import HoldSlot, StartReplica
 from cortex.wire.reports import ExitReport, Phase
 from cortex.wire.stats import LastWords
 
@@ -306,6 +308,57 @@ def test_an_attempt_that_was_seen_already_is_not_started_again(play):
         return (await bench.exit_of()).problem.reference, bench.launcher.forks
 
     assert play(story, ForkRefused("no")) == ("fork-refused", 1)
+
+
+def test_one_that_sleeps_is_told_of_when_somebody_comes_and_is_started_in_its_slot(play, layout):
+    async def story(bench):
+        bench.replicas.hold_slot(HoldSlot(replica=REPLICA, build=BUILD))
+        assert (bench.report.phase, bench.report.attempt, bench.report.knocked_age_s) == (Phase.ASLEEP, 0, None)
+        changes = bench.changes
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.connect(str(files_of(layout, an_order()).slot))
+            await until(lambda: bench.report.knocked_age_s is not None)
+            assert bench.changes == changes + 1
+            bench.replicas.hold_slot(HoldSlot(replica=REPLICA, build=BUILD))
+            assert bench.report.knocked_age_s is not None
+            bench.replicas.start(an_order())
+            await bench.until(Phase.READY)
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
+
+    play(story)
+
+
+def test_who_waits_for_nobody_is_turned_away_and_the_next_one_is_told_of(play, layout):
+    async def story(bench):
+        bench.replicas.hold_slot(HoldSlot(replica=REPLICA, build=BUILD))
+        (replica,) = bench.lives.current.values()
+        for _ in range(2):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+                client.settimeout(60)
+                client.connect(str(files_of(layout, an_order()).slot))
+                await until(lambda: bench.report.knocked_age_s is not None)
+                bench.clock.advance(KNOCK_HELD_S)
+                bench.lives.tell(replica, Happened.WOKE)
+                assert await asyncio.to_thread(client.recv, 1) == b""
+                await until(lambda: replica.life.hold is None)
+        return bench.abandoned
+
+    assert play(story) == [files_of(layout, an_order()).stem] * 2
+
+
+def test_one_that_sleeps_and_whose_path_is_removed_gets_another(play, layout):
+    async def story(bench):
+        bench.replicas.hold_slot(HoldSlot(replica=REPLICA, build=BUILD))
+        path = files_of(layout, an_order()).slot
+        path.unlink()
+        await bench.replicas.check_health()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.connect(str(path))
+            await until(lambda: bench.report.knocked_age_s is not None)
+
+    play(story)
 
 
 def test_who_waits_at_a_slot_is_taken_by_the_next_attempt(play, layout):

@@ -9,7 +9,7 @@ from cortex.agent.life.state import Hold, Intent, Life, Process, Progress
 from cortex.agent.pace import HELD, QueueBound
 from cortex.agent.rotation import ASYNC_CONCURRENCY, LARGEST_BATCH, SPARE, ingress_routes, max_connections, readiness
 from cortex.ids import replica_id, short, socket_stem
-from cortex.ingress.routes import Readiness
+from cortex.ingress.routes import Readiness, Sleep
 from cortex.settings import HomeLayout
 from cortex.testing.builders import a_build, a_route, a_wanted_api
 from cortex.wire.launch import ReplicaStatus
@@ -36,6 +36,8 @@ def stuck() -> ReplicaStatus:
 
 
 HOLD = Hold(since_s=1.0, limit_s=5.0)
+KNOCK = Hold(since_s=1.0, limit_s=30.0, is_knock=True)
+ASLEEP = {"process": Process.OVER, "phase": Phase.ASLEEP}
 GONE = {"process": Process.GONE, "hold": HOLD}
 LONG_GONE = {"process": Process.OVER, "phase": Phase.EXITED, "hold": Hold(since_s=1.0, limit_s=5.0, is_over=True)}
 
@@ -55,6 +57,16 @@ LONG_GONE = {"process": Process.OVER, "phase": Phase.EXITED, "hold": Hold(since_
         pytest.param(a_life(intent=Intent.END), True, Readiness.HELD, id="killed"),
         pytest.param(a_life(status=stuck()), True, Readiness.HELD, id="sits in a handler for too long"),
         pytest.param(a_life(intent=Intent.LEAVE), False, Readiness.UNREADY, id="told to end, nobody comes"),
+        pytest.param(a_life(**ASLEEP), True, Readiness.HELD, id="sleeps"),
+        pytest.param(a_life(**ASLEEP), False, Readiness.HELD, id="sleeps, and waits for no replacement"),
+        pytest.param(a_life(hold=KNOCK, **ASLEEP), True, Readiness.HELD, id="somebody has come"),
+        pytest.param(
+            a_life(hold=msgspec.structs.replace(KNOCK, is_over=True), **ASLEEP),
+            True,
+            Readiness.UNREADY,
+            id="somebody has come in vain",
+        ),
+        pytest.param(a_life(intent=Intent.DRAIN, **ASLEEP), True, Readiness.DRAINING, id="sleeps no more"),
         pytest.param(a_life(intent=Intent.LEAVE, **GONE), True, Readiness.HELD, id="told to end, and has"),
         pytest.param(a_life(status=stuck(), **GONE), True, Readiness.HELD, id="sat in a handler, and has ended"),
     ],
@@ -85,6 +97,37 @@ def test_targets_that_run_elsewhere_are_left_out():
     wanted = a_wanted_api(BUILD)
     (route,) = ingress_routes([a_route(wanted, an_order().replica)], {}, LAYOUT, lambda _api, _ready: HELD)
     assert route.servers == ()
+
+
+STARTS = {"process": Process.FORKING, "phase": Phase.STARTING, "hold": KNOCK}
+
+
+@pytest.mark.parametrize(
+    ("lives", "servers", "sleep"),
+    [
+        pytest.param([a_life(0, **ASLEEP)], [0], Sleep.ASLEEP, id="sleeps"),
+        pytest.param([a_life(0, **ASLEEP), a_life(1)], [1], Sleep.AWAKE, id="falls asleep"),
+        pytest.param([a_life(0, **ASLEEP), a_life(1, **GONE)], [0, 1], Sleep.ASLEEP, id="one died, one sleeps"),
+        pytest.param([a_life(0, hold=KNOCK, **ASLEEP)], [0], Sleep.WAKING, id="somebody has come"),
+        pytest.param([a_life(0, **STARTS)], [0], Sleep.WAKING, id="is started"),
+        pytest.param([a_life(0, **GONE)], [0], Sleep.AWAKE, id="died"),
+        pytest.param([a_life(0)], [0], Sleep.AWAKE, id="serves"),
+        pytest.param([a_life(0, intent=Intent.DRAIN, **ASLEEP)], [], Sleep.AWAKE, id="sleeps no more"),
+    ],
+)
+def test_a_route_is_asleep_while_nobody_is_awake_and_waking_once_somebody_has_come(lives, servers, sleep):
+    found = {life.id: life for life in lives}
+    (route,) = ingress_routes([a_route(a_wanted_api(BUILD), *found)], found, LAYOUT, lambda _api, _ready: HELD)
+    assert [server.name for server in route.servers] == [socket_stem(lives[number].id) for number in servers]
+    assert route.sleep is sleep
+
+
+@pytest.mark.parametrize(("fields", "expected"), [({}, 208), (ASLEEP, 40), (STARTS, 40), (GONE, 40)])
+def test_no_more_wait_in_a_slot_that_nobody_serves_than_any_kernel_allows(fields, expected):
+    build = msgspec.structs.replace(BUILD, concurrency=200)
+    life = a_life(**{"order": msgspec.structs.replace(an_order(), build=build), **fields})
+    (route,) = ingress_routes([a_route(a_wanted_api(build), life.id)], {life.id: life}, LAYOUT, lambda *_: HELD)
+    assert [server.max_connections for server in route.servers] == [expected]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Tests of `cortex.agent.slots`."""
 
+import asyncio
 import socket
 
 import pytest
@@ -67,3 +68,89 @@ def test_who_waits_at_a_slot_that_nobody_would_reach_is_turned_away(path):
         assert waiting.recv(1) == b""
     former.close()
     assert slots.found_again(path, None) is None
+
+
+# ---- knocks ----------------------------------------------------------------------------------------------------------
+
+
+class Knocks:
+    """How often somebody was said to have come."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+    async def come(self, count: int) -> None:
+        async with asyncio.timeout(60):
+            while self.count < count:
+                await asyncio.sleep(0.001)
+
+
+async def turns(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_somebody_who_comes_is_noticed_once_whether_before_or_after_that_was_asked(path, before):
+    async def story():
+        slot, knocks = slots.bind(path), Knocks()
+        clients = [connected(path)] if before else []
+        slot.await_knock(knocks)
+        clients += [] if before else [connected(path)]
+        await knocks.come(1)
+        clients.append(connected(path))
+        await turns()
+        assert knocks.count == 1
+        slot.await_knock(knocks)
+        await knocks.come(2)
+        for client in clients:
+            client.close()
+        slot.close()
+
+    asyncio.run(story())
+
+
+def test_who_has_left_again_has_come(path):
+    async def story():
+        slot, knocks = slots.bind(path), Knocks()
+        connected(path).close()
+        slot.await_knock(knocks)
+        await knocks.come(1)
+        slot.turn_away()
+        slot.await_knock(knocks)
+        await turns()
+        assert knocks.count == 1
+        slot.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("end", [slots.SlotSocket.stop_awaiting, slots.SlotSocket.close])
+def test_nobody_is_noticed_any_more_although_others_hold_the_socket(path, end):
+    async def story():
+        slot, knocks = slots.bind(path), Knocks()
+        with slot.socket.dup(), connected(path) as client:
+            slot.await_knock(knocks)
+            end(slot)
+            await turns()
+            assert knocks.count == 0
+            assert client.fileno() >= 0
+        slot.close()
+
+    asyncio.run(story())
+
+
+def test_asking_whether_a_path_leads_anywhere_is_no_knock(path):
+    async def story():
+        former, knocks = slots.bind(path), Knocks()
+        found = slots.found_again(path, former.socket.dup())
+        found.await_knock(knocks)
+        await turns()
+        assert knocks.count == 0
+        found.close()
+        former.close()
+
+    asyncio.run(story())

@@ -105,6 +105,7 @@ def test_a_map_entry_is_read_back():
     entry = parse_entry(render_entry(route("d/x"), 7))
     assert (entry.backend, entry.api) == (7, "d/x")
     assert parse_entry("pool-0001|old layout") is None
+    assert parse_entry("pool-0001|1000,100|1500|100|on|2048|d/x|v1|1") is None, "of the layout before"
     assert parse_entry("elsewhere|1,1|1|1|on|1|d/x|v") is None
 
 

@@ -1,6 +1,7 @@
 """
 Lives of replicas under generated schedules of faults: kills, stops, launchers that die over a fork, full disks, no
-descriptors, late and repeated answers, clock steps, drains and forgets at any moment, agents that end anywhere.
+descriptors, late and repeated answers, clock steps, drains and forgets at any moment, agents that end anywhere. Some
+sleep, and somebody comes.
 
 The shell around a life is pretended, with what it has to do as `life.effects` says; so is the node, with time. What has
 to hold is checked after each event. In CI schedules are the same each time, everywhere else new ones.
@@ -21,12 +22,13 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from cortex.agent.life import effects, ending, events, living, starting, step
+from cortex.agent.life import effects, ending, events, living, sleeping, starting, step
 from cortex.agent.life.adopting import Found, adopt
 from cortex.agent.life.effects import Do, Effect, Next, ReplicaRecord
 from cortex.agent.life.events import Event, Happened
+from cortex.agent.life.sleeping import KNOCK_HELD_S, fall_asleep
 from cortex.agent.life.starting import begin, may_begin
-from cortex.agent.life.state import Alarm, Closing, Intent, Life, Line, Now, Process
+from cortex.agent.life.state import Alarm, Closing, Hold, Intent, Life, Line, Now, Process
 from cortex.agent.rotation import readiness
 from cortex.errors import Problem
 from cortex.ids import replica_id
@@ -38,7 +40,7 @@ from cortex.testing.clock import FakeClock
 from cortex.wire.batching import BatchingOrder
 from cortex.wire.inhand import LeftInHand
 from cortex.wire.launch import ENDING_S, Ask, ChildExited, Drain, ReplicaStatus, SetBatching
-from cortex.wire.orders import StartReplica
+from cortex.wire.orders import HoldSlot, StartReplica
 from cortex.wire.reports import Phase
 
 RUNS = int(os.environ.get("CORTEX_SIM_RUNS", "400"))
@@ -53,7 +55,7 @@ BOOT = "b"
 PATIENCE_S = 400.0
 """In which everything has to come to rest after the last fault: starts, drains and orphans have their time."""
 REPEATABLE = (events.StatusTold, events.EndSeen, events.ProcessGone)
-REPEATABLE_NEWS = (Happened.QUIETED, Happened.ABANDONED, Happened.WOKE)
+REPEATABLE_NEWS = (Happened.QUIETED, Happened.ABANDONED, Happened.WOKE, Happened.KNOCKED)
 """What comes from others, who may say it twice. What our own shell says of what it did, it says once."""
 PROBLEM = Problem(reference="fork-refused", message="no")
 LOST = Problem(reference="launcher-lost", message="the launcher ended")
@@ -82,6 +84,8 @@ def told(noted: str | tuple[Event, Sequence[Effect]]) -> str:
 @dataclass(eq=False)
 class Slot:
     closed: int = 0
+    waiting_since_s: float | None = None
+    """Since when somebody has waited there, while there was an agent; None: nobody does."""
 
 
 @dataclass(eq=False)
@@ -133,6 +137,8 @@ class Carried:
     works: dict[Do | type[Effect], int] = field(default_factory=dict)
     """Numbers of what is under way."""
     is_provided: bool = False
+    awaits: bool = False
+    """Whether somebody waits in its slot is watched, or about to be told."""
 
 
 class Node:
@@ -300,6 +306,14 @@ class Node:
             case Do.TURN_AWAY:
                 if life.closing is Closing.OPEN and readiness(life, hold=True) is Readiness.READY:
                     self.violated("who waits for a replica that is ready is turned away")
+                carried.slot.waiting_since_s = None
+            case Do.AWAIT_KNOCK:
+                carried.awaits = True
+                self.notice_who_waits(carried)
+            case Do.STOP_AWAITING:
+                carried.awaits = False
+            case Do.OPEN_SLOT:
+                carried.slot = self.kept_slot = Slot()
             case Do.SETTLE_ROUTES:
                 if not self.ingress_away:
                     self.work(carried, effect, lambda: Happened.ROUTES_SETTLED, most_s=2.0)
@@ -408,6 +422,8 @@ class Node:
         if proc.phase in (Phase.LOADING, Phase.WARMING) and not proc.hopeless and proc.ends_s is None:
             proc.phase = Phase.WARMING if proc.phase is Phase.LOADING else Phase.READY
             proc.was_ready = proc.phase is Phase.READY
+            if proc.was_ready:
+                proc.slot.waiting_since_s = None
         return events.StatusTold(status=proc.status())
 
     def hang_up(self, carried: Carried) -> None:
@@ -494,11 +510,50 @@ class Node:
         if not may_begin(known.life if known is not None else None, order):
             return
         slot = known.slot if known is not None and self.roll.random() < 0.9 else Slot()
+        if known is not None:
+            known.awaits = False
         self.current = Carried(begin(order, known.life if known is not None else None, self.now()).life, slot)
         self.kept_slot = slot
         self.note(f"--- ordered: attempt {order.attempt}")
         self.follow(self.current, begin(order, known.life if known is not None else None, self.now()))
+        if known is not None and Readiness.HELD is readiness(known.life, hold=True) is not self.readiness():
+            self.violated("a start takes away what was held")
         self.check()
+
+    def hold_slot(self) -> None:
+        if self.agent_up and self.current is None:
+            begun = fall_asleep(HoldSlot(replica=REPLICA, build=BUILD), self.now())
+            self.kept_slot = Slot()
+            self.current = Carried(begun.life, self.kept_slot)
+            self.note("--- to sleep")
+            self.follow(self.current, begun)
+            self.check()
+
+    def come(self) -> None:
+        """The ingress sends requests where they are held, whether there is an agent or not."""
+        if self.current is not None and self.readiness() is Readiness.HELD:
+            slot = self.current.slot
+            if slot.waiting_since_s is None and self.current.life.hold is None:
+                slot.waiting_since_s = self.now_s()
+            self.notice_who_waits(self.current)
+
+    def notice_who_waits(self, carried: Carried) -> None:
+        if carried.awaits and carried.slot.waiting_since_s is not None:
+            self.later(carried, lambda: self.told_of_a_knock(carried), most_s=0.1)
+
+    def told_of_a_knock(self, carried: Carried) -> Event | None:
+        if not carried.awaits:
+            return None
+        carried.awaits = False
+        return Happened.KNOCKED
+
+    def remove_path(self) -> None:
+        if self.current is not None and self.agent_up and self.current.life.phase is Phase.ASLEEP:
+            self.tell(self.current, events.Checked(late_s=0.0, lost_path="/slot"))
+
+    def readiness(self) -> Readiness:
+        assert self.current is not None
+        return readiness(self.current.life, hold=True)
 
     def drain(self) -> None:
         if self.current is not None and self.agent_up:
@@ -555,6 +610,8 @@ class Node:
         if self.agent_up:
             return
         self.agent_up = True
+        if self.kept_slot is not None and self.kept_slot.waiting_since_s is not None:
+            self.kept_slot.waiting_since_s = self.now_s()
         owner = self.owner()
         if self.record is not None:
             self.current = self.adopted(self.record, owner)
@@ -602,6 +659,9 @@ class Node:
         """One schedule; where it came to rest."""
         happenings: list[tuple[int, Callable[[], None]]] = [
             (8, self.order),
+            (4, self.hold_slot),
+            (3, self.come),
+            (1, self.remove_path),
             (2, self.drain),
             (2, self.forget),
             (1, self.set_batching),
@@ -666,6 +726,15 @@ class Node:
         for proc in self.running():
             if not any(self.looks_after(carried, proc) for carried in self.carried()):
                 self.violated(f"nobody looks after {proc.pid}")
+        if self.current is not None:
+            self.check_who_waits(self.current)
+
+    def check_who_waits(self, carried: Carried) -> None:
+        life, since_s = carried.life, carried.slot.waiting_since_s
+        if life.phase is Phase.ASLEEP and life.intent is Intent.SERVE and life.hold is None and not carried.awaits:
+            self.violated("nobody notices who comes")
+        if since_s is not None and life.hold is not None and self.now_s() - since_s > KNOCK_HELD_S + 2.0:
+            self.violated(f"somebody has waited since {since_s - 1000.0:.3f}")
 
     def looks_after(self, carried: Carried, proc: Proc) -> bool:
         life = carried.life
@@ -684,11 +753,14 @@ class Node:
             self.violated("it is in rotation and should not be")
         if life.phase is Phase.DRAINING and ready is not Readiness.DRAINING:
             self.violated("it drains, and may get requests")
+        if life.phase is Phase.ASLEEP and ready is Readiness.UNREADY and not (life.hold and life.hold.is_over):
+            self.violated("it sleeps out of rotation")
         if life.closing is not Closing.OPEN and life.phase is Phase.EXITED and life.process is not Process.OVER:
             self.violated("it has exited, and there may be a process")
-        if life.closing is Closing.OPEN and (life.phase is Phase.EXITED) != (life.process is Process.OVER):
+        has_none = life.phase in (Phase.ASLEEP, Phase.EXITED)
+        if life.closing is Closing.OPEN and has_none != (life.process is Process.OVER):
             self.violated("its phase says another thing than its process")
-        if life.closing is Closing.OPEN and life.phase is Phase.EXITED and life.alarms.keys() - {Alarm.HOLD}:
+        if life.closing is Closing.OPEN and has_none and life.alarms.keys() - {Alarm.HOLD}:
             self.violated("something is waited for of what has exited")
         if life.phase is Phase.EXITED and life.exit is None:
             self.violated("it has exited, and nobody says how")
@@ -701,7 +773,12 @@ class Node:
     def is_at_rest(self) -> bool:
         life = self.current.life if self.current is not None else None
         alarms = life.alarms if life is not None else {}
-        settled = life is None or life.phase is Phase.EXITED or (life.phase is Phase.READY and life.line is Line.UP)
+        settled = (
+            life is None
+            or (life.phase is Phase.ASLEEP and life.hold is None)
+            or life.phase is Phase.EXITED
+            or (life.phase is Phase.READY and life.line is Line.UP)
+        )
         owes = life is not None and life.owes_record
         return settled and not owes and not alarms and not self.forgotten
 
@@ -713,7 +790,9 @@ class Node:
             return
         life = self.current.life
         self.rests.add(life.phase)
-        if life.phase not in (Phase.READY, Phase.EXITED):
+        if life.phase is Phase.ASLEEP and (life.hold is not None or self.current.slot.waiting_since_s is not None):
+            self.violated(f"somebody waits for nobody: {life}")
+        if life.phase not in (Phase.ASLEEP, Phase.READY, Phase.EXITED):
             self.violated(f"it never comes to rest: {life}")
         if life.phase is Phase.READY and (life.process is not Process.RUNNING or life.intent > Intent.SERVE):
             self.violated(f"it ought to have ended: {life}")
@@ -744,7 +823,7 @@ def test_every_life_keeps_its_promises_under_generated_faults(chunk: int) -> Non
         0 if os.environ.get("CI") else random.randrange(10**9)
     )  # the same for each chunk: pytest-randomly sees to that
     rests = _run(range(first + chunk, first + RUNS, CHUNKS))
-    assert rests >= {Phase.READY, Phase.EXITED, "forgotten"}, "the schedules prove little"
+    assert rests >= {Phase.ASLEEP, Phase.READY, Phase.EXITED, "forgotten"}, "the schedules prove little"
 
 
 @pytest.mark.skipif(SEED is None, reason="CORTEX_SIM_SEED names the schedule to repeat")
@@ -781,6 +860,22 @@ def _stays_ready(life: Life, event: events.DrainAsked, now: Now) -> Next:
     return Next(msgspec.structs.replace(life, phase=Phase.DRAINING)) if life.runs else Next(life)
 
 
+def _watches_no_more(life: Life) -> Next:
+    return Next(msgspec.structs.replace(life, hold=None))
+
+
+def _owes_nothing(before: Life | None, now: Now) -> Hold | None:
+    return None
+
+
+def _does_not_see_knocks(life: Life, now: Now) -> Next:
+    return Next(life)
+
+
+def _drops_who_waits(life: Life) -> Next:
+    return sleeping.asleep_again(life) if life.phase is Phase.ASLEEP else Next(life)
+
+
 def _forgets_its_end(life: Life, event: events.RemainsRead, now: Now) -> Next:
     return Next(life)
 
@@ -796,6 +891,10 @@ def _forgets_its_end(life: Life, event: events.RemainsRead, now: Now) -> Next:
         pytest.param(living, "status_told", _believes_everything, id="late frames count"),
         pytest.param(ending, "drain_asked", _stays_ready, id="drains in rotation"),
         pytest.param(ending, "remains_read", _forgets_its_end, id="never says that it has ended"),
+        pytest.param(ending, "asleep_again", _watches_no_more, id="notices the first one only"),
+        pytest.param(starting, "owed", _owes_nothing, id="starts out of rotation"),
+        pytest.param(sleeping, "knocked", _does_not_see_knocks, id="sleeps on"),
+        pytest.param(ending, "abandoned", _drops_who_waits, id="leaves them waiting"),
     ],
 )
 def test_a_broken_life_is_noticed(monkeypatch, room, name, broken) -> None:
