@@ -25,6 +25,8 @@ QUEUE_S = 10.0
 """What waits is to be worked off within so long, or within the time that one request takes."""
 LEAP = 4
 """In one step a number may double, and grow by this."""
+DOWN_EVERY_S = LONGEST_S
+"""What was needed falls as slowly as a burst leaves the longest window: it is followed in few steps and not in many."""
 WHOLE_S = LONGEST_S - 1.0
 """Less than the longest window has not seen what is needed: what there is, is kept."""
 USABLE = 0.95
@@ -120,6 +122,7 @@ class ScalingMemory(msgspec.Struct, frozen=True, kw_only=True):
     more: tuple[tuple[int, float], ...] = ()
     """Larger numbers that were necessary before, falling, each with the instant (s) at which fewer were found to do."""
     last_up_s: float = float("-inf")
+    last_down_s: float = float("-inf")
 
 
 class ScalingDecision(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,6 +236,8 @@ def _alone(
         replicas, bound = _up(api, wanted)
     else:
         replicas, bound = _down(api, wanted, kept, memory, lacking, now_s)
+        if replicas < now:
+            memory = msgspec.structs.replace(memory, last_down_s=now_s)
     if not known and bound is None:
         bound = Bound.UNKNOWN
     return ScalingDecision(
@@ -307,7 +312,7 @@ def _remember(memory: ScalingMemory, costs: Costs | None, kept: int, past_s: flo
         more = tuple([(number, at_s) for number, at_s in more if number > kept and at_s > past_s])
     if costs is memory.costs and kept == memory.kept and more is memory.more:
         return memory
-    return ScalingMemory(costs=costs, kept=kept, more=more, last_up_s=memory.last_up_s)
+    return msgspec.structs.replace(memory, costs=costs, kept=kept, more=more)
 
 
 def _up(api: Scalable, wanted: int) -> tuple[int, Bound | None]:
@@ -341,7 +346,7 @@ def _down(
         replicas, bound = now, Bound.ROLLOUT
     elif low < now and _yields(api, lacking):
         replicas, bound = low, Bound.YIELDED
-    elif low < now and now_s < memory.last_up_s + api.downscale_window_s:
+    elif low < now and now_s < max(memory.last_up_s + api.downscale_window_s, memory.last_down_s + DOWN_EVERY_S):
         replicas, bound = now, Bound.WINDOW
     else:
         replicas = min(now, in_window)

@@ -247,6 +247,15 @@ def test_nothing_goes_within_one_window_of_an_up(ago_s, replicas):
     assert decided(asked(13), load(0), memory=memory).replicas == replicas
 
 
+def test_what_was_needed_is_followed_down_in_few_steps():
+    first = decided(asked(9), load(100), memory=settled(7))
+    assert (first.replicas, first.memory.last_down_s) == (7, NOW_S)
+    soon = decided(asked(7), load(50), memory=first.memory, now_s=NOW_S + 0.5)
+    assert said(soon) == (7, 4, Bound.WINDOW)
+    later = decided(asked(7, downscale_window_s=20.0), load(50), memory=soon.memory, now_s=NOW_S + 30)
+    assert said(later) == (4, 4, None)
+
+
 def test_an_up_is_remembered():
     assert decided(asked(1), load(200)).memory.last_up_s == NOW_S
     assert decided(asked(13), load(200)).memory.last_up_s == -math.inf
