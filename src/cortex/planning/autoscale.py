@@ -16,6 +16,7 @@ import msgspec
 
 from cortex.ids import ApiKey
 from cortex.planning.load import LONGEST_S, ApiLoad, Costs
+from cortex.planning.model import Lack
 
 ENOUGH_ENDED = 5
 """Requests that have to have ended within the longest window for their costs to be remembered."""
@@ -33,15 +34,6 @@ USABLE = 0.95
 """The part of a machine's processors that replicas are made for."""
 MARGIN = 0.25
 """A replica more has to find at least so much of what it could burn."""
-
-
-class Lack(StrEnum):
-    """What there is no room for."""
-
-    MEMORY = "memory"
-    GPU = "gpu"
-    CPU = "cpu"
-    """Requests of cpu: what leases ask for, not what is used."""
 
 
 class Bound(StrEnum):

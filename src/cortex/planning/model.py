@@ -148,6 +148,15 @@ class LeaseState(StrEnum):
     """The node or its lease is gone; whatever ran there has ended or soon will."""
 
 
+class Lack(StrEnum):
+    """What there is no room for."""
+
+    MEMORY = "memory"
+    GPU = "gpu"
+    CPU = "cpu"
+    """Requests of cpu: what leases ask for, not what is used."""
+
+
 class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Room for one replica; named after the replica, so that asking twice is asking once."""
 

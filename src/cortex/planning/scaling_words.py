@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cortex.planning.autoscale import Bound, Lack, Ruling, ScalingDecision, most_starts
+from cortex.planning.autoscale import Bound, Ruling, ScalingDecision, most_starts
+from cortex.planning.model import Lack
 from cortex.wire.loads import HANDLER
 
 WAITS = 0.75

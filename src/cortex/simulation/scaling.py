@@ -10,8 +10,9 @@ import msgspec
 
 from cortex.ids import ApiKey
 from cortex.planning import autoscale
-from cortex.planning.autoscale import Lack, Machine, Scalable, ScalingDecision, ScalingMemory
+from cortex.planning.autoscale import Machine, Scalable, ScalingDecision, ScalingMemory
 from cortex.planning.load import ApiLoad, Loads
+from cortex.planning.model import Lack
 from cortex.simulation.queues import NodeModel, Queue, Work
 
 READ_S = 0.5
