@@ -91,7 +91,7 @@ class Scalable(msgspec.Struct, frozen=True, kw_only=True):
     """Requests in one replica; instead of the utilization."""
     downscale_window_s: float = 300.0
     starting: int = 0
-    """Of its replicas, those that are on their way to being ready."""
+    """Of its replicas, those whose process is on its way to ready; none that waits for room or for another try."""
     lacks: Lack | None = None
     """What a replica of it waits for that has no room."""
     in_rollout: bool = False
@@ -368,6 +368,7 @@ def _shared(
 
     One whose replica burns no more than it requests is within its right, also on a machine that is full, and comes
     before those that live on what is idle. Of requests only what is used counts: an api that idles takes up nothing.
+    Where others fill the starts, with models that take long to load, one that has none starting gets one all the same.
     """
     used = {api.api: _used(api, decisions[api.api]) for api in apis}
     used_cores, grown_cores = sum(used.values()), 0.0
@@ -385,10 +386,11 @@ def _shared(
                     one.bound = Bound.REQUESTS
                 elif not by_right and one.reached + 1 > fed:
                     one.bound = Bound.PROCESSOR
-                elif starts <= 0:
+                elif starts <= (0 if one.starting else -most_starts(machine)):
                     one.bound = Bound.STARTS
                 else:
                     one.reached += 1
+                    one.starting += 1
                     one.grown_cores += one.burn
                     grown_cores += one.burn
                     starts -= 1
@@ -400,7 +402,7 @@ def _shared(
 class _Growing:
     """An api that is to have more replicas."""
 
-    __slots__ = ("api", "bound", "burn", "by_right", "decision", "grown_cores", "reached", "wanted")
+    __slots__ = ("api", "bound", "burn", "by_right", "decision", "grown_cores", "reached", "starting", "wanted")
 
     def __init__(self, api: Scalable, decision: ScalingDecision) -> None:
         request = api.cpu_millis / 1000
@@ -408,6 +410,7 @@ class _Growing:
         self.decision = decision
         self.wanted = decision.replicas
         self.reached = max(api.replicas, api.min_replicas)
+        self.starting = api.starting
         self.burn = _burn(decision)
         self.by_right = self.burn <= request
         self.grown_cores = 0.0

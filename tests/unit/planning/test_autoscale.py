@@ -357,6 +357,16 @@ def test_at_most_one_more_than_there_are_processors_start_at_one_time():
     assert said(decided(asked(4, starting=1), load(200), machine=Machine(cores=2.0))) == (6, 13, Bound.STARTS)
 
 
+def test_starts_that_take_long_hold_nobody_who_has_none():
+    loading = asked(6, OTHER, starting=3)
+    decisions = together((loading, load(200, api=OTHER)), (asked(1), load(200)), machine=Machine(cores=2.0))
+    assert said(decisions[OTHER]) == (6, 13, Bound.STARTS)
+    assert said(decisions[API]) == (2, 13, Bound.STARTS)
+    full = asked(6, OTHER, starting=6)
+    decisions = together((full, load(200, api=OTHER)), (asked(1), load(200)), machine=Machine(cores=2.0))
+    assert said(decisions[API]) == (1, 13, Bound.STARTS)
+
+
 def test_several_that_grow_take_turns_the_smallest_first():
     machine = Machine(cores=4.0)
     decisions = together((asked(4), load(200)), (asked(1, OTHER), load(200, api=OTHER)), machine=machine)
@@ -366,7 +376,7 @@ def test_several_that_grow_take_turns_the_smallest_first():
 def test_what_is_within_its_request_comes_before_what_lives_on_idle_processors():
     parts = (asked(1), load(2000, COMPUTES, cores=0.5)), (asked(2, OTHER), load(200, api=OTHER))
     decisions = together(*parts, machine=Machine(cores=2.0, busy_cores=0.6))
-    assert (decisions[API].bound, decisions[OTHER].replicas) == (Bound.STARTS, 5)
+    assert (said(decisions[API]), decisions[OTHER].replicas) == ((2, 63, Bound.PROCESSOR), 5)
 
 
 def test_two_that_live_on_idle_processors_do_not_both_take_the_last_one():
