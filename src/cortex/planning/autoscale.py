@@ -177,7 +177,11 @@ def decide(
         machine: None where nodes are added as they are needed.
     """
     apis = list(apis)
-    lacking = {(api.lacks, api.api) for api in apis if api.lacks is not None}
+    lacking = {
+        (api.lacks, api.api)
+        for api in apis
+        if api.lacks is not None and _is_short(api, loads.get(api.api), memories.get(api.api))
+    }
     decisions: dict[ApiKey, ScalingDecision] = {}
     growing: list[_Growing] = []
     for api in apis:
@@ -350,6 +354,11 @@ def _down(
     if max(replicas, wanted) > api.max_replicas:
         replicas, bound = min(replicas, api.max_replicas), Bound.MAXIMUM
     return replicas, bound
+
+
+def _is_short(api: Scalable, load: ApiLoad | None, memory: ScalingMemory | None) -> bool:
+    """Whether an api still needs what it has no room for."""
+    return load is None or memory is None or memory.kept > load.ready + api.starting
 
 
 def _yields(api: Scalable, lacking: Collection[tuple[Lack, ApiKey]]) -> bool:
