@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import click
@@ -152,30 +153,30 @@ def _scalable(found: ApiSpec | None, trace: LoadTrace, spec: ProjectSpec | None,
 
 
 def _plot(terminal: Terminal, name: str, moments: Sequence[Moment]) -> None:
-    """Three lines of as many characters as fit, each the largest of its part of time."""
+    """Three lines of as many characters as fit, each for a part of time."""
     from cortex.simulation.scaling import READ_S
 
     unicode = terminal.shows_results and terminal.unicode
     begun = [0, *(moment.begun for moment in moments)]
     rates = [(after - before) / READ_S for before, after in pairwise(begun)]
+    width = min(PLOT_WIDTH, terminal.width - 24)
     lines = (
-        ("requests/s", rates),
-        ("replicas", [float(moment.replicas) for moment in moments]),
-        ("waiting", [float(moment.waiting) for moment in moments]),
+        ("requests/s", parts(rates, width, of=fmean)),
+        ("replicas", parts([moment.replicas for moment in moments], width)),
+        ("waiting", parts([moment.waiting for moment in moments], width)),
     )
     terminal.out(terminal.paint(name, "bold"))
-    width = min(PLOT_WIDTH, terminal.width - 24)
     for title, values in lines:
-        most = largest_parts(values, width)
-        terminal.out(f"{title:<10}  {text.sparkline(most, unicode=unicode)}  {max(values, default=0):.0f}".rstrip())
+        line = text.sparkline([round(100 * value) for value in values], unicode=unicode)
+        terminal.out(f"{title:<10}  {line}  {max(values, default=0):.0f}")
     terminal.out()
 
 
-def largest_parts(values: Sequence[float], width: int) -> list[int]:
-    """At most so many numbers, each the largest of a part of the values, in hundredths."""
-    parts = min(width, len(values))
-    edges = [round(part * len(values) / parts) for part in range(parts + 1)] if parts else []
-    return [round(100 * max(values[first:last])) for first, last in pairwise(edges)]
+def parts(values: Sequence[float], number: int, *, of: Callable[[Sequence[float]], float] = max) -> list[float]:
+    """At most so many figures, each of a part of the values: its largest, unless something else is said."""
+    number = min(number, len(values))
+    edges = [round(part * len(values) / number) for part in range(number + 1)] if number else []
+    return [of(values[first:last]) for first, last in pairwise(edges)]
 
 
 def _decisions(terminal: Terminal, by_api: dict[ApiKey, list[Moment]]) -> None:

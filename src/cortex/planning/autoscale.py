@@ -26,6 +26,8 @@ QUEUE_S = 10.0
 """What waits is to be worked off within so long, or within the time that one request takes."""
 LEAP = 4
 """In one step a number may double, and grow by this."""
+DOWN_EVERY_S = LONGEST_S
+"""What was needed falls as slowly as a burst leaves the longest window: it is followed in few steps and not in many."""
 WHOLE_S = LONGEST_S - 1.0
 """Less than the longest window has not seen what is needed: what there is, is kept."""
 USABLE = 0.95
@@ -89,7 +91,7 @@ class Scalable(msgspec.Struct, frozen=True, kw_only=True):
     """Requests in one replica; instead of the utilization."""
     downscale_window_s: float = 300.0
     starting: int = 0
-    """Of its replicas, those that are on their way to being ready."""
+    """Of its replicas, those whose process is on its way to ready; none that waits for room or for another try."""
     lacks: Lack | None = None
     """What a replica of it waits for that has no room."""
     in_rollout: bool = False
@@ -112,6 +114,7 @@ class ScalingMemory(msgspec.Struct, frozen=True, kw_only=True):
     more: tuple[tuple[int, float], ...] = ()
     """Larger numbers that were necessary before, falling, each with the instant (s) at which fewer were found to do."""
     last_up_s: float = float("-inf")
+    last_down_s: float = float("-inf")
 
 
 class ScalingDecision(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,7 +177,11 @@ def decide(
         machine: None where nodes are added as they are needed.
     """
     apis = list(apis)
-    lacking = {(api.lacks, api.api) for api in apis if api.lacks is not None}
+    lacking = {
+        (api.lacks, api.api)
+        for api in apis
+        if api.lacks is not None and _is_short(api, loads.get(api.api), memories.get(api.api))
+    }
     decisions: dict[ApiKey, ScalingDecision] = {}
     growing: list[_Growing] = []
     for api in apis:
@@ -225,6 +232,8 @@ def _alone(
         replicas, bound = _up(api, wanted)
     else:
         replicas, bound = _down(api, wanted, kept, memory, lacking, now_s)
+        if replicas < now:
+            memory = msgspec.structs.replace(memory, last_down_s=now_s)
     if not known and bound is None:
         bound = Bound.UNKNOWN
     return ScalingDecision(
@@ -299,7 +308,7 @@ def _remember(memory: ScalingMemory, costs: Costs | None, kept: int, past_s: flo
         more = tuple([(number, at_s) for number, at_s in more if number > kept and at_s > past_s])
     if costs is memory.costs and kept == memory.kept and more is memory.more:
         return memory
-    return ScalingMemory(costs=costs, kept=kept, more=more, last_up_s=memory.last_up_s)
+    return msgspec.structs.replace(memory, costs=costs, kept=kept, more=more)
 
 
 def _up(api: Scalable, wanted: int) -> tuple[int, Bound | None]:
@@ -333,7 +342,7 @@ def _down(
         replicas, bound = now, Bound.ROLLOUT
     elif low < now and _yields(api, lacking):
         replicas, bound = low, Bound.YIELDED
-    elif low < now and now_s < memory.last_up_s + api.downscale_window_s:
+    elif low < now and now_s < max(memory.last_up_s + api.downscale_window_s, memory.last_down_s + DOWN_EVERY_S):
         replicas, bound = now, Bound.WINDOW
     else:
         replicas = min(now, in_window)
@@ -345,6 +354,11 @@ def _down(
     if max(replicas, wanted) > api.max_replicas:
         replicas, bound = min(replicas, api.max_replicas), Bound.MAXIMUM
     return replicas, bound
+
+
+def _is_short(api: Scalable, load: ApiLoad | None, memory: ScalingMemory | None) -> bool:
+    """Whether an api still needs what it has no room for."""
+    return load is None or memory is None or memory.kept > load.ready + api.starting
 
 
 def _yields(api: Scalable, lacking: Collection[tuple[Lack, ApiKey]]) -> bool:
@@ -363,6 +377,7 @@ def _shared(
 
     One whose replica burns no more than it requests is within its right, also on a machine that is full, and comes
     before those that live on what is idle. Of requests only what is used counts: an api that idles takes up nothing.
+    Where others fill the starts, with models that take long to load, one that has none starting gets one all the same.
     """
     used = {api.api: _used(api, decisions[api.api]) for api in apis}
     used_cores, grown_cores = sum(used.values()), 0.0
@@ -380,10 +395,11 @@ def _shared(
                     one.bound = Bound.REQUESTS
                 elif not by_right and one.reached + 1 > fed:
                     one.bound = Bound.PROCESSOR
-                elif starts <= 0:
+                elif starts <= (0 if one.starting else -most_starts(machine)):
                     one.bound = Bound.STARTS
                 else:
                     one.reached += 1
+                    one.starting += 1
                     one.grown_cores += one.burn
                     grown_cores += one.burn
                     starts -= 1
@@ -395,7 +411,7 @@ def _shared(
 class _Growing:
     """An api that is to have more replicas."""
 
-    __slots__ = ("api", "bound", "burn", "by_right", "decision", "grown_cores", "reached", "wanted")
+    __slots__ = ("api", "bound", "burn", "by_right", "decision", "grown_cores", "reached", "starting", "wanted")
 
     def __init__(self, api: Scalable, decision: ScalingDecision) -> None:
         request = api.cpu_millis / 1000
@@ -403,6 +419,7 @@ class _Growing:
         self.decision = decision
         self.wanted = decision.replicas
         self.reached = max(api.replicas, api.min_replicas)
+        self.starting = api.starting
         self.burn = _burn(decision)
         self.by_right = self.burn <= request
         self.grown_cores = 0.0

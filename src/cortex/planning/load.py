@@ -325,15 +325,11 @@ class _NodeTrack:
         seconds = self.at_s - self._instants[start]
         return max(0.0, (self._busy_cpu_s[-1] - self._busy_cpu_s[start]) / seconds) if seconds > 0 else 0.0
 
-    def growth(self, track: _ApiTrack, window_s: float) -> list[float]:
-        """What each sum grew by in a window."""
-        row = self._row(track, window_s)
-        return list(map(sub, track.sums, track.kept[row : row + _WIDTH]))
-
-    def seconds(self, track: _ApiTrack, window_s: float) -> float:
-        """How long such a window really is."""
-        row = self._row(track, window_s)
-        return self.at_s - self._instants[(row - len(track.kept)) // _WIDTH]
+    def growth(self, track: _ApiTrack, window_s: float) -> tuple[float, list[float]]:
+        """How long such a window really is, and what each sum grew by in it."""
+        kept, row = track.kept, self._row(track, window_s)
+        seconds = self.at_s - self._instants[(row - len(kept)) // _WIDTH]
+        return seconds, list(map(sub, track.sums, kept[row : row + _WIDTH]))
 
     def begun(self, track: _ApiTrack, window_s: float) -> float:
         return track.sums[_BEGUN] - track.kept[self._row(track, window_s) + _BEGUN]
@@ -397,7 +393,7 @@ def _load(api: ApiKey, tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> ApiLoad:
     cpu_seconds, of_cpu = _growth(tracks, PROCESSOR_S)
     sudden_seconds, sudden = _growth(tracks, SUDDEN_S)
     enough_s = ALWAYS * recent[_READY_S]
-    _, newest = tracks[-1]
+    seats = _seats(tracks)
     return ApiLoad(
         api=api,
         queued=sum([of.queued for _, of in tracks]),
@@ -413,8 +409,8 @@ def _load(api: ApiKey, tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> ApiLoad:
         long_seconds=long_seconds,
         long_begun=round(long[_BEGUN]),
         long_ended=round(long[_ENDED]),
-        seats=max(newest.seats),
-        costs=_costs(long, newest.seats) if long[_ENDED] else None,
+        seats=max(seats),
+        costs=_costs(long, seats) if long[_ENDED] else None,
         cores=of_cpu[_CPU_S] / cpu_seconds if cpu_seconds > 0 else 0.0,
         sudden_cores=sudden[_CPU_S] / sudden_seconds if sudden_seconds > 0 else 0.0,
     )
@@ -467,22 +463,28 @@ def _window(tracks: list[tuple[_NodeTrack, _ApiTrack]], window_s: float) -> Load
         rows=tuple(
             RowLoad(
                 row=name,
-                seats=seats,
+                seats=of_row,
                 busy_s=grown[place],
                 ended_busy_s=grown[place + _ENDED_BUSY],
                 full_s=grown[place + _FULL],
             )
-            for name, place, seats in zip(ROWS, _FIRST_PLACES, tracks[-1][1].seats, strict=True)
-            if seats
+            for name, place, of_row in zip(ROWS, _FIRST_PLACES, _seats(tracks), strict=True)
+            if of_row
         ),
     )
 
 
 def _growth(tracks: list[tuple[_NodeTrack, _ApiTrack]], window_s: float) -> tuple[float, list[float]]:
     """How long a window is, and what each sum grew by in it: on all nodes, whose windows differ by moments only."""
-    seconds = max([node.seconds(of, window_s) for node, of in tracks])
     if len(tracks) == 1:
         node, of = tracks[0]
-        return seconds, node.growth(of, window_s)
-    grown = [node.growth(of, window_s) for node, of in tracks]
-    return seconds, [sum(column) for column in zip(*grown, strict=True)]
+        return node.growth(of, window_s)
+    parts = [node.growth(of, window_s) for node, of in tracks]
+    return max(seconds for seconds, _ in parts), [
+        sum(column) for column in zip(*(grown for _, grown in parts), strict=True)
+    ]
+
+
+def _seats(tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> list[int]:
+    """Of one replica, by row; a node may have the door alone."""
+    return [max(row) for row in zip(*(of.seats for _, of in tracks), strict=True)]

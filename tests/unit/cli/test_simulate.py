@@ -60,7 +60,14 @@ def test_a_plot_is_plain_without_a_terminal(cortex: Any, trace: Any) -> None:
 
 def test_bounds_and_windows_are_those_of_the_configuration(cortex: Any, trace: Any) -> None:
     (cortex.cwd / "cortex.yaml").write_text(CONFIG)
-    ran = run(cortex, trace("0,6,iris\n20,200,iris\n40,6,iris\n60,0,iris\n"), "--config", "cortex.yaml", "-o", "json")
+    ran = run(
+        cortex,
+        trace("0,6,iris\n20,200,iris\n40,6,iris\n60,0,iris\n120,0,iris\n"),
+        "--config",
+        "cortex.yaml",
+        "-o",
+        "json",
+    )
     (api,) = json.loads(ran.out)["apis"]
     numbers = [decision["replicas"] for decision in api["decisions"]]
     assert (api["api"], api["decisions"][0]["before"], max(numbers), numbers[-1]) == ("iris", 3, 5, 2)

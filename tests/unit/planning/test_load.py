@@ -265,6 +265,15 @@ def test_nodes_are_summed_each_on_its_own_clock():
     assert (load.queued, load.in_flight, load.ready, load.cores, loads.busy_cores) == (3, 2, 2, 0.75, 2.0)
 
 
+def test_a_node_may_have_a_door_and_no_replicas():
+    loads = Loads()
+    for s in (0.0, 30.0):
+        loads.take(read(s, replica(s, seats(HANDLER, 4, busy_s=s, ended_busy_s=s), ended=int(s)), node="n1"))
+        loads.take(read(s, door(int(s)), node="n2"))
+    load = loads.lately()[API]
+    assert (load.seats, load.costs and load.costs.replica_s) == (4, 0.25)
+
+
 def test_a_node_that_is_gone_counts_no_more():
     loads = Loads()
     for node in ("n1", "n2"):

@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from cortex.ids import ApiKey
-from cortex.planning.autoscale import Bound, Lack, Machine, Ruling, Scalable, ScalingDecision, ScalingMemory
+from cortex.planning.autoscale import Bound, Machine, Ruling, Scalable, ScalingDecision, ScalingMemory
 from cortex.planning.load import ApiLoad, Costs, RowCost
+from cortex.planning.model import Lack
 from cortex.planning.scaling_words import advice, figures, reason
 from cortex.wire.loads import HANDLER, LOOP
 
