@@ -37,6 +37,7 @@ from cortex.controlplane.healing import LOOK_EVERY_S, Healing
 from cortex.controlplane.housekeeping import SETTLING_S, Housekeeping
 from cortex.controlplane.loop import Loop
 from cortex.controlplane.proving import Proving
+from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.upkeep import EVERY_S, FIRST_AFTER_S, SCRUB_EVERY_S, Upkeep
@@ -181,6 +182,9 @@ def build(
         cloud_keys=cloud_keys,
         models=models,
         make_deployer=make_deployer,
+        rollbacks=Rollbacks(
+            state=state, secrets=secret_store, clock=clock, committed=wanted_changed, ingress_url=where
+        ),
         ingress_url=where,
         wanted_changed=wanted_changed,
         parts=(

@@ -43,6 +43,16 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     deployed_wall_s: float = 0.0
 
 
+class RolledBack(msgspec.Struct, frozen=True, kw_only=True):
+    """That an api went back to an older version, and stays there until other files are deployed."""
+
+    wall_s: float
+    passed: tuple[Revision, ...]
+    """What it went back from, the latest last: a deploy that comes to one of these leaves the api alone."""
+    reason: str = ""
+    """Why, where nobody asked for it."""
+
+
 class ApiProgress(ApiSettings, frozen=True, kw_only=True):
     """The same, and how far the wanted version has come."""
 
@@ -54,6 +64,8 @@ class ApiProgress(ApiSettings, frozen=True, kw_only=True):
     """Why the wanted version was given up; it is not tried again until the next deploy."""
     live_wall_s: float | None = None
     """When the wanted version became live; None while it has not."""
+    rolled_back: RolledBack | None = None
+    """The wanted version is one that it went back to."""
 
 
 class WantedApi(ApiProgress, frozen=True, kw_only=True):
