@@ -14,8 +14,8 @@ from cortex.ids import ApiKey, DeploymentName, ReplicaId, replica_id
 from cortex.planning.actions import RecordExit
 from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.crashes import Row
-from cortex.planning.model import Desired, RunRecord, Scale, SlotRecord, WantedApi
-from cortex.state.base import VersionLine, VersionRecord
+from cortex.planning.model import Desired, RolledBack, RunRecord, Scale, SlotRecord, WantedApi
+from cortex.state.base import RollbackChange, VersionLine, VersionRecord
 from cortex.state.records import StateStore
 from cortex.state.sqlite import SqliteStateStore
 from cortex.testing.builders import API, a_build, a_deploy, a_record, a_sample, a_wanted_api, an_exit
@@ -293,6 +293,114 @@ def test_the_history_of_a_deleted_api_stays_for_a_fortnight_as_text(store: State
     assert len(outcomes(store)) == 3
     store.forget_deleted(now_wall_s=100.0 + 14 * 86400.0)
     assert outcomes(store) == [("v1", "")]
+
+
+# ---- going back ------------------------------------------------------------------------------------------------------
+
+
+def go_back(store: StateStore, label: str, *, wall_s: float = 50.0, reason: str = "") -> bool:
+    """Whether the api went back to a version, as a rollback has it."""
+    version = next(one for one in store.versions() if one.build.version == a_build(label).version)
+    change = RollbackChange(
+        version=version,
+        instead_of=wanted_of(store).build.revision,
+        cause="rolled back",
+        reason=reason,
+        wall_s=wall_s,
+    )
+    return store.roll_back(change)
+
+
+def forward(store: StateStore, label: str) -> WantedApi:
+    """What a deploy that knows that the api went back has of it."""
+    return msgspec.structs.replace(a_wanted_api(a_build(label)), rolled_back=wanted_of(store).rolled_back)
+
+
+def back(store: StateStore) -> list[str]:
+    """Labels of what the api went back from, the latest last."""
+    labels = {a_build(f"v{number}").revision: f"v{number}" for number in range(20)}
+    mark = wanted_of(store).rolled_back
+    return [labels[revision] for revision in mark.passed] if mark is not None else []
+
+
+def test_an_api_goes_back_to_a_version_and_what_serves_goes_on_until_that_is_live(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(bounded(1, 5)))
+    go_live(store, "v1", "v2")
+    store.set_scale(API, 3, reason="busy", wall_s=1.0)
+    assert go_back(store, "v1")
+    wanted = wanted_of(store)
+    assert (wanted.build, wanted.serving, wanted.serving_was_live, wanted.live_wall_s) == (V1, V2, True, None)
+    assert (wanted.replicas, wanted.rollout_replicas, wanted.deployed_wall_s) == (3, 3, 50.0)
+    assert wanted.rolled_back == RolledBack(wall_s=50.0, passed=(V2.revision,))
+    assert outcomes(store) == [("v1", ""), ("v2", "live"), ("v1", "replaced"), ("v1", "replaced")]
+    store.mark_live(API, V1.revision, wall_s=60.0)
+    assert outcomes(store)[:2] == [("v1", "live"), ("v2", "rolled back")]
+    assert [(one.build.version, one.turn, one.withdrawn_wall_s) for one in store.versions()] == [
+        (V1.version, 3, None),
+        (V2.version, 2, 50.0),
+    ]
+
+
+def test_a_decision_on_what_is_not_wanted_any_more_changes_nothing(store: StateStore) -> None:
+    go_live(store, "v1", "v2")
+    before = store.apis(), store.versions(), store.history(API)
+    stale = RollbackChange(
+        version=VersionRecord(build=V1), instead_of=a_build("v0").revision, cause="rolled back", wall_s=50.0
+    )
+    assert not store.roll_back(stale)
+    assert (store.apis(), store.versions(), store.history(API)) == before
+
+
+def test_what_it_went_back_from_is_kept_as_long_as_it_stays_so(store: StateStore) -> None:
+    go_live(store, "v1")
+    store.commit_deploy(a_deploy(a_wanted_api(V2)))  # on its way
+    assert go_back(store, "v1", reason="40 of 80 requests failed\nand more")
+    store.mark_live(API, V1.revision, wall_s=60.0)
+    assert (trees(store), back(store)) == (["v1", "v2"], ["v2"])
+    assert outcomes(store) == [("v1", "live"), ("v2", "rolled back: 40 of 80 requests failed"), ("v1", "replaced")]
+    store.commit_deploy(a_deploy(forward(store, "v3")))
+    assert (trees(store), back(store)) == (["v1", "v3"], [])
+
+
+def test_going_back_further_remembers_all_and_coming_again_undoes_it(store: StateStore) -> None:
+    go_live(store, "v1", "v2", "v3")
+    for label in ("v2", "v1"):
+        assert go_back(store, label)
+        store.mark_live(API, a_build(label).revision, wall_s=60.0)
+    assert back(store) == ["v3", "v2"]
+    assert go_back(store, "v3")
+    assert back(store) == []
+    withdrawn = {one.build.version for one in store.versions() if one.withdrawn_wall_s is not None}
+    assert withdrawn == {V2.version}
+
+
+def test_a_deploy_leaves_what_went_back_since_it_looked(store: StateStore) -> None:
+    go_live(store, "v1", "v2")
+    being_checked = a_deploy(a_wanted_api(a_build("v3")), wall_s=70.0)
+    assert go_back(store, "v1")
+    before = store.api(API), store.history(API)
+    assert store.commit_deploy(being_checked) == (API,)
+    assert (store.api(API), store.history(API)) == before
+    assert store.commit_deploy(a_deploy(forward(store, "v3"))) == ()
+    assert (wanted_of(store).build, back(store)) == (a_build("v3"), [])
+
+
+def test_a_deploy_that_leaves_it_there_changes_settings_only(store: StateStore) -> None:
+    go_live(store, "v1", "v2")
+    assert go_back(store, "v1")
+    store.commit_deploy(a_deploy(msgspec.structs.replace(forward(store, "v1"), timeout_s=3.0), cause="", stays=True))
+    assert (wanted_of(store).build, wanted_of(store).timeout_s, back(store)) == (V1, 3.0, ["v2"])
+
+
+def test_a_count_of_refreshes_is_given_once(store: StateStore) -> None:
+    assert store.refreshes(API) == 0
+    go_live(store, "v1")
+    change = a_deploy(a_wanted_api(V2))
+    refreshed = [msgspec.structs.replace(one, version=VersionRecord(build=V2, refresh=1)) for one in change.apis]
+    store.commit_deploy(msgspec.structs.replace(change, apis=tuple(refreshed)))
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    assert [one.refresh for one in store.versions()] == [0]
+    assert store.refreshes(API) == 1
 
 
 # ---- marks -----------------------------------------------------------------------------------------------------------

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
-import os
 import statistics
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from contract_harness import Connection, Home, Ran, eventually, rows_model, running_home, write_project
+
+from cortex.wire.operator import RollbackRequest
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +77,7 @@ def version(home: Home) -> str:
     return str(home.cortex("get", "d/a", "-o", "json").json["version"])
 
 
-@contextmanager
+@contextlib.contextmanager
 def asking(home: Home, path: str = "/d/a", callers: int = 3) -> Iterator[Counter[tuple[int, Any]]]:
     """Requests by several callers, keep-alive and not, while the block runs; counts (status, first of the answer)."""
     seen: Counter[tuple[int, Any]] = Counter()
@@ -86,13 +87,14 @@ def asking(home: Home, path: str = "/d/a", callers: int = 3) -> Iterator[Counter
     def call(keeps_alive: bool) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", home.port, timeout=30)
         began.wait()
-        while not stop.is_set():
-            connection.request("POST", path, b"1")
-            response = connection.getresponse()
-            body = response.read()
-            seen[response.status, body.partition(b",")[0].strip(b"[").decode()] += 1
-            if not keeps_alive:
-                connection.close()
+        with contextlib.closing(connection):
+            while not stop.is_set():
+                connection.request("POST", path, b"1")
+                response = connection.getresponse()
+                body = response.read()
+                seen[response.status, body.partition(b",")[0].strip(b"[").decode()] += 1
+                if not keeps_alive:
+                    connection.close()
 
     threads = [threading.Thread(target=call, args=(number % 2 == 0,)) for number in range(callers)]
     for thread in threads:
@@ -289,8 +291,6 @@ def test_it_takes_less_than_a_second(home: Home, project: Path) -> None:
     second = version(home)
     took_s = []
     client = home.operator()
-    from cortex.wire.operator import RollbackRequest
-
     for number in range(6):
         begin_s = time.monotonic()
         target = (first, second)[number % 2]

@@ -34,7 +34,7 @@ Has = Callable[[SecretPin], bool]
 
 
 class UnknownVersion(CortexError):
-    """An api has no such version. `candidates` are those that can come back, 8 digits each."""
+    """An api has no version that begins so. `candidates` are those that can come back, 8 digits each."""
 
     reference = "unknown-version"
 
@@ -269,7 +269,7 @@ def _named(
     return row
 
 
-_NOT_KEPT = f"only the last {KEPT_VERSIONS} versions that were live are kept"
+_NOT_KEPT = f"it is not kept: only the last {KEPT_VERSIONS} versions that were live are"
 
 
 def _as_kept(kept: Iterable[VersionRecord], build: BuildSpec) -> VersionRecord:
@@ -315,8 +315,7 @@ def _told(
     if record is None or line.deleted_wall_s is not None:
         why = "its api was deleted"
     elif is_newest:
-        why = _NOT_KEPT if kept is None and line.outcome in _WERE_LIVE else ""
-        why = why or ("it never was live" if kept is None else obstacle(kept, record, has))
+        why = _NOT_KEPT if kept is None else obstacle(kept, record, has)
     return HistoryLine(
         version=short(line.version),
         deployed=rfc3339(line.deployed_wall_s),
@@ -327,6 +326,3 @@ def _told(
         rolled_back=line.outcome.startswith("rolled back"),
         obstacle=why,
     )
-
-
-_WERE_LIVE = ("live", "replaced", "rolled back")
