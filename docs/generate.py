@@ -445,7 +445,7 @@ def _effect(kind: str, inside: str, name: str) -> str:
         return "another api" if kind == "api" else "another deployment"
     if name in BLOCKS:
         return "see below"
-    path = f"{inside}.{name}" if inside == "compute" else inside or name
+    path = f"{inside}.{name}" if f"{inside}.{name}" in EFFECTS else inside or name
     return "no effect yet" if path in NOT_IN_EFFECT_YET else str(EFFECTS[path])
 
 

@@ -42,6 +42,7 @@ from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.upkeep import EVERY_S, FIRST_AFTER_S, SCRUB_EVERY_S, Upkeep
 from cortex.controlplane.view import View, ingress_url
+from cortex.controlplane.watching import Watching
 from cortex.engines import machine
 from cortex.engines.base import Engine
 from cortex.engines.local import LocalEngine
@@ -49,6 +50,7 @@ from cortex.errors import CortexError
 from cortex.ids import NodeId
 from cortex.planning.guarding import ToProve, to_prove
 from cortex.planning.status import statuses
+from cortex.planning.watching import LOOK_EVERY_S as WATCHED_EVERY_S
 from cortex.processes import ControlPlaneRecord
 from cortex.settings import OPERATOR_HOST, HomeLayout, Settings, load_settings
 from cortex.state.records import StateStore
@@ -110,6 +112,11 @@ def build(
     proving = Chore(
         "proving", Proving(state=state, clock=clock, missing=missing_proofs, inspect=inspect).step, first_after_s=None
     )
+
+    def changed() -> None:
+        proving.wake()
+        watching.wake()
+
     loop = Loop(
         state=state,
         engine=engine,
@@ -118,7 +125,7 @@ def build(
         in_charge=in_charge,
         resign=shut_down,
         show=lambda assessment: view.publish(tuple(statuses(assessment, where()).values())),
-        changed=proving.wake,
+        changed=changed,
     )
     clearing = Housekeeping(
         state=state,
@@ -149,6 +156,12 @@ def build(
     def wanted_changed() -> None:
         loop.wake()
         housekeeping.wake()
+
+    watching = Chore(
+        "watching",
+        Watching(state=state, counted=statistics, clock=clock, committed=wanted_changed).step,
+        fault_pause_s=WATCHED_EVERY_S,
+    )
 
     def make_deployer() -> Deployer:
         from cortex.controlplane.deploy import Deployer  # pydantic: see the module's docstring
@@ -194,6 +207,7 @@ def build(
             Chore("healing", healing.look, first_after_s=LOOK_EVERY_S, stopping=stopping),
             housekeeping,
             proving,
+            watching,
         ),
         shut_down=shut_down,
     )

@@ -290,6 +290,7 @@ def _settings(key: ApiKey, spec: ApiSpec, *, force: bool) -> ApiSettings:
         timeout_s=spec.timeout_s,
         max_body_bytes=spec.max_body_bytes,
         retry=spec.retry == "on",
+        watch_s=spec.rollout.watch.seconds,
         force=force,
     )
 

@@ -249,7 +249,9 @@ def _setting_causes(old: VersionRecord, new: VersionRecord) -> Iterator[str]:
     if old.spec and new.spec:  # of versions that an older Cortex stored it may not be known
         compute, compute_now = old.spec.get("compute") or {}, new.spec.get("compute") or {}
         yield from differing((*_ROLLING, *SETTINGS_OF_COMPUTE), compute, compute_now)
-        yield from differing(SETTINGS, old.spec, new.spec)
+        yield from differing([name for name in SETTINGS if name != "rollout"], old.spec, new.spec)
+        if "rollout" in old.spec:  # which is younger than others
+            yield from differing(("watch",), old.spec["rollout"], new.spec.get("rollout") or {})
     if old.build.cloud != new.build.cloud:
         yield "cloud credentials changed"
 

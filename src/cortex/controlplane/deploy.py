@@ -183,7 +183,9 @@ class Deployer:
 
     def _passed(self, old: ApiRecord | None) -> tuple[VersionRecord, ...]:
         """What an api was rolled back from, the latest first; empty where it did not come to that."""
-        if old is None or old.wanted.rolled_back is None or old.wanted.failed is not None:
+        if old is None or old.wanted.rolled_back is None:
+            return ()
+        if old.wanted.failed is not None or old.wanted.rolled_back.excuse:
             return ()
         kept = {one.build.revision: one for one in self._state.versions() if one.build.api == old.wanted.api}
         return tuple(kept[revision] for revision in reversed(old.wanted.rolled_back.passed) if revision in kept)

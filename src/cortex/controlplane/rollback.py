@@ -14,7 +14,7 @@ from cortex.clock import Clock
 from cortex.controlplane import changes
 from cortex.controlplane.versions import revision_of, with_settings_of
 from cortex.errors import CortexError
-from cortex.ids import ApiKey, Version, route_path, short, split_api_key
+from cortex.ids import ApiKey, Revision, Version, route_path, short, split_api_key
 from cortex.state.base import ApiRecord, RollbackChange, VersionLine, VersionRecord
 from cortex.state.records import KEPT_VERSIONS, StateStore
 from cortex.state.secrets import SecretStore
@@ -177,6 +177,34 @@ class Rollbacks:
                     f"{variable} has the value of {date_and_time(had.set_wall_s)} again: "
                     f"`cortex refresh {name}` takes today's"
                 )
+
+
+def take_back(state: StateStore, api: ApiKey, revision: Revision, to: Revision, *, reason: str, wall_s: float) -> bool:
+    """
+    Have the version that was live before serve again, unasked; False where that cannot be, or is of no use any more.
+
+    Args:
+        revision: what is wanted, and fails.
+        to: what was live before.
+        reason: why, in words; told to users.
+
+    Raises:
+        StateError: the state cannot be written.
+    """
+    record = state.api(api)
+    version = next((one for one in state.versions() if one.build.api == api and one.build.revision == to), None)
+    if record is None or version is None:
+        state.end_watch(api, revision)
+        return False
+    change = RollbackChange(
+        version=as_of_now(version, record),
+        instead_of=revision,
+        cause=f"back from {short(record.wanted.build.version)}: {reason}",
+        force=record.wanted.force,
+        reason=reason,
+        wall_s=wall_s,
+    )
+    return state.roll_back(change)
 
 
 # ---- which version ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from cortex.state.base import ApiRecord, VersionLine, VersionRecord
 from cortex.wire.build import BuildSpec
 from cortex.wire.operator import CURRENT
 
-SETTINGS = ("timeout", "max_body", "retry")
+SETTINGS = ("timeout", "max_body", "retry", "rollout")
 SETTINGS_OF_COMPUTE = ("min_replicas", "max_replicas", "init_replicas", "target_cpu_utilization")
 """Fields that are no part of a version or of how its replicas run: of an api, and of its `compute`."""
 

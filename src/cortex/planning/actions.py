@@ -112,6 +112,15 @@ class MarkFailed(msgspec.Struct, frozen=True, kw_only=True):
     problem: Problem
 
 
+class GoBack(msgspec.Struct, frozen=True, kw_only=True):
+    """The wanted build failed after it had taken over: the version that was live before comes back."""
+
+    api: ApiKey
+    revision: Revision
+    to: Revision
+    problem: Problem
+
+
 Action = (
     AcquireLease
     | RecoverLease
@@ -123,6 +132,7 @@ Action = (
     | MarkServing
     | MarkLive
     | MarkFailed
+    | GoBack
 )
 
 
@@ -182,6 +192,8 @@ def describe(action: Action) -> str:
             return f"{action.api}: revision {short(revision)} is live"
         case MarkFailed(revision=revision, problem=problem):
             return f"{action.api}: revision {short(revision)} is given up: {problem.message}"
+        case GoBack(revision=revision, to=to, problem=problem):
+            return f"{action.api}: back from revision {short(revision)} to {short(to)}: {problem.message}"
 
 
 def _describe_order(order: Order) -> str:

@@ -152,7 +152,8 @@ def _rollback_notes(wanted: WantedApi) -> tuple[str, ...]:
     if back is None or wanted.failed is not None:
         return ()
     why = f": {back.reason}" if back.reason else ""
-    return (f"rolled back on {date_and_time(back.wall_s)}{why}; deploys leave it until its files change, or --force",)
+    then = back.excuse or "deploys leave it until its files change, or --force"
+    return (f"rolled back on {date_and_time(back.wall_s)}{why}; {then}",)
 
 
 def _shared_cpu(seen: Snapshot) -> dict[NodeId, str]:

@@ -39,7 +39,7 @@ from cortex.state.base import (
     VersionRecord,
 )
 from cortex.wire.batching import BatchingVerdict
-from cortex.wire.build import ModelKey
+from cortex.wire.build import BuildSpec, ModelKey
 from cortex.wire.reports import ExitReport
 
 HISTORY_LINES = 100
@@ -65,7 +65,7 @@ class ApiRow(ApiProgress, frozen=True, kw_only=True):
     def in_use(self) -> set[Revision]:
         """What may be started, and what deploys are compared with."""
         passed = self.rolled_back.passed if self.rolled_back is not None else ()
-        return {self.wanted, *([] if self.serving is None else [self.serving]), *passed}
+        return {self.wanted, *passed, *(one for one in (self.serving, self.previous) if one is not None)}
 
 
 class StoredSlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -313,7 +313,7 @@ class StateStore:
         scaled = scale.deployed(
             self._content["scale"].get(api), before, deployed.settings, first=deployed.first_replicas, wall_s=wall_s
         )
-        row = _deployed_row(before, deployed, scaled)
+        row = _deployed_row(before, deployed, scaled, previous=self._compared_with(before, build))
         yield Write("apis", api, row)
         yield Write("scale", api, scaled)
         yield from self._versions_after(row, version)
@@ -355,6 +355,8 @@ class StateStore:
                 row,
                 wanted=revision,
                 rolled_back=back,
+                previous=None,
+                watched_until_wall_s=None,
                 failed=None,
                 live_wall_s=None,
                 rollout_replicas=scaled.replicas,
@@ -379,6 +381,15 @@ class StateStore:
                 durable=True,
             )
             return True
+
+    def _compared_with(self, before: ApiRow | None, build: BuildSpec) -> Revision | None:
+        """Once a build is live: the last one that was, if that is of another version."""
+        if before is None:
+            return None
+        last = before.serving if before.serving_was_live else before.previous
+        if last is None or self._content["versions"][_key(build.api, last)].build.version == build.version:
+            return None
+        return last
 
     def delete(self, deployment: DeploymentName, api: ApiKey | None = None, *, wall_s: float) -> bool:
         """
@@ -449,7 +460,7 @@ class StateStore:
         kept = kept_versions(found.values(), row.in_use)
         yield Write("versions", changed_key, changed)
         yield from (Write("versions", key, None) for key, one in found.items() if one.build.revision not in kept)
-        if row.rolled_back is not None:
+        if row.rolled_back is not None and not row.rolled_back.excuse:
             for key in (_key(row.api, revision) for revision in row.rolled_back.passed):
                 if found[key].withdrawn_wall_s is None:
                     withdrawn = msgspec.structs.replace(found[key], withdrawn_wall_s=row.rolled_back.wall_s)
@@ -499,6 +510,13 @@ class StateStore:
                 live_wall_s=wall_s if row.live_wall_s is None else row.live_wall_s,
                 failed=None,
             )
+            if row.live_wall_s is None:
+                is_watched = row.previous is not None and row.watch_s > 0
+                live = msgspec.structs.replace(
+                    live,
+                    previous=row.previous if is_watched else None,
+                    watched_until_wall_s=wall_s + row.watch_s if is_watched else None,
+                )
             version: VersionRecord = self._content["versions"][_key(api, revision)]
             if row.live_wall_s is None:
                 last = max(one.turn for _key, one in self._of_api("versions", api))
@@ -529,6 +547,42 @@ class StateStore:
         """What the api went back from, if it did."""
         passed = row.rolled_back.passed if row.rolled_back is not None else ()
         return {self._content["versions"][_key(row.api, revision)].build.version for revision in passed}
+
+    def end_watch(self, api: ApiKey, revision: Revision) -> None:
+        """`revision`, if it is still wanted, is not compared with the version before any more."""
+        with self._lock:
+            row = self._row(api)
+            if row is None or row.wanted != revision or row.previous is None:
+                return
+            row = msgspec.structs.replace(row, previous=None, watched_until_wall_s=None)
+            version = self._content["versions"][_key(api, revision)]
+            self._write([Write("apis", api, row), *self._versions_after(row, version)])
+
+    def excuse(self, api: ApiKey, back: RolledBack, excuse: str) -> None:
+        """
+        What an api went back from is not to blame, says `excuse`: it may be deployed again. Ignored unless `back` is
+        still how the api went back.
+        """
+        with self._lock:
+            row = self._row(api)
+            if row is None or row.rolled_back != back:
+                return
+            row = msgspec.structs.replace(row, rolled_back=msgspec.structs.replace(back, excuse=excuse))
+            keys = [_key(api, revision) for revision in back.passed]
+            versions = self._content["versions"]
+            told = _rolled_back_text(back)
+            self._write(
+                [
+                    Write("apis", api, row),
+                    *(Write("versions", k, msgspec.structs.replace(versions[k], withdrawn_wall_s=None)) for k in keys),
+                    Write("history", api, _ended(self._lines(api), told, f"{told}; {excuse}")),
+                ]
+            )
+
+    def watched(self) -> tuple[ApiRecord, ...]:
+        """Apis whose wanted version is compared with the one before."""
+        with self._lock:
+            return tuple(self._joined(row) for row in self._rows(None) if row.watched_until_wall_s is not None)
 
     def mark_failed(self, api: ApiKey, revision: Revision, problem: Problem, *, wall_s: float) -> None:
         with self._lock:
@@ -648,8 +702,13 @@ def kept_versions(versions: Iterable[VersionRecord], in_use: Collection[Revision
     return kept | set(newest.values())
 
 
-def _deployed_row(before: ApiRow | None, deployed: DeployedApi, scaled: Scale) -> ApiRow:
-    """What a deploy makes of an api: the new settings, with what was reached before."""
+def _deployed_row(before: ApiRow | None, deployed: DeployedApi, scaled: Scale, *, previous: Revision | None) -> ApiRow:
+    """
+    What a deploy makes of an api: the new settings, with what was reached before.
+
+    Args:
+        previous: what its version is compared with, unless that is live already.
+    """
     revision, refresh = deployed.version.build.revision, deployed.version.refresh
     told = {name: getattr(deployed.settings, name) for name in ApiSettings.__struct_fields__}
     if before is None:
@@ -662,6 +721,8 @@ def _deployed_row(before: ApiRow | None, deployed: DeployedApi, scaled: Scale) -
         serving_was_live=before.serving_was_live,
         rollout_replicas=before.rollout_replicas if goes_on else scaled.replicas,
         live_wall_s=before.live_wall_s if goes_on else None,
+        previous=before.previous if goes_on else previous,
+        watched_until_wall_s=before.watched_until_wall_s if goes_on else None,
         rolled_back=before.rolled_back if deployed.stays else None,
         refreshes=max(before.refreshes, refresh),
     )
