@@ -392,6 +392,63 @@ def test_a_deploy_that_leaves_it_there_changes_settings_only(store: StateStore) 
     assert (wanted_of(store).build, wanted_of(store).timeout_s, back(store)) == (V1, 3.0, ["v2"])
 
 
+def test_a_new_version_is_compared_with_the_one_before_while_it_is_watched(store: StateStore) -> None:
+    go_live(store, "v1")
+    assert (wanted_of(store).previous, wanted_of(store).watched_until_wall_s) == (None, None)
+    store.commit_deploy(a_deploy(msgspec.structs.replace(a_wanted_api(V2), watch_s=30.0)))
+    assert (wanted_of(store).previous, wanted_of(store).watched_until_wall_s) == (V1.revision, None)
+    assert store.watched() == ()
+    store.mark_serving(API, V2.revision)
+    store.mark_live(API, V2.revision, wall_s=100.0)
+    assert (wanted_of(store).previous, wanted_of(store).watched_until_wall_s) == (V1.revision, 130.0)
+    store.mark_live(API, V2.revision, wall_s=110.0)
+    store.commit_deploy(a_deploy(msgspec.structs.replace(a_wanted_api(V2), watch_s=5.0), cause=""))
+    assert wanted_of(store).watched_until_wall_s == 130.0
+    assert [record.wanted.api for record in store.watched()] == [API]
+    store.end_watch(API, V1.revision)
+    store.end_watch(ApiKey("iris/gone"), V1.revision)
+    assert wanted_of(store).previous == V1.revision
+    store.end_watch(API, V2.revision)
+    assert (wanted_of(store).previous, store.watched()) == (None, ())
+
+
+def test_neither_other_resources_nor_a_rollback_are_watched_nor_anything_where_nobody_wants_it(
+    store: StateStore,
+) -> None:
+    go_live(store, "v1")
+    go_live(store, "v1", resources=Resources(cpu_millis=900))
+    assert wanted_of(store).watched_until_wall_s is None
+    store.commit_deploy(a_deploy(msgspec.structs.replace(a_wanted_api(V2), watch_s=0.0)))
+    store.mark_live(API, V2.revision, wall_s=0.0)
+    assert (wanted_of(store).previous, wanted_of(store).watched_until_wall_s) == (None, None)
+    assert go_back(store, "v1")
+    assert wanted_of(store).previous is None
+
+
+def test_of_a_version_that_replaces_one_on_its_way_the_last_live_one_is_before(store: StateStore) -> None:
+    go_live(store, "v1")
+    for label in ("v2", "v3"):
+        store.commit_deploy(a_deploy(a_wanted_api(a_build(label))))
+        store.mark_serving(API, a_build(label).revision)
+    assert wanted_of(store).previous == V1.revision
+    assert trees(store) == ["v1", "v3"]
+
+
+def test_what_it_went_back_from_can_be_excused(store: StateStore) -> None:
+    go_live(store, "v1", "v2")
+    assert go_back(store, "v1", reason="9 of 20 requests failed")
+    store.mark_live(API, V1.revision, wall_s=60.0)
+    mark = wanted_of(store).rolled_back
+    assert mark is not None
+    store.excuse(API, msgspec.structs.replace(mark, wall_s=1.0), "of another one")
+    store.excuse(API, mark, "no fault of that version")
+    assert wanted_of(store).rolled_back == msgspec.structs.replace(mark, excuse="no fault of that version")
+    assert [one.withdrawn_wall_s for one in store.versions()] == [None, None]
+    assert outcomes(store)[1] == ("v2", "rolled back: 9 of 20 requests failed; no fault of that version")
+    store.mark_serving(API, V1.revision)
+    assert [one.withdrawn_wall_s for one in store.versions()] == [None, None]
+
+
 def test_a_count_of_refreshes_is_given_once(store: StateStore) -> None:
     assert store.refreshes(API) == 0
     go_live(store, "v1")

@@ -97,7 +97,7 @@ class Watching:
             self._look(api, record, now_s)
         for api, aftermath in tuple(self._aftermaths.items()):
             self._look_after(api, aftermath, now_s)
-        return LOOK_EVERY_S if watched or self._aftermaths else None
+        return LOOK_EVERY_S if self._aftermaths or self._state.watched() else None
 
     def _look(self, api: ApiKey, record: ApiRecord, now_s: float) -> None:
         wanted = record.wanted
