@@ -186,7 +186,6 @@ NOT_CLASSES: Mapping[str, str] = {
     "unknown-api": "There is no api of this name.",
     "unknown-deployment": "There is no deployment of this name.",
     "unknown-variable": "A warning: a variable that begins with `CORTEX_` is no setting, and does nothing.",
-    "unknown-version": "An api has no version that begins so: `cortex history` lists them.",
     "wrong-usage": "A command line that cannot be meant.",
 }
 """References that are given without a class whose docstring would say what they mean."""
@@ -450,7 +449,7 @@ def _effect(kind: str, inside: str, name: str) -> str:
         return "another api" if kind == "api" else "another deployment"
     if name in BLOCKS:
         return "see below"
-    path = f"{inside}.{name}" if inside == "compute" else inside or name
+    path = f"{inside}.{name}" if f"{inside}.{name}" in EFFECTS else inside or name
     return str(EFFECTS[path])
 
 

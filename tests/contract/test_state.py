@@ -14,8 +14,8 @@ from cortex.ids import ApiKey, DeploymentName, ReplicaId, replica_id
 from cortex.planning.actions import RecordExit
 from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.crashes import Row
-from cortex.planning.model import Desired, RunRecord, Scale, SlotRecord, WantedApi
-from cortex.state.base import VersionLine, VersionRecord
+from cortex.planning.model import Desired, RolledBack, RunRecord, Scale, SlotRecord, WantedApi
+from cortex.state.base import RollbackChange, VersionLine, VersionRecord
 from cortex.state.records import StateStore
 from cortex.state.sqlite import SqliteStateStore
 from cortex.testing.builders import API, a_build, a_deploy, a_record, a_sample, a_wanted_api, an_exit
@@ -293,6 +293,171 @@ def test_the_history_of_a_deleted_api_stays_for_a_fortnight_as_text(store: State
     assert len(outcomes(store)) == 3
     store.forget_deleted(now_wall_s=100.0 + 14 * 86400.0)
     assert outcomes(store) == [("v1", "")]
+
+
+# ---- going back ------------------------------------------------------------------------------------------------------
+
+
+def go_back(store: StateStore, label: str, *, wall_s: float = 50.0, reason: str = "") -> bool:
+    """Whether the api went back to a version, as a rollback has it."""
+    version = next(one for one in store.versions() if one.build.version == a_build(label).version)
+    change = RollbackChange(
+        version=version,
+        instead_of=wanted_of(store).build.revision,
+        cause="rolled back",
+        reason=reason,
+        wall_s=wall_s,
+    )
+    return store.roll_back(change)
+
+
+def forward(store: StateStore, label: str) -> WantedApi:
+    """What a deploy that knows that the api went back has of it."""
+    return msgspec.structs.replace(a_wanted_api(a_build(label)), rolled_back=wanted_of(store).rolled_back)
+
+
+def back(store: StateStore) -> list[str]:
+    """Labels of what the api went back from, the latest last."""
+    labels = {a_build(f"v{number}").revision: f"v{number}" for number in range(20)}
+    mark = wanted_of(store).rolled_back
+    return [labels[revision] for revision in mark.passed] if mark is not None else []
+
+
+def test_an_api_goes_back_to_a_version_and_what_serves_goes_on_until_that_is_live(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(bounded(1, 5)))
+    go_live(store, "v1", "v2")
+    store.set_scale(API, 3, reason="busy", wall_s=1.0)
+    assert go_back(store, "v1")
+    wanted = wanted_of(store)
+    assert (wanted.build, wanted.serving, wanted.serving_was_live, wanted.live_wall_s) == (V1, V2, True, None)
+    assert (wanted.replicas, wanted.rollout_replicas, wanted.deployed_wall_s) == (3, 3, 50.0)
+    assert wanted.rolled_back == RolledBack(wall_s=50.0, passed=(V2.revision,))
+    assert outcomes(store) == [("v1", ""), ("v2", "live"), ("v1", "replaced"), ("v1", "replaced")]
+    store.mark_live(API, V1.revision, wall_s=60.0)
+    assert outcomes(store)[:2] == [("v1", "live"), ("v2", "rolled back")]
+    assert [(one.build.version, one.turn, one.withdrawn_wall_s) for one in store.versions()] == [
+        (V1.version, 3, None),
+        (V2.version, 2, 50.0),
+    ]
+
+
+def test_a_decision_on_what_is_not_wanted_any_more_changes_nothing(store: StateStore) -> None:
+    go_live(store, "v1", "v2")
+    before = store.apis(), store.versions(), store.history(API)
+    stale = RollbackChange(
+        version=VersionRecord(build=V1), instead_of=a_build("v0").revision, cause="rolled back", wall_s=50.0
+    )
+    assert not store.roll_back(stale)
+    assert (store.apis(), store.versions(), store.history(API)) == before
+
+
+def test_what_it_went_back_from_is_kept_as_long_as_it_stays_so(store: StateStore) -> None:
+    go_live(store, "v1")
+    store.commit_deploy(a_deploy(a_wanted_api(V2)))  # on its way
+    assert go_back(store, "v1", reason="40 of 80 requests failed\nand more")
+    store.mark_live(API, V1.revision, wall_s=60.0)
+    assert (trees(store), back(store)) == (["v1", "v2"], ["v2"])
+    assert outcomes(store) == [("v1", "live"), ("v2", "rolled back: 40 of 80 requests failed"), ("v1", "replaced")]
+    store.commit_deploy(a_deploy(forward(store, "v3")))
+    assert (trees(store), back(store)) == (["v1", "v3"], [])
+
+
+def test_going_back_further_remembers_all_and_coming_again_undoes_it(store: StateStore) -> None:
+    go_live(store, "v1", "v2", "v3")
+    for label in ("v2", "v1"):
+        assert go_back(store, label)
+        store.mark_live(API, a_build(label).revision, wall_s=60.0)
+    assert back(store) == ["v3", "v2"]
+    assert go_back(store, "v3")
+    assert back(store) == []
+    withdrawn = {one.build.version for one in store.versions() if one.withdrawn_wall_s is not None}
+    assert withdrawn == {V2.version}
+
+
+def test_a_deploy_leaves_what_went_back_since_it_looked(store: StateStore) -> None:
+    go_live(store, "v1", "v2")
+    being_checked = a_deploy(a_wanted_api(a_build("v3")), wall_s=70.0)
+    assert go_back(store, "v1")
+    before = store.api(API), store.history(API)
+    assert store.commit_deploy(being_checked) == (API,)
+    assert (store.api(API), store.history(API)) == before
+    assert store.commit_deploy(a_deploy(forward(store, "v3"))) == ()
+    assert (wanted_of(store).build, back(store)) == (a_build("v3"), [])
+
+
+def test_a_deploy_that_leaves_it_there_changes_settings_only(store: StateStore) -> None:
+    go_live(store, "v1", "v2")
+    assert go_back(store, "v1")
+    store.commit_deploy(a_deploy(msgspec.structs.replace(forward(store, "v1"), timeout_s=3.0), cause="", stays=True))
+    assert (wanted_of(store).build, wanted_of(store).timeout_s, back(store)) == (V1, 3.0, ["v2"])
+
+
+def test_a_new_version_is_compared_with_the_one_before_while_it_is_watched(store: StateStore) -> None:
+    go_live(store, "v1")
+    assert (wanted_of(store).previous, wanted_of(store).watched_until_wall_s) == (None, None)
+    store.commit_deploy(a_deploy(msgspec.structs.replace(a_wanted_api(V2), watch_s=30.0)))
+    assert (wanted_of(store).previous, wanted_of(store).watched_until_wall_s) == (V1.revision, None)
+    assert store.watched() == ()
+    store.mark_serving(API, V2.revision)
+    store.mark_live(API, V2.revision, wall_s=100.0)
+    assert (wanted_of(store).previous, wanted_of(store).watched_until_wall_s) == (V1.revision, 130.0)
+    store.mark_live(API, V2.revision, wall_s=110.0)
+    store.commit_deploy(a_deploy(msgspec.structs.replace(a_wanted_api(V2), watch_s=5.0), cause=""))
+    assert wanted_of(store).watched_until_wall_s == 130.0
+    assert [record.wanted.api for record in store.watched()] == [API]
+    store.end_watch(API, V1.revision)
+    store.end_watch(ApiKey("iris/gone"), V1.revision)
+    assert wanted_of(store).previous == V1.revision
+    store.end_watch(API, V2.revision)
+    assert (wanted_of(store).previous, store.watched()) == (None, ())
+
+
+def test_neither_other_resources_nor_a_rollback_are_watched_nor_anything_where_nobody_wants_it(
+    store: StateStore,
+) -> None:
+    go_live(store, "v1")
+    go_live(store, "v1", resources=Resources(cpu_millis=900))
+    assert wanted_of(store).watched_until_wall_s is None
+    store.commit_deploy(a_deploy(msgspec.structs.replace(a_wanted_api(V2), watch_s=0.0)))
+    store.mark_live(API, V2.revision, wall_s=0.0)
+    assert (wanted_of(store).previous, wanted_of(store).watched_until_wall_s) == (None, None)
+    assert go_back(store, "v1")
+    assert wanted_of(store).previous is None
+
+
+def test_of_a_version_that_replaces_one_on_its_way_the_last_live_one_is_before(store: StateStore) -> None:
+    go_live(store, "v1")
+    for label in ("v2", "v3"):
+        store.commit_deploy(a_deploy(a_wanted_api(a_build(label))))
+        store.mark_serving(API, a_build(label).revision)
+    assert wanted_of(store).previous == V1.revision
+    assert trees(store) == ["v1", "v3"]
+
+
+def test_what_it_went_back_from_can_be_excused(store: StateStore) -> None:
+    go_live(store, "v1", "v2")
+    assert go_back(store, "v1", reason="9 of 20 requests failed")
+    store.mark_live(API, V1.revision, wall_s=60.0)
+    mark = wanted_of(store).rolled_back
+    assert mark is not None
+    store.excuse(API, msgspec.structs.replace(mark, wall_s=1.0), "of another one")
+    store.excuse(API, mark, "no fault of that version")
+    assert wanted_of(store).rolled_back == msgspec.structs.replace(mark, excuse="no fault of that version")
+    assert [one.withdrawn_wall_s for one in store.versions()] == [None, None]
+    assert outcomes(store)[1] == ("v2", "rolled back: 9 of 20 requests failed; no fault of that version")
+    store.mark_serving(API, V1.revision)
+    assert [one.withdrawn_wall_s for one in store.versions()] == [None, None]
+
+
+def test_a_count_of_refreshes_is_given_once(store: StateStore) -> None:
+    assert store.refreshes(API) == 0
+    go_live(store, "v1")
+    change = a_deploy(a_wanted_api(V2))
+    refreshed = [msgspec.structs.replace(one, version=VersionRecord(build=V2, refresh=1)) for one in change.apis]
+    store.commit_deploy(msgspec.structs.replace(change, apis=tuple(refreshed)))
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    assert [one.refresh for one in store.versions()] == [0]
+    assert store.refreshes(API) == 1
 
 
 # ---- marks -----------------------------------------------------------------------------------------------------------

@@ -17,11 +17,11 @@ CLOUD = {"AWS_DEFAULT_REGION": "eu-central-1"}
 HANDLED = {"by": 2, "score": 10.0, "says": "hello", "token": "the-value"}
 
 
-@pytest.fixture
-def home() -> Iterator[Home]:
+@pytest.fixture(params=[2, 5])
+def home(request: pytest.FixtureRequest) -> Iterator[Home]:
     """As `homes/make_home.py` left it: `old/handled` serves its second version, its third has failed."""
     with running_home() as home:
-        with tarfile.open(HOMES / "schema_2.tar.gz") as archive:
+        with tarfile.open(HOMES / f"schema_{request.param}.tar.gz") as archive:
             archive.extractall(home.path.parent, filter="fully_trusted")  # hard links and modes as the store has them
         (home.path.parent / "home").rename(home.path)
         home.path.chmod(0o700)
@@ -59,5 +59,9 @@ def test_everything_goes_on_after_an_update_and_can_be_deployed_further(home: Ho
     assert answer.json == {**HANDLED, "by": 4}
     assert home.settled_replicas("old/plain", 2) == pids[1:]
 
+    home.cortex("rollback", "old/handled")
+    assert home.once_ready("/old/handled", b'{"row": [1, 2, 3, 4]}').json == HANDLED
+
     home.cortex("delete", "old/handled", "--yes")
-    assert {outcome for _version, outcome in history(home, "old/handled")} == {"deleted", "failed", "replaced"}
+    ends = {outcome for _version, outcome in history(home, "old/handled")}
+    assert ends == {"deleted", "failed", "replaced", "rolled back"}

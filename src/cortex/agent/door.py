@@ -192,6 +192,7 @@ class Door:
                 version=versions[found.api],
                 client_error=found.client_error,
                 server_error=found.server_error,
+                failed=found.failed,
             )
             for found in refused
             if found.api in versions

@@ -39,6 +39,8 @@ SIGNS: dict[ChangeKind, tuple[str, str]] = {
     ChangeKind.SETTINGS: ("~", "cyan"),
     ChangeKind.REMOVED: ("-", "red"),
     ChangeKind.UNCHANGED: ("=", "dim"),
+    ChangeKind.ROLLED_BACK: ("<", "yellow"),
+    ChangeKind.LEFT: ("=", "yellow"),
 }
 
 NOTHING_CHANGED = "nothing was changed"
@@ -140,7 +142,7 @@ def run(
             terminal.say("dry run: nothing was changed" if dry_run else "not waiting: `cortex get` shows how it goes")
         return DONE
     with on_interrupt(GOES_ON):
-        rows = _follow(terminal, calls, result, deployment, patience_s)
+        rows = follow_changes(terminal, calls, result.changes, deployment, patience_s)
     return _conclude(terminal, loaded, file, deployment, result, rows, output=output, patience_s=patience_s)
 
 
@@ -190,20 +192,21 @@ def _placed(loaded: Loaded, problem: Problem) -> Problem:
     return loaded.place(problem) if problem.path and not problem.where else problem
 
 
-def _follow(
+def follow_changes(
     terminal: Terminal,
     calls: Reconnecting,
-    result: DeployResult,
+    changes: Sequence[ApiChange],
     deployment: str,
     patience_s: float,
 ) -> tuple[Followed, ...]:
+    """Show how far each changed api is, until each is live, has failed or has made no progress for that long."""
     rows: tuple[Followed, ...] = ()
     with display(terminal) as shown:
         for rows in follow(
             lambda token, timeout_s: calls.call(
                 lambda client: client.watch(token, timeout_s=timeout_s, deployment=deployment)
             ),
-            result.changes,
+            changes,
             deployment=deployment,
             patience_s=patience_s,
             clock=terminal.clock,
@@ -299,7 +302,7 @@ def changes_text(
 
 def _versions(change: ApiChange) -> str:
     new, old = change.version[:8], change.previous[:8]
-    if change.kind is ChangeKind.NEW_VERSION and old:
+    if change.kind in (ChangeKind.NEW_VERSION, ChangeKind.ROLLED_BACK) and old:
         return f"{old} -> {new}"
     return old if change.kind is ChangeKind.REMOVED else new
 
@@ -326,11 +329,13 @@ def _for_programs(deployment: str, result: DeployResult, rows: Sequence[Followed
     }
 
 
-def options() -> tuple[click.Option, ...]:
-    """What `deploy` and `refresh` have in common."""
+def options(
+    force: str = "Accept a gap when there is no room for a new replica beside the old one.", *, what: str = "deploy"
+) -> tuple[click.Option, ...]:
+    """What commands have in common that bring versions: `force` is the help of that flag, `what` what is accepted."""
     return (
-        flag("--force", help="Accept a gap when there is no room for a new replica beside the old one."),
-        flag("--no-wait", help="Return as soon as the deploy is accepted."),
+        flag("--force", help=force),
+        flag("--no-wait", help=f"Return as soon as the {what} is accepted."),
         click.Option(
             ["--timeout"],
             type=DurationType(),
@@ -350,12 +355,16 @@ COMMAND = Command(
     PATH is a folder or a yaml file; without it, the nearest cortex.yaml at or above here. Says what changes and why.
     Starts Cortex if it does not run. Anything wrong with the file, a model or a handler: nothing is changed.
     Exit code 0 only when every api is live; an api that fails undoes no other, and its old version goes on serving.
+    An api that was rolled back is left as it is until its part of the file, its model or the project changes.
     """,
     parameters=(
         click.Argument(["path"], required=False, type=click.Path()),
         flag("--dry-run", help="Check everything and say what would change; change nothing."),
         flag("--prune", help="Let a deploy from another folder than the last one remove apis."),
-        *options(),
+        *options(
+            "Accept a gap when there is no room for a new replica beside the old one, and deploy again what an api "
+            "was rolled back from."
+        ),
     ),
     examples=(
         ("cortex deploy", "the nearest cortex.yaml"),

@@ -28,12 +28,14 @@ def history(terminal: Terminal, settings: Settings, *, api: str, deployment: str
             line.version[:8],
             text.ago(line.deployed, now_s),
             _one_line(line.outcome) or "under way",
+            _one_line(_now(line)),
             _one_line(line.cause),
         ]
         for line in lines
     ]
     widest = terminal.width if terminal.shows_results else None
-    header, *shown = text.table(["version", "deployed", "outcome", "cause"], rows, widest=widest, folds=("outcome",))
+    columns = ["version", "deployed", "outcome", "now", "cause"]
+    header, *shown = text.table(columns, rows, widest=widest, folds=("outcome", "now"))
     terminal.out(terminal.paint(header, "bold"))
     for line in shown:
         terminal.out(line)
@@ -53,6 +55,14 @@ def _lines(operator: OperatorClient, api: str, here: str | None) -> tuple[Histor
     return operator.history(found.deployment, found.name)
 
 
+def _now(line: HistoryLine) -> str:
+    """What is true of its version now."""
+    words = [word for word, holds in (("serving", line.serving), ("wanted", line.wanted and not line.serving)) if holds]
+    if line.obstacle and not words:
+        words.append(f"cannot come back: {line.obstacle}")
+    return ", ".join(words)
+
+
 def _one_line(words: str) -> str:
     return " ".join(harmless(words).split())
 
@@ -62,5 +72,9 @@ COMMAND = Command(
     history,
     summary="Show the versions of an api, what made them and how they ended.",
     parameters=(api_argument(), deployment_option(), output_option()),
+    details="""
+    Each line is one time that a version was deployed or came back. `now` says which version serves, which one is wanted
+    while it does not yet, and which ones cannot come back and why; all others can, with `cortex rollback`.
+    """,
     examples=(("cortex history sklearn", "newest first"),),
 )

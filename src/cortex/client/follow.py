@@ -23,6 +23,7 @@ How long another version may be wanted before ours counts as replaced by another
 before. The first look may still be of before the deploy.
 """
 
+_NOT_FOLLOWED = frozenset({ChangeKind.REMOVED, ChangeKind.LEFT})
 _FAILED = frozenset({Status.UPDATE_FAILED, Status.CRASHING, Status.ERROR, Status.OUT_OF_MEMORY})
 
 
@@ -124,11 +125,11 @@ def follow(
 
     Args:
         watch: (token, timeout in seconds) → what differs from the token, as `OperatorClient.watch`.
-        changes: of the deploy's result; removed apis are not waited for.
+        changes: of the deploy's result; apis that it removed or left alone are not waited for.
         patience_s: when nothing has moved for this long, those that still wait are `STALLED`.
     """
     begin_s = clock.monotonic_s()
-    versions = {change.api: change.version for change in changes if change.kind is not ChangeKind.REMOVED}
+    versions = {change.api: change.version for change in changes if change.kind not in _NOT_FOLLOWED}
     rows = {name: _unseen(name, begin_s) for name in versions}
     no_room_since: dict[str, float] = {}
     other_since: dict[str, float] = {}

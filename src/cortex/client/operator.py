@@ -25,6 +25,8 @@ from cortex.wire.operator import (
     HistoryLine,
     Info,
     Removed,
+    RollbackRequest,
+    RollbackResult,
     SecretStatus,
     SecretValue,
     StopRequest,
@@ -156,6 +158,12 @@ class OperatorClient:
         """Remove a deployment, or one api of it."""
         path = f"/v1/deployments/{_segment(deployment)}"
         return self._call("DELETE", path if api is None else f"{path}/apis/{_segment(api)}", Removed)
+
+    def roll_back(self, deployment: str, api: str, request: RollbackRequest) -> RollbackResult:
+        """Have an older version of an api serve; returns before it does."""
+        path = f"/v1/deployments/{_segment(deployment)}/apis/{_segment(api)}/rollback"
+        result = self._call("POST", path, RollbackResult, message=request)
+        return msgspec.structs.replace(result, change=self._with_endpoint(result.change))
 
     def apis(self, deployment: str | None = None, *, timeout_s: float = CALL_TIMEOUT_S) -> tuple[ApiStatus, ...]:
         """All apis, or those of one deployment."""

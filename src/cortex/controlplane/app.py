@@ -37,11 +37,13 @@ from cortex.controlplane.healing import LOOK_EVERY_S, Healing
 from cortex.controlplane.housekeeping import SETTLING_S, Housekeeping
 from cortex.controlplane.loop import Loop
 from cortex.controlplane.proving import Proving
+from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.scaling import Scaling
 from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.upkeep import EVERY_S, FIRST_AFTER_S, SCRUB_EVERY_S, Upkeep
 from cortex.controlplane.view import View, ingress_url
+from cortex.controlplane.watching import Watching
 from cortex.engines import machine
 from cortex.engines.base import Engine
 from cortex.engines.local import LocalEngine
@@ -49,6 +51,7 @@ from cortex.errors import CortexError
 from cortex.ids import NodeId
 from cortex.planning.guarding import ToProve, to_prove
 from cortex.planning.status import statuses
+from cortex.planning.watching import LOOK_EVERY_S as WATCHED_EVERY_S
 from cortex.processes import ControlPlaneRecord
 from cortex.settings import OPERATOR_HOST, HomeLayout, Settings, load_settings
 from cortex.state.records import StateStore
@@ -118,6 +121,11 @@ def build(
     proving = Chore(
         "proving", Proving(state=state, clock=clock, missing=missing_proofs, inspect=inspect).step, first_after_s=None
     )
+
+    def changed() -> None:
+        proving.wake()
+        watching.wake()
+
     loop = Loop(
         state=state,
         engine=engine,
@@ -126,7 +134,7 @@ def build(
         in_charge=in_charge,
         resign=shut_down,
         show=lambda assessment: view.publish(tuple(statuses(assessment, where()).values())),
-        changed=proving.wake,
+        changed=changed,
     )
     scaling = Scaling(
         state=state,
@@ -167,6 +175,12 @@ def build(
         loop.wake()
         housekeeping.wake()
 
+    watching = Chore(
+        "watching",
+        Watching(state=state, counted=statistics, clock=clock, committed=wanted_changed).step,
+        fault_pause_s=WATCHED_EVERY_S,
+    )
+
     def make_deployer() -> Deployer:
         from cortex.controlplane.deploy import Deployer  # pydantic: see the module's docstring
         from cortex.controlplane.packages import Packages
@@ -200,6 +214,9 @@ def build(
         cloud_keys=cloud_keys,
         models=models,
         make_deployer=make_deployer,
+        rollbacks=Rollbacks(
+            state=state, secrets=secret_store, clock=clock, committed=wanted_changed, ingress_url=where
+        ),
         ingress_url=where,
         wanted_changed=wanted_changed,
         parts=(
@@ -210,6 +227,7 @@ def build(
             housekeeping,
             proving,
             scaler,
+            watching,
         ),
         shut_down=shut_down,
     )

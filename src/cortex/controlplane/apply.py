@@ -13,12 +13,14 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from cortex.controlplane.rollback import take_back
 from cortex.controlplane.world import World
 from cortex.errors import CortexError, RetryLater
 from cortex.ids import ApiKey, NodeId
 from cortex.planning.actions import (
     AcquireLease,
     Action,
+    GoBack,
     MarkAwake,
     MarkFailed,
     MarkLive,
@@ -117,6 +119,10 @@ def _carry_out(action: Action, world: World) -> None:
             state.mark_failed(action.api, action.revision, action.problem, wall_s=world.clock.wall_s())
         case MarkAwake():
             state.wake(action.api, wall_s=world.clock.wall_s())
+        case GoBack():
+            reason = action.problem.message.partition("\n")[0]
+            take_back(state, action.api, action.revision, action.to, reason=reason, wall_s=world.clock.wall_s())
+            log.warning("%s", describe(action))
         case AcquireLease():
             engine.acquire(action.request)
         case RecoverLease():

@@ -4,7 +4,8 @@ From what is uploaded to the versions that would serve: what a deploy proposes o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -12,7 +13,7 @@ from cortex.artifacts import samples
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane.packages import DeployPackages, Packages
 from cortex.controlplane.secrets import CloudKeys, pinned
-from cortex.controlplane.versions import revision_of, version_of
+from cortex.controlplane.versions import is_same_content, revision_of, version_of, with_settings_of
 from cortex.errors import Problem, Problems
 from cortex.ids import ApiKey, Revision, Version, route_path
 from cortex.planning.model import ApiSettings
@@ -22,6 +23,8 @@ from cortex.spec.problems import nearest
 from cortex.state.base import ApiRecord, DeployedApi, PackagesRecord, VersionRecord
 from cortex.state.secrets import SecretStore
 from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Runtime, Sample, TrackerConfig
+from cortex.wire.fetch import Fetched
+from cortex.wire.launch import InspectReport
 from cortex.wire.operator import ApiUpload, DeployRequest, ModelUpload, SampleUpload, StoredFile
 
 MAX_SAMPLE_BYTES = 16 * 2**20
@@ -39,6 +42,11 @@ class AskedApi(msgspec.Struct, frozen=True, kw_only=True):
     old: ApiRecord | None
     last_refresh: int = 0
     """The highest that any of its versions has."""
+    passed: tuple[VersionRecord, ...] = ()
+    """What it was rolled back from, the latest first; empty: it was not."""
+
+    fetched_again: Fetched | None = None
+    """For a refresh of what it was rolled back to: the model of that, if it is a remote one."""
 
 
 class _Shared(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,13 +57,14 @@ class _Shared(msgspec.Struct, frozen=True, kw_only=True):
     """Digest of its stored folder."""
     settled: DeployPackages
     resolved_anew: DeployPackages
+    tell: Tell
 
     def refreshes(self, spec: ApiSpec) -> bool:
-        return self.request.refresh and self.request.refresh_only in ("", spec.name)
+        return self.request.refreshes(spec.name)
 
-    def packages_of(self, asked: AskedApi, runtime: Runtime) -> PackagesRecord | None:
-        packages = self.resolved_anew if self.refreshes(asked.spec) else self.settled
-        return packages.of(runtime, asked.old.version.packages if asked.old is not None else None)
+    def packages_of(self, spec: ApiSpec, runtime: Runtime, before: VersionRecord | None) -> PackagesRecord | None:
+        packages = self.resolved_anew if self.refreshes(spec) else self.settled
+        return packages.of(runtime, before.packages if before is not None else None)
 
 
 class Candidates:
@@ -80,7 +89,7 @@ class Candidates:
         settled, resolved_anew = (
             self._packages.of_deploy(project, request.project, refresh=refresh, tell=tell) for refresh in (False, True)
         )
-        shared = _Shared(request=request, project=project, settled=settled, resolved_anew=resolved_anew)
+        shared = _Shared(request=request, project=project, settled=settled, resolved_anew=resolved_anew, tell=tell)
         found: dict[int, DeployedApi] = {}
         problems: list[Problem] = []
         # The refreshed come last: the others recall what was resolved before, not what is resolved now.
@@ -95,13 +104,46 @@ class Candidates:
 
     def _candidate(self, asked: AskedApi, shared: _Shared) -> DeployedApi:
         compute = asked.spec.compute
+        held = None if shared.request.force else self._held(asked, shared)
         return DeployedApi(
             settings=_settings(asked.key, asked.spec, force=shared.request.force),
-            version=self._version(asked, shared),
+            version=held or self._forward(asked, shared),
             first_replicas=compute.init_replicas or compute.min_replicas,
+            rolled_back=asked.old.wanted.rolled_back if asked.old is not None else None,
+            stays=held is not None,
         )
 
-    def _version(self, asked: AskedApi, shared: _Shared) -> VersionRecord:
+    def _held(self, asked: AskedApi, shared: _Shared) -> VersionRecord | None:
+        """What an api stays at that was rolled back; None: it was not, or its files are others since."""
+        if asked.old is None or not asked.passed:
+            return None
+        if shared.refreshes(asked.spec):
+            return self._refreshed(asked, asked.old, shared)
+        if self._come_to(asked, shared) is None:
+            return None
+        served = asked.old.version
+        return msgspec.structs.replace(served, spec=with_settings_of(served.spec, _resolved(asked.spec)))
+
+    def _forward(self, asked: AskedApi, shared: _Shared) -> VersionRecord:
+        """What the files come to; what was rolled back comes again as it was."""
+        found = None if shared.refreshes(asked.spec) else self._come_to(asked, shared)
+        return found or self._version(asked, shared, asked.old.version if asked.old is not None else None)
+
+    def _come_to(self, asked: AskedApi, shared: _Shared) -> VersionRecord | None:
+        """The version that an api was rolled back from, if that is what the files come to."""
+        for passed in asked.passed:
+            version = self._version(asked, shared, passed)
+            if is_same_content(version.build, passed.build):
+                return version
+        return None
+
+    def _version(self, asked: AskedApi, shared: _Shared, before: VersionRecord | None) -> VersionRecord:
+        """
+        What the files come to.
+
+        Args:
+            before: what they came to before: unless there is a refresh, it has the packages and the count of refreshes.
+        """
         spec, upload = asked.spec, asked.upload
         model = self._store_model(spec, upload)
         runtime: Runtime = model.format  # of models of either format there is one
@@ -110,8 +152,8 @@ class Candidates:
             _check_handler_is_there(spec, shared.request)
         sample = self._store_sample(spec, upload.sample) if upload.sample is not None else None
         pinned(self._secrets, _secret_names(spec), api=spec.name)  # told before anything takes long
-        packages = shared.packages_of(asked, runtime) if handled else None
-        refresh = asked.old.version.refresh if asked.old is not None else 0
+        packages = shared.packages_of(spec, runtime, before) if handled else None
+        refresh = before.refresh if before is not None else 0
         if shared.refreshes(spec):
             refresh = asked.last_refresh + 1
         unnamed = BuildSpec(
@@ -131,9 +173,11 @@ class Candidates:
             resources=_resources(spec),
             sample=sample,
         )
+        known = asked.old.wanted.builds if asked.old is not None else ()
+        builds = (*known, before.build) if before is not None else known
         return VersionRecord(
-            build=self._named(unnamed, asked, shared, refresh),
-            spec={**spec.model_dump(mode="json"), "model": masked_model(spec.model)},
+            build=self._named(unnamed, asked, shared, _secret_names(spec), refresh, builds),
+            spec=_resolved(spec),
             refresh=refresh,
             project=shared.request.project if handled else (),
             model_files=upload.model.files if upload.model else (),
@@ -141,11 +185,52 @@ class Candidates:
             packages=packages,
         )
 
-    def _named(self, build: BuildSpec, asked: AskedApi, shared: _Shared, refresh: int) -> BuildSpec:
+    def _refreshed(self, asked: AskedApi, old: ApiRecord, shared: _Shared) -> VersionRecord:
+        """The wanted version anew: its own files, today's packages, values of secrets and bytes of its model."""
+        record, spec, again = old.version, asked.spec, asked.fetched_again
+        build, packages = record.build, None
+        if build.handler is not None:
+            anew = self._packages.of_deploy(build.project, record.project, refresh=True, tell=shared.tell)
+            packages = anew.of(build.runtime, record.packages)
+        model, sample = build.model, build.sample
+        if model is not None and again is not None:
+            tree = self._store_tree(again.model.files, f'model of api "{spec.name}"')
+            model = msgspec.structs.replace(model, tree=tree, entry=again.model.entry, format=again.model.format)
+            record = msgspec.structs.replace(
+                record, model_files=again.model.files, model_note=again.model.note, origin=again.origin
+            )
+        if sample is not None:
+            sample = msgspec.structs.replace(sample, timeout_s=spec.timeout_s)
+        unnamed = msgspec.structs.replace(
+            build,
+            runtime=model.format if model is not None else build.runtime,
+            model=model,
+            sample=sample,
+            packages=packages.lock if packages is not None else None,
+        )
+        names = {variable: pin.name for variable, pin in build.secrets.items()}
+        refresh = asked.last_refresh + 1
+        return msgspec.structs.replace(
+            record,
+            build=self._named(unnamed, asked, shared, names, refresh, old.wanted.builds),
+            spec=with_settings_of(record.spec, _resolved(spec)),
+            inspection=InspectReport(),
+            refresh=refresh,
+            packages=packages,
+            turn=0,
+        )
+
+    def _named(
+        self,
+        build: BuildSpec,
+        asked: AskedApi,
+        shared: _Shared,
+        names: Mapping[str, str],
+        refresh: int,
+        known: Sequence[BuildSpec],
+    ) -> BuildSpec:
         """The build by its digests, pinned to values of secrets and to what leads to clouds."""
-        names = _secret_names(asked.spec)
         version = version_of(build, secrets=names, refresh=refresh)
-        known = asked.old.wanted.builds if asked.old is not None else ()
         cloud = None
         if build.handler is not None:
             cloud = self._cloud.pinned(asked.key, shared.request.cloud, known[0] if known else None)
@@ -209,8 +294,14 @@ def _settings(key: ApiKey, spec: ApiSpec, *, force: bool) -> ApiSettings:
         timeout_s=spec.timeout_s,
         max_body_bytes=spec.max_body_bytes,
         retry=spec.retry == "on",
+        watch_s=spec.rollout.watch.seconds,
         force=force,
     )
+
+
+def _resolved(spec: ApiSpec) -> dict[str, Any]:
+    """The configuration as it is shown."""
+    return {**spec.model_dump(mode="json"), "model": masked_model(spec.model)}
 
 
 def _tracker(spec: ApiSpec) -> TrackerConfig | None:

@@ -6,13 +6,14 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from cortex.controlplane.versions import SETTINGS, SETTINGS_OF_COMPUTE, is_same_content
 from cortex.ids import short, split_api_key
 from cortex.packages.lock import version_changes
 from cortex.packages.requirements import FILE_NAME as REQUIREMENTS
 from cortex.state.base import ApiRecord, VersionRecord
 from cortex.wire.build import BuildSpec, Sample
 from cortex.wire.fetch import Origin, described
-from cortex.wire.operator import ApiChange, ChangeKind, StoredFile
+from cortex.wire.operator import ApiChange, ChangeKind, StoredFile, date_and_time
 from cortex.wire.signature import Signature, TensorSpec
 
 MOST_FILES_NAMED = 5
@@ -31,7 +32,7 @@ def describe(old: ApiRecord | None, new: VersionRecord, *, endpoint: str) -> Api
     before = old.wanted.build
     causes = list(_version_causes(old.version, new))
     settings = list(_setting_causes(old.version, new))
-    rolls = [cause for cause in settings if cause.split(" ", 1)[0] in ("cpu", "mem", "gpu", "concurrency", "cloud")]
+    rolls = [cause for cause in settings if _rolls(cause)]
     if before.version != build.version:
         kind, told = ChangeKind.NEW_VERSION, causes + settings
     elif before.revision != build.revision:
@@ -52,6 +53,58 @@ def describe(old: ApiRecord | None, new: VersionRecord, *, endpoint: str) -> Api
         endpoint=endpoint,
         breaking=tuple(breaking_changes(old.version.inspection.signature, new.inspection.signature)),
     )
+
+
+def left(old: ApiRecord, new: VersionRecord, passed: VersionRecord, *, endpoint: str) -> ApiChange:
+    """
+    What becomes of an api that was rolled back and stays so.
+
+    Args:
+        new: what it was rolled back to, with the settings that are deployed.
+        passed: what it was rolled back from last.
+    """
+    back = old.wanted.rolled_back
+    when = f" on {date_and_time(back.wall_s)}" if back is not None else ""
+    why = f" ({back.reason})" if back is not None and back.reason else ""
+    return ApiChange(
+        api=split_api_key(new.build.api)[1],
+        kind=ChangeKind.LEFT,
+        causes=(
+            f"rolled back from {short(passed.build.version)}{when}{why}; --force deploys it all the same",
+            *_setting_causes(old.version, new),
+        ),
+        version=short(new.build.version),
+        previous=short(old.wanted.build.version),
+        endpoint=endpoint,
+    )
+
+
+def left_meanwhile(now: ApiRecord, planned: ApiChange) -> ApiChange:
+    """What becomes of an api that went back to an older version while a deploy was under way."""
+    version = short(now.wanted.build.version)
+    return ApiChange(
+        api=planned.api,
+        kind=ChangeKind.LEFT,
+        causes=(f"it was rolled back to {version} meanwhile; --force deploys it all the same",),
+        version=version,
+        previous=version,
+        endpoint=planned.endpoint,
+    )
+
+
+def forward_again(passed: VersionRecord, new: VersionRecord) -> str:
+    """Why an api that was rolled back does not stay so."""
+    name = short(passed.build.version)
+    if is_same_content(passed.build, new.build):
+        return f"goes forward again to {name}, which it was rolled back from: --force"
+    what = differences(passed, new)
+    only = "only " if len(what) == 1 else ""
+    return f"goes forward again: since {name}, which it was rolled back from, {only}{', '.join(what)}"
+
+
+def differences(old: VersionRecord, new: VersionRecord) -> tuple[str, ...]:
+    """What makes one version another than the other, and what makes its replicas others; in words."""
+    return (*_version_causes(old, new), *(cause for cause in _setting_causes(old, new) if _rolls(cause)))
 
 
 def is_another_request(before: Sample | None, now: Sample | None) -> bool:
@@ -184,20 +237,7 @@ def _variables(build: BuildSpec) -> dict[str, str | tuple[str]]:
     return {**build.env, **{variable: (pin.name,) for variable, pin in build.secrets.items()}}
 
 
-_SETTINGS = ("timeout", "max_body", "retry")
-_COMPUTE = (
-    "cpu",
-    "mem",
-    "gpu",
-    "concurrency",
-    "min_replicas",
-    "max_replicas",
-    "init_replicas",
-    "target_cpu_utilization",
-    "target_in_flight",
-    "downscale_window",
-    "idle_timeout",
-)
+_ROLLING = ("cpu", "mem", "gpu", "concurrency")
 
 
 def _setting_causes(old: VersionRecord, new: VersionRecord) -> Iterator[str]:
@@ -206,10 +246,19 @@ def _setting_causes(old: VersionRecord, new: VersionRecord) -> Iterator[str]:
             if before.get(name) != after.get(name):
                 yield f"{name} {_shown(before.get(name))} -> {_shown(after.get(name))}"
 
-    yield from differing(_COMPUTE, old.spec.get("compute") or {}, new.spec.get("compute") or {})
-    yield from differing(_SETTINGS, old.spec, new.spec)
+    if old.spec and new.spec:  # of versions that an older Cortex stored it may not be known
+        compute, compute_now = old.spec.get("compute") or {}, new.spec.get("compute") or {}
+        yield from differing((*_ROLLING, *SETTINGS_OF_COMPUTE), compute, compute_now)
+        yield from differing([name for name in SETTINGS if name != "rollout"], old.spec, new.spec)
+        if "rollout" in old.spec:  # which is younger than others
+            yield from differing(("watch",), old.spec["rollout"], new.spec.get("rollout") or {})
     if old.build.cloud != new.build.cloud:
         yield "cloud credentials changed"
+
+
+def _rolls(cause: str) -> bool:
+    """Whether a changed setting makes new replicas."""
+    return cause.split(" ", 1)[0] in (*_ROLLING, "cloud")
 
 
 def _shown(value: object) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import msgspec
 from pydantic import ValidationError
 
+from cortex.artifacts.pins import Pin
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane import changes
@@ -26,8 +27,9 @@ from cortex.engines.base import Engine
 from cortex.errors import Problem, Problems
 from cortex.ids import DEFAULT_DEPLOYMENT, ApiKey, DeploymentName, api_key, route_path, split_api_key
 from cortex.planning.batching import Known
+from cortex.spec.locations import is_remote, masked_model
 from cortex.spec.models import ApiSpec, ProjectSpec
-from cortex.state.base import ApiRecord, DeployChange, DeployedApi, DeploymentRecord
+from cortex.state.base import ApiRecord, DeployChange, DeployedApi, DeploymentRecord, VersionRecord
 from cortex.state.records import StateStore
 from cortex.state.secrets import SecretStore
 from cortex.wire.fetch import Fetched
@@ -44,6 +46,7 @@ WAITING_SAID_S = 1.0
 """How often a deploy that waits for another one says so, and notices that nobody waits for it any more."""
 
 Emit = Callable[[DeployProgress], None]
+_NOTHING_NEW = frozenset((ChangeKind.UNCHANGED, ChangeKind.LEFT))
 
 
 class Deployer:
@@ -115,7 +118,7 @@ class Deployer:
                 while not turn.acquire(timeout=WAITING_SAID_S):
                     emit(waiting)
             try:
-                return self._deploy(deployment, specs, _with_models(request, fetched), fetched, emit, left)
+                return self._deploy(deployment, specs, _with_models(request, fetched), fetched, emit, left, pin)
             finally:
                 turn.release()
 
@@ -130,14 +133,14 @@ class Deployer:
         fetched: Mapping[int, Fetched],
         emit: Emit,
         left: threading.Event,
+        pin: Pin,
     ) -> DeployResult:
         known = self._known(deployment)
         self._guard_folder(deployment, request, known)
         if request.indexes is not None:
             self._packages.take_over(request.indexes)
-        candidates, package_warnings = self._candidates.of_deploy(
-            self._asked(deployment, specs, request, known), request, _telling(emit)
-        )
+        asked = self._fetched_again(self._asked(deployment, specs, request, known), request, emit, left, pin)
+        candidates, package_warnings = self._candidates.of_deploy(asked, request, _telling(emit))
         candidates = [_with_origin(one, fetched.get(index)) for index, one in enumerate(candidates)]
         self._check_room(candidates)
         builds = [candidate.version.build for candidate in candidates]
@@ -146,14 +149,14 @@ class Deployer:
             inspected, warnings = self._inspections.of_deploy(candidates, known, emit, left, keep=not request.dry_run)
             warnings += package_warnings
             result = DeployResult(
-                changes=tuple(self._changes(inspected, known, request.apis)),
+                changes=tuple(self._changes(inspected, asked, known)),
                 warnings=tuple(warnings),
                 committed=not request.dry_run,
             )
-            if not request.dry_run:
-                self._models.keep_cloud(request)
-                self._commit(deployment, request.source, known, inspected, result)
-            return result
+            if request.dry_run:
+                return result
+            self._models.keep_cloud(request)
+            return self._commit(deployment, request.source, known, inspected, result)
 
     def _asked(
         self,
@@ -162,23 +165,51 @@ class Deployer:
         request: DeployRequest,
         known: Mapping[ApiKey, ApiRecord],
     ) -> list[AskedApi]:
-        refreshes: dict[ApiKey, int] = {}
-        for version in self._state.versions():
-            refreshes[version.build.api] = max(version.refresh, refreshes.get(version.build.api, 0))
         keyed = (
             (api_key(deployment, spec.name), spec, upload) for spec, upload in zip(specs, request.apis, strict=True)
         )
         return [
-            AskedApi(key=key, spec=spec, upload=upload, old=known.get(key), last_refresh=refreshes.get(key, 0))
+            AskedApi(
+                key=key,
+                spec=spec,
+                upload=upload,
+                old=known.get(key),
+                last_refresh=self._state.refreshes(key),
+                passed=self._passed(known.get(key)),
+            )
             for key, spec, upload in keyed
         ]
 
+    def _passed(self, old: ApiRecord | None) -> tuple[VersionRecord, ...]:
+        """What an api was rolled back from, the latest first; empty where it did not come to that."""
+        if old is None or old.wanted.rolled_back is None:
+            return ()
+        if old.wanted.failed is not None or old.wanted.rolled_back.excuse:
+            return ()
+        kept = {one.build.revision: one for one in self._state.versions() if one.build.api == old.wanted.api}
+        return tuple(kept[revision] for revision in reversed(old.wanted.rolled_back.passed) if revision in kept)
+
+    def _fetched_again(
+        self, asked: Sequence[AskedApi], request: DeployRequest, emit: Emit, left: threading.Event, pin: Pin
+    ) -> list[AskedApi]:
+        """With the remote models of versions that were rolled back to and are to be refreshed."""
+        sources = {
+            index: source
+            for index, one in enumerate(asked)
+            if one.passed and request.refreshes(one.spec.name) and not request.force and (source := _source(one))
+        }
+        specs = [asked[index].spec.model_copy(update={"model": source}) for index, source in sources.items()]
+        uploads = tuple(msgspec.structs.replace(asked[index].upload, model=None) for index in sources)
+        fetched = self._models.of_deploy(specs, msgspec.structs.replace(request, apis=uploads), emit, left, pin)
+        by_index = {index: fetched.get(number) for number, index in enumerate(sources)}
+        return [msgspec.structs.replace(one, fetched_again=by_index.get(index)) for index, one in enumerate(asked)]
+
     def _changes(
-        self, inspected: Sequence[DeployedApi], known: Mapping[ApiKey, ApiRecord], uploads: Sequence[ApiUpload]
+        self, inspected: Sequence[DeployedApi], asked: Sequence[AskedApi], known: Mapping[ApiKey, ApiRecord]
     ) -> Iterator[ApiChange]:
         """What becomes of each api: of those that stay in their sequence, then of those that go."""
-        for one, upload in zip(inspected, uploads, strict=True):
-            yield self._change(one, known.get(one.settings.api), upload)
+        for one, of_api in zip(inspected, asked, strict=True):
+            yield self._change(one, of_api)
         for key in sorted(known.keys() - {one.settings.api for one in inspected}):
             yield changes.removed(known[key])
 
@@ -189,11 +220,12 @@ class Deployer:
         known: Mapping[ApiKey, ApiRecord],
         inspected: Sequence[DeployedApi],
         result: DeployResult,
-    ) -> None:
+    ) -> DeployResult:
+        """Write it. The result with what went back to an older version meanwhile, and was left as it is."""
         wall_s = self._clock.wall_s()
         updated_wall_s = self._updated_wall_s(deployment, result, wall_s)
         told = zip(inspected, result.changes, strict=False)  # those that go come last
-        self._state.commit_deploy(
+        left = self._state.commit_deploy(
             DeployChange(
                 deployment=DeploymentRecord(name=deployment, source=source, updated_wall_s=updated_wall_s),
                 apis=tuple(_to_write(one, change, known.get(one.settings.api), wall_s) for one, change in told),
@@ -201,11 +233,16 @@ class Deployer:
             )
         )
         self._committed()
+        names = {split_api_key(key)[1]: record for key in left if (record := self._state.api(key)) is not None}
+        if not names:
+            return result
+        became = (changes.left_meanwhile(names[one.api], one) if one.api in names else one for one in result.changes)
+        return msgspec.structs.replace(result, changes=tuple(became))
 
     def _updated_wall_s(self, deployment: DeploymentName, result: DeployResult, wall_s: float) -> float:
         """When something of it changed, as for its apis; not when the same was deployed again."""
         before = next((known for known in self._state.deployments() if known.name == deployment), None)
-        changes_something = any(change.kind is not ChangeKind.UNCHANGED for change in result.changes)
+        changes_something = any(change.kind not in _NOTHING_NEW for change in result.changes)
         return wall_s if before is None or changes_something else before.updated_wall_s
 
     # ---- checks -------------------------------------------------------------------------------------------------
@@ -256,11 +293,19 @@ class Deployer:
         if problems:
             raise Problems(problems)
 
-    def _change(self, candidate: DeployedApi, old: ApiRecord | None, upload: ApiUpload) -> ApiChange:
+    def _change(self, candidate: DeployedApi, asked: AskedApi) -> ApiChange:
         """What becomes of an api, with what there is to note."""
-        version = candidate.version
+        version, old, upload = candidate.version, asked.old, asked.upload
         build = version.build
-        change = changes.describe(old, version, endpoint=self._ingress_url() + route_path(build.api))
+        endpoint = self._ingress_url() + route_path(build.api)
+        change = changes.describe(old, version, endpoint=endpoint)
+        if candidate.stays and old is not None:
+            if build.revision == old.wanted.build.revision:
+                return changes.left(old, version, asked.passed[0], endpoint=endpoint)
+            return msgspec.structs.replace(change, causes=("what it was rolled back to is refreshed", *change.causes))
+        if asked.passed and change.kind is not ChangeKind.UNCHANGED:
+            again = changes.forward_again(asked.passed[0], version)
+            change = msgspec.structs.replace(change, causes=(again, *change.causes))
         notes = [f"model: {upload.model.note}"] if upload.model is not None and upload.model.note else []
         notes += version.inspection.notes
         if change.kind in (ChangeKind.ADDED, ChangeKind.NEW_VERSION):
@@ -336,8 +381,18 @@ def _telling(emit: Emit) -> Callable[[str], None]:
     return lambda message: emit(DeployProgress(message=message))
 
 
+def _source(asked: AskedApi) -> str:
+    """Where the model of the wanted version is fetched from; empty if it is not, or if that is not known any more."""
+    model = asked.old.version.build.model if asked.old is not None else None
+    if model is None or not is_remote(model.source):
+        return ""
+    if masked_model(asked.spec.model) == model.source:
+        return asked.spec.model
+    return "" if model.source.endswith("?***") else model.source
+
+
 def _with_origin(candidate: DeployedApi, fetched: Fetched | None) -> DeployedApi:
-    if fetched is None:
+    if fetched is None or candidate.stays:
         return candidate
     return msgspec.structs.replace(candidate, version=msgspec.structs.replace(candidate.version, origin=fetched.origin))
 
@@ -345,7 +400,7 @@ def _with_origin(candidate: DeployedApi, fetched: Fetched | None) -> DeployedApi
 def _to_write(candidate: DeployedApi, change: ApiChange, old: ApiRecord | None, wall_s: float) -> DeployedApi:
     """With what made its version; `last_updated` is when something changed, not when the same was deployed again."""
     is_new = change.kind in (ChangeKind.ADDED, ChangeKind.NEW_VERSION)
-    deployed_wall_s = wall_s if old is None or change.kind is not ChangeKind.UNCHANGED else old.wanted.deployed_wall_s
+    deployed_wall_s = wall_s if old is None or change.kind not in _NOTHING_NEW else old.wanted.deployed_wall_s
     return msgspec.structs.replace(
         candidate,
         settings=msgspec.structs.replace(candidate.settings, deployed_wall_s=deployed_wall_s),

@@ -19,6 +19,7 @@ from cortex.controlplane.agents import LocalAgent
 from cortex.controlplane.chores import Chore
 from cortex.controlplane.fetching import Models
 from cortex.controlplane.loop import Loop
+from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.scaling import Scaling
 from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
@@ -26,7 +27,7 @@ from cortex.controlplane.versions import revisions_of_version
 from cortex.controlplane.view import View, deployment_statuses
 from cortex.engines.base import Engine
 from cortex.errors import CortexError
-from cortex.ids import ApiKey, DeploymentName, api_key, short
+from cortex.ids import ApiKey, DeploymentName, api_key
 from cortex.metrics.exposition import Exposed, exposition
 from cortex.settings import OPERATOR_HOST, Settings
 from cortex.state.records import StateStore
@@ -43,6 +44,8 @@ from cortex.wire.operator import (
     HistoryLine,
     Info,
     Removed,
+    RollbackRequest,
+    RollbackResult,
     StopRequest,
     Watched,
     rfc3339,
@@ -83,6 +86,7 @@ class ControlPlane:
         cloud_keys: CloudKeys,
         models: Models,
         make_deployer: Callable[[], Deployer],
+        rollbacks: Rollbacks,
         ingress_url: Callable[[], str],
         wanted_changed: Callable[[], None],
         parts: Sequence[Chore],
@@ -104,6 +108,7 @@ class ControlPlane:
         self._cloud_keys = cloud_keys
         self._models = models
         self._make_deployer = make_deployer
+        self._rollbacks = rollbacks
         self._ingress_url = ingress_url
         self._wanted_changed = wanted_changed
         self._parts = parts
@@ -160,6 +165,17 @@ class ControlPlane:
             self._loop.catch_up()  # readers see the deploy from now on
             removed = [change.api for change in result.changes if change.kind is ChangeKind.REMOVED]
             self._forget(api_key(DeploymentName(name), api) for api in removed)
+        return result
+
+    def roll_back(self, api: ApiKey, request: RollbackRequest) -> RollbackResult | None:
+        """
+        Have an older version of an api serve; None when there is no such api.
+
+        It waits for no deploy: one that is under way leaves the api as it then is.
+        """
+        result = self._rollbacks.roll_back(api, request)
+        if result is not None and not result.already:
+            self._loop.catch_up()
         return result
 
     def delete(self, deployment: DeploymentName, api: ApiKey | None) -> Removed | None:
@@ -287,12 +303,4 @@ class ControlPlane:
         return self._agent.read_logs(request)
 
     def history(self, api: ApiKey) -> tuple[HistoryLine, ...]:
-        return tuple(
-            HistoryLine(
-                version=short(line.version),
-                deployed=rfc3339(line.deployed_wall_s),
-                cause=line.cause,
-                outcome=line.outcome,
-            )
-            for line in self._state.history(api)
-        )
+        return self._rollbacks.history(api)

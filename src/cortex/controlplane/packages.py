@@ -130,7 +130,11 @@ class Packages:
             packages = record.version.packages
             if found is None and packages is not None and packages.asked == asked:
                 found = packages
-        return found if found is not None and found.lock in self._store.trees() else None
+        return found if found is not None and self.is_there(found) else None
+
+    def is_there(self, record: PackagesRecord) -> bool:
+        """Whether its lock is still stored."""
+        return record.lock in self._store.trees()
 
     def keep(self, asked: str, locked: PackageLock) -> PackagesRecord:
         """Store a lock and remember what it is the answer to."""
@@ -168,7 +172,12 @@ class DeployPackages:
         self._files = tuple(files)
         self._refresh = refresh
         self._tell = tell
-        self._settled: dict[Runtime, PackagesRecord | None] = {}
+        self._settled: dict[tuple[Runtime, str], PackagesRecord] = {}
+        """By runtime, and by the lock that an api had before."""
+        self._resolved_anew: dict[str, PackagesRecord] = {}
+        """What this deploy has resolved, by what was asked: once for all apis."""
+        self._said: set[Runtime] = set()
+        """Of these it was told why there are none."""
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
@@ -187,13 +196,14 @@ class DeployPackages:
         """
         if self._requirements is None:
             return None
-        if runtime not in self._settled:
-            self._settled[runtime] = None
-            self._settled[runtime] = self._settle(self._requirements, runtime, before)
-        settled = self._settled[runtime]
-        if settled is None:
+        if runtime in self._said:
             raise Problems(())
-        return settled
+        key = (runtime, before.lock if before is not None else "")
+        if key not in self._settled:
+            self._said.add(runtime)
+            self._settled[key] = self._settle(self._requirements, runtime, before)
+            self._said.remove(runtime)
+        return self._settled[key]
 
     def _settle(self, requirements: Requirements, runtime: Runtime, before: PackagesRecord | None) -> PackagesRecord:
         names = {line.name for line in requirements.lines}
@@ -206,14 +216,23 @@ class DeployPackages:
             if conflicts:
                 raise Problems(conflicts)
             asked = _digest_of_question(requirements, needed, self._files)
-            found = None if self._refresh else self._packages.recall(asked)
+            found = self._recall(asked, before)
             if found is not None:
                 return found
             locked = self._resolve(requirements, needed, before)
             others = _other_backends(runtime, needed, locked)
             if not others:
-                return self._packages.keep(asked, locked)
+                self._resolved_anew[asked] = self._packages.keep(asked, locked)
+                return self._resolved_anew[asked]
             names |= others  # they hold the same module: there can be only one of them
+
+    def _recall(self, asked: str, before: PackagesRecord | None) -> PackagesRecord | None:
+        """The answer to the same question: the one that the api had, else any."""
+        if self._refresh:
+            return self._resolved_anew.get(asked)
+        if before is not None and before.asked == asked and self._packages.is_there(before):
+            return before
+        return self._packages.recall(asked)
 
     def _resolve(self, requirements: Requirements, needed: Sequence[str], before: PackagesRecord | None) -> PackageLock:
         preferred = preferred_versions()

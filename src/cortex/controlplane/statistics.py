@@ -17,6 +17,7 @@ from cortex.metrics import summary
 from cortex.metrics.collect import Collector
 from cortex.metrics.counts import Lifetime
 from cortex.metrics.store import StatsStore, Window
+from cortex.planning.watching import Answers
 from cortex.wire.build import TrackerConfig
 from cortex.wire.operator import AllVersions, ApiStatus, Traffic
 from cortex.wire.reports import AgentReport, IngressRefusals, Phase
@@ -134,6 +135,29 @@ class Statistics:
                 tracker=_told(tracker, together),
             ),
         )
+
+    def answers(self, api: ApiKey, version: Version) -> Answers | None:
+        """What a version has answered, over at most 14 days; None where nobody can tell."""
+        store = self._store
+        try:
+            if store is None:
+                return None
+            counts = store.window(api, version, now_wall_s=self._clock.wall_s()).counts
+        except CortexError as error:
+            log.warning("statistics cannot be read: %s", error)
+            return None
+        return Answers(counts.served, counts.failed)
+
+    def minutes(self, api: ApiKey, version: Version, *, until_wall_s: float, minutes: int) -> tuple[Answers, ...]:
+        """What a version has answered in each minute before an instant in which it did, oldest first."""
+        store = self._store
+        try:
+            found = () if store is None else store.recent(api, version, now_wall_s=until_wall_s, minutes=minutes)
+        except CortexError as error:
+            log.warning("statistics cannot be read: %s", error)
+            return ()
+        before = (one.counts for one in found if one.start_s <= until_wall_s)
+        return tuple(Answers(counts.served, counts.failed) for counts in before if counts.answered)
 
     def lifetimes(self) -> dict[ApiKey, Lifetime]:
         """Totals that only grow, for Prometheus."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -11,6 +12,18 @@ from cortex.ids import Revision, Version, short
 from cortex.state.base import ApiRecord, VersionLine, VersionRecord
 from cortex.wire.build import BuildSpec
 from cortex.wire.operator import CURRENT
+
+SETTINGS = ("timeout", "max_body", "retry", "rollout")
+SETTINGS_OF_COMPUTE = (
+    "min_replicas",
+    "max_replicas",
+    "init_replicas",
+    "target_cpu_utilization",
+    "target_in_flight",
+    "downscale_window",
+    "idle_timeout",
+)
+"""Fields that are no part of a version or of how its replicas run: of an api, and of its `compute`."""
 
 
 def version_of(build: BuildSpec, *, secrets: Mapping[str, str], refresh: int) -> Version:
@@ -59,6 +72,19 @@ def revision_of(build: BuildSpec) -> Revision:
     return Revision(_digest(facts))
 
 
+def with_settings_of(spec: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved configuration with the settings of another one; empty, and nothing is known of it, it stays so."""
+    if not spec or not now:
+        return dict(spec)
+    compute = {**spec.get("compute", {}), **_of_these(SETTINGS_OF_COMPUTE, now.get("compute", {}))}
+    return {**spec, **_of_these(SETTINGS, now), "compute": compute}
+
+
+def is_same_content(one: BuildSpec, other: BuildSpec) -> bool:
+    """Whether two builds come of the same files and the same `compute`; what leads to clouds says nothing of that."""
+    return (one.version, one.resources, one.concurrency) == (other.version, other.resources, other.concurrency)
+
+
 def revisions_of_version(
     record: ApiRecord, kept: Iterable[VersionRecord], history: Iterable[VersionLine], version: str
 ) -> set[str]:
@@ -82,6 +108,10 @@ def trees_of(build: BuildSpec) -> tuple[str, ...]:
     model = build.model.tree if build.model is not None else None
     sample = build.sample.tree if build.sample is not None else None
     return tuple(tree for tree in (model, build.project, build.packages, sample) if tree is not None)
+
+
+def _of_these(names: Iterable[str], block: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: block[name] for name in names if name in block}
 
 
 def _digest(facts: object) -> str:

@@ -18,6 +18,7 @@ REMEMBERED_INSTANCES = 16
 _CLIENT_ERRORS = frozenset(
     (Refusal.BAD_REQUEST, Refusal.METHOD_NOT_ALLOWED, Refusal.REQUEST_TIMEOUT, Refusal.BODY_TOO_LARGE)
 )
+_OF_REPLICAS = frozenset((Refusal.REPLICA_LOST, Refusal.TIMEOUT))
 
 
 class ApiRefusals(msgspec.Struct, frozen=True):
@@ -37,6 +38,11 @@ class ApiRefusals(msgspec.Struct, frozen=True):
     def server_error(self) -> int:
         """5xx."""
         return sum(self.counts.values()) - self.client_error
+
+    @property
+    def failed(self) -> int:
+        """502 and 504: replicas ended over a request, or did not answer in time."""
+        return sum(n for refusal, n in self.counts.items() if refusal in _OF_REPLICAS)
 
 
 class IngressCounters:

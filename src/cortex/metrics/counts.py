@@ -64,11 +64,25 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     zeros: int = 0
     undercount: int = 0
     """By how much the count of any class may be too low. 0 as long as there was room for all classes."""
+    unavailable: int = 0
+    """Of `server_error`, 503."""
+    refused_failed: int = 0
+    """Of `refused_server_error`, what replicas are to blame for: see `IngressRefusals.failed`."""
 
     @property
     def answered(self) -> int:
         """Requests that got an answer, from whomever."""
         return self.ok + self.client_error + self.server_error + self.refused_client_error + self.refused_server_error
+
+    @property
+    def failed(self) -> int:
+        """Requests that whatever serves did not answer as it should: a 503 tells of load, a 4xx of the caller."""
+        return max(0, self.server_error - self.unavailable) + self.refused_failed
+
+    @property
+    def served(self) -> int:
+        """Requests that it did, or of which it is to blame that it did not."""
+        return self.ok + self.failed
 
 
 NOTHING = Counts()
@@ -85,6 +99,8 @@ _SUMS = (
     "numbers",
     "zeros",
     "undercount",
+    "unavailable",
+    "refused_failed",
 )
 _MAPS = ("latency", "positive", "negative")
 
@@ -134,6 +150,7 @@ def read(file: StatsFile) -> Reading:
         ok=file.ok,
         client_error=file.client_error,
         server_error=file.server_error,
+        unavailable=file.unavailable,
         abandoned=file.abandoned,
         dropped=file.dropped,
         latency_sum_ms=file.latency_sum_ms,

@@ -117,6 +117,7 @@ MIGRATIONS = (
     """,
     # 1: its api is gone, and it counts no more.
     "ALTER TABLE seen_run ADD COLUMN discarded INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE ingress_seen ADD COLUMN failed INTEGER NOT NULL DEFAULT 0",
 )
 """Script n brings a file from schema version n to n + 1. Scripts are never changed, only appended."""
 
@@ -385,20 +386,22 @@ class StatsStore:
     def _see_ingress(self, db: sqlite3.Connection, counted: IngressRefusals) -> Counts | None:
         key = (counted.instance, counted.api)
         row = db.execute(
-            "SELECT client_error, server_error FROM ingress_seen WHERE instance = ? AND api = ?", key
+            "SELECT client_error, server_error, failed FROM ingress_seen WHERE instance = ? AND api = ?", key
         ).fetchone()
-        before_client, before_server = row or (0, 0)
+        before_client, before_server, before_failed = row or (0, 0, 0)
         client, server = counted.client_error - before_client, counted.server_error - before_server
-        if client < 0 or server < 0:
+        failed = counted.failed - before_failed
+        if client < 0 or server < 0 or failed < 0:
             self._warn_once(key, f"ingress {counted.instance}: counters of {counted.api} went backwards; left out")
             return None
         if not client and not server:
             return None
         db.execute(
-            "INSERT OR REPLACE INTO ingress_seen (instance, api, client_error, server_error) VALUES (?, ?, ?, ?)",
-            (*key, counted.client_error, counted.server_error),
+            "INSERT OR REPLACE INTO ingress_seen (instance, api, client_error, server_error, failed)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (*key, counted.client_error, counted.server_error, counted.failed),
         )
-        return Counts(refused_client_error=client, refused_server_error=server)
+        return Counts(refused_client_error=client, refused_server_error=server, refused_failed=min(failed, server))
 
     def _count(self, db: sqlite3.Connection, api: ApiKey, version: Version, new: _New, now_wall_s: float) -> None:
         """Write what is new of a version, and keep the sums in memory up with it."""

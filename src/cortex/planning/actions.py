@@ -119,6 +119,15 @@ class MarkAwake(msgspec.Struct, frozen=True, kw_only=True):
     api: ApiKey
 
 
+class GoBack(msgspec.Struct, frozen=True, kw_only=True):
+    """The wanted build failed after it had taken over: the version that was live before comes back."""
+
+    api: ApiKey
+    revision: Revision
+    to: Revision
+    problem: Problem
+
+
 Action = (
     AcquireLease
     | RecoverLease
@@ -131,6 +140,7 @@ Action = (
     | MarkLive
     | MarkFailed
     | MarkAwake
+    | GoBack
 )
 
 
@@ -192,6 +202,8 @@ def describe(action: Action) -> str:
             return f"{action.api}: somebody has knocked: it wakes"
         case MarkFailed(revision=revision, problem=problem):
             return f"{action.api}: revision {short(revision)} is given up: {problem.message}"
+        case GoBack(revision=revision, to=to, problem=problem):
+            return f"{action.api}: back from revision {short(revision)} to {short(to)}: {problem.message}"
 
 
 def _describe_order(order: Order) -> str:

@@ -60,6 +60,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     """Those that are not stored yet."""
     given_up: Problem | None
     """Why the wanted build is given up now."""
+    goes_back_to: Revision | None
+    """If it had taken over already: the build that was live before."""
     decision: Decision
 
     @property
@@ -112,13 +114,22 @@ def _judged(wanted: WantedApi, seen: SeenApi, records: dict[Revision, RunRecord]
         known = records.get(ended.revision) or RunRecord(api=wanted.api, revision=ended.revision)
         records[ended.revision] = backoff.run_after_exit(known, ended)
     given_up = None
-    if wanted.failed is None and not _was_live(wanted):
+    if wanted.failed is None and (not _was_live(wanted) or wanted.watched_until_wall_s is not None):
         given_up = backoff.reason_to_give_up(records.get(wanted.build.revision))
-    if given_up is not None:
+    goes_back_to = wanted.previous if given_up is not None and _has_taken_over(wanted) else None
+    if given_up is not None and goes_back_to is None:
         wanted = msgspec.structs.replace(wanted, failed=given_up)
     runs = Runs(records)
     decision = decide(wanted, seen.slots, runs.wait_left_s, fallback_fails=runs.fails(goal_and_fallback(wanted)[1]))
-    return Case(wanted=wanted, seen=seen, runs=runs, exits=exits, given_up=given_up, decision=decision)
+    return Case(
+        wanted=wanted,
+        seen=seen,
+        runs=runs,
+        exits=exits,
+        given_up=given_up,
+        goes_back_to=goes_back_to,
+        decision=decision,
+    )
 
 
 def _new_exits(wanted: WantedApi, seen: SeenApi, records: Mapping[Revision, RunRecord]) -> tuple[RecordExit, ...]:
@@ -144,6 +155,11 @@ def _new_exits(wanted: WantedApi, seen: SeenApi, records: Mapping[Revision, RunR
                 )
             )
     return tuple(found)
+
+
+def _has_taken_over(wanted: WantedApi) -> bool:
+    """Whether what served before is gone: some of its replicas were ready, and carried the api alone."""
+    return wanted.serving is not None and wanted.serving.revision == wanted.build.revision
 
 
 def _was_live(wanted: WantedApi) -> bool:

@@ -47,9 +47,23 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 600.0
     max_body_bytes: int = 100 * 2**20
     retry: bool = True
+    watch_s: float = 120.0
+    """For how long a new version is compared with the one before once it is live; 0: not at all."""
     force: bool = False
     """The user accepts a gap when there is no room for a surge replica."""
     deployed_wall_s: float = 0.0
+
+
+class RolledBack(msgspec.Struct, frozen=True, kw_only=True):
+    """That an api went back to an older version, and stays there until other files are deployed."""
+
+    wall_s: float
+    passed: tuple[Revision, ...]
+    """What it went back from, the latest last: a deploy that comes to one of these leaves the api alone."""
+    reason: str = ""
+    """Why, where nobody asked for it."""
+    excuse: str = ""
+    """Why that was no fault of what it went back from; then no deploy is held back."""
 
 
 class ApiProgress(ApiSettings, frozen=True, kw_only=True):
@@ -63,6 +77,12 @@ class ApiProgress(ApiSettings, frozen=True, kw_only=True):
     """Why the wanted version was given up; it is not tried again until the next deploy."""
     live_wall_s: float | None = None
     """When the wanted version became live; None while it has not."""
+    previous: Revision | None = None
+    """What was live when the rollout of the wanted version began, until that is neither on its way nor watched."""
+    watched_until_wall_s: float | None = None
+    """Until then the wanted version is compared with `previous`; None: it is not, or not yet."""
+    rolled_back: RolledBack | None = None
+    """The wanted version is one that it went back to."""
 
 
 class WantedApi(ApiProgress, frozen=True, kw_only=True):

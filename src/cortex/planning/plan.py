@@ -18,6 +18,7 @@ from cortex.planning import guarding
 from cortex.planning.actions import (
     AcquireLease,
     Action,
+    GoBack,
     MarkAwake,
     MarkFailed,
     MarkLive,
@@ -69,6 +70,9 @@ def plan(assessment: Assessment) -> Plan:
 def _plan_case(case: Case, assessment: Assessment) -> Plan:
     """The actions for one wanted api."""
     wanted, decision, runs = case.wanted, case.decision, case.runs
+    if case.given_up is not None and case.goes_back_to is not None:
+        back = GoBack(api=wanted.api, revision=wanted.build.revision, to=case.goes_back_to, problem=case.given_up)
+        return Plan(actions=(*case.exits, back))
     if case.given_up is not None:
         mark = MarkFailed(api=wanted.api, revision=wanted.build.revision, problem=case.given_up)
         return Plan(actions=(*case.exits, mark))

@@ -30,7 +30,16 @@ from cortex.planning.batching import BatchingDecision, Known
 from cortex.planning.model import LeaseState, RunRecord, Snapshot, WantedApi
 from cortex.planning.slots import SeenApi, Slot, SlotState
 from cortex.planning.standing import Facts, Standing, facts_of, standing_of
-from cortex.wire.operator import ApiStatus, Batching, Ends, ReplicaCounts, Status, Waits, rfc3339
+from cortex.wire.operator import (
+    ApiStatus,
+    Batching,
+    Ends,
+    ReplicaCounts,
+    Status,
+    Waits,
+    date_and_time,
+    rfc3339,
+)
 from cortex.wire.reports import ReplicaReport
 
 _OF_SAMPLES = frozenset(("sample-failed", "sample-lost", "tracker-never-matches"))
@@ -57,6 +66,7 @@ def _wanted(facts: Facts, known: Known, remarks: Sequence[str], closed: Problem 
     sample_problem = _sample_problem(reports)
     notes = (
         *_rollout_notes(facts, found),
+        *_rollback_notes(wanted),
         *(() if sample_problem is None else (sample_problem.message,)),
         *(() if batching.disagreement is None else (batching.text,)),
         *remarks,
@@ -137,6 +147,15 @@ def _rollout_notes(facts: Facts, found: Standing) -> tuple[str, ...]:
         placed = len(facts.own) - len(facts.placing)
         notes = (f"capped: {placed} of {facts.wanted.replicas} replicas, {wording.room(facts.placing)}",)
     return tuple(note for note in notes if note != found.reason)
+
+
+def _rollback_notes(wanted: WantedApi) -> tuple[str, ...]:
+    back = wanted.rolled_back
+    if back is None or wanted.failed is not None:
+        return ()
+    why = f": {back.reason}" if back.reason else ""
+    then = back.excuse or "deploys leave it until its files change, or --force"
+    return (f"rolled back on {date_and_time(back.wall_s)}{why}; {then}",)
 
 
 def _shared_cpu(seen: Snapshot) -> dict[NodeId, str]:

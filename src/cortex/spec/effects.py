@@ -40,5 +40,6 @@ EFFECTS: Mapping[str, Effect] = {
     "retry": Effect.IN_PLACE,
     "timeout": Effect.IN_PLACE,
     "max_body": Effect.IN_PLACE,
+    "rollout.watch": Effect.IN_PLACE,
 }
 """Every field of an api but `name`: another name is another api."""

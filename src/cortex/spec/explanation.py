@@ -51,6 +51,8 @@ EXAMPLES = {
     "timeout": "timeout: 30s",
     "max_body": "max_body: 100Mi",
     "batching": "batching: off",
+    "rollout": "rollout:\n  watch: 2m",
+    "watch": "watch: 2m",
 }
 """One line, or a few, for every field."""
 _READABLE_DIGITS = 10

@@ -35,7 +35,17 @@ from cortex.ids import DEFAULT_DEPLOYMENT, DeploymentName
 from cortex.spec import rules
 from cortex.spec.locations import ModelFormat, infer_format, masked_model, sample_path
 from cortex.spec.problems import quoted
-from cortex.spec.quantities import DURATION_PATTERN, MIN_MEMORY_BYTES, QUANTITY_PATTERN, Cpu, Duration, Memory, Size
+from cortex.spec.quantities import (
+    DURATION_PATTERN,
+    LONGEST_WATCH_S,
+    MIN_MEMORY_BYTES,
+    QUANTITY_PATTERN,
+    Cpu,
+    Duration,
+    Memory,
+    Size,
+    Watch,
+)
 
 ModelType = Literal["classification", "regression"]
 
@@ -98,6 +108,14 @@ MemoryField = Annotated[
 SizeField = Annotated[Size, PlainValidator(rules.check_parsed(Size)), _as_spelled, WithJsonSchema(_QUANTITY)]
 DurationField = Annotated[
     Duration, PlainValidator(rules.check_parsed(Duration)), _as_spelled, WithJsonSchema(_DURATION)
+]
+WatchField = Annotated[
+    Watch,
+    PlainValidator(rules.check_parsed(Watch)),
+    _as_spelled,
+    WithJsonSchema(
+        {"type": ["string", "number"], "pattern": f"^({DURATION_PATTERN})$", "minimum": 0, "maximum": LONGEST_WATCH_S}
+    ),
 ]
 ModelField = Annotated[str, PlainValidator(rules.check_model), WithJsonSchema(_MODEL)]
 HandlerField = Annotated[str, PlainValidator(rules.check_handler), WithJsonSchema(_HANDLER)]
@@ -259,6 +277,16 @@ class ComputeSpec(_Block):
         return init
 
 
+class RolloutSpec(_Block):
+    """How a new version takes over from the one before."""
+
+    watch: WatchField = Field(
+        default=Watch.parse("2m"),
+        description="For how long a new version is compared with the one before once it is live, and goes back if far "
+        "more of its requests fail; 0: not at all.",
+    )
+
+
 class ApiSpec(_Block):
     """One `kind: api`."""
 
@@ -295,6 +323,8 @@ class ApiSpec(_Block):
         description="auto: what queued up meanwhile goes through the model together, if its graph proves that no row "
         "depends on others. on: on your word, also where that cannot be proved.",
     )
+
+    rollout: RolloutSpec = Field(default=RolloutSpec(), description="How a new version takes over.")
 
     @property
     def masked_model(self) -> str:
@@ -367,7 +397,7 @@ class ProjectSpec(_Block):
 
 RESOURCES: Mapping[str, type[BaseModel]] = {"api": ApiSpec, "deployment": DeploymentSpec}
 """The model of each `kind`."""
-BLOCKS: Mapping[str, type[BaseModel]] = {"compute": ComputeSpec, "tracker": TrackerSpec}
+BLOCKS: Mapping[str, type[BaseModel]] = {"compute": ComputeSpec, "tracker": TrackerSpec, "rollout": RolloutSpec}
 """The model of each block inside an api, by its field."""
 KEPT_AS_WRITTEN = frozenset(
     [
@@ -377,6 +407,7 @@ KEPT_AS_WRITTEN = frozenset(
         ("compute", "downscale_window"),
         ("timeout",),
         ("max_body",),
+        ("rollout", "watch"),
     ]
 )
 """

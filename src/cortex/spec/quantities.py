@@ -193,6 +193,25 @@ class Duration:
         return cls(seconds, _spelling(value))
 
 
+LONGEST_WATCH_S = 3600.0
+"""A version that was good for an hour is not compared with the one before any more."""
+
+
+class Watch(Duration):
+    """For how long a new version is watched: a `Duration` of at most an hour, or 0."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: str | int | float) -> Self:
+        """Raises DurationError as `Duration.parse`, but for 0, and above an hour."""
+        seconds = parse_duration(value)
+        if seconds > LONGEST_WATCH_S:
+            message = f"expected a duration up to 1h, or 0, found {_spelling(value)}"
+            raise DurationError(value, message, hint="2m unless given; 0 watches nothing")
+        return super().parse(value) if seconds else cls(0.0, _spelling(value))
+
+
 def _meant_cpus(text: str) -> str:
     """The hint for more cpus than any machine has: `500M` has the wrong case, and `2Gi` a suffix of memory."""
     number = re.sub(r"[kKMGTPE]i?$", "", text)

@@ -149,7 +149,7 @@ def check_parsed(kind: type[Cpu] | type[Size] | type[Duration]) -> Callable[[Any
         if isinstance(value, kind):
             return value
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise wrong_type("a duration" if kind is Duration else "a quantity")
+            raise wrong_type("a duration" if issubclass(kind, Duration) else "a quantity")
         try:
             return kind.parse(value)
         except DurationError as error:

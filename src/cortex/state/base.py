@@ -8,7 +8,7 @@ import msgspec
 
 from cortex.errors import CortexError
 from cortex.ids import ApiKey, DeploymentName, Revision, Version
-from cortex.planning.model import ApiSettings, WantedApi
+from cortex.planning.model import ApiSettings, RolledBack, WantedApi
 from cortex.wire.build import BuildSpec
 from cortex.wire.fetch import Origin
 from cortex.wire.launch import InspectReport
@@ -53,6 +53,8 @@ class VersionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """None: nothing is asked for, and what is installed with Cortex serves."""
     turn: int = 0
     """Counts up each time that a revision of the api goes live; 0: it never did."""
+    withdrawn_wall_s: float | None = None
+    """When its api went back from it to an older one; None: it did not, or was taken there again since."""
 
 
 class ApiRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +81,7 @@ class VersionLine(msgspec.Struct, frozen=True, kw_only=True):
     cause: str
     """What made it, e.g. `model changed, handler.py changed`."""
     outcome: str = ""
-    """`live`, `failed: …`, `replaced`, `deleted`, or empty while under way."""
+    """`live`, `failed: …`, `replaced`, `rolled back`, `deleted`, or empty while under way."""
     revision: Revision | None = None
     """With which it was first deployed; None in lines that were written before this was kept."""
     deleted_wall_s: float | None = None
@@ -95,6 +97,25 @@ class DeployedApi(msgspec.Struct, frozen=True, kw_only=True):
     """How many an api has that is new."""
     cause: str = ""
     """What made its version a new one; empty: it is the wanted one already."""
+    rolled_back: RolledBack | None = None
+    """As the deploy found it. Another one by now, and the api is left as it is: it went back meanwhile."""
+    stays: bool = False
+    """It stays rolled back: this is the version that it went back to, or that one refreshed."""
+
+
+class RollbackChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What going back to a version writes."""
+
+    version: VersionRecord
+    """As it shall run: with what leads to clouds today."""
+    instead_of: Revision
+    """What was wanted when this was decided."""
+    cause: str
+    force: bool = False
+    """A gap is accepted when there is no room for one replica more."""
+    reason: str = ""
+    """Why, where nobody asked for it."""
+    wall_s: float
 
 
 class DeployChange(msgspec.Struct, frozen=True, kw_only=True):

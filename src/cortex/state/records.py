@@ -20,10 +20,27 @@ from cortex.planning.actions import RecordExit
 from cortex.planning.autoscale import ScalingDecision
 from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.crashes import Row
-from cortex.planning.model import ApiProgress, ApiSettings, Desired, RunRecord, Scale, SlotRecord, WantedApi
-from cortex.state.base import ApiRecord, DeployChange, DeployedApi, DeploymentRecord, VersionLine, VersionRecord
+from cortex.planning.model import (
+    ApiProgress,
+    ApiSettings,
+    Desired,
+    RolledBack,
+    RunRecord,
+    Scale,
+    SlotRecord,
+    WantedApi,
+)
+from cortex.state.base import (
+    ApiRecord,
+    DeployChange,
+    DeployedApi,
+    DeploymentRecord,
+    RollbackChange,
+    VersionLine,
+    VersionRecord,
+)
 from cortex.wire.batching import BatchingVerdict
-from cortex.wire.build import ModelKey
+from cortex.wire.build import BuildSpec, ModelKey
 from cortex.wire.reports import ExitReport
 
 HISTORY_LINES = 100
@@ -42,6 +59,14 @@ class ApiRow(ApiProgress, frozen=True, kw_only=True):
 
     wanted: Revision
     serving: Revision | None = None
+    refreshes: int = 0
+    """The most that any version of it was refreshed: a count that was given once makes no other version."""
+
+    @property
+    def in_use(self) -> set[Revision]:
+        """What may be started, and what deploys are compared with."""
+        passed = self.rolled_back.passed if self.rolled_back is not None else ()
+        return {self.wanted, *passed, *(one for one in (self.serving, self.previous) if one is not None)}
 
 
 class StoredSlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -207,6 +232,13 @@ class StateStore:
             found: Iterable[VersionRecord] = self._content["versions"].values()
             return tuple(sorted(found, key=lambda one: (one.build.api, -one.turn, one.build.revision)))
 
+    def refreshes(self, api: ApiKey) -> int:
+        """The most that any version of an api was refreshed, also of one that is gone."""
+        with self._lock:
+            row = self._row(api)
+            known: list[int] = [version.refresh for _key, version in self._of_api("versions", api)]
+            return max([0 if row is None else row.refreshes, *known])
+
     def _row(self, key: ApiKey) -> ApiRow | None:
         row: ApiRow | None = self._content["apis"].get(key)
         return row
@@ -228,8 +260,7 @@ class StateStore:
     def _incomplete(self) -> str | None:
         """Of which api a row is missing, if of any."""
         for row in self._rows(None):
-            revisions = [row.wanted, *([row.serving] if row.serving is not None else [])]
-            known = all(_key(row.api, revision) in self._content["versions"] for revision in revisions)
+            known = all(_key(row.api, revision) in self._content["versions"] for revision in row.in_use)
             if not known or row.api not in self._content["scale"]:
                 return row.api
         return None
@@ -246,13 +277,16 @@ class StateStore:
 
     # ---- deploys ------------------------------------------------------------------------------------------------
 
-    def commit_deploy(self, change: DeployChange) -> None:
+    def commit_deploy(self, change: DeployChange) -> tuple[ApiKey, ...]:
         """
         Write a whole deploy; it survives a power failure once this returns.
 
         An api that exists keeps what serves, its number of replicas as far as the bounds allow it, whether its wanted
         revision is live when that is unchanged, and its run records; its `failed` mark is cleared and its revision's
         failed starts are forgotten, so that deploying the same thing again tries it again.
+
+        Returns:
+            The apis that went back to an older version since the deploy looked: these were left as they are.
         """
         with self._lock:
             name = change.deployment.name
@@ -261,9 +295,15 @@ class StateStore:
             for row in self._rows(name):
                 if row.api not in kept:
                     writes += self._removal(row.api, change.wall_s)
+            left: list[ApiKey] = []
             for deployed in change.apis:
-                writes += self._deployment(deployed, change.wall_s)
+                before = self._row(deployed.settings.api)
+                if before is not None and before.rolled_back not in (None, deployed.rolled_back):
+                    left.append(before.api)
+                else:
+                    writes += self._deployment(deployed, change.wall_s)
             self._write(writes, durable=True)
+            return tuple(left)
 
     def _deployment(self, deployed: DeployedApi, wall_s: float) -> Iterator[Write]:
         """What a deploy changes of one api."""
@@ -279,7 +319,7 @@ class StateStore:
             wall_s=wall_s,
             proves=before is not None and before.wanted != build.revision,
         )
-        row = _deployed_row(before, deployed.settings, build.revision, scaled)
+        row = _deployed_row(before, deployed, scaled, previous=self._compared_with(before, build))
         yield Write("apis", api, row)
         yield Write("scale", api, scaled)
         yield from self._versions_after(row, version)
@@ -293,6 +333,70 @@ class StateStore:
                 cause=deployed.cause or "first deploy",
             )
             yield Write("history", api, (*_closed(self._lines(api), "replaced"), line)[-HISTORY_LINES:])
+
+    def roll_back(self, change: RollbackChange) -> bool:
+        """
+        Write that an api goes back to a version; it survives a power failure once this returns.
+
+        What it went back from is remembered, so that deploys of the same files leave the api alone. Taking it to one
+        of these undoes that. Bounds, number of replicas and all other settings stay.
+
+        Returns:
+            False where something else is wanted by now than what the decision was made on; then nothing was changed.
+        """
+        with self._lock:
+            version = change.version
+            api, revision = version.build.api, version.build.revision
+            row = self._row(api)
+            if row is None or row.wanted != change.instead_of:
+                return False
+            back = None
+            if version.build.version not in self._passed_versions(row):
+                known = row.rolled_back.passed if row.rolled_back is not None else ()
+                passed = dict.fromkeys((*known, *([] if row.serving is None else [row.serving]), row.wanted))
+                passed.pop(revision, None)
+                back = RolledBack(wall_s=change.wall_s, passed=tuple(passed), reason=change.reason)
+            scaled = scale.deployed(self._content["scale"][api], row, row, first=1, wall_s=change.wall_s, proves=True)
+            after = msgspec.structs.replace(
+                row,
+                wanted=revision,
+                rolled_back=back,
+                previous=None,
+                watched_until_wall_s=None,
+                failed=None,
+                live_wall_s=None,
+                rollout_replicas=scaled.replicas,
+                force=change.force,
+                deployed_wall_s=change.wall_s,
+            )
+            line = VersionLine(
+                api=api,
+                version=version.build.version,
+                revision=revision,
+                deployed_wall_s=change.wall_s,
+                cause=change.cause,
+            )
+            lines = _closed(self._lines(api), _rolled_back_text(back))
+            self._write(
+                [
+                    Write("apis", api, after),
+                    Write("scale", api, scaled),
+                    *self._versions_after(after, msgspec.structs.replace(version, withdrawn_wall_s=None)),
+                    *self._runs_after_deploy(after),
+                    Write("history", api, (*lines, line)[-HISTORY_LINES:]),
+                ],
+                durable=True,
+            )
+            return True
+
+    def _compared_with(self, before: ApiRow | None, build: BuildSpec) -> Revision | None:
+        """Once a build is live: the last one that was, if that is of another version."""
+        if before is None:
+            return None
+        last = before.serving if before.serving_was_live else before.previous
+        if last is None or self._content["versions"][_key(build.api, last)].build.version == build.version:
+            return None
+        return last
 
     def delete(self, deployment: DeploymentName, api: ApiKey | None = None, *, wall_s: float) -> bool:
         """
@@ -372,12 +476,17 @@ class StateStore:
     # ---- what is kept -------------------------------------------------------------------------------------------
 
     def _versions_after(self, row: ApiRow, changed: VersionRecord) -> Iterator[Write]:
-        """One version as it is now; those that cannot be started again go."""
+        """One version as it is now, and those that the api went back from; those that are of no use any more go."""
         changed_key = _key(row.api, changed.build.revision)
         found: dict[str, VersionRecord] = {**dict(self._of_api("versions", row.api)), changed_key: changed}
-        kept = kept_versions(found.values(), {row.wanted, row.serving})
+        kept = kept_versions(found.values(), row.in_use)
         yield Write("versions", changed_key, changed)
         yield from (Write("versions", key, None) for key, one in found.items() if one.build.revision not in kept)
+        if row.rolled_back is not None and not row.rolled_back.excuse:
+            for key in (_key(row.api, revision) for revision in row.rolled_back.passed):
+                if found[key].withdrawn_wall_s is None:
+                    withdrawn = msgspec.structs.replace(found[key], withdrawn_wall_s=row.rolled_back.wall_s)
+                    yield Write("versions", key, withdrawn)
 
     def _runs_after_deploy(self, row: ApiRow) -> Iterator[Write]:
         """The new revision gets a fresh chance; runs of builds that cannot come back are forgotten."""
@@ -423,11 +532,18 @@ class StateStore:
                 live_wall_s=wall_s if row.live_wall_s is None else row.live_wall_s,
                 failed=None,
             )
+            if row.live_wall_s is None:
+                is_watched = row.previous is not None and row.watch_s > 0
+                live = msgspec.structs.replace(
+                    live,
+                    previous=row.previous if is_watched else None,
+                    watched_until_wall_s=wall_s + row.watch_s if is_watched else None,
+                )
             version: VersionRecord = self._content["versions"][_key(api, revision)]
             if row.live_wall_s is None:
                 last = max(one.turn for _key, one in self._of_api("versions", api))
                 version = msgspec.structs.replace(version, turn=last + 1)
-            lines = _ended(self._lines(api), "live", "replaced")
+            lines = self._lines_replaced(row)
             self._write(
                 [
                     Write("apis", api, live),
@@ -436,6 +552,59 @@ class StateStore:
                     Write("history", api, _with_outcome(lines, version.build.version, "live")),
                 ]
             )
+
+    def _lines_replaced(self, row: ApiRow) -> tuple[VersionLine, ...]:
+        """The lines of an api whose wanted version goes live, with how the one that was live ended."""
+        back = row.rolled_back
+        if back is None:
+            return _ended(self._lines(row.api), "live", "replaced")
+        passed = self._passed_versions(row) - {self._content["versions"][_key(row.api, row.wanted)].build.version}
+        ends = {True: _rolled_back_text(back), False: "replaced"}
+        return tuple(
+            msgspec.structs.replace(line, outcome=ends[line.version in passed]) if line.outcome == "live" else line
+            for line in self._lines(row.api)
+        )
+
+    def _passed_versions(self, row: ApiRow) -> set[Version]:
+        """What the api went back from, if it did."""
+        passed = row.rolled_back.passed if row.rolled_back is not None else ()
+        return {self._content["versions"][_key(row.api, revision)].build.version for revision in passed}
+
+    def end_watch(self, api: ApiKey, revision: Revision) -> None:
+        """`revision`, if it is still wanted, is not compared with the version before any more."""
+        with self._lock:
+            row = self._row(api)
+            if row is None or row.wanted != revision or row.previous is None:
+                return
+            row = msgspec.structs.replace(row, previous=None, watched_until_wall_s=None)
+            version = self._content["versions"][_key(api, revision)]
+            self._write([Write("apis", api, row), *self._versions_after(row, version)])
+
+    def excuse(self, api: ApiKey, back: RolledBack, excuse: str) -> None:
+        """
+        What an api went back from is not to blame, says `excuse`: it may be deployed again. Ignored unless `back` is
+        still how the api went back.
+        """
+        with self._lock:
+            row = self._row(api)
+            if row is None or row.rolled_back != back:
+                return
+            row = msgspec.structs.replace(row, rolled_back=msgspec.structs.replace(back, excuse=excuse))
+            keys = [_key(api, revision) for revision in back.passed]
+            versions = self._content["versions"]
+            told = _rolled_back_text(back)
+            self._write(
+                [
+                    Write("apis", api, row),
+                    *(Write("versions", k, msgspec.structs.replace(versions[k], withdrawn_wall_s=None)) for k in keys),
+                    Write("history", api, _ended(self._lines(api), told, f"{told}; {excuse}")),
+                ]
+            )
+
+    def watched(self) -> tuple[ApiRecord, ...]:
+        """Apis whose wanted version is compared with the one before."""
+        with self._lock:
+            return tuple(self._joined(row) for row in self._rows(None) if row.watched_until_wall_s is not None)
 
     def mark_failed(self, api: ApiKey, revision: Revision, problem: Problem, *, wall_s: float) -> None:
         with self._lock:
@@ -555,11 +724,17 @@ def kept_versions(versions: Iterable[VersionRecord], in_use: Collection[Revision
     return kept | set(newest.values())
 
 
-def _deployed_row(before: ApiRow | None, settings: ApiSettings, revision: Revision, scaled: Scale) -> ApiRow:
-    """What a deploy makes of an api: the new settings, with what was reached before."""
-    told = {name: getattr(settings, name) for name in ApiSettings.__struct_fields__}
+def _deployed_row(before: ApiRow | None, deployed: DeployedApi, scaled: Scale, *, previous: Revision | None) -> ApiRow:
+    """
+    What a deploy makes of an api: the new settings, with what was reached before.
+
+    Args:
+        previous: what its version is compared with, unless that is live already.
+    """
+    revision, refresh = deployed.version.build.revision, deployed.version.refresh
+    told = {name: getattr(deployed.settings, name) for name in ApiSettings.__struct_fields__}
     if before is None:
-        return ApiRow(**told, wanted=revision, rollout_replicas=scaled.replicas)
+        return ApiRow(**told, wanted=revision, rollout_replicas=scaled.replicas, refreshes=refresh)
     goes_on = before.wanted == revision and before.live_wall_s is not None
     return ApiRow(
         **told,
@@ -568,7 +743,17 @@ def _deployed_row(before: ApiRow | None, settings: ApiSettings, revision: Revisi
         serving_was_live=before.serving_was_live,
         rollout_replicas=before.rollout_replicas if goes_on else scaled.replicas,
         live_wall_s=before.live_wall_s if goes_on else None,
+        previous=before.previous if goes_on else previous,
+        watched_until_wall_s=before.watched_until_wall_s if goes_on else None,
+        rolled_back=before.rolled_back if deployed.stays else None,
+        refreshes=max(before.refreshes, refresh),
     )
+
+
+def _rolled_back_text(back: RolledBack | None) -> str:
+    """How a version ended that an api went back from."""
+    reason = back.reason.partition("\n")[0] if back is not None else ""
+    return f"rolled back: {reason}" if reason else "rolled back"
 
 
 def _closed(lines: Iterable[VersionLine], outcome: str) -> tuple[VersionLine, ...]:

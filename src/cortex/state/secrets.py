@@ -129,6 +129,14 @@ class SecretStore:
         stored = self._read(pin.name)
         return stored is not None and pin.generation in stored.values
 
+    def facts_of(self, pin: SecretPin) -> SecretFacts | None:
+        """When the pinned value was set; None when it is there no more. Raises SecretsUnusable."""
+        stored = self._read(pin.name)
+        found = stored.values.get(pin.generation) if stored is not None else None
+        if found is None:
+            return None
+        return SecretFacts(name=pin.name, generation=pin.generation, set_wall_s=found.set_wall_s)
+
     def value(self, pin: SecretPin) -> str:
         """
         The value that a build is pinned to.

@@ -67,6 +67,7 @@ MIGRATIONS: tuple[str | Callable[[Execute, SampleStored], None], ...] = (
     _versions_as_rows,
     _builds_of_now,  # they held bodies of samples
     _builds_of_now,  # they named no runtime
+    "",  # nothing was rolled back: an older Cortex would forget that something is
 )
 """What brings the file from schema version i to i + 1. Append only: released ones have run on users' files."""
 

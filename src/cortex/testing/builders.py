@@ -261,13 +261,18 @@ def a_record(wanted: WantedApi | None = None, version: VersionRecord | None = No
 
 
 def a_deploy(
-    *wanted: WantedApi, deployment: str | None = None, wall_s: float = 0.0, cause: str = "first deploy"
+    *wanted: WantedApi,
+    deployment: str | None = None,
+    wall_s: float = 0.0,
+    cause: str = "first deploy",
+    stays: bool = False,
 ) -> DeployChange:
     """
-    A deploy of these apis, all of one deployment.
+    A deploy of these apis, all of one deployment, which found each rolled back as it is here.
 
     Args:
         cause: what made the version of each a new one; empty: they are what is wanted already.
+        stays: they stay rolled back.
     """
     name = DeploymentName(deployment) if deployment is not None else split_api_key(wanted[0].api)[0]
     return DeployChange(
@@ -278,6 +283,8 @@ def a_deploy(
                 version=VersionRecord(build=one.build),
                 first_replicas=one.replicas,
                 cause=cause,
+                rolled_back=one.rolled_back,
+                stays=stays,
             )
             for one in wanted
         ),

@@ -41,6 +41,7 @@ from cortex.planning.assessment import Assessment
 from cortex.planning.batching import place_of
 from cortex.planning.model import LeaseState, Rules, Snapshot, WantedApi
 from cortex.planning.plan import plan as real_plan
+from cortex.state.base import RollbackChange
 from cortex.state.records import StateStore
 from cortex.testing.builders import a_build, a_deploy, a_node, a_wanted_api
 from cortex.testing.clock import FakeClock
@@ -232,6 +233,7 @@ class Simulation:
         users: list[tuple[float, str, Callable[[], None]]] = [
             (5, "deploy", self._deploy),
             (2, "scale", self._scale),
+            (2, "roll back", self._roll_back),
             (1, "deploy while the number moves", self._deploy_while_the_number_moves),
             (1, "delete", self._delete),
             (1, "wall clock jumps", self._jump_wall),
@@ -284,7 +286,7 @@ class Simulation:
                 wanted.append(self._as_deployed(was, was.build))
                 continue
             if was is not None and was.serving is not None and roll.random() < 0.2:
-                wanted.append(self._as_deployed(was, was.serving))  # a rollback
+                wanted.append(self._as_deployed(was, was.serving))  # the files of before
                 continue
             wanted.append(self._as_deployed(was, self._new_build(key)))
         for key in known.keys() - {one.api for one in wanted}:
@@ -311,6 +313,7 @@ class Simulation:
             serving_was_live=False,
             timeout_s=roll.choice([600.0, 30.0]),
             max_replicas=5,
+            rolled_back=was.rolled_back if was is not None else None,
         )
 
     def _new_build(self, key: ApiKey) -> BuildSpec:
@@ -369,6 +372,32 @@ class Simulation:
             if wanted.live_wall_s is not None and self._random.random() < 0.5:
                 self._note(f"{wanted.api} falls asleep")
                 self._state.set_scale(wanted.api, 1, reason="nobody asked", wall_s=self._clock.wall_s(), asleep=True)
+
+    def _roll_back(self) -> None:
+        """An api goes back to any version that was live, or to the one that serves."""
+        records = self._state.apis()
+        if not records:
+            return
+        wanted = self._random.choice(records).wanted
+        kept = [
+            one
+            for one in self._state.versions()
+            if one.build.api == wanted.api
+            and one.build.revision != wanted.build.revision
+            and (one.turn or one.build == wanted.serving)
+        ]
+        if kept:
+            version = self._random.choice(kept)
+            self._note(f"{wanted.api}: back to {version.build.revision[:8]} ({self._kind(version.build)})")
+            self._state.roll_back(
+                RollbackChange(
+                    version=version,
+                    instead_of=wanted.build.revision,
+                    cause="rolled back",
+                    force=self.mood is Mood.TIGHT and self._random.random() < 0.3,
+                    wall_s=self._clock.wall_s(),
+                )
+            )
 
     def _deploy_while_the_number_moves(self) -> None:
         self._deploy()

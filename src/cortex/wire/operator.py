@@ -9,6 +9,7 @@ The control plane's HTTP API, as data: what `client` sends and `controlplane/api
 | POST /v1/deployments/{name} | `DeployRequest` | lines of JSON, each a `DeployEvent`; the last is a `DeployResult` |
 | GET /v1/deployments | | list of `DeploymentStatus` |
 | DELETE /v1/deployments/{name}[/apis/{api}] | | `Removed` |
+| POST /v1/deployments/{name}/apis/{api}/rollback | `RollbackRequest` | `RollbackResult` |
 | GET /v1/apis[?deployment=] | | list of `ApiStatus` |
 | GET /v1/apis/{deployment}/{api} | | `ApiStatus` with `spec` and `signature` |
 | GET /v1/apis/{deployment}/{api}/openapi.json | | OpenAPI document of the api's endpoint |
@@ -43,6 +44,11 @@ CURRENT = "current"
 def rfc3339(wall_s: float) -> str:
     """`2026-01-31T12:00:00Z`."""
     return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def date_and_time(wall_s: float) -> str:
+    """`2026-01-31 12:00 UTC`: the same, within a sentence."""
+    return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 class Status(StrEnum):
@@ -339,6 +345,10 @@ class DeployRequest(msgspec.Struct, frozen=True, kw_only=True):
     indexes: dict[str, str] | None = None
     """Variables that say where packages come from (`wire.indexes`); None: those of the last deploy stay."""
 
+    def refreshes(self, api: str) -> bool:
+        """Whether it makes a new version of an api even when nothing changed."""
+        return self.refresh and self.refresh_only in ("", api)
+
 
 class ChangeKind(StrEnum):
     ADDED = "added"
@@ -349,6 +359,10 @@ class ChangeKind(StrEnum):
     """Changed in place: replicas, timeout, max_body, retry, sample."""
     REMOVED = "removed"
     UNCHANGED = "unchanged"
+    ROLLED_BACK = "rolled back"
+    """An older version, as it ran."""
+    LEFT = "left"
+    """It was rolled back, and stays so: what was deployed is what it went back from."""
 
 
 class ApiChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -390,6 +404,19 @@ class DeployResult(msgspec.Struct, frozen=True, kw_only=True, tag="result"):
 DeployEvent = DeployProgress | DeployResult
 
 
+class RollbackRequest(msgspec.Struct, frozen=True, kw_only=True):
+    version: str = ""
+    """Its first digits; empty: the version that served before, or the one that serves while another is on its way."""
+    force: bool = False
+    """Accept a gap when there is no room for a replica of it beside those that serve."""
+
+
+class RollbackResult(msgspec.Struct, frozen=True, kw_only=True):
+    change: ApiChange
+    already: bool = False
+    """It is the version that is wanted: nothing was changed."""
+
+
 class Watched(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     apis: tuple[ApiStatus, ...]
@@ -401,10 +428,20 @@ class Removed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistoryLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One time that a version was deployed. What is true of the version now is told with its newest line."""
+
     version: str
     deployed: str
     cause: str
     outcome: str
+    serving: bool = False
+    """Requests get it."""
+    wanted: bool = False
+    """It is to serve: since it was deployed last, or went back to last."""
+    rolled_back: bool = False
+    """Its api went back from it."""
+    obstacle: str = ""
+    """Why it cannot come back; empty: `cortex rollback` takes it."""
 
 
 class SecretValue(msgspec.Struct, frozen=True, kw_only=True):

@@ -144,6 +144,8 @@ class IngressRefusals(msgspec.Struct, frozen=True, kw_only=True):
     """The version that is routed to now: growth since the last report is counted there."""
     client_error: int = 0
     server_error: int = 0
+    failed: int = 0
+    """Of the latter, those for which replicas are to blame: they ended over a request, or did not answer in time."""
 
 
 class IngressReport(msgspec.Struct, frozen=True, kw_only=True):

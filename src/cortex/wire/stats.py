@@ -100,6 +100,8 @@ class StatsFile(msgspec.Struct, kw_only=True, frozen=True):
     """Also counts 1xx and 3xx, which only a handler's own `Response` can make."""
     client_error: int = msgspec.field(name="4xx", default=0)
     server_error: int = msgspec.field(name="5xx", default=0)
+    unavailable: int = 0
+    """Of these, 503: too much to do, or an end; no fault of what serves."""
     abandoned: int = 0
     """Requests whose caller went away before the answer; in none of the above."""
     dropped: int = 0

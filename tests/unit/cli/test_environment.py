@@ -228,6 +228,17 @@ def test_history(cortex: Any, running: Any, fakes: Any, golden: Any) -> None:
             outcome="",
         ),
         HistoryLine(version="9b1c44e0", deployed="2027-01-14T07:52:00Z", cause="first deploy", outcome="failed:\nno"),
+        HistoryLine(
+            version="7770f00d", deployed="2027-01-13T07:52:00Z", cause="first deploy", outcome="live", serving=True
+        ),
+        HistoryLine(
+            version="0badf00d",
+            deployed="2027-01-12T07:52:00Z",
+            cause="first deploy",
+            outcome="rolled back",
+            rolled_back=True,
+            obstacle="the value of the secret TOKEN that it had was deleted",
+        ),
     ]
     golden("history", cortex("history", "sklearn").out)
     assert max(map(len, cortex("history", "sklearn", tty=True).out.splitlines())) <= 88
@@ -236,6 +247,10 @@ def test_history(cortex: Any, running: Any, fakes: Any, golden: Any) -> None:
         "deployed": "2027-01-14T07:52:00Z",
         "cause": "first deploy",
         "outcome": "failed:\nno",
+        "serving": False,
+        "wanted": False,
+        "rolled_back": False,
+        "obstacle": "",
     }
 
 

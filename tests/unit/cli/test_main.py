@@ -274,12 +274,6 @@ def test_every_command_has_help_with_examples_in_80_columns(cortex: Any, name: s
     assert max(len(line) for line in ran.out.splitlines()) <= 80
 
 
-@pytest.mark.parametrize("name", ["rollback"])
-def test_commands_that_are_not_there_are_not_listed(cortex: Any, name: str) -> None:
-    assert f"  {name} " not in cortex("--help").out
-    assert cortex(name).code == 2
-
-
 def test_help_works_with_settings_that_are_wrong(cortex: Any) -> None:
     cortex.environ = {"CORTEX_PORT": "x"}
     assert cortex("get", "--help").code == 0

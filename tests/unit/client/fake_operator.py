@@ -30,6 +30,7 @@ from cortex.wire.operator import (
     Info,
     Removed,
     ReplicaCounts,
+    RollbackResult,
     SecretStatus,
     Status,
     Watched,
@@ -95,6 +96,8 @@ class FakeOperator:
         self.logs_of: dict[str, tuple[LogLine, ...]] = {}
         """What `logs` answers for one version instead; of all of them by an empty one, and `current` for the usual."""
         self.history: list[HistoryLine] = []
+        self.rollback: RollbackResult | None = None
+        """What a rollback answers; None: there is no such api."""
         self.blobs: dict[str, bytes] = {}
         self.failures: dict[str, tuple[int, Failure | bytes]] = {}
         """By `METHOD /path`: answer this error instead."""
@@ -260,6 +263,8 @@ class _Handler(BaseHTTPRequestHandler):
             case "DELETE", ["deployments", name, *rest]:
                 gone = [a for a in fake.apis if a.deployment == name and rest in ([], ["apis", a.name])]
                 self._json(Removed(apis=tuple(f"{a.deployment}/{a.name}" for a in gone)))
+            case "POST", ["deployments", _, "apis", name, "rollback"]:
+                self._json(fake.rollback) if fake.rollback is not None else self._not_found(name)
             case "GET", ["apis"]:
                 wanted = request.query.get("deployment")
                 self._json([a for a in fake.apis if wanted in (None, a.deployment)])

@@ -30,6 +30,8 @@ from cortex.wire.operator import (
     HistoryLine,
     Info,
     Removed,
+    RollbackRequest,
+    RollbackResult,
     Status,
     StopRequest,
     Watched,
@@ -41,6 +43,7 @@ STATUS = ApiStatus(
     deployment="iris", name="a", status=Status.LIVE, endpoint="http://i/iris/a", version="12345678", last_updated=None
 )
 RESULT = DeployResult(changes=(ApiChange(api="a", kind=ChangeKind.ADDED),), committed=True)
+ROLLED_BACK = RollbackResult(change=ApiChange(api="a", kind=ChangeKind.ROLLED_BACK, version="12345678"))
 LINES = LogLines(lines=(LogLine(wall_s=1.0, replica=ReplicaId("iris.a.1.0"), text="hello"),), cursor="c2")
 
 
@@ -75,6 +78,9 @@ class FakeOperator:
     def delete(self, deployment, api):
         known = deployment == "iris" and api in (None, "iris/a")
         return self._note((deployment, api), Removed(apis=("iris/a",)) if known else None)
+
+    def roll_back(self, api, request):
+        return self._note((api, request), ROLLED_BACK if api == "iris/a" else None)
 
     def deployments(self):
         return self._note("deployments", (DeploymentStatus(name="iris", status="live", apis=1, last_updated=None),))
@@ -192,6 +198,14 @@ def test_stopping_says_how_long_to_drain(call, operator):
     assert operator.asked == [StopRequest(drain_timeout_s=3.0)]
 
 
+def test_an_api_is_taken_back(operator, call):
+    response = call("POST", "/v1/deployments/iris/apis/a/rollback", content=b'{"version": "1234", "force": true}')
+    assert msgspec.json.decode(response.content, type=RollbackResult) == ROLLED_BACK
+    assert operator.asked == [("iris/a", RollbackRequest(version="1234", force=True))]
+    assert failure(call("POST", "/v1/deployments/iris/apis/b/rollback", content=b"{}")) == (404, "unknown-api")
+    assert failure(call("POST", "/v1/deployments/iris/apis/a/rollback", content=b"[]"))[0] == 422
+
+
 def test_the_page_for_prometheus_is_text(call):
     response = call("GET", "/metrics")
     assert response.text == "cortex_build_info 1\n"
@@ -208,6 +222,7 @@ def test_the_page_for_prometheus_is_text(call):
         ("GET", "/v1/apis/iris/b/history", (404, "unknown-api")),
         ("DELETE", "/v1/deployments/other", (404, "unknown-deployment")),
         ("DELETE", "/v1/deployments/iris/apis/b", (404, "unknown-api")),
+        ("POST", "/v1/deployments/iris/apis/UPPER/rollback", (404, "not-found")),
         ("GET", "/v1/apis/iris/UPPER", (404, "not-found")),
         ("GET", f"/v1/apis/iris/{'a' * 43}", (404, "not-found")),
         ("GET", "/v1/apis/iris/a%2Fb", (404, "not-found")),

@@ -18,6 +18,7 @@ from cortex.controlplane.agents import CalledOff
 from cortex.controlplane.deploy import Deployer
 from cortex.controlplane.fetching import DeployLeft, Models
 from cortex.controlplane.packages import Packages
+from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.secrets import CloudKeys
 from cortex.controlplane.upkeep import wanted_trees
 from cortex.engines.local import LocalEngine
@@ -41,6 +42,7 @@ from cortex.wire.operator import (
     DeployProgress,
     DeployRequest,
     ModelUpload,
+    RollbackRequest,
     SampleUpload,
     StoredFile,
 )
@@ -128,6 +130,14 @@ class World:
         self.committed = 0
         self.told: list[DeployProgress] = []
         self.cloud = SecretStore(folder / "secrets" / ".cloud")
+        self.secrets = SecretStore(folder / "secrets")
+        self.rollbacks = Rollbacks(
+            state=self.state,
+            secrets=self.secrets,
+            clock=self.clock,
+            committed=self._commit,
+            ingress_url=lambda: "http://127.0.0.1:8880",
+        )
         self.models = Models(
             store=self.store,
             known=self.state.apis,
@@ -145,7 +155,7 @@ class World:
             packages=Packages(
                 store=self.store, node=NoNode(), known=self.state.apis, indexes_file=folder / "indexes.json"
             ),
-            secrets=SecretStore(folder / "secrets"),
+            secrets=self.secrets,
             cloud=CloudKeys(self.cloud, self.clock),
             committed=self._commit,
             ingress_url=lambda: "http://127.0.0.1:8880",
@@ -214,6 +224,17 @@ class World:
 
     def wanted(self, key=KEY):
         return self.state.api(key).wanted
+
+    def live(self, *apis: ApiUpload, **fields) -> str:
+        """Deploy, and the first api goes live; returns its version."""
+        change = self.deploy(*apis, **fields).changes[0]
+        self.state.mark_live(KEY, self.wanted().build.revision, wall_s=self.clock.wall_s())
+        return change.version
+
+    def roll_back(self, version="", key=KEY) -> ApiChange:
+        change = self.rollbacks.roll_back(key, RollbackRequest(version=version)).change
+        self.state.mark_live(KEY, self.wanted().build.revision, wall_s=self.clock.wall_s())
+        return change
 
 
 @pytest.fixture
@@ -1076,3 +1097,155 @@ def test_an_inspection_that_says_nothing_of_rows_is_no_error(world):
         "not batched yet: whether rows depend on each other is still to be found out",
     )
     assert world.state.batching() == ()
+
+
+# ---- what was rolled back --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gone_back(world):
+    """The api went live with `1` and `2`, and back to `1`; the versions of both."""
+    versions = [world.live(world.api(model=content)) for content in ("1", "2")]
+    world.roll_back()
+    world.inspected.clear()
+    return versions
+
+
+def test_a_deploy_of_the_same_files_leaves_what_was_rolled_back(world, gone_back):
+    first, second = gone_back
+    deployed_s = world.wanted().deployed_wall_s
+    world.clock.advance(60.0)
+    change = world.change(world.api(model="2"))
+    assert (change.kind, change.version) == (ChangeKind.LEFT, first)
+    (cause,) = change.causes
+    assert cause.startswith(f"rolled back from {second} on 20")
+    assert cause.endswith("; --force deploys it all the same")
+    assert (short(world.wanted().build.version), world.wanted().deployed_wall_s) == (first, deployed_s)
+    assert world.inspected == []
+    assert world.change(world.api(model="2")).kind is ChangeKind.LEFT
+
+
+def test_settings_of_what_is_left_change_all_the_same(world, gone_back):
+    change = world.change(world.api(model="2", timeout="5s", compute={"min_replicas": 2}))
+    assert (change.kind, change.causes[1:]) == (
+        ChangeKind.LEFT,
+        ("min_replicas 1 -> 2", "init_replicas 1 -> 2", "timeout 10m -> 5s"),
+    )
+    assert (world.wanted().timeout_s, world.wanted().min_replicas) == (5.0, 2)
+    assert world.state.api(KEY).version.spec["timeout"] == "5s"
+    assert world.state.api(KEY).version.spec["compute"]["min_replicas"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "causes"),
+    [
+        ({"model": "3"}, ["model changed (model.onnx changed)", "model changed (model.onnx changed)"]),
+        (
+            {"model": "2", "env": {"A": "1"}},
+            ["env changed (A)", "model changed (model.onnx changed)", "env changed (A)"],
+        ),
+        (
+            {"model": "2", "compute": {"cpu": "1"}},
+            ["cpu 200m -> 1", "model changed (model.onnx changed)", "cpu 200m -> 1"],
+        ),
+    ],
+)
+def test_other_files_go_forward_again_and_say_which(world, gone_back, fields, causes):
+    first, second = gone_back
+    change = world.change(world.api(**fields))
+    only, *rest = causes
+    again = f"goes forward again: since {second}, which it was rolled back from, only {only}"
+    assert (change.kind, change.previous, change.causes) == (ChangeKind.NEW_VERSION, first, (again, *rest))
+    assert world.wanted().rolled_back is None
+    assert world.change(world.api(**fields)).kind is ChangeKind.UNCHANGED
+
+
+def test_force_goes_forward_to_the_very_same_version(world, gone_back):
+    first, second = gone_back
+    change = world.change(world.api(model="2"), force=True)
+    assert (change.kind, change.previous, change.version) == (ChangeKind.NEW_VERSION, first, second)
+    assert change.causes[0] == f"goes forward again to {second}, which it was rolled back from: --force"
+    assert world.wanted().rolled_back is None
+    assert [one.withdrawn_wall_s for one in world.state.versions()] == [None, None]
+
+
+def test_files_of_what_serves_end_the_rollback(world, gone_back):
+    assert world.change(world.api(model="1")).kind is ChangeKind.UNCHANGED
+    assert world.wanted().rolled_back is None
+    assert world.change(world.api(model="2")).kind is ChangeKind.NEW_VERSION
+
+
+def test_files_of_any_version_that_was_gone_back_from_leave_it(world):
+    for content in ("1", "2", "3"):
+        world.live(world.api(model=content))
+    for _ in range(2):
+        world.roll_back()
+    assert [world.change(world.api(model=content)).kind for content in ("2", "3")] == [ChangeKind.LEFT] * 2
+
+
+def test_a_rollback_that_failed_holds_nothing(world, gone_back):
+    world.rollbacks.roll_back(KEY, RollbackRequest(version=gone_back[1]))
+    world.state.mark_live(KEY, world.wanted().build.revision, wall_s=0.0)
+    world.rollbacks.roll_back(KEY, RollbackRequest())
+    world.state.mark_failed(KEY, world.wanted().build.revision, Problem(reference="x", message="boom"), wall_s=0.0)
+    assert world.change(world.api(model="2")).kind is ChangeKind.NEW_VERSION
+    assert short(world.wanted().build.version) == gone_back[1]
+
+
+def test_a_refresh_is_one_of_what_serves_and_keeps_it_there(world, gone_back):
+    change = world.change(world.api(model="2"), refresh=True)
+    assert (change.kind, change.causes) == (
+        ChangeKind.NEW_VERSION,
+        ("what it was rolled back to is refreshed", "refreshed"),
+    )
+    record = world.state.api(KEY)
+    assert (record.version.refresh, record.version.model_files) == (1, world.stored(model__onnx="1"))
+    assert world.inspected == ["a"]
+    world.state.mark_live(KEY, record.wanted.build.revision, wall_s=0.0)
+    assert world.change(world.api(model="2")).kind is ChangeKind.LEFT
+    assert [line.outcome for line in world.state.history(KEY)][:2] == ["live", "replaced"]
+
+
+def test_a_count_of_refreshes_that_was_gone_back_from_is_not_given_again(world):
+    world.live(world.api())
+    refreshed = world.live(world.api(), refresh=True)
+    world.roll_back()
+    assert world.change(world.api()).kind is ChangeKind.LEFT
+    again = world.change(world.api(), refresh=True)
+    assert again.version != refreshed
+    assert world.state.api(KEY).version.refresh == 2
+
+
+def test_a_refresh_fetches_the_model_of_what_serves(world):
+    other = "s3://bucket/other.onnx"
+    world.fetcher.at_origin = {URL: "1", other: "2"}
+    world.live(world.remote(URL))
+    world.live(world.remote(other))
+    world.roll_back()
+    world.fetcher.at_origin[URL] = "1 again"
+    world.change(world.remote(other), refresh=True)
+    build = world.wanted().build
+    assert build.model.source == URL
+    assert world.store.tree_path(build.model.tree).joinpath("m.onnx").read_text() == "1 again"
+
+
+def test_a_deploy_leaves_what_went_back_while_it_looked(world):
+    for content in ("1", "2"):
+        world.live(world.api(model=content), world.api("b", model=content))
+    looked_at = world.inspect
+
+    def while_it_looks(build, *what, **how):
+        if build.api == KEY:
+            world.roll_back()
+        return looked_at(build, *what, **how)
+
+    world.inspect = while_it_looks
+    result = world.deploy(world.api(model="3"), world.api("b", model="3"))
+    assert [(change.api, change.kind) for change in result.changes] == [
+        ("a", ChangeKind.LEFT),
+        ("b", ChangeKind.NEW_VERSION),
+    ]
+    left = result.changes[0]
+    assert left.causes == (f"it was rolled back to {left.version} meanwhile; --force deploys it all the same",)
+    assert short(world.wanted().build.version) == left.version
+    assert world.wanted().rolled_back is not None

@@ -16,6 +16,7 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane.facade import ControlPlane
 from cortex.controlplane.fetching import Models
 from cortex.controlplane.loop import Loop
+from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.scaling import Scaling
 from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
@@ -43,6 +44,7 @@ from cortex.wire.operator import (
     DeployRequest,
     DeployResult,
     Removed,
+    RollbackRequest,
     Status,
     StopRequest,
 )
@@ -134,6 +136,13 @@ class Lab:
             cloud_keys=CloudKeys(self.cloud, clock),
             models=Models(store=store, known=self.state.apis, cloud_file=self.cloud_file, environ={}),
             make_deployer=self.make_deployer,  # type: ignore[arg-type]
+            rollbacks=Rollbacks(
+                state=self.state,
+                secrets=SecretStore(folder / "secrets"),
+                clock=clock,
+                committed=lambda: self.story.append("an older version is wanted"),
+                ingress_url=lambda: "http://i",
+            ),
             ingress_url=lambda: "http://i",
             wanted_changed=lambda: self.story.append("other things are wanted"),
             parts=(self,),
@@ -394,6 +403,19 @@ def test_revisions_and_history_of_an_api_are_found_by_its_version(lab: Lab) -> N
     (line,) = lab.plane.history(API)
     assert (line.version, line.cause) == (V1.version[:8], "first deploy")
     assert lab.plane.history(OTHER) == ()
+
+
+def test_a_rollback_shows_once_it_is_done(lab: Lab) -> None:
+    v2 = a_build("v2")
+    for build in (V1, v2):
+        lab.store(build)
+        lab.state.mark_live(API, build.revision, wall_s=0.0)
+    result = lab.plane.roll_back(API, RollbackRequest())
+    assert result is not None
+    assert (result.change.kind, result.change.version) == (ChangeKind.ROLLED_BACK, V1.version[:8])
+    assert lab.plane.apis(None)[0].version == V1.version[:8]
+    assert lab.plane.roll_back(OTHER, RollbackRequest()) is None
+    assert lab.story.count("an older version is wanted") == 1
 
 
 def test_logs_are_read_by_the_agent(lab: Lab) -> None:

@@ -88,6 +88,38 @@ def test_a_build_that_was_never_live_at_full_size_is_given_up_once_it_has_failed
     assert case.wanted.failed == case.given_up
 
 
+FAILING = SlotRecord(attempt=3, failed_starts=3, last_exit=an_exit())
+
+
+@pytest.mark.parametrize(
+    ("serving", "watched", "back"),
+    [
+        (V1, None, None),  # it fails while the one before serves
+        (V2, None, V1.revision),  # it carried the api alone
+        (V2, 50.0, V1.revision),  # it was live, and is watched
+    ],
+)
+def test_a_new_version_that_fails_after_it_has_taken_over_goes_back(
+    serving: BuildSpec, watched: float | None, back: str | None
+) -> None:
+    wanted = msgspec.structs.replace(
+        a_wanted_api(V2, serving=serving, live=watched is not None),
+        serving_was_live=serving is V1 or watched is not None,
+        previous=V1.revision,
+        watched_until_wall_s=watched,
+    )
+    (case,) = assess(Desired(apis=(wanted,), records=(a_record(V2, FAILING),)), a_snapshot()).cases
+    assert case.given_up is not None
+    assert case.goes_back_to == back
+    assert (case.wanted.failed is None) is (back is not None)
+
+
+def test_a_live_version_that_is_not_watched_any_more_is_not_given_up() -> None:
+    wanted = a_wanted_api(V2, live=True)
+    (case,) = assess(Desired(apis=(wanted,), records=(a_record(V2, FAILING),)), a_snapshot()).cases
+    assert (case.given_up, case.goes_back_to) == (None, None)
+
+
 def test_ages_go_on_since_they_were_true_and_never_back() -> None:
     slot = SlotRecord(attempt=2, failed_starts=3, last_exit=an_exit(), last_exit_age_s=0.25)
     wanted, record = a_wanted_api(V1, live=True), a_record(V1, slot)

@@ -10,6 +10,7 @@ from cortex.ids import DeviceId, NodeId, ReplicaId, replica_id
 from cortex.planning.actions import (
     AcquireLease,
     Action,
+    GoBack,
     MarkFailed,
     MarkLive,
     MarkServing,
@@ -482,6 +483,16 @@ def test_a_first_version_that_failed_in_part_goes_on_serving_with_the_rest() -> 
     seen = a_snapshot(ready, down, routes=(a_route(wanted, ready),))
     found = the_plan(wanted, seen, a_record(V1, _1=failed_start(3)))
     assert (found.actions, found.wake_after_s) == ((), 1.0)
+
+
+def test_a_version_that_fails_once_it_has_taken_over_goes_back_and_nothing_else_is_done() -> None:
+    wanted = msgspec.structs.replace(a_wanted_api(V2, serving=V2), previous=V1.revision, watched_until_wall_s=50.0)
+    problem = Problem(reference="handler-import", message="no module named 'PIL'")
+    down = a_replica(V2, phase=Phase.EXITED, exit=msgspec.structs.replace(an_exit(permanent=True), problem=problem))
+    assert decided(wanted, a_snapshot(down, routes=(a_route(wanted, down),))) == [
+        record_exit(down),
+        GoBack(api=API, revision=V2.revision, to=V1.revision, problem=problem),
+    ]
 
 
 def test_a_version_that_was_live_is_never_given_up() -> None:

@@ -263,6 +263,21 @@ def test_a_file_from_before_versions_were_rows_is_brought_up_to_date_with_all_it
     assert reopened(file).apis() == (handled, plain)
 
 
+def test_nothing_of_the_schema_before_was_rolled_back(file: Path) -> None:
+    unpack_state(5, file)
+    store = reopened(file)
+    assert [(record.wanted.api, record.wanted.rolled_back) for record in store.apis()] == [
+        ("old/handled", None),
+        ("old/plain", None),
+    ]
+    assert [(short(one.build.version), one.turn, one.withdrawn_wall_s) for one in store.versions()] == [
+        ("d1783445", 2, None),
+        ("1773a776", 1, None),
+        ("1390bd7e", 0, None),
+        ("2ce64a8d", 2, None),
+    ]
+
+
 def test_a_record_of_an_older_schema_that_cannot_be_read_leaves_the_file_as_it_was(file: Path) -> None:
     unpack_state(2, file)
     with sqlite3.connect(file) as connection:

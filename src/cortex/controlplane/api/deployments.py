@@ -1,4 +1,4 @@
-"""Deploys and removals, and the blobs that deploys upload before."""
+"""Deploys, rollbacks and removals, and the blobs that deploys upload before."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ from cortex.controlplane.api.operator import Operator
 from cortex.controlplane.api.refusals import OUR_FAULT, BadRequest, NotFound, checked_digest, checked_name
 from cortex.errors import CortexError
 from cortex.ids import DeploymentName, api_key
-from cortex.wire.operator import DeployEvent, DeploymentStatus, DeployRequest, DeployResult, Digests, Removed
+from cortex.wire.operator import (
+    DeployEvent,
+    DeploymentStatus,
+    DeployRequest,
+    DeployResult,
+    Digests,
+    Removed,
+    RollbackRequest,
+    RollbackResult,
+)
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +85,15 @@ def deployment_routes(operator: Operator, documented: Documented) -> APIRouter:
         if removed is None:
             raise NotFound("unknown-api", f'there is no api "{api}" in deployment "{name}"')
         return as_json(removed)
+
+    @router.post("/{name}/apis/{api}/rollback", **documented(RollbackResult, body=RollbackRequest))
+    async def roll_back(name: str, api: str, request: Request) -> Response:
+        key = api_key(checked_name(name), checked_name(api))
+        wanted = await read_body(request, RollbackRequest)
+        result = await run_in_threadpool(operator.roll_back, key, wanted)
+        if result is None:
+            raise NotFound("unknown-api", f'there is no api "{api}" in deployment "{name}"')
+        return as_json(result)
 
     return router
 

@@ -28,11 +28,22 @@ class Counters:
     four times as long, as the logarithm and its surroundings are in no cache by then.
     """
 
-    __slots__ = ("_sorting", "_unsorted", "abandoned", "by_class", "dropped", "latency_buckets", "latency_sum_ms")
+    __slots__ = (
+        "_sorting",
+        "_unsorted",
+        "abandoned",
+        "by_class",
+        "dropped",
+        "latency_buckets",
+        "latency_sum_ms",
+        "unavailable",
+    )
 
     def __init__(self) -> None:
         self.by_class = [0] * 6
         """Responses by the first digit of their status."""
+        self.unavailable = 0
+        """Those with 503."""
         self.abandoned = 0
         self.dropped = 0
         self.latency_sum_ms = 0.0
@@ -44,6 +55,8 @@ class Counters:
     def answered(self, status: int, duration_s: float) -> None:
         """Count one answer."""
         self.by_class[status // 100] += 1
+        if status == 503:
+            self.unavailable += 1
         unsorted = self._unsorted
         unsorted.append(duration_s)
         if len(unsorted) >= MOST_UNSORTED:
@@ -91,6 +104,7 @@ class StatsWriter:
             ok=by_class[1] + by_class[2] + by_class[3],
             client_error=by_class[4],
             server_error=by_class[5],
+            unavailable=counters.unavailable,
             abandoned=counters.abandoned,
             dropped=counters.dropped,
             latency_sum_ms=counters.latency_sum_ms,
