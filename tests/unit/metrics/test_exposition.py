@@ -87,6 +87,7 @@ def everything() -> Exposed:
         apis=(a_status(),),
         lifetimes={API: Lifetime(counts=counts, classes={"setosa": 9}, rest=2)},
         disagreements={API: 2},
+        scaling={API: ScalingStatus(wanted=5, reason="as said", bound="maximum")},
         agents=(an_agent(replica, unlimited, gone),),
         planner=PlannerCounts(
             ticks=10, tick_s=0.5, failed_ticks=1, last_tick_wall_s=1_767_225_600.0, actions={"start_replica": 3}
