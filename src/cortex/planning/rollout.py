@@ -45,9 +45,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The build that serves meanwhile, when that is another one."""
     stay: tuple[Slot, ...] = ()
     leave: tuple[Slot, ...] = ()
-    """To be taken out of the route, drained, forgotten, released, as far as each has come."""
-    draining: tuple[Slot, ...] = ()
-    """On their way out, nothing to do."""
+    """To be taken out of the route, drained, forgotten, released, as far as each has come; not those that drain."""
     renew: tuple[LeaseRequest, ...] = ()
     """Surges that settle, and what waits for room and is of the minimum by now, or is not any more."""
     add: tuple[LeaseRequest, ...] = ()
@@ -74,7 +72,7 @@ def decide(
     slots: Sequence[Slot],
     wait_left_s: Callable[[Slot], float],
     *,
-    fallback_fails: bool = False,
+    fallback_fails: bool,
 ) -> Decision:
     """
     Decide what stays, goes and is added.
@@ -85,9 +83,7 @@ def decide(
     """
     goal, fallback = goal_and_fallback(wanted)
     if goal is None:
-        draining = tuple(slot for slot in slots if slot.state is SlotState.DRAINING)
-        leave = tuple(slot for slot in slots if slot.state is not SlotState.DRAINING)
-        return Decision(goal=None, draining=draining, leave=leave)
+        return Decision(goal=None, leave=tuple(slot for slot in slots if slot.state is not SlotState.DRAINING))
     rollout = Rollout(wanted, goal, fallback, wait_left_s, fallback_fails)
     groups = _grouped(rollout, slots)
     staying = who_stays(rollout, groups)
@@ -99,7 +95,6 @@ def decide(
         fallback=fallback,
         stay=tuple(slot for slot in stay if slot is not ousted),
         leave=tuple(staying.leave if ousted is None else [*staying.leave, ousted]),
-        draining=tuple(groups.draining),
         renew=tuple(_renewals(rollout, staying, room)),
         add=tuple(_additions(rollout, staying, room, slots)),
         floor=staying.floor,
@@ -236,27 +231,28 @@ def who_stays(rollout: Rollout, groups: Groups) -> Staying:
 
     unplaced = sum(slot.placing and not slot.surge for slot in news) + len(pending_olds)
     floor = max(0, n - unplaced)
-    ready = sum(slot.ready for slot in groups.news) + sum(slot.ready for slot in placed_olds)
+    ready = sum(slot.ready for slot in (*news, *placed_olds))
     # Old replicas stay as far as the goal does not make up for them yet.
     steady = sum(slot.ready or rollout.returns(slot) for slot in news)
     keep = max(0, floor - steady)
     olds = placed_olds[:keep]
     # Of the others the worst go first, a ready one only while those left are more than the floor.
-    for slot in (*reversed(placed_olds[keep:]), *reversed(spare_news)):
-        group = news if slot in spare_news else olds
+    for slot in reversed(placed_olds[keep:]):
         if slot.ready:
             stays = ready <= floor
             ready -= not stays
         else:
-            stays = group is olds and ready < floor and rollout.returns(slot)
-        (group if stays else leave).append(slot)
+            stays = ready < floor and rollout.returns(slot)
+        (olds if stays else leave).append(slot)
+    leave += reversed(spare_news)
     # The size may have shrunk while new ones were on their way.
     for slot in reversed(tuple(news)):
         if len(news) + len(olds) + len(pending_olds) > n + SURGE and not slot.ready and not rollout.returns(slot):
             news.remove(slot)
             leave.append(slot)
-    lost = [slot for slot in groups.lost if slot.ready and ready < floor]
-    leave += [slot for slot in groups.lost if not (slot.ready and ready < floor)]
+    # One that answers makes up for what has no room, too.
+    lost = [slot for slot in groups.lost if slot.ready and ready < n]
+    leave += [slot for slot in groups.lost if not (slot.ready and ready < n)]
     return Staying(
         news=news,
         olds=[*olds, *pending_olds],

@@ -34,6 +34,11 @@ def test_one_that_does_not_answer_in_time_may_be_well(story, was_ready, phase):
     assert [story.check() is None for _ in range(4)] == [True, True, True, not was_ready], "its health is seen to"
 
 
+@pytest.mark.parametrize(("written", "known"), [({"started_wall_s": 5.0}, 5.0), ({}, 0.0)])
+def test_when_one_was_started_is_what_was_written_down_and_else_unknown(story, written, known):
+    assert story.adopt({"identity": story.PROCESS, **written}, **answers(story)).started_wall_s == known
+
+
 def test_one_whose_record_was_never_written_is_written_down(story):
     story.adopt({}, **answers(story, phase=Phase.LOADING))
     story.check()
