@@ -102,6 +102,23 @@ def test_an_integer_deeper_than_python_reads_is_exact_or_said_to_be_too_deep():
     assert found in (int("1" * 25), "an integer of more than 64 bits stands too deep")
 
 
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (b"[18446744073709551616, 1]", [2**64, 1]),
+        (b"[-9223372036854775809]", [-(2**63) - 1]),
+        (b"[9223372036854775807]", None),
+        (b"[1.8446744073709551616]", None),
+        (b"18446744073709551616 and more", None),
+        (b"9" * 5000, None),
+        (b"[" * 100_000 + b"18446744073709551616", None),
+    ],
+    ids=["of 65 bits", "below 64 bits", "of 64 bits", "a fraction", "no JSON", "too long", "too deep"],
+)
+def test_a_body_is_read_again_for_the_sake_of_long_integers_alone(body, found):
+    assert codec.reread(body) == found
+
+
 def test_a_model_that_needs_no_input_is_asked_with_nothing():
     decoder = Decoder(has_pre_inference=False, may_be_empty=True)
     for content_type in (None, "application/json", FORM, "text/plain", "application/octet-stream"):
@@ -316,6 +333,22 @@ def test_a_character_set_that_is_known_is_what_python_knows_by_its_name():
     assert len(known) > 50
 
 
+@pytest.mark.parametrize(
+    ("known", "unknown"),
+    [
+        ([f"windows-{number}" for number in range(1250, 1259)], ["windows-1249", "windows-1259"]),
+        ([f"cp{number}" for number in range(1250, 1259)], ["cp1249", "cp1259"]),
+        ([f"iso-8859-{part}" for part in range(1, 17) if part != 12], ["iso-8859-0", "iso-8859-12", "iso-8859-17"]),
+    ],
+)
+def test_every_character_set_of_a_family_is_read(known, unknown):
+    for name in known:
+        letter = bytes([0xE4]).decode(name.replace("windows-", "cp"))
+        assert PLAIN.decode(b"\xe4", f"text/plain; charset={name}") == letter
+    for name in unknown:
+        refused(UnsupportedContentType, b"a", f"text/plain; charset={name}")
+
+
 # ---- arrays ---------------------------------------------------------------------------------------------------------
 
 
@@ -381,6 +414,7 @@ def test_arrays_share_the_bodys_memory_unless_a_handler_may_write_to_them():
         (npy_with("{'descr': '<f4', 'fortran_order': False}"), "cannot be read"),
         (npy_with("{'descr': '<f4', 'descr': '<f4', 'descr': '<f4'}"), "cannot be read"),
         (npy_with("__import__('os').abort()"), "cannot be read"),
+        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (1 2,), }"), "no readable shape"),
         (npy_with("{'descr': '<U1', 'fortran_order': False, 'shape': (1,), }", b"\xff" * 4), "Unicode"),
     ],
 )
@@ -486,7 +520,13 @@ def test_what_is_no_form_is_refused(body, words):
 
 @pytest.mark.parametrize("parameters", ["", "; boundary=", f"; boundary={'B' * 71}", '; boundary="é"'])
 def test_a_form_needs_a_boundary(parameters):
-    assert "boundary" in str(refused(BadMultipart, b"--B--", "multipart/form-data" + parameters))
+    error = refused(BadMultipart, b"--B--", "multipart/form-data" + parameters)
+    assert str(error) == "the content type names no boundary"
+
+
+def test_a_boundary_may_have_70_characters():
+    boundary = "B" * 70
+    assert PLAIN.decode(f"--{boundary}--".encode(), f"multipart/form-data; boundary={boundary}") == {}
 
 
 @given(
@@ -537,6 +577,17 @@ def test_a_gzip_bomb_stops_at_the_limit():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5_000_000
+
+
+def test_what_comes_after_a_member_that_fills_the_limit_is_not_unpacked():
+    limit = 8_000_000
+    body = gzip.compress(b"\0" * limit) + gzip.compress(b"\0" * 50_000_000)
+    tracemalloc.start()
+    with pytest.raises(BodyTooLarge):
+        unpack(body, "gzip", limit=limit)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * limit
 
 
 @pytest.mark.parametrize(
