@@ -4,7 +4,8 @@ Small changes to a source, as somebody might get it wrong: Cosmic Ray's operator
 Of the operators those are taken that leave a program which still makes sense: `+` becomes `-`, and not `|`, which only
 raises a TypeError that any test notices. Annotations are left alone, since nothing reads them,
 and so is that a class is frozen. So are signs that look like an operator and are none, as the `*` before named
-arguments, and the `|` between types: without them there is no program, or none that gets past its imports.
+arguments, and the `|` between types: without them there is no program, or none that gets past its imports. That a `zip`
+is strict asserts what is so.
 """
 
 from __future__ import annotations
@@ -167,6 +168,10 @@ def sample(places: Iterable[tuple[str, list[Change]]], count: int, seed: int) ->
     return [(path, chance.choice(of_place)) for path, of_place in chance.sample(known, min(count, len(known)))]
 
 
+def _is_true(value: ast.expr) -> bool:
+    return isinstance(value, ast.Constant) and value.value is True
+
+
 def _is_type(name: str) -> bool:
     """Whether something is called as a class is, and no constant."""
     return re.fullmatch(r"_?[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*", name) is not None
@@ -198,8 +203,9 @@ def _unread(source: str) -> list[tuple[_Position, _Position]]:
     """Where annotations, types and what is declared of classes for those who use them begin and end."""
     found: list[ast.expr | None] = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
-            found += node.args[1:]
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found += node.args[1:] if node.func.id == "isinstance" else []
+            found += [word.value for word in node.keywords if node.func.id == "zip" and _is_true(word.value)]
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and _is_type(node.targets[0].id):
             found.append(node.value)
         if isinstance(node, ast.arg | ast.AnnAssign):

@@ -28,6 +28,7 @@ class Counter:
         self.items.append(more)
 
     def all(self, *more: int, **named: int) -> list[int]:
+        pairs = zip(more, self.items, strict=True)
         return [*self.items, *more, {**named}] if isinstance(more, list | tuple) else self.items * len(more)
 """
 

@@ -31,6 +31,7 @@ def test_one_that_answers_goes_on_as_it_says(story):
 def test_one_that_does_not_answer_in_time_may_be_well(story, was_ready, phase):
     life = story.adopt({"identity": story.PROCESS, "was_ready": was_ready}, is_silent=True)
     assert (life.phase, life.intent, story.kinds) == (phase, Intent.SERVE, [effects.Watch, Do.CONNECT])
+    assert not life.owes_record
     assert [story.check() is None for _ in range(4)] == [True, True, True, not was_ready], "its health is seen to"
 
 

@@ -381,6 +381,25 @@ def test_arrays_come_back_as_numpy_wrote_them(array, order, version):
     assert found.tobytes() == array.tobytes()
 
 
+def npy_of_header(length):
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }"
+    return npy_with(header.ljust(length), b"\0" * 4)
+
+
+def test_the_header_of_an_array_may_reach_as_far_as_numpy_lets_it():
+    assert PLAIN.decode(npy_of_header(9_990), "application/x-npy").tolist() == [0.0]
+    assert "longer than it may be" in str(refused(BadArray, npy_of_header(9_991), "application/x-npy"))
+
+
+@pytest.mark.parametrize(("rank", "is_read"), [(31, True), (32, True), (33, False)])
+def test_an_array_may_have_32_dimensions(rank, is_read):
+    body = npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "1, " * rank + "), }", b"\0" * 4)
+    if is_read:
+        assert PLAIN.decode(body, "application/x-npy").shape == (1,) * rank
+    else:
+        assert "no array can have" in str(refused(BadArray, body, "application/x-npy"))
+
+
 def test_arrays_share_the_bodys_memory_unless_a_handler_may_write_to_them():
     body = npy(np.arange(3.0))
     assert not PLAIN.decode(body, "application/x-npy").flags.writeable
@@ -489,6 +508,34 @@ def test_what_makes_a_part_a_file():
 def test_names_are_unescaped_as_browsers_escape_them():
     part = b'Content-Disposition: form-data; name="%22a%22%0D%0A100%25"\r\n\r\n1'
     assert PLAIN.decode(form(part), MULTIPART) == {'"a"\r\n100%25': "1"}
+
+
+def test_a_boundary_may_be_followed_by_blanks_but_not_by_any_number():
+    for blanks, is_read in ((254, True), (255, False)):
+        body = b"--B" + b" \t" * (blanks // 2) + b" " * (blanks % 2) + b"\r\n" + FIELD + b"1\r\n--B--"
+        if is_read:
+            assert PLAIN.decode(body, MULTIPART) == {"a": "1"}
+        else:
+            assert "no end of a boundary line" in str(refused(BadMultipart, body, MULTIPART))
+
+
+@pytest.mark.parametrize("parts", [1000, 1001])
+def test_a_form_may_have_1000_parts(parts):
+    body = form(*[FIELD + b"1"] * parts)
+    if parts == 1000:
+        assert PLAIN.decode(body, MULTIPART) == {"a": ["1"] * parts}
+    else:
+        refused(BadMultipart, body, MULTIPART)
+
+
+@pytest.mark.parametrize("header_bytes", [8192, 8193])
+def test_the_headers_of_a_part_may_have_8192_bytes(header_bytes):
+    padding = b"X: " + b"y" * (header_bytes - len(FIELD) - len(b"X: \r\n")) + b"\r\n"
+    body = form(padding + FIELD + b"1")
+    if header_bytes == 8192:
+        assert PLAIN.decode(body, MULTIPART) == {"a": "1"}
+    else:
+        assert "do not end" in str(refused(BadMultipart, body, MULTIPART))
 
 
 def test_an_empty_form_is_empty():
