@@ -311,6 +311,30 @@ def test_of_a_place_of_more_than_20_steps_the_first_and_the_last_10_are_told():
     assert caught.value.path == "result" + "[0]" * 9 + "[1]" + "…" + "[0]" * 8 + "[1][1]"
 
 
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("x" * 40, f'"{"x" * 40}"'),
+        ("x" * 41, f'"{"x" * 39}…"'),
+        ("é", '"é"'),
+        (2**254, str(2**254)),
+        (2**255, "…"),
+        (True, "True"),
+        (1.5, "1.5"),
+        (None, "None"),
+        (b"a" * 40, "b'" + "a" * 38),
+        (Level.LOW, "Level"),
+        (np.int64(1), "int64"),
+        ((1, 2), "tuple"),
+    ],
+    ids=str,
+)
+def test_a_place_names_a_key_as_it_is_written_but_not_at_any_length(key, shown):
+    with pytest.raises(Unserialisable) as caught:
+        encode({key: Foo()})
+    assert caught.value.path == f"result[{shown}]"
+
+
 def test_a_result_that_is_deeper_than_the_stack_that_is_left_is_named():
     def on_a_high_stack(frames):
         return encode(nested(2**70, 200)) if frames == 0 else on_a_high_stack(frames - 1)
