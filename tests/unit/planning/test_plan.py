@@ -332,6 +332,65 @@ def test_with_force_one_old_replica_makes_room() -> None:
     assert decided(forced, seen) == [route(a_route(forced, olds[0], build=V1)), drain(V1, 1)]
 
 
+def test_with_force_nobody_is_told_to_use_it() -> None:
+    old, forced = a_replica(V1), rolling(force=True)
+    leases = (a_lease(V1), a_lease(V2, 0, LeaseState.PENDING, surge=True))
+    assert the_plan(forced, a_snapshot(old, leases=leases, routes=(a_route(forced, old, build=V1),))).notes == ()
+
+
+def test_a_surge_without_room_keeps_its_turn_for_as_long_as_an_old_replica_can_make_more() -> None:
+    old, forced = a_replica(V1), rolling(2, force=True)
+    leases = (a_lease(V1), a_lease(V2, 0, LeaseState.PENDING, surge=True, minimum=True))
+    found = decided(forced, a_snapshot(old, leases=leases, routes=(a_route(forced, old, build=V1),)))
+    assert found == [route(a_route(forced, build=V1))]
+
+
+@pytest.mark.parametrize("waits", ["for room", "to be ready"])
+def test_no_old_replica_makes_room_while_another_new_one_is_on_its_way(waits: str) -> None:
+    olds, forced = [a_replica(V1, 0), a_replica(V1, 1)], rolling(3, force=True)
+    coming = [] if waits == "for room" else [a_replica(V2, phase=Phase.LOADING)]
+    state = LeaseState.PENDING if waits == "for room" else LeaseState.GRANTED
+    leases = (a_lease(V1, 0), a_lease(V1, 1), a_lease(V2, 0, state), a_lease(V2, 1, LeaseState.PENDING, surge=True))
+    the_route = a_route(forced, *olds, build=V1)
+    found = decided(forced, a_snapshot(*olds, *coming, leases=leases, routes=(the_route,)))
+    assert not any(isinstance(action, OrderNode) for action in found)
+
+
+def test_a_surge_is_started_at_once_but_not_before_those_that_leave_are_gone() -> None:
+    old, leaving = a_replica(V1, 0), a_replica(V1, 1, Phase.DRAINING)
+    the_route = a_route(rolling(), old, build=V1)
+    leases = (a_lease(V1, 0), a_lease(V2, surge=True))
+    assert decided(rolling(), a_snapshot(old, leases=leases, routes=(the_route,))) == [start(V2)]
+    found = the_plan(rolling(), a_snapshot(old, leaving, leases=(*leases, a_lease(V1, 1)), routes=(the_route,)))
+    assert not found.actions
+    assert [note.text for note in found.notes] == [f"{name(V2)} starts once others have left"]
+
+
+def test_a_surge_takes_over_from_an_old_replica_whose_room_nobody_knows_of_by_what_it_says_of_itself() -> None:
+    old = a_replica(V1)
+    found = decided(rolling(), a_snapshot(old, leases=(), routes=(a_route(rolling(), old, build=V1),)))
+    assert found == [RecoverLease(lease=Lease.of_running(old, NODE)), acquire(V2, surge=True)]
+
+
+def test_what_fills_up_an_unproven_rollout_is_of_the_minimum_only_beside_fewer_that_are_placed() -> None:
+    old, new = a_replica(V1), a_replica(V2, phase=Phase.LOADING)
+    leases = (a_lease(V1), a_lease(V2, surge=True))
+    for min_replicas, of_minimum in ((2, [False, False]), (3, [True, False]), (4, [True, True])):
+        wanted = msgspec.structs.replace(rolling(3), min_replicas=min_replicas)
+        seen = a_snapshot(old, new, leases=leases, routes=(a_route(wanted, old, build=V1),))
+        assert decided(wanted, seen) == [
+            acquire(V1, ordinal, minimum=minimum) for ordinal, minimum in enumerate(of_minimum, start=1)
+        ]
+
+
+def test_no_more_old_replicas_go_for_new_ones_that_come_back_than_the_rest_may_do_without() -> None:
+    olds = [a_replica(V1, ordinal) for ordinal in range(3)]
+    back = a_replica(V2, phase=Phase.EXITED, was_ready=True)
+    seen = a_snapshot(*olds, back, routes=(a_route(rolling(2), *olds, back, build=V1),))
+    routes = [a.order for a in decided(rolling(2), seen) if isinstance(a, OrderNode) and isinstance(a.order, SetRoute)]
+    assert routes == [a_route(rolling(2), *olds[:2], back, build=V1)]
+
+
 def test_force_takes_one_old_replica_at_a_time() -> None:
     old, leaving = a_replica(V1, 0), a_replica(V1, 1, Phase.DRAINING)
     leases = (a_lease(V1, 0), a_lease(V1, 1), a_lease(V2, 0, LeaseState.PENDING, surge=True))
