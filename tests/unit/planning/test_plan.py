@@ -338,6 +338,16 @@ def test_with_force_nobody_is_told_to_use_it() -> None:
     assert the_plan(forced, a_snapshot(old, leases=leases, routes=(a_route(forced, old, build=V1),))).notes == ()
 
 
+def test_a_surge_without_room_keeps_its_turn_until_the_old_replica_that_it_takes_over_from_is_gone() -> None:
+    leases = (a_lease(V1), a_lease(V2, 0, LeaseState.PENDING, surge=True, minimum=True))
+    drains, drained = a_replica(V1, phase=Phase.DRAINING), a_replica(V1, phase=Phase.EXITED, exit=an_exit(drained=True))
+    forced, keeps = rolling(force=True), acquire(V2, surge=True, successor_of_cpu_millis=0)
+    for old, found in ((drains, [keeps]), (drained, [keeps, forget(V1), release(V1)])):
+        assert decided(forced, a_snapshot(old, leases=leases, routes=(a_route(forced, build=V1),))) == found
+    seen = a_snapshot(leases=leases[1:], routes=(a_route(forced, build=V1),))
+    assert decided(forced, seen) == [acquire(V2)]
+
+
 def test_a_surge_without_room_keeps_its_turn_for_as_long_as_an_old_replica_can_make_more() -> None:
     old, forced = a_replica(V1), rolling(2, force=True)
     leases = (a_lease(V1), a_lease(V2, 0, LeaseState.PENDING, surge=True, minimum=True))
