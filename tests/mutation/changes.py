@@ -3,14 +3,16 @@ Small changes to a source, as somebody might get it wrong: Cosmic Ray's operator
 
 Of the operators those are taken that leave a program which still makes sense: `+` becomes `-`, and not `|`, which only
 raises a TypeError that any test notices. Annotations are left alone, since nothing reads them,
-and so is that a class is frozen.
+and so is that a class is frozen. So are signs that look like an operator and are none, as the `*` before named
+arguments, and the `|` between types: without them there is no program, or none that gets past its imports. That a `zip`
+is strict asserts what is so.
 """
 
 from __future__ import annotations
 
 import ast
-import difflib
 import random
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
@@ -130,9 +132,9 @@ def changes(source: str) -> list[list[Change]]:
     scopes, unread = _scopes(source), _unread(source)
     places: Mapping[tuple[_Position, str], list[Change]] = defaultdict(list)
     for name, operator in operators().items():
-        starts = (start for node in nodes for start, _ in operator.mutation_positions(node))
-        for occurrence, start in enumerate(starts):
-            if not any(first <= start < last for first, last in unread):
+        found = ((node, start) for node in nodes for start, _ in operator.mutation_positions(node))
+        for occurrence, (node, start) in enumerate(found):
+            if not _is_no_operator(node) and not any(first <= start < last for first, last in unread):
                 scope = max(
                     ((first, scope) for first, last, scope in scopes if first <= start[0] <= last), default=(0, "")
                 )
@@ -144,11 +146,12 @@ def mutant(path: str, source: str, change: Change) -> Mutant:
     """Make a change."""
     changed = mutate_code(source, operators()[change.operator], change.occurrence)
     assert changed is not None, change
-    before, after = [], []
-    for line in difflib.ndiff(source.splitlines(), changed.splitlines()):
-        if line[:2] in ("- ", "+ "):
-            (before if line[0] == "-" else after).append(line[2:].strip())
-    return Mutant(path, change, changed, "\n".join(before), "\n".join(after))
+    old, new = source.splitlines(), changed.splitlines()
+    first = next((at for at, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), 0)
+    same = zip(reversed(old[first:]), reversed(new[first:]), strict=False)
+    last = next((at for at, pair in enumerate(same) if pair[0] != pair[1]), 0)
+    before, after = ("\n".join(line.strip() for line in lines[first : len(lines) - last]) for lines in (old, new))
+    return Mutant(path, change, changed, before, after)
 
 
 def sample(places: Iterable[tuple[str, list[Change]]], count: int, seed: int) -> list[tuple[str, Change]]:
@@ -163,6 +166,15 @@ def sample(places: Iterable[tuple[str, list[Change]]], count: int, seed: int) ->
     chance = random.Random(seed)
     known = list(places)
     return [(path, chance.choice(of_place)) for path, of_place in chance.sample(known, min(count, len(known)))]
+
+
+def _is_true(value: ast.expr) -> bool:
+    return isinstance(value, ast.Constant) and value.value is True
+
+
+def _is_type(name: str) -> bool:
+    """Whether something is called as a class is, and no constant."""
+    return re.fullmatch(r"_?[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*", name) is not None
 
 
 def _scopes(source: str) -> list[tuple[int, int, str]]:
@@ -182,10 +194,20 @@ def _scopes(source: str) -> list[tuple[int, int, str]]:
     return found
 
 
+def _is_no_operator(node: Any) -> bool:
+    """Whether this is a `*` or `**` of a signature, or before what is unpacked."""
+    return node.type == "operator" and node.value in ("*", "**") and node.parent.type not in ("term", "power")
+
+
 def _unread(source: str) -> list[tuple[_Position, _Position]]:
-    """Where annotations, aliases of types and what is declared of classes for those who use them begin and end."""
+    """Where annotations, types and what is declared of classes for those who use them begin and end."""
     found: list[ast.expr | None] = []
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found += node.args[1:] if node.func.id == "isinstance" else []
+            found += [word.value for word in node.keywords if node.func.id == "zip" and _is_true(word.value)]
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and _is_type(node.targets[0].id):
+            found.append(node.value)
         if isinstance(node, ast.arg | ast.AnnAssign):
             found.append(node.annotation)
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias":

@@ -15,6 +15,7 @@ SOURCE = """\
 from __future__ import annotations
 
 LIMIT = 3
+Seen = list | tuple | None
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,16 @@ class Counter:
     def full(self) -> int | None:
         return self.seen if self.seen in (LIMIT, 4) else None
 
-    def add(self, more: list[int | str]) -> None:
+    def add(self, more: list[int | str], *, also: int) -> None:
         self.items.append(more)
+
+    def all(self, *more: int, **named: int) -> list[int]:
+        pairs = zip(more, self.items, strict=True)
+        return [*self.items, *more, {**named}] if isinstance(more, list | tuple) else self.items * len(more)
 """
 
 
-def test_constants_properties_and_calls_are_changed_and_annotations_are_not() -> None:
+def test_constants_properties_and_calls_are_changed_and_annotations_types_and_signs_are_not() -> None:
     made = [mutant("counter.py", SOURCE, change) for of_place in changes(SOURCE) for change in of_place]
     assert {(one.change.scope, one.after) for one in made} == {
         ("", "LIMIT = 4"),
@@ -38,6 +43,14 @@ def test_constants_properties_and_calls_are_changed_and_annotations_are_not() ->
         ("Counter.full", "return self.seen if self.seen in (LIMIT, 5) else None"),
         ("Counter.full", "return self.seen if self.seen in (LIMIT, 3) else None"),
         ("Counter.add", "pass"),
+        *(
+            ("Counter.all", f"return [*self.items, *more, {{**named}}] {rest}")
+            for rest in (
+                "if not isinstance(more, list | tuple) else self.items * len(more)",
+                "if isinstance(more, list | tuple) else self.items // len(more)",
+                "if isinstance(more, list | tuple) else self.items + len(more)",
+            )
+        ),
     }
 
 

@@ -231,8 +231,8 @@ def _unguarded(build: BuildSpec) -> BuildSpec:
 
 
 def _waiting_text(replica: ReplicaId, record: SlotRecord | None, left_s: float) -> str:
-    failed = record.failed_starts if record is not None else 0
-    what = f"failed {failed} starts in a row" if failed else "keeps crashing"
+    fails = record is not None and record.failed_starts
+    what = f"failed {fails} starts in a row" if fails else "keeps crashing"
     return f"{replica} {what}, tried again in {left_s:.1f} s"
 
 

@@ -46,9 +46,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The build that serves meanwhile, when that is another one."""
     stay: tuple[Slot, ...] = ()
     leave: tuple[Slot, ...] = ()
-    """To be taken out of the route, drained, forgotten, released, as far as each has come."""
-    draining: tuple[Slot, ...] = ()
-    """On their way out, nothing to do."""
+    """To be taken out of the route, drained, forgotten, released, as far as each has come; not those that drain."""
     renew: tuple[LeaseRequest, ...] = ()
     """Surges that settle, and what waits for room and is of the minimum by now, or is not any more."""
     add: tuple[LeaseRequest, ...] = ()
@@ -85,7 +83,7 @@ def decide(
     slots: Sequence[Slot],
     wait_left_s: Callable[[Slot], float],
     *,
-    fallback_fails: bool = False,
+    fallback_fails: bool,
 ) -> Decision:
     """
     Decide what stays, goes and is added.
@@ -96,9 +94,7 @@ def decide(
     """
     goal, fallback = goal_and_fallback(wanted)
     if goal is None:
-        draining = tuple(slot for slot in slots if slot.state is SlotState.DRAINING)
-        leave = tuple(slot for slot in slots if slot.state is not SlotState.DRAINING)
-        return Decision(goal=None, draining=draining, leave=leave)
+        return Decision(goal=None, leave=tuple(slot for slot in slots if slot.state is not SlotState.DRAINING))
     if wanted.scale.asleep and fallback is None:
         return _asleep(wanted, goal, slots)
     rollout = Rollout(wanted, goal, fallback, wait_left_s, fallback_fails)
@@ -112,7 +108,6 @@ def decide(
         fallback=fallback,
         stay=tuple(slot for slot in stay if slot is not ousted),
         leave=tuple(staying.leave if ousted is None else [*staying.leave, ousted]),
-        draining=tuple(groups.draining),
         renew=tuple(_renewals(rollout, staying, room)),
         add=tuple(_additions(rollout, staying, room, slots)),
         floor=staying.floor,
@@ -132,16 +127,16 @@ def goal_and_fallback(wanted: WantedApi) -> tuple[BuildSpec | None, BuildSpec | 
 
 def _asleep(wanted: WantedApi, goal: BuildSpec, slots: Sequence[Slot]) -> Decision:
     """One slot stays, without a process; until there is one, nothing changes."""
-    draining = tuple(slot for slot in slots if slot.state is SlotState.DRAINING)
-    others = [slot for slot in slots if slot.state is not SlotState.DRAINING]
-    sleeper = next((slot for slot in others if slot.asleep and of_revision(slot, goal.revision)), None)
+    here = [slot for slot in slots if slot.state is not SlotState.DRAINING]
+    sleeper = next((slot for slot in here if slot.asleep and of_revision(slot, goal.revision)), None)
     if sleeper is not None:
-        leave = tuple(slot for slot in others if slot is not sleeper)
-        return Decision(goal=goal, stay=(sleeper,), leave=leave, draining=draining, sleeps=True)
-    stay = tuple(slot for slot in others if slot.ready)
-    leave = tuple(slot for slot in others if not slot.ready)
+        leave = tuple(slot for slot in here if slot is not sleeper)
+        return Decision(goal=goal, stay=(sleeper,), leave=leave, sleeps=True)
     name = _unused(wanted.api, goal, {slot.replica for slot in slots})
-    return Decision(goal=goal, stay=stay, leave=leave, draining=draining, sleeps=True, sleeper=name)
+    stay = tuple(slot for slot in here if slot.ready)
+    return Decision(
+        goal=goal, stay=stay, leave=tuple(slot for slot in here if not slot.ready), sleeps=True, sleeper=name
+    )
 
 
 @dataclass(frozen=True)
@@ -263,27 +258,29 @@ def who_stays(rollout: Rollout, groups: Groups) -> Staying:
 
     unplaced = sum(slot.placing and not slot.surge for slot in news) + len(pending_olds)
     floor = max(0, n - unplaced)
-    ready = sum(slot.ready for slot in groups.news) + sum(slot.ready for slot in placed_olds)
+    ready = sum(slot.ready for slot in (*news, *placed_olds))
     # Old replicas stay as far as the goal does not make up for them yet.
     steady = sum(slot.ready or rollout.returns(slot) for slot in news)
     keep = max(0, floor - steady)
     olds = placed_olds[:keep]
     # Of the others the worst go first, a ready one only while those left are more than the floor.
-    for slot in (*reversed(placed_olds[keep:]), *reversed(spare_news)):
-        group = news if slot in spare_news else olds
+    for slot in reversed(placed_olds[keep:]):
         if slot.ready:
             stays = ready <= floor
             ready -= not stays
         else:
-            stays = slot.knocked or (group is olds and ready < floor and rollout.returns(slot))
-        (group if stays else leave).append(slot)
+            stays = slot.knocked or (ready < floor and rollout.returns(slot))
+        (olds if stays else leave).append(slot)
+    for slot in reversed(spare_news):
+        (news if slot.knocked else leave).append(slot)
     # The size may have shrunk while new ones were on their way.
     for slot in reversed(tuple(news)):
         if len(news) + len(olds) + len(pending_olds) > n + SURGE and not slot.ready and not rollout.returns(slot):
             news.remove(slot)
             leave.append(slot)
-    lost = [slot for slot in groups.lost if slot.ready and ready < floor]
-    leave += [slot for slot in groups.lost if not (slot.ready and ready < floor)]
+    # One that answers makes up for what has no room, too.
+    lost = [slot for slot in groups.lost if slot.ready and ready < n]
+    leave += [slot for slot in groups.lost if not (slot.ready and ready < n)]
     return Staying(
         news=news,
         olds=[*olds, *pending_olds],

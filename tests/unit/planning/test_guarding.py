@@ -249,6 +249,20 @@ def test_a_runtime_that_a_replica_says_it_has_and_the_model_was_not_tried_on_is_
     )
 
 
+@pytest.mark.parametrize(
+    "report",
+    [
+        a_replica(phase=Phase.EXITED, batches=False, batching=says(runtime=NEWER)),
+        a_replica(phase=Phase.EXITED, batches=False),
+        a_replica(phase=Phase.LOADING, batches=False),
+        a_replica(batches=False, batching=says(runtime="")),
+    ],
+    ids=["ended", "ended in silence", "has said nothing", "does not know"],
+)
+def test_only_a_replica_that_runs_says_what_a_model_runs_on(report):
+    assert proving(report, records=[a_record()]) == ()
+
+
 def test_a_place_where_nothing_runs_yet_needs_no_trial():
     rolled = a_build(resources=Resources(cpu_millis=4000))
     assert proving(wanted=(a_wanted_api(rolled),), records=[a_record()]) == ()

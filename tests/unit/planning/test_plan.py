@@ -302,6 +302,24 @@ def test_without_room_for_the_surge_nothing_changes_and_the_plan_says_why() -> N
     ]
 
 
+def test_a_surge_beside_an_old_replica_that_has_no_room_either_takes_over_from_nobody() -> None:
+    seen = a_snapshot(leases=(a_lease(V1, 0, LeaseState.PENDING),), routes=(a_route(rolling(), build=V1),))
+    assert decided(rolling(), seen) == [acquire(V2, surge=True, successor_of_cpu_millis=0)]
+
+
+@pytest.mark.parametrize(("min_replicas", "capped"), [(1, True), (2, False)])
+def test_once_the_minimum_serves_and_only_cpu_is_lacking_the_old_ones_go(min_replicas: int, capped: bool) -> None:
+    wanted = msgspec.structs.replace(rolling(3), min_replicas=min_replicas)
+    olds, new = [a_replica(V1, 0), a_replica(V1, 1)], a_replica(V2)
+    stuck = a_lease(V2, 1, LeaseState.PENDING, surge=True, minimum=not capped, reason="no cpu", lacks_only_cpu=True)
+    leases = (a_lease(V1, 0), a_lease(V1, 1), a_lease(V2), stuck)
+    seen = a_snapshot(*olds, new, leases=leases, routes=(a_route(wanted, *olds, new),))
+    found = the_plan(wanted, seen)
+    assert list(found.actions) == [route(a_route(wanted, olds[0], new))] * capped
+    (note,) = found.notes
+    assert note.text.startswith("not all 3 replicas fit" if capped else "no room for one more replica beside the 2")
+
+
 def test_with_force_one_old_replica_makes_room() -> None:
     olds = [a_replica(V1, 0), a_replica(V1, 1)]
     leases = (a_lease(V1, 0), a_lease(V1, 1), a_lease(V2, 0, LeaseState.PENDING, surge=True))
@@ -310,6 +328,75 @@ def test_with_force_one_old_replica_makes_room() -> None:
     assert decided(forced, seen) == [route(a_route(forced, olds[0], build=V1))]
     seen = a_snapshot(*olds, leases=leases, routes=(a_route(forced, olds[0], build=V1),))
     assert decided(forced, seen) == [route(a_route(forced, olds[0], build=V1)), drain(V1, 1)]
+
+
+def test_with_force_nobody_is_told_to_use_it() -> None:
+    old, forced = a_replica(V1), rolling(force=True)
+    leases = (a_lease(V1), a_lease(V2, 0, LeaseState.PENDING, surge=True))
+    assert the_plan(forced, a_snapshot(old, leases=leases, routes=(a_route(forced, old, build=V1),))).notes == ()
+
+
+def test_a_surge_without_room_keeps_its_turn_until_the_old_replica_that_it_takes_over_from_is_gone() -> None:
+    leases = (a_lease(V1), a_lease(V2, 0, LeaseState.PENDING, surge=True, minimum=True))
+    drains, drained = a_replica(V1, phase=Phase.DRAINING), a_replica(V1, phase=Phase.EXITED, exit=an_exit(drained=True))
+    forced, keeps = rolling(force=True), acquire(V2, surge=True, successor_of_cpu_millis=0)
+    for old, found in ((drains, [keeps]), (drained, [keeps, forget(V1), release(V1)])):
+        assert decided(forced, a_snapshot(old, leases=leases, routes=(a_route(forced, build=V1),))) == found
+    seen = a_snapshot(leases=leases[1:], routes=(a_route(forced, build=V1),))
+    assert decided(forced, seen) == [acquire(V2)]
+
+
+def test_a_surge_without_room_keeps_its_turn_for_as_long_as_an_old_replica_can_make_more() -> None:
+    old, forced = a_replica(V1), rolling(2, force=True)
+    leases = (a_lease(V1), a_lease(V2, 0, LeaseState.PENDING, surge=True, minimum=True))
+    found = decided(forced, a_snapshot(old, leases=leases, routes=(a_route(forced, old, build=V1),)))
+    assert found == [route(a_route(forced, build=V1))]
+
+
+@pytest.mark.parametrize("waits", ["for room", "to be ready"])
+def test_no_old_replica_makes_room_while_another_new_one_is_on_its_way(waits: str) -> None:
+    olds, forced = [a_replica(V1, 0), a_replica(V1, 1)], rolling(3, force=True)
+    coming = [] if waits == "for room" else [a_replica(V2, phase=Phase.LOADING)]
+    state = LeaseState.PENDING if waits == "for room" else LeaseState.GRANTED
+    leases = (a_lease(V1, 0), a_lease(V1, 1), a_lease(V2, 0, state), a_lease(V2, 1, LeaseState.PENDING, surge=True))
+    the_route = a_route(forced, *olds, build=V1)
+    found = decided(forced, a_snapshot(*olds, *coming, leases=leases, routes=(the_route,)))
+    assert not any(isinstance(action, OrderNode) for action in found)
+
+
+def test_a_surge_is_started_at_once_but_not_before_those_that_leave_are_gone() -> None:
+    old, leaving = a_replica(V1, 0), a_replica(V1, 1, Phase.DRAINING)
+    the_route = a_route(rolling(), old, build=V1)
+    leases = (a_lease(V1, 0), a_lease(V2, surge=True))
+    assert decided(rolling(), a_snapshot(old, leases=leases, routes=(the_route,))) == [start(V2)]
+    found = the_plan(rolling(), a_snapshot(old, leaving, leases=(*leases, a_lease(V1, 1)), routes=(the_route,)))
+    assert not found.actions
+    assert [note.text for note in found.notes] == [f"{name(V2)} starts once others have left"]
+
+
+def test_a_surge_takes_over_from_an_old_replica_whose_room_nobody_knows_of_by_what_it_says_of_itself() -> None:
+    old = a_replica(V1)
+    found = decided(rolling(), a_snapshot(old, leases=(), routes=(a_route(rolling(), old, build=V1),)))
+    assert found == [RecoverLease(lease=Lease.of_running(old, NODE)), acquire(V2, surge=True)]
+
+
+def test_what_fills_up_an_unproven_rollout_is_of_the_minimum_only_beside_fewer_that_are_placed() -> None:
+    old, new = a_replica(V1), a_replica(V2, phase=Phase.LOADING)
+    leases = (a_lease(V1), a_lease(V2, surge=True))
+    for min_replicas, of_minimum in ((2, [False, False]), (3, [True, False]), (4, [True, True])):
+        wanted = msgspec.structs.replace(rolling(3), min_replicas=min_replicas)
+        seen = a_snapshot(old, new, leases=leases, routes=(a_route(wanted, old, build=V1),))
+        assert decided(wanted, seen) == [
+            acquire(V1, ordinal, minimum=minimum) for ordinal, minimum in enumerate(of_minimum, start=1)
+        ]
+
+
+def test_no_more_old_replicas_go_for_new_ones_that_come_back_than_the_rest_may_do_without() -> None:
+    olds = [a_replica(V1, ordinal) for ordinal in range(3)]
+    back = a_replica(V2, phase=Phase.EXITED, was_ready=True)
+    seen = a_snapshot(*olds, back, routes=(a_route(rolling(2), *olds, back, build=V1),))
+    routes = [a.order for a in decided(rolling(2), seen) if isinstance(a, OrderNode) and isinstance(a.order, SetRoute)]
+    assert routes == [a_route(rolling(2), *olds[:2], back, build=V1)]
 
 
 def test_force_takes_one_old_replica_at_a_time() -> None:
@@ -323,7 +410,16 @@ def test_what_cannot_come_up_by_itself_makes_room_for_its_repair_without_force()
     down = a_replica(V1, phase=Phase.EXITED, attempt=6, was_ready=True)
     leases = (a_lease(V1), a_lease(V2, 0, LeaseState.PENDING, surge=True))
     seen = a_snapshot(down, leases=leases, routes=(a_route(rolling(), build=V1),))
-    assert decided(rolling(), seen, a_record(V1, _0=crash_loop(9.0))) == [forget(V1), release(V1)]
+    for pressure in (5.5, 9.0):
+        assert decided(rolling(), seen, a_record(V1, _0=crash_loop(pressure))) == [forget(V1), release(V1)]
+
+
+def test_what_comes_up_by_itself_is_not_stopped_for_the_repair_of_another_that_does_not() -> None:
+    downs = [a_replica(V1, ordinal, Phase.EXITED, attempt=6, was_ready=True) for ordinal in range(2)]
+    leases = (a_lease(V1, 0), a_lease(V1, 1), a_lease(V2, 0, LeaseState.PENDING, surge=True))
+    seen = a_snapshot(*downs, leases=leases, routes=(a_route(rolling(2), *downs, build=V1),))
+    known = SlotRecord(attempt=6, crash_pressure=1.0, last_exit=an_exit())
+    assert decided(rolling(2), seen, a_record(V1, _0=crash_loop(9.0), _1=known)) == [start(V1, 1, attempt=7)]
 
 
 def test_a_replica_lost_during_an_unproven_rollout_is_replaced_by_the_old_version() -> None:
@@ -374,9 +470,22 @@ def test_where_only_part_of_the_size_has_room_a_rollout_still_goes_on() -> None:
     assert decided(rolling(3), seen) == [acquire(V2), route(a_route(rolling(3), olds[0], new))]
 
 
+def test_no_more_of_the_new_version_wait_for_room_in_the_place_of_old_ones_than_are_missing() -> None:
+    new = a_replica(V2)
+    nowhere = (a_lease(V1, 0, LeaseState.PENDING), a_lease(V1, 1, LeaseState.PENDING))
+    seen = a_snapshot(new, leases=(*nowhere, a_lease(V2, surge=True)), routes=(a_route(rolling(2), new),))
+    assert decided(rolling(2), seen) == [
+        MarkServing(api=API, revision=V2.revision),
+        acquire(V2, 0),
+        acquire(V2, 1),
+        release(V1, 0),
+        release(V1, 1),
+    ]
+
+
 def test_a_third_version_takes_over_from_two_and_the_abandoned_one_goes_first() -> None:
     wanted = a_wanted_api(V3, serving=V1, replicas=2)
-    old, abandoned, new = a_replica(V1), a_replica(V2), a_replica(V3)
+    old, abandoned, new = a_replica(V1), a_replica(V2, in_flight=5), a_replica(V3)
     leases = (a_lease(V1), a_lease(V2), a_lease(V3, surge=True))
     seen = a_snapshot(old, abandoned, new, leases=leases, routes=(a_route(wanted, old, abandoned, build=V1),))
     assert decided(wanted, seen) == [acquire(V3), route(a_route(wanted, old, new))]
@@ -389,6 +498,27 @@ def test_a_replica_that_was_chosen_to_leave_does_not_come_back_for_one_that_is_r
     the_route = a_route(wanted, old, abandoned, build=V1)
     seen = a_snapshot(old, chosen, abandoned, routes=(the_route,))
     assert decided(wanted, seen) == [route(the_route), drain(V1, 1)]
+
+
+def test_of_what_nobody_wants_only_what_answers_and_is_in_the_route_serves_meanwhile() -> None:
+    wanted = a_wanted_api(V3, serving=V1, replicas=2)
+    old, unknown = a_replica(V1), a_replica(V2)
+    the_route = a_route(wanted, old, build=V1)
+    seen = a_snapshot(old, unknown, leases=(a_lease(V1, 0), a_lease(V2)), routes=(the_route,))
+    assert decided(wanted, seen) == [acquire(V1, 1), route(the_route), drain(V2)]
+    ended = a_replica(V2, phase=Phase.EXITED, was_ready=True)
+    seen = a_snapshot(old, ended, routes=(a_route(wanted, old, ended, build=V1),))
+    assert decided(wanted, seen) == [acquire(V1, 1), route(the_route)]
+
+
+@pytest.mark.parametrize(("placed", "pending", "waiting"), [(2, 1, 0), (1, 2, 1), (0, 2, 2)])
+def test_no_more_old_replicas_wait_for_room_than_are_missing(placed: int, pending: int, waiting: int) -> None:
+    olds = [a_replica(V1, ordinal) for ordinal in range(placed)]
+    nowhere = [a_lease(V1, placed + more, LeaseState.PENDING) for more in range(pending)]
+    leases = (*(a_lease(V1, ordinal) for ordinal in range(placed)), *nowhere)
+    seen = a_snapshot(*olds, leases=leases, routes=(a_route(rolling(2), *olds, build=V1),))
+    released = [action for action in decided(rolling(2), seen) if isinstance(action, ReleaseLease)]
+    assert released == [release(V1, placed + more) for more in range(waiting, pending)]
 
 
 def test_a_replaced_version_that_never_served_goes_at_once() -> None:
@@ -471,6 +601,12 @@ def test_a_first_version_that_failed_leaves_nothing_but_a_route_that_answers_503
         forget(V1),
         release(V1),
     ]
+
+
+def test_what_drains_is_left_alone_when_its_first_version_fails() -> None:
+    wanted = msgspec.structs.replace(a_wanted_api(V1), failed=Problem(reference="x", message="boom"))
+    draining = a_replica(V1, phase=Phase.DRAINING)
+    assert decided(wanted, a_snapshot(draining, routes=(a_route(wanted, hold=False),))) == []
 
 
 def test_a_first_version_that_failed_in_part_goes_on_serving_with_the_rest() -> None:
@@ -762,6 +898,25 @@ def test_a_replica_whose_lease_is_lost_serves_until_its_replacement_does() -> No
     fresh = a_replica(V1, 1)
     seen = a_snapshot(doomed, fresh, leases=(lost, a_lease(V1, 1)), routes=(the_route,))
     assert decided(wanted, seen) == [route(a_route(wanted, fresh))]
+
+
+@pytest.mark.parametrize("wanted", [a_wanted_api(V1, live=True), rolling()], ids=["at rest", "in a rollout"])
+def test_a_replica_whose_lease_is_lost_serves_where_there_is_no_room_for_another(wanted: WantedApi) -> None:
+    doomed = a_replica(V1, 0)
+    leases = (a_lease(V1, 0, LeaseState.LOST), a_lease(V1, 1, LeaseState.PENDING, minimum=True))
+    the_route = a_route(wanted, doomed, build=V1)
+    found = decided(wanted, a_snapshot(doomed, leases=leases, routes=(the_route,)))
+    assert not any(isinstance(action, OrderNode | ReleaseLease) for action in found)
+
+
+def test_of_two_that_have_one_name_the_one_without_the_lease_goes_first() -> None:
+    at_home, stranger, new = a_replica(V1), a_replica(V1, in_flight=9), a_replica(V2)
+    the_route = a_route(rolling(2), at_home, new)
+    here = an_agent_report(NODE, replicas=(at_home, new), routes=(the_route,))
+    there = an_agent_report(OTHER, replicas=(stranger,), routes=(the_route,))
+    seen = Snapshot(now_s=0.0, nodes=(here, there), leases=(a_lease(V1), a_lease(V2)))
+    order = DrainReplica(replica=name(V1), timeout_s=60.0)
+    assert OrderNode(node=OTHER, api=API, order=order) in decided(rolling(2), seen)
 
 
 def test_a_replica_that_comes_back_on_a_node_thought_lost_serves_until_its_replacement_does() -> None:

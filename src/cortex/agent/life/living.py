@@ -88,7 +88,7 @@ def _was_ready(life: Life, status: ReplicaStatus) -> Next:
 
 def _moved_on(life: Life, status: ReplicaStatus, now: Now) -> Life:
     phase = status.phase
-    if phase is Phase.DRAINING and life.intent < Intent.DRAIN:
+    if phase is Phase.DRAINING:
         life = leaving(life, now)
         phase = Phase.READY if life.was_ready else life.phase
     return in_phase(life, phase, now) if _ORDER[phase] > _ORDER[life.phase] else life

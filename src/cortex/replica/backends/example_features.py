@@ -11,18 +11,18 @@ _CALLS: Final = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 _PARSERS: Final = frozenset({"ParseExample", "ParseExampleV2", "ParseSingleExample"})
 _DTYPES: Final = {1: "float32", 7: "string", 9: "int64"}
 """The three that an example can hold. Source: tensorflow/core/framework/types.proto, core/example/feature.proto."""
-_MOST_STEPS: Final = 10_000
 
 
 class _Scope(NamedTuple):
     """Nodes that see each other: a graph's, or a function's."""
 
     nodes: Sequence[Any]
-    is_function: bool
+    function: str = ""
+    """Its name; empty: the graph itself."""
 
     def output(self, node: str) -> tuple[str, ...]:
         """How others write the first output of a node."""
-        return (f"{node}:output:0",) if self.is_function else (node, f"{node}:0")
+        return (f"{node}:output:0",) if self.function else (node, f"{node}:0")
 
     def constant(self, name: str) -> Any | None:
         """The tensor of a constant, as it is named by what it goes into; None if it is none."""
@@ -44,12 +44,14 @@ def features_of(graph: Any, tensor: str) -> tuple[TensorSpec, ...]:
         tensor goes into no parser, or its keys are no constants.
     """
     functions = {function.signature.name: function for function in graph.library.function}
-    waiting: list[tuple[_Scope, tuple[str, ...]]] = [(_Scope(graph.node, False), (tensor, tensor.removesuffix(":0")))]
+    waiting: list[tuple[_Scope, tuple[str, ...]]] = [(_Scope(graph.node), (tensor, tensor.removesuffix(":0")))]
+    followed: set[tuple[str, tuple[str, ...]]] = set()
     found: dict[str, TensorSpec] = {}
-    for _ in range(_MOST_STEPS):
-        if not waiting:
-            break
+    while waiting:
         scope, names = waiting.pop()
+        if (scope.function, names) in followed:
+            continue  # a function may call itself
+        followed.add((scope.function, names))
         for node in scope.nodes:
             for place, name in enumerate(node.input):
                 if name not in names:
@@ -57,10 +59,11 @@ def features_of(graph: Any, tensor: str) -> tuple[TensorSpec, ...]:
                 if node.op == "Identity":
                     waiting.append((scope, scope.output(node.name)))
                 elif node.op in _CALLS or node.op in functions:
-                    called = functions.get(node.attr["f"].func.name if node.op in _CALLS else node.op)
+                    function = node.attr["f"].func.name if node.op in _CALLS else node.op
+                    called = functions.get(function)
                     if called is not None and place < len(called.signature.input_arg):
                         argument = called.signature.input_arg[place].name
-                        waiting.append((_Scope(called.node_def, True), (argument,)))
+                        waiting.append((_Scope(called.node_def, function), (argument,)))
                 elif node.op in _PARSERS and place == 0:
                     found.update((feature.name, feature) for feature in _parsed(node, scope))
     return tuple(found[name] for name in sorted(found))

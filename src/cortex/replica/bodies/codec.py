@@ -539,8 +539,8 @@ def _read_npy(body: bytes, content_type: str, parameters: dict[str, str]) -> NDA
     start = prefix + int.from_bytes(body[8:prefix], "little")
     if start > min(len(body), _MAX_NPY_HEADER_BYTES):
         raise BadArray("the .npy header is longer than it may be, or cut off")
-    header = body[prefix:start].decode("utf-8" if major == 3 else "latin-1", "replace")
-    dtype, fortran_order, shape = _npy_header(header)
+    # What is beyond ASCII stands in names of fields, UTF-8 in version 3, and an array that has those is not read.
+    dtype, fortran_order, shape = _npy_header(body[prefix:start].decode("latin-1"))
     expected = math.prod(shape) * dtype.itemsize
     found = len(body) - start
     if expected != found:

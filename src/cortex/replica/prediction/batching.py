@@ -104,7 +104,7 @@ def take_batch(queue: deque[Job], max_rows: int, sizes: Sequence[SizeCondition] 
     first = queue.popleft()
     batch = [first]
     rows = first.rows
-    if first.key is None or rows >= max_rows or not queue or not keeps_to(sizes, first.feeds):
+    if first.key is None or not keeps_to(sizes, first.feeds):
         return batch
     passed: list[Job] = []
     while queue and rows < max_rows:

@@ -127,7 +127,8 @@ def _read_texts(name: str, shape: tuple[int, ...], data: memoryview) -> Array:
         start = place + _LENGTH.size
         if start > len(data):
             raise DataError(name, f"{_TOO_FEW} for element {index}")
-        place = start + _LENGTH.unpack_from(data, place)[0]
+        (size,) = _LENGTH.unpack_from(data, place)
+        place = start + size
         if place > len(data):
             raise DataError(name, f"{_TOO_FEW} for element {index}, which says that it has {place - start}")
         flat[index] = bytes(data[start:place])

@@ -182,7 +182,7 @@ def ragged(level: Sequence[Any], shape: Sequence[int], dims: Sequence[Dim] | Non
 
     Args:
         level: the items.
-        shape: that of the levels above.
+        shape: that of the levels above: fewer dimensions than the model's.
         dims: the model's; None for any.
     """
     first = level[0]
@@ -192,7 +192,7 @@ def ragged(level: Sequence[Any], shape: Sequence[int], dims: Sequence[Dim] | Non
     if type(item) not in LISTS:
         return f"{here} is no list while {origin} is one", "make all rows equally deep"
     found = f"{here} has {len(item)} values while {origin} has {len(first)}"
-    size = dims[len(shape)] if dims is not None and len(shape) < len(dims) else None
+    size = dims[len(shape)] if dims is not None else None
     if isinstance(size, int) and size in (len(item), len(first)):
         return found, f"the model takes {shape_text(dims or ())}: give every one {size}"
     return found, "make all rows equally long, or pad them"

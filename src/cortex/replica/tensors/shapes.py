@@ -45,7 +45,7 @@ class ShapeRules:
         dims = self.dims
         if dims is None or fits(found, dims):
             return found
-        if len(found) == len(dims) - 1 and takes_one_row(dims) and fits(found, dims[1:]):
+        if takes_one_row(dims) and fits(found, dims[1:]):
             return (1, *found)
         if len(found) <= 1 and math.prod(found) == self.filled_count:
             return self.filled

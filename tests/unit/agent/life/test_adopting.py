@@ -31,7 +31,13 @@ def test_one_that_answers_goes_on_as_it_says(story):
 def test_one_that_does_not_answer_in_time_may_be_well(story, was_ready, phase):
     life = story.adopt({"identity": story.PROCESS, "was_ready": was_ready}, is_silent=True)
     assert (life.phase, life.intent, story.kinds) == (phase, Intent.SERVE, [effects.Watch, Do.CONNECT])
+    assert not life.owes_record
     assert [story.check() is None for _ in range(4)] == [True, True, True, not was_ready], "its health is seen to"
+
+
+@pytest.mark.parametrize(("written", "known"), [({"started_wall_s": 5.0}, 5.0), ({}, 0.0)])
+def test_when_one_was_started_is_what_was_written_down_and_else_unknown(story, written, known):
+    assert story.adopt({"identity": story.PROCESS, **written}, **answers(story)).started_wall_s == known
 
 
 def test_one_whose_record_was_never_written_is_written_down(story):

@@ -39,6 +39,21 @@ def test_nothing_is_held_against_one_that_is_told_to_end_nor_a_second_thing_agai
     assert [story.check(lost_path="/gone") for _ in range(3)] == [hung] * 3
 
 
+def test_one_that_is_killed_for_not_ending_is_not_held_to_be_hung_too(story):
+    story.running()
+    story.says(phase=Phase.DRAINING)
+    story.wake()
+    assert story.of(effects.Kill)
+    assert [story.check() for _ in range(4)] == [None] * 4
+
+
+def test_one_that_is_killed_is_not_killed_for_the_same_again_when_it_is_drained(story):
+    story.running()
+    hung = [story.check() for _ in range(4)][-1]
+    story.tell(events.DrainAsked(timeout_s=60.0))
+    assert (story.check(), story.of(effects.Kill), story.of(effects.Say)) == (hung, [], [])
+
+
 def test_time_in_which_the_agent_itself_did_not_run_is_not_held_against_replicas(story):
     story.running()
     story.check()
@@ -109,12 +124,18 @@ def test_a_machine_that_slept_over_a_start_has_not_used_up_its_time(story):
 
 
 def test_a_guarding_sample_that_came_too_late_twice_costs_its_replica_and_one_that_only_warns_does_not(story):
-    story.running(Phase.WARMING, sample=a_sample(b"[]", gate=True, timeout_s=2.0))
-    story.says(oldest_request_age_s=9.0)
+    story.running(Phase.WARMING, sample=a_sample(b"[]", gate=True, timeout_s=3.0))
+    story.says(oldest_request_age_s=11.0)
     assert story.check() is None
-    story.says(oldest_request_age_s=9.1)
-    assert "not answered within 2 s" in story.check().message
-    story.running(Phase.WARMING, sample=a_sample(b"[]", gate=False, timeout_s=2.0))
+    story.says(oldest_request_age_s=11.1)
+    assert "not answered within 3 s" in story.check().message
+    story.running(Phase.WARMING, sample=a_sample(b"[]", gate=False, timeout_s=3.0))
+    story.says(oldest_request_age_s=900.0)
+    assert story.check() is None
+
+
+def test_a_sample_is_late_only_while_its_replica_warms_up(story):
+    story.running(Phase.LOADING, sample=a_sample(b"[]", gate=True, timeout_s=3.0))
     story.says(oldest_request_age_s=900.0)
     assert story.check() is None
 
@@ -167,12 +188,16 @@ def test_a_connection_that_was_lost_is_made_again_when_health_is_looked_at(story
     assert story.kinds == [Do.CONNECT]
 
 
-def test_that_we_are_short_of_descriptors_is_not_held_against_it(story):
+def test_that_we_are_short_of_descriptors_is_not_held_against_it_and_that_it_does_not_answer_is(story):
     story.running()
     story.tell(Happened.DISCONNECTED)
     for _ in range(10):
         assert story.check() is None
         story.tell(events.NotConnected(was_our_limit=True))
+    for _ in range(3):
+        assert story.check() is None
+        story.tell(events.NotConnected())
+    assert story.check().reference == "hung"
 
 
 def test_a_connection_that_comes_when_its_process_is_gone_is_hung_up(story):

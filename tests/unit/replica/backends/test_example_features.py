@@ -107,11 +107,13 @@ def test_a_function_that_is_not_there_or_takes_less_is_passed_over() -> None:
     assert features_of(graph(call, functions=(short,)), "in:0") == ()
 
 
-def test_functions_that_call_themselves_end() -> None:
+def test_functions_that_call_themselves_are_followed_once() -> None:
+    passed = node("Identity", "passed", "a")
     again = node("PartitionedCall", "again", "a", f=Proto(func=Proto(name="inner")))
-    inner = function("inner", again, arguments=("a",))
+    parse = parser("passed:output:0", suffix=":output:0")
+    inner = function("inner", passed, again, *parse, arguments=("a",))
     call = node("PartitionedCall", "call", "in", f=Proto(func=Proto(name="inner")))
-    assert features_of(graph(call, functions=(inner,)), "in:0") == ()
+    assert features_of(graph(call, functions=(inner,)), "in:0") == FEATURES
 
 
 def test_only_what_goes_in_as_examples_is_parsed() -> None:

@@ -102,6 +102,23 @@ def test_an_integer_deeper_than_python_reads_is_exact_or_said_to_be_too_deep():
     assert found in (int("1" * 25), "an integer of more than 64 bits stands too deep")
 
 
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (b"[18446744073709551616, 1]", [2**64, 1]),
+        (b"[-9223372036854775809]", [-(2**63) - 1]),
+        (b"[9223372036854775807]", None),
+        (b"[1.8446744073709551616]", None),
+        (b"18446744073709551616 and more", None),
+        (b"9" * 5000, None),
+        (b"[" * 100_000 + b"18446744073709551616", None),
+    ],
+    ids=["of 65 bits", "below 64 bits", "of 64 bits", "a fraction", "no JSON", "too long", "too deep"],
+)
+def test_a_body_is_read_again_for_the_sake_of_long_integers_alone(body, found):
+    assert codec.reread(body) == found
+
+
 def test_a_model_that_needs_no_input_is_asked_with_nothing():
     decoder = Decoder(has_pre_inference=False, may_be_empty=True)
     for content_type in (None, "application/json", FORM, "text/plain", "application/octet-stream"):
@@ -316,6 +333,22 @@ def test_a_character_set_that_is_known_is_what_python_knows_by_its_name():
     assert len(known) > 50
 
 
+@pytest.mark.parametrize(
+    ("known", "unknown"),
+    [
+        ([f"windows-{number}" for number in range(1250, 1259)], ["windows-1249", "windows-1259"]),
+        ([f"cp{number}" for number in range(1250, 1259)], ["cp1249", "cp1259"]),
+        ([f"iso-8859-{part}" for part in range(1, 17) if part != 12], ["iso-8859-0", "iso-8859-12", "iso-8859-17"]),
+    ],
+)
+def test_every_character_set_of_a_family_is_read(known, unknown):
+    for name in known:
+        letter = bytes([0xE4]).decode(name.replace("windows-", "cp"))
+        assert PLAIN.decode(b"\xe4", f"text/plain; charset={name}") == letter
+    for name in unknown:
+        refused(UnsupportedContentType, b"a", f"text/plain; charset={name}")
+
+
 # ---- arrays ---------------------------------------------------------------------------------------------------------
 
 
@@ -346,6 +379,25 @@ def test_arrays_come_back_as_numpy_wrote_them(array, order, version):
     found = PLAIN.decode(body, "application/x-npy")
     assert (found.dtype, found.shape) == (array.dtype, array.shape)
     assert found.tobytes() == array.tobytes()
+
+
+def npy_of_header(length):
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }"
+    return npy_with(header.ljust(length), b"\0" * 4)
+
+
+def test_the_header_of_an_array_may_reach_as_far_as_numpy_lets_it():
+    assert PLAIN.decode(npy_of_header(9_990), "application/x-npy").tolist() == [0.0]
+    assert "longer than it may be" in str(refused(BadArray, npy_of_header(9_991), "application/x-npy"))
+
+
+@pytest.mark.parametrize(("rank", "is_read"), [(31, True), (32, True), (33, False)])
+def test_an_array_may_have_32_dimensions(rank, is_read):
+    body = npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "1, " * rank + "), }", b"\0" * 4)
+    if is_read:
+        assert PLAIN.decode(body, "application/x-npy").shape == (1,) * rank
+    else:
+        assert "no array can have" in str(refused(BadArray, body, "application/x-npy"))
 
 
 def test_arrays_share_the_bodys_memory_unless_a_handler_may_write_to_them():
@@ -381,6 +433,7 @@ def test_arrays_share_the_bodys_memory_unless_a_handler_may_write_to_them():
         (npy_with("{'descr': '<f4', 'fortran_order': False}"), "cannot be read"),
         (npy_with("{'descr': '<f4', 'descr': '<f4', 'descr': '<f4'}"), "cannot be read"),
         (npy_with("__import__('os').abort()"), "cannot be read"),
+        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (1 2,), }"), "no readable shape"),
         (npy_with("{'descr': '<U1', 'fortran_order': False, 'shape': (1,), }", b"\xff" * 4), "Unicode"),
     ],
 )
@@ -457,6 +510,34 @@ def test_names_are_unescaped_as_browsers_escape_them():
     assert PLAIN.decode(form(part), MULTIPART) == {'"a"\r\n100%25': "1"}
 
 
+def test_a_boundary_may_be_followed_by_blanks_but_not_by_any_number():
+    for blanks, is_read in ((254, True), (255, False)):
+        body = b"--B" + b" \t" * (blanks // 2) + b" " * (blanks % 2) + b"\r\n" + FIELD + b"1\r\n--B--"
+        if is_read:
+            assert PLAIN.decode(body, MULTIPART) == {"a": "1"}
+        else:
+            assert "no end of a boundary line" in str(refused(BadMultipart, body, MULTIPART))
+
+
+@pytest.mark.parametrize("parts", [1000, 1001])
+def test_a_form_may_have_1000_parts(parts):
+    body = form(*[FIELD + b"1"] * parts)
+    if parts == 1000:
+        assert PLAIN.decode(body, MULTIPART) == {"a": ["1"] * parts}
+    else:
+        refused(BadMultipart, body, MULTIPART)
+
+
+@pytest.mark.parametrize("header_bytes", [8192, 8193])
+def test_the_headers_of_a_part_may_have_8192_bytes(header_bytes):
+    padding = b"X: " + b"y" * (header_bytes - len(FIELD) - len(b"X: \r\n")) + b"\r\n"
+    body = form(padding + FIELD + b"1")
+    if header_bytes == 8192:
+        assert PLAIN.decode(body, MULTIPART) == {"a": "1"}
+    else:
+        assert "do not end" in str(refused(BadMultipart, body, MULTIPART))
+
+
 def test_an_empty_form_is_empty():
     assert PLAIN.decode(b"--B--", MULTIPART) == {}
 
@@ -486,7 +567,13 @@ def test_what_is_no_form_is_refused(body, words):
 
 @pytest.mark.parametrize("parameters", ["", "; boundary=", f"; boundary={'B' * 71}", '; boundary="é"'])
 def test_a_form_needs_a_boundary(parameters):
-    assert "boundary" in str(refused(BadMultipart, b"--B--", "multipart/form-data" + parameters))
+    error = refused(BadMultipart, b"--B--", "multipart/form-data" + parameters)
+    assert str(error) == "the content type names no boundary"
+
+
+def test_a_boundary_may_have_70_characters():
+    boundary = "B" * 70
+    assert PLAIN.decode(f"--{boundary}--".encode(), f"multipart/form-data; boundary={boundary}") == {}
 
 
 @given(
@@ -537,6 +624,17 @@ def test_a_gzip_bomb_stops_at_the_limit():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5_000_000
+
+
+def test_what_comes_after_a_member_that_fills_the_limit_is_not_unpacked():
+    limit = 8_000_000
+    body = gzip.compress(b"\0" * limit) + gzip.compress(b"\0" * 50_000_000)
+    tracemalloc.start()
+    with pytest.raises(BodyTooLarge):
+        unpack(body, "gzip", limit=limit)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * limit
 
 
 @pytest.mark.parametrize(

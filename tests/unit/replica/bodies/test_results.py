@@ -8,6 +8,7 @@ import datetime
 import decimal
 import enum
 import fractions
+import inspect
 import io
 import ipaddress
 import json
@@ -15,6 +16,7 @@ import math
 import os
 import pathlib
 import re
+import sys
 import types
 import uuid
 
@@ -73,6 +75,13 @@ class Arrayed:
 
 def text(value):
     return encode(value).decode()
+
+
+def nested(value, levels):
+    """A value in so many lists."""
+    for _ in range(levels):
+        value = [value]
+    return value
 
 
 @pytest.mark.parametrize(
@@ -286,6 +295,55 @@ def test_too_deep_a_nesting_is_named_rather_than_crashing(depth):
         encode(deep)
     while isinstance(deep, list):  # take it apart here: freeing it at once is a recursion of its own
         deep = deep[0]
+
+
+@pytest.mark.parametrize("depth", [19, 20])
+def test_a_place_of_up_to_20_steps_is_told_whole(depth):
+    with pytest.raises(Unserialisable) as caught:
+        encode(nested(Foo(), depth))
+    assert caught.value.path == "result" + "[0]" * depth
+
+
+def test_of_a_place_of_more_than_20_steps_the_first_and_the_last_10_are_told():
+    deep = nested([0, [0, Foo()]], 9)
+    with pytest.raises(Unserialisable) as caught:
+        encode(nested([0, deep], 9))
+    assert caught.value.path == "result" + "[0]" * 9 + "[1]" + "…" + "[0]" * 8 + "[1][1]"
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("x" * 40, f'"{"x" * 40}"'),
+        ("x" * 41, f'"{"x" * 39}…"'),
+        ("é", '"é"'),
+        (2**254, str(2**254)),
+        (2**255, "…"),
+        (True, "True"),
+        (1.5, "1.5"),
+        (None, "None"),
+        (b"a" * 40, "b'" + "a" * 38),
+        (Level.LOW, "Level"),
+        (np.int64(1), "int64"),
+        ((1, 2), "tuple"),
+    ],
+    ids=str,
+)
+def test_a_place_names_a_key_as_it_is_written_but_not_at_any_length(key, shown):
+    with pytest.raises(Unserialisable) as caught:
+        encode({key: Foo()})
+    assert caught.value.path == f"result[{shown}]"
+
+
+def test_a_result_that_is_deeper_than_the_stack_that_is_left_is_named():
+    def on_a_high_stack(frames):
+        return encode(nested(2**70, 200)) if frames == 0 else on_a_high_stack(frames - 1)
+
+    left = sys.getrecursionlimit() - len(inspect.stack(0))
+    assert on_a_high_stack(left - 400)
+    with pytest.raises(Unserialisable, match="a value nested too deep") as caught:
+        on_a_high_stack(left - 150)
+    assert caught.value.path.startswith("result[0][0][0]")
 
 
 def test_two_hundred_levels_are_written_even_with_a_value_that_needs_care():

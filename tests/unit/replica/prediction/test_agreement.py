@@ -112,6 +112,11 @@ def test_exact_means_every_bit(dtype: Any) -> None:
         assert compared(alone, together, np.dtype(dtype).name, "rounding").disagreement is None
 
 
+def test_of_all_bits_those_are_told_that_make_the_largest_difference() -> None:
+    found = compared(floats([9, 2, 1, 7]), floats([8, 5, 1, 7]), rounding="exact").disagreement
+    assert found == Disagreement(output="y0", alone="2.0", together="5.0", difference=3.0)
+
+
 def test_without_rows_the_value_is_its_own_measure() -> None:
     assert compared(np.float32(1000) * np.ones((), np.float32), np.array(1000.05, np.float32)).disagreement is None
 
@@ -123,6 +128,7 @@ def test_without_rows_the_value_is_its_own_measure() -> None:
     ("alone", "together", "dtype", "shown"),
     [
         (np.array([[1, 2]]), np.array([[1, 5]]), "int64", ("2", "5", 3.0)),
+        (np.array([[9, 2, 1, 7]]), np.array([[8, 5, 1, 7]]), "int64", ("2", "5", 3.0)),
         (np.array([2**63], np.uint64), np.array([0], np.uint64), "uint64", ("9223372036854775808", "0", 2.0**63)),
         (np.array([True]), np.array([False]), "bool", ("True", "False", None)),
         (text("a"), text("b"), "string", ("'a'", "'b'", None)),
@@ -166,6 +172,9 @@ def test_of_maps_keys_are_equal_and_values_are_floats() -> None:
     def maps(alone: Any, together: Any, rounding: Rounding = "rounding") -> Comparison:
         return compare([alone], [together], signature("float32", kind="sequence_of_maps"), rounding)
 
+    def outline(item: Any) -> str:
+        return "[]" if isinstance(item, dict) else "float64[1]"
+
     row = [{"a": 1.0, "b": 0.0}]
     assert maps(row, [{"b": 0.0, "a": 1.0}], "exact") == Comparison()
     assert maps(row, [{"a": 1.0, "b": 9e-5}]).disagreement is None
@@ -177,6 +186,10 @@ def test_of_maps_keys_are_equal_and_values_are_floats() -> None:
         output="y0", alone="\"'a', 'b'\"", together="\"'a', 'c'\""
     )
     assert maps(row, row * 2).disagreement is not None
+    for alone, together in (([{"a": 1.0}], [[1.0]]), ([[1.0]], [{"a": 1.0}])):
+        assert maps(alone, together).disagreement == Disagreement(
+            output="y0", alone=outline(alone[0]), together=outline(together[0])
+        )
     assert maps([{1: "a"}], [{1: "long"}]).disagreement == Disagreement(output="y0", alone="'a'", together="'long'")
 
 
@@ -186,6 +199,7 @@ def test_of_sequences_each_item_is_a_row() -> None:
 
     assert sequences([floats(1000), floats(0)], [floats(1000.05), floats(0)]).disagreement is None
     assert sequences([floats(1000), floats(0)], [floats(1000), floats(0.05)]).disagreement is not None
+    assert sequences([floats(), floats(0)], [floats(), floats(0.05)]).disagreement is not None
 
 
 # ---- ties -----------------------------------------------------------------------------------------------------------

@@ -309,9 +309,10 @@ def test_a_model_that_mixes_rows_is_not_batched_again(mixes: Any) -> None:
 def test_merge_and_split_undo_each_other() -> None:
     merged = merge([feeds(1), feeds(2, 3), feeds(4)])
     assert merged["x"].shape == (4, 2)
-    parts = split([merged["x"], [10, 20, 30, 40]], [1, 2, 1])
+    parts = split([merged["x"], [10, 20, 30, 40], merged["x"][:, 0]], [1, 2, 1])
     assert [part[0][:, 0].tolist() for part in parts] == [[1], [2, 3], [4]]
     assert [part[1] for part in parts] == [[10], [20, 30], [40]]
+    assert [part[2].tolist() for part in parts] == [[1], [2, 3], [4]]
 
 
 @pytest.mark.parametrize(
@@ -319,6 +320,7 @@ def test_merge_and_split_undo_each_other() -> None:
     [
         (np.zeros((2, 2)), "an array of shape [2, 2]"),
         (np.float32(1) * np.ones(()), "a float64"),
+        (np.array(1.0), "an array of shape []"),
         ([1, 2], "a list of 2"),
         ({"a": 1}, "a dict"),
     ],

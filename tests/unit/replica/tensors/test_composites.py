@@ -64,6 +64,7 @@ def test_rows_may_be_arrays():
     assert as_lists(convert(ROWS, np.ones((2, 3), np.int32))) == [[1, 1, 1], [1, 1, 1]]
     assert as_lists(convert(DEEP, [[np.arange(2)], []])) == [[[0, 1]], []]
     assert as_lists(convert(ROWS, np.arange(3))) == [[0, 1, 2]]
+    assert as_lists(convert(DEEP, [np.arange(2), np.arange(1)])) == [[[0, 1], [0]]]
 
 
 def test_what_is_no_rows_is_refused_with_the_way_out():

@@ -191,9 +191,15 @@ def test_bfloat16_rounds_as_ml_dtypes_does_but_once(values):
     assert not (direct.view(np.uint32) & 0xFFFF).any()
 
 
+def test_every_nan_of_bfloat16_is_the_same_one():
+    for nan in (np.array([0x7F800001, 0xFFC12345], np.uint32).view(np.float32), np.array([math.nan, -math.nan])):
+        assert to_bfloat16(nan).view(np.uint32).tolist() == [0x7FC00000] * 2
+
+
 @pytest.mark.parametrize(("bits", "rounded"), [(0x3F808000, 0x3F800000), (0x3F818000, 0x3F820000)])
-def test_a_tie_of_bfloat16_goes_to_even(bits, rounded):
-    tie = np.array([bits], np.uint32).view(np.float32)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_tie_of_bfloat16_goes_to_even(bits, rounded, dtype):
+    tie = np.array([bits], np.uint32).view(np.float32).astype(dtype)
     assert to_bfloat16(tie).view(np.uint32).tolist() == [rounded]
 
 
@@ -599,6 +605,27 @@ def test_a_missing_input_is_named_with_what_was_probably_meant():
 )
 def test_an_object_without_the_only_input_is_told_what_to_send(sample, hint):
     assert mismatch(X, sample=sample).hint == hint
+
+
+@pytest.mark.parametrize(
+    ("spec", "sample", "blamed", "reason"),
+    [
+        (TensorSpec("x", "float32", (None, 1)), [{}], "x", "[0] is an object where a number is expected"),
+        (TensorSpec("x", "float32", (None, 1)), [{"y": 1}], "x", 'which is missing; the model has no input "y"'),
+        (TensorSpec("x", "string", (None, 1)), [{"b64": "%"}], "x", '[0] has a "b64" that is not base64'),
+        (TensorSpec("b64", "string", (None, 1)), [{"b64": 1}], "b64", "[0] is 1, which is no text"),
+        (
+            TensorSpec("x", "string", (None,), features=(TensorSpec("age", "float32", ()),)),
+            [{"agee": 1}],
+            'x["age"]',
+            'which is missing; the model has no feature "agee"',
+        ),
+    ],
+    ids=["of nothing", "of another name", "of bytes", "of a name that bytes have", "of features"],
+)
+def test_objects_in_a_list_are_rows_only_where_nothing_else_is_meant_by_them(spec, sample, blamed, reason):
+    error = mismatch(spec, sample=sample, takes_bytes=True)
+    assert (error.input, error.reason) == (blamed, reason)
 
 
 def test_a_sample_without_names_for_several_inputs_is_told_the_names():

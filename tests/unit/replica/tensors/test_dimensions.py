@@ -36,6 +36,13 @@ def test_sizes_of_one_name_have_to_agree():
     assert error.hint == "make both equally long"
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2)])
+def test_sizes_of_one_name_have_to_agree_wherever_it_stands(shape):
+    turned = [spec("a", "n", "m"), spec("b", "m", "n")]
+    Dimensions(turned).check(feeds(a=shape, b=shape[::-1]))
+    assert problem(turned, a=shape, b=shape).input == "b"
+
+
 def test_as_many_rows_go_into_every_input():
     error = problem([spec("num", "batch", 2), spec("cat", "batch", 1)], num=(2, 2), cat=(1, 1))
     assert error.input == "cat"
