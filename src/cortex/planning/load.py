@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from operator import sub
 
@@ -97,7 +97,7 @@ class RowCost(msgspec.Struct, frozen=True, kw_only=True):
     row: str
     seats: int
     busy_s: float
-    """Waiting for a processor is not in it."""
+    """Without the time in which the main thread waited for a processor."""
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,8 +205,8 @@ class Loads:
         What happened to an api in the seconds before now.
 
         Args:
-            window_s: at most `LONGEST_S`. The window is longer where readings came more rarely, and shorter where there
-                are none from before.
+            window_s: at most `LONGEST_S`. The window begins at the reading that is nearest to that, so where nothing
+                happens and readings come rarely it may be longer or shorter.
         """
         tracks = [(node, node.apis[api]) for node in self._nodes.values() if api in node.apis]
         return _window(tracks, window_s) if tracks else LoadWindow(seconds=0.0)
@@ -275,7 +275,7 @@ class _NodeTrack:
         track.in_flight += reading.in_flight
         last = self._last.get(reading.replica)
         self._last[reading.replica] = reading
-        if last is not None and last.attempt == reading.attempt:
+        if last is not None and (last.attempt, last.ready_s) == (reading.attempt, reading.ready_s):
             track.sums[_READY_S] += self.at_s - max(before_s, reading.ready_s)
             if reading.at_s > last.at_s:
                 _add(track, reading, last)
@@ -331,11 +331,14 @@ class _NodeTrack:
         return track.sums[_BEGUN] - track.kept[self._row(track, window_s) + _BEGUN]
 
     def _start(self, window_s: float) -> int:
-        """Which of the instants such a window begins at: the last that lies so far back, or the first."""
+        """Which of the instants such a window begins at: the one that is nearest, and never the last."""
         start = self._starts.get(window_s)
         if start is None:
-            latest_s = self.at_s - window_s + CLOSEST_S / 2
-            start = self._starts[window_s] = max(0, bisect_right(self._instants, latest_s) - 1)
+            instants, wanted_s = self._instants, self.at_s - window_s
+            start = min(bisect_left(instants, wanted_s), max(0, len(instants) - 2))
+            if start and wanted_s - instants[start - 1] < instants[start] - wanted_s:
+                start -= 1
+            self._starts[window_s] = start
         return start
 
     def _row(self, track: _ApiTrack, window_s: float) -> int:
@@ -427,7 +430,7 @@ def _costs(grown: list[float], seats: list[int]) -> Costs:
         if not of_row:
             continue
         busy_s, ended_busy_s = grown[place], grown[place + _ENDED_BUSY]
-        waited = min(1.0, grown[_RUNNABLE_S] / busy_s) if busy_s > 0 else 0.0
+        waited = min(1.0, grown[_RUNNABLE_S] / busy_s) if name == HANDLER and busy_s > 0 else 0.0
         each_s = ended_busy_s / ended * (1.0 - waited)
         rows.append(RowCost(row=name, seats=of_row, busy_s=each_s))
         if each_s > replica_s * of_row:
