@@ -139,6 +139,8 @@ class ApiLoad(msgspec.Struct, frozen=True, kw_only=True):
     sudden_seconds: float
     sudden_begun: int
     """In a window of `SUDDEN_S`."""
+    sudden_full: bool
+    """As `always_full`, in that window."""
     long_seconds: float
     """The longest window, or as much of it as has been read."""
     long_begun: int
@@ -391,7 +393,6 @@ def _load(api: ApiKey, tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> ApiLoad:
             seconds, recent = _growth(tracks, recent_s)
     cpu_seconds, of_cpu = _growth(tracks, PROCESSOR_S)
     sudden_seconds, sudden = _growth(tracks, SUDDEN_S)
-    enough_s = ALWAYS * recent[_READY_S]
     seats = _seats(tracks)
     return ApiLoad(
         api=api,
@@ -402,9 +403,10 @@ def _load(api: ApiKey, tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> ApiLoad:
         begun=round(recent[_BEGUN]),
         cpu_s=recent[_CPU_S],
         ready_s=recent[_READY_S],
-        always_full=enough_s > 0 and max(recent[_FIRST_ROW + _FULL :: 3]) >= enough_s,
+        always_full=_is_full(recent),
         sudden_seconds=sudden_seconds,
         sudden_begun=round(sudden[_BEGUN]),
+        sudden_full=_is_full(sudden),
         long_seconds=long_seconds,
         long_begun=round(long[_BEGUN]),
         long_ended=round(long[_ENDED]),
@@ -413,6 +415,10 @@ def _load(api: ApiKey, tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> ApiLoad:
         cores=of_cpu[_CPU_S] / cpu_seconds if cpu_seconds > 0 else 0.0,
         sudden_cores=sudden[_CPU_S] / sudden_seconds if sudden_seconds > 0 else 0.0,
     )
+
+
+def _is_full(grown: list[float]) -> bool:
+    return grown[_READY_S] > 0 and max(grown[_FIRST_ROW + _FULL :: 3]) >= ALWAYS * grown[_READY_S]
 
 
 def _costs(grown: list[float], seats: list[int]) -> Costs:

@@ -34,6 +34,7 @@ def load(in_flight: int = 12) -> ApiLoad:
         always_full=False,
         sudden_seconds=1.0,
         sudden_begun=0,
+        sudden_full=False,
         long_seconds=30.0,
         long_begun=0,
         long_ended=0,
