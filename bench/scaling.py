@@ -3,8 +3,8 @@ Run many loads made up by chance past the rule of scaling, and say how fast and 
 
     python bench/scaling.py --runs 100000 --processes 2
 
-Exit code 1 and the seed of each promise that was broken if there is one; `python bench/scaling.py --first SEED --runs 1`
-repeats it. What is promised: `cortex.simulation.promises`.
+Exit code 1 and the seed of each promise that was broken if there is one; `--first SEED --runs 1` repeats it. What is
+promised: `cortex.simulation.promises`.
 """
 
 from __future__ import annotations
