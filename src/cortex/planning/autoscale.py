@@ -339,12 +339,13 @@ def _down(
     replicas: int
     bound: Bound | None
     low = min(now, max(wanted, kept))
+    window_s = api.downscale_window_s
     in_window = max(kept, memory.more[0][0]) if memory.more else kept
     if low < now and api.in_rollout:
         replicas, bound = now, Bound.ROLLOUT
     elif low < now and _yields(api, lacking):
         replicas, bound = low, Bound.YIELDED
-    elif low < now and now_s < max(memory.last_up_s + api.downscale_window_s, memory.last_down_s + DOWN_EVERY_S):
+    elif low < now and now_s < max(memory.last_up_s + window_s, memory.last_down_s + min(window_s, DOWN_EVERY_S)):
         replicas, bound = now, Bound.WINDOW
     else:
         replicas = min(now, in_window)

@@ -111,6 +111,10 @@ def test_every_bound_has_words():
             "6 requests/s of 500 ms each fill 3.0 seats, 1 in a replica, target 80 %",
         ),
         (
+            decision(ruling=Ruling.SEATS, rate=1234.0, costs=costs(2.0, 0.02)),
+            "1234 requests/s of 2 s each fill 2468.0 seats, 1 in a replica, target 80 %",
+        ),
+        (
             decision(ruling=Ruling.TIME_IN_REPLICA, rate=40.0, target_in_flight=4.0),
             "40 requests/s of 500 ms each are 20.0 in flight, target 4 in a replica",
         ),
