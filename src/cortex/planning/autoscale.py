@@ -15,7 +15,7 @@ from enum import StrEnum
 import msgspec
 
 from cortex.ids import ApiKey
-from cortex.planning.load import LONGEST_S, ApiLoad, Costs
+from cortex.planning.load import ENOUGH_BEGUN, LONGEST_S, ApiLoad, Costs
 from cortex.planning.model import Lack
 
 ENOUGH_ENDED = 5
@@ -220,7 +220,7 @@ def _alone(
         rate = _up_rate(load, seen)
         need, ruling = _need(api, load, seen, rate)
         wanted = _rounded(need, now)
-        if wanted == now < need and load.waiting > load.ready * load.seats:  # more than chance makes of a full house
+        if wanted == now < need and (load.always_full or load.waiting > load.ready * load.seats):
             wanted = math.ceil(need)
         if load.long_seconds >= WHOLE_S:
             kept = _rounded(_need(api, load, seen, load.long_begun / load.long_seconds)[0], now)
@@ -269,11 +269,13 @@ def _up_rate(load: ApiLoad, costs: Costs | None) -> float:
     Source:
         The number of requests in a window is at best Poisson's, off by its root: that is taken off, and of what came
         all of a sudden twice as much. But callers that wait for an answer before they ask again come no faster than
-        they are served: while every seat is busy nothing is taken off, or they would wait for ever.
+        they are served, or they would wait for ever: while every seat is busy nothing is taken off, or once.
     """
     surely = load.begun if load.always_full else load.begun - math.sqrt(load.begun)
-    suddenly = load.sudden_begun - 2 * math.sqrt(load.sudden_begun)
-    rate = max(surely / load.seconds, suddenly / load.sudden_seconds)
+    rate = surely / load.seconds
+    if load.sudden_begun >= ENOUGH_BEGUN:
+        suddenly = load.sudden_begun - (1 if load.sudden_full else 2) * math.sqrt(load.sudden_begun)
+        rate = max(rate, suddenly / load.sudden_seconds)
     waiting = load.waiting
     if waiting > 0:
         rate += waiting / max(QUEUE_S, costs.in_replica_s if costs else 0.0)
@@ -337,12 +339,13 @@ def _down(
     replicas: int
     bound: Bound | None
     low = min(now, max(wanted, kept))
+    window_s = api.downscale_window_s
     in_window = max(kept, memory.more[0][0]) if memory.more else kept
     if low < now and api.in_rollout:
         replicas, bound = now, Bound.ROLLOUT
     elif low < now and _yields(api, lacking):
         replicas, bound = low, Bound.YIELDED
-    elif low < now and now_s < max(memory.last_up_s + api.downscale_window_s, memory.last_down_s + DOWN_EVERY_S):
+    elif low < now and now_s < max(memory.last_up_s + window_s, memory.last_down_s + min(window_s, DOWN_EVERY_S)):
         replicas, bound = now, Bound.WINDOW
     else:
         replicas = min(now, in_window)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from operator import sub
 
@@ -97,7 +97,7 @@ class RowCost(msgspec.Struct, frozen=True, kw_only=True):
     row: str
     seats: int
     busy_s: float
-    """Waiting for a processor is not in it."""
+    """Without the time in which the main thread waited for a processor."""
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +139,8 @@ class ApiLoad(msgspec.Struct, frozen=True, kw_only=True):
     sudden_seconds: float
     sudden_begun: int
     """In a window of `SUDDEN_S`."""
+    sudden_full: bool
+    """As `always_full`, in that window."""
     long_seconds: float
     """The longest window, or as much of it as has been read."""
     long_begun: int
@@ -205,8 +207,8 @@ class Loads:
         What happened to an api in the seconds before now.
 
         Args:
-            window_s: at most `LONGEST_S`. The window is longer where readings came more rarely, and shorter where there
-                are none from before.
+            window_s: at most `LONGEST_S`. The window begins at the reading that is nearest to that, so where nothing
+                happens and readings come rarely it may be longer or shorter.
         """
         tracks = [(node, node.apis[api]) for node in self._nodes.values() if api in node.apis]
         return _window(tracks, window_s) if tracks else LoadWindow(seconds=0.0)
@@ -279,7 +281,7 @@ class _NodeTrack:
         track.in_flight += reading.in_flight
         last = self._last.get(reading.replica)
         self._last[reading.replica] = reading
-        if last is not None and last.attempt == reading.attempt:
+        if last is not None and (last.attempt, last.ready_s) == (reading.attempt, reading.ready_s):
             track.sums[_READY_S] += self.at_s - max(before_s, reading.ready_s)
             if reading.at_s > last.at_s:
                 _add(track, reading, last)
@@ -335,11 +337,14 @@ class _NodeTrack:
         return track.sums[_BEGUN] - track.kept[self._row(track, window_s) + _BEGUN]
 
     def _start(self, window_s: float) -> int:
-        """Which of the instants such a window begins at: the last that lies so far back, or the first."""
+        """Which of the instants such a window begins at: the one that is nearest, and never the last."""
         start = self._starts.get(window_s)
         if start is None:
-            latest_s = self.at_s - window_s + CLOSEST_S / 2
-            start = self._starts[window_s] = max(0, bisect_right(self._instants, latest_s) - 1)
+            instants, wanted_s = self._instants, self.at_s - window_s
+            start = min(bisect_left(instants, wanted_s), max(0, len(instants) - 2))
+            if start and wanted_s - instants[start - 1] < instants[start] - wanted_s:
+                start -= 1
+            self._starts[window_s] = start
         return start
 
     def _row(self, track: _ApiTrack, window_s: float) -> int:
@@ -392,7 +397,6 @@ def _load(api: ApiKey, tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> ApiLoad:
             seconds, recent = _growth(tracks, recent_s)
     cpu_seconds, of_cpu = _growth(tracks, PROCESSOR_S)
     sudden_seconds, sudden = _growth(tracks, SUDDEN_S)
-    enough_s = ALWAYS * recent[_READY_S]
     seats = _seats(tracks)
     return ApiLoad(
         api=api,
@@ -403,9 +407,10 @@ def _load(api: ApiKey, tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> ApiLoad:
         begun=round(recent[_BEGUN]),
         cpu_s=recent[_CPU_S],
         ready_s=recent[_READY_S],
-        always_full=enough_s > 0 and max(recent[_FIRST_ROW + _FULL :: 3]) >= enough_s,
+        always_full=_is_full(recent),
         sudden_seconds=sudden_seconds,
         sudden_begun=round(sudden[_BEGUN]),
+        sudden_full=_is_full(sudden),
         long_seconds=long_seconds,
         long_begun=round(long[_BEGUN]),
         long_ended=round(long[_ENDED]),
@@ -414,6 +419,10 @@ def _load(api: ApiKey, tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> ApiLoad:
         cores=of_cpu[_CPU_S] / cpu_seconds if cpu_seconds > 0 else 0.0,
         sudden_cores=sudden[_CPU_S] / sudden_seconds if sudden_seconds > 0 else 0.0,
     )
+
+
+def _is_full(grown: list[float]) -> bool:
+    return grown[_READY_S] > 0 and max(grown[_FIRST_ROW + _FULL :: 3]) >= ALWAYS * grown[_READY_S]
 
 
 def _costs(grown: list[float], seats: list[int]) -> Costs:
@@ -431,7 +440,7 @@ def _costs(grown: list[float], seats: list[int]) -> Costs:
         if not of_row:
             continue
         busy_s, ended_busy_s = grown[place], grown[place + _ENDED_BUSY]
-        waited = min(1.0, grown[_RUNNABLE_S] / busy_s) if busy_s > 0 else 0.0
+        waited = min(1.0, grown[_RUNNABLE_S] / busy_s) if name == HANDLER and busy_s > 0 else 0.0
         each_s = ended_busy_s / ended * (1.0 - waited)
         rows.append(RowCost(row=name, seats=of_row, busy_s=each_s))
         if each_s > replica_s * of_row:

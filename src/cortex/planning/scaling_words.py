@@ -100,7 +100,8 @@ def _bound(decision: ScalingDecision, bound: Bound) -> str:
 
 
 def _come(rate: float, each_s: float) -> str:
-    return f"{rate:.3g} requests/s of {each_s * 1000:.3g} ms each"
+    each = f"{_plain(each_s)} s" if each_s >= 1 else f"{_plain(each_s * 1000)} ms"
+    return f"{_plain(rate)} requests/s of {each} each"
 
 
 def _duration(seconds: float) -> str:
@@ -108,7 +109,7 @@ def _duration(seconds: float) -> str:
 
 
 def _plain(number: float) -> str:
-    return f"{number:.3g}"
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _power_of_two(number: float) -> int:

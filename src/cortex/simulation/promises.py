@@ -37,9 +37,12 @@ class Promises:
         self._past: dict[ApiKey, list[Moment]] = {api: [] for api in self._served}
         self._last_up_s: dict[ApiKey, float] = {}
         self._short_since_s: dict[ApiKey, float] = {}
+        self._shown_before: dict[ApiKey, float] = {}
+        self._lacked: set[ApiKey] = set()
 
     def look(self, moments: Mapping[ApiKey, Moment]) -> None:
         """Check what was decided since the last moments."""
+        lacking = {api for api, moment in moments.items() if moment.decision.asked.lacks is not None}
         for api, moment in moments.items():
             before = self._past[api][-1].replicas if self._past[api] else self._served[api].scalable.replicas
             self._past[api].append(moment)
@@ -49,8 +52,10 @@ class Promises:
                 self._up(moment)
                 self._last_up_s[api] = moment.at_s
             elif moment.replicas < before:
-                self._down(moment, moments)
+                self._down(moment, lacking | self._lacked)
+            self._shown_before[api] = self._shown(self._served[api], moment)
         self._rights(moments)
+        self._lacked = lacking
 
     def _bounds(self, moment: Moment) -> None:
         scalable = moment.decision.asked
@@ -60,19 +65,20 @@ class Promises:
     def _up(self, moment: Moment) -> None:
         served = self._served[moment.decision.api]
         low = served.scalable.min_replicas
-        most = max(low, math.ceil(self._shown(served, moment) * SLACK) + 2)
+        shown = max(self._shown(served, moment), self._shown_before.get(moment.decision.api, 0.0))
+        most = max(low, math.ceil(shown * SLACK) + 2)
         if moment.replicas > most:
             raise self._broken(moment, f"no window shows a need for more than {most}")
         burn = _burn(served)
-        fed = max(low, math.ceil(USABLE * self._run.node.cores / burn - MARGIN)) if burn else moment.replicas
-        if burn > SLACK * served.scalable.cpu_millis / 1000 and moment.replicas > fed:
+        fed = max(low, math.ceil(SLACK * USABLE * self._run.node.cores / burn - MARGIN)) if burn else moment.replicas
+        known = all(decision.costs is not None for _, decision in moment.changed)
+        if known and burn > SLACK * served.scalable.cpu_millis / 1000 and moment.replicas > fed:
             raise self._broken(moment, f"the machine feeds {fed} at most")
 
-    def _down(self, moment: Moment, moments: Mapping[ApiKey, Moment]) -> None:
+    def _down(self, moment: Moment, lacking: set[ApiKey]) -> None:
         api = moment.decision.api
         since_s = moment.at_s - self._last_up_s.get(api, -math.inf)
-        others_lack = any(other != api and one.decision.asked.lacks is not None for other, one in moments.items())
-        if since_s < moment.decision.asked.downscale_window_s - READ_S and not others_lack:
+        if since_s < moment.decision.asked.downscale_window_s - READ_S and not lacking - {api}:
             raise self._broken(moment, f"fewer {since_s:.1f} s after an up")
 
     def _rights(self, moments: Mapping[ApiKey, Moment]) -> None:
@@ -83,7 +89,8 @@ class Promises:
             burn, request = _burn(served), served.scalable.cpu_millis / 1000
             fits = sum(used.values()) - used[api] + SLACK * (moment.replicas + 1) * burn <= self._run.node.cores
             capped = moment.replicas >= served.scalable.max_replicas or moment.decision.asked.lacks is not None
-            need = self._need(served, self._begun(moment, 2 * SUDDEN_S))
+            come = self._begun(moment, WINDOWS_S[0]) * WINDOWS_S[0]
+            need = self._need(served, (come - 2 * math.sqrt(come)) / WINDOWS_S[0])
             short = need > SLACK * moment.replicas + 0.5
             if burn * SLACK > request or not fits or capped or not short:
                 self._short_since_s.pop(api, None)
@@ -107,8 +114,9 @@ class Promises:
         """Requests a second."""
         past = self._past[moment.decision.api]
         first = past[max(0, len(past) - 1 - round(window_s / READ_S))]
-        seconds = moment.at_s - first.at_s
-        return (moment.begun - first.begun) / seconds if seconds else moment.begun / READ_S
+        if moment.at_s <= window_s:
+            return moment.begun / moment.at_s
+        return (moment.begun - first.begun) / (moment.at_s - first.at_s)
 
     def _need(self, served: Served, rate: float) -> float:
         work, scalable = served.work, served.scalable

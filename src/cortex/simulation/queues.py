@@ -252,12 +252,9 @@ class Queue:
         )
         if work.seats == 1:
             return (handler,)
-        computing_s = counts.cpu_s + counts.runnable_s
-        ended_s = counts.ended * work.cpu_s
-        return (
-            handler,
-            SeatReading(row=LOOP, seats=1, busy_s=computing_s, ended_busy_s=ended_s, full_s=computing_s),
-        )
+        computing_s = counts.cpu_s
+        loop = SeatReading(row=LOOP, seats=1, busy_s=computing_s, ended_busy_s=computing_s, full_s=computing_s)
+        return handler, loop
 
 
 class _Replica:

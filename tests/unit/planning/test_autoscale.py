@@ -51,6 +51,7 @@ def load(rate: float = 0.0, costs: Costs | None = WAITS, *, api: ApiKey = API, *
     told |= {
         "sudden_seconds": 1.0,
         "sudden_begun": 0,
+        "sudden_full": False,
         "long_seconds": 30.0,
         "long_begun": round(rate * 30),
         "long_ended": 100,
@@ -125,9 +126,9 @@ def test_requests_that_wait_in_replicas_are_of_the_queue_but_for_what_chance_mak
     assert decided(asked(9), load(100, in_flight=12, ready=9)).rate == pytest.approx(100, rel=0.001)
 
 
-def test_a_tenth_too_few_are_not_enough_while_many_wait():
-    waits, none = load(200, ready=12, queued=60), load(200, ready=12)
-    assert (decided(asked(12), waits).wanted, decided(asked(12), none).wanted) == (13, 12)
+def test_a_tenth_too_few_are_not_enough_while_many_wait_or_every_seat_is_busy():
+    waits, none, full = load(200, ready=12, queued=60), load(200, ready=12), load(200, ready=12, always_full=True)
+    assert [decided(asked(12), found).wanted for found in (waits, none, full)] == [13, 12, 13]
 
 
 def test_a_queue_of_long_requests_has_as_long_as_one_of_them_takes():
@@ -139,8 +140,11 @@ def test_the_root_of_a_number_may_be_chance():
 
 
 def test_what_comes_all_of_a_sudden_is_believed_less_and_seen_sooner():
-    decision = decided(asked(), load(10, seconds=2.0, sudden_begun=100))
-    assert decision.rate == pytest.approx(80.0)
+    def rate(begun: int, full: bool = False) -> float:
+        return decided(asked(), load(1, seconds=2.0, sudden_begun=begun, sudden_full=full)).rate
+
+    assert (rate(100), rate(100, full=True)) == (pytest.approx(80.0), pytest.approx(90.0))
+    assert rate(19) < 1.0
 
 
 def test_while_every_seat_is_busy_all_that_came_counts():
@@ -197,6 +201,7 @@ def test_no_more_than_the_maximum():
     assert said(decided(asked(max_replicas=3), load(200))) == (3, 13, Bound.MAXIMUM)
     assert said(decided(asked(3, max_replicas=3), load(200))) == (3, 13, Bound.MAXIMUM)
     assert said(decided(asked(5, max_replicas=3), load(200))) == (3, 13, Bound.MAXIMUM)
+    assert said(decided(asked(2, max_replicas=8), load(200))) == (8, 13, Bound.MAXIMUM)
 
 
 def test_no_fewer_than_the_minimum():

@@ -89,6 +89,16 @@ def test_a_gap_between_readings_makes_the_window_longer_and_not_the_rate_higher(
     assert (window.seconds, window.begun) == (40.0, 400)
 
 
+def test_a_window_begins_at_the_nearest_reading():
+    """Where nothing happens, readings come every four seconds, and one comes at once when something does."""
+    loads = taken(*(read(s, door(begun)) for s, begun in ((0.0, 0), (4.0, 0), (7.5, 1), (8.0, 51))))
+    assert [(loads.over(API, s).seconds, loads.over(API, s).begun) for s in (1.0, 2.0, 5.0)] == [
+        (0.5, 50),
+        (0.5, 50),
+        (4.0, 51),
+    ]
+
+
 def test_a_reading_right_after_another_waits_for_the_next():
     loads = taken(read(0.0, door(0)), read(1.0, door(10)), read(1.1, door(11)), read(1.5, door(15)))
     assert (loads.over(API, 0.5).seconds, loads.over(API, 0.5).begun) == (0.5, 5)
@@ -178,6 +188,12 @@ def test_waiting_for_a_processor_is_no_use_of_a_seat():
     assert (found.replica_s, found.burn) == (pytest.approx(0.1), 1.0)
 
 
+def test_what_the_main_thread_computed_has_no_waiting_in_it():
+    found = costs(seats(LOOP, busy_s=2.0, ended_busy_s=2.0), ended=10, cpu_s=2.0, runnable_s=1.0)
+    assert found is not None
+    assert found.replica_s == pytest.approx(0.2)
+
+
 def test_waiting_for_a_seat_is_no_time_in_the_replica():
     found = costs(seats(busy_s=1.0, ended_busy_s=1.0), ended=10, ended_s=40.0)
     assert found is not None
@@ -211,6 +227,12 @@ def test_another_attempt_counts_from_its_own_ready():
     second = replica(4.0, attempt=2, ready_s=3.5, ended=5, cpu_s=0.5)
     window = taken(read(0.0, replica(0.0, ended=90, cpu_s=45.0)), read(2.0, first), read(4.0, second)).over(API, 4.0)
     assert (window.ended, window.cpu_s, window.ready_s) == (15, 5.5, pytest.approx(2.5))
+
+
+def test_a_run_that_became_ready_anew_counts_from_then_on():
+    first, second = replica(2.0, ended=100), replica(4.0, ready_s=3.0, ended=120)
+    window = taken(read(0.0, replica(0.0, ended=90)), read(2.0, first), read(4.0, second)).over(API, 4.0)
+    assert window.ended == 10 + 120
 
 
 def test_what_an_ended_replica_was_read_to_have_done_stays():

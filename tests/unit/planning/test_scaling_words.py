@@ -34,6 +34,7 @@ def load(in_flight: int = 12) -> ApiLoad:
         always_full=False,
         sudden_seconds=1.0,
         sudden_begun=0,
+        sudden_full=False,
         long_seconds=30.0,
         long_begun=0,
         long_ended=0,
@@ -108,6 +109,10 @@ def test_every_bound_has_words():
         (
             decision(ruling=Ruling.SEATS, rate=6.0),
             "6 requests/s of 500 ms each fill 3.0 seats, 1 in a replica, target 80 %",
+        ),
+        (
+            decision(ruling=Ruling.SEATS, rate=1234.0, costs=costs(2.0, 0.02)),
+            "1234 requests/s of 2 s each fill 2468.0 seats, 1 in a replica, target 80 %",
         ),
         (
             decision(ruling=Ruling.TIME_IN_REPLICA, rate=40.0, target_in_flight=4.0),
