@@ -33,8 +33,6 @@ GIVES_UP_S = 2.0
 LEFT_OUT_S = 2.0
 CALM_S = 3.0
 """Between two runs: who still waits is answered."""
-KEPT_OPEN = 400
-"""Connections that there are before anybody asks: to open many at once takes a client as long as a retransmission."""
 CONNECTIONS = 40
 """What the ingress gives one replica with `concurrency: 1` at once."""
 SHORTEST_QUEUE, LONGEST_QUEUE = 100, 2048
@@ -107,21 +105,12 @@ class Clients:
         self._port = port
         self._idle: list[Connection] = []
 
-    async def open(self, count: int) -> None:
-        """Have so many connections ready."""
-        for _ in range(count):
-            self._idle.append(await self._opened())
-
-    async def _opened(self) -> Connection:
-        _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self._port)
-        return connection
-
     async def ask(self, patience_s: float | None) -> tuple[int, float]:
         """Status (0: none, for whatever reason) and seconds until it came."""
         began_s = time.perf_counter()
         connection = self._idle.pop() if self._idle else None
         if connection is None or connection.transport is None:
-            connection = await self._opened()
+            _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self._port)
         try:
             async with asyncio.timeout(patience_s):
                 status = await connection.ask()
@@ -230,7 +219,6 @@ def complaints(patient: Sequence[Run], impatient: Sequence[Run], rate: float) ->
 
 async def measure(world: World, seconds: float, plot: Path) -> int:
     clients = Clients(world.port)
-    await clients.open(KEPT_OPEN)
     rate = statistics.median([await sustained(clients, 3.0) for _ in range(3)])
     print(f"one replica sustains {rate:.0f}/s for 20 clients that ask one after the other")
     runs: dict[str, list[Run]] = {}

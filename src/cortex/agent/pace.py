@@ -9,6 +9,7 @@ comes down to its bound before anybody is turned away for it.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import msgspec
@@ -28,8 +29,10 @@ LONGEST_RETRY_AFTER_S = 30
 """Nobody waits longer in the queue (`IngressLimits.queue_timeout_s`)."""
 AFTER_HOLD_S = 10.0
 """For at most so long a queue that filled up while nobody was ready may be longer than its bound."""
-TOLERANCE = 0.25
+TOLERANCE = 0.1
 """By so much of it a bound has to be another one before the ingress is told."""
+WINDOW_S = 2.0
+"""A rate is one over so long: on a busy machine half a second is anything from a third to one."""
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +60,8 @@ HELD = QueueBound(LONGEST_QUEUE)
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of an api's pace."""
 
-    seen: Look | None = None
+    seen: tuple[Look, ...] = ()
+    """Since the number of ready replicas is what it is, at most those of `WINDOW_S`."""
     replica_rate: float = 0.0
     """Requests a second that one replica does; 0: not known."""
     bound: QueueBound = QueueBound()
@@ -69,15 +73,16 @@ def followed(pace: Pace, look: Look) -> Pace:
     """What is known after one more look."""
     if look.ready == 0:
         until_s = look.at_s + AFTER_HOLD_S if look.queued else 0.0
-        return msgspec.structs.replace(pace, seen=look, after_hold_until_s=until_s)
-    rate = _replica_rate(pace, look)
+        return msgspec.structs.replace(pace, seen=(), after_hold_until_s=until_s)
+    seen = (*(had for had in pace.seen if had.ready == look.ready and look.at_s - had.at_s <= WINDOW_S), look)
+    rate = _replica_rate(seen, pace.replica_rate)
     bound = pace.bound
     if rate > 0.0:
         now = queue_bound(rate * look.ready)
         if abs(now.requests - bound.requests) > TOLERANCE * bound.requests:
             bound = now
     until_s = pace.after_hold_until_s if look.queued >= bound.requests else 0.0
-    return Pace(seen=look, replica_rate=rate, bound=bound, after_hold_until_s=until_s)
+    return Pace(seen=seen, replica_rate=rate, bound=bound, after_hold_until_s=until_s)
 
 
 def queue_bound(rate: float) -> QueueBound:
@@ -88,7 +93,7 @@ def queue_bound(rate: float) -> QueueBound:
         rate: requests a second that the ready replicas do, above 0.
     """
     requests = min(LONGEST_QUEUE, max(SHORTEST_QUEUE, round(rate * QUEUE_S)))
-    return QueueBound(requests, min(LONGEST_RETRY_AFTER_S, max(1, math.ceil(requests / rate - TOLERANCE))))
+    return QueueBound(requests, min(LONGEST_RETRY_AFTER_S, max(1, math.ceil(requests / rate - 0.25))))
 
 
 def bound_of(pace: Pace, ready: int, now_s: float) -> QueueBound:
@@ -96,16 +101,18 @@ def bound_of(pace: Pace, ready: int, now_s: float) -> QueueBound:
     return HELD if ready == 0 or now_s < pace.after_hold_until_s else pace.bound
 
 
-def _replica_rate(pace: Pace, look: Look) -> float:
+def _replica_rate(seen: tuple[Look, ...], known: float) -> float:
     """
     Requests a second of one replica.
 
-    It can do at least what it does; while somebody waits all the time, that is all it can do.
+    While somebody waits all the time, what is done is what can be done; otherwise it can do at least that.
     """
-    before = pace.seen
-    rate = pace.replica_rate
-    if before is None or before.ready != look.ready or look.at_s <= before.at_s:
-        return rate
-    done = max(0, look.done - before.done) / (look.at_s - before.at_s) / look.ready
-    is_busy = before.queued and look.queued
-    return max(done, (rate + done) / 2 if is_busy else rate)
+    busy = tuple(itertools.takewhile(lambda look: look.queued, reversed(seen)))
+    if len(busy) > 1:
+        return _done(busy[-1], busy[0])
+    return max(known, _done(seen[0], seen[-1])) if seen[-1].at_s - seen[0].at_s >= 0.7 * WINDOW_S else known
+
+
+def _done(before: Look, after: Look) -> float:
+    """By one replica in a second."""
+    return max(0, after.done - before.done) / max(0.001, after.at_s - before.at_s) / after.ready

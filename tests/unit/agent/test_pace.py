@@ -55,34 +55,37 @@ def test_nothing_is_known_of_an_api_that_was_never_asked() -> None:
     assert bound_of(after([a_look(0.0), a_look(0.5)]), 1, 0.5) == QueueBound(SHORTEST_QUEUE, 1)
 
 
-def test_one_that_is_not_busy_can_do_at_least_what_it_does() -> None:
-    pace = after([a_look(0.0), a_look(0.5, done=200), a_look(1.0, done=210, queued=7)])
-    assert (pace.replica_rate, pace.bound) == (400.0, QueueBound(400, 1))
+def test_one_that_is_not_busy_can_do_at_least_what_it_did_in_two_seconds() -> None:
+    looks = [a_look(0.5 * number, done=100 * number) for number in range(5)]
+    assert after(looks[:3]).replica_rate == 0.0  # too short to tell
+    pace = after(looks)
+    assert (pace.replica_rate, pace.bound) == (200.0, QueueBound(200, 1))
+    pace = after([a_look(60.0, done=500), a_look(60.5, done=503, queued=7), a_look(62.0, done=510)], pace)
+    assert pace.replica_rate == 200.0  # it had nothing to do
 
 
 def test_what_is_done_while_somebody_waits_is_what_can_be_done() -> None:
     pace = after([a_look(0.0, queued=9), a_look(0.5, done=80, queued=300)])
     assert (pace.replica_rate, pace.bound) == (160.0, QueueBound(160, 1))
     pace = followed(pace, a_look(1.0, done=120, queued=300))
-    assert pace.replica_rate == 120.0  # half of what was, half of what is
-    pace = followed(pace, a_look(60.0, done=131))
-    assert pace.replica_rate == 120.0  # it had nothing to do
-    assert followed(pace, a_look(60.5, done=281)).replica_rate == 300.0
+    assert pace.replica_rate == 120.0
+    looks = [a_look(1.0 + 0.5 * number, done=120 + 100 * number, queued=300) for number in range(1, 5)]
+    assert after(looks, pace).replica_rate == 200.0  # over the last two seconds alone
 
 
-def test_all_ready_replicas_count_and_a_look_while_their_number_changes_tells_nothing() -> None:
+def test_all_ready_replicas_count_and_what_was_before_their_number_changed_does_not() -> None:
     pace = after([a_look(0.0, ready=2, queued=9), a_look(1.0, ready=2, queued=9, done=400)])
     assert (pace.replica_rate, pace.bound.requests) == (200.0, 400)
     pace = followed(pace, a_look(2.0, ready=4, queued=9, done=410))
     assert (pace.replica_rate, pace.bound.requests) == (200.0, 800)
-    assert followed(pace, a_look(2.0, ready=4, queued=9, done=999)).replica_rate == 200.0  # no time has passed
+    assert followed(pace, a_look(3.0, ready=4, queued=9, done=1410)).replica_rate == 250.0
 
 
 def test_a_bound_moves_only_when_it_is_another_one() -> None:
     pace = after([a_look(0.0, queued=1), a_look(1.0, queued=1, done=400)])
-    pace = followed(pace, a_look(2.0, queued=1, done=880))
-    assert (pace.replica_rate, pace.bound.requests) == (480.0, 400)
-    assert followed(pace, a_look(3.0, queued=1, done=1480)).bound.requests == 600
+    pace = followed(pace, a_look(2.0, queued=1, done=860))
+    assert (pace.replica_rate, pace.bound.requests) == (430.0, 400)
+    assert followed(pace, a_look(3.0, queued=1, done=1360)).bound.requests == 480
 
 
 def test_while_nobody_is_ready_as_many_may_wait_as_there_is_room_for() -> None:
