@@ -148,7 +148,8 @@ class Door:
         found = await self._ingress.traffic()
         seen = {api.api: api for api in found.apis}
         lives = self._lives()
-        ready = {route.api: rotation.ready(route, lives) for route in self._routes()}
+        routes = {route.api: route for route in self._routes()}
+        ready = {api: rotation.ready(route, lives) for api, route in routes.items()}
         self._paces = {
             api: pace.followed(
                 self._paces.get(api, Pace()),
@@ -158,6 +159,7 @@ class Door:
                     queued=seen[api].queued,
                     mean_s=seen[api].mean_s,
                     ready=ready[api],
+                    start_s=rotation.start_s(routes[api], lives),
                 ),
             )
             for api in ready.keys() & seen.keys()

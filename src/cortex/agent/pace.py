@@ -44,6 +44,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     """What one spends in a replica, lately and on average; 0: not known."""
     ready: int
     """Replicas that get requests."""
+    start_s: float | None = None
+    """What the start of one of them took; None: not known."""
 
 
 class QueueBound(msgspec.Struct, frozen=True):
@@ -65,14 +67,17 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     is_measured: bool = False
     """Somebody has waited all the while, so that it was as fast as it could."""
     bound: QueueBound = QueueBound()
+    start_s: float = 0.0
+    """What its last start took: who is refused while nobody is ready may come again after that."""
     after_hold_until_s: float = 0.0
     """Until then the queue may be one that filled up while nobody was ready."""
 
 
 def followed(pace: Pace, look: Look) -> Pace:
     """What is known after one more look."""
+    start_s = pace.start_s if look.start_s is None else look.start_s
     if look.ready == 0:
-        return msgspec.structs.replace(pace, seen=look, after_hold_until_s=look.at_s + AFTER_HOLD_S)
+        return msgspec.structs.replace(pace, seen=look, start_s=start_s, after_hold_until_s=look.at_s + AFTER_HOLD_S)
     rate, is_measured = _rate(pace, look)
     bound = pace.bound
     if rate > 0.0:
@@ -80,7 +85,14 @@ def followed(pace: Pace, look: Look) -> Pace:
         if abs(now.requests - bound.requests) > TOLERANCE * bound.requests:
             bound = now
     until_s = pace.after_hold_until_s if look.queued >= bound.requests else 0.0
-    return Pace(seen=look, replica_rate=rate, is_measured=is_measured, bound=bound, after_hold_until_s=until_s)
+    return Pace(
+        seen=look,
+        replica_rate=rate,
+        is_measured=is_measured,
+        bound=bound,
+        start_s=start_s,
+        after_hold_until_s=until_s,
+    )
 
 
 def queue_bound(rate: float) -> QueueBound:
@@ -91,12 +103,18 @@ def queue_bound(rate: float) -> QueueBound:
         rate: requests a second that the ready replicas do, above 0.
     """
     requests = min(LONGEST_QUEUE, max(SHORTEST_QUEUE, round(rate * QUEUE_S)))
-    return QueueBound(requests, min(LONGEST_RETRY_AFTER_S, max(1, math.ceil(requests / rate - TOLERANCE))))
+    return QueueBound(requests, _retry_after_s(requests / rate))
 
 
 def bound_of(pace: Pace, ready: int, now_s: float) -> QueueBound:
     """How many may wait now, with so many replicas that get requests."""
-    return HELD if ready == 0 or now_s < pace.after_hold_until_s else pace.bound
+    if ready == 0:
+        return QueueBound(LONGEST_QUEUE, _retry_after_s(pace.start_s))
+    return HELD if now_s < pace.after_hold_until_s else pace.bound
+
+
+def _retry_after_s(wait_s: float) -> int:
+    return min(LONGEST_RETRY_AFTER_S, max(1, math.ceil(wait_s - TOLERANCE)))
 
 
 def _rate(pace: Pace, look: Look) -> tuple[float, bool]:
