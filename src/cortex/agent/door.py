@@ -16,6 +16,7 @@ from cortex.agent.refusals import RefusalLog
 from cortex.clock import Clock
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, ReplicaId
+from cortex.ingress.routes import IngressRoute, Sleep
 from cortex.ingress.supervisor import Ingress
 from cortex.settings import HomeLayout, Settings
 from cortex.wire.loads import DoorReading
@@ -74,8 +75,7 @@ class Door:
             await self._ingress.start()
             self._problem = None
             for route in self._ingress.routes():
-                bound = QueueBound(route.max_queued, route.retry_after_s)
-                self._paces.setdefault(route.api, Pace(bound=bound))
+                self._paces.setdefault(route.api, _pace_of(route))
         except (CortexError, OSError) as error:
             self._problem = ingress_problem(error, self._layout.home)
             log.error("the ingress could not be started: %s", error)
@@ -147,7 +147,8 @@ class Door:
         found = await self._ingress.traffic()
         seen = {api.api: api for api in found.apis}
         lives = self._lives()
-        ready = {route.api: rotation.ready(route, lives) for route in self._routes()}
+        routes = {route.api: route for route in self._routes()}
+        ready = {api: rotation.ready(route, lives) for api, route in routes.items()}
         self._paces = {
             api: pace.followed(
                 self._paces.get(api, Pace()),
@@ -156,6 +157,7 @@ class Door:
                     done=seen[api].done,
                     queued=seen[api].queued,
                     ready=ready[api],
+                    start_s=rotation.start_s(routes[api], lives),
                 ),
             )
             for api in ready.keys() & seen.keys()
@@ -219,6 +221,13 @@ class Door:
             problem=self._problem,
             refusals=self._refusals,
         )
+
+
+def _pace_of(route: IngressRoute) -> Pace:
+    """What a former agent knew, as far as it has told the ingress."""
+    if route.sleep is Sleep.AWAKE:
+        return Pace(bound=QueueBound(route.max_queued, route.retry_after_s))
+    return Pace(start_s=route.retry_after_s)
 
 
 def ingress_problem(error: CortexError | OSError, home: Path) -> Problem:

@@ -45,6 +45,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     """Those that wait in the ingress."""
     ready: int
     """Replicas that get requests."""
+    start_s: float | None = None
+    """What the start of one of them took; None: not known."""
 
 
 class QueueBound(msgspec.Struct, frozen=True):
@@ -65,15 +67,18 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     replica_rate: float = 0.0
     """Requests a second that one replica does; 0: not known."""
     bound: QueueBound = QueueBound()
+    start_s: float = 0.0
+    """What its last start took: who is refused while nobody is ready may come again after that."""
     after_hold_until_s: float = 0.0
     """Until then the queue may be one that filled up while nobody was ready."""
 
 
 def followed(pace: Pace, look: Look) -> Pace:
     """What is known after one more look."""
+    start_s = pace.start_s if look.start_s is None else look.start_s
     if look.ready == 0:
         until_s = look.at_s + AFTER_HOLD_S if look.queued else 0.0
-        return msgspec.structs.replace(pace, seen=(), after_hold_until_s=until_s)
+        return msgspec.structs.replace(pace, seen=(), start_s=start_s, after_hold_until_s=until_s)
     seen = (*(had for had in pace.seen if had.ready == look.ready and look.at_s - had.at_s <= WINDOW_S), look)
     rate = _replica_rate(seen, pace.replica_rate)
     bound = pace.bound
@@ -82,7 +87,7 @@ def followed(pace: Pace, look: Look) -> Pace:
         if abs(now.requests - bound.requests) > TOLERANCE * bound.requests:
             bound = now
     until_s = pace.after_hold_until_s if look.queued >= bound.requests else 0.0
-    return Pace(seen=seen, replica_rate=rate, bound=bound, after_hold_until_s=until_s)
+    return Pace(seen=seen, replica_rate=rate, bound=bound, start_s=start_s, after_hold_until_s=until_s)
 
 
 def queue_bound(rate: float) -> QueueBound:
@@ -93,12 +98,18 @@ def queue_bound(rate: float) -> QueueBound:
         rate: requests a second that the ready replicas do, above 0.
     """
     requests = min(LONGEST_QUEUE, max(SHORTEST_QUEUE, round(rate * QUEUE_S)))
-    return QueueBound(requests, min(LONGEST_RETRY_AFTER_S, max(1, math.ceil(requests / rate - 0.25))))
+    return QueueBound(requests, _retry_after_s(requests / rate))
 
 
 def bound_of(pace: Pace, ready: int, now_s: float) -> QueueBound:
     """How many may wait now, with so many replicas that get requests."""
-    return HELD if ready == 0 or now_s < pace.after_hold_until_s else pace.bound
+    if ready == 0:
+        return QueueBound(LONGEST_QUEUE, _retry_after_s(pace.start_s))
+    return HELD if now_s < pace.after_hold_until_s else pace.bound
+
+
+def _retry_after_s(wait_s: float) -> int:
+    return min(LONGEST_RETRY_AFTER_S, max(1, math.ceil(wait_s - TOLERANCE)))
 
 
 def _replica_rate(seen: tuple[Look, ...], known: float) -> float:

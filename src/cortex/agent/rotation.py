@@ -48,6 +48,12 @@ def ready(route: SetRoute, lives: Mapping[ReplicaId, Life]) -> int:
     return sum(state is Readiness.READY for state in states)
 
 
+def start_s(route: SetRoute, lives: Mapping[ReplicaId, Life]) -> float | None:
+    """What the longest start of its replicas here took; None: not known."""
+    starts = (lives[target].start_s for target in route.targets if target in lives)
+    return max((start_s for start_s in starts if start_s is not None), default=None)
+
+
 def readiness(life: Life, *, hold: bool) -> Readiness:
     """
     Whether a replica may get requests.

@@ -45,7 +45,7 @@ from cortex.wire.orders import (
     StartReplica,
 )
 from cortex.wire.packages import PackageLock
-from cortex.wire.reports import AgentReport, Node
+from cortex.wire.reports import AgentReport, Node, Phase
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ LEFT_OUTPUT_S = 10.0
 HOME_GONE_LOOKS = 3
 """Looks in a row at a home that is not ours any more, until we believe it."""
 DRAIN_WITHOUT_HOME_S = 30.0
+SLOTS_CLOSE_S = 5.0
 
 
 class Changes:
@@ -348,11 +349,16 @@ class Agent:
 
     async def _stop_everything(self, drain_timeout_s: float) -> None:
         """
-        Stop the node: 1. ingress takes no new connections and finishes what it has; 2. replicas drain, in the time
-        that is left; 3. launchers and keeper end, with whatever became our child; 4. sockets and records go.
+        Stop the node: 1. who waits at a replica that sleeps is told that nobody will wake it; 2. ingress takes no new
+        connections and finishes what it has; 3. replicas drain, in the time that is left; 4. launchers and keeper end,
+        with whatever became our child; 5. sockets and records go.
         """
         log.info("stopping everything")
         await self._installations.close()
+        for replica, life in self._replicas.lives.items():
+            if life.phase is Phase.ASLEEP:
+                self._replicas.forget(replica)
+        await self._closed()
         deadline_s = self._clock.monotonic_s() + drain_timeout_s
         await self._door.close(drain_timeout_s)
         for replica in self._replicas.lives:
@@ -363,9 +369,7 @@ class Agent:
                 await self._replicas.exited()
         for replica in self._replicas.lives:
             self._replicas.forget(replica)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(5.0):
-                await self._replicas.closed()
+        await self._closed()
         self._inspections.kept.end()
         await self._replicas.launchers.stop()
         await self._replicas.safekeeping.stop()
@@ -377,3 +381,9 @@ class Agent:
                 left.unlink(missing_ok=True)
         self._layout.agent_socket.unlink(missing_ok=True)
         self._layout.agent_file.unlink(missing_ok=True)
+
+    async def _closed(self) -> None:
+        """Until the slots of forgotten replicas are, or that takes too long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SLOTS_CLOSE_S):
+                await self._replicas.closed()

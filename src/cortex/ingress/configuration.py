@@ -102,8 +102,8 @@ class IngressLimits(msgspec.Struct, frozen=True):
     queue_timeout_s: float = 30.0
     """
     Longest wait in the queue of a route, then 503. Its bound by number comes first, a second of work, so that only
-    apis that do fewer than 4 requests a second come to this. Who waits when the last server of a route leaves rotation
-    is told at once.
+    apis that do fewer than 4 requests a second come to this, and who waits for a replica that slept. Who waits when the
+    last server of a route leaves rotation is told at once.
     """
     header_timeout_s: float = 15.0
     """Time for the headers of a request to arrive, then 408."""

@@ -389,6 +389,8 @@ class Simulation:
         if kept:
             version = self._random.choice(kept)
             self._note(f"{wanted.api}: back to {version.build.revision[:8]} ({self._kind(version.build)})")
+            if any(r.phase is Phase.ASLEEP and r.api == wanted.api for _node, r in self._agents.replicas()):
+                self._apis[wanted.api].fault_s = self._now()  # it may have to wake for it
             self._state.roll_back(
                 RollbackChange(
                     version=version,

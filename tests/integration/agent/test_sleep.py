@@ -391,3 +391,14 @@ def test_an_agent_that_is_restarted_knocks_nowhere(own_node: Node, api: str):
     own_node.start()
     found = own_node.until(replica, Phase.ASLEEP, attempt=0)
     assert found.knocked_age_s is None
+
+
+def test_a_node_that_stops_tells_who_waits_for_one_that_sleeps(own_node: Node, api: str):
+    build = own_node.build(api)
+    own_node.lay_asleep(build)
+    crowd = a_crowd_that_waits(own_node, build)
+    begun_s = time.monotonic()
+    assert own_node.stop(drain_timeout_s=DEADLINE_S) == 0
+    assert time.monotonic() - begun_s < DEADLINE_S / 2
+    assert crowd.statuses() == {503: 100}
+    assert own_node.is_empty()

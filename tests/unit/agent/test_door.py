@@ -13,6 +13,7 @@ import pytest
 
 from cortex.agent.door import Door, ingress_problem
 from cortex.agent.life.state import Life, Process, Progress
+from cortex.agent.pace import LONGEST_QUEUE, SHORTEST_QUEUE
 from cortex.agent.refusals import RefusalLog
 from cortex.ids import replica_id
 from cortex.ingress.counters import ApiTraffic
@@ -159,6 +160,33 @@ def test_an_agent_that_was_restarted_goes_on_with_the_bound_that_there_was(tmp_p
 
     asyncio.run(scenario())
     assert [(had.max_queued, had.retry_after_s) for had in ingress.wanted] == [(700, 2)]
+
+
+def test_an_agent_that_was_restarted_knows_what_a_start_takes_of_one_that_sleeps(tmp_path: Path) -> None:
+    ingress = FollowedIngress()
+    ingress.full = False
+    life = a_ready_life()
+    asleep = msgspec.structs.replace(life, process=Process.OVER, phase=Phase.ASLEEP)
+    route = a_route(a_wanted_api(life.order.build), life.id)
+    lives = {life.id: asleep}
+    door = a_door(tmp_path, ingress, routes=lambda: (route,), lives=lambda: lives)
+
+    def bound() -> tuple[int, int]:
+        (wanted,) = ingress.wanted
+        return wanted.max_queued, wanted.retry_after_s
+
+    async def scenario() -> None:
+        await door.sync()
+        assert bound() == (LONGEST_QUEUE, 1)
+        ingress.wanted = tuple(msgspec.structs.replace(had, retry_after_s=7) for had in ingress.wanted)
+        await door.start()
+        await door.sync()
+        assert bound() == (LONGEST_QUEUE, 7)
+        lives[life.id] = life
+        await door.sync()
+        assert bound() == (SHORTEST_QUEUE, 1)
+
+    asyncio.run(scenario())
 
 
 def test_an_ingress_that_could_not_be_started_is_started_later_and_told_everything(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from cortex.agent.pace import (
 )
 
 
-def a_look(at_s: float, *, done: int = 0, queued: int = 0, ready: int = 1) -> Look:
-    return Look(at_s=at_s, done=done, queued=queued, ready=ready)
+def a_look(at_s: float, *, done: int = 0, queued: int = 0, ready: int = 1, start_s: float | None = None) -> Look:
+    return Look(at_s=at_s, done=done, queued=queued, ready=ready, start_s=start_s)
 
 
 def after(looks: Iterable[Look], pace: Pace | None = None) -> Pace:
@@ -49,6 +49,14 @@ def after(looks: Iterable[Look], pace: Pace | None = None) -> Pace:
 )
 def test_a_queue_holds_a_second_of_work_within_bounds(rate: float, expected: QueueBound) -> None:
     assert queue_bound(rate) == expected
+
+
+@pytest.mark.parametrize(("start_s", "expected"), [(0.2, 1), (7.1, 7), (7.4, 8), (300.0, LONGEST_RETRY_AFTER_S)])
+def test_who_is_refused_while_nobody_is_ready_may_come_again_after_a_start(start_s: float, expected: int) -> None:
+    pace = after([a_look(0.0, start_s=start_s), a_look(0.5, ready=0), a_look(900.0, ready=0)])
+    assert bound_of(pace, 0, 900.0) == QueueBound(LONGEST_QUEUE, expected)
+    assert bound_of(pace, 1, 990.0) == QueueBound(SHORTEST_QUEUE, 1)
+    assert bound_of(after([a_look(990.0, start_s=2.0)], pace), 0, 991.0).retry_after_s == 2
 
 
 def test_nothing_is_known_of_an_api_that_was_never_asked() -> None:

@@ -7,7 +7,15 @@ import pytest
 
 from cortex.agent.life.state import Hold, Intent, Life, Process, Progress
 from cortex.agent.pace import HELD, QueueBound
-from cortex.agent.rotation import ASYNC_CONCURRENCY, LARGEST_BATCH, SPARE, ingress_routes, max_connections, readiness
+from cortex.agent.rotation import (
+    ASYNC_CONCURRENCY,
+    LARGEST_BATCH,
+    SPARE,
+    ingress_routes,
+    max_connections,
+    readiness,
+    start_s,
+)
 from cortex.ids import replica_id, short, socket_stem
 from cortex.ingress.routes import Readiness, Sleep
 from cortex.settings import HomeLayout
@@ -97,6 +105,13 @@ def test_targets_that_run_elsewhere_are_left_out():
     wanted = a_wanted_api(BUILD)
     (route,) = ingress_routes([a_route(wanted, an_order().replica)], {}, LAYOUT, lambda _api, _ready: HELD)
     assert route.servers == ()
+
+
+def test_what_a_start_takes_is_that_of_the_slowest_replica_of_a_route():
+    lives = {life.id: life for life in (a_life(0, start_s=0.5), a_life(1, start_s=2.0), a_life(2))}
+    route = a_route(a_wanted_api(BUILD), *lives)
+    assert start_s(route, lives) == 2.0
+    assert start_s(route, {}) is None
 
 
 STARTS = {"process": Process.FORKING, "phase": Phase.STARTING, "hold": KNOCK}

@@ -6,12 +6,14 @@ import pytest
 
 from cortex.ids import ApiKey
 from cortex.ingress.configuration import (
+    Entry,
     IngressLimits,
     Tier,
     WorkerConfiguration,
     WorkerLabel,
     configuration_digest,
     max_clients,
+    parse_entry,
     parse_label,
     quoted,
     render_configuration,
@@ -19,7 +21,7 @@ from cortex.ingress.configuration import (
     render_map,
 )
 from cortex.ingress.errors import TooFewFiles
-from cortex.ingress.routes import IngressRoute, IngressServer
+from cortex.ingress.routes import IngressRoute, IngressServer, Sleep
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -64,6 +66,14 @@ def test_the_map_names_every_fact_of_an_api():
     assert render_map({route.path: render_entry(route, 7)}) == (
         "/iris/a pool-0007|2500,1000|3000|1000|off|15|iris/a|v1|3|awake\n"
     )
+
+
+@pytest.mark.parametrize("sleep", list(Sleep))
+def test_the_map_says_whether_anybody_is_there_and_what_it_says_is_read_back(sleep):
+    route = IngressRoute(ApiKey("iris/a"), "/iris/a", (), 2.5, 1000, False, "v1", sleep=sleep)
+    value = render_entry(route, 7)
+    assert value.rpartition("|")[2] == sleep.value
+    assert parse_entry(value) == Entry(backend=7, api=route.api)
 
 
 def test_a_label_is_read_back_and_a_strangers_is_none():

@@ -69,7 +69,7 @@ def status_told(life: Life, event: StatusTold, now: Now) -> Next:
         life,
         lambda life: ending_begun(life, now) if begins_to_end else Next(life),
         lambda life: _tell_batching(life) if status.batching.order != life.order.batches != life.told else Next(life),
-        lambda life: _was_ready(life, status),
+        lambda life: _was_ready(life, status, now),
         lambda life: Next(_moved_on(life, status, now)),
     )
 
@@ -80,10 +80,11 @@ def _got_on(life: Life, status: ReplicaStatus, now: Now) -> Life:
     return changed(life, progress=Progress(doing=status.progress, since_s=now.s, since_wall_s=now.wall_s))
 
 
-def _was_ready(life: Life, status: ReplicaStatus) -> Next:
+def _was_ready(life: Life, status: ReplicaStatus, now: Now) -> Next:
     if life.was_ready or not (status.was_ready or status.phase is Phase.READY):
         return Next(life)
-    return recorded(changed(life, was_ready=True))
+    start_s = now.s - life.began_s if life.began_s is not None else None
+    return recorded(changed(life, was_ready=True, start_s=start_s))
 
 
 def _moved_on(life: Life, status: ReplicaStatus, now: Now) -> Life:

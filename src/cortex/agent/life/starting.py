@@ -50,6 +50,7 @@ def begin(order: StartReplica, before: Life | None, now: Now) -> Next:
     life = Life(
         order=order,
         phase_since_s=now.s,
+        began_s=now.s,
         progress=Progress(since_s=now.s, since_wall_s=now.wall_s),
         started_wall_s=now.wall_s,
     )

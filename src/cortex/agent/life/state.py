@@ -161,6 +161,10 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress
     started_wall_s: float
     was_ready: bool = False
+    began_s: float | None = None
+    """When it was ordered; None: a former agent knew."""
+    start_s: float | None = None
+    """From then to ready."""
     tries_left: int = LAUNCH_TRIES
     fault: Problem | None = None
     """What is held against it: why it was not forked, or why it was ended although nobody asked for that."""

@@ -530,10 +530,11 @@ class Node:
             self.check()
 
     def come(self) -> None:
-        """The ingress sends requests where they are held, whether there is an agent or not."""
-        if self.current is not None and self.readiness() is Readiness.HELD:
+        """The ingress sends somebody who is the first."""
+        sleeps = self.current is not None and self.current.life.phase is Phase.ASLEEP
+        if self.current is not None and sleeps and self.readiness() is Readiness.HELD:
             slot = self.current.slot
-            if slot.waiting_since_s is None and self.current.life.hold is None:
+            if slot.waiting_since_s is None:
                 slot.waiting_since_s = self.now_s()
             self.notice_who_waits(self.current)
 

@@ -111,6 +111,14 @@ def test_a_start_that_takes_longer_goes_on_out_of_rotation_and_comes_back(woken)
     assert woken.life.hold is None
 
 
+def test_what_a_start_took_is_remembered(woken):
+    woken.tell(Happened.PROVIDED, events.ProcessForked(identity=woken.PROCESS), Happened.CONNECTED, after_s=2.0)
+    assert woken.life.start_s is None
+    assert woken.says(phase=Phase.READY).start_s == pytest.approx(2.01)
+    woken.clock.advance(5.0)
+    assert woken.says(phase=Phase.READY).start_s == pytest.approx(2.01)
+
+
 def test_the_next_attempt_owes_them_no_more_than_the_first(woken):
     since_s = woken.life.hold.since_s
     woken.tell(events.StartFailed(problem=None))
