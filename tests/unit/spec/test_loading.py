@@ -49,6 +49,7 @@ FULL = textwrap.dedent("""\
       timeout: 1h30m
       max_body: 128974848
       batching: off
+      rollout: {watch: 90}
 
     - kind: api
       name: rose
@@ -154,6 +155,7 @@ def test_a_full_file_is_read_field_by_field(accepted):
         "timeout": "1h30m",
         "max_body": "128974848",
         "batching": "off",
+        "rollout": {"watch": "90"},
     }
     assert (iris.compute.cpu_millis, iris.compute.mem_bytes) == (200, 129_000_000)
     assert (iris.timeout_s, iris.max_body_bytes) == (5400, 128974848)
@@ -237,7 +239,9 @@ def test_memory_may_be_quoted_or_not(api, written, size_bytes):
     assert api(f"compute: {{mem: {written}}}").compute.mem_bytes == size_bytes
 
 
-@pytest.mark.parametrize("field", ["tracker", "compute", "sample", "retry", "env", "timeout", "max_body", "batching"])
+@pytest.mark.parametrize(
+    "field", ["tracker", "compute", "sample", "retry", "env", "timeout", "max_body", "batching", "rollout"]
+)
 def test_a_field_with_nothing_behind_it_has_its_default(api, field):
     assert api(f"{field}:") == api()
 
@@ -311,8 +315,8 @@ def test_anchors_and_merges_share_what_apis_have_in_common(accepted):
         ((1, "compute", "cpu"), (19, 5)),
         (("apis", 0, "compute", "cpu"), (19, 5)),
         (("apis", 0, "env", "TOKEN", "secret"), (30, 13)),
-        (("apis", 1, "model"), (37, 3)),
-        (("apis", 1, "compute", "cpu"), (35, 3)),
+        (("apis", 1, "model"), (38, 3)),
+        (("apis", 1, "compute", "cpu"), (36, 3)),
         (("apis", 0), (5, 3)),
         (("apis", 7, "model"), (2, 1)),
         (("apis",), (2, 1)),
@@ -337,7 +341,7 @@ def test_a_problem_found_later_gets_its_place():
         reference="model-not-found",
         message="m",
         subject="s",
-        where="cortex.yaml:37:3",
+        where="cortex.yaml:38:3",
         path=("apis", 1, "model"),
         hint="h",
         traceback="t",
