@@ -250,7 +250,7 @@ def test_a_version_that_failed_once_it_had_taken_over_goes_back(agents: Recorder
     (record,) = state.apis()
     assert record.wanted.rolled_back is not None
     assert (record.wanted.build, record.wanted.serving, record.wanted.rolled_back.reason) == (V1, v2, "it ended")
-    assert [line.cause for line in state.history(API)][0] == f"back from {v2.version[:8]}: it ended"
+    assert next(line.cause for line in state.history(API)) == f"back from {v2.version[:8]}: it ended"
 
 
 def test_where_the_version_before_is_not_kept_the_watch_ends(agents: Recorder) -> None:
