@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cortex.spec.models import BLOCKS, KEPT_AS_WRITTEN, ApiSpec, ComputeSpec, DeploymentSpec, ProjectSpec, SecretRef
-from cortex.spec.quantities import Cpu, Duration, Memory, Size, Watch
+from cortex.spec.quantities import Cpu, Duration, Memory, Size, WatchTime
 
 # Machines may be busy; the timeout of pytest ends what hangs.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -256,7 +256,7 @@ def test_every_quantity_and_duration_is_kept_as_written():
         (*block, name)
         for block, model in [((), ApiSpec), *(((block,), model) for block, model in BLOCKS.items())]
         for name, field in model.model_fields.items()
-        if any(kind.__name__ in str(field.annotation) for kind in (Cpu, Memory, Size, Duration, Watch))
+        if any(kind.__name__ in str(field.annotation) for kind in (Cpu, Memory, Size, Duration, WatchTime))
     }
     assert amounts == KEPT_AS_WRITTEN
 
