@@ -174,6 +174,7 @@ NOT_CLASSES: Mapping[str, str] = {
     "prediction-is-an-array": "`post_inference` does what arrays cannot, e.g. `.index`; the line to write is shown.",
     "removed-meanwhile": "The api was deleted while its new version was on the way.",
     "project-read-only": "The machine allows no view of the project, which is too large to be copied: write elsewhere.",
+    "rolled-back-meanwhile": "The new version failed after it had taken over, or was rolled back: see the history.",
     "replica-failed": "A replica ended by itself; how, and its last words, are shown.",
     "sample-lost": "What is stored of the api's own sample is damaged or gone: deploy again, which brings it back.",
     "sample-not-found": "There is no file at `sample`.",

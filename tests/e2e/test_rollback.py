@@ -92,7 +92,7 @@ def asking(home: Home, path: str = "/d/a", callers: int = 3) -> Iterator[Counter
                 connection.request("POST", path, b"1")
                 response = connection.getresponse()
                 body = response.read()
-                seen[response.status, body.partition(b",")[0].strip(b"[").decode()] += 1
+                seen[response.status, body.partition(b",")[0].strip(b"[]").decode()] += 1
                 if not keeps_alive:
                     connection.close()
 
@@ -299,3 +299,68 @@ def test_it_takes_less_than_a_second(home: Home, project: Path) -> None:
         took_s.append(time.monotonic() - begin_s)
         eventually(lambda: len(home.replica_pids("d/a")) == 1, "the former one has left")
     assert statistics.median(took_s) < 1.0, took_s
+
+
+# ---- unasked ---------------------------------------------------------------------------------------------------------
+
+FAILING = """\
+    import itertools, pathlib
+
+    count = itertools.count()
+
+    def pre_inference(sample, metadata):
+        if pathlib.Path("{broken}").exists() or ({fails} and next(count) % 2):
+            raise ValueError("of no use")
+        return [[1, 2, 3, 4]]
+
+    def post_inference(prediction, metadata):
+        return [{number}]
+    """
+
+
+def test_a_new_version_of_which_half_fails_goes_back_by_itself(home: Home, project: Path) -> None:
+    never = project.parent / "never"
+    write_project(project, {"a.py": FAILING.format(broken=never, fails=False, number=1)})
+    home.deploy(project)
+    first = version(home)
+    with asking(home, callers=2) as seen:
+        eventually(lambda: seen[200, "1"] > 100, "the first version answers")
+        write_project(project, {"a.py": FAILING.format(broken=never, fails=True, number=2)})
+        home.deploy(project)
+        second = version(home)
+        eventually(lambda: version(home) == first, "it has gone back")
+        eventually(lambda: history(home)[0]["outcome"] == "live", "the first version serves")
+    assert answer(home)[0] == 1
+    newest, failed, *_ = history(home)
+    assert newest["cause"].startswith(f"back from {second}: ")
+    assert failed["outcome"].startswith("rolled back: ")
+    assert "requests failed in its first" in failed["outcome"]
+    assert "requests failed in its first" in str(home.cortex("get", "d/a", "-o", "json").json["notes"])
+    assert "left" in home.deploy(project).out
+
+
+def test_an_outage_that_hits_the_version_before_as_well_is_no_fault_of_the_new_one(home: Home, project: Path) -> None:
+    broken = project.parent / "broken"
+    write_project(project, {"a.py": FAILING.format(broken=broken, fails=False, number=1)})
+    home.deploy(project)
+    first = version(home)
+    with asking(home, callers=2) as seen:
+        eventually(lambda: seen[200, "1"] > 100, "the first version answers")
+        write_project(project, {"a.py": FAILING.format(broken=broken, fails=False, number=2)})
+        home.deploy(project)
+        broken.touch()
+        eventually(lambda: version(home) == first, "it has gone back")
+        eventually(lambda: "no fault of that version" in history(home)[1]["outcome"], "it is found to be no fault")
+    broken.unlink()
+    assert "no fault of that version" in str(home.cortex("get", "d/a", "-o", "json").json["notes"])
+    assert "new version" in home.deploy(project).out
+    assert answer(home)[0] == 2
+
+
+def test_where_nobody_wants_it_nothing_is_watched(home: Home, project: Path) -> None:
+    unwatched = CONFIGURATION.replace("timeout: 30s", "rollout: {watch: 0}")
+    write_project(project, {"cortex.yaml": unwatched})
+    deploy(home, project, 1)
+    deploy(home, project, 2)
+    assert home.cortex("get", "d/a", "-o", "json").json["spec"]["rollout"] == {"watch": "0"}
+    assert home.operator().api("d", "a").status == "live"

@@ -71,6 +71,14 @@ class Followed:
                 subject=f'api "{self.name}"',
                 message="it was removed while its new version was on the way",
             )
+        if self.replaced and self.status.rolled_back:
+            return Problem(
+                reference="rolled-back-meanwhile",
+                subject=f'api "{self.name}"',
+                message=f"it went back to version {self.status.version[:8]} before this one was live"
+                f": {self.status.rolled_back}",
+                hint=f"`cortex history {self.status.deployment}/{self.name}` shows what became of it",
+            )
         if self.replaced:
             return Problem(
                 reference="replaced-meanwhile",

@@ -60,13 +60,14 @@ def statuses(assessment: Assessment, ingress_url: str = "") -> dict[ApiKey, ApiS
 def _wanted(facts: Facts, known: Known, remarks: Sequence[str], closed: Problem | None, ingress_url: str) -> ApiStatus:
     wanted, record = facts.wanted, facts.record
     found = standing_of(facts)
+    back = _rolled_back(wanted)
     is_live = found.status is Status.LIVE
     reports = [slot.report for slot in facts.of_build if slot.report is not None]
     batching = _batching_decision(wanted, reports, known)
     sample_problem = _sample_problem(reports)
     notes = (
         *_rollout_notes(facts, found),
-        *_rollback_notes(wanted),
+        *((f"rolled back {back}",) if back else ()),
         *(() if sample_problem is None else (sample_problem.message,)),
         *(() if batching.disagreement is None else (batching.text,)),
         *remarks,
@@ -95,6 +96,7 @@ def _wanted(facts: Facts, known: Known, remarks: Sequence[str], closed: Problem 
         crashes=record.crashes if record is not None else 0,
         progress="" if is_live and facts.up_to_date >= wanted.replicas else wording.progress(facts.own),
         serving=_serving(facts),
+        rolled_back=back,
         notes=notes,
         batching=_batching(batching),
         sample_problem=sample_problem,
@@ -149,13 +151,14 @@ def _rollout_notes(facts: Facts, found: Standing) -> tuple[str, ...]:
     return tuple(note for note in notes if note != found.reason)
 
 
-def _rollback_notes(wanted: WantedApi) -> tuple[str, ...]:
+def _rolled_back(wanted: WantedApi) -> str:
+    """When and why the api went back to what is wanted, and what that means for the next deploy."""
     back = wanted.rolled_back
     if back is None or wanted.failed is not None:
-        return ()
+        return ""
     why = f": {back.reason}" if back.reason else ""
     then = back.excuse or "deploys leave it until its files change, or --force"
-    return (f"rolled back on {date_and_time(back.wall_s)}{why}; {then}",)
+    return f"on {date_and_time(back.wall_s)}{why}; {then}"
 
 
 def _shared_cpu(seen: Snapshot) -> dict[NodeId, str]:

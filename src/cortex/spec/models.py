@@ -44,7 +44,7 @@ from cortex.spec.quantities import (
     Duration,
     Memory,
     Size,
-    Watch,
+    WatchTime,
 )
 
 ModelType = Literal["classification", "regression"]
@@ -110,8 +110,8 @@ DurationField = Annotated[
     Duration, PlainValidator(rules.check_parsed(Duration)), _as_spelled, WithJsonSchema(_DURATION)
 ]
 WatchField = Annotated[
-    Watch,
-    PlainValidator(rules.check_parsed(Watch)),
+    WatchTime,
+    PlainValidator(rules.check_parsed(WatchTime)),
     _as_spelled,
     WithJsonSchema(
         {"type": ["string", "number"], "pattern": f"^({DURATION_PATTERN})$", "minimum": 0, "maximum": LONGEST_WATCH_S}
@@ -281,7 +281,7 @@ class RolloutSpec(_Block):
     """How a new version takes over from the one before."""
 
     watch: WatchField = Field(
-        default=Watch.parse("2m"),
+        default=WatchTime.parse("2m"),
         description="For how long a new version is compared with the one before once it is live, and goes back if far "
         "more of its requests fail; 0: not at all.",
     )

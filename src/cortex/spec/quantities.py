@@ -197,7 +197,7 @@ LONGEST_WATCH_S = 3600.0
 """A version that was good for an hour is not compared with the one before any more."""
 
 
-class Watch(Duration):
+class WatchTime(Duration):
     """For how long a new version is watched: a `Duration` of at most an hour, or 0."""
 
     __slots__ = ()

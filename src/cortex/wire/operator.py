@@ -228,6 +228,8 @@ class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
     """While starting: what the replicas are doing."""
     serving: str = ""
     """8 digits of the version that answers now, when another is wanted."""
+    rolled_back: str = ""
+    """When and why it went back to the version that is wanted; empty if it did not."""
     notes: tuple[str, ...] = ()
     batching: Batching | None = None
     """None once it is not wanted any more."""

@@ -169,6 +169,15 @@ def test_an_api_that_another_deploy_replaced_meanwhile_has_failed_and_says_so(fa
     assert problem.message == "another deploy replaced it by version 99999999 before it was live"
 
 
+def test_a_version_that_went_back_meanwhile_has_failed_and_says_why(fakes: Any) -> None:
+    back = fakes.api("a", version="99999999", rolled_back="on 2027-01-15 07:50 UTC: exit code 1; deploys leave it")
+    seen, _ = run([(1.0, (fakes.api("a", status=Status.UPDATING),)), (1.0, (back,))], [fakes.change("a")])
+    assert outcomes(seen[-1]) == {"a": Outcome.FAILED}
+    problem = seen[-1][0].problem()
+    assert problem.reference == "rolled-back-meanwhile"
+    assert problem.message.startswith("it went back to version 99999999 before this one was live: on 2027-01-15")
+
+
 def test_another_version_at_first_may_be_of_before_the_deploy_but_not_for_long(fakes: Any) -> None:
     other = fakes.api("a", version="99999999")
     seen, _ = run([(1.0, (other,)), (1.0, (fakes.api("a"),))], [fakes.change("a")])

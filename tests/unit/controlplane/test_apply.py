@@ -8,11 +8,12 @@ import pytest
 from cortex.controlplane.apply import apply
 from cortex.controlplane.world import StaleEpoch, World
 from cortex.engines.fake import FakeEngine
-from cortex.errors import RetryLater
+from cortex.errors import Problem, RetryLater
 from cortex.ids import ApiKey, NodeId, ReplicaId, replica_id
 from cortex.planning.actions import (
     AcquireLease,
     Action,
+    GoBack,
     MarkLive,
     OrderNode,
     Plan,
@@ -235,3 +236,34 @@ def test_replicas_are_told_not_to_batch_even_if_the_reason_cannot_be_kept(agents
     failures = apply(Plan(actions=(STOP, tell)), a_world(agents, FullDisk(a_deploy(a_wanted_api(V1)))))
     assert failures.apis == {API}
     assert agents.given == [(NODE, (tell.order,))]
+
+
+def test_a_version_that_failed_once_it_had_taken_over_goes_back(agents: Recorder) -> None:
+    state, v2 = StateStore(), a_build("v2")
+    for build in (V1, v2):
+        state.commit_deploy(a_deploy(a_wanted_api(build)))
+        state.mark_live(API, build.revision, wall_s=0.0)
+    problem = Problem(reference="replica-failed", message="it ended\nagain and again")
+    back = GoBack(api=API, revision=v2.revision, to=V1.revision, problem=problem)
+    for _ in range(2):  # the second time it is not wanted any more
+        apply(Plan(actions=(back,)), a_world(agents, state))
+    (record,) = state.apis()
+    assert record.wanted.rolled_back is not None
+    assert (record.wanted.build, record.wanted.serving, record.wanted.rolled_back.reason) == (V1, v2, "it ended")
+    assert next(line.cause for line in state.history(API)) == f"back from {v2.version[:8]}: it ended"
+
+
+def test_where_the_version_before_is_not_kept_the_watch_ends(agents: Recorder) -> None:
+    state, v2 = StateStore(), a_build("v2")
+    for build in (V1, v2):
+        state.commit_deploy(a_deploy(a_wanted_api(build)))
+        state.mark_live(API, build.revision, wall_s=0.0)
+    unknown = GoBack(
+        api=API,
+        revision=v2.revision,
+        to=a_build("v0").revision,
+        problem=Problem(reference="replica-failed", message="it ended"),
+    )
+    apply(Plan(actions=(unknown,)), a_world(agents, state))
+    (record,) = state.apis()
+    assert (record.wanted.build, record.wanted.previous) == (v2, None)

@@ -9,7 +9,8 @@ import pytest
 
 from cortex.controlplane.statistics import Statistics
 from cortex.ids import ApiKey, NodeId, ReplicaId, Version
-from cortex.testing.builders import a_build, a_replica
+from cortex.planning.watching import Answers
+from cortex.testing.builders import a_build, a_replica, an_agent_report
 from cortex.testing.clock import FakeClock
 from cortex.wire.build import TrackerConfig
 from cortex.wire.operator import ApiStatus, Status
@@ -184,3 +185,20 @@ def test_a_replica_that_the_next_api_of_its_name_takes_over_goes_on_counting(wor
     world.statistics.collect()
     world.wrote(replica.version, {"a": 3}, run="old")
     assert world.shown(replica.version).requests.ok == 3
+
+
+def test_what_a_new_version_is_compared_with_is_told_by_version_and_by_minute(world: World) -> None:
+    world.clock.advance(30.0)
+    world.wrote(OLD, {"a": 20}, client_error=5, server_error=6, unavailable=2)
+    refused = IngressRefusals(instance="haproxy 1", api=API, version=OLD, client_error=2, server_error=5, failed=3)
+    ingress = IngressReport(up=True, host="", port=1, refusals=(refused,))
+    world.reports = (an_agent_report(ingress=ingress),)
+    world.statistics.collect()
+    world.clock.advance(60.0)
+    world.wrote(OLD, {"a": 30}, client_error=5, server_error=6, unavailable=2)
+    world.statistics.collect()
+    assert world.statistics.answers(API, OLD) == Answers(37, 7)
+    assert world.statistics.answers(API, NEW) == Answers()
+    now_s = world.clock.wall_s()
+    assert world.statistics.minutes(API, OLD, until_wall_s=now_s, minutes=60) == (Answers(27, 7), Answers(10, 0))
+    assert world.statistics.minutes(API, OLD, until_wall_s=now_s - 60.0, minutes=60) == (Answers(27, 7),)

@@ -29,6 +29,7 @@ def test_processes_that_ended_are_remembered_for_a_while():
 def test_faults_of_the_client_are_told_from_those_of_the_server():
     refused = ApiRefusals(instance="1", api=ApiKey("d/a"), counts=dict.fromkeys(Refusal, 1))
     assert (refused.client_error, refused.server_error) == (4, 5)
+    assert refused.failed == 2, "a lost replica and a timeout"
 
 
 A, B = ApiKey("d/a"), ApiKey("d/b")

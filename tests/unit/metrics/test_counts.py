@@ -185,3 +185,11 @@ def test_long_class_names_are_shortened_and_stay_apart(build):
 def test_requests_answered_by_replicas_and_by_the_ingress_are_all_answered():
     counted = Counts(ok=1, client_error=2, server_error=3, refused_client_error=4, refused_server_error=5, abandoned=9)
     assert counted.answered == 15
+
+
+def test_what_failed_is_what_serves_to_blame_for() -> None:
+    counted = Counts(
+        ok=80, client_error=7, server_error=9, unavailable=4, refused_server_error=6, refused_failed=2, abandoned=5
+    )
+    assert (counted.served, counted.failed) == (87, 7)
+    assert Counts(ok=1, unavailable=3).failed == 0, "two readings of one moment may be apart"

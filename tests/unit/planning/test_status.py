@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
 from cortex.errors import Problem
 from cortex.ids import ReplicaId, replica_id, route_path
 from cortex.planning.assessment import assess
 from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.crashes import Row
-from cortex.planning.model import Desired, LeaseState, RunRecord, SlotRecord, Snapshot, WantedApi
+from cortex.planning.model import Desired, LeaseState, RolledBack, RunRecord, SlotRecord, Snapshot, WantedApi
 from cortex.planning.status import statuses
 from cortex.testing.builders import (
     API,
@@ -526,3 +527,27 @@ def test_a_build_is_shown_as_failed_in_the_tick_that_gives_it_up() -> None:
     broken = a_replica(V2, phase=Phase.EXITED, exit=msgspec.structs.replace(an_exit(permanent=True), problem=BOOM))
     found = seen_as(wanted, a_snapshot(old, broken, routes=(a_route(wanted, old, build=V1),)))
     assert (found.status, found.problem) == (Status.UPDATE_FAILED, BOOM)
+
+
+# ---- going back ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("back", "told"),
+    [
+        (
+            RolledBack(wall_s=0.0, passed=()),
+            "on 1970-01-01 00:00 UTC; deploys leave it until its files change, or --force",
+        ),
+        (
+            RolledBack(wall_s=60.0, passed=(), reason="9 of 20 requests failed", excuse="no fault of that version"),
+            "on 1970-01-01 00:01 UTC: 9 of 20 requests failed; no fault of that version",
+        ),
+    ],
+)
+def test_an_api_that_was_rolled_back_says_when_and_why(back: RolledBack, told: str) -> None:
+    wanted = msgspec.structs.replace(a_wanted_api(V1, live=True), rolled_back=back)
+    replica = a_replica(V1)
+    seen = a_snapshot(replica, routes=(a_route(wanted, replica),))
+    status = seen_as(wanted, seen)
+    assert (status.rolled_back, status.notes) == (told, (f"rolled back {told}",))

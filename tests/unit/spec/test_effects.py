@@ -5,8 +5,9 @@ from cortex.spec.models import BLOCKS, ApiSpec
 
 
 def test_every_field_of_an_api_but_its_name_has_an_effect():
-    fields = set(ApiSpec.model_fields) - {"name", "compute"}
-    fields |= {f"compute.{field}" for field in BLOCKS["compute"].model_fields}
+    apart = ("compute", "rollout")
+    fields = set(ApiSpec.model_fields) - {"name", *apart}
+    fields |= {f"{block}.{field}" for block in apart for field in BLOCKS[block].model_fields}
     assert set(EFFECTS) == fields
 
 
@@ -35,5 +36,6 @@ def test_effects_are_those_of_the_documentation():
             "retry",
             "timeout",
             "max_body",
+            "rollout.watch",
         },
     }

@@ -52,6 +52,7 @@ FULL = textwrap.dedent("""\
       timeout: 1h30m
       max_body: 128974848
       batching: off
+      rollout: {watch: 90}
 
     - kind: api
       name: rose
@@ -160,6 +161,7 @@ def test_a_full_file_is_read_field_by_field(accepted):
         "timeout": "1h30m",
         "max_body": "128974848",
         "batching": "off",
+        "rollout": {"watch": "90"},
     }
     assert (iris.compute.cpu_millis, iris.compute.mem_bytes) == (200, 129_000_000)
     assert (iris.timeout_s, iris.max_body_bytes) == (5400, 128974848)
@@ -243,7 +245,9 @@ def test_memory_may_be_quoted_or_not(api, written, size_bytes):
     assert api(f"compute: {{mem: {written}}}").compute.mem_bytes == size_bytes
 
 
-@pytest.mark.parametrize("field", ["tracker", "compute", "sample", "retry", "env", "timeout", "max_body", "batching"])
+@pytest.mark.parametrize(
+    "field", ["tracker", "compute", "sample", "retry", "env", "timeout", "max_body", "batching", "rollout"]
+)
 def test_a_field_with_nothing_behind_it_has_its_default(api, field):
     assert api(f"{field}:") == api()
 
@@ -320,8 +324,8 @@ def test_anchors_and_merges_share_what_apis_have_in_common(accepted):
         ((1, "compute", "cpu"), (22, 5)),
         (("apis", 0, "compute", "cpu"), (22, 5)),
         (("apis", 0, "env", "TOKEN", "secret"), (33, 13)),
-        (("apis", 1, "model"), (40, 3)),
-        (("apis", 1, "compute", "cpu"), (38, 3)),
+        (("apis", 1, "model"), (41, 3)),
+        (("apis", 1, "compute", "cpu"), (39, 3)),
         (("apis", 0), (5, 3)),
         (("apis", 7, "model"), (2, 1)),
         (("apis",), (2, 1)),
@@ -346,7 +350,7 @@ def test_a_problem_found_later_gets_its_place():
         reference="model-not-found",
         message="m",
         subject="s",
-        where="cortex.yaml:40:3",
+        where="cortex.yaml:41:3",
         path=("apis", 1, "model"),
         hint="h",
         traceback="t",

@@ -99,7 +99,7 @@ CASES = [
         error: unknown-field
           cortex.yaml:4:3   api "iris": colour
           "colour" is not a field of an api
-          hint: the fields are kind, name, model, model_format, request_handler, tf_signature_key, tracker, compute, sample, retry, env, timeout, max_body, batching
+          hint: the fields are kind, name, model, model_format, request_handler, tf_signature_key, tracker, compute, sample, retry, env, timeout, max_body, batching, rollout
         """,
     ),
     Case(
@@ -753,6 +753,21 @@ CASES = [
           cortex.yaml:4:3   api "iris": retry
           expected "on" or "off", found the string "sometimes"
           hint: for example, retry: off
+        """,
+    ),
+    Case(
+        "a watch is at most an hour",
+        """
+        - kind: api
+          name: iris
+          model: iris.onnx
+          rollout: {watch: 2h}
+        """,
+        """
+        error: bad-duration
+          cortex.yaml:4:13   api "iris": rollout: watch
+          expected a duration up to 1h, or 0, found 2h
+          hint: 2m unless given; 0 watches nothing
         """,
     ),
     Case(

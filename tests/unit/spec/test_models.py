@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cortex.spec.models import BLOCKS, KEPT_AS_WRITTEN, ApiSpec, ComputeSpec, DeploymentSpec, ProjectSpec, SecretRef
-from cortex.spec.quantities import Cpu, Duration, Memory, Size
+from cortex.spec.quantities import Cpu, Duration, Memory, Size, WatchTime
 
 # Machines may be busy; the timeout of pytest ends what hangs.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -40,6 +40,7 @@ EVERYTHING = {
     "timeout": "1m30s",
     "max_body": "1Gi",
     "batching": "off",
+    "rollout": {"watch": "1m30s"},
 }
 
 
@@ -80,6 +81,7 @@ def test_an_api_with_only_a_name_and_a_model_has_every_documented_default():
         "timeout": "10m",
         "max_body": "100Mi",
         "batching": "auto",
+        "rollout": {"watch": "2m"},
     }
 
 
@@ -91,6 +93,17 @@ def test_code_reads_amounts_in_the_unit_that_the_name_says():
     assert spec.compute.idle_timeout_s == 90
     assert spec.timeout_s == 90
     assert spec.max_body_bytes == 1024**3
+
+
+@pytest.mark.parametrize(("watch", "seconds"), [("2m", 120.0), (90, 90.0), (0, 0.0), ("0s", 0.0), ("1h", 3600.0)])
+def test_a_new_version_is_watched_for_up_to_an_hour_or_not_at_all(watch, seconds):
+    assert api(rollout={"watch": watch}).rollout.watch.seconds == seconds
+
+
+@pytest.mark.parametrize("watch", ["61m", -1, "soon", True])
+def test_no_other_watch_can_be_meant(watch):
+    ((_kind, loc),) = errors(ApiSpec, SMALLEST | {"rollout": {"watch": watch}})
+    assert loc == ("rollout", "watch")
 
 
 def test_memory_that_was_not_requested_is_none():
@@ -257,7 +270,7 @@ def test_every_quantity_and_duration_is_kept_as_written():
         (*block, name)
         for block, model in [((), ApiSpec), *(((block,), model) for block, model in BLOCKS.items())]
         for name, field in model.model_fields.items()
-        if any(kind.__name__ in str(field.annotation) for kind in (Cpu, Memory, Size, Duration))
+        if any(kind.__name__ in str(field.annotation) for kind in (Cpu, Memory, Size, Duration, WatchTime))
     }
     assert amounts == KEPT_AS_WRITTEN
 

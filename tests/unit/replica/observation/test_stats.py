@@ -46,6 +46,14 @@ def test_answers_are_counted_by_class_and_duration(spec: ReplicaSpec) -> None:
     assert found.latency_buckets == {bucket_of(1.0): 2, bucket_of(500.0): 1, bucket_of(0.0): 1, bucket_of(2000.0): 1}
 
 
+def test_answers_that_tell_of_load_are_counted_apart_too(spec: ReplicaSpec) -> None:
+    counters = Counters()
+    for status in (200, 503, 500, 503):
+        counters.answered(status, 0.001)
+    found = StatsWriter(spec, counters).snapshot()
+    assert (found.server_error, found.unavailable) == (3, 2)
+
+
 def test_each_duration_falls_into_its_bucket(spec: ReplicaSpec) -> None:
     rng = random.Random(2)
     durations_s = [rng.expovariate(1) * 10.0 ** rng.uniform(-6, 2) for _ in range(2_000)]
