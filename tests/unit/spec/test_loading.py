@@ -314,8 +314,8 @@ def test_anchors_and_merges_share_what_apis_have_in_common(accepted):
 @pytest.mark.parametrize(
     ("path", "place"),
     [
-        ((1, "compute", "cpu"), (19, 5)),
-        (("apis", 0, "compute", "cpu"), (19, 5)),
+        ((1, "compute", "cpu"), (21, 5)),
+        (("apis", 0, "compute", "cpu"), (21, 5)),
         (("apis", 0, "env", "TOKEN", "secret"), (32, 13)),
         (("apis", 1, "model"), (39, 3)),
         (("apis", 1, "compute", "cpu"), (37, 3)),
