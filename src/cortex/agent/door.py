@@ -178,7 +178,9 @@ class Door:
         Counters begin at 0 with the agent.
         """
         found = await self._ingress.traffic()
-        return found.at_s, tuple(DoorReading(api=api.api, begun=api.begun, queued=api.queued) for api in found.apis)
+        return found.at_s, tuple(
+            DoorReading(api=api.api, begun=api.begun, queued=api.queued, given=api.given) for api in found.apis
+        )
 
     # ---- what is reported ---------------------------------------------------------------------------------------
 

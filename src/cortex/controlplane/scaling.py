@@ -15,6 +15,7 @@ from cortex.planning.autoscale import Machine, Scalable, ScalingDecision, Scalin
 from cortex.planning.load import Loads
 from cortex.planning.model import Lack, LeaseState, WantedApi
 from cortex.planning.sleep import Idleness, idled, sleeps_in_s
+from cortex.planning.slots import SlotState
 from cortex.state.records import StateStore
 from cortex.wire.loads import NodeLoads
 from cortex.wire.operator import ScalingStatus, rfc3339
@@ -164,7 +165,7 @@ def _scalable(case: Case, downscale_window_s: float) -> Scalable:
         target_cpu_utilization=wanted.target_cpu_utilization,
         target_in_flight=wanted.target_in_flight,
         downscale_window_s=downscale_window_s if own_window_s is None else own_window_s,
-        starting=sum(not one.ready and not one.placing for one in decision.stay),
+        starting=sum(one.state in (SlotState.STARTING, SlotState.WAITING) for one in decision.stay),
         lacks=next(_lacks(case), None),
         in_rollout=decision.fallback is not None or (wanted.live_wall_s is None and wanted.failed is None),
     )

@@ -73,6 +73,8 @@ class ApiTraffic(msgspec.Struct, frozen=True):
     """Those that replicas have answered, but for a few around the coming of a server."""
     queued: int
     """Those that wait for a replica now."""
+    given: int
+    """Those that replicas have now, also where they have not read them yet."""
 
 
 class IngressTraffic:
@@ -113,13 +115,20 @@ class IngressTraffic:
 
     def rows(self, owners: Mapping[int, ApiKey]) -> tuple[ApiTraffic, ...]:
         """Of the apis that have a backend."""
-        queued = dict.fromkeys(owners, 0)
+        queued, given = dict.fromkeys(owners, 0), dict.fromkeys(owners, 0)
         for read in self._read.values():
             for backend, row in read.items():
                 if backend in queued:
                     queued[backend] += row.queued
+                    given[backend] += row.given
         return tuple(
-            ApiTraffic(api=api, begun=self._begun.get(api, 0), done=self._done.get(api, 0), queued=queued[backend])
+            ApiTraffic(
+                api=api,
+                begun=self._begun.get(api, 0),
+                done=self._done.get(api, 0),
+                queued=queued[backend],
+                given=given[backend],
+            )
             for backend, api in owners.items()
         )
 

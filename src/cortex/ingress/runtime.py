@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -59,7 +60,9 @@ class BackendRow(msgspec.Struct, frozen=True):
     queued: int = 0
     """Those in it now that wait for a server."""
     done: Mapping[str, int] = {}
-    """Requests that each server has answered since it came, by `server_key`; only `traffic` asks for it."""
+    """Requests that each server has answered since it came, by `server_key`; only `traffic` asks for these two."""
+    given: int = 0
+    """Those in it now that a server has."""
 
 
 class ServerRow(msgspec.Struct, frozen=True):
@@ -192,6 +195,7 @@ class AdminSocket:
         asked = set(backends)
         rows: list[BackendRow] = []
         done: dict[int, dict[str, int]] = {}
+        given: Counter[int] = Counter()
         for proxy, name, *facts in (cells for answer in answers for cells in _cells(answer, _TRAFFIC)):
             backend = backend_number(proxy)
             if backend is None or backend not in asked:
@@ -202,7 +206,8 @@ class AdminSocket:
                 rows.append(BackendRow(backend, requests, begun, queued, servers))
             else:
                 servers[name] = begun - requests
-        return rows
+                given[backend] += requests
+        return [msgspec.structs.replace(row, given=given[row.backend]) for row in rows]
 
     async def requests(self) -> int:
         """Requests that are not completely answered, wherever they are."""

@@ -64,7 +64,7 @@ class PretendedIngress:
 
 class BusyIngress(PretendedIngress):
     async def traffic(self) -> TrafficReading:
-        return TrafficReading(at_s=12.5, apis=(ApiTraffic(api=API, begun=7, done=5, queued=2),))
+        return TrafficReading(at_s=12.5, apis=(ApiTraffic(api=API, begun=7, done=5, queued=2, given=3),))
 
 
 class FollowedIngress(PretendedIngress):
@@ -73,7 +73,7 @@ class FollowedIngress(PretendedIngress):
         self.reading = TrafficReading(at_s=0.0, apis=())
 
     def come(self, at_s: float, *, done: int, queued: int) -> None:
-        api = ApiTraffic(api=API, begun=done + queued, done=done, queued=queued)
+        api = ApiTraffic(api=API, begun=done + queued, done=done, queued=queued, given=0)
         self.reading = TrafficReading(at_s=at_s, apis=(api,))
 
     async def traffic(self) -> TrafficReading:
@@ -114,7 +114,7 @@ def a_door(tmp_path: Path, ingress: PretendedIngress, **options: Any) -> Door:
 
 def test_what_came_for_each_api_is_told_with_its_instant(tmp_path: Path) -> None:
     reading = asyncio.run(a_door(tmp_path, BusyIngress()).traffic())
-    assert reading == (12.5, (DoorReading(api=API, begun=7, queued=2),))
+    assert reading == (12.5, (DoorReading(api=API, begun=7, queued=2, given=3),))
 
 
 def test_who_may_wait_follows_what_replicas_do_and_the_ingress_hears_only_of_changes(tmp_path: Path) -> None:

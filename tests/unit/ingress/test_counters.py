@@ -48,7 +48,7 @@ def test_traffic_of_all_processes_is_added_up_and_an_ended_one_leaves_what_it_co
     traffic.note("door", [row(1, 5, queued=2, s=1)], {1: A})
     traffic.note("bulk", [row(1, 3, queued=1)], {1: A})
     traffic.note("door", [row(1, 9, queued=4, s=4)], {1: A})
-    assert traffic.rows({1: A}) == (ApiTraffic(api=A, begun=12, done=3, queued=5),)
+    assert traffic.rows({1: A}) == (ApiTraffic(api=A, begun=12, done=3, queued=5, given=0),)
     traffic.forget("door")
     traffic.note("next", [row(1, 2, s=2)], {1: A})
     assert traffic_of(traffic, A) == [(14, 3, 1)]

@@ -179,7 +179,8 @@ def test_traffic_tells_what_came_to_a_backend_and_what_each_server_has_done(path
         return await admin.traffic([2, 5]), await admin.traffic([5])
 
     (rows, again), heard = talk(path, answers, use)
-    busy = BackendRow(backend=2, requests=11, begun=22, queued=6, done={"b0.5a6dd29a": 7, "b1.00000000": 1})
+    done = {"b0.5a6dd29a": 7, "b1.00000000": 1}
+    busy = BackendRow(backend=2, requests=11, begun=22, queued=6, done=done, given=5)
     assert rows == [busy, *again] == [busy, BackendRow(backend=5, requests=0)]
     assert heard == [*answers, "show stat pool-0005 6 -1"]
 

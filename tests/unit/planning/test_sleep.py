@@ -216,6 +216,7 @@ def a_load(*, in_flight: int = 0, queued: int = 0) -> ApiLoad:
         always_full=False,
         sudden_seconds=1.0,
         sudden_begun=0,
+        sudden_full=False,
         long_seconds=30.0,
         long_begun=0,
         long_ended=0,

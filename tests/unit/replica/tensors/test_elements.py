@@ -82,6 +82,9 @@ class Unsure:
     def __float__(self) -> float:
         raise ValueError("not now")
 
+    def __repr__(self) -> str:
+        return "unsure"
+
 
 @pytest.mark.parametrize(
     "value",
