@@ -27,13 +27,18 @@ from cortex.wire.build import Resources
 SETTINGS = {
     "api": "iris/sklearn",
     "min_replicas": 1,
+    "idle_timeout_s": 300.0,
     "max_replicas": 100,
+    "target_cpu_utilization": 80,
+    "target_in_flight": None,
+    "downscale_window_s": None,
     "path": "",
     "timeout_s": 600.0,
     "max_body_bytes": 104857600,
     "retry": True,
     "force": False,
     "deployed_wall_s": 0.0,
+    "watch_s": 120.0,
 }
 REQUEST = LeaseRequest(replica=ReplicaId("iris.sklearn.00000000.0"), api=API, resources=Resources())
 SLOT = {"attempt": 0, "failed_starts": 0, "crash_pressure": 0.0, "last_exit": None, "last_exit_age_s": 0.0}
@@ -52,7 +57,16 @@ ROW = {"count": 0, "since_wall_s": 0.0, "ages_s": (), "crashing": False}
         (
             ApiProgress,
             {"api": "iris/sklearn"},
-            {**SETTINGS, "serving_was_live": False, "rollout_replicas": 1, "failed": None, "live_wall_s": None},
+            {
+                **SETTINGS,
+                "serving_was_live": False,
+                "rollout_replicas": 1,
+                "failed": None,
+                "live_wall_s": None,
+                "rolled_back": None,
+                "previous": None,
+                "watched_until_wall_s": None,
+            },
         ),
         (SlotRecord, {}, SLOT),
         (Row, {}, ROW),
@@ -77,8 +91,8 @@ def test_what_is_not_said_is_what_was_always_so(kind: type[msgspec.Struct], said
 
 
 def test_room_is_asked_for_and_seen_with_nothing_more_than_is_said() -> None:
-    assert (REQUEST.surge, REQUEST.minimum, REQUEST.successor_of_cpu_millis) == (False, False, 0)
+    assert (REQUEST.surge, REQUEST.minimum) == (False, False)
     lease = Lease(request=REQUEST, state=LeaseState.PENDING)
-    assert (lease.node, lease.devices, lease.reason, lease.lacks_only_cpu) == (None, (), "", False)
+    assert (lease.node, lease.devices, lease.reason, lease.lacks) == (None, (), "", None)
     seen = Snapshot(now_s=1.0)
     assert (seen.nodes, seen.leases, seen.settled) == ((), (), True)

@@ -302,24 +302,6 @@ def test_without_room_for_the_surge_nothing_changes_and_the_plan_says_why() -> N
     ]
 
 
-def test_a_surge_beside_an_old_replica_that_has_no_room_either_takes_over_from_nobody() -> None:
-    seen = a_snapshot(leases=(a_lease(V1, 0, LeaseState.PENDING),), routes=(a_route(rolling(), build=V1),))
-    assert decided(rolling(), seen) == [acquire(V2, surge=True, successor_of_cpu_millis=0)]
-
-
-@pytest.mark.parametrize(("min_replicas", "capped"), [(1, True), (2, False)])
-def test_once_the_minimum_serves_and_only_cpu_is_lacking_the_old_ones_go(min_replicas: int, capped: bool) -> None:
-    wanted = msgspec.structs.replace(rolling(3), min_replicas=min_replicas)
-    olds, new = [a_replica(V1, 0), a_replica(V1, 1)], a_replica(V2)
-    stuck = a_lease(V2, 1, LeaseState.PENDING, surge=True, minimum=not capped, reason="no cpu", lacks_only_cpu=True)
-    leases = (a_lease(V1, 0), a_lease(V1, 1), a_lease(V2), stuck)
-    seen = a_snapshot(*olds, new, leases=leases, routes=(a_route(wanted, *olds, new),))
-    found = the_plan(wanted, seen)
-    assert list(found.actions) == [route(a_route(wanted, olds[0], new))] * capped
-    (note,) = found.notes
-    assert note.text.startswith("not all 3 replicas fit" if capped else "no room for one more replica beside the 2")
-
-
 def test_with_force_one_old_replica_makes_room() -> None:
     olds = [a_replica(V1, 0), a_replica(V1, 1)]
     leases = (a_lease(V1, 0), a_lease(V1, 1), a_lease(V2, 0, LeaseState.PENDING, surge=True))
@@ -339,8 +321,8 @@ def test_with_force_nobody_is_told_to_use_it() -> None:
 def test_a_surge_without_room_keeps_its_turn_until_the_old_replica_that_it_takes_over_from_is_gone() -> None:
     leases = (a_lease(V1), a_lease(V2, 0, LeaseState.PENDING, surge=True, minimum=True))
     drains, drained = a_replica(V1, phase=Phase.DRAINING), a_replica(V1, phase=Phase.EXITED, exit=an_exit(drained=True))
-    forced, keeps = rolling(force=True), acquire(V2, surge=True, successor_of_cpu_millis=0)
-    for old, found in ((drains, [keeps]), (drained, [keeps, forget(V1), release(V1)])):
+    forced, gone = rolling(force=True), [forget(V1), release(V1)]
+    for old, found in ((drains, []), (drained, gone)):
         assert decided(forced, a_snapshot(old, leases=leases, routes=(a_route(forced, build=V1),))) == found
     seen = a_snapshot(leases=leases[1:], routes=(a_route(forced, build=V1),))
     assert decided(forced, seen) == [acquire(V2)]
