@@ -4,8 +4,10 @@ What older ones of us stored, as rows of today. Pure: decoded JSON in and out, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import msgspec
 
 _SHARED = (
     "api",
@@ -22,6 +24,18 @@ _SHARED = (
     "live_wall_s",
 )
 _OF_VERSION = ("spec", "inspection", "refresh", "project", "model_files", "model_note", "origin", "packages")
+
+
+def with_target(row: dict[str, Any], versions: Mapping[str, bytes]) -> dict[str, Any]:
+    """
+    The row of an api with the target that its wanted version's spec names, if it does.
+
+    Args:
+        versions: all rows, by key.
+    """
+    version = msgspec.json.decode(versions[f"{row['api']}@{row['wanted']}"])
+    target = ((version.get("spec") or {}).get("compute") or {}).get("target_cpu_utilization")
+    return row if target is None else {**row, "target_cpu_utilization": target}
 
 
 def rows_of(record: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -53,6 +53,14 @@ def _builds_of_now(execute: Execute, sample_stored: SampleStored) -> None:
         execute("UPDATE versions SET record = ? WHERE key = ?", (msgspec.json.encode(version), key))
 
 
+def _targets_in_effect(execute: Execute, _sample_stored: SampleStored) -> None:
+    """`target_cpu_utilization` stood in the files of apis, and did nothing."""
+    versions = dict(execute("SELECT key, record FROM versions").fetchall())
+    for key, record in execute("SELECT key, record FROM apis").fetchall():
+        row = older.with_target(msgspec.json.decode(record), versions)
+        execute("UPDATE apis SET record = ? WHERE key = ?", (msgspec.json.encode(row), key))
+
+
 MIGRATIONS: tuple[str | Callable[[Execute, SampleStored], None], ...] = (
     """
     CREATE TABLE deployments (key TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
@@ -67,7 +75,7 @@ MIGRATIONS: tuple[str | Callable[[Execute, SampleStored], None], ...] = (
     _versions_as_rows,
     _builds_of_now,  # they held bodies of samples
     _builds_of_now,  # they named no runtime
-    "",  # nothing was rolled back: an older Cortex would forget that something is
+    _targets_in_effect,  # and nothing was rolled back: an older Cortex would forget that something is
 )
 """What brings the file from schema version i to i + 1. Append only: released ones have run on users' files."""
 

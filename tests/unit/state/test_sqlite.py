@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cortex.artifacts.errors import StoreUnavailable
@@ -276,6 +277,23 @@ def test_nothing_of_the_schema_before_was_rolled_back(file: Path) -> None:
         ("1390bd7e", 0, None),
         ("2ce64a8d", 2, None),
     ]
+
+
+def test_a_target_that_an_older_cortex_only_kept_is_in_effect(file: Path) -> None:
+    store = SqliteStateStore(file)
+    deployed = a_deploy(a_wanted_api(a_build("v1")))
+    (one,) = deployed.apis
+    spec = {"compute": {"target_cpu_utilization": 50}}
+    version = msgspec.structs.replace(one.version, spec=spec)
+    store.commit_deploy(msgspec.structs.replace(deployed, apis=(msgspec.structs.replace(one, version=version),)))
+    store.close()
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE schema_version SET version = 5")
+    connection.close()
+    store = SqliteStateStore(file)
+    (record,) = store.apis()
+    assert record.wanted.target_cpu_utilization == 50
+    store.close()
 
 
 def test_a_record_of_an_older_schema_that_cannot_be_read_leaves_the_file_as_it_was(file: Path) -> None:
