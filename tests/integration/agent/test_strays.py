@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from agent_harness import Node, eventually
 
+from cortex.ids import ReplicaId, socket_stem
 from cortex.processes import ProcessIdentity, identify, is_alive
 from cortex.wire.orders import ForgetReplica
 from cortex.wire.reports import Phase
@@ -54,6 +55,11 @@ def _left(node: Node, api: str, tmp_path: Path) -> tuple[ProcessIdentity, list[P
         return found if len(found) == LEFT else None
 
     return node.of(node.until(replica, Phase.READY)), eventually(look, "they all run")
+
+
+def _cleared(node: Node, replica: ReplicaId) -> None:
+    folders = f"{socket_stem(replica)}.*"
+    eventually(lambda: not list(node.layout.scratch.glob(folders)), "nor a folder")
 
 
 def _gone(left: list[ProcessIdentity]) -> None:
@@ -114,4 +120,4 @@ def test_a_replica_that_is_drained_or_forgotten_leaves_nothing(node: Node, names
         else:
             node.order(ForgetReplica(replica=replica))
         _gone(left)
-        eventually(lambda: not list(node.layout.scratch.glob("*")), "nor a folder")
+        _cleared(node, replica)
