@@ -91,7 +91,8 @@ class Scaling:
         decisions = decide(scalables, self._loads.lately(), memories, self._machine(assessment), now_s=now_s)
         self._memories = {api: decision.memory for api, decision in decisions.items()}
         self.decisions = decisions
-        sleepy = self._drowse([case for case in cases if not case.wanted.min_replicas], now_s)
+        sleeps_in = self._drowse([case for case in cases if not case.wanted.min_replicas], now_s)
+        sleepy = [case for case, left_s in sleeps_in if left_s <= 0]
         for case in sleepy:
             self._sleep(case, wall_s)
         asleep = {case.wanted.api for case in sleepy}
@@ -102,19 +103,17 @@ class Scaling:
             self._state.autoscale(decision, wall_s=wall_s)
         if moved or sleepy:
             self._changed()
-        may_sleep = [case for case in cases if case.wanted.api in self._idle]
-        due = [sleeps_in_s(case, self._idle[case.wanted.api], now_s=now_s) for case in may_sleep]
-        return min((due_s for due_s in due if due_s > 0), default=None)
+        return min((left_s for _case, left_s in sleeps_in if left_s > 0), default=None)
 
-    def _drowse(self, cases: Sequence[Case], now_s: float) -> list[Case]:
-        """Which of the apis that may sleep do now."""
-        loads = self._loads.lately()
-        self._idle = {
-            api: idled(self._idle.get(api), case, loads.get(api), ended=self._loads.ended(api), now_s=now_s)
-            for case in cases
-            for api in (case.wanted.api,)
-        }
-        return [case for case in cases if sleeps_in_s(case, self._idle[case.wanted.api], now_s=now_s) <= 0]
+    def _drowse(self, cases: Sequence[Case], now_s: float) -> list[tuple[Case, float]]:
+        """The apis that may sleep, each with the seconds until it does; 0 or less: now."""
+        loads, before = self._loads.lately(), self._idle
+        self._idle = {}
+        for case in cases:
+            api = case.wanted.api
+            ended = self._loads.ended(api)
+            self._idle[api] = idled(before.get(api), case, loads.get(api), ended=ended, now_s=now_s)
+        return [(case, sleeps_in_s(case, self._idle[case.wanted.api], now_s=now_s)) for case in cases]
 
     def _sleep(self, case: Case, wall_s: float) -> None:
         wanted = case.wanted
@@ -123,7 +122,7 @@ class Scaling:
         self._state.set_scale(wanted.api, 1, reason=reason, wall_s=wall_s, asleep=True)
 
     def statuses(self) -> dict[ApiKey, ScalingStatus]:
-        """The same of all apis that were decided on."""
+        """What is told of each api that was decided on."""
         known = {record.wanted.api: record.wanted for record in self._state.apis()}
         found = {api: self.status(wanted) for api, wanted in known.items()}
         return {api: status for api, status in found.items() if status is not None}

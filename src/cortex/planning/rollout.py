@@ -11,7 +11,6 @@ words:
 * **surge**: one replica more than wanted. It may overcommit cpu, so there is one at a time, and once an old replica
   goes it takes over that one's room ("settles").
 * **minimum**: the first `min_replicas` of a build, at least one. Of all apis these get room before any gets more.
-
 * **sleeper**: the slot of an api that sleeps, which has no process and needs no room. To fall asleep, a new slot is
   held and takes the place of all replicas, which leave as ever; to wake, it gets room and a process like any other. One
   of an old build is started only if somebody has knocked, and then it leaves only once it has answered.
@@ -280,7 +279,7 @@ def who_stays(rollout: Rollout, groups: Groups) -> Staying:
             leave.append(slot)
     # One that answers makes up for what has no room, too.
     lost = [slot for slot in groups.lost if slot.ready and ready < n]
-    leave += [slot for slot in groups.lost if not (slot.ready and ready < n)]
+    leave += [slot for slot in groups.lost if slot not in lost]
     return Staying(
         news=news,
         olds=[*olds, *pending_olds],

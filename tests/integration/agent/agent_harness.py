@@ -151,6 +151,8 @@ class Node:
 
     def start(self) -> AgentReport:
         """Start an agent and wait until it answers."""
+        if self._agent is not None:
+            self._agent.poll()  # one that was ended is collected here, and not while the next test runs
         self._agent = self.start_another()
         return self.report()
 
