@@ -292,9 +292,10 @@ class LocalAgent:
             in_time = processes.ends_within(identity, deadline_s - self._clock.monotonic_s())
             if not in_time and processes.send_signal(identity, signal.SIGKILL):
                 log.error("the agent did not end and was killed, pid %s", identity.pid)
-        if self._process is not None:
+        process = self._process
+        if process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=5.0)
+                process.wait(timeout=5.0)
 
     def _told_to_stop(self, drain_timeout_s: float, deadline_s: float) -> ProcessIdentity | None:
         """The agent that was told to end; None when there is none. One that just starts is told once it listens."""
@@ -306,7 +307,8 @@ class LocalAgent:
                     line.ask(StopAgent(drain_timeout_s=drain_timeout_s), Stopping, silence_s=10.0)
                 return self._identity() or identity
             except AgentUnreachable as error:
-                starting = self._process is not None and self._process.poll() is None
+                process = self._process
+                starting = process is not None and process.poll() is None
                 if not alive and not starting:
                     return None
                 if self._clock.monotonic_s() > deadline_s:

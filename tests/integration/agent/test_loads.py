@@ -73,6 +73,7 @@ class Follower:
 def follower(own_node: Node) -> Iterator[Follower]:
     follower = Follower(own_node)
     yield follower
+    follower.agent.stop_agent(0.5)  # it starts one itself when the test has killed the node's, and has to collect it
     follower.agent.close()
 
 
