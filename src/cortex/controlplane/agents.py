@@ -173,6 +173,10 @@ class LocalAgent:
 
     def order(self, node: NodeId, orders: Orders) -> None:
         """Give orders. Raises AgentUnreachable, or StaleEpoch when someone newer is in charge."""
+        with self._lock:
+            known = self._report
+        if known is not None and known.node.node != node:
+            raise AgentUnreachable(f"this is {known.node.node}, and not {node}")
         self._take(self._orders_line.ask(GiveOrders(orders=orders), Observed, silence_s=30.0).report)
 
     # ---- questions ----------------------------------------------------------------------------------------------
