@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 
+from cortex import oom
 from cortex.backoff import Backoff
+from cortex.oom import Rung
 
 if TYPE_CHECKING:
     import socket
@@ -344,6 +346,8 @@ def spawn(
     output: Path,
     environ: Mapping[str, str] | None = None,
     sockets: Sequence[socket.socket] = (),
+    by: Rung = Rung.CONTROL_PLANE,
+    to: Rung = Rung.CONTROL_PLANE,
 ) -> Popen[bytes]:
     """
     Start a process of ours that outlives us: in a session of its own, in `/`, with nothing of ours open but `sockets`.
@@ -352,13 +356,14 @@ def spawn(
         output: what it prints is appended to this file.
         environ: by default ours.
         sockets: handed over to it, by their numbers at the end of its command line (`binding.handed_over`).
+        by, to: where we stand and where it is to stand when memory runs out.
     """
     import subprocess  # the commands that start nothing need it not
 
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         numbers = [sock.fileno() for sock in sockets]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*command, *map(str, numbers)],
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
@@ -368,6 +373,8 @@ def spawn(
             start_new_session=True,
             pass_fds=numbers,
         )
+        oom.step_up(process.pid, by=by, to=to)
+        return process
     finally:
         os.close(descriptor)
 

@@ -3,8 +3,8 @@ Becomes an installer, with less than its parent may do. Run by file name, so tha
 
     python -I -S confined.py PARENT_PID PROGRAM ARGUMENT…
 
-Standard library only. The process it becomes has no core dumps, gives way to what serves, is the first to go when
-memory runs out, keeps its files to itself, and does not outlive the agent that started it.
+Standard library only. The process it becomes has no core dumps, gives way to what serves, keeps its files to itself,
+and does not outlive the agent that started it.
 """
 
 import ctypes
@@ -17,7 +17,6 @@ PR_SET_PDEATHSIG = 1
 """Source: prctl(2)."""
 NICENESS = 10
 """What serves comes first; an installer that has the machine to itself is as fast as ever."""
-OOM_SCORE_ADJUSTMENT = 800
 
 
 def main(arguments: list[str]) -> None:
@@ -27,21 +26,11 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     os.umask(0o077)
-    for lower in (_give_way, _offer_memory):
-        try:
-            lower()
-        except OSError:  # in some containers even that is refused
-            pass
+    try:
+        os.nice(NICENESS)
+    except OSError:  # in some containers even that is refused
+        pass
     os.execv(program, [program, *rest])
-
-
-def _give_way() -> None:
-    os.nice(NICENESS)
-
-
-def _offer_memory() -> None:
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write(str(OOM_SCORE_ADJUSTMENT))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from cortex import oom
 from cortex.agent import confined
 from cortex.errors import CortexError
+from cortex.oom import Rung
 from cortex.packages.explanation import without_credentials
 from cortex.wire.indexes import is_index_variable, passwords, with_handed_over
 from cortex.wire.secrecy import to_mask, without
@@ -212,6 +214,7 @@ class Installer:
             env=variables,
             start_new_session=True,
         )
+        oom.step_up(process.pid, by=Rung.NODE, to=Rung.USERS)
         self._running.add(process)
         output = _Output(tell, doing, hidden=to_mask(passwords(variables)))
         reading = asyncio.ensure_future(output.read(process))

@@ -28,6 +28,7 @@ from cortex.backoff import Backoff
 from cortex.clock import Clock
 from cortex.errors import CortexError
 from cortex.ids import ReplicaId
+from cortex.oom import Rung
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout, Settings
 from cortex.version import __version__
@@ -398,7 +399,7 @@ class Launcher:
         options += ["--backend", self.runtime, "--key", self.key]
         command = processes.module_command("cortex.replica.launcher", *options, python=str(self._python))
         environ = {**self._inherited(), **self.variables}
-        self._process = processes.spawn(command, output=self.log_file, environ=environ)
+        self._process = processes.spawn(command, output=self.log_file, environ=environ, by=Rung.NODE, to=Rung.LAUNCHER)
         self._identity, self._has_listened = processes.identify(self._process.pid), False
         self._write_record()
         log.info("started the %s launcher, pid %s", self.runtime, self._process.pid)

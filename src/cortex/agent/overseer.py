@@ -10,6 +10,7 @@ from collections.abc import Callable
 from cortex import processes
 from cortex.agent import beats
 from cortex.clock import Clock
+from cortex.oom import Rung
 from cortex.processes import ControlPlaneRecord, ProcessIdentity
 from cortex.settings import HomeLayout, Settings, variables_of
 
@@ -61,7 +62,13 @@ class Overseer:
         self._restarts.note_start(now_s)
         env = {**os.environ, **variables_of(self._settings), "CORTEX_OPERATOR_PORT": str(record.operator_port)}
         command = processes.module_command("cortex.controlplane", self._layout.home)  # the home for `down`
-        self._process = processes.spawn(command, output=self._layout.logs / "controlplane.out", environ=env)
+        self._process = processes.spawn(
+            command,
+            output=self._layout.logs / "controlplane.out",
+            environ=env,
+            by=Rung.NODE,
+            to=Rung.CONTROL_PLANE,
+        )
         log.warning("the control plane had died; started it again, pid %s", self._process.pid)
         started = processes.identify(self._process.pid)
         if started is not None:

@@ -14,6 +14,7 @@ import msgspec
 from cortex import processes
 from cortex.agent import peers
 from cortex.ids import ReplicaId
+from cortex.oom import Rung
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout
 from cortex.wire.framing import close_all
@@ -125,7 +126,7 @@ class Safekeeping:
         if self.pid is not None:
             return
         command = processes.module_command("cortex.agent.keeper", self._layout.keeper_socket, self._layout.home)
-        self._process = processes.spawn(command, output=self._layout.logs / "keeper.out")
+        self._process = processes.spawn(command, output=self._layout.logs / "keeper.out", by=Rung.NODE, to=Rung.NODE)
 
     def _received(self, payload: bytes, fds: list[int]) -> None:
         match _REPLIES.decode(payload):

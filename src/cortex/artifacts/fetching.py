@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from cortex import oom
 from cortex.errors import CortexError, GiveUp, Problem
+from cortex.oom import Rung
 from cortex.wire.cloud import leads_to_clouds, without_clouds
 from cortex.wire.fetch import Fetched, FetchEvent, FetchProgress, FetchRefused, FetchRequest
 
@@ -101,6 +103,7 @@ def fetch_in_process(
             env={**plain, **cloud},
             start_new_session=True,
         )
+        oom.step_up(process.pid, by=Rung.CONTROL_PLANE, to=Rung.NODE)
         try:
             answer = _answer(process, request, tell, stop)
         finally:

@@ -22,6 +22,7 @@ from cortex.clock import Clock, until_beat_s
 from cortex.controlplane.world import StaleEpoch
 from cortex.errors import GiveUp, RetryLater
 from cortex.ids import NodeId
+from cortex.oom import Rung
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout, Settings, variables_of
 from cortex.wire.agent import (
@@ -433,7 +434,9 @@ class LocalAgent:
         command = processes.module_command("cortex.agent", self._layout.home)  # the home for `down`
         environ = {**os.environ, **variables_of(self._settings)}
         output = self._layout.logs / "agent.out"
-        self._process = processes.spawn(command, output=output, environ=environ, sockets=self._bound)
+        self._process = processes.spawn(
+            command, output=output, environ=environ, sockets=self._bound, by=Rung.CONTROL_PLANE, to=Rung.NODE
+        )
         self._close_bound()
         log.info("started the agent, pid %s", self._process.pid)
         return True

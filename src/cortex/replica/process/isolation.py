@@ -27,9 +27,6 @@ from cortex.processes import own_mark
 from cortex.replica.handler import importing
 from cortex.wire.launch import CHILD_TITLE, PROCESS_VARIABLE, ReplicaSpec
 
-OOM_SCORE_ADJUSTMENT = 500
-"""When memory runs out the kernel should take a replica, which is replaced, and not the control plane or the agent."""
-
 _INHERITED_NAMES = frozenset(
     {
         *("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LANGUAGE"),
@@ -136,14 +133,6 @@ def reseed() -> None:
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)
-
-
-def raise_oom_score() -> None:
-    """Best effort: in some containers even a rise is refused."""
-    try:
-        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJUSTMENT))
-    except OSError:
-        pass
 
 
 def limit_inspection(cpu_s: float) -> Callable[[], None]:

@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
-from cortex import processes
+from cortex import oom, processes
+from cortex.oom import Rung
 from cortex.replica.handler import view
 from cortex.replica.observation import logs, places, secrecy
 from cortex.replica.process import isolation
@@ -47,7 +48,7 @@ def settle(
     log = open_log()
     faulthandler.enable(log.descriptor)
     isolation.reseed()
-    isolation.raise_oom_score()
+    oom.step_up(os.getpid(), by=Rung.LAUNCHER, to=Rung.USERS)
     isolation.apply_variables(isolation.replica_variables(spec, os.environ, secrets))
     isolation.forget_launcher()
     secrecy.keep(confidential(secrets))
