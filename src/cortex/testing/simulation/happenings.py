@@ -1,0 +1,344 @@
+"""What happens in a schedule: what users do, and what goes wrong."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import msgspec
+
+from cortex.ids import ApiKey, DeploymentName, split_api_key
+from cortex.planning.batching import place_of
+from cortex.planning.model import WantedApi
+from cortex.state.base import RollbackChange
+from cortex.testing.builders import a_build, a_deploy, a_wanted_api
+from cortex.testing.fake_agent import RUNTIME
+from cortex.testing.simulation.builds import BuildKind
+from cortex.testing.simulation.world import REPLICA_MEM_BYTES, KnownApi, Mood, PretendedWorld
+from cortex.wire.batching import RULES, BatchingVerdict, Proof, Trial
+from cortex.wire.build import BuildSpec, Resources
+from cortex.wire.reports import Phase
+
+MODELS = 3
+"""That builds share; others have one of their own."""
+
+
+class Happenings:
+    """
+    Has things happen, one at a time.
+
+    Args:
+        ask: has clients ask every api.
+        let_pass: lets so many seconds pass.
+    """
+
+    def __init__(self, world: PretendedWorld, *, ask: Callable[[], None], let_pass: Callable[[float], None]) -> None:
+        self._world = world
+        self._random = world.random
+        self._state = world.state
+        self._engine = world.engine
+        self._agents = world.agents
+        self._ask = ask
+        self._let_pass = let_pass
+        self._builds = 0
+
+    def begin(self) -> None:
+        """Somebody deploys for the first time."""
+        self._deploy()
+
+    def one(self) -> None:
+        """One thing more."""
+        name, event = self._picked()
+        self._world.events[name] += 1
+        self._world.note(f"--- {name}")
+        event()
+
+    def _picked(self) -> tuple[str, Callable[[], None]]:
+        users: list[tuple[float, str, Callable[[], None]]] = [
+            (5, "deploy", self._deploy),
+            (2, "scale", self._scale),
+            (2, "roll back", self._roll_back),
+            (1, "deploy while the number moves", self._deploy_while_the_number_moves),
+            (1, "delete", self._delete),
+            (1, "wall clock jumps", self._jump_wall),
+            (1, "rows disagree", self._disagree),
+            (1, "models are proved", self._prove),
+            (1, "control plane restarts", self._restart_between_ticks),
+            (2, "sleep", self._sleep),
+        ]
+        kills: list[tuple[float, str, Callable[[], None]]] = [(6, "kill", self._kill)]
+        rough: list[tuple[float, str, Callable[[], None]]] = [
+            (3, "control plane ends midway", self._crash_soon),
+            (1, "control plane is away", self._control_plane_away),
+            (2, "agent restarts", self._restart_agent),
+            (2, "orders get lost", self._trouble_orders),
+            (1, "reports are late", self._delay_reports),
+            (1, "leases are refused", self._refuse_leases),
+            (1, "the engine is away", self._engine_away),
+            (1, "a lease is lost", self._lose_lease),
+            (1, "a lease is forgotten", self._forget_lease),
+            (1, "a node is lost", self._lose_node),
+            (1, "a node is cut off", self._cut_off),
+            (3, "better times", self._world.mend),
+        ]
+        table = {
+            Mood.CALM: users,
+            Mood.TIGHT: users,
+            Mood.KILLS: users + kills,
+            Mood.ROUGH: users + kills + rough,
+        }[self._world.mood]
+        (chosen,) = self._random.choices(table, weights=[weight for weight, _name, _event in table])
+        return chosen[1], chosen[2]
+
+    def _deploy(self) -> None:
+        """One deployment gets new content: versions, sizes, settings; now and then an old version again."""
+        roll = self._random
+        deployment = roll.choice(["iris", "default"])
+        known = {record.wanted.api: record.wanted for record in self._state.apis(DeploymentName(deployment))}
+        keys = [ApiKey(f"{deployment}/{name}") for name in ("a", "b")]
+        for one in known.values():
+            if one.scale.asleep:
+                self._world.apis[one.api].fault_s = self._world.now_s()  # it may have to wake for it
+        wanted: list[WantedApi] = []
+        for key in keys:
+            was = known.get(key)
+            if was is None and roll.random() < 0.4:
+                continue
+            if was is not None and roll.random() < 0.1 and len(keys) > 1:
+                continue  # left out of the file: removed
+            if was is not None and roll.random() < 0.3:
+                wanted.append(self._as_deployed(was, was.build))
+                continue
+            if was is not None and was.serving is not None and roll.random() < 0.2:
+                wanted.append(self._as_deployed(was, was.serving))  # the files of before
+                continue
+            wanted.append(self._as_deployed(was, self._new_build(key)))
+        for key in known.keys() - {one.api for one in wanted}:
+            self._forget(key)
+        if not wanted and not known:
+            return
+        for one in wanted:
+            self._world.apis.setdefault(one.api, KnownApi()).versions.add(one.build.version)
+            self._world.note(
+                f"{one.api}: build {one.build.revision[:8]} ({self._world.kind(one.build)}), {one.replicas} replicas"
+                f"{', force' if one.force else ''}"
+            )
+        self._state.commit_deploy(a_deploy(*wanted, deployment=deployment, wall_s=self._world.clock.wall_s()))
+
+    def _as_deployed(self, was: WantedApi | None, build: BuildSpec) -> WantedApi:
+        roll = self._random
+        replicas = was.replicas if was is not None else roll.choice([1, 1, 2, 3])
+        force = self._world.mood is Mood.TIGHT and roll.random() < 0.3
+        minimum = roll.randint(1, replicas)
+        wanted = a_wanted_api(build, replicas=replicas, min_replicas=minimum, live=False, force=force)
+        return msgspec.structs.replace(
+            wanted,
+            serving=None,
+            serving_was_live=False,
+            timeout_s=roll.choice([600.0, 30.0]),
+            max_replicas=5,
+            rolled_back=was.rolled_back if was is not None else None,
+        )
+
+    def _new_build(self, key: ApiKey) -> BuildSpec:
+        roll = self._random
+        self._builds += 1
+        kind = BuildKind.GOOD if roll.random() < 0.4 else roll.choice(list(BuildKind))
+        if self._world.mood in (Mood.CALM, Mood.KILLS) and kind is BuildKind.CRASHING:
+            kind = BuildKind.GOOD  # nobody can promise answers from a build that crashes by itself
+        resources = Resources(cpu_millis=200)
+        if self._world.mood is Mood.TIGHT:
+            resources = Resources(cpu_millis=200, mem_bytes=REPLICA_MEM_BYTES, gpus=1)
+        model = roll.choice(["", *(f"m{number}" for number in range(MODELS))])
+        build = a_build(f"v{self._builds}", api=key, resources=resources, model=model)
+        if roll.random() < 0.5:
+            self._record_proof(build)
+        self._world.apis.setdefault(key, KnownApi()).kinds[build.version] = kind
+        return build
+
+    def _record_proof(self, build: BuildSpec) -> None:
+        verdict = BatchingVerdict(proof=Proof(rules=RULES, proved=True), trial=Trial(runtime=RUNTIME, rows=2))
+        assert build.model_key is not None
+        self._state.record_verdict(build.model_key, verdict, place=place_of(build))
+
+    def _prove(self) -> None:
+        """What the deploys have not looked at is looked at now."""
+        for record in self._state.apis():
+            self._record_proof(record.wanted.build)
+
+    def _disagree(self) -> None:
+        batching = [
+            report
+            for _node, report in self._agents.replicas()
+            if report.phase in (Phase.READY, Phase.DRAINING) and report.batches is not None and report.batches.batches
+        ]
+        if batching:
+            chosen = self._random.choice(batching)
+            self._world.note(f"rows disagree in {chosen.replica}")
+            self._agents.disagree(chosen.replica)
+            assert chosen.model is not None
+            self._world.stopped.add(chosen.model)
+
+    def _scale(self) -> None:
+        records = self._state.apis()
+        if records:
+            wanted = self._random.choice(records).wanted
+            replicas = max(wanted.min_replicas, self._random.randint(1, 4))
+            self._world.note(f"{wanted.api}: {replicas} replicas")
+            if wanted.scale.asleep:
+                self._world.apis[wanted.api].fault_s = self._world.now_s()
+            self._state.set_scale(
+                wanted.api, replicas, reason="the schedule says so", wall_s=self._world.clock.wall_s()
+            )
+
+    def _sleep(self) -> None:
+        """Nobody has asked an api for a while."""
+        for record in self._state.apis():
+            wanted = record.wanted
+            if wanted.live_wall_s is not None and self._random.random() < 0.5:
+                self._world.note(f"{wanted.api} falls asleep")
+                self._state.set_scale(
+                    wanted.api, 1, reason="nobody asked", wall_s=self._world.clock.wall_s(), asleep=True
+                )
+
+    def _roll_back(self) -> None:
+        """An api goes back to any version that was live, or to the one that serves."""
+        records = self._state.apis()
+        if not records:
+            return
+        wanted = self._random.choice(records).wanted
+        kept = [
+            one
+            for one in self._state.versions()
+            if one.build.api == wanted.api
+            and one.build.revision != wanted.build.revision
+            and (one.turn or one.build == wanted.serving)
+        ]
+        if kept:
+            version = self._random.choice(kept)
+            self._world.note(f"{wanted.api}: back to {version.build.revision[:8]} ({self._world.kind(version.build)})")
+            if any(r.phase is Phase.ASLEEP and r.api == wanted.api for _node, r in self._agents.replicas()):
+                self._world.apis[wanted.api].fault_s = self._world.now_s()  # it may have to wake for it
+            self._state.roll_back(
+                RollbackChange(
+                    version=version,
+                    instead_of=wanted.build.revision,
+                    cause="rolled back",
+                    force=self._world.mood is Mood.TIGHT and self._random.random() < 0.3,
+                    wall_s=self._world.clock.wall_s(),
+                )
+            )
+
+    def _deploy_while_the_number_moves(self) -> None:
+        self._deploy()
+        for _ in range(self._random.randint(1, 4)):
+            self._world.settle()
+            self._let_pass(self._random.choice([0.05, 0.3, 1.0]))
+            self._scale()
+
+    def _delete(self) -> None:
+        records = self._state.apis()
+        if records and self._random.random() < 0.5:
+            key = self._random.choice(records).wanted.api
+            self._forget(key)
+            self._state.delete(split_api_key(key)[0], key, wall_s=self._world.clock.wall_s())
+
+    def _forget(self, key: ApiKey) -> None:
+        self._world.apis[key].deleted = True
+        self._world.apis[key].down_since_s = None
+
+    def _jump_wall(self) -> None:
+        self._world.clock.jump_wall(self._random.choice([-86400.0, -3600.0, -1.0, 1.0, 3600.0, 86400.0]))
+
+    def _kill(self) -> None:
+        running = [
+            report for _node, report in self._agents.replicas() if report.phase not in (Phase.EXITED, Phase.DRAINING)
+        ]
+        if not running:
+            return
+        victims = running if self._random.random() < 0.1 else [self._random.choice(running)]
+        for victim in victims:
+            self._world.note(f"kill {victim.replica}")
+            self._world.apis[victim.api].killed = True
+            self._agents.kill(victim.replica)
+        if self._world.mood is Mood.KILLS:
+            self._ask()  # before the control plane has even noticed
+
+    def visit(self) -> None:
+        """Now and then somebody comes to an api that sleeps, and waits as for one that has ended."""
+        for record in self._state.apis():
+            api = record.wanted.api
+            asleep = self._world.asleep(api)
+            if asleep and self._random.random() < 0.2:
+                self._world.note(f"somebody knocks at {api}")
+                self._world.apis[api].fault_s = self._world.now_s()
+                for report in asleep:
+                    self._agents.knock(report.replica)
+
+    # ---- faults of ours, of nodes and of lines between them -----------------------------------------------------
+
+    def _restart_between_ticks(self) -> None:
+        self._world.stop_control_plane()
+        self._world.start_control_plane()
+
+    def _crash_soon(self) -> None:
+        self._world.crash_in = self._random.randint(1, 6)
+        self._deploy()
+
+    def _control_plane_away(self) -> None:
+        self._world.stop_control_plane()
+        self._world.back_s = self._world.clock.monotonic_s() + self._random.uniform(0.1, 10.0)
+
+    def _restart_agent(self) -> None:
+        if self._agents.nodes:
+            down_s = self._random.choice([0.0, 0.1, 2.0])
+            self._agents.restart_agent(self._random.choice(self._agents.nodes), down_s=down_s)
+            self._world.trouble(down_s)
+
+    def _trouble_orders(self) -> None:
+        self._world.order_trouble = self._random.choice([0.2, 0.5, 0.9])
+
+    def _delay_reports(self) -> None:
+        self._agents.report_delay_s = self._random.choice([0.05, 0.5, 2.0])
+
+    def _refuse_leases(self) -> None:
+        share = self._random.random()
+        self._engine.deny = lambda request: "nobody gets room today" if hash_share(request.replica) < share else None
+        self._engine.grant_delay_s = self._random.choice([0.0, 0.5, 5.0])
+
+    def _engine_away(self) -> None:
+        self._engine.unreachable = True
+
+    def _lose_lease(self) -> None:
+        leases = self._engine.leases()
+        if leases:
+            lease = self._random.choice(leases)
+            self._world.note(f"lease of {lease.request.replica} is lost")
+            self._world.fault(lease.request.api)
+            self._engine.lose_lease(lease.request.replica)
+            self._agents.kill(lease.request.replica)
+
+    def _forget_lease(self) -> None:
+        leases = self._engine.leases()
+        if leases:
+            replica = self._random.choice(leases).request.replica
+            self._world.note(f"lease of {replica} is forgotten")
+            self._engine.forget_lease(replica)
+
+    def _lose_node(self) -> None:
+        if len(self._agents.nodes) > 1:
+            node = self._random.choice(self._agents.nodes)
+            self._world.note(f"node {node} is lost")
+            for api in self._world.apis:
+                self._world.fault(api)
+            self._engine.lose_node(node)
+            self._agents.lose_node(node)
+
+    def _cut_off(self) -> None:
+        if self._agents.nodes:
+            self._agents.cut_off(self._random.choice(self._agents.nodes))
+
+
+def hash_share(name: str) -> float:
+    """A number from 0 to 1 that is always the same for a name."""
+    return random.Random(name).random()

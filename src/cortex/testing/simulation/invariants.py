@@ -1,0 +1,343 @@
+"""
+What has to hold at every step of a schedule:
+
+* no order of ours takes the ready replicas in rotation below what the rollout allows, or takes one that is routed;
+* never more replicas of an api are started than are wanted, plus one;
+* where cpu is shared, every api has its minimum, and as many more as fit; a new size takes none that fits;
+* a client of a live api is answered; when its replicas were just killed it is held, and answered in time;
+* only versions that were deployed answer, and under their own name;
+* once rows have disagreed in a replica, no other one of that model is told to batch, whatever api it is of;
+* the control plane may end between any two actions, and orders may be lost, late, doubled or unanswered;
+* once the faults stop, everything comes to rest with exactly what is wanted: each deploy live, or failed with a
+  reason while what served before serves at full size; no replica, lease or route is left over.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cortex.ids import ApiKey, NodeId, ReplicaId
+from cortex.planning import backoff
+from cortex.planning.model import LeaseState, Snapshot, WantedApi
+from cortex.testing.fake_agent import IngressAnswer
+from cortex.testing.simulation.builds import SLOWEST_START_S, SOUND
+from cortex.testing.simulation.world import LONGEST_WAIT_S, Mood, PretendedWorld
+from cortex.wire.batching import BatchingOrder
+from cortex.wire.build import BuildSpec, ModelKey
+from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, SetReplicaBatching, SetRoute, StartReplica
+from cortex.wire.reports import Phase, ReplicaReport
+
+
+@dataclass(frozen=True)
+class _Issue:
+    """What was true when a batch of orders was decided on."""
+
+    fault: int
+    true_until_s: float | None
+    """Until when what the orders were decided on was true; None: it still was."""
+    unready: frozenset[ReplicaId]
+    """Replicas that were seen, and seen not to be ready."""
+    wanted: dict[ApiKey, WantedApi]
+    unplaced: Counter[ApiKey]
+    stopped: frozenset[ModelKey]
+    """Models whose rows were known to have disagreed."""
+    punctual: bool
+    """The orders are carried out at once, and on fresh reports."""
+
+
+class Invariants:
+    """
+    Looks at what happens in a world.
+
+    Raises:
+        Violation: from whatever was going on, at the first promise that is broken.
+    """
+
+    def __init__(self, world: PretendedWorld) -> None:
+        self._world = world
+        self._state = world.state
+        self._engine = world.engine
+        self._agents = world.agents
+        self._issues: dict[int, tuple[Orders, _Issue]] = {}
+        self._issue = self._issue_now(Snapshot(now_s=0.0))
+        self.answers: Counter[str] = Counter()
+        world.agents.before_order = self._check_order
+        world.decided = self._decided
+        world.ordering = self._ordering
+        world.ticked = self._ticked
+
+    def _decided(self, seen: Snapshot) -> None:
+        self._issue = self._issue_now(seen)
+
+    def _ordering(self, orders: Orders) -> None:
+        self._issues[id(orders)] = (orders, self._issue)
+
+    def _ticked(self) -> None:
+        if self._world.mood is not Mood.ROUGH:
+            self._issues.clear()  # no orders are late
+
+    def _issue_now(self, seen: Snapshot) -> _Issue:
+        unplaced = Counter(
+            lease.request.api
+            for lease in self._engine.leases()
+            if lease.state is LeaseState.PENDING and not lease.request.surge
+        )
+        wanted = {record.wanted.api: record.wanted for record in self._state.apis()}
+        true_until_s = self._agents.true_until_s()
+        return _Issue(
+            fault=self._world.faults,
+            true_until_s=true_until_s,
+            unready=frozenset(
+                report.replica for node in seen.nodes for report in node.replicas if report.phase is not Phase.READY
+            ),
+            wanted=wanted,
+            unplaced=unplaced,
+            stopped=self._known_stops() | _disagreed(report for node in seen.nodes for report in node.replicas),
+            punctual=true_until_s is None and self._world.order_trouble == 0,
+        )
+
+    def _check_order(self, node: NodeId, order: Order, orders: Orders) -> None:
+        issue = self._issues[id(orders)][1]
+        match order:
+            case SetRoute(api=api, targets=targets):
+                self._check_route(node, api, targets, issue)
+            case DrainReplica(replica=replica) | ForgetReplica(replica=replica):
+                self._check_taken(node, replica, issue)
+            case StartReplica():
+                self._check_devices(node, order)
+                self._check_started(order, issue)
+                if order.build.model_key is not None:
+                    self._check_may_batch(order.replica, order.build.model_key, order.batches, issue)
+            case SetReplicaBatching(replica=replica, batches=batches):
+                for _node, report in self._agents.replicas():
+                    if report.replica == replica and report.model is not None:
+                        self._check_may_batch(replica, report.model, batches, issue)
+
+    def _check_route(self, node: NodeId, api: ApiKey, targets: tuple[ReplicaId, ...], issue: _Issue) -> None:
+        before = next((r.targets for n, r in self._agents.routes() if n == node and r.api == api), ())
+        ready = {r.replica: r for _node, r in self._agents.replicas() if r.phase is Phase.READY}
+        left = len(ready.keys() & set(targets))
+        had = len(ready.keys() & set(before))
+        wanted = issue.wanted.get(api)
+        if left >= had or wanted is None or wanted.force:
+            return
+        asleep = {r.replica for _node, r in self._agents.replicas() if r.phase is Phase.ASLEEP}
+        if wanted.scale.asleep and asleep & set(targets):
+            return  # whoever comes waits there
+        if left >= wanted.replicas - issue.unplaced[api] or self._excused(api, issue):
+            return
+        if wanted.failed is not None and wanted.serving is None and self._world.apis[api].deleted:
+            return  # left over from before it was deleted and made anew
+        ours = {build.revision for build in (wanted.build, wanted.serving) if build is not None}
+        gone = (ready.keys() & set(before)) - set(targets) - issue.unready
+        if not gone:
+            return  # it became ready later than what the orders were decided on
+        if not issue.punctual and not any(ready[replica].revision in ours for replica in gone):
+            return  # of a version that was replaced before the control plane knew that it was routed
+        self._world.violated(
+            f"{api}: a route on {node} leaves {left} of {had} ready replicas, {wanted.replicas} are wanted"
+        )
+
+    def _check_taken(self, node: NodeId, replica: ReplicaId, issue: _Issue) -> None:
+        report = next((r for n, r in self._agents.replicas() if n == node and r.replica == replica), None)
+        if report is None or report.phase is not Phase.READY:
+            return
+        # Another node may have taken over the name of a replica that comes back from a node thought lost.
+        alone = sum(r.replica == replica for _n, r in self._agents.replicas()) == 1
+        # Orders that come late cannot know of routes that other nodes have been given since.
+        routed = [n for n, r in self._agents.routes() if replica in r.targets and (issue.punctual or n == node)]
+        if routed and alone and not self._excused(report.api, issue):
+            self._world.violated(f"{replica} is taken away while {', '.join(routed)} still routes to it")
+
+    def _check_devices(self, node: NodeId, order: StartReplica) -> None:
+        """It gets as many GPUs as it asked for, and none that another one sees."""
+        held = set(order.devices)
+        if len(held) != order.build.resources.gpus:
+            self._world.violated(f"{order.replica} gets {order.devices}")
+        if self._world.mood is Mood.ROUGH:
+            return  # leases are forgotten there
+        for where, report in self._agents.replicas():
+            other = where == node and report.replica != order.replica and report.phase is not Phase.EXITED
+            if other and held & set(report.devices):
+                self._world.violated(f"{order.replica} gets {order.devices}, and {report.replica} has {report.devices}")
+
+    def _check_started(self, order: StartReplica, issue: _Issue) -> None:
+        api = order.build.api
+        wanted = issue.wanted.get(api)
+        known = {report.replica for _node, report in self._agents.replicas()}
+        if (
+            wanted is None
+            or order.replica in known
+            or not issue.punctual
+            or self._world.trouble_until_s > self._world.now_s()
+        ):
+            return
+        leased = {
+            lease.request.replica
+            for lease in self._engine.leases()
+            if lease.state is LeaseState.GRANTED and lease.request.api == api
+        }
+        # What never served and is of no use any more is forgotten in the same plan: its room is still held.
+        ours = {build.revision for build in (wanted.build, wanted.serving) if build is not None}
+        running = {
+            report.replica
+            for _node, report in self._agents.replicas()
+            if report.api == api
+            and report.phase not in (Phase.EXITED, Phase.DRAINING)
+            and (report.revision in ours or report.phase is Phase.READY)
+        }
+        count = len(leased & running) + 1
+        if count > wanted.replicas + 1:
+            self._world.violated(f"{api}: {order.replica} makes {count} replicas, {wanted.replicas} are wanted")
+
+    def _check_may_batch(self, replica: ReplicaId, model: ModelKey, batches: BatchingOrder, issue: _Issue) -> None:
+        if batches.batches and model in issue.stopped:
+            self._world.violated(f"{replica} is to batch, and rows of its model are known to have disagreed")
+
+    def check_batching(self) -> None:
+        """No replica is left to batch a model whose rows have disagreed."""
+        for _node, report in self._agents.replicas():
+            told = report.phase is not Phase.EXITED and report.batches is not None and report.batches.batches
+            if told and report.model in self._world.stopped:
+                self._world.violated(f"{report.replica} still batches, and rows of its model have disagreed")
+
+    def _known_stops(self) -> frozenset[ModelKey]:
+        return frozenset(record.model for record in self._state.batching() if record.stops)
+
+    def _excused(self, api: ApiKey, issue: _Issue) -> bool:
+        """A replica ended by itself after what the orders were decided on: nobody could know."""
+        known = self._world.apis[api]
+        unseen = issue.true_until_s is not None and known.fault_s >= issue.true_until_s
+        return unseen or known.fault > issue.fault
+
+    def ask_clients(self) -> None:
+        for record in self._state.apis():
+            wanted = record.wanted
+            for node in self._agents.nodes:
+                if self._world.asleep(wanted.api):
+                    continue
+                answer = self._agents.ask(wanted.api, node)
+                self.answers[answer.outcome] += 1
+                self._check_answer(wanted, node, answer)
+
+    def _check_answer(self, wanted: WantedApi, node: NodeId, answer: IngressAnswer) -> None:
+        known = self._world.apis[wanted.api]
+        now_s = self._world.now_s()
+        forced = wanted.force and wanted.live_wall_s is None
+        known.gap = forced or (known.gap and answer.outcome != "answered")
+        if answer.outcome == "answered":
+            known.down_since_s = None
+            if answer.version not in known.versions:
+                self._world.violated(f"{wanted.api}: version {answer.version} answers and was never deployed")
+            return
+        if not self._promised(wanted):
+            known.down_since_s = None
+            return
+        if known.down_since_s is None:
+            known.down_since_s = now_s
+        if self._world.mood is Mood.ROUGH:
+            # Many faults at once: only that it does not last.
+            limit_s = SLOWEST_START_S + LONGEST_WAIT_S
+        elif known.fault_s == float("-inf"):
+            limit_s = 0.0
+        else:
+            limit_s = SLOWEST_START_S
+            if answer.outcome != "held" and known.fault_s <= known.down_since_s:
+                self._world.violated(f"{wanted.api} on {node}: a request is not held but {answer.outcome}")
+        waited_s = now_s - max(known.down_since_s, known.fault_s)
+        if waited_s > limit_s or limit_s == 0.0:
+            self._world.violated(f"{wanted.api} on {node}: a request is {answer.outcome}, for {waited_s:.2f} s")
+
+    def _promised(self, wanted: WantedApi) -> bool:
+        """Whether a request to this api is to be answered now."""
+        serving = wanted.serving
+        if serving is None or not wanted.serving_was_live:
+            return False
+        if self._world.kind(serving) not in SOUND or self._world.apis[wanted.api].gap:
+            return False
+        asleep = {report.replica for _node, report in self._agents.replicas() if report.phase is Phase.ASLEEP}
+        if any(
+            lease.request.replica in asleep and lease.state is LeaseState.PENDING for lease in self._engine.leases()
+        ):
+            return False  # it slept, and others have its room
+        if self._world.mood is Mood.ROUGH:
+            if self._world.standing_faults():
+                self._world.trouble(0.0)
+            if self._world.now_s() < self._world.trouble_until_s:
+                return False
+            unplaced = any(
+                lease.state is not LeaseState.GRANTED and lease.request.api == wanted.api
+                for lease in self._engine.leases()
+            )
+            if unplaced:
+                return False
+        desired = self._state.desired(now_wall_s=self._world.clock.wall_s())
+        slots = [slot for record in desired.records if record.api == wanted.api for slot in record.slots.values()]
+        return not any(backoff.restart_delay_s(slot) > 0 for slot in slots)
+
+    def check_rest(self) -> None:
+        """Exactly what is wanted is there, and every deploy has come to an end."""
+        apis = {record.wanted.api: record.wanted for record in self._state.apis()}
+        running: dict[ApiKey, list[ReplicaReport]] = {}
+        for _node, report in self._agents.replicas():
+            running.setdefault(report.api, []).append(report)
+        for api in running.keys() - apis.keys():
+            self._world.violated(f"{api} is not wanted, and {[r.replica for r in running[api]]} are left")
+        for api, wanted in apis.items():
+            goal: BuildSpec | None = wanted.build
+            if wanted.failed is not None:
+                if not wanted.failed.message:
+                    self._world.violated(f"{api}: failed without a reason")
+                if (
+                    self._world.kind(wanted.build) in SOUND
+                    and not self._world.apis[api].killed
+                    and self._world.mood is not Mood.ROUGH
+                ):
+                    self._world.violated(f"{api}: a sound version failed: {wanted.failed.message}")
+                goal = wanted.serving
+            elif wanted.live_wall_s is None:
+                self._world.violated(f"{api}: neither live nor failed")
+            found = [(r.phase, r.revision) for r in running.get(api, [])]
+            expected = [(Phase.READY, goal.revision)] * wanted.replicas if goal is not None else []
+            if goal is not None and wanted.scale.asleep:
+                expected = [(Phase.ASLEEP, goal.revision)]
+            if found != expected:
+                self._world.violated(f"{api}: {found} is there, {expected} is wanted")
+            for node in self._agents.nodes:
+                route = next((r for n, r in self._agents.routes() if n == node and r.api == api), None)
+                names = tuple(sorted(r.replica for r in running.get(api, [])))
+                if route is None or route.targets != names or route.timeout_s != wanted.timeout_s:
+                    self._world.violated(f"{api}: the route on {node} is {route}, replicas are {names}")
+        # What a replica saw is lost if it ends before anybody has heard of it.
+        if self._world.mood is not Mood.ROUGH and self._world.stopped != self._known_stops():
+            self._world.violated(f"rows of {self._world.stopped} have disagreed, {self._known_stops()} are remembered")
+        self._world.stopped = set(self._known_stops())
+        self.check_batching()
+        awake = [report for reports in running.values() for report in reports if report.phase is not Phase.ASLEEP]
+        replicas = sorted(report.replica for report in awake)
+        leases = sorted(
+            lease.request.replica for lease in self._engine.leases() if lease.state is not LeaseState.PENDING
+        )
+        if leases != replicas:
+            self._world.violated(f"leases {leases}, replicas {replicas}")
+        held = [(lease.node, device) for lease in self._engine.leases() for device in lease.devices]
+        seen = [(node, device) for node, report in self._agents.replicas() for device in report.devices]
+        if sorted(held) != sorted(seen) or len(set(held)) != len(held):
+            self._world.violated(f"leases hold the GPUs {held}, replicas {seen}")
+        surges = [lease.request.replica for lease in self._engine.leases() if lease.request.surge]
+        if surges:
+            self._world.violated(f"{surges} still have a surge lease")
+        strays = {route.api for _node, route in self._agents.routes()} - apis.keys()
+        if strays:
+            self._world.violated(f"routes of {strays} are left")
+
+
+def _disagreed(reports: Iterable[ReplicaReport]) -> frozenset[ModelKey]:
+    """Models whose rows have disagreed, by what replicas say."""
+    return frozenset(
+        report.model
+        for report in reports
+        if report.model is not None and report.batching is not None and report.batching.disagreement is not None
+    )
