@@ -406,8 +406,9 @@ def _shared(
                     one.grown_cores += one.burn
                     grown_cores += one.burn
                     starts -= 1
-                    right_cores = one.reached * min(one.burn, one.api.cpu_millis / 1000)
-                    used[one.api.api], used_cores = right_cores, others_used + right_cores
+                    if by_right:
+                        used[one.api.api] = one.reached * one.burn
+                        used_cores = others_used + used[one.api.api]
             waiting = [one for one in waiting if one.bound is None and one.reached < one.wanted]
 
 

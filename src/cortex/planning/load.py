@@ -103,13 +103,13 @@ class RowCost(msgspec.Struct, frozen=True, kw_only=True):
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """What one request takes, on average."""
 
-    rows: tuple[RowCost, ...] = ()
-    cpu_s: float = 0.0
-    in_replica_s: float = 0.0
+    rows: tuple[RowCost, ...]
+    cpu_s: float
+    in_replica_s: float
     """From coming to a replica to its answer, but for waiting for a seat."""
-    replica_s: float = 0.0
+    replica_s: float
     """How long one replica would be at it if it did nothing else: the most that a row takes, over its seats."""
-    fullest: str = ""
+    fullest: str
     """The row which that is."""
 
     @property

@@ -135,6 +135,20 @@ def test_an_api_without_a_ready_replica_is_not_full():
     assert not taken(read(0.0, door(0)), read(2.0, door(50, 50))).lately()[API].always_full
 
 
+def test_a_window_without_a_ready_replica_is_not_full():
+    idle = replica(0.0, seats())
+    window = taken(read(0.0, idle, door(0)), read(2.0, door(5))).over(API, 2.0)
+    assert (window.ready_s, window.always_full) == (0.0, False)
+
+
+def test_cores_are_those_of_the_moments_that_were_read_however_few():
+    def using(cpu_s: float) -> float:
+        readings = [read(s, replica(s, seats(), cpu_s=cpu_s * s)) for s in (0.0, 0.5)]
+        return taken(*readings).lately()[API].cores
+
+    assert (using(0.0), using(0.6)) == (0.0, pytest.approx(0.6))
+
+
 def test_what_waits_and_what_is_under_way_are_those_of_now():
     earlier = read(0.0, replica(0.0, seats(), in_flight=3), door(0, queued=9))
     now = read(2.0, replica(2.0, seats(), in_flight=1), replica(2.0, seats(), name="2", in_flight=1), door(0, queued=4))
@@ -207,6 +221,12 @@ def test_a_full_replica_burns_what_computing_takes_of_its_time(cpu_s, burn):
     assert found.burn == pytest.approx(burn)
 
 
+def test_requests_that_took_up_no_seat_were_in_the_replica_all_the_same():
+    found = costs(seats(), ended=10, ended_s=2.0)
+    assert found is not None
+    assert found.in_replica_s == pytest.approx(0.2)
+
+
 # ---- ends and beginnings --------------------------------------------------------------------------------------------
 
 
@@ -214,6 +234,12 @@ def test_a_replica_that_becomes_ready_counts_from_then_on():
     new = replica(2.0, seats(busy_s=0.5), name="2", ready_s=1.5, ended=3, cpu_s=0.25)
     window = taken(read(0.0, replica(0.0)), read(1.0, replica(1.0)), read(2.0, replica(2.0), new)).over(API, 2.0)
     assert (window.ended, window.cpu_s, window.ready_s) == (3, 0.25, 2.5)
+
+
+def test_all_that_a_new_replica_did_before_it_was_first_read_counts():
+    new = replica(2.0, seats(busy_s=3.0, ended_busy_s=2.0, full_s=1.5), name="2", ready_s=1.5)
+    (row,) = taken(read(0.0, replica(0.0, seats())), read(2.0, replica(2.0, seats()), new)).over(API, 2.0).rows
+    assert (row.busy_s, row.ended_busy_s, row.full_s) == (3.0, 2.0, 1.5)
 
 
 def test_a_replica_that_was_ready_long_before_it_was_read_counts_from_the_reading_on():

@@ -148,6 +148,10 @@ def test_what_finds_no_room_goes_on_waiting_and_says_for_what() -> None:
     seen = a_snapshot(sleeper, leases=(lease,), routes=(a_route(wanted, sleeper),))
     assert decided(wanted, seen) == []
     assert seen_as(wanted, seen)[:2] == (Status.WAKING, f"waiting for room: {lease.reason}")
+    found = plan(assess(Desired(apis=(wanted,)), seen))
+    assert [note.text for note in found.notes] == [f"no room for 1 of 1 replicas ({lease.reason})"]
+    granted = a_snapshot(sleeper, leases=(a_lease(V1, 1, minimum=True),), routes=(a_route(wanted, sleeper),))
+    assert plan(assess(Desired(apis=(wanted,)), granted)).notes == ()
 
 
 def test_a_knock_while_it_falls_asleep_is_answered_by_the_slot_and_the_old_replica_leaves_all_the_same() -> None:

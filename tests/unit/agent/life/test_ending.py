@@ -47,6 +47,12 @@ def test_a_drained_replica_leaves_the_ingress_before_it_is_told(story):
     assert story.effects == [effects.Send(request=Drain(timeout_s=pytest.approx(6.0)))]
 
 
+def test_one_that_ended_before_the_ingress_let_go_is_told_nothing(story):
+    story.running()
+    gone = story.tell(events.DrainAsked(timeout_s=10.0), events.ProcessGone())
+    assert (story.tell(Happened.QUIETED), story.kinds) == (gone, [])
+
+
 def test_the_same_drain_again_changes_nothing(story):
     before = story.draining()
     assert story.tell(events.DrainAsked(timeout_s=1.0), Happened.QUIETED) == before
@@ -205,6 +211,14 @@ def test_an_end_that_nobody_asked_for_is_noted_in_the_log_before_it_is_reported(
     assert (note.requests, story.life.phase) == (("a", "b"), Phase.READY)
     life = story.tell(Happened.END_NOTED)
     assert (life.phase, life.exit.signal, life.exit.request) == (Phase.EXITED, 9, "a")
+
+
+def test_an_end_is_noted_once_and_not_before_it_is_known(story):
+    story.running()
+    gone = story.tell(events.ProcessGone(), events.EndSeen(end=an_end(number=9)))
+    assert (story.tell(Happened.END_NOTED), story.kinds) == (gone, [])
+    over = story.tell(events.RemainsRead(in_hand=LeftInHand(("a",), "a")), Happened.END_NOTED)
+    assert (story.tell(Happened.END_NOTED, after_s=1.0), story.kinds) == (over, [])
 
 
 @pytest.mark.parametrize("left", [{"words": LastWords(problem=BROKEN, permanent=True)}, {}])
