@@ -158,8 +158,15 @@ class Home:
         return [pid for pid, title in self.processes() if title.startswith(f"cortex-replica {self.path} {api} ")]
 
     def settled_replicas(self, api: str, count: int = 1) -> list[int]:
-        """The same, once those of a former version have left."""
-        return eventually(lambda: len(pids := self.replica_pids(api)) == count and pids, f"{count} replicas of {api}")
+        """The same, once those of a former version have left, without one of them that is parked."""
+        return eventually(lambda: len(pids := self._serving_pids(api)) == count and pids, f"{count} replicas of {api}")
+
+    def _serving_pids(self, api: str) -> list[int]:
+        deployment, _, name = api.partition("/")
+        parked = self.operator().api(deployment, name).parked
+        start = f"cortex-replica {self.path} {api} "
+        mine = [(pid, title) for pid, title in self.processes() if title.startswith(start)]
+        return [pid for pid, title in mine if parked is None or not title.endswith(f" {parked.replica}")]
 
     def processes(self) -> list[tuple[int, str]]:
         """Pid and title of every process of this home."""

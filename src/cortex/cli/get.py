@@ -338,6 +338,7 @@ def _facts(terminal: Terminal, api: ApiStatus) -> list[tuple[str, str]]:
     counts = [f"{replicas.ready} of {replicas.requested} ready"]
     counts += [f"{replicas.stale} of an older version"] * bool(replicas.stale)
     counts += [f"{replicas.failed} failed"] * bool(replicas.failed)
+    counts += [] if api.parked is None else [f"1 of {api.parked.version} parked until {api.parked.until[11:16]} UTC"]
     counts += [text.count(api.crashes, "crash", "crashes")] * bool(api.crashes)
     latency = requests.latency_ms
     figures = {"mean": latency.mean, "p50": latency.p50, "p90": latency.p90, "p99": latency.p99}

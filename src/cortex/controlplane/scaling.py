@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import msgspec
 
 from cortex.clock import Clock
 from cortex.engines.base import Engine
-from cortex.ids import ApiKey
+from cortex.ids import ApiKey, ReplicaId
 from cortex.planning import scale, scaling_words
 from cortex.planning.assessment import Assessment, Case
 from cortex.planning.autoscale import Machine, Scalable, ScalingDecision, ScalingMemory, decide
@@ -74,9 +76,10 @@ class Scaling:
         """
         with self._arriving:
             arrived, self._arrived = self._arrived, []
-        for loads in arrived:
-            self._loads.take(loads)
         assessment = self._latest()
+        parked = _parked(assessment)
+        for loads in arrived:
+            self._loads.take(_without(loads, parked))
         if assessment is None or not assessment.seen.settled:
             return None
         self._loads.keep_nodes(node.name for node in assessment.seen.nodes)
@@ -87,7 +90,9 @@ class Scaling:
             or scale.remembered(case.wanted.scale, wall_s=wall_s, now_s=now_s)
             for case in cases
         }
-        scalables = [_scalable(case, self._downscale_window_s) for case in cases]
+        # Who is parked gives up its room before anybody else gives up any.
+        is_room_coming = any(case.decision.gives_way for case in assessment.cases)
+        scalables = [_scalable(case, self._downscale_window_s, is_room_coming=is_room_coming) for case in cases]
         decisions = decide(scalables, self._loads.lately(), memories, self._machine(assessment), now_s=now_s)
         self._memories = {api: decision.memory for api, decision in decisions.items()}
         self.decisions = decisions
@@ -149,7 +154,20 @@ class Scaling:
         return Machine(cores=cores, busy_cores=self._loads.busy_cores)
 
 
-def _scalable(case: Case, downscale_window_s: float) -> Scalable:
+def _parked(assessment: Assessment | None) -> set[ReplicaId]:
+    """Who is ready and out of rotation: nothing that is done comes from there."""
+    cases = assessment.cases if assessment is not None else ()
+    return {case.decision.parked.replica for case in cases if case.decision.parked is not None}
+
+
+def _without(loads: NodeLoads, parked: Collection[ReplicaId]) -> NodeLoads:
+    if not parked:
+        return loads
+    kept = tuple(reading for reading in loads.replicas if reading.replica not in parked)
+    return msgspec.structs.replace(loads, replicas=kept)
+
+
+def _scalable(case: Case, downscale_window_s: float, *, is_room_coming: bool) -> Scalable:
     wanted, decision = case.wanted, case.decision
     assert decision.goal is not None
     resources = decision.goal.resources
@@ -166,6 +184,7 @@ def _scalable(case: Case, downscale_window_s: float) -> Scalable:
         downscale_window_s=downscale_window_s if own_window_s is None else own_window_s,
         starting=sum(one.state in (SlotState.STARTING, SlotState.WAITING) for one in decision.stay),
         lacks=next(_lacks(case), None),
+        room_is_coming=is_room_coming,
         in_rollout=decision.fallback is not None or (wanted.live_wall_s is None and wanted.failed is None),
     )
 

@@ -17,6 +17,7 @@ from cortex.planning import backoff, guarding
 from cortex.planning.actions import RecordExit, RecordStop
 from cortex.planning.batching import Known
 from cortex.planning.model import Desired, Rules, RunRecord, SlotRecord, Snapshot, WantedApi
+from cortex.planning.parking import Parking, parking_of
 from cortex.planning.rollout import Decision, decide, goal_and_fallback
 from cortex.planning.slots import NOTHING_SEEN, SeenApi, Slot, SlotState, join, of_revision
 from cortex.wire.build import BuildSpec
@@ -94,6 +95,8 @@ def assess(desired: Desired, seen: Snapshot, rules: Rules = DEFAULT_RULES) -> As
     for record in desired.records:
         records.setdefault(record.api, {})[record.revision] = backoff.run_aged(record, older_s)
     stops = guarding.stops_to_record(desired, seen)
+    is_any_watched = any(wanted.watched_until_wall_s is not None for wanted in desired.apis)
+    parking = parking_of(seen) if is_any_watched else Parking()
     return Assessment(
         desired=desired,
         seen=seen,
@@ -101,14 +104,14 @@ def assess(desired: Desired, seen: Snapshot, rules: Rules = DEFAULT_RULES) -> As
         stops=stops,
         known=guarding.known_with(desired, stops),
         cases=tuple(
-            _judged(wanted, by_api.get(wanted.api, NOTHING_SEEN), records.get(wanted.api, {}))
+            _judged(wanted, by_api.get(wanted.api, NOTHING_SEEN), records.get(wanted.api, {}), parking)
             for wanted in sorted(desired.apis, key=lambda wanted: wanted.api)
         ),
         unwanted=tuple((api, by_api[api]) for api in sorted(by_api.keys() - {wanted.api for wanted in desired.apis})),
     )
 
 
-def _judged(wanted: WantedApi, seen: SeenApi, records: dict[Revision, RunRecord]) -> Case:
+def _judged(wanted: WantedApi, seen: SeenApi, records: dict[Revision, RunRecord], parking: Parking) -> Case:
     exits = _new_exits(wanted, seen, records)
     for ended in exits:
         known = records.get(ended.revision) or RunRecord(api=wanted.api, revision=ended.revision)
@@ -120,7 +123,13 @@ def _judged(wanted: WantedApi, seen: SeenApi, records: dict[Revision, RunRecord]
     if given_up is not None and goes_back_to is None:
         wanted = msgspec.structs.replace(wanted, failed=given_up)
     runs = Runs(records)
-    decision = decide(wanted, seen.slots, runs.wait_left_s, fallback_fails=runs.fails(goal_and_fallback(wanted)[1]))
+    decision = decide(
+        wanted,
+        seen.slots,
+        runs.wait_left_s,
+        fallback_fails=runs.fails(goal_and_fallback(wanted)[1]),
+        parking=parking,
+    )
     return Case(
         wanted=wanted,
         seen=seen,

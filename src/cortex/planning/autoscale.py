@@ -94,6 +94,8 @@ class Scalable(msgspec.Struct, frozen=True, kw_only=True):
     """Of its replicas, those whose process is on its way to ready; none that waits for room or for another try."""
     lacks: Lack | None = None
     """What a replica of it waits for that has no room."""
+    room_is_coming: bool = False
+    """Somebody who is parked makes room just now: nobody else has to."""
     in_rollout: bool = False
 
 
@@ -180,7 +182,9 @@ def decide(
     lacking = {
         (api.lacks, api.api)
         for api in apis
-        if api.lacks is not None and _is_short(api, loads.get(api.api), memories.get(api.api))
+        if api.lacks is not None
+        and not api.room_is_coming
+        and _is_short(api, loads.get(api.api), memories.get(api.api))
     }
     decisions: dict[ApiKey, ScalingDecision] = {}
     growing: list[_Growing] = []

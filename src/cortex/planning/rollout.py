@@ -11,6 +11,8 @@ words:
 * **surge**: one replica more than wanted. It may overcommit cpu, so there is one at a time, and once an old replica
   goes it takes over that one's room ("settles").
 * **minimum**: the first `min_replicas` of a build, at least one. Of all apis these get room before any gets more.
+* **parked**: a ready replica of the version before, out of the route, while the new one is watched. It is not counted
+  among any of these, takes the place of the surge, and is the first to go when anybody needs room (`planning.parking`).
 * **sleeper**: the slot of an api that sleeps, which has no process and needs no room. To fall asleep, a new slot is
   held and takes the place of all replicas, which leave as ever; to wake, it gets room and a process like any other. One
   of an old build is started only if somebody has knocked, and then it leaves only once it has answered.
@@ -26,8 +28,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from cortex.ids import ApiKey, ReplicaId, replica_id
+from cortex.ids import ApiKey, ReplicaId, Revision, replica_id
 from cortex.planning.model import LeaseRequest, LeaseState, WantedApi
+from cortex.planning.parking import Parking, parked_revision
 from cortex.planning.slots import Slot, SlotState, of_revision
 from cortex.wire.build import BuildSpec, Resources
 from cortex.wire.reports import Phase
@@ -46,6 +49,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     stay: tuple[Slot, ...] = ()
     leave: tuple[Slot, ...] = ()
     """To be taken out of the route, drained, forgotten, released, as far as each has come; not those that drain."""
+    parked: Slot | None = None
+    """Out of the route, and ready to come back; neither among those that stay nor among those that leave."""
+    gives_way: bool = False
+    """What was parked, or was no more than a candidate for it, is on its way out: its room is there in a moment."""
     renew: tuple[LeaseRequest, ...] = ()
     """Surges that settle, and what waits for room and is of the minimum by now, or is not any more."""
     add: tuple[LeaseRequest, ...] = ()
@@ -83,6 +90,7 @@ def decide(
     wait_left_s: Callable[[Slot], float],
     *,
     fallback_fails: bool,
+    parking: Parking,
 ) -> Decision:
     """
     Decide what stays, goes and is added.
@@ -90,6 +98,7 @@ def decide(
     Args:
         wait_left_s: seconds until back-off lets a slot be started again.
         fallback_fails: the build that served crashes or does not start by itself.
+        parking: where a replica of the version before may be kept.
     """
     goal, fallback = goal_and_fallback(wanted)
     if goal is None:
@@ -102,11 +111,16 @@ def decide(
     room = room_for(rollout, staying, draining=len(groups.draining))
     ousted = _ousted(rollout, staying, room, quiet=not staying.leave and not groups.draining)
     stay = (*staying.news, *staying.olds, *staying.lost)
+    leave = staying.leave if ousted is None else [*staying.leave, ousted]
+    before = parked_revision(wanted)
+    parked = _parked(rollout, staying, before, parking)
     return Decision(
         goal=goal,
         fallback=fallback,
         stay=tuple(slot for slot in stay if slot is not ousted),
-        leave=tuple(staying.leave if ousted is None else [*staying.leave, ousted]),
+        leave=tuple(slot for slot in leave if slot is not parked),
+        parked=parked,
+        gives_way=any(_holds_room_of(slot, before) for slot in (*leave, *groups.draining) if slot is not parked),
         renew=tuple(_renewals(rollout, staying, room)),
         add=tuple(_additions(rollout, staying, room, slots)),
         floor=staying.floor,
@@ -132,9 +146,9 @@ def _asleep(wanted: WantedApi, goal: BuildSpec, slots: Sequence[Slot]) -> Decisi
         leave = tuple(slot for slot in here if slot is not sleeper)
         return Decision(goal=goal, stay=(sleeper,), leave=leave, sleeps=True)
     name = _unused(wanted.api, goal, {slot.replica for slot in slots})
-    stay = tuple(slot for slot in here if slot.ready)
+    stay = tuple(slot for slot in here if slot.ready and (slot.routed or of_revision(slot, goal.revision)))
     return Decision(
-        goal=goal, stay=stay, leave=tuple(slot for slot in here if not slot.ready), sleeps=True, sleeper=name
+        goal=goal, stay=stay, leave=tuple(slot for slot in here if slot not in stay), sleeps=True, sleeper=name
     )
 
 
@@ -209,7 +223,7 @@ def _grouped(rollout: Rollout, slots: Sequence[Slot]) -> Groups:
             groups.draining.append(slot)
         elif slot.drained:
             groups.useless.append(slot)
-        elif slot.lost:
+        elif slot.lost and (slot.routed or not rollout.is_foreign(slot)):
             groups.lost.append(slot)
         elif of_revision(slot, rollout.goal.revision) and not slot.stranger:
             groups.news.append(slot)
@@ -352,6 +366,25 @@ def _ousted(rollout: Rollout, staying: Staying, room: Room, *, quiet: bool) -> S
         return None
     placed = [slot for slot in staying.olds if not slot.placing]
     return max(placed, key=rollout.worth, default=None)
+
+
+def _parked(rollout: Rollout, staying: Staying, before: Revision | None, parking: Parking) -> Slot | None:
+    """The old replica that is kept, once nothing old serves any more: of those that leave the one that left first."""
+    if before is None or staying.olds:
+        return None
+    can = [
+        slot
+        for slot in staying.leave
+        if slot.ready and slot.node in parking.nodes and not slot.lost and _holds_room_of(slot, before)
+    ]
+    return min(can, key=lambda slot: (slot.routed, slot.ordinal), default=None)
+
+
+def _holds_room_of(slot: Slot, revision: Revision | None) -> bool:
+    """Whether a slot of this revision has room that somebody else could have."""
+    if revision is None or slot.stranger or not of_revision(slot, revision):
+        return False
+    return slot.lease is not None and slot.lease.state is LeaseState.GRANTED
 
 
 def _additions(rollout: Rollout, staying: Staying, room: Room, slots: Sequence[Slot]) -> Iterator[LeaseRequest]:

@@ -42,7 +42,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     placing: tuple[Slot, ...]
     """Of the latter: waiting for room."""
     ready: int
-    """Of any build."""
+    """Of any build, without one that is parked."""
     up_to_date: int
     """Of the wanted build."""
     returning: int
@@ -102,7 +102,7 @@ def facts_of(case: Case, rules: Rules) -> Facts:
         own=own,
         failed=failed,
         placing=tuple(slot for slot in own if slot.placing),
-        ready=sum(slot.ready for slot in slots),
+        ready=sum(slot.ready for slot in slots) - (case.decision.parked is not None),
         up_to_date=sum(slot.ready for slot in own),
         returning=returning,
         answering=sum(slot.ready and slot.routed for slot in own) + returning,

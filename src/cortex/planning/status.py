@@ -20,10 +20,10 @@ What is true of each api, for users to read. Pure, and from the same assessment 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, NodeId, route_path, short, split_api_key
+from cortex.ids import ApiKey, NodeId, ReplicaId, route_path, short, split_api_key
 from cortex.planning import wording
 from cortex.planning.assessment import Assessment
 from cortex.planning.batching import BatchingDecision, Known
@@ -34,6 +34,7 @@ from cortex.wire.operator import (
     ApiStatus,
     Batching,
     Ends,
+    Parked,
     ReplicaCounts,
     Status,
     Waits,
@@ -47,7 +48,8 @@ _OF_SAMPLES = frozenset(("sample-failed", "sample-lost", "tracker-never-matches"
 
 def statuses(assessment: Assessment, ingress_url: str = "") -> dict[ApiKey, ApiStatus]:
     """The status of every api that is wanted or still there, sorted by api."""
-    closed, shared = _closed_door(assessment.seen), _shared_cpu(assessment.seen)
+    parked = {case.decision.parked.replica for case in assessment.cases if case.decision.parked is not None}
+    closed, shared = _closed_door(assessment.seen), _shared_cpu(assessment.seen, parked)
     found = {}
     for case in assessment.cases:
         facts = facts_of(case, assessment.rules)
@@ -89,6 +91,7 @@ def _wanted(facts: Facts, known: Known, remarks: Sequence[str], closed: Problem 
             stale=facts.ready - facts.up_to_date,
             failed=len(facts.failed),
         ),
+        parked=_parked(facts),
         reason=shown.reason,
         problem=shown.problem,
         ends=_ends(ends) if ends is not None else None,
@@ -161,12 +164,13 @@ def _rolled_back(wanted: WantedApi) -> str:
     return f"on {date_and_time(back.wall_s)}{why}; {then}"
 
 
-def _shared_cpu(seen: Snapshot) -> dict[NodeId, str]:
-    """Of each node where more cpu is requested than there is, that it is so."""
+def _shared_cpu(seen: Snapshot, parked: Collection[ReplicaId]) -> dict[NodeId, str]:
+    """Of each node where more cpu is requested than there is, that it is so. Who is parked takes none."""
     requested_millis: Counter[NodeId] = Counter()
     for lease in seen.leases:
-        if lease.node is not None and lease.state is LeaseState.GRANTED and not lease.request.surge:
-            requested_millis[lease.node] += lease.request.resources.cpu_millis
+        asked = lease.request
+        if lease.node is not None and lease.state is LeaseState.GRANTED and not asked.surge:
+            requested_millis[lease.node] += 0 if asked.replica in parked else asked.resources.cpu_millis
     notes = {}
     for node in seen.nodes:
         requested, there = requested_millis[node.name], node.node.cpu_millis
@@ -224,6 +228,13 @@ def _waits(own: Sequence[Slot]) -> Waits | None:
         since=rfc3339(longest.got_on_wall_s),
         until=rfc3339(longest.given_up_wall_s),
     )
+
+
+def _parked(facts: Facts) -> Parked | None:
+    slot, until_wall_s = facts.case.decision.parked, facts.wanted.watched_until_wall_s
+    if slot is None or slot.report is None or until_wall_s is None:
+        return None
+    return Parked(replica=slot.replica, version=short(slot.report.version), until=rfc3339(until_wall_s))
 
 
 def _ends(record: RunRecord) -> Ends:

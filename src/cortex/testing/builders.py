@@ -83,6 +83,7 @@ def a_wanted_api(
     live: bool | None = None,
     min_replicas: int = 1,
     force: bool = False,
+    watch_s: float = 120.0,
 ) -> WantedApi:
     """
     An api as the store has it.
@@ -107,6 +108,7 @@ def a_wanted_api(
         min_replicas=min_replicas,
         path=route_path(build.api),
         force=force,
+        watch_s=watch_s,
         live_wall_s=0.0 if live else None,
     )
 

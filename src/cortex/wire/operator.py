@@ -95,6 +95,16 @@ class ReplicaCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Of the wanted revision, exited and not up again."""
 
 
+class Parked(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica of the version before that is ready and out of rotation: going back to that version is at once."""
+
+    replica: str
+    version: str
+    """8 hex digits."""
+    until: str
+    """RFC 3339, UTC: when the watch of the new version ends. It goes before that if anybody needs its room."""
+
+
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds; None before the first request."""
 
@@ -210,6 +220,8 @@ class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_updated: str | None
     """RFC 3339, UTC: when it was last deployed with a change."""
     replicas: ReplicaCounts = ReplicaCounts()
+    parked: Parked | None = None
+    """Not among `replicas`. None: no replica of the version before is kept."""
     requests: RequestCounts = RequestCounts()
     tracker: dict[str, Any] | None = None
     traffic: Traffic | None = None

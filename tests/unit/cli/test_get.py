@@ -9,7 +9,17 @@ import msgspec
 import pytest
 
 from cortex.errors import Problem
-from cortex.wire.operator import AllVersions, Batching, Latency, ReplicaCounts, RequestCounts, Status, Traffic, Waits
+from cortex.wire.operator import (
+    AllVersions,
+    Batching,
+    Latency,
+    Parked,
+    ReplicaCounts,
+    RequestCounts,
+    Status,
+    Traffic,
+    Waits,
+)
 from cortex.wire.signature import Signature, TensorSpec
 
 TRACEBACK = """\
@@ -134,6 +144,7 @@ def test_for_programs_a_list_without_tracker_and_spec(cortex: Any, running: Any,
         "version",
         "last_updated",
         "replicas",
+        "parked",
         "requests",
         "reason",
         "problem",
@@ -475,3 +486,14 @@ def test_what_an_api_waits_for_is_told_once_that_takes_longer_than_most(cortex: 
     assert f"a: {words} 42s now; ended in 4m if it does not get on" in told(api, 142.0)
     assert f"a: {words} 5m now; to be ended" in told(api, 401.0)
     assert words not in told(fakes.api("a"), 142.0)
+
+
+def test_one_that_is_parked_is_told_beside_those_that_serve(cortex: Any, running: Any, classified: Any) -> None:
+    parked = Parked(replica="iris.sklearn.3fa1c09d.0", version="3fa1c09d", until="2026-11-20T12:34:00Z")
+    running.apis = [msgspec.structs.replace(classified, parked=parked)]
+    assert "1 of 3fa1c09d parked until 12:34 UTC" in cortex("get", classified.name).out
+    assert json.loads(cortex("get", classified.name, "-o", "json").out)["parked"] == {
+        "replica": "iris.sklearn.3fa1c09d.0",
+        "version": "3fa1c09d",
+        "until": "2026-11-20T12:34:00Z",
+    }

@@ -258,6 +258,20 @@ def test_replicas_that_nobody_needs_go_at_once_when_another_api_has_no_memory() 
     assert lab.ready() == 1
 
 
+def test_who_is_parked_is_no_part_of_the_load(lab: Lab) -> None:
+    lab.deploy(an_api())
+    lab.served[API] = Served(rate=5.0)
+    newer = a_wanted_api(a_build("v2"))
+    lab.deploy(msgspec.structs.replace(newer, min_replicas=1, max_replicas=10))
+    lab.run(10.0)
+    assert lab.latest is not None
+    (case,) = lab.latest.cases
+    assert case.decision.parked is not None
+    load = lab.scaling.decisions[API].load
+    assert load is not None
+    assert load.ready == 1
+
+
 def test_an_api_that_sleeps_is_left_alone(lab: Lab) -> None:
     lab.deploy(an_api())
     lab.state.set_scale(API, 1, reason="nobody asked", wall_s=lab.clock.wall_s(), asleep=True)

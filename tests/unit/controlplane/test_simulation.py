@@ -19,6 +19,7 @@ import msgspec
 import pytest
 
 from cortex.controlplane.world import Planner
+from cortex.planning import assessment as assessment_module
 from cortex.planning import backoff, rollout
 from cortex.planning import plan as plan_module
 from cortex.planning.actions import (
@@ -34,10 +35,12 @@ from cortex.planning.actions import (
 )
 from cortex.planning.assessment import Assessment
 from cortex.planning.batching import Known
+from cortex.planning.parking import Parking
 from cortex.planning.plan import plan
 from cortex.planning.rollout import SURGE
+from cortex.testing.builders import a_node
 from cortex.testing.simulation import Mood, Simulation, Violation
-from cortex.wire.orders import SetReplicaBatching
+from cortex.wire.orders import DrainReplica, SetReplicaBatching
 
 RUNS = int(os.environ.get("CORTEX_SIM_RUNS", "400"))
 SEED = os.environ.get("CORTEX_SIM_SEED")
@@ -210,3 +213,73 @@ def test_it_notices_replicas_that_go_on_batching_after_a_disagreement() -> None:
 def test_it_notices_replicas_that_start_to_batch_after_a_disagreement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Known, "stop", lambda *_arguments: None)
     assert violation(saying="is to batch, and rows of its model are known", mood=Mood.ROUGH)
+
+
+# ---- one that is parked ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mood", [Mood.CALM, Mood.TIGHT])
+def test_replicas_are_parked_and_come_back(mood: Mood) -> None:
+    answers: Counter[str] = Counter()
+    events: Counter[str] = Counter()
+    for seed in range(40):
+        outcome = Simulation(seed, mood=mood).run()
+        answers += outcome.answers
+        events += outcome.events
+        if answers["parked"] and events["back to one that was parked"]:
+            return
+    raise AssertionError("nobody was ever parked, or came back")
+
+
+def test_it_notices_a_parked_replica_that_is_never_drained() -> None:
+    def keeping(assessment: Assessment) -> Plan:
+        found = plan(assessment)
+        told = [a for a in found.actions if not (isinstance(a, OrderNode) and isinstance(a.order, DrainReplica))]
+        return msgspec.structs.replace(found, actions=tuple(told))
+
+    assert violation(keeping, saying="is parked, and .* is not watched", mood=Mood.CALM)
+
+
+def test_it_notices_a_parked_replica_in_the_way_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    everywhere = Parking(frozenset({a_node().node}))
+    monkeypatch.setattr(assessment_module, "parking_of", lambda _seen: everywhere)
+    assert violation(saying="is parked while .* waits for room", mood=Mood.TIGHT)
+
+
+def test_it_notices_a_parked_replica_that_is_routed(monkeypatch: pytest.MonkeyPatch) -> None:
+    route_of = plan_module.wanted_route
+
+    def with_parked(wanted: Any, decision: rollout.Decision, *rest: Any) -> Any:
+        stay = decision.stay if decision.parked is None else (*decision.stay, decision.parked)
+        return route_of(wanted, msgspec.structs.replace(decision, stay=stay), *rest)
+
+    monkeypatch.setattr(plan_module, "wanted_route", with_parked)
+    assert violation(mood=Mood.CALM)
+
+
+def test_it_notices_a_parked_replica_that_counts_as_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    stays = rollout.who_stays
+
+    def counting(case: Any, groups: Any) -> Any:
+        found = stays(case, groups)
+        surplus = sum(slot.ready and not slot.routed for slot in groups.useless)
+        for slot in [slot for slot in found.news if slot.ready and slot.routed][:surplus]:
+            found.news.remove(slot)
+            found.leave.append(slot)
+        return found
+
+    monkeypatch.setattr(rollout, "who_stays", counting)
+    assert violation(saying=r"leaves \d of \d ready replicas", mood=Mood.CALM)
+
+
+@pytest.mark.slow
+def test_it_notices_a_rollback_that_starts_another_one_although_one_was_parked(monkeypatch: pytest.MonkeyPatch) -> None:
+    route_of = plan_module.wanted_route
+
+    def without_comers(wanted: Any, decision: rollout.Decision, *rest: Any) -> Any:
+        back = wanted.rolled_back is not None
+        stay = tuple(slot for slot in decision.stay if not (back and decision.is_new(slot)))
+        return route_of(wanted, msgspec.structs.replace(decision, stay=stay), *rest)
+
+    monkeypatch.setattr(plan_module, "wanted_route", without_comers)
+    assert violation(saying="was parked, and its version comes back", mood=Mood.CALM)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
+from cortex.controlplane.rollback import take_back
 from cortex.controlplane.tick import REPEAT_PAUSE_S, StaleEpoch, World, tick
 from cortex.engines.fake import FakeEngine
 from cortex.engines.local import LocalEngine
@@ -127,7 +128,7 @@ def test_a_deploy_goes_live_and_comes_to_rest(lab: Lab) -> None:
 def test_a_rollout_comes_to_its_end_although_the_number_grows_all_the_while(lab: Lab) -> None:
     lab.deploy(a_wanted_api(V1, replicas=2))
     lab.agents.lives = lambda _order: FakeLife(ready_after_s=1.0)
-    lab.state.commit_deploy(a_deploy(a_wanted_api(V2)))
+    lab.state.commit_deploy(a_deploy(a_wanted_api(V2, watch_s=0.0)))
     for replicas in range(3, 30):
         lab.state.set_scale(API, replicas, reason="busy", wall_s=lab.clock.wall_s())
         lab.run(0.9)
@@ -143,7 +144,7 @@ def test_a_rollout_comes_to_its_end_although_the_number_grows_all_the_while(lab:
 def test_a_rollout_comes_to_its_end_with_fewer_when_there_are_to_be_fewer(lab: Lab) -> None:
     lab.deploy(a_wanted_api(V1, replicas=3))
     lab.agents.lives = lambda _order: FakeLife(ready_after_s=1.0)
-    lab.state.commit_deploy(a_deploy(a_wanted_api(V2)))
+    lab.state.commit_deploy(a_deploy(a_wanted_api(V2, watch_s=0.0)))
     lab.run(0.5)
     lab.state.set_scale(API, 1, reason="quiet", wall_s=lab.clock.wall_s())
     assert lab.run(5.0) == Plan()
@@ -154,7 +155,7 @@ def test_a_rollout_comes_to_its_end_with_fewer_when_there_are_to_be_fewer(lab: L
 def test_a_rollout_answers_every_request(lab: Lab) -> None:
     lab.deploy(a_wanted_api(V1, replicas=3))
     lab.agents.lives = lambda _order: FakeLife(ready_after_s=0.5, drain_s=0.3)
-    lab.state.commit_deploy(a_deploy(a_wanted_api(V2, replicas=3)))
+    lab.state.commit_deploy(a_deploy(a_wanted_api(V2, replicas=3, watch_s=0.0)))
     answered = set()
     for _ in range(100):
         lab.run(0.05)
@@ -491,6 +492,86 @@ def test_an_update_of_the_same_size_goes_through_however_much_is_requested(small
     small.deploy(sized(500, replicas=4), sized(900, replicas=1, api=other))
     assert sizes(small) == [500, 500, 500, 500, 900]
     changed = a_build("v2", resources=Resources(cpu_millis=500))
-    small.deploy(a_wanted_api(changed, replicas=4), sized(900, replicas=1, api=other), seconds=30.0)
+    small.deploy(a_wanted_api(changed, replicas=4, watch_s=0.0), sized(900, replicas=1, api=other), seconds=30.0)
     assert sizes(small) == [500, 500, 500, 500, 900]
     assert small.wanted().live_wall_s is not None
+
+
+# ---- one that is parked ----------------------------------------------------------------------------------------------
+
+
+def gone_back(lab: Lab) -> None:
+    """The version before comes back."""
+    assert take_back(
+        lab.state, API, lab.wanted().build.revision, V1.revision, reason="it fails", wall_s=lab.clock.wall_s()
+    )
+
+
+def test_a_replica_of_the_version_before_is_parked_until_the_watch_ends(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1))
+    lab.deploy(a_wanted_api(V2))
+    assert lab.phases() == {name(): Phase.READY, name(0, "v2"): Phase.READY}
+    assert lab.agents.routes()[0][1].targets == (name(0, "v2"),)
+    assert lab.status() is Status.LIVE
+    assert not any(lease.request.surge for lease in lab.engine.leases())
+    lab.restart()
+    assert lab.run(60.0) == Plan()
+    assert lab.phases() == {name(): Phase.READY, name(0, "v2"): Phase.READY}
+    lab.state.end_watch(API, V2.revision)
+    assert lab.run(5.0) == Plan()
+    assert lab.phases() == {name(0, "v2"): Phase.READY}
+    assert [lease.request.replica for lease in lab.engine.leases()] == [name(0, "v2")]
+
+
+def test_going_back_to_one_that_is_parked_is_a_change_of_the_route(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1))
+    lab.deploy(a_wanted_api(V2))
+    lab.agents.lives = lambda _order: FakeLife(never_ready=True)
+    gone_back(lab)
+    lab.settle()
+    assert lab.agents.routes()[0][1].targets == (name(),)
+    assert lab.agents.ask(API).version == V1.version
+    assert lab.wanted().live_wall_s is not None
+    assert lab.run(5.0) == Plan()
+    assert lab.phases() == {name(): Phase.READY}
+
+
+def test_going_back_with_more_than_one_the_others_start_as_ever(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1, replicas=3))
+    lab.deploy(a_wanted_api(V2))
+    assert list(lab.phases().values()) == [Phase.READY] * 4
+    gone_back(lab)
+    for _ in range(50):
+        lab.run(0.1)
+        assert lab.agents.ask(API).outcome == "answered"
+    assert lab.phases() == {name(ordinal): Phase.READY for ordinal in range(3)}
+
+
+def test_the_next_version_takes_the_place_of_one_that_is_parked(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1))
+    lab.deploy(a_wanted_api(V2))
+    lab.deploy(a_wanted_api(a_build("v3")))
+    assert lab.phases() == {name(0, "v2"): Phase.READY, name(0, "v3"): Phase.READY}
+
+
+def test_one_that_is_parked_and_ends_is_not_started_again_and_no_crash(lab: Lab) -> None:
+    lab.deploy(a_wanted_api(V1))
+    lab.deploy(a_wanted_api(V2))
+    lab.agents.kill(name())
+    assert lab.run(5.0) == Plan()
+    assert lab.phases() == {name(0, "v2"): Phase.READY}
+    assert all(not record.crashes for record in lab.state.desired(now_wall_s=0.0).records)
+
+
+def test_one_that_is_parked_makes_room_for_whoever_needs_it(small: Lab) -> None:
+    mem = 6 * 2**30
+    small.deploy(a_wanted_api(a_build("v1", resources=Resources(cpu_millis=100, mem_bytes=mem))))
+    small.deploy(a_wanted_api(a_build("v2", resources=Resources(cpu_millis=100, mem_bytes=mem))))
+    assert sorted(small.phases().values()) == [Phase.READY] * 2
+    small.state.set_scale(API, 2, reason="busy", wall_s=small.clock.wall_s())
+    assert small.run(5.0) == Plan()
+    assert [replica.split(".")[2] for replica in small.phases()] == [a_digits("v2", mem)] * 2
+
+
+def a_digits(label: str, mem_bytes: int) -> str:
+    return a_build(label, resources=Resources(cpu_millis=100, mem_bytes=mem_bytes)).revision[:8]

@@ -291,9 +291,9 @@ def test_during_a_rollout_more_are_added_and_none_taken_away():
 # ---- room -----------------------------------------------------------------------------------------------------------
 
 
-def beside(lack: Lack, needs: int = 4, **fields) -> ScalingDecision:
+def beside(lack: Lack, needs: int = 4, *, room_is_coming: bool = False, **fields) -> ScalingDecision:
     """Ten replicas of which two are needed, right after an up, and another api that waits for room for three more."""
-    apis = [asked(10, **fields), asked(4, OTHER, lacks=lack)]
+    apis = [asked(10, **fields), asked(4, OTHER, lacks=lack, room_is_coming=room_is_coming)]
     memories = {API: ScalingMemory(kept=10, last_up_s=NOW_S - 1), OTHER: settled(needs)}
     return decide(apis, {API: load(20), OTHER: load(100, api=OTHER)}, memories, MANY_CORES, now_s=NOW_S)[API]
 
@@ -306,6 +306,10 @@ def test_what_is_not_needed_goes_at_once_where_another_api_has_no_room(lack):
 def test_a_gpu_is_given_up_by_whoever_has_one():
     assert said(beside(Lack.GPU)) == (10, 2, Bound.WINDOW)
     assert said(beside(Lack.GPU, gpus=1)) == (2, 2, Bound.YIELDED)
+
+
+def test_nobody_makes_room_for_an_api_that_gets_it_from_one_that_was_parked():
+    assert said(beside(Lack.MEMORY, room_is_coming=True)) == (10, 2, Bound.WINDOW)
 
 
 def test_nothing_is_given_up_for_room_that_is_not_needed_any_more():

@@ -136,6 +136,7 @@ class Happenings:
             serving=None,
             serving_was_live=False,
             timeout_s=roll.choice([600.0, 30.0]),
+            watch_s=roll.choice([0.0, 0.5, 5.0, 120.0]),
             max_replicas=5,
             rolled_back=was.rolled_back if was is not None else None,
         )
@@ -215,10 +216,12 @@ class Happenings:
             and (one.turn or one.build == wanted.serving)
         ]
         if kept:
-            version = self._random.choice(kept)
+            before = [one for one in kept if one.build.revision == wanted.previous]
+            version = self._random.choice(before if before and self._random.random() < 0.5 else kept)
             self._world.note(f"{wanted.api}: back to {version.build.revision[:8]} ({self._world.kind(version.build)})")
             if any(r.phase is Phase.ASLEEP and r.api == wanted.api for _node, r in self._agents.replicas()):
                 self._world.apis[wanted.api].fault_s = self._world.now_s()  # it may have to wake for it
+            self._note_who_comes_back(wanted, version.build)
             self._state.roll_back(
                 RollbackChange(
                     version=version,
@@ -228,6 +231,15 @@ class Happenings:
                     wall_s=self._world.clock.wall_s(),
                 )
             )
+
+    def _note_who_comes_back(self, wanted: WantedApi, build: BuildSpec) -> None:
+        """Where no orders get lost, it is to be routed at once."""
+        if self._world.mood is Mood.ROUGH:
+            return
+        parked = [report for report in self._world.parked(wanted) if report.revision == build.revision]
+        if parked and not wanted.scale.asleep:
+            self._world.apis[wanted.api].comes_back = parked[0].replica
+            self._world.events["back to one that was parked"] += 1
 
     def _deploy_while_the_number_moves(self) -> None:
         self._deploy()

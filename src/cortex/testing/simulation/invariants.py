@@ -4,6 +4,8 @@ What has to hold at every step of a schedule:
 * no order of ours takes the ready replicas in rotation below what the rollout allows, or takes one that is routed;
 * never more replicas of an api are started than are wanted, plus one;
 * where cpu is shared, every api has its minimum, and as many more as fit; a new size takes none that fits;
+* while a new version is watched, one ready replica of the version before is parked: no route names it, it goes
+  with the watch and when anybody waits for room, and a rollback to its version routes it with the first order;
 * a client of a live api is answered; when its replicas were just killed it is held, and answered in time;
 * only versions that were deployed answer, and under their own name;
 * once rows have disagreed in a replica, no other one of that model is told to batch, whatever api it is of;
@@ -121,6 +123,9 @@ class Invariants:
         left = len(ready.keys() & set(targets))
         had = len(ready.keys() & set(before))
         wanted = issue.wanted.get(api)
+        if wanted is not None:
+            self._check_back(api, targets, ready)
+            self._check_foreign(wanted, targets, ready)
         if left >= had or wanted is None or wanted.force:
             return
         asleep = {r.replica for _node, r in self._agents.replicas() if r.phase is Phase.ASLEEP}
@@ -139,6 +144,22 @@ class Invariants:
         self._world.violated(
             f"{api}: a route on {node} leaves {left} of {had} ready replicas, {wanted.replicas} are wanted"
         )
+
+    def _check_back(self, api: ApiKey, targets: tuple[ReplicaId, ...], ready: dict[ReplicaId, ReplicaReport]) -> None:
+        known = self._world.apis[api]
+        expected, known.comes_back = known.comes_back, None
+        if expected is not None and expected in ready and expected not in targets:
+            self._world.violated(f"{expected} was parked, and its version comes back, but the route is {targets}")
+
+    def _check_foreign(
+        self, wanted: WantedApi, targets: tuple[ReplicaId, ...], ready: dict[ReplicaId, ReplicaReport]
+    ) -> None:
+        """Nobody comes into a route whose version is neither wanted nor served."""
+        ours = {build.revision for build in wanted.builds}
+        routed = {replica for _node, route in self._agents.routes() for replica in route.targets}
+        for replica in (ready.keys() & set(targets)) - routed:
+            if ready[replica].revision not in ours and self._world.mood is not Mood.ROUGH:
+                self._world.violated(f"{replica} comes into the route of {wanted.api}, and nobody wants its version")
 
     def _check_taken(self, node: NodeId, replica: ReplicaId, issue: _Issue) -> None:
         report = next((r for n, r in self._agents.replicas() if n == node and r.replica == replica), None)
@@ -195,6 +216,20 @@ class Invariants:
     def _check_may_batch(self, replica: ReplicaId, model: ModelKey, batches: BatchingOrder, issue: _Issue) -> None:
         if batches.batches and model in issue.stopped:
             self._world.violated(f"{replica} is to batch, and rows of its model are known to have disagreed")
+
+    def check_parked(self) -> None:
+        """Once what can be done at once is done: one of each watched api at most, and none in anybody's way."""
+        waiting = [lease.request.replica for lease in self._engine.leases() if lease.state is LeaseState.PENDING]
+        for record in self._state.apis():
+            wanted = record.wanted
+            for number, report in enumerate(self._world.parked(wanted)):
+                self.answers["parked"] += 1
+                if report.revision != wanted.previous or wanted.watched_until_wall_s is None:
+                    self._world.violated(f"{report.replica} is parked, and {wanted.api} is not watched")
+                if number:
+                    self._world.violated(f"{report.replica} is parked, and it is not the only one of {wanted.api}")
+                if waiting:
+                    self._world.violated(f"{report.replica} is parked while {', '.join(waiting)} waits for room")
 
     def check_batching(self) -> None:
         """No replica is left to batch a model whose rows have disagreed."""

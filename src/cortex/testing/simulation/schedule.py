@@ -67,14 +67,16 @@ class Simulation:
             if world.control is None and world.back_s is not None and world.now_s() >= world.back_s:
                 world.start_control_plane()
             self._happenings.visit()
+            world.watch()
             world.settle()
             if world.mood is not Mood.ROUGH:
                 self._invariants.check_batching()
+                self._invariants.check_parked()
             self._invariants.ask_clients()
             now_s = world.now_s()
             if now_s >= end_s:
                 return
-            changes_s = (world.agents.next_change_s(), world.wake_s, world.back_s)
+            changes_s = (world.agents.next_change_s(), world.wake_s, world.back_s, *world.watches_until_s())
             later_s = [at_s for at_s in changes_s if at_s is not None and at_s > now_s]
             world.clock.advance(min(end_s, now_s + LONGEST_WAIT_S, *later_s) - now_s)
 

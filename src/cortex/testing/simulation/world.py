@@ -12,10 +12,10 @@ from typing import Any, NoReturn, cast
 from cortex.controlplane.tick import World, tick
 from cortex.controlplane.world import Planner
 from cortex.engines.fake import FakeEngine
-from cortex.ids import ApiKey, NodeId, Version
+from cortex.ids import ApiKey, NodeId, ReplicaId, Revision, Version
 from cortex.planning.actions import Plan
 from cortex.planning.assessment import Assessment
-from cortex.planning.model import Rules, Snapshot
+from cortex.planning.model import Rules, Snapshot, WantedApi
 from cortex.state.records import StateStore
 from cortex.testing.builders import a_node
 from cortex.testing.clock import FakeClock
@@ -69,6 +69,10 @@ class KnownApi:
     deleted: bool = False
     gap: bool = False
     """The user accepted one, and it may not be over."""
+    comes_back: ReplicaId | None = None
+    """Who was parked as its version was gone back to: the next route names it."""
+    watch: tuple[Revision, float] | None = None
+    """Which version is watched, and until when."""
 
 
 class PretendedWorld:
@@ -237,7 +241,38 @@ class PretendedWorld:
             and not memory.plan.actions
             and memory.plan.wake_after_s is None
             and self.agents.next_change_s() is None
+            and not self.state.watched()
         )
+
+    # ---- watches --------------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """As `controlplane.watching` does: a watch has its time, whatever becomes of the wall clock."""
+        now_s, now_wall_s = self.now_s(), self.clock.wall_s()
+        for record in self.state.watched():
+            wanted, known = record.wanted, self.apis[record.wanted.api]
+            if known.watch is None or known.watch[0] != wanted.build.revision:
+                left_s = (wanted.watched_until_wall_s or now_wall_s) - now_wall_s
+                known.watch = (wanted.build.revision, now_s + max(0.0, min(left_s, wanted.watch_s)))
+            elif now_s >= known.watch[1]:
+                self.state.end_watch(wanted.api, wanted.build.revision)
+                known.watch = None
+
+    def watches_until_s(self) -> list[float]:
+        return [known.watch[1] for known in self.apis.values() if known.watch is not None]
+
+    def parked(self, wanted: WantedApi) -> list[ReplicaReport]:
+        """Replicas that are ready, out of rotation, and run neither what is wanted nor what served."""
+        routed = {replica for _node, route in self.agents.routes() for replica in route.targets}
+        ours = {build.revision for build in wanted.builds}
+        return [
+            report
+            for _node, report in self.agents.replicas()
+            if report.api == wanted.api
+            and report.phase is Phase.READY
+            and report.replica not in routed
+            and report.revision not in ours
+        ]
 
     # ---- nodes and replicas ---------------------------------------------------------------------------------------
 
