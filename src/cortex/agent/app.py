@@ -35,6 +35,7 @@ from cortex.agent.refusals import RefusalLog
 from cortex.agent.replicas import Replicas
 from cortex.agent.safekeeping import Safekeeping
 from cortex.agent.service import Agent, AgentStop, Changes
+from cortex.agent.shortage import MemoryShortage
 from cortex.agent.strays import Strays
 from cortex.artifacts.store import ArtifactStore
 from cortex.binding import handed_over
@@ -207,6 +208,7 @@ def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) ->
         children=children,
         overseer=overseer,
         cleaning=Cleaning(settings=settings, layout=layout, clock=clock, replicas=replicas),
+        shortage=MemoryShortage(node.mem_bytes, machine.free_memory_bytes),
         lock=lock,
     )
 

@@ -26,6 +26,7 @@ from cortex.agent.memory import AgentMemory
 from cortex.agent.metering import Metering
 from cortex.agent.overseer import Overseer
 from cortex.agent.replicas import Replicas
+from cortex.agent.shortage import MemoryShortage
 from cortex.agent.strays import Strays
 from cortex.clock import Clock
 from cortex.errors import CortexError
@@ -136,6 +137,7 @@ class Agent:
         children: Children,
         overseer: Overseer,
         cleaning: Cleaning,
+        shortage: MemoryShortage,
         lock: int,
     ) -> None:
         self._settings = settings
@@ -154,6 +156,7 @@ class Agent:
         self._children = children
         self._overseer = overseer
         self._cleaning = cleaning
+        self._shortage = shortage
         self._lock = lock
         self._agent_id = agent_id
         self._started_wall_s = clock.wall_s()
@@ -300,6 +303,7 @@ class Agent:
             routes=self._memory.routes,
             pending_routes=self._door.pending_routes(),
             ingress=self._door.report(),
+            memory_short=self._shortage.holds,
         )
 
     # ---- background ---------------------------------------------------------------------------------------------
@@ -309,6 +313,8 @@ class Agent:
         self._door.look()
         self._children.reap_strangers()
         self._memory.write_again()
+        if self._shortage.look():
+            self._changes.note_shown()
         if self._is_at_home():
             await self._keep_listening()
 

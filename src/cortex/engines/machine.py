@@ -59,13 +59,41 @@ def usable_memory_bytes(*, root: Path = CGROUP_ROOT, proc: Path = Path("/proc"))
 
     Source: kernel docs, cgroup-v2 (memory.max) and cgroup-v1/memory (memory.limit_in_bytes).
     """
-    memory = _physical_memory_bytes(proc)
+    memory = _meminfo_bytes(proc, "MemTotal")
     for folder in _cgroup_folders(root, proc, controller="memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             limit = _number(folder / name)
             if limit is not None and 0 < limit < _UNLIMITED_BYTES:
                 memory = min(memory, limit)
     return memory
+
+
+def free_memory_bytes(*, root: Path = CGROUP_ROOT, proc: Path = Path("/proc")) -> int:
+    """
+    What could still be had: of the machine, or within a cgroup's limit, whichever is less. Cached files count as free.
+
+    Source: proc(5), meminfo `MemAvailable`; kernel docs, cgroup-v2 (memory.current, memory.stat inactive_file) and
+    cgroup-v1/memory (memory.usage_in_bytes, total_inactive_file).
+
+    Raises:
+        OSError: the kernel does not say.
+    """
+    free = _meminfo_bytes(proc, "MemAvailable")
+    for folder in _cgroup_folders(root, proc, controller="memory"):
+        limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
+        used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes")
+        if limit is not None and used is not None and 0 < limit < _UNLIMITED_BYTES:
+            free = min(free, limit - used + _cached_bytes(folder))
+    return free
+
+
+def _cached_bytes(folder: Path) -> int:
+    """Files that a cgroup has in memory and has not used lately."""
+    try:
+        fields = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return int(fields.get("total_inactive_file") or fields.get("inactive_file") or 0)
+    except (OSError, ValueError):
+        return 0
 
 
 class ProcessorMeter:
@@ -168,11 +196,11 @@ def _cgroup_folders(root: Path, proc: Path, *, controller: str) -> Iterator[Path
             folder = folder.parent
 
 
-def _physical_memory_bytes(proc: Path) -> int:
+def _meminfo_bytes(proc: Path, name: str) -> int:
     for line in (proc / "meminfo").read_text().splitlines():
-        if line.startswith("MemTotal:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise OSError("no MemTotal in /proc/meminfo")
+    raise OSError(f"no {name} in /proc/meminfo")
 
 
 def _number(file: Path) -> int | None:

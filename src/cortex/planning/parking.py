@@ -39,7 +39,9 @@ def parking_of(seen: Snapshot) -> Parking:
 
 
 def _is_short_of_memory(report: AgentReport) -> bool:
-    """Its replicas state, or have used, more than there is, or the kernel has just ended one for that."""
+    """Hardly any is left, or replicas state or have used more than there is, or the kernel has just ended one."""
+    if report.memory_short:
+        return True
     running = [one for one in report.replicas if one.phase not in (Phase.ASLEEP, Phase.EXITED)]
     used = sum(one.peak_rss_bytes if one.resources.mem_bytes is None else one.resources.mem_bytes for one in running)
     return used > report.node.mem_bytes or any(one.exit is not None and one.exit.oom for one in report.replicas)

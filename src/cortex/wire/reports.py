@@ -178,6 +178,8 @@ class AgentReport(msgspec.Struct, frozen=True, kw_only=True):
     pending_routes: tuple[ApiKey, ...] = ()
     """Apis whose route is ordered but not in the ingress yet: requests may still go where they went before."""
     ingress: IngressReport | None = None
+    memory_short: bool = False
+    """Hardly any memory of the node is left, whoever has it."""
 
     @property
     def name(self) -> NodeId:

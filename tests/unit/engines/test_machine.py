@@ -67,6 +67,34 @@ def test_version_1_without_a_limit_is_no_limit(host):
     assert machine.usable_memory_bytes(root=root, proc=proc) == 8 * 2**30
 
 
+def test_what_is_free_is_what_the_machine_says_where_nothing_else_bounds_it(host):
+    root, proc = host
+    (proc / "meminfo").write_text("MemTotal: 8388608 kB\nMemAvailable: 1048576 kB\n")
+    assert machine.free_memory_bytes(root=root, proc=proc) == 2**30
+
+
+@pytest.mark.parametrize(
+    ("group", "files"),
+    [
+        ("0::/box", {"memory__max": "1000", "memory__current": "900", "memory__stat": "anon 5\ninactive_file 50\n"}),
+        (
+            "4:memory:/box",
+            {
+                "memory__limit_in_bytes": "1000",
+                "memory__usage_in_bytes": "900",
+                "memory__stat": "inactive_file 1\ntotal_inactive_file 50\n",
+            },
+        ),
+    ],
+)
+def test_within_a_limit_it_is_what_is_left_of_that_and_what_files_take(host, group, files):
+    root, proc = host
+    (proc / "meminfo").write_text("MemTotal: 8388608 kB\nMemAvailable: 1048576 kB\n")
+    (proc / "self/cgroup").write_text(f"{group}\n")
+    put(root / ("memory/box" if group[0] == "4" else "box"), **files)
+    assert machine.free_memory_bytes(root=root, proc=proc) == 150
+
+
 def test_kills_for_memory_are_counted(host):
     _root, proc = host
     (proc / "vmstat").write_text("nr_free_pages 1\noom_kill 3\n")

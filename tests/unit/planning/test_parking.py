@@ -189,3 +189,8 @@ def test_nobody_is_parked_where_replicas_state_or_use_more_memory_than_there_is(
 def test_nobody_is_parked_where_one_was_just_killed_for_memory() -> None:
     killed = a_replica(V2, 0, Phase.EXITED, exit=an_exit(oom=True))
     assert parking_of(a_snapshot(killed, OLD)) == Parking()
+
+
+def test_nobody_is_parked_where_hardly_any_memory_is_left() -> None:
+    report = msgspec.structs.replace(an_agent_report(replicas=(OLD, NEW)), memory_short=True)
+    assert parking_of(Snapshot(now_s=0.0, nodes=(report,))) == Parking()
