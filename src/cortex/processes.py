@@ -10,6 +10,7 @@ import fcntl
 import logging
 import math
 import os
+import secrets
 import select
 import signal
 import sys
@@ -454,6 +455,16 @@ def write_whole(file: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def kept_token(file: Path) -> str:
+    """The secret in a file, hex digits; made once, mode 0600. Raises OSError."""
+    with suppress(FileNotFoundError):
+        if token := file.read_text().strip():
+            return token
+    token = secrets.token_hex(32)
+    write_whole(file, token.encode())
+    return token
 
 
 def hold_for_life(file: Path) -> int | None:

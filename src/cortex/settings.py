@@ -168,6 +168,11 @@ class HomeLayout:
         return self.home / "metrics-token"
 
     @property
+    def probe_token_file(self) -> Path:
+        """What the ingress knows our own requests by, with which change-overs are proved. Mode 0600."""
+        return self.home / "probe-token"
+
+    @property
     def down_mark(self) -> Path:
         """Present after `cortex down`: nothing starts by itself."""
         return self.home / "down"

@@ -121,6 +121,7 @@ def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) ->
             listen=[ListenAddress(host=settings.host, port=settings.port)],
             clock=clock,
             bound=tuple(handed_over(sys.argv).values()),
+            probe_token=processes.kept_token(layout.probe_token_file),
             on_change=changes.note,
         ),
         clock=clock,

@@ -12,14 +12,12 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
-import secrets
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import setproctitle
@@ -246,7 +244,8 @@ def main() -> int:
             return 0
         _log_to_file(layout)
         setproctitle.setproctitle(f"cortex-controlplane {settings.home}")
-        for file in (layout.controlplane_file, layout.token_file, layout.metrics_token_file):
+        tokens = (layout.token_file, layout.metrics_token_file, layout.probe_token_file)
+        for file in (layout.controlplane_file, *tokens):
             processes.remove_unfinished(layout.home, file.name)
         bound = handed_over(sys.argv)
         with bound.pop(settings.operator_port, None) or bind_tcp(OPERATOR_HOST, settings.operator_port) as sock:
@@ -292,7 +291,8 @@ def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: shut_down())
     # Before the record: whoever finds that goes on to read the token.
-    token, metrics_token = _token(layout.token_file), _token(layout.metrics_token_file)
+    token, metrics_token = (processes.kept_token(file) for file in (layout.token_file, layout.metrics_token_file))
+    processes.kept_token(layout.probe_token_file)  # before there is an agent, which would make another
     _write_record(settings, layout)
     plane.start()
     try:
@@ -311,19 +311,6 @@ def _serve(
             layout.controlplane_file.unlink(missing_ok=True)
     log.info("the control plane has ended")
     return 0
-
-
-def _token(file: Path) -> str:
-    """The token in a file; made once, mode 0600."""
-    try:
-        token = file.read_text().strip()
-        if token:
-            return token
-    except FileNotFoundError:
-        pass
-    token = secrets.token_urlsafe(32)
-    processes.write_whole(file, token.encode())
-    return token
 
 
 def _write_record(settings: Settings, layout: HomeLayout) -> None:

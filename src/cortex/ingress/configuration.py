@@ -19,6 +19,11 @@ Everything HAProxy knows about an api is one map entry, so that an api changes a
 
 `queue` is how many may wait in front of it, in each worker; one more is told 503 at once, with `retry-after` seconds.
 `sleep` says of an api that is asleep, or waking, that its health is answered here: asking for it wakes nobody.
+
+A *probe* is a request of our own, by which a change-over is proved. It has `x-cortex-probe` with a token that is in
+this configuration and in a file of the home; without the right one it is a request like any other. Replicas are told
+of it by `x-cortex-probe: 1`, which, as all that begins with `x-cortex-`, nobody else can send them. It is in no count,
+wakes nobody, and does not wait where others wait.
 """
 
 from __future__ import annotations
@@ -35,10 +40,13 @@ from cortex.ingress.errors import TooFewFiles
 from cortex.ingress.pool import NOWHERE, backend_name, backend_number
 from cortex.ingress.routes import IngressRoute, IngressServer
 
-LAYOUT = 3
+LAYOUT = 4
 """Changes when the names or the fields that admin commands rely on change: then an older worker takes no commands."""
 FRONTEND = "ingress"
 TABLE = "refusals"
+PROBES = "probes"
+"""The table of the probes that each backend has had, and has now."""
+PROBE_HEADER = "x-cortex-probe"
 BULK_BACKEND = "bulk"
 
 DOOR_BUFFER_BYTES = 32768
@@ -92,6 +100,10 @@ class Refusal(enum.Enum):
     """500: HAProxy ran out of something."""
 
 
+ASLEEP = "asleep"
+"""The `error` with which a probe is turned away (503) that would wake an api; others wake it."""
+
+
 class IngressLimits(msgspec.Struct, frozen=True):
     """How HAProxy is dimensioned."""
 
@@ -136,6 +148,8 @@ class WorkerConfiguration(msgspec.Struct, frozen=True):
     pool_size: int
     max_clients: int
     limits: IngressLimits
+    probe_token: str = ""
+    """What makes a request a probe, hex digits; empty: nothing does."""
 
 
 class WorkerLabel(msgspec.Struct, frozen=True):
@@ -239,7 +253,12 @@ def render_map(entries: Mapping[str, str]) -> str:
 
 
 def configuration_digest(
-    binds: Mapping[Tier, Sequence[str]], sockets: Path, clients: int, limits: IngressLimits, haproxy: str
+    binds: Mapping[Tier, Sequence[str]],
+    sockets: Path,
+    clients: int,
+    limits: IngressLimits,
+    haproxy: str,
+    probe_token: str = "",
 ) -> str:
     """
     Name everything a running worker cannot be told by commands: a worker with another digest is replaced.
@@ -261,6 +280,7 @@ def configuration_digest(
                 pool_size=0,
                 max_clients=clients,
                 limits=limits,
+                probe_token=probe_token,
             ),
             {},
         )
@@ -323,6 +343,10 @@ def _table() -> str:
 backend {TABLE}
     stick-table type string len 128 size 20k store gpc({len(Refusal)})
 
+# Probes, by backend: how many there were, and are now. They are taken off what the backend has counted.
+backend {PROBES}
+    stick-table type string len 32 size 20k store conn_cnt,conn_cur
+
 """
 
 
@@ -378,7 +402,7 @@ def _frontend(configuration: WorkerConfiguration) -> str:
 frontend {FRONTEND} from base
 {binds}\
     maxconn {configuration.max_clients}
-    http-request del-header x-cortex- -m beg
+{_marks(configuration.probe_token)}\
     http-request set-var(txn.id) req.fhdr(x-request-id) if {{ req.fhdr(x-request-id) -m reg ^[A-Za-z0-9._-]{{1,128}}$ }}
     http-request set-var(txn.id) uuid() if !{{ var(txn.id) -m found }}
     http-request set-header x-request-id %[var(txn.id)]
@@ -392,6 +416,17 @@ frontend {FRONTEND} from base
     use_backend %[var(txn.route),field(1,|)]
     http-after-response set-header x-request-id %[var(txn.id)]
 
+"""
+
+
+def _marks(probe_token: str) -> str:
+    """Rules that take away what a client must not say to a replica, and mark a probe."""
+    if not probe_token:
+        return "    http-request del-header x-cortex- -m beg\n"
+    return f"""\
+    http-request set-var(txn.probe) bool(true) if {{ req.fhdr({PROBE_HEADER}) -m str {probe_token} }}
+    http-request del-header x-cortex- -m beg
+    http-request set-header {PROBE_HEADER} 1 if {_IS_PROBE}
 """
 
 
@@ -435,6 +470,8 @@ def _pool_defaults(configuration: WorkerConfiguration) -> str:
         ',"limit":%[var(txn.max_body)],"hint":"raise max_body in cortex.yaml"',
     )
     full = _error(503, Refusal.OVERLOADED.value, "every replica is busy and the queue is full")
+    no_room = _error(503, Refusal.OVERLOADED.value, "every replica is busy")
+    sleeps = _error(503, ASLEEP, "the api sleeps, and a probe wakes nobody")
     wrong_method = _error(405, Refusal.METHOD_NOT_ALLOWED.value, "this endpoint takes GET, HEAD, POST and OPTIONS")
     # Without wait-for-body, a request whose body arrives in a later packet than its headers (as most clients send
     # it) goes to the replica in pieces, and HAProxy can then not deliver it again; and whoever sends slowly holds a
@@ -444,6 +481,9 @@ def _pool_defaults(configuration: WorkerConfiguration) -> str:
     return f"""\
 defaults pool from base
 {_track()}\
+    http-request track-sc1 be_name table {PROBES} if {_IS_PROBE}
+    http-request return {sleeps} if {_IS_PROBE} {{ var(txn.route),field(10,|) -m str asleep waking }}
+    http-request return {no_room}{_RETRY_AFTER} if {_IS_PROBE} {{ nbsrv gt 0 }} {{ be_conn_free eq 0 }}
     http-request return {wrong_method} hdr allow 'GET, HEAD, POST, OPTIONS' if !{{ method GET HEAD POST OPTIONS }}
     http-request set-var(txn.max_body) var(txn.route),field(4,|)
     http-request return {too_large} if {{ req.hdr_val(content-length),sub(txn.max_body) gt 0 }}
@@ -461,10 +501,13 @@ defaults pool from base
 def _bulk_backend(configuration: WorkerConfiguration) -> str:
     limits = configuration.limits
     extra_ms = round((limits.body_timeout_s + limits.queue_timeout_s) * 1000) + REPLICA_GRACE_MS
+    token = configuration.probe_token
+    marks = f"    http-request set-header {PROBE_HEADER} {token} if {_IS_PROBE}\n" if token else ""
     return f"""\
 # The bulk worker, which does everything that a pool backend does, and the waiting.
 backend {BULK_BACKEND} from base
 {_track()}\
+{marks}\
     http-request set-timeout server var(txn.route),field(3,|),add({extra_ms})
     http-request disable-l7-retry
 {_account(Refusal.BAD_REQUEST)}\
@@ -505,6 +548,7 @@ def _account(*others: Refusal) -> str:
     http-response set-var(txn.answered) bool(true)
     http-after-response allow if {{ var(txn.answered) -m found }}
     http-after-response set-header x-cortex-version %[var(txn.route),field(8,|)]
+    http-after-response allow if {_IS_PROBE}
 {counts}"""
 
 
@@ -521,6 +565,7 @@ def _error(status: int, code: str, message: str, facts: str = "") -> str:
     return f"status {status} content-type application/json lf-string '{body}'"
 
 
+_IS_PROBE = "{ var(txn.probe) -m found }"
 _RETRY_AFTER = " hdr retry-after %[var(txn.route),field(9,|)]"
 
 

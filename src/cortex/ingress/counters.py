@@ -68,9 +68,9 @@ class ApiTraffic(msgspec.Struct, frozen=True):
 
     api: ApiKey
     begun: int
-    """Requests since we began to look, those that were refused included."""
+    """Requests since we began to look, those that were refused included, and no probes."""
     done: int
-    """Those that replicas have answered, but for a few around the coming of a server."""
+    """What replicas have answered, probes too, but for a few around the coming of a server: what they can do."""
     queued: int
     """Those that wait for a replica now."""
     given: int
@@ -103,6 +103,8 @@ class IngressTraffic:
             if api is None:
                 continue
             before = read.get(row.backend, _NOTHING)
+            if row.begun < before.begun:  # of probes that began between two looks at once
+                row = msgspec.structs.replace(row, begun=before.begun)
             self._begun[api] = self._begun.get(api, 0) + row.begun - before.begun
             # A server that is seen for the first time may have been there before us.
             done = sum(done - before.done.get(server, done) for server, done in row.done.items())

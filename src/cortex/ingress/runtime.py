@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from cortex import processes
-from cortex.ingress.configuration import FRONTEND, TABLE, Refusal, WorkerLabel, parse_label
+from cortex.ingress.configuration import FRONTEND, PROBES, TABLE, Refusal, WorkerLabel, parse_label
 from cortex.ingress.convergence import Holdings, ServerAddress, ServerState, escaped
 from cortex.ingress.errors import AdminUnreachable, CommandsRefused
 from cortex.ingress.pool import backend_name, backend_number
@@ -56,13 +56,13 @@ class BackendRow(msgspec.Struct, frozen=True):
     requests: int
     """In it now: waiting for their body, queued, or at a server."""
     begun: int = 0
-    """Since the worker started; also what was refused."""
+    """Since the worker started; also what was refused, but no probes."""
     queued: int = 0
     """Those in it now that wait for a server."""
     done: Mapping[str, int] = {}
     """Requests that each server has answered since it came, by `server_key`; only `traffic` asks for these two."""
     given: int = 0
-    """Those in it now that a server has."""
+    """Those in it now that a server has, but for probes."""
 
 
 class ServerRow(msgspec.Struct, frozen=True):
@@ -170,6 +170,7 @@ class AdminSocket:
     async def backends(self, backends: Sequence[int] | None = None) -> list[BackendRow]:
         """Those of the pool with these numbers, by default of the whole pool."""
         rows: list[BackendRow] = []
+        probes = _probes(*await self.run([_SHOW_PROBES]))
         for row in await self._rows(_BACKENDS, ["-1"] if backends is None else [backend_name(s) for s in backends]):
             backend = backend_number(row["pxname"])
             if backend is None:
@@ -178,7 +179,7 @@ class AdminSocket:
                 BackendRow(
                     backend=backend,
                     requests=_number(row, "scur"),
-                    begun=_number(row, "stot"),
+                    begun=_number(row, "stot") - probes.get(backend, _NO_PROBES).begun,
                     queued=_number(row, "qcur"),
                 )
             )
@@ -189,9 +190,10 @@ class AdminSocket:
         if not backends:
             return []
         proxies = ["-1"] if len(backends) > _ASKED_SINGLY else [backend_name(backend) for backend in backends]
-        commands = [f"show stat {proxy} {_BACKENDS | _SERVERS} -1" for proxy in proxies]
-        answers = await self._answers_again(commands)
-        _raise_refused(commands, answers)
+        commands = [_SHOW_PROBES, *(f"show stat {proxy} {_BACKENDS | _SERVERS} -1" for proxy in proxies)]
+        shown, *answers = await self._answers_again(commands)
+        _raise_refused(commands, [shown, *answers])
+        probes = _probes(shown)
         asked = set(backends)
         rows: list[BackendRow] = []
         done: dict[int, dict[str, int]] = {}
@@ -203,11 +205,13 @@ class AdminSocket:
             queued, requests, begun = (int(fact or 0) for fact in facts)
             servers = done.setdefault(backend, {})
             if name == "BACKEND":
+                begun -= probes.get(backend, _NO_PROBES).begun
                 rows.append(BackendRow(backend, requests, begun, queued, servers))
             else:
                 servers[name] = begun - requests
                 given[backend] += requests
-        return [msgspec.structs.replace(row, given=given[row.backend]) for row in rows]
+        given.subtract({backend: row.now for backend, row in probes.items()})
+        return [msgspec.structs.replace(row, given=max(0, given[row.backend])) for row in rows]
 
     async def requests(self) -> int:
         """Requests that are not completely answered, wherever they are."""
@@ -227,8 +231,7 @@ class AdminSocket:
         (answer,) = await self._answers_again([command])
         _raise_refused([command], [answer])
         rows: list[RefusalRow] = []
-        for line in answer.splitlines():
-            facts = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        for facts in _entries(answer):
             counts = {refusal: int(facts.get(f"gpc{n}", 0)) for n, refusal in enumerate(Refusal)}
             if any(counts.values()):
                 rows.append(RefusalRow(api=facts["key"], counts=counts))
@@ -350,6 +353,39 @@ def _cells(answer: str, columns: Sequence[str]) -> Iterator[list[str]]:
         if line:
             cells = line.split(",", places[-1] + 1)
             yield [cells[place] for place in places]
+
+
+class _Probes(msgspec.Struct, frozen=True):
+    """Of one backend."""
+
+    begun: int = 0
+    now: int = 0
+
+
+_NO_PROBES = _Probes()
+_SHOW_PROBES = f"show table {PROBES}"
+"""
+Asked before what they are taken off: one that comes in between counts as a request until the next look, and never is
+something taken off that has not been counted.
+"""
+
+
+def _probes(answer: str) -> dict[int, _Probes]:
+    """By backend, from the answer to `_SHOW_PROBES`."""
+    found = {}
+    for facts in _entries(answer):
+        backend = backend_number(facts["key"])
+        if backend is not None:
+            found[backend] = _Probes(int(facts["conn_cnt"]), int(facts["conn_cur"]))
+    return found
+
+
+def _entries(answer: str) -> Iterator[dict[str, str]]:
+    """Entries of `show table`, each with its facts by name."""
+    for line in answer.splitlines():
+        facts = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if "key" in facts:
+            yield facts
 
 
 def _number(row: dict[str, str], column: str) -> int:

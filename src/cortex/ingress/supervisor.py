@@ -99,6 +99,7 @@ class Ingress:
         limits: how HAProxy is dimensioned.
         times: how often is looked, and what is waited for.
         pool_size: APIs that can come and go without replacing a worker.
+        probe_token: what makes a request a probe (`configuration`); empty: nothing does.
         fd_limit: open files HAProxy may have; by default the hard limit of this process.
         on_change: called without arguments in the event loop after `status()` changed.
         admin: makes the client of a worker's admin socket.
@@ -115,6 +116,7 @@ class Ingress:
         limits: IngressLimits | None = None,
         times: IngressTimes | None = None,
         pool_size: int = POOL_SIZE,
+        probe_token: str = "",
         fd_limit: int | None = None,
         on_change: Callable[[], None] | None = None,
         admin: Callable[[Path], AdminSocket] = AdminSocket,
@@ -124,6 +126,7 @@ class Ingress:
         self._clock = clock
         self._limits = limits or IngressLimits()
         self._times = times or IngressTimes()
+        self._probe_token = probe_token
         self._fd_limit = fd_limit
         self._on_change = on_change
         self._wake = asyncio.Event()
@@ -389,9 +392,10 @@ class Ingress:
         binds = {tier: self._listeners.binds(tier) for tier in limits.tiers}
         self._blueprint = Blueprint(
             binary=binary,
-            digest=configuration_digest(binds, self._files.sockets, clients, limits, version),
+            digest=configuration_digest(binds, self._files.sockets, clients, limits, version, self._probe_token),
             max_clients=clients,
             limits=limits,
+            probe_token=self._probe_token,
         )
         # The youngest door is asked last, so that it is right.
         ours = sorted(workers.all, key=lambda worker: (worker.name.tier is Tier.DOOR, worker.name.generation))

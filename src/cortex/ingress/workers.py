@@ -83,6 +83,7 @@ class Blueprint(msgspec.Struct, frozen=True):
     """Names everything here and the addresses: a worker with another one is replaced."""
     max_clients: int
     limits: IngressLimits
+    probe_token: str
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -392,6 +393,7 @@ class Workers:
             pool_size=pool.size,
             max_clients=blueprint.max_clients,
             limits=blueprint.limits,
+            probe_token=blueprint.probe_token,
         )
         wanted = wanted_of(self.wanted.routes, pool.owners, pool.size)
         config = files.directory / name.config_file

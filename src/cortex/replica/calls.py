@@ -74,6 +74,8 @@ class Call:
     is_large = False
     """So much came with it that its run says nothing like the mean."""
     warmup = False
+    uncounted = False
+    """It is in no statistics and no sign of load: a warm-up, or a probe of our own. Else it is like any other."""
     answered = False
     place = 0
     """Among the requests in hand (`wire.inhand`)."""

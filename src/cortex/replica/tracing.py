@@ -105,7 +105,7 @@ class Tracing:
 
     def begin(self, call: Call) -> None:
         """Open the span of a prediction, below its caller's; it began when the whole request was there."""
-        if call.answered or call.warmup:  # the former: out of time while it waited for a thread
+        if call.answered or call.uncounted:  # the former: out of time while it waited for a thread
             return
         origin = call.origin()
         parent = propagate.extract(origin.carried)

@@ -376,6 +376,17 @@ class World:
         lines = [line.split(" ") for line in self.journal.read_text().splitlines()]
         return [name for name, found in lines if found == request_id]
 
+    async def read(self, ingress: Ingress, *apis: str) -> list[tuple[int, int] | None]:
+        """Begun and queued for each api, read after now; None: it is not routed."""
+        asked_s = time.monotonic()
+        found = await ingress.traffic()
+        async with asyncio.timeout(DEADLINE_S):
+            while found.at_s < asked_s:
+                await asyncio.sleep(0.01)
+                found = await ingress.traffic()
+        known = {str(row.api): (row.begun, row.queued) for row in found.apis}
+        return [known.get(api) for api in apis]
+
     def workers(self) -> list[dict[str, Any]]:
         """The workers in `ingress.json`."""
         return list(json.loads((self.directory / "ingress" / "ingress.json").read_bytes())["workers"])

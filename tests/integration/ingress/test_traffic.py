@@ -3,24 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from cortex.ingress.runtime import AdminSocket
 from cortex.testing.clock import FakeClock
-
-DEADLINE_S = 40.0
-
-
-async def read(ingress, *apis):
-    """Begun and queued for each api, read after now."""
-    asked_s = time.monotonic()
-    found = await ingress.traffic()
-    async with asyncio.timeout(DEADLINE_S):
-        while found.at_s < asked_s:
-            await asyncio.sleep(0.01)
-            found = await ingress.traffic()
-    known = {str(row.api): (row.begun, row.queued) for row in found.apis}
-    return [known.get(api) for api in apis]
 
 
 def test_requests_are_counted_exactly_over_reloads_refused_and_large_ones_too(run):
@@ -36,7 +21,7 @@ def test_requests_are_counted_exactly_over_reloads_refused_and_large_ones_too(ru
             begun[api] += times
 
         async def check():
-            found = await read(ingress, *begun)
+            found = await world.read(ingress, *begun)
             assert dict(zip(begun, found, strict=True)) == {api: (number, 0) for api, number in begun.items()}
             counted.update(begun)
 
@@ -69,12 +54,12 @@ def test_those_that_wait_for_a_slow_server_are_told(run):
         waiting = [asyncio.create_task(world.ask("POST", "/d/a?hold", body)) for body in bodies]
 
         async def all_wait():
-            return await read(ingress, "d/a") == [(8, 4)]  # each worker has two connections to the server
+            return await world.read(ingress, "d/a") == [(8, 4)]  # each worker has two connections to the server
 
         await world.eventually(all_wait)
         world.let_go()
         assert {answer.status for answer in await asyncio.gather(*waiting)} == {200}
-        assert await read(ingress, "d/a") == [(8, 0)]
+        assert await world.read(ingress, "d/a") == [(8, 0)]
 
     run(scenario)
 
@@ -85,7 +70,7 @@ def test_an_api_is_not_charged_with_what_its_backend_counted_before(run):
         ingress = await world.started(world.route("d/a", a))
         for _ in range(3):
             await world.ask("POST", "/d/a")
-        assert await read(ingress, "d/a") == [(3, 0)]
+        assert await world.read(ingress, "d/a") == [(3, 0)]
         for _ in range(4):
             await world.ask("POST", "/d/a")  # nobody looks at these before its backend is the other's
         await ingress.apply([])
@@ -99,11 +84,11 @@ def test_an_api_is_not_charged_with_what_its_backend_counted_before(run):
             return backends == {"1"}
 
         await world.eventually(the_next_has_it)
-        assert await read(ingress, "d/a", "d/b") == [None, (0, 0)]
+        assert await world.read(ingress, "d/a", "d/b") == [None, (0, 0)]
         await world.ask("POST", "/d/b")
-        assert await read(ingress, "d/b") == [(1, 0)]
+        assert await world.read(ingress, "d/b") == [(1, 0)]
         await ingress.apply([world.route("d/b", b), world.route("d/a")])
-        assert await read(ingress, "d/a") == [(3, 0)]  # those that it had when it was looked at
+        assert await world.read(ingress, "d/a") == [(3, 0)]  # those that it had when it was looked at
 
     run(scenario)
 
@@ -114,7 +99,7 @@ def test_a_killed_worker_and_a_new_agent_begin_anew_without_a_jump(run):
         first = await world.started(route)
         for _ in range(3):
             await world.ask("POST", "/d/a")
-        assert await read(first, "d/a") == [(3, 0)]
+        assert await world.read(first, "d/a") == [(3, 0)]
         world.kill(first.status().pid)
 
         async def serves():
@@ -124,13 +109,13 @@ def test_a_killed_worker_and_a_new_agent_begin_anew_without_a_jump(run):
                 return False
 
         await world.eventually(serves)
-        assert await read(first, "d/a") == [(4, 0)]
+        assert await world.read(first, "d/a") == [(4, 0)]
         await first.detach()
         second = world.ingress(port=world.port)
         await second.start()
-        assert await read(second, "d/a") == [(0, 0)]
+        assert await world.read(second, "d/a") == [(0, 0)]
         await world.ask("POST", "/d/a")
-        assert await read(second, "d/a") == [(1, 0)]
+        assert await world.read(second, "d/a") == [(1, 0)]
 
     run(scenario)
 

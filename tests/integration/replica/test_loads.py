@@ -81,14 +81,16 @@ def row(load: Load, name: str) -> SeatReading:
     return found
 
 
-def ask(replica: Replica, count: int, *, at_once: int = 1, body: Any = FLOWER) -> float:
+def ask(
+    replica: Replica, count: int, *, at_once: int = 1, body: Any = FLOWER, headers: dict[str, str] | None = None
+) -> float:
     """Have so many requests answered; returns how long that took."""
     began_s = time.monotonic()
 
     def call(turns: int) -> None:
         with replica.client() as client:
             for _ in range(turns):
-                answer = client.post(body if isinstance(body, bytes) else orjson.dumps(body))
+                answer = client.post(body if isinstance(body, bytes) else orjson.dumps(body), headers)
                 assert answer.status == 200, answer.body
 
     callers = [threading.Thread(target=call, args=(count // at_once,)) for _ in range(at_once)]
@@ -97,6 +99,9 @@ def ask(replica: Replica, count: int, *, at_once: int = 1, body: Any = FLOWER) -
     for caller in callers:
         caller.join()
     return time.monotonic() - began_s
+
+
+PROBE = {"x-cortex-probe": "1"}
 
 
 @either_birth
@@ -241,3 +246,46 @@ def test_a_replica_that_drains_tells_once_more(start: Start) -> None:
     load = Meter(replica).read()
     assert load is not None
     assert (load.ended, load.in_flight) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("source", "concurrency"),
+    [(COMPUTING, None), (COMPUTING, 3), (COMPUTING_ASYNC, None)],
+    ids=["inline", "pool", "async"],
+)
+def test_a_probe_is_no_request_and_its_part_of_what_was_used_is_told_apart(
+    start: Start, source: str, concurrency: int | None
+) -> None:
+    """By that part a request's cost is reckoned from what the whole replica has used."""
+    replica = start(source, concurrency=concurrency)
+    ask(replica, 6)
+    ask(replica, 18, headers=PROBE)
+    ask(replica, 6)
+    load = Meter(replica).after(12)
+    handler, loop = row(load, HANDLER), row(load, LOOP)
+    assert handler.ended_busy_s >= 12 * COMPUTES_S
+    assert handler.busy_s - handler.ended_busy_s >= 18 * COMPUTES_S
+    assert load.ended_s < handler.busy_s
+    assert 0 < loop.ended_busy_s == loop.full_s < loop.busy_s
+    if concurrency is None:  # but for those at whose ends it was written, of which there are few
+        assert loop.ended_busy_s >= 8 * COMPUTES_S
+        assert loop.busy_s - loop.ended_busy_s >= 12 * COMPUTES_S
+
+
+def test_a_probe_that_is_under_way_is_not_told_and_takes_the_seat_from_nobody(start: Start, folder: Path) -> None:
+    replica, files = start(HELD), {"begun": str(folder / "begun"), "go_on": str(folder / "go-on")}
+    meter = Meter(replica)
+    asking = threading.Thread(target=ask, args=(replica, 1), kwargs={"body": files, "headers": PROBE})
+    asking.start()
+    eventually(lambda: (folder / "begun").exists(), "it is in the handler")
+    found = meter.read()
+    assert found is not None
+    assert (found.in_flight, found.ended) == (0, 0)
+    assert not replica.status().active
+    Path(files["go_on"]).touch()
+    asking.join()
+    load = meter.until(lambda load: row(load, HANDLER).busy_s > 0, "that the seat was taken is told")
+    assert (load.in_flight, load.ended, load.ended_s) == (0, 0, 0.0)
+    assert (row(load, HANDLER).ended_busy_s, row(load, HANDLER).full_s) == (0.0, 0.0)
+    ask(replica, 1, body=files)
+    assert meter.after(1).in_flight == 0

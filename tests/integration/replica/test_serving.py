@@ -407,6 +407,24 @@ def test_requests_that_waited_for_the_loop_and_whose_caller_left_are_not_begun(s
 # ---- counts ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_probe_is_answered_like_any_request_and_counted_nowhere(start: Start) -> None:
+    replica = start(LABEL, tracker=TrackerConfig(model_type="classification"))
+    probe = {"x-cortex-probe": "1"}
+    with replica.client() as client:
+        for _ in range(3):
+            assert client.post(orjson.dumps(SAMPLE), probe).status == 200
+            assert client.post(b"[1]", probe).status == 422
+            assert client.post(b"nothing", probe).status == 400
+            assert client.post(orjson.dumps(SAMPLE)).status == 200
+    with replica.client() as client:
+        client.send(request(orjson.dumps(SAMPLE), probe)[:-3])  # and it leaves in the middle
+    found = replica.stats(lambda stats: stats.ok == 3)
+    assert (found.ok, found.client_error, found.server_error, found.abandoned, found.dropped) == (3, 0, 0, 0, 0)
+    assert sum(found.latency_buckets.values()) == 3
+    assert found.tracker is not None
+    assert sum(found.tracker.classes.values()) == 3
+
+
 def test_counters_and_tracker_reach_the_stats_file(start: Start) -> None:
     replica = start(LABEL, tracker=TrackerConfig(model_type="classification"))
     for _ in range(3):

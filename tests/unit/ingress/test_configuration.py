@@ -39,6 +39,7 @@ def configuration(tier=Tier.DOOR, **options):
         "pool_size": 2,
         "max_clients": 1000,
         "limits": IngressLimits(),
+        "probe_token": "the-token",
     }
     return WorkerConfiguration(**{**values, **options})
 
@@ -58,6 +59,13 @@ def test_without_large_replays_there_is_no_bulk():
     text = render_configuration(configuration(limits=limits), {})
     assert "use_backend bulk" not in text
     assert "backend bulk" not in text
+
+
+def test_without_a_token_nothing_is_marked_as_a_probe():
+    for tier in Tier:
+        text = render_configuration(configuration(tier, probe_token=""), {})
+        assert "x-cortex-probe" not in text
+        assert "del-header x-cortex- -m beg" in text
 
 
 def test_the_map_names_every_fact_of_an_api():

@@ -54,6 +54,14 @@ def test_traffic_of_all_processes_is_added_up_and_an_ended_one_leaves_what_it_co
     assert traffic_of(traffic, A) == [(14, 3, 1)]
 
 
+def test_no_sum_falls_where_probes_were_taken_for_requests_at_one_look() -> None:
+    traffic = IngressTraffic()
+    for begun in (5, 9, 7, 8, 10):
+        traffic.note("door", [row(1, begun)], {1: A})
+        assert traffic_of(traffic, A)[0][0] in (5, 9, 10)
+    assert traffic_of(traffic, A) == [(10, 0, 0)]
+
+
 def test_what_a_backend_counted_for_the_api_before_is_not_counted_for_the_next():
     traffic = IngressTraffic()
     traffic.note("door", [row(1, 5)], {1: A})

@@ -168,11 +168,33 @@ TRAFFIC = (
     "pool-0002,BACKEND,6,6,11,20,1,22,0,0,0,UP,\n"
 )
 """As 2.8.25 was seen to answer, but for the columns behind these."""
+BACKEND = "".join(line for line in TRAFFIC.splitlines(keepends=True) if not line.startswith("pool-0002,b"))
 EMPTY = "# pxname,svname,qcur,qmax,scur,smax,slim,stot,\npool-0005,BACKEND,,0,0,0,1,0,\n"
 
 
+SHOW_PROBES = "show table probes"
+SOME_PROBES = (
+    "# table: probes, type: string, size:20480, used:2\n"
+    "0x1: key=pool-0002 use=2 exp=0 shard=0 conn_cnt=9 conn_cur=2\n"
+    "0x2: key=pool-0077 use=0 exp=0 shard=0 conn_cnt=5 conn_cur=0\n"
+)
+
+
+def test_probes_are_taken_off_what_a_backend_has_had_and_its_servers_have_now(path):
+    answers = {SHOW_PROBES: SOME_PROBES, "show stat pool-0002 6 -1": TRAFFIC, "show stat pool-0002 2 -1": BACKEND}
+
+    async def use(admin):
+        return await admin.traffic([2]), await admin.backends([2])
+
+    ((traffic,), (backend,)), _ = talk(path, answers, use)
+    assert (traffic.begun, traffic.given, traffic.queued, traffic.done["b0.5a6dd29a"]) == (22 - 9, 5 - 2, 6, 7)
+    assert (backend.begun, backend.requests) == (22 - 9, 11), (
+        "one that is there keeps its backend from being given away"
+    )
+
+
 def test_traffic_tells_what_came_to_a_backend_and_what_each_server_has_done(path):
-    answers = {"show stat pool-0002 6 -1": TRAFFIC, "show stat pool-0005 6 -1": EMPTY}
+    answers = {SHOW_PROBES: "", "show stat pool-0002 6 -1": TRAFFIC, "show stat pool-0005 6 -1": EMPTY}
 
     async def use(admin):
         assert await admin.traffic([]) == []
@@ -182,14 +204,14 @@ def test_traffic_tells_what_came_to_a_backend_and_what_each_server_has_done(path
     done = {"b0.5a6dd29a": 7, "b1.00000000": 1}
     busy = BackendRow(backend=2, requests=11, begun=22, queued=6, done=done, given=5)
     assert rows == [busy, *again] == [busy, BackendRow(backend=5, requests=0)]
-    assert heard == [*answers, "show stat pool-0005 6 -1"]
+    assert heard == [*answers, SHOW_PROBES, "show stat pool-0005 6 -1"]
 
 
 def test_of_many_backends_all_are_asked_for_at_once_and_the_others_left_out(path):
     everything = TRAFFIC + TRAFFIC.partition("\n")[2].replace("pool-0002", "pool-0100") + "bulk,BACKEND,1,1,1,1,1,1,\n"
     rows, heard = talk(path, {"show stat -1 6 -1": everything}, lambda admin: admin.traffic(range(1, 66)))
     assert [row.backend for row in rows] == [2]
-    assert heard == ["show stat -1 6 -1"]
+    assert heard == [SHOW_PROBES, "show stat -1 6 -1"]
 
 
 def test_a_refused_question_about_traffic_is_an_error(path):

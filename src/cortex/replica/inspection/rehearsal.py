@@ -64,7 +64,7 @@ class Rehearsal:
         exchange.take_body(body)
         exchange.id, exchange.id_bytes = "warmup", b"warmup"
         exchange.timeout_s, exchange.max_body_bytes = timeout_s, 2**62
-        exchange.warmup = True
+        exchange.warmup = exchange.uncounted = True
         if self._predictor.hides_loop:
             self._loop.call_soon(hide_loop)
         self._loop.call_soon(self._service.handle, exchange)

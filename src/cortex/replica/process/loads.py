@@ -1,4 +1,10 @@
-"""Tells how much this replica has to do: from its rows and clocks into its page (`wire.loadpage`)."""
+"""
+Tells how much this replica has to do: from its rows and clocks into its page (`wire.loadpage`).
+
+What is in no count (`Call.uncounted`) is no sign of load. The seats that it took were taken all the same, and the
+processor that it used: so rows are busy with it, and it is missing in what requests had that have ended. By that part
+the cost of a request is reckoned (`planning.load`).
+"""
 
 from __future__ import annotations
 
@@ -33,6 +39,12 @@ class LoadWriter:
         self._cpu_before_s = times.user + times.system + times.children_user + times.children_system
         self._runnable_before_s = _runnable_s()
         self._before = self._counted()
+        self._uncounted_ended = workload.uncounted_ended
+        self._uncounted_before = self._uncounted = (workload.uncounted_handler_s, workload.uncounted_model_s)
+        self._uncounted_main_s = 0.0
+        """Of the main thread's time, the part that seats were taken for what is in no count."""
+        self._last = self._before
+        self._written = self._before._replace(ready_s=self._before.at_s, ended=0, ended_s=0.0, rows=_NO_ROWS)
         self._written = self._since_ready()
         self._page.write(self._written)
 
@@ -43,13 +55,21 @@ class LoadWriter:
         From any thread. A request that was given up before it had a seat is nothing that has happened.
         """
         with self._lock:
-            written = self._written
-            in_flight = len(self._in_flight)
-            if not in_flight and not written.in_flight and self._before.ended + written.ended == self._workload.ended:
+            written, workload = self._written, self._workload
+            nothing = self._before.ended + written.ended == workload.ended
+            nothing = nothing and not written.in_flight and not self._in_flight_now()
+            if nothing and self._uncounted_ended == workload.uncounted_ended:
                 return False
             self._written = self._since_ready()
             self._page.write(self._written)
-            return True
+            return not nothing
+
+    def _in_flight_now(self) -> int:
+        workload = self._workload
+        before = workload.uncounted_now
+        in_flight = len(self._in_flight)
+        # One that came or went meanwhile is in one of the two at least.
+        return max(0, in_flight - max(before, workload.uncounted_now))
 
     def _counted(self) -> Load:
         """Since the process began."""
@@ -61,7 +81,7 @@ class LoadWriter:
             ready_s=0.0,
             ended=ended,
             ended_s=ended_s,
-            in_flight=len(self._in_flight),
+            in_flight=self._in_flight_now(),
             cpu_before_s=self._cpu_before_s,
             runnable_before_s=self._runnable_before_s,
             rows=(
@@ -72,12 +92,28 @@ class LoadWriter:
         )
 
     def _since_ready(self) -> Load:
+        workload = self._workload
+        self._uncounted_ended = workload.uncounted_ended
+        uncounted = (workload.uncounted_handler_s, workload.uncounted_model_s)
         now, before = self._counted(), self._before
+        handler, _model, main = (_difference(*rows) for rows in zip(now.rows, self._last.rows, strict=True))
+        if handler.busy_s > 0:
+            part = min(1.0, (uncounted[0] - self._uncounted[0]) / handler.busy_s)
+            self._uncounted_main_s += part * main.busy_s
+        self._last, self._uncounted = now, uncounted
+        handler, model, main = (_difference(*rows) for rows in zip(now.rows, before.rows, strict=True))
+        handler_s, model_s = (is_now - was for is_now, was in zip(uncounted, self._uncounted_before, strict=True))
+        main_s = main.busy_s - self._uncounted_main_s
+        rows = (
+            handler if handler.seats > 1 else _less_full(handler, handler_s),
+            _less_full(model, model_s),
+            _row(LOOP, 1, main.busy_s, main_s, main_s),
+        )
         return now._replace(
             ready_s=before.at_s,
             ended=now.ended - before.ended,
             ended_s=now.ended_s - before.ended_s,
-            rows=tuple(_difference(row, earlier) for row, earlier in zip(now.rows, before.rows, strict=True)),
+            rows=tuple(_not_below(row, earlier) for row, earlier in zip(rows, self._written.rows, strict=True)),
         )
 
 
@@ -95,6 +131,22 @@ def _difference(row: SeatReading, before: SeatReading) -> SeatReading:
     )
 
 
+def _less_full(row: SeatReading, uncounted_s: float) -> SeatReading:
+    """A row of one seat, whose seat was not wanted by others while it was taken for what is in no count."""
+    return _row(row.row, row.seats, row.busy_s, row.ended_busy_s, row.full_s - uncounted_s)
+
+
+def _not_below(row: SeatReading, earlier: SeatReading) -> SeatReading:
+    """The row, with no figure that has fallen: what is under way turns out to be in no count when it ends."""
+    return _row(
+        row.row,
+        row.seats,
+        row.busy_s,
+        max(row.ended_busy_s, earlier.ended_busy_s),
+        max(row.full_s, earlier.full_s),
+    )
+
+
 def _runnable_s() -> float:
     """
     For how long this process's first thread has waited for a processor.
@@ -104,3 +156,6 @@ def _runnable_s() -> float:
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/schedstat").read_bytes().split()[1]) / 1e9
     return 0.0
+
+
+_NO_ROWS = tuple(_row(name, 1, 0.0, 0.0, 0.0) for name in (HANDLER, MODEL, LOOP))

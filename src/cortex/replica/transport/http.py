@@ -306,7 +306,11 @@ class KnownHeads:
 
 _ID_LINE = b"\r\nx-request-id: "
 _ID_LINE_BYTES = len(_ID_LINE)
-_PLAIN = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"connection", b"trailer", b"te", b"traceparent"})
+PROBE = b"x-cortex-probe"
+"""The ingress lets nobody send it but us."""
+_PLAIN = frozenset(
+    {b"transfer-encoding", b"expect", b"upgrade", b"connection", b"trailer", b"te", b"traceparent", PROBE}
+)
 """With one of these a head says more than who asks for what, or is another one each time."""
 _MOST_SHAPES = 512
 _LONGEST_SHAPE = 4096
@@ -587,6 +591,8 @@ class Connection(asyncio.Protocol):
             exchange.close = True
         exchange.timeout_s, limit = self._service.limits.parse(headers.get(b"x-cortex-limits"))
         exchange.max_body_bytes = limit
+        if PROBE in headers:
+            exchange.uncounted = True
         given = headers.get(b"x-request-id")
         if given is not None and _is_sane(given):
             exchange.id_bytes = given

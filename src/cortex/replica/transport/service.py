@@ -120,12 +120,15 @@ class Service:
             return
         if self._was_long and exchange.connection.peer_is_gone():
             exchange.answered = True
-            self.never_started(1)
+            if not exchange.uncounted:
+                self.never_started(1)
             return
         in_flight = self._in_flight
         if len(in_flight) >= MAX_IN_FLIGHT:
             self.fail(exchange, Overloaded(f"more than {MAX_IN_FLIGHT} requests are in flight here"))
             return
+        if exchange.uncounted:
+            self.predictor.workload.uncounted_now += 1  # type: ignore[union-attr]  # as below
         in_flight[exchange] = None
         if self._condition.rests:
             self._condition.stir()
@@ -158,12 +161,13 @@ class Service:
     def gone(self, exchange: Exchange) -> None:
         if exchange.answered:
             return
-        self._counters.abandoned += 1
+        counted = not exchange.uncounted
+        self._counters.abandoned += counted
         exchange.answered = True
         if exchange.timer is not None:
             exchange.timer.cancel()
         if exchange.cancel is not None:
-            self._counters.dropped += 1
+            self._counters.dropped += counted
             exchange.cancel()
             self.release(exchange)
 
@@ -262,7 +266,7 @@ class Service:
         # Too late, and the ingress has answered in our place: it has also counted the request.
         given_up = duration_s > exchange.timeout_s > 0 and connection.peer_has_left()
         delivered = connection.respond(exchange, status, content_type, body, headers) and not given_up
-        if not counted or exchange.warmup:
+        if not counted or exchange.uncounted:
             return False
         if delivered:
             self._counters.answered(status, duration_s)
