@@ -107,10 +107,13 @@ class Blobs:
         twin = self.path_of(sha256, not executable)
         with suppress(FileNotFoundError):
             if self._hash(twin, sha256) is not None:
-                self._copy(twin, path, sha256, executable)
-                found = self._hash(path, sha256)
-                if found is not None:
-                    return path, found
+                if self._copy(twin, path, sha256, executable):
+                    found = self._hash(path, sha256)
+                    if found is not None:
+                        return path, found
+                else:
+                    self.forget(sha256)
+                    self._hash(twin, sha256)  # it was trusted for its looks: now it is set aside
             damaged = damaged or twin
         if damaged is not None:
             raise ArtifactCorrupt(sha256, damaged)
@@ -128,7 +131,8 @@ class Blobs:
         self.set_aside(path, sha256, stamp)
         return None
 
-    def _copy(self, source: Path, target: Path, sha256: str, executable: bool) -> None:
+    def _copy(self, source: Path, target: Path, sha256: str, executable: bool) -> bool:
+        """False: the source holds other bytes than when it was hashed."""
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             with BlobWriter(self, sha256, None, executable=executable) as writer:
@@ -137,10 +141,12 @@ class Blobs:
                     while chunk := os.pread(descriptor, CHUNK_BYTES, position):
                         writer.write(chunk)
                         position += len(chunk)
-                with suppress(DigestMismatch):  # damaged since it was hashed: the caller finds no target
-                    writer.commit()
+                writer.commit()
+        except DigestMismatch:
+            return False
         finally:
             os.close(descriptor)
+        return True
 
     def set_aside(self, path: Path, sha256: str, stamp: Stamp) -> None:
         """Move a damaged blob out of the way, unless another thread did or has put a new one there meanwhile."""

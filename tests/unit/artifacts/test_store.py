@@ -426,6 +426,21 @@ def test_a_damaged_blob_is_made_again_from_its_twin(store: ArtifactStore, stored
         assert content_of(tree) == {"plain": (b"script", 0o444), "run": (b"script", 0o555)}
 
 
+@pytest.mark.parametrize(("first", "second"), [("a", "a*"), ("a*", "a")])
+def test_a_blob_that_is_found_damaged_while_its_twin_is_made_is_asked_for_again(
+    store: ArtifactStore, stored: Put, first: str, second: str
+) -> None:
+    store.put_tree(stored({first: b"weights"}))
+    blob_path(store, b"weights", not first.endswith("*")).unlink(missing_ok=True)
+    damage(blob_path(store, b"weights", first.endswith("*")))  # shows in nothing but the bytes: it is trusted still
+    wanted = stored({second: b"weights"})
+    with pytest.raises(ArtifactCorrupt):
+        store.put_tree(wanted)
+    assert store.missing([wanted[0].sha256]) == (wanted[0].sha256,)
+    tree = store.tree_path(store.put_tree(stored({second: b"weights"})))
+    assert content_of(tree) == {"a": (b"weights", 0o555 if second.endswith("*") else 0o444)}
+
+
 def test_a_damaged_blob_never_gets_into_a_new_tree(store: ArtifactStore, stored: Put) -> None:
     files = stored({"a": b"weights"})
     damage(blob_path(store, b"weights"))
