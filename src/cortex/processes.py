@@ -28,6 +28,7 @@ from cortex.backoff import Backoff
 from cortex.oom import Rung
 
 if TYPE_CHECKING:
+    import resource
     import socket
     from subprocess import Popen
 
@@ -301,6 +302,15 @@ def is_marked_alive(mark: str) -> bool:
     if not (pid.isdecimal() and ticks.isdecimal()):
         return True
     return start_ticks(int(pid)) == int(ticks)
+
+
+def peak_bytes(used: resource.struct_rusage) -> int:
+    """
+    The most memory that an ended process, or a child that it had collected, ever held at once.
+
+    Source: getrusage(2), ru_maxrss, in KiB.
+    """
+    return used.ru_maxrss * 1024
 
 
 def listener_pid(sock: socket.socket) -> int:

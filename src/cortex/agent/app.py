@@ -28,6 +28,7 @@ from cortex.agent.launchers import Launchers
 from cortex.agent.lives import Lives
 from cortex.agent.loads import ReplicaLoads
 from cortex.agent.memory import AgentMemory
+from cortex.agent.memorykills import MemoryKills
 from cortex.agent.metering import Metering
 from cortex.agent.overseer import Overseer
 from cortex.agent.provisions import Provisions
@@ -149,6 +150,7 @@ def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) ->
     children = Children(known=known, ingress=layout.ingress)
     strays = Strays(children.is_own)
     kept = KeptInspections()
+    memory_kills = MemoryKills(clock)
     lives = Lives(
         settings=settings,
         layout=layout,
@@ -157,6 +159,7 @@ def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) ->
         launchers=launchers,
         kept=kept,
         safekeeping=safekeeping,
+        memory_kills=memory_kills,
         settle_routes=door.settle,
         quiesced=door.quiesced,
         abandon=door.abandon,
@@ -171,6 +174,7 @@ def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) ->
         lives=lives,
         launchers=launchers,
         safekeeping=safekeeping,
+        memory_kills=memory_kills,
     )
     agent_id = secrets.token_hex(8)
     metering = Metering(

@@ -163,7 +163,7 @@ def _leads_session(pid: int) -> bool:
 def reap(pid: int) -> ChildExited | None:
     """The status of an orphan that became our child when its launcher died."""
     try:
-        found, status = os.waitpid(pid, os.WNOHANG)
+        found, status, used = os.wait4(pid, os.WNOHANG)
     except ChildProcessError:
         return None
     if found == 0:
@@ -171,7 +171,12 @@ def reap(pid: int) -> ChildExited | None:
     code = os.waitstatus_to_exitcode(status)
     by_signal = -code if code < 0 else None
     return ChildExited(
-        pid=pid, replica=ReplicaId(""), attempt=0, code=None if by_signal is not None else code, signal=by_signal
+        pid=pid,
+        replica=ReplicaId(""),
+        attempt=0,
+        code=None if by_signal is not None else code,
+        signal=by_signal,
+        peak_bytes=processes.peak_bytes(used),
     )
 
 

@@ -29,12 +29,12 @@ from cortex.agent.life.sleeping import fall_asleep
 from cortex.agent.life.starting import begin, may_begin
 from cortex.agent.life.state import Closing, Life, Now, Process
 from cortex.agent.life.step import step
+from cortex.agent.memorykills import MemoryKills
 from cortex.agent.provisions import Provided, Provisions
 from cortex.agent.safekeeping import Safekeeping
 from cortex.agent.slots import SlotSocket
 from cortex.agent.specs import replica_spec
 from cortex.clock import Clock
-from cortex.engines import machine
 from cortex.errors import CortexError, Problem
 from cortex.ids import ReplicaId
 from cortex.settings import HomeLayout, Settings
@@ -61,7 +61,6 @@ class Replica:
         self.label = f"{life.id} (attempt {life.order.attempt})"
         self.process = Attended(self.label, lambda: on_gone(self))
         self.provided: Provided | None = None
-        self.oom_kills_before = machine.oom_kills()
         self.works: dict[Do | type[Effect], asyncio.Task[None]] = {}
         self.timer: asyncio.TimerHandle | None = None
         self.moved = asyncio.Event()
@@ -86,6 +85,7 @@ class Lives:
         provisions: has everything there that a build needs.
         launchers: to tell `child_exited` how children ended.
         kept: what inspections have loaded.
+        memory_kills: tells who was killed for memory.
         settle_routes: returns once the ingress has what orders and readiness say now.
         quiesced: returns once the ingress sends nothing more to a slot's socket (by stem).
         abandon: turns away the requests that wait at a slot (by stem).
@@ -104,6 +104,7 @@ class Lives:
         launchers: Launchers,
         kept: KeptInspections,
         safekeeping: Safekeeping,
+        memory_kills: MemoryKills,
         settle_routes: Callable[[], Awaitable[None]],
         quiesced: Callable[[str], Awaitable[None]],
         abandon: Callable[[str], Awaitable[None]],
@@ -118,6 +119,7 @@ class Lives:
         self._launchers = launchers
         self._kept = kept
         self._safekeeping = safekeeping
+        self._memory_kills = memory_kills
         self._places = Places(str(layout.home))
         self._settle_routes = settle_routes
         self._quiesced = quiesced
@@ -481,7 +483,9 @@ class Lives:
 
     async def _read_remains(self, replica: Replica, with_lines: bool) -> Event:
         left = await asyncio.to_thread(files.read_remains, replica.files, self._places, with_lines=with_lines)
-        return msgspec.structs.replace(left, memory_ran_out=machine.oom_kills() > replica.oom_kills_before)
+        return msgspec.structs.replace(
+            left, memory_ran_out=self._memory_kills.is_recent(), peak_bytes=replica.process.peak_rss_bytes
+        )
 
     async def _note_end(self, replica: Replica, effect: effects.NoteEnd) -> Event:
         await asyncio.to_thread(files.note_end, replica.files, effect)

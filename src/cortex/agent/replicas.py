@@ -19,6 +19,7 @@ from cortex.agent.life.report import report
 from cortex.agent.life.state import Life
 from cortex.agent.lives import Lives, Replica, all_are
 from cortex.agent.loads import Metered
+from cortex.agent.memorykills import MemoryKills
 from cortex.agent.safekeeping import Safekeeping
 from cortex.clock import Clock
 from cortex.ids import ReplicaId
@@ -53,6 +54,7 @@ class Replicas:
         lives: Lives,
         launchers: Launchers,
         safekeeping: Safekeeping,
+        memory_kills: MemoryKills,
     ) -> None:
         self._settings = settings
         self._layout = layout
@@ -60,6 +62,7 @@ class Replicas:
         self._lives = lives
         self.launchers = launchers
         self.safekeeping = safekeeping
+        self._memory_kills = memory_kills
         self._checked_s = clock.monotonic_s()
         self._counts_asked = time.time_ns()
         """Grows; above what a former agent asked with, as replicas remember that."""
@@ -177,6 +180,7 @@ class Replicas:
         now_s = self._clock.monotonic_s()
         late_s = max(0.0, now_s - self._checked_s - self._settings.health_interval_s)
         self._checked_s = now_s
+        self._memory_kills.look()
         for replica in self._all():
             replica.process.measure()
             needed = replica.life.runs or replica.life.phase is Phase.ASLEEP

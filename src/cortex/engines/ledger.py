@@ -12,9 +12,9 @@ from typing import Concatenate, ParamSpec, TypeVar
 import msgspec
 
 from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId
-from cortex.planning.actions import mem_text, room_text
+from cortex.planning.actions import room_text
 from cortex.planning.model import Lack, Lease, LeaseRequest, LeaseState
-from cortex.wire.build import Resources
+from cortex.wire.build import Resources, mem_text
 from cortex.wire.reports import Node
 
 NODES_NAMED = 3

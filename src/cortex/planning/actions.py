@@ -8,7 +8,7 @@ from cortex.errors import Problem
 from cortex.ids import ApiKey, NodeId, ReplicaId, Revision, short
 from cortex.planning.batching import BatchingStop, disagreement_text
 from cortex.planning.model import Lease, LeaseRequest
-from cortex.wire.build import ModelKey, Resources
+from cortex.wire.build import ModelKey, Resources, mem_text
 from cortex.wire.orders import (
     DrainReplica,
     ForgetReplica,
@@ -232,8 +232,3 @@ def room_text(resources: Resources) -> str:
     if resources.gpus:
         words.append(f"{resources.gpus} gpu")
     return ", ".join(words)
-
-
-def mem_text(mem_bytes: int) -> str:
-    """`512Mi`; rounded up, so that what is asked never looks smaller than it is."""
-    return f"{-(-mem_bytes // 2**20)}Mi"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from cortex.planning.actions import mem_text
 from cortex.planning.model import RunRecord
 from cortex.planning.slots import Slot, SlotState
+from cortex.wire.build import mem_text
 from cortex.wire.reports import ExitReport
 
 _PROGRESS_WORDS = {
@@ -63,7 +63,8 @@ def crashing(number: int, last: ExitReport) -> str:
 
 def killed_for_memory(own: Sequence[Slot], record: RunRecord, asked_bytes: int | None) -> str:
     """`1 replica killed by the kernel for memory, peak 300Mi, request 200Mi, 2 crashes so far`."""
-    peak = max((slot.report.peak_rss_bytes for slot in own if slot.report is not None), default=0)
+    exits = (record.last_exit, *(slot.report.exit for slot in own if slot.report is not None))
+    peak = max((last.peak_bytes for last in exits if last is not None and last.oom), default=0)
     down = sum(slot.state is SlotState.EXITED and not slot.drained for slot in own)
     words = [f"{_count(down, 'replica')} " * bool(down) + "killed by the kernel for memory"]
     if peak:

@@ -270,7 +270,7 @@ class LauncherLoop:
         has_reaped = False
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+                pid, status, used = os.wait4(-1, os.WNOHANG | os.WUNTRACED)
             except ChildProcessError:
                 return
             if pid == 0:
@@ -295,6 +295,7 @@ class LauncherLoop:
                 attempt=attempt,
                 code=code if code >= 0 else None,
                 signal=-code if code < 0 else None,
+                peak_bytes=processes.peak_bytes(used),
             )
             self._exits[replica] = exited
             while len(self._exits) > KEPT_EXITS:

@@ -157,12 +157,15 @@ def an_exit(
     signal: int | None = None,
     drained: bool = False,
     oom: bool = False,
+    peak_bytes: int = 0,
     permanent: bool = False,
 ) -> ExitReport:
     """How a replica ended; by default with exit code 1."""
     if signal is not None or drained:
         code = 0 if drained else None
-    return ExitReport(wall_s=0.0, code=code, signal=signal, drained=drained, oom=oom, permanent=permanent)
+    return ExitReport(
+        wall_s=0.0, code=code, signal=signal, drained=drained, oom=oom, peak_bytes=peak_bytes, permanent=permanent
+    )
 
 
 def a_lease(

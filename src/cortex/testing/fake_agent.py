@@ -484,6 +484,7 @@ class FakeAgents:
             code=None if life.exit_signal else life.exit_code,
             signal=life.exit_signal,
             oom=life.oom,
+            peak_bytes=life.peak_rss_bytes,
             problem=problem,
             permanent=life.permanent and problem is not None,
         )

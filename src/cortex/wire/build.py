@@ -24,6 +24,11 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     gpus: int = 0
 
 
+def mem_text(mem_bytes: int) -> str:
+    """`512Mi`; rounded up, so that what is asked never looks smaller than it is."""
+    return f"{-(-mem_bytes // 2**20)}Mi"
+
+
 class ModelArtifact(msgspec.Struct, frozen=True, kw_only=True):
     """A model in the artifact store."""
 

@@ -137,6 +137,8 @@ class ChildExited(msgspec.Struct, frozen=True, kw_only=True, tag="child_exited")
     attempt: int
     code: int | None
     signal: int | None
+    peak_bytes: int = 0
+    """The most memory that it, or a child that it had collected, ever held at once."""
 
 
 class Inspected(msgspec.Struct, frozen=True, kw_only=True, tag="inspected"):

@@ -10,7 +10,7 @@ import msgspec
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId, Revision, Version
 from cortex.wire.batching import BatchingOrder, BatchingState
-from cortex.wire.build import ModelKey, Resources
+from cortex.wire.build import ModelKey, Resources, mem_text
 from cortex.wire.orders import SetRoute
 
 
@@ -43,6 +43,8 @@ class ExitReport(msgspec.Struct, frozen=True, kw_only=True):
     signal: int | None = None
     oom: bool = False
     """Killed by the kernel for memory."""
+    peak_bytes: int = 0
+    """The most memory that it was seen to hold, or that its parent was told of; 0: nobody knows."""
     drained: bool = False
     """Ended because we asked it to."""
     problem: Problem | None = None
@@ -60,7 +62,7 @@ class ExitReport(msgspec.Struct, frozen=True, kw_only=True):
         if self.drained:
             return "drained"
         if self.oom:
-            return "killed by the kernel for memory"
+            return "killed by the kernel for memory" + (f" at {mem_text(self.peak_bytes)}" if self.peak_bytes else "")
         if self.problem is not None:
             return self.problem.message
         if self.signal is not None:

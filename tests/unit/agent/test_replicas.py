@@ -18,6 +18,7 @@ from cortex.agent.launchers import ForkRefused, LauncherLost
 from cortex.agent.life.events import Happened
 from cortex.agent.life.sleeping import KNOCK_HELD_S
 from cortex.agent.lives import Lives
+from cortex.agent.memorykills import MemoryKills
 from cortex.agent.provisions import Provided
 from cortex.agent.replicas import Replicas
 from cortex.agent.safekeeping import Safekeeping
@@ -139,6 +140,7 @@ class Bench:
         self.provisions = FakeProvisions()
         self.launcher = FakeLauncher(*outcomes)
         launchers, self.safekeeping = FakeLaunchers(self.launcher), Safekeeping(layout)
+        memory_kills = MemoryKills(self.clock)
         self.lives = Lives(
             settings=settings,
             layout=layout,
@@ -147,6 +149,7 @@ class Bench:
             launchers=launchers,
             kept=KeptInspections(),
             safekeeping=self.safekeeping,
+            memory_kills=memory_kills,
             settle_routes=self._settle,
             quiesced=self._quiet,
             abandon=self._abandon,
@@ -161,6 +164,7 @@ class Bench:
             lives=self.lives,
             launchers=launchers,
             safekeeping=self.safekeeping,
+            memory_kills=memory_kills,
         )
 
     async def _settle(self) -> None:

@@ -21,7 +21,6 @@ from cortex.planning.actions import (
     RecoverLease,
     ReleaseLease,
     describe,
-    mem_text,
 )
 from cortex.planning.batching import BatchingStop
 from cortex.planning.model import Lease, LeaseRequest
@@ -111,7 +110,3 @@ def test_a_plan_is_told_line_by_line_with_why_nothing_more_happens() -> None:
 
 def test_a_plan_with_notes_only_is_empty() -> None:
     assert not Plan(notes=(Note(api=API, text="no room"),))
-
-
-def test_memory_is_never_shown_smaller_than_it_is() -> None:
-    assert [mem_text(2**20), mem_text(2**20 + 1), mem_text(1)] == ["1Mi", "2Mi", "1Mi"]

@@ -242,10 +242,8 @@ def test_error_when_a_live_version_ends_again_and_again() -> None:
 def test_out_of_memory_shows_peak_and_request() -> None:
     build = a_build("v1", resources=Resources(mem_bytes=256 * 2**20))
     wanted = a_wanted_api(build, live=True)
-    killed = an_exit(signal=9, oom=True)
-    down = msgspec.structs.replace(
-        a_replica(build, phase=Phase.EXITED, attempt=8, was_ready=True, exit=killed), peak_rss_bytes=300 * 2**20
-    )
+    killed = an_exit(signal=9, oom=True, peak_bytes=300 * 2**20)
+    down = a_replica(build, phase=Phase.EXITED, attempt=8, was_ready=True, exit=killed)
     slot = SlotRecord(attempt=8, crash_pressure=8.0, last_exit=killed)
     found = seen_as(wanted, a_snapshot(down, routes=(a_route(wanted, down),)), a_record(build, slot, crashes=8))
     assert (found.status, found.reason) == (

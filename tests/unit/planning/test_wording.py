@@ -27,8 +27,8 @@ def a_record(*of_slots: SlotRecord, crashes: int = 0) -> RunRecord:
 
 
 def ended(ordinal: int = 0, *, drained: bool = False, peak_bytes: int = 0) -> ReplicaReport:
-    report = a_replica(V1, ordinal, Phase.EXITED, exit=an_exit(drained=drained))
-    return msgspec.structs.replace(report, peak_rss_bytes=peak_bytes)
+    exit_report = an_exit(drained=drained, oom=peak_bytes > 0, peak_bytes=peak_bytes)
+    return a_replica(V1, ordinal, Phase.EXITED, exit=exit_report)
 
 
 def test_progress_counts_each_state_and_tells_what_those_that_start_do() -> None:
@@ -101,6 +101,10 @@ def test_a_kill_for_memory_names_how_many_are_down_the_highest_peak_and_the_requ
     )
     assert wording.killed_for_memory(own[1:], a_record(crashes=1), 100 * mib) == (
         "1 replica killed by the kernel for memory, peak 200Mi, request 100Mi, 1 crash so far"
+    )
+    back = msgspec.structs.replace(a_record(), last_exit=an_exit(signal=9, oom=True, peak_bytes=100 * mib))
+    assert wording.killed_for_memory(own[3:], back, None) == (
+        "killed by the kernel for memory, peak 100Mi, no memory request"
     )
     assert wording.killed_for_memory((), a_record(), None) == "killed by the kernel for memory, no memory request"
 

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from cortex.testing.builders import a_build
-from cortex.wire.build import BuildSpec, ModelArtifact, ModelKey, Resources
+from cortex.wire.build import BuildSpec, ModelArtifact, ModelKey, Resources, mem_text
 
 ONNX = ModelArtifact(format="onnx", tree="a" * 64, entry="model.onnx")
 
@@ -47,3 +47,7 @@ def test_without_a_signature_key_it_may_be_any_of_the_models():
     assert one.may_be(one)
     assert not one.may_be(other)
     assert not unnamed.may_be(ModelKey("tensorflow", "b" * 64, "."))
+
+
+def test_memory_is_never_shown_smaller_than_it_is():
+    assert [mem_text(2**20), mem_text(2**20 + 1), mem_text(1)] == ["1Mi", "2Mi", "1Mi"]

@@ -13,6 +13,7 @@ from cortex.wire.reports import ExitReport
     [
         (ExitReport(wall_s=0.0, code=0, drained=True), "drained"),
         (ExitReport(wall_s=0.0, signal=9, oom=True), "killed by the kernel for memory"),
+        (ExitReport(wall_s=0.0, signal=9, oom=True, peak_bytes=2**20), "killed by the kernel for memory at 1Mi"),
         (ExitReport(wall_s=0.0, problem=Problem(reference="r", message="no handler"), code=3), "no handler"),
         (ExitReport(wall_s=0.0, signal=9), "killed by signal 9 (SIGKILL)"),
         (ExitReport(wall_s=0.0, code=7), "exit code 7"),

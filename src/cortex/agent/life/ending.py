@@ -38,6 +38,7 @@ from cortex.agent.life.state import (
     silenced,
 )
 from cortex.wire import launch
+from cortex.wire.build import mem_text
 from cortex.wire.inhand import LeftInHand
 from cortex.wire.launch import ENDING_S, MOST_ENDING_S
 from cortex.wire.reports import ExitReport, Phase
@@ -221,7 +222,7 @@ def remains_read(life: Life, event: RemainsRead, now: Now) -> Next:
     explained = drained or exited.problem is not None or life.identity is None
     if not lost and explained:
         return finished(life, exited, now)
-    text = _end_text(exited, event.in_hand)
+    text = _end_text(life, exited, event.in_hand)
     return asking(changed(life, exit=exited), NoteEnd(text=text, requests=requests, wall_s=exited.wall_s))
 
 
@@ -247,6 +248,7 @@ def _exit_report(life: Life, left: RemainsRead, now: Now) -> ExitReport:
         code=end.code if end is not None else None,
         signal=killed_by,
         oom=killed_by == signal.SIGKILL and life.fault is None and not drained and left.memory_ran_out,
+        peak_bytes=max(left.peak_bytes, end.peak_bytes if end is not None else 0),
         drained=drained,
         problem=life.fault or (words.problem if words is not None else None),
         permanent=life.fault.reference in PERMANENT if life.fault else words is not None and words.permanent,
@@ -255,9 +257,12 @@ def _exit_report(life: Life, left: RemainsRead, now: Now) -> ExitReport:
     )
 
 
-def _end_text(exited: ExitReport, in_hand: LeftInHand) -> str:
+def _end_text(life: Life, exited: ExitReport, in_hand: LeftInHand) -> str:
     """Of a replica that ended, for its log."""
     text = "killed as its time to drain was up" if exited.drained else exited.text
+    if exited.oom:
+        asked = life.order.build.resources.mem_bytes
+        text += ", without a memory request" if asked is None else f", with a memory request of {mem_text(asked)}"
     others = len(in_hand.requests) - 1
     beside = f", with {others} more in hand" if others > 0 else ""
     return f"this replica ended{' with the request in hand' if in_hand.requests else ''}: {text}{beside}"

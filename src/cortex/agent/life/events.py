@@ -144,7 +144,9 @@ class RemainsRead(msgspec.Struct, frozen=True, kw_only=True):
     in_hand: LeftInHand = LeftInHand()
     last_lines: tuple[str, ...] = ()
     memory_ran_out: bool = False
-    """The kernel has killed somebody for memory since it was started."""
+    """The kernel has killed somebody for memory lately."""
+    peak_bytes: int = 0
+    """The most memory that its process was seen to hold."""
 
 
 Event = (

@@ -3,6 +3,7 @@
 import itertools
 import signal
 
+import msgspec
 import pytest
 
 from cortex.agent.life import effects, events
@@ -11,11 +12,13 @@ from cortex.agent.life.ending import EXIT_STATUS_WAITS
 from cortex.agent.life.events import Happened
 from cortex.agent.life.state import Alarm, Closing, Intent, Process
 from cortex.errors import Problem
+from cortex.wire.build import Resources
 from cortex.wire.inhand import LeftInHand
 from cortex.wire.launch import ChildExited, Drain
 from cortex.wire.reports import Phase
 from cortex.wire.stats import LastWords
 
+MIB = 2**20
 KILL, TERM = effects.Kill(number=signal.SIGKILL), effects.Kill(number=signal.SIGTERM)
 BROKEN = Problem(reference="handler-failed", message="it is broken")
 
@@ -260,6 +263,21 @@ def test_why_it_was_killed_counts_more_than_what_it_said(story):
 def test_a_kill_by_nobody_while_memory_ran_out_is_the_kernels(story, end, ran_out, oom):
     story.running()
     assert ended(story, end, memory_ran_out=ran_out).exit.oom is oom
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"), [(None, "without a memory request"), (200 * MIB, "with a memory request of 200Mi")]
+)
+def test_a_kill_for_memory_is_noted_with_the_most_that_anybody_saw_it_hold_and_the_request(story, asked, words):
+    story.running()
+    build = msgspec.structs.replace(story.life.order.build, resources=Resources(mem_bytes=asked))
+    story.life = msgspec.structs.replace(story.life, order=msgspec.structs.replace(story.life.order, build=build))
+    end = msgspec.structs.replace(an_end(number=9), peak_bytes=300 * MIB)
+    left = events.RemainsRead(memory_ran_out=True, peak_bytes=250 * MIB)
+    story.tell(events.ProcessGone(), events.EndSeen(end=end), left)
+    (note,) = story.of(effects.NoteEnd)
+    assert note.text == f"this replica ended: killed by the kernel for memory at 300Mi, {words}"
+    assert story.tell(Happened.END_NOTED).exit.peak_bytes == 300 * MIB
 
 
 def test_a_drained_replica_is_asked_for_no_lines(story):
