@@ -3,7 +3,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-CHAOS_SECONDS ?= 60
+CHAOS_SECONDS ?= 180
 SECONDS ?=
 SEED ?=
 COUNT ?= 300
@@ -15,6 +15,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 # Compiled at once: the first command need not do it, and where Python may not write bytecode, none ever would.
 INSTALL := $(UV) pip install --compile-bytecode --python $(BIN)/python
 COMPILE := $(BIN)/python -m compileall -q src
+WRK = @command -v wrk >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends wrk; } || true
 
 # Files that say what is in .venv.
 CORE := $(VENV)/.installed-core
@@ -22,7 +23,7 @@ DEV := $(VENV)/.installed-dev
 ALL := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test e2e field check rows mutants batching chaos bench clean
+.PHONY: help install demo smoke test e2e field check rows mutants batching chaos bench ci-extra clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,12 +67,18 @@ mutants: $(DEV) ## change pure code in COUNT (300) small ways: do unit tests not
 batching: $(DEV) ## prove 250 models, ask each alone and in batches, write docs/batching.md (downloads 2 GB the first time)
 	$(BIN)/python bench/batching/models.py --write $(ARGS)
 
-chaos: $(DEV) ## kill processes under load for CHAOS_SECONDS (60) and count failed requests
-	$(BIN)/python bench/chaos.py --seconds $(CHAOS_SECONDS)
+chaos: $(DEV) ## redeploy, go back, kill under load for CHAOS_SECONDS (180); count what fails; SEED=1 repeats a schedule
+	$(BIN)/python bench/chaos.py --seconds $(CHAOS_SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: $(DEV) ## measure throughput, latency, memory
-	@command -v wrk >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends wrk; } || true
+	$(WRK)
 	$(BIN)/python bench/run.py
+
+# A throughput is printed, whatever it is: who has no wrk (exit code 2) goes without.
+ci-extra: $(DEV) ## what check and test are too short for, two minutes: a little chaos, and throughput beside FastAPI
+	$(BIN)/python bench/chaos.py --seconds 40 --rate 100 $(if $(SEED),--seed $(SEED))
+	$(WRK)
+	$(BIN)/python bench/throughput.py --seconds 2 --rounds 2 || [ $$? -eq 2 ]
 
 clean: ## remove .venv, caches and build results (first stop what runs from .venv: .venv/bin/cortex down)
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

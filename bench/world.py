@@ -39,14 +39,24 @@ class World:
         }
 
     def cortex(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        command = self.begin(*arguments)
+        try:
+            out, err = command.communicate(timeout=timeout_s)
+        except BaseException:
+            command.kill()
+            raise
+        return subprocess.CompletedProcess(command.args, command.returncode, out, err)
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command, and do not wait for it."""
+        return subprocess.Popen(
             [str(Path(sys.executable).with_name("cortex")), *arguments],
             env=self.environ,
             cwd=self.project,
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout_s,
-            check=False,
         )
 
     def processes(self) -> dict[int, str]:
