@@ -37,7 +37,7 @@ from faults.operator import Operator
 from faults.project import APIS, DEPLOYMENT, LONE, MANY, ONCE, SLEEPER, Project
 from faults.receipt import Receipt, receipt_of
 from faults.schedule import Schedule, make_schedule
-from world import IRIS_MODEL, World
+from world import World
 
 SHARES = {LONE: 0.25, MANY: 0.5, ONCE: 0.25}
 LARGE = {MANY: 3.0, LONE: 1.0}
@@ -57,7 +57,7 @@ class Run:
         self._late_s = 0.0
         self._timelines = {api: Timeline() for api in APIS}
         self.world = World(folder)
-        project = Project(self.world.project, self._ledger, IRIS_MODEL)
+        project = Project(self.world.project, self._ledger)
         self._operator = Operator(self.world, project, self._timelines, self._tell)
         self._killer = Killer(self.world, self.schedule.faults, self._clock, self._tell)
         self._complaints: list[str] = []

@@ -11,6 +11,7 @@ each, or only counted; once a second the counts so far go to stdout. It ends on 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import signal
 import sys
@@ -30,6 +31,7 @@ KEPT_FOR_S = 5.0
 """A kept connection that was idle for longer is not used again: a server may close it at any moment."""
 PATIENCE_S = 60.0
 """Whoever has no answer by then has none."""
+CLOSED = "closed before an answer"
 MOST_AT_ONCE = 25
 """Requests in one go by a client that got no processor for a while: the others are left out, since they are no load
 that an outside client makes."""
@@ -45,6 +47,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     shares: dict[str, float]
     """By api, of `rate`."""
     seed: int = 0
+    swing_s: float = 0.0
+    """Not 0: the rate goes from a fifth to nine fifths of itself and back, once in so many seconds."""
     large: dict[str, float] = {}
     """By api: bodies of `large_bytes` a second, beside `rate`."""
     large_bytes: int = 1_000_000
@@ -72,6 +76,8 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     """Code of an answer that is no 200, or why there is none."""
     build: str = ""
     """What handler and model said of themselves."""
+    reused: bool = False
+    """Whether the connection had carried a request before."""
     fine: bool = False
     """200 with the tag that was sent and the right label."""
 
@@ -103,7 +109,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
-        self.used_s = 0.0
+        self.used_s: float | None = None
+        """When it was answered last."""
         self._received = bytearray()
         self._answer: asyncio.Future[Response] | None = None
 
@@ -140,7 +147,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(ConnectionResetError(str(exc or "closed before an answer")))
+            self._answer.set_exception(ConnectionResetError(str(exc or CLOSED)))
 
 
 class Client:
@@ -177,12 +184,16 @@ class Client:
                 (api,) = self._chance.choices(apis, weights)
                 kept = self._chance.random() < 0.5
                 self._begin(api, "large" if large else "kept" if kept else "new", keep=kept)
-                due_s += self._chance.expovariate(rate)
+                due_s += self._chance.expovariate(rate * self._swing(due_s))
                 if due_s > time.monotonic():
                     break
             while (now_s := time.monotonic()) > due_s + 0.1:
                 self._counts.left_out += round((now_s - due_s) * rate)
                 due_s = now_s
+
+    def _swing(self, at_s: float) -> float:
+        period_s = self._plan.swing_s
+        return 1.0 - 0.8 * math.cos(2 * math.pi * at_s / period_s) if period_s else 1.0
 
     async def _in_bursts(self) -> None:
         begun_s = time.monotonic()
@@ -233,18 +244,20 @@ class Client:
             f"x-request-id: {tag}\r\ncontent-length: {len(body)}\r\n"
             f"connection: {'keep-alive' if keep else 'close'}\r\n\r\n"
         )
-        sent_s = time.monotonic()
+        sent_s, reused = time.monotonic(), False
         try:
             async with asyncio.timeout(PATIENCE_S):
-                response = await self._response(head.encode() + body, keep=keep)
+                connection = await self._connected(kept=keep)
+                reused = connection.used_s is not None
+                response = await self._response(connection, head.encode() + body, keep=keep)
         except (OSError, ValueError) as error:
             why = f"{type(error).__name__}: {error}"
-            self._note(Answer(api, kind, tag, sent_s, time.monotonic(), 0, error=why))
+            self._note(Answer(api, kind, tag, sent_s, time.monotonic(), 0, error=why, reused=reused))
             return
-        self._note(_judged(Answer(api, kind, tag, sent_s, time.monotonic(), response.status), label, response))
+        answer = Answer(api, kind, tag, sent_s, time.monotonic(), response.status, reused=reused)
+        self._note(_judged(answer, label, response))
 
-    async def _response(self, request: bytes, *, keep: bool) -> Response:
-        connection = await self._connected(kept=keep)
+    async def _response(self, connection: Connection, request: bytes, *, keep: bool) -> Response:
         try:
             response = await connection.ask(request)
         except BaseException:
@@ -265,7 +278,7 @@ class Client:
             connection = self._idle.pop()
             if connection.transport is None:
                 continue
-            if time.monotonic() - connection.used_s < KEPT_FOR_S:
+            if connection.used_s is not None and time.monotonic() - connection.used_s < KEPT_FOR_S:
                 return connection
             connection.transport.close()
         _, made = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self._plan.port)

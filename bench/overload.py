@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import cast
 
 import uvloop
+from drawing import page
 from world import IRIS_MODEL, World, a_world
 
 OFFERED = (0.5, 0.9, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -238,55 +239,14 @@ async def measure(world: World, seconds: float, plot: Path) -> int:
     return 1 if found else 0
 
 
-# ---- the plot ---------------------------------------------------------------------------------------------------
-
-WIDTH, HEIGHT, MARGIN = 420, 260, 50
-COLOURS = ("#1f77b4", "#d62728")
-
-
 def drawn(runs: dict[str, list[Run]], rate: float) -> str:
     """Goodput and p99 over what is offered, as SVG."""
-    left = panel(
-        "goodput, requests/s", {kind: [(run.offered, run.goodput) for run in found] for kind, found in runs.items()}, 0
+    goodput = {kind: [(run.offered, run.goodput) for run in found] for kind, found in runs.items()}
+    p99 = {kind: [(run.offered, run.p99_s) for run in found] for kind, found in runs.items()}
+    return page(
+        {"goodput, requests/s": goodput, "p99 of what was accepted, s": p99},
+        f"offered, in multiples of the {rate:.0f}/s that one replica sustains",
     )
-    right = panel(
-        "p99 of what was accepted, s",
-        {kind: [(run.offered, run.p99_s) for run in found] for kind, found in runs.items()},
-        WIDTH + MARGIN,
-    )
-    words = f"offered, in multiples of the {rate:.0f}/s that one replica sustains"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH + 3 * MARGIN}" height="{HEIGHT + 2 * MARGIN}" '
-        f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>{left}{right}'
-        f'<text x="{WIDTH + MARGIN}" y="{HEIGHT + 2 * MARGIN - 8}" text-anchor="middle">{words}</text></svg>\n'
-    )
-
-
-def panel(title: str, lines: dict[str, list[tuple[float, float]]], x0: int) -> str:
-    """One diagram, from 0 on both axes."""
-    most_x = max(x for points in lines.values() for x, _ in points)
-    most_y = max(y for points in lines.values() for _, y in points) * 1.1 or 1.0
-
-    def at(x: float, y: float) -> str:
-        return f"{x0 + MARGIN + x / most_x * WIDTH:.1f},{MARGIN + HEIGHT - y / most_y * HEIGHT:.1f}"
-
-    parts = [f'<text x="{x0 + MARGIN}" y="{MARGIN - 20}" font-weight="bold">{title}</text>']
-    parts.append(f'<polyline points="{at(0, most_y)} {at(0, 0)} {at(most_x, 0)}" fill="none" stroke="black"/>')
-    for x in range(1, int(most_x) + 1):
-        parts.append(text_at(at(x, 0), f"{x}", 4, 16, "middle"))
-    for y in (most_y / 1.1, most_y / 2.2):
-        parts.append(text_at(at(0, y), f"{y:.3g}", -6, 4, "end"))
-    for number, (kind, points) in enumerate(lines.items()):
-        colour = COLOURS[number]
-        path = " ".join(at(x, y) for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{x0 + MARGIN + 160 * number}" y="{MARGIN - 4}" fill="{colour}">{kind}</text>')
-    return "".join(parts)
-
-
-def text_at(point: str, text: str, right: int, down: int, anchor: str) -> str:
-    x, y = (float(number) for number in point.split(","))
-    return f'<text x="{x + right}" y="{y + down}" text-anchor="{anchor}">{text}</text>'
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -91,11 +92,16 @@ def a_world(prefix: str) -> Iterator[World]:
 
 
 def free_ports(count: int) -> list[int]:
-    socks = [socket.socket() for _ in range(count)]
-    try:
-        for sock in socks:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in socks]
-    finally:
-        for sock in socks:
-            sock.close()
+    """
+    Ports that are free and stay so: none that the system gives to outgoing connections, which a control plane that is
+    down for a moment would find taken when it comes back.
+    """
+    begin = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    candidates = range(10_000, begin) if begin > 11_000 else range(10_000, 65_536)
+    found: list[int] = []
+    while len(found) < count:
+        port = random.choice(candidates)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            found += [port] if port not in found else []
+    return found

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from world import IRIS_MODEL
 
 DEPLOYMENT = "chaos"
 LONE, MANY, ONCE, SLEEPER = "one", "three", "once", "naps"
@@ -107,13 +108,11 @@ class Project:
     Args:
         folder: empty.
         ledger: file into which the api with `retry: off` writes what reached it: a tag and its process.
-        iris: the model that all are made of.
     """
 
-    def __init__(self, folder: Path, ledger: Path, iris: Path) -> None:
+    def __init__(self, folder: Path, ledger: Path) -> None:
         self._folder = folder
         self._ledger = ledger
-        self._iris = onnx.load(str(iris))
         self._last = 0
         self._handler = 0
         self._models: dict[str, int] = {}
@@ -136,8 +135,8 @@ class Project:
     def new_model(self, api: str, *, bad: bool = False) -> None:
         self._last += 1
         self._models[api] = self._last
-        model = _other_inputs() if bad else _numbered(self._iris, self._last)
-        onnx.save(model, str(self._folder / "models" / f"{api}.onnx"))
+        model = _other_inputs() if bad else numbered_iris(self._last)
+        (self._folder / "models" / f"{api}.onnx").write_bytes(model)
 
     @contextlib.contextmanager
     def only_now(self) -> Iterator[None]:
@@ -169,10 +168,9 @@ class Project:
         )
 
 
-def _numbered(iris: onnx.ModelProto, number: int) -> onnx.ModelProto:
-    """The same model with one output more, `build`: the number, for each row."""
-    model = onnx.ModelProto()
-    model.CopyFrom(iris)
+def numbered_iris(number: int) -> bytes:
+    """The iris model with one output more, `build`: the number, for each row."""
+    model = onnx.load(str(IRIS_MODEL))
     name = model.graph.input[0].name
     for constant, value in (
         ("nothing", numpy.zeros(1, numpy.float32)),
@@ -188,10 +186,10 @@ def _numbered(iris: onnx.ModelProto, number: int) -> onnx.ModelProto:
         ]
     )
     model.graph.output.append(helper.make_tensor_value_info("build", TensorProto.FLOAT, [None, 1]))
-    return model
+    return model.SerializeToString()
 
 
-def _other_inputs() -> onnx.ModelProto:
+def _other_inputs() -> bytes:
     """A model that takes three columns where the handler gives four."""
     graph = helper.make_graph(
         [helper.make_node("Identity", ["input"], ["label"])],
@@ -199,4 +197,5 @@ def _other_inputs() -> onnx.ModelProto:
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, [None, 3])],
         [helper.make_tensor_value_info("label", TensorProto.FLOAT, [None, 3])],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import pytest
-from client import Answer
+from client import CLOSED, Answer
 from faults.judgement import Kill, Timeline, Verdict, judge
 
 GOOD = Answer("three", "kept", "t1", 10.0, 11.0, 200, version="aaaaaaaa", build="h1m1", fine=True)
@@ -83,15 +83,18 @@ def test_a_version_that_answers_as_two_builds_is_wrong() -> None:
     ("answer", "killed_s", "is_promised"),
     [
         (said(LOST, kind="large"), [10.5], True),
-        (said(LOST, kind="large"), [9.9, 11.1], False),
+        (said(LOST, kind="large"), [9.9], True),
+        (said(LOST, kind="large"), [-0.1, 11.1], False),
         (said(LOST, api="once"), [10.5], True),
         (LOST, [10.5], False),
         (LOST, [10.2, 10.5], True),
         (said(LOST, kind="large", status=503, error="overloaded: every replica is busy"), [10.5], False),
-        (said(LOST, kind="large", status=0, error="ConnectionResetError"), [10.5], False),
+        (said(LOST, kind="large", status=0, error=f"ConnectionResetError: {CLOSED}"), [10.5], False),
+        (said(LOST, kind="large", status=0, error=f"ConnectionResetError: {CLOSED}", reused=True), [10.5], True),
+        (said(LOST, status=0, error=f"ConnectionResetError: {CLOSED}", reused=True), [10.5], False),
     ],
 )
-def test_a_replica_is_lost_as_promised_only_where_it_was_killed_meanwhile(
+def test_a_replica_is_lost_as_promised_only_where_it_was_killed(
     answer: Answer, killed_s: Sequence[float], is_promised: bool
 ) -> None:
     verdict = judged(answer, kills=[Kill(at_s, answer.api, 7) for at_s in killed_s])
@@ -108,6 +111,7 @@ def test_what_reached_a_replica_that_lives_is_not_lost_with_another() -> None:
     kills = [Kill(10.5, "once", 7)]
     assert judged(lost, kills=kills, reached={"t1": [8]}).failed
     assert judged(lost, kills=kills, reached={"t1": [7]}).lost
+    assert judged(lost, kills=[Kill(9.9, "once", 7)], reached={"t1": [7]}).failed
 
 
 def test_a_request_that_reaches_two_replicas_with_retry_off_is_wrong() -> None:
