@@ -89,6 +89,8 @@ class Counts(msgspec.Struct):
     fine: int = 0
     failed: int = 0
     wrong: int = 0
+    refused: int = 0
+    """Of the failed, those told `overloaded`."""
     left_out: int = 0
     """Not sent, since the client itself was late."""
     asleep: int = 0
@@ -291,6 +293,7 @@ class Client:
             self._counts.wrong += 1
         else:
             self._counts.failed += 1
+            self._counts.refused += answer.status == 503 and answer.error.startswith("overloaded")
         if not answer.fine and not self._counts.first_failure:
             self._counts.first_failure = f"{answer.tag} to {answer.api}: {answer.status} {answer.error}"
         if self._answers is not None:

@@ -123,7 +123,9 @@ def choose(
         if take(host, port):
             return True
         found = holder(port)
-        return found is not None and is_ours(found)
+        if found is None:
+            return take(host, port)  # it was let go in between, as by a control plane that has just been killed
+        return is_ours(found)
 
     def chosen(field: str, host: str, wanted: int, given: bool, last: int | None, avoid: Collection[int | None]) -> int:
         if given:

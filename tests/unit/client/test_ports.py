@@ -92,6 +92,25 @@ def test_a_given_port_that_an_unseen_process_has_is_an_error() -> None:
     assert "another user" in str(error)
 
 
+def test_a_port_that_is_let_go_while_its_holder_is_looked_for_is_taken() -> None:
+    """A control plane that was killed holds its port for a moment longer than it is there."""
+    tries: list[int] = []
+
+    def take(_host: str, port: int) -> bool:
+        tries.append(port)
+        return port != 9001 or tries.count(9001) > 1
+
+    ports = choose(
+        settings(CORTEX_PORT="9000", CORTEX_OPERATOR_PORT="9001"),
+        RememberedPorts(),
+        take=take,
+        holder=lambda _port: None,
+        is_ours=lambda _holder: False,
+        say=lambda _sentence: None,
+    )
+    assert ports == Ports(port=9000, operator_port=9001)
+
+
 def test_the_same_port_twice_is_an_error() -> None:
     with pytest.raises(WrongSetting):
         chosen(settings(CORTEX_PORT="9000", CORTEX_OPERATOR_PORT="9000"))
