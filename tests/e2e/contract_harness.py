@@ -6,6 +6,7 @@ sends exactly the bytes it is told to.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -16,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -342,6 +345,81 @@ class Answer:
     @property
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+class Traffic:
+    """
+    Clients that ask an api steadily, until the end of the block; every other one each time on a new connection.
+
+    Args:
+        per_s: requests that all of them begin in a second, as long as they are answered.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        target: str,
+        body: bytes,
+        *,
+        clients: int = 8,
+        per_s: float = 200.0,
+        patience_s: float = DEADLINE_S,
+    ) -> None:
+        self._port, self._target, self._body, self._patience_s = port, target, body, patience_s
+        self._pause_s = clients / per_s
+        self._stop = threading.Event()
+        self._counting = threading.Lock()
+        self._threads = [threading.Thread(target=self._ask, args=(number % 2 == 0,)) for number in range(clients)]
+        self.outcomes: Counter[str] = Counter()
+        """By status, or `dropped`: the connection was closed, or could not be made."""
+        self.ended_s: list[float] = []
+        """When each answer of 200 was there."""
+
+    def __enter__(self) -> Traffic:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def answered(self, more: int, beyond: int | None = None) -> None:
+        """Wait until so many more have been answered with 200."""
+        goal = (self.outcomes["200"] if beyond is None else beyond) + more
+        eventually(lambda: self.outcomes["200"] >= goal, f"{more} more are answered: {self.outcomes}")
+
+    @property
+    def longest_gap_s(self) -> float:
+        """Between one answer of 200 and the next."""
+        ended = sorted(self.ended_s)
+        return max((later - earlier for earlier, later in itertools.pairwise(ended)), default=0.0)
+
+    def _ask(self, keeps: bool) -> None:
+        connection: Connection | None = None
+        while not self._stop.wait(self._pause_s):
+            try:
+                connection = connection or Connection(self._port, self._patience_s)
+                self._note(str(connection.ask("POST", self._target, self._body, _JSON).status))
+                if keeps:
+                    continue
+            except (OSError, AssertionError):
+                self._note("dropped")
+            if connection is not None:
+                connection.sock.close()
+                connection = None
+        if connection is not None:
+            connection.sock.close()
+
+    def _note(self, outcome: str) -> None:
+        with self._counting:
+            self.outcomes[outcome] += 1
+            if outcome == "200":
+                self.ended_s.append(time.monotonic())
+
+
+_JSON = {"content-type": "application/json"}
 
 
 class Connection:

@@ -144,14 +144,13 @@ def _beat_noted(life: Life, now: Now) -> Life:
 
 
 def _examined(life: Life, event: Checked, now: Now) -> Next:
-    # Of one that starts nobody expects answers, so that it would not be missed if somebody has stopped it.
-    go_on = (Do.HAVE_GO_ON,) if life.phase in STARTING else ()
     problem = complaint(life, event, now) if life.intent is not Intent.END and life.fault is None else None
     if problem is not None:
         said = Say(level="error", text=f"is ended: {problem.message}")
         life = changed(life, fault=problem)
-        return in_turn(life, lambda life: asking(life, *go_on, said), lambda life: killed(life, now))
-    return in_turn(life, lambda life: asking(life, *go_on), _asked)
+        return in_turn(life, lambda life: asking(life, said), lambda life: killed(life, now))
+    # One that somebody has stopped is not ended for it: what it holds would be lost, or done twice.
+    return in_turn(life, lambda life: asking(life, Do.HAVE_GO_ON), _asked)
 
 
 def _asked(life: Life) -> Next:

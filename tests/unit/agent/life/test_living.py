@@ -153,13 +153,13 @@ def test_the_socket_of_one_that_never_was_ready_or_is_to_end_may_be_gone(story):
     assert story.check(lost_path="/s") is None
 
 
-def test_one_that_starts_is_told_to_go_on_in_case_somebody_stopped_it(story):
+def test_one_that_starts_or_serves_is_told_to_go_on_in_case_somebody_stopped_it(story):
     story.running(Phase.WARMING)
     story.check()
     assert Do.HAVE_GO_ON in story.kinds
     story.says(phase=Phase.READY)
     story.check()
-    assert Do.HAVE_GO_ON not in story.kinds
+    assert Do.HAVE_GO_ON in story.kinds
 
 
 def test_what_is_wrong_is_found_once_and_the_kill_is_repeated(story):
@@ -180,12 +180,12 @@ def test_a_connection_that_was_lost_is_made_again_when_health_is_looked_at(story
     story.running()
     story.tell(Happened.DISCONNECTED)
     story.check()
-    assert story.kinds == [Do.CONNECT]
+    assert story.kinds == [Do.HAVE_GO_ON, Do.CONNECT]
     story.check()
-    assert story.kinds == [], "one is under way"
+    assert story.kinds == [Do.HAVE_GO_ON], "one is under way"
     story.tell(events.NotConnected())
     story.check()
-    assert story.kinds == [Do.CONNECT]
+    assert story.kinds == [Do.HAVE_GO_ON, Do.CONNECT]
 
 
 def test_that_we_are_short_of_descriptors_is_not_held_against_it_and_that_it_does_not_answer_is(story):
