@@ -76,7 +76,7 @@ bench: $(DEV) ## measure throughput, latency, memory
 
 # A throughput is printed, whatever it is: who has no wrk (exit code 2) goes without.
 ci-extra: $(DEV) ## what check and test are too short for, two minutes: a little chaos, and throughput beside FastAPI
-	$(BIN)/python bench/chaos.py --seconds 40 --rate 100 $(if $(SEED),--seed $(SEED))
+	$(BIN)/python bench/chaos.py --seconds 40 --rate 100 --one-at-a-time $(if $(SEED),--seed $(SEED))
 	$(WRK)
 	$(BIN)/python bench/throughput.py --seconds 2 --rounds 2 || [ $$? -eq 2 ]
 

@@ -25,9 +25,6 @@ from collections import Counter
 import uvloop
 from world import IRIS_MODEL, World, a_world
 
-from cortex.client.local import LocalEnvironment
-from cortex.client.operator import OperatorClient
-from cortex.settings import Settings
 from cortex.wire.operator import Status
 
 WAITS_S = 0.05
@@ -49,10 +46,6 @@ def post_inference(prediction, metadata):
     return prediction["label"][0]
 """
 SAMPLE = b"[[5.2, 3.6, 1.4, 0.3]]"
-
-
-def operator_of(world: World) -> OperatorClient:
-    return LocalEnvironment(Settings(home=world.home), environ={}).connect()
 
 
 def deploy(world: World, apis: str) -> None:
@@ -89,7 +82,7 @@ async def offer(port: int, path: str, rate: float, seconds: float, chance: rando
 async def ready_after_s(world: World, api: str, needed: int) -> float:
     """Seconds until so many replicas are ready."""
     begun_s, token = time.monotonic(), ""
-    operator = operator_of(world)
+    operator = world.operator()
     while time.monotonic() < begun_s + 60.0:
         watched = await asyncio.to_thread(operator.watch, token, timeout_s=5.0)
         token = watched.token
@@ -125,7 +118,7 @@ def step(world: World, rounds: int) -> int:
 
 def wake(world: World, rounds: int) -> int:
     deploy(world, "- {kind: api, name: naps, model: model.onnx, compute: {min_replicas: 0, idle_timeout: 500ms}}")
-    operator = operator_of(world)
+    operator = world.operator()
     took_ms: list[float] = []
     for _ in range(rounds):
         while operator.apis("bench")[0].status is not Status.ASLEEP:

@@ -13,6 +13,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from cortex.client.local import LocalEnvironment
+from cortex.client.operator import OperatorClient
+from cortex.settings import Settings
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 IRIS_MODEL = EXAMPLES / "iris" / "models" / "sklearn.onnx"
 
@@ -70,6 +74,10 @@ class World:
                     if str(self.home) in title:
                         found[int(entry.name)] = title.strip()
         return found
+
+    def operator(self) -> OperatorClient:
+        """A client of the control plane. Raises OperatorUnreachable where none runs."""
+        return LocalEnvironment(Settings(home=self.home), environ={}).connect()
 
     def must(self, *arguments: str, timeout_s: float = 120) -> str:
         """Run a command that has to succeed; returns what it printed."""

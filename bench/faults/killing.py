@@ -13,10 +13,14 @@ from pathlib import Path
 
 from world import World
 
+from cortex.client.operator import OperatorClient
+from cortex.errors import CortexError
+from cortex.wire.operator import Status
 from faults.judgement import Kill
 from faults.schedule import LOADING, Fault
 
 LOOKS_EACH_S = 0.02
+ANSWERS_WITHIN_S = 2.0
 FORKED_WITHIN_S = 20.0
 """A loading replica is waited for so long; then another one is killed."""
 
@@ -27,15 +31,23 @@ class Killer:
 
     Args:
         clock: seconds of the schedule.
+        one_at_a_time: nothing is hit before what was hit last is made up for, for machines with much else to do.
         tell: takes a line about what happens.
     """
 
     def __init__(
-        self, world: World, faults: Sequence[Fault], clock: Callable[[], float], tell: Callable[[str], None]
+        self,
+        world: World,
+        faults: Sequence[Fault],
+        clock: Callable[[], float],
+        tell: Callable[[str], None],
+        *,
+        one_at_a_time: bool = False,
     ) -> None:
         self._world = world
         self._faults = faults
         self._clock = clock
+        self._one_at_a_time = one_at_a_time
         self._tell = tell
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="killer")
@@ -63,16 +75,43 @@ class Killer:
             if not waiting or waiting[0].at_s > self._clock():
                 continue
             if waiting[0].kind == LOADING:
-                if ambush is None:
+                if ambush is None and (not self._one_at_a_time or self._is_whole()):
                     ambush = Ambush(self._world, waiting.pop(0))
-            elif not self._somebody_is_stopped():
+            elif self._may_strike(waiting[0]):
                 fault = waiting.pop(0)
                 if not self._strike(fault):
                     waiting.insert(0, fault)
 
-    def _somebody_is_stopped(self) -> bool:
-        """The agent and the control plane look after each other: one at a time."""
-        return any(map(_is_stopped, self._world.processes()))
+    def _may_strike(self, fault: Fault) -> bool:
+        """
+        Whether it is time.
+
+        Of ours nobody is hit before control plane and agent are back, who look after each other and the rest; nobody at
+        all while one is stopped; and nobody is stopped, which takes seconds to be noticed, while an api has no replica.
+        """
+        if any(map(_is_stopped, self._world.processes())):
+            return False
+        if self._one_at_a_time or fault.stops:
+            return self._is_whole()
+        return fault.kind == "replica" or self._control_plane() is not None
+
+    def _control_plane(self) -> OperatorClient | None:
+        """One that answers, and has an agent that runs."""
+        try:
+            operator = self._world.operator()
+            agent_pid = operator.info(timeout_s=ANSWERS_WITHIN_S).agent_pid
+        except CortexError:
+            return None
+        return operator if agent_pid in self._world.processes() else None
+
+    def _is_whole(self) -> bool:
+        """Whether each api has a replica, or sleeps."""
+        operator = self._control_plane()
+        try:
+            apis = operator.apis(timeout_s=ANSWERS_WITHIN_S) if operator is not None else ()
+        except CortexError:
+            return False
+        return bool(apis) and all(api.status is Status.ASLEEP or api.replicas.ready for api in apis)
 
     def _strike(self, fault: Fault) -> bool:
         """Whether there was anybody to hit."""

@@ -186,7 +186,7 @@ def numbered_iris(number: int) -> bytes:
         ]
     )
     model.graph.output.append(helper.make_tensor_value_info("build", TensorProto.FLOAT, [None, 1]))
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _other_inputs() -> bytes:
@@ -198,4 +198,4 @@ def _other_inputs() -> bytes:
         [helper.make_tensor_value_info("label", TensorProto.FLOAT, [None, 3])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())

@@ -136,7 +136,8 @@ def _faults(chance: random.Random, seconds: float) -> tuple[Fault, ...]:
     kinds += [(kind, True) for kind, number in STOPS.items() for _ in range(_share(number, seconds))]
     chance.shuffle(kinds)
     instants = sorted(chance.uniform(CALM_S[0], seconds - CALM_S[1]) for _ in kinds)
-    faults, not_before_s = [], 0.0
+    faults: list[Fault] = []
+    not_before_s = 0.0
     for at_s, (kind, stops) in zip(instants, kinds, strict=True):
         at_s = max(at_s, not_before_s)
         if kind == "keeper" and faults:
