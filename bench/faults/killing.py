@@ -20,6 +20,7 @@ from faults.judgement import Kill
 from faults.schedule import LOADING, Fault
 
 LOOKS_EACH_S = 0.02
+ASKS_AGAIN_AFTER_S = 0.2
 ANSWERS_WITHIN_S = 2.0
 FORKED_WITHIN_S = 20.0
 """A loading replica is waited for so long; then another one is killed."""
@@ -77,10 +78,10 @@ class Killer:
             if waiting[0].kind == LOADING:
                 if ambush is None and (not self._one_at_a_time or self._is_whole()):
                     ambush = Ambush(self._world, waiting.pop(0))
-            elif self._may_strike(waiting[0]):
-                fault = waiting.pop(0)
-                if not self._strike(fault):
-                    waiting.insert(0, fault)
+            elif self._may_strike(waiting[0]) and self._strike(waiting[0]):
+                waiting.pop(0)
+            else:
+                self._stopped.wait(ASKS_AGAIN_AFTER_S)
 
     def _may_strike(self, fault: Fault) -> bool:
         """
