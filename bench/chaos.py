@@ -37,7 +37,7 @@ from faults.operator import Operator
 from faults.project import APIS, DEPLOYMENT, LONE, MANY, ONCE, SLEEPER, Project
 from faults.receipt import Receipt, receipt_of
 from faults.schedule import Schedule, make_schedule
-from world import World
+from world import World, end_in_order
 
 SHARES = {LONE: 0.25, MANY: 0.5, ONCE: 0.25}
 LARGE = {MANY: 3.0, LONE: 1.0}
@@ -199,6 +199,7 @@ def main() -> int:
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
     receipt_path = options.receipt.resolve()
     folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
+    end_in_order()
     run = Run(folder, seed, options.seconds, options.rate, one_at_a_time=options.one_at_a_time)
     print(f"seed {seed}, {options.seconds:g} s, in {folder}")
     _show(run.schedule)

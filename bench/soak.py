@@ -35,7 +35,7 @@ import msgspec
 from client import Counts, Plan
 from drawing import page
 from faults.project import HANDLER, numbered_iris
-from world import World, a_world
+from world import World, a_world, end_in_order
 
 SHARES = {"quick": 0.8, "waits": 0.2}
 """Of all requests. A handler that waits has more replicas than one."""
@@ -305,6 +305,7 @@ def main() -> int:
     given = parser.parse_args()
     plot = given.plot.resolve()
     ends_s = time.monotonic() + given.seconds
+    end_in_order()
     with a_world("soak") as world:
         looks, counts = soak(
             world, given.redeploys, given.requests, given.rate, stopped=lambda: time.monotonic() > ends_s

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -85,6 +86,11 @@ class World:
         if done.returncode != 0:
             raise SystemExit(f"cortex {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
         return done.stdout
+
+
+def end_in_order() -> None:
+    """SIGTERM is an exit from here on, so that what is running is taken down."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 @contextlib.contextmanager
