@@ -133,6 +133,11 @@ class HomeLayout:
         return self.home / "stats.db"
 
     @property
+    def events_file(self) -> Path:
+        """What was decided and what happened, for 14 days."""
+        return self.home / "events.db"
+
+    @property
     def node(self) -> Path:
         """What the agent needs to find its replicas, launchers and ingress again."""
         return self.home / "node"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 
 import click
 import msgspec
 
+from cortex.cli import text
 from cortex.cli.boundary import DONE
 from cortex.cli.command import Command, environment, on_interrupt, print_json_line
 from cortex.cli.following import Read, follow_all, follow_one
@@ -18,7 +18,7 @@ from cortex.client.errors import OperatorFailed
 from cortex.client.operator import ALL_LINES, OperatorClient
 from cortex.settings import Settings
 from cortex.wire.agent import LogLine, LogLines
-from cortex.wire.operator import CURRENT, ApiStatus, Status
+from cortex.wire.operator import CURRENT, ApiStatus, Status, rfc3339_ms
 
 LAST_LINES = 100
 SHORT_REQUEST = 6
@@ -200,21 +200,12 @@ def line_printer(terminal: Terminal, *, prefix: str = "", of_one_request: bool =
         mark = paint(f"{prefix} {replica}".lstrip() if for_people else replica, colour)
         if line.request and not of_one_request:
             mark += " " + paint(harmless(short_request(line.request) if for_people else line.request), "dim")
-        when = _when(line.wall_s, terminal.clock.wall_s() if for_people else None)
+        when = text.local_time(line.wall_s, terminal.clock.wall_s() if for_people else None)
         when = paint(when, "dim") + " " if when else ""
         for part in show_text(line.text).splitlines() or [""]:
             terminal.out(f"{when}{mark}  {_by_level(part, line.level, paint)}".rstrip())
 
     return show
-
-
-def _when(wall_s: float, now_wall_s: float | None) -> str:
-    """Local time, with the date unless that is today's; with it always where nobody knows when it is read."""
-    if not wall_s:
-        return ""
-    at = datetime.fromtimestamp(wall_s)
-    is_today = now_wall_s is not None and at.date() == datetime.fromtimestamp(now_wall_s).date()
-    return f"{at:%H:%M:%S}" if is_today else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def _by_level(text: str, level: str, paint: Paint) -> str:
@@ -224,7 +215,7 @@ def _by_level(text: str, level: str, paint: Paint) -> str:
 
 def _for_programs(line: LogLine) -> ShownLine:
     return ShownLine(
-        time=datetime.fromtimestamp(line.wall_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        time=rfc3339_ms(line.wall_s),
         replica=line.replica,
         text=line.text,
         stream=line.stream,

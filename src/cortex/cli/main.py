@@ -18,7 +18,10 @@ from cortex.version import __version__
 WIDEST_HELP = 100
 
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Deploy and look", ("init", "deploy", "get", "logs", "predict", "history", "rollback", "refresh", "delete")),
+    (
+        "Deploy and look",
+        ("init", "deploy", "get", "logs", "events", "predict", "history", "rollback", "refresh", "delete"),
+    ),
     ("Environment", ("up", "down", "info", "secret", "configure")),
     ("Other", ("simulate", "completion", "schema", "version")),
 )

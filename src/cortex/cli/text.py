@@ -191,6 +191,15 @@ def instant(rfc3339: str | None) -> float | None:
     return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
 
 
+def local_time(wall_s: float, now_wall_s: float | None) -> str:
+    """`10:32:07`, with the date unless that is today's; with it always where nobody knows when it is read (None)."""
+    if not wall_s:
+        return ""
+    at = datetime.fromtimestamp(wall_s)
+    is_today = now_wall_s is not None and at.date() == datetime.fromtimestamp(now_wall_s).date()
+    return f"{at:%H:%M:%S}" if is_today else f"{at:%Y-%m-%d %H:%M:%S}"
+
+
 def took(seconds: float) -> str:
     """How long something took: `0.4 s`, `12 s`, `2m 05s`."""
     if seconds < 9.95:

@@ -21,6 +21,7 @@ from cortex.wire.operator import (
     DeployRequest,
     DeployResult,
     Digests,
+    EventPage,
     Failure,
     HistoryLine,
     Info,
@@ -216,6 +217,34 @@ class OperatorClient:
         """Versions of an api, newest first."""
         path = f"/v1/apis/{_segment(deployment)}/{_segment(api)}/history"
         return self._get(path, tuple[HistoryLine, ...])
+
+    def events(
+        self,
+        *,
+        deployment: str | None = None,
+        api: str | None = None,
+        limit: int = 100,
+        after: str = "",
+        wait_s: float = 0.0,
+    ) -> EventPage:
+        """
+        What was decided and what happened, oldest first; of one api, of a deployment, or of everything.
+
+        Args:
+            limit: at most so many, up to `wire.operator.MOST_EVENTS`: the last ones, or the first ones after `after`.
+            after: cursor of an earlier page; then `wait_s` may be given, to wait for the first one.
+
+        Raises:
+            OperatorFailed: there is no such api, nor was there in the last 14 days.
+        """
+        query = _query(
+            deployment=deployment,
+            api=api,
+            limit=str(limit),
+            after=after or None,
+            wait_s=f"{wait_s:.3f}" if wait_s else None,
+        )
+        return self._get(f"/v1/events{query}", EventPage, timeout_s=wait_s + CALL_TIMEOUT_S)
 
     def secrets(self, *, timeout_s: float = CALL_TIMEOUT_S) -> tuple[SecretStatus, ...]:
         """All secrets, by name; never their values."""

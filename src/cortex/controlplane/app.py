@@ -29,6 +29,8 @@ from cortex.binding import bind_tcp, handed_over
 from cortex.clock import Clock, SystemClock
 from cortex.controlplane.agents import LocalAgent
 from cortex.controlplane.chores import Chore
+from cortex.controlplane.chronicle import Chronicle
+from cortex.controlplane.events import Events
 from cortex.controlplane.facade import ControlPlane
 from cortex.controlplane.fetching import Models
 from cortex.controlplane.healing import LOOK_EVERY_S, Healing
@@ -47,6 +49,7 @@ from cortex.engines.base import Engine
 from cortex.engines.local import LocalEngine
 from cortex.errors import CortexError
 from cortex.ids import NodeId
+from cortex.planning.assessment import Assessment
 from cortex.planning.guarding import ToProve, to_prove
 from cortex.planning.status import statuses
 from cortex.planning.watching import LOOK_EVERY_S as WATCHED_EVERY_S
@@ -91,6 +94,8 @@ def build(
         shut_down: ends this process in order.
     """
     view = View()
+    events = Events(file=layout.events_file, clock=clock)
+    chronicle = Chronicle(tell=events.tell, clock=clock)
     secret_store = SecretStore(layout.secrets)
     cloud_keys = CloudKeys(SecretStore(layout.cloud_keys), clock)
     models = Models(store=store, known=state.apis, cloud_file=layout.cloud_file, environ=os.environ)
@@ -124,6 +129,11 @@ def build(
         proving.wake()
         watching.wake()
 
+    def show(assessment: Assessment) -> None:
+        found = statuses(assessment, where())
+        view.publish(tuple(found.values()))
+        chronicle.take(assessment, found)
+
     loop = Loop(
         state=state,
         engine=engine,
@@ -131,8 +141,9 @@ def build(
         clock=clock,
         in_charge=in_charge,
         resign=shut_down,
-        show=lambda assessment: view.publish(tuple(statuses(assessment, where()).values())),
+        show=show,
         changed=changed,
+        tell=events.tell,
     )
     scaling = Scaling(
         state=state,
@@ -141,6 +152,7 @@ def build(
         latest=lambda: loop.latest,
         downscale_window_s=settings.downscale_window_s,
         changed=lambda: loop.wake(),
+        tell=events.tell,
     )
     scaler = Chore("scaling", scaling.step, first_after_s=None, fault_pause_s=1.0)
     clearing = Housekeeping(
@@ -175,7 +187,7 @@ def build(
 
     watching = Chore(
         "watching",
-        Watching(state=state, counted=statistics, clock=clock, committed=wanted_changed).step,
+        Watching(state=state, counted=statistics, clock=clock, committed=wanted_changed, tell=events.tell).step,
         fault_pause_s=WATCHED_EVERY_S,
     )
 
@@ -195,6 +207,7 @@ def build(
             cloud=cloud_keys,
             committed=wanted_changed,
             ingress_url=where,
+            tell=events.tell,
         )
 
     return ControlPlane(
@@ -213,8 +226,14 @@ def build(
         models=models,
         make_deployer=make_deployer,
         rollbacks=Rollbacks(
-            state=state, secrets=secret_store, clock=clock, committed=wanted_changed, ingress_url=where
+            state=state,
+            secrets=secret_store,
+            clock=clock,
+            committed=wanted_changed,
+            ingress_url=where,
+            tell=events.tell,
         ),
+        events=events,
         ingress_url=where,
         wanted_changed=wanted_changed,
         parts=(
@@ -273,6 +292,7 @@ def _serve(
 
     def shut_down() -> None:
         ended.set()
+        plane.answer_waiting()
         if server is not None:
             server.end()
 

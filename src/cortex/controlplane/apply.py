@@ -17,6 +17,7 @@ from cortex.controlplane.rollback import take_back
 from cortex.controlplane.world import World
 from cortex.errors import CortexError, RetryLater
 from cortex.ids import ApiKey, NodeId
+from cortex.planning import happenings
 from cortex.planning.actions import (
     AcquireLease,
     Action,
@@ -101,27 +102,36 @@ def apply(plan: Plan, world: World) -> Failures:
 
 
 def _carry_out(action: Action, world: World) -> None:
-    state, engine = world.state, world.engine
+    state, engine, wall_s = world.state, world.engine, world.clock.wall_s()
+    before = state.api(action.api)
+    wanted = before.wanted if before is not None else None
     match action:
         case RecordExit():
             state.record_exit(action, wall_s=world.steady_wall_s())
+            if wanted is not None:
+                world.tell(happenings.crashed(action, wanted))
         case RecordStop():
-            stop = msgspec.structs.replace(action.stop, wall_s=world.clock.wall_s())
+            stop = msgspec.structs.replace(action.stop, wall_s=wall_s)
             state.record_stop(action.model, stop, rules=RULES)
+            world.tell(happenings.batching_stopped(action))
             log.warning("%s, on %s", describe(action), stop.runtime or "a runtime that it did not name")
         case RecordReady():
             state.record_ready(action.api, action.revision, action.replica)
         case MarkServing():
             state.mark_serving(action.api, action.revision)
         case MarkLive():
-            state.mark_live(action.api, action.revision, wall_s=world.clock.wall_s())
+            state.mark_live(action.api, action.revision, wall_s=wall_s)
+            if wanted is not None and wanted.build.revision == action.revision and wanted.live_wall_s is None:
+                world.tell(happenings.live(wanted, wall_s=wall_s))
         case MarkFailed():
-            state.mark_failed(action.api, action.revision, action.problem, wall_s=world.clock.wall_s())
+            state.mark_failed(action.api, action.revision, action.problem, wall_s=wall_s)
+            if wanted is not None and wanted.build.revision == action.revision:
+                world.tell(happenings.failed(wanted, action.problem))
         case MarkAwake():
-            state.wake(action.api, wall_s=world.clock.wall_s())
+            state.wake(action.api, wall_s=wall_s)
         case GoBack():
             reason = action.problem.message.partition("\n")[0]
-            take_back(state, action.api, action.revision, action.to, reason=reason, wall_s=world.clock.wall_s())
+            take_back(state, world.tell, action.api, action.revision, action.to, reason=reason, wall_s=wall_s)
             log.warning("%s", describe(action))
         case AcquireLease():
             engine.acquire(action.request)

@@ -8,7 +8,7 @@ Anything wrong, and nothing is changed. What each api would be comes from `candi
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import msgspec
 from pydantic import ValidationError
@@ -26,12 +26,14 @@ from cortex.controlplane.versions import trees_of
 from cortex.engines.base import Engine
 from cortex.errors import Problem, Problems
 from cortex.ids import DEFAULT_DEPLOYMENT, ApiKey, DeploymentName, api_key, route_path, split_api_key
+from cortex.planning import happenings
 from cortex.planning.batching import Known
 from cortex.spec.locations import is_remote, masked_model
 from cortex.spec.models import ApiSpec, ProjectSpec
 from cortex.state.base import ApiRecord, DeployChange, DeployedApi, DeploymentRecord, VersionRecord
 from cortex.state.records import StateStore
 from cortex.state.secrets import SecretStore
+from cortex.wire.events import TellEvent, told_to_nobody
 from cortex.wire.fetch import Fetched
 from cortex.wire.operator import (
     ApiChange,
@@ -75,6 +77,7 @@ class Deployer:
         cloud: CloudKeys,
         committed: Callable[[], None],
         ingress_url: Callable[[], str],
+        tell: TellEvent = told_to_nobody,
     ) -> None:
         self._state = state
         self._store = store
@@ -86,6 +89,7 @@ class Deployer:
         self._candidates = Candidates(store=store, packages=packages, secrets=secrets, cloud=cloud)
         self._committed = committed
         self._ingress_url = ingress_url
+        self._tell = tell
         self._turns: dict[DeploymentName, threading.Lock] = {}
         """Held by who deploys: what a deploy takes for known of its deployment stays so until it is written."""
 
@@ -232,12 +236,33 @@ class Deployer:
                 wall_s=wall_s,
             )
         )
+        self._tell_changes(deployment, result.changes, known, left)
         self._committed()
         names = {split_api_key(key)[1]: record for key in left if (record := self._state.api(key)) is not None}
         if not names:
             return result
         became = (changes.left_meanwhile(names[one.api], one) if one.api in names else one for one in result.changes)
         return msgspec.structs.replace(result, changes=tuple(became))
+
+    def _tell_changes(
+        self,
+        deployment: DeploymentName,
+        told: Sequence[ApiChange],
+        known: Mapping[ApiKey, ApiRecord],
+        left: Collection[ApiKey],
+    ) -> None:
+        """Args: `left`: what went back to an older version meanwhile."""
+        for change in told:
+            key = api_key(deployment, change.api)
+            before, now = known.get(key), self._state.api(key)
+            if key in left:
+                continue
+            rescaled = None
+            if before is not None and now is not None:
+                rescaled = happenings.rescaled(key, before.wanted.scale, now.wanted.scale)
+            for event in (happenings.deployed(key, change), rescaled):
+                if event is not None:
+                    self._tell(event)
 
     def _updated_wall_s(self, deployment: DeploymentName, result: DeployResult, wall_s: float) -> float:
         """When something of it changed, as for its apis; not when the same was deployed again."""

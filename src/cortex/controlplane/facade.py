@@ -17,6 +17,7 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane.agents import LocalAgent
 from cortex.controlplane.chores import Chore
+from cortex.controlplane.events import Events
 from cortex.controlplane.fetching import Models
 from cortex.controlplane.loop import Loop
 from cortex.controlplane.rollback import Rollbacks
@@ -27,8 +28,9 @@ from cortex.controlplane.versions import revisions_of_version
 from cortex.controlplane.view import View, deployment_statuses
 from cortex.engines.base import Engine
 from cortex.errors import CortexError
-from cortex.ids import ApiKey, DeploymentName, api_key
+from cortex.ids import ApiKey, DeploymentName, api_key, short
 from cortex.metrics.exposition import Exposed, exposition
+from cortex.planning import happenings
 from cortex.settings import OPERATOR_HOST, Settings
 from cortex.state.records import StateStore
 from cortex.version import __version__
@@ -41,6 +43,7 @@ from cortex.wire.operator import (
     DeployProgress,
     DeployRequest,
     DeployResult,
+    EventPage,
     HistoryLine,
     Info,
     Removed,
@@ -87,6 +90,7 @@ class ControlPlane:
         models: Models,
         make_deployer: Callable[[], Deployer],
         rollbacks: Rollbacks,
+        events: Events,
         ingress_url: Callable[[], str],
         wanted_changed: Callable[[], None],
         parts: Sequence[Chore],
@@ -109,6 +113,7 @@ class ControlPlane:
         self._models = models
         self._make_deployer = make_deployer
         self._rollbacks = rollbacks
+        self._events = events
         self._ingress_url = ingress_url
         self._wanted_changed = wanted_changed
         self._parts = parts
@@ -121,6 +126,11 @@ class ControlPlane:
         for part in self._parts:
             part.start()
 
+    def answer_waiting(self) -> None:
+        """Whoever waits for something to change is answered now: this process ends."""
+        self._view.close()
+        self._events.answer_waiting()
+
     def close(self) -> None:
         """Stop looking after the world. What runs goes on running."""
         self._loop.stop()
@@ -129,6 +139,7 @@ class ControlPlane:
         self._agent.close()
         self._loop.join(5.0)
         self._statistics.close()
+        self._events.close()
 
     @property
     def stopping(self) -> bool:
@@ -179,9 +190,12 @@ class ControlPlane:
         return result
 
     def delete(self, deployment: DeploymentName, api: ApiKey | None) -> Removed | None:
-        gone = [r.wanted.api for r in self._state.apis(deployment) if api is None or r.wanted.api == api]
+        wanted = [r.wanted for r in self._state.apis(deployment) if api is None or r.wanted.api == api]
+        gone = [one.api for one in wanted]
         if not self._state.delete(deployment, api, wall_s=self._clock.wall_s()):
             return None
+        for one in wanted:
+            self._events.tell(happenings.deleted(one.api, short(one.build.version), "by hand"))
         self._forget(gone)
         self._wanted_changed()
         self._loop.catch_up()
@@ -301,6 +315,17 @@ class ControlPlane:
 
     def logs(self, request: ReadLogs) -> LogLines:
         return self._agent.read_logs(request)
+
+    async def events(
+        self, *, deployment: str | None, api: ApiKey | None, limit: int, after: str, wait_s: float
+    ) -> EventPage | None:
+        """What was decided and what happened; None where there is no such api, nor was there lately."""
+        owner = None if deployment is None else DeploymentName(deployment)
+        page = await self._events.page_later(deployment=owner, api=api, limit=limit, after=after, wait_s=wait_s)
+        if api is None or page.events or self._state.api(api) is not None or self._state.history(api):
+            return page
+        deployment_, _, name = api.partition("/")
+        return page if after or self._view.status(deployment_, name) is not None else None
 
     def history(self, api: ApiKey) -> tuple[HistoryLine, ...]:
         return self._rollbacks.history(api)

@@ -18,6 +18,7 @@ from cortex.metrics.exposition import PlannerCounts
 from cortex.planning.actions import OrderNode, Plan
 from cortex.planning.assessment import Assessment
 from cortex.state.records import StateStore
+from cortex.wire.events import TellEvent, told_to_nobody
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Loop:
         resign: Callable[[], None],
         show: Callable[[Assessment], None],
         changed: Callable[[], None],
+        tell: TellEvent = told_to_nobody,
     ) -> None:
         self._state = state
         self._engine = engine
@@ -60,6 +62,7 @@ class Loop:
         self._resign = resign
         self._show = show
         self._changed = changed
+        self._tell = tell
         self.counts = PlannerCounts()
         self.latest: Assessment | None = None
         """What the last tick saw and acted on."""
@@ -164,6 +167,7 @@ class Loop:
             clock=self._clock,
             epoch=self._state.take_epoch(),
             show=self._note,
+            tell=self._tell,
         )
 
     def _note(self, assessment: Assessment) -> None:

@@ -15,10 +15,12 @@ from cortex.controlplane import changes
 from cortex.controlplane.versions import revision_of, with_settings_of
 from cortex.errors import CortexError
 from cortex.ids import ApiKey, Revision, Version, route_path, short, split_api_key
+from cortex.planning import happenings
 from cortex.state.base import ApiRecord, RollbackChange, VersionLine, VersionRecord
 from cortex.state.records import KEPT_VERSIONS, StateStore
 from cortex.state.secrets import SecretStore
 from cortex.wire.build import BuildSpec, SecretPin
+from cortex.wire.events import TellEvent, told_to_nobody
 from cortex.wire.operator import (
     ApiChange,
     ChangeKind,
@@ -103,8 +105,10 @@ class Rollbacks:
         clock: Clock,
         committed: Callable[[], None],
         ingress_url: Callable[[], str],
+        tell: TellEvent = told_to_nobody,
     ) -> None:
         self._state = state
+        self._tell = tell
         self._secrets = secrets
         self._clock = clock
         self._committed = committed
@@ -136,6 +140,7 @@ class Rollbacks:
                 )
             )
             if written:
+                self._tell(happenings.rolled_back(api, came_back.build.version, record.wanted.build.version))
                 self._committed()
                 return RollbackResult(change=change)
         return None
@@ -179,7 +184,16 @@ class Rollbacks:
                 )
 
 
-def take_back(state: StateStore, api: ApiKey, revision: Revision, to: Revision, *, reason: str, wall_s: float) -> bool:
+def take_back(
+    state: StateStore,
+    tell: TellEvent,
+    api: ApiKey,
+    revision: Revision,
+    to: Revision,
+    *,
+    reason: str,
+    wall_s: float,
+) -> bool:
     """
     Have the version that was live before serve again, unasked; False where that cannot be, or is of no use any more.
 
@@ -204,7 +218,10 @@ def take_back(state: StateStore, api: ApiKey, revision: Revision, to: Revision, 
         reason=reason,
         wall_s=wall_s,
     )
-    return state.roll_back(change)
+    if not state.roll_back(change):
+        return False
+    tell(happenings.rolled_back(api, version.build.version, record.wanted.build.version, reason=reason))
+    return True
 
 
 # ---- which version ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import msgspec
 from cortex.clock import Clock
 from cortex.engines.base import Engine
 from cortex.ids import ApiKey, ReplicaId
-from cortex.planning import scale, scaling_words
+from cortex.planning import happenings, scale, scaling_words
 from cortex.planning.assessment import Assessment, Case
 from cortex.planning.autoscale import Machine, Scalable, ScalingDecision, ScalingMemory, decide
 from cortex.planning.load import Loads
@@ -19,6 +19,7 @@ from cortex.planning.model import Lack, LeaseState, WantedApi
 from cortex.planning.sleep import Idleness, idled, sleeps_in_s
 from cortex.planning.slots import SlotState
 from cortex.state.records import StateStore
+from cortex.wire.events import TellEvent, told_to_nobody
 from cortex.wire.loads import NodeLoads
 from cortex.wire.operator import ScalingStatus, rfc3339
 
@@ -47,6 +48,7 @@ class Scaling:
         engine: Engine,
         downscale_window_s: float,
         changed: Callable[[], None],
+        tell: TellEvent = told_to_nobody,
     ) -> None:
         self.decisions: dict[ApiKey, ScalingDecision] = {}
         """The last of each api. Replaced as a whole."""
@@ -56,6 +58,7 @@ class Scaling:
         self._engine = engine
         self._downscale_window_s = downscale_window_s
         self._changed = changed
+        self._tell = tell
         self._arrived: list[NodeLoads] = []
         self._arriving = threading.Lock()
         self._loads = Loads()
@@ -95,7 +98,7 @@ class Scaling:
         scalables = [_scalable(case, self._downscale_window_s, is_room_coming=is_room_coming) for case in cases]
         decisions = decide(scalables, self._loads.lately(), memories, self._machine(assessment), now_s=now_s)
         self._memories = {api: decision.memory for api, decision in decisions.items()}
-        self.decisions = decisions
+        before, self.decisions = self.decisions, decisions
         sleeps_in = self._drowse([case for case in cases if not case.wanted.min_replicas], now_s)
         sleepy = [case for case, left_s in sleeps_in if left_s <= 0]
         for case in sleepy:
@@ -106,6 +109,9 @@ class Scaling:
             text = scaling_words.reason(decision)
             log.info("%s: %s -> %s replicas: %s", decision.api, decision.asked.replicas, decision.replicas, text)
             self._state.autoscale(decision, wall_s=wall_s)
+            self._tell(happenings.scaled(decision))
+        for api, decision in decisions.items():
+            self._tell_bound(before.get(api), decision)
         if moved or sleepy:
             self._changed()
         return min((left_s for _case, left_s in sleeps_in if left_s > 0), default=None)
@@ -125,6 +131,13 @@ class Scaling:
         reason = f"nobody asked for {wanted.idle_timeout_s:g} s"
         log.info("%s: falls asleep: %s", wanted.api, reason)
         self._state.set_scale(wanted.api, 1, reason=reason, wall_s=wall_s, asleep=True)
+        self._tell(happenings.slept(wanted.api, reason))
+
+    def _tell_bound(self, before: ScalingDecision | None, now: ScalingDecision) -> None:
+        if before is None or (before.bound, before.replicas) != (now.bound, now.replicas):
+            event = happenings.bounded(now)
+            if event is not None:
+                self._tell(event)
 
     def statuses(self) -> dict[ApiKey, ScalingStatus]:
         """What is told of each api that was decided on."""

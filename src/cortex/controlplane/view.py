@@ -7,12 +7,11 @@ what it has seen and is answered as soon as there is something else.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import secrets
 import threading
 from collections.abc import Iterable
 
+from cortex.controlplane.awaiting import Awaited
 from cortex.settings import Settings
 from cortex.state.base import DeploymentRecord
 from cortex.wire.operator import ApiStatus, DeploymentStatus, Status, Watched, rfc3339
@@ -26,11 +25,10 @@ class View:
 
     def __init__(self) -> None:
         self._statuses: dict[str, ApiStatus] = {}
-        self._serial = 0
+        self._changes = Awaited()
         self._life = secrets.token_hex(4)
         """Part of each token: what another process of ours has shown is not what we show."""
         self._lock = threading.Lock()
-        self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
     def publish(self, statuses: tuple[ApiStatus, ...]) -> None:
         """Replace everything shown; wakes watchers when it differs."""
@@ -39,11 +37,11 @@ class View:
             if new == self._statuses:
                 return
             self._statuses = new
-            self._serial += 1
-            waiting = tuple(self._waiting)
-        for loop, event in waiting:
-            with contextlib.suppress(RuntimeError):  # its loop has ended
-                loop.call_soon_threadsafe(event.set)
+            self._changes.note()
+
+    def close(self) -> None:
+        """From now on nobody waits for a change."""
+        self._changes.close()
 
     def statuses(self, deployment: str | None = None) -> tuple[ApiStatus, ...]:
         """All apis, or one deployment's, sorted by deployment and name."""
@@ -56,26 +54,18 @@ class View:
             return self._statuses.get(f"{deployment}/{name}")
 
     def now(self, deployment: str | None = None) -> Watched:
-        with self._lock:
-            serial = self._serial
-        return Watched(token=f"{self._life}-{serial}", apis=self.statuses(deployment))
+        serial = self._changes.now  # before: what is shown may be newer than its token, and never older
+        return Watched(token=self._token(serial), apis=self.statuses(deployment))
 
     async def changed(self, token: str, timeout_s: float, deployment: str | None = None) -> Watched:
         """What is shown now, if that is not what `token` stands for; else wait for it to change."""
-        event = asyncio.Event()
-        entry = (asyncio.get_running_loop(), event)
-        with self._lock:
-            self._waiting.add(entry)
-        try:
-            if self.now().token == token:
-                async with asyncio.timeout(timeout_s):
-                    await event.wait()
-        except TimeoutError:
-            pass
-        finally:
-            with self._lock:
-                self._waiting.discard(entry)
+        serial = self._changes.now
+        if self._token(serial) == token:
+            await self._changes.after(serial, timeout_s)
         return self.now(deployment)
+
+    def _token(self, serial: int) -> str:
+        return f"{self._life}-{serial}"
 
 
 def deployment_statuses(records: Iterable[DeploymentRecord], apis: Iterable[ApiStatus]) -> tuple[DeploymentStatus, ...]:

@@ -15,11 +15,12 @@ from typing import Protocol
 from cortex.clock import Clock
 from cortex.controlplane.rollback import take_back
 from cortex.ids import ApiKey, Revision, Version, short
-from cortex.planning import watching
+from cortex.planning import happenings, watching
 from cortex.planning.model import RolledBack
 from cortex.planning.watching import LOOK_EVERY_S, Answers, Base
 from cortex.state.base import ApiRecord
 from cortex.state.records import StateStore
+from cortex.wire.events import TellEvent, told_to_nobody
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class _Aftermath:
     back: RolledBack
     new: Answers
     """Of the version that failed."""
+    left: Version
+    """That one."""
     version: Version
     answers: Answers
     """Of the version that is back, as of when it went back."""
@@ -75,8 +78,17 @@ class Watching:
         committed: called after the wanted state has changed.
     """
 
-    def __init__(self, *, state: StateStore, counted: Counted, clock: Clock, committed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        state: StateStore,
+        counted: Counted,
+        clock: Clock,
+        committed: Callable[[], None],
+        tell: TellEvent = told_to_nobody,
+    ) -> None:
         self._state = state
+        self._tell = tell
         self._counted = counted
         self._clock = clock
         self._committed = committed
@@ -144,7 +156,7 @@ class Watching:
         api, now_wall_s = record.wanted.api, self._clock.wall_s()
         before = self._version_of(api, previous)
         del self._watches[api]
-        if not take_back(self._state, api, watch.revision, previous, reason=reason, wall_s=now_wall_s):
+        if not take_back(self._state, self._tell, api, watch.revision, previous, reason=reason, wall_s=now_wall_s):
             return
         log.warning("%s: back from version %s: %s", api, short(watch.version), reason)
         self._committed()
@@ -154,6 +166,7 @@ class Watching:
             self._aftermaths[api] = _Aftermath(
                 back=after.wanted.rolled_back,
                 new=watching.together(watch.intervals),
+                left=watch.version,
                 version=before,
                 answers=answers,
                 until_s=now_s + AFTERWARDS_S,
@@ -171,6 +184,7 @@ class Watching:
                 excuse = f"no fault of that version: {after.text} since, too"
                 log.warning("%s: %s", api, excuse)
                 self._state.excuse(api, aftermath.back, excuse)
+                self._tell(happenings.excused(api, aftermath.left, excuse))
                 self._committed()
         elif now_s >= aftermath.until_s:
             del self._aftermaths[api]

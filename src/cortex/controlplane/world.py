@@ -15,6 +15,7 @@ from cortex.planning.assessment import Assessment
 from cortex.planning.model import Desired, Lease, Rules
 from cortex.planning.plan import plan
 from cortex.state.records import StateStore
+from cortex.wire.events import TellEvent, told_to_nobody
 from cortex.wire.orders import Orders
 from cortex.wire.reports import AgentReport
 
@@ -75,6 +76,7 @@ class World:
     rules: Rules = field(default_factory=Rules)
     planner: Planner = plan
     show: Callable[[Assessment], None] | None = None
+    tell: TellEvent = told_to_nobody
     memory: TickMemory = field(default_factory=lambda: TickMemory())
 
     def __post_init__(self) -> None:

@@ -66,6 +66,7 @@ class RecordExit(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     was_ready: bool
     exit: ExitReport
+    peak_rss_bytes: int = 0
 
 
 class RecordStop(msgspec.Struct, frozen=True, kw_only=True):

@@ -161,6 +161,7 @@ def _new_exits(wanted: WantedApi, seen: SeenApi, records: Mapping[Revision, RunR
                     attempt=report.attempt,
                     was_ready=report.was_ready,
                     exit=report.exit,
+                    peak_rss_bytes=report.peak_rss_bytes,
                 )
             )
     return tuple(found)

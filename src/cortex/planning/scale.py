@@ -6,6 +6,9 @@ from cortex.planning import scaling_words
 from cortex.planning.autoscale import ScalingDecision, ScalingMemory, first_memory
 from cortex.planning.model import ApiSettings, Scale
 
+ASKED_WHILE_ASLEEP = "somebody asked while it slept"
+"""Why an api has a replica that somebody has woken."""
+
 
 def deployed(
     scale: Scale | None,

@@ -27,8 +27,15 @@ def reason(decision: ScalingDecision) -> str:
     if bound is None:
         return wanted
     if decision.replicas == decision.asked.replicas and bound not in (Bound.MINIMUM, Bound.MAXIMUM):
-        return f"held at {decision.replicas}: {_bound(decision, bound)}; {wanted}"
+        return held(decision)
     return f"{wanted}; {_bound(decision, bound)}"
+
+
+def held(decision: ScalingDecision) -> str:
+    """Of one with a bound: `held at 3: capped by max_replicas 3; wanted 5: cpu 412 % of request, target 80 %`."""
+    bound = decision.bound
+    assert bound is not None
+    return f"held at {decision.replicas}: {_bound(decision, bound)}; wanted {decision.wanted}: {figures(decision)}"
 
 
 def figures(decision: ScalingDecision) -> str:

@@ -454,7 +454,7 @@ class StateStore:
         with self._lock:
             row = self._row(api)
             if row is not None and self._content["scale"][api].asleep:
-                self.set_scale(api, 1, reason="somebody asked while it slept", wall_s=wall_s)
+                self.set_scale(api, 1, reason=scale.ASKED_WHILE_ASLEEP, wall_s=wall_s)
 
     def set_scale(self, api: ApiKey, replicas: int, *, reason: str, wall_s: float, asleep: bool = False) -> None:
         """How many replicas from now on, within the api's bounds, and why. Ignored when the api is gone."""

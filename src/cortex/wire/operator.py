@@ -16,6 +16,7 @@ The control plane's HTTP API, as data: what `client` sends and `controlplane/api
 | GET /v1/watch?token=&timeout_s=[&deployment=] | | `Watched`, as soon as it differs from `token` |
 | GET /v1/apis/{deployment}/{api}/logs?… | parameters of `ReadLogs`, and `version` | `LogLines` |
 | GET /v1/apis/{deployment}/{api}/history | | list of `HistoryLine` |
+| GET /v1/events[?deployment=&api=&limit=&after=&wait_s=] | | `EventPage`, later if there is nothing yet |
 | GET /v1/secrets | | list of `SecretStatus` |
 | PUT /v1/secrets/{name} | `SecretValue` | `SecretStatus` |
 | DELETE /v1/secrets/{name}[?force=true] | | 204 |
@@ -35,8 +36,11 @@ import msgspec
 from cortex.errors import Problem
 from cortex.wire.batching import Disagreement, Mode, Proof, Trial
 from cortex.wire.build import ModelFormat
+from cortex.wire.events import Detail
 from cortex.wire.signature import Signature
 
+MOST_EVENTS = 1000
+"""In one answer."""
 CURRENT = "current"
 """As `version` of logs: what is wanted of an api, and what serves until that is live."""
 
@@ -44,6 +48,11 @@ CURRENT = "current"
 def rfc3339(wall_s: float) -> str:
     """`2026-01-31T12:00:00Z`."""
     return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def rfc3339_ms(wall_s: float) -> str:
+    """`2026-01-31T12:00:00.250Z`."""
+    return datetime.fromtimestamp(wall_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def date_and_time(wall_s: float) -> str:
@@ -456,6 +465,39 @@ class HistoryLine(msgspec.Struct, frozen=True, kw_only=True):
     """Its api went back from it."""
     obstacle: str = ""
     """Why it cannot come back; empty: `cortex rollback` takes it."""
+
+
+class EventLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of what was decided or happened."""
+
+    serial: int
+    """Larger than that of every line that changed before."""
+    time: str
+    """RFC 3339, UTC: the last time, if it was several."""
+    kind: str
+    """A value of `wire.events.EventKind`; a newer Cortex may know more."""
+    text: str
+    severity: str
+    """`info`, `warning` or `error`."""
+    deployment: str | None = None
+    """None, as is `api`: of the machine."""
+    api: str | None = None
+    version: str = ""
+    replica: str | None = None
+    count: int = 1
+    """How often the same has happened since `first`, never an hour apart."""
+    first: str
+    details: dict[str, Detail] = {}
+
+
+class EventPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Lines in the sequence in which they changed last."""
+
+    events: tuple[EventLine, ...]
+    cursor: str
+    """Pass back as `after` for what comes later; opaque."""
+    more: bool = False
+    """There are more already; one answer does not hold them all."""
 
 
 class SecretValue(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,6 +25,8 @@ from cortex.wire.operator import (
     DeployRequest,
     DeployResult,
     Digests,
+    EventLine,
+    EventPage,
     Failure,
     HistoryLine,
     Info,
@@ -34,6 +36,7 @@ from cortex.wire.operator import (
     SecretStatus,
     Status,
     Watched,
+    rfc3339_ms,
 )
 
 TOKEN = "a-token-for-tests"
@@ -61,6 +64,13 @@ def change(name: str = "sklearn", kind: ChangeKind = ChangeKind.ADDED, **fields:
 
 def log_line(text: str, *, replica: str = "iris.sklearn.aaaabbbb.0", **fields: Any) -> LogLine:
     return LogLine(wall_s=NOW, replica=replica, text=text, **fields)  # type: ignore[arg-type]
+
+
+def happened(serial: int, text: str, *, kind: str = "live", api: str | None = "sklearn", **fields: Any) -> EventLine:
+    """An event of today, a second after the one before."""
+    when = rfc3339_ms(NOW - 600 + serial)
+    given: dict[str, Any] = {"severity": "info", "deployment": "iris" if api else None, "time": when, "first": when}
+    return EventLine(serial=serial, kind=kind, text=text, api=api, **(given | fields))
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -96,6 +106,8 @@ class FakeOperator:
         self.logs_of: dict[str, tuple[LogLine, ...]] = {}
         """What `logs` answers for one version instead; of all of them by an empty one, and `current` for the usual."""
         self.history: list[HistoryLine] = []
+        self.happened: list[EventLine] = []
+        """What `events` answers: the last ones, or those after a serial."""
         self.rollback: RollbackResult | None = None
         """What a rollback answers; None: there is no such api."""
         self.blobs: dict[str, bytes] = {}
@@ -284,6 +296,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self._not_found(name)
             case "GET", ["apis", _, _, "history"]:
                 self._json(fake.history)
+            case "GET", ["events"]:
+                self._events(request.query)
             case "GET", ["secrets"]:
                 self._json(fake.secrets)
             case "PUT", ["secrets", name]:
@@ -314,6 +328,19 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
         self.wfile.write(b"0\r\n\r\n")
+
+    def _events(self, query: dict[str, str]) -> None:
+        """Those of the api or deployment that is asked for; an api that nothing is told of is unknown."""
+        owner, name, after = query.get("deployment"), query.get("api"), query.get("after", "")
+        of = [e for e in self.operator.happened if owner in (None, e.deployment) and name in (None, e.api)]
+        known = any((a.deployment, a.name) == (owner, name) for a in self.operator.apis)
+        if name is not None and not of and not known and not after:
+            self._not_found(name)
+            return
+        last = max((e.serial for e in self.operator.happened), default=0)
+        limit = int(query["limit"])
+        told = [e for e in of if e.serial > int(after)][:limit] if after else of[-limit:]
+        self._json(EventPage(events=tuple(told), cursor=str(last)))
 
     def _not_found(self, name: str) -> None:
         self._fail(404, Failure(error="unknown-api", message=f'there is no api "{name}"'))

@@ -45,6 +45,17 @@ def test_deployments_history_and_removal_are_decoded(operator: OperatorClient, f
     assert fake.calls[-2:] == ["DELETE /v1/deployments/iris", "DELETE /v1/deployments/iris/apis/a"]
 
 
+def test_events_are_asked_for_by_api_and_read_on(operator: OperatorClient, fake: Any, fakes: Any) -> None:
+    fake.happened = [fakes.happened(1, "serves"), fakes.happened(2, "of another", api="other")]
+    page = operator.events(deployment="iris", api="sklearn", limit=7)
+    assert page.events == (fake.happened[0],)
+    assert operator.events(after=page.cursor, wait_s=0.5).events == ()
+    assert [request.query for request in fake.requests] == [
+        {"deployment": "iris", "api": "sklearn", "limit": "7"},
+        {"limit": "100", "after": "2", "wait_s": "0.500"},
+    ]
+
+
 def test_a_blob_is_streamed_and_its_progress_told(operator: OperatorClient, fake: Any) -> None:
     told: list[int] = []
     operator.upload_blob(DIGEST, io.BytesIO(BLOB), len(BLOB), told.append)

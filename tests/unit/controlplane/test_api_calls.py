@@ -26,6 +26,8 @@ from cortex.wire.operator import (
     DeployRequest,
     DeployResult,
     Digests,
+    EventLine,
+    EventPage,
     Failure,
     HistoryLine,
     Info,
@@ -44,6 +46,9 @@ STATUS = ApiStatus(
 )
 RESULT = DeployResult(changes=(ApiChange(api="a", kind=ChangeKind.ADDED),), committed=True)
 ROLLED_BACK = RollbackResult(change=ApiChange(api="a", kind=ChangeKind.ROLLED_BACK, version="12345678"))
+EVENTS = EventPage(
+    events=(EventLine(serial=1, time="now", kind="live", text="serves", severity="info", first="now"),), cursor="e-1"
+)
 LINES = LogLines(lines=(LogLine(wall_s=1.0, replica=ReplicaId("iris.a.1.0"), text="hello"),), cursor="c2")
 
 
@@ -103,6 +108,9 @@ class FakeOperator:
     def history(self, api):
         line = HistoryLine(version="12345678", deployed="now", cause="first deploy", outcome="live")
         return self._note(api, (line,) if api == "iris/a" else ())
+
+    async def events(self, *, deployment, api, limit, after, wait_s):
+        return self._note((deployment, api, limit, after, wait_s), EVENTS if api in (None, "iris/a") else None)
 
     def stop(self, request):
         return self._note(request, INFO)
@@ -230,6 +238,14 @@ def test_the_page_for_prometheus_is_text(call):
         ("GET", "/v1/apis/iris/a/logs?tail=-1", (422, "bad-parameters")),
         ("GET", "/v1/apis/iris/a/logs?wait_s=3600", (422, "bad-parameters")),
         ("GET", "/v1/watch?timeout_s=soon", (422, "bad-parameters")),
+        ("GET", "/v1/events?deployment=iris&api=b", (404, "unknown-api")),
+        ("GET", "/v1/events?deployment=Iris", (404, "not-found")),
+        ("GET", "/v1/events?deployment=iris&api=..", (404, "not-found")),
+        ("GET", "/v1/events?api=a", (422, "bad-request")),
+        ("GET", "/v1/events?limit=0", (422, "bad-parameters")),
+        ("GET", "/v1/events?limit=1001", (422, "bad-parameters")),
+        ("GET", "/v1/events?limit=many", (422, "bad-parameters")),
+        ("GET", "/v1/events?wait_s=3600", (422, "bad-parameters")),
         ("PUT", "/v1/blobs/not-a-digest", (422, "bad-digest")),
         ("PUT", f"/v1/blobs/{'A' * 64}", (422, "bad-digest")),
     ],
@@ -280,6 +296,17 @@ def test_each_error_has_its_status_and_our_form(call, operator, error, expected)
     response = call("GET", "/v1/info")
     assert failure(response) == expected
     assert "division" not in response.text
+
+
+def test_events_are_asked_for_as_said(call, operator):
+    assert msgspec.json.decode(call("GET", "/v1/events").content, type=EventPage) == EVENTS
+    call("GET", "/v1/events?deployment=iris")
+    call("GET", "/v1/events?deployment=iris&api=a&limit=7&after=e-1&wait_s=2.5")
+    assert operator.asked == [
+        (None, None, 100, "", 0.0),
+        ("iris", None, 100, "", 0.0),
+        ("iris", "iris/a", 7, "e-1", 2.5),
+    ]
 
 
 # ---- deploys ---------------------------------------------------------------------------------------------------------

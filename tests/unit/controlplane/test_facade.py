@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from cortex.artifacts.store import ArtifactStore
+from cortex.controlplane.events import Events
 from cortex.controlplane.facade import ControlPlane
 from cortex.controlplane.fetching import Models
 from cortex.controlplane.loop import Loop
@@ -43,6 +44,7 @@ from cortex.wire.operator import (
     DeployProgress,
     DeployRequest,
     DeployResult,
+    EventPage,
     Removed,
     RollbackRequest,
     Status,
@@ -106,6 +108,7 @@ class Lab:
             show=lambda assessment: self.view.publish(tuple(statuses(assessment, "http://i").values())),
             changed=lambda: None,
         )
+        self.events = Events(file=folder / "events.db", clock=clock)
         store = ArtifactStore(folder / "artifacts")
         self.deploys: list[tuple[DeployResult, Sequence[WantedApi]]] = []
         self.plane = ControlPlane(
@@ -143,6 +146,7 @@ class Lab:
                 committed=lambda: self.story.append("an older version is wanted"),
                 ingress_url=lambda: "http://i",
             ),
+            events=self.events,
             ingress_url=lambda: "http://i",
             wanted_changed=lambda: self.story.append("other things are wanted"),
             parts=(self,),
@@ -403,6 +407,24 @@ def test_revisions_and_history_of_an_api_are_found_by_its_version(lab: Lab) -> N
     (line,) = lab.plane.history(API)
     assert (line.version, line.cause) == (V1.version[:8], "first deploy")
     assert lab.plane.history(OTHER) == ()
+
+
+def events(lab: Lab, api: ApiKey | None = None, after: str = "") -> EventPage | None:
+    return asyncio.run(lab.plane.events(deployment=None, api=api, limit=10, after=after, wait_s=0.0))
+
+
+def test_events_are_told_of_what_there_is_and_of_what_was_there_lately(lab: Lab) -> None:
+    assert events(lab, API) is None
+    page = events(lab)
+    assert page is not None
+    assert events(lab, API, page.cursor) is not None, "who follows it is told that it is gone by its last event"
+    lab.store(V1)
+    assert events(lab, API) == page
+    lab.plane.delete(IRIS, None)
+    found = events(lab, API)
+    assert found is not None
+    assert [(line.kind, line.text, line.version) for line in found.events] == [("deleted", "by hand", V1.version[:8])]
+    assert events(lab, OTHER) is None
 
 
 def test_a_rollback_shows_once_it_is_done(lab: Lab) -> None:

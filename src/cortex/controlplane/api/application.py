@@ -11,13 +11,14 @@ from cortex.controlplane.api.apis import api_routes
 from cortex.controlplane.api.bodies import as_json
 from cortex.controlplane.api.deployments import blob_routes, deployment_routes
 from cortex.controlplane.api.document import Documented, openapi
+from cortex.controlplane.api.events import event_routes
 from cortex.controlplane.api.operator import Operator
 from cortex.controlplane.api.process import METRICS_PATH, process_routes
 from cortex.controlplane.api.refusals import add_error_handlers
 from cortex.controlplane.api.secrets import secret_routes
 from cortex.version import __version__
 
-GROUPS = (process_routes, blob_routes, deployment_routes, api_routes, secret_routes)
+GROUPS = (process_routes, blob_routes, deployment_routes, api_routes, event_routes, secret_routes)
 
 
 def build_app(operator: Operator, token: str, metrics_token: str | None = None) -> FastAPI:

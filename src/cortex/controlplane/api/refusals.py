@@ -37,6 +37,7 @@ STATUS_OF: Mapping[str, int] = {
     "disk-full": 507,
     "state-busy": 503,
     "state-unusable": 500,
+    "events-unusable": 500,
     "state-corrupt": 500,
     "retry-later": 503,
     "agent-unreachable": 503,

@@ -1,0 +1,194 @@
+"""`cortex events`: what was decided and what happened, in one time line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from cortex.cli import text
+from cortex.cli.boundary import DONE
+from cortex.cli.command import Command, environment, on_interrupt, print_json, print_json_line
+from cortex.cli.logs import short_replica
+from cortex.cli.parameters import api_argument, deployment_option, flag, full_api, output_option
+from cortex.cli.terminal import Terminal, harmless
+from cortex.client.addressing import ApiNotFound, deployment_here, find
+from cortex.client.environments import Environment
+from cortex.client.errors import OperatorFailed
+from cortex.client.operator import WATCH_S, OperatorClient
+from cortex.client.reconnection import Reconnecting
+from cortex.ids import DEFAULT_DEPLOYMENT
+from cortex.settings import Settings
+from cortex.wire.events import EventKind
+from cortex.wire.operator import MOST_EVENTS, ApiStatus, EventLine, EventPage
+
+LAST_EVENTS = 50
+COLOURS = {"warning": "yellow", "error": "red"}
+GOOD = frozenset((EventKind.LIVE, EventKind.WOKE, EventKind.RECOVERED, EventKind.REPAIRED, EventKind.ROOM))
+KIND_WIDTH = max(len(kind) for kind in EventKind)
+MACHINE = "-"
+
+
+def events(
+    terminal: Terminal,
+    settings: Settings,
+    *,
+    api: str | None,
+    deployment: str | None,
+    follow: bool,
+    number: int,
+    output: str,
+) -> int:
+    place = environment(terminal, settings)
+    operator = place.look()
+    owner, name = (deployment, None) if api is None else _asked(terminal, operator, api, deployment)
+    page = operator.events(deployment=owner, api=name, limit=number)
+    show = LinePrinter(terminal, page.events, with_api=name is None)
+    if output == "json" and not follow:
+        print_json(terminal, page.events)
+        return DONE
+    if not page.events and not follow:
+        terminal.say(f"nothing has happened{_of(owner, name)} in the last 14 days")
+    with on_interrupt("no longer reading"):
+        for line in page.events:
+            print_json_line(terminal, line) if output == "json" else show(line)
+        if follow:
+            _follow(terminal, place, operator, page, owner, name, show=show, output=output)
+    return DONE
+
+
+def _asked(
+    terminal: Terminal, operator: OperatorClient, api: str, deployment: str | None
+) -> tuple[str | None, str | None]:
+    """The deployment, and the api unless all of it is meant; also one that was deleted lately."""
+    name, here = full_api(api, deployment), deployment_here(terminal.cwd)
+    try:
+        found = find(operator, name, here)
+    except ApiNotFound:
+        owner, _, short_name = name.rpartition("/")
+        owner = owner or here or DEFAULT_DEPLOYMENT
+        try:
+            operator.events(deployment=owner, api=short_name, limit=1)
+        except OperatorFailed as error:
+            if error.status != 404:
+                raise
+        else:
+            return owner, short_name
+        raise
+    return (found.deployment, found.name) if isinstance(found, ApiStatus) else (str(found), None)
+
+
+def _of(owner: str | None, name: str | None) -> str:
+    return f" to {owner}/{name}" if name else f" in deployment {owner}" if owner else ""
+
+
+def _follow(
+    terminal: Terminal,
+    place: Environment,
+    operator: OperatorClient,
+    page: EventPage,
+    owner: str | None,
+    name: str | None,
+    *,
+    show: LinePrinter,
+    output: str,
+) -> None:
+    """Print what goes on to happen; returns when the api is deleted that it is about. Raises OperatorDown."""
+    calls = Reconnecting(place, operator, clock=terminal.clock, sleep=terminal.sleep)
+    cursor = page.cursor
+    while True:
+        at = cursor
+        page = calls.call(
+            lambda client: client.events(deployment=owner, api=name, limit=MOST_EVENTS, after=at, wait_s=WATCH_S)  # noqa: B023  # called at once
+        )
+        cursor = page.cursor
+        for line in page.events:
+            if output == "json":
+                print_json_line(terminal, line)
+            elif not line.count & (line.count - 1):  # what happens on and on is told ever more rarely
+                show(line)
+            if name is not None and line.kind == EventKind.DELETED:
+                terminal.say(f"{owner}/{name} is gone: it was deleted")
+                return
+
+
+class LinePrinter:
+    """
+    Prints events: time, api, kind, version or replica, text. In a pipe each is one line, with the date.
+
+    Args:
+        known: the first ones, which say how wide the names of apis are.
+        with_api: whether they are of several.
+    """
+
+    def __init__(self, terminal: Terminal, known: Sequence[EventLine], *, with_api: bool) -> None:
+        self._terminal = terminal
+        self._with_api = with_api
+        self._width = max((len(_name(line)) for line in known), default=0)
+
+    def __call__(self, line: EventLine) -> None:
+        for shown in self.lines(line):
+            self._terminal.out(shown)
+
+    def lines(self, line: EventLine) -> list[str]:
+        terminal = self._terminal
+        paint, for_people = terminal.paint, terminal.shows_results
+        now_s = terminal.clock.wall_s() if for_people else None
+        when = text.local_time(text.instant(line.time) or 0.0, now_s)
+        name = text.padded(_name(line), self._width) if self._with_api else ""
+        kind = text.padded(harmless(line.kind), KIND_WIDTH)
+        of = short_replica(line.replica) if line.replica else line.version
+        words = harmless(line.text) + _times(line, now_s)
+        words = f"{of} {words}" if of else words
+        colour = COLOURS.get(line.severity) or ("green" if line.kind in GOOD else "cyan")
+        plain = [part for part in (when, name, kind) if part]
+        painted = [part for part in (paint(when, "dim"), paint(name, "bold"), paint(kind, colour)) if part]
+        if not for_people:
+            return ["  ".join([*painted, " ".join(words.split())])]
+        indent = sum(len(part) + 2 for part in plain)
+        room = terminal.width - indent
+        if room < text.NARROWEST_TEXT:
+            return ["  ".join(painted).rstrip(), *text.wrapped(words, terminal.width, indent="  ")]
+        first, *rest = text.wrapped(words, room)
+        return ["  ".join([*painted, first]), *(" " * indent + part for part in rest)]
+
+
+def _name(line: EventLine) -> str:
+    return f"{line.deployment}/{line.api}" if line.api else MACHINE
+
+
+def _times(line: EventLine, now_s: float | None) -> str:
+    if line.count == 1:
+        return ""
+    return f" ({line.count} times since {text.local_time(text.instant(line.first) or 0.0, now_s)})"
+
+
+COMMAND = Command(
+    "events",
+    events,
+    summary="Show what was decided and what happened.",
+    details="""
+    One time line of all apis, of a deployment's, or of one: deploys, rollbacks, replicas added and taken away and why,
+    sleeping and waking, crashes with their last words, a machine that is full. Events are kept for 14 days, also those
+    of an api that was deleted. What happens again and again is counted on one line.
+    """,
+    parameters=(
+        api_argument(required=False, deployments=True),
+        deployment_option(),
+        flag("-f", "--follow", help="Go on with what happens; Ctrl-C ends it."),
+        click.Option(
+            ["-n", "--number"],
+            type=click.IntRange(1, MOST_EVENTS),
+            default=LAST_EVENTS,
+            metavar="N",
+            help=f"The last N events: {LAST_EVENTS} unless given.",
+        ),
+        output_option(),
+    ),
+    examples=(
+        ("cortex events", "everything that happened lately"),
+        ("cortex events sklearn -n 5", "the last events of one api"),
+        ("cortex events iris -f", "of a deployment, and whatever happens next"),
+        ("cortex events -o json", "for programs"),
+    ),
+)

@@ -1,0 +1,309 @@
+"""What was decided and what happened, in events: one function for each kind of thing. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cortex.errors import Problem
+from cortex.ids import ApiKey, Version, short
+from cortex.planning import scaling_words, wording
+from cortex.planning.actions import RecordExit, RecordStop, mem_text, room_text
+from cortex.planning.autoscale import Bound, ScalingDecision
+from cortex.planning.batching import disagreement_text
+from cortex.planning.model import Scale, WantedApi
+from cortex.planning.scale import ASKED_WHILE_ASLEEP
+from cortex.planning.slots import SeenApi
+from cortex.wire.events import Event, EventKind, Severity
+from cortex.wire.operator import ApiChange, ApiStatus, ChangeKind, Status
+from cortex.wire.reports import ExitReport
+
+LONGEST_WAKE_S = 3600.0
+"""What is ready so long after somebody asked was not woken by that."""
+MOST_LINES = 10
+"""Of what a replica wrote last, in an event's details."""
+
+_HOLDING = frozenset((Bound.MAXIMUM, Bound.PROCESSOR, Bound.REQUESTS, Bound.ROOM))
+"""Bounds that something could be done about. The others are how the rule goes about it, and pass."""
+_CRASHES = frozenset((Status.CRASHING, Status.OUT_OF_MEMORY))
+
+_CHANGED = {
+    ChangeKind.ADDED: "added",
+    ChangeKind.NEW_VERSION: "new version",
+    ChangeKind.ROLLED: "new replicas",
+    ChangeKind.SETTINGS: "settings changed",
+}
+
+
+# ---- deploys ---------------------------------------------------------------------------------------------------------
+
+
+def deployed(api: ApiKey, change: ApiChange) -> Event | None:
+    """What a deploy changed of an api; None where that is nothing."""
+    if change.kind is ChangeKind.REMOVED:
+        return deleted(api, change.previous, "left out of its cortex.yaml")
+    what = _CHANGED.get(change.kind)
+    if what is None:
+        return None
+    causes = ", ".join(change.causes)
+    before = f" after {change.previous}" if change.kind is ChangeKind.NEW_VERSION and change.previous else ""
+    return Event(
+        kind=EventKind.DEPLOYED,
+        api=api,
+        text=f"{what}{before}: {causes}" if causes else f"{what}{before}",
+        version=change.version,
+        details={"change": change.kind, "causes": change.causes, "previous": change.previous},
+    )
+
+
+def deleted(api: ApiKey, version: str, why: str) -> Event:
+    """Args: `version`: 8 digits of the one that was wanted."""
+    return Event(kind=EventKind.DELETED, api=api, text=why, version=version)
+
+
+def live(wanted: WantedApi, *, wall_s: float) -> Event:
+    """
+    The wanted version serves at full size.
+
+    Args:
+        wanted: as it was before that was known.
+        wall_s: now.
+    """
+    took_s = max(0.0, wall_s - wanted.deployed_wall_s) if wanted.deployed_wall_s else None
+    after = f", {_seconds(took_s)} after it was asked for" if took_s is not None else ""
+    return Event(
+        kind=EventKind.LIVE,
+        api=wanted.api,
+        text=f"serves{after}",
+        version=short(wanted.build.version),
+        details={} if took_s is None else {"seconds": round(took_s, 3)},
+    )
+
+
+def failed(wanted: WantedApi, problem: Problem) -> Event:
+    """The wanted version is given up."""
+    serving = wanted.serving
+    goes_on = serving is not None and serving.revision != wanted.build.revision
+    then = f"; {short(serving.version)} goes on serving" if serving is not None and goes_on else ""
+    return Event(
+        kind=EventKind.FAILED,
+        api=wanted.api,
+        text=f"could not go live: {_first_line(problem.message)}{then}",
+        severity=Severity.ERROR,
+        version=short(wanted.build.version),
+        details={"problem": problem.reference, "serving": short(serving.version) if serving and goes_on else ""},
+    )
+
+
+def rolled_back(api: ApiKey, version: Version, left: Version, *, reason: str = "") -> Event:
+    """
+    An older version is wanted again.
+
+    Args:
+        version: that one.
+        left: what was wanted before.
+        reason: why, where nobody asked for it.
+    """
+    return Event(
+        kind=EventKind.ROLLED_BACK,
+        api=api,
+        text=f"by itself, from {short(left)}: {_first_line(reason)}" if reason else f"from {short(left)}",
+        severity=Severity.WARNING if reason else Severity.INFO,
+        version=short(version),
+        details={"left": short(left), "automatic": bool(reason)},
+    )
+
+
+def excused(api: ApiKey, version: Version, excuse: str) -> Event:
+    """Args: `version`: what had gone back."""
+    return Event(kind=EventKind.EXCUSED, api=api, text=excuse, version=short(version))
+
+
+# ---- the number of replicas ------------------------------------------------------------------------------------------
+
+
+def scaled(decision: ScalingDecision) -> Event:
+    """The number follows the load."""
+    before, now = decision.asked.replicas, decision.replicas
+    return _scaled(decision.api, before, now, scaling_words.reason(decision))
+
+
+def rescaled(api: ApiKey, before: Scale | None, now: Scale) -> Event | None:
+    """What a deploy or a rollback changed of the number; None where that is nothing."""
+    if before is None or before == now:
+        return None
+    if before.asleep and not now.asleep:
+        return _scaled(api, 0, now.replicas, now.reason)
+    return None if before.replicas == now.replicas else _scaled(api, before.replicas, now.replicas, now.reason)
+
+
+def _scaled(api: ApiKey, before: int, now: int, reason: str) -> Event:
+    replicas = "replica" if now == 1 else "replicas"
+    return Event(
+        kind=EventKind.SCALED,
+        api=api,
+        text=f"{before} -> {now} {replicas}: {reason}",
+        details={"from": before, "to": now, "reason": reason},
+    )
+
+
+def bounded(decision: ScalingDecision) -> Event | None:
+    """
+    Whether a bound that something could be done about keeps an api from what its load asks for; None where that cannot
+    be told now: nothing is known of its load, or it is on its way there.
+    """
+    bound = decision.bound
+    if bound is Bound.UNKNOWN:
+        return None
+    if decision.wanted > decision.replicas:
+        if bound not in _HOLDING:
+            return None
+        return Event(
+            kind=EventKind.HELD,
+            api=decision.api,
+            text=scaling_words.held(decision),
+            severity=Severity.WARNING,
+            details={"bound": bound, "replicas": decision.replicas, "wanted": decision.wanted},
+            same=f"{bound} {decision.replicas}",
+        )
+    return Event(
+        kind=EventKind.RELEASED,
+        api=decision.api,
+        text=f"its load asks for {decision.wanted}, and it has {decision.replicas}",
+        details={"replicas": decision.replicas, "wanted": decision.wanted},
+        same="released",
+    )
+
+
+def slept(api: ApiKey, reason: str) -> Event:
+    return Event(kind=EventKind.SLEPT, api=api, text=reason)
+
+
+# ---- replicas --------------------------------------------------------------------------------------------------------
+
+
+def crashed(ended: RecordExit, wanted: WantedApi) -> Event:
+    """A replica ended unasked: how, over what, and its last words."""
+    report = ended.exit
+    build = next((one for one in wanted.builds if one.revision == ended.revision), wanted.build)
+    how = _how_it_ended(report, ended.peak_rss_bytes, build.resources.mem_bytes)
+    served = f" while it served request {report.request}" if report.request else ""
+    when = "" if ended.was_ready else " before it was ready"
+    last = f"; it wrote last: {report.last_lines[-1].strip()}" if report.last_lines and report.problem is None else ""
+    return Event(
+        kind=EventKind.CRASHED,
+        api=ended.api,
+        text=f"{how}{served}{when}{last}",
+        severity=Severity.WARNING,
+        version=short(build.version),
+        replica=ended.replica,
+        details={
+            "attempt": ended.attempt,
+            "was_ready": ended.was_ready,
+            "exit_code": report.code,
+            "signal": report.signal,
+            "out_of_memory": report.oom,
+            "peak_bytes": ended.peak_rss_bytes,
+            "request": report.request,
+            "last_lines": report.last_lines[-MOST_LINES:],
+        },
+        same=f"{short(ended.revision)} {ended.was_ready} {_first_line(report.text)}",
+        once=f"exit {ended.replica} {ended.attempt} {report.wall_s:.3f}",
+    )
+
+
+def batching_stopped(record: RecordStop) -> Event:
+    stop = record.stop
+    on = stop.runtime or "a runtime that it did not name"
+    return Event(
+        kind=EventKind.BATCHING_STOPPED,
+        api=stop.api,
+        text=f"rows disagreed ({disagreement_text(stop.disagreement)}) on {on}: its model is asked row by row now",
+        severity=Severity.WARNING,
+        replica=stop.replica,
+        same=f"{record.model.tree} {stop.runtime}",
+        once=f"stop {stop.replica} {stop.started_wall_s:.3f}",
+    )
+
+
+def conditions(wanted: WantedApi, seen: SeenApi, status: ApiStatus, *, now_wall_s: float) -> Iterator[Event]:
+    """What is true of an api now that is an event when it begins or ends."""
+    yield from _crashing(wanted, status)
+    yield from _room(wanted, seen)
+    yield from _woken(wanted, seen, now_wall_s)
+
+
+def _crashing(wanted: WantedApi, status: ApiStatus) -> Iterator[Event]:
+    version = short(wanted.build.version)
+    if status.status in _CRASHES and wanted.live_wall_s is not None:
+        text = _first_line(status.reason or "")
+        yield Event(
+            kind=EventKind.CRASHING,
+            api=wanted.api,
+            text=text,
+            severity=Severity.ERROR,
+            version=version,
+            same=version,
+            details={"crashes": status.crashes},
+        )
+    elif status.status.is_well:
+        text = f"its replicas stay up: {status.replicas.ready} of {status.replicas.requested} ready"
+        yield Event(kind=EventKind.RECOVERED, api=wanted.api, text=text, version=version, same="recovered")
+
+
+def _room(wanted: WantedApi, seen: SeenApi) -> Iterator[Event]:
+    placing = [slot for slot in seen.slots if slot.placing]
+    if not placing:
+        yield Event(kind=EventKind.ROOM, api=wanted.api, text="every replica that is wanted has room", same="room")
+        return
+    asked = room_text(placing[0].lease.request.resources if placing[0].lease else wanted.build.resources)
+    number = "1 replica has" if len(placing) == 1 else f"{len(placing)} replicas have"
+    yield Event(
+        kind=EventKind.MACHINE_FULL,
+        api=wanted.api,
+        text=f"{number} no room; each asks for {asked}: {wording.room(placing)}",
+        severity=Severity.WARNING,
+        details={"waiting": len(placing), "asked": asked},
+        same=asked,
+    )
+
+
+def _woken(wanted: WantedApi, seen: SeenApi, now_wall_s: float) -> Iterator[Event]:
+    """How long the first replica took that somebody has woken."""
+    scale = wanted.scale
+    if scale.asleep or scale.reason != ASKED_WHILE_ASLEEP:
+        return
+    ages = [slot.report.phase_age_s for slot in seen.slots if slot.ready and slot.report is not None]
+    took_s = now_wall_s - max(ages, default=0.0) - scale.since_wall_s
+    if ages and -1.0 < took_s < LONGEST_WAKE_S:
+        yield Event(
+            kind=EventKind.WOKE,
+            api=wanted.api,
+            text=f"somebody asked while it slept; ready after {_seconds(max(0.0, took_s))}",
+            version=short(wanted.build.version),
+            details={"seconds": round(max(0.0, took_s), 3)},
+            once=f"woke {wanted.api} {scale.since_wall_s:.3f}",
+        )
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def _how_it_ended(report: ExitReport, peak_bytes: int, asked_bytes: int | None) -> str:
+    how = _first_line(report.text)
+    if not report.oom:
+        return how
+    peak = f", peak {mem_text(peak_bytes)}" if peak_bytes else ""
+    request = f"request {mem_text(asked_bytes)}" if asked_bytes is not None else "no memory request"
+    return f"{how}{peak}, {request}"
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+def _seconds(seconds: float) -> str:
+    """`0.18 s`, `12 s`, `3m 05s`."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m {rest:02d}s"
