@@ -197,6 +197,7 @@ class Door:
                 client_error=found.client_error,
                 server_error=found.server_error,
                 failed=found.failed,
+                overloaded=found.overloaded,
             )
             for found in refused
             if found.api in versions

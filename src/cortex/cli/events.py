@@ -169,8 +169,9 @@ COMMAND = Command(
     summary="Show what was decided and what happened.",
     details="""
     One time line of all apis, of a deployment's, or of one: deploys, rollbacks, replicas added and taken away and why,
-    sleeping and waking, crashes with their last words, a machine that is full. Events are kept for 14 days, also those
-    of an api that was deleted. What happens again and again is counted on one line.
+    sleeping and waking, crashes with their last words, requests that are turned away, a full machine, damage and
+    repairs, restarts of Cortex itself. Events are kept for 14 days, also those of an api that was deleted. What happens
+    again and again is counted on one line.
     """,
     parameters=(
         api_argument(required=False, deployments=True),

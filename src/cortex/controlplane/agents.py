@@ -23,6 +23,7 @@ from cortex.controlplane.world import StaleEpoch
 from cortex.errors import GiveUp, RetryLater
 from cortex.ids import NodeId
 from cortex.oom import Rung
+from cortex.planning import happenings
 from cortex.processes import ProcessIdentity
 from cortex.settings import HomeLayout, Settings, variables_of
 from cortex.wire.agent import (
@@ -53,6 +54,7 @@ from cortex.wire.agent import (
 )
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
+from cortex.wire.events import TellEvent, told_to_nobody
 from cortex.wire.framing import UNREADABLE, receive_frame, send_frame
 from cortex.wire.launch import InspectReport
 from cortex.wire.loads import NodeLoads
@@ -129,7 +131,9 @@ class LocalAgent:
         bound: Sequence[socket.socket],
         on_report: Callable[[], None],
         on_loads: Callable[[NodeLoads], None] | None = None,
+        tell: TellEvent = told_to_nobody,
     ) -> None:
+        self._tell = tell
         self._settings = settings
         self._layout = layout
         self._clock = clock
@@ -389,6 +393,7 @@ class LocalAgent:
             if pulse.hangs(now_s, owes=now_s - asked_s > ANSWER_DUE_S):
                 log.error("the agent (pid %s) sleeps over a question and is killed", pulse.identity.pid)
                 processes.send_signal(pulse.identity, signal.SIGKILL)
+                self._tell(happenings.hung("the agent", pulse.identity.pid, "slept over a question"))
 
         return look
 
@@ -421,6 +426,7 @@ class LocalAgent:
             if silent_s > HUNG_AFTER_S:
                 log.error("the agent (pid %s) has not answered for %.0f s and is killed", identity.pid, silent_s)
                 processes.send_signal(identity, signal.SIGKILL)
+                self._tell(happenings.hung("the agent", identity.pid, f"had not answered for {silent_s:.0f} s"))
             return False
         if self._process is not None and self._process.poll() is None:
             return False  # started, not there yet

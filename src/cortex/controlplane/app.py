@@ -95,7 +95,7 @@ def build(
     """
     view = View()
     events = Events(file=layout.events_file, clock=clock)
-    chronicle = Chronicle(tell=events.tell, clock=clock)
+    chronicle = Chronicle(tell=events.tell, clock=clock, version=__version__, pid=os.getpid())
     secret_store = SecretStore(layout.secrets)
     cloud_keys = CloudKeys(SecretStore(layout.cloud_keys), clock)
     models = Models(store=store, known=state.apis, cloud_file=layout.cloud_file, environ=os.environ)
@@ -105,7 +105,13 @@ def build(
         scaler.wake()
 
     agent = LocalAgent(
-        settings=settings, layout=layout, clock=clock, bound=bound, on_report=lambda: loop.wake(), on_loads=read
+        settings=settings,
+        layout=layout,
+        clock=clock,
+        bound=bound,
+        on_report=lambda: loop.wake(),
+        on_loads=read,
+        tell=events.tell,
     )
 
     def where() -> str:
@@ -171,8 +177,11 @@ def build(
         keep_bytes=settings.artifact_bytes,
         reports=agent.reports,
         stopping=stopping,
+        tell=events.tell,
     )
-    healing = Healing(store=store, known=state.apis, reports=agent.reports, fetch=models.again, stopping=stopping)
+    healing = Healing(
+        store=store, known=state.apis, reports=agent.reports, fetch=models.again, stopping=stopping, tell=events.tell
+    )
     statistics = Statistics(
         folder=layout.stats,
         file=layout.stats_file,
@@ -180,6 +189,11 @@ def build(
         reports=agent.reports,
         wanted=lambda: (record.wanted.api for record in state.apis()),
     )
+
+    def count() -> float:
+        left_s = statistics.step()
+        chronicle.count(agent.reports())
+        return left_s
 
     def wanted_changed() -> None:
         loop.wake()
@@ -221,7 +235,7 @@ def build(
         view=view,
         statistics=statistics,
         scaling=scaling,
-        secrets=Secrets(store=secret_store, known=state.apis, clock=clock),
+        secrets=Secrets(store=secret_store, known=state.apis, clock=clock, tell=events.tell),
         cloud_keys=cloud_keys,
         models=models,
         make_deployer=make_deployer,
@@ -237,7 +251,7 @@ def build(
         ingress_url=where,
         wanted_changed=wanted_changed,
         parts=(
-            Chore("statistics", statistics.step),
+            Chore("statistics", count),
             Chore("garbage collection", upkeep.collect, first_after_s=FIRST_AFTER_S, fault_pause_s=EVERY_S),
             Chore("scrub", upkeep.scrub, first_after_s=EVERY_S, fault_pause_s=SCRUB_EVERY_S, stopping=stopping),
             Chore("healing", healing.look, first_after_s=LOOK_EVERY_S, stopping=stopping),

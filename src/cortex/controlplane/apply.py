@@ -105,6 +105,13 @@ def _carry_out(action: Action, world: World) -> None:
     state, engine, wall_s = world.state, world.engine, world.clock.wall_s()
     before = state.api(action.api)
     wanted = before.wanted if before is not None else None
+    # As it was before: what is wanted and not live yet can become so, or be given up.
+    is_wanted = (
+        isinstance(action, MarkLive | MarkFailed)
+        and wanted is not None
+        and wanted.build.revision == action.revision
+        and wanted.live_wall_s is None
+    )
     match action:
         case RecordExit():
             state.record_exit(action, wall_s=world.steady_wall_s())
@@ -121,11 +128,11 @@ def _carry_out(action: Action, world: World) -> None:
             state.mark_serving(action.api, action.revision)
         case MarkLive():
             state.mark_live(action.api, action.revision, wall_s=wall_s)
-            if wanted is not None and wanted.build.revision == action.revision and wanted.live_wall_s is None:
+            if is_wanted and wanted is not None:
                 world.tell(happenings.live(wanted, wall_s=wall_s))
         case MarkFailed():
             state.mark_failed(action.api, action.revision, action.problem, wall_s=wall_s)
-            if wanted is not None and wanted.build.revision == action.revision:
+            if is_wanted and wanted is not None and wanted.failed is None:
                 world.tell(happenings.failed(wanted, action.problem))
         case MarkAwake():
             state.wake(action.api, wall_s=wall_s)

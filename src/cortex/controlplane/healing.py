@@ -16,9 +16,11 @@ from cortex.artifacts.errors import ArtifactCorrupt, ArtifactMissing
 from cortex.artifacts.store import ArtifactStore
 from cortex.artifacts.trees import tree_digest
 from cortex.errors import CortexError
+from cortex.planning import happenings
 from cortex.spec.locations import is_remote
 from cortex.state.base import ApiRecord
 from cortex.wire.build import ModelFormat
+from cortex.wire.events import TellEvent, told_to_nobody
 from cortex.wire.fetch import Fetched
 from cortex.wire.reports import AgentReport
 
@@ -69,8 +71,10 @@ class Healing:
         reports: Callable[[], tuple[AgentReport, ...]],
         fetch: Fetch,
         stopping: threading.Event,
+        tell: TellEvent = told_to_nobody,
     ) -> None:
         self._store = store
+        self._tell = tell
         self._known = known
         self._reports = reports
         self._fetch = fetch
@@ -101,14 +105,20 @@ class Healing:
             return True  # it is the project that is damaged, or somebody was faster
         except (ArtifactCorrupt, ArtifactMissing) as error:
             log.error("%s: %s; its model is fetched again", build.api, error)
+            self._tell(happenings.damaged(f"{error}; its model is fetched again", api=build.api))
         try:
             fetched = self._fetch(origin.url, origin.wanted_format, self._stopping)
             if tree_digest(fetched.model.files) != build.model.tree:
                 log.error("%s: the model at %s is another one by now: deploy it", build.api, origin.url)
+                self._tell(
+                    happenings.damaged(f"the model at {origin.url} is another one by now: deploy it", api=build.api)
+                )
                 return False
             self._store.put_tree(fetched.model.files)
         except CortexError as error:
             log.error("%s: its model cannot be had again from %s: %s", build.api, origin.url, error)
+            self._tell(happenings.damaged(f"its model cannot be had again from {origin.url}: {error}", api=build.api))
             return False
         log.info("%s: its model was put right from %s", build.api, origin.url)
+        self._tell(happenings.repaired(build.api, f"its model was put right from {origin.url}"))
         return True

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from cortex.clock import Clock
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import ApiKey
+from cortex.planning import happenings
 from cortex.state.base import ApiRecord
 from cortex.state.secrets import (
     SecretFacts,
@@ -18,6 +19,7 @@ from cortex.state.secrets import (
 )
 from cortex.wire.build import BuildSpec, SecretPin
 from cortex.wire.cloud import for_handlers
+from cortex.wire.events import TellEvent, told_to_nobody
 from cortex.wire.launch import IMPORT_TIME_VARIABLES
 from cortex.wire.operator import CloudVariables, SecretStatus, rfc3339
 
@@ -56,14 +58,24 @@ class Secrets:
         known: all apis that are stored.
     """
 
-    def __init__(self, *, store: SecretStore, known: Callable[[], Iterable[ApiRecord]], clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        store: SecretStore,
+        known: Callable[[], Iterable[ApiRecord]],
+        clock: Clock,
+        tell: TellEvent = told_to_nobody,
+    ) -> None:
         self._store = store
+        self._tell = tell
         self._known = known
         self._clock = clock
 
     def set(self, name: str, value: str) -> SecretStatus:
         """Keep a value for new versions. Raises SecretRefused, SecretsUnusable."""
-        return self._status(self._store.set(name, value, wall_s=self._clock.wall_s()))
+        status = self._status(self._store.set(name, value, wall_s=self._clock.wall_s()))
+        self._tell(happenings.secret_set(name, outdated_in=status.outdated_in))
+        return status
 
     def all(self) -> tuple[SecretStatus, ...]:
         """Every secret, by name. Raises SecretsUnusable."""
@@ -76,6 +88,7 @@ class Secrets:
             raise SecretInUse(name, users)
         if not self._store.delete(name):
             raise UnknownSecret(name)
+        self._tell(happenings.secret_deleted(name, users=users))
 
     def _status(self, facts: SecretFacts) -> SecretStatus:
         pins = list(self._pins(facts.name))

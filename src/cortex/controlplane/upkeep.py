@@ -15,7 +15,9 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane.versions import trees_of
 from cortex.ids import Version
+from cortex.planning import happenings
 from cortex.state.records import StateStore
+from cortex.wire.events import TellEvent, told_to_nobody
 from cortex.wire.reports import AgentReport, Phase
 
 log = logging.getLogger(__name__)
@@ -48,8 +50,10 @@ class Upkeep:
         keep_bytes: int,
         reports: Callable[[], tuple[AgentReport, ...]],
         stopping: threading.Event,
+        tell: TellEvent = told_to_nobody,
     ) -> None:
         self._state = state
+        self._tell = tell
         self._store = store
         self._clock = clock
         self._keep_bytes = keep_bytes
@@ -92,6 +96,7 @@ class Upkeep:
         for step in self._store.scrub(bytes_per_s=SCRUB_BYTES_PER_S):
             if step.damage is not None:
                 log.error("artifacts: %s; %s", step.damage, step.damage.hint)
+                self._tell(happenings.damaged(f"{step.damage}; {step.damage.hint}"))
             if self._stopping.wait(step.wait_s):
                 break
         return SCRUB_EVERY_S

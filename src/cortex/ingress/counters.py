@@ -44,6 +44,11 @@ class ApiRefusals(msgspec.Struct, frozen=True):
         """502 and 504: replicas ended over a request, or did not answer in time."""
         return sum(n for refusal, n in self.counts.items() if refusal in _OF_REPLICAS)
 
+    @property
+    def overloaded(self) -> int:
+        """503 because the queue was full."""
+        return self.counts.get(Refusal.OVERLOADED, 0)
+
 
 class IngressCounters:
     """The counters last read of each process; the oldest ones are forgotten."""

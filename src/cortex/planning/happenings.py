@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, Version, short
 from cortex.planning import scaling_words, wording
-from cortex.planning.actions import RecordExit, RecordStop, mem_text, room_text
+from cortex.planning.actions import RecordExit, RecordStop, room_text
 from cortex.planning.autoscale import Bound, ScalingDecision
 from cortex.planning.batching import disagreement_text
 from cortex.planning.model import Scale, WantedApi
 from cortex.planning.scale import ASKED_WHILE_ASLEEP
 from cortex.planning.slots import SeenApi
+from cortex.wire.build import mem_text
 from cortex.wire.events import Event, EventKind, Severity
 from cortex.wire.operator import ApiChange, ApiStatus, ChangeKind, Status
-from cortex.wire.reports import ExitReport
+from cortex.wire.reports import AgentReport, ExitReport
 
 LONGEST_WAKE_S = 3600.0
 """What is ready so long after somebody asked was not woken by that."""
+OUTLIVED_BY_S = 2.0
+"""An agent that is so much older than we are was not started by us."""
 MOST_LINES = 10
 """Of what a replica wrote last, in an event's details."""
 
@@ -283,6 +286,79 @@ def _woken(wanted: WantedApi, seen: SeenApi, now_wall_s: float) -> Iterator[Even
             details={"seconds": round(max(0.0, took_s), 3)},
             once=f"woke {wanted.api} {scale.since_wall_s:.3f}",
         )
+
+
+# ---- Cortex itself ---------------------------------------------------------------------------------------------------
+
+
+def started(
+    report: AgentReport, former: AgentReport | None, *, version: str, pid: int, started_wall_s: float
+) -> Iterator[Event]:
+    """
+    Which processes of ours were started, as far as a report tells. Told again and again, and kept once each.
+
+    Args:
+        former: the last report of another agent that we have seen; None: we have seen no other.
+        version, pid, started_wall_s: ours.
+    """
+    outlived = report.started_wall_s < started_wall_s - OUTLIVED_BY_S
+    again = " again: the one before had ended, what served went on" if outlived else ""
+    yield _started(
+        "control plane",
+        f"the control plane {version} (pid {pid}) was started{again}",
+        f"{pid} {started_wall_s:.3f}",
+        again=outlived,
+    )
+    ended = f" again: the one before (pid {former.pid}) had ended, what served went on" if former is not None else ""
+    yield _started("agent", f"the agent (pid {report.pid}) was started{ended}", report.agent, again=former is not None)
+    ingress = report.ingress
+    if ingress is not None and ingress.restarts:
+        text = (
+            f"the ingress (pid {ingress.pid}) was started again: the one before had ended, and its connections with it"
+        )
+        yield _started("ingress", text, f"{report.agent} {ingress.restarts}", again=True)
+
+
+def _started(who: str, text: str, run: str, *, again: bool) -> Event:
+    severity = Severity.WARNING if again else Severity.INFO
+    return Event(
+        kind=EventKind.STARTED, text=text, severity=severity, details={"process": who}, same=who, once=f"{who} {run}"
+    )
+
+
+def hung(who: str, pid: int, why: str) -> Event:
+    return Event(
+        kind=EventKind.HUNG,
+        text=f"{who} (pid {pid}) {why} and was killed; it is started again",
+        severity=Severity.WARNING,
+        details={"process": who.removeprefix("the ")},
+        same=who,
+    )
+
+
+def secret_set(name: str, *, outdated_in: Sequence[str]) -> Event:
+    """Args: `outdated_in`: apis whose version has an older value."""
+    users = f"; {', '.join(outdated_in)} still have the value before: `cortex refresh` gives them this one"
+    text = f"{name} was set{users if outdated_in else ''}"
+    return Event(kind=EventKind.SECRET, text=text, details={"name": name, "outdated_in": tuple(outdated_in)})
+
+
+def secret_deleted(name: str, *, users: Sequence[str]) -> Event:
+    """Args: `users`: apis that it was taken from."""
+    text = f"{name} was deleted"
+    if users:
+        text += f" although {', '.join(users)} had it: none of their replicas can be started any more"
+    severity = Severity.WARNING if users else Severity.INFO
+    return Event(kind=EventKind.SECRET, text=text, severity=severity, details={"name": name, "users": tuple(users)})
+
+
+def damaged(text: str, *, api: ApiKey | None = None) -> Event:
+    """Args: `text`: of what, and what is done about it."""
+    return Event(kind=EventKind.DAMAGED, api=api, text=_first_line(text), severity=Severity.ERROR)
+
+
+def repaired(api: ApiKey, text: str) -> Event:
+    return Event(kind=EventKind.REPAIRED, api=api, text=text)
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class EventKind(StrEnum):
     REFUSING = "refusing"
     """Requests are turned away because there are more than replicas can do."""
     ACCEPTING = "accepting"
-    """No request has been turned away for a while."""
+    """No request has been turned away for a while: that is over."""
     CRASHED = "crashed"
     """A replica ended unasked."""
     CRASHING = "crashing"
@@ -65,6 +65,8 @@ class EventKind(StrEnum):
     """A secret was set or deleted."""
     STARTED = "started"
     """A process of Cortex was started: control plane, agent or ingress."""
+    HUNG = "hung"
+    """A process of Cortex did not answer, and was killed."""
 
 
 ENDS: Mapping[EventKind, EventKind] = {
@@ -75,7 +77,15 @@ ENDS: Mapping[EventKind, EventKind] = {
 }
 """What holds from one event on, by its kind, and what ends it. A deleted api ends all of its own."""
 COUNTED = frozenset(
-    (*ENDS, *ENDS.values(), EventKind.CRASHED, EventKind.BATCHING_STOPPED, EventKind.DAMAGED, EventKind.STARTED)
+    (
+        *ENDS,
+        *ENDS.values(),
+        EventKind.CRASHED,
+        EventKind.BATCHING_STOPPED,
+        EventKind.DAMAGED,
+        EventKind.STARTED,
+        EventKind.HUNG,
+    )
 )
 """Of these the same thing that happens again soon is counted on its line. All others are lines of their own."""
 BEGINNINGS: Mapping[EventKind, EventKind] = {end: begin for begin, end in ENDS.items()}

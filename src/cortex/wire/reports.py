@@ -148,6 +148,8 @@ class IngressRefusals(msgspec.Struct, frozen=True, kw_only=True):
     server_error: int = 0
     failed: int = 0
     """Of the latter, those for which replicas are to blame: they ended over a request, or did not answer in time."""
+    overloaded: int = 0
+    """Likewise, those that were one too many: every replica was busy, and the queue full."""
 
 
 class IngressReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from cortex.planning.actions import (
     AcquireLease,
     Action,
     GoBack,
+    MarkFailed,
     MarkLive,
     OrderNode,
     Plan,
@@ -29,6 +30,7 @@ from cortex.state.records import StateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_replica, a_wanted_api, an_exit
 from cortex.testing.clock import FakeClock
 from cortex.wire.batching import RULES, BatchingOrder, Disagreement
+from cortex.wire.events import Event, EventKind
 from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, RemoveRoute, SetReplicaBatching, StartReplica
 from cortex.wire.reports import AgentReport
 
@@ -112,6 +114,16 @@ def a_record_of_an_exit() -> Action:
     return RecordExit(api=API, revision=V1.revision, replica=name(), attempt=1, was_ready=True, exit=an_exit())
 
 
+def told(agents: Recorder, *actions: Action, state: StateStore) -> list[tuple[str, str]]:
+    """What is told as these are carried out, twice: the second time nothing is new."""
+    events: list[Event] = []
+    for _ in range(2):
+        world = a_world(agents, state)
+        world.tell = events.append
+        apply(Plan(actions=actions), world)
+    return [(event.kind, event.text) for event in events]
+
+
 def orders(*actions: OrderNode) -> tuple[Order, ...]:
     return tuple(action.order for action in actions)
 
@@ -151,6 +163,33 @@ def test_room_is_released_only_after_the_replica_was_forgotten(agents: Recorder)
     agents.silent = set()
     apply(Plan(actions=(forget(), release())), world)
     assert world.engine.leases() == ()
+
+
+def test_what_becomes_of_a_version_is_told_once_it_is_written(agents: Recorder) -> None:
+    state, v2 = StateStore(), a_build("v2")
+    state.commit_deploy(a_deploy(a_wanted_api(V1)))
+    live = MarkLive(api=API, revision=V1.revision)
+    assert told(agents, live, MarkLive(api=API, revision=v2.revision), state=state) == [(EventKind.LIVE, "serves")]
+    state.commit_deploy(a_deploy(a_wanted_api(v2)))
+    fails = MarkFailed(api=API, revision=v2.revision, problem=Problem(reference="x", message="boom"))
+    text = f"could not go live: boom; {V1.version[:8]} goes on serving"
+    assert told(agents, fails, state=state) == [(EventKind.FAILED, text)]
+
+
+def test_the_end_of_a_replica_is_told_under_a_key_by_which_it_is_kept_once(agents: Recorder) -> None:
+    state, events = StateStore(), []
+    state.commit_deploy(a_deploy(a_wanted_api(V1)))
+    world = a_world(agents, state)
+    world.tell = events.append
+    for _ in range(2):
+        apply(Plan(actions=(a_record_of_an_exit(),)), world)
+    assert {(event.kind, event.once != "") for event in events} == {(EventKind.CRASHED, True)}
+    assert len({event.once for event in events}) == 1
+
+
+def test_what_could_not_be_written_is_not_told(agents: Recorder) -> None:
+    actions = (MarkLive(api=API, revision=V1.revision), a_record_of_an_exit())
+    assert told(agents, *actions, state=FullDisk(a_deploy(a_wanted_api(V1)))) == []
 
 
 def test_a_full_disk_does_not_keep_a_crashed_replica_down(agents: Recorder) -> None:
@@ -245,8 +284,8 @@ def test_a_version_that_failed_once_it_had_taken_over_goes_back(agents: Recorder
         state.mark_live(API, build.revision, wall_s=0.0)
     problem = Problem(reference="replica-failed", message="it ended\nagain and again")
     back = GoBack(api=API, revision=v2.revision, to=V1.revision, problem=problem)
-    for _ in range(2):  # the second time it is not wanted any more
-        apply(Plan(actions=(back,)), a_world(agents, state))
+    # The second time it is not wanted any more.
+    assert told(agents, back, state=state) == [(EventKind.ROLLED_BACK, f"by itself, from {v2.version[:8]}: it ended")]
     (record,) = state.apis()
     assert record.wanted.rolled_back is not None
     assert (record.wanted.build, record.wanted.serving, record.wanted.rolled_back.reason) == (V1, v2, "it ended")

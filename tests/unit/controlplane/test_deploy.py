@@ -32,6 +32,7 @@ from cortex.state.secrets import SecretStore, unpacked_cloud
 from cortex.testing.builders import a_node
 from cortex.testing.clock import FakeClock
 from cortex.wire.batching import RULES, BatchingVerdict, Disagreement, Proof, Trial
+from cortex.wire.events import Event
 from cortex.wire.fetch import Fetched, FetchProgress, Origin, OriginObject
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import (
@@ -128,6 +129,7 @@ class World:
         self.asked_of_rows: list[tuple[str, str]] = []
         self.inspect = self.looked_at
         self.committed = 0
+        self.events: list[Event] = []
         self.told: list[DeployProgress] = []
         self.cloud = SecretStore(folder / "secrets" / ".cloud")
         self.secrets = SecretStore(folder / "secrets")
@@ -159,6 +161,7 @@ class World:
             cloud=CloudKeys(self.cloud, self.clock),
             committed=self._commit,
             ingress_url=lambda: "http://127.0.0.1:8880",
+            tell=self.events.append,
         )
 
     def looked_at(self, build, rows, left, *, keep) -> InspectReport:
@@ -258,6 +261,29 @@ def test_a_first_deploy_adds_its_apis_and_makes_them_wanted(world):
     assert (record.wanted.replicas, record.wanted.path) == (1, "/iris/a")
     assert [short(line.version) for line in world.state.history(KEY)] == [result.changes[0].version]
     assert world.state.deployments()[0].source == "/home/ann/iris"
+
+
+def happened(world) -> list[tuple[str, str, str | None]]:
+    told = [(str(event.kind), event.text, event.api) for event in world.events]
+    world.events.clear()
+    return told
+
+
+def test_what_a_deploy_changes_is_told_api_by_api_once_it_is_written(world):
+    world.deploy(world.api("a"), world.api("b"), dry_run=True)
+    assert happened(world) == []
+    world.deploy(world.api("a"), world.api("b"))
+    assert happened(world) == [("deployed", "added", "iris/a"), ("deployed", "added", "iris/b")]
+    world.deploy(world.api("a"), world.api("b"))
+    assert happened(world) == []
+    world.deploy(world.api("a", compute={"min_replicas": 3}))
+    assert happened(world) == [
+        ("deployed", "settings changed: min_replicas 1 -> 3, init_replicas 1 -> 3", "iris/a"),
+        ("scaled", "1 -> 3 replicas: the bounds have changed", "iris/a"),
+        ("deleted", "left out of its cortex.yaml", "iris/b"),
+    ]
+    world.problems(world.api("a", model="other", sample=None), world.api("a"))
+    assert happened(world) == []
 
 
 def test_what_a_version_is_made_of_is_kept(world):

@@ -16,6 +16,7 @@ from cortex.errors import Problem
 from cortex.ids import NodeId
 from cortex.state.base import ApiRecord, VersionRecord
 from cortex.testing.builders import a_build, a_node, a_record, a_replica, a_wanted_api, an_exit
+from cortex.wire.events import Event, EventKind, Severity
 from cortex.wire.fetch import Fetched, Origin
 from cortex.wire.operator import ModelUpload, StoredFile
 from cortex.wire.reports import AgentReport, Phase
@@ -80,12 +81,14 @@ class Damaged:
             return Fetched(origin=Origin(url=url, objects=()), model=upload, read_bytes=1, read_objects=1)
 
         kept = record(tree=self.tree)
+        self.events: list[Event] = []
         self.healing = Healing(
             store=self.store,
             known=lambda: [kept],
             reports=lambda: (report(ArtifactCorrupt.reference),),
             fetch=fetch,
             stopping=threading.Event(),
+            tell=self.events.append,
         )
 
     def _stored(self, content: bytes) -> StoredFile:
@@ -101,6 +104,10 @@ def test_the_same_bytes_take_the_place_of_damaged_ones(tmp_path: Path) -> None:
     assert found.file.read_bytes() == BYTES
     assert found.healing.look() == LOOK_EVERY_S
     assert found.fetched == 1, "what is sound is not fetched"
+    first, second = found.events
+    assert (first.kind, first.severity) == (EventKind.DAMAGED, Severity.ERROR)
+    assert first.text.endswith("; its model is fetched again")
+    assert (second.kind, second.text) == (EventKind.REPAIRED, f"its model was put right from {URL}")
 
 
 @pytest.mark.parametrize("content", [b"another model", None])
@@ -109,3 +116,4 @@ def test_other_bytes_or_none_change_nothing(tmp_path: Path, content: bytes | Non
     assert found.healing.look() == TRY_EVERY_S
     with pytest.raises(ArtifactCorrupt):
         found.store.verify(found.tree)
+    assert [event.kind for event in found.events] == [EventKind.DAMAGED] * 2

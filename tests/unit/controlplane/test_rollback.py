@@ -19,6 +19,7 @@ from cortex.state.secrets import SecretStore
 from cortex.testing.builders import API, a_build, a_deploy, a_sample, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.wire.build import BuildSpec, Resources, SecretPin
+from cortex.wire.events import Event, EventKind
 from cortex.wire.operator import ChangeKind, HistoryLine, RollbackRequest, RollbackResult
 
 BOOM = Problem(reference="model-broken", message="boom")
@@ -32,12 +33,14 @@ class World:
         self.state = StateStore()
         self.secrets = SecretStore(folder)
         self.committed = 0
+        self.events: list[Event] = []
         self.rollbacks = Rollbacks(
             state=self.state,
             secrets=self.secrets,
             clock=self.clock,
             committed=self._commit,
             ingress_url=lambda: "http://i",
+            tell=self.events.append,
         )
 
     def _commit(self) -> None:
@@ -76,6 +79,18 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
+
+
+def test_going_back_is_told_once_it_is_written(world: World) -> None:
+    v1, v2 = map(world.deploy, ("v1", "v2"))
+    world.back()
+    world.back(short(v1.version))
+    (event,) = world.events
+    assert (event.kind, event.text, event.version) == (
+        EventKind.ROLLED_BACK,
+        f"from {short(v2.version)}",
+        short(v1.version),
+    )
 
 
 # ---- which version ---------------------------------------------------------------------------------------------------

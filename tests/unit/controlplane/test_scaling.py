@@ -19,6 +19,7 @@ from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_want
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents
 from cortex.wire.build import Resources
+from cortex.wire.events import Event, EventKind
 from cortex.wire.loads import HANDLER, DoorReading, LoadReading, NodeLoads, SeatReading
 from cortex.wire.reports import Phase
 
@@ -50,6 +51,7 @@ class Lab:
         self.served: dict[ApiKey, Served] = {}
         self.latest: Assessment | None = None
         self.woken = 0
+        self.events: list[Event] = []
         self.restart()
 
     def restart(self) -> None:
@@ -69,6 +71,7 @@ class Lab:
             latest=lambda: self.latest,
             downscale_window_s=60.0,
             changed=self.wake,
+            tell=self.events.append,
         )
 
     def show(self, assessment: Assessment) -> None:
@@ -270,6 +273,30 @@ def test_who_is_parked_is_no_part_of_the_load(lab: Lab) -> None:
     load = lab.scaling.decisions[API].load
     assert load is not None
     assert load.ready == 1
+
+
+def test_every_change_of_the_number_and_what_holds_it_is_told(lab: Lab) -> None:
+    lab.deploy(msgspec.structs.replace(a_wanted_api(a_build("v1")), max_replicas=2))
+    lab.come(60.0)
+    lab.run(10.0)
+    assert lab.number() == 2
+    kinds = [event.kind for event in lab.events]
+    assert kinds.count(EventKind.SCALED) == 1
+    scaled = next(event for event in lab.events if event.kind is EventKind.SCALED)
+    assert scaled.text.startswith("1 -> 2 replicas: wanted ")
+    held = [event for event in lab.events if event.kind is EventKind.HELD]
+    assert held[-1].text.startswith("held at 2: capped by max_replicas 2; wanted ")
+    lab.come(0.0)
+    lab.run(60.0)
+    assert lab.events[-1].kind in (EventKind.RELEASED, EventKind.SCALED)
+    assert EventKind.RELEASED in {event.kind for event in lab.events[len(kinds) :]}
+
+
+def test_falling_asleep_is_told(lab: Lab) -> None:
+    lab.deploy(msgspec.structs.replace(a_wanted_api(a_build("v1"), min_replicas=0), idle_timeout_s=20.0))
+    lab.come(0.0)
+    lab.run(40.0)
+    assert [event.text for event in lab.events if event.kind is EventKind.SLEPT] == ["nobody asked for 20 s"]
 
 
 def test_an_api_that_sleeps_is_left_alone(lab: Lab) -> None:

@@ -12,6 +12,7 @@ from cortex.testing import builders
 from cortex.testing.builders import a_build, a_deploy, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.wire.build import SecretPin
+from cortex.wire.events import Event
 from cortex.wire.operator import SecretStatus
 
 
@@ -79,21 +80,30 @@ def test_a_variable_that_is_read_at_import_cannot_be_a_secret(store, variable):
 def test_secrets_are_shown_with_their_users_and_who_has_an_older_value(store, clock):
     old = store.set("token", "old", wall_s=1.0)
     records = [a_record(build_with(TOKEN=pin(old)))]
-    secrets = Secrets(store=store, known=lambda: records, clock=clock)
+    told: list[Event] = []
+    secrets = Secrets(store=store, known=lambda: records, clock=clock, tell=told.append)
     assert [(s.used_by, s.outdated_in) for s in secrets.all()] == [(("iris/sklearn",), ())]
     status = secrets.set("token", "new")
     assert (status.used_by, status.outdated_in) == (("iris/sklearn",), ("iris/sklearn",))
     assert isinstance(status, SecretStatus)
+    (event,) = told
+    assert event.text == "token was set; iris/sklearn still have the value before: `cortex refresh` gives them this one"
 
 
 def test_a_secret_in_use_is_only_deleted_by_force(store, clock):
     facts = store.set("token", "old", wall_s=1.0)
     older = build_with("v0", TOKEN=pin(facts))
-    secrets = Secrets(store=store, known=lambda: [a_record(build_with(), older)], clock=clock)
+    told: list[Event] = []
+    secrets = Secrets(store=store, known=lambda: [a_record(build_with(), older)], clock=clock, tell=told.append)
     with pytest.raises(SecretInUse, match="iris/sklearn"):
         secrets.delete("token", force=False)
+    assert told == []
     secrets.delete("token", force=True)
     assert secrets.all() == ()
+    (event,) = told
+    assert event.text == (
+        "token was deleted although iris/sklearn had it: none of their replicas can be started any more"
+    )
 
 
 def test_an_unknown_secret_cannot_be_deleted(store, clock):

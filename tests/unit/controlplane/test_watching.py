@@ -12,6 +12,7 @@ from cortex.planning.watching import Answers
 from cortex.state.records import StateStore
 from cortex.testing.builders import API, a_build, a_deploy, a_wanted_api
 from cortex.testing.clock import FakeClock
+from cortex.wire.events import Event, EventKind
 
 V1, V2 = a_build("v1"), a_build("v2")
 
@@ -26,7 +27,10 @@ class World:
         self.before: tuple[Answers, ...] = (Answers(100, 1),) * 10
         self.usable = True
         self.committed = 0
-        self.watching = Watching(state=self.state, counted=self, clock=self.clock, committed=self._commit)
+        self.events: list[Event] = []
+        self.watching = Watching(
+            state=self.state, counted=self, clock=self.clock, committed=self._commit, tell=self.events.append
+        )
         for build in (V1, V2):
             self.state.commit_deploy(a_deploy(msgspec.structs.replace(a_wanted_api(build), watch_s=60.0)))
             self.state.mark_live(API, build.revision, wall_s=self.clock.wall_s())
@@ -75,6 +79,8 @@ def test_a_version_of_which_half_fails_goes_back_and_is_told_why(world: World) -
     world.state.mark_live(API, V1.revision, wall_s=world.clock.wall_s())
     assert world.state.history(API)[1].outcome == f"rolled back: {reason}"
     assert world.state.watched() == ()
+    (event,) = world.events
+    assert (event.kind, event.text) == (EventKind.ROLLED_BACK, f"by itself, from {V2.version[:8]}: {reason}")
 
 
 def test_a_version_that_does_as_well_stays_and_the_watch_ends(world: World) -> None:
@@ -148,6 +154,8 @@ def test_when_the_version_before_fails_as_well_it_is_no_fault_of_the_new_one(wor
     assert back is not None
     assert back.excuse == "no fault of that version: 9 of 20 requests failed since, too"
     assert world.state.history(API)[1].outcome.endswith(f"; {back.excuse}")
+    _, event = world.events
+    assert (event.kind, event.text, event.version) == (EventKind.EXCUSED, back.excuse, V2.version[:8])
     assert (world.wanted.build, world.committed) == (V1, 2)
 
 
