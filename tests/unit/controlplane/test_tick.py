@@ -502,9 +502,8 @@ def test_an_update_of_the_same_size_goes_through_however_much_is_requested(small
 
 def gone_back(lab: Lab) -> None:
     """The version before comes back."""
-    assert take_back(
-        lab.state, API, lab.wanted().build.revision, V1.revision, reason="it fails", wall_s=lab.clock.wall_s()
-    )
+    revision, wall_s = lab.wanted().build.revision, lab.clock.wall_s()
+    assert take_back(lab.state, lambda _event: None, API, revision, V1.revision, reason="it fails", wall_s=wall_s)
 
 
 def test_a_replica_of_the_version_before_is_parked_until_the_watch_ends(lab: Lab) -> None:
