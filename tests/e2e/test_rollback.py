@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
+import signal
 import statistics
 import threading
 import time
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 from contract_harness import Connection, Home, Ran, eventually, rows_model, running_home, write_project
 
+from cortex.errors import CortexError
 from cortex.wire.operator import RollbackRequest
 
 pytestmark = pytest.mark.slow
@@ -364,3 +367,68 @@ def test_where_nobody_wants_it_nothing_is_watched(home: Home, project: Path) -> 
     deploy(home, project, 2)
     assert home.cortex("get", "d/a", "-o", "json").json["spec"]["rollout"] == {"watch": "0"}
     assert home.operator().api("d", "a").status == "live"
+
+
+# ---- one that is parked ----------------------------------------------------------------------------------------------
+
+
+def test_while_a_version_is_watched_the_process_of_the_one_before_comes_back(home: Home, project: Path) -> None:
+    deploy(home, project, 1)
+    first = version(home)
+    (pid,) = home.settled_replicas("d/a")
+    deploy(home, project, 2)
+    assert f"1 of {first} parked until " in home.cortex("get", "d/a").out
+    status = home.cortex("get", "d/a", "-o", "json").json
+    assert (status["status"], status["parked"]["version"], status["replicas"]["stale"]) == ("live", first, 0)
+    with asking(home) as seen:
+        eventually(lambda: seen[200, "2"] > 20, "the new version answers")
+        home.cortex("rollback", "d/a")
+        eventually(lambda: home.replica_pids("d/a") == [pid], "the new version has left, the old process is there")
+        assert answer(home)[0] == 1
+    assert {status for status, _by in seen} == {200}
+    assert "parked" not in home.cortex("get", "d/a").out
+
+
+def test_who_is_parked_is_known_after_agent_and_control_plane_were_killed(home: Home, project: Path) -> None:
+    deploy(home, project, 1)
+    (pid,) = home.settled_replicas("d/a")
+    deploy(home, project, 2)
+    for title in ("cortex-agent", "cortex-controlplane"):
+        (victim,) = _pids(home, title)
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda title=title, victim=victim: _pids(home, title) not in ([], [victim]), f"{title} is back")
+    eventually(lambda: _parked(home), "it is parked")
+    home.cortex("rollback", "d/a")
+    eventually(lambda: home.replica_pids("d/a") == [pid], "the same process serves")
+    assert answer(home)[0] == 1
+
+
+def test_the_end_of_one_that_is_parked_is_no_crash_and_a_rollback_starts_another(home: Home, project: Path) -> None:
+    deploy(home, project, 1)
+    (pid,) = home.settled_replicas("d/a")
+    deploy(home, project, 2)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not _parked(home), "its end was seen")
+    status = home.cortex("get", "d/a", "-o", "json").json
+    assert (status["status"], status["crashes"], status["replicas"]["failed"]) == ("live", 0, 0)
+    eventually(lambda: len(home.replica_pids("d/a")) == 1, "nothing is started in its place")
+    home.cortex("rollback", "d/a")
+    assert answer(home)[0] == 1
+
+
+def test_once_the_watch_is_over_it_goes(home: Home, project: Path) -> None:
+    write_project(project, {"cortex.yaml": CONFIGURATION.replace("timeout: 30s", "rollout: {watch: 8s}")})
+    deploy(home, project, 1)
+    deploy(home, project, 2)
+    eventually(lambda: len(home.replica_pids("d/a")) == 1, "the old one has left")
+    assert answer(home)[0] == 2
+
+
+def _pids(home: Home, title: str) -> list[int]:
+    return [pid for pid, found in home.processes() if found.startswith(f"{title} {home.path}")]
+
+
+def _parked(home: Home) -> bool:
+    with contextlib.suppress(CortexError):
+        return home.operator().api("d", "a").parked is not None
+    return False

@@ -9,7 +9,9 @@ Source:
     One-sided Fisher's exact test of the counts divided by the index of dispersion, as quasi-likelihood has it
     (McCullagh and Nelder, Generalized Linear Models, 2nd edition, 4.5.2). That of the old version is taken from
     minutes, since bursts last; of few of them its upper bound at one standard deviation, by the approximation of Wilson
-    and Hilferty to the distribution of a variance. `bench/watching.py` measures what goes back.
+    and Hilferty to the distribution of a variance. What that makes of counts is no whole number; between these the test
+    is continued by the gamma function, as rounding would cost every other burst. `bench/watching.py` measures what goes
+    back.
 """
 
 from __future__ import annotations
@@ -40,6 +42,10 @@ MANY, MOST = 50, 0.5
 """... or there are so many answers, of which at least this part failed."""
 SIGNIFICANT = 1e-4
 """Below this probability it is no chance. There are 24 looks in two minutes, and as many apis as there are."""
+FAR_TIMES, FAR_PART = 10.0, 0.2
+"""Where it fails so many times as often, and in so much of all, ..."""
+FAR_SIGNIFICANT = 1e-3
+"""... this is enough: bursts of a good version that look so bad are rarer than the test knows."""
 _ONE_DEVIATION = -1.0
 
 
@@ -105,7 +111,8 @@ def reason_to_go_back(base: Base, intervals: Sequence[Answers]) -> str:
     is_gross = new.served >= MANY and new.part >= MOST
     if sum(one.failed > 0 for one in intervals) < FEWEST_INTERVALS and not is_gross:
         return ""
-    if chance(new, old, base.dispersion) >= SIGNIFICANT:
+    is_far = new.part >= FAR_PART and new.part >= FAR_TIMES * old.part
+    if chance(new, old, base.dispersion) >= (FAR_SIGNIFICANT if is_far else SIGNIFICANT):
         return ""
     seconds = round(len(intervals) * LOOK_EVERY_S)
     return f"{new.text} in its first {seconds} s, of the version before {old.failed} of {old.served}"
@@ -129,12 +136,10 @@ def chance(new: Answers, old: Answers, dispersion: float) -> float:
     """
     The probability that of the failures of both versions at least so many fall on the new one if it is no worse.
 
-    Counts are divided by `dispersion`, and rounded so that going back becomes less likely.
+    Counts are divided by `dispersion`.
     """
-    failed_new, failed_old = math.floor(new.failed / dispersion), math.ceil(old.failed / dispersion)
-    served_new, served_old = round(new.served / dispersion), round(old.served / dispersion)
-    served_new, served_old = max(served_new, failed_new), max(served_old, failed_old)
-    return _at_least(failed_new, served_new, failed_old, served_old)
+    failed_new, failed_old = new.failed / dispersion, old.failed / dispersion
+    return _at_least(failed_new, new.served / dispersion, failed_old, old.served / dispersion)
 
 
 def dispersion(counts: Sequence[int]) -> float:
@@ -151,8 +156,8 @@ def dispersion(counts: Sequence[int]) -> float:
     return max(1.0, variance / mean / max(lowest, part))
 
 
-def _at_least(failed_new: int, served_new: int, failed_old: int, served_old: int) -> float:
-    """The upper tail of the hypergeometric distribution, from `failed_new` on."""
+def _at_least(failed_new: float, served_new: float, failed_old: float, served_old: float) -> float:
+    """The upper tail of the hypergeometric distribution, from `failed_new` on in steps of 1."""
     failed = failed_new + failed_old
     term = math.exp(
         _log_choices(served_new, failed_new)
@@ -162,12 +167,12 @@ def _at_least(failed_new: int, served_new: int, failed_old: int, served_old: int
     tail, count = 0.0, failed_new
     while term > tail * 1e-12:
         tail += term
-        if count == min(served_new, failed):
+        if count + 1 > min(served_new, failed):
             break
         term *= (served_new - count) * (failed - count) / ((count + 1) * (served_old - failed + count + 1))
         count += 1
     return min(1.0, tail)
 
 
-def _log_choices(of: int, taken: int) -> float:
+def _log_choices(of: float, taken: float) -> float:
     return math.lgamma(of + 1) - math.lgamma(taken + 1) - math.lgamma(of - taken + 1)
