@@ -22,6 +22,7 @@ from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_want
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents, FakeLife, Fate
 from cortex.wire.build import Resources
+from cortex.wire.events import told_to_nobody
 from cortex.wire.operator import ApiStatus, Status
 from cortex.wire.orders import Orders
 from cortex.wire.reports import Phase
@@ -503,7 +504,7 @@ def test_an_update_of_the_same_size_goes_through_however_much_is_requested(small
 def gone_back(lab: Lab) -> None:
     """The version before comes back."""
     revision, wall_s = lab.wanted().build.revision, lab.clock.wall_s()
-    assert take_back(lab.state, lambda _event: None, API, revision, V1.revision, reason="it fails", wall_s=wall_s)
+    assert take_back(lab.state, told_to_nobody, API, revision, V1.revision, reason="it fails", wall_s=wall_s)
 
 
 def test_a_replica_of_the_version_before_is_parked_until_the_watch_ends(lab: Lab) -> None:
