@@ -141,6 +141,7 @@ NOT_CLASSES: Mapping[str, str] = {
     "compute-unavailable": "A replica, or the minimum of an api, asks for more than the empty machine has.",
     "file-name-not-utf8": "A file of the project has a name that is not UTF-8.",
     "from-another-folder": "A deploy would remove apis that came from another folder.",
+    "timeout-shorter-than-start": "An api that may sleep has a `timeout` that is shorter than its last start took.",
     "handler-exited": "The handler's file ends the process when it is imported, as `sys.exit` does.",
     "handler-hook-misspelt": "A function of the handler's file has nearly the name of one that Cortex calls.",
     "handler-import-failed": "Importing the handler's file raised an exception; its traceback is shown.",

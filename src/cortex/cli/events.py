@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import click
 
-from cortex.cli import text
 from cortex.cli.boundary import DONE
 from cortex.cli.command import Command, environment, on_interrupt, print_json, print_json_line
-from cortex.cli.logs import short_replica
+from cortex.cli.eventlines import LinePrinter
 from cortex.cli.parameters import api_argument, deployment_option, flag, full_api, output_option
-from cortex.cli.terminal import Terminal, harmless
+from cortex.cli.terminal import Terminal
 from cortex.client.addressing import ApiNotFound, deployment_here, find
 from cortex.client.environments import Environment
 from cortex.client.errors import OperatorFailed
@@ -20,13 +17,9 @@ from cortex.client.reconnection import Reconnecting
 from cortex.ids import DEFAULT_DEPLOYMENT
 from cortex.settings import Settings
 from cortex.wire.events import EventKind
-from cortex.wire.operator import MOST_EVENTS, ApiStatus, EventLine, EventPage
+from cortex.wire.operator import MOST_EVENTS, ApiStatus, EventPage
 
 LAST_EVENTS = 50
-COLOURS = {"warning": "yellow", "error": "red"}
-GOOD = frozenset((EventKind.LIVE, EventKind.WOKE, EventKind.RECOVERED, EventKind.REPAIRED, EventKind.ROOM))
-KIND_WIDTH = max(len(kind) for kind in EventKind)
-MACHINE = "-"
 
 
 def events(
@@ -112,66 +105,15 @@ def _follow(
                 return
 
 
-class LinePrinter:
-    """
-    Prints events: time, api, kind, version or replica, text. In a pipe each is one line, with the date.
-
-    Args:
-        known: the first ones, which say how wide the names of apis are.
-        with_api: whether they are of several.
-    """
-
-    def __init__(self, terminal: Terminal, known: Sequence[EventLine], *, with_api: bool) -> None:
-        self._terminal = terminal
-        self._with_api = with_api
-        self._width = max((len(_name(line)) for line in known), default=0)
-
-    def __call__(self, line: EventLine) -> None:
-        for shown in self.lines(line):
-            self._terminal.out(shown)
-
-    def lines(self, line: EventLine) -> list[str]:
-        terminal = self._terminal
-        paint, for_people = terminal.paint, terminal.shows_results
-        now_s = terminal.clock.wall_s() if for_people else None
-        when = text.local_time(text.instant(line.time) or 0.0, now_s)
-        name = text.padded(_name(line), self._width) if self._with_api else ""
-        kind = text.padded(harmless(line.kind), KIND_WIDTH)
-        of = short_replica(line.replica) if line.replica else line.version
-        words = harmless(line.text) + _times(line, now_s)
-        words = f"{of} {words}" if of else words
-        colour = COLOURS.get(line.severity) or ("green" if line.kind in GOOD else "cyan")
-        plain = [part for part in (when, name, kind) if part]
-        painted = [part for part in (paint(when, "dim"), paint(name, "bold"), paint(kind, colour)) if part]
-        if not for_people:
-            return ["  ".join([*painted, " ".join(words.split())])]
-        indent = sum(len(part) + 2 for part in plain)
-        room = terminal.width - indent
-        if room < text.NARROWEST_TEXT:
-            return ["  ".join(painted).rstrip(), *text.wrapped(words, terminal.width, indent="  ")]
-        first, *rest = text.wrapped(words, room)
-        return ["  ".join([*painted, first]), *(" " * indent + part for part in rest)]
-
-
-def _name(line: EventLine) -> str:
-    return f"{line.deployment}/{line.api}" if line.api else MACHINE
-
-
-def _times(line: EventLine, now_s: float | None) -> str:
-    if line.count == 1:
-        return ""
-    return f" ({line.count} times since {text.local_time(text.instant(line.first) or 0.0, now_s)})"
-
-
 COMMAND = Command(
     "events",
     events,
     summary="Show what was decided and what happened.",
     details="""
     One time line of all apis, of a deployment's, or of one: deploys, rollbacks, replicas added and taken away and why,
-    sleeping and waking, crashes with their last words, requests that are turned away, a full machine, damage and
-    repairs, restarts of Cortex itself. Events are kept for 14 days, also those of an api that was deleted. What happens
-    again and again is counted on one line.
+    sleeping and waking, crashes with their last words, requests that are turned away, a machine that is full, damage
+    and repairs, restarts of Cortex itself. Events are kept for 14 days, also those of an api that was deleted. What
+    happens again and again is counted on one line.
     """,
     parameters=(
         api_argument(required=False, deployments=True),

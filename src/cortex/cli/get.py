@@ -12,6 +12,7 @@ import msgspec
 from cortex.cli import text
 from cortex.cli.boundary import DONE
 from cortex.cli.command import Command, environment, on_interrupt, print_json, print_json_line
+from cortex.cli.eventlines import LinePrinter
 from cortex.cli.live import patience
 from cortex.cli.parameters import api_argument, deployment_option, flag, full_api, output_option
 from cortex.cli.terminal import Paint, Terminal, harmless
@@ -19,7 +20,16 @@ from cortex.client.addressing import DeploymentNotFound, deployment_here, find, 
 from cortex.client.operator import OperatorClient
 from cortex.errors import Problem
 from cortex.settings import Settings
-from cortex.wire.operator import AllVersions, ApiStatus, DeploymentStatus, RequestCounts, ScalingStatus, Status, Traffic
+from cortex.wire.operator import (
+    AllVersions,
+    ApiStatus,
+    DeploymentStatus,
+    RequestCounts,
+    ScalingStatus,
+    StartStatus,
+    Status,
+    Traffic,
+)
 from cortex.wire.signature import TensorSpec
 
 REDRAW_S = 1.0
@@ -81,7 +91,7 @@ def get(
         if api is not None:
             found = find(client, full_api(api, deployment), here)
             if isinstance(found, ApiStatus):
-                return _one_api(terminal, found, verbose=verbose)
+                return _one_api(terminal, found, verbose=verbose, watch=watch)
             return _table(terminal, client, found, given=True)
         if summary:
             return _summary(terminal, client, here, given=deployment is not None)
@@ -280,14 +290,14 @@ def listed(api: ApiStatus) -> dict[str, Any]:
     return {key: value for key, value in msgspec.to_builtins(api).items() if key not in _OF_ONE_API}
 
 
-_OF_ONE_API = frozenset(("tracker", "traffic", "all_versions", "scaling", "spec", "signature"))
+_OF_ONE_API = frozenset(("tracker", "traffic", "all_versions", "scaling", "start", "events", "spec", "signature"))
 
 
 # ---- one api --------------------------------------------------------------------------------------------------------
 
 
-def _one_api(terminal: Terminal, api: ApiStatus, *, verbose: bool) -> Frame:
-    lines = text.pairs(_facts(terminal, api))
+def _one_api(terminal: Terminal, api: ApiStatus, *, verbose: bool, watch: bool) -> Frame:
+    lines = text.pairs(_facts(terminal, api, with_start=verbose or watch))
     lines = [_painted_name(line, terminal.paint) for line in lines]
     if api.tracker is not None:
         lines += ["", *_tracker(terminal, api.tracker)]
@@ -308,6 +318,9 @@ def _one_api(terminal: Terminal, api: ApiStatus, *, verbose: bool) -> Frame:
         else:
             lines += ["", f"what the last replica that ended wrote ({since}):"]
         lines += [f"  {harmless(line)}" for line in api.ends.last_lines]
+    if api.events:
+        shown = LinePrinter(terminal, api.events, with_api=False, indent="  ")
+        lines += ["", terminal.paint("events", "bold"), *(part for event in api.events for part in shown.lines(event))]
     if verbose:
         lines += ["", *_verbose(terminal, api)]
     return Frame(tuple(lines), (), msgspec.to_builtins(api))
@@ -318,7 +331,7 @@ def _said(problem: Problem | None) -> str:
     return "" if problem is None else f"{problem.reference}: {problem.message}\n{problem.traceback}\n{problem.hint}"
 
 
-def _facts(terminal: Terminal, api: ApiStatus) -> list[tuple[str, str]]:
+def _facts(terminal: Terminal, api: ApiStatus, *, with_start: bool) -> list[tuple[str, str]]:
     replicas, requests = api.replicas, api.requests
     since = text.ago(api.last_updated, terminal.clock.wall_s())
     version = api.version if since == "-" else f"{api.version}, updated {since}"
@@ -346,12 +359,22 @@ def _facts(terminal: Terminal, api: ApiStatus) -> list[tuple[str, str]]:
     return [
         *rows,
         ("replicas", ", ".join(counts)),
+        *([("start", fitted(_start(api.start, terminal.clock.wall_s())))] if with_start and api.start else []),
         ("version", fitted(version)),
         ("requests", fitted(_requests(api))),
         ("latency", fitted(", ".join(known) or "-")),
         *([("traffic", _traffic(terminal, api.traffic))] if api.traffic is not None else []),
         ("endpoint", api.endpoint),
     ]
+
+
+def _start(start: StartStatus, now_wall_s: float) -> str:
+    """`starting 0.02 s, loading 1.20 s, warming for 0.4 s`."""
+    parts = [f"{step.phase} {text.briefly(step.seconds)}" for step in start.steps]
+    since_s = text.instant(start.since)
+    if start.doing and since_s is not None:
+        parts.append(f"{start.doing} for {text.briefly(max(0.0, now_wall_s - since_s))}")
+    return ", ".join(parts)
 
 
 def _requests(api: ApiStatus) -> str:
@@ -561,8 +584,8 @@ COMMAND = Command(
     summary="Show apis: status, replicas, latency, requests.",
     details="""
     Without API, or with the name of a deployment, a table: of that deployment, else of the nearest cortex.yaml's, or of
-    everything where there is no cortex.yaml. With API, also what was predicted, the endpoint, and why it is not live if
-    it is not.
+    everything where there is no cortex.yaml. With API, also what was predicted, the endpoint, why it is not live if it
+    is not, and its last three events.
     """,
     parameters=(
         api_argument(required=False, deployments=True),
@@ -570,7 +593,7 @@ COMMAND = Command(
         flag("-a", "--all-deployments", help="All deployments, wherever you are."),
         flag("-s", "--summary", help="One line for each deployment."),
         flag("-v", "--verbose", help="Also curl, batching, model inputs and outputs, the configuration."),
-        flag("-w", "--watch", help="Show it again every second."),
+        flag("-w", "--watch", help="Show it again every second; of one api also how its replica starts."),
         output_option(),
     ),
     examples=(

@@ -171,11 +171,6 @@ def _show_first(
     return _Shown(cursors, bool(found) and number > 0)
 
 
-def short_replica(replica: str) -> str:
-    """`3fa1c09d.0`: what tells the replicas of one api apart."""
-    return ".".join(replica.rsplit(".", 2)[-2:])
-
-
 def short_request(request: str) -> str:
     """`58a3c1…`: tells the requests on a screen apart, and can be asked for as it is."""
     return request if len(request) <= SHORT_REQUEST + 2 else f"{request[:SHORT_REQUEST]}…"
@@ -196,7 +191,7 @@ def line_printer(terminal: Terminal, *, prefix: str = "", of_one_request: bool =
 
     def show(line: LogLine) -> None:
         colour = colours.setdefault(line.replica, REPLICA_COLOURS[len(colours) % len(REPLICA_COLOURS)])
-        replica = short_replica(line.replica) if for_people else line.replica
+        replica = text.short_replica(line.replica) if for_people else line.replica
         mark = paint(f"{prefix} {replica}".lstrip() if for_people else replica, colour)
         if line.request and not of_one_request:
             mark += " " + paint(harmless(short_request(line.request) if for_people else line.request), "dim")

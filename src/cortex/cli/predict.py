@@ -11,9 +11,9 @@ import msgspec
 from cortex.cli.boundary import DONE
 from cortex.cli.command import Command, look, on_interrupt
 from cortex.cli.curl import SAMPLE_FILE
-from cortex.cli.logs import short_replica
 from cortex.cli.parameters import api_argument, deployment_option, flag, full_api
 from cortex.cli.terminal import Terminal, harmless
+from cortex.cli.text import short_replica
 from cortex.client import prediction
 from cortex.client.addressing import deployment_here, find_api, find_file, full_name
 from cortex.client.operator import OperatorClient

@@ -191,6 +191,11 @@ def instant(rfc3339: str | None) -> float | None:
     return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
 
 
+def short_replica(replica: str) -> str:
+    """`3fa1c09d.0`: what tells the replicas of one api apart."""
+    return ".".join(replica.rsplit(".", 2)[-2:])
+
+
 def local_time(wall_s: float, now_wall_s: float | None) -> str:
     """`10:32:07`, with the date unless that is today's; with it always where nobody knows when it is read (None)."""
     if not wall_s:
@@ -208,6 +213,11 @@ def took(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m {rest:02d}s"
+
+
+def briefly(seconds: float) -> str:
+    """As `took`, with hundredths: `0.04 s`, `1.20 s`, `12 s`."""
+    return f"{seconds:.2f} s" if seconds < 9.95 else took(seconds)
 
 
 def milliseconds(value: float | None) -> str:

@@ -222,6 +222,7 @@ def build(
             committed=wanted_changed,
             ingress_url=where,
             tell=events.tell,
+            last_start_s=events.last_start_s,
         )
 
     return ControlPlane(

@@ -9,7 +9,7 @@ an unreachable node or a broken engine never costs a replica. What was left out 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -35,6 +35,7 @@ from cortex.planning.actions import (
     ReleaseLease,
     describe,
 )
+from cortex.planning.model import WantedApi
 from cortex.wire.batching import RULES
 from cortex.wire.orders import DrainReplica, ForgetReplica, Orders
 
@@ -129,7 +130,7 @@ def _carry_out(action: Action, world: World) -> None:
         case MarkLive():
             state.mark_live(action.api, action.revision, wall_s=wall_s)
             if is_wanted and wanted is not None:
-                world.tell(happenings.live(wanted, wall_s=wall_s))
+                world.tell(happenings.live(wanted, _starts_s(wanted, world), wall_s=wall_s))
         case MarkFailed():
             state.mark_failed(action.api, action.revision, action.problem, wall_s=wall_s)
             if is_wanted and wanted is not None and wanted.failed is None:
@@ -146,6 +147,13 @@ def _carry_out(action: Action, world: World) -> None:
             engine.recover([action.lease])
         case OrderNode() | ReleaseLease():
             raise AssertionError(f"carried out elsewhere: {action}")
+
+
+def _starts_s(wanted: WantedApi, world: World) -> Iterator[float | None]:
+    for report in world.agents.reports():
+        for replica in report.replicas:
+            if replica.api == wanted.api and replica.revision == wanted.build.revision:
+                yield replica.start_s
 
 
 def _is_above_the_minimum(action: Action) -> bool:

@@ -7,6 +7,7 @@ Anything wrong, and nothing is changed. What each api would be comes from `candi
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
@@ -61,6 +62,7 @@ class Deployer:
         secrets: what `env` may name.
         cloud: keeps what handlers get to reach their clouds.
         committed: called after the wanted state has changed.
+        last_start_s: what the last start of a replica of an api took; None: not known.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Deployer:
         committed: Callable[[], None],
         ingress_url: Callable[[], str],
         tell: TellEvent = told_to_nobody,
+        last_start_s: Callable[[ApiKey], float | None] = lambda _: None,
     ) -> None:
         self._state = state
         self._store = store
@@ -90,6 +93,7 @@ class Deployer:
         self._committed = committed
         self._ingress_url = ingress_url
         self._tell = tell
+        self._last_start_s = last_start_s
         self._turns: dict[DeploymentName, threading.Lock] = {}
         """Held by who deploys: what a deploy takes for known of its deployment stays so until it is written."""
 
@@ -152,6 +156,7 @@ class Deployer:
             self._packages.prepare(builds, _telling(emit))
             inspected, warnings = self._inspections.of_deploy(candidates, known, emit, left, keep=not request.dry_run)
             warnings += package_warnings
+            warnings += self._too_impatient(inspected)
             result = DeployResult(
                 changes=tuple(self._changes(inspected, asked, known)),
                 warnings=tuple(warnings),
@@ -317,6 +322,21 @@ class Deployer:
                 )
         if problems:
             raise Problems(problems)
+
+    def _too_impatient(self, candidates: Sequence[DeployedApi]) -> Iterator[Problem]:
+        """Of apis that may sleep: whoever wakes one waits for no longer than its `timeout`."""
+        for index, candidate in enumerate(candidates):
+            settings = candidate.settings
+            start_s = self._last_start_s(settings.api) if settings.min_replicas == 0 else None
+            if start_s is not None and start_s > settings.timeout_s:
+                yield Problem(
+                    reference="timeout-shorter-than-start",
+                    message=f"its last start took {start_s:.1f} s, longer than its `timeout` of "
+                    f"{settings.timeout_s:g} s: who wakes it is told 504",
+                    subject=f'api "{split_api_key(settings.api)[1]}": timeout',
+                    path=("apis", index, "timeout"),
+                    hint=f"raise `timeout` above {math.ceil(start_s)}s, or keep a replica: `compute: min_replicas: 1`",
+                )
 
     def _change(self, candidate: DeployedApi, asked: AskedApi) -> ApiChange:
         """What becomes of an api, with what there is to note."""

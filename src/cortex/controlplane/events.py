@@ -16,6 +16,7 @@ from pathlib import Path
 from cortex.clock import Clock
 from cortex.controlplane.awaiting import Awaited
 from cortex.ids import ApiKey, DeploymentName
+from cortex.planning.happenings import START_SECONDS
 from cortex.state.events import EventStore, EventsUnusable, KeptEvent, apply_to
 from cortex.wire.events import BEGINNINGS, ENDS, Event, EventKind
 from cortex.wire.operator import EventLine, EventPage, rfc3339_ms
@@ -117,6 +118,12 @@ class Events:
                 return page
             after = page.cursor
             await self._news.after(news, left_s)
+
+    def last_start_s(self, api: ApiKey) -> float | None:
+        """What the start of a replica took when an api last went live or woke; None where nobody can tell."""
+        found = self.latest(api, EventKind.LIVE, EventKind.WOKE)
+        seconds = found.details.get(START_SECONDS) if found is not None else None
+        return seconds if isinstance(seconds, float) else None
 
     def latest(self, api: ApiKey, *kinds: EventKind) -> Event | None:
         """The last event of an api that is of one of these kinds; None where there is none, or nobody can tell."""

@@ -43,6 +43,7 @@ from cortex.wire.operator import (
     DeployProgress,
     DeployRequest,
     DeployResult,
+    EventLine,
     EventPage,
     HistoryLine,
     Info,
@@ -58,6 +59,9 @@ if TYPE_CHECKING:
     from cortex.controlplane.deploy import Deployer
 
 log = logging.getLogger(__name__)
+
+EVENTS_SHOWN = 3
+"""With an api."""
 
 
 class ControlPlane:
@@ -262,9 +266,17 @@ class ControlPlane:
         return msgspec.structs.replace(
             status,
             scaling=self._scaling.status(record.wanted),
+            events=self._last_events(record.wanted.api),
             spec=version.spec,
             signature=version.inspection.signature,
         )
+
+    def _last_events(self, api: ApiKey) -> tuple[EventLine, ...]:
+        try:
+            return self._events.page(limit=EVENTS_SHOWN, api=api).events
+        except CortexError as error:
+            log.warning("%s", error)
+            return ()
 
     async def watch(self, token: str, timeout_s: float, deployment: str | None) -> Watched:
         seen = await self._view.changed(token, timeout_s, deployment)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, Version, short
@@ -14,7 +14,7 @@ from cortex.planning.model import Scale, WantedApi
 from cortex.planning.scale import ASKED_WHILE_ASLEEP
 from cortex.planning.slots import SeenApi
 from cortex.wire.build import mem_text
-from cortex.wire.events import Event, EventKind, Severity
+from cortex.wire.events import Detail, Event, EventKind, Severity
 from cortex.wire.operator import ApiChange, ApiStatus, ChangeKind, Status
 from cortex.wire.reports import AgentReport, ExitReport
 
@@ -22,6 +22,8 @@ LONGEST_WAKE_S = 3600.0
 """What is ready so long after somebody asked was not woken by that."""
 OUTLIVED_BY_S = 2.0
 """An agent that is so much older than we are was not started by us."""
+START_SECONDS = "start_seconds"
+"""Among the details of what tells that a version serves, or woke: what the longest start of its replicas took."""
 MOST_LINES = 10
 """Of what a replica wrote last, in an event's details."""
 
@@ -63,23 +65,34 @@ def deleted(api: ApiKey, version: str, why: str) -> Event:
     return Event(kind=EventKind.DELETED, api=api, text=why, version=version)
 
 
-def live(wanted: WantedApi, *, wall_s: float) -> Event:
+def live(wanted: WantedApi, starts_s: Iterable[float | None] = (), *, wall_s: float) -> Event:
     """
     The wanted version serves at full size.
 
     Args:
         wanted: as it was before that was known.
+        starts_s: what the starts of its replicas took, as far as that is known.
         wall_s: now.
     """
+    details: dict[str, Detail] = {}
     took_s = max(0.0, wall_s - wanted.deployed_wall_s) if wanted.deployed_wall_s else None
     after = f", {_seconds(took_s)} after it was asked for" if took_s is not None else ""
+    if took_s is not None:
+        details["seconds"] = round(took_s, 3)
+    _add_start(details, starts_s)
     return Event(
         kind=EventKind.LIVE,
         api=wanted.api,
         text=f"serves{after}",
         version=short(wanted.build.version),
-        details={} if took_s is None else {"seconds": round(took_s, 3)},
+        details=details,
     )
+
+
+def _add_start(details: dict[str, Detail], starts_s: Iterable[float | None]) -> None:
+    known = [start_s for start_s in starts_s if start_s is not None]
+    if known:
+        details[START_SECONDS] = round(max(known), 3)
 
 
 def failed(wanted: WantedApi, problem: Problem) -> Event:
@@ -275,15 +288,18 @@ def _woken(wanted: WantedApi, seen: SeenApi, now_wall_s: float) -> Iterator[Even
     scale = wanted.scale
     if scale.asleep or scale.reason != ASKED_WHILE_ASLEEP:
         return
+    starts_s = [slot.report.start_s for slot in seen.slots if slot.ready and slot.report is not None]
     ages = [slot.report.phase_age_s for slot in seen.slots if slot.ready and slot.report is not None]
     took_s = now_wall_s - max(ages, default=0.0) - scale.since_wall_s
     if ages and -1.0 < took_s < LONGEST_WAKE_S:
+        details: dict[str, Detail] = {"seconds": round(max(0.0, took_s), 3)}
+        _add_start(details, starts_s)
         yield Event(
             kind=EventKind.WOKE,
             api=wanted.api,
             text=f"somebody asked while it slept; ready after {_seconds(max(0.0, took_s))}",
             version=short(wanted.build.version),
-            details={"seconds": round(max(0.0, took_s), 3)},
+            details=details,
             once=f"woke {wanted.api} {scale.since_wall_s:.3f}",
         )
 

@@ -36,10 +36,12 @@ from cortex.wire.operator import (
     Ends,
     Parked,
     ReplicaCounts,
+    StartStatus,
     Status,
     Waits,
     date_and_time,
     rfc3339,
+    rfc3339_ms,
 )
 from cortex.wire.reports import ReplicaReport
 
@@ -96,6 +98,7 @@ def _wanted(facts: Facts, known: Known, remarks: Sequence[str], closed: Problem 
         problem=shown.problem,
         ends=_ends(ends) if ends is not None else None,
         waits=_waits(facts.own),
+        start=_start(facts.own),
         crashes=record.crashes if record is not None else 0,
         progress="" if is_live and facts.up_to_date >= wanted.replicas else wording.progress(facts.own),
         serving=_serving(facts),
@@ -235,6 +238,21 @@ def _parked(facts: Facts) -> Parked | None:
     if slot is None or slot.report is None or until_wall_s is None:
         return None
     return Parked(replica=slot.replica, version=short(slot.report.version), until=rfc3339(until_wall_s))
+
+
+def _start(own: Sequence[Slot]) -> StartStatus | None:
+    """Of those that start the first one, else of those that are ready the last one whose start is known."""
+    reports = [(slot, slot.report) for slot in own if slot.report is not None]
+    starting = [report for slot, report in reports if slot.state is SlotState.STARTING and report.started_wall_s]
+    if starting:
+        first = min(starting, key=lambda report: report.started_wall_s)
+        since_s = first.started_wall_s + sum(step.seconds for step in first.steps)
+        return StartStatus(replica=first.replica, steps=first.steps, doing=first.phase, since=rfc3339_ms(since_s))
+    ready = [report for slot, report in reports if slot.ready and report.steps]
+    if not ready:
+        return None
+    last = max(ready, key=lambda report: report.started_wall_s)
+    return StartStatus(replica=last.replica, steps=last.steps)
 
 
 def _ends(record: RunRecord) -> Ends:

@@ -37,6 +37,7 @@ from cortex.errors import Problem
 from cortex.wire.batching import Disagreement, Mode, Proof, Trial
 from cortex.wire.build import ModelFormat
 from cortex.wire.events import Detail
+from cortex.wire.reports import StartStep
 from cortex.wire.signature import Signature
 
 MOST_EVENTS = 1000
@@ -157,6 +158,18 @@ class Waits(msgspec.Struct, frozen=True, kw_only=True):
     """When it is ended unless it gets on before; `CORTEX_START_TIMEOUT` after `since`, or what a sample may take."""
 
 
+class StartStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The start of the replica that is on its way, else of the one that was started last: phase by phase."""
+
+    replica: str
+    steps: tuple[StartStep, ...] = ()
+    """What is over of it."""
+    doing: str = ""
+    """The phase that it is in; empty: it is ready."""
+    since: str | None = None
+    """RFC 3339, UTC: when that began."""
+
+
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that were answered, of all versions."""
 
@@ -217,7 +230,7 @@ class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
     """
     An api as `cortex get API -o json` shows it.
 
-    In lists without `tracker`, `traffic`, `all_versions`, `scaling`, `spec`, `signature`.
+    In lists without `tracker`, `traffic`, `all_versions`, `scaling`, `start`, `events`, `spec`, `signature`.
     """
 
     deployment: str
@@ -243,6 +256,8 @@ class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
     """While it is crashing, or its replicas do not start: how."""
     waits: Waits | None = None
     """While a replica is on its way."""
+    start: StartStatus | None = None
+    """None while nothing is known of any."""
     crashes: int = 0
     """Replicas of the current version that ended on their own since it was deployed."""
     progress: str = ""
@@ -258,6 +273,8 @@ class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What replicas found wrong with a sample that guards nothing: it is no example of a request that works."""
     scaling: ScalingStatus | None = None
     """None while nothing is known of its load."""
+    events: tuple[EventLine, ...] = ()
+    """The last three that were told of it, oldest first."""
     spec: dict[str, Any] = {}
     signature: Signature | None = None
 

@@ -33,6 +33,13 @@ class Phase(StrEnum):
     """The process is gone; `exit` says how. Its slot stays open until it is forgotten or started again."""
 
 
+class StartStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A phase of a start that is over."""
+
+    phase: Phase
+    seconds: float
+
+
 class ExitReport(msgspec.Struct, frozen=True, kw_only=True):
     """How a replica's process ended."""
 
@@ -111,6 +118,8 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     """While its process starts: when it last got on with that. For people, as is the next."""
     given_up_wall_s: float = 0.0
     """When it is ended unless it gets on before."""
+    steps: tuple[StartStep, ...] = ()
+    """Of this attempt's start, as far as it has come; empty where the agent has not seen it begin."""
     warnings: tuple[Problem, ...] = ()
     model: ModelKey | None = None
     """None from an agent that does not say."""
@@ -120,6 +129,11 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     """What it says of that itself; None before it has."""
     exit: ExitReport | None = None
     """Always there when `phase` is `exited`."""
+
+    @property
+    def start_s(self) -> float | None:
+        """What its start took, from its order to ready; None: it is not ready, or nobody has seen all of it."""
+        return sum(step.seconds for step in self.steps) if self.steps and self.was_ready else None
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):

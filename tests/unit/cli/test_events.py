@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cortex.cli.events import KIND_WIDTH
+from cortex.cli.eventlines import KIND_WIDTH
 
 
 @pytest.fixture(autouse=True)

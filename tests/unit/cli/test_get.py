@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -16,10 +17,12 @@ from cortex.wire.operator import (
     Parked,
     ReplicaCounts,
     RequestCounts,
+    StartStatus,
     Status,
     Traffic,
     Waits,
 )
+from cortex.wire.reports import Phase, StartStep
 from cortex.wire.signature import Signature, TensorSpec
 
 TRACEBACK = """\
@@ -176,6 +179,23 @@ def test_for_programs_one_api_with_everything(cortex: Any, running: Any, classif
 def test_one_api(cortex: Any, running: Any, classified: Any, golden: Any) -> None:
     running.apis = [classified]
     golden("get-one", cortex("get", "sklearn").out)
+
+
+def test_the_last_events_of_one_api_are_shown(cortex: Any, running: Any, fakes: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    told = (fakes.happened(1, "added", kind="deployed", version="3fa1c09d"), fakes.happened(2, "serves"))
+    running.apis = [fakes.api(events=told)]
+    ran = cortex("get", "sklearn")
+    monkeypatch.undo()
+    time.tzset()
+    assert ran.out.splitlines()[-3:] == [
+        "events",
+        "  2027-01-15 07:50:01  deployed          3fa1c09d added",
+        "  2027-01-15 07:50:02  live              serves",
+    ]
+    assert len(json.loads(cortex("get", "sklearn", "-o", "json").out)["events"]) == 2
+    assert "events" not in json.loads(cortex("get", "-o", "json").out)[0]
 
 
 def test_one_api_on_a_terminal(cortex: Any, running: Any, classified: Any, golden: Any) -> None:
@@ -465,6 +485,28 @@ def test_whoever_only_looks_begins_nothing_in_a_home_that_may_be_mistyped(cortex
         "  hint: `cortex deploy` starts it here; --home or CORTEX_HOME names another home\n"
     )
     assert not cortex.home.exists()
+
+
+def test_how_a_replica_starts_is_shown_while_one_watches_and_with_everything(
+    cortex: Any, running: Any, fakes: Any
+) -> None:
+    steps = (StartStep(phase=Phase.STARTING, seconds=0.02), StartStep(phase=Phase.LOADING, seconds=1.2))
+    start = StartStatus(replica="r", steps=steps, doing="warming", since="2027-01-15T07:59:59.600Z")
+    running.apis = [fakes.api(status=Status.WAKING, start=start)]
+    line = "start      starting 0.02 s, loading 1.20 s, warming for 0.40 s\n"
+    assert line in cortex("get", "sklearn", "-v").out
+    assert line not in cortex("get", "sklearn").out
+
+    def live() -> None:
+        running.apis = [fakes.api(start=StartStatus(replica="r", steps=steps))]
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    cortex.clock.on_sleep = [live, stop]
+    out = cortex("get", "sklearn", "-w").out
+    assert line in out
+    assert "start      starting 0.02 s, loading 1.20 s\n" in out
 
 
 def test_what_an_api_waits_for_is_told_once_that_takes_longer_than_most(cortex: Any, running: Any, fakes: Any) -> None:

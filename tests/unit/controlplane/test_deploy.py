@@ -130,6 +130,8 @@ class World:
         self.inspect = self.looked_at
         self.committed = 0
         self.events: list[Event] = []
+        self.starts_s: dict[str, float] = {}
+        """What the last start took, by api."""
         self.told: list[DeployProgress] = []
         self.cloud = SecretStore(folder / "secrets" / ".cloud")
         self.secrets = SecretStore(folder / "secrets")
@@ -162,6 +164,7 @@ class World:
             committed=self._commit,
             ingress_url=lambda: "http://127.0.0.1:8880",
             tell=self.events.append,
+            last_start_s=self.starts_s.get,
         )
 
     def looked_at(self, build, rows, left, *, keep) -> InspectReport:
@@ -284,6 +287,23 @@ def test_what_a_deploy_changes_is_told_api_by_api_once_it_is_written(world):
     ]
     world.problems(world.api("a", model="other", sample=None), world.api("a"))
     assert happened(world) == []
+
+
+def test_an_api_that_sleeps_and_starts_for_longer_than_its_timeout_is_warned_of(world):
+    sleeps = {"compute": {"min_replicas": 0}, "timeout": "5s"}
+    assert world.deploy(world.api("a", **sleeps)).warnings == ()
+    world.starts_s["iris/a"] = 5.0
+    assert world.deploy(world.api("a", **sleeps)).warnings == ()
+    world.starts_s["iris/a"] = 7.2
+    (warning,) = world.deploy(world.api("a", **sleeps), dry_run=True).warnings
+    assert (warning.reference, warning.subject, warning.path) == (
+        "timeout-shorter-than-start",
+        'api "a": timeout',
+        ("apis", 0, "timeout"),
+    )
+    assert warning.message == "its last start took 7.2 s, longer than its `timeout` of 5 s: who wakes it is told 504"
+    assert "above 8s" in warning.hint
+    assert world.deploy(world.api("a", timeout="5s")).warnings == (), "one that does not sleep"
 
 
 def test_what_a_version_is_made_of_is_kept(world):

@@ -182,6 +182,16 @@ def test_after_its_end_nothing_is_told_and_nothing_fails(file: Path, clock: Fake
     sink.tell(live())
 
 
+def test_what_the_last_start_took_is_what_was_told_last(sink: Events) -> None:
+    assert sink.last_start_s(API) is None
+    sink.tell(Event(kind=EventKind.LIVE, api=API, text="t", details={"start_seconds": 1.5}))
+    sink.tell(Event(kind=EventKind.WOKE, api=API, text="t", details={"seconds": 9.0, "start_seconds": 7.25}))
+    sink.tell(Event(kind=EventKind.CRASHED, api=API, text="t"))
+    assert sink.last_start_s(API) == 7.25
+    sink.tell(live())
+    assert sink.last_start_s(API) is None
+
+
 # ---- waiting ---------------------------------------------------------------------------------------------------------
 
 

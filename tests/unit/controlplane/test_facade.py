@@ -35,6 +35,7 @@ from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents
 from cortex.wire.agent import LogLine, LogLines, ReadLogs
 from cortex.wire.build import BuildSpec, TrackerConfig
+from cortex.wire.events import Event, EventKind
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import (
     CURRENT,
@@ -365,6 +366,11 @@ def test_one_api_is_told_with_all_that_is_known_of_it(lab: Lab) -> None:
     assert (api.spec, api.signature, api.requests.ok) == ({"name": "sklearn"}, SIGNATURE, 2)
     assert api.tracker is not None
     assert api.tracker["classes"] == {"a": 2}
+    for number in range(5):
+        lab.events.tell(Event(kind=EventKind.LIVE, api=API, text=str(number)))
+    api = lab.plane.api("iris", "sklearn")
+    assert api is not None
+    assert [event.text for event in api.events] == ["2", "3", "4"]
     assert lab.plane.api("iris", "nobody") is None
 
 

@@ -26,8 +26,8 @@ from cortex.testing.builders import (
 )
 from cortex.wire.batching import RULES, BatchingState, Disagreement, Proof, Trial
 from cortex.wire.build import BuildSpec, Resources
-from cortex.wire.operator import ApiStatus, Batching, Ends, ReplicaCounts, Status, Waits, rfc3339
-from cortex.wire.reports import ExitReport, IngressReport, Phase, ReplicaReport
+from cortex.wire.operator import ApiStatus, Batching, Ends, ReplicaCounts, StartStatus, Status, Waits, rfc3339
+from cortex.wire.reports import ExitReport, IngressReport, Phase, ReplicaReport, StartStep
 
 V1, V2 = a_build("v1"), a_build("v2")
 BOOM = Problem(reference="handler-error", message="ZeroDivisionError: division by zero", traceback="Traceback …")
@@ -319,6 +319,26 @@ def test_a_restart_that_takes_long_is_not_called_live() -> None:
     loading = msgspec.structs.replace(a_replica(V1, phase=Phase.LOADING, attempt=2), phase_age_s=20.0)
     found = seen_as(wanted, a_snapshot(loading, routes=(a_route(wanted, loading),)))
     assert (found.status, found.reason) == (Status.CREATING, "0 of at least 1 replicas are ready")
+
+
+def with_steps(report: ReplicaReport, started_wall_s: float, **seconds: float) -> ReplicaReport:
+    steps = tuple(StartStep(phase=Phase(phase), seconds=took_s) for phase, took_s in seconds.items())
+    return msgspec.structs.replace(report, started_wall_s=started_wall_s, steps=steps)
+
+
+def test_a_start_is_shown_phase_by_phase_and_afterwards_the_last_one() -> None:
+    wanted = a_wanted_api(V1, live=True, replicas=3)
+    first = with_steps(a_replica(V1, 0), 100.0, starting=0.1)
+    second = with_steps(a_replica(V1, 1), 200.0, starting=0.1, loading=0.5, warming=0.1)
+    routes = (a_route(wanted, first, second),)
+    found = seen_as(wanted, a_snapshot(first, second, routes=routes)).start
+    assert found == StartStatus(replica=second.replica, steps=second.steps)
+    loading = with_steps(a_replica(V1, 2, Phase.LOADING), 300.0, starting=0.25)
+    found = seen_as(wanted, a_snapshot(first, second, loading, routes=routes)).start
+    assert found == StartStatus(
+        replica=loading.replica, steps=loading.steps, doing="loading", since="1970-01-01T00:05:00.250Z"
+    )
+    assert seen_as(wanted, a_snapshot(a_replica(V1))).start is None
 
 
 def test_what_an_update_waits_for_is_the_replica_that_has_not_got_on_for_longest() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cortex.agent.life.living import sample_limit_s
 from cortex.agent.life.state import Life, Now
-from cortex.wire.reports import Phase, ReplicaReport
+from cortex.wire.reports import Phase, ReplicaReport, StartStep
 
 
 def report(life: Life, now: Now, *, rss_bytes: int, peak_rss_bytes: int, cpu_s: float) -> ReplicaReport:
@@ -30,6 +30,7 @@ def report(life: Life, now: Now, *, rss_bytes: int, peak_rss_bytes: int, cpu_s: 
         cpu_s=cpu_s,
         progress=life.progress.doing,
         **_waits(life, now),
+        steps=tuple(StartStep(phase=step.phase, seconds=round(step.seconds, 3)) for step in life.steps),
         warnings=status.warnings if status is not None else (),
         model=build.model_key,
         batches=life.order.batches,

@@ -14,7 +14,7 @@ from cortex.settings import Settings
 from cortex.wire.batching import BatchingOrder, BatchingState
 from cortex.wire.launch import ChildExited, ReplicaStatus
 from cortex.wire.orders import StartReplica
-from cortex.wire.reports import ExitReport, Phase
+from cortex.wire.reports import ExitReport, Phase, StartStep
 
 LAUNCH_TRIES = 3
 
@@ -165,6 +165,8 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     """When it was ordered; None: a former agent knew."""
     start_s: float | None = None
     """From then to ready."""
+    steps: tuple[StartStep, ...] = ()
+    """What of that is over."""
     tries_left: int = LAUNCH_TRIES
     fault: Problem | None = None
     """What is held against it: why it was not forked, or why it was ended although nobody asked for that."""
@@ -239,6 +241,9 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+_OF_A_START = (Phase.STARTING, Phase.LOADING, Phase.WARMING)
+
+
 def changed(life: Life, **fields: Any) -> Life:
     return msgspec.structs.replace(life, **fields)
 
@@ -254,6 +259,8 @@ def silenced(life: Life, *alarms: Alarm) -> Life:
 
 def in_phase(life: Life, phase: Phase, now: Now) -> Life:
     """Begin a phase."""
+    if life.phase in _OF_A_START and life.began_s is not None:
+        life = changed(life, steps=(*life.steps, StartStep(phase=life.phase, seconds=now.s - life.phase_since_s)))
     progress = msgspec.structs.replace(life.progress, since_s=now.s, since_wall_s=now.wall_s)
     life = changed(life, phase=phase, phase_since_s=now.s, progress=progress)
     return silenced(changed(life, hold=None), Alarm.HOLD) if phase is Phase.READY else life

@@ -50,6 +50,7 @@ def test_a_replica_is_told_of_with_what_was_ordered_what_it_said_and_what_its_pr
         model=build.model_key,
         batches=order.batches,
         batching=batching,
+        steps=told(story).steps,
     )
 
 
@@ -59,6 +60,27 @@ def test_one_that_has_no_process_yet_or_has_said_nothing_is_told_of_without(stor
     assert (found.pid, found.in_flight, found.warnings, found.batching) == (None, 0, (), None)
     story.loading()
     assert (told(story).pid, told(story).in_flight) == (story.PROCESS.pid, 0)
+
+
+def test_each_phase_of_a_start_is_told_with_its_seconds_once_it_is_over(story):
+    story.loading()
+    story.tell(after_s=1.5)
+    assert [step.phase for step in told(story).steps] in ([], [Phase.STARTING])
+    story.says(phase=Phase.WARMING)
+    story.tell(after_s=0.25)
+    assert told(story).start_s is None
+    story.says(phase=Phase.READY)
+    story.tell(after_s=60.0)
+    steps = {step.phase: step.seconds for step in told(story).steps}
+    assert list(steps)[-1] is Phase.WARMING
+    assert steps[Phase.WARMING] == pytest.approx(0.26)
+    assert told(story).start_s == pytest.approx(sum(steps.values()))
+
+
+def test_of_one_that_was_taken_over_nobody_knows_how_it_started(story):
+    story.adopt({"identity": story.PROCESS, "was_ready": True}, identity=story.PROCESS)
+    story.says(phase=Phase.READY)
+    assert (told(story).steps, told(story).start_s) == ((), None)
 
 
 @pytest.mark.parametrize("gate", [True, False])
