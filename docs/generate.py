@@ -2,7 +2,8 @@
 Writes the pages that follow from the code: `python docs/generate.py`. A test holds the pages to what this would write.
 
 `cli.md` is what the commands say of themselves, `configuration.md` what the models of cortex.yaml and the table of
-settings say, `errors.md` every code and reference that stands in the source, and of `metrics.md` its table.
+settings say, `errors.md` every code and reference that stands in the source, and of `metrics.md` and
+`events.md` their tables.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from cortex.spec.effects import EFFECTS
 from cortex.spec.models import BLOCKS, FLAT_FORM, RESOURCES
 from cortex.spec.problems import REFERENCES as SPEC
 from cortex.spec.schema import json_schema
+from cortex.wire.events import EventKind
 
 HERE = Path(__file__).resolve().parent
 SOURCE = Path(cortex.__file__).parent
@@ -511,15 +514,37 @@ def _block(text: str) -> str:
 
 # ---- metrics.md -----------------------------------------------------------------------------------------------------
 
-BEGIN, END = "<!-- metrics: begin -->\n", "<!-- metrics: end -->\n"
+
+def _filled(name: str, of: str, table: str) -> str:
+    """The page that there is, with its table up to date."""
+    begin, end = f"<!-- {of}: begin -->\n", f"<!-- {of}: end -->\n"
+    before, _, rest = (HERE / name).read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}{table}{end}{after}"
 
 
 def metrics_page() -> str:
-    """The page that there is, with its table up to date."""
-    before, _, rest = (HERE / "metrics.md").read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
     rows = ((f"`{m.name}`", m.type, ", ".join(f"`{label}`" for label in m.labels), m.help) for m in METRICS)
-    return f"{before}{BEGIN}{_table(('metric', 'type', 'labels', 'what'), rows)}{END}{after}"
+    return _filled("metrics.md", "metrics", _table(("metric", "type", "labels", "what"), rows))
+
+
+def events_page() -> str:
+    meanings = _meanings_of_members(SOURCE / "wire" / "events.py", "EventKind")
+    rows = ((f"`{kind}`", meanings[kind.name]) for kind in EventKind)
+    return _filled("events.md", "kinds", _table(("kind", "what"), rows))
+
+
+def _meanings_of_members(file: Path, name: str) -> dict[str, str]:
+    """The line below each member of an enum, by the member's name."""
+    body = next(
+        one for one in ast.parse(file.read_text()).body if isinstance(one, ast.ClassDef) and one.name == name
+    ).body
+    found = {}
+    for member, below in pairwise(body):
+        match member, below:
+            case ast.Assign(targets=[ast.Name(id=member_name)]), ast.Expr(value=ast.Constant(value=str(meaning))):
+                found[member_name] = meaning
+    return found
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -534,6 +559,7 @@ PAGES = {
     "cli.md": commands_page,
     "configuration.md": configuration_page,
     "errors.md": errors_page,
+    "events.md": events_page,
     "metrics.md": metrics_page,
 }
 

@@ -120,10 +120,17 @@ class Events:
             await self._news.after(news, left_s)
 
     def last_start_s(self, api: ApiKey) -> float | None:
-        """What the start of a replica took when an api last went live or woke; None where nobody can tell."""
-        found = self.latest(api, EventKind.LIVE, EventKind.WOKE)
-        seconds = found.details.get(START_SECONDS) if found is not None else None
-        return seconds if isinstance(seconds, float) else None
+        """
+        What the start of a replica took when an api last woke, else when it went live; None where nobody can tell.
+
+        The first replica of a version goes on with what its inspection has loaded: whoever wakes it later waits longer.
+        """
+        for kind in (EventKind.WOKE, EventKind.LIVE):
+            found = self.latest(api, kind)
+            seconds = found.details.get(START_SECONDS) if found is not None else None
+            if isinstance(seconds, float):
+                return seconds
+        return None
 
     def latest(self, api: ApiKey, *kinds: EventKind) -> Event | None:
         """The last event of an api that is of one of these kinds; None where there is none, or nobody can tell."""

@@ -360,7 +360,7 @@ def _base(limits: IngressLimits) -> str:
         _error(408, Refusal.REQUEST_TIMEOUT.value, "the request did not arrive in time"),
         _error(500, Refusal.INGRESS_FAULT.value, "the ingress could not handle this request"),
         _error(502, Refusal.REPLICA_LOST.value, "the replica died with this request or broke off its answer"),
-        _error(503, unavailable, why) + _RETRY_AFTER,
+        _error(503, unavailable, why + _WAKES) + _RETRY_AFTER,
         _error(504, Refusal.TIMEOUT.value, "no answer within the timeout of this api"),
     ]
     lines = "".join(f"    http-error {error}\n" for error in errors)
@@ -469,7 +469,8 @@ def _pool_defaults(configuration: WorkerConfiguration) -> str:
         "the body is larger than %[var(txn.max_body)] bytes",
         ',"limit":%[var(txn.max_body)],"hint":"raise max_body in cortex.yaml"',
     )
-    full = _error(503, Refusal.OVERLOADED.value, "every replica is busy and the queue is full")
+    full = _error(503, Refusal.OVERLOADED.value, "every replica is busy and the queue is full" + _WAKES)
+    wakes = ": this api slept and is being woken, come again after %[var(txn.route),field(9,|)] s"
     no_room = _error(503, Refusal.OVERLOADED.value, "every replica is busy")
     sleeps = _error(503, ASLEEP, "the api sleeps, and a probe wakes nobody")
     wrong_method = _error(405, Refusal.METHOD_NOT_ALLOWED.value, "this endpoint takes GET, HEAD, POST and OPTIONS")
@@ -492,6 +493,7 @@ defaults pool from base
     http-request disable-l7-retry if {{ var(txn.route),field(5,|) off }} || {unrepeatable}
     http-request wait-for-body time {_ms(limits.body_timeout_s)} if !{unrepeatable}
     http-request set-var(txn.whole) bool(true) if !{unrepeatable}
+    http-request set-var-fmt(txn.wakes) {quoted(wakes)} if {{ var(txn.route),field(10,|) -m str asleep waking }}
     http-request set-var(txn.max_queued) var(txn.route),field(6,|)
     http-request return {full}{_RETRY_AFTER} if {{ queue,sub(txn.max_queued) ge 0 }}
 {_account()}
@@ -566,6 +568,8 @@ def _error(status: int, code: str, message: str, facts: str = "") -> str:
 
 
 _IS_PROBE = "{ var(txn.probe) -m found }"
+_WAKES = "%[var(txn.wakes)]"
+"""What is added for who asks for an api that sleeps or wakes; nothing for all others."""
 _RETRY_AFTER = " hdr retry-after %[var(txn.route),field(9,|)]"
 
 

@@ -338,7 +338,12 @@ def started(
 def _started(who: str, text: str, run: str, *, again: bool) -> Event:
     severity = Severity.WARNING if again else Severity.INFO
     return Event(
-        kind=EventKind.STARTED, text=text, severity=severity, details={"process": who}, same=who, once=f"{who} {run}"
+        kind=EventKind.STARTED,
+        text=text,
+        severity=severity,
+        details={"process": who},
+        same=f"{who} {again}",
+        once=f"{who} {run}",
     )
 
 

@@ -42,7 +42,7 @@ class EventKind(StrEnum):
     WOKE = "woke"
     """Somebody asked while it slept, and a replica is ready."""
     REFUSING = "refusing"
-    """Requests are turned away because there are more than replicas can do."""
+    """Requests are told 503: there are more than replicas can do, or none is ready."""
     ACCEPTING = "accepting"
     """No request has been turned away for a while: that is over."""
     CRASHED = "crashed"

@@ -10,6 +10,7 @@ import signal
 
 import pytest
 
+from cortex.ingress.routes import Sleep
 from cortex.ingress.runtime import parse_csv
 
 pytestmark = pytest.mark.slow
@@ -212,6 +213,21 @@ def test_an_api_without_replicas_is_503_with_retry_after(run):
         assert answer.headers["x-cortex-version"] == "of-route"
         (row,) = await ingress.refusals()
         assert (row.client_error, row.server_error) == (0, 1)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("sleep", [Sleep.ASLEEP, Sleep.WAKING])
+def test_while_an_api_wakes_a_refusal_says_so_and_when_to_come_again(run, sleep):
+    async def scenario(world):
+        await world.started(world.route("iris/a", sleep=sleep, retry_after_s=7))
+        answer = await world.ask("POST", "/iris/a", headers={"x-request-id": "me"})
+        assert (answer.status, answer.headers["retry-after"]) == (503, "7")
+        assert answer.json() == {
+            "error": "no-ready-replica",
+            "message": "no replica is ready: this api slept and is being woken, come again after 7 s",
+            "request_id": "me",
+        }
 
     run(scenario)
 

@@ -182,14 +182,15 @@ def test_after_its_end_nothing_is_told_and_nothing_fails(file: Path, clock: Fake
     sink.tell(live())
 
 
-def test_what_the_last_start_took_is_what_was_told_last(sink: Events) -> None:
-    assert sink.last_start_s(API) is None
-    sink.tell(Event(kind=EventKind.LIVE, api=API, text="t", details={"start_seconds": 1.5}))
-    sink.tell(Event(kind=EventKind.WOKE, api=API, text="t", details={"seconds": 9.0, "start_seconds": 7.25}))
-    sink.tell(Event(kind=EventKind.CRASHED, api=API, text="t"))
-    assert sink.last_start_s(API) == 7.25
-    sink.tell(live())
-    assert sink.last_start_s(API) is None
+def test_what_the_last_start_took_is_told_by_the_last_waking_else_by_going_live(sink: Events) -> None:
+    def told(kind: EventKind, **details: float) -> float | None:
+        sink.tell(Event(kind=kind, api=API, text="t", details={**details}))
+        return sink.last_start_s(API)
+
+    assert told(EventKind.LIVE) is None
+    assert told(EventKind.LIVE, start_seconds=1.5) == 1.5
+    assert told(EventKind.WOKE, seconds=9.0, start_seconds=7.25) == 7.25
+    assert told(EventKind.LIVE, start_seconds=0.1) == 7.25, "it went on with what its inspection had loaded"
 
 
 # ---- waiting ---------------------------------------------------------------------------------------------------------
