@@ -141,6 +141,10 @@ class Rollbacks:
             )
             if written:
                 self._tell(happenings.rolled_back(api, came_back.build.version, record.wanted.build.version))
+                now = self._state.api(api)
+                rescaled = happenings.rescaled(api, record.wanted.scale, now.wanted.scale) if now is not None else None
+                if rescaled is not None:
+                    self._tell(rescaled)
                 self._committed()
                 return RollbackResult(change=change)
         return None

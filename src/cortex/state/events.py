@@ -30,6 +30,8 @@ MOST_OF_API = 1000
 """Lines of one api, and likewise of the machine: what one does again and again leaves the lines of others alone."""
 MOST = 20_000
 """Lines in all: some 20 MB."""
+COUNTED_EVERY = 64
+"""Of so many that are added one has all lines counted: that takes a millisecond."""
 AGAIN_S = 3600.0
 """The same thing within so long is another time of it, later a line of its own."""
 LONGEST_TEXT = 2000
@@ -145,12 +147,12 @@ class EventStore:
                     connection.execute("DELETE FROM event WHERE serial = ?", (serial,))
                     first_wall_s, count = min(first, wall_s), times + 1
             deployment = api.partition("/")[0]
-            connection.execute(
+            added = connection.execute(
                 "INSERT INTO event (api, deployment, kind, same, once, first_wall_s, last_wall_s, count, event)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (api, deployment, event.kind, same, event.once, first_wall_s, wall_s, count, _encode(event)),
             )
-            self._prune(connection, api, wall_s)
+            _prune(connection, api, wall_s, all_apis=(added.lastrowid or 0) % COUNTED_EVERY == 0)
         return True
 
     def page(
@@ -215,18 +217,6 @@ class EventStore:
             apply_to(found, api, EventKind(kind), same)
         return found
 
-    def _prune(self, connection: sqlite3.Connection, api: str, wall_s: float) -> None:
-        connection.execute("DELETE FROM event WHERE last_wall_s <= ?", (wall_s - KEPT_S,))
-        connection.execute(
-            "DELETE FROM event WHERE api = ?1 AND serial <="
-            " (SELECT serial FROM event WHERE api = ?1 ORDER BY serial DESC LIMIT 1 OFFSET ?2)",
-            (api, MOST_OF_API),
-        )
-        connection.execute(
-            "DELETE FROM event WHERE serial <= (SELECT serial FROM event ORDER BY serial DESC LIMIT 1 OFFSET ?)",
-            (MOST,),
-        )
-
     def _opened(self) -> Database:
         database = Database(self._file, MIGRATIONS)
         try:
@@ -254,6 +244,20 @@ class _Damaged(sqlite3.DatabaseError):
     """What a look through the file has found."""
 
     sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+
+def _prune(connection: sqlite3.Connection, api: str, wall_s: float, *, all_apis: bool) -> None:
+    connection.execute("DELETE FROM event WHERE last_wall_s <= ?", (wall_s - KEPT_S,))
+    connection.execute(
+        "DELETE FROM event WHERE api = ?1 AND serial <="
+        " (SELECT serial FROM event WHERE api = ?1 ORDER BY serial DESC LIMIT 1 OFFSET ?2)",
+        (api, MOST_OF_API),
+    )
+    if all_apis:
+        connection.execute(
+            "DELETE FROM event WHERE serial <= (SELECT serial FROM event ORDER BY serial DESC LIMIT 1 OFFSET ?)",
+            (MOST,),
+        )
 
 
 def _last_time(

@@ -182,6 +182,7 @@ def test_an_api_has_so_many_lines_and_its_noise_leaves_others_alone(
 
 def test_all_apis_together_have_so_many_lines(store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MOST", 4)
+    monkeypatch.setattr(events, "COUNTED_EVERY", 3)
     for number in range(9):
         store.add(live(str(number), ApiKey(f"iris/a{number}")), wall_s=NOW)
     assert texts(store) == ["5", "6", "7", "8"]
