@@ -401,8 +401,9 @@ class Traffic:
         while not self._stop.wait(self._pause_s):
             try:
                 connection = connection or Connection(self._port, self._patience_s)
-                self._note(str(connection.ask("POST", self._target, self._body, _JSON).status))
-                if keeps:
+                answer = connection.ask("POST", self._target, self._body, _JSON)
+                self._note(str(answer.status))
+                if keeps and answer.headers.get("connection") != "close":
                     continue
             except (OSError, AssertionError):
                 self._note("dropped")

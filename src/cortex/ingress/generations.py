@@ -43,6 +43,7 @@ class SeenWorker(Protocol):
     answered_s: float
     holdings: Holdings | None
     leaving_until_s: float | None
+    cut_off: bool
 
 
 W = TypeVar("W", bound=SeenWorker)
@@ -87,7 +88,7 @@ def changes(
         worker = current(workers, tier)
         if worker is None:
             found.append(Start(tier))
-        elif (worker.digest, worker.pool_size) != (digest, pool_size):
+        elif worker.cut_off or (worker.digest, worker.pool_size) != (digest, pool_size):
             found.append(Replace(worker.name))
     # A tier that is no longer wanted serves the old door until that has gone.
     old_door = any(worker.name.tier is Tier.DOOR and worker.leaving_until_s is not None for worker in workers)

@@ -28,6 +28,8 @@ class Listeners:
         self._bulk_socket = bulk_socket
         self._public: list[socket.socket] = []
         self._bulk: socket.socket | None = None
+        self._bulk_inode: int | None = None
+        """Of the path; None: it leads nowhere."""
         for listener in bound:
             if not self._keeps(listener):
                 listener.close()
@@ -76,6 +78,21 @@ class Listeners:
                 self._public.append(await handover.bind_patiently(address))
         if self._bulk is None and Tier.BULK in tiers:
             self._bulk = bind_unix(self._bulk_socket)
+            self._bulk_inode = _inode(self._bulk_socket)
+
+    def renew_bulk(self) -> bool:
+        """
+        Bind the bulk tier's socket anew if its path does not lead to it any more; whether that was so.
+
+        Raises:
+            OSError: it cannot be bound.
+        """
+        if self._bulk is None or _inode(self._bulk_socket) == self._bulk_inode:
+            return False
+        lost, self._bulk = self._bulk, bind_unix(self._bulk_socket)
+        self._bulk_inode = _inode(self._bulk_socket)
+        lost.close()
+        return True
 
     def stop_public(self) -> None:
         """Take no new clients, whoever else has the sockets."""
@@ -93,6 +110,7 @@ class Listeners:
         if listener.family == socket.AF_UNIX:
             if listener.getsockname() == str(self._bulk_socket) and self._bulk is None:
                 self._bulk = listener
+                self._bulk_inode = _inode(self._bulk_socket)
                 return True
             return False
         for address in self._wanted:
@@ -106,6 +124,13 @@ class Listeners:
 
     def _is_public(self, listener: socket.socket) -> bool:
         return any(listener.getsockname() == kept.getsockname() for kept in self._public)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def stop_listening(listener: socket.socket) -> None:

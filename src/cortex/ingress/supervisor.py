@@ -369,6 +369,7 @@ class Ingress:
         assert self._blueprint is not None
         workers = self._workers
         workers.drop_ended()
+        workers.note_cut_off(bulk_moved=self._listeners.renew_bulk())
         pool = workers.wanted.pool.placed(route.api for route in workers.wanted.routes)
         workers.wanted = msgspec.structs.replace(workers.wanted, pool=pool)
         down: IngressDown | IngressStartFailed | None = None

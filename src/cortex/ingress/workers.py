@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 10.0
 END_GRACE_S = 5.0
+SAY_AGAIN_S = 60.0
 
 
 @dataclass(eq=False)
@@ -67,6 +68,8 @@ class Worker:
     """None: to be read again."""
     leaving_until_s: float | None = None
     """Set once it no longer listens: when its last connections are cut."""
+    cut_off: bool = False
+    """The file of a socket by which it is reached was removed, and nothing brings that back."""
 
     @property
     def instance(self) -> str:
@@ -129,6 +132,8 @@ class Workers:
         self.restarts = 0
         """How often a worker ended by itself."""
         self.last_error = ""
+        self._said: dict[str, float] = {}
+        """What was logged lately, and when."""
 
     def live(self) -> list[Worker]:
         return [worker for worker in self.all if worker.process.alive()]
@@ -141,9 +146,12 @@ class Workers:
         return {tier: self._patience[tier].not_before_s for tier in tiers if self.current(tier) is None}
 
     def note(self, error: BaseException) -> None:
-        """Something went wrong, and is seen to."""
-        self.last_error = str(error)
-        log.warning("%s", error)
+        """Something went wrong, and is seen to. What goes on going wrong is logged once in a while."""
+        self.last_error, now_s = str(error), self._clock.monotonic_s()
+        self._said = {text: at_s for text, at_s in self._said.items() if now_s - at_s < SAY_AGAIN_S}
+        if self.last_error not in self._said:
+            self._said[self.last_error] = now_s
+            log.warning("%s", error)
 
     # ---- which there are ----------------------------------------------------------------------------------------
 
@@ -211,6 +219,20 @@ class Workers:
             self.traffic.forget(worker.instance)
         self.all = []
 
+    def note_cut_off(self, *, bulk_moved: bool) -> None:
+        """
+        See who can be reached no longer.
+
+        Args:
+            bulk_moved: the bulk tier listens on another socket from now on.
+        """
+        for worker in self.live():
+            if worker.leaving_until_s is None and (
+                not worker.admin.path.exists() or (bulk_moved and worker.name.tier is Tier.BULK)
+            ):
+                log.warning("a socket of haproxy %s was removed: it is replaced", worker.name)
+                worker.cut_off = True
+
     # ---- what they have -----------------------------------------------------------------------------------------
 
     async def holdings(self, worker: Worker) -> Holdings:
@@ -233,6 +255,8 @@ class Workers:
         plans: list[tuple[Worker, Steps]] = []
         failed: dict[Worker, IngressError] = {}
         for worker in sorted(self.live(), key=lambda worker: order.get(worker.name.tier, 0)):
+            if _leaves_unheard(worker):
+                continue
             try:
                 holdings = await self.holdings(worker)
             except (AdminUnreachable, CommandsRefused) as error:
@@ -290,6 +314,11 @@ class Workers:
 
     async def look_after(self, worker: Worker) -> None:
         """Clear what a worker is done with, end it if it has left, and see that it answers."""
+        if _leaves_unheard(worker):
+            if generations.has_left(worker, 1, self._clock.monotonic_s()):  # else it ends by itself
+                await worker.process.end(grace_s=END_GRACE_S)
+                self._forget(worker)
+            return
         with self.noting_errors(worker):
             await self._delete_retired(worker)
             await self._end_if_left(worker)
@@ -479,6 +508,11 @@ class Workers:
         self.traffic.forget(worker.instance)
         self._files.remove(worker.name)
         self.record()
+
+
+def _leaves_unheard(worker: Worker) -> bool:
+    """Whether it finishes what it has and can be told nothing meanwhile."""
+    return worker.leaving_until_s is not None and worker.cut_off and not worker.admin.path.exists()
 
 
 def _patience() -> dict[Tier, Backoff]:

@@ -24,6 +24,7 @@ class Seen:
     answered_s: float = 0.0
     holdings: Holdings | None = NOTHING
     leaving_until_s: float | None = None
+    cut_off: bool = False
 
 
 def changes(*workers, tiers=BOTH, digest="d", pool_size=8):
@@ -41,6 +42,10 @@ def test_workers_as_wanted_are_left_alone():
 @pytest.mark.parametrize("wanted", [{"digest": "e"}, {"pool_size": 16}])
 def test_what_commands_cannot_change_replaces_both(wanted):
     assert changes(Seen(DOOR), Seen(BULK), **wanted) == (Replace(BULK), Replace(DOOR))
+
+
+def test_a_worker_that_nobody_can_reach_any_more_is_replaced():
+    assert changes(Seen(DOOR), Seen(BULK, cut_off=True)) == (Replace(BULK),)
 
 
 def test_a_worker_that_leaves_is_none_of_its_tier():
