@@ -29,6 +29,37 @@ class SystemClock:
         return time.time()
 
 
+class SettledWall:
+    """
+    The wall clock as it is right for whoever removes what is old: one that was just set forward has made nothing older.
+
+    Set forward, it counts on from where it was, and is believed after `SETTLES_AFTER_S`: by then whatever was in the
+    making is done. Set back, it is believed at once, which makes everything younger.
+    """
+
+    SETTLES_AFTER_S = 3600.0
+    """As long as what is unfinished or was just replaced is kept (`artifacts.garbage`, `state.secrets`)."""
+    TOLERANCE_S = 60.0
+    """A clock that is kept right by small steps is believed."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._known_s, self._known_wall_s = clock.monotonic_s(), clock.wall_s()
+        self._ahead_since_s: float | None = None
+
+    def wall_s(self) -> float:
+        """Seconds since the Unix epoch, at most what the wall clock says."""
+        now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
+        expected_s = self._known_wall_s + now_s - self._known_s
+        if wall_s > expected_s + self.TOLERANCE_S:
+            if self._ahead_since_s is None:
+                self._ahead_since_s = now_s
+            if now_s - self._ahead_since_s < self.SETTLES_AFTER_S:
+                return expected_s
+        self._known_s, self._known_wall_s, self._ahead_since_s = now_s, wall_s, None
+        return wall_s
+
+
 def until_beat_s(now_s: float, interval_s: float) -> float:
     """
     How long to wait for the next whole multiple of an interval; never less than half of it, as that may be a repeat.

@@ -12,8 +12,12 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from contract_harness import Connection, Home, eventually, free_port, rows_model, running_home, write_project
@@ -215,6 +219,117 @@ def test_a_full_disk_is_named_while_serving_goes_on_and_is_got_over(small_disk):
     assert predicted(home) == 30.0
 
 
+TALKATIVE = """
+def pre_inference(sample, metadata):
+    print("x" * 500)
+    return [[1, 2, 3, 4]]
+
+def post_inference(prediction, metadata):
+    return %d
+"""
+
+
+def talkative(home: Home, number: int) -> Path:
+    """An api that writes a line for each request, and counts what it answers."""
+    api = "{kind: api, name: x, model: m.onnx, request_handler: h.py, compute: {cpu: 20m}}"
+    yaml = f"- {{kind: deployment, name: f}}\n- {api}\n"
+    return write_project(
+        home.path.parent / "p", {"cortex.yaml": yaml, "m.onnx": rows_model(), "h.py": TALKATIVE % number}
+    )
+
+
+@contextlib.contextmanager
+def asked_steadily(home: Home) -> Iterator[Counter[str]]:
+    """A hundred requests a second, as far as the machine allows; yields what they are told."""
+    told: Counter[str] = Counter()
+    enough = threading.Event()
+
+    def ask() -> None:
+        while not enough.wait(0.04):
+            try:
+                with Connection(home.port) as connection:
+                    answer = connection.ask("POST", "/f/x", b"[1]")
+                told[f"{answer.status} {answer.body.decode()}"] += 1
+            except OSError as error:
+                told[repr(error)] += 1
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield told
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
+
+
+def fill(home: Home) -> None:
+    """Leave no byte on the disk of a home, whatever wrote there lately."""
+    with (home.path / "not-ours").open("ab", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(b"x" * 100)
+
+
+def make_room(home: Home) -> None:
+    (home.path / "not-ours").unlink()
+
+
+def pids_of(home: Home, kind: str) -> set[int]:
+    return {pid for pid, title in home.processes() if title.startswith(f"cortex-{kind} ")}
+
+
+def killed(home: Home, kind: str) -> set[int]:
+    pids = eventually(lambda: pids_of(home, kind), f"{kind} runs")
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+@pytest.mark.timeout(300)
+def test_what_is_served_and_counted_while_the_disk_is_full_is_neither_failed_nor_lost(small_disk):
+    home = small_disk
+    home.deploy(talkative(home, 1))
+    home.deploy(talkative(home, 2))
+    with asked_steadily(home) as told:
+        for _ in range(3):  # logs, statistics and state all want to write
+            fill(home)
+            enough = told.total() + 100
+            eventually(lambda enough=enough: told.total() > enough, "more is asked")
+        for command in (("secret", "set", "A"), ("rollback", "f/x"), ("deploy", talkative(home, 3))):
+            ran = home.cortex(*command, stdin=b"value\n", code=1)
+            assert re.search("error: (secrets-unusable|disk-full|store-unavailable)\n", ran.err), ran.err
+            assert re.search(r"hint: free .*; what (runs|was deployed before) goes on serving", ran.err), ran.err
+    assert set(told) == {"200 2"}
+    make_room(home)
+    eventually(lambda: requests(home)["2xx"] == told.total(), "all that was answered is counted")
+    home.deploy(talkative(home, 3))
+
+
+@pytest.mark.timeout(400)
+def test_no_request_fails_whoever_is_killed_while_the_disk_is_full_and_all_come_back_once_there_is_room(small_disk):
+    home = small_disk
+    home.deploy(talkative(home, 1))
+    with asked_steadily(home) as told:
+        for kind in ("replica", "launcher", "keeper"):  # they come back where there is none
+            fill(home)
+            before = killed(home, kind)
+            eventually(lambda kind=kind, before=before: pids_of(home, kind) - before, f"{kind} is replaced")
+        for kind in ("agent", "controlplane"):
+            fill(home)
+            before = killed(home, kind)
+            enough = told.total() + 200
+            eventually(lambda enough=enough: told.total() > enough, "more is asked")
+            make_room(home)
+            eventually(
+                lambda kind=kind, before=before: pids_of(home, kind) - before and home.control_plane(),
+                f"{kind} is back by itself",
+            )
+        eventually(lambda: home.cortex("get", "f/x", "-o", "json").json["status"] == "live", "it is live")
+        home.deploy(talkative(home, 2))
+    assert set(told) == {"200 1", "200 2"}
+
+
 # ---- a clock that jumps ------------------------------------------------------------------------------------------
 
 
@@ -284,6 +399,67 @@ def test_a_clock_that_has_jumped_is_no_obstacle_to_deploys_and_restarts(home, wa
     assert predicted(home) == 30.0
     versions = [line["version"] for line in home.cortex("history", "f/x", "-o", "json").json]
     assert len(versions) == 3
+
+
+SINCE_1970 = "since 1970"
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("jump", [DAY_S, -DAY_S, SINCE_1970], ids=["a day ahead", "a day back", "to 1970"])
+def test_a_clock_that_jumps_has_nobody_sleep_wake_scale_or_go_back_also_across_a_new_control_plane(
+    home, wall_clock, jump
+):
+    """One api is awake and watched, one would sleep after an hour, one sleeps."""
+    folder = sleepers(home, 1)
+    home.deploy(folder)
+    home.deploy(sleepers(home, 2))
+    eventually(lambda: status_of(home, "f/sleeps")["status"] == "asleep", "it sleeps")
+    before = {api: home.settled_replicas(f"f/{api}") for api in ("x", "dozes")}
+    history = home.cortex("history", "f/x", "-o", "json").json
+    wall_clock.shift(-int(time.time()) + 1000 if jump == SINCE_1970 else jump)
+
+    def nothing_has_happened() -> None:
+        for api, pids in before.items():
+            assert home.replica_pids(f"f/{api}") == pids
+            assert (status_of(home, f"f/{api}")["status"], status_of(home, f"f/{api}")["crashes"]) == ("live", 0)
+        assert home.replica_pids("f/sleeps") == []
+        assert status_of(home, "f/sleeps")["status"] == "asleep"
+        now = home.cortex("history", "f/x", "-o", "json").json
+        assert [(one["version"], one["outcome"]) for one in now] == [
+            (one["version"], one["outcome"]) for one in history
+        ]
+        assert re.search(r"updated \d+[a-z]+ ago", home.cortex("get", "f/x").out)
+
+    for _ in range(20):
+        assert predicted(home) == 20.0
+    nothing_has_happened()
+    pid = control_plane_pid(home)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: control_plane_pid(home) not in (0, pid), "another control plane runs")
+    for _ in range(20):
+        assert predicted(home) == 20.0
+    nothing_has_happened()
+    wall_clock.shift(0)
+    nothing_has_happened()
+    with Connection(home.port) as connection:
+        assert connection.ask("POST", "/f/sleeps", ROW).json == [[[20.0]]]
+    eventually(lambda: status_of(home, "f/sleeps")["status"] == "asleep", "it sleeps again")
+
+
+def sleepers(home: Home, weight: float) -> Path:
+    computes = {
+        "x": "cpu: 20m",
+        "dozes": "min_replicas: 0, idle_timeout: 1h",
+        "sleeps": "min_replicas: 0, idle_timeout: 1s",
+    }
+    apis = [f"- {{kind: api, name: {api}, model: m.onnx, compute: {{{compute}}}}}" for api, compute in computes.items()]
+    yaml = "\n".join(["- {kind: deployment, name: f}", *apis, ""])
+    return write_project(home.path.parent / "p", {"cortex.yaml": yaml, "m.onnx": rows_model(weight)})
+
+
+def status_of(home: Home, api: str) -> dict[str, Any]:
+    found: dict[str, Any] = home.cortex("get", api, "-o", "json").json
+    return found
 
 
 def requests(home: Home) -> dict[str, int]:

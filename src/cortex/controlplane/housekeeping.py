@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 
-from cortex.clock import Clock
+from cortex.clock import Clock, SettledWall
 from cortex.controlplane.secrets import CloudKeys
 from cortex.controlplane.upkeep import wanted_trees
 from cortex.errors import CortexError
@@ -49,7 +49,7 @@ class Housekeeping:
         self._cloud = cloud
         self._sweep = sweep
         self._forget_cloud = forget_cloud
-        self._clock = clock
+        self._wall = SettledWall(clock)
 
     def clear_up(self) -> None:
         """
@@ -59,7 +59,7 @@ class Housekeeping:
             CortexError, OSError: the node is away, or the disk fails; what could be removed is.
         """
         self._forget_cloud()
-        wall_s = self._clock.wall_s()
+        wall_s = self._wall.wall_s()
         self._state.forget_deleted(now_wall_s=wall_s)
         pins = [pin for kept in self._state.versions() for pin in kept.build.secrets.values()]
         self._secrets.prune(pins, wall_s=wall_s)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from cortex.artifacts.store import ArtifactStore
-from cortex.clock import Clock
+from cortex.clock import Clock, SettledWall
 from cortex.controlplane.versions import trees_of
 from cortex.ids import Version
 from cortex.planning import happenings
@@ -55,7 +55,7 @@ class Upkeep:
         self._state = state
         self._tell = tell
         self._store = store
-        self._clock = clock
+        self._wall = SettledWall(clock)
         self._keep_bytes = keep_bytes
         self._reports = reports
         self._stopping = stopping
@@ -71,7 +71,7 @@ class Upkeep:
         if not is_quiet(self._reports(), versions):
             return NOT_QUIET_PAUSE_S
         self._state.prune_batching(in_use)
-        done = self._store.collect_garbage(in_use, self._keep_bytes, self._clock.wall_s())
+        done = self._store.collect_garbage(in_use, self._keep_bytes, self._wall.wall_s())
         if done.trees or done.blobs or done.strays:
             log.info(
                 "artifacts: %d folders, %d files and %d leftovers removed, %d bytes freed, %d kept",

@@ -8,6 +8,7 @@ are kept for as long as a stored build needs them. One process writes (the contr
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -56,6 +57,8 @@ class SecretsUnusable(CortexError):
     def __init__(self, place: Path, error: Exception) -> None:
         self.place = place
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged"
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            self.hint = f"free space on the disk that holds {place}, then repeat the command; what runs goes on serving"
         super().__init__(f"{place} cannot be used: {reason}")
 
 

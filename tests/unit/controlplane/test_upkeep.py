@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cortex.artifacts.store import ArtifactStore
+from cortex.clock import SettledWall
 from cortex.controlplane.upkeep import EVERY_S, NOT_QUIET_PAUSE_S, Upkeep
 from cortex.state.records import StateStore
 from cortex.testing.builders import a_build, a_deploy, a_wanted_api
@@ -88,6 +89,23 @@ def test_what_is_known_of_rows_goes_with_the_models(store) -> None:
     )
     assert upkeep.collect() == EVERY_S
     assert [record.model for record in state.batching()] == [kept.model_key]
+
+
+def test_what_was_just_uploaded_is_kept_when_the_clock_is_set_forward_or_back(store) -> None:
+    digest = hashlib.sha256(b"weights").hexdigest()
+    store.put(digest, [b"weights"])
+    clock = FakeClock(wall_s=store.blob_path(digest).stat().st_ctime)
+    agents = FakeAgents(clock)
+    upkeep = Upkeep(
+        state=StateStore(), store=store, clock=clock, keep_bytes=0, reports=agents.reports, stopping=threading.Event()
+    )
+    for jump_s in (86_400.0, -2 * 86_400.0, 86_400.0 * 30):
+        clock.jump_wall(jump_s)
+        upkeep.collect()
+        assert store.blob_path(digest).exists()
+    clock.advance(SettledWall.SETTLES_AFTER_S)
+    upkeep.collect()
+    assert store.missing([digest]) == (digest,), "by then it has been there for long enough"
 
 
 def test_nothing_is_collected_before_an_agent_has_said_what_runs(upkeep) -> None:
