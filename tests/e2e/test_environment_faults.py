@@ -248,7 +248,7 @@ def asked_steadily(home: Home) -> Iterator[Counter[str]]:
         while not enough.wait(0.04):
             try:
                 with Connection(home.port) as connection:
-                    answer = connection.ask("POST", "/f/x", b"[1]")
+                    answer = connection.ask("POST", "/f/x", ROW)
                 told[f"{answer.status} {answer.body.decode()}"] += 1
             except OSError as error:
                 told[repr(error)] += 1
@@ -328,6 +328,24 @@ def test_no_request_fails_whoever_is_killed_while_the_disk_is_full_and_all_come_
         eventually(lambda: home.cortex("get", "f/x", "-o", "json").json["status"] == "live", "it is live")
         home.deploy(talkative(home, 2))
     assert set(told) == {"200 1", "200 2"}
+
+
+def test_a_damaged_model_harms_nobody_who_has_loaded_it_is_named_at_the_next_start_and_mended_by_a_deploy(home):
+    folder = project(home)
+    home.deploy(folder)
+    with asked_steadily(home) as told:
+        for file in home.path.glob("artifacts/trees/*/m.onnx"):
+            file.chmod(0o644)
+            file.write_bytes(b"x" * file.stat().st_size)
+        enough = told.total() + 100
+        eventually(lambda: told.total() > enough, "more is asked")
+    home.cortex("down")
+    home.cortex("up")
+    shown = eventually(lambda: "artifact-corrupt" in (out := home.cortex("get", "f/x").out) and out, "it is named")
+    assert "hint: deploy again: the damaged file is uploaded anew" in shown
+    home.deploy(folder)
+    assert predicted(home) == 10.0
+    assert {answer[:3] for answer in told} == {"200"}
 
 
 # ---- a clock that jumps ------------------------------------------------------------------------------------------
