@@ -283,7 +283,7 @@ class RolloutSpec(_Block):
     watch: WatchField = Field(
         default=WatchTime.parse("2m"),
         description="For how long a new version is compared with the one before once it is live, and goes back if far "
-        "more of its requests fail; 0: not at all.",
+        "more of its requests fail; so long a replica of the one before stays ready. 0: not at all.",
     )
 
 
