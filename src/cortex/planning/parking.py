@@ -7,10 +7,12 @@ gets it before somebody who serves gives up some.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
 from cortex.ids import NodeId, Revision
-from cortex.planning.model import LeaseState, Snapshot, WantedApi
+from cortex.planning.model import Lease, LeaseState, Snapshot, WantedApi
 from cortex.wire.reports import AgentReport, Phase
 
 
@@ -18,6 +20,12 @@ class Parking(msgspec.Struct, frozen=True):
     """Where replicas may be parked at one moment."""
 
     nodes: frozenset[NodeId] = frozenset()
+    with_spare_gpu: frozenset[NodeId] = frozenset()
+    """Where a GPU is left that nobody holds: the next version is looked at there."""
+
+    def allows(self, lease: Lease) -> bool:
+        """Whether the replica with this room may keep it."""
+        return lease.node in self.nodes and (not lease.devices or lease.node in self.with_spare_gpu)
 
 
 def parked_revision(wanted: WantedApi) -> Revision | None:
@@ -35,7 +43,11 @@ def parking_of(seen: Snapshot) -> Parking:
     """
     if any(lease.state is LeaseState.PENDING for lease in seen.leases):
         return Parking()
-    return Parking(frozenset(report.name for report in seen.nodes if not _is_short_of_memory(report)))
+    held = Counter(lease.node for lease in seen.leases for _device in lease.devices)
+    return Parking(
+        nodes=frozenset(report.name for report in seen.nodes if not _is_short_of_memory(report)),
+        with_spare_gpu=frozenset(report.name for report in seen.nodes if held[report.name] < report.node.gpus),
+    )
 
 
 def _is_short_of_memory(report: AgentReport) -> bool:

@@ -375,7 +375,7 @@ def _parked(rollout: Rollout, staying: Staying, before: Revision | None, parking
     can = [
         slot
         for slot in staying.leave
-        if slot.ready and slot.node in parking.nodes and not slot.lost and _holds_room_of(slot, before)
+        if slot.ready and _holds_room_of(slot, before) and slot.lease is not None and parking.allows(slot.lease)
     ]
     return min(can, key=lambda slot: (slot.routed, slot.ordinal), default=None)
 

@@ -241,7 +241,8 @@ def test_it_notices_a_parked_replica_that_is_never_drained() -> None:
 
 
 def test_it_notices_a_parked_replica_in_the_way_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    everywhere = Parking(frozenset({a_node().node}))
+    here = frozenset({a_node().node})
+    everywhere = Parking(here, here)
     monkeypatch.setattr(assessment_module, "parking_of", lambda _seen: everywhere)
     assert violation(saying="is parked while .* waits for room", mood=Mood.TIGHT)
 

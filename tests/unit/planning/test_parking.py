@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cortex.ids import DeviceId
 from cortex.planning.assessment import Case, assess
 from cortex.planning.model import Desired, Lease, LeaseState, Snapshot, WantedApi
 from cortex.planning.parking import Parking, parking_of
@@ -183,7 +184,7 @@ def test_nobody_is_parked_where_replicas_state_or_use_more_memory_than_there_is(
     builds = [a_build(label, resources=resources) for label in ("v1", "v2")]
     replicas = tuple(msgspec.structs.replace(a_replica(build), peak_rss_bytes=used) for build in builds)
     report = an_agent_report(a_node(mem_bytes=5 * GIBI), replicas=replicas)
-    assert parking_of(Snapshot(now_s=0.0, nodes=(report,))) == Parking(frozenset({NODE} if fits else ()))
+    assert parking_of(Snapshot(now_s=0.0, nodes=(report,))).nodes == frozenset({NODE} if fits else ())
 
 
 def test_nobody_is_parked_where_one_was_just_killed_for_memory() -> None:
@@ -194,3 +195,15 @@ def test_nobody_is_parked_where_one_was_just_killed_for_memory() -> None:
 def test_nobody_is_parked_where_hardly_any_memory_is_left() -> None:
     report = msgspec.structs.replace(an_agent_report(replicas=(OLD, NEW)), memory_short=True)
     assert parking_of(Snapshot(now_s=0.0, nodes=(report,))) == Parking()
+
+
+@pytest.mark.parametrize(("gpus", "stays"), [(2, False), (3, True)])
+def test_one_with_a_gpu_is_parked_only_where_the_next_version_finds_another(gpus: int, stays: bool) -> None:
+    builds = [a_build(label, resources=Resources(cpu_millis=200, gpus=1)) for label in ("v1", "v2")]
+    leases = [
+        msgspec.structs.replace(a_lease(build), devices=(DeviceId(f"GPU-{number}"),))
+        for number, build in enumerate(builds)
+    ]
+    found = parking_of(Snapshot(now_s=0.0, nodes=(an_agent_report(a_node(gpus=gpus)),), leases=tuple(leases)))
+    assert found.allows(leases[0]) is stays
+    assert found.allows(a_lease(V1))

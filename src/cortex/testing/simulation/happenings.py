@@ -149,7 +149,7 @@ class Happenings:
             kind = BuildKind.GOOD  # nobody can promise answers from a build that crashes by itself
         resources = Resources(cpu_millis=200)
         if self._world.mood is Mood.TIGHT:
-            resources = Resources(cpu_millis=200, mem_bytes=REPLICA_MEM_BYTES, gpus=1)
+            resources = Resources(cpu_millis=200, mem_bytes=REPLICA_MEM_BYTES, gpus=roll.randint(0, 1))
         model = roll.choice(["", *(f"m{number}" for number in range(MODELS))])
         build = a_build(f"v{self._builds}", api=key, resources=resources, model=model)
         if roll.random() < 0.5:
