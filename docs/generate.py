@@ -185,6 +185,8 @@ NOT_CLASSES: Mapping[str, str] = {
     "sample-too-large": "The sample is larger than the api's `max_body`, or than a sample may be.",
     "secret-read-at-import": "A variable that libraries read when they are imported cannot be a secret.",
     "shadowed-package": "A file of the project hides an installed package of its name.",
+    "no-sample-to-prove-with": "`cortex deploy --prove` asks for the sample, and the api has none.",
+    "proof-repeats-requests": "`--prove` would repeat requests of an api with `retry: off`; `--yes` says that it may.",
     "socket-removed": "Somebody removed the file of a replica's socket; the replica was replaced.",
     "start-timeout": "A replica made no progress while starting.",
     "tracker-never-matches": "The tracker asks for something that the model never answers.",

@@ -22,6 +22,7 @@ from cortex.testing.builders import API, a_build, a_deploy, a_record, a_sample, 
 from cortex.wire.batching import BatchingVerdict, Disagreement, Proof, Trial
 from cortex.wire.build import BuildSpec, Resources
 from cortex.wire.launch import InspectReport
+from cortex.wire.operator import Receipt, Verdict
 from cortex.wire.reports import ExitReport
 
 V1, V2 = a_build("v1"), a_build("v2")
@@ -808,3 +809,57 @@ def test_disagreements_are_not_forgotten_while_there_is_the_api_that_saw_them(st
     store.delete(IRIS, wall_s=0.0)
     store.prune_batching({V2.model.tree})
     assert store.batching() == ()
+
+
+# ---- receipts --------------------------------------------------------------------------------------------------------
+
+PASSED = Receipt(verdict=Verdict.PASSED, requests=12, wrong_version=0, p99_ms=1.5, examples=("x",))
+
+
+def in_proof(store: StateStore, build: BuildSpec) -> None:
+    """Deploy a build whose change-over is being proved."""
+    change = a_deploy(a_wanted_api(build), cause="model changed")
+    (deployed,) = change.apis
+    store.commit_deploy(msgspec.structs.replace(change, apis=(msgspec.structs.replace(deployed, in_proof=True),)))
+
+
+def test_a_receipt_is_kept_with_the_last_deploy_of_its_version(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    in_proof(store, V2)
+    assert [record.wanted.in_proof for record in store.in_proof()] == [V2.revision]
+    store.record_receipt(API, V2.revision, V2.version, PASSED)
+    assert [line.receipt for line in store.history(API)] == [PASSED, None]
+    assert store.in_proof() == ()
+    assert wanted_of(store).in_proof is None
+
+
+def test_a_receipt_that_comes_late_ends_no_other_proof(store: StateStore) -> None:
+    in_proof(store, V1)
+    in_proof(store, V2)
+    store.record_receipt(API, V1.revision, V1.version, PASSED)
+    assert [line.receipt for line in store.history(API)] == [None, PASSED]
+    assert wanted_of(store).in_proof == V2.revision
+    store.commit_deploy(a_deploy(a_wanted_api(V2), cause=""))
+    assert wanted_of(store).in_proof == V2.revision, "the same deployed again goes on being proved"
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    assert store.in_proof() == ()
+
+
+def test_a_receipt_of_an_api_that_is_gone_is_kept_with_its_text(store: StateStore) -> None:
+    in_proof(store, V1)
+    store.delete(IRIS, wall_s=5.0)
+    store.record_receipt(API, V1.revision, V1.version, PASSED)
+    store.record_receipt(ApiKey("iris/never"), V1.revision, V1.version, PASSED)
+    assert [line.receipt for line in store.history(API)] == [PASSED]
+
+
+def test_going_back_leaves_what_is_being_proved_to_whoever_writes_the_receipt(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(a_wanted_api(V1)))
+    store.mark_live(API, V1.revision, wall_s=1.0)
+    in_proof(store, V2)
+    back = RollbackChange(version=VersionRecord(build=V1), instead_of=V2.revision, cause="back", wall_s=2.0)
+    assert store.roll_back(back)
+    assert (wanted_of(store).build, wanted_of(store).in_proof) == (V1, V2.revision)
+    store.record_receipt(API, V2.revision, V2.version, PASSED)
+    assert wanted_of(store).in_proof is None
+    assert [line.receipt for line in store.history(API)] == [None, PASSED, None]

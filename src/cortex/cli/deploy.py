@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from cortex.client.project import Package, locate, prepare, upload
 from cortex.client.reconnection import Reconnecting
 from cortex.errors import Problem, Problems
 from cortex.settings import LOCAL, Settings
-from cortex.wire.operator import ApiChange, ChangeKind, DeployProgress, DeployResult
+from cortex.wire.operator import ApiChange, ChangeKind, DeployProgress, DeployResult, Receipt, Verdict
 
 if TYPE_CHECKING:
     from cortex.spec.loading import Loaded
@@ -47,6 +47,10 @@ NOTHING_CHANGED = "nothing was changed"
 BROKEN_OFF = "the download was broken off; nothing was changed"
 CALLED_OFF = "the deploy is called off; had it been accepted already, `cortex get` shows it"
 GOES_ON = "the deploy goes on; `cortex get` shows it"
+PROOF_GOES_ON = f"{GOES_ON}, and `cortex history -v` what was proved"
+RECEIPT_WITHIN_S = 10.0
+"""A version that goes back does so before the receipt is written."""
+LOOK_EVERY_S = 0.1
 
 
 def deploy(
@@ -57,10 +61,14 @@ def deploy(
     dry_run: bool,
     force: bool,
     prune: bool,
+    prove: bool,
+    yes: bool,
     no_wait: bool,
     timeout: float,
     output: str,
 ) -> int:
+    if yes and not prove:
+        raise click.UsageError("--yes goes with --prove: without it nothing is asked")
     return run(
         terminal,
         settings,
@@ -68,6 +76,8 @@ def deploy(
         dry_run=dry_run,
         force=force,
         prune=prune,
+        prove=prove,
+        even_unrepeatable=yes,
         refresh=False,
         wait=not no_wait,
         patience_s=timeout,
@@ -83,6 +93,8 @@ def run(
     dry_run: bool,
     force: bool,
     prune: bool,
+    prove: bool = False,
+    even_unrepeatable: bool = False,
     refresh: bool,
     refresh_only: str | None = None,
     wait: bool,
@@ -104,6 +116,8 @@ def run(
                 dry_run=dry_run,
                 force=force,
                 prune=prune,
+                prove=prove,
+                prove_unrepeatable=even_unrepeatable,
                 refresh=refresh,
                 refresh_only=refresh_only,
                 environ=terminal.environ if settings.environment == LOCAL else None,
@@ -139,11 +153,14 @@ def run(
             outcome = "dry run" if dry_run else "not waited for"
             print_json(terminal, _for_programs(deployment, result, (), outcome))
         else:
-            terminal.say("dry run: nothing was changed" if dry_run else "not waiting: `cortex get` shows how it goes")
+            then = ", and `cortex history -v` what was proved" if prove else ""
+            not_waiting = f"not waiting: `cortex get` shows how it goes{then}"
+            terminal.say("dry run: nothing was changed" if dry_run else not_waiting)
         return DONE
-    with on_interrupt(GOES_ON):
+    with on_interrupt(PROOF_GOES_ON if any(change.proved for change in result.changes) else GOES_ON):
         rows = follow_changes(terminal, calls, result.changes, deployment, patience_s)
-    return _conclude(terminal, loaded, file, deployment, result, rows, output=output, patience_s=patience_s)
+        receipts = _receipts(terminal, calls, result.changes, deployment)
+    return _conclude(terminal, loaded, file, deployment, result, rows, receipts, output=output, patience_s=patience_s)
 
 
 def _show_warnings(terminal: Terminal, warnings: Sequence[Problem]) -> None:
@@ -215,6 +232,44 @@ def follow_changes(
     return rows
 
 
+def _receipts(
+    terminal: Terminal, calls: Reconnecting, changes: Sequence[ApiChange], deployment: str
+) -> dict[str, Receipt | None]:
+    """Of each api whose change-over was proved what was seen; None where nothing is written of it."""
+    found: dict[str, Receipt | None] = {}
+    until_s = terminal.clock.monotonic_s() + RECEIPT_WITHIN_S
+    for change in changes:
+        if not change.proved:
+            continue
+        while True:
+            lines = calls.call(lambda client, api=change.api: client.history(deployment, api))  # type: ignore[misc]
+            line = next((line for line in lines if line.version[:8] == change.version[:8]), None)
+            found[change.api] = line.receipt if line is not None else None
+            if found[change.api] is not None or terminal.clock.monotonic_s() >= until_s:
+                break
+            terminal.sleep(LOOK_EVERY_S)
+    return found
+
+
+def _show_receipts(terminal: Terminal, changes: Sequence[ApiChange], receipts: Mapping[str, Receipt | None]) -> None:
+    """What was proved, an api a line, with a few of the requests that show why not."""
+    told: list[tuple[str, str]] = []
+    for change in changes:
+        receipt = receipts.get(change.api)
+        if receipt is not None:
+            told.append((change.api, receipt.text))
+            told += [("", example) for example in receipt.examples]
+        elif change.proved:
+            told.append((change.api, "no receipt was written"))
+        elif change.unproved:
+            told.append((change.api, f"nothing to prove: {change.unproved}"))
+    if told:
+        terminal.out()
+    width = max((len(name) for name, _ in told), default=0)
+    for name, words in told:
+        terminal.out(f"{'proved' if name else '':<6}  {name:<{width}}  {harmless(words)}")
+
+
 def _conclude(
     terminal: Terminal,
     loaded: Loaded,
@@ -222,6 +277,7 @@ def _conclude(
     deployment: str,
     result: DeployResult,
     rows: Sequence[Followed],
+    receipts: Mapping[str, Receipt | None],
     *,
     output: str,
     patience_s: float,
@@ -233,15 +289,17 @@ def _conclude(
         show_problems(terminal, [_of_row(loaded, row) for row in failed])
         for row in failed:
             serving = row.status.serving if row.status is not None else ""
-            if serving:
+            if serving and not row.replaced:
                 terminal.say(f"\napi {row.name}: version {serving} goes on serving")
     if stalled:
         names = text.listed([row.name for row in stalled])
         terminal.say(f"\nno progress for {text.age(patience_s)}: {names}. {GOES_ON[0].upper()}{GOES_ON[1:]}")
+    unproved = [api for api, receipt in receipts.items() if receipt is None or receipt.verdict is not Verdict.PASSED]
     if output == "json":
-        outcome = "failed" if failed else "no progress" if stalled else "live"
-        print_json(terminal, _for_programs(deployment, result, rows, outcome))
-        return FAILED if failed or stalled else DONE
+        outcome = "failed" if failed else "no progress" if stalled else "not proved" if unproved else "live"
+        print_json(terminal, _for_programs(deployment, result, rows, outcome, receipts))
+        return FAILED if failed or stalled or unproved else DONE
+    _show_receipts(terminal, result.changes, receipts)
     samples = {api.name: api.sample for api in loaded.spec.apis}
     endpoints = {change.api: change.endpoint for change in result.changes}
     untried = {change.api for change in result.changes if change.sample_untried}
@@ -261,7 +319,7 @@ def _conclude(
         terminal.say(
             f"\n{live} of {text.count(len(rows), 'api')} {'is' if 1 in (live, len(rows)) else 'are'} live as deployed"
         )
-    return DONE if live == len(rows) else FAILED
+    return DONE if live == len(rows) and not unproved else FAILED
 
 
 def _of_row(loaded: Loaded, row: Followed) -> Problem:
@@ -317,7 +375,13 @@ def _notes(changes: Sequence[ApiChange], paint: Paint, width: int | None) -> lis
     return [line for note in told for line in text.sentence(note, width, hang=" " * 8)]
 
 
-def _for_programs(deployment: str, result: DeployResult, rows: Sequence[Followed], outcome: str) -> dict[str, Any]:
+def _for_programs(
+    deployment: str,
+    result: DeployResult,
+    rows: Sequence[Followed],
+    outcome: str,
+    receipts: Mapping[str, Receipt | None] | None = None,
+) -> dict[str, Any]:
     return {
         "deployment": deployment,
         "outcome": outcome,
@@ -326,7 +390,13 @@ def _for_programs(deployment: str, result: DeployResult, rows: Sequence[Followed
         "warnings": msgspec.to_builtins(result.warnings),
         "problems": msgspec.to_builtins(result.problems),
         "apis": [listed(row.status) for row in rows if row.status is not None],
+        "receipts": {api: for_programs(receipt) for api, receipt in (receipts or {}).items()},
     }
+
+
+def for_programs(receipt: Receipt | None) -> dict[str, Any] | None:
+    """A receipt with its line."""
+    return {**msgspec.to_builtins(receipt), "text": receipt.text} if receipt is not None else None
 
 
 def options(
@@ -356,11 +426,17 @@ COMMAND = Command(
     Starts Cortex if it does not run. Anything wrong with the file, a model or a handler: nothing is changed.
     Exit code 0 only when every api is live; an api that fails undoes no other, and its old version goes on serving.
     An api that was rolled back is left as it is until its part of the file, its model or the project changes.
+
+    With --prove requests with the api's sample go through the ingress from before the new version takes over until
+    after it is live, in no count. What came of them is printed, and kept for `cortex history -v`. If the change made
+    one fail, the version before comes back, and the exit code is 1.
     """,
     parameters=(
         click.Argument(["path"], required=False, type=click.Path()),
         flag("--dry-run", help="Check everything and say what would change; change nothing."),
         flag("--prune", help="Let a deploy from another folder than the last one remove apis."),
+        flag("--prove", help="Ask each api that changes for its sample throughout; go back if a request fails."),
+        flag("--yes", help="With --prove: send the samples of apis with `retry: off` many times, too."),
         *options(
             "Accept a gap when there is no room for a new replica beside the old one, and deploy again what an api "
             "was rolled back from."
@@ -369,6 +445,7 @@ COMMAND = Command(
     examples=(
         ("cortex deploy", "the nearest cortex.yaml"),
         ("cortex deploy examples/iris --dry-run", "what would change?"),
+        ("cortex deploy --prove", "does any request fail while the new version takes over?"),
         ("cortex deploy -o json", "for programs; talk is on stderr"),
     ),
 )

@@ -56,7 +56,6 @@ OLD_OPTIONS: Mapping[tuple[str, str], str] = {
     ("deploy", "-c"): "a yaml file is named without a flag: cortex deploy FILE",
     ("deploy", "--config"): "a yaml file is named without a flag: cortex deploy FILE",
     ("deploy", "-y"): "nothing is asked: leave it out",
-    ("deploy", "--yes"): "nothing is asked: leave it out",
 }
 """What flags of other versions are called here, by command (empty: all) and flag."""
 

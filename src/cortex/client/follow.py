@@ -116,7 +116,7 @@ def judge(status: ApiStatus, version: str) -> Outcome:
     if _is_other(status, version):
         return Outcome.WAITING
     if status.status in (Status.LIVE, Status.ASLEEP):
-        return Outcome.LIVE
+        return Outcome.WAITING if status.in_proof else Outcome.LIVE
     return Outcome.FAILED if status.status in _FAILED else Outcome.WAITING
 
 
@@ -199,7 +199,15 @@ def _outcome(row: Followed, status: ApiStatus | None, version: str) -> Outcome:
 def _movement(status: ApiStatus) -> tuple[object, ...]:
     """What counts as progress: neither traffic nor failed attempts do."""
     replicas = status.replicas
-    return status.status, status.version, status.serving, status.progress, replicas.ready, replicas.up_to_date
+    return (
+        status.in_proof,
+        status.status,
+        status.version,
+        status.serving,
+        status.progress,
+        replicas.ready,
+        replicas.up_to_date,
+    )
 
 
 def _is_other(status: ApiStatus, version: str) -> bool:

@@ -297,6 +297,8 @@ def prepare(
     dry_run: bool = False,
     force: bool = False,
     prune: bool = False,
+    prove: bool = False,
+    prove_unrepeatable: bool = False,
     refresh: bool = False,
     refresh_only: str | None = None,
     environ: Mapping[str, str] | None = None,
@@ -306,6 +308,7 @@ def prepare(
 
     Args:
         shown_file: the file's name in messages.
+        prove: as in `DeployRequest`, as are those around it.
         refresh_only: `NAME` or `DEPLOYMENT/NAME` of the api that `refresh` is about; None means all.
         home: keeps digests between deploys, if it exists.
         environ: the shell's variables. What they say about where packages come from is handed over, and if a model has
@@ -337,6 +340,8 @@ def prepare(
                 dry_run=dry_run,
                 force=force,
                 prune=prune,
+                prove=prove,
+                prove_unrepeatable=prove_unrepeatable,
                 refresh=refresh,
                 refresh_only=only,
                 cloud=_cloud(loaded, environ, _working_folder(file)),

@@ -27,7 +27,9 @@ from cortex.artifacts import samples
 from cortex.artifacts.store import ArtifactStore
 from cortex.binding import bind_tcp, handed_over
 from cortex.clock import Clock, SystemClock
+from cortex.controlplane import changeovers
 from cortex.controlplane.agents import LocalAgent
+from cortex.controlplane.changeovers import ChangeOvers
 from cortex.controlplane.chores import Chore
 from cortex.controlplane.chronicle import Chronicle
 from cortex.controlplane.events import Events
@@ -36,6 +38,7 @@ from cortex.controlplane.fetching import Models
 from cortex.controlplane.healing import LOOK_EVERY_S, Healing
 from cortex.controlplane.housekeeping import SETTLING_S, Housekeeping
 from cortex.controlplane.loop import Loop
+from cortex.controlplane.probing import Probing
 from cortex.controlplane.proving import Proving
 from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.scaling import Scaling
@@ -205,6 +208,17 @@ def build(
         fault_pause_s=WATCHED_EVERY_S,
     )
 
+    change_overs = ChangeOvers(
+        state=state,
+        store=store,
+        clock=clock,
+        ask=Probing,
+        serves_alone=view.is_live,
+        ingress_url=where,
+        token=changeovers.token_in(layout.probe_token_file),
+        committed=wanted_changed,
+    )
+
     def make_deployer() -> Deployer:
         from cortex.controlplane.deploy import Deployer  # pydantic: see the module's docstring
         from cortex.controlplane.packages import Packages
@@ -219,6 +233,7 @@ def build(
             packages=Packages(store=store, node=agent, known=state.apis, indexes_file=layout.indexes_file),
             secrets=secret_store,
             cloud=cloud_keys,
+            change_overs=change_overs,
             committed=wanted_changed,
             ingress_url=where,
             tell=events.tell,
@@ -240,6 +255,7 @@ def build(
         cloud_keys=cloud_keys,
         models=models,
         make_deployer=make_deployer,
+        change_overs=change_overs,
         rollbacks=Rollbacks(
             state=state,
             secrets=secret_store,

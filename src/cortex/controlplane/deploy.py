@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from cortex.artifacts.pins import Pin
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
-from cortex.controlplane import changes
+from cortex.controlplane import changeovers, changes
 from cortex.controlplane.candidates import AskedApi, Candidates
+from cortex.controlplane.changeovers import ChangeOvers, Planned
 from cortex.controlplane.fetching import DeployLeft, Models
 from cortex.controlplane.inspecting import DeployInspections, Inspector
 from cortex.controlplane.packages import Packages
@@ -61,6 +62,7 @@ class Deployer:
         packages: resolves and prepares what requirements.txt asks for.
         secrets: what `env` may name.
         cloud: keeps what handlers get to reach their clouds.
+        change_overs: proves them, where that is asked for.
         committed: called after the wanted state has changed.
         last_start_s: what the last start of a replica of an api took; None: not known.
     """
@@ -77,6 +79,7 @@ class Deployer:
         packages: Packages,
         secrets: SecretStore,
         cloud: CloudKeys,
+        change_overs: ChangeOvers,
         committed: Callable[[], None],
         ingress_url: Callable[[], str],
         tell: TellEvent = told_to_nobody,
@@ -90,6 +93,7 @@ class Deployer:
         self._models = models
         self._packages = packages
         self._candidates = Candidates(store=store, packages=packages, secrets=secrets, cloud=cloud)
+        self._change_overs = change_overs
         self._committed = committed
         self._ingress_url = ingress_url
         self._tell = tell
@@ -151,6 +155,7 @@ class Deployer:
         candidates, package_warnings = self._candidates.of_deploy(asked, request, _telling(emit))
         candidates = [_with_origin(one, fetched.get(index)) for index, one in enumerate(candidates)]
         self._check_room(candidates)
+        self._planned(candidates, asked, request)
         builds = [candidate.version.build for candidate in candidates]
         with self._store.pin(*(tree for build in builds for tree in trees_of(build))):
             self._packages.prepare(builds, _telling(emit))
@@ -162,10 +167,20 @@ class Deployer:
                 warnings=tuple(warnings),
                 committed=not request.dry_run,
             )
+            planned = self._planned(inspected, asked, request)
+            if request.prove:
+                result = _with_proofs(result, planned)
             if request.dry_run:
                 return result
             self._models.keep_cloud(request)
-            return self._commit(deployment, request.source, known, inspected, result)
+            beginning = self._change_overs.begin([one for one in planned if isinstance(one, Planned)], emit)
+            begun_s = self._clock.monotonic_s()
+            with beginning:
+                result, left_alone = self._commit(
+                    deployment, request.source, known, inspected, result, in_proof=beginning.apis
+                )
+                beginning.go_on(begun_s, left_alone)
+            return result
 
     def _asked(
         self,
@@ -222,6 +237,31 @@ class Deployer:
         for key in sorted(known.keys() - {one.settings.api for one in inspected}):
             yield changes.removed(known[key])
 
+    def _planned(
+        self, candidates: Sequence[DeployedApi], asked: Sequence[AskedApi], request: DeployRequest
+    ) -> list[Planned | str]:
+        """
+        What is to be proved of each api, or why nothing is; empty where that is not asked for.
+
+        Raises:
+            Problems: it cannot be.
+        """
+        if not request.prove:
+            return []
+        kinds = [self._change(one, of_api).kind for one, of_api in zip(candidates, asked, strict=True)]
+        found = [
+            changeovers.planned_of(one, kind, of_api.old)
+            for one, kind, of_api in zip(candidates, kinds, asked, strict=True)
+        ]
+        proved = [
+            (index, one, candidates[index].settings.retry)
+            for index, one in enumerate(found)
+            if isinstance(one, Planned) and not one.why_not
+        ]
+        if problems := changeovers.refusals(proved, even_unrepeatable=request.prove_unrepeatable):
+            raise Problems(problems)
+        return found
+
     def _commit(
         self,
         deployment: DeploymentName,
@@ -229,15 +269,23 @@ class Deployer:
         known: Mapping[ApiKey, ApiRecord],
         inspected: Sequence[DeployedApi],
         result: DeployResult,
-    ) -> DeployResult:
-        """Write it. The result with what went back to an older version meanwhile, and was left as it is."""
+        *,
+        in_proof: Collection[ApiKey],
+    ) -> tuple[DeployResult, Collection[ApiKey]]:
+        """Write it. The result, and what went back to an older version meanwhile, and was left as it is."""
         wall_s = self._clock.wall_s()
         updated_wall_s = self._updated_wall_s(deployment, result, wall_s)
         told = zip(inspected, result.changes, strict=False)  # those that go come last
         left = self._state.commit_deploy(
             DeployChange(
                 deployment=DeploymentRecord(name=deployment, source=source, updated_wall_s=updated_wall_s),
-                apis=tuple(_to_write(one, change, known.get(one.settings.api), wall_s) for one, change in told),
+                apis=tuple(
+                    msgspec.structs.replace(
+                        _to_write(one, change, known.get(one.settings.api), wall_s),
+                        in_proof=one.settings.api in in_proof,
+                    )
+                    for one, change in told
+                ),
                 wall_s=wall_s,
             )
         )
@@ -245,9 +293,9 @@ class Deployer:
         self._committed()
         names = {split_api_key(key)[1]: record for key in left if (record := self._state.api(key)) is not None}
         if not names:
-            return result
+            return result, left
         became = (changes.left_meanwhile(names[one.api], one) if one.api in names else one for one in result.changes)
-        return msgspec.structs.replace(result, changes=tuple(became))
+        return msgspec.structs.replace(result, changes=tuple(became)), left
 
     def _tell_changes(
         self,
@@ -424,6 +472,19 @@ def _while_awaited(emit: Emit, left: threading.Event) -> Emit:
 
 def _telling(emit: Emit) -> Callable[[str], None]:
     return lambda message: emit(DeployProgress(message=message))
+
+
+def _with_proofs(result: DeployResult, planned: Sequence[Planned | str]) -> DeployResult:
+    """The result with what is proved of each api that stays; those that go come last."""
+    told = [
+        msgspec.structs.replace(
+            change,
+            proved=isinstance(one, Planned) and not one.why_not,
+            unproved=one if isinstance(one, str) else one.why_not,
+        )
+        for change, one in zip(result.changes, planned, strict=False)
+    ]
+    return msgspec.structs.replace(result, changes=(*told, *result.changes[len(told) :]))
 
 
 def _source(asked: AskedApi) -> str:

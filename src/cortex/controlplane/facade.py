@@ -16,6 +16,7 @@ import msgspec
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane.agents import LocalAgent
+from cortex.controlplane.changeovers import ChangeOvers
 from cortex.controlplane.chores import Chore
 from cortex.controlplane.events import Events
 from cortex.controlplane.fetching import Models
@@ -93,6 +94,7 @@ class ControlPlane:
         cloud_keys: CloudKeys,
         models: Models,
         make_deployer: Callable[[], Deployer],
+        change_overs: ChangeOvers,
         rollbacks: Rollbacks,
         events: Events,
         ingress_url: Callable[[], str],
@@ -116,6 +118,7 @@ class ControlPlane:
         self._cloud_keys = cloud_keys
         self._models = models
         self._make_deployer = make_deployer
+        self._change_overs = change_overs
         self._rollbacks = rollbacks
         self._events = events
         self._ingress_url = ingress_url
@@ -125,6 +128,10 @@ class ControlPlane:
         self._started_wall_s = clock.wall_s()
 
     def start(self) -> None:
+        try:
+            self._change_overs.recover()
+        except CortexError as error:
+            log.warning("what was being proved stays without a receipt: %s", error)
         self._agent.start()
         self._loop.start()
         for part in self._parts:
@@ -137,6 +144,7 @@ class ControlPlane:
 
     def close(self) -> None:
         """Stop looking after the world. What runs goes on running."""
+        self._change_overs.close()
         self._loop.stop()
         for part in self._parts:
             part.close()

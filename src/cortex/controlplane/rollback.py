@@ -374,4 +374,5 @@ def _told(
         wanted=is_newest and record is not None and record.wanted.build.version == line.version,
         rolled_back=line.outcome.startswith("rolled back"),
         obstacle=why,
+        receipt=line.receipt,
     )

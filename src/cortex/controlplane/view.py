@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable
 
 from cortex.controlplane.awaiting import Awaited
+from cortex.ids import ApiKey, split_api_key
 from cortex.settings import Settings
 from cortex.state.base import DeploymentRecord
 from cortex.wire.operator import ApiStatus, DeploymentStatus, Status, Watched, rfc3339
@@ -52,6 +53,11 @@ class View:
     def status(self, deployment: str, name: str) -> ApiStatus | None:
         with self._lock:
             return self._statuses.get(f"{deployment}/{name}")
+
+    def is_live(self, api: ApiKey) -> bool:
+        """Whether the wanted version of an api serves, and no other."""
+        status = self.status(*split_api_key(api))
+        return status is not None and status.status is Status.LIVE
 
     def now(self, deployment: str | None = None) -> Watched:
         serial = self._changes.now  # before: what is shown may be newer than its token, and never older

@@ -83,6 +83,8 @@ class ApiProgress(ApiSettings, frozen=True, kw_only=True):
     """Until then the wanted version is compared with `previous`; None: it is not, or not yet."""
     rolled_back: RolledBack | None = None
     """The wanted version is one that it went back to."""
+    in_proof: Revision | None = None
+    """The revision whose change-over is being proved, wanted or not any more."""
 
 
 class WantedApi(ApiProgress, frozen=True, kw_only=True):

@@ -66,6 +66,7 @@ def _wanted(facts: Facts, known: Known, remarks: Sequence[str], closed: Problem 
     found = standing_of(facts)
     back = _rolled_back(wanted)
     is_live = found.status is Status.LIVE
+    in_proof = wanted.in_proof == wanted.build.revision
     reports = [slot.report for slot in facts.of_build if slot.report is not None]
     batching = _batching_decision(wanted, reports, known)
     sample_problem = _sample_problem(reports)
@@ -100,13 +101,20 @@ def _wanted(facts: Facts, known: Known, remarks: Sequence[str], closed: Problem 
         waits=_waits(facts.own),
         start=_start(facts.own),
         crashes=record.crashes if record is not None else 0,
-        progress="" if is_live and facts.up_to_date >= wanted.replicas else wording.progress(facts.own),
+        progress=_progress(facts, is_live=is_live, in_proof=in_proof),
         serving=_serving(facts),
         rolled_back=back,
+        in_proof=in_proof,
         notes=notes,
         batching=_batching(batching),
         sample_problem=sample_problem,
     )
+
+
+def _progress(facts: Facts, *, is_live: bool, in_proof: bool) -> str:
+    if not is_live or facts.up_to_date < facts.wanted.replicas:
+        return wording.progress(facts.own)
+    return "its change-over is being proved" if in_proof else ""
 
 
 def _unwanted(api: ApiKey, of_api: SeenApi, ingress_url: str) -> ApiStatus:

@@ -12,7 +12,7 @@ from cortex.planning.model import ApiSettings, RolledBack, WantedApi
 from cortex.wire.build import BuildSpec
 from cortex.wire.fetch import Origin
 from cortex.wire.launch import InspectReport
-from cortex.wire.operator import StoredFile
+from cortex.wire.operator import Receipt, StoredFile
 
 
 class PackagesRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +86,8 @@ class VersionLine(msgspec.Struct, frozen=True, kw_only=True):
     """With which it was first deployed; None in lines that were written before this was kept."""
     deleted_wall_s: float | None = None
     """When its api was deleted."""
+    receipt: Receipt | None = None
+    """Of its change-over, if that was proved."""
 
 
 class DeployedApi(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +101,8 @@ class DeployedApi(msgspec.Struct, frozen=True, kw_only=True):
     """What made its version a new one; empty: it is the wanted one already."""
     rolled_back: RolledBack | None = None
     """As the deploy found it. Another one by now, and the api is left as it is: it went back meanwhile."""
+    in_proof: bool = False
+    """Its change-over is being proved."""
     stays: bool = False
     """It stays rolled back: this is the version that it went back to, or that one refreshed."""
 

@@ -41,6 +41,7 @@ from cortex.state.base import (
 )
 from cortex.wire.batching import BatchingVerdict
 from cortex.wire.build import BuildSpec, ModelKey
+from cortex.wire.operator import Receipt
 from cortex.wire.reports import ExitReport
 
 HISTORY_LINES = 100
@@ -601,6 +602,28 @@ class StateStore:
                 ]
             )
 
+    def record_receipt(self, api: ApiKey, revision: Revision, version: Version, receipt: Receipt) -> None:
+        """
+        What came of proving a change-over, which it is not any more. Kept with the last deploy of the version, also of
+        an api that is gone.
+        """
+        with self._lock:
+            found = list(self._lines(api))
+            index = next((i for i in reversed(range(len(found))) if found[i].version == version), None)
+            writes = []
+            if index is not None:
+                found[index] = msgspec.structs.replace(found[index], receipt=receipt)
+                writes.append(Write("history", api, tuple(found)))
+            row = self._row(api)
+            if row is not None and row.in_proof == revision:
+                writes.append(Write("apis", api, msgspec.structs.replace(row, in_proof=None)))
+            self._write(writes, durable=True)
+
+    def in_proof(self) -> tuple[ApiRecord, ...]:
+        """Apis whose change-over is being proved, or was when the control plane ended."""
+        with self._lock:
+            return tuple(self._joined(row) for row in self._rows(None) if row.in_proof is not None)
+
     def watched(self) -> tuple[ApiRecord, ...]:
         """Apis whose wanted version is compared with the one before."""
         with self._lock:
@@ -734,8 +757,15 @@ def _deployed_row(before: ApiRow | None, deployed: DeployedApi, scaled: Scale, *
     revision, refresh = deployed.version.build.revision, deployed.version.refresh
     told = {name: getattr(deployed.settings, name) for name in ApiSettings.__struct_fields__}
     if before is None:
-        return ApiRow(**told, wanted=revision, rollout_replicas=scaled.replicas, refreshes=refresh)
+        return ApiRow(
+            **told,
+            wanted=revision,
+            rollout_replicas=scaled.replicas,
+            refreshes=refresh,
+            in_proof=revision if deployed.in_proof else None,
+        )
     goes_on = before.wanted == revision and before.live_wall_s is not None
+    in_proof = before.in_proof if before.wanted == revision else None
     return ApiRow(
         **told,
         wanted=revision,
@@ -746,6 +776,7 @@ def _deployed_row(before: ApiRow | None, deployed: DeployedApi, scaled: Scale, *
         previous=before.previous if goes_on else previous,
         watched_until_wall_s=before.watched_until_wall_s if goes_on else None,
         rolled_back=before.rolled_back if deployed.stays else None,
+        in_proof=revision if deployed.in_proof else in_proof,
         refreshes=max(before.refreshes, refresh),
     )
 

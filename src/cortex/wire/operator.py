@@ -266,6 +266,8 @@ class ApiStatus(msgspec.Struct, frozen=True, kw_only=True):
     """8 digits of the version that answers now, when another is wanted."""
     rolled_back: str = ""
     """When and why it went back to the version that is wanted; empty if it did not."""
+    in_proof: bool = False
+    """The change-over to the wanted version is being proved: whoever asked for that waits for the receipt."""
     notes: tuple[str, ...] = ()
     batching: Batching | None = None
     """None once it is not wanted any more."""
@@ -318,6 +320,68 @@ class Digests(msgspec.Struct, frozen=True, kw_only=True):
     """SHA-256 digests, 64 hex digits each."""
 
     digests: tuple[str, ...]
+
+
+class Verdict(StrEnum):
+    """What came of proving a change-over."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    """The change made requests fail, or serve another version once it was live."""
+    CUT_SHORT = "cut short"
+    """It was not seen to its end."""
+    NOT_PROVED = "not proved"
+    """Nobody was asked: there was nobody to ask."""
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What was seen of a change-over by asking for the sample throughout. None: it was not seen, or cannot be."""
+
+    verdict: Verdict
+    reason: str = ""
+    """Why it is not `passed`."""
+    previous: str = ""
+    """8 digits of the version that served before; empty: none did."""
+    requests: int = 0
+    """All of them, those before the change-over included."""
+    failed: int = 0
+    """Since it began; 503 for load is none of these."""
+    failed_before: int = 0
+    wrong_version: int | None = None
+    """Answered by another version although they were sent after the new one was live."""
+    turned_away: int = 0
+    """503 for load."""
+    p99_before_ms: float | None = None
+    p99_ms: float | None = None
+    """Since the change-over began."""
+    overlap_s: float | None = None
+    """From the first answer of the new version to the last one of the old."""
+    examples: tuple[str, ...] = ()
+    """A few of what went wrong, each with the id of its request."""
+
+    @property
+    def text(self) -> str:
+        """`12,480 requests · 0 failed · 0 wrong version after live · p99 9.1 → 9.8 ms · overlap 1.4 s`."""
+        parts = []
+        if self.requests:
+            parts += [f"{self.requests:,} requests", f"{self.failed:,} failed"]
+            if self.failed_before:
+                parts.append(f"{self.failed_before:,} failed before")
+            if self.wrong_version is not None:
+                parts.append(f"{self.wrong_version:,} wrong version after live")
+            if self.turned_away:
+                parts.append(f"{self.turned_away:,} turned away for load")
+            if self.p99_ms is not None:
+                was = f"{self.p99_before_ms:.1f} → " if self.p99_before_ms is not None else ""
+                parts.append(f"p99 {was}{self.p99_ms:.1f} ms")
+            if self.overlap_s is not None:
+                is_short = self.overlap_s < 0.1
+                parts.append(
+                    f"overlap {self.overlap_s * 1000:.0f} ms" if is_short else f"overlap {self.overlap_s:.1f} s"
+                )
+        if self.verdict is not Verdict.PASSED:
+            parts.insert(0, f"{self.verdict}: {self.reason}")
+        return " · ".join(parts)
 
 
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -376,6 +440,10 @@ class DeployRequest(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
     force: bool = False
     prune: bool = False
+    prove: bool = False
+    """Ask each api that changes for its sample, from before the change-over until after it; go back if one fails."""
+    prove_unrepeatable: bool = False
+    """Also where requests are not to be repeated (`retry: off`)."""
     refresh: bool = False
     """Make new versions even when nothing changed."""
     refresh_only: str = ""
@@ -421,6 +489,10 @@ class ApiChange(msgspec.Struct, frozen=True, kw_only=True):
     """E.g. which signature or version folder was chosen; fields not in effect yet."""
     sample_untried: bool = False
     """No replica has answered the new sample, since none was started for it."""
+    proved: bool = False
+    """Its change-over is being proved, and history will have the receipt."""
+    unproved: str = ""
+    """Why it is not, where that was asked for."""
 
 
 class DeployProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
@@ -482,6 +554,8 @@ class HistoryLine(msgspec.Struct, frozen=True, kw_only=True):
     """Its api went back from it."""
     obstacle: str = ""
     """Why it cannot come back; empty: `cortex rollback` takes it."""
+    receipt: Receipt | None = None
+    """Of its change-over, if that was proved."""
 
 
 class EventLine(msgspec.Struct, frozen=True, kw_only=True):

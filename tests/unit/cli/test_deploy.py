@@ -7,12 +7,22 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cortex.cli.deploy import changes_text
 from cortex.cli.terminal import Paint
 from cortex.errors import Problem
-from cortex.wire.operator import ChangeKind, DeployProgress, DeployResult, Failure, Status
+from cortex.wire.operator import (
+    ChangeKind,
+    DeployProgress,
+    DeployResult,
+    Failure,
+    HistoryLine,
+    Receipt,
+    Status,
+    Verdict,
+)
 
 MODEL = (Path(__file__).parents[3] / "examples" / "iris" / "models" / "sklearn.onnx").read_bytes()
 
@@ -151,10 +161,53 @@ def test_for_programs_one_document(cortex: Any, project: Path, failing: Any) -> 
     ran = cortex("deploy", "iris", "-o", "json")
     assert ran.code == 1
     shown = json.loads(ran.out)
-    assert list(shown) == ["deployment", "outcome", "committed", "changes", "warnings", "problems", "apis"]
+    assert list(shown) == ["deployment", "outcome", "committed", "changes", "warnings", "problems", "apis", "receipts"]
+    assert shown["receipts"] == {}
     assert (shown["deployment"], shown["outcome"], shown["committed"]) == ("iris", "failed", True)
     assert [(api["name"], api["status"]) for api in shown["apis"]] == [("sklearn", "update failed"), ("raw", "live")]
     assert [change["kind"] for change in shown["changes"]] == ["new version", "added"]
+
+
+def proved(running: Any, fakes: Any, receipt: Receipt | None) -> None:
+    """A deploy whose change-over was proved, with this receipt."""
+    change = msgspec.structs.replace(fakes.change("sklearn", kind=ChangeKind.NEW_VERSION), proved=True)
+    left = msgspec.structs.replace(fakes.change("raw", kind=ChangeKind.UNCHANGED), unproved="nothing changed")
+    running.events = [DeployResult(changes=(change, left), committed=True)]
+    running.push(fakes.api("sklearn", in_proof=True), fakes.api("raw"))
+    running.push(fakes.api("sklearn"), fakes.api("raw"))
+    line = HistoryLine(version=change.version, deployed="2027-01-15T07:52:00Z", cause="x", outcome="live")
+    running.history = [msgspec.structs.replace(line, receipt=receipt)]
+
+
+def test_what_was_proved_is_printed(cortex: Any, project: Path, running: Any, fakes: Any) -> None:
+    proved(running, fakes, Receipt(verdict=Verdict.PASSED, requests=12480, wrong_version=0, p99_ms=9.8))
+    ran = cortex("deploy", "iris", "--prove", "--yes")
+    assert ran.code == 0
+    assert (running.deployed.prove, running.deployed.prove_unrepeatable) == (True, True)
+    assert [line for line in ran.out.splitlines() if line.startswith("proved")] == [
+        "proved  sklearn  12,480 requests · 0 failed · 0 wrong version after live · p99 9.8 ms",
+        "proved  raw      nothing to prove: nothing changed",
+    ]
+    found = json.loads(cortex("deploy", "iris", "--prove", "-o", "json").out)
+    assert (found["outcome"], found["receipts"]["sklearn"]["requests"]) == ("live", 12480)
+
+
+@pytest.mark.parametrize("verdict", [Verdict.FAILED, Verdict.CUT_SHORT])
+def test_what_was_not_proved_ends_with_1(
+    cortex: Any, project: Path, running: Any, fakes: Any, verdict: Verdict
+) -> None:
+    proved(running, fakes, Receipt(verdict=verdict, reason="so", examples=("502 (request 1)", "503 (request 2)")))
+    ran = cortex("deploy", "iris", "--prove")
+    assert ran.code == 1
+    assert f"proved  sklearn  {verdict}: so\n                 502 (request 1)\n" in ran.out
+    found = cortex("deploy", "iris", "--prove", "-o", "json")
+    assert (found.code, json.loads(found.out)["outcome"]) == (1, "not proved")
+
+
+def test_to_agree_to_what_is_not_asked_is_wrong_usage(cortex: Any, project: Path, running: Any) -> None:
+    ran = cortex("deploy", "iris", "--yes")
+    assert ran.code == 2
+    assert "--yes goes with --prove" in ran.talk
 
 
 def test_a_dry_run_changes_nothing_and_follows_nothing(cortex: Any, project: Path, accepted: Any) -> None:

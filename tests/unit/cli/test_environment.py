@@ -9,7 +9,7 @@ import pytest
 
 from cortex.cli import down, foreground, up
 from cortex.client.local import LocalEnvironment, Stopped
-from cortex.wire.operator import HistoryLine, SecretStatus
+from cortex.wire.operator import HistoryLine, Receipt, SecretStatus, Verdict
 
 
 @pytest.fixture
@@ -229,7 +229,22 @@ def test_history(cortex: Any, running: Any, fakes: Any, golden: Any) -> None:
         ),
         HistoryLine(version="9b1c44e0", deployed="2027-01-14T07:52:00Z", cause="first deploy", outcome="failed:\nno"),
         HistoryLine(
-            version="7770f00d", deployed="2027-01-13T07:52:00Z", cause="first deploy", outcome="live", serving=True
+            version="7770f00d",
+            deployed="2027-01-13T07:52:00Z",
+            cause="first deploy",
+            outcome="live",
+            serving=True,
+            receipt=Receipt(
+                verdict=Verdict.FAILED,
+                reason="1 of 12,345 requests failed during the change-over, before it 0 of 135",
+                requests=12480,
+                failed=1,
+                wrong_version=0,
+                p99_before_ms=9.1,
+                p99_ms=9.8,
+                overlap_s=1.4,
+                examples=("502 replica-lost of version 7770f00d (request probe-1-7)",),
+            ),
         ),
         HistoryLine(
             version="0badf00d",
@@ -241,6 +256,7 @@ def test_history(cortex: Any, running: Any, fakes: Any, golden: Any) -> None:
         ),
     ]
     golden("history", cortex("history", "sklearn").out)
+    golden("history-verbose", cortex("history", "sklearn", "-v").out)
     assert max(map(len, cortex("history", "sklearn", tty=True).out.splitlines())) <= 88
     assert json.loads(cortex("history", "sklearn", "-o", "json").out)[1] == {
         "version": "9b1c44e0",
@@ -251,7 +267,11 @@ def test_history(cortex: Any, running: Any, fakes: Any, golden: Any) -> None:
         "wanted": False,
         "rolled_back": False,
         "obstacle": "",
+        "receipt": None,
     }
+    told = json.loads(cortex("history", "sklearn", "-o", "json").out)[2]["receipt"]
+    assert (told["verdict"], told["requests"], told["overlap_s"]) == ("failed", 12480, 1.4)
+    assert told["text"].startswith("failed: 1 of 12,345 requests failed during the change-over")
 
 
 def test_the_history_of_a_deleted_api_is_shown_by_its_full_name(cortex: Any, running: Any, fakes: Any) -> None:

@@ -54,6 +54,11 @@ def outcomes(rows: tuple[Followed, ...]) -> dict[str, Outcome]:
     return {row.name: row.outcome for row in rows}
 
 
+def test_one_whose_change_over_is_being_proved_is_followed_until_that_is_over(fakes: Any) -> None:
+    seen, _ = run([(1.0, (fakes.api("a", in_proof=True),)), (6.0, (fakes.api("a"),))], [fakes.change("a")])
+    assert [outcomes(rows)["a"] for rows in seen] == [Outcome.WAITING, Outcome.LIVE]
+
+
 def test_each_api_is_followed_to_its_own_end(fakes: Any) -> None:
     failed = fakes.api("b", status=Status.UPDATE_FAILED)
     seen, watch = run(

@@ -15,6 +15,7 @@ from cortex.artifacts.fetching import FetchStopped
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane import candidates
 from cortex.controlplane.agents import CalledOff
+from cortex.controlplane.changeovers import BEFORE_S, LONGEST_BEFORE_S, LONGEST_S, ChangeOvers
 from cortex.controlplane.deploy import Deployer
 from cortex.controlplane.fetching import DeployLeft, Models
 from cortex.controlplane.packages import Packages
@@ -47,6 +48,7 @@ from cortex.wire.operator import (
     SampleUpload,
     StoredFile,
 )
+from cortex.wire.probing import ProbeAnswer
 from cortex.wire.signature import Signature, TensorSpec
 
 SIGNATURE = Signature(inputs=(TensorSpec("x", "float32", (None, 4)),), outputs=(TensorSpec("y", "string", (None,)),))
@@ -111,6 +113,19 @@ class FakeFetcher:
         )
 
 
+class Asked(list):
+    """An api that is asked: its answers."""
+
+    has_ended = False
+    is_closed = False
+
+    def answers(self):
+        return tuple(self)
+
+    def close(self):
+        self.is_closed = True
+
+
 class World:
     """A deployer with everything around it; describes deploys in a few words."""
 
@@ -149,6 +164,20 @@ class World:
             environ={},
             run=self.fetcher,
         )
+        self.asked: list[Asked] = []
+        """Whom change-overs were proved of, the last one last."""
+        self.serves_alone = False
+        self.seen_alone = threading.Event()
+        self.change_overs = ChangeOvers(
+            state=self.state,
+            store=self.store,
+            clock=self.clock,
+            ask=self._ask,
+            serves_alone=self._looked_alone,
+            ingress_url=lambda: "http://127.0.0.1:8880",
+            token=lambda: "the-token",
+            committed=self._commit,
+        )
         self.deployer = Deployer(
             state=self.state,
             store=self.store,
@@ -161,6 +190,7 @@ class World:
             ),
             secrets=self.secrets,
             cloud=CloudKeys(self.cloud, self.clock),
+            change_overs=self.change_overs,
             committed=self._commit,
             ingress_url=lambda: "http://127.0.0.1:8880",
             tell=self.events.append,
@@ -179,6 +209,16 @@ class World:
 
     def _commit(self) -> None:
         self.committed += 1
+
+    def _looked_alone(self, api) -> bool:
+        if self.serves_alone:
+            self.seen_alone.set()
+        return self.serves_alone
+
+    def _ask(self, request) -> Asked:
+        self.probed = request
+        self.asked.append(Asked())
+        return self.asked[-1]
 
     def stored(self, **files: str) -> tuple[StoredFile, ...]:
         """Files by name, `__` for a dot, uploaded."""
@@ -1295,3 +1335,262 @@ def test_a_deploy_leaves_what_went_back_while_it_looked(world):
     assert left.causes == (f"it was rolled back to {left.version} meanwhile; --force deploys it all the same",)
     assert short(world.wanted().build.version) == left.version
     assert world.wanted().rolled_back is not None
+
+
+# ---- proving change-overs --------------------------------------------------------------------------------------------
+
+
+def told_answer(ended_s, version, status=200, **facts):
+    return ProbeAnswer(begun_s=ended_s - 0.001, ended_s=ended_s, status=status, version=version, **facts)
+
+
+class Proved:
+    """A change-over from one live version to the next, that is being proved."""
+
+    def __init__(self, world, **fields):
+        self.world = world
+        self.old = world.live(world.api(sample=b"1", model="old"))
+        world.told.clear()
+        deployer, self.new = world.deployer, ""
+        request = DeployRequest(
+            deployment="iris",
+            source="/home/ann/iris",
+            apis=(world.api(sample=b"1", model="new", **fields),),
+            prove=True,
+            prove_unrepeatable=True,
+        )
+
+        def emit(event):
+            """What serves answers, and time passes, until it was asked for long enough."""
+            world.told.append(event)
+            if event.message.startswith("proving"):
+                self.answer(self.old, times=5)
+                world.clock.advance(0.5)
+
+        (change,) = deployer.deploy("iris", request, emit).changes
+        assert change.proved
+        self.new = change.version
+        assert world.state.api(KEY).wanted.in_proof == world.wanted().build.revision
+        self.revision = world.wanted().build.revision
+
+    def answer(self, version, status=200, *, times=1, **facts):
+        now_s = self.world.clock.monotonic_s()
+        self.world.asked[-1] += [told_answer(now_s, version, status, **facts) for _ in range(times)]
+
+    def goes_live(self):
+        self.world.state.mark_live(KEY, self.world.wanted().build.revision, wall_s=self.world.clock.wall_s())
+        self.world.serves_alone = True
+
+    def receipt(self, *, answered=True):
+        """Once it is written; the clock goes on until then."""
+        until_s = time.monotonic() + DEADLINE_S
+        while (found := self.told()) is None:
+            assert time.monotonic() < until_s
+            self.world.clock.advance(1.0)
+            if self.world.serves_alone and answered:
+                self.answer(self.new, times=3)
+            threading.Event().wait(0.01)
+        self.world.change_overs.close()
+        assert self.world.asked[-1].is_closed
+        return found
+
+    def told(self):
+        lines = self.world.rollbacks.history(KEY)
+        return next(line.receipt for line in lines if line.version == self.new)
+
+
+def test_what_serves_is_asked_before_anything_changes_and_what_is_new_after_it_is_live(world):
+    proved = Proved(world)
+    assert world.told[-1].message == "proving: asking what serves now (a)"
+    assert len(world.asked[-1].answers()) >= 30
+    assert world.probed.token == "the-token"
+    assert world.probed.path == "/iris/a"
+    assert Path(world.probed.samples[0].file).read_bytes() == b"1"
+    proved.goes_live()
+    receipt = proved.receipt()
+    assert (receipt.verdict, receipt.failed, receipt.wrong_version, receipt.previous) == ("passed", 0, 0, proved.old)
+    assert world.wanted().in_proof is None
+    assert world.wanted().rolled_back is None
+
+
+def test_the_first_failure_of_a_change_takes_it_back_also_before_it_is_live(world):
+    proved = Proved(world)
+    world.clock.advance(0.1)
+    proved.answer("", 503, code="no-ready-replica")
+    receipt = proved.receipt()
+    assert (receipt.verdict, receipt.failed) == ("failed", 1)
+    assert receipt.reason.startswith("1 of 1 requests failed during the change-over, before it 0 of 3")
+    back = world.wanted().rolled_back
+    assert (back.passed, back.reason) == ((proved.revision,), receipt.reason)
+    assert short(world.wanted().build.version) == proved.old
+
+
+def test_a_failure_before_the_change_over_is_not_held_against_it(world):
+    old = world.live(world.api(sample=b"1", model="old"))
+
+    def emit(event):
+        if event.message.startswith("proving"):
+            now_s = world.clock.monotonic_s()
+            world.asked[-1] += [told_answer(now_s, old), told_answer(now_s, old, 500, code="handler-failed")]
+            world.clock.advance(0.5)
+
+    request = DeployRequest(
+        deployment="iris", source="/home/ann/iris", apis=(world.api(sample=b"1", model="new"),), prove=True
+    )
+    before_s = world.clock.monotonic_s()
+    world.deployer.deploy("iris", request, emit)
+    assert BEFORE_S <= world.clock.monotonic_s() - before_s <= LONGEST_BEFORE_S
+    world.clock.advance(0.1)
+    new = short(world.wanted().build.version)
+    world.asked[-1].append(told_answer(world.clock.monotonic_s(), new, 500, code="handler-failed"))
+    world.change_overs.close()
+    receipt = world.rollbacks.history(KEY)[0].receipt
+    assert (receipt.verdict, receipt.reason) == ("cut short", "the control plane was stopped")
+    assert receipt.failed_before >= 5
+    assert world.wanted().rolled_back is None
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("deploy", "another deploy replaced it"),
+        ("rollback", "it was rolled back"),
+        ("delete", "the api was deleted"),
+        ("fails", "the new version did not start: boom"),
+        ("sleeps", "it fell asleep"),
+        ("killed", "the process that asks was killed"),
+        ("long", f"it was not over after {LONGEST_S / 60:g} min"),
+        ("busy", "none of 60 requests was answered"),
+    ],
+)
+def test_what_was_not_seen_to_its_end_is_said_to_be_cut_short(world, what, reason):
+    proved = Proved(world)
+    world.clock.advance(0.1)
+    if what == "deploy":
+        world.deploy(world.api(sample=b"1", model="third"))
+    elif what == "rollback":
+        world.rollbacks.roll_back(KEY, RollbackRequest())
+    elif what == "delete":
+        world.state.delete(DeploymentName("iris"), wall_s=0.0)
+    elif what == "fails":
+        world.state.mark_failed(KEY, proved.revision, Problem(reference="x", message="boom\nbang"), wall_s=0.0)
+    elif what == "sleeps":
+        proved.answer(proved.old, 503, code="asleep")
+    elif what == "killed":
+        world.asked[-1].has_ended = True
+    elif what == "busy":
+        proved.answer("", 503, code="overloaded", times=60)
+        proved.goes_live()
+    receipt = proved.receipt(answered=what != "busy")
+    assert (receipt.verdict, receipt.reason) == ("cut short", reason)
+    assert receipt.failed == 0
+    assert receipt.requests >= 30
+
+
+def test_one_that_falls_asleep_once_it_was_asked_often_enough_is_proved(world):
+    proved = Proved(world)
+    proved.goes_live()
+    assert world.seen_alone.wait(DEADLINE_S)
+    until_s = time.monotonic() + DEADLINE_S
+    while (receipt := proved.told()) is None:
+        assert time.monotonic() < until_s
+        world.clock.advance(0.01)
+        proved.answer(proved.new, times=20)
+        proved.answer(proved.new, 503, code="asleep")
+        threading.Event().wait(0.01)
+    assert receipt.verdict == "passed"
+
+
+def test_an_api_that_sleeps_is_not_asked(world):
+    world.live(world.api(sample=b"1", model="old", compute={"min_replicas": 0}))
+    world.state.set_scale(KEY, 1, reason="nobody asked", wall_s=0.0, asleep=True)
+    change = world.change(world.api(sample=b"1", model="new", compute={"min_replicas": 0}), prove=True)
+    assert (change.proved, change.unproved) == (False, "it sleeps, and whoever asks wakes it")
+    receipt = world.rollbacks.history(KEY)[0].receipt
+    assert receipt.text == "not proved: it sleeps, and whoever asks wakes it"
+    assert world.asked == []
+    assert world.wanted().in_proof is None
+
+
+def test_what_is_proved_needs_a_sample_and_requests_that_may_be_repeated(world):
+    world.live(world.api(sample=b"1", model="old"))
+    before = len(world.inspected)
+    (problem,) = world.problems(world.api(model="new"), prove=True)
+    assert (problem.reference, problem.path) == ("no-sample-to-prove-with", ("apis", 0))
+    assert "add `sample:`" in problem.hint
+    (problem,) = world.problems(world.api(sample=b"1", model="new", retry="off"), prove=True)
+    assert (problem.reference, problem.path) == ("proof-repeats-requests", ("apis", 0, "retry"))
+    assert "--yes" in problem.hint
+    assert len(world.inspected) == before, "told before anything takes long"
+    assert not world.change(world.api(sample=b"1", model="old", retry="off"), prove=True).proved
+
+
+def test_whoever_leaves_while_what_serves_is_asked_changes_nothing(world):
+    world.live(world.api(sample=b"1", model="old"))
+    wanted, left = world.wanted(), threading.Event()
+
+    def emit(event):
+        if event.message.startswith("proving"):
+            left.set()
+
+    request = DeployRequest(
+        deployment="iris", source="/home/ann/iris", apis=(world.api(sample=b"1", model="new"),), prove=True
+    )
+    with pytest.raises(DeployLeft):
+        world.deployer.deploy("iris", request, emit, left)
+    assert world.wanted() == wanted
+    assert world.asked[-1].is_closed
+
+
+def test_both_samples_are_sent_where_the_versions_have_different_ones(world):
+    world.live(world.api(sample=b"1", model="old"))
+    request = DeployRequest(
+        deployment="iris", source="/home/ann/iris", apis=(world.api(sample=b"2", model="new"),), prove=True
+    )
+
+    def emit(event):
+        world.clock.advance(LONGEST_BEFORE_S)
+
+    world.deployer.deploy("iris", request, emit)
+    assert [Path(one.file).read_bytes() for one in world.probed.samples] == [b"2", b"1"]
+    world.change_overs.close()
+
+
+def test_a_first_version_is_asked_from_when_it_is_live_and_has_nothing_to_go_back_to(world):
+    change = world.change(world.api(sample=b"1"), prove=True)
+    assert change.proved
+    assert world.asked == []
+    world.state.mark_live(KEY, world.wanted().build.revision, wall_s=0.0)
+    world.serves_alone = True
+    until_s = time.monotonic() + DEADLINE_S
+    while not world.asked:
+        assert time.monotonic() < until_s
+        threading.Event().wait(0.01)
+    world.clock.advance(0.1)
+    world.asked[-1].append(told_answer(world.clock.monotonic_s(), change.version, 500, code="handler-failed"))
+    while (receipt := world.rollbacks.history(KEY)[0].receipt) is None:
+        assert time.monotonic() < until_s
+        threading.Event().wait(0.01)
+    assert receipt.verdict == "failed"
+    assert receipt.reason.endswith("there is no version to go back to")
+    assert world.wanted().rolled_back is None
+
+
+def test_after_a_restart_what_was_being_proved_is_said_to_be_cut_short(world):
+    Proved(world)
+    thread_ends = world.change_overs
+    again = ChangeOvers(
+        state=world.state,
+        store=world.store,
+        clock=world.clock,
+        ask=world._ask,
+        serves_alone=lambda api: False,
+        ingress_url=lambda: "",
+        token=lambda: "",
+        committed=lambda: None,
+    )
+    again.recover()
+    receipt = world.rollbacks.history(KEY)[0].receipt
+    assert receipt.text == "cut short: the control plane ended meanwhile; what it saw is not known"
+    assert world.wanted().in_proof is None
+    thread_ends.close()

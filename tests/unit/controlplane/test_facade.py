@@ -13,10 +13,12 @@ import msgspec
 import pytest
 
 from cortex.artifacts.store import ArtifactStore
+from cortex.controlplane.changeovers import ChangeOvers
 from cortex.controlplane.events import Events
 from cortex.controlplane.facade import ControlPlane
 from cortex.controlplane.fetching import Models
 from cortex.controlplane.loop import Loop
+from cortex.controlplane.probing import Probing
 from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.scaling import Scaling
 from cortex.controlplane.secrets import CloudKeys, Secrets
@@ -140,6 +142,16 @@ class Lab:
             cloud_keys=CloudKeys(self.cloud, clock),
             models=Models(store=store, known=self.state.apis, cloud_file=self.cloud_file, environ={}),
             make_deployer=self.make_deployer,  # type: ignore[arg-type]
+            change_overs=ChangeOvers(
+                state=self.state,
+                store=store,
+                clock=clock,
+                ask=Probing,
+                serves_alone=lambda api: False,
+                ingress_url=lambda: "",
+                token=lambda: "",
+                committed=lambda: None,
+            ),
             rollbacks=Rollbacks(
                 state=self.state,
                 secrets=SecretStore(folder / "secrets"),
