@@ -24,7 +24,7 @@ from cortex.controlplane.rollback import take_back
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, Revision, short, split_api_key
 from cortex.planning import receipts
-from cortex.planning.receipts import ChangeOver, Seen
+from cortex.planning.receipts import ChangeOver, SoFar
 from cortex.state.base import ApiRecord, DeployedApi
 from cortex.state.records import StateStore
 from cortex.wire.build import BuildSpec, Sample
@@ -224,7 +224,7 @@ class ChangeOvers:
             answers = begun.asking.answers() if begun.asking is not None else ()
             record = self._state.api(planned.api)
             now_s = self._clock.monotonic_s()
-            seen = Seen(answers=answers, begun_s=begun_s, live_s=live_s)
+            seen = SoFar(answers=answers, begun_s=begun_s, live_s=live_s)
             ended = _ended(record, revision)
             if not ended and self._stopping.is_set():
                 ended = "the control plane was stopped"

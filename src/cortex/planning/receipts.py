@@ -40,7 +40,7 @@ class ChangeOver(msgspec.Struct, frozen=True, kw_only=True):
         return self.old == self.new
 
 
-class Seen(msgspec.Struct, frozen=True, kw_only=True):
+class SoFar(msgspec.Struct, frozen=True, kw_only=True):
     """What was seen of it so far."""
 
     answers: Sequence[ProbeAnswer]
@@ -85,18 +85,18 @@ def _is_of_another(change: ChangeOver, answer: ProbeAnswer) -> bool:
     return change.own_sample.get(answer.version) != answer.sample
 
 
-def wrong_versions(change: ChangeOver, seen: Seen) -> list[ProbeAnswer]:
+def wrong_versions(change: ChangeOver, seen: SoFar) -> list[ProbeAnswer]:
     """Answers of another version to what was asked after the new one was live."""
     return [one for one in _late(seen) if one.version != change.new]
 
 
-def _late(seen: Seen) -> list[ProbeAnswer]:
+def _late(seen: SoFar) -> list[ProbeAnswer]:
     """What was asked after the new version was live."""
     live_s = seen.live_s
     return [one for one in seen.answers if is_good(one) and one.begun_s >= live_s] if live_s is not None else []
 
 
-def fault(change: ChangeOver, seen: Seen) -> str:
+def fault(change: ChangeOver, seen: SoFar) -> str:
     """What the change did wrong, in words; empty: nothing, as far as is known by now."""
     before, since = _counted(change, seen.before), _counted(change, seen.since)
     wrong = len(wrong_versions(change, seen))
@@ -110,14 +110,14 @@ def fault(change: ChangeOver, seen: Seen) -> str:
     return f"{told}, before it {before.failed} of {before.served}" if before.served else told
 
 
-def unanswered(seen: Seen) -> str:
+def unanswered(seen: SoFar) -> str:
     """Why nothing can be said of a change-over that is over; empty: it can."""
     if any(is_good(one) for one in seen.since):
         return ""
     return f"none of {len(seen.since)} requests was answered" if seen.since else "nothing was asked"
 
 
-def receipt(change: ChangeOver, seen: Seen, verdict: Verdict, reason: str = "") -> Receipt:
+def receipt(change: ChangeOver, seen: SoFar, verdict: Verdict, reason: str = "") -> Receipt:
     """All that is to be said of it."""
     before, since = _counted(change, seen.before), _counted(change, seen.since)
     bad = [one for one in seen.since if is_failed(change, one)] + wrong_versions(change, seen)
@@ -142,7 +142,7 @@ def unseen(verdict: Verdict, reason: str, *, previous: str = "") -> Receipt:
     return Receipt(verdict=verdict, reason=reason, previous=previous)
 
 
-def overlap_s(change: ChangeOver, seen: Seen) -> float | None:
+def overlap_s(change: ChangeOver, seen: SoFar) -> float | None:
     """For how long both versions answered; None where that cannot be told."""
     good = [one for one in seen.answers if is_good(one)]
     first = min((one.ended_s for one in good if one.version == change.new), default=None)

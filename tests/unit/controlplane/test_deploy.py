@@ -172,7 +172,7 @@ class World:
             state=self.state,
             store=self.store,
             clock=self.clock,
-            ask=self._ask,
+            ask=self.ask,
             serves_alone=self._looked_alone,
             ingress_url=lambda: "http://127.0.0.1:8880",
             token=lambda: "the-token",
@@ -215,7 +215,7 @@ class World:
             self.seen_alone.set()
         return self.serves_alone
 
-    def _ask(self, request) -> Asked:
+    def ask(self, request) -> Asked:
         self.probed = request
         self.asked.append(Asked())
         return self.asked[-1]
@@ -1583,7 +1583,7 @@ def test_after_a_restart_what_was_being_proved_is_said_to_be_cut_short(world):
         state=world.state,
         store=world.store,
         clock=world.clock,
-        ask=world._ask,
+        ask=world.ask,
         serves_alone=lambda api: False,
         ingress_url=lambda: "",
         token=lambda: "",

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex.planning import receipts
-from cortex.planning.receipts import ChangeOver, Seen
+from cortex.planning.receipts import ChangeOver, SoFar
 from cortex.wire.operator import Receipt, Verdict
 from cortex.wire.probing import ProbeAnswer
 
@@ -19,8 +19,8 @@ def answer(ended_s: float, version: str = OLD, status: int = 200, **facts: objec
     return ProbeAnswer(**{**values, **facts})  # type: ignore[arg-type]
 
 
-def seen(*answers: ProbeAnswer, live_s: float | None = LIVE_S) -> Seen:
-    return Seen(answers=answers, begun_s=BEGUN_S, live_s=live_s)
+def seen(*answers: ProbeAnswer, live_s: float | None = LIVE_S) -> SoFar:
+    return SoFar(answers=answers, begun_s=BEGUN_S, live_s=live_s)
 
 
 def good() -> list[ProbeAnswer]:
