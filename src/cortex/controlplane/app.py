@@ -217,6 +217,7 @@ def build(
         ingress_url=where,
         token=changeovers.token_in(layout.probe_token_file),
         committed=wanted_changed,
+        tell=events.tell,
     )
 
     def make_deployer() -> Deployer:

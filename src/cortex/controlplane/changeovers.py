@@ -23,11 +23,12 @@ from cortex.clock import Clock
 from cortex.controlplane.rollback import take_back
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, Revision, short, split_api_key
-from cortex.planning import receipts
+from cortex.planning import happenings, receipts
 from cortex.planning.receipts import ChangeOver, SoFar
 from cortex.state.base import ApiRecord, DeployedApi
 from cortex.state.records import StateStore
 from cortex.wire.build import BuildSpec, Sample
+from cortex.wire.events import TellEvent, told_to_nobody
 from cortex.wire.operator import ChangeKind, DeployProgress, Receipt, Verdict
 from cortex.wire.probing import ProbeAnswer, ProbeRequest, ProbeSample
 
@@ -107,6 +108,7 @@ class ChangeOvers:
         ingress_url: Callable[[], str],
         token: Callable[[], str],
         committed: Callable[[], None],
+        tell: TellEvent = told_to_nobody,
     ) -> None:
         self._state = state
         self._store = store
@@ -116,6 +118,7 @@ class ChangeOvers:
         self._ingress_url = ingress_url
         self._token = token
         self._committed = committed
+        self._tell = tell
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -128,6 +131,7 @@ class ChangeOvers:
             build = build or record.wanted.build
             receipt = receipts.unseen(Verdict.CUT_SHORT, "the control plane ended meanwhile; what it saw is not known")
             self._state.record_receipt(record.wanted.api, revision or build.revision, build.version, receipt)
+            self._tell(happenings.proved(record.wanted.api, build.version, receipt))
 
     def close(self) -> None:
         """Begin no further ones, and let those under way say that they are cut short."""
@@ -255,7 +259,7 @@ class ChangeOvers:
             return f"{fault}; there is no version to go back to"
         wall_s = self._clock.wall_s()
         revision, to = planned.build.revision, planned.serving.revision
-        if not take_back(self._state, planned.api, revision, to, reason=fault, wall_s=wall_s):
+        if not take_back(self._state, self._tell, planned.api, revision, to, reason=fault, wall_s=wall_s):
             return f"{fault}; something else is wanted by now"
         log.warning("%s: back from version %s: %s", planned.api, planned.change.new, fault)
         self._committed()
@@ -263,6 +267,7 @@ class ChangeOvers:
 
     def _write(self, planned: Planned, receipt: Receipt) -> None:
         self._state.record_receipt(planned.api, planned.build.revision, planned.build.version, receipt)
+        self._tell(happenings.proved(planned.api, planned.build.version, receipt))
         self._committed()
 
 

@@ -15,7 +15,7 @@ from cortex.planning.scale import ASKED_WHILE_ASLEEP
 from cortex.planning.slots import SeenApi
 from cortex.wire.build import mem_text
 from cortex.wire.events import Detail, Event, EventKind, Severity
-from cortex.wire.operator import ApiChange, ApiStatus, ChangeKind, Status
+from cortex.wire.operator import ApiChange, ApiStatus, ChangeKind, Receipt, Status, Verdict
 from cortex.wire.reports import AgentReport, ExitReport
 
 LONGEST_WAKE_S = 3600.0
@@ -107,6 +107,19 @@ def failed(wanted: WantedApi, problem: Problem) -> Event:
         severity=Severity.ERROR,
         version=short(wanted.build.version),
         details={"problem": problem.reference, "serving": short(serving.version) if serving and goes_on else ""},
+    )
+
+
+def proved(api: ApiKey, version: Version, receipt: Receipt) -> Event:
+    """What was seen of the change-over to a version."""
+    severity = {Verdict.PASSED: Severity.INFO, Verdict.FAILED: Severity.ERROR}.get(receipt.verdict, Severity.WARNING)
+    return Event(
+        kind=EventKind.PROVED,
+        api=api,
+        text=receipt.text,
+        severity=severity,
+        version=short(version),
+        details={"verdict": receipt.verdict, "requests": receipt.requests, "failed": receipt.failed},
     )
 
 

@@ -27,6 +27,8 @@ class EventKind(StrEnum):
     """The wanted version serves at full size."""
     FAILED = "failed"
     """The wanted version could not go live, and was given up."""
+    PROVED = "proved"
+    """A change-over was watched by asking for the sample (`cortex deploy --prove`): the receipt."""
     ROLLED_BACK = "rolled back"
     """An older version is wanted again, by hand or by itself."""
     EXCUSED = "excused"

@@ -33,7 +33,7 @@ from cortex.state.secrets import SecretStore, unpacked_cloud
 from cortex.testing.builders import a_node
 from cortex.testing.clock import FakeClock
 from cortex.wire.batching import RULES, BatchingVerdict, Disagreement, Proof, Trial
-from cortex.wire.events import Event
+from cortex.wire.events import Event, EventKind
 from cortex.wire.fetch import Fetched, FetchProgress, Origin, OriginObject
 from cortex.wire.launch import InspectReport
 from cortex.wire.operator import (
@@ -177,6 +177,7 @@ class World:
             ingress_url=lambda: "http://127.0.0.1:8880",
             token=lambda: "the-token",
             committed=self._commit,
+            tell=self.events.append,
         )
         self.deployer = Deployer(
             state=self.state,
@@ -1411,6 +1412,7 @@ def test_what_serves_is_asked_before_anything_changes_and_what_is_new_after_it_i
     assert (receipt.verdict, receipt.failed, receipt.wrong_version, receipt.previous) == ("passed", 0, 0, proved.old)
     assert world.wanted().in_proof is None
     assert world.wanted().rolled_back is None
+    assert [event.text for event in world.events if event.kind is EventKind.PROVED] == [receipt.text]
 
 
 def test_the_first_failure_of_a_change_takes_it_back_also_before_it_is_live(world):
@@ -1588,8 +1590,12 @@ def test_after_a_restart_what_was_being_proved_is_said_to_be_cut_short(world):
         ingress_url=lambda: "",
         token=lambda: "",
         committed=lambda: None,
+        tell=world.events.append,
     )
     again.recover()
+    assert [event.text for event in world.events if event.kind is EventKind.PROVED] == [
+        "cut short: the control plane ended meanwhile; what it saw is not known"
+    ]
     receipt = world.rollbacks.history(KEY)[0].receipt
     assert receipt.text == "cut short: the control plane ended meanwhile; what it saw is not known"
     assert world.wanted().in_proof is None

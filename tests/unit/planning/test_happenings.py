@@ -30,7 +30,7 @@ from cortex.testing.builders import (
 from cortex.wire.batching import Disagreement
 from cortex.wire.build import Resources
 from cortex.wire.events import Event, EventKind, Severity
-from cortex.wire.operator import ApiChange, ChangeKind
+from cortex.wire.operator import ApiChange, ChangeKind, Receipt, Verdict
 from cortex.wire.reports import ExitReport, Phase
 
 V1, V2 = a_build("v1"), a_build("v2")
@@ -105,6 +105,22 @@ def test_a_version_that_is_given_up_is_told_with_the_reason_and_what_serves() ->
     second = happenings.failed(a_wanted_api(V2, serving=V1), problem)
     assert second.text == f"could not go live: the model cannot be read; {SHORT1} goes on serving"
     assert second.details == {"problem": "model-broken", "serving": SHORT1}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "severity"),
+    [
+        (Verdict.PASSED, Severity.INFO),
+        (Verdict.FAILED, Severity.ERROR),
+        (Verdict.CUT_SHORT, Severity.WARNING),
+        (Verdict.NOT_PROVED, Severity.WARNING),
+    ],
+)
+def test_a_change_over_is_told_with_its_receipt(verdict: Verdict, severity: Severity) -> None:
+    receipt = Receipt(verdict=verdict, requests=30, failed=2, reason="" if verdict is Verdict.PASSED else "why")
+    event = happenings.proved(API, V2.version, receipt)
+    assert told(event) == (EventKind.PROVED, receipt.text, severity, short(V2.version))
+    assert event.details == {"verdict": verdict, "requests": 30, "failed": 2}
 
 
 def test_going_back_is_told_by_who_wanted_it() -> None:

@@ -66,6 +66,7 @@ ROW = {"count": 0, "since_wall_s": 0.0, "ages_s": (), "crashing": False}
                 "rolled_back": None,
                 "previous": None,
                 "watched_until_wall_s": None,
+                "in_proof": None,
             },
         ),
         (SlotRecord, {}, SLOT),
