@@ -136,7 +136,7 @@ def _carry_out(action: Action, world: World) -> None:
             if is_wanted and wanted is not None and wanted.failed is None:
                 world.tell(happenings.failed(wanted, action.problem))
         case MarkAwake():
-            state.wake(action.api, wall_s=wall_s)
+            state.wake(action.api, wall_s=wall_s - action.waited_s)
         case GoBack():
             reason = action.problem.message.partition("\n")[0]
             take_back(state, world.tell, action.api, action.revision, action.to, reason=reason, wall_s=wall_s)

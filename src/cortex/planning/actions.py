@@ -118,6 +118,8 @@ class MarkAwake(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody has knocked at an api that sleeps."""
 
     api: ApiKey
+    waited_s: float = 0.0
+    """How long ago, as far as is known."""
 
 
 class GoBack(msgspec.Struct, frozen=True, kw_only=True):

@@ -194,8 +194,9 @@ def _sleep(wanted: WantedApi, decision: Decision, nodes: tuple[AgentReport, ...]
     """A slot to be held by an api that falls asleep, and its waking once somebody has knocked there."""
     if not wanted.scale.asleep:
         return
-    if any(slot.knocked for slot in decision.stay):
-        yield MarkAwake(api=wanted.api)
+    waits_s = [slot.report.knocked_age_s or 0.0 for slot in decision.stay if slot.knocked and slot.report is not None]
+    if waits_s:
+        yield MarkAwake(api=wanted.api, waited_s=max(waits_s))
     if decision.sleeper is not None and decision.goal is not None and nodes:
         there = next((slot.node for slot in decision.stay if slot.node is not None), nodes[0].name)
         order = HoldSlot(replica=decision.sleeper, build=decision.goal)

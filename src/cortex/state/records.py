@@ -451,7 +451,7 @@ class StateStore:
                 self._write([Write("scale", row.api, after)])
 
     def wake(self, api: ApiKey, *, wall_s: float) -> None:
-        """Somebody asks for an api that sleeps. Ignored when it does not, or is gone."""
+        """Somebody has asked, at `wall_s`, for an api that sleeps. Ignored when it does not, or is gone."""
         with self._lock:
             row = self._row(api)
             if row is not None and self._content["scale"][api].asleep:

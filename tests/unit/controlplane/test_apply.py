@@ -14,6 +14,7 @@ from cortex.planning.actions import (
     AcquireLease,
     Action,
     GoBack,
+    MarkAwake,
     MarkFailed,
     MarkLive,
     OrderNode,
@@ -185,6 +186,16 @@ def test_the_end_of_a_replica_is_told_under_a_key_by_which_it_is_kept_once(agent
         apply(Plan(actions=(a_record_of_an_exit(),)), world)
     assert {(event.kind, event.once != "") for event in events} == {(EventKind.CRASHED, True)}
     assert len({event.once for event in events}) == 1
+
+
+def test_an_api_is_awake_since_somebody_has_knocked(agents: Recorder) -> None:
+    state = StateStore()
+    state.commit_deploy(a_deploy(a_wanted_api(V1, min_replicas=0)))
+    state.set_scale(API, 1, reason="nobody asked", wall_s=0.0, asleep=True)
+    world = a_world(agents, state)
+    apply(Plan(actions=(MarkAwake(api=API, waited_s=2.5),)), world)
+    (record,) = state.apis()
+    assert (record.wanted.scale.asleep, record.wanted.scale.since_wall_s) == (False, world.clock.wall_s() - 2.5)
 
 
 def test_what_could_not_be_written_is_not_told(agents: Recorder) -> None:

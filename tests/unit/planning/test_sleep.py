@@ -123,7 +123,7 @@ def test_replicas_that_are_not_ready_go_at_once() -> None:
 def test_a_knock_wakes_it() -> None:
     wanted, sleeper = an_api(asleep=True), a_sleeper(knocked_s=0.1)
     seen = a_snapshot(sleeper, leases=(), routes=(a_route(wanted, sleeper),))
-    assert decided(wanted, seen) == [MarkAwake(api=API)]
+    assert decided(wanted, seen) == [MarkAwake(api=API, waited_s=0.1)]
     assert seen_as(wanted, seen)[0] is Status.WAKING
 
 
