@@ -6,6 +6,7 @@ Reads /proc; signals only through a pidfd that was checked after it was opened, 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import math
@@ -438,9 +439,23 @@ class RestartBudget:
         return not self._backoff.wait_s(now_s)
 
 
+STAT_BLOCK_BYTES = 512
+"""What `st_blocks` counts. Source: stat(2)."""
+
+
 def write_identity(file: Path, record: msgspec.Struct) -> None:
-    """Write a record for whoever comes after us: whole or not at all, mode 0600."""
-    write_whole(file, msgspec.json.encode(record))
+    """
+    Write a record for whoever comes after us: whole or not at all, mode 0600.
+
+    On a full disk it is written over that of our predecessor, which takes no room: so who was killed there comes back.
+    """
+    content = msgspec.json.encode(record)
+    try:
+        write_whole(file, content)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not file.exists():
+            raise
+        _write_over(file, content)
 
 
 def read_record(file: Path, kind: type[R]) -> R | None:
@@ -475,6 +490,18 @@ def kept_token(file: Path) -> str:
     token = secrets.token_hex(32)
     write_whole(file, token.encode())
     return token
+
+
+def _write_over(file: Path, content: bytes) -> None:
+    """Replace what is in a file by some JSON, in one write. Raises OSError: it takes more room than the file has."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if len(content) > found.st_blocks * STAT_BLOCK_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        os.pwrite(descriptor, content.ljust(found.st_size), 0)
+    finally:
+        os.close(descriptor)
 
 
 def hold_for_life(file: Path) -> int | None:

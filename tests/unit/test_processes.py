@@ -1,6 +1,7 @@
 """Tests of `cortex.processes`."""
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -88,6 +91,48 @@ def test_a_file_is_replaced_whole_and_private(tmp_path):
     assert file.read_bytes() == b"new"
     assert file.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no room for another file."""
+
+    def full(file: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    monkeypatch.setattr(processes, "write_whole", full)
+
+
+def a_record(environment: str = "local") -> processes.ControlPlaneRecord:
+    own = processes.own_identity()
+    return processes.ControlPlaneRecord(
+        pid=own.pid,
+        start_ticks=own.start_ticks,
+        boot_id=own.boot_id,
+        operator_port=1,
+        host="h",
+        port=2,
+        environment=environment,
+    )
+
+
+@pytest.mark.parametrize("before", ["l", "local", "longer than that"])
+def test_on_a_full_disk_a_record_takes_the_place_of_the_one_before(tmp_path, full_disk, before):
+    file = tmp_path / "record.json"
+    file.write_bytes(msgspec.json.encode(a_record(before)))
+    processes.write_identity(file, a_record())
+    assert processes.read_record(file, processes.ControlPlaneRecord) == a_record()
+
+
+def test_on_a_full_disk_a_record_that_has_no_place_is_not_written_and_harms_none(tmp_path, full_disk):
+    file = tmp_path / "record.json"
+    with pytest.raises(OSError, match="No space left"):
+        processes.write_identity(file, a_record())
+    assert not file.exists()
+    file.write_bytes(msgspec.json.encode(a_record()))
+    with pytest.raises(OSError, match="No space left"):
+        processes.write_identity(file, a_record("x" * 2**20))
+    assert processes.read_record(file, processes.ControlPlaneRecord) == a_record()
 
 
 def test_a_process_that_dies_after_a_good_life_is_started_again_at_once():
