@@ -58,7 +58,7 @@ class Run:
         self._timelines = {api: Timeline() for api in APIS}
         self.world = World(folder)
         project = Project(self.world.project, self._ledger)
-        self._operator = Operator(self.world, project, self._timelines, self._tell)
+        self._operator = Operator(self.world, project, self._timelines, lambda: self._killer.kills, self._tell)
         self._killer = Killer(self.world, self.schedule.faults, self._clock, self._tell, one_at_a_time=one_at_a_time)
         self._complaints: list[str] = []
         self._counts = Counts()

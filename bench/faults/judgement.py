@@ -12,6 +12,9 @@ REPLICA_LOST = "replica-lost"
 STILL_ASKED_S = 10.0
 """So long a replica that was killed may still be sent requests: its agent, which sees to that, may be dead too."""
 
+CRASHES, CRASHES_WITHIN_S = 3, 60.0
+"""So many ends of an api's replicas, each so soon after the one before, and its status is `crashing`."""
+
 
 @dataclass(frozen=True)
 class Kill:
@@ -102,6 +105,12 @@ def judge(
         if len(pids) > 1:
             verdict.wrong.append(f"{tag} to {once}, which has `retry: off`, was delivered {len(pids)} times")
     return verdict
+
+
+def kills_explain_crashing(kills: Sequence[Kill], begun_s: float) -> bool:
+    """Whether replicas of one api were killed so often that a command that began then may call it crashing."""
+    since = Counter(kill.api for kill in kills if kill.at_s >= begun_s - CRASHES_WITHIN_S)
+    return max(since.values(), default=0) >= CRASHES
 
 
 def _complaint(answer: Answer, timeline: Timeline, builds: dict[str, str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from world import World
 
-from faults.judgement import Timeline
+from faults.judgement import Kill, Timeline, kills_explain_crashing
 from faults.project import APIS, BAD_VERSIONS, BOUNDS, MANY, SECOND_FAILS, SLEEPER, WRONG_SIGNATURE, Project
 from faults.schedule import Command, Step
 
@@ -22,6 +22,8 @@ SETTLES_WITHIN_S = 60.0
 ERROR = r"^error: ([a-z-]+)$"
 REPLACED = "replaced-meanwhile"
 """What the first of two commands for one api is told."""
+CRASHING = "crashing"
+"""What a command is told whose api's replicas were killed again and again."""
 WELL = frozenset({"live", "asleep", "waking"})
 
 
@@ -52,15 +54,22 @@ class Operator:
     Runs the commands of a schedule, one after the other.
 
     Args:
-        project: whose files are deployed already.
+        project: what is deployed.
+        kills: of replicas, so far.
         tell: takes a line about what happens.
     """
 
     def __init__(
-        self, world: World, project: Project, timelines: Mapping[str, Timeline], tell: Callable[[str], None]
+        self,
+        world: World,
+        project: Project,
+        timelines: Mapping[str, Timeline],
+        kills: Callable[[], Sequence[Kill]],
+        tell: Callable[[str], None],
     ) -> None:
         self._world = world
         self._project = project
+        self._kills = kills
         self._timelines = timelines
         self._tell = tell
         self._seen: dict[str, set[str]] = {api: set() for api in APIS}
@@ -132,7 +141,7 @@ class Operator:
         begun_s = time.monotonic()
         self._may(begun_s, self._project.builds())
         done = self._cortex("deploy", "-o", "json")
-        self._count(name, done)
+        self._count(name, begun_s, done)
         self._note(done)
         return done
 
@@ -161,7 +170,7 @@ class Operator:
     def _roll_back(self, name: str, api: str, version: str = "") -> Outcome:
         begun_s = time.monotonic()
         done = self._cortex("rollback", api, *([version] if version else []), "-o", "json")
-        self._count(name, done)
+        self._count(name, begun_s, done)
         self._note_rollback(api, begun_s, done)
         return done
 
@@ -196,8 +205,8 @@ class Operator:
         rolling_s = time.monotonic()
         rolled = self._cortex("rollback", api, "-o", "json")
         deployed = _ended(deploying)
-        self._count(f"{step.command}, the rollback", rolled, accepted=(REPLACED,))
-        self._count(f"{step.command}, the deploy", deployed, accepted=(REPLACED,))
+        self._count(f"{step.command}, the rollback", rolling_s, rolled, accepted=(REPLACED,))
+        self._count(f"{step.command}, the deploy", begun_s, deployed, accepted=(REPLACED,))
         if "change" in rolled.said:
             self._timelines[api].may(rolling_s, rolled.said["change"]["version"])
         else:
@@ -234,7 +243,9 @@ class Operator:
             if done.code == 0 and _is_settled(api):
                 self._only(api["name"], api["version"])
 
-    def _count(self, name: str, done: Outcome, *, accepted: Sequence[str] = ()) -> None:
+    def _count(self, name: str, begun_s: float, done: Outcome, *, accepted: Sequence[str] = ()) -> None:
+        if kills_explain_crashing(self._kills(), begun_s):
+            accepted = (*accepted, CRASHING)
         how = "done" if done.code == 0 else f"not done ({', '.join(done.references) or 'no reason'})"
         self.done[f"{name}: {how}"] += 1
         self._tell(f"{name}: {how}{'' if done.code == 0 else ' ' + done.text}")

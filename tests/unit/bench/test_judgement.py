@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import pytest
 from client import CLOSED, Answer
-from faults.judgement import Kill, Timeline, Verdict, judge
+from faults.judgement import Kill, Timeline, Verdict, judge, kills_explain_crashing
 
 GOOD = Answer("three", "kept", "t1", 10.0, 11.0, 200, version="aaaaaaaa", build="h1m1", fine=True)
 LOST = Answer("three", "kept", "t1", 10.0, 11.0, 502, error="replica-lost: the replica died with this request")
@@ -116,3 +116,11 @@ def test_what_reached_a_replica_that_lives_is_not_lost_with_another() -> None:
 
 def test_a_request_that_reaches_two_replicas_with_retry_off_is_wrong() -> None:
     assert judged(said(GOOD, api="once"), reached={"t1": [7, 8]}).wrong
+
+
+def test_an_api_may_be_called_crashing_only_if_its_replicas_were_killed_often_and_lately() -> None:
+    often = [Kill(at_s, "three", 7) for at_s in (50.0, 60.0, 70.0)]
+    assert kills_explain_crashing(often, 100.0)
+    assert not kills_explain_crashing(often, 120.0)
+    assert not kills_explain_crashing([*often[1:], Kill(70.0, "once", 8)], 100.0)
+    assert not kills_explain_crashing([], 100.0)
