@@ -210,6 +210,21 @@ def test_first_versions_rolls_and_what_does_not_change(home: Home, project: Path
     assert line["receipt"]["previous"] == line["version"]
 
 
+def test_probes_are_no_load_that_replicas_are_started_for(home: Home, project: Path) -> None:
+    """A thousandth of a request in flight asks for a replica; whether it gets one depends on the machine."""
+    eager = CONFIGURATION.replace("cpu: 10m", "cpu: 10m, max_replicas: 3, target_in_flight: 0.001")
+    write_project(project, {"cortex.yaml": eager})
+    home.deploy(project)
+    write_project(project, {"a.py": handler(2)})
+    found = home.deploy(project, "--prove", "-o", "json").json["receipts"]["a"]
+    assert found["requests"] >= 40
+    scaled = status(home)
+    assert (scaled["replicas"]["requested"], scaled["scaling"]["change"]) == (1, "")
+    assert scaled["scaling"]["wanted"] <= 1
+    with asking(home):
+        eventually(lambda: status(home)["scaling"]["wanted"] > 1, "others are load")
+
+
 def test_nobody_else_can_mark_a_request(home: Home, project: Path) -> None:
     home.deploy(project)
     token = (home.path / "probe-token").read_text()

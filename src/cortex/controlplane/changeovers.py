@@ -40,13 +40,24 @@ AFTER_S, LONGEST_AFTER_S = 5.0, 20.0
 """For so long the new one is asked once it is live; likewise."""
 ENOUGH = 20
 """Answers in each of these times."""
+MOST_PER_S, MOST_OF_ALL_PER_S = 100.0, 300.0
+"""Requests to one api, and to all that one deploy changes."""
 LONGEST_S = 900.0
 """A change-over that takes longer is not watched to its end."""
 LOOK_EVERY_S = 0.1
 CLOSE_S = 10.0
 """How long change-overs have to say that they are cut short, when the control plane ends."""
 
+_COUNTED = "the ingress that runs is an older one, and counts what is asked for a proof"
+
 Emit = Callable[[DeployProgress], None]
+
+
+class ProbesCounted(CortexError):
+    """What `--prove` asks would be counted as requests by the ingress of an older Cortex; nothing was changed."""
+
+    reference = "probes-counted"
+    hint = "`cortex down` and `cortex up` start the new one; or deploy without --prove"
 
 
 class Asking(Protocol):
@@ -83,6 +94,7 @@ class _Begun:
     planned: Planned
     asking: Asking | None
     """None: not before it is live."""
+    most_per_s: float
 
 
 class ChangeOvers:
@@ -149,13 +161,16 @@ class ChangeOvers:
         Raises:
             CortexError: somebody cannot be asked; nobody is any more. So it is when `emit` raises.
         """
+        planned = list(planned)
+        asked = sum(not one.why_not for one in planned)
+        most_per_s = min(MOST_PER_S, MOST_OF_ALL_PER_S / max(1, asked))
         with ExitStack() as begun:
             found = []
             for one in planned:
-                asking = self._asking(one) if one.serving is not None and not one.why_not else None
+                asking = self._asking(one, most_per_s) if one.serving is not None and not one.why_not else None
                 if asking is not None:
                     begun.callback(asking.close)
-                found.append(_Begun(one, asking))
+                found.append(_Begun(one, asking, most_per_s))
             self._see_before([one for one in found if one.asking is not None], emit)
             begun.pop_all()
         return Beginning(self, found)
@@ -167,12 +182,14 @@ class ChangeOvers:
         since_s = self._clock.monotonic_s()
         while (seen_s := self._clock.monotonic_s() - since_s) < LONGEST_BEFORE_S and not self._stopping.is_set():
             emit(DeployProgress(message=f"proving: asking what serves now ({names})"))
+            if any(answer.counted for one in begun if one.asking is not None for answer in one.asking.answers()):
+                raise ProbesCounted(_COUNTED)
             fewest = min(len(one.asking.answers()) for one in begun if one.asking is not None)
             if seen_s >= BEFORE_S and fewest >= ENOUGH:
                 return
             self._stopping.wait(LOOK_EVERY_S)
 
-    def _asking(self, planned: Planned) -> Asking:
+    def _asking(self, planned: Planned, most_per_s: float) -> Asking:
         url = urlsplit(self._ingress_url())
         sent = tuple(
             ProbeSample(file=str(samples.body_file(self._store, one.tree)), content_type=one.content_type)
@@ -187,6 +204,7 @@ class ChangeOvers:
             samples=sent,
             name=f"probe-{short(planned.build.revision)}",
             timeout_s=max(timeouts_s, default=600.0) + 35.0,
+            most_per_s=most_per_s,
         )
         return self._ask(request)
 
@@ -244,7 +262,9 @@ class ChangeOvers:
                 live_s = now_s
                 if begun.asking is None:  # there was nobody to ask before
                     begun_s = now_s
-                    begun.asking = self._asking(planned)
+                    begun.asking = self._asking(planned, begun.most_per_s)
+            if any(one.counted for one in answers):
+                return receipts.receipt(change, seen, Verdict.CUT_SHORT, _COUNTED)
             if live_s is not None and _is_over(answers, live_s, now_s):
                 unanswered = receipts.unanswered(seen)
                 verdict = Verdict.CUT_SHORT if unanswered else Verdict.PASSED

@@ -25,8 +25,7 @@ import setproctitle
 
 from cortex.wire.probing import NO_ANSWER, ProbeAnswer, ProbeRequest
 
-PERIOD_S = 0.02
-"""Of each half: together they ask 100 times a second at most."""
+HEADER = "x-cortex-probe"
 LONGEST_PERIOD_S = 10.0
 PART = 0.1
 """So much of the time each half may be under way."""
@@ -37,6 +36,17 @@ FORGETTING = 0.1
 LONGEST_ERROR_BYTES = 2**16
 
 Tell = Callable[[ProbeAnswer], None]
+
+
+def period_s(mean_s: float, body_bytes: int, *, most_per_s: float) -> float:
+    """
+    How long after the beginning of one request the next one of a half begins.
+
+    Args:
+        mean_s: what answers take.
+        most_per_s: requests of both halves.
+    """
+    return min(LONGEST_PERIOD_S, max(2 / most_per_s, mean_s / PART, body_bytes / BYTES_PER_S))
 
 
 class Lane:
@@ -56,9 +66,9 @@ class Lane:
             tell(answer)
             took_s = answer.ended_s - answer.begun_s
             self._mean_s += (took_s - self._mean_s) * (FORGETTING if self._mean_s else 1.0)
-            body_s = len(self._bodies[answer.sample]) / BYTES_PER_S
-            period_s = min(LONGEST_PERIOD_S, max(PERIOD_S, self._mean_s / PART, body_s))
-            time.sleep(max(0.0, answer.begun_s + period_s - time.monotonic()))
+            body_bytes = len(self._bodies[answer.sample])
+            due_s = answer.begun_s + period_s(self._mean_s, body_bytes, most_per_s=self._request.most_per_s)
+            time.sleep(max(0.0, due_s - time.monotonic()))
 
     def _ask(self, number: int) -> ProbeAnswer:
         request, connection = self._request, self._connection
@@ -66,7 +76,7 @@ class Lane:
         name = f"{request.name}-{number}"
         headers = {
             "content-type": request.samples[sample].content_type,
-            "x-cortex-probe": request.token,
+            HEADER: request.token,
             "x-request-id": name,
         }
         begun_s = time.monotonic()
@@ -76,9 +86,10 @@ class Lane:
             content = response.read()
             status, version = response.status, response.headers.get("x-cortex-version", "")
             code = "" if 200 <= status <= 299 else _code(content)
+            counted = response.headers.get(HEADER) is None
         except (http.client.HTTPException, OSError) as error:
             connection.close()
-            status, version, code = NO_ANSWER, "", _words(error)
+            status, version, code, counted = NO_ANSWER, "", _words(error), False
         ended_s = time.monotonic()
         if not self._keeps:
             connection.close()
@@ -90,6 +101,7 @@ class Lane:
             code=code,
             sample=sample,
             request=name,
+            counted=counted,
         )
 
 

@@ -53,6 +53,10 @@ class Probing:
         return tuple(self._answers)
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def has_ended(self) -> bool:
         """Unasked: something has killed it."""
         return self._process.poll() is not None

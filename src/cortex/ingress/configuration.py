@@ -23,7 +23,7 @@ Everything HAProxy knows about an api is one map entry, so that an api changes a
 A *probe* is a request of our own, by which a change-over is proved. It has `x-cortex-probe` with a token that is in
 this configuration and in a file of the home; without the right one it is a request like any other. Replicas are told
 of it by `x-cortex-probe: 1`, which, as all that begins with `x-cortex-`, nobody else can send them. It is in no count,
-wakes nobody, and does not wait where others wait.
+wakes nobody, and does not wait where others wait. Its answer says so, too: it was taken for what it is.
 """
 
 from __future__ import annotations
@@ -415,6 +415,7 @@ frontend {FRONTEND} from base
 {bulk}\
     use_backend %[var(txn.route),field(1,|)]
     http-after-response set-header x-request-id %[var(txn.id)]
+    http-after-response set-header {PROBE_HEADER} 1 if {_IS_PROBE}
 
 """
 

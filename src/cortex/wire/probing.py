@@ -34,6 +34,8 @@ class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """With which ids of requests begin."""
     timeout_s: float
+    most_per_s: float = 100.0
+    """Requests."""
 
     def __repr__(self) -> str:
         return f"ProbeRequest({self.path})"
@@ -54,3 +56,5 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Which one was sent."""
     request: str = ""
     """Its id."""
+    counted: bool = False
+    """It was answered, and not taken for a probe: the ingress that runs knows none."""

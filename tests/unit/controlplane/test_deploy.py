@@ -1544,6 +1544,23 @@ def test_whoever_leaves_while_what_serves_is_asked_changes_nothing(world):
     assert world.asked[-1].is_closed
 
 
+def test_an_ingress_that_would_count_what_is_asked_is_not_asked(world):
+    world.live(world.api(sample=b"1", model="old"))
+
+    def emit(event):
+        if event.message.startswith("proving"):
+            world.asked[-1].append(told_answer(world.clock.monotonic_s(), "x", counted=True))
+
+    request = DeployRequest(
+        deployment="iris", source="/home/ann/iris", apis=(world.api(sample=b"1", model="new"),), prove=True
+    )
+    wanted = world.wanted()
+    with pytest.raises(CortexError, match="the ingress that runs is an older one"):
+        world.deployer.deploy("iris", request, emit)
+    assert world.wanted() == wanted
+    assert world.asked[-1].is_closed
+
+
 def test_both_samples_are_sent_where_the_versions_have_different_ones(world):
     world.live(world.api(sample=b"1", model="old"))
     request = DeployRequest(

@@ -64,7 +64,7 @@ def test_without_large_replays_there_is_no_bulk():
 def test_without_a_token_nothing_is_marked_as_a_probe():
     for tier in Tier:
         text = render_configuration(configuration(tier, probe_token=""), {})
-        assert "x-cortex-probe" not in text
+        assert "set-var(txn.probe)" not in text
         assert "del-header x-cortex- -m beg" in text
 
 
