@@ -16,8 +16,9 @@ from cortex.cli.text import sparkline
 from cortex.ids import ApiKey
 from cortex.planning.autoscale import Scalable
 from cortex.simulation import traces
+from cortex.simulation.promises import READ_S
 from cortex.simulation.queues import Work
-from cortex.simulation.scaling import READ_S, Moment, Rate, ScalingRun, Served, changes, reversals
+from cortex.simulation.scaling import Moment, Rate, ScalingRun, Served, changes, reversals
 
 PAGE = Path(__file__).resolve().parent / "scaling.md"
 BEGIN, END = "<!-- made by docs/scaling.py -->\n", "<!-- end of what docs/scaling.py makes -->\n"

@@ -154,7 +154,7 @@ def _scalable(found: ApiSpec | None, trace: LoadTrace, spec: ProjectSpec | None,
 
 def _plot(terminal: Terminal, name: str, moments: Sequence[Moment]) -> None:
     """Three lines of as many characters as fit, each for a part of time."""
-    from cortex.simulation.scaling import READ_S
+    from cortex.simulation.promises import READ_S
 
     unicode = terminal.shows_results and terminal.unicode
     begun = [0, *(moment.begun for moment in moments)]

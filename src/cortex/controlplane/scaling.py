@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -13,7 +13,7 @@ from cortex.engines.base import Engine
 from cortex.ids import ApiKey, ReplicaId
 from cortex.planning import happenings, scale, scaling_words
 from cortex.planning.assessment import Assessment, Case
-from cortex.planning.autoscale import Machine, Scalable, ScalingDecision, ScalingMemory, decide
+from cortex.planning.autoscale import Machine, Rule, Scalable, ScalingDecision, ScalingMemory, decide
 from cortex.planning.load import Loads
 from cortex.planning.model import Lack, LeaseState, WantedApi
 from cortex.planning.sleep import Idleness, idled, sleeps_in_s
@@ -37,6 +37,7 @@ class Scaling:
         engine: knows whether replicas share one machine.
         downscale_window_s: of apis that say nothing of it.
         changed: called when a number has changed.
+        rule: what decides.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class Scaling:
         downscale_window_s: float,
         changed: Callable[[], None],
         tell: TellEvent = told_to_nobody,
+        rule: Rule = decide,
     ) -> None:
-        self.decisions: dict[ApiKey, ScalingDecision] = {}
+        self.decisions: Mapping[ApiKey, ScalingDecision] = {}
         """The last of each api. Replaced as a whole."""
         self._state = state
         self._clock = clock
@@ -59,6 +61,7 @@ class Scaling:
         self._downscale_window_s = downscale_window_s
         self._changed = changed
         self._tell = tell
+        self._rule = rule
         self._arrived: list[NodeLoads] = []
         self._arriving = threading.Lock()
         self._loads = Loads()
@@ -96,7 +99,7 @@ class Scaling:
         # Who is parked gives up its room before anybody else gives up any.
         is_room_coming = any(case.decision.gives_way for case in assessment.cases)
         scalables = [_scalable(case, self._downscale_window_s, is_room_coming=is_room_coming) for case in cases]
-        decisions = decide(scalables, self._loads.lately(), memories, self._machine(assessment), now_s=now_s)
+        decisions = self._rule(scalables, self._loads.lately(), memories, self._machine(assessment), now_s=now_s)
         self._memories = {api: decision.memory for api, decision in decisions.items()}
         before, self.decisions = self.decisions, decisions
         sleeps_in = self._drowse([case for case in cases if not case.wanted.min_replicas], now_s)

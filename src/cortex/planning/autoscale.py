@@ -9,7 +9,7 @@ another: docs/decisions/0040-the-scaling-rule.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import StrEnum
 
 import msgspec
@@ -148,6 +148,10 @@ class ScalingDecision(msgspec.Struct, frozen=True, kw_only=True):
     def api(self) -> ApiKey:
         """Which one it is about."""
         return self.asked.api
+
+
+Rule = Callable[..., Mapping[ApiKey, ScalingDecision]]
+"""`decide`, or what is to be compared with it."""
 
 
 def first_memory(replicas: int, *, now_s: float, last_up_s: float = float("-inf")) -> ScalingMemory:
@@ -387,7 +391,8 @@ def _shared(
     Where others fill the starts, with models that take long to load, one that has none starting gets one all the same.
     """
     used = {api.api: _used(api, decisions[api.api]) for api in apis}
-    used_cores, grown_cores = sum(used.values()), 0.0
+    used_cores = sum(used.values())
+    grown_cores = sum([api.starting * _burn(decisions[api.api]) for api in apis if api.starting])
     starts = most_starts(machine) - sum([api.starting for api in apis])
     growing.sort(key=lambda one: (not one.by_right, one.reached, one.api.api))
     for by_right in (True, False):
@@ -430,7 +435,7 @@ class _Growing:
         self.starting = api.starting
         self.burn = _burn(decision)
         self.by_right = self.burn <= request
-        self.grown_cores = 0.0
+        self.grown_cores = self.starting * self.burn
         self.bound: Bound | None = None
 
     def decided(self, now_s: float) -> ScalingDecision:

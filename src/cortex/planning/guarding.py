@@ -52,11 +52,16 @@ def known_with(desired: Desired, stops: tuple[RecordStop, ...]) -> Known:
 def batching_orders(desired: Desired, seen: Snapshot, known: Known) -> Iterator[OrderNode]:
     """Replicas that were ordered something else about batches than they should do."""
     builds = {build.revision: build for wanted in desired.apis for build in wanted.builds}
+    found: dict[tuple[Revision, str, BatchingOrder, ModelKey | None], BatchingOrder] = {}
     for node in seen.nodes:
         for report in node.replicas:
             if report.batches is None or report.phase is Phase.EXITED:
                 continue
-            batches = _wanted(report, builds.get(report.revision), known)
+            runtime = report.batching.runtime if report.batching is not None else ""
+            asked = (report.revision, runtime, report.batches, report.model)
+            batches = found.get(asked)
+            if batches is None:
+                batches = found[asked] = _wanted(report, builds.get(report.revision), known)
             if batches != report.batches:
                 order = SetReplicaBatching(replica=report.replica, batches=batches)
                 yield OrderNode(node=node.name, api=report.api, order=order)

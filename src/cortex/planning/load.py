@@ -333,6 +333,12 @@ class _NodeTrack:
         seconds = self.at_s - self._instants[(row - len(kept)) // _WIDTH]
         return seconds, list(map(sub, track.sums, kept[row : row + _WIDTH]))
 
+    def cores(self, track: _ApiTrack) -> float:
+        """Processors that an api uses."""
+        row = self._row(track, PROCESSOR_S)
+        seconds = self.at_s - self._instants[(row - len(track.kept)) // _WIDTH]
+        return (track.sums[_CPU_S] - track.kept[row + _CPU_S]) / seconds if seconds > 0 else 0.0
+
     def begun(self, track: _ApiTrack, window_s: float) -> float:
         return track.sums[_BEGUN] - track.kept[self._row(track, window_s) + _BEGUN]
 
@@ -395,7 +401,6 @@ def _load(api: ApiKey, tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> ApiLoad:
         )
         if recent_s < LONGEST_S:
             seconds, recent = _growth(tracks, recent_s)
-    cpu_seconds, of_cpu = _growth(tracks, PROCESSOR_S)
     sudden_seconds, sudden = _growth(tracks, SUDDEN_S)
     seats = _seats(tracks)
     return ApiLoad(
@@ -416,7 +421,7 @@ def _load(api: ApiKey, tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> ApiLoad:
         long_ended=round(long[_ENDED]),
         seats=max(seats),
         costs=_costs(long, seats) if long[_ENDED] else None,
-        cores=of_cpu[_CPU_S] / cpu_seconds if cpu_seconds > 0 else 0.0,
+        cores=sum([node.cores(of) for node, of in tracks]),
         sudden_cores=sudden[_CPU_S] / sudden_seconds if sudden_seconds > 0 else 0.0,
     )
 
@@ -496,4 +501,6 @@ def _growth(tracks: list[tuple[_NodeTrack, _ApiTrack]], window_s: float) -> tupl
 
 def _seats(tracks: list[tuple[_NodeTrack, _ApiTrack]]) -> list[int]:
     """Of one replica, by row; a node may have the door alone."""
+    if len(tracks) == 1:
+        return tracks[0][1].seats
     return [max(row) for row in zip(*(of.seats for _, of in tracks), strict=True)]

@@ -162,8 +162,8 @@ def _starts(case: Case, assessment: Assessment) -> _Starts:
     notes: list[str] = []
     nodes = {node.name for node in assessment.seen.nodes}
     for slot in decision.stay:
-        build = decision.build_of(slot)
-        if build is None or not decision.starts(slot):
+        build = decision.build_of(slot) if decision.starts(slot) else None
+        if build is None:
             continue
         if slot.lease is None or slot.lease.state is not LeaseState.GRANTED or slot.node is None:
             continue

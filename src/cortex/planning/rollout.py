@@ -105,6 +105,8 @@ def decide(
         return Decision(goal=None, leave=tuple(slot for slot in slots if slot.state is not SlotState.DRAINING))
     if wanted.scale.asleep and fallback is None:
         return _asleep(wanted, goal, slots)
+    if fallback is None and is_settled(wanted, goal, slots):
+        return Decision(goal=goal, stay=_busiest_first(slots), floor=wanted.replicas)
     rollout = Rollout(wanted, goal, fallback, wait_left_s, fallback_fails)
     groups = _grouped(rollout, slots)
     staying = who_stays(rollout, groups)
@@ -127,6 +129,23 @@ def decide(
         crowded=room.crowded,
         notes=tuple(_notes(rollout, staying, room)),
     )
+
+
+def is_settled(wanted: WantedApi, goal: BuildSpec, slots: Sequence[Slot]) -> bool:
+    """Whether there is what shall be and nothing else, as nearly always: then the rules below decide nothing."""
+    if len(slots) != wanted.replicas:
+        return False
+    for slot in slots:
+        lease = slot.lease
+        if slot.state is not SlotState.READY or not slot.routed or lease is None or slot.stranger:
+            return False
+        if lease.state is not LeaseState.GRANTED or lease.request.surge or not of_revision(slot, goal.revision):
+            return False
+    return True
+
+
+def _busiest_first(slots: Sequence[Slot]) -> tuple[Slot, ...]:
+    return tuple(sorted(slots, key=lambda slot: (-(slot.report.in_flight if slot.report else 0), slot.ordinal)))
 
 
 def goal_and_fallback(wanted: WantedApi) -> tuple[BuildSpec | None, BuildSpec | None]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -45,6 +45,15 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
         return 1 / max(self.seat_s / self.seats, self.cpu_s)
 
 
+class Present(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica that is there, or on its way."""
+
+    replica: ReplicaId
+    revision: Revision = REVISION
+    attempt: int = 1
+    ready_s: float
+
+
 class Queue:
     """
     One api: its replicas, what is under way in them, what waits.
@@ -57,6 +66,8 @@ class Queue:
         self.api = api
         self.work = work
         self.begun = self.refused = self.ended = self.waiting = self.in_service = self.ready = 0
+        self.closed = False
+        """Nobody comes: it is known to no ingress."""
         self._rate = rate
         self._chance = chance
         self._replicas: list[_Replica] = []
@@ -66,10 +77,16 @@ class Queue:
         self._progress_s = 0.0
         """Seconds of work that each seat got done."""
         self._carried = 0.0
+        self._came = False
         self._counts = _Counts()
         """What has not been added to any replica's yet."""
 
     # ---- replicas -----------------------------------------------------------------------------------------------
+
+    @property
+    def moved(self) -> bool:
+        """Something came, or is under way."""
+        return self._came or self.in_service + self.waiting > 0
 
     @property
     def replicas(self) -> int:
@@ -78,8 +95,20 @@ class Queue:
 
     def add(self, now_s: float) -> None:
         name = replica_id(self.api, REVISION, self._ordinals)
-        self._replicas.append(_Replica(name, now_s + self.work.start_s))
+        self._replicas.append(_Replica(Present(replica=name, ready_s=now_s + self.work.start_s)))
         self._ordinals += 1
+
+    def have(self, present: Iterable[Present]) -> None:
+        """These replicas, which are ready, and no others; one that was there before goes on counting."""
+        known = {replica.present: replica for replica in self._replicas}
+        self._replicas = [known.get(one) or _Replica(one) for one in present]
+        self.ready = len(self._replicas)
+
+    def give_up(self) -> int:
+        """Who waits is refused. Returns how many."""
+        given_up, self.waiting = self.waiting, 0
+        self.refused += given_up
+        return given_up
 
     def remove(self) -> None:
         """The newest one: if any still starts, it does. What it holds is finished."""
@@ -92,8 +121,9 @@ class Queue:
         """What is ready, and what has come, at the beginning of a step."""
         if self.ready != len(self._replicas):
             self.ready = sum([replica.ready_s <= now_s + 1e-9 for replica in self._replicas])
-        come = self._come(self._rate(now_s) * step_s)
+        come = 0 if self.closed else self._come(self._rate(now_s) * step_s)
         self.begun += come
+        self._came = come > 0
         room = max(0, QUEUE_LIMIT + self._held_by_replicas() - self.in_service - self.waiting)
         self.refused += max(0, come - room)
         self.waiting += min(come, room)
@@ -225,10 +255,10 @@ class Queue:
             counts.ended += number < ended_more
             readings.append(
                 LoadReading(
-                    replica=replica.name,
+                    replica=replica.present.replica,
                     api=self.api,
-                    revision=REVISION,
-                    attempt=1,
+                    revision=replica.present.revision,
+                    attempt=replica.present.attempt,
                     at_s=now_s,
                     ready_s=replica.ready_s,
                     rows=self._rows(counts),
@@ -258,9 +288,11 @@ class Queue:
 
 
 class _Replica:
-    def __init__(self, name: ReplicaId, ready_s: float) -> None:
-        self.name = name
-        self.ready_s = ready_s
+    __slots__ = ("counts", "present", "ready_s")
+
+    def __init__(self, present: Present) -> None:
+        self.present = present
+        self.ready_s = present.ready_s
         self.counts = _Counts()
 
 
@@ -310,7 +342,8 @@ class NodeModel:
         self.queues = queues
         self.cores = cores
         self._busy_cores = busy_cores
-        self._busy_cpu_s = 0.0
+        self.busy_cpu_s = 0.0
+        """Used so far by anything on it."""
 
     @property
     def ready(self) -> int:
@@ -327,9 +360,9 @@ class NodeModel:
         if others:
             wants.append((busy_cores / others, others))
         share = even_share(wants, self.cores)
-        self._busy_cpu_s += min(busy_cores, share * others) * step_s if others else 0.0
+        self.busy_cpu_s += min(busy_cores, share * others) * step_s if others else 0.0
         for appetite, queue in zip(appetites, self.queues, strict=True):
-            self._busy_cpu_s += queue.serve(now_s, step_s, max(1.0, appetite / min(1.0, share)))
+            self.busy_cpu_s += queue.serve(now_s, step_s, max(1.0, appetite / min(1.0, share)))
 
     def read(self, now_s: float, agent: str = "model") -> NodeLoads:
         """What an agent on it would say."""
@@ -339,7 +372,7 @@ class NodeModel:
             at_s=now_s,
             replicas=tuple(reading for queue in self.queues for reading in queue.readings(now_s)),
             doors=tuple(queue.door() for queue in self.queues),
-            busy_cpu_s=self._busy_cpu_s,
+            busy_cpu_s=self.busy_cpu_s,
         )
 
 

@@ -10,17 +10,14 @@ import msgspec
 
 from cortex.ids import ApiKey
 from cortex.planning import autoscale
-from cortex.planning.autoscale import Machine, Scalable, ScalingDecision, ScalingMemory
+from cortex.planning.autoscale import Machine, Rule, Scalable, ScalingDecision, ScalingMemory
 from cortex.planning.load import ApiLoad, Loads
 from cortex.planning.model import Lack
+from cortex.simulation.promises import READ_S
 from cortex.simulation.queues import NodeModel, Queue, Work
 
-READ_S = 0.5
-"""Between two readings, each with a decision."""
 STEP_S = 0.05
 
-Rule = Callable[..., Mapping[ApiKey, ScalingDecision]]
-"""`autoscale.decide`, or what is to be compared with it."""
 Rate = Callable[[float], float]
 """Requests a second, at a second of the model."""
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 from cortex.ids import ApiKey
 from cortex.planning import autoscale
-from cortex.planning.autoscale import Scalable
+from cortex.planning.autoscale import Rule, Scalable
 from cortex.simulation import traces
-from cortex.simulation.promises import Promises
+from cortex.simulation.promises import Promises, Truth
 from cortex.simulation.queues import Work
-from cortex.simulation.scaling import Moment, Rate, Rule, ScalingRun, Served
+from cortex.simulation.scaling import Moment, Rate, ScalingRun, Served
 
 LASTS_S = 40.0
 STEP_S = 0.1
@@ -51,12 +51,30 @@ def kept(run: ScalingRun, lasts_s: float = LASTS_S) -> list[Mapping[ApiKey, Mome
     Raises:
         BrokenPromise: the first that was not kept.
     """
-    promises = Promises(run)
+    promises = Promises({served.scalable.api: served.work for served in run.apis}, cores=run.node.cores)
     moments: list[Mapping[ApiKey, Moment]] = []
     while run.now_s < lasts_s:
         moments.append(run.turn())
-        promises.look(moments[-1])
+        _look(promises, moments[-1], run.now_s)
     return moments
+
+
+def _look(promises: Promises, moments: Mapping[ApiKey, Moment], at_s: float) -> None:
+    for api, moment in moments.items():
+        truth = Truth(
+            at_s=at_s,
+            begun=moment.begun,
+            ended=moment.ended,
+            in_service=moment.in_service,
+            waiting=moment.waiting,
+        )
+        promises.note(api, truth)
+    changes = [decision for moment in moments.values() for _, decision in moment.changed]
+    before = {api: moment.decision.asked.replicas for api, moment in moments.items()}
+    for decision in reversed(changes):
+        before[decision.api] = decision.asked.replicas
+    knows = all(decision.costs is not None for decision in changes)
+    promises.judge({api: moment.decision for api, moment in moments.items()}, before, at_s=at_s, knows=knows)
 
 
 def _served(name: str, chance: random.Random) -> Served:

@@ -159,6 +159,8 @@ class StateStore:
         self._lock = threading.RLock()
         self._revision = 0
         self._content: dict[Kind, dict[str, Any]] = {kind: {} for kind in KINDS}
+        self._known: dict[ApiKey, ApiRecord] = {}
+        """Those that were asked for and have not changed since."""
         self._apply(content)
 
     def _persist(self, writes: Sequence[Write], *, durable: bool) -> None:
@@ -179,6 +181,8 @@ class StateStore:
                 records.pop(write.key, None)
             else:
                 records[write.key] = write.record
+            if write.kind in ("apis", "versions", "scale"):
+                self._known.pop(ApiKey(write.key.partition("@")[0]), None)
             if write.kind in ("apis", "versions", "scale", "runs", "batching"):
                 self._revision += 1
 
@@ -251,12 +255,16 @@ class StateStore:
 
     def _joined(self, row: ApiRow) -> ApiRecord:
         """An api with its versions and its scale."""
+        known = self._known.get(row.api)
+        if known is not None:
+            return known
         versions = self._content["versions"]
         version: VersionRecord = versions[_key(row.api, row.wanted)]
         serving = versions[_key(row.api, row.serving)].build if row.serving is not None else None
         shared = {name: getattr(row, name) for name in ApiProgress.__struct_fields__}
         wanted = WantedApi(**shared, build=version.build, serving=serving, scale=self._content["scale"][row.api])
-        return ApiRecord(wanted=wanted, version=version)
+        known = self._known[row.api] = ApiRecord(wanted=wanted, version=version)
+        return known
 
     def _incomplete(self) -> str | None:
         """Of which api a row is missing, if of any."""

@@ -19,6 +19,7 @@ from cortex.ids import (
     route_path,
     split_api_key,
 )
+from cortex.planning.load import ApiLoad
 from cortex.planning.model import ApiSettings, Lease, LeaseRequest, LeaseState, Scale, Snapshot, WantedApi
 from cortex.state.base import ApiRecord, DeployChange, DeployedApi, DeploymentRecord, VersionRecord
 from cortex.wire.batching import BatchingOrder, BatchingState
@@ -257,6 +258,28 @@ def a_node(node: NodeId = NODE, *, cpu_millis: int = 8000, mem_bytes: int = 16 *
     """A machine with plenty of room."""
     devices = tuple(DeviceId(f"GPU-{number}") for number in range(gpus))
     return Node(node=node, cpu_millis=cpu_millis, mem_bytes=mem_bytes, gpus=gpus, devices=devices)
+
+
+def a_load(api: ApiKey = API, **fields: Any) -> ApiLoad:
+    """What an api has had to do lately: one replica, which nobody has asked."""
+    nothing: dict[str, Any] = {
+        "queued": 0,
+        "in_flight": 0,
+        "ready": 1,
+        "seconds": 2.0,
+        "begun": 0,
+        "cpu_s": 0.0,
+        "ready_s": 2.0,
+        "always_full": False,
+        "sudden_seconds": 1.0,
+        "sudden_begun": 0,
+        "sudden_full": False,
+        "long_seconds": 30.0,
+        "long_begun": 0,
+        "long_ended": 0,
+        "seats": 1,
+    }
+    return ApiLoad(api=api, **{**nothing, **fields})
 
 
 def a_record(wanted: WantedApi | None = None, version: VersionRecord | None = None) -> ApiRecord:

@@ -178,6 +178,10 @@ class FakeAgents:
         self._clock = clock
         self._start_timeout_s = start_timeout_s
         self._agents = 0
+        self._changes = 0
+        self._replicas: tuple[int, tuple[tuple[NodeId, ReplicaReport], ...]] = (-1, ())
+        self._routes: tuple[int, tuple[tuple[NodeId, SetRoute], ...]] = (-1, ())
+        """What is true now, and as of which change."""
         self._nodes: dict[NodeId, _Node] = {}
         self._next_due_s = _NEVER_S
         """Nothing happens by itself before."""
@@ -288,15 +292,27 @@ class FakeAgents:
         """The machine is gone with everything on it."""
         self._advance()
         found = self._nodes.pop(node)
+        self._changes += 1
         for replica in found.replicas.values():
             if replica.phase not in (Phase.ASLEEP, Phase.EXITED):
                 self.on_exit(node, self._report(replica))
 
     def add_node(self, node: Node) -> None:
         """A machine with a new agent, on which nothing runs."""
+        self._changes += 1
         self._nodes[node.node] = _Node(node=node, agent=self._new_agent(), changed_s=self._clock.monotonic_s())
 
     # ---- what is true now ---------------------------------------------------------------------------------------
+
+    @property
+    def revision(self) -> int:
+        """Another number whenever replicas or routes are others."""
+        self._advance()
+        return self._changes
+
+    def reachable(self) -> tuple[tuple[NodeId, str], ...]:
+        """The nodes whose agents answer, each with the process that this is."""
+        return tuple((node.node.node, node.agent) for node in self._nodes.values() if self._reachable(node))
 
     @property
     def nodes(self) -> tuple[NodeId, ...]:
@@ -304,16 +320,31 @@ class FakeAgents:
 
     def replicas(self) -> tuple[tuple[NodeId, ReplicaReport], ...]:
         """Every replica as it is now, whatever the control plane has been told."""
+        if self._replicas[0] != self.revision:
+            found = [
+                (node.node.node, self._report(replica))
+                for node in self._nodes.values()
+                for replica in node.replicas.values()
+            ]
+            self._replicas = (self._changes, tuple(found))
+        return self._replicas[1]
+
+    def ready(self) -> tuple[tuple[ReplicaReport, float], ...]:
+        """Every replica that is ready, and the monotonic time since when."""
         self._advance()
         return tuple(
-            (node.node.node, self._report(replica))
+            (self._report(replica), replica.since_s)
             for node in self._nodes.values()
             for replica in node.replicas.values()
+            if replica.phase is Phase.READY
         )
 
     def routes(self) -> tuple[tuple[NodeId, SetRoute], ...]:
         """Every route as it is now."""
-        return tuple((node.node.node, route) for node in self._nodes.values() for route in node.routes.values())
+        if self._routes[0] != self.revision:
+            found = [(node.node.node, route) for node in self._nodes.values() for route in node.routes.values()]
+            self._routes = (self._changes, tuple(found))
+        return self._routes[1]
 
     def true_until_s(self) -> float | None:
         """Monotonic time until which all that `reports` shows now was true; None: it still is."""
@@ -501,6 +532,7 @@ class FakeAgents:
 
     def _touch(self, node: _Node, replica: _Replica | None = None) -> None:
         node.serial += 1
+        self._changes += 1
         self._note_change(node)
         if replica is not None:
             replica.seen = None

@@ -34,12 +34,13 @@ from cortex.planning.actions import (
     ReleaseLease,
 )
 from cortex.planning.assessment import Assessment
+from cortex.planning.autoscale import Rule, decide
 from cortex.planning.batching import Known
 from cortex.planning.parking import Parking
 from cortex.planning.plan import plan
 from cortex.planning.rollout import SURGE
 from cortex.testing.builders import a_node
-from cortex.testing.simulation import Mood, Simulation, Violation
+from cortex.testing.simulation import Mood, Simulation, Violation, broken
 from cortex.wire.orders import DrainReplica, SetReplicaBatching
 
 RUNS = int(os.environ.get("CORTEX_SIM_RUNS", "400"))
@@ -82,13 +83,15 @@ def test_the_same_seed_gives_the_same_schedule() -> None:
 def test_schedules_of_every_mood_do_what_they_say(mood: Mood) -> None:
     events: Counter[str] = Counter()
     answers: Counter[str] = Counter()
-    for seed in range(6):
+    for seed in range(12):
         outcome = Simulation(seed, mood=mood).run()
         events += outcome.events
         answers += outcome.answers
     assert ("kill" in events) is (mood in (Mood.KILLS, Mood.ROUGH))
     assert ("a node is lost" in events) is (mood is Mood.ROUGH)
     assert answers["answered"]
+    assert events["up"]
+    assert events["a knock is answered"]
     assert answers["held"] or mood in (Mood.CALM, Mood.TIGHT)
 
 
@@ -111,11 +114,18 @@ def hasty(assessment: Assessment) -> Plan:
     return plan(msgspec.structs.replace(assessment, seen=seen))
 
 
-def violation(planner: Planner = plan, *, saying: str = "", schedules: int = 300, mood: Mood | None = None) -> str:
+def violation(
+    planner: Planner = plan,
+    *,
+    rule: Rule = decide,
+    saying: str = "",
+    schedules: int = 300,
+    mood: Mood | None = None,
+) -> str:
     """What the first schedule says that notices this (a pattern); by default the first that notices anything."""
     for seed in range(schedules):
         try:
-            Simulation(seed, planner=planner, mood=mood).run()
+            Simulation(seed, planner=planner, rule=rule, mood=mood).run()
         except Violation as found:
             if re.search(saying, str(found)):
                 return str(found)
@@ -284,3 +294,34 @@ def test_it_notices_a_rollback_that_starts_another_one_although_one_was_parked(m
 
     monkeypatch.setattr(plan_module, "wanted_route", without_comers)
     assert violation(saying="was parked, and its version comes back", mood=Mood.CALM)
+
+
+SHOWN = "no window shows a need for more than"
+FED = "the machine feeds"
+WITHIN_ITS_RIGHT = "burns within its request, and there is room"
+
+
+@pytest.mark.parametrize(
+    ("rule", "mood", "saying"),
+    [
+        (broken.AWindowThatAdds, Mood.CALM, f"{SHOWN}|{FED}"),
+        (broken.CountsBeforeReady, Mood.CALM, f"{SHOWN}|{FED}"),
+        (broken.PresentInsteadOfMean, Mood.CALM, f"{SHOWN}|{FED}"),
+        (broken.IdleProcessorsStepByStep, Mood.CALM, FED),
+        (broken.RawInFlight, Mood.CALM, f"{SHOWN}|{FED}"),
+        (broken.RequestsOfIdleApis, Mood.KILLS, WITHIN_ITS_RIGHT),
+        (broken.ForgetsItsWindow, Mood.CALM, "after an up"),
+        (broken.NeverAdds, Mood.TIGHT, WITHIN_ITS_RIGHT),
+        (broken.KnowsNoBounds, Mood.CALM, "outside of"),
+        (broken.KeepsWhatOthersLack, Mood.TIGHT, "has no room"),
+        (broken.WaitsForWhatIsBurnt, Mood.KILLS, "it waits for processors"),
+    ],
+    ids=lambda given: getattr(given, "__name__", None),
+)
+def test_it_notices_a_rule_of_scaling_that_is_wrong(rule: type[broken.BrokenRule], mood: Mood, saying: str) -> None:
+    assert violation(rule=rule(), saying=saying, mood=mood)
+
+
+def test_every_rule_that_is_wrong_is_tried() -> None:
+    (marks,) = (m for m in test_it_notices_a_rule_of_scaling_that_is_wrong.pytestmark if m.name == "parametrize")
+    assert {given[0] for given in marks.args[1]} == set(broken.BROKEN_RULES)

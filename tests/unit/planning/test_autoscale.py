@@ -23,6 +23,7 @@ from cortex.planning.autoscale import (
 )
 from cortex.planning.load import ApiLoad, Costs, RowCost
 from cortex.planning.model import Lack
+from cortex.testing.builders import a_load
 from cortex.wire.loads import HANDLER
 
 API = ApiKey("iris/a")
@@ -47,18 +48,8 @@ COMPUTES = cost(0.005, 0.005)
 def load(rate: float = 0.0, costs: Costs | None = WAITS, *, api: ApiKey = API, **fields) -> ApiLoad:
     """So many requests a second for long; the root of their number is added again, which the rule takes off."""
     seconds = fields.pop("seconds", 1e6)
-    told = {"queued": 0, "in_flight": 0, "ready": 1, "cpu_s": 0.0, "ready_s": seconds, "always_full": False}
-    told |= {
-        "sudden_seconds": 1.0,
-        "sudden_begun": 0,
-        "sudden_full": False,
-        "long_seconds": 30.0,
-        "long_begun": round(rate * 30),
-        "long_ended": 100,
-        "seats": 1,
-        **fields,
-    }
-    return ApiLoad(api=api, seconds=seconds, begun=round(rate * seconds), costs=costs, **told)
+    told = {"ready_s": seconds, "long_begun": round(rate * 30), "long_ended": 100, **fields}
+    return a_load(api, seconds=seconds, begun=round(rate * seconds), costs=costs, **told)
 
 
 def settled(replicas: int = 1) -> ScalingMemory:
@@ -338,6 +329,14 @@ def test_what_lives_on_idle_processors_gets_as_many_as_they_feed(cores, busy, ow
     decision = decided(asked(), load(2000, COMPUTES, cores=own), machine=machine)
     assert decision.replicas == replicas
     assert decision.bound is Bound.PROCESSOR
+
+
+@pytest.mark.parametrize(("starting", "replicas"), [(0, 4), (1, 3), (2, 2), (9, 1)])
+def test_what_others_will_burn_that_start_is_not_idle(starting, replicas):
+    others = asked(9, OTHER, starting=starting, cpu_millis=2000)
+    machine = Machine(cores=4.0)
+    decisions = together((others, load(0, COMPUTES, api=OTHER)), (asked(), load(2000, COMPUTES)), machine=machine)
+    assert (decisions[API].replicas, decisions[API].bound) == (replicas, Bound.PROCESSOR)
 
 
 def test_a_full_machine_does_not_stop_what_is_within_its_request():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cortex.errors import Problem
 from cortex.ids import replica_id
-from cortex.planning import backoff
+from cortex.planning import backoff, rollout
 from cortex.planning.actions import (
     AcquireLease,
     Action,
@@ -36,7 +36,17 @@ from cortex.planning.model import (
 from cortex.planning.plan import plan
 from cortex.planning.rollout import SURGE
 from cortex.planning.status import statuses
-from cortex.testing.builders import API, NODE, a_build, a_replica, a_route, a_wanted_api, an_agent_report, an_exit
+from cortex.testing.builders import (
+    API,
+    NODE,
+    a_build,
+    a_replica,
+    a_route,
+    a_snapshot,
+    a_wanted_api,
+    an_agent_report,
+    an_exit,
+)
 from cortex.wire.orders import DrainReplica, ForgetReplica, RemoveRoute, SetRoute, StartReplica
 from cortex.wire.reports import Phase, ReplicaReport
 
@@ -212,6 +222,27 @@ def test_at_most_one_surge_is_asked_for_and_never_more_than_wanted_plus_one(worl
     new = [a for a in asked if a.request.replica not in known]
     assert sum(a.request.surge for a in new) <= SURGE
     assert len(new) <= wanted.replicas + SURGE
+
+
+@given(worlds())
+def test_whatis_settled_would_be_left_alone_by_the_rules_as_well(world: tuple[Desired, Snapshot]) -> None:
+    desired, seen = world
+    shortened = assess(desired, seen).cases
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollout, "is_settled", lambda *_: False)
+        assert assess(desired, seen).cases == shortened
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 5])
+def test_whatis_settled_is_what_it_looks_like(replicas: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = BUILDS[0]
+    wanted = a_wanted_api(build, replicas=replicas, live=True)
+    reports = [a_replica(build, ordinal, in_flight=ordinal % 3) for ordinal in range(replicas)]
+    seen = a_snapshot(*reports, routes=(a_route(wanted, *reports),))
+    settled = assess(Desired(apis=(wanted,)), seen)
+    monkeypatch.setattr(rollout, "is_settled", lambda *_: False)
+    assert assess(Desired(apis=(wanted,)), seen).cases == settled.cases
+    assert not plan(settled).actions
 
 
 @given(worlds())

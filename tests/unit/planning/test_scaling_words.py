@@ -7,9 +7,10 @@ import pytest
 
 from cortex.ids import ApiKey
 from cortex.planning.autoscale import Bound, Machine, Ruling, Scalable, ScalingDecision, ScalingMemory
-from cortex.planning.load import ApiLoad, Costs, RowCost
+from cortex.planning.load import Costs, RowCost
 from cortex.planning.model import Lack
 from cortex.planning.scaling_words import advice, figures, reason
+from cortex.testing.builders import a_load
 from cortex.wire.loads import HANDLER, LOOP
 
 API = ApiKey("iris/a")
@@ -21,33 +22,19 @@ def costs(seat_s: float = 0.5, cpu_s: float = 0.02, seats: int = 1, row: str = H
     return Costs(rows=rows, cpu_s=cpu_s, in_replica_s=seat_s, replica_s=seat_s / seats, fullest=row)
 
 
-def load(in_flight: int = 12) -> ApiLoad:
-    return ApiLoad(
-        api=API,
-        queued=0,
-        in_flight=in_flight,
-        ready=1,
-        seconds=2.0,
-        begun=0,
-        cpu_s=0.0,
-        ready_s=2.0,
-        always_full=False,
-        sudden_seconds=1.0,
-        sudden_begun=0,
-        sudden_full=False,
-        long_seconds=30.0,
-        long_begun=0,
-        long_ended=0,
-        seats=1,
-    )
-
-
 def decision(
     now: int = 2, replicas: int = 2, wanted: int = 5, bound: Bound | None = None, /, **fields
 ) -> ScalingDecision:
     asked = Scalable(api=API, replicas=now, max_replicas=3, min_replicas=1, lacks=fields.pop("lacks", None))
     asked = msgspec.structs.replace(asked, target_in_flight=fields.pop("target_in_flight", None))
-    told = {"ruling": Ruling.CPU, "need": 5.15, "rate": 41.2, "costs": costs(), "load": load(), **fields}
+    told = {
+        "ruling": Ruling.CPU,
+        "need": 5.15,
+        "rate": 41.2,
+        "costs": costs(),
+        "load": a_load(API, in_flight=12),
+        **fields,
+    }
     return ScalingDecision(
         asked=asked,
         replicas=replicas,

@@ -19,6 +19,7 @@ from cortex.testing.builders import (
     NODE,
     a_build,
     a_lease,
+    a_load,
     a_replica,
     a_route,
     a_snapshot,
@@ -205,27 +206,6 @@ def test_a_deploy_wakes_what_has_to_show_that_it_works_or_may_not_sleep(
 
 
 # ---- when ------------------------------------------------------------------------------------------------------------
-
-
-def a_load(*, in_flight: int = 0, queued: int = 0) -> ApiLoad:
-    return ApiLoad(
-        api=API,
-        queued=queued,
-        in_flight=in_flight,
-        ready=1,
-        seconds=2.0,
-        begun=0,
-        cpu_s=0.0,
-        ready_s=2.0,
-        always_full=False,
-        sudden_seconds=1.0,
-        sudden_begun=0,
-        sudden_full=False,
-        long_seconds=30.0,
-        long_begun=0,
-        long_ended=0,
-        seats=1,
-    )
 
 
 @pytest.mark.parametrize(

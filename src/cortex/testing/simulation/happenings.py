@@ -14,6 +14,7 @@ from cortex.state.base import RollbackChange
 from cortex.testing.builders import a_build, a_deploy, a_wanted_api
 from cortex.testing.fake_agent import RUNTIME
 from cortex.testing.simulation.builds import BuildKind
+from cortex.testing.simulation.load import MovingLoad
 from cortex.testing.simulation.world import REPLICA_MEM_BYTES, KnownApi, Mood, PretendedWorld
 from cortex.wire.batching import RULES, BatchingVerdict, Proof, Trial
 from cortex.wire.build import BuildSpec, Resources
@@ -29,17 +30,16 @@ class Happenings:
 
     Args:
         ask: has clients ask every api.
-        let_pass: lets so many seconds pass.
     """
 
-    def __init__(self, world: PretendedWorld, *, ask: Callable[[], None], let_pass: Callable[[float], None]) -> None:
+    def __init__(self, world: PretendedWorld, traffic: MovingLoad, *, ask: Callable[[], None]) -> None:
         self._world = world
         self._random = world.random
         self._state = world.state
         self._engine = world.engine
         self._agents = world.agents
         self._ask = ask
-        self._let_pass = let_pass
+        self._traffic = traffic
         self._builds = 0
 
     def begin(self) -> None:
@@ -56,9 +56,8 @@ class Happenings:
     def _picked(self) -> tuple[str, Callable[[], None]]:
         users: list[tuple[float, str, Callable[[], None]]] = [
             (5, "deploy", self._deploy),
-            (2, "scale", self._scale),
+            (4, "load moves", self._move_load),
             (2, "roll back", self._roll_back),
-            (1, "deploy while the number moves", self._deploy_while_the_number_moves),
             (1, "delete", self._delete),
             (1, "wall clock jumps", self._jump_wall),
             (1, "rows disagree", self._disagree),
@@ -119,6 +118,7 @@ class Happenings:
             return
         for one in wanted:
             self._world.apis.setdefault(one.api, KnownApi()).versions.add(one.build.version)
+            self._traffic.meet(one.api)
             self._world.note(
                 f"{one.api}: build {one.build.revision[:8]} ({self._world.kind(one.build)}), {one.replicas} replicas"
                 f"{', force' if one.force else ''}"
@@ -129,7 +129,7 @@ class Happenings:
         roll = self._random
         replicas = was.replicas if was is not None else roll.choice([1, 1, 2, 3])
         force = self._world.mood is Mood.TIGHT and roll.random() < 0.3
-        minimum = roll.randint(1, replicas)
+        minimum = roll.choice([0, 0, 1, 1, replicas])
         wanted = a_wanted_api(build, replicas=replicas, min_replicas=minimum, live=False, force=force)
         return msgspec.structs.replace(
             wanted,
@@ -137,7 +137,10 @@ class Happenings:
             serving_was_live=False,
             timeout_s=roll.choice([600.0, 30.0]),
             watch_s=roll.choice([0.0, 0.5, 5.0, 120.0]),
-            max_replicas=5,
+            max_replicas=max(replicas, roll.choice([2, 5, 8])),
+            idle_timeout_s=roll.choice([1.5, 4.0, 300.0]),
+            target_cpu_utilization=roll.choice([50, 80]),
+            downscale_window_s=roll.choice([None, 5.0, 300.0]),
             rolled_back=was.rolled_back if was is not None else None,
         )
 
@@ -147,7 +150,7 @@ class Happenings:
         kind = BuildKind.GOOD if roll.random() < 0.4 else roll.choice(list(BuildKind))
         if self._world.mood in (Mood.CALM, Mood.KILLS) and kind is BuildKind.CRASHING:
             kind = BuildKind.GOOD  # nobody can promise answers from a build that crashes by itself
-        resources = Resources(cpu_millis=200)
+        resources = Resources(cpu_millis=roll.choice([200, 200, 1000]))
         if self._world.mood is Mood.TIGHT:
             resources = Resources(cpu_millis=200, mem_bytes=REPLICA_MEM_BYTES, gpus=roll.randint(0, 1))
         model = roll.choice(["", *(f"m{number}" for number in range(MODELS))])
@@ -164,7 +167,7 @@ class Happenings:
 
     def _prove(self) -> None:
         """What the deploys have not looked at is looked at now."""
-        for record in self._state.apis():
+        for record in self._world.wanted():
             self._record_proof(record.wanted.build)
 
     def _disagree(self) -> None:
@@ -180,23 +183,16 @@ class Happenings:
             assert chosen.model is not None
             self._world.stopped.add(chosen.model)
 
-    def _scale(self) -> None:
-        records = self._state.apis()
+    def _move_load(self) -> None:
+        records = self._world.wanted()
         if records:
-            wanted = self._random.choice(records).wanted
-            replicas = max(wanted.min_replicas, self._random.randint(1, 4))
-            self._world.note(f"{wanted.api}: {replicas} replicas")
-            if wanted.scale.asleep:
-                self._world.apis[wanted.api].fault_s = self._world.now_s()
-            self._state.set_scale(
-                wanted.api, replicas, reason="the schedule says so", wall_s=self._world.clock.wall_s()
-            )
+            self._traffic.move(self._random.choice(records).wanted.api)
 
     def _sleep(self) -> None:
         """Nobody has asked an api for a while."""
-        for record in self._state.apis():
+        for record in self._world.wanted():
             wanted = record.wanted
-            if wanted.live_wall_s is not None and self._random.random() < 0.5:
+            if wanted.live_wall_s is not None and not wanted.min_replicas and self._random.random() < 0.5:
                 self._world.note(f"{wanted.api} falls asleep")
                 self._state.set_scale(
                     wanted.api, 1, reason="nobody asked", wall_s=self._world.clock.wall_s(), asleep=True
@@ -204,7 +200,7 @@ class Happenings:
 
     def _roll_back(self) -> None:
         """An api goes back to any version that was live, or to the one that serves."""
-        records = self._state.apis()
+        records = self._world.wanted()
         if not records:
             return
         wanted = self._random.choice(records).wanted
@@ -241,15 +237,8 @@ class Happenings:
             self._world.apis[wanted.api].comes_back = parked[0].replica
             self._world.events["back to one that was parked"] += 1
 
-    def _deploy_while_the_number_moves(self) -> None:
-        self._deploy()
-        for _ in range(self._random.randint(1, 4)):
-            self._world.settle()
-            self._let_pass(self._random.choice([0.05, 0.3, 1.0]))
-            self._scale()
-
     def _delete(self) -> None:
-        records = self._state.apis()
+        records = self._world.wanted()
         if records and self._random.random() < 0.5:
             key = self._random.choice(records).wanted.api
             self._forget(key)
@@ -275,17 +264,6 @@ class Happenings:
             self._agents.kill(victim.replica)
         if self._world.mood is Mood.KILLS:
             self._ask()  # before the control plane has even noticed
-
-    def visit(self) -> None:
-        """Now and then somebody comes to an api that sleeps, and waits as for one that has ended."""
-        for record in self._state.apis():
-            api = record.wanted.api
-            asleep = self._world.asleep(api)
-            if asleep and self._random.random() < 0.2:
-                self._world.note(f"somebody knocks at {api}")
-                self._world.apis[api].fault_s = self._world.now_s()
-                for report in asleep:
-                    self._agents.knock(report.replica)
 
     # ---- faults of ours, of nodes and of lines between them -----------------------------------------------------
 

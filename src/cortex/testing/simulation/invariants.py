@@ -2,7 +2,9 @@
 What has to hold at every step of a schedule:
 
 * no order of ours takes the ready replicas in rotation below what the rollout allows, or takes one that is routed;
-* never more replicas of an api are started than are wanted, plus one;
+* never more replicas of an api are started than are wanted, plus one, nor routed than its maximum, plus one;
+* the number of replicas is within the bounds that were deployed last, and only what may sleep does;
+* who knocks at an api that sleeps is answered, or refused after 30 s where a fault or want of room keeps it asleep;
 * where cpu is shared, every api has its minimum, and as many more as fit; a new size takes none that fits;
 * while a new version is watched, one ready replica of the version before is parked: no route names it, it goes
   with the watch and when anybody waits for room, and a rollback to its version routes it with the first order;
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 from cortex.ids import ApiKey, NodeId, ReplicaId
 from cortex.planning import backoff
 from cortex.planning.model import LeaseState, Snapshot, WantedApi
+from cortex.planning.rollout import SURGE
 from cortex.testing.fake_agent import IngressAnswer
 from cortex.testing.simulation.builds import SLOWEST_START_S, SOUND
 from cortex.testing.simulation.world import LONGEST_WAIT_S, Mood, PretendedWorld
@@ -69,6 +72,7 @@ class Invariants:
         world.decided = self._decided
         world.ordering = self._ordering
         world.ticked = self._ticked
+        world.refused = self._check_refused
 
     def _decided(self, seen: Snapshot) -> None:
         self._issue = self._issue_now(seen)
@@ -86,7 +90,7 @@ class Invariants:
             for lease in self._engine.leases()
             if lease.state is LeaseState.PENDING and not lease.request.surge
         )
-        wanted = {record.wanted.api: record.wanted for record in self._state.apis()}
+        wanted = {record.wanted.api: record.wanted for record in self._world.wanted()}
         true_until_s = self._agents.true_until_s()
         return _Issue(
             fault=self._world.faults,
@@ -117,6 +121,22 @@ class Invariants:
                     if report.replica == replica and report.model is not None:
                         self._check_may_batch(replica, report.model, batches, issue)
 
+    def check_rows(self) -> None:
+        """The number of replicas is one that the api may have."""
+        for record in self._world.wanted():
+            wanted = record.wanted
+            if not max(1, wanted.min_replicas) <= wanted.replicas <= wanted.max_replicas:
+                bounds = f"{wanted.min_replicas} to {wanted.max_replicas}"
+                self._world.violated(f"{wanted.api}: {wanted.replicas} replicas, outside of {bounds}")
+            if wanted.scale.asleep and wanted.min_replicas > 0:
+                self._world.violated(f"{wanted.api} sleeps, and its minimum is {wanted.min_replicas}")
+
+    def _check_refused(self, api: ApiKey, since_s: float) -> None:
+        """Somebody has waited for an api that sleeps, for as long as anybody does."""
+        wanted = next((record.wanted for record in self._world.wanted() if record.wanted.api == api), None)
+        if wanted is not None and self._promised(wanted) and self._world.trouble_until_s < since_s:
+            self._world.violated(f"{api}: somebody knocked {self._world.now_s() - since_s:.1f} s ago, and nobody came")
+
     def _check_route(self, node: NodeId, api: ApiKey, targets: tuple[ReplicaId, ...], issue: _Issue) -> None:
         before = next((r.targets for n, r in self._agents.routes() if n == node and r.api == api), ())
         ready = {r.replica: r for _node, r in self._agents.replicas() if r.phase is Phase.READY}
@@ -126,6 +146,9 @@ class Invariants:
         if wanted is not None:
             self._check_back(api, targets, ready)
             self._check_foreign(wanted, targets, ready)
+        if wanted is not None and left > max(had, wanted.max_replicas + SURGE):
+            most = f"{wanted.max_replicas} and {SURGE} are the most"
+            self._world.violated(f"{api}: a route on {node} has {left} ready replicas, {most}")
         if left >= had or wanted is None or wanted.force:
             return
         asleep = {r.replica for _node, r in self._agents.replicas() if r.phase is Phase.ASLEEP}
@@ -248,7 +271,7 @@ class Invariants:
         return unseen or known.fault > issue.fault
 
     def ask_clients(self) -> None:
-        for record in self._state.apis():
+        for record in self._world.wanted():
             wanted = record.wanted
             for node in self._agents.nodes:
                 if self._world.asleep(wanted.api):
@@ -314,7 +337,7 @@ class Invariants:
 
     def check_rest(self) -> None:
         """Exactly what is wanted is there, and every deploy has come to an end."""
-        apis = {record.wanted.api: record.wanted for record in self._state.apis()}
+        apis = {record.wanted.api: record.wanted for record in self._world.wanted()}
         running: dict[ApiKey, list[ReplicaReport]] = {}
         for _node, report in self._agents.replicas():
             running.setdefault(report.api, []).append(report)

@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NoReturn, cast
 
+from cortex.controlplane.scaling import Scaling
 from cortex.controlplane.tick import World, tick
 from cortex.controlplane.world import Planner
 from cortex.engines.fake import FakeEngine
 from cortex.ids import ApiKey, NodeId, ReplicaId, Revision, Version
 from cortex.planning.actions import Plan
 from cortex.planning.assessment import Assessment
+from cortex.planning.autoscale import Rule
 from cortex.planning.model import Rules, Snapshot, WantedApi
+from cortex.state.base import ApiRecord
 from cortex.state.records import StateStore
 from cortex.testing.builders import a_node
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents, Fate
 from cortex.testing.simulation.builds import SLOWEST_START_S, BuildKind, life_of
 from cortex.wire.build import BuildSpec, ModelKey
+from cortex.wire.loads import NodeLoads
 from cortex.wire.orders import Orders
 from cortex.wire.reports import Node, Phase, ReplicaReport
 
 LONGEST_WAIT_S = 5.0
 """The loop around `tick` looks at the world this often even if nothing wakes it."""
-START_TIMEOUT_S = 20.0
+SHORTEST_WAIT_S = 0.001
+"""No wait is shorter than that, or the clock would not notice."""
+START_TIMEOUT_S = 6.0
 TICKS_IN_A_ROW = 100
 """More ticks than this without time passing, and the control plane chases its own tail."""
 REPLICA_MEM_BYTES = 2**30
+DOWNSCALE_WINDOW_S = 12.0
 TRACE_LINES = 80
 
 
@@ -82,11 +89,13 @@ class PretendedWorld:
     Args:
         seed: chooses the nodes and, unless it is given, the mood.
         planner: planning under test.
+        rule: of scaling, under test.
     """
 
-    def __init__(self, seed: int, *, planner: Planner, mood: Mood | None = None) -> None:
+    def __init__(self, seed: int, *, planner: Planner, rule: Rule, mood: Mood | None = None) -> None:
         self.seed = seed
         self._planner = planner
+        self._rule = rule
         self.random = random.Random(seed)
         roll = self.random
         self._repeat = f"CORTEX_SIM_SEED={seed}" + (f" CORTEX_SIM_MOOD={mood}" if mood else "")
@@ -111,7 +120,14 @@ class PretendedWorld:
         """Called before orders go to a node."""
         self.ticked: Callable[[], None] = lambda: None
         """Called after each tick of the control plane."""
+        self.refused: Callable[[ApiKey, float], None] = lambda _api, _since_s: None
+        """Called when somebody who knocked, and since when, is told that nobody comes."""
         self.control: World | None = None
+        self.scaling: Scaling | None = None
+        self.began_s = self.now_s()
+        """When the control plane was started last."""
+        self._latest: Assessment | None = None
+        self._wanted: tuple[int, tuple[ApiRecord, ...]] = (-1, ())
         self.back_s: float | None = None
         """When a control plane that is down is started again."""
         self.wake_s: float | None = None
@@ -179,8 +195,20 @@ class PretendedWorld:
         self.back_s = None
         self.engine.restart()
         self.agents.forget_reports()
+        self.began_s = self.now_s()
+        self._latest = None
+        state = cast(StateStore, _Breakable(self.state, self, STATE_ACTIONS))
+        self.scaling = Scaling(
+            state=state,
+            clock=self.clock,
+            latest=lambda: self._latest,
+            engine=self.engine,
+            downscale_window_s=DOWNSCALE_WINDOW_S,
+            changed=lambda: None,
+            rule=self._rule,
+        )
         self.control = World(
-            state=cast(StateStore, _Breakable(self.state, self, STATE_ACTIONS)),
+            state=state,
             engine=_Breakable(self.engine, self, ENGINE_ACTIONS),
             agents=_Breakable(self.agents, self, AGENT_ACTIONS),
             clock=self.clock,
@@ -190,7 +218,7 @@ class PretendedWorld:
         )
 
     def stop_control_plane(self) -> None:
-        self.control = None
+        self.control = self.scaling = None
         self.crash_in = None
 
     def before_action(self, name: str, arguments: tuple[Any, ...]) -> None:
@@ -204,10 +232,30 @@ class PretendedWorld:
             self.crash_in -= 1
 
     def _plan(self, assessment: Assessment) -> Plan:
+        self._latest = assessment
         plan = self._planner(assessment)
         if plan.actions:
             self.decided(assessment.seen)
         return plan
+
+    def scale(self, loads: Iterable[NodeLoads]) -> bool:
+        """Have the numbers of replicas follow what was read. Returns whether something has changed."""
+        if self.scaling is None:
+            return False
+        for reading in loads:
+            self.scaling.take(reading)
+        before = self.state.revision
+        try:
+            self.scaling.step()
+        except Crashed:
+            self._crash()
+        return self.state.revision != before
+
+    def _crash(self) -> None:
+        self.note("the control plane ends between two actions")
+        self.events["crash"] += 1
+        self.stop_control_plane()
+        self.start_control_plane()
 
     def settle(self) -> None:
         """Call tick as the loop does, until it has nothing to do at once."""
@@ -218,10 +266,7 @@ class PretendedWorld:
             try:
                 plan = tick(world)
             except Crashed:
-                self.note("the control plane ends between two actions")
-                self.events["crash"] += 1
-                self.stop_control_plane()
-                self.start_control_plane()
+                self._crash()
                 continue
             self.ticks += 1
             if plan.actions:
@@ -230,7 +275,8 @@ class PretendedWorld:
             wake_s = plan.wake_after_s
             if not plan.actions or wake_s is None or wake_s > 0:
                 now_s = self.clock.monotonic_s()
-                self.wake_s = now_s + min(LONGEST_WAIT_S, LONGEST_WAIT_S if wake_s is None else wake_s)
+                wake_s = LONGEST_WAIT_S if wake_s is None else min(LONGEST_WAIT_S, wake_s)
+                self.wake_s = now_s + max(wake_s, SHORTEST_WAIT_S)
                 return
         self.violated(f"{TICKS_IN_A_ROW} ticks in a row had something to do, and no time has passed")
 
@@ -307,10 +353,29 @@ class PretendedWorld:
 
     def asleep(self, api: ApiKey) -> list[ReplicaReport]:
         """Who sleeps in its routes, if nobody has come."""
+        asleep = [
+            report for _node, report in self.agents.replicas() if report.phase is Phase.ASLEEP and report.api == api
+        ]
+        if not asleep:
+            return []
         routed = {replica for _node, route in self.agents.routes() if route.api == api for replica in route.targets}
-        reports = [report for _node, report in self.agents.replicas() if report.replica in routed]
-        asleep = [report for report in reports if report.phase is Phase.ASLEEP]
+        asleep = [report for report in asleep if report.replica in routed]
         return asleep if all(report.knocked_age_s is None for report in asleep) else []
+
+    def knock(self, api: ApiKey, asleep: Iterable[ReplicaReport]) -> None:
+        """Somebody comes to an api that sleeps, and waits as for one that has ended."""
+        self.events["a knock"] += 1
+        self.note(f"somebody knocks at {api}")
+        self.apis[api].fault_s = self.now_s()
+        for report in asleep:
+            self.agents.knock(report.replica)
+
+    def wanted(self) -> tuple[ApiRecord, ...]:
+        """What is wanted now."""
+        revision = self.state.revision
+        if self._wanted[0] != revision:
+            self._wanted = (revision, self.state.apis())
+        return self._wanted[1]
 
     # ---- telling ----------------------------------------------------------------------------------------------------
 
@@ -330,7 +395,19 @@ class PretendedWorld:
         raise Violation(f"{what}\n{when}; repeat it with {self._repeat}\n{story}")
 
 
-STATE_ACTIONS = frozenset({"record_exit", "record_stop", "record_ready", "mark_serving", "mark_live", "mark_failed"})
+STATE_ACTIONS = frozenset(
+    {
+        "record_exit",
+        "record_stop",
+        "record_ready",
+        "mark_serving",
+        "mark_live",
+        "mark_failed",
+        "autoscale",
+        "set_scale",
+        "wake",
+    }
+)
 ENGINE_ACTIONS = frozenset({"acquire", "release", "recover"})
 AGENT_ACTIONS = frozenset({"order"})
 
@@ -340,6 +417,9 @@ class _Breakable:
 
     def __init__(self, target: object, world: PretendedWorld, actions: frozenset[str]) -> None:
         self._target = target
+        for name in dir(type(target)):
+            if not name.startswith("_") and callable(getattr(type(target), name)):
+                setattr(self, name, getattr(target, name))
         for name in actions:
             setattr(self, name, self._watched(name, getattr(target, name), world))
 
