@@ -67,6 +67,10 @@ class Scaling:
         self._loads = Loads()
         self._memories: dict[ApiKey, ScalingMemory] = {}
         self._idle: dict[ApiKey, Idleness] = {}
+        self._asked_of: Assessment | None = None
+        self._cases: list[Case] = []
+        self._asked: list[Scalable] = []
+        """What was decided about last, and what of it the rule was told."""
 
     def take(self, loads: NodeLoads) -> None:
         """A node has been read; it is looked at in the next step. From any thread."""
@@ -90,16 +94,19 @@ class Scaling:
             return None
         self._loads.keep_nodes(node.name for node in assessment.seen.nodes)
         now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
-        cases = [case for case in assessment.cases if case.decision.goal is not None and not case.wanted.scale.asleep]
+        if assessment is not self._asked_of:
+            self._asked_of, self._cases = assessment, _awake(assessment)
+            # Who is parked gives up its room before anybody else gives up any.
+            is_room_coming = any(case.decision.gives_way for case in assessment.cases)
+            window_s = self._downscale_window_s
+            self._asked = [_scalable(case, window_s, is_room_coming=is_room_coming) for case in self._cases]
+        cases = self._cases
         memories = {
             case.wanted.api: self._memories.get(case.wanted.api)
             or scale.remembered(case.wanted.scale, wall_s=wall_s, now_s=now_s)
             for case in cases
         }
-        # Who is parked gives up its room before anybody else gives up any.
-        is_room_coming = any(case.decision.gives_way for case in assessment.cases)
-        scalables = [_scalable(case, self._downscale_window_s, is_room_coming=is_room_coming) for case in cases]
-        decisions = self._rule(scalables, self._loads.lately(), memories, self._machine(assessment), now_s=now_s)
+        decisions = self._rule(self._asked, self._loads.lately(), memories, self._machine(assessment), now_s=now_s)
         self._memories = {api: decision.memory for api, decision in decisions.items()}
         before, self.decisions = self.decisions, decisions
         sleeps_in = self._drowse([case for case in cases if not case.wanted.min_replicas], now_s)
@@ -181,6 +188,10 @@ def _without(loads: NodeLoads, parked: Collection[ReplicaId]) -> NodeLoads:
         return loads
     kept = tuple(reading for reading in loads.replicas if reading.replica not in parked)
     return msgspec.structs.replace(loads, replicas=kept)
+
+
+def _awake(assessment: Assessment) -> list[Case]:
+    return [case for case in assessment.cases if case.decision.goal is not None and not case.wanted.scale.asleep]
 
 
 def _scalable(case: Case, downscale_window_s: float, *, is_room_coming: bool) -> Scalable:

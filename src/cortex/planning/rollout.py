@@ -195,8 +195,12 @@ class Rollout:
 
     def is_foreign(self, slot: Slot) -> bool:
         """It runs neither the goal nor what serves meanwhile: it cannot be started again."""
-        builds = (self.goal, self.fallback)
-        return slot.stranger or not any(b is not None and of_revision(slot, b.revision) for b in builds)
+        if slot.stranger:
+            return True
+        fallback = self.fallback
+        return not of_revision(slot, self.goal.revision) and (
+            fallback is None or not of_revision(slot, fallback.revision)
+        )
 
     def worth(self, slot: Slot) -> tuple[int, bool, bool, int, int]:
         """

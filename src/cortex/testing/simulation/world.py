@@ -155,6 +155,7 @@ class PretendedWorld:
             or self.engine.unreachable
             or self.engine.grant_delay_s > 0
             or not self.agents.settled
+            or len(self.agents.reachable()) < len(self.agents.nodes)
             or any(self.engine.deny(lease.request) for lease in self.engine.leases())
         )
 
