@@ -78,8 +78,11 @@ def test_the_story_of_an_api_is_told_line_by_line(home: Home) -> None:
     assert found["rolled back"].split()[1] == "from"
     assert "serves" in found["live"]
 
-    shown = home.cortex("get", "d/x", "-o", "json").json
-    assert shown["events"] == told(home, "d/x", "-n", "3")
+    def are_shown() -> bool:
+        shown = home.cortex("get", "d/x", "-o", "json").json
+        return bool(shown["events"] == told(home, "d/x", "-n", "3"))
+
+    eventually(are_shown, "the last three are shown with the api")
     assert "events" in home.cortex("get", "d/x").out
 
     home.cortex("delete", "d/x", "-y")
