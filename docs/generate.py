@@ -170,6 +170,7 @@ NOT_CLASSES: Mapping[str, str] = {
     "not-warmed-up": "No input that was made up for the model was accepted: give it a `sample:`.",
     "our-fault": "Cortex itself failed; a report is written, and it is said where.",
     "out-of-memory": "A replica was ended for its memory; peak and request are shown.",
+    "out-of-descriptors": "A replica had no descriptors left for new connections for 10 s, and was replaced.",
     "overdue": "A request outlived its timeout in code that cannot be stopped; the replica was replaced.",
     "packages-conflict": "No versions satisfy requirements.txt and what a replica needs itself; both sides are named.",
     "packages-timeout": "Resolving or installing packages took too long.",

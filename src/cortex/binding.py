@@ -7,14 +7,26 @@ bind, somebody else may take it.
 
 from __future__ import annotations
 
+import logging
+import math
+import resource
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 4096
 """Requests that may wait where nobody accepts; the kernel caps it at net.core.somaxconn."""
 CONTROL_BACKLOG = 16
 """Among our processes."""
+SAY_AGAIN_S = 60.0
+_NOT_ACCEPTED = "socket.accept() out of system resource"
+"""Source: CPython, asyncio/selector_events.py."""
 
 
 def bind_unix(path: Path, backlog: int = BACKLOG, *, at_once: bool = False) -> socket.socket:
@@ -82,3 +94,23 @@ def handed_over(arguments: Sequence[str]) -> dict[int, socket.socket]:
         sock.set_inheritable(False)
         found[sock.getsockname()[1]] = sock
     return found
+
+
+def say_when_out_of_descriptors(loop: asyncio.AbstractEventLoop) -> None:
+    """
+    Have a loop say once in a while that it cannot take connections, which wait meanwhile; it tries again each second.
+
+    By itself asyncio (3.11 to 3.13) writes a traceback for each connection that might wait, thousands each second.
+    """
+    said_s = -math.inf
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal said_s
+        if context.get("message") != _NOT_ACCEPTED:
+            loop.default_exception_handler(context)
+        elif loop.time() - said_s >= SAY_AGAIN_S:
+            said_s = loop.time()
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            log.error("out of descriptors, of which there may be %d: who connects waits until there are some", limit)
+
+    loop.set_exception_handler(handle)

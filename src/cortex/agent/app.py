@@ -39,7 +39,7 @@ from cortex.agent.service import Agent, AgentStop, Changes
 from cortex.agent.shortage import MemoryShortage
 from cortex.agent.strays import Strays
 from cortex.artifacts.store import ArtifactStore
-from cortex.binding import handed_over
+from cortex.binding import handed_over, say_when_out_of_descriptors
 from cortex.clock import SystemClock
 from cortex.engines import machine
 from cortex.errors import CortexError
@@ -83,6 +83,7 @@ def main() -> int:
 
 async def _run(settings: Settings, layout: HomeLayout, lock: int) -> None:
     stop = AgentStop()
+    say_when_out_of_descriptors(asyncio.get_running_loop())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.ask, -1.0)
     await build(settings, layout, stop, lock).run()

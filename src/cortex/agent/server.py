@@ -182,6 +182,9 @@ async def _answer(payload: bytes, service: AgentService, tell: Tell) -> AgentRep
             return PackagesRefused(problem=error.problem())
         log.exception("a request failed: %s", type(request).__name__)
         return Refused(reason=f"the agent failed: {error}")
+    except OSError as error:
+        log.warning("a request failed, %s: %s", type(request).__name__, error)
+        return Refused(reason=f"the agent failed: {error}")
     except Exception as error:
         log.exception("a request failed through a fault of ours: %s", type(request).__name__)
         return Refused(reason=f"the agent failed: {error}")

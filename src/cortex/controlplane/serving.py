@@ -14,6 +14,8 @@ from typing import Any
 
 import uvicorn
 
+from cortex.binding import say_when_out_of_descriptors
+
 _Message = MutableMapping[str, Any]
 _Send = Callable[[_Message], Awaitable[None]]
 _Receive = Callable[[], Awaitable[_Message]]
@@ -48,6 +50,7 @@ class SleepingServer(uvicorn.Server):
 
     async def main_loop(self) -> None:
         self._loop = asyncio.get_running_loop()
+        say_when_out_of_descriptors(self._loop)
         while not await self.on_tick(0):
             await self._told.wait()
 

@@ -239,6 +239,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Age of the oldest request in flight; 0 when there is none."""
     overdue: bool = False
     """A request has outlived its timeout inside code that cannot be stopped: replace me."""
+    starved_s: float = 0.0
+    """For how long it has had no descriptors for new connections."""
     stuck: bool = False
     """The event loop sits in a handler that is over its time: send me nothing until it comes round."""
     ending: bool = False

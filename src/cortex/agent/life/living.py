@@ -27,6 +27,8 @@ STILL_BEATS = 2
 A replica's event loop hangs when this many answers in a row say that it stood still. One may come right after the
 machine was suspended, from the thread that woke up first.
 """
+STARVED_S = 10.0
+"""So long may a replica be out of descriptors: those that it has used up may be freed, and clients wait."""
 STARTING = (Phase.STARTING, Phase.LOADING, Phase.WARMING)
 
 
@@ -171,7 +173,7 @@ def complaint(life: Life, event: Checked, now: Now) -> Problem | None:
     """Why a replica that runs has to be replaced, if it has to."""
     if life.phase in STARTING:
         return _late_sample(life) or _stalled(life, now)
-    return _silent(life, now) or _overdue(life) or _still(life) or _unreachable(life, event)
+    return _silent(life, now) or _overdue(life) or _starved(life) or _still(life) or _unreachable(life, event)
 
 
 def _late_sample(life: Life) -> Problem | None:
@@ -208,6 +210,16 @@ def _overdue(life: Life) -> Problem | None:
         return None
     message = "a request outlived its timeout inside code that cannot be stopped"
     return Problem(reference="overdue", message=message)
+
+
+def _starved(life: Life) -> Problem | None:
+    if life.status is None or life.status.starved_s <= STARVED_S or life.phase is not Phase.READY:
+        return None
+    return Problem(
+        reference="out-of-descriptors",
+        message=f"it had no descriptors left for new connections for {STARVED_S:.0f} s",
+        hint="close what the handler opens: files, sockets, sessions; `ulimit -n` says how many there may be",
+    )
 
 
 def _still(life: Life) -> Problem | None:

@@ -58,6 +58,8 @@ class Condition:
         self.in_flight: dict[Call, None] = {}
         """Oldest first. A call leaves when its code has ended, which may be after it was answered."""
         self.heartbeat_s = perf_counter()
+        self.starved_since_s: float | None = None
+        """Since when new connections wait until there are descriptors; None: they do not."""
         """When the event loop last came round."""
         self.ending = False
         """The event loop is not meant to come round any more: the handler's code is being ended."""
@@ -116,6 +118,7 @@ class Condition:
             heartbeat_age_s=max(0.0, now_s - max(self.heartbeat_s, self.resumed_s)) if serving else 0.0,
             oldest_request_age_s=oldest_s,
             overdue=overdue,
+            starved_s=0.0 if self.starved_since_s is None else now_s - self.starved_since_s,
             stuck=serving and self.until_stuck_s() <= 0,
             ending=self.ending,
             in_flight=count,

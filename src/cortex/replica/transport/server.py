@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
+import os
+import resource
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from time import perf_counter
 
@@ -15,7 +18,11 @@ from cortex.replica.process.condition import Condition
 from cortex.replica.transport.http import Connection
 from cortex.replica.transport.service import Service
 
+log = logging.getLogger(__name__)
+
 HEARTBEAT_S = 1.0
+SPARE_DESCRIPTORS = 32
+"""Looked for in each beat, for what comes between two of them."""
 ACCEPTED_A_TURN = 8
 """
 Connections that the loop accepts in one of its turns: libuv (uvloop 0.23) takes one for each listening socket. A turn
@@ -60,20 +67,47 @@ class Server:
         # Copies: a server of the loop owns its socket, and ours is handed out on the control socket. Each listens anew,
         # with a backlog of its own. Held for life: the loop does not hold them, and the collector would close a socket
         # once nobody is connected.
-        self._listening = [
-            self._loop.run_until_complete(
-                self._loop.create_unix_server(
-                    partial(Connection, self._service, self._loop),
-                    sock=self._slot.dup(),
-                    backlog=BACKLOG,
-                    start_serving=False,
-                )
-            )
-            for _ in range(ACCEPTED_A_TURN)
-        ]
+        self._listening = [self._loop.run_until_complete(self._listener()) for _ in range(ACCEPTED_A_TURN)]
         self._starting = [self._loop.create_task(listening.start_serving()) for listening in self._listening]
         self._beat_due_s = perf_counter()
         self._loop.call_soon(self._beat)
+
+    def _listener(self) -> Coroutine[None, None, asyncio.Server]:
+        return self._loop.create_unix_server(
+            partial(Connection, self._service, self._loop),
+            sock=self._slot.dup(),
+            backlog=BACKLOG,
+            start_serving=False,
+        )
+
+    async def _listen_again(self) -> None:
+        self._listening = [await self._listener() for _ in range(ACCEPTED_A_TURN)]
+        for listening in self._listening:
+            await listening.start_serving()
+        self._condition.starved_since_s = None
+        log.info("there are descriptors again: connections are taken again")
+
+    def _mind_descriptors(self) -> None:
+        """
+        Take no connection that there may be no descriptor for: it waits in the slot, and those that are there go on.
+
+        libuv closes what it cannot take, so that the request is lost or done by somebody else.
+        """
+        if self._deadline_s is not None or not all(task.done() for task in self._starting):
+            return
+        if self._listening and not has_descriptors(SPARE_DESCRIPTORS):
+            for listening in self._listening:
+                listening.close()
+            self._listening = []
+            self._condition.starved_since_s = perf_counter()
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            log.error(
+                "fewer than %d of %d descriptors are left: new connections wait until there are more. "
+                "Does the handler close its files and sockets?",
+                *(SPARE_DESCRIPTORS, limit),
+            )
+        elif not self._listening and has_descriptors(SPARE_DESCRIPTORS + 2 * ACCEPTED_A_TURN):
+            self._starting = [self._loop.create_task(self._listen_again())]
 
     def drain_soon(self, timeout_s: float) -> None:
         """`drain`, from any thread. Answers close their connections from now on, even while the loop is busy."""
@@ -127,12 +161,27 @@ class Server:
         late_s = max(0.0, now_s - self._beat_due_s)
         self._beat_due_s = now_s + HEARTBEAT_S
         service.heads.tick()
+        self._mind_descriptors()
         for connection in tuple(service.connections):
             connection.check_pace(now_s, late_s)
         if service.huge and not self._condition.in_flight:
             service.huge = False
             trim_memory()
         self._loop.call_later(HEARTBEAT_S, self._beat)
+
+
+def has_descriptors(number: int) -> bool:
+    """Whether this process may open so many more."""
+    opened: list[int] = []
+    try:
+        for _ in range(number):
+            opened.append(os.dup(0))
+    except OSError:
+        return False
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return True
 
 
 def trim_memory() -> None:

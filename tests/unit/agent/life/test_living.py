@@ -100,6 +100,14 @@ def test_a_request_that_outlived_its_timeout_costs_its_replica(story):
     assert story.check().reference == "overdue"
 
 
+@pytest.mark.parametrize(("starved_s", "reference"), [(9.0, None), (11.0, "out-of-descriptors")])
+def test_one_without_descriptors_is_replaced_once_that_lasts(story, starved_s, reference):
+    story.running()
+    story.says(starved_s=starved_s)
+    found = story.check()
+    assert (found and found.reference) == reference
+
+
 def test_a_replica_that_drains_may_be_overdue(story):
     story.draining(timeout_s=600.0)
     story.says(phase=Phase.DRAINING, overdue=True, oldest_request_age_s=700.0)
