@@ -12,7 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from contract_harness import Connection, Home, chunked, eventually, request, rows_model, running_home, write_project
+from contract_harness import (
+    Connection,
+    Home,
+    Traffic,
+    chunked,
+    eventually,
+    request,
+    rows_model,
+    running_home,
+    write_project,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -282,4 +292,37 @@ def test_connections_reset_in_the_middle_of_everything_leave_nothing_behind(home
         connection.send(sent[: (10, 100, 60_000, len(sent))[number % 4]])
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # RST, not FIN
         connection.sock.close()
+    eventually(lambda: open_files() < before + 30, "their sockets are closed")
+
+
+# ---- all at once ------------------------------------------------------------------------------------------------
+
+
+def test_500_of_every_kind_at_once_cost_nobody_who_behaves_an_answer_and_leave_no_descriptor(home):
+    def open_files() -> int:
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid, _ in home.processes())
+
+    before = open_files()
+    length = {"content-length": "5000"}
+    with Traffic(home.port, "/t/rows", ROW, clients=8, per_s=200) as traffic, contextlib.ExitStack() as opened:
+        traffic.answered(200)
+        for number in range(500):
+            client = opened.enter_context(Connection(home.port))
+            match number % 5:
+                case 0:
+                    client.send(b"POST /t/rows HTTP/1.1\r\nx-long: a")
+                case 1:
+                    client.send(request("POST", "/t/rows", None, {**JSON, **length}) + b"[1")
+                case 2:
+                    client.send(
+                        request("POST", "/t/rows", None, {**JSON, "content-length": "5000000"}) + b" " * 300_000
+                    )
+                case 3:
+                    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                    client.send(request("POST", "/t/rows", b"[" + b"[1, 2, 3, 4]," * 20_000 + ROW + b"]", JSON))
+                case 4:
+                    client.send(request("POST", "/t/rows", ROW, JSON))
+                    client.sock.shutdown(socket.SHUT_WR)
+        traffic.answered(1000)
+    assert traffic.outcomes.keys() == {"200"}, traffic.outcomes
     eventually(lambda: open_files() < before + 30, "their sockets are closed")
