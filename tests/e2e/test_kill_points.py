@@ -304,6 +304,7 @@ def test_no_request_is_lost_whoever_is_killed_at_whichever_step_of_falling_aslee
                 shown(home)
             enough = callers.answered.total() + 6
             eventually(lambda enough=enough: callers.answered.total() >= enough or callers.faults, "it answers")
+            assert (point, callers.faults) == (point, [])
     assert callers.faults == []
     eventually(lambda: shown(home)["status"] == "asleep", "it sleeps")
     eventually(lambda: not home.replica_pids("k/x"), "no process is left")

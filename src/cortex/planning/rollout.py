@@ -305,10 +305,10 @@ def who_stays(rollout: Rollout, groups: Groups) -> Staying:
             stays = ready <= floor
             ready -= not stays
         else:
-            stays = slot.knocked or (ready < floor and rollout.returns(slot))
+            stays = slot.knocked or slot.waking or (ready < floor and rollout.returns(slot))
         (olds if stays else leave).append(slot)
     for slot in reversed(spare_news):
-        (news if slot.knocked else leave).append(slot)
+        (news if slot.knocked or slot.waking else leave).append(slot)
     # The size may have shrunk while new ones were on their way.
     for slot in reversed(tuple(news)):
         if len(news) + len(olds) + len(pending_olds) > n + SURGE and not slot.ready and not rollout.returns(slot):

@@ -44,6 +44,9 @@ class SlotState(StrEnum):
     """Its process is gone, the slot is still open."""
 
 
+FIRST_ATTEMPT = 1
+
+
 class Slot(msgspec.Struct, frozen=True, gc=False):
     """One replica of an api, as far as it is known: its room, and what its agent says."""
 
@@ -77,6 +80,16 @@ class Slot(msgspec.Struct, frozen=True, gc=False):
     def knocked(self) -> bool:
         """It sleeps, and somebody waits for it."""
         return self.asleep and self.report is not None and self.report.knocked_age_s is not None
+
+    @property
+    def waking(self) -> bool:
+        """It slept, and who has knocked waits there until it is ready: nobody else is routed to before that."""
+        return (
+            self.routed
+            and self.state is SlotState.STARTING
+            and self.report is not None
+            and self.report.attempt == FIRST_ATTEMPT
+        )
 
     @property
     def lost(self) -> bool:

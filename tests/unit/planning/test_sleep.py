@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 
@@ -28,7 +30,7 @@ from cortex.testing.builders import (
 )
 from cortex.wire.build import BuildSpec
 from cortex.wire.operator import Status
-from cortex.wire.orders import DrainReplica, ForgetReplica, HoldSlot, Order, StartReplica
+from cortex.wire.orders import DrainReplica, ForgetReplica, HoldSlot, Order, SetRoute, StartReplica
 from cortex.wire.reports import Phase, ReplicaReport
 
 V1, V2 = a_build("v1"), a_build("v2")
@@ -160,6 +162,33 @@ def test_a_knock_while_it_falls_asleep_is_answered_by_the_slot_and_the_old_repli
     seen = a_snapshot(ready, sleeper, leases=(a_lease(V1),), routes=(a_route(wanted, sleeper),))
     room = LeaseRequest(replica=sleeper.replica, api=API, resources=V1.resources, minimum=False)
     assert AcquireLease(request=room) in decided(wanted, seen)
+
+
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.LOADING, Phase.WARMING])
+def test_one_where_requests_wait_leaves_only_once_it_has_answered_although_another_is_ready(phase: Phase) -> None:
+    """Falling asleep was cut short: the old replica was never told to leave."""
+    wanted, ready, waking = an_api(), a_replica(V1), a_replica(V1, 1, phase, was_ready=False)
+    leases = (a_lease(V1), a_lease(V1, 1))
+    assert leaving(decided(wanted, a_snapshot(ready, waking, leases=leases, routes=(a_route(wanted, waking),)))) == []
+    routed = a_route(wanted, ready, waking)
+    assert leaving(decided(wanted, a_snapshot(ready, waking, leases=leases, routes=(routed,)))) == []
+    new = an_api(V2, serving=V1)
+    seen = a_snapshot(
+        a_replica(V2), waking, leases=(a_lease(V1, 1), a_lease(V2)), routes=(a_route(new, a_replica(V2), waking),)
+    )
+    assert leaving(decided(new, seen)) == []
+
+
+def leaving(actions: Sequence[Action]) -> list[Action]:
+    """What has somebody leave, were it the route."""
+    orders = [one for one in actions if isinstance(one, OrderNode)]
+    woken = name(V1, 1)
+    return [
+        one
+        for one in orders
+        if isinstance(one.order, DrainReplica | ForgetReplica)
+        or (isinstance(one.order, SetRoute) and woken not in one.order.targets)
+    ]
 
 
 # ---- new versions ----------------------------------------------------------------------------------------------------
