@@ -195,10 +195,19 @@ def test_a_number_is_kept_with_why_and_since_when(store: StateStore) -> None:
     store.set_scale(API, 1, reason="1 of 24 seats is busy", wall_s=4.0)
     fallen = Scale(replicas=1, last_up_wall_s=2.0, reason="1 of 24 seats is busy", since_wall_s=4.0)
     assert wanted_of(store).scale == fallen
-    store.set_scale(API, 1, reason="nobody asked for 5 min", wall_s=5.0, asleep=True)
-    assert wanted_of(store).scale == msgspec.structs.replace(
-        fallen, asleep=True, reason="nobody asked for 5 min", since_wall_s=5.0
-    )
+
+
+def test_an_api_falls_asleep_if_it_may_and_is_what_it_was_when_that_was_decided(store: StateStore) -> None:
+    store.commit_deploy(a_deploy(bounded(0, 5), wall_s=1.0))
+    assert not store.fall_asleep(API, V2.revision, reason="nobody asked", wall_s=5.0)
+    assert not wanted_of(store).scale.asleep
+    assert store.fall_asleep(API, V1.revision, reason="nobody asked", wall_s=5.0)
+    asleep = wanted_of(store).scale
+    assert (asleep.asleep, asleep.replicas, asleep.reason, asleep.since_wall_s) == (True, 1, "nobody asked", 5.0)
+    store.commit_deploy(a_deploy(bounded(1, 5), wall_s=6.0))
+    assert not store.fall_asleep(API, V1.revision, reason="nobody asked", wall_s=7.0)
+    assert not wanted_of(store).scale.asleep
+    assert not store.fall_asleep(ApiKey("iris/gone"), V1.revision, reason="nobody asked", wall_s=7.0)
 
 
 def test_a_deploy_that_overlaps_a_change_of_the_number_loses_neither(store: StateStore) -> None:

@@ -139,9 +139,9 @@ class Scaling:
     def _sleep(self, case: Case, wall_s: float) -> None:
         wanted = case.wanted
         reason = f"nobody asked for {wanted.idle_timeout_s:g} s"
-        log.info("%s: falls asleep: %s", wanted.api, reason)
-        self._state.set_scale(wanted.api, 1, reason=reason, wall_s=wall_s, asleep=True)
-        self._tell(happenings.slept(wanted.api, reason))
+        if self._state.fall_asleep(wanted.api, wanted.build.revision, reason=reason, wall_s=wall_s):
+            log.info("%s: falls asleep: %s", wanted.api, reason)
+            self._tell(happenings.slept(wanted.api, reason))
 
     def _tell_bound(self, before: ScalingDecision | None, now: ScalingDecision) -> None:
         if before is None or (before.bound, before.replicas) != (now.bound, now.replicas):

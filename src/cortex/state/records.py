@@ -465,13 +465,31 @@ class StateStore:
             if row is not None and self._content["scale"][api].asleep:
                 self.set_scale(api, 1, reason=scale.ASKED_WHILE_ASLEEP, wall_s=wall_s)
 
-    def set_scale(self, api: ApiKey, replicas: int, *, reason: str, wall_s: float, asleep: bool = False) -> None:
-        """How many replicas from now on, within the api's bounds, and why. Ignored when the api is gone."""
+    def fall_asleep(self, api: ApiKey, revision: Revision, *, reason: str, wall_s: float) -> bool:
+        """
+        An api sleeps from now on.
+
+        Args:
+            revision: what was wanted when that was decided.
+
+        Returns:
+            Whether it does: it is left awake when something else is wanted by now, it may not sleep, or it is gone.
+        """
+        with self._lock:
+            row = self._row(api)
+            if row is None or row.wanted != revision or row.min_replicas > 0:
+                return False
+            after = scale.changed(self._content["scale"][api], row, 1, reason=reason, wall_s=wall_s, asleep=True)
+            self._write([Write("scale", api, after)])
+            return True
+
+    def set_scale(self, api: ApiKey, replicas: int, *, reason: str, wall_s: float) -> None:
+        """How many replicas from now on, within the api's bounds, and why; awake. Ignored when the api is gone."""
         with self._lock:
             row = self._row(api)
             if row is not None:
                 before: Scale = self._content["scale"][api]
-                after = scale.changed(before, row, replicas, reason=reason, wall_s=wall_s, asleep=asleep)
+                after = scale.changed(before, row, replicas, reason=reason, wall_s=wall_s)
                 self._write([Write("scale", api, after)])
 
     def _of_api(self, kind: Literal["versions", "runs"], api: ApiKey) -> Iterator[tuple[str, Any]]:

@@ -191,7 +191,7 @@ def test_the_end_of_a_replica_is_told_under_a_key_by_which_it_is_kept_once(agent
 def test_an_api_is_awake_since_somebody_has_knocked(agents: Recorder) -> None:
     state = StateStore()
     state.commit_deploy(a_deploy(a_wanted_api(V1, min_replicas=0)))
-    state.set_scale(API, 1, reason="nobody asked", wall_s=0.0, asleep=True)
+    state.fall_asleep(API, V1.revision, reason="nobody asked", wall_s=0.0)
     world = a_world(agents, state)
     apply(Plan(actions=(MarkAwake(api=API, waited_s=2.5),)), world)
     (record,) = state.apis()

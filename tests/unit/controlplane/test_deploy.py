@@ -1505,7 +1505,7 @@ def test_one_that_falls_asleep_once_it_was_asked_often_enough_is_proved(world):
 
 def test_an_api_that_sleeps_is_not_asked(world):
     world.live(world.api(sample=b"1", model="old", compute={"min_replicas": 0}))
-    world.state.set_scale(KEY, 1, reason="nobody asked", wall_s=0.0, asleep=True)
+    world.state.fall_asleep(KEY, world.wanted().build.revision, reason="nobody asked", wall_s=0.0)
     change = world.change(world.api(sample=b"1", model="new", compute={"min_replicas": 0}), prove=True)
     assert (change.proved, change.unproved) == (False, "it sleeps, and whoever asks wakes it")
     receipt = world.rollbacks.history(KEY)[0].receipt

@@ -300,8 +300,9 @@ def test_falling_asleep_is_told(lab: Lab) -> None:
 
 
 def test_an_api_that_sleeps_is_left_alone(lab: Lab) -> None:
-    lab.deploy(an_api())
-    lab.state.set_scale(API, 1, reason="nobody asked", wall_s=lab.clock.wall_s(), asleep=True)
+    lab.deploy(an_api(min_replicas=0))
+    (record,) = lab.state.apis()
+    lab.state.fall_asleep(API, record.wanted.build.revision, reason="nobody asked", wall_s=lab.clock.wall_s())
     lab.run(5.0)
     assert lab.scaling.decisions == {}
 

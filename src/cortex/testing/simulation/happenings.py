@@ -54,15 +54,16 @@ class Happenings:
         event()
 
     def _picked(self) -> tuple[str, Callable[[], None]]:
+        is_any_parked = any(self._world.parked(record.wanted) for record in self._world.wanted())
         users: list[tuple[float, str, Callable[[], None]]] = [
             (5, "deploy", self._deploy),
             (4, "load moves", self._move_load),
-            (2, "roll back", self._roll_back),
+            (8 if is_any_parked else 2, "roll back", self._roll_back),
             (1, "delete", self._delete),
             (1, "wall clock jumps", self._jump_wall),
             (1, "rows disagree", self._disagree),
             (1, "models are proved", self._prove),
-            (1, "control plane restarts", self._restart_between_ticks),
+            (2, "control plane restarts", self._restart_between_ticks),
             (2, "sleep", self._sleep),
         ]
         kills: list[tuple[float, str, Callable[[], None]]] = [(6, "kill", self._kill)]
@@ -194,16 +195,16 @@ class Happenings:
             wanted = record.wanted
             if wanted.live_wall_s is not None and not wanted.min_replicas and self._random.random() < 0.5:
                 self._world.note(f"{wanted.api} falls asleep")
-                self._state.set_scale(
-                    wanted.api, 1, reason="nobody asked", wall_s=self._world.clock.wall_s(), asleep=True
-                )
+                wall_s = self._world.clock.wall_s()
+                self._state.fall_asleep(wanted.api, wanted.build.revision, reason="nobody asked", wall_s=wall_s)
 
     def _roll_back(self) -> None:
         """An api goes back to any version that was live, or to the one that serves."""
         records = self._world.wanted()
         if not records:
             return
-        wanted = self._random.choice(records).wanted
+        parked = [record for record in records if self._world.parked(record.wanted)]
+        wanted = self._random.choice(parked if parked and self._random.random() < 0.7 else records).wanted
         kept = [
             one
             for one in self._state.versions()
@@ -213,7 +214,7 @@ class Happenings:
         ]
         if kept:
             before = [one for one in kept if one.build.revision == wanted.previous]
-            version = self._random.choice(before if before and self._random.random() < 0.5 else kept)
+            version = self._random.choice(before if before and self._random.random() < 0.7 else kept)
             self._world.note(f"{wanted.api}: back to {version.build.revision[:8]} ({self._world.kind(version.build)})")
             if any(r.phase is Phase.ASLEEP and r.api == wanted.api for _node, r in self._agents.replicas()):
                 self._world.apis[wanted.api].fault_s = self._world.now_s()  # it may have to wake for it
@@ -268,7 +269,10 @@ class Happenings:
     # ---- faults of ours, of nodes and of lines between them -----------------------------------------------------
 
     def _restart_between_ticks(self) -> None:
+        """Where there are several nodes, now and then one of them is not heard from then on."""
         self._world.stop_control_plane()
+        if self._world.mood is Mood.ROUGH and len(self._agents.nodes) > 1 and self._random.random() < 0.5:
+            self._cut_off()
         self._world.start_control_plane()
 
     def _crash_soon(self) -> None:
