@@ -397,6 +397,7 @@ def _frontend(configuration: WorkerConfiguration) -> str:
         bulk = f"""\
     use_backend {BULK_BACKEND} if {{ req.hdr_val(content-length) gt {DOOR_BODY_BYTES} }}
     use_backend {BULK_BACKEND} if {{ req.hdr(transfer-encoding) -m found }}
+    use_backend {BULK_BACKEND} if {{ var(txn.route),field(5,|) off }}
 """
     return f"""\
 frontend {FRONTEND} from base
@@ -509,6 +510,7 @@ def _bulk_backend(configuration: WorkerConfiguration) -> str:
     return f"""\
 # The bulk worker, which does everything that a pool backend does, and the waiting.
 backend {BULK_BACKEND} from base
+    option http-server-close
 {_track()}\
 {marks}\
     http-request set-timeout server var(txn.route),field(3,|),add({extra_ms})

@@ -539,6 +539,25 @@ def test_a_body_over_the_replay_limit_is_delivered_once(run):
     run(scenario)
 
 
+@pytest.mark.parametrize(("size", "retry"), [(3, False), (100_000, False), (500_000, True)])
+def test_what_is_delivered_once_is_told_of_a_lost_replica_also_on_a_connection_that_was_used_before(run, size, retry):
+    async def scenario(world):
+        ingress = await world.started(world.route("iris/a", world.backend(), world.backend(), retry=retry))
+        connection = await world.connect()
+        for target, status in (("", 200), ("?die", 502)):
+            head = (
+                f"POST /iris/a{target} HTTP/1.1\r\nhost: x\r\nx-request-id: r{status}\r\ncontent-length: {size}\r\n\r\n"
+            )
+            await connection.send(head.encode(), b"x" * size)
+            assert (await connection.receive()).status == status
+            assert len(world.deliveries(f"r{status}")) == 1
+        connection.close()
+        (row,) = await ingress.refusals()
+        assert row.server_error == 1
+
+    run(scenario)
+
+
 def test_an_answer_is_never_asked_for_twice_whatever_its_status(run):
     async def scenario(world):
         await world.started(world.route("iris/a", world.backend(), world.backend()))
