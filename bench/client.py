@@ -76,8 +76,6 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     """Code of an answer that is no 200, or why there is none."""
     build: str = ""
     """What handler and model said of themselves."""
-    reused: bool = False
-    """Whether the connection had carried a request before."""
     fine: bool = False
     """200 with the tag that was sent and the right label."""
 
@@ -246,17 +244,16 @@ class Client:
             f"x-request-id: {tag}\r\ncontent-length: {len(body)}\r\n"
             f"connection: {'keep-alive' if keep else 'close'}\r\n\r\n"
         )
-        sent_s, reused = time.monotonic(), False
+        sent_s = time.monotonic()
         try:
             async with asyncio.timeout(PATIENCE_S):
                 connection = await self._connected(kept=keep)
-                reused = connection.used_s is not None
                 response = await self._response(connection, head.encode() + body, keep=keep)
         except (OSError, ValueError) as error:
             why = f"{type(error).__name__}: {error}"
-            self._note(Answer(api, kind, tag, sent_s, time.monotonic(), 0, error=why, reused=reused))
+            self._note(Answer(api, kind, tag, sent_s, time.monotonic(), 0, error=why))
             return
-        answer = Answer(api, kind, tag, sent_s, time.monotonic(), response.status, reused=reused)
+        answer = Answer(api, kind, tag, sent_s, time.monotonic(), response.status)
         self._note(_judged(answer, label, response))
 
     async def _response(self, connection: Connection, request: bytes, *, keep: bool) -> Response:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from client import CLOSED, Answer
+from client import Answer
 
 REPLICA_LOST = "replica-lost"
 STILL_ASKED_S = 10.0
@@ -131,7 +131,7 @@ def _is_promised(answer: Answer, kills: Sequence[Kill], once: str, reached: Sequ
     It may where it could have been at a replica that was killed; at two of them, if it is delivered a second time. What
     a handler has got was there before the kill; what none has got may have come right after.
     """
-    if not _is_told_lost(answer):
+    if answer.status != 502 or not answer.error.startswith(REPLICA_LOST):
         return False
     since_s = answer.sent_s if reached else answer.sent_s - STILL_ASKED_S
     hit = [kill for kill in kills if kill.api == answer.api and since_s <= kill.at_s <= answer.done_s]
@@ -139,10 +139,3 @@ def _is_promised(answer: Answer, kills: Sequence[Kill], once: str, reached: Sequ
         hit = [kill for kill in hit if kill.pid in reached]
     delivered = 1 if answer.kind == "large" or answer.api == once else 2
     return len(hit) >= delivered
-
-
-def _is_told_lost(answer: Answer) -> bool:
-    """By 502; on a connection that had carried a request before HAProxy says the same by closing it."""
-    if answer.status == 0:
-        return answer.reused and answer.error.endswith(CLOSED)
-    return answer.status == 502 and answer.error.startswith(REPLICA_LOST)

@@ -90,8 +90,6 @@ def test_a_version_that_answers_as_two_builds_is_wrong() -> None:
         (LOST, [10.2, 10.5], True),
         (said(LOST, kind="large", status=503, error="overloaded: every replica is busy"), [10.5], False),
         (said(LOST, kind="large", status=0, error=f"ConnectionResetError: {CLOSED}"), [10.5], False),
-        (said(LOST, kind="large", status=0, error=f"ConnectionResetError: {CLOSED}", reused=True), [10.5], True),
-        (said(LOST, status=0, error=f"ConnectionResetError: {CLOSED}", reused=True), [10.5], False),
     ],
 )
 def test_a_replica_is_lost_as_promised_only_where_it_was_killed(
