@@ -174,7 +174,7 @@ class Promises:
             if capped or not self._is_within_its_right(decision, SLACK):
                 self._short_since_s.pop(api, None)
                 continue
-            come = self._begun(api, WINDOWS_S[0]) * WINDOWS_S[0]
+            come = min(self._begun(api, WINDOWS_S[0])) * WINDOWS_S[0]
             need = self._need(decision, (come - 2 * math.sqrt(come)) / WINDOWS_S[0])
             if need <= SLACK * decision.replicas + 0.5:
                 self._short_since_s.pop(api, None)
@@ -204,18 +204,26 @@ class Promises:
         need = 0.0
         for ago, truth in enumerate(reversed(past[-2:])):  # it may have been decided between the two
             waiting = truth.waiting / max(QUEUE_S, work.seat_s)
-            rates = [self._begun(decision.api, window_s, ago) + waiting for window_s in windows]
+            rates = [max(self._begun(decision.api, window_s, ago)) + waiting for window_s in windows]
             need = max(need, *(self._need(decision, rate) for rate in rates))
             if not known or truth.ended - known[0].ended < ENOUGH_ENDED:
                 need = max(need, (truth.in_service + truth.waiting) / work.seats)
         return need
 
-    def _begun(self, api: ApiKey, window_s: float, ago: int = 0) -> float:
-        """Requests a second, in a window that ended so many readings ago."""
+    def _begun(self, api: ApiKey, window_s: float, ago: int = 0) -> tuple[float, float]:
+        """
+        Requests a second, in a window that ended so many readings ago.
+
+        Twice: as it begins at the last reading that is old enough, and at the next one. Where readings are missing
+        these are not the same, and the rule may take either.
+        """
         past = self._past[api]
-        last = past[max(0, len(past) - 1 - ago)]
+        end = max(0, len(past) - 1 - ago)
+        last = past[end]
         place = bisect_right(past, last.at_s - window_s + READ_S / 4, key=lambda truth: truth.at_s)
-        first = past[max(0, place - 1)]
+        return self._rate(past[max(0, place - 1)], last), self._rate(past[max(0, min(place, end - 1))], last)
+
+    def _rate(self, first: Truth, last: Truth) -> float:
         seconds = last.at_s - first.at_s
         return (last.begun - first.begun) / seconds if seconds > 0 else last.begun / READ_S
 
@@ -226,7 +234,7 @@ class Promises:
 
     def _used(self, decision: ScalingDecision) -> float:
         """Processors that an api has a right to as far as it uses them."""
-        need = self._need(decision, self._begun(decision.api, LONGEST_S)) if decision.api in self._past else 0.0
+        need = self._need(decision, self._begun(decision.api, LONGEST_S)[0]) if decision.api in self._past else 0.0
         burn = burn_of(self._works[decision.api])
         return min(need, float(decision.replicas)) * min(burn, decision.asked.cpu_millis / 1000)
 

@@ -180,9 +180,11 @@ class MovingLoad:
                 readings.get(where[reading.replica], []).append(reading)
             queued.append(queue.door())
         loads = []
-        for number, (node, agent) in enumerate(nodes):
+        # One that is cut off goes on taking all that comes, and nobody hears of it.
+        entrance = next(iter(self._agents.nodes), None)
+        for node, agent in nodes:
             doors: tuple[DoorReading, ...] = ()
-            if number == 0:
+            if node == entrance:
                 doors = tuple(self._door(one, self._doors.setdefault(agent, {})) for one in queued)
             loads.append(
                 NodeLoads(
