@@ -150,6 +150,8 @@ class Operator:
         with project.only_now():
             if what == WRONG_SIGNATURE:
                 project.new_model(MANY, bad=True)
+                # The others are what the files say, also those that had gone back: nothing is wrong with them.
+                self._may(time.monotonic(), {api: build for api, build in project.builds().items() if api != MANY})
             else:
                 project.new_handler(BAD_VERSIONS[what])
             if what == SECOND_FAILS:
