@@ -20,8 +20,8 @@ LONGEST_HEAD_START_S = 1.5
 """How far a deploy may come before somebody goes back."""
 SETTLES_WITHIN_S = 60.0
 ERROR = r"^error: ([a-z-]+)$"
-REPLACED = "replaced-meanwhile"
-"""What the first of two commands for one api is told."""
+GONE_OVER = ("replaced-meanwhile", "rolled-back-meanwhile")
+"""What that one of two commands for one api is told which the other went over."""
 CRASHING = "crashing"
 """What a command is told whose api's replicas were killed again and again."""
 WELL = frozenset({"live", "asleep", "waking"})
@@ -207,8 +207,8 @@ class Operator:
         rolling_s = time.monotonic()
         rolled = self._cortex("rollback", api, "-o", "json")
         deployed = _ended(deploying)
-        self._count(f"{step.command}, the rollback", rolling_s, rolled, accepted=(REPLACED,))
-        self._count(f"{step.command}, the deploy", begun_s, deployed, accepted=(REPLACED,))
+        self._count(f"{step.command}, the rollback", rolling_s, rolled, accepted=GONE_OVER)
+        self._count(f"{step.command}, the deploy", begun_s, deployed, accepted=GONE_OVER)
         if "change" in rolled.said:
             self._timelines[api].may(rolling_s, rolled.said["change"]["version"])
         else:

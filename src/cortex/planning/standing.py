@@ -74,6 +74,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return serving is not None and serving.revision != self.wanted.build.revision
 
     @property
+    def comes_back(self) -> bool:
+        """What is wanted is what was live before: the api went back to it, and is on its way there."""
+        return self.case.was_live and self.wanted.live_wall_s is None
+
+    @property
     def last_exit(self) -> ExitReport | None:
         return self.record.last_exit if self.record is not None else None
 
@@ -153,7 +158,7 @@ def _takes_over(facts: Facts) -> Standing | None:
         return None
     if not (facts.older or facts.case.seen.routes_pending):
         return None
-    is_first = facts.wanted.serving is None or not (facts.is_another_serving or facts.older)
+    is_first = facts.wanted.serving is None or not (facts.is_another_serving or facts.older or facts.comes_back)
     return Standing(Status.CREATING if is_first else Status.UPDATING)
 
 
@@ -203,7 +208,7 @@ def _lacks_room(facts: Facts) -> Standing | None:
 def _is_new(facts: Facts) -> Standing | None:
     if facts.wanted.live_wall_s is not None:
         return None
-    return Standing(Status.CREATING, facts.ends, facts.last_problem)
+    return Standing(Status.UPDATING if facts.comes_back else Status.CREATING, facts.ends, facts.last_problem)
 
 
 def _ends_again(facts: Facts) -> Standing | None:

@@ -108,6 +108,16 @@ def test_the_first_version_is_creating_until_its_route_is_in_effect() -> None:
     assert seen_as(wanted, msgspec.structs.replace(seen, nodes=(node,))).status is Status.CREATING
 
 
+@pytest.mark.parametrize("pending", [True, False])
+def test_what_comes_back_to_a_version_that_was_live_is_updating_and_not_created_anew(pending: bool) -> None:
+    wanted = msgspec.structs.replace(a_wanted_api(V1, serving=V1), serving_was_live=True, live_wall_s=None)
+    replica = a_replica(V1) if pending else a_replica(V1, 0, Phase.LOADING, was_ready=False)
+    routed = (replica,) if pending else ()
+    seen = a_snapshot(replica, routes=(a_route(wanted, *routed),))
+    node = msgspec.structs.replace(seen.nodes[0], pending_routes=(API,) if pending else ())
+    assert seen_as(wanted, msgspec.structs.replace(seen, nodes=(node,))).status is Status.UPDATING
+
+
 def test_live_with_min_replicas_while_a_scale_up_cannot_be_had_is_a_note() -> None:
     wanted = a_wanted_api(V1, live=True, replicas=3)
     ready = (a_replica(V1, 0), a_replica(V1, 1))
