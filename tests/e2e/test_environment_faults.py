@@ -432,7 +432,9 @@ def test_a_clock_that_jumps_has_nobody_sleep_wake_scale_or_go_back_also_across_a
     home.deploy(folder)
     home.deploy(sleepers(home, 2))
     eventually(lambda: status_of(home, "f/sleeps")["status"] == "asleep", "it sleeps")
-    before = {api: home.settled_replicas(f"f/{api}") for api in ("x", "dozes")}
+    for api in ("x", "dozes"):
+        home.settled_replicas(f"f/{api}")
+    before = {api: home.replica_pids(f"f/{api}") for api in ("x", "dozes")}  # one that is parked among them
     history = home.cortex("history", "f/x", "-o", "json").json
     wall_clock.shift(-int(time.time()) + 1000 if jump == SINCE_1970 else jump)
 

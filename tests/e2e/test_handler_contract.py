@@ -392,7 +392,8 @@ def cortex_yaml() -> str:
         compute = ["cpu: 20m", *(part for part in parts if part.startswith(COMPUTE))]
         own = [part for part in parts if not part.startswith(COMPUTE)]
         lines.append(
-            f"- {{kind: api, name: {name}, model: m.onnx, {', '.join(own)}, compute: {{{', '.join(compute)}}}}}"
+            f"- {{kind: api, name: {name}, model: m.onnx, rollout: {{watch: 0}}, "
+            f"{', '.join(own)}, compute: {{{', '.join(compute)}}}}}"
         )
     return "\n".join(lines)
 

@@ -46,13 +46,13 @@ PREPARE = "cortex.controlplane.packages:Packages.prepare"
 INSPECT = "cortex.agent.service:Agent.inspect"
 COMMIT = "cortex.state.records:StateStore.commit_deploy"
 LIVE = "cortex.state.records:StateStore.mark_live"
-SCALE = "cortex.state.records:StateStore.set_scale"
+FALL_ASLEEP = "cortex.state.records:StateStore.fall_asleep"
 WAKE = "cortex.state.records:StateStore.wake"
 ORDER = "cortex.controlplane.agents:LocalAgent.order"
 SHOW = "cortex.controlplane.view:View.publish"
 STEP = "cortex.agent.life.step:step"
 SLEEPS = "cortex.agent.lives:Lives.hold_slot"
-POINTS = (WRITE, COMMIT_BLOB, PUT_TREE, PREPARE, INSPECT, COMMIT, LIVE, SCALE, WAKE, ORDER, SHOW, STEP, SLEEPS)
+POINTS = (WRITE, COMMIT_BLOB, PUT_TREE, PREPARE, INSPECT, COMMIT, LIVE, FALL_ASLEEP, WAKE, ORDER, SHOW, STEP, SLEEPS)
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,9 @@ class Callers:
         assert not any(thread.is_alive() for thread in threads)
 
 
-def a_project(home: Home, number: int, compute: str = "cpu: 20m", *, further: str = "") -> Path:
-    api = f"{{kind: api, name: x, model: m.onnx, request_handler: h.py, sample: [1]{further}, compute: {{{compute}}}}}"
+def a_project(home: Home, number: int, compute: str = "cpu: 20m, max_replicas: 1", *, further: str = "") -> Path:
+    own = f"model: m.onnx, request_handler: h.py, sample: [1], rollout: {{watch: 0}}{further}, compute: {{{compute}}}"
+    api = f"{{kind: api, name: x, {own}}}"
     ballast = random.Random(number).randbytes(BALLAST_BYTES)
     return write_project(
         home.path.parent / "p",
@@ -249,8 +250,8 @@ def test_a_deploy_is_finished_whoever_is_killed_at_whichever_step_and_no_request
 
 
 FALLING_ASLEEP = (
-    KillPoint("before", SCALE, "'asleep': True"),
-    KillPoint("after", SCALE, "'asleep': True"),
+    KillPoint("before", FALL_ASLEEP),
+    KillPoint("after", FALL_ASLEEP),
     KillPoint("before", ORDER, r"HoldSlot\("),
     KillPoint("after", ORDER, r"HoldSlot\("),
     KillPoint("before", SLEEPS),  # the slot that joins is to be held
