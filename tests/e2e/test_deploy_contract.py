@@ -464,7 +464,7 @@ def test_a_named_deployment_is_guarded_as_well(home, folder):
 
 # ---- for programs -----------------------------------------------------------------------------------------------
 
-KEYS = {"deployment", "outcome", "committed", "changes", "warnings", "problems", "apis"}
+KEYS = {"deployment", "outcome", "committed", "changes", "warnings", "problems", "apis", "receipts"}
 
 
 def test_json_has_the_same_keys_however_a_deploy_ends(home, folder):

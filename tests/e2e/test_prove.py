@@ -215,7 +215,7 @@ def test_probes_are_no_load_that_replicas_are_started_for(home: Home, project: P
     """A thousandth of a request in flight asks for a replica; whether it gets one depends on the machine."""
     eager = CONFIGURATION.replace("cpu: 10m", "cpu: 10m, max_replicas: 3, target_in_flight: 0.001")
     write_project(project, {"cortex.yaml": eager})
-    home.deploy(project)
+    home.deploy(project, "-o", "json")  # for people it would ask the api for its sample, which is load
     write_project(project, {"a.py": handler(2)})
     found = home.deploy(project, "--prove", "-o", "json").json["receipts"]["a"]
     assert found["requests"] >= 40

@@ -126,6 +126,8 @@ class Watching:
             return
         watch.intervals.append(_since(watch.answers, answers))
         watch.answers, watch.looked_s = answers, now_s
+        if watch.base is None:  # what the version before answered last was still on its way when the watch began
+            watch.base = self._base(record)
         reason = watching.reason_to_go_back(watch.base, watch.intervals) if watch.base is not None else ""
         if reason and wanted.previous is not None:
             self._take_back(record, watch, wanted.previous, reason, now_s)
@@ -136,21 +138,26 @@ class Watching:
     def _begun(self, record: ApiRecord, answers: Answers, now_s: float) -> _Watch:
         wanted, now_wall_s = record.wanted, self._clock.wall_s()
         left_s = (wanted.watched_until_wall_s or now_wall_s) - now_wall_s
-        live_wall_s = now_wall_s if wanted.live_wall_s is None else wanted.live_wall_s
-        before = self._version_of(wanted.api, wanted.previous)
-        minutes: tuple[Answers, ...] = ()
-        if before is not None:
-            minutes = self._counted.minutes(
-                wanted.api, before, until_wall_s=live_wall_s, minutes=watching.DISPERSION_MINUTES
-            )
         return _Watch(
             revision=wanted.build.revision,
             version=wanted.build.version,
-            base=watching.base_of(minutes),
+            base=self._base(record),
             until_s=now_s + max(0.0, min(left_s, wanted.watch_s)),
             looked_s=now_s,
             answers=answers,
         )
+
+    def _base(self, record: ApiRecord) -> Base | None:
+        """What the version before had answered until the new one was live; None: too little, as far as is known."""
+        wanted = record.wanted
+        before = self._version_of(wanted.api, wanted.previous)
+        if before is None:
+            return None
+        until_wall_s = self._clock.wall_s() if wanted.live_wall_s is None else wanted.live_wall_s
+        minutes = self._counted.minutes(
+            wanted.api, before, until_wall_s=until_wall_s, minutes=watching.DISPERSION_MINUTES
+        )
+        return watching.base_of(minutes)
 
     def _take_back(self, record: ApiRecord, watch: _Watch, previous: Revision, reason: str, now_s: float) -> None:
         api, now_wall_s = record.wanted.api, self._clock.wall_s()

@@ -111,6 +111,14 @@ def test_without_a_base_nothing_is_judged(world: World) -> None:
     assert world.wanted.build == V2
 
 
+def test_a_base_that_is_counted_only_after_the_watch_began_is_one(world: World) -> None:
+    world.before, counted = (Answers(19, 0),), world.before
+    world.look((25, 12))
+    world.before = counted
+    world.look((25, 12), (25, 12))
+    assert world.wanted.build == V1
+
+
 def test_while_nobody_can_count_nothing_is_judged_and_the_watch_ends_all_the_same(world: World) -> None:
     world.usable = False
     assert world.look() == 5.0
