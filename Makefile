@@ -75,7 +75,7 @@ bench: $(DEV) ## measure throughput, latency, memory
 	$(BIN)/python bench/run.py
 
 # A throughput is printed, whatever it is: who has no wrk (exit code 2) goes without.
-ci-extra: $(DEV) ## what check and test are too short for, two minutes: a little chaos, and throughput beside FastAPI
+ci-extra: $(DEV) ## what check and test are too short for: a little chaos, and throughput beside FastAPI
 	$(BIN)/python bench/chaos.py --seconds 40 --rate 100 --one-at-a-time $(if $(SEED),--seed $(SEED))
 	$(WRK)
 	$(BIN)/python bench/throughput.py --seconds 2 --rounds 2 || [ $$? -eq 2 ]
