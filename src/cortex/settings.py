@@ -80,23 +80,40 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class HomeLayout:
-    """Where each file of an installation lies. Knows names only; creates nothing but through `prepare`."""
+class _Home:
+    """What the control plane's home and a node's have in common. On one machine the two are one folder."""
 
     home: Path
-
-    @property
-    def state_file(self) -> Path:
-        return self.home / "state.db"
 
     @property
     def artifacts(self) -> Path:
         return self.home / "artifacts"
 
     @property
-    def installations(self) -> Path:
-        """Installations of users' packages, by the digest of their lock."""
-        return self.home / "environments"
+    def logs(self) -> Path:
+        """
+        `controlplane.log` and `controlplane.out` are the control plane's; `agent.log`, `launcher-….log` and the like a
+        node's.
+        """
+        return self.home / "logs"
+
+    @property
+    def probe_token_file(self) -> Path:
+        """What the ingress knows our own requests by, with which change-overs are proved. Mode 0600."""
+        return self.home / "probe-token"
+
+    @property
+    def sockets(self) -> Path:
+        """Folder of the unix sockets: under the home if its path is short and plain, else in the runtime folder."""
+        return _sockets_of(self.home)
+
+
+class ControlLayout(_Home):
+    """Where each file of a control plane lies. Knows names only; creates nothing but through `prepare`."""
+
+    @property
+    def state_file(self) -> Path:
+        return self.home / "state.db"
 
     @property
     def secrets(self) -> Path:
@@ -114,18 +131,9 @@ class HomeLayout:
         return self.home / "cloud.json"
 
     @property
-    def logs(self) -> Path:
-        """`controlplane.log`, `agent.log`, `launcher-….log`, `ingress.log`, and `replicas/<id>.log`."""
-        return self.home / "logs"
-
-    @property
-    def replica_logs(self) -> Path:
-        return self.logs / "replicas"
-
-    @property
-    def stats(self) -> Path:
-        """Counters that replicas write; merged and deleted by the control plane."""
-        return self.home / "stats"
+    def indexes_file(self) -> Path:
+        """Where packages come from, as the last deploy's shell had it: may hold passwords, mode 0600."""
+        return self.home / "indexes.json"
 
     @property
     def stats_file(self) -> Path:
@@ -138,29 +146,9 @@ class HomeLayout:
         return self.home / "events.db"
 
     @property
-    def node(self) -> Path:
-        """What the agent needs to find its replicas, launchers and ingress again."""
-        return self.home / "node"
-
-    @property
-    def scratch(self) -> Path:
-        """A folder for each attempt of a replica, and each inspection, gone with it."""
-        return self.home / "scratch"
-
-    @property
-    def ingress(self) -> Path:
-        """Configuration, maps and log of HAProxy."""
-        return self.home / "ingress"
-
-    @property
     def reports(self) -> Path:
         """Reports of our own faults."""
         return self.home / "reports"
-
-    @property
-    def indexes_file(self) -> Path:
-        """Where packages come from, as the last deploy's shell had it: may hold passwords, mode 0600."""
-        return self.home / "indexes.json"
 
     @property
     def token_file(self) -> Path:
@@ -173,11 +161,6 @@ class HomeLayout:
         return self.home / "metrics-token"
 
     @property
-    def probe_token_file(self) -> Path:
-        """What the ingress knows our own requests by, with which change-overs are proved. Mode 0600."""
-        return self.home / "probe-token"
-
-    @property
     def down_mark(self) -> Path:
         """Present after `cortex down`: nothing starts by itself."""
         return self.home / "down"
@@ -186,10 +169,6 @@ class HomeLayout:
     def controlplane_file(self) -> Path:
         """Pid, start ticks, boot id and port of the running control plane, as JSON."""
         return self.home / "controlplane.json"
-
-    @property
-    def agent_file(self) -> Path:
-        return self.home / "agent.json"
 
     @property
     def ports_file(self) -> Path:
@@ -212,14 +191,63 @@ class HomeLayout:
         return self.home / "controlplane.lock"
 
     @property
+    def nodes(self) -> Path:
+        """Homes of the nodes of this machine that have one of their own, by name."""
+        return self.home / "nodes"
+
+    def prepare(self) -> None:
+        """
+        Create every folder with mode 0700.
+
+        Raises:
+            UnusableHome: a folder cannot be made or written, or belongs to someone else.
+        """
+        for folder in (self.home, self.artifacts, self.secrets, self.logs, self.sockets):
+            _private_folder(folder)
+
+
+class NodeLayout(_Home):
+    """Where each file of a node lies. Knows names only; creates nothing but through `prepare`."""
+
+    @property
+    def installations(self) -> Path:
+        """Installations of users' packages, by the digest of their lock."""
+        return self.home / "environments"
+
+    @property
+    def replica_logs(self) -> Path:
+        """`<replica id>.log` of each."""
+        return self.logs / "replicas"
+
+    @property
+    def stats(self) -> Path:
+        """Counters that replicas write; merged and deleted by the control plane."""
+        return self.home / "stats"
+
+    @property
+    def node(self) -> Path:
+        """What the agent needs to find its replicas, launchers and ingress again."""
+        return self.home / "node"
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for each attempt of a replica, and each inspection, gone with it."""
+        return self.home / "scratch"
+
+    @property
+    def ingress(self) -> Path:
+        """Configuration, maps and log of HAProxy."""
+        return self.home / "ingress"
+
+    @property
+    def agent_file(self) -> Path:
+        """Pid, start ticks and boot id of the running agent, as JSON."""
+        return self.home / "agent.json"
+
+    @property
     def agent_lock(self) -> Path:
         """Held by the agent for life."""
         return self.home / "agent.lock"
-
-    @property
-    def sockets(self) -> Path:
-        """Folder of the unix sockets: under the home if its path is short and plain, else in the runtime folder."""
-        return _sockets_of(self.home)
 
     @property
     def agent_socket(self) -> Path:
@@ -249,7 +277,6 @@ class HomeLayout:
             self.home,
             self.artifacts,
             self.installations,
-            self.secrets,
             self.logs,
             self.replica_logs,
             self.stats,

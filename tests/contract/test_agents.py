@@ -21,7 +21,7 @@ from cortex.controlplane.world import Agents, StaleEpoch
 from cortex.errors import RetryLater
 from cortex.ids import ApiKey, NodeId, ReplicaId, api_key, replica_id
 from cortex.processes import ProcessIdentity, read_record
-from cortex.settings import HomeLayout, Settings
+from cortex.settings import NodeLayout, Settings
 from cortex.testing.builders import a_build, a_route, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents
@@ -70,7 +70,7 @@ class RealLab:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             settings = Settings(home=folder, port=free.getsockname()[1])
-        self._layout = HomeLayout(folder)
+        self._layout = NodeLayout(folder)
         self._layout.prepare()
         self.agents = self._agent = LocalAgent(
             settings=settings, layout=self._layout, clock=SystemClock(), bound=(), on_report=lambda: None

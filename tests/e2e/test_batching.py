@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cortex.ids import ReplicaId
 from cortex.planning.batching import place_of
-from cortex.settings import HomeLayout
+from cortex.settings import NodeLayout
 from cortex.state.sqlite import SqliteStateStore
 from cortex.wire.agent import AgentReply, Observe, Observed
 from cortex.wire.batching import RULES, BatchingOrder, BatchingVerdict, Proof, Trial
@@ -78,7 +78,7 @@ def ordered(home: Home) -> dict[ReplicaId, BatchingOrder | None]:
     """What each replica was last ordered, as its agent says; nothing while it starts."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-            line.connect(str(HomeLayout(home.path).agent_socket))
+            line.connect(str(NodeLayout(home.path).agent_socket))
             send_frame(line, msgspec.json.encode(Observe()))
             reply = msgspec.json.decode(receive_frame(line)[0], type=AgentReply)
     except OSError:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from contract_harness import DEADLINE_S, Connection, Home, Traffic, eventually, rows_model, running_home, write_project
 
-from cortex.settings import HomeLayout
+from cortex.settings import NodeLayout
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +122,7 @@ def test_an_agent_that_cannot_take_connections_says_so_once_and_takes_them_later
         def is_said() -> bool:
             line = connections.enter_context(socket.socket(socket.AF_UNIX))
             line.settimeout(DEADLINE_S)
-            line.connect(str(HomeLayout(home.path).agent_socket))
+            line.connect(str(NodeLayout(home.path).agent_socket))
             return "who connects waits until there are some" in text_of(home, "agent.log")
 
         with no_descriptor_more(pid):

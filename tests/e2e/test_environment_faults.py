@@ -23,7 +23,7 @@ import pytest
 from contract_harness import Connection, Home, eventually, free_port, rows_model, running_home, write_project
 
 from cortex.processes import identify
-from cortex.settings import HomeLayout
+from cortex.settings import NodeLayout
 
 pytestmark = pytest.mark.slow
 
@@ -143,7 +143,7 @@ def test_a_home_whose_path_is_too_long_for_sockets_works(home):
     home.path.parent.mkdir(parents=True)
     home.deploy(project(Home(home.path.parent.parent / "h")))
     assert predicted(home) == 10.0
-    sockets = HomeLayout(home.path).sockets
+    sockets = NodeLayout(home.path).sockets
     assert sockets.is_dir()
     assert not sockets.is_relative_to(home.path)
     home.cortex("down", "--purge", "--yes")

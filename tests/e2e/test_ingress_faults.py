@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from contract_harness import Home, Traffic, eventually, rows_model, running_home, write_project
 
-from cortex.settings import HomeLayout
+from cortex.settings import NodeLayout
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def home() -> Iterator[Home]:
         yield home
         home.cortex("down")
         assert home.processes() == [], "nothing is left behind"
-        assert [path for path in HomeLayout(home.path).sockets.iterdir() if path.is_socket()] == []
+        assert [path for path in NodeLayout(home.path).sockets.iterdir() if path.is_socket()] == []
 
 
 def tiers(home: Home) -> dict[str, int]:
@@ -94,7 +94,7 @@ def test_a_stopped_haproxy_goes_on_and_everybody_is_answered(home, stopped):
 def test_its_files_may_be_gone_when_it_is_killed(home):
     before = tiers(home)
     with traffic(home) as (small, large):
-        for file in HomeLayout(home.path).ingress.iterdir():
+        for file in NodeLayout(home.path).ingress.iterdir():
             file.unlink()
         small.answered(100)
         for pid in before.values():
@@ -106,7 +106,7 @@ def test_its_files_may_be_gone_when_it_is_killed(home):
 def test_whose_sockets_are_removed_is_replaced_and_finishes_what_it_has(home):
     before = tiers(home)
     with traffic(home) as (small, large):
-        for path in HomeLayout(home.path).sockets.glob("h-*.sock"):
+        for path in NodeLayout(home.path).sockets.glob("h-*.sock"):
             path.unlink()
         eventually(is_replaced(home, before, "door", "bulk"), "others are there")
         eventually(lambda: not {*before.values()} & {pid for pid, _ in home.processes()}, "the old ones have left")

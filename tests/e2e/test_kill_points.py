@@ -22,7 +22,7 @@ import pytest
 from contract_harness import Connection, Home, eventually, rows_model, running_home, write_project
 
 from cortex.artifacts.store import ArtifactStore
-from cortex.settings import HomeLayout
+from cortex.settings import NodeLayout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -167,7 +167,7 @@ def nothing_is_left(home: Home) -> None:
     """Once everything has ended, and what is unfinished has had its time."""
     home.cortex("down")
     assert home.processes() == []
-    layout = HomeLayout(home.path)
+    layout = NodeLayout(home.path)
     assert [path for path in layout.sockets.rglob("*") if path.is_socket()] == []
     assert list(home.path.rglob("*.tmp")) == []
     store = ArtifactStore(layout.artifacts)

@@ -10,7 +10,8 @@ import pytest
 from cortex.settings import (
     NOT_IN_EFFECT_YET,
     SETTINGS,
-    HomeLayout,
+    ControlLayout,
+    NodeLayout,
     Settings,
     UnusableHome,
     WrongSetting,
@@ -95,29 +96,39 @@ def test_every_setting_has_a_field_a_flag_a_variable_and_help():
 
 
 def test_a_home_is_made_private(folder):
-    layout = HomeLayout(folder / "home")
+    layout = NodeLayout(folder / "home")
     layout.prepare()
     for made in (layout.home, layout.sockets, layout.artifacts, layout.logs):
         assert made.stat().st_mode & 0o777 == 0o700
 
 
+def test_control_plane_and_node_share_a_home_as_they_always_did(folder):
+    control, node = ControlLayout(folder / "home"), NodeLayout(folder / "home")
+    for name in ("home", "artifacts", "logs", "probe_token_file", "sockets"):
+        assert getattr(control, name) == getattr(node, name)
+    control.prepare()
+    node.prepare()
+    made = sorted(str(path.relative_to(control.home)) for path in control.home.rglob("*"))
+    assert made == ["artifacts", "environments", "logs", "logs/replicas", "node", "run", "secrets", "stats"]
+
+
 def test_a_home_on_a_long_path_puts_its_sockets_elsewhere():
-    layout = HomeLayout(Path("/" + "x" * 200))
+    layout = NodeLayout(Path("/" + "x" * 200))
     assert len(os.fsencode(layout.slot_socket("0123456789ab"))) <= 97
-    assert layout.sockets != HomeLayout(Path("/" + "y" * 200)).sockets
+    assert layout.sockets != NodeLayout(Path("/" + "y" * 200)).sockets
 
 
 def test_a_file_in_the_place_of_the_home_is_named(tmp_path):
     (tmp_path / "home").write_text("")
     with pytest.raises(UnusableHome, match="in the way"):
-        HomeLayout(tmp_path / "home").prepare()
+        NodeLayout(tmp_path / "home").prepare()
 
 
 def test_a_link_in_the_place_of_the_sockets_is_refused(folder):
     home = folder / "home"
     home.mkdir(mode=0o700)
     (folder / "elsewhere").mkdir()
-    layout = HomeLayout(home)
+    layout = NodeLayout(home)
     layout.sockets.symlink_to(folder / "elsewhere")
     with pytest.raises(UnusableHome, match="link"):
         layout.prepare()
@@ -126,10 +137,10 @@ def test_a_link_in_the_place_of_the_sockets_is_refused(folder):
 @pytest.mark.parametrize("name", ["my home", "it's", "a$b", "a,b", "ä"])
 def test_sockets_of_a_home_that_haproxy_cannot_write_down_lie_elsewhere(name):
     home = Path("/tmp") / name
-    assert HomeLayout(Path("/tmp/plain-1.2_3")).sockets == Path("/tmp/plain-1.2_3/run")
-    sockets = HomeLayout(home).sockets
+    assert NodeLayout(Path("/tmp/plain-1.2_3")).sockets == Path("/tmp/plain-1.2_3/run")
+    sockets = NodeLayout(home).sockets
     assert not sockets.is_relative_to(home)
-    assert sockets == HomeLayout(home).sockets != HomeLayout(Path("/tmp") / f"{name}2").sockets
+    assert sockets == NodeLayout(home).sockets != NodeLayout(Path("/tmp") / f"{name}2").sockets
 
 
 # ---- variables without effect ---------------------------------------------------------------------------------------

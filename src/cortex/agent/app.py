@@ -46,7 +46,7 @@ from cortex.errors import CortexError
 from cortex.ids import NodeId
 from cortex.ingress.handover import ListenAddress
 from cortex.ingress.supervisor import Ingress
-from cortex.settings import HomeLayout, Settings, load_settings
+from cortex.settings import ControlLayout, NodeLayout, Settings, load_settings
 from cortex.state.secrets import SecretStore
 from cortex.wire.indexes import read_handed_over
 
@@ -60,7 +60,7 @@ MOST_OPEN_FILES = 2**16
 def main() -> int:
     """Run the agent until it is told to end. Returns an exit code."""
     settings = load_settings(os.environ)
-    layout = HomeLayout(settings.home)
+    layout = NodeLayout(settings.home)
     try:
         layout.prepare()
         lock = processes.hold_for_life(layout.agent_lock)
@@ -81,7 +81,7 @@ def main() -> int:
     return 0
 
 
-async def _run(settings: Settings, layout: HomeLayout, lock: int) -> None:
+async def _run(settings: Settings, layout: NodeLayout, lock: int) -> None:
     stop = AgentStop()
     say_when_out_of_descriptors(asyncio.get_running_loop())
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -89,7 +89,7 @@ async def _run(settings: Settings, layout: HomeLayout, lock: int) -> None:
     await build(settings, layout, stop, lock).run()
 
 
-def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) -> Agent:
+def build(settings: Settings, layout: NodeLayout, stop: AgentStop, lock: int) -> Agent:
     """
     Put the agent together.
 
@@ -97,6 +97,7 @@ def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) ->
         lock: held on the home for as long as we live.
     """
     clock = SystemClock()
+    control = ControlLayout(settings.home)
     node = machine.node_report(LOCAL_NODE, environ=os.environ)
     changes = Changes()
     memory = AgentMemory(layout.node / "agent-state.json")
@@ -106,13 +107,13 @@ def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) ->
         layout=layout,
         store=store,
         clock=clock,
-        installer=Installer(os.environ, handed_over=partial(read_handed_over, layout.indexes_file)),
+        installer=Installer(os.environ, handed_over=partial(read_handed_over, control.indexes_file)),
     )
     provisions = Provisions(
         store=store,
         installations=installations,
-        secrets=SecretStore(layout.secrets),
-        cloud=SecretStore(layout.cloud_keys),
+        secrets=SecretStore(control.secrets),
+        cloud=SecretStore(control.cloud_keys),
     )
     door = Door(
         settings=settings,
@@ -133,7 +134,7 @@ def build(settings: Settings, layout: HomeLayout, stop: AgentStop, lock: int) ->
         on_change=changes.note,
         on_applied=changes.note_shown,
     )
-    overseer = Overseer(settings=settings, layout=layout, clock=clock, is_ending=lambda: stop.is_asked)
+    overseer = Overseer(settings=settings, layout=control, clock=clock, is_ending=lambda: stop.is_asked)
     launchers = Launchers(
         python=provisions.python,
         settings=settings,
@@ -228,7 +229,7 @@ def _raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _log_to_file(layout: HomeLayout) -> None:
+def _log_to_file(layout: NodeLayout) -> None:
     handler = logging.handlers.RotatingFileHandler(layout.logs / "agent.log", maxBytes=10 * 2**20, backupCount=3)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -9,7 +9,7 @@ import os
 from cortex.agent import logs
 from cortex.agent.replicas import Replicas
 from cortex.clock import Clock
-from cortex.settings import HomeLayout, Settings
+from cortex.settings import NodeLayout, Settings
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class Cleaning:
     """Removes and cuts log files."""
 
-    def __init__(self, *, settings: Settings, layout: HomeLayout, clock: Clock, replicas: Replicas) -> None:
+    def __init__(self, *, settings: Settings, layout: NodeLayout, clock: Clock, replicas: Replicas) -> None:
         self._settings = settings
         self._layout = layout
         self._clock = clock

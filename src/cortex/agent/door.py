@@ -18,7 +18,7 @@ from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, ReplicaId
 from cortex.ingress.routes import IngressRoute, Sleep
 from cortex.ingress.supervisor import Ingress
-from cortex.settings import HomeLayout, Settings
+from cortex.settings import NodeLayout, Settings
 from cortex.wire.loads import DoorReading
 from cortex.wire.orders import SetRoute
 from cortex.wire.reports import IngressRefusals, IngressReport
@@ -45,7 +45,7 @@ class Door:
         self,
         *,
         settings: Settings,
-        layout: HomeLayout,
+        layout: NodeLayout,
         ingress: Ingress,
         clock: Clock,
         routes: Callable[[], tuple[SetRoute, ...]],

@@ -18,7 +18,7 @@ from cortex.agent.life.effects import NoteEnd, ReplicaRecord
 from cortex.agent.life.events import RemainsRead
 from cortex.artifacts import samples
 from cortex.ids import ReplicaId, socket_stem
-from cortex.settings import HomeLayout
+from cortex.settings import NodeLayout
 from cortex.wire import older
 from cortex.wire.framing import UNREADABLE
 from cortex.wire.inhand import SUFFIX as IN_HAND_SUFFIX
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 class Files:
     """Where the files of one attempt lie."""
 
-    layout: HomeLayout
+    layout: NodeLayout
     replica: ReplicaId
     attempt: int
 
@@ -96,7 +96,7 @@ class Files:
         self.record.unlink(missing_ok=True)
 
 
-def files_of(layout: HomeLayout, order: StartReplica) -> Files:
+def files_of(layout: NodeLayout, order: StartReplica) -> Files:
     return Files(layout, order.replica, order.attempt)
 
 
@@ -109,7 +109,7 @@ def write_record(files: Files, record: ReplicaRecord) -> None:
     processes.write_identity(files.record, record)
 
 
-def read_records(layout: HomeLayout) -> list[ReplicaRecord]:
+def read_records(layout: NodeLayout) -> list[ReplicaRecord]:
     """Of the replicas that a former agent looked after. What cannot be read is removed."""
     folder = _records(layout)
     processes.remove_unfinished(folder)
@@ -138,7 +138,7 @@ def _record_of(data: bytes) -> ReplicaRecord:
         return msgspec.convert({**raw, "order": {**order, "build": build}}, ReplicaRecord)
 
 
-def _records(layout: HomeLayout) -> Path:
+def _records(layout: NodeLayout) -> Path:
     return layout.node / "replicas"
 
 
@@ -161,7 +161,7 @@ def note_end(files: Files, end: NoteEnd) -> None:
     logs.note_end(files.log, files.attempt, end.text, end.requests, end.wall_s)
 
 
-def clear_away(layout: HomeLayout, used: Iterable[Files]) -> None:
+def clear_away(layout: NodeLayout, used: Iterable[Files]) -> None:
     """Remove the files of replicas that nobody knows any more, but for what they counted and their logs."""
     used = tuple(used)
     slots = {files.slot for files in used}

@@ -18,7 +18,7 @@ from cortex.agent.specs import replica_spec
 from cortex.agent.strays import Strays
 from cortex.errors import CortexError, Problem
 from cortex.ids import DeviceId, replica_id
-from cortex.settings import HomeLayout, Settings
+from cortex.settings import NodeLayout, Settings
 from cortex.wire.agent import InspectBuild
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
@@ -43,7 +43,7 @@ class Inspections:
         self,
         *,
         settings: Settings,
-        layout: HomeLayout,
+        layout: NodeLayout,
         provisions: Provisions,
         replicas: Replicas,
         kept: KeptInspections,

@@ -37,7 +37,7 @@ from cortex.clock import Clock
 from cortex.errors import CortexError, Problem
 from cortex.packages import explanation, lock
 from cortex.packages.runtime import platform_here, python_here
-from cortex.settings import HomeLayout, Settings
+from cortex.settings import NodeLayout, Settings
 from cortex.version import __version__
 from cortex.wire.agent import ResolvePackages
 from cortex.wire.build import Runtime
@@ -105,7 +105,7 @@ class Installations:
         self,
         *,
         settings: Settings,
-        layout: HomeLayout,
+        layout: NodeLayout,
         store: ArtifactStore,
         clock: Clock,
         installer: Installer,

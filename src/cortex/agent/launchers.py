@@ -30,7 +30,7 @@ from cortex.errors import CortexError
 from cortex.ids import ReplicaId
 from cortex.oom import Rung
 from cortex.processes import ProcessIdentity
-from cortex.settings import HomeLayout, Settings
+from cortex.settings import NodeLayout, Settings
 from cortex.version import __version__
 from cortex.wire.batching import Mode
 from cortex.wire.framing import UNREADABLE, close_all
@@ -123,7 +123,7 @@ class Launcher:
         packages: str | None,
         python: Path,
         settings: Settings,
-        layout: HomeLayout,
+        layout: NodeLayout,
         clock: Clock,
         on_child_exited: Callable[[ChildExited], None],
     ) -> None:
@@ -473,7 +473,7 @@ class Launchers:
         *,
         python: Callable[[str | None], Path],
         settings: Settings,
-        layout: HomeLayout,
+        layout: NodeLayout,
         clock: Clock,
         on_child_exited: Callable[[ChildExited], None],
     ) -> None:

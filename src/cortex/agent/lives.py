@@ -37,7 +37,7 @@ from cortex.agent.specs import replica_spec
 from cortex.clock import Clock
 from cortex.errors import CortexError, Problem
 from cortex.ids import ReplicaId
-from cortex.settings import HomeLayout, Settings
+from cortex.settings import NodeLayout, Settings
 from cortex.wire.launch import ChildExited, ReplicaStatus
 from cortex.wire.orders import HoldSlot, StartReplica
 from cortex.wire.places import Places
@@ -54,7 +54,7 @@ _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ER
 class Replica:
     """One attempt: its life, and what that is carried out with."""
 
-    def __init__(self, life: Life, slot: SlotSocket, layout: HomeLayout, on_gone: Callable[[Replica], None]) -> None:
+    def __init__(self, life: Life, slot: SlotSocket, layout: NodeLayout, on_gone: Callable[[Replica], None]) -> None:
         self.life = life
         self.slot = slot
         self.files = files_of(layout, life.order)
@@ -98,7 +98,7 @@ class Lives:
         self,
         *,
         settings: Settings,
-        layout: HomeLayout,
+        layout: NodeLayout,
         clock: Clock,
         provisions: Provisions,
         launchers: Launchers,

@@ -12,7 +12,7 @@ from cortex.agent import beats
 from cortex.clock import Clock
 from cortex.oom import Rung
 from cortex.processes import ControlPlaneRecord, ProcessIdentity
-from cortex.settings import HomeLayout, Settings, variables_of
+from cortex.settings import ControlLayout, Settings, variables_of
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,9 @@ class Overseer:
         is_ending: whether nothing is started any more.
     """
 
-    def __init__(self, *, settings: Settings, layout: HomeLayout, clock: Clock, is_ending: Callable[[], bool]) -> None:
+    def __init__(
+        self, *, settings: Settings, layout: ControlLayout, clock: Clock, is_ending: Callable[[], bool]
+    ) -> None:
         self._settings = settings
         self._layout = layout
         self._clock = clock

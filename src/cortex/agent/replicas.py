@@ -23,7 +23,7 @@ from cortex.agent.memorykills import MemoryKills
 from cortex.agent.safekeeping import Safekeeping
 from cortex.clock import Clock
 from cortex.ids import ReplicaId
-from cortex.settings import HomeLayout, Settings
+from cortex.settings import NodeLayout, Settings
 from cortex.wire import rawoutput
 from cortex.wire.batching import BatchingOrder
 from cortex.wire.launch import Ask
@@ -49,7 +49,7 @@ class Replicas:
         self,
         *,
         settings: Settings,
-        layout: HomeLayout,
+        layout: NodeLayout,
         clock: Clock,
         lives: Lives,
         launchers: Launchers,

@@ -8,7 +8,7 @@ from cortex.agent.life.state import Intent, Life
 from cortex.agent.pace import QueueBound
 from cortex.ids import ApiKey, ReplicaId, short, socket_stem
 from cortex.ingress.routes import IngressRoute, IngressServer, Readiness, Sleep, servers_in_rotation
-from cortex.settings import HomeLayout
+from cortex.settings import NodeLayout
 from cortex.wire.build import BuildSpec
 from cortex.wire.orders import SetRoute
 from cortex.wire.reports import Phase
@@ -28,7 +28,7 @@ SPARE = 8
 def ingress_routes(
     routes: Iterable[SetRoute],
     lives: Mapping[ReplicaId, Life],
-    layout: HomeLayout,
+    layout: NodeLayout,
     bound: Callable[[ApiKey, int], QueueBound],
 ) -> tuple[IngressRoute, ...]:
     """
@@ -83,7 +83,7 @@ def max_connections(build: BuildSpec) -> int:
 
 
 def _ingress_route(
-    route: SetRoute, lives: Mapping[ReplicaId, Life], layout: HomeLayout, bound: QueueBound
+    route: SetRoute, lives: Mapping[ReplicaId, Life], layout: NodeLayout, bound: QueueBound
 ) -> IngressRoute:
     here = [(target, lives[target]) for target in route.targets if target in lives]
     states = {socket_stem(target): readiness(life, hold=route.hold) for target, life in here}

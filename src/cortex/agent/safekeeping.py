@@ -16,7 +16,7 @@ from cortex.agent import peers
 from cortex.ids import ReplicaId
 from cortex.oom import Rung
 from cortex.processes import ProcessIdentity
-from cortex.settings import HomeLayout
+from cortex.settings import NodeLayout
 from cortex.wire.framing import close_all
 from cortex.wire.keeper import HoldSocket, KeeperReply, KeeperRequest, Quit, Release, SlotHeld, Slots, SlotsEnd
 
@@ -35,7 +35,7 @@ class Safekeeping:
     soon as it is back.
     """
 
-    def __init__(self, layout: HomeLayout) -> None:
+    def __init__(self, layout: NodeLayout) -> None:
         self._layout = layout
         self._channel: peers.Peer | None = None
         self._process: subprocess.Popen[bytes] | None = None

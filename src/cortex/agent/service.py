@@ -30,7 +30,7 @@ from cortex.agent.shortage import MemoryShortage
 from cortex.agent.strays import Strays
 from cortex.clock import Clock
 from cortex.errors import CortexError
-from cortex.settings import HomeLayout, Settings
+from cortex.settings import NodeLayout, Settings
 from cortex.wire.agent import InspectBuild, InstallPackages, LogLines, ReadLogs, ResolvePackages
 from cortex.wire.launch import ENDING_S, InspectReport
 from cortex.wire.loads import NodeLoads
@@ -122,7 +122,7 @@ class Agent:
         *,
         agent_id: str,
         settings: Settings,
-        layout: HomeLayout,
+        layout: NodeLayout,
         clock: Clock,
         node: Node,
         memory: AgentMemory,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from cortex.agent.files import files_of
 from cortex.agent.provisions import Provided
-from cortex.settings import HomeLayout, Settings
+from cortex.settings import NodeLayout, Settings
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.orders import StartReplica
 
 
-def replica_spec(order: StartReplica, provided: Provided, *, settings: Settings, layout: HomeLayout) -> ReplicaSpec:
+def replica_spec(order: StartReplica, provided: Provided, *, settings: Settings, layout: NodeLayout) -> ReplicaSpec:
     """A build with its digests resolved to paths of this node."""
     build, files = order.build, files_of(layout, order)
     return ReplicaSpec(

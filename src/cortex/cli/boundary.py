@@ -16,7 +16,7 @@ from cortex.cli.command import StoppedByUser
 from cortex.cli.problems import show_problems
 from cortex.cli.terminal import Terminal
 from cortex.errors import CortexError, Problem
-from cortex.settings import HomeLayout, UnusableHome, WrongSetting, load_settings
+from cortex.settings import ControlLayout, UnusableHome, WrongSetting, load_settings
 
 DONE = 0
 FAILED = 1
@@ -176,7 +176,7 @@ def _report_folders(terminal: Terminal) -> list[Path]:
 
     folders = []
     try:
-        folders.append(HomeLayout(load_settings(terminal.environ).home).reports)
+        folders.append(ControlLayout(load_settings(terminal.environ).home).reports)
     except CortexError:
         pass
     try:

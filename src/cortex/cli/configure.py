@@ -12,7 +12,7 @@ from cortex.cli.boundary import DONE, FAILED
 from cortex.cli.command import Command, hidden_value, print_json
 from cortex.cli.parameters import flag, output_option
 from cortex.cli.terminal import Terminal
-from cortex.settings import LOCAL, HomeLayout, Settings
+from cortex.settings import LOCAL, ControlLayout, Settings
 
 if TYPE_CHECKING:
     from cortex.client.environments import Environments, Remote
@@ -46,7 +46,7 @@ def configure(
         raise click.UsageError("--predictions goes with add and edit")
     if token and action != "edit":
         raise click.UsageError("--token goes with edit; `cortex configure add` asks for it anyway")
-    layout = HomeLayout(settings.home)
+    layout = ControlLayout(settings.home)
     known = environments.read(layout.environments_file)
     if predictions:
         predictions = environments.checked_url(predictions)

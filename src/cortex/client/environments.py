@@ -20,7 +20,7 @@ from cortex.client.operator import OperatorClient
 from cortex.clock import Clock
 from cortex.errors import CortexError
 from cortex.processes import write_whole
-from cortex.settings import LOCAL, HomeLayout, Settings, load_settings
+from cortex.settings import LOCAL, ControlLayout, Settings, load_settings
 
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LONGEST_NAME = 42
@@ -213,7 +213,7 @@ def settings_of(environ: Mapping[str, str], **flags: str | None) -> Settings:
     settings = load_settings(environ, **flags)
     if flags.get("environment") or environ.get("CORTEX_ENV"):
         return settings
-    chosen = read(HomeLayout(settings.home).environments_file).chosen
+    chosen = read(ControlLayout(settings.home).environments_file).chosen
     return msgspec.structs.replace(settings, environment=chosen)
 
 
@@ -232,7 +232,7 @@ def open_environment(
         UnknownEnvironment: there is none of that name.
     """
     if settings.environment != LOCAL:
-        return RemoteEnvironment(read(HomeLayout(settings.home).environments_file).remote(settings.environment))
+        return RemoteEnvironment(read(ControlLayout(settings.home).environments_file).remote(settings.environment))
     import time
 
     from cortex.client.local import LocalEnvironment

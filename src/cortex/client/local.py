@@ -35,7 +35,7 @@ from cortex.client.operator import OperatorClient
 from cortex.clock import Clock, SystemClock
 from cortex.errors import CortexError
 from cortex.processes import ControlPlaneRecord, ProcessIdentity, ends_within, identify, is_alive, send_signal, spawn
-from cortex.settings import OPERATOR_HOST, HomeLayout, Settings, variables_of
+from cortex.settings import OPERATOR_HOST, ControlLayout, NodeLayout, Settings, variables_of
 from cortex.wire.cloud import without_clouds
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class LocalEnvironment:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.settings = settings
-        self.layout = HomeLayout(settings.home)
+        self.layout = ControlLayout(settings.home)
         self._environ = environ
         self._say = say
         self._clock = clock or SystemClock()
@@ -122,8 +122,18 @@ class LocalEnvironment:
         """The control plane that runs; None when none does."""
         return _running(self.layout.controlplane_file, ControlPlaneRecord)
 
-    def agent(self) -> ProcessIdentity | None:
-        return _running(self.layout.agent_file, ProcessIdentity)
+    def nodes(self) -> tuple[NodeLayout, ...]:
+        """Homes of this machine's nodes: the home itself, and those that it has for nodes of their own."""
+        try:
+            names = sorted(os.listdir(self.layout.nodes))
+        except (FileNotFoundError, NotADirectoryError):
+            names = []
+        return (NodeLayout(self.settings.home), *(NodeLayout(self.layout.nodes / name) for name in names))
+
+    def agents(self) -> dict[NodeLayout, ProcessIdentity]:
+        """Those that run."""
+        found = {node: _running(node.agent_file, ProcessIdentity) for node in self.nodes()}
+        return {node: agent for node, agent in found.items() if agent is not None}
 
     @property
     def is_marked_down(self) -> bool:
@@ -228,11 +238,13 @@ class LocalEnvironment:
             raise NotOursAlone(home)
         if not home.is_dir():
             return ()
+        folders = {layout.sockets for layout in (self.layout, *self.nodes())}
+        sockets_elsewhere = [folder for folder in folders if not folder.is_relative_to(home)]
         for entry in sorted(home.iterdir()):
             if self._is_ours(entry.name):
                 _remove(entry)
-        if not self.layout.sockets.is_relative_to(home):
-            _remove(self.layout.sockets)
+        for sockets in sockets_elsewhere:
+            _remove(sockets)
         left = tuple(sorted(entry.name for entry in home.iterdir()))
         if not left:
             home.rmdir()
@@ -349,7 +361,8 @@ class LocalEnvironment:
         os.close(descriptor)
 
     def _processes(self) -> list[ProcessIdentity]:
-        return [process for process in (self.control_plane(), self.agent()) if process is not None]
+        control_plane = self.control_plane()
+        return [*([control_plane] if control_plane is not None else ()), *self.agents().values()]
 
     def _asked_to_stop(self, drain_timeout_s: float) -> bool:
         """Ask the control plane to end everything. False when it cannot be asked."""
@@ -376,26 +389,9 @@ class LocalEnvironment:
         if record is not None:
             self._say(f"the control plane does not answer: ending it (pid {record.pid})")
             hit += self._kill([record])
-        agent = self.agent()
-        if agent is not None and self._agent_asked_to_stop(drain_timeout_s):
-            self._wait_for_end([agent], drain_timeout_s + KILL_GRACE_S)
+        asked = [agent for node, agent in self.agents().items() if _node_asked_to_stop(node, drain_timeout_s)]
+        self._wait_for_end(asked, drain_timeout_s + KILL_GRACE_S)
         return hit + self._kill(self._processes())
-
-    def _agent_asked_to_stop(self, drain_timeout_s: float) -> bool:
-        from cortex.wire.agent import StopAgent
-        from cortex.wire.framing import ConnectionLost, receive_frame, send_frame
-
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-            channel.settimeout(PROBE_TIMEOUT_S)
-            try:
-                channel.connect(os.fspath(self.layout.agent_socket))
-                send_frame(channel, msgspec.json.encode(StopAgent(drain_timeout_s=drain_timeout_s)))
-                receive_frame(channel)
-            except ConnectionLost:
-                return True
-            except OSError:
-                return False
-        return True
 
     def _kill(self, processes: Iterable[ProcessIdentity]) -> list[int]:
         processes = [process for process in processes if send_signal(process, signal.SIGTERM)]
@@ -432,7 +428,7 @@ class LocalEnvironment:
         return left
 
     def _is_ours(self, name: str) -> bool:
-        ours = {path.name for path in layout_entries(self.layout)}
+        ours = {path.name for path in layout_entries(self.settings.home)}
         database = self.layout.state_file.name
         if name in ours or name in ALSO_OURS or name in {f"{database}{end}" for end in DATABASE_ENDINGS}:
             return True
@@ -445,11 +441,34 @@ def is_full(folder: Path) -> bool:
     return found.f_bavail * found.f_frsize < ROOM_TO_START_BYTES
 
 
-def layout_entries(layout: HomeLayout) -> tuple[Path, ...]:
-    """Every file and folder that the layout names directly in the home."""
-    properties = (name for name, value in vars(HomeLayout).items() if isinstance(value, property))
-    paths = {getattr(layout, name) for name in properties}
-    return tuple(sorted(path for path in paths if path.parent == layout.home))
+def layout_entries(home: Path) -> tuple[Path, ...]:
+    """Every file and folder that control plane and node have directly in a home that both share."""
+    layouts: tuple[ControlLayout | NodeLayout, ...] = (ControlLayout(home), NodeLayout(home))
+    paths = {
+        getattr(layout, name)
+        for layout in layouts
+        for name in dir(layout)
+        if isinstance(getattr(type(layout), name, None), property)
+    }
+    return tuple(sorted(path for path in paths if path.parent == home))
+
+
+def _node_asked_to_stop(node: NodeLayout, drain_timeout_s: float) -> bool:
+    """Ask an agent to end everything of its node. False when it cannot be asked."""
+    from cortex.wire.agent import StopAgent
+    from cortex.wire.framing import ConnectionLost, receive_frame, send_frame
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+        channel.settimeout(PROBE_TIMEOUT_S)
+        try:
+            channel.connect(os.fspath(node.agent_socket))
+            send_frame(channel, msgspec.json.encode(StopAgent(drain_timeout_s=drain_timeout_s)))
+            receive_frame(channel)
+        except ConnectionLost:
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def _running(file: Path, kind: type[Record]) -> Record | None:

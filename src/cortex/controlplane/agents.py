@@ -25,7 +25,7 @@ from cortex.ids import NodeId
 from cortex.oom import Rung
 from cortex.planning import happenings
 from cortex.processes import ProcessIdentity
-from cortex.settings import HomeLayout, Settings, variables_of
+from cortex.settings import ControlLayout, NodeLayout, Settings, variables_of
 from cortex.wire.agent import (
     NEVER_MIND,
     AgentReply,
@@ -126,7 +126,7 @@ class LocalAgent:
         self,
         *,
         settings: Settings,
-        layout: HomeLayout,
+        layout: NodeLayout,
         clock: Clock,
         bound: Sequence[socket.socket],
         on_report: Callable[[], None],
@@ -136,6 +136,7 @@ class LocalAgent:
         self._tell = tell
         self._settings = settings
         self._layout = layout
+        self._down_mark = ControlLayout(settings.home).down_mark
         self._clock = clock
         self._bound = tuple(bound)
         self._on_report = on_report
@@ -431,7 +432,7 @@ class LocalAgent:
         if self._process is not None and self._process.poll() is None:
             return False  # started, not there yet
         self._process = None
-        if self._layout.down_mark.exists() or self._stopping.is_set():
+        if self._down_mark.exists() or self._stopping.is_set():
             return False
         now_s = self._clock.monotonic_s()
         if not self._restarts.may_start(now_s):
@@ -457,7 +458,7 @@ class LocalAgent:
 class _Line:
     """One connection to the agent's socket; made when needed, one question at a time."""
 
-    def __init__(self, layout: HomeLayout) -> None:
+    def __init__(self, layout: NodeLayout) -> None:
         self._path = str(layout.agent_socket)
         self._sock: socket.socket | None = None
         self._lock = threading.Lock()

@@ -57,7 +57,7 @@ from cortex.planning.guarding import ToProve, to_prove
 from cortex.planning.status import statuses
 from cortex.planning.watching import LOOK_EVERY_S as WATCHED_EVERY_S
 from cortex.processes import ControlPlaneRecord
-from cortex.settings import OPERATOR_HOST, HomeLayout, Settings, load_settings
+from cortex.settings import OPERATOR_HOST, ControlLayout, NodeLayout, Settings, load_settings
 from cortex.state.records import StateStore
 from cortex.state.secrets import SecretStore
 from cortex.state.sqlite import SqliteStateStore
@@ -79,7 +79,8 @@ LOCAL_NODE = NodeId("local")
 def build(
     *,
     settings: Settings,
-    layout: HomeLayout,
+    layout: ControlLayout,
+    node: NodeLayout,
     clock: Clock,
     bound: tuple[socket.socket, ...],
     state: StateStore,
@@ -92,6 +93,7 @@ def build(
     Put the control plane together.
 
     Args:
+        node: where the files of this machine's node lie.
         bound: sockets for the ingress.
         in_charge: whether this is still the one control plane of its home.
         shut_down: ends this process in order.
@@ -109,7 +111,7 @@ def build(
 
     agent = LocalAgent(
         settings=settings,
-        layout=layout,
+        layout=node,
         clock=clock,
         bound=bound,
         on_report=lambda: loop.wake(),
@@ -186,7 +188,7 @@ def build(
         store=store, known=state.apis, reports=agent.reports, fetch=models.again, stopping=stopping, tell=events.tell
     )
     statistics = Statistics(
-        folder=layout.stats,
+        folder=node.stats,
         file=layout.stats_file,
         clock=clock,
         reports=agent.reports,
@@ -285,10 +287,11 @@ def build(
 def main() -> int:
     """Run the control plane until it is told to end. Returns an exit code."""
     settings = load_settings(os.environ)
-    layout = HomeLayout(settings.home)
+    layout = ControlLayout(settings.home)
     clock = SystemClock()
     try:
         layout.prepare()
+        NodeLayout(settings.home).prepare()  # what is counted is looked for before there is an agent
         lock = processes.hold_for_life(layout.controlplane_lock)
         if lock is None:
             sys.stderr.write("a control plane already runs on this home\n")
@@ -310,7 +313,7 @@ def main() -> int:
 
 def _serve(
     settings: Settings,
-    layout: HomeLayout,
+    layout: ControlLayout,
     clock: Clock,
     sock: socket.socket,
     bound: tuple[socket.socket, ...],
@@ -331,6 +334,7 @@ def _serve(
     plane = build(
         settings=settings,
         layout=layout,
+        node=NodeLayout(settings.home),
         clock=clock,
         bound=bound,
         state=state,
@@ -365,7 +369,7 @@ def _serve(
     return 0
 
 
-def _write_record(settings: Settings, layout: HomeLayout) -> None:
+def _write_record(settings: Settings, layout: ControlLayout) -> None:
     identity = processes.own_identity()
     processes.write_identity(
         layout.controlplane_file,
@@ -382,7 +386,7 @@ def _write_record(settings: Settings, layout: HomeLayout) -> None:
     )
 
 
-def _log_to_file(layout: HomeLayout) -> None:
+def _log_to_file(layout: ControlLayout) -> None:
     handler = logging.handlers.RotatingFileHandler(layout.logs / "controlplane.log", maxBytes=10 * 2**20, backupCount=3)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -24,7 +24,7 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.ids import ReplicaId, Revision, Version, api_key, replica_id, route_path, socket_stem
 from cortex.ingress.runtime import AdminSocket
 from cortex.processes import ProcessIdentity, identify, is_alive, send_signal
-from cortex.settings import HomeLayout, Settings, variables_of
+from cortex.settings import NodeLayout, Settings, variables_of
 from cortex.testing.builders import a_digest
 from cortex.wire.agent import (
     AgentReply,
@@ -140,7 +140,7 @@ class Node:
             home=home, port=port, port_given=True, hold_timeout_s=hold_timeout_s, hung_after_s=hung_after_s
         )
         self.knock_held_s = knock_held_s
-        self.layout = HomeLayout(home)
+        self.layout = NodeLayout(home)
         self.layout.prepare()
         self.store = ArtifactStore(self.layout.artifacts)
         self.epoch = 1

@@ -15,7 +15,7 @@ from cortex.agent.installer import Installer, InstallerFailed
 from cortex.artifacts.store import ArtifactStore
 from cortex.packages import lock
 from cortex.processes import ProcessIdentity, identify, is_alive
-from cortex.settings import HomeLayout, Settings
+from cortex.settings import NodeLayout, Settings
 from cortex.testing.clock import FakeClock
 from cortex.testing.wheels import a_source_archive, a_wheel
 from cortex.wire.agent import ResolvePackages
@@ -40,7 +40,7 @@ class Node:
         self.folder = folder
         self.wheels = folder / "wheels"
         self.wheels.mkdir(exist_ok=True)
-        self.layout = HomeLayout(folder / "home")
+        self.layout = NodeLayout(folder / "home")
         self.store = ArtifactStore(self.layout.artifacts)
         self.clock = FakeClock()
         self.told: list[str] = []

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from cortex.settings import HomeLayout, Settings
+from cortex.settings import NodeLayout, Settings
 
 
 @pytest.fixture
-def layout() -> Iterator[HomeLayout]:
+def layout() -> Iterator[NodeLayout]:
     """A home whose path is short enough for sockets."""
     folder = Path(tempfile.mkdtemp(prefix="cx", dir="/tmp"))
-    layout = HomeLayout(folder / "h")
+    layout = NodeLayout(folder / "h")
     layout.prepare()
     yield layout
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
-def settings(layout: HomeLayout) -> Settings:
+def settings(layout: NodeLayout) -> Settings:
     return Settings(home=layout.home)

@@ -19,7 +19,7 @@ from cortex.ids import replica_id
 from cortex.ingress.counters import ApiTraffic
 from cortex.ingress.routes import IngressRoute
 from cortex.ingress.supervisor import IngressStatus, TrafficReading
-from cortex.settings import HomeLayout, Settings
+from cortex.settings import NodeLayout, Settings
 from cortex.testing.builders import API, a_build, a_route, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.wire.loads import DoorReading
@@ -105,7 +105,7 @@ def a_door(tmp_path: Path, ingress: PretendedIngress, **options: Any) -> Door:
     }
     return Door(
         settings=Settings(home=tmp_path),
-        layout=HomeLayout(tmp_path),
+        layout=NodeLayout(tmp_path),
         ingress=ingress,  # type: ignore[arg-type]
         refusal_log=RefusalLog(tmp_path, FakeClock()),
         **values,

@@ -18,14 +18,14 @@ from cortex.agent.rotation import (
 )
 from cortex.ids import replica_id, short, socket_stem
 from cortex.ingress.routes import Readiness, Sleep
-from cortex.settings import HomeLayout
+from cortex.settings import NodeLayout
 from cortex.testing.builders import a_build, a_route, a_wanted_api
 from cortex.wire.launch import ReplicaStatus
 from cortex.wire.orders import StartReplica
 from cortex.wire.reports import Phase
 
 BUILD = a_build()
-LAYOUT = HomeLayout(Path("/home/ann/.cortex"))
+LAYOUT = NodeLayout(Path("/home/ann/.cortex"))
 
 
 def an_order(ordinal: int = 0) -> StartReplica:

@@ -153,9 +153,9 @@ def test_what_cannot_be_meant_is_refused(cortex: Any, running: Any, words: tuple
 
 @pytest.mark.parametrize("words", [(), ("-f",), ("sklearn", "-f")])
 def test_while_cortex_is_down_it_says_so_and_starts_nothing(cortex: Any, fakes: Any, words: tuple[str, ...]) -> None:
-    from cortex.settings import HomeLayout
+    from cortex.settings import ControlLayout
 
-    layout = HomeLayout(cortex.home)
+    layout = ControlLayout(cortex.home)
     layout.prepare()
     layout.state_file.touch()
     layout.down_mark.touch()

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from cortex.processes import ControlPlaneRecord, own_identity, write_identity
-from cortex.settings import HomeLayout
+from cortex.settings import ControlLayout
 from cortex.wire.agent import LogLine, LogLines
 from cortex.wire.operator import (
     ApiChange,
@@ -139,9 +139,9 @@ class FakeOperator:
         self.server.server_close()
         self._thread.join()
 
-    def write_home(self, home: Path, *, port: int | None = None) -> HomeLayout:
+    def write_home(self, home: Path, *, port: int | None = None) -> ControlLayout:
         """A home whose control plane is this process, listening here."""
-        layout = HomeLayout(home)
+        layout = ControlLayout(home)
         layout.prepare()
         identity = own_identity()
         record = ControlPlaneRecord(

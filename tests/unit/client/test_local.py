@@ -21,7 +21,7 @@ from cortex.client.errors import ControlPlaneNotUp, OperatorDown, OperatorUnreac
 from cortex.client.local import LocalEnvironment, NotOursAlone, Stopped, layout_entries
 from cortex.client.ports import PortTaken
 from cortex.processes import ControlPlaneRecord, ProcessIdentity, identify, is_alive, own_identity, write_identity
-from cortex.settings import HomeLayout, UnusableHome, load_settings
+from cortex.settings import ControlLayout, NodeLayout, UnusableHome, load_settings
 
 FAKE_CONTROLPLANE = str(Path(__file__).resolve().parent / "fake_controlplane.py")
 
@@ -340,8 +340,8 @@ def test_up_waits_for_a_down_that_was_interrupted(build: Build, home: Path, fake
 
 
 def test_only_files_of_ours_are_removed(build: Build, home: Path) -> None:
-    layout = HomeLayout(home)
-    layout.prepare()
+    ControlLayout(home).prepare()
+    NodeLayout(home).prepare()
     for name in ("state.db", "state.db-wal", "token", "down", "ports.json", "lock", "controlplane.lock", "hashes.json"):
         (home / name).touch()
     (home / ".token.123.tmp").touch()
@@ -356,10 +356,23 @@ def test_only_files_of_ours_are_removed(build: Build, home: Path) -> None:
 
 
 def test_a_home_with_nothing_else_goes_too(build: Build, home: Path) -> None:
-    HomeLayout(home).prepare()
+    ControlLayout(home).prepare()
+    NodeLayout(home).prepare()
     assert build().purge() == ()
     assert not home.exists()
     assert build().purge() == ()
+
+
+def test_homes_of_nodes_go_with_their_sockets_wherever_those_lie(build: Build, home: Path) -> None:
+    ControlLayout(home).prepare()
+    (near, far) = (NodeLayout(ControlLayout(home).nodes / name) for name in ("a", "b" * 100))
+    for node in (near, far):
+        node.prepare()
+    assert not far.sockets.is_relative_to(home)
+    (far.artifacts / "trees").mkdir(mode=0o555)
+    assert build().purge() == ()
+    assert not home.exists()
+    assert not far.sockets.exists()
 
 
 def test_of_a_link_only_the_link_goes(build: Build, home: Path, tmp_path: Path) -> None:
@@ -379,5 +392,19 @@ def test_folders_that_cannot_be_ours_alone_are_not_purged(build: Build, folder: 
 
 
 def test_every_name_of_the_layout_counts_as_ours() -> None:
-    names = {path.name for path in layout_entries(HomeLayout(Path("/h")))}  # short enough for sockets
+    names = {path.name for path in layout_entries(Path("/h"))}  # short enough for sockets
     assert {"state.db", "artifacts", "logs", "token", "down", "controlplane.json", "agent.json", "lock", "run"} <= names
+
+
+def test_agents_of_all_nodes_are_found(build: Build, home: Path) -> None:
+    nodes = (
+        NodeLayout(home),
+        NodeLayout(ControlLayout(home).nodes / "n1"),
+        NodeLayout(ControlLayout(home).nodes / "n2"),
+    )
+    for node in nodes:
+        node.prepare()
+    for node in nodes[:2]:
+        write_identity(node.agent_file, own_identity())
+    assert build().nodes() == nodes
+    assert build().agents() == {node: own_identity() for node in nodes[:2]}
