@@ -191,6 +191,11 @@ class ControlLayout(_Home):
         return self.home / "controlplane.lock"
 
     @property
+    def links_socket(self) -> Path:
+        """Where the control plane takes in the agents that dial it."""
+        return self.sockets / "links.sock"
+
+    @property
     def nodes(self) -> Path:
         """Homes of the nodes of this machine that have one of their own, by name."""
         return self.home / "nodes"

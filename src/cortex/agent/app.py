@@ -18,6 +18,7 @@ import setproctitle
 from cortex import processes
 from cortex.agent.children import Children
 from cortex.agent.cleaning import Cleaning
+from cortex.agent.dialing import dial_unix
 from cortex.agent.door import Door
 from cortex.agent.families import Families
 from cortex.agent.inspections import Inspections
@@ -38,6 +39,7 @@ from cortex.agent.safekeeping import Safekeeping
 from cortex.agent.service import Agent, AgentStop, Changes
 from cortex.agent.shortage import MemoryShortage
 from cortex.agent.strays import Strays
+from cortex.agent.upstream import LinkedUpstream
 from cortex.artifacts.store import ArtifactStore
 from cortex.binding import handed_over, say_when_out_of_descriptors
 from cortex.clock import SystemClock
@@ -49,6 +51,7 @@ from cortex.ingress.supervisor import Ingress
 from cortex.settings import ControlLayout, NodeLayout, Settings, load_settings
 from cortex.state.secrets import SecretStore
 from cortex.wire.indexes import read_handed_over
+from cortex.wire.link import NEEDS, Hello
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +102,10 @@ def build(settings: Settings, layout: NodeLayout, stop: AgentStop, lock: int) ->
     clock = SystemClock()
     control = ControlLayout(settings.home)
     node = machine.node_report(LOCAL_NODE, environ=os.environ)
+    agent_id = secrets.token_hex(8)
+    upstream = LinkedUpstream(
+        dial=dial_unix(control.links_socket), hello=Hello(node=node.node, agent=agent_id, way=NEEDS), clock=clock
+    )
     changes = Changes()
     memory = AgentMemory(layout.node / "agent-state.json")
     store = ArtifactStore(layout.artifacts)
@@ -178,7 +185,6 @@ def build(settings: Settings, layout: NodeLayout, stop: AgentStop, lock: int) ->
         safekeeping=safekeeping,
         memory_kills=memory_kills,
     )
-    agent_id = secrets.token_hex(8)
     metering = Metering(
         node=node.node,
         agent=agent_id,
@@ -195,6 +201,7 @@ def build(settings: Settings, layout: NodeLayout, stop: AgentStop, lock: int) ->
         node=node,
         memory=memory,
         changes=changes,
+        upstream=upstream,
         stop=stop,
         door=door,
         installations=installations,

@@ -28,6 +28,7 @@ from cortex.agent.overseer import Overseer
 from cortex.agent.replicas import Replicas
 from cortex.agent.shortage import MemoryShortage
 from cortex.agent.strays import Strays
+from cortex.agent.upstream import LinkedUpstream
 from cortex.clock import Clock
 from cortex.errors import CortexError
 from cortex.settings import NodeLayout, Settings
@@ -127,6 +128,7 @@ class Agent:
         node: Node,
         memory: AgentMemory,
         changes: Changes,
+        upstream: LinkedUpstream,
         stop: AgentStop,
         door: Door,
         installations: Installations,
@@ -146,6 +148,7 @@ class Agent:
         self._node = node
         self._memory = memory
         self._changes = changes
+        self._upstream = upstream
         self._stop = stop
         self._door = door
         self._installations = installations
@@ -206,6 +209,7 @@ class Agent:
             await self._installations.close()
         else:
             await self._stop_everything(drain_timeout_s)
+        await self._upstream.close()
         if self._listening is not None:
             self._listening.close()
 

@@ -37,7 +37,9 @@ from cortex.controlplane.facade import ControlPlane
 from cortex.controlplane.fetching import Models
 from cortex.controlplane.healing import LOOK_EVERY_S, Healing
 from cortex.controlplane.housekeeping import SETTLING_S, Housekeeping
+from cortex.controlplane.links import Links
 from cortex.controlplane.loop import Loop
+from cortex.controlplane.needs import Handlers, Needs
 from cortex.controlplane.probing import Probing
 from cortex.controlplane.proving import Proving
 from cortex.controlplane.rollback import Rollbacks
@@ -65,6 +67,7 @@ from cortex.version import __version__
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
 from cortex.wire.launch import InspectReport
+from cortex.wire.link import NEEDS
 from cortex.wire.loads import NodeLoads
 
 if TYPE_CHECKING:
@@ -156,6 +159,8 @@ def build(
         changed=changed,
         tell=events.tell,
     )
+    handlers: Handlers = {}
+    links = Links(path=layout.links_socket, epoch=lambda: loop.epoch, ways={NEEDS: Needs(handlers).serve})
     scaling = Scaling(
         state=state,
         engine=engine,
@@ -271,6 +276,7 @@ def build(
         ingress_url=where,
         wanted_changed=wanted_changed,
         parts=(
+            links,
             Chore("statistics", count),
             Chore("garbage collection", upkeep.collect, first_after_s=FIRST_AFTER_S, fault_pause_s=EVERY_S),
             Chore("scrub", upkeep.scrub, first_after_s=EVERY_S, fault_pause_s=SCRUB_EVERY_S, stopping=stopping),

@@ -20,6 +20,7 @@ from cortex.controlplane.changeovers import ChangeOvers
 from cortex.controlplane.chores import Chore
 from cortex.controlplane.events import Events
 from cortex.controlplane.fetching import Models
+from cortex.controlplane.links import Links
 from cortex.controlplane.loop import Loop
 from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.scaling import Scaling
@@ -99,7 +100,7 @@ class ControlPlane:
         events: Events,
         ingress_url: Callable[[], str],
         wanted_changed: Callable[[], None],
-        parts: Sequence[Chore],
+        parts: Sequence[Chore | Links],
         shut_down: Callable[[], None],
     ) -> None:
         self.store = store

@@ -74,6 +74,11 @@ class Loop:
         self._world = self._new_world()
         self._thread = threading.Thread(target=self._run, name="control-loop", daemon=True)
 
+    @property
+    def epoch(self) -> int:
+        """Under which orders are given now."""
+        return self._world.epoch
+
     def start(self) -> None:
         self._thread.start()
 
