@@ -48,4 +48,9 @@ def body_file(store: ArtifactStore, tree: str) -> Path:
         ArtifactMissing: there is no such folder.
         StoreUnavailable
     """
-    return store.verify(tree).path / _FILE_NAME
+    return body_in(store.verify(tree).path)
+
+
+def body_in(folder: Path) -> Path:
+    """The file with the body in such a folder."""
+    return folder / _FILE_NAME

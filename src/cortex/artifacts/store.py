@@ -201,6 +201,17 @@ class ArtifactStore:
                     raise
                 raise ArtifactMissing(digest) from error  # collected meanwhile
 
+    def listing(self, digest: str) -> dict[StoredFile, int]:
+        """
+        The files of a tree, which is verified first, each with its size in bytes.
+
+        Raises:
+            ArtifactCorrupt, ArtifactMissing, InvalidDigest, StoreUnavailable
+        """
+        tree = self.verify(digest).path
+        with self._disk.guarded():
+            return {file: (tree / file.path).lstat().st_size for file in self._verification.files(digest)}
+
     # --- upkeep ------------------------------------------------------------------------------------------------------
 
     @contextmanager

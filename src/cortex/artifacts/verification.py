@@ -84,8 +84,21 @@ class Verification:
             raise ArtifactCorrupt(lost[0].sha256, tree / lost[0].path)
         return Verified(tree, hashed_bytes, repaired)
 
+    def files(self, digest: str) -> tuple[StoredFile, ...]:
+        """Those of a tree that was just verified: as they are recorded, or hashed once more where no record is."""
+        record = self._records.read(digest)
+        if record is not None and make_up(record.stored(), digest):
+            return record.stored()
+        return self._hashed(digest, Listing.of(self._blobs.disk.trees / digest))[0]
+
     def _by_digest(self, digest: str, listing: Listing) -> Verified:
         """Verify a tree whose list of files is lost: what is there, hashed, must give its name."""
+        files, stamps = self._hashed(digest, listing)
+        self._records.remember(digest, files, stamps, listing.folders)
+        return Verified(self._blobs.disk.trees / digest, sum(stamp.size for stamp in stamps.values()), ())
+
+    def _hashed(self, digest: str, listing: Listing) -> tuple[tuple[StoredFile, ...], dict[str, Stamp]]:
+        """The files that are there, and how they look; raises ArtifactCorrupt where they do not give the digest."""
         tree = self._blobs.disk.trees / digest
         files: list[StoredFile] = []
         stamps: dict[str, Stamp] = {}
@@ -97,8 +110,7 @@ class Verification:
             files.append(StoredFile(path=path, sha256=sha256 or "0" * 64, executable=executable))
         if not make_up(files, digest):
             raise ArtifactCorrupt(digest, tree)
-        self._records.remember(digest, files, stamps, listing.folders)
-        return Verified(tree, sum(stamp.size for stamp in stamps.values()), ())
+        return tuple(files), stamps
 
     def _repair(
         self,

@@ -24,7 +24,6 @@ from cortex.controlplane.fetching import DeployLeft, Models
 from cortex.controlplane.inspecting import DeployInspections, Inspector
 from cortex.controlplane.packages import Packages
 from cortex.controlplane.secrets import CloudKeys
-from cortex.controlplane.versions import trees_of
 from cortex.engines.base import Engine
 from cortex.errors import Problem, Problems
 from cortex.ids import DEFAULT_DEPLOYMENT, ApiKey, DeploymentName, api_key, route_path, split_api_key
@@ -157,7 +156,7 @@ class Deployer:
         self._check_room(candidates)
         self._planned(candidates, asked, request)
         builds = [candidate.version.build for candidate in candidates]
-        with self._store.pin(*(tree for build in builds for tree in trees_of(build))):
+        with self._store.pin(*(tree for build in builds for tree in build.trees)):
             self._packages.prepare(builds, _telling(emit))
             inspected, warnings = self._inspections.of_deploy(candidates, known, emit, left, keep=not request.dry_run)
             warnings += package_warnings

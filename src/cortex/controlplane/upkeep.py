@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock, SettledWall
-from cortex.controlplane.versions import trees_of
 from cortex.ids import Version
 from cortex.planning import happenings
 from cortex.state.records import StateStore
@@ -105,7 +104,7 @@ class Upkeep:
 def wanted_trees(state: StateStore) -> tuple[set[str], set[Version]]:
     """Stored folders that may still be wanted, locks of packages among them, and the versions that they belong to."""
     kept = state.versions()
-    return {tree for one in kept for tree in trees_of(one.build)}, {one.build.version for one in kept}
+    return {tree for one in kept for tree in one.build.trees}, {one.build.version for one in kept}
 
 
 def is_quiet(reports: Iterable[AgentReport], known: Iterable[Version]) -> bool:

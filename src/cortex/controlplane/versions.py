@@ -103,13 +103,6 @@ def revisions_of_version(
     return {short(revision) for revision in found}
 
 
-def trees_of(build: BuildSpec) -> tuple[str, ...]:
-    """Digests of everything in the artifact store that a build needs: model, project, lock of its packages, sample."""
-    model = build.model.tree if build.model is not None else None
-    sample = build.sample.tree if build.sample is not None else None
-    return tuple(tree for tree in (model, build.project, build.packages, sample) if tree is not None)
-
-
 def _of_these(names: Iterable[str], block: Mapping[str, Any]) -> dict[str, Any]:
     return {name: block[name] for name in names if name in block}
 

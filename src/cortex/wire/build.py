@@ -125,6 +125,13 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True):
     sample: Sample | None = None
 
     @property
+    def trees(self) -> tuple[str, ...]:
+        """Digests of all that it needs of the artifact store: model, project, lock of its packages, sample."""
+        model = self.model.tree if self.model is not None else None
+        sample = self.sample.tree if self.sample is not None else None
+        return tuple(tree for tree in (model, self.project, self.packages, sample) if tree is not None)
+
+    @property
     def model_key(self) -> ModelKey | None:
         """Which model it runs, if it has one."""
         model = self.model

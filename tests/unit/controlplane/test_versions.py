@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from cortex.controlplane.versions import revision_of, revisions_of_version, trees_of, version_of
+from cortex.controlplane.versions import revision_of, revisions_of_version, version_of
 from cortex.ids import ApiKey, Revision, Version
 from cortex.state.base import VersionLine, VersionRecord
 from cortex.testing.builders import a_build, a_record, a_sample, a_wanted_api
@@ -73,8 +73,8 @@ def test_what_runs_a_build_without_a_model_is_part_of_its_version():
 
 def test_a_build_without_a_model_needs_what_else_it_has():
     build = msgspec.structs.replace(a_build(), model=None, project="b" * 64)
-    assert trees_of(build) == ("b" * 64,)
-    assert trees_of(msgspec.structs.replace(build, sample=a_sample(b"1"))) == ("b" * 64, a_sample(b"1").tree)
+    assert build.trees == ("b" * 64,)
+    assert msgspec.structs.replace(build, sample=a_sample(b"1")).trees == ("b" * 64, a_sample(b"1").tree)
 
 
 def test_what_is_not_asked_for_leaves_versions_as_they_were():
