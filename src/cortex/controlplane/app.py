@@ -46,6 +46,7 @@ from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.scaling import Scaling
 from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
+from cortex.controlplane.supplying import Needed, Supplying, UnderWay, allowance_of
 from cortex.controlplane.upkeep import EVERY_S, FIRST_AFTER_S, SCRUB_EVERY_S, Upkeep
 from cortex.controlplane.view import View, ingress_url
 from cortex.controlplane.watching import Watching
@@ -66,6 +67,7 @@ from cortex.state.sqlite import SqliteStateStore
 from cortex.version import __version__
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
+from cortex.wire.indexes import read_handed_over
 from cortex.wire.launch import InspectReport
 from cortex.wire.link import NEEDS
 from cortex.wire.loads import NodeLoads
@@ -106,6 +108,7 @@ def build(
     chronicle = Chronicle(tell=events.tell, clock=clock, version=__version__, pid=os.getpid())
     secret_store = SecretStore(layout.secrets)
     cloud_keys = CloudKeys(SecretStore(layout.cloud_keys), clock)
+    under_way = UnderWay()
     models = Models(store=store, known=state.apis, cloud_file=layout.cloud_file, environ=os.environ)
 
     def read(loads: NodeLoads) -> None:
@@ -128,7 +131,11 @@ def build(
     def inspect(
         build: BuildSpec, rows: Mode, left: threading.Event | None = None, *, keep: bool = False
     ) -> InspectReport:
-        return agent.inspect(build, settings.start_timeout_s, rows=rows, keep=keep, left=left)
+        with under_way.needs(allowance_of([build])):
+            return agent.inspect(build, settings.start_timeout_s, rows=rows, keep=keep, left=left)
+
+    def settled() -> bool:
+        return loop.latest is not None and loop.latest.seen.settled
 
     def missing_proofs() -> tuple[ToProve, ...]:
         latest = loop.latest
@@ -159,7 +166,14 @@ def build(
         changed=changed,
         tell=events.tell,
     )
-    handlers: Handlers = {}
+    supplying = Supplying(
+        store=store,
+        secrets=secret_store,
+        cloud=SecretStore(layout.cloud_keys),
+        indexes=partial(read_handed_over, layout.indexes_file),
+        needed=Needed(state=state, engine=engine, under_way=under_way, settled=settled, stopping=stopping),
+    )
+    handlers: Handlers = {**supplying.handlers}
     links = Links(path=layout.links_socket, epoch=lambda: loop.epoch, ways={NEEDS: Needs(handlers).serve})
     scaling = Scaling(
         state=state,
@@ -238,7 +252,13 @@ def build(
             clock=clock,
             inspect=inspect,
             models=models,
-            packages=Packages(store=store, node=agent, known=state.apis, indexes_file=layout.indexes_file),
+            packages=Packages(
+                store=store,
+                node=agent,
+                known=state.apis,
+                indexes_file=layout.indexes_file,
+                under_way=under_way,
+            ),
             secrets=secret_store,
             cloud=cloud_keys,
             change_overs=change_overs,

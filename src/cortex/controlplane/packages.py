@@ -16,6 +16,7 @@ import msgspec
 
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane.keeping import keep
+from cortex.controlplane.supplying import Allowance, UnderWay
 from cortex.errors import GiveUp, Problem, Problems
 from cortex.packages import explanation, lock
 from cortex.packages.requirements import FILE_NAME, Requirements, read_requirements
@@ -57,16 +58,24 @@ class Packages:
 
     Args:
         known: all apis that are stored: what one of them was resolved to, another one gets too.
-        indexes_file: where installers on the node find what was handed over.
+        indexes_file: what was handed over, which installers on nodes are given.
+        under_way: what nodes may ask for meanwhile.
     """
 
     def __init__(
-        self, *, store: ArtifactStore, node: PackageHost, known: Callable[[], Iterable[ApiRecord]], indexes_file: Path
+        self,
+        *,
+        store: ArtifactStore,
+        node: PackageHost,
+        known: Callable[[], Iterable[ApiRecord]],
+        indexes_file: Path,
+        under_way: UnderWay,
     ) -> None:
         self._store = store
         self._node = node
         self._known = known
         self._indexes_file = indexes_file
+        self._under_way = under_way
         self._remembered: dict[str, PackagesRecord] = {}
         """By what was asked: a deploy that fails afterwards need not be resolved again."""
         self._guard = threading.Lock()
@@ -116,7 +125,8 @@ class Packages:
         for digest, build in wanted.items():
             request = InstallPackages(packages=digest or "", runtime=build.runtime, project=build.project)
             try:
-                self._node.install_packages(request, tell)
+                with self._under_way.needs(_asked_by(request.packages, request.project)):
+                    self._node.install_packages(request, tell)
             except GiveUp as error:
                 raise Problems([_placed(error.problem())]) from error
 
@@ -150,7 +160,8 @@ class Packages:
         return record
 
     def resolve(self, request: ResolvePackages, tell: Tell) -> PackageLock:
-        return self._node.resolve_packages(request, tell)
+        with self._under_way.needs(_asked_by(request.project)):
+            return self._node.resolve_packages(request, tell)
 
 
 class DeployPackages:
@@ -256,6 +267,11 @@ class DeployPackages:
             return msgspec.structs.replace(found, packages=lock.with_accepted_hashes(found.packages, lines))
         except lock.HashRefused as error:
             raise Problems([_placed(msgspec.structs.replace(error.problem(), where=error.line.where))]) from error
+
+
+def _asked_by(*trees: str | None) -> Allowance:
+    """What an installer needs: where packages come from, and folders."""
+    return Allowance(trees=frozenset(tree for tree in trees if tree is not None), installs=True)
 
 
 def _other_backends(runtime: Runtime, needed: Sequence[str], locked: PackageLock) -> set[str]:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import msgspec
 
 from cortex.errors import Problem
+from cortex.wire.build import SecretPin
+from cortex.wire.operator import StoredFile
 
 PART = b"\0"
 """No JSON begins with it."""
@@ -36,3 +38,60 @@ class NeedRefused(NeedReply, frozen=True, kw_only=True, tag="need_refused"):
     """It was not answered, or not to the end; says why."""
 
     problem: Problem
+
+
+# ---- what builds consist of -----------------------------------------------------------------------------------------
+
+
+class FetchTree(Need, frozen=True, kw_only=True, tag="fetch_tree"):
+    """Which files a stored folder has; answered with `TreeListing`."""
+
+    tree: str
+    """Its digest."""
+
+
+class TreeListing(NeedReply, frozen=True, kw_only=True, tag="tree_listing"):
+    files: tuple[StoredFile, ...]
+    """What the digest is of."""
+    sizes_bytes: tuple[int, ...]
+    """Of each of them."""
+
+
+class FetchBlob(Need, frozen=True, kw_only=True, tag="fetch_blob"):
+    """The bytes of a file; answered in parts."""
+
+    tree: str
+    """A folder that has the file: nobody is given what no folder that they need has."""
+    sha256: str
+    offset: int = 0
+    """Bytes before it have come already."""
+
+
+class FetchSecrets(Need, frozen=True, kw_only=True, tag="fetch_secrets"):
+    """Values for a process that is about to start; answered with `SecretValues`."""
+
+    pins: dict[str, SecretPin]
+    """By variable."""
+    cloud: SecretPin | None = None
+
+
+class SecretValues(NeedReply, frozen=True, kw_only=True, tag="secret_values"):
+    values: dict[str, str]
+    """By variable."""
+    cloud: dict[str, str] = {}
+    """Variables that lead to clouds."""
+
+    def __repr__(self) -> str:
+        return "SecretValues(…)"
+
+
+class FetchIndexes(Need, frozen=True, kw_only=True, tag="fetch_indexes"):
+    """Where packages come from; answered with `PackageIndexes`."""
+
+
+class PackageIndexes(NeedReply, frozen=True, kw_only=True, tag="package_indexes"):
+    variables: dict[str, str] | None
+    """What the last deploy handed over, passwords included; None: none has handed anything over."""
+
+    def __repr__(self) -> str:
+        return "PackageIndexes(…)"

@@ -21,6 +21,7 @@ from cortex.controlplane.fetching import DeployLeft, Models
 from cortex.controlplane.packages import Packages
 from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.secrets import CloudKeys
+from cortex.controlplane.supplying import UnderWay
 from cortex.controlplane.upkeep import wanted_trees
 from cortex.engines.local import LocalEngine
 from cortex.errors import CortexError, GiveUp, Problem, Problems
@@ -187,7 +188,11 @@ class World:
             inspect=lambda *what, **how: self.inspect(*what, **how),
             models=self.models,
             packages=Packages(
-                store=self.store, node=NoNode(), known=self.state.apis, indexes_file=folder / "indexes.json"
+                under_way=UnderWay(),
+                store=self.store,
+                node=NoNode(),
+                known=self.state.apis,
+                indexes_file=folder / "indexes.json",
             ),
             secrets=self.secrets,
             cloud=CloudKeys(self.cloud, self.clock),

@@ -10,6 +10,7 @@ import pytest
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane.keeping import NotKept
 from cortex.controlplane.packages import Packages
+from cortex.controlplane.supplying import UnderWay
 from cortex.errors import GiveUp, Problem, Problems
 from cortex.packages import lock
 from cortex.packages.runtime import REPLICA
@@ -61,6 +62,7 @@ class World:
 
     def anew(self) -> Packages:
         return Packages(
+            under_way=UnderWay(),
             store=self.store,
             node=self.node,
             known=lambda: self.records,
