@@ -173,6 +173,7 @@ NOT_CLASSES: Mapping[str, str] = {
     "out-of-descriptors": "A replica had no descriptors left for new connections for 10 s, and was replaced.",
     "overdue": "A request outlived its timeout in code that cannot be stopped; the replica was replaced.",
     "packages-conflict": "No versions satisfy requirements.txt and what a replica needs itself; both sides are named.",
+    "packages-elsewhere": "A node has another Python or platform than packages were resolved for; both are named.",
     "packages-timeout": "Resolving or installing packages took too long.",
     "packages-unusable": "The packages were installed, and replicas cannot start with them.",
     "replaced-meanwhile": "Another deploy wanted another version of the api before this one was live.",

@@ -11,11 +11,12 @@ import resource
 import secrets
 import signal
 import sys
-from functools import partial
+from pathlib import Path
 
 import setproctitle
 
 from cortex import processes
+from cortex.agent.cache import ArtifactCache
 from cortex.agent.children import Children
 from cortex.agent.cleaning import Cleaning
 from cortex.agent.dialing import dial_unix
@@ -39,6 +40,7 @@ from cortex.agent.safekeeping import Safekeeping
 from cortex.agent.service import Agent, AgentStop, Changes
 from cortex.agent.shortage import MemoryShortage
 from cortex.agent.strays import Strays
+from cortex.agent.supplies import Supplies
 from cortex.agent.upstream import LinkedUpstream
 from cortex.artifacts.store import ArtifactStore
 from cortex.binding import handed_over, say_when_out_of_descriptors
@@ -49,8 +51,6 @@ from cortex.ids import NodeId
 from cortex.ingress.handover import ListenAddress
 from cortex.ingress.supervisor import Ingress
 from cortex.settings import ControlLayout, NodeLayout, Settings, load_settings
-from cortex.state.secrets import SecretStore
-from cortex.wire.indexes import read_handed_over
 from cortex.wire.link import NEEDS, Hello
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,15 @@ MOST_OPEN_FILES = 2**16
 """Thousands of replicas; more only slows down programs that close every number there could be."""
 
 
-def main() -> int:
-    """Run the agent until it is told to end. Returns an exit code."""
+def main(*, control_home: Path | None = None) -> int:
+    """
+    Run the agent until it is told to end. Returns an exit code.
+
+    Args:
+        control_home: the control plane's, on this machine; None: it is ours.
+    """
     settings = load_settings(os.environ)
-    layout = NodeLayout(settings.home)
+    layout, control = NodeLayout(settings.home), ControlLayout(control_home or settings.home)
     try:
         layout.prepare()
         lock = processes.hold_for_life(layout.agent_lock)
@@ -76,7 +81,7 @@ def main() -> int:
         _raise_file_limit()
         processes.remove_unfinished(layout.home, layout.agent_file.name)
         processes.write_identity(layout.agent_file, processes.own_identity())
-        asyncio.run(_run(settings, layout, lock))
+        asyncio.run(_run(settings, layout, control, lock))
     except (CortexError, OSError) as error:
         log.exception("the agent could not start")
         sys.stderr.write(f"{error}\n")
@@ -84,23 +89,23 @@ def main() -> int:
     return 0
 
 
-async def _run(settings: Settings, layout: NodeLayout, lock: int) -> None:
+async def _run(settings: Settings, layout: NodeLayout, control: ControlLayout, lock: int) -> None:
     stop = AgentStop()
     say_when_out_of_descriptors(asyncio.get_running_loop())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.ask, -1.0)
-    await build(settings, layout, stop, lock).run()
+    await build(settings, layout, control, stop, lock).run()
 
 
-def build(settings: Settings, layout: NodeLayout, stop: AgentStop, lock: int) -> Agent:
+def build(settings: Settings, layout: NodeLayout, control: ControlLayout, stop: AgentStop, lock: int) -> Agent:
     """
     Put the agent together.
 
     Args:
+        control: of the control plane. Where it has another home, our artifact store is a cache of its.
         lock: held on the home for as long as we live.
     """
     clock = SystemClock()
-    control = ControlLayout(settings.home)
     node = machine.node_report(LOCAL_NODE, environ=os.environ)
     agent_id = secrets.token_hex(8)
     upstream = LinkedUpstream(
@@ -109,19 +114,19 @@ def build(settings: Settings, layout: NodeLayout, stop: AgentStop, lock: int) ->
     changes = Changes()
     memory = AgentMemory(layout.node / "agent-state.json")
     store = ArtifactStore(layout.artifacts)
+    cache: ArtifactCache | None = None
+    if layout.artifacts != control.artifacts:
+        keep_bytes = settings.artifact_bytes
+        cache = ArtifactCache(store=store, keep_bytes=keep_bytes, clock=clock, needed=lambda: replicas.trees_in_use())
+    supplies = Supplies(store=store, upstream=upstream, clock=clock, patience_s=settings.start_timeout_s, cache=cache)
     installations = Installations(
         settings=settings,
         layout=layout,
-        store=store,
+        supplies=supplies,
         clock=clock,
-        installer=Installer(os.environ, handed_over=partial(read_handed_over, control.indexes_file)),
+        installer=Installer(os.environ, handed_over=supplies.indexes),
     )
-    provisions = Provisions(
-        store=store,
-        installations=installations,
-        secrets=SecretStore(control.secrets),
-        cloud=SecretStore(control.cloud_keys),
-    )
+    provisions = Provisions(supplies=supplies, installations=installations)
     door = Door(
         settings=settings,
         layout=layout,
@@ -202,6 +207,7 @@ def build(settings: Settings, layout: NodeLayout, stop: AgentStop, lock: int) ->
         memory=memory,
         changes=changes,
         upstream=upstream,
+        cache=cache,
         stop=stop,
         door=door,
         installations=installations,

@@ -64,6 +64,10 @@ class Inspections:
 
     async def inspect(self, request: InspectBuild) -> InspectReport:
         """What model and handler of a build are; what keeps them from being looked at is among the problems."""
+        with self._provisions.using(request.build):
+            return await self._inspect(request)
+
+    async def _inspect(self, request: InspectBuild) -> InspectReport:
         build = request.build
         order = StartReplica(
             replica=replica_id(build.api, build.revision, 0),  # what is kept becomes the first one

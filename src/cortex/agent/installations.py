@@ -31,8 +31,9 @@ import msgspec
 import cortex
 from cortex import processes
 from cortex.agent.installer import Installer, InstallerFailed, Tell
+from cortex.agent.joint import JointWork
+from cortex.agent.supplies import Supplies, untold
 from cortex.artifacts.hashing import is_sha256
-from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.errors import CortexError, Problem
 from cortex.packages import explanation, lock
@@ -96,7 +97,7 @@ class Installations:
     Every installation of this node.
 
     Args:
-        store: holds locks, and projects with wheels of their own.
+        supplies: has locks, and projects with wheels of their own.
         package: the folder of this package, which installations import.
         probe: Python code that an installation must run, with the model format as its argument.
     """
@@ -106,7 +107,7 @@ class Installations:
         *,
         settings: Settings,
         layout: NodeLayout,
-        store: ArtifactStore,
+        supplies: Supplies,
         clock: Clock,
         installer: Installer,
         package: Path | None = None,
@@ -114,14 +115,13 @@ class Installations:
     ) -> None:
         self._settings = settings
         self._root = layout.installations
-        self._store = store
+        self._supplies = supplies
         self._places = Places(str(settings.home))
         self._clock = clock
         self._installer = installer
         self._package = package or Path(os.path.abspath(cortex.__file__)).parent
         self._probe_code = probe
-        self._builds: dict[str, asyncio.Task[None]] = {}
-        self._listeners: dict[str, list[Tell]] = {}
+        self._builds: JointWork[None] = JointWork()
         self._known: set[str] = set()
         """Installations that were found fit to use since we started."""
         self._used_s: dict[str, float] = {}
@@ -159,9 +159,7 @@ class Installations:
 
     async def close(self) -> None:
         """End what is being built."""
-        for build in self._builds.values():
-            build.cancel()
-        await asyncio.gather(*self._builds.values(), return_exceptions=True)
+        await self._builds.close()
 
     # ---- resolving ----------------------------------------------------------------------------------------------
 
@@ -171,7 +169,7 @@ class Installations:
 
         Raises:
             PackagesFailed, InstallerMissing
-            CortexError: the project, whose wheels are asked for, is not in the store.
+            CortexError: the project, whose wheels are asked for, cannot be had.
         """
         folder = self._root / f"{_NEW}{secrets.token_hex(8)}"
         folder.mkdir(mode=0o700)
@@ -183,7 +181,7 @@ class Installations:
                 *("pip", "compile", "--generate-hashes", "--no-header", "--no-annotate", "--quiet"),
                 *("--python", sys.executable, "--output-file", "resolved.txt"),
                 *("--constraints", "constraints.in", *(("--prerelease", "allow") if request.prerelease else ())),
-                *self._options(request.options, request.project),
+                *await self._options(request.options, request.project, tell),
                 "requirements.in",
             ]
             doing = "resolving packages"
@@ -195,12 +193,12 @@ class Installations:
             python=python_here(), platform=platform_here(), packages=packages, options=tuple(request.options)
         )
 
-    def _options(self, options: Iterable[str], project: str | None) -> list[str]:
+    async def _options(self, options: Iterable[str], project: str | None, tell: Tell) -> list[str]:
         """Options of a lock with the paths of folders that the project brings along."""
         arguments: list[str] = []
         for option in options:
             if arguments and arguments[-1] == "--find-links" and "://" not in option and project is not None:
-                arguments.append(str(self._store.tree_path(project) / option))
+                arguments.append(str((await self._supplies.folders([project], tell))[project] / option))
             else:
                 arguments.append(option)
         return arguments
@@ -213,9 +211,7 @@ class Installations:
 
     # ---- building -----------------------------------------------------------------------------------------------
 
-    async def ensure(
-        self, digest: str, runtime: Runtime, *, project: str | None, tell: Tell = lambda _doing: None
-    ) -> Path:
+    async def ensure(self, digest: str, runtime: Runtime, *, project: str | None, tell: Tell = untold) -> Path:
         """
         The interpreter of an installation, which is built first if need be; whoever needs it meanwhile waits along.
 
@@ -226,49 +222,29 @@ class Installations:
 
         Raises:
             PackagesFailed: it cannot be built, or does not work.
-            CortexError: lock or project are not in the store; uv is missing.
+            CortexError: lock or project cannot be had; uv is missing.
         """
         self._used_s[digest] = self._clock.monotonic_s()
         if digest in self._known and self.python(digest).exists():
             return self.python(digest)
-        self._listeners.setdefault(digest, []).append(tell)
-        build = self._builds.get(digest)
-        if build is None:
-            build = asyncio.ensure_future(self._make_usable(digest, runtime, project))
-            self._builds[digest] = build
-            build.add_done_callback(lambda done: self._built(digest, done))
-        try:
-            await asyncio.shield(build)
-        except asyncio.CancelledError:
-            if len(self._listeners[digest]) == 1:
-                build.cancel()  # nobody else waits for it
-            raise
-        finally:
-            listeners = self._listeners.get(digest, [])
-            listeners.remove(tell)
-            if not listeners:
-                self._listeners.pop(digest, None)
+        await self._builds.of(digest, lambda all_told: self._make_usable(digest, runtime, project, all_told), tell)
         self._used_s[digest] = self._clock.monotonic_s()
         return self.python(digest)
 
-    def _built(self, digest: str, build: asyncio.Task[None]) -> None:
-        self._builds.pop(digest, None)
-        if build.cancelled():
-            log.info("building installation %s was called off", digest)
-        elif build.exception() is not None:
-            log.error("installation %s could not be built: %s", digest, build.exception())
-
-    async def _make_usable(self, digest: str, runtime: Runtime, project: str | None) -> None:
-        def tell(doing: str) -> None:
-            for listener in tuple(self._listeners.get(digest, ())):
-                listener(doing)
-
+    async def _make_usable(self, digest: str, runtime: Runtime, project: str | None, tell: Tell) -> None:
         mark = self._read_mark(digest)
-        if mark is None or mark.python != _python_version():
-            await self._build(digest, runtime, project, tell)
-        elif mark.cortex != __version__:
-            # Another Cortex made it: replicas may need by now what was not asked for then.
-            await self._probe(self._root / digest, runtime, tell)
+        try:
+            if mark is None or mark.python != _python_version():
+                await self._build(digest, runtime, project, tell)
+            elif mark.cortex != __version__:
+                # Another Cortex made it: replicas may need by now what was not asked for then.
+                await self._probe(self._root / digest, runtime, tell)
+        except asyncio.CancelledError:
+            log.info("building installation %s was called off", digest)
+            raise
+        except Exception as error:
+            log.error("installation %s could not be built: %s", digest, error)
+            raise
         self._known.add(digest)
 
     def _read_mark(self, digest: str) -> _Mark | None:
@@ -277,7 +253,7 @@ class Installations:
         return mark if self.python(digest).exists() else None  # its base interpreter may have gone
 
     async def _build(self, digest: str, runtime: Runtime, project: str | None, tell: Tell) -> None:
-        locked = await asyncio.to_thread(self._read_lock, digest)
+        locked = await self._read_lock(digest, tell)
         count = len(locked.packages)
         doing = f"installing {count} packages"
         folder = self._root / f"{_NEW}{secrets.token_hex(8)}"
@@ -290,7 +266,7 @@ class Installations:
             (folder / "requirements.txt").write_text(lock.installable(locked), "utf-8")
             install = [
                 *("pip", "install", "--require-hashes", "--no-deps", "--compile-bytecode", "--link-mode", "copy"),
-                *("--python", str(folder / "bin" / "python"), *self._options(locked.options, project)),
+                *("--python", str(folder / "bin" / "python"), *await self._options(locked.options, project, tell)),
                 *("--requirement", "requirements.txt"),
             ]
             await self._install(install, folder, timeout_s, tell, doing)
@@ -304,9 +280,12 @@ class Installations:
             raise
         log.info("installation %s is built", digest)
 
-    def _read_lock(self, digest: str) -> PackageLock:
-        self._store.verify(digest)
-        return lock.decoded((self._store.tree_path(digest) / lock.FILE_NAME).read_bytes())
+    async def _read_lock(self, digest: str, tell: Tell) -> PackageLock:
+        folder = (await self._supplies.folders([digest], tell))[digest]
+        locked = lock.decoded((folder / lock.FILE_NAME).read_bytes())
+        if not self._supplies.are_here:
+            _check_is_for_here(locked)
+        return locked
 
     def _let_in(self, folder: Path) -> None:
         """Our own package enters by a path file, alone: what else lies beside it here must not be found there."""
@@ -390,6 +369,16 @@ class Installations:
             for name in removed:
                 await asyncio.to_thread(_remove, self._root / f"{_GONE}{name}")
             return tuple(removed)
+
+
+def _check_is_for_here(locked: PackageLock) -> None:
+    """Raises PackagesFailed: it was resolved for another Python than that of this node, or for other machines."""
+    wanted, found = (locked.python, locked.platform), (python_here(), platform_here())
+    if wanted != found:
+        resolved, here = (f"Python {python} on {platform}" for python, platform in (wanted, found))
+        message = f"the packages were resolved for {resolved}, and this node has {here}"
+        hint = "nodes need the Python version and the platform of the control plane"
+        raise PackagesFailed(Problem(reference="packages-elsewhere", message=message, hint=hint))
 
 
 def _problem(error: InstallerFailed, doing: str) -> Problem:

@@ -15,7 +15,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from cortex import oom
@@ -140,13 +140,18 @@ def _merged(arguments: Sequence[str], variables: Mapping[str, str]) -> tuple[lis
     return left, merged
 
 
+async def _nothing(_tell: Tell) -> Mapping[str, str] | None:
+    return None
+
+
 class Installer:
     """
     Runs programs that install packages.
 
     Args:
         environ: of this process; `installer_variables` says what of it is passed on.
-        handed_over: where packages come from, as the last deploy's shell had it; asked at each run.
+        handed_over: where packages come from, as the last deploy's shell had it; asked at each run of uv, and told what
+            takes long. Kept no longer than the run takes.
         find: where uv is; asked at each run, so that one installed meanwhile is found.
     """
 
@@ -154,7 +159,7 @@ class Installer:
         self,
         environ: Mapping[str, str],
         *,
-        handed_over: Callable[[], Mapping[str, str] | None] = lambda: None,
+        handed_over: Callable[[Tell], Awaitable[Mapping[str, str] | None]] = _nothing,
         find: Callable[[], str] = find_installer,
     ) -> None:
         self._environ = dict(environ)
@@ -173,8 +178,9 @@ class Installer:
 
         Raises:
             InstallerFailed, InstallerMissing
+            CortexError: nobody says where packages come from.
         """
-        variables = installer_variables(with_handed_over(self._environ, self._handed_over()))
+        variables = installer_variables(with_handed_over(self._environ, await self._handed_over(tell)))
         arguments, variables = _merged(arguments, variables)
         command = [self._find(), *arguments]
         return await self._run(command, variables, cwd=cwd, timeout_s=timeout_s, tell=tell, doing=doing)

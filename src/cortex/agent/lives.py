@@ -418,6 +418,7 @@ class Lives:
         try:
             with slots.listening(replica.files.control) as control:
                 pid = await launcher.fork(spec, replica.slot.socket, control, provided.secrets, kept=kept)
+            replica.provided = None  # values of secrets are its process's now
             return events.ProcessForked(identity=attending.newborn(pid))
         except LauncherLost as error:
             return events.LauncherDied(problem=error.problem())

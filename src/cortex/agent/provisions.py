@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 from collections.abc import Mapping
@@ -11,10 +12,9 @@ from typing import NamedTuple
 
 from cortex.agent.installations import Installations
 from cortex.agent.installer import Tell
+from cortex.agent.supplies import Supplies, untold
 from cortex.artifacts import samples
-from cortex.artifacts.store import ArtifactStore
 from cortex.errors import CortexError
-from cortex.state.secrets import SecretStore, unpacked_cloud
 from cortex.wire.build import BuildSpec
 
 log = logging.getLogger(__name__)
@@ -38,17 +38,14 @@ class Provided(NamedTuple):
 class Provisions:
     """Finds models, projects, packages and secrets of builds."""
 
-    def __init__(
-        self, *, store: ArtifactStore, installations: Installations, secrets: SecretStore, cloud: SecretStore
-    ) -> None:
-        self._store = store
+    def __init__(self, *, supplies: Supplies, installations: Installations) -> None:
+        self._supplies = supplies
         self._installations = installations
-        self._secrets = secrets
-        self._cloud = cloud
 
-    async def provide(self, build: BuildSpec, tell: Tell = lambda _doing: None) -> Provided:
+    async def provide(self, build: BuildSpec, tell: Tell = untold) -> Provided:
         """
-        Have everything there that a build needs; its packages are installed first if they are not.
+        Have everything there that a build needs: what is not on this node comes from the control plane, and packages
+        are installed.
 
         Args:
             tell: told what takes long.
@@ -56,36 +53,37 @@ class Provisions:
         Raises:
             CortexError: something is missing, corrupt, or cannot be installed; says which and what to do.
         """
-        model, project, sample = await asyncio.to_thread(self._found, build)
-        if build.packages is not None:
-            await self._installations.ensure(build.packages, build.runtime, project=build.project, tell=tell)
-        secrets = await asyncio.to_thread(self._values, build)
-        return Provided(model, project, sample, secrets)
+        with self.using(build):
+            (model, project), sample = await asyncio.gather(self._found(build, tell), self._sample(build, tell))
+            if build.packages is not None:
+                await self._installations.ensure(build.packages, build.runtime, project=build.project, tell=tell)
+            return Provided(model, project, sample, await self._supplies.values(build, tell))
+
+    def using(self, build: BuildSpec) -> contextlib.AbstractContextManager[None]:
+        """Keep what a build needs on this node while the block runs."""
+        return self._supplies.using(*build.trees)
 
     def python(self, packages: str | None) -> Path:
         """The interpreter that runs a build with these packages."""
         return Path(sys.executable) if packages is None else self._installations.python(packages)
 
-    def _found(self, build: BuildSpec) -> tuple[Path | None, Path | None, Path | None]:
-        model = self._store.verify(build.model.tree).path / build.model.entry if build.model is not None else None
-        project = self._store.verify(build.project).path if build.project is not None else None
-        return model, project, self._sample(build)
+    async def _found(self, build: BuildSpec, tell: Tell) -> tuple[Path | None, Path | None]:
+        model = build.model
+        wanted = [tree for tree in (model.tree if model is not None else None, build.project) if tree is not None]
+        folders = await self._supplies.folders(wanted, tell)
+        return (
+            folders[model.tree] / model.entry if model is not None else None,
+            folders[build.project] if build.project is not None else None,
+        )
 
-    def _sample(self, build: BuildSpec) -> Path | None:
+    async def _sample(self, build: BuildSpec, tell: Tell) -> Path | None:
         """What only warns is no reason not to serve: without its body, the replica says that it is untried."""
         if build.sample is None:
             return None
         try:
-            return samples.body_file(self._store, build.sample.tree)
+            return samples.body_in((await self._supplies.folders([build.sample.tree], tell))[build.sample.tree])
         except CortexError as error:
             if build.sample.gate:
                 raise
             log.error("%s: its sample cannot be had: %s; %s", build.api, error, error.hint)
             return None
-
-    def _values(self, build: BuildSpec) -> dict[str, str]:
-        values = {variable: self._secrets.value(pin) for variable, pin in sorted(build.secrets.items())}
-        if build.cloud is None:
-            return values
-        cloud = unpacked_cloud(self._cloud.value(build.cloud))
-        return {**{name: value for name, value in cloud.items() if name not in build.env}, **values}

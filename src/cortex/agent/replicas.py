@@ -148,6 +148,11 @@ class Replicas:
         needed |= {launcher.packages for launcher in self.launchers if launcher.pid is not None}
         return {digest for digest in needed if digest is not None}
 
+    def trees_in_use(self) -> set[str]:
+        """Digests of the stored folders that replicas here need, those that are on their way out among them."""
+        replicas = (*self._all(), *self._lives.forgotten)
+        return {tree for replica in replicas for tree in replica.life.order.build.trees}
+
     def raw_output(self) -> list[str]:
         """Where replicas here write past Python."""
         return [f"{replica.files.log}{rawoutput.SUFFIX}" for replica in self._all()]

@@ -15,6 +15,7 @@ from functools import partial
 
 from cortex import processes
 from cortex.agent import beats, server
+from cortex.agent.cache import ArtifactCache
 from cortex.agent.children import Children
 from cortex.agent.cleaning import Cleaning
 from cortex.agent.door import Door
@@ -63,6 +64,8 @@ COUNT_PATIENCE_S = 0.15
 LOG_CLEANING_S = 300.0
 RAW_OUTPUT_S = 2.0
 """How often output past Python is looked at: a disk fills quickly."""
+CACHE_S = 3600.0
+"""How often a node with a store of its own removes from it what is beyond its limit; before each pull it does, too."""
 LEFT_OUTPUT_S = 10.0
 """The same for that of replicas that are gone, whose subprocesses may go on: a whole folder has to be read for it."""
 HOME_GONE_LOOKS = 3
@@ -129,6 +132,7 @@ class Agent:
         memory: AgentMemory,
         changes: Changes,
         upstream: LinkedUpstream,
+        cache: ArtifactCache | None,
         stop: AgentStop,
         door: Door,
         installations: Installations,
@@ -149,6 +153,7 @@ class Agent:
         self._memory = memory
         self._changes = changes
         self._upstream = upstream
+        self._cache = cache
         self._stop = stop
         self._door = door
         self._installations = installations
@@ -192,6 +197,7 @@ class Agent:
             every(LOG_CLEANING_S, self._cleaning.clean),
             every(RAW_OUTPUT_S, self._cleaning.bound_raw_output),
             every(LEFT_OUTPUT_S, self._cleaning.bound_left_output),
+            *([every(CACHE_S, self._cache.clean)] if self._cache is not None else ()),
             self._prestart(),
             self._installations.clear_away(strays),
         )

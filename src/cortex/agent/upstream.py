@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -48,7 +48,7 @@ class Upstream(Protocol):
         """
         ...
 
-    def stream(self, need: Need) -> AsyncIterator[bytes]:
+    def stream(self, need: Need) -> AsyncGenerator[bytes, None]:
         """
         What is answered in parts, as they come. A control plane that is away is waited for before the first.
 
@@ -87,7 +87,7 @@ class LinkedUpstream:
             raise GiveUp(reply.problem)
         return reply
 
-    async def stream(self, need: Need) -> AsyncIterator[bytes]:
+    async def stream(self, need: Need) -> AsyncGenerator[bytes, None]:
         line, frame = await self._begun(need)
         try:
             while frame.startswith(PART):

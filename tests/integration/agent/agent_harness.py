@@ -65,14 +65,15 @@ KNOCK_HELD_S = 60.0
 """The same for those that come to a replica that sleeps, but for most of them the ingress's queue ends before."""
 PATIENT_AGENT = """\
 import sys
+from pathlib import Path
 import msgspec
 from cortex.agent import app
 from cortex.agent.life import sleeping
 
 load = app.load_settings
-hold_s, hung_s, sleeping.KNOCK_HELD_S = map(float, sys.argv[1:])
+hold_s, hung_s, sleeping.KNOCK_HELD_S = map(float, sys.argv[1:4])
 app.load_settings = lambda environ: msgspec.structs.replace(load(environ), hold_timeout_s=hold_s, hung_after_s=hung_s)
-sys.exit(app.main())
+sys.exit(app.main(control_home=Path(sys.argv[4]) if sys.argv[4:] else None))
 """
 """The agent as it is, but for times that are no settings of users."""
 _REPLIES: msgspec.json.Decoder[AgentReply] = msgspec.json.Decoder(AgentReply)
@@ -130,6 +131,7 @@ class Node:
         hold_timeout_s: float = HOLD_S,
         knock_held_s: float = KNOCK_HELD_S,
         hung_after_s: float = HUNG_AFTER_S,
+        control_home: Path | None = None,
     ) -> None:
         # Bound for as long as we need it, so that nobody else is given it; our agent may listen there all the same.
         self._port = socket.socket()
@@ -140,6 +142,7 @@ class Node:
             home=home, port=port, port_given=True, hold_timeout_s=hold_timeout_s, hung_after_s=hung_after_s
         )
         self.knock_held_s = knock_held_s
+        self.control_home = control_home
         self.layout = NodeLayout(home)
         self.layout.prepare()
         self.store = ArtifactStore(self.layout.artifacts)
@@ -160,7 +163,14 @@ class Node:
         times = map(str, (self.settings.hold_timeout_s, self.settings.hung_after_s, self.knock_held_s))
         with (self.layout.home / "agent.out").open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-P", "-c", PATIENT_AGENT, *times],
+                [
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    PATIENT_AGENT,
+                    *times,
+                    *([str(control)] if (control := self.control_home) else ()),
+                ],
                 env={**os.environ, **variables_of(self.settings)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -12,6 +12,7 @@ import pytest
 
 from cortex.agent.installations import PROBE, Installations, PackagesFailed
 from cortex.agent.installer import Installer, InstallerFailed
+from cortex.agent.supplies import Supplies
 from cortex.artifacts.store import ArtifactStore
 from cortex.packages import lock
 from cortex.processes import ProcessIdentity, identify, is_alive
@@ -51,7 +52,7 @@ class Node:
         self.installations = Installations(
             settings=Settings(home=self.layout.home, **settings),
             layout=self.layout,
-            store=self.store,
+            supplies=Supplies(store=self.store, upstream=None, clock=self.clock, patience_s=0.0),
             clock=self.clock,
             installer=self.installer,
             package=package,

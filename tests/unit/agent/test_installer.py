@@ -56,7 +56,11 @@ def test_what_was_set_for_pip_counts_unless_uv_has_its_own():
 
 def test_the_last_deploys_shell_says_where_packages_come_from(uv):
     handed_over = {"UV_INDEX_URL": "https://first"}
-    installer = Installer({"UV_INDEX_URL": "https://own"}, handed_over=lambda: handed_over, find=uv)
+
+    async def asked(_tell):
+        return handed_over
+
+    installer = Installer({"UV_INDEX_URL": "https://own"}, handed_over=asked, find=uv)
     assert json.loads(run(installer, "pip"))[1]["UV_INDEX_URL"] == "https://first"
     handed_over = {"PIP_INDEX_URL": "https://second"}
     assert json.loads(run(installer, "pip"))[1]["UV_INDEX_URL"] == "https://second"
@@ -82,8 +86,12 @@ def test_passwords_are_masked_in_what_an_installer_says(uv, caplog):
         "raise SystemExit(2)"
     )
     told: list[str] = []
+
+    async def asked(_tell):
+        return handed_over
+
     with pytest.raises(InstallerFailed) as failed:
-        run(Installer({}, handed_over=lambda: handed_over, find=lambda: uv(code)), "pip", told=told)
+        run(Installer({}, handed_over=asked, find=lambda: uv(code)), "pip", told=told)
     for said in (failed.value.output, caplog.text, *told):
         assert "hunter22" not in said
         assert "sesame99" not in said

@@ -7,12 +7,17 @@ import msgspec
 import pytest
 
 from cortex.agent.provisions import Provided, Provisions
+from cortex.agent.supplies import Supplies
 from cortex.artifacts import samples
 from cortex.artifacts.errors import ArtifactCorrupt, ArtifactMissing
 from cortex.artifacts.store import ArtifactStore
-from cortex.state.secrets import SecretStore
 from cortex.testing.builders import a_build, a_sample
+from cortex.testing.clock import FakeClock
 from cortex.wire.build import BuildSpec, Sample
+
+
+class Nobody:
+    """A control plane that is never asked for anything."""
 
 
 class Node:
@@ -21,8 +26,8 @@ class Node:
     def __init__(self, folder: Path) -> None:
         self.store = ArtifactStore(folder / "artifacts")
         self.model = samples.put_body(self.store, b"a model")
-        secrets = SecretStore(folder / "secrets.json")
-        self.provisions = Provisions(store=self.store, installations=None, secrets=secrets, cloud=secrets)  # type: ignore[arg-type]
+        supplies = Supplies(store=self.store, upstream=Nobody(), clock=FakeClock(), patience_s=0.0)
+        self.provisions = Provisions(supplies=supplies, installations=None)  # type: ignore[arg-type]
 
     def provide(self, sample: Sample | None) -> Provided:
         return asyncio.run(self.provisions.provide(self.build(sample)))
