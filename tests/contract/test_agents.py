@@ -25,7 +25,7 @@ from cortex.settings import NodeLayout, Settings
 from cortex.testing.builders import a_build, a_route, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents
-from cortex.wire.orders import ForgetReplica, HoldSlot, Order, Orders, RemoveRoute, SetRoute
+from cortex.wire.orders import ForgetReplica, HoldSlot, Order, Orders, RemoveRoute, RoutesRevision, SetRoute, SetRoutes
 from cortex.wire.reports import AgentReport
 
 pytestmark = pytest.mark.slow
@@ -168,6 +168,18 @@ def test_orders_of_a_batch_are_carried_out_in_their_sequence(lab: Lab, node: Nod
     )
     lab.until(lambda: held(seen(lab)) == {kept.replica}, "the other slot is closed")
     assert routed(seen(lab)) == {kept.build.api}
+
+
+def test_a_table_of_routes_is_taken_over_and_changes_to_another_one_end_the_batch(lab: Lab, node: NodeId) -> None:
+    kept, gone, late = a_slot("a"), a_slot("b"), a_slot("c")
+    first, second, third = (RoutesRevision(1, number) for number in (1, 2, 3))
+    order(lab, node, SetRoutes(revision=first, routes=(a_way(kept), a_way(gone))))
+    order(lab, node, SetRoutes(revision=second, base=first, removed=(gone.build.api,)), kept)
+    order(lab, node, SetRoutes(revision=second, base=first, removed=(gone.build.api,)))
+    order(lab, node, gone, SetRoutes(revision=third, base=first, routes=(a_way(late),)), late)
+    report = seen(lab)
+    assert (report.routes_revision, routed(report)) == (second, {kept.build.api})
+    assert held(report) == {kept.replica, gone.replica}
 
 
 def test_the_same_orders_once_more_change_nothing(lab: Lab, node: NodeId) -> None:

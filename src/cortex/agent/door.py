@@ -211,7 +211,8 @@ class Door:
 
     def pending_routes(self) -> tuple[ApiKey, ...]:
         """Apis whose route is not in the ingress yet."""
-        return tuple(sorted({route.api for route in set(self._routes()) ^ set(self._applied)}))
+        before, after = ({route.api: route for route in routes} for routes in (self._applied, self._routes()))
+        return tuple(sorted(api for api in before.keys() | after.keys() if before.get(api) != after.get(api)))
 
     def report(self) -> IngressReport:
         status = self._ingress.status()

@@ -1,4 +1,4 @@
-"""What no replica can tell us after a restart: the highest epoch, and the routes that were ordered."""
+"""What no replica can tell us after a restart: the highest epoch, and the table of routes that was ordered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from cortex import processes
 from cortex.ids import ApiKey
 from cortex.wire.framing import UNREADABLE
-from cortex.wire.orders import SetRoute
+from cortex.wire.orders import UNNUMBERED, RoutesRevision, SetRoute, SetRoutes
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,8 @@ class Remembered(msgspec.Struct, kw_only=True):
 
     epoch: int = 0
     routes: list[SetRoute] = []
+    revision: RoutesRevision = UNNUMBERED
+    """Of `routes`."""
 
 
 class AgentMemory:
@@ -48,14 +50,33 @@ class AgentMemory:
         """In the sequence in which they were ordered."""
         return tuple(self._now.routes)
 
+    @property
+    def revision(self) -> RoutesRevision:
+        """Which table of routes it is."""
+        return self._now.revision
+
+    def set_routes(self, order: SetRoutes) -> bool:
+        """Take a table over. False, and nothing is changed, where it says what changes in one that we do not have."""
+        if order.base is not None and self._now.revision not in (order.base, order.revision):
+            return False
+        if self._now.revision != order.revision:
+            changed = {*order.removed, *(route.api for route in order.routes)}
+            kept = [] if order.base is None else [route for route in self._now.routes if route.api not in changed]
+            self._now.routes = [*kept, *order.routes]
+            self._now.revision = order.revision
+        return True
+
     def set_route(self, route: SetRoute) -> None:
-        self._now.routes = [*(known for known in self._now.routes if known.api != route.api), route]
+        self.remove_route(route.api)
+        self._now.routes = [*self._now.routes, route]
 
     def remove_route(self, api: ApiKey) -> None:
         self._now.routes = [known for known in self._now.routes if known.api != api]
+        self._now.revision = UNNUMBERED
 
     def clear_routes(self) -> None:
         self._now.routes = []
+        self._now.revision = UNNUMBERED
 
     def recall(self) -> None:
         """What a former agent has left."""

@@ -45,6 +45,7 @@ from cortex.wire.orders import (
     RemoveRoute,
     SetReplicaBatching,
     SetRoute,
+    SetRoutes,
     StartReplica,
 )
 from cortex.wire.packages import PackageLock
@@ -229,12 +230,14 @@ class Agent:
         try:
             # One that fails ends the batch: what comes later may take away what it was to replace.
             for order in orders.orders:
-                self._take(order)
+                if not self._take(order):
+                    break
         finally:
             self._memory.write()
         return self.report()
 
-    def _take(self, order: Order) -> None:
+    def _take(self, order: Order) -> bool:
+        """Carry out an order. False: it does not fit what there is, which the report says."""
         match order:
             case StartReplica():
                 self._replicas.start(order)
@@ -246,12 +249,20 @@ class Agent:
                 self._replicas.drain(replica, timeout_s)
             case ForgetReplica(replica=replica):
                 self._replicas.forget(replica)
+            case SetRoutes(revision=revision, base=base):
+                before = self._memory.revision
+                if not self._memory.set_routes(order):
+                    log.info("not taken: routes %s, which are based on %s, not on %s", revision, base, before)
+                    return False
+                if revision != before:
+                    self._changes.note()
             case SetRoute():
                 self._memory.set_route(order)
                 self._changes.note()
             case RemoveRoute(api=api):
                 self._memory.remove_route(api)
                 self._changes.note()
+        return True
 
     async def observe(self, agent: str, serial: int, timeout_s: float) -> AgentReport:
         if agent == self._agent_id:
@@ -311,6 +322,7 @@ class Agent:
             started_wall_s=self._started_wall_s,
             replicas=self._replicas.reports(),
             routes=self._memory.routes,
+            routes_revision=self._memory.revision,
             pending_routes=self._door.pending_routes(),
             ingress=self._door.report(),
             memory_short=self._shortage.holds,

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from cortex.controlplane.rollback import take_back
+from cortex.controlplane.tables import table_change
 from cortex.controlplane.world import World
 from cortex.errors import CortexError, RetryLater
 from cortex.ids import ApiKey, NodeId
@@ -33,6 +34,8 @@ from cortex.planning.actions import (
     RecordStop,
     RecoverLease,
     ReleaseLease,
+    RouteApi,
+    UnrouteApi,
     describe,
 )
 from cortex.planning.model import WantedApi
@@ -80,18 +83,22 @@ def apply(plan: Plan, world: World) -> Failures:
     failures = Failures(world.memory.complaints)
     # Each is placed as it is asked for: what lies above the minimum of one api must not take the room of another's.
     for action in sorted(plan.actions, key=_is_above_the_minimum):
-        if not isinstance(action, OrderNode | ReleaseLease):
+        if not isinstance(action, OrderNode | RouteApi | UnrouteApi | ReleaseLease):
             try:
                 _carry_out(action, world)
             except CortexError as error:
                 failures.note([action], error)
+    table = table_change([action for action in plan.actions if isinstance(action, RouteApi | UnrouteApi)], world)
     orders = [action for action in plan.actions if isinstance(action, OrderNode)]
-    if len({action.node for action in orders}) <= 1:
-        # One message is taken as a whole, so what takes away may ride along behind what it depends on.
-        _give_orders([a for a in orders if not _takes_away(a) or a.api not in failures.apis], world, failures)
-    else:
-        _give_orders([a for a in orders if not _takes_away(a)], world, failures)
-        _give_orders([a for a in orders if _takes_away(a) and a.api not in failures.apis], world, failures)
+    adds = [*(action for action in orders if not _takes_away(action)), *table.orders]
+    takes = [action for action in orders if _takes_away(action)]
+    # One message is taken as a whole, so what takes away may ride along behind what it depends on.
+    ride_along = len({action.node for action in (*adds, *takes)}) <= 1
+    _give_orders([*adds, *(a for a in takes if ride_along and a.api not in failures.apis)], world, failures)
+    for node, problem in table.refusals(world.agents.reports()) if table.orders else ():
+        failures.note((*table.causes, *(action for action in takes if action.node == node)), problem)
+    if not ride_along:
+        _give_orders([a for a in takes if a.api not in failures.apis], world, failures)
     for action in plan.actions:
         if isinstance(action, ReleaseLease) and action.api not in failures.apis:
             try:
@@ -145,7 +152,7 @@ def _carry_out(action: Action, world: World) -> None:
             engine.acquire(action.request)
         case RecoverLease():
             engine.recover([action.lease])
-        case OrderNode() | ReleaseLease():
+        case OrderNode() | RouteApi() | UnrouteApi() | ReleaseLease():
             raise AssertionError(f"carried out elsewhere: {action}")
 
 
@@ -173,5 +180,7 @@ def _give_orders(actions: Sequence[OrderNode], world: World, failures: Failures)
         orders = Orders(epoch=world.epoch, orders=tuple(action.order for action in of_node))
         try:
             world.agents.order(node, orders)
+            world.memory.certain.add(node)
         except RetryLater as error:
             failures.note(of_node, error)
+            world.memory.certain.discard(node)

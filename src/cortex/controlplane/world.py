@@ -116,3 +116,7 @@ class TickMemory:
     """The actions of the last plan that had any."""
     complaints: frozenset[str] = frozenset()
     """What failed when it was applied, as logged."""
+    tables: int = 0
+    """How many tables of routes we have made; of some it may not be known who has them."""
+    certain: set[NodeId] = field(default_factory=set)
+    """Nodes that have answered the last orders they were given: what they report is not about to change by an order."""

@@ -17,6 +17,7 @@ from cortex.wire.orders import (
     RemoveRoute,
     SetReplicaBatching,
     SetRoute,
+    SetRoutes,
     StartReplica,
 )
 from cortex.wire.reports import ExitReport
@@ -55,6 +56,22 @@ class OrderNode(msgspec.Struct, frozen=True, kw_only=True):
     node: NodeId
     api: ApiKey
     order: Order
+
+
+class RouteApi(msgspec.Struct, frozen=True, kw_only=True):
+    """Have every node send requests for an api where this says."""
+
+    route: SetRoute
+
+    @property
+    def api(self) -> ApiKey:
+        return self.route.api
+
+
+class UnrouteApi(msgspec.Struct, frozen=True, kw_only=True):
+    """Have no node know of an api any more."""
+
+    api: ApiKey
 
 
 class RecordExit(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +153,8 @@ Action = (
     | RecoverLease
     | ReleaseLease
     | OrderNode
+    | RouteApi
+    | UnrouteApi
     | RecordExit
     | RecordStop
     | RecordReady
@@ -190,6 +209,10 @@ def describe(action: Action) -> str:
             return f"{action.api}: release the room of {replica}"
         case OrderNode(node=node, order=order):
             return f"{action.api}: on {node}: {_describe_order(order)}"
+        case RouteApi(route=route):
+            return f"{action.api}: {_describe_order(route)}"
+        case UnrouteApi():
+            return f"{action.api}: remove the route"
         case RecordExit(replica=replica, attempt=attempt, exit=report):
             return f"{action.api}: {replica} (attempt {attempt}) ended: {report.text}"
         case RecordStop(stop=stop):
@@ -225,6 +248,8 @@ def _describe_order(order: Order) -> str:
             return f"route {path} to {', '.join(targets) or 'nobody'}{'' if hold else ', holding nothing'}"
         case RemoveRoute():
             return "remove the route"
+        case SetRoutes(routes=routes, removed=removed):
+            return f"set {len(routes)} routes, remove {len(removed)}"
 
 
 def room_text(resources: Resources) -> str:

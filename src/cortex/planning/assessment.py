@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, Revision
+from cortex.ids import ApiKey, NodeId, Revision
 from cortex.planning import backoff, guarding
 from cortex.planning.actions import RecordExit, RecordStop
 from cortex.planning.batching import Known
@@ -85,6 +85,8 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
     """Sorted by api."""
     unwanted: tuple[tuple[ApiKey, SeenApi], ...]
     """What is still there of apis that nobody wants; sorted."""
+    reachable: frozenset[NodeId]
+    """Nodes that orders can be given to."""
 
 
 def assess(desired: Desired, seen: Snapshot, rules: Rules = DEFAULT_RULES) -> Assessment:
@@ -108,6 +110,7 @@ def assess(desired: Desired, seen: Snapshot, rules: Rules = DEFAULT_RULES) -> As
             for wanted in sorted(desired.apis, key=lambda wanted: wanted.api)
         ),
         unwanted=tuple((api, by_api[api]) for api in sorted(by_api.keys() - {wanted.api for wanted in desired.apis})),
+        reachable=frozenset(node.name for node in seen.nodes),
     )
 
 

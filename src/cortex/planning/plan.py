@@ -3,8 +3,9 @@ From what is wanted and what is seen to what is done. The head of the system; ev
 
 An api's actions come in a sequence that is safe to break off anywhere: what happened is recorded, marks are set, room
 is asked for, replicas are started, routes are set, and only then does anything go. A replica goes in two steps: out of
-the route, and once every node reports a route without it, drained. So a request never meets a draining replica, and
-an order that got lost, came late or came twice never takes out a second one: the route remembers who was chosen.
+the route, and once every node has a route without it, in its ingress too, drained. So a request never meets a draining
+replica, and an order that got lost, came late or came twice never takes out a second one: the route remembers who was
+chosen.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _plan_case(case: Case, assessment: Assessment) -> Plan:
         mark = MarkFailed(api=wanted.api, revision=wanted.build.revision, problem=case.given_up)
         return Plan(actions=(*case.exits, mark))
     nodes, rules = assessment.seen.nodes, assessment.rules
-    route, route_changes_after_s = wanted_route(wanted, decision, runs.wait_left_s, rules)
+    route, route_changes_after_s = wanted_route(wanted, decision, runs.wait_left_s, rules, says_where=len(nodes) > 1)
     starts = _starts(case, assessment)
     actions: tuple[Action, ...] = (
         *case.exits,
@@ -86,8 +87,8 @@ def _plan_case(case: Case, assessment: Assessment) -> Plan:
         *_room(decision),
         *starts.orders,
         *_sleep(wanted, decision, nodes),
-        *set_route(nodes, case.seen, route, anyway=_drains(decision.leave)),
-        *_farewell(decision.leave, rules),
+        *(set_route(case.seen, route, anyway=_drains(decision.leave, case.seen)) if nodes else ()),
+        *_farewell(decision.leave, case.seen, rules),
         *_spared_room(wanted, decision),
     )
     wakes = [*starts.waits_s, *(() if route_changes_after_s is None else (route_changes_after_s,))]
@@ -98,8 +99,9 @@ def _plan_case(case: Case, assessment: Assessment) -> Plan:
 def _remove_api(api: ApiKey, of_api: SeenApi, seen: Snapshot, rules: Rules) -> Iterator[Action]:
     """An api that nobody wants: its route goes, then its replicas."""
     leave = tuple(slot for slot in of_api.slots if slot.state is not SlotState.DRAINING or slot.lost)
-    yield from remove_route(seen.nodes, api, of_api, anyway=_drains(leave))
-    yield from _farewell(leave, rules)
+    if seen.nodes:
+        yield from remove_route(api, of_api, anyway=_drains(leave, of_api))
+    yield from _farewell(leave, of_api, rules)
 
 
 # ---- what follows ----------------------------------------------------------------------------------------------------
@@ -160,7 +162,6 @@ def _starts(case: Case, assessment: Assessment) -> _Starts:
     orders: list[OrderNode] = []
     waits_s: list[float] = []
     notes: list[str] = []
-    nodes = {node.name for node in assessment.seen.nodes}
     for slot in decision.stay:
         build = decision.build_of(slot) if decision.starts(slot) else None
         if build is None:
@@ -172,7 +173,7 @@ def _starts(case: Case, assessment: Assessment) -> _Starts:
             continue
         record = runs.of_slot(slot)
         left_s = runs.wait_left_s(slot)
-        if slot.node not in nodes:
+        if slot.node not in assessment.reachable:
             notes.append(f"the agent of node {slot.node} has not reported yet")
         elif left_s:
             waits_s.append(left_s)
@@ -240,7 +241,7 @@ def _waiting_text(replica: ReplicaId, record: SlotRecord | None, left_s: float) 
 # ---- farewell --------------------------------------------------------------------------------------------------------
 
 
-def _farewell(leave: tuple[Slot, ...], rules: Rules) -> Iterator[Action]:
+def _farewell(leave: tuple[Slot, ...], seen: SeenApi, rules: Rules) -> Iterator[Action]:
     """Take each slot that leaves one step further; those still in a route only wait to be out of it."""
     orders: list[Action] = []
     releases: list[Action] = []
@@ -250,6 +251,8 @@ def _farewell(leave: tuple[Slot, ...], rules: Rules) -> Iterator[Action]:
         if slot.report is not None and slot.node is not None:
             api = slot.report.api
             if slot.ready:
+                if not _is_out(slot, seen):
+                    continue
                 drain = DrainReplica(replica=slot.replica, timeout_s=rules.drain_timeout_s)
                 orders.append(OrderNode(node=slot.node, api=api, order=drain))
                 continue
@@ -260,10 +263,15 @@ def _farewell(leave: tuple[Slot, ...], rules: Rules) -> Iterator[Action]:
     yield from releases
 
 
-def _drains(leave: tuple[Slot, ...]) -> bool:
+def _drains(leave: tuple[Slot, ...], seen: SeenApi) -> bool:
     """
     Whether something is drained now.
 
     Then the route is ordered in the same plan even where it looks right: what is seen may be out of date.
     """
-    return any(slot.ready and not slot.routed for slot in leave)
+    return any(slot.ready and not slot.routed and _is_out(slot, seen) for slot in leave)
+
+
+def _is_out(slot: Slot, seen: SeenApi) -> bool:
+    """Whether no other node's ingress has an earlier route; its own agent waits for its own ingress."""
+    return not seen.lagging - {slot.node}

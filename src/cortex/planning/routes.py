@@ -1,5 +1,5 @@
 """
-Who answers for an api: the route that every node shall have.
+Who answers for an api: the route that every node shall have, and the tables that nodes have.
 
 A route names the replicas of the whole api, wherever they run. It holds those that are ready, and those that have
 served and will again, and those that sleep: the agents keep only ready ones in rotation, and hold requests while there
@@ -8,28 +8,37 @@ is none.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
-from cortex.ids import ApiKey, route_path
-from cortex.planning.actions import OrderNode
+from cortex.ids import ApiKey, NodeId, route_path
+from cortex.planning.actions import RouteApi, UnrouteApi
 from cortex.planning.model import Rules, WantedApi
 from cortex.planning.rollout import Decision
 from cortex.planning.slots import SeenApi, Slot
-from cortex.wire.orders import RemoveRoute, SetRoute
-from cortex.wire.reports import AgentReport
+from cortex.wire.orders import SetRoute
 
 
 def wanted_route(
-    wanted: WantedApi, decision: Decision, wait_left_s: Callable[[Slot], float], rules: Rules
+    wanted: WantedApi,
+    decision: Decision,
+    wait_left_s: Callable[[Slot], float],
+    rules: Rules,
+    *,
+    says_where: bool = False,
 ) -> tuple[SetRoute, float | None]:
     """
     The route of an api, and the seconds until time alone changes it.
 
     An api none of whose replicas was ready yet has a route to nobody, so that callers are told 503 rather than 404.
+
+    Args:
+        says_where: the nodes of the targets are named, since there are several.
     """
     ready: list[Slot] = []
     back_after_s: list[float] = []
     targets = []
+    where: Counter[NodeId] = Counter()
     for slot in decision.stay:
         if slot.ready:
             ready.append(slot)
@@ -40,6 +49,8 @@ def wanted_route(
         else:
             continue
         targets.append(slot.replica)
+        if says_where and slot.node is not None:
+            where[slot.node] += 1
     hold = decision.goal is not None
     changes_after_s = None
     if back_after_s and not ready:
@@ -58,28 +69,23 @@ def wanted_route(
         max_body_bytes=wanted.max_body_bytes,
         retry=wanted.retry,
         hold=hold,
+        nodes=dict(sorted(where.items())),
     )
     return route, changes_after_s
 
 
-def set_route(
-    nodes: tuple[AgentReport, ...], seen: SeenApi, route: SetRoute, *, anyway: bool = False
-) -> Iterator[OrderNode]:
+def set_route(seen: SeenApi, route: SetRoute, *, anyway: bool = False) -> Iterator[RouteApi]:
     """
-    Orders for the nodes whose route is another one, or that have none.
+    What is to be done where some node has another route, or none.
 
     Args:
-        anyway: for all nodes, also where the route seems to be right.
+        anyway: also where the route seems to be right on all of them.
     """
-    have = dict(seen.routes)
-    for node in nodes:
-        if anyway or have.get(node.name) != route:
-            yield OrderNode(node=node.name, api=route.api, order=route)
+    if anyway or seen.route != route or seen.uneven:
+        yield RouteApi(route=route)
 
 
-def remove_route(nodes: tuple[AgentReport, ...], api: ApiKey, seen: SeenApi, *, anyway: bool) -> Iterator[OrderNode]:
-    """Orders for the nodes that still have a route; with `anyway`, for all."""
-    have = {node for node, _route in seen.routes}
-    for node in nodes:
-        if anyway or node.name in have:
-            yield OrderNode(node=node.name, api=api, order=RemoveRoute(api=api))
+def remove_route(api: ApiKey, seen: SeenApi, *, anyway: bool) -> Iterator[UnrouteApi]:
+    """What is to be done where some node still has a route; with `anyway`, in any case."""
+    if anyway or seen.route is not None or seen.uneven:
+        yield UnrouteApi(api=api)

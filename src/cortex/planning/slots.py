@@ -21,6 +21,7 @@ import msgspec
 
 from cortex.ids import ApiKey, NodeId, ReplicaId, Revision
 from cortex.planning.model import Lease, LeaseState, Snapshot
+from cortex.planning.tables import seen_routes
 from cortex.wire.orders import SetRoute
 from cortex.wire.reports import Phase, ReplicaReport
 
@@ -118,10 +119,14 @@ class SeenApi(msgspec.Struct, frozen=True):
 
     slots: tuple[Slot, ...] = ()
     """Sorted by replica id and node."""
-    routes: tuple[tuple[NodeId, SetRoute], ...] = ()
-    """Nodes that have a route for it, with that route."""
+    route: SetRoute | None = None
+    """What was ordered last, as far as any node has taken it."""
+    uneven: bool = False
+    """Some node has another route, or one of them none."""
     routes_pending: bool = False
     """Some node's ingress does not have its route yet."""
+    lagging: frozenset[NodeId] = frozenset()
+    """Those of these nodes whose ingress is up: requests that come there may still go where they went before."""
 
 
 NOTHING_SEEN = SeenApi()
@@ -139,12 +144,8 @@ _STATES: Mapping[Phase, SlotState] = {
 
 def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
     """Everything seen, by api."""
-    routes: dict[ApiKey, list[tuple[NodeId, SetRoute]]] = {}
-    routed: set[ReplicaId] = set()
-    for node in seen.nodes:
-        for route in node.routes:
-            routes.setdefault(route.api, []).append((node.name, route))
-            routed.update(route.targets)
+    tables = seen_routes(seen.nodes)
+    routed = tables.routed
     slots: dict[ApiKey, list[Slot]] = {}
     leases = {lease.request.replica: lease for lease in seen.leases}
     joined: set[ReplicaId] = set()
@@ -173,10 +174,22 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
     for of_api in slots.values():
         if len(of_api) > 1:
             of_api.sort(key=_by_name)
-    pending = {api for node in seen.nodes for api in node.pending_routes}
+    pending: set[ApiKey] = set()
+    lagging: dict[ApiKey, set[NodeId]] = {}
+    for node in seen.nodes:
+        pending.update(node.pending_routes)
+        if node.ingress is None or node.ingress.up:
+            for api in node.pending_routes:
+                lagging.setdefault(api, set()).add(node.name)
     return {
-        api: SeenApi(tuple(slots.get(api, ())), tuple(routes.get(api, ())), api in pending)
-        for api in {**slots, **routes}
+        api: SeenApi(
+            tuple(slots.get(api, ())),
+            tables.routes.get(api),
+            api in tables.uneven,
+            api in pending,
+            frozenset(lagging[api]) if api in lagging else frozenset(),
+        )
+        for api in {**slots, **tables.routes, **dict.fromkeys(tables.uneven)}
     }
 
 

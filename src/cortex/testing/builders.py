@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from cortex.planning.model import ApiSettings, Lease, LeaseRequest, LeaseState, 
 from cortex.state.base import ApiRecord, DeployChange, DeployedApi, DeploymentRecord, VersionRecord
 from cortex.wire.batching import BatchingOrder, BatchingState
 from cortex.wire.build import BuildSpec, ModelArtifact, Resources, Sample
-from cortex.wire.orders import SetRoute
+from cortex.wire.orders import RoutesRevision, SetRoute
 from cortex.wire.reports import AgentReport, ExitReport, IngressReport, Node, Phase, ReplicaReport
 
 API = ApiKey("iris/sklearn")
@@ -201,7 +203,11 @@ def a_lease(
 
 
 def a_route(
-    wanted: WantedApi, *targets: ReplicaReport | ReplicaId, build: BuildSpec | None = None, hold: bool = True
+    wanted: WantedApi,
+    *targets: ReplicaReport | ReplicaId,
+    build: BuildSpec | None = None,
+    hold: bool = True,
+    nodes: Iterable[NodeId] = (),
 ) -> SetRoute:
     """The route of an api to these replicas."""
     return SetRoute(
@@ -213,6 +219,7 @@ def a_route(
         max_body_bytes=wanted.max_body_bytes,
         retry=wanted.retry,
         hold=hold,
+        nodes=dict(Counter(nodes)),
     )
 
 
@@ -236,6 +243,7 @@ def an_agent_report(
     *,
     replicas: tuple[ReplicaReport, ...] = (),
     routes: tuple[SetRoute, ...] = (),
+    routes_revision: RoutesRevision | None = None,
     pending_routes: tuple[ApiKey, ...] = (),
     ingress: IngressReport | None = None,
 ) -> AgentReport:
@@ -249,6 +257,7 @@ def an_agent_report(
         started_wall_s=0.0,
         replicas=replicas,
         routes=routes,
+        routes_revision=routes_revision,
         pending_routes=pending_routes,
         ingress=ingress,
     )

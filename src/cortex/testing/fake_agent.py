@@ -16,6 +16,7 @@ How a replica of a build behaves is its `FakeLife`; what becomes of orders on th
 | a node cannot be reached for a while; its replicas go on serving | `cut_off`, `reconnect` |
 | orders are lost, late, carried out twice, or carried out without an answer | `FakeAgents.fate` |
 | reports arrive late | `report_delay_s` |
+| an ingress gets the routes late | `FakeAgents.route_delay_s` |
 
 Orders to one node never overtake each other, as on the real thing's one connection.
 """
@@ -37,14 +38,17 @@ from cortex.ids import ApiKey, NodeId, ReplicaId, Version
 from cortex.testing.builders import a_node
 from cortex.wire.batching import BatchingState, Disagreement
 from cortex.wire.orders import (
+    UNNUMBERED,
     DrainReplica,
     ForgetReplica,
     HoldSlot,
     Order,
     Orders,
     RemoveRoute,
+    RoutesRevision,
     SetReplicaBatching,
     SetRoute,
+    SetRoutes,
     StartReplica,
 )
 from cortex.wire.reports import AgentReport, ExitReport, IngressReport, Node, Phase, ReplicaReport
@@ -142,6 +146,12 @@ class _Node:
     epoch: int = 0
     replicas: dict[ReplicaId, _Replica] = field(default_factory=dict)
     routes: dict[ApiKey, SetRoute] = field(default_factory=dict)
+    """As ordered."""
+    routes_revision: RoutesRevision = UNNUMBERED
+    ingress: dict[ApiKey, SetRoute] = field(default_factory=dict)
+    """The routes that requests take."""
+    ingress_due_s: float = _NEVER_S
+    """When the ingress gets those that are ordered."""
     inbox: deque[tuple[float, Orders]] = field(default_factory=deque)
     """Late orders, oldest first, with the time they arrive."""
     down_until_s: float = -_NEVER_S
@@ -171,6 +181,8 @@ class FakeAgents:
         self.late_by_s = 1.0
         self.report_delay_s = 0.0
         """How old the reports are that the control plane sees, unless an order was just answered."""
+        self.route_delay_s: Callable[[NodeId], float] = lambda _node: 0.0
+        """How long it takes until a node's ingress has the routes that were ordered."""
         self.before_order: Callable[[NodeId, Order, Orders], None] = lambda _node, _order, _orders: None
         """Called before each order is carried out, with the batch it is part of."""
         self.on_exit: Callable[[NodeId, ReplicaReport], None] = lambda _node, _report: None
@@ -340,9 +352,9 @@ class FakeAgents:
         )
 
     def routes(self) -> tuple[tuple[NodeId, SetRoute], ...]:
-        """Every route as it is now."""
+        """Every route that requests take now."""
         if self._routes[0] != self.revision:
-            found = [(node.node.node, route) for node in self._nodes.values() for route in node.routes.values()]
+            found = [(node.node.node, route) for node in self._nodes.values() for route in node.ingress.values()]
             self._routes = (self._changes, tuple(found))
         return self._routes[1]
 
@@ -368,7 +380,7 @@ class FakeAgents:
         self._advance()
         if node is None:
             node = next(iter(self._nodes), None)
-        route = self._nodes[node].routes.get(api) if node in self._nodes else None
+        route = self._nodes[node].ingress.get(api) if node in self._nodes else None
         if route is None:
             return IngressAnswer(outcome="unknown")
         held = False
@@ -386,6 +398,7 @@ class FakeAgents:
         """Monotonic time of the next thing that happens by itself; None: nothing will."""
         due = [replica.due_s for node in self._nodes.values() for replica in node.replicas.values()]
         due += [node.inbox[0][0] for node in self._nodes.values() if node.inbox]
+        due += [node.ingress_due_s for node in self._nodes.values()]
         now_s = self._clock.monotonic_s()
         due += [node.down_until_s for node in self._nodes.values() if node.down_until_s > now_s]
         due += [node.made[1].made_s + self.report_delay_s for node in self._nodes.values() if len(node.made) > 1]
@@ -400,6 +413,8 @@ class FakeAgents:
             return False
         node.epoch = orders.epoch
         for order in orders.orders:
+            if isinstance(order, SetRoutes) and not _fits(order, node.routes_revision):
+                return True
             self.before_order(node.node.node, order, orders)
             match order:
                 case StartReplica():
@@ -416,13 +431,32 @@ class FakeAgents:
                 case ForgetReplica(replica=replica):
                     if node.replicas.pop(replica, None) is not None:
                         self._touch(node)
+                case SetRoutes():
+                    self._set_routes(node, order)
                 case SetRoute(api=api):
-                    node.routes[api] = order
-                    self._touch(node)
+                    self._route(node, {**node.routes, api: order}, UNNUMBERED)
                 case RemoveRoute(api=api):
-                    if node.routes.pop(api, None) is not None:
-                        self._touch(node)
+                    left = {key: route for key, route in node.routes.items() if key != api}
+                    self._route(node, left, UNNUMBERED)
         return True
+
+    def _set_routes(self, node: _Node, order: SetRoutes) -> None:
+        if node.routes_revision != order.revision:
+            kept = {} if order.base is None else node.routes
+            routes = {api: route for api, route in kept.items() if api not in order.removed}
+            self._route(node, {**routes, **{route.api: route for route in order.routes}}, order.revision)
+
+    def _route(self, node: _Node, routes: dict[ApiKey, SetRoute], revision: RoutesRevision) -> None:
+        node.routes, node.routes_revision = routes, revision
+        node.ingress_due_s = self._clock.monotonic_s() + self.route_delay_s(node.node.node)
+        self._next_due_s = min(self._next_due_s, node.ingress_due_s)
+        self._touch(node)
+        if node.ingress_due_s <= self._clock.monotonic_s():
+            self._reach_ingress(node)
+
+    def _reach_ingress(self, node: _Node) -> None:
+        node.ingress, node.ingress_due_s = node.routes, _NEVER_S
+        self._touch(node)
 
     def _start(self, node: _Node, order: StartReplica) -> None:
         known = node.replicas.get(order.replica)
@@ -453,6 +487,8 @@ class FakeAgents:
         replica = node.replicas.get(replica_id)
         if replica is None or replica.stopping or replica.phase is Phase.EXITED:
             return
+        if node.ingress_due_s < _NEVER_S:
+            self._reach_ingress(node)  # a replica ends once its own node's ingress has let go of it
         now_s = self._clock.monotonic_s()
         replica.stopping = True
         if replica.phase is Phase.ASLEEP:
@@ -476,6 +512,9 @@ class FakeAgents:
             for node in tuple(self._nodes.values()):
                 while node.inbox and node.inbox[0][0] <= now_s:
                     self._carry_out(node, node.inbox.popleft()[1])
+                if node.ingress_due_s <= now_s:
+                    self._reach_ingress(node)
+                self._next_due_s = min(self._next_due_s, node.ingress_due_s)
                 for replica in tuple(node.replicas.values()):
                     while replica.due_s <= now_s:
                         self._live_on(node, replica)
@@ -559,6 +598,8 @@ class FakeAgents:
             started_wall_s=0.0,
             replicas=tuple(self._report(replica) for replica in node.replicas.values()),
             routes=tuple(node.routes.values()),
+            routes_revision=node.routes_revision,
+            pending_routes=_pending(node),
             ingress=IngressReport(up=True, host="127.0.0.1", port=8880),
         )
         node.made.append(_Made(report, self._clock.monotonic_s()))
@@ -594,3 +635,15 @@ class FakeAgents:
     def _new_agent(self) -> str:
         self._agents += 1
         return f"agent-{self._agents}"
+
+
+def _fits(order: SetRoutes, revision: RoutesRevision) -> bool:
+    """False when an order says what changes in a table that a node does not have. As in `agent/memory.py`."""
+    return order.base is None or revision in (order.base, order.revision)
+
+
+def _pending(node: _Node) -> tuple[ApiKey, ...]:
+    if node.routes is node.ingress:
+        return ()
+    apis = node.routes.keys() | node.ingress.keys()
+    return tuple(sorted(api for api in apis if node.routes.get(api) != node.ingress.get(api)))

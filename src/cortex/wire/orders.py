@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cortex.ids import ApiKey, DeviceId, ReplicaId, Version
+from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId, Version
 from cortex.wire.batching import BatchingOrder
 from cortex.wire.build import BuildSpec
 
@@ -62,7 +62,8 @@ class SetRoute(msgspec.Struct, frozen=True, kw_only=True, tag="set_route"):
     Send requests for `path` to these replicas.
 
     `targets` are all replicas that may serve: the agent keeps those in rotation that are ready, and while none
-    is, holds requests for those whose replacement is on its way.
+    is, holds requests for those whose replacement is on its way. An order by itself only for an agent that knows of no
+    tables; others get it as a part of `SetRoutes`.
     """
 
     api: ApiKey
@@ -75,6 +76,8 @@ class SetRoute(msgspec.Struct, frozen=True, kw_only=True, tag="set_route"):
     retry: bool = True
     hold: bool = True
     """False once nobody will replace the targets that are down: answer 503 at once."""
+    nodes: dict[NodeId, int] = {}
+    """How many of the targets are on which node; empty while there is one node."""
 
 
 class RemoveRoute(msgspec.Struct, frozen=True, kw_only=True, tag="remove_route"):
@@ -83,7 +86,40 @@ class RemoveRoute(msgspec.Struct, frozen=True, kw_only=True, tag="remove_route")
     api: ApiKey
 
 
-Order = StartReplica | HoldSlot | SetReplicaBatching | DrainReplica | ForgetReplica | SetRoute | RemoveRoute
+class RoutesRevision(msgspec.Struct, frozen=True, order=True, array_like=True):
+    """
+    Which table of routes: two that say the same have the same content. Later ones are greater, across restarts too.
+
+    `UNNUMBERED` says nothing about the content.
+    """
+
+    epoch: int
+    """Of the control plane that made it."""
+    number: int
+    """Its tables are counted from 1, and no number is used twice: what became of an order may not be known."""
+
+
+UNNUMBERED = RoutesRevision(0, 0)
+
+
+class SetRoutes(msgspec.Struct, frozen=True, kw_only=True, tag="set_routes"):
+    """
+    Have this table of routes, the same on all nodes, from now on.
+
+    A node that has neither `base` nor `revision` leaves its table as it is, and so everything that follows in the
+    batch; its report says what it has.
+    """
+
+    revision: RoutesRevision
+    base: RoutesRevision | None = None
+    """What changes; None: whatever there is is replaced as a whole."""
+    routes: tuple[SetRoute, ...] = ()
+    """Of apis that have another one than in `base`."""
+    removed: tuple[ApiKey, ...] = ()
+    """Apis that have none any more: 404."""
+
+
+Order = StartReplica | HoldSlot | SetReplicaBatching | DrainReplica | ForgetReplica | SetRoutes | SetRoute | RemoveRoute
 
 
 class Orders(msgspec.Struct, frozen=True, kw_only=True):

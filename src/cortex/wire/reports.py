@@ -11,7 +11,7 @@ from cortex.errors import Problem
 from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId, Revision, Version
 from cortex.wire.batching import BatchingOrder, BatchingState
 from cortex.wire.build import ModelKey, Resources, mem_text
-from cortex.wire.orders import SetRoute
+from cortex.wire.orders import RoutesRevision, SetRoute
 
 
 class Phase(StrEnum):
@@ -192,7 +192,9 @@ class AgentReport(msgspec.Struct, frozen=True, kw_only=True):
     started_wall_s: float
     replicas: tuple[ReplicaReport, ...] = ()
     routes: tuple[SetRoute, ...] = ()
-    """Routes as ordered."""
+    """The table of routes as ordered."""
+    routes_revision: RoutesRevision | None = None
+    """Which one it is; None from an agent that knows of no tables."""
     pending_routes: tuple[ApiKey, ...] = ()
     """Apis whose route is ordered but not in the ingress yet: requests may still go where they went before."""
     ingress: IngressReport | None = None

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from cortex.controlplane.apply import apply
-from cortex.controlplane.world import StaleEpoch, World
+from cortex.controlplane.world import Agents, StaleEpoch, World
 from cortex.engines.fake import FakeEngine
 from cortex.errors import Problem, RetryLater
 from cortex.ids import ApiKey, NodeId, ReplicaId, replica_id
@@ -23,19 +23,44 @@ from cortex.planning.actions import (
     RecordStop,
     RecoverLease,
     ReleaseLease,
+    RouteApi,
+    UnrouteApi,
 )
 from cortex.planning.batching import BatchingStop
 from cortex.planning.model import Lease, LeaseRequest
 from cortex.state.base import DeployChange, StateFull
 from cortex.state.records import StateStore
-from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_replica, a_wanted_api, an_exit
+from cortex.testing.builders import (
+    API,
+    NODE,
+    a_build,
+    a_deploy,
+    a_node,
+    a_replica,
+    a_route,
+    a_wanted_api,
+    an_agent_report,
+    an_exit,
+)
 from cortex.testing.clock import FakeClock
+from cortex.testing.fake_agent import FakeAgents, Fate
 from cortex.wire.batching import RULES, BatchingOrder, Disagreement
 from cortex.wire.events import Event, EventKind
-from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, RemoveRoute, SetReplicaBatching, StartReplica
-from cortex.wire.reports import AgentReport
+from cortex.wire.orders import (
+    DrainReplica,
+    ForgetReplica,
+    Order,
+    Orders,
+    RemoveRoute,
+    RoutesRevision,
+    SetReplicaBatching,
+    SetRoutes,
+    StartReplica,
+)
+from cortex.wire.reports import AgentReport, Phase
 
 V1 = a_build("v1")
+ROUTE = a_route(a_wanted_api(V1))
 OTHER_API = ApiKey("iris/other")
 N2 = NodeId("n2")
 
@@ -47,9 +72,10 @@ class Recorder:
         self.given: list[tuple[NodeId, tuple[Order, ...]]] = []
         self.silent: set[NodeId] = set()
         self.settled = True
+        self.nodes: tuple[AgentReport, ...] = ()
 
     def reports(self) -> tuple[AgentReport, ...]:
-        return ()
+        return self.nodes
 
     def order(self, node: NodeId, orders: Orders) -> None:
         assert orders.epoch == 7
@@ -77,7 +103,7 @@ def agents() -> Recorder:
     return Recorder()
 
 
-def a_world(agents: Recorder, state: StateStore | None = None) -> World:
+def a_world(agents: Agents, state: StateStore | None = None) -> World:
     clock = FakeClock()
     engine = FakeEngine([a_node(), a_node(N2, gpus=2)], clock=clock)
     return World(state=state or StateStore(), engine=engine, agents=agents, clock=clock, epoch=7)
@@ -129,11 +155,77 @@ def orders(*actions: OrderNode) -> tuple[Order, ...]:
     return tuple(action.order for action in actions)
 
 
-def test_a_node_gets_all_its_orders_in_one_message_in_the_plans_sequence(agents: Recorder) -> None:
-    plan = (start(), unroute(), drain(), start(api=OTHER_API), forget(api=OTHER_API))
+def test_a_node_gets_all_its_orders_in_one_message_what_takes_away_last(agents: Recorder) -> None:
+    plan = (start(), drain(), start(api=OTHER_API), forget(api=OTHER_API))
     failures = apply(Plan(actions=plan), a_world(agents))
-    assert agents.given == [(NODE, orders(*plan))]
+    assert agents.given == [(NODE, orders(start(), start(api=OTHER_API), drain(), forget(api=OTHER_API)))]
     assert failures.retry_after_s is None
+
+
+def test_one_message_starts_then_routes_then_takes_away() -> None:
+    clock = FakeClock()
+    agents, given = FakeAgents(clock), []
+    agents.before_order = lambda _node, order, _orders: given.append(type(order))
+    plan = (start(), RouteApi(route=ROUTE), drain(), start(api=OTHER_API))
+    assert not apply(Plan(actions=plan), a_world(agents)).apis
+    assert given == [StartReplica, StartReplica, SetRoutes, DrainReplica]
+
+
+def test_a_node_that_has_other_routes_than_it_reported_loses_nothing() -> None:
+    agents = FakeAgents(FakeClock())
+    world = a_world(agents)
+    world.engine.acquire(LeaseRequest(replica=name(OTHER_API), api=OTHER_API, resources=V1.resources))
+    apply(Plan(actions=(start(), RouteApi(route=ROUTE))), world)
+    agents.report_delay_s = 60.0
+    agents.fate = lambda _node, _orders: Fate.UNANSWERED
+    apply(Plan(actions=(UnrouteApi(api=API),)), world)
+    agents.fate = lambda _node, _orders: Fate.DONE
+    plan = Plan(actions=(RouteApi(route=ROUTE), drain(), forget(api=OTHER_API), release(OTHER_API)))
+    assert apply(plan, world).apis == {API, OTHER_API}
+    assert [report.phase for _node, report in agents.replicas()] == [Phase.STARTING]
+    assert len(world.engine.leases()) == 1
+    assert agents.routes() == ()
+    assert not apply(plan, world).apis
+    assert agents.routes() == ((NODE, ROUTE),)
+
+
+def test_a_node_whose_last_orders_are_known_is_told_of_no_table_that_it_has() -> None:
+    agents, given = FakeAgents(FakeClock()), []
+    agents.before_order = lambda _node, order, _orders: given.append(order)
+    world = a_world(agents)
+    plan = Plan(actions=(RouteApi(route=ROUTE),))
+    for _ in range(2):
+        apply(plan, world)
+    assert given == [SetRoutes(revision=RoutesRevision(7, 1), routes=(ROUTE,))]
+    agents.fate = lambda _node, _orders: Fate.LOST
+    assert apply(Plan(actions=(start(),)), world).apis == {API}
+    agents.fate = lambda _node, _orders: Fate.DONE
+    apply(plan, world)
+    assert given[1:] == [SetRoutes(revision=RoutesRevision(7, 1), base=RoutesRevision(7, 1))]
+
+
+def test_one_table_of_routes_brings_all_nodes_there_from_whatever_they_have() -> None:
+    agents, given = FakeAgents(FakeClock(), [a_node(), a_node(N2)]), []
+    world = a_world(agents)
+    other = a_route(a_wanted_api(a_build("v1", api=OTHER_API)))
+    apply(Plan(actions=(RouteApi(route=ROUTE),)), world)
+    agents.fate = lambda node, _orders: Fate.LOST if node == N2 else Fate.DONE
+    assert apply(Plan(actions=(RouteApi(route=other),)), world).apis == {OTHER_API}
+    agents.fate = lambda _node, _orders: Fate.DONE
+    agents.before_order = lambda node, order, _orders: given.append((node, order))
+    assert not apply(Plan(actions=(UnrouteApi(api=API),)), world).apis
+    revision, second, first = (RoutesRevision(7, number) for number in (3, 2, 1))
+    assert given == [
+        (NODE, SetRoutes(revision=revision, base=second, removed=(API,))),
+        (N2, SetRoutes(revision=revision, base=first, routes=(other,), removed=(API,))),
+    ]
+    assert agents.routes() == ((NODE, other), (N2, other))
+
+
+def test_an_agent_that_knows_of_no_tables_gets_each_route_by_itself(agents: Recorder) -> None:
+    agents.nodes = (an_agent_report(routes=(a_route(a_wanted_api(a_build("v1", api=OTHER_API))),)),)
+    apply(Plan(actions=(RouteApi(route=ROUTE), UnrouteApi(api=OTHER_API))), a_world(agents))
+    assert agents.given == [(NODE, (RemoveRoute(api=OTHER_API), ROUTE))]
 
 
 def test_on_several_nodes_nothing_is_taken_before_all_routes_are_set(agents: Recorder) -> None:

@@ -20,6 +20,8 @@ from cortex.planning.actions import (
     RecordStop,
     RecoverLease,
     ReleaseLease,
+    RouteApi,
+    UnrouteApi,
     describe,
 )
 from cortex.planning.batching import BatchingStop
@@ -27,7 +29,16 @@ from cortex.planning.model import Lease, LeaseRequest
 from cortex.testing.builders import API, NODE, a_build, a_replica, a_route, a_wanted_api, an_exit
 from cortex.wire.batching import BatchingOrder, Disagreement
 from cortex.wire.build import Resources
-from cortex.wire.orders import DrainReplica, ForgetReplica, Order, RemoveRoute, SetReplicaBatching, StartReplica
+from cortex.wire.orders import (
+    DrainReplica,
+    ForgetReplica,
+    Order,
+    RemoveRoute,
+    RoutesRevision,
+    SetReplicaBatching,
+    SetRoutes,
+    StartReplica,
+)
 
 V1 = a_build("v1")
 R0 = replica_id(API, V1.revision, 0)
@@ -77,6 +88,12 @@ def acquire(room: Resources, *, surge: bool = False) -> Action:
             "on local: route /iris/sklearn to nobody, holding nothing",
         ),
         (ordered(RemoveRoute(api=API)), "on local: remove the route"),
+        (
+            ordered(SetRoutes(revision=RoutesRevision(1, 2), routes=(a_route(a_wanted_api(V1)),), removed=(API,))),
+            "on local: set 1 routes, remove 1",
+        ),
+        (RouteApi(route=a_route(a_wanted_api(V1), R0)), f"route /iris/sklearn to {R0}"),
+        (UnrouteApi(api=API), "remove the route"),
         (
             RecordExit(api=API, revision=V1.revision, replica=R0, attempt=3, was_ready=True, exit=an_exit(signal=11)),
             f"{R0} (attempt 3) ended: killed by signal 11 (SIGSEGV)",

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from cortex.ids import DeviceId
+from cortex.planning.actions import RouteApi
 from cortex.planning.assessment import Case, assess
 from cortex.planning.model import Desired, Lease, LeaseState, Snapshot, WantedApi
 from cortex.planning.parking import Parking, parking_of
@@ -67,8 +68,7 @@ def test_while_a_version_is_watched_one_replica_of_the_one_before_is_neither_kep
 def test_it_leaves_the_route_first() -> None:
     wanted = watched()
     seen = a_snapshot(OLD, NEW, leases=(a_lease(V1), a_lease(V2)), routes=(a_route(wanted, OLD, NEW),))
-    (order,) = plan(assess(Desired(apis=(wanted,)), seen)).actions
-    assert order.order.targets == (NEW.replica,)  # type: ignore[union-attr]
+    assert plan(assess(Desired(apis=(wanted,)), seen)).actions == (RouteApi(route=a_route(wanted, NEW)),)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from cortex.errors import Problem
-from cortex.ids import DeviceId, NodeId, ReplicaId, replica_id
+from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId, replica_id
 from cortex.planning.actions import (
     AcquireLease,
     Action,
@@ -20,6 +22,8 @@ from cortex.planning.actions import (
     RecordReady,
     RecoverLease,
     ReleaseLease,
+    RouteApi,
+    UnrouteApi,
 )
 from cortex.planning.assessment import assess
 from cortex.planning.model import (
@@ -47,8 +51,8 @@ from cortex.testing.builders import (
     an_exit,
 )
 from cortex.wire.build import BuildSpec, Resources
-from cortex.wire.orders import DrainReplica, ForgetReplica, RemoveRoute, SetRoute, StartReplica
-from cortex.wire.reports import ExitReport, Phase, ReplicaReport
+from cortex.wire.orders import DrainReplica, ForgetReplica, RoutesRevision, SetRoute, StartReplica
+from cortex.wire.reports import ExitReport, IngressReport, Phase, ReplicaReport
 
 V1, V2, V3 = a_build("v1"), a_build("v2"), a_build("v3")
 
@@ -97,8 +101,8 @@ def forget(build: BuildSpec, ordinal: int = 0, *, node: NodeId = NODE) -> Action
     return OrderNode(node=node, api=API, order=ForgetReplica(replica=name(build, ordinal)))
 
 
-def route(the_route: SetRoute, *, node: NodeId = NODE) -> Action:
-    return OrderNode(node=node, api=API, order=the_route)
+def route(the_route: SetRoute) -> Action:
+    return RouteApi(route=the_route)
 
 
 def record_exit(report: ReplicaReport) -> Action:
@@ -377,7 +381,7 @@ def test_no_more_old_replicas_go_for_new_ones_that_come_back_than_the_rest_may_d
     olds = [a_replica(V1, ordinal) for ordinal in range(3)]
     back = a_replica(V2, phase=Phase.EXITED, was_ready=True)
     seen = a_snapshot(*olds, back, routes=(a_route(rolling(2), *olds, back, build=V1),))
-    routes = [a.order for a in decided(rolling(2), seen) if isinstance(a, OrderNode) and isinstance(a.order, SetRoute)]
+    routes = [a.route for a in decided(rolling(2), seen) if isinstance(a, RouteApi)]
     assert routes == [a_route(rolling(2), *olds[:2], back, build=V1)]
 
 
@@ -791,7 +795,7 @@ def test_memory_that_nobody_stated_counts_as_the_most_the_version_was_seen_to_us
 def test_an_api_nobody_wants_loses_its_route_then_its_replicas_then_their_room() -> None:
     wanted = a_wanted_api(V1, live=True)
     ready, loading = a_replica(V1, 0), a_replica(V1, 1, Phase.LOADING)
-    remove = OrderNode(node=NODE, api=API, order=RemoveRoute(api=API))
+    remove = UnrouteApi(api=API)
     assert decided(None, a_snapshot(ready, loading, routes=(a_route(wanted, ready),))) == [
         remove,
         forget(V1, 1),
@@ -903,9 +907,11 @@ def test_of_two_that_have_one_name_the_one_without_the_lease_goes_first() -> Non
 
 def test_a_replica_that_comes_back_on_a_node_thought_lost_serves_until_its_replacement_does() -> None:
     wanted = a_wanted_api(V1, live=True)
-    back, the_route = a_replica(V1), a_route(wanted, a_replica(V1))
+    back = a_replica(V1)
 
     def seen(phase: Phase) -> Snapshot:
+        where = [NODE] if phase is Phase.READY else [NODE, OTHER]
+        the_route = a_route(wanted, back, nodes=where)
         here = an_agent_report(NODE, replicas=(a_replica(V1, phase=phase),), routes=(the_route,))
         there = an_agent_report(OTHER, replicas=(back,), routes=(the_route,))
         return Snapshot(now_s=0.0, nodes=(here, there), leases=(a_lease(V1, node=NODE),))
@@ -923,7 +929,7 @@ def test_a_start_waits_for_the_agent_of_a_node_that_has_not_reported() -> None:
     assert [note.text for note in found.notes] == ["the agent of node node-2 has not reported yet"]
 
 
-def test_every_node_gets_the_route_to_all_replicas() -> None:
+def test_every_node_gets_the_route_to_all_replicas_which_says_where_they_are() -> None:
     wanted = a_wanted_api(V1, live=True)
     ready = a_replica(V1)
     seen = Snapshot(
@@ -931,20 +937,27 @@ def test_every_node_gets_the_route_to_all_replicas() -> None:
         nodes=(an_agent_report(NODE, replicas=(ready,)), an_agent_report(OTHER)),
         leases=(a_lease(V1),),
     )
-    the_route = a_route(wanted, ready)
-    assert decided(wanted, seen) == [route(the_route), route(the_route, node=OTHER)]
+    assert decided(wanted, seen) == [route(a_route(wanted, ready, nodes=[NODE]))]
 
 
 def test_a_replica_is_drained_only_once_every_node_routes_without_it() -> None:
     live = a_wanted_api(V2, serving=V2)
     old, new = a_replica(V1), a_replica(V2)
-    after, before = a_route(live, new), a_route(live, old, new)
-    seen = Snapshot(
-        now_s=0.0,
-        nodes=(an_agent_report(NODE, replicas=(old, new), routes=(after,)), an_agent_report(OTHER, routes=(before,))),
-        leases=(a_lease(V1), a_lease(V2)),
-    )
-    assert decided(live, seen) == [route(after, node=OTHER)]
+    after, before = a_route(live, new, nodes=[NODE]), a_route(live, old, new, nodes=[NODE, NODE])
+
+    def seen(other: SetRoute, number: int, **fields: Any) -> Snapshot:
+        revisions = RoutesRevision(1, 2), RoutesRevision(1, number)
+        here = an_agent_report(NODE, replicas=(old, new), routes=(after,), routes_revision=revisions[0])
+        there = an_agent_report(OTHER, routes=(other,), routes_revision=revisions[1], **fields)
+        return Snapshot(now_s=0.0, nodes=(here, there), leases=(a_lease(V1), a_lease(V2)))
+
+    assert decided(live, seen(before, 1)) == [route(after)]
+    assert decided(live, seen(after, 2, pending_routes=(API,))) == []
+    gone = [route(after), drain(V1)]
+    assert decided(live, seen(after, 2)) == gone
+    assert decided(live, seen(after, 2, pending_routes=(ApiKey("iris/other"),))) == gone
+    shut = IngressReport(up=False, host="", port=0)
+    assert decided(live, seen(after, 2, pending_routes=(API,), ingress=shut)) == gone
 
 
 def test_until_every_node_has_reported_after_our_start_nothing_is_done() -> None:

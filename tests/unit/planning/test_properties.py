@@ -21,6 +21,8 @@ from cortex.planning.actions import (
     RecordReady,
     RecoverLease,
     ReleaseLease,
+    RouteApi,
+    UnrouteApi,
 )
 from cortex.planning.assessment import assess
 from cortex.planning.model import (
@@ -47,7 +49,7 @@ from cortex.testing.builders import (
     an_agent_report,
     an_exit,
 )
-from cortex.wire.orders import DrainReplica, ForgetReplica, RemoveRoute, SetRoute, StartReplica
+from cortex.wire.orders import DrainReplica, ForgetReplica, SetRoute, StartReplica
 from cortex.wire.reports import Phase, ReplicaReport
 
 BUILDS = tuple(a_build(label) for label in ("v1", "v2", "v3"))
@@ -165,8 +167,8 @@ def test_nothing_is_done_before_every_node_has_reported(world: tuple[Desired, Sn
 def test_a_drain_comes_after_a_route_without_it_in_the_same_plan(world: tuple[Desired, Snapshot]) -> None:
     route: SetRoute | None = None
     for action in plan(assess(*world)).actions:
-        if isinstance(action, OrderNode) and isinstance(action.order, SetRoute):
-            route = action.order
+        if isinstance(action, RouteApi):
+            route = action.route
         if isinstance(action, OrderNode) and isinstance(action.order, DrainReplica):
             assert route is not None
             assert action.order.replica not in route.targets
@@ -195,8 +197,8 @@ def test_the_route_never_has_fewer_ready_replicas_than_before_and_than_are_wante
     ready = {r.replica for r in node.replicas if r.phase is Phase.READY} - lost
     before = ready & {target for route in node.routes for target in route.targets}
     for action in plan(assess(desired, seen)).actions:
-        if isinstance(action, OrderNode) and isinstance(action.order, SetRoute):
-            after = ready & set(action.order.targets)
+        if isinstance(action, RouteApi):
+            after = ready & set(action.route.targets)
             assert len(after) >= min(len(before), wanted.replicas - pending)
 
 
@@ -319,9 +321,9 @@ def carried_out(desired: Desired, seen: Snapshot, actions: tuple[Action, ...]) -
                 replicas[name] = drained(replicas[name])
             case OrderNode(order=ForgetReplica(replica=name)):
                 replicas.pop(name, None)
-            case OrderNode(order=SetRoute() as route):
+            case RouteApi(route=route):
                 routes[route.api] = route
-            case OrderNode(order=RemoveRoute(api=api)):
+            case UnrouteApi(api=api):
                 routes.pop(api, None)
     node = msgspec.structs.replace(
         node, replicas=tuple(moved_on(replica) for replica in replicas.values()), routes=tuple(routes.values())

@@ -6,14 +6,24 @@ import msgspec
 import pytest
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, NodeId, replica_id
-from cortex.planning.actions import OrderNode
+from cortex.ids import NodeId, replica_id
+from cortex.planning.actions import RouteApi, UnrouteApi
 from cortex.planning.assessment import assess
 from cortex.planning.model import Desired, Lease, LeaseState, Rules, Snapshot, WantedApi
 from cortex.planning.routes import remove_route, set_route, wanted_route
 from cortex.planning.slots import SeenApi
-from cortex.testing.builders import API, a_build, a_lease, a_replica, a_route, a_snapshot, a_wanted_api, an_agent_report
-from cortex.wire.orders import RemoveRoute, SetRoute
+from cortex.testing.builders import (
+    API,
+    NODE,
+    a_build,
+    a_lease,
+    a_replica,
+    a_route,
+    a_snapshot,
+    a_wanted_api,
+    an_agent_report,
+)
+from cortex.wire.orders import SetRoute
 from cortex.wire.reports import Phase, ReplicaReport
 
 V1, V2 = a_build("v1"), a_build("v2")
@@ -92,23 +102,29 @@ def test_a_path_that_nobody_chose_is_that_of_the_name() -> None:
     assert routed(chosen, a_snapshot())[0].path == "/flowers"
 
 
-A, B, C = (an_agent_report(NodeId(name)) for name in "abc")
-
-
-def test_nodes_that_have_no_route_or_another_one_are_told_and_all_of_them_if_need_be() -> None:
+def test_what_some_node_has_otherwise_is_set_on_all_and_what_is_right_only_if_need_be() -> None:
     wanted = a_wanted_api(V1)
     right, wrong = a_route(wanted, replica_id(API, V1.revision, 0)), a_route(wanted)
-    seen = SeenApi(routes=((A.name, right), (B.name, wrong)))
-    assert [order.node for order in set_route((A, B, C), seen, right)] == ["b", "c"]
-    assert list(set_route((A, C), seen, right, anyway=True)) == [
-        OrderNode(node=node.name, api=API, order=right) for node in (A, C)
-    ]
+    orders = [RouteApi(route=right)]
+    assert list(set_route(SeenApi(), right)) == orders
+    assert list(set_route(SeenApi(route=wrong), right)) == orders
+    assert list(set_route(SeenApi(route=right, uneven=True), right)) == orders
+    assert list(set_route(SeenApi(route=right), right)) == []
+    assert list(set_route(SeenApi(route=right), right, anyway=True)) == orders
 
 
-def test_only_nodes_that_have_a_route_lose_it_and_all_of_them_if_need_be() -> None:
-    api = ApiKey("iris/gone")
-    seen = SeenApi(routes=((B.name, a_route(a_wanted_api(V1))),))
-    assert list(remove_route((A, B), api, seen, anyway=False)) == [
-        OrderNode(node=B.name, api=api, order=RemoveRoute(api=api))
-    ]
-    assert [order.node for order in remove_route((A, B), api, seen, anyway=True)] == ["a", "b"]
+def test_a_route_that_some_node_has_is_removed_and_any_if_need_be() -> None:
+    orders = [UnrouteApi(api=API)]
+    assert list(remove_route(API, SeenApi(route=a_route(a_wanted_api(V1))), anyway=False)) == orders
+    assert list(remove_route(API, SeenApi(uneven=True), anyway=False)) == orders
+    assert list(remove_route(API, SeenApi(), anyway=False)) == []
+    assert list(remove_route(API, SeenApi(), anyway=True)) == orders
+
+
+def test_a_route_says_on_which_nodes_how_many_are_where_there_are_several() -> None:
+    wanted = a_wanted_api(V1, live=True, replicas=3)
+    seen = a_snapshot(a_replica(V1, 0), a_replica(V1, 1))
+    there = an_agent_report(NodeId("a"), replicas=(a_replica(V1, 2),))
+    (case,) = assess(Desired(apis=(wanted,)), msgspec.structs.replace(seen, nodes=(*seen.nodes, there))).cases
+    found, _ = wanted_route(wanted, case.decision, lambda _slot: 0.0, RULES, says_where=True)
+    assert found.nodes == {"a": 1, NODE: 2}

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from cortex.ids import ReplicaId, replica_id
-from cortex.planning.actions import AcquireLease, Action, MarkAwake, MarkLive, OrderNode, ReleaseLease
+from cortex.planning.actions import AcquireLease, Action, MarkAwake, MarkLive, OrderNode, ReleaseLease, RouteApi
 from cortex.planning.assessment import assess
 from cortex.planning.load import ApiLoad
 from cortex.planning.model import Desired, LeaseRequest, LeaseState, Scale, Snapshot, WantedApi
@@ -78,7 +78,7 @@ def test_a_new_slot_is_held_while_the_last_replica_goes_on_answering() -> None:
 def test_the_slot_takes_the_place_of_all_replicas_in_the_route_before_any_of_them_goes() -> None:
     wanted, ready, sleeper = an_api(asleep=True), a_replica(V1), a_sleeper()
     seen = a_snapshot(ready, sleeper, leases=(a_lease(V1),), routes=(a_route(wanted, ready),))
-    assert decided(wanted, seen) == [order(a_route(wanted, sleeper))]
+    assert decided(wanted, seen) == [RouteApi(route=a_route(wanted, sleeper))]
 
 
 def test_what_is_out_of_the_route_finishes_and_gives_its_room_back() -> None:
@@ -86,7 +86,7 @@ def test_what_is_out_of_the_route_finishes_and_gives_its_room_back() -> None:
     routed = a_route(wanted, sleeper)
     seen = a_snapshot(ready, sleeper, leases=(a_lease(V1),), routes=(routed,))
     drain = order(DrainReplica(replica=ready.replica, timeout_s=60.0))
-    assert decided(wanted, seen) == [order(routed), drain]
+    assert decided(wanted, seen) == [RouteApi(route=routed), drain]
     ended = a_replica(V1, phase=Phase.EXITED, exit=an_exit(drained=True))
     seen = a_snapshot(ended, sleeper, leases=(a_lease(V1),), routes=(routed,))
     forget = order(ForgetReplica(replica=ended.replica))

@@ -22,7 +22,7 @@ from cortex.testing.builders import (
     an_agent_report,
     an_exit,
 )
-from cortex.wire.reports import Phase
+from cortex.wire.reports import IngressReport, Phase
 
 V1, V2 = a_build("v1"), a_build("v2")
 OTHER = NodeId("other")
@@ -108,22 +108,26 @@ def test_slots_come_by_revision_then_by_number_then_by_node() -> None:
     ]
 
 
-def test_a_route_is_seen_with_its_node_and_by_those_it_names() -> None:
+def test_a_route_is_seen_by_those_it_names_and_with_the_nodes_whose_ingress_lacks_it() -> None:
     wanted = a_wanted_api(V1)
     named, unnamed = a_replica(V1, 0), a_replica(V1, 1)
     route = a_route(wanted, named)
     seen = a_snapshot(named, unnamed, routes=(route,))
     of_api = join(seen)[API]
     assert [slot.routed for slot in of_api.slots] == [True, False]
-    assert (of_api.routes, of_api.routes_pending) == (((NODE, route),), False)
+    assert (of_api.route, of_api.uneven, of_api.routes_pending, of_api.lagging) == (route, False, False, frozenset())
     node = msgspec.structs.replace(seen.nodes[0], pending_routes=(API, ApiKey("iris/other")))
-    assert join(msgspec.structs.replace(seen, nodes=(node,)))[API].routes_pending
+    of_api = join(msgspec.structs.replace(seen, nodes=(node,)))[API]
+    assert (of_api.routes_pending, of_api.lagging) == (True, {NODE})
+    node = msgspec.structs.replace(node, ingress=IngressReport(up=False, host="", port=0))
+    of_api = join(msgspec.structs.replace(seen, nodes=(node,)))[API]
+    assert (of_api.routes_pending, of_api.lagging) == (True, frozenset())
 
 
 def test_a_route_alone_makes_an_api_seen_and_a_lease_may_be_routed_before_anybody_reports() -> None:
     wanted, lease = a_wanted_api(V1), a_lease(V1)
     route = a_route(wanted, lease.request.replica)
-    assert join(a_snapshot(routes=(route,))) == {API: SeenApi(routes=((NODE, route),))}
+    assert join(a_snapshot(routes=(route,))) == {API: SeenApi(route=route)}
     assert [slot.routed for slot in slots(a_snapshot(routes=(route,), leases=(lease,)))] == [True]
     assert join(a_snapshot()) == {}
 

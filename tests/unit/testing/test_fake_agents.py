@@ -19,8 +19,10 @@ from cortex.wire.orders import (
     Order,
     Orders,
     RemoveRoute,
+    RoutesRevision,
     SetReplicaBatching,
     SetRoute,
+    SetRoutes,
     StartReplica,
 )
 from cortex.wire.reports import Phase, ReplicaReport
@@ -406,3 +408,20 @@ def test_time_does_not_run_backwards(clock: FakeClock) -> None:
     before = clock.monotonic_s()
     clock.jump_wall(-50.0)
     assert clock.monotonic_s() == before
+
+
+def test_an_ingress_has_routes_some_time_after_they_were_ordered_and_before_one_of_its_node_is_drained() -> None:
+    clock = FakeClock()
+    agents = FakeAgents(clock)
+    agents.route_delay_s = lambda _node: 1.0
+    revision = RoutesRevision(1, 1)
+    give(agents, start(), SetRoutes(revision=revision, routes=(route(R0),)))
+    (report,) = agents.reports()
+    assert (report.routes, report.routes_revision, report.pending_routes) == ((route(R0),), revision, (API,))
+    assert agents.routes() == ()
+    clock.advance(1.0)
+    assert (len(agents.routes()), agents.reports()[0].pending_routes) == (1, ())
+    give(agents, RemoveRoute(api=API))
+    assert len(agents.routes()) == 1
+    give(agents, DrainReplica(replica=R0, timeout_s=1.0))
+    assert agents.routes() == ()

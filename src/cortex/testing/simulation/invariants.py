@@ -31,7 +31,7 @@ from cortex.testing.simulation.builds import SLOWEST_START_S, SOUND
 from cortex.testing.simulation.world import LONGEST_WAIT_S, Mood, PretendedWorld
 from cortex.wire.batching import BatchingOrder
 from cortex.wire.build import BuildSpec, ModelKey
-from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, SetReplicaBatching, SetRoute, StartReplica
+from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, SetReplicaBatching, SetRoutes, StartReplica
 from cortex.wire.reports import Phase, ReplicaReport
 
 
@@ -107,8 +107,9 @@ class Invariants:
     def _check_order(self, node: NodeId, order: Order, orders: Orders) -> None:
         issue = self._issues[id(orders)][1]
         match order:
-            case SetRoute(api=api, targets=targets):
-                self._check_route(node, api, targets, issue)
+            case SetRoutes(routes=routes):
+                for route in routes:
+                    self._check_route(node, route.api, route.targets, issue)
             case DrainReplica(replica=replica) | ForgetReplica(replica=replica):
                 self._check_taken(node, replica, issue)
             case StartReplica():
