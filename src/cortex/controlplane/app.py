@@ -40,6 +40,7 @@ from cortex.controlplane.housekeeping import SETTLING_S, Housekeeping
 from cortex.controlplane.links import Links
 from cortex.controlplane.loop import Loop
 from cortex.controlplane.needs import Handlers, Needs
+from cortex.controlplane.nodes import NodeUsage
 from cortex.controlplane.probing import Probing
 from cortex.controlplane.proving import Proving
 from cortex.controlplane.rollback import Rollbacks
@@ -214,9 +215,13 @@ def build(
         wanted=lambda: (record.wanted.api for record in state.apis()),
     )
 
+    usage = NodeUsage()
+
     def count() -> float:
         left_s = statistics.step()
-        chronicle.count(agent.reports())
+        reports = agent.reports()
+        chronicle.count(reports)
+        usage.take(reports, now_s=clock.monotonic_s())
         return left_s
 
     def wanted_changed() -> None:
@@ -293,6 +298,7 @@ def build(
             tell=events.tell,
         ),
         events=events,
+        usage=usage,
         ingress_url=where,
         wanted_changed=wanted_changed,
         parts=(

@@ -22,12 +22,13 @@ from cortex.controlplane.events import Events
 from cortex.controlplane.fetching import Models
 from cortex.controlplane.links import Links
 from cortex.controlplane.loop import Loop
+from cortex.controlplane.nodes import NodeUsage, described
 from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.scaling import Scaling
 from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.versions import revisions_of_version
-from cortex.controlplane.view import View, deployment_statuses
+from cortex.controlplane.view import View, deployment_statuses, door_url
 from cortex.engines.base import Engine
 from cortex.errors import CortexError
 from cortex.ids import ApiKey, DeploymentName, api_key, short
@@ -49,6 +50,7 @@ from cortex.wire.operator import (
     EventPage,
     HistoryLine,
     Info,
+    NodeInfo,
     Removed,
     RollbackRequest,
     RollbackResult,
@@ -98,6 +100,7 @@ class ControlPlane:
         change_overs: ChangeOvers,
         rollbacks: Rollbacks,
         events: Events,
+        usage: NodeUsage,
         ingress_url: Callable[[], str],
         wanted_changed: Callable[[], None],
         parts: Sequence[Chore | Links],
@@ -122,6 +125,7 @@ class ControlPlane:
         self._change_overs = change_overs
         self._rollbacks = rollbacks
         self._events = events
+        self._usage = usage
         self._ingress_url = ingress_url
         self._wanted_changed = wanted_changed
         self._parts = parts
@@ -253,8 +257,15 @@ class ControlPlane:
             requested_gpus=requested.gpus,
             apis=len(self._state.apis()),
             replicas=len(report.replicas) if report else 0,
+            nodes=self._nodes(),
             notes=(problem,) if problem else (),
         )
+
+    def _nodes(self) -> tuple[NodeInfo, ...]:
+        reports, nodes = self._agent.reports(), self._engine.nodes()
+        doors = {report.name: door_url(report.ingress) for report in reports if report.ingress is not None}
+        homes = {node.node: str(self._settings.home) for node in nodes}
+        return described(nodes, reports, self._engine.requested(), self._usage.cores, doors=doors, homes=homes)
 
     def deployments(self) -> tuple[DeploymentStatus, ...]:
         return deployment_statuses(self._state.deployments(), self._view.statuses())

@@ -16,7 +16,7 @@ from cortex.ids import ApiKey, split_api_key
 from cortex.settings import Settings
 from cortex.state.base import DeploymentRecord
 from cortex.wire.operator import ApiStatus, DeploymentStatus, Status, Watched, rfc3339
-from cortex.wire.reports import AgentReport
+from cortex.wire.reports import AgentReport, IngressReport
 
 _MOVING = frozenset((Status.CREATING, Status.UPDATING, Status.STOPPING))
 
@@ -94,12 +94,14 @@ def deployment_statuses(records: Iterable[DeploymentRecord], apis: Iterable[ApiS
 
 def ingress_url(reports: Iterable[AgentReport], settings: Settings) -> str:
     """Where predictions are asked for: as reported, or else as it will be."""
-    for report in reports:
-        if report.ingress is not None:
-            host = report.ingress.host
-            shown = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
-            return f"http://{f'[{shown}]' if ':' in shown else shown}:{report.ingress.port}"
-    return f"http://{settings.host}:{settings.port}"
+    urls = (door_url(report.ingress) for report in reports if report.ingress is not None)
+    return next(urls, f"http://{settings.host}:{settings.port}")
+
+
+def door_url(ingress: IngressReport) -> str:
+    """Where the door of a node is found from this machine."""
+    shown = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(ingress.host, ingress.host)
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{ingress.port}"
 
 
 def _together(found: list[Status]) -> str:

@@ -290,6 +290,48 @@ class DeploymentStatus(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
 
 
+class NodeState(StrEnum):
+    """How a node is."""
+
+    STARTING = "starting"
+    """There is room, and nobody has reported from there yet."""
+    READY = "ready"
+
+
+class NodeShare(msgspec.Struct, frozen=True, kw_only=True):
+    """Of what a node has. None: not known."""
+
+    cpu: float | None = None
+    """Cores."""
+    mem: int | None = None
+    """Bytes."""
+    gpu: int | None = None
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One node as `cortex info` describes it."""
+
+    name: str
+    state: NodeState
+    door: str
+    """URL of its ingress."""
+    home: str | None = None
+    """Of a node of the machine that this was asked on."""
+    cpu: float
+    """Cores that it has."""
+    mem: int
+    """Bytes."""
+    gpu: int = 0
+    requested: NodeShare
+    """What its replicas ask for."""
+    used: NodeShare
+    """What its replicas were last seen to use, GPUs apart."""
+    replicas: int = 0
+    """Processes; an api that sleeps has none."""
+    why: str = ""
+    """Why it is there, or why it is kept, where anybody could ask."""
+
+
 class Info(msgspec.Struct, frozen=True, kw_only=True):
     """The environment as `cortex info` describes it."""
 
@@ -313,6 +355,8 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     requested_gpus: int = 0
     apis: int = 0
     replicas: int = 0
+    nodes: tuple[NodeInfo, ...] = ()
+    """That of the control plane first, then by name. One machine is one node."""
     notes: tuple[str, ...] = ()
 
 

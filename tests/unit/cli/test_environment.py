@@ -9,7 +9,7 @@ import pytest
 
 from cortex.cli import down, foreground, up
 from cortex.client.local import LocalEnvironment, Stopped
-from cortex.wire.operator import HistoryLine, Receipt, SecretStatus, Verdict
+from cortex.wire.operator import HistoryLine, NodeInfo, NodeShare, NodeState, Receipt, SecretStatus, Verdict
 
 
 @pytest.fixture
@@ -205,6 +205,58 @@ def test_info_tells_of_what_is_not_up(cortex: Any, running: Any) -> None:
     out = cortex("info").out
     assert "predictions     http://127.0.0.1:8880 (does not answer)\n" in out
     assert "agent           not running\n" in out
+
+
+def a_told_node(name: str, **fields: Any) -> NodeInfo:
+    node: dict[str, Any] = {
+        "state": NodeState.READY,
+        "door": "http://127.0.0.1:8880",
+        "cpu": 2.0,
+        "mem": 8 * 2**30,
+        "requested": NodeShare(cpu=0.4, mem=512 * 2**20, gpu=0),
+        "used": NodeShare(cpu=0.013, mem=70 * 2**20),
+        "replicas": 2,
+    }
+    return NodeInfo(name=name, **(node | fields))
+
+
+def test_info_tells_of_several_nodes_one_line_each(cortex: Any, running: Any) -> None:
+    another = a_told_node(
+        "b", state=NodeState.STARTING, door="", replicas=0, requested=NodeShare(cpu=0.0, mem=0, gpu=0)
+    )
+    running.info_fields = {"nodes": (a_told_node("a"), another)}
+    assert cortex("info").out.split("\n\n")[1] == (
+        "node   state      cpu        memory               replicas   predictions\n"
+        "a      ready      0.4 of 2   512 MiB of 8.0 GiB          2   http://127.0.0.1:8880\n"
+        "b      starting   0 of 2     0 B of 8.0 GiB              0   -\n"
+    )
+
+
+def test_info_shows_gpus_of_nodes_and_why_they_are_there_if_anything_is_to_be_said(cortex: Any, running: Any) -> None:
+    running.info_fields = {"nodes": (a_told_node("a", gpu=1), a_told_node("b", why="soak/waits waits for cpu"))}
+    header, first, second = cortex("info").out.split("\n\n")[1].splitlines()
+    assert header.split() == ["node", "state", "cpu", "memory", "gpu", "replicas", "predictions", "why"]
+    assert ("0 of 1" in first, second.endswith("soak/waits waits for cpu")) == (True, True)
+
+
+def test_one_node_is_in_the_json_only(cortex: Any, running: Any) -> None:
+    running.info_fields = {"nodes": (a_told_node("local", home="/home/me/.cortex"),)}
+    assert "\n\n" not in cortex("info").out
+    assert json.loads(cortex("info", "-o", "json").out)["nodes"] == [
+        {
+            "name": "local",
+            "state": "ready",
+            "door": "http://127.0.0.1:8880",
+            "home": "/home/me/.cortex",
+            "cpu": 2.0,
+            "mem": 8 * 2**30,
+            "gpu": 0,
+            "requested": {"cpu": 0.4, "mem": 512 * 2**20, "gpu": 0},
+            "used": {"cpu": 0.013, "mem": 70 * 2**20, "gpu": None},
+            "replicas": 2,
+            "why": "",
+        }
+    ]
 
 
 def test_versions(cortex: Any, running: Any) -> None:

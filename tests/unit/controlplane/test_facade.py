@@ -18,6 +18,7 @@ from cortex.controlplane.events import Events
 from cortex.controlplane.facade import ControlPlane
 from cortex.controlplane.fetching import Models
 from cortex.controlplane.loop import Loop
+from cortex.controlplane.nodes import NodeUsage
 from cortex.controlplane.probing import Probing
 from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.scaling import Scaling
@@ -48,6 +49,7 @@ from cortex.wire.operator import (
     DeployRequest,
     DeployResult,
     EventPage,
+    NodeState,
     Removed,
     RollbackRequest,
     Status,
@@ -160,6 +162,7 @@ class Lab:
                 ingress_url=lambda: "http://i",
             ),
             events=self.events,
+            usage=NodeUsage(),
             ingress_url=lambda: "http://i",
             wanted_changed=lambda: self.story.append("other things are wanted"),
             parts=(self,),
@@ -350,12 +353,14 @@ def test_info_says_what_is_here_and_what_it_asks_for(lab: Lab) -> None:
     assert (info.pid, info.operator, info.ingress) == (os.getpid(), "http://127.0.0.1:4321", "http://i")
     assert (info.cpu_millis, info.mem_bytes) == (a_node().cpu_millis, a_node().mem_bytes)
     assert info.notes == ()
+    assert [(node.name, node.home) for node in info.nodes] == [(a_node().node, info.home)]
 
 
 def test_info_is_answered_before_anything_was_heard_of_a_node(lab: Lab) -> None:
     lab.agent.lose_node(a_node().node)
     info = lab.plane.info()
     assert (info.agent_pid, info.ingress_pid, info.ingress_up, info.replicas) == (None, None, False, 0)
+    assert [node.state for node in info.nodes] == [NodeState.STARTING]
 
 
 def test_requests_shown_are_those_of_the_wanted_version(lab: Lab) -> None:
