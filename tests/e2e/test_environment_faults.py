@@ -76,6 +76,37 @@ def test_a_port_that_was_set_and_is_taken_is_an_error_that_names_the_process(hom
     assert predicted(home) == 10.0
 
 
+def test_a_control_plane_that_comes_back_waits_for_a_port_that_is_let_go(home):
+    """As it is when a command has bound it, and starts one that is not needed any more."""
+    home.deploy(project(home))
+    killed = home.control_plane()
+    assert killed is not None
+    os.kill(killed.pid, signal.SIGKILL)
+    with contextlib.ExitStack() as held:
+        eventually(lambda: bound(held, home.operator_port), "the port is ours before anybody starts another one")
+        successor = eventually(lambda: started(home), "another one was started")
+        assert home.control_plane() is None
+    assert eventually(home.control_plane, "it has the port").pid == successor
+    assert home.cortex("get", "f/x", "-o", "json").json["status"] == "live"
+
+
+def bound(held: contextlib.ExitStack, port: int) -> bool:
+    with contextlib.suppress(OSError):
+        held.enter_context(listening(port))
+        return True
+    return False
+
+
+def started(home: Home) -> int | None:
+    """A process that calls itself this home's control plane."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            title = (entry / "cmdline").read_bytes().rstrip(b"\0 ").decode(errors="replace")
+            if title == f"cortex-controlplane {home.path}":
+                return int(entry.name)
+    return None
+
+
 def test_a_port_that_nobody_set_moves_and_it_is_said_and_remembered(home):
     """The default ports belong to whoever uses them on this machine; here they are taken for the test's time."""
     ports = {8880: "the prediction APIs use", 8881: "the control plane uses"}

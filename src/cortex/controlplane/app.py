@@ -9,6 +9,7 @@ longer than everything else together.
 
 from __future__ import annotations
 
+import errno
 import logging
 import logging.handlers
 import os
@@ -16,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -80,6 +82,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOCAL_NODE = NodeId("local")
+PORT_PATIENCE_S = 10.0
+"""Usually a fifth of a second: a Python that starts up, and sees that it is not needed."""
+PORT_AGAIN_S = 0.05
 
 
 def build(
@@ -334,13 +339,33 @@ def main() -> int:
         for file in (layout.controlplane_file, *tokens):
             processes.remove_unfinished(layout.home, file.name)
         bound = handed_over(sys.argv)
-        with bound.pop(settings.operator_port, None) or bind_tcp(OPERATOR_HOST, settings.operator_port) as sock:
+        with bound.pop(settings.operator_port, None) or operator_socket(settings.operator_port, clock) as sock:
             return _serve(settings, layout, clock, sock, tuple(bound.values()), lock)
     except (CortexError, OSError) as error:
         log.exception("the control plane could not start")
         hint = error.hint if isinstance(error, CortexError) else ""
         sys.stderr.write(f"{error}\nhint: {hint}\n" if hint else f"{error}\n")  # shown by whoever started us
         return 1
+
+
+def operator_socket(port: int, clock: Clock, *, patience_s: float = PORT_PATIENCE_S) -> socket.socket:
+    """
+    Bind the control plane's port, which somebody may be about to let go.
+
+    Where one has died, two may start another at once: the agent, and a command. The command's has the port, and ends
+    when it finds that we hold the home.
+
+    Raises:
+        OSError: it cannot be bound, or was still in use after `patience_s`.
+    """
+    until_s = clock.monotonic_s() + patience_s
+    while True:
+        try:
+            return bind_tcp(OPERATOR_HOST, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or clock.monotonic_s() >= until_s:
+                raise
+        time.sleep(PORT_AGAIN_S)
 
 
 def _serve(
