@@ -25,10 +25,9 @@ import msgspec
 
 from cortex.clock import Clock
 from cortex.ids import ApiKey, ReplicaId
-from cortex.metrics.counts import Attempt
 from cortex.metrics.slices import HOUR_S
-from cortex.metrics.store import StatsStore
-from cortex.wire.stats import StatsFile
+from cortex.metrics.store import LOCAL_NODE, StatsStore
+from cortex.wire.stats import Attempt, StatsFile
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +101,7 @@ class Collector:
             OSError: the folder cannot be read.
         """
         if self._seen is None:
-            self._seen = set(self._store.known())
+            self._seen = set(self._store.known().get(LOCAL_NODE, ()))
         files = self._scan()
         if live is not None:
             files = [self._end(file) if file.attempt not in live else file for file in files]
@@ -250,7 +249,7 @@ class Collector:
         self._missing_since_s = {attempt: self._missing_since_s.get(attempt, now_s) for attempt in missing}
         due = [attempt for attempt, since_s in self._missing_since_s.items() if now_s - since_s >= FORGET_AFTER_S]
         if due:
-            self._store.forget(due)
+            self._store.forget(LOCAL_NODE, due)
             self._seen.difference_update(due)
 
     def _maintain(self) -> None:

@@ -14,12 +14,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from cortex.errors import CortexError
-from cortex.ids import ReplicaId
 from cortex.wire.stats import StatsFile
 
 Key = TypeVar("Key")
-Attempt = tuple[ReplicaId, int]
-"""A replica and which of its processes: what one stats file is about."""
 
 LARGEST_COUNT = 2**48
 """More than any process answers (a century at 80,000 a second); sums of thousands still fit 64 bits."""

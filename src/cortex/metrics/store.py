@@ -21,10 +21,9 @@ import msgspec
 
 from cortex.database import Database, SchemaTooNew, Trouble, trouble_of
 from cortex.errors import CortexError
-from cortex.ids import ApiKey, ReplicaId, Version
+from cortex.ids import ApiKey, NodeId, ReplicaId, Version
 from cortex.metrics.counts import (
     NOTHING,
-    Attempt,
     Counts,
     ImplausibleStats,
     Lifetime,
@@ -37,10 +36,12 @@ from cortex.metrics.counts import (
 )
 from cortex.metrics.slices import DAY_S, HOUR_S, MINUTE_S, Slice, day_of, minutes_start, rollup, slice_of, window_start
 from cortex.wire.reports import IngressRefusals
-from cortex.wire.stats import EXACT_CLASSES, StatsFile
+from cortex.wire.stats import EXACT_CLASSES, Attempt, StatsFile
 
 log = logging.getLogger(__name__)
 
+LOCAL_NODE = NodeId("local")
+"""The one node of a machine that is a whole environment."""
 NAMED_CLASSES = 20
 """Classes of an api that have a lifetime count of their own: scrapers keep one series for each."""
 CACHED_WINDOWS = 256
@@ -118,6 +119,11 @@ MIGRATIONS = (
     # 1: its api is gone, and it counts no more.
     "ALTER TABLE seen_run ADD COLUMN discarded INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE ingress_seen ADD COLUMN failed INTEGER NOT NULL DEFAULT 0",
+    # Until then there was one node. The second is when a run was last seen to have counted more.
+    """
+    ALTER TABLE seen_run ADD COLUMN node TEXT NOT NULL DEFAULT 'local';
+    ALTER TABLE seen_run ADD COLUMN seen_s INTEGER NOT NULL DEFAULT 0
+    """,
 )
 """Script n brings a file from schema version n to n + 1. Scripts are never changed, only appended."""
 
@@ -172,14 +178,23 @@ class StatsStore:
 
     # ---- what is counted ----------------------------------------------------------------------------------------
 
-    def merge(self, files: Iterable[StatsFile], now_wall_s: float, *, wanted: Collection[ApiKey] | None = None) -> int:
+    def merge(
+        self,
+        files: Iterable[StatsFile],
+        now_wall_s: float,
+        *,
+        node: NodeId = LOCAL_NODE,
+        wanted: Collection[ApiKey] | None = None,
+    ) -> int:
         """
         Add what these files hold beyond what was seen of them before.
 
-        Growth is counted in the minute in which the file was written. A file whose counters went backwards, or
-        that is implausible, is left out with one warning.
+        Growth is counted in the minute in which the file was written. One that is older than what was seen adds
+        nothing. A file of which some counters went backwards and others did not, or that is implausible, is left out
+        with one warning.
 
         Args:
+            node: on which they are.
             wanted: apis that there are. A run that is seen for the first time while its api is not among them counts
                 for none of its name. None: all are.
 
@@ -190,7 +205,8 @@ class StatsStore:
         grown_files = 0
         with self._changing() as db:
             for file in files:
-                grown = self._see(db, file, is_wanted=wanted is None or file.api in wanted)
+                is_wanted = wanted is None or file.api in wanted
+                grown = self._see(db, file, node, is_wanted=is_wanted, now_wall_s=now_wall_s)
                 if grown is None:
                     continue
                 grown_files += 1
@@ -221,17 +237,35 @@ class StatsStore:
             for (api, version), part in new.items():
                 self._count(db, api, version, part, now_wall_s)
 
-    def known(self) -> frozenset[Attempt]:
-        """Attempts whose counters were seen and that were not forgotten."""
+    def known(self) -> dict[NodeId, set[Attempt]]:
+        """Attempts whose counters were seen and that were not forgotten, by the node that they are on."""
+        found: dict[NodeId, set[Attempt]] = {}
         with self._reading() as db:
-            return frozenset((ReplicaId(r), a) for r, a in db.execute("SELECT DISTINCT replica, attempt FROM seen_run"))
+            for node, replica, attempt in db.execute("SELECT DISTINCT node, replica, attempt FROM seen_run"):
+                found.setdefault(NodeId(node), set()).add((ReplicaId(replica), attempt))
+        return found
 
-    def forget(self, attempts: Iterable[Attempt]) -> None:
+    def forget(self, node: NodeId, attempts: Iterable[Attempt]) -> None:
         """Forget what was seen of attempts whose files are gone for good: a file seen later would count in full."""
         keys = list(attempts)
         with self._changing() as db:
-            db.executemany("DELETE FROM seen_run WHERE replica = ? AND attempt = ?", keys)
+            one = "DELETE FROM seen_run WHERE node = ? AND replica = ? AND attempt = ?"
+            db.executemany(one, [(node, *key) for key in keys])
             self._warned.difference_update(keys)
+
+    def forget_nodes(self, *, but: Collection[NodeId], now_wall_s: float) -> None:
+        """
+        Forget what was seen on nodes that nobody has heard of, once it is older than the window: what they still have
+        was written before that, and is shown nowhere.
+
+        Args:
+            but: nodes that were heard of.
+        """
+        since_s = window_start(now_wall_s)
+        with self._changing() as db:
+            for (node,) in db.execute("SELECT DISTINCT node FROM seen_run WHERE seen_s < ?", (since_s,)).fetchall():
+                if node not in but:
+                    db.execute("DELETE FROM seen_run WHERE node = ? AND seen_s < ?", (node, since_s))
 
     def forget_apis(self, apis: Iterable[ApiKey]) -> None:
         """
@@ -353,7 +387,9 @@ class StatsStore:
 
     # ---- one step each, inside a transaction --------------------------------------------------------------------
 
-    def _see(self, db: sqlite3.Connection, file: StatsFile, *, is_wanted: bool) -> Reading | None:
+    def _see(
+        self, db: sqlite3.Connection, file: StatsFile, node: NodeId, *, is_wanted: bool, now_wall_s: float
+    ) -> Reading | None:
         """
         Store what a file holds as last seen and return what is new; None when nothing is.
 
@@ -375,11 +411,13 @@ class StatsStore:
             return None
         grown = growth(before, now)
         if grown is None:
-            self._warn_once(key, f"counters of {file.replica} (attempt {file.attempt}) went backwards; left out")
+            if growth(now, before) is None:  # else it was only overtaken on its way
+                self._warn_once(key, f"counters of {file.replica} (attempt {file.attempt}) went backwards; left out")
             return None
         db.execute(
-            "INSERT OR REPLACE INTO seen_run (replica, attempt, run, reading, discarded) VALUES (?, ?, ?, ?, ?)",
-            (*key, file.run, _encode(now), int(discarded)),
+            "INSERT OR REPLACE INTO seen_run (replica, attempt, run, reading, discarded, node, seen_s)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*key, file.run, _encode(now), int(discarded), node, int(now_wall_s)),
         )
         return None if discarded or before == now else grown
 

@@ -14,6 +14,9 @@ import msgspec
 from cortex.errors import Problem
 from cortex.ids import ApiKey, ReplicaId, Version
 
+Attempt = tuple[ReplicaId, int]
+"""A replica and which of its processes: what one stats file is about."""
+
 RELATIVE_ERROR = 0.01
 GAMMA = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
 """

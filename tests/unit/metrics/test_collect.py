@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 from cortex.ids import ReplicaId
 from cortex.metrics import collect
 from cortex.metrics.collect import FORGET_AFTER_S, LARGEST_FILE_BYTES, CollectedCounts, Collector
-from cortex.metrics.counts import Attempt
 from cortex.metrics.store import StatsStore
 from cortex.processes import write_whole
 from cortex.testing.clock import FakeClock
-from cortex.wire.stats import EXIT_FILE_SUFFIX, StatsFile
+from cortex.wire.stats import EXIT_FILE_SUFFIX, Attempt, StatsFile
 
 
 class Crash(BaseException):
@@ -222,10 +221,10 @@ def test_last_seen_counters_are_forgotten_a_while_after_the_file(folder, collect
     collector.collect(set())
     clock.advance(FORGET_AFTER_S - 1)
     collector.collect(set())
-    assert store.known() == {(build.replica, 1)}
+    assert store.known() == {"local": {(build.replica, 1)}}
     clock.advance(1)
     collector.collect(set())
-    assert store.known() == frozenset()
+    assert store.known() == {}
     assert served(store, clock, build) == 3
 
 
@@ -248,7 +247,7 @@ def test_a_collector_started_after_the_deletion_forgets_too(folder, store, clock
     collector.collect(set())
     clock.advance(FORGET_AFTER_S)
     collector.collect(set())
-    assert store.known() == frozenset()
+    assert store.known() == {}
 
 
 def test_maintenance_runs_at_the_start_and_each_hour(folder, collector, store, clock, monkeypatch):
@@ -295,8 +294,8 @@ class CrashingStore(StatsStore):
     def sync(self):
         return self.around(lambda: StatsStore.sync(self))
 
-    def forget(self, attempts):
-        self.around(lambda: StatsStore.forget(self, attempts))
+    def forget(self, node, attempts):
+        self.around(lambda: StatsStore.forget(self, node, attempts))
 
     def maintain(self, now_wall_s):
         self.around(lambda: StatsStore.maintain(self, now_wall_s))
@@ -438,7 +437,7 @@ def test_counts_are_what_replicas_wrote_whatever_crashes(tmp_path_factory, build
     world.collect(set())
     world.check()
     assert list(world.folder.iterdir()) == []
-    assert world.store.known() == frozenset()
+    assert world.store.known() == {}
     world.store.close()
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.ids import ApiKey, ReplicaId, Version
+from cortex.ids import ApiKey, NodeId, ReplicaId, Version
 from cortex.metrics.counts import NOTHING, Counts, Lifetime, total
 from cortex.metrics.slices import DAY_S, HOUR_S, MINUTE_S, Slice, window_start
-from cortex.metrics.store import MIGRATIONS, NAMED_CLASSES, StatsStore, StatsStoreUnusable, Window
+from cortex.metrics.store import LOCAL_NODE, MIGRATIONS, NAMED_CLASSES, StatsStore, StatsStoreUnusable, Window
 from cortex.testing.clock import START_WALL_S
 from cortex.wire.reports import IngressRefusals
 from cortex.wire.stats import EXACT_CLASSES, StatsFile, TrackerStats
@@ -67,12 +67,23 @@ def test_a_run_whose_attempt_has_the_number_of_an_earlier_one_counts_in_full(sto
 def test_counters_that_went_backwards_are_left_out_with_one_warning(store, build, caplog):
     store.merge([build.file(ok=3)], NOW_S)
     with caplog.at_level(logging.WARNING):
-        assert store.merge([build.file(ok=2), build.file(ok=1)], NOW_S) == 0
+        both = [build.file(ok=2, client_error=1), build.file(ok=1, client_error=2)]
+        assert store.merge(both, NOW_S) == 0
     assert [record.message for record in caplog.records] == [
         "counters of iris.sklearn.aaaaaaaa.0 (attempt 1) went backwards; left out"
     ]
     store.merge([build.file(ok=4)], NOW_S)
     assert counted(store).ok == 4
+
+
+def test_what_was_overtaken_on_its_way_adds_nothing_and_is_no_fault(store, build, caplog):
+    old = build.classes({"a": 2}, ok=2, rounds=1)
+    new = build.classes({"b": 4}, other=2, ok=6, rounds=2)
+    with caplog.at_level(logging.WARNING):
+        for file in (new, old, new, old):
+            store.merge([file], NOW_S)
+    assert caplog.records == []
+    assert (counted(store).ok, classes_of(store), counted(store).other) == (6, {"b": 4}, 2)
 
 
 def test_an_implausible_file_is_left_out_and_its_neighbours_count(store, build, caplog):
@@ -462,10 +473,29 @@ def test_lifetimes_hold_no_buckets_of_numbers(store, build):
 
 def test_forgotten_attempts_are_unknown(store, build):
     store.merge([build.file(ok=1), build.file(ok=1, attempt=2)], NOW_S)
-    assert store.known() == {(build.replica, 1), (build.replica, 2)}
-    store.forget([(build.replica, 1)])
-    assert store.known() == {(build.replica, 2)}
+    assert store.known() == {LOCAL_NODE: {(build.replica, 1), (build.replica, 2)}}
+    store.forget(LOCAL_NODE, [(build.replica, 1)])
+    assert store.known() == {LOCAL_NODE: {(build.replica, 2)}}
     assert counted(store).ok == 2
+
+
+def test_attempts_are_forgotten_on_the_node_that_has_no_file_of_them_any_more(store, build):
+    store.merge([build.file(ok=1, run="before")], NOW_S, node=NodeId("a"))
+    store.merge([build.file(ok=1, run="after")], NOW_S, node=NodeId("b"))
+    store.forget(NodeId("a"), [(build.replica, 1)])
+    assert store.known() == {NodeId("b"): {(build.replica, 1)}}
+    store.merge([build.file(ok=3, run="after")], NOW_S, node=NodeId("b"))
+    assert counted(store).ok == 4
+
+
+def test_what_a_node_counted_is_known_for_as_long_as_it_would_be_shown_should_it_come_back(store, build):
+    lost, heard = NodeId("lost"), NodeId("heard")
+    store.merge([build.file(ok=1, run="l")], NOW_S, node=lost)
+    store.merge([build.file(ok=1, run="h")], NOW_S, node=heard)
+    store.forget_nodes(but={heard}, now_wall_s=NOW_S + 13 * DAY_S)
+    assert set(store.known()) == {lost, heard}
+    store.forget_nodes(but={heard}, now_wall_s=NOW_S + 15 * DAY_S)
+    assert set(store.known()) == {heard}
 
 
 def test_sync_says_when_everything_is_on_disk(store, build):
