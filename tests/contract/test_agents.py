@@ -15,8 +15,6 @@ from typing import Protocol
 
 import pytest
 
-from cortex.clock import SystemClock
-from cortex.controlplane.agents import LocalAgent
 from cortex.controlplane.world import Agents, StaleEpoch
 from cortex.errors import RetryLater
 from cortex.ids import ApiKey, NodeId, ReplicaId, api_key, replica_id
@@ -25,6 +23,7 @@ from cortex.settings import NodeLayout, Settings
 from cortex.testing.builders import a_build, a_route, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents
+from cortex.testing.linked_agents import local_agents
 from cortex.wire.orders import ForgetReplica, HoldSlot, Order, Orders, RemoveRoute, RoutesRevision, SetRoute, SetRoutes
 from cortex.wire.reports import AgentReport
 
@@ -72,9 +71,7 @@ class RealLab:
             settings = Settings(home=folder, port=free.getsockname()[1])
         self._layout = NodeLayout(folder)
         self._layout.prepare()
-        self.agents = self._agent = LocalAgent(
-            settings=settings, layout=self._layout, clock=SystemClock(), bound=(), on_report=lambda: None
-        )
+        self.agents = self._agent = local_agents(settings, self._layout)
         self._agent.start()
 
     def restart_agent(self) -> None:
@@ -89,7 +86,7 @@ class RealLab:
             time.sleep(0.01)
 
     def close(self) -> None:
-        self._agent.stop_agent(0.5)
+        self._agent.stop_agents(0.5)
         self._agent.close()
 
 
@@ -138,7 +135,8 @@ def a_way(slot: HoldSlot) -> SetRoute:
 
 
 def order(lab: Lab, node: NodeId, *orders: Order, epoch: int = 1) -> None:
-    lab.agents.order(node, Orders(epoch=epoch, orders=orders))
+    for error in lab.agents.order({node: Orders(epoch=epoch, orders=orders)}).values():
+        raise error
 
 
 def test_each_node_has_one_report_once_all_have_been_heard(lab: Lab, node: NodeId) -> None:

@@ -108,9 +108,8 @@ def build(settings: Settings, layout: NodeLayout, control: ControlLayout, stop: 
     clock = SystemClock()
     node = machine.node_report(LOCAL_NODE, environ=os.environ)
     agent_id = secrets.token_hex(8)
-    upstream = LinkedUpstream(
-        dial=dial_unix(control.links_socket), hello=Hello(node=node.node, agent=agent_id, way=NEEDS), clock=clock
-    )
+    dial = dial_unix(control.links_socket)
+    upstream = LinkedUpstream(dial=dial, hello=Hello(node=node.node, agent=agent_id, way=NEEDS), clock=clock)
     changes = Changes()
     memory = AgentMemory(layout.node / "agent-state.json")
     store = ArtifactStore(layout.artifacts)
@@ -206,6 +205,7 @@ def build(settings: Settings, layout: NodeLayout, control: ControlLayout, stop: 
         node=node,
         memory=memory,
         changes=changes,
+        dial=dial,
         upstream=upstream,
         cache=cache,
         stop=stop,

@@ -1,10 +1,11 @@
-"""The agent's unix socket: requests of the control plane in, replies out. Parses, calls one function, renders."""
+"""Requests of the control plane in, replies out. Parses, calls one function, renders."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -55,6 +56,10 @@ class OutdatedOrders(Exception):
     """Orders from a control plane that is no longer in charge."""
 
 
+class OvertakenOrders(Exception):
+    """Orders that come after later ones of the same control plane."""
+
+
 class AgentEnding(Exception):
     """The agent is on its way out and begins nothing new."""
 
@@ -62,8 +67,11 @@ class AgentEnding(Exception):
 class AgentService(Protocol):
     """What the socket's requests are passed on to; `service.Agent` is it."""
 
-    def take_orders(self, orders: Orders) -> AgentReport:
-        """Raises StaleEpoch, Ending, and OSError where one could not be carried out: nor were those after it."""
+    def take_orders(self, orders: Orders, turn: int) -> AgentReport:
+        """
+        Raises OutdatedOrders, OvertakenOrders, AgentEnding, and OSError where one could not be carried out: nor were
+        those after it.
+        """
         ...
 
     async def observe(self, agent: str, serial: int, timeout_s: float) -> AgentReport: ...
@@ -99,7 +107,7 @@ async def serve(path: Path, service: AgentService) -> asyncio.Server:
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await _talk(reader, writer, service)
+            await talk(reader, writer, service)
         except (OSError, asyncio.CancelledError):
             pass  # the peer left, or we end
         finally:
@@ -110,7 +118,21 @@ async def serve(path: Path, service: AgentService) -> asyncio.Server:
     return await asyncio.start_unix_server(connected, sock=bind_unix(path, BACKLOG, at_once=True), backlog=BACKLOG)
 
 
-async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, service: AgentService) -> None:
+async def talk(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    service: AgentService,
+    note: Callable[[bool], None] = lambda _: None,
+) -> None:
+    """
+    Answer on a connection, one request after the other.
+
+    Args:
+        note: called with whether a request is being answered, each time that this changes.
+
+    Raises:
+        OSError: the peer is gone.
+    """
     frames = FrameReader()
     while True:
         while (frame := frames.take(await reader.read(frames.wanted))) is None:
@@ -120,6 +142,7 @@ async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, serv
             if not writer.is_closing():
                 _write(writer, PackageProgress(message=message))
 
+        note(True)
         answering = asyncio.ensure_future(_answer(frame[0], service, tell))
         called_off = asyncio.ensure_future(_called_off(reader, answering))
         try:
@@ -129,6 +152,7 @@ async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, serv
             called_off.cancel()
             await asyncio.wait([called_off])
         _write(writer, reply)
+        note(False)
         await writer.drain()
 
 
@@ -155,8 +179,8 @@ async def _answer(payload: bytes, service: AgentService, tell: Tell) -> AgentRep
                 return Observed(report=await service.observe(agent, serial, timeout_s))
             case FollowLoads(agent=agent, timeout_s=timeout_s):
                 return FollowedLoads(loads=await service.follow_loads(agent, timeout_s))
-            case GiveOrders(orders=orders):
-                return Observed(report=service.take_orders(orders))
+            case GiveOrders(orders=orders, turn=turn):
+                return Observed(report=service.take_orders(orders, turn))
             case InspectBuild():
                 return InspectedBuild(report=await service.inspect(request))
             case ResolvePackages():
@@ -175,6 +199,8 @@ async def _answer(payload: bytes, service: AgentService, tell: Tell) -> AgentRep
                 return Stopping()
     except OutdatedOrders as error:
         return Refused(reason=str(error), stale_epoch=True)
+    except OvertakenOrders as error:
+        return Refused(reason=str(error))
     except AgentEnding:
         return Refused(reason="the agent is ending")
     except CortexError as error:

@@ -18,10 +18,12 @@ from cortex.agent import beats, server
 from cortex.agent.cache import ArtifactCache
 from cortex.agent.children import Children
 from cortex.agent.cleaning import Cleaning
+from cortex.agent.dialing import Dial
 from cortex.agent.door import Door
 from cortex.agent.inspections import Inspections
 from cortex.agent.installations import Installations
 from cortex.agent.installer import Tell
+from cortex.agent.lines import SpareLines
 from cortex.agent.logs import LogReader
 from cortex.agent.memory import AgentMemory
 from cortex.agent.metering import Metering
@@ -35,6 +37,7 @@ from cortex.errors import CortexError
 from cortex.settings import NodeLayout, Settings
 from cortex.wire.agent import InspectBuild, InstallPackages, LogLines, ReadLogs, ResolvePackages
 from cortex.wire.launch import ENDING_S, InspectReport
+from cortex.wire.link import ORDERS, Hello
 from cortex.wire.loads import NodeLoads
 from cortex.wire.orders import (
     DrainReplica,
@@ -132,6 +135,7 @@ class Agent:
         node: Node,
         memory: AgentMemory,
         changes: Changes,
+        dial: Dial,
         upstream: LinkedUpstream,
         cache: ArtifactCache | None,
         stop: AgentStop,
@@ -170,9 +174,13 @@ class Agent:
         self._agent_id = agent_id
         self._started_wall_s = clock.wall_s()
         self._logs = LogReader(layout.replica_logs)
+        hello = Hello(node=node.node, agent=agent_id, way=ORDERS)
+        self._spare_lines = SpareLines(dial=dial, hello=hello, service=self, clock=clock)
         self._listening: asyncio.Server | None = None
         self._listening_inode = 0
         self._homeless_looks = 0
+        self._last_turn = (0, 0)
+        """Epoch and turn of the last orders that were taken."""
 
     async def run(self) -> None:
         """Take over what runs, then serve until told to stop."""
@@ -205,6 +213,7 @@ class Agent:
         background = [asyncio.ensure_future(work) for work in works]
         self._changes.routes_due.set()
         await self._listen()
+        lines = asyncio.ensure_future(self._spare_lines.keep())
         log.info("agent %s ready, %s replicas adopted", self._agent_id, len(self._replicas.reports()))
         drain_timeout_s = await self._stop.asked()
         for task in background:
@@ -216,16 +225,20 @@ class Agent:
             await self._installations.close()
         else:
             await self._stop_everything(drain_timeout_s)
+        lines.cancel()
         await self._upstream.close()
         if self._listening is not None:
             self._listening.close()
 
     # ---- server.AgentService ------------------------------------------------------------------------------------
 
-    def take_orders(self, orders: Orders) -> AgentReport:
+    def take_orders(self, orders: Orders, turn: int) -> AgentReport:
         self._refuse_while_ending()
         if orders.epoch < self._memory.epoch:
             raise server.OutdatedOrders(f"orders of epoch {orders.epoch}, but epoch {self._memory.epoch} is in charge")
+        if turn and (orders.epoch, turn) < self._last_turn:
+            raise server.OvertakenOrders("later orders were taken before these")
+        self._last_turn = max(self._last_turn, (orders.epoch, turn))
         self._memory.epoch = orders.epoch
         try:
             # One that fails ends the batch: what comes later may take away what it was to replace.

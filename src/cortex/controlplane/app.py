@@ -30,7 +30,7 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.binding import bind_tcp, handed_over
 from cortex.clock import Clock, SystemClock
 from cortex.controlplane import changeovers
-from cortex.controlplane.agents import LocalAgent
+from cortex.controlplane.agents import LinkedAgents
 from cortex.controlplane.changeovers import ChangeOvers
 from cortex.controlplane.chores import Chore
 from cortex.controlplane.chronicle import Chronicle
@@ -39,9 +39,10 @@ from cortex.controlplane.facade import ControlPlane
 from cortex.controlplane.fetching import Models
 from cortex.controlplane.healing import LOOK_EVERY_S, Healing
 from cortex.controlplane.housekeeping import SETTLING_S, Housekeeping
-from cortex.controlplane.links import Links
+from cortex.controlplane.lines import Lines
+from cortex.controlplane.links import Incarnations, Links
 from cortex.controlplane.loop import Loop
-from cortex.controlplane.needs import Handlers, Needs
+from cortex.controlplane.needs import Needs
 from cortex.controlplane.nodes import NodeUsage
 from cortex.controlplane.probing import Probing
 from cortex.controlplane.proving import Proving
@@ -49,6 +50,7 @@ from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.scaling import Scaling
 from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
+from cortex.controlplane.supervision import AgentSupervisor
 from cortex.controlplane.supplying import Needed, Supplying, UnderWay, allowance_of
 from cortex.controlplane.upkeep import EVERY_S, FIRST_AFTER_S, SCRUB_EVERY_S, Upkeep
 from cortex.controlplane.view import View, ingress_url
@@ -72,7 +74,7 @@ from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
 from cortex.wire.indexes import read_handed_over
 from cortex.wire.launch import InspectReport
-from cortex.wire.link import NEEDS
+from cortex.wire.link import NEEDS, ORDERS
 from cortex.wire.loads import NodeLoads
 
 if TYPE_CHECKING:
@@ -121,24 +123,41 @@ def build(
         scaling.take(loads)
         scaler.wake()
 
-    agent = LocalAgent(
-        settings=settings,
-        layout=node,
+    incarnations = Incarnations()
+    agents = LinkedAgents(
+        links=Links(
+            path=layout.links_socket,
+            epoch=lambda: loop.epoch,
+            incarnations=incarnations,
+            ways={
+                ORDERS: lambda connection, hello: agents.take_over(connection, hello),
+                NEEDS: lambda connection, hello: needs.serve(connection, hello),
+            },
+        ),
+        lines=Lines(incarnations),
         clock=clock,
-        bound=bound,
+        supervisors={
+            LOCAL_NODE: AgentSupervisor(
+                settings=settings,
+                layout=node,
+                down_mark=layout.down_mark,
+                clock=clock,
+                bound=bound,
+                tell=events.tell,
+            )
+        },
         on_report=lambda: loop.wake(),
         on_loads=read,
-        tell=events.tell,
     )
 
     def where() -> str:
-        return ingress_url(agent.reports(), settings)
+        return ingress_url(agents.reports(), settings)
 
     def inspect(
         build: BuildSpec, rows: Mode, left: threading.Event | None = None, *, keep: bool = False
     ) -> InspectReport:
         with under_way.needs(allowance_of([build])):
-            return agent.inspect(build, settings.start_timeout_s, rows=rows, keep=keep, left=left)
+            return agents.inspect(build, settings.start_timeout_s, rows=rows, keep=keep, left=left)
 
     def settled() -> bool:
         return loop.latest is not None and loop.latest.seen.settled
@@ -164,7 +183,7 @@ def build(
     loop = Loop(
         state=state,
         engine=engine,
-        agents=agent,
+        agents=agents,
         clock=clock,
         in_charge=in_charge,
         resign=shut_down,
@@ -179,8 +198,7 @@ def build(
         indexes=partial(read_handed_over, layout.indexes_file),
         needed=Needed(state=state, engine=engine, under_way=under_way, settled=settled, stopping=stopping),
     )
-    handlers: Handlers = {**supplying.handlers}
-    links = Links(path=layout.links_socket, epoch=lambda: loop.epoch, ways={NEEDS: Needs(handlers).serve})
+    needs = Needs({**supplying.handlers})
     scaling = Scaling(
         state=state,
         engine=engine,
@@ -195,7 +213,7 @@ def build(
         state=state,
         secrets=secret_store,
         cloud=cloud_keys,
-        sweep=agent.sweep_packages,
+        sweep=agents.sweep_packages,
         forget_cloud=models.forget_cloud,
         clock=clock,
     )
@@ -205,18 +223,18 @@ def build(
         store=store,
         clock=clock,
         keep_bytes=settings.artifact_bytes,
-        reports=agent.reports,
+        reports=agents.reports,
         stopping=stopping,
         tell=events.tell,
     )
     healing = Healing(
-        store=store, known=state.apis, reports=agent.reports, fetch=models.again, stopping=stopping, tell=events.tell
+        store=store, known=state.apis, reports=agents.reports, fetch=models.again, stopping=stopping, tell=events.tell
     )
     statistics = Statistics(
         folder=node.stats,
         file=layout.stats_file,
         clock=clock,
-        reports=agent.reports,
+        reports=agents.reports,
         wanted=lambda: (record.wanted.api for record in state.apis()),
     )
 
@@ -224,7 +242,7 @@ def build(
 
     def count() -> float:
         left_s = statistics.step()
-        reports = agent.reports()
+        reports = agents.reports()
         chronicle.count(reports)
         usage.take(reports, now_s=clock.monotonic_s())
         return left_s
@@ -264,7 +282,7 @@ def build(
             models=models,
             packages=Packages(
                 store=store,
-                node=agent,
+                node=agents,
                 known=state.apis,
                 indexes_file=layout.indexes_file,
                 under_way=under_way,
@@ -284,7 +302,7 @@ def build(
         state=state,
         store=store,
         engine=engine,
-        agent=agent,
+        agents=agents,
         loop=loop,
         view=view,
         statistics=statistics,
@@ -307,7 +325,6 @@ def build(
         ingress_url=where,
         wanted_changed=wanted_changed,
         parts=(
-            links,
             Chore("statistics", count),
             Chore("garbage collection", upkeep.collect, first_after_s=FIRST_AFTER_S, fault_pause_s=EVERY_S),
             Chore("scrub", upkeep.scrub, first_after_s=EVERY_S, fault_pause_s=SCRUB_EVERY_S, stopping=stopping),

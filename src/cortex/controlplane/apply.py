@@ -172,15 +172,18 @@ def _takes_away(action: OrderNode) -> bool:
 
 
 def _give_orders(actions: Sequence[OrderNode], world: World, failures: Failures) -> None:
-    """One message a node, in the plan's sequence."""
+    """One message a node, in the plan's sequence. A node that cannot be reached holds up no other."""
     by_node: dict[NodeId, list[OrderNode]] = {}
     for action in actions:
         by_node.setdefault(action.node, []).append(action)
-    for node, of_node in by_node.items():
-        orders = Orders(epoch=world.epoch, orders=tuple(action.order for action in of_node))
-        try:
-            world.agents.order(node, orders)
-            world.memory.certain.add(node)
-        except RetryLater as error:
-            failures.note(of_node, error)
-            world.memory.certain.discard(node)
+    if not by_node:
+        return
+    problems = world.agents.order(
+        {
+            node: Orders(epoch=world.epoch, orders=tuple(action.order for action in of_node))
+            for node, of_node in by_node.items()
+        }
+    )
+    world.memory.certain = (world.memory.certain | by_node.keys()) - problems.keys()
+    for node, error in problems.items():
+        failures.note(by_node[node], error)

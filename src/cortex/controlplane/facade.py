@@ -15,12 +15,11 @@ import msgspec
 
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
-from cortex.controlplane.agents import LocalAgent
+from cortex.controlplane.agents import LinkedAgents
 from cortex.controlplane.changeovers import ChangeOvers
 from cortex.controlplane.chores import Chore
 from cortex.controlplane.events import Events
 from cortex.controlplane.fetching import Models
-from cortex.controlplane.links import Links
 from cortex.controlplane.loop import Loop
 from cortex.controlplane.nodes import NodeUsage, described
 from cortex.controlplane.rollback import Rollbacks
@@ -88,7 +87,7 @@ class ControlPlane:
         state: StateStore,
         store: ArtifactStore,
         engine: Engine,
-        agent: LocalAgent,
+        agents: LinkedAgents,
         loop: Loop,
         view: View,
         statistics: Statistics,
@@ -103,7 +102,7 @@ class ControlPlane:
         usage: NodeUsage,
         ingress_url: Callable[[], str],
         wanted_changed: Callable[[], None],
-        parts: Sequence[Chore | Links],
+        parts: Sequence[Chore],
         shut_down: Callable[[], None],
     ) -> None:
         self.store = store
@@ -114,7 +113,7 @@ class ControlPlane:
         self._clock = clock
         self._state = state
         self._engine = engine
-        self._agent = agent
+        self._agents = agents
         self._loop = loop
         self._view = view
         self._statistics = statistics
@@ -137,7 +136,7 @@ class ControlPlane:
             self._change_overs.recover()
         except CortexError as error:
             log.warning("what was being proved stays without a receipt: %s", error)
-        self._agent.start()
+        self._agents.start()
         self._loop.start()
         for part in self._parts:
             part.start()
@@ -153,7 +152,7 @@ class ControlPlane:
         self._loop.stop()
         for part in self._parts:
             part.close()
-        self._agent.close()
+        self._agents.close()
         self._loop.join(5.0)
         self._statistics.close()
         self._events.close()
@@ -170,7 +169,7 @@ class ControlPlane:
         info = self.info()
         self._loop.stop()
         self._loop.join(10.0)
-        self._agent.stop_agent(request.drain_timeout_s)
+        self._agents.stop_agents(request.drain_timeout_s)
         self.stopped = True
         self._shut_down()
         return info
@@ -233,7 +232,7 @@ class ControlPlane:
     # ---- questions ----------------------------------------------------------------------------------------------
 
     def info(self) -> Info:
-        report = next(iter(self._agent.reports()), None)
+        report = next(iter(self._agents.reports()), None)
         node = next(iter(self._engine.nodes()), None)
         requested = self._engine.requested()[node.node] if node else Resources(cpu_millis=0)
         ingress = report.ingress if report else None
@@ -262,7 +261,7 @@ class ControlPlane:
         )
 
     def _nodes(self) -> tuple[NodeInfo, ...]:
-        reports, nodes = self._agent.reports(), self._engine.nodes()
+        reports, nodes = self._agents.reports(), self._engine.nodes()
         doors = {report.name: door_url(report.ingress) for report in reports if report.ingress is not None}
         homes = {node.node: str(self._settings.home) for node in nodes}
         return described(nodes, reports, self._engine.requested(), self._usage.cores, doors=doors, homes=homes)
@@ -304,7 +303,7 @@ class ControlPlane:
 
     def _collect_now(self) -> None:
         """Readers see what was answered before they asked."""
-        self._agent.count_now()
+        self._agents.count_now()
         self._statistics.collect()
 
     def _counted(self, found: tuple[ApiStatus, ...]) -> tuple[ApiStatus, ...]:
@@ -326,7 +325,7 @@ class ControlPlane:
                 lifetimes=self._statistics.lifetimes(),
                 disagreements=Counter(stop.api for record in self._state.batching() for stop in record.stops),
                 scaling=self._scaling.statuses(),
-                agents=self._agent.reports(),
+                agents=self._agents.reports(),
                 planner=self._loop.counts,
                 fetched=self._models.counts,
             )
@@ -346,7 +345,7 @@ class ControlPlane:
         return tuple(sorted(revisions_of_version(record, state.versions(), state.history(api), version)))
 
     def logs(self, request: ReadLogs) -> LogLines:
-        return self._agent.read_logs(request)
+        return self._agents.read_logs(request)
 
     async def events(
         self, *, deployment: str | None, api: ApiKey | None, limit: int, after: str, wait_s: float

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import msgspec
 
-from cortex.controlplane.agents import CalledOff
 from cortex.controlplane.fetching import DeployLeft
+from cortex.controlplane.lines import CalledOff
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import ApiKey, Version, split_api_key
 from cortex.planning.batching import BatchingDecision, Known, disagreement_text, place_of

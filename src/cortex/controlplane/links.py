@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import select
 import socket
+import ssl
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,7 +17,9 @@ import msgspec
 
 from cortex import polling
 from cortex.binding import bind_unix
-from cortex.wire.framing import UNREADABLE, FrameReader, framed
+from cortex.ids import NodeId
+from cortex.wire.agent import NEVER_MIND
+from cortex.wire.framing import UNREADABLE, ConnectionLost, FrameReader, framed
 from cortex.wire.link import Hello, TurnedAway, Welcome, misfit
 
 log = logging.getLogger(__name__)
@@ -22,6 +27,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 128
 GREETING_S = 5.0
 """Who has connected and does not say who it is in this time is left."""
+REMEMBERED_AGENTS = 16
 
 
 class AgentConnection:
@@ -43,11 +49,59 @@ class AgentConnection:
             pass
         return frame[0]
 
+    def has_word(self, timeout_s: float = 0.0) -> bool:
+        """Whether there is something to read, or nothing more to come, by then. Raises OSError: it is closed."""
+        if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
+            return True
+        fd = self._sock.fileno()
+        if fd < 0:
+            raise ConnectionLost("the connection was closed")
+        return bool(polling.wait({fd: select.POLLIN}, timeout_s))
+
+    def never_mind(self) -> None:
+        """Say that nobody waits for the answer, if that can be said at once."""
+        with contextlib.suppress(OSError):
+            self._sock.settimeout(0.0)
+            self._sock.send(NEVER_MIND)
+
     def close(self) -> None:
         """Hang up; whoever waits for a frame in another thread hears of it."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
+
+
+class Incarnations:
+    """Which agent of a node is the present one: who has come last, and never one that another has followed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._present: dict[NodeId, tuple[int, str]] = {}
+        """With the number of the first connection of each."""
+        self._former: dict[NodeId, deque[str]] = {}
+
+    def admit(self, hello: Hello, number: int) -> bool:
+        """
+        Whether it is the present one; if it is new, it is from now on.
+
+        Args:
+            number: of its connection. They grow as connections come, and are looked at in any order.
+        """
+        with self._lock:
+            came, present = self._present.get(hello.node, (number, hello.agent))
+            former = self._former.setdefault(hello.node, deque(maxlen=REMEMBERED_AGENTS))
+            if hello.agent == present:
+                self._present[hello.node] = min(came, number), present
+                return True
+            if hello.agent in former or number < came:
+                return False
+            former.append(present)
+            self._present[hello.node] = number, hello.agent
+            return True
+
+    def is_present(self, node: NodeId, agent: str) -> bool:
+        with self._lock:
+            return self._present.get(node, (0, ""))[1] == agent
 
 
 Way = Callable[[AgentConnection, Hello], None]
@@ -64,50 +118,79 @@ class Links:
         ways: by the name of a way, who takes its connections over.
     """
 
-    def __init__(self, *, path: Path, epoch: Callable[[], int], ways: Mapping[str, Way]) -> None:
+    def __init__(
+        self, *, path: Path, epoch: Callable[[], int], incarnations: Incarnations, ways: Mapping[str, Way]
+    ) -> None:
         self._path = path
         self._epoch = epoch
+        self._incarnations = incarnations
         self._ways = ways
+        self._numbers = itertools.count()
         self._listener: socket.socket | None = None
+        self._inode = 0
         self._thread = threading.Thread(target=self._accept, name="links", daemon=True)
-        self._ended, self._end = socket.socketpair()
+        self._words, self._word = socket.socketpair()
 
     def start(self) -> None:
         """Listen from now on. Raises OSError: the socket cannot be bound."""
-        self._listener = bind_unix(self._path, BACKLOG, at_once=True)
-        self._listener.setblocking(False)
+        self._listener = self._bound()
         self._thread.start()
 
     def close(self) -> None:
         """Take nobody in any more. What was taken over goes on."""
-        self._end.close()
+        self._word.close()
         if self._thread.is_alive():
             self._thread.join()
-        else:
-            self._ended.close()
+        self._words.close()
         self._path.unlink(missing_ok=True)
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        with self._listener as listener, self._ended as ended:
-            while True:
-                ready = polling.wait({listener.fileno(): select.POLLIN, ended.fileno(): select.POLLIN}, None)
-                if ended.fileno() in ready:
-                    return
-                sock = polling.accept(listener)
-                if sock is not None:
-                    threading.Thread(
-                        target=self._greet, args=(AgentConnection(sock),), name="link", daemon=True
-                    ).start()
+    def look(self) -> None:
+        """Nobody comes: without the file of our socket nobody would ever find us, and it is made again."""
+        with contextlib.suppress(OSError):
+            self._word.send(b"?")
 
-    def _greet(self, connection: AgentConnection) -> None:
+    def _bound(self) -> socket.socket:
+        listener = bind_unix(self._path, BACKLOG, at_once=True)
+        listener.setblocking(False)
+        self._inode = self._path.stat().st_ino
+        return listener
+
+    def _accept(self) -> None:
+        listener = self._listener
+        assert listener is not None
+        while True:
+            ready = polling.wait({listener.fileno(): select.POLLIN, self._words.fileno(): select.POLLIN}, None)
+            if self._words.fileno() in ready:
+                if not self._words.recv(16):
+                    break
+                listener = self._kept(listener)
+            sock = polling.accept(listener) if listener.fileno() in ready else None
+            if sock is not None:
+                connection, number = AgentConnection(sock), next(self._numbers)
+                threading.Thread(target=self._greet, args=(connection, number), name="link", daemon=True).start()
+        listener.close()
+
+    def _kept(self, listener: socket.socket) -> socket.socket:
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                if self._path.stat().st_ino == self._inode:
+                    return listener
+            log.error("the file of the agents' socket was removed: made again")
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            another = self._bound()
+        except OSError as error:
+            log.warning("agents cannot find us: %s", error)
+            return listener
+        listener.close()
+        return another
+
+    def _greet(self, connection: AgentConnection, number: int) -> None:
         try:
             hello = _HELLOS.decode(connection.receive(GREETING_S))
-            way = self._ways.get(hello.way)
-            reason = misfit(hello) or (None if way is not None else f"there is no way {hello.way!r} here")
-            if reason is not None or way is None:
-                log.warning("an agent of node %s was turned away: %s", hello.node, reason)
-                connection.send(msgspec.json.encode(TurnedAway(reason=reason or "")), GREETING_S)
+            reason = self._refusal(hello, number)
+            if reason is not None:
+                log.warning("an agent of node %s is turned away: %s", hello.node, reason)
+                connection.send(msgspec.json.encode(TurnedAway(reason=reason)), GREETING_S)
                 connection.close()
                 return
             connection.send(msgspec.json.encode(Welcome(epoch=self._epoch())), GREETING_S)
@@ -121,7 +204,17 @@ class Links:
         except BaseException:
             connection.close()
             raise
-        way(connection, hello)
+        self._ways[hello.way](connection, hello)
+
+    def _refusal(self, hello: Hello, number: int) -> str | None:
+        unfit = misfit(hello)
+        if unfit is not None:
+            return unfit
+        if hello.way not in self._ways:
+            return f"there is no way {hello.way!r} here"
+        if not self._incarnations.admit(hello, number):
+            return f"another agent of node {hello.node} has followed this one"
+        return None
 
 
 _HELLOS: msgspec.json.Decoder[Hello] = msgspec.json.Decoder(Hello)

@@ -41,7 +41,7 @@ Tell = Callable[[str], None]
 
 
 class PackageHost(Protocol):
-    """Where packages are resolved and installed; `agents.LocalAgent` is it."""
+    """Where packages are resolved and installed; `agents.LinkedAgents` is it."""
 
     def resolve_packages(self, request: ResolvePackages, tell: Tell) -> PackageLock:
         """Raises GiveUp with what the user has to know, or RetryLater."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from cortex.clock import Clock
 from cortex.engines.base import Engine
-from cortex.errors import CortexError
+from cortex.errors import CortexError, RetryLater
 from cortex.ids import NodeId
 from cortex.planning.actions import Action, Plan
 from cortex.planning.assessment import Assessment
@@ -33,7 +33,7 @@ class Agents(Protocol):
     The agents of all nodes, as the control plane sees them.
 
     What `reports` says must never go back in time for an agent, and after `order` has returned it must show what the
-    orders changed. Orders given to one node must not overtake each other, not even those for which `order` raised.
+    orders changed. Orders given to one node must not overtake each other, not even those that were not answered.
     """
 
     def reports(self) -> tuple[AgentReport, ...]:
@@ -45,14 +45,21 @@ class Agents(Protocol):
         """Whether every node that is known has reported since we started."""
         ...
 
-    def order(self, node: NodeId, orders: Orders) -> None:
+    def order(self, batches: Mapping[NodeId, Orders]) -> Mapping[NodeId, RetryLater]:
         """
-        Have a batch of orders carried out, in sequence.
+        Have batches of orders carried out, each in sequence, those of all nodes side by side.
+
+        Returns:
+            The nodes that cannot be reached, or have not answered in the time that the slowest may take: their orders
+            may have been carried out or not, or will be yet.
 
         Raises:
-            RetryLater: the node cannot be reached; the orders may have been carried out or not, or will be yet.
-            StaleEpoch: someone newer is in charge.
+            StaleEpoch: someone newer is in charge of one of them. All were tried.
         """
+        ...
+
+    def silent_s(self) -> Mapping[NodeId, float]:
+        """For how many seconds each known node has not been heard. Some seconds are usual where nothing happens."""
         ...
 
 

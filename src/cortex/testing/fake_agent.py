@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import signal as signals
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -156,6 +156,7 @@ class _Node:
     """Late orders, oldest first, with the time they arrive."""
     down_until_s: float = -_NEVER_S
     cut_off: bool = False
+    heard_s: float = 0.0
     changed_s: float | None = 0.0
     """When something changed that is in no report yet; None: nothing has."""
     made: deque[_Made] = field(default_factory=deque)
@@ -207,6 +208,7 @@ class FakeAgents:
         seen = []
         for node in self._nodes.values():
             if self._reachable(node):
+                node.heard_s = self._clock.monotonic_s()
                 self._note_report(node)
                 while len(node.made) > 1 and node.made[1].made_s <= self._clock.monotonic_s() - self.report_delay_s:
                     node.made.popleft()
@@ -218,8 +220,29 @@ class FakeAgents:
     def settled(self) -> bool:
         return all(node.made or self._reachable(node) for node in self._nodes.values())
 
-    def order(self, node: NodeId, orders: Orders) -> None:
+    def order(self, batches: Mapping[NodeId, Orders]) -> Mapping[NodeId, RetryLater]:
         self._advance()
+        problems: dict[NodeId, RetryLater] = {}
+        stale: StaleEpoch | None = None
+        for node, orders in batches.items():
+            try:
+                self._order(node, orders)
+            except RetryLater as error:
+                problems[node] = error
+            except StaleEpoch as error:
+                stale = error
+        if stale is not None:
+            raise stale
+        return problems
+
+    def silent_s(self) -> Mapping[NodeId, float]:
+        now_s = self._clock.monotonic_s()
+        for node in self._nodes.values():
+            if self._reachable(node):
+                node.heard_s = now_s
+        return {name: now_s - node.heard_s for name, node in self._nodes.items()}
+
+    def _order(self, node: NodeId, orders: Orders) -> None:
         found = self._nodes.get(node)
         if found is None or not self._reachable(found):
             raise RetryLater(f"the agent of node {node} does not answer", after_s=RETRY_AFTER_S)

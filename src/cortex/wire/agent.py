@@ -1,8 +1,9 @@
 """
-What the control plane asks an agent, over the agent's unix socket: one request frame, one reply frame.
+What the control plane asks an agent, over a connection that the agent has dialed (`wire.link`): one request frame, one
+reply frame. `cortex down` asks so too, over the agent's own unix socket, where there is no control plane.
 
-A connection carries any number of requests, one after the other; long ones (`Observe`, `FollowLoads`, `InspectBuild`,
-what has to do with packages) get a connection of their own. Where several frames answer, the last one is said below.
+A connection carries any number of requests, one after the other. Where several frames answer, the last one is said
+below.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ class GiveOrders(msgspec.Struct, frozen=True, kw_only=True, tag="give_orders"):
     """Carry these out; answered with the report after they were accepted, not after they were finished."""
 
     orders: Orders
+    turn: int = 0
+    """
+    Of these among all that this control plane gives this node. Once orders of a later turn were taken, these are
+    refused: they were on their way for too long, and others were given in their place. 0: nobody gives any beside them.
+    """
 
 
 class InspectBuild(msgspec.Struct, frozen=True, kw_only=True, tag="inspect_build"):

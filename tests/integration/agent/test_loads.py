@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from agent_harness import DEADLINE_S, Node, eventually
 
-from cortex.clock import SystemClock
-from cortex.controlplane.agents import LocalAgent
 from cortex.ids import ReplicaId
+from cortex.testing.linked_agents import local_agents
 from cortex.wire.agent import FollowedLoads, FollowLoads
 from cortex.wire.loads import HANDLER, LOOP, LoadReading, NodeLoads
 
@@ -37,14 +36,7 @@ class Follower:
         self.stumbles = False
         """Whoever is told fails over it."""
         self._news = threading.Condition()
-        self.agent = LocalAgent(
-            settings=node.settings,
-            layout=node.layout,
-            clock=SystemClock(),
-            bound=(),
-            on_report=lambda: None,
-            on_loads=self._take,
-        )
+        self.agent = local_agents(node.settings, node.layout, on_loads=self._take)
         self.agent.start()
 
     def _take(self, loads: NodeLoads) -> None:
@@ -73,7 +65,7 @@ class Follower:
 def follower(own_node: Node) -> Iterator[Follower]:
     follower = Follower(own_node)
     yield follower
-    follower.agent.stop_agent(0.5)  # it starts one itself when the test has killed the node's, and has to collect it
+    follower.agent.stop_agents(0.5)  # it starts one itself when the test has killed the node's, and has to collect it
     follower.agent.close()
 
 

@@ -17,7 +17,7 @@ from cortex.agent.dialing import RefusedByControlPlane, dial_unix
 from cortex.agent.upstream import ControlPlaneAway, LinkedUpstream
 from cortex.binding import bind_unix
 from cortex.clock import SystemClock
-from cortex.controlplane.links import Links
+from cortex.controlplane.links import Incarnations, Links
 from cortex.controlplane.needs import Needs
 from cortex.errors import CortexError, GiveUp, Problem
 from cortex.ids import NodeId
@@ -60,7 +60,7 @@ class Library:
 
     def open(self) -> None:
         needs = Needs({FetchWord: self._word, FetchBook: self._book})
-        links = Links(path=self.path, epoch=lambda: 7, ways={NEEDS: needs.serve})
+        links = Links(path=self.path, epoch=lambda: 7, incarnations=Incarnations(), ways={NEEDS: needs.serve})
         links.start()
         self._links.append(links)
 

@@ -50,7 +50,7 @@ class Service:
         self.held = asyncio.Event()
         self.held.set()
 
-    def take_orders(self, orders):
+    def take_orders(self, orders, turn):
         return self.note(orders, REPORT)
 
     async def observe(self, agent, serial, timeout_s):

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from cortex.artifacts.store import ArtifactStore
-from cortex.controlplane.agents import AgentUnreachable
 from cortex.controlplane.api import bodies, deployments
 from cortex.controlplane.api.application import build_app
+from cortex.controlplane.lines import AgentUnreachable
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import ApiKey, ReplicaId
 from cortex.state.base import StateFull

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 import pytest
 
@@ -77,11 +79,13 @@ class Recorder:
     def reports(self) -> tuple[AgentReport, ...]:
         return self.nodes
 
-    def order(self, node: NodeId, orders: Orders) -> None:
-        assert orders.epoch == 7
-        if node in self.silent:
-            raise RetryLater("no answer", after_s=0.3)
-        self.given.append((node, orders.orders))
+    def order(self, batches: Mapping[NodeId, Orders]) -> Mapping[NodeId, RetryLater]:
+        assert {orders.epoch for orders in batches.values()} == {7}
+        self.given += [(node, orders.orders) for node, orders in batches.items() if node not in self.silent]
+        return {node: RetryLater("no answer", after_s=0.3) for node in batches if node in self.silent}
+
+    def silent_s(self) -> Mapping[NodeId, float]:
+        return {}
 
 
 class FullDisk(StateStore):
@@ -327,7 +331,7 @@ def test_room_can_be_taken_back_for_what_runs(agents: Recorder) -> None:
 
 def test_being_refused_as_stale_ends_it(agents: Recorder) -> None:
     class Newer(Recorder):
-        def order(self, node: NodeId, orders: Orders) -> None:
+        def order(self, batches: Mapping[NodeId, Orders]) -> Mapping[NodeId, RetryLater]:
             raise StaleEpoch("someone newer is in charge")
 
     world = a_world(Newer())

@@ -14,10 +14,10 @@ from cortex.artifacts.errors import ArtifactCorrupt, InvalidTree
 from cortex.artifacts.fetching import FetchStopped
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane import candidates
-from cortex.controlplane.agents import CalledOff
 from cortex.controlplane.changeovers import BEFORE_S, LONGEST_BEFORE_S, LONGEST_S, ChangeOvers
 from cortex.controlplane.deploy import Deployer
 from cortex.controlplane.fetching import DeployLeft, Models
+from cortex.controlplane.lines import CalledOff
 from cortex.controlplane.packages import Packages
 from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.secrets import CloudKeys

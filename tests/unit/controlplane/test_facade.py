@@ -67,7 +67,7 @@ SIGNATURE = Signature((TensorSpec("x", "float32", (None, 4)),), (TensorSpec("y",
 
 
 class FakeAgent(FakeAgents):
-    """Stands for `LocalAgent`: notes in `story` what it was told."""
+    """Stands for `LinkedAgents`: notes in `story` what it was told."""
 
     def __init__(self, clock: FakeClock, story: list[str]) -> None:
         super().__init__(clock)
@@ -79,7 +79,7 @@ class FakeAgent(FakeAgents):
     def close(self) -> None:
         self._story.append("agent closed")
 
-    def stop_agent(self, drain_timeout_s: float) -> None:
+    def stop_agents(self, drain_timeout_s: float) -> None:
         self._story.append(f"agent stopped, draining {drain_timeout_s:g} s")
 
     def read_logs(self, request: ReadLogs) -> LogLines:
@@ -122,7 +122,7 @@ class Lab:
             state=self.state,
             store=store,
             engine=FakeEngine([a_node()], clock=clock),
-            agent=self.agent,  # type: ignore[arg-type]
+            agents=self.agent,  # type: ignore[arg-type]
             loop=self.loop,
             view=self.view,
             statistics=Statistics(

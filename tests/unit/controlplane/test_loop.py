@@ -123,7 +123,7 @@ def test_a_fault_of_ours_is_counted_and_the_next_tick_goes_on(lab: Lab) -> None:
 
 def test_agents_that_know_a_later_epoch_are_given_orders_of_a_later_one_still(lab: Lab) -> None:
     node = lab.agents.nodes[0]
-    lab.agents.order(node, Orders(epoch=7, orders=()))
+    lab.agents.order({node: Orders(epoch=7, orders=())})
     lab.state.commit_deploy(a_deploy(a_wanted_api(V1)))
     lab.loop.start()
     lab.loop.catch_up()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from cortex.controlplane.observe import SETTLE_LIMIT_S, observe, running_leases
 from cortex.controlplane.world import World
 from cortex.engines.fake import FakeEngine
+from cortex.errors import RetryLater
 from cortex.ids import DeviceId, NodeId, replica_id
 from cortex.planning.actions import RecordExit
 from cortex.planning.model import Lease, LeaseRequest, LeaseState
@@ -35,7 +38,7 @@ def a_world(gpus: int = 0) -> World:
 
 def start_one(world: World) -> None:
     order = StartReplica(replica=R0, attempt=1, build=V1)
-    world.agents.order(NODE, Orders(epoch=1, orders=(order,)))
+    world.agents.order({NODE: Orders(epoch=1, orders=(order,))})
 
 
 def test_everything_there_is_is_seen() -> None:
@@ -108,7 +111,10 @@ def test_usage_that_grows_without_anything_else_happening_is_passed_on() -> None
             grown = msgspec.structs.replace(replica, peak_rss_bytes=2**30)
             return (msgspec.structs.replace(report, replicas=(grown,)),)
 
-        def order(self, node: NodeId, orders: Orders) -> None:
+        def order(self, batches: Mapping[NodeId, Orders]) -> Mapping[NodeId, RetryLater]:
+            raise AssertionError
+
+        def silent_s(self) -> Mapping[NodeId, float]:
             raise AssertionError
 
     world.agents = Grown()
@@ -136,7 +142,7 @@ def test_gpus_are_seen_in_leases_and_come_back_from_reports() -> None:
     (lease,) = observe(world).seen.leases
     assert lease.devices == ("GPU-0",)
     order = StartReplica(replica=replica, attempt=1, build=build, devices=(DeviceId("GPU-1"),))
-    world.agents.order(NODE, Orders(epoch=1, orders=(order,)))
+    world.agents.order({NODE: Orders(epoch=1, orders=(order,))})
     assert [running.devices for running in running_leases(world)] == [("GPU-1",)]
 
 

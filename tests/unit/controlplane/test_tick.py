@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -11,7 +12,7 @@ from cortex.controlplane.rollback import take_back
 from cortex.controlplane.tick import REPEAT_PAUSE_S, StaleEpoch, World, tick
 from cortex.engines.fake import FakeEngine
 from cortex.engines.local import LocalEngine
-from cortex.errors import Problem
+from cortex.errors import Problem, RetryLater
 from cortex.ids import ApiKey, NodeId, ReplicaId, replica_id
 from cortex.planning.actions import Plan
 from cortex.planning.assessment import Assessment
@@ -339,8 +340,9 @@ def test_the_same_orders_without_effect_are_not_repeated_without_a_pause(lab: La
     class Deaf(FakeAgents):
         """Says yes and does nothing."""
 
-        def order(self, node: NodeId, orders: Orders) -> None:
-            given.append(orders)
+        def order(self, batches: Mapping[NodeId, Orders]) -> Mapping[NodeId, RetryLater]:
+            given.extend(batches.values())
+            return {}
 
     lab.agents = Deaf(lab.clock)
     lab.world = lab.a_world()

@@ -47,7 +47,8 @@ def start(attempt: int = 1, ordinal: int = 0) -> StartReplica:
 
 
 def give(agents: FakeAgents, *orders: Order, epoch: int = 1, node: NodeId = NODE) -> None:
-    agents.order(node, Orders(epoch=epoch, orders=orders))
+    for error in agents.order({node: Orders(epoch=epoch, orders=orders)}).values():
+        raise error
 
 
 def only(agents: FakeAgents) -> ReplicaReport:

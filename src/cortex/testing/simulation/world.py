@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NoReturn, cast
@@ -13,6 +13,7 @@ from cortex.controlplane.scaling import Scaling
 from cortex.controlplane.tick import World, tick
 from cortex.controlplane.world import Planner
 from cortex.engines.fake import FakeEngine
+from cortex.errors import RetryLater
 from cortex.ids import ApiKey, NodeId, ReplicaId, Revision, Version
 from cortex.planning.actions import Plan
 from cortex.planning.assessment import Assessment
@@ -211,7 +212,7 @@ class PretendedWorld:
         self.control = World(
             state=state,
             engine=_Breakable(self.engine, self, ENGINE_ACTIONS),
-            agents=_Breakable(self.agents, self, AGENT_ACTIONS),
+            agents=_BreakableAgents(self.agents, self),
             clock=self.clock,
             epoch=self.state.take_epoch(),
             rules=self.rules,
@@ -410,7 +411,6 @@ STATE_ACTIONS = frozenset(
     }
 )
 ENGINE_ACTIONS = frozenset({"acquire", "release", "recover"})
-AGENT_ACTIONS = frozenset({"order"})
 
 
 class _Breakable:
@@ -434,3 +434,20 @@ class _Breakable:
             return action(*arguments, **named)
 
         return act
+
+
+class _BreakableAgents(_Breakable):
+    """The same for agents, whose nodes are asked about one at a time: some have their orders when it ends."""
+
+    def __init__(self, agents: FakeAgents, world: PretendedWorld) -> None:
+        super().__init__(agents, world, frozenset())
+        self._agents = agents
+        self._world = world
+        self.order = self._order
+
+    def _order(self, batches: Mapping[NodeId, Orders]) -> Mapping[NodeId, RetryLater]:
+        problems: dict[NodeId, RetryLater] = {}
+        for node, orders in batches.items():
+            self._world.before_action("order", (node, orders))
+            problems.update(self._agents.order({node: orders}))
+        return problems

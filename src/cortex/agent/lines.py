@@ -1,0 +1,92 @@
+"""The lines on which the control plane asks: the agent dials them, and keeps some open on which nobody asks yet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from cortex.agent import server
+from cortex.agent.dialing import Dial, RefusedByControlPlane, Streams, hang_up, introduce
+from cortex.agent.server import AgentService
+from cortex.backoff import Backoff
+from cortex.clock import Clock
+from cortex.wire.link import Hello
+
+log = logging.getLogger(__name__)
+
+SPARE = 3
+"""
+Lines on which nobody asks. Reports and loads are waited for on one each, and orders, deploys, logs and counts come
+beside them. A question that finds none waits for the next, which takes a millisecond.
+"""
+RETRY_FIRST_S, RETRY_LONGEST_S = 0.02, 0.2
+"""Another control plane is there within a second, and acts only once it has heard of its nodes."""
+TURNED_AWAY_S = 2.0
+
+
+class SpareLines:
+    """
+    Dials the control plane whenever there are not enough.
+
+    Args:
+        hello: who we are; of the way `ORDERS`.
+        service: answers.
+    """
+
+    def __init__(self, *, dial: Dial, hello: Hello, service: AgentService, clock: Clock) -> None:
+        self._dial = dial
+        self._hello = hello
+        self._service = service
+        self._clock = clock
+        self._spare = 0
+        self._wanting = asyncio.Event()
+        self._lines: set[asyncio.Task[None]] = set()
+
+    async def keep(self) -> None:
+        """Do so until cancelled; then all of them are ended."""
+        backoff = Backoff(first_s=RETRY_FIRST_S, longest_s=RETRY_LONGEST_S)
+        told = ""
+        try:
+            while True:
+                while self._spare >= SPARE:
+                    self._wanting.clear()
+                    await self._wanting.wait()
+                try:
+                    streams = await introduce(self._dial, self._hello)
+                except OSError:
+                    await asyncio.sleep(backoff.note_failure(self._clock.monotonic_s()))
+                    continue
+                except RefusedByControlPlane as error:
+                    if str(error) != told:
+                        log.error("the control plane turned us away: %s", error)
+                    told = str(error)
+                    await asyncio.sleep(TURNED_AWAY_S)
+                    continue
+                told = ""
+                backoff.note_success()
+                self._spare += 1
+                line = asyncio.ensure_future(self._answer(streams))
+                self._lines.add(line)
+                line.add_done_callback(self._lines.discard)
+        finally:
+            for line in self._lines:
+                line.cancel()
+
+    async def _answer(self, streams: Streams) -> None:
+        """Answer on a line until it ends."""
+        asked = False
+
+        def note(is_asked: bool) -> None:
+            nonlocal asked
+            asked = is_asked
+            self._spare += -1 if is_asked else 1
+            self._wanting.set()
+
+        try:
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await server.talk(*streams, self._service, note)
+        finally:
+            if not asked:
+                note(True)
+            await hang_up(streams[1])

@@ -1,0 +1,392 @@
+"""The link to the agent of one node: its last report, orders in their sequence, questions."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from typing import TypeVar
+
+from cortex import processes
+from cortex.clock import Clock, until_beat_s
+from cortex.controlplane.lines import LINE_WAIT_S, AgentRefused, AgentUnreachable, CalledOff, Lines, NoLine
+from cortex.controlplane.supervision import LONGEST_SILENCE_S, AgentSupervisor
+from cortex.ids import NodeId
+from cortex.processes import ProcessIdentity
+from cortex.wire.agent import (
+    AgentReply,
+    CountNow,
+    FollowedLoads,
+    FollowLoads,
+    GiveOrders,
+    InspectBuild,
+    InspectedBuild,
+    InstalledPackages,
+    InstallPackages,
+    LogLines,
+    Observe,
+    Observed,
+    ReadLogs,
+    ResolvedPackages,
+    ResolvePackages,
+    StopAgent,
+    Stopping,
+    SweepPackages,
+    SweptPackages,
+)
+from cortex.wire.batching import Mode
+from cortex.wire.build import BuildSpec
+from cortex.wire.launch import InspectReport
+from cortex.wire.loads import NodeLoads
+from cortex.wire.orders import Orders
+from cortex.wire.packages import PackageLock
+from cortex.wire.reports import AgentReport
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=AgentReply)
+
+OBSERVE_TIMEOUT_S = 4.0
+"""A long poll this long keeps usage figures fresh without costing anything."""
+LOOK_WAIT_S = 0.05
+"""How soon an agent without a line is looked after."""
+ORDERS_SILENCE_S = 30.0
+AGENT_PATIENCE_S = 20.0
+"""How long a deploy waits for an agent that does not answer; starting one takes under a second."""
+INSPECT_TRIES = 5
+"""How many agents may die over one inspection."""
+LOADS_SILENCE_S = OBSERVE_TIMEOUT_S + 10.0
+"""An agent that has not answered for so long is asked again; whether it hangs is seen by `Observe`."""
+LOADS_RETRY_S = 0.5
+PACKAGES_SILENCE_S = 300.0
+"""An agent that works on packages says something every few seconds, but a slow disk may keep it longer."""
+COUNT_PATIENCE_S = 0.5
+LEFT_EVERY_S = 0.1
+"""How soon it is noticed that nobody waits for an inspection any more."""
+FAULT_PAUSE_S = 1.0
+REMEMBERED_AGENTS = 16
+
+
+class NodeLink:
+    """
+    What the control plane knows and wants of one node.
+
+    Args:
+        supervisor: who starts its agent, if it is one of this machine.
+        on_silence: called when the agent cannot be reached, and again as long as it cannot.
+        on_report: called from a thread of ours after each new report.
+        on_loads: called from another thread of ours with how much there is to do, each half second while anything
+            happens. None: nobody wants to know, and nothing is read for it.
+    """
+
+    def __init__(
+        self,
+        node: NodeId,
+        *,
+        lines: Lines,
+        clock: Clock,
+        on_report: Callable[[], None],
+        on_loads: Callable[[NodeLoads], None] | None,
+        on_silence: Callable[[], None] = lambda: None,
+        supervisor: AgentSupervisor | None = None,
+    ) -> None:
+        self.node = node
+        self._lines = lines
+        self._clock = clock
+        self._supervisor = supervisor
+        self._on_silence = on_silence
+        self._on_report = on_report
+        self._lock = threading.Lock()
+        self._report: AgentReport | None = None
+        self._heard_s = clock.monotonic_s()
+        self._former: deque[str] = deque(maxlen=REMEMBERED_AGENTS)
+        """Agents that another one has followed: what they said before they died may still arrive."""
+        self._turn = 0
+        self._given: Future[None] | None = None
+        """The orders that were given last."""
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._watch, name="watch-agent", daemon=True)]
+        if on_loads is not None:
+            self._threads.append(
+                threading.Thread(target=self._follow, args=(on_loads,), name="follow-loads", daemon=True)
+            )
+
+    def start(self) -> None:
+        """Begin to watch; has the agent started if there is none, and it is one of this machine."""
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Stop watching. The agent goes on."""
+        self._stopping.set()
+
+    @property
+    def report(self) -> AgentReport | None:
+        """The last one; None: the node has never been heard."""
+        with self._lock:
+            return self._report
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since it was last heard; since we know of it, if it never was."""
+        with self._lock:
+            return self._clock.monotonic_s() - self._heard_s
+
+    # ---- orders -------------------------------------------------------------------------------------------------
+
+    def give(self, orders: Orders) -> Future[None]:
+        """
+        Have orders carried out; what becomes of them is told by the Future, as `Agents.order` says.
+
+        Raises:
+            AgentUnreachable: the ones before have not been answered. These are not on their way.
+        """
+        with self._lock:
+            if self._given is not None and not self._given.done():
+                raise AgentUnreachable("it has not answered the orders before these")
+            given = self._given = Future[None]()
+            self._turn += 1
+            request = GiveOrders(orders=orders, turn=self._turn)
+        threading.Thread(target=self._carry, args=(request, given), name="orders", daemon=True).start()
+        return given
+
+    def _carry(self, request: GiveOrders, given: Future[None]) -> None:
+        try:
+            reply = self._lines.ask(self.node, request, Observed, silence_s=ORDERS_SILENCE_S)
+            self._take(reply.report)
+        except BaseException as error:
+            given.set_exception(error)
+        else:
+            given.set_result(None)
+
+    # ---- questions ----------------------------------------------------------------------------------------------
+
+    def inspect(
+        self,
+        build: BuildSpec,
+        timeout_s: float,
+        *,
+        rows: Mode = "off",
+        keep: bool = False,
+        left: threading.Event | None = None,
+    ) -> InspectReport:
+        """
+        Have model and handler looked at in a child of the node, and the model's rows if it is said how.
+
+        An agent that is just being started, or started again, is waited for.
+
+        Args:
+            keep: a replica of it is about to be started.
+            left: set when nobody waits for the report any more; then its child is ended.
+
+        Raises:
+            AgentUnreachable
+            CalledOff: `left` was set.
+        """
+        request = InspectBuild(build=build, timeout_s=timeout_s, rows=rows, keep=keep)
+
+        def look() -> None:
+            if left is not None and left.is_set():
+                raise CalledOff
+
+        return self._asked_patiently(
+            lambda: self._lines.ask(
+                self.node,
+                request,
+                InspectedBuild,
+                silence_s=timeout_s + 30.0,
+                look=look,
+                look_every_s=LEFT_EVERY_S,
+            )
+        ).report
+
+    def resolve_packages(self, request: ResolvePackages, tell: Callable[[str], None]) -> PackageLock:
+        """
+        Have versions of packages found for the Python of the node.
+
+        Args:
+            tell: told what is being done.
+
+        Raises:
+            GiveUp: they cannot be found; says why.
+            AgentUnreachable
+        """
+        return self._asked_patiently(
+            lambda: self._lines.ask(self.node, request, ResolvedPackages, tell=tell, silence_s=PACKAGES_SILENCE_S)
+        ).lock
+
+    def install_packages(self, request: InstallPackages, tell: Callable[[str], None]) -> None:
+        """
+        Have users' packages ready on the node; installs them there if need be.
+
+        Raises:
+            GiveUp: it cannot be built; says why.
+            AgentUnreachable
+        """
+        self._asked_patiently(
+            lambda: self._lines.ask(self.node, request, InstalledPackages, tell=tell, silence_s=PACKAGES_SILENCE_S)
+        )
+
+    def sweep_packages(self, in_use: Collection[str]) -> tuple[str, ...]:
+        """Have installations removed that are neither among these nor used there. Raises AgentUnreachable."""
+        request = SweepPackages(in_use=tuple(sorted(in_use)))
+        return self._lines.ask(self.node, request, SweptPackages, silence_s=PACKAGES_SILENCE_S).removed
+
+    def read_logs(self, request: ReadLogs) -> LogLines:
+        """Raises AgentUnreachable."""
+        return self._lines.ask(self.node, request, LogLines, silence_s=request.wait_s + 30.0)
+
+    def count_now(self) -> None:
+        """
+        Have everything that was answered so far counted, in the replicas' files and in `report`. An agent that does
+        not answer in a moment is not waited for.
+        """
+        try:
+            reply = self._lines.ask(
+                self.node, CountNow(), Observed, silence_s=COUNT_PATIENCE_S, wait_s=COUNT_PATIENCE_S
+            )
+            self._take(reply.report)
+        except AgentUnreachable as error:
+            log.info("counts may be a second old: %s", error)
+
+    def _asked_patiently(self, ask: Callable[[], R]) -> R:
+        """
+        The answer to what may take long, and may be asked again: an agent that starts, or starts again, is waited for.
+
+        Raises AgentUnreachable.
+        """
+        tries_left = INSPECT_TRIES
+        patient_until_s = self._clock.monotonic_s() + AGENT_PATIENCE_S
+        while True:
+            asked_s = self._clock.monotonic_s()
+            try:
+                return ask()
+            except AgentRefused:
+                raise
+            except AgentUnreachable as error:
+                now_s = self._clock.monotonic_s()
+                if not isinstance(error, NoLine) and now_s - asked_s > FAULT_PAUSE_S:
+                    tries_left -= 1  # it was there, and died over this or of something else
+                    patient_until_s = now_s + AGENT_PATIENCE_S
+                if not tries_left or now_s > patient_until_s or self._stopping.wait(0.05):
+                    raise
+
+    # ---- stopping -----------------------------------------------------------------------------------------------
+
+    def stop_agent(self, drain_timeout_s: float) -> None:
+        """Have everything on the node drained and ended, the agent itself last. Returns when it is gone."""
+        self._stopping.set()
+        deadline_s = self._clock.monotonic_s() + drain_timeout_s + 15.0
+        if self._supervisor is None:
+            self._tell_to_stop(drain_timeout_s)
+            return
+        self._supervisor.end()
+        self._supervisor.await_end(self._told_to_stop(self._supervisor, drain_timeout_s, deadline_s), deadline_s)
+
+    def _tell_to_stop(self, drain_timeout_s: float, wait_s: float = LINE_WAIT_S) -> None:
+        try:
+            request = StopAgent(drain_timeout_s=drain_timeout_s)
+            self._lines.ask(self.node, request, Stopping, silence_s=10.0, wait_s=wait_s)
+        except AgentRefused as error:
+            log.info("the agent of node %s: %s", self.node, error)
+
+    def _told_to_stop(
+        self, supervisor: AgentSupervisor, drain_timeout_s: float, deadline_s: float
+    ) -> ProcessIdentity | None:
+        """The agent that was told to end; None when there is none. One that just starts is told once it is there."""
+        while True:
+            identity = supervisor.identity
+            alive = identity is not None and processes.is_alive(identity)
+            starting = supervisor.is_starting
+            try:
+                self._tell_to_stop(drain_timeout_s, LOOK_WAIT_S)
+                return supervisor.identity or identity
+            except AgentUnreachable as error:
+                if not alive and not starting and not supervisor.is_starting:
+                    return None
+                if self._clock.monotonic_s() > deadline_s:
+                    log.error("the agent cannot be told to end: %s", error)
+                    return identity
+            time.sleep(0.05)
+
+    # ---- watching -----------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        supervisor = self._supervisor
+        silent_since_s: float | None = None
+        look: Callable[[], None] | None = None
+        if supervisor is not None:
+            self._look_after(supervisor, 0.0)
+        while not self._stopping.is_set():
+            last = self.report
+            observe = Observe(
+                agent=last.agent if last else "",
+                serial=last.serial if last else -1,
+                timeout_s=until_beat_s(self._clock.monotonic_s(), OBSERVE_TIMEOUT_S),
+            )
+            if supervisor is not None and silent_since_s is None:
+                look = supervisor.looks()
+            try:
+                reply = self._lines.ask(
+                    self.node, observe, Observed, silence_s=LONGEST_SILENCE_S, wait_s=LOOK_WAIT_S, look=look
+                )
+                self._take(reply.report)
+                silent_since_s = None
+                if supervisor is not None:
+                    supervisor.note_answer()
+            except AgentRefused:
+                silent_since_s = None
+                self._stopping.wait(0.5)
+            except AgentUnreachable:
+                now_s = self._clock.monotonic_s()
+                silent_since_s = now_s if silent_since_s is None else silent_since_s
+                self._on_silence()
+                if look is not None:
+                    look()
+                if supervisor is not None and self._look_after(supervisor, now_s - silent_since_s):
+                    silent_since_s = None
+            except Exception:
+                log.exception("a fault of ours")
+                self._stopping.wait(FAULT_PAUSE_S)
+
+    def _look_after(self, supervisor: AgentSupervisor, silent_s: float) -> bool:
+        """Have the agent started if need be; whether it was."""
+        try:
+            return not self._stopping.is_set() and supervisor.ensure_running(silent_s=silent_s)
+        except Exception:
+            log.exception("the agent could not be started, will be tried again")
+            self._stopping.wait(FAULT_PAUSE_S)
+            return False
+
+    def _follow(self, on_loads: Callable[[NodeLoads], None]) -> None:
+        agent = ""
+        while not self._stopping.is_set():
+            timeout_s = until_beat_s(self._clock.monotonic_s(), OBSERVE_TIMEOUT_S)
+            try:
+                request = FollowLoads(agent=agent, timeout_s=timeout_s)
+                loads = self._lines.ask(self.node, request, FollowedLoads, silence_s=LOADS_SILENCE_S).loads
+                agent = loads.agent
+                on_loads(loads)
+            except AgentUnreachable:  # whoever watches it starts it again
+                self._stopping.wait(LOADS_RETRY_S)
+            except Exception:
+                log.exception("a fault of ours")
+                self._stopping.wait(FAULT_PAUSE_S)
+
+    def _take(self, report: AgentReport) -> None:
+        with self._lock:
+            last = self._report
+            if report.agent in self._former:
+                return
+            self._heard_s = self._clock.monotonic_s()
+            if last is not None and last.agent == report.agent and last.serial > report.serial:
+                return
+            if last is not None and last.agent != report.agent:
+                self._former.append(last.agent)
+            changed = last is None or (last.agent, last.serial) != (report.agent, report.serial)
+            self._report = report
+        if changed:
+            self._on_report()
