@@ -24,7 +24,7 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.ids import ReplicaId, Revision, Version, api_key, replica_id, route_path, socket_stem
 from cortex.ingress.runtime import AdminSocket
 from cortex.processes import ProcessIdentity, identify, is_alive, send_signal
-from cortex.settings import NodeLayout, Settings, variables_of
+from cortex.settings import ControlLayout, NodeLayout, Settings, variables_of
 from cortex.testing.builders import a_digest
 from cortex.wire.agent import (
     AgentReply,
@@ -122,7 +122,12 @@ class Asking(Generic[T]):
 
 
 class Node:
-    """One home with its agent."""
+    """
+    One home with its agent.
+
+    Args:
+        control_home: of a control plane that has another one, whose store is where builds are put.
+    """
 
     def __init__(
         self,
@@ -145,7 +150,7 @@ class Node:
         self.control_home = control_home
         self.layout = NodeLayout(home)
         self.layout.prepare()
-        self.store = ArtifactStore(self.layout.artifacts)
+        self.store = ArtifactStore(ControlLayout(control_home or home).artifacts)
         self.epoch = 1
         self._agent: subprocess.Popen[bytes] | None = None
         self.line: socket.socket | None = None

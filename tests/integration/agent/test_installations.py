@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cortex.agent.installations import PROBE, Installations, PackagesFailed
@@ -36,7 +37,14 @@ class Node:
     """An agent's installations without the agent."""
 
     def __init__(
-        self, folder: Path, *, probe: str = NOTHING, environ=None, package: Path | None = None, **settings
+        self,
+        folder: Path,
+        *,
+        probe: str = NOTHING,
+        environ=None,
+        package: Path | None = None,
+        supplies=Supplies,
+        **settings,
     ) -> None:
         self.folder = folder
         self.wheels = folder / "wheels"
@@ -52,7 +60,7 @@ class Node:
         self.installations = Installations(
             settings=Settings(home=self.layout.home, **settings),
             layout=self.layout,
-            supplies=Supplies(store=self.store, upstream=None, clock=self.clock, patience_s=0.0),
+            supplies=supplies(store=self.store, upstream=None, clock=self.clock, patience_s=0.0),
             clock=self.clock,
             installer=self.installer,
             package=package,
@@ -104,6 +112,12 @@ def said_by(python: Path, code: str) -> str:
     return subprocess.run(
         [python, "-P", "-c", code], capture_output=True, text=True, check=True, cwd="/"
     ).stdout.strip()
+
+
+class Copied(Supplies):
+    """As of a node whose store is a copy of the control plane's."""
+
+    are_here = False
 
 
 @pytest.fixture
@@ -445,3 +459,19 @@ def test_what_an_installer_wrote_is_in_its_error(tmp_path):
     with pytest.raises(InstallerFailed) as caught:
         asyncio.run(installer.run(command, cwd=tmp_path, timeout_s=60.0, tell=lambda _: None, doing="trying"))
     assert sorted(caught.value.output.splitlines()) == ["to stderr", "to stdout"]
+
+
+def test_a_lock_that_was_resolved_for_other_machines_is_refused_with_both_named(node, tmp_path):
+    a_wheel(node.wheels, "tinya", "1.0")
+    locked = asyncio.run(node.lock("tinya"))
+    elsewhere = Node(tmp_path, supplies=Copied)
+    asyncio.run(elsewhere.ensure(elsewhere.digest(locked)))
+    for changed in ({"python": "3.99"}, {"platform": "linux-vax"}):
+        digest = elsewhere.digest(msgspec.structs.replace(locked, **changed))
+        with pytest.raises(PackagesFailed) as refused:
+            asyncio.run(elsewhere.ensure(digest))
+        problem = refused.value.problem()
+        assert problem.reference == "packages-elsewhere"
+        here, there = f"Python {locked.python} on {locked.platform}", next(iter(changed.values()))
+        assert here in problem.message
+        assert there in problem.message
