@@ -108,7 +108,7 @@ class IngressTraffic:
             if api is None:
                 continue
             before = read.get(row.backend, _NOTHING)
-            if row.begun < before.begun:  # of probes that began between two looks at once
+            if row.begun < before.begun:  # probes that began during the look were taken off
                 row = msgspec.structs.replace(row, begun=before.begun)
             self._begun[api] = self._begun.get(api, 0) + row.begun - before.begun
             # A server that is seen for the first time may have been there before us.

@@ -56,7 +56,7 @@ class BackendRow(msgspec.Struct, frozen=True):
     requests: int
     """In it now: waiting for their body, queued, or at a server."""
     begun: int = 0
-    """Since the worker started; also what was refused, but no probes."""
+    """Since the worker started; also what was refused, but no probes. May have been more at an earlier look."""
     queued: int = 0
     """Those in it now that wait for a server."""
     done: Mapping[str, int] = {}
@@ -190,10 +190,11 @@ class AdminSocket:
         if not backends:
             return []
         proxies = ["-1"] if len(backends) > _ASKED_SINGLY else [backend_name(backend) for backend in backends]
-        commands = [_SHOW_PROBES, *(f"show stat {proxy} {_BACKENDS | _SERVERS} -1" for proxy in proxies)]
-        shown, *answers = await self._answers_again(commands)
-        _raise_refused(commands, [shown, *answers])
-        probes = _probes(shown)
+        stats = [f"show stat {proxy} {_BACKENDS | _SERVERS} -1" for proxy in proxies]
+        commands = [_SHOW_PROBES, *stats, _SHOW_PROBES]
+        shown, *answers, shown_again = replies = await self._answers_again(commands)
+        _raise_refused(commands, replies)
+        before, after = _probes(shown), _probes(shown_again)
         asked = set(backends)
         rows: list[BackendRow] = []
         done: dict[int, dict[str, int]] = {}
@@ -205,12 +206,13 @@ class AdminSocket:
             queued, requests, begun = (int(fact or 0) for fact in facts)
             servers = done.setdefault(backend, {})
             if name == "BACKEND":
-                begun -= probes.get(backend, _NO_PROBES).begun
+                begun -= after.get(backend, _NO_PROBES).begun
                 rows.append(BackendRow(backend, requests, begun, queued, servers))
             else:
                 servers[name] = begun - requests
                 given[backend] += requests
-        given.subtract({backend: row.now for backend, row in probes.items()})
+        # Whatever of them was there in between had begun by the second look, and not ended by the first.
+        given.subtract({backend: row.begun - before.get(backend, _NO_PROBES).ended for backend, row in after.items()})
         return [msgspec.structs.replace(row, given=max(0, given[row.backend])) for row in rows]
 
     async def requests(self) -> int:
@@ -359,14 +361,15 @@ class _Probes(msgspec.Struct, frozen=True):
     """Of one backend."""
 
     begun: int = 0
-    now: int = 0
+    ended: int = 0
 
 
 _NO_PROBES = _Probes()
 _SHOW_PROBES = f"show table {PROBES}"
 """
-Asked before what they are taken off: one that comes in between counts as a request until the next look, and never is
-something taken off that has not been counted.
+Probes come and go between this and the counts that they are taken off. `traffic` asks before and after, and takes off
+too many sooner than too few: none is taken for a request, and a request that is missing is there at the next look.
+`backends` asks before, and takes off too few: nobody is charged with what a backend had counted for another.
 """
 
 
@@ -376,7 +379,8 @@ def _probes(answer: str) -> dict[int, _Probes]:
     for facts in _entries(answer):
         backend = backend_number(facts["key"])
         if backend is not None:
-            found[backend] = _Probes(int(facts["conn_cnt"]), int(facts["conn_cur"]))
+            begun = int(facts["conn_cnt"])
+            found[backend] = _Probes(begun=begun, ended=begun - int(facts["conn_cur"]))
     return found
 
 

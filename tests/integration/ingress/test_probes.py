@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from cortex.ingress.counters import IngressTraffic
 from cortex.ingress.routes import Sleep
 
 pytestmark = pytest.mark.slow
@@ -127,5 +128,33 @@ def test_what_a_backend_has_had_of_probes_is_not_taken_off_the_next_api_that_has
         await probe(world, "/d/b")
         await world.ask("POST", "/d/b")
         assert await world.read(ingress, "d/b") == [(2, 0)]
+
+    run(scenario)
+
+
+def test_probes_that_come_and_go_while_counts_are_read_are_never_taken_for_requests(run):
+    async def scenario(world):
+        await world.started(world.route("d/a", world.backend()), probe_token=TOKEN)
+        (backend,) = map(int, await world.backends_in_use())
+        admin, counted = world.admin(), IngressTraffic()
+        asked, seen = 0, set()
+
+        async def ask_on():
+            nonlocal asked
+            connection = await world.connect()
+            while True:
+                assert (await connection.ask("POST", "/d/a", b"[1]", headers=PROBE)).status == 200
+                asked += 1
+
+        callers = [asyncio.create_task(ask_on()) for _ in range(4)]
+        while asked < 2_000:
+            counted.note("haproxy", await admin.traffic([backend]), {backend: "d/a"})
+            (row,) = counted.rows({backend: "d/a"})
+            seen.add((row.begun, row.queued, row.given))
+        admin.close()
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        assert seen == {(0, 0, 0)}
 
     run(scenario)

@@ -193,6 +193,22 @@ def test_probes_are_taken_off_what_a_backend_has_had_and_its_servers_have_now(pa
     )
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "begun", "given"),
+    [
+        ((0, 0), (5, 5), 17, 0),  # all of those that servers have came in between
+        ((4, 4), (9, 5), 13, 0),  # four went, five came
+        ((9, 2), (10, 1), 12, 2),  # one that went was there as the rows were read, or not: it is taken off
+        ((9, 2), (9, 0), 13, 3),
+    ],
+)
+def test_whatever_probes_come_and_go_meanwhile_are_no_requests(path, before, after, begun, given):
+    shown = [f"0x1: key=pool-0002 use=0 exp=0 shard=0 conn_cnt={n} conn_cur={now}\n" for n, now in (before, after)]
+    answers = {SHOW_PROBES: ["" if before == (0, 0) else shown[0], shown[1]], "show stat pool-0002 6 -1": TRAFFIC}
+    (row,), _ = talk(path, answers, lambda admin: admin.traffic([2]))
+    assert (row.begun, row.given) == (begun, given)
+
+
 def test_traffic_tells_what_came_to_a_backend_and_what_each_server_has_done(path):
     answers = {SHOW_PROBES: "", "show stat pool-0002 6 -1": TRAFFIC, "show stat pool-0005 6 -1": EMPTY}
 
@@ -204,14 +220,14 @@ def test_traffic_tells_what_came_to_a_backend_and_what_each_server_has_done(path
     done = {"b0.5a6dd29a": 7, "b1.00000000": 1}
     busy = BackendRow(backend=2, requests=11, begun=22, queued=6, done=done, given=5)
     assert rows == [busy, *again] == [busy, BackendRow(backend=5, requests=0)]
-    assert heard == [*answers, SHOW_PROBES, "show stat pool-0005 6 -1"]
+    assert heard == [*answers, SHOW_PROBES, SHOW_PROBES, "show stat pool-0005 6 -1", SHOW_PROBES]
 
 
 def test_of_many_backends_all_are_asked_for_at_once_and_the_others_left_out(path):
     everything = TRAFFIC + TRAFFIC.partition("\n")[2].replace("pool-0002", "pool-0100") + "bulk,BACKEND,1,1,1,1,1,1,\n"
     rows, heard = talk(path, {"show stat -1 6 -1": everything}, lambda admin: admin.traffic(range(1, 66)))
     assert [row.backend for row in rows] == [2]
-    assert heard == [SHOW_PROBES, "show stat -1 6 -1"]
+    assert heard == [SHOW_PROBES, "show stat -1 6 -1", SHOW_PROBES]
 
 
 def test_a_refused_question_about_traffic_is_an_error(path):

@@ -134,9 +134,10 @@ class Workload:
         self.ended_handler_s = 0.0
         """Seat-seconds that those had, in each row."""
         self.ended_model_s = 0.0
-        self.uncounted_now = 0
-        """Of the requests that are here, those that are in no count; one is taken off after it has left."""
+        self.uncounted_begun = 0
+        """Requests that are in no count, each before it is here: no more of them are here than this less the next."""
         self.uncounted_ended = 0
+        """Each after it has left."""
         self.uncounted_handler_s = 0.0
         """Seat-seconds that such requests had which have ended: rows hold them, `ended_…_s` do not."""
         self.uncounted_model_s = 0.0
@@ -145,7 +146,6 @@ class Workload:
         """A request's code has ended. One that was given up before it had a seat says nothing of what requests cost."""
         handler_s = call.handler_s
         if call.uncounted:
-            self.uncounted_now -= 1
             self.uncounted_ended += 1
             self.uncounted_handler_s += handler_s
             self.uncounted_model_s += call.model_s

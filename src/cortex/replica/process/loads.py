@@ -65,11 +65,10 @@ class LoadWriter:
             return not nothing
 
     def _in_flight_now(self) -> int:
-        workload = self._workload
-        before = workload.uncounted_now
+        """Without any that is in no count, also where such ones come and go meanwhile."""
+        ended = self._workload.uncounted_ended
         in_flight = len(self._in_flight)
-        # One that came or went meanwhile is in one of the two at least.
-        return max(0, in_flight - max(before, workload.uncounted_now))
+        return max(0, in_flight - (self._workload.uncounted_begun - ended))
 
     def _counted(self) -> Load:
         """Since the process began."""

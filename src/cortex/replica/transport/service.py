@@ -128,7 +128,7 @@ class Service:
             self.fail(exchange, Overloaded(f"more than {MAX_IN_FLIGHT} requests are in flight here"))
             return
         if exchange.uncounted:
-            self.predictor.workload.uncounted_now += 1  # type: ignore[union-attr]  # as below
+            self.predictor.workload.uncounted_begun += 1  # type: ignore[union-attr]  # as below
         in_flight[exchange] = None
         if self._condition.rests:
             self._condition.stir()
