@@ -10,8 +10,8 @@ the first third, which is left out. It is *flat* if it rises by no more than a t
 what is told in `FLOORS`, over the rest. Exits 0 only when everything is flat and no request failed, but for those
 refused since the machine had too much to do.
 
-Stored models and projects are kept up to a number of bytes (`CORTEX_ARTIFACTS_GB`), logs up to another, statistics for
-as long as their versions: these are shown and not judged.
+Stored models and projects are kept up to a number of bytes (`CORTEX_ARTIFACTS_GB`) and one of trees, logs up to others,
+statistics for as long as their versions: these are shown and not judged.
 """
 
 from __future__ import annotations

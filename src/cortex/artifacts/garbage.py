@@ -26,6 +26,9 @@ A tree, or a blob that a tree just let go, is kept for this long after it was la
 `collect_garbage` read what is in use a moment ago, and a deploy may have finished since.
 """
 
+MAX_UNUSED_TREES = 1000
+"""So many trees that nobody needs are kept however small they are: each is a folder, and files, to be gone through."""
+
 
 class Collected(NamedTuple):
     """What `collect_garbage` did."""
@@ -109,8 +112,9 @@ class Garbage:
             before_bytes = census.bytes
             blobs = self._remove_unheld(census, census.unheld(), now_wall_s - UPLOAD_GRACE_S)
             removed: list[str] = []
+            unused = len(census.trees.keys() - protected)
             for used_wall_s, digest in sorted((self._records.last_used(d), d) for d in census.trees):
-                if census.bytes <= keep_bytes:
+                if census.bytes <= keep_bytes and unused - len(removed) <= MAX_UNUSED_TREES:
                     break
                 if digest in protected or now_wall_s - used_wall_s < UNUSED_GRACE_S:
                     continue

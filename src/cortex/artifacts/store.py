@@ -251,7 +251,8 @@ class ArtifactStore:
 
     def collect_garbage(self, in_use: Collection[str], keep_bytes: int, now_wall_s: float) -> Collected:
         """
-        Remove what is not needed: the least recently used trees until at most `keep_bytes` remain, and leftovers.
+        Remove what is not needed: the least recently used trees until at most `keep_bytes` remain, and
+        `MAX_UNUSED_TREES` that nobody needs; and leftovers.
 
         Never removed: trees `in_use`, pinned ones, ones used within `UNUSED_GRACE_S`, and their blobs; together they
         may be more than `keep_bytes`. Always removed: blobs that no tree has held for `UPLOAD_GRACE_S`, temporary

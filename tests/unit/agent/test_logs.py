@@ -324,6 +324,21 @@ def test_the_newest_logs_are_kept_up_to_a_size(tmp_path):
     assert left(tmp_path) == ["t.a.33330000.0.log", "t.a.44440000.0.log", "t.a.99999999.0.log"]
 
 
+def test_the_newest_logs_are_kept_up_to_a_number(monkeypatch, tmp_path):
+    monkeypatch.setattr(logs, "MAX_GONE_FILES", 3)
+    for number in range(5):
+        a_log(tmp_path, f"t.a.{number}{number}{number}{number}0000.0.log", written_s=number)
+    a_log(tmp_path, "t.a.44440000.0.log.raw", size=0, written_s=3.5)
+    a_log(tmp_path, "t.a.99999999.0.log", written_s=-100)
+    clean_up(tmp_path, {ReplicaId("t.a.99999999.0")}, keep_bytes=10_000, keep_s=1000, now_wall_s=100)
+    assert left(tmp_path) == [
+        "t.a.33330000.0.log",
+        "t.a.44440000.0.log",
+        "t.a.44440000.0.log.raw",
+        "t.a.99999999.0.log",
+    ]
+
+
 def test_files_that_are_no_logs_of_replicas_are_left_alone(tmp_path):
     a_log(tmp_path, "notes.txt", size=10_000)
     assert clean_up(tmp_path, set(), keep_bytes=0, keep_s=0, now_wall_s=100) == ()

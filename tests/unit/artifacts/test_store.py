@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.artifacts import disk, verification
+from cortex.artifacts import disk, garbage, verification
 from cortex.artifacts.blobs import FICLONE, Blobs, StoredBlob
 from cortex.artifacts.errors import (
     ArtifactCorrupt,
@@ -657,6 +657,18 @@ def test_nothing_goes_while_there_is_room(store: ArtifactStore, stored: Put) -> 
     digest = store.put_tree(stored({"a": b"x" * 1000, "also": b"x" * 1000}))
     assert store.collect_garbage(set(), 1000, MUCH_LATER) == Collected((), 0, 0, 0, 1000)
     assert store.trees() == (digest,)
+
+
+def test_of_trees_that_nobody_needs_only_so_many_stay_however_small(
+    store: ArtifactStore, stored: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(garbage, "MAX_UNUSED_TREES", 2)
+    digests = [store.put_tree(stored({"a": b"%d" % i})) for i in range(5)]
+    for age, digest in zip((5, 4, 3, 2, 1), digests, strict=True):
+        touch_record(store, digest, MUCH_LATER - age * UNUSED_GRACE_S * 2)
+    collected = store.collect_garbage({digests[0]}, 10**9, MUCH_LATER)
+    assert collected == Collected((digests[1], digests[2]), 2, 0, 2, 3)
+    assert set(store.trees()) == {digests[0], digests[3], digests[4]}
 
 
 def test_a_tree_used_a_moment_ago_stays(store: ArtifactStore, stored: Put) -> None:
