@@ -185,7 +185,8 @@ class Installations:
                 "requirements.in",
             ]
             doing = "resolving packages"
-            await self._install(arguments, folder, self._settings.resolve_timeout_s, tell, doing)
+            with self._supplies.using(*([request.project] if request.project is not None else ())):
+                await self._install(arguments, folder, self._settings.resolve_timeout_s, tell, doing)
             packages = lock.parse_resolution((folder / "resolved.txt").read_text("utf-8"))
         finally:
             await asyncio.to_thread(_remove, folder)
@@ -227,7 +228,8 @@ class Installations:
         self._used_s[digest] = self._clock.monotonic_s()
         if digest in self._known and self.python(digest).exists():
             return self.python(digest)
-        await self._builds.of(digest, lambda all_told: self._make_usable(digest, runtime, project, all_told), tell)
+        with self._supplies.using(digest, *([project] if project is not None else ())):
+            await self._builds.of(digest, lambda all_told: self._make_usable(digest, runtime, project, all_told), tell)
         self._used_s[digest] = self._clock.monotonic_s()
         return self.python(digest)
 

@@ -191,6 +191,7 @@ class Supplying:
         self._needed = needed
         self._files: dict[str, Mapping[str, Path]] = {}
         """Of the folders that were asked for lately: where the bytes of each digest are."""
+        self._guard = threading.Lock()
 
     @property
     def handlers(self) -> Handlers:
@@ -206,9 +207,10 @@ class Supplying:
         self._check(node, lambda allowed: need.tree in allowed.trees, f"the files of digest {short(need.tree)}…")
         listing = self._store.listing(need.tree)
         folder = self._store.tree_path(need.tree)
-        while len(self._files) >= MOST_LISTINGS:
-            self._files.pop(next(iter(self._files)), None)
-        self._files[need.tree] = {file.sha256: folder / file.path for file in listing}
+        with self._guard:
+            while len(self._files) >= MOST_LISTINGS:
+                self._files.pop(next(iter(self._files)))
+            self._files[need.tree] = {file.sha256: folder / file.path for file in listing}
         return TreeListing(files=tuple(listing), sizes_bytes=tuple(listing.values()))
 
     def blob(self, need: FetchBlob, node: NodeId) -> Iterator[bytes]:
