@@ -10,7 +10,7 @@ import pytest
 from cortex.engines.base import Engine
 from cortex.engines.fake import FakeEngine
 from cortex.engines.local import LocalEngine
-from cortex.ids import DeviceId, ReplicaId
+from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId
 from cortex.planning.model import Lease, LeaseRequest, LeaseState
 from cortex.testing.builders import API, NODE, a_node
 from cortex.testing.clock import FakeClock
@@ -19,14 +19,18 @@ from cortex.wire.build import Resources
 MakeEngine = Callable[..., Engine]
 
 
+N2, N3 = NodeId("n2"), NodeId("n3")
+
+
 @pytest.fixture(params=["local", "fake", "fake, cpu shared"])
 def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
-    """An engine with one node of the given capacity."""
+    """An engine with nodes of the given capacity, by default one."""
 
-    def make(**capacity: int) -> Engine:
+    def make(*names: NodeId, **capacity: int) -> Engine:
+        nodes = [a_node(name, **capacity) for name in names or (NODE,)]
         if request.param == "local":
-            return LocalEngine(a_node(**capacity))
-        return FakeEngine([a_node(**capacity)], clock=FakeClock(), shares_cpu=request.param != "fake")
+            return LocalEngine(*nodes)
+        return FakeEngine(nodes, clock=FakeClock(), shares_cpu=request.param != "fake")
 
     return make
 
@@ -39,10 +43,11 @@ def a_request(
     gpus: int = 0,
     surge: bool = False,
     minimum: bool = False,
+    api: ApiKey = API,
 ) -> LeaseRequest:
     return LeaseRequest(
         replica=ReplicaId(name),
-        api=API,
+        api=api,
         resources=Resources(cpu_millis=cpu, mem_bytes=mem, gpus=gpus),
         surge=surge,
         minimum=minimum,
@@ -354,3 +359,48 @@ def test_what_is_returned_does_not_change_afterwards(make_engine: MakeEngine) ->
     engine.acquire(a_request("b"))
     engine.release(ReplicaId("a"))
     assert before == copy
+
+
+def test_on_a_node_to_be_avoided_nothing_is_placed_and_what_is_there_stays(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.acquire(a_request("there"))
+    engine.avoid([NODE])
+    engine.acquire(a_request("waits"))
+    assert states(engine) == {"there": LeaseState.GRANTED, "waits": LeaseState.PENDING}
+    assert lease_of(engine, "waits").reason
+    engine.avoid([])
+    assert states(engine) == {"there": LeaseState.GRANTED, "waits": LeaseState.GRANTED}
+
+
+def test_replicas_of_an_api_are_on_two_nodes_where_there_are_two_with_room(make_engine: MakeEngine) -> None:
+    engine = make_engine(N3, NODE, N2, mem_bytes=300)
+    for name in ("a", "b", "c", "d"):
+        engine.acquire(a_request(name, mem=100, api=ApiKey("iris/many")))
+    assert len({lease.node for lease in engine.leases()}) >= 2
+    first, second = (lease_of(engine, name).node for name in ("a", "b"))
+    assert first == NODE  # the first by name: the same requests are placed the same way
+    assert second != first
+    engine.acquire(a_request("large", mem=300, api=ApiKey("iris/large")))
+    assert lease_of(engine, "large").state is (LeaseState.PENDING if engine.shares_cpu else LeaseState.GRANTED)
+
+
+def test_a_second_replica_goes_to_the_same_node_where_no_other_has_room(make_engine: MakeEngine) -> None:
+    engine = make_engine(NODE, N2, mem_bytes=300)
+    engine.acquire(a_request("other", mem=300, api=ApiKey("iris/other")))
+    for name in ("a", "b"):
+        engine.acquire(a_request(name, mem=100))
+    assert [lease.node for lease in engine.leases()] == [NODE, N2, N2]
+
+
+def test_whoever_follows_is_told_when_a_lease_is_another_one(make_engine: MakeEngine) -> None:
+    engine = make_engine(mem_bytes=100)
+    told: list[int] = []
+    engine.follow(lambda: told.append(engine.revision))
+    engine.acquire(a_request("a", mem=100))
+    engine.acquire(a_request("b", mem=100))
+    engine.release(ReplicaId("a"))
+    assert lease_of(engine, "b").state is LeaseState.GRANTED
+    assert told[-1] == engine.revision
+    before = len(told)
+    engine.acquire(a_request("b", mem=100))
+    assert len(told) == before

@@ -199,6 +199,7 @@ def build(
         needed=Needed(state=state, engine=engine, under_way=under_way, settled=settled, stopping=stopping),
     )
     needs = Needs({**supplying.handlers})
+    engine.follow(loop.wake)
     scaling = Scaling(
         state=state,
         engine=engine,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
 from cortex.ids import NodeId, ReplicaId
@@ -15,6 +15,9 @@ class Engine(Protocol):
     """
     Grants leases. Every method is quick, may be repeated, and never blocks on a node.
 
+    What is asked for may be granted at some later time. What was granted may be lost; room that comes back elsewhere
+    under the same name is another lease for us, so the engine shows the first as lost until it is released.
+
     Calls that reach for something outside this process may raise RetryLater. The contract suite
     `tests/contract/test_engines.py` holds every implementation to this.
     """
@@ -24,11 +27,15 @@ class Engine(Protocol):
         """Another number whenever `nodes()` or `leases()` may answer differently than before; saves asking."""
         ...
 
+    def follow(self, changed: Callable[[], None]) -> None:
+        """Have this called, from any thread, whenever `revision` may have become another one. It is quick."""
+        ...
+
     @property
     def shares_cpu(self) -> bool:
         """
-        Whether there is one machine, where requests of cpu are shares and bound nothing: how many replicas are worth
-        having there follows from what is used.
+        Whether there is one machine, in one node or several, where requests of cpu are shares and bound nothing: how
+        many replicas are worth having there follows from what is used.
         """
         ...
 
@@ -59,6 +66,13 @@ class Engine(Protocol):
 
         A surge is served before the rest, what is of a minimum before what is not, and who asked first before who asked
         later; one that fits may pass one that does not.
+        """
+        ...
+
+    def avoid(self, nodes: Collection[NodeId]) -> None:
+        """
+        Place nothing on these nodes for now; on all others again. What is granted there stays, and who asks decides
+        what becomes of it.
         """
         ...
 

@@ -15,7 +15,7 @@ An engine for tests whose misfortunes are settings. It passes the same contract 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 
@@ -78,6 +78,9 @@ class FakeEngine:
         self._advance()
         return self._ledger.revision
 
+    def follow(self, changed: Callable[[], None]) -> None:
+        self._ledger.follow(changed)
+
     # ---- Engine -------------------------------------------------------------------------------------------------
 
     def recover(self, running: Iterable[Lease]) -> None:
@@ -101,6 +104,9 @@ class FakeEngine:
         self._reach()
         self._asked_s.setdefault(request.replica, self._clock.monotonic_s())
         self._ledger.acquire(request)
+
+    def avoid(self, nodes: Collection[NodeId]) -> None:
+        self._ledger.avoid(nodes)
 
     def release(self, replica: ReplicaId) -> None:
         self._reach()

@@ -6,7 +6,7 @@ import functools
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
@@ -58,9 +58,14 @@ class Ledger:
         self.shares_cpu = shares_cpu
         self._refuse = refuse
         self._nodes = {node.node: node for node in nodes}
+        self._avoided: frozenset[NodeId] = frozenset()
         self._leases: dict[ReplicaId, Lease] = {}
         self._peak_bytes: dict[ReplicaId, int] = {}
+        self._changed: Callable[[], None] = lambda: None
         self._lock = threading.RLock()
+
+    def follow(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
 
     # ---- asking -------------------------------------------------------------------------------------------------
 
@@ -78,7 +83,7 @@ class Ledger:
     @_one_at_a_time
     def release(self, replica: ReplicaId) -> None:
         if self._leases.pop(replica, None) is not None:
-            self.revision += 1
+            self._note_change()
             self._peak_bytes.pop(replica, None)
             self.place_pending()
 
@@ -101,24 +106,32 @@ class Ledger:
                 continue
             if peak > self._peak_bytes.get(replica, 0):
                 self._peak_bytes[replica] = peak
-                self.revision += 1
+                self._note_change()
 
     # ---- machines -----------------------------------------------------------------------------------------------
 
     @_one_at_a_time
     def add_node(self, node: Node) -> None:
         self._nodes[node.node] = node
-        self.revision += 1
+        self._note_change()
         self.place_pending()
 
     @_one_at_a_time
     def remove_node(self, node: NodeId, reason: str) -> None:
         """The machine is gone, and what was leased there is lost."""
         if self._nodes.pop(node, None) is not None:
-            self.revision += 1
+            self._note_change()
         for lease in self.leases():
             if lease.node == node and lease.state is LeaseState.GRANTED:
                 self.lose(lease.request.replica, reason)
+
+    @_one_at_a_time
+    def avoid(self, nodes: Collection[NodeId]) -> None:
+        """Place nothing on these; on all others again."""
+        avoided = frozenset(nodes)
+        if avoided != self._avoided:
+            self._avoided = avoided
+            self.place_pending()
 
     @_one_at_a_time
     def lose(self, replica: ReplicaId, reason: str) -> None:
@@ -132,7 +145,7 @@ class Ledger:
         """Forget every lease."""
         self._leases.clear()
         self._peak_bytes.clear()
-        self.revision += 1
+        self._note_change()
 
     # ---- answers ------------------------------------------------------------------------------------------------
 
@@ -179,7 +192,10 @@ class Ledger:
         """The lease granted on the first node with room, or with the reason why there is none."""
         texts: list[str] = []
         lacks: Lack | None = None
-        for node in self._nodes.values():
+        for node in self._candidates(lease.request):
+            if node.node in self._avoided:
+                texts.append(f"node {node.node}: lost")
+                continue
             shortage = self._shortage(node, requested[node.node], lease.request)
             if not shortage:
                 placed = msgspec.structs.replace(lease, state=LeaseState.GRANTED, node=node.node, reason="", lacks=None)
@@ -189,6 +205,28 @@ class Ledger:
         if len(texts) > NODES_NAMED:
             texts = [*texts[:NODES_NAMED], f"and {len(texts) - NODES_NAMED} more nodes without room"]
         return msgspec.structs.replace(lease, reason="; ".join(texts) or "there is no node", lacks=lacks)
+
+    def _candidates(self, request: LeaseRequest) -> list[Node]:
+        """
+        The nodes, where to place first.
+
+        A second replica of an api goes to another node than the first, so that one outlives a node. Any other goes
+        where its api is already and most is held, so that whole nodes stay free; where cpu is shared, nodes are parts
+        of one machine, and it goes where fewest of its api are and least is held.
+        """
+        nodes = sorted(self._nodes.values(), key=lambda node: node.node)
+        if len(nodes) < 2:
+            return nodes
+        of_api: Counter[NodeId] = Counter()
+        held: Counter[NodeId] = Counter()
+        for lease in self._leases.values():
+            if lease.state is LeaseState.GRANTED and lease.node is not None and lease.node not in self._avoided:
+                held[lease.node] += 1
+                of_api[lease.node] += lease.request.api == request.api
+        if self.shares_cpu:
+            return sorted(nodes, key=lambda node: (of_api[node.node], held[node.node]))
+        is_second = sum(count > 0 for count in of_api.values()) == 1
+        return sorted(nodes, key=lambda node: ((of_api[node.node] > 0) != (not is_second), -held[node.node]))
 
     def _shortage(self, node: Node, requested: Resources, request: LeaseRequest) -> dict[Lack, str]:
         """What a node lacks for a request, with what is requested of it already; nothing: it fits."""
@@ -236,9 +274,13 @@ class Ledger:
         stated = request.resources.mem_bytes
         return self._peak_bytes.get(request.replica, 0) if stated is None else stated
 
+    def _note_change(self) -> None:
+        self.revision += 1
+        self._changed()
+
     def _put(self, lease: Lease) -> None:
         self._leases[lease.request.replica] = lease
-        self.revision += 1
+        self._note_change()
 
 
 def _devices(node: Node) -> tuple[DeviceId, ...]:
