@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from operator import is_
 
 import msgspec
 
 from cortex.controlplane.world import World
+from cortex.ids import NodeId
 from cortex.planning.model import Desired, Lease, Snapshot
+from cortex.planning.reach import LOST_AFTER_S, lost_nodes, next_loss_s
 from cortex.wire.reports import AgentReport, Phase
 
+log = logging.getLogger(__name__)
+
 SETTLE_LIMIT_S = 30.0
-"""After our start, how long a silent node may keep us from acting on the others. Leases on it stay untouched."""
+"""After our start, how long the one node may be silent until something is decided all the same."""
+LONGEST_LOOK_AWAY_S = 8.0
+"""Who has not looked for longer was stopped, or busy with itself: it cannot say who was silent meanwhile."""
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,9 +43,41 @@ def observe(world: World) -> Observation:
     if memory.leases_revision != engine_revision:
         memory.leases = world.engine.leases()
         memory.leases_revision = engine_revision
-    settled = world.agents.settled or now_s - memory.started_s >= SETTLE_LIMIT_S
-    seen = Snapshot(now_s=now_s, nodes=reports, leases=memory.leases, settled=settled)
+    silent_s = _silent_s(world, reports, now_s)
+    _pass_on_losses(world, lost_nodes(silent_s))
+    memory.next_loss_s = next_loss_s(silent_s)
+    patience_s = LOST_AFTER_S if len(silent_s) > 1 else SETTLE_LIMIT_S
+    settled = world.agents.settled or now_s - memory.started_s >= patience_s
+    seen = Snapshot(now_s=now_s, nodes=reports, silent_s=silent_s, leases=memory.leases, settled=settled)
     return Observation(desired=memory.desired, seen=seen)
+
+
+def _silent_s(world: World, reports: tuple[AgentReport, ...], now_s: float) -> dict[NodeId, float]:
+    """For how long each node has been silent while we listened, also those that the engine knows and we never heard."""
+    memory = world.memory
+    if now_s - memory.looked_s > LONGEST_LOOK_AWAY_S:
+        memory.attentive_since_s = now_s
+    memory.looked_s = now_s
+    heard = {report.name: 0.0 for report in reports}
+    silent_s = {**heard, **world.agents.silent_s()}
+    for node in world.engine.nodes():
+        if node.node not in silent_s:
+            silent_s[node.node] = now_s - memory.met_s.setdefault(node.node, now_s)
+    listened_s = now_s - memory.attentive_since_s
+    return {node: min(silent, listened_s) for node, silent in silent_s.items()}
+
+
+def _pass_on_losses(world: World, lost: frozenset[NodeId]) -> None:
+    """Tell the engine where nothing is to be placed."""
+    memory = world.memory
+    if lost == memory.lost:
+        return
+    for node in sorted(lost - memory.lost):
+        log.warning("node %s is lost: it has not been heard for %g s", node, LOST_AFTER_S)
+    for node in sorted(memory.lost - lost):
+        log.info("node %s is back", node)
+    world.engine.avoid(lost)
+    memory.lost = lost
 
 
 def running_leases(world: World) -> tuple[Lease, ...]:

@@ -45,7 +45,8 @@ def table_change(causes: Sequence[Routing], world: World) -> TableChange:
     """The table that what is planned comes to. One that nobody has been told of yet gets a number of its own."""
     if not causes:
         return TableChange()
-    reports = world.agents.reports()
+    lost = world.memory.lost
+    reports = [report for report in world.agents.reports() if report.name not in lost]
     seen = seen_routes(reports)
     routes = dict(seen.routes)
     for cause in causes:

@@ -32,12 +32,21 @@ def tick(world: World) -> Plan:
     Raises:
         StaleEpoch: another control plane is in charge.
     """
+    plan = _taken_further(world)
+    loss_s, wake_s = world.memory.next_loss_s, plan.wake_after_s
+    if loss_s is None or (wake_s is not None and wake_s <= loss_s):
+        return plan
+    return msgspec.structs.replace(plan, wake_after_s=loss_s)
+
+
+def _taken_further(world: World) -> Plan:
+    """The plan that was applied, and when to look again if every node is heard meanwhile."""
     memory = world.memory
     if not memory.recovered:
         _recover(world)
     observation = observe(world)
     seen = observation.seen
-    situation = (memory.desired_revision, memory.leases_revision, memory.reports_seen, seen.settled)
+    situation = (memory.desired_revision, memory.leases_revision, memory.reports_seen, seen.settled, memory.lost)
     left_s = memory.plan.wake_after_s
     if left_s is not None:
         left_s = max(0.0, left_s - (seen.now_s - memory.planned_s))

@@ -89,6 +89,8 @@ class World:
     def __post_init__(self) -> None:
         self.memory.started_s = self.clock.monotonic_s()
         self.memory.started_wall_s = self.clock.wall_s()
+        self.memory.attentive_since_s = self.memory.looked_s = self.memory.started_s
+        self.engine.avoid(self.memory.lost)
 
     def steady_wall_s(self) -> float:
         """
@@ -105,6 +107,15 @@ class TickMemory:
 
     started_s: float = 0.0
     started_wall_s: float = 0.0
+    attentive_since_s: float = 0.0
+    """Since when we have looked at the nodes without a pause: what was not heard before that is nobody's silence."""
+    looked_s: float = 0.0
+    met_s: dict[NodeId, float] = field(default_factory=dict)
+    """When each node of the engine that has not been heard was first seen there."""
+    lost: frozenset[NodeId] = frozenset()
+    """The nodes that count as lost."""
+    next_loss_s: float | None = None
+    """Seconds until one more does, unless it is heard."""
     recovered: bool = False
     """The engine knows what runs, and stored instants lie in the past."""
     desired: Desired = field(default_factory=Desired)

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 import msgspec
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, NodeId, Revision
+from cortex.ids import ApiKey, NodeId, ReplicaId, Revision
 from cortex.planning import backoff, guarding
 from cortex.planning.actions import RecordExit, RecordStop
 from cortex.planning.batching import Known
 from cortex.planning.model import Desired, Rules, RunRecord, SlotRecord, Snapshot, WantedApi
 from cortex.planning.parking import Parking, parking_of
+from cortex.planning.reach import within_reach
 from cortex.planning.rollout import Decision, decide, goal_and_fallback
 from cortex.planning.slots import NOTHING_SEEN, SeenApi, Slot, SlotState, join, of_revision
 from cortex.wire.build import BuildSpec
@@ -76,6 +77,7 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
 
     desired: Desired
     seen: Snapshot
+    """Without what lost nodes have told."""
     rules: Rules
     stops: tuple[RecordStop, ...]
     """Disagreements that are not stored yet."""
@@ -91,6 +93,7 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
 
 def assess(desired: Desired, seen: Snapshot, rules: Rules = DEFAULT_RULES) -> Assessment:
     """Judge what is wanted and seen. Reads no clock: time is `seen.now_s`."""
+    seen = within_reach(seen)
     by_api = join(seen)
     older_s = 0.0 if desired.as_of_s is None else max(0.0, seen.now_s - desired.as_of_s)
     records: dict[ApiKey, dict[Revision, RunRecord]] = {}
@@ -106,7 +109,7 @@ def assess(desired: Desired, seen: Snapshot, rules: Rules = DEFAULT_RULES) -> As
         stops=stops,
         known=guarding.known_with(desired, stops),
         cases=tuple(
-            _judged(wanted, by_api.get(wanted.api, NOTHING_SEEN), records.get(wanted.api, {}), parking)
+            _judged(wanted, by_api.get(wanted.api, NOTHING_SEEN), records.get(wanted.api, {}), parking, seen.beyond)
             for wanted in sorted(desired.apis, key=lambda wanted: wanted.api)
         ),
         unwanted=tuple((api, by_api[api]) for api in sorted(by_api.keys() - {wanted.api for wanted in desired.apis})),
@@ -114,7 +117,13 @@ def assess(desired: Desired, seen: Snapshot, rules: Rules = DEFAULT_RULES) -> As
     )
 
 
-def _judged(wanted: WantedApi, seen: SeenApi, records: dict[Revision, RunRecord], parking: Parking) -> Case:
+def _judged(
+    wanted: WantedApi,
+    seen: SeenApi,
+    records: dict[Revision, RunRecord],
+    parking: Parking,
+    beyond: frozenset[ReplicaId],
+) -> Case:
     exits = _new_exits(wanted, seen, records)
     for ended in exits:
         known = records.get(ended.revision) or RunRecord(api=wanted.api, revision=ended.revision)
@@ -132,6 +141,7 @@ def _judged(wanted: WantedApi, seen: SeenApi, records: dict[Revision, RunRecord]
         runs.wait_left_s,
         fallback_fails=runs.fails(goal_and_fallback(wanted)[1]),
         parking=parking,
+        beyond=beyond,
     )
     return Case(
         wanted=wanted,

@@ -221,6 +221,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Monotonic seconds; only differences mean anything."""
     nodes: tuple[AgentReport, ...] = ()
     """As their agents last reported them. One that has not reported yet is absent, and so is what runs there."""
+    silent_s: dict[NodeId, float] = {}
+    """For how long each known node has not been heard; one that has just been heard need not be there."""
+    beyond: frozenset[ReplicaId] = frozenset()
+    """Replicas that may run on nodes out of reach: their names are not given to others (`planning.reach`)."""
     leases: tuple[Lease, ...] = ()
     settled: bool = True
     """False right after our own start, until every known agent has reported: nothing may be started or released."""

@@ -91,6 +91,7 @@ def decide(
     *,
     fallback_fails: bool,
     parking: Parking,
+    beyond: Collection[ReplicaId] = (),
 ) -> Decision:
     """
     Decide what stays, goes and is added.
@@ -99,12 +100,13 @@ def decide(
         wait_left_s: seconds until back-off lets a slot be started again.
         fallback_fails: the build that served crashes or does not start by itself.
         parking: where a replica of the version before may be kept.
+        beyond: names that no other replica gets, since one of that name may run where nobody looks.
     """
     goal, fallback = goal_and_fallback(wanted)
     if goal is None:
         return Decision(goal=None, leave=tuple(slot for slot in slots if slot.state is not SlotState.DRAINING))
     if wanted.scale.asleep and fallback is None:
-        return _asleep(wanted, goal, slots)
+        return _asleep(wanted, goal, slots, beyond)
     if fallback is None and is_settled(wanted, goal, slots):
         return Decision(goal=goal, stay=_busiest_first(slots), floor=wanted.replicas)
     rollout = Rollout(wanted, goal, fallback, wait_left_s, fallback_fails)
@@ -124,7 +126,7 @@ def decide(
         parked=parked,
         gives_way=any(_holds_room_of(slot, before) for slot in (*leave, *groups.draining) if slot is not parked),
         renew=tuple(_renewals(rollout, staying, room)),
-        add=tuple(_additions(rollout, staying, room, slots)),
+        add=tuple(_additions(rollout, staying, room, slots, beyond)),
         floor=staying.floor,
         crowded=room.crowded,
         notes=tuple(_notes(rollout, staying, room)),
@@ -157,14 +159,14 @@ def goal_and_fallback(wanted: WantedApi) -> tuple[BuildSpec | None, BuildSpec | 
     return wanted.build, wanted.serving
 
 
-def _asleep(wanted: WantedApi, goal: BuildSpec, slots: Sequence[Slot]) -> Decision:
+def _asleep(wanted: WantedApi, goal: BuildSpec, slots: Sequence[Slot], beyond: Collection[ReplicaId]) -> Decision:
     """One slot stays, without a process; until there is one, nothing changes."""
     here = [slot for slot in slots if slot.state is not SlotState.DRAINING]
     sleeper = next((slot for slot in here if slot.asleep and of_revision(slot, goal.revision)), None)
     if sleeper is not None:
         leave = tuple(slot for slot in here if slot is not sleeper)
         return Decision(goal=goal, stay=(sleeper,), leave=leave, sleeps=True)
-    name = _unused(wanted.api, goal, {slot.replica for slot in slots})
+    name = _unused(wanted.api, goal, {*beyond, *(slot.replica for slot in slots)})
     stay = tuple(slot for slot in here if slot.ready and (slot.routed or of_revision(slot, goal.revision)))
     return Decision(
         goal=goal, stay=stay, leave=tuple(slot for slot in here if slot not in stay), sleeps=True, sleeper=name
@@ -209,7 +211,7 @@ class Rollout:
         One out of the route was chosen to leave before: an order to drain it may be on its way already.
         """
         in_flight = slot.report.in_flight if slot.report else 0
-        return self._rank(slot), not slot.routed, self.is_foreign(slot), -in_flight, slot.ordinal
+        return self._rank(slot), slot.left or not slot.routed, self.is_foreign(slot), -in_flight, slot.ordinal
 
     def _rank(self, slot: Slot) -> int:
         """How far a slot has come; 0 is best. Those that ended are worth less than those that start."""
@@ -410,7 +412,9 @@ def _holds_room_of(slot: Slot, revision: Revision | None) -> bool:
     return slot.lease is not None and slot.lease.state is LeaseState.GRANTED
 
 
-def _additions(rollout: Rollout, staying: Staying, room: Room, slots: Sequence[Slot]) -> Iterator[LeaseRequest]:
+def _additions(
+    rollout: Rollout, staying: Staying, room: Room, slots: Sequence[Slot], beyond: Collection[ReplicaId]
+) -> Iterator[LeaseRequest]:
     """What is added is named by the lowest ordinals that no slot has; a sleeper that wakes has a name."""
     for number, slot in enumerate(staying.news):
         if slot.asleep and slot.lease is None:
@@ -418,7 +422,7 @@ def _additions(rollout: Rollout, staying: Staying, room: Room, slots: Sequence[S
     for slot in staying.olds:
         if slot.knocked and slot.lease is None and rollout.fallback is not None:
             yield _waking(rollout.fallback, slot, slots, minimum=False)
-    used = {slot.replica for slot in slots}
+    used = {*beyond, *(slot.replica for slot in slots)}
     wanted = [(build, False) for build in room.add]
     if room.surge is not None:
         wanted.append((room.surge, True))

@@ -64,6 +64,8 @@ class Slot(msgspec.Struct, frozen=True, gc=False):
     """Some node's route names it."""
     stranger: bool = False
     """It runs on a node while the lease of the same name is on another one."""
+    left: bool = False
+    """The newest route does not name it any more, only an older one that some node still has."""
 
     @property
     def ready(self) -> bool:
@@ -145,7 +147,7 @@ _STATES: Mapping[Phase, SlotState] = {
 def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
     """Everything seen, by api."""
     tables = seen_routes(seen.nodes)
-    routed = tables.routed
+    routed, left = tables.routed, tables.left
     slots: dict[ApiKey, list[Slot]] = {}
     leases = {lease.request.replica: lease for lease in seen.leases}
     joined: set[ReplicaId] = set()
@@ -161,7 +163,9 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
                     lease, stranger = None, True
             digits, ordinal = _parts(replica)
             state = _STATES[report.phase]
-            slot = Slot(replica, digits, ordinal, state, node.name, report, lease, replica in routed, stranger)
+            slot = Slot(
+                replica, digits, ordinal, state, node.name, report, lease, replica in routed, stranger, replica in left
+            )
             slots.setdefault(report.api, []).append(slot)
     for lease in seen.leases:
         replica = lease.request.replica
@@ -169,7 +173,7 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
             continue
         digits, ordinal = _parts(replica)
         state = SlotState.PLACING if lease.state is LeaseState.PENDING else SlotState.WAITING
-        slot = Slot(replica, digits, ordinal, state, lease.node, None, lease, replica in routed)
+        slot = Slot(replica, digits, ordinal, state, lease.node, None, lease, replica in routed, left=replica in left)
         slots.setdefault(lease.request.api, []).append(slot)
     for of_api in slots.values():
         if len(of_api) > 1:

@@ -28,6 +28,8 @@ class SeenRoutes(msgspec.Struct, frozen=True, kw_only=True):
     """Apis for which some node has another route than that table, or for which just one of them has none."""
     routed: frozenset[ReplicaId] = frozenset()
     """Whoever is named by any node."""
+    left: frozenset[ReplicaId] = frozenset()
+    """Of these, those that the newest table does not name any more."""
 
 
 def seen_routes(nodes: Iterable[AgentReport]) -> SeenRoutes:
@@ -37,7 +39,8 @@ def seen_routes(nodes: Iterable[AgentReport]) -> SeenRoutes:
     if newest is None:
         return SeenRoutes()
     routes = by_api(newest)
-    routed = {target for route in newest.routes for target in route.targets}
+    named = {target for route in newest.routes for target in route.targets}
+    routed = set(named)
     uneven: set[ApiKey] = set()
     for other in _others(nodes, newest):
         found = by_api(other)
@@ -48,6 +51,7 @@ def seen_routes(nodes: Iterable[AgentReport]) -> SeenRoutes:
         routes=routes,
         uneven=frozenset(uneven),
         routed=frozenset(routed),
+        left=frozenset(routed - named),
     )
 
 

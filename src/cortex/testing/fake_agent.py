@@ -335,7 +335,12 @@ class FakeAgents:
     def add_node(self, node: Node) -> None:
         """A machine with a new agent, on which nothing runs."""
         self._changes += 1
-        self._nodes[node.node] = _Node(node=node, agent=self._new_agent(), changed_s=self._clock.monotonic_s())
+        self._nodes[node.node] = _Node(
+            node=node,
+            agent=self._new_agent(),
+            heard_s=self._clock.monotonic_s(),
+            changed_s=self._clock.monotonic_s(),
+        )
 
     # ---- what is true now ---------------------------------------------------------------------------------------
 

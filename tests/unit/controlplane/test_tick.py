@@ -17,6 +17,7 @@ from cortex.ids import ApiKey, NodeId, ReplicaId, replica_id
 from cortex.planning.actions import Plan
 from cortex.planning.assessment import Assessment
 from cortex.planning.model import LeaseState, WantedApi
+from cortex.planning.reach import LOST_AFTER_S
 from cortex.planning.status import statuses
 from cortex.state.records import StateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api
@@ -109,6 +110,9 @@ class Lab:
 @pytest.fixture
 def lab() -> Lab:
     return Lab()
+
+
+N2 = NodeId("n2")
 
 
 def name(ordinal: int = 0, label: str = "v1") -> ReplicaId:
@@ -305,10 +309,63 @@ def test_a_node_that_stays_silent_does_not_keep_the_others_from_being_looked_aft
     lab.engine, lab.agents = FakeEngine(nodes, clock=lab.clock), FakeAgents(lab.clock, nodes)
     lab.agents.cut_off(NodeId("n2"))
     lab.world = lab.a_world()
-    lab.deploy(a_wanted_api(V1), seconds=20.0)
+    lab.deploy(a_wanted_api(V1), seconds=LOST_AFTER_S - 0.5)
     assert lab.phases() == {}
-    lab.run(20.0)
+    lab.run(2.0)
     assert lab.phases() == {name(): Phase.READY}
+
+
+def two_nodes(*, replicas: int) -> Lab:
+    """With an api whose replicas are on both."""
+    lab = Lab()
+    nodes = [a_node(), a_node(N2)]
+    lab.engine, lab.agents = FakeEngine(nodes, clock=lab.clock), FakeAgents(lab.clock, nodes)
+    lab.world = lab.a_world()
+    lab.deploy(a_wanted_api(V1, replicas=replicas), seconds=2.0)
+    assert {node for node, _report in lab.agents.replicas()} == {NODE, N2}
+    return lab
+
+
+def test_what_runs_on_a_lost_node_is_replaced_and_ends_once_the_node_is_back() -> None:
+    lab = two_nodes(replicas=2)
+    lab.agents.cut_off(N2)
+    lab.run(LOST_AFTER_S - 1.0)
+    assert len(lab.agents.replicas()) == 2
+    lab.run(3.0)
+    here = [report.replica for node, report in lab.agents.replicas() if node == NODE]
+    assert here == [name(0), name(2)]
+    routes = dict(lab.agents.routes())
+    assert (routes[NODE].targets, routes[NODE].nodes) == ((name(0), name(2)), {})
+    assert routes[N2].targets == (name(0), name(1))
+    lab.agents.reconnect(N2)
+    lab.run(3.0)
+    assert [(node, report.replica) for node, report in lab.agents.replicas()] == [(NODE, name(0)), (NODE, name(2))]
+    assert lab.agents.routes()[0][1] == lab.agents.routes()[1][1]
+    assert lab.agents.routes()[0][1].nodes == {NODE: 2}
+    assert {lease.request.replica for lease in lab.engine.leases()} == {name(0), name(2)}
+
+
+def test_what_a_lost_node_runs_is_taken_as_it_is_where_there_was_no_room_for_another() -> None:
+    lab = two_nodes(replicas=2)
+    lab.engine.deny = lambda _request: "no room"
+    lab.agents.cut_off(N2)
+    lab.run(LOST_AFTER_S + 3.0)
+    assert [lease.state for lease in lab.engine.leases()] == [LeaseState.GRANTED, LeaseState.PENDING]
+    lab.agents.reconnect(N2)
+    lab.run(3.0)
+    assert [(node, report.replica) for node, report in lab.agents.replicas()] == [(NODE, name(0)), (N2, name(1))]
+    assert {(lease.node, lease.request.replica) for lease in lab.engine.leases()} == {(NODE, name(0)), (N2, name(1))}
+    assert dict(lab.agents.routes())[N2].nodes == {NODE: 1, N2: 1}
+
+
+def test_nobody_is_lost_because_we_have_not_looked_for_a_while() -> None:
+    lab = two_nodes(replicas=2)
+    lab.agents.cut_off(N2)
+    lab.run(2.0)
+    lab.clock.advance(60.0)
+    lab.run(2.0)
+    assert {node for node, _report in lab.agents.replicas()} == {NODE, N2}
+    assert len(lab.agents.replicas()) == 2
 
 
 def test_a_control_plane_that_is_not_in_charge_any_more_is_told(lab: Lab) -> None:

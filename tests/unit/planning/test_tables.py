@@ -35,7 +35,7 @@ def test_the_greatest_revision_counts_and_whoever_is_named_by_any_node_is_routed
     found = seen_routes(nodes)
     assert found == seen_routes(reversed(nodes))
     assert (found.revision, found.routes, found.routed) == (later, {API: NEW, OTHER: BESIDE}, {R0, R1})
-    assert found.uneven == {API, OTHER}
+    assert (found.uneven, found.left) == ({API, OTHER}, {R0})
     assert seen_routes(nodes[:2]).uneven == {API}
 
 

@@ -48,6 +48,8 @@ class _Issue:
     unplaced: Counter[ApiKey]
     stopped: frozenset[ModelKey]
     """Models whose rows were known to have disagreed."""
+    lost: frozenset[NodeId]
+    """Nodes that counted as lost: what is there is nobody's, and routes there are no reason to wait."""
     punctual: bool
     """The orders are carried out at once, and on fresh reports."""
 
@@ -101,6 +103,7 @@ class Invariants:
             wanted=wanted,
             unplaced=unplaced,
             stopped=self._known_stops() | _disagreed(report for node in seen.nodes for report in node.replicas),
+            lost=self._world.control.memory.lost if self._world.control is not None else frozenset(),
             punctual=true_until_s is None and self._world.order_trouble == 0,
         )
 
@@ -140,7 +143,9 @@ class Invariants:
 
     def _check_route(self, node: NodeId, api: ApiKey, targets: tuple[ReplicaId, ...], issue: _Issue) -> None:
         before = next((r.targets for n, r in self._agents.routes() if n == node and r.api == api), ())
-        ready = {r.replica: r for _node, r in self._agents.replicas() if r.phase is Phase.READY}
+        ready = {
+            r.replica: r for where, r in self._agents.replicas() if r.phase is Phase.READY and where not in issue.lost
+        }
         left = len(ready.keys() & set(targets))
         had = len(ready.keys() & set(before))
         wanted = issue.wanted.get(api)
@@ -192,7 +197,11 @@ class Invariants:
         # Another node may have taken over the name of a replica that comes back from a node thought lost.
         alone = sum(r.replica == replica for _n, r in self._agents.replicas()) == 1
         # Orders that come late cannot know of routes that other nodes have been given since.
-        routed = [n for n, r in self._agents.routes() if replica in r.targets and (issue.punctual or n == node)]
+        routed = [
+            n
+            for n, r in self._agents.routes()
+            if replica in r.targets and n not in issue.lost and (issue.punctual or n == node)
+        ]
         if routed and alone and not self._excused(report.api, issue):
             self._world.violated(f"{replica} is taken away while {', '.join(routed)} still routes to it")
 
