@@ -226,7 +226,7 @@ class NodeLayout(_Home):
 
     @property
     def stats(self) -> Path:
-        """Counters that replicas write; merged and deleted by the control plane."""
+        """Counters that replicas write; delivered and deleted by the agent."""
         return self.home / "stats"
 
     @property

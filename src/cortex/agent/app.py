@@ -19,6 +19,8 @@ from cortex import processes
 from cortex.agent.cache import ArtifactCache
 from cortex.agent.children import Children
 from cortex.agent.cleaning import Cleaning
+from cortex.agent.countfiles import CountFiles
+from cortex.agent.counting import Counting
 from cortex.agent.dialing import dial_unix
 from cortex.agent.door import Door
 from cortex.agent.families import Families
@@ -164,6 +166,15 @@ def build(settings: Settings, layout: NodeLayout, control: ControlLayout, stop: 
     strays = Strays(children.is_own)
     kept = KeptInspections()
     memory_kills = MemoryKills(clock)
+
+    def lives_changed() -> None:
+        changes.note()
+        counting.stir()
+
+    def active() -> None:
+        metering.stir()
+        counting.stir()
+
     lives = Lives(
         settings=settings,
         layout=layout,
@@ -177,8 +188,8 @@ def build(settings: Settings, layout: NodeLayout, control: ControlLayout, stop: 
         quiesced=door.quiesced,
         abandon=door.abandon,
         end_strays=strays.end,
-        on_change=changes.note,
-        on_active=lambda: metering.stir(),
+        on_change=lives_changed,
+        on_active=active,
     )
     replicas = Replicas(
         settings=settings,
@@ -197,6 +208,13 @@ def build(settings: Settings, layout: NodeLayout, control: ControlLayout, stop: 
         doors=door.traffic,
         used_cpu_s=machine.ProcessorMeter().used_s,
     )
+    counting = Counting(
+        agent=agent_id,
+        files=CountFiles(layout.stats, clock),
+        upstream=upstream,
+        clock=clock,
+        live=replicas.counting,
+    )
     return Agent(
         agent_id=agent_id,
         settings=settings,
@@ -213,6 +231,7 @@ def build(settings: Settings, layout: NodeLayout, control: ControlLayout, stop: 
         installations=installations,
         replicas=replicas,
         metering=metering,
+        counting=counting,
         inspections=Inspections(
             settings=settings,
             layout=layout,

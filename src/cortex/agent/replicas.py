@@ -16,7 +16,7 @@ from cortex.agent.life import events
 from cortex.agent.life.adopting import Found, adopt
 from cortex.agent.life.effects import ReplicaRecord
 from cortex.agent.life.report import report
-from cortex.agent.life.state import Life
+from cortex.agent.life.state import Life, Process
 from cortex.agent.lives import Lives, Replica, all_are
 from cortex.agent.loads import Metered
 from cortex.agent.memorykills import MemoryKills
@@ -29,6 +29,7 @@ from cortex.wire.batching import BatchingOrder
 from cortex.wire.launch import Ask
 from cortex.wire.orders import HoldSlot, StartReplica
 from cortex.wire.reports import Phase, ReplicaReport
+from cortex.wire.stats import Attempt
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,12 @@ class Replicas:
     def raw_output(self) -> list[str]:
         """Where replicas here write past Python."""
         return [f"{replica.files.log}{rawoutput.SUFFIX}" for replica in self._all()]
+
+    def counting(self) -> frozenset[Attempt]:
+        """Attempts whose process may still count something."""
+        replicas = (*self._lives.current.values(), *self._lives.forgotten)
+        over = (Process.GONE, Process.READ, Process.OVER)
+        return frozenset((r.id, r.life.order.attempt) for r in replicas if r.life.process not in over)
 
     def launcher_keys(self) -> set[str]:
         """Keys of the launchers that replicas here need."""

@@ -18,6 +18,7 @@ from cortex.agent import beats, server
 from cortex.agent.cache import ArtifactCache
 from cortex.agent.children import Children
 from cortex.agent.cleaning import Cleaning
+from cortex.agent.counting import Counting
 from cortex.agent.dialing import Dial
 from cortex.agent.door import Door
 from cortex.agent.inspections import Inspections
@@ -65,6 +66,9 @@ STRAYS_S = 60.0
 LOG_POLL_S = 0.2
 COUNT_PATIENCE_S = 0.15
 """How long a reader's question is held up by replicas that do not say that they have counted."""
+DELIVERY_PATIENCE_S = 0.25
+"""The same by a control plane that does not say that it has counted; it waits for half a second in all."""
+LAST_DELIVERY_S = 1.0
 LOG_CLEANING_S = 300.0
 RAW_OUTPUT_S = 2.0
 """How often output past Python is looked at: a disk fills quickly."""
@@ -143,6 +147,7 @@ class Agent:
         installations: Installations,
         replicas: Replicas,
         metering: Metering,
+        counting: Counting,
         inspections: Inspections,
         strays: Strays,
         children: Children,
@@ -164,6 +169,7 @@ class Agent:
         self._installations = installations
         self._replicas = replicas
         self._metering = metering
+        self._counting = counting
         self._inspections = inspections
         self._strays = strays
         self._children = children
@@ -207,6 +213,7 @@ class Agent:
             every(RAW_OUTPUT_S, self._cleaning.bound_raw_output),
             every(LEFT_OUTPUT_S, self._cleaning.bound_left_output),
             *([every(CACHE_S, self._cache.clean)] if self._cache is not None else ()),
+            self._counting.run(),
             self._prestart(),
             self._installations.clear_away(strays),
         )
@@ -226,6 +233,7 @@ class Agent:
         else:
             await self._stop_everything(drain_timeout_s)
         lines.cancel()
+        await self._counting.close()
         await self._upstream.close()
         if self._listening is not None:
             self._listening.close()
@@ -314,6 +322,7 @@ class Agent:
         await asyncio.gather(
             self._replicas.count_now(COUNT_PATIENCE_S), self._door.count_refusals_within(COUNT_PATIENCE_S)
         )
+        await self._counting.deliver_within(DELIVERY_PATIENCE_S)
         return self.report()
 
     def stop(self, drain_timeout_s: float) -> None:
@@ -391,8 +400,8 @@ class Agent:
     async def _stop_everything(self, drain_timeout_s: float) -> None:
         """
         Stop the node: 1. who waits at a replica that sleeps is told that nobody will wake it; 2. ingress takes no new
-        connections and finishes what it has; 3. replicas drain, in the time that is left; 4. launchers and keeper end,
-        with whatever became our child; 5. sockets and records go.
+        connections and finishes what it has; 3. replicas drain, in the time that is left, and what they have counted is
+        delivered; 4. launchers and keeper end, with whatever became our child; 5. sockets and records go.
         """
         log.info("stopping everything")
         await self._installations.close()
@@ -411,6 +420,7 @@ class Agent:
         for replica in self._replicas.lives:
             self._replicas.forget(replica)
         await self._closed()
+        await self._counting.deliver_within(LAST_DELIVERY_S)
         self._inspections.kept.end()
         await self._replicas.launchers.stop()
         await self._replicas.safekeeping.stop()

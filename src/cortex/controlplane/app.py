@@ -76,6 +76,7 @@ from cortex.wire.indexes import read_handed_over
 from cortex.wire.launch import InspectReport
 from cortex.wire.link import NEEDS, ORDERS
 from cortex.wire.loads import NodeLoads
+from cortex.wire.needs import DeliverCounts
 
 if TYPE_CHECKING:
     from cortex.controlplane.deploy import Deployer
@@ -198,7 +199,7 @@ def build(
         indexes=partial(read_handed_over, layout.indexes_file),
         needed=Needed(state=state, engine=engine, under_way=under_way, settled=settled, stopping=stopping),
     )
-    needs = Needs({**supplying.handlers})
+    needs = Needs({**supplying.handlers, DeliverCounts: lambda delivery, node: statistics.take(delivery, node)})
     engine.follow(loop.wake)
     scaling = Scaling(
         state=state,
@@ -232,7 +233,6 @@ def build(
         store=store, known=state.apis, reports=agents.reports, fetch=models.again, stopping=stopping, tell=events.tell
     )
     statistics = Statistics(
-        folder=node.stats,
         file=layout.stats_file,
         clock=clock,
         reports=agents.reports,

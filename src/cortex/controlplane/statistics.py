@@ -1,10 +1,11 @@
-"""What was served and predicted: merges the replicas' files in its own thread, and adds the figures to statuses."""
+"""What was served and predicted: takes in what nodes deliver of it, and adds the figures to statuses."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,22 @@ import msgspec
 
 from cortex.clock import Clock, until_beat_s
 from cortex.errors import CortexError
-from cortex.ids import ApiKey, Version, api_key
+from cortex.ids import ApiKey, NodeId, Version, api_key
 from cortex.metrics import summary
-from cortex.metrics.collect import Collector
 from cortex.metrics.counts import Lifetime
-from cortex.metrics.store import StatsStore, Window
+from cortex.metrics.intake import Intake
+from cortex.metrics.store import StatsStore, StatsStoreUnusable, Window
 from cortex.planning.watching import Answers
 from cortex.wire.build import TrackerConfig
+from cortex.wire.needs import CountsTaken, DeliverCounts
 from cortex.wire.operator import AllVersions, ApiStatus, Traffic
 from cortex.wire.reports import AgentReport, IngressRefusals, Phase
+from cortex.wire.stats import Attempt
 
 log = logging.getLogger(__name__)
 
 COLLECT_EVERY_S = 1.0
-"""As often as replicas write."""
+"""As often as nodes deliver."""
 
 
 class Statistics:
@@ -33,7 +36,6 @@ class Statistics:
     The counters of everything that ran here. Nothing else depends on them: without a usable file, nothing is shown.
 
     Args:
-        folder: where replicas write.
         file: the store.
         reports: the agents' last reports; empty while none has come since our start.
         wanted: the apis that there are.
@@ -42,61 +44,82 @@ class Statistics:
     def __init__(
         self,
         *,
-        folder: Path,
         file: Path,
         clock: Clock,
         reports: Callable[[], tuple[AgentReport, ...]],
         wanted: Callable[[], Iterable[ApiKey]],
     ) -> None:
-        self._folder = folder
         self._file = file
         self._clock = clock
         self._reports = reports
         self._wanted = wanted
         self._store: StatsStore | None = None
-        self._collector: Collector | None = None
+        self._intake: Intake | None = None
         self._merged_refusals: tuple[IngressRefusals, ...] = ()
-        self._collecting = threading.Lock()
+        self._counting = threading.Lock()
         self._closed = False
         self.collect()
 
     def close(self) -> None:
         """Count what there is for the last time."""
         self.collect()
-        with self._collecting:
+        with self._counting:
             self._closed = True
             if self._store is not None:
                 self._store.close()
 
-    def collect(self) -> None:
-        """Merge what the replicas have written since the last time."""
-        reports = self._reports()
+    def take(self, delivery: DeliverCounts, node: NodeId) -> CountsTaken:
+        """
+        Count what a node delivers.
+
+        Raises:
+            StatsStoreUnusable: nothing was counted; it may be delivered again.
+        """
         wanted = frozenset(self._wanted())
-        replicas = [replica for report in reports for replica in report.replicas]
-        live = {(replica.replica, replica.attempt) for replica in replicas if replica.phase is not Phase.EXITED}
-        serving = {
-            (replica.replica, replica.attempt)
-            for replica in replicas
-            if replica.phase is Phase.READY and replica.api in wanted
-        }
-        with self._collecting:
+        serving = self._serving(wanted)
+        with self._counting:
+            if self._closed:
+                raise StatsStoreUnusable(self._file, "this control plane ends")
+            _store, intake = self._opened()
+            return intake.take(node, delivery, wanted=wanted, serving=serving)
+
+    def collect(self) -> None:
+        """Count what the agents' reports say, and forget what is over."""
+        reports = self._reports()
+        serving = self._serving(frozenset(self._wanted()))
+        with self._counting:
             if self._closed:
                 return
             try:
-                if self._collector is None or self._store is None:
-                    self._store = StatsStore(self._file)
-                    self._collector = Collector(self._folder, self._store, self._clock)
-                self._collector.collect(live if reports else None, wanted=wanted, serving=serving)
-                self._merge_refusals(self._store, reports)
-            except (CortexError, OSError) as error:
+                store, intake = self._opened()
+                intake.take_back(serving)
+                intake.tidy({report.node.node for report in reports})
+                self._merge_refusals(store, reports)
+            except CortexError as error:
                 log.warning("statistics could not be collected, will be tried again: %s", error)
+
+    def _opened(self) -> tuple[StatsStore, Intake]:
+        """Raises StatsStoreUnusable."""
+        if self._store is None or self._intake is None:
+            self._store = StatsStore(self._file)
+            self._intake = Intake(self._store, self._clock)
+        return self._store, self._intake
+
+    def _serving(self, wanted: AbstractSet[ApiKey]) -> set[Attempt]:
+        """Attempts that answer requests of an api that there is."""
+        return {
+            (replica.replica, replica.attempt)
+            for report in self._reports()
+            for replica in report.replicas
+            if replica.phase is Phase.READY and replica.api in wanted
+        }
 
     def forget(self, apis: Iterable[ApiKey]) -> None:
         """Nothing that these apis have counted is shown any more, nor what their replicas still count."""
-        with self._collecting:
+        with self._counting:
             try:
-                if self._collector is not None and not self._closed:
-                    self._collector.forget_apis(apis)
+                if self._intake is not None and not self._closed:
+                    self._intake.forget_apis(apis)
             except CortexError as error:
                 log.warning("statistics of removed apis could not be forgotten: %s", error)
 

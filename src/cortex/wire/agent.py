@@ -120,7 +120,7 @@ class ReadLogs(msgspec.Struct, frozen=True, kw_only=True, tag="read_logs"):
 
 
 class CountNow(msgspec.Struct, frozen=True, kw_only=True, tag="count_now"):
-    """Have everything that was answered so far counted: in the replicas' files, and in the next report."""
+    """Have everything that was answered so far counted: delivered, and in the report that answers."""
 
 
 class StopAgent(msgspec.Struct, frozen=True, kw_only=True, tag="stop_agent"):

@@ -15,6 +15,7 @@ import msgspec
 from cortex.errors import Problem
 from cortex.wire.build import SecretPin
 from cortex.wire.operator import StoredFile
+from cortex.wire.stats import Attempt
 
 PART = b"\0"
 """No JSON begins with it."""
@@ -95,3 +96,32 @@ class PackageIndexes(NeedReply, frozen=True, kw_only=True, tag="package_indexes"
 
     def __repr__(self) -> str:
         return "PackageIndexes(…)"
+
+
+# ---- what was counted -----------------------------------------------------------------------------------------------
+
+
+class DeliverCounts(Need, frozen=True, kw_only=True, tag="deliver_counts"):
+    """
+    Count what replicas of the node have counted. Answered with `CountsTaken` once it is committed.
+
+    The same again counts nothing, nor does what was overtaken by what followed it.
+    """
+
+    agent: str
+    """Which agent of the node sends it."""
+    number: int
+    """Grows with each delivery of that agent."""
+    files: tuple[msgspec.Raw, ...] = ()
+    """Each a `wire.stats.StatsFile`, as a replica wrote it: those that have changed since they were taken."""
+    kept: tuple[Attempt, ...] | None = None
+    """All attempts on the node that may count more, or of which it has a file. None: as was said before."""
+    durably: bool = False
+    """Some of the files are to be deleted: they should survive a loss of power here before that."""
+
+
+class CountsTaken(NeedReply, frozen=True, kw_only=True, tag="counts_taken"):
+    by: str
+    """Who counts: another one may know less, and should be sent everything anew."""
+    durable: bool = False
+    """They are on the disk, where that was asked for."""

@@ -3,18 +3,21 @@
 import random
 from collections import Counter
 
+import msgspec
 import psutil
 import pytest
 
+from cortex.agent.countfiles import CountFiles
 from cortex.clock import SystemClock
-from cortex.ids import ApiKey, ReplicaId, Version
+from cortex.ids import ApiKey, NodeId, ReplicaId, Version
 from cortex.metrics import summary
-from cortex.metrics.collect import Collector
+from cortex.metrics.intake import Intake
 from cortex.metrics.store import StatsStore
 from cortex.replica.observation.stats import Counters, StatsWriter
 from cortex.replica.observation.tracker import Tracker
 from cortex.wire.build import TrackerConfig
 from cortex.wire.launch import ReplicaSpec
+from cortex.wire.needs import DeliverCounts
 from cortex.wire.stats import EXACT_CLASSES
 
 API, VERSION = ApiKey("iris/sklearn"), Version("a" * 64)
@@ -40,13 +43,13 @@ def test_a_million_classes_are_counted_in_bounded_room_and_the_top_20_are_right_
     rng.shuffle(late)
     stream = early + late
     store, clock = StatsStore(tmp_path / "stats.db"), SystemClock()
-    collector = Collector(folder, store, clock)
+    files, intake = CountFiles(folder, clock), Intake(store, clock)
 
     process = psutil.Process()
     before_bytes = process.memory_info().rss
     part = len(stream) // 2 + 1
     for attempt in (1, 2):
-        count_and_collect(stream[(attempt - 1) * part : attempt * part], attempt, folder, collector)
+        count_and_deliver(stream[(attempt - 1) * part : attempt * part], attempt, folder, files, intake)
     held_bytes = process.memory_info().rss - before_bytes
 
     window = store.window(API, VERSION, now_wall_s=clock.wall_s(), classes=True)
@@ -69,7 +72,7 @@ def test_a_million_classes_are_counted_in_bounded_room_and_the_top_20_are_right_
     assert (tmp_path / "stats.db").stat().st_size < FILE_BYTES
 
 
-def count_and_collect(stream, attempt, folder, collector):
+def count_and_deliver(stream, attempt, folder, files, intake):
     replica = ReplicaId("iris.sklearn.aaaaaaaa.0")
     spec = ReplicaSpec(
         replica=replica,
@@ -91,6 +94,14 @@ def count_and_collect(stream, attempt, folder, collector):
         writer.tracker.track_response(name)
         if place % step == 0:
             writer.write()
-            collector.collect({(replica, attempt)})
+            deliver(files, intake, (replica, attempt))
     writer.write(last=True)
-    collector.collect({(replica, attempt)})
+    deliver(files, intake, (replica, attempt))
+
+
+def deliver(files, intake, attempt):
+    files.look({attempt})
+    while (batch := files.batch()) is not None:
+        message = msgspec.json.encode(DeliverCounts(agent="a", number=1, files=batch.contents, durably=batch.durably))
+        taken = intake.take(NodeId("local"), msgspec.json.decode(message, type=DeliverCounts))
+        files.taken(batch, durable=taken.durable)

@@ -26,7 +26,7 @@ from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.view import View
 from cortex.engines.fake import FakeEngine
-from cortex.ids import ApiKey, DeploymentName, ReplicaId
+from cortex.ids import ApiKey, DeploymentName, NodeId, ReplicaId
 from cortex.planning.model import WantedApi
 from cortex.planning.status import statuses
 from cortex.settings import load_settings
@@ -40,6 +40,7 @@ from cortex.wire.agent import LogLine, LogLines, ReadLogs
 from cortex.wire.build import BuildSpec, TrackerConfig
 from cortex.wire.events import Event, EventKind
 from cortex.wire.launch import InspectReport
+from cortex.wire.needs import DeliverCounts
 from cortex.wire.operator import (
     CURRENT,
     ApiChange,
@@ -98,8 +99,6 @@ class Lab:
         self.clock = clock = FakeClock()
         self.state = StateStore()
         self.agent = FakeAgent(clock, self.story)
-        self.stats = folder / "stats"
-        self.stats.mkdir()
         self.cloud = SecretStore(folder / "cloud")
         self.cloud_file = folder / "cloud.json"
         self.view = View()
@@ -116,6 +115,12 @@ class Lab:
         self.events = Events(file=folder / "events.db", clock=clock)
         store = ArtifactStore(folder / "artifacts")
         self.deploys: list[tuple[DeployResult, Sequence[WantedApi]]] = []
+        self.statistics = Statistics(
+            file=folder / "stats.db",
+            clock=clock,
+            reports=self.agent.reports,
+            wanted=lambda: (record.wanted.api for record in self.state.apis()),
+        )
         self.plane = ControlPlane(
             settings=load_settings({"CORTEX_HOME": str(folder / "home"), "CORTEX_OPERATOR_PORT": "4321"}),
             clock=clock,
@@ -125,13 +130,7 @@ class Lab:
             agents=self.agent,  # type: ignore[arg-type]
             loop=self.loop,
             view=self.view,
-            statistics=Statistics(
-                folder=self.stats,
-                file=folder / "stats.db",
-                clock=clock,
-                reports=self.agent.reports,
-                wanted=lambda: (record.wanted.api for record in self.state.apis()),
-            ),
+            statistics=self.statistics,
             scaling=Scaling(
                 state=self.state,
                 engine=FakeEngine([a_node()], clock=clock),
@@ -201,7 +200,7 @@ class Lab:
         self.loop.catch_up()
 
     def wrote(self, build: BuildSpec, ok: int) -> None:
-        """A replica of a build has answered so many requests, with class `a`."""
+        """A replica of a build has answered so many requests, with class `a`, and its node has delivered that."""
         replica = ReplicaId(f"{build.api.replace('/', '.')}.{build.revision[:8]}.0")
         file = StatsFile(
             replica=replica,
@@ -212,7 +211,8 @@ class Lab:
             ok=ok,
             tracker=TrackerStats(classes={"a": ok}),
         )
-        (self.stats / f"{replica}.1.json").write_bytes(msgspec.json.encode(file))
+        files = (msgspec.Raw(msgspec.json.encode(file)),)
+        self.statistics.take(DeliverCounts(agent="a", number=1, files=files), NodeId("local"))
 
     def keep_cloud(self, api: ApiKey) -> None:
         """A deploy of an api has handed over credentials."""

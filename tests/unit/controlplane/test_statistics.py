@@ -1,4 +1,4 @@
-"""Tests of `cortex.controlplane.statistics`: from replicas' files to what is shown of an api."""
+"""Tests of `cortex.controlplane.statistics`: from what nodes deliver to what is shown of an api."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +9,12 @@ import pytest
 
 from cortex.controlplane.statistics import Statistics
 from cortex.ids import ApiKey, NodeId, ReplicaId, Version
+from cortex.metrics.store import StatsStoreUnusable
 from cortex.planning.watching import Answers
 from cortex.testing.builders import a_build, a_replica, an_agent_report
 from cortex.testing.clock import FakeClock
 from cortex.wire.build import TrackerConfig
+from cortex.wire.needs import CountsTaken, DeliverCounts
 from cortex.wire.operator import ApiStatus, Status
 from cortex.wire.reports import AgentReport, IngressRefusals, IngressReport, Node, Phase, ReplicaReport
 from cortex.wire.stats import StatsFile, TrackerStats
@@ -26,9 +28,10 @@ STATUS = ApiStatus(
 
 class World:
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / "stats"
-        self.folder.mkdir()
+        self.folder = folder
         self.file = folder / "stats.db"
+        self.files: dict[ReplicaId, StatsFile] = {}
+        """What replicas have written and their node has not seen deleted."""
         self.clock = FakeClock()
         self.reports: tuple[AgentReport, ...] = ()
         self.wanted = {API}
@@ -37,7 +40,6 @@ class World:
     def restarted(self) -> Statistics:
         """Another control plane on the same files."""
         return Statistics(
-            folder=self.folder,
             file=self.file,
             clock=self.clock,
             reports=lambda: self.reports,
@@ -47,7 +49,7 @@ class World:
     def wrote(self, version: Version, classes: dict[str, int], **facts: Any) -> None:
         """A replica of this version has answered so many requests."""
         replica = ReplicaId(f"iris.sklearn.{version[:8]}.0")
-        file = StatsFile(
+        self.files[replica] = StatsFile(
             replica=replica,
             attempt=1,
             api=API,
@@ -57,10 +59,17 @@ class World:
             tracker=TrackerStats(classes=classes),
             **facts,
         )
-        (self.folder / f"{replica}.1.json").write_bytes(msgspec.json.encode(file))
+
+    def deliver(self) -> CountsTaken:
+        files = tuple(msgspec.Raw(msgspec.json.encode(file)) for file in self.files.values())
+        return self.statistics.take(DeliverCounts(agent="a", number=1, files=files, durably=True), NodeId("local"))
+
+    def collect(self) -> None:
+        self.deliver()
+        self.statistics.collect()
 
     def shown(self, version: Version = NEW, tracker: TrackerConfig | None = CLASSES) -> ApiStatus:
-        self.statistics.collect()
+        self.collect()
         return self.statistics.with_everything(STATUS, version, tracker)
 
 
@@ -87,7 +96,7 @@ def test_a_version_is_shown_by_itself_and_all_together(world: World) -> None:
 
 def test_the_last_hour_is_shown_by_minute(world: World) -> None:
     world.wrote(NEW, {"a": 6})
-    world.statistics.collect()
+    world.collect()
     world.clock.advance(120.0)
     world.wrote(NEW, {"a": 7})
     traffic = world.shown().traffic
@@ -120,7 +129,8 @@ def test_what_the_ingress_refused_is_in_the_counts_of_the_version_it_routed_to(w
 def test_counts_outlive_the_control_plane_and_the_replicas_files(world: World) -> None:
     world.wrote(NEW, {"a": 3}, last=True)
     before = world.shown()
-    assert list(world.folder.iterdir()) == []
+    assert world.deliver().durable
+    world.files.clear()
     world.statistics.close()
     world.statistics = world.restarted()
     assert world.shown() == before
@@ -130,7 +140,19 @@ def test_an_unusable_file_shows_no_figures_and_breaks_nothing(world: World) -> N
     world.statistics.close()
     world.file = world.folder / "nowhere" / "stats.db"
     world.statistics = world.restarted()
-    assert world.shown() == STATUS
+    world.statistics.collect()
+    assert world.statistics.with_everything(STATUS, NEW, CLASSES) == STATUS
+    with pytest.raises(StatsStoreUnusable):
+        world.deliver()
+
+
+def test_what_is_delivered_to_a_control_plane_that_ends_is_not_taken(world: World) -> None:
+    world.wrote(NEW, {"a": 3})
+    world.statistics.close()
+    with pytest.raises(StatsStoreUnusable, match="ends"):
+        world.deliver()
+    world.statistics = world.restarted()
+    assert world.shown().requests.ok == 3
 
 
 def removed_with_a_request_in_hand(world: World) -> ReplicaReport:
@@ -139,9 +161,9 @@ def removed_with_a_request_in_hand(world: World) -> ReplicaReport:
     replica = msgspec.structs.replace(replica, replica=ReplicaId(f"iris.sklearn.{replica.version[:8]}.0"))
     world.wrote(replica.version, {}, run="old")
     world.reports = (a_report(replica),)
-    world.statistics.collect()
+    world.collect()
     world.wanted.clear()
-    world.statistics.collect()
+    world.collect()
     world.statistics.forget([API])
     return replica
 
@@ -155,7 +177,7 @@ def test_what_a_removed_api_had_in_hand_counts_neither_for_it_nor_for_the_next_o
     replica = removed_with_a_request_in_hand(world)
     world.reports = (a_report(msgspec.structs.replace(replica, phase=Phase.DRAINING)),)
     world.wanted.add(API)
-    world.statistics.collect()
+    world.collect()
     world.wrote(replica.version, {"a": 1}, run="old", last=True)
     assert world.shown(replica.version).requests.ok == 0
     world.wrote(replica.version, {"a": 2}, run="new")
@@ -168,13 +190,13 @@ def test_a_replica_that_was_first_seen_after_the_removal_counts_as_well_once_it_
     replica = msgspec.structs.replace(replica, replica=ReplicaId(f"iris.sklearn.{replica.version[:8]}.0"))
     world.reports = (a_report(replica),)
     world.wanted.clear()
-    world.statistics.collect()
+    world.collect()
     world.statistics.forget([API])
-    world.statistics.collect()
+    world.collect()
     world.wrote(replica.version, {"a": 1}, run="late")
-    world.statistics.collect()
+    world.collect()
     world.wanted.add(API)
-    world.statistics.collect()
+    world.collect()
     world.wrote(replica.version, {"a": 3}, run="late")
     assert world.shown(replica.version).requests.ok == 2
 
@@ -182,7 +204,7 @@ def test_a_replica_that_was_first_seen_after_the_removal_counts_as_well_once_it_
 def test_a_replica_that_the_next_api_of_its_name_takes_over_goes_on_counting(world: World) -> None:
     replica = removed_with_a_request_in_hand(world)
     world.wanted.add(API)
-    world.statistics.collect()
+    world.collect()
     world.wrote(replica.version, {"a": 3}, run="old")
     assert world.shown(replica.version).requests.ok == 3
 
@@ -193,10 +215,10 @@ def test_what_a_new_version_is_compared_with_is_told_by_version_and_by_minute(wo
     refused = IngressRefusals(instance="haproxy 1", api=API, version=OLD, client_error=2, server_error=5, failed=3)
     ingress = IngressReport(up=True, host="", port=1, refusals=(refused,))
     world.reports = (an_agent_report(ingress=ingress),)
-    world.statistics.collect()
+    world.collect()
     world.clock.advance(60.0)
     world.wrote(OLD, {"a": 30}, client_error=5, server_error=6, unavailable=2)
-    world.statistics.collect()
+    world.collect()
     assert world.statistics.answers(API, OLD) == Answers(37, 7)
     assert world.statistics.answers(API, NEW) == Answers()
     now_s = world.clock.wall_s()

@@ -1,4 +1,4 @@
-"""A collector that is killed again and again while replicas write: every count arrives once."""
+"""Whoever delivers and whoever counts are killed again and again while replicas write: every count arrives once."""
 
 import random
 import subprocess
@@ -10,11 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cortex.agent.countfiles import CountFiles
 from cortex.clock import SystemClock
-from cortex.ids import ApiKey, ReplicaId, Version
-from cortex.metrics.collect import Collector
+from cortex.ids import ApiKey, NodeId, ReplicaId, Version
+from cortex.metrics.intake import Intake
 from cortex.metrics.store import StatsStore
 from cortex.processes import write_whole
+from cortex.wire.needs import DeliverCounts
 from cortex.wire.stats import StatsFile, TrackerStats, bucket_of
 
 REPLICAS = 6
@@ -22,18 +24,31 @@ KILLS = 8
 LONGEST_ATTEMPT = 30
 API = ApiKey("iris/sklearn")
 
-COLLECT_FOR_EVER = """
+COUNT_FOR_EVER = """
 import os, sys
 from pathlib import Path
+from cortex.agent.countfiles import CountFiles
 from cortex.clock import SystemClock
-from cortex.metrics.collect import Collector
+from cortex.ids import NodeId
+from cortex.metrics.intake import Intake
 from cortex.metrics.store import StatsStore
+from cortex.wire.needs import DeliverCounts
 
-home = Path(sys.argv[1])
-collector = Collector(home / "stats", StatsStore(home / "stats.db"), SystemClock())
+home, clock, node = Path(sys.argv[1]), SystemClock(), NodeId("local")
+files, intake = CountFiles(home / "stats", clock), Intake(StatsStore(home / "stats.db"), clock)
+known = frozenset()
+number = 0
 while True:
-    # Nobody lives, which is wrong for most files: the store must not care.
-    collector.collect(set() if os.urandom(1)[0] < 128 else None)
+    # Nobody lives, which is wrong for most files: nobody must care.
+    files.look(set() if os.urandom(1)[0] < 128 else known)
+    while (batch := files.batch()) is not None:
+        number += 1
+        known = files.kept
+        taken = intake.take(node, DeliverCounts(
+            agent=str(os.getpid()), number=number, files=batch.contents, kept=tuple(known), durably=batch.durably,
+        ))
+        files.taken(batch, durable=taken.durable)
+    intake.tidy({node})
     print("pass", flush=True)
 """
 
@@ -81,7 +96,7 @@ class Replica(threading.Thread):
 
 
 @pytest.mark.slow
-def test_counts_equal_what_was_served_however_often_the_collector_is_killed(tmp_path):
+def test_counts_equal_what_was_served_however_often_who_counts_is_killed(tmp_path):
     folder = tmp_path / "stats"
     folder.mkdir()
     writes, enough = threading.Semaphore(0), threading.Event()
@@ -92,15 +107,15 @@ def test_counts_equal_what_was_served_however_often_the_collector_is_killed(tmp_
     try:
         for _ in range(KILLS):
             with subprocess.Popen(
-                [sys.executable, "-c", COLLECT_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE
-            ) as collector:
-                assert collector.stdout is not None
+                [sys.executable, "-c", COUNT_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE
+            ) as counter:
+                assert counter.stdout is not None
                 try:
                     for _ in range(rng.randint(1, 20)):
                         writes.release(2 * REPLICAS)  # they go on during this pass
-                        assert collector.stdout.readline() == b"pass\n"
+                        assert counter.stdout.readline() == b"pass\n"
                 finally:
-                    collector.kill()
+                    counter.kill()
     finally:
         enough.set()
         writes.release(REPLICAS * LONGEST_ATTEMPT)
@@ -108,7 +123,11 @@ def test_counts_equal_what_was_served_however_often_the_collector_is_killed(tmp_
             replica.join()
     store = StatsStore(tmp_path / "stats.db")
     clock = SystemClock()
-    Collector(folder, store, clock).collect(set())
+    files, intake = CountFiles(folder, clock), Intake(store, clock)
+    files.look(set())
+    while (batch := files.batch()) is not None:
+        delivery = DeliverCounts(agent="last", number=1, files=batch.contents, durably=True)
+        files.taken(batch, durable=intake.take(NodeId("local"), delivery).durable)
     served = sum((replica.written for replica in replicas), Counter())
     window = store.window(API, now_wall_s=clock.wall_s(), classes=True)
     assert window.classes == dict(served)
