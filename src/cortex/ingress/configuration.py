@@ -24,20 +24,39 @@ A *probe* is a request of our own, by which a change-over is proved. It has `x-c
 this configuration and in a file of the home; without the right one it is a request like any other. Replicas are told
 of it by `x-cortex-probe: 1`, which, as all that begins with `x-cortex-`, nobody else can send them. It is in no count,
 wakes nobody, and does not wait where others wait. Its answer says so, too: it was taken for what it is.
+
+Where there are *peers* (`peers`), every door serves every api. A pool backend has them as backup servers: they are
+asked when no replica of this node is in rotation, and, one of them drawn, when all are busy. Beside each there is a
+backend `near-<n>` with the same replicas and no peers, for what comes from peers. It tries once and then closes the
+connection, so that the first door decides about a second delivery; what it refuses itself it marks
+(`x-cortex-refused`), and the first door counts it. So a request has two deliveries at most, and one count. Two fields
+more are in the map entry: how many requests may be away, and the tickets to draw from.
+
+    /iris/sklearn pool-0001|…|awake|80|1.5f0c2a9b:1.5f0c2a9b:…:2.77aa01cd
 """
 
 from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from cortex.ids import ApiKey
 from cortex.ingress.errors import TooFewFiles
-from cortex.ingress.pool import NOWHERE, backend_name, backend_number
+from cortex.ingress.peers import (
+    AWAY_PER_REPLICA,
+    DRAWS,
+    PEER_KEY,
+    WATCHED,
+    IngressPeer,
+    PeerServer,
+    place_name,
+    tickets,
+)
+from cortex.ingress.pool import NOWHERE, backend_name, backend_number, near_name
 from cortex.ingress.routes import IngressRoute, IngressServer
 
 LAYOUT = 4
@@ -48,6 +67,10 @@ PROBES = "probes"
 """The table of the probes that each backend has had, and has now."""
 PROBE_HEADER = "x-cortex-probe"
 BULK_BACKEND = "bulk"
+PEER_FRONTEND = "from-peers"
+NEAR_BULK_BACKEND = "bulk-near"
+AWAY = "away"
+"""The table of the requests that each backend has at peers although there are replicas here."""
 
 DOOR_BUFFER_BYTES = 32768
 """CPU of HAProxy for a small request that it may retry: 17 µs with buffers of 16 KiB, 20 at 32, 31 at 64, 65 at 256."""
@@ -61,6 +84,8 @@ LONGEST_TIMEOUT_MS = 2_000_000_000
 """23 days: HAProxy's timers are 31 bits of milliseconds."""
 KEPT_CONNECTIONS = 3
 """Idle connections to replicas that one client connection may keep, for `max-session-srv-conns`."""
+CHECK_MS = 300
+"""A peer is asked so often whether it answers, and is left out after the second time that it does not."""
 FD_RESERVE = 128
 """File descriptors for everything that is no client: admin connections, listeners, log."""
 MAX_CLIENTS = 8192
@@ -132,6 +157,19 @@ class IngressLimits(msgspec.Struct, frozen=True):
         return (Tier.BULK, Tier.DOOR) if self.replay_bytes > DOOR_BODY_BYTES else (Tier.DOOR,)
 
 
+class WorkerPeering(msgspec.Struct, frozen=True):
+    """What a worker knows of peers from the start."""
+
+    bind: str
+    """Argument of `bind`, for the door."""
+    certificate: Path
+    authority: Path
+    fingerprint: str
+    """Of what is in both files: HAProxy reads them once."""
+    places: int
+    """Peers that it can watch."""
+
+
 class WorkerConfiguration(msgspec.Struct, frozen=True):
     """One worker's configuration, apart from routes and servers."""
 
@@ -150,6 +188,8 @@ class WorkerConfiguration(msgspec.Struct, frozen=True):
     limits: IngressLimits
     probe_token: str = ""
     """What makes a request a probe, hex digits; empty: nothing does."""
+    peering: WorkerPeering | None = None
+    """None: there is one door."""
 
 
 class WorkerLabel(msgspec.Struct, frozen=True):
@@ -160,11 +200,14 @@ class WorkerLabel(msgspec.Struct, frozen=True):
     generation: int
     pool_size: int
     digest: str
+    places: int = 0
+    """For peers; 0: it knows nothing of peers."""
 
     def __str__(self) -> str:
+        places = f"places={self.places} " if self.places else ""
         return (
             f"cortex-ingress layout={self.layout} tier={self.tier.value} generation={self.generation} "
-            f"pool={self.pool_size} digest={self.digest}"
+            f"pool={self.pool_size} {places}digest={self.digest}"
         )
 
 
@@ -188,30 +231,37 @@ def parse_label(description: str) -> WorkerLabel | None:
             generation=int(facts["generation"]),
             pool_size=int(facts["pool"]),
             digest=facts["digest"],
+            places=int(facts.get("places", 0)),
         )
     except (KeyError, ValueError):
         return None
 
 
-def max_clients(fd_limit: int) -> int:
+def max_clients(fd_limit: int, *, frontends: int = 1) -> int:
     """
     Client connections that fit the fd limit, with the connections to replicas that each of them may keep.
+
+    Args:
+        frontends: each may have so many; peers are clients, too.
 
     Raises:
         TooFewFiles: not even 32 fit; names the limit and what is needed.
     """
-    clients = min(MAX_CLIENTS, (fd_limit - FD_RESERVE) // (2 + KEPT_CONNECTIONS))
+    descriptors = frontends * (2 + KEPT_CONNECTIONS)
+    clients = min(MAX_CLIENTS, (fd_limit - FD_RESERVE) // descriptors)
     if clients < MIN_CLIENTS:
-        raise TooFewFiles(fd_limit, MIN_CLIENTS * (2 + KEPT_CONNECTIONS) + FD_RESERVE)
+        raise TooFewFiles(fd_limit, MIN_CLIENTS * descriptors + FD_RESERVE)
     return clients
 
 
-def server_key(server: IngressServer) -> str:
+def server_key(server: IngressServer | PeerServer) -> str:
     """
     The server's name inside HAProxy: its own, and a digest of its socket, which HAProxy does not tell.
 
     So a server that got another socket is another server, also after we forgot everything.
     """
+    if isinstance(server, PeerServer):
+        return server.key
     return f"{server.name}.{hashlib.sha256(server.socket.encode()).hexdigest()[:8]}"
 
 
@@ -220,10 +270,15 @@ def server_name(key: str) -> str:
     return key.rpartition(".")[0] or key
 
 
-def render_entry(route: IngressRoute, backend: int) -> str:
-    """The map entry's value for a route; see the module's docstring."""
+def render_entry(route: IngressRoute, backend: int, peers: Sequence[PeerServer] | None = None) -> str:
+    """
+    The map entry's value for a route; see the module's docstring.
+
+    Args:
+        peers: those of the route; None for a worker that knows nothing of peers.
+    """
     timeout_ms = min(LONGEST_TIMEOUT_MS, max(1, round(route.timeout_s * 1000)))
-    fields = (
+    fields: tuple[str, ...] = (
         backend_name(backend),
         f"{timeout_ms},{route.max_body_bytes}",
         str(timeout_ms + REPLICA_GRACE_MS),
@@ -235,13 +290,15 @@ def render_entry(route: IngressRoute, backend: int) -> str:
         str(route.retry_after_s),
         route.sleep.value,
     )
+    if peers is not None:
+        fields += (str(AWAY_PER_REPLICA * sum(share.ready for share in route.peers)), tickets(peers))
     return "|".join(fields)
 
 
 def parse_entry(value: str) -> Entry | None:
     """Backend and api of a map entry; None if it is not one of this layout."""
     fields = value.split("|")
-    if len(fields) != 10:
+    if len(fields) not in (10, 12):
         return None
     backend = backend_number(fields[0])
     return None if backend is None else Entry(backend=backend, api=ApiKey(fields[6]))
@@ -259,6 +316,7 @@ def configuration_digest(
     limits: IngressLimits,
     haproxy: str,
     probe_token: str = "",
+    peering: WorkerPeering | None = None,
 ) -> str:
     """
     Name everything a running worker cannot be told by commands: a worker with another digest is replaced.
@@ -281,31 +339,47 @@ def configuration_digest(
                 max_clients=clients,
                 limits=limits,
                 probe_token=probe_token,
+                peering=peering,
             ),
             {},
         )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def render_configuration(configuration: WorkerConfiguration, servers: Mapping[int, Sequence[IngressServer]]) -> str:
+def render_configuration(
+    configuration: WorkerConfiguration,
+    servers: Mapping[int, Sequence[IngressServer | PeerServer]],
+    watched: Mapping[int, IngressPeer] | None = None,
+) -> str:
     """
     The whole haproxy.cfg.
 
     Args:
         servers: by backend, those that the worker starts with.
+        watched: by place, the peers that it watches from the start.
     """
-    blocks = [
-        _global(configuration),
-        _table(),
-        _base(configuration.limits),
-        _frontend(configuration),
-        _pool_defaults(configuration),
-    ]
-    if configuration.tier is Tier.DOOR and Tier.BULK in configuration.limits.tiers:
+    peering = configuration.peering
+    has_bulk = configuration.tier is Tier.DOOR and Tier.BULK in configuration.limits.tiers
+    blocks = [_global(configuration), _table()]
+    if peering is not None:
+        blocks.append(_away_table())
+    blocks += [_base(configuration.limits), _frontend(configuration)]
+    if peering is not None and configuration.tier is Tier.DOOR:
+        blocks.append(_peer_frontend(configuration, peering))
+    blocks.append(_pool_defaults(configuration))
+    if peering is not None:
+        blocks.append(_near_defaults(configuration))
+    if has_bulk:
         blocks.append(_bulk_backend(configuration))
-    blocks += [
-        _pool_backend(backend, servers.get(backend, ())) for backend in range(NOWHERE, configuration.pool_size + 1)
-    ]
+    if has_bulk and peering is not None:
+        blocks.append(_near_bulk_backend(configuration))
+    if peering is not None:
+        blocks.append(_watched(peering, watched or {}))
+    for backend in range(NOWHERE, configuration.pool_size + 1):
+        found = servers.get(backend, ())
+        blocks.append(_pool_backend(backend, found, peering))
+        if peering is not None:
+            blocks.append(_near_backend(backend, found))
     return "".join(blocks)
 
 
@@ -317,11 +391,20 @@ def _global(configuration: WorkerConfiguration) -> str:
         generation=configuration.generation,
         pool_size=configuration.pool_size,
         digest=configuration.digest,
+        places=configuration.peering.places if configuration.peering else 0,
     )
     buffer = DOOR_BUFFER_BYTES if configuration.tier is Tier.DOOR else limits.replay_bytes + HEADER_ROOM_BYTES
     # HAProxy sizes its fd table as twice the global maxconn; the frontend's own, lower one leaves room for the
     # connections to replicas that idle clients keep.
-    maxconn = configuration.max_clients * (2 + KEPT_CONNECTIONS) // 2
+    frontends = 2 if configuration.peering else 1
+    maxconn = frontends * configuration.max_clients * (2 + KEPT_CONNECTIONS) // 2
+    tls = ""
+    if configuration.peering:
+        tls = f"""\
+    # certificates {configuration.peering.fingerprint}
+    ssl-default-bind-options ssl-min-ver TLSv1.3
+    ssl-default-server-options ssl-min-ver TLSv1.3
+"""
     return f"""\
 # Written by Cortex at every start of HAProxy; changes are lost.
 global
@@ -333,7 +416,7 @@ global
     maxconn {maxconn}
     tune.bufsize {buffer}
     hard-stop-after 15m
-
+{tls}
 """
 
 
@@ -346,6 +429,15 @@ backend {TABLE}
 # Probes, by backend: how many there were, and are now. They are taken off what the backend has counted.
 backend {PROBES}
     stick-table type string len 32 size 20k store conn_cnt,conn_cur
+
+"""
+
+
+def _away_table() -> str:
+    return f"""\
+# Requests that are at peers because all replicas here are busy, by backend.
+backend {AWAY}
+    stick-table type string len 32 size 20k store conn_cur
 
 """
 
@@ -388,36 +480,93 @@ defaults base
 
 def _frontend(configuration: WorkerConfiguration) -> str:
     binds = "".join(f"    bind {bind} proto h1\n" for bind in configuration.binds)
-    map_file = quoted(configuration.map_file)
-    # Below an endpoint only the Open Inference Protocol is found: `/sklearn/v2/…`, `/iris/sklearn/v2/…`.
-    below_api, below_both = (f"{{ path_reg ^(/[^/]+){{{names}}}/v2(/|$) }}" for names in (1, 2))
-    bulk = ""
-    if configuration.tier is Tier.DOOR and Tier.BULK in configuration.limits.tiers:
-        # A chunked body has no length to judge by: bulk reads until it ends or its buffer is full.
-        bulk = f"""\
-    use_backend {BULK_BACKEND} if {{ req.hdr_val(content-length) gt {DOOR_BODY_BYTES} }}
-    use_backend {BULK_BACKEND} if {{ req.hdr(transfer-encoding) -m found }}
-    use_backend {BULK_BACKEND} if {{ var(txn.route),field(5,|) off }}
-"""
+    relayed, near = "", ""
+    if configuration.peering is not None and configuration.tier is Tier.BULK:
+        # Said by the door that is in front, of what has come from a peer. A client cannot say it.
+        relayed = "".join(
+            f"    http-request set-var(txn.{name}) bool(true) if {{ req.fhdr(x-cortex-{name}) -m found }}\n"
+            for name in ("near", "only")
+        )
+        near = f"    use_backend {_NEAR_OF_ROUTE} if {{ var(txn.near) -m found }}\n"
     return f"""\
 frontend {FRONTEND} from base
 {binds}\
     maxconn {configuration.max_clients}
+{relayed}\
 {_marks(configuration.probe_token)}\
+{_route_rules(configuration.map_file)}\
+    http-request return {_error(404, "not-found", "nothing is deployed at this path")} if !{{ var(txn.route) -m found }}
+{_health()}\
+{_to_bulk(configuration, BULK_BACKEND)}\
+{near}\
+    use_backend %[var(txn.route),field(1,|)]
+{_said_of_all()}
+"""
+
+
+def _peer_frontend(configuration: WorkerConfiguration, peering: WorkerPeering) -> str:
+    # Whoever passes on takes care that it leaves an idle connection first: one that is closed under a request looks as
+    # if a replica had died with it.
+    keep_alive = _ms(2 * configuration.limits.keep_alive_s)
+    probe = ""
+    if configuration.probe_token:
+        probe = f"    http-request set-var(txn.probe) bool(true) if {{ req.fhdr({PROBE_HEADER}) -m found }}\n"
+    # Who has another door to ask is better served by that than by our answer.
+    nobody = _error(503, Refusal.NO_READY_REPLICA.value, "no replica is ready")
+    remark = f"    http-request set-header {PROBE_HEADER} 1 if {_IS_PROBE}\n" if configuration.probe_token else ""
+    return f"""\
+# The doors of other nodes, known by their certificates. What they ask goes to replicas of this node and no further.
+frontend {PEER_FRONTEND} from base
+    bind {peering.bind} ssl {_credentials(peering, quoted)} verify required proto h1
+    maxconn {configuration.max_clients}
+    timeout http-keep-alive {keep_alive}
+    http-request set-var(txn.only) bool(true) if {{ req.fhdr(x-cortex-only) -m found }}
+{probe}\
+    http-request del-header x-cortex- -m beg
+{remark}\
+{_route_rules(configuration.map_file)}\
+    http-request return {nobody} hdr {_REFUSED} {_NOBODY} if !{{ var(txn.route) -m found }} {{ var(txn.only) -m found }}
+    http-request reject if !{{ var(txn.route) -m found }}
+{_health()}\
+{_to_bulk(configuration, NEAR_BULK_BACKEND)}\
+    use_backend {_NEAR_OF_ROUTE}
+{_said_of_all()}
+"""
+
+
+def _route_rules(map_file: str) -> str:
+    """Rules that give a request its id, and find its route."""
+    file = quoted(map_file)
+    # Below an endpoint only the Open Inference Protocol is found: `/sklearn/v2/…`, `/iris/sklearn/v2/…`.
+    below_api, below_both = (f"{{ path_reg ^(/[^/]+){{{names}}}/v2(/|$) }}" for names in (1, 2))
+    return f"""\
     http-request set-var(txn.id) req.fhdr(x-request-id) if {{ req.fhdr(x-request-id) -m reg ^[A-Za-z0-9._-]{{1,128}}$ }}
     http-request set-var(txn.id) uuid() if !{{ var(txn.id) -m found }}
     http-request set-header x-request-id %[var(txn.id)]
-    http-request set-var(txn.route) path,map({map_file})
-    http-request set-var(txn.route) path,regsub(/$,),map({map_file}) if !{{ var(txn.route) -m found }} {{ path_end / }}
-    http-request set-var(txn.route) path,field(1,/,2),map({map_file}) if !{{ var(txn.route) -m found }} {below_api}
-    http-request set-var(txn.route) path,field(1,/,3),map({map_file}) if !{{ var(txn.route) -m found }} {below_both}
-    http-request return {_error(404, "not-found", "nothing is deployed at this path")} if !{{ var(txn.route) -m found }}
-{_health()}\
-{bulk}\
-    use_backend %[var(txn.route),field(1,|)]
+    http-request set-var(txn.route) path,map({file})
+    http-request set-var(txn.route) path,regsub(/$,),map({file}) if !{{ var(txn.route) -m found }} {{ path_end / }}
+    http-request set-var(txn.route) path,field(1,/,2),map({file}) if !{{ var(txn.route) -m found }} {below_api}
+    http-request set-var(txn.route) path,field(1,/,3),map({file}) if !{{ var(txn.route) -m found }} {below_both}
+"""
+
+
+def _to_bulk(configuration: WorkerConfiguration, backend: str) -> str:
+    """Rules of the door for what only bulk can deliver twice."""
+    if configuration.tier is Tier.BULK or Tier.BULK not in configuration.limits.tiers:
+        return ""
+    # A chunked body has no length to judge by: bulk reads until it ends or its buffer is full.
+    return f"""\
+    use_backend {backend} if {{ req.hdr_val(content-length) gt {DOOR_BODY_BYTES} }}
+    use_backend {backend} if {{ req.hdr(transfer-encoding) -m found }}
+    use_backend {backend} if {{ var(txn.route),field(5,|) off }}
+"""
+
+
+def _said_of_all() -> str:
+    """Rules for every answer, whoever gave it."""
+    return f"""\
     http-after-response set-header x-request-id %[var(txn.id)]
     http-after-response set-header {PROBE_HEADER} 1 if {_IS_PROBE}
-
 """
 
 
@@ -462,6 +611,38 @@ def _health() -> str:
 
 
 def _pool_defaults(configuration: WorkerConfiguration) -> str:
+    peering = configuration.peering
+    away = _away_rules(configuration.limits) if peering else ""
+    return f"""\
+defaults pool from base
+{"    option allbackups" + chr(10) if peering else ""}\
+{_track()}\
+{_prediction_rules(configuration)}\
+{away}\
+{_queue_rule(" !{ var(txn.draw) -m found }" if peering else "")}\
+{_account(peers=peering is not None)}
+"""
+
+
+def _near_defaults(configuration: WorkerConfiguration) -> str:
+    nobody = _error(503, Refusal.NO_READY_REPLICA.value, "no replica is ready")
+    return f"""\
+# For peers: as above, but tried once, passed on to nobody, and counted by the door that has the client.
+defaults near from base
+    errorfile 502 /dev/null
+    errorfile 503 /dev/null
+    http-request return {nobody}{_RETRY_AFTER} if {{ nbsrv eq 0 }} {{ var(txn.only) -m found }}
+    http-request reject if {{ nbsrv eq 0 }}
+{_prediction_rules(configuration)}\
+    http-request disable-l7-retry
+{_queue_rule()}\
+    http-response del-header {_REFUSED}
+{_mark_own()}
+"""
+
+
+def _prediction_rules(configuration: WorkerConfiguration) -> str:
+    """What is asked of a prediction, and told to a replica, before one is chosen."""
     limits = configuration.limits
     largest = DOOR_BODY_BYTES if configuration.tier is Tier.DOOR else limits.replay_bytes
     too_large = _error(
@@ -471,7 +652,6 @@ def _pool_defaults(configuration: WorkerConfiguration) -> str:
         "the body is larger than %[var(txn.max_body)] bytes",
         ',"limit":%[var(txn.max_body)],"hint":"raise max_body in cortex.yaml"',
     )
-    full = _error(503, Refusal.OVERLOADED.value, "every replica is busy and the queue is full" + _WAKES)
     wakes = ": this api slept and is being woken, come again after %[var(txn.route),field(9,|)] s"
     no_room = _error(503, Refusal.OVERLOADED.value, "every replica is busy")
     sleeps = _error(503, ASLEEP, "the api sleeps, and a probe wakes nobody")
@@ -482,8 +662,6 @@ def _pool_defaults(configuration: WorkerConfiguration) -> str:
     # beginning copied for a second delivery that cannot be.
     unrepeatable = f"{{ req.hdr_val(content-length) gt {largest} }}"
     return f"""\
-defaults pool from base
-{_track()}\
     http-request track-sc1 be_name table {PROBES} if {_IS_PROBE}
     http-request return {sleeps} if {_IS_PROBE} {{ var(txn.route),field(10,|) -m str asleep waking }}
     http-request return {no_room}{_RETRY_AFTER} if {_IS_PROBE} {{ nbsrv gt 0 }} {{ be_conn_free eq 0 }}
@@ -497,27 +675,79 @@ defaults pool from base
     http-request set-var(txn.whole) bool(true) if !{unrepeatable}
     http-request set-var-fmt(txn.wakes) {quoted(wakes)} if {{ var(txn.route),field(10,|) -m str asleep waking }}
     http-request set-var(txn.max_queued) var(txn.route),field(6,|)
-    http-request return {full}{_RETRY_AFTER} if {{ queue,sub(txn.max_queued) ge 0 }}
-{_account()}
+"""
+
+
+def _queue_rule(but: str = "") -> str:
+    full = _error(503, Refusal.OVERLOADED.value, "every replica is busy and the queue is full" + _WAKES)
+    return f"    http-request return {full}{_RETRY_AFTER} if{but} {{ queue,sub(txn.max_queued) ge 0 }}\n"
+
+
+def _away_rules(limits: IngressLimits) -> str:
+    """
+    Rules that draw a peer when every replica here is full, unless there are enough requests at peers already.
+
+    HAProxy counts no free connections (-1) where peers are all that is left: then it chooses among them itself. It also
+    takes an idle server before a busy one whatever their weights, so that as equals of replicas peers would be sent a
+    share of the requests that come one by one.
+    """
+    ticket = "var(txn.route),field(12,|),field"
+    draws = "".join(
+        f"    http-request set-var(txn.away) {ticket}({draw + 1},:) if {{ var(txn.draw) -m int {draw} }}\n"
+        for draw in range(DRAWS)
+    )
+    full = "{ nbsrv gt 0 } { be_conn_free eq 0 }"
+    extra_ms = round(limits.queue_timeout_s * 1000)  # it may have to wait there, too
+    goes_away = "{ var(txn.peers) -m found } || { var(txn.draw) -m found }"
+    return f"""\
+    http-request set-var(txn.room) var(txn.route),field(11,|)
+    http-request set-var(txn.draw) rand({DRAWS}) if {full} {{ be_name,table_conn_cur({AWAY}),sub(txn.room) lt 0 }}
+    http-request track-sc2 be_name table {AWAY} if {{ var(txn.draw) -m found }}
+{draws}\
+    http-request set-var(txn.peers) bool(true) if {{ be_conn_free lt 0 }}
+    http-request set-header x-cortex-only 1 if {{ var(txn.peers) -m found }} {{ nbsrv eq 1 }}
+    http-request set-timeout server var(txn.route),field(3,|),add({extra_ms}) if {goes_away}
 """
 
 
 def _bulk_backend(configuration: WorkerConfiguration) -> str:
-    limits = configuration.limits
-    extra_ms = round((limits.body_timeout_s + limits.queue_timeout_s) * 1000) + REPLICA_GRACE_MS
-    token = configuration.probe_token
-    marks = f"    http-request set-header {PROBE_HEADER} {token} if {_IS_PROBE}\n" if token else ""
     return f"""\
 # The bulk worker, which does everything that a pool backend does, and the waiting.
 backend {BULK_BACKEND} from base
     option http-server-close
 {_track()}\
-{marks}\
-    http-request set-timeout server var(txn.route),field(3,|),add({extra_ms})
-    http-request disable-l7-retry
+{_bulk_rules(configuration)}\
 {_account(Refusal.BAD_REQUEST)}\
     server bulk {quoted("unix@" + str(configuration.bulk_socket))}
 
+"""
+
+
+def _near_bulk_backend(configuration: WorkerConfiguration) -> str:
+    return f"""\
+backend {NEAR_BULK_BACKEND} from base
+    option http-server-close
+    errorfile 502 /dev/null
+    errorfile 503 /dev/null
+    http-request set-header x-cortex-near 1
+    http-request set-header x-cortex-only 1 if {{ var(txn.only) -m found }}
+{_bulk_rules(configuration)}\
+{_mark_own()}\
+    server bulk {quoted("unix@" + str(configuration.bulk_socket))}
+
+"""
+
+
+def _bulk_rules(configuration: WorkerConfiguration) -> str:
+    limits = configuration.limits
+    queues = 2 if configuration.peering else 1  # its own, and a peer's
+    extra_ms = round((limits.body_timeout_s + queues * limits.queue_timeout_s) * 1000) + REPLICA_GRACE_MS
+    token = configuration.probe_token
+    marks = f"    http-request set-header {PROBE_HEADER} {token} if {_IS_PROBE}\n" if token else ""
+    return f"""\
+{marks}\
+    http-request set-timeout server var(txn.route),field(3,|),add({extra_ms})
+    http-request disable-l7-retry
 """
 
 
@@ -525,12 +755,13 @@ def _track() -> str:
     return f"    http-request track-sc0 var(txn.route),field(7,|) table {TABLE}\n"
 
 
-def _account(*others: Refusal) -> str:
+def _account(*others: Refusal, peers: bool = False) -> str:
     """
     Rules that leave a replica's answers alone, and complete and count those that HAProxy makes itself.
 
     Args:
         others: what somebody else counts.
+        peers: whether what peers have refused is to be counted, too.
     """
     statuses = {
         # Of a whole request it means that the client left (abortonclose), which is no refusal.
@@ -544,25 +775,93 @@ def _account(*others: Refusal) -> str:
         Refusal.TIMEOUT: "{ status 504 }",
         Refusal.INGRESS_FAULT: "{ status 500 }",
     }
+    answered = "    http-response set-var(txn.answered) bool(true)"
+    if peers:
+        answered += f" if !{{ srv_name -m beg {PEER_KEY} }} || !{{ res.hdr({_REFUSED}) -m found }}\n"
+        answered += f"    http-response set-var(txn.nobody) bool(true) if {{ res.hdr({_REFUSED}) -m str {_NOBODY} }}\n"
+        answered += f"    http-response del-header {_REFUSED}"
+        statuses[Refusal.NO_READY_REPLICA] += " || { status 503 } { var(txn.nobody) -m found }"
+        statuses[Refusal.OVERLOADED] += " !{ var(txn.nobody) -m found }"
     counts = "".join(
         f"    http-after-response sc-inc-gpc({index},0) if {statuses[refusal]}\n"
         for index, refusal in enumerate(Refusal)
         if refusal not in others
     )
     return f"""\
-    http-response set-var(txn.answered) bool(true)
+{answered}
     http-after-response allow if {{ var(txn.answered) -m found }}
     http-after-response set-header x-cortex-version %[var(txn.route),field(8,|)]
     http-after-response allow if {_IS_PROBE}
 {counts}"""
 
 
-def _pool_backend(backend: int, servers: Iterable[IngressServer]) -> str:
+def _mark_own() -> str:
+    """Rules that leave a replica's answers alone, and say of those that HAProxy makes itself that it made them."""
+    return f"""\
+    http-response set-var(txn.answered) bool(true)
+    http-after-response allow if {{ var(txn.answered) -m found }}
+    http-after-response set-header x-cortex-version %[var(txn.route),field(8,|)]
+    http-after-response set-header {_REFUSED} 1
+    http-after-response set-header {_REFUSED} {_NOBODY} if {{ be_name,nbsrv eq 0 }}
+"""
+
+
+def _watched(peering: WorkerPeering, watched: Mapping[int, IngressPeer]) -> str:
+    """The places of the peers. None of these servers gets a request."""
+    how = f"ssl {_credentials(peering, quoted)} verify required check inter {CHECK_MS}ms fall 2 rise 1"
     lines = "".join(
+        f"    server {place_name(place)} {watched[place].address} {how}\n"
+        if place in watched
+        else f"    server {place_name(place)} 127.0.0.1:1 {how} disabled\n"
+        for place in range(1, peering.places + 1)
+    )
+    return f"""\
+# Whether the doors of other nodes answer, asked once of each.
+backend {WATCHED} from base
+{lines}
+"""
+
+
+def peer_arguments(server: PeerServer, peering: WorkerPeering, word: Callable[[str], str]) -> str:
+    """
+    What HAProxy is told of a peer as a server, after its name.
+
+    Args:
+        word: makes one word of a path, where this is said.
+    """
+    name = server.peer.name
+    return (
+        f"{server.peer.address} ssl {_credentials(peering, word)} verify required verifyhost {name} sni str({name}) "
+        f"backup weight {server.weight} track {WATCHED}/{place_name(server.place)} on-marked-down shutdown-sessions"
+    )
+
+
+def _credentials(peering: WorkerPeering, word: Callable[[str], str]) -> str:
+    return f"crt {word(str(peering.certificate))} ca-file {word(str(peering.authority))}"
+
+
+def _pool_backend(backend: int, servers: Iterable[IngressServer | PeerServer], peering: WorkerPeering | None) -> str:
+    lines = _server_lines(servers)
+    if peering is not None:
+        lines += f"    use-server {PEER_KEY}%[var(txn.away)] if {{ var(txn.away) -m found }}\n"
+        lines += "".join(
+            f"    server {server.key} {peer_arguments(server, peering, quoted)}\n"
+            for server in servers
+            if isinstance(server, PeerServer)
+        )
+    return f"backend {backend_name(backend)} from pool\n{lines}"
+
+
+def _near_backend(backend: int, servers: Iterable[IngressServer | PeerServer]) -> str:
+    return f"backend {near_name(backend)} from near\n{_server_lines(servers)}"
+
+
+def _server_lines(servers: Iterable[IngressServer | PeerServer]) -> str:
+    return "".join(
         f"    server {server_key(server)} {quoted('unix@' + server.socket)} maxconn {server.max_connections}\n"
         for server in servers
+        if isinstance(server, IngressServer)
     )
-    return f"backend {backend_name(backend)} from pool\n{lines}"
 
 
 def _error(status: int, code: str, message: str, facts: str = "") -> str:
@@ -574,6 +873,9 @@ _IS_PROBE = "{ var(txn.probe) -m found }"
 _WAKES = "%[var(txn.wakes)]"
 """What is added for who asks for an api that sleeps or wakes; nothing for all others."""
 _RETRY_AFTER = " hdr retry-after %[var(txn.route),field(9,|)]"
+_REFUSED = "x-cortex-refused"
+_NOBODY = "nobody"
+_NEAR_OF_ROUTE = "near-%[var(txn.route),field(1,|),bytes(5)]"
 
 
 def _ms(seconds: float) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from cortex.ids import ApiKey
-from cortex.ingress.configuration import render_entry, server_key
-from cortex.ingress.pool import NOWHERE, backend_name
+from cortex.ids import ApiKey, NodeId
+from cortex.ingress.configuration import WorkerPeering, peer_arguments, render_entry, server_key
+from cortex.ingress.peers import WATCHED, IngressPeer, PeerServer, place_name
+from cortex.ingress.pool import NOWHERE, backend_name, near_name
 from cortex.ingress.routes import IngressRoute, IngressServer
 
 
@@ -18,16 +19,20 @@ class ServerAddress(msgspec.Struct, frozen=True):
     backend: int
     key: str
     """`configuration.server_key`."""
+    near: bool = False
+    """For requests of peers."""
 
     def __str__(self) -> str:
-        return f"{backend_name(self.backend)}/{self.key}"
+        return f"{near_name(self.backend) if self.near else backend_name(self.backend)}/{self.key}"
 
 
 class ServerState(msgspec.Struct, frozen=True):
     """What HAProxy was told about a server."""
 
     max_connections: int
+    """0: as many as come."""
     in_rotation: bool
+    weight: int = 1
 
 
 class Holdings(msgspec.Struct, frozen=True):
@@ -36,6 +41,8 @@ class Holdings(msgspec.Struct, frozen=True):
     entries: Mapping[str, str]
     """Map entries by path."""
     servers: Mapping[ServerAddress, ServerState]
+    places: Mapping[int, str] = {}
+    """Address of the peer that is watched at each place in use."""
 
     @property
     def retired(self) -> tuple[ServerAddress, ...]:
@@ -47,24 +54,36 @@ class WantedHoldings(msgspec.Struct, frozen=True):
     """What a worker ought to have."""
 
     entries: Mapping[str, str]
-    servers: Mapping[ServerAddress, IngressServer]
+    servers: Mapping[ServerAddress, IngressServer | PeerServer]
+    places: Mapping[int, IngressPeer] = {}
 
-    def by_backend(self) -> dict[int, list[IngressServer]]:
-        """Servers of each backend, for the configuration text."""
-        backends: dict[int, list[IngressServer]] = {}
+    def by_backend(self) -> dict[int, list[IngressServer | PeerServer]]:
+        """Servers of each backend, for the configuration text. Those for peers are the replicas among them."""
+        backends: dict[int, list[IngressServer | PeerServer]] = {}
         for address, server in self.servers.items():
-            backends.setdefault(address.backend, []).append(server)
+            if not address.near:
+                backends.setdefault(address.backend, []).append(server)
         return backends
 
     def holdings(self) -> Holdings:
         """What a worker has that starts with all this."""
         return Holdings(
             entries=dict(self.entries),
-            servers={
-                address: ServerState(max_connections=server.max_connections, in_rotation=True)
-                for address, server in self.servers.items()
-            },
+            servers={address: _in_rotation(server) for address, server in self.servers.items()},
+            places={place: peer.address for place, peer in self.places.items()},
         )
+
+
+class WantedPeers(msgspec.Struct, frozen=True):
+    """The peers, as a worker is to know them."""
+
+    peering: WorkerPeering
+    places: Mapping[NodeId, int]
+    peers: tuple[IngressPeer, ...] = ()
+
+    def watched(self, places: int) -> dict[int, IngressPeer]:
+        """By place, of a worker that has so many."""
+        return {self.places[peer.name]: peer for peer in self.peers if self.places.get(peer.name, places + 1) <= places}
 
 
 class Steps(msgspec.Struct, frozen=True):
@@ -82,27 +101,49 @@ class Steps(msgspec.Struct, frozen=True):
     """What the worker has afterwards."""
 
 
-def wanted_of(routes: Sequence[IngressRoute], backends: Mapping[ApiKey, int], pool_size: int) -> WantedHoldings:
+def wanted_of(
+    routes: Sequence[IngressRoute],
+    backends: Mapping[ApiKey, int],
+    pool_size: int,
+    peers: WantedPeers | None = None,
+    places: int = 0,
+) -> WantedHoldings:
     """
-    Return what a worker with this pool ought to have.
+    Return what a worker with this pool and so many places for peers ought to have.
 
     A route whose backend the worker lacks is pointed NOWHERE: a client that still talks to an HAProxy that is being
     replaced gets a 503 and a closed connection, not a 404, and reaches the new one with its next request.
+
+    Args:
+        peers: None, or no places: it is told of none.
     """
     entries: dict[str, str] = {}
-    servers: dict[ServerAddress, IngressServer] = {}
+    servers: dict[ServerAddress, IngressServer | PeerServer] = {}
+    watched = peers.watched(places) if peers is not None and places else None
+    at = {peer.name: (place, peer) for place, peer in (watched or {}).items()}
     for route in routes:
         backend = backends.get(route.api, NOWHERE)
         if backend > pool_size:
             backend = NOWHERE
-        entries[route.path] = render_entry(route, backend)
+        away = [
+            PeerServer(peer=at[share.peer][1], place=at[share.peer][0], weight=min(256, share.ready))
+            for share in route.peers
+            if share.peer in at
+        ]
+        entries[route.path] = render_entry(route, backend, None if watched is None else away)
         if backend != NOWHERE:
             for server in route.servers:
                 servers[ServerAddress(backend=backend, key=server_key(server))] = server
-    return WantedHoldings(entries=entries, servers=servers)
+                if watched is not None:
+                    servers[ServerAddress(backend=backend, key=server_key(server), near=True)] = server
+            for peer in away:
+                servers[ServerAddress(backend=backend, key=server_key(peer))] = peer
+    return WantedHoldings(entries=entries, servers=servers, places=watched or {})
 
 
-def steps_between(holdings: Holdings, wanted: WantedHoldings, map_file: str) -> Steps:
+def steps_between(
+    holdings: Holdings, wanted: WantedHoldings, map_file: str, peering: WorkerPeering | None = None
+) -> Steps:
     """
     Return the commands that bring a worker from what it has to what it ought to have.
 
@@ -111,23 +152,27 @@ def steps_between(holdings: Holdings, wanted: WantedHoldings, map_file: str) -> 
 
     Args:
         map_file: the map's name in HAProxy.
+        peering: by which it reaches peers; needed where there are any.
     """
-    add: list[str] = []
+    # A peer is watched before it is asked, and until it is not asked any more.
+    add, unwatch = _place_steps(holdings.places, wanted.places)
     retire: list[str] = []
     servers = dict(holdings.servers)
     for address, server in wanted.servers.items():
-        state = servers.get(address)
+        state, now = servers.get(address), _in_rotation(server)
         if state is None:
-            add.append(f"add server {address} {escaped('unix@' + server.socket)} maxconn {server.max_connections}")
-        elif state.max_connections != server.max_connections:
-            add.append(f"set maxconn server {address} {server.max_connections}")
+            add.append(_addition(address, server, peering))
+        elif state.max_connections != now.max_connections:
+            add.append(f"set maxconn server {address} {now.max_connections}")
+        if state is not None and state.weight != now.weight:
+            add.append(f"set server {address} weight {now.weight}")
         if state is None or not state.in_rotation:
             add.append(f"set server {address} state ready")
-        servers[address] = ServerState(max_connections=server.max_connections, in_rotation=True)
+        servers[address] = now
     for address, state in holdings.servers.items():
         if state.in_rotation and address not in wanted.servers:
             retire.append(f"set server {address} state maint")
-            servers[address] = ServerState(max_connections=state.max_connections, in_rotation=False)
+            servers[address] = msgspec.structs.replace(state, in_rotation=False)
 
     name = escaped(map_file)
     point = [
@@ -140,9 +185,39 @@ def steps_between(holdings: Holdings, wanted: WantedHoldings, map_file: str) -> 
         add=tuple(add),
         point=tuple(point),
         unpoint=tuple(unpoint),
-        retire=tuple(retire),
-        outcome=Holdings(entries=dict(wanted.entries), servers=servers),
+        retire=(*retire, *unwatch),
+        outcome=Holdings(
+            entries=dict(wanted.entries),
+            servers=servers,
+            places={place: peer.address for place, peer in wanted.places.items()},
+        ),
     )
+
+
+def _place_steps(held: Mapping[int, str], wanted: Mapping[int, IngressPeer]) -> tuple[list[str], list[str]]:
+    """What begins to be watched, and what ends."""
+    begin: list[str] = []
+    for place, peer in wanted.items():
+        name = f"{WATCHED}/{place_name(place)}"
+        if held.get(place) != peer.address:
+            begin.append(f"set server {name} addr {peer.host} port {peer.port}")
+        if place not in held:
+            begin.append(f"set server {name} state ready")
+    end = [f"set server {WATCHED}/{place_name(place)} state maint" for place in held if place not in wanted]
+    return begin, end
+
+
+def _addition(address: ServerAddress, server: IngressServer | PeerServer, peering: WorkerPeering | None) -> str:
+    if isinstance(server, IngressServer):
+        return f"add server {address} {escaped('unix@' + server.socket)} maxconn {server.max_connections}"
+    assert peering is not None
+    return f"add server {address} {peer_arguments(server, peering, escaped)}"
+
+
+def _in_rotation(server: IngressServer | PeerServer) -> ServerState:
+    if isinstance(server, IngressServer):
+        return ServerState(max_connections=server.max_connections, in_rotation=True)
+    return ServerState(max_connections=0, in_rotation=True, weight=server.weight)
 
 
 def escaped(word: str) -> str:

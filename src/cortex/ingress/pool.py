@@ -83,6 +83,17 @@ def backend_name(backend: int) -> str:
     return f"pool-{backend:04d}"
 
 
+def near_name(backend: int) -> str:
+    """Name in HAProxy of the backend with the same replicas, for peers alone."""
+    return f"near-{backend:04}"
+
+
+def near_number(name: str) -> int | None:
+    """The reverse of `near_name`; None for any other backend."""
+    prefix, _, digits = name.partition("-")
+    return int(digits) if prefix == "near" and digits.isdigit() else None
+
+
 def backend_number(name: str) -> int | None:
     """The reverse of `backend_name`; None for a backend that is not of the pool."""
     prefix, _, digits = name.partition("-")

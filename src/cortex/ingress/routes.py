@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from cortex.ids import ApiKey
+from cortex.ingress.peers import PeerShare
 
 SOCKET_PATH_LIMIT_BYTES = 97
 """Source: HAProxy 2.8 refuses longer ones ("socket path … too long (max 97)"): 107 less a suffix of its own."""
@@ -73,6 +74,8 @@ class IngressRoute(msgspec.Struct, frozen=True):
     """When who is refused so may come again."""
     sleep: Sleep = Sleep.AWAKE
     """Of one that sleeps or wakes the ingress answers health itself."""
+    peers: tuple[PeerShare, ...] = ()
+    """Other nodes that have replicas of it: asked when none is in rotation here, or all are busy."""
 
     def __post_init__(self) -> None:
         if not _KEY.fullmatch(self.api):

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from cortex.ids import ApiKey
+from cortex.ids import ApiKey, NodeId
 from cortex.ingress.configuration import (
     Entry,
     IngressLimits,
     Tier,
     WorkerConfiguration,
     WorkerLabel,
+    WorkerPeering,
     configuration_digest,
     max_clients,
     parse_entry,
@@ -21,6 +23,7 @@ from cortex.ingress.configuration import (
     render_map,
 )
 from cortex.ingress.errors import TooFewFiles
+from cortex.ingress.peers import IngressPeer, PeerServer, PeerShare
 from cortex.ingress.routes import IngressRoute, IngressServer, Sleep
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -51,6 +54,39 @@ SERVERS = {1: (IngressServer("3f2a9c", "/run/r-3f2a9c.sock", 9), IngressServer("
 def test_the_configuration_reads_as_written_down(tier):
     """After a wanted change: write what the failure shows into golden/<tier>.cfg, and read the difference."""
     assert render_configuration(configuration(tier), SERVERS) == (GOLDEN / f"{tier.value}.cfg").read_text()
+
+
+PEERING = WorkerPeering(
+    bind="ipv4@10.0.0.1:8881",
+    certificate=Path("/home/of it/node.pem"),
+    authority=Path("/home/of it/ca.pem"),
+    fingerprint="fedcba9876543210",
+    places=2,
+)
+PEER = IngressPeer(name=NodeId("node-b"), host="10.0.0.2", port=8881)
+
+
+@pytest.mark.parametrize("tier", list(Tier))
+def test_the_configuration_with_peers_reads_as_written_down(tier):
+    servers = {1: (*SERVERS[1], PeerServer(peer=PEER, place=2, weight=3))}
+    text = render_configuration(configuration(tier, peering=PEERING), servers, {2: PEER})
+    assert text == (GOLDEN / f"{tier.value}-with-peers.cfg").read_text()
+
+
+def test_the_map_says_how_many_may_be_away_and_whom_to_draw():
+    shares = (PeerShare(NodeId("node-b"), 2), PeerShare(NodeId("node-c"), 1))
+    route = IngressRoute(ApiKey("iris/a"), "/iris/a", (), 2.5, 1000, True, "v1", peers=shares)
+    peer = PeerServer(peer=PEER, place=2, weight=2)
+    value = render_entry(route, 7, [peer])
+    assert value.split("|")[10:] == ["120", ":".join([peer.ticket] * 16)]
+    assert parse_entry(value) == Entry(backend=7, api=route.api)
+    assert render_entry(msgspec.structs.replace(route, peers=()), 7, []).split("|")[10:] == ["0", ""]
+    assert len(render_entry(route, 7).split("|")) == 10, "to a worker that knows nothing of peers"
+
+
+def test_a_label_says_how_many_peers_can_be_watched():
+    label = WorkerLabel(layout=1, tier=Tier.BULK, generation=12, pool_size=512, digest="abc", places=16)
+    assert parse_label(str(label)) == label
 
 
 def test_without_large_replays_there_is_no_bulk():
@@ -92,9 +128,9 @@ def test_a_label_is_read_back_and_a_strangers_is_none():
 
 
 def test_the_digest_names_everything_that_commands_cannot_change():
-    def digest(binds=("ipv4@0.0.0.0:1",), sockets="/run", clients=100, haproxy="2.8.25", **limits):
+    def digest(binds=("ipv4@0.0.0.0:1",), sockets="/run", clients=100, haproxy="2.8.25", peering=None, **limits):
         every = {Tier.DOOR: binds, Tier.BULK: ("unix@/run/b",)}
-        return configuration_digest(every, Path(sockets), clients, IngressLimits(**limits), haproxy)
+        return configuration_digest(every, Path(sockets), clients, IngressLimits(**limits), haproxy, peering=peering)
 
     variants = [
         digest(),
@@ -106,6 +142,10 @@ def test_the_digest_names_everything_that_commands_cannot_change():
         digest(keep_alive_s=10.0),
         digest(replay_bytes=100_000),
         digest(replay_bytes=0),
+        digest(peering=PEERING),
+        digest(peering=msgspec.structs.replace(PEERING, fingerprint="0")),
+        digest(peering=msgspec.structs.replace(PEERING, places=4)),
+        digest(peering=msgspec.structs.replace(PEERING, bind="ipv4@10.0.0.1:8882")),
     ]
     assert len(set(variants)) == len(variants)
     assert digest() == variants[0]
@@ -114,6 +154,10 @@ def test_the_digest_names_everything_that_commands_cannot_change():
 @pytest.mark.parametrize(("fd_limit", "clients"), [(1024, 179), (20_000, 3974), (1 << 20, 8192)])
 def test_clients_and_the_connections_they_keep_fit_the_open_files(fd_limit, clients):
     assert max_clients(fd_limit) == clients
+
+
+def test_peers_are_clients_too():
+    assert max_clients(20_000, frontends=2) == 1987
 
 
 def test_too_low_a_limit_of_open_files_is_named():

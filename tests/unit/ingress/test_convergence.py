@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.ids import ApiKey
-from cortex.ingress.configuration import parse_entry, render_entry, server_key, server_name
+from cortex.ids import ApiKey, NodeId
+from cortex.ingress.configuration import WorkerPeering, parse_entry, render_entry, server_key, server_name
 from cortex.ingress.convergence import (
     Holdings,
     ServerAddress,
     ServerState,
+    WantedPeers,
     escaped,
     steps_between,
     wanted_of,
 )
+from cortex.ingress.peers import IngressPeer, PeerServer, PeerShare
 from cortex.ingress.routes import IngressRoute, IngressServer
 
 NOTHING = Holdings(entries={}, servers={})
@@ -115,6 +118,81 @@ def test_a_timeout_beyond_haproxys_timers_is_capped():
 
 def test_words_of_commands_are_escaped():
     assert escaped("/a b;c\\d") == "/a\\ b\\;c\\\\d"
+
+
+# ---- peers ---------------------------------------------------------------------------------------------------------
+
+PEERING = WorkerPeering("ipv4@10.0.0.1:8881", Path("/h o/node.pem"), Path("/h o/ca.pem"), "f", places=4)
+B, C = (IngressPeer(NodeId(f"node-{name}"), f"10.0.0.{n}", 8881) for n, name in ((2, "b"), (3, "c")))
+
+
+def with_peers(*routes, peers=(B, C), places=4):
+    known = WantedPeers(peering=PEERING, places={NodeId("node-b"): 1, NodeId("node-c"): 2}, peers=peers)
+    return wanted_of(routes, {r.api: n for n, r in enumerate(routes, 1)}, 8, known, places)
+
+
+def shared(api, *servers, **ready):
+    return route(api, *servers, peers=tuple(PeerShare(NodeId(f"node-{name}"), n) for name, n in ready.items()))
+
+
+def test_a_peer_is_watched_before_it_is_asked_and_replicas_are_there_for_peers_too():
+    a, away = server("a"), PeerServer(peer=B, place=1, weight=2)
+    steps = steps_between(NOTHING, with_peers(shared("d/x", a, b=2), peers=(B,)), "m.map", PEERING)
+    added = (
+        f"add server pool-0001/{away.key} 10.0.0.2:8881 ssl crt /h\\ o/node.pem ca-file /h\\ o/ca.pem verify required "
+        "verifyhost node-b sni str(node-b) backup weight 2 track peers/p1 on-marked-down shutdown-sessions"
+    )
+    assert steps.add == (
+        "set server peers/p1 addr 10.0.0.2 port 8881",
+        "set server peers/p1 state ready",
+        f"add server pool-0001/{server_key(a)} unix@/run/a.sock maxconn 8",
+        f"set server pool-0001/{server_key(a)} state ready",
+        f"add server near-0001/{server_key(a)} unix@/run/a.sock maxconn 8",
+        f"set server near-0001/{server_key(a)} state ready",
+        added,
+        f"set server pool-0001/{away.key} state ready",
+    )
+    (point,) = steps.point
+    assert point.endswith("|awake|80|" + ":".join([away.ticket] * 16))
+
+
+def test_a_peer_with_more_replicas_gets_more_weight_in_place():
+    before = with_peers(shared("d/x", b=1))
+    steps = steps_between(before.holdings(), with_peers(shared("d/x", b=3)), "m.map", PEERING)
+    key = PeerServer(peer=B, place=1, weight=3).key
+    assert steps.add == (f"set server pool-0001/{key} weight 3",)
+    assert steps.retire == ()
+
+
+def test_a_peer_that_moved_is_another_server_at_the_same_place():
+    moved = IngressPeer(B.name, "10.0.0.9", 8881)
+    before = with_peers(shared("d/x", b=1), peers=(B,))
+    steps = steps_between(before.holdings(), with_peers(shared("d/x", b=1), peers=(moved,)), "m.map", PEERING)
+    old, new = (PeerServer(peer=peer, place=1, weight=1).key for peer in (B, moved))
+    assert steps.add[0] == "set server peers/p1 addr 10.0.0.9 port 8881"
+    assert steps.add[1].startswith(f"add server pool-0001/{new} 10.0.0.9:8881 ssl")
+    assert steps.retire == (f"set server pool-0001/{old} state maint",)
+
+
+def test_a_peer_that_goes_is_watched_until_it_is_not_asked_any_more():
+    before = with_peers(shared("d/x", b=1))
+    steps = steps_between(before.holdings(), with_peers(shared("d/x"), peers=(C,)), "m.map", PEERING)
+    key = PeerServer(peer=B, place=1, weight=1).key
+    assert steps.retire == (f"set server pool-0001/{key} state maint", "set server peers/p1 state maint")
+
+
+def test_a_worker_that_knows_nothing_of_peers_is_told_nothing_of_them():
+    routes = (shared("d/x", server("a"), b=1),)
+    assert with_peers(*routes, places=0) == wanted_of(routes, {routes[0].api: 1}, 8)
+
+
+def test_with_peers_what_is_as_wanted_needs_no_command():
+    want = with_peers(shared("d/x", server("a"), b=1, c=2), shared("d/y", c=1))
+    steps = steps_between(want.holdings(), want, "m.map", PEERING)
+    assert (steps.add, steps.point, steps.unpoint, steps.retire) == ((), (), (), ())
+    assert steps.outcome == want.holdings()
+    texts = want.by_backend()
+    assert [server_key(s).partition(".")[0] for s in texts[1]] == ["a", "peer:1", "peer:2"]
 
 
 names = st.sampled_from("abcdef")
