@@ -6,13 +6,15 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
+from cortex.ids import NodeId
 from cortex.ingress.configuration import Tier
 from cortex.ingress.errors import PathTooLong
+from cortex.ingress.peers import IngressPeer
 from cortex.ingress.routes import SOCKET_PATH_LIMIT_BYTES, IngressRoute
 from cortex.processes import ProcessIdentity, boot_id, write_whole
 
@@ -65,6 +67,9 @@ class IngressRecord(msgspec.Struct, frozen=True):
 
     workers: tuple[WorkerRecord, ...] = ()
     routes: tuple[IngressRoute, ...] = ()
+    peers: tuple[IngressPeer, ...] = ()
+    places: dict[NodeId, int] = {}
+    """Where each peer is watched, which HAProxy knows by address alone."""
     boot_id: str = ""
 
     def routes_today(self) -> tuple[IngressRoute, ...]:
@@ -113,8 +118,20 @@ class IngressFiles:
             log.warning("%s cannot be read and is ignored: %s", self._record, error)
             return IngressRecord()
 
-    def write(self, workers: Iterable[WorkerRecord], routes: Iterable[IngressRoute]) -> None:
-        record = IngressRecord(workers=tuple(workers), routes=tuple(routes), boot_id=boot_id())
+    def write(
+        self,
+        workers: Iterable[WorkerRecord],
+        routes: Iterable[IngressRoute],
+        peers: Iterable[IngressPeer] = (),
+        places: Mapping[NodeId, int] | None = None,
+    ) -> None:
+        record = IngressRecord(
+            workers=tuple(workers),
+            routes=tuple(routes),
+            peers=tuple(peers),
+            places=dict(places or {}),
+            boot_id=boot_id(),
+        )
         write_whole(self._record, msgspec.json.encode(record))
 
     def next_generation(self, taken: Iterable[int] = ()) -> int:

@@ -19,12 +19,21 @@ class Listeners:
 
     Args:
         wanted: public addresses.
+        for_peers: where other doors are listened for, if there are any; never with port 0.
         bulk_socket: where the bulk tier listens.
         bound: those that are there already.
     """
 
-    def __init__(self, wanted: Sequence[ListenAddress], bulk_socket: Path, bound: Sequence[socket.socket] = ()) -> None:
+    def __init__(
+        self,
+        wanted: Sequence[ListenAddress],
+        bulk_socket: Path,
+        bound: Sequence[socket.socket] = (),
+        for_peers: ListenAddress | None = None,
+    ) -> None:
         self._wanted = tuple(wanted)
+        self._for_peers = for_peers
+        self._peer: socket.socket | None = None
         self._bulk_socket = bulk_socket
         self._public: list[socket.socket] = []
         self._bulk: socket.socket | None = None
@@ -36,13 +45,22 @@ class Listeners:
 
     def of(self, tier: Tier) -> list[socket.socket]:
         if tier is Tier.DOOR:
-            return self._public
+            return [*self._public, *([self._peer] if self._peer else [])]
         assert self._bulk is not None
         return [self._bulk]
 
     def binds(self, tier: Tier) -> tuple[str, ...]:
-        """Arguments of HAProxy's `bind` by which a worker of a tier finds its sockets among those lent to it."""
-        return tuple(handover.bind_argument(listener) for listener in self.of(tier))
+        """
+        Arguments of HAProxy's `bind` by which a worker of a tier finds its sockets among those lent to it, but for the
+        one for peers.
+        """
+        listeners = self._public if tier is Tier.DOOR else self.of(tier)
+        return tuple(handover.bind_argument(listener) for listener in listeners)
+
+    def peer_bind(self) -> str:
+        """The one for peers, once it is bound."""
+        assert self._peer is not None
+        return handover.bind_argument(self._peer)
 
     def addresses(self) -> tuple[tuple[str, int], ...]:
         """Host and port of every public socket."""
@@ -60,7 +78,7 @@ class Listeners:
         for listener in borrowed:
             if self._keeps(listener):
                 continue
-            if listener.family == socket.AF_UNIX or self._is_public(listener):
+            if listener.family == socket.AF_UNIX or self._is_here(listener):
                 listener.close()
             else:
                 surplus.append(listener)
@@ -76,6 +94,8 @@ class Listeners:
         for address in self._wanted:
             if not self._has(address):
                 self._public.append(await handover.bind_patiently(address))
+        if self._for_peers is not None and self._peer is None:
+            self._peer = await handover.bind_patiently(self._for_peers)
         if self._bulk is None and Tier.BULK in tiers:
             self._bulk = bind_unix(self._bulk_socket)
             self._bulk_inode = _inode(self._bulk_socket)
@@ -96,21 +116,26 @@ class Listeners:
 
     def stop_public(self) -> None:
         """Take no new clients, whoever else has the sockets."""
-        for listener in self._public:
+        for listener in self.of(Tier.DOOR):
             stop_listening(listener)
-        self._public = []
+        self._public, self._peer = [], None
 
     def close(self) -> None:
         """Hold them no longer; a HAProxy that has them goes on listening."""
-        for listener in (*self._public, *([self._bulk] if self._bulk else [])):
+        for listener in (*self.of(Tier.DOOR), *([self._bulk] if self._bulk else [])):
             listener.close()
-        self._public, self._bulk = [], None
+        self._public, self._peer, self._bulk = [], None, None
 
     def _keeps(self, listener: socket.socket) -> bool:
         if listener.family == socket.AF_UNIX:
             if listener.getsockname() == str(self._bulk_socket) and self._bulk is None:
                 self._bulk = listener
                 self._bulk_inode = _inode(self._bulk_socket)
+                return True
+            return False
+        if self._for_peers is not None and handover.matches(listener, self._for_peers):
+            if self._peer is None:
+                self._peer = listener
                 return True
             return False
         for address in self._wanted:
@@ -122,8 +147,8 @@ class Listeners:
     def _has(self, address: ListenAddress) -> bool:
         return any(handover.matches(listener, address) for listener in self._public)
 
-    def _is_public(self, listener: socket.socket) -> bool:
-        return any(listener.getsockname() == kept.getsockname() for kept in self._public)
+    def _is_here(self, listener: socket.socket) -> bool:
+        return any(listener.getsockname() == kept.getsockname() for kept in self.of(Tier.DOOR))
 
 
 def _inode(path: Path) -> int | None:

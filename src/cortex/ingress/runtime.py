@@ -17,16 +17,28 @@ from pathlib import Path
 import msgspec
 
 from cortex import processes
-from cortex.ingress.configuration import FRONTEND, PROBES, TABLE, Refusal, WorkerLabel, parse_label
+from cortex.ingress.configuration import (
+    FRONTEND,
+    PROBES,
+    TABLE,
+    Refusal,
+    WorkerLabel,
+    parse_label,
+)
 from cortex.ingress.convergence import Holdings, ServerAddress, ServerState, escaped
 from cortex.ingress.errors import AdminUnreachable, CommandsRefused
-from cortex.ingress.pool import backend_name, backend_number
+from cortex.ingress.peers import PEER_KEY, WATCHED, place_number
+from cortex.ingress.pool import backend_name, backend_number, near_name, near_number
 
 _PROMPT = b"\n> "
 _SEVERITY = re.compile(r"\[(\d)\]: ")
+_MOVED = "by 'stats socket command'"
+"""So ends the warning with which HAProxy says that a server has another address now, as it was told."""
 _WORST_ACCEPTABLE = 5
 """Syslog severities: 0 to 4 are warnings and errors, 5 and 6 notices and information."""
 _FRONTENDS, _BACKENDS, _SERVERS = 1, 2, 4
+_IN_MAINTENANCE = 3
+"""Bits of `srv_admin_state`: it was put there, by a command or by the server that it follows."""
 _TRAFFIC = ("pxname", "svname", "qcur", "scur", "stot")
 _ASKED_SINGLY = 64
 """Of 512 backends, HAProxy takes as long to show so many one by one as to show all at once: 2.5 ms."""
@@ -50,19 +62,22 @@ class FrontendRow(msgspec.Struct, frozen=True):
 
 
 class BackendRow(msgspec.Struct, frozen=True):
-    """One pool backend."""
+    """One pool backend, together with the one beside it that is for peers, where there are peers."""
 
     backend: int
     requests: int
     """In it now: waiting for their body, queued, or at a server."""
     begun: int = 0
-    """Since the worker started; also what was refused, but no probes. May have been more at an earlier look."""
+    """
+    Since the worker started; also what was refused, but no probes, and nothing that came from a peer. May have been
+    more at an earlier look.
+    """
     queued: int = 0
     """Those in it now that wait for a server."""
     done: Mapping[str, int] = {}
-    """Requests that each server has answered since it came, by `server_key`; only `traffic` asks for these two."""
+    """Requests that each replica has answered since it came, by server; only `traffic` asks for these two."""
     given: int = 0
-    """Those in it now that a server has, but for probes."""
+    """Those in it now that a replica here has, but for probes."""
 
 
 class ServerRow(msgspec.Struct, frozen=True):
@@ -72,7 +87,9 @@ class ServerRow(msgspec.Struct, frozen=True):
     requests: int
     """At it or queued for it now; idle connections do not count."""
     max_connections: int
+    """0: as many as come."""
     in_rotation: bool
+    weight: int = 1
 
 
 class RefusalRow(msgspec.Struct, frozen=True):
@@ -90,6 +107,8 @@ class AdminSocket:
 
     def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
         self.path = path
+        self.has_peers = False
+        """Set once the worker is known to have peers: what it has for them is then asked for as well."""
         self.timeout_s = timeout_s
         self._kept: _Conversation | None = None
 
@@ -145,86 +164,88 @@ class AdminSocket:
         return Holdings(
             entries=await self.entries(map_file),
             servers={
-                row.address: ServerState(max_connections=row.max_connections, in_rotation=row.in_rotation)
+                row.address: ServerState(
+                    max_connections=row.max_connections, in_rotation=row.in_rotation, weight=row.weight
+                )
                 for row in servers
             },
+            places=await self.places() if self.has_peers else {},
         )
 
     async def servers(self, backends: Sequence[int] | None = None) -> list[ServerRow]:
-        """Servers of some backends, by default of the whole pool."""
+        """Servers of some backends, by default of the whole pool and, where there are any, those for peers."""
         rows: list[ServerRow] = []
-        for row in await self._rows(_SERVERS, ["-1"] if backends is None else [backend_name(s) for s in backends]):
-            backend = backend_number(row["pxname"])
+        for row in await self._rows(_SERVERS, _proxies(backends, peers=self.has_peers)):
+            backend, near = _backend_of(row["pxname"])
             if backend is None:
                 continue
             rows.append(
                 ServerRow(
-                    address=ServerAddress(backend=backend, key=row["svname"]),
+                    address=ServerAddress(backend=backend, key=row["svname"], near=near),
                     requests=_number(row, "scur") + _number(row, "qcur"),
                     max_connections=_number(row, "slim"),
                     in_rotation=not row["status"].startswith(("MAINT", "DRAIN")),
+                    weight=_number(row, "weight") if row["svname"].startswith(PEER_KEY) else 1,
                 )
             )
         return rows
+
+    async def places(self) -> dict[int, str]:
+        """Address of the peer at each place in use."""
+        (answer,) = await self.run([f"show servers state {WATCHED}"])
+        _, head, *lines = answer.splitlines()
+        columns = head.removeprefix("# ").split(" ")
+        found: dict[int, str] = {}
+        for line in lines:
+            facts = dict(zip(columns, line.split(" "), strict=False))
+            place = place_number(facts.get("srv_name", ""))
+            if place is not None and not int(facts["srv_admin_state"]) & _IN_MAINTENANCE:
+                host = facts["srv_addr"]
+                found[place] = f"[{host}]:{facts['srv_port']}" if ":" in host else f"{host}:{facts['srv_port']}"
+        return found
 
     async def backends(self, backends: Sequence[int] | None = None) -> list[BackendRow]:
         """Those of the pool with these numbers, by default of the whole pool."""
-        rows: list[BackendRow] = []
         probes = _probes(*await self.run([_SHOW_PROBES]))
-        for row in await self._rows(_BACKENDS, ["-1"] if backends is None else [backend_name(s) for s in backends]):
-            backend = backend_number(row["pxname"])
-            if backend is None:
-                continue
-            rows.append(
-                BackendRow(
-                    backend=backend,
-                    requests=_number(row, "scur"),
-                    begun=_number(row, "stot") - probes.get(backend, _NO_PROBES).begun,
-                    queued=_number(row, "qcur"),
-                )
-            )
-        return rows
+        found = _Tally(probes, probes)
+        for row in await self._rows(_BACKENDS, _proxies(backends, peers=self.has_peers)):
+            backend, near = _backend_of(row["pxname"])
+            if backend is not None:
+                found.note_backend(backend, near, _number(row, "qcur"), _number(row, "scur"), _number(row, "stot"))
+        return found.rows()
 
     async def traffic(self, backends: Sequence[int]) -> list[BackendRow]:
-        """What has come to these backends, and what their servers make of it."""
+        """What has come to these backends, and what their replicas make of it."""
         if not backends:
             return []
-        proxies = ["-1"] if len(backends) > _ASKED_SINGLY else [backend_name(backend) for backend in backends]
+        proxies = _proxies(None if len(backends) > _ASKED_SINGLY else backends, peers=self.has_peers)
         stats = [f"show stat {proxy} {_BACKENDS | _SERVERS} -1" for proxy in proxies]
         commands = [_SHOW_PROBES, *stats, _SHOW_PROBES]
         shown, *answers, shown_again = replies = await self._answers_again(commands)
         _raise_refused(commands, replies)
-        before, after = _probes(shown), _probes(shown_again)
         asked = set(backends)
-        rows: list[BackendRow] = []
-        done: dict[int, dict[str, int]] = {}
-        given: Counter[int] = Counter()
+        found = _Tally(_probes(shown), _probes(shown_again))
         for proxy, name, *facts in (cells for answer in answers for cells in _cells(answer, _TRAFFIC)):
-            backend = backend_number(proxy)
+            backend, near = _backend_of(proxy)
             if backend is None or backend not in asked:
                 continue
             queued, requests, begun = (int(fact or 0) for fact in facts)
-            servers = done.setdefault(backend, {})
             if name == "BACKEND":
-                begun -= after.get(backend, _NO_PROBES).begun
-                rows.append(BackendRow(backend, requests, begun, queued, servers))
-            else:
-                servers[name] = begun - requests
-                given[backend] += requests
-        # Whatever of them was there in between had begun by the second look, and not ended by the first.
-        given.subtract({backend: row.begun - before.get(backend, _NO_PROBES).ended for backend, row in after.items()})
-        return [msgspec.structs.replace(row, given=max(0, given[row.backend])) for row in rows]
+                found.note_backend(backend, near, queued, requests, begun)
+            elif not name.startswith(PEER_KEY):  # what is at a peer is counted there
+                found.note_server(backend, f"near/{name}" if near else name, requests, begun - requests)
+        return found.rows()
 
     async def requests(self) -> int:
         """Requests that are not completely answered, wherever they are."""
         return sum(_number(row, "scur") for row in await self._rows(_BACKENDS, ["-1"]))
 
     async def frontend(self) -> FrontendRow:
-        """The public side."""
-        (row,) = await self._rows(_FRONTENDS, [FRONTEND])
+        """The public side, with the connections of peers."""
+        rows = await self._rows(_FRONTENDS, ["-1" if self.has_peers else FRONTEND])
         return FrontendRow(
-            connections=_number(row, "scur"),
-            listening=row["status"] != "STOP",
+            connections=sum(_number(row, "scur") for row in rows),
+            listening=any(row["status"] != "STOP" for row in rows if row["pxname"] == FRONTEND),
         )
 
     async def refusals(self) -> list[RefusalRow]:
@@ -361,7 +382,11 @@ class _Probes(msgspec.Struct, frozen=True):
     """Of one backend."""
 
     begun: int = 0
+    """Here, and not at a peer."""
+    come: int = 0
+    """Those from peers as well."""
     ended: int = 0
+    """Of these."""
 
 
 _NO_PROBES = _Probes()
@@ -374,14 +399,60 @@ too many sooner than too few: none is taken for a request, and a request that is
 
 
 def _probes(answer: str) -> dict[int, _Probes]:
-    """By backend, from the answer to `_SHOW_PROBES`."""
-    found = {}
+    """By backend, from the answer to `_SHOW_PROBES`. Those from peers have begun elsewhere."""
+    found: dict[int, _Probes] = {}
     for facts in _entries(answer):
-        backend = backend_number(facts["key"])
+        backend, near = _backend_of(facts["key"])
         if backend is not None:
-            begun = int(facts["conn_cnt"])
-            found[backend] = _Probes(begun=begun, ended=begun - int(facts["conn_cur"]))
+            others = found.get(backend, _NO_PROBES)
+            come, now = int(facts["conn_cnt"]), int(facts["conn_cur"])
+            found[backend] = _Probes(
+                begun=others.begun + (0 if near else come), come=others.come + come, ended=others.ended + come - now
+            )
     return found
+
+
+class _Tally:
+    """Adds up what HAProxy says of a backend, of the one beside it, and of their servers."""
+
+    def __init__(self, before: Mapping[int, _Probes], after: Mapping[int, _Probes]) -> None:
+        self._before = before
+        self._after = after
+        self._rows: dict[int, BackendRow] = {}
+        self._done: dict[int, dict[str, int]] = {}
+        self._given: Counter[int] = Counter()
+
+    def note_backend(self, backend: int, near: bool, queued: int, requests: int, begun: int) -> None:
+        known = self._rows.get(backend, BackendRow(backend=backend, requests=0))
+        begun = 0 if near else begun - self._after.get(backend, _NO_PROBES).begun
+        self._rows[backend] = BackendRow(backend, known.requests + requests, known.begun + begun, known.queued + queued)
+
+    def note_server(self, backend: int, name: str, requests: int, done: int) -> None:
+        self._done.setdefault(backend, {})[name] = done
+        self._given[backend] += requests
+
+    def rows(self) -> list[BackendRow]:
+        # Whatever of them was there in between had come by the second look, and not ended by the first.
+        probes = {key: row.come - self._before.get(key, _NO_PROBES).ended for key, row in self._after.items()}
+        self._given.subtract(probes)
+        return [
+            msgspec.structs.replace(row, done=self._done.get(backend, {}), given=max(0, self._given[backend]))
+            for backend, row in self._rows.items()
+        ]
+
+
+def _proxies(backends: Sequence[int] | None, *, peers: bool) -> list[str]:
+    """For `show stat`."""
+    if backends is None:
+        return ["-1"]
+    names = [backend_name(backend) for backend in backends]
+    return [*names, *(near_name(backend) for backend in backends)] if peers else names
+
+
+def _backend_of(name: str) -> tuple[int | None, bool]:
+    """Number of a backend of the pool, and whether it is the one for peers."""
+    number = near_number(name)
+    return (backend_number(name), False) if number is None else (number, True)
 
 
 def _entries(answer: str) -> Iterator[dict[str, str]]:
@@ -405,6 +476,8 @@ def _raise_refused(commands: Sequence[str], answers: Sequence[str]) -> None:
 def _refusal(answer: str) -> str | None:
     if match := _SEVERITY.match(answer):
         message = answer[match.end() :]
+        if message.endswith(_MOVED):
+            return None
         if int(match.group(1)) < _WORST_ACCEPTABLE or message.startswith("Unknown command"):
             return message.splitlines()[0]
     return None

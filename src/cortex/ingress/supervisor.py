@@ -23,12 +23,14 @@ from pathlib import Path
 
 import msgspec
 
+from cortex.certificates import fingerprint
 from cortex.clock import Clock
 from cortex.errors import CortexError
 from cortex.ingress import generations, handover
 from cortex.ingress.configuration import (
     IngressLimits,
     Tier,
+    WorkerPeering,
     configuration_digest,
     max_clients,
     parse_entry,
@@ -40,6 +42,7 @@ from cortex.ingress.files import IngressFiles
 from cortex.ingress.generations import IngressTimes
 from cortex.ingress.handover import ListenAddress
 from cortex.ingress.listeners import Listeners, stop_listening
+from cortex.ingress.peers import IngressPeer, Peering, Places, check_peers
 from cortex.ingress.pool import NOWHERE, HeldPool, Pool
 from cortex.ingress.process import find_haproxy
 from cortex.ingress.routes import IngressRoute, check_unique
@@ -100,6 +103,7 @@ class Ingress:
         times: how often is looked, and what is waited for.
         pool_size: APIs that can come and go without replacing a worker.
         probe_token: what makes a request a probe (`configuration`); empty: nothing does.
+        peering: where and how doors of other nodes are listened for; None: there are none.
         fd_limit: open files HAProxy may have; by default the hard limit of this process.
         on_change: called without arguments in the event loop after `status()` changed.
         admin: makes the client of a worker's admin socket.
@@ -117,16 +121,19 @@ class Ingress:
         times: IngressTimes | None = None,
         pool_size: int = POOL_SIZE,
         probe_token: str = "",
+        peering: Peering | None = None,
         fd_limit: int | None = None,
         on_change: Callable[[], None] | None = None,
         admin: Callable[[Path], AdminSocket] = AdminSocket,
     ) -> None:
         self._files = IngressFiles(directory, sockets or directory)
-        self._listeners = Listeners(listen, self._files.bulk_socket, bound)
+        for_peers = ListenAddress(peering.host, peering.port) if peering else None
+        self._listeners = Listeners(listen, self._files.bulk_socket, bound, for_peers)
         self._clock = clock
         self._limits = limits or IngressLimits()
         self._times = times or IngressTimes()
         self._probe_token = probe_token
+        self._peering = peering
         self._fd_limit = fd_limit
         self._on_change = on_change
         self._wake = asyncio.Event()
@@ -140,6 +147,7 @@ class Ingress:
         )
         self._workers.wanted = Wanted(pool=Pool(size=pool_size))
         self._blueprint: Blueprint | None = None
+        self._binary, self._version, self._clients = Path(), "", 0
         self._shown: IngressStatus | None = None
         self._traffic: TrafficReading | None = None
         self._running = False
@@ -162,13 +170,14 @@ class Ingress:
             PathTooLong: the folder for sockets is too deep.
             TooFewFiles: the limit of open files leaves no room for clients.
             IngressStartFailed: HAProxy ended while starting; carries what it said.
+            OSError: certificates for peers cannot be read.
         """
         async with self._lock:
             if self._running:
                 return
             try:
                 self._files.prepare()
-                clients = max_clients(self._fd_limit or _hard_fd_limit())
+                clients = max_clients(self._fd_limit or _hard_fd_limit(), frontends=2 if self._peering else 1)
                 binary, version = await asyncio.to_thread(find_haproxy)
                 await self._recover(clients, binary, version)
             except BaseException:
@@ -179,31 +188,52 @@ class Ingress:
             self._keeper = asyncio.create_task(self._keep(), name="ingress")
         self._show()
 
-    async def apply(self, routes: Sequence[IngressRoute]) -> None:
+    async def apply(self, routes: Sequence[IngressRoute], peers: Sequence[IngressPeer] = ()) -> None:
         """
         Make these the routes, by as few commands as possible; returns when every worker has them.
 
         Servers come before the routes that need them and leave after the routes that had them; a server that
         leaves finishes what it has (`quiesced`).
 
+        Args:
+            peers: the doors of other nodes, at least those that a route names.
+
         Raises:
-            ValueError: two routes share an api, a path or a server; nothing was changed.
+            ValueError: two routes share an api, a path or a server, one names a peer that is not there, or there are
+                peers and no `peering`; nothing was changed.
             IngressDown: HAProxy is not running and not to be started yet; it will start with these routes.
             IngressError: a worker did not take its commands; they are given again until it does.
         """
         check_unique(routes)
+        check_peers({route.api: route.peers for route in routes}, peers)
+        if peers and self._peering is None:
+            raise ValueError("nobody has said how peers are reached")
         async with self._lock:
             if not self._running:
                 raise IngressDown("the ingress was not started", after_s=1.0)
-            workers, wanted = self._workers, tuple(routes)
-            changed = wanted != workers.wanted.routes
-            workers.wanted = msgspec.structs.replace(workers.wanted, routes=wanted)
+            workers, before = self._workers, self._workers.wanted
+            workers.wanted = msgspec.structs.replace(before, routes=tuple(routes), peers=tuple(peers))
+            changed = (workers.wanted.routes, workers.wanted.peers) != (before.routes, before.peers)
             try:
                 await self._settle()
             finally:
                 if changed:
                     workers.record()
                 self._wake.set()
+        self._show()
+
+    async def renew(self) -> None:
+        """
+        Have workers that know the certificates as they are now, if those that run know others.
+
+        Raises:
+            OSError: they cannot be read.
+            IngressError: a worker could not be replaced; that is tried again.
+        """
+        async with self._lock:
+            if self._running:
+                self._draw_up()
+                await self._settle()
         self._show()
 
     async def quiesced(self, server: str) -> None:
@@ -316,7 +346,7 @@ class Ingress:
             workers = self._workers.live()
             for worker in workers:
                 with self._workers.noting_errors(worker):
-                    await worker.admin.run(["shutdown frontend ingress"])
+                    await worker.admin.run(f"shutdown frontend {frontend}" for frontend in worker.frontends)
             self._listeners.stop_public()
             deadline_s = self._clock.monotonic_s() + drain_timeout_s
             while (requests := await self._requests_in_flight()) and self._clock.monotonic_s() < deadline_s:
@@ -355,7 +385,8 @@ class Ingress:
                     await self._ensure_workers()
                 except (IngressDown, IngressStartFailed) as error:
                     down = error  # the workers there are get their commands all the same
-                await self._workers.converge(self._limits.tiers)
+                assert self._blueprint is not None
+                await self._workers.converge(self._limits.tiers, self._blueprint.peering)
             except (AdminUnreachable, CommandsRefused) as error:
                 self._workers.note(error)
                 if attempt == ATTEMPTS:
@@ -371,7 +402,10 @@ class Ingress:
         workers.drop_ended()
         workers.note_cut_off(bulk_moved=self._listeners.renew_bulk())
         pool = workers.wanted.pool.placed(route.api for route in workers.wanted.routes)
-        workers.wanted = msgspec.structs.replace(workers.wanted, pool=pool)
+        places = workers.wanted.places.placed(peer.name for peer in workers.wanted.peers)
+        workers.wanted = msgspec.structs.replace(workers.wanted, pool=pool, places=places)
+        if self._blueprint.peering is not None and self._blueprint.peering.places != places.size:
+            self._draw_up()
         down: IngressDown | IngressStartFailed | None = None
         for step in generations.changes(workers.live(), self._limits.tiers, self._blueprint.digest, pool.size):
             try:
@@ -385,19 +419,17 @@ class Ingress:
 
     async def _recover(self, clients: int, binary: Path, version: str) -> None:
         """Find the workers of an earlier life, take back the listening sockets, and read what is routed."""
-        workers, limits = self._workers, self._limits
+        workers = self._workers
         record = self._files.read()
-        workers.wanted = msgspec.structs.replace(workers.wanted, routes=record.routes_today())
+        peers = record.peers if self._peering else ()
+        places = Places(owners=record.places) if self._peering else Places()
+        workers.wanted = msgspec.structs.replace(
+            workers.wanted, routes=record.routes_today(), peers=peers, places=places.placed(peer.name for peer in peers)
+        )
         found, strangers = await workers.adopt(record)
         surplus = await self._take_back(found)
-        binds = {tier: self._listeners.binds(tier) for tier in limits.tiers}
-        self._blueprint = Blueprint(
-            binary=binary,
-            digest=configuration_digest(binds, self._files.sockets, clients, limits, version, self._probe_token),
-            max_clients=clients,
-            limits=limits,
-            probe_token=self._probe_token,
-        )
+        self._binary, self._version, self._clients = binary, version, clients
+        self._draw_up()
         # The youngest door is asked last, so that it is right.
         ours = sorted(workers.all, key=lambda worker: (worker.name.tier is Tier.DOOR, worker.name.generation))
         pool = workers.wanted.pool.recovered([await self._held_pool(worker) for worker in ours])
@@ -409,6 +441,32 @@ class Ingress:
             worker.process.close()
         for listener in surplus:
             stop_listening(listener)
+
+    def _draw_up(self) -> None:
+        """Say what workers are started from; those that were started from something else are replaced."""
+        limits, listeners = self._limits, self._listeners
+        peering = None
+        if self._peering is not None:
+            certificate, authority = self._peering.certificate, self._peering.authority
+            peering = WorkerPeering(
+                bind=listeners.peer_bind(),
+                certificate=certificate,
+                authority=authority,
+                fingerprint=fingerprint(certificate, authority),
+                places=self._workers.wanted.places.size,
+            )
+        binds = {tier: listeners.binds(tier) for tier in limits.tiers}
+        digest = configuration_digest(
+            binds, self._files.sockets, self._clients, limits, self._version, self._probe_token, peering
+        )
+        self._blueprint = Blueprint(
+            binary=self._binary,
+            digest=digest,
+            max_clients=self._clients,
+            limits=limits,
+            probe_token=self._probe_token,
+            peering=peering,
+        )
 
     async def _take_back(self, found: Sequence[Worker]) -> list[socket.socket]:
         """
@@ -548,7 +606,7 @@ class Ingress:
         self._workers.let_go()
         self._listeners.close()
         pool = self._workers.wanted.pool
-        self._workers.wanted = msgspec.structs.replace(self._workers.wanted, pool=Pool(size=pool.size))
+        self._workers.wanted = msgspec.structs.replace(self._workers.wanted, pool=Pool(size=pool.size), places=Places())
 
     def _show(self) -> None:
         status = self.status()

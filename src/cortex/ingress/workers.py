@@ -16,14 +16,17 @@ from cortex.backoff import Backoff
 from cortex.clock import Clock
 from cortex.ingress import generations, handover
 from cortex.ingress.configuration import (
+    FRONTEND,
     LAYOUT,
+    PEER_FRONTEND,
     IngressLimits,
     Tier,
     WorkerConfiguration,
+    WorkerPeering,
     render_configuration,
     render_map,
 )
-from cortex.ingress.convergence import Holdings, Steps, steps_between, wanted_of
+from cortex.ingress.convergence import Holdings, Steps, WantedHoldings, WantedPeers, steps_between, wanted_of
 from cortex.ingress.counters import IngressCounters, IngressTraffic
 from cortex.ingress.errors import AdminUnreachable, CommandsRefused, IngressDown, IngressError, IngressStartFailed
 from cortex.ingress.files import IngressFiles, IngressRecord, WorkerName, WorkerRecord
@@ -37,6 +40,7 @@ from cortex.ingress.generations import (
     Start,
 )
 from cortex.ingress.listeners import Listeners
+from cortex.ingress.peers import IngressPeer, Places
 from cortex.ingress.pool import Pool
 from cortex.ingress.process import HaproxyProcess, last_words
 from cortex.ingress.routes import IngressRoute
@@ -68,6 +72,8 @@ class Worker:
     """None: to be read again."""
     leaving_until_s: float | None = None
     """Set once it no longer listens: when its last connections are cut."""
+    places: int = 0
+    """For peers; 0: it knows nothing of peers."""
     cut_off: bool = False
     """The file of a socket by which it is reached was removed, and nothing brings that back."""
 
@@ -76,6 +82,11 @@ class Worker:
         """Names the process among all that ever were."""
         identity = self.process.identity
         return f"{identity.pid}-{identity.start_ticks}-{identity.boot_id[:8]}"
+
+    @property
+    def frontends(self) -> tuple[str, ...]:
+        """Those by which it is reached."""
+        return (FRONTEND, PEER_FRONTEND) if self.places and self.name.tier is Tier.DOOR else (FRONTEND,)
 
 
 class Blueprint(msgspec.Struct, frozen=True):
@@ -87,6 +98,7 @@ class Blueprint(msgspec.Struct, frozen=True):
     max_clients: int
     limits: IngressLimits
     probe_token: str
+    peering: WorkerPeering | None = None
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -94,6 +106,8 @@ class Wanted(msgspec.Struct, frozen=True):
 
     routes: tuple[IngressRoute, ...] = ()
     pool: Pool = Pool(size=0)
+    peers: tuple[IngressPeer, ...] = ()
+    places: Places = Places()
 
 
 class Workers:
@@ -209,7 +223,7 @@ class Workers:
     def record(self, *starting: Worker) -> None:
         """Write down which processes are ours, and what they are to route."""
         workers = (WorkerRecord(identity=w.process.identity, name=w.name) for w in (*self.all, *starting))
-        self._files.write(workers, self.wanted.routes)
+        self._files.write(workers, self.wanted.routes, self.wanted.peers, self.wanted.places.owners)
 
     def let_go(self) -> None:
         """Forget all of them, and leave them as they are."""
@@ -241,12 +255,21 @@ class Workers:
             worker.answered_s = self._clock.monotonic_s()
         return worker.holdings
 
-    async def converge(self, tiers: Sequence[Tier]) -> None:
+    def wanted_of(self, pool_size: int, peering: WorkerPeering | None, places: int) -> WantedHoldings:
+        """What a worker of these sizes ought to have."""
+        wanted = self.wanted
+        peers = None
+        if peering is not None:
+            peers = WantedPeers(peering=peering, places=wanted.places.owners, peers=wanted.peers)
+        return wanted_of(wanted.routes, wanted.pool.owners, pool_size, peers, places)
+
+    async def converge(self, tiers: Sequence[Tier], peering: WorkerPeering | None) -> None:
         """
         Give every worker the commands it lacks, all workers one batch at a time.
 
         Args:
             tiers: in the order in which they hear of new routes.
+            peering: by which those that have peers reach them.
 
         Raises:
             IngressError: a worker that listens did not take them. Those that did have them.
@@ -262,8 +285,8 @@ class Workers:
             except (AdminUnreachable, CommandsRefused) as error:
                 failed[worker] = error
                 continue
-            wanted = wanted_of(self.wanted.routes, self.wanted.pool.owners, worker.pool_size)
-            plans.append((worker, steps_between(holdings, wanted, worker.name.map_file)))
+            wanted = self.wanted_of(worker.pool_size, peering, worker.places)
+            plans.append((worker, steps_between(holdings, wanted, worker.name.map_file, peering)))
             worker.holdings = None  # until everything is known to have been carried out
         # Whoever passes requests on hears of a route last and forgets it first.
         batches = [
@@ -334,6 +357,7 @@ class Workers:
         worker.holdings = Holdings(
             entries=holdings.entries,
             servers={address: state for address, state in holdings.servers.items() if address not in gone},
+            places=holdings.places,
         )
 
     async def _end_if_left(self, worker: Worker) -> None:
@@ -378,6 +402,7 @@ class Workers:
         try:
             info = await admin.info()
             label = info.label if info.label and info.label.layout == LAYOUT else None
+            admin.has_peers = label is not None and label.places > 0
             listening = label is None or (await admin.frontend()).listening
         except (AdminUnreachable, CommandsRefused) as error:
             log.warning("haproxy %s (pid %d) does not answer and is killed: %s", name, process.pid, error)
@@ -395,6 +420,7 @@ class Workers:
             layout=label.layout if label else 0,
             digest=label.digest if label else "",
             pool_size=label.pool_size if label else 0,
+            places=label.places if label else 0,
             admin=admin,
             started_s=now_s,
             answered_s=now_s,
@@ -423,10 +449,13 @@ class Workers:
             max_clients=blueprint.max_clients,
             limits=blueprint.limits,
             probe_token=blueprint.probe_token,
+            peering=blueprint.peering,
         )
-        wanted = wanted_of(self.wanted.routes, pool.owners, pool.size)
+        places = blueprint.peering.places if blueprint.peering else 0
+        admin.has_peers = places > 0
+        wanted = self.wanted_of(pool.size, blueprint.peering, places)
         config = files.directory / name.config_file
-        write_whole(config, render_configuration(configuration, wanted.by_backend()).encode())
+        write_whole(config, render_configuration(configuration, wanted.by_backend(), wanted.places).encode())
         write_whole(files.directory / name.map_file, render_map(wanted.entries).encode())
 
         with handover.Lender(files.lend_socket, self._listeners.of(tier)) as lender:
@@ -444,6 +473,7 @@ class Workers:
                 layout=LAYOUT,
                 digest=blueprint.digest,
                 pool_size=pool.size,
+                places=places,
                 admin=admin,
                 started_s=now_s,
                 answered_s=now_s,
@@ -488,7 +518,7 @@ class Workers:
             worker.leaving_until_s = self._leaving_until_s()
             try:
                 # Not SIGUSR1, with which it would close its admin socket too: it still needs to hear of every change.
-                await worker.admin.run(["shutdown frontend ingress"])
+                await worker.admin.run(f"shutdown frontend {frontend}" for frontend in worker.frontends)
             except CommandsRefused as error:
                 log.info("haproxy pid %d: %s", worker.process.pid, error)
             except AdminUnreachable as error:

@@ -2,7 +2,8 @@
 A stand-in for a replica: HTTP/1.1 on an inherited listening socket. `backend_process.py <fd> <name> <journal>`.
 
 The query says what to do: `sleep=<s>`, `hold` (answer once there is a file `go` beside the journal), `status=<n>`,
-`die`, `silent` (read, answer nothing). Every request that was read is a line in the journal: `<name> <request id>`.
+`die`, `silent` (read, answer nothing), `refused` (say what only a door may say). Every request that was read is a line
+in the journal: `<name> <request id>`.
 """
 
 import asyncio
@@ -46,9 +47,10 @@ async def main(fd: int, name: str, journal: str) -> None:
         facts = {"server": name, "pid": os.getpid(), "method": method, "target": target, "headers": headers}
         content = json.dumps({**facts, "length": len(body)}).encode()
         status = query.get("status", "200")
+        feigned = "x-cortex-refused: 1\r\n" if "refused" in query else ""
         writer.write(
             f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\nx-cortex-version: of-replica\r\n"
-            f"content-length: {len(content)}\r\n\r\n".encode()
+            f"{feigned}content-length: {len(content)}\r\n\r\n".encode()
             + (b"" if method == "HEAD" else content)
         )
         await writer.drain()

@@ -49,6 +49,23 @@ def test_sockets_of_a_worker_are_kept_where_they_are_wanted(listeners, bulk):
         assert (listeners.addresses(), listeners.of(Tier.BULK)) == ((address,), [behind])
 
 
+def test_the_socket_for_peers_is_no_public_one(bulk):
+    peer = bind_public(ANYWHERE)
+    host, port = peer.getsockname()
+    with contextlib.closing(Listeners([ANYWHERE], bulk, for_peers=ListenAddress(host, port))) as listeners:
+        copy = socket.socket(fileno=peer.dup().detach())
+        assert listeners.take_back([peer, copy]) == []
+        asyncio.run(listeners.bind_missing([Tier.DOOR]))
+        ((_, public),) = listeners.addresses()
+        assert public != port
+        assert listeners.peer_bind() == f"ipv4@127.0.0.1:{port}"
+        assert listeners.binds(Tier.DOOR) == (f"ipv4@127.0.0.1:{public}",)
+        assert peer in listeners.of(Tier.DOOR)
+        listeners.stop_public()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, port))
+
+
 def test_of_what_is_bound_already_the_wanted_is_kept_and_the_rest_closed(bulk):
     first, second = bind_public(ANYWHERE), bind_public(ANYWHERE)
     address = first.getsockname()

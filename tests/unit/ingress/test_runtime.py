@@ -235,6 +235,63 @@ def test_a_refused_question_about_traffic_is_an_error(path):
         talk(path, {"show stat pool-0001 6 -1": "[3]: No such proxy.\n"}, lambda admin: admin.traffic([1]))
 
 
+WITH_PEERS = (
+    "# pxname,svname,qcur,qmax,scur,smax,slim,stot,bin,bout,dreq,status,weight,\n"
+    "pool-0002,b0.5a6dd29a,0,1,3,4,4,11,0,0,,no check,1,\n"
+    "pool-0002,peer:1.00000000,0,0,5,9,,40,0,0,,UP,3,\n"
+    "pool-0002,BACKEND,6,6,14,20,1,60,0,0,0,UP,1,\n"
+    "near-0002,b0.5a6dd29a,0,1,2,4,4,7,0,0,,no check,1,\n"
+    "near-0002,BACKEND,1,6,4,20,1,9,0,0,0,UP,1,\n"
+)
+PLACES = (
+    "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_port\n"
+    "6 peers 1 p1 127.0.0.1 0 5 1 1\n6 peers 2 p2 10.0.0.2 2 4 1 8881\n6 peers 3 p3 fd00::3 0 4 1 8881\n"
+)
+"""As 2.8.25 was seen to answer, but for columns in between and behind: in maintenance, up, and down."""
+
+
+def test_what_is_at_a_peer_is_counted_there_and_what_a_peer_asked_was_begun_there(path):
+    probes = f"{SOME_PROBES}0x3: key=near-0002 use=0 exp=0 shard=0 conn_cnt=4 conn_cur=1\n"
+    servers = "".join(line for line in WITH_PEERS.splitlines(keepends=True) if "BACKEND" not in line)
+    answers = {
+        SHOW_PROBES: probes,
+        "show stat pool-0002 6 -1": WITH_PEERS.partition("near")[0],
+        "show stat near-0002 6 -1": WITH_PEERS.partition("\n")[0] + "\nnear" + WITH_PEERS.partition("near")[2],
+        "show stat -1 4 -1": servers,
+        "show servers state peers": PLACES,
+        "show stat -1 1 -1": f"{COLUMNS}\nfrom-peers,FRONTEND,,3,,9,OPEN,\ningress,FRONTEND,,7,,9,OPEN,\n",
+    }
+
+    async def use(admin):
+        admin.has_peers = True
+        return await admin.traffic([2]), await admin.holdings("m.map"), await admin.frontend()
+
+    ((traffic,), holdings, frontend), _ = talk(path, answers, use)
+    assert traffic == BackendRow(
+        backend=2,
+        requests=18,
+        begun=60 - 9,
+        queued=7,
+        done={"b0.5a6dd29a": 8, "near/b0.5a6dd29a": 5},
+        given=5 - 3,
+    )
+    assert holdings.places == {2: "10.0.0.2:8881", 3: "[fd00::3]:8881"}
+    assert holdings.servers == {
+        ServerAddress(2, "b0.5a6dd29a"): ServerState(max_connections=4, in_rotation=True),
+        ServerAddress(2, "peer:1.00000000"): ServerState(max_connections=0, in_rotation=True, weight=3),
+        ServerAddress(2, "b0.5a6dd29a", near=True): ServerState(max_connections=4, in_rotation=True),
+    }
+    assert frontend == FrontendRow(connections=10, listening=True)
+
+
+def test_a_server_that_was_moved_is_no_refusal(path):
+    moved = "[4]: IP changed from '127.0.0.1' to '127.0.0.2' by 'stats socket command'"
+    answers = {"move": moved, "stay": "[4]: Invalid addr family"}
+    assert talk(path, answers, lambda admin: admin.run(["move"]))[0] == [moved]
+    with pytest.raises(CommandsRefused, match="Invalid addr family"):
+        talk(path, answers, lambda admin: admin.run(["stay"]))
+
+
 ASK = "show table refusals"
 NONE_REFUSED = "# table: refusals, type: string, size:20480, used:0\n"
 ONE_REFUSED = f"{NONE_REFUSED}0x1: key=d/a use=0 exp=0 shard=0 gpc0=1\n"
