@@ -143,6 +143,7 @@ def build(settings: Settings, layout: NodeLayout, control: ControlLayout, stop: 
         clock=clock,
         routes=lambda: memory.routes,
         lives=lambda: replicas.lives,
+        neighbours=lambda: None,
         refusal_log=RefusalLog(layout.replica_logs, clock),
         on_change=changes.note,
         on_applied=changes.note_shown,

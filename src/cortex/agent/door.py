@@ -13,6 +13,7 @@ from cortex.agent import pace, rotation
 from cortex.agent.life.state import Life
 from cortex.agent.pace import Look, Pace, QueueBound
 from cortex.agent.refusals import RefusalLog
+from cortex.agent.rotation import Neighbours
 from cortex.clock import Clock
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, ReplicaId
@@ -36,6 +37,7 @@ class Door:
         clock: the one of the ingress.
         routes: as ordered.
         lives: of the node's replicas.
+        neighbours: the other nodes; None where there is one.
         refusal_log: where is written what the ingress refused.
         on_change: called when the ingress is another one, which has to be told everything.
         on_applied: called when it has other routes than before.
@@ -50,6 +52,7 @@ class Door:
         clock: Clock,
         routes: Callable[[], tuple[SetRoute, ...]],
         lives: Callable[[], Mapping[ReplicaId, Life]],
+        neighbours: Callable[[], Neighbours | None],
         refusal_log: RefusalLog,
         on_change: Callable[[], None],
         on_applied: Callable[[], None],
@@ -60,6 +63,7 @@ class Door:
         self._clock = clock
         self._routes = routes
         self._lives = lives
+        self._neighbours = neighbours
         self._refusal_log = refusal_log
         self._on_change = on_change
         self._on_applied = on_applied
@@ -108,8 +112,9 @@ class Door:
 
     async def sync(self) -> None:
         """Bring the ingress to what routes and readiness say now."""
-        routes = self._routes()
-        await self._ingress.apply(rotation.ingress_routes(routes, self._lives(), self._layout, self._bound))
+        routes, neighbours = self._routes(), self._neighbours()
+        wanted = rotation.ingress_routes(routes, self._lives(), self._layout, self._bound, neighbours)
+        await self._ingress.apply(wanted, neighbours.peers if neighbours is not None else ())
         if self._applied != routes:
             self._applied = routes
             self._on_applied()

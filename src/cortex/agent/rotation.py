@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+import msgspec
+
 from cortex.agent.life.state import Intent, Life
 from cortex.agent.pace import QueueBound
-from cortex.ids import ApiKey, ReplicaId, short, socket_stem
+from cortex.ids import ApiKey, NodeId, ReplicaId, short, socket_stem
+from cortex.ingress.peers import IngressPeer, PeerShare, chosen
 from cortex.ingress.routes import IngressRoute, IngressServer, Readiness, Sleep, servers_in_rotation
 from cortex.settings import NodeLayout
 from cortex.wire.build import BuildSpec
@@ -25,21 +28,41 @@ SPARE = 8
 """So that the next request is there when one is answered."""
 
 
+class Neighbours(msgspec.Struct, frozen=True):
+    """A node among others."""
+
+    node: NodeId
+    """It."""
+    peers: tuple[IngressPeer, ...]
+    """The doors of the others, as far as their addresses are known."""
+
+
 def ingress_routes(
     routes: Iterable[SetRoute],
     lives: Mapping[ReplicaId, Life],
     layout: NodeLayout,
     bound: Callable[[ApiKey, int], QueueBound],
+    neighbours: Neighbours | None = None,
 ) -> tuple[IngressRoute, ...]:
     """
     What the ingress shall have.
 
-    Targets that run on other nodes are unknown here and left out.
+    Targets that run on other nodes are reached through the doors there.
 
     Args:
-        bound: how many requests may wait for an api that has so many ready replicas.
+        bound: how many requests may wait for an api that has so many ready replicas here.
+        neighbours: None where there is one node.
     """
-    return tuple(_ingress_route(route, lives, layout, bound(route.api, ready(route, lives))) for route in routes)
+    return tuple(
+        _ingress_route(route, lives, layout, bound(route.api, ready(route, lives)), neighbours) for route in routes
+    )
+
+
+def peer_shares(route: SetRoute, neighbours: Neighbours) -> tuple[PeerShare, ...]:
+    """Whom this node's door asks for an api that has replicas elsewhere, with how many each has; by name."""
+    known = {peer.name for peer in neighbours.peers} - {neighbours.node}
+    shares = [PeerShare(peer=node, ready=count) for node, count in route.nodes.items() if node in known and count > 0]
+    return chosen(route.api, neighbours.node, shares)
 
 
 def ready(route: SetRoute, lives: Mapping[ReplicaId, Life]) -> int:
@@ -83,15 +106,21 @@ def max_connections(build: BuildSpec) -> int:
 
 
 def _ingress_route(
-    route: SetRoute, lives: Mapping[ReplicaId, Life], layout: NodeLayout, bound: QueueBound
+    route: SetRoute,
+    lives: Mapping[ReplicaId, Life],
+    layout: NodeLayout,
+    bound: QueueBound,
+    neighbours: Neighbours | None,
 ) -> IngressRoute:
     here = [(target, lives[target]) for target in route.targets if target in lives]
     states = {socket_stem(target): readiness(life, hold=route.hold) for target, life in here}
+    # What comes from peers has connections of its own, and there is one backlog.
+    held = HELD_CONNECTIONS if neighbours is None else HELD_CONNECTIONS // 2
     servers = [
         IngressServer(
             name=socket_stem(target),
             socket=str(layout.slot_socket(socket_stem(target))),
-            max_connections=_most_at_once(life, states[socket_stem(target)]),
+            max_connections=_most_at_once(life, states[socket_stem(target)], held=held),
         )
         for target, life in here
     ]
@@ -106,12 +135,13 @@ def _ingress_route(
         max_queued=bound.requests,
         retry_after_s=bound.retry_after_s,
         sleep=_sleep([life for target, life in here if states[socket_stem(target)] is Readiness.HELD], states.values()),
+        peers=() if neighbours is None else peer_shares(route, neighbours),
     )
 
 
-def _most_at_once(life: Life, state: Readiness) -> int:
+def _most_at_once(life: Life, state: Readiness, *, held: int) -> int:
     served = max_connections(life.order.build)
-    return min(HELD_CONNECTIONS, served) if state is Readiness.HELD else served
+    return min(held, served) if state is Readiness.HELD else served
 
 
 def _sleep(held: Iterable[Life], states: Iterable[Readiness]) -> Sleep:

@@ -15,8 +15,10 @@ from cortex.agent.door import Door, ingress_problem
 from cortex.agent.life.state import Life, Process, Progress
 from cortex.agent.pace import LONGEST_QUEUE, SHORTEST_QUEUE
 from cortex.agent.refusals import RefusalLog
-from cortex.ids import replica_id
+from cortex.agent.rotation import Neighbours
+from cortex.ids import NodeId, replica_id
 from cortex.ingress.counters import ApiTraffic
+from cortex.ingress.peers import IngressPeer, PeerShare
 from cortex.ingress.routes import IngressRoute
 from cortex.ingress.supervisor import IngressStatus, TrafficReading
 from cortex.settings import NodeLayout, Settings
@@ -51,9 +53,9 @@ class PretendedIngress:
         if self.full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    async def apply(self, routes: tuple[IngressRoute, ...]) -> None:
+    async def apply(self, routes: tuple[IngressRoute, ...], peers: tuple[IngressPeer, ...] = ()) -> None:
         self.applied += 1
-        self.wanted = routes
+        self.wanted, self.peers = routes, peers
 
     def routes(self) -> tuple[IngressRoute, ...]:
         return self.wanted
@@ -99,6 +101,7 @@ def a_door(tmp_path: Path, ingress: PretendedIngress, **options: Any) -> Door:
         "clock": FakeClock(),
         "routes": tuple,
         "lives": dict,
+        "neighbours": lambda: None,
         "on_change": lambda: None,
         "on_applied": lambda: None,
         **options,
@@ -110,6 +113,20 @@ def a_door(tmp_path: Path, ingress: PretendedIngress, **options: Any) -> Door:
         refusal_log=RefusalLog(tmp_path, FakeClock()),
         **values,
     )
+
+
+def test_a_door_is_told_of_the_other_doors_and_of_what_they_have(tmp_path: Path) -> None:
+    ingress = PretendedIngress()
+    peers = (IngressPeer(NodeId("b"), "10.0.0.2", 8881), IngressPeer(NodeId("c"), "10.0.0.3", 8881))
+    route = msgspec.structs.replace(a_route(a_wanted_api()), nodes={NodeId("a"): 1, NodeId("b"): 2})
+    door = a_door(
+        tmp_path, ingress, routes=lambda: (route,), neighbours=lambda: Neighbours(node=NodeId("a"), peers=peers)
+    )
+    assert door.pending_routes() == (route.api,)
+    asyncio.run(door.sync())
+    assert ingress.peers == peers
+    assert [wanted.peers for wanted in ingress.wanted] == [(PeerShare(NodeId("b"), 2),)]
+    assert door.pending_routes() == ()
 
 
 def test_what_came_for_each_api_is_told_with_its_instant(tmp_path: Path) -> None:

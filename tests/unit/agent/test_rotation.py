@@ -11,12 +11,15 @@ from cortex.agent.rotation import (
     ASYNC_CONCURRENCY,
     LARGEST_BATCH,
     SPARE,
+    Neighbours,
     ingress_routes,
     max_connections,
+    peer_shares,
     readiness,
     start_s,
 )
-from cortex.ids import replica_id, short, socket_stem
+from cortex.ids import NodeId, replica_id, short, socket_stem
+from cortex.ingress.peers import IngressPeer, PeerShare
 from cortex.ingress.routes import Readiness, Sleep
 from cortex.settings import NodeLayout
 from cortex.testing.builders import a_build, a_route, a_wanted_api
@@ -101,10 +104,57 @@ def test_a_route_has_its_ready_replicas_by_the_paths_of_their_slots():
     assert (route.api, route.path, route.version) == (wanted.api, wanted.path, short(BUILD.version))
 
 
+def neighbours(*names):
+    peers = tuple(IngressPeer(NodeId(name), f"10.0.0.{n}", 8881) for n, name in enumerate(names, 2))
+    return Neighbours(node=NodeId("a"), peers=peers)
+
+
 def test_targets_that_run_elsewhere_are_left_out():
     wanted = a_wanted_api(BUILD)
     (route,) = ingress_routes([a_route(wanted, an_order().replica)], {}, LAYOUT, lambda _api, _ready: HELD)
-    assert route.servers == ()
+    assert (route.servers, route.peers) == ((), ())
+
+
+def test_targets_that_run_elsewhere_are_reached_through_the_doors_there():
+    here = a_life()
+    route = msgspec.structs.replace(
+        a_route(a_wanted_api(BUILD), here.id, an_order(1).replica), nodes={NodeId("a"): 1, NodeId("b"): 1}
+    )
+    (found,) = ingress_routes([route], {here.id: here}, LAYOUT, lambda *_: HELD, neighbours("b", "c"))
+    assert [server.name for server in found.servers] == [socket_stem(here.id)]
+    assert found.peers == (PeerShare(NodeId("b"), 1),)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ({}, {}),
+        ({"a": 2}, {}),
+        ({"a": 1, "c": 2, "b": 1}, {"b": 1, "c": 2}),
+        ({"b": 0, "c": 1}, {"c": 1}),
+        ({"d": 3, "b": 1}, {"b": 1}),
+    ],
+)
+def test_a_door_asks_the_others_that_have_replicas_and_whose_address_is_known(nodes, expected):
+    route = msgspec.structs.replace(
+        a_route(a_wanted_api(BUILD)), nodes={NodeId(name): count for name, count in nodes.items()}
+    )
+    shares = peer_shares(route, neighbours("a", "b", "c"))
+    assert {share.peer: share.ready for share in shares} == expected
+
+
+def test_a_door_asks_no_more_than_it_can_hold():
+    names = [f"n{n}" for n in range(40)]
+    route = msgspec.structs.replace(a_route(a_wanted_api(BUILD)), nodes={NodeId(name): 1 for name in names})
+    assert len(peer_shares(route, neighbours(*names))) == 16
+
+
+def test_in_a_slot_that_nobody_serves_what_comes_from_peers_has_half_the_room():
+    life = a_life(**GONE)
+    (route,) = ingress_routes(
+        [a_route(a_wanted_api(BUILD), life.id)], {life.id: life}, LAYOUT, lambda *_: HELD, neighbours("b")
+    )
+    assert [server.max_connections for server in route.servers] == [20]
 
 
 def test_what_a_start_takes_is_that_of_the_slowest_replica_of_a_route():
