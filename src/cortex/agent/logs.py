@@ -28,6 +28,8 @@ MAX_LINES = 10_000
 MAX_ANSWER_BYTES = 4 * 2**20
 MAX_SCANNED_BYTES = 64 * 2**20
 """What one answer may hold, and how much may be read for it; the cursor leads on."""
+CLOCKS_AGREE_S = 2.0
+"""What clocks that are kept right may differ by, the way of a question included."""
 MAX_LINE_BYTES = 2**20
 """What is longer without an end is no line of ours, and comes in pieces."""
 FIRST_TAIL_BYTES = 64 * 1024
@@ -64,7 +66,7 @@ class LogReader:
         Lines as asked for, oldest first, and the cursor to go on from.
 
         Without a cursor, and with a `tail` that one answer can hold: the last lines. Otherwise from the cursor on, or
-        from the beginning, as many as one answer holds.
+        from the beginning, as many as one answer holds, up to `until_wall_s`.
         """
         replicas: dict[ReplicaId, list[_File]] = {}
         left_out: list[_File] = []
@@ -94,6 +96,16 @@ class LogReader:
             if request.replica is None or _is_meant(request.replica, match["replica"]):
                 found.append((match["replica"], -int(match["age"] or 0), file))
         return [(file, ReplicaId(replica)) for replica, _age, file in sorted(found)]
+
+
+def by_clock(request: ReadLogs, wall_s: float) -> ReadLogs:
+    """A question as it is meant on a node whose clock says this: no line is held back because clocks disagree."""
+    if request.until_wall_s is None or request.asked_wall_s is None:
+        return request
+    ahead_s = wall_s - request.asked_wall_s
+    if abs(ahead_s) <= CLOCKS_AGREE_S:
+        return request
+    return msgspec.structs.replace(request, until_wall_s=request.until_wall_s + ahead_s, asked_wall_s=None)
 
 
 class _File(NamedTuple):
@@ -161,18 +173,21 @@ def _lines_from(
     offsets = dict(read) | {file.key: cursor.offsets.get(file.key, 0) for files in replicas.values() for file in files}
     lines: list[LogLine] = []
     answer_bytes = scanned_bytes = 0
-    more = False
+    more = held = False
     streams = [_read(replica, files, offsets, request) for replica, files in replicas.items()]
     for found in heapq.merge(*streams, key=lambda found: found.wall_s):
         if len(lines) >= MAX_LINES or answer_bytes >= MAX_ANSWER_BYTES or scanned_bytes >= MAX_SCANNED_BYTES:
             more = True
+            break
+        if request.until_wall_s is not None and found.wall_s > request.until_wall_s:
+            held = True
             break
         offsets[found.file] = found.end
         scanned_bytes += found.size
         if found.line is not None:
             answer_bytes += found.size
             lines.append(found.line)
-    return LogLines(lines=tuple(lines), cursor=_encode_cursor(offsets), more=more)
+    return LogLines(lines=tuple(lines), cursor=_encode_cursor(offsets), more=more, held=held)
 
 
 class _Found(NamedTuple):

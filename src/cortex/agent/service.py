@@ -25,7 +25,7 @@ from cortex.agent.inspections import Inspections
 from cortex.agent.installations import Installations
 from cortex.agent.installer import Tell
 from cortex.agent.lines import SpareLines
-from cortex.agent.logs import LogReader
+from cortex.agent.logs import LogReader, by_clock
 from cortex.agent.memory import AgentMemory
 from cortex.agent.metering import Metering
 from cortex.agent.overseer import Overseer
@@ -312,9 +312,10 @@ class Agent:
 
     async def read_logs(self, request: ReadLogs) -> LogLines:
         deadline_s = self._clock.monotonic_s() + request.wait_s
+        request = by_clock(request, self._clock.wall_s())
         while True:
             lines = await asyncio.to_thread(self._logs.read, request)
-            if lines.lines or lines.more or not request.cursor or self._clock.monotonic_s() >= deadline_s:
+            if lines.lines or lines.more or lines.held or not request.cursor or self._clock.monotonic_s() >= deadline_s:
                 return lines
             await asyncio.sleep(LOG_POLL_S)
 

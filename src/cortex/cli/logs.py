@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import click
 import msgspec
@@ -16,6 +16,7 @@ from cortex.cli.terminal import Paint, Terminal, harmless
 from cortex.client.addressing import deployment_here, find, full_name
 from cortex.client.errors import OperatorFailed
 from cortex.client.operator import ALL_LINES, OperatorClient
+from cortex.ids import NodeId
 from cortex.settings import Settings
 from cortex.wire.agent import LogLine, LogLines
 from cortex.wire.operator import CURRENT, ApiStatus, Status, rfc3339_ms
@@ -62,9 +63,11 @@ def logs(
     first_version = version or (None if chosen else CURRENT)
     number = tail if tail is not None else ALL_LINES if since is not None or request is not None else LAST_LINES
 
+    absent = _Absent(terminal)
+
     def read(client: OperatorClient, owner: str, name: str, cursor: str, wait_s: float) -> LogLines:
         begins = not cursor
-        return client.logs(
+        found = client.logs(
             owner,
             name,
             since_wall_s=since_wall_s,
@@ -75,6 +78,8 @@ def logs(
             cursor=cursor,
             wait_s=0.0 if begins else wait_s,
         )
+        absent.are(found.missing)
+        return found
 
     def show_of(name: str) -> Callable[[LogLine], None]:
         if output == "json":
@@ -136,6 +141,21 @@ def _last_line(operator: OperatorClient, api: ApiStatus, version: str | None = N
         return operator.logs(api.deployment, api.name, version=version, tail=1).lines
     except OperatorFailed:
         return ()
+
+
+class _Absent:
+    """Says which nodes do not answer, each once until it does."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._told: frozenset[NodeId] = frozenset()
+
+    def are(self, nodes: Collection[NodeId]) -> None:
+        """These are, and no others."""
+        told, self._told = self._told, frozenset(nodes)
+        for node in sorted(self._told - told):
+            mark = self._terminal.paint_talk("note:", "yellow")
+            self._terminal.say(f"{mark} node {node} does not answer: what was written there comes once it does")
 
 
 class _Shown(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from cortex.controlplane.supervision import AgentSupervisor
 from cortex.controlplane.world import StaleEpoch
 from cortex.errors import RetryLater
 from cortex.ids import NodeId
-from cortex.wire.agent import InstallPackages, LogLines, ReadLogs, ResolvePackages
+from cortex.wire.agent import InstallPackages, ResolvePackages
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
 from cortex.wire.launch import InspectReport
@@ -176,10 +176,6 @@ class LinkedAgents:
     def sweep_packages(self, in_use: Collection[str]) -> tuple[str, ...]:
         """Have installations removed on all nodes, as `NodeLink.sweep_packages`. Raises AgentUnreachable."""
         return tuple(lock for link in self.nodes() for lock in link.sweep_packages(in_use))
-
-    def read_logs(self, request: ReadLogs) -> LogLines:
-        """As `NodeLink.read_logs`, of the first node."""
-        return self._first.read_logs(request)
 
     def count_now(self) -> None:
         """As `NodeLink.count_now`, of all nodes side by side."""

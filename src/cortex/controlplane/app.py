@@ -42,6 +42,7 @@ from cortex.controlplane.housekeeping import SETTLING_S, Housekeeping
 from cortex.controlplane.lines import Lines
 from cortex.controlplane.links import Incarnations, Links
 from cortex.controlplane.loop import Loop
+from cortex.controlplane.merging import MergedLogs
 from cortex.controlplane.needs import Needs
 from cortex.controlplane.nodes import NodeUsage
 from cortex.controlplane.probing import Probing
@@ -323,6 +324,7 @@ def build(
         ),
         events=events,
         usage=usage,
+        read_logs=MergedLogs(lambda: {link.node: link.read_logs for link in agents.nodes()}, clock).read,
         ingress_url=where,
         wanted_changed=wanted_changed,
         parts=(

@@ -72,6 +72,7 @@ class ControlPlane:
     Implements `api.Operator`.
 
     Args:
+        read_logs: asks the nodes.
         ingress_url: where predictions are asked for.
         wanted_changed: called when something is wanted or not wanted any more.
         make_deployer: called when the first deploy comes: what it needs takes longer to import than the rest together.
@@ -100,6 +101,7 @@ class ControlPlane:
         rollbacks: Rollbacks,
         events: Events,
         usage: NodeUsage,
+        read_logs: Callable[[ReadLogs], LogLines],
         ingress_url: Callable[[], str],
         wanted_changed: Callable[[], None],
         parts: Sequence[Chore],
@@ -125,6 +127,7 @@ class ControlPlane:
         self._rollbacks = rollbacks
         self._events = events
         self._usage = usage
+        self._read_logs = read_logs
         self._ingress_url = ingress_url
         self._wanted_changed = wanted_changed
         self._parts = parts
@@ -345,7 +348,7 @@ class ControlPlane:
         return tuple(sorted(revisions_of_version(record, state.versions(), state.history(api), version)))
 
     def logs(self, request: ReadLogs) -> LogLines:
-        return self._agents.read_logs(request)
+        return self._read_logs(request)
 
     async def events(
         self, *, deployment: str | None, api: ApiKey | None, limit: int, after: str, wait_s: float

@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, ReplicaId
+from cortex.ids import ApiKey, NodeId, ReplicaId
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec, Runtime
 from cortex.wire.launch import InspectReport
@@ -117,6 +117,10 @@ class ReadLogs(msgspec.Struct, frozen=True, kw_only=True, tag="read_logs"):
     """From an earlier answer: only lines after it."""
     wait_s: float = 0.0
     """With a cursor: how long to wait for a first new line."""
+    until_wall_s: float | None = None
+    """With a cursor, or for all that are kept: only lines up to this instant. Later ones are left for later."""
+    asked_wall_s: float | None = None
+    """By whose clock that instant is meant: what it says now. A node whose clock is far off goes by its own."""
 
 
 class CountNow(msgspec.Struct, frozen=True, kw_only=True, tag="count_now"):
@@ -166,6 +170,10 @@ class LogLines(msgspec.Struct, frozen=True, kw_only=True, tag="log_lines"):
     """Pass back to read on; opaque."""
     more: bool = False
     """There are more already; one answer does not hold them all."""
+    held: bool = False
+    """There are some already after the instant up to which was asked for."""
+    missing: tuple[NodeId, ...] = ()
+    """Nodes that do not answer: what replicas wrote there is not among the lines, and comes once they do."""
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True, tag="observed"):

@@ -55,6 +55,25 @@ def test_only_some_revisions_may_be_asked_for_and_the_others_then_count_as_read(
     assert texts(reader.read(ask(cursor=first.cursor, revisions=("44444444",)))) == ["of a new version"]
 
 
+def test_what_is_after_an_instant_is_left_for_later(folder):
+    reader = LogReader(folder)
+    first = reader.read(ask(tail=None, until_wall_s=2.5))
+    assert (texts(first), first.held, first.more) == (["one", "two"], True, False)
+    second = reader.read(ask(cursor=first.cursor, until_wall_s=2.9))
+    assert (texts(second), second.held) == ([], True)
+    third = reader.read(ask(cursor=second.cursor, until_wall_s=4.0))
+    assert (texts(third), third.held) == (["three", "four"], False)
+
+
+def test_an_instant_by_a_clock_that_is_far_off_is_meant_by_ours():
+    asked = ask(until_wall_s=99.0, asked_wall_s=100.0)
+    assert logs.by_clock(asked, 101.0) is asked
+    assert logs.by_clock(asked, 700.0).until_wall_s == 699.0
+    assert logs.by_clock(asked, 40.0).until_wall_s == 39.0
+    for plain in (ask(), ask(until_wall_s=99.0)):
+        assert logs.by_clock(plain, 700.0) is plain
+
+
 def test_a_reader_goes_on_where_it_stood(folder):
     reader = LogReader(folder)
     first = reader.read(ask())

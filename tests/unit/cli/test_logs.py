@@ -120,6 +120,16 @@ def test_following_goes_on_with_the_cursor_until_the_api_is_deleted(cortex: Any,
     assert queries[2]["cursor"] == "2"
 
 
+def test_a_node_that_does_not_answer_is_told_once_until_it_does(cortex: Any, written: Any, fakes: Any) -> None:
+    written.log_batches += [(fakes.log_line("more"),)] * 4
+    written.silent_nodes = {0: ("b",), 1: ("a", "b"), 2: ("a",), 4: ("a", "b")}
+    ran = cortex("logs", "sklearn")
+    told = [line.split()[2] for line in ran.talk.splitlines()[:-1]]
+    assert told == ["b", "a", "a", "b"]
+    assert ran.talk.startswith("note: node b does not answer: what was written there comes once it does\n")
+    assert "more" in ran.out
+
+
 def test_a_terminal_is_not_moved_by_what_was_written(cortex: Any, written: Any) -> None:
     assert cortex("logs", "sklearn", tty=True).out.endswith("later\n")
 

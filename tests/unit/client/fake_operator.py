@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
+from cortex.ids import NodeId
 from cortex.processes import ControlPlaneRecord, own_identity, write_identity
 from cortex.settings import ControlLayout
 from cortex.wire.agent import LogLine, LogLines
@@ -103,6 +104,8 @@ class FakeOperator:
         """What `watch` answers, one after the other; the last one stays until the time is up."""
         self.log_batches: list[tuple[LogLine, ...]] = [()]
         """What `logs` answers, one after the other; then 404, as if the api had been deleted."""
+        self.silent_nodes: dict[int, tuple[NodeId, ...]] = {}
+        """By the place of such an answer: whose lines are missing in it."""
         self.logs_of: dict[str, tuple[LogLine, ...]] = {}
         """What `logs` answers for one version instead; of all of them by an empty one, and `current` for the usual."""
         self.history: list[HistoryLine] = []
@@ -291,7 +294,9 @@ class _Handler(BaseHTTPRequestHandler):
                 if not asked_for and version in fake.logs_of:
                     self._json(LogLines(lines=fake.logs_of[version], cursor="1"))
                 elif asked_for < len(fake.log_batches):
-                    self._json(LogLines(lines=fake.log_batches[asked_for], cursor=str(asked_for + 1)))
+                    missing = fake.silent_nodes.get(asked_for, ())
+                    lines = fake.log_batches[asked_for]
+                    self._json(LogLines(lines=lines, cursor=str(asked_for + 1), missing=missing))
                 else:
                     self._not_found(name)
             case "GET", ["apis", _, _, "history"]:

@@ -162,6 +162,7 @@ class Lab:
             ),
             events=self.events,
             usage=NodeUsage(),
+            read_logs=self.agent.read_logs,
             ingress_url=lambda: "http://i",
             wanted_changed=lambda: self.story.append("other things are wanted"),
             parts=(self,),
