@@ -200,6 +200,21 @@ class ControlLayout(_Home):
         """Homes of the nodes of this machine that have one of their own, by name."""
         return self.home / "nodes"
 
+    @property
+    def nodes_file(self) -> Path:
+        """Which nodes those are. Not there where the machine is the one node."""
+        return self.home / "nodes.json"
+
+    @property
+    def authority_certificate(self) -> Path:
+        """Who signs the certificates of nodes, PEM; made for a second node."""
+        return self.home / "authority.pem"
+
+    @property
+    def authority_key(self) -> Path:
+        """Its key, PEM, mode 0600."""
+        return self.home / "authority.key"
+
     def prepare(self) -> None:
         """
         Create every folder with mode 0700.
@@ -233,6 +248,21 @@ class NodeLayout(_Home):
     def node(self) -> Path:
         """What the agent needs to find its replicas, launchers and ingress again."""
         return self.home / "node"
+
+    @property
+    def certificate(self) -> Path:
+        """What its door shows to those of other nodes, PEM with the key, mode 0600; made for a second node."""
+        return self.node / "certificate.pem"
+
+    @property
+    def authority(self) -> Path:
+        """Who has signed the certificates of all nodes, PEM."""
+        return self.node / "authority.pem"
+
+    @property
+    def peers_file(self) -> Path:
+        """Where the doors of the other nodes are, as was last heard."""
+        return self.node / "peers.json"
 
     @property
     def scratch(self) -> Path:

@@ -34,6 +34,7 @@ from cortex.agent.loads import ReplicaLoads
 from cortex.agent.memory import AgentMemory
 from cortex.agent.memorykills import MemoryKills
 from cortex.agent.metering import Metering
+from cortex.agent.neighbourhood import Neighbourhood
 from cortex.agent.overseer import Overseer
 from cortex.agent.provisions import Provisions
 from cortex.agent.refusals import RefusalLog
@@ -48,12 +49,15 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.binding import handed_over, say_when_out_of_descriptors
 from cortex.clock import SystemClock
 from cortex.engines import machine
+from cortex.engines.local import shares
 from cortex.errors import CortexError
 from cortex.ids import NodeId
 from cortex.ingress.handover import ListenAddress
+from cortex.ingress.peers import Peering
 from cortex.ingress.supervisor import Ingress
 from cortex.settings import ControlLayout, NodeLayout, Settings, load_settings
 from cortex.wire.link import NEEDS, Hello
+from cortex.wire.localnodes import PEERS_HOST, NodePosition, place_in
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +71,12 @@ def main(*, control_home: Path | None = None) -> int:
     Run the agent until it is told to end. Returns an exit code.
 
     Args:
-        control_home: the control plane's, on this machine; None: it is ours.
+        control_home: the control plane's, on this machine; None: ours, or as the command line says.
     """
     settings = load_settings(os.environ)
+    place = place_in(sys.argv)
+    if place is not None:
+        control_home = Path(place.control_home)
     layout, control = NodeLayout(settings.home), ControlLayout(control_home or settings.home)
     try:
         layout.prepare()
@@ -83,7 +90,7 @@ def main(*, control_home: Path | None = None) -> int:
         _raise_file_limit()
         processes.remove_unfinished(layout.home, layout.agent_file.name)
         processes.write_identity(layout.agent_file, processes.own_identity())
-        asyncio.run(_run(settings, layout, control, lock))
+        asyncio.run(_run(settings, layout, control, place, lock))
     except (CortexError, OSError) as error:
         log.exception("the agent could not start")
         sys.stderr.write(f"{error}\n")
@@ -91,24 +98,38 @@ def main(*, control_home: Path | None = None) -> int:
     return 0
 
 
-async def _run(settings: Settings, layout: NodeLayout, control: ControlLayout, lock: int) -> None:
+async def _run(
+    settings: Settings, layout: NodeLayout, control: ControlLayout, place: NodePosition | None, lock: int
+) -> None:
     stop = AgentStop()
     say_when_out_of_descriptors(asyncio.get_running_loop())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.ask, -1.0)
-    await build(settings, layout, control, stop, lock).run()
+    await build(settings, layout, control, place, stop, lock).run()
 
 
-def build(settings: Settings, layout: NodeLayout, control: ControlLayout, stop: AgentStop, lock: int) -> Agent:
+def build(
+    settings: Settings,
+    layout: NodeLayout,
+    control: ControlLayout,
+    place: NodePosition | None,
+    stop: AgentStop,
+    lock: int,
+) -> Agent:
     """
     Put the agent together.
 
     Args:
         control: of the control plane. Where it has another home, our artifact store is a cache of its.
+        place: which node we are; None: the one that there is.
         lock: held on the home for as long as we live.
     """
     clock = SystemClock()
-    node = machine.node_report(LOCAL_NODE, environ=os.environ)
+    node = machine.node_report(place.name if place is not None else LOCAL_NODE, environ=os.environ)
+    peering: Peering | None = None
+    if place is not None:
+        node = shares(node, place.names)[place.number]
+        peering = Peering(PEERS_HOST, place.peer_port, layout.certificate, layout.authority)
     agent_id = secrets.token_hex(8)
     dial = dial_unix(control.links_socket)
     upstream = LinkedUpstream(dial=dial, hello=Hello(node=node.node, agent=agent_id, way=NEEDS), clock=clock)
@@ -138,16 +159,23 @@ def build(settings: Settings, layout: NodeLayout, control: ControlLayout, stop: 
             clock=clock,
             bound=tuple(handed_over(sys.argv).values()),
             probe_token=processes.kept_token(layout.probe_token_file),
+            peering=peering,
             on_change=changes.note,
         ),
         clock=clock,
         routes=lambda: memory.routes,
         lives=lambda: replicas.lives,
-        neighbours=lambda: None,
+        peering=peering,
+        neighbours=lambda: neighbourhood.now() if neighbourhood is not None else None,
         refusal_log=RefusalLog(layout.replica_logs, clock),
         on_change=changes.note,
         on_applied=changes.note_shown,
     )
+    neighbourhood: Neighbourhood | None = None
+    if place is not None:
+        neighbourhood = Neighbourhood(
+            node=node.node, file=layout.peers_file, upstream=upstream, on_change=changes.routes_due.set
+        )
     overseer = Overseer(settings=settings, layout=control, clock=clock, is_ending=lambda: stop.is_asked)
     launchers = Launchers(
         python=provisions.python,
@@ -226,6 +254,7 @@ def build(settings: Settings, layout: NodeLayout, control: ControlLayout, stop: 
         changes=changes,
         dial=dial,
         upstream=upstream,
+        neighbourhood=neighbourhood,
         cache=cache,
         stop=stop,
         door=door,

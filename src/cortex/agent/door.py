@@ -17,6 +17,7 @@ from cortex.agent.rotation import Neighbours
 from cortex.clock import Clock
 from cortex.errors import CortexError, Problem
 from cortex.ids import ApiKey, ReplicaId
+from cortex.ingress.peers import Peering
 from cortex.ingress.routes import IngressRoute, Sleep
 from cortex.ingress.supervisor import Ingress
 from cortex.settings import NodeLayout, Settings
@@ -37,7 +38,8 @@ class Door:
         clock: the one of the ingress.
         routes: as ordered.
         lives: of the node's replicas.
-        neighbours: the other nodes; None where there is one.
+        peering: how it listens for the doors of other nodes; None where there is one node.
+        neighbours: those; None likewise.
         refusal_log: where is written what the ingress refused.
         on_change: called when the ingress is another one, which has to be told everything.
         on_applied: called when it has other routes than before.
@@ -52,6 +54,7 @@ class Door:
         clock: Clock,
         routes: Callable[[], tuple[SetRoute, ...]],
         lives: Callable[[], Mapping[ReplicaId, Life]],
+        peering: Peering | None,
         neighbours: Callable[[], Neighbours | None],
         refusal_log: RefusalLog,
         on_change: Callable[[], None],
@@ -63,6 +66,7 @@ class Door:
         self._clock = clock
         self._routes = routes
         self._lives = lives
+        self._peering = peering
         self._neighbours = neighbours
         self._refusal_log = refusal_log
         self._on_change = on_change
@@ -225,6 +229,8 @@ class Door:
             up=status.up,
             host=self._settings.host,
             port=self._settings.port,
+            peer_host=self._peering.host if self._peering is not None else "",
+            peer_port=self._peering.port if self._peering is not None else 0,
             pid=status.pid,
             restarts=status.restarts,
             problem=self._problem,

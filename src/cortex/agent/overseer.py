@@ -7,6 +7,8 @@ import os
 import subprocess
 from collections.abc import Callable
 
+import msgspec
+
 from cortex import processes
 from cortex.agent import beats
 from cortex.clock import Clock
@@ -62,7 +64,14 @@ class Overseer:
         if not self._restarts.may_start(now_s):
             return
         self._restarts.note_start(now_s)
-        env = {**os.environ, **variables_of(self._settings), "CORTEX_OPERATOR_PORT": str(record.operator_port)}
+        as_it_was = msgspec.structs.replace(
+            self._settings,
+            home=self._layout.home,
+            host=record.host,
+            port=record.port,
+            operator_port=record.operator_port,
+        )
+        env = {**os.environ, **variables_of(as_it_was)}
         command = processes.module_command("cortex.controlplane", self._layout.home)  # the home for `down`
         self._process = processes.spawn(
             command,

@@ -28,6 +28,7 @@ from cortex.agent.lines import SpareLines
 from cortex.agent.logs import LogReader, by_clock
 from cortex.agent.memory import AgentMemory
 from cortex.agent.metering import Metering
+from cortex.agent.neighbourhood import Neighbourhood
 from cortex.agent.overseer import Overseer
 from cortex.agent.replicas import Replicas
 from cortex.agent.shortage import MemoryShortage
@@ -141,6 +142,7 @@ class Agent:
         changes: Changes,
         dial: Dial,
         upstream: LinkedUpstream,
+        neighbourhood: Neighbourhood | None,
         cache: ArtifactCache | None,
         stop: AgentStop,
         door: Door,
@@ -163,6 +165,7 @@ class Agent:
         self._memory = memory
         self._changes = changes
         self._upstream = upstream
+        self._neighbourhood = neighbourhood
         self._cache = cache
         self._stop = stop
         self._door = door
@@ -213,6 +216,7 @@ class Agent:
             every(RAW_OUTPUT_S, self._cleaning.bound_raw_output),
             every(LEFT_OUTPUT_S, self._cleaning.bound_left_output),
             *([every(CACHE_S, self._cache.clean)] if self._cache is not None else ()),
+            *([self._neighbourhood.follow()] if self._neighbourhood is not None else ()),
             self._counting.run(),
             self._prestart(),
             self._installations.clear_away(strays),

@@ -13,6 +13,7 @@ from cortex.client.operator import OperatorClient
 from cortex.processes import ControlPlaneRecord
 from cortex.settings import LOCAL, Settings
 from cortex.version import __version__
+from cortex.wire import localnodes
 from cortex.wire.operator import Info
 
 LISTENS_WITHIN_S = 10.0
@@ -20,8 +21,12 @@ LISTENS_WITHIN_S = 10.0
 LOOK_AGAIN_S = 0.05
 
 
-def up(terminal: Terminal, settings: Settings, *, foreground: bool, path: str | None, output: str) -> int:
+def up(
+    terminal: Terminal, settings: Settings, *, foreground: bool, path: str | None, nodes: int | None, output: str
+) -> int:
     if foreground:
+        if nodes is not None:
+            raise click.UsageError("--nodes does not go with --foreground")
         from cortex.cli.foreground import run_here
 
         return run_here(terminal, settings, path=path)
@@ -30,13 +35,14 @@ def up(terminal: Terminal, settings: Settings, *, foreground: bool, path: str | 
     place = local_environment(terminal, settings, "started")
     before = place.control_plane()
     with on_interrupt("starting goes on; `cortex get` shows how far it is"):
-        operator = place.ensure(even_if_down=True)
+        operator = place.ensure(even_if_down=True, nodes=nodes)
         info = _listening(terminal, operator)
     if output == "json":
         print_json(terminal, info)
         return DONE
     ran = before is not None and before.pid == info.pid
-    terminal.out(f"cortex {'was already' if ran else 'is'} up: predictions at {info.ingress}")
+    several = f", on {len(info.nodes)} nodes" if len(info.nodes) > 1 else ""
+    terminal.out(f"cortex {'was already' if ran else 'is'} up{several}: predictions at {info.ingress}")
     if info.apis:
         terminal.say(f"{text.count(info.apis, 'api')} deployed; `cortex get -a` shows how they are doing")
     else:
@@ -99,6 +105,12 @@ COMMAND = Command(
     parameters=(
         click.Argument(["path"], required=False, type=click.Path()),
         flag("--foreground", help="Stay here until SIGTERM or Ctrl-C, then stop everything."),
+        click.Option(
+            ["--nodes"],
+            type=click.IntRange(1, localnodes.MOST),
+            metavar="N",
+            help="Have this machine be N nodes, as if it were so many machines: to try things. Remembered.",
+        ),
         output_option(),
     ),
     examples=(
@@ -106,5 +118,6 @@ COMMAND = Command(
         ("cortex up --port 9000", "predictions at port 9000"),
         ("cortex up --foreground /app", "in a container: deploy /app and stay"),
         ("CORTEX_HOME=/srv/cortex cortex up", "a second one, with a home of its own"),
+        ("cortex up --nodes 3", "three nodes on this machine: each has a door, and any of them serves all apis"),
     ),
 )

@@ -39,6 +39,17 @@ class OperatorDown(CortexError):
         super().__init__(f"cortex is down ({home})")
 
 
+class NodesRunning(CortexError):
+    """The machine runs as another number of nodes."""
+
+    reference = "nodes-running"
+
+    def __init__(self, running: int, wanted: int) -> None:
+        self.hint = f"`cortex down`, then `cortex up --nodes {wanted}` changes that; what was deployed is kept"
+        nodes = "1 node" if running == 1 else f"{running} nodes"
+        super().__init__(f"cortex runs as {nodes} here, not as {wanted}")
+
+
 class NeverUp(CortexError):
     """Nothing was ever started in this home: a mistyped one looks just so."""
 

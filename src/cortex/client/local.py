@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from cortex.client import ports
+from cortex.client import nodeports, ports
 from cortex.client.errors import (
     ControlPlaneNotUp,
     NeverUp,
+    NodesRunning,
     OperatorDown,
     OperatorFailed,
     OperatorUnreachable,
@@ -36,7 +37,9 @@ from cortex.clock import Clock, SystemClock
 from cortex.errors import CortexError
 from cortex.processes import ControlPlaneRecord, ProcessIdentity, ends_within, identify, is_alive, send_signal, spawn
 from cortex.settings import OPERATOR_HOST, ControlLayout, NodeLayout, Settings, variables_of
+from cortex.wire import localnodes
 from cortex.wire.cloud import without_clouds
+from cortex.wire.localnodes import LocalNode
 
 if TYPE_CHECKING:
     import subprocess
@@ -166,14 +169,21 @@ class LocalEnvironment:
             raise NeverUp(self.settings.home)
         return self.ensure()
 
-    def ensure(self, *, even_if_down: bool = False) -> OperatorClient:
+    @property
+    def node_count(self) -> int:
+        """How many nodes this machine is, or was when it last ran."""
+        return max(1, len(localnodes.read(self.layout.nodes_file)))
+
+    def ensure(self, *, even_if_down: bool = False, nodes: int | None = None) -> OperatorClient:
         """
         A client of the control plane, which is started when it does not run.
 
         Args:
             even_if_down: start also after `cortex down`, and take its mark away.
+            nodes: how many nodes this machine is to be; None: as many as it was.
 
         Raises:
+            NodesRunning: it runs as another number of them.
             OperatorDown: after `cortex down`.
             PortTaken: a port that was set is in use.
             StartFailed: it ended, or did not answer in time; carries its last words.
@@ -182,6 +192,7 @@ class LocalEnvironment:
         marked = self.is_marked_down
         record = self.control_plane()
         if record is not None and not marked:
+            self._check_nodes(nodes)
             return self._client(record)
         if marked and not even_if_down:
             if record is not None:  # it is on its way down, or `down` was interrupted: it can still be asked
@@ -192,8 +203,10 @@ class LocalEnvironment:
             record = self.control_plane()
             if record is not None and self.is_marked_down:
                 record = self._still_up(record)
+            if record is not None or self.agents():
+                self._check_nodes(nodes)
             if record is None:
-                record = self._start()
+                record = self._start(nodes or self.node_count)
             self.layout.down_mark.unlink(missing_ok=True)
         return self._client(record)
 
@@ -291,7 +304,11 @@ class LocalEnvironment:
             return None
         return record
 
-    def _start(self) -> ControlPlaneRecord:
+    def _check_nodes(self, wanted: int | None) -> None:
+        if wanted is not None and wanted != self.node_count:
+            raise NodesRunning(self.node_count, wanted)
+
+    def _start(self, nodes: int) -> ControlPlaneRecord:
         log = self.layout.logs / "controlplane.out"
         with ExitStack() as handed_on:  # bound until those who serve there have them
             sockets: list[socket.socket] = []
@@ -312,6 +329,22 @@ class LocalEnvironment:
             )
             ports.remember(self.layout.ports_file, self.settings, chosen)
             settings = msgspec.structs.replace(self.settings, port=chosen.port, operator_port=chosen.operator_port)
+
+            def claim(host: str, port: int) -> int:
+                if port and not take(host, port):
+                    holder = ports.holder(port)
+                    if holder is not None and ports.belongs_to(self.settings.home, holder):
+                        return port
+                    port = 0
+                if not port and not take(host, 0):
+                    raise ports.NoFreePort(1, 65535)
+                return port or int(sockets[-1].getsockname()[1])
+
+            several: tuple[LocalNode, ...] = ()
+            if nodes > 1:
+                before = localnodes.read(self.layout.nodes_file)
+                several = nodeports.chosen(nodes, before, host=settings.host, port=settings.port, claim=claim)
+            localnodes.remember(self.layout.nodes_file, several)
             environ = _inherited(self._environ) | variables_of(settings)
 
             self._say(f"starting cortex in {self.settings.home}")

@@ -11,7 +11,7 @@ from functools import partial
 from cortex.clock import Clock
 from cortex.controlplane.lines import AgentUnreachable, Lines
 from cortex.controlplane.links import AgentConnection, Links
-from cortex.controlplane.nodelink import NodeLink
+from cortex.controlplane.nodelink import OBSERVE_TIMEOUT_S, NodeLink
 from cortex.controlplane.supervision import AgentSupervisor
 from cortex.controlplane.world import StaleEpoch
 from cortex.errors import RetryLater
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 ORDER_LIMIT_S = 2.0
 """A node that has not answered by then keeps no other waiting. An agent takes orders in milliseconds."""
 COUNT_LIMIT_S = 1.5
+BEAT_S = 1.0
+"""How often each of several nodes is heard: one that is silent for `planning.reach.LOST_AFTER_S` is lost."""
 
 
 class LinkedAgents:
@@ -111,6 +113,7 @@ class LinkedAgents:
             on_report=self._on_report,
             on_loads=self._on_loads,
             on_silence=self._links.look,
+            beat_s=lambda: OBSERVE_TIMEOUT_S if len(self._nodes) == 1 else BEAT_S,
         )
 
     # ---- world.Agents -------------------------------------------------------------------------------------------

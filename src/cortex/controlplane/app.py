@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -41,10 +41,12 @@ from cortex.controlplane.healing import LOOK_EVERY_S, Healing
 from cortex.controlplane.housekeeping import SETTLING_S, Housekeeping
 from cortex.controlplane.lines import Lines
 from cortex.controlplane.links import Incarnations, Links
+from cortex.controlplane.localnodes import local_nodes, prepare_nodes
 from cortex.controlplane.loop import Loop
 from cortex.controlplane.merging import MergedLogs
 from cortex.controlplane.needs import Needs
 from cortex.controlplane.nodes import NodeUsage
+from cortex.controlplane.peerdoors import PeerBook
 from cortex.controlplane.probing import Probing
 from cortex.controlplane.proving import Proving
 from cortex.controlplane.rollback import Rollbacks
@@ -58,7 +60,7 @@ from cortex.controlplane.view import View, ingress_url
 from cortex.controlplane.watching import Watching
 from cortex.engines import machine
 from cortex.engines.base import Engine
-from cortex.engines.local import LocalEngine
+from cortex.engines.local import LocalEngine, shares
 from cortex.errors import CortexError
 from cortex.ids import NodeId
 from cortex.planning.assessment import Assessment
@@ -73,11 +75,12 @@ from cortex.state.sqlite import SqliteStateStore
 from cortex.version import __version__
 from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec
+from cortex.wire.events import TellEvent
 from cortex.wire.indexes import read_handed_over
 from cortex.wire.launch import InspectReport
 from cortex.wire.link import NEEDS, ORDERS
 from cortex.wire.loads import NodeLoads
-from cortex.wire.needs import DeliverCounts
+from cortex.wire.needs import DeliverCounts, FollowPeers
 
 if TYPE_CHECKING:
     from cortex.controlplane.deploy import Deployer
@@ -85,7 +88,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOCAL_NODE = NodeId("local")
 PORT_PATIENCE_S = 10.0
 """Usually a fifth of a second: a Python that starts up, and sees that it is not needed."""
 PORT_AGAIN_S = 0.05
@@ -95,9 +97,9 @@ def build(
     *,
     settings: Settings,
     layout: ControlLayout,
-    node: NodeLayout,
+    nodes: Mapping[NodeId, NodeLayout],
+    supervisors: Callable[[TellEvent], Mapping[NodeId, AgentSupervisor]],
     clock: Clock,
-    bound: tuple[socket.socket, ...],
     state: StateStore,
     store: ArtifactStore,
     engine: Engine,
@@ -108,11 +110,12 @@ def build(
     Put the control plane together.
 
     Args:
-        node: where the files of this machine's node lie.
-        bound: sockets for the ingress.
+        nodes: where the files of this machine's nodes lie, that of the head first.
+        supervisors: who looks after their agents.
         in_charge: whether this is still the one control plane of its home.
         shut_down: ends this process in order.
     """
+    head = next(iter(nodes))
     view = View()
     events = Events(file=layout.events_file, clock=clock)
     chronicle = Chronicle(tell=events.tell, clock=clock, version=__version__, pid=os.getpid())
@@ -124,6 +127,10 @@ def build(
     def read(loads: NodeLoads) -> None:
         scaling.take(loads)
         scaler.wake()
+
+    def reported() -> None:
+        loop.wake()
+        peer_book.note()
 
     incarnations = Incarnations()
     agents = LinkedAgents(
@@ -138,22 +145,14 @@ def build(
         ),
         lines=Lines(incarnations),
         clock=clock,
-        supervisors={
-            LOCAL_NODE: AgentSupervisor(
-                settings=settings,
-                layout=node,
-                down_mark=layout.down_mark,
-                clock=clock,
-                bound=bound,
-                tell=events.tell,
-            )
-        },
-        on_report=lambda: loop.wake(),
+        supervisors=supervisors(events.tell),
+        on_report=reported,
         on_loads=read,
     )
+    peer_book = PeerBook(agents.reports)
 
     def where() -> str:
-        return ingress_url(agents.reports(), settings)
+        return ingress_url(agents.reports(), settings, head)
 
     def inspect(
         build: BuildSpec, rows: Mode, left: threading.Event | None = None, *, keep: bool = False
@@ -200,7 +199,13 @@ def build(
         indexes=partial(read_handed_over, layout.indexes_file),
         needed=Needed(state=state, engine=engine, under_way=under_way, settled=settled, stopping=stopping),
     )
-    needs = Needs({**supplying.handlers, DeliverCounts: lambda delivery, node: statistics.take(delivery, node)})
+    needs = Needs(
+        {
+            **supplying.handlers,
+            DeliverCounts: lambda delivery, node: statistics.take(delivery, node),
+            FollowPeers: peer_book.answer,
+        }
+    )
     engine.follow(loop.wake)
     scaling = Scaling(
         state=state,
@@ -324,6 +329,7 @@ def build(
         ),
         events=events,
         usage=usage,
+        homes={node: found.home for node, found in nodes.items()},
         read_logs=MergedLogs(lambda: {link.node: link.read_logs for link in agents.nodes()}, clock).read,
         ingress_url=where,
         wanted_changed=wanted_changed,
@@ -348,7 +354,6 @@ def main() -> int:
     clock = SystemClock()
     try:
         layout.prepare()
-        NodeLayout(settings.home).prepare()  # what is counted is looked for before there is an agent
         lock = processes.hold_for_life(layout.controlplane_lock)
         if lock is None:
             sys.stderr.write("a control plane already runs on this home\n")
@@ -398,7 +403,9 @@ def _serve(
 ) -> int:
     store = ArtifactStore(layout.artifacts)
     state = SqliteStateStore(layout.state_file, sample_stored=partial(samples.put_body, store))
-    node = machine.node_report(LOCAL_NODE, environ=os.environ)
+    places = local_nodes(settings, layout)
+    names = [place.node for place in places]
+    there = machine.node_report(names[0], environ=os.environ)
     server: SleepingServer | None = None
     ended = threading.Event()
 
@@ -411,12 +418,23 @@ def _serve(
     plane = build(
         settings=settings,
         layout=layout,
-        node=NodeLayout(settings.home),
+        nodes={place.node: place.layout for place in places},
+        supervisors=lambda tell: {
+            place.node: AgentSupervisor(
+                settings=place.settings,
+                layout=place.layout,
+                down_mark=layout.down_mark,
+                clock=clock,
+                bound=[taken for taken in bound if taken.getsockname()[1] in place.ports],
+                place=place.place,
+                tell=tell,
+            )
+            for place in places
+        },
         clock=clock,
-        bound=bound,
         state=state,
         store=store,
-        engine=LocalEngine(node),
+        engine=LocalEngine(*(shares(there, names) if len(names) > 1 else [there])),
         in_charge=lambda: processes.is_same_file(lock, layout.controlplane_lock),
         shut_down=shut_down,
     )
@@ -426,6 +444,8 @@ def _serve(
     # Before the record: whoever finds that goes on to read the token.
     token, metrics_token = (processes.kept_token(file) for file in (layout.token_file, layout.metrics_token_file))
     processes.kept_token(layout.probe_token_file)  # before there is an agent, which would make another
+    if len(places) > 1:
+        prepare_nodes(layout, places, now_wall_s=clock.wall_s())
     _write_record(settings, layout)
     plane.start()
     try:

@@ -7,8 +7,9 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -30,14 +31,13 @@ from cortex.controlplane.versions import revisions_of_version
 from cortex.controlplane.view import View, deployment_statuses, door_url
 from cortex.engines.base import Engine
 from cortex.errors import CortexError
-from cortex.ids import ApiKey, DeploymentName, api_key, short
+from cortex.ids import ApiKey, DeploymentName, NodeId, api_key, short
 from cortex.metrics.exposition import Exposed, exposition
 from cortex.planning import happenings
 from cortex.settings import OPERATOR_HOST, Settings
 from cortex.state.records import StateStore
 from cortex.version import __version__
 from cortex.wire.agent import LogLines, ReadLogs
-from cortex.wire.build import Resources
 from cortex.wire.operator import (
     ApiStatus,
     ChangeKind,
@@ -101,6 +101,7 @@ class ControlPlane:
         rollbacks: Rollbacks,
         events: Events,
         usage: NodeUsage,
+        homes: Mapping[NodeId, Path],
         read_logs: Callable[[ReadLogs], LogLines],
         ingress_url: Callable[[], str],
         wanted_changed: Callable[[], None],
@@ -127,6 +128,7 @@ class ControlPlane:
         self._rollbacks = rollbacks
         self._events = events
         self._usage = usage
+        self._homes = {node: str(home) for node, home in homes.items()}
         self._read_logs = read_logs
         self._ingress_url = ingress_url
         self._wanted_changed = wanted_changed
@@ -235,9 +237,12 @@ class ControlPlane:
     # ---- questions ----------------------------------------------------------------------------------------------
 
     def info(self) -> Info:
-        report = next(iter(self._agents.reports()), None)
-        node = next(iter(self._engine.nodes()), None)
-        requested = self._engine.requested()[node.node] if node else Resources(cpu_millis=0)
+        nodes, reports = self._engine.nodes(), self._agents.reports()
+        head = nodes[0].node if nodes else None
+        report = next((found for found in reports if found.name == head), None)
+        requested = self._engine.requested().values()
+        # Nodes that share a processor have each all of it.
+        cpus = (node.cpu_millis for node in (nodes[:1] if self._engine.shares_cpu else nodes))
         ingress = report.ingress if report else None
         problem = ingress.problem.message if ingress and ingress.problem else None
         return Info(
@@ -251,14 +256,14 @@ class ControlPlane:
             agent_pid=report.pid if report else None,
             ingress_pid=ingress.pid if ingress else None,
             ingress_up=bool(ingress and ingress.up),
-            cpu_millis=node.cpu_millis if node else 0,
-            mem_bytes=node.mem_bytes if node else 0,
-            gpus=node.gpus if node else 0,
-            requested_cpu_millis=requested.cpu_millis,
-            requested_mem_bytes=requested.mem_bytes or 0,
-            requested_gpus=requested.gpus,
+            cpu_millis=sum(cpus),
+            mem_bytes=sum(node.mem_bytes for node in nodes),
+            gpus=sum(node.gpus for node in nodes),
+            requested_cpu_millis=sum(asked.cpu_millis for asked in requested),
+            requested_mem_bytes=sum(asked.mem_bytes or 0 for asked in requested),
+            requested_gpus=sum(asked.gpus for asked in requested),
             apis=len(self._state.apis()),
-            replicas=len(report.replicas) if report else 0,
+            replicas=sum(len(found.replicas) for found in reports),
             nodes=self._nodes(),
             notes=(problem,) if problem else (),
         )
@@ -266,8 +271,7 @@ class ControlPlane:
     def _nodes(self) -> tuple[NodeInfo, ...]:
         reports, nodes = self._agents.reports(), self._engine.nodes()
         doors = {report.name: door_url(report.ingress) for report in reports if report.ingress is not None}
-        homes = {node.node: str(self._settings.home) for node in nodes}
-        return described(nodes, reports, self._engine.requested(), self._usage.cores, doors=doors, homes=homes)
+        return described(nodes, reports, self._engine.requested(), self._usage.cores, doors=doors, homes=self._homes)
 
     def deployments(self) -> tuple[DeploymentStatus, ...]:
         return deployment_statuses(self._state.deployments(), self._view.statuses())

@@ -80,6 +80,7 @@ class NodeLink:
         on_report: called from a thread of ours after each new report.
         on_loads: called from another thread of ours with how much there is to do, each half second while anything
             happens. None: nobody wants to know, and nothing is read for it.
+        beat_s: how often it is to be heard, also where nothing happens.
     """
 
     def __init__(
@@ -92,8 +93,10 @@ class NodeLink:
         on_loads: Callable[[NodeLoads], None] | None,
         on_silence: Callable[[], None] = lambda: None,
         supervisor: AgentSupervisor | None = None,
+        beat_s: Callable[[], float] = lambda: OBSERVE_TIMEOUT_S,
     ) -> None:
         self.node = node
+        self._beat_s = beat_s
         self._lines = lines
         self._clock = clock
         self._supervisor = supervisor
@@ -325,7 +328,7 @@ class NodeLink:
             observe = Observe(
                 agent=last.agent if last else "",
                 serial=last.serial if last else -1,
-                timeout_s=until_beat_s(self._clock.monotonic_s(), OBSERVE_TIMEOUT_S),
+                timeout_s=until_beat_s(self._clock.monotonic_s(), self._beat_s()),
             )
             if supervisor is not None and silent_since_s is None:
                 look = supervisor.looks()

@@ -16,7 +16,7 @@ from cortex.errors import CortexError
 from cortex.ids import ApiKey, NodeId, Version, api_key
 from cortex.metrics import summary
 from cortex.metrics.counts import Lifetime
-from cortex.metrics.intake import Intake
+from cortex.metrics.intake import CountIntake
 from cortex.metrics.store import StatsStore, StatsStoreUnusable, Window
 from cortex.planning.watching import Answers
 from cortex.wire.build import TrackerConfig
@@ -54,7 +54,7 @@ class Statistics:
         self._reports = reports
         self._wanted = wanted
         self._store: StatsStore | None = None
-        self._intake: Intake | None = None
+        self._intake: CountIntake | None = None
         self._merged_refusals: tuple[IngressRefusals, ...] = ()
         self._counting = threading.Lock()
         self._closed = False
@@ -98,11 +98,11 @@ class Statistics:
             except CortexError as error:
                 log.warning("statistics could not be collected, will be tried again: %s", error)
 
-    def _opened(self) -> tuple[StatsStore, Intake]:
+    def _opened(self) -> tuple[StatsStore, CountIntake]:
         """Raises StatsStoreUnusable."""
         if self._store is None or self._intake is None:
             self._store = StatsStore(self._file)
-            self._intake = Intake(self._store, self._clock)
+            self._intake = CountIntake(self._store, self._clock)
         return self._store, self._intake
 
     def _serving(self, wanted: AbstractSet[ApiKey]) -> set[Attempt]:

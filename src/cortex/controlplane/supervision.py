@@ -18,6 +18,7 @@ from cortex.planning import happenings
 from cortex.processes import ProcessIdentity
 from cortex.settings import NodeLayout, Settings, variables_of
 from cortex.wire.events import TellEvent, told_to_nobody
+from cortex.wire.localnodes import NodePosition
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class AgentSupervisor:
     Args:
         down_mark: while it is there, nothing is started.
         bound: sockets for the ingress, which the agent gets when it is started.
+        place: which node it is; None: the one that there is.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class AgentSupervisor:
         down_mark: Path,
         clock: Clock,
         bound: Sequence[socket.socket],
+        place: NodePosition | None = None,
         tell: TellEvent = told_to_nobody,
     ) -> None:
         self._settings = settings
@@ -56,6 +59,7 @@ class AgentSupervisor:
         self._down_mark = down_mark
         self._clock = clock
         self._bound = tuple(bound)
+        self._place = place
         self._tell = tell
         self._restarts = processes.RestartBudget()
         self._process: subprocess.Popen[bytes] | None = None
@@ -125,7 +129,9 @@ class AgentSupervisor:
         if not self._restarts.may_start(now_s):
             return False
         self._restarts.note_start(now_s)
-        command = processes.module_command("cortex.agent", self._layout.home)  # the home for `down`
+        self._layout.prepare()
+        told = [] if self._place is None else [self._place.argument]
+        command = processes.module_command("cortex.agent", self._layout.home, *told)  # the home for `down`
         environ = {**os.environ, **variables_of(self._settings)}
         output = self._layout.logs / "agent.out"
         self._process = processes.spawn(

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable
 
 from cortex.controlplane.awaiting import Awaited
-from cortex.ids import ApiKey, split_api_key
+from cortex.ids import ApiKey, NodeId, split_api_key
 from cortex.settings import Settings
 from cortex.state.base import DeploymentRecord
 from cortex.wire.operator import ApiStatus, DeploymentStatus, Status, Watched, rfc3339
@@ -92,9 +92,9 @@ def deployment_statuses(records: Iterable[DeploymentRecord], apis: Iterable[ApiS
     )
 
 
-def ingress_url(reports: Iterable[AgentReport], settings: Settings) -> str:
-    """Where predictions are asked for: as reported, or else as it will be."""
-    urls = (door_url(report.ingress) for report in reports if report.ingress is not None)
+def ingress_url(reports: Iterable[AgentReport], settings: Settings, head: NodeId) -> str:
+    """Where predictions are asked for, on the node of the control plane: as reported, or else as it will be."""
+    urls = (door_url(report.ingress) for report in reports if report.ingress is not None and report.name == head)
     return next(urls, f"http://{settings.host}:{settings.port}")
 
 

@@ -113,14 +113,14 @@ class PeerServer(msgspec.Struct, frozen=True):
 PEER_KEY = "peer:"
 
 
-class Places(msgspec.Struct, frozen=True):
+class PeerPlaces(msgspec.Struct, frozen=True):
     """Which peer is watched where."""
 
     size: int = PLACES
     """Places 1 to `size` exist."""
     owners: Mapping[NodeId, int] = {}
 
-    def placed(self, peers: Iterable[NodeId]) -> Places:
+    def placed(self, peers: Iterable[NodeId]) -> PeerPlaces:
         """The places once these peers and no others have one: that which they had, else the lowest that is free."""
         wanted = tuple(dict.fromkeys(peers))
         owners = {peer: self.owners[peer] for peer in wanted if peer in self.owners}
@@ -130,7 +130,7 @@ class Places(msgspec.Struct, frozen=True):
         taken = set(owners.values())
         free = (place for place in range(1, size + 1) if place not in taken)
         owners |= {peer: next(free) for peer in wanted if peer not in owners}
-        return Places(size=size, owners=owners)
+        return PeerPlaces(size=size, owners=owners)
 
 
 def place_name(place: int) -> str:

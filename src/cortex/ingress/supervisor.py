@@ -42,7 +42,7 @@ from cortex.ingress.files import IngressFiles
 from cortex.ingress.generations import IngressTimes
 from cortex.ingress.handover import ListenAddress
 from cortex.ingress.listeners import Listeners, stop_listening
-from cortex.ingress.peers import IngressPeer, Peering, Places, check_peers
+from cortex.ingress.peers import IngressPeer, Peering, PeerPlaces, check_peers
 from cortex.ingress.pool import NOWHERE, HeldPool, Pool
 from cortex.ingress.process import find_haproxy
 from cortex.ingress.routes import IngressRoute, check_unique
@@ -422,7 +422,7 @@ class Ingress:
         workers = self._workers
         record = self._files.read()
         peers = record.peers if self._peering else ()
-        places = Places(owners=record.places) if self._peering else Places()
+        places = PeerPlaces(owners=record.places) if self._peering else PeerPlaces()
         workers.wanted = msgspec.structs.replace(
             workers.wanted, routes=record.routes_today(), peers=peers, places=places.placed(peer.name for peer in peers)
         )
@@ -606,7 +606,9 @@ class Ingress:
         self._workers.let_go()
         self._listeners.close()
         pool = self._workers.wanted.pool
-        self._workers.wanted = msgspec.structs.replace(self._workers.wanted, pool=Pool(size=pool.size), places=Places())
+        self._workers.wanted = msgspec.structs.replace(
+            self._workers.wanted, pool=Pool(size=pool.size), places=PeerPlaces()
+        )
 
     def _show(self) -> None:
         status = self.status()

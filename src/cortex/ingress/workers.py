@@ -40,7 +40,7 @@ from cortex.ingress.generations import (
     Start,
 )
 from cortex.ingress.listeners import Listeners
-from cortex.ingress.peers import IngressPeer, Places
+from cortex.ingress.peers import IngressPeer, PeerPlaces
 from cortex.ingress.pool import Pool
 from cortex.ingress.process import HaproxyProcess, last_words
 from cortex.ingress.routes import IngressRoute
@@ -107,7 +107,7 @@ class Wanted(msgspec.Struct, frozen=True):
     routes: tuple[IngressRoute, ...] = ()
     pool: Pool = Pool(size=0)
     peers: tuple[IngressPeer, ...] = ()
-    places: Places = Places()
+    places: PeerPlaces = PeerPlaces()
 
 
 class Workers:

@@ -37,7 +37,7 @@ REMEMBERED_AGENTS = 16
 _decode = msgspec.json.Decoder(StatsFile).decode
 
 
-class Intake:
+class CountIntake:
     """
     Merges what is delivered into the store. For one thread at a time.
 

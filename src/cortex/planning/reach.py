@@ -16,7 +16,7 @@ from cortex.ids import NodeId
 from cortex.planning.model import Lease, LeaseState, Snapshot
 
 LOST_AFTER_S = 5.0
-"""Where nothing happens a node is heard every 4 s."""
+"""Each of several nodes is heard every second. One that has too much to do is not to be taken for lost."""
 
 
 def lost_nodes(silent_s: Mapping[NodeId, float]) -> frozenset[NodeId]:

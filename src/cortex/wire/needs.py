@@ -13,6 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from cortex.errors import Problem
+from cortex.ids import NodeId
 from cortex.wire.build import SecretPin
 from cortex.wire.operator import StoredFile
 from cortex.wire.stats import Attempt
@@ -125,3 +126,27 @@ class CountsTaken(NeedReply, frozen=True, kw_only=True, tag="counts_taken"):
     """Who counts: another one may know less, and should be sent everything anew."""
     durable: bool = False
     """They are on the disk, where that was asked for."""
+
+
+# ---- the other nodes ------------------------------------------------------------------------------------------------
+
+
+class PeerDoor(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the door of a node listens for those of others."""
+
+    node: NodeId
+    host: str
+    """An IP address."""
+    port: int
+
+
+class FollowPeers(Need, frozen=True, kw_only=True, tag="follow_peers"):
+    """Where the doors of all nodes are; answered with `PeerDoors` once that is not what was seen, or time is up."""
+
+    seen: tuple[PeerDoor, ...]
+    wait_s: float
+
+
+class PeerDoors(NeedReply, frozen=True, kw_only=True, tag="peer_doors"):
+    doors: tuple[PeerDoor, ...]
+    """By name, the asker's among them."""

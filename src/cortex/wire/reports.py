@@ -172,6 +172,9 @@ class IngressReport(msgspec.Struct, frozen=True, kw_only=True):
     up: bool
     host: str
     port: int
+    peer_host: str = ""
+    """Where it listens for the doors of other nodes; empty: there are none."""
+    peer_port: int = 0
     pid: int | None = None
     restarts: int = 0
     problem: Problem | None = None

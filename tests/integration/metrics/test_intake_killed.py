@@ -13,7 +13,7 @@ import pytest
 from cortex.agent.countfiles import CountFiles
 from cortex.clock import SystemClock
 from cortex.ids import ApiKey, NodeId, ReplicaId, Version
-from cortex.metrics.intake import Intake
+from cortex.metrics.intake import CountIntake
 from cortex.metrics.store import StatsStore
 from cortex.processes import write_whole
 from cortex.wire.needs import DeliverCounts
@@ -30,12 +30,12 @@ from pathlib import Path
 from cortex.agent.countfiles import CountFiles
 from cortex.clock import SystemClock
 from cortex.ids import NodeId
-from cortex.metrics.intake import Intake
+from cortex.metrics.intake import CountIntake
 from cortex.metrics.store import StatsStore
 from cortex.wire.needs import DeliverCounts
 
 home, clock, node = Path(sys.argv[1]), SystemClock(), NodeId("local")
-files, intake = CountFiles(home / "stats", clock), Intake(StatsStore(home / "stats.db"), clock)
+files, intake = CountFiles(home / "stats", clock), CountIntake(StatsStore(home / "stats.db"), clock)
 known = frozenset()
 number = 0
 while True:
@@ -123,7 +123,7 @@ def test_counts_equal_what_was_served_however_often_who_counts_is_killed(tmp_pat
             replica.join()
     store = StatsStore(tmp_path / "stats.db")
     clock = SystemClock()
-    files, intake = CountFiles(folder, clock), Intake(store, clock)
+    files, intake = CountFiles(folder, clock), CountIntake(store, clock)
     files.look(set())
     while (batch := files.batch()) is not None:
         delivery = DeliverCounts(agent="last", number=1, files=batch.contents, durably=True)

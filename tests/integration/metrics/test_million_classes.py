@@ -11,7 +11,7 @@ from cortex.agent.countfiles import CountFiles
 from cortex.clock import SystemClock
 from cortex.ids import ApiKey, NodeId, ReplicaId, Version
 from cortex.metrics import summary
-from cortex.metrics.intake import Intake
+from cortex.metrics.intake import CountIntake
 from cortex.metrics.store import StatsStore
 from cortex.replica.observation.stats import Counters, StatsWriter
 from cortex.replica.observation.tracker import Tracker
@@ -43,7 +43,7 @@ def test_a_million_classes_are_counted_in_bounded_room_and_the_top_20_are_right_
     rng.shuffle(late)
     stream = early + late
     store, clock = StatsStore(tmp_path / "stats.db"), SystemClock()
-    files, intake = CountFiles(folder, clock), Intake(store, clock)
+    files, intake = CountFiles(folder, clock), CountIntake(store, clock)
 
     process = psutil.Process()
     before_bytes = process.memory_info().rss

@@ -101,6 +101,7 @@ def a_door(tmp_path: Path, ingress: PretendedIngress, **options: Any) -> Door:
         "clock": FakeClock(),
         "routes": tuple,
         "lives": dict,
+        "peering": None,
         "neighbours": lambda: None,
         "on_change": lambda: None,
         "on_applied": lambda: None,

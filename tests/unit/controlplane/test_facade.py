@@ -162,6 +162,7 @@ class Lab:
             ),
             events=self.events,
             usage=NodeUsage(),
+            homes={a_node().node: folder / "home"},
             read_logs=self.agent.read_logs,
             ingress_url=lambda: "http://i",
             wanted_changed=lambda: self.story.append("other things are wanted"),

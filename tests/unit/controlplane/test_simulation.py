@@ -193,9 +193,9 @@ def test_it_notices_a_failed_version_that_is_tried_for_ever(monkeypatch: pytest.
 def test_it_notices_requests_that_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     route_of = plan_module.wanted_route
 
-    def ready_only(wanted: Any, decision: rollout.Decision, *rest: Any) -> Any:
+    def ready_only(wanted: Any, decision: rollout.Decision, *rest: Any, **others: Any) -> Any:
         ready = tuple(slot for slot in decision.stay if slot.ready)
-        return route_of(wanted, msgspec.structs.replace(decision, stay=ready), *rest)
+        return route_of(wanted, msgspec.structs.replace(decision, stay=ready), *rest, **others)
 
     monkeypatch.setattr(plan_module, "wanted_route", ready_only)
     assert violation(saying="a request is not held but unavailable", mood=Mood.KILLS)
@@ -260,9 +260,9 @@ def test_it_notices_a_parked_replica_in_the_way_of_others(monkeypatch: pytest.Mo
 def test_it_notices_a_parked_replica_that_is_routed(monkeypatch: pytest.MonkeyPatch) -> None:
     route_of = plan_module.wanted_route
 
-    def with_parked(wanted: Any, decision: rollout.Decision, *rest: Any) -> Any:
+    def with_parked(wanted: Any, decision: rollout.Decision, *rest: Any, **others: Any) -> Any:
         stay = decision.stay if decision.parked is None else (*decision.stay, decision.parked)
-        return route_of(wanted, msgspec.structs.replace(decision, stay=stay), *rest)
+        return route_of(wanted, msgspec.structs.replace(decision, stay=stay), *rest, **others)
 
     monkeypatch.setattr(plan_module, "wanted_route", with_parked)
     assert violation(mood=Mood.CALM)
@@ -287,10 +287,10 @@ def test_it_notices_a_parked_replica_that_counts_as_ready(monkeypatch: pytest.Mo
 def test_it_notices_a_rollback_that_starts_another_one_although_one_was_parked(monkeypatch: pytest.MonkeyPatch) -> None:
     route_of = plan_module.wanted_route
 
-    def without_comers(wanted: Any, decision: rollout.Decision, *rest: Any) -> Any:
+    def without_comers(wanted: Any, decision: rollout.Decision, *rest: Any, **others: Any) -> Any:
         back = wanted.rolled_back is not None
         stay = tuple(slot for slot in decision.stay if not (back and decision.is_new(slot)))
-        return route_of(wanted, msgspec.structs.replace(decision, stay=stay), *rest)
+        return route_of(wanted, msgspec.structs.replace(decision, stay=stay), *rest, **others)
 
     monkeypatch.setattr(plan_module, "wanted_route", without_comers)
     assert violation(saying="was parked, and its version comes back", mood=Mood.CALM)

@@ -10,9 +10,9 @@ from cortex.ids import ApiKey, NodeId
 from cortex.ingress.peers import (
     MOST_PEERS,
     IngressPeer,
+    PeerPlaces,
     PeerServer,
     PeerShare,
-    Places,
     check_peers,
     chosen,
     place_name,
@@ -65,7 +65,7 @@ def test_places_are_read_back():
 
 @given(st.lists(st.lists(names, unique=True), max_size=4))
 def test_a_peer_keeps_its_place_as_long_as_it_is_there_and_no_two_share_one(turns):
-    places = Places(size=2)
+    places = PeerPlaces(size=2)
     for wanted in turns:
         after = places.placed(wanted)
         assert set(after.owners) == set(wanted)
@@ -76,7 +76,7 @@ def test_a_peer_keeps_its_place_as_long_as_it_is_there_and_no_two_share_one(turn
 
 
 def test_the_places_that_were_written_down_are_those_that_there_are():
-    assert Places(owners={NodeId("b"): 40}).placed([NodeId("b")]).size == 64
+    assert PeerPlaces(owners={NodeId("b"): 40}).placed([NodeId("b")]).size == 64
 
 
 @given(st.lists(st.integers(1, 256), min_size=1, max_size=MOST_PEERS))

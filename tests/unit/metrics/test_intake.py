@@ -22,7 +22,7 @@ from cortex.agent.countfiles import BYTES_AT_ONCE, FILES_AT_ONCE, LARGEST_FILE_B
 from cortex.agent.counting import Counting
 from cortex.agent.upstream import ControlPlaneAway
 from cortex.ids import NodeId, ReplicaId
-from cortex.metrics.intake import FORGET_AFTER_S, NODES_HERE_AFTER_S, Intake
+from cortex.metrics.intake import FORGET_AFTER_S, NODES_HERE_AFTER_S, CountIntake
 from cortex.metrics.slices import DAY_S
 from cortex.metrics.store import StatsStore
 from cortex.processes import write_whole
@@ -48,7 +48,7 @@ class Delivered(NamedTuple):
 class Node:
     """A node with a folder of counts, and its agents, which deliver straight into an intake."""
 
-    def __init__(self, folder: Path, intake: Intake, clock: FakeClock, name: NodeId = LOCAL) -> None:
+    def __init__(self, folder: Path, intake: CountIntake, clock: FakeClock, name: NodeId = LOCAL) -> None:
         self.folder = folder
         self.intake = intake
         self.clock = clock
@@ -103,12 +103,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def intake(store: StatsStore, clock: FakeClock) -> Intake:
-    return Intake(store, clock)
+def intake(store: StatsStore, clock: FakeClock) -> CountIntake:
+    return CountIntake(store, clock)
 
 
 @pytest.fixture
-def node(folder: Path, intake: Intake, clock: FakeClock) -> Node:
+def node(folder: Path, intake: CountIntake, clock: FakeClock) -> Node:
     return Node(folder, intake, clock)
 
 
@@ -162,7 +162,7 @@ def test_another_control_plane_is_sent_everything_once_it_has_answered(folder, n
     write(folder, one)
     write(folder, two)
     node.deliver(live)
-    node.intake = Intake(store, clock)
+    node.intake = CountIntake(store, clock)
     assert node.deliver(live) == Delivered(), "who has nothing to say has not heard of it"
     write(folder, build.file(ok=5))
     assert node.deliver(live) == Delivered(files=2, messages=2)
@@ -179,7 +179,7 @@ def test_a_control_plane_that_has_lost_its_counts_is_told_what_replicas_still_kn
     live = {attempt(one), attempt(two)}
     node.deliver(live)
     store = StatsStore(tmp_path / "new.db")
-    node.intake = Intake(store, clock)
+    node.intake = CountIntake(store, clock)
     write(folder, build.file(ok=5))
     node.deliver(live)
     assert served(store, clock, build) == 7
@@ -432,7 +432,7 @@ def test_last_seen_counters_of_the_living_are_kept_without_a_file(folder, node, 
 
 def test_a_control_plane_started_after_the_deletion_forgets_too(node, store, clock, build):
     store.merge([build.file(ok=3)], clock.wall_s())
-    node.intake = Intake(store, clock)
+    node.intake = CountIntake(store, clock)
     node.deliver(set())
     clock.advance(FORGET_AFTER_S)
     node.deliver(set())
@@ -471,7 +471,7 @@ def test_a_node_that_is_there_and_idle_for_weeks_is_no_lost_one(folder, node, st
     live = {(build.replica, 1)}
     node.deliver(live)
     clock.advance(15 * DAY_S)
-    node.intake = Intake(store, clock)
+    node.intake = CountIntake(store, clock)
     for _ in range(2):
         node.intake.tidy({LOCAL})
         clock.advance(NODES_HERE_AFTER_S)
@@ -567,7 +567,7 @@ class World:
     def open(self) -> None:
         """A control plane starts."""
         self.store = CrashingStore(self.root / "stats.db", self.step)
-        self.intake = Intake(self.store, self.clock)
+        self.intake = CountIntake(self.store, self.clock)
 
     def step(self) -> None:
         if self.meanwhile is not None and self.meanwhile[0] == self.steps:
