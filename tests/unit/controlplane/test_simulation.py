@@ -40,7 +40,7 @@ from cortex.planning.parking import Parking
 from cortex.planning.plan import plan
 from cortex.planning.rollout import SURGE
 from cortex.testing.builders import a_node
-from cortex.testing.simulation import Mood, Simulation, Violation, broken
+from cortex.testing.simulation import Mood, Simulation, Violation, broken, schedule
 from cortex.wire.orders import DrainReplica, SetReplicaBatching
 
 RUNS = int(os.environ.get("CORTEX_SIM_RUNS", "400"))
@@ -193,9 +193,9 @@ def test_it_notices_a_failed_version_that_is_tried_for_ever(monkeypatch: pytest.
 def test_it_notices_requests_that_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     route_of = plan_module.wanted_route
 
-    def ready_only(wanted: Any, decision: rollout.Decision, *rest: Any, **others: Any) -> Any:
+    def ready_only(wanted: Any, decision: rollout.Decision, *rest: Any, **named: Any) -> Any:
         ready = tuple(slot for slot in decision.stay if slot.ready)
-        return route_of(wanted, msgspec.structs.replace(decision, stay=ready), *rest, **others)
+        return route_of(wanted, msgspec.structs.replace(decision, stay=ready), *rest, **named)
 
     monkeypatch.setattr(plan_module, "wanted_route", ready_only)
     assert violation(saying="a request is not held but unavailable", mood=Mood.KILLS)
@@ -241,7 +241,9 @@ def test_replicas_are_parked_and_come_back(mood: Mood, comes_back: bool) -> None
     raise AssertionError("nobody was ever parked, or came back")
 
 
-def test_it_notices_a_parked_replica_that_is_never_drained() -> None:
+def test_it_notices_a_parked_replica_that_is_never_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "PATIENCE_S", 3.0)  # most schedules never come to rest, and that is not looked for
+
     def keeping(assessment: Assessment) -> Plan:
         found = plan(assessment)
         told = [a for a in found.actions if not (isinstance(a, OrderNode) and isinstance(a.order, DrainReplica))]
@@ -260,9 +262,9 @@ def test_it_notices_a_parked_replica_in_the_way_of_others(monkeypatch: pytest.Mo
 def test_it_notices_a_parked_replica_that_is_routed(monkeypatch: pytest.MonkeyPatch) -> None:
     route_of = plan_module.wanted_route
 
-    def with_parked(wanted: Any, decision: rollout.Decision, *rest: Any, **others: Any) -> Any:
+    def with_parked(wanted: Any, decision: rollout.Decision, *rest: Any, **named: Any) -> Any:
         stay = decision.stay if decision.parked is None else (*decision.stay, decision.parked)
-        return route_of(wanted, msgspec.structs.replace(decision, stay=stay), *rest, **others)
+        return route_of(wanted, msgspec.structs.replace(decision, stay=stay), *rest, **named)
 
     monkeypatch.setattr(plan_module, "wanted_route", with_parked)
     assert violation(mood=Mood.CALM)
@@ -287,10 +289,10 @@ def test_it_notices_a_parked_replica_that_counts_as_ready(monkeypatch: pytest.Mo
 def test_it_notices_a_rollback_that_starts_another_one_although_one_was_parked(monkeypatch: pytest.MonkeyPatch) -> None:
     route_of = plan_module.wanted_route
 
-    def without_comers(wanted: Any, decision: rollout.Decision, *rest: Any, **others: Any) -> Any:
+    def without_comers(wanted: Any, decision: rollout.Decision, *rest: Any, **named: Any) -> Any:
         back = wanted.rolled_back is not None
         stay = tuple(slot for slot in decision.stay if not (back and decision.is_new(slot)))
-        return route_of(wanted, msgspec.structs.replace(decision, stay=stay), *rest, **others)
+        return route_of(wanted, msgspec.structs.replace(decision, stay=stay), *rest, **named)
 
     monkeypatch.setattr(plan_module, "wanted_route", without_comers)
     assert violation(saying="was parked, and its version comes back", mood=Mood.CALM)
