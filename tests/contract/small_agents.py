@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from pathlib import Path
 
-from cortex.agent.dialing import Streams
+from cortex.agent.dialing import Dial, Streams
 from cortex.agent.lines import SpareLines
 from cortex.agent.server import OutdatedOrders, OvertakenOrders
 from cortex.agent.service import Changes
@@ -35,16 +34,16 @@ class SmallAgent:
     One agent, in a thread of its own. Implements what is asked of `server.AgentService` here.
 
     Args:
-        path: where the control plane listens.
+        dial: where the control plane listens.
     """
 
-    def __init__(self, node: NodeId, name: str, path: Path, disk: Disk) -> None:
+    def __init__(self, node: NodeId, name: str, dial: Dial, disk: Disk) -> None:
         self.loses_answer = False
         """The next orders are carried out, and the connection breaks."""
         self.is_cut = False
         """No connection comes about."""
         self.taken: list[tuple[Orders, int]] = []
-        self._node, self._name, self._path, self._disk = node, name, path, disk
+        self._node, self._name, self._dial, self._disk = node, name, dial, disk
         self._going = threading.Event()
         self._going.set()
         self._last_turn = (0, 0)
@@ -93,7 +92,7 @@ class SmallAgent:
         self._began.set()
         ended = asyncio.ensure_future(self._ended.wait())
         while not ended.done():
-            lines = SpareLines(dial=self._dial, hello=hello, service=self, clock=SystemClock())  # type: ignore[arg-type]
+            lines = SpareLines(dial=self._dialed, hello=hello, service=self, clock=SystemClock())  # type: ignore[arg-type]
             keeping = asyncio.ensure_future(lines.keep())
             broken = asyncio.ensure_future(self._broken.wait())
             await asyncio.wait([ended, broken], return_when=asyncio.FIRST_COMPLETED)
@@ -103,10 +102,10 @@ class SmallAgent:
                     await task
             self._broken.clear()
 
-    async def _dial(self) -> Streams:
+    async def _dialed(self) -> Streams:
         if self.is_cut:
             raise ConnectionRefusedError("the link is down")
-        return await asyncio.open_unix_connection(self._path)
+        return await self._dial()
 
     # ---- server.AgentService ------------------------------------------------------------------------------------
 

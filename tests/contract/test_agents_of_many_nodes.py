@@ -12,11 +12,14 @@ from typing import Protocol
 
 import msgspec
 import pytest
+import trustme
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from small_agents import DEADLINE_S, Disk, SmallAgent
 
+from cortex.agent.dialing import dial_tls, dial_unix
+from cortex.binding import bind_tcp
 from cortex.controlplane.agents import LinkedAgents
 from cortex.controlplane.world import Agents, StaleEpoch
 from cortex.errors import RetryLater
@@ -25,6 +28,7 @@ from cortex.testing.builders import a_build, a_node, a_route, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents, Fate
 from cortex.testing.linked_agents import linked_agents
+from cortex.tls import TlsIdentity
 from cortex.wire.orders import HoldSlot, Order, Orders, RemoveRoute, SetRoute
 from cortex.wire.reports import AgentReport
 
@@ -59,6 +63,16 @@ class Lab(Protocol):
     def until(self, look: Callable[[], bool], what: str) -> None:
         """Let time pass until something is so."""
         ...
+
+
+def an_identity(folder: Path, name: str, authority: trustme.CA) -> TlsIdentity:
+    """Somebody on this machine whom an authority has signed."""
+    signed = authority.issue_cert("127.0.0.1")
+    identity = TlsIdentity(*(folder / f"{name}-{part}.pem" for part in ("authority", "certificate", "key")))
+    authority.cert_pem.write_to_path(identity.authority)
+    signed.cert_chain_pems[0].write_to_path(identity.certificate)
+    signed.private_key_pem.write_to_path(identity.key)
+    return identity
 
 
 class PretendedLab:
@@ -105,11 +119,18 @@ class PretendedLab:
 
 
 class LinkedLab:
-    """Small agents over the links of the real thing."""
+    """Small agents over the links of the real thing, as on one machine or as over a network."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "links.sock"
-        self.agents: LinkedAgents = linked_agents(self._path, known=NODES)
+    def __init__(self, folder: Path, *, tls: bool = False) -> None:
+        path = folder / "links.sock"
+        wide, self._dial = None, dial_unix(path)
+        if tls:
+            authority = trustme.CA()
+            ours, theirs = (an_identity(folder, name, authority) for name in ("control-plane", "agent"))
+            listener = bind_tcp("127.0.0.1", 0)
+            wide = listener, ours.server_context()
+            self._dial = dial_tls("127.0.0.1", listener.getsockname()[1], theirs)
+        self.agents: LinkedAgents = linked_agents(path, known=NODES, wide=wide)
         self.agents.start()
         self._disks = {node: Disk() for node in NODES}
         self._number = 0
@@ -119,7 +140,7 @@ class LinkedLab:
 
     def _begin(self, node: NodeId) -> None:
         self._number += 1
-        self.small[node] = SmallAgent(node, f"agent-{self._number}", self._path, self._disks[node])
+        self.small[node] = SmallAgent(node, f"agent-{self._number}", self._dial, self._disks[node])
 
     def restart_agent(self, node: NodeId) -> None:
         self.small[node].end()
@@ -152,10 +173,10 @@ class LinkedLab:
             small.end()
 
 
-@pytest.fixture(params=["fake", "linked"])
+@pytest.fixture(params=["fake", "linked", "linked over tls"])
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     folder = Path(tempfile.mkdtemp(prefix="cx", dir="/tmp"))
-    lab = PretendedLab() if request.param == "fake" else LinkedLab(folder)
+    lab = PretendedLab() if request.param == "fake" else LinkedLab(folder, tls="tls" in request.param)
     try:
         lab.until(lambda: lab.agents.settled and len(lab.agents.reports()) == len(NODES), "all have reported")
         yield lab

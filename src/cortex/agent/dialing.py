@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from cortex.errors import CortexError
+from cortex.tls import TlsIdentity, notice_silence
 from cortex.wire.framing import UNREADABLE, ConnectionLost, FrameReader, framed
 from cortex.wire.link import Greeting, Hello, TurnedAway, Welcome
 
@@ -30,6 +31,26 @@ class RefusedByControlPlane(CortexError):
 def dial_unix(path: Path) -> Dial:
     """The control plane of this machine."""
     return lambda: asyncio.open_unix_connection(path)
+
+
+def dial_tls(host: str, port: int, identity: TlsIdentity) -> Dial:
+    """
+    The control plane of another machine.
+
+    Args:
+        host: a name or an address that its certificate has.
+
+    Raises:
+        OSError: the files of our identity cannot be used.
+    """
+    context = identity.client_context()
+
+    async def dial() -> Streams:
+        streams = await asyncio.open_connection(host, port, ssl=context)
+        notice_silence(streams[1].get_extra_info("socket"))
+        return streams
+
+    return dial
 
 
 async def introduce(dial: Dial, hello: Hello) -> Streams:

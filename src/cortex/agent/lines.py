@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 
 from cortex.agent import server
 from cortex.agent.dialing import Dial, RefusedByControlPlane, Streams, hang_up, introduce
@@ -54,7 +55,10 @@ class SpareLines:
                     await self._wanting.wait()
                 try:
                     streams = await introduce(self._dial, self._hello)
-                except OSError:
+                except OSError as error:
+                    if isinstance(error, ssl.SSLError) and str(error) != told:
+                        told = str(error)
+                        log.error("the control plane and we do not trust each other: %s", error)
                     await asyncio.sleep(backoff.note_failure(self._clock.monotonic_s()))
                     continue
                 except RefusedByControlPlane as error:

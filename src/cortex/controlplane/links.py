@@ -18,6 +18,7 @@ import msgspec
 from cortex import polling
 from cortex.binding import bind_unix
 from cortex.ids import NodeId
+from cortex.tls import notice_silence
 from cortex.wire.agent import NEVER_MIND
 from cortex.wire.framing import UNREADABLE, ConnectionLost, FrameReader, framed
 from cortex.wire.link import Hello, TurnedAway, Welcome, misfit
@@ -114,14 +115,23 @@ class Links:
 
     Args:
         path: of the socket.
+        wide: a TCP socket that listens for agents of other machines, and what they are to trust and to show. Ours
+            from now on.
         epoch: what is said to be in charge.
         ways: by the name of a way, who takes its connections over.
     """
 
     def __init__(
-        self, *, path: Path, epoch: Callable[[], int], incarnations: Incarnations, ways: Mapping[str, Way]
+        self,
+        *,
+        path: Path,
+        epoch: Callable[[], int],
+        incarnations: Incarnations,
+        ways: Mapping[str, Way],
+        wide: tuple[socket.socket, ssl.SSLContext] | None = None,
     ) -> None:
         self._path = path
+        self._wide = wide
         self._epoch = epoch
         self._incarnations = incarnations
         self._ways = ways
@@ -158,17 +168,29 @@ class Links:
     def _accept(self) -> None:
         listener = self._listener
         assert listener is not None
+        wide, context = self._wide or (None, None)
+        if wide is not None:
+            wide.setblocking(False)
         while True:
-            ready = polling.wait({listener.fileno(): select.POLLIN, self._words.fileno(): select.POLLIN}, None)
+            watched = (listener, self._words) if wide is None else (listener, self._words, wide)
+            ready = polling.wait({sock.fileno(): select.POLLIN for sock in watched}, None)
             if self._words.fileno() in ready:
                 if not self._words.recv(16):
                     break
                 listener = self._kept(listener)
-            sock = polling.accept(listener) if listener.fileno() in ready else None
-            if sock is not None:
-                connection, number = AgentConnection(sock), next(self._numbers)
-                threading.Thread(target=self._greet, args=(connection, number), name="link", daemon=True).start()
+            if listener.fileno() in ready:
+                self._take_in(listener, None)
+            if wide is not None and wide.fileno() in ready:
+                self._take_in(wide, context)
         listener.close()
+        if wide is not None:
+            wide.close()
+
+    def _take_in(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
+        sock = polling.accept(listener)
+        if sock is not None:
+            arguments = (sock, context, next(self._numbers))
+            threading.Thread(target=self._meet, args=arguments, name="link", daemon=True).start()
 
     def _kept(self, listener: socket.socket) -> socket.socket:
         try:
@@ -183,6 +205,18 @@ class Links:
             return listener
         listener.close()
         return another
+
+    def _meet(self, sock: socket.socket, context: ssl.SSLContext | None, number: int) -> None:
+        if context is not None:
+            try:
+                notice_silence(sock)
+                sock.settimeout(GREETING_S)
+                sock = context.wrap_socket(sock, server_side=True)
+            except OSError as error:
+                log.warning("somebody who dialed in from another machine is not taken: %s", error)
+                sock.close()
+                return
+        self._greet(AgentConnection(sock), number)
 
     def _greet(self, connection: AgentConnection, number: int) -> None:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -21,6 +23,7 @@ def linked_agents(
     *,
     supervisors: Mapping[NodeId, AgentSupervisor] | None = None,
     known: Iterable[NodeId] = (),
+    wide: tuple[socket.socket, ssl.SSLContext] | None = None,
     clock: Clock | None = None,
     on_report: Callable[[], None] = lambda: None,
     on_loads: Callable[[NodeLoads], None] | None = None,
@@ -30,6 +33,7 @@ def linked_agents(
     agents = LinkedAgents(
         links=Links(
             path=path,
+            wide=wide,
             epoch=lambda: 1,
             incarnations=incarnations,
             ways={ORDERS: lambda connection, hello: agents.take_over(connection, hello)},
