@@ -21,7 +21,7 @@ from cortex.agent.children import Children
 from cortex.agent.cleaning import Cleaning
 from cortex.agent.countfiles import CountFiles
 from cortex.agent.counting import Counting
-from cortex.agent.dialing import dial_unix
+from cortex.agent.dialing import Streams, dial_unix
 from cortex.agent.door import Door
 from cortex.agent.families import Families
 from cortex.agent.inspections import Inspections
@@ -131,7 +131,12 @@ def build(
         node = shares(node, place.names)[place.number]
         peering = Peering(PEERS_HOST, place.peer_port, layout.certificate, layout.authority)
     agent_id = secrets.token_hex(8)
-    dial = dial_unix(control.links_socket)
+
+    async def dial() -> Streams:
+        if not processes.is_same_file(lock, layout.agent_lock):
+            raise ConnectionRefusedError("the home is another one now, and so is its control plane")
+        return await dial_unix(control.links_socket)()
+
     upstream = LinkedUpstream(dial=dial, hello=Hello(node=node.node, agent=agent_id, way=NEEDS), clock=clock)
     changes = Changes()
     memory = AgentMemory(layout.node / "agent-state.json")

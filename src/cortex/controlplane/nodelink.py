@@ -53,6 +53,8 @@ OBSERVE_TIMEOUT_S = 4.0
 """A long poll this long keeps usage figures fresh without costing anything."""
 LOOK_WAIT_S = 0.05
 """How soon an agent without a line is looked after."""
+QUESTION_WAIT_S = 5.0
+"""How long what is asked once waits for a line: on a busy machine an agent takes its time to dial another."""
 ORDERS_SILENCE_S = 30.0
 AGENT_PATIENCE_S = 20.0
 """How long a deploy waits for an agent that does not answer; starting one takes under a second."""
@@ -236,11 +238,14 @@ class NodeLink:
     def sweep_packages(self, in_use: Collection[str]) -> tuple[str, ...]:
         """Have installations removed that are neither among these nor used there. Raises AgentUnreachable."""
         request = SweepPackages(in_use=tuple(sorted(in_use)))
-        return self._lines.ask(self.node, request, SweptPackages, silence_s=PACKAGES_SILENCE_S).removed
+        return self._lines.ask(
+            self.node, request, SweptPackages, silence_s=PACKAGES_SILENCE_S, wait_s=QUESTION_WAIT_S
+        ).removed
 
     def read_logs(self, request: ReadLogs) -> LogLines:
         """Raises AgentUnreachable."""
-        return self._lines.ask(self.node, request, LogLines, silence_s=request.wait_s + 30.0)
+        silence_s = request.wait_s + 30.0
+        return self._lines.ask(self.node, request, LogLines, silence_s=silence_s, wait_s=QUESTION_WAIT_S)
 
     def count_now(self) -> None:
         """
@@ -280,11 +285,17 @@ class NodeLink:
     # ---- stopping -----------------------------------------------------------------------------------------------
 
     def stop_agent(self, drain_timeout_s: float) -> None:
-        """Have everything on the node drained and ended, the agent itself last. Returns when it is gone."""
+        """
+        Have everything on the node drained and ended, the agent itself last. Returns when it is gone, if it is one of
+        this machine; another is only told.
+        """
         self._stopping.set()
         deadline_s = self._clock.monotonic_s() + drain_timeout_s + 15.0
         if self._supervisor is None:
-            self._tell_to_stop(drain_timeout_s)
+            try:
+                self._tell_to_stop(drain_timeout_s)
+            except AgentUnreachable as error:
+                log.error("node %s cannot be told to end: %s", self.node, error)
             return
         self._supervisor.end()
         self._supervisor.await_end(self._told_to_stop(self._supervisor, drain_timeout_s, deadline_s), deadline_s)
