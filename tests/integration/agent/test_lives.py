@@ -13,7 +13,7 @@ from agent_harness import DEADLINE_S, Asking, Node, eventually
 
 from cortex.ids import socket_stem
 from cortex.processes import is_alive, send_signal
-from cortex.wire.agent import GiveOrders, Refused
+from cortex.wire.agent import GiveOrders, Observed, Refused
 from cortex.wire.framing import receive_frame, send_frame
 from cortex.wire.orders import ForgetReplica, Orders
 from cortex.wire.reports import Phase
@@ -228,6 +228,17 @@ def test_orders_of_an_earlier_control_plane_are_refused(node: Node, api: str):
     assert isinstance(reply, Refused)
     assert reply.stale_epoch
     assert node.seen(node.start_order(build).replica) is None
+
+
+def test_orders_that_later_ones_have_overtaken_are_refused_and_those_of_the_next_control_plane_are_not(node: Node):
+    def given(turn: int) -> object:
+        return node.ask(GiveOrders(orders=Orders(epoch=node.epoch, orders=()), turn=turn))
+
+    assert isinstance(given(2), Observed)
+    assert given(1) == Refused(reason="later orders were taken before these")
+    assert isinstance(given(2), Observed)
+    node.epoch += 1
+    assert isinstance(given(1), Observed)
 
 
 def test_a_usable_build_is_described_without_becoming_a_replica(node: Node, api: str):
