@@ -21,8 +21,8 @@ SPARE = 3
 Lines on which nobody asks. Reports and loads are waited for on one each, and orders, deploys, logs and counts come
 beside them. A question that finds none waits for the next, which takes a millisecond.
 """
-RETRY_FIRST_S, RETRY_LONGEST_S = 0.02, 0.2
-"""Another control plane is there within a second, and acts only once it has heard of its nodes."""
+RETRY_FIRST_S, RETRY_LONGEST_S = 0.02, 0.05
+"""Another control plane is there in 0.3 s, and acts only once it has heard of its nodes: who sleeps waits for that."""
 TURNED_AWAY_S = 2.0
 
 
