@@ -480,10 +480,12 @@ def test_a_node_that_is_there_and_idle_for_weeks_is_no_lost_one(folder, node, st
     assert store.known() == {}
 
 
-def test_what_a_former_agent_said_of_its_files_holds_no_more_when_it_arrives_late(folder, node, store, clock, build):
+@pytest.mark.parametrize("another_agent", [False, True])
+def test_what_was_said_of_files_holds_no_more_when_it_was_overtaken(folder, node, store, clock, build, another_agent):
     node.deliver(set())
     (before,) = node.sent
-    node.restart()
+    if another_agent:
+        node.restart()
     write(folder, build.file(ok=3))
     live = {(build.replica, 1)}
     node.deliver(live)
