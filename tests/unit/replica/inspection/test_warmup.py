@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 import pytest
 import uvloop
+from replica_doubles import Log, Streams
 
 from cortex.errors import RequestError, Response
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
@@ -64,16 +65,6 @@ class Backend:
         return prediction
 
     def close(self) -> None:
-        pass
-
-
-class Log:
-    def record(self, *_: Any) -> None:
-        pass
-
-
-class Streams:
-    def finish_lines(self, request: str) -> None:
         pass
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 import pytest
 import uvloop
+from replica_doubles import Answer, Log, Streams
 
 from cortex.errors import RequestError, Response
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
@@ -70,56 +71,6 @@ class Backend:
 
     def close(self) -> None:
         pass
-
-
-class Log:
-    def __init__(self) -> None:
-        self.records: list[tuple[str, str, str, str | None]] = []
-
-    def record(self, stream: str, level: str, text: str, request: str | None = None) -> None:
-        self.records.append((stream, level, text, request))
-
-    @property
-    def text(self) -> str:
-        return "\n".join(record[2] for record in self.records)
-
-
-class Streams:
-    def finish_lines(self, request: str) -> None:
-        pass
-
-
-class Answer:
-    """Plays the connection."""
-
-    def __init__(self) -> None:
-        self.status = 0
-        self.content_type = b""
-        self.body = b""
-        self.extra = b""
-        self.lost = False
-        self.left = False
-        self.times = 0
-        self.looks = 0
-        """How often was asked whether the caller is gone."""
-
-    def respond(self, exchange: Exchange, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> bool:
-        if self.lost:
-            return False
-        self.times += 1
-        self.status, self.content_type, self.body, self.extra = status, content_type, body, extra
-        return True
-
-    def peer_has_left(self) -> bool:
-        return self.left
-
-    def peer_is_gone(self) -> bool:
-        self.looks += 1
-        return self.lost
-
-    @property
-    def json(self) -> Any:
-        return orjson.loads(self.body)
 
 
 class Replica:

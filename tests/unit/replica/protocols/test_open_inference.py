@@ -15,6 +15,7 @@ import tritonclient.http as triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
+from replica_doubles import Answer, Log, Streams
 from tritonclient.utils import np_to_triton_dtype
 
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
@@ -71,39 +72,8 @@ class Backend:
         pass
 
 
-class Log:
-    def record(self, *_: Any) -> None:
-        pass
-
-
-class Streams:
-    def finish_lines(self, request: str) -> None:
-        pass
-
-
-class Answer:
-    """Plays the connection."""
-
-    def __init__(self) -> None:
-        self.status = 0
-        self.body = b""
-        self.headers: dict[str, str] = {}
-
-    def respond(self, exchange: Exchange, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> bool:
-        lines = extra.decode().split("\r\n")
-        self.headers = dict(line.split(": ", 1) for line in lines if line) | {"content-type": content_type.decode()}
-        self.status, self.body = status, body
-        return True
-
-    def peer_has_left(self) -> bool:
-        return False
-
-    def peer_is_gone(self) -> bool:
-        return False
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
+class TensorAnswer(Answer):
+    """As a client of the protocol reads it."""
 
     @property
     def error(self) -> str:
@@ -179,8 +149,8 @@ class Replica:
         method: str = "GET",
         headers: dict[str, Any] | None = None,
         max_body_bytes: int = 10**6,
-    ) -> Answer:
-        answer = Answer()
+    ) -> TensorAnswer:
+        answer = TensorAnswer()
         exchange = Exchange(answer)
         exchange.method, exchange.target = method.encode(), path.encode()
         exchange.take_headers({k.lower().encode(): str(v).encode() for k, v in (headers or {}).items()})
@@ -191,7 +161,7 @@ class Replica:
         assert answer.status, "it is answered"
         return answer
 
-    def post(self, body: Any, path: str = "/t/a/v2/models/a/infer", **options: Any) -> Answer:
+    def post(self, body: Any, path: str = "/t/a/v2/models/a/infer", **options: Any) -> TensorAnswer:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.ask(path, content, method="POST", **options)
 
@@ -202,7 +172,7 @@ class Replica:
         binary: bool = True,
         outputs: Sequence[triton.InferRequestedOutput] | None = None,
         **options: Any,
-    ) -> Answer:
+    ) -> TensorAnswer:
         """As tritonclient asks."""
         inputs = []
         for name, array in arrays.items():
