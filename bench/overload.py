@@ -23,9 +23,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import uvloop
+from client import Connection
 from drawing import page
 from world import IRIS_MODEL, World, a_world
 
@@ -63,42 +63,6 @@ REQUEST = (
 )
 
 
-class Connection(asyncio.Protocol):
-    """One request at a time; the status of its answer, or 0 when the connection ended without one."""
-
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self._received = b""
-        self._answer: asyncio.Future[int] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def ask(self) -> asyncio.Future[int]:
-        assert self.transport is not None
-        self._received = b""
-        self._answer = asyncio.get_running_loop().create_future()
-        self.transport.write(REQUEST)
-        return self._answer
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        head, end, body = self._received.partition(b"\r\n\r\n")
-        if not end:
-            return
-        length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        if len(body) >= length:
-            self._tell(int(head[9:12]))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.transport = None
-        self._tell(0)
-
-    def _tell(self, status: int) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(status)
-
-
 class Clients:
     """Who asks, over connections that are used again."""
 
@@ -114,7 +78,9 @@ class Clients:
             _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self._port)
         try:
             async with asyncio.timeout(patience_s):
-                status = await connection.ask()
+                status = (await connection.ask(REQUEST)).status
+        except ConnectionResetError:
+            status = 0
         except TimeoutError:
             if connection.transport is not None:
                 connection.transport.abort()

@@ -19,9 +19,9 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import cast
 
 import uvloop
+from client import Connection
 from world import IRIS_MODEL, World, a_world
 
 from cortex.client.local import LocalEnvironment
@@ -57,42 +57,6 @@ REQUEST = (
 KEPT, CLOSED = REQUEST % b"", REQUEST % b"connection: close\r\n"
 
 
-class Answer(asyncio.Protocol):
-    """One request at a time; status and version of its answer, or 0 when the connection ended without one."""
-
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self._received = b""
-        self._answer: asyncio.Future[tuple[int, str]] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def ask(self, request: bytes) -> asyncio.Future[tuple[int, str]]:
-        assert self.transport is not None
-        self._received = b""
-        self._answer = asyncio.get_running_loop().create_future()
-        self.transport.write(request)
-        return self._answer
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        head, end, body = self._received.partition(b"\r\n\r\n")
-        if not end:
-            return
-        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
-        if len(body) >= int(fields[b"content-length"]):
-            self._tell(int(head[9:12]), fields.get(b"x-cortex-version", b"").decode())
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.transport = None
-        self._tell(0, "")
-
-    def _tell(self, status: int, version: str) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result((status, version))
-
-
 @dataclass
 class Clients:
     """Who asks, all the while."""
@@ -101,7 +65,7 @@ class Clients:
     rate: float
     sent: list[tuple[float, int, str]] = field(default_factory=list)
     """Of each request when it began, and the status and version of its answer."""
-    _idle: list[Answer] = field(default_factory=list)
+    _idle: list[Connection] = field(default_factory=list)
 
     async def run(self) -> None:
         """Until cancelled: one after the other at even distances, whether or not those before were answered."""
@@ -117,8 +81,9 @@ class Clients:
             connection = self._idle.pop() if kept and self._idle else None
             if connection is None or connection.transport is None:
                 loop = asyncio.get_running_loop()
-                _, connection = await loop.create_connection(Answer, "127.0.0.1", self.port)
-            status, version = await connection.ask(KEPT if kept else CLOSED)
+                _, connection = await loop.create_connection(Connection, "127.0.0.1", self.port)
+            answer = await connection.ask(KEPT if kept else CLOSED)
+            status, version = answer.status, answer.version
             if kept and connection.transport is not None:
                 self._idle.append(connection)
             elif connection.transport is not None:
