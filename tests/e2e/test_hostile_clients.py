@@ -34,9 +34,9 @@ FLAT_MIB = 24
 
 CORTEX_YAML = """
     - {kind: deployment, name: t}
-    - {kind: api, name: rows, model: m.onnx, compute: {cpu: 50m}}
-    - {kind: api, name: once, model: m.onnx, retry: off, compute: {cpu: 50m}}
-    - {kind: api, name: handled, model: m.onnx, request_handler: h.py, compute: {cpu: 50m}}
+    - {kind: api, name: rows, model: m.onnx, compute: {cpu: 50m, max_replicas: 1}}
+    - {kind: api, name: once, model: m.onnx, retry: off, compute: {cpu: 50m, max_replicas: 1}}
+    - {kind: api, name: handled, model: m.onnx, request_handler: h.py, compute: {cpu: 50m, max_replicas: 1}}
 """
 HANDLER = """
     def pre_inference(sample, metadata):
