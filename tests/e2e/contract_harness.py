@@ -347,6 +347,22 @@ class Answer:
         return json.loads(self.body)
 
 
+@contextlib.contextmanager
+def calling(call: Callable[[int, threading.Event], None], number: int) -> Iterator[None]:
+    """So many threads, each with a seed of its own, until the end of the block, of which the event tells them."""
+    enough = threading.Event()
+    threads = [threading.Thread(target=call, args=(seed, enough), daemon=True) for seed in range(number)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join(60.0)
+    assert not any(thread.is_alive() for thread in threads)
+
+
 class Traffic:
     """
     Clients that ask an api steadily, until the end of the block; every other one each time on a new connection.

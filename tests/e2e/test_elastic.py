@@ -7,13 +7,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from contract_harness import Connection, Home, eventually, rows_model, running_home, write_project
+from contract_harness import Connection, Home, calling, eventually, rows_model, running_home, write_project
 
 HANDLER = """
 import os, time
@@ -65,35 +64,21 @@ class Callers:
     pause_s: float
     """The most that one waits between an answer and the next request."""
     answers: Counter[tuple[int, str]] = field(default_factory=Counter)
-    enough: threading.Event = field(default_factory=threading.Event)
 
-    def call(self, seed: int) -> None:
+    def call(self, seed: int, enough: threading.Event) -> None:
         chance = random.Random(seed)
         with Connection(self.port) as connection:
-            while not self.enough.is_set():
+            while not enough.is_set():
                 answer = connection.ask("POST", "/d/x", b"[1]")
                 self.answers[answer.status, answer.body.decode()] += 1
-                self.enough.wait(chance.uniform(0.0, self.pause_s))
-
-    @contextmanager
-    def calling(self, number: int) -> Iterator[None]:
-        threads = [threading.Thread(target=self.call, args=(seed,), daemon=True) for seed in range(number)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self.enough.set()
-            for thread in threads:
-                thread.join(60.0)
-        assert not any(thread.is_alive() for thread in threads)
+                enough.wait(chance.uniform(0.0, self.pause_s))
 
 
 def test_replicas_follow_the_load_up_to_what_is_allowed_and_go_when_it_has_gone(home: Home) -> None:
     home.deploy(a_project(home, "max_replicas: 3, downscale_window: 1s", waits_s=0.05))
     assert shown(home)["replicas"]["requested"] == 1
     callers = Callers(home.port, pause_s=0.0)
-    with callers.calling(8):
+    with calling(callers.call, 8):
         eventually(lambda: shown(home)["replicas"]["ready"] == 3, "three replicas")
         scaling = eventually(
             lambda: (told := shown(home)["scaling"]) and told["wanted"] > 3 and told, "more are asked for than allowed"
@@ -133,7 +118,7 @@ def test_no_request_is_lost_while_an_api_falls_asleep_again_and_again_though_non
     home.deploy(a_project(home, "min_replicas: 0, idle_timeout: 50ms", further=", retry: off"))
     log = home.path / "logs" / "controlplane.log"
     callers = Callers(home.port, pause_s=2.0)
-    with callers.calling(3):
+    with calling(callers.call, 3):
         eventually(lambda: log.read_text().count("falls asleep") >= SLEEPS, f"{SLEEPS} sleeps", 180.0)
     assert callers.answers.keys() == {(200, "1")}
 

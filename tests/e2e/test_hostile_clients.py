@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,57 +47,21 @@ def home() -> Iterator[Home]:
     with running_home() as home:
         files = {"cortex.yaml": CORTEX_YAML, "m.onnx": rows_model(), "h.py": HANDLER}
         home.deploy(write_project(home.path.parent / "p", files))
-        with Probe(home):  # everything has been used once
+        with behaving(home):  # everything has been used once
             pass
         yield home
 
 
-class Probe:
-    """A client that behaves: one request after another, each on a connection of its own and on one it keeps."""
-
-    def __init__(self, home: Home) -> None:
-        self.statuses: Counter[str] = Counter()
-        self._home = home
-        self._counting = threading.Lock()
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(f"/t/{api}", keep))
-            for api in ("rows", "once", "handled")
-            for keep in (False, True)
-        ]
-
-    def __enter__(self) -> Probe:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        assert self.statuses["200"] >= len(self._threads)
-        assert self.statuses.keys() == {"200"}, self.statuses
-
-    def _ask(self, target: str, keep: bool) -> None:
-        connection: Connection | None = None
-        while True:
-            try:
-                connection = connection or Connection(self._home.port)
-                self._count(str(connection.ask("POST", target, ROW, JSON).status))
-                if not keep:
-                    connection.sock.close()
-                    connection = None
-            except OSError as error:
-                self._count(repr(error))
-                connection = None
-            if self._stop.wait(0.01):
-                break
-        if connection is not None:
-            connection.sock.close()
-
-    def _count(self, status: str) -> None:
-        with self._counting:
-            self.statuses[status] += 1
+@contextlib.contextmanager
+def behaving(home: Home) -> Iterator[None]:
+    """Of each api one client that keeps its connection and one that does not, who are answered as they should be."""
+    with contextlib.ExitStack() as clients:
+        targets = ("/t/rows", "/t/once", "/t/handled")
+        traffic = [clients.enter_context(Traffic(home.port, target, ROW, clients=2)) for target in targets]
+        yield
+        for one in traffic:
+            one.answered(2, beyond=0)
+    assert [one.outcomes.keys() for one in traffic] == [{"200"}] * len(traffic), [one.outcomes for one in traffic]
 
 
 class Memory:
@@ -143,7 +105,7 @@ def pss_bytes(home: Home) -> int:
 def flat(home: Home) -> Iterator[Memory]:
     """Whatever the test does: others are answered meanwhile, and memory is as it was soon after."""
     memory = Memory(home)
-    with Probe(home):
+    with behaving(home):
         yield memory
     eventually(lambda: memory.grown_mib < FLAT_MIB, "memory is as it was")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from contract_harness import Connection, Home, eventually, rows_model, running_home, write_project
+from contract_harness import Connection, Home, calling, eventually, rows_model, running_home, write_project
 
 from cortex.artifacts.store import ArtifactStore
 from cortex.settings import NodeLayout
@@ -110,13 +110,12 @@ class Callers:
     pause_s: float = 0.03
     answered: Counter[int] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
-    enough: threading.Event = field(default_factory=threading.Event)
 
-    def call(self, seed: int) -> None:
+    def call(self, seed: int, enough: threading.Event) -> None:
         chance = random.Random(seed)
         with contextlib.ExitStack() as stack:
             kept = stack.enter_context(Connection(self.port)) if seed % 2 else None
-            while not self.enough.wait(chance.uniform(0.0, self.pause_s)):
+            while not enough.wait(chance.uniform(0.0, self.pause_s)):
                 right = set(self.right)
                 try:
                     with contextlib.nullcontext(kept) if kept is not None else Connection(self.port) as connection:
@@ -128,19 +127,6 @@ class Callers:
                 self.answered[number] += 1
                 if number not in right | self.right:
                     self.faults.append(f"{answer.status} {answer.body!r}, not one of {right}")
-
-    @contextlib.contextmanager
-    def calling(self, number: int) -> Iterator[None]:
-        threads = [threading.Thread(target=self.call, args=(seed,), daemon=True) for seed in range(number)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self.enough.set()
-            for thread in threads:
-                thread.join(60.0)
-        assert not any(thread.is_alive() for thread in threads)
 
 
 def a_project(home: Home, number: int, compute: str = "cpu: 20m, max_replicas: 1", *, further: str = "") -> Path:
@@ -232,7 +218,7 @@ def test_a_deploy_is_finished_whoever_is_killed_at_whichever_step_and_no_request
     home.deploy(a_project(home, 0))
     callers = Callers(home.port, {0})
     faults = []
-    with callers.calling(4):
+    with calling(callers.call, 4):
         for number, point in enumerate(steps, start=1):
             project = a_project(home, number)
             callers.right.add(number)
@@ -297,7 +283,7 @@ def test_no_request_is_lost_whoever_is_killed_at_whichever_step_of_falling_aslee
 ) -> None:
     home.deploy(a_project(home, 1, "min_replicas: 0, idle_timeout: 200ms", further=", retry: off"))
     callers = Callers(home.port, {1}, pause_s=3.0)
-    with callers.calling(4):
+    with calling(callers.call, 4):
         for point in FALLING_ASLEEP:
             with points.armed(point, victims):
                 pass  # those who ask have it sleep and wake again and again

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract_harness import Connection, Home, eventually, rows_model, running_home, write_project
+from contract_harness import Connection, Home, calling, eventually, rows_model, running_home, write_project
 
 pytestmark = pytest.mark.slow
 
@@ -106,19 +106,13 @@ def receipt(home: Home) -> dict[str, Any]:
 def asking(home: Home) -> Iterator[list[Any]]:
     """Somebody asks without end, and is counted."""
     seen: list[Any] = []
-    stop = threading.Event()
 
-    def call() -> None:
-        while not stop.is_set():
+    def call(_: int, enough: threading.Event) -> None:
+        while not enough.is_set():
             seen.append(ask(home))
 
-    caller = threading.Thread(target=call)
-    caller.start()
-    try:
+    with calling(call, 1):
         yield seen
-    finally:
-        stop.set()
-        caller.join()
 
 
 def test_a_good_change_is_proved_and_nothing_counts_what_was_asked_for_it(home: Home, project: Path) -> None:
