@@ -94,6 +94,13 @@ class Door:
             await self.start()
             self._on_change()
 
+    async def renew(self) -> None:
+        """Take up certificates that were renewed."""
+        try:
+            await self._ingress.renew()
+        except (CortexError, OSError) as error:
+            log.warning("the ingress could not be given its certificates anew: %s", error)
+
     async def detach(self) -> None:
         """Leave it running."""
         await self._ingress.detach()

@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Coroutine, Iterator
 from functools import partial
+from typing import Any
 
 from cortex import processes
 from cortex.agent import beats, server
@@ -77,6 +79,7 @@ CACHE_S = 3600.0
 """How often a node with a store of its own removes from it what is beyond its limit; before each pull it does, too."""
 LEFT_OUTPUT_S = 10.0
 """The same for that of replicas that are gone, whose subprocesses may go on: a whole folder has to be read for it."""
+CERTIFICATES_S = 3600.0
 HOME_GONE_LOOKS = 3
 """Looks in a row at a home that is not ours any more, until we believe it."""
 DRAIN_WITHOUT_HOME_S = 30.0
@@ -216,7 +219,7 @@ class Agent:
             every(RAW_OUTPUT_S, self._cleaning.bound_raw_output),
             every(LEFT_OUTPUT_S, self._cleaning.bound_left_output),
             *([every(CACHE_S, self._cache.clean)] if self._cache is not None else ()),
-            *([self._neighbourhood.follow()] if self._neighbourhood is not None else ()),
+            *self._among_others(),
             self._counting.run(),
             self._prestart(),
             self._installations.clear_away(strays),
@@ -366,6 +369,12 @@ class Agent:
             self._changes.note_shown()
         if self._is_at_home():
             await self._keep_listening()
+
+    def _among_others(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """What there is to do where there are other nodes."""
+        if self._neighbourhood is not None:
+            yield self._neighbourhood.follow()
+            yield beats.every(CERTIFICATES_S, self._door.renew, clock=self._clock)
 
     async def _prestart(self) -> None:
         """Have a launcher ready before the first deploy asks for one."""

@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ from cortex.controlplane.healing import LOOK_EVERY_S, Healing
 from cortex.controlplane.housekeeping import SETTLING_S, Housekeeping
 from cortex.controlplane.lines import Lines
 from cortex.controlplane.links import Incarnations, Links
-from cortex.controlplane.localnodes import local_nodes, prepare_nodes
+from cortex.controlplane.localnodes import RENEW_EVERY_S, local_nodes, prepare_nodes
 from cortex.controlplane.loop import Loop
 from cortex.controlplane.merging import MergedLogs
 from cortex.controlplane.needs import Needs
@@ -105,6 +105,7 @@ def build(
     engine: Engine,
     in_charge: Callable[[], bool],
     shut_down: Callable[[], None],
+    chores: Sequence[Chore] = (),
 ) -> ControlPlane:
     """
     Put the control plane together.
@@ -114,6 +115,7 @@ def build(
         supervisors: who looks after their agents.
         in_charge: whether this is still the one control plane of its home.
         shut_down: ends this process in order.
+        chores: what else is done now and then.
     """
     head = next(iter(nodes))
     view = View()
@@ -342,6 +344,7 @@ def build(
             proving,
             scaler,
             watching,
+            *chores,
         ),
         shut_down=shut_down,
     )
@@ -415,6 +418,10 @@ def _serve(
         if server is not None:
             server.end()
 
+    def renew() -> float:
+        prepare_nodes(layout, places, now_wall_s=clock.wall_s())
+        return RENEW_EVERY_S
+
     plane = build(
         settings=settings,
         layout=layout,
@@ -437,6 +444,7 @@ def _serve(
         engine=LocalEngine(*(shares(there, names) if len(names) > 1 else [there])),
         in_charge=lambda: processes.is_same_file(lock, layout.controlplane_lock),
         shut_down=shut_down,
+        chores=[Chore("certificates", renew, first_after_s=RENEW_EVERY_S)] if len(places) > 1 else (),
     )
     # Also while uvicorn is not there yet; and once it has ended it raises the signal again that it was ended by.
     for number in (signal.SIGTERM, signal.SIGINT):

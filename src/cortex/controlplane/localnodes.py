@@ -14,6 +14,8 @@ from cortex.wire.localnodes import NodePosition
 
 LOCAL_NODE = NodeId("local")
 """The one node of a machine that is not several."""
+RENEW_EVERY_S = 86400.0
+"""How often is looked whether a certificate is due; each is good for weeks after that."""
 
 
 class NodePlace(msgspec.Struct, frozen=True, kw_only=True):
