@@ -392,6 +392,15 @@ def test_a_second_replica_goes_to_the_same_node_where_no_other_has_room(make_eng
     assert [lease.node for lease in engine.leases()] == [NODE, N2, N2]
 
 
+def test_room_that_is_wanted_on_one_node_is_waited_for_there(make_engine: MakeEngine) -> None:
+    engine = make_engine(NODE, N2, mem_bytes=100)
+    engine.acquire(msgspec.structs.replace(a_request("there", mem=100), node=N2))
+    engine.acquire(msgspec.structs.replace(a_request("waits", mem=100), node=N2))
+    assert (lease_of(engine, "there").node, lease_of(engine, "waits").state) == (N2, LeaseState.PENDING)
+    engine.release(ReplicaId("there"))
+    assert lease_of(engine, "waits").node == N2
+
+
 def test_whoever_follows_is_told_when_a_lease_is_another_one(make_engine: MakeEngine) -> None:
     engine = make_engine(mem_bytes=100)
     told: list[int] = []

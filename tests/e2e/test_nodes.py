@@ -114,6 +114,25 @@ def test_a_node_that_is_killed_fails_nothing_at_the_other_doors_and_is_used_agai
         eventually(lambda: answered(connection, "two"), "its door serves again")
 
 
+def test_apis_that_sleep_on_different_nodes_are_woken_where_they_sleep_from_every_door(home: Home) -> None:
+    nodes = up(home, 2)
+    yaml = "- {kind: deployment, name: d}\n" + "".join(
+        f"- {{kind: api, name: {name}, model: m.onnx, retry: off, compute: {{cpu: 20m, min_replicas: 0, "
+        "max_replicas: 1, idle_timeout: 1s}}\n"
+        for name in ("x", "y")
+    )
+    home.deploy(write_project(home.path.parent / "p", {"cortex.yaml": yaml, "m.onnx": rows_model()}))
+    for node in nodes * 2:
+        eventually(lambda: asleep(home) == {"x", "y"}, "both sleep")
+        for api in ("x", "y"):
+            with Connection(door(node)) as connection:
+                assert connection.ask("POST", f"/d/{api}", ROW).status == 200, (node["name"], api)
+
+
+def asleep(home: Home) -> set[str]:
+    return {api["name"] for api in home.cortex("get", "-o", "json").json if api["status"] == "asleep"}
+
+
 def test_the_number_of_nodes_is_remembered_and_changes_once_everything_is_down(home: Home) -> None:
     up(home, 2)
     deployed(home)

@@ -125,7 +125,7 @@ def build(
         lock: held on the home for as long as we live.
     """
     clock = SystemClock()
-    node = machine.node_report(place.name if place is not None else LOCAL_NODE, environ=os.environ)
+    node = there = machine.node_report(place.name if place is not None else LOCAL_NODE, environ=os.environ)
     peering: Peering | None = None
     if place is not None:
         node = shares(node, place.names)[place.number]
@@ -282,7 +282,7 @@ def build(
         children=children,
         overseer=overseer,
         cleaning=Cleaning(settings=settings, layout=layout, clock=clock, replicas=replicas),
-        shortage=MemoryShortage(node.mem_bytes, machine.free_memory_bytes),
+        shortage=MemoryShortage(there.mem_bytes, machine.free_memory_bytes),
         lock=lock,
     )
 

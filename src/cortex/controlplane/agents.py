@@ -112,7 +112,7 @@ class LinkedAgents:
             supervisor=self._supervisors.get(node),
             on_report=self._on_report,
             on_loads=self._on_loads,
-            on_silence=self._links.look,
+            on_look=self._links.look,
             beat_s=lambda: OBSERVE_TIMEOUT_S if len(self._nodes) == 1 else BEAT_S,
         )
 

@@ -151,7 +151,7 @@ def build(
         on_report=reported,
         on_loads=read,
     )
-    peer_book = PeerBook(agents.reports)
+    peer_book = PeerBook(agents.reports, lambda: {link.node for link in agents.nodes()})
 
     def where() -> str:
         return ingress_url(agents.reports(), settings, head)

@@ -34,6 +34,7 @@ from cortex.errors import CortexError
 from cortex.ids import ApiKey, DeploymentName, NodeId, api_key, short
 from cortex.metrics.exposition import Exposed, exposition
 from cortex.planning import happenings
+from cortex.planning.reach import lost_nodes
 from cortex.settings import OPERATOR_HOST, Settings
 from cortex.state.records import StateStore
 from cortex.version import __version__
@@ -271,7 +272,15 @@ class ControlPlane:
     def _nodes(self) -> tuple[NodeInfo, ...]:
         reports, nodes = self._agents.reports(), self._engine.nodes()
         doors = {report.name: door_url(report.ingress) for report in reports if report.ingress is not None}
-        return described(nodes, reports, self._engine.requested(), self._usage.cores, doors=doors, homes=self._homes)
+        return described(
+            nodes,
+            reports,
+            self._engine.requested(),
+            self._usage.cores,
+            doors=doors,
+            homes=self._homes,
+            lost=lost_nodes(self._agents.silent_s()),
+        )
 
     def deployments(self) -> tuple[DeploymentStatus, ...]:
         return deployment_statuses(self._state.deployments(), self._view.statuses())

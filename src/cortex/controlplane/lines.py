@@ -203,8 +203,9 @@ class Lines:
                         return line
                     line.close()
                 left_s = deadline_s - time.monotonic()
-                if left_s <= 0 or not self._changed.wait(left_s):
+                if left_s <= 0:
                     break
+                self._changed.wait(left_s)
         raise NoLine(f"node {node} has not connected")
 
     def _put_back(self, node: NodeId, line: AgentLine, *, sound: bool) -> None:
@@ -213,7 +214,7 @@ class Lines:
             kept = sound and not self._closed and len(self._idle[node]) < MOST_IDLE
             if kept and self._incarnations.is_present(node, line.agent):
                 self._idle[node].append(line)
-                self._changed.notify()
+                self._changed.notify_all()  # they may wait for lines to other nodes
                 return
         line.close()
 

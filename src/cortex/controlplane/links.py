@@ -140,6 +140,7 @@ class Links:
         self._inode = 0
         self._thread = threading.Thread(target=self._accept, name="links", daemon=True)
         self._words, self._word = socket.socketpair()
+        self._word.setblocking(False)
 
     def start(self) -> None:
         """Listen from now on. Raises OSError: the socket cannot be bound."""
@@ -190,7 +191,11 @@ class Links:
         sock = polling.accept(listener)
         if sock is not None:
             arguments = (sock, context, next(self._numbers))
-            threading.Thread(target=self._meet, args=arguments, name="link", daemon=True).start()
+            try:
+                threading.Thread(target=self._meet, args=arguments, name="link", daemon=True).start()
+            except RuntimeError as error:  # the agent dials again
+                log.warning("an agent cannot be taken in: %s", error)
+                sock.close()
 
     def _kept(self, listener: socket.socket) -> socket.socket:
         try:

@@ -78,7 +78,7 @@ class NodeLink:
 
     Args:
         supervisor: who starts its agent, if it is one of this machine.
-        on_silence: called when the agent cannot be reached, and again as long as it cannot.
+        on_look: called each time that it was looked whether the agent can be reached.
         on_report: called from a thread of ours after each new report.
         on_loads: called from another thread of ours with how much there is to do, each half second while anything
             happens. None: nobody wants to know, and nothing is read for it.
@@ -93,7 +93,7 @@ class NodeLink:
         clock: Clock,
         on_report: Callable[[], None],
         on_loads: Callable[[NodeLoads], None] | None,
-        on_silence: Callable[[], None] = lambda: None,
+        on_look: Callable[[], None] = lambda: None,
         supervisor: AgentSupervisor | None = None,
         beat_s: Callable[[], float] = lambda: OBSERVE_TIMEOUT_S,
     ) -> None:
@@ -102,7 +102,7 @@ class NodeLink:
         self._lines = lines
         self._clock = clock
         self._supervisor = supervisor
-        self._on_silence = on_silence
+        self._on_look = on_look
         self._on_report = on_report
         self._lock = threading.Lock()
         self._report: AgentReport | None = None
@@ -155,7 +155,10 @@ class NodeLink:
             given = self._given = Future[None]()
             self._turn += 1
             request = GiveOrders(orders=orders, turn=self._turn)
-        threading.Thread(target=self._carry, args=(request, given), name="orders", daemon=True).start()
+        try:
+            threading.Thread(target=self._carry, args=(request, given), name="orders", daemon=True).start()
+        except RuntimeError as error:
+            given.set_exception(AgentUnreachable(f"nobody can be sent there: {error}"))
         return given
 
     def _carry(self, request: GiveOrders, given: Future[None]) -> None:
@@ -321,6 +324,8 @@ class NodeLink:
             except AgentUnreachable as error:
                 if not alive and not starting and not supervisor.is_starting:
                     return None
+                if alive and supervisor.tell_to_stop(drain_timeout_s):
+                    return identity
                 if self._clock.monotonic_s() > deadline_s:
                     log.error("the agent cannot be told to end: %s", error)
                     return identity
@@ -349,6 +354,7 @@ class NodeLink:
                 )
                 self._take(reply.report)
                 silent_since_s = None
+                self._on_look()
                 if supervisor is not None:
                     supervisor.note_answer()
             except AgentRefused:
@@ -357,7 +363,7 @@ class NodeLink:
             except AgentUnreachable:
                 now_s = self._clock.monotonic_s()
                 silent_since_s = now_s if silent_since_s is None else silent_since_s
-                self._on_silence()
+                self._on_look()
                 if look is not None:
                     look()
                 if supervisor is not None and self._look_after(supervisor, now_s - silent_since_s):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from cortex.ids import NodeId
@@ -68,6 +68,7 @@ def described(
     *,
     doors: Mapping[NodeId, str],
     homes: Mapping[NodeId, str],
+    lost: Collection[NodeId] = (),
 ) -> tuple[NodeInfo, ...]:
     """
     Args:
@@ -76,6 +77,7 @@ def described(
         used_cores: by node, as `NodeUsage` has it.
         doors: by node, the URL of its ingress.
         homes: of those that are on this machine.
+        lost: those that are not heard.
     """
     by_node = {report.name: report for report in reports}
     return tuple(
@@ -86,6 +88,7 @@ def described(
             used_cores.get(node.node),
             door=doors.get(node.node, ""),
             home=homes.get(node.node),
+            is_lost=node.node in lost,
         )
         for node in nodes
     )
@@ -99,12 +102,13 @@ def _described(
     *,
     door: str,
     home: str | None,
+    is_lost: bool,
 ) -> NodeInfo:
-    replicas = () if report is None else report.replicas
+    replicas = () if report is None or is_lost else report.replicas
     running = [one for one in replicas if one.phase not in (Phase.ASLEEP, Phase.EXITED)]
     return NodeInfo(
         name=node.node,
-        state=NodeState.STARTING if report is None else NodeState.READY,
+        state=NodeState.GONE if is_lost else NodeState.STARTING if report is None else NodeState.READY,
         door=door,
         home=home,
         cpu=node.cpu_millis / 1000,
@@ -112,8 +116,8 @@ def _described(
         gpu=node.gpus,
         requested=NodeShare(cpu=requested.cpu_millis / 1000, mem=requested.mem_bytes or 0, gpu=requested.gpus),
         used=NodeShare(
-            cpu=None if used_cores is None else round(used_cores, 3),
-            mem=None if report is None else sum(one.rss_bytes for one in running),
+            cpu=None if used_cores is None or is_lost else round(used_cores, 3),
+            mem=None if report is None or is_lost else sum(one.rss_bytes for one in running),
         ),
         replicas=len(running),
     )

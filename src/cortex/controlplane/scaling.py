@@ -173,7 +173,8 @@ class Scaling:
     def _machine(self, assessment: Assessment) -> Machine | None:
         if not self._engine.shares_cpu:
             return None
-        cores = sum(report.node.cpu_millis for report in assessment.seen.nodes) / 1000
+        # Its nodes have each all of it, and see all that is used of it.
+        cores = max((report.node.cpu_millis for report in assessment.seen.nodes), default=0) / 1000
         return Machine(cores=cores, busy_cores=self._loads.busy_cores)
 
 

@@ -11,13 +11,17 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from cortex import processes
 from cortex.clock import Clock
 from cortex.oom import Rung
 from cortex.planning import happenings
 from cortex.processes import ProcessIdentity
 from cortex.settings import NodeLayout, Settings, variables_of
+from cortex.wire.agent import StopAgent
 from cortex.wire.events import TellEvent, told_to_nobody
+from cortex.wire.framing import ConnectionLost, receive_frame, send_frame
 from cortex.wire.localnodes import NodePosition
 
 log = logging.getLogger(__name__)
@@ -31,6 +35,9 @@ ANSWER_DUE_S = 6.0
 HANGS_AFTER_S = 10.0
 """One that owes an answer and sleeps for so long hangs, and is killed: its loop never waits but for messages."""
 LONGEST_SILENCE_S = ANSWER_DUE_S + 2 * HANGS_AFTER_S
+UNHEARD_AFTER_S = 10.0
+"""An agent dials a control plane that has just come within a tenth of a second, or a few if it has much to do."""
+TOLD_WITHIN_S = 5.0
 
 
 class AgentSupervisor:
@@ -64,6 +71,10 @@ class AgentSupervisor:
         self._restarts = processes.RestartBudget()
         self._process: subprocess.Popen[bytes] | None = None
         self._ending = False
+        self._heard = False
+        """Any agent has answered us."""
+        self._replaced: ProcessIdentity | None = None
+        """Who was told to make room."""
 
     @property
     def identity(self) -> ProcessIdentity | None:
@@ -77,6 +88,10 @@ class AgentSupervisor:
 
     def note_answer(self) -> None:
         """It answers: it has its sockets, or has bound others."""
+        self._heard = True
+        self._close_bound()
+
+    def _close_bound(self) -> None:
         for sock in self._bound:
             sock.close()
         self._bound = ()
@@ -115,6 +130,11 @@ class AgentSupervisor:
         """
         identity = self.identity
         if identity is not None and processes.is_alive(identity):
+            if silent_s > UNHEARD_AFTER_S and not self._heard and identity != self._replaced:
+                # One of a version before does not dial. What it looks after goes on.
+                log.warning("the agent (pid %s) does not come to us: another one takes its place", identity.pid)
+                processes.send_signal(identity, signal.SIGTERM)
+                self._replaced = identity
             if silent_s > HUNG_AFTER_S:
                 log.error("the agent (pid %s) has not answered for %.0f s and is killed", identity.pid, silent_s)
                 processes.send_signal(identity, signal.SIGKILL)
@@ -137,8 +157,22 @@ class AgentSupervisor:
         self._process = processes.spawn(
             command, output=output, environ=environ, sockets=self._bound, by=Rung.CONTROL_PLANE, to=Rung.NODE
         )
-        self.note_answer()
+        self._close_bound()
         log.info("started the agent, pid %s", self._process.pid)
+        return True
+
+    def tell_to_stop(self, drain_timeout_s: float) -> bool:
+        """Tell the agent at its own socket to end everything of its node, as it has no line to us; whether it was."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+            channel.settimeout(TOLD_WITHIN_S)
+            try:
+                channel.connect(str(self._layout.agent_socket))
+                send_frame(channel, msgspec.json.encode(StopAgent(drain_timeout_s=drain_timeout_s)))
+                receive_frame(channel)
+            except ConnectionLost:
+                return True
+            except OSError:
+                return False
         return True
 
     def end(self) -> None:

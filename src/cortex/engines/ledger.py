@@ -208,13 +208,15 @@ class Ledger:
 
     def _candidates(self, request: LeaseRequest) -> list[Node]:
         """
-        The nodes, where to place first.
+        The nodes that a lease may be placed on, the best one first.
 
         A second replica of an api goes to another node than the first, so that one outlives a node. Any other goes
         where its api is already and most is held, so that whole nodes stay free; where cpu is shared, nodes are parts
         of one machine, and it goes where fewest of its api are and least is held.
         """
         nodes = sorted(self._nodes.values(), key=lambda node: node.node)
+        if request.node is not None:
+            return [node for node in nodes if node.node == request.node]
         if len(nodes) < 2:
             return nodes
         of_api: Counter[NodeId] = Counter()

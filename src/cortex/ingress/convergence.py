@@ -8,7 +8,7 @@ import msgspec
 
 from cortex.ids import ApiKey, NodeId
 from cortex.ingress.configuration import WorkerPeering, peer_arguments, render_entry, server_key
-from cortex.ingress.peers import WATCHED, IngressPeer, PeerServer, place_name
+from cortex.ingress.peers import PEER_KEY, WATCHED, IngressPeer, PeerServer, place_name
 from cortex.ingress.pool import NOWHERE, backend_name, near_name
 from cortex.ingress.routes import IngressRoute, IngressServer
 
@@ -171,7 +171,9 @@ def steps_between(
         servers[address] = now
     for address, state in holdings.servers.items():
         if state.in_rotation and address not in wanted.servers:
-            retire.append(f"set server {address} state maint")
+            # One that is marked down ends what runs on it, if it is watched, as peers are.
+            leaves = "drain" if address.key.startswith(PEER_KEY) else "maint"
+            retire.append(f"set server {address} state {leaves}")
             servers[address] = msgspec.structs.replace(state, in_rotation=False)
 
     name = escaped(map_file)

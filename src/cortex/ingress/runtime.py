@@ -262,12 +262,24 @@ class AdminSocket:
 
     async def delete(self, servers: Sequence[ServerAddress]) -> list[ServerAddress]:
         """Delete servers that are out of rotation; return those that were, the others still have connections."""
-        if not servers:
+        quiet = await self._quiet(servers)
+        if not quiet:
             return []
-        answers, _ = await self._exchange([f"del server {address}" for address in servers])
+        commands = [command for address in quiet for command in _deletion(address)]
+        answers, _ = await self._exchange(commands)
         # "No such server" counts as deleted: what we want is that it is not there.
         gone = ("Server deleted.", "No such server.")
-        return [a for a, answer in zip(servers, answers, strict=True) if answer.endswith(gone)]
+        gone_by = {command for command, answer in zip(commands, answers, strict=True) if answer.endswith(gone)}
+        return [address for address in quiet if _deletion(address)[-1] in gone_by]
+
+    async def _quiet(self, servers: Sequence[ServerAddress]) -> list[ServerAddress]:
+        """Those of them that may be asked to go: of peers, which drain, those that nothing runs on any more."""
+        peers = {address for address in servers if address.key.startswith(PEER_KEY)}
+        if not peers:
+            return list(servers)
+        rows = await self.servers(sorted({address.backend for address in peers}))
+        busy = {row.address for row in rows if row.requests and row.address in peers}
+        return [address for address in servers if address not in busy]
 
     async def _rows(self, kind: int, proxies: Sequence[str]) -> list[dict[str, str]]:
         answers = await self.run([f"show stat {proxy} {kind} -1" for proxy in proxies])
@@ -439,6 +451,12 @@ class _Tally:
             msgspec.structs.replace(row, done=self._done.get(backend, {}), given=max(0, self._given[backend]))
             for backend, row in self._rows.items()
         ]
+
+
+def _deletion(address: ServerAddress) -> list[str]:
+    """HAProxy deletes none that is not in maintenance."""
+    ends = [f"set server {address} state maint"] if address.key.startswith(PEER_KEY) else []
+    return [*ends, f"del server {address}"]
 
 
 def _proxies(backends: Sequence[int] | None, *, peers: bool) -> list[str]:

@@ -127,6 +127,9 @@ MIGRATIONS = (
 )
 """Script n brings a file from schema version n to n + 1. Scripts are never changed, only appended."""
 
+SILENT_INSTANCES = 256
+"""Ingress processes that do not report and whose counters are remembered."""
+
 _encode = msgspec.msgpack.Encoder().encode
 _counts = msgspec.msgpack.Decoder(Counts).decode
 _reading = msgspec.msgpack.Decoder(Reading).decode
@@ -222,7 +225,8 @@ class StatsStore:
 
         Args:
             counts: cumulative for each instance and api.
-            live: every instance that may still report; all others are forgotten.
+            live: instances that report now. Of the others those seen last are kept: a node whose agent has just been
+                started anew says nothing of its ingress yet, and counts in full what was forgotten.
         """
         new: dict[tuple[ApiKey, Version], _New] = {}
         with self._changing() as db:
@@ -231,9 +235,10 @@ class StatsStore:
                 if grown is not None:
                     part = new.setdefault((counted.api, counted.version), _New())
                     part.add(Reading(grown, {}), now_wall_s, now_wall_s)
-            for (instance,) in db.execute("SELECT DISTINCT instance FROM ingress_seen").fetchall():
-                if instance not in live:
-                    db.execute("DELETE FROM ingress_seen WHERE instance = ?", (instance,))
+            latest = db.execute("SELECT instance FROM ingress_seen GROUP BY instance ORDER BY MAX(rowid) DESC")
+            silent = [instance for (instance,) in latest.fetchall() if instance not in live]
+            for instance in silent[SILENT_INSTANCES:]:
+                db.execute("DELETE FROM ingress_seen WHERE instance = ?", (instance,))
             for (api, version), part in new.items():
                 self._count(db, api, version, part, now_wall_s)
 

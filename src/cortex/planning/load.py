@@ -219,8 +219,8 @@ class Loads:
 
     @property
     def busy_cores(self) -> float:
-        """Processors in use by anything on the nodes, ours or not, over `PROCESSOR_S`."""
-        return sum(track.busy_cores for track in self._nodes.values())
+        """Processors in use by anything on the machine that the nodes are, ours or not, over `PROCESSOR_S`."""
+        return max((track.busy_cores for track in self._nodes.values()), default=0.0)
 
 
 class _ApiTrack:

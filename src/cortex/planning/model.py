@@ -192,6 +192,8 @@ class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
     """For a rollout: cpu may be overcommitted for it, memory and gpus may not."""
     minimum: bool = False
     """Among the first `min_replicas` of its api: it is placed before those that are not."""
+    node: NodeId | None = None
+    """Only there: its slot is there already, with requests that wait in it. None: anywhere."""
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):

@@ -162,7 +162,9 @@ def goal_and_fallback(wanted: WantedApi) -> tuple[BuildSpec | None, BuildSpec | 
 def _asleep(wanted: WantedApi, goal: BuildSpec, slots: Sequence[Slot], beyond: Collection[ReplicaId]) -> Decision:
     """One slot stays, without a process; until there is one, nothing changes."""
     here = [slot for slot in slots if slot.state is not SlotState.DRAINING]
-    sleeper = next((slot for slot in here if slot.asleep and of_revision(slot, goal.revision)), None)
+    sleepers = [slot for slot in here if slot.asleep and of_revision(slot, goal.revision)]
+    # There are two where a node comes back that was lost: who waits is in the slot that is routed.
+    sleeper = min(sleepers, key=lambda slot: (not slot.knocked, not slot.routed, slot.ordinal), default=None)
     if sleeper is not None:
         leave = tuple(slot for slot in here if slot is not sleeper)
         return Decision(goal=goal, stay=(sleeper,), leave=leave, sleeps=True)
@@ -444,7 +446,7 @@ def _additions(
 
 def _waking(build: BuildSpec, slot: Slot, slots: Sequence[Slot], *, minimum: bool) -> LeaseRequest:
     resources = _resources(build, slots)
-    return LeaseRequest(replica=slot.replica, api=build.api, resources=resources, minimum=minimum)
+    return LeaseRequest(replica=slot.replica, api=build.api, resources=resources, minimum=minimum, node=slot.node)
 
 
 def _unused(api: ApiKey, build: BuildSpec, used: Collection[ReplicaId]) -> ReplicaId:

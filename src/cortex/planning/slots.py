@@ -181,7 +181,9 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
     pending: set[ApiKey] = set()
     lagging: dict[ApiKey, set[NodeId]] = {}
     for node in seen.nodes:
-        pending.update(node.pending_routes)
+        # A door that is down serves nobody; the one of the only node is waited for.
+        if node.ingress is None or node.ingress.up or len(seen.nodes) == 1:
+            pending.update(node.pending_routes)
         if node.ingress is None or node.ingress.up:
             for api in node.pending_routes:
                 lagging.setdefault(api, set()).add(node.name)

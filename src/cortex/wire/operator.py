@@ -296,6 +296,8 @@ class NodeState(StrEnum):
     STARTING = "starting"
     """There is room, and nobody has reported from there yet."""
     READY = "ready"
+    GONE = "gone"
+    """It is not heard any more: what ran there is replaced elsewhere."""
 
 
 class NodeShare(msgspec.Struct, frozen=True, kw_only=True):

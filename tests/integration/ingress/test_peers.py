@@ -17,7 +17,7 @@ from cortex import certificates
 from cortex.certificates import Authority
 from cortex.ids import NodeId
 from cortex.ingress.configuration import IngressLimits, Refusal
-from cortex.ingress.peers import IngressPeer, Peering, PeerShare
+from cortex.ingress.peers import PEER_KEY, IngressPeer, Peering, PeerShare
 from cortex.ingress.routes import IngressRoute, Sleep
 
 from .conftest import Answer, Backend, Connection, World, request_head
@@ -435,6 +435,28 @@ def test_a_peer_comes_moves_and_goes_without_a_worker_being_replaced(cluster):
         assert load.failures == []
         assert await a.pids() == pids
         assert moved.address.address in (await a.world.admin().places()).values()
+
+    cluster(scenario)
+
+
+def test_a_peer_that_is_asked_no_more_finishes_what_it_has_and_is_then_forgotten(cluster):
+    async def scenario(cluster):
+        a, b, c = await cluster.start("a", "b", "c")
+        await cluster.serve("iris/a", {"b": [b.world.backend("b1")]}, retry=False)
+        asked = asyncio.create_task(a.world.ask("POST", "/iris/a?hold"))
+        await a.world.until(lambda: a.world.journal.exists() and bool(a.world.journal.read_text()))
+        await cluster.serve("iris/a", {"c": [c.world.backend("c1")]}, retry=False)
+        assert server_of(await a.world.ask("POST", "/iris/a")) == "c1"
+        assert len(await peers_of(a)) == 2
+        cluster.let_go()
+        assert server_of(await asked) == "b1"
+        await a.world.eventually(lambda: one_peer(a))
+
+    async def peers_of(node):
+        return [row for row in await node.world.admin("bulk").servers() if row.address.key.startswith(PEER_KEY)]
+
+    async def one_peer(node):
+        return len(await peers_of(node)) == 1
 
     cluster(scenario)
 

@@ -100,3 +100,10 @@ def test_a_node_that_has_not_reported_is_starting_and_nothing_is_known_of_its_us
     assert (ready.requested, ready.used.cpu) == (NodeShare(cpu=0.4, mem=2**20, gpu=1), 0.123)
     assert (starting.name, starting.state, starting.door, starting.home) == (OTHER, NodeState.STARTING, "", None)
     assert (starting.requested, starting.used) == (NodeShare(cpu=0.0, mem=0, gpu=0), NodeShare())
+
+
+def test_a_node_that_is_not_heard_is_gone_with_all_that_it_last_said() -> None:
+    (node,) = described(
+        [a_node()], [an_agent_report(replicas=(a_replica(),))], {}, {NODE: 1.0}, doors={}, homes={}, lost={NODE}
+    )
+    assert (node.state, node.replicas, node.used) == (NodeState.GONE, 0, NodeShare())

@@ -171,14 +171,14 @@ def test_a_peer_that_moved_is_another_server_at_the_same_place():
     old, new = (PeerServer(peer=peer, place=1, weight=1).key for peer in (B, moved))
     assert steps.add[0] == "set server peers/p1 addr 10.0.0.9 port 8881"
     assert steps.add[1].startswith(f"add server pool-0001/{new} 10.0.0.9:8881 ssl")
-    assert steps.retire == (f"set server pool-0001/{old} state maint",)
+    assert steps.retire == (f"set server pool-0001/{old} state drain",)
 
 
 def test_a_peer_that_goes_is_watched_until_it_is_not_asked_any_more():
     before = with_peers(shared("d/x", b=1))
     steps = steps_between(before.holdings(), with_peers(shared("d/x"), peers=(C,)), "m.map", PEERING)
     key = PeerServer(peer=B, place=1, weight=1).key
-    assert steps.retire == (f"set server pool-0001/{key} state maint", "set server peers/p1 state maint")
+    assert steps.retire == (f"set server pool-0001/{key} state drain", "set server peers/p1 state maint")
 
 
 def test_a_worker_that_knows_nothing_of_peers_is_told_nothing_of_them():

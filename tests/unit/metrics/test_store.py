@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from cortex.ids import ApiKey, NodeId, ReplicaId, Version
 from cortex.metrics.counts import NOTHING, Counts, Lifetime, total
 from cortex.metrics.slices import DAY_S, HOUR_S, MINUTE_S, Slice, window_start
-from cortex.metrics.store import LOCAL_NODE, MIGRATIONS, NAMED_CLASSES, StatsStore, StatsStoreUnusable, Window
+from cortex.metrics.store import (
+    LOCAL_NODE,
+    MIGRATIONS,
+    NAMED_CLASSES,
+    SILENT_INSTANCES,
+    StatsStore,
+    StatsStoreUnusable,
+    Window,
+)
 from cortex.testing.clock import START_WALL_S
 from cortex.wire.reports import IngressRefusals
 from cortex.wire.stats import EXACT_CLASSES, StatsFile, TrackerStats
@@ -371,6 +379,24 @@ def test_an_instance_that_is_silent_for_a_moment_is_not_counted_anew(store):
     store.merge_ingress([], live={"haproxy 1"}, now_wall_s=NOW_S)
     store.merge_ingress([refused(6, 0)], live={"haproxy 1"}, now_wall_s=NOW_S)
     assert counted(store).refused_client_error == 6
+
+
+def test_an_instance_that_says_nothing_while_others_do_is_not_counted_anew(store):
+    both = {"haproxy 1", "haproxy 2"}
+    store.merge_ingress([refused(5, 0), refused(3, 0, "haproxy 2")], live=both, now_wall_s=NOW_S)
+    store.merge_ingress([refused(6, 0)], live={"haproxy 1"}, now_wall_s=NOW_S)
+    store.merge_ingress([refused(6, 0), refused(4, 0, "haproxy 2")], live=both, now_wall_s=NOW_S)
+    assert counted(store).refused_client_error == 10
+
+
+def test_of_instances_that_are_silent_those_seen_last_are_remembered(store):
+    for number in range(SILENT_INSTANCES + 2):
+        store.merge_ingress([refused(1, 0, f"haproxy {number}")], live={f"haproxy {number}"}, now_wall_s=NOW_S)
+    counts = counted(store).refused_client_error
+    store.merge_ingress([refused(1, 0, "haproxy 1")], live={"haproxy 1"}, now_wall_s=NOW_S)
+    assert counted(store).refused_client_error == counts, "one of those"
+    store.merge_ingress([refused(1, 0, "haproxy 0")], live={"haproxy 0"}, now_wall_s=NOW_S)
+    assert counted(store).refused_client_error == counts + 1, "one from before"
 
 
 def test_growth_of_ingress_counters_belongs_to_the_version_routed_to(store):

@@ -133,7 +133,7 @@ def test_a_knock_wakes_it() -> None:
 def test_what_wakes_asks_for_room_as_a_minimum_and_starts_on_the_slot_where_requests_wait() -> None:
     wanted, sleeper = an_api(), a_sleeper(knocked_s=0.1)
     routed = a_route(wanted, sleeper)
-    room = LeaseRequest(replica=sleeper.replica, api=API, resources=V1.resources, minimum=True)
+    room = LeaseRequest(replica=sleeper.replica, api=API, resources=V1.resources, minimum=True, node=NODE)
     seen = a_snapshot(sleeper, leases=(), routes=(routed,))
     assert decided(wanted, seen) == [AcquireLease(request=room)]
     seen = a_snapshot(sleeper, leases=(a_lease(V1, 1, minimum=True),), routes=(routed,))
@@ -160,7 +160,7 @@ def test_what_finds_no_room_goes_on_waiting_and_says_for_what() -> None:
 def test_a_knock_while_it_falls_asleep_is_answered_by_the_slot_and_the_old_replica_leaves_all_the_same() -> None:
     wanted, ready, sleeper = an_api(), a_replica(V1), a_sleeper(knocked_s=0.1)
     seen = a_snapshot(ready, sleeper, leases=(a_lease(V1),), routes=(a_route(wanted, sleeper),))
-    room = LeaseRequest(replica=sleeper.replica, api=API, resources=V1.resources, minimum=False)
+    room = LeaseRequest(replica=sleeper.replica, api=API, resources=V1.resources, minimum=False, node=NODE)
     assert AcquireLease(request=room) in decided(wanted, seen)
 
 
