@@ -503,7 +503,9 @@ def sleepers(home: Home, weight: float) -> Path:
         "dozes": "min_replicas: 0, idle_timeout: 1h",
         "sleeps": "min_replicas: 0, idle_timeout: 1s",
     }
-    apis = [f"- {{kind: api, name: {api}, model: m.onnx, compute: {{{compute}}}}}" for api, compute in computes.items()]
+    # Watched for longer than any test takes: until then one of those before is parked.
+    further = "model: m.onnx, rollout: {watch: 20m}"
+    apis = [f"- {{kind: api, name: {api}, {further}, compute: {{{compute}}}}}" for api, compute in computes.items()]
     yaml = "\n".join(["- {kind: deployment, name: f}", *apis, ""])
     return write_project(home.path.parent / "p", {"cortex.yaml": yaml, "m.onnx": rows_model(weight)})
 

@@ -305,7 +305,8 @@ def test_no_request_is_lost_whoever_is_killed_at_whichever_step_of_falling_aslee
         pytest.param(("agent",), WAKING, id="agent"),
         pytest.param(("keeper",), WAKING, id="keeper"),
         pytest.param(("launcher",), WAKING, id="launcher"),
-        pytest.param(("replica",), WAKING[7:10], id="replica that starts"),
+        # Not once it is ready: it takes requests before its agent hears of it, which nobody else may have then.
+        pytest.param(("replica",), WAKING[7:9], id="replica that starts"),
         pytest.param(TOGETHER, WAKING, id="all that may die together"),
     ],
 )
