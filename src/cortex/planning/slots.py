@@ -151,11 +151,12 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
     slots: dict[ApiKey, list[Slot]] = {}
     leases = {lease.request.replica: lease for lease in seen.leases}
     joined: set[ReplicaId] = set()
+    spare = _namesakes(seen, leases) if len(seen.nodes) > 1 else frozenset()
     for node in seen.nodes:
         for report in node.replicas:
             replica = report.replica
             lease = leases.get(replica)
-            stranger = False
+            stranger = (node.name, replica) in spare
             if lease is not None:
                 if lease.node is None or lease.node == node.name:
                     joined.add(replica)
@@ -197,6 +198,23 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
         )
         for api in {**slots, **tables.routes, **dict.fromkeys(tables.uneven)}
     }
+
+
+def _namesakes(seen: Snapshot, leases: Mapping[ReplicaId, Lease]) -> frozenset[tuple[NodeId, ReplicaId]]:
+    """
+    Those to spare of replicas that are on several nodes under one name, and that no lease tells apart.
+
+    So it is when a name was given to a slot that sleeps, which needs no lease, while a node was away that nobody had
+    heard of its replicas. The one that sleeps is meant, as it was ordered last.
+    """
+    found: dict[ReplicaId, list[tuple[bool, NodeId]]] = {}
+    for node in seen.nodes:
+        for report in node.replicas:
+            if report.replica not in leases:
+                found.setdefault(report.replica, []).append((report.phase is not Phase.ASLEEP, node.name))
+    return frozenset(
+        (node, replica) for replica, there in found.items() if len(there) > 1 for _, node in sorted(there)[1:]
+    )
 
 
 def of_revision(slot: Slot, revision: Revision) -> bool:

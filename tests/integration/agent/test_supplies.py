@@ -16,7 +16,7 @@ import pytest
 from agent_harness import Node, eventually
 
 from cortex.artifacts.store import ArtifactStore
-from cortex.controlplane.links import AgentConnection, Links
+from cortex.controlplane.links import AgentConnection, Incarnations, Links
 from cortex.controlplane.needs import Needs
 from cortex.controlplane.supplying import Needed, Supplying, UnderWay, allowance_of
 from cortex.engines.ledger import Ledger
@@ -26,7 +26,7 @@ from cortex.settings import ControlLayout
 from cortex.state.records import StateStore
 from cortex.state.secrets import SecretStore
 from cortex.wire.build import BuildSpec, SecretPin
-from cortex.wire.link import NEEDS, Hello
+from cortex.wire.link import NEEDS, ORDERS, Hello
 from cortex.wire.needs import FetchBlob, FetchTree, Need
 from cortex.wire.operator import StoredFile
 from cortex.wire.reports import Phase
@@ -78,21 +78,27 @@ class ControlPlane:
             ),
         )
         self._links: Links | None = None
+        self._connections: list[AgentConnection] = []
 
     def open(self) -> None:
         needs = Needs({**self._supplying.handlers, FetchTree: self._tree, FetchBlob: self._blob})
 
         def serve(connection: AgentConnection, hello: Hello) -> None:
+            self._connections.append(connection)
             with contextlib.suppress(Cut):
                 needs.serve(connection, hello)
 
-        self._links = Links(path=self.layout.links_socket, epoch=lambda: 1, ways={NEEDS: serve})
+        ways = {NEEDS: serve, ORDERS: lambda connection, _hello: connection.close()}
+        self._links = Links(path=self.layout.links_socket, epoch=lambda: 1, incarnations=Incarnations(), ways=ways)
         self._links.start()
 
     def close(self) -> None:
         if self._links is not None:
             self._links.close()
         self._links = None
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
 
     def pin(self, name: str, value: str) -> SecretPin:
         return SecretPin(name=name, generation=self.secrets.set(name, value, wall_s=0.0).generation)

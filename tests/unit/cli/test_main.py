@@ -50,7 +50,7 @@ DELETE = {"target": None, "api": None, "yes": False, "output": "text"}
 DOWN = {"purge": False, "drain": 30.0, "yes": False}
 INIT = {"model": "m.onnx", "folder": None, "model_format": None, "signature": None, "force": False}
 CONFIGURE = {"action": "list", "words": (), "predictions": None, "token": False, "output": "text"}
-UP = {"foreground": False, "path": None, "output": "text"}
+UP = {"foreground": False, "path": None, "nodes": None, "output": "text"}
 
 TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("init m.onnx", "init", INIT),
@@ -94,6 +94,7 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("delete --api a --yes", "delete", DELETE | {"api": "a", "yes": True}),
     ("up", "up", UP),
     ("up --foreground /app", "up", UP | {"foreground": True, "path": "/app"}),
+    ("up --nodes 3", "up", UP | {"nodes": 3}),
     ("down", "down", DOWN),
     ("down --purge -y --drain 5s", "down", DOWN | {"purge": True, "yes": True, "drain": 5.0}),
     ("info", "info", {"output": "text"}),

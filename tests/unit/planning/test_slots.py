@@ -93,6 +93,16 @@ def test_what_runs_where_its_lease_is_not_is_a_stranger_beside_the_slot_of_the_l
     ]
 
 
+@pytest.mark.parametrize(("here", "there"), [(Phase.READY, Phase.ASLEEP), (Phase.ASLEEP, Phase.READY)])
+def test_of_two_of_one_name_without_a_lease_the_one_that_runs_is_a_stranger_beside_the_one_that_sleeps(
+    here: Phase, there: Phase
+) -> None:
+    nodes = (an_agent_report(NODE, replicas=(a_replica(V1, phase=here),)),)
+    nodes += (an_agent_report(OTHER, replicas=(a_replica(V1, phase=there),)),)
+    found = slots(msgspec.structs.replace(a_snapshot(leases=()), nodes=nodes))
+    assert {(slot.asleep, slot.stranger) for slot in found} == {(True, False), (False, True)}
+
+
 def test_slots_come_by_revision_then_by_number_then_by_node() -> None:
     first, second = sorted((V1, V2), key=lambda build: build.revision)
     replicas = tuple(a_replica(build, ordinal) for build in (second, first) for ordinal in (10, 9))
