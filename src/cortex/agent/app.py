@@ -51,17 +51,15 @@ from cortex.clock import SystemClock
 from cortex.engines import machine
 from cortex.engines.local import shares
 from cortex.errors import CortexError
-from cortex.ids import NodeId
 from cortex.ingress.handover import ListenAddress
 from cortex.ingress.peers import Peering
 from cortex.ingress.supervisor import Ingress
 from cortex.settings import ControlLayout, NodeLayout, Settings, load_settings
 from cortex.wire.link import NEEDS, Hello
-from cortex.wire.localnodes import PEERS_HOST, NodePosition, place_in
+from cortex.wire.localnodes import LOCAL_NODE, PEERS_HOST, NodePosition, place_in
 
 log = logging.getLogger(__name__)
 
-LOCAL_NODE = NodeId("local")
 MOST_OPEN_FILES = 2**16
 """Thousands of replicas; more only slows down programs that close every number there could be."""
 

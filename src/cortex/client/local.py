@@ -422,7 +422,13 @@ class LocalEnvironment:
         if record is not None:
             self._say(f"the control plane does not answer: ending it (pid {record.pid})")
             hit += self._kill([record])
-        asked = [agent for node, agent in self.agents().items() if _node_asked_to_stop(node, drain_timeout_s)]
+        from cortex.wire.stopping import tell_to_stop  # seldom needed, and not quickly imported
+
+        asked = [
+            agent
+            for node, agent in self.agents().items()
+            if tell_to_stop(node.agent_socket, drain_timeout_s, patience_s=PROBE_TIMEOUT_S)
+        ]
         self._wait_for_end(asked, drain_timeout_s + KILL_GRACE_S)
         return hit + self._kill(self._processes())
 
@@ -484,24 +490,6 @@ def layout_entries(home: Path) -> tuple[Path, ...]:
         if isinstance(getattr(type(layout), name, None), property)
     }
     return tuple(sorted(path for path in paths if path.parent == home))
-
-
-def _node_asked_to_stop(node: NodeLayout, drain_timeout_s: float) -> bool:
-    """Ask an agent to end everything of its node. False when it cannot be asked."""
-    from cortex.wire.agent import StopAgent
-    from cortex.wire.framing import ConnectionLost, receive_frame, send_frame
-
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-        channel.settimeout(PROBE_TIMEOUT_S)
-        try:
-            channel.connect(os.fspath(node.agent_socket))
-            send_frame(channel, msgspec.json.encode(StopAgent(drain_timeout_s=drain_timeout_s)))
-            receive_frame(channel)
-        except ConnectionLost:
-            return True
-        except OSError:
-            return False
-    return True
 
 
 def _running(file: Path, kind: type[Record]) -> Record | None:

@@ -10,10 +10,8 @@ from cortex import processes
 from cortex.ids import NodeId
 from cortex.settings import ControlLayout, NodeLayout, Settings
 from cortex.wire import localnodes
-from cortex.wire.localnodes import NodePosition
+from cortex.wire.localnodes import LOCAL_NODE, NodePosition
 
-LOCAL_NODE = NodeId("local")
-"""The one node of a machine that is not several."""
 RENEW_EVERY_S = 86400.0
 """How often is looked whether a certificate is due; each is good for weeks after that."""
 

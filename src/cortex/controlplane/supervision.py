@@ -11,18 +11,15 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import msgspec
-
 from cortex import processes
 from cortex.clock import Clock
 from cortex.oom import Rung
 from cortex.planning import happenings
 from cortex.processes import ProcessIdentity
 from cortex.settings import NodeLayout, Settings, variables_of
-from cortex.wire.agent import StopAgent
 from cortex.wire.events import TellEvent, told_to_nobody
-from cortex.wire.framing import ConnectionLost, receive_frame, send_frame
 from cortex.wire.localnodes import NodePosition
+from cortex.wire.stopping import tell_to_stop
 
 log = logging.getLogger(__name__)
 
@@ -163,17 +160,7 @@ class AgentSupervisor:
 
     def tell_to_stop(self, drain_timeout_s: float) -> bool:
         """Tell the agent at its own socket to end everything of its node, as it has no line to us; whether it was."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-            channel.settimeout(TOLD_WITHIN_S)
-            try:
-                channel.connect(str(self._layout.agent_socket))
-                send_frame(channel, msgspec.json.encode(StopAgent(drain_timeout_s=drain_timeout_s)))
-                receive_frame(channel)
-            except ConnectionLost:
-                return True
-            except OSError:
-                return False
-        return True
+        return tell_to_stop(self._layout.agent_socket, drain_timeout_s, patience_s=TOLD_WITHIN_S)
 
     def end(self) -> None:
         """Start none any more."""

@@ -35,13 +35,12 @@ from cortex.metrics.counts import (
     total,
 )
 from cortex.metrics.slices import DAY_S, HOUR_S, MINUTE_S, Slice, day_of, minutes_start, rollup, slice_of, window_start
+from cortex.wire.localnodes import LOCAL_NODE
 from cortex.wire.reports import IngressRefusals
 from cortex.wire.stats import EXACT_CLASSES, Attempt, StatsFile
 
 log = logging.getLogger(__name__)
 
-LOCAL_NODE = NodeId("local")
-"""The one node of a machine that is a whole environment."""
 NAMED_CLASSES = 20
 """Classes of an api that have a lifetime count of their own: scrapers keep one series for each."""
 CACHED_WINDOWS = 256

@@ -15,6 +15,8 @@ import msgspec
 from cortex.ids import NodeId
 from cortex.processes import read_record, write_whole
 
+LOCAL_NODE = NodeId("local")
+"""The one node of a machine that is not several."""
 MOST = 64
 """Each is half a dozen processes, and shares the memory of the machine with the others."""
 PEERS_HOST = "127.0.0.1"

@@ -13,7 +13,6 @@ from cortex.ids import ApiKey, NodeId, ReplicaId, Version
 from cortex.metrics.counts import NOTHING, Counts, Lifetime, total
 from cortex.metrics.slices import DAY_S, HOUR_S, MINUTE_S, Slice, window_start
 from cortex.metrics.store import (
-    LOCAL_NODE,
     MIGRATIONS,
     NAMED_CLASSES,
     SILENT_INSTANCES,
@@ -22,6 +21,7 @@ from cortex.metrics.store import (
     Window,
 )
 from cortex.testing.clock import START_WALL_S
+from cortex.wire.localnodes import LOCAL_NODE
 from cortex.wire.reports import IngressRefusals
 from cortex.wire.stats import EXACT_CLASSES, StatsFile, TrackerStats
 
