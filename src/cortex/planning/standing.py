@@ -189,9 +189,9 @@ def _is_updating(facts: Facts) -> Standing | None:
     if facts.ready:
         stuck = next(iter(facts.case.decision.notes), None)
         return Standing(Status.UPDATING, facts.ends or stuck, facts.last_problem)
-    if facts.ends:
-        return Standing(Status.ERROR, f"nothing serves now; {facts.ends}", facts.last_problem)
-    return Standing(Status.UPDATING, "nothing serves now, both versions are on their way")
+    # Not an error: what was never live is tried again, and given up after a few starts. Only then has it failed.
+    how = facts.ends or "both versions are on their way"
+    return Standing(Status.UPDATING, f"nothing serves now; {how}", facts.last_problem)
 
 
 def _lacks_room(facts: Facts) -> Standing | None:
