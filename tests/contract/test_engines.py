@@ -372,6 +372,20 @@ def test_on_a_node_to_be_avoided_nothing_is_placed_and_what_is_there_stays(make_
     assert states(engine) == {"there": LeaseState.GRANTED, "waits": LeaseState.GRANTED}
 
 
+def test_on_a_node_that_leaves_only_what_was_asked_for_there_by_name_is_placed(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.avoid([], [NODE])
+    engine.acquire(a_request("anywhere"))
+    engine.acquire(msgspec.structs.replace(a_request("there"), node=NODE))
+    assert states(engine) == {"anywhere": LeaseState.PENDING, "there": LeaseState.GRANTED}
+    assert "leaving" in lease_of(engine, "anywhere").reason
+    engine.avoid([NODE], [NODE])
+    engine.acquire(msgspec.structs.replace(a_request("late"), node=NODE))
+    assert states(engine)["late"] is LeaseState.PENDING
+    engine.avoid([])
+    assert set(states(engine).values()) == {LeaseState.GRANTED}
+
+
 def test_replicas_of_an_api_are_on_two_nodes_where_there_are_two_with_room(make_engine: MakeEngine) -> None:
     engine = make_engine(N3, NODE, N2, mem_bytes=300)
     for name in ("a", "b", "c", "d"):

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, DeploymentName, ReplicaId, replica_id
+from cortex.ids import ApiKey, DeploymentName, NodeId, ReplicaId, replica_id
 from cortex.planning.actions import RecordExit
 from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.crashes import Row
@@ -634,6 +634,16 @@ def test_small_facts_are_kept_by_name(store: StateStore) -> None:
     store.set_meta("ports", "8880")
     store.set_meta("ports", "8882")
     assert store.meta("ports") == "8882"
+
+
+def test_nodes_that_leave_are_part_of_what_is_wanted(store: StateStore) -> None:
+    assert store.desired(now_wall_s=0.0).leaving == frozenset()
+    before = store.revision
+    store.set_leaving([NodeId("n2"), NodeId("n1")])
+    assert store.revision != before
+    assert store.desired(now_wall_s=0.0).leaving == store.leaving() == {"n1", "n2"}
+    store.set_leaving([])
+    assert store.desired(now_wall_s=0.0).leaving == frozenset()
 
 
 def test_the_revision_changes_with_what_is_wanted_and_only_then(store: StateStore) -> None:

@@ -44,7 +44,7 @@ def observe(world: World) -> Observation:
         memory.leases = world.engine.leases()
         memory.leases_revision = engine_revision
     silent_s = _silent_s(world, reports, now_s)
-    _pass_on_losses(world, lost_nodes(silent_s))
+    _pass_on(world, lost_nodes(silent_s), memory.desired.leaving)
     memory.next_loss_s = next_loss_s(silent_s)
     patience_s = LOST_AFTER_S if len(silent_s) > 1 else SETTLE_LIMIT_S
     settled = world.agents.settled or now_s - memory.started_s >= patience_s
@@ -67,17 +67,17 @@ def _silent_s(world: World, reports: tuple[AgentReport, ...], now_s: float) -> d
     return {node: min(silent, listened_s) for node, silent in silent_s.items()}
 
 
-def _pass_on_losses(world: World, lost: frozenset[NodeId]) -> None:
+def _pass_on(world: World, lost: frozenset[NodeId], leaving: frozenset[NodeId]) -> None:
     """Tell the engine where nothing is to be placed."""
     memory = world.memory
-    if lost == memory.lost:
+    if (lost, leaving) == (memory.lost, memory.leaving):
         return
     for node in sorted(lost - memory.lost):
         log.warning("node %s is lost: it has not been heard for %g s", node, LOST_AFTER_S)
     for node in sorted(memory.lost - lost):
         log.info("node %s is back", node)
-    world.engine.avoid(lost)
-    memory.lost = lost
+    world.engine.avoid(lost, leaving)
+    memory.lost, memory.leaving = lost, leaving
 
 
 def running_leases(world: World) -> tuple[Lease, ...]:

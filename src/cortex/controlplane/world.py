@@ -90,7 +90,7 @@ class World:
         self.memory.started_s = self.clock.monotonic_s()
         self.memory.started_wall_s = self.clock.wall_s()
         self.memory.attentive_since_s = self.memory.looked_s = self.memory.started_s
-        self.engine.avoid(self.memory.lost)
+        self.engine.avoid(self.memory.lost, self.memory.leaving)
 
     def steady_wall_s(self) -> float:
         """
@@ -114,6 +114,8 @@ class TickMemory:
     """When each node of the engine that has not been heard was first seen there."""
     lost: frozenset[NodeId] = frozenset()
     """The nodes that count as lost."""
+    leaving: frozenset[NodeId] = frozenset()
+    """Those that are to be given back, as the engine has been told."""
     next_loss_s: float | None = None
     """Seconds until one more does, unless it is heard."""
     recovered: bool = False

@@ -69,10 +69,13 @@ class Engine(Protocol):
         """
         ...
 
-    def avoid(self, nodes: Collection[NodeId]) -> None:
+    def avoid(self, lost: Collection[NodeId], leaving: Collection[NodeId] = ()) -> None:
         """
         Place nothing on these nodes for now; on all others again. What is granted there stays, and who asks decides
         what becomes of it.
+
+        Args:
+            leaving: nodes that are to be given back. What is asked for there by name is still placed: somebody waits.
         """
         ...
 

@@ -105,8 +105,8 @@ class FakeEngine:
         self._asked_s.setdefault(request.replica, self._clock.monotonic_s())
         self._ledger.acquire(request)
 
-    def avoid(self, nodes: Collection[NodeId]) -> None:
-        self._ledger.avoid(nodes)
+    def avoid(self, lost: Collection[NodeId], leaving: Collection[NodeId] = ()) -> None:
+        self._ledger.avoid(lost, leaving)
 
     def release(self, replica: ReplicaId) -> None:
         self._reach()

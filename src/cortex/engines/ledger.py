@@ -58,7 +58,8 @@ class Ledger:
         self.shares_cpu = shares_cpu
         self._refuse = refuse
         self._nodes = {node.node: node for node in nodes}
-        self._avoided: frozenset[NodeId] = frozenset()
+        self._avoided: dict[NodeId, str] = {}
+        """Where nothing is placed, and why."""
         self._leases: dict[ReplicaId, Lease] = {}
         self._peak_bytes: dict[ReplicaId, int] = {}
         self._changed: Callable[[], None] = lambda: None
@@ -126,9 +127,9 @@ class Ledger:
                 self.lose(lease.request.replica, reason)
 
     @_one_at_a_time
-    def avoid(self, nodes: Collection[NodeId]) -> None:
+    def avoid(self, lost: Collection[NodeId], leaving: Collection[NodeId] = ()) -> None:
         """Place nothing on these; on all others again."""
-        avoided = frozenset(nodes)
+        avoided = {**dict.fromkeys(leaving, "leaving"), **dict.fromkeys(lost, "lost")}
         if avoided != self._avoided:
             self._avoided = avoided
             self.place_pending()
@@ -193,8 +194,9 @@ class Ledger:
         texts: list[str] = []
         lacks: Lack | None = None
         for node in self._candidates(lease.request):
-            if node.node in self._avoided:
-                texts.append(f"node {node.node}: lost")
+            avoided = self._avoided.get(node.node)
+            if avoided == "lost" or (avoided and lease.request.node is None):
+                texts.append(f"node {node.node}: {avoided}")
                 continue
             shortage = self._shortage(node, requested[node.node], lease.request)
             if not shortage:

@@ -94,7 +94,7 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
 def assess(desired: Desired, seen: Snapshot, rules: Rules = DEFAULT_RULES) -> Assessment:
     """Judge what is wanted and seen. Reads no clock: time is `seen.now_s`."""
     seen = within_reach(seen)
-    by_api = join(seen)
+    by_api = join(seen, desired.leaving)
     older_s = 0.0 if desired.as_of_s is None else max(0.0, seen.now_s - desired.as_of_s)
     records: dict[ApiKey, dict[Revision, RunRecord]] = {}
     for record in desired.records:

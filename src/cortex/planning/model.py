@@ -155,6 +155,8 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True):
     records: tuple[RunRecord, ...] = ()
     batching: tuple[BatchingRecord, ...] = ()
     """What is known of models' rows, by any rules."""
+    leaving: frozenset[NodeId] = frozenset()
+    """Nodes that are to be given back: what runs there is replaced elsewhere, and goes once that answers."""
     as_of_s: float | None = None
     """
     Monotonic seconds, as `Snapshot.now_s`, at which the ages in `records` were true, so that a wanted state that has

@@ -10,11 +10,11 @@ chosen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
-from cortex.ids import ApiKey, ReplicaId
+from cortex.ids import ApiKey, NodeId, ReplicaId
 from cortex.planning import guarding
 from cortex.planning.actions import (
     AcquireLease,
@@ -86,7 +86,7 @@ def _plan_case(case: Case, assessment: Assessment) -> Plan:
         *_marks(wanted, decision),
         *_room(decision),
         *starts.orders,
-        *_sleep(wanted, decision, nodes),
+        *_sleep(wanted, decision, nodes, assessment.desired.leaving),
         *(set_route(case.seen, route, anyway=_drains(decision.leave, case.seen)) if nodes else ()),
         *_farewell(decision.leave, case.seen, rules),
         *_spared_room(wanted, decision),
@@ -191,15 +191,18 @@ def _starts(case: Case, assessment: Assessment) -> _Starts:
     return _Starts(orders=tuple(orders), waits_s=tuple(waits_s), notes=tuple(notes))
 
 
-def _sleep(wanted: WantedApi, decision: Decision, nodes: tuple[AgentReport, ...]) -> Iterator[Action]:
+def _sleep(
+    wanted: WantedApi, decision: Decision, nodes: tuple[AgentReport, ...], leaving: Collection[NodeId]
+) -> Iterator[Action]:
     """A slot to be held by an api that falls asleep, and its waking once somebody has knocked there."""
     if not wanted.scale.asleep:
         return
     waits_s = [slot.report.knocked_age_s or 0.0 for slot in decision.stay if slot.knocked and slot.report is not None]
     if waits_s:
         yield MarkAwake(api=wanted.api, waited_s=max(waits_s))
-    if decision.sleeper is not None and decision.goal is not None and nodes:
-        there = next((slot.node for slot in decision.stay if slot.node is not None), nodes[0].name)
+    can = [node.name for node in nodes if node.name not in leaving]
+    if decision.sleeper is not None and decision.goal is not None and can:
+        there = next((slot.node for slot in decision.stay if slot.node in can), can[0])
         order = HoldSlot(replica=decision.sleeper, build=decision.goal)
         yield OrderNode(node=there, api=wanted.api, order=order)
 

@@ -6,7 +6,8 @@ words:
 
 * **goal**: the build that shall serve at full size: the wanted one, or, once that has failed, the one that served.
 * **old**: replicas of the build that serves while the goal is on its way, and ready ones of any other build that are
-  still in the route. Of other builds everything else goes at once.
+  still in the route. Of other builds everything else goes at once. Also those of the goal on a node that leaves: they
+  serve until others do elsewhere, and only who waits in a slot there is still answered there.
 * **floor**: how many ready replicas we never go below: as many as are wanted, less those there is no room for.
 * **surge**: one replica more than wanted. It may overcommit cpu, so there is one at a time, and once an old replica
   goes it takes over that one's room ("settles").
@@ -139,7 +140,7 @@ def is_settled(wanted: WantedApi, goal: BuildSpec, slots: Sequence[Slot]) -> boo
         return False
     for slot in slots:
         lease = slot.lease
-        if slot.state is not SlotState.READY or not slot.routed or lease is None or slot.stranger:
+        if slot.state is not SlotState.READY or not slot.routed or lease is None or slot.stranger or slot.leaving:
             return False
         if lease.state is not LeaseState.GRANTED or lease.request.surge or not of_revision(slot, goal.revision):
             return False
@@ -164,12 +165,16 @@ def _asleep(wanted: WantedApi, goal: BuildSpec, slots: Sequence[Slot], beyond: C
     here = [slot for slot in slots if slot.state is not SlotState.DRAINING]
     sleepers = [slot for slot in here if slot.asleep and of_revision(slot, goal.revision)]
     # There are two where a node comes back that was lost: who waits is in the slot that is routed.
-    sleeper = min(sleepers, key=lambda slot: (not slot.knocked, not slot.routed, slot.ordinal), default=None)
-    if sleeper is not None:
+    sleeper = min(
+        sleepers, key=lambda slot: (not slot.knocked, slot.leaving, not slot.routed, slot.ordinal), default=None
+    )
+    if sleeper is not None and (sleeper.knocked or not sleeper.leaving):
         leave = tuple(slot for slot in here if slot is not sleeper)
         return Decision(goal=goal, stay=(sleeper,), leave=leave, sleeps=True)
     name = _unused(wanted.api, goal, {*beyond, *(slot.replica for slot in slots)})
-    stay = tuple(slot for slot in here if slot.ready and (slot.routed or of_revision(slot, goal.revision)))
+    stay = tuple(
+        slot for slot in here if slot is sleeper or (slot.ready and (slot.routed or of_revision(slot, goal.revision)))
+    )
     return Decision(
         goal=goal, stay=stay, leave=tuple(slot for slot in here if slot not in stay), sleeps=True, sleeper=name
     )
@@ -253,7 +258,7 @@ def _grouped(rollout: Rollout, slots: Sequence[Slot]) -> Groups:
         elif slot.lost and (slot.routed or not rollout.is_foreign(slot)):
             groups.lost.append(slot)
         elif of_revision(slot, rollout.goal.revision) and not slot.stranger:
-            groups.news.append(slot)
+            _of_goal(groups, slot).append(slot)
         elif fallback is not None and of_revision(slot, fallback.revision) and not slot.stranger:
             groups.olds.append(slot)
         elif slot.ready and slot.routed:
@@ -265,6 +270,13 @@ def _grouped(rollout: Rollout, slots: Sequence[Slot]) -> Groups:
     if len(groups.olds) > 1:
         groups.olds.sort(key=rollout.worth)
     return groups
+
+
+def _of_goal(groups: Groups, slot: Slot) -> list[Slot]:
+    """Where a replica of the goal belongs."""
+    if not slot.leaving or slot.knocked or slot.waking:
+        return groups.news
+    return groups.olds if slot.has_been_ready or slot.ready or slot.asleep else groups.useless
 
 
 @dataclass
@@ -288,7 +300,9 @@ class Staying:
 def who_stays(rollout: Rollout, groups: Groups) -> Staying:
     n = rollout.wanted.replicas
     news, spare_news = groups.news[:n], groups.news[n:]
-    proven = any(slot.ready for slot in groups.news)
+    proven = any(slot.ready for slot in groups.news) or any(
+        slot.ready and slot.leaving and of_revision(slot, rollout.goal.revision) for slot in groups.olds
+    )
     placed_olds = [slot for slot in groups.olds if not slot.placing]
     pending_olds = [slot for slot in groups.olds if slot.placing]
     keep_pending = 0 if proven else max(0, n - len(placed_olds))
@@ -402,7 +416,11 @@ def _parked(rollout: Rollout, staying: Staying, before: Revision | None, parking
     can = [
         slot
         for slot in staying.leave
-        if slot.ready and _holds_room_of(slot, before) and slot.lease is not None and parking.allows(slot.lease)
+        if slot.ready
+        and not slot.leaving
+        and _holds_room_of(slot, before)
+        and slot.lease is not None
+        and parking.allows(slot.lease)
     ]
     return min(can, key=lambda slot: (slot.routed, slot.ordinal), default=None)
 

@@ -14,7 +14,7 @@ Leases and reports joined: one `Slot` for each replica id of an api, in one of s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 
 import msgspec
@@ -66,6 +66,8 @@ class Slot(msgspec.Struct, frozen=True, gc=False):
     """It runs on a node while the lease of the same name is on another one."""
     left: bool = False
     """The newest route does not name it any more, only an older one that some node still has."""
+    leaving: bool = False
+    """Its node is to be given back."""
 
     @property
     def ready(self) -> bool:
@@ -144,8 +146,13 @@ _STATES: Mapping[Phase, SlotState] = {
 }
 
 
-def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
-    """Everything seen, by api."""
+def join(seen: Snapshot, leaving: Collection[NodeId] = ()) -> dict[ApiKey, SeenApi]:
+    """
+    Everything seen, by api.
+
+    Args:
+        leaving: nodes that are to be given back.
+    """
     tables = seen_routes(seen.nodes)
     routed, left = tables.routed, tables.left
     slots: dict[ApiKey, list[Slot]] = {}
@@ -153,6 +160,7 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
     joined: set[ReplicaId] = set()
     spare = _namesakes(seen, leases) if len(seen.nodes) > 1 else frozenset()
     for node in seen.nodes:
+        is_leaving = node.name in leaving
         for report in node.replicas:
             replica = report.replica
             lease = leases.get(replica)
@@ -164,8 +172,9 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
                     lease, stranger = None, True
             digits, ordinal = _parts(replica)
             state = _STATES[report.phase]
+            is_routed, was_left = replica in routed, replica in left
             slot = Slot(
-                replica, digits, ordinal, state, node.name, report, lease, replica in routed, stranger, replica in left
+                replica, digits, ordinal, state, node.name, report, lease, is_routed, stranger, was_left, is_leaving
             )
             slots.setdefault(report.api, []).append(slot)
     for lease in seen.leases:
@@ -174,7 +183,10 @@ def join(seen: Snapshot) -> dict[ApiKey, SeenApi]:
             continue
         digits, ordinal = _parts(replica)
         state = SlotState.PLACING if lease.state is LeaseState.PENDING else SlotState.WAITING
-        slot = Slot(replica, digits, ordinal, state, lease.node, None, lease, replica in routed, left=replica in left)
+        is_routed, was_left, is_leaving = replica in routed, replica in left, lease.node in leaving
+        slot = Slot(
+            replica, digits, ordinal, state, lease.node, None, lease, is_routed, left=was_left, leaving=is_leaving
+        )
         slots.setdefault(lease.request.api, []).append(slot)
     for of_api in slots.values():
         if len(of_api) > 1:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from cortex.errors import Problem
-from cortex.ids import ApiKey, DeploymentName, ReplicaId, Revision, Version, split_api_key
+from cortex.ids import ApiKey, DeploymentName, NodeId, ReplicaId, Revision, Version, split_api_key
 from cortex.planning import backoff, crashes, scale
 from cortex.planning.actions import RecordExit
 from cortex.planning.autoscale import ScalingDecision
@@ -50,6 +50,8 @@ DELETED_KEPT_S = 14 * 86400.0
 """For so long the history of a deleted api is there, as text."""
 KEPT_VERSIONS = 10
 """Of each api, that were live: it can go back to them."""
+
+_LEAVING = "leaving nodes"
 
 Kind = Literal["deployments", "apis", "versions", "scale", "runs", "history", "meta", "batching"]
 KINDS: tuple[Kind, ...] = ("deployments", "apis", "versions", "scale", "runs", "history", "meta", "batching")
@@ -183,7 +185,7 @@ class StateStore:
                 records[write.key] = write.record
             if write.kind in ("apis", "versions", "scale"):
                 self._known.pop(ApiKey(write.key.partition("@")[0]), None)
-            if write.kind in ("apis", "versions", "scale", "runs", "batching"):
+            if write.kind in ("apis", "versions", "scale", "runs", "batching") or write.key == _LEAVING:
                 self._revision += 1
 
     def _write(self, writes: Sequence[Write], *, durable: bool = False) -> None:
@@ -210,6 +212,7 @@ class StateStore:
                 apis=tuple(self._joined(rows[key]).wanted for key in sorted(rows)),
                 records=tuple(runs[key].at(now_wall_s) for key in sorted(runs)),
                 batching=self.batching(),
+                leaving=self.leaving(),
             )
 
     def deployments(self) -> tuple[DeploymentRecord, ...]:
@@ -283,6 +286,10 @@ class StateStore:
         with self._lock:
             value: str | None = self._content["meta"].get(key)
             return value
+
+    def leaving(self) -> frozenset[NodeId]:
+        """Nodes that are to be given back."""
+        return frozenset(msgspec.json.decode(self.meta(_LEAVING) or "[]", type=list[NodeId]))
 
     # ---- deploys ------------------------------------------------------------------------------------------------
 
@@ -758,6 +765,10 @@ class StateStore:
     def set_meta(self, key: str, value: str) -> None:
         with self._lock:
             self._write([Write("meta", key, value)])
+
+    def set_leaving(self, nodes: Collection[NodeId]) -> None:
+        """These nodes, and no others, are to be given back."""
+        self.set_meta(_LEAVING, msgspec.json.encode(sorted(nodes)).decode())
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -3,108 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import msgspec
 import pytest
 
 from cortex.controlplane.rollback import take_back
-from cortex.controlplane.tick import REPEAT_PAUSE_S, StaleEpoch, World, tick
+from cortex.controlplane.tick import REPEAT_PAUSE_S, StaleEpoch, tick
 from cortex.engines.fake import FakeEngine
 from cortex.engines.local import LocalEngine
 from cortex.errors import Problem, RetryLater
 from cortex.ids import ApiKey, NodeId, ReplicaId, replica_id
 from cortex.planning.actions import Plan
-from cortex.planning.assessment import Assessment
 from cortex.planning.model import LeaseState, WantedApi
 from cortex.planning.reach import LOST_AFTER_S
-from cortex.planning.status import statuses
-from cortex.state.records import StateStore
 from cortex.testing.builders import API, NODE, a_build, a_deploy, a_node, a_wanted_api
-from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents, FakeLife, Fate
+from cortex.testing.lab import Lab
 from cortex.wire.build import Resources
 from cortex.wire.events import told_to_nobody
-from cortex.wire.operator import ApiStatus, Status
+from cortex.wire.operator import Status
 from cortex.wire.orders import Orders
 from cortex.wire.reports import Phase
 
 V1, V2 = a_build("v1"), a_build("v2")
 BOOM = Problem(reference="handler-error", message="ZeroDivisionError: division by zero", traceback="Traceback …")
-
-
-@dataclass
-class Lab:
-    """A control plane with everything around it pretended."""
-
-    clock: FakeClock = field(default_factory=FakeClock)
-    state: StateStore = field(default_factory=StateStore)
-
-    def __post_init__(self) -> None:
-        self.engine = FakeEngine([a_node()], clock=self.clock)
-        self.agents = FakeAgents(self.clock)
-        self.world = self.a_world()
-
-    def a_world(self) -> World:
-        """A control plane that starts now."""
-        return World(
-            state=self.state,
-            engine=self.engine,
-            agents=self.agents,
-            clock=self.clock,
-            epoch=self.state.take_epoch(),
-            show=self.show,
-        )
-
-    def show(self, assessment: Assessment) -> None:
-        self.shown = assessment
-
-    def restart(self) -> None:
-        """The control plane ends and starts again, with an engine that has forgotten everything."""
-        self.engine.forgets = True
-        self.engine.restart()
-        self.agents.forget_reports()
-        self.world = self.a_world()
-
-    def settle(self) -> Plan:
-        """Tick until there is nothing to do at once."""
-        for _ in range(50):
-            plan = tick(self.world)
-            if not plan.actions or (plan.wake_after_s or 0.0) > 0.0:
-                return plan
-        raise AssertionError(f"still something to do: {plan.describe()}")
-
-    def run(self, seconds: float) -> Plan:
-        """Let time pass as the loop would, from one thing that happens to the next."""
-        end_s = self.clock.monotonic_s() + seconds
-        while True:
-            plan = self.settle()
-            now_s = self.clock.monotonic_s()
-            if now_s >= end_s:
-                return plan
-            due = [end_s, now_s + 5.0, self.agents.next_change_s()]
-            due += [None if plan.wake_after_s is None else now_s + plan.wake_after_s]
-            self.clock.advance(min(at_s for at_s in due if at_s is not None and at_s > now_s) - now_s)
-
-    def deploy(self, *wanted: WantedApi, seconds: float = 5.0) -> Plan:
-        self.state.commit_deploy(a_deploy(*wanted))
-        return self.run(seconds)
-
-    def phases(self) -> dict[str, str]:
-        return {report.replica: report.phase for _node, report in self.agents.replicas()}
-
-    def wanted(self) -> WantedApi:
-        record = self.state.api(API)
-        assert record is not None
-        return record.wanted
-
-    def status(self) -> Status:
-        return self.statuses()[API].status
-
-    def statuses(self) -> dict[ApiKey, ApiStatus]:
-        """What is shown."""
-        tick(self.world)
-        return statuses(self.shown)
 
 
 @pytest.fixture
@@ -317,10 +239,7 @@ def test_a_node_that_stays_silent_does_not_keep_the_others_from_being_looked_aft
 
 def two_nodes(*, replicas: int) -> Lab:
     """With an api whose replicas are on both."""
-    lab = Lab()
-    nodes = [a_node(), a_node(N2)]
-    lab.engine, lab.agents = FakeEngine(nodes, clock=lab.clock), FakeAgents(lab.clock, nodes)
-    lab.world = lab.a_world()
+    lab = Lab(nodes=[a_node(), a_node(N2)])
     lab.deploy(a_wanted_api(V1, replicas=replicas), seconds=2.0)
     assert {node for node, _report in lab.agents.replicas()} == {NODE, N2}
     return lab
