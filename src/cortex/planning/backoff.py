@@ -32,7 +32,10 @@ from cortex.wire.reports import ExitReport
 MAX_DELAY_S = 60.0
 FIRST_DELAY_S = 0.5
 MAX_FAILED_STARTS = 3
-"""A revision that was never live is given up after this many failed starts in a row of one slot."""
+"""
+A revision that was never live is given up after this many failed starts in a row of one slot. One that was live never
+is; its status is an error from then on.
+"""
 FREE_CRASHES = 5
 RELIEF_S = 12.0
 """Seconds of running that take one crash away: 5 in a minute."""

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import msgspec
 
 from cortex.errors import Problem
-from cortex.planning import crashes, wording
+from cortex.planning import backoff, crashes, wording
 from cortex.planning.actions import room_text
 from cortex.planning.assessment import Case
-from cortex.planning.model import LeaseState, Rules, RunRecord, WantedApi
+from cortex.planning.backoff import MAX_FAILED_STARTS
+from cortex.planning.model import LeaseState, Rules, RunRecord, SlotRecord, WantedApi
 from cortex.planning.rollout import goal_and_fallback
 from cortex.planning.slots import Slot, SlotState, of_revision
 from cortex.wire.operator import Status
@@ -52,7 +53,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     older: int
     """Of other builds, ready and in the route."""
     ends: str | None
-    """That replicas end again and again."""
+    """How replicas end that do not come up."""
+    persists: bool
+    """One of these has done so as often as a new version is given up for, or waits since it keeps crashing."""
 
     @property
     def wanted(self) -> WantedApi:
@@ -113,6 +116,7 @@ def facts_of(case: Case, rules: Rules) -> Facts:
         answering=sum(slot.ready and slot.routed for slot in own) + returning,
         older=sum(slot.ready and slot.routed for slot in slots) - sum(slot.ready and slot.routed for slot in of_build),
         ends=wording.ends(failed, record, wait_left_s) if record is not None else None,
+        persists=record is not None and any(_persists(record.slots.get(slot.replica)) for slot in failed),
     )
 
 
@@ -212,7 +216,7 @@ def _is_new(facts: Facts) -> Standing | None:
 
 
 def _ends_again(facts: Facts) -> Standing | None:
-    if facts.ends is None:
+    if facts.ends is None or not facts.persists:
         return None
     if facts.record is not None and facts.last_exit is not None and facts.last_exit.oom:
         return _killed_for_memory(facts, facts.record)
@@ -222,7 +226,8 @@ def _ends_again(facts: Facts) -> Standing | None:
 def _is_short(facts: Facts) -> Standing:
     """It was live, and has fewer replicas than it needs just now."""
     status = Status.UPDATING if facts.answering else Status.CREATING
-    return Standing(status, f"{facts.up_to_date} of at least {facts.minimum} replicas are ready")
+    short = f"{facts.up_to_date} of at least {facts.minimum} replicas are ready"
+    return Standing(status, f"{short}; {facts.ends}" if facts.ends else short, facts.last_problem)
 
 
 _RULES: tuple[Callable[[Facts], Standing | None], ...] = (
@@ -243,6 +248,10 @@ _RULES: tuple[Callable[[Facts], Standing | None], ...] = (
 def _killed_for_memory(facts: Facts, record: RunRecord) -> Standing:
     text = wording.killed_for_memory(facts.own, record, facts.wanted.build.resources.mem_bytes)
     return Standing(Status.OUT_OF_MEMORY, text, facts.last_problem)
+
+
+def _persists(known: SlotRecord | None) -> bool:
+    return known is not None and (known.failed_starts >= MAX_FAILED_STARTS or backoff.loops(known))
 
 
 def _returns(slot: Slot, wait_left_s: Callable[[Slot], float], rules: Rules) -> bool:

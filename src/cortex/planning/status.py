@@ -11,7 +11,7 @@ What is true of each api, for users to read. Pure, and from the same assessment 
 | live | at least `min_replicas`, and one, of the wanted build answer, or will in a moment, and nothing older does |
 | update failed | the wanted build was given up, and another one answers |
 | error (out of memory) | nothing of the above, and its replicas were killed for memory |
-| error | the wanted build was given up, or was live and its replicas end again and again |
+| error | the wanted build was given up, or was live and its replicas do not come up again, after several tries |
 | updating | another build serves while the wanted one is on its way, or fewer replicas of it than wanted do |
 | compute unavailable | there is no room for `min_replicas` |
 | creating | it is on its way |

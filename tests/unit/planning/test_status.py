@@ -66,11 +66,11 @@ def a_status(status: Status, *, version: str = V1.version[:8], **facts: Any) -> 
     )
 
 
-def a_record(build: BuildSpec, slot: SlotRecord, crashes: int = 0) -> RunRecord:
+def a_record(build: BuildSpec, slot: SlotRecord, crashes: int = 0, ordinal: int = 0) -> RunRecord:
     return RunRecord(
         api=API,
         revision=build.revision,
-        slots={name(build): slot},
+        slots={name(build, ordinal): slot},
         crashes=crashes,
         last_exit=slot.last_exit,
         last_exit_age_s=slot.last_exit_age_s,
@@ -426,6 +426,25 @@ def test_where_nothing_serves_during_an_update_it_has_not_failed_until_it_is_giv
     reason = f"nothing serves now; {name(V2)} failed 2 starts in a row (exit code 1)"
     found = seen_as(wanted, seen, record)
     assert (found.status, found.reason) == (Status.UPDATING, reason)  # it is tried again: nobody may give up on it yet
+
+
+def test_one_replica_too_few_is_no_error_before_its_start_has_failed_as_often_as_a_new_version_is_given_up_for() -> (
+    None
+):
+    wanted = msgspec.structs.replace(a_wanted_api(V1, live=True, replicas=2), min_replicas=2)
+    ready, down = a_replica(V1), a_replica(V1, 1, phase=Phase.EXITED, attempt=2)
+    seen = a_snapshot(ready, down, routes=(a_route(wanted, ready),))
+
+    def after(failed_starts: int) -> tuple[Status, str | None]:
+        slot = SlotRecord(attempt=2, failed_starts=failed_starts, last_exit=an_exit())
+        found = seen_as(wanted, seen, a_record(V1, slot, ordinal=1))
+        return found.status, found.reason
+
+    assert after(1) == (
+        Status.UPDATING,
+        f"1 of at least 2 replicas are ready; {name(V1, 1)} failed 1 start in a row (exit code 1)",
+    )
+    assert after(3) == (Status.ERROR, f"{name(V1, 1)} failed 3 starts in a row (exit code 1), tried again in 1 s")
 
 
 def test_a_first_version_that_failed_in_part_is_live_with_the_reason_if_that_is_enough() -> None:
