@@ -161,6 +161,16 @@ class ControlLayout(_Home):
         return self.home / "metrics-token"
 
     @property
+    def tokens_file(self) -> Path:
+        """Digests of operators' tokens with their roles, mode 0600."""
+        return self.home / "tokens.json"
+
+    @property
+    def audit(self) -> Path:
+        """Who changed what, a file a day."""
+        return self.home / "audit"
+
+    @property
     def down_mark(self) -> Path:
         """Present after `cortex down`: nothing starts by itself."""
         return self.home / "down"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from cortex.cli import text
 from cortex.cli.boundary import DONE
 from cortex.cli.command import Command, environment, on_interrupt, print_json, print_json_line
 from cortex.cli.eventlines import LinePrinter
 from cortex.cli.parameters import api_argument, deployment_option, flag, full_api, output_option
-from cortex.cli.terminal import Terminal
+from cortex.cli.terminal import Terminal, harmless
 from cortex.client.addressing import ApiNotFound, deployment_here, find
 from cortex.client.environments import Environment
 from cortex.client.errors import OperatorFailed
@@ -30,10 +31,15 @@ def events(
     deployment: str | None,
     follow: bool,
     number: int,
+    audit: bool,
     output: str,
 ) -> int:
     place = environment(terminal, settings)
+    if audit and (api is not None or deployment is not None or follow):
+        raise click.UsageError("--audit is about the whole control plane, and up to now: it takes -n and -o alone")
     operator = place.look()
+    if audit:
+        return _audit(terminal, operator, number, output)
     owner, name = (deployment, None) if api is None else _asked(terminal, operator, api, deployment)
     page = operator.events(deployment=owner, api=name, limit=number)
     show = LinePrinter(terminal, page.events, with_api=name is None)
@@ -47,6 +53,28 @@ def events(
             print_json_line(terminal, line) if output == "json" else show(line)
         if follow:
             _follow(terminal, place, operator, page, owner, name, show=show, output=output)
+    return DONE
+
+
+def _audit(terminal: Terminal, operator: OperatorClient, number: int, output: str) -> int:
+    found = operator.audit(limit=number)
+    if output == "json":
+        print_json(terminal, found)
+        return DONE
+    if not found:
+        terminal.say("nobody has changed anything in the last 90 days")
+    width = max((len(line.who) for line in found), default=0)
+    now_s = terminal.clock.wall_s() if terminal.shows_results else None
+    for line in found:
+        when = text.local_time(text.instant(line.time) or 0.0, now_s)
+        refused = line.status >= 400
+        words = harmless(line.what) + (f": {harmless(line.detail)}" if line.detail else "")
+        words += f" ({line.status})" if refused else ""
+        who = text.padded(harmless(line.who) or "?", max(width, 1))
+        painted = terminal.paint(words, "yellow") if refused else words
+        terminal.out(
+            f"{terminal.paint(when, 'dim')}  {terminal.paint(who, 'bold')}  {harmless(line.origin)}  {painted}"
+        )
     return DONE
 
 
@@ -126,12 +154,14 @@ COMMAND = Command(
             metavar="N",
             help=f"The last N events: {LAST_EVENTS} unless given.",
         ),
+        flag("--audit", help="Who changed what and from where, for 90 days, instead of what happened."),
         output_option(),
     ),
     examples=(
         ("cortex events", "everything that happened lately"),
         ("cortex events sklearn -n 5", "the last events of one api"),
         ("cortex events iris -f", "of a deployment, and whatever happens next"),
+        ("cortex events --audit", "who deployed, deleted, went back, set secrets, and from where"),
         ("cortex events -o json", "for programs"),
     ),
 )

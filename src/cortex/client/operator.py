@@ -16,6 +16,8 @@ from cortex.wire.agent import LogLines
 from cortex.wire.operator import (
     ApiChange,
     ApiStatus,
+    AuditLine,
+    CreatedToken,
     DeployEvent,
     DeploymentStatus,
     DeployRequest,
@@ -26,11 +28,14 @@ from cortex.wire.operator import (
     HistoryLine,
     Info,
     Removed,
+    Role,
     RollbackRequest,
     RollbackResult,
     SecretStatus,
     SecretValue,
     StopRequest,
+    TokenRequest,
+    TokenStatus,
     Watched,
 )
 
@@ -246,6 +251,28 @@ class OperatorClient:
         )
         return self._get(f"/v1/events{query}", EventPage, timeout_s=wait_s + CALL_TIMEOUT_S)
 
+    def tokens(self) -> tuple[TokenStatus, ...]:
+        """All tokens but the home's own, by name; never themselves."""
+        return self._get("/v1/tokens", tuple[TokenStatus, ...])
+
+    def create_token(self, name: str, role: Role) -> CreatedToken:
+        """
+        Make a token.
+
+        Raises:
+            OperatorFailed: there is one of that name, or nobody can have that name.
+        """
+        return self._call("POST", f"/v1/tokens/{_segment(name)}", CreatedToken, message=TokenRequest(role=role))
+
+    def delete_token(self, name: str) -> None:
+        """Turn away whoever uses it. Raises OperatorFailed: there is none of that name."""
+        with self._exchange("DELETE", f"/v1/tokens/{_segment(name)}") as response:
+            response.read()
+
+    def audit(self, *, limit: int) -> tuple[AuditLine, ...]:
+        """Who changed what, the last lines, oldest first."""
+        return self._get("/v1/audit" + _query(limit=str(limit)), tuple[AuditLine, ...])
+
     def secrets(self, *, timeout_s: float = CALL_TIMEOUT_S) -> tuple[SecretStatus, ...]:
         """All secrets, by name; never their values."""
         return self._get("/v1/secrets", tuple[SecretStatus, ...], timeout_s=timeout_s)
@@ -354,11 +381,13 @@ class OperatorClient:
 
     def _failure(self, response: http.client.HTTPResponse) -> Exception:
         content = response.read(CHUNK_BYTES)
-        if response.status in (401, 403):
+        if response.status == 401:
             return WrongToken(self.url, environment=self._environment)
         try:
             failure = msgspec.json.decode(content, type=Failure)
         except (msgspec.MsgspecError, UnicodeDecodeError):
+            if response.status == 403:  # of a proxy on the way
+                return WrongToken(self.url, environment=self._environment)
             text = re.sub(r"\s+", " ", content.decode("utf-8", "replace")).strip()[:300]
             failure = Failure(
                 error="operator-failed", message=f"{self.url} answered {response.status}: {text or response.reason}"

@@ -31,6 +31,7 @@ from cortex.binding import bind_tcp, handed_over
 from cortex.clock import Clock, SystemClock
 from cortex.controlplane import changeovers
 from cortex.controlplane.agents import LinkedAgents
+from cortex.controlplane.audit import Audit
 from cortex.controlplane.changeovers import ChangeOvers
 from cortex.controlplane.chores import Chore
 from cortex.controlplane.chronicle import Chronicle
@@ -55,6 +56,7 @@ from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
 from cortex.controlplane.supervision import AgentSupervisor
 from cortex.controlplane.supplying import Needed, Supplying, UnderWay, allowance_of
+from cortex.controlplane.tokens import Tokens
 from cortex.controlplane.upkeep import EVERY_S, FIRST_AFTER_S, SCRUB_EVERY_S, Upkeep
 from cortex.controlplane.view import View, ingress_url
 from cortex.controlplane.watching import Watching
@@ -317,6 +319,8 @@ def build(
         statistics=statistics,
         scaling=scaling,
         secrets=Secrets(store=secret_store, known=state.apis, clock=clock, tell=events.tell),
+        tokens=Tokens(file=layout.tokens_file, home=processes.kept_token(layout.token_file), clock=clock),
+        audit=Audit(layout.audit, clock),
         cloud_keys=cloud_keys,
         models=models,
         make_deployer=make_deployer,
@@ -450,7 +454,7 @@ def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: shut_down())
     # Before the record: whoever finds that goes on to read the token.
-    token, metrics_token = (processes.kept_token(file) for file in (layout.token_file, layout.metrics_token_file))
+    metrics_token = processes.kept_token(layout.metrics_token_file)
     processes.kept_token(layout.probe_token_file)  # before there is an agent, which would make another
     if len(places) > 1:
         prepare_nodes(layout, places, now_wall_s=clock.wall_s())
@@ -460,7 +464,7 @@ def _serve(
         from cortex.controlplane.api.application import build_app
         from cortex.controlplane.serving import SleepingServer
 
-        server = SleepingServer(build_app(plane, token, metrics_token), timeout_graceful_shutdown_s=5)
+        server = SleepingServer(build_app(plane, metrics_token), timeout_graceful_shutdown_s=5)
         log.info("control plane %s on port %s", __version__, settings.operator_port)
         if not ended.is_set():
             server.run(sockets=[sock])

@@ -17,6 +17,7 @@ import msgspec
 from cortex.artifacts.store import ArtifactStore
 from cortex.clock import Clock
 from cortex.controlplane.agents import LinkedAgents
+from cortex.controlplane.audit import Audit
 from cortex.controlplane.changeovers import ChangeOvers
 from cortex.controlplane.chores import Chore
 from cortex.controlplane.events import Events
@@ -27,6 +28,7 @@ from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.scaling import Scaling
 from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
+from cortex.controlplane.tokens import Tokens
 from cortex.controlplane.versions import revisions_of_version
 from cortex.controlplane.view import View, deployment_statuses, door_url
 from cortex.engines.base import Engine
@@ -95,6 +97,8 @@ class ControlPlane:
         statistics: Statistics,
         scaling: Scaling,
         secrets: Secrets,
+        tokens: Tokens,
+        audit: Audit,
         cloud_keys: CloudKeys,
         models: Models,
         make_deployer: Callable[[], Deployer],
@@ -111,6 +115,8 @@ class ControlPlane:
     ) -> None:
         self.store = store
         self.secrets = secrets
+        self.tokens = tokens
+        self.audit = audit
         self.stopped = False
         """It was told to end everything, and did."""
         self._settings = settings

@@ -20,9 +20,14 @@ The control plane's HTTP API, as data: what `client` sends and `controlplane/api
 | GET /v1/secrets | | list of `SecretStatus` |
 | PUT /v1/secrets/{name} | `SecretValue` | `SecretStatus` |
 | DELETE /v1/secrets/{name}[?force=true] | | 204 |
+| GET /v1/tokens | | list of `TokenStatus` |
+| POST /v1/tokens/{name} | `TokenRequest` | `CreatedToken` |
+| DELETE /v1/tokens/{name} | | 204 |
+| GET /v1/audit[?limit=] | | list of `AuditLine`, oldest first |
 | POST /v1/stop | `StopRequest` | `Info` |
 
-Errors: status 4xx or 5xx with `Failure`. Each request carries `authorization: Bearer <token>`.
+Errors: status 4xx or 5xx with `Failure`. Each request carries `authorization: Bearer <token>`, and each
+token has a `Role`.
 """
 
 from __future__ import annotations
@@ -656,6 +661,54 @@ class SecretStatus(msgspec.Struct, frozen=True, kw_only=True):
     """`deployment/api` of each that gets it."""
     outdated_in: tuple[str, ...] = ()
     """Of these, those whose version was made with an older value."""
+
+
+class Role(StrEnum):
+    """What a token may do; each may what those before it may."""
+
+    READ = "read"
+    """Look: apis, logs, events, history, metrics."""
+    DEPLOY = "deploy"
+    """Change what is deployed, and secrets."""
+    ADMIN = "admin"
+    """Make and delete tokens, read the audit log, stop the control plane."""
+
+
+class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
+    role: Role
+
+
+class TokenStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A token as `cortex token list` shows it: never itself."""
+
+    name: str
+    role: Role
+    created: str
+    """RFC 3339, UTC."""
+
+
+class CreatedToken(msgspec.Struct, frozen=True, kw_only=True):
+    status: TokenStatus
+    token: str
+    """Told this once; only its digest is kept."""
+
+
+class AuditLine(msgspec.Struct, frozen=True, kw_only=True):
+    """Who changed what, or was not let."""
+
+    time: str
+    """RFC 3339, UTC, when it was answered."""
+    who: str
+    """Name of the token; `home` is the home's own, and empty one that is not known."""
+    role: str
+    origin: str
+    """Address of the caller."""
+    what: str
+    """The call in words, e.g. `deploy iris`."""
+    status: int
+    """HTTP status of the answer."""
+    detail: str = ""
+    """What came of it, where the status does not tell."""
 
 
 class StopRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -141,7 +141,6 @@ def test_a_deleted_api_can_be_asked_for(cortex: Any, told: Any, fakes: Any, name
         (("-n", "x"), "'x' is not a valid integer"),
         (("-o", "yaml"), "'yaml' is not one of 'text', 'json'"),
         (("a/b/c",), "is neither NAME nor DEPLOYMENT/NAME"),
-        (("--audit",), "--audit"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(cortex: Any, running: Any, words: tuple[str, ...], says: str) -> None:

@@ -20,7 +20,9 @@ from cortex.wire.agent import LogLine, LogLines
 from cortex.wire.operator import (
     ApiChange,
     ApiStatus,
+    AuditLine,
     ChangeKind,
+    CreatedToken,
     DeployEvent,
     DeploymentStatus,
     DeployRequest,
@@ -36,6 +38,7 @@ from cortex.wire.operator import (
     RollbackResult,
     SecretStatus,
     Status,
+    TokenStatus,
     Watched,
     rfc3339_ms,
 )
@@ -121,6 +124,8 @@ class FakeOperator:
         self.hang_up_on: set[str] = set()
         """Close the connection without an answer, once for each call in here."""
         self.secrets: list[SecretStatus] = []
+        self.tokens: list[TokenStatus] = []
+        self.audit: list[AuditLine] = []
         self.cut_deploy_short = False
         self.info_fields: dict[str, Any] = {}
         self.on_request: list[Any] = []
@@ -303,6 +308,15 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json(fake.history)
             case "GET", ["events"]:
                 self._events(request.query)
+            case "GET", ["tokens"]:
+                self._json(fake.tokens)
+            case "POST", ["tokens", name]:
+                status = TokenStatus(name=name, role=json.loads(request.body)["role"], created=NOW_TEXT)
+                self._json(CreatedToken(status=status, token="cortex_made-for-tests"))
+            case "DELETE", ["tokens", _]:
+                self._send(204, b"")
+            case "GET", ["audit"]:
+                self._json(fake.audit[-int(request.query["limit"]) :])
             case "GET", ["secrets"]:
                 self._json(fake.secrets)
             case "PUT", ["secrets", name]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,15 +11,28 @@ import httpx
 import pytest
 
 from cortex.controlplane.api.application import build_app
+from cortex.controlplane.audit import Audit
+from cortex.controlplane.tokens import Tokens
+from cortex.testing.clock import FakeClock
 
 TOKEN = "a-token"
+
+
+def an_operator(*, stopping: bool = False) -> Any:
+    """With no file of tokens and no audit log."""
+    missing = Path("/nonexistent/cortex-tests")
+    return SimpleNamespace(
+        stopping=stopping,
+        metrics=lambda: "",
+        tokens=Tokens(file=missing / "tokens.json", home=TOKEN, clock=FakeClock()),
+        audit=Audit(missing / "audit", FakeClock()),
+    )
 
 
 def get(path: str, *, token: str = TOKEN, stopping: bool = False, method: str = "GET") -> httpx.Response:
     import asyncio
 
-    operator = SimpleNamespace(stopping=stopping, metrics=lambda: "")
-    app = build_app(operator, TOKEN, "for-metrics")  # type: ignore[arg-type]
+    app = build_app(an_operator(stopping=stopping), "for-metrics")
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app=app)
@@ -33,7 +47,7 @@ def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]
 
 
 def test_the_document_describes_every_call_by_our_own_types() -> None:
-    document = build_app(SimpleNamespace(stopping=False), TOKEN).openapi()  # type: ignore[arg-type]
+    document = build_app(an_operator()).openapi()
     for method, path, operation in operations(document):
         assert set(operation["responses"]) - {"200", "204"} == {"default"}, (method, path)
         assert [status for status in operation["responses"] if status.startswith("2")], (method, path)

@@ -12,10 +12,13 @@ import pytest
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane.api import bodies, deployments
 from cortex.controlplane.api.application import build_app
+from cortex.controlplane.audit import Audit
 from cortex.controlplane.lines import AgentUnreachable
+from cortex.controlplane.tokens import Tokens
 from cortex.errors import CortexError, Problem, Problems
 from cortex.ids import ApiKey, ReplicaId
 from cortex.state.base import StateFull
+from cortex.testing.clock import FakeClock
 from cortex.wire.agent import LogLine, LogLines, ReadLogs
 from cortex.wire.operator import (
     ApiChange,
@@ -60,6 +63,8 @@ class FakeOperator:
 
     def __init__(self, folder) -> None:
         self.store = ArtifactStore(folder)
+        self.tokens = Tokens(file=folder / "tokens.json", home=TOKEN, clock=FakeClock())
+        self.audit = Audit(folder / "audit", FakeClock())
         self.asked = []
         self.error: Exception | None = None
         self.go_on: threading.Event | None = None
@@ -129,7 +134,7 @@ def call(operator):
     """Make a call; returns the response."""
 
     def call(method, path, *, token=TOKEN, **fields):
-        app = build_app(operator, TOKEN)
+        app = build_app(operator)
 
         async def ask():
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
@@ -366,7 +371,7 @@ def test_a_deploy_of_another_name_than_its_path_is_refused(call, operator):
 
 
 def test_a_deploy_goes_on_when_its_caller_leaves_and_is_told_of_it(operator):
-    app = build_app(operator, TOKEN)
+    app = build_app(operator)
     operator.go_on = threading.Event()
     body = encoded(DeployRequest(deployment="iris", source="/x"))
 
@@ -479,7 +484,7 @@ def test_a_store_that_cannot_write_is_507(call, operator, tmp_path):
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(operator):
-    app = build_app(operator, TOKEN)
+    app = build_app(operator)
 
     async def story():
         messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"half", "more_body": True}]

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from cortex.artifacts.store import ArtifactStore
+from cortex.controlplane.audit import Audit
 from cortex.controlplane.changeovers import ChangeOvers
 from cortex.controlplane.events import Events
 from cortex.controlplane.facade import ControlPlane
@@ -24,6 +25,7 @@ from cortex.controlplane.rollback import Rollbacks
 from cortex.controlplane.scaling import Scaling
 from cortex.controlplane.secrets import CloudKeys, Secrets
 from cortex.controlplane.statistics import Statistics
+from cortex.controlplane.tokens import Tokens
 from cortex.controlplane.view import View
 from cortex.engines.fake import FakeEngine
 from cortex.ids import ApiKey, DeploymentName, NodeId, ReplicaId
@@ -140,6 +142,8 @@ class Lab:
                 changed=self.loop.wake,
             ),
             secrets=Secrets(store=SecretStore(folder / "secrets"), known=self.state.apis, clock=clock),
+            tokens=Tokens(file=folder / "tokens.json", home="a-token", clock=clock),
+            audit=Audit(folder / "audit", clock),
             cloud_keys=CloudKeys(self.cloud, clock),
             models=Models(store=store, known=self.state.apis, cloud_file=self.cloud_file, environ={}),
             make_deployer=self.make_deployer,  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import State
 
 from cortex.artifacts.store import ArtifactStore
 from cortex.controlplane.api.bodies import LargeBody, as_json, encode, read_body
@@ -20,6 +21,7 @@ from cortex.controlplane.api.refusals import OUR_FAULT, BadRequest, NotFound, ch
 from cortex.errors import CortexError
 from cortex.ids import DeploymentName, api_key
 from cortex.wire.operator import (
+    ChangeKind,
     DeployEvent,
     DeploymentStatus,
     DeployRequest,
@@ -65,7 +67,8 @@ def deployment_routes(operator: Operator, documented: Documented) -> APIRouter:
         if wanted.deployment != name:
             message = f'the body is about deployment "{wanted.deployment}", the path about "{name}"'
             raise BadRequest(message)
-        return StreamingResponse(_deploy_events(operator, name, wanted), media_type="application/x-ndjson")
+        events = _deploy_events(operator, name, wanted, request.state)
+        return StreamingResponse(events, media_type="application/x-ndjson")
 
     @router.get("", **documented(tuple[DeploymentStatus, ...]))
     def deployments() -> Response:
@@ -98,8 +101,9 @@ def deployment_routes(operator: Operator, documented: Documented) -> APIRouter:
     return router
 
 
-async def _deploy_events(operator: Operator, name: str, request: DeployRequest) -> AsyncIterator[bytes]:
+async def _deploy_events(operator: Operator, name: str, request: DeployRequest, state: State) -> AsyncIterator[bytes]:
     """Lines of JSON while the deploy runs in a thread, which is told when the caller leaves."""
+    state.outcome = "broken off by the caller"
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[DeployEvent] = asyncio.Queue()
     left = threading.Event()
@@ -122,11 +126,23 @@ async def _deploy_events(operator: Operator, name: str, request: DeployRequest) 
     try:
         while True:
             event = await events.get()
+            if isinstance(event, DeployResult):
+                state.outcome = _outcome(request, event)
             yield encode(event) + b"\n"
             if isinstance(event, DeployResult):
                 return
     finally:
         left.set()
+
+
+def _outcome(request: DeployRequest, result: DeployResult) -> str:
+    """What a deploy has changed, for the audit log."""
+    if request.dry_run:
+        return "dry run"
+    if not result.committed:
+        return "refused: " + "; ".join(problem.reference for problem in result.problems)
+    kinds = [f"{change.api} {change.kind}" for change in result.changes if change.kind is not ChangeKind.UNCHANGED]
+    return ", ".join(kinds) or "nothing changed"
 
 
 async def _store_blob(store: ArtifactStore, sha256: str, request: Request) -> None:

@@ -72,6 +72,12 @@ def _fill_in_types(document: dict[str, Any], types: Sequence[tuple[Any, Any, str
             operation["requestBody"] = {"required": True, "content": body}
     document["components"] = {
         "schemas": components,
-        "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "The home's file `token`."}},
+        "securitySchemes": {
+            "token": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "The home's file `token`, or one of `cortex token create`.",
+            }
+        },
     }
     document["security"] = [{"token": []}]

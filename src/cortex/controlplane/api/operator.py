@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from cortex.artifacts.store import ArtifactStore
+from cortex.controlplane.audit import Audit
 from cortex.controlplane.secrets import Secrets
+from cortex.controlplane.tokens import Tokens
 from cortex.ids import ApiKey, DeploymentName
 from cortex.wire.agent import LogLines, ReadLogs
 from cortex.wire.operator import (
@@ -32,6 +34,8 @@ class Operator(Protocol):
 
     store: ArtifactStore
     secrets: Secrets
+    tokens: Tokens
+    audit: Audit
 
     @property
     def stopping(self) -> bool:

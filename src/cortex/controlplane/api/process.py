@@ -5,13 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from cortex.controlplane.api.access import METRICS_PATH
 from cortex.controlplane.api.bodies import as_json, read_body
 from cortex.controlplane.api.document import Documented
 from cortex.controlplane.api.operator import Operator
 from cortex.metrics.exposition import CONTENT_TYPE
 from cortex.wire.operator import Info, StopRequest
-
-METRICS_PATH = "/metrics"
 
 
 def process_routes(operator: Operator, documented: Documented) -> APIRouter:
