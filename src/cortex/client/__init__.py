@@ -15,7 +15,10 @@ follow        from a committed deploy to live or failed
 reconnection  going on across restarts of the control plane
 addressing    `NAME` and `DEPLOYMENT/NAME` → one api
 prediction    one sample to one endpoint
+connections   connections to endpoints, kept for the next request
+described     an api's figures, typed, and its picture in a notebook
 facade        `Client`, for Python users
+asynchronous  `AsyncClient`, the same for an event loop
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cortex.client.asynchronous import AsyncClient
     from cortex.client.facade import Client
 
-__all__ = ["Client"]
+__all__ = ["AsyncClient", "Client"]
 
 
 def __getattr__(name: str) -> object:
@@ -33,4 +37,8 @@ def __getattr__(name: str) -> object:
         from cortex.client.facade import Client
 
         return Client
+    if name == "AsyncClient":
+        from cortex.client.asynchronous import AsyncClient
+
+        return AsyncClient
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

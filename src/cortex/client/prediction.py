@@ -168,6 +168,16 @@ def post(
         raise EndpointUnreachable(endpoint, failure_words(error)) from error
     finally:
         connection.close()
+    return answered(endpoint, response, content)
+
+
+def answered(endpoint: str, response: http.client.HTTPResponse, content: bytes) -> Answer:
+    """
+    What an endpoint has answered.
+
+    Raises:
+        PredictionRefused: it is not 2xx.
+    """
     request_id = response.headers.get("x-request-id", "")
     if 200 <= response.status < 300:
         return Answer(

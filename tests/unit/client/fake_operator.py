@@ -126,6 +126,8 @@ class FakeOperator:
         self.secrets: list[SecretStatus] = []
         self.tokens: list[TokenStatus] = []
         self.audit: list[AuditLine] = []
+        self.echo = False
+        """Whether predictions are the samples themselves."""
         self.cut_deploy_short = False
         self.info_fields: dict[str, Any] = {}
         self.on_request: list[Any] = []
@@ -333,6 +335,7 @@ class _Handler(BaseHTTPRequestHandler):
         status, headers, body = self.operator.answers.get(
             request.path, (404, {}, json.dumps({"error": "not-found", "message": "no such api"}).encode())
         )
+        body = request.body if self.operator.echo and status == 200 else body
         self._send(status, body, {"content-type": "application/json", "x-request-id": "req-1"} | headers)
 
     def _stream(self, events: Iterable[DeployEvent]) -> None:
