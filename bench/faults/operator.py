@@ -188,7 +188,10 @@ class Operator:
     def _roll_back_to_one(self, step: Step) -> None:
         (api,) = step.apis
         listed = self._cortex("history", api, "-o", "json")
-        lines = listed.said or []
+        if listed.code:  # a look that the control plane did not live to answer
+            self.done[f"{step.command}: could not look"] += 1
+            return
+        lines = listed.said
         wanted = {line["version"] for line in lines if line["wanted"]}
         others = sorted({line["version"] for line in lines if not line["obstacle"]} - wanted)
         if not others:
