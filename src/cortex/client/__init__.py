@@ -15,6 +15,7 @@ follow        from a committed deploy to live or failed
 reconnection  going on across restarts of the control plane
 addressing    `NAME` and `DEPLOYMENT/NAME` → one api
 prediction    one sample to one endpoint
+samples       what Python has as a body, and an answer as what Python has
 connections   connections to endpoints, kept for the next request
 described     an api's figures, typed, and its picture in a notebook
 facade        `Client`, for Python users

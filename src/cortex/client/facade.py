@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import weakref
@@ -13,9 +12,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
-from cortex.client import prediction
 from cortex.client.addressing import deployment_here, find, find_api
 from cortex.client.connections import Connections
 from cortex.client.described import Classes, Values, picture_of, table_of, tracked
@@ -25,6 +21,7 @@ from cortex.client.operator import ALL_LINES, WATCH_S, OperatorClient
 from cortex.client.prediction import Answer, PredictionRefused
 from cortex.client.project import locate, prepare, upload
 from cortex.client.reconnection import Reconnecting
+from cortex.client.samples import decoded, encoded
 from cortex.clock import Clock, SystemClock
 from cortex.errors import CortexError, Problems
 from cortex.settings import LOCAL
@@ -156,7 +153,7 @@ class Client:
     >>> client = Client()
     >>> client.deploy("examples/iris")
     >>> client.predict("sklearn", {"sepal_length": 5.2, "sepal_width": 3.6, "petal_length": 1.4, "petal_width": 0.3})
-    'setosa'
+    'iris-setosa'
 
     Args:
         env: name of an environment that `cortex configure` was told of; None means the chosen one.
@@ -380,7 +377,8 @@ class Client:
             PredictionRefused: with the api's own error, its status, request id and facts.
             EndpointUnreachable: there was no answer.
         """
-        return _decoded(self._answer(api, *_encoded(sample, content_type), debug=debug))
+        answer = self._answer(api, *encoded(sample, content_type), debug=debug)
+        return decoded(answer.body, answer.content_type)
 
     def predict_many(
         self,
@@ -416,7 +414,8 @@ class Client:
             if stop:
                 return
             try:
-                found[number] = _decoded(self._answer(api, *_encoded(given[number], content_type)))
+                answer = self._answer(api, *encoded(given[number], content_type))
+                found[number] = decoded(answer.body, answer.content_type)
             except CortexError as error:
                 if errors == "raise":
                     stop = True
@@ -474,38 +473,6 @@ class Client:
         problems = [row.problem() for row in seen[-1] if row.outcome is not Outcome.LIVE]
         if problems:
             raise Problems(problems)
-
-
-def _decoded(answer: Answer) -> Any:
-    return msgspec.json.decode(answer.body) if "json" in answer.content_type else answer.body
-
-
-def _encoded(sample: Any, content_type: str | None) -> tuple[bytes, str]:
-    body, found_type = _body(sample)
-    return body, content_type or found_type
-
-
-def _body(sample: Any) -> tuple[bytes, str]:
-    if isinstance(sample, bytes | bytearray | memoryview):
-        return bytes(sample), prediction.OTHER_CONTENT_TYPE
-    if isinstance(sample, PathLike):
-        return prediction.read_sample(Path(sample))
-    if hasattr(sample, "to_dict") and hasattr(sample, "columns"):  # a DataFrame: rows, as the door takes tables
-        return msgspec.json.encode(sample.to_dict(orient="records"), enc_hook=_plain), "application/json"
-    if hasattr(sample, "__array__"):
-        import numpy as np
-
-        stream = io.BytesIO()
-        np.save(stream, np.asarray(sample), allow_pickle=False)
-        return stream.getvalue(), "application/x-npy"
-    return msgspec.json.encode(sample, enc_hook=_plain), "application/json"
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has no word for, below the top of a sample: numpy's numbers and arrays."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"a sample cannot hold a {type(value).__name__}: JSON has no word for it")
 
 
 @contextmanager
