@@ -1,8 +1,8 @@
 """
 The records of a state store, and what each call changes in them.
 
-Everything is small enough to be kept in memory, so readers never wait for a disk. A call works out which records
-change, hands all of them to `_persist` as one transaction, and only then changes what readers see.
+Everything is small enough to be kept in memory, so readers never wait for a disk or a network. A call works out which
+records change, hands all of them to `_persist` as one transaction, and only then changes what readers see.
 """
 
 from __future__ import annotations
@@ -158,7 +158,10 @@ class StateStore:
     """
 
     def __init__(self, content: Iterable[Write] = ()) -> None:
+        self._turn = threading.RLock()
+        """Held from reading what a change is based on until it is kept; readers do not wait for it."""
         self._lock = threading.RLock()
+        """Held while what readers see is read or changed, which is never for long."""
         self._revision = 0
         self._content: dict[Kind, dict[str, Any]] = {kind: {} for kind in KINDS}
         self._known: dict[ApiKey, ApiRecord] = {}
@@ -193,7 +196,8 @@ class StateStore:
         changed = [write for write in writes if self._content[write.kind].get(write.key) != write.record]
         if changed:
             self._persist(changed, durable=durable)
-            self._apply(changed)
+            with self._lock:
+                self._apply(changed)
 
     # ---- reading ------------------------------------------------------------------------------------------------
 
@@ -304,7 +308,7 @@ class StateStore:
         Returns:
             The apis that went back to an older version since the deploy looked: these were left as they are.
         """
-        with self._lock:
+        with self._turn:
             name = change.deployment.name
             writes = [Write("deployments", name, change.deployment)]
             kept = {deployed.settings.api for deployed in change.apis}
@@ -360,7 +364,7 @@ class StateStore:
         Returns:
             False where something else is wanted by now than what the decision was made on; then nothing was changed.
         """
-        with self._lock:
+        with self._turn:
             version = change.version
             api, revision = version.build.api, version.build.revision
             row = self._row(api)
@@ -419,7 +423,7 @@ class StateStore:
         Remove a deployment or one api of it, with its versions and all that is remembered of it. False when there was
         none. The text of its history stays, see `forget_deleted`.
         """
-        with self._lock:
+        with self._turn:
             if api is None:
                 if deployment not in self._content["deployments"]:
                     return False
@@ -446,7 +450,7 @@ class StateStore:
 
     def forget_deleted(self, *, now_wall_s: float) -> None:
         """Forget the history of what was deleted 14 days ago or earlier."""
-        with self._lock:
+        with self._turn:
             writes = []
             for api, lines in self._content["history"].items():
                 kept = tuple(
@@ -459,7 +463,7 @@ class StateStore:
 
     def autoscale(self, decision: ScalingDecision, *, wall_s: float) -> None:
         """The number of replicas follows the load, as was decided. Ignored when the api is gone."""
-        with self._lock:
+        with self._turn:
             row = self._row(decision.api)
             if row is not None:
                 after = scale.autoscaled(self._content["scale"][row.api], row, decision, wall_s=wall_s)
@@ -467,7 +471,7 @@ class StateStore:
 
     def wake(self, api: ApiKey, *, wall_s: float) -> None:
         """Somebody has asked, at `wall_s`, for an api that sleeps. Ignored when it does not, or is gone."""
-        with self._lock:
+        with self._turn:
             row = self._row(api)
             if row is not None and self._content["scale"][api].asleep:
                 self.set_scale(api, 1, reason=scale.ASKED_WHILE_ASLEEP, wall_s=wall_s)
@@ -482,7 +486,7 @@ class StateStore:
         Returns:
             Whether it does: it is left awake when something else is wanted by now, it may not sleep, or it is gone.
         """
-        with self._lock:
+        with self._turn:
             row = self._row(api)
             if row is None or row.wanted != revision or row.min_replicas > 0:
                 return False
@@ -492,7 +496,7 @@ class StateStore:
 
     def set_scale(self, api: ApiKey, replicas: int, *, reason: str, wall_s: float) -> None:
         """How many replicas from now on, within the api's bounds, and why; awake. Ignored when the api is gone."""
-        with self._lock:
+        with self._turn:
             row = self._row(api)
             if row is not None:
                 before: Scale = self._content["scale"][api]
@@ -544,7 +548,7 @@ class StateStore:
 
         Ignored when `revision` is no longer the wanted one. Same for `mark_live` and `mark_failed`.
         """
-        with self._lock:
+        with self._turn:
             row = self._row(api)
             if row is not None and row.wanted == revision:
                 row = msgspec.structs.replace(row, serving=revision, serving_was_live=False)
@@ -555,7 +559,7 @@ class StateStore:
 
     def mark_live(self, api: ApiKey, revision: Revision, *, wall_s: float) -> None:
         """`revision` serves at full size: it becomes `serving`, and a failure that was noted is over."""
-        with self._lock:
+        with self._turn:
             row = self._row(api)
             if row is None or row.wanted != revision:
                 return
@@ -606,7 +610,7 @@ class StateStore:
 
     def end_watch(self, api: ApiKey, revision: Revision) -> None:
         """`revision`, if it is still wanted, is not compared with the version before any more."""
-        with self._lock:
+        with self._turn:
             row = self._row(api)
             if row is None or row.wanted != revision or row.previous is None:
                 return
@@ -619,7 +623,7 @@ class StateStore:
         What an api went back from is not to blame, says `excuse`: it may be deployed again. Ignored unless `back` is
         still how the api went back.
         """
-        with self._lock:
+        with self._turn:
             row = self._row(api)
             if row is None or row.rolled_back != back:
                 return
@@ -640,7 +644,7 @@ class StateStore:
         What came of proving a change-over, which it is not any more. Kept with the last deploy of the version, also of
         an api that is gone.
         """
-        with self._lock:
+        with self._turn:
             found = list(self._lines(api))
             index = next((i for i in reversed(range(len(found))) if found[i].version == version), None)
             writes = []
@@ -663,7 +667,7 @@ class StateStore:
             return tuple(self._joined(row) for row in self._rows(None) if row.watched_until_wall_s is not None)
 
     def mark_failed(self, api: ApiKey, revision: Revision, problem: Problem, *, wall_s: float) -> None:
-        with self._lock:
+        with self._turn:
             row = self._row(api)
             if row is None or row.wanted != revision or row.live_wall_s is not None:
                 return
@@ -679,7 +683,7 @@ class StateStore:
 
     def record_exit(self, ended: RecordExit, *, wall_s: float) -> None:
         """Once for each (replica, attempt); repeats, and exits of apis that are gone, are ignored."""
-        with self._lock:
+        with self._turn:
             if self._row(ended.api) is None:
                 return
             key = _key(ended.api, ended.revision)
@@ -691,7 +695,7 @@ class StateStore:
 
     def record_ready(self, api: ApiKey, revision: Revision, replica: ReplicaId) -> None:
         """This replica's failed starts count from zero again."""
-        with self._lock:
+        with self._turn:
             key = _key(api, revision)
             run: StoredRun | None = self._content["runs"].get(key)
             if run is None or replica not in run.slots:
@@ -705,7 +709,7 @@ class StateStore:
 
         Called once at our start, so that ages count from there instead of staying 0 until the clock has caught up.
         """
-        with self._lock:
+        with self._turn:
             self._write([Write("runs", key, _not_after(run, now_wall_s)) for key, run in self._content["runs"].items()])
 
     # ---- batching -----------------------------------------------------------------------------------------------
@@ -722,7 +726,7 @@ class StateStore:
 
         Nothing of it is part of an api: better rules make no new versions.
         """
-        with self._lock:
+        with self._turn:
             key, record = self._batching_of(model, verdict.proof.rules)
             self._write([Write("batching", key, record.with_verdict(verdict, place))])
 
@@ -732,7 +736,7 @@ class StateStore:
 
         Also of a model that nothing else is known of.
         """
-        with self._lock:
+        with self._turn:
             key, record = self._batching_of(model, rules)
             if not any(known.is_of(stop.replica, stop.started_wall_s) for known in record.stops):
                 stopped = msgspec.structs.replace(record, stops=(*record.stops, stop))
@@ -744,7 +748,7 @@ class StateStore:
 
         Disagreements stay for as long as there is the api that saw them: they are counted, and counts never go down.
         """
-        with self._lock:
+        with self._turn:
             gone = {key: record for key, record in self._content["batching"].items() if record.model.tree not in trees}
             kept = {key for key, record in gone.items() if any(self._row(stop.api) for stop in record.stops)}
             self._write([Write("batching", key, None) for key in gone.keys() - kept])
@@ -757,13 +761,13 @@ class StateStore:
 
     def take_epoch(self) -> int:
         """Become the one in charge: a number higher than anyone before got."""
-        with self._lock:
+        with self._turn:
             epoch = int(self.meta("epoch") or 0) + 1
             self._write([Write("meta", "epoch", str(epoch))], durable=True)
             return epoch
 
     def set_meta(self, key: str, value: str) -> None:
-        with self._lock:
+        with self._turn:
             self._write([Write("meta", key, value)])
 
     def set_leaving(self, nodes: Collection[NodeId]) -> None:

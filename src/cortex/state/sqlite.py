@@ -127,17 +127,18 @@ class SqliteStateStore(StateStore):
                 raise
 
     def take_epoch(self) -> int:
-        with self._lock, self._named_errors(), self.database.transaction(durable=True) as connection:
+        with self._turn, self._named_errors(), self.database.transaction(durable=True) as connection:
             # Read within the transaction: another process may have taken one since we started.
             rows = connection.execute("SELECT record FROM meta WHERE key = 'epoch'").fetchall()
             epoch = 1 + (int(self._decoders["meta"].decode(rows[0][0])) if rows else 0)
             write = Write("meta", "epoch", str(epoch))
             connection.execute(_UPSERT["meta"], (write.key, msgspec.json.encode(write.record)))
-        self._apply([write])
+        with self._lock:
+            self._apply([write])
         return epoch
 
     def close(self) -> None:
-        with self._lock:
+        with self._turn:
             self.database.close()
 
     # ---- one transaction ---------------------------------------------------------------------------------------
