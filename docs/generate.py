@@ -206,6 +206,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Packages": ("packages/", "agent/installations.py", "agent/installer.py"),
     "Models, handlers and projects": (
         "artifacts/",
+        "storage/credentials.py",
         "replica/",
         "controlplane/candidates.py",
         "controlplane/deploy.py",

@@ -19,11 +19,11 @@ from typing import BinaryIO, NoReturn
 import msgspec
 import setproctitle
 
-from cortex.artifacts.credentials import CredentialSurroundings, access_to
 from cortex.artifacts.remote import fetch
 from cortex.artifacts.store import ArtifactStore
 from cortex.errors import CortexError
 from cortex.spec.locations import masked_model
+from cortex.storage.credentials import CredentialSurroundings, access_to
 from cortex.wire.fetch import Fetched, FetchEvent, FetchProgress, FetchRefused, FetchRequest
 
 TELL_EVERY_S = 0.2

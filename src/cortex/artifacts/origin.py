@@ -25,7 +25,6 @@ from obstore.exceptions import (
 )
 from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
-from cortex.artifacts.credentials import Access
 from cortex.artifacts.download import Interrupted, RangesUnsupported
 from cortex.artifacts.errors import (
     BucketNotFound,
@@ -38,6 +37,18 @@ from cortex.artifacts.errors import (
 )
 from cortex.artifacts.models import MAX_ENTRIES
 from cortex.spec.locations import masked_model
+from cortex.storage.answers import (
+    NOT_FOUND,
+    code_of,
+    has_expired,
+    in_words,
+    is_refusal,
+    names_no_bucket,
+    refusal_in_words,
+    region_hint,
+    status_of,
+)
+from cortex.storage.credentials import Access
 from cortex.wire.fetch import OriginObject, described
 
 if TYPE_CHECKING:
@@ -59,11 +70,6 @@ SIBLINGS_LOOKED_AT = 1000
 
 _BUCKET = re.compile(r"\$?[A-Za-z0-9][A-Za-z0-9._-]*")
 """Any that some store allows, Azure's `$web` too; whether this one does, it says itself."""
-_NOT_FOUND = FileNotFoundError
-"""What `obstore` raises for 404."""
-_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist", "notFound: bucket")
-_STALE = ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "InvalidAuthenticationInfo")
-_REGION = re.compile(r"expecting '?([a-z]{2}(?:-[a-z]+)+-\d)")
 
 
 class ObjectOrigin:
@@ -105,7 +111,7 @@ class ObjectOrigin:
         store, path = self._at(key)
         try:
             meta = self._ask(store, path)
-        except _NOT_FOUND:
+        except NOT_FOUND:
             return None
         except (BaseError, OSError, ValueError) as error:
             raise self._explained(error, key) from error
@@ -162,7 +168,7 @@ class ObjectOrigin:
             result = obstore.get(store, path, options=options)  # type: ignore[arg-type]
         except PreconditionError as error:
             raise self._changed(name) from error
-        except _NOT_FOUND as error:
+        except NOT_FOUND as error:
             raise self._changed(name) from error
         except NotSupportedError as error:
             if is_whole:
@@ -213,7 +219,7 @@ class ObjectOrigin:
         if found is None:
             try:
                 found = _as_object(expected.url, self._ask(*self._at(key)))
-            except _NOT_FOUND:
+            except NOT_FOUND:
                 return OriginChanged(self.shown, expected.url, described(expected), "gone")
             except (BaseError, OSError, ValueError):
                 return OriginChanged(self.shown, expected.url, described(expected), "another one")
@@ -221,33 +227,22 @@ class ObjectOrigin:
 
     def _interruption(self, error: Exception, key: str) -> Exception:
         """What may pass when it is tried again, and what will not."""
-        status = _status(str(error))
+        status = status_of(error)
         lasting = isinstance(error, PermissionDeniedError | UnauthenticatedError | InvalidPathError | ValueError)
         if lasting or (status is not None and 400 <= status < 500 and status not in (408, 429)):
             return self._explained(error, key)
-        return Interrupted(_in_words(error))
+        return Interrupted(in_words(error))
 
     def _explained(self, error: Exception, key: str) -> ModelSourceError:
-        text = str(error)
-        code = _code(text)
         shown = self.url_of(key)
-        if any(sign in text for sign in _NO_BUCKET):
+        if names_no_bucket(error):
             return BucketNotFound(self.shown, self._bucket, self._endpoint, hint=self._bucket_hint())
-        stale = next((sign for sign in _STALE if sign in text), None)
-        # The client only makes some refusals errors of their own, not those of listings.
-        if stale or isinstance(error, PermissionDeniedError | UnauthenticatedError) or _status(text) in (401, 403):
-            refused = code or f"{_status(text) or 'refused'}"
-            reason = f"{refused}: {said}" if (said := _message(text)) else refused
-            return OriginDenied(
-                self.shown, shown, reason, source=self._access.source, hint=self._access_hint(code, bool(stale))
-            )
-        if isinstance(error, InvalidPathError) or "Could not parse path" in text:
-            return OriginUnreachable(self.shown, shown, _in_words(error), hint="rename it: no empty parts, no `..`")
-        hint = ""
-        if "region" in text or code in ("PermanentRedirect", "AuthorizationHeaderMalformed"):
-            meant = _REGION.search(text)
-            hint = f"the bucket is in another region: set AWS_REGION{f'={meant[1]}' if meant else ' to it'}"
-        return OriginUnreachable(self.shown, shown, self._from_where(_in_words(error)), hint=hint)
+        if is_refusal(error):
+            hint = self._access_hint(code_of(error), has_expired(error))
+            return OriginDenied(self.shown, shown, refusal_in_words(error), source=self._access.source, hint=hint)
+        if isinstance(error, InvalidPathError) or "Could not parse path" in str(error):
+            return OriginUnreachable(self.shown, shown, in_words(error), hint="rename it: no empty parts, no `..`")
+        return OriginUnreachable(self.shown, shown, self._from_where(in_words(error)), hint=region_hint(error))
 
     def _from_where(self, reason: str) -> str:
         return f"{self._endpoint}: {reason}" if self._endpoint else reason
@@ -283,7 +278,7 @@ class BucketOrigin(ObjectOrigin):
             self._store = kinds[self._scheme](bucket, **settings)
         except (BaseError, ValueError, OSError) as error:
             raise OriginUnreachable(
-                self.shown, self.shown, _in_words(error), hint="check the address and the credentials' settings"
+                self.shown, self.shown, in_words(error), hint="check the address and the credentials' settings"
             ) from error
 
     @property
@@ -393,11 +388,11 @@ class UrlOrigin(ObjectOrigin):
     def _ask(self, store: Any, path: str) -> Any:
         try:
             return obstore.head(store, path)
-        except _NOT_FOUND:
+        except NOT_FOUND:
             raise
         except (BaseError, OSError) as error:
             # URLs are signed for one method, and some servers know no HEAD: ask for the content and do not read it.
-            if (_status(str(error)) or 0) not in (400, 401, 403, 405, 501):
+            if (status_of(error) or 0) not in (400, 401, 403, 405, 501):
                 raise
             return obstore.get(store, path).meta
 
@@ -444,56 +439,3 @@ def _as_object(url: str, meta: Any) -> OriginObject:
 def _parents(name: str) -> Iterator[str]:
     while name := posixpath.dirname(name):
         yield name
-
-
-# ---- what the client says -------------------------------------------------------------------------------------------
-
-_STATUS = re.compile(r"status code: (\d{3})")
-_CODE = re.compile(r"<Code>([A-Za-z0-9]+)</Code>")
-_SAID = re.compile(r"<Message>([^<]{1,300})")
-_PREFIX = re.compile(r"^.*?Error (?:performing|getting)[^\n]*? - ", re.DOTALL)
-_DEEPEST = re.compile(r'message: "([^"]{1,200})"')
-_QUERY = re.compile(r"(https?://[^\s?\"']*)\?[^\s\"']*")
-_DEEP_CAUSES = (
-    ("dns error", "the host is not known"),
-    ("failed to lookup address", "the host is not known"),
-    ("UnknownIssuer", "its certificate is signed by nobody who is trusted here; SSL_CERT_FILE may name an authority"),
-    ("InvalidCertificate", "its certificate is not valid"),
-    ("invalid peer certificate", "its certificate is not valid"),
-    ("TimedOut", "no answer in time"),
-    ("IncompleteMessage", "the connection ended in the middle of an answer"),
-    ("UnexpectedEof", "the connection ended in the middle of an answer"),
-    ("ConnectionReset", "the connection was reset"),
-)
-
-
-def _status(text: str) -> int | None:
-    found = _STATUS.search(text)
-    return int(found[1]) if found else None
-
-
-def _code(text: str) -> str:
-    found = _CODE.search(text)
-    return found[1] if found else ""
-
-
-def _message(text: str) -> str:
-    found = _SAID.search(text)
-    return " ".join(found[1].split()).rstrip(".") if found else ""
-
-
-def _in_words(error: Exception) -> str:
-    """The client's reason on one line, without its internals and without queries of URLs."""
-    text = str(error)
-    first, _, inside = text.partition("\n\nDebug source:")
-    first = _QUERY.sub(r"\1?***", _PREFIX.sub("", first, count=1))
-    if "HTTP error" in first or "request or response body" in first or "error decoding" in first:
-        for sign, words in _DEEP_CAUSES:
-            if sign in inside:
-                return words
-        if deepest := _DEEPEST.findall(inside):
-            return str(deepest[-1]).lower()
-    if (status := _status(text)) is not None:
-        said = _message(text)
-        return f"status {status}{f' ({_code(text)}: {said})' if said else ''}"
-    return " ".join(first.split())[:300]

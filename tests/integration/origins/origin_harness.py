@@ -116,6 +116,7 @@ class Door:
     Attributes:
         before: called with each request before it is passed on.
         refuse: answers a request itself: a status and a body, or None.
+        lose: of a request that was passed on, whether nothing at all is answered to it.
         cut_after: how many bytes of an answer's body get through before the connection is cut; None passes all.
         hold: while not set, bodies of objects that are larger stop after `HELD_AFTER_BYTES`.
     """
@@ -125,6 +126,7 @@ class Door:
         self.asked: list[Asked] = []
         self.before: Callable[[Asked], None] = lambda asked: None
         self.refuse: Callable[[Asked], tuple[int, bytes] | None] = lambda asked: None
+        self.lose: Callable[[Asked], bool] = lambda asked: False
         self.cut_after: Callable[[Asked], int | None] = lambda asked: None
         self.hold = threading.Event()
         self.hold.set()
@@ -153,6 +155,7 @@ class Door:
             def do_GET(self) -> None:
                 asked = Asked(self.command, self.path, self.headers.get("Range"), self.headers.get("If-Match"))
                 door.asked.append(asked)
+                sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 door.before(asked)
                 refused = door.refuse(asked)
                 if refused is not None:
@@ -165,11 +168,15 @@ class Door:
                     return
                 behind = http.client.HTTPConnection(door.behind, timeout=DEADLINE_S)
                 try:
-                    behind.request(self.command, plainly(self.path), headers=dict(self.headers))
+                    behind.request(self.command, plainly(self.path), sent, dict(self.headers))
                     answer = behind.getresponse()
                     body = answer.read()
                 finally:
                     behind.close()
+                if door.lose(asked):
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
                 self.send_response(answer.status)
                 for name, value in answer.getheaders():
                     if name.lower() not in ("connection", "transfer-encoding", "date", "server"):
@@ -192,7 +199,7 @@ class Door:
                 with contextlib.suppress(OSError):  # whoever asked may be gone
                     self.wfile.write(body)
 
-            do_HEAD = do_GET
+            do_HEAD = do_PUT = do_DELETE = do_GET
 
             def log_message(self, *_: object) -> None: ...
 

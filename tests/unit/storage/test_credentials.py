@@ -1,4 +1,4 @@
-"""Tests of `cortex.artifacts.credentials`: which credentials are taken, and what is said of them."""
+"""Tests of `cortex.storage.credentials`: which credentials are taken, and what is said of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cortex.artifacts.credentials import Access, CredentialsUnusable, CredentialSurroundings, access_to
 from cortex.artifacts.fetching import cloud_variables
+from cortex.storage.credentials import Access, CredentialsUnusable, CredentialSurroundings, access_to
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "the-secret"}
 AZURE = {"AZURE_STORAGE_ACCOUNT_NAME": "ours"}
