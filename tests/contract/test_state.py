@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from origin_harness import s3_storage
 
 from cortex.errors import Problem
 from cortex.ids import ApiKey, DeploymentName, NodeId, ReplicaId, replica_id
@@ -16,9 +17,13 @@ from cortex.planning.batching import BatchingRecord, BatchingStop
 from cortex.planning.crashes import Row
 from cortex.planning.model import Desired, RolledBack, RunRecord, Scale, SlotRecord, WantedApi
 from cortex.state.base import RollbackChange, VersionLine, VersionRecord
+from cortex.state.bucket import BucketStateStore
 from cortex.state.records import StateStore
 from cortex.state.sqlite import SqliteStateStore
+from cortex.storage.directory import DirectoryStorage
 from cortex.testing.builders import API, a_build, a_deploy, a_record, a_sample, a_wanted_api, an_exit
+from cortex.testing.clock import FakeClock
+from cortex.testing.storage import FakeStorage
 from cortex.wire.batching import BatchingVerdict, Disagreement, Proof, Trial
 from cortex.wire.build import BuildSpec, Resources
 from cortex.wire.launch import InspectReport
@@ -31,9 +36,28 @@ SLOT = replica_id(API, V1.revision, 0)
 BOOM = Problem(reference="model-broken", message="the model cannot be read\nat byte 3", traceback="Traceback …")
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(
+    params=[
+        "memory",
+        "sqlite",
+        "bucket",
+        "bucket-directory",
+        pytest.param("bucket-s3", marks=[pytest.mark.slow, pytest.mark.takes("moto")]),
+    ]
+)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateStore]:
-    made = StateStore() if request.param == "memory" else SqliteStateStore(tmp_path / "state.db")
+    made: StateStore
+    match request.param:
+        case "memory":
+            made = StateStore()
+        case "sqlite":
+            made = SqliteStateStore(tmp_path / "state.db")
+        case "bucket":
+            made = BucketStateStore(FakeStorage(), FakeClock())
+        case "bucket-directory":
+            made = BucketStateStore(DirectoryStorage(tmp_path), FakeClock())
+        case _:
+            made = BucketStateStore(s3_storage(request.getfixturevalue("moto")), FakeClock())
     yield made
     made.close()
 

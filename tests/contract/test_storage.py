@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from origin_harness import S3
+from origin_harness import S3, s3_storage
 
 from cortex.storage.base import Storage
 from cortex.storage.opening import open_storage
@@ -16,7 +16,7 @@ from cortex.testing.storage import FakeStorage
 Make = Callable[[], Storage]
 
 
-@pytest.fixture(params=["memory", "directory", "s3"])
+@pytest.fixture(params=["memory", "directory", pytest.param("s3", marks=pytest.mark.takes("moto"))])
 def another(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Opens one storage, as any number of processes may."""
     if request.param == "memory":
@@ -26,13 +26,7 @@ def another(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
         return lambda: open_storage(str(tmp_path), {})
     endpoint = request.getfixturevalue("moto")
     bucket = S3(endpoint).bucket
-    variables = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret-of-the-key",
-    }
-    return lambda: open_storage(f"s3://{bucket}/a/prefix/", variables)
+    return lambda: s3_storage(endpoint, f"s3://{bucket}/a/prefix/")
 
 
 @pytest.fixture

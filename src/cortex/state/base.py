@@ -161,6 +161,36 @@ class StateBusy(StateError):
     reference = "state-busy"
 
 
+class StateInDoubt(StateError):
+    """It is not known whether a change was written; that is found out before anything else is."""
+
+    reference = "state-in-doubt"
+
+    def __init__(self, error: CortexError) -> None:
+        super().__init__(
+            "state",
+            f"it is not known whether the change was written: {error}",
+            hint=error.hint or "look again in a while; what runs goes on serving",
+        )
+
+
+class NotLeader(StateError):
+    """Another control plane leads the cluster by now: this one changes nothing any more, and ends."""
+
+    reference = "not-the-leader"
+
+    def __init__(self, place: str, *, epoch: int, by: int | None) -> None:
+        self.epoch = epoch
+        self.by = by
+        """The later epoch; None: this one gave up, since it could not begin another one."""
+        who = f"another one leads since epoch {by}" if by is not None else "it could not begin another epoch"
+        super().__init__(
+            place,
+            f"this control plane, of epoch {epoch}, leads no more: {who}; nothing was changed",
+            hint="repeat the command: it is answered by the one that leads",
+        )
+
+
 class StateTooNew(StateError):
     """A newer Cortex wrote this state: this one would misread it."""
 

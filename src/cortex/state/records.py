@@ -199,6 +199,11 @@ class StateStore:
             with self._lock:
                 self._apply(changed)
 
+    def content(self) -> list[Write]:
+        """Everything that is kept, by kind and key."""
+        with self._lock:
+            return [Write(kind, key, found[key]) for kind, found in self._content.items() for key in sorted(found)]
+
     # ---- reading ------------------------------------------------------------------------------------------------
 
     @property

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,17 @@ MIGRATIONS: tuple[str | Callable[[Execute, SampleStored], None], ...] = (
 """What brings the file from schema version i to i + 1. Append only: released ones have run on users' files."""
 
 
+def _steps(sample_stored: SampleStored, schema: int | None = None) -> tuple[Migration, ...]:
+    """All that bring a file up to a schema; None: to today's."""
+    steps = MIGRATIONS[:schema]
+    return tuple(step if isinstance(step, str) else _with(step, sample_stored) for step in steps)
+
+
 def _with(migration: Callable[[Execute, SampleStored], None], sample_stored: SampleStored) -> Migration:
     return lambda execute: migration(execute, sample_stored)
 
 
-_TYPES: dict[Kind, Any] = {
+TYPES: dict[Kind, Any] = {
     "deployments": DeploymentRecord,
     "apis": ApiRow,
     "versions": VersionRecord,
@@ -113,7 +120,7 @@ class SqliteStateStore(StateStore):
 
     def __init__(self, file: Path, *, sample_stored: SampleStored | None = None) -> None:
         self._file = file
-        self._decoders = {kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()}
+        self._decoders = {kind: msgspec.json.Decoder(type_) for kind, type_ in TYPES.items()}
         with self._named_errors():
             self.database = self._opened(sample_stored or self._has_no_samples)
             try:
@@ -157,9 +164,8 @@ class SqliteStateStore(StateStore):
         raise StateError(str(self._file), "an older Cortex wrote it", hint="start Cortex, which brings it up to date")
 
     def _opened(self, sample_stored: SampleStored) -> Database:
-        steps = (one if isinstance(one, str) else _with(one, sample_stored) for one in MIGRATIONS)
         try:
-            return Database(self._file, tuple(steps), version_table=True)
+            return Database(self._file, _steps(sample_stored), version_table=True)
         except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
             raise self._corrupt(f"a record of an older Cortex cannot be read: {error}") from error
 
@@ -206,3 +212,32 @@ _UPSERT = {
     kind: f"INSERT INTO {kind} VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET record = excluded.record" for kind in KINDS
 }
 _DELETE = {kind: f"DELETE FROM {kind} WHERE key = ?" for kind in KINDS}
+
+
+def of_today(
+    rows: Iterable[tuple[str, str, bytes]], schema: int, *, sample_stored: SampleStored | None = None
+) -> list[Write]:
+    """
+    The records that rows of an older schema become, by the same migrations as a file of that age.
+
+    Args:
+        rows: kind, key and JSON of each.
+
+    Raises:
+        StateCorrupt: a row cannot be read.
+        sqlite3.Error, OSError: the file that this takes cannot be made.
+    """
+    with tempfile.TemporaryDirectory(prefix="cortex-state-") as folder:
+        file = Path(folder) / "state.db"
+        database = Database(file, _steps(lambda _body: "", schema), version_table=True)  # of no rows yet
+        try:
+            with database.transaction() as connection:
+                for kind, key, record in rows:
+                    connection.execute(f"INSERT INTO {kind} VALUES (?, ?)", (key, record))
+        finally:
+            database.close()
+        store = SqliteStateStore(file, sample_stored=sample_stored)
+        try:
+            return store.content()
+        finally:
+            store.close()

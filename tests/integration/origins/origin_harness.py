@@ -29,6 +29,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from cortex.artifacts.fetching import fetch_in_process
+from cortex.storage.base import Storage
+from cortex.storage.opening import open_storage
 from cortex.wire.fetch import Fetched, FetchProgress, FetchRequest, KnownModel
 
 DEADLINE_S = 60.0
@@ -94,6 +96,17 @@ class S3:
             f"{self.endpoint}/{self.bucket}{path}", data=body, method=method, headers=_HEADERS | (headers or {})
         )
         urllib.request.urlopen(request, timeout=DEADLINE_S).close()
+
+
+def s3_storage(endpoint: str, url: str = "") -> Storage:
+    """A cluster's storage on an S3 protocol server; in a bucket of its own if no URL is given."""
+    variables = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret-of-the-key",
+    }
+    return open_storage(url or S3(endpoint).url("cluster"), variables)
 
 
 class Asked(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from origin_harness import S3, Door
+from origin_harness import S3, Door, s3_storage
 
 from cortex.storage.base import (
     InvalidStorage,
@@ -27,16 +27,6 @@ CALLS: dict[str, Callable[[Storage], object]] = {
 each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
-def opened(url: str, endpoint: str, **variables: str) -> Storage:
-    usual = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret-of-the-key",
-    }
-    return open_storage(url, usual | variables)
-
-
 def said(call: Callable[[], object], expected: type[StorageError]) -> str:
     with pytest.raises(StorageError) as raised:
         call()
@@ -48,7 +38,7 @@ def said(call: Callable[[], object], expected: type[StorageError]) -> str:
 
 @each_call
 def test_a_bucket_that_is_not_there_is_named(moto: str, call: Callable[[Storage], object]) -> None:
-    storage = opened("s3://no-such-bucket/cluster", moto)
+    storage = s3_storage(moto, "s3://no-such-bucket/cluster")
     text = said(lambda: call(storage), StorageMissing)
     assert f'there is no bucket "no-such-bucket" at {moto}' in text
 
@@ -57,7 +47,7 @@ def test_a_bucket_that_is_not_there_is_named(moto: str, call: Callable[[Storage]
 def test_a_refusal_names_credentials_and_what_they_need(s3: S3, door: Door, call: Callable[[Storage], object]) -> None:
     answer = b"<Error><Code>AccessDenied</Code><Message>You may not.</Message></Error>"
     door.refuse = lambda asked: (403, answer)
-    text = said(lambda: call(opened(s3.url("cluster"), door.url)), StorageDenied)
+    text = said(lambda: call(s3_storage(door.url, s3.url("cluster"))), StorageDenied)
     assert "AccessDenied: You may not" in text
     assert "environment (AWS_ACCESS_KEY_ID)" in text
     assert f"s3:PutObject, s3:DeleteObject and s3:ListBucket on s3://{s3.bucket}" in text
@@ -66,7 +56,7 @@ def test_a_refusal_names_credentials_and_what_they_need(s3: S3, door: Door, call
 def test_credentials_that_have_expired_are_named(s3: S3, door: Door) -> None:
     answer = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
     door.refuse = lambda asked: (400, answer)
-    text = said(lambda: opened(s3.url(), door.url).read("a/b"), StorageDenied)
+    text = said(lambda: s3_storage(door.url, s3.url()).read("a/b"), StorageDenied)
     assert "these credentials have expired: get new ones" in text
 
 
@@ -75,7 +65,7 @@ def test_an_address_where_nobody_is_is_named(call: Callable[[Storage], object]) 
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        text = said(lambda: call(opened("s3://b/c", endpoint)), StorageUnreachable)
+        text = said(lambda: call(s3_storage(endpoint, "s3://b/c")), StorageUnreachable)
     assert endpoint in text
 
 
@@ -87,12 +77,12 @@ def test_who_takes_a_connection_and_never_answers_holds_nobody_for_long(call: Ca
         silent.bind(("127.0.0.1", 0))
         silent.listen(16)
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        text = said(lambda: call(opened("s3://b/c", endpoint)), StorageUnreachable)
+        text = said(lambda: call(s3_storage(endpoint, "s3://b/c")), StorageUnreachable)
     assert "no answer in time" in text
 
 
 def test_of_a_creation_whose_answer_is_lost_it_is_not_known_whether_it_was_done(s3: S3, door: Door) -> None:
-    storage = opened(s3.url("cluster"), door.url)
+    storage = s3_storage(door.url, s3.url("cluster"))
     door.lose = lambda asked: asked.method == "PUT"
     said(lambda: storage.create("a/b", b"1"), StorageUnreachable)
     door.lose = lambda asked: False
