@@ -16,6 +16,7 @@ import msgspec
 from cortex.controlplane.rollback import take_back
 from cortex.controlplane.tables import table_change
 from cortex.controlplane.world import World
+from cortex.engines.base import Engine
 from cortex.errors import CortexError, RetryLater
 from cortex.ids import ApiKey, NodeId
 from cortex.planning import happenings
@@ -40,9 +41,13 @@ from cortex.planning.actions import (
 )
 from cortex.planning.model import WantedApi
 from cortex.wire.batching import RULES
+from cortex.wire.events import Event, TellEvent
 from cortex.wire.orders import DrainReplica, ForgetReplica, Orders
 
 log = logging.getLogger(__name__)
+
+Kept = RecordExit | RecordReady | RecordStop | MarkServing | MarkLive | MarkFailed | MarkAwake | GoBack
+"""What changes nothing but the state."""
 
 RETRY_AFTER_S = 0.5
 """When an error does not say itself when to try again."""
@@ -81,11 +86,12 @@ def apply(plan: Plan, world: World) -> Failures:
         CortexError: an agent refuses us for good, as with `StaleEpoch`; nothing more was done.
     """
     failures = Failures(world.memory.complaints)
+    _keep([action for action in plan.actions if isinstance(action, Kept)], world, failures)
     # Each is placed as it is asked for: what lies above the minimum of one api must not take the room of another's.
     for action in sorted(plan.actions, key=_is_above_the_minimum):
-        if not isinstance(action, OrderNode | RouteApi | UnrouteApi | ReleaseLease):
+        if isinstance(action, AcquireLease | RecoverLease):
             try:
-                _carry_out(action, world)
+                _make_room(action, world.engine)
             except CortexError as error:
                 failures.note([action], error)
     table = table_change([action for action in plan.actions if isinstance(action, RouteApi | UnrouteApi)], world)
@@ -109,8 +115,24 @@ def apply(plan: Plan, world: World) -> Failures:
     return failures
 
 
-def _carry_out(action: Action, world: World) -> None:
-    state, engine, wall_s = world.state, world.engine, world.clock.wall_s()
+def _keep(actions: Sequence[Kept], world: World, failures: Failures) -> None:
+    """Have all that the state is to know in one transaction, and then tell of it."""
+    if not actions:
+        return
+    told: list[Event] = []
+    try:
+        with world.state.together():
+            for action in actions:
+                _record(action, world, told.append)
+    except CortexError as error:
+        failures.note(actions, error)
+    else:
+        for event in told:
+            world.tell(event)
+
+
+def _record(action: Kept, world: World, tell: TellEvent) -> None:
+    state, wall_s = world.state, world.clock.wall_s()
     before = state.api(action.api)
     wanted = before.wanted if before is not None else None
     # As it was before: what is wanted and not live yet can become so, or be given up.
@@ -124,11 +146,11 @@ def _carry_out(action: Action, world: World) -> None:
         case RecordExit():
             state.record_exit(action, wall_s=world.steady_wall_s())
             if wanted is not None:
-                world.tell(happenings.crashed(action, wanted))
+                tell(happenings.crashed(action, wanted))
         case RecordStop():
             stop = msgspec.structs.replace(action.stop, wall_s=wall_s)
             state.record_stop(action.model, stop, rules=RULES)
-            world.tell(happenings.batching_stopped(action))
+            tell(happenings.batching_stopped(action))
             log.warning("%s, on %s", describe(action), stop.runtime or "a runtime that it did not name")
         case RecordReady():
             state.record_ready(action.api, action.revision, action.replica)
@@ -137,23 +159,25 @@ def _carry_out(action: Action, world: World) -> None:
         case MarkLive():
             state.mark_live(action.api, action.revision, wall_s=wall_s)
             if is_wanted and wanted is not None:
-                world.tell(happenings.live(wanted, _starts_s(wanted, world), wall_s=wall_s))
+                tell(happenings.live(wanted, _starts_s(wanted, world), wall_s=wall_s))
         case MarkFailed():
             state.mark_failed(action.api, action.revision, action.problem, wall_s=wall_s)
             if is_wanted and wanted is not None and wanted.failed is None:
-                world.tell(happenings.failed(wanted, action.problem))
+                tell(happenings.failed(wanted, action.problem))
         case MarkAwake():
             state.wake(action.api, wall_s=wall_s - action.waited_s)
         case GoBack():
             reason = action.problem.message.partition("\n")[0]
-            take_back(state, world.tell, action.api, action.revision, action.to, reason=reason, wall_s=wall_s)
+            take_back(state, tell, action.api, action.revision, action.to, reason=reason, wall_s=wall_s)
             log.warning("%s", describe(action))
+
+
+def _make_room(action: AcquireLease | RecoverLease, engine: Engine) -> None:
+    match action:
         case AcquireLease():
             engine.acquire(action.request)
         case RecoverLease():
             engine.recover([action.lease])
-        case OrderNode() | RouteApi() | UnrouteApi() | ReleaseLease():
-            raise AssertionError(f"carried out elsewhere: {action}")
 
 
 def _starts_s(wanted: WantedApi, world: World) -> Iterator[float | None]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from cortex.clock import Clock
-from cortex.state.base import StateBusy, StateCorrupt, StateError
+from cortex.state.base import StateCorrupt, StateError
 from cortex.state.leading import SNAPSHOT_EVERY, Inherited, Leadership
 from cortex.state.objects import Row
 from cortex.state.records import KINDS, StateStore, Write
@@ -82,8 +82,7 @@ class BucketStateStore(StateStore):
                 self._leadership.find_out()
             if not self.leads:
                 return TEND_EVERY_S
-            with self._turn:
-                self._settle()
+            with self._changing():
                 number, content = self._leadership.number, self.content()
                 is_due = self._leadership.since_snapshot >= SNAPSHOT_EVERY
             if is_due:
@@ -93,20 +92,16 @@ class BucketStateStore(StateStore):
 
     # ---- one transaction --------------------------------------------------------------------------------------------
 
-    def _persist(self, writes: Sequence[Write], *, durable: bool) -> None:
-        if self._settle():
-            # What these writes are based on was read before that was known.
-            raise StateBusy(self._place, "a change before this one was found to be written after all", hint="try again")
-        self._leadership.append(_rows(writes))
-
-    def _settle(self) -> bool:
-        """Take in what was in doubt and is there after all; whether there was such a thing."""
+    def _prepare(self) -> None:
+        """Find out what became of a change that is in doubt, and take it in if it is there after all."""
         landed = self._leadership.settle()
         if landed:
             writes = self._read(Inherited(len(MIGRATIONS), landed))
             with self._lock:
                 self._apply(writes)
-        return bool(landed)
+
+    def _persist(self, writes: Sequence[Write], *, durable: bool) -> None:
+        self._leadership.append(_rows(writes))
 
     # ---- the whole state --------------------------------------------------------------------------------------------
 

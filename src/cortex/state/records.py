@@ -7,8 +7,9 @@ records change, hands all of them to `_persist` as one transaction, and only the
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -147,6 +148,20 @@ class Write(msgspec.Struct, frozen=True):
     record: Any
 
 
+class _Gathered:
+    """What is to become one transaction."""
+
+    def __init__(self) -> None:
+        self.before: dict[tuple[Kind, str], Write] = {}
+        """Each record that changes, as it is kept."""
+        self.durable = False
+
+    def take(self, changed: Iterable[Write], content: Mapping[Kind, Mapping[str, Any]], *, durable: bool) -> None:
+        for kind, key in ((write.kind, write.key) for write in changed):
+            self.before.setdefault((kind, key), Write(kind, key, content[kind].get(key)))
+        self.durable |= durable
+
+
 class StateStore:
     """
     Durable state. Thread-safe; every method is one transaction, and raises StateError when it cannot be made.
@@ -164,6 +179,7 @@ class StateStore:
         """Held while what readers see is read or changed, which is never for long."""
         self._revision = 0
         self._content: dict[Kind, dict[str, Any]] = {kind: {} for kind in KINDS}
+        self._gathered: _Gathered | None = None
         self._known: dict[ApiKey, ApiRecord] = {}
         """Those that were asked for and have not changed since."""
         self._apply(content)
@@ -177,6 +193,14 @@ class StateStore:
 
         Raises:
             StateError: they could not be kept.
+        """
+
+    def _prepare(self) -> None:
+        """
+        Called before what a change is based on is read.
+
+        Raises:
+            StateError: nothing can be changed now.
         """
 
     def _apply(self, writes: Iterable[Write]) -> None:
@@ -193,11 +217,57 @@ class StateStore:
 
     def _write(self, writes: Sequence[Write], *, durable: bool = False) -> None:
         """Keep what differs from what is kept already."""
-        changed = [write for write in writes if self._content[write.kind].get(write.key) != write.record]
-        if changed:
+        changed = self._differing(writes)
+        if not changed:
+            return
+        if self._gathered is not None:
+            self._gathered.take(changed, self._content, durable=durable)
+        else:
             self._persist(changed, durable=durable)
-            with self._lock:
-                self._apply(changed)
+        with self._lock:
+            self._apply(changed)
+
+    def _differing(self, writes: Iterable[Write]) -> list[Write]:
+        return [write for write in writes if self._content[write.kind].get(write.key) != write.record]
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Around whatever changes something, from reading what that is based on."""
+        with self._turn:
+            if self._gathered is None:
+                self._prepare()
+            yield
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """
+        Make one transaction, at the end, of all that this thread changes within; other threads' changes wait for it.
+
+        What is changed is seen at once. It is taken back if that transaction cannot be made.
+
+        Raises:
+            StateError: it could not be made; nothing of it was kept.
+        """
+        with self._changing():
+            if self._gathered is not None:
+                yield
+                return
+            gathered = self._gathered = _Gathered()
+            try:
+                try:
+                    yield
+                finally:
+                    self._gathered = None
+                changed = [
+                    Write(one.kind, one.key, self._content[one.kind].get(one.key))
+                    for one in self._differing(gathered.before.values())
+                ]
+                if changed:
+                    self._persist(changed, durable=gathered.durable)
+            except BaseException:
+                with self._lock:
+                    self._apply(gathered.before.values())
+                raise
 
     def content(self) -> list[Write]:
         """Everything that is kept, by kind and key."""
@@ -313,7 +383,7 @@ class StateStore:
         Returns:
             The apis that went back to an older version since the deploy looked: these were left as they are.
         """
-        with self._turn:
+        with self._changing():
             name = change.deployment.name
             writes = [Write("deployments", name, change.deployment)]
             kept = {deployed.settings.api for deployed in change.apis}
@@ -369,7 +439,7 @@ class StateStore:
         Returns:
             False where something else is wanted by now than what the decision was made on; then nothing was changed.
         """
-        with self._turn:
+        with self._changing():
             version = change.version
             api, revision = version.build.api, version.build.revision
             row = self._row(api)
@@ -428,7 +498,7 @@ class StateStore:
         Remove a deployment or one api of it, with its versions and all that is remembered of it. False when there was
         none. The text of its history stays, see `forget_deleted`.
         """
-        with self._turn:
+        with self._changing():
             if api is None:
                 if deployment not in self._content["deployments"]:
                     return False
@@ -455,7 +525,7 @@ class StateStore:
 
     def forget_deleted(self, *, now_wall_s: float) -> None:
         """Forget the history of what was deleted 14 days ago or earlier."""
-        with self._turn:
+        with self._changing():
             writes = []
             for api, lines in self._content["history"].items():
                 kept = tuple(
@@ -468,7 +538,7 @@ class StateStore:
 
     def autoscale(self, decision: ScalingDecision, *, wall_s: float) -> None:
         """The number of replicas follows the load, as was decided. Ignored when the api is gone."""
-        with self._turn:
+        with self._changing():
             row = self._row(decision.api)
             if row is not None:
                 after = scale.autoscaled(self._content["scale"][row.api], row, decision, wall_s=wall_s)
@@ -476,7 +546,7 @@ class StateStore:
 
     def wake(self, api: ApiKey, *, wall_s: float) -> None:
         """Somebody has asked, at `wall_s`, for an api that sleeps. Ignored when it does not, or is gone."""
-        with self._turn:
+        with self._changing():
             row = self._row(api)
             if row is not None and self._content["scale"][api].asleep:
                 self.set_scale(api, 1, reason=scale.ASKED_WHILE_ASLEEP, wall_s=wall_s)
@@ -491,7 +561,7 @@ class StateStore:
         Returns:
             Whether it does: it is left awake when something else is wanted by now, it may not sleep, or it is gone.
         """
-        with self._turn:
+        with self._changing():
             row = self._row(api)
             if row is None or row.wanted != revision or row.min_replicas > 0:
                 return False
@@ -501,7 +571,7 @@ class StateStore:
 
     def set_scale(self, api: ApiKey, replicas: int, *, reason: str, wall_s: float) -> None:
         """How many replicas from now on, within the api's bounds, and why; awake. Ignored when the api is gone."""
-        with self._turn:
+        with self._changing():
             row = self._row(api)
             if row is not None:
                 before: Scale = self._content["scale"][api]
@@ -553,7 +623,7 @@ class StateStore:
 
         Ignored when `revision` is no longer the wanted one. Same for `mark_live` and `mark_failed`.
         """
-        with self._turn:
+        with self._changing():
             row = self._row(api)
             if row is not None and row.wanted == revision:
                 row = msgspec.structs.replace(row, serving=revision, serving_was_live=False)
@@ -564,7 +634,7 @@ class StateStore:
 
     def mark_live(self, api: ApiKey, revision: Revision, *, wall_s: float) -> None:
         """`revision` serves at full size: it becomes `serving`, and a failure that was noted is over."""
-        with self._turn:
+        with self._changing():
             row = self._row(api)
             if row is None or row.wanted != revision:
                 return
@@ -615,7 +685,7 @@ class StateStore:
 
     def end_watch(self, api: ApiKey, revision: Revision) -> None:
         """`revision`, if it is still wanted, is not compared with the version before any more."""
-        with self._turn:
+        with self._changing():
             row = self._row(api)
             if row is None or row.wanted != revision or row.previous is None:
                 return
@@ -628,7 +698,7 @@ class StateStore:
         What an api went back from is not to blame, says `excuse`: it may be deployed again. Ignored unless `back` is
         still how the api went back.
         """
-        with self._turn:
+        with self._changing():
             row = self._row(api)
             if row is None or row.rolled_back != back:
                 return
@@ -649,7 +719,7 @@ class StateStore:
         What came of proving a change-over, which it is not any more. Kept with the last deploy of the version, also of
         an api that is gone.
         """
-        with self._turn:
+        with self._changing():
             found = list(self._lines(api))
             index = next((i for i in reversed(range(len(found))) if found[i].version == version), None)
             writes = []
@@ -672,7 +742,7 @@ class StateStore:
             return tuple(self._joined(row) for row in self._rows(None) if row.watched_until_wall_s is not None)
 
     def mark_failed(self, api: ApiKey, revision: Revision, problem: Problem, *, wall_s: float) -> None:
-        with self._turn:
+        with self._changing():
             row = self._row(api)
             if row is None or row.wanted != revision or row.live_wall_s is not None:
                 return
@@ -688,7 +758,7 @@ class StateStore:
 
     def record_exit(self, ended: RecordExit, *, wall_s: float) -> None:
         """Once for each (replica, attempt); repeats, and exits of apis that are gone, are ignored."""
-        with self._turn:
+        with self._changing():
             if self._row(ended.api) is None:
                 return
             key = _key(ended.api, ended.revision)
@@ -700,7 +770,7 @@ class StateStore:
 
     def record_ready(self, api: ApiKey, revision: Revision, replica: ReplicaId) -> None:
         """This replica's failed starts count from zero again."""
-        with self._turn:
+        with self._changing():
             key = _key(api, revision)
             run: StoredRun | None = self._content["runs"].get(key)
             if run is None or replica not in run.slots:
@@ -714,7 +784,7 @@ class StateStore:
 
         Called once at our start, so that ages count from there instead of staying 0 until the clock has caught up.
         """
-        with self._turn:
+        with self._changing():
             self._write([Write("runs", key, _not_after(run, now_wall_s)) for key, run in self._content["runs"].items()])
 
     # ---- batching -----------------------------------------------------------------------------------------------
@@ -731,7 +801,7 @@ class StateStore:
 
         Nothing of it is part of an api: better rules make no new versions.
         """
-        with self._turn:
+        with self._changing():
             key, record = self._batching_of(model, verdict.proof.rules)
             self._write([Write("batching", key, record.with_verdict(verdict, place))])
 
@@ -741,7 +811,7 @@ class StateStore:
 
         Also of a model that nothing else is known of.
         """
-        with self._turn:
+        with self._changing():
             key, record = self._batching_of(model, rules)
             if not any(known.is_of(stop.replica, stop.started_wall_s) for known in record.stops):
                 stopped = msgspec.structs.replace(record, stops=(*record.stops, stop))
@@ -753,7 +823,7 @@ class StateStore:
 
         Disagreements stay for as long as there is the api that saw them: they are counted, and counts never go down.
         """
-        with self._turn:
+        with self._changing():
             gone = {key: record for key, record in self._content["batching"].items() if record.model.tree not in trees}
             kept = {key for key, record in gone.items() if any(self._row(stop.api) for stop in record.stops)}
             self._write([Write("batching", key, None) for key in gone.keys() - kept])
@@ -766,13 +836,13 @@ class StateStore:
 
     def take_epoch(self) -> int:
         """Become the one in charge: a number higher than anyone before got."""
-        with self._turn:
+        with self._changing():
             epoch = int(self.meta("epoch") or 0) + 1
             self._write([Write("meta", "epoch", str(epoch))], durable=True)
             return epoch
 
     def set_meta(self, key: str, value: str) -> None:
-        with self._turn:
+        with self._changing():
             self._write([Write("meta", key, value)])
 
     def set_leaving(self, nodes: Collection[NodeId]) -> None:

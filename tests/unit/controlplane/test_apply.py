@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import pytest
@@ -31,7 +31,7 @@ from cortex.planning.actions import (
 from cortex.planning.batching import BatchingStop
 from cortex.planning.model import Lease, LeaseRequest
 from cortex.state.base import DeployChange, StateFull
-from cortex.state.records import StateStore
+from cortex.state.records import StateStore, Write
 from cortex.testing.builders import (
     API,
     NODE,
@@ -413,3 +413,20 @@ def test_where_the_version_before_is_not_kept_the_watch_ends(agents: Recorder) -
     apply(Plan(actions=(unknown,)), a_world(agents, state))
     (record,) = state.apis()
     assert (record.wanted.build, record.wanted.previous) == (v2, None)
+
+
+def test_all_that_one_tick_keeps_is_one_transaction(agents: Recorder) -> None:
+    made: list[int] = []
+
+    class Counting(StateStore):
+        def _persist(self, writes: Sequence[Write], *, durable: bool) -> None:
+            made.append(len(writes))
+
+    state, other = Counting(), ApiKey("iris/other")
+    state.commit_deploy(a_deploy(a_wanted_api(V1), a_wanted_api(a_build(api=other))))
+    made.clear()
+    marks = [MarkLive(api=key, revision=a_build(api=key).revision) for key in (API, other)]
+    apply(Plan(actions=(a_record_of_an_exit(), *marks)), a_world(agents, state))
+    assert len(made) == 1
+    assert [record.wanted.live_wall_s is None for record in state.apis()] == [False, False]
+    assert len(state.desired(now_wall_s=0.0).records) == 1

@@ -17,7 +17,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from cortex.state import bucket
-from cortex.state.base import NotLeader, StateBusy, StateInDoubt
+from cortex.state.base import NotLeader, StateInDoubt
 from cortex.state.bucket import BucketStateStore
 from cortex.state.leading import KEPT_S
 from cortex.state.objects import Changed, Sealed, decoded
@@ -199,15 +199,15 @@ class Head:
         turn = 0
         while True:
             turn += 1
-            known = meta(store)
-            key, value = f"v{len(known):03}", f"{self.name}.{turn}"
+            key, value = "", f"{self.name}.{turn}"
             try:
-                store.set_meta(key, value)
+                with store.together():
+                    key = f"v{len(meta(store)):03}"
+                    store.set_meta(key, value)
                 self.acknowledged[key] = value
-            except (NotLeader, StateBusy) as error:
+            except NotLeader:
                 self.refused[key] = value
-                if isinstance(error, NotLeader):
-                    raise
+                raise
             except StateInDoubt:
                 pass
             if turn % SNAPSHOTS_EVERY == 0:
