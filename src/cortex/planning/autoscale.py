@@ -222,7 +222,7 @@ def _alone(
     wanted = kept = now
     replicas: int
     bound: Bound | None
-    known = load is not None and load.seconds > 0
+    known = load is not None and _says_something(load, costs)
     if load is not None and known:
         seen = _seen(load, costs)
         rate = _up_rate(load, seen)
@@ -258,6 +258,17 @@ def _alone(
         memory=memory,
         machine=machine,
     )
+
+
+def _says_something(load: ApiLoad, remembered: Costs | None) -> bool:
+    """
+    Whether a number can follow from what was read.
+
+    Of replicas that were read once, on a node that is read for the first time, what they hold is known, and not what
+    they have done: many may have ended. The next reading tells.
+    """
+    only_held = load.in_flight > 0 and load.seats > 0 and load.ready_s <= 0
+    return load.seconds > 0 and not (only_held and load.costs is None and remembered is None)
 
 
 def _seen(load: ApiLoad, remembered: Costs | None) -> Costs | None:

@@ -149,6 +149,16 @@ def test_until_costs_are_known_requests_in_flight_count_as_a_seat_each():
     assert decided(asked(), load(1, None, in_flight=1)).wanted == 1
 
 
+def test_what_a_replica_holds_says_nothing_before_it_is_known_what_it_has_done():
+    first = load(10, None, in_flight=14, ready_s=0.0)
+    assert said(decided(asked(), first)) == (1, 1, Bound.UNKNOWN)
+    assert said(decided(asked(), first, memory=ScalingMemory(costs=WAITS, kept=1)))[2] is not Bound.UNKNOWN
+    assert decided(asked(), load(10, None, in_flight=14, ready_s=0.5)).ruling is Ruling.IN_FLIGHT
+    assert decided(asked(), load(10, WAITS, in_flight=14, ready_s=0.0)).ruling is Ruling.SEATS
+    assert said(decided(asked(), load(10, None, in_flight=0, ready_s=0.0))) == (1, 0, Bound.MINIMUM)
+    assert said(decided(asked(), load(10, None, in_flight=14, ready_s=0.0, seats=0))) == (1, 0, Bound.MINIMUM)
+
+
 def test_of_few_that_have_ended_it_is_believed_that_they_took_longer():
     memory = ScalingMemory(kept=1, costs=WAITS)
     slow, fast = load(10, cost(1.0), long_ended=4), load(10, cost(0.001), long_ended=4)

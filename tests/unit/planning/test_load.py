@@ -322,6 +322,15 @@ def test_a_node_may_have_a_door_and_no_replicas():
     assert (load.seats, load.costs and load.costs.replica_s) == (4, 0.25)
 
 
+def test_of_replicas_on_a_node_that_has_just_come_it_is_known_what_they_hold_and_not_what_they_have_done():
+    loads = Loads()
+    for s in (0.0, 2.0):
+        loads.take(read(s, door(int(10 * s)), node="n1"))
+    loads.take(read(5000.0, replica(5000.0, ready_s=4999.7, ended=16, in_flight=14), node="n2"))
+    load = loads.lately()[API]
+    assert (load.begun, load.in_flight, load.long_ended, load.ready_s, load.costs) == (20, 14, 0, 0.0, None)
+
+
 def test_a_node_that_is_gone_counts_no_more():
     loads = Loads()
     for node in ("n1", "n2"):
