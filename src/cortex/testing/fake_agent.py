@@ -12,10 +12,12 @@ How a replica of a build behaves is its `FakeLife`; what becomes of orders on th
 | somebody comes to a replica that sleeps | `FakeAgents.knock` |
 | a replica sees that rows disagree | `FakeAgents.disagree` |
 | an agent is restarted: it adopts what runs, orders on their way are lost | `restart_agent` |
-| a node is lost, or comes (back) | `lose_node`, `add_node` |
+| a node is lost, or comes (back), as another agent | `lose_node`, `add_node` |
 | a node cannot be reached for a while; its replicas go on serving | `cut_off`, `reconnect` |
+| a node hears no orders, or is not heard itself | `cut_off` with a `Way` |
 | orders are lost, late, carried out twice, or carried out without an answer | `FakeAgents.fate` |
 | reports arrive late | `report_delay_s` |
+| a link lags: what goes over it arrives late in both directions | `FakeAgents.link_delay_s` |
 | an ingress gets the routes late | `FakeAgents.route_delay_s` |
 
 Orders to one node never overtake each other, as on the real thing's one connection.
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import signal as signals
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -100,6 +102,16 @@ class Fate(StrEnum):
     """Carried out twice, and answered."""
 
 
+class Way(StrEnum):
+    """What does not come through to and from a node."""
+
+    BOTH = "both ways"
+    ORDERS = "orders"
+    """It is heard as ever."""
+    REPORTS = "reports and answers"
+    """It hears orders, and carries them out."""
+
+
 class IngressAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What a client gets from a node's ingress now."""
 
@@ -155,7 +167,7 @@ class _Node:
     inbox: deque[tuple[float, Orders]] = field(default_factory=deque)
     """Late orders, oldest first, with the time they arrive."""
     down_until_s: float = -_NEVER_S
-    cut_off: bool = False
+    cut_off: Way | None = None
     heard_s: float = 0.0
     changed_s: float | None = 0.0
     """When something changed that is in no report yet; None: nothing has."""
@@ -182,6 +194,11 @@ class FakeAgents:
         self.late_by_s = 1.0
         self.report_delay_s = 0.0
         """How old the reports are that the control plane sees, unless an order was just answered."""
+        self.link_delay_s: Callable[[NodeId], float] = lambda _node: 0.0
+        """
+        How late orders are carried out, and reports are seen, of a node whose link lags: too late for an answer. As on
+        the real thing, no others are on their way meanwhile.
+        """
         self.route_delay_s: Callable[[NodeId], float] = lambda _node: 0.0
         """How long it takes until a node's ingress has the routes that were ordered."""
         self.before_order: Callable[[NodeId, Order, Orders], None] = lambda _node, _order, _orders: None
@@ -196,6 +213,8 @@ class FakeAgents:
         self._routes: tuple[int, tuple[tuple[NodeId, SetRoute], ...]] = (-1, ())
         """What is true now, and as of which change."""
         self._nodes: dict[NodeId, _Node] = {}
+        self._gone: dict[NodeId, _Node] = {}
+        """Those that were lost: what they said last is known until they are back, or until all is forgotten."""
         self._next_due_s = _NEVER_S
         """Nothing happens by itself before."""
         for node in nodes:
@@ -210,11 +229,12 @@ class FakeAgents:
             if self._reachable(node):
                 node.heard_s = self._clock.monotonic_s()
                 self._note_report(node)
-                while len(node.made) > 1 and node.made[1].made_s <= self._clock.monotonic_s() - self.report_delay_s:
+                arrived_s = node.heard_s - self._delay_s(node)
+                while len(node.made) > 1 and node.made[1].made_s <= arrived_s:
                     node.made.popleft()
             if node.made:
                 seen.append(node.made[0].report)
-        return tuple(seen)
+        return (*seen, *(node.made[0].report for node in self._gone.values() if node.made))
 
     @property
     def settled(self) -> bool:
@@ -240,18 +260,22 @@ class FakeAgents:
         for node in self._nodes.values():
             if self._reachable(node):
                 node.heard_s = now_s
-        return {name: now_s - node.heard_s for name, node in self._nodes.items()}
+        return {name: now_s - node.heard_s for name, node in {**self._gone, **self._nodes}.items()}
 
     def _order(self, node: NodeId, orders: Orders) -> None:
         found = self._nodes.get(node)
-        if found is None or not self._reachable(found):
+        if found is None or not self._hears(found):
             raise RetryLater(f"the agent of node {node} does not answer", after_s=RETRY_AFTER_S)
+        link_delay_s = self.link_delay_s(node)
+        if link_delay_s:
+            if not found.inbox:
+                self._send_late(found, orders, link_delay_s)
+            raise RetryLater(f"node {node} did not answer in time", after_s=RETRY_AFTER_S)
         fate = self.fate(node, orders)
         if fate is Fate.LOST:
             raise RetryLater(f"orders to node {node} were lost", after_s=RETRY_AFTER_S)
         if fate is Fate.LATE:
-            found.inbox.append((self._clock.monotonic_s() + self.late_by_s, orders))
-            self._next_due_s = min(self._next_due_s, found.inbox[0][0])
+            self._send_late(found, orders, self.late_by_s)
             raise RetryLater(f"node {node} did not answer in time", after_s=RETRY_AFTER_S)
         while found.inbox:
             self._carry_out(found, found.inbox.popleft()[1])
@@ -259,11 +283,15 @@ class FakeAgents:
             raise StaleEpoch(f"orders of epoch {orders.epoch}, but epoch {found.epoch} is in charge")
         if fate is Fate.TWICE:
             self._carry_out(found, orders)
-        if fate is Fate.UNANSWERED:
+        if fate is Fate.UNANSWERED or not self._reachable(found):
             raise RetryLater(f"node {node} did not answer in time", after_s=RETRY_AFTER_S)
         self._note_report(found)
         while len(found.made) > 1:
             found.made.popleft()
+
+    def _send_late(self, node: _Node, orders: Orders, by_s: float) -> None:
+        node.inbox.append((self._clock.monotonic_s() + by_s, orders))
+        self._next_due_s = min(self._next_due_s, node.inbox[0][0])
 
     # ---- misfortunes --------------------------------------------------------------------------------------------
 
@@ -304,6 +332,7 @@ class FakeAgents:
         """The agent dies and is back after `down_s`; replicas and routes go on, orders on their way are lost."""
         self._advance()
         found = self._nodes[node]
+        self._note_heard(found)
         found.agent = self._new_agent()
         found.serial = 1
         found.inbox.clear()
@@ -315,32 +344,47 @@ class FakeAgents:
         for node in self._nodes.values():
             node.made.clear()
             self._note_change(node)
+        self._gone.clear()
 
-    def cut_off(self, node: NodeId) -> None:
-        """The node can neither be ordered nor heard; its replicas and its ingress go on."""
-        self._nodes[node].cut_off = True
+    def cut_off(self, node: NodeId, way: Way = Way.BOTH) -> None:
+        """The node can neither be ordered nor heard, or one of both; its replicas and its ingress go on."""
+        self._note_heard(self._nodes[node])
+        self._nodes[node].cut_off = way
 
     def reconnect(self, node: NodeId) -> None:
-        self._nodes[node].cut_off = False
+        self._nodes[node].cut_off = None
 
     def lose_node(self, node: NodeId) -> None:
-        """The machine is gone with everything on it."""
+        """The machine is gone with everything on it. Nobody says so: it is not heard any more."""
         self._advance()
-        found = self._nodes.pop(node)
+        found = self._nodes[node]
+        self._note_heard(found)
+        self._gone[node] = self._nodes.pop(node)
         self._changes += 1
+        self._note_change(found)
         for replica in found.replicas.values():
             if replica.phase not in (Phase.ASLEEP, Phase.EXITED):
                 self.on_exit(node, self._report(replica))
 
-    def add_node(self, node: Node) -> None:
-        """A machine with a new agent, on which nothing runs."""
+    def add_node(self, node: Node, *, keeps_routes: bool = False) -> None:
+        """
+        A machine with a new agent, on which nothing runs. One that was lost before may be back.
+
+        Args:
+            keeps_routes: it has found on its disk the routes that it had before.
+        """
+        now_s = self._clock.monotonic_s()
+        before = self._gone.pop(node.node, None)
         self._changes += 1
-        self._nodes[node.node] = _Node(
-            node=node,
-            agent=self._new_agent(),
-            heard_s=self._clock.monotonic_s(),
-            changed_s=self._clock.monotonic_s(),
-        )
+        added = self._nodes[node.node] = _Node(node=node, agent=self._new_agent(), heard_s=now_s, changed_s=now_s)
+        if before is not None:
+            added.made, added.changed_s = before.made, before.changed_s
+            if keeps_routes:
+                added.routes, added.routes_revision, added.ingress = (
+                    before.routes,
+                    before.routes_revision,
+                    before.routes,
+                )
 
     # ---- what is true now ---------------------------------------------------------------------------------------
 
@@ -352,7 +396,9 @@ class FakeAgents:
 
     def reachable(self) -> tuple[tuple[NodeId, str], ...]:
         """The nodes whose agents answer, each with the process that this is."""
-        return tuple((node.node.node, node.agent) for node in self._nodes.values() if self._reachable(node))
+        return tuple(
+            (node.node.node, node.agent) for node in self._nodes.values() if self._reachable(node) and self._hears(node)
+        )
 
     @property
     def nodes(self) -> tuple[NodeId, ...]:
@@ -386,10 +432,26 @@ class FakeAgents:
             self._routes = (self._changes, tuple(found))
         return self._routes[1]
 
-    def true_until_s(self) -> float | None:
-        """Monotonic time until which all that `reports` shows now was true; None: it still is."""
+    def heard(self) -> tuple[tuple[NodeId, str], ...]:
+        """The nodes whose agents are heard, whether they hear orders or not."""
+        return tuple((node.node.node, node.agent) for node in self._nodes.values() if self._reachable(node))
+
+    def tables(self) -> tuple[tuple[NodeId, dict[ApiKey, SetRoute]], ...]:
+        """The routes that requests take now on each node."""
+        self._advance()
+        return tuple((node.node.node, node.ingress) for node in self._nodes.values())
+
+    def ordered_routes(self, node: NodeId) -> tuple[SetRoute, ...]:
+        """The routes that a node was ordered to have, whether its ingress has them or not."""
+        self._advance()
+        return tuple(self._nodes[node].routes.values())
+
+    def true_until_s(self, *, but: Collection[NodeId] = ()) -> float | None:
+        """Monotonic time until which all that `reports` shows now was true, but for some nodes; None: it still is."""
         untils = []
-        for node in self._nodes.values():
+        for node in (*self._nodes.values(), *self._gone.values()):
+            if node.node.node in but:
+                continue
             shown = node.made[0] if node.made else None
             until_s = node.changed_s if shown is None or shown.true_until_s is None else shown.true_until_s
             if until_s is not None:
@@ -429,7 +491,7 @@ class FakeAgents:
         due += [node.ingress_due_s for node in self._nodes.values()]
         now_s = self._clock.monotonic_s()
         due += [node.down_until_s for node in self._nodes.values() if node.down_until_s > now_s]
-        due += [node.made[1].made_s + self.report_delay_s for node in self._nodes.values() if len(node.made) > 1]
+        due += [node.made[1].made_s + self._delay_s(node) for node in self._nodes.values() if len(node.made) > 1]
         soonest_s = min(due, default=_NEVER_S)
         return None if soonest_s == _NEVER_S else soonest_s
 
@@ -476,7 +538,8 @@ class FakeAgents:
 
     def _route(self, node: _Node, routes: dict[ApiKey, SetRoute], revision: RoutesRevision) -> None:
         node.routes, node.routes_revision = routes, revision
-        node.ingress_due_s = self._clock.monotonic_s() + self.route_delay_s(node.node.node)
+        due_s = self._clock.monotonic_s() + self.route_delay_s(node.node.node)
+        node.ingress_due_s = min(node.ingress_due_s, due_s)
         self._next_due_s = min(self._next_due_s, node.ingress_due_s)
         self._touch(node)
         if node.ingress_due_s <= self._clock.monotonic_s():
@@ -609,7 +672,21 @@ class FakeAgents:
             node.changed_s = self._clock.monotonic_s()
 
     def _reachable(self, node: _Node) -> bool:
-        return not node.cut_off and self._clock.monotonic_s() >= node.down_until_s
+        """Whether it is heard."""
+        return node.cut_off in (None, Way.ORDERS) and self._clock.monotonic_s() >= node.down_until_s
+
+    def _hears(self, node: _Node) -> bool:
+        """Whether orders get there."""
+        return node.cut_off in (None, Way.REPORTS) and self._clock.monotonic_s() >= node.down_until_s
+
+    def _note_heard(self, node: _Node) -> None:
+        """Of one that will not be heard in a moment: a real one is heard every second, whoever looks."""
+        if self._reachable(node):
+            node.heard_s = self._clock.monotonic_s()
+
+    def _delay_s(self, node: _Node) -> float:
+        """How old reports of a node are when they are seen."""
+        return max(self.report_delay_s, self.link_delay_s(node.node.node))
 
     def _note_report(self, node: _Node) -> None:
         if node.changed_s is None:

@@ -364,6 +364,7 @@ def test_info_says_what_is_here_and_what_it_asks_for(lab: Lab) -> None:
 
 def test_info_is_answered_before_anything_was_heard_of_a_node(lab: Lab) -> None:
     lab.agent.lose_node(a_node().node)
+    lab.agent.forget_reports()
     info = lab.plane.info()
     assert (info.agent_pid, info.ingress_pid, info.ingress_up, info.replicas) == (None, None, False, 0)
     assert [node.state for node in info.nodes] == [NodeState.STARTING]

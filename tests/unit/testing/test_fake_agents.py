@@ -10,7 +10,7 @@ from cortex.errors import Problem, RetryLater
 from cortex.ids import NodeId, ReplicaId, replica_id
 from cortex.testing.builders import API, NODE, a_build, a_node, a_route, a_wanted_api
 from cortex.testing.clock import FakeClock
-from cortex.testing.fake_agent import RUNTIME, FakeAgents, FakeLife, Fate, IngressAnswer
+from cortex.testing.fake_agent import RUNTIME, FakeAgents, FakeLife, Fate, IngressAnswer, Way
 from cortex.wire.batching import BatchingOrder, BatchingState
 from cortex.wire.orders import (
     DrainReplica,
@@ -29,6 +29,7 @@ from cortex.wire.reports import Phase, ReplicaReport
 
 V1 = a_build("v1")
 R0 = replica_id(API, V1.revision, 0)
+N2 = NodeId("n2")
 BOOM = Problem(reference="x", message="boom")
 
 
@@ -40,6 +41,11 @@ def clock() -> FakeClock:
 @pytest.fixture
 def agents(clock: FakeClock) -> FakeAgents:
     return FakeAgents(clock)
+
+
+@pytest.fixture
+def two(clock: FakeClock) -> FakeAgents:
+    return FakeAgents(clock, [a_node(), a_node(N2)])
 
 
 def start(attempt: int = 1, ordinal: int = 0) -> StartReplica:
@@ -281,16 +287,78 @@ def test_orders_on_their_way_are_lost_with_the_agent(agents: FakeAgents, clock: 
     assert agents.replicas() == ()
 
 
-def test_nodes_come_and_go(clock: FakeClock) -> None:
-    n2 = NodeId("n2")
-    agents = FakeAgents(clock, [a_node(), a_node(n2)])
-    give(agents, start(), node=n2)
-    agents.lose_node(n2)
-    assert ([report.node.node for report in agents.reports()], agents.replicas()) == ([NODE], ())
+def test_nodes_come_and_go(two: FakeAgents) -> None:
+    give(two, start(), route(R0), node=N2)
+    two.lose_node(N2)
+    assert (two.nodes, two.replicas(), two.routes()) == ((NODE,), (), ())
     with pytest.raises(RetryLater):
-        give(agents, start(), node=n2)
-    agents.add_node(a_node(n2))
-    assert [(report.node.node, report.replicas) for report in agents.reports()] == [(NODE, ()), (n2, ())]
+        give(two, start(), node=N2)
+    two.add_node(a_node(N2))
+    assert [(report.name, report.replicas, report.routes) for report in two.reports()] == [(NODE, (), ()), (N2, (), ())]
+
+
+def test_what_a_lost_node_said_last_is_known_until_it_is_back_or_all_is_forgotten(
+    two: FakeAgents, clock: FakeClock
+) -> None:
+    give(two, start(), node=N2)
+    first = two.reports()[1]
+    two.lose_node(N2)
+    clock.advance(3.0)
+    assert two.reports()[1] is first
+    assert two.silent_s() == {NODE: 0.0, N2: 3.0}
+    assert (two.true_until_s(), two.true_until_s(but=[N2])) == (1000.0, None)
+    two.add_node(a_node(N2))
+    assert (two.reports()[1].replicas, two.reports()[1].agent == first.agent) == ((), False)
+    two.lose_node(N2)
+    two.forget_reports()
+    assert [report.name for report in two.reports()] == [NODE]
+
+
+def test_a_node_may_come_back_with_the_routes_that_it_had(two: FakeAgents) -> None:
+    table = SetRoutes(revision=RoutesRevision(1, 1), routes=(route(R0),))
+    give(two, table, node=N2)
+    two.lose_node(N2)
+    two.add_node(a_node(N2), keeps_routes=True)
+    assert (two.reports()[1].routes, two.reports()[1].routes_revision) == ((route(R0),), RoutesRevision(1, 1))
+    assert dict(two.tables())[N2] == {API: route(R0)}
+
+
+def test_a_node_that_hears_no_orders_is_heard(two: FakeAgents, clock: FakeClock) -> None:
+    two.cut_off(N2, Way.ORDERS)
+    with pytest.raises(RetryLater):
+        give(two, start(), node=N2)
+    clock.advance(2.0)
+    assert (two.replicas(), two.silent_s()[N2]) == ((), 0.0)
+    assert ([node for node, _ in two.reachable()], [node for node, _ in two.heard()]) == ([NODE], [NODE, N2])
+
+
+def test_a_node_that_is_not_heard_carries_out_what_it_is_told(two: FakeAgents, clock: FakeClock) -> None:
+    two.reports()
+    two.cut_off(N2, Way.REPORTS)
+    with pytest.raises(RetryLater):
+        give(two, start(), node=N2)
+    clock.advance(2.0)
+    assert ([node for node, _ in two.replicas()], two.silent_s()[N2]) == ([N2], 2.0)
+    assert two.reports()[1].replicas == ()
+    two.reconnect(N2)
+    assert [report.phase for report in two.reports()[1].replicas] == [Phase.READY]
+
+
+def test_over_a_link_that_lags_one_batch_at_a_time_arrives_late_and_so_do_reports(
+    two: FakeAgents, clock: FakeClock
+) -> None:
+    two.link_delay_s = lambda node: 2.0 if node == N2 else 0.0
+    two.reports()
+    for ordinal in range(2):
+        with pytest.raises(RetryLater):
+            give(two, start(ordinal=ordinal), node=N2)
+    clock.advance(1.9)
+    assert two.replicas() == ()
+    clock.advance(0.2)
+    assert [report.replica for _node, report in two.replicas()] == [R0]
+    assert (two.reports()[1].replicas, two.silent_s()[N2]) == ((), 0.0)
+    clock.advance(2.0)
+    assert [report.replica for report in two.reports()[1].replicas] == [R0]
 
 
 def test_a_node_that_is_cut_off_goes_on_serving(agents: FakeAgents, clock: FakeClock) -> None:
