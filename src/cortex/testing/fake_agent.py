@@ -354,6 +354,14 @@ class FakeAgents:
     def reconnect(self, node: NodeId) -> None:
         self._nodes[node].cut_off = None
 
+    def hurry(self) -> None:
+        """Routes that are on their way to an ingress take no longer from now on than `route_delay_s` says now."""
+        now_s = self._clock.monotonic_s()
+        for node in self._nodes.values():
+            if node.ingress_due_s < _NEVER_S:
+                node.ingress_due_s = min(node.ingress_due_s, now_s + self.route_delay_s(node.node.node))
+                self._next_due_s = min(self._next_due_s, node.ingress_due_s)
+
     def lose_node(self, node: NodeId) -> None:
         """The machine is gone with everything on it. Nobody says so: it is not heard any more."""
         self._advance()
@@ -431,6 +439,10 @@ class FakeAgents:
             found = [(node.node.node, route) for node in self._nodes.values() for route in node.ingress.values()]
             self._routes = (self._changes, tuple(found))
         return self._routes[1]
+
+    def agent(self, node: NodeId) -> str:
+        """The process that is a node's agent now."""
+        return self._nodes[node].agent
 
     def heard(self) -> tuple[tuple[NodeId, str], ...]:
         """The nodes whose agents are heard, whether they hear orders or not."""

@@ -12,15 +12,20 @@ import os
 import random
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
-from cortex.controlplane.world import Planner
+from cortex.controlplane import apply as apply_module
+from cortex.controlplane import observe as observe_module
+from cortex.controlplane import tables as tables_module
+from cortex.controlplane.world import Planner, World
+from cortex.ids import ApiKey, NodeId
 from cortex.planning import assessment as assessment_module
-from cortex.planning import backoff, rollout
+from cortex.planning import backoff, reach, rollout
 from cortex.planning import plan as plan_module
 from cortex.planning.actions import (
     Action,
@@ -36,12 +41,14 @@ from cortex.planning.actions import (
 from cortex.planning.assessment import Assessment
 from cortex.planning.autoscale import Rule, decide
 from cortex.planning.batching import Known
+from cortex.planning.model import Snapshot
 from cortex.planning.parking import Parking
 from cortex.planning.plan import plan
 from cortex.planning.rollout import SURGE
 from cortex.testing.builders import a_node
 from cortex.testing.simulation import Mood, Simulation, Violation, broken, schedule
-from cortex.wire.orders import DrainReplica, SetReplicaBatching
+from cortex.wire.orders import UNNUMBERED, DrainReplica, RoutesRevision, SetReplicaBatching, SetRoute
+from cortex.wire.reports import AgentReport
 
 RUNS = int(os.environ.get("CORTEX_SIM_RUNS", "400"))
 SEED = os.environ.get("CORTEX_SIM_SEED")
@@ -223,6 +230,69 @@ def test_it_notices_replicas_that_go_on_batching_after_a_disagreement() -> None:
 def test_it_notices_replicas_that_start_to_batch_after_a_disagreement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Known, "stop", lambda *_arguments: None)
     assert violation(saying="is to batch, and rows of its model are known", mood=Mood.ROUGH)
+
+
+# ---- many nodes ------------------------------------------------------------------------------------------------------
+
+
+def test_it_notices_a_replica_that_is_drained_before_a_slow_node_has_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "_is_out", lambda *_: True)
+    assert violation(saying="is taken away while .* still routes to it", mood=Mood.CALM)
+
+
+@pytest.mark.parametrize(
+    ("after_s", "saying"), [(1.0, r"counts as lost, and was heard \d"), (60.0, "does not count as lost")]
+)
+def test_it_notices_nodes_that_are_lost_too_soon_or_too_late(
+    monkeypatch: pytest.MonkeyPatch, after_s: float, saying: str
+) -> None:
+    monkeypatch.setattr(reach, "LOST_AFTER_S", after_s)
+    assert violation(saying=saying, mood=Mood.ROUGH)
+
+
+def test_it_notices_routes_that_are_given_to_one_node_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    give_orders = apply_module._give_orders
+
+    def one_after_the_other(actions: Sequence[OrderNode], world: World, failures: apply_module.Failures) -> None:
+        for node in dict.fromkeys(action.node for action in actions):
+            give_orders([action for action in actions if action.node == node], world, failures)
+            if node not in world.memory.certain:
+                return  # who has not answered is waited for
+
+    monkeypatch.setattr(apply_module, "_give_orders", one_after_the_other)
+    assert violation(saying="routes are not the same on", mood=Mood.ROUGH)
+
+
+def test_it_notices_a_node_that_came_back_without_its_routes_and_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    has = tables_module._has
+
+    def believed(report: AgentReport, revision: RoutesRevision, routes: Mapping[ApiKey, SetRoute]) -> bool:
+        return report.routes_revision == UNNUMBERED or has(report, revision, routes)
+
+    monkeypatch.setattr(tables_module, "_has", believed)
+    assert violation(saying="routes are not the same on", mood=Mood.ROUGH)
+
+
+def test_it_notices_a_control_plane_that_waits_for_a_silent_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observe_module, "LOST_AFTER_S", 60.0)
+    assert violation(saying="nothing is planned, since some node is silent", mood=Mood.ROUGH)
+
+
+def test_it_notices_replicas_of_a_lost_node_that_count_as_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assessment_module, "within_reach", lambda seen: seen)
+    assert violation(saying="whose node is lost", mood=Mood.ROUGH)
+
+
+def test_it_notices_a_node_that_came_back_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    ever: set[NodeId] = set()
+
+    def forgetting(seen: Snapshot) -> Snapshot:
+        ever.update(reach.lost_nodes(seen.silent_s))
+        silent_s = {node: 1000.0 if node in ever else silent for node, silent in seen.silent_s.items()}
+        return reach.within_reach(msgspec.structs.replace(seen, silent_s=silent_s))
+
+    monkeypatch.setattr(assessment_module, "within_reach", forgetting)
+    assert violation(saying="routes are not the same|is there, .* is wanted|the route on", mood=Mood.ROUGH)
 
 
 # ---- one that is parked ----------------------------------------------------------------------------------------------

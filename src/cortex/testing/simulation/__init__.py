@@ -6,7 +6,7 @@ lets everything heal. The real planner and the real rule of scaling decide; stat
 memory and time is pretended, so half a minute takes milliseconds. What is promised (the table "Faults" and the
 invariants in the architecture) is checked at every step: `invariants.py` and `cortex/simulation/promises.py` say what.
 
-A schedule has up to four apis on one to three nodes, eight happenings with 0 to 8 s between them, and a reading of
+A schedule has up to four apis on one to five nodes, eight happenings with 0 to 8 s between them, and a reading of
 loads each half second; some 70 ticks of the control plane, half of which do something.
 
 A violation carries the seed and what happened last. `CORTEX_SIM_SEED` (with `CORTEX_SIM_MOOD`, if the violation names

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import msgspec
 
-from cortex.ids import ApiKey, DeploymentName, split_api_key
+from cortex.ids import ApiKey, DeploymentName, NodeId, split_api_key
 from cortex.planning.batching import place_of
 from cortex.planning.model import WantedApi
 from cortex.state.base import RollbackChange
 from cortex.testing.builders import a_build, a_deploy, a_wanted_api
-from cortex.testing.fake_agent import RUNTIME
+from cortex.testing.fake_agent import RUNTIME, Way
 from cortex.testing.simulation.builds import BuildKind
 from cortex.testing.simulation.load import MovingLoad
 from cortex.testing.simulation.world import REPLICA_MEM_BYTES, KnownApi, Mood, PretendedWorld
@@ -77,15 +77,26 @@ class Happenings:
             (1, "the engine is away", self._engine_away),
             (1, "a lease is lost", self._lose_lease),
             (1, "a lease is forgotten", self._forget_lease),
-            (1, "a node is lost", self._lose_node),
-            (1, "a node is cut off", self._cut_off),
             (3, "better times", self._world.mend),
         ]
+        of_nodes: list[tuple[float, str, Callable[[], None]]] = [
+            (2, "a node is lost", self._lose_node),
+            (2, "a node is gone and nobody says so", self._lose_node_unnoticed),
+            (2, "a node is back at once", self._replace_node),
+            (2, "a node comes back", self._return_node),
+            (2, "a node is cut off", self._cut_off),
+            (2, "a node is cut off one way", self._cut_off_one_way),
+            (1, "a node is heard again", self._reconnect),
+            (1, "a link lags", self._lag_link),
+            (1, "an ingress lags", self._lag_door),
+        ]
+        if len(self._world.machines) == 1:
+            of_nodes = [(1, "a node is cut off", self._cut_off)]
         table = {
             Mood.CALM: users,
             Mood.TIGHT: users,
             Mood.KILLS: users + kills,
-            Mood.ROUGH: users + kills + rough,
+            Mood.ROUGH: users + kills + rough + of_nodes,
         }[self._world.mood]
         (chosen,) = self._random.choices(table, weights=[weight for weight, _name, _event in table])
         return chosen[1], chosen[2]
@@ -319,18 +330,70 @@ class Happenings:
             self._world.note(f"lease of {replica} is forgotten")
             self._engine.forget_lease(replica)
 
+    # ---- nodes ----------------------------------------------------------------------------------------------------
+
     def _lose_node(self) -> None:
-        if len(self._agents.nodes) > 1:
-            node = self._random.choice(self._agents.nodes)
-            self._world.note(f"node {node} is lost")
-            for api in self._world.apis:
-                self._world.fault(api)
+        """Whoever lends machines says so."""
+        node = self._lost()
+        if node is not None:
             self._engine.lose_node(node)
-            self._agents.lose_node(node)
+
+    def _lose_node_unnoticed(self) -> None:
+        self._lost()
+
+    def _replace_node(self) -> None:
+        """It begins anew before anybody has missed it."""
+        node = self._lost()
+        if node is not None:
+            self._add_node(node)
+
+    def _return_node(self) -> None:
+        """One that was lost is there again."""
+        gone = [machine.node for machine in self._world.machines if machine.node not in self._agents.nodes]
+        if gone:
+            self._add_node(self._random.choice(gone))
+
+    def _lost(self) -> NodeId | None:
+        """One that is lost now, with everything on it; None: there is just one left."""
+        if len(self._agents.nodes) == 1:
+            return None
+        node = self._random.choice(self._agents.nodes)
+        self._world.note(f"node {node} is lost")
+        for api in self._world.apis:
+            self._world.fault(api)
+        self._agents.lose_node(node)
+        return node
+
+    def _add_node(self, node: NodeId) -> None:
+        """Under its name, with another agent; now and then with the routes that it had."""
+        keeps_routes = self._random.random() < 0.5
+        self._world.note(f"node {node} is back {'with its routes' if keeps_routes else 'empty'}")
+        machine = next(machine for machine in self._world.machines if machine.node == node)
+        self._engine.add_node(machine)
+        self._agents.add_node(machine, keeps_routes=keeps_routes)
 
     def _cut_off(self) -> None:
         if self._agents.nodes:
             self._agents.cut_off(self._random.choice(self._agents.nodes))
+
+    def _cut_off_one_way(self) -> None:
+        node, way = self._random.choice(self._agents.nodes), self._random.choice([Way.ORDERS, Way.REPORTS])
+        self._world.note(f"{way} do not come through, to or from node {node}")
+        self._agents.cut_off(node, way)
+
+    def _reconnect(self) -> None:
+        for node in self._agents.nodes:
+            self._agents.reconnect(node)
+
+    def _lag_link(self) -> None:
+        node = self._random.choice(self._agents.nodes)
+        self._world.link_lags_s[node] = self._random.choice([0.3, 2.5, 6.0])
+        self._world.note(f"what goes to and from node {node} is {self._world.link_lags_s[node]:g} s late")
+
+    def _lag_door(self) -> None:
+        node = self._random.choice(self._agents.nodes)
+        self._world.door_lags_s[node] = self._random.choice([2.0, 8.0])
+        self._world.note(f"the ingress of node {node} has routes {self._world.door_lags_s[node]:g} s late")
 
 
 def hash_share(name: str) -> float:

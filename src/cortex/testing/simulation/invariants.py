@@ -12,6 +12,12 @@ What has to hold at every step of a schedule:
 * only versions that were deployed answer, and under their own name;
 * once rows have disagreed in a replica, no other one of that model is told to batch, whatever api it is of;
 * the control plane may end between any two actions, and orders may be lost, late, doubled or unanswered;
+* a replica is drained only once no node that is not lost has a route to it, in its ingress too;
+* a node is lost once it was silent for five seconds and others were heard, not before, and no longer than that; whoever
+  has just started waits no longer for it either;
+* what ran on a lost node is in no route that others are ordered to have;
+* all nodes that hear us and are heard have the same routes, at the latest a second after the last change of what is
+  wanted, of who they are, or of who is in charge, whatever becomes of other nodes;
 * once the faults stop, everything comes to rest with exactly what is wanted: each deploy live, or failed with a
   reason while what served before serves at full size; no replica, lease or route is left over.
 """
@@ -28,11 +34,16 @@ from cortex.planning.model import LeaseState, Snapshot, WantedApi
 from cortex.planning.rollout import SURGE
 from cortex.testing.fake_agent import IngressAnswer
 from cortex.testing.simulation.builds import SLOWEST_START_S, SOUND
-from cortex.testing.simulation.world import LONGEST_WAIT_S, Mood, PretendedWorld
+from cortex.testing.simulation.world import LONGEST_LAG_S, LONGEST_WAIT_S, Mood, PretendedWorld
 from cortex.wire.batching import BatchingOrder
 from cortex.wire.build import BuildSpec, ModelKey
 from cortex.wire.orders import DrainReplica, ForgetReplica, Order, Orders, SetReplicaBatching, SetRoutes, StartReplica
 from cortex.wire.reports import Phase, ReplicaReport
+
+ROUTES_EQUAL_S = 1.0
+LOST_AFTER_S = 5.0
+"""As promised, and not as planning has it."""
+MOMENT_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,8 @@ class Invariants:
         self._issues: dict[int, tuple[Orders, _Issue]] = {}
         self._issue = self._issue_now(Snapshot(now_s=0.0))
         self.answers: Counter[str] = Counter()
+        self._uneven: tuple[float, object] | None = None
+        """Since when nodes in reach have other routes than others, and which nodes, what was wanted, by whom."""
         world.agents.before_order = self._check_order
         world.decided = self._decided
         world.ordering = self._ordering
@@ -93,7 +106,8 @@ class Invariants:
             if lease.state is LeaseState.PENDING and not lease.request.surge
         )
         wanted = {record.wanted.api: record.wanted for record in self._world.wanted()}
-        true_until_s = self._agents.true_until_s()
+        lost = self._world.control.memory.lost if self._world.control is not None else frozenset[NodeId]()
+        true_until_s = self._agents.true_until_s(but=lost)
         return _Issue(
             fault=self._world.faults,
             true_until_s=true_until_s,
@@ -103,7 +117,7 @@ class Invariants:
             wanted=wanted,
             unplaced=unplaced,
             stopped=self._known_stops() | _disagreed(report for node in seen.nodes for report in node.replicas),
-            lost=self._world.control.memory.lost if self._world.control is not None else frozenset(),
+            lost=lost,
             punctual=true_until_s is None and self._world.order_trouble == 0,
         )
 
@@ -198,10 +212,10 @@ class Invariants:
         alone = sum(r.replica == replica for _n, r in self._agents.replicas()) == 1
         # Orders that come late cannot know of routes that other nodes have been given since.
         routed = [
-            n
-            for n, r in self._agents.routes()
-            if replica in r.targets and n not in issue.lost and (issue.punctual or n == node)
-        ]
+            n for n, r in self._agents.routes() if replica in r.targets and n not in issue.lost | {node}
+        ] * issue.punctual
+        # Its own agent waits for its own ingress.
+        routed += [node for r in self._agents.ordered_routes(node) if replica in r.targets]
         if routed and alone and not self._excused(report.api, issue):
             self._world.violated(f"{replica} is taken away while {', '.join(routed)} still routes to it")
 
@@ -237,8 +251,9 @@ class Invariants:
         ours = {build.revision for build in (wanted.build, wanted.serving) if build is not None}
         running = {
             report.replica
-            for _node, report in self._agents.replicas()
+            for where, report in self._agents.replicas()
             if report.api == api
+            and where not in issue.lost
             and report.phase not in (Phase.EXITED, Phase.DRAINING)
             and (report.revision in ours or report.phase is Phase.READY)
         }
@@ -255,6 +270,8 @@ class Invariants:
         waiting = [lease.request.replica for lease in self._engine.leases() if lease.state is LeaseState.PENDING]
         for record in self._state.apis():
             wanted = record.wanted
+            if any(wanted.api in node.pending_routes for node in self._agents.reports()):
+                continue  # who leaves waits for the doors
             for number, report in enumerate(self._world.parked(wanted)):
                 self.answers["parked"] += 1
                 if report.revision != wanted.previous or wanted.watched_until_wall_s is None:
@@ -263,6 +280,53 @@ class Invariants:
                     self._world.violated(f"{report.replica} is parked, and it is not the only one of {wanted.api}")
                 if waiting:
                     self._world.violated(f"{report.replica} is parked while {', '.join(waiting)} waits for room")
+
+    def check_routes(self) -> None:
+        """Every door in reach sends requests to the same replicas, but for a moment."""
+        world, now_s = self._world, self._world.now_s()
+        # Who has just started waits for those that it has not heard.
+        listened = self._agents.settled or now_s - world.began_s >= LOST_AFTER_S
+        tables = dict(self._agents.tables())
+        reached = [
+            (node, agent)
+            for node, agent in self._agents.reachable()
+            if node not in world.link_lags_s and world.door_lags_s.get(node, 0.0) <= LONGEST_LAG_S
+        ]
+        even = all(tables[node] == tables[reached[0][0]] for node, _agent in reached[1:])
+        if even or world.control is None or not listened or world.order_trouble or self._agents.report_delay_s:
+            self._uneven = None
+            return
+        situation = (reached, self._state.revision, world.began_s)
+        if self._uneven is None or self._uneven[1] != situation:
+            self._uneven = now_s, situation
+        elif now_s - self._uneven[0] > ROUTES_EQUAL_S:
+            names = ", ".join(node for node, _agent in reached)
+            world.violated(f"routes are not the same on {names}, for {now_s - self._uneven[0]:.2f} s")
+
+    def check_lost(self) -> None:
+        """Once what can be done at once is done: who counts as lost is, and no node in reach sends requests there."""
+        world, now_s = self._world, self._world.now_s()
+        if world.control is None:
+            return
+        lost, silent_s = world.control.memory.lost, self._agents.silent_s()
+        for node in lost & silent_s.keys():
+            if silent_s[node] < LOST_AFTER_S - MOMENT_S:
+                world.violated(f"node {node} counts as lost, and was heard {silent_s[node]:.2f} s ago")
+        missed = {node for node, silent in silent_s.items() if silent > LOST_AFTER_S + MOMENT_S}
+        some_heard = any(silent < LOST_AFTER_S - MOMENT_S for silent in silent_s.values())
+        if missed - lost and some_heard and now_s - world.began_s > LOST_AFTER_S + MOMENT_S:
+            world.violated(f"{', '.join(missed - lost)} was not heard for 5 s, and does not count as lost")
+        waits = len(world.machines) > 1 and not world.control.memory.recovered and not self._engine.unreachable
+        if waits and now_s - world.began_s > LOST_AFTER_S + MOMENT_S:
+            world.violated("nothing is planned, since some node is silent")
+        if world.order_trouble or self._agents.report_delay_s:
+            return
+        there = {report.replica for node in self._agents.reports() if node.name in lost for report in node.replicas}
+        there -= {report.replica for node, report in self._agents.replicas() if node not in lost}
+        for node, _agent in self._agents.reachable() if there else ():
+            named = there & {target for route in self._agents.ordered_routes(node) for target in route.targets}
+            if named and node not in world.link_lags_s:
+                world.violated(f"node {node} routes to {', '.join(sorted(named))}, whose node is lost")
 
     def check_batching(self) -> None:
         """No replica is left to batch a model whose rows have disagreed."""
@@ -287,8 +351,17 @@ class Invariants:
                 if self._world.asleep(wanted.api):
                     continue
                 answer = self._agents.ask(wanted.api, node)
+                if not self._is_known(wanted.api, node):
+                    continue  # it is not live before every door knows of a replica
                 self.answers[answer.outcome] += 1
                 self._check_answer(wanted, node, answer)
+
+    def _is_known(self, api: ApiKey, node: NodeId) -> bool:
+        """Whether a door that is on its way to other routes had some replica of an api before."""
+        if not self._agents.route_delay_s(node):
+            return True
+        route = next((route for where, route in self._agents.routes() if where == node and route.api == api), None)
+        return route is not None and bool(route.targets)
 
     def _check_answer(self, wanted: WantedApi, node: NodeId, answer: IngressAnswer) -> None:
         known = self._world.apis[wanted.api]

@@ -147,7 +147,7 @@ class MovingLoad:
                 waiting=queue.waiting,
             )
             self._promises.note(api, truth)
-        nodes = self._agents.reachable()
+        nodes = self._agents.heard()
         if len(nodes) < len(self._world.machines):
             self._promises.miss(now_s)
         begun = self._world.began_s
@@ -182,17 +182,18 @@ class MovingLoad:
         loads = []
         # One that is cut off goes on taking all that comes, and nobody hears of it.
         entrance = next(iter(self._agents.nodes), None)
+        taken: tuple[DoorReading, ...] = ()
+        if entrance is not None:
+            counted = self._doors.setdefault(self._agents.agent(entrance), {})
+            taken = tuple(self._door(one, counted) for one in queued)
         for node, agent in nodes:
-            doors: tuple[DoorReading, ...] = ()
-            if node == entrance:
-                doors = tuple(self._door(one, self._doors.setdefault(agent, {})) for one in queued)
             loads.append(
                 NodeLoads(
                     node=node,
                     agent=agent,
                     at_s=now_s,
                     replicas=tuple(readings[node]),
-                    doors=doors,
+                    doors=taken if node == entrance else (),
                     busy_cpu_s=self._node.busy_cpu_s,
                 )
             )

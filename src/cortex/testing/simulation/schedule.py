@@ -105,6 +105,8 @@ class Simulation:
         if world.mood is not Mood.ROUGH:
             self._invariants.check_batching()
             self._invariants.check_parked()
+        self._invariants.check_routes()
+        self._invariants.check_lost()
         self._invariants.ask_clients()
 
     def _come_to_rest(self) -> None:

@@ -38,6 +38,8 @@ START_TIMEOUT_S = 6.0
 TICKS_IN_A_ROW = 100
 """More ticks than this without time passing, and the control plane chases its own tail."""
 REPLICA_MEM_BYTES = 2**30
+LONGEST_LAG_S = 0.4
+"""An ingress that gets routes later than this is a fault."""
 DOWNSCALE_WINDOW_S = 12.0
 TRACE_LINES = 80
 
@@ -104,7 +106,7 @@ class PretendedWorld:
         self.clock = FakeClock()
         self.state = StateStore()
         self.rules = Rules(drain_timeout_s=2.0)
-        count = 1 if self.mood is Mood.TIGHT or roll.random() < 0.6 else roll.randint(2, 3)
+        count = 1 if self.mood is Mood.TIGHT or roll.random() < 0.6 else roll.randint(2, 5)
         self.machines = [self._machine(index, count) for index in range(count)]
         self.engine = FakeEngine(self.machines, clock=self.clock, shares_cpu=count == 1)
         self.engine.forgets = count == 1 or roll.random() < 0.3
@@ -113,6 +115,12 @@ class PretendedWorld:
         self.agents.on_exit = self._note_exit
         self.agents.fate = self._fate
         self.agents.late_by_s = roll.uniform(0.1, 3.0)
+        self.door_lags_s = {machine.node: roll.choice([0.0, 0.0, 0.05, 0.4]) for machine in self.machines if count > 1}
+        """How long it takes the ingress of each of several nodes to get other routes."""
+        self.agents.route_delay_s = lambda node: self.door_lags_s.get(node, 0.0)
+        self.link_lags_s: dict[NodeId, float] = {}
+        """How late is what goes over a link, of those that lag."""
+        self.agents.link_delay_s = lambda node: self.link_lags_s.get(node, 0.0)
         self.apis: dict[ApiKey, KnownApi] = {}
         self.faults = 0
         self.decided: Callable[[Snapshot], None] = lambda _seen: None
@@ -155,6 +163,8 @@ class PretendedWorld:
             or self.agents.report_delay_s > 0
             or self.engine.unreachable
             or self.engine.grant_delay_s > 0
+            or any(lag_s > LONGEST_LAG_S for lag_s in self.door_lags_s.values())
+            or bool(self.link_lags_s)
             or not self.agents.settled
             or len(self.agents.reachable()) < len(self.agents.nodes)
             or any(self.engine.deny(lease.request) for lease in self.engine.leases())
@@ -168,6 +178,9 @@ class PretendedWorld:
         self.engine.deny = lambda _request: None
         self.engine.grant_delay_s = 0.0
         self.engine.unreachable = False
+        self.door_lags_s = {node: min(lag_s, LONGEST_LAG_S) for node, lag_s in self.door_lags_s.items()}
+        self.link_lags_s.clear()
+        self.agents.hurry()
         for node in self.agents.nodes:
             self.agents.reconnect(node)
         for machine in self.machines:
