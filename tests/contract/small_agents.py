@@ -14,7 +14,16 @@ from cortex.clock import SystemClock
 from cortex.ids import ApiKey, NodeId, ReplicaId
 from cortex.testing.builders import a_node
 from cortex.wire.link import ORDERS, Hello
-from cortex.wire.orders import ForgetReplica, HoldSlot, Order, Orders, RemoveRoute, SetRoute
+from cortex.wire.orders import (
+    UNNUMBERED,
+    ForgetReplica,
+    HoldSlot,
+    Order,
+    Orders,
+    RemoveRoute,
+    SetRoute,
+    SetRoutes,
+)
 from cortex.wire.reports import AgentReport, Phase, ReplicaReport
 
 DEADLINE_S = 60.0
@@ -27,6 +36,7 @@ class Disk:
         self.epoch = 0
         self.slots: dict[ReplicaId, HoldSlot] = {}
         self.routes: dict[ApiKey, SetRoute] = {}
+        self.revision = UNNUMBERED
 
 
 class SmallAgent:
@@ -117,6 +127,8 @@ class SmallAgent:
         self._disk.epoch, self._last_turn = orders.epoch, (orders.epoch, turn)
         self.taken.append((orders, turn))
         for order in orders.orders:
+            if isinstance(order, SetRoutes) and order.base not in (None, self._disk.revision):
+                break
             self._take(order)
         if self.loses_answer:
             self.loses_answer = False
@@ -124,7 +136,7 @@ class SmallAgent:
         return self._report()
 
     def _take(self, order: Order) -> None:
-        before = (set(self._disk.slots), dict(self._disk.routes))
+        before = (set(self._disk.slots), dict(self._disk.routes), self._disk.revision)
         match order:
             case HoldSlot(replica=replica):
                 self._disk.slots.setdefault(replica, order)
@@ -134,9 +146,14 @@ class SmallAgent:
                 self._disk.routes[api] = order
             case RemoveRoute(api=api):
                 self._disk.routes.pop(api, None)
+            case SetRoutes(routes=routes, removed=removed):
+                kept = {} if order.base is None else self._disk.routes
+                kept = {api: route for api, route in kept.items() if api not in removed}
+                self._disk.routes = {**kept, **{route.api: route for route in routes}}
+                self._disk.revision = order.revision
             case _:
                 raise AssertionError(order)
-        if before != (set(self._disk.slots), dict(self._disk.routes)):
+        if before != (set(self._disk.slots), dict(self._disk.routes), self._disk.revision):
             self._changes.note_shown()
 
     async def observe(self, agent: str, serial: int, timeout_s: float) -> AgentReport:
@@ -168,4 +185,5 @@ class SmallAgent:
                 for slot in self._disk.slots.values()
             ),
             routes=tuple(self._disk.routes.values()),
+            routes_revision=self._disk.revision,
         )

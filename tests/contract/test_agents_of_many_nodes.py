@@ -20,6 +20,7 @@ from small_agents import DEADLINE_S, Disk, SmallAgent
 
 from cortex.agent.dialing import dial_tls, dial_unix
 from cortex.binding import bind_tcp
+from cortex.controlplane import knowntables
 from cortex.controlplane.agents import LinkedAgents
 from cortex.controlplane.world import Agents, StaleEpoch
 from cortex.errors import RetryLater
@@ -29,7 +30,7 @@ from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents, Fate
 from cortex.testing.linked_agents import linked_agents
 from cortex.tls import TlsIdentity
-from cortex.wire.orders import HoldSlot, Order, Orders, RemoveRoute, SetRoute
+from cortex.wire.orders import HoldSlot, Order, Orders, RemoveRoute, RoutesRevision, SetRoute, SetRoutes
 from cortex.wire.reports import AgentReport
 
 pytestmark = pytest.mark.slow
@@ -281,6 +282,31 @@ def test_another_agent_of_a_node_takes_the_place_of_the_one_before(lab: Lab) -> 
     assert held(lab, N2) == {slot.replica}
     assert [report.name for report in lab.agents.reports()] == [*NODES]
     lab.until(lambda: taken(lab, N2, a_slot("b")), "it takes orders")
+
+
+@pytest.mark.parametrize("kept", [knowntables.MOST, 0], ids=["known here", "forgotten here"])
+def test_the_table_that_each_node_has_is_in_its_report_whoever_made_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setattr(knowntables, "MOST", kept)
+    a, b = a_way(a_slot("a")), a_way(a_slot("b"))
+    first, second = RoutesRevision(1, 1), RoutesRevision(1, 2)
+    assert lab.agents.order({node: batch(SetRoutes(revision=first, routes=(a,))) for node in NODES}) == {}
+    assert (
+        lab.agents.order({node: batch(SetRoutes(revision=second, base=first, routes=(b,))) for node in (N1, N2)}) == {}
+    )
+    assert [(seen(lab, node).routes, seen(lab, node).routes_revision) for node in NODES] == [
+        ((a, b), second),
+        ((a, b), second),
+        ((a,), first),
+    ]
+    before = seen(lab, N2)
+    lab.restart_agent(N2)
+    lab.until(lambda: seen(lab, N2).agent != before.agent, "another has reported")
+    assert seen(lab, N2).routes == (a, b)
+    assert lab.agents.order({N3: batch(SetRoutes(revision=RoutesRevision(2, 1), routes=(b,)), epoch=2)}) == {}
+    assert taken(lab, N1, a_slot("c"))
+    assert [seen(lab, node).routes for node in NODES] == [(a, b), (a, b), (b,)]
 
 
 def test_how_long_a_node_has_been_silent_is_known_of_each(lab: Lab) -> None:

@@ -26,6 +26,7 @@ from cortex.wire.agent import (
     InspectedBuild,
     InstalledPackages,
     InstallPackages,
+    KnownRoutes,
     LogLines,
     Observe,
     Observed,
@@ -168,6 +169,12 @@ def _write(writer: asyncio.StreamWriter, reply: AgentReply) -> None:
     writer.write(framed(msgspec.json.encode(reply)))
 
 
+def _observed(report: AgentReport, known: KnownRoutes | None) -> Observed:
+    if known is None or not known.covers(report.routes_revision):
+        return Observed(report=report)
+    return Observed(report=msgspec.structs.replace(report, routes=(), routes_known=True))
+
+
 async def _answer(payload: bytes, service: AgentService, tell: Tell) -> AgentReply:
     try:
         request = _REQUESTS.decode(payload)
@@ -175,12 +182,12 @@ async def _answer(payload: bytes, service: AgentService, tell: Tell) -> AgentRep
         return Refused(reason=f"the agent does not understand the request: {error}")
     try:
         match request:
-            case Observe(agent=agent, serial=serial, timeout_s=timeout_s):
-                return Observed(report=await service.observe(agent, serial, timeout_s))
+            case Observe(agent=agent, serial=serial, timeout_s=timeout_s, known=known):
+                return _observed(await service.observe(agent, serial, timeout_s), known)
             case FollowLoads(agent=agent, timeout_s=timeout_s):
                 return FollowedLoads(loads=await service.follow_loads(agent, timeout_s))
-            case GiveOrders(orders=orders, turn=turn):
-                return Observed(report=service.take_orders(orders, turn))
+            case GiveOrders(orders=orders, turn=turn, known=known):
+                return _observed(service.take_orders(orders, turn), known)
             case InspectBuild():
                 return InspectedBuild(report=await service.inspect(request))
             case ResolvePackages():
@@ -192,8 +199,8 @@ async def _answer(payload: bytes, service: AgentService, tell: Tell) -> AgentRep
                 return SweptPackages(removed=await service.sweep_packages(in_use))
             case ReadLogs():
                 return await service.read_logs(request)
-            case CountNow():
-                return Observed(report=await service.count_now())
+            case CountNow(known=known):
+                return _observed(await service.count_now(), known)
             case StopAgent(drain_timeout_s=drain_timeout_s):
                 service.stop(drain_timeout_s)
                 return Stopping()

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from cortex.clock import Clock
+from cortex.controlplane.knowntables import KnownTables
 from cortex.controlplane.lines import AgentUnreachable, Lines
 from cortex.controlplane.links import AgentConnection, Links
 from cortex.controlplane.nodelink import OBSERVE_TIMEOUT_S, NodeLink
@@ -66,6 +67,7 @@ class LinkedAgents:
         self._on_report = on_report
         self._on_loads = on_loads
         self._lock = threading.Lock()
+        self._tables = KnownTables()
         self._nodes: dict[NodeId, NodeLink] = {}
         self._started = self._closed = False
         for node in (*supervisors, *known):
@@ -109,6 +111,7 @@ class LinkedAgents:
             node,
             lines=self._lines,
             clock=self._clock,
+            tables=self._tables,
             supervisor=self._supervisors.get(node),
             on_report=self._on_report,
             on_loads=self._on_loads,

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from cortex import processes
 from cortex.clock import Clock, until_beat_s
+from cortex.controlplane.knowntables import KnownTables
 from cortex.controlplane.lines import LINE_WAIT_S, AgentRefused, AgentUnreachable, CalledOff, Lines, NoLine
 from cortex.controlplane.supervision import LONGEST_SILENCE_S, AgentSupervisor
 from cortex.ids import NodeId
@@ -77,6 +78,7 @@ class NodeLink:
     What the control plane knows and wants of one node.
 
     Args:
+        tables: what is known of tables of routes, of all nodes.
         supervisor: who starts its agent, if it is one of this machine.
         on_look: called each time that it was looked whether the agent can be reached.
         on_report: called from a thread of ours after each new report.
@@ -91,6 +93,7 @@ class NodeLink:
         *,
         lines: Lines,
         clock: Clock,
+        tables: KnownTables,
         on_report: Callable[[], None],
         on_loads: Callable[[NodeLoads], None] | None,
         on_look: Callable[[], None] = lambda: None,
@@ -101,6 +104,7 @@ class NodeLink:
         self._beat_s = beat_s
         self._lines = lines
         self._clock = clock
+        self._tables = tables
         self._supervisor = supervisor
         self._on_look = on_look
         self._on_report = on_report
@@ -154,7 +158,8 @@ class NodeLink:
                 raise AgentUnreachable("it has not answered the orders before these")
             given = self._given = Future[None]()
             self._turn += 1
-            request = GiveOrders(orders=orders, turn=self._turn)
+            self._tables.note_ordered(orders)
+            request = GiveOrders(orders=orders, turn=self._turn, known=self._tables.known(self._report))
         try:
             threading.Thread(target=self._carry, args=(request, given), name="orders", daemon=True).start()
         except RuntimeError as error:
@@ -163,8 +168,7 @@ class NodeLink:
 
     def _carry(self, request: GiveOrders, given: Future[None]) -> None:
         try:
-            reply = self._lines.ask(self.node, request, Observed, silence_s=ORDERS_SILENCE_S)
-            self._take(reply.report)
+            self._take(self._lines.ask(self.node, request, Observed, silence_s=ORDERS_SILENCE_S))
         except BaseException as error:
             given.set_exception(error)
         else:
@@ -256,10 +260,10 @@ class NodeLink:
         not answer in a moment is not waited for.
         """
         try:
-            reply = self._lines.ask(
-                self.node, CountNow(), Observed, silence_s=COUNT_PATIENCE_S, wait_s=COUNT_PATIENCE_S
+            request = CountNow(known=self._tables.known(self.report))
+            self._take(
+                self._lines.ask(self.node, request, Observed, silence_s=COUNT_PATIENCE_S, wait_s=COUNT_PATIENCE_S)
             )
-            self._take(reply.report)
         except AgentUnreachable as error:
             log.info("counts may be a second old: %s", error)
 
@@ -345,6 +349,7 @@ class NodeLink:
                 agent=last.agent if last else "",
                 serial=last.serial if last else -1,
                 timeout_s=until_beat_s(self._clock.monotonic_s(), self._beat_s()),
+                known=self._tables.known(last),
             )
             if supervisor is not None and silent_since_s is None:
                 look = supervisor.looks()
@@ -352,7 +357,7 @@ class NodeLink:
                 reply = self._lines.ask(
                     self.node, observe, Observed, silence_s=LONGEST_SILENCE_S, wait_s=LOOK_WAIT_S, look=look
                 )
-                self._take(reply.report)
+                self._take(reply)
                 silent_since_s = None
                 self._on_look()
                 if supervisor is not None:
@@ -396,7 +401,15 @@ class NodeLink:
                 log.exception("a fault of ours")
                 self._stopping.wait(FAULT_PAUSE_S)
 
-    def _take(self, report: AgentReport) -> None:
+    def _take(self, reply: Observed) -> None:
+        """Raises AgentUnreachable: the table of its routes is not known any more, and it does not say it."""
+        report = self._tables.completed(reply.report)
+        if report is None:
+            report = self._tables.completed(
+                self._lines.ask(self.node, Observe(), Observed, silence_s=LONGEST_SILENCE_S).report
+            )
+        if report is None:
+            raise AgentUnreachable("it leaves out routes that nobody knows")
         with self._lock:
             last = self._report
             if report.agent in self._former:

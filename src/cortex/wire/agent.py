@@ -16,9 +16,23 @@ from cortex.wire.batching import Mode
 from cortex.wire.build import BuildSpec, Runtime
 from cortex.wire.launch import InspectReport
 from cortex.wire.loads import NodeLoads
-from cortex.wire.orders import Orders
+from cortex.wire.orders import UNNUMBERED, Orders, RoutesRevision
 from cortex.wire.packages import PackageLock
 from cortex.wire.reports import AgentReport
+
+
+class KnownRoutes(msgspec.Struct, frozen=True, kw_only=True):
+    """Tables of routes that whoever asks for a report knows: it need not say them once more."""
+
+    epoch: int = 0
+    """All that the control plane of this epoch has made; 0: none."""
+    revision: RoutesRevision | None = None
+    """And this one."""
+
+    def covers(self, revision: RoutesRevision | None) -> bool:
+        if revision is None or revision == UNNUMBERED:
+            return False
+        return revision == self.revision or revision.epoch == self.epoch
 
 
 class Observe(msgspec.Struct, frozen=True, kw_only=True, tag="observe"):
@@ -27,6 +41,7 @@ class Observe(msgspec.Struct, frozen=True, kw_only=True, tag="observe"):
     agent: str = ""
     serial: int = -1
     timeout_s: float = 0.0
+    known: KnownRoutes | None = None
 
 
 class FollowLoads(msgspec.Struct, frozen=True, kw_only=True, tag="follow_loads"):
@@ -49,6 +64,7 @@ class GiveOrders(msgspec.Struct, frozen=True, kw_only=True, tag="give_orders"):
     Of these among all that this control plane gives this node. Once orders of a later turn were taken, these are
     refused: they were on their way for too long, and others were given in their place. 0: nobody gives any beside them.
     """
+    known: KnownRoutes | None = None
 
 
 class InspectBuild(msgspec.Struct, frozen=True, kw_only=True, tag="inspect_build"):
@@ -125,6 +141,8 @@ class ReadLogs(msgspec.Struct, frozen=True, kw_only=True, tag="read_logs"):
 
 class CountNow(msgspec.Struct, frozen=True, kw_only=True, tag="count_now"):
     """Have everything that was answered so far counted: delivered, and in the report that answers."""
+
+    known: KnownRoutes | None = None
 
 
 class StopAgent(msgspec.Struct, frozen=True, kw_only=True, tag="stop_agent"):

@@ -198,6 +198,8 @@ class AgentReport(msgspec.Struct, frozen=True, kw_only=True):
     """The table of routes as ordered."""
     routes_revision: RoutesRevision | None = None
     """Which one it is; None from an agent that knows of no tables."""
+    routes_known: bool = False
+    """`routes` is left out, since whoever asked knows that table (`wire.agent.KnownRoutes`)."""
     pending_routes: tuple[ApiKey, ...] = ()
     """Apis whose route is ordered but not in the ingress yet: requests may still go where they went before."""
     ingress: IngressReport | None = None

@@ -19,7 +19,7 @@ from cortex.controlplane.links import Incarnations
 from cortex.ids import NodeId
 from cortex.testing.builders import a_node
 from cortex.testing.linked_agents import linked_agents
-from cortex.wire.agent import AgentRequest, GiveOrders, Observe, Observed
+from cortex.wire.agent import AgentRequest, GiveOrders, KnownRoutes, Observe, Observed
 from cortex.wire.framing import receive_frame, send_frame
 from cortex.wire.link import ORDERS, Greeting, Hello, TurnedAway, Welcome
 from cortex.wire.orders import Orders
@@ -112,7 +112,7 @@ def test_an_agent_that_has_dialed_in_is_asked_how_it_is_and_orders_go_another_wa
     given: list[object] = []
     giving = threading.Thread(target=lambda: given.append(agents.order({N1: Orders(epoch=1, orders=())})))
     giving.start()
-    assert ordered.asked() == GiveOrders(orders=Orders(epoch=1, orders=()), turn=1)
+    assert ordered.asked() == GiveOrders(orders=Orders(epoch=1, orders=()), turn=1, known=KnownRoutes(epoch=1))
     ordered.report(serial=2)
     giving.join(DEADLINE_S)
     assert given == [{}]
