@@ -25,12 +25,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import engines
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from cortex.client.operator import OperatorClient
 from cortex.processes import ControlPlaneRecord
+from cortex.settings import ControlLayout, NodeLayout
+from cortex.wire import localnodes
+from cortex.wire.localnodes import LocalNode, node_names
 
 DEADLINE_S = 60.0
 """For anything to happen; generous, since the machine may be busy."""
@@ -89,13 +93,52 @@ class Ran:
 
 @dataclass
 class Home:
-    """Cortex in a temporary home: commands are run as a shell runs them."""
+    """Cortex in a temporary home: commands are run as a shell runs them, on the engine that was chosen."""
 
     path: Path
     port: int = field(default_factory=free_port)
     operator_port: int = field(default_factory=free_port)
     variables: dict[str, str] = field(default_factory=dict)
     """Further environment variables of every command."""
+    node_count: int = field(default_factory=lambda: engines.NODES[engines.chosen()])
+    """How many nodes it is where nobody has said so."""
+
+    @property
+    def layout(self) -> ControlLayout:
+        """Where the control plane has its files."""
+        return ControlLayout(self.path)
+
+    @property
+    def nodes(self) -> tuple[NodeLayout, ...]:
+        """Where each node has its files. The first one's door is at `port`."""
+        names = [node.name for node in localnodes.read(self.layout.nodes_file)]
+        return tuple(NodeLayout(self.layout.nodes / name) for name in names) or (NodeLayout(self.path),)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The control plane's home first, then the nodes'; where the two are one, once."""
+        return tuple(dict.fromkeys((self.path, *(node.home for node in self.nodes))))
+
+    def node_of(self, api: str) -> NodeLayout:
+        """A node where `deployment/name` has a replica; of several the first."""
+        titles = [title for _, title in self.processes()]
+        has = [n for n in self.nodes if any(title.startswith(f"cortex-replica {n.home} {api} ") for title in titles)]
+        return has[0]
+
+    def pid_of(self, title: str, api: str) -> int | None:
+        """The process of that title on the node of an api, or the control plane; None: there is none just now."""
+        home = self.path if title == "cortex-controlplane" else self.node_of(api).home
+        found = [pid for pid, whole in self.processes() if f"{whole} ".startswith(f"{title} {home} ")]
+        return min(found, default=None)
+
+    def written(self, log: str) -> str:
+        """What is in a log, `agent.log` for example, of all who write one of that name."""
+        files = [folder / "logs" / log for folder in self.folders]
+        return "".join(file.read_text() for file in files if file.exists())
+
+    def stored(self, pattern: str) -> list[Path]:
+        """Files of stored trees, `*/m.onnx` for example: in the store, then in what nodes have fetched of it."""
+        return [file for folder in self.folders for file in (folder / "artifacts" / "trees").glob(pattern)]
 
     def environment(self) -> dict[str, str]:
         own = {name: value for name, value in os.environ.items() if not name.startswith(("CORTEX_", "PYTEST"))}
@@ -110,6 +153,7 @@ class Home:
 
     def start(self, *argv: str | Path, cwd: Path | None = None, **variables: str) -> subprocess.Popen[bytes]:
         """A command that runs on by itself. An empty value takes a variable away."""
+        self._begin_as_several()
         environment = {name: value for name, value in {**self.environment(), **variables}.items() if value}
         return subprocess.Popen(
             [CORTEX, *map(str, argv)],
@@ -119,6 +163,16 @@ class Home:
             cwd=cwd or self.path.parent,
             env=environment,
         )
+
+    def _begin_as_several(self) -> None:
+        """As if `cortex up --nodes` had been the first command: the number is remembered in a file."""
+        file = self.layout.nodes_file
+        if self.node_count == 1 or file.exists():
+            return
+        with contextlib.suppress(OSError):  # somebody tests what becomes of a home that cannot be used
+            self.path.mkdir(mode=0o700, exist_ok=True)
+            if self.path.stat().st_uid == os.getuid():
+                localnodes.remember(file, [LocalNode(name=n, port=0, peer_port=0) for n in node_names(self.node_count)])
 
     def cortex(
         self, *argv: str | Path, stdin: bytes = b"", cwd: Path | None = None, code: int | None = 0, **variables: str
@@ -158,7 +212,11 @@ class Home:
 
     def replica_pids(self, api: str) -> list[int]:
         """Processes that serve `deployment/name`."""
-        return [pid for pid, title in self.processes() if title.startswith(f"cortex-replica {self.path} {api} ")]
+        return [pid for pid, _title in self._replicas(api)]
+
+    def _replicas(self, api: str) -> list[tuple[int, str]]:
+        starts = tuple(f"cortex-replica {node.home} {api} " for node in self.nodes)
+        return [(pid, title) for pid, title in self.processes() if title.startswith(starts)]
 
     def settled_replicas(self, api: str, count: int = 1) -> list[int]:
         """The same, once those of a former version have left, without one of them that is parked."""
@@ -167,8 +225,7 @@ class Home:
     def _serving_pids(self, api: str) -> list[int]:
         deployment, _, name = api.partition("/")
         parked = self.operator().api(deployment, name).parked
-        start = f"cortex-replica {self.path} {api} "
-        mine = [(pid, title) for pid, title in self.processes() if title.startswith(start)]
+        mine = self._replicas(api)
         return [pid for pid, title in mine if parked is None or not title.endswith(f" {parked.replica}")]
 
     def processes(self) -> list[tuple[int, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +21,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cortex.ids import ReplicaId
 from cortex.planning.batching import place_of
-from cortex.settings import NodeLayout
 from cortex.state.sqlite import SqliteStateStore
 from cortex.wire.agent import AgentReply, Observe, Observed
 from cortex.wire.batching import RULES, BatchingOrder, BatchingVerdict, Proof, Trial
@@ -75,16 +75,16 @@ def shown(home: Home, api: str = "f/x") -> dict[str, object]:
 
 
 def ordered(home: Home) -> dict[ReplicaId, BatchingOrder | None]:
-    """What each replica was last ordered, as its agent says; nothing while it starts."""
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-            line.connect(str(NodeLayout(home.path).agent_socket))
+    """What each replica was last ordered, as its agent says; nothing while that starts."""
+    found = {}
+    for node in home.nodes:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+            line.connect(str(node.agent_socket))
             send_frame(line, msgspec.json.encode(Observe()))
             reply = msgspec.json.decode(receive_frame(line)[0], type=AgentReply)
-    except OSError:
-        return {}
-    assert isinstance(reply, Observed)
-    return {report.replica: report.batches for report in reply.report.replicas}
+            assert isinstance(reply, Observed)
+            found.update({report.replica: report.batches for report in reply.report.replicas})
+    return found
 
 
 def tags(home: Home, path: str = "/f/x") -> list[float]:

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 import pytest
 from contract_harness import DEADLINE_S, Connection, Home, Traffic, eventually, rows_model, running_home, write_project
 
-from cortex.settings import NodeLayout
-
 pytestmark = pytest.mark.slow
 
 CORTEX_YAML = """
@@ -51,10 +49,6 @@ def home() -> Iterator[Home]:
         yield home
 
 
-def text_of(home: Home, log: str) -> str:
-    return (home.path / "logs" / log).read_text()
-
-
 def test_a_replica_out_of_descriptors_has_new_connections_wait_and_answers_on_those_that_it_has(home):
     with Connection(home.port) as kept:
         assert kept.ask("POST", "/f/x", b'"leak"', JSON).status == 200
@@ -78,7 +72,7 @@ def test_a_replica_whose_descriptors_do_not_come_back_is_replaced_and_who_waits_
     with Connection(home.port) as waiting:
         answer = waiting.ask("POST", "/f/x", ROW, JSON)
     assert (answer.status, answer.json != before) == (200, True)
-    assert "no descriptors left for new connections" in text_of(home, "agent.log")
+    assert "no descriptors left for new connections" in home.written("agent.log")
 
 
 @contextlib.contextmanager
@@ -93,7 +87,7 @@ def no_descriptor_more(pid: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("title", ["cortex-agent", "cortex-controlplane", "cortex-keeper", "cortex-launcher"])
 def test_whoever_else_is_out_of_descriptors_lives_on_and_predictions_too(home, title):
-    (pid,) = [pid for pid, found in home.processes() if found.startswith(title)]
+    pid = home.pid_of(title, "f/x")
     with (
         contextlib.ExitStack() as idle,
         Traffic(home.port, "/f/x", ROW, clients=8, per_s=100) as traffic,
@@ -112,24 +106,24 @@ def test_whoever_else_is_out_of_descriptors_lives_on_and_predictions_too(home, t
     assert traffic.outcomes.keys() == {"200"}
     assert pid in {pid for pid, _ in home.processes()}
     for log in ("agent.log", "controlplane.log"):
-        assert text_of(home, log).count("Traceback") < 50, "it is said, and not without end"
+        assert home.written(log).count("Traceback") < 50, "it is said, and not without end"
 
 
 def test_an_agent_that_cannot_take_connections_says_so_once_and_takes_them_later(home):
-    (pid,) = [pid for pid, found in home.processes() if found.startswith("cortex-agent")]
+    pid, node = home.pid_of("cortex-agent", "f/x"), home.node_of("f/x")
     with contextlib.ExitStack() as connections:
 
         def is_said() -> bool:
             line = connections.enter_context(socket.socket(socket.AF_UNIX))
             line.settimeout(DEADLINE_S)
-            line.connect(str(NodeLayout(home.path).agent_socket))
-            return "who connects waits until there are some" in text_of(home, "agent.log")
+            line.connect(str(node.agent_socket))
+            return "who connects waits until there are some" in home.written("agent.log")
 
         with no_descriptor_more(pid):
             eventually(is_said, "it says so")
             until_s = time.monotonic() + 3
             eventually(lambda: time.monotonic() > until_s, "it has tried again")
-    written = text_of(home, "agent.log")
+    written = home.written("agent.log")
     assert (written.count("who connects waits"), written.count("Traceback")) == (1, 0)
     assert home.cortex("info").code == 0
     home.deploy(write_project(home.path.parent / "p", {"m.onnx": rows_model(2)}))

@@ -23,7 +23,6 @@ import pytest
 from contract_harness import Connection, Home, eventually, free_port, rows_model, running_home, write_project
 
 from cortex.processes import identify
-from cortex.settings import NodeLayout
 
 pytestmark = pytest.mark.slow
 
@@ -174,7 +173,7 @@ def test_a_home_whose_path_is_too_long_for_sockets_works(home):
     home.path.parent.mkdir(parents=True)
     home.deploy(project(Home(home.path.parent.parent / "h")))
     assert predicted(home) == 10.0
-    sockets = NodeLayout(home.path).sockets
+    sockets = home.nodes[0].sockets
     assert sockets.is_dir()
     assert not sockets.is_relative_to(home.path)
     home.cortex("down", "--purge", "--yes")
@@ -365,7 +364,7 @@ def test_a_damaged_model_harms_nobody_who_has_loaded_it_is_named_at_the_next_sta
     folder = project(home)
     home.deploy(folder)
     with asked_steadily(home) as told:
-        for file in home.path.glob("artifacts/trees/*/m.onnx"):
+        for file in home.stored("*/m.onnx"):
             file.chmod(0o644)
             file.write_bytes(b"x" * file.stat().st_size)
         enough = told.total() + 100
@@ -609,9 +608,10 @@ def test_records_of_another_boot_are_believed_by_nobody_and_their_pids_are_left_
 def test_an_unreadable_record_or_port_memory_is_replaced(home):
     home.deploy(project(home))
     home.cortex("down")
-    for name in ("controlplane.json", "agent.json", "ports.json", "hashes.json", "node/agent-state.json"):
-        (home.path / name).parent.mkdir(exist_ok=True)
-        (home.path / name).write_bytes(b'{"half')
+    for folder in home.folders:
+        for name in ("controlplane.json", "agent.json", "ports.json", "hashes.json", "node/agent-state.json"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(b'{"half')
     home.deploy(project(home, 2))
     assert predicted(home) == 20.0
 

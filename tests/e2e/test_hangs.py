@@ -131,7 +131,7 @@ def test_a_replica_that_somebody_has_stopped_goes_on_and_answers_what_waited(hom
 
 
 def agent_log(home: Home) -> list[str]:
-    return (home.path / "logs" / "agent.log").read_text().splitlines()
+    return home.written("agent.log").splitlines()
 
 
 def state(pid: int) -> str:

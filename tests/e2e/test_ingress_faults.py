@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from contract_harness import Home, Traffic, eventually, rows_model, running_home, write_project
 
-from cortex.settings import NodeLayout
-
 pytestmark = pytest.mark.slow
 
 CORTEX_YAML = """
@@ -32,12 +30,13 @@ def home() -> Iterator[Home]:
         yield home
         home.cortex("down")
         assert home.processes() == [], "nothing is left behind"
-        assert [path for path in NodeLayout(home.path).sockets.iterdir() if path.is_socket()] == []
+        assert [path for node in home.nodes for path in node.sockets.iterdir() if path.is_socket()] == []
 
 
 def tiers(home: Home) -> dict[str, int]:
-    """Pids of HAProxy by tier; of one that is being replaced, the successor's."""
-    found = [(pid, title) for pid, title in home.processes() if "haproxy -db" in title]
+    """Pids of the HAProxy that is asked here, by tier; of one that is being replaced, the successor's."""
+    own = f" {home.nodes[0].home}/"
+    found = [(pid, title) for pid, title in home.processes() if "haproxy -db" in title and own in title]
     return {tier: pid for pid, title in sorted(found) for tier in ("door", "bulk") if f"/{tier}-" in title}
 
 
@@ -94,7 +93,7 @@ def test_a_stopped_haproxy_goes_on_and_everybody_is_answered(home, stopped):
 def test_its_files_may_be_gone_when_it_is_killed(home):
     before = tiers(home)
     with traffic(home) as (small, large):
-        for file in NodeLayout(home.path).ingress.iterdir():
+        for file in home.nodes[0].ingress.iterdir():
             file.unlink()
         small.answered(100)
         for pid in before.values():
@@ -106,7 +105,7 @@ def test_its_files_may_be_gone_when_it_is_killed(home):
 def test_whose_sockets_are_removed_is_replaced_and_finishes_what_it_has(home):
     before = tiers(home)
     with traffic(home) as (small, large):
-        for path in NodeLayout(home.path).sockets.glob("h-*.sock"):
+        for path in home.nodes[0].sockets.glob("h-*.sock"):
             path.unlink()
         eventually(is_replaced(home, before, "door", "bulk"), "others are there")
         eventually(lambda: not {*before.values()} & {pid for pid, _ in home.processes()}, "the old ones have left")

@@ -22,7 +22,6 @@ import pytest
 from contract_harness import Connection, Home, calling, eventually, rows_model, running_home, write_project
 
 from cortex.artifacts.store import ArtifactStore
-from cortex.settings import NodeLayout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -153,15 +152,15 @@ def nothing_is_left(home: Home) -> None:
     """Once everything has ended, and what is unfinished has had its time."""
     home.cortex("down")
     assert home.processes() == []
-    layout = NodeLayout(home.path)
-    assert [path for path in layout.sockets.rglob("*") if path.is_socket()] == []
+    assert [path for node in home.nodes for path in node.sockets.rglob("*") if path.is_socket()] == []
     assert list(home.path.rglob("*.tmp")) == []
-    store = ArtifactStore(layout.artifacts)
-    store.collect_garbage(store.trees(), 2**40, MUCH_LATER)
-    assert [path for folder in ("tmp", "pins", "quarantine") for path in layout.artifacts.glob(f"{folder}/*")] == []
-    assert list(layout.artifacts.glob("trees/.*")) == []
-    unheld = [path for path in layout.artifacts.glob("blobs/*/*") if path.stat().st_nlink == 1]
-    assert unheld == []
+    for artifacts in (folder / "artifacts" for folder in home.folders):
+        store = ArtifactStore(artifacts)
+        store.collect_garbage(store.trees(), 2**40, MUCH_LATER)
+        assert [path for folder in ("tmp", "pins", "quarantine") for path in artifacts.glob(f"{folder}/*")] == []
+        assert list(artifacts.glob("trees/.*")) == []
+        unheld = [path for path in artifacts.glob("blobs/*/*") if path.stat().st_nlink == 1]
+        assert unheld == []
 
 
 TAKING_IN = (

@@ -108,7 +108,7 @@ def test_users_code_stands_first_in_line_and_the_control_plane_last_whoever_star
     assert {adjustment(replica), adjustment(child)} == {above(USERS)}
     assert {int(file.read_text()) for file in noted.iterdir()} == {above(USERS)}, "when it is looked at, too"
     for title in ("cortex-controlplane", "cortex-agent"):  # each is started again by the other
-        (pid,) = [pid for pid, found in home.processes() if found.startswith(title)]
+        pid = home.pid_of(title, "f/x")
         os.kill(pid, signal.SIGKILL)
         eventually(
             lambda gone=pid: not Path(f"/proc/{gone}").exists() and standing(home) == expected,

@@ -113,7 +113,7 @@ def test_replicas_serve_the_bytes_of_the_deploy_until_the_next_one(
 
 def damage_model(home: Home) -> None:
     """As a disk, or somebody who is root, may do it: the blob too, which is the same file."""
-    for file in (home.path / "artifacts" / "trees").rglob("*.onnx"):
+    for file in home.stored("**/*.onnx"):
         file.chmod(0o644)
         file.write_bytes(b"x" * file.stat().st_size)
 

@@ -14,7 +14,6 @@ import pytest
 from contract_harness import Answer, Connection, Home, eventually, request, rows_model, running_home, write_project
 
 from cortex.ingress.runtime import AdminSocket
-from cortex.settings import NodeLayout
 
 pytestmark = pytest.mark.slow
 
@@ -112,7 +111,7 @@ class Held:
 
     def wait_until_held(self, count: int) -> None:
         """Wait until so many requests are in the ingress."""
-        (path,) = NodeLayout(self._home.path).sockets.glob("h-door-*.sock")
+        (path,) = self._home.nodes[0].sockets.glob("h-door-*.sock")
         eventually(lambda: asyncio.run(AdminSocket(path).requests()) == count, f"{count} requests are held")
 
 

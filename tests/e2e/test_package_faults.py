@@ -79,7 +79,7 @@ def predict(home: Home, path: str = "/pk/x") -> str:
 
 
 def half_built(home: Home) -> list[Path]:
-    return list((home.path / "environments").glob(".new-*"))
+    return [path for node in home.nodes for path in node.installations.glob(".new-*")]
 
 
 def installers(home: Home) -> list[str]:
@@ -165,7 +165,7 @@ def test_two_deploys_at_once_that_need_the_same_packages_install_them_once(home,
     assert [process.returncode for process in processes] == [0, 0], said
     assert (predict(home), predict(home, "/other/x")) == ("1.0", "1.0")
     assert any("installing" in text for text in said), said
-    built = {entry.name for entry in (home.path / "environments").iterdir()} - {"platform"}
+    built = {path.name for node in home.nodes for path in node.installations.iterdir()} - {"platform"}
     assert len(built) == 1
 
 

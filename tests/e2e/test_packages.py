@@ -88,7 +88,7 @@ def installed_something(ran: Ran) -> bool:
 
 
 def environments(home: Home) -> set[str]:
-    return {entry.name for entry in (home.path / "environments").iterdir() if entry.name != "platform"}
+    return {path.name for node in home.nodes for path in node.installations.iterdir() if path.name != "platform"}
 
 
 def test_a_handler_gets_the_packages_it_asks_for_and_nothing_of_ours(home, folder):
@@ -175,9 +175,10 @@ def test_a_missing_module_names_the_requirement_to_add(home, folder):
 def test_an_environment_that_was_lost_is_built_again(home, folder):
     home.deploy(project(folder, "tinya==1.0"))
     home.cortex("down")
-    for parent, _, _ in os.walk(home.path / "environments"):
-        os.chmod(parent, 0o700)
-    shutil.rmtree(home.path / "environments")
+    for node in home.nodes:
+        for parent, _, _ in os.walk(node.installations):
+            os.chmod(parent, 0o700)
+        shutil.rmtree(node.installations)
     home.cortex("up")
     eventually(lambda: home.cortex("get", "pk/x", "-o", "json").json["status"] == "live", "it is live again")
     assert predict(home) == "1.0"
@@ -188,7 +189,9 @@ def test_a_deploy_survives_the_death_of_the_agent_while_it_installs(home, folder
     project(folder, "tinya==1.0\nslow_to_copy")
     home.cortex("up")
     process = home.start("deploy", folder)
-    half = eventually(lambda: list((home.path / "environments").glob(".new-*/bin/python")), "it installs")
+    half = eventually(
+        lambda: [path for node in home.nodes for path in node.installations.glob(".new-*/bin/python")], "it installs"
+    )
     info = home.operator().info()
     assert info.agent_pid is not None
     os.kill(info.agent_pid, signal.SIGKILL)
@@ -196,7 +199,7 @@ def test_a_deploy_survives_the_death_of_the_agent_while_it_installs(home, folder
     assert process.returncode == 0, out + err
     assert predict(home) == "1.0"
     eventually(lambda: not half[0].exists(), "what was half done is gone")
-    assert {entry.name[:1] for entry in (home.path / "environments").iterdir()} & {"."} == set()
+    assert {name[:1] for name in environments(home)} & {"."} == set()
 
 
 def test_variables_that_libraries_read_at_import_are_set_before_they_are(home, folder, tmp_path):

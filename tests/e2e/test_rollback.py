@@ -394,9 +394,9 @@ def test_who_is_parked_is_known_after_agent_and_control_plane_were_killed(home: 
     (pid,) = home.settled_replicas("d/a")
     deploy(home, project, 2)
     for title in ("cortex-agent", "cortex-controlplane"):
-        (victim,) = _pids(home, title)
+        victim = home.pid_of(title, "d/a")
         os.kill(victim, signal.SIGKILL)
-        eventually(lambda title=title, victim=victim: _pids(home, title) not in ([], [victim]), f"{title} is back")
+        eventually(lambda title=title, gone=victim: home.pid_of(title, "d/a") not in (None, gone), f"{title} is back")
     eventually(lambda: _parked(home), "it is parked")
     home.cortex("rollback", "d/a")
     eventually(lambda: home.replica_pids("d/a") == [pid], "the same process serves")
@@ -422,10 +422,6 @@ def test_once_the_watch_is_over_it_goes(home: Home, project: Path) -> None:
     deploy(home, project, 2)
     eventually(lambda: len(home.replica_pids("d/a")) == 1, "the old one has left")
     assert answer(home)[0] == 2
-
-
-def _pids(home: Home, title: str) -> list[int]:
-    return [pid for pid, found in home.processes() if found.startswith(f"{title} {home.path}")]
 
 
 def _parked(home: Home) -> bool:

@@ -59,9 +59,10 @@ def test_a_replica_comes_back_whatever_became_of_its_samples_stored_body(home: H
     project = write_project(home.path.parent / "p", {"cortex.yaml": yaml, "m.onnx": rows_model()})
     (project / "large.json").write_text(a_sample(1))
     home.deploy(project)
-    (body,) = (home.path / "artifacts" / "trees").glob("*/body")
-    os.chmod(body, 0o644)
-    body.write_text("[1, 2]")
+    bodies = home.stored("*/body")
+    for body in bodies:
+        os.chmod(body, 0o644)
+        body.write_text("[1, 2]")
     (pid,) = home.settled_replicas("d/x")
     os.kill(pid, signal.SIGKILL)
 
@@ -75,4 +76,4 @@ def test_a_replica_comes_back_whatever_became_of_its_samples_stored_body(home: H
     (shown,) = home.cortex("get", "-o", "json").json
     assert shown["sample_problem"]["reference"] == "sample-lost"
     home.deploy(project)
-    assert body.read_text() == a_sample(1)
+    assert bodies[0].read_text() == a_sample(1)

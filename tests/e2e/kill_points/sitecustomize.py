@@ -102,7 +102,8 @@ def come_to(point: str, when: str, args: tuple[Any, ...], kwargs: dict[str, Any]
         armed.rename(armed.with_name("fired.json"))
     except FileNotFoundError:
         return  # somebody else has come to it as well
-    titles = tuple(f"cortex-{victim} {os.environ['CORTEX_HOME']}" for victim in wanted["victims"])
+    home = os.environ["CORTEX_HOME"].partition("/nodes/")[0]  # whichever node of it this is
+    titles = tuple(f"cortex-{victim} {home}" for victim in wanted["victims"])
     hit = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if title_of(pid).startswith(titles)]
     for pid in sorted(hit, key=lambda pid: pid == os.getpid()):  # ourselves last
         os.kill(pid, signal.SIGKILL)
