@@ -1,16 +1,18 @@
 """
 Redeploy, go back, fall asleep, kill and stop what can be killed while an outside client asks; count what went wrong.
 
-    python bench/chaos.py [--seconds 180] [--rate 500] [--seed N]
+    python bench/chaos.py [--seconds 180] [--rate 500] [--seed N] [--nodes 3]
 
 What happens when follows from the seed (`faults/schedule.py`); it is printed first, and a run with the same seed and
 seconds has the same schedule. The client is a process of its own (`client.py`), the apis and their bad versions are in
 `faults/project.py`, what runs commands in `faults/operator.py`, what kills in `faults/killing.py`, and which answers
-are right is judged at the end (`faults/judgement.py`).
+are right is judged at the end (`faults/judgement.py`). With several nodes one door is asked, what is killed is on any
+of them, and now and then all of another node is.
 
 Prints a receipt, and writes it as JSON. Exits 0 only when no request failed but for those that were at a killed replica
 with a large body or `retry: off`, every answer was right and of a version that could serve then, the final state is as
-wanted, and `cortex down` left no process, socket or temporary file behind.
+wanted, and `cortex down` left no process, socket or temporary file behind. An api that had one replica may be away
+while its node is.
 """
 
 from __future__ import annotations
@@ -47,8 +49,11 @@ LARGE = {MANY: 3.0, LONE: 1.0}
 class Run:
     """One run in a folder of its own."""
 
-    def __init__(self, folder: Path, seed: int, seconds: float, rate: float, *, one_at_a_time: bool) -> None:
-        self.schedule: Schedule = make_schedule(seed, seconds)
+    def __init__(
+        self, folder: Path, seed: int, seconds: float, rate: float, *, nodes: int, one_at_a_time: bool
+    ) -> None:
+        self.schedule: Schedule = make_schedule(seed, seconds, nodes)
+        self._nodes = nodes
         self._folder = folder
         self._seed = seed
         self._rate = rate
@@ -74,6 +79,8 @@ class Run:
     def play(self) -> None:
         """All that is scheduled, and the end of it."""
         try:
+            if self._nodes > 1:
+                self.world.become_nodes(self._nodes)
             if not self._operator.first_deploy():
                 return
             with self._client():
@@ -107,7 +114,15 @@ class Run:
             tag, pid = line.split()
             if tag != "sample":
                 reached[tag].append(int(pid))
-        verdict = judge(answers, self._timelines, self._killer.kills, once=ONCE, reached=reached, begun_s=self._begun_s)
+        verdict = judge(
+            answers,
+            self._timelines,
+            self._killer.kills,
+            once=ONCE,
+            reached=reached,
+            absences=self._killer.absences,
+            begun_s=self._begun_s,
+        )
         missing = self._counts.sent - len(answers)
         return receipt_of(
             verdict,
@@ -120,6 +135,7 @@ class Run:
             faults=self._killer.done,
             complaints=[
                 *self._operator.faults,
+                *self._killer.complaints,
                 *self._complaints,
                 *([f"{missing} requests have no answer at all"] if missing else []),
             ],
@@ -129,7 +145,7 @@ class Run:
     def _client(self) -> Iterator[None]:
         """An outside client that asks meanwhile."""
         plan = Plan(
-            port=self.world.port,
+            port=self.world.nodes()[self.schedule.door].port if self._nodes > 1 else self.world.port,
             deployment=DEPLOYMENT,
             rate=self._rate,
             shares=SHARES,
@@ -189,6 +205,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=500.0, help="requests a second (default 500)")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument(
+        "--nodes", type=int, default=1, metavar="N", help="have this machine be N nodes, as `cortex up --nodes` has it"
+    )
+    parser.add_argument(
         "--one-at-a-time",
         action="store_true",
         help="each fault only once the last is made up for: for machines with so much to do that this takes seconds",
@@ -200,7 +219,7 @@ def main() -> int:
     receipt_path = options.receipt.resolve()
     folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
     end_in_order()
-    run = Run(folder, seed, options.seconds, options.rate, one_at_a_time=options.one_at_a_time)
+    run = Run(folder, seed, options.seconds, options.rate, nodes=options.nodes, one_at_a_time=options.one_at_a_time)
     print(f"seed {seed}, {options.seconds:g} s, in {folder}")
     _show(run.schedule)
     run.play()

@@ -11,15 +11,20 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from cortex.client.local import LocalEnvironment
 from cortex.client.operator import OperatorClient
-from cortex.settings import Settings
+from cortex.settings import ControlLayout, Settings
+from cortex.wire import localnodes
+from cortex.wire.localnodes import LocalNode
+from cortex.wire.operator import NodeState
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 IRIS_MODEL = EXAMPLES / "iris" / "models" / "sklearn.onnx"
+NODES_READY_WITHIN_S = 60.0
 
 
 class World:
@@ -64,6 +69,22 @@ class World:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def become_nodes(self, count: int) -> None:
+        """Start as so many nodes, and wait until each has been heard."""
+        self.must("up", "--nodes", str(count))
+        deadline_s = time.monotonic() + NODES_READY_WITHIN_S
+        while any(node.state is not NodeState.READY for node in self.operator().info().nodes):
+            if time.monotonic() > deadline_s:
+                raise SystemExit(f"{count} nodes were not ready within {NODES_READY_WITHIN_S:g} s")
+            time.sleep(0.1)
+
+    def nodes(self) -> tuple[LocalNode, ...]:
+        """Those that it was started as; none where it is the one."""
+        return localnodes.read(ControlLayout(self.home).nodes_file)
+
+    def home_of(self, node: LocalNode) -> Path:
+        return ControlLayout(self.home).nodes / node.name
 
     def processes(self) -> dict[int, str]:
         """Pids of this home's processes, with their titles."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from client import Answer
 
 REPLICA_LOST = "replica-lost"
+NO_READY_REPLICA = "no-ready-replica"
 STILL_ASKED_S = 10.0
 """So long a replica that was killed may still be sent requests: its agent, which sees to that, may be dead too."""
 
@@ -23,6 +25,17 @@ class Kill:
     at_s: float
     api: str
     pid: int
+
+
+@dataclass
+class Absence:
+    """A node that was killed."""
+
+    at_s: float
+    apis: frozenset[str]
+    """Those that had fewer than two replicas then: nobody says that they stay up."""
+    until_s: float = math.inf
+    """When everything was as it should be again."""
 
 
 @dataclass
@@ -59,6 +72,8 @@ class Verdict:
     right: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
     """Told `replica-lost`, as is promised where a body is large or `retry` is off and the replica was killed."""
+    away: Counter[str] = field(default_factory=Counter)
+    """Told `no-ready-replica`, as is promised where an api had one replica and its node was killed."""
     failed: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
@@ -74,6 +89,7 @@ def judge(
     *,
     once: str,
     reached: Mapping[str, Sequence[int]],
+    absences: Sequence[Absence] = (),
     begun_s: float = 0.0,
 ) -> Verdict:
     """
@@ -83,6 +99,7 @@ def judge(
         kills: of replicas.
         once: the api with `retry: off`.
         reached: by tag of a request to `once`, the processes whose handler got it.
+        absences: of nodes.
         begun_s: instants are told as seconds after this one.
     """
     verdict = Verdict()
@@ -99,6 +116,8 @@ def judge(
                 verdict.right[name] += 1
         elif _is_promised(answer, kills, once, reached.get(answer.tag, ())):
             verdict.lost[name] += 1
+        elif _is_away(answer, absences):
+            verdict.away[name] += 1
         else:
             verdict.failed.append(f"{where}: {answer.status} {answer.error}")
     for tag, pids in reached.items():
@@ -122,6 +141,17 @@ def _complaint(answer: Answer, timeline: Timeline, builds: dict[str, str]) -> st
     if not possible & {answer.version, answer.build}:
         return f"{answer.build} ({answer.version}) answered where only {', '.join(sorted(possible)) or 'nothing'} could"
     return ""
+
+
+def _is_away(answer: Answer, absences: Sequence[Absence]) -> bool:
+    return (
+        answer.status == 503
+        and answer.error.startswith(NO_READY_REPLICA)
+        and any(
+            answer.api in absence.apis and absence.at_s <= answer.done_s and answer.sent_s <= absence.until_s
+            for absence in absences
+        )
+    )
 
 
 def _is_promised(answer: Answer, kills: Sequence[Kill], once: str, reached: Sequence[int]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -15,13 +16,15 @@ from world import World
 
 from cortex.client.operator import OperatorClient
 from cortex.errors import CortexError
-from cortex.wire.operator import Status
-from faults.judgement import Kill
-from faults.schedule import LOADING, Fault
+from cortex.wire.operator import ApiStatus, NodeState, Status
+from faults.judgement import Absence, Kill
+from faults.schedule import LOADING, NODE, Fault
 
 LOOKS_EACH_S = 0.02
 ASKS_AGAIN_AFTER_S = 0.2
 ANSWERS_WITHIN_S = 2.0
+MADE_UP_FOR_WITHIN_S = 90.0
+"""After a node may be back; nobody else is hit until then."""
 FORKED_WITHIN_S = 20.0
 """A loading replica is waited for so long; then another one is killed."""
 
@@ -54,6 +57,9 @@ class Killer:
         self._thread = threading.Thread(target=self._run, name="killer")
         self.kills: list[Kill] = []
         """Of replicas."""
+        self.absences: list[Absence] = []
+        """Of nodes."""
+        self.complaints: list[str] = []
         self.done: Counter[str] = Counter()
 
     def start(self) -> None:
@@ -70,10 +76,22 @@ class Killer:
     def _run(self) -> None:
         waiting = list(self._faults)
         ambush: Ambush | None = None
-        while (waiting or ambush) and not self._stopped.wait(LOOKS_EACH_S):
+        emptied: EmptiedNode | None = None
+        while (waiting or ambush or emptied) and not self._stopped.wait(LOOKS_EACH_S):
+            if emptied is not None:
+                if emptied.may_be_back() and self._is_made_up_for(emptied):
+                    self.absences[-1].until_s = time.monotonic()
+                    emptied = None
+                continue
             if ambush is not None and ambush.sprung(self._hit):
                 ambush = None
             if not waiting or waiting[0].at_s > self._clock():
+                continue
+            if waiting[0].kind == NODE:
+                if ambush is None and (emptied := self._emptied(waiting[0])) is not None:
+                    waiting.pop(0)
+                else:
+                    self._stopped.wait(ASKS_AGAIN_AFTER_S)
                 continue
             if waiting[0].kind == LOADING:
                 if ambush is None and (not self._one_at_a_time or self._is_whole()):
@@ -82,6 +100,8 @@ class Killer:
                 waiting.pop(0)
             else:
                 self._stopped.wait(ASKS_AGAIN_AFTER_S)
+        if emptied is not None:
+            emptied.let_go()
 
     def _may_strike(self, fault: Fault) -> bool:
         """
@@ -96,23 +116,54 @@ class Killer:
             return self._is_whole()
         return fault.kind == "replica" or self._control_plane() is not None
 
+    def _emptied(self, fault: Fault) -> EmptiedNode | None:
+        """The node, once nothing runs there; None: it is not time, since not everything is as it should be."""
+        apis = self._apis()
+        if any(map(_is_stopped, self._world.processes())) or not _are_whole(apis):
+            return None
+        alone = frozenset(api.name for api in apis if min(api.replicas.ready, api.replicas.requested) < 2)
+        node = EmptiedNode(self._world, self._world.home_of(self._world.nodes()[fault.node]), fault.away_s)
+        self.absences.append(Absence(time.monotonic(), alone))
+        self._tell(f"kills {node.home.name}, for {fault.away_s:.1f} s; alone: {', '.join(sorted(alone))}")
+        for pid, title in node.empty():
+            if title.startswith("cortex-replica "):
+                self.kills.append(Kill(self.absences[-1].at_s, _api(title), pid))
+            self._tell(f"killed {pid} {title}")
+        self.done["kill -9 of a whole node"] += 1
+        return node
+
+    def _is_made_up_for(self, node: EmptiedNode) -> bool:
+        if not node.is_overdue():
+            return self._is_whole()
+        self.complaints.append(f"{node.home.name} came back, and not all was well after {MADE_UP_FOR_WITHIN_S:g} s")
+        return True
+
     def _control_plane(self) -> OperatorClient | None:
-        """One that answers, and has an agent that runs."""
+        """One that answers, and has agents that run."""
         try:
             operator = self._world.operator()
-            agent_pid = operator.info(timeout_s=ANSWERS_WITHIN_S).agent_pid
+            info = operator.info(timeout_s=ANSWERS_WITHIN_S)
         except CortexError:
             return None
-        return operator if agent_pid in self._world.processes() else None
+        processes = self._world.processes()
+        homes = [self._world.home_of(node) for node in self._world.nodes()]
+        is_well = (
+            info.agent_pid in processes
+            and all(node.state is NodeState.READY for node in info.nodes)
+            and all(f"cortex-agent {home}" in processes.values() for home in homes)
+        )
+        return operator if is_well else None
 
     def _is_whole(self) -> bool:
-        """Whether each api has a replica, or sleeps."""
+        return _are_whole(self._apis())
+
+    def _apis(self) -> tuple[ApiStatus, ...]:
+        """Empty while control plane or agents are not what they should be."""
         operator = self._control_plane()
         try:
-            apis = operator.apis(timeout_s=ANSWERS_WITHIN_S) if operator is not None else ()
+            return operator.apis(timeout_s=ANSWERS_WITHIN_S) if operator is not None else ()
         except CortexError:
-            return False
-        return bool(apis) and all(api.status is Status.ASLEEP or api.replicas.ready for api in apis)
+            return ()
 
     def _strike(self, fault: Fault) -> bool:
         """Whether there was anybody to hit."""
@@ -135,6 +186,62 @@ class Killer:
         return True
 
 
+class EmptiedNode:
+    """
+    A node on which nothing runs, and on which nothing shall for a while: its agent is started again at once by whoever
+    looks after it, and is held before it has begun, as a machine is that takes its time to come up.
+    """
+
+    def __init__(self, world: World, home: Path, away_s: float) -> None:
+        self.home = home
+        self._world = world
+        self._away_s = away_s
+        self._back_s = math.inf
+        self._held: set[int] = set()
+
+    def empty(self) -> list[tuple[int, str]]:
+        """Kill all that runs there; returns who that was."""
+        killed: dict[int, str] = {}
+        # Who starts others goes first; whom they had just started is found with another look.
+        while found := {pid: title for pid, title in self._running().items() if pid not in killed}:
+            if killed and all("agent" in title for title in found.values()):
+                break
+            for pid in sorted(found, key=lambda pid: ("agent" not in found[pid], "launcher" not in found[pid])):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            killed |= found
+        self._back_s = time.monotonic() + self._away_s
+        return sorted(killed.items())
+
+    def may_be_back(self) -> bool:
+        """Whether its time is over; until then who is started there is held."""
+        if time.monotonic() >= self._back_s:
+            self.let_go()
+            return True
+        for pid in self._running().keys() - self._held:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                self._held.add(pid)
+        return False
+
+    def let_go(self) -> None:
+        for pid in self._held:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self._held.clear()
+
+    def is_overdue(self) -> bool:
+        return time.monotonic() > self._back_s + MADE_UP_FOR_WITHIN_S
+
+    def _running(self) -> dict[int, str]:
+        home = str(self.home)
+        return {
+            pid: title
+            for pid, title in self._world.processes().items()
+            if f"{home} " in f"{title} " or f"{home}/" in title
+        }
+
+
 class Ambush:
     """Waits for a replica that was not there."""
 
@@ -153,6 +260,11 @@ class Ambush:
             return False
         pid = sorted(now)[int(self._fault.chance * len(now))]
         return hit(pid, now[pid], Fault(self._fault.at_s, "replica"))
+
+
+def _are_whole(apis: Sequence[ApiStatus]) -> bool:
+    """Whether each api has a replica, or sleeps."""
+    return bool(apis) and all(api.status is Status.ASLEEP or api.replicas.ready for api in apis)
 
 
 def _replicas(world: World) -> dict[int, str]:

@@ -30,6 +30,8 @@ class Receipt:
     right: dict[str, int]
     lost: dict[str, int]
     """`replica-lost` where it is promised: a large body or `retry: off`, under kill -9."""
+    away: dict[str, int]
+    """`no-ready-replica` where it is promised: an api with one replica, whose node was killed."""
     latency_ms: dict[str, dict[str, float]]
     """By api and how it was asked: p50, p99, worst."""
     asleep: int
@@ -56,6 +58,7 @@ class Receipt:
             ("requests", f"{sum(self.sent.values()):,}, {self.sent_per_second:.0f}/s ({self.left_out} left out)"),
             ("answered right", f"{sum(self.right.values()):,}"),
             ("replica-lost, as said", _listed(self.lost)),
+            ("away, as said", _listed(self.away)),
             ("failed", f"{len(self.failed)}"),
             ("wrong", f"{len(self.wrong)}"),
             ("bursts that woke", f"{self.asleep}"),
@@ -108,6 +111,7 @@ def receipt_of(
         sent=dict(verdict.sent),
         right=dict(verdict.right),
         lost=dict(verdict.lost),
+        away=dict(verdict.away),
         latency_ms={name: _quantiles(found) for name, found in took_s.items()},
         asleep=asleep,
         commands=dict(commands),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from faults.project import BAD_MODELS, BAD_VERSIONS, MODELLED
@@ -49,6 +49,11 @@ LOADING = "loading replica"
 KILLS: Mapping[str, int] = {"replica": 20, LOADING: 4, "controlplane": 10, "agent": 5, "launcher": 5, "keeper": 2}
 STOPS: Mapping[str, int] = {"controlplane": 2, "agent": 1, "launcher": 1}
 """Never told to go on by us: whoever needs them has to notice."""
+NODE = "node"
+"""All that runs on one of several nodes, at once; it comes back some seconds later."""
+NODES_KILLED = 3
+AWAY_S = (0.0, 12.0)
+"""Nodes that were not heard for 5 s are lost: some are back before, some after."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,10 @@ class Fault:
     """SIGSTOP instead of SIGKILL."""
     chance: float = 0.0
     """In [0, 1): which of those that there are."""
+    node: int = 0
+    """Of several, which is killed: its place among them."""
+    away_s: float = 0.0
+    """How long it is kept from coming back."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +94,24 @@ class Schedule:
     faults: tuple[Fault, ...]
     bursts: tuple[tuple[float, int], ...]
     """Requests at once for the api that sleeps in between."""
+    door: int = 0
+    """The node whose door is asked: it is killed by nobody."""
 
 
-def make_schedule(seed: int, seconds: float) -> Schedule:
-    """The same seed and seconds, the same schedule."""
+def make_schedule(seed: int, seconds: float, nodes: int = 1) -> Schedule:
+    """The same seed and seconds, the same schedule; on several nodes what they suffer comes on top."""
     chance = random.Random(f"{seed} {seconds}")
-    return Schedule(
-        steps=_steps(chance, seconds), faults=_faults(chance, seconds), bursts=tuple(_bursts(chance, seconds))
-    )
+    steps, faults, bursts = _steps(chance, seconds), _faults(chance, seconds), tuple(_bursts(chance, seconds))
+    door = 0
+    if nodes > 1:
+        chance = random.Random(f"{seed} {seconds} {nodes}")
+        door = chance.randrange(nodes)
+        others = [node for node in range(nodes) if node != door]
+        faults += tuple(
+            Fault(_instant(chance, seconds), NODE, node=chance.choice(others), away_s=chance.uniform(*AWAY_S))
+            for _ in range(_share(NODES_KILLED, seconds))
+        )
+    return Schedule(steps=steps, faults=_apart(faults), bursts=bursts, door=door)
 
 
 def _share(number: int, seconds: float) -> int:
@@ -135,16 +154,28 @@ def _faults(chance: random.Random, seconds: float) -> tuple[Fault, ...]:
     kinds = [(kind, False) for kind, number in KILLS.items() for _ in range(_share(number, seconds))]
     kinds += [(kind, True) for kind, number in STOPS.items() for _ in range(_share(number, seconds))]
     chance.shuffle(kinds)
-    instants = sorted(chance.uniform(CALM_S[0], seconds - CALM_S[1]) for _ in kinds)
-    faults: list[Fault] = []
+    instants = sorted(_instant(chance, seconds) for _ in kinds)
+    return tuple(
+        Fault(at_s=at_s, kind=kind, stops=stops, chance=chance.random())
+        for at_s, (kind, stops) in zip(instants, kinds, strict=True)
+    )
+
+
+def _instant(chance: random.Random, seconds: float) -> float:
+    return chance.uniform(CALM_S[0], seconds - CALM_S[1])
+
+
+def _apart(faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
+    """In order; what comes too soon after a keeper, or a keeper too soon after anything, comes later."""
+    found: list[Fault] = []
     not_before_s = 0.0
-    for at_s, (kind, stops) in zip(instants, kinds, strict=True):
-        at_s = max(at_s, not_before_s)
-        if kind == "keeper" and faults:
-            at_s = max(at_s, faults[-1].at_s + APART_S)
-        not_before_s = at_s + APART_S if kind == "keeper" else at_s
-        faults.append(Fault(at_s=at_s, kind=kind, stops=stops, chance=chance.random()))
-    return tuple(faults)
+    for fault in sorted(faults, key=lambda fault: fault.at_s):
+        at_s = max(fault.at_s, not_before_s)
+        if fault.kind == "keeper" and found:
+            at_s = max(at_s, found[-1].at_s + APART_S)
+        not_before_s = at_s + APART_S if fault.kind == "keeper" else at_s
+        found.append(replace(fault, at_s=at_s))
+    return tuple(found)
 
 
 def _bursts(chance: random.Random, seconds: float) -> list[tuple[float, int]]:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import pytest
 from client import CLOSED, Answer
-from faults.judgement import Kill, Timeline, Verdict, judge, kills_explain_crashing
+from faults.judgement import Absence, Kill, Timeline, Verdict, judge, kills_explain_crashing
 
 GOOD = Answer("three", "kept", "t1", 10.0, 11.0, 200, version="aaaaaaaa", build="h1m1", fine=True)
 LOST = Answer("three", "kept", "t1", 10.0, 11.0, 502, error="replica-lost: the replica died with this request")
+NOBODY = Answer("three", "kept", "t1", 10.0, 11.0, 503, error="no-ready-replica: no replica is ready")
 
 
 def said(answer: Answer, **changes: object) -> Answer:
@@ -29,9 +30,10 @@ def judged(
     timeline: Timeline | None = None,
     kills: Sequence[Kill] = (),
     reached: Mapping[str, Sequence[int]] | None = None,
+    absences: Sequence[Absence] = (),
 ) -> Verdict:
     timelines = dict.fromkeys(("three", "once"), timeline or one_build())
-    return judge(answers, timelines, kills, once="once", reached=reached or {})
+    return judge(answers, timelines, kills, once="once", reached=reached or {}, absences=absences)
 
 
 def test_a_right_answer_of_the_version_that_serves_is_right() -> None:
@@ -114,6 +116,26 @@ def test_what_reached_a_replica_that_lives_is_not_lost_with_another() -> None:
 
 def test_a_request_that_reaches_two_replicas_with_retry_off_is_wrong() -> None:
     assert judged(said(GOOD, api="once"), reached={"t1": [7, 8]}).wrong
+
+
+@pytest.mark.parametrize(
+    ("answer", "absence", "is_promised"),
+    [
+        (NOBODY, Absence(10.5, frozenset({"three"})), True),
+        (NOBODY, Absence(9.0, frozenset({"three"}), until_s=10.1), True),
+        (NOBODY, Absence(11.1, frozenset({"three"})), False),
+        (NOBODY, Absence(9.0, frozenset({"three"}), until_s=9.9), False),
+        (NOBODY, Absence(10.5, frozenset({"once"})), False),
+        (said(NOBODY, error="overloaded: every replica is busy"), Absence(10.5, frozenset({"three"})), False),
+        (said(NOBODY, status=0, error=f"ConnectionResetError: {CLOSED}"), Absence(10.5, frozenset({"three"})), False),
+    ],
+)
+def test_an_api_with_one_replica_may_be_away_while_its_node_is(
+    answer: Answer, absence: Absence, is_promised: bool
+) -> None:
+    verdict = judged(answer, absences=[absence])
+    assert bool(verdict.away) is is_promised
+    assert bool(verdict.failed) is not is_promised
 
 
 def test_an_api_may_be_called_crashing_only_if_its_replicas_were_killed_often_and_lately() -> None:

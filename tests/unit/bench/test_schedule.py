@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from faults.schedule import APART_S, COMMANDS, FULL_S, KILLS, STOPS, Command, make_schedule
+from faults.schedule import APART_S, COMMANDS, FULL_S, KILLS, NODE, NODES_KILLED, STOPS, Command, make_schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,11 +43,25 @@ def test_nobody_goes_back_before_there_is_a_version_to_go_back_to(seed: int, sec
 
 @given(SEEDS, SECONDS)
 def test_nothing_is_killed_right_after_a_keeper(seed: int, seconds: float) -> None:
-    faults = make_schedule(seed, seconds).faults
+    faults = make_schedule(seed, seconds, 3).faults
     for index, fault in enumerate(faults):
         if fault.kind == "keeper":
             assert all(other.at_s >= fault.at_s + APART_S for other in faults[index + 1 :])
             assert all(fault.at_s >= other.at_s + APART_S for other in faults[:index])
+
+
+@given(SEEDS, st.integers(2, 5))
+def test_on_several_nodes_the_same_happens_and_nodes_are_killed_whose_door_nobody_asks(seed: int, nodes: int) -> None:
+    one, several = make_schedule(seed, FULL_S), make_schedule(seed, FULL_S, nodes)
+    assert (several.steps, several.bursts) == (one.steps, one.bursts)
+    rest = [fault for fault in several.faults if fault.kind != NODE]
+    assert [(fault.kind, fault.stops, fault.chance) for fault in rest] == [
+        (fault.kind, fault.stops, fault.chance) for fault in one.faults
+    ]
+    killed = [fault.node for fault in several.faults if fault.kind == NODE]
+    assert len(killed) == NODES_KILLED
+    assert several.door not in killed
+    assert {several.door, *killed} <= set(range(nodes))
 
 
 @given(SEEDS)
