@@ -23,10 +23,10 @@ DEV := $(VENV)/.installed-dev
 ALL := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test e2e field check rows mutants batching chaos bench ci-extra clean
+.PHONY: help install demo smoke test e2e conformance field check rows mutants batching chaos bench ci-extra clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(ALL) ## set up .venv with every extra that runs anywhere (developer tools, TensorFlow, Ray)
 
@@ -36,8 +36,8 @@ demo: $(CORE) ## deploy examples/iris on this machine and ask it something
 # Bytecode of tests is kept even where Python may write none: each worker would spend a third of a minute compiling them.
 test: $(DEV) ## run all tests but the end-to-end ones; choose with ARGS, e.g. make test ARGS="-k rollout"
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal \
-		tests/unit tests/contract tests/integration tests/rows tests/mutation tests/field/test_case.py \
-		tests/docs --ignore tests/docs/test_blocks_run.py $(ARGS)
+		tests/unit tests/contract tests/integration tests/rows tests/mutation tests/conformance \
+		tests/field/test_case.py tests/docs --ignore tests/docs/test_blocks_run.py $(ARGS)
 
 smoke: $(DEV) ## half a minute: lint, the fast unit and contract tests, one real deploy
 	$(BIN)/ruff check --quiet
@@ -46,6 +46,9 @@ smoke: $(DEV) ## half a minute: lint, the fast unit and contract tests, one real
 
 e2e: $(DEV) ## run the end-to-end tests: real commands on homes of their own, and the code in the docs
 	$(BIN)/python -m pytest tests/e2e tests/docs/test_blocks_run.py $(ARGS)
+
+conformance: $(DEV) ## the end-to-end tests and chaos on each engine, a table; ARGS="--engine nodes-3" chooses
+	$(BIN)/python tests/conformance/compare.py $(ARGS)
 
 field: $(DEV) ## do to a real Cortex what went wrong for somebody: tests/field
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests/field/test_field.py $(ARGS)
