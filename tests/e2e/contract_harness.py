@@ -141,6 +141,8 @@ class Home:
         return [file for folder in self.folders for file in (folder / "artifacts" / "trees").glob(pattern)]
 
     def environment(self) -> dict[str, str]:
+        """Variables of a command, before which the home is made what the engine has it be."""
+        self._begin_as_several()
         own = {name: value for name, value in os.environ.items() if not name.startswith(("CORTEX_", "PYTEST"))}
         return {
             **own,
@@ -151,19 +153,6 @@ class Home:
             **self.variables,
         }
 
-    def start(self, *argv: str | Path, cwd: Path | None = None, **variables: str) -> subprocess.Popen[bytes]:
-        """A command that runs on by itself. An empty value takes a variable away."""
-        self._begin_as_several()
-        environment = {name: value for name, value in {**self.environment(), **variables}.items() if value}
-        return subprocess.Popen(
-            [CORTEX, *map(str, argv)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=cwd or self.path.parent,
-            env=environment,
-        )
-
     def _begin_as_several(self) -> None:
         """As if `cortex up --nodes` had been the first command: the number is remembered in a file."""
         file = self.layout.nodes_file
@@ -173,6 +162,18 @@ class Home:
             self.path.mkdir(mode=0o700, exist_ok=True)
             if self.path.stat().st_uid == os.getuid():
                 localnodes.remember(file, [LocalNode(name=n, port=0, peer_port=0) for n in node_names(self.node_count)])
+
+    def start(self, *argv: str | Path, cwd: Path | None = None, **variables: str) -> subprocess.Popen[bytes]:
+        """A command that runs on by itself. An empty value takes a variable away."""
+        environment = {name: value for name, value in {**self.environment(), **variables}.items() if value}
+        return subprocess.Popen(
+            [CORTEX, *map(str, argv)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd or self.path.parent,
+            env=environment,
+        )
 
     def cortex(
         self, *argv: str | Path, stdin: bytes = b"", cwd: Path | None = None, code: int | None = 0, **variables: str

@@ -1,4 +1,4 @@
-"""A large sample goes to the artifact store, and from there to replicas: never through our messages."""
+"""A large sample goes to the artifact store, and from there to replicas: never whole through our messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ pytestmark = pytest.mark.slow
 
 REPLICAS = 20
 SAMPLE_BYTES = 10 * 2**20
-LARGEST_MESSAGE_BYTES = 2**20
+LARGEST_MESSAGE_BYTES = 2 * 2**20
+"""Files are fetched in parts of half of that."""
 YAML = f"""
     - {{kind: deployment, name: d}}
     - kind: api
