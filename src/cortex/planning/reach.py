@@ -23,10 +23,12 @@ def lost_nodes(silent_s: Mapping[NodeId, float]) -> frozenset[NodeId]:
     """
     The nodes that are lost.
 
-    None, where none at all is heard: then it is us who hear nothing, and on one machine there is nowhere to go.
+    Where none at all is heard it is us who hear nothing, and on one machine there is nowhere to go: then they are those
+    that were lost when one was heard last.
     """
-    lost = frozenset(node for node, silent in silent_s.items() if silent >= LOST_AFTER_S)
-    return lost if len(lost) < len(silent_s) else frozenset()
+    last_heard_s = min(silent_s.values(), default=0.0)
+    deaf_s = last_heard_s if last_heard_s >= LOST_AFTER_S else 0.0
+    return frozenset(node for node, silent in silent_s.items() if silent - deaf_s >= LOST_AFTER_S)
 
 
 def next_loss_s(silent_s: Mapping[NodeId, float]) -> float | None:

@@ -277,6 +277,18 @@ def test_what_a_lost_node_runs_is_taken_as_it_is_where_there_was_no_room_for_ano
     assert dict(lab.agents.routes())[N2].nodes == {NODE: 1, N2: 1}
 
 
+def test_a_node_that_was_lost_is_not_taken_for_back_when_the_other_one_falls_silent() -> None:
+    lab = two_nodes(replicas=2)
+    lab.agents.cut_off(N2)
+    lab.run(LOST_AFTER_S + 30.0)
+    lab.agents.cut_off(NODE)
+    lab.run(LOST_AFTER_S + 30.0)
+    assert lab.world.memory.lost == {N2}
+    lab.agents.reconnect(NODE)
+    lab.run(3.0)
+    assert [report.replica for node, report in lab.agents.replicas() if node == NODE] == [name(0), name(2)]
+
+
 def test_nobody_is_lost_because_we_have_not_looked_for_a_while() -> None:
     lab = two_nodes(replicas=2)
     lab.agents.cut_off(N2)

@@ -23,6 +23,10 @@ N2 = NodeId("n2")
         ({NODE: 1.0, N2: 4.9}, set()),
         ({NODE: 1.0, N2: 5.0}, {N2}),
         ({NODE: 9.0, N2: 5.0}, set()),
+        ({NODE: 100.0, N2: 100.0}, set()),
+        ({NODE: 100.0, N2: 4.9}, {NODE}),
+        ({NODE: 100.0, N2: 5.0}, {NODE}),
+        ({NODE: 200.0, N2: 105.0, NodeId("n3"): 108.0}, {NODE}),
     ],
 )
 def test_a_node_is_lost_once_it_was_silent_for_long_and_another_one_was_not(
