@@ -27,6 +27,7 @@ from cortex.cli.main import CortexGroup
 from cortex.cli.terminal import Terminal
 from cortex.ingress.configuration import Refusal
 from cortex.metrics.exposition import METRICS
+from cortex.packages.explanation import REFERENCES as INSTALLING
 from cortex.packages.requirements import REFERENCES as REQUIREMENTS
 from cortex.replica.bodies.codec import BadBody
 from cortex.replica.transport.faults import STATUS
@@ -358,7 +359,7 @@ what happened. Further keys are facts of the error. A handler's own errors are `
             if any(found[name].files[0].startswith(prefix) for prefix in prefixes)
         )
         sections[title][name] = meaning
-    sections["Packages"].update(REQUIREMENTS)
+    sections["Packages"] = {**INSTALLING, **sections["Packages"], **REQUIREMENTS}
     rows = [(status, f"`{code}`", meaning, step) for code, (status, meaning, step) in PREDICTION.items()]
     parts = [head, _table(("status", "error", "meaning", "next step"), rows)]
     parts.append("## cortex.yaml\n\nEach with file, line and column, all of a file at once.\n")

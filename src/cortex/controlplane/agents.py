@@ -17,14 +17,9 @@ from cortex.controlplane.supervision import AgentSupervisor
 from cortex.controlplane.world import StaleEpoch
 from cortex.errors import RetryLater
 from cortex.ids import NodeId
-from cortex.wire.agent import InstallPackages, ResolvePackages
-from cortex.wire.batching import Mode
-from cortex.wire.build import BuildSpec
-from cortex.wire.launch import InspectReport
 from cortex.wire.link import Hello
 from cortex.wire.loads import NodeLoads
 from cortex.wire.orders import Orders
-from cortex.wire.packages import PackageLock
 from cortex.wire.reports import AgentReport
 
 log = logging.getLogger(__name__)
@@ -66,6 +61,8 @@ class LinkedAgents:
         self._supervisors = supervisors
         self._on_report = on_report
         self._on_loads = on_loads
+        self.closing = threading.Event()
+        """Set once nobody is watched any more."""
         self._lock = threading.Lock()
         self._tables = KnownTables()
         self._nodes: dict[NodeId, NodeLink] = {}
@@ -83,6 +80,7 @@ class LinkedAgents:
 
     def close(self) -> None:
         """Stop watching. The agents go on."""
+        self.closing.set()
         with self._lock:
             self._closed = True
         for link in self.nodes():
@@ -105,6 +103,14 @@ class LinkedAgents:
         """All that are known, in the order in which they came to be."""
         with self._lock:
             return tuple(self._nodes.values())
+
+    def link(self, node: NodeId) -> NodeLink:
+        """Raises AgentUnreachable: nobody has heard of such a node."""
+        with self._lock:
+            found = self._nodes.get(node)
+        if found is None:
+            raise AgentUnreachable(f"no node {node} is known")
+        return found
 
     def _link(self, node: NodeId) -> NodeLink:
         return NodeLink(
@@ -159,29 +165,23 @@ class LinkedAgents:
 
     # ---- questions ----------------------------------------------------------------------------------------------
 
-    def inspect(
-        self,
-        build: BuildSpec,
-        timeout_s: float,
-        *,
-        rows: Mode = "off",
-        keep: bool = False,
-        left: threading.Event | None = None,
-    ) -> InspectReport:
-        """As `NodeLink.inspect`, on the first node."""
-        return self._first.inspect(build, timeout_s, rows=rows, keep=keep, left=left)
-
-    def resolve_packages(self, request: ResolvePackages, tell: Callable[[str], None]) -> PackageLock:
-        """As `NodeLink.resolve_packages`, on the first node."""
-        return self._first.resolve_packages(request, tell)
-
-    def install_packages(self, request: InstallPackages, tell: Callable[[str], None]) -> None:
-        """As `NodeLink.install_packages`, on the first node."""
-        self._first.install_packages(request, tell)
-
     def sweep_packages(self, in_use: Collection[str]) -> tuple[str, ...]:
-        """Have installations removed on all nodes, as `NodeLink.sweep_packages`. Raises AgentUnreachable."""
-        return tuple(lock for link in self.nodes() for lock in link.sweep_packages(in_use))
+        """
+        Have installations removed on all nodes, as `NodeLink.sweep_packages`.
+
+        Raises:
+            AgentUnreachable: one of them cannot be reached. It was done on the others.
+        """
+        removed: list[str] = []
+        away: AgentUnreachable | None = None
+        for link in self.nodes():
+            try:
+                removed += link.sweep_packages(in_use)
+            except AgentUnreachable as error:
+                away = error
+        if away is not None:
+            raise away
+        return tuple(removed)
 
     def count_now(self) -> None:
         """As `NodeLink.count_now`, of all nodes side by side."""
@@ -189,14 +189,8 @@ class LinkedAgents:
 
     def stop_agents(self, drain_timeout_s: float) -> None:
         """Have everything on all nodes drained and ended, side by side, agents last. Returns when they are gone."""
+        self.closing.set()
         _side_by_side([partial(link.stop_agent, drain_timeout_s) for link in self.nodes()], None)
-
-    @property
-    def _first(self) -> NodeLink:
-        nodes = self.nodes()
-        if not nodes:
-            raise AgentUnreachable("no node is known")
-        return nodes[0]
 
 
 def _side_by_side(calls: Collection[Callable[[], None]], limit_s: float | None) -> None:

@@ -35,6 +35,7 @@ from cortex.controlplane.audit import Audit
 from cortex.controlplane.changeovers import ChangeOvers
 from cortex.controlplane.chores import Chore
 from cortex.controlplane.chronicle import Chronicle
+from cortex.controlplane.errands import Errands
 from cortex.controlplane.events import Events
 from cortex.controlplane.facade import ControlPlane
 from cortex.controlplane.fetching import Models
@@ -67,6 +68,7 @@ from cortex.errors import CortexError
 from cortex.ids import NodeId
 from cortex.planning.assessment import Assessment
 from cortex.planning.guarding import ToProve, to_prove
+from cortex.planning.reach import lost_nodes
 from cortex.planning.status import statuses
 from cortex.planning.watching import LOOK_EVERY_S as WATCHED_EVERY_S
 from cortex.processes import ControlPlaneRecord
@@ -153,6 +155,7 @@ def build(
         on_report=reported,
         on_loads=read,
     )
+    errands = Errands(agents=agents, engine=engine, state=state, clock=clock, out=lambda: lost_nodes(agents.silent_s()))
     peer_book = PeerBook(agents.reports, lambda: {link.node for link in agents.nodes()})
 
     def where() -> str:
@@ -162,7 +165,7 @@ def build(
         build: BuildSpec, rows: Mode, left: threading.Event | None = None, *, keep: bool = False
     ) -> InspectReport:
         with under_way.needs(allowance_of([build])):
-            return agents.inspect(build, settings.start_timeout_s, rows=rows, keep=keep, left=left)
+            return errands.inspect(build, settings.start_timeout_s, rows=rows, keep=keep, left=left)
 
     def settled() -> bool:
         return loop.latest is not None and loop.latest.seen.settled
@@ -293,7 +296,7 @@ def build(
             models=models,
             packages=Packages(
                 store=store,
-                node=agents,
+                node=errands,
                 known=state.apis,
                 indexes_file=layout.indexes_file,
                 under_way=under_way,

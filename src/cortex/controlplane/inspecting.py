@@ -1,7 +1,7 @@
 """
 Having new versions looked at before they are deployed: whether they would start, and what their models' rows allow.
 
-In children of the node's launcher, through the agent: users' code never runs here.
+In children of a launcher on a node that `errands` chooses: users' code never runs here.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Emit = Callable[[DeployProgress], None]
 
 class Inspector(Protocol):
     """
-    Looks at a build in a child of the node, and at its model's rows if it is said how, until the event is set.
+    Looks at a build in a child of a node, and at its model's rows if it is said how, until the event is set.
 
-    `keep`: a replica of it is about to be started. Raises CortexError when the node cannot be asked.
+    `keep`: a replica of it is about to be started. Raises CortexError when no node can be asked.
     """
 
     def __call__(self, build: BuildSpec, rows: Mode, left: threading.Event, /, *, keep: bool) -> InspectReport: ...

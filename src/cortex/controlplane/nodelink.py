@@ -8,17 +8,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from typing import TypeVar
 
 from cortex import processes
 from cortex.clock import Clock, until_beat_s
 from cortex.controlplane.knowntables import KnownTables
-from cortex.controlplane.lines import LINE_WAIT_S, AgentRefused, AgentUnreachable, CalledOff, Lines, NoLine
+from cortex.controlplane.lines import LINE_WAIT_S, AgentRefused, AgentUnreachable, Lines
 from cortex.controlplane.supervision import LONGEST_SILENCE_S, AgentSupervisor
 from cortex.ids import NodeId
 from cortex.processes import ProcessIdentity
 from cortex.wire.agent import (
-    AgentReply,
     CountNow,
     FollowedLoads,
     FollowLoads,
@@ -48,8 +46,6 @@ from cortex.wire.reports import AgentReport
 
 log = logging.getLogger(__name__)
 
-R = TypeVar("R", bound=AgentReply)
-
 OBSERVE_TIMEOUT_S = 4.0
 """A long poll this long keeps usage figures fresh without costing anything."""
 LOOK_WAIT_S = 0.05
@@ -57,10 +53,6 @@ LOOK_WAIT_S = 0.05
 QUESTION_WAIT_S = 5.0
 """How long what is asked once waits for a line: on a busy machine an agent takes its time to dial another."""
 ORDERS_SILENCE_S = 30.0
-AGENT_PATIENCE_S = 20.0
-"""How long a deploy waits for an agent that does not answer; starting one takes under a second."""
-INSPECT_TRIES = 5
-"""How many agents may die over one inspection."""
 LOADS_SILENCE_S = OBSERVE_TIMEOUT_S + 10.0
 """An agent that has not answered for so long is asked again; whether it hangs is seen by `Observe`."""
 LOADS_RETRY_S = 0.5
@@ -183,64 +175,57 @@ class NodeLink:
         *,
         rows: Mode = "off",
         keep: bool = False,
-        left: threading.Event | None = None,
+        look: Callable[[], None] | None = None,
     ) -> InspectReport:
         """
         Have model and handler looked at in a child of the node, and the model's rows if it is said how.
 
-        An agent that is just being started, or started again, is waited for.
-
         Args:
             keep: a replica of it is about to be started.
-            left: set when nobody waits for the report any more; then its child is ended.
+            look: called meanwhile; what it raises ends the question, and the child.
 
         Raises:
             AgentUnreachable
-            CalledOff: `left` was set.
         """
         request = InspectBuild(build=build, timeout_s=timeout_s, rows=rows, keep=keep)
-
-        def look() -> None:
-            if left is not None and left.is_set():
-                raise CalledOff
-
-        return self._asked_patiently(
-            lambda: self._lines.ask(
-                self.node,
-                request,
-                InspectedBuild,
-                silence_s=timeout_s + 30.0,
-                look=look,
-                look_every_s=LEFT_EVERY_S,
-            )
+        return self._lines.ask(
+            self.node,
+            request,
+            InspectedBuild,
+            silence_s=timeout_s + 30.0,
+            look=look,
+            look_every_s=LEFT_EVERY_S,
         ).report
 
-    def resolve_packages(self, request: ResolvePackages, tell: Callable[[str], None]) -> PackageLock:
+    def resolve_packages(
+        self, request: ResolvePackages, tell: Callable[[str], None], look: Callable[[], None] | None = None
+    ) -> PackageLock:
         """
         Have versions of packages found for the Python of the node.
 
         Args:
             tell: told what is being done.
+            look: as of `inspect`.
 
         Raises:
             GiveUp: they cannot be found; says why.
             AgentUnreachable
         """
-        return self._asked_patiently(
-            lambda: self._lines.ask(self.node, request, ResolvedPackages, tell=tell, silence_s=PACKAGES_SILENCE_S)
+        return self._lines.ask(
+            self.node, request, ResolvedPackages, tell=tell, silence_s=PACKAGES_SILENCE_S, look=look
         ).lock
 
-    def install_packages(self, request: InstallPackages, tell: Callable[[str], None]) -> None:
+    def install_packages(
+        self, request: InstallPackages, tell: Callable[[str], None], look: Callable[[], None] | None = None
+    ) -> None:
         """
-        Have users' packages ready on the node; installs them there if need be.
+        Have users' packages ready on the node; installs them there if need be. Arguments as of `resolve_packages`.
 
         Raises:
             GiveUp: it cannot be built; says why.
             AgentUnreachable
         """
-        self._asked_patiently(
-            lambda: self._lines.ask(self.node, request, InstalledPackages, tell=tell, silence_s=PACKAGES_SILENCE_S)
-        )
+        self._lines.ask(self.node, request, InstalledPackages, tell=tell, silence_s=PACKAGES_SILENCE_S, look=look)
 
     def sweep_packages(self, in_use: Collection[str]) -> tuple[str, ...]:
         """Have installations removed that are neither among these nor used there. Raises AgentUnreachable."""
@@ -266,28 +251,6 @@ class NodeLink:
             )
         except AgentUnreachable as error:
             log.info("counts may be a second old: %s", error)
-
-    def _asked_patiently(self, ask: Callable[[], R]) -> R:
-        """
-        The answer to what may take long, and may be asked again: an agent that starts, or starts again, is waited for.
-
-        Raises AgentUnreachable.
-        """
-        tries_left = INSPECT_TRIES
-        patient_until_s = self._clock.monotonic_s() + AGENT_PATIENCE_S
-        while True:
-            asked_s = self._clock.monotonic_s()
-            try:
-                return ask()
-            except AgentRefused:
-                raise
-            except AgentUnreachable as error:
-                now_s = self._clock.monotonic_s()
-                if not isinstance(error, NoLine) and now_s - asked_s > FAULT_PAUSE_S:
-                    tries_left -= 1  # it was there, and died over this or of something else
-                    patient_until_s = now_s + AGENT_PATIENCE_S
-                if not tries_left or now_s > patient_until_s or self._stopping.wait(0.05):
-                    raise
 
     # ---- stopping -----------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from cortex.packages.runtime import (
     runtime_requirements,
 )
 from cortex.state.base import ApiRecord, PackagesRecord
-from cortex.wire.agent import InstallPackages, ResolvePackages
+from cortex.wire.agent import ResolvePackages
 from cortex.wire.build import BuildSpec, Runtime
 from cortex.wire.indexes import index_variables, read_handed_over
 from cortex.wire.operator import StoredFile
@@ -41,14 +41,18 @@ Tell = Callable[[str], None]
 
 
 class PackageHost(Protocol):
-    """Where packages are resolved and installed; `agents.LinkedAgents` is it."""
+    """Who has packages resolved and installed; `errands.Errands` is it."""
 
     def resolve_packages(self, request: ResolvePackages, tell: Tell) -> PackageLock:
         """Raises GiveUp with what the user has to know, or RetryLater."""
         ...
 
-    def install_packages(self, request: InstallPackages, tell: Tell) -> None:
-        """Raises GiveUp with what the user has to know, or RetryLater."""
+    def install_packages(self, build: BuildSpec, tell: Tell) -> None:
+        """
+        Have them ready where the build will be looked at.
+
+        Raises GiveUp with what the user has to know, or RetryLater.
+        """
         ...
 
 
@@ -115,18 +119,17 @@ class Packages:
 
     def prepare(self, builds: Iterable[BuildSpec], tell: Tell) -> None:
         """
-        Have the packages of builds ready on the node.
+        Have the packages of builds ready where these will be looked at.
 
         Raises:
             Problems: one cannot be built; has the installer's own words.
-            RetryLater: the node cannot be asked.
+            RetryLater: no node can be asked.
         """
-        wanted = {build.packages: build for build in builds if build.packages is not None}
-        for digest, build in wanted.items():
-            request = InstallPackages(packages=digest or "", runtime=build.runtime, project=build.project)
+        wanted = {(build.packages, build.resources): build for build in builds if build.packages is not None}
+        for build in wanted.values():
             try:
-                with self._under_way.needs(_asked_by(request.packages, request.project)):
-                    self._node.install_packages(request, tell)
+                with self._under_way.needs(_asked_by(build.packages, build.project)):
+                    self._node.install_packages(build, tell)
             except GiveUp as error:
                 raise Problems([_placed(error.problem())]) from error
 
@@ -203,7 +206,7 @@ class DeployPackages:
 
         Raises:
             Problems: they cannot be had. Without any problem when that was said before, for another api.
-            RetryLater: the node cannot be asked.
+            RetryLater: no node can be asked.
         """
         if self._requirements is None:
             return None

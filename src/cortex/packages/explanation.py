@@ -151,7 +151,7 @@ def _advice(said: str) -> tuple[str, str]:
 _ADVICE = (
     (
         r"no space left on device|disk quota exceeded",
-        "packages-failed",
+        "packages-disk-full",
         "free space on the disks of CORTEX_HOME and of uv's cache (`uv cache prune`)",
     ),
     (
@@ -180,6 +180,7 @@ _ADVICE = (
 REFERENCES = {
     "packages-build-failed": "A package that comes as source could not be built.",
     "packages-conflict": "Requirements contradict one another, or what replicas need.",
+    "packages-disk-full": "A disk of the node has no room for them.",
     "packages-failed": "The installer failed; its own words say why.",
     "packages-unknown": "The package index does not have a package, or not that version.",
     "packages-unreachable": "The package index does not answer, or refuses to.",

@@ -66,7 +66,7 @@ class NoNode:
     def resolve_packages(self, request, tell):
         raise AssertionError("no requirements.txt, no resolving")
 
-    def install_packages(self, request, tell):
+    def install_packages(self, build, tell):
         raise AssertionError("no packages, no environment")
 
 

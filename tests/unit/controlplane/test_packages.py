@@ -45,8 +45,8 @@ class FakeNode:
         ]
         return PackageLock(python="3.11", platform="linux-x86_64", packages=tuple(packages), options=request.options)
 
-    def install_packages(self, request, tell):
-        self.prepared.append(request.packages)
+    def install_packages(self, build, tell):
+        self.prepared.append(build.packages)
         if self.refusal is not None:
             raise GiveUp(self.refusal)
 

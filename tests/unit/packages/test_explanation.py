@@ -74,7 +74,7 @@ FULL = "error: Failed to extract archive\n  cause: No space left on device (os e
         (NETWORK, "packages-unreachable", "PIP_INDEX_URL"),
         (UNAUTHORIZED, "packages-unreachable", "wants other credentials"),
         (UNAVAILABLE, "packages-unreachable", "does not answer"),
-        (FULL, "packages-failed", "free space"),
+        (FULL, "packages-disk-full", "free space"),
         ("error: something else\n", "packages-failed", ""),
     ],
 )
