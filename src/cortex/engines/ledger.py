@@ -1,4 +1,4 @@
-"""Who holds which room on which node: the accounting that the local and the fake engine share. No I/O, no clock."""
+"""Who holds which room on which node: the accounting that all engines share. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from cortex.wire.reports import Node
 
 NODES_NAMED = 3
 """How many nodes a reason tells about; more would not be read."""
+LEAVING = "leaving"
+"""Why nothing is placed on a node that is to be given back."""
 HOLDERS_NAMED = 3
 """Likewise, how many apis that hold what is lacking."""
 
@@ -58,7 +60,7 @@ class Ledger:
         self.shares_cpu = shares_cpu
         self._refuse = refuse
         self._nodes = {node.node: node for node in nodes}
-        self._avoided: dict[NodeId, str] = {}
+        self._avoided: Mapping[NodeId, str] = {}
         """Where nothing is placed, and why."""
         self._leases: dict[ReplicaId, Lease] = {}
         self._peak_bytes: dict[ReplicaId, int] = {}
@@ -126,20 +128,61 @@ class Ledger:
             if lease.node == node and lease.state is LeaseState.GRANTED:
                 self.lose(lease.request.replica, reason)
 
-    @_one_at_a_time
     def avoid(self, lost: Collection[NodeId], leaving: Collection[NodeId] = ()) -> None:
         """Place nothing on these; on all others again."""
-        avoided = {**dict.fromkeys(leaving, "leaving"), **dict.fromkeys(lost, "lost")}
-        if avoided != self._avoided:
-            self._avoided = avoided
+        self.shut({**dict.fromkeys(leaving, LEAVING), **dict.fromkeys(lost, "lost")})
+
+    @_one_at_a_time
+    def shut(self, nodes: Mapping[NodeId, str]) -> None:
+        """As `avoid`, with the reason for each. Where that is `LEAVING`, what is asked for there by name is placed."""
+        if nodes != self._avoided:
+            self._avoided = dict(nodes)
             self.place_pending()
 
     @_one_at_a_time
     def lose(self, replica: ReplicaId, reason: str) -> None:
-        lease = self._leases.get(replica)
-        if lease is not None:
-            self._put(msgspec.structs.replace(lease, state=LeaseState.LOST, reason=reason, lacks=None))
+        if self._lost(replica, reason):
             self.place_pending()
+
+    @_one_at_a_time
+    def withdraw(self, replica: ReplicaId) -> None:
+        """Take back what was granted and not used: it waits for room again."""
+        lease = self._leases.get(replica)
+        if lease is not None and lease.state is LeaseState.GRANTED:
+            self._put(msgspec.structs.replace(lease, state=LeaseState.PENDING, node=None, devices=()))
+            self.place_pending()
+
+    @_one_at_a_time
+    def take_in(
+        self,
+        nodes: Iterable[Node],
+        *,
+        placed: Mapping[ReplicaId, NodeId],
+        lost: Mapping[ReplicaId, str],
+    ) -> None:
+        """
+        Have everything be as somebody else has found it, before anything is placed.
+
+        Args:
+            nodes: the machines that there are; what is leased on others is lost.
+            placed: leases that were given room there by whoever owns the machines.
+            lost: why these are.
+        """
+        there = {node.node: node for node in nodes}
+        gone = self._nodes.keys() - there.keys()
+        if there != self._nodes:
+            self._nodes = there
+            self._note_change()
+        for lease in self.leases():
+            name = lease.request.replica
+            if name in placed:
+                granted = msgspec.structs.replace(
+                    lease, state=LeaseState.GRANTED, node=placed[name], reason="", lacks=None
+                )
+                self._put(msgspec.structs.replace(granted, devices=self._free_devices(granted)))
+            elif lease.state is LeaseState.GRANTED and (name in lost or lease.node in gone):
+                self._lost(name, lost.get(name) or f"node {lease.node} is gone")
+        self.place_pending()
 
     @_one_at_a_time
     def clear(self) -> None:
@@ -194,9 +237,9 @@ class Ledger:
         texts: list[str] = []
         lacks: Lack | None = None
         for node in self._candidates(lease.request):
-            avoided = self._avoided.get(node.node)
-            if avoided == "lost" or (avoided and lease.request.node is None):
-                texts.append(f"node {node.node}: {avoided}")
+            shut = self._avoided.get(node.node)
+            if shut is not None and (shut != LEAVING or lease.request.node is None):
+                texts.append(f"node {node.node}: {shut}")
                 continue
             shortage = self._shortage(node, requested[node.node], lease.request)
             if not shortage:
@@ -273,6 +316,12 @@ class Ledger:
             return ()
         held = {device for other in self._granted(node.node) for device in other.devices}
         return tuple(device for device in _devices(node) if device not in held)[:asked]
+
+    def _lost(self, replica: ReplicaId, reason: str) -> bool:
+        lease = self._leases.get(replica)
+        if lease is not None:
+            self._put(msgspec.structs.replace(lease, state=LeaseState.LOST, reason=reason, lacks=None))
+        return lease is not None
 
     def _mem_bytes(self, request: LeaseRequest) -> int:
         stated = request.resources.mem_bytes
