@@ -23,7 +23,7 @@ DEV := $(VENV)/.installed-dev
 ALL := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test e2e conformance field check rows mutants batching chaos bench ci-extra clean
+.PHONY: help install demo smoke test cluster e2e conformance field check rows mutants batching chaos bench ci-extra clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ demo: $(CORE) ## deploy examples/iris on this machine and ask it something
 
 # Bytecode of tests is kept even where Python may write none: each worker would spend a third of a minute compiling them.
 test: $(DEV) ## run all tests but the end-to-end ones; choose with ARGS, e.g. make test ARGS="-k rollout"
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal \
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not cluster" \
 		tests/unit tests/contract tests/integration tests/rows tests/mutation tests/conformance \
 		tests/field/test_case.py tests/docs --ignore tests/docs/test_blocks_run.py $(ARGS)
 
@@ -43,6 +43,9 @@ smoke: $(DEV) ## half a minute: lint, the fast unit and contract tests, one real
 	$(BIN)/ruff check --quiet
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal \
 		-m "not slow and not hypothesis" tests/unit tests/contract tests/e2e/test_smoke.py $(ARGS)
+
+cluster: $(ALL) ## minutes: the engine of a cluster on a real Ray, in network namespaces; needs root and iproute2
+	$(BIN)/python -m pytest -m cluster tests/contract/test_engines.py tests/cluster $(ARGS)
 
 e2e: $(DEV) ## run the end-to-end tests: real commands on homes of their own, and the code in the docs
 	$(BIN)/python -m pytest tests/e2e tests/docs/test_blocks_run.py $(ARGS)

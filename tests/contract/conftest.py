@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "integration" / "origins"))
+for room in ("integration/origins", "cluster"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / room))
 
 from origin_harness import running_moto
+from ray_fixtures import can_have_clusters, ray_calls, ray_cluster
+
+__all__ = ["can_have_clusters", "moto", "ray_calls", "ray_cluster"]
 
 
 @pytest.fixture(scope="session")

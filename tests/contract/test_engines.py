@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -10,29 +12,80 @@ import pytest
 from cortex.engines.base import Engine
 from cortex.engines.fake import FakeEngine
 from cortex.engines.local import LocalEngine
+from cortex.engines.ray.calls import RayCalls
+from cortex.engines.ray.engine import Cluster, RayEngine
 from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId
 from cortex.planning.model import Lease, LeaseRequest, LeaseState
 from cortex.testing.builders import API, NODE, a_node
 from cortex.testing.clock import FakeClock
+from cortex.testing.fake_ray import FakeRay, a_raylet
 from cortex.wire.build import Resources
+from cortex.wire.reports import Node
 
 MakeEngine = Callable[..., Engine]
+
+DEADLINE_S = 60.0
 
 
 N2, N3 = NodeId("n2"), NodeId("n3")
 
 
-@pytest.fixture(params=["local", "fake", "fake, cpu shared"])
-def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
+class Followed:
+    """A Ray engine whose answers are awaited: each call returns once Ray has been seen to agree."""
+
+    def __init__(self, engine: RayEngine) -> None:
+        self._engine = engine
+        self.settle()
+
+    def settle(self) -> None:
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not self._engine.turn():
+            assert time.monotonic() < deadline_s, "Ray does not come to what is wanted"
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._engine, name)
+        if name not in ("acquire", "release", "recover", "avoid", "note_usage"):
+            return attribute
+
+        def awaited(*arguments: Any) -> None:
+            attribute(*arguments)
+            self.settle()
+
+        return awaited
+
+
+def over_ray(calls: Cluster, nodes: Iterable[Node]) -> Engine:
+    """An engine that sees these nodes of a cluster, with these capacities."""
+    shares = {node.node: node for node in nodes}
+    return cast(Engine, Followed(RayEngine(calls=calls, clock=FakeClock(), share=lambda node: shares.get(node.node))))
+
+
+@pytest.fixture(
+    params=[
+        "local",
+        "fake",
+        "fake, cpu shared",
+        "fake ray",
+        pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.cluster, pytest.mark.takes("ray_calls")]),
+    ]
+)
+def make_engine(request: pytest.FixtureRequest) -> Iterator[MakeEngine]:
     """An engine with nodes of the given capacity, by default one."""
+    calls: RayCalls | None = request.getfixturevalue("ray_calls") if request.param == "ray" else None
 
     def make(*names: NodeId, **capacity: int) -> Engine:
         nodes = [a_node(name, **capacity) for name in names or (NODE,)]
+        if calls is not None:
+            return over_ray(calls, nodes)
+        if request.param == "fake ray":
+            return over_ray(FakeRay(*(a_raylet(node.node, cpus=64.0, memory=1e12, gpus=8.0) for node in nodes)), nodes)
         if request.param == "local":
             return LocalEngine(*nodes)
         return FakeEngine(nodes, clock=FakeClock(), shares_cpu=request.param != "fake")
 
-    return make
+    yield make
+    if calls is not None:
+        calls.change(remove=[group.id for group in calls.look().groups], make=[])
 
 
 def a_request(

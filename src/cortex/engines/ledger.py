@@ -17,10 +17,10 @@ from cortex.planning.model import Lack, Lease, LeaseRequest, LeaseState
 from cortex.wire.build import Resources, mem_text
 from cortex.wire.reports import Node
 
-NODES_NAMED = 3
-"""How many nodes a reason tells about; more would not be read."""
 LEAVING = "leaving"
 """Why nothing is placed on a node that is to be given back."""
+NODES_NAMED = 3
+"""How many nodes a reason tells about; more would not be read."""
 HOLDERS_NAMED = 3
 """Likewise, how many apis that hold what is lacking."""
 
