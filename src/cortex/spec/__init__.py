@@ -13,7 +13,8 @@ effects       what changing a field does
 document      YAML text as a tree with positions, bounded in size and depth
 indentation   what a text was before its indentation went
 loading       text of a cortex.yaml to a `ProjectSpec`, or all problems of the file at once
-explanation   what pydantic found, as problems
+finding       what pydantic found in any file, as problems
+explanation   the same, in the words of cortex.yaml
 problems      the words: quoting, near misses, subjects, rendering, the index of references
 schema        JSON Schema of cortex.yaml for editors
 """

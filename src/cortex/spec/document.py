@@ -290,7 +290,10 @@ class _Tree:
                 self._documents += 1
                 if self._documents > 1:
                     self._flaw(
-                        index, "several-documents", "a second YAML document begins here", "keep one file to one list"
+                        index,
+                        "several-documents",
+                        "a second YAML document begins here",
+                        "keep one file to one document",
                     )
                     return
             elif isinstance(event, ScalarEvent):

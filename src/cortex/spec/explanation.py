@@ -1,18 +1,15 @@
-"""What pydantic found wrong with a spec, as problems that a user can act on."""
+"""What pydantic found wrong with a cortex.yaml, in its words."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from pydantic import ValidationError
 
 from cortex.errors import Problem
+from cortex.spec.finding import Finding, Path, findings, shown_example
 from cortex.spec.models import BLOCKS, IS_SECRET, IS_TEXT, RESOURCES, SecretRef
-from cortex.spec.problems import found, lookup, nearest, one_of, quoted, subject
-from cortex.spec.rules import suggest_name
-
-Path = tuple[str | int, ...]
+from cortex.spec.problems import lookup, nearest, subject
 
 _FIELDS: Mapping[str, tuple[str, ...]] = {
     **{kind: ("kind", *model.model_fields) for kind, model in RESOURCES.items()},
@@ -55,9 +52,6 @@ EXAMPLES = {
     "watch": "watch: 2m",
 }
 """One line, or a few, for every field."""
-_READABLE_DIGITS = 10
-_COMPARED_KEYS = 100
-"""More keys than this in one block are no misspellings, and comparing all of them would take seconds."""
 _GONE = {
     "tags": "tags never had an effect and are gone: delete them",
     "autoscaling": "its fields belong under `compute:`",
@@ -89,8 +83,6 @@ _OLD_NAMES = {
     "env": "env",
 }
 """What the fields of `_OLD_BLOCKS` are called here."""
-_TYPES = {"model_type": "a mapping", "mapping_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list"}
-"""pydantic's own types of errors that say what had to be there."""
 
 
 def explain(
@@ -108,121 +100,53 @@ def explain(
         prefix: where in `document` the validated part is; empty if all of it was validated.
         written: the spelling of the scalar at a path, if a text was parsed.
     """
-    problems = []
-    for details in error.errors(include_url=False):
-        path = prefix + _cleaned(details["loc"])
-        problem = _Finding(details["type"], path, document, details.get("ctx", {}), written).problem(details["msg"])
-        if problem is not None:
-            problems.append(problem)
-    return tuple(problems)
+    return findings(error, _Finding, document, path_of=lambda place: prefix + _cleaned(place), written=written)
 
 
-class _Finding:
-    """One error of pydantic's, and how to say it."""
+class _Finding(Finding):
+    """One error about a cortex.yaml."""
 
-    def __init__(
-        self, kind: str, path: Path, document: object, facts: Mapping[str, Any], written: Callable[[Path], str | None]
-    ) -> None:
-        self._kind = kind
-        self._path = path
-        self._document = document
-        self._facts = facts
-        self._value = lookup(document, path)
-        self._written = written(path)
-
-    def problem(self, message: str) -> Problem | None:
-        """Return the problem; None for an error that only follows from another one. `message` is pydantic's own."""
-        match self._kind:
-            case "default_factory_not_called":
-                return None
-            case "missing":
-                return None if self._is_misspelled() else self._missing()
-            case "extra_forbidden":
-                return self._unknown()
-            case "wrong-type":
-                return self._wrong_type(self._facts["expected"])
-            case "out-of-range":
-                bound, hint = self._facts["bound"], f"write, for example, {self._field}: {self._facts['nearest']}"
-                return self._said("out-of-range", f"expected {bound}, found {self._shown}", hint)
-            case "unknown-value":
-                return self._unknown_value(self._facts["words"])
-            case kind if kind in _TYPES:
-                return self._wrong_type(_TYPES[kind])
-            case _ if "message_by_default" in self._facts and self._value is None:
-                self._path = (*self._path[:-1], self._facts["blame"])
-                return self._said(self._kind, self._facts["message_by_default"], self._facts["hint_by_default"])
-            case _:
-                return self._said(
-                    self._kind, self._facts.get("message", message), self._facts.get("hint") or self._example()
-                )
-
-    def _said(self, reference: str, message: str, hint: str = "") -> Problem:
-        return Problem(
-            reference=reference,
-            message=message,
-            hint=hint,
-            path=self._path,
-            subject=subject(self._path, self._document),
-        )
+    EXAMPLES = EXAMPLES
 
     @property
-    def _shown(self) -> str:
-        return found(self._value, self._written)
+    def block(self) -> str:
+        return block_of(self.path, self.document)
 
-    @property
-    def _beside(self) -> Mapping[str, Any]:
-        """The block in which the field stands, or should."""
-        block = lookup(self._document, self._path[:-1])
-        return block if isinstance(block, Mapping) else {}
+    def fields(self) -> Sequence[str]:
+        return _FIELDS[self.block]
 
-    @property
-    def _field(self) -> str:
-        return str(self._path[-1]) if self._path else ""
+    def owner(self) -> str:
+        return _BLOCK_WORDS.get(self.block, self.block)
 
-    def _example(self) -> str:
-        """Return a hint with an example of the field; a variable in `env` has the user's name and just some value."""
-        in_env = self._path[-2:-1] == ("env",)
-        example = f"{self._field}: value" if in_env else EXAMPLES.get(self._field, "")
-        if not example:
-            return ""
-        return f"for example\n{example}" if "\n" in example else f"for example, {example}"
+    def subject(self) -> str:
+        return subject(self.path, self.document)
 
-    def _missing(self) -> Problem:
-        return self._said("missing-field", f"{quoted(self._field)} is missing", self._example())
+    def example(self) -> str:
+        """A variable in `env` has the user's name and just some value."""
+        return shown_example(f"{self.field}: value") if self.path[-2:-1] == ("env",) else super().example()
 
-    def _is_misspelled(self) -> bool:
-        """Whether an unknown key beside a missing field was meant to be it: one mistake, told once."""
-        block = block_of(self._path, self._document)
-        unknown = [key for key in self._beside if key not in _FIELDS[block]]
-        if self._field in ("model", "request_handler") and any(key in _OLD_BLOCKS for key in unknown):
-            return True
-        return any(nearest(key, _FIELDS[block]) == self._field for key in unknown[:_COMPARED_KEYS])
+    def says_the_missing(self, unknown: Sequence[str]) -> bool:
+        return self.field in ("model", "request_handler") and any(key in _OLD_BLOCKS for key in unknown)
 
-    def _unknown(self) -> Problem:
-        block = block_of(self._path, self._document)
-        message = f"{quoted(self._field)} is not a field of {_BLOCK_WORDS.get(block, block)}"
-        home = _home(self._field, block)
+    def known_otherwise(self) -> tuple[str, str] | None:
+        home = _home(self.field, self.block)
         if home:
-            return self._said("misplaced-field", message, home)
-        if block == "api" and self._field in _OLD_BLOCKS:
-            return self._said("unknown-field", message, f"{self._without_block()}; {_SIDE_BY_SIDE}")
-        if block == "api" and self._field in _GONE:
-            return self._said("unknown-field", message, f"{_GONE[self._field]}; {_SIDE_BY_SIDE}")
-        if block == "compute" and self._field in _GONE_OF_COMPUTE:
-            return self._said("unknown-field", message, _GONE_OF_COMPUTE[self._field])
-        compares = len(self._beside) <= _COMPARED_KEYS
-        meant = nearest(self._field, _FIELDS[block]) if compares else None
-        if meant is not None:
-            return self._said("unknown-field", message, f'did you mean "{meant}"?')
-        elsewhere = _meant_elsewhere(self._field, block) if compares else None
-        if elsewhere is not None:
-            hint = f'did you mean "{elsewhere}"? {_home(elsewhere, block)}'
-            return self._said("unknown-field", message, hint)
-        return self._said("unknown-field", message, f"the fields are {', '.join(_FIELDS[block])}")
+            return "misplaced-field", home
+        if self.block == "api" and self.field in _OLD_BLOCKS:
+            return "unknown-field", f"{self._without_block()}; {_SIDE_BY_SIDE}"
+        if self.block == "api" and self.field in _GONE:
+            return "unknown-field", f"{_GONE[self.field]}; {_SIDE_BY_SIDE}"
+        if self.block == "compute" and self.field in _GONE_OF_COMPUTE:
+            return "unknown-field", _GONE_OF_COMPUTE[self.field]
+        return None
+
+    def meant_elsewhere(self) -> str | None:
+        elsewhere = _meant_elsewhere(self.field, self.block)
+        return f'did you mean "{elsewhere}"? {_home(elsewhere, self.block)}' if elsewhere is not None else None
 
     def _without_block(self) -> str:
         """Say where the fields of a block of old stand here."""
-        fields = self._value if isinstance(self._value, Mapping) else {}
+        fields = self.value if isinstance(self.value, Mapping) else {}
         if isinstance(models := fields.get("models"), Mapping):
             fields = {**models, **fields, "model_path": models.get("path")}
         lines = [
@@ -233,35 +157,9 @@ class _Finding:
         meant = lines or ["model: model.onnx", "request_handler: handler.py"]
         *others, last = [f"`{line}`" for line in meant]
         hint = f"its fields stand beside `name:` here: {' and '.join([', '.join(others), last] if others else [last])}"
-        if any(line.startswith("model:") for line in meant) or "model" in self._beside:
+        if any(line.startswith("model:") for line in meant) or "model" in self.beside:
             return hint
         return f"{hint}, and a `model:`, a file of ONNX or a SavedModel, which Cortex runs itself"
-
-    def _wrong_type(self, expected: str) -> Problem:
-        return self._said("wrong-type", f"expected {expected}, found {self._shown}", self._type_hint(expected))
-
-    def _type_hint(self, expected: str) -> str:
-        value = self._value
-        if expected == "an integer" and isinstance(value, str | float):
-            text = str(value).removesuffix(".0")
-            if text.isascii() and text.isdecimal() and len(text) < _READABLE_DIGITS:
-                return f"write {self._field}: {text}"
-        if expected == "a string" and isinstance(value, bool | int | float):
-            spelled = self._written or str(value).lower()
-            name = suggest_name(spelled)
-            if self._field == "name" and name != spelled:
-                return f'quoted it would be a string, but a name starts with a letter: "{name}"'
-            return f'quote it: {self._field}: "{spelled}"'
-        if expected == "a mapping" and isinstance(value, str) and ":" in value:
-            return "put a space after the colon"
-        if expected == "a mapping" and isinstance(value, list):
-            return 'delete the "- " in front of its fields'
-        return self._example()
-
-    def _unknown_value(self, words: Sequence[str]) -> Problem:
-        meant = nearest(self._value, words) if isinstance(self._value, str) else None
-        hint = f'did you mean "{meant}"?' if meant else self._example()
-        return self._said("unknown-value", f"expected {one_of(words)}, found {self._shown}", hint)
 
 
 def block_of(path: Path, document: object) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 from pydantic import ValidationError
 
-from cortex.errors import Problem, Problems
+from cortex.errors import Problem
 from cortex.ids import DEFAULT_DEPLOYMENT, DeploymentName
 from cortex.spec import rules
 from cortex.spec.document import Document, Flaw, MapNode, ScalarNode, UnreadableError, parse, spelled
 from cortex.spec.explanation import explain
+from cortex.spec.finding import in_order, problem_of_flaw, with_place
 from cortex.spec.indentation import mended
 from cortex.spec.models import BLOCKS, FLAT_FORM, KEPT_AS_WRITTEN, RESOURCES, ApiSpec, DeploymentSpec, ProjectSpec
 from cortex.spec.problems import found, nearest, quoted, subject
@@ -52,7 +52,7 @@ class Loaded:
 
     def place(self, problem: Problem) -> Problem:
         """Return a problem that was found later, e.g. by the control plane, with its place in this file."""
-        return _with_place(problem, f"{self.file}:{_colon(self.locate(problem.path))}")
+        return with_place(problem, f"{self.file}:{_colon(self.locate(problem.path))}")
 
     def _file_path(self, path: Path) -> Path:
         if path[:1] == ("apis",) and len(path) > 1:
@@ -80,7 +80,7 @@ def load(text: str | bytes, *, file: str) -> Loaded:
         found_ = [(line, column, _problem(flaw, None)) for line, column, flaw in error.flaws]
         if error.flaws[-1][2].reference == "yaml-syntax":
             found_ = _flush_left(text) or found_
-        raise _sorted(found_, file) from None
+        raise in_order(found_, file) from None
     return _Reading(document, file).load()
 
 
@@ -116,7 +116,7 @@ class _Reading:
         self._check_deployments([number for number, kind in enumerate(kinds) if kind == "deployment"])
         self._check_names([number for number, kind in enumerate(kinds) if kind == "api"], "deployment" not in kinds)
         if self._found:
-            raise _sorted(self._found, self._file)
+            raise in_order(self._found, self._file)
         apis = {number: spec for number, spec in enumerate(specs) if isinstance(spec, ApiSpec)}
         named = [(number, spec.name) for number, spec in enumerate(specs) if isinstance(spec, DeploymentSpec)]
         deployment: DeploymentName = named[0][1] if named else DEFAULT_DEPLOYMENT
@@ -225,7 +225,7 @@ class _Reading:
             hint="\n".join(lines),
             subject=", ".join(subject((number,), self._data) for number in nested),
         )
-        return (_with_place(note, f"{self._file}:{_colon(at)}"),)
+        return (with_place(note, f"{self._file}:{_colon(at)}"),)
 
     def _spec(self, number: int, kind: str | None) -> object:
         """Return the model of a resource, None if it has none or something is wrong with it."""
@@ -272,22 +272,7 @@ def _is_kept_as_written(path: Path, value: object) -> bool:
 
 
 def _problem(flaw: Flaw, data: object) -> Problem:
-    return Problem(
-        reference=flaw.reference,
-        message=flaw.message,
-        hint=flaw.hint,
-        path=flaw.path,
-        subject=subject(flaw.path, data),
-    )
-
-
-def _sorted(found_: Iterable[tuple[int, int, Problem]], file: str) -> Problems:
-    in_order = sorted(found_, key=lambda item: item[:2])
-    return Problems(_with_place(problem, f"{file}:{line}:{column}") for line, column, problem in in_order)
-
-
-def _with_place(problem: Problem, where: str) -> Problem:
-    return msgspec.structs.replace(problem, where=where)
+    return problem_of_flaw(flaw, subject(flaw.path, data))
 
 
 def _colon(position: tuple[int, int]) -> str:

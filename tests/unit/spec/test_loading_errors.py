@@ -2188,7 +2188,7 @@ CASES = [
         error: several-documents
           cortex.yaml:4:1
           a second YAML document begins here
-          hint: keep one file to one list
+          hint: keep one file to one document
         """,
     ),
     Case(
