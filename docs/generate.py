@@ -25,6 +25,9 @@ from cortex.cli.command import PROGRAM, Command, Edge
 from cortex.cli.main import SECTIONS as COMMANDS
 from cortex.cli.main import CortexGroup
 from cortex.cli.terminal import Terminal
+from cortex.cluster.explanation import blocks
+from cortex.cluster.models import PROVIDERS, ClusterSpec
+from cortex.cluster.problems import REFERENCES as CLUSTER
 from cortex.ingress.configuration import Refusal
 from cortex.metrics.exposition import METRICS
 from cortex.packages.explanation import REFERENCES as INSTALLING
@@ -35,6 +38,7 @@ from cortex.settings import SETTINGS
 from cortex.spec.effects import EFFECTS
 from cortex.spec.models import BLOCKS, FLAT_FORM, RESOURCES
 from cortex.spec.problems import REFERENCES as SPEC
+from cortex.spec.quantities import Cpu, Size
 from cortex.spec.schema import json_schema
 from cortex.wire.events import EventKind
 
@@ -217,7 +221,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "cli/init.py",
         "state/secrets.py",
     ),
-    "Commands and environments": ("cli/", "client/", "settings.py"),
+    "Commands and environments": ("cli/", "client/", "cluster/", "settings.py"),
     "What runs": ("agent/", "planning/", "ingress/", "engines/", "controlplane/", "state/", "metrics/", "wire/", ""),
 }
 """Where in the source a reference first stands decides its section: the first prefix that fits."""
@@ -322,7 +326,7 @@ def meanings() -> dict[str, str]:
     """Every reference of deploys and commands with its meaning. Raises KeyError for one that nobody described."""
     told = {}
     for name, found in references().items():
-        if name in BASES or name in SPEC or name in REQUIREMENTS:
+        if name in BASES or name in SPEC or name in REQUIREMENTS or name in CLUSTER:
             continue
         if name in PREDICTION and name not in NOT_CLASSES:
             continue
@@ -364,6 +368,8 @@ what happened. Further keys are facts of the error. A handler's own errors are `
     parts = [head, _table(("status", "error", "meaning", "next step"), rows)]
     parts.append("## cortex.yaml\n\nEach with file, line and column, all of a file at once.\n")
     parts.append(_meanings(SPEC))
+    parts.append("## cluster.yaml\n\nBeside those of cortex.yaml that are of any file, such as `unknown-field`.\n")
+    parts.append(_meanings(CLUSTER))
     for title, told in sections.items():
         parts += [f"## {title}\n", _meanings(told)]
     return "\n".join(parts)
@@ -553,6 +559,42 @@ def _meanings_of_members(file: Path, name: str) -> dict[str, str]:
     return found
 
 
+# ---- cluster.md -----------------------------------------------------------------------------------------------------
+
+
+def clusters_page() -> str:
+    common = set(ClusterSpec.model_fields)
+    parts = ["\n### All clusters\n", _cluster_fields(ClusterSpec, ClusterSpec.model_fields)]
+    for name, inner in blocks(ClusterSpec).items():
+        parts += _cluster_block(name, inner)
+    for provider, model in PROVIDERS.items():
+        own = [name for name in model.model_fields if name not in common]
+        parts += [
+            f"### `provider: {provider}`\n",
+            f"{_first_sentence(model.__doc__ or '')}\n",
+            _cluster_fields(model, own),
+        ]
+        for name, inner in blocks(model).items():
+            parts += _cluster_block(name, inner) if name in own else []
+    return _filled("cluster.md", "fields", "\n".join([*parts, ""]))
+
+
+def _cluster_block(name: str, model: Any) -> list[str]:
+    inside = [part for inner, of in blocks(model).items() for part in _cluster_block(f"{name}: {inner}", of)]
+    return [f"`{name}:`\n", _cluster_fields(model, model.model_fields), *inside]
+
+
+def _cluster_fields(model: Any, names: Iterable[str]) -> str:
+    rows = []
+    for name in names:
+        field = model.model_fields[name]
+        default = field.default.text if isinstance(field.default, Cpu | Size) else field.default
+        default = str(default).lower() if isinstance(default, bool) else default
+        shown = f"`{default}`" if isinstance(default, str | int) else "none" if default is None else "see below"
+        rows.append((f"`{name}`", "required" if field.is_required() else shown, field.description or ""))
+    return _table(("field", "default", "meaning"), rows)
+
+
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
@@ -563,6 +605,7 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 PAGES = {
     "cli.md": commands_page,
+    "cluster.md": clusters_page,
     "configuration.md": configuration_page,
     "errors.md": errors_page,
     "events.md": events_page,

@@ -496,12 +496,15 @@ _SIMILAR = 0.7
 """Of what comes after `CORTEX_`: `HOEM` and `HOME` are 0.75 alike, `TOKEN` and `ENV` 0.5."""
 
 
-def without_effect(environ: Mapping[str, str]) -> tuple[Problem, ...]:
+def without_effect(environ: Mapping[str, str], *, also: Collection[str] = ()) -> tuple[Problem, ...]:
     """
     What to say of variables that look like settings and do nothing, by name: misspelt ones, unknown ones, and those of
     later versions. Empty ones count as absent, as everywhere.
+
+    Args:
+        also: variables that have an effect where this is asked, beside those of settings.
     """
-    known = {setting.variable for setting in SETTINGS}
+    known = {*(setting.variable for setting in SETTINGS), *also}
     return tuple(
         _without_effect(name, known)
         for name, value in sorted(environ.items())
@@ -518,7 +521,7 @@ def _without_effect(name: str, known: Collection[str]) -> Problem:
     meant = _meant(name, sorted({*known, *NOT_IN_EFFECT_YET}))
     hint = "`cortex --help` lists all settings with their variables"
     if meant is not None:
-        later = ", which does nothing yet" if meant in NOT_IN_EFFECT_YET else ""
+        later = ", which does nothing yet" if meant in NOT_IN_EFFECT_YET and meant not in known else ""
         hint = f"did you mean {meant}{later}?"
     return Problem(reference="unknown-variable", message=f"{name} is no setting of Cortex, and does nothing", hint=hint)
 

@@ -169,6 +169,13 @@ def test_a_misspelt_variable_is_told_with_the_one_that_was_meant(name, meant):
     )
 
 
+def test_a_variable_that_has_an_effect_where_it_is_asked_is_no_matter_there_and_may_be_meant():
+    also = ("CORTEX_NODES_MIN", "CORTEX_NODES_MAX")
+    assert without_effect({"CORTEX_NODES_MIN": "1"}, also=also) == ()
+    (problem,) = without_effect({"CORTEX_NODE_MIN": "1"}, also=also)
+    assert problem.hint == "did you mean CORTEX_NODES_MIN?"
+
+
 def test_an_unknown_variable_is_told_with_where_the_known_ones_are():
     (problem,) = without_effect({"CORTEX_LOG_LEVEL": "debug"})
     assert problem.hint == "`cortex --help` lists all settings with their variables"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,7 @@ class Command(click.Command):
         summary: one line for the list of commands.
         details: the rest of the help; paragraphs are wrapped.
         examples: (command line, what it does).
+        variables: that it reads beside those of settings.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Command(click.Command):
         parameters: Sequence[click.Parameter] = (),
         examples: Sequence[tuple[str, str]],
         needs_settings: bool = True,
+        variables: Collection[str] = (),
     ) -> None:
         super().__init__(
             name,
@@ -101,14 +103,15 @@ class Command(click.Command):
         self.function = function
         self.examples = tuple(examples)
         self.needs_settings = needs_settings
+        self.variables = frozenset(variables)
         self._help = help_option()
 
     def invoke(self, ctx: click.Context) -> int:
         edge = ctx.ensure_object(Edge)
         values = dict(ctx.params)
         edge.take_flags(values)
-        if self.needs_settings:
-            _warn_of_variables(edge.terminal)
+        if self.needs_settings or self.variables:
+            _warn_of_variables(edge.terminal, self.variables)
         arguments = (edge.terminal, edge.settings()) if self.needs_settings else (edge.terminal,)
         try:
             return self.function(*arguments, **values)
@@ -127,9 +130,9 @@ class Command(click.Command):
             formatter.write_text("Flags for settings (`cortex --help`) may stand here too.")
 
 
-def _warn_of_variables(terminal: Terminal) -> None:
+def _warn_of_variables(terminal: Terminal, read: Collection[str]) -> None:
     """Once a command: whoever misspelt one waits in vain for what it should do."""
-    told = without_effect(terminal.environ)
+    told = without_effect(terminal.environ, also=read)
     if told:
         show_problems(terminal, told, level="warning")
         terminal.say()

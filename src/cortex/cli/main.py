@@ -22,7 +22,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "Deploy and look",
         ("init", "deploy", "get", "logs", "events", "predict", "history", "rollback", "refresh", "delete"),
     ),
-    ("Environment", ("up", "down", "info", "secret", "token", "configure")),
+    ("Environment", ("up", "down", "info", "secret", "token", "configure", "cluster")),
     ("Other", ("simulate", "completion", "schema", "version")),
 )
 """Every command, as `cortex --help` groups them; each is `COMMAND` in the module of its name."""

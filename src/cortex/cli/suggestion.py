@@ -17,7 +17,6 @@ HARMFUL = frozenset(("--yes", "--force", "--purge", "--prune"))
 
 OLD_COMMANDS: Mapping[str, str] = {
     "help": "here it is `cortex --help`, and `cortex COMMAND --help` for one command",
-    "cluster": "a machine needs no cluster: `cortex up` starts Cortex here, and `cortex info` describes it",
 }
 """What commands of other versions are called here, where one word does not say it."""
 

@@ -32,6 +32,8 @@ class Finding:
 
     EXAMPLES: ClassVar[Mapping[str, str]] = {}
     """One line, or a few, for every field."""
+    NAMED: ClassVar[str] = "api"
+    """What has a name in it, mostly."""
 
     def __init__(
         self, kind: str, path: Path, document: object, facts: Mapping[str, Any], written: Callable[[Path], str | None]
@@ -157,10 +159,11 @@ class Finding:
                 return f"write {self.field}: {text}"
         if expected == "a string" and isinstance(value, bool | int | float):
             spelled = self.written or str(value).lower()
-            name = suggest_name(spelled)
+            name = suggest_name(spelled, self.NAMED)
             if self.field == "name" and name != spelled:
                 return f'quoted it would be a string, but a name starts with a letter: "{name}"'
-            return f'quote it: {self.field}: "{spelled}"'
+            named = isinstance(self.path[-1], str)
+            return f'quote it: {self.field}: "{spelled}"' if named else f'quote it: "{spelled}"'
         if expected == "a mapping" and isinstance(value, str) and ":" in value:
             return "put a space after the colon"
         if expected == "a mapping" and isinstance(value, list):

@@ -160,10 +160,10 @@ def check_parsed(kind: type[Cpu] | type[Size] | type[Duration]) -> Callable[[Any
     return check
 
 
-def check_name(value: object) -> str:
-    """The name of an api or deployment."""
+def check_name(value: object, kind: str = "api") -> str:
+    """The name of an api, deployment or cluster; `kind` is put before one that begins with a digit."""
     name = check_string(value)
-    meant = suggest_name(name)
+    meant = suggest_name(name, kind)
     hint = f'did you mean "{meant}"?' if meant and meant != name else 'such as "iris" or "iris-v2"'
     if len(name) > MAX_NAME_CHARACTERS:
         message = f"a name has at most {MAX_NAME_CHARACTERS} characters, {quoted(name)} has {len(name)}"
@@ -195,11 +195,11 @@ def _reserved(name: str, kind: str) -> PydanticCustomError:
     return refusal("reserved-name", message, hint=f'choose another name, such as "{name}-{kind}"')
 
 
-def suggest_name(text: str) -> str | None:
+def suggest_name(text: str, kind: str = "api") -> str | None:
     """Return the nearest valid name, e.g. `iris-v2` for `Iris_V2`; None if nothing of it can be kept."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if name[:1].isdigit():
-        name = f"api-{name}"
+        name = f"{kind}-{name}"
     return name[:MAX_NAME_CHARACTERS].rstrip("-") or None
 
 

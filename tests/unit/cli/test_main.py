@@ -210,11 +210,6 @@ WRONG: list[tuple[str, str, str]] = [
         'there is no command "help"',
         "hint: here it is `cortex --help`, and `cortex COMMAND --help` for one command\n",
     ),
-    (
-        "cluster up",
-        'there is no command "cluster"',
-        "hint: a machine needs no cluster: `cortex up` starts Cortex here, and `cortex info` describes it\n",
-    ),
     ("get --al", "there is no option --al", "hint: did you mean --all-deployments?\n"),
     ("logs a --no-folow", "there is no option --no-folow", "hint: did you mean --no-follow?\n"),
     ("logs a --folow", "there is no option --folow", "hint: did you mean --follow?\n"),
