@@ -225,6 +225,16 @@ class ControlLayout(_Home):
         """Its key, PEM, mode 0600."""
         return self.home / "authority.key"
 
+    @property
+    def certificate(self) -> Path:
+        """What the control plane shows to agents of other machines, PEM with the key, mode 0600."""
+        return self.home / "control-plane.pem"
+
+    @property
+    def members_file(self) -> Path:
+        """Where agents of other machines dial in, and which nodes those are. Not there where there are none."""
+        return self.home / "members.json"
+
     def prepare(self) -> None:
         """
         Create every folder with mode 0700.
@@ -268,6 +278,11 @@ class NodeLayout(_Home):
     def authority(self) -> Path:
         """Who has signed the certificates of all nodes, PEM."""
         return self.node / "authority.pem"
+
+    @property
+    def membership_file(self) -> Path:
+        """Which node it is among others. Not there where the machine is the one node."""
+        return self.home / "membership.json"
 
     @property
     def peers_file(self) -> Path:
