@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cortex.agent import pace, rotation
+from cortex.agent import holding, pace, rotation
 from cortex.agent.life.state import Life
 from cortex.agent.pace import Look, Pace, QueueBound
 from cortex.agent.refusals import RefusalLog
@@ -76,6 +76,8 @@ class Door:
         self._applied: tuple[SetRoute, ...] = ()
         self._refusals: tuple[IngressRefusals, ...] = ()
         self._paces: dict[ApiKey, Pace] = {}
+        self._reached: dict[ApiKey, float] = {}
+        """When each api last had a replica anywhere, where there are other nodes."""
 
     async def start(self) -> None:
         """What keeps it from being started is reported, and tried again by `keep`."""
@@ -84,6 +86,8 @@ class Door:
             self._problem = None
             for route in self._ingress.routes():
                 self._paces.setdefault(route.api, _pace_of(route))
+                if route.holds:
+                    self._reached.setdefault(route.api, self._clock.monotonic_s())
         except (CortexError, OSError) as error:
             self._problem = ingress_problem(error, self._layout.home)
             log.error("the ingress could not be started: %s", error)
@@ -125,6 +129,10 @@ class Door:
         """Bring the ingress to what routes and readiness say now."""
         routes, neighbours = self._routes(), self._neighbours()
         wanted = rotation.ingress_routes(routes, self._lives(), self._layout, self._bound, neighbours)
+        if neighbours is not None:
+            now_s = self._clock.monotonic_s()
+            self._reached = holding.reached(self._reached, self._ingress.routes(), wanted, now_s)
+            wanted = holding.with_holds(wanted, routes, self._reached, now_s)
         await self._ingress.apply(wanted, neighbours.peers if neighbours is not None else ())
         if self._applied != routes:
             self._applied = routes
@@ -178,8 +186,12 @@ class Door:
             )
             for api in ready.keys() & seen.keys()
         }
-        told = {route.api: QueueBound(route.max_queued, route.retry_after_s) for route in self._ingress.routes()}
-        if any(told[api] != self._bound(api, ready[api]) for api in ready.keys() & told.keys()):
+        known = self._ingress.routes()
+        told = {route.api: QueueBound(route.max_queued, route.retry_after_s) for route in known}
+        if any(told[api] != self._bound(api, ready[api]) for api in ready.keys() & told.keys()) or (
+            self._peering is not None
+            and known != holding.with_holds(known, routes.values(), self._reached, self._clock.monotonic_s())
+        ):
             await self.sync()
 
     def _bound(self, api: ApiKey, ready: int) -> QueueBound:

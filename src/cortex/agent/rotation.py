@@ -114,7 +114,7 @@ def _ingress_route(
 ) -> IngressRoute:
     here = [(target, lives[target]) for target in route.targets if target in lives]
     states = {socket_stem(target): readiness(life, hold=route.hold) for target, life in here}
-    # What comes from peers has connections of its own, and there is one backlog.
+    # What comes from peers has connections of its own, and what is held has others, and there is one backlog.
     held = HELD_CONNECTIONS if neighbours is None else HELD_CONNECTIONS // 2
     servers = [
         IngressServer(
@@ -124,10 +124,11 @@ def _ingress_route(
         )
         for target, life in here
     ]
+    rotation = servers_in_rotation(servers, states)
     return IngressRoute(
         api=route.api,
         path=route.path,
-        servers=servers_in_rotation(servers, states),
+        servers=rotation,
         timeout_s=route.timeout_s,
         max_body_bytes=route.max_body_bytes,
         retry=route.retry,
@@ -136,6 +137,7 @@ def _ingress_route(
         retry_after_s=bound.retry_after_s,
         sleep=_sleep([life for target, life in here if states[socket_stem(target)] is Readiness.HELD], states.values()),
         peers=() if neighbours is None else peer_shares(route, neighbours),
+        held=bool(rotation) and states[rotation[0].name] is Readiness.HELD,
     )
 
 

@@ -1,15 +1,17 @@
 """
 HAProxy's configuration and map file, as text. Pure: no I/O here.
 
-One HAProxy process is a *worker*, of one of two tiers:
+One HAProxy process is a *worker*, of one of three tiers:
 
 * The **door** listens on the public addresses. Its buffers are small, because HAProxy copies the whole buffer of
   every request that it may have to deliver a second time.
 * **bulk** listens on a unix socket behind the door and has buffers in which `replay_bytes` of body fit. The door
   passes it every request whose body is too large for its own buffers, or of unknown length. Each worker has so many
   connections to a replica: bodies that trickle in for minutes use up those of bulk, and small requests go on.
+* **hold** is there where there are peers. It listens on unix sockets behind the other two, which pass it what nobody
+  can be reached for.
 
-Both have the same pool of empty backends and the same routes, and both talk to replicas directly.
+All have the same pool of empty backends and the same routes, and all talk to replicas directly.
 
 Everything HAProxy knows about an api is one map entry, so that an api changes as a whole:
 
@@ -26,13 +28,21 @@ of it by `x-cortex-probe: 1`, which, as all that begins with `x-cortex-`, nobody
 wakes nobody, and does not wait where others wait. Its answer says so, too: it was taken for what it is.
 
 Where there are *peers* (`peers`), every door serves every api. A pool backend has them as backup servers: they are
-asked when no replica of this node is in rotation, and, one of them drawn, when all are busy. Beside each there is a
+asked when no replica of this node is in rotation, and, one of them drawn, when all are busy. Two and more of an api
+that has no replica here are servers like any other. Beside each there is a
 backend `near-<n>` with the same replicas and no peers, for what comes from peers. It tries once and then closes the
 connection, so that the first door decides about a second delivery; what it refuses itself it marks
-(`x-cortex-refused`), and the first door counts it. So a request has two deliveries at most, and one count. Two fields
-more are in the map entry: how many requests may be away, and the tickets to draw from.
+(`x-cortex-refused`), and the first door counts it. So a request has two deliveries at most, and one count. Three fields
+more are in the map entry: how many requests may be away, the tickets to draw from, and whether requests are held.
 
-    /iris/sklearn pool-0001|…|awake|80|1.5f0c2a9b:1.5f0c2a9b:…:2.77aa01cd
+    /iris/sklearn pool-0001|…|awake|80|1.5f0c2a9b:1.5f0c2a9b:…:2.77aa01cd|on
+
+A request is *held* while neither a replica here nor a peer can be reached. HAProxy 2.8 has no queue without a server
+that serves somebody: with all of them down it answers 503 at once. So the last backup server of a pool backend is the
+tier **hold**, whose only work it is to try to connect: once a second, `hold_s` long, to whoever of replicas and peers
+is there by then, else to a server that turns everybody away. It delivers a request once, and closes the connection
+if that is lost, as a peer does: whoever passed it the request decides about a second delivery. What has come from a
+peer is held for replicas of this node alone, for `near_hold_s`, and only if the peer knows of nobody else to ask.
 """
 
 from __future__ import annotations
@@ -49,6 +59,8 @@ from cortex.ingress.errors import TooFewFiles
 from cortex.ingress.peers import (
     AWAY_PER_REPLICA,
     DRAWS,
+    HOLD_KEY,
+    NOBODY_KEY,
     PEER_KEY,
     WATCHED,
     IngressPeer,
@@ -59,7 +71,7 @@ from cortex.ingress.peers import (
 from cortex.ingress.pool import NOWHERE, backend_name, backend_number, near_name
 from cortex.ingress.routes import IngressRoute, IngressServer
 
-LAYOUT = 4
+LAYOUT = 5
 """Changes when the names or the fields that admin commands rely on change: then an older worker takes no commands."""
 FRONTEND = "ingress"
 TABLE = "refusals"
@@ -68,6 +80,8 @@ PROBES = "probes"
 PROBE_HEADER = "x-cortex-probe"
 BULK_BACKEND = "bulk"
 PEER_FRONTEND = "from-peers"
+NEAR_BIND = "near"
+"""Name of the socket of hold for what has come from peers."""
 NEAR_BULK_BACKEND = "bulk-near"
 AWAY = "away"
 """The table of the requests that each backend has at peers although there are replicas here."""
@@ -84,6 +98,11 @@ LONGEST_TIMEOUT_MS = 2_000_000_000
 """23 days: HAProxy's timers are 31 bits of milliseconds."""
 KEPT_CONNECTIONS = 3
 """Idle connections to replicas that one client connection may keep, for `max-session-srv-conns`."""
+POLL_S = 1.0
+"""
+A request that is held tries so often to connect: HAProxy waits so long after a connection that failed. And so long it
+waits at first, so that who has just died is known to have: two checks, and some.
+"""
 CHECK_MS = 300
 """A peer is asked so often whether it answers, and is left out after the second time that it does not."""
 FD_RESERVE = 128
@@ -100,6 +119,8 @@ class Tier(enum.Enum):
     """Takes the public connections."""
     BULK = "bulk"
     """Takes from the door the bodies that fit only into large buffers."""
+    HOLD = "hold"
+    """Takes from both what nobody can be reached for, until somebody can."""
 
 
 class Refusal(enum.Enum):
@@ -148,13 +169,17 @@ class IngressLimits(msgspec.Struct, frozen=True):
     """Time for a body to arrive that is to be delivered twice if need be, then 408."""
     client_timeout_s: float = 75.0
     """Longest silence of a client that sends or receives. Above `body_timeout_s`, whose answer is the better one."""
+    hold_s: float = 30.0
+    """Longest wait for somebody who can be reached, then 503. As long as for a replica that slept."""
+    near_hold_s: float = 5.0
+    """The same of what has come from a peer, which knows of a replica here before this node does, or mistakes."""
     keep_alive_s: float = 75.0
     """How long an idle client connection stays open; above the usual 60 s of load balancers in front."""
 
-    @property
-    def tiers(self) -> tuple[Tier, ...]:
-        """In the order in which workers are started and routes are added."""
-        return (Tier.BULK, Tier.DOOR) if self.replay_bytes > DOOR_BODY_BYTES else (Tier.DOOR,)
+    def tiers(self, *, peers: bool = False) -> tuple[Tier, ...]:
+        """In the order in which workers are started and routes are added, with peers or without."""
+        tiers = (Tier.BULK, Tier.DOOR) if self.replay_bytes > DOOR_BODY_BYTES else (Tier.DOOR,)
+        return (Tier.HOLD, *tiers) if peers else tiers
 
 
 class WorkerPeering(msgspec.Struct, frozen=True):
@@ -168,6 +193,10 @@ class WorkerPeering(msgspec.Struct, frozen=True):
     """Of what is in both files: HAProxy reads them once."""
     places: int
     """Peers that it can watch."""
+    hold_sockets: tuple[Path, Path]
+    """Where hold listens: for what clients have asked here, and for what peers have."""
+    nobody_socket: Path
+    """Where hold turns everybody away."""
 
 
 class WorkerConfiguration(msgspec.Struct, frozen=True):
@@ -291,14 +320,16 @@ def render_entry(route: IngressRoute, backend: int, peers: Sequence[PeerServer] 
         route.sleep.value,
     )
     if peers is not None:
-        fields += (str(AWAY_PER_REPLICA * sum(share.ready for share in route.peers)), tickets(peers))
+        room = AWAY_PER_REPLICA * sum(share.ready for share in route.peers)
+        drawn = tickets([peer for peer in peers if not peer.first])
+        fields += (str(room), drawn, "on" if route.holds else "off")
     return "|".join(fields)
 
 
 def parse_entry(value: str) -> Entry | None:
     """Backend and api of a map entry; None if it is not one of this layout."""
     fields = value.split("|")
-    if len(fields) not in (10, 12):
+    if len(fields) not in (10, 13):
         return None
     backend = backend_number(fields[0])
     return None if backend is None else Entry(backend=backend, api=ApiKey(fields[6]))
@@ -325,7 +356,7 @@ def configuration_digest(
         haproxy: version of the binary.
     """
     text = haproxy
-    for tier in limits.tiers:
+    for tier in limits.tiers(peers=peering is not None):
         text += render_configuration(
             WorkerConfiguration(
                 tier=tier,
@@ -350,6 +381,7 @@ def render_configuration(
     configuration: WorkerConfiguration,
     servers: Mapping[int, Sequence[IngressServer | PeerServer]],
     watched: Mapping[int, IngressPeer] | None = None,
+    near: Mapping[int, Sequence[IngressServer | PeerServer]] | None = None,
 ) -> str:
     """
     The whole haproxy.cfg.
@@ -357,18 +389,22 @@ def render_configuration(
     Args:
         servers: by backend, those that the worker starts with.
         watched: by place, the peers that it watches from the start.
+        near: by backend, the same for what comes from peers.
     """
     peering = configuration.peering
-    has_bulk = configuration.tier is Tier.DOOR and Tier.BULK in configuration.limits.tiers
+    has_bulk = configuration.tier is Tier.DOOR and Tier.BULK in configuration.limits.tiers()
     blocks = [_global(configuration), _table()]
     if peering is not None:
         blocks.append(_away_table())
-    blocks += [_base(configuration.limits), _frontend(configuration)]
+    blocks += [_base(configuration), _frontend(configuration)]
     if peering is not None and configuration.tier is Tier.DOOR:
         blocks.append(_peer_frontend(configuration, peering))
-    blocks.append(_pool_defaults(configuration))
-    if peering is not None:
-        blocks.append(_near_defaults(configuration))
+    if peering is not None and configuration.tier is Tier.HOLD:
+        blocks += [_nobody_frontend(peering), *_hold_defaults(configuration)]
+    else:
+        blocks.append(_pool_defaults(configuration))
+        if peering is not None:
+            blocks.append(_near_defaults(configuration))
     if has_bulk:
         blocks.append(_bulk_backend(configuration))
     if has_bulk and peering is not None:
@@ -377,9 +413,9 @@ def render_configuration(
         blocks.append(_watched(peering, watched or {}))
     for backend in range(NOWHERE, configuration.pool_size + 1):
         found = servers.get(backend, ())
-        blocks.append(_pool_backend(backend, found, peering))
+        blocks.append(_pool_backend(configuration, backend, found))
         if peering is not None:
-            blocks.append(_near_backend(backend, found))
+            blocks.append(_near_backend(configuration.tier, backend, (near or {}).get(backend, ()), peering))
     return "".join(blocks)
 
 
@@ -393,7 +429,7 @@ def _global(configuration: WorkerConfiguration) -> str:
         digest=configuration.digest,
         places=configuration.peering.places if configuration.peering else 0,
     )
-    buffer = DOOR_BUFFER_BYTES if configuration.tier is Tier.DOOR else limits.replay_bytes + HEADER_ROOM_BYTES
+    buffer = limits.replay_bytes + HEADER_ROOM_BYTES if configuration.tier is Tier.BULK else DOOR_BUFFER_BYTES
     # HAProxy sizes its fd table as twice the global maxconn; the frontend's own, lower one leaves room for the
     # connections to replicas that idle clients keep.
     frontends = 2 if configuration.peering else 1
@@ -442,10 +478,15 @@ backend {AWAY}
 """
 
 
-def _base(limits: IngressLimits) -> str:
+def _base(configuration: WorkerConfiguration) -> str:
+    limits = configuration.limits
     # iif tells a full api from one without replicas; HAProxy has one 503 for both.
     unavailable = "%[be_name,nbsrv,bool,iif(overloaded,no-ready-replica)]"
     why = "%[be_name,nbsrv,bool,iif(every replica is busy and the queue is full,no replica is ready)]"
+    connect_s, retries, retry_on = 5.0, 1, "conn-failure empty-response"
+    if configuration.tier is Tier.HOLD:
+        unavailable, why = Refusal.NO_READY_REPLICA.value, "no replica is ready"
+        connect_s, retries, retry_on = POLL_S, _polls(limits.hold_s), "conn-failure"
     broken = "the request is not valid HTTP, or its body broke off"
     errors = [
         _error(400, Refusal.BAD_REQUEST.value, f"{broken}, or the client closed its end before the answer"),
@@ -459,7 +500,7 @@ def _base(limits: IngressLimits) -> str:
     return f"""\
 defaults base
     mode http
-    timeout connect 5s
+    timeout connect {_ms(connect_s)}
     timeout http-request {_ms(limits.header_timeout_s)}
     timeout http-keep-alive {_ms(limits.keep_alive_s)}
     timeout client {_ms(limits.client_timeout_s)}
@@ -471,29 +512,35 @@ defaults base
     http-reuse never
     max-session-srv-conns {KEPT_CONNECTIONS}
     balance leastconn
-    retries 1
-    retry-on conn-failure empty-response
+    retries {retries}
+    retry-on {retry_on}
     option redispatch 1
 {lines}
 """
 
 
 def _frontend(configuration: WorkerConfiguration) -> str:
-    binds = "".join(f"    bind {bind} proto h1\n" for bind in configuration.binds)
-    relayed, near = "", ""
+    binds = [f"    bind {bind} proto h1" for bind in configuration.binds]
+    relayed, near, marks = "", "", _marks(configuration.probe_token)
     if configuration.peering is not None and configuration.tier is Tier.BULK:
         # Said by the door that is in front, of what has come from a peer. A client cannot say it.
         relayed = "".join(
             f"    http-request set-var(txn.{name}) bool(true) if {{ req.fhdr(x-cortex-{name}) -m found }}\n"
             for name in ("near", "only")
         )
+    elif configuration.tier is Tier.HOLD:
+        binds[-1] += f" name {NEAR_BIND}"
+        relayed = f"    http-request set-var(txn.near) bool(true) if {{ so_name -m str {NEAR_BIND} }}\n"
+        marks = _marks_of_doors(configuration.probe_token)
+    if relayed:
         near = f"    use_backend {_NEAR_OF_ROUTE} if {{ var(txn.near) -m found }}\n"
+    listening = "".join(f"{bind}\n" for bind in binds)
     return f"""\
 frontend {FRONTEND} from base
-{binds}\
+{listening}\
     maxconn {configuration.max_clients}
 {relayed}\
-{_marks(configuration.probe_token)}\
+{marks}\
 {_route_rules(configuration.map_file)}\
     http-request return {_error(404, "not-found", "nothing is deployed at this path")} if !{{ var(txn.route) -m found }}
 {_health()}\
@@ -508,12 +555,8 @@ def _peer_frontend(configuration: WorkerConfiguration, peering: WorkerPeering) -
     # Whoever passes on takes care that it leaves an idle connection first: one that is closed under a request looks as
     # if a replica had died with it.
     keep_alive = _ms(2 * configuration.limits.keep_alive_s)
-    probe = ""
-    if configuration.probe_token:
-        probe = f"    http-request set-var(txn.probe) bool(true) if {{ req.fhdr({PROBE_HEADER}) -m found }}\n"
     # Who has another door to ask is better served by that than by our answer.
     nobody = _error(503, Refusal.NO_READY_REPLICA.value, "no replica is ready")
-    remark = f"    http-request set-header {PROBE_HEADER} 1 if {_IS_PROBE}\n" if configuration.probe_token else ""
     return f"""\
 # The doors of other nodes, known by their certificates. What they ask goes to replicas of this node and no further.
 frontend {PEER_FRONTEND} from base
@@ -521,9 +564,7 @@ frontend {PEER_FRONTEND} from base
     maxconn {configuration.max_clients}
     timeout http-keep-alive {keep_alive}
     http-request set-var(txn.only) bool(true) if {{ req.fhdr(x-cortex-only) -m found }}
-{probe}\
-    http-request del-header x-cortex- -m beg
-{remark}\
+{_marks_of_doors(configuration.probe_token)}\
 {_route_rules(configuration.map_file)}\
     http-request return {nobody} hdr {_REFUSED} {_NOBODY} if !{{ var(txn.route) -m found }} {{ var(txn.only) -m found }}
     http-request reject if !{{ var(txn.route) -m found }}
@@ -552,7 +593,7 @@ def _route_rules(map_file: str) -> str:
 
 def _to_bulk(configuration: WorkerConfiguration, backend: str) -> str:
     """Rules of the door for what only bulk can deliver twice."""
-    if configuration.tier is Tier.BULK or Tier.BULK not in configuration.limits.tiers:
+    if configuration.tier is not Tier.DOOR or Tier.BULK not in configuration.limits.tiers():
         return ""
     # A chunked body has no length to judge by: bulk reads until it ends or its buffer is full.
     return f"""\
@@ -578,6 +619,27 @@ def _marks(probe_token: str) -> str:
     http-request set-var(txn.probe) bool(true) if {{ req.fhdr({PROBE_HEADER}) -m str {probe_token} }}
     http-request del-header x-cortex- -m beg
     http-request set-header {PROBE_HEADER} 1 if {_IS_PROBE}
+"""
+
+
+def _marks_of_doors(probe_token: str) -> str:
+    """The same for what doors ask: they say what is a probe as they say it to replicas."""
+    if not probe_token:
+        return _marks(probe_token)
+    return f"""\
+    http-request set-var(txn.probe) bool(true) if {{ req.fhdr({PROBE_HEADER}) -m found }}
+    http-request del-header x-cortex- -m beg
+    http-request set-header {PROBE_HEADER} 1 if {_IS_PROBE}
+"""
+
+
+def _nobody_frontend(peering: WorkerPeering) -> str:
+    return f"""\
+# Where a held request tries to connect while there is nobody else.
+frontend nobody from base
+    bind {quoted("unix@" + str(peering.nobody_socket))}
+    tcp-request connection reject
+
 """
 
 
@@ -612,7 +674,7 @@ def _health() -> str:
 
 def _pool_defaults(configuration: WorkerConfiguration) -> str:
     peering = configuration.peering
-    away = _away_rules(configuration.limits) if peering else ""
+    away = _hold_rules() + _away_rules(configuration) if peering else ""
     return f"""\
 defaults pool from base
 {"    option allbackups" + chr(10) if peering else ""}\
@@ -625,26 +687,70 @@ defaults pool from base
 
 
 def _near_defaults(configuration: WorkerConfiguration) -> str:
-    nobody = _error(503, Refusal.NO_READY_REPLICA.value, "no replica is ready")
+    # Who has another door to ask is better served by that than by waiting here.
     return f"""\
 # For peers: as above, but tried once, passed on to nobody, and counted by the door that has the client.
 defaults near from base
     errorfile 502 /dev/null
     errorfile 503 /dev/null
-    http-request return {nobody}{_RETRY_AFTER} if {{ nbsrv eq 0 }} {{ var(txn.only) -m found }}
-    http-request reject if {{ nbsrv eq 0 }}
+    http-request reject if {{ be_conn_free lt 0 }} !{{ var(txn.only) -m found }}
+{_hold_rules()}\
 {_prediction_rules(configuration)}\
     http-request disable-l7-retry
 {_queue_rule()}\
-    http-response del-header {_REFUSED}
+{_NO_FEIGNED_REFUSAL}\
 {_mark_own()}
 """
+
+
+def _hold_rules() -> str:
+    """Rules for when nobody can be reached and there is but hold: who would wait in vain is told."""
+    nobody = _error(503, Refusal.NO_READY_REPLICA.value, "no replica is ready" + _WAKES)
+    alone = "{ be_conn_free lt 0 } { nbsrv eq 1 }"
+    return f"""\
+    http-request set-var(txn.nobody) bool(true) if {alone} !{{ var(txn.route),field(13,|) on }}
+    http-request return {nobody}{_RETRY_AFTER} if {{ var(txn.nobody) -m found }}
+"""
+
+
+def _hold_defaults(configuration: WorkerConfiguration) -> tuple[str, str]:
+    """
+    Of what has been asked here, and of what peers have asked. Both are delivered once, and counted elsewhere.
+
+    At first they wait for as long as a peer that has just died may be taken for one that is there, unless there are
+    others.
+    """
+    limits = configuration.limits
+    full = _error(503, Refusal.OVERLOADED.value, "no replica is ready and the queue is full" + _WAKES)
+    extra_ms = round(limits.queue_timeout_s * 1000)  # it may have to wait there, too
+    held_enough = "{ var(txn.held),sub(txn.max_queued) gt 0 }"  # with this one, when it came
+    rules = f"""\
+    errorfile 502 /dev/null
+    tcp-request inspect-delay {_ms(POLL_S)}
+    tcp-request content set-var(txn.held) be_conn if !{{ var(txn.held) -m found }}
+    tcp-request content set-var(txn.max_queued) var(txn.route),field(6,|)
+    tcp-request content accept if {{ nbsrv gt 1 }} || {held_enough}
+    tcp-request content accept if WAIT_END
+{_prediction_rules(configuration)}\
+    http-request set-var(txn.full) bool(true) if {held_enough}
+    http-request return {full}{_RETRY_AFTER} if {{ var(txn.full) -m found }}
+    http-request disable-l7-retry
+    http-request set-header x-cortex-only 1
+    http-request set-timeout server var(txn.route),field(3,|),add({extra_ms})
+{_NO_FEIGNED_REFUSAL}\
+{_mark_own()}
+"""
+    near = f"""\
+defaults near from base
+    retries {_polls(limits.near_hold_s)}
+{rules}"""
+    return f"defaults pool from base\n{rules}", near
 
 
 def _prediction_rules(configuration: WorkerConfiguration) -> str:
     """What is asked of a prediction, and told to a replica, before one is chosen."""
     limits = configuration.limits
-    largest = DOOR_BODY_BYTES if configuration.tier is Tier.DOOR else limits.replay_bytes
+    unrepeatable = _unrepeatable(configuration)
     too_large = _error(
         413,
         Refusal.BODY_TOO_LARGE.value,
@@ -660,7 +766,6 @@ def _prediction_rules(configuration: WorkerConfiguration) -> str:
     # it) goes to the replica in pieces, and HAProxy can then not deliver it again; and whoever sends slowly holds a
     # connection to the replica meanwhile. A body that is too large for the buffer is not waited for, nor is its
     # beginning copied for a second delivery that cannot be.
-    unrepeatable = f"{{ req.hdr_val(content-length) gt {largest} }}"
     return f"""\
     http-request track-sc1 be_name table {PROBES} if {_IS_PROBE}
     http-request return {sleeps} if {_IS_PROBE} {{ var(txn.route),field(10,|) -m str asleep waking }}
@@ -678,34 +783,52 @@ def _prediction_rules(configuration: WorkerConfiguration) -> str:
 """
 
 
+def _unrepeatable(configuration: WorkerConfiguration) -> str:
+    """A condition: the body does not fit where it would have to be kept for a second delivery."""
+    largest = configuration.limits.replay_bytes if configuration.tier is Tier.BULK else DOOR_BODY_BYTES
+    return f"{{ req.hdr_val(content-length) gt {largest} }}"
+
+
 def _queue_rule(but: str = "") -> str:
     full = _error(503, Refusal.OVERLOADED.value, "every replica is busy and the queue is full" + _WAKES)
     return f"    http-request return {full}{_RETRY_AFTER} if{but} {{ queue,sub(txn.max_queued) ge 0 }}\n"
 
 
-def _away_rules(limits: IngressLimits) -> str:
-    """
-    Rules that draw a peer when every replica here is full, unless there are enough requests at peers already.
+def _polls(seconds: float) -> int:
+    """How often is tried again within a time, of which the first second has passed when it is tried first."""
+    return max(1, round(seconds / POLL_S) - 1)
 
-    HAProxy counts no free connections (-1) where peers are all that is left: then it chooses among them itself. It also
-    takes an idle server before a busy one whatever their weights, so that as equals of replicas peers would be sent a
-    share of the requests that come one by one.
+
+def _away_rules(configuration: WorkerConfiguration) -> str:
+    """
+    Rules that draw a peer when every replica here is full, unless there are enough requests at peers already, or where
+    there are a peer and hold to choose from.
+
+    HAProxy counts no free connections (-1) where peers are all that is left. It takes an idle server before a busy one
+    whatever their weights, so that as equals of replicas peers would be sent a share of the requests that come one by
+    one, and so would hold as an equal of a peer. It has to be that for second tries, none of which goes to the server
+    of the first if there is another.
     """
     ticket = "var(txn.route),field(12,|),field"
     draws = "".join(
         f"    http-request set-var(txn.away) {ticket}({draw + 1},:) if {{ var(txn.draw) -m int {draw} }}\n"
         for draw in range(DRAWS)
     )
+    limits = configuration.limits
     full = "{ nbsrv gt 0 } { be_conn_free eq 0 }"
-    extra_ms = round(limits.queue_timeout_s * 1000)  # it may have to wait there, too
+    extra_ms = round((limits.hold_s + limits.queue_timeout_s) * 1000)  # it may have to wait there, too
     goes_away = "{ var(txn.peers) -m found } || { var(txn.draw) -m found }"
+    # Who may be delivered once has nobody else to ask.
+    away = "{ var(txn.peers) -m found }"
+    only = f"{away} {{ var(txn.route),field(5,|) off }} || {away} {_unrepeatable(configuration)}"
     return f"""\
     http-request set-var(txn.room) var(txn.route),field(11,|)
     http-request set-var(txn.draw) rand({DRAWS}) if {full} {{ be_name,table_conn_cur({AWAY}),sub(txn.room) lt 0 }}
     http-request track-sc2 be_name table {AWAY} if {{ var(txn.draw) -m found }}
-{draws}\
     http-request set-var(txn.peers) bool(true) if {{ be_conn_free lt 0 }}
-    http-request set-header x-cortex-only 1 if {{ var(txn.peers) -m found }} {{ nbsrv eq 1 }}
+    http-request set-var(txn.draw) rand({DRAWS}) if {{ var(txn.peers) -m found }} {{ nbsrv gt 1 }}
+{draws}\
+    http-request set-header x-cortex-only 1 if {only}
     http-request set-timeout server var(txn.route),field(3,|),add({extra_ms}) if {goes_away}
 """
 
@@ -740,8 +863,10 @@ backend {NEAR_BULK_BACKEND} from base
 
 def _bulk_rules(configuration: WorkerConfiguration) -> str:
     limits = configuration.limits
-    queues = 2 if configuration.peering else 1  # its own, and a peer's
-    extra_ms = round((limits.body_timeout_s + queues * limits.queue_timeout_s) * 1000) + REPLICA_GRACE_MS
+    waits_s = limits.body_timeout_s + limits.queue_timeout_s
+    if configuration.peering:
+        waits_s += limits.hold_s + limits.queue_timeout_s  # a peer's queue
+    extra_ms = round(waits_s * 1000) + REPLICA_GRACE_MS
     token = configuration.probe_token
     marks = f"    http-request set-header {PROBE_HEADER} {token} if {_IS_PROBE}\n" if token else ""
     return f"""\
@@ -796,13 +921,17 @@ def _account(*others: Refusal, peers: bool = False) -> str:
 
 
 def _mark_own() -> str:
-    """Rules that leave a replica's answers alone, and say of those that HAProxy makes itself that it made them."""
+    """
+    Rules that leave answers of replicas and of other doors alone, and say of those that HAProxy makes itself that it
+    made them.
+    """
+    nobody = "{ status 503 } { be_conn_free lt 0 } !{ var(txn.full) -m found }"
     return f"""\
     http-response set-var(txn.answered) bool(true)
     http-after-response allow if {{ var(txn.answered) -m found }}
     http-after-response set-header x-cortex-version %[var(txn.route),field(8,|)]
     http-after-response set-header {_REFUSED} 1
-    http-after-response set-header {_REFUSED} {_NOBODY} if {{ be_name,nbsrv eq 0 }}
+    http-after-response set-header {_REFUSED} {_NOBODY} if {nobody}
 """
 
 
@@ -822,17 +951,19 @@ backend {WATCHED} from base
 """
 
 
-def peer_arguments(server: PeerServer, peering: WorkerPeering, word: Callable[[str], str]) -> str:
+def peer_arguments(server: PeerServer, peering: WorkerPeering, tier: Tier, word: Callable[[str], str]) -> str:
     """
     What HAProxy is told of a peer as a server, after its name.
 
     Args:
+        tier: of the worker that is told.
         word: makes one word of a path, where this is said.
     """
     name = server.peer.name
+    rank = "" if tier is Tier.HOLD or server.first else "backup "
     return (
         f"{server.peer.address} ssl {_credentials(peering, word)} verify required verifyhost {name} sni str({name}) "
-        f"backup weight {server.weight} track {WATCHED}/{place_name(server.place)} on-marked-down shutdown-sessions"
+        f"{rank}weight {server.weight} track {WATCHED}/{place_name(server.place)} on-marked-down shutdown-sessions"
     )
 
 
@@ -840,20 +971,35 @@ def _credentials(peering: WorkerPeering, word: Callable[[str], str]) -> str:
     return f"crt {word(str(peering.certificate))} ca-file {word(str(peering.authority))}"
 
 
-def _pool_backend(backend: int, servers: Iterable[IngressServer | PeerServer], peering: WorkerPeering | None) -> str:
-    lines = _server_lines(servers)
+def _pool_backend(
+    configuration: WorkerConfiguration, backend: int, servers: Iterable[IngressServer | PeerServer]
+) -> str:
+    lines, tier, peering = _server_lines(servers), configuration.tier, configuration.peering
     if peering is not None:
-        lines += f"    use-server {PEER_KEY}%[var(txn.away)] if {{ var(txn.away) -m found }}\n"
+        if tier is not Tier.HOLD:
+            lines += f"    use-server {PEER_KEY}%[var(txn.away)] if {{ var(txn.away) -m found }}\n"
         lines += "".join(
-            f"    server {server.key} {peer_arguments(server, peering, quoted)}\n"
+            f"    server {server.key} {peer_arguments(server, peering, tier, quoted)}\n"
             for server in servers
             if isinstance(server, PeerServer)
         )
+        lines += _last_resort(tier, peering, peering.hold_sockets[0])
     return f"backend {backend_name(backend)} from pool\n{lines}"
 
 
-def _near_backend(backend: int, servers: Iterable[IngressServer | PeerServer]) -> str:
-    return f"backend {near_name(backend)} from near\n{_server_lines(servers)}"
+def _near_backend(
+    tier: Tier, backend: int, servers: Iterable[IngressServer | PeerServer], peering: WorkerPeering
+) -> str:
+    last = _last_resort(tier, peering, peering.hold_sockets[1])
+    return f"backend {near_name(backend)} from near\n{_server_lines(servers)}{last}"
+
+
+def _last_resort(tier: Tier, peering: WorkerPeering, hold: Path) -> str:
+    if tier is not Tier.HOLD:
+        return f"    server {HOLD_KEY} {quoted('unix@' + str(hold))} backup\n"
+    # A handshake that is cut short is a connection that failed, which is tried again after POLL_S; a connection that
+    # is refused would be tried again at once.
+    return f"    server {NOBODY_KEY} {quoted('unix@' + str(peering.nobody_socket))} ssl verify none backup\n"
 
 
 def _server_lines(servers: Iterable[IngressServer | PeerServer]) -> str:
@@ -875,6 +1021,7 @@ _WAKES = "%[var(txn.wakes)]"
 _RETRY_AFTER = " hdr retry-after %[var(txn.route),field(9,|)]"
 _REFUSED = "x-cortex-refused"
 _NOBODY = "nobody"
+_NO_FEIGNED_REFUSAL = f"    http-response del-header {_REFUSED} if !{{ srv_name -m beg {PEER_KEY} }}\n"
 _NEAR_OF_ROUTE = "near-%[var(txn.route),field(1,|),bytes(5)]"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from cortex.ids import ApiKey, NodeId
-from cortex.ingress.configuration import WorkerPeering, peer_arguments, render_entry, server_key
+from cortex.ingress.configuration import Tier, WorkerPeering, peer_arguments, render_entry, server_key
 from cortex.ingress.peers import PEER_KEY, WATCHED, IngressPeer, PeerServer, place_name
 from cortex.ingress.pool import NOWHERE, backend_name, near_name
 from cortex.ingress.routes import IngressRoute, IngressServer
@@ -57,11 +57,11 @@ class WantedHoldings(msgspec.Struct, frozen=True):
     servers: Mapping[ServerAddress, IngressServer | PeerServer]
     places: Mapping[int, IngressPeer] = {}
 
-    def by_backend(self) -> dict[int, list[IngressServer | PeerServer]]:
-        """Servers of each backend, for the configuration text. Those for peers are the replicas among them."""
+    def by_backend(self, *, near: bool = False) -> dict[int, list[IngressServer | PeerServer]]:
+        """Servers of each backend, for the configuration text: of those for clients, or of those for peers."""
         backends: dict[int, list[IngressServer | PeerServer]] = {}
         for address, server in self.servers.items():
-            if not address.near:
+            if address.near is near:
                 backends.setdefault(address.backend, []).append(server)
         return backends
 
@@ -125,16 +125,20 @@ def wanted_of(
         backend = backends.get(route.api, NOWHERE)
         if backend > pool_size:
             backend = NOWHERE
+        shares = [share for share in route.peers if share.peer in at]
+        here = () if route.held and shares else route.servers
+        # One that is all there is has hold beside it: who has just lost it there is not to ask it again.
+        first = len(shares) > 1 and not here
         away = [
-            PeerServer(peer=at[share.peer][1], place=at[share.peer][0], weight=min(256, share.ready))
-            for share in route.peers
-            if share.peer in at
+            PeerServer(peer=at[share.peer][1], place=at[share.peer][0], weight=min(256, share.ready), first=first)
+            for share in shares
         ]
         entries[route.path] = render_entry(route, backend, None if watched is None else away)
         if backend != NOWHERE:
-            for server in route.servers:
+            for server in here:
                 servers[ServerAddress(backend=backend, key=server_key(server))] = server
-                if watched is not None:
+            if watched is not None:
+                for server in route.servers:
                     servers[ServerAddress(backend=backend, key=server_key(server), near=True)] = server
             for peer in away:
                 servers[ServerAddress(backend=backend, key=server_key(peer))] = peer
@@ -142,7 +146,11 @@ def wanted_of(
 
 
 def steps_between(
-    holdings: Holdings, wanted: WantedHoldings, map_file: str, peering: WorkerPeering | None = None
+    holdings: Holdings,
+    wanted: WantedHoldings,
+    map_file: str,
+    peering: WorkerPeering | None = None,
+    tier: Tier = Tier.DOOR,
 ) -> Steps:
     """
     Return the commands that bring a worker from what it has to what it ought to have.
@@ -153,6 +161,7 @@ def steps_between(
     Args:
         map_file: the map's name in HAProxy.
         peering: by which it reaches peers; needed where there are any.
+        tier: the worker's; to hold, peers are what they are not to the others, equals of replicas.
     """
     # A peer is watched before it is asked, and until it is not asked any more.
     add, unwatch = _place_steps(holdings.places, wanted.places)
@@ -161,7 +170,7 @@ def steps_between(
     for address, server in wanted.servers.items():
         state, now = servers.get(address), _in_rotation(server)
         if state is None:
-            add.append(_addition(address, server, peering))
+            add.append(_addition(address, server, peering, tier))
         elif state.max_connections != now.max_connections:
             add.append(f"set maxconn server {address} {now.max_connections}")
         if state is not None and state.weight != now.weight:
@@ -209,11 +218,13 @@ def _place_steps(held: Mapping[int, str], wanted: Mapping[int, IngressPeer]) -> 
     return begin, end
 
 
-def _addition(address: ServerAddress, server: IngressServer | PeerServer, peering: WorkerPeering | None) -> str:
+def _addition(
+    address: ServerAddress, server: IngressServer | PeerServer, peering: WorkerPeering | None, tier: Tier
+) -> str:
     if isinstance(server, IngressServer):
         return f"add server {address} {escaped('unix@' + server.socket)} maxconn {server.max_connections}"
     assert peering is not None
-    return f"add server {address} {peer_arguments(server, peering, escaped)}"
+    return f"add server {address} {peer_arguments(server, peering, tier, escaped)}"
 
 
 def _in_rotation(server: IngressServer | PeerServer) -> ServerState:

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 LOG_LIMIT_BYTES = 4 * 2**20
 """HAProxy writes a few lines for every server that comes or goes, for as long as it runs."""
-_FILE = re.compile(r"((?:door|bulk)-(\d+))\.(?:cfg|map|log)")
-_SOCKET = re.compile(r"h-((?:door|bulk)-\d+)\.sock(?:\.\d+\.tmp)?")
+_FILE = re.compile(r"((?:door|bulk|hold)-(\d+))\.(?:cfg|map|log)")
+_SOCKET = re.compile(r"h-((?:door|bulk|hold)-\d+)\.sock(?:\.\d+\.tmp)?")
 _LONGEST_SOCKET_NAME = "h-door-99999.sock"
 
 
@@ -92,6 +92,8 @@ class IngressFiles:
         self.directory = directory
         self.sockets = sockets
         self.bulk_socket = sockets / "h-bulk.sock"
+        self.hold_sockets = sockets / "h-hold.sock", sockets / "h-near.sock"
+        self.nobody_socket = sockets / "h-nobody.sock"
         self.lend_socket = sockets / "h-lend.sock"
         self._record = directory / "ingress.json"
 
@@ -170,5 +172,6 @@ class IngressFiles:
     def remove_all(self) -> None:
         """Leave nothing of an ingress that ended but the logs of those that ended by themselves."""
         self.remove_leftovers()
-        self.bulk_socket.unlink(missing_ok=True)
+        for socket in (self.bulk_socket, *self.hold_sockets, self.nobody_socket):
+            socket.unlink(missing_ok=True)
         self._record.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cortex.binding import bind_unix
@@ -15,30 +15,30 @@ from cortex.ingress.handover import ListenAddress
 
 class Listeners:
     """
-    Those of both tiers. They are kept here so that they outlive HAProxy.
+    Those of all tiers. They are kept here so that they outlive HAProxy.
 
     Args:
         wanted: public addresses.
         for_peers: where other doors are listened for, if there are any; never with port 0.
-        bulk_socket: where the bulk tier listens.
+        behind: where the tiers behind the door listen.
         bound: those that are there already.
     """
 
     def __init__(
         self,
         wanted: Sequence[ListenAddress],
-        bulk_socket: Path,
+        behind: Mapping[Tier, Sequence[Path]],
         bound: Sequence[socket.socket] = (),
         for_peers: ListenAddress | None = None,
     ) -> None:
         self._wanted = tuple(wanted)
         self._for_peers = for_peers
         self._peer: socket.socket | None = None
-        self._bulk_socket = bulk_socket
+        self._behind = {tier: tuple(paths) for tier, paths in behind.items()}
         self._public: list[socket.socket] = []
-        self._bulk: socket.socket | None = None
-        self._bulk_inode: int | None = None
-        """Of the path; None: it leads nowhere."""
+        self._unix: dict[Path, socket.socket] = {}
+        self._inodes: dict[Path, int | None] = {}
+        """Of the paths; None: it leads nowhere."""
         for listener in bound:
             if not self._keeps(listener):
                 listener.close()
@@ -46,8 +46,7 @@ class Listeners:
     def of(self, tier: Tier) -> list[socket.socket]:
         if tier is Tier.DOOR:
             return [*self._public, *([self._peer] if self._peer else [])]
-        assert self._bulk is not None
-        return [self._bulk]
+        return [self._unix[path] for path in self._behind[tier]]
 
     def binds(self, tier: Tier) -> tuple[str, ...]:
         """
@@ -96,23 +95,22 @@ class Listeners:
                 self._public.append(await handover.bind_patiently(address))
         if self._for_peers is not None and self._peer is None:
             self._peer = await handover.bind_patiently(self._for_peers)
-        if self._bulk is None and Tier.BULK in tiers:
-            self._bulk = bind_unix(self._bulk_socket)
-            self._bulk_inode = _inode(self._bulk_socket)
+        for path in (path for tier in tiers for path in self._behind.get(tier, ()) if path not in self._unix):
+            self._keep(path, bind_unix(path))
 
-    def renew_bulk(self) -> bool:
+    def renew(self) -> set[Tier]:
         """
-        Bind the bulk tier's socket anew if its path does not lead to it any more; whether that was so.
+        Bind the sockets anew whose paths do not lead to them any more; returns the tiers of which that was so.
 
         Raises:
-            OSError: it cannot be bound.
+            OSError: one cannot be bound.
         """
-        if self._bulk is None or _inode(self._bulk_socket) == self._bulk_inode:
-            return False
-        lost, self._bulk = self._bulk, bind_unix(self._bulk_socket)
-        self._bulk_inode = _inode(self._bulk_socket)
-        lost.close()
-        return True
+        lost = {path for path in self._unix if _inode(path) != self._inodes[path]}
+        for path in lost:
+            before = self._unix[path]
+            self._keep(path, bind_unix(path))
+            before.close()
+        return {tier for tier, paths in self._behind.items() if not lost.isdisjoint(paths)}
 
     def stop_public(self) -> None:
         """Take no new clients, whoever else has the sockets."""
@@ -122,17 +120,17 @@ class Listeners:
 
     def close(self) -> None:
         """Hold them no longer; a HAProxy that has them goes on listening."""
-        for listener in (*self.of(Tier.DOOR), *([self._bulk] if self._bulk else [])):
+        for listener in (*self.of(Tier.DOOR), *self._unix.values()):
             listener.close()
-        self._public, self._peer, self._bulk = [], None, None
+        self._public, self._peer, self._unix = [], None, {}
 
     def _keeps(self, listener: socket.socket) -> bool:
         if listener.family == socket.AF_UNIX:
-            if listener.getsockname() == str(self._bulk_socket) and self._bulk is None:
-                self._bulk = listener
-                self._bulk_inode = _inode(self._bulk_socket)
-                return True
-            return False
+            path = Path(listener.getsockname())
+            if path in self._unix or not any(path in paths for paths in self._behind.values()):
+                return False
+            self._keep(path, listener)
+            return True
         if self._for_peers is not None and handover.matches(listener, self._for_peers):
             if self._peer is None:
                 self._peer = listener
@@ -143,6 +141,9 @@ class Listeners:
                 self._public.append(listener)
                 return True
         return False
+
+    def _keep(self, path: Path, listener: socket.socket) -> None:
+        self._unix[path], self._inodes[path] = listener, _inode(path)
 
     def _has(self, address: ListenAddress) -> bool:
         return any(handover.matches(listener, address) for listener in self._public)

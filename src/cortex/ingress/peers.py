@@ -94,6 +94,8 @@ class PeerServer(msgspec.Struct, frozen=True):
     peer: IngressPeer
     place: int
     weight: int
+    first: bool = False
+    """It is asked as replicas of this node are, of which there are none, and before a request is held."""
 
     @property
     def ticket(self) -> str:
@@ -106,11 +108,13 @@ class PeerServer(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """Its name in HAProxy. No replica's has a colon."""
-        return PEER_KEY + self.ticket
+        """Its name in HAProxy, where a backup server stays one. No replica's has a colon."""
+        return f"{PEER_KEY}{'first.' if self.first else ''}{self.ticket}"
 
 
 PEER_KEY = "peer:"
+HOLD_KEY, NOBODY_KEY = f"{PEER_KEY}hold", f"{PEER_KEY}nobody"
+"""Servers that every backend has: the tier that holds requests, and there who turns everybody away."""
 
 
 class PeerPlaces(msgspec.Struct, frozen=True):

@@ -76,6 +76,10 @@ class IngressRoute(msgspec.Struct, frozen=True):
     """Of one that sleeps or wakes the ingress answers health itself."""
     peers: tuple[PeerShare, ...] = ()
     """Other nodes that have replicas of it: asked when none is in rotation here, or all are busy."""
+    held: bool = False
+    """Nobody is behind `servers` at the moment, they hold what comes: peers come first."""
+    holds: bool = False
+    """Whether requests wait while nobody can be reached, neither here nor at a peer. Only where there are peers."""
 
     def __post_init__(self) -> None:
         if not _KEY.fullmatch(self.api):

@@ -27,7 +27,7 @@ from cortex.ingress.configuration import (
 )
 from cortex.ingress.convergence import Holdings, ServerAddress, ServerState, escaped
 from cortex.ingress.errors import AdminUnreachable, CommandsRefused
-from cortex.ingress.peers import PEER_KEY, WATCHED, place_number
+from cortex.ingress.peers import HOLD_KEY, NOBODY_KEY, PEER_KEY, WATCHED, place_number
 from cortex.ingress.pool import backend_name, backend_number, near_name, near_number
 
 _PROMPT = b"\n> "
@@ -177,7 +177,7 @@ class AdminSocket:
         rows: list[ServerRow] = []
         for row in await self._rows(_SERVERS, _proxies(backends, peers=self.has_peers)):
             backend, near = _backend_of(row["pxname"])
-            if backend is None:
+            if backend is None or row["svname"] in (HOLD_KEY, NOBODY_KEY):  # which every backend has
                 continue
             rows.append(
                 ServerRow(

@@ -3,7 +3,7 @@ Keeps HAProxy running and routing as wanted. What the agent talks to.
 
 Workers come in generations: to change what commands cannot change (pool size, listening address, version), a new
 worker is started beside the old one on the same listening socket; the old one stops listening, gets every further
-command as well, and ends when its last client has gone. Both tiers (`configuration.Tier`) live by the same rules.
+command as well, and ends when its last client has gone. All tiers (`configuration.Tier`) live by the same rules.
 
 What must survive our own death is with HAProxy (routes, servers, listening sockets) or in `ingress.json` (which
 processes are ours, and where the servers' sockets are, which HAProxy does not tell).
@@ -128,9 +128,11 @@ class Ingress:
     ) -> None:
         self._files = IngressFiles(directory, sockets or directory)
         for_peers = ListenAddress(peering.host, peering.port) if peering else None
-        self._listeners = Listeners(listen, self._files.bulk_socket, bound, for_peers)
+        behind = {Tier.BULK: (self._files.bulk_socket,), Tier.HOLD: self._files.hold_sockets}
+        self._listeners = Listeners(listen, behind, bound, for_peers)
         self._clock = clock
         self._limits = limits or IngressLimits()
+        self._tiers = self._limits.tiers(peers=peering is not None)
         self._times = times or IngressTimes()
         self._probe_token = probe_token
         self._peering = peering
@@ -386,7 +388,7 @@ class Ingress:
                 except (IngressDown, IngressStartFailed) as error:
                     down = error  # the workers there are get their commands all the same
                 assert self._blueprint is not None
-                await self._workers.converge(self._limits.tiers, self._blueprint.peering)
+                await self._workers.converge(self._tiers, self._blueprint.peering)
             except (AdminUnreachable, CommandsRefused) as error:
                 self._workers.note(error)
                 if attempt == ATTEMPTS:
@@ -400,14 +402,14 @@ class Ingress:
         assert self._blueprint is not None
         workers = self._workers
         workers.drop_ended()
-        workers.note_cut_off(bulk_moved=self._listeners.renew_bulk())
+        workers.note_cut_off(self._listeners.renew())
         pool = workers.wanted.pool.placed(route.api for route in workers.wanted.routes)
         places = workers.wanted.places.placed(peer.name for peer in workers.wanted.peers)
         workers.wanted = msgspec.structs.replace(workers.wanted, pool=pool, places=places)
         if self._blueprint.peering is not None and self._blueprint.peering.places != places.size:
             self._draw_up()
         down: IngressDown | IngressStartFailed | None = None
-        for step in generations.changes(workers.live(), self._limits.tiers, self._blueprint.digest, pool.size):
+        for step in generations.changes(workers.live(), self._tiers, self._blueprint.digest, pool.size):
             try:
                 await workers.carry_out(step, self._blueprint)
             except (IngressDown, IngressStartFailed) as error:
@@ -454,8 +456,10 @@ class Ingress:
                 authority=authority,
                 fingerprint=fingerprint(certificate, authority),
                 places=self._workers.wanted.places.size,
+                hold_sockets=self._files.hold_sockets,
+                nobody_socket=self._files.nobody_socket,
             )
-        binds = {tier: listeners.binds(tier) for tier in limits.tiers}
+        binds = {tier: listeners.binds(tier) for tier in self._tiers}
         digest = configuration_digest(
             binds, self._files.sockets, self._clients, limits, self._version, self._probe_token, peering
         )
@@ -481,7 +485,7 @@ class Ingress:
                 surplus += self._listeners.take_back(await asyncio.to_thread(handover.borrowed, worker.admin.path))
             except AdminUnreachable as error:
                 self._workers.note(error)
-        await self._listeners.bind_missing(self._limits.tiers)
+        await self._listeners.bind_missing(self._tiers)
         return surplus
 
     async def _held_pool(self, worker: Worker) -> HeldPool:
@@ -521,7 +525,7 @@ class Ingress:
     def _pause_s(self) -> float:
         return generations.pause_s(
             self._workers.all,
-            self._workers.due_s(self._limits.tiers),
+            self._workers.due_s(self._tiers),
             is_vacating=bool(self._workers.wanted.pool.vacating),
             now_s=self._clock.monotonic_s(),
             times=self._times,

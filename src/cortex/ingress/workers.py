@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -233,17 +233,15 @@ class Workers:
             self.traffic.forget(worker.instance)
         self.all = []
 
-    def note_cut_off(self, *, bulk_moved: bool) -> None:
+    def note_cut_off(self, moved: Collection[Tier]) -> None:
         """
         See who can be reached no longer.
 
         Args:
-            bulk_moved: the bulk tier listens on another socket from now on.
+            moved: tiers that listen on another socket from now on.
         """
         for worker in self.live():
-            if worker.leaving_until_s is None and (
-                not worker.admin.path.exists() or (bulk_moved and worker.name.tier is Tier.BULK)
-            ):
+            if worker.leaving_until_s is None and (not worker.admin.path.exists() or worker.name.tier in moved):
                 log.warning("a socket of haproxy %s was removed: it is replaced", worker.name)
                 worker.cut_off = True
 
@@ -286,7 +284,7 @@ class Workers:
                 failed[worker] = error
                 continue
             wanted = self.wanted_of(worker.pool_size, peering, worker.places)
-            plans.append((worker, steps_between(holdings, wanted, worker.name.map_file, peering)))
+            plans.append((worker, steps_between(holdings, wanted, worker.name.map_file, peering, worker.name.tier)))
             worker.holdings = None  # until everything is known to have been carried out
         # Whoever passes requests on hears of a route last and forgets it first.
         batches = [
@@ -321,6 +319,8 @@ class Workers:
         apis = {backend: api for backend, api in self.wanted.pool.apis.items() if backend <= worker.pool_size}
         rows = await worker.admin.traffic(sorted(apis))
         worker.answered_s = self._clock.monotonic_s()
+        if worker.name.tier is Tier.HOLD:  # it has begun at whoever passed it on
+            rows = [msgspec.structs.replace(row, begun=0) for row in rows]
         self.traffic.note(worker.instance, rows, apis)
 
     @contextlib.contextmanager
@@ -455,7 +455,8 @@ class Workers:
         admin.has_peers = places > 0
         wanted = self.wanted_of(pool.size, blueprint.peering, places)
         config = files.directory / name.config_file
-        write_whole(config, render_configuration(configuration, wanted.by_backend(), wanted.places).encode())
+        near = wanted.by_backend(near=True)
+        write_whole(config, render_configuration(configuration, wanted.by_backend(), wanted.places, near).encode())
         write_whole(files.directory / name.map_file, render_map(wanted.entries).encode())
 
         with handover.Lender(files.lend_socket, self._listeners.of(tier)) as lender:

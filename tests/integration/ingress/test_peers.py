@@ -51,7 +51,8 @@ class Node:
         return IngressPeer(name=self.name, host="127.0.0.1", port=self.port)
 
     async def start(self, **options) -> None:
-        self.ingress = self.world.ingress(peering=self.peering, limits=LIMITS, probe_token="the-token", **options)
+        options.setdefault("limits", LIMITS)
+        self.ingress = self.world.ingress(peering=self.peering, probe_token="the-token", **options)
         await self.ingress.start()
         self.world.port = self.ingress.status().addresses[0][1]
 
@@ -86,6 +87,7 @@ class Cluster:
         self._world = world
         self.signer = certificates.make_authority(time.time())
         self.nodes: dict[str, Node] = {}
+        self._lost: list[Node] = []
 
     def node(self, name: str) -> Node:
         folder, sockets = self._world.directory / name, self._world.sockets / name
@@ -111,12 +113,17 @@ class Cluster:
                 for name, backends in where.items()
                 if name != node.name and backends
             )
-            route = msgspec.structs.replace(node.world.route(api, *servers, **options), peers=shares)
+            route = node.world.route(api, *servers, peers=shares, **{"holds": True, **options})
             node.routes = (*(known for known in node.routes if known.api != route.api), route)
             node.peers = tuple(other.address for other in self.nodes.values() if other is not node)
             await node.apply()
         for node in self.nodes.values():
             await node.world.eventually(lambda node=node: self._watches(node))
+
+    async def lose(self, node: Node) -> None:
+        """kill -9 of all of it; the others are told nothing of it."""
+        self._lost.append(self.nodes.pop(node.name))
+        await node.kill()
 
     def let_go(self) -> None:
         """Let all replicas answer the requests that they hold (`?hold`)."""
@@ -127,7 +134,7 @@ class Cluster:
 
     async def close(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            for node in self.nodes.values():
+            for node in (*self.nodes.values(), *self._lost):
                 stack.push_async_callback(node.world.close)
 
 
@@ -465,7 +472,9 @@ def test_a_restarted_agent_finds_its_peers_where_they_are(cluster):
     async def scenario(cluster):
         a, b, c = await cluster.start("a", "b", "c")
         await cluster.serve("iris/a", {"b": [b.world.backend("b1")], "c": [c.world.backend("c1")]})
-        pids, before = await a.pids(), await a.world.admin().holdings(a.world.workers()[-1]["name"]["tier"] + "-2.map")
+        youngest = a.world.workers()[-1]["name"]
+        before = await a.world.admin().holdings(f"{youngest['tier']}-{youngest['generation']}.map")
+        pids = await a.pids()
         async with a.world.load("/iris/a") as load:
             await a.ingress.detach()
             commands: list[str] = []
@@ -501,6 +510,159 @@ def test_a_new_certificate_is_taken_up_without_a_failure(cluster):
                 assert await node.pids() != pids
                 await load.progress(50)
         assert load.failures == []
+
+    cluster(scenario)
+
+
+# ---- nobody can be reached ----------------------------------------------------------------------------------------
+
+
+async def held(node, count):
+    """Wait until that many requests are held at a node."""
+
+    async def there():
+        return await node.world.admin("hold").requests() >= count
+
+    await node.world.eventually(there)
+
+
+@pytest.mark.parametrize("where", ["a", "c"])
+@pytest.mark.parametrize("body", [SMALL, LARGE])
+def test_requests_are_held_while_the_node_of_the_only_replica_is_lost(cluster, body, where):
+    async def scenario(cluster):
+        a, b, c = await cluster.start("a", "b", "c")
+        await cluster.serve("iris/a", {"b": [b.world.backend("b1")]})
+        async with a.world.load("/iris/a", clients=16, body=body) as load:
+            await cluster.lose(b)
+            await held(a, 16)
+            await cluster.serve("iris/a", {})
+            await held(a, 16)
+            await cluster.serve("iris/a", {where: [cluster.nodes[where].world.backend("new")]})
+            load.servers.clear()
+            await load.progress(100)
+        assert (load.failures, load.servers) == ([], {"new"})
+        assert (await a.refused(), await c.refused()) == ({}, {})
+
+    cluster(scenario)
+
+
+@pytest.mark.parametrize("body", [SMALL, LARGE, b"x" * 3_000_000])
+def test_what_is_delivered_once_only_is_held_with_its_body(cluster, body):
+    async def scenario(cluster):
+        a, b, c = await cluster.start("a", "b", "c")
+        await cluster.serve("iris/a", {"b": [b.world.backend("b1")]}, retry=False)
+        await cluster.lose(b)
+        waiting = asyncio.create_task(a.world.ask("POST", "/iris/a", body, {"x-request-id": "once"}))
+        await held(a, 1)
+        await cluster.serve("iris/a", {"c": [c.world.backend("c1")]}, retry=False)
+        answer = await waiting
+        assert (server_of(answer), answer.json()["length"]) == ("c1", len(body))
+        assert a.world.deliveries("once") == ["c1"]
+
+    cluster(scenario)
+
+
+@pytest.mark.parametrize("body", [SMALL, LARGE])
+def test_what_a_lost_node_had_is_delivered_once_more_and_no_further_time(cluster, body):
+    async def scenario(cluster):
+        a, b, c = await cluster.start("a", "b", "c")
+        await cluster.serve("iris/a", {"b": [b.world.backend("b1")]})
+        first = asyncio.create_task(a.world.ask("POST", "/iris/a?silent", body, {"x-request-id": "silent"}))
+        await a.world.until(lambda: a.world.deliveries("silent") == ["b1"])
+        await cluster.lose(b)
+        await held(a, 1)
+        replicas = [c.world.backend(f"c{n}") for n in range(4)]
+        await cluster.serve("iris/a", {"c": replicas})
+        await a.world.until(lambda: len(a.world.deliveries("silent")) == 2)
+        for replica in replicas:
+            replica.kill()
+        answer = await first
+        assert (answer.status, answer.json()["error"]) == (502, "replica-lost")
+        assert len(a.world.deliveries("silent")) == 2
+        assert (await a.refused(), await c.refused()) == ({Refusal.REPLICA_LOST: 1}, {})
+
+    cluster(scenario)
+
+
+def test_a_replica_that_a_peer_hears_of_later_than_others_is_waited_for_there(cluster):
+    async def scenario(cluster):
+        a, b = await cluster.start("a", "b")
+        new = b.world.backend("b1")
+        for retry in (True, False):
+            await cluster.serve("iris/a", {"b": []}, retry=retry)
+            (route,) = a.routes
+            a.routes = (msgspec.structs.replace(route, peers=(PeerShare(peer=b.name, ready=1),)),)
+            await a.apply()
+            waiting = asyncio.create_task(a.world.ask("POST", "/iris/a"))
+            await held(b, 1)
+            await cluster.serve("iris/a", {"b": [new]}, retry=retry)
+            assert server_of(await waiting) == "b1"
+        assert (await a.refused(), await b.refused()) == ({}, {})
+
+    cluster(scenario)
+
+
+def test_while_nobody_is_behind_the_replicas_here_peers_are_asked_and_ask_them(cluster):
+    async def scenario(cluster):
+        a, b = await cluster.start("a", "b")
+        dead = a.world.backend("a1")
+        dead.kill()
+        await cluster.serve("iris/a", {"a": [dead], "b": [b.world.backend("b1")]})
+        (route,) = a.routes
+        a.routes = (msgspec.structs.replace(route, held=True),)
+        await a.apply()
+        for _ in range(4):
+            assert server_of(await a.world.ask("POST", "/iris/a")) == "b1"
+        await cluster.lose(b)
+        waiting = asyncio.create_task(a.world.ask("POST", "/iris/a"))
+        await held(a, 1)
+        dead.start()
+        a.routes = (msgspec.structs.replace(route, held=False),)
+        await a.apply()
+        assert server_of(await waiting) == "a1"
+
+    cluster(scenario)
+
+
+def test_who_is_waited_for_in_vain_is_told_so_and_counted_once(cluster):
+    async def scenario(cluster):
+        a, b = await cluster.start("a", "b", limits=IngressLimits(hold_s=1.0))
+        await cluster.serve("iris/a", {})
+        for body in (SMALL, LARGE):
+            answer = await a.world.ask("POST", "/iris/a", body)
+            assert (answer.status, answer.json()["error"]) == (503, "no-ready-replica")
+            assert answer.headers["x-cortex-version"] == "of-route"
+            assert "x-cortex-refused" not in answer.headers
+        assert (await a.refused(), await b.refused()) == ({Refusal.NO_READY_REPLICA: 2}, {})
+
+    cluster(scenario)
+
+
+def test_an_api_that_is_not_to_be_waited_for_is_refused_at_once(cluster):
+    async def scenario(cluster):
+        a, _ = await cluster.start("a", "b")
+        await cluster.serve("iris/a", {}, holds=False, retry_after_s=7)
+        answer = await a.world.ask("POST", "/iris/a")
+        assert (answer.status, answer.json()["error"], answer.headers["retry-after"]) == (503, "no-ready-replica", "7")
+        assert await a.refused() == {Refusal.NO_READY_REPLICA: 1}
+        assert [row.begun for row in (await a.ingress.traffic()).apis] == [1]
+
+    cluster(scenario)
+
+
+def test_no_more_are_held_than_may_wait_and_each_has_begun_once(cluster):
+    async def scenario(cluster):
+        a, b = await cluster.start("a", "b")
+        await cluster.serve("iris/a", {}, max_queued=2)
+        waiting = [asyncio.create_task(a.world.ask("POST", "/iris/a")) for _ in range(2)]
+        await held(a, 2)
+        full = await a.world.ask("POST", "/iris/a")
+        assert (full.status, full.json()["error"]) == (503, "overloaded")
+        await cluster.serve("iris/a", {"b": [b.world.backend("b1")]})
+        assert {server_of(answer) for answer in await asyncio.gather(*waiting)} == {"b1"}
+        assert (await a.refused(), await b.refused()) == ({Refusal.OVERLOADED: 1}, {})
+        assert await a.world.read(a.ingress, "iris/a") == [(3, 0)]
+        assert await b.world.read(b.ingress, "iris/a") == [(0, 0)]
 
     cluster(scenario)
 

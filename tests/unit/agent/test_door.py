@@ -18,7 +18,7 @@ from cortex.agent.refusals import RefusalLog
 from cortex.agent.rotation import Neighbours
 from cortex.ids import NodeId, replica_id
 from cortex.ingress.counters import ApiTraffic
-from cortex.ingress.peers import IngressPeer, PeerShare
+from cortex.ingress.peers import IngressPeer, Peering, PeerShare
 from cortex.ingress.routes import IngressRoute
 from cortex.ingress.supervisor import IngressStatus, TrafficReading
 from cortex.settings import NodeLayout, Settings
@@ -128,6 +128,53 @@ def test_a_door_is_told_of_the_other_doors_and_of_what_they_have(tmp_path: Path)
     assert ingress.peers == peers
     assert [wanted.peers for wanted in ingress.wanted] == [(PeerShare(NodeId("b"), 2),)]
     assert door.pending_routes() == ()
+
+
+def test_a_door_holds_for_an_api_whose_node_is_lost_and_gives_it_up_by_itself(tmp_path: Path) -> None:
+    ingress, clock = FollowedIngress(), FakeClock()
+    ingress.full = False
+    peer = IngressPeer(NodeId("b"), "10.0.0.2", 8881)
+    there = msgspec.structs.replace(a_route(a_wanted_api()), nodes={NodeId("b"): 1})
+    routes = [there]
+
+    def a_new_door() -> Door:
+        return a_door(
+            tmp_path,
+            ingress,
+            clock=clock,
+            routes=lambda: tuple(routes),
+            peering=Peering(host="10.0.0.1", port=8881, certificate=tmp_path / "n", authority=tmp_path / "a"),
+            neighbours=lambda: Neighbours(node=NodeId("a"), peers=(peer,)),
+        )
+
+    async def scenario() -> list[bool]:
+        door, found = a_new_door(), []
+
+        async def look(now: Door) -> None:
+            await now.follow()
+            (wanted,) = ingress.wanted
+            found.append(wanted.holds)
+
+        await door.sync()
+        clock.advance(600)
+        await look(door)
+        routes[:] = [msgspec.structs.replace(there, nodes={})]
+        await door.sync()
+        clock.advance(20)
+        await look(door)
+        door = a_new_door()
+        await door.start()
+        await door.sync()
+        clock.advance(20)
+        await look(door)
+        clock.advance(20)
+        await look(door)
+        routes[:] = [there]
+        await door.sync()
+        await look(door)
+        return found
+
+    assert asyncio.run(scenario()) == [True, True, True, False, True]
 
 
 def test_what_came_for_each_api_is_told_with_its_instant(tmp_path: Path) -> None:

@@ -122,7 +122,10 @@ def test_targets_that_run_elsewhere_are_reached_through_the_doors_there():
     )
     (found,) = ingress_routes([route], {here.id: here}, LAYOUT, lambda *_: HELD, neighbours("b", "c"))
     assert [server.name for server in found.servers] == [socket_stem(here.id)]
-    assert found.peers == (PeerShare(NodeId("b"), 1),)
+    assert (found.peers, found.held) == ((PeerShare(NodeId("b"), 1),), False)
+    gone = {here.id: a_life(**GONE)}
+    (found,) = ingress_routes([route], gone, LAYOUT, lambda *_: HELD, neighbours("b", "c"))
+    assert (len(found.servers), found.held) == (1, True), "which is for those to whom it is the only one"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,11 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def configuration(tier=Tier.DOOR, **options):
-    binds = ("ipv4@127.0.0.1:8880",) if tier is Tier.DOOR else ("unix@/run/h-bulk.sock",)
+    binds = {
+        Tier.DOOR: ("ipv4@127.0.0.1:8880",),
+        Tier.BULK: ("unix@/run/h-bulk.sock",),
+        Tier.HOLD: ("unix@/run/h-hold.sock", "unix@/run/h-near.sock"),
+    }[tier]
     values = {
         "tier": tier,
         "generation": 3,
@@ -50,7 +54,7 @@ def configuration(tier=Tier.DOOR, **options):
 SERVERS = {1: (IngressServer("3f2a9c", "/run/r-3f2a9c.sock", 9), IngressServer("77aa01", "/run/r-77aa01.sock", 9))}
 
 
-@pytest.mark.parametrize("tier", list(Tier))
+@pytest.mark.parametrize("tier", IngressLimits().tiers())
 def test_the_configuration_reads_as_written_down(tier):
     """After a wanted change: write what the failure shows into golden/<tier>.cfg, and read the difference."""
     assert render_configuration(configuration(tier), SERVERS) == (GOLDEN / f"{tier.value}.cfg").read_text()
@@ -62,6 +66,8 @@ PEERING = WorkerPeering(
     authority=Path("/home/of it/ca.pem"),
     fingerprint="fedcba9876543210",
     places=2,
+    hold_sockets=(Path("/run/h-hold.sock"), Path("/run/h-near.sock")),
+    nobody_socket=Path("/run/h-nobody.sock"),
 )
 PEER = IngressPeer(name=NodeId("node-b"), host="10.0.0.2", port=8881)
 
@@ -69,7 +75,7 @@ PEER = IngressPeer(name=NodeId("node-b"), host="10.0.0.2", port=8881)
 @pytest.mark.parametrize("tier", list(Tier))
 def test_the_configuration_with_peers_reads_as_written_down(tier):
     servers = {1: (*SERVERS[1], PeerServer(peer=PEER, place=2, weight=3))}
-    text = render_configuration(configuration(tier, peering=PEERING), servers, {2: PEER})
+    text = render_configuration(configuration(tier, peering=PEERING), servers, {2: PEER}, SERVERS)
     assert text == (GOLDEN / f"{tier.value}-with-peers.cfg").read_text()
 
 
@@ -78,9 +84,12 @@ def test_the_map_says_how_many_may_be_away_and_whom_to_draw():
     route = IngressRoute(ApiKey("iris/a"), "/iris/a", (), 2.5, 1000, True, "v1", peers=shares)
     peer = PeerServer(peer=PEER, place=2, weight=2)
     value = render_entry(route, 7, [peer])
-    assert value.split("|")[10:] == ["120", ":".join([peer.ticket] * 16)]
+    assert value.split("|")[10:] == ["120", ":".join([peer.ticket] * 16), "off"]
     assert parse_entry(value) == Entry(backend=7, api=route.api)
-    assert render_entry(msgspec.structs.replace(route, peers=()), 7, []).split("|")[10:] == ["0", ""]
+    assert render_entry(msgspec.structs.replace(route, holds=True), 7, []).split("|")[10:] == ["120", "", "on"]
+    assert render_entry(msgspec.structs.replace(route, peers=()), 7, []).split("|")[10:] == ["0", "", "off"]
+    first = msgspec.structs.replace(peer, first=True)
+    assert render_entry(route, 7, [first]).split("|")[11] == "", "who is a server like any other is not drawn"
     assert len(render_entry(route, 7).split("|")) == 10, "to a worker that knows nothing of peers"
 
 
@@ -91,7 +100,7 @@ def test_a_label_says_how_many_peers_can_be_watched():
 
 def test_without_large_replays_there_is_no_bulk():
     limits = IngressLimits(replay_bytes=16384)
-    assert limits.tiers == (Tier.DOOR,)
+    assert limits.tiers() == (Tier.DOOR,)
     text = render_configuration(configuration(limits=limits), {})
     assert "use_backend bulk" not in text
     assert "backend bulk" not in text
@@ -99,7 +108,8 @@ def test_without_large_replays_there_is_no_bulk():
 
 def test_without_a_token_nothing_is_marked_as_a_probe():
     for tier in Tier:
-        text = render_configuration(configuration(tier, probe_token=""), {})
+        peering = PEERING if tier is Tier.HOLD else None
+        text = render_configuration(configuration(tier, probe_token="", peering=peering), {})
         assert "set-var(txn.probe)" not in text
         assert "del-header x-cortex- -m beg" in text
 
@@ -129,7 +139,7 @@ def test_a_label_is_read_back_and_a_strangers_is_none():
 
 def test_the_digest_names_everything_that_commands_cannot_change():
     def digest(binds=("ipv4@0.0.0.0:1",), sockets="/run", clients=100, haproxy="2.8.25", peering=None, **limits):
-        every = {Tier.DOOR: binds, Tier.BULK: ("unix@/run/b",)}
+        every = {Tier.DOOR: binds, Tier.BULK: ("unix@/run/b",), Tier.HOLD: ("unix@/run/h", "unix@/run/n")}
         return configuration_digest(every, Path(sockets), clients, IngressLimits(**limits), haproxy, peering=peering)
 
     variants = [

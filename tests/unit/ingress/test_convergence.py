@@ -3,11 +3,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortex.ids import ApiKey, NodeId
-from cortex.ingress.configuration import WorkerPeering, parse_entry, render_entry, server_key, server_name
+from cortex.ingress.configuration import Tier, WorkerPeering, parse_entry, render_entry, server_key, server_name
 from cortex.ingress.convergence import (
     Holdings,
     ServerAddress,
@@ -122,7 +123,16 @@ def test_words_of_commands_are_escaped():
 
 # ---- peers ---------------------------------------------------------------------------------------------------------
 
-PEERING = WorkerPeering("ipv4@10.0.0.1:8881", Path("/h o/node.pem"), Path("/h o/ca.pem"), "f", places=4)
+SOCKETS = (Path("/run/h-hold.sock"), Path("/run/h-near.sock"))
+PEERING = WorkerPeering(
+    bind="ipv4@10.0.0.1:8881",
+    certificate=Path("/h o/node.pem"),
+    authority=Path("/h o/ca.pem"),
+    fingerprint="f",
+    places=4,
+    hold_sockets=SOCKETS,
+    nobody_socket=Path("/run/h-nobody.sock"),
+)
 B, C = (IngressPeer(NodeId(f"node-{name}"), f"10.0.0.{n}", 8881) for n, name in ((2, "b"), (3, "c")))
 
 
@@ -153,7 +163,40 @@ def test_a_peer_is_watched_before_it_is_asked_and_replicas_are_there_for_peers_t
         f"set server pool-0001/{away.key} state ready",
     )
     (point,) = steps.point
-    assert point.endswith("|awake|80|" + ":".join([away.ticket] * 16))
+    assert point.endswith("|awake|80|" + ":".join([away.ticket] * 16) + "|off")
+
+
+def test_to_who_holds_requests_peers_are_equals_of_replicas():
+    steps = steps_between(NOTHING, with_peers(shared("d/x", server("a"), b=2)), "m.map", PEERING, Tier.HOLD)
+    (added,) = (command for command in steps.add if "sni str(node-b)" in command)
+    assert " sni str(node-b) weight 2 track peers/p1 " in added
+
+
+def test_peers_are_equals_of_replicas_where_there_are_two_and_no_replica_here():
+    def backups(*routes):
+        steps = steps_between(NOTHING, with_peers(*routes), "m.map", PEERING)
+        return [" backup " in command for command in steps.add if " ssl " in command]
+
+    assert backups(shared("d/x", b=1, c=1)) == [False, False]
+    assert backups(shared("d/x", b=1)) == [True]
+    assert backups(shared("d/x", server("a"), b=1, c=1)) == [True, True]
+    # A backup server stays one, so that the peer is another server once that changes.
+    before = with_peers(shared("d/x", server("a"), b=1, c=1))
+    steps = steps_between(before.holdings(), with_peers(shared("d/x", b=1, c=1)), "m.map", PEERING)
+    assert [command.split()[0] for command in steps.add] == ["add", "set", "add", "set"]
+    assert [command.split()[-1] for command in steps.retire] == ["maint", "maint", "drain", "drain"]
+
+
+def test_replicas_that_nobody_serves_leave_clients_to_peers_and_are_there_for_peers():
+    a, held = server("a"), shared("d/x", server("a"), b=1)
+    held = msgspec.structs.replace(held, held=True)
+    keys = [str(address) for address in with_peers(held).servers]
+    assert keys == [f"near-0001/{server_key(a)}", f"pool-0001/{PeerServer(peer=B, place=1, weight=1).key}"]
+    alone = msgspec.structs.replace(held, peers=())
+    assert [str(address) for address in with_peers(alone).servers] == [
+        f"pool-0001/{server_key(a)}",
+        f"near-0001/{server_key(a)}",
+    ]
 
 
 def test_a_peer_with_more_replicas_gets_more_weight_in_place():

@@ -25,7 +25,7 @@ def bulk():
 
 @pytest.fixture
 def listeners(bulk):
-    with contextlib.closing(Listeners([ANYWHERE], bulk)) as listeners:
+    with contextlib.closing(Listeners([ANYWHERE], {Tier.BULK: (bulk,)})) as listeners:
         yield listeners
 
 
@@ -52,7 +52,9 @@ def test_sockets_of_a_worker_are_kept_where_they_are_wanted(listeners, bulk):
 def test_the_socket_for_peers_is_no_public_one(bulk):
     peer = bind_public(ANYWHERE)
     host, port = peer.getsockname()
-    with contextlib.closing(Listeners([ANYWHERE], bulk, for_peers=ListenAddress(host, port))) as listeners:
+    with contextlib.closing(
+        Listeners([ANYWHERE], {Tier.BULK: (bulk,)}, for_peers=ListenAddress(host, port))
+    ) as listeners:
         copy = socket.socket(fileno=peer.dup().detach())
         assert listeners.take_back([peer, copy]) == []
         asyncio.run(listeners.bind_missing([Tier.DOOR]))
@@ -69,7 +71,7 @@ def test_the_socket_for_peers_is_no_public_one(bulk):
 def test_of_what_is_bound_already_the_wanted_is_kept_and_the_rest_closed(bulk):
     first, second = bind_public(ANYWHERE), bind_public(ANYWHERE)
     address = first.getsockname()
-    with contextlib.closing(Listeners([ANYWHERE], bulk, [first, second])) as listeners:
+    with contextlib.closing(Listeners([ANYWHERE], {Tier.BULK: (bulk,)}, [first, second])) as listeners:
         asyncio.run(listeners.bind_missing([Tier.DOOR]))
         assert (listeners.addresses(), second.fileno()) == ((address,), -1)
 
