@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parents[1] / room) for room in ("integration/origins", "cluster")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "integration" / "origins"))
 
 from origin_harness import running_moto
 from ray_fixtures import can_have_clusters, ray_calls, ray_cluster

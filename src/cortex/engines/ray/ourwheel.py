@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-import cortex
 from cortex.version import __version__
 
 DISTRIBUTION: Final = "cortex-serving"
@@ -41,7 +40,7 @@ def our_wheel() -> bytes:
 
 
 def _package() -> Iterator[tuple[str, bytes]]:
-    package = Path(cortex.__file__).parent
+    package = Path(__file__).parents[2]
     for file in sorted(package.rglob("*")):
         if file.is_file() and "__pycache__" not in file.parts:
             yield str(file.relative_to(package.parent)), file.read_bytes()
