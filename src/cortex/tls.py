@@ -6,6 +6,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 KEEP_ALIVE_S = 5
 """A connection on which nothing came for so long is asked whether it is still there."""
@@ -36,6 +37,13 @@ class TlsIdentity:
         context.load_verify_locations(self.authority)
         context.load_cert_chain(self.certificate, self.key)
         return context
+
+
+def peer_names(sock: ssl.SSLSocket) -> tuple[str, ...]:
+    """Names of whoever is on the other side, by the certificate that was verified."""
+    certificate = sock.getpeercert() or {}
+    names = cast("tuple[tuple[str, str], ...]", certificate.get("subjectAltName", ()))
+    return tuple(name for kind, name in names if kind == "DNS")
 
 
 def notice_silence(sock: socket.socket) -> None:

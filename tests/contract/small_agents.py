@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from functools import partial
 
-from cortex.agent.dialing import Dial, Streams
+from cortex.agent.dialing import Dial, Streams, introduce
 from cortex.agent.lines import SpareLines
 from cortex.agent.server import OutdatedOrders, OvertakenOrders
 from cortex.agent.service import Changes
@@ -102,7 +103,8 @@ class SmallAgent:
         self._began.set()
         ended = asyncio.ensure_future(self._ended.wait())
         while not ended.done():
-            lines = SpareLines(dial=self._dialed, hello=hello, service=self, clock=SystemClock())  # type: ignore[arg-type]
+            introduced = partial(introduce, self._dialed)
+            lines = SpareLines(introduce=introduced, hello=hello, service=self, clock=SystemClock())  # type: ignore[arg-type]
             keeping = asyncio.ensure_future(lines.keep())
             broken = asyncio.ensure_future(self._broken.wait())
             await asyncio.wait([ended, broken], return_when=asyncio.FIRST_COMPLETED)

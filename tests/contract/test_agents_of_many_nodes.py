@@ -30,6 +30,7 @@ from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents, Fate
 from cortex.testing.linked_agents import linked_agents
 from cortex.tls import TlsIdentity
+from cortex.wire.membership import CONTROL_PLANE
 from cortex.wire.orders import HoldSlot, Order, Orders, RemoveRoute, RoutesRevision, SetRoute, SetRoutes
 from cortex.wire.reports import AgentReport
 
@@ -67,8 +68,8 @@ class Lab(Protocol):
 
 
 def an_identity(folder: Path, name: str, authority: trustme.CA) -> TlsIdentity:
-    """Somebody on this machine whom an authority has signed."""
-    signed = authority.issue_cert("127.0.0.1")
+    """Somebody whom an authority has signed."""
+    signed = authority.issue_cert(name)
     identity = TlsIdentity(*(folder / f"{name}-{part}.pem" for part in ("authority", "certificate", "key")))
     authority.cert_pem.write_to_path(identity.authority)
     signed.cert_chain_pems[0].write_to_path(identity.certificate)
@@ -124,13 +125,13 @@ class LinkedLab:
 
     def __init__(self, folder: Path, *, tls: bool = False) -> None:
         path = folder / "links.sock"
-        wide, self._dial = None, dial_unix(path)
+        wide, self._dials = None, dict.fromkeys(NODES, dial_unix(path))
         if tls:
             authority = trustme.CA()
-            ours, theirs = (an_identity(folder, name, authority) for name in ("control-plane", "agent"))
             listener = bind_tcp("127.0.0.1", 0)
-            wide = listener, ours.server_context()
-            self._dial = dial_tls("127.0.0.1", listener.getsockname()[1], theirs)
+            wide = listener, an_identity(folder, CONTROL_PLANE, authority).server_context()
+            port = listener.getsockname()[1]
+            self._dials = {node: dial_tls("127.0.0.1", port, an_identity(folder, node, authority)) for node in NODES}
         self.agents: LinkedAgents = linked_agents(path, known=NODES, wide=wide)
         self.agents.start()
         self._disks = {node: Disk() for node in NODES}
@@ -141,7 +142,7 @@ class LinkedLab:
 
     def _begin(self, node: NodeId) -> None:
         self._number += 1
-        self.small[node] = SmallAgent(node, f"agent-{self._number}", self._dial, self._disks[node])
+        self.small[node] = SmallAgent(node, f"agent-{self._number}", self._dials[node], self._disks[node])
 
     def restart_agent(self, node: NodeId) -> None:
         self.small[node].end()

@@ -11,8 +11,10 @@ import resource
 import secrets
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import setproctitle
 
 from cortex import processes
@@ -21,7 +23,7 @@ from cortex.agent.children import Children
 from cortex.agent.cleaning import Cleaning
 from cortex.agent.countfiles import CountFiles
 from cortex.agent.counting import Counting
-from cortex.agent.dialing import Streams, dial_unix
+from cortex.agent.dialing import ControlPlanes, Streams, dial_unix, introduce, introductions
 from cortex.agent.door import Door
 from cortex.agent.families import Families
 from cortex.agent.inspections import Inspections
@@ -29,6 +31,7 @@ from cortex.agent.installations import Installations
 from cortex.agent.installer import Installer
 from cortex.agent.kept import KeptInspections
 from cortex.agent.launchers import Launchers
+from cortex.agent.lines import FAR_RETRY_LONGEST_S, RETRY_LONGEST_S, SpareLines
 from cortex.agent.lives import Lives
 from cortex.agent.loads import ReplicaLoads
 from cortex.agent.memory import AgentMemory
@@ -38,6 +41,7 @@ from cortex.agent.neighbourhood import Neighbourhood
 from cortex.agent.overseer import Overseer
 from cortex.agent.provisions import Provisions
 from cortex.agent.refusals import RefusalLog
+from cortex.agent.renewal import Renewal
 from cortex.agent.replicas import Replicas
 from cortex.agent.safekeeping import Safekeeping
 from cortex.agent.service import Agent, AgentStop, Changes
@@ -49,14 +53,15 @@ from cortex.artifacts.store import ArtifactStore
 from cortex.binding import handed_over, say_when_out_of_descriptors
 from cortex.clock import SystemClock
 from cortex.engines import machine
-from cortex.engines.local import shares
 from cortex.errors import CortexError
 from cortex.ingress.handover import ListenAddress
 from cortex.ingress.peers import Peering
 from cortex.ingress.supervisor import Ingress
 from cortex.settings import ControlLayout, NodeLayout, Settings, load_settings
-from cortex.wire.link import NEEDS, Hello
-from cortex.wire.localnodes import LOCAL_NODE, PEERS_HOST, NodePosition, place_in
+from cortex.tls import TlsIdentity
+from cortex.wire.link import NEEDS, ORDERS, Hello
+from cortex.wire.localnodes import LOCAL_NODE
+from cortex.wire.membership import Membership, file_among, membership_in
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +74,18 @@ def main(*, control_home: Path | None = None) -> int:
     Run the agent until it is told to end. Returns an exit code.
 
     Args:
-        control_home: the control plane's, on this machine; None: ours, or as the command line says.
+        control_home: the control plane's, on this machine; None: ours, or as our membership says.
     """
-    settings = load_settings(os.environ)
-    place = place_in(sys.argv)
-    if place is not None:
-        control_home = Path(place.control_home)
-    layout, control = NodeLayout(settings.home), ControlLayout(control_home or settings.home)
     try:
+        file = file_among(sys.argv)
+        membership = membership_in(file) if file is not None else None
+        settings = load_settings(os.environ if membership is None else {**os.environ, **membership.variables})
+        control: ControlLayout | None = ControlLayout(control_home or settings.home)
+        if file is not None and membership is not None:
+            host = membership.bind or membership.host
+            settings = msgspec.structs.replace(settings, home=file.parent, host=host, port=membership.port)
+            control = ControlLayout(Path(membership.control_home)) if membership.control_home else None
+        layout = NodeLayout(settings.home)
         layout.prepare()
         lock = processes.hold_for_life(layout.agent_lock)
         if lock is None:
@@ -88,7 +97,7 @@ def main(*, control_home: Path | None = None) -> int:
         _raise_file_limit()
         processes.remove_unfinished(layout.home, layout.agent_file.name)
         processes.write_identity(layout.agent_file, processes.own_identity())
-        asyncio.run(_run(settings, layout, control, place, lock))
+        asyncio.run(_run(settings, layout, control, membership, lock))
     except (CortexError, OSError) as error:
         log.exception("the agent could not start")
         sys.stderr.write(f"{error}\n")
@@ -97,20 +106,20 @@ def main(*, control_home: Path | None = None) -> int:
 
 
 async def _run(
-    settings: Settings, layout: NodeLayout, control: ControlLayout, place: NodePosition | None, lock: int
+    settings: Settings, layout: NodeLayout, control: ControlLayout | None, membership: Membership | None, lock: int
 ) -> None:
     stop = AgentStop()
     say_when_out_of_descriptors(asyncio.get_running_loop())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.ask, -1.0)
-    await build(settings, layout, control, place, stop, lock).run()
+    await build(settings, layout, control, membership, stop, lock).run()
 
 
 def build(
     settings: Settings,
     layout: NodeLayout,
-    control: ControlLayout,
-    place: NodePosition | None,
+    control: ControlLayout | None,
+    membership: Membership | None,
     stop: AgentStop,
     lock: int,
 ) -> Agent:
@@ -118,29 +127,31 @@ def build(
     Put the agent together.
 
     Args:
-        control: of the control plane. Where it has another home, our artifact store is a cache of its.
-        place: which node we are; None: the one that there is.
+        control: of the control plane; None: it is on another machine. Where it has another home, our artifact store is
+            a cache of its.
+        membership: which node we are among others; None: the one that there is, and `control` is there.
         lock: held on the home for as long as we live.
     """
     clock = SystemClock()
-    node = there = machine.node_report(place.name if place is not None else LOCAL_NODE, environ=os.environ)
+    node = there = machine.node_report(LOCAL_NODE, environ=os.environ)
     peering: Peering | None = None
-    if place is not None:
-        node = shares(node, place.names)[place.number]
-        peering = Peering(PEERS_HOST, place.peer_port, layout.certificate, layout.authority)
+    if membership is not None:
+        node = membership.report(there)
+        peering = _peering(membership)
     agent_id = secrets.token_hex(8)
+    control_planes = _control_planes(control, membership)
 
-    async def dial() -> Streams:
+    async def introduced(hello: Hello) -> Streams:
         if not processes.is_same_file(lock, layout.agent_lock):
             raise ConnectionRefusedError("the home is another one now, and so is its control plane")
-        return await dial_unix(control.links_socket)()
+        return await control_planes.introduce(hello)
 
-    upstream = LinkedUpstream(dial=dial, hello=Hello(node=node.node, agent=agent_id, way=NEEDS), clock=clock)
+    upstream = LinkedUpstream(introduce=introduced, hello=Hello(node=node.node, agent=agent_id, way=NEEDS), clock=clock)
     changes = Changes()
     memory = AgentMemory(layout.node / "agent-state.json")
     store = ArtifactStore(layout.artifacts)
     cache: ArtifactCache | None = None
-    if layout.artifacts != control.artifacts:
+    if control is None or layout.artifacts != control.artifacts:
         keep_bytes = settings.artifact_bytes
         cache = ArtifactCache(store=store, keep_bytes=keep_bytes, clock=clock, needed=lambda: replicas.trees_in_use())
     supplies = Supplies(store=store, upstream=upstream, clock=clock, patience_s=settings.start_timeout_s, cache=cache)
@@ -175,11 +186,16 @@ def build(
         on_applied=changes.note_shown,
     )
     neighbourhood: Neighbourhood | None = None
-    if place is not None:
+    if membership is not None:
         neighbourhood = Neighbourhood(
             node=node.node, file=layout.peers_file, upstream=upstream, on_change=changes.routes_due.set
         )
-    overseer = Overseer(settings=settings, layout=control, clock=clock, is_ending=lambda: stop.is_asked)
+    renewal: Renewal | None = None
+    if membership is not None and control is None:
+        renewal = Renewal(Path(membership.certificate), upstream)
+    overseer: Overseer | None = None
+    if control is not None:
+        overseer = Overseer(settings=settings, layout=control, clock=clock, is_ending=lambda: stop.is_asked)
     launchers = Launchers(
         python=provisions.python,
         settings=settings,
@@ -190,7 +206,11 @@ def build(
     safekeeping = Safekeeping(layout)
 
     def known() -> set[int]:
-        single = (overseer.pid, safekeeping.pid, *(launcher.pid for launcher in launchers))
+        single = (
+            overseer.pid if overseer is not None else None,
+            safekeeping.pid,
+            *(launcher.pid for launcher in launchers),
+        )
         pids = {pid for pid in single if pid is not None}
         return pids | replicas.pids() | door.pids() | installations.pids
 
@@ -255,9 +275,17 @@ def build(
         node=node,
         memory=memory,
         changes=changes,
-        dial=dial,
+        spare_lines=lambda service: SpareLines(
+            introduce=introduced,
+            hello=Hello(node=node.node, agent=agent_id, way=ORDERS),
+            service=service,
+            clock=clock,
+            longest_pause_s=RETRY_LONGEST_S if control is not None else FAR_RETRY_LONGEST_S,
+            leave=control_planes.leave if membership is not None and len(membership.control_planes) > 1 else None,
+        ),
         upstream=upstream,
         neighbourhood=neighbourhood,
+        renewal=renewal,
         cache=cache,
         stop=stop,
         door=door,
@@ -283,6 +311,25 @@ def build(
         shortage=MemoryShortage(there.mem_bytes, machine.free_memory_bytes),
         lock=lock,
     )
+
+
+def _peering(membership: Membership) -> Peering:
+    return Peering(
+        host=membership.peer_bind or membership.host,
+        port=membership.peer_port,
+        certificate=Path(membership.certificate),
+        authority=Path(membership.authority),
+        reached_at=membership.host,
+    )
+
+
+def _control_planes(control: ControlLayout | None, membership: Membership | None) -> ControlPlanes:
+    if membership is None:
+        assert control is not None
+        return ControlPlanes([partial(introduce, dial_unix(control.links_socket))])
+    pem = Path(membership.certificate)
+    identity = TlsIdentity(authority=Path(membership.authority), certificate=pem, key=pem)
+    return ControlPlanes(introductions(membership.addresses, identity))
 
 
 def _raise_file_limit() -> None:

@@ -248,7 +248,7 @@ class Door:
             up=status.up,
             host=self._settings.host,
             port=self._settings.port,
-            peer_host=self._peering.host if self._peering is not None else "",
+            peer_host=self._peering.told_host if self._peering is not None else "",
             peer_port=self._peering.port if self._peering is not None else 0,
             pid=status.pid,
             restarts=status.restarts,

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 import ssl
+from collections.abc import Callable
 
 from cortex.agent import server
-from cortex.agent.dialing import Dial, RefusedByControlPlane, Streams, hang_up, introduce
+from cortex.agent.dialing import Introduce, RefusedByControlPlane, Streams, hang_up
 from cortex.agent.server import AgentService
 from cortex.backoff import Backoff
 from cortex.clock import Clock
@@ -23,7 +24,11 @@ beside them. A question that finds none waits for the next, which takes a millis
 """
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.02, 0.05
 """Another control plane is there in 0.3 s, and acts only once it has heard of its nodes: who sleeps waits for that."""
+FAR_RETRY_LONGEST_S = 1.0
+"""The same for one of another machine, on which all nodes dial in when it is back."""
 TURNED_AWAY_S = 2.0
+UNASKED_S = 15.0
+"""A control plane asks its nodes every few seconds. One that does not is stopped, and another may be in charge."""
 
 
 class SpareLines:
@@ -31,12 +36,26 @@ class SpareLines:
     Dials the control plane whenever there are not enough.
 
     Args:
+        introduce: how a line comes about.
         hello: who we are; of the way `ORDERS`.
         service: answers.
+        longest_pause_s: between two tries, where nobody answers.
+        leave: have another control plane dialed than the one that has stopped asking; None: there is no other.
     """
 
-    def __init__(self, *, dial: Dial, hello: Hello, service: AgentService, clock: Clock) -> None:
-        self._dial = dial
+    def __init__(
+        self,
+        *,
+        introduce: Introduce,
+        hello: Hello,
+        service: AgentService,
+        clock: Clock,
+        longest_pause_s: float = RETRY_LONGEST_S,
+        leave: Callable[[], None] | None = None,
+    ) -> None:
+        self._introduce = introduce
+        self._longest_pause_s = longest_pause_s
+        self._leave = leave
         self._hello = hello
         self._service = service
         self._clock = clock
@@ -46,15 +65,14 @@ class SpareLines:
 
     async def keep(self) -> None:
         """Do so until cancelled; then all of them are ended."""
-        backoff = Backoff(first_s=RETRY_FIRST_S, longest_s=RETRY_LONGEST_S)
+        backoff = Backoff(first_s=RETRY_FIRST_S, longest_s=self._longest_pause_s)
         told = ""
         try:
             while True:
                 while self._spare >= SPARE:
-                    self._wanting.clear()
-                    await self._wanting.wait()
+                    await self._wanted()
                 try:
-                    streams = await introduce(self._dial, self._hello)
+                    streams = await self._introduce(self._hello)
                 except OSError as error:
                     if isinstance(error, ssl.SSLError) and str(error) != told:
                         told = str(error)
@@ -76,6 +94,22 @@ class SpareLines:
         finally:
             for line in self._lines:
                 line.cancel()
+
+    async def _wanted(self) -> None:
+        """Until something happens to a line. One on which nobody asks for too long, as on no other, is left."""
+        self._wanting.clear()
+        nobody_asks = self._spare == len(self._lines)
+        try:
+            async with asyncio.timeout(UNASKED_S if self._leave is not None and nobody_asks else None):
+                await self._wanting.wait()
+        except TimeoutError:
+            assert self._leave is not None
+            log.warning("the control plane has not asked for %g s: it is left for another", UNASKED_S)
+            self._leave()
+            lines = tuple(self._lines)
+            for line in lines:
+                line.cancel()
+            await asyncio.gather(*lines, return_exceptions=True)
 
     async def _answer(self, streams: Streams) -> None:
         """Answer on a line until it ends."""

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from cortex.agent.cache import ArtifactCache
 from cortex.agent.children import Children
 from cortex.agent.cleaning import Cleaning
 from cortex.agent.counting import Counting
-from cortex.agent.dialing import Dial
 from cortex.agent.door import Door
 from cortex.agent.inspections import Inspections
 from cortex.agent.installations import Installations
@@ -32,7 +31,9 @@ from cortex.agent.memory import AgentMemory
 from cortex.agent.metering import Metering
 from cortex.agent.neighbourhood import Neighbourhood
 from cortex.agent.overseer import Overseer
+from cortex.agent.renewal import Renewal
 from cortex.agent.replicas import Replicas
+from cortex.agent.server import AgentService
 from cortex.agent.shortage import MemoryShortage
 from cortex.agent.strays import Strays
 from cortex.agent.upstream import LinkedUpstream
@@ -41,7 +42,6 @@ from cortex.errors import CortexError
 from cortex.settings import NodeLayout, Settings
 from cortex.wire.agent import InspectBuild, InstallPackages, LogLines, ReadLogs, ResolvePackages
 from cortex.wire.launch import ENDING_S, InspectReport
-from cortex.wire.link import ORDERS, Hello
 from cortex.wire.loads import NodeLoads
 from cortex.wire.orders import (
     DrainReplica,
@@ -143,9 +143,10 @@ class Agent:
         node: Node,
         memory: AgentMemory,
         changes: Changes,
-        dial: Dial,
+        spare_lines: Callable[[AgentService], SpareLines],
         upstream: LinkedUpstream,
         neighbourhood: Neighbourhood | None,
+        renewal: Renewal | None,
         cache: ArtifactCache | None,
         stop: AgentStop,
         door: Door,
@@ -156,7 +157,7 @@ class Agent:
         inspections: Inspections,
         strays: Strays,
         children: Children,
-        overseer: Overseer,
+        overseer: Overseer | None,
         cleaning: Cleaning,
         shortage: MemoryShortage,
         lock: int,
@@ -169,6 +170,7 @@ class Agent:
         self._changes = changes
         self._upstream = upstream
         self._neighbourhood = neighbourhood
+        self._renewal = renewal
         self._cache = cache
         self._stop = stop
         self._door = door
@@ -186,8 +188,7 @@ class Agent:
         self._agent_id = agent_id
         self._started_wall_s = clock.wall_s()
         self._logs = LogReader(layout.replica_logs)
-        hello = Hello(node=node.node, agent=agent_id, way=ORDERS)
-        self._spare_lines = SpareLines(dial=dial, hello=hello, service=self, clock=clock)
+        self._spare_lines = spare_lines(self)
         self._listening: asyncio.Server | None = None
         self._listening_inode = 0
         self._homeless_looks = 0
@@ -361,7 +362,8 @@ class Agent:
     # ---- background ---------------------------------------------------------------------------------------------
 
     async def _keep_house(self) -> None:
-        self._overseer.keep()
+        if self._overseer is not None:
+            self._overseer.keep()
         self._door.look()
         self._children.reap_strangers()
         self._memory.write_again()
@@ -375,6 +377,8 @@ class Agent:
         if self._neighbourhood is not None:
             yield self._neighbourhood.follow()
             yield beats.every(CERTIFICATES_S, self._door.renew, clock=self._clock)
+        if self._renewal is not None:
+            yield beats.every(CERTIFICATES_S, self._renewal.look, clock=self._clock)
 
     async def _prestart(self) -> None:
         """Have a launcher ready before the first deploy asks for one."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from cortex.agent.dialing import Dial, Streams, hang_up, introduce, receive
+from cortex.agent.dialing import Introduce, Streams, hang_up, receive
 from cortex.clock import Clock
 from cortex.errors import GiveUp, RetryLater
 from cortex.wire.framing import UNREADABLE, framed
@@ -64,11 +64,12 @@ class LinkedUpstream:
     Implements `Upstream` over connections that are dialed as they are needed, one for each question under way.
 
     Args:
+        introduce: how a connection comes about.
         hello: who we are; of the way `NEEDS`.
     """
 
-    def __init__(self, *, dial: Dial, hello: Hello, clock: Clock, patience_s: float = PATIENCE_S) -> None:
-        self._dial = dial
+    def __init__(self, *, introduce: Introduce, hello: Hello, clock: Clock, patience_s: float = PATIENCE_S) -> None:
+        self._introduce = introduce
         self._hello = hello
         self._clock = clock
         self._patience_s = patience_s
@@ -118,7 +119,7 @@ class LinkedUpstream:
         while True:
             kept = bool(self._kept)
             try:
-                line = self._kept.pop() if kept else await introduce(self._dial, self._hello)
+                line = self._kept.pop() if kept else await self._introduce(self._hello)
                 try:
                     async with asyncio.timeout(SILENCE_S):
                         line[1].write(payload)

@@ -36,6 +36,7 @@ from cortex.controlplane.changeovers import ChangeOvers
 from cortex.controlplane.chores import Chore
 from cortex.controlplane.chronicle import Chronicle
 from cortex.controlplane.errands import Errands
+from cortex.controlplane.elsewhere import Elsewhere
 from cortex.controlplane.events import Events
 from cortex.controlplane.facade import ControlPlane
 from cortex.controlplane.fetching import Models
@@ -43,7 +44,7 @@ from cortex.controlplane.healing import LOOK_EVERY_S, Healing
 from cortex.controlplane.housekeeping import SETTLING_S, Housekeeping
 from cortex.controlplane.lines import Lines
 from cortex.controlplane.links import Incarnations, Links
-from cortex.controlplane.localnodes import RENEW_EVERY_S, local_nodes, prepare_nodes
+from cortex.controlplane.localnodes import RENEW_EVERY_S, NodePlace, local_nodes, prepare_nodes
 from cortex.controlplane.loop import Loop
 from cortex.controlplane.merging import MergedLogs
 from cortex.controlplane.needs import Needs
@@ -63,7 +64,7 @@ from cortex.controlplane.view import View, ingress_url
 from cortex.controlplane.watching import Watching
 from cortex.engines import machine
 from cortex.engines.base import Engine
-from cortex.engines.local import LocalEngine, shares
+from cortex.engines.local import LocalEngine
 from cortex.errors import CortexError
 from cortex.ids import NodeId
 from cortex.planning.assessment import Assessment
@@ -84,7 +85,9 @@ from cortex.wire.indexes import read_handed_over
 from cortex.wire.launch import InspectReport
 from cortex.wire.link import NEEDS, ORDERS
 from cortex.wire.loads import NodeLoads
-from cortex.wire.needs import DeliverCounts, FollowPeers
+from cortex.wire.localnodes import LOCAL_NODE
+from cortex.wire.membership import members_in
+from cortex.wire.needs import DeliverCounts, FollowPeers, RenewCertificate
 
 if TYPE_CHECKING:
     from cortex.controlplane.deploy import Deployer
@@ -110,6 +113,7 @@ def build(
     in_charge: Callable[[], bool],
     shut_down: Callable[[], None],
     chores: Sequence[Chore] = (),
+    elsewhere: Elsewhere | None = None,
 ) -> ControlPlane:
     """
     Put the control plane together.
@@ -120,8 +124,9 @@ def build(
         in_charge: whether this is still the one control plane of its home.
         shut_down: ends this process in order.
         chores: what else is done now and then.
+        elsewhere: nodes of other machines; None: there are none.
     """
-    head = next(iter(nodes))
+    head = next(iter(nodes), None)
     view = View()
     events = Events(file=layout.events_file, clock=clock)
     chronicle = Chronicle(tell=events.tell, clock=clock, version=__version__, pid=os.getpid())
@@ -135,6 +140,8 @@ def build(
         scaler.wake()
 
     def reported() -> None:
+        if elsewhere is not None:
+            elsewhere.take(agents.reports())
         loop.wake()
         peer_book.note()
 
@@ -142,6 +149,7 @@ def build(
     agents = LinkedAgents(
         links=Links(
             path=layout.links_socket,
+            wide=elsewhere.wide if elsewhere is not None else None,
             epoch=lambda: loop.epoch,
             incarnations=incarnations,
             ways={
@@ -152,6 +160,7 @@ def build(
         lines=Lines(incarnations),
         clock=clock,
         supervisors=supervisors(events.tell),
+        known=elsewhere.known if elsewhere is not None else (),
         on_report=reported,
         on_loads=read,
     )
@@ -211,6 +220,7 @@ def build(
             **supplying.handlers,
             DeliverCounts: lambda delivery, node: statistics.take(delivery, node),
             FollowPeers: peer_book.answer,
+            **({RenewCertificate: elsewhere.certificate} if elsewhere is not None else {}),
         }
     )
     engine.follow(loop.wake)
@@ -383,9 +393,11 @@ def main() -> int:
         return 1
 
 
-def operator_socket(port: int, clock: Clock, *, patience_s: float = PORT_PATIENCE_S) -> socket.socket:
+def operator_socket(
+    port: int, clock: Clock, *, host: str = OPERATOR_HOST, patience_s: float = PORT_PATIENCE_S
+) -> socket.socket:
     """
-    Bind the control plane's port, which somebody may be about to let go.
+    Bind a port of the control plane, which somebody may be about to let go.
 
     Where one has died, two may start another at once: the agent, and a command. The command's has the port, and ends
     when it finds that we hold the home.
@@ -396,7 +408,7 @@ def operator_socket(port: int, clock: Clock, *, patience_s: float = PORT_PATIENC
     until_s = clock.monotonic_s() + patience_s
     while True:
         try:
-            return bind_tcp(OPERATOR_HOST, port)
+            return bind_tcp(host, port)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or clock.monotonic_s() >= until_s:
                 raise
@@ -413,9 +425,19 @@ def _serve(
 ) -> int:
     store = ArtifactStore(layout.artifacts)
     state = SqliteStateStore(layout.state_file, sample_stored=partial(samples.put_body, store))
-    places = local_nodes(settings, layout)
-    names = [place.node for place in places]
-    there = machine.node_report(names[0], environ=os.environ)
+    members = members_in(layout.members_file)
+    places: tuple[NodePlace, ...] = ()
+    elsewhere: Elsewhere | None = None
+    if members is None:
+        places = local_nodes(settings, layout, machine.node_report(LOCAL_NODE, environ=os.environ))
+    else:
+        listener = operator_socket(members.port, clock, host=members.bind)
+        elsewhere = Elsewhere(layout, members, listener, clock)
+    engine = elsewhere.engine if elsewhere is not None else LocalEngine(*(place.room for place in places))
+    is_alone = elsewhere is None and all(place.membership is None for place in places)
+    doors = {taken: place for taken in bound for place in places if taken.getsockname()[1] in place.ports}
+    for taken in set(bound) - doors.keys():
+        taken.close()  # nobody of this machine answers there
     server: SleepingServer | None = None
     ended = threading.Event()
 
@@ -427,6 +449,8 @@ def _serve(
 
     def renew() -> float:
         prepare_nodes(layout, places, now_wall_s=clock.wall_s())
+        if elsewhere is not None:
+            elsewhere.renew()
         return RENEW_EVERY_S
 
     plane = build(
@@ -439,8 +463,8 @@ def _serve(
                 layout=place.layout,
                 down_mark=layout.down_mark,
                 clock=clock,
-                bound=[taken for taken in bound if taken.getsockname()[1] in place.ports],
-                place=place.place,
+                bound=[taken for taken, whose in doors.items() if whose is place],
+                is_member=place.membership is not None,
                 tell=tell,
             )
             for place in places
@@ -448,10 +472,11 @@ def _serve(
         clock=clock,
         state=state,
         store=store,
-        engine=LocalEngine(*(shares(there, names) if len(names) > 1 else [there])),
+        engine=engine,
         in_charge=lambda: processes.is_same_file(lock, layout.controlplane_lock),
         shut_down=shut_down,
-        chores=[Chore("certificates", renew, first_after_s=RENEW_EVERY_S)] if len(places) > 1 else (),
+        chores=[Chore("certificates", renew, first_after_s=RENEW_EVERY_S)] if not is_alone else (),
+        elsewhere=elsewhere,
     )
     # Also while uvicorn is not there yet; and once it has ended it raises the signal again that it was ended by.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -459,7 +484,7 @@ def _serve(
     # Before the record: whoever finds that goes on to read the token.
     metrics_token = processes.kept_token(layout.metrics_token_file)
     processes.kept_token(layout.probe_token_file)  # before there is an agent, which would make another
-    if len(places) > 1:
+    if not is_alone:
         prepare_nodes(layout, places, now_wall_s=clock.wall_s())
     _write_record(settings, layout)
     plane.start()

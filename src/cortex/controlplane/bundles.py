@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cortex import processes
-from cortex.certificates import Authority, issue, kept_authority, kept_certificate
+from cortex.certificates import Authority, is_due, is_signed_by, issue, kept_authority, kept_certificate
 from cortex.ids import NodeId
 from cortex.settings import ControlLayout, NodeLayout
 from cortex.tls import TlsIdentity
@@ -52,6 +52,25 @@ def keep_at_home(layout: ControlLayout, membership: Membership, home: Path, *, n
     authority = kept_authority(layout.authority_certificate, layout.authority_key, now_wall_s)
     lay_down(home, _apart_from_certificate(layout, membership, authority))
     kept_certificate(home / _HOME.certificate, authority, membership.node, now_wall_s)
+
+
+def next_certificate(layout: ControlLayout, node: NodeId, held: bytes, *, now_wall_s: float) -> bytes | None:
+    """
+    Return another certificate for a node, PEM with the key; None: the one that it has is good for weeks.
+
+    Args:
+        held: PEM of that, the key need not be there.
+
+    Raises:
+        OSError: the home of the control plane cannot be read or written.
+    """
+    authority = kept_authority(layout.authority_certificate, layout.authority_key, now_wall_s)
+    try:
+        if is_signed_by(authority.certificate, held) and not is_due(now_wall_s, held):
+            return None
+    except ValueError:
+        pass  # nothing that anybody could use
+    return issue(authority, node, now_wall_s)
 
 
 def control_plane_identity(layout: ControlLayout, *, now_wall_s: float) -> TlsIdentity:

@@ -9,6 +9,7 @@ import select
 import socket
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ import msgspec
 from cortex import polling
 from cortex.binding import bind_unix
 from cortex.ids import NodeId
-from cortex.tls import notice_silence
+from cortex.tls import notice_silence, peer_names
 from cortex.wire.agent import NEVER_MIND
 from cortex.wire.framing import UNREADABLE, ConnectionLost, FrameReader, framed
 from cortex.wire.link import Hello, TurnedAway, Welcome, misfit
@@ -29,6 +30,9 @@ BACKLOG = 128
 GREETING_S = 5.0
 """Who has connected and does not say who it is in this time is left."""
 REMEMBERED_AGENTS = 16
+SAY_AGAIN_S = 60.0
+MOST_SAID = 100
+"""In that time."""
 
 
 class AgentConnection:
@@ -111,7 +115,7 @@ Way = Callable[[AgentConnection, Hello], None]
 
 class Links:
     """
-    Listens for agents, and greets them.
+    Listens for agents, and greets them. Who comes from another machine is the node that its certificate is of.
 
     Args:
         path: of the socket.
@@ -139,6 +143,9 @@ class Links:
         self._listener: socket.socket | None = None
         self._inode = 0
         self._thread = threading.Thread(target=self._accept, name="links", daemon=True)
+        self._saying = threading.Lock()
+        self._said: dict[str, float] = {}
+        """When each was, of late."""
         self._words, self._word = socket.socketpair()
         self._word.setblocking(False)
 
@@ -213,22 +220,26 @@ class Links:
 
     def _meet(self, sock: socket.socket, context: ssl.SSLContext | None, number: int) -> None:
         if context is not None:
+            where = "another machine"
             try:
+                where = sock.getpeername()[0]
                 notice_silence(sock)
                 sock.settimeout(GREETING_S)
-                sock = context.wrap_socket(sock, server_side=True)
+                secured = context.wrap_socket(sock, server_side=True)
             except OSError as error:
-                log.warning("somebody who dialed in from another machine is not taken: %s", error)
+                self._say(f"somebody who dialed in from {where} is not taken: {error}")
                 sock.close()
                 return
-        self._greet(AgentConnection(sock), number)
+            self._greet(AgentConnection(secured), number, peer_names(secured))
+            return
+        self._greet(AgentConnection(sock), number, None)
 
-    def _greet(self, connection: AgentConnection, number: int) -> None:
+    def _greet(self, connection: AgentConnection, number: int, names: tuple[str, ...] | None) -> None:
         try:
             hello = _HELLOS.decode(connection.receive(GREETING_S))
-            reason = self._refusal(hello, number)
+            reason = self._refusal(hello, number, names)
             if reason is not None:
-                log.warning("an agent of node %s is turned away: %s", hello.node, reason)
+                self._say(f"an agent of node {hello.node} is turned away: {reason}")
                 connection.send(msgspec.json.encode(TurnedAway(reason=reason)), GREETING_S)
                 connection.close()
                 return
@@ -245,7 +256,21 @@ class Links:
             raise
         self._ways[hello.way](connection, hello)
 
-    def _refusal(self, hello: Hello, number: int) -> str | None:
+    def _say(self, what: str) -> None:
+        """Whoever is not taken comes again and again: the same is said once in a while."""
+        now_s = time.monotonic()
+        with self._saying:
+            self._said = {said: at_s for said, at_s in self._said.items() if now_s - at_s < SAY_AGAIN_S}
+            if what in self._said or len(self._said) >= MOST_SAID:
+                return
+            self._said[what] = now_s
+        log.warning("%s", what)
+
+    def _refusal(self, hello: Hello, number: int, names: tuple[str, ...] | None) -> str | None:
+        if names is not None and hello.node not in names:
+            return (
+                f"it says that it is of node {hello.node}, and its certificate is of {' and '.join(names) or 'nobody'}"
+            )
         unfit = misfit(hello)
         if unfit is not None:
             return unfit

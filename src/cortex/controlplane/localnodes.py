@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from cortex import processes
+from cortex.controlplane.bundles import keep_at_home
+from cortex.engines.local import shares
 from cortex.ids import NodeId
 from cortex.settings import ControlLayout, NodeLayout, Settings
 from cortex.wire import localnodes
-from cortex.wire.localnodes import LOCAL_NODE, NodePosition
+from cortex.wire.localnodes import LOCAL_NODE, PEERS_HOST
+from cortex.wire.membership import Capacity, Membership, unix_address
+from cortex.wire.reports import Node
 
 RENEW_EVERY_S = 86400.0
 """How often is looked whether a certificate is due; each is good for weeks after that."""
@@ -19,34 +22,55 @@ RENEW_EVERY_S = 86400.0
 class NodePlace(msgspec.Struct, frozen=True, kw_only=True):
     """A node of this machine."""
 
-    node: NodeId
+    room: Node
+    """What it has."""
     layout: NodeLayout
     settings: Settings
     """As its agent has them."""
     ports: tuple[int, ...]
     """Those that it listens on."""
-    place: NodePosition | None = None
-    """Which of several it is."""
+    membership: Membership | None = None
+    """None: it is the one that there is."""
+
+    @property
+    def node(self) -> NodeId:
+        return self.room.node
 
 
-def local_nodes(settings: Settings, layout: ControlLayout) -> tuple[NodePlace, ...]:
-    """The nodes that a home has, the head's first."""
+def local_nodes(settings: Settings, layout: ControlLayout, machine: Node) -> tuple[NodePlace, ...]:
+    """
+    The nodes of this machine that a home has, the head's first.
+
+    Args:
+        machine: what it has.
+    """
     nodes = localnodes.read(layout.nodes_file)
     if not nodes:
+        room = msgspec.structs.replace(machine, node=LOCAL_NODE)
         home = NodeLayout(settings.home)
-        return (NodePlace(node=LOCAL_NODE, layout=home, settings=settings, ports=(settings.port,)),)
-    names = tuple(node.name for node in nodes)
+        return (NodePlace(room=room, layout=home, settings=settings, ports=(settings.port,)),)
+    rooms = shares(machine, [node.name for node in nodes])
     found = []
-    for number, node in enumerate(nodes):
+    for number, (node, room) in enumerate(zip(nodes, rooms, strict=True)):
         home = NodeLayout(layout.nodes / node.name)
         port = node.port if number else settings.port
         found.append(
             NodePlace(
-                node=node.name,
+                room=room,
                 layout=home,
                 settings=msgspec.structs.replace(settings, home=home.home, port=port),
                 ports=(port, node.peer_port),
-                place=NodePosition(names=names, number=number, peer_port=node.peer_port, control_home=str(layout.home)),
+                membership=Membership(
+                    node=node.name,
+                    host=PEERS_HOST,
+                    port=port,
+                    bind=settings.host,
+                    peer_port=node.peer_port,
+                    capacity=Capacity.of(room),
+                    shares_cpu=True,
+                    control_planes=(unix_address(layout.links_socket),),
+                    control_home=str(layout.home),
+                ),
             )
         )
     return tuple(found)
@@ -54,17 +78,11 @@ def local_nodes(settings: Settings, layout: ControlLayout) -> tuple[NodePlace, .
 
 def prepare_nodes(layout: ControlLayout, places: Sequence[NodePlace], *, now_wall_s: float) -> None:
     """
-    Give each of several nodes what it cannot make itself: its certificate, and what probes are known by.
+    Give each of several nodes what it cannot make itself.
 
     Raises:
         UnusableHome, OSError: a home cannot be written.
     """
-    from cortex.certificates import kept_authority, kept_certificate  # 50 ms, for who has several nodes
-
-    authority = kept_authority(layout.authority_certificate, layout.authority_key, now_wall_s)
-    token = layout.probe_token_file.read_bytes()
     for place in places:
-        place.layout.prepare()
-        kept_certificate(place.layout.certificate, authority, place.node, now_wall_s)
-        processes.write_whole(place.layout.authority, authority.certificate)
-        processes.write_whole(place.layout.probe_token_file, token)
+        if place.membership is not None:
+            keep_at_home(layout, place.membership, place.layout.home, now_wall_s=now_wall_s)

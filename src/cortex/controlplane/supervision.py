@@ -17,8 +17,8 @@ from cortex.oom import Rung
 from cortex.planning import happenings
 from cortex.processes import ProcessIdentity
 from cortex.settings import NodeLayout, Settings, variables_of
+from cortex.wire import membership
 from cortex.wire.events import TellEvent, told_to_nobody
-from cortex.wire.localnodes import NodePosition
 from cortex.wire.stopping import tell_to_stop
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class AgentSupervisor:
     Args:
         down_mark: while it is there, nothing is started.
         bound: sockets for the ingress, which the agent gets when it is started.
-        place: which node it is; None: the one that there is.
+        is_member: whether the node is one among others, as its home says.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class AgentSupervisor:
         down_mark: Path,
         clock: Clock,
         bound: Sequence[socket.socket],
-        place: NodePosition | None = None,
+        is_member: bool = False,
         tell: TellEvent = told_to_nobody,
     ) -> None:
         self._settings = settings
@@ -63,7 +63,7 @@ class AgentSupervisor:
         self._down_mark = down_mark
         self._clock = clock
         self._bound = tuple(bound)
-        self._place = place
+        self._is_member = is_member
         self._tell = tell
         self._restarts = processes.RestartBudget()
         self._process: subprocess.Popen[bytes] | None = None
@@ -147,7 +147,7 @@ class AgentSupervisor:
             return False
         self._restarts.note_start(now_s)
         self._layout.prepare()
-        told = [] if self._place is None else [self._place.argument]
+        told = [membership.argument(self._layout.membership_file)] if self._is_member else []
         command = processes.module_command("cortex.agent", self._layout.home, *told)  # the home for `down`
         environ = {**os.environ, **variables_of(self._settings)}
         output = self._layout.logs / "agent.out"

@@ -92,15 +92,24 @@ def deployment_statuses(records: Iterable[DeploymentRecord], apis: Iterable[ApiS
     )
 
 
-def ingress_url(reports: Iterable[AgentReport], settings: Settings, head: NodeId) -> str:
-    """Where predictions are asked for, on the node of the control plane: as reported, or else as it will be."""
-    urls = (door_url(report.ingress) for report in reports if report.ingress is not None and report.name == head)
+def ingress_url(reports: Iterable[AgentReport], settings: Settings, head: NodeId | None) -> str:
+    """
+    Where predictions are asked for, on the node of the control plane: as reported, or else as it will be.
+
+    Args:
+        head: None: no node is; that of another is told.
+    """
+    urls = (
+        door_url(report.ingress) for report in reports if report.ingress is not None and head in (None, report.name)
+    )
     return next(urls, f"http://{settings.host}:{settings.port}")
 
 
 def door_url(ingress: IngressReport) -> str:
     """Where the door of a node is found from this machine."""
-    shown = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(ingress.host, ingress.host)
+    shown = ingress.host
+    if shown in ("0.0.0.0", "::", ""):
+        shown = ingress.peer_host or ("::1" if shown == "::" else "127.0.0.1")
     return f"http://{f'[{shown}]' if ':' in shown else shown}:{ingress.port}"
 
 

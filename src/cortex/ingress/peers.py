@@ -82,10 +82,17 @@ class Peering(msgspec.Struct, frozen=True):
     """PEM, with the key: what this node shows, whoever begins."""
     authority: Path
     """PEM: who has signed the certificates of all."""
+    reached_at: str = ""
+    """The IP address that other nodes are told; empty: `host`."""
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise ValueError(f"port {self.port} for peers is not 1 to 65535")
+
+    @property
+    def told_host(self) -> str:
+        """Where the door is for those of other nodes."""
+        return self.reached_at or self.host
 
 
 class PeerServer(msgspec.Struct, frozen=True):

@@ -1,13 +1,12 @@
 """
-The nodes of one machine, if there are several: what `cortex up --nodes` has chosen, and what an agent is told of it.
+The nodes of one machine, if there are several: what `cortex up --nodes` has chosen.
 
 One machine is one node, whose home is the control plane's, and nothing of this is there.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -56,34 +55,3 @@ def remember(file: Path, nodes: Sequence[LocalNode]) -> None:
         write_whole(file, msgspec.json.encode(LocalNodes(nodes=tuple(nodes))))
     else:
         file.unlink(missing_ok=True)
-
-
-class NodePosition(msgspec.Struct, frozen=True, kw_only=True):
-    """What the agent of one of several nodes is told: who it is among them, and where the control plane's home is."""
-
-    names: tuple[NodeId, ...]
-    """Of all nodes, in their order: each has an equal share of the machine."""
-    number: int
-    """Which of them it is, from 0."""
-    peer_port: int
-    control_home: str
-
-    @property
-    def name(self) -> NodeId:
-        return self.names[self.number]
-
-    @property
-    def argument(self) -> str:
-        """It, as an argument of a command line."""
-        return _PREFIX + msgspec.json.encode(self).decode()
-
-
-_PREFIX = "--place="
-
-
-def place_in(arguments: Iterable[str]) -> NodePosition | None:
-    """What a command line says; None: the machine is the one node."""
-    for argument in arguments:
-        if argument.startswith(_PREFIX):
-            return msgspec.json.decode(os.fsencode(argument.removeprefix(_PREFIX)), type=NodePosition)
-    return None

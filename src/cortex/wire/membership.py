@@ -118,7 +118,7 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     peer_port: int
     """Where its door listens for those of the others."""
     bind: str = ""
-    """The address that its door binds for callers; empty: `host`."""
+    """The address or name that its door binds for callers; empty: `host`."""
     peer_bind: str = ""
     """Likewise for other doors."""
     capacity: Capacity | None = None
@@ -141,8 +141,7 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError(f"{self.node!r} is not a name for a node: letters, digits, hyphens and dots")
         if self.node == CONTROL_PLANE:
             raise ValueError(f"no node is called {CONTROL_PLANE}")
-        for host in (self.host, *filter(None, (self.bind, self.peer_bind))):
-            ipaddress.ip_address(host)
+        ipaddress.ip_address(self.host)
         for port in (self.port, self.peer_port):
             if not 0 < port < 65536:
                 raise ValueError(f"port {port} of node {self.node} is not 1 to 65535")

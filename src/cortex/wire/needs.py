@@ -150,3 +150,18 @@ class FollowPeers(Need, frozen=True, kw_only=True, tag="follow_peers"):
 class PeerDoors(NeedReply, frozen=True, kw_only=True, tag="peer_doors"):
     doors: tuple[PeerDoor, ...]
     """By name, the asker's among them."""
+
+
+class RenewCertificate(Need, frozen=True, kw_only=True, tag="renew_certificate"):
+    """The next certificate of the node, if it is time for one; answered with `RenewedCertificate`."""
+
+    certificate: str
+    """PEM of the one that it has, without the key."""
+
+
+class RenewedCertificate(NeedReply, frozen=True, kw_only=True, tag="renewed_certificate"):
+    pem: str
+    """With the key; empty: the one that it has is good for weeks."""
+
+    def __repr__(self) -> str:
+        return "RenewedCertificate(…)"

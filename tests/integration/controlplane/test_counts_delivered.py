@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ import pytest
 
 from cortex.agent.countfiles import CountFiles
 from cortex.agent.counting import Counting
-from cortex.agent.dialing import dial_unix
+from cortex.agent.dialing import dial_unix, introduce
 from cortex.agent.upstream import LinkedUpstream
 from cortex.clock import SystemClock
 from cortex.controlplane.links import Incarnations, Links
@@ -76,7 +77,9 @@ class Node:
         folder.mkdir()
         clock = SystemClock()
         hello = Hello(node=name, agent=f"agent of {name}", way=NEEDS)
-        self.upstream = LinkedUpstream(dial=dial_unix(socket), hello=hello, clock=clock, patience_s=DEADLINE_S)
+        self.upstream = LinkedUpstream(
+            introduce=partial(introduce, dial_unix(socket)), hello=hello, clock=clock, patience_s=DEADLINE_S
+        )
         self.live: set[tuple[ReplicaId, int]] = set()
         self.counting = Counting(
             agent=hello.agent,

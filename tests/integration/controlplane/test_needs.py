@@ -7,13 +7,14 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import pytest
 
-from cortex.agent.dialing import RefusedByControlPlane, dial_unix
+from cortex.agent.dialing import RefusedByControlPlane, dial_unix, introduce
 from cortex.agent.upstream import ControlPlaneAway, LinkedUpstream
 from cortex.binding import bind_unix
 from cortex.clock import SystemClock
@@ -97,7 +98,9 @@ def play(
     path: Path, story: Callable[[LinkedUpstream], Awaitable[T]], *, patience_s: float = DEADLINE_S, hello: Hello = HELLO
 ) -> T:
     async def run() -> T:
-        upstream = LinkedUpstream(dial=dial_unix(path), hello=hello, clock=SystemClock(), patience_s=patience_s)
+        upstream = LinkedUpstream(
+            introduce=partial(introduce, dial_unix(path)), hello=hello, clock=SystemClock(), patience_s=patience_s
+        )
         try:
             async with asyncio.timeout(DEADLINE_S):
                 return await story(upstream)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cortex.certificates import NODE_LIFE_S, is_signed_by
-from cortex.controlplane.bundles import bundle, control_plane_identity, keep_at_home, lay_down
+from cortex.certificates import NODE_LIFE_S, is_signed_by, issue, make_authority
+from cortex.controlplane.bundles import bundle, control_plane_identity, keep_at_home, lay_down, next_certificate
 from cortex.ids import NodeId
 from cortex.settings import ControlLayout, NodeLayout
 from cortex.wire.membership import Membership, membership_in
@@ -59,3 +59,15 @@ def test_a_control_plane_is_known_by_one_name_and_can_be_listened_with(layout: C
     assert identity.server_context().verify_mode is ssl.CERT_REQUIRED
     assert b"PRIVATE KEY" in layout.certificate.read_bytes()
     assert stat.S_IMODE(layout.certificate.stat().st_mode) == 0o600
+
+
+def test_a_node_that_asks_is_given_another_certificate_when_its_own_is_due_or_of_no_use(layout: ControlLayout) -> None:
+    held = bundle(layout, NODE, now_wall_s=NOW_S)["node/certificate.pem"]
+    assert next_certificate(layout, NODE.node, held, now_wall_s=NOW_S) is None
+    authority = layout.authority_certificate.read_bytes()
+    of_another = issue(make_authority(NOW_S), NODE.node, NOW_S)
+    for shown, now_s in ((held, NOW_S + NODE_LIFE_S * 0.9), (of_another, NOW_S), (b"nothing", NOW_S)):
+        found = next_certificate(layout, NODE.node, shown, now_wall_s=now_s)
+        assert found is not None
+        assert is_signed_by(authority, found)
+        assert b"PRIVATE KEY" in found
