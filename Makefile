@@ -15,6 +15,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 # Compiled at once: the first command need not do it, and where Python may not write bytecode, none ever would.
 INSTALL := $(UV) pip install --compile-bytecode --python $(BIN)/python
 COMPILE := $(BIN)/python -m compileall -q src
+IPROUTE = @command -v ip >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends iproute2; } || true
 WRK = @command -v wrk >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends wrk; } || true
 
 # Files that say what is in .venv.
@@ -48,6 +49,7 @@ cluster: $(ALL) ## minutes: the engine of a cluster on a real Ray, in network na
 	$(BIN)/python -m pytest -m cluster tests/contract/test_engines.py tests/cluster $(ARGS)
 
 e2e: $(DEV) ## run the end-to-end tests: real commands on homes of their own, and the code in the docs
+	$(IPROUTE)
 	$(BIN)/python -m pytest tests/e2e tests/docs/test_blocks_run.py $(ARGS)
 
 conformance: $(DEV) ## the end-to-end tests and chaos on each engine, a table; ARGS="--engine nodes-3" chooses

@@ -438,8 +438,10 @@ class Traffic:
         clients: int = 8,
         per_s: float = 200.0,
         patience_s: float = DEADLINE_S,
+        host: str = "127.0.0.1",
     ) -> None:
         self._port, self._target, self._body, self._patience_s = port, target, body, patience_s
+        self._host = host
         self._pause_s = clients / per_s
         self._stop = threading.Event()
         self._counting = threading.Lock()
@@ -448,6 +450,8 @@ class Traffic:
         """By status, or `dropped`: the connection was closed, or could not be made."""
         self.ended_s: list[float] = []
         """When each answer of 200 was there."""
+        self.longest_wait_s = 0.0
+        """Of any request, whatever became of it."""
 
     def __enter__(self) -> Traffic:
         for thread in self._threads:
@@ -473,25 +477,28 @@ class Traffic:
     def _ask(self, keeps: bool) -> None:
         connection: Connection | None = None
         while not self._stop.wait(self._pause_s):
+            begun_s = time.monotonic()
             try:
-                connection = connection or Connection(self._port, self._patience_s)
+                connection = connection or Connection(self._port, self._patience_s, self._host)
                 answer = connection.ask("POST", self._target, self._body, _JSON)
-                self._note(str(answer.status))
+                self._note(str(answer.status), begun_s)
                 if keeps and answer.headers.get("connection") != "close":
                     continue
             except (OSError, AssertionError):
-                self._note("dropped")
+                self._note("dropped", begun_s)
             if connection is not None:
                 connection.sock.close()
                 connection = None
         if connection is not None:
             connection.sock.close()
 
-    def _note(self, outcome: str) -> None:
+    def _note(self, outcome: str, begun_s: float) -> None:
+        now_s = time.monotonic()
         with self._counting:
             self.outcomes[outcome] += 1
+            self.longest_wait_s = max(self.longest_wait_s, now_s - begun_s)
             if outcome == "200":
-                self.ended_s.append(time.monotonic())
+                self.ended_s.append(now_s)
 
 
 _JSON = {"content-type": "application/json"}
