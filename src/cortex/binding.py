@@ -7,8 +7,10 @@ bind, somebody else may take it.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
 import resource
 import socket
 from collections.abc import Sequence
@@ -52,6 +54,21 @@ def bind_unix(path: Path, backlog: int = BACKLOG, *, at_once: bool = False) -> s
         listener.close()
         raise
     return listener
+
+
+def leads_somewhere(path: Path) -> bool:
+    """
+    Whether somebody has a stream socket that is bound to a path.
+
+    A datagram socket cannot be connected to one, so that nobody who listens there takes us for a caller: Linux says
+    EPROTOTYPE where there is somebody, ECONNREFUSED where there was.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except OSError as error:
+            return error.errno == errno.EPROTOTYPE
+        return False
 
 
 def bind_tcp(host: str, port: int) -> socket.socket:

@@ -64,6 +64,15 @@ def pids_of(node: dict[str, Any]) -> list[int]:
     return found
 
 
+def killed(node: dict[str, Any]) -> list[int]:
+    """kill -9 of everything of a node; the pids."""
+    found = pids_of(node)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return found
+
+
 def test_every_door_serves_every_api_and_counts_are_those_of_one_machine(home: Home) -> None:
     nodes = up(home, 3)
     assert [node["name"] for node in nodes] == ["node-1", "node-2", "node-3"]
@@ -95,10 +104,7 @@ def test_a_node_that_is_killed_fails_nothing_at_the_other_doors_and_is_used_agai
     with Traffic(door(others[0]), "/d/two", ROW) as first, Traffic(door(others[1]), "/d/two", ROW) as second:
         first.answered(100)
         second.answered(100)
-        before = pids_of(victim)
-        for pid in before:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        before = killed(victim)
         first.answered(200)
         second.answered(200)
         eventually(lambda: set(pids_of(victim)) - set(before), "its agent is started again")
@@ -112,6 +118,37 @@ def test_a_node_that_is_killed_fails_nothing_at_the_other_doors_and_is_used_agai
     eventually(whole, "everything is as it shall be")
     with Connection(door(victim)) as connection:
         eventually(lambda: answered(connection, "two"), "its door serves again")
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_node_with_the_only_replica_of_an_api_is_lost_and_no_request_fails_at_the_other_doors(
+    home: Home, returns: bool
+) -> None:
+    up(home, 3)
+    yaml = """
+        - {kind: deployment, name: d}
+        - {kind: api, name: one, model: m.onnx, compute: {cpu: 20m, max_replicas: 1}}
+    """
+    home.deploy(write_project(home.path.parent / "p", {"cortex.yaml": yaml, "m.onnx": rows_model()}))
+    nodes = nodes_of(home)
+    (victim,) = (node for node in nodes if node["replicas"])
+    others = [node for node in nodes if node["name"] != victim["name"]]
+    large = ROW.ljust(100_000)
+    with Traffic(door(others[0]), "/d/one", ROW) as first, Traffic(door(others[1]), "/d/one", large) as second:
+        first.answered(100)
+        second.answered(100)
+        before = killed(victim)
+        asked = first.outcomes["200"], second.outcomes["200"]
+        if not returns:
+            eventually(lambda: killed(victim) and moved(home, victim), "it is replaced on another node")
+        first.answered(100, asked[0])
+        second.answered(100, asked[1])
+        eventually(lambda: set(pids_of(victim)) - set(before), "its agent is started again")
+    assert {*first.outcomes, *second.outcomes} == {"200"}, (first.outcomes, second.outcomes)
+
+
+def moved(home: Home, victim: dict[str, Any]) -> bool:
+    return any(node["replicas"] for node in nodes_of(home) if node["name"] != victim["name"])
 
 
 def test_apis_that_sleep_on_different_nodes_are_woken_where_they_sleep_from_every_door(home: Home) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cortex.binding import bind_tcp, bind_unix
+from cortex.binding import bind_tcp, bind_unix, leads_somewhere
 from cortex.processes import spawn
 
 
@@ -19,6 +19,20 @@ def test_a_unix_socket_takes_the_place_of_a_dead_one_and_is_private(tmp_path):
         listener.accept()[0].close()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert listener.getsockname() == str(path)
+
+
+def test_a_path_leads_somewhere_as_long_as_somebody_listens(tmp_path):
+    path = tmp_path / "s"
+    assert not leads_somewhere(path)
+    listener = bind_unix(path, 0)
+    waiting = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(3)]
+    for client in waiting:
+        client.connect_ex(str(path))
+    assert leads_somewhere(path), "also when there is no room to wait"
+    listener.close()
+    assert not leads_somewhere(path)
+    for client in waiting:
+        client.close()
 
 
 def test_a_unix_socket_that_is_there_at_once_leaves_nothing_beside_it(tmp_path):

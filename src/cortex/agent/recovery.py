@@ -1,10 +1,8 @@
-"""What a former agent left behind: who answers on a replica's control socket, and which sockets still lead anywhere."""
+"""What a former agent left behind: who answers on a replica's control socket."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import socket
 from pathlib import Path
 from typing import NamedTuple
@@ -66,21 +64,6 @@ async def ask(control: Path, *, timeout_s: float) -> SocketOwner:
         return SocketOwner(silent=True)
     finally:
         connection.close()
-
-
-def leads_somewhere(path: Path) -> bool:
-    """
-    Whether somebody has a stream socket that is bound to a path.
-
-    A datagram socket cannot be connected to one, so that nobody who listens there takes us for a caller: Linux says
-    EPROTOTYPE where there is somebody, ECONNREFUSED where there was.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(os.fspath(path))
-        except OSError as error:
-            return error.errno == errno.EPROTOTYPE
-        return False
 
 
 _STATUS = msgspec.json.Decoder(ReplicaStatus)

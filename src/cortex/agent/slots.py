@@ -12,8 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cortex.agent import recovery
-from cortex.binding import CONTROL_BACKLOG, bind_unix
+from cortex.binding import CONTROL_BACKLOG, bind_unix, leads_somewhere
 
 
 class SlotSocket:
@@ -91,7 +90,7 @@ def found_again(path: Path, sock: socket.socket | None) -> SlotSocket | None:
     """A slot that a former agent has bound; None, and its connections closed, if nobody would ever reach it."""
     if sock is None:
         return None
-    if recovery.leads_somewhere(path):
+    if leads_somewhere(path):
         with contextlib.suppress(OSError):
             return SlotSocket(path, sock)
     sock.setblocking(False)

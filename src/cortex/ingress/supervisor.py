@@ -18,11 +18,12 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
+from cortex.binding import leads_somewhere
 from cortex.certificates import fingerprint
 from cortex.clock import Clock
 from cortex.errors import CortexError
@@ -429,6 +430,9 @@ class Ingress:
             workers.wanted, routes=record.routes_today(), peers=peers, places=places.placed(peer.name for peer in peers)
         )
         found, strangers = await workers.adopt(record)
+        if not workers.all:
+            # Who took HAProxy away may have taken replicas as well, and nobody is to be sent where nobody listens.
+            workers.wanted = msgspec.structs.replace(workers.wanted, routes=_with_listeners(workers.wanted.routes))
         surplus = await self._take_back(found)
         self._binary, self._version, self._clients = binary, version, clients
         self._draw_up()
@@ -620,6 +624,16 @@ class Ingress:
             self._shown = status
             if self._on_change is not None:
                 self._on_change()
+
+
+def _with_listeners(routes: Iterable[IngressRoute]) -> tuple[IngressRoute, ...]:
+    """The routes without servers whose sockets lead nowhere any more."""
+    return tuple(
+        msgspec.structs.replace(
+            route, servers=tuple(server for server in route.servers if leads_somewhere(Path(server.socket)))
+        )
+        for route in routes
+    )
 
 
 def _hard_fd_limit() -> int:

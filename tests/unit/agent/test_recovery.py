@@ -8,7 +8,7 @@ import threading
 import msgspec
 
 from cortex.agent import recovery
-from cortex.agent.recovery import SocketOwner, leads_somewhere
+from cortex.agent.recovery import SocketOwner
 from cortex.ids import ReplicaId
 from cortex.wire.framing import receive_frame, send_frame
 from cortex.wire.launch import ReplicaStatus
@@ -91,17 +91,3 @@ def test_a_process_that_talks_nonsense_is_not_believed(layout):
 
 def test_somebody_who_does_not_answer_in_time_is_there_all_the_same(layout):
     assert ask(layout.control_socket("a"), timeout_s=0.01) == SocketOwner(silent=True)
-
-
-def test_a_path_leads_somewhere_as_long_as_somebody_listens(layout):
-    path = layout.slot_socket("a")
-    assert not leads_somewhere(path)
-    listener = listening(path, backlog=0)
-    waiting = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(3)]
-    for client in waiting:
-        client.connect_ex(str(path))
-    assert leads_somewhere(path), "also when there is no room to wait"
-    listener.close()
-    assert not leads_somewhere(path)
-    for client in waiting:
-        client.close()
