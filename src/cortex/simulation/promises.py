@@ -15,6 +15,7 @@ from cortex.ids import ApiKey
 from cortex.planning.autoscale import ENOUGH_ENDED, MARGIN, QUEUE_S, USABLE, Bound, ScalingDecision
 from cortex.planning.load import LONGEST_S, SUDDEN_S, WINDOWS_S
 from cortex.planning.model import Lack
+from cortex.planning.reach import LOST_AFTER_S
 from cortex.simulation.queues import Work
 
 READ_S = 0.5
@@ -23,6 +24,10 @@ SLACK = 1.25
 """What a rule measures may be more than what is true by so much."""
 PATIENCE_S = 6.0
 """For so long an api may have too few although there is room: to see a load, to double, to start."""
+
+
+STALE_S = LOST_AFTER_S + READ_S
+"""What a node said last counts for so long after it fell silent, beside what has gone to others since."""
 
 
 class BrokenPromise(Exception):
@@ -62,6 +67,8 @@ class Promises:
         """When the rule began, with nothing remembered."""
         self._missed_s = -math.inf
         """When it was last not told what it should have been."""
+        self._silent_since_s = -math.inf
+        """Since when some node or other has not been heard."""
         self._last_up_s: dict[ApiKey, float] = {}
         self._short_since_s: dict[ApiKey, float] = {}
         self._lacks_since_s: dict[ApiKey, float] = {}
@@ -79,6 +86,10 @@ class Promises:
         self._missed_s = at_s
         self._short_since_s.clear()
         self._lacks_since_s.clear()
+
+    def fall_silent(self, at_s: float) -> None:
+        """A node is not heard any more. Whether it is gone nobody knows until it is lost."""
+        self._silent_since_s = at_s
 
     def note(self, api: ApiKey, truth: Truth) -> None:
         """What is so at a reading; to be called before what is decided then is judged."""
@@ -205,10 +216,20 @@ class Promises:
         for ago, truth in enumerate(reversed(past[-2:])):  # it may have been decided between the two
             waiting = truth.waiting / max(QUEUE_S, work.seat_s)
             rates = [max(self._begun(decision.api, window_s, ago)) + waiting for window_s in windows]
-            need = max(need, *(self._need(decision, rate) for rate in rates))
+            stale = self._stale(decision.api, windows, at_s)
+            need = max(need, *(self._need(decision, rate + stale) for rate in rates))
             if not known or truth.ended - known[0].ended < ENOUGH_ENDED:
                 need = max(need, (truth.in_service + truth.waiting) / work.seats)
         return need
+
+    def _stale(self, api: ApiKey, windows: list[float], at_s: float) -> float:
+        """Requests a second that a node may have said last, which has fallen silent and is not lost yet."""
+        if at_s - self._silent_since_s > STALE_S:
+            return 0.0
+        past = self._past[api]
+        ago = sum(truth.at_s > self._silent_since_s for truth in past)
+        waiting = past[max(0, len(past) - 1 - ago)].waiting / max(QUEUE_S, self._works[api].seat_s)
+        return max(max(self._begun(api, window_s, ago)) for window_s in windows) + waiting
 
     def _begun(self, api: ApiKey, window_s: float, ago: int = 0) -> tuple[float, float]:
         """

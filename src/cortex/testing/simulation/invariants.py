@@ -316,8 +316,8 @@ class Invariants:
         some_heard = any(silent < LOST_AFTER_S - MOMENT_S for silent in silent_s.values())
         if missed - lost and some_heard and now_s - world.began_s > LOST_AFTER_S + MOMENT_S:
             world.violated(f"{', '.join(missed - lost)} was not heard for 5 s, and does not count as lost")
-        waits = len(world.machines) > 1 and not world.control.memory.recovered and not self._engine.unreachable
-        if waits and now_s - world.began_s > LOST_AFTER_S + MOMENT_S:
+        waits = len(silent_s) > 1 and some_heard and not world.control.memory.recovered
+        if waits and not self._engine.unreachable and now_s - world.began_s > LOST_AFTER_S + MOMENT_S:
             world.violated("nothing is planned, since some node is silent")
         if world.order_trouble or self._agents.report_delay_s:
             return

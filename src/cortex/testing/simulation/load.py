@@ -47,6 +47,9 @@ class MovingLoad:
         self._doors: dict[str, dict[ApiKey, int]] = {}
         """What each agent's door has counted."""
         self._counted: dict[ApiKey, int] = {}
+        self._heard: tuple[tuple[NodeId, str], ...] = ()
+        self._heard_s = world.now_s()
+        """Which nodes were read last, and when."""
         self._judged: object = None
         self._seen: object = None
         self._now_s = self._read_s = self._moved_s = world.now_s()
@@ -150,6 +153,9 @@ class MovingLoad:
         nodes = self._agents.heard()
         if len(nodes) < len(self._world.machines):
             self._promises.miss(now_s)
+        if not set(self._heard) <= set(nodes):
+            self._promises.fall_silent(self._heard_s)
+        self._heard, self._heard_s = nodes, now_s
         begun = self._world.began_s
         changed = self._world.scale(self._loads(nodes, now_s))
         scaling = self._world.scaling
