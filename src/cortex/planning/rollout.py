@@ -108,8 +108,8 @@ def decide(
         return Decision(goal=None, leave=tuple(slot for slot in slots if slot.state is not SlotState.DRAINING))
     if wanted.scale.asleep and fallback is None:
         return _asleep(wanted, goal, slots, beyond)
-    if fallback is None and is_settled(wanted, goal, slots):
-        return Decision(goal=goal, stay=_busiest_first(slots), floor=wanted.replicas)
+    if fallback is None and parked_revision(wanted) != goal.revision and is_undisturbed(goal, slots):
+        return _resized(wanted, goal, slots, beyond)
     rollout = Rollout(wanted, goal, fallback, wait_left_s, fallback_fails)
     groups = _grouped(rollout, slots)
     staying = who_stays(rollout, groups)
@@ -134,10 +134,8 @@ def decide(
     )
 
 
-def is_settled(wanted: WantedApi, goal: BuildSpec, slots: Sequence[Slot]) -> bool:
-    """Whether there is what shall be and nothing else, as nearly always: then the rules below decide nothing."""
-    if len(slots) != wanted.replicas:
-        return False
+def is_undisturbed(goal: BuildSpec, slots: Sequence[Slot]) -> bool:
+    """Whether all there is serves as it shall, as nearly always: then nothing but the number may be wrong."""
     for slot in slots:
         lease = slot.lease
         if slot.state is not SlotState.READY or not slot.routed or lease is None or slot.stranger or slot.leaving:
@@ -147,8 +145,31 @@ def is_settled(wanted: WantedApi, goal: BuildSpec, slots: Sequence[Slot]) -> boo
     return True
 
 
-def _busiest_first(slots: Sequence[Slot]) -> tuple[Slot, ...]:
-    return tuple(sorted(slots, key=lambda slot: (-(slot.report.in_flight if slot.report else 0), slot.ordinal)))
+def _resized(wanted: WantedApi, goal: BuildSpec, slots: Sequence[Slot], beyond: Collection[ReplicaId]) -> Decision:
+    """What the rules below come to for slots that are undisturbed."""
+    n = wanted.replicas
+    best_first = sorted(slots, key=_busiest_first)
+    leave = tuple(reversed(best_first[n:]))
+    used = {*beyond, *(slot.replica for slot in slots)} if len(slots) < n else set()
+    add = []
+    for number in range(len(slots), n):
+        name = _unused(wanted.api, goal, used)
+        used.add(name)
+        is_minimum = number < max(1, wanted.min_replicas)
+        add.append(LeaseRequest(replica=name, api=goal.api, resources=_resources(goal, slots), minimum=is_minimum))
+    return Decision(
+        goal=goal,
+        stay=tuple(best_first[:n]),
+        leave=leave,
+        add=tuple(add),
+        floor=n,
+        crowded=len(leave) > SURGE,
+    )
+
+
+def _busiest_first(slot: Slot) -> tuple[bool, int, int]:
+    """As `Rollout.worth`."""
+    return slot.left, -(slot.report.in_flight if slot.report else 0), slot.ordinal
 
 
 def goal_and_fallback(wanted: WantedApi) -> tuple[BuildSpec | None, BuildSpec | None]:

@@ -227,24 +227,30 @@ def test_at_most_one_surge_is_asked_for_and_never_more_than_wanted_plus_one(worl
 
 
 @given(worlds())
-def test_whatis_settled_would_be_left_alone_by_the_rules_as_well(world: tuple[Desired, Snapshot]) -> None:
-    desired, seen = world
+def test_what_is_undisturbed_would_be_decided_so_by_the_rules_as_well(world: tuple[Desired, Snapshot]) -> None:
+    assert_shortened_rightly(*world)
+
+
+@given(st.integers(1, 5), st.integers(0, 7), st.integers(0, 5), st.data())
+def test_a_number_that_changes_is_followed_as_by_the_rules(
+    n: int, there: int, minimum: int, data: st.DataObject
+) -> None:
+    build = BUILDS[0]
+    wanted = a_wanted_api(build, replicas=n, min_replicas=minimum, live=True)
+    ordinals = data.draw(st.lists(st.integers(0, 9), min_size=there, max_size=there, unique=True))
+    reports = [a_replica(build, ordinal, in_flight=data.draw(st.integers(0, 2))) for ordinal in ordinals]
+    beyond = a_replica(build, data.draw(st.integers(0, 9)))
+    seen = a_snapshot(*reports, routes=(a_route(wanted, *reports),))
+    seen = msgspec.structs.replace(seen, beyond=frozenset({beyond.replica}))
+    assert_shortened_rightly(Desired(apis=(wanted,)), seen)
+    assert bool(plan(assess(Desired(apis=(wanted,)), seen)).actions) is (n != there)
+
+
+def assert_shortened_rightly(desired: Desired, seen: Snapshot) -> None:
     shortened = assess(desired, seen).cases
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout, "is_settled", lambda *_: False)
+        patch.setattr(rollout, "is_undisturbed", lambda *_: False)
         assert assess(desired, seen).cases == shortened
-
-
-@pytest.mark.parametrize("replicas", [1, 2, 5])
-def test_whatis_settled_is_what_it_looks_like(replicas: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = BUILDS[0]
-    wanted = a_wanted_api(build, replicas=replicas, live=True)
-    reports = [a_replica(build, ordinal, in_flight=ordinal % 3) for ordinal in range(replicas)]
-    seen = a_snapshot(*reports, routes=(a_route(wanted, *reports),))
-    settled = assess(Desired(apis=(wanted,)), seen)
-    monkeypatch.setattr(rollout, "is_settled", lambda *_: False)
-    assert assess(Desired(apis=(wanted,)), seen).cases == settled.cases
-    assert not plan(settled).actions
 
 
 @given(worlds())
