@@ -141,9 +141,10 @@ def _marks(wanted: WantedApi, decision: Decision) -> Iterator[Action]:
 def _room(decision: Decision) -> Iterator[Action]:
     """Leases to ask for, and those to put right."""
     for slot in decision.stay:
-        report = slot.report if not slot.asleep else None
-        unleased = slot.lease is None or slot.lease.state is LeaseState.PENDING
-        if unleased and report is not None and slot.node is not None and not slot.stranger:
+        report = slot.report
+        if slot.lease is not None and slot.lease.state is not LeaseState.PENDING:
+            continue
+        if report is not None and slot.node is not None and not slot.asleep and not slot.stranger:
             yield RecoverLease(lease=Lease.of_running(report, slot.node))
     for request in (*decision.renew, *decision.add):
         yield AcquireLease(request=request)

@@ -8,7 +8,6 @@ is none.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 from cortex.ids import ApiKey, NodeId, route_path
@@ -38,7 +37,7 @@ def wanted_route(
     ready: list[Slot] = []
     back_after_s: list[float] = []
     targets = []
-    where: Counter[NodeId] = Counter()
+    where: dict[NodeId, int] = {}
     for slot in decision.stay:
         if slot.ready:
             ready.append(slot)
@@ -50,7 +49,7 @@ def wanted_route(
             continue
         targets.append(slot.replica)
         if says_where and slot.node is not None:
-            where[slot.node] += 1
+            where[slot.node] = where.get(slot.node, 0) + 1
     hold = decision.goal is not None
     changes_after_s = None
     if back_after_s and not ready:

@@ -14,6 +14,7 @@ Leases and reports joined: one `Slot` for each replica id of an api, in one of s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 
@@ -164,7 +165,7 @@ def join(seen: Snapshot, leaving: Collection[NodeId] = ()) -> dict[ApiKey, SeenA
         for report in node.replicas:
             replica = report.replica
             lease = leases.get(replica)
-            stranger = (node.name, replica) in spare
+            stranger = bool(spare) and (node.name, replica) in spare
             if lease is not None:
                 if lease.node is None or lease.node == node.name:
                     joined.add(replica)
@@ -238,6 +239,7 @@ def _by_name(slot: Slot) -> tuple[str, int, str, str]:
     return slot.digits, slot.ordinal, slot.replica, slot.node or ""
 
 
+@functools.lru_cache(maxsize=2**16)
 def _parts(replica: ReplicaId) -> tuple[str, int]:
     """Digits and ordinal of `<deployment>.<api>.<revision, 8 digits>.<ordinal>`."""
     _name, digits, ordinal = replica.rsplit(".", 2)
