@@ -40,6 +40,10 @@ def told(home: Home, *argv: str) -> list[dict[str, Any]]:
     return found
 
 
+def agents_told(home: Home) -> int:
+    return sum(event["details"].get("process") == "agent" for event in told(home))
+
+
 def last(home: Home, kind: str, api: str = "d/x") -> dict[str, Any] | None:
     return next((event for event in reversed(told(home, api)) if event["kind"] == kind), None)
 
@@ -94,6 +98,7 @@ def test_the_story_of_an_api_is_told_line_by_line(home: Home) -> None:
 @pytest.mark.slow
 def test_restarts_of_our_own_processes_say_nothing_twice(home: Home) -> None:
     home.deploy(a_project(home))
+    eventually(lambda: agents_told(home) == len(home.nodes), "every agent has come up")
     before = told(home)
     record = home.control_plane()
     assert record is not None

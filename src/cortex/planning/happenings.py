@@ -15,6 +15,7 @@ from cortex.planning.scale import ASKED_WHILE_ASLEEP
 from cortex.planning.slots import SeenApi
 from cortex.wire.build import mem_text
 from cortex.wire.events import Detail, Event, EventKind, Severity
+from cortex.wire.localnodes import LOCAL_NODE
 from cortex.wire.operator import ApiChange, ApiStatus, ChangeKind, Receipt, Status, Verdict
 from cortex.wire.reports import AgentReport, ExitReport
 
@@ -334,28 +335,33 @@ def started(
     again = " again: the one before had ended, what served went on" if outlived else ""
     yield _started(
         "control plane",
+        "",
         f"the control plane {version} (pid {pid}) was started{again}",
         f"{pid} {started_wall_s:.3f}",
         again=outlived,
     )
+    node = "" if report.name == LOCAL_NODE else f" of {report.name}"
     ended = f" again: the one before (pid {former.pid}) had ended, what served went on" if former is not None else ""
-    yield _started("agent", f"the agent (pid {report.pid}) was started{ended}", report.agent, again=former is not None)
+    text = f"the agent{node} (pid {report.pid}) was started{ended}"
+    yield _started("agent", node, text, report.agent, again=former is not None)
     ingress = report.ingress
     if ingress is not None and ingress.restarts:
         text = (
-            f"the ingress (pid {ingress.pid}) was started again: the one before had ended, and its connections with it"
+            f"the ingress{node} (pid {ingress.pid}) was started again: "
+            "the one before had ended, and its connections with it"
         )
-        yield _started("ingress", text, f"{report.agent} {ingress.restarts}", again=True)
+        yield _started("ingress", node, text, f"{report.agent} {ingress.restarts}", again=True)
 
 
-def _started(who: str, text: str, run: str, *, again: bool) -> Event:
+def _started(who: str, node: str, text: str, run: str, *, again: bool) -> Event:
+    """`node`, where it is one of several: what happens to processes of different nodes is not the same again."""
     severity = Severity.WARNING if again else Severity.INFO
     return Event(
         kind=EventKind.STARTED,
         text=text,
         severity=severity,
         details={"process": who},
-        same=f"{who} {again}",
+        same=f"{who}{node} {again}",
         once=f"{who} {run}",
     )
 

@@ -10,6 +10,7 @@ import pytest
 
 from cortex.controlplane.chronicle import Chronicle
 from cortex.controlplane.events import Events
+from cortex.ids import NodeId
 from cortex.planning.assessment import assess
 from cortex.planning.crashes import Row
 from cortex.planning.model import Desired, LeaseState, RunRecord, Snapshot, WantedApi
@@ -132,6 +133,27 @@ def test_another_control_plane_says_that_it_took_over_and_nothing_of_what_ran_on
     assert lab.told(of_machine=True)[2:] == [
         ("started", "the control plane 1.0 (pid 2) was started again: the one before had ended, what served went on")
     ]
+
+
+def test_agents_of_several_nodes_are_told_each_with_its_node_and_not_again_across_a_restart(lab: Lab) -> None:
+    wanted = a_wanted_api(V1)
+
+    def three() -> Snapshot:
+        reports = [report for number in (1, 2, 3) for report in node(lab, f"a{number}", pid=number).nodes]
+        nodes = tuple(
+            msgspec.structs.replace(
+                report, node=msgspec.structs.replace(report.node, node=NodeId(f"node-{report.pid}"))
+            )
+            for report in reports
+        )
+        return msgspec.structs.replace(a_snapshot(), nodes=nodes)
+
+    lab.take(wanted, three())
+    agents = [("started", f"the agent of node-{number} (pid {number}) was started") for number in (1, 2, 3)]
+    assert lab.told(of_machine=True) == [("started", "the control plane 1.0 (pid 1) was started"), *agents]
+    lab.restart(pid=2)
+    lab.take(wanted, three())
+    assert [line for line in lab.told(of_machine=True) if "agent" in line[1]] == agents
 
 
 def test_another_agent_and_another_ingress_are_told(lab: Lab) -> None:
