@@ -19,6 +19,7 @@ from faults.schedule import Command, Step
 LONGEST_HEAD_START_S = 1.5
 """How far a deploy may come before somebody goes back."""
 SETTLES_WITHIN_S = 60.0
+COMMAND_WITHIN_S = 120.0
 ERROR = r"^error: ([a-z-]+)$"
 GONE_OVER = ("replaced-meanwhile", "rolled-back-meanwhile")
 """What that one of two commands for one api is told which the other went over."""
@@ -262,15 +263,19 @@ class Operator:
         return {api["name"]: api for api in shown} if isinstance(shown, list) else {}
 
     def _cortex(self, *arguments: str) -> Outcome:
-        done = self._world.cortex(*arguments)
-        return Outcome(done.returncode, done.stdout, done.stderr)
+        return _ended(self._begin(*arguments))
 
     def _begin(self, *arguments: str) -> subprocess.Popen[str]:
         return self._world.begin(*arguments)
 
 
 def _ended(command: subprocess.Popen[str]) -> Outcome:
-    out, err = command.communicate(timeout=120)
+    try:
+        out, err = command.communicate(timeout=COMMAND_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        command.kill()
+        out, err = command.communicate()
+        err += f"\nit did not end within {COMMAND_WITHIN_S:g} s"
     return Outcome(command.returncode, out, err)
 
 
