@@ -15,8 +15,12 @@ NODES: Mapping[str, int] = {"local": 1, "nodes-3": 3}
 LOCAL = "local"
 VARIABLE = "CORTEX_TEST_ENGINE"
 
+_DEALT = "GPUs are dealt out to the nodes, so that none has two of the two (docs/nodes.md)"
+
 LEFT_OUT: Mapping[str, str] = {
     "test_nodes.py": "chooses its number of nodes, which is remembered until another one is given (docs/nodes.md)",
+    "test_gpus.py::test_a_replica_that_asks_for_several_sees_all_of_them_and_who_comes_later_waits": _DEALT,
+    "test_gpus.py::test_with_every_gpu_in_use_an_update_waits_and_is_forced": _DEALT,
 }
 """By file, or `file::test`: what is not run on several nodes, and why."""
 

@@ -119,7 +119,8 @@ def test_each_replica_gets_a_gpu_of_its_own_and_keeps_it_when_it_is_started_agai
     home.deploy(project(tmp_path / "p", "name: a, compute: {gpu: 1}", "name: b, compute: {gpu: 1}", "name: none"))
     assert sorted((ask(home, "a"), ask(home, "b"))) == sorted(DEVICES)
     assert ask(home, "none") == ""
-    assert "2 of 2 requested" in home.cortex("info").out
+    info = home.operator().info()
+    assert (info.requested_gpus, info.gpus) == (2, 2)
     before = ask(home, "a")
     (pid,) = home.settled_replicas("g/a")
     os.kill(pid, signal.SIGKILL)
