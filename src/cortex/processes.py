@@ -445,11 +445,21 @@ STAT_BLOCK_BYTES = 512
 
 def write_identity(file: Path, record: msgspec.Struct) -> None:
     """
-    Write a record for whoever comes after us: whole or not at all, mode 0600.
+    Write a record for whoever comes after us, as `write_json` does.
 
-    On a full disk it is written over that of our predecessor, which takes no room: so who was killed there comes back.
+    On a full disk it takes the place of our predecessor's: so who was killed there comes back.
     """
-    content = msgspec.json.encode(record)
+    write_json(file, msgspec.json.encode(record))
+
+
+def write_json(file: Path, content: bytes) -> None:
+    """
+    Replace a file of JSON: whole or not at all, mode 0600. On a full disk it is written over what was there, which
+    takes no room.
+
+    Raises:
+        OSError: the disk is full, and it takes more room than the file has; or another reason.
+    """
     try:
         write_whole(file, content)
     except OSError as error:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import msgspec
 
 from cortex.controlplane.bundles import keep_at_home
 from cortex.engines.local import shares
+from cortex.errors import CortexError
 from cortex.ids import NodeId
 from cortex.settings import ControlLayout, NodeLayout, Settings
 from cortex.wire import localnodes
 from cortex.wire.localnodes import LOCAL_NODE, PEERS_HOST
 from cortex.wire.membership import Capacity, Membership, unix_address
 from cortex.wire.reports import Node
+
+log = logging.getLogger(__name__)
 
 RENEW_EVERY_S = 86400.0
 """How often is looked whether a certificate is due; each is good for weeks after that."""
@@ -80,9 +84,15 @@ def prepare_nodes(layout: ControlLayout, places: Sequence[NodePlace], *, now_wal
     """
     Give each of several nodes what it cannot make itself.
 
+    A node whose home cannot be written, since its disk is full, goes on with what it has.
+
     Raises:
-        UnusableHome, OSError: a home cannot be written.
+        OSError: the control plane's home cannot be written.
     """
     for place in places:
-        if place.membership is not None:
+        if place.membership is None:
+            continue
+        try:
             keep_at_home(layout, place.membership, place.layout.home, now_wall_s=now_wall_s)
+        except (CortexError, OSError) as error:
+            log.error("node %s is not given its certificate, will be tried again: %s", place.node, error)

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from cortex.processes import write_whole
+from cortex.processes import write_json, write_whole
 from cortex.replica.observation.tracker import Tracker
 from cortex.wire.launch import ReplicaSpec
 from cortex.wire.stats import BUCKETS_PER_E, EXIT_FILE_SUFFIX, SMALLEST_MS, LastWords, StatsFile
@@ -114,7 +114,8 @@ class StatsWriter:
 
     def write(self, *, last: bool = False) -> None:
         """
-        Replace the file if anything changed since the last time. A full disk is no reason to stop serving.
+        Replace the file if anything changed since the last time. A full disk is no reason to stop serving, and takes no
+        counts as long as the file has room for them.
 
         Args:
             last: nothing is written after this: another thread may be about to, until the process is gone.
@@ -129,7 +130,7 @@ class StatsWriter:
                 return
             content = msgspec.json.encode(msgspec.structs.replace(now, wall_s=time.time()))
             try:
-                write_whole(Path(self._spec.stats_path), content)
+                write_json(Path(self._spec.stats_path), content)
             except OSError:
                 return
             self._written = now

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import random
 import threading
 from collections import Counter
@@ -8,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cortex import processes
 from cortex.errors import Problem
 from cortex.ids import ApiKey, ReplicaId, Revision, Version
 from cortex.replica.observation.stats import Counters, StatsWriter, write_last_words
@@ -133,6 +136,23 @@ def test_it_is_replaced_whole(spec: ReplicaSpec) -> None:
         counters.answered(200, 0.1)
         writer.write()
     assert [file.name for file in Path(spec.stats_path).parent.iterdir()] == ["s.json"]
+
+
+def test_on_a_full_disk_counts_take_the_place_of_those_before(
+    spec: ReplicaSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    counters = Counters()
+    writer = StatsWriter(spec, counters)
+    writer.write()
+    monkeypatch.setattr(processes, "write_whole", full)
+    for number in range(1, 4):
+        counters.answered(200, 0.1)
+        writer.write(last=number == 3)
+        assert read(spec).ok == number
+    assert read(spec).last
 
 
 def test_a_folder_that_is_gone_stops_nobody(spec: ReplicaSpec) -> None:
