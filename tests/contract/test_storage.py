@@ -69,6 +69,20 @@ def test_what_is_deleted_is_gone_and_may_be_deleted_again(storage: Storage) -> N
     assert storage.create("a/b", b"3")
 
 
+def test_files_of_any_size_are_put_and_come_back_in_pieces(storage: Storage, tmp_path: Path) -> None:
+    for name, size in (("empty", 0), ("small", 10), ("large", 2**20 * 11 + 1)):
+        file = tmp_path / name
+        file.write_bytes(bytes(range(251)) * (size // 251) + bytes(size % 251))
+        for _ in range(2):
+            storage.upload(f"blobs/{name}", file)
+        pieces = storage.download(f"blobs/{name}")
+        assert pieces is not None
+        assert b"".join(pieces) == file.read_bytes()
+        assert storage.size(f"blobs/{name}") == size
+    assert (storage.download("blobs/none"), storage.size("blobs/none")) == (None, None)
+    assert storage.keys("blobs") == ["blobs/empty", "blobs/large", "blobs/small"]
+
+
 def test_what_one_has_created_another_one_finds(another: Make) -> None:
     one, other = another(), another()
     one.create("a/b", b"1")

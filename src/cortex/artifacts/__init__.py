@@ -9,6 +9,6 @@ it alone. Rules of this folder:
 * Everything stored is named by its digest and never changes; whoever reads it can check it.
 * Every write is complete or absent, whenever the process or the disk stops. The store (`store`, and what it says it is
   made of) reads no clock.
-* Imports the standard library, msgspec, pathspec and `cortex.{errors,ids,processes,wire,spec}`. The fetching process
-  alone: obstore, in `origin`, setproctitle, and what `cortex.storage` knows of credentials and of clients' answers.
+* Imports the standard library, msgspec, pathspec and `cortex.{errors,ids,processes,wire,spec,storage}`. The process
+  that fetches alone: obstore, in `origin`, setproctitle, and what `cortex.storage` knows of credentials and of answers.
 """

@@ -158,6 +158,14 @@ class ArtifactStore:
                 lay_out(digest, ordered, self._blobs, self._records)
         return digest
 
+    def keep(self, digests: Iterable[str]) -> None:
+        """
+        Have these trees wherever they have to be before the state may refer to them. For this store, that is here.
+
+        Raises:
+            CortexError: one of them is not; `shared` says why.
+        """
+
     def tree_path(self, digest: str) -> Path:
         """
         Folder of a stored tree, and mark it as used. Cheap; see `verify` for whether its bytes are right.

@@ -171,6 +171,7 @@ class Deployer:
                 result = _with_proofs(result, planned)
             if request.dry_run:
                 return result
+            self._store.keep(tree for one in inspected for tree in one.version.build.trees)
             self._models.keep_cloud(request)
             beginning = self._change_overs.begin([one for one in planned if isinstance(one, Planned)], emit)
             begun_s = self._clock.monotonic_s()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 from cortex.errors import CortexError
@@ -43,6 +44,23 @@ class Storage(Protocol):
 
     def read(self, key: str) -> bytes | None:
         """What an object holds; None where there is none."""
+        ...
+
+    def upload(self, key: str, file: Path) -> None:
+        """
+        Put a file, of any size, under a key that says what it holds: it may be put twice, and by several at once.
+
+        Raises:
+            StorageError: it is there whole, or not at all.
+        """
+        ...
+
+    def download(self, key: str) -> Iterator[bytes] | None:
+        """What an object of any size holds, piece by piece; None where there is none. Iterating raises as calls do."""
+        ...
+
+    def size(self, key: str) -> int | None:
+        """Of an object, in bytes; None where there is none."""
         ...
 
     def keys(self, folder: str) -> list[str]:

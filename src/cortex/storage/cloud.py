@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import obstore
@@ -39,6 +40,9 @@ ANSWER_TIMEOUT = "4s"
 """For a whole answer to something small, and between two pieces of a large one."""
 LARGE_BYTES = 2**18
 LARGE_TIMEOUT = "120s"
+FILE_TIMEOUT = "6h"
+PIECE_TIMEOUT = "30s"
+"""For a part of a file on its way there, 5 MiB, and between two pieces on its way back."""
 RETRY: RetryConfig = {
     "max_retries": 1,
     "retry_timeout": timedelta(seconds=4),
@@ -79,6 +83,7 @@ class CloudStorage:
             self._small = self._opened({"timeout": ANSWER_TIMEOUT})
             self._reading = self._opened({"timeout": LARGE_TIMEOUT, "read_timeout": ANSWER_TIMEOUT})
             self._large = self._opened({"timeout": LARGE_TIMEOUT})
+            self._files = self._opened({"timeout": FILE_TIMEOUT, "read_timeout": PIECE_TIMEOUT})
         except (BaseError, ValueError, OSError) as error:
             raise StorageError(
                 self.place, in_words(error), hint="check the address and the settings of the credentials"
@@ -104,6 +109,32 @@ class CloudStorage:
                 return None
             raise self._explained(error) from error
 
+    def upload(self, key: str, file: Path) -> None:
+        path = self._path(key)
+        try:
+            obstore.put(self._files, path, file)
+        except (BaseError, OSError, ValueError) as error:
+            raise self._explained(error) from error
+
+    def download(self, key: str) -> Iterator[bytes] | None:
+        path = self._path(key)
+        try:
+            result = obstore.get(self._files, path)
+        except (BaseError, OSError, ValueError) as error:
+            if isinstance(error, NOT_FOUND) and not names_no_bucket(error):
+                return None
+            raise self._explained(error) from error
+        return self._pieces(result)
+
+    def size(self, key: str) -> int | None:
+        path = self._path(key)
+        try:
+            return int(obstore.head(self._small, path)["size"])
+        except (BaseError, OSError, ValueError) as error:
+            if isinstance(error, NOT_FOUND) and not names_no_bucket(error):
+                return None
+            raise self._explained(error) from error
+
     def keys(self, folder: str) -> list[str]:
         path = self._path(folder)
         try:
@@ -122,6 +153,13 @@ class CloudStorage:
                 raise self._explained(error) from error
 
     # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _pieces(self, result: obstore.GetResult) -> Iterator[bytes]:
+        try:
+            for piece in result.stream():
+                yield bytes(piece)
+        except (BaseError, OSError, ValueError) as error:
+            raise self._explained(error) from error
 
     def _path(self, key: str) -> str:
         return self._prefix + checked_key(key)

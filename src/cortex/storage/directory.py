@@ -23,6 +23,7 @@ from cortex.storage.base import (
     checked_key,
 )
 
+PIECE_BYTES = 2**20
 UNFINISHED = ".unfinished"
 """Folder of what is being written. What a process that was killed leaves there is a few bytes of no use."""
 
@@ -43,18 +44,22 @@ class DirectoryStorage:
             self._check()
 
     def create(self, key: str, content: bytes) -> bool:
-        file = self._root / checked_key(key)
+        return self._created(key, [content])
+
+    def upload(self, key: str, file: Path) -> None:
+        with open(file, "rb") as source:
+            self._created(key, iter(lambda: source.read(PIECE_BYTES), b""))
+
+    def download(self, key: str) -> Iterator[bytes] | None:
+        return None if self.size(key) is None else self._pieces(self._root / key)
+
+    def size(self, key: str) -> int | None:
         with self._named_errors():
-            unfinished = self._written(content)
             try:
-                self._make_folder(file.parent)
-                os.link(unfinished, file)
-            except FileExistsError:
-                return False
-            finally:
-                os.unlink(unfinished)
-            _force(file.parent)
-        return True
+                return (self._root / checked_key(key)).stat().st_size
+            except FileNotFoundError:
+                self._check()
+                return None
 
     def read(self, key: str) -> bytes | None:
         with self._named_errors():
@@ -82,7 +87,25 @@ class DirectoryStorage:
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
-    def _written(self, content: bytes) -> Path:
+    def _created(self, key: str, content: Iterable[bytes]) -> bool:
+        file = self._root / checked_key(key)
+        with self._named_errors():
+            unfinished = self._written(content)
+            try:
+                self._make_folder(file.parent)
+                os.link(unfinished, file)
+            except FileExistsError:
+                return False
+            finally:
+                os.unlink(unfinished)
+            _force(file.parent)
+        return True
+
+    def _pieces(self, file: Path) -> Iterator[bytes]:
+        with self._named_errors(), open(file, "rb") as source:
+            yield from iter(lambda: source.read(PIECE_BYTES), b"")
+
+    def _written(self, content: Iterable[bytes]) -> Path:
         """A file with this content, on the disk, and under no key."""
         file = self._root / UNFINISHED / secrets.token_hex(16)
         self._check()
@@ -91,7 +114,7 @@ class DirectoryStorage:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(descriptor, "wb") as writer:
-                writer.write(content)
+                writer.writelines(content)
                 writer.flush()
                 os.fsync(writer.fileno())
         except BaseException:

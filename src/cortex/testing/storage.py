@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from cortex.storage.base import checked_key
 
 Hook = Callable[[str, str], None]
-"""Told what is asked (`create`, `read`, `keys`, `delete`) and of which key; may raise, and may wait."""
+"""Told what is asked (the name of the method) and of which key; may raise, and may wait."""
 
 
 def _undisturbed(_asked: str, _key: str) -> None: ...
@@ -45,6 +46,23 @@ class FakeStorage:
         content = self.objects.get(key)
         self.after("read", key)
         return content
+
+    def upload(self, key: str, file: Path) -> None:
+        self.before("upload", checked_key(key))
+        self.objects[key] = file.read_bytes()
+        self.after("upload", key)
+
+    def download(self, key: str) -> Iterator[bytes] | None:
+        self.before("download", checked_key(key))
+        content = self.objects.get(key)
+        self.after("download", key)
+        return None if content is None else iter([content])
+
+    def size(self, key: str) -> int | None:
+        self.before("size", checked_key(key))
+        content = self.objects.get(key)
+        self.after("size", key)
+        return None if content is None else len(content)
 
     def keys(self, folder: str) -> list[str]:
         self.before("keys", checked_key(folder))
