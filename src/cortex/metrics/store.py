@@ -313,6 +313,11 @@ class StatsStore:
             busy, in_log, copied = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             return not busy and in_log == copied
 
+    def image(self) -> bytes:
+        """The whole file as it is now, between two transactions."""
+        with self._reading() as db:
+            return db.serialize()
+
     def maintain(self, now_wall_s: float) -> None:
         """Turn old minutes into hours, drop what is older than the window, choose anew which classes are named."""
         since_s = window_start(now_wall_s)
