@@ -115,10 +115,13 @@ class Scaling:
             self._sleep(case, wall_s)
         asleep = {case.wanted.api for case in sleepy}
         moved = [one for one in decisions.values() if one.replicas != one.asked.replicas and one.api not in asleep]
+        if moved:
+            with self._state.together():
+                for decision in moved:
+                    self._state.autoscale(decision, wall_s=wall_s)
         for decision in moved:
             text = scaling_words.reason(decision)
             log.info("%s: %s -> %s replicas: %s", decision.api, decision.asked.replicas, decision.replicas, text)
-            self._state.autoscale(decision, wall_s=wall_s)
             self._tell(happenings.scaled(decision))
         for api, decision in decisions.items():
             self._tell_bound(before.get(api), decision)

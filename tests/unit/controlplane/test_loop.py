@@ -14,10 +14,12 @@ from cortex.engines.fake import FakeEngine
 from cortex.ids import ApiKey, DeploymentName
 from cortex.planning.assessment import Assessment
 from cortex.planning.status import statuses
+from cortex.state.bucket import BucketStateStore
 from cortex.state.records import StateStore
 from cortex.testing.builders import API, a_build, a_deploy, a_node, a_wanted_api
 from cortex.testing.clock import FakeClock
 from cortex.testing.fake_agent import FakeAgents
+from cortex.testing.storage import FakeStorage
 from cortex.wire.operator import ApiStatus, Status
 from cortex.wire.orders import Orders
 
@@ -29,6 +31,7 @@ V1 = a_build("v1")
 class Lab:
     """A loop with everything around it pretended."""
 
+    state: StateStore = field(default_factory=StateStore)
     in_charge: bool = True
     fault: Exception | None = None
     shown: dict[ApiKey, ApiStatus] = field(default_factory=dict)
@@ -39,7 +42,6 @@ class Lab:
 
     def __post_init__(self) -> None:
         clock = FakeClock()
-        self.state = StateStore()
         self.agents = FakeAgents(clock)
         self.agents.before_order = self.note_order
         self.loop = Loop(
@@ -47,7 +49,7 @@ class Lab:
             engine=FakeEngine([a_node()], clock=clock),
             agents=self.agents,
             clock=clock,
-            in_charge=lambda: self.in_charge,
+            in_charge=lambda: self.in_charge and (not isinstance(self.state, BucketStateStore) or self.state.leads),
             resign=self.resigned.set,
             show=self.show,
             changed=self.changed.set,
@@ -110,6 +112,20 @@ def test_it_resigns_once_the_home_is_another_ones(lab: Lab) -> None:
     assert lab.resigned.wait(DEADLINE_S)
     lab.loop.join(DEADLINE_S)
     assert lab.shown == {}
+
+
+def test_one_that_stood_still_while_another_one_took_over_orders_nothing_writes_nothing_and_ends() -> None:
+    storage = FakeStorage()
+    lab = Lab(state=BucketStateStore(FakeStorage(storage), FakeClock()))
+    lab.state.commit_deploy(a_deploy(a_wanted_api(V1)))
+    later = BucketStateStore(FakeStorage(storage), FakeClock()).take_epoch()
+    lab.agents.order({lab.agents.nodes[0]: Orders(epoch=later, orders=())})
+    before = dict(storage.objects)
+    lab.loop.start()
+    assert lab.resigned.wait(DEADLINE_S)
+    lab.loop.join(DEADLINE_S)
+    assert lab.agents.replicas() == ()
+    assert storage.objects == before
 
 
 def test_a_fault_of_ours_is_counted_and_the_next_tick_goes_on(lab: Lab) -> None:
