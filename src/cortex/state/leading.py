@@ -86,6 +86,8 @@ class Leadership:
         self._in_doubt: Changed | None = None
         self._wholes: list[tuple[int, float]] = []
         """Number of each whole state of this epoch that is there, and when it was written."""
+        self._cleared = 0
+        """The whole state of this epoch before which nothing is left."""
         self._older_cleared = False
         self._followed_by: int | None = None
         self._resigned = False
@@ -132,7 +134,7 @@ class Leadership:
             self._check_schema(newest)
         self._token = secrets.token_hex(8)
         self.epoch, self.number = max(newest, above) + 1, -1
-        self._in_doubt, self._wholes, self._older_cleared = None, [], False
+        self._in_doubt, self._wholes, self._cleared, self._older_cleared = None, [], 0, False
         begun = Begun(
             schema=self._schema,
             epoch=self.epoch,
@@ -241,11 +243,12 @@ class Leadership:
         """
         old_enough_s = self._clock.monotonic_s() - KEPT_S
         old = [number for number, written_s in self._wholes if written_s <= old_enough_s]
-        if len(old) >= 2 and (first := old[-2]) > 0:
+        if len(old) >= 2 and (first := old[-2]) > self._cleared:
             of_state, snapshots = self._numbers_in(STATE, self.epoch), self._numbers_in(SNAPSHOTS, self.epoch)
             self._storage.delete(state_key(self.epoch, number) for number in of_state if number <= first)
             self._storage.delete(snapshot_key(self.epoch, number) for number in snapshots if number < first)
             self._wholes = [(number, at_s) for number, at_s in self._wholes if number >= first]
+            self._cleared = first
         if old and not self._older_cleared:
             for epoch in sorted(epochs(self._storage.keys(STATE)) - {self.epoch}, reverse=True)[1:]:
                 of_state = self._numbers_in(STATE, epoch)

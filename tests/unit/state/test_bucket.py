@@ -277,6 +277,23 @@ def test_what_a_snapshot_replaces_is_removed_once_there_is_a_later_one_and_time_
     assert meta(opened(storage)) == {"n": "300"}
 
 
+def test_where_there_is_nothing_to_do_it_is_looked_for_a_later_leader_and_no_more(
+    storage: FakeStorage, clock: FakeClock
+) -> None:
+    opened(storage)
+    line = FakeStorage(storage)
+    store = BucketStateStore(line, clock)
+    for _ in range(3):
+        change(store, SNAPSHOT_EVERY)
+        store.tend()
+    clock.advance(KEPT_S)
+    store.tend()
+    calls: list[tuple[str, str]] = []
+    line.before = lambda asked, key: calls.append((asked, key))
+    store.tend()
+    assert calls == [("keys", "epoch")]
+
+
 def test_of_older_epochs_their_leader_and_their_seal_stay(storage: FakeStorage, clock: FakeClock) -> None:
     for _ in range(3):
         change(opened(storage, clock), 5)
