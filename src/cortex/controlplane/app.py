@@ -35,8 +35,8 @@ from cortex.controlplane.audit import Audit
 from cortex.controlplane.changeovers import ChangeOvers
 from cortex.controlplane.chores import Chore
 from cortex.controlplane.chronicle import Chronicle
-from cortex.controlplane.errands import Errands
 from cortex.controlplane.elsewhere import Elsewhere
+from cortex.controlplane.errands import Errands
 from cortex.controlplane.events import Events
 from cortex.controlplane.facade import ControlPlane
 from cortex.controlplane.fetching import Models
