@@ -6,7 +6,9 @@ Only the standard library, since Ray's autoscaler imports this too (`machines_pr
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from pathlib import Path
 
 PREFIX = "cxr"
 END_TIMEOUT_S = 30.0
+_made = itertools.count()
 
 
 def lacking() -> str | None:
@@ -129,7 +132,7 @@ class Network:
 def make_network() -> Network:
     """A network of this process's own. What a process that is gone has left behind of such is removed."""
     _remove_leftovers()
-    name = f"{PREFIX}{os.getpid()}"
+    name = f"{PREFIX}{os.getpid()}{chr(ord('a') + next(_made) % 26)}"  # with a number of a machine 15 bytes at most
     taken = subprocess.run(["ip", "-o", "-4", "address"], capture_output=True, text=True, check=True).stdout
     for turn in range(os.getpid(), os.getpid() + 2**12):
         subnet = f"10.{96 + turn // 250 % 64}.{turn % 250}"
@@ -144,10 +147,8 @@ def make_network() -> Network:
 
 def _remove_leftovers() -> None:
     links = subprocess.run(["ip", "-o", "link", "show", "type", "bridge"], capture_output=True, text=True, check=True)
-    for line in links.stdout.splitlines():
-        name = line.split(": ")[1]
-        pid = name.removeprefix(PREFIX)
-        if pid != name and pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+    for name, pid in re.findall(rf"^\d+: ({PREFIX}(\d+)[a-z]):", links.stdout, re.MULTILINE):
+        if not Path(f"/proc/{pid}").exists():
             Network(name, "", "").close()
 
 

@@ -25,6 +25,11 @@ HEAD = 2
 """The number of its machine."""
 HEAD_ID, HEAD_KIND = "head-1", "head"
 IDLE_TIMEOUT_S = 12.0
+LISTS = (
+    *("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"),
+    *("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files"),
+)
+"""What has to be in an autoscaler's file. Where something is missing its monitor ends, and nothing says so."""
 RAY = str(Path(sys.executable).parent / "ray")
 
 
@@ -109,6 +114,7 @@ class RayCluster:
             "idle_timeout_minutes": IDLE_TIMEOUT_S / 60,
             "head_node_type": HEAD_KIND,
             "available_node_types": {HEAD_KIND: head, **workers},
+            **{name: [] for name in LISTS},
         }
         unfinished = self._autoscaling.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(config))  # which is YAML as well

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from cortex.engines.ray.groups import CREATED, WAITING
-from cortex.engines.ray.messages import Additions, Booted, BootOrder, Bundle, Group, NewGroup, RayNode, Seen
+from cortex.engines.ray.messages import Additions, Booted, BootOrder, Bundle, ClusterSeen, Group, NewGroup, RayNode
 from cortex.errors import RetryLater
 
 
@@ -45,12 +45,12 @@ class FakeRay:
 
     # ---- as the engine's calls ----------------------------------------------------------------------------------
 
-    def look(self) -> Seen:
+    def look(self) -> ClusterSeen:
         self._reach()
         for number, group in enumerate(self.groups):
             self.groups[number] = self._placed(group)
         booted, self._booted = tuple(self._booted), []
-        return Seen(
+        return ClusterSeen(
             nodes=tuple(self.nodes),
             groups=tuple(self.groups),
             additions=self.additions,

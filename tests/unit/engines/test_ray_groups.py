@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cortex.engines.ray.groups import (
-    Asked,
+    AskedGroup,
     Finding,
-    Wanted,
+    WantedGroup,
     attempt_of,
     bundle_of,
     by_replica,
@@ -16,6 +16,7 @@ from cortex.engines.ray.groups import (
     group_name,
     is_right,
     machines,
+    most_demand,
     node_of,
     placed_on,
     read_selector,
@@ -139,8 +140,14 @@ def test_where_the_group_of_a_lease_is_to_be(lease: Lease, where: Selector | Non
     assert target(lease, THERE, ["cc", "bb", "aa"]) == where
 
 
-ASKED = Asked(raylet="aa", since_s=0.0)
-PLACED = Asked(raylet="aa", since_s=0.0, placed=True)
+def test_the_more_raylets_a_waiting_group_names_the_fewer_wait_at_once() -> None:
+    assert most_demand(0) == most_demand(1) > 50_000
+    assert most_demand(1000) == 74
+    assert most_demand(10**9) == 1
+
+
+ASKED = AskedGroup(raylet="aa", since_s=0.0)
+PLACED = AskedGroup(raylet="aa", since_s=0.0, placed=True)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +162,7 @@ PLACED = Asked(raylet="aa", since_s=0.0, placed=True)
         (PLACED, [], Finding.LOST),
         (PLACED, [a_group("RESCHEDULING", "aa")], Finding.LOST),
         (PLACED, [a_group("CREATED", "bb")], Finding.LOST),
-        (Asked(raylet="old", since_s=0.0, placed=True), [a_group("RESCHEDULING", "old")], Finding.WAITS),
+        (AskedGroup(raylet="old", since_s=0.0, placed=True), [a_group("RESCHEDULING", "old")], Finding.WAITS),
     ],
     ids=[
         "nothing asked yet",
@@ -170,7 +177,7 @@ PLACED = Asked(raylet="aa", since_s=0.0, placed=True)
         "its raylet was started again",
     ],
 )
-def test_what_a_look_says_of_a_lease(asked: Asked | None, groups: list[Group], found: Finding) -> None:
+def test_what_a_look_says_of_a_lease(asked: AskedGroup | None, groups: list[Group], found: Finding) -> None:
     assert finding(a_lease(), asked, groups, THERE) is found
 
 
@@ -233,24 +240,22 @@ def test_whether_a_group_is_what_is_wanted(group: Group, wanted: Selector, right
     assert is_right(group, ROOM, wanted) is right
 
 
-WANTED = {REPLICA: Wanted(resources=ROOM, cpu_millis=300, selector=on("aa"))}
+WANTED = {REPLICA: WantedGroup(resources=ROOM, cpu_millis=300, selector=on("aa"))}
 
 
-def test_a_group_that_is_lacking_is_made_under_a_name_that_was_never_used() -> None:
+def test_a_group_that_is_lacking_is_made_under_a_name_that_no_other_has() -> None:
     made = NewGroup(name=group_name(REPLICA, 1), bundle=bundle_of(ROOM, cpu_millis=300), selector=on("aa"))
-    assert changes(WANTED, {}, spare=(), attempts={}) == ([], {REPLICA: made})
-    _, again = changes(WANTED, {}, spare=(), attempts={REPLICA: 7})
-    assert again[REPLICA].name == group_name(REPLICA, 8)
-    _, beside = changes(WANTED, {REPLICA: [a_group("PENDING", "", attempt=9)]}, spare=(), attempts={REPLICA: 7})
+    assert changes(WANTED, {}, spare=()) == ([], {REPLICA: made})
+    _, beside = changes(WANTED, {REPLICA: [a_group("PENDING", "", attempt=9)]}, spare=())
     assert beside[REPLICA].name == group_name(REPLICA, 10)
 
 
 def test_of_several_groups_of_a_replica_one_that_is_right_stays() -> None:
     groups = {REPLICA: [a_group("PENDING", "", attempt=3, selector=on("bb")), a_group(attempt=2), a_group(attempt=1)]}
-    assert changes(WANTED, groups, spare=(), attempts={}) == (["id-3", "id-1"], {})
+    assert changes(WANTED, groups, spare=()) == (["id-3", "id-1"], {})
 
 
 def test_groups_that_nobody_wants_are_removed_unless_they_are_spared() -> None:
     groups = {REPLICA: [a_group()]}
-    assert changes({}, groups, spare=(), attempts={}) == (["id-1"], {})
-    assert changes({}, groups, spare={REPLICA}, attempts={}) == ([], {})
+    assert changes({}, groups, spare=()) == (["id-1"], {})
+    assert changes({}, groups, spare={REPLICA}) == ([], {})

@@ -34,17 +34,17 @@ from cortex.engines.ray.messages import (
     Boot,
     BootOrder,
     Change,
+    ClusterSeen,
     Connect,
     Done,
     Failed,
     GiveBack,
-    Look,
+    LookAtCluster,
     Missing,
     NewGroup,
     Probe,
     Probed,
     Question,
-    Seen,
     TokenRefused,
     Unreachable,
     VersionsDiffer,
@@ -56,7 +56,7 @@ from cortex.wire.framing import UNREADABLE, ConnectionLost, receive_frame, send_
 
 log = logging.getLogger(__name__)
 
-A = TypeVar("A", Probed, Seen, Done)
+A = TypeVar("A", Probed, ClusterSeen, Done)
 
 PROBE_TIMEOUT_S: Final = 10.0
 """Until it is known whether there is a cluster that would have us."""
@@ -111,7 +111,7 @@ class RayCalls:
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
-    def look(self) -> Seen:
+    def look(self) -> ClusterSeen:
         """
         All nodes and groups as they are now.
 
@@ -119,7 +119,7 @@ class RayCalls:
             RetryLater: Ray did not answer in time, or refused; a restart of its head looks like this.
             ClusterError: there is no cluster that would have us; names what is wrong.
         """
-        return self._asked(Look(), Seen)
+        return self._asked(LookAtCluster(), ClusterSeen)
 
     def change(self, *, remove: Sequence[str], make: Sequence[NewGroup]) -> None:
         """

@@ -27,18 +27,18 @@ from cortex.engines.ray.messages import (
     Booted,
     Bundle,
     Change,
+    ClusterSeen,
     Connect,
     Done,
     Failed,
     GiveBack,
     Group,
-    Look,
+    LookAtCluster,
     Missing,
     Probe,
     Probed,
     Question,
     RayNode,
-    Seen,
     TokenRefused,
     Unreachable,
     VersionsDiffer,
@@ -76,7 +76,7 @@ class Driver:
                     return self._probe(address)
                 case Connect():
                     return self._connect(question)
-                case Look():
+                case LookAtCluster():
                     return self._look()
                 case Change():
                     return self._change(question)
@@ -130,14 +130,14 @@ class Driver:
             return Failed(what="its tables cannot be read")
         return Done()
 
-    def _look(self) -> Seen:
+    def _look(self) -> ClusterSeen:
         from ray.core.generated import gcs_pb2
 
         # Groups first: one that was placed while we look is then on a node that we see.
         rows = map(gcs_pb2.PlacementGroupTableData.FromString, self._accessor.get_placement_group_table())
         groups = tuple(_group(row) for row in rows if self._is_ours(row))
         nodes, additions, booted = self._nodes(), self._additions(), self._booted()
-        return Seen(nodes=nodes, groups=groups, additions=additions, booting=tuple(self._boots), booted=booted)
+        return ClusterSeen(nodes=nodes, groups=groups, additions=additions, booting=tuple(self._boots), booted=booted)
 
     def _is_ours(self, row: Any) -> bool:
         return bool(row.ray_namespace == self._namespace and row.state != row.REMOVED and len(row.bundles) == 1)

@@ -18,8 +18,8 @@ from cortex.clock import Clock
 from cortex.engines.ledger import LEAVING, Ledger, impossible_text
 from cortex.engines.ray import groups
 from cortex.engines.ray.errors import ClusterError
-from cortex.engines.ray.groups import Asked, Finding, Wanted
-from cortex.engines.ray.messages import Additions, Booted, BootOrder, NewGroup, RayNode, Seen
+from cortex.engines.ray.groups import AskedGroup, Finding, WantedGroup
+from cortex.engines.ray.messages import Additions, Booted, BootOrder, ClusterSeen, NewGroup, RayNode
 from cortex.errors import RetryLater
 from cortex.ids import NodeId, ReplicaId
 from cortex.planning.model import Lease, LeaseRequest, LeaseState
@@ -49,7 +49,7 @@ GIVE_BACK_WITHIN_S: Final = 600.0
 class Cluster(Protocol):
     """What the engine asks of Ray; `calls.RayCalls` is it, and says what is raised."""
 
-    def look(self) -> Seen: ...
+    def look(self) -> ClusterSeen: ...
 
     def change(self, *, remove: Sequence[str], make: Sequence[NewGroup]) -> None: ...
 
@@ -102,10 +102,9 @@ class RayEngine:
         self.revision = 0
         self._machines: dict[NodeId, RayNode] = {}
         self._additions = Additions()
-        self._asked: dict[ReplicaId, Asked] = {}
+        self._asked: dict[ReplicaId, AskedGroup] = {}
         self._granted: set[ReplicaId] = set()
         """Whoever asked has been told of its room: what Ray has held, and what ran before we asked it."""
-        self._attempts: dict[ReplicaId, int] = {}
         self._released_s: dict[ReplicaId, float] = {}
         """When: their groups go at once."""
         self._unknown_since_s: dict[ReplicaId, float] = {}
@@ -318,7 +317,7 @@ class RayEngine:
             self._settled_at = revision if settled else None
         return settled
 
-    def _take_in(self, seen: Seen, now_s: float) -> None:
+    def _take_in(self, seen: ClusterSeen, now_s: float) -> None:
         """Have the ledger, and what we have asked for, be as Ray is seen to be."""
         found = groups.machines(seen.nodes)
         shares = {name: share for name, one in found.items() if (share := self._share(groups.node_of(one))) is not None}
@@ -363,7 +362,7 @@ class RayEngine:
             self._forget(replica)
         self._ledger.take_in(shares.values(), placed=placed, lost=lost)
 
-    def _take_in_boots(self, seen: Seen) -> None:
+    def _take_in_boots(self, seen: ClusterSeen) -> None:
         names = {machine.raylet: name for name, machine in self._machines.items()}
         for booted in seen.booted:
             if booted.raylet in names:
@@ -372,32 +371,36 @@ class RayEngine:
         self._boots = {node: order for node, order in self._boots.items() if node in self._machines}
         self._booted = {node: booted for node, booted in self._booted.items() if node in self._machines}
 
-    def _lacking(self, seen: Seen, now_s: float) -> tuple[list[str], dict[ReplicaId, NewGroup]]:
+    def _lacking(self, seen: ClusterSeen, now_s: float) -> tuple[list[str], dict[ReplicaId, NewGroup]]:
         """Groups to remove and to make, of which the latter are noted as asked for."""
         of_replica = groups.by_replica(seen.groups)
         leases = {lease.request.replica: lease for lease in self._ledger.leases()}
         raylets = [node.raylet for node in seen.nodes]
-        wanted: dict[ReplicaId, Wanted] = {}
+        wanted: dict[ReplicaId, WantedGroup] = {}
         left_millis = {node.node: node.cpu_millis for node in self._ledger.nodes()}
+        may_wait = groups.most_demand(len(raylets))
         for replica, lease in leases.items():
             selector = groups.target(lease, self._machines, raylets)
-            if selector is not None:
+            if selector is not None and selector.others:
+                may_wait -= 1
+            if selector is not None and may_wait >= 0:
                 cpu_millis = lease.request.resources.cpu_millis
                 if lease.node is not None:
                     cpu_millis = min(cpu_millis, left_millis[lease.node])
                     left_millis[lease.node] -= cpu_millis
-                wanted[replica] = Wanted(resources=lease.request.resources, cpu_millis=cpu_millis, selector=selector)
+                wanted[replica] = WantedGroup(
+                    resources=lease.request.resources, cpu_millis=cpu_millis, selector=selector
+                )
         self._released_s = {
             one: since_s for one, since_s in self._released_s.items() if now_s - since_s < UNKNOWN_FOR_S
         }
         unknown = of_replica.keys() - leases.keys() - self._released_s.keys()
         self._unknown_since_s = {replica: self._unknown_since_s.get(replica, now_s) for replica in unknown}
         spare = {replica for replica, since_s in self._unknown_since_s.items() if now_s - since_s < UNKNOWN_FOR_S}
-        remove, make = groups.changes(wanted, of_replica, spare=spare, attempts=self._attempts)
+        remove, make = groups.changes(wanted, of_replica, spare=spare)
         for replica, new in make.items():
-            self._attempts[replica] = groups.attempt_of(new.name)
             if leases[replica].state is LeaseState.GRANTED:
-                self._asked[replica] = Asked(raylet=new.selector.raylets[0], since_s=now_s)
+                self._asked[replica] = AskedGroup(raylet=new.selector.raylets[0], since_s=now_s)
         return remove, make
 
     def _hold(self, replica: ReplicaId, node: NodeId, now_s: float) -> None:
@@ -405,7 +408,7 @@ class RayEngine:
         raylet = self._machines[node].raylet
         asked = self._asked.get(replica)
         if asked is None or not asked.placed or asked.raylet != raylet:
-            self._asked[replica] = Asked(raylet=raylet, since_s=now_s, placed=True)
+            self._asked[replica] = AskedGroup(raylet=raylet, since_s=now_s, placed=True)
         self._grant(replica)
 
     def _grant(self, replica: ReplicaId) -> None:

@@ -22,6 +22,8 @@ from cortex.wire.build import Resources
 from cortex.wire.reports import Node
 
 PREFIX: Final = "cx:"
+MOST_DEMAND_BYTES: Final = 2**22
+"""Of names of raylets in groups that wait, 56 in each for each raylet: all are read at every look, by us and Ray."""
 LEAST_BYTES: Final = 1.0
 """Ray takes no bundle of nothing, and to be there is what makes a node busy."""
 CREATED: Final = "CREATED"
@@ -32,7 +34,7 @@ Machines = Mapping[NodeId, RayNode]
 """The raylet of each node."""
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class AskedGroup(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked of Ray for a lease that our ledger has placed."""
 
     raylet: str
@@ -58,7 +60,7 @@ class Finding(StrEnum):
 
 
 def group_name(replica: ReplicaId, attempt: int) -> str:
-    """Each time that room is asked for it is another name: Ray frees one some time after its group is gone."""
+    """A group that takes the place of another has another name: both may be there at once."""
     return f"{PREFIX}{replica}:{attempt}"
 
 
@@ -161,7 +163,7 @@ def target(lease: Lease, there: Machines, raylets: Iterable[str]) -> Selector | 
     return None
 
 
-def finding(lease: Lease, asked: Asked | None, groups: Sequence[Group], there: Machines) -> Finding:
+def finding(lease: Lease, asked: AskedGroup | None, groups: Sequence[Group], there: Machines) -> Finding:
     """
     What a look says of a lease that our ledger has placed.
 
@@ -194,6 +196,11 @@ def _is_elsewhere(group: Group, machine: RayNode) -> bool:
     return selector is not None and selector.others and machine.raylet not in selector.raylets
 
 
+def most_demand(raylets: int) -> int:
+    """How many groups may wait for a node to be added, where there are so many. The others follow as these have one."""
+    return max(1, MOST_DEMAND_BYTES // (56 * max(1, raylets)))
+
+
 def is_right(group: Group, resources: Resources, wanted: Selector) -> bool:
     """Whether a group is, or waits to be, what is wanted. What Ray may hold too little of is the processor."""
     held, asked = group.bundle, bundle_of(resources)
@@ -208,7 +215,7 @@ def is_right(group: Group, resources: Resources, wanted: Selector) -> bool:
     return group.selector.raylets == wanted.raylets
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class WantedGroup(msgspec.Struct, frozen=True, kw_only=True):
     """A group that is to be there."""
 
     resources: Resources
@@ -218,11 +225,10 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def changes(
-    wanted: Mapping[ReplicaId, Wanted],
+    wanted: Mapping[ReplicaId, WantedGroup],
     groups: Mapping[ReplicaId, Sequence[Group]],
     *,
     spare: Collection[ReplicaId],
-    attempts: Mapping[ReplicaId, int],
 ) -> tuple[list[str], dict[ReplicaId, NewGroup]]:
     """
     What has to be done so that Ray has the groups that are wanted.
@@ -230,7 +236,6 @@ def changes(
     Args:
         groups: those that there are, of each replica the latest attempt first.
         spare: replicas whose groups stay although nobody wants them.
-        attempts: what the last group of each replica was called by, as far as it is known.
 
     Returns:
         Ids of groups to remove, and groups to make, in the order of `wanted`.
@@ -242,8 +247,7 @@ def changes(
         right = next((group for group in of_replica if is_right(group, want.resources, want.selector)), None)
         remove += [group.id for group in of_replica if group is not right]
         if right is None:
-            last = attempt_of(of_replica[0].name) if of_replica else 0
-            name = group_name(replica, max(last, attempts.get(replica, 0)) + 1)
+            name = group_name(replica, attempt_of(of_replica[0].name) + 1 if of_replica else 1)
             bundle = bundle_of(want.resources, cpu_millis=want.cpu_millis)
             make[replica] = NewGroup(name=name, bundle=bundle, selector=want.selector)
     kept = {*wanted, *spare}

@@ -122,8 +122,8 @@ class Connect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The address of the raylet on this machine."""
 
 
-class Look(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What is there? Answered by `Seen`."""
+class LookAtCluster(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What is there? Answered by `ClusterSeen`."""
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -150,7 +150,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     order: BootOrder
 
 
-Question = Probe | Connect | Look | Change | GiveBack | Boot
+Question = Probe | Connect | LookAtCluster | Change | GiveBack | Boot
 
 # ---- answers --------------------------------------------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ class Probed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     nodes: tuple[RayNode, ...]
 
 
-class Seen(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class ClusterSeen(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """All that is there."""
 
     nodes: tuple[RayNode, ...]
@@ -211,4 +211,4 @@ class VersionsDiffer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 Refusal = Failed | Missing | Unreachable | TokenRefused | VersionsDiffer
-Answer = Probed | Seen | Done | Refusal
+Answer = Probed | ClusterSeen | Done | Refusal
