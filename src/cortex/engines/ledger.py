@@ -45,6 +45,7 @@ class Ledger:
     Args:
         nodes: the machines.
         refuse: says why a request is not to be placed for now, whatever room there is; None: place it.
+        apart: whether the second replica of an api waits for a second node rather than share the first one's.
         shares_cpu: whether requests of cpu are shares, which bound nothing: whoever decides how many replicas there are
             looks at what is really used (`planning.autoscale`).
     """
@@ -54,11 +55,13 @@ class Ledger:
         nodes: Iterable[Node],
         *,
         refuse: Callable[[LeaseRequest], str | None] = lambda _request: None,
+        apart: Callable[[LeaseRequest], bool] = lambda _request: False,
         shares_cpu: bool = False,
     ) -> None:
         self.revision = 0
         self.shares_cpu = shares_cpu
         self._refuse = refuse
+        self._apart = apart
         self._nodes = {node.node: node for node in nodes}
         self._avoided: Mapping[NodeId, str] = {}
         """Where nothing is placed, and why."""
@@ -236,10 +239,15 @@ class Ledger:
         """The lease granted on the first node with room, or with the reason why there is none."""
         texts: list[str] = []
         lacks: Lack | None = None
+        apart = lease.request.node is None and self._apart(lease.request)
+        kept_from = self._only_node_of(lease.request.api) if apart else None
         for node in self._candidates(lease.request):
             shut = self._avoided.get(node.node)
             if shut is not None and (shut != LEAVING or lease.request.node is None):
                 texts.append(f"node {node.node}: {shut}")
+                continue
+            if node.node == kept_from:
+                texts.append(f"node {node.node}: has all other replicas of the api, which is to be on two nodes")
                 continue
             shortage = self._shortage(node, requested[node.node], lease.request)
             if not shortage:
@@ -250,6 +258,15 @@ class Ledger:
         if len(texts) > NODES_NAMED:
             texts = [*texts[:NODES_NAMED], f"and {len(texts) - NODES_NAMED} more nodes without room"]
         return msgspec.structs.replace(lease, reason="; ".join(texts) or "there is no node", lacks=lacks)
+
+    def _only_node_of(self, api: ApiKey) -> NodeId | None:
+        """The node that has all replicas of an api; None: it has none, or they are on several."""
+        nodes = {
+            lease.node
+            for lease in self._leases.values()
+            if lease.state is LeaseState.GRANTED and lease.request.api == api and lease.node not in self._avoided
+        }
+        return nodes.pop() if len(nodes) == 1 else None
 
     def _candidates(self, request: LeaseRequest) -> list[Node]:
         """
@@ -348,7 +365,7 @@ def impossible_text(
     nodes = tuple(largest)
     if not nodes:
         return None
-    if any(_holds(node, resources) for node in nodes):
+    if any(holds(node, resources) for node in nodes):
         if sum(_how_many(node, resources, shares_cpu=shares_cpu) for node in nodes) >= replicas:
             return None
         machine = "this machine has" if len(nodes) == 1 else f"the {len(nodes)} nodes have"
@@ -370,7 +387,8 @@ def impossible_text(
     return "a replica asks for " + ("; ".join(lacks) or "a combination of cpu, mem and gpu that no one node has")
 
 
-def _holds(node: Node, resources: Resources) -> bool:
+def holds(node: Node, resources: Resources) -> bool:
+    """Whether a node has room for such a replica when it is empty."""
     return (
         resources.cpu_millis <= node.cpu_millis
         and (resources.mem_bytes or 0) <= node.mem_bytes

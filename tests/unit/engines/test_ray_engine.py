@@ -5,7 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from cortex.engines.ray.engine import PLACE_WITHIN_S, REFUSED_FOR_S, UNKNOWN_FOR_S, NodeType, RayEngine
+from cortex.engines.ray.engine import (
+    AUTOSCALER_SILENT_S,
+    PLACE_WITHIN_S,
+    REFUSED_FOR_S,
+    UNKNOWN_FOR_S,
+    NodeType,
+    RayEngine,
+)
 from cortex.engines.ray.messages import Additions, Booted, BootOrder, RayNode
 from cortex.errors import RetryLater
 from cortex.ids import ApiKey, NodeId, ReplicaId
@@ -281,6 +288,62 @@ def test_what_waits_says_whether_a_node_is_being_added(additions: Additions, wor
     world.engine.turn()
     assert world.engine.revision != before
     assert world.lease("large").reason.endswith(f"2000m asked; {words}")
+
+
+def test_an_autoscaler_that_looks_no_more_is_told_of() -> None:
+    world = World(a_raylet("a", cpus=1.0))
+    world.ask("large", cpu=2000)
+    for turn in (1, 2):
+        world.clock.advance(AUTOSCALER_SILENT_S - 1)
+        world.ray.additions = Additions(coming=1, turn=turn)
+        world.settle()
+        assert world.lease("large").reason.endswith("a node is being added")
+    before = world.engine.revision
+    world.clock.advance(AUTOSCALER_SILENT_S)
+    world.settle()
+    assert world.engine.revision != before
+    assert world.lease("large").reason.endswith("Ray's autoscaler does not run, so that no node is added")
+    world.ray.additions = Additions(coming=1, turn=3)
+    world.settle()
+    assert world.lease("large").reason.endswith("a node is being added")
+
+
+SMALL = NodeType(name="small", cpu_millis=2000, mem_bytes=2**30, most=1)
+
+
+def test_the_second_of_an_apis_minimum_waits_for_a_second_node_where_one_may_be_added() -> None:
+    world = World(a_raylet("a"), addable=(SMALL,))
+    world.ask("one", minimum=True)
+    world.ask("two", minimum=True)
+    world.ask("more")
+    world.settle()
+    assert world.where() == {"one": "a", "two": "pending", "more": "a"}
+    assert world.lease("two").reason == "node a: has all other replicas of the api, which is to be on two nodes"
+    world.ray.nodes.append(a_raylet("b", cpus=2.0, kind="small"))
+    world.settle()
+    assert world.where() == {"one": "a", "two": "b", "more": "a"}
+
+
+@pytest.mark.parametrize(
+    ("addable", "additions", "fields"),
+    [
+        ((), Additions(), {}),
+        ((SMALL,), Additions(failed=("no quota",)), {}),
+        ((SMALL,), Additions(), {"cpu": 3000}),
+        ((SMALL,), Additions(), {"surge": True}),
+    ],
+    ids=["none may be added", "none can be had", "it would not fit", "a rollout waits for it"],
+)
+def test_it_does_not_wait_where_that_leads_to_nothing(
+    addable: tuple[NodeType, ...], additions: Additions, fields: dict[str, object]
+) -> None:
+    world = World(a_raylet("a"), addable=addable)
+    world.ray.additions = additions
+    world.engine.turn()
+    world.ask("one", minimum=True)
+    world.ask("two", minimum=True, **fields)
+    world.settle()
+    assert world.where() == {"one": "a", "two": "a"}
 
 
 def test_a_node_that_is_given_back_takes_nothing_new() -> None:

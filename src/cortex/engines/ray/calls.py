@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -242,12 +241,11 @@ class RayCalls:
         with self._guard:
             process, sock = self._process, self._sock
             self._process, self._sock, self._connected = None, None, False
+        if process is not None:
+            process.kill()  # whoever waits for its answer hears of its end
+            process.wait()
         if sock is not None:
             sock.close()
-        if process is not None:
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-            process.wait()
 
 
 def driver_variables(environ: Mapping[str, str], token_file: Path | None) -> dict[str, str]:

@@ -160,6 +160,7 @@ class Driver:
         return Additions(
             coming=sum(request.count for request in state.pending_instance_requests) + len(state.pending_instances),
             failed=tuple(dict.fromkeys(request.reason for request in state.failed_instance_requests)),
+            turn=state.autoscaler_state_version,
         )
 
     def _change(self, question: Change) -> Done:

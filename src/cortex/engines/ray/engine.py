@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import msgspec
 
 from cortex.clock import Clock
-from cortex.engines.ledger import LEAVING, Ledger, impossible_text
+from cortex.engines.ledger import LEAVING, Ledger, holds, impossible_text
 from cortex.engines.ray import groups
 from cortex.engines.ray.errors import ClusterError
 from cortex.engines.ray.groups import AskedGroup, Finding, WantedGroup
@@ -42,6 +42,8 @@ UNKNOWN_FOR_S: Final = 60.0
 A group that nobody wants is removed after that, not before: right after our own start nobody has said yet what runs and
 what is wanted, and what is only asked for again would have to wait again.
 """
+AUTOSCALER_SILENT_S: Final = 60.0
+"""Ray's autoscaler looks every 5 s; its process can end without anybody being told."""
 GIVE_BACK_WITHIN_S: Final = 600.0
 """A node that is given back holds nothing of ours; it ends at once unless other work of Ray's is there."""
 
@@ -96,12 +98,15 @@ class RayEngine:
         self._share = share
         self._addable = addable
         self._guard = threading.RLock()
-        self._ledger = Ledger(())
+        self._ledger = Ledger((), apart=self._waits_for_a_second_node)
         self._ledger.follow(self._note_change)
         self._changed: Callable[[], None] = lambda: None
         self.revision = 0
         self._machines: dict[NodeId, RayNode] = {}
         self._additions = Additions()
+        self._additions_since_s = clock.monotonic_s()
+        """When Ray's autoscaler had last looked."""
+        self._autoscaler_silent = False
         self._asked: dict[ReplicaId, AskedGroup] = {}
         self._granted: set[ReplicaId] = set()
         """Whoever asked has been told of its room: what Ray has held, and what ran before we asked it."""
@@ -202,22 +207,29 @@ class RayEngine:
         with self._guard:
             self._ledger.note_usage(peak_bytes)
 
+    def _waits_for_a_second_node(self, request: LeaseRequest) -> bool:
+        """Only what is of an api's minimum, and only where a node can be had: others rather serve at once."""
+        if not request.minimum or request.surge or self._additions.failed or self._autoscaler_silent:
+            return False
+        return any(count and holds(node, request.resources) for node, count in self._may_come())
+
     def impossible(self, resources: Resources, replicas: int = 1) -> str | None:
         with self._guard:
-            nodes, kinds = self._ledger.nodes(), [machine.kind for machine in self._machines.values()]
-        there = list(nodes)
-        for kind in self._addable():
-            may_come = max(0, kind.most - kinds.count(kind.name))
-            there += [
-                Node(
-                    node=NodeId(f"{kind.name}-{number}"),
-                    cpu_millis=kind.cpu_millis,
-                    mem_bytes=kind.mem_bytes,
-                    gpus=kind.gpus,
-                )
-                for number in range(may_come)
-            ]
-        return impossible_text(there, resources, replicas)
+            there = list(self._ledger.nodes())
+            for node, count in self._may_come():
+                there += [node] * count
+            return impossible_text(there, resources, replicas)
+
+    def _may_come(self) -> list[tuple[Node, int]]:
+        """Machines that may be added to those that there are, and how many of each kind."""
+        kinds = [machine.kind for machine in self._machines.values()]
+        return [
+            (
+                Node(node=NodeId(kind.name), cpu_millis=kind.cpu_millis, mem_bytes=kind.mem_bytes, gpus=kind.gpus),
+                max(0, kind.most - kinds.count(kind.name)),
+            )
+            for kind in self._addable()
+        ]
 
     # ---- what only a cluster has --------------------------------------------------------------------------------
 
@@ -323,9 +335,7 @@ class RayEngine:
         shares = {name: share for name, one in found.items() if (share := self._share(groups.node_of(one))) is not None}
         self._machines = {name: found[name] for name in shares}
         self._take_in_boots(seen)
-        if seen.additions != self._additions:
-            self._additions = seen.additions
-            self._note_change()
+        self._take_in_additions(seen.additions, now_s)
         of_replica = groups.by_replica(seen.groups)
         placed: dict[ReplicaId, NodeId] = {}
         lost: dict[ReplicaId, str] = {}
@@ -361,6 +371,17 @@ class RayEngine:
         for replica in lost:
             self._forget(replica)
         self._ledger.take_in(shares.values(), placed=placed, lost=lost)
+
+    def _take_in_additions(self, additions: Additions, now_s: float) -> None:
+        before, self._additions = self._additions, additions
+        if additions.turn != before.turn:
+            self._additions_since_s = now_s
+        silent = additions.turn > 0 and now_s - self._additions_since_s >= AUTOSCALER_SILENT_S
+        if silent and not self._autoscaler_silent:
+            log.error("Ray's autoscaler has not looked for %g s: no node is added or removed", AUTOSCALER_SILENT_S)
+        if (additions.coming, additions.failed, silent) != (before.coming, before.failed, self._autoscaler_silent):
+            self._autoscaler_silent = silent
+            self._note_change()
 
     def _take_in_boots(self, seen: ClusterSeen) -> None:
         names = {machine.raylet: name for name, machine in self._machines.items()}
@@ -442,6 +463,8 @@ class RayEngine:
         """What becomes of a lease for which there is no room."""
         if lease.request.node is not None:
             return ""
+        if self._autoscaler_silent:
+            return "Ray's autoscaler does not run, so that no node is added"
         if self._additions.coming:
             return "a node is being added" if self._additions.coming == 1 else "nodes are being added"
         return f"no node could be added: {self._additions.failed[0]}" if self._additions.failed else ""

@@ -75,6 +75,8 @@ class Additions(msgspec.Struct, frozen=True, kw_only=True):
     """Nodes that were asked for and are not there yet."""
     failed: tuple[str, ...] = ()
     """Why nodes could not be had lately."""
+    turn: int = 0
+    """Another number each time that it has looked at what is wanted; 0: it never has, or there is none."""
 
 
 class BootOrder(msgspec.Struct, frozen=True, kw_only=True):
