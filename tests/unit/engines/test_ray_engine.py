@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import msgspec
 import pytest
 
+from cortex.engines.ray import groups
 from cortex.engines.ray.engine import (
     AUTOSCALER_SILENT_S,
     PLACE_WITHIN_S,
@@ -23,6 +27,7 @@ from cortex.testing.fake_ray import FakeRay, a_raylet
 from cortex.wire.build import Resources
 
 A, B = NodeId("a"), NodeId("b")
+DEADLINE_S = 60.0
 
 
 class World:
@@ -141,6 +146,19 @@ def test_second_replicas_go_to_another_node_and_further_ones_where_most_is_held(
         world.ask(name)
     world.settle()
     assert sorted(world.where().values()) == ["a", "a", "a", "b"]
+
+
+def test_however_many_wait_what_is_placed_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "MOST_DEMAND_BYTES", 2 * 56)
+    world = World(a_raylet("a", cpus=1.0))
+    for name in ("large-1", "large-2", "large-3"):
+        world.ask(name, cpu=2000)
+    world.ask("one")
+    world.settle()
+    assert list(world.ray.names()) == ["cx:large-1:1", "cx:large-2:1", "cx:one:1"]
+    world.engine.release(ReplicaId("large-1"))
+    world.settle()
+    assert list(world.ray.names()) == ["cx:large-2:1", "cx:one:1", "cx:large-3:1"]
 
 
 # ---- losses ---------------------------------------------------------------------------------------------------------
@@ -407,3 +425,31 @@ def test_a_node_that_goes_is_not_waited_for() -> None:
     world.engine.start_agent(A, ORDER)
     world.settle()
     assert world.engine.is_settled
+
+
+def test_the_thread_grants_tells_and_ends() -> None:
+    ray, told = FakeRay(a_raylet("a")), threading.Event()
+    engine = RayEngine(calls=ray, clock=FakeClock())
+    engine.follow(told.set)
+    engine.start()
+    try:
+        engine.acquire(a_request("one"))
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not (engine.is_settled and [lease.state for lease in engine.leases()] == [LeaseState.GRANTED]):
+            told.wait(1.0)
+            told.clear()
+            assert time.monotonic() < deadline_s
+        ray.unreachable = True
+        engine.acquire(a_request("two"))
+        while not engine.trouble:
+            told.wait(1.0)
+            told.clear()
+            assert time.monotonic() < deadline_s
+        waits = engine.leases()[1]
+        assert (waits.state, waits.reason) == (
+            LeaseState.PENDING,
+            "asked of Ray, on node a; Ray does not answer",
+        )
+    finally:
+        engine.close()
+    assert not any(thread.name == "ray-engine" for thread in threading.enumerate())

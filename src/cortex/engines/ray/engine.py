@@ -287,12 +287,16 @@ class RayEngine:
                 log.exception("a look at the cluster failed")
 
     def _tell_of_trouble(self, trouble: str) -> None:
-        if trouble != self._trouble:
-            self._trouble = trouble
-            if trouble:
-                log.warning("%s", trouble)
-            else:
-                log.info("the cluster answers again")
+        with self._guard:
+            before, self._trouble = self._trouble, trouble
+            if trouble == before:
+                return
+            self.revision += 1  # and nobody is woken, as nothing is to be asked
+            self._changed()
+        if trouble:
+            log.warning("%s", trouble)
+        else:
+            log.info("the cluster answers again")
 
     def turn(self) -> bool:
         """
@@ -402,16 +406,17 @@ class RayEngine:
         may_wait = groups.most_demand(len(raylets))
         for replica, lease in leases.items():
             selector = groups.target(lease, self._machines, raylets)
-            if selector is not None and selector.others:
+            if selector is None:
+                continue
+            cpu_millis = lease.request.resources.cpu_millis
+            if lease.node is not None:
+                cpu_millis = min(cpu_millis, left_millis[lease.node])
+                left_millis[lease.node] -= cpu_millis
+            elif may_wait == 0:
+                continue
+            else:
                 may_wait -= 1
-            if selector is not None and may_wait >= 0:
-                cpu_millis = lease.request.resources.cpu_millis
-                if lease.node is not None:
-                    cpu_millis = min(cpu_millis, left_millis[lease.node])
-                    left_millis[lease.node] -= cpu_millis
-                wanted[replica] = WantedGroup(
-                    resources=lease.request.resources, cpu_millis=cpu_millis, selector=selector
-                )
+            wanted[replica] = WantedGroup(resources=lease.request.resources, cpu_millis=cpu_millis, selector=selector)
         self._released_s = {
             one: since_s for one, since_s in self._released_s.items() if now_s - since_s < UNKNOWN_FOR_S
         }
@@ -456,6 +461,7 @@ class RayEngine:
             return msgspec.structs.replace(lease, reason=f"{lease.reason}; {outlook}") if outlook else lease
         if lease.state is LeaseState.GRANTED and lease.request.replica not in self._granted:
             reason = f"asked of Ray, on node {lease.node}"
+            reason = f"{reason}; {self._trouble}" if self._trouble else reason
             return msgspec.structs.replace(lease, state=LeaseState.PENDING, node=None, devices=(), reason=reason)
         return lease
 
@@ -463,6 +469,8 @@ class RayEngine:
         """What becomes of a lease for which there is no room."""
         if lease.request.node is not None:
             return ""
+        if self._trouble:
+            return self._trouble
         if self._autoscaler_silent:
             return "Ray's autoscaler does not run, so that no node is added"
         if self._additions.coming:
