@@ -18,8 +18,6 @@ from pathlib import Path
 from machines import Machine, Network, make_network, run
 
 START_TIMEOUT_S = 120.0
-STARTS = 3
-"""On a busy machine one may be too slow for `ray start`, which gives a raylet half a minute."""
 GCS_PORT = 6379
 HEAD = 2
 """The number of its machine."""
@@ -153,14 +151,25 @@ class RayCluster:
         command += [f"--{resource}={amount}" for resource, amount in resources.items()]
         environ = {**variables_of_nodes(self.token_file), **variables}
         output = self.folder / f"{name}.out"
-        for tries_left in range(STARTS - 1, -1, -1):
-            try:
-                run(machine.command(*command), environ=environ, output=output, timeout_s=START_TIMEOUT_S)
-                return
-            except RuntimeError as error:
-                if not tries_left or "timed out during startup" not in str(error):
-                    raise
-                machine.end()
+        try:
+            run(machine.command(*command), environ=environ, output=output, timeout_s=START_TIMEOUT_S)
+        except RuntimeError as error:
+            if "timed out during startup" not in str(error):
+                raise
+            wait = [sys.executable, "-c", WAIT_FOR_NODE, self.address, name, str(START_TIMEOUT_S)]
+            run(wait, environ=environ, output=output, timeout_s=2 * START_TIMEOUT_S)
+
+
+WAIT_FOR_NODE = """
+import sys, time
+from ray._raylet import GcsClient
+client, name, until = GcsClient(address=sys.argv[1]), sys.argv[2], time.monotonic() + float(sys.argv[3])
+while not any(node.node_name == name and node.state == 0 for node in client.get_all_node_info(timeout=30).values()):
+    if time.monotonic() > until:
+        sys.exit(f"{name} has not come")
+    time.sleep(0.5)
+"""
+"""`ray start` gives a raylet half a minute, and then goes without ending it: on a busy machine it may still come."""
 
 
 def ray_start(machine: Machine, network: Network, folder: Path) -> list[str]:

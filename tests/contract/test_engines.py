@@ -25,6 +25,8 @@ from cortex.wire.reports import Node
 MakeEngine = Callable[..., Engine]
 
 DEADLINE_S = 60.0
+ON_A_CLUSTER = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.takes("ray_calls"), pytest.mark.timeout(600)]
+"""The first of them waits until there is one."""
 
 
 N2, N3 = NodeId("n2"), NodeId("n3")
@@ -66,7 +68,7 @@ def over_ray(calls: Cluster, nodes: Iterable[Node]) -> Engine:
         "fake",
         "fake, cpu shared",
         "fake ray",
-        pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.cluster, pytest.mark.takes("ray_calls")]),
+        pytest.param("ray", marks=ON_A_CLUSTER),
     ]
 )
 def make_engine(request: pytest.FixtureRequest) -> Iterator[MakeEngine]:
