@@ -340,8 +340,9 @@ class Ingress:
 
     async def stop(self, drain_timeout_s: float) -> None:
         """
-        End the ingress: 1. it stops listening; 2. requests in flight finish, for at most `drain_timeout_s`;
-        3. the remaining connections are cut, and logged how many; 4. processes end; 5. files go.
+        End the ingress: 1. it stops listening, and who is held is told that nobody comes; 2. requests in flight finish,
+        for at most `drain_timeout_s`; 3. the remaining connections are cut, and logged how many; 4. processes end;
+        5. files go.
         """
         await self._stop_keeping()
         async with self._lock:
@@ -350,6 +351,7 @@ class Ingress:
             for worker in workers:
                 with self._workers.noting_errors(worker):
                     await worker.admin.run(f"shutdown frontend {frontend}" for frontend in worker.frontends)
+                    await self._workers.give_up_held(worker)
             self._listeners.stop_public()
             deadline_s = self._clock.monotonic_s() + drain_timeout_s
             while (requests := await self._requests_in_flight()) and self._clock.monotonic_s() < deadline_s:

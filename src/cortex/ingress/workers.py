@@ -40,8 +40,8 @@ from cortex.ingress.generations import (
     Start,
 )
 from cortex.ingress.listeners import Listeners
-from cortex.ingress.peers import IngressPeer, PeerPlaces
-from cortex.ingress.pool import Pool
+from cortex.ingress.peers import NOBODY_KEY, IngressPeer, PeerPlaces
+from cortex.ingress.pool import Pool, backend_name, near_name
 from cortex.ingress.process import HaproxyProcess, last_words
 from cortex.ingress.routes import IngressRoute
 from cortex.ingress.runtime import AdminSocket
@@ -307,6 +307,13 @@ class Workers:
             if worker.leaving_until_s is None:
                 raise problem
             self.note(problem)  # it may be on its way out
+
+    async def give_up_held(self, worker: Worker) -> None:
+        """Tell who is held that nobody comes; who can be reached gets what is there."""
+        if worker.name.tier is Tier.HOLD:
+            backends = [backend for backend in self.wanted.pool.owners.values() if backend <= worker.pool_size]
+            names = [name(backend) for backend in backends for name in (backend_name, near_name)]
+            await worker.admin.run(f"set server {name}/{NOBODY_KEY} state maint" for name in names)
 
     async def count(self, worker: Worker) -> None:
         """Read what a worker answered itself."""

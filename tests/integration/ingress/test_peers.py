@@ -638,6 +638,37 @@ def test_who_is_waited_for_in_vain_is_told_so_and_counted_once(cluster):
     cluster(scenario)
 
 
+def test_who_is_held_when_the_door_is_closed_is_told_that_nobody_comes(cluster):
+    async def scenario(cluster):
+        a, _ = await cluster.start("a", "b", limits=IngressLimits(hold_s=600.0))
+        await cluster.serve("iris/a", {})
+        waiting = [asyncio.create_task(a.world.ask("POST", "/iris/a", body)) for body in (SMALL, LARGE)]
+        await held(a, 2)
+        await a.ingress.stop(600.0)
+        for task in waiting:
+            answer = await task
+            assert (answer.status, answer.json()["error"]) == (503, "no-ready-replica")
+
+    cluster(scenario)
+
+
+def test_a_door_that_starts_anew_sends_nobody_where_nobody_listens_any_more(cluster):
+    async def scenario(cluster):
+        (a,) = await cluster.start("a")
+        gone, there = a.world.backend("gone"), a.world.backend("there")
+        await cluster.serve("iris/a", {"a": [gone, there]})
+        await a.kill()
+        gone.close()
+        await a.start()
+        (route,) = a.ingress.routes()
+        assert [server.name for server in route.servers] == ["there"]
+        async with a.world.load("/iris/a") as load:
+            await load.progress(20)
+        assert (load.failures, load.servers) == ([], {"there"})
+
+    cluster(scenario)
+
+
 def test_an_api_that_is_not_to_be_waited_for_is_refused_at_once(cluster):
     async def scenario(cluster):
         a, _ = await cluster.start("a", "b")
