@@ -178,6 +178,9 @@ def test_nodes_serve_without_a_control_plane_and_come_back_to_the_one_that_is_st
         assert answer_of(node, "/d/one", ROW) == [[[10.0]]]
     assert [agent_of(node) for node in apart.nodes] == before, "none of them was started anew"
     eventually(lambda: counted(apart, "one") == 6, "what was counted meanwhile is delivered")
+    apart.home.cortex("down")
+    for node in apart.nodes:
+        eventually(lambda: node.pids() == [], f"{node.name} was told to end")  # noqa: B023
 
 
 # ---- who is let in --------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from cortex.agent.children import Children
 from cortex.agent.cleaning import Cleaning
 from cortex.agent.countfiles import CountFiles
 from cortex.agent.counting import Counting
-from cortex.agent.dialing import ControlPlanes, Streams, dial_unix, introduce, introductions
+from cortex.agent.dialing import ControlPlanes, Introduce, Streams, dial_unix, introduce, introductions
 from cortex.agent.door import Door
 from cortex.agent.families import Families
 from cortex.agent.inspections import Inspections
@@ -61,7 +61,7 @@ from cortex.settings import ControlLayout, NodeLayout, Settings, load_settings
 from cortex.tls import TlsIdentity
 from cortex.wire.link import NEEDS, ORDERS, Hello
 from cortex.wire.localnodes import LOCAL_NODE
-from cortex.wire.membership import Membership, file_among, membership_in
+from cortex.wire.membership import Membership, UnusableMembership, file_among, membership_in
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def build(
         node = membership.report(there)
         peering = _peering(membership)
     agent_id = secrets.token_hex(8)
-    control_planes = _control_planes(control, membership)
+    control_planes = _control_planes(control, layout.membership_file if membership is not None else None, membership)
 
     async def introduced(hello: Hello) -> Streams:
         if not processes.is_same_file(lock, layout.agent_lock):
@@ -281,7 +281,7 @@ def build(
             service=service,
             clock=clock,
             longest_pause_s=RETRY_LONGEST_S if control is not None else FAR_RETRY_LONGEST_S,
-            leave=control_planes.leave if membership is not None and len(membership.control_planes) > 1 else None,
+            leave=control_planes.leave if control is None else None,
         ),
         upstream=upstream,
         neighbourhood=neighbourhood,
@@ -323,13 +323,24 @@ def _peering(membership: Membership) -> Peering:
     )
 
 
-def _control_planes(control: ControlLayout | None, membership: Membership | None) -> ControlPlanes:
-    if membership is None:
+def _control_planes(control: ControlLayout | None, file: Path | None, membership: Membership | None) -> ControlPlanes:
+    """Those that the membership names, read anew each time: a head that takes another's place is elsewhere."""
+    if membership is None or file is None:
         assert control is not None
-        return ControlPlanes([partial(introduce, dial_unix(control.links_socket))])
+        here = partial(introduce, dial_unix(control.links_socket))
+        return ControlPlanes(lambda: [here])
     pem = Path(membership.certificate)
     identity = TlsIdentity(authority=Path(membership.authority), certificate=pem, key=pem)
-    return ControlPlanes(introductions(membership.addresses, identity))
+
+    def known() -> tuple[Introduce, ...]:
+        try:
+            addresses = membership_in(file).addresses
+        except UnusableMembership as error:
+            log.warning("where control planes listen is not known anew: %s", error)
+            addresses = membership.addresses
+        return introductions(addresses, identity)
+
+    return ControlPlanes(known)
 
 
 def _raise_file_limit() -> None:

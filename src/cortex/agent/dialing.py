@@ -94,11 +94,11 @@ class ControlPlanes:
     Those that may be in charge. Who took us last is asked first.
 
     Args:
-        introductions: to each of them; at least one.
+        introductions: says how each of them is talked to, at least one; asked each time.
     """
 
-    def __init__(self, introductions: Sequence[Introduce]) -> None:
-        self._introductions = tuple(introductions)
+    def __init__(self, introductions: Callable[[], Sequence[Introduce]]) -> None:
+        self._introductions = introductions
         self._first = 0
 
     async def introduce(self, hello: Hello) -> Streams:
@@ -109,11 +109,12 @@ class ControlPlanes:
             OSError: there is none now.
             RefusedByControlPlane: one says that it will not talk to us, and no other takes us.
         """
-        begin, count = self._first, len(self._introductions)
+        them = self._introductions()
+        begin, count = self._first, len(them)
         problems: list[OSError | RefusedByControlPlane] = []
         for number in (at % count for at in range(begin, begin + count)):
             try:
-                streams = await self._introductions[number](hello)
+                streams = await them[number](hello)
             except (OSError, RefusedByControlPlane) as error:
                 problems.append(error)
             else:
@@ -123,7 +124,7 @@ class ControlPlanes:
 
     def leave(self) -> None:
         """Ask the next one first, whoever took us last."""
-        self._first = (self._first + 1) % len(self._introductions)
+        self._first += 1
 
 
 def introductions(addresses: Sequence[Address], identity: TlsIdentity) -> tuple[Introduce, ...]:

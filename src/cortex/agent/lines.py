@@ -40,7 +40,7 @@ class SpareLines:
         hello: who we are; of the way `ORDERS`.
         service: answers.
         longest_pause_s: between two tries, where nobody answers.
-        leave: have another control plane dialed than the one that has stopped asking; None: there is no other.
+        leave: have another control plane dialed than the one that has stopped asking; None: there is never another.
     """
 
     def __init__(

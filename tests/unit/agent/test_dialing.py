@@ -20,7 +20,7 @@ class Listeners:
     def __init__(self, *outcomes: Exception | None) -> None:
         self.outcomes = list(outcomes)
         self.asked: list[int] = []
-        self.planes = ControlPlanes([self._listener(number) for number in range(len(outcomes))])
+        self.planes = ControlPlanes(lambda: [self._listener(number) for number in range(len(self.outcomes))])
 
     def _listener(self, number: int) -> Introduce:
         async def introduce(hello: Hello) -> Streams:
@@ -65,3 +65,13 @@ def test_who_turns_us_away_is_heard_if_no_other_takes_us() -> None:
     with pytest.raises(RefusedByControlPlane, match="another version"):
         Listeners(ConnectionRefusedError("nobody"), refused, TimeoutError()).introduce()
     assert Listeners(refused, None).introduce() == 1
+
+
+def test_one_that_is_elsewhere_by_now_is_found_there() -> None:
+    listeners = Listeners(ConnectionRefusedError("gone"))
+    with pytest.raises(OSError, match="gone"):
+        listeners.introduce()
+    listeners.outcomes = [ConnectionRefusedError("gone"), None]
+    assert listeners.introduce() == 1
+    listeners.outcomes = [None]
+    assert listeners.introduce() == 0

@@ -66,7 +66,7 @@ class Silent:
 async def keeping(among: int) -> AsyncIterator[list[ControlPlane]]:
     """Lines are kept to one of so many control planes."""
     planes = [ControlPlane() for _ in range(among)]
-    control_planes = ControlPlanes([plane.introduce for plane in planes])
+    control_planes = ControlPlanes(lambda: [plane.introduce for plane in planes])
     kept = SpareLines(
         introduce=control_planes.introduce,
         hello=Hello(node=NodeId("n1"), agent="a", way=ORDERS),
