@@ -65,6 +65,7 @@ def over_ray(calls: Cluster, nodes: Iterable[Node]) -> Engine:
 @pytest.fixture(
     params=[
         "local",
+        "local, of other machines",
         "fake",
         "fake, cpu shared",
         "fake ray",
@@ -81,8 +82,8 @@ def make_engine(request: pytest.FixtureRequest) -> Iterator[MakeEngine]:
             return over_ray(calls, nodes)
         if request.param == "fake ray":
             return over_ray(FakeRay(*(a_raylet(node.node, cpus=64.0, memory=1e12, gpus=8.0) for node in nodes)), nodes)
-        if request.param == "local":
-            return LocalEngine(*nodes)
+        if "local" in request.param:
+            return LocalEngine(*nodes, shares_cpu=request.param == "local")
         return FakeEngine(nodes, clock=FakeClock(), shares_cpu=request.param != "fake")
 
     yield make

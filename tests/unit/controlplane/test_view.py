@@ -2,8 +2,11 @@
 
 import asyncio
 
-from cortex.controlplane.view import View
+import pytest
+
+from cortex.controlplane.view import View, door_url
 from cortex.wire.operator import ApiStatus, Status
+from cortex.wire.reports import IngressReport
 
 
 def a_status(name="a", status=Status.LIVE, deployment="iris"):
@@ -55,3 +58,17 @@ def test_statuses_are_sorted_and_kept_apart_by_deployment():
     assert view.statuses("iris") == (a, b)
     assert view.status("zoo", "a") == other
     assert view.status("zoo", "b") is None
+
+
+@pytest.mark.parametrize(
+    ("bound", "told", "url"),
+    [
+        ("127.0.0.1", "", "http://127.0.0.1:80"),
+        ("0.0.0.0", "", "http://127.0.0.1:80"),
+        ("::", "", "http://[::1]:80"),
+        ("0.0.0.0", "10.0.0.2", "http://10.0.0.2:80"),
+        ("10.1.0.2", "10.0.0.2", "http://10.1.0.2:80"),
+    ],
+)
+def test_a_door_is_found_where_it_is_bound_or_else_where_other_nodes_find_it(bound, told, url):
+    assert door_url(IngressReport(up=True, host=bound, port=80, peer_host=told, peer_port=81)) == url
