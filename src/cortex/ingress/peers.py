@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from cortex.ids import ApiKey, NodeId
+from cortex.wire.membership import is_node_name
 
 WATCHED = "peers"
 """The backend whose servers are watched."""
@@ -30,7 +30,6 @@ DRAWS = 16
 """Out of so many tickets one is drawn for who is asked when all replicas here are busy."""
 AWAY_PER_REPLICA = 40
 """Requests that a door has at its peers for each ready replica there while its own are busy; more wait here."""
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
 
 
 class IngressPeer(msgspec.Struct, frozen=True):
@@ -44,7 +43,7 @@ class IngressPeer(msgspec.Struct, frozen=True):
     """Of its listener for peers, not for clients."""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or len(self.name) > 128:
+        if not is_node_name(self.name):
             raise ValueError(f"peer name {self.name!r} is not the name of a node")
         try:
             ipaddress.ip_address(self.host)

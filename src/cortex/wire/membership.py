@@ -39,6 +39,11 @@ class UnusableMembership(CortexError):
         super().__init__(f"{file}: {reason}")
 
 
+def is_node_name(text: str) -> bool:
+    """Whether a node may be called so: its certificate has it as a DNS name, and HAProxy is told it."""
+    return len(text) <= 128 and _NAME.fullmatch(text) is not None
+
+
 class UnixAddress(NamedTuple):
     """A control plane of this machine."""
 
@@ -137,7 +142,7 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Settings of ours that hold on every node, by their environment variables. They win over those of the process."""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.node) or len(self.node) > 128:
+        if not is_node_name(self.node):
             raise ValueError(f"{self.node!r} is not a name for a node: letters, digits, hyphens and dots")
         if self.node == CONTROL_PLANE:
             raise ValueError(f"no node is called {CONTROL_PLANE}")
