@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from contract_harness import Connection, Home, Traffic, eventually, rows_model, running_home, write_project
+from contract_harness import DEADLINE_S, Connection, Home, Traffic, eventually, rows_model, running_home, write_project
 
 pytestmark = pytest.mark.slow
 
@@ -128,6 +129,43 @@ def test_a_replica_that_somebody_has_stopped_goes_on_and_answers_what_waited(hom
     assert traffic.outcomes.keys() == {"200"}, traffic.outcomes
     assert home.settled_replicas("h/sync", 2) == before
     assert home.cortex("get", "h/sync", "-o", "json").json["crashes"] == 0
+
+
+SLOW_TO_COME = """\
+import os, sys, time
+
+if "cortex.agent" in " ".join(sys.orig_argv):
+    from cortex.agent import dialing
+
+    introduce = dialing.introduce
+
+    async def hesitating(*args, **kwargs):
+        while not os.path.exists(os.environ["GO"]):
+            time.sleep(0.05)
+        return await introduce(*args, **kwargs)
+
+    dialing.introduce = hesitating
+if "cortex.controlplane" in " ".join(sys.orig_argv):
+    from cortex.controlplane import supervision
+
+    supervision.UNHEARD_AFTER_S = 0.0
+"""
+
+
+def test_an_agent_that_takes_its_time_to_come_is_left_to_it(tmp_path: Path) -> None:
+    """Only one that somebody else has started may be of a version that never comes."""
+    first = write_project(tmp_path / "first", {"sitecustomize.py": SLOW_TO_COME})
+    go = tmp_path / "go"
+    path = os.pathsep.join(filter(None, [str(first), os.environ.get("PYTHONPATH", "")]))
+    with running_home(PYTHONPATH=path, GO=str(go)) as home:
+        with home.start("up") as up:
+            eventually(lambda: all(node.agent_file.exists() for node in home.nodes), "the agents have started")
+            until_s = time.monotonic() + 2
+            eventually(lambda: time.monotonic() > until_s, "they have been looked for")
+            go.touch()
+            up.communicate(timeout=DEADLINE_S)
+        eventually(lambda: home.operator().info().ingress_up, "they have come")
+        assert "takes its place" not in home.written("controlplane.log")
 
 
 def agent_log(home: Home) -> list[str]:

@@ -127,7 +127,8 @@ class AgentSupervisor:
         """
         identity = self.identity
         if identity is not None and processes.is_alive(identity):
-            if silent_s > UNHEARD_AFTER_S and not self._heard and identity != self._replaced:
+            will_come = self._heard or self.is_starting
+            if silent_s > UNHEARD_AFTER_S and not will_come and identity != self._replaced:
                 # One of a version before does not dial. What it looks after goes on.
                 log.warning("the agent (pid %s) does not come to us: another one takes its place", identity.pid)
                 processes.send_signal(identity, signal.SIGTERM)
