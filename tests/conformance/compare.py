@@ -29,6 +29,8 @@ from results import Result, differences, read_report, table  # noqa: E402
 
 CHAOS: Final = "chaos"
 """Beside the files of tests."""
+TIMEOUT_S: Final = 360
+"""Of a test that names none: three nodes are three times as many processes as one."""
 CHAOS_OPTIONS: Final = ("--seconds", "60", "--rate", "200", "--one-at-a-time")
 
 
@@ -41,7 +43,7 @@ def run(engine: str, name: str, reports: Path) -> None:
         script = (str(ROOT / "bench" / "chaos.py"), "--nodes", str(NODES[engine]), *CHAOS_OPTIONS)
         command = (*script, "--receipt", str(report.with_suffix(".json")))
     else:
-        command = ("-m", "pytest", str(E2E / name), f"--junitxml={report}")
+        command = ("-m", "pytest", str(E2E / name), f"--junitxml={report}", f"--timeout={TIMEOUT_S}")
     with report.with_suffix(".txt").open("wb") as said:
         ended = subprocess.run(
             [sys.executable, *command],
