@@ -6,6 +6,9 @@ import math
 import time
 from typing import Protocol
 
+CLOCKS_AGREE_S = 2.0
+"""What clocks of two machines that are kept right may differ by, the way of a message included."""
+
 
 class Clock(Protocol):
     """Where time comes from."""

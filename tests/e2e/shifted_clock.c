@@ -2,12 +2,14 @@
  * A wall clock that a test moves while programs run. Loaded with LD_PRELOAD into everything that a test starts.
  *
  * The file named by SHIFTED_CLOCK holds eight bytes: seconds by which the wall clock is off, as a signed integer in the
- * machine's order. Monotonic clocks are left alone, as a real jump leaves them.
+ * machine's order. Monotonic clocks are left alone, as a real jump leaves them. With SHIFTED_HOME, only processes whose
+ * CORTEX_HOME it is are told the time so: those of one node.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
@@ -18,8 +20,9 @@ static volatile const int64_t *offset_s;
 
 __attribute__((constructor)) static void map_offset(void)
 {
-    const char *path = getenv("SHIFTED_CLOCK");
-    int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    const char *path = getenv("SHIFTED_CLOCK"), *only = getenv("SHIFTED_HOME"), *home = getenv("CORTEX_HOME");
+    int is_meant = path && (!only || (home && strcmp(home, only) == 0));
+    int fd = is_meant ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     if (fd < 0)
         return;
     void *page = mmap(NULL, sizeof(int64_t), PROT_READ, MAP_SHARED, fd, 0);

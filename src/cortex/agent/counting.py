@@ -144,6 +144,7 @@ class Counting:
                 files=batch.contents if batch is not None else (),
                 kept=None if kept == self._told else tuple(sorted(kept)),
                 durably=batch is not None and batch.durably,
+                sent_wall_s=self._clock.wall_s(),
             )
             taken = await self._upstream.ask(delivery, CountsTaken)
             if taken.by != self._by:

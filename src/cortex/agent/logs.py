@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from cortex.clock import CLOCKS_AGREE_S
 from cortex.ids import ReplicaId, revision_of, split_api_key
 from cortex.wire import rawoutput
 from cortex.wire.agent import LogLine, LogLines, ReadLogs
@@ -28,8 +29,6 @@ MAX_LINES = 10_000
 MAX_ANSWER_BYTES = 4 * 2**20
 MAX_SCANNED_BYTES = 64 * 2**20
 """What one answer may hold, and how much may be read for it; the cursor leads on."""
-CLOCKS_AGREE_S = 2.0
-"""What clocks that are kept right may differ by, the way of a question included."""
 MAX_LINE_BYTES = 2**20
 """What is longer without an end is no line of ours, and comes in pieces."""
 FIRST_TAIL_BYTES = 64 * 1024
@@ -98,14 +97,39 @@ class LogReader:
         return [(file, ReplicaId(replica)) for replica, _age, file in sorted(found)]
 
 
-def by_clock(request: ReadLogs, wall_s: float) -> ReadLogs:
-    """A question as it is meant on a node whose clock says this: no line is held back because clocks disagree."""
-    if request.until_wall_s is None or request.asked_wall_s is None:
-        return request
-    ahead_s = wall_s - request.asked_wall_s
-    if abs(ahead_s) <= CLOCKS_AGREE_S:
-        return request
-    return msgspec.structs.replace(request, until_wall_s=request.until_wall_s + ahead_s, asked_wall_s=None)
+class Clocks(NamedTuple):
+    """
+    The clock of a node, and that of who asks.
+
+    Attributes:
+        ahead_s: of the node; 0 where it is so little that times need not be told apart.
+    """
+
+    ahead_s: float = 0.0
+
+    @classmethod
+    def of(cls, request: ReadLogs, wall_s: float) -> Clocks:
+        """Args: `wall_s`: what the node's clock says as it is asked."""
+        ahead_s = 0.0 if request.asked_wall_s is None else wall_s - request.asked_wall_s
+        return cls(ahead_s if abs(ahead_s) > CLOCKS_AGREE_S else 0.0)
+
+    def here(self, request: ReadLogs) -> ReadLogs:
+        """A question as it is meant on the node."""
+        if not self.ahead_s:
+            return request
+        since_s, until_s = request.since_wall_s, request.until_wall_s
+        return msgspec.structs.replace(
+            request,
+            since_wall_s=None if since_s is None else since_s + self.ahead_s,
+            until_wall_s=None if until_s is None else until_s + self.ahead_s,
+        )
+
+    def there(self, found: LogLines) -> LogLines:
+        """An answer by the clock of who asks, so that lines of all nodes can be put in order."""
+        if not self.ahead_s:
+            return found
+        lines = tuple(msgspec.structs.replace(line, wall_s=line.wall_s - self.ahead_s) for line in found.lines)
+        return msgspec.structs.replace(found, lines=lines)
 
 
 class _File(NamedTuple):

@@ -26,7 +26,7 @@ from cortex.agent.inspections import Inspections
 from cortex.agent.installations import Installations
 from cortex.agent.installer import Tell
 from cortex.agent.lines import SpareLines
-from cortex.agent.logs import LogReader, by_clock
+from cortex.agent.logs import Clocks, LogReader
 from cortex.agent.memory import AgentMemory
 from cortex.agent.metering import Metering
 from cortex.agent.neighbourhood import Neighbourhood
@@ -186,7 +186,7 @@ class Agent:
         self._shortage = shortage
         self._lock = lock
         self._agent_id = agent_id
-        self._started_wall_s = clock.wall_s()
+        self._started_s, self._started_wall_s = clock.monotonic_s(), clock.wall_s()
         self._logs = LogReader(layout.replica_logs)
         self._spare_lines = spare_lines(self)
         self._listening: asyncio.Server | None = None
@@ -320,11 +320,12 @@ class Agent:
 
     async def read_logs(self, request: ReadLogs) -> LogLines:
         deadline_s = self._clock.monotonic_s() + request.wait_s
-        request = by_clock(request, self._clock.wall_s())
+        clocks = Clocks.of(request, self._clock.wall_s())
+        request = clocks.here(request)
         while True:
             lines = await asyncio.to_thread(self._logs.read, request)
             if lines.lines or lines.more or lines.held or not request.cursor or self._clock.monotonic_s() >= deadline_s:
-                return lines
+                return clocks.there(lines)
             await asyncio.sleep(LOG_POLL_S)
 
     async def count_now(self) -> AgentReport:
@@ -351,6 +352,7 @@ class Agent:
             epoch=self._memory.epoch,
             pid=os.getpid(),
             started_wall_s=self._started_wall_s,
+            up_s=self._clock.monotonic_s() - self._started_s,
             replicas=self._replicas.reports(),
             routes=self._memory.routes,
             routes_revision=self._memory.revision,

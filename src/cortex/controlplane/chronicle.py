@@ -28,7 +28,7 @@ class Chronicle:
         self._clock = clock
         self._version = version
         self._pid = pid
-        self._started_wall_s = clock.wall_s()
+        self._started_s, self._started_wall_s = clock.monotonic_s(), clock.wall_s()
         self._seen: dict[ApiKey, tuple[ApiStatus, Scale]] = {}
         self._agents: dict[NodeId, tuple[AgentReport, AgentReport | None]] = {}
         """The last report of each node, and the last one of another agent there."""
@@ -63,7 +63,12 @@ class Chronicle:
         self._agents[report.name] = (report, former)
         if last is None or (last.agent, _restarts(last)) != (report.agent, _restarts(report)):
             for event in happenings.started(
-                report, former, version=self._version, pid=self._pid, started_wall_s=self._started_wall_s
+                report,
+                former,
+                version=self._version,
+                pid=self._pid,
+                started_wall_s=self._started_wall_s,
+                up_s=self._clock.monotonic_s() - self._started_s,
             ):
                 self._tell(event)
 

@@ -102,7 +102,7 @@ class MergedLogs:
         wait_s = 0.0
         while True:
             wall_s = self._clock.wall_s()
-            settled = msgspec.structs.replace(request, until_wall_s=wall_s - SETTLED_S, asked_wall_s=wall_s)
+            settled = msgspec.structs.replace(request, until_wall_s=wall_s - SETTLED_S)
             asked_s = self._clock.monotonic_s()
             found = self._from(settled, standing, wait_s=wait_s)
             now_s = self._clock.monotonic_s()
@@ -130,7 +130,7 @@ class MergedLogs:
         bound_s = _known_until(answers)
         if bound_s is not None:
             beyond = [node for node, answer in answers.items() if answer.lines and answer.lines[-1].wall_s > bound_s]
-            bounds = {"until_wall_s": bound_s, "asked_wall_s": None, "wait_s": 0.0}
+            bounds = {"until_wall_s": bound_s, "wait_s": 0.0}
             again = self._ask({node: msgspec.structs.replace(asked[node], **bounds) for node in beyond}, 0.0)
             kept = {node: answer for node, answer in answers.items() if node not in beyond}
             answers, missing = {**kept, **again.answers}, (*missing, *again.missing)
@@ -157,7 +157,7 @@ class MergedLogs:
         def ask(node: NodeId, read: Read) -> None:
             reply: LogLines | CortexError | None = None
             try:
-                reply = read(questions[node])
+                reply = read(msgspec.structs.replace(questions[node], asked_wall_s=self._clock.wall_s()))
             except CortexError as error:
                 reply = error
             except Exception:

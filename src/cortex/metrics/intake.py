@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
-from cortex.clock import Clock
+from cortex.clock import CLOCKS_AGREE_S, Clock
 from cortex.ids import ApiKey, NodeId
 from cortex.metrics.slices import HOUR_S
 from cortex.metrics.store import StatsStore
@@ -79,7 +79,11 @@ class CountIntake:
         """
         files = [file for content in delivery.files if (file := self._read(content, node)) is not None]
         if files:
-            self._store.merge(files, self._clock.wall_s(), node=node, wanted=wanted)
+            now_wall_s = self._clock.wall_s()
+            ahead_s = 0.0 if delivery.sent_wall_s is None else delivery.sent_wall_s - now_wall_s
+            if abs(ahead_s) > CLOCKS_AGREE_S:
+                files = [msgspec.structs.replace(file, wall_s=file.wall_s - ahead_s) for file in files]
+            self._store.merge(files, now_wall_s, node=node, wanted=wanted)
             self._seen.setdefault(node, set()).update((file.replica, file.attempt) for file in files)
             if wanted is not None and any(file.api not in wanted for file in files):
                 self._discarded = None

@@ -322,16 +322,16 @@ def _woken(wanted: WantedApi, seen: SeenApi, now_wall_s: float) -> Iterator[Even
 
 
 def started(
-    report: AgentReport, former: AgentReport | None, *, version: str, pid: int, started_wall_s: float
+    report: AgentReport, former: AgentReport | None, *, version: str, pid: int, started_wall_s: float, up_s: float
 ) -> Iterator[Event]:
     """
     Which processes of ours were started, as far as a report tells. Told again and again, and kept once each.
 
     Args:
         former: the last report of another agent that we have seen; None: we have seen no other.
-        version, pid, started_wall_s: ours.
+        version, pid, started_wall_s, up_s: ours.
     """
-    outlived = report.started_wall_s < started_wall_s - OUTLIVED_BY_S
+    outlived = report.up_s is not None and report.up_s > up_s + OUTLIVED_BY_S
     again = " again: the one before had ended, what served went on" if outlived else ""
     yield _started(
         "control plane",

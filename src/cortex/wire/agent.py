@@ -136,7 +136,10 @@ class ReadLogs(msgspec.Struct, frozen=True, kw_only=True, tag="read_logs"):
     until_wall_s: float | None = None
     """With a cursor, or for all that are kept: only lines up to this instant. Later ones are left for later."""
     asked_wall_s: float | None = None
-    """By whose clock that instant is meant: what it says now. A node whose clock is far off goes by its own."""
+    """
+    What the clock of who asks says. A node whose clock is far off understands all instants by that one, and answers by
+    it. None: it goes by its own.
+    """
 
 
 class CountNow(msgspec.Struct, frozen=True, kw_only=True, tag="count_now"):

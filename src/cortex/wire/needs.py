@@ -119,6 +119,8 @@ class DeliverCounts(Need, frozen=True, kw_only=True, tag="deliver_counts"):
     """All attempts on the node that may count more, or of which it has a file. None: as was said before."""
     durably: bool = False
     """Some of the files are to be deleted: they should survive a loss of power here before that."""
+    sent_wall_s: float | None = None
+    """What the node's clock says. None from an agent that does not say."""
 
 
 class CountsTaken(NeedReply, frozen=True, kw_only=True, tag="counts_taken"):

@@ -193,6 +193,8 @@ class AgentReport(msgspec.Struct, frozen=True, kw_only=True):
     """Highest epoch this agent has taken orders from."""
     pid: int
     started_wall_s: float
+    up_s: float | None = None
+    """For how long it had run when the report was made, on the node's monotonic clock. None: it does not say."""
     replicas: tuple[ReplicaReport, ...] = ()
     routes: tuple[SetRoute, ...] = ()
     """The table of routes as ordered."""

@@ -3,10 +3,11 @@
 import json
 import os
 
+import msgspec
 import pytest
 
 from cortex.agent import logs
-from cortex.agent.logs import LogReader, clean_up, cut_process_logs
+from cortex.agent.logs import Clocks, LogReader, clean_up, cut_process_logs
 from cortex.ids import ApiKey, ReplicaId
 from cortex.wire.agent import ReadLogs
 from cortex.wire.places import Places
@@ -65,13 +66,23 @@ def test_what_is_after_an_instant_is_left_for_later(folder):
     assert (texts(third), third.held) == (["three", "four"], False)
 
 
-def test_an_instant_by_a_clock_that_is_far_off_is_meant_by_ours():
-    asked = ask(until_wall_s=99.0, asked_wall_s=100.0)
-    assert logs.by_clock(asked, 101.0) is asked
-    assert logs.by_clock(asked, 700.0).until_wall_s == 699.0
-    assert logs.by_clock(asked, 40.0).until_wall_s == 39.0
+def test_instants_are_by_the_clock_of_who_asks_where_ours_is_far_off():
+    asked = ask(since_wall_s=50.0, until_wall_s=99.0, asked_wall_s=100.0)
+    assert Clocks.of(asked, 101.0).here(asked) is asked
+    for ours_s, ahead_s in ((700.0, 600.0), (40.0, -60.0)):
+        here = Clocks.of(asked, ours_s).here(asked)
+        assert (here.since_wall_s, here.until_wall_s) == (50.0 + ahead_s, 99.0 + ahead_s)
     for plain in (ask(), ask(until_wall_s=99.0)):
-        assert logs.by_clock(plain, 700.0) is plain
+        assert Clocks.of(plain, 700.0).here(plain) is plain
+
+
+def test_lines_are_told_by_the_clock_of_who_asks_where_ours_is_far_off(folder):
+    found = LogReader(folder).read(ask(tail=1))
+    (line,) = found.lines
+    asked = ask(asked_wall_s=100.0)
+    assert Clocks.of(asked, 101.0).there(found) is found
+    (told,) = Clocks.of(asked, 700.0).there(found).lines
+    assert told == msgspec.structs.replace(line, wall_s=line.wall_s - 600.0)
 
 
 def test_a_reader_goes_on_where_it_stood(folder):

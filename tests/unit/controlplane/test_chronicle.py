@@ -108,7 +108,7 @@ def node(lab: Lab, agent: str, *, started_ago_s: float = 0.0, restarts: int = 0,
     (report,) = a_snapshot().nodes
     ingress = IngressReport(up=True, host="h", port=1, pid=9, restarts=restarts)
     report = msgspec.structs.replace(
-        report, agent=agent, pid=pid, started_wall_s=lab.clock.wall_s() - started_ago_s, ingress=ingress
+        report, agent=agent, pid=pid, started_wall_s=0.0, up_s=started_ago_s, ingress=ingress
     )
     assert isinstance(report, AgentReport)
     return msgspec.structs.replace(a_snapshot(), nodes=(report,))

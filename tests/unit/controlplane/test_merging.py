@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortex.agent import logs
-from cortex.agent.logs import LogReader, by_clock
+from cortex.agent.logs import Clocks, LogReader
 from cortex.controlplane import merging
 from cortex.controlplane.merging import SETTLED_S, MergedLogs
 from cortex.errors import CortexError, RetryLater
@@ -67,7 +67,8 @@ class World:
             self.asked.append((node, request))
             if self.away(node):
                 raise RetryLater(f"{node} is away", after_s=1.0)
-            return reader.read(by_clock(request, self.clock.wall_s() + self.ahead_s.get(node, 0.0)))
+            clocks = Clocks.of(request, self.clock.wall_s() + self.ahead_s.get(node, 0.0))
+            return clocks.there(reader.read(clocks.here(request)))
 
         self.nodes[node] = read
 
@@ -294,6 +295,18 @@ def test_lines_of_a_node_whose_clock_is_wrong_come_as_soon(world: World, ahead_s
     world.write(B, 1.0 + ahead_s, "by another clock")
     world.pass_time(3.0)
     assert texts(world.follow(cursor)) == ["by another clock"]
+
+
+@pytest.mark.parametrize("ahead_s", [600.0, -600.0])
+def test_lines_of_a_node_whose_clock_is_wrong_stand_among_those_of_the_others(world: World, ahead_s: float) -> None:
+    world.ahead_s[B] = ahead_s
+    for second in range(1, 7):
+        node = (A, B, C)[second % 3]
+        world.write(node, second + world.ahead_s.get(node, 0.0), str(second))
+    world.pass_time(10.0)
+    assert texts(world.read()) == texts(world.read(tail=None)) == list("123456")
+    assert texts(world.read(tail=3)) == list("456")
+    assert texts(world.read(since_wall_s=world.began_s + 3.5)) == list("456")
 
 
 def lines_of(delays: Mapping[tuple[NodeId, int], float]) -> Any:

@@ -126,6 +126,21 @@ def served(store: StatsStore, clock: FakeClock, build) -> int:
     return store.window(build.api, now_wall_s=clock.wall_s()).counts.ok
 
 
+@pytest.mark.parametrize("ahead_s", [600.0, -600.0, 1.0])
+def test_what_a_node_whose_clock_is_wrong_counts_is_counted_when_it_happened(
+    folder: Path, intake: CountIntake, store: StatsStore, clock: FakeClock, build, ahead_s: float
+) -> None:
+    theirs = FakeClock(wall_s=clock.wall_s() + ahead_s)
+    node = Node(folder, intake, theirs)
+    clock.advance(1000.0)
+    theirs.advance(1000.0)
+    file = build.file(ok=3, wall_s=theirs.wall_s() - 300.0)
+    write(folder, file)
+    node.deliver({attempt(file)})
+    (minute,) = store.recent(build.api, now_wall_s=clock.wall_s())
+    assert (minute.counts.ok, abs(clock.wall_s() - 300.0 - minute.start_s) <= 61.0) == (3, True)
+
+
 # ---- what is sent ---------------------------------------------------------------------------------------------------
 
 
