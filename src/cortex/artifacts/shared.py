@@ -54,6 +54,9 @@ class SharedArtifactStore(ArtifactStore):
                 self._send(digest)
             self._kept.add(digest)
 
+    def has(self, digest: str) -> bool:
+        return super().has(digest) or self._storage.size(_tree_key(digest)) is not None
+
     def tree_path(self, digest: str) -> Path:
         try:
             return super().tree_path(digest)

@@ -180,6 +180,10 @@ class ArtifactStore:
                 raise ArtifactMissing(digest)
         return self._disk.trees / digest
 
+    def has(self, digest: str) -> bool:
+        """Whether there is such a tree. Raises StoreUnavailable."""
+        return digest in self.trees()
+
     def trees(self) -> tuple[str, ...]:
         """Digests of all stored trees, sorted. Raises StoreUnavailable."""
         with self._disk.guarded():

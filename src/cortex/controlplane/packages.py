@@ -147,7 +147,7 @@ class Packages:
 
     def is_there(self, record: PackagesRecord) -> bool:
         """Whether its lock is still stored."""
-        return record.lock in self._store.trees()
+        return self._store.has(record.lock)
 
     def keep(self, asked: str, locked: PackageLock) -> PackagesRecord:
         """Store a lock and remember what it is the answer to."""

@@ -50,6 +50,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_what_is_kept_is_there_for_the_next_head(store: SharedArtifactStore, another: SharedArtifactStore) -> None:
     model, project = put(store, MODEL), put(store, {"run.sh": b"#!/bin/sh\n"})
     store.keep([model, project])
+    assert (another.has(model), another.has("0" * 64), another.trees()) == (True, False, ())
     assert content(another.tree_path(model)) == MODEL
     assert another.verify(project).path.joinpath("run.sh").stat().st_mode & 0o111
     assert another.listing(model) == store.listing(model)
