@@ -1,8 +1,8 @@
 """
 Where remote models lie, through `obstore`: what is there, what it is now, and its bytes.
 
-Only `artifacts.fetcher`'s process imports this, so that neither the client nor any credentials are in another one. What
-the client says is turned into our errors here: its own texts hold whole URLs, and with them signatures.
+Only `artifacts.fetcher`'s process imports this, so that what a deploy's shell hands over is in no other one. What the
+client says is turned into our errors here: its own texts hold whole URLs, and with them signatures.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """
-Which credentials a model is fetched with: the usual chain of each cloud, and in words where they came from.
+Which credentials a cloud is asked with, for a model or for a cluster's storage: its usual chain, and in words where
+they came from.
 
 The order is that of each vendor's own tools: variables first, then profiles and files, then what the machine itself was
 given, and at last none at all, which is right for public buckets. Object stores' own client takes most of these from
