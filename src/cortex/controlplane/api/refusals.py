@@ -43,6 +43,12 @@ STATUS_OF: Mapping[str, int] = {
     "state-unusable": 500,
     "events-unusable": 500,
     "state-corrupt": 500,
+    "state-in-doubt": 500,
+    "not-the-leader": 503,
+    "storage-unreachable": 503,
+    "storage-unusable": 500,
+    "storage-access-denied": 500,
+    "storage-not-found": 500,
     "retry-later": 503,
     "agent-unreachable": 503,
 }
