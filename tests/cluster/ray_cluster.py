@@ -18,6 +18,8 @@ from pathlib import Path
 from machines import Machine, Network, make_network, run
 
 START_TIMEOUT_S = 120.0
+STARTS = 5
+"""On a busy machine: a raylet gives its helpers 15 s to say what they listen on, and aborts then."""
 GCS_PORT = 6379
 HEAD = 2
 """The number of its machine."""
@@ -151,13 +153,20 @@ class RayCluster:
         command += [f"--{resource}={amount}" for resource, amount in resources.items()]
         environ = {**variables_of_nodes(self.token_file), **variables}
         output = self.folder / f"{name}.out"
-        try:
-            run(machine.command(*command), environ=environ, output=output, timeout_s=START_TIMEOUT_S)
-        except RuntimeError as error:
-            if "timed out during startup" not in str(error):
-                raise
-            wait = [sys.executable, "-c", WAIT_FOR_NODE, self.address, name, str(START_TIMEOUT_S)]
-            run(wait, environ=environ, output=output, timeout_s=2 * START_TIMEOUT_S)
+        for tries_left in range(STARTS - 1, -1, -1):
+            try:
+                run(machine.command(*command), environ=environ, output=output, timeout_s=START_TIMEOUT_S)
+                return
+            except RuntimeError as error:
+                if "timed out during startup" not in str(error):
+                    raise
+                if machine.pids_of("raylet/raylet"):
+                    wait = [sys.executable, "-c", WAIT_FOR_NODE, self.address, name, str(START_TIMEOUT_S)]
+                    run(wait, environ=environ, output=output, timeout_s=2 * START_TIMEOUT_S)
+                    return
+                if not tries_left:
+                    raise
+                machine.end()
 
 
 WAIT_FOR_NODE = """
