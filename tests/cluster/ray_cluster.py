@@ -17,7 +17,7 @@ from pathlib import Path
 
 from machines import Machine, Network, make_network, run
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 STARTS = 5
 """On a busy machine: a raylet gives its helpers 15 s to say what they listen on, and aborts then."""
 GCS_PORT = 6379

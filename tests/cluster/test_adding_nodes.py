@@ -12,7 +12,7 @@ from ray_fixtures import Running, calls_of, until
 from cortex.ids import NodeId, ReplicaId
 from cortex.planning.model import LeaseState
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 HEAD = NodeId("head")
 

@@ -18,7 +18,7 @@ from cortex.processes import ProcessIdentity, is_alive, read_record
 from cortex.settings import NodeLayout
 from cortex.testing.wheels import repacked_with_needs
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 BARE = NodeId("bare")
 

@@ -25,7 +25,7 @@ from cortex.engines.ray.errors import (
 from cortex.engines.ray.messages import Bundle, NewGroup, Selector
 from cortex.errors import RetryLater
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 
 def other_calls(cluster: RayCluster, folder: Path, **different: object) -> RayCalls:

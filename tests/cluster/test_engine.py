@@ -14,7 +14,7 @@ from ray_fixtures import Running, calls_of, until
 from cortex.ids import NodeId, ReplicaId
 from cortex.planning.model import LeaseState
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 LOCAL, N2, N3 = NodeId("local"), NodeId("n2"), NodeId("n3")
 

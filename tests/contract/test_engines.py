@@ -25,7 +25,7 @@ from cortex.wire.reports import Node
 MakeEngine = Callable[..., Engine]
 
 DEADLINE_S = 60.0
-ON_A_CLUSTER = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.takes("ray_calls"), pytest.mark.timeout(600)]
+ON_A_CLUSTER = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.takes("ray_calls"), pytest.mark.timeout(1200)]
 """The first of them waits until there is one."""
 
 
