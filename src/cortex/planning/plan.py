@@ -109,7 +109,7 @@ def _remove_api(api: ApiKey, of_api: SeenApi, seen: Snapshot, rules: Rules) -> I
 
 def _readies_to_record(case: Case) -> Iterator[RecordReady]:
     """Replicas that are ready after failed starts of theirs."""
-    for slot in case.seen.slots:
+    for slot in case.seen.slots if case.runs.records else ():
         report = slot.report
         if not slot.ready or report is None or report.revision not in case.runs.records:
             continue
@@ -164,10 +164,10 @@ def _starts(case: Case, assessment: Assessment) -> _Starts:
     waits_s: list[float] = []
     notes: list[str] = []
     for slot in decision.stay:
-        build = decision.build_of(slot) if decision.starts(slot) else None
-        if build is None:
+        if not decision.starts(slot):
             continue
-        if slot.lease is None or slot.lease.state is not LeaseState.GRANTED or slot.node is None:
+        build = decision.build_of(slot)
+        if build is None or slot.lease is None or slot.lease.state is not LeaseState.GRANTED or slot.node is None:
             continue
         if slot.surge and decision.crowded and not slot.has_been_ready:
             notes.append(f"{slot.replica} starts once others have left")

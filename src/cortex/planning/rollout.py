@@ -76,6 +76,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     def starts(self, slot: Slot) -> bool:
         """Whether a slot is to have a process that has none."""
+        if slot.ready:
+            return False
         if slot.asleep:
             return not self.sleeps and (slot.knocked or self.is_new(slot))
         return slot.state in (SlotState.WAITING, SlotState.EXITED)
