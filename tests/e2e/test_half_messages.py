@@ -102,33 +102,12 @@ SUPPLIES = (
     asked("secret_values"),
     told("inspected_build"),
 )
-ORDERS = (
-    asked("give_orders", "start_replica"),
-    asked("give_orders", "set_routes"),
-    asked("give_orders", "drain_replica"),
-    asked("give_orders", "forget_replica"),
-    asked("observe"),
-    told("observed"),
-)
-FIGURES = (
-    told("deliver_counts"),
-    asked("counts_taken"),
-    asked("follow_loads"),
-    told("followed_loads"),
-    asked("count_now"),
-    told("follow_peers"),
-    asked("peer_doors"),
-    told("hello"),
-    asked("welcome"),
-)
 
 
 @pytest.mark.parametrize(
     "kinds",
     [
         pytest.param(SUPPLIES, id="what builds need"),
-        pytest.param(ORDERS, id="orders and reports"),
-        pytest.param(FIGURES, id="counts, loads and doors"),
     ],
 )
 def test_a_deploy_is_finished_no_request_fails_and_counts_are_right_whichever_message_an_agent_dies_over(
