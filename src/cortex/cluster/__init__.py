@@ -17,4 +17,6 @@ launcher      the file of Ray's launcher, for aws, gcp and azure
 manifest      the RayCluster, for kubernetes
 hosts         the steps over SSH, for machines; what is asked of a Ray cluster that is there
 export        all of these, as the YAML that `cortex cluster export` prints
+made          the list of what is made for a cluster, and how that is removed
+aws           what is made on aws, with boto3
 """

@@ -37,10 +37,17 @@ _AZURE_IMAGE = {
 Config = dict[str, Plain]
 
 
-def launcher_file(cluster: Cluster) -> Config:
-    """Return what Ray's launcher takes."""
+def launcher_file(cluster: Cluster, *, group: str | None = None) -> Config:
+    """
+    Return what Ray's launcher takes.
+
+    Args:
+        group: on aws, the id of the security group that was made for the cluster; without it Ray makes one.
+    """
     spec = cluster.spec
     assert isinstance(spec, CloudSpec)
+    if group is not None and isinstance(spec, AwsSpec):
+        spec = spec.model_copy(update={"network": spec.network.model_copy(update={"security_group": group})})
     fewest, most = cluster.bounds.workers
     types: Config = {
         HEAD: _node_type(spec, HEAD, 0, 0),
