@@ -100,11 +100,11 @@ def apply(plan: Plan, world: World) -> Failures:
     takes = [action for action in orders if _takes_away(action)]
     # One message is taken as a whole, so what takes away may ride along behind what it depends on.
     ride_along = len({action.node for action in (*adds, *takes)}) <= 1
-    _give_orders([*adds, *(a for a in takes if ride_along and a.api not in failures.apis)], world, failures)
+    give_orders([*adds, *(a for a in takes if ride_along and a.api not in failures.apis)], world, failures)
     for node, problem in table.refusals(world.agents.reports()) if table.orders else ():
         failures.note((*table.causes, *(action for action in takes if action.node == node)), problem)
     if not ride_along:
-        _give_orders([a for a in takes if a.api not in failures.apis], world, failures)
+        give_orders([a for a in takes if a.api not in failures.apis], world, failures)
     for action in plan.actions:
         if isinstance(action, ReleaseLease) and action.api not in failures.apis:
             try:
@@ -195,7 +195,7 @@ def _takes_away(action: OrderNode) -> bool:
     return isinstance(action.order, DrainReplica | ForgetReplica)
 
 
-def _give_orders(actions: Sequence[OrderNode], world: World, failures: Failures) -> None:
+def give_orders(actions: Sequence[OrderNode], world: World, failures: Failures) -> None:
     """One message a node, in the plan's sequence. A node that cannot be reached holds up no other."""
     by_node: dict[NodeId, list[OrderNode]] = {}
     for action in actions:

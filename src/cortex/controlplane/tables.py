@@ -36,7 +36,7 @@ class TableChange(msgspec.Struct, frozen=True, kw_only=True):
         """Nodes that were ordered and have not got there."""
         told = {action.node for action in self.orders}
         for report in reports:
-            if report.name in told and not _has(report, self.revision, self.routes):
+            if report.name in told and not has_table(report, self.revision, self.routes):
                 text = f"node {report.name} has not got the routes"
                 yield report.name, RetryLater(text, after_s=RETRY_AFTER_S)
 
@@ -77,7 +77,7 @@ def _orders(
 ) -> Iterator[OrderNode]:
     made: dict[RoutesRevision, SetRoutes] = {}
     for report in reports:
-        if report.name in certain and _has(report, revision, routes):
+        if report.name in certain and has_table(report, revision, routes):
             continue
         base = report.routes_revision
         if base is None:
@@ -114,7 +114,7 @@ def _one_by_one(
         yield routes[api] if api in routes else RemoveRoute(api=api)
 
 
-def _has(report: AgentReport, revision: RoutesRevision, routes: Mapping[ApiKey, SetRoute]) -> bool:
+def has_table(report: AgentReport, revision: RoutesRevision, routes: Mapping[ApiKey, SetRoute]) -> bool:
     if report.routes_revision is None:
         return by_api(report) == routes
     return report.routes_revision == revision

@@ -255,7 +255,7 @@ def _farewell(leave: tuple[Slot, ...], seen: SeenApi, rules: Rules) -> Iterator[
         if slot.report is not None and slot.node is not None:
             api = slot.report.api
             if slot.ready:
-                if not _is_out(slot, seen):
+                if not is_out(slot, seen):
                     continue
                 drain = DrainReplica(replica=slot.replica, timeout_s=rules.drain_timeout_s)
                 orders.append(OrderNode(node=slot.node, api=api, order=drain))
@@ -273,9 +273,9 @@ def _drains(leave: tuple[Slot, ...], seen: SeenApi) -> bool:
 
     Then the route is ordered in the same plan even where it looks right: what is seen may be out of date.
     """
-    return any(slot.ready and not slot.routed and _is_out(slot, seen) for slot in leave)
+    return any(slot.ready and not slot.routed and is_out(slot, seen) for slot in leave)
 
 
-def _is_out(slot: Slot, seen: SeenApi) -> bool:
+def is_out(slot: Slot, seen: SeenApi) -> bool:
     """Whether no other node's ingress has an earlier route; its own agent waits for its own ingress."""
     return not seen.lagging - {slot.node}

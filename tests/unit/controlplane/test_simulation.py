@@ -236,7 +236,7 @@ def test_it_notices_replicas_that_start_to_batch_after_a_disagreement(monkeypatc
 
 
 def test_it_notices_a_replica_that_is_drained_before_a_slow_node_has_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "_is_out", lambda *_: True)
+    monkeypatch.setattr(plan_module, "is_out", lambda *_: True)
     assert violation(saying="is taken away while .* still routes to it", mood=Mood.CALM)
 
 
@@ -251,25 +251,25 @@ def test_it_notices_nodes_that_are_lost_too_soon_or_too_late(
 
 
 def test_it_notices_routes_that_are_given_to_one_node_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    give_orders = apply_module._give_orders
+    side_by_side = apply_module.give_orders
 
     def one_after_the_other(actions: Sequence[OrderNode], world: World, failures: apply_module.Failures) -> None:
         for node in dict.fromkeys(action.node for action in actions):
-            give_orders([action for action in actions if action.node == node], world, failures)
+            side_by_side([action for action in actions if action.node == node], world, failures)
             if node not in world.memory.certain:
                 return  # who has not answered is waited for
 
-    monkeypatch.setattr(apply_module, "_give_orders", one_after_the_other)
+    monkeypatch.setattr(apply_module, "give_orders", one_after_the_other)
     assert violation(saying="routes are not the same on", mood=Mood.ROUGH)
 
 
 def test_it_notices_a_node_that_came_back_without_its_routes_and_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    has = tables_module._has
+    has_table = tables_module.has_table
 
     def believed(report: AgentReport, revision: RoutesRevision, routes: Mapping[ApiKey, SetRoute]) -> bool:
-        return report.routes_revision == UNNUMBERED or has(report, revision, routes)
+        return report.routes_revision == UNNUMBERED or has_table(report, revision, routes)
 
-    monkeypatch.setattr(tables_module, "_has", believed)
+    monkeypatch.setattr(tables_module, "has_table", believed)
     assert violation(saying="routes are not the same on", mood=Mood.ROUGH)
 
 
