@@ -357,11 +357,13 @@ class Invariants:
                 self._check_answer(wanted, node, answer)
 
     def _is_known(self, api: ApiKey, node: NodeId) -> bool:
-        """Whether a door that is on its way to other routes had some replica of an api before."""
+        """Whether a door has the route that it was ordered to have, or an earlier one to somebody who has served."""
         if not self._agents.route_delay_s(node):
             return True
         route = next((route for where, route in self._agents.routes() if where == node and route.api == api), None)
-        return route is not None and bool(route.targets)
+        if route is None or route in self._agents.ordered_routes(node):
+            return route is not None and bool(route.targets)
+        return any(report.was_ready and report.replica in route.targets for _node, report in self._agents.replicas())
 
     def _check_answer(self, wanted: WantedApi, node: NodeId, answer: IngressAnswer) -> None:
         known = self._world.apis[wanted.api]
