@@ -13,7 +13,7 @@ from cortex.engines.base import Engine
 from cortex.engines.fake import FakeEngine
 from cortex.engines.local import LocalEngine
 from cortex.engines.ray.calls import RayCalls
-from cortex.engines.ray.engine import Cluster, RayEngine
+from cortex.engines.ray.engine import RayCluster, RayEngine
 from cortex.ids import ApiKey, DeviceId, NodeId, ReplicaId
 from cortex.planning.model import Lease, LeaseRequest, LeaseState
 from cortex.testing.builders import API, NODE, a_node
@@ -56,7 +56,7 @@ class Followed:
         return awaited
 
 
-def over_ray(calls: Cluster, nodes: Iterable[Node]) -> Engine:
+def over_ray(calls: RayCluster, nodes: Iterable[Node]) -> Engine:
     """An engine that sees these nodes of a cluster, with these capacities."""
     shares = {node.node: node for node in nodes}
     return cast(Engine, Followed(RayEngine(calls=calls, clock=FakeClock(), share=lambda node: shares.get(node.node))))

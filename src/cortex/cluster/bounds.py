@@ -18,7 +18,7 @@ TAGS = ("cortex:nodes-min", "cortex:nodes-max")
 """Of the head instance on aws."""
 
 
-class Source(StrEnum):
+class BoundSource(StrEnum):
     """Who said it."""
 
     DEFAULT = "default"
@@ -38,18 +38,18 @@ class Source(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class NodeBound:
     nodes: int
     """At least 1: the head counts."""
-    source: Source
+    source: BoundSource
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """1 ≤ minimum ≤ maximum."""
 
-    minimum: Bound
-    maximum: Bound
+    minimum: NodeBound
+    maximum: NodeBound
 
     @property
     def workers(self) -> tuple[int, int]:
@@ -84,7 +84,7 @@ def decide(
     Returns:
         The bounds, None if something is wrong with them; and what is wrong. A problem with a `path` is about the file.
     """
-    found: list[Bound | None] = []
+    found: list[NodeBound | None] = []
     problems: list[Problem] = []
     for in_file, variable, flag in zip(file, VARIABLES, flags, strict=True):
         try:
@@ -94,12 +94,12 @@ def decide(
             found.append(None)
     if problems:
         return None, tuple(problems)
-    minimum = found[0] or Bound(1, Source.DEFAULT)
+    minimum = found[0] or NodeBound(1, BoundSource.DEFAULT)
     maximum = found[1]
     if maximum is None:
-        maximum = Bound(hosts, Source.HOSTS) if hosts else Bound(DEFAULT_NODES_MAX, Source.DEFAULT)
-    elif hosts and maximum.nodes > hosts and maximum.source is not Source.DEFAULT:
-        maximum = Bound(hosts, Source.HOSTS)
+        maximum = NodeBound(hosts, BoundSource.HOSTS) if hosts else NodeBound(DEFAULT_NODES_MAX, BoundSource.DEFAULT)
+    elif hosts and maximum.nodes > hosts and maximum.source is not BoundSource.DEFAULT:
+        maximum = NodeBound(hosts, BoundSource.HOSTS)
     if minimum.nodes <= maximum.nodes:
         return Bounds(minimum, maximum), ()
     return None, (_crossed(minimum, maximum),)
@@ -122,23 +122,23 @@ def from_tags(before: Bounds, tags: Mapping[str, str]) -> tuple[Bounds, str]:
             told.append(f"tag {tag}: expected a number of nodes from 1, found {quoted(text)}")
             found.append(now)
         else:
-            found.append(Bound(nodes, Source.TAGS))
+            found.append(NodeBound(nodes, BoundSource.TAGS))
     if found[0].nodes > found[1].nodes:
         told.append(f"tags: {TAGS[0]} {found[0].nodes} is more than {TAGS[1]} {found[1].nodes}")
         return before, "; ".join(told)
     return Bounds(found[0], found[1]), "; ".join(told)
 
 
-def _said(in_file: int | None, variable: str, value: str, flag: int | None) -> Bound | None:
+def _said(in_file: int | None, variable: str, value: str, flag: int | None) -> NodeBound | None:
     if flag is not None:
-        return Bound(flag, Source.FLAG)
+        return NodeBound(flag, BoundSource.FLAG)
     if value.strip():
         nodes = _number(value.strip())
         if nodes is None:
             message = f"{variable}: expected a number of nodes from 1, found {quoted(value)}"
             raise _Refused(Problem(reference="wrong-setting", message=message, hint=f"such as {variable}=3"))
-        return Bound(nodes, Source.VARIABLE)
-    return None if in_file is None else Bound(in_file, Source.FILE)
+        return NodeBound(nodes, BoundSource.VARIABLE)
+    return None if in_file is None else NodeBound(in_file, BoundSource.FILE)
 
 
 def _number(text: str) -> int | None:
@@ -147,22 +147,28 @@ def _number(text: str) -> int | None:
     return int(text) if 1 <= int(text) <= MAX_COUNT else None
 
 
-def _crossed(minimum: Bound, maximum: Bound) -> Problem:
+def _crossed(minimum: NodeBound, maximum: NodeBound) -> Problem:
     """What is said of a minimum above the maximum, at the place of whoever can be blamed for it."""
     names = [_named(number, bound.source) for number, bound in enumerate((minimum, maximum))]
-    if maximum.source is Source.HOSTS:
+    if maximum.source is BoundSource.HOSTS:
         message = f"{names[0]} {minimum.nodes} is more than there are hosts, which is {maximum.nodes}"
         hint = "name more hosts, or ask for fewer nodes"
-    elif maximum.source is Source.DEFAULT:
+    elif maximum.source is BoundSource.DEFAULT:
         message = f"{names[0]} {minimum.nodes} is more than nodes_max, which is {maximum.nodes} unless given"
         hint = f"add nodes_max: {minimum.nodes}"
     else:
         message = f"{names[0]} {minimum.nodes} is more than {names[1]} {maximum.nodes}"
         hint = f"raise {names[1]} to {minimum.nodes} or more"
-    path = ("nodes_min",) if minimum.source is Source.FILE else ("nodes_max",) if maximum.source is Source.FILE else ()
+    path = (
+        ("nodes_min",)
+        if minimum.source is BoundSource.FILE
+        else ("nodes_max",)
+        if maximum.source is BoundSource.FILE
+        else ()
+    )
     return Problem(reference="node-bounds", message=message, hint=hint, path=path)
 
 
-def _named(number: int, source: Source) -> str:
-    names = {Source.FLAG: FLAGS, Source.VARIABLE: VARIABLES, Source.TAGS: TAGS}
+def _named(number: int, source: BoundSource) -> str:
+    names = {BoundSource.FLAG: FLAGS, BoundSource.VARIABLE: VARIABLES, BoundSource.TAGS: TAGS}
     return names.get(source, FIELDS)[number]

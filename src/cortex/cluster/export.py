@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cortex.cluster.bounds import Bound
+from cortex.cluster.bounds import NodeBound
 from cortex.cluster.hosts import of_ray, ssh_steps
 from cortex.cluster.launcher import launcher_file
 from cortex.cluster.loading import Cluster
@@ -33,5 +33,5 @@ def export(cluster: Cluster) -> str:
             return as_yaml(of_ray(cluster), comment=(head, what, bounds))
 
 
-def _from(bound: Bound) -> str:
+def _from(bound: NodeBound) -> str:
     return f"from {bound.source}" if bound.source != "default" else "default"

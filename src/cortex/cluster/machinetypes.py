@@ -32,7 +32,7 @@ _ARM = re.compile(r"(a1|[a-z]+\d+g[a-z]*)\..+")
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class MachineType:
     """
     What one machine of a type has.
 
@@ -46,7 +46,7 @@ class Machine:
     gpus: int = 0
 
 
-def machine(provider: str, name: str) -> Machine | None:
+def machine(provider: str, name: str) -> MachineType | None:
     """
     Return what a machine of gcp or azure has; None where its name does not tell.
 
@@ -60,31 +60,31 @@ def is_arm(name: str) -> bool:
     return _ARM.fullmatch(name) is not None
 
 
-def _gcp(name: str) -> Machine | None:
+def _gcp(name: str) -> MachineType | None:
     if match := _GCP_GPU.fullmatch(name):
         gpus, family = int(match["gpus"]), match["family"]
-        return Machine(gpus * _GCP_GPU_CPUS[family], gpus * _GCP_GPU_MEM_GIB[family] * GIB, gpus)
+        return MachineType(gpus * _GCP_GPU_CPUS[family], gpus * _GCP_GPU_MEM_GIB[family] * GIB, gpus)
     if match := _GCP_CUSTOM.fullmatch(name):
-        return Machine(int(match["cpus"]), int(match["mib"]) * 1024**2)
+        return MachineType(int(match["cpus"]), int(match["mib"]) * 1024**2)
     match = _GCP.fullmatch(name)
     if match is None or int(match["cpus"]) < 1:
         return None
     cpus, family, kind = int(match["cpus"]), match["family"], match["kind"]
     mem_bytes = int(cpus * _GCP_GIB_OF.get((family, kind), _GCP_GIB[kind]) * GIB)
     if family == "g2":
-        return Machine(cpus, mem_bytes, _GCP_L4[cpus]) if cpus in _GCP_L4 else None
-    return Machine(cpus, mem_bytes)
+        return MachineType(cpus, mem_bytes, _GCP_L4[cpus]) if cpus in _GCP_L4 else None
+    return MachineType(cpus, mem_bytes)
 
 
-def _azure(name: str) -> Machine | None:
+def _azure(name: str) -> MachineType | None:
     match = _AZURE.fullmatch(name)
     if match is None:
         return None
     cpus, series = int(match["cpus"]), match["series"]
     if match["gpu"] is not None or series.startswith("N"):
         rows = _AZURE_GPUS.get((series, match["gpu"] or ""), ())
-        return next((Machine(cpus, gib * GIB, gpus) for has, gpus, gib in rows if has == cpus), None)
+        return next((MachineType(cpus, gib * GIB, gpus) for has, gpus, gib in rows if has == cpus), None)
     gib = _AZURE_GIB.get(series[0])
     if gib is None or cpus < 1 or len(series) > 2:
         return None
-    return Machine(cpus, int(cpus * gib * GIB))
+    return MachineType(cpus, int(cpus * gib * GIB))

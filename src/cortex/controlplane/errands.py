@@ -21,7 +21,7 @@ from cortex.engines.base import Engine
 from cortex.errors import CortexError, GiveUp, RetryLater
 from cortex.ids import ApiKey, NodeId, revision_of, short
 from cortex.planning.actions import room_text
-from cortex.planning.errands import NOTHING, Place, best_place
+from cortex.planning.errands import NOTHING, ErrandPlace, best_place
 from cortex.planning.model import Lease
 from cortex.state.records import StateStore
 from cortex.wire.agent import InstallPackages, ResolvePackages
@@ -264,14 +264,14 @@ class Errands:
 
         return look
 
-    def _places(self, errand: _Errand, failures: Mapping[NodeId, int]) -> list[Place]:
+    def _places(self, errand: _Errand, failures: Mapping[NodeId, int]) -> list[ErrandPlace]:
         reports = {report.name: report for report in self._agents.reports()}
         leases, requested, out = self._engine.leases(), self._engine.requested(), self._out()
         replicas = Counter(lease.node for lease in leases)
         of_api = Counter(lease.node for lease in leases if lease.request.api == errand.api)
         installed = self._where_installed(errand.packages, leases)
         return [
-            Place(
+            ErrandPlace(
                 node=node,
                 requested=requested.get(node.node, NOTHING),
                 is_out=node.node in out,

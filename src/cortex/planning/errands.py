@@ -16,7 +16,7 @@ from cortex.wire.reports import Node
 NOTHING = Resources(cpu_millis=0)
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class ErrandPlace(msgspec.Struct, frozen=True, kw_only=True):
     """A node, and what matters there to one errand."""
 
     node: Node
@@ -40,7 +40,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     """How many of any."""
 
 
-def best_place(places: Iterable[Place], asked: Resources) -> Place | None:
+def best_place(places: Iterable[ErrandPlace], asked: Resources) -> ErrandPlace | None:
     """
     Where an errand is run; None: no node has what is asked for.
 

@@ -16,7 +16,7 @@ import msgspec
 from cortex.clock import Clock
 from cortex.state.base import StateCorrupt, StateError
 from cortex.state.leading import SNAPSHOT_EVERY, Inherited, Leadership
-from cortex.state.objects import Row
+from cortex.state.objects import StateRow
 from cortex.state.records import KINDS, StateStore, Write
 from cortex.state.sqlite import MIGRATIONS, TYPES, SampleStored, of_today
 from cortex.storage.base import Storage
@@ -136,7 +136,7 @@ class BucketStateStore(StateStore):
             reason = f"what an older Cortex wrote cannot be brought up to date: {error}"
             raise StateError(self._place, reason, hint="check the room on the disk for temporary files") from error
 
-    def _decoded(self, row: Row) -> Write:
+    def _decoded(self, row: StateRow) -> Write:
         kind = next((kind for kind in KINDS if kind == row.kind), None)
         if kind is None:
             raise self._corrupt(f"there is a record of the kind {row.kind!r}, which is not known")
@@ -152,5 +152,5 @@ class BucketStateStore(StateStore):
         return StateCorrupt(self._place, reason, hint=hint)
 
 
-def _rows(writes: Iterable[Write]) -> list[Row]:
-    return [Row(write.kind, write.key, msgspec.Raw(msgspec.json.encode(write.record))) for write in writes]
+def _rows(writes: Iterable[Write]) -> list[StateRow]:
+    return [StateRow(write.kind, write.key, msgspec.Raw(msgspec.json.encode(write.record))) for write in writes]

@@ -22,13 +22,13 @@ from cortex.state.objects import (
     EPOCHS,
     SNAPSHOTS,
     STATE,
-    Begun,
     Changed,
     Content,
     Damaged,
+    EpochBegun,
     Numbered,
-    Row,
     Sealed,
+    StateRow,
     TooNew,
     Unused,
     Whole,
@@ -60,7 +60,7 @@ class Inherited(msgspec.Struct, frozen=True):
 
     schema: int
     """Of the rows."""
-    rows: tuple[Row, ...]
+    rows: tuple[StateRow, ...]
 
 
 class Leadership:
@@ -135,7 +135,7 @@ class Leadership:
         self._token = secrets.token_hex(8)
         self.epoch, self.number = max(newest, above) + 1, -1
         self._in_doubt, self._wholes, self._cleared, self._older_cleared = None, [], 0, False
-        begun = Begun(
+        begun = EpochBegun(
             schema=self._schema,
             epoch=self.epoch,
             token=self._token,
@@ -155,7 +155,7 @@ class Leadership:
                 return inherited  # its leader has sealed all before it
         return Inherited(self._schema, ())
 
-    def begin(self, rows: Iterable[Row]) -> None:
+    def begin(self, rows: Iterable[StateRow]) -> None:
         """
         Write the state that this epoch begins with.
 
@@ -171,7 +171,7 @@ class Leadership:
 
     # ---- leading ----------------------------------------------------------------------------------------------------
 
-    def append(self, rows: Iterable[Row]) -> None:
+    def append(self, rows: Iterable[StateRow]) -> None:
         """
         Write a transaction. `settle` first.
 
@@ -193,7 +193,7 @@ class Leadership:
             raise self._followed(self._sealed_by(changed.number))
         self.number = changed.number
 
-    def settle(self) -> tuple[Row, ...]:
+    def settle(self) -> tuple[StateRow, ...]:
         """
         Find out what became of a transaction that was in doubt. If it is not there, it never will be after this.
 
@@ -230,7 +230,7 @@ class Leadership:
         if newest > self.epoch:
             self._followed(newest)
 
-    def snapshot(self, number: int, rows: Iterable[Row]) -> None:
+    def snapshot(self, number: int, rows: Iterable[StateRow]) -> None:
         """Keep the whole state as it is after a transaction. Raises StorageError."""
         whole = Whole(schema=self._schema, epoch=self.epoch, number=number, token=self._token, rows=tuple(rows))
         self._storage.create(snapshot_key(self.epoch, number), encoded(whole))
@@ -285,7 +285,7 @@ class Leadership:
         snapshots = self._numbers_in(SNAPSHOTS, epoch)
         listed = self._numbers_in(STATE, epoch)
         last = max(listed, default=-1)
-        rows: dict[tuple[str, str], Row] | None = None
+        rows: dict[tuple[str, str], StateRow] | None = None
         schema, number = self._schema, 0
         if snapshots:
             whole = self._numbered(snapshot_key(epoch, snapshots[-1]))
@@ -312,7 +312,7 @@ class Leadership:
     def _numbered(self, key: str) -> Numbered:
         """What an object of the sequence holds. Raises StateCorrupt, StateTooNew."""
         found = self._content(key)
-        if isinstance(found, Begun) or not key.endswith(f"/{found.epoch:010}/{found.number:010}"):
+        if isinstance(found, EpochBegun) or not key.endswith(f"/{found.epoch:010}/{found.number:010}"):
             raise self._corrupt(key, "it is another object than its key says")
         return found
 
@@ -355,5 +355,5 @@ class Leadership:
         return NotLeader(self._storage.place, epoch=self.epoch, by=by)
 
 
-def _rows_of(found: Numbered) -> tuple[Row, ...]:
+def _rows_of(found: Numbered) -> tuple[StateRow, ...]:
     return found.rows if isinstance(found, Whole | Changed) else ()

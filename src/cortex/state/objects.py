@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"[0-9]{10}")
 _NULL = msgspec.Raw(b"null")
 
 
-class Row(msgspec.Struct, frozen=True, array_like=True):
+class StateRow(msgspec.Struct, frozen=True, array_like=True):
     """One record of the state."""
 
     kind: str
@@ -40,7 +40,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
         return self.record == _NULL
 
 
-class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):
+class EpochBegun(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):
     """Somebody became the leader."""
 
     schema: int
@@ -62,7 +62,7 @@ class Whole(msgspec.Struct, frozen=True, kw_only=True, tag="whole"):
     epoch: int
     number: int
     token: str
-    rows: tuple[Row, ...]
+    rows: tuple[StateRow, ...]
 
 
 class Changed(msgspec.Struct, frozen=True, kw_only=True, tag="changed"):
@@ -72,7 +72,7 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True, tag="changed"):
     epoch: int
     number: int
     token: str
-    rows: tuple[Row, ...]
+    rows: tuple[StateRow, ...]
 
 
 class Unused(msgspec.Struct, frozen=True, kw_only=True, tag="unused"):
@@ -96,7 +96,7 @@ class Sealed(msgspec.Struct, frozen=True, kw_only=True, tag="sealed"):
 
 
 Numbered = Whole | Changed | Unused | Sealed
-Content = Begun | Numbered
+Content = EpochBegun | Numbered
 
 
 class Damaged(Exception):
@@ -168,7 +168,7 @@ def decoded(content: bytes, *, known: int) -> Content:
         raise Damaged(f"it cannot be read: {error}") from error
 
 
-def folded(rows: Mapping[tuple[str, str], Row], changes: Iterable[Row]) -> dict[tuple[str, str], Row]:
+def folded(rows: Mapping[tuple[str, str], StateRow], changes: Iterable[StateRow]) -> dict[tuple[str, str], StateRow]:
     """The rows, by kind and key, after these changes."""
     after = dict(rows)
     for row in changes:

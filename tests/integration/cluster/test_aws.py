@@ -14,7 +14,7 @@ import pytest
 
 from cortex.cluster import aws as aws_module
 from cortex.cluster.aws import KEY_PAIR, MACHINES, Aws, AwsRefused, NoHead, things
-from cortex.cluster.bounds import Bound, Bounds, Source, from_tags
+from cortex.cluster.bounds import Bounds, BoundSource, NodeBound, from_tags
 from cortex.cluster.launcher import launcher_file
 from cortex.cluster.loading import Cluster, load
 from cortex.cluster.made import NameTaken, Objects, Thing, bring_up, read_marks, take_down
@@ -286,7 +286,7 @@ def test_bounds_are_tags_of_the_head_that_anybody_may_change(place: Callable[...
     held = here.cluster.bounds
     assert from_tags(held, here.aws.head_tags()) == (held, "")
     here.ec2.create_tags(Resources=[here.aws.head()], Tags=[{"Key": "cortex:nodes-max", "Value": "9"}])
-    changed = Bounds(held.minimum, Bound(9, Source.TAGS))
+    changed = Bounds(held.minimum, NodeBound(9, BoundSource.TAGS))
     assert from_tags(held, here.aws.head_tags()) == (changed, "")
     here.down()
     with pytest.raises(NoHead):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cortex.cluster.bounds import Bound, Bounds, Source, decide, from_tags
+from cortex.cluster.bounds import Bounds, BoundSource, NodeBound, decide, from_tags
 
 VARIABLES = {"CORTEX_NODES_MIN": "3", "CORTEX_NODES_MAX": "8"}
-HELD = Bounds(Bound(2, Source.FILE), Bound(6, Source.FLAG))
+HELD = Bounds(NodeBound(2, BoundSource.FILE), NodeBound(6, BoundSource.FLAG))
 
 
 def decided(*args: object, **kwargs: object) -> Bounds:
@@ -40,9 +40,9 @@ def test_a_flag_comes_before_a_variable_and_that_before_the_file(
 
 
 def test_there_are_no_more_nodes_than_hosts() -> None:
-    assert decided((None, None), {}, (None, None), hosts=3).maximum == Bound(3, Source.HOSTS)
-    assert decided((None, 9), {}, (None, None), hosts=3).maximum == Bound(3, Source.HOSTS)
-    assert decided((None, 2), {}, (None, None), hosts=3).maximum == Bound(2, Source.FILE)
+    assert decided((None, None), {}, (None, None), hosts=3).maximum == NodeBound(3, BoundSource.HOSTS)
+    assert decided((None, 9), {}, (None, None), hosts=3).maximum == NodeBound(3, BoundSource.HOSTS)
+    assert decided((None, 2), {}, (None, None), hosts=3).maximum == NodeBound(2, BoundSource.FILE)
 
 
 def test_the_head_is_one_of_the_nodes() -> None:
@@ -68,12 +68,12 @@ def test_bounds_are_read_back_from_the_tags_that_they_are_written_as() -> None:
     ("tags", "expected", "told"),
     [
         ({}, HELD, ""),
-        ({"cortex:nodes-max": " 9 ", "Name": "x"}, Bounds(HELD.minimum, Bound(9, Source.TAGS)), ""),
-        ({"cortex:nodes-min": "6"}, Bounds(Bound(6, Source.TAGS), HELD.maximum), ""),
+        ({"cortex:nodes-max": " 9 ", "Name": "x"}, Bounds(HELD.minimum, NodeBound(9, BoundSource.TAGS)), ""),
+        ({"cortex:nodes-min": "6"}, Bounds(NodeBound(6, BoundSource.TAGS), HELD.maximum), ""),
         ({"cortex:nodes-min": ""}, HELD, ""),
         (
             {"cortex:nodes-min": "many", "cortex:nodes-max": "4"},
-            Bounds(HELD.minimum, Bound(4, Source.TAGS)),
+            Bounds(HELD.minimum, NodeBound(4, BoundSource.TAGS)),
             'tag cortex:nodes-min: expected a number of nodes from 1, found "many"',
         ),
         ({"cortex:nodes-min": "7"}, HELD, "tags: cortex:nodes-min 7 is more than cortex:nodes-max 6"),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cortex.cluster.bounds import Bound, Bounds, Source
+from cortex.cluster.bounds import Bounds, BoundSource, NodeBound
 from cortex.cluster.loading import SMALLEST_FILE, Cluster, load
 from cortex.cluster.models import AwsSpec, GcpSpec, KubernetesSpec, MachinesSpec, RaySpec
 
@@ -20,7 +20,11 @@ def noted(cluster: Cluster) -> list[tuple[str, str]]:
 def test_the_smallest_file_of_each_provider_is_enough(described: Described, provider: str) -> None:
     cluster = described(provider)
     assert (cluster.spec.name, cluster.spec.PROVIDER, cluster.spec.door.port) == ("prod", provider, 8880)
-    assert (cluster.bounds.minimum, cluster.python, cluster.index_url) == (Bound(1, Source.DEFAULT), "3.11", None)
+    assert (cluster.bounds.minimum, cluster.python, cluster.index_url) == (
+        NodeBound(1, BoundSource.DEFAULT),
+        "3.11",
+        None,
+    )
 
 
 def test_the_file_that_errors_show_is_right() -> None:
@@ -49,7 +53,7 @@ def test_every_field_of_a_cloud_is_taken_as_it_is_written(described: Described) 
     )
     spec = cluster.spec
     assert isinstance(spec, AwsSpec)
-    assert cluster.bounds == Bounds(Bound(2, Source.FILE), Bound(9, Source.FILE))
+    assert cluster.bounds == Bounds(NodeBound(2, BoundSource.FILE), NodeBound(9, BoundSource.FILE))
     assert (cluster.python, cluster.index_url) == ("3.12", "https://pypi.example.com/simple")
     assert (spec.plain_type, spec.gpu_instance_type, spec.spot, spec.disk.text, spec.disk_gib) == (
         "c6i.2xlarge",

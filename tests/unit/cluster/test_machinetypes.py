@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cortex.cluster.machinetypes import GIB, Machine, is_arm, machine
+from cortex.cluster.machinetypes import GIB, MachineType, is_arm, machine
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from cortex.cluster.machinetypes import GIB, Machine, is_arm, machine
     ],
 )
 def test_a_name_tells_cpus_memory_and_gpus(provider: str, name: str, cpus: int, gib: int, gpus: int) -> None:
-    assert machine(provider, name) == Machine(cpus, gib * GIB, gpus)
+    assert machine(provider, name) == MachineType(cpus, gib * GIB, gpus)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from cortex.engines.ray.groups import (
     AskedGroup,
-    Finding,
+    GroupFinding,
     WantedGroup,
     attempt_of,
     bundle_of,
@@ -153,16 +153,16 @@ PLACED = AskedGroup(raylet="aa", since_s=0.0, placed=True)
 @pytest.mark.parametrize(
     ("asked", "groups", "found"),
     [
-        (None, [], Finding.WAITS),
-        (ASKED, [], Finding.WAITS),
-        (ASKED, [a_group("PENDING", "")], Finding.WAITS),
-        (ASKED, [a_group()], Finding.HELD),
-        (PLACED, [a_group()], Finding.HELD),
-        (PLACED, [a_group("PENDING", "", attempt=2), a_group()], Finding.HELD),
-        (PLACED, [], Finding.LOST),
-        (PLACED, [a_group("RESCHEDULING", "aa")], Finding.LOST),
-        (PLACED, [a_group("CREATED", "bb")], Finding.LOST),
-        (AskedGroup(raylet="old", since_s=0.0, placed=True), [a_group("RESCHEDULING", "old")], Finding.WAITS),
+        (None, [], GroupFinding.WAITS),
+        (ASKED, [], GroupFinding.WAITS),
+        (ASKED, [a_group("PENDING", "")], GroupFinding.WAITS),
+        (ASKED, [a_group()], GroupFinding.HELD),
+        (PLACED, [a_group()], GroupFinding.HELD),
+        (PLACED, [a_group("PENDING", "", attempt=2), a_group()], GroupFinding.HELD),
+        (PLACED, [], GroupFinding.LOST),
+        (PLACED, [a_group("RESCHEDULING", "aa")], GroupFinding.LOST),
+        (PLACED, [a_group("CREATED", "bb")], GroupFinding.LOST),
+        (AskedGroup(raylet="old", since_s=0.0, placed=True), [a_group("RESCHEDULING", "old")], GroupFinding.WAITS),
     ],
     ids=[
         "nothing asked yet",
@@ -177,12 +177,12 @@ PLACED = AskedGroup(raylet="aa", since_s=0.0, placed=True)
         "its raylet was started again",
     ],
 )
-def test_what_a_look_says_of_a_lease(asked: AskedGroup | None, groups: list[Group], found: Finding) -> None:
+def test_what_a_look_says_of_a_lease(asked: AskedGroup | None, groups: list[Group], found: GroupFinding) -> None:
     assert finding(a_lease(), asked, groups, THERE) is found
 
 
 def test_a_lease_on_a_node_that_is_gone_is_lost() -> None:
-    assert finding(a_lease(node=NodeId("gone")), PLACED, [a_group()], THERE) is Finding.LOST
+    assert finding(a_lease(node=NodeId("gone")), PLACED, [a_group()], THERE) is GroupFinding.LOST
 
 
 @pytest.mark.parametrize(

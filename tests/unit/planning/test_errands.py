@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cortex.ids import NodeId
-from cortex.planning.errands import NOTHING, Place, best_place
+from cortex.planning.errands import NOTHING, ErrandPlace, best_place
 from cortex.testing.builders import a_node
 from cortex.wire.build import Resources
 
@@ -16,11 +16,11 @@ ON_GPU = Resources(gpus=1)
 IN_MEMORY = Resources(mem_bytes=4 * GIB)
 
 
-def a_place(name: str, *, gpus: int = 0, mem_bytes: int = 16 * GIB, **facts: Any) -> Place:
-    return Place(node=a_node(NodeId(name), gpus=gpus, mem_bytes=mem_bytes), **facts)
+def a_place(name: str, *, gpus: int = 0, mem_bytes: int = 16 * GIB, **facts: Any) -> ErrandPlace:
+    return ErrandPlace(node=a_node(NodeId(name), gpus=gpus, mem_bytes=mem_bytes), **facts)
 
 
-def chosen(*places: Place, asked: Resources = NOTHING) -> str | None:
+def chosen(*places: ErrandPlace, asked: Resources = NOTHING) -> str | None:
     found = best_place(places, asked)
     return found.node.node if found is not None else None
 

@@ -16,7 +16,7 @@ from cortex.planning.actions import RecordExit
 from cortex.state.base import NotLeader, StateCorrupt, StateError, StateInDoubt, StateTooNew
 from cortex.state.bucket import BucketStateStore
 from cortex.state.leading import KEPT_S, SNAPSHOT_EVERY, Leadership
-from cortex.state.objects import Changed, Content, Row, Unused, decoded
+from cortex.state.objects import Changed, Content, StateRow, Unused, decoded
 from cortex.state.sqlite import MIGRATIONS
 from cortex.storage.base import StorageUnreachable
 from cortex.testing.builders import API, a_build, a_deploy, a_wanted_api, an_exit
@@ -380,7 +380,7 @@ def test_of_a_damaged_snapshot_it_is_said_that_it_can_be_done_without(storage: F
 def test_a_record_that_cannot_be_read_is_named(storage: FakeStorage) -> None:
     leadership = Leadership(storage, FakeClock(), schema=KNOWN)
     leadership.take()
-    leadership.begin([Row("apis", API, msgspec.Raw(b'{"wanted": 5}'))])
+    leadership.begin([StateRow("apis", API, msgspec.Raw(b'{"wanted": 5}'))])
     assert f"the record of {API!r} in 'apis' cannot be read" in corrupt(storage).reason
 
 
@@ -390,7 +390,7 @@ def test_an_api_without_its_version_or_scale_is_named(storage: FakeStorage) -> N
     rows = [write for write in store.content() if write.kind != "scale"]
     leadership = Leadership(storage, FakeClock(), schema=KNOWN)
     leadership.take()
-    leadership.begin(Row(w.kind, w.key, msgspec.Raw(msgspec.json.encode(w.record))) for w in rows)
+    leadership.begin(StateRow(w.kind, w.key, msgspec.Raw(msgspec.json.encode(w.record))) for w in rows)
     assert corrupt(storage).reason == f"of the api {API!r} a version or the scale is missing"
 
 
@@ -405,7 +405,7 @@ def test_a_newer_schema_is_refused_by_number_before_its_leader_notices(storage: 
     assert storage.objects == before
 
 
-def rows_of_schema(schema: int, file: Path) -> Iterator[Row]:
+def rows_of_schema(schema: int, file: Path) -> Iterator[StateRow]:
     """What the state of a home held that an older one of us made."""
     with tarfile.open(Path(__file__).parents[2] / "homes" / f"schema_{schema}.tar.gz") as archive:
         content = archive.extractfile("home/state.db")
@@ -414,7 +414,7 @@ def rows_of_schema(schema: int, file: Path) -> Iterator[Row]:
     connection = sqlite3.connect(file)
     for kind in ("deployments", "apis", "versions", "scale", "runs", "history", "meta", "batching"):
         for row_key, record in connection.execute(f"SELECT key, record FROM {kind}"):
-            yield Row(kind, row_key, msgspec.Raw(record.encode() if isinstance(record, str) else record))
+            yield StateRow(kind, row_key, msgspec.Raw(record.encode() if isinstance(record, str) else record))
     connection.close()
 
 
@@ -438,7 +438,7 @@ def test_what_an_older_cortex_wrote_is_brought_up_to_date_whatever_object_it_is_
 def test_a_record_of_an_older_schema_that_cannot_be_read_is_named(storage: FakeStorage) -> None:
     older = Leadership(storage, FakeClock(), schema=5)
     older.take()
-    older.begin([Row("apis", "old/plain", msgspec.Raw(b"{}"))])
+    older.begin([StateRow("apis", "old/plain", msgspec.Raw(b"{}"))])
     assert "a record of an older Cortex cannot be read" in corrupt(storage).reason
 
 

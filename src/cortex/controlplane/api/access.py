@@ -26,7 +26,7 @@ _Message = MutableMapping[str, Any]
 _App = Callable[[_Message, Callable[[], Awaitable[_Message]], Callable[[_Message], Awaitable[None]]], Awaitable[None]]
 
 
-class Rule(msgspec.Struct, frozen=True):
+class RouteRule(msgspec.Struct, frozen=True):
     """What a route needs."""
 
     role: Role
@@ -34,9 +34,9 @@ class Rule(msgspec.Struct, frozen=True):
     """How the audit log calls it, with parameters of the path; empty: it changes nothing."""
 
 
-_READ, _DEPLOY, _ADMIN = Rule(Role.READ), Role.DEPLOY, Role.ADMIN
+_READ, _DEPLOY, _ADMIN = RouteRule(Role.READ), Role.DEPLOY, Role.ADMIN
 
-RULES: Mapping[tuple[str, str], Rule] = {
+RULES: Mapping[tuple[str, str], RouteRule] = {
     ("GET", "/openapi.json"): _READ,
     ("GET", "/metrics"): _READ,
     ("GET", "/v1/info"): _READ,
@@ -48,20 +48,22 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/v1/apis/{deployment}/{name}/logs"): _READ,
     ("GET", "/v1/apis/{deployment}/{name}/history"): _READ,
     ("GET", "/v1/events"): _READ,
-    ("GET", "/v1/secrets"): Rule(_DEPLOY),
-    ("POST", "/v1/blobs/missing"): Rule(_DEPLOY),
-    ("PUT", "/v1/blobs/{sha256}"): Rule(_DEPLOY),  # means nothing by itself; the deploy that it is for is written down
-    ("POST", "/v1/deployments/{name}"): Rule(_DEPLOY, "deploy {name}"),
-    ("DELETE", "/v1/deployments/{name}"): Rule(_DEPLOY, "delete {name}"),
-    ("DELETE", "/v1/deployments/{name}/apis/{api}"): Rule(_DEPLOY, "delete {name}/{api}"),
-    ("POST", "/v1/deployments/{name}/apis/{api}/rollback"): Rule(_DEPLOY, "rollback {name}/{api}"),
-    ("PUT", "/v1/secrets/{name}"): Rule(_DEPLOY, "set secret {name}"),
-    ("DELETE", "/v1/secrets/{name}"): Rule(_DEPLOY, "delete secret {name}"),
-    ("GET", "/v1/audit"): Rule(_ADMIN),
-    ("GET", "/v1/tokens"): Rule(_ADMIN),
-    ("POST", "/v1/tokens/{name}"): Rule(_ADMIN, "create token {name}"),
-    ("DELETE", "/v1/tokens/{name}"): Rule(_ADMIN, "delete token {name}"),
-    ("POST", "/v1/stop"): Rule(_ADMIN, "stop"),
+    ("GET", "/v1/secrets"): RouteRule(_DEPLOY),
+    ("POST", "/v1/blobs/missing"): RouteRule(_DEPLOY),
+    ("PUT", "/v1/blobs/{sha256}"): RouteRule(
+        _DEPLOY
+    ),  # means nothing by itself; the deploy that it is for is written down
+    ("POST", "/v1/deployments/{name}"): RouteRule(_DEPLOY, "deploy {name}"),
+    ("DELETE", "/v1/deployments/{name}"): RouteRule(_DEPLOY, "delete {name}"),
+    ("DELETE", "/v1/deployments/{name}/apis/{api}"): RouteRule(_DEPLOY, "delete {name}/{api}"),
+    ("POST", "/v1/deployments/{name}/apis/{api}/rollback"): RouteRule(_DEPLOY, "rollback {name}/{api}"),
+    ("PUT", "/v1/secrets/{name}"): RouteRule(_DEPLOY, "set secret {name}"),
+    ("DELETE", "/v1/secrets/{name}"): RouteRule(_DEPLOY, "delete secret {name}"),
+    ("GET", "/v1/audit"): RouteRule(_ADMIN),
+    ("GET", "/v1/tokens"): RouteRule(_ADMIN),
+    ("POST", "/v1/tokens/{name}"): RouteRule(_ADMIN, "create token {name}"),
+    ("DELETE", "/v1/tokens/{name}"): RouteRule(_ADMIN, "delete token {name}"),
+    ("POST", "/v1/stop"): RouteRule(_ADMIN, "stop"),
 }
 """By method and path, as FastAPI names it."""
 _RANK = {Role.READ: 0, Role.DEPLOY: 1, Role.ADMIN: 2}
@@ -79,7 +81,7 @@ class RoleTooLow(CortexError):
         super().__init__(f'token "{caller.name}" has the role {caller.role}; this needs {needed}')
 
 
-class Access:
+class AccessControl:
     """
     Lets callers in or turns them away.
 
@@ -154,9 +156,9 @@ class Access:
         )
 
 
-def rule_of(method: str, path: str) -> Rule:
+def rule_of(method: str, path: str) -> RouteRule:
     """What a route needs; of one that nobody thought of, everything."""
-    return RULES.get((method, path)) or Rule(Role.ADMIN, f"{method} {path}".replace("{", "{{").replace("}", "}}"))
+    return RULES.get((method, path)) or RouteRule(Role.ADMIN, f"{method} {path}".replace("{", "{{").replace("}", "}}"))
 
 
 def _origin(scope: Mapping[str, Any]) -> str:

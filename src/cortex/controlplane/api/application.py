@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Depends, FastAPI, Response
 from starlette.exceptions import HTTPException
 
-from cortex.controlplane.api.access import Access
+from cortex.controlplane.api.access import AccessControl
 from cortex.controlplane.api.apis import api_routes
 from cortex.controlplane.api.bodies import as_json
 from cortex.controlplane.api.deployments import blob_routes, deployment_routes
@@ -28,7 +28,7 @@ def build_app(operator: Operator, metrics_token: str | None = None) -> FastAPI:
     Args:
         metrics_token: opens `/metrics` too, and nothing else.
     """
-    access = Access(operator.tokens, operator.audit, metrics_token)
+    access = AccessControl(operator.tokens, operator.audit, metrics_token)
 
     def goes_on() -> None:
         if operator.stopping:

@@ -18,7 +18,7 @@ from cortex.clock import Clock
 from cortex.engines.ledger import LEAVING, Ledger, holds, impossible_text
 from cortex.engines.ray import groups
 from cortex.engines.ray.errors import ClusterError
-from cortex.engines.ray.groups import AskedGroup, Finding, WantedGroup
+from cortex.engines.ray.groups import AskedGroup, GroupFinding, WantedGroup
 from cortex.engines.ray.messages import Additions, Booted, BootOrder, ClusterSeen, NewGroup, RayNode
 from cortex.errors import RetryLater
 from cortex.ids import NodeId, ReplicaId
@@ -48,7 +48,7 @@ GIVE_BACK_WITHIN_S: Final = 600.0
 """A node that is given back holds nothing of ours; it ends at once unless other work of Ray's is there."""
 
 
-class Cluster(Protocol):
+class RayCluster(Protocol):
     """What the engine asks of Ray; `calls.RayCalls` is it, and says what is raised."""
 
     def look(self) -> ClusterSeen: ...
@@ -88,7 +88,7 @@ class RayEngine:
     def __init__(
         self,
         *,
-        calls: Cluster,
+        calls: RayCluster,
         clock: Clock,
         share: Callable[[Node], Node | None] = lambda node: node,
         addable: Callable[[], Sequence[NodeType]] = lambda: (),
@@ -355,13 +355,13 @@ class RayEngine:
             elif lease.state is LeaseState.GRANTED and lease.node is not None:
                 asked = self._asked.get(replica)
                 match groups.finding(lease, asked, mine, self._machines):
-                    case Finding.HELD:
+                    case GroupFinding.HELD:
                         self._hold(replica, lease.node, now_s)
-                    case Finding.LOST:
+                    case GroupFinding.LOST:
                         is_there = lease.node in self._machines
                         why = f"Ray holds no room for it on node {lease.node} any more"
                         lost[replica] = why if is_there else f"node {lease.node} is gone"
-                    case Finding.WAITS:
+                    case GroupFinding.WAITS:
                         late = asked is not None and now_s - asked.since_s >= PLACE_WITHIN_S
                         if late and replica not in self._granted:
                             refused.append(replica)

@@ -45,7 +45,7 @@ class AskedGroup(msgspec.Struct, frozen=True, kw_only=True):
     """Ray has had it there: from then on its absence is a loss."""
 
 
-class Finding(StrEnum):
+class GroupFinding(StrEnum):
     """What a look at Ray says of a lease."""
 
     WAITS = "waits"
@@ -163,7 +163,7 @@ def target(lease: Lease, there: Machines, raylets: Iterable[str]) -> Selector | 
     return None
 
 
-def finding(lease: Lease, asked: AskedGroup | None, groups: Sequence[Group], there: Machines) -> Finding:
+def finding(lease: Lease, asked: AskedGroup | None, groups: Sequence[Group], there: Machines) -> GroupFinding:
     """
     What a look says of a lease that our ledger has placed.
 
@@ -173,12 +173,12 @@ def finding(lease: Lease, asked: AskedGroup | None, groups: Sequence[Group], the
     """
     machine = there.get(lease.node) if lease.node is not None else None
     if machine is None:
-        return Finding.LOST
+        return GroupFinding.LOST
     if any(group.state == CREATED and group.raylet == machine.raylet for group in groups):
-        return Finding.HELD
+        return GroupFinding.HELD
     if asked is not None and asked.placed and asked.raylet == machine.raylet:
-        return Finding.LOST
-    return Finding.WAITS  # a raylet that was started again has to be asked anew; what we run there has outlived it
+        return GroupFinding.LOST
+    return GroupFinding.WAITS  # a raylet that was started again has to be asked anew; what we run there has outlived it
 
 
 def placed_on(groups: Sequence[Group], there: Machines) -> NodeId | None:
