@@ -28,6 +28,8 @@ from cortex.wire.orders import (
 from cortex.wire.reports import AgentReport, Phase, ReplicaReport
 
 DEADLINE_S = 60.0
+TURNS_TO_CLOSE = 8
+"""Of a loop: what is aborted is closed in its next turns, TLS below TLS."""
 
 
 class Disk:
@@ -98,6 +100,7 @@ class SmallAgent:
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._transports: list[asyncio.WriteTransport] = []
         self._changes, self._ended, self._broken = Changes(), asyncio.Event(), asyncio.Event()
         hello = Hello(node=self._node, agent=self._name, way=ORDERS)
         self._began.set()
@@ -113,11 +116,18 @@ class SmallAgent:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
             self._broken.clear()
+        # Its process ends, and with that its connections, whatever state each is in.
+        for transport in self._transports:
+            transport.abort()
+        for _ in range(TURNS_TO_CLOSE):
+            await asyncio.sleep(0)
 
     async def _dialed(self) -> Streams:
         if self.is_cut:
             raise ConnectionRefusedError("the link is down")
-        return await self._dial()
+        streams = await self._dial()
+        self._transports.append(streams[1].transport)
+        return streams
 
     # ---- server.AgentService ------------------------------------------------------------------------------------
 
