@@ -215,6 +215,7 @@ def _as_in_a_replica(folder: Path, spec: ApiSpec) -> Iterator[None]:
         hint = f"set {' and '.join(missing)} in the environment of the test"
         raise NotLocal(f"env {', '.join(missing)}: secrets are not read here", hint)
     before, path, modules = dict(os.environ), [*sys.path], set(sys.modules)
+    writes_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # it would stand for a file that just changed
     os.environ.update({name: value for name, value in spec.env.items() if isinstance(value, str)})
     beside = str((folder / (spec.request_handler or "")).parent)
     sys.path[:] = [str(folder), *path, *([beside] if beside != str(folder) else [])]
@@ -222,6 +223,7 @@ def _as_in_a_replica(folder: Path, spec: ApiSpec) -> Iterator[None]:
         with chdir(folder):
             yield
     finally:
+        sys.dont_write_bytecode = writes_none
         sys.path[:] = path
         os.environ.clear()
         os.environ.update(before)
