@@ -27,7 +27,7 @@ EXAMPLES = {
     "cert": "cert: door.pem",
     "key": "key: door.key",
     "python": "python: 3.11",
-    "index_url": "index_url: https://pypi.org/simple",
+    "index_url": "index_url: https://pypi.example.com/simple",
     "address": "address: 10.0.0.5:6379",
     "hosts": "hosts: [10.0.0.5, 10.0.0.6]",
     "ssh_user": "ssh_user: ubuntu",

@@ -210,7 +210,9 @@ def check_url(value: object) -> str:
         has_host = False
     if not has_host or parts.scheme not in ("https", "http"):
         shown = quoted(text.rpartition("@")[2] if "@" in text else text)
-        raise refusal("bad-url", f"{shown} is not the URL of a package index", hint="such as https://pypi.org/simple")
+        raise refusal(
+            "bad-url", f"{shown} is not the URL of a package index", hint="such as https://pypi.example.com/simple"
+        )
     if parts.username or parts.password:
         message = "user name and password do not belong into this file"
         raise refusal("bad-url", message, hint="put the whole URL into PIP_INDEX_URL of the shell instead")

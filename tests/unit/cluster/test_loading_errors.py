@@ -1001,13 +1001,13 @@ CASES = [
         provider: aws
         region: eu-central-1
         storage: s3://models/cortex
-        index_url: pypi.org/simple
+        index_url: pypi.example.com/simple
         """,
         """
         error: bad-url
           cluster.yaml:5:1   cluster "prod": index_url
-          "pypi.org/simple" is not the URL of a package index
-          hint: such as https://pypi.org/simple
+          "pypi.example.com/simple" is not the URL of a package index
+          hint: such as https://pypi.example.com/simple
         """,
     ),
     Case(
